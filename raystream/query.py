@@ -1,0 +1,318 @@
+"""A query as data: what to read, what to score it with, how to choose, where to keep the results.
+
+Written in YAML or Python, validated strictly, and never touching the disk beyond the YAML file itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from raystream.errors import QueryError, did_you_mean
+
+LOGIT_SCORES = ("entropy", "least_confidence", "margin", "ratio", "energy")
+"""The scores that need nothing but logits; every scored unit holds all of them."""
+
+Score = Literal["entropy", "least_confidence", "margin", "ratio", "energy"]
+Strategy = Literal["top_k", "random", "k_means", "core_set"]
+FilterValue = bool | int | float | str | list[bool | int | float | str]
+FilterTerm = tuple[str, Literal["==", "=", "!=", "<", "<=", ">", ">=", "in", "not in"], FilterValue]
+
+_USES_SCORE = frozenset({"top_k", "k_means"})
+_NEEDS_EMBEDDING = frozenset({"k_means", "core_set"})
+_TENFOLD_CANDIDATES = frozenset({"k_means", "core_set"})
+_STRATEGY_KEYS: Mapping[str, frozenset[str]] = {
+    "top_k": frozenset(),
+    "random": frozenset(),
+    "k_means": frozenset({"metric", "memory", "args"}),
+    "core_set": frozenset({"metric", "weight", "memory"}),
+}
+"""The keys of `select` that only some strategies use; any other strategy refuses them."""
+_STRATEGY_ARGS: Mapping[str, frozenset[str]] = {"k_means": frozenset({"iterations"})}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class Pool(_Part):
+    """The unlabelled rows."""
+
+    uri: str | list[str]
+    id: str | None = None
+    inputs: list[str] = []
+    filters: list[FilterTerm] | list[list[FilterTerm]] = []
+    labelled: list[str] = []
+    keep: list[str] = []
+
+    @property
+    def uris(self) -> list[str]:
+        """The paths as a list, however they were written."""
+        return [self.uri] if isinstance(self.uri, str) else self.uri
+
+    @field_validator("labelled", mode="before")
+    @classmethod
+    def _one_path_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @property
+    def disjunction(self) -> list[list[FilterTerm]]:
+        """The filters as a list of conjunctions (pyarrow's DNF); empty when there are none."""
+        terms = self.filters
+        if not terms:
+            return []
+        if isinstance(terms[0], tuple):
+            return [[t for t in terms if isinstance(t, tuple)]]
+        return [t for t in terms if isinstance(t, list)]
+
+
+class Model(_Part):
+    """What turns rows into logits and embeddings."""
+
+    kind: Literal["torch", "columns"] = "torch"
+    source: str | None = None
+    args: dict[str, Any] = {}
+    weights: str | None = None
+    embedding: str | None = None
+    embedding_dtype: Literal["float16", "float32"] = "float16"
+    logits: str | None = None
+    probabilities: str | None = None
+    classes: list[str] | str | None = None
+    batch_size: Annotated[int, Field(gt=0)] = 1024
+    device: str = "auto"
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    version: str | None = None
+
+    @model_validator(mode="after")
+    def _kind_has_its_keys(self) -> Model:
+        given = self.model_fields_set
+        if self.kind == "torch":
+            if not self.source:
+                raise ValueError("model.source is missing; give the import path of a factory, such as my_project.nets:resnet18")
+            for key in ("logits", "probabilities"):
+                if key in given:
+                    raise ValueError(f"model.{key} is used by kind: columns only; remove it or set model.kind to columns")
+        else:
+            for key in ("source", "args", "weights", "precision", "device", "version"):
+                if key in given:
+                    raise ValueError(f"model.{key} is not used by kind: columns; remove it")
+            if self.logits and self.probabilities:
+                raise ValueError("model.logits and model.probabilities are both given; name one of them")
+            if not (self.logits or self.probabilities or self.embedding):
+                raise ValueError("kind: columns names no column; give model.logits, model.probabilities or model.embedding")
+        return self
+
+
+class Acquire(_Part):
+    """How rows are scored; higher always means: label sooner."""
+
+    score: Score = "margin"
+    also: list[Score] = []
+
+
+class Select(_Part):
+    """How the batch is chosen among the scored rows."""
+
+    strategy: Strategy = "k_means"
+    budget: Annotated[int, Field(gt=0)]
+    candidates: Annotated[int, Field(gt=0)] | Literal["all"] | None = None
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    weight: Annotated[float, Field(ge=0)] = 0.0
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = None
+    memory: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    args: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _strategy_uses_its_keys(self) -> Select:
+        optional = frozenset().union(*_STRATEGY_KEYS.values())
+        for key in sorted(self.model_fields_set & optional - _STRATEGY_KEYS[self.strategy]):
+            users = ", ".join(s for s, keys in _STRATEGY_KEYS.items() if key in keys)
+            raise ValueError(f"select.{key} is not used by strategy {self.strategy} (only by {users}); remove it")
+        known = _STRATEGY_ARGS.get(self.strategy, frozenset())
+        for name, value in self.args.items():
+            if name not in known:
+                raise ValueError(f"select.args.{name} is not a parameter of {self.strategy}{did_you_mean(name, known)}")
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"select.args.{name} is {value!r}; expected a whole number of at least 1")
+        return self
+
+    @property
+    def candidate_limit(self) -> int | None:
+        """How many rows survive the pre-filter by score; None means all."""
+        if self.candidates is None:
+            return 10 * self.budget if self.strategy in _TENFOLD_CANDIDATES else None
+        return None if self.candidates == "all" else self.candidates
+
+    @property
+    def needs_embedding(self) -> bool:
+        """Whether the choice can't be made without embeddings."""
+        return self.strategy in _NEEDS_EMBEDDING or self.near_duplicates is not None
+
+
+class Cluster(_Part):
+    """Where the workers run; has no influence on what is chosen."""
+
+    address: str = "auto"
+    workers: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    cpus_per_worker: Annotated[int, Field(gt=0)] = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+
+
+class Store(_Part):
+    """Where scored units and queries are kept."""
+
+    uri: str = "runs"
+    query: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] | None = None
+
+
+class Query(_Part):
+    """One question: which rows of this pool should be labelled next?"""
+
+    pool: Pool
+    model: Model
+    acquire: Acquire = Acquire()
+    select: Select
+    cluster: Cluster = Cluster()
+    store: Store = Store()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    on_error: Literal["fail", "skip"] = "fail"
+
+    def __init__(self, **parts: Any) -> None:
+        try:
+            super().__init__(**parts)
+        except ValidationError as error:
+            raise QueryError(_explain(error)) from None
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Query:
+        if self.model.kind == "torch" and not self.pool.inputs:
+            raise ValueError("pool.inputs is missing; name the columns that the model sees")
+        if self.model.kind == "columns" and self.pool.inputs:
+            raise ValueError("pool.inputs is not used by model.kind columns; name the columns in model.logits, probabilities or embedding")
+        if self.needs_score and not self.gives_scores:
+            raise ValueError(
+                f"select.strategy {self.select.strategy} with candidates {self.select.candidate_limit or 'all'} needs a score, "
+                "but the model gives an embedding alone; give model.logits or model.probabilities, or set select.candidates to all "
+                "with core_set or random"
+            )
+        if not self.gives_scores and self.model_fields_set & {"acquire"}:
+            raise ValueError("acquire asks for scores, but the model gives an embedding alone; remove it or give model.logits or probabilities")
+        if self.needs_embedding and self.model.kind == "columns" and not self.model.embedding:
+            raise ValueError(f"select.strategy {self.select.strategy} needs an embedding; name its column in model.embedding")
+        return self
+
+    @property
+    def gives_scores(self) -> bool:
+        """Whether the model yields logits or probabilities at all."""
+        return self.model.kind == "torch" or bool(self.model.logits or self.model.probabilities)
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether rows can't be chosen without an acquisition score."""
+        select = self.select
+        return select.strategy in _USES_SCORE or select.weight > 0 or select.candidate_limit is not None
+
+    @property
+    def needs_embedding(self) -> bool:
+        """Whether the pass over the pool yields embeddings: chosen by them, or asked for by name."""
+        return self.select.needs_embedding or self.model.embedding is not None
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Query:
+        """Read a query from a YAML file.
+
+        Args:
+            path: the file.
+            overrides: `section.key=value` strings that replace what the file says; values are YAML.
+
+        Raises:
+            QueryError: the file is missing or isn't YAML, a key is unknown, or a value is wrong.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not a text file"
+            raise QueryError(f"query file {path} can't be read: {reason}") from None
+        data = _parse_yaml(text, str(path))
+        if not isinstance(data, dict):
+            raise QueryError(f"query file {path} holds {type(data).__name__}, expected sections such as pool:, model: and select:")
+        for override in overrides:
+            _apply_override(data, override)
+        return cls(**{str(key): value for key, value in data.items()})
+
+    def to_yaml(self) -> str:
+        """The whole query as YAML, defaults included; `load` reads it back."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise QueryError(f"{where}{line} isn't YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def _apply_override(data: dict[Any, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise QueryError(f"--set {override!r} is not of the form section.key=value")
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        inner = data.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise QueryError(f"--set {key}: {section} is not a section of the query")
+        data = inner
+    data[last] = _parse_yaml(text, f"--set {key}")
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing that pydantic found, as one sentence that names the key."""
+    details = error.errors()
+    unknown = next((d for d in details if d["type"] == "extra_forbidden"), None)
+    return _unknown_key(unknown) if unknown else _wrong_value(details)
+
+
+def _unknown_key(detail: ErrorDetails) -> str:
+    *sections, key = [str(part) for part in detail["loc"]]
+    part: type[BaseModel] = Query
+    for section in sections:
+        annotation = part.model_fields[section].annotation
+        assert isinstance(annotation, type)
+        part = annotation
+    where = ".".join([*sections, key])
+    return f"{where} is not a key of the query{did_you_mean(key, part.model_fields)}"
+
+
+def _wrong_value(details: Sequence[ErrorDetails]) -> str:
+    detail = details[0]
+    names = [str(part) for part in detail["loc"] if str(part) in _KEYS or isinstance(part, int)]
+    where = ".".join(names)
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    if detail["type"] == "missing":
+        return f"{'.'.join(str(p) for p in detail['loc'])} is missing from the query"
+    got = detail["input"]
+    same_place = [d for d in details if [str(p) for p in d["loc"] if str(p) in _KEYS or isinstance(p, int)] == names]
+    expected = " or ".join(dict.fromkeys(_expected(d) for d in same_place))
+    hint = ""
+    if isinstance(got, str):
+        options = [o for d in same_place if d["type"] == "literal_error" for o in d["ctx"]["expected"].replace("' or '", "', '").strip("'").split("', '")]
+        near = did_you_mean(got, options)
+        hint = near if near.startswith("; did") else ""
+    return f"{where} is {got!r}, expected {expected}{hint}"
+
+
+def _expected(detail: ErrorDetails) -> str:
+    message = detail["msg"].removeprefix("Input should be ")
+    return message.removeprefix("a valid ").removeprefix("Input should ")
+
+
+_KEYS = frozenset(key for part in (Query, Pool, Model, Acquire, Select, Cluster, Store) for key in part.model_fields)
