@@ -1,0 +1,34 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test test-all lint bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+.venv/made: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $@
+
+demo: .venv/made ## choose 50 of 5,000 real images to label, and open what it writes
+	$(BIN)/raystream demo
+
+test: .venv/made ## the tests that take about two minutes
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/made ## all tests
+	$(BIN)/python -m pytest
+
+lint: .venv/made ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+bench: .venv/made ## the benchmarks; results go to benchmarks/results/
+	$(BIN)/python benchmarks/score.py
+	$(BIN)/python benchmarks/core_set.py
+	$(BIN)/python benchmarks/memory.py
+
+clean: ## remove what the targets made
+	rm -rf .venv demo runs benchmarks/data *.egg-info

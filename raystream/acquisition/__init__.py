@@ -1,0 +1,31 @@
+"""Acquisition functions: what the model says about a row -> one number, higher = label sooner.
+
+Pure functions on tensors that read and write nothing, usable without a cluster or a query:
+
+    >>> import torch
+    >>> from raystream.acquisition import margin
+    >>> [round(value, 6) for value in margin(torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])).tolist()]
+    [0.579488, 1.0]
+
+`logits` holds the scores that need one forward pass of one model; the formulas stand in each docstring.
+"""
+
+from raystream.acquisition.logits import (
+    LogitScores,
+    energy,
+    entropy,
+    least_confidence,
+    logit_scores,
+    margin,
+    ratio,
+)
+
+__all__ = [
+    "LogitScores",
+    "energy",
+    "entropy",
+    "least_confidence",
+    "logit_scores",
+    "margin",
+    "ratio",
+]

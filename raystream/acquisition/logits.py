@@ -1,0 +1,183 @@
+"""Scores that need nothing but the logits of one model: `(n_rows, n_classes) -> (n_rows,)`, higher = label sooner.
+
+With z the logits, z1 >= z2 the two largest of a row and p = softmax(z), everything follows from three numbers
+that keep their digits under any offset and for any confidence:
+
+    gap    = z2 - z1                          <= 0
+    rest   = sum exp(z_c - z1) but the top    so p1 = 1 / (1 + rest) and logsumexp(z) = z1 + log1p(rest)
+    spread = sum exp(z_c - z1) (z_c - z1)     <= 0
+
+float16 and bfloat16 logits are computed in float32. A logit of -inf is a masked class: its probability is 0. A row
+that holds NaN or +inf, or nothing but -inf, scores NaN everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raystream.errors import QueryError
+
+_UNDERFLOW = -1000.0
+"""exp() of it is 0 even in float64; being finite, it makes 0 * log 0 come out as 0."""
+
+
+@dataclass(frozen=True)
+class LogitScores:
+    """Every score from logits, of one block of rows."""
+
+    scores: dict[str, Tensor]
+    """By name, in the order of `raystream.query.LOGIT_SCORES`; each float32 (n_rows,)."""
+    prediction: Tensor
+    """The likeliest class, the lowest at a tie; int32 (n_rows,)."""
+    confidence: Tensor
+    """The probability of that class after temperature; float32 (n_rows,)."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What all scores share, under temperature; each `(n_rows,)`, `prediction` in int64."""
+
+    top: Tensor  # z1 itself, not divided by the temperature
+    prediction: Tensor
+    gap: Tensor
+    rest: Tensor
+    spread: Tensor
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of the predicted classes in nats, -sum p log p: 0 when certain, log(n_classes) when uniform.
+
+    Args:
+        logits: floating, (n_rows, n_classes) with at least two classes.
+
+    Returns:
+        (n_rows,), float32 or the wider dtype of the logits.
+
+    References:
+        Shannon, A Mathematical Theory of Communication, 1948; Settles, Active Learning Literature Survey, 2009.
+    """
+    return _entropy(_parts(_checked(logits)))
+
+
+def least_confidence(logits: Tensor) -> Tensor:
+    """One minus the top probability: 0 when certain, 1 - 1/n_classes when uniform.
+
+    Args and Returns as `entropy`; exact down to the smallest floats, where 1 - p would be 0.
+
+    References:
+        Lewis and Gale, A Sequential Algorithm for Training Text Classifiers, 1994.
+    """
+    return _least_confidence(_parts(_checked(logits)))
+
+
+def margin(logits: Tensor) -> Tensor:
+    """One minus the gap between the two largest probabilities, 1 - (p1 - p2): 0 when certain, 1 at a tie.
+
+    Args:
+        logits: floating, (n_rows, n_classes) with at least two classes.
+
+    Returns:
+        float64 (n_rows,), computed in float64, since rows are ranked by it and crowd near 1.
+
+    References:
+        Scheffer, Decomain and Wrobel, Active Hidden Markov Models for Information Extraction, 2001.
+    """
+    return _margin(_parts(_checked(logits).double()))
+
+
+def ratio(logits: Tensor) -> Tensor:
+    """The second largest probability over the largest, p2 / p1: 0 when certain, 1 at a tie.
+
+    Args and Returns as `entropy`.
+
+    References:
+        Settles, Active Learning Literature Survey, 2009.
+    """
+    return _parts(_checked(logits)).gap.exp()
+
+
+def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Free energy -T logsumexp(z / T): high where all logits are low, so far from what was trained on.
+
+    It depends on the offset of the logits and may be negative. Args and Returns as `entropy`.
+
+    References:
+        Liu, Wang, Owens and Li, Energy-based Out-of-distribution Detection, 2020.
+    """
+    return _energy(_parts(_checked(logits), _positive(temperature)), temperature)
+
+
+def logit_scores(logits: Tensor, temperature: float = 1.0) -> LogitScores:
+    """All five scores, the prediction and the confidence, in one pass.
+
+    Args:
+        logits: floating, (n_rows, n_classes) with at least two classes.
+        temperature: T in p = softmax(z / T); the prediction doesn't depend on it.
+    """
+    parts = _parts(_checked(logits), _positive(temperature))
+    scores = {
+        "entropy": _entropy(parts),
+        "least_confidence": _least_confidence(parts),
+        "margin": _margin(parts),
+        "ratio": parts.gap.exp(),
+        "energy": _energy(parts, temperature),
+    }
+    return LogitScores(
+        scores={name: values.float() for name, values in scores.items()},
+        prediction=parts.prediction.int(),
+        confidence=(1 / (1 + parts.rest)).float(),
+    )
+
+
+def _checked(logits: Tensor) -> Tensor:
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        got = f"a tensor of {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise QueryError(f"logits are {got}, expected a floating tensor of shape (rows, classes); convert them first")
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise QueryError(f"logits have the shape {tuple(logits.shape)}, expected (rows, classes) with at least two classes")
+    logits = logits.detach()
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _positive(temperature: float) -> float:
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise QueryError(f"temperature is {temperature}, expected a finite number above 0")
+    return temperature
+
+
+def _parts(logits: Tensor, temperature: float = 1.0) -> _Parts:
+    """One pass over checked logits; in place on its own copy, since the block is large and this is the hot path."""
+    top, prediction = logits.max(dim=1, keepdim=True)
+    top = top + top * 0  # NaN when not finite, and so is all that follows
+    below = logits - top
+    if temperature != 1.0:
+        below /= temperature
+    below.scatter_(1, prediction, -math.inf)
+    gap = below.amax(dim=1)
+    below.clamp_(min=_UNDERFLOW)
+    weights = below.exp()
+    rest = weights.sum(dim=1)
+    spread = weights.mul_(below).sum(dim=1)
+    return _Parts(top.squeeze(1), prediction.squeeze(1), gap, rest, spread)
+
+
+def _entropy(parts: _Parts) -> Tensor:
+    return torch.log1p(parts.rest) - parts.spread / (1 + parts.rest)  # two terms >= 0: nothing cancels
+
+
+def _least_confidence(parts: _Parts) -> Tensor:
+    return parts.rest / (1 + parts.rest)
+
+
+def _margin(parts: _Parts) -> Tensor:
+    """1 - (p1 - p2) as (rest + p2/p1) / (1 + rest): full relative precision at both ends, near 0 and near 1."""
+    rest = parts.rest.double()
+    return (rest + parts.gap.double().exp()) / (1 + rest)
+
+
+def _energy(parts: _Parts, temperature: float) -> Tensor:
+    return -(parts.top + temperature * torch.log1p(parts.rest))

@@ -1,0 +1,228 @@
+"""The command line: reads a query, runs it, prints what came out. Everything else is done below."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raystream import __version__
+from raystream.errors import RaystreamError
+from raystream.query import Query
+from raystream.run import run
+from raystream.run import score as score_pool
+
+if TYPE_CHECKING:
+    from raystream.engine.progress import Reporter
+
+app = typer.Typer(
+    help="Which rows of this lake should be labelled next?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Spec = Annotated[Path, typer.Argument(help="The query, a YAML file.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Replace a key of the query, such as select.budget=50; may be given often.")]
+StoreUri = Annotated[str | None, typer.Option("--store", help="Where scored units and queries are kept, instead of the query's store.uri.")]
+Address = Annotated[str | None, typer.Option("--address", help="The Ray cluster, or in_process, instead of the query's cluster.address.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+WithReport = Annotated[bool, typer.Option(help="Write report.html beside the selection.")]
+
+
+# Which click typer is built on differs between its versions; its own exceptions lead to it.
+_ClickException = typer.BadParameter.__mro__[2]
+
+
+class Interrupted(BaseException):
+    """A signal asked the program to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+@app.command()
+def query(
+    spec: Spec,
+    overrides: Overrides = None,
+    store: StoreUri = None,
+    address: Address = None,
+    as_json: AsJson = False,
+    report: WithReport = True,
+    debug: Debug = False,
+) -> None:
+    """Plan, score, select, commit: the rows to label next."""
+    asked = _load(spec, overrides, store, address)
+    with _reporter(as_json) as reporter:
+        result = run(asked, reporter=reporter)
+    _finish(result, as_json, report)
+
+
+@app.command()
+def select(
+    spec: Spec,
+    overrides: Overrides = None,
+    store: StoreUri = None,
+    as_json: AsJson = False,
+    report: WithReport = True,
+    debug: Debug = False,
+) -> None:
+    """Choose again from scored units; nothing is scored."""
+    asked = _load(spec, overrides, store, None)
+    with _reporter(as_json) as reporter:
+        result = run(asked, reporter=reporter, may_score=False)
+    _finish(result, as_json, report)
+
+
+@app.command()
+def score(
+    spec: Spec, overrides: Overrides = None, store: StoreUri = None, address: Address = None, as_json: AsJson = False, debug: Debug = False
+) -> None:
+    """Score the pool and choose nothing."""
+    from raystream.exchange.text import describe_scores
+
+    asked = _load(spec, overrides, store, address)
+    with _reporter(as_json) as reporter:
+        scores = score_pool(asked, reporter=reporter)
+    _print(scores.summary(), lambda: describe_scores(scores, asked.store.uri), as_json)
+
+
+@app.command()
+def plan(
+    spec: Spec, overrides: Overrides = None, store: StoreUri = None, address: Address = None, as_json: AsJson = False, debug: Debug = False
+) -> None:
+    """What a query would read and write, and about how long it would take."""
+    from raystream.engine.estimate import estimate
+    from raystream.exchange.text import describe_estimate
+
+    figures = estimate(_load(spec, overrides, store, address))
+    _print(figures.summary(), lambda: describe_estimate(figures), as_json)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="QUERY", help="The query's name in the store, or its beginning.", show_default=False)],
+    store: Annotated[str, typer.Option("--store", help="Where scored units and queries are kept.")] = "runs",
+    as_json: AsJson = False,
+    report: Annotated[bool, typer.Option("--report", help="Write report.html anew.")] = False,
+    debug: Debug = False,
+) -> None:
+    """A committed query: its selection and certificate."""
+    from raystream.engine.result import load_result
+
+    _finish(load_result(store, name), as_json, report)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where the demo keeps its pool, store and report.")] = Path("demo"),
+    workers: Annotated[int, typer.Option(help="Ray workers.", min=1)] = 2,
+    seeds: Annotated[int, typer.Option(help="How often the comparison with random rows is repeated.", min=1)] = 5,
+    debug: Debug = False,
+) -> None:
+    """Choose 50 of 5,000 real images to label, and see what that is worth."""
+    from raystream.loop.demo import run_demo
+
+    with _reporter(False) as reporter:
+        lines = run_demo(folder, workers=workers, seeds=seeds, reporter=reporter)
+    print(lines)
+
+
+@app.command()
+def version() -> None:
+    """The version of raystream."""
+    print(__version__)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: see `raystream.errors` for the codes."""
+    given = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_exit_code(given))
+
+
+def _exit_code(arguments: list[str]) -> int:
+    signal.signal(signal.SIGTERM, _on_signal)
+    sys.path.insert(0, str(Path.cwd()))
+    debug = "--debug" in arguments
+    try:
+        app(arguments, standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted; run the same command again to go on where it stopped", 130)
+    except Interrupted as interrupted:
+        return _say("terminated; run the same command again to go on where it stopped", interrupted.exit_code)
+    except RaystreamError as error:
+        if debug:
+            traceback.print_exc()
+        return _say(str(error), error.exit_code)
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if isinstance(error, _ClickException):
+            return _say(f"{error.format_message().rstrip('.')}; see raystream --help", 2)  # type: ignore[attr-defined]
+        if debug:
+            traceback.print_exc()
+        return _say(f"{type(error).__name__}: {error}; this is a defect of raystream's, --debug shows where", 1)
+    return 0
+
+
+def _say(sentence: str, exit_code: int) -> int:
+    print(f"raystream: {' '.join(sentence.split())}", file=sys.stderr)
+    return exit_code
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+def _load(spec: Path, overrides: list[str] | None, store: str | None, address: str | None) -> Query:
+    changes = list(overrides or [])
+    if store is not None:
+        changes.append(f"store.uri={json.dumps(store)}")
+    if address is not None:
+        changes.append(f"cluster.address={json.dumps(address)}")
+    return Query.load(spec, changes)
+
+
+@contextmanager
+def _reporter(quiet: bool) -> Iterator[Reporter]:
+    """A bar on a terminal, otherwise a line every ten seconds; with --json too, since both go to stderr."""
+    from raystream.engine.progress import Bar, Lines
+
+    if sys.stderr.isatty():
+        with Bar() as bar:
+            yield bar
+    else:
+        yield Lines()
+
+
+def _finish(result: Any, as_json: bool, report: bool) -> None:
+    """Print a result; write its report first, whose failure is a warning and no more."""
+    from raystream.exchange.text import describe_result
+
+    path = None
+    if report:
+        from raystream.exchange.report import write_report
+
+        try:
+            path = write_report(result)
+        except Exception as error:
+            print(f"raystream: warning: the report could not be written: {type(error).__name__}: {error}", file=sys.stderr)
+    summary = result.summary() | {"report": str(path) if path else None}
+    _print(summary, lambda: describe_result(result, path), as_json)
+
+
+def _print(summary: dict[str, Any], text: Callable[[], str], as_json: bool) -> None:
+    print(json.dumps(summary) if as_json else text())
+
+

@@ -1,0 +1,94 @@
+"""The labelled rows' embeddings: in the pool, outside its filters, or in the labelled files themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raystream.engine.embeddings import map_embeddings
+from raystream.engine.merge import ScoredPool, check_same_model
+from raystream.engine.prepare import Prepared, find_scored
+from raystream.engine.receipt import Receipt
+from raystream.engine.session import Session
+from raystream.errors import QueryError
+from raystream.pool import Labelled, Unit, labelled_units, locate
+
+
+@dataclass(frozen=True)
+class Covered:
+    """What is known of the labelled rows.
+
+    `mask` marks those of the scored pool. `embeddings` (m, d) holds a row for each labelled row whose embedding is
+    known, or None when the choice doesn't look at embeddings.
+    """
+
+    mask: np.ndarray
+    embeddings: np.ndarray | None
+    warnings: tuple[str, ...]
+
+
+def cover(prepared: Prepared, pool: ScoredPool, session: Session | None) -> Covered:
+    """Find the labelled rows and, where the choice needs them, their embeddings.
+
+    Args:
+        prepared: the query.
+        pool: its scored rows.
+        session: scores labelled rows that the pool's filters exclude or that lie in files of their own; None when
+            nothing may be scored.
+    """
+    labelled = prepared.labelled
+    if labelled is None:
+        return Covered(np.zeros(len(pool), bool), None, ())
+    mask = labelled.find(pool.ids)
+    found = int(mask.sum())
+    if not prepared.query.needs_embedding:
+        absent = len(labelled) - found
+        known = not prepared.query.pool.filters
+        warning = f"{absent} of {len(labelled)} labelled ids are not in the pool" if absent and known else ""
+        return Covered(mask, None, (warning,) if warning else ())
+    pieces = [_gather(pool, np.flatnonzero(mask))]
+    absent = labelled.missing_from(pool.ids)
+    for units in _elsewhere(prepared, labelled, absent):
+        receipts = _scored(prepared, units, session)
+        check_same_model([*pool.receipts, *receipts])
+        for receipt in receipts:
+            if receipt.embeddings is not None:
+                pieces += [part.array for part in map_embeddings(prepared.store.path(receipt.embeddings.name))]
+                found += receipt.rows
+    lost = len(labelled) - found
+    warning = (
+        f"{lost} of {len(labelled)} labelled ids are neither in the pool nor in labelled files that hold the input columns; "
+        "they are excluded, but don't count as covered"
+    )
+    filled = [piece for piece in pieces if len(piece)]
+    return Covered(mask, np.concatenate(filled) if filled else None, (warning,) if lost else ())
+
+
+def _elsewhere(prepared: Prepared, labelled: Labelled, absent: np.ndarray) -> list[list[Unit]]:
+    """Units over the labelled rows that aren't among the scored ones: those that filters exclude, and those in files of their own."""
+    excluded: list[Unit] = []
+    if absent.any() and prepared.query.pool.filters:
+        excluded, located = locate(prepared.pool, labelled)
+        absent = absent & ~located
+    apart, _ = labelled_units(labelled, absent, prepared.pool.spec) if absent.any() else ([], None)
+    return [units for units in (excluded, apart) if units]
+
+
+def _scored(prepared: Prepared, units: Sequence[Unit], session: Session | None) -> list[Receipt]:
+    tasks, receipts = find_scored(prepared.query, prepared.store, units, prepared.columns, prepared.fingerprint)
+    missing = [task for task, receipt in zip(tasks, receipts, strict=True) if receipt is None]
+    if missing and session is None:
+        raise QueryError(f"{len(missing)} units of labelled rows are not scored yet; run raystream query or raystream score first")
+    scored = session.score(missing) if session is not None else []
+    return [receipt for receipt in [*receipts, *scored] if receipt is not None]
+
+
+def _gather(pool: ScoredPool, rows: np.ndarray) -> np.ndarray:
+    parts, positions = pool.embeddings(rows)
+    pieces = []
+    for part, inside in zip(parts, positions, strict=True):
+        pieces.append(np.array(part.array if inside is None else part.array[inside]))
+        part.release()
+    return np.concatenate(pieces) if pieces else np.empty((0, 0), np.float16)

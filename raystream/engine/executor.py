@@ -1,0 +1,116 @@
+"""The seam between the decisions and the processes: workers are started, given units, and heard of again."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from raystream.engine.job import Job, Task
+from raystream.engine.receipt import Receipt
+from raystream.engine.worker import Failure, Worker
+from raystream.errors import RaystreamError
+
+
+@dataclass(frozen=True)
+class WorkerReady:
+    """The worker has loaded the model."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class StartFailed:
+    """The worker could not start; with `retry` False, no other one can either."""
+
+    worker: int
+    error: BaseException
+    retry: bool
+
+
+@dataclass(frozen=True)
+class UnitEnded:
+    """The worker is through with a unit, well or not."""
+
+    worker: int
+    unit: int
+    outcome: Receipt | Failure
+
+
+@dataclass(frozen=True)
+class WorkerLost:
+    """The worker died; what it held may or may not be scored."""
+
+    worker: int
+    error: BaseException
+
+
+Event = WorkerReady | StartFailed | UnitEnded | WorkerLost
+
+
+class Executor(Protocol):
+    """Runs workers somewhere. Calls come from one thread; events are fetched, never pushed."""
+
+    def start_worker(self, worker: int) -> None:
+        """Begin to start a worker under this number; `WorkerReady` or `StartFailed` follows."""
+
+    def assign(self, worker: int, unit: int, task: Task) -> None:
+        """Send a unit to a worker that is ready; `UnitEnded` or `WorkerLost` follows."""
+
+    def wait(self, timeout: float) -> list[Event]:
+        """What happened since; waits up to `timeout` seconds for the first of it."""
+
+    def close(self) -> None:
+        """End all workers; what they had not committed is not scored."""
+
+
+class InProcess:
+    """Workers as threads of this process, without Ray. For small pools and for tests."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._events: queue.Queue[Event] = queue.Queue()
+        self._inboxes: dict[int, queue.Queue[tuple[int, Task] | None]] = {}
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+        self._threads_before = torch.get_num_threads()
+
+    def start_worker(self, worker: int) -> None:
+        self._inboxes[worker] = queue.Queue()
+        thread = threading.Thread(target=self._work, args=(worker,), name=f"raystream-worker-{worker}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def assign(self, worker: int, unit: int, task: Task) -> None:
+        self._inboxes[worker].put((unit, task))
+
+    def wait(self, timeout: float) -> list[Event]:
+        try:
+            events = [self._events.get(timeout=timeout)]
+        except queue.Empty:
+            return []
+        while not self._events.empty():
+            events.append(self._events.get())
+        return events
+
+    def close(self) -> None:
+        self._closed = True
+        for inbox in self._inboxes.values():
+            inbox.put(None)
+        for thread in self._threads:
+            thread.join()
+        torch.set_num_threads(self._threads_before)
+
+    def _work(self, worker: int) -> None:
+        try:
+            scorer = Worker(self._job)
+        except Exception as error:
+            self._events.put(StartFailed(worker, error, retry=not isinstance(error, RaystreamError)))
+            return
+        self._events.put(WorkerReady(worker))
+        while (item := self._inboxes[worker].get()) is not None and not self._closed:
+            unit, task = item
+            self._events.put(UnitEnded(worker, unit, scorer.attempt(task)))

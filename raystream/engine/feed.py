@@ -1,0 +1,134 @@
+"""Reads a unit in a thread, so that the next rows are decoded while the device computes on these."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from raystream.pool import BadRow, ReadSpec, Rows, Unit, read_unit
+
+CHUNK_BYTES = 8 << 20
+CHUNK_ROWS = 16384
+"""A chunk is no larger than either, but always a whole inference batch."""
+_BUFFERS = 2
+
+
+@dataclass
+class Chunk:
+    """Clean rows of a unit, a whole number of inference batches unless they are the last.
+
+    `inputs` are views into a buffer that is filled again once the next chunk is asked for.
+    """
+
+    ids: pa.Array
+    rows: np.ndarray
+    inputs: tuple[torch.Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Feed:
+    """Iterates over a unit's chunks; memory is bounded by a row group and two chunks.
+
+    Args:
+        unit: what to read.
+        spec: which columns, and what they become.
+        batch_size: rows of one inference batch. Batches are cut by counting the unit's clean rows, so they are
+            the same whoever reads them.
+        pin: whether to read into page-locked memory, for a copy to a CUDA device.
+    """
+
+    def __init__(self, unit: Unit, spec: ReadSpec, batch_size: int, pin: bool) -> None:
+        row_bytes = sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)) or 1
+        batches = max(1, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes) // batch_size)
+        self._capacity = batch_size * batches
+        self._unit, self._spec, self._pin = unit, spec, pin
+        self._filled: queue.Queue[tuple[Chunk, int] | BaseException | None] = queue.Queue()
+        self._free: queue.Queue[int | None] = queue.Queue()
+        self._buffers: list[tuple[torch.Tensor, ...]] = [()] * _BUFFERS
+        for slot in range(_BUFFERS):
+            self._free.put(slot)
+        self._closed = False
+        self.bad: list[BadRow] = []
+        self._thread = threading.Thread(target=self._read, name="raystream-feed", daemon=True)
+
+    def __enter__(self) -> Feed:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._closed = True
+        self._free.put(None)
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        while True:
+            item = self._filled.get()
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            chunk, slot = item
+            yield chunk
+            self._free.put(slot)
+
+    def _read(self) -> None:
+        try:
+            self._fill_buffers()
+            self._filled.put(None)
+        except BaseException as error:
+            self._filled.put(error)
+
+    def _fill_buffers(self) -> None:
+        slot: int | None = None
+        ids: list[pa.Array] = []
+        rows: list[np.ndarray] = []
+        filled = 0
+        for decoded in read_unit(self._unit, self._spec, self._capacity):
+            self.bad += decoded.bad
+            taken = 0
+            while taken < len(decoded.rows):
+                if slot is None:
+                    slot = self._free.get()
+                    if slot is None:
+                        return
+                    self._make_buffer(slot, decoded)
+                count = min(self._capacity - filled, len(decoded.rows) - taken)
+                for buffer, values in zip(self._buffers[slot], decoded.inputs, strict=True):
+                    buffer.numpy()[filled : filled + count] = values[taken : taken + count]
+                ids.append(decoded.ids.slice(taken, count))
+                rows.append(decoded.rows[taken : taken + count])
+                filled += count
+                taken += count
+                if filled == self._capacity:
+                    self._hand_over(slot, ids, rows, filled)
+                    slot, ids, rows, filled = None, [], [], 0
+            if self._closed:
+                return
+        if slot is not None and filled:
+            self._hand_over(slot, ids, rows, filled)
+
+    def _make_buffer(self, slot: int, decoded: Rows) -> None:
+        if self._buffers[slot]:
+            return
+        capacity = min(self._capacity, self._unit.rows)
+        self._buffers[slot] = tuple(
+            torch.empty((capacity, *values.shape[1:]), dtype=_torch_dtype(values.dtype), pin_memory=self._pin) for values in decoded.inputs
+        )
+
+    def _hand_over(self, slot: int, ids: list[pa.Array], rows: list[np.ndarray], filled: int) -> None:
+        inputs = tuple(buffer[:filled] for buffer in self._buffers[slot])
+        self._filled.put((Chunk(pa.concat_arrays(ids), np.concatenate(rows), inputs), slot))
+
+
+def _torch_dtype(dtype: np.dtype) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype

@@ -1,0 +1,77 @@
+"""What makes a unit or a query the same as an earlier one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from raystream.engine.store import FORMAT
+from raystream.pool import File, Unit
+from raystream.query import Query
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()
+
+
+def unit_key(unit: Unit, query: Query, columns: Sequence[str], fingerprint: str, embedding: bool) -> str:
+    """The key under which a unit's outputs are kept: equal exactly when the outputs would be.
+
+    Args:
+        unit: what is read.
+        query: says how it is scored.
+        columns: the columns that the model sees, in order.
+        fingerprint: the model's.
+        embedding: whether embeddings are among the outputs.
+    """
+    model = query.model
+    return _digest(
+        {
+            "format": FORMAT,
+            "file": unit.file.identity,
+            "row_groups": unit.row_groups,
+            "positions": unit.positions,
+            "unit_id": unit.id,
+            "filters": unit.filters,
+            "id": query.pool.id,
+            "columns": columns,
+            "model": fingerprint,
+            "embedding": [model.embedding, model.embedding_dtype] if embedding else None,
+            "precision": model.precision,
+            "batch_size": model.batch_size,
+            "temperature": model.temperature,
+        }
+    )
+
+
+def query_identity(query: Query, files: Sequence[File], labelled: str | None, fingerprint: str) -> dict[str, str]:
+    """What a query's name stands for, by part; the identity is the digest of all parts together.
+
+    The cluster and the store have no influence on what is chosen and are left out.
+    """
+    resolved = query.model_dump(mode="json", exclude={"cluster", "store"})
+    parts = {f"{section}.{key}": json.dumps(value) for section in resolved if isinstance(resolved[section], dict)
+             for key, value in resolved[section].items()}
+    parts |= {key: json.dumps(value) for key, value in resolved.items() if not isinstance(value, dict)}
+    parts["the pool's files"] = _digest([file.identity for file in files])
+    parts["the labelled ids"] = labelled or ""
+    parts["the model's weights, arguments or source"] = fingerprint
+    return parts
+
+
+def identity_digest(parts: dict[str, str]) -> str:
+    """The identity as one string; its first 12 digits are the query's default name."""
+    return _digest(parts)
+
+
+def differences(before: dict[str, str], now: dict[str, str]) -> str:
+    """What differs between two identities, in words."""
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    words = []
+    for name in changed:
+        old, new = before.get(name, "nothing"), now.get(name, "nothing")
+        short = name.startswith("the ") or len(old) + len(new) > 80
+        words.append(name if short else f"{name} ({old} then, {new} now)")
+    return ", ".join(words)

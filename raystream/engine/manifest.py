@@ -1,0 +1,100 @@
+"""What is committed with a selection: enough to know how it came about and to derive it again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import raystream
+from raystream.engine.store import LocalStore
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How well the batch covers what it was chosen from.
+
+    `radius` is the largest distance of a row to the nearest chosen or labelled one. No batch of this size has one
+    below `lower_bound`, which is known for plain core sets alone. `over` says which rows count.
+    """
+
+    radius: float
+    lower_bound: float | None
+    over: str
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall time by stage; `start` is until workers were up."""
+
+    start: float = 0.0
+    plan: float = 0.0
+    score: float = 0.0
+    select: float = 0.0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows by what became of them."""
+
+    pool: int
+    scored: int
+    labelled: int
+    eligible: int
+    candidates: int
+    chosen: int
+    quarantined: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of one committed query; without it, the query did not happen."""
+
+    query: str
+    identity: dict[str, str]
+    resolved: dict[str, Any]
+    files: list[tuple[str, int, str]]
+    fingerprint: str
+    versions: dict[str, str]
+    seed: int
+    counts: Counts
+    units_scored: int
+    units_reused: int
+    seconds: Seconds
+    bytes_read: int
+    passes: int
+    certificate: Certificate | None
+    warnings: list[str]
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1, default=str).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Manifest:
+        fields = json.loads(data)
+        certificate = fields.pop("certificate")
+        return cls(
+            counts=Counts(**fields.pop("counts")),
+            seconds=Seconds(**fields.pop("seconds")),
+            certificate=Certificate(**certificate) if certificate else None,
+            files=[(path, size, version) for path, size, version in fields.pop("files")],
+            **fields,
+        )
+
+
+def versions() -> dict[str, str]:
+    """The versions of what a selection may depend on."""
+    from importlib.metadata import version
+
+    return {"raystream": raystream.__version__} | {name: version(name) for name in ("torch", "numpy", "pyarrow", "faiss-cpu", "ray")}
+
+
+def query_folder(name: str) -> str:
+    """The query's folder in the store."""
+    return f"queries/{name}"
+
+
+def read_manifest(store: LocalStore, name: str) -> Manifest | None:
+    """The manifest of a committed query, or None."""
+    data = store.read_if_there(f"{query_folder(name)}/manifest.json")
+    return None if data is None else Manifest.from_json(data)

@@ -1,0 +1,126 @@
+"""Joins the units' scores into one view of the pool, in row order: by path, then by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raystream.engine.embeddings import MappedEmbeddings, map_embeddings
+from raystream.engine.receipt import Receipt
+from raystream.engine.store import LocalStore
+from raystream.errors import ModelError
+
+
+@dataclass(frozen=True)
+class ScoredPool:
+    """Every scored row of the pool: what is read of it, and where the rest lies.
+
+    Row i belongs to unit `np.searchsorted(starts, i, "right") - 1`; `starts` has one entry a unit.
+    """
+
+    store: LocalStore
+    receipts: tuple[Receipt, ...]
+    starts: np.ndarray
+    ids: pa.ChunkedArray
+    score: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def columns_at(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """Further columns of the scores, for these rows of the pool, in the order asked for."""
+        order = np.argsort(rows, kind="stable")
+        units = np.searchsorted(self.starts, rows[order], "right") - 1
+        pieces = []
+        for unit in np.unique(units):
+            inside = rows[order][units == unit] - self.starts[unit]
+            pieces.append(_read(self.store, self.receipts[unit], columns).take(pa.array(inside)))
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return pa.concat_tables(pieces).take(pa.array(back))
+
+    def unit_of(self, rows: np.ndarray) -> np.ndarray:
+        """The number of the unit that holds each row."""
+        return np.searchsorted(self.starts, rows, "right") - 1
+
+    def embeddings(self, rows: np.ndarray | None) -> tuple[list[MappedEmbeddings], list[np.ndarray | None]]:
+        """The embeddings of these rows of the pool, given in ascending order; of all rows for None.
+
+        Returns:
+            The parts that hold any of them, and for each part the positions in it (None: the whole part).
+        """
+        parts: list[MappedEmbeddings] = []
+        positions: list[np.ndarray | None] = []
+        start = 0
+        for receipt in self.receipts:
+            if receipt.embeddings is None:
+                continue
+            if rows is not None:
+                low, high = np.searchsorted(rows, [start, start + receipt.rows])
+                if low == high:
+                    start += receipt.rows
+                    continue
+            for part in map_embeddings(self.store.path(receipt.embeddings.name)):
+                if rows is None:
+                    parts.append(part)
+                    positions.append(None)
+                else:
+                    low, high = np.searchsorted(rows, [start, start + part.rows])
+                    if low < high:
+                        parts.append(part)
+                        positions.append(None if high - low == part.rows else rows[low:high] - start)
+                start += part.rows
+        return parts, positions
+
+
+def merge(store: LocalStore, receipts: Sequence[Receipt], id_name: str, score: str | None) -> ScoredPool:
+    """Read the ids and one score of all units.
+
+    Args:
+        store: holds the units.
+        receipts: of the units in row order.
+        id_name: the id column.
+        score: the score column that ranks; None if the choice needs none.
+
+    Raises:
+        ModelError: workers ran different models, or the model's outputs differ in shape.
+    """
+    check_same_model(receipts)
+    counts = np.array([receipt.rows for receipt in receipts], dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+    wanted = [id_name] + ([score] if score else [])
+    chunks: list[pa.Array] = []
+    scores = np.empty(int(counts.sum()), np.float32) if score else None
+    for receipt, start in zip(receipts, starts, strict=True):
+        if not receipt.rows:
+            continue
+        table = _read(store, receipt, wanted)
+        chunks += table.column(0).chunks
+        if scores is not None:
+            scores[start : start + receipt.rows] = table.column(1).to_numpy()
+    ids = pa.chunked_array(chunks) if chunks else pa.chunked_array([pa.array([], pa.string())])
+    return ScoredPool(store, tuple(receipts), starts, ids, scores)
+
+
+def check_same_model(receipts: Sequence[Receipt]) -> None:
+    """Refuse units that different models scored, or one model with outputs of different shapes."""
+    for what, values in (
+        ("the model's state", {r.unit: r.state_hash for r in receipts}),
+        ("the embedding's width", {r.unit: r.dimension for r in receipts if r.rows}),
+        ("the number of classes", {r.unit: r.classes for r in receipts if r.rows}),
+    ):
+        if len(set(values.values())) > 1:
+            first = next(iter(values))
+            other = next(unit for unit, value in values.items() if value != values[first])
+            raise ModelError(
+                f"{what} differs between units {first} and {other}: the factory does not build the same model every time; "
+                "make it deterministic or give model.weights"
+            )
+
+
+def _read(store: LocalStore, receipt: Receipt, columns: Sequence[str]) -> pa.Table:
+    return pq.read_table(store.path(receipt.scores.name), columns=list(columns), partitioning=None)

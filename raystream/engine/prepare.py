@@ -1,0 +1,134 @@
+"""Everything about a query that is known before a row is read: its units, their keys, and which of them are scored."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raystream.engine.job import Task
+from raystream.engine.keys import differences, identity_digest, query_identity, unit_key
+from raystream.engine.manifest import Manifest, query_folder, read_manifest
+from raystream.engine.receipt import Receipt, read_receipt
+from raystream.engine.store import LocalStore
+from raystream.errors import QueryError
+from raystream.model import class_names, fingerprint, input_columns
+from raystream.pool import Labelled, PoolPlan, Unit, plan_pool, read_labelled
+from raystream.query import Query
+
+_NAME_DIGITS = 12
+_LOOKUP_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A query, resolved against its pool, model and store.
+
+    `tasks` are all units in row order, each under the key that it is or will be stored by; `receipts` has one entry
+    a task, None where the unit isn't scored yet.
+    """
+
+    query: Query
+    store: LocalStore
+    pool: PoolPlan
+    columns: tuple[str, ...]
+    classes: list[str] | None
+    labelled: Labelled | None
+    fingerprint: str
+    identity: dict[str, str]
+    name: str
+    tasks: tuple[Task, ...]
+    receipts: tuple[Receipt | None, ...]
+
+    @property
+    def committed(self) -> Manifest | None:
+        """The manifest, if this very query was committed before.
+
+        Raises:
+            QueryError: another query has this name.
+        """
+        manifest = read_manifest(self.store, self.name)
+        if manifest is not None and manifest.identity != self.identity:
+            raise QueryError(
+                f"store.query {self.name} is taken by another query; it differs in {differences(manifest.identity, self.identity)}; "
+                "choose another name"
+            )
+        return manifest
+
+    @property
+    def missing(self) -> list[Task]:
+        """The tasks that are not scored yet."""
+        return [task for task, receipt in zip(self.tasks, self.receipts, strict=True) if receipt is None]
+
+
+def prepare(query: Query) -> Prepared:
+    """Resolve a query: list the pool, read its footers, find what is scored already.
+
+    Raises:
+        RaystreamError: of any kind; see the errors of the parts.
+    """
+    store = LocalStore(query.store.uri).open()
+    classes = class_names(query.model.classes)
+    columns = input_columns(query.model) if query.model.kind == "columns" else tuple(query.pool.inputs)
+    digest = fingerprint(query.model)
+    pool = plan_pool(query.pool, columns, query.on_error)
+    labelled = read_labelled(query.pool.labelled, query.pool.id, pool.spec.id_type) if query.pool.labelled else None
+    identity = query_identity(query, pool.files, labelled.digest if labelled else None, digest)
+    tasks, receipts = find_scored(query, store, pool.units, columns, digest)
+    return Prepared(
+        query=query,
+        store=store,
+        pool=pool,
+        columns=columns,
+        classes=classes,
+        labelled=labelled,
+        fingerprint=digest,
+        identity=identity,
+        name=query.store.query or identity_digest(identity)[:_NAME_DIGITS],
+        tasks=tasks,
+        receipts=receipts,
+    )
+
+
+def find_scored(
+    query: Query, store: LocalStore, units: Sequence[Unit], columns: Sequence[str], fingerprint: str
+) -> tuple[tuple[Task, ...], tuple[Receipt | None, ...]]:
+    """The units' tasks, and the receipts of those that are scored.
+
+    A query that needs no embeddings takes scores that were stored beside embeddings, too.
+    """
+
+    def look(unit: Unit) -> tuple[Task, Receipt | None]:
+        task = Task(unit, unit_key(unit, query, columns, fingerprint, query.needs_embedding))
+        receipt = read_receipt(store, task.key)
+        if receipt is None and not query.needs_embedding:
+            richer = Task(unit, unit_key(unit, query, columns, fingerprint, True))
+            receipt = read_receipt(store, richer.key)
+            task = richer if receipt else task
+        return task, receipt
+
+    with ThreadPoolExecutor(_LOOKUP_THREADS) as threads:
+        found = list(threads.map(look, units))
+    return tuple(task for task, _ in found), tuple(receipt for _, receipt in found)
+
+
+def write_plan(prepared: Prepared) -> None:
+    """Leave the resolved query and its units in the query's folder, for people."""
+    folder = query_folder(prepared.name)
+    table = pa.table(
+        {
+            "unit": [task.unit.name for task in prepared.tasks],
+            "key": [task.key for task in prepared.tasks],
+            "rows": pa.array([task.unit.rows for task in prepared.tasks], pa.int64()),
+            "bytes": pa.array([task.unit.bytes for task in prepared.tasks], pa.int64()),
+            "scored": [receipt is not None for receipt in prepared.receipts],
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    prepared.store.put(f"{folder}/query.yaml", prepared.query.to_yaml().encode())
+    prepared.store.put(f"{folder}/plan.parquet", buffer.getvalue())

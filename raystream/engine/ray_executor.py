@@ -1,0 +1,217 @@
+"""Workers as Ray actors, and the Ray that they run on."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from raystream.engine.executor import Event, StartFailed, UnitEnded, WorkerLost, WorkerReady
+from raystream.engine.job import Job, Task
+from raystream.engine.receipt import Receipt
+from raystream.engine.scheduler import IN_FLIGHT
+from raystream.engine.worker import Failure, Worker
+from raystream.errors import ClusterError, RaystreamError
+from raystream.model import is_device_failure
+from raystream.query import Cluster
+
+_OBJECT_STORE_BYTES = 100 << 20
+"""Of a Ray of our own: nothing but receipts travels through it."""
+
+
+class _Actor:
+    """A worker in a process of its own."""
+
+    def __init__(self, job: Job) -> None:
+        import pyarrow as pa
+
+        pa.set_cpu_count(job.threads)
+        self._job = job
+        self._worker: Worker | None = None
+
+    def load(self) -> RaystreamError | None:
+        """Load the model; the model's own error comes back as a value."""
+        try:
+            self._worker = Worker(self._job)
+        except RaystreamError as error:
+            return error
+        return None
+
+    def score(self, task: Task) -> Receipt | Failure:
+        import pyarrow as pa
+
+        assert self._worker is not None
+        try:
+            return self._worker.attempt(task)
+        except BaseException as error:
+            if is_device_failure(error):
+                # The device's context is lost for this process; nothing that it computes from here on can be trusted.
+                os._exit(70)
+            raise
+        finally:
+            pa.default_memory_pool().release_unused()
+
+
+class OnRay:
+    """Ray actors as workers.
+
+    Args:
+        job: what they are told.
+        cluster: how large each of them is.
+    """
+
+    def __init__(self, job: Job, cluster: Cluster) -> None:
+        gpus = _gpus_per_worker(cluster)
+        self._job = ray.put(job)
+        self._actor_class = ray.remote(_Actor).options(
+            num_cpus=cluster.cpus_per_worker,
+            num_gpus=gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=IN_FLIGHT,
+        )
+        self._actors: dict[int, Any] = {}
+        self._refs: dict[Any, tuple[int, int | None]] = {}
+        self._lost: set[int] = set()
+
+    def start_worker(self, worker: int) -> None:
+        actor = self._actor_class.remote(self._job)
+        self._actors[worker] = actor
+        self._refs[actor.load.remote()] = (worker, None)
+
+    def assign(self, worker: int, unit: int, task: Task) -> None:
+        self._refs[self._actors[worker].score.remote(task)] = (worker, unit)
+
+    def wait(self, timeout: float) -> list[Event]:
+        try:
+            first, _ = ray.wait(list(self._refs), num_returns=1, timeout=timeout)
+            ready, _ = ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0) if first else ([], [])
+        except RayError as error:
+            raise ClusterError(f"the connection to the Ray cluster broke: {_first_line(error)}; run again to resume") from error
+        # Results before losses: what a worker finished before it died counts.
+        events = [event for ref in ready if (event := self._event(ref)) is not None]
+        return sorted(events, key=lambda event: isinstance(event, WorkerLost))
+
+    def close(self) -> None:
+        for actor in self._actors.values():
+            ray.kill(actor, no_restart=True)
+        self._actors.clear()
+        self._refs.clear()
+
+    def _event(self, ref: Any) -> Event | None:
+        worker, unit = self._refs.pop(ref)
+        try:
+            outcome = ray.get(ref)
+        except RayActorError as error:
+            return self._died(worker, error)
+        except RayError as error:
+            if unit is None:
+                return StartFailed(worker, RaystreamError(_first_line(error)), retry=True)
+            return UnitEnded(worker, unit, Failure(RaystreamError(_first_line(error)), retry=True))
+        if unit is not None:
+            return UnitEnded(worker, unit, outcome)
+        if outcome is None:
+            return WorkerReady(worker)
+        return StartFailed(worker, outcome, retry=False)
+
+    def _died(self, worker: int, error: Exception) -> Event | None:
+        if worker in self._lost:
+            return None
+        self._lost.add(worker)
+        actor = self._actors.pop(worker, None)
+        if actor is not None:
+            # Unavailable is not dead: end it, so that it can't hold the device that its successor needs.
+            ray.kill(actor, no_restart=True)
+        return WorkerLost(worker, RaystreamError(f"the worker died: {_first_line(error)}"))
+
+
+def connect(cluster: Cluster) -> bool:
+    """Connect to the query's cluster, or start a Ray of our own on this machine.
+
+    Returns:
+        Whether the connection was made here, and is to be ended with `disconnect`.
+
+    Raises:
+        ClusterError: there is no cluster at the address, or it has no room for a worker.
+    """
+    if ray.is_initialized():
+        return False
+    # RAY_ADDRESS is how `ray job submit` tells a job its cluster; there is no other way to learn it.
+    address = os.environ.get("RAY_ADDRESS") if cluster.address == "auto" else cluster.address
+    try:
+        if address is None:
+            _start_own(cluster)
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
+        where = address or "this machine"
+        raise ClusterError(f"no Ray cluster answers at {where}: {_first_line(error)}; check cluster.address or set it to in_process") from error
+    return True
+
+
+def disconnect() -> None:
+    """Leave the cluster; a Ray of our own ends with it."""
+    ray.shutdown()
+
+
+def worker_count(cluster: Cluster) -> int:
+    """How many workers to keep alive: as the query says, or as many as the cluster has room for now.
+
+    A number in the query is taken at its word: a cluster that grows by itself may have no room yet.
+
+    Raises:
+        ClusterError: not even one fits on any node.
+    """
+    cpus, gpus = cluster.cpus_per_worker, _gpus_per_worker(cluster)
+    fits = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            resources = node["Resources"]
+            by_cpu = int(resources.get("CPU", 0) // cpus)
+            fits += min(by_cpu, int(resources.get("GPU", 0) // gpus)) if gpus else by_cpu
+    if cluster.workers != "auto":
+        return cluster.workers
+    if not fits:
+        raise ClusterError(_no_room(cpus, gpus))
+    return fits
+
+
+def _no_room(cpus: int, gpus: float) -> str:
+    total = ray.cluster_resources()
+    return (
+        f"no node of the cluster has room for one worker of {cpus} CPUs and {gpus:g} GPUs (all nodes together: {total.get('CPU', 0):g} CPUs, "
+        f"{total.get('GPU', 0):g} GPUs); lower cluster.cpus_per_worker or gpus_per_worker, or set cluster.workers "
+        "if the cluster adds nodes by itself"
+    )
+
+
+def _gpus_per_worker(cluster: Cluster) -> float:
+    if cluster.gpus_per_worker != "auto":
+        return cluster.gpus_per_worker
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def _start_own(cluster: Cluster) -> None:
+    # A token for this run alone: Ray's default would write one into the user's home.
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    cpus = os.cpu_count() or 1
+    if cluster.workers != "auto":
+        cpus = max(cpus, cluster.workers * cluster.cpus_per_worker)
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=_OBJECT_STORE_BYTES,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+

@@ -1,0 +1,60 @@
+"""What a unit's scoring yields, and where it lies in the store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from raystream.engine.store import LocalStore, StoredFile
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof that a unit is scored: written last, and only if there is none yet.
+
+    `rows` counts the rows scored, after filters and quarantine. `batch_size` is smaller than the query's when the
+    device ran out of memory. `state_hash` is of the model's tensors as loaded, the same in every worker.
+    """
+
+    key: str
+    unit: str
+    rows: int
+    scores: StoredFile
+    embeddings: StoredFile | None
+    dimension: int | None
+    classes: int | None
+    batch_size: int
+    state_hash: str
+    quarantined: int
+    quarantine_reasons: tuple[str, ...]
+    bytes_read: int
+    seconds: float
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Receipt:
+        fields = json.loads(data)
+        embeddings = fields.pop("embeddings")
+        return cls(
+            scores=StoredFile(**fields.pop("scores")),
+            embeddings=StoredFile(**embeddings) if embeddings else None,
+            quarantine_reasons=tuple(fields.pop("quarantine_reasons")),
+            **fields,
+        )
+
+
+def unit_folder(key: str) -> str:
+    """The unit's folder in the store."""
+    return f"units/{key[:2]}/{key}"
+
+
+def read_receipt(store: LocalStore, key: str) -> Receipt | None:
+    """The unit's receipt, if it is scored and the files that the receipt names are there in full."""
+    data = store.read_if_there(f"{unit_folder(key)}/receipt.json")
+    if data is None:
+        return None
+    receipt = Receipt.from_json(data)
+    named = [receipt.scores] + ([receipt.embeddings] if receipt.embeddings else [])
+    return receipt if all(store.size(file.name) == file.size for file in named) else None

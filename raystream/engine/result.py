@@ -1,0 +1,93 @@
+"""What a run returns: the committed selection with its manifest, or what scoring alone did."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raystream.engine.manifest import Manifest, Seconds, query_folder, read_manifest
+from raystream.engine.store import LocalStore
+from raystream.errors import QueryError
+
+
+@dataclass(frozen=True)
+class Result:
+    """A committed query.
+
+    `new` is False when the very same query had been committed before; it is then returned as it was.
+    """
+
+    folder: Path
+    selection: pa.Table
+    manifest: Manifest
+    new: bool
+
+    @property
+    def query(self) -> str:
+        """The query's name in the store."""
+        return self.manifest.query
+
+    @property
+    def path(self) -> Path:
+        """Where the selection lies."""
+        return self.folder / "selection.parquet"
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        manifest = self.manifest
+        return {
+            "query": self.query,
+            "selection": str(self.path),
+            "rows": self.selection.num_rows,
+            "new": self.new,
+            "units_scored": manifest.units_scored,
+            "units_reused": manifest.units_reused,
+            "certificate": asdict(manifest.certificate) if manifest.certificate else None,
+            "warnings": manifest.warnings,
+            "counts": asdict(manifest.counts),
+            "seconds": asdict(manifest.seconds),
+            "passes": manifest.passes,
+            "bytes_read": manifest.bytes_read,
+        }
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What scoring alone did."""
+
+    rows: int
+    units_scored: int
+    units_reused: int
+    warnings: tuple[str, ...]
+    seconds: Seconds
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return asdict(self)
+
+
+def read_result(store: LocalStore, manifest: Manifest) -> Result:
+    """The committed query that a manifest belongs to."""
+    folder = store.path(query_folder(manifest.query))
+    return Result(folder, pq.read_table(folder / "selection.parquet", partitioning=None), manifest, new=False)
+
+
+def load_result(store_uri: str, name: str) -> Result:
+    """A committed query, by its name or by the beginning of it.
+
+    Raises:
+        QueryError: there is none of this name, or several begin with it.
+    """
+    store = LocalStore(store_uri)
+    names = [n for n in store.names("queries") if store.exists(f"{query_folder(n)}/manifest.json")]
+    matches = [name] if name in names else [n for n in names if n.startswith(name)]
+    if len(matches) != 1:
+        found = f"{len(matches)} begin with it" if matches else f"it holds {', '.join(names[:5]) or 'none'}"
+        raise QueryError(f"store {store.root} has no query {name} ({found}); see --store")
+    manifest = read_manifest(store, matches[0])
+    assert manifest is not None
+    return read_result(store, manifest)

@@ -1,0 +1,152 @@
+"""Brings up workers when there is something to score, keeps them for what comes next, and ends them."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from types import TracebackType
+
+from raystream.engine.executor import Event, Executor, InProcess, StartFailed, UnitEnded, WorkerLost, WorkerReady
+from raystream.engine.job import Job, Task, importable_folders
+from raystream.engine.manifest import query_folder
+from raystream.engine.prepare import Prepared
+from raystream.engine.progress import Reporter
+from raystream.engine.receipt import Receipt
+from raystream.engine.scoring import Scored, score_units
+from raystream.errors import UnitsFailed
+
+_NAMED_FAILURES = 3
+
+
+class Session:
+    """The workers of one run. Nothing is started until something must be scored.
+
+    Args:
+        prepared: the query.
+        reporter: told how far it is.
+    """
+
+    def __init__(self, prepared: Prepared, reporter: Reporter) -> None:
+        self._prepared, self._reporter = prepared, reporter
+        self._executor: Executor | None = None
+        self._connected = False
+        self._workers = 0
+        self._token = f"tokens/{uuid.uuid4().hex}"
+        self.warnings: list[str] = []
+        self.start_seconds = 0.0
+        self.units_scored = 0
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._executor is not None:
+            self._executor.close()
+            self._prepared.store.discard(self._token)
+        if self._connected:
+            from raystream.engine.ray_executor import disconnect
+
+            disconnect()
+
+    def score(self, tasks: Sequence[Task]) -> list[Receipt | None]:
+        """Score the tasks; a receipt for each, or None for what `on_error: skip` leaves out.
+
+        Raises:
+            UnitsFailed: units failed three times, and the query says to fail.
+        """
+        if not tasks:
+            return []
+        began = time.perf_counter()
+        executor = self._start()
+        progress = _Progress(self._prepared, self._reporter, len(tasks), began)
+        scored = score_units(
+            tasks, executor, self._workers, keep_going=self._prepared.query.on_error == "skip", on_event=progress.on_event
+        )
+        if progress.ready_after is not None:
+            self.start_seconds += progress.ready_after
+        self.units_scored += len(scored.receipts)
+        self._judge(tasks, scored)
+        return [scored.receipts.get(index) for index in range(len(tasks))]
+
+    def _judge(self, tasks: Sequence[Task], scored: Scored) -> None:
+        if not scored.failed:
+            return
+        causes = [str(cause) for _, cause in sorted(scored.failed.items())][:_NAMED_FAILURES]
+        count = len(scored.failed)
+        if self._prepared.query.on_error == "fail":
+            more = f" (and {count - len(causes)} more)" if count > len(causes) else ""
+            names = [f"{tasks[index].unit.name}: {cause}" for index, cause in sorted(scored.failed.items())][:_NAMED_FAILURES]
+            raise UnitsFailed(
+                f"{count} of {len(tasks)} units failed three times: {'; '.join(names)}{more}; the others are scored and kept, "
+                "mend the cause and run again, or set on_error to skip"
+            )
+        self.warnings.append(f"{count} units were left out: {'; '.join(causes)}")
+
+    def _start(self) -> Executor:
+        if self._executor is not None:
+            return self._executor
+        query = self._prepared.query
+        self._prepared.store.put(self._token, b"the driver was here")
+        job = Job(
+            model=query.model,
+            read=self._prepared.pool.spec,
+            store=str(self._prepared.store.root),
+            token=self._token,
+            embedding=query.needs_embedding,
+            threads=query.cluster.cpus_per_worker,
+            skip_bad_rows=query.on_error == "skip",
+            import_paths=importable_folders(),
+        )
+        self._executor = self._in_process(job) if query.cluster.address == "in_process" else self._on_ray(job)
+        return self._executor
+
+    def _in_process(self, job: Job) -> Executor:
+        workers = self._prepared.query.cluster.workers
+        self._workers = 1 if workers == "auto" else workers
+        self._reporter.stage("Loading the model")
+        return InProcess(job)
+
+    def _on_ray(self, job: Job) -> Executor:
+        self._reporter.stage("Starting Ray workers")
+        from raystream.engine.ray_executor import OnRay, connect, worker_count
+
+        cluster = self._prepared.query.cluster
+        self._connected = connect(cluster) or self._connected
+        self._workers = worker_count(cluster)
+        return OnRay(job, cluster)
+
+
+class _Progress:
+    """Follows the events of a run for the reporter and for `events.jsonl`."""
+
+    def __init__(self, prepared: Prepared, reporter: Reporter, units: int, began: float) -> None:
+        self._prepared, self._reporter = prepared, reporter
+        self._units, self._began = units, began
+        self._done = self._rows = 0
+        self.ready_after: float | None = None
+
+    def on_event(self, event: Event | None) -> None:
+        now = time.perf_counter()
+        if isinstance(event, WorkerReady) and self.ready_after is None:
+            self.ready_after = now - self._began
+            self._reporter.stage(f"Scoring {self._units} units")
+        if isinstance(event, UnitEnded) and isinstance(event.outcome, Receipt):
+            self._done += 1
+            self._rows += event.outcome.rows
+        if event is not None:
+            self._log(event)
+        if self.ready_after is not None:
+            self._reporter.units(self._done, self._units, self._rows, now - self._began - self.ready_after)
+
+    def _log(self, event: Event) -> None:
+        entry: dict[str, object] = {"time": round(time.time(), 3), "event": type(event).__name__, "worker": event.worker}
+        if isinstance(event, UnitEnded):
+            outcome = event.outcome
+            entry["unit"] = outcome.unit if isinstance(outcome, Receipt) else event.unit
+            entry |= {"rows": outcome.rows, "seconds": outcome.seconds} if isinstance(outcome, Receipt) else {"error": str(outcome.error)}
+        if isinstance(event, StartFailed | WorkerLost):
+            entry["error"] = str(event.error)
+        self._prepared.store.append(f"{query_folder(self._prepared.name)}/events.jsonl", json.dumps(entry).encode() + b"\n")
+

@@ -1,0 +1,110 @@
+"""The steps of a run between the workers and the choice: all receipts, the checks over the whole pool, the commit."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import pyarrow.parquet as pq
+
+from raystream.engine.choosing import Batch
+from raystream.engine.manifest import Counts, Manifest, Seconds, query_folder, versions
+from raystream.engine.merge import ScoredPool, merge
+from raystream.engine.prepare import Prepared
+from raystream.engine.receipt import Receipt
+from raystream.engine.result import Result, read_result
+from raystream.engine.session import Session
+from raystream.errors import ModelError, PoolError
+from raystream.model import check_classes
+from raystream.pool import check_unique
+
+
+def all_receipts(prepared: Prepared, session: Session) -> list[Receipt]:
+    """Receipts of all units in row order, those scored before and those scored now."""
+    new = iter(session.score(prepared.missing))
+    receipts = [receipt if receipt is not None else next(new) for receipt in prepared.receipts]
+    found = [receipt for receipt in receipts if receipt is not None]
+    if prepared.query.on_error == "fail":
+        for receipt in found:
+            if receipt.quarantined:
+                raise PoolError(
+                    f"{receipt.unit}: {receipt.quarantined} rows were quarantined when it was scored, "
+                    f"first: {receipt.quarantine_reasons[0]}; set on_error to skip to choose from the rest"
+                )
+    return found
+
+
+def scored_pool(prepared: Prepared, receipts: Sequence[Receipt]) -> ScoredPool:
+    """The merged pool, once it is known to be sound: rows to choose from, unique ids, outputs of one shape."""
+    query = prepared.query
+    pool = merge(prepared.store, receipts, query.pool.id or "id", query.acquire.score if query.needs_score else None)
+    _check(prepared, pool)
+    return pool
+
+
+def score_warnings(prepared: Prepared, receipts: Sequence[Receipt], session: Session) -> list[str]:
+    """What the scoring has to say to the user."""
+    warnings = [*prepared.pool.warnings, *session.warnings]
+    quarantined = sum(receipt.quarantined for receipt in receipts)
+    if quarantined:
+        reasons = [reason for receipt in receipts for reason in receipt.quarantine_reasons]
+        warnings.append(f"{quarantined} rows were quarantined, first: {'; '.join(reasons[:3])}")
+    asked = prepared.query.model.batch_size
+    smallest = min((receipt.batch_size for receipt in receipts), default=asked)
+    if smallest < asked:
+        warnings.append(f"the device ran out of memory and batches were cut from {asked} to {smallest} rows; scores agree to 1e-6")
+    return warnings
+
+
+def commit(
+    prepared: Prepared, pool: ScoredPool, batch: Batch, session: Session, seconds: Seconds, warnings: list[str], labelled: int
+) -> Result:
+    """Write the selection, then the manifest; a query without a manifest did not happen."""
+    query = prepared.query
+    missing = {task.key for task in prepared.missing}
+    manifest = Manifest(
+        query=prepared.name,
+        identity=prepared.identity,
+        resolved=query.model_dump(mode="json"),
+        files=[(f.path, f.size, f.version) for f in prepared.pool.files],
+        fingerprint=prepared.fingerprint,
+        versions=versions(),
+        seed=query.seed,
+        counts=Counts(
+            pool=prepared.pool.rows,
+            scored=len(pool),
+            labelled=labelled,
+            eligible=batch.eligible,
+            candidates=batch.candidates,
+            chosen=batch.selection.num_rows,
+            quarantined=sum(receipt.quarantined for receipt in pool.receipts),
+        ),
+        units_scored=session.units_scored,
+        units_reused=len(prepared.tasks) - len(missing),
+        seconds=seconds,
+        bytes_read=sum(receipt.bytes_read for receipt in pool.receipts if receipt.key in missing),
+        passes=batch.passes,
+        certificate=batch.certificate,
+        warnings=warnings,
+    )
+    folder = query_folder(prepared.name)
+    buffer = io.BytesIO()
+    pq.write_table(batch.selection, buffer)
+    prepared.store.put(f"{folder}/selection.parquet", buffer.getvalue())
+    if not prepared.store.put_if_absent(f"{folder}/manifest.json", manifest.to_json()):
+        # Somebody ran the same query at the same time and was first; the selection is the same.
+        first = prepared.committed
+        assert first is not None
+        return read_result(prepared.store, first)
+    return Result(prepared.store.path(folder), batch.selection, manifest, new=True)
+
+
+def _check(prepared: Prepared, pool: ScoredPool) -> None:
+    if not len(pool):
+        raise PoolError(f"no row of {', '.join(prepared.query.pool.uris)} is left to choose from after pool.filters and on_error")
+    check_unique(pool.ids, prepared.query.pool.id or "id")
+    classes = next((receipt.classes for receipt in pool.receipts if receipt.classes is not None), None)
+    if prepared.classes is not None and classes is not None:
+        check_classes(prepared.classes, classes)
+    if prepared.query.needs_embedding and not any(receipt.embeddings for receipt in pool.receipts):
+        raise ModelError("the model gave no embedding; name the module in model.embedding")

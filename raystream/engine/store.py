@@ -1,0 +1,229 @@
+"""The store: scored units and committed queries in a folder, and the one way in which things are committed.
+
+Everything durable goes through `put_if_absent`: of any number of writers exactly one wins, and what it wrote is
+whole. Files that a receipt or manifest does not name do not exist for a reader.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raystream.errors import StoreError, StoreVersionError
+
+FORMAT = 1
+"""The version of what this raystream writes; a store of a newer one is refused."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file that was written whole: its name in the store, size in bytes and SHA-256."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Sink:
+    """A file being written: hashed as it goes, on disk when closed. Enough of a file object for pyarrow."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed by close()
+        self._sha256 = hashlib.sha256()
+        self._name = name
+        self._size = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._sha256.update(view)
+        written = 0
+        while written < len(view):
+            written += self._file.write(view[written:])
+        self._size += written
+        return written
+
+    def tell(self) -> int:
+        return self._size
+
+    def flush(self) -> None:
+        """Nothing is buffered here; pyarrow calls it."""
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def abandon(self) -> None:
+        """Close without waiting for the disk: nobody will name this file."""
+        self.closed = True
+        self._file.close()
+
+    @property
+    def stored(self) -> StoredFile:
+        """What a receipt says of this file; call after `close`."""
+        return StoredFile(self._name, self._size, self._sha256.hexdigest())
+
+
+class LocalStore:
+    """A store in a folder of a local or shared file system.
+
+    Args:
+        uri: the folder; made if it isn't there.
+
+    Raises:
+        StoreError: the folder can't be made or written.
+        StoreVersionError: it was written by a newer raystream.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.root = Path(uri.removeprefix("file://")).absolute()
+        if "://" in str(uri.removeprefix("file://")):
+            raise StoreError(f"store.uri {uri} is not a local folder; this version keeps its store on a file system")
+
+    def open(self) -> LocalStore:
+        """Make the folder if need be and check its version."""
+        if not self.put_if_absent("format.json", json.dumps({"version": FORMAT}).encode()):
+            try:
+                version = json.loads(self.read("format.json"))["version"]
+            except (ValueError, KeyError, TypeError):
+                raise StoreError(f"store {self.root}: format.json is damaged; expected {{'version': {FORMAT}}}") from None
+            if version > FORMAT:
+                raise StoreVersionError(
+                    f"store {self.root} has version {version}, this raystream reads up to {FORMAT}; use a newer raystream or another store.uri"
+                )
+        return self
+
+    def path(self, name: str) -> Path:
+        """Where a file of the store lies."""
+        return self.root / name
+
+    def exists(self, name: str) -> bool:
+        return self.path(name).exists()
+
+    def size(self, name: str) -> int | None:
+        """Size in bytes, or None if there is no such file."""
+        try:
+            return self.path(name).stat().st_size
+        except OSError:
+            return None
+
+    def read(self, name: str) -> bytes:
+        with self._explained(name, "read"):
+            return self.path(name).read_bytes()
+
+    def read_if_there(self, name: str) -> bytes | None:
+        try:
+            return self.path(name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _explain(error, self.path(name), "read") from error
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Write a file whole unless it is there; False if somebody else's is there already."""
+        path = self.path(name)
+        with self._explained(name, "written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._write_temporary(path, data)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink()
+            _sync_folder(path.parent)
+        return True
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file whole, in place of any that is there. For what only informs: plans, events, reports."""
+        path = self.path(name)
+        with self._explained(name, "written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self._write_temporary(path, data), path)
+
+    def append(self, name: str, data: bytes) -> None:
+        path = self.path(name)
+        with self._explained(name, "written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                file.write(data)
+
+    @contextmanager
+    def sink(self, name: str) -> Iterator[Sink]:
+        """Write a large file piece by piece; on an error nothing of it is left."""
+        path = self.path(name)
+        with self._explained(name, "written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sink = Sink(path, name)
+            try:
+                yield sink
+                sink.close()
+            except BaseException:
+                sink.abandon()
+                path.unlink(missing_ok=True)
+                raise
+
+    def discard(self, name: str) -> None:
+        """Remove a file that no receipt names."""
+        self.path(name).unlink(missing_ok=True)
+
+    def names(self, folder: str) -> list[str]:
+        """The entries of a folder of the store, sorted; empty if there is none."""
+        path = self.path(folder)
+        return sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+
+    @contextmanager
+    def _explained(self, name: str, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, StoreError) or error.errno is None:
+                raise
+            raise _explain(error, self.path(name), what) from error
+
+    @staticmethod
+    def _write_temporary(path: Path, data: bytes) -> Path:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return temporary
+
+
+def _explain(error: OSError, path: Path, what: str) -> StoreError:
+    hint = {
+        errno.ENOSPC: "; free some space and run again",
+        errno.EACCES: "; give write permission or set another store.uri",
+        errno.EROFS: "; set another store.uri",
+        errno.ENOTDIR: "; a file stands where a folder is needed, set another store.uri",
+        errno.EEXIST: "; a file stands where a folder is needed, set another store.uri",
+    }.get(error.errno or 0, "")
+    return StoreError(f"store: {path} can't be {what}: {error.strerror}{hint}")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

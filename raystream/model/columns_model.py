@@ -1,0 +1,78 @@
+"""kind: columns, the model's output as columns of the pool; the model is the identity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raystream import query
+from raystream.errors import ModelError
+from raystream.model.prediction import Prediction, check_logits
+
+_SUM_TOLERANCE = 1e-3
+
+
+def input_columns(spec: query.Model) -> tuple[str, ...]:
+    """The pool's columns that `predict` takes, in order: logits or probabilities, then the embedding."""
+    return tuple(column for column in (spec.logits or spec.probabilities, spec.embedding) if column)
+
+
+def load(spec: query.Model, *, embedding: bool) -> ColumnsPredictor:
+    """The identity on the columns that `spec` names.
+
+    Raises:
+        ModelError: an embedding is wanted, and no column holds one.
+    """
+    if embedding and not spec.embedding:
+        raise ModelError("an embedding is needed, but model.embedding names no column of the pool; name the one that holds it")
+    return ColumnsPredictor(spec, embedding=embedding)
+
+
+class ColumnsPredictor:
+    """Passes the pool's own logits, or the logarithm of its probabilities, and embeddings through."""
+
+    def __init__(self, spec: query.Model, *, embedding: bool) -> None:
+        self.device = torch.device("cpu")
+        self.state_hash = ""
+        self.batch_size = spec.batch_size
+        self._columns = input_columns(spec)
+        self._logits = spec.logits
+        self._probabilities = spec.probabilities
+        self._embedding = spec.embedding if embedding else None
+
+    def predict(self, inputs: tuple[Tensor, ...]) -> Prediction:
+        """See `Predictor.predict`; the inputs are the tensors of `input_columns`, each (n_rows, n)."""
+        if len(inputs) != len(self._columns):
+            raise ModelError(f"{len(inputs)} input columns came, expected {len(self._columns)}: {', '.join(self._columns)}")
+        rows = inputs[0].shape[0]
+        logits = embedding = None
+        if self._logits:
+            logits = check_logits(inputs[0].float(), rows, f"column {self._logits} (model.logits)")
+        elif self._probabilities:
+            logits = _log(inputs[0], rows, f"column {self._probabilities} (model.probabilities)")
+        if self._embedding:
+            embedding = inputs[-1].float()
+            if embedding.ndim < 2 or embedding.shape[0] != rows:
+                raise ModelError(
+                    f"column {self._embedding} (model.embedding) has the shape {tuple(embedding.shape)} for {rows} rows, "
+                    "expected (rows, dimensions); give a column of lists of one length"
+                )
+            embedding = embedding.flatten(1)
+        return Prediction(logits, embedding)
+
+
+def _log(probabilities: Tensor, rows: int, who: str) -> Tensor:
+    """Logarithms of probabilities that were checked; zeros become -inf, NaN stays for the caller to find."""
+    check_logits(probabilities.float(), rows, who)
+    exact = probabilities.double()
+    total = exact.sum(dim=1)
+    bad = (exact < 0).any(dim=1) | ((total - 1).abs() > _SUM_TOLERANCE)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        lowest = float(exact[row].min())
+        got = f"holds {lowest:g}" if lowest < 0 else f"sums to {float(total[row]):g}"
+        raise ModelError(
+            f"{who}: row {row} of the batch {got}, expected probabilities of at least 0 that sum to 1 within {_SUM_TOLERANCE:g}; "
+            "if these are logits, name the column in model.logits"
+        )
+    return exact.log().float()

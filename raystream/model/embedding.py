@@ -1,0 +1,123 @@
+"""The embedding: a tensor caught inside the network while it runs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from raystream.errors import ModelError
+
+_PROBE_ROWS = 2
+_NAMES_SHOWN = 5
+
+
+class EmbeddingTap:
+    """Hooks on a network that catch the embedding of each batch.
+
+    By name it is the output of that module, of its last call if there are several. By default it is the input of the
+    last Linear that ran and whose output is the logits. Which one that is, a few rows of the first batch tell, with all
+    Linear layers hooked; that run is thrown away, since torch's fused transformer layers round differently under hooks,
+    and a worker's first batch must not differ from its later ones.
+    """
+
+    def __init__(self, network: nn.Module, name: str | None) -> None:
+        """
+        Args:
+            network: where the hooks go.
+            name: a module of it, as `named_modules` spells it; None for the default.
+
+        Raises:
+            ModelError: it has no module of that name.
+        """
+        self._network = network
+        self._caught: list[tuple[nn.Module, object, object]] = []  # (module, input, output) of this batch's calls
+        self._where = name
+        self._ready = name is not None
+        if name is not None:
+            _find_module(network, name).register_forward_hook(self._catch_output)
+
+    def prepare(self, run: Callable[[tuple[Tensor, ...]], object], inputs: tuple[Tensor, ...]) -> None:
+        """Find the default place on the first batch; afterwards and for a named module, nothing.
+
+        Args:
+            run: the network's forward pass.
+            inputs: the first batch; `run` sees its first rows.
+        """
+        if self._ready:
+            return
+        handles: list[RemovableHandle] = []
+        try:
+            for module in self._network.modules():
+                if isinstance(module, nn.Linear):
+                    handles.append(module.register_forward_hook(self._catch_input, with_kwargs=True))
+            logits = run(tuple(values[:_PROBE_ROWS] for values in inputs))
+            layer = next((module for module, _, output in reversed(self._caught) if output is logits), None)
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.clear()
+        if layer is None:
+            raise ModelError(
+                "the logits are not the output of a Linear layer of the model, so there is no embedding by default; "
+                f"name a module in model.embedding, such as {_last_names(self._network)}"
+            )
+        layer.register_forward_hook(self._catch_input, with_kwargs=True)
+        self._ready = True
+
+    def take(self, logits: object, rows: int) -> Tensor:
+        """The embedding of the batch that just ran, float32 (rows, dimensions); forgets it.
+
+        Args:
+            logits: what the network returned, the same object.
+            rows: how many rows it was given.
+        """
+        caught, where = self._caught, f"model.embedding {self._where}"
+        self.clear()
+        if self._where is None:
+            caught = [call for call in caught if call[2] is logits]
+            where = "the input of the last Linear layer"
+        if not caught:
+            raise ModelError(f"{where} did not run in the forward pass that gave the logits; name another module in model.embedding")
+        _, given, made = caught[-1]
+        value = given if self._where is None else made
+        if isinstance(value, tuple | list) and value:
+            value = value[0]
+        if not isinstance(value, Tensor):
+            raise ModelError(f"{where} gives {type(value).__name__}, expected a tensor of shape (rows, ...); name another module")
+        if value.ndim < 2 or value.shape[0] != rows or not value.is_floating_point():
+            got = f"{value.dtype} of shape {tuple(value.shape)}"
+            raise ModelError(f"{where} gives {got} for {rows} rows, expected a floating tensor of shape ({rows}, ...); name another module")
+        return value.float().flatten(1)
+
+    def clear(self) -> None:
+        """Forget what was caught, so that a batch that failed holds no memory."""
+        self._caught = []
+
+    def _catch_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+        self._caught.append((module, args[0] if args else kwargs.get("input"), output))
+
+    def _catch_output(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        if isinstance(output, tuple | list) and output:
+            output = output[0]
+        if isinstance(output, Tensor):
+            output = output.clone()  # an in-place activation may follow
+        self._caught = [(module, None, output)]
+
+
+def _find_module(network: nn.Module, name: str) -> nn.Module:
+    modules: dict[str, nn.Module] = dict(network.named_modules())
+    if name and name in modules:
+        return modules[name]
+    near = difflib.get_close_matches(name, [known for known in modules if known], n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {_last_names(network)}"
+    raise ModelError(f"model.embedding is {name!r}, which is no module of the model; {hint}")
+
+
+def _last_names(network: nn.Module) -> str:
+    """The modules nearest to the output, innermost ones only, as examples."""
+    names = [name for name, module in network.named_modules() if name and next(module.children(), None) is None]
+    return ", ".join(names[-_NAMES_SHOWN:]) or "none: it is a single module, so wrap it in one that has parts"

@@ -1,0 +1,123 @@
+"""A model's fingerprint: what its outputs depend on, hashed without running or importing it.
+
+Batch size, precision, temperature and the embedding module are not part of it: they stand next to it in a unit's key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raystream import query
+from raystream.errors import ModelError, QueryError
+from raystream.model.source import split_source
+
+
+def fingerprint(spec: query.Model) -> str:
+    """sha256, in hex, of the weights, `args`, `version` and the source files of the package that holds `source`.
+
+    For kind columns: of the kind and the columns' names.
+
+    Raises:
+        ModelError: the weights or the top-level module are not there.
+        QueryError: `args` holds what YAML can't express.
+    """
+    digest = _Digest()
+    digest.add("kind", spec.kind.encode())
+    if spec.kind == "columns":
+        for key, column in (("logits", spec.logits), ("probabilities", spec.probabilities), ("embedding", spec.embedding)):
+            digest.add(key, (column or "").encode())
+        return digest.hex()
+    assert spec.source is not None  # the query checks it
+    digest.add("source", spec.source.encode())
+    digest.add("args", _canonical(spec.args))
+    digest.add("version", (spec.version or "").encode())
+    if spec.weights is not None:
+        digest.add("weights", _file_hash(spec.weights, f"model.weights {spec.weights}"))
+    top = split_source(spec.source)[0].partition(".")[0]
+    for name, content in _sources(top, spec.source):
+        digest.add(f"file {name}", content)
+    return digest.hex()
+
+
+class _Digest:
+    """sha256 over named parts, each framed by its length, so that no two lists of parts collide."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+
+    def add(self, name: str, content: bytes) -> None:
+        for part in (name.encode(), content):
+            self._sha256.update(len(part).to_bytes(8, "little"))
+            self._sha256.update(part)
+
+    def hex(self) -> str:
+        return self._sha256.hexdigest()
+
+
+def _canonical(args: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(args, sort_keys=True, separators=(",", ":")).encode()
+    except (TypeError, ValueError) as error:
+        raise QueryError(f"model.args can't be written as JSON ({error}); use numbers, strings, lists and mappings") from None
+
+
+def _file_hash(path: str, what: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise ModelError(f"{what} can't be read: {error.strerror}; every machine that runs the query needs it") from None
+
+
+def _sources(top: str, source: str) -> Iterator[tuple[str, bytes]]:
+    """The name and hash of every file that makes up a top-level module, in a fixed order."""
+    spec = _top_level(top, source)
+    if spec.submodule_search_locations is not None:
+        files = [(name, path) for folder in spec.submodule_search_locations for name, path in _package_files(Path(folder))]
+    elif spec.has_location and spec.origin:
+        files = [(Path(spec.origin).name, Path(spec.origin))]
+    else:
+        files = []
+    for name, path in sorted(files):
+        yield name, _file_hash(str(path), f"model.source {source}: {path}")
+    if not files:
+        yield top, _distribution(top).encode()
+
+
+def _top_level(top: str, source: str) -> importlib.machinery.ModuleSpec:
+    """Of a top-level name, find_spec imports nothing."""
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # __main__ has no spec
+        raise ModelError(f"model.source {source}: {top} can't be imported elsewhere; put the model into a module file of its own") from None
+    if spec is None:
+        raise ModelError(f"model.source {source}: there is no module {top!r}; run from the project's folder or install the package")
+    return spec
+
+
+def _package_files(folder: Path) -> list[tuple[str, Path]]:
+    """The Python sources below a package; where there are none, its compiled modules."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name != "__pycache__" and not name.startswith(".")]  # no packages, and may be vast
+        found += [Path(parent, name) for name in files]
+    for suffixes in ((".py",), tuple(importlib.machinery.all_suffixes())):
+        chosen = [path for path in found if path.name.endswith(suffixes)]
+        if chosen:
+            return [(path.relative_to(folder).as_posix(), path) for path in chosen]
+    return []
+
+
+def _distribution(top: str) -> str:
+    """The versions of what was installed under that name; for what is built into Python, Python's."""
+    names = importlib.metadata.packages_distributions().get(top, [])
+    return " ".join(sorted(f"{name} {importlib.metadata.version(name)}" for name in set(names))) or sys.version

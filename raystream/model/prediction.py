@@ -1,0 +1,100 @@
+"""What a model gives for a batch of rows, and the two checks of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from raystream.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The output for one batch, on the predictor's device; not to be written to."""
+
+    logits: Tensor | None
+    """float32 (n_rows, n_classes); None if the pool's columns hold an embedding alone."""
+    embedding: Tensor | None
+    """float32 (n_rows, n_dimensions); None if not wanted."""
+
+
+class Predictor(Protocol):
+    """A model that is ready to run."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs, and where its predictions lie."""
+
+    @property
+    def state_hash(self) -> str:
+        """sha256 of all parameters and buffers; empty for a model that has none."""
+
+    @property
+    def batch_size(self) -> int:
+        """The most rows that run at once; smaller than asked for once a batch did not fit into memory."""
+
+    def predict(self, inputs: tuple[Tensor, ...]) -> Prediction:
+        """Run the model on rows.
+
+        Args:
+            inputs: one tensor per input column, in order, each (n_rows, ...). More rows than `batch_size` run in
+                pieces of it. They are copied to the device asynchronously, so leave them alone until the prediction is read.
+
+        Returns:
+            the prediction for all rows; may share memory with the inputs.
+
+        Raises:
+            ModelError: the model refuses the rows, its output is no (rows, classes) tensor, or one row does not fit
+                into memory.
+        """
+
+
+def check_logits(output: object, rows: int, who: str) -> Tensor:
+    """The output of a model as float32 logits.
+
+    Args:
+        output: what the model returned.
+        rows: how many rows it was given.
+        who: names the model in errors.
+
+    Raises:
+        ModelError: it isn't a floating tensor of shape (rows, classes) with at least two classes.
+    """
+    if not isinstance(output, Tensor):
+        raise ModelError(
+            f"{who} returned {type(output).__name__}, expected one tensor of logits, (rows, classes); "
+            "wrap the model so that it returns its logits alone"
+        )
+    shape = tuple(output.shape)
+    if output.ndim != 2 or shape[0] != rows:
+        raise ModelError(f"{who} returned a tensor of shape {shape} for {rows} rows, expected logits of shape ({rows}, classes)")
+    if shape[1] < 2:
+        raise ModelError(f"{who} returned a tensor of shape {shape}, expected at least two classes; for a binary model return (0, logit)")
+    if not output.is_floating_point():
+        raise ModelError(f"{who} returned {output.dtype}, expected floating logits, not predicted classes")
+    return output.float()
+
+
+def bad_output_rows(prediction: Prediction) -> Tensor | None:
+    """The rows whose numbers can't be used, or None when all can.
+
+    Bad are NaN and +inf logits, rows of -inf alone (-inf masks a class and is fine), and any embedding that isn't finite.
+    One synchronisation with the device when nothing is wrong.
+
+    Returns:
+        None, or bool (n_rows,) on the prediction's device, True at bad rows.
+    """
+    present = [values for values in (prediction.logits, prediction.embedding) if values is not None]
+    if not present or math.isfinite(sum(values.sum() for values in present)):
+        return None
+    bad = torch.zeros(present[0].shape[0], dtype=torch.bool, device=present[0].device)
+    if prediction.logits is not None:
+        top = prediction.logits.amax(dim=1)  # NaN if the row holds one
+        bad |= ~torch.isfinite(top)
+    if prediction.embedding is not None:
+        bad |= ~torch.isfinite(prediction.embedding).all(dim=1)
+    return bad if bool(bad.any()) else None

@@ -1,0 +1,121 @@
+"""From an import path, `module:callable`, to the network that it makes."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from raystream.errors import ModelError, QueryError, did_you_mean
+from raystream.model.device import is_device_failure
+
+_FACTORY_SEED = 0
+"""Of what a factory draws, the same in every process; part of what a fingerprint means, so it never changes."""
+_LONGEST_HINT = 300
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """`package.module:attribute` as its two halves."""
+    module, separator, attribute = source.partition(":")
+    if not (separator and attribute and all(part.isidentifier() for part in module.split("."))):
+        raise QueryError(f"model.source is {source!r}, expected an import path of the form package.module:callable")
+    return module, attribute
+
+
+def build_network(source: str, args: Mapping[str, Any]) -> nn.Module:
+    """Import the source and call it with `args`, under a fixed seed; the random generators stay as they were.
+
+    Args:
+        source: `module:attribute` of a class or factory of `nn.Module`, or of an instance, which is copied.
+        args: keyword arguments of the class or factory.
+
+    Raises:
+        ModelError: it can't be imported or called, or what it makes is no module.
+    """
+    with _fixed_seed():
+        made = _call(_find(source), source, args)
+    if not isinstance(made, nn.Module):
+        raise ModelError(f"model.source {source} returned {type(made).__name__}, expected a torch.nn.Module")
+    return made
+
+
+def _find(source: str) -> object:
+    name, attribute = split_source(source)
+    found: object = _import(name, source)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [known for known in dir(found) if not known.startswith("_") and callable(getattr(found, known, None))]
+            hint = did_you_mean(part, public)
+            raise ModelError(f"model.source {source}: {name} has no {attribute!r}{hint if len(hint) <= _LONGEST_HINT else ''}")
+        found = getattr(found, part)
+    return found
+
+
+def _import(name: str, source: str) -> object:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing == name or name.startswith(f"{missing}."):
+            raise ModelError(
+                f"model.source {source}: there is no module {missing!r}; run from the project's folder or install the package"
+            ) from None
+        raise ModelError(f"model.source {source}: importing {name} raised {_told(error)}; install what it imports") from error
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"model.source {source}: importing {name} raised {_told(error)}; fix the module") from error
+
+
+def _call(factory: object, source: str, args: Mapping[str, Any]) -> object:
+    if isinstance(factory, nn.Module):
+        if args:
+            raise ModelError(f"model.args has {', '.join(args)}, but model.source {source} is a module already; remove them")
+    elif callable(factory):
+        _check_args(factory, source, args)
+    else:
+        raise ModelError(f"model.source {source} is {type(factory).__name__}, expected a class, a factory or a torch.nn.Module")
+    try:
+        return copy.deepcopy(factory) if isinstance(factory, nn.Module) else factory(**args)
+    except Exception as error:
+        if is_device_failure(error):
+            raise
+        raise ModelError(f"model.source {source} raised {_told(error)} when called with model.args {dict(args)}") from error
+
+
+def _check_args(factory: Any, source: str, args: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):
+        return  # written in C: the call itself will tell
+    try:
+        signature.bind(**args)
+    except TypeError as error:
+        unknown = [name for name in args if name not in signature.parameters]
+        hint = did_you_mean(unknown[0], signature.parameters) if unknown else ""
+        raise ModelError(f"model.args do not fit {source}{signature}: {error}{hint}") from None
+
+
+@contextmanager
+def _fixed_seed() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=cuda):
+        random.seed(_FACTORY_SEED)
+        np.random.seed(_FACTORY_SEED)
+        torch.manual_seed(_FACTORY_SEED)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,136 @@
+"""kind: torch, a network of the user's own code, run in evaluation mode."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from raystream import query
+from raystream.errors import ModelError
+from raystream.model.device import choose_device, is_device_failure, is_out_of_memory
+from raystream.model.embedding import EmbeddingTap
+from raystream.model.prediction import Prediction, check_logits
+from raystream.model.source import build_network
+from raystream.model.weights import load_weights, state_hash
+
+_AUTOCAST = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load(spec: query.Model, *, embedding: bool) -> TorchPredictor:
+    """Build the network of `spec.source`, fill it from `spec.weights` and put it on its device."""
+    assert spec.source is not None  # the query checks it
+    device = choose_device(spec.device)
+    network = build_network(spec.source, spec.args)
+    if spec.weights is not None:
+        load_weights(network, spec.weights)
+    return TorchPredictor(
+        network,
+        source=spec.source,
+        device=device,
+        batch_size=spec.batch_size,
+        autocast=_AUTOCAST[spec.precision],
+        embedding=EmbeddingTap(network, spec.embedding) if embedding else None,
+    )
+
+
+class TorchPredictor:
+    """A network on its device that gives logits and, if wanted, embeddings."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        source: str,
+        device: torch.device,
+        batch_size: int,
+        autocast: torch.dtype | None = None,
+        embedding: EmbeddingTap | None = None,
+    ) -> None:
+        """
+        Args:
+            network: is put into evaluation mode and moved to the device.
+            source: names the network in errors.
+            device: where to run.
+            batch_size: the most rows that run at once.
+            autocast: the dtype of mixed precision; None for none.
+            embedding: hooks on this network; None if embeddings aren't wanted.
+        """
+        self.state_hash = state_hash(network)
+        self.device = device
+        self.batch_size = batch_size
+        self._source = f"model.source {source}"
+        self._network = self._placed(network.eval())
+        self._autocast = autocast
+        self._embedding = embedding
+
+    def _placed(self, network: nn.Module) -> nn.Module:
+        try:
+            return network.to(self.device)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ModelError(f"{self._source} does not fit into the memory of {self.device}; use a larger device") from error
+
+    def predict(self, inputs: tuple[Tensor, ...]) -> Prediction:
+        """See `Predictor.predict`. Memory that ran out halves `batch_size` for good, down to one row."""
+        rows = inputs[0].shape[0]
+        pieces: list[Prediction] = []
+        start = 0
+        while start < rows or not pieces:
+            piece = tuple(values[start : start + self.batch_size] for values in inputs)
+            prediction = self._fit(piece)
+            if prediction is not None:
+                pieces.append(prediction)
+                start += self.batch_size
+        return pieces[0] if len(pieces) == 1 else _concatenate(pieces)
+
+    def _fit(self, inputs: tuple[Tensor, ...]) -> Prediction | None:
+        """The prediction for one batch, or None when it did not fit and `batch_size` was halved."""
+        try:
+            return self._forward(inputs)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0]
+        finally:
+            if self._embedding is not None:
+                self._embedding.clear()
+        rows = inputs[0].shape[0]
+        if rows <= 1:
+            raise ModelError(f"{self._source}: one row does not fit into the memory of {self.device} ({reason}); use a larger device")
+        self.batch_size = rows // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # after the except clause, whose traceback held the batch's tensors
+        return None
+
+    @torch.inference_mode()
+    def _forward(self, inputs: tuple[Tensor, ...]) -> Prediction:
+        rows = inputs[0].shape[0]
+        inputs = tuple(values.to(self.device, non_blocking=self.device.type == "cuda") for values in inputs)
+        if self._embedding is not None:
+            self._embedding.prepare(self._run, inputs)
+        output = self._run(inputs)
+        logits = check_logits(output, rows, self._source)
+        embedding = None if self._embedding is None else self._embedding.take(output, rows)
+        return Prediction(logits, embedding)
+
+    def _run(self, inputs: tuple[Tensor, ...]) -> object:
+        try:
+            with torch.autocast(self.device.type, self._autocast) if self._autocast else nullcontext():
+                return self._network(*inputs)
+        except Exception as error:
+            if isinstance(error, ModelError) or is_out_of_memory(error) or is_device_failure(error):
+                raise
+            shapes = ", ".join(f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}" for values in inputs)
+            told = f"{type(error).__name__}: {error}"
+            raise ModelError(
+                f"{self._source} raised {told} on inputs {shapes}; check that pool.inputs are what its forward takes"
+            ) from error
+
+
+def _concatenate(pieces: list[Prediction]) -> Prediction:
+    logits = [piece.logits for piece in pieces if piece.logits is not None]
+    embeddings = [piece.embedding for piece in pieces if piece.embedding is not None]
+    return Prediction(torch.cat(logits) if logits else None, torch.cat(embeddings) if embeddings else None)

@@ -1,0 +1,130 @@
+"""Weights: read a file of tensors, fit it to a network strictly, hash what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from raystream.errors import ModelError
+
+_TORCH_FILES = (".pt", ".pth", ".bin", ".ckpt")
+_WRAPPERS = ("state_dict", "model_state_dict")
+"""Keys under which training scripts nest the state in a checkpoint."""
+
+
+def load_weights(network: nn.Module, path: str) -> None:
+    """Fill a network from a file; every tensor of both must fit.
+
+    Raises:
+        ModelError: the file is missing, unreadable or holds more than tensors, or its tensors don't fit.
+    """
+    tensors = _read(path)
+    problem = _misfit(network.state_dict(), tensors)
+    if problem:
+        raise ModelError(f"model.weights {path} does not fit the model: {problem}; check model.source and model.args")
+    network.load_state_dict(tensors, strict=False)  # strict by _misfit, which knows tied weights
+
+
+def state_hash(network: nn.Module) -> str:
+    """sha256 over the names, dtypes, shapes and bytes of all parameters and buffers.
+
+    Raises:
+        ModelError: a tensor has no values yet.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        if not isinstance(value, Tensor):
+            digest.update(f"{name}\0{type(value).__name__}\0".encode())
+            continue
+        if is_lazy(value) or value.is_meta:
+            raise ModelError(
+                f"the model's tensor {name} has no values yet (a lazy or meta module); give model.weights or build it with its sizes"
+            )
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read(path: str) -> dict[str, Tensor]:
+    suffix = Path(path).suffix.lower()
+    if suffix != ".safetensors" and suffix not in _TORCH_FILES:
+        known = ", ".join((".safetensors", *_TORCH_FILES))
+        raise ModelError(f"model.weights {path} ends in {suffix!r}, expected one of {known}; save the state dict in such a file")
+    if not Path(path).is_file():
+        raise ModelError(f"model.weights {path} is not there or not a file; give the path of a checkpoint that every worker can read")
+    try:
+        if suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return _tensors(torch.load(path, map_location="cpu", weights_only=True), path)
+    except pickle.UnpicklingError:
+        raise ModelError(
+            f"model.weights {path} holds more than tensors (or no checkpoint at all), and raystream does not load pickles, "
+            "which can run code; save model.state_dict() as safetensors"
+        ) from None
+    except ModelError:
+        raise
+    except (OSError, safetensors.SafetensorError, RuntimeError, EOFError, LookupError, ValueError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise ModelError(f"model.weights {path} can't be read: {type(error).__name__}: {first_line}; save the checkpoint again") from None
+
+
+def _tensors(content: object, path: str) -> dict[str, Tensor]:
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping):
+        raise ModelError(f"model.weights {path} holds {type(content).__name__}, expected a state dict, names to tensors")
+    for name, value in content.items():
+        if not isinstance(value, Tensor) and not str(name).endswith("_extra_state"):
+            raise ModelError(f"model.weights {path} holds {type(value).__name__} at {name!r}, expected a state dict, names to tensors")
+    return dict(content)
+
+
+def _misfit(expected: Mapping[str, object], given: Mapping[str, object]) -> str:
+    """What is missing, unexpected or wrongly shaped, or an empty string."""
+    present = {_place(value) for name, value in expected.items() if name in given and _sized(value)}
+    missing = [
+        f"{name} {_shape(value)}"
+        for name, value in expected.items()
+        if name not in given and isinstance(value, Tensor) and not (_sized(value) and _place(value) in present)
+    ]
+    unexpected = [f"{name} {_shape(value)}" for name, value in given.items() if name not in expected]
+    wrong = [
+        f"{name} {_shape(given[name])} instead of {_shape(value)}"
+        for name, value in expected.items()
+        if name in given and _sized(value) and _shape(given[name]) != _shape(value)
+    ]
+    problems = (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", wrong))
+    return "; ".join(f"{kind} {_first_three(names)}" for kind, names in problems if names)
+
+
+def _first_three(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _sized(value: object) -> bool:
+    return isinstance(value, Tensor) and not is_lazy(value)
+
+
+def _shape(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"({type(value).__name__})"
+    return str(tuple(value.shape)) if _sized(value) else "(lazy)"
+
+
+def _place(value: object) -> tuple[object, ...]:
+    """Equal for tied tensors: files keep one of them."""
+    assert isinstance(value, Tensor)
+    if value.is_meta or value.numel() == 0:
+        return (id(value),)
+    return (value.data_ptr(), value.dtype, tuple(value.shape), value.stride())

@@ -1,0 +1,40 @@
+"""Rows in: where the pool's files are, which units they make, how their columns become tensors.
+
+`plan_pool` lists files, reads footers and cuts units; `read_unit` turns one unit into ids and clean tensors, in any
+process; `read_labelled` and `locate_labelled` find what is labelled already; `read_columns_at` fetches columns of chosen rows.
+"""
+
+from raystream.pool.columns import Column
+from raystream.pool.files import File, list_files
+from raystream.pool.footers import Footer, read_footers
+from raystream.pool.ids import check_unique
+from raystream.pool.labelled import Labelled, has_columns, labelled_units, read_labelled
+from raystream.pool.locate import locate_labelled
+from raystream.pool.plan import PoolPlan, plan_pool
+from raystream.pool.reader import BadRow, ReadSpec, Rows, read_unit
+from raystream.pool.rows import read_columns_at
+from raystream.pool.units import Unit, cut_units, units_at
+
+__all__ = [
+    "BadRow",
+    "Column",
+    "File",
+    "Footer",
+    "Labelled",
+    "PoolPlan",
+    "ReadSpec",
+    "Rows",
+    "Unit",
+    "check_unique",
+    "cut_units",
+    "has_columns",
+    "labelled_units",
+    "list_files",
+    "locate_labelled",
+    "plan_pool",
+    "read_columns_at",
+    "read_footers",
+    "read_labelled",
+    "read_unit",
+    "units_at",
+]

@@ -1,0 +1,186 @@
+"""How Arrow columns become the model's input tensors.
+
+A column is recognised from its Arrow type alone. Numbers and booleans are scalars; `fixed_size_list`, `list` and
+`large_list` of them, nested or not, and `arrow.fixed_shape_tensor` are tensors of one shape for the whole pool.
+
+Types: floating columns become float32; integer and boolean tensors keep their type; scalar columns of whatever
+type are stacked, in order, into one float32 tensor (n, f). Each tensor column is one positional input of the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raystream.errors import PoolError
+
+Flaws = dict[int, str]
+"""Row of a block -> what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column as the model sees it.
+
+    Attributes:
+        shape: of one row; None stands for the width of a list, which only the data can tell. () is a scalar.
+        dtype: of the decoded tensor.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether the column holds one number a row, and is stacked with the others."""
+        return not self.shape
+
+
+def recognise(name: str, type_: pa.DataType) -> Column:
+    """What a column of this type is to the model.
+
+    Raises:
+        PoolError: the type can't become a tensor.
+    """
+    if isinstance(type_, pa.FixedShapeTensorType):
+        shape = tuple(type_.shape)
+        order = type_.permutation or range(len(shape))
+        return Column(name, tuple(shape[i] for i in order), _dtype(name, type_, type_.value_type))
+    sizes: list[int | None] = []
+    leaf = type_
+    while _is_list(leaf):
+        sizes.append(leaf.list_size if pa.types.is_fixed_size_list(leaf) else None)
+        leaf = leaf.value_type
+    return Column(name, tuple(sizes), _dtype(name, type_, leaf))
+
+
+def check_mixture(columns: Sequence[Column]) -> None:
+    """Raise PoolError unless the columns are all scalars or all tensors."""
+    scalar = next((c.name for c in columns if c.is_scalar), None)
+    tensor = next((c.name for c in columns if not c.is_scalar), None)
+    if scalar is not None and tensor is not None:
+        raise PoolError(
+            f"the inputs mix single numbers (column {scalar}) with lists (column {tensor}); "
+            "expected one kind, so put the numbers into a list column or leave one of them out"
+        )
+
+
+def plain_type(type_: pa.DataType) -> pa.DataType:
+    """The type of a dictionary-encoded column's values; any other type as it is."""
+    return type_.value_type if pa.types.is_dictionary(type_) else type_
+
+
+def plain(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """A dictionary-encoded array decoded to its values; any other as it is."""
+    return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
+
+
+def structural_flaws(array: pa.Array, column: Column) -> Flaws:
+    """The rows that are null, hold nulls, or don't have the column's shape; empty for a sound block."""
+    return _flaws(_storage(array), _storage_shape(array.type, column), np.arange(len(array)))
+
+
+def decode(array: pa.Array, column: Column) -> npt.NDArray[np.generic]:
+    """A structurally sound block as (n, *shape) of the column's dtype: a view of Arrow's memory where types allow it."""
+    if not len(array):
+        return np.empty((0, *known_shape(column.shape)), column.dtype)
+    values = _storage(array)
+    for _ in column.shape:
+        values = _items(values)
+    flat = values.to_numpy(zero_copy_only=False)
+    if flat.dtype != column.dtype:
+        with np.errstate(over="ignore"):
+            flat = flat.astype(column.dtype)
+    rows = flat.reshape(len(array), *_storage_shape(array.type, column))
+    order = getattr(array.type, "permutation", None)
+    return rows.transpose(0, *(i + 1 for i in order)) if order else rows
+
+
+def value_flaws(block: npt.NDArray[np.generic]) -> Flaws:
+    """The rows of a decoded block (n, *shape) that hold NaN or infinite values.
+
+    A sum is finite only if all its terms are, so that sound blocks cost one pass over cached memory.
+    """
+    if block.dtype.kind != "f" or not block.size:
+        return {}
+    with np.errstate(all="ignore"):
+        # Flat einsum sums at memory speed on one thread: 27 GB/s where ndarray.sum reaches 20.
+        if math.isfinite(np.einsum("i->", block.reshape(-1))):
+            return {}
+    rows = block.reshape(len(block), -1)
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    return {int(row): "holds NaN" if np.isnan(rows[row]).any() else "holds a value that is infinite as float32" for row in bad}
+
+
+def _is_list(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_list(type_) or pa.types.is_list(type_) or pa.types.is_large_list(type_))
+
+
+def _dtype(name: str, type_: pa.DataType, leaf: pa.DataType) -> str:
+    if pa.types.is_floating(leaf):
+        return "float32"
+    if pa.types.is_integer(leaf):
+        return str(leaf)
+    if pa.types.is_boolean(leaf):
+        return "bool"
+    raise PoolError(f"column {name} is {type_}; expected numbers, booleans, or lists of them as a model's input")
+
+
+def _storage(array: pa.Array) -> pa.Array:
+    return array.storage if isinstance(array.type, pa.BaseExtensionType) else array
+
+
+def _storage_shape(type_: pa.DataType, column: Column) -> tuple[int, ...]:
+    if isinstance(type_, pa.FixedShapeTensorType):
+        return tuple(type_.shape)
+    return known_shape(column.shape)
+
+
+def known_shape(shape: Sequence[int | None]) -> tuple[int, ...]:
+    """A complete shape."""
+    assert None not in shape, "plan_pool puts the width of list columns in"
+    return tuple(size for size in shape if size is not None)
+
+
+def _items(array: pa.Array) -> pa.Array:
+    """The items of a list array, those in the slots of null rows included, those outside its slice not."""
+    if not _is_list(array.type):
+        return array  # a fixed-shape tensor's storage is flat
+    if pa.types.is_fixed_size_list(array.type):
+        size = array.type.list_size
+        # flatten() would drop null rows, and values ignores slicing.
+        return array.values.slice(array.offset * size, len(array) * size)
+    first, last = (array.offsets[i].as_py() for i in (0, -1))
+    return array.values.slice(first, last - first)
+
+
+def _flaws(array: pa.Array, shape: tuple[int, ...], rows: npt.NDArray[np.int64], null: str = "is null") -> Flaws:
+    """Level by level; rows[i] is the block's row that item i belongs to."""
+    flaws: Flaws = {}
+    if array.null_count:
+        missing = array.is_null().to_numpy(zero_copy_only=False)
+        flaws.update(dict.fromkeys(rows[missing].tolist(), null))
+        array, rows = array.filter(pa.array(~missing)), rows[~missing]
+    if not _is_list(array.type):
+        return flaws
+    if pa.types.is_fixed_size_list(array.type):
+        width = array.type.list_size
+    else:
+        width = shape[0]
+        lengths = pc.list_value_length(array).to_numpy(zero_copy_only=False)
+        ragged = lengths != width
+        if ragged.any():
+            for row, length in zip(rows[ragged].tolist(), lengths[ragged].tolist(), strict=True):
+                flaws.setdefault(row, f"holds {length} values, expected {width}")
+            array, rows = array.filter(pa.array(~ragged)), rows[~ragged]
+    inner = _items(array)
+    if not inner.null_count and not _is_list(inner.type):
+        return flaws  # sound blocks end here, without a row number for each item
+    return {**_flaws(inner, shape[1:], np.repeat(rows, width), "holds a null"), **flaws}

@@ -1,0 +1,207 @@
+"""The pool's row filters, pyarrow's disjunction of conjunctions: what hive folders decide, what statistics decide, what rows decide.
+
+Nulls are treated as pyarrow treats them: they match no comparison, but they are `not in` every list.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raystream.errors import PoolError, QueryError, did_you_mean
+from raystream.pool.columns import plain, plain_type
+from raystream.pool.files import File
+from raystream.pool.footers import Statistics
+
+Value = bool | int | float | str | tuple[bool | int | float | str, ...]
+Term = tuple[str, str, Value]
+Filters = tuple[tuple[Term, ...], ...]
+"""Any of the conjunctions; () lets every row pass. Hashable, and the same as JSON but for tuples."""
+
+_COMPARISONS = {"==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
+def freeze(disjunction: Sequence[Sequence[tuple[str, str, Any]]]) -> Filters:
+    """`Pool.disjunction` as nested tuples, with `=` written as `==`."""
+    return tuple(
+        tuple((name, "==" if op == "=" else op, tuple(value) if isinstance(value, list) else value) for name, op, value in conjunction)
+        for conjunction in disjunction
+    )
+
+
+def filter_columns(filters: Filters) -> list[str]:
+    """The columns that filters name, each once, in order."""
+    return list(dict.fromkeys(name for conjunction in filters for name, _, _ in conjunction))
+
+
+def partition_types(files: Sequence[File]) -> dict[str, pa.DataType]:
+    """The type of each hive key: int64 if every file's value is a whole number of 64 bits, else string."""
+    values: dict[str, set[str | None]] = {}
+    for file in files:
+        for name, value in file.partitions:
+            values.setdefault(name, set()).add(value)
+    whole = {name for name, seen in values.items() if seen != {None} and all(_is_integer(value) for value in seen - {None})}
+    return {name: pa.int64() if name in whole else pa.string() for name in values}
+
+
+def partition_value(file: File, name: str, type_: pa.DataType) -> int | str | None:
+    """The value of one of a file's hive keys."""
+    text = dict(file.partitions)[name]
+    return int(text) if text is not None and pa.types.is_integer(type_) else text
+
+
+def check_filters(filters: Filters, types: Mapping[str, pa.DataType]) -> None:
+    """Raise QueryError for a value that its column can't be compared with, PoolError for an unknown column."""
+    for conjunction in filters:
+        for name, op, value in conjunction:
+            if name not in types:
+                raise PoolError(f"pool.filters names column {name}, which the pool doesn't hold{did_you_mean(name, types)}")
+            try:
+                pa.table({name: pa.array([], plain_type(types[name]))}).filter(_expression((name, op, value), types[name]))
+            except (pa.ArrowException, ValueError, TypeError, ArithmeticError):
+                shown = list(value) if isinstance(value, tuple) else value
+                hint = "a list" if (op in ("in", "not in")) != isinstance(value, tuple) else "a value of that type"
+                raise QueryError(f"pool.filters compares column {name} ({types[name]}) {op} {shown!r}; expected {hint}") from None
+
+
+def residual(filters: Filters, file: File, types: Mapping[str, pa.DataType]) -> Filters | None:
+    """What is left of the filters in a file once its hive folders have decided their terms.
+
+    Args:
+        filters: the pool's.
+        file: whose partitions decide.
+        types: of the hive keys, from `partition_types`.
+
+    Returns:
+        The filters that rows must still pass, () when all of them do, None when none can.
+    """
+    if not filters:
+        return ()
+    folders = {name for name, _ in file.partitions}
+    left: list[tuple[Term, ...]] = []
+    for conjunction in filters:
+        decided = [term for term in conjunction if term[0] in folders]
+        if all(_decide(term, partition_value(file, term[0], types[term[0]]), types[term[0]]) for term in decided):
+            rest = tuple(term for term in conjunction if term[0] not in folders)
+            if not rest:
+                return ()
+            left.append(rest)
+    return tuple(left) or None
+
+
+def row_group_may_match(filters: Filters, statistics: Mapping[str, Statistics], rows: int, types: Mapping[str, pa.DataType]) -> bool:
+    """Whether a row group's statistics leave room for a row that passes; True in every doubt."""
+    return not filters or any(all(_may_match(term, statistics[term[0]], rows, types[term[0]]) for term in terms) for terms in filters)
+
+
+def matching_rows(filters: Filters, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """The indices of a batch's rows that pass, in order."""
+    names = filter_columns(filters)
+    table = pa.table([*(plain(batch.column(name)) for name in names), pa.array(np.arange(batch.num_rows))], names=[*names, ""])
+    types = {name: batch.schema.field(name).type for name in names}
+    passed = table.filter(_disjunction(filters, types)).column("")
+    rows: npt.NDArray[np.int64] = passed.to_numpy()
+    return rows
+
+
+def _disjunction(filters: Filters, types: Mapping[str, pa.DataType]) -> pc.Expression:
+    both = (functools.reduce(operator.and_, (_expression(term, types[term[0]]) for term in conjunction)) for conjunction in filters)
+    return functools.reduce(operator.or_, both)
+
+
+def _expression(term: Term, type_: pa.DataType) -> pc.Expression:
+    name, op, value = term
+    plain_ = plain_type(type_)
+    field = pc.field(name)
+    if pa.types.is_string_view(plain_) or pa.types.is_binary_view(plain_):
+        # Arrow 26 compares no views.
+        field, plain_ = field.cast(pa.large_binary() if pa.types.is_binary_view(plain_) else pa.large_string()), pa.large_string()
+    if op in ("in", "not in"):
+        if not isinstance(value, tuple):
+            raise TypeError("a list is expected")
+        found = field.isin(pa.array([_literal(v, plain_) for v in value]))
+        return ~found if op == "not in" else found
+    if isinstance(value, tuple):
+        raise TypeError("one value is expected")
+    return _COMPARISONS[op](field, _scalar(value, plain_))
+
+
+def _scalar(value: Any, type_: pa.DataType) -> pa.Scalar:
+    literal = _literal(value, type_)
+    if pa.types.is_unsigned_integer(type_) and isinstance(literal, int) and 0 <= literal < 2**type_.bit_width:
+        return pa.scalar(literal, type_)  # else Arrow compares uint64 as int64, and refuses large values
+    return literal if isinstance(literal, pa.Scalar) else pa.scalar(literal)
+
+
+def _literal(value: Any, type_: pa.DataType) -> Any:
+    """The value as Arrow compares it with a column of the type; TypeError where it can't."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if pa.types.is_temporal(type_) and isinstance(value, str):
+        return pa.scalar(value).cast(type_)
+    if pa.types.is_integer(type_) and is_number:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+    if pa.types.is_floating(type_) and is_number:
+        return float(value)
+    if pa.types.is_decimal(type_) and is_number:
+        return Decimal(str(value))
+    if pa.types.is_boolean(type_) and isinstance(value, bool):
+        return value
+    if (pa.types.is_string(type_) or pa.types.is_large_string(type_)) and isinstance(value, str):
+        return value
+    if (pa.types.is_binary(type_) or pa.types.is_large_binary(type_)) and isinstance(value, str):
+        return value.encode()
+    raise TypeError(f"{type_} is not comparable with {value!r}")
+
+
+def _decide(term: Term, value: int | str | None, type_: pa.DataType) -> bool:
+    """A term on a hive key, by the same rules as on a column."""
+    table = pa.table({term[0]: pa.array([value], type_)})
+    return bool(table.filter(_expression(term, type_)).num_rows)
+
+
+def _may_match(term: Term, found: Statistics, rows: int, type_: pa.DataType) -> bool:
+    _, op, value = term
+    if found.nulls is not None and found.nulls == rows and op != "not in":
+        return False
+    low, high = found.least, found.greatest
+    values = value if isinstance(value, tuple) else (value,)
+    if low is None or high is None or low != low or high != high:
+        return True
+    if not all(_ordered_alike(v, low, high, plain_type(type_), op) for v in values):
+        return True
+    if op in ("==", "in"):
+        return any(low <= v <= high for v in values)
+    if op in ("!=", "not in"):
+        # Statistics leave NaN out, and NaN differs from everything.
+        may_be_other = low != high or isinstance(low, float) or low not in values
+        return may_be_other or (op == "not in" and found.nulls != 0)
+    return bool(low < value if op == "<" else low <= value if op == "<=" else high > value if op == ">" else high >= value)
+
+
+def _ordered_alike(value: Any, low: Any, high: Any, type_: pa.DataType, op: str) -> bool:
+    """Whether Python orders the value among the bounds just as Arrow orders it among the column's rows."""
+    if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
+        return all(isinstance(v, str) for v in (value, low, high))
+    if pa.types.is_boolean(type_):
+        return all(isinstance(v, bool) for v in (value, low, high))
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    if pa.types.is_floating(type_):
+        # A list is rounded to the column's type, a single value is not.
+        return op not in ("in", "not in") and isinstance(low, float) and isinstance(high, float)
+    # The bounds of wide unsigned columns come back as signed numbers.
+    signed = pa.types.is_signed_integer(type_) or (pa.types.is_unsigned_integer(type_) and type_.bit_width <= 16)
+    return bool(signed) and isinstance(value, int) and isinstance(low, int) and isinstance(high, int)
+
+
+def _is_integer(text: str | None) -> bool:
+    return text is not None and re.fullmatch(r"[+-]?[0-9]+", text) is not None and -(2**63) <= int(text) < 2**63

@@ -1,0 +1,164 @@
+"""What the Parquet footers tell before any row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raystream.errors import PoolError, did_you_mean
+from raystream.pool.files import File, open_parquet
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A filter column within one row group; None where the writer left it out.
+
+    `least` and `greatest` are bounds: nothing lies outside, but neither need occur.
+    """
+
+    bytes: int
+    least: Any
+    greatest: Any
+    nulls: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """One row group: its rows, the uncompressed bytes of the columns always read, and the filter columns."""
+
+    rows: int
+    bytes: int
+    statistics: tuple[tuple[str, Statistics], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What planning needs of one file's footer."""
+
+    file: File
+    schema: pa.Schema
+    row_groups: tuple[RowGroup, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file, before filters."""
+        return sum(group.rows for group in self.row_groups)
+
+
+def read_footers(
+    files: Sequence[File],
+    columns: Sequence[str],
+    filter_columns: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    threads: int = 16,
+    same_types: bool = True,
+) -> list[Footer]:
+    """The footers of all files, in their order.
+
+    Args:
+        files: as listed.
+        columns: those that every unit reads; they must stand in the files.
+        filter_columns: those whose statistics are wanted; in the files, or hive folders.
+        keep: further columns whose types are wanted; in the files, or hive folders.
+        threads: footers read at a time.
+        same_types: whether a column must have one type in all files.
+
+    Raises:
+        PoolError: a file isn't Parquet, lacks a column, or has one under another type than the first file.
+    """
+    with ThreadPoolExecutor(max_workers=max(1, min(threads, len(files)))) as executor:
+        footers = list(executor.map(lambda file: _read_footer(file, columns, filter_columns, keep), files))
+    if footers:
+        for footer in footers[1:] if same_types else []:
+            _same_types(footers[0], footer)
+        # Thousands of equal schemas would be most of a plan's memory.
+        first = footers[0].schema
+        footers = [Footer(f.file, first, f.row_groups) if f.schema.equals(first) else f for f in footers]
+    return footers
+
+
+def _read_footer(file: File, columns: Sequence[str], filter_columns: Sequence[str], keep: Sequence[str]) -> Footer:
+    with open_parquet(file) as parquet:
+        try:
+            metadata, schema = parquet.metadata, parquet.schema_arrow
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            raise PoolError(f"{file.path} has a schema that can't be read: {error}; write the file anew") from None
+    folders = [name for name, _ in file.partitions]
+    for name in columns:
+        if name in folders and name not in schema.names:
+            raise PoolError(f"column {name} of {file.path} is a hive folder; expected the id and the inputs in the file itself")
+    wanted = dict.fromkeys([*columns, *filter_columns, *keep])
+    in_file = [name for name in wanted if name not in folders or name in schema.names]
+    for name in in_file:
+        _check_column(file, schema.names, name, folders)
+    filters = [name for name in filter_columns if name in in_file]
+    leaves = _leaves(metadata, in_file)
+    groups = (_row_group(metadata.row_group(i), columns, filters, leaves) for i in range(metadata.num_row_groups))
+    return Footer(file, pa.schema([schema.field(name).remove_metadata() for name in in_file]), tuple(groups))
+
+
+def _check_column(file: File, names: Sequence[str], name: str, folders: Sequence[str]) -> None:
+    if name in folders:
+        raise PoolError(f"{name} is both a column and a partition of {file.path}; rename the column or the folders")
+    count = names.count(name)
+    if not count:
+        raise PoolError(f"column {name} is missing in {file.path}{did_you_mean(name, [*names, *folders])}")
+    if count > 1:
+        raise PoolError(f"column {name} stands {count} times in {file.path}; expected different names, so rename all but one")
+
+
+def _leaves(metadata: pq.FileMetaData, names: Sequence[str]) -> dict[str, list[int]]:
+    """Column -> the Parquet leaf columns that it is stored in."""
+    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    return {name: [i for i, path in enumerate(paths) if path == name or path.startswith(f"{name}.")] for name in names}
+
+
+def _row_group(group: pq.RowGroupMetaData, columns: Sequence[str], filters: Sequence[str], leaves: dict[str, list[int]]) -> RowGroup:
+    def stored(name: str) -> int:
+        return sum(group.column(leaf).total_uncompressed_size for leaf in leaves[name])
+
+    statistics = tuple((name, _statistics(group, leaves[name], stored(name))) for name in filters)
+    return RowGroup(group.num_rows, sum(stored(name) for name in dict.fromkeys(columns)), statistics)
+
+
+def _statistics(group: pq.RowGroupMetaData, leaves: Sequence[int], stored: int) -> Statistics:
+    found = group.column(leaves[0]).statistics if len(leaves) == 1 else None
+    if found is None:
+        return Statistics(stored, None, None, None)
+    nulls = found.null_count if found.has_null_count else None
+    if not found.has_min_max:
+        return Statistics(stored, None, None, nulls)
+    try:
+        return Statistics(stored, found.min, found.max, nulls)
+    except (pa.ArrowException, ValueError, OverflowError, NotImplementedError):
+        return Statistics(stored, None, None, nulls)  # a type whose bounds Arrow doesn't decode prunes nothing
+
+
+def _same_types(first: Footer, other: Footer) -> None:
+    expected = {field.name: field.type for field in first.schema}
+    for field in other.schema:
+        if field.name in expected and not same_type(expected[field.name], field.type):
+            raise PoolError(
+                f"column {field.name} is {expected[field.name]} in {first.file.path} but {field.type} in {other.file.path}; "
+                "expected one type in the whole pool, so write one of them anew"
+            )
+
+
+def same_type(one: pa.DataType, other: pa.DataType) -> bool:
+    """Equality of types that overlooks how values are encoded and whether the items of lists may be null."""
+    return bool(_bare(one) == _bare(other))
+
+
+def _bare(type_: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(type_):
+        return _bare(type_.value_type)
+    if pa.types.is_fixed_size_list(type_):
+        return pa.list_(_bare(type_.value_type), type_.list_size)
+    if pa.types.is_large_list(type_):
+        return pa.large_list(_bare(type_.value_type))
+    return pa.list_(_bare(type_.value_type)) if pa.types.is_list(type_) else type_

@@ -1,0 +1,73 @@
+"""Checking that ids tell rows apart, over the whole pool."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raystream.errors import PoolError
+from raystream.pool.columns import plain
+
+_SHOWN = 3
+
+
+def check_unique(ids: pa.ChunkedArray | pa.Array, name: str) -> None:
+    """Raise PoolError if ids are null or occur more than once.
+
+    Args:
+        ids: of all rows, in row order.
+        name: the id column's, for messages.
+    """
+    if ids.null_count:
+        raise PoolError(f"{ids.null_count} ids of column {name} are null; expected one id a row, so fill them or leave pool.id out")
+    ids = comparable(ids)
+    repeated = _repeated_integers(ids) if pa.types.is_integer(ids.type) else _repeated_strings(ids)
+    if len(repeated):
+        first = _first_repeats(ids, repeated)
+        raise PoolError(
+            f"{len(repeated)} ids of column {name} are not unique, first: {', '.join(map(str, first))}; "
+            "expected one id a row, so correct them or leave pool.id out"
+        )
+
+
+def comparable(ids: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """The same ids in a type that Arrow can sort and look up: dictionaries decoded, strings and binary with 64-bit offsets."""
+    ids = plain(ids)
+    if pa.types.is_string(ids.type) or pa.types.is_string_view(ids.type):
+        return ids.cast(pa.large_string())
+    if pa.types.is_binary(ids.type) or pa.types.is_binary_view(ids.type) or pa.types.is_fixed_size_binary(ids.type):
+        return ids.cast(pa.large_binary())
+    return ids
+
+
+def _repeated_integers(ids: pa.ChunkedArray | pa.Array) -> pa.Array:
+    values: npt.NDArray[np.integer] = np.array(ids.to_numpy())
+    if not (values[1:] > values[:-1]).all():
+        values.sort()
+    same = values[1:] == values[:-1]
+    return pa.array(np.unique(values[1:][same]), ids.type)
+
+
+def _repeated_strings(ids: pa.ChunkedArray | pa.Array) -> pa.Array:
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return pa.array([], ids.type)
+    counts = pc.value_counts(ids)
+    return counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+
+
+def _first_repeats(ids: pa.ChunkedArray | pa.Array, repeated: pa.Array) -> list[object]:
+    """The ids that are met again first, in row order."""
+    seen: set[object] = set()
+    first: dict[object, None] = {}
+    rows = pc.is_in(ids, value_set=repeated)
+    for chunk in ids.filter(rows).chunks if isinstance(ids, pa.ChunkedArray) else [ids.filter(rows)]:
+        for value in chunk:
+            key = value.as_py()
+            if key in seen:
+                first[key] = None
+                if len(first) == _SHOWN:
+                    return list(first)
+            seen.add(key)
+    return list(first)

@@ -1,0 +1,211 @@
+"""The ids that already have labels, and where their rows are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raystream.errors import LabelsError, PoolError, did_you_mean
+from raystream.pool.columns import Column, plain, recognise
+from raystream.pool.files import File, list_files, one_line, open_parquet
+from raystream.pool.footers import read_footers
+from raystream.pool.ids import comparable
+from raystream.pool.plan import DERIVED_ID
+from raystream.pool.reader import ReadSpec
+from raystream.pool.units import Unit, units_at
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """The labelled ids, sorted, each once.
+
+    Attributes:
+        id_name: the id column in the labelled files.
+        ids: sorted; strings and binary with 64-bit offsets, integers in the pool's type.
+        files: where they were read.
+        file_of: (n,) index into `files` of the first row that each id stands in.
+        row_of: (n,) that row's position in its file.
+    """
+
+    id_name: str
+    ids: pa.Array
+    files: tuple[File, ...]
+    file_of: npt.NDArray[np.int64]
+    row_of: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the set of ids, the same whatever files they came in; hexadecimal."""
+        digest = hashlib.sha256(f"{self.ids.type} {len(self)}".encode())
+        if pa.types.is_integer(self.ids.type):
+            digest.update(self.ids.to_numpy().astype("<i8" if pa.types.is_signed_integer(self.ids.type) else "<u8").tobytes())
+        elif len(self):
+            offsets = np.frombuffer(self.ids.buffers()[1], dtype=np.int64)[self.ids.offset :][: len(self) + 1]
+            digest.update((offsets - offsets[0]).tobytes())
+            digest.update(memoryview(self.ids.buffers()[2] or b"")[int(offsets[0]) : int(offsets[-1])])
+        return digest.hexdigest()
+
+    def find(self, ids: pa.Array | pa.ChunkedArray) -> Mask:
+        """(n,) whether each id is labelled; a null never is."""
+        return self.index(ids) >= 0
+
+    def missing_from(self, ids: pa.Array | pa.ChunkedArray) -> Labelled:
+        """The labelled ids that are not among the given ones."""
+        missing = np.ones(len(self), dtype=bool)
+        where = self.index(ids)
+        missing[where[where >= 0]] = False
+        return self.only(missing)
+
+    def only(self, mask: Mask) -> Labelled:
+        """The ids for which the (len(self),) mask is true."""
+        return Labelled(self.id_name, self.ids.filter(pa.array(mask)), self.files, self.file_of[mask], self.row_of[mask])
+
+    def index(self, ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+        """(n,) the position of each id among the labelled ones, -1 where it isn't labelled."""
+        if not len(self):
+            return np.full(len(ids), -1, dtype=np.int64)
+        ids = comparable(ids)
+        if not ids.type.equals(self.ids.type):
+            ids = ids.cast(self.ids.type)
+        if not pa.types.is_integer(ids.type):
+            found = pc.index_in(ids, value_set=self.ids)
+            index: npt.NDArray[np.int64] = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+            return index
+        null = ids.is_null().to_numpy(zero_copy_only=False) if ids.null_count else None
+        values = (ids if null is None else pc.fill_null(ids, 0)).to_numpy()
+        known = self.ids.to_numpy()
+        # Eight times faster than Arrow's hash look-up.
+        at = np.minimum(np.searchsorted(known, values), len(known) - 1)
+        hit = known[at] == values
+        return np.where(hit if null is None else hit & ~null, at, -1)
+
+
+def read_labelled(uris: Sequence[str], id_name: str | None, id_type: pa.DataType, threads: int = 8) -> Labelled:
+    """Read the id column, and nothing else, of Parquet files with labelled rows.
+
+    Args:
+        uris: files, folders or globs; none gives no labelled ids.
+        id_name: the pool's id column; None means derived ids, which stand in a column named `id`.
+        id_type: of the pool's ids.
+        threads: files read at a time.
+
+    Raises:
+        LabelsError: a file or its id column is missing, unreadable, null, or of another kind than the pool's ids.
+    """
+    name = id_name or DERIVED_ID
+    try:
+        files = tuple(list_files(uris, key="pool.labelled")) if uris else ()
+        with ThreadPoolExecutor(max_workers=max(1, min(threads, len(files)))) as executor:
+            columns = list(executor.map(lambda file: _read_ids(file, name, id_type), files))
+    except PoolError as error:
+        raise LabelsError(str(error)) from None
+    empty = comparable(pa.array([], id_type))
+    ids = pa.concat_arrays([chunk for column in columns for chunk in column.chunks] or [empty])
+    lengths = [len(column) for column in columns]
+    file_of = np.repeat(np.arange(len(files)), lengths)
+    row_of = np.concatenate([np.arange(length) for length in lengths] or [np.arange(0)])
+    ids, first = _sorted_unique(ids)
+    return Labelled(name, ids, files, file_of[first], row_of[first])
+
+
+def has_columns(files: Sequence[File], columns: Sequence[Column]) -> list[bool]:
+    """Whether each labelled file holds all of the pool's input columns, so that its rows can be scored.
+
+    Raises:
+        LabelsError: an input column is there, but can't become the pool's tensor.
+    """
+    return [_has_columns(file, columns) for file in files]
+
+
+def labelled_units(labelled: Labelled, spec: ReadSpec) -> tuple[list[Unit], Labelled]:
+    """Units that read labelled rows from the labelled files themselves, for rows that the pool doesn't hold.
+
+    Args:
+        labelled: the ids wanted.
+        spec: how the pool's units are read; these units are read with it, too.
+
+    Returns:
+        The units, and the ids that they don't reach because their files lack the inputs.
+
+    Raises:
+        LabelsError: a labelled file holds an input column of another shape or kind.
+    """
+    in_use = np.unique(labelled.file_of).tolist()
+    able = [i for i, ok in zip(in_use, has_columns([labelled.files[i] for i in in_use], spec.columns), strict=True) if ok]
+    footers = read_footers([labelled.files[i] for i in able], [labelled.id_name, *spec.inputs], same_types=False) if able else []
+    units: list[Unit] = []
+    for index, footer in zip(able, footers, strict=True):
+        rows = np.sort(labelled.row_of[labelled.file_of == index])
+        units += units_at(footer, rows.tolist(), labelled.id_name if spec.id is None else None)
+    return units, labelled.only(~np.isin(labelled.file_of, able))
+
+
+def _read_ids(file: File, name: str, id_type: pa.DataType) -> pa.ChunkedArray:
+    with open_parquet(file) as parquet:
+        names = parquet.schema_arrow.names
+        if name not in names:
+            raise LabelsError(f"id column {name} is missing in the labelled file {file.path}{did_you_mean(name, names)}")
+        try:
+            ids = parquet.read(columns=[name]).column(name)
+        except (pa.ArrowException, OSError) as error:
+            raise LabelsError(f"id column {name} of {file.path} can't be read: {one_line(error)}; repair or remove the file") from None
+    if ids.null_count:
+        raise LabelsError(f"id column {name} of {file.path} holds {ids.null_count} nulls; expected an id in every labelled row")
+    found = ids.type
+    ids, target = comparable(plain(ids)), comparable(pa.array([], id_type)).type
+    if _family(ids.type) == _family(target):
+        try:
+            return ids.cast(target)
+        except pa.ArrowException as error:
+            raise LabelsError(
+                f"id column {name} of {file.path} is {found}, the pool's is {id_type}, and an id doesn't fit: {one_line(error)}; "
+                "label rows of this pool, or widen its id column"
+            ) from None
+    raise LabelsError(f"id column {name} of {file.path} is {found}, but the pool's is {id_type}; write it as {id_type}")
+
+
+def _family(type_: pa.DataType) -> str:
+    return "integer" if pa.types.is_integer(type_) else str(type_)
+
+
+def _sorted_unique(ids: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """Each id once in order, and where it stands first."""
+    if pa.types.is_integer(ids.type):
+        values, first = np.unique(ids.to_numpy(), return_index=True)
+        return pa.array(values, ids.type), first
+    encoded = ids.dictionary_encode()
+    _, first = np.unique(encoded.indices.to_numpy(), return_index=True)
+    order = pc.array_sort_indices(encoded.dictionary)
+    return encoded.dictionary.take(order), first[order.to_numpy()]
+
+
+def _has_columns(file: File, columns: Sequence[Column]) -> bool:
+    with open_parquet(file) as parquet:
+        schema = parquet.schema_arrow
+    if any(column.name not in schema.names for column in columns):
+        return False
+    for column in columns:
+        type_ = schema.field(column.name).type
+        try:
+            here = recognise(column.name, type_)
+        except PoolError as error:
+            raise LabelsError(f"labelled file {file.path}: {error}") from None
+        same_shape = len(here.shape) == len(column.shape) and all(h in (None, c) for h, c in zip(here.shape, column.shape, strict=True))
+        if not same_shape or column.dtype not in (here.dtype, "float32"):
+            raise LabelsError(
+                f"column {column.name} of the labelled file {file.path} is {type_}; "
+                f"expected what the pool holds, {column.dtype} of shape {column.shape}"
+            )
+    return True

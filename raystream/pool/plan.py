@@ -1,0 +1,208 @@
+"""Planning a pool: which files, which units, which columns; reads footers and no rows, but for the width of list columns."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from raystream.errors import PoolError, QueryError
+from raystream.pool.columns import Column, check_mixture, plain_type, recognise
+from raystream.pool.files import File, list_files, one_line, open_parquet
+from raystream.pool.filters import Filters, check_filters, filter_columns, freeze, partition_types, residual
+from raystream.pool.footers import Footer, read_footers
+from raystream.pool.reader import ReadSpec
+from raystream.pool.units import TARGET_BYTES, Unit, cut_units, group_bytes
+from raystream.query import LOGIT_SCORES, Pool
+
+LARGE_ROW_GROUP = 1 << 30
+DERIVED_ID = "id"
+_OURS = frozenset(
+    {"rank", "score", "gain", "distance", "represents", "why", "prediction", "prediction_name", "confidence", "path", "row", *LOGIT_SCORES}
+)
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """What a query reads of its pool.
+
+    Attributes:
+        footers: of all files, also of those that the filters leave nothing of, sorted by path.
+        units: what is scored, sorted by (path, first row).
+        read: how units are read.
+        filters: the pool's, frozen.
+        partition_types: hive key -> its type.
+        keep_schema: the kept columns with their types, as `read_columns_at` takes it.
+        warnings: sentences for the user.
+    """
+
+    footers: tuple[Footer, ...]
+    units: tuple[Unit, ...]
+    read: ReadSpec
+    filters: Filters
+    partition_types: dict[str, pa.DataType]
+    keep_schema: pa.Schema
+    warnings: tuple[str, ...]
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """All files, sorted by path."""
+        return tuple(footer.file for footer in self.footers)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the pool, before filters."""
+        return sum(footer.rows for footer in self.footers)
+
+    @property
+    def unit_rows(self) -> int:
+        """Rows of the units, before row filters."""
+        return sum(unit.rows for unit in self.units)
+
+    @property
+    def bytes(self) -> int:
+        """Uncompressed bytes of what the units read."""
+        return sum(unit.bytes for unit in self.units)
+
+    @property
+    def id_name(self) -> str:
+        """The id column of the results."""
+        return self.read.id or DERIVED_ID
+
+    @property
+    def id_type(self) -> pa.DataType:
+        """The type of the ids in the results."""
+        return self.read.id_type
+
+    @property
+    def snapshot(self) -> list[tuple[str, int, str]]:
+        """The identity of every file, as the manifest records it."""
+        return [footer.file.identity for footer in self.footers]
+
+
+def plan_pool(
+    pool: Pool,
+    columns: Sequence[str] | None = None,
+    on_error: Literal["fail", "skip"] = "fail",
+    target_bytes: int = TARGET_BYTES,
+    threads: int = 16,
+) -> PoolPlan:
+    """List a pool, read its footers and cut its units.
+
+    Args:
+        pool: as the query says it.
+        columns: the input columns, if they aren't `pool.inputs`: those that a model of kind columns names.
+        on_error: what readers do with bad rows.
+        target_bytes: uncompressed bytes of a unit.
+        threads: footers read at a time.
+
+    Raises:
+        QueryError: a name or a filter of the query can't be used.
+        PoolError: the files, their columns or their types can't be used, or no row is left.
+    """
+    inputs = tuple(pool.inputs if columns is None else columns)
+    _check_names(pool)
+    files = list_files(pool.uris)
+    folders = partition_types(files)
+    filters = freeze(pool.disjunction)
+    read = [*([pool.id] if pool.id else []), *inputs]
+    footers = read_footers(files, read, filter_columns(filters), pool.keep, threads)
+    if not any(footer.rows for footer in footers):
+        raise PoolError(f"pool.uri {', '.join(pool.uris)} holds no row in {len(files)} files; expected at least one")
+    # A key that only some files have as a folder must be a column of the others, which their footers tell.
+    types = {name: type_ for footer in footers for name, type_ in zip(footer.schema.names, footer.schema.types, strict=True)} | folders
+    check_filters(filters, types)
+    units = _cut(footers, filters, folders, target_bytes)
+    if not units:
+        raise PoolError(f"no row of {len(files)} files is left after filters {_shown(filters)}; change pool.filters")
+    spec = ReadSpec(pool.id, _id_type(pool.id, types), _input_columns(footers, inputs, types), on_error)
+    keep = pa.schema([pa.field(name, plain_type(types[name])) for name in pool.keep])
+    return PoolPlan(tuple(footers), tuple(units), spec, filters, folders, keep, _warnings(footers, units, spec))
+
+
+def _check_names(pool: Pool) -> None:
+    id_name = pool.id or DERIVED_ID
+    for key, name in [("pool.id", id_name), *(("pool.keep", name) for name in pool.keep)]:
+        if name in _OURS:
+            raise QueryError(f"{key} names column {name}, a name that raystream's own results use; rename the column in the pool")
+    for name in pool.keep:
+        if name == id_name:
+            raise QueryError(f"pool.keep names {name}, but the results have an id column of that name anyway; remove it from pool.keep")
+        if pool.keep.count(name) > 1:
+            raise QueryError(f"pool.keep names column {name} twice; expected each once")
+
+
+def _id_type(name: str | None, types: dict[str, pa.DataType]) -> pa.DataType:
+    if name is None:
+        return pa.string()
+    type_ = plain_type(types[name])
+    accepted = (
+        pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+        pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary,
+    )  # fmt: skip
+    if any(accept(type_) for accept in accepted) and not pa.types.is_decimal(type_):
+        return type_
+    raise PoolError(f"id column {name} is {types[name]}; expected integers, strings or binary, or leave pool.id out")
+
+
+def _input_columns(footers: Sequence[Footer], names: Sequence[str], types: dict[str, pa.DataType]) -> tuple[Column, ...]:
+    columns = tuple(recognise(name, types[name]) for name in names)
+    check_mixture(columns)
+    return tuple(dataclasses.replace(c, shape=_measured(footers, c)) if None in c.shape else c for c in columns)
+
+
+def _measured(footers: Sequence[Footer], column: Column) -> tuple[int, ...]:
+    """The shape of a list column, by the pool's first row that isn't null."""
+    for footer in footers:
+        with open_parquet(footer.file) as parquet:
+            try:
+                for batch in parquet.iter_batches(batch_size=64, columns=[column.name]):
+                    for value in batch.column(column.name).drop_null().to_pylist():
+                        shape = np.shape(value) if _is_regular(value) else ()
+                        if len(shape) == len(column.shape) and all(shape):
+                            return tuple(shape)
+            except (pa.ArrowException, OSError) as error:
+                where = f"column {column.name} of {footer.file.path}"
+                raise PoolError(f"{where} can't be read: {one_line(error)}; repair or remove the file") from None
+    raise PoolError(f"column {column.name} holds no list with values in {len(footers)} files; expected lists of one length")
+
+
+def _is_regular(value: object) -> bool:
+    try:
+        np.shape(value)  # type: ignore[arg-type]
+    except ValueError:
+        return False
+    return True
+
+
+def _cut(footers: Sequence[Footer], filters: Filters, folders: dict[str, pa.DataType], target_bytes: int) -> list[Unit]:
+    left = ((footer, residual(filters, footer.file, folders)) for footer in footers)
+    return [unit for footer, rest in left if rest is not None for unit in cut_units(footer, rest, target_bytes)]
+
+
+def _warnings(footers: Sequence[Footer], units: Sequence[Unit], spec: ReadSpec) -> tuple[str, ...]:
+    """A warning if a row group is so large that a worker needs much memory to read it."""
+    # Encoded integers take less room in the file than in memory.
+    row_bytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True))
+    groups_of = {footer.file.path: footer.row_groups for footer in footers}
+    size, name = 0, ""
+    for unit in units:
+        names = filter_columns(unit.filters)
+        for index in unit.row_groups:
+            group = groups_of[unit.file.path][index]
+            size, name = max((size, name), (max(group_bytes(group, names), group.rows * row_bytes), f"{unit.file.path}#rg{index}"))
+    if size <= LARGE_ROW_GROUP:
+        return ()
+    return (
+        f"the largest row group, {name}, holds {size / 2**30:.1f} GiB in the columns read, which bounds a worker's memory from below; "
+        "write the pool with smaller row groups",
+    )
+
+
+def _shown(filters: Filters) -> str:
+    return " or ".join(" and ".join(f"{name} {op} {value!r}" for name, op, value in conjunction) for conjunction in filters)

@@ -1,0 +1,208 @@
+"""Reading a unit: row filters, ids and clean input tensors, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raystream.errors import PoolError
+from raystream.pool.columns import Column, Flaws, decode, known_shape, plain, structural_flaws, value_flaws
+from raystream.pool.files import check_unchanged, one_line, open_parquet
+from raystream.pool.filters import filter_columns, matching_rows
+from raystream.pool.units import Unit
+
+Tensor = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class ReadSpec:
+    """What reading needs beside the unit; the same for the whole run, and travels to workers.
+
+    Attributes:
+        id: the id column; None derives `path#row`.
+        id_type: of the ids that come out.
+        columns: the input columns in order; `plan_pool` has put the width of lists into their shapes.
+        on_error: fail stops at the first bad row, skip leaves bad rows out and reports them.
+    """
+
+    id: str | None
+    id_type: pa.DataType
+    columns: tuple[Column, ...]
+    on_error: Literal["fail", "skip"] = "fail"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the input columns, in order."""
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def stacks(self) -> bool:
+        """Whether the inputs are scalars, which go to the model as one tensor."""
+        return bool(self.columns) and self.columns[0].is_scalar
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of one row of each tensor that the model gets."""
+        return ((len(self.columns),),) if self.stacks else tuple(known_shape(column.shape) for column in self.columns)
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtype of each tensor that the model gets."""
+        return ("float32",) if self.stacks else tuple(column.dtype for column in self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that can't be scored: where it is and why."""
+
+    path: str
+    row_group: int
+    row: int
+    column: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}#rg{self.row_group} row {self.row}: column {self.column} {self.reason}"
+
+
+@dataclass
+class Rows:
+    """Clean rows in the file's order.
+
+    Attributes:
+        ids: one a row, of the spec's type; may hold nulls, which only the whole pool can count.
+        rows: (n,) int64, positions in the file.
+        inputs: the model's tensors, each (n, *shape); they may be views of read-only memory.
+        bad: the rows left out, under `skip`.
+    """
+
+    ids: pa.Array
+    rows: npt.NDArray[np.int64]
+    inputs: tuple[Tensor, ...]
+    bad: list[BadRow] = field(default_factory=list)
+
+
+def read_unit(unit: Unit, spec: ReadSpec, batch_rows: int) -> Iterator[Rows]:
+    """Yield a unit's rows that pass its filters, at most `batch_rows` at a time; memory is bounded by a row group.
+
+    Raises:
+        PoolError: the file is gone, changed or damaged, or holds a bad row and `spec.on_error` is fail.
+    """
+    with open_parquet(unit.file) as parquet:
+        starts = [0, *accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups))]
+        if unit.row_groups[-1] >= len(starts) - 1 or starts[unit.row_groups[0]] != unit.first_row:
+            raise PoolError(f"{unit.name} is not in the file any more; plan the query again")
+        group_starts = np.asarray(starts)
+        for batch, rows in _selected(unit, spec, parquet, batch_rows):
+            yield from _clean(unit, spec, batch, rows, group_starts)
+    check_unchanged(unit.file)
+
+
+def _selected(
+    unit: Unit, spec: ReadSpec, parquet: pq.ParquetFile, batch_rows: int
+) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.int64]]]:
+    """The batches of a unit, cut down to the rows wanted, with their positions in the file."""
+    id_column = unit.id or spec.id
+    wanted = [*([id_column] if id_column else []), *spec.inputs, *filter_columns(unit.filters)]
+    batches = parquet.iter_batches(batch_size=batch_rows, row_groups=list(unit.row_groups), columns=list(dict.fromkeys(wanted)))
+    positions = None if unit.positions is None else np.asarray(unit.positions, dtype=np.int64)
+    next_row = unit.first_row
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            raise PoolError(f"{unit.name} can't be read near row {next_row}: {one_line(error)}; repair or remove the file") from None
+        if batch is None:
+            return
+        rows = np.arange(next_row, next_row + batch.num_rows)
+        next_row += batch.num_rows
+        keep: npt.NDArray[np.int64] | None = None
+        if positions is not None:
+            low, high = np.searchsorted(positions, [rows[0], rows[-1] + 1]) if len(rows) else (0, 0)
+            keep = positions[low:high] - (next_row - batch.num_rows)
+        elif unit.filters:
+            keep = _matching(unit, batch)
+        if keep is not None and len(keep) < batch.num_rows:
+            batch, rows = batch.take(pa.array(keep)), rows[keep]
+        if len(rows):
+            yield batch, rows
+
+
+def _matching(unit: Unit, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    try:
+        return matching_rows(unit.filters, batch)
+    except pa.ArrowException as error:
+        raise PoolError(f"{unit.name}: pool.filters can't be applied: {one_line(error)}; change the value that is compared") from None
+
+
+def _clean(
+    unit: Unit, spec: ReadSpec, batch: pa.RecordBatch, rows: npt.NDArray[np.int64], group_starts: npt.NDArray[np.int64]
+) -> Iterator[Rows]:
+    """The batch as tensors without its bad rows, provided that anything is left to say."""
+    bad: list[BadRow] = []
+
+    def report(flaws: dict[str, Flaws], where: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        ok = np.ones(len(where), dtype=bool)
+        for row, column, reason in sorted((row, column, reason) for column, of in flaws.items() for row, reason in of.items()):
+            group = int(np.searchsorted(group_starts, where[row], side="right")) - 1
+            found = BadRow(unit.file.path, group, int(where[row]), column, reason)
+            if spec.on_error == "fail":
+                raise PoolError(f"{found}; correct the row, or set on_error: skip to leave such rows out")
+            if ok[row]:
+                bad.append(found)
+            ok[row] = False
+        return ok
+
+    structure = {column.name: flaws for column in spec.columns if (flaws := structural_flaws(batch.column(column.name), column))}
+    if structure:
+        ok = report(structure, rows)
+        batch, rows = batch.filter(pa.array(ok)), rows[ok]
+    blocks = [decode(batch.column(column.name), column) for column in spec.columns]
+    if spec.stacks:
+        blocks = [_stack(blocks)]
+    values = _values(spec, blocks)
+    ids = _ids(unit, spec, batch, rows)
+    if values:
+        ok = report(values, rows)
+        ids, rows, blocks = ids.filter(pa.array(ok)), rows[ok], [block[ok] for block in blocks]
+    if len(rows) or bad:
+        yield Rows(ids, rows, tuple(blocks), sorted(bad, key=lambda found: found.row))
+
+
+def _stack(blocks: list[Tensor]) -> Tensor:
+    with np.errstate(over="ignore"):
+        return np.stack([block.astype(np.float32, copy=False) for block in blocks], axis=1)
+
+
+def _values(spec: ReadSpec, blocks: list[Tensor]) -> dict[str, Flaws]:
+    if not spec.stacks:
+        return {column.name: flaws for column, block in zip(spec.columns, blocks, strict=True) if (flaws := value_flaws(block))}
+    if not value_flaws(blocks[0]):
+        return {}
+    return {column.name: flaws for i, column in enumerate(spec.columns) if (flaws := value_flaws(blocks[0][:, i].copy()))}
+
+
+def _ids(unit: Unit, spec: ReadSpec, batch: pa.RecordBatch, rows: npt.NDArray[np.int64]) -> pa.Array:
+    name = unit.id or spec.id
+    if name is None:
+        return derived_ids(unit.file.path, rows)
+    ids = plain(batch.column(name))
+    if ids.type.equals(spec.id_type):
+        return ids
+    try:
+        return ids.cast(spec.id_type)
+    except pa.ArrowException as error:
+        raise PoolError(f"{unit.name}: id column {name} can't become {spec.id_type}: {one_line(error)}; write it as such") from None
+
+
+def derived_ids(path: str, rows: npt.NDArray[np.int64]) -> pa.Array:
+    """`path#row` for positions in a file: what rows are called when the pool has no id column."""
+    return pc.binary_join_element_wise(path, pa.array(rows).cast(pa.string()), "#")

@@ -1,0 +1,130 @@
+"""Cutting a file into units, the grain of scoring, retrying and reusing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raystream.pool.files import File
+from raystream.pool.filters import Filters, filter_columns, row_group_may_match
+from raystream.pool.footers import Footer, RowGroup
+
+TARGET_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A run of row groups of one file, or some of its rows.
+
+    Attributes:
+        file: where the rows are.
+        row_groups: consecutive.
+        first_row: position in the file of the first row group's first row.
+        rows: how many are read, before row filters.
+        bytes: uncompressed, of the columns read.
+        filters: what rows must still pass.
+        positions: if given, the sorted positions in the file of the only rows read; filters don't apply to them.
+        id: the id column, where it is another one than the pool's; only labelled files have such units.
+    """
+
+    file: File
+    row_groups: tuple[int, ...]
+    first_row: int
+    rows: int
+    bytes: int
+    filters: Filters = ()
+    positions: tuple[int, ...] | None = None
+    id: str | None = None
+
+    @property
+    def name(self) -> str:
+        """`path#rg3-5` or `path#rg3`, as messages show it."""
+        first, last = self.row_groups[0], self.row_groups[-1]
+        return f"{self.file.path}#rg{first}" if first == last else f"{self.file.path}#rg{first}-{last}"
+
+
+def cut_units(footer: Footer, filters: Filters = (), target_bytes: int = TARGET_BYTES) -> list[Unit]:
+    """Cut a file at row groups into units of about equal bytes, in order.
+
+    Row groups that are empty or that the statistics rule out are left out. The cut depends on this file and these
+    filters alone, so that scored units are found again whatever else the pool holds.
+
+    Args:
+        footer: the file's, with statistics of the filters' columns.
+        filters: what its hive folders left undecided.
+        target_bytes: uncompressed bytes that a unit should have.
+    """
+    types = {field.name: field.type for field in footer.schema}
+    runs: list[list[int]] = []
+    for index, group in enumerate(footer.row_groups):
+        if not group.rows or not row_group_may_match(filters, dict(group.statistics), group.rows, types):
+            continue
+        if runs and runs[-1][-1] == index - 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    names = filter_columns(filters)
+    weights = [group_bytes(group, names) for group in footer.row_groups]
+    return [_unit(footer, part, weights, filters) for run in runs for part in _parts(run, weights, target_bytes)]
+
+
+def units_at(footer: Footer, positions: Sequence[int], id_column: str | None = None, target_bytes: int = TARGET_BYTES) -> list[Unit]:
+    """Units that read these rows of a file and nothing else.
+
+    Args:
+        footer: the file's.
+        positions: distinct rows of the file, sorted.
+        id_column: if it isn't the pool's own.
+        target_bytes: of the row groups that one unit opens.
+    """
+    units: list[Unit] = []
+    weights = [group.bytes for group in footer.row_groups]
+    starts = _starts(footer.row_groups)
+    held: dict[int, list[int]] = {}
+    group = 0
+    for position in positions:
+        while position >= starts[group + 1]:
+            group += 1
+        held.setdefault(group, []).append(position)
+    runs: list[list[int]] = []
+    for index in held:
+        if runs and runs[-1][-1] == index - 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    for run in runs:
+        for part in _parts(run, weights, target_bytes):
+            rows = tuple(position for index in part for position in held[index])
+            stored = sum(weights[i] for i in part)
+            units.append(Unit(footer.file, tuple(part), starts[part[0]], len(rows), stored, (), rows, id_column))
+    return units
+
+
+def group_bytes(group: RowGroup, filter_names: Sequence[str]) -> int:
+    """Uncompressed bytes that reading a row group takes, its filter columns included."""
+    return group.bytes + sum(found.bytes for name, found in group.statistics if name in filter_names)
+
+
+def _parts(run: Sequence[int], weights: Sequence[int], target_bytes: int) -> list[list[int]]:
+    """A run cut where its middle bytes fall, into as many parts as it has targets."""
+    total = sum(weights[i] for i in run)
+    count = max(1, round(total / target_bytes))
+    parts: dict[int, list[int]] = {}
+    before = 0
+    for index in run:
+        middle = 2 * before + weights[index]
+        parts.setdefault(min(count - 1, middle * count // (2 * total)) if total else 0, []).append(index)
+        before += weights[index]
+    return list(parts.values())
+
+
+def _unit(footer: Footer, part: Sequence[int], weights: Sequence[int], filters: Filters) -> Unit:
+    rows = sum(footer.row_groups[i].rows for i in part)
+    return Unit(footer.file, tuple(part), _starts(footer.row_groups)[part[0]], rows, sum(weights[i] for i in part), filters)
+
+
+def _starts(groups: Sequence[RowGroup]) -> list[int]:
+    starts = [0]
+    for group in groups:
+        starts.append(starts[-1] + group.rows)
+    return starts

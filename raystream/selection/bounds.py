@@ -1,0 +1,198 @@
+"""Upper bounds of squared distances from one matrix product, rigorous in any order of summation.
+
+Rows are stored as `[y, a, 1]` and centres as `[-2 y, 1, a]`, y = (x - shift) * scale rounded, so that
+one product gives S = a_i + a_j - 2 y_i.y_j at no cost beyond the product itself. Let u = 2^-24,
+gamma = m u / (1 - m u) with m = d + 32. Any order of summing S in float32 errs by at most
+gamma' (2 |y_i||y_j| + a_i + a_j) <= 2 gamma' (a_i + a_j), gamma' for d + 8 terms. With
+
+    a >= (1 + 2.1 gamma) |y|^2 + delta        delta = (d + 32) 2^-122 covers whatever underflows
+
+S, as computed, is therefore never below |x_i - x_j|^2, the rounding of y included: that is below
+4 u (|y_i|^2 + |y_j|^2), and 2.1 gamma - 2 gamma' leaves 40 u.
+
+In bfloat16, a is split into three exact pieces of eight bits, and the product comes back rounded to
+bfloat16, by a factor of at most 1 + 2^-8 of S itself, not of the terms: near duplicates keep tight bounds.
+What rounding y to bfloat16 moved is added as a distance, r.
+
+Where x lies on a grid coarse enough for float32 to hold every partial sum (counts, 0/1, one-hot,
+pixels), S *is* the squared distance and no bound is needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from raystream.selection.rows import Array
+
+Precision = Literal["auto", "bfloat16", "float32"]
+
+_BFLOAT16_UP = 1 + 1.01 * 2.0**-8
+_FLOAT64_UP = 1 + 2.0**-44
+
+
+@functools.cache
+def has_bfloat16_units() -> bool:
+    """Whether this processor multiplies bfloat16 matrices much faster than float32; measured once, in a few milliseconds."""
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(512, 512, generator=generator)
+    return _seconds(wide.to(torch.bfloat16)) * 1.5 < _seconds(wide)
+
+
+def _seconds(x: torch.Tensor) -> float:
+    best = math.inf
+    for _ in range(4):  # the first call also pays for oneDNN's code generation
+        start = time.perf_counter()
+        torch.mm(x, x)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def grid_power(width: int, largest: float) -> int:
+    """p such that rows made of multiples of 2^-p, at most `largest` in size, have exact float32 products."""
+    if largest == 0:
+        return 0
+    return math.floor((22 - math.log2(max(width, 1))) / 2 - math.log2(largest) - 1e-9)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How rows become operands of the product; the same for rows and centres.
+
+    Attributes:
+        shift: (d,) float32, a fixed vector near the mean.
+        power: data is multiplied by 2^power, which makes the largest norm about one.
+        bfloat16: operands in bfloat16 instead of float32.
+        exact: the data lies on a grid on which the float32 product is the squared distance.
+    """
+
+    shift: Array
+    power: int
+    bfloat16: bool
+    exact: bool
+
+    @classmethod
+    def fit(cls, mean: Array, largest: float, *, on_grid: bool, precision: Precision) -> Encoding:
+        """The encoding for rows with this mean and this largest absolute value."""
+        width = len(mean)
+        reach = largest * math.sqrt(max(width, 1))
+        power = 0 if reach == 0 else -math.frexp(reach)[1]
+        power = min(power, 126)  # 2^127 and above is not a float32 that can be squared back
+        bfloat16 = not on_grid and (has_bfloat16_units() if precision == "auto" else precision == "bfloat16")
+        shift = np.zeros(width, dtype=np.float32) if on_grid else mean.astype(np.float32)
+        return cls(shift, power, bfloat16, on_grid)
+
+    @property
+    def width(self) -> int:
+        """Columns of an operand; a multiple of 32 in bfloat16, which is what the matrix units take at a time."""
+        d = len(self.shift)
+        return -(-(d + 6) // 32) * 32 if self.bfloat16 else d + 2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of operands and products."""
+        return torch.bfloat16 if self.bfloat16 else torch.float32
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory that one encoded row takes, its slack included."""
+        return self.width * self.dtype.itemsize + 4
+
+    @property
+    def _inflation(self) -> float:
+        m = (len(self.shift) + 32) * 2.0**-24
+        return 2.1 * m / (1 - m)
+
+    @property
+    def _underflow(self) -> float:
+        return (len(self.shift) + 32) * 2.0**-122
+
+    def rows(self, x: Array, out: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(m, d) float32 -> operand (m, width) and slack (m,) float32, what rounding may have moved each row by."""
+        return self._encode(x, out, centre=False)
+
+    def centres(self, x: Array) -> tuple[torch.Tensor, float]:
+        """(m, d) float32 -> operand (m, width) and the largest slack."""
+        operand, slack = self._encode(x, None, centre=True)
+        return operand, float(slack.max()) if len(slack) else 0.0
+
+    def _encode(self, x: Array, out: torch.Tensor | None, *, centre: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        d = len(self.shift)
+        out = torch.zeros((len(x), self.width), dtype=self.dtype) if out is None else out.zero_()
+        scale = 2.0**self.power
+        y = torch.from_numpy(x) if self.power == 0 else torch.from_numpy(x) * scale
+        if not self.exact:
+            y = y - torch.from_numpy(self.shift) * scale
+        body = out[:, :d]
+        body.copy_(y)
+        square = body.double().square_().sum(1)
+        slack = torch.zeros(len(x))
+        if self.bfloat16:
+            moved = (y - body.float()).double().square_().sum(1).sqrt_() + 2.0**-22 * square.sqrt() + 2.0**-100
+            slack = _round_up(moved * _FLOAT64_UP)
+        bound = square.float() if self.exact else _round_up(square * (1 + self._inflation) + self._underflow)
+        pieces = 3 if self.bfloat16 else 1
+        norm_at, one_at = (d + pieces, d) if centre else (d, d + pieces)
+        for piece in range(pieces):
+            part = bound.view(torch.int32).bitwise_and(-65536).view(torch.float32) if self.bfloat16 else bound
+            out[:, norm_at + piece] = part
+            bound = bound - part
+        out[:, one_at : one_at + pieces] = 1.0
+        if centre:
+            body.mul_(-2.0)
+        return out, slack
+
+    def upper(self, product: torch.Tensor, slack: torch.Tensor | float) -> Array:
+        """float64 upper bounds of the squared distances behind products; slack is row's plus centre's."""
+        wide = product.double().clamp_(min=0.0)
+        if self.bfloat16:
+            wide = wide.mul_(_BFLOAT16_UP).sqrt_().add_(slack).square_().mul_(_FLOAT64_UP)
+        result: Array = wide.mul_(4.0**-self.power).numpy()
+        return result
+
+    def width_of(self, square: Array) -> Array:
+        """How far float32 products of bounds a_i + a_j = `square` (float64) may lie above the squared distances, scaled."""
+        return np.zeros_like(square) if self.exact else 2.2 * self._inflation * square + 8 * self._underflow
+
+    def reach(self, smallest: torch.Tensor, slack: torch.Tensor, largest_slack: float, rows: torch.Tensor, largest_square: float) -> torch.Tensor:
+        """The product up to which another centre may still be nearer than the one with the smallest product.
+
+        Args:
+            smallest: (m,) the smallest product of each row.
+            slack: (m,) of the rows, and `largest_slack` of the centres.
+            rows: (m, width) the rows' operands; `largest_square` is the largest a_j of the centres.
+        """
+        low = smallest.double().clamp_(min=0.0)
+        if self.exact:
+            return low.float()
+        square = rows[:, len(self.shift)].double() * (1 + 2.0**-7) + largest_square
+        width = torch.from_numpy(self.width_of(square.numpy()))
+        if not self.bfloat16:
+            return _round_up((low + width) * _FLOAT64_UP)
+        limit = (low.mul_(_BFLOAT16_UP).sqrt_() + 2 * (slack.double() + largest_slack)).square_() + width
+        limit = limit * (_BFLOAT16_UP * _FLOAT64_UP)
+        rounded = limit.to(torch.bfloat16)
+        return (rounded.view(torch.int16) + (rounded.double() < limit)).to(torch.int16).view(torch.bfloat16)
+
+
+def _round_up(x: torch.Tensor) -> torch.Tensor:
+    """float64 -> float32, never below."""
+    narrow = x.float()
+    return torch.where(narrow.double() < x, torch.nextafter(narrow, torch.full_like(narrow, math.inf)), narrow)
+
+
+def smallest_products(rows: torch.Tensor, centres: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """(m,) the smallest of each row's products; `out` (m, k) receives them all.
+
+    Products are compared as integers: for floats that are not negative the order is the same, and it
+    is ten times as fast as torch's minimum of bfloat16. A negative one can only stand for zero.
+    """
+    torch.mm(rows, centres.T, out=out)
+    bits = torch.int16 if out.dtype == torch.bfloat16 else torch.int32
+    return torch.amin(out.view(bits), dim=1).view(out.dtype)

@@ -1,0 +1,234 @@
+"""Farthest-first selection (core set), exact, in a handful of passes over the candidates.
+
+Gonzalez, *Clustering to minimize the maximum intercluster distance*, 1985; Sener and Savarese, *Active
+learning for convolutional neural networks: a core-set approach*, 2018 (their k-Center-Greedy).
+
+Distances to the chosen rows only shrink, so a value computed some picks ago is an upper bound. Each
+shard returns the rows that lead by such bounds, and a bound on all others; rows are chosen among the
+returned ones as long as the best of them, in exact float64, comes before that bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from raystream.errors import QueryError
+from raystream.selection.bounds import Encoding, Precision, grid_power
+from raystream.selection.leaders import CentreList, Leaders
+from raystream.selection.near_duplicates import NearDuplicates
+from raystream.selection.rows import Array, Metric, not_finite, vectors
+from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
+
+_LEADERS = 16384
+_LEADER_BYTES = 1 << 28
+_NO_ROWS = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class FarthestFirst:
+    """What farthest-first chose.
+
+    Attributes:
+        rows: (b,) int64 in order of choice.
+        gain: (b,) float64, score^weight * distance when the row was taken; the first one's distance is to the mean if nothing is labelled.
+        distance: (b,) float64 to the nearest row chosen before or labelled; nan for the first if nothing is labelled.
+        passes: how often the shards went over their rows to choose, refinements included.
+        refinements: how many of the passes made distances exact.
+        blocked: how many rows came to the head and were near-duplicates.
+    """
+
+    rows: Array
+    gain: Array
+    distance: Array
+    passes: int
+    refinements: int
+    blocked: int
+
+
+def core_set(
+    x: Array,
+    k: int,
+    *,
+    score: Array | None = None,
+    weight: float = 0.0,
+    labelled: Array | None = None,
+    metric: Metric = "euclidean",
+) -> Array:
+    """Choose k rows so that every row is near a chosen one: each next row is the farthest from those before it.
+
+    The order is that of sequential greedy in float64 on the gain score^weight * sqrt(D), where D is the
+    least sum of squared differences to a chosen or labelled row; equal gains go to the lower row.
+    With nothing labelled, D of the first pick is to the mean of all rows.
+
+    Args:
+        x: (n, d) embeddings; taken as float32 unless float16.
+        k: how many rows; all n when there are fewer.
+        score: (n,), at least 0; needed if `weight` is above 0.
+        weight: 0 is distance alone.
+        labelled: (m, d) rows that count as chosen already.
+        metric: `cosine` works on rows divided by their lengths.
+
+    Returns:
+        (min(k, n),) int64 row numbers in order of choice.
+
+    Raises:
+        DataError: embeddings that are not finite, or not as wide as the labelled ones.
+        QueryError: a negative score or weight.
+    """
+    shards = LocalShards.of_array(x, metric=metric, memory=max(DEFAULT_MEMORY, 2 * np.asarray(x).nbytes))
+    return farthest_first(shards, k, score_weight=score_weights(score, weight, len(shards)), labelled=vectors(labelled, shards.width, metric)).rows
+
+
+def score_weights(score: Array | None, weight: float, n: int) -> Array | None:
+    """(n,) float64 score^weight, which multiplies distances; None when the weight is 0."""
+    if weight < 0:
+        raise QueryError(f"select.weight is {weight}, expected at least 0: with a negative one the gain would grow as rows are chosen")
+    if weight == 0:
+        return None
+    if score is None:
+        raise QueryError(f"select.weight is {weight}, which needs a score for each row")
+    wide = np.ascontiguousarray(score, dtype=np.float64)
+    if wide.shape != (n,):
+        raise QueryError(f"score has shape {wide.shape}, expected ({n},), one for each row")
+    bad = np.flatnonzero(~(wide >= 0))
+    if len(bad):
+        raise QueryError(
+            f"score of row {bad[0]} is {wide[bad[0]]:g} ({len(bad)} such rows); score must be >= 0 to be a weight; energy can be negative"
+        )
+    result: Array = np.power(wide, weight)
+    return result
+
+
+def farthest_first(
+    shards: Shards,
+    k: int,
+    *,
+    score_weight: Array | None = None,
+    labelled: Array | None = None,
+    exclude: Array | None = None,
+    near_duplicates: NearDuplicates | None = None,
+    precision: Precision = "auto",
+    leaders: int = _LEADERS,
+) -> FarthestFirst:
+    """Farthest-first over shards; `core_set` for those who have them.
+
+    Args:
+        shards: the candidates.
+        k: how many rows at most.
+        score_weight: (n,) float64 of `score_weights`.
+        labelled: (m, d) float32 in the metric's space.
+        exclude: int64 rows that must not be chosen, and don't count as covered.
+        near_duplicates: rows that it blocks are passed over and do not become centres; holds the chosen rows afterwards.
+        precision: of the bounds; has no influence on the result.
+        leaders: how many rows the shards return at first; has no influence on the result.
+    """
+    fixed = np.empty((0, shards.width), dtype=np.float32) if labelled is None else labelled
+    if len(shards) == 0 or k <= 0:
+        return FarthestFirst(_NO_ROWS, np.empty(0), np.empty(0), 0, 0, 0)
+    encoding, mean = _prepare(shards, fixed, precision)
+    shards.begin(encoding, score_weight)
+    return _Choice(shards, k, encoding, mean, fixed, score_weight, near_duplicates, leaders).run(_NO_ROWS if exclude is None else exclude)
+
+
+def _prepare(shards: Shards, labelled: Array, precision: Precision) -> tuple[Encoding, Array]:
+    """The encoding for these rows and centres, and the rows' mean, (d,) float64, the same for any sharding."""
+    survey = shards.survey()
+    if survey.bad:
+        raise not_finite(survey.bad, survey.first_bad)
+    largest = survey.largest
+    everything = max(largest, float(np.abs(labelled).max())) if labelled.size else largest
+    # integers up to 2^(52 - log2 n) in size: every partial sum is exact, so their order is of no account
+    power = 0 if largest == 0 else 52 - int(np.ceil(np.log2(len(shards)))) - int(np.frexp(largest)[1])
+    grid = grid_power(shards.width, everything)
+    total, on_grid = shards.total(power, grid)
+    scaled = labelled.astype(np.float64) * 2.0**grid
+    on_grid = on_grid and bool((scaled == np.rint(scaled)).all())
+    mean = total * 2.0**-power / len(shards)
+    return Encoding.fit(mean, everything, on_grid=on_grid, precision=precision), mean
+
+
+class _Choice:
+    """One run of farthest-first: the centres, and what has been chosen."""
+
+    def __init__(
+        self,
+        shards: Shards,
+        k: int,
+        encoding: Encoding,
+        mean: Array,
+        labelled: Array,
+        weight: Array | None,
+        near_duplicates: NearDuplicates | None,
+        leaders: int,
+    ) -> None:
+        self._shards, self._mean, self._weight = shards, mean, weight
+        self._budget = min(k, len(shards))
+        self._centres = CentreList(replace(encoding, bfloat16=False), labelled, self._budget)
+        self._near_duplicates = near_duplicates
+        self._leaders = leaders
+        self._most_leaders = max(_LEADER_BYTES // (4 * max(shards.width, 1)), leaders)
+        self._rows: list[int] = []
+        self._gain: list[float] = []
+        self._distance: list[float] = []
+        self._passes = self._refinements = self._blocked = 0
+
+    def run(self, exclude: Array) -> FarthestFirst:
+        sent, gone = 0, exclude
+        if len(self._centres) == 0:
+            self._first(exclude)
+            gone = np.concatenate([exclude, np.asarray(self._rows, dtype=np.int64)])
+        refine: float | None = None
+        while len(self._rows) < self._budget and len(self._centres):
+            before = len(self._rows)
+            if refine is None:
+                answer = self._shards.advance(self._centres.x[sent:], gone, self._leaders)
+                sent = len(self._centres)
+            else:
+                answer = self._shards.refine(refine, self._leaders)
+                self._refinements += 1
+            self._passes += 1
+            leaders = Leaders(answer, self._centres, self._weight)
+            gone = self._choose(leaders)
+            if not len(answer.rows):
+                break
+            refine = leaders.best() if not len(gone) and leaders.left else None
+            if len(self._rows) - before < (self._budget - before) / 4:
+                self._leaders = min(2 * self._leaders, self._most_leaders)
+        return FarthestFirst(
+            np.asarray(self._rows, dtype=np.int64), np.asarray(self._gain), np.asarray(self._distance), self._passes, self._refinements, self._blocked
+        )
+
+    def _first(self, exclude: Array) -> None:
+        gain, row = self._shards.farthest(self._mean, exclude)
+        if row >= 0:
+            self._take(row, gain, np.nan, self._shards.gather(np.asarray([row])))
+
+    def _take(self, row: int, gain: float, distance: float, x: Array) -> None:
+        self._rows.append(row)
+        self._gain.append(gain)
+        self._distance.append(distance)
+        self._centres.add(x)
+        if self._near_duplicates is not None:
+            self._near_duplicates.add(x)
+
+    def _choose(self, leaders: Leaders) -> Array:
+        """Choose among the leaders while that is certain; the rows that are chosen or blocked, int64."""
+        gone: list[Array] = []
+        if self._near_duplicates is not None:
+            gone.append(self._drop(leaders, np.flatnonzero(self._near_duplicates.blocked(leaders.x))))
+        while len(self._rows) < self._budget and (lead := leaders.head()) is not None:
+            x = leaders.x[lead : lead + 1]
+            if self._near_duplicates is not None and self._near_duplicates.blocked(x)[0]:
+                gone.append(self._drop(leaders, np.asarray([lead])))
+                continue
+            self._take(int(leaders.rows[lead]), float(leaders.gain[lead]), float(np.sqrt(leaders.squared[lead])), x)
+            gone.append(leaders.rows[lead : lead + 1])
+            leaders.remove(lead)
+        return np.concatenate(gone) if gone else _NO_ROWS
+
+    def _drop(self, leaders: Leaders, which: Array) -> Array:
+        leaders.remove(which)
+        self._blocked += len(which)
+        return leaders.rows[which]

@@ -1,0 +1,133 @@
+"""The rows that lead the order of farthest-first, with distances made exact as late as possible.
+
+A value computed some picks ago is an upper bound, so a row's distance is brought up to date only when
+the row comes to the head of the order: Minoux' lazy greedy (1978), inside farthest-first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from raystream.selection.bounds import Encoding
+from raystream.selection.nearest import pair_distances
+from raystream.selection.rows import Array
+from raystream.selection.shard import Answer, gains
+
+_FEW, _MANY = 32, 2048
+
+
+class CentreList:
+    """The labelled and chosen rows, in order, as (k, d) float32 and as operands of a float32 product."""
+
+    def __init__(self, encoding: Encoding, first: Array, capacity: int) -> None:
+        self.encoding = encoding
+        self._size = 0
+        self._x = np.empty((len(first) + capacity, first.shape[1]), dtype=np.float32)
+        self._operand = np.empty((len(self._x), encoding.width), dtype=np.float32)
+        self.largest_square = 0.0
+        self.add(first)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, x: Array) -> None:
+        """Append (m, d) float32 centres."""
+        at = slice(self._size, self._size + len(x))
+        self._x[at] = x
+        self._operand[at] = self.encoding.centres(x)[0].numpy()
+        self._size += len(x)
+        if len(x):
+            self.largest_square = max(self.largest_square, float(self._operand[at, -1].max()))
+
+    @property
+    def x(self) -> Array:
+        """(k, d) float32."""
+        return self._x[: self._size]
+
+    @property
+    def operand(self) -> Array:
+        """(k, width) float32."""
+        return self._operand[: self._size]
+
+
+class Leaders:
+    """The rows that one answer of the shards returned, still to be chosen from.
+
+    Attributes:
+        rows: (q,) int64, ascending, so that the first of equal gains is the lowest row.
+        squared: (q,) float64; exact over the first `known[i]` centres, an upper bound where that is 0.
+        gain: (q,) float64, of `squared`; -inf for a row that is gone.
+    """
+
+    def __init__(self, answer: Answer, centres: CentreList, weight: Array | None) -> None:
+        self.rows, self.x, self.bound = answer.rows, answer.x, answer.bound
+        self.squared = answer.squared
+        self._weight = None if weight is None else weight[self.rows]
+        self.gain = gains(self.squared, self._weight)
+        self._known = np.zeros(len(self.rows), dtype=np.int64)
+        self._centres = centres
+        operand = centres.encoding.rows(self.x)[0] if len(self.x) else None
+        self._operand = np.empty((0, centres.encoding.width), dtype=np.float32) if operand is None else operand.numpy()
+
+    def remove(self, which: Array | int) -> None:
+        """Rows at these places are chosen or can't be."""
+        self.gain[which] = -np.inf
+
+    def head(self) -> int | None:
+        """The place of the row that comes first of all candidates; None when the shards have to be asked."""
+        size = _FEW
+        while True:
+            if not len(self.rows):
+                return None
+            lead = int(np.argmax(self.gain))
+            gain = float(self.gain[lead])
+            if gain == -np.inf:
+                return None
+            if self.bound is not None and not (gain > self.bound[0] or (gain == self.bound[0] and self.rows[lead] < self.bound[1])):
+                return None
+            if self._known[lead] == len(self._centres):
+                return lead
+            self._refresh(self._stale(size))
+            size = min(4 * size, _MANY)
+
+    def best(self) -> float:
+        """The largest exact gain among the rows that are left, which must not be empty; brings every row that may have it up to date."""
+        bound, self.bound = self.bound, None
+        lead = self.head()
+        self.bound = bound
+        assert lead is not None
+        return float(self.gain[lead])
+
+    @property
+    def left(self) -> bool:
+        """Whether a row is left to choose."""
+        return bool((self.gain > -np.inf).any())
+
+    def _stale(self, size: int) -> Array:
+        """The rows among the first `size` that are not up to date."""
+        first = np.argpartition(self.gain, len(self.gain) - size)[-size:] if size < len(self.gain) else np.arange(len(self.gain))
+        result: Array = first[(self._known[first] < len(self._centres)) & (self.gain[first] > -np.inf)]
+        return result
+
+    def _refresh(self, which: Array) -> None:
+        """Make the rows at `which` exact: float64 for the pairs that a float32 product can't rule out."""
+        current = self.squared[which]
+        reach = self._width(self._operand[which, -2])
+        scale = 4.0**self._centres.encoding.power
+        limit = current * scale + reach
+        exact = np.where(self._known[which] > 0, current, np.inf)
+        for begin in range(int(self._known[which].min()), len(self._centres), _MANY):
+            end = min(begin + _MANY, len(self._centres))
+            product = self._operand[which] @ self._centres.operand[begin:end].T
+            near = np.minimum(product.min(axis=1) + reach, limit)
+            row, centre = np.nonzero(product <= near[:, None])
+            if len(row):
+                values = pair_distances(self.x, self._centres.x, which[row], centre + begin)
+                np.minimum.at(exact, row, values)
+        self.squared[which] = exact
+        self._known[which] = len(self._centres)
+        self.gain[which] = gains(exact, None if self._weight is None else self._weight[which])
+
+    def _width(self, square: Array) -> Array:
+        """What a product may exceed the smallest one by and still belong to the nearest centre."""
+        return self._centres.encoding.width_of(square.astype(np.float64) + self._centres.largest_square)

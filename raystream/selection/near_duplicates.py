@@ -1,0 +1,109 @@
+"""Rows too alike to be labelled twice: a cosine at or above a threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from raystream.errors import QueryError
+from raystream.selection.rows import Array, normalised
+
+_PAIRS = 1 << 22
+
+Gather = Callable[[Array], Array]
+"""Row numbers (m,) int64 -> vectors (m, d) float32."""
+
+
+def cosines(a: Array, b: Array) -> Array:
+    """(..., d), (..., d) -> (...) float64; equal rows give exactly 1, two zero rows too, one zero row 0."""
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    dot = (wide_a * wide_b).sum(axis=-1)
+    square_a, square_b = (wide_a * wide_a).sum(axis=-1), (wide_b * wide_b).sum(axis=-1)
+    norm = np.sqrt(square_a * square_b)
+    result: Array = np.where(norm > 0, dot / np.where(norm > 0, norm, 1.0), (square_a == square_b).astype(np.float64))
+    return result
+
+
+class NearDuplicates:
+    """The rows chosen so far, and whether another one may still be chosen.
+
+    Args:
+        threshold: a row whose cosine with a chosen or labelled one is at least this is blocked.
+        width: d.
+        labelled: (m, d) float32; these rows block, too.
+    """
+
+    def __init__(self, threshold: float, width: int, labelled: Array | None = None) -> None:
+        if not 0 < threshold <= 1:
+            raise QueryError(f"select.near_duplicates is {threshold}, expected a cosine in (0, 1]")
+        self._threshold = threshold
+        self._x = np.empty((0, width), dtype=np.float32)
+        self._unit = np.empty((0, width), dtype=np.float32)
+        self._size = 0
+        if labelled is not None and len(labelled):
+            self.add(labelled)
+
+    def add(self, x: Array) -> None:
+        """Rows (m, d) float32 have been chosen."""
+        need = self._size + len(x)
+        if need > len(self._x):
+            room = max(need, 2 * len(self._x), 64)
+            self._x = np.concatenate([self._x[: self._size], np.empty((room - self._size, x.shape[1]), dtype=np.float32)])
+            self._unit = np.concatenate([self._unit[: self._size], np.empty((room - self._size, x.shape[1]), dtype=np.float32)])
+        self._x[self._size : need] = x
+        self._unit[self._size : need] = normalised(x)
+        self._size = need
+
+    def blocked(self, x: Array, since: int = 0) -> Array:
+        """(m,) bool for (m, d) float32 rows; chosen rows before the number `since` are left out."""
+        result = np.zeros(len(x), dtype=bool)
+        if since >= self._size:
+            return result
+        step = max(_PAIRS // (self._size - since), 1)
+        for begin in range(0, len(x), step):
+            result[begin : begin + step] = self._blocked(x[begin : begin + step], since)
+        return result
+
+    def __len__(self) -> int:
+        return self._size
+
+    def _blocked(self, x: Array, since: int) -> Array:
+        chosen, unit = self._x[since : self._size], self._unit[since : self._size]
+        rough = normalised(x) @ unit.T
+        error = 4 * (x.shape[1] + 8) * 2.0**-24
+        result: Array = (rough >= self._threshold + error).any(axis=1)
+        # zero rows have a product of 0 whatever the threshold, and are alike
+        zeros = ~chosen.any(axis=1)
+        if zeros.any():
+            result |= ~x.any(axis=1)
+        row, other = np.nonzero((rough >= self._threshold - error) & ~result[:, None])
+        step = max(_PAIRS // max(x.shape[1], 1), 1)
+        for begin in range(0, len(row), step):
+            which = slice(begin, begin + step)
+            alike = cosines(x[row[which]], chosen[other[which]]) >= self._threshold
+            result[row[which][alike]] = True
+        return result
+
+
+def walk(order: Array, budget: int, duplicates: NearDuplicates | None, gather: Gather | None) -> Array:
+    """The first `budget` rows of `order` (int64) that no row before them blocks."""
+    if duplicates is None or gather is None:
+        return order[:budget]
+    taken: list[int] = []
+    at, step = 0, max(min(budget, 1024), 16)
+    while at < len(order) and len(taken) < budget:
+        rows = order[at : at + step]
+        x = gather(rows)
+        free = ~duplicates.blocked(x)
+        rows, x = rows[free], x[free]
+        since = len(duplicates)
+        for row, vector in zip(rows, x, strict=True):
+            if len(taken) == budget:
+                break
+            if not duplicates.blocked(vector[None], since)[0]:
+                duplicates.add(vector[None])
+                taken.append(int(row))
+        at += step
+        step = min(2 * step, 16384)
+    return np.asarray(taken, dtype=np.int64)

@@ -1,0 +1,123 @@
+"""To each row its nearest centre, exact in float64, from one bounded product and a few differences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from raystream.selection.bounds import Encoding, smallest_products
+from raystream.selection.rows import Array, squared_distances
+
+_PRODUCTS = 1 << 21
+"""Products that are kept at a time: with the operands they stay in the processor's second-level caches."""
+_PAIR_BYTES = 1 << 23
+"""Differences that are kept at a time."""
+
+
+class Nearest(NamedTuple):
+    """For m rows: `index` (m,) int64 of the nearest centre, the lowest at a tie; `lower` and `upper` (m,)
+    float64 bounds of its squared distance."""
+
+    index: Array
+    lower: Array
+    upper: Array
+
+
+def block_rows(centres: int) -> int:
+    """How many rows to multiply at a time."""
+    return int(min(max(_PRODUCTS // max(centres, 1), 2048), 16384))
+
+
+@dataclass(frozen=True)
+class Centres:
+    """(k, d) float32 centres with their operands, in the order that decides ties."""
+
+    x: Array
+    encoding: Encoding
+    operand: torch.Tensor
+    slack: float
+    largest_square: float
+
+    @classmethod
+    def of(cls, x: Array, encoding: Encoding) -> Centres:
+        """Encode (k, d) float32 vectors."""
+        operand, slack = encoding.centres(x)
+        pieces = 3 if encoding.bfloat16 else 1
+        first = x.shape[1] + pieces
+        largest = float(operand[:, first : first + pieces].double().sum(1).max()) if len(x) else 0.0
+        return cls(x, encoding, operand, slack, largest)
+
+
+def nearest(x: Array, centres: Centres, *, exact_distance: bool = False) -> Nearest:
+    """The nearest of `centres` (at least one) to each row of `x`, (m, d) float32.
+
+    Args:
+        x: the rows; blocks of `block_rows` are the fastest.
+        centres: where ties go to the lower index.
+        exact_distance: also give every distance by the definition, `lower` equal to `upper`.
+    """
+    operand, slack = centres.encoding.rows(x)
+    out = torch.empty((len(x), len(centres.x)), dtype=centres.encoding.dtype)
+    smallest = smallest_products(operand, centres.operand, out)
+    limit = centres.encoding.reach(smallest, slack, centres.slack, operand, centres.largest_square)
+    bits = torch.int16 if out.dtype == torch.bfloat16 else torch.int32
+    within = out.view(bits).numpy() <= limit.view(bits).numpy()[:, None]
+    flat = np.flatnonzero(within)
+    row, centre = np.divmod(flat, len(centres.x))
+    if centres.encoding.exact:
+        first = np.flatnonzero(np.diff(row, prepend=-1))
+        value = centres.encoding.upper(smallest, 0.0)
+        return Nearest(centre[first], value, value)
+    return _resolve(x, centres.x, row, centre, exact_distance)
+
+
+def _resolve(x: Array, c: Array, row: Array, centre: Array, exact_distance: bool) -> Nearest:
+    """Decide among the pairs (row, centre), sorted by row then centre, at least one for each row."""
+    value = _float32_distances(x, c, row, centre)
+    error = (x.shape[1] + 8) * 2.0**-23  # twice what summing d squares of differences in float32 can err by, relatively
+    starts = np.flatnonzero(np.diff(row, prepend=-1))
+    low = np.minimum.reduceat(value, starts)
+    tiny = x.shape[1] * 2.0**-120
+    reach = low * (1 + 2.0 * error) + tiny
+    close = value <= reach[row]
+    if not exact_distance:
+        # a single close pair needs no float64
+        several = np.add.reduceat(close, starts, dtype=np.int64) > 1
+        ask = close & several[row]
+    else:
+        ask = close
+    asked = np.flatnonzero(ask)
+    exact = np.where(close, value, np.inf)
+    if len(asked):
+        exact[asked] = pair_distances(x, c, row[asked], centre[asked])
+    best = np.minimum.reduceat(exact, starts)
+    winner = np.flatnonzero(exact == best[row])
+    winner = winner[np.flatnonzero(np.diff(row[winner], prepend=-1))]
+    if exact_distance:
+        return Nearest(centre[winner], best, best)
+    return Nearest(centre[winner], np.maximum(best * (1 - error) - tiny, 0.0), best * (1 + error) + tiny)
+
+
+def _float32_distances(x: Array, c: Array, row: Array, centre: Array) -> Array:
+    """(pairs,) float64 squared distances computed in float32; overflow only means that float64 decides."""
+    result = np.empty(len(row), dtype=np.float64)
+    wide_x, wide_c = torch.from_numpy(x), torch.from_numpy(c)
+    step = max(_PAIR_BYTES // (8 * max(x.shape[1], 1)), 1)
+    for begin in range(0, len(row), step):
+        which = slice(begin, begin + step)
+        difference = wide_x[torch.from_numpy(row[which])].sub_(wide_c[torch.from_numpy(centre[which])])
+        result[which] = difference.square_().sum(1).numpy()
+    return result
+
+
+def pair_distances(x: Array, c: Array, row: Array, centre: Array) -> Array:
+    """(pairs,) float64 squared distances of x[row] and c[centre] by the definition, in bounded memory."""
+    result = np.empty(len(row), dtype=np.float64)
+    step = max(_PAIR_BYTES // (8 * max(x.shape[1], 1)), 1)
+    for begin in range(0, len(row), step):
+        which = slice(begin, begin + step)
+        result[which] = squared_distances(x[row[which]], c[centre[which]])
+    return result

@@ -1,0 +1,149 @@
+"""The candidates' embeddings as one sequence of rows, read block by block from the parts that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from raystream.errors import DataError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Metric = Literal["euclidean", "cosine"]
+
+_RELEASE_BYTES = 1 << 27
+"""Mapped pages count towards a process's memory: they are handed back after every 128 MiB read."""
+
+
+class EmbeddingPart(Protocol):
+    """A stretch of rows that lie in one array, usually a memory map."""
+
+    @property
+    def array(self) -> Array:
+        """(n_i, d) float16 or float32."""
+
+    def release(self) -> None:
+        """Drop the mapped pages from memory; may be called at any time."""
+
+
+@dataclass(frozen=True)
+class ArrayPart:
+    """A part that is already in memory."""
+
+    array: Array
+
+    def release(self) -> None:
+        """Nothing to drop."""
+
+
+def squared_distances(x: Array, y: Array) -> Array:
+    """The squared distance that defines every result, (..., d) and (..., d) -> (...), in float64.
+
+    Each row is summed by itself over the contiguous last axis, so that a value depends on the two
+    vectors alone, not on where they stand or on what stands beside them.
+    """
+    difference = np.subtract(x, y, dtype=np.float64)
+    np.square(difference, out=difference)
+    result: Array = difference.sum(axis=-1)
+    return result
+
+
+def normalised(x: Array) -> Array:
+    """(n, d) rows of length one in float32; rows of zeros stay zero. The norm is taken in float64."""
+    wide = x.astype(np.float64)
+    norm = np.sqrt(np.square(wide).sum(axis=1, keepdims=True))
+    wide /= np.where(norm > 0, norm, 1.0)
+    result: Array = wide.astype(np.float32)
+    return result
+
+
+class Rows:
+    """n candidates of width d in part order; this order decides every tie.
+
+    Args:
+        parts: the arrays, all of one width.
+        positions: per part, the sorted int64 positions of the candidates in it; None takes all rows.
+        metric: `cosine` divides each row by its length as it is read.
+    """
+
+    def __init__(self, parts: Sequence[EmbeddingPart], positions: Sequence[Array | None] | None = None, metric: Metric = "euclidean") -> None:
+        widths = {int(part.array.shape[1]) for part in parts}
+        if len(widths) > 1:
+            raise DataError(f"embeddings have several widths, {sorted(widths)}; expected one: were they written by different models?")
+        self.width = widths.pop() if widths else 0
+        self.metric = metric
+        self.parts = list(parts)
+        self._positions = list(positions) if positions is not None else [None] * len(self.parts)
+        sizes = [len(part.array) if rows is None else len(rows) for part, rows in zip(self.parts, self._positions, strict=True)]
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _read(self, part: int, which: slice | Array) -> Array:
+        positions, array = self._positions[part], self.parts[part].array
+        taken = array[which] if positions is None else array[positions[which]]
+        if self.metric == "cosine":
+            return normalised(taken)
+        return np.ascontiguousarray(taken, dtype=np.float32)
+
+    def blocks(self, start: int, stop: int, size: int) -> Iterator[tuple[int, Array]]:
+        """(first row, (m, d) float32) over the candidates [start, stop), at most `size` rows at a time."""
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        for part in range(first, len(self.parts)):
+            origin = int(self._starts[part])
+            low, high = max(start, origin), min(stop, int(self._starts[part + 1]))
+            unreleased = 0
+            for begin in range(low, high, size):
+                end = min(begin + size, high)
+                yield begin, self._read(part, slice(begin - origin, end - origin))
+                unreleased += (end - begin) * self.width * 4
+                if unreleased >= _RELEASE_BYTES:
+                    self.parts[part].release()
+                    unreleased = 0
+            if unreleased:
+                self.parts[part].release()
+            if stop <= self._starts[part + 1]:
+                return
+
+    def gather(self, rows: Array) -> Array:
+        """(m, d) float32, the candidates `rows` (int64, in any order)."""
+        result = np.empty((len(rows), self.width), dtype=np.float32)
+        part_of = np.searchsorted(self._starts, rows, side="right") - 1
+        for part in np.unique(part_of):
+            here = np.flatnonzero(part_of == part)
+            result[here] = self._read(int(part), rows[here] - self._starts[part])
+            self.parts[int(part)].release()
+        return result
+
+
+def as_rows(x: Array, metric: Metric = "euclidean") -> Rows:
+    """Rows over one plain (n, d) array; anything but float16 is taken as float32."""
+    array = np.asarray(x)
+    if array.ndim != 2:
+        raise DataError(f"embeddings have shape {array.shape}; expected (rows, width)")
+    if array.dtype != np.float16:
+        array = array.astype(np.float32, copy=False)
+    return Rows([ArrayPart(array)], metric=metric)
+
+
+def vectors(x: Array | None, width: int, metric: Metric, name: str = "labelled") -> Array:
+    """(m, d) float32 in the metric's space from what a caller gave, checked; None is no rows."""
+    if x is None or len(x) == 0:
+        return np.empty((0, width), dtype=np.float32)
+    array = np.asarray(x)
+    if array.ndim != 2 or array.shape[1] != width:
+        raise DataError(f"{name} embeddings have shape {array.shape}, expected width {width} as the candidates have")
+    wide = array.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(wide).all(axis=1))
+    if len(bad):
+        raise not_finite(len(bad), [int(row) for row in bad[:3]], name)
+    return normalised(wide) if metric == "cosine" else wide
+
+
+def not_finite(count: int, first: Sequence[int], name: str = "candidate") -> DataError:
+    """The error for embeddings with NaN or infinite values."""
+    rows = ", ".join(str(row) for row in first)
+    return DataError(f"{count} {name} embeddings hold NaN or infinite values, first at rows {rows}; expected finite numbers")

@@ -1,0 +1,225 @@
+"""One stretch of the candidates, with an upper bound of each row's squared distance to the nearest centre."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raystream.selection.bounds import Encoding, smallest_products
+from raystream.selection.nearest import Centres, block_rows, nearest
+from raystream.selection.rows import Array, Rows, squared_distances
+
+_CENTRES_AT_ONCE = 1024
+_FEWEST_CENTRES = 32
+"""A narrower product takes as long; centres are repeated up to this number."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The rows that lead the order, and a bound on all others.
+
+    Attributes:
+        rows: (q,) int64, ascending.
+        x: (q, d) float32, their vectors.
+        squared: (q,) float64 upper bounds of their squared distances to the nearest centre.
+        bound: (gain, row) of the first row that is not among them, by its upper bound; None when there is none.
+    """
+
+    rows: Array
+    x: Array
+    squared: Array
+    bound: tuple[float, int] | None
+
+
+def first_in_order(found: Sequence[tuple[float, int]]) -> tuple[float, int]:
+    """The first of (gain, row) by gain descending, then row ascending."""
+    return min(found, key=lambda pair: (-pair[0], pair[1]))
+
+
+def merge(answers: Sequence[Answer], rows: Rows) -> Answer:
+    """The answers of all shards, which lie in row order, as one."""
+    bounds = [answer.bound for answer in answers if answer.bound is not None]
+    return Answer(
+        np.concatenate([answer.rows for answer in answers]),
+        np.concatenate([answer.x for answer in answers]),
+        np.concatenate([answer.squared for answer in answers]),
+        first_in_order(bounds) if bounds else None,
+    )
+
+
+class Shard:
+    """The candidates [start, stop) of `rows`, and what farthest-first keeps for each of them."""
+
+    def __init__(self, rows: Rows, start: int, stop: int, block: int) -> None:
+        self._rows, self._start, self._stop, self._block = rows, start, stop, block
+
+    def survey(self) -> tuple[float, Array]:
+        """The largest absolute value among finite rows, and the rows that are not finite."""
+        largest, bad = 0.0, []
+        for start, x in self._rows.blocks(self._start, self._stop, self._block):
+            if x.size == 0:
+                continue
+            low, high = torch.aminmax(torch.from_numpy(x))
+            reach = max(-low.item(), high.item())
+            if not np.isfinite(reach):
+                bad.append(start + np.flatnonzero(~np.isfinite(x).all(axis=1)))
+            else:
+                largest = max(largest, reach)
+        return largest, np.concatenate(bad) if bad else np.empty(0, dtype=np.int64)
+
+    def total(self, power: int, grid: int) -> tuple[Array, bool]:
+        """See `Shards.total`: integers below 2^53, so that no order of summing changes the result."""
+        total, on_grid = np.zeros(self._rows.width), True
+        for _, x in self._rows.blocks(self._start, self._stop, max(self._block // 8, 1)):
+            wide = torch.from_numpy(x).double()
+            if on_grid:
+                scaled = wide * 2.0**grid
+                on_grid = bool(torch.equal(scaled, scaled.round()))
+            total += wide.mul_(2.0**power).round_().sum(0).numpy()
+        return total, on_grid
+
+    def begin(self, encoding: Encoding, weight: Array | None, *, cached: bool) -> None:
+        """Forget every centre."""
+        n = self._stop - self._start
+        self._encoding = encoding
+        self._weight = None if weight is None else weight[self._start : self._stop]
+        self._squared = np.full(n, np.inf)
+        self._alive = np.ones(n, dtype=bool)
+        self._centres: list[Array] = []
+        self._copy: tuple[torch.Tensor, torch.Tensor] | None = None
+        if cached:
+            operand, slack = torch.empty((n, encoding.width), dtype=encoding.dtype), torch.empty(n)
+            for start, x in self._rows.blocks(self._start, self._stop, self._block // 4 or 1):
+                at = slice(start - self._start, start - self._start + len(x))
+                slack[at] = encoding.rows(x, operand[at])[1]
+            self._copy = operand, slack
+
+    def _operands(self, size: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """(where, operand, slack) block by block, from the working copy or from the parts."""
+        if self._copy is not None:
+            operand, slack = self._copy
+            for begin in range(0, len(operand), size):
+                at = slice(begin, min(begin + size, len(operand)))
+                yield at, operand[at], slack[at]
+            return
+        room = torch.empty((size, self._encoding.width), dtype=self._encoding.dtype)
+        for start, x in self._rows.blocks(self._start, self._stop, size):
+            at = slice(start - self._start, start - self._start + len(x))
+            yield at, *self._encoding.rows(x, room[: len(x)])
+
+    def _gains(self, squared: Array, which: Array | slice = slice(None)) -> Array:
+        return gains(squared, None if self._weight is None else self._weight[which])
+
+    def farthest(self, point: Array, exclude: Array) -> tuple[float, int] | None:
+        """See `Shards.farthest`; None when the shard has no row for it."""
+        limit = np.empty(self._stop - self._start)
+        for start, x in self._rows.blocks(self._start, self._stop, self._block // 4 or 1):
+            at = slice(start - self._start, start - self._start + len(x))
+            limit[at] = _float32_reach(x, point)
+        upper = self._gains(limit)
+        upper[self._mine(exclude)] = -np.inf
+        best: tuple[float, int] | None = None
+        count = 1024
+        while len(upper):
+            after = int(np.argmax(upper))
+            if upper[after] == -np.inf or (best is not None and (-upper[after], after + self._start) > (-best[0], best[1])):
+                break
+            order = _leading(upper, upper > -np.inf, count)
+            for begin in range(0, len(order), 4096):
+                rows = np.sort(order[begin : begin + 4096])
+                gain = self._gains(squared_distances(self._rows.gather(rows + self._start), point), rows)
+                lead = int(np.argmax(gain))
+                found = (float(gain[lead]), int(rows[lead]) + self._start)
+                best = found if best is None else first_in_order([best, found])
+            upper[order] = -np.inf
+            count *= 4
+        return best
+
+    def _mine(self, rows: Array) -> Array:
+        """Those of the candidates `rows` that lie in this shard, from its own start."""
+        return rows[(rows >= self._start) & (rows < self._stop)] - self._start
+
+    def advance(self, centres: Array, taken: Array, count: int) -> Answer:
+        """See `Shards.advance`."""
+        self._alive[self._mine(taken)] = False
+        if len(centres):
+            self._centres.append(centres)
+            self._apply(centres)
+        return self._answer(count)
+
+    def _apply(self, centres: Array) -> None:
+        chunks = [_operand(centres[i : i + _CENTRES_AT_ONCE], self._encoding) for i in range(0, len(centres), _CENTRES_AT_ONCE)]
+        widest = max(len(operand) for operand, _ in chunks)
+        size = block_rows(widest)
+        room = torch.empty(size * widest, dtype=self._encoding.dtype)
+        for at, operand, slack in self._operands(size):
+            for centre, centre_slack in chunks:
+                out = room[: len(operand) * len(centre)].view(len(operand), len(centre))
+                smallest = smallest_products(operand, centre, out)
+                squared = self._encoding.upper(smallest, slack.double() + centre_slack)
+                np.minimum(self._squared[at], squared, out=self._squared[at])
+
+    def refine(self, gain: float, count: int) -> Answer:
+        """See `Shards.refine`."""
+        ask = self._alive & (self._gains(self._squared) >= gain)
+        centres = Centres.of(np.concatenate(self._centres), self._encoding)
+        rows = np.flatnonzero(ask)
+        size = block_rows(len(centres.x))
+        for begin in range(0, len(rows), size):
+            which = rows[begin : begin + size]
+            self._squared[which] = nearest(self._rows.gather(which + self._start), centres, exact_distance=True).upper
+        return self._answer(count)
+
+    def _answer(self, count: int) -> Answer:
+        gain = self._gains(self._squared)
+        order = _leading(gain, self._alive, count + 1)
+        bound = None
+        if len(order) > count:
+            last = int(order[-1])
+            order, bound = order[:-1], (float(gain[last]), last + self._start)
+        rows = np.sort(order)
+        return Answer(rows + self._start, self._rows.gather(rows + self._start), self._squared[rows], bound)
+
+
+def gains(squared: Array, weight: Array | None) -> Array:
+    """weight * distance in float64, from squared distances: what farthest-first maximises."""
+    distance: Array = np.sqrt(squared)
+    return distance if weight is None else np.multiply(distance, weight, out=distance)
+
+
+def _operand(centres: Array, encoding: Encoding) -> tuple[torch.Tensor, float]:
+    operand, slack = encoding.centres(centres)
+    if len(operand) < _FEWEST_CENTRES and encoding.bfloat16:
+        operand = operand.repeat(-(-_FEWEST_CENTRES // len(operand)), 1)
+    return operand, slack
+
+
+def _float32_reach(x: Array, point: Array) -> Array:
+    """(m,) float64 upper bounds of the squared distances of (m, d) float32 rows to a float64 point."""
+    near = point.astype(np.float32)
+    wide = torch.from_numpy(x) - torch.from_numpy(near)
+    rounding = float(np.sqrt(np.square(point - near.astype(np.float64)).sum())) + x.shape[1] * 2.0**-60
+    length = torch.linalg.vector_norm(wide, dim=1).double().numpy()
+    if not np.isfinite(length).all():  # squares beyond float32
+        length = np.sqrt(squared_distances(x, near))
+    return np.square(length * (1 + (x.shape[1] + 32) * 2.0**-23) + rounding) * (1 + 2.0**-40)
+
+
+def _leading(gain: Array, alive: Array, count: int) -> Array:
+    """The positions of the first `count` alive rows by gain descending, then row ascending; the last comes last."""
+    rows = np.flatnonzero(alive)
+    if len(rows) >= count:
+        sample = gain[rows[:: max(len(rows) // 65536, 1)]]
+        rank = max(len(sample) - 1 - int(1.3 * count * len(sample) / len(rows)) - 64, 0)
+        rough = np.partition(sample, rank)[rank]
+        kept = rows[gain[rows] >= rough]
+        rows = kept if len(kept) >= count else rows
+        value = gain[rows]
+        last = np.partition(value, len(value) - count)[len(value) - count]
+        above = rows[value > last]
+        ties = rows[value == last][: count - len(above)]
+        return np.concatenate([above, ties])
+    return rows
