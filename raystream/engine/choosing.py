@@ -75,8 +75,8 @@ def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, ch
     columns["confidence"] = more.column("confidence") if query.gives_scores else pa.nulls(len(picked), pa.float32())
     columns |= {name: more.column(name) for name in query.acquire.also if name in more.column_names}
     if query.pool.keep:
-        numbers = {file: index for index, file in enumerate(prepared.pool.files)}
-        kept = read_columns_at(prepared.pool.files, [numbers[unit.file] for unit in chosen_units], file_rows, prepared.pool.keep_schema)
+        places = [(unit.file, int(row)) for unit, row in zip(chosen_units, file_rows, strict=True)]
+        kept = read_columns_at(places, prepared.pool.keep_schema)
         columns |= {name: kept.column(name) for name in query.pool.keep}
     columns["path"] = pa.array([unit.file.path for unit in chosen_units], pa.string())
     columns["row"] = pa.array(file_rows, pa.int64())

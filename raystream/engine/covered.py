@@ -13,7 +13,7 @@ from raystream.engine.prepare import Prepared, find_scored
 from raystream.engine.receipt import Receipt
 from raystream.engine.session import Session
 from raystream.errors import QueryError
-from raystream.pool import Labelled, Unit, labelled_units, locate
+from raystream.pool import Labelled, Unit, labelled_units, locate_labelled
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ def cover(prepared: Prepared, pool: ScoredPool, session: Session | None) -> Cove
         warning = f"{absent} of {len(labelled)} labelled ids are not in the pool" if absent and known else ""
         return Covered(mask, None, (warning,) if warning else ())
     pieces = [_gather(pool, np.flatnonzero(mask))]
-    absent = labelled.missing_from(pool.ids)
-    for units in _elsewhere(prepared, labelled, absent):
+    for units in _elsewhere(prepared, labelled.missing_from(pool.ids)):
         receipts = _scored(prepared, units, session)
         check_same_model([*pool.receipts, *receipts])
         for receipt in receipts:
@@ -66,13 +65,12 @@ def cover(prepared: Prepared, pool: ScoredPool, session: Session | None) -> Cove
     return Covered(mask, np.concatenate(filled) if filled else None, (warning,) if lost else ())
 
 
-def _elsewhere(prepared: Prepared, labelled: Labelled, absent: np.ndarray) -> list[list[Unit]]:
+def _elsewhere(prepared: Prepared, absent: Labelled) -> list[list[Unit]]:
     """Units over the labelled rows that aren't among the scored ones: those that filters exclude, and those in files of their own."""
     excluded: list[Unit] = []
-    if absent.any() and prepared.query.pool.filters:
-        excluded, located = locate(prepared.pool, labelled)
-        absent = absent & ~located
-    apart, _ = labelled_units(labelled, absent, prepared.pool.spec) if absent.any() else ([], None)
+    if len(absent) and prepared.query.pool.filters:
+        excluded, absent = locate_labelled(prepared.pool, absent)
+    apart = labelled_units(absent, prepared.pool.read)[0] if len(absent) else []
     return [units for units in (excluded, apart) if units]
 
 

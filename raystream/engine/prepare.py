@@ -76,7 +76,7 @@ def prepare(query: Query) -> Prepared:
     columns = input_columns(query.model) if query.model.kind == "columns" else tuple(query.pool.inputs)
     digest = fingerprint(query.model)
     pool = plan_pool(query.pool, columns, query.on_error)
-    labelled = read_labelled(query.pool.labelled, query.pool.id, pool.spec.id_type) if query.pool.labelled else None
+    labelled = read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type) if query.pool.labelled else None
     identity = query_identity(query, pool.files, labelled.digest if labelled else None, digest)
     tasks, receipts = find_scored(query, store, pool.units, columns, digest)
     return Prepared(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from typing import Any
 
 import ray
@@ -11,6 +10,7 @@ from ray.exceptions import RayActorError, RayError
 
 from raystream.engine.executor import Event, StartFailed, UnitEnded, WorkerLost, WorkerReady
 from raystream.engine.job import Job, Task
+from raystream.engine.ray_token import own_ray_wanted
 from raystream.engine.receipt import Receipt
 from raystream.engine.scheduler import IN_FLIGHT
 from raystream.engine.worker import Failure, Worker
@@ -139,15 +139,15 @@ def connect(cluster: Cluster) -> bool:
     """
     if ray.is_initialized():
         return False
-    # RAY_ADDRESS is how `ray job submit` tells a job its cluster; there is no other way to learn it.
-    address = os.environ.get("RAY_ADDRESS") if cluster.address == "auto" else cluster.address
+    own = own_ray_wanted(cluster.address)
     try:
-        if address is None:
+        if own:
             _start_own(cluster)
         else:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            # `auto` takes RAY_ADDRESS, which is how `ray job submit` tells a job its cluster.
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
-        where = address or "this machine"
+        where = "this machine" if own else cluster.address
         raise ClusterError(f"no Ray cluster answers at {where}: {_first_line(error)}; check cluster.address or set it to in_process") from error
     return True
 
@@ -195,10 +195,6 @@ def _gpus_per_worker(cluster: Cluster) -> float:
 
 
 def _start_own(cluster: Cluster) -> None:
-    # A token for this run alone: Ray's default would write one into the user's home.
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     cpus = os.cpu_count() or 1
     if cluster.workers != "auto":
         cpus = max(cpus, cluster.workers * cluster.cpus_per_worker)

@@ -13,6 +13,7 @@ from raystream.engine.job import Job, Task, importable_folders
 from raystream.engine.manifest import query_folder
 from raystream.engine.prepare import Prepared
 from raystream.engine.progress import Reporter
+from raystream.engine.ray_token import own_ray_wanted, protect_own_ray
 from raystream.engine.receipt import Receipt
 from raystream.engine.scoring import Scored, score_units
 from raystream.errors import UnitsFailed
@@ -91,7 +92,7 @@ class Session:
         self._prepared.store.put(self._token, b"the driver was here")
         job = Job(
             model=query.model,
-            read=self._prepared.pool.spec,
+            read=self._prepared.pool.read,
             store=str(self._prepared.store.root),
             token=self._token,
             embedding=query.needs_embedding,
@@ -110,9 +111,11 @@ class Session:
 
     def _on_ray(self, job: Job) -> Executor:
         self._reporter.stage("Starting Ray workers")
+        cluster = self._prepared.query.cluster
+        if own_ray_wanted(cluster.address):
+            protect_own_ray()
         from raystream.engine.ray_executor import OnRay, connect, worker_count
 
-        cluster = self._prepared.query.cluster
         self._connected = connect(cluster) or self._connected
         self._workers = worker_count(cluster)
         return OnRay(job, cluster)

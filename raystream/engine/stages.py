@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
-from raystream.engine.choosing import Batch
 from raystream.engine.manifest import Counts, Manifest, Seconds, query_folder, versions
 from raystream.engine.merge import ScoredPool, merge
 from raystream.engine.prepare import Prepared
@@ -17,6 +17,9 @@ from raystream.engine.session import Session
 from raystream.errors import ModelError, PoolError
 from raystream.model import check_classes
 from raystream.pool import check_unique
+
+if TYPE_CHECKING:
+    from raystream.engine.choosing import Batch
 
 
 def all_receipts(prepared: Prepared, session: Session) -> list[Receipt]:

@@ -20,8 +20,8 @@ class EmbeddingTap:
 
     By name it is the output of that module, of its last call if there are several. By default it is the input of the
     last Linear that ran and whose output is the logits. Which one that is, a few rows of the first batch tell, with all
-    Linear layers hooked; that run is thrown away, since torch's fused transformer layers round differently under hooks,
-    and a worker's first batch must not differ from its later ones.
+    Linear layers hooked; that run is thrown away, since torch's transformer layers leave their fused path, and may round
+    differently, under hooks, and a worker's first batch must not differ from its later ones.
     """
 
     def __init__(self, network: nn.Module, name: str | None) -> None:

@@ -41,7 +41,9 @@ def build_network(source: str, args: Mapping[str, Any]) -> nn.Module:
         ModelError: it can't be imported or called, or what it makes is no module.
     """
     with _fixed_seed():
-        made = _call(_find(source), source, args)
+        factory = _find(source)
+    with _fixed_seed():  # anew: the import draws only if it is the process's first
+        made = _call(factory, source, args)
     if not isinstance(made, nn.Module):
         raise ModelError(f"model.source {source} returned {type(made).__name__}, expected a torch.nn.Module")
     return made

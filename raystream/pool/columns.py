@@ -73,13 +73,26 @@ def check_mixture(columns: Sequence[Column]) -> None:
 
 
 def plain_type(type_: pa.DataType) -> pa.DataType:
-    """The type of a dictionary-encoded column's values; any other type as it is."""
-    return type_.value_type if pa.types.is_dictionary(type_) else type_
+    """The type that raystream computes with: a dictionary's values, and 64-bit offsets for views, which Arrow 26 can't take or compare."""
+    if pa.types.is_dictionary(type_):
+        return plain_type(type_.value_type)
+    if pa.types.is_string_view(type_):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary_view(type_) else type_
 
 
 def plain(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """A dictionary-encoded array decoded to its values; any other as it is."""
-    return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
+    """The same values in their plain type."""
+    type_ = array.type
+    plain_ = plain_type(type_)
+    return array if plain_ is type_ else array.cast(plain_)
+
+
+def plain_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with all columns in their plain types."""
+    if all(plain_type(type_) is type_ for type_ in batch.schema.types):
+        return batch
+    return pa.record_batch([plain(column) for column in batch.columns], names=batch.schema.names)
 
 
 def structural_flaws(array: pa.Array, column: Column) -> Flaws:
@@ -94,7 +107,7 @@ def decode(array: pa.Array, column: Column) -> npt.NDArray[np.generic]:
     values = _storage(array)
     for _ in column.shape:
         values = _items(values)
-    flat = values.to_numpy(zero_copy_only=False)
+    flat: npt.NDArray[np.generic] = values.to_numpy(zero_copy_only=False)
     if flat.dtype != column.dtype:
         with np.errstate(over="ignore"):
             flat = flat.astype(column.dtype)
@@ -112,7 +125,7 @@ def value_flaws(block: npt.NDArray[np.generic]) -> Flaws:
         return {}
     with np.errstate(all="ignore"):
         # Flat einsum sums at memory speed on one thread: 27 GB/s where ndarray.sum reaches 20.
-        if math.isfinite(np.einsum("i->", block.reshape(-1))):
+        if math.isfinite(np.einsum("i->", np.asarray(block, dtype=np.float32).reshape(-1))):
             return {}
     rows = block.reshape(len(block), -1)
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))

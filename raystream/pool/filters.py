@@ -106,7 +106,8 @@ def row_group_may_match(filters: Filters, statistics: Mapping[str, Statistics], 
 def matching_rows(filters: Filters, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
     """The indices of a batch's rows that pass, in order."""
     names = filter_columns(filters)
-    table = pa.table([*(plain(batch.column(name)) for name in names), pa.array(np.arange(batch.num_rows))], names=[*names, ""])
+    columns = [plain(batch.column(name)) for name in names]
+    table = pa.table([*columns, pa.array(np.arange(batch.num_rows))], names=[*names, ""])
     types = {name: batch.schema.field(name).type for name in names}
     passed = table.filter(_disjunction(filters, types)).column("")
     rows: npt.NDArray[np.int64] = passed.to_numpy()
@@ -122,13 +123,10 @@ def _expression(term: Term, type_: pa.DataType) -> pc.Expression:
     name, op, value = term
     plain_ = plain_type(type_)
     field = pc.field(name)
-    if pa.types.is_string_view(plain_) or pa.types.is_binary_view(plain_):
-        # Arrow 26 compares no views.
-        field, plain_ = field.cast(pa.large_binary() if pa.types.is_binary_view(plain_) else pa.large_string()), pa.large_string()
     if op in ("in", "not in"):
         if not isinstance(value, tuple):
             raise TypeError("a list is expected")
-        found = field.isin(pa.array([_literal(v, plain_) for v in value]))
+        found = field.isin(_value_set([_literal(v, plain_) for v in value], plain_))
         return ~found if op == "not in" else found
     if isinstance(value, tuple):
         raise TypeError("one value is expected")
@@ -140,6 +138,15 @@ def _scalar(value: Any, type_: pa.DataType) -> pa.Scalar:
     if pa.types.is_unsigned_integer(type_) and isinstance(literal, int) and 0 <= literal < 2**type_.bit_width:
         return pa.scalar(literal, type_)  # else Arrow compares uint64 as int64, and refuses large values
     return literal if isinstance(literal, pa.Scalar) else pa.scalar(literal)
+
+
+def _value_set(literals: list[Any], type_: pa.DataType) -> pa.Array:
+    if pa.types.is_integer(type_) and literals:
+        try:
+            return pa.array(literals, type_)
+        except (pa.ArrowInvalid, OverflowError):
+            pass  # what the type can't hold is in no row, but another of the values may be
+    return pa.array(literals)
 
 
 def _literal(value: Any, type_: pa.DataType) -> Any:
@@ -189,7 +196,7 @@ def _may_match(term: Term, found: Statistics, rows: int, type_: pa.DataType) -> 
 
 def _ordered_alike(value: Any, low: Any, high: Any, type_: pa.DataType, op: str) -> bool:
     """Whether Python orders the value among the bounds just as Arrow orders it among the column's rows."""
-    if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
+    if pa.types.is_string(type_) or pa.types.is_large_string(type_):
         return all(isinstance(v, str) for v in (value, low, high))
     if pa.types.is_boolean(type_):
         return all(isinstance(v, bool) for v in (value, low, high))

@@ -35,9 +35,9 @@ def check_unique(ids: pa.ChunkedArray | pa.Array, name: str) -> None:
 def comparable(ids: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     """The same ids in a type that Arrow can sort and look up: dictionaries decoded, strings and binary with 64-bit offsets."""
     ids = plain(ids)
-    if pa.types.is_string(ids.type) or pa.types.is_string_view(ids.type):
+    if pa.types.is_string(ids.type):
         return ids.cast(pa.large_string())
-    if pa.types.is_binary(ids.type) or pa.types.is_binary_view(ids.type) or pa.types.is_fixed_size_binary(ids.type):
+    if pa.types.is_binary(ids.type) or pa.types.is_fixed_size_binary(ids.type):
         return ids.cast(pa.large_binary())
     return ids
 

@@ -141,11 +141,8 @@ def _id_type(name: str | None, types: dict[str, pa.DataType]) -> pa.DataType:
     if name is None:
         return pa.string()
     type_ = plain_type(types[name])
-    accepted = (
-        pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
-        pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary,
-    )  # fmt: skip
-    if any(accept(type_) for accept in accepted) and not pa.types.is_decimal(type_):
+    accepted = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    if any(accept(type_) for accept in accepted) or pa.types.is_fixed_size_binary(type_):
         return type_
     raise PoolError(f"id column {name} is {types[name]}; expected integers, strings or binary, or leave pool.id out")
 
@@ -163,21 +160,13 @@ def _measured(footers: Sequence[Footer], column: Column) -> tuple[int, ...]:
             try:
                 for batch in parquet.iter_batches(batch_size=64, columns=[column.name]):
                     for value in batch.column(column.name).drop_null().to_pylist():
-                        shape = np.shape(value) if _is_regular(value) else ()
+                        shape = np.array(value, dtype=object).shape  # shorter than the column's for ragged lists
                         if len(shape) == len(column.shape) and all(shape):
                             return tuple(shape)
             except (pa.ArrowException, OSError) as error:
                 where = f"column {column.name} of {footer.file.path}"
                 raise PoolError(f"{where} can't be read: {one_line(error)}; repair or remove the file") from None
     raise PoolError(f"column {column.name} holds no list with values in {len(footers)} files; expected lists of one length")
-
-
-def _is_regular(value: object) -> bool:
-    try:
-        np.shape(value)  # type: ignore[arg-type]
-    except ValueError:
-        return False
-    return True
 
 
 def _cut(footers: Sequence[Footer], filters: Filters, folders: dict[str, pa.DataType], target_bytes: int) -> list[Unit]:

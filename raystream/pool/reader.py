@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError
-from raystream.pool.columns import Column, Flaws, decode, known_shape, plain, structural_flaws, value_flaws
+from raystream.pool.columns import Column, Flaws, decode, known_shape, plain_batch, structural_flaws, value_flaws
 from raystream.pool.files import check_unchanged, one_line, open_parquet
 from raystream.pool.filters import filter_columns, matching_rows
 from raystream.pool.units import Unit
@@ -118,6 +118,7 @@ def _selected(
     while True:
         try:
             batch = next(batches, None)
+            batch = None if batch is None else plain_batch(batch)
         except (pa.ArrowException, OSError) as error:
             raise PoolError(f"{unit.name} can't be read near row {next_row}: {one_line(error)}; repair or remove the file") from None
         if batch is None:
@@ -194,7 +195,7 @@ def _ids(unit: Unit, spec: ReadSpec, batch: pa.RecordBatch, rows: npt.NDArray[np
     name = unit.id or spec.id
     if name is None:
         return derived_ids(unit.file.path, rows)
-    ids = plain(batch.column(name))
+    ids = batch.column(name)
     if ids.type.equals(spec.id_type):
         return ids
     try:

@@ -8,7 +8,8 @@ gamma' (2 |y_i||y_j| + a_i + a_j) <= 2 gamma' (a_i + a_j), gamma' for d + 8 term
     a >= (1 + 2.1 gamma) |y|^2 + delta        delta = (d + 32) 2^-122 covers whatever underflows
 
 S, as computed, is therefore never below |x_i - x_j|^2, the rounding of y included: that is below
-4 u (|y_i|^2 + |y_j|^2), and 2.1 gamma - 2 gamma' leaves 40 u.
+4 u (|y_i|^2 + |y_j|^2), and 2.1 gamma - 2 gamma' leaves 40 u. The norms are summed in float32 as well,
+for which a is another 1.1 gamma larger.
 
 In bfloat16, a is split into three exact pieces of eight bits, and the product comes back rounded to
 bfloat16, by a factor of at most 1 + 2^-8 of S itself, not of the terms: near duplicates keep tight bounds.
@@ -107,7 +108,7 @@ class Encoding:
     @property
     def _inflation(self) -> float:
         m = (len(self.shift) + 32) * 2.0**-24
-        return 2.1 * m / (1 - m)
+        return 3.2 * m / (1 - m)
 
     @property
     def _underflow(self) -> float:
@@ -124,18 +125,20 @@ class Encoding:
 
     def _encode(self, x: Array, out: torch.Tensor | None, *, centre: bool) -> tuple[torch.Tensor, torch.Tensor]:
         d = len(self.shift)
-        out = torch.zeros((len(x), self.width), dtype=self.dtype) if out is None else out.zero_()
+        out = torch.empty((len(x), self.width), dtype=self.dtype) if out is None else out
         scale = 2.0**self.power
-        y = torch.from_numpy(x) if self.power == 0 else torch.from_numpy(x) * scale
-        if not self.exact:
-            y = y - torch.from_numpy(self.shift) * scale
+        # scaling by a power of two is exact, so that y is rounded once
+        y = torch.add(torch.from_numpy(self.shift) * -scale, torch.from_numpy(x), alpha=scale)
         body = out[:, :d]
         body.copy_(y)
-        square = body.double().square_().sum(1)
         slack = torch.zeros(len(x))
         if self.bfloat16:
-            moved = (y - body.float()).double().square_().sum(1).sqrt_() + 2.0**-22 * square.sqrt() + 2.0**-100
-            slack = _round_up(moved * _FLOAT64_UP)
+            stored = body.float()
+            moved = y.sub_(stored).square_().sum(1).double()
+            square = stored.square_().sum(1).double()
+            slack = _round_up((moved.sqrt_() + 2.0**-22 * square.sqrt() + 2.0**-60) * (1 + self._inflation))
+        else:
+            square = y.square_().sum(1).double()
         bound = square.float() if self.exact else _round_up(square * (1 + self._inflation) + self._underflow)
         pieces = 3 if self.bfloat16 else 1
         norm_at, one_at = (d + pieces, d) if centre else (d, d + pieces)
@@ -144,6 +147,7 @@ class Encoding:
             out[:, norm_at + piece] = part
             bound = bound - part
         out[:, one_at : one_at + pieces] = 1.0
+        out[:, d + 2 * pieces :] = 0.0
         if centre:
             body.mul_(-2.0)
         return out, slack

@@ -180,6 +180,7 @@ class _Choice:
             self._first(exclude)
             gone = np.concatenate([exclude, np.asarray(self._rows, dtype=np.int64)])
         refine: float | None = None
+        leaders: Leaders | None = None
         while len(self._rows) < self._budget and len(self._centres):
             before = len(self._rows)
             if refine is None:
@@ -189,7 +190,7 @@ class _Choice:
                 answer = self._shards.refine(refine, self._leaders)
                 self._refinements += 1
             self._passes += 1
-            leaders = Leaders(answer, self._centres, self._weight)
+            leaders = Leaders(answer, self._centres, self._weight, leaders)
             gone = self._choose(leaders)
             if not len(answer.rows):
                 break

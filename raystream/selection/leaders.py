@@ -7,6 +7,7 @@ the row comes to the head of the order: Minoux' lazy greedy (1978), inside farth
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from raystream.selection.bounds import Encoding
 from raystream.selection.nearest import pair_distances
@@ -55,19 +56,27 @@ class Leaders:
 
     Attributes:
         rows: (q,) int64, ascending, so that the first of equal gains is the lowest row.
-        squared: (q,) float64; exact over the first `known[i]` centres, an upper bound where that is 0.
+        squared: (q,) float64 upper bounds of the squared distances; exact for a row that `head` returned.
         gain: (q,) float64, of `squared`; -inf for a row that is gone.
     """
 
-    def __init__(self, answer: Answer, centres: CentreList, weight: Array | None) -> None:
+    def __init__(self, answer: Answer, centres: CentreList, weight: Array | None, previous: Leaders | None = None) -> None:
         self.rows, self.x, self.bound = answer.rows, answer.x, answer.bound
         self.squared = answer.squared
         self._weight = None if weight is None else weight[self.rows]
-        self.gain = gains(self.squared, self._weight)
-        self._known = np.zeros(len(self.rows), dtype=np.int64)
         self._centres = centres
-        operand = centres.encoding.rows(self.x)[0] if len(self.x) else None
-        self._operand = np.empty((0, centres.encoding.width), dtype=np.float32) if operand is None else operand.numpy()
+        # invariant: _exact[i] is the squared distance to the first _known[i] centres by the definition
+        self._exact = np.full(len(self.rows), np.inf)
+        self._known = np.zeros(len(self.rows), dtype=np.int64)
+        self._operand = centres.encoding.rows(self.x)[0].numpy()
+        if previous is not None:
+            self._inherit(previous)
+        self.gain = gains(self.squared, self._weight)
+
+    def _inherit(self, previous: Leaders) -> None:
+        _, here, there = np.intersect1d(self.rows, previous.rows, assume_unique=True, return_indices=True)
+        self._exact[here], self._known[here] = previous._exact[there], previous._known[there]
+        np.minimum(self.squared, self._exact, out=self.squared)
 
     def remove(self, which: Array | int) -> None:
         """Rows at these places are chosen or can't be."""
@@ -111,20 +120,18 @@ class Leaders:
 
     def _refresh(self, which: Array) -> None:
         """Make the rows at `which` exact: float64 for the pairs that a float32 product can't rule out."""
-        current = self.squared[which]
         reach = self._width(self._operand[which, -2])
-        scale = 4.0**self._centres.encoding.power
-        limit = current * scale + reach
-        exact = np.where(self._known[which] > 0, current, np.inf)
+        limit = self.squared[which] * 4.0**self._centres.encoding.power + reach
+        exact = self._exact[which]
+        rows = torch.from_numpy(self._operand[which])
         for begin in range(int(self._known[which].min()), len(self._centres), _MANY):
             end = min(begin + _MANY, len(self._centres))
-            product = self._operand[which] @ self._centres.operand[begin:end].T
+            product = torch.mm(rows, torch.from_numpy(self._centres.operand[begin:end]).T).numpy()
             near = np.minimum(product.min(axis=1) + reach, limit)
             row, centre = np.nonzero(product <= near[:, None])
             if len(row):
-                values = pair_distances(self.x, self._centres.x, which[row], centre + begin)
-                np.minimum.at(exact, row, values)
-        self.squared[which] = exact
+                np.minimum.at(exact, row, pair_distances(self.x, self._centres.x, which[row], centre + begin))
+        self._exact[which] = self.squared[which] = exact
         self._known[which] = len(self._centres)
         self.gain[which] = gains(exact, None if self._weight is None else self._weight[which])
 

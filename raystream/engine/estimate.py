@@ -1,0 +1,149 @@
+"""What a query would read and write, and about how long it would take, before anything is spent."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from raystream.engine.feed import Feed
+from raystream.engine.prepare import Prepared, prepare
+from raystream.engine.receipt import Receipt
+from raystream.model import Predictor, load
+from raystream.query import Cluster, Query
+
+_SCORE_BYTES = 40
+"""A row of a scores file without its id: five scores, prediction, confidence, row."""
+_PROBE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A query's figures. `seconds` is scoring time on `workers` workers, without starting them; 0 if all is scored."""
+
+    query: str
+    committed: bool
+    files: int
+    rows: int
+    unit_rows: int
+    bytes: int
+    units: int
+    units_scored: int
+    bytes_to_read: int
+    bytes_to_write: int
+    workers: int
+    seconds: float
+    measured_on: str
+    warnings: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Rate:
+    rows_per_second: float
+    dimension: int
+    measured_on: str
+
+
+def estimate(query: Query) -> Estimate:
+    """Plan a query without scoring or choosing anything.
+
+    The time is estimated from units that this model has scored, or else by running it here, on one worker's threads,
+    for about two seconds.
+
+    Raises:
+        RaystreamError: whatever planning the query would raise.
+    """
+    prepared = prepare(query)
+    missing = prepared.missing
+    rows = sum(task.unit.rows for task in missing)
+    rate = _rate(prepared) if missing else _Rate(1.0, 0, "nothing: all units are scored")
+    workers = _workers(query.cluster)
+    item = 2 if query.model.embedding_dtype == "float16" else 4
+    return Estimate(
+        query=prepared.name,
+        committed=prepared.committed is not None,
+        files=len(prepared.pool.files),
+        rows=prepared.pool.rows,
+        unit_rows=prepared.pool.unit_rows,
+        bytes=prepared.pool.bytes,
+        units=len(prepared.tasks),
+        units_scored=len(prepared.tasks) - len(missing),
+        bytes_to_read=sum(task.unit.bytes for task in missing),
+        bytes_to_write=rows * (_SCORE_BYTES + rate.dimension * item),
+        workers=workers,
+        seconds=rows / rate.rows_per_second / min(workers, max(1, len(missing))),
+        measured_on=rate.measured_on,
+        warnings=prepared.pool.warnings,
+    )
+
+
+def _workers(cluster: Cluster) -> int:
+    if cluster.workers != "auto":
+        return cluster.workers
+    return 1 if cluster.address == "in_process" else max(1, (os.cpu_count() or 1) // cluster.cpus_per_worker)
+
+
+def _rate(prepared: Prepared) -> _Rate:
+    known = [receipt for receipt in prepared.receipts if receipt is not None and receipt.rows]
+    return _from_receipts(known) if known else _probe(prepared)
+
+
+def _from_receipts(receipts: list[Receipt]) -> _Rate:
+    rows = sum(receipt.rows for receipt in receipts)
+    seconds = sum(receipt.seconds for receipt in receipts)
+    return _Rate(rows / max(seconds, 1e-9), receipts[0].dimension or 0, f"{len(receipts)} units that are scored already")
+
+
+def _probe(prepared: Prepared) -> _Rate:
+    """Run the model on the first rows that aren't scored, until it has run for long enough."""
+    query = prepared.query
+    before = torch.get_num_threads()
+    torch.set_num_threads(query.cluster.cpus_per_worker)
+    try:
+        model = load(query.model, embedding=query.needs_embedding)
+        timed = _Timed(model, query.model.batch_size)
+        with Feed(prepared.missing[0].unit, prepared.pool.read, query.model.batch_size, pin=model.device.type == "cuda") as feed:
+            for chunk in feed:
+                timed.run(chunk.inputs)
+                if timed.seconds > _PROBE_SECONDS:
+                    break
+    finally:
+        torch.set_num_threads(before)
+    return _Rate(timed.rows / max(timed.seconds, 1e-9), timed.dimension, f"{timed.rows:,} rows run here")
+
+
+@dataclass
+class _Timed:
+    """Times a model batch by batch; the first one warms it up, and counts only if it is the only one."""
+
+    model: Predictor
+    batch_size: int
+    rows: int = 0
+    seconds: float = 0.0
+    dimension: int = 0
+    batches: int = 0
+
+    def run(self, inputs: tuple[torch.Tensor, ...]) -> None:
+        for start in range(0, len(inputs[0]), self.batch_size):
+            batch = tuple(tensor[start : start + self.batch_size] for tensor in inputs)
+            began = time.perf_counter()
+            prediction = self.model.predict(batch)
+            for values in (prediction.logits, prediction.embedding):
+                if values is not None:
+                    values.cpu()
+            if self.batches == 1:
+                self.rows, self.seconds = 0, 0.0
+            self.batches += 1
+            self.rows += len(batch[0])
+            self.seconds += time.perf_counter() - began
+            if prediction.embedding is not None:
+                self.dimension = prediction.embedding.shape[1]
+            if self.seconds > _PROBE_SECONDS:
+                return

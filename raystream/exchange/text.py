@@ -1,0 +1,116 @@
+"""Results as text for a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from raystream.engine.estimate import Estimate
+from raystream.engine.manifest import Certificate, Seconds
+from raystream.engine.result import Result, Scores
+
+_ROWS_SHOWN = 10
+
+
+def describe_result(result: Result, report: Path | None) -> str:
+    """A committed query: what was read, the first rows, the certificate, the time, and where it all is."""
+    manifest = result.manifest
+    counts = manifest.counts
+    head = f"query {result.query}" + ("" if result.new else " (committed before; nothing was changed)")
+    lines = [
+        head,
+        f"  pool        {counts.pool:,} rows in {_count(len(manifest.files), 'file')}, {counts.labelled:,} of them labelled",
+        f"  scored      {_count(manifest.units_scored, 'unit')} now, {manifest.units_reused:,} reused from the store",
+        f"  chosen      {counts.chosen:,} of {counts.candidates:,} candidates",
+        f"  certificate {describe_certificate(manifest.certificate)}",
+        f"  seconds     {describe_seconds(manifest.seconds)}",
+    ]
+    lines += [f"  warning     {warning}" for warning in manifest.warnings]
+    lines += ["", rows_as_text(result.selection, _ROWS_SHOWN), "", f"selection  {result.path}"]
+    if report is not None:
+        lines.append(f"report     {report}")
+    return "\n".join(lines)
+
+
+def describe_scores(scores: Scores, store: str) -> str:
+    """What scoring alone did."""
+    lines = [
+        f"{scores.rows:,} rows are scored: {_count(scores.units_scored, 'unit')} now, {scores.units_reused:,} before, in store {store}",
+        f"  seconds     {describe_seconds(scores.seconds)}",
+    ]
+    return "\n".join(lines + [f"  warning     {warning}" for warning in scores.warnings])
+
+
+def describe_estimate(plan: Estimate) -> str:
+    """What a query would read and write."""
+    state = "is committed: running it again would change nothing" if plan.committed else "is not committed yet"
+    lines = [
+        f"query {plan.query} {state}",
+        f"  pool        {plan.rows:,} rows in {_count(plan.files, 'file')}",
+        f"  read        {plan.unit_rows:,} rows, {_bytes(plan.bytes)}, in {_count(plan.units, 'unit')}",
+        f"  scored      {plan.units_scored:,} of {_count(plan.units, 'unit')} already",
+        f"  to score    {_bytes(plan.bytes_to_read)} read, {_bytes(plan.bytes_to_write)} written",
+        f"  time        about {_duration(plan.seconds)} on {_count(plan.workers, 'worker')}, going by {plan.measured_on}",
+    ]
+    return "\n".join(lines + [f"  warning     {warning}" for warning in plan.warnings])
+
+
+def describe_certificate(certificate: Certificate | None) -> str:
+    """The covering radius in words."""
+    if certificate is None:
+        return "none: the choice did not look at embeddings"
+    what = "eligible row of the pool" if certificate.over == "pool" else "candidate"
+    text = f"every {what} lies within {certificate.radius:.4g} of a chosen or labelled one"
+    if certificate.lower_bound is not None:
+        text += f"; no batch of this size gets below {certificate.lower_bound:.4g}"
+    return text
+
+
+def describe_seconds(seconds: Seconds) -> str:
+    """Wall time by stage, in words."""
+    return f"plan {seconds.plan:.1f}, start {seconds.start:.1f}, score {seconds.score:.1f}, select {seconds.select:.1f}"
+
+
+def rows_as_text(selection: pa.Table, count: int) -> str:
+    """The first rows of a selection as an aligned table."""
+    names = [name for name in selection.column_names if name not in ("path", "row")]
+    names = [name for name in names if selection.column(name).null_count < max(1, selection.num_rows)]
+    if "why" in names and not any(selection.column("why").to_pylist()):
+        names.remove("why")
+    head = selection.select(names).slice(0, count)
+    columns = [[name, *(_cell(value) for value in head.column(name).to_pylist())] for name in names]
+    widths = [max(map(len, column)) for column in columns]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in zip(*columns, strict=True)]
+    if selection.num_rows > count:
+        lines.append(f"... and {selection.num_rows - count:,} more")
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else text[:18] + "…" + text[-21:]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _bytes(number: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"
+        number /= 1024
+    return f"{number:,.1f} TiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+

@@ -1,0 +1,43 @@
+"""Numbers for rows that depend on the seed and the row's id alone, never on where the row is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from raystream.errors import QueryError
+from raystream.selection.rows import Array
+
+
+def row_hash(seed: int, ids: Array | Sequence[str] | Sequence[bytes]) -> Array:
+    """(n,) uint64, one hash a row.
+
+    Integers go through splitmix64 (Steele et al., 2014), whatever their width; strings and bytes through
+    BLAKE2b keyed by the seed.
+
+    Args:
+        seed: what makes one draw differ from another.
+        ids: integers of any signed or unsigned type, or strings, or bytes.
+    """
+    array = np.asarray(ids)
+    if array.dtype.kind in "iu":
+        wide = array.astype(np.int64).view(np.uint64) if array.dtype.kind == "i" else array.astype(np.uint64)
+        return _splitmix64(wide ^ _splitmix64(np.asarray([seed % 2**64], dtype=np.uint64)))
+    key = (seed % 2**64).to_bytes(8, "little")
+    result = np.empty(len(ids), dtype=np.uint64)
+    for i, value in enumerate(ids):
+        if not isinstance(value, str | bytes):
+            raise QueryError(f"id {value!r} is a {type(value).__name__}, expected integers, strings or bytes")
+        data = value.encode() if isinstance(value, str) else value
+        result[i] = int.from_bytes(hashlib.blake2b(data, digest_size=8, key=key).digest(), "little")
+    return result
+
+
+def _splitmix64(x: Array) -> Array:
+    z = x + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    result: Array = z ^ (z >> np.uint64(31))
+    return result

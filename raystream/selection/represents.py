@@ -1,0 +1,116 @@
+"""Which chosen row stands for each candidate, and how far the farthest candidate is from all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raystream.errors import QueryError
+from raystream.selection.bounds import Encoding, Precision, grid_power
+from raystream.selection.nearest import Centres, block_rows, nearest
+from raystream.selection.rows import Array, Rows, not_finite, squared_distances
+
+_CENTRES_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Each candidate's nearest centre.
+
+    Attributes:
+        nearest: (n,) int32, the lowest centre at a tie.
+        radius: the largest distance of a candidate to its nearest centre; 0 without candidates.
+        farthest: the lowest row at that distance, -1 without candidates.
+    """
+
+    nearest: Array
+    radius: float
+    farthest: int
+
+
+def represents(assignment: Assignment, chosen: int) -> Array:
+    """(chosen,) int64: how many candidates are nearest to each of the first `chosen` centres.
+
+    Centres after those are labelled rows: what is nearest to them is represented already, by no chosen row.
+    """
+    counts: Array = np.bincount(assignment.nearest, minlength=chosen)[:chosen].astype(np.int64)
+    return counts
+
+
+def assign(rows: Rows, centres: Array, *, precision: Precision = "auto") -> Assignment:
+    """The nearest of `centres`, (k, d) float32 in the metric's space, to every candidate, exactly, in one pass.
+
+    The order is that of the float64 squared distances. Candidates equal to a centre are nearest to it.
+    """
+    if not len(centres):
+        raise QueryError("no row was chosen and none is labelled, so no candidate has a nearest one")
+    result = np.empty(len(rows), dtype=np.int32)
+    if not len(rows):
+        return Assignment(result, 0.0, -1)
+    chunks = _chunks(rows, centres, precision)
+    far = _Farthest(rows, centres)
+    for start, x in rows.blocks(0, len(rows), block_rows(len(chunks[0].x))):
+        _check(x, start)
+        index, upper = _nearest(x, chunks)
+        result[start : start + len(x)] = index
+        far.see(start, x, index, upper)
+    squared, row = far.found
+    return Assignment(result, float(np.sqrt(squared)), row)
+
+
+def _chunks(rows: Rows, centres: Array, precision: Precision) -> list[Centres]:
+    """Encode around the centres' mean: the candidates themselves are read once only."""
+    largest = float(np.abs(centres).max())
+    mean = centres.mean(axis=0, dtype=np.float64)
+    encoding = Encoding.fit(mean, largest, on_grid=False, precision=precision)
+    return [Centres.of(centres[i : i + _CENTRES_AT_ONCE], encoding) for i in range(0, len(centres), _CENTRES_AT_ONCE)]
+
+
+def _check(x: Array, start: int) -> None:
+    if not np.isfinite(x.sum()):  # also infinite when finite values overflow: then look closer
+        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+        if len(bad):
+            raise not_finite(len(bad), [start + int(row) for row in bad[:3]])
+
+
+def _nearest(x: Array, chunks: list[Centres]) -> tuple[Array, Array]:
+    """(m,) index and (m,) float64 upper bound of the squared distance; several chunks are compared by exact distances."""
+    if len(chunks) == 1:
+        found = nearest(x, chunks[0])
+        return found.index, found.upper
+    best = nearest(x, chunks[0], exact_distance=True)
+    index, squared, offset = best.index.copy(), best.upper.copy(), len(chunks[0].x)
+    for chunk in chunks[1:]:
+        found = nearest(x, chunk, exact_distance=True)
+        nearer = found.upper < squared
+        index[nearer], squared[nearer] = found.index[nearer] + offset, found.upper[nearer]
+        offset += len(chunk.x)
+    return index, squared
+
+
+class _Farthest:
+    """The row farthest from its centre, exact, from upper bounds."""
+
+    def __init__(self, rows: Rows, centres: Array) -> None:
+        self._centres = centres
+        self.found = (-1.0, -1)
+
+    def see(self, start: int, x: Array, index: Array, upper: Array) -> None:
+        """A block of rows, in row order."""
+        maybe = np.flatnonzero(upper > self.found[0])
+        # from the largest bound down, so that few differences are taken
+        maybe = maybe[np.argsort(-upper[maybe], kind="stable")]
+        step = 64
+        while len(maybe):
+            ask = maybe[:step]
+            squared = squared_distances(x[ask], self._centres[index[ask]])
+            top = float(squared.max())
+            if top > self.found[0]:
+                self.found = (top, start + int(ask[squared == top].min()))
+            elif top == self.found[0]:
+                same = start + int(ask[squared == top].min())
+                self.found = (top, min(self.found[1], same))
+            maybe = maybe[step:]
+            maybe = maybe[upper[maybe] >= self.found[0]]
+            step *= 4

@@ -1,0 +1,61 @@
+import math
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis.extra.numpy import arrays
+
+from raystream.errors import ModelError
+from raystream.model import Prediction, bad_output_rows
+from raystream.model.prediction import check_logits
+
+numbers = st.one_of(st.floats(allow_nan=False, allow_infinity=False, width=32), st.sampled_from([math.nan, math.inf, -math.inf]))
+
+
+def is_bad(logits, embedding):
+    bad = any(math.isnan(z) or z == math.inf for z in logits) or all(z == -math.inf for z in logits)
+    return bad or not all(map(math.isfinite, embedding))
+
+
+@settings(deadline=None)
+@given(arrays(np.float32, (4, 3), elements=numbers), arrays(np.float32, (4, 2), elements=numbers))
+def test_bad_rows_are_those_of_the_definition(logits, embedding):
+    """Bad are NaN, +inf and nothing but -inf in logits, and what isn't finite in embeddings; huge sums are fine."""
+    expected = [is_bad(*row) for row in zip(logits.tolist(), embedding.tolist(), strict=True)]
+    found = bad_output_rows(Prediction(torch.from_numpy(logits), torch.from_numpy(embedding)))
+    assert (found.tolist() if found is not None else [False] * 4) == expected
+    assert found is None or any(expected)
+
+
+def test_bad_rows_of_half_a_prediction():
+    """Logits or embeddings may be missing."""
+    bad = torch.tensor([[0.0, 0.0], [math.nan, 0.0]])
+    assert bad_output_rows(Prediction(bad, None)).tolist() == [False, True]
+    assert bad_output_rows(Prediction(None, bad)).tolist() == [False, True]
+    assert bad_output_rows(Prediction(torch.zeros(2, 2), None)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_logits_become_float32(dtype):
+    """Logits of any floating dtype come out as float32."""
+    assert check_logits(torch.ones(2, 3, dtype=dtype), 2, "m").dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ({"logits": torch.zeros(2, 3)}, "m returned dict, expected one tensor"),
+        ((torch.zeros(2, 3),), "m returned tuple"),
+        (torch.zeros(2), r"shape \(2,\) for 2 rows"),
+        (torch.zeros(3, 2), r"shape \(3, 2\) for 2 rows"),
+        (torch.zeros(2, 3, 4), r"shape \(2, 3, 4\) for 2 rows"),
+        (torch.zeros(2, 1), "at least two classes"),
+        (torch.zeros(2, 3, dtype=torch.int64), r"torch\.int64, expected floating"),
+    ],
+)
+def test_what_is_not_logits_is_refused(output, message):
+    """Any output but a floating (rows, classes) tensor is an error that says what came."""
+    with pytest.raises(ModelError, match=message):
+        check_logits(output, 2, "m")

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raystream.errors import PoolError, QueryError
+from raystream.pool import list_files, read_footers
+from raystream.pool.files import File
+from raystream.pool.filters import check_filters, filter_columns, freeze, matching_rows, partition_types, residual, row_group_may_match
+
+OPERATORS = ["==", "!=", "<", "<=", ">", ">="]
+SCHEMA = pa.schema({"i": pa.int32(), "f": pa.float32(), "s": pa.string(), "b": pa.bool_()})
+VALUES = {
+    "i": st.integers(-3, 3),
+    "f": st.sampled_from([-1.0, 0.0, 0.5, 2.0, float("nan")]),
+    "s": st.sampled_from(["a", "b", "é", ""]),
+    "b": st.booleans(),
+}
+WANTED = VALUES | {"f": st.sampled_from([-1.0, 0.0, 0.1, 2.0])}
+TERM = st.sampled_from(sorted(VALUES)).flatmap(
+    lambda name: st.one_of(
+        st.tuples(st.just(name), st.sampled_from(OPERATORS), WANTED[name]),
+        st.tuples(st.just(name), st.sampled_from(["in", "not in"]), st.lists(WANTED[name], min_size=1, max_size=3)),
+    )
+)
+DISJUNCTION = st.lists(st.lists(TERM, min_size=1, max_size=3), min_size=1, max_size=3)
+ROW = st.fixed_dictionaries({name: st.none() | values for name, values in VALUES.items()})
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(ROW, min_size=1, max_size=12), disjunction=DISJUNCTION)
+def test_pruning_and_masking_agree_with_pyarrow(rows: list[dict], disjunction: list) -> None:
+    """pyarrow's own filter of the dataset is the oracle: the same rows pass, and no row group of theirs is pruned."""
+    table = pa.Table.from_pylist(rows, schema=SCHEMA).append_column("row", pa.array(range(len(rows))))
+    filters = freeze(disjunction)
+    types = dict(zip(SCHEMA.names, SCHEMA.types, strict=True))
+    check_filters(filters, types)
+    with TemporaryDirectory() as folder:
+        pq.write_table(table, f"{folder}/a.parquet", row_group_size=3)
+        expected = ds.dataset(folder).to_table(filter=pq.filters_to_expression(disjunction))["row"].to_pylist()
+        (footer,) = read_footers(list_files([folder]), ["row"], filter_columns(filters))
+    (batch,) = table.to_batches()
+    assert matching_rows(filters, batch).tolist() == expected
+    alive = {i for i, group in enumerate(footer.row_groups) if row_group_may_match(filters, dict(group.statistics), group.rows, types)}
+    assert {row // 3 for row in expected} <= alive
+
+
+def test_statistics_prune() -> None:
+    """Pruning does happen, at the edges of each operator."""
+    with TemporaryDirectory() as folder:
+        pq.write_table(pa.table({"i": [5, 6, 7], "n": pa.array([None] * 3, pa.int64()), "c": ["x"] * 3}), f"{folder}/a.parquet")
+        (footer,) = read_footers(list_files([folder]), ["i"], ["i", "n", "c"])
+    types = {"i": pa.int64(), "n": pa.int64(), "c": pa.string()}
+    (group,) = footer.row_groups
+
+    def alive(*term: object) -> bool:
+        return row_group_may_match(freeze([[term]]), dict(group.statistics), group.rows, types)  # type: ignore[list-item]
+
+    assert [alive("i", "<", 5), alive("i", "<=", 4), alive("i", ">", 7), alive("i", ">=", 8), alive("i", "==", 8)] == [False] * 5
+    assert [alive("i", "<", 6), alive("i", "<=", 5), alive("i", ">", 6), alive("i", ">=", 7), alive("i", "==", 6)] == [True] * 5
+    assert [alive("i", "in", [1, 9]), alive("n", "==", 1), alive("c", "!=", "x"), alive("c", "not in", ["x", "y"])] == [False] * 4
+    assert [alive("i", "in", [1, 6]), alive("n", "not in", [1]), alive("c", "!=", "y"), alive("c", "not in", ["y"])] == [True] * 4
+
+
+def test_hive_folders_decide_their_terms() -> None:
+    """Decided terms are dropped, a file that can't pass gives None, one that always passes gives ()."""
+    files = [File("/a", 1, "0", (("year", year), ("split", split))) for year, split in [("2023", "x"), ("2024", "y"), (None, None)]]
+    types = partition_types(files)
+    assert types == {"year": pa.int64(), "split": pa.string()}
+
+    def left(*disjunction: list) -> list:
+        return [residual(freeze(disjunction), file, types) for file in files]
+
+    assert left([("year", ">=", 2024)]) == [None, (), None]
+    assert left([("year", "=", 2023), ("i", "<", 3)]) == [((("i", "<", 3),),), None, None]
+    assert left([("split", "==", "x"), ("i", "<", 3)], [("split", "!=", "x")]) == [((("i", "<", 3),),), (), None]
+    assert left([("split", "not in", ["x"])]) == [None, (), ()]
+    assert left() == [(), (), ()]
+
+
+def test_hive_keys_are_numbers_only_if_all_are() -> None:
+    """One value that isn't a whole number makes the key a string; so do nothing but nulls."""
+    files = [File("/a", 1, "0", (("k", k), ("n", None), ("m", m))) for k, m in [("1", "01"), ("b", "-2")]]
+    assert partition_types(files) == {"k": pa.string(), "n": pa.string(), "m": pa.int64()}
+
+
+@pytest.mark.parametrize(
+    ("type_", "op", "value"),
+    [
+        (pa.int64(), "==", "5"), (pa.string(), "<", 5), (pa.bool_(), "==", 1), (pa.int64(), "==", True), (pa.date32(), ">", "soon"),
+        (pa.list_(pa.int64()), "==", 1), (pa.string(), "in", [1]), (pa.int64(), "in", 1), (pa.int64(), "==", [1]),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_compared_is_refused(type_: pa.DataType, op: str, value: object) -> None:
+    """The message names the key, the column, its type and the value."""
+    with pytest.raises(QueryError, match=r"pool.filters compares column c \(") as caught:
+        check_filters(freeze([[("c", op, value)]]), {"c": type_})
+    assert str(type_) in str(caught.value)
+    assert repr(value) in str(caught.value)
+
+
+def test_an_unknown_column_is_refused() -> None:
+    """The message names what was probably meant."""
+    with pytest.raises(PoolError, match="column splt, .* did you mean 'split'"):
+        check_filters(freeze([[("splt", "==", "x")]]), {"split": pa.string()})
+
+
+@pytest.mark.parametrize(
+    ("array", "op", "value", "expected"),
+    [
+        (pa.array([dt.date(2024, 1, 1), dt.date(2025, 1, 1)]), ">=", "2024-06-01", [1]),
+        (pa.array([dt.datetime(2024, 1, 1), dt.datetime(2025, 1, 1)]), "in", ["2025-01-01"], [1]),
+        (pa.array(["a", "b", None], pa.string_view()), "!=", "b", [0]),
+        (pa.array(["a", "b", None], pa.string_view()), "in", ["b"], [1]),
+        (pa.array(["a", "b", None]).dictionary_encode(), "==", "b", [1]),
+        (pa.array(["a", "b", None]).dictionary_encode(), "in", ["b"], [1]),
+        (pa.array([1, 2**64 - 1], pa.uint64()), "<", 5, [0]),
+        (pa.array([1, 2**64 - 1], pa.uint64()), "in", [2**64 - 1], [1]),
+        (pa.array([1, 3], pa.decimal128(5, 2)), "<", 2.5, [0]),
+        (pa.array([b"a", b"b"]), "==", "b", [1]),
+        (pa.array([1, 2], pa.int8()), "<", 500, [0, 1]),
+        (pa.array([16777216.0], pa.float32()), "==", 16777217, []),
+        (pa.array([1, 2]), "in", [], []),
+    ],
+)
+def test_types_beyond_numbers(array: pa.Array, op: str, value: object, expected: list[int]) -> None:
+    """Dates compare with ISO text, views and dictionaries as their values, unsigned integers without overflow."""
+    filters = freeze([[("c", op, value)]])
+    check_filters(filters, {"c": array.type})
+    assert matching_rows(filters, pa.record_batch({"c": array})).tolist() == expected
+
+
+def test_statistics_of_dates_and_wide_unsigned_columns_prune_nothing(tmp_path: Path) -> None:
+    """Where Python may order values otherwise than Arrow, the row group stays."""
+    big = np.array([2**63 + 1, 2**63 + 2], dtype=np.uint64)
+    pq.write_table(pa.table({"u": big, "d": [dt.date(2024, 1, 1)] * 2}), tmp_path / "a.parquet")
+    (footer,) = read_footers(list_files([str(tmp_path)]), ["u"], ["u", "d"])
+    types = {"u": pa.uint64(), "d": pa.date32()}
+    found = dict(footer.row_groups[0].statistics)
+    assert row_group_may_match(freeze([[("u", ">", 2**63)]]), found, 2, types)
+    assert row_group_may_match(freeze([[("d", "==", "2024-01-01")]]), found, 2, types)
