@@ -226,3 +226,7 @@ def _print(summary: dict[str, Any], text: Callable[[], str], as_json: bool) -> N
     print(json.dumps(summary) if as_json else text())
 
 
+
+
+if __name__ == "__main__":
+    main()

@@ -42,7 +42,7 @@ def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered) -> Batc
     certificate = None
     if chosen.certificate is not None:
         over = "pool" if count == eligible else "candidates"
-        certificate = Certificate(chosen.certificate["radius"], chosen.certificate["lower_bound"], over)
+        certificate = Certificate(chosen.certificate["radius"] or 0.0, chosen.certificate["lower_bound"], over)
     warnings = []
     if len(picked) < query.select.budget:
         reason = chosen.note or f"the pool has {eligible} eligible rows"

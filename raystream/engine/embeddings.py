@@ -40,11 +40,11 @@ def map_embeddings(path: Path) -> list[MappedEmbeddings]:
     """The embeddings in an Arrow file that a worker wrote, a part for each of its record batches, in row order."""
     parts: list[MappedEmbeddings] = []
     with pa.memory_map(str(path)) as file:
-        start = file.read_buffer(0).address if file.size() else 0
-        with pa.ipc.open_file(file) as reader:
+        whole = file.read_buffer()
+        with pa.ipc.open_file(whole) as reader:
             for index in range(reader.num_record_batches):
                 column = reader.get_batch(index).column(0)
                 values = column.values
-                offset = values.buffers()[1].address - start
+                offset = values.buffers()[1].address - whole.address
                 parts.append(MappedEmbeddings(path, offset, len(column), column.type.list_size, str(values.type.to_pandas_dtype().__name__)))
     return parts

@@ -77,7 +77,13 @@ class Scheduler:
 
     def start(self) -> list[Instruction]:
         """The first instructions: no more workers than units."""
-        return [self._start_worker() for _ in range(min(self.workers, self.units))]
+        return self._replace_workers()
+
+    def add(self, units: int) -> list[Instruction]:
+        """So many further units, numbered on from the last; workers that are ready take them at once."""
+        self.pending.extend(range(self.units, self.units + units))
+        self.units += units
+        return self._replace_workers() + self._assign()
 
     def worker_ready(self, worker: int) -> list[Instruction]:
         """A worker has loaded the model and waits for work."""

@@ -22,50 +22,54 @@ class Scored:
     failed: dict[int, BaseException]
 
 
-def score_units(
-    tasks: Sequence[Task],
-    executor: Executor,
-    workers: int,
-    *,
-    keep_going: bool,
-    on_event: Callable[[Event | None], None],
-) -> Scored:
-    """Score all tasks with that many workers.
+class Scoring:
+    """Scores units on one set of workers, which stay up from one call to the next.
 
     Args:
-        tasks: the units that have no receipt yet.
         executor: where the workers run; not closed here.
         workers: how many to keep alive.
         keep_going: whether a unit with bad data is passed over, instead of ending the run.
         on_event: told of each event, and of None when nothing happened for a second.
-
-    Raises:
-        RaystreamError: bad data or bad model output without `keep_going`, or workers that can't start.
     """
-    scheduler = Scheduler(len(tasks), workers)
-    receipts: dict[int, Receipt] = {}
 
-    def follow(instructions: list[Instruction]) -> None:
+    def __init__(self, executor: Executor, workers: int, *, keep_going: bool, on_event: Callable[[Event | None], None]) -> None:
+        self._executor, self._keep_going, self._on_event = executor, keep_going, on_event
+        self._scheduler = Scheduler(0, workers)
+        self._tasks: list[Task] = []
+        self._receipts: dict[int, Receipt] = {}
+
+    def score(self, tasks: Sequence[Task]) -> Scored:
+        """Score the tasks.
+
+        Raises:
+            RaystreamError: bad data or bad model output without `keep_going`, or workers that can't start.
+        """
+        first = len(self._tasks)
+        self._tasks += tasks
+        self._follow(self._scheduler.add(len(tasks)))
+        while not self._scheduler.finished:
+            events = self._executor.wait(_POLL_SECONDS)
+            for event in events:
+                if isinstance(event, UnitEnded) and isinstance(event.outcome, Receipt):
+                    self._receipts[event.unit] = event.outcome
+                self._on_event(event)
+                self._follow(_tell(self._scheduler, event, self._keep_going))
+            if not events:
+                self._on_event(None)
+        numbers = range(first, len(self._tasks))
+        poisoned = self._scheduler.poisoned
+        return Scored(
+            {i - first: self._receipts[i] for i in numbers if i in self._receipts}, {i - first: poisoned[i] for i in numbers if i in poisoned}
+        )
+
+    def _follow(self, instructions: list[Instruction]) -> None:
         for instruction in instructions:
             if isinstance(instruction, Abort):
                 raise _as_ours(instruction.cause)
             if isinstance(instruction, Assign):
-                executor.assign(instruction.worker, instruction.unit, tasks[instruction.unit])
+                self._executor.assign(instruction.worker, instruction.unit, self._tasks[instruction.unit])
             else:
-                executor.start_worker(instruction.worker)
-
-    follow(scheduler.start())
-    while not scheduler.finished:
-        events = executor.wait(_POLL_SECONDS)
-        for event in events:
-            if isinstance(event, UnitEnded) and isinstance(event.outcome, Receipt):
-                receipts[event.unit] = event.outcome
-            instructions = _tell(scheduler, event, keep_going)
-            on_event(event)
-            follow(instructions)
-        if not events:
-            on_event(None)
-    return Scored(receipts, dict(scheduler.poisoned))
+                self._executor.start_worker(instruction.worker)
 
 
 def _tell(scheduler: Scheduler, event: Event, keep_going: bool) -> list[Instruction]:

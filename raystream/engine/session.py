@@ -15,7 +15,7 @@ from raystream.engine.prepare import Prepared
 from raystream.engine.progress import Reporter
 from raystream.engine.ray_token import own_ray_wanted, protect_own_ray
 from raystream.engine.receipt import Receipt
-from raystream.engine.scoring import Scored, score_units
+from raystream.engine.scoring import Scored, Scoring
 from raystream.errors import UnitsFailed
 
 _NAMED_FAILURES = 3
@@ -30,14 +30,20 @@ class Session:
     """
 
     def __init__(self, prepared: Prepared, reporter: Reporter) -> None:
-        self._prepared, self._reporter = prepared, reporter
+        self._prepared = prepared
+        self._progress = _Progress(prepared, reporter)
+        self._reporter = reporter
         self._executor: Executor | None = None
+        self._scoring: Scoring | None = None
         self._connected = False
-        self._workers = 0
-        self._token = f"tokens/{uuid.uuid4().hex}"
+        self._token = f"{query_folder(prepared.name)}/token-{uuid.uuid4().hex}"
         self.warnings: list[str] = []
-        self.start_seconds = 0.0
         self.units_scored = 0
+
+    @property
+    def start_seconds(self) -> float:
+        """How long it took until a worker was up; 0 if none was needed."""
+        return self._progress.start_seconds
 
     def __enter__(self) -> Session:
         return self
@@ -59,14 +65,10 @@ class Session:
         """
         if not tasks:
             return []
-        began = time.perf_counter()
-        executor = self._start()
-        progress = _Progress(self._prepared, self._reporter, len(tasks), began)
-        scored = score_units(
-            tasks, executor, self._workers, keep_going=self._prepared.query.on_error == "skip", on_event=progress.on_event
-        )
-        if progress.ready_after is not None:
-            self.start_seconds += progress.ready_after
+        self._progress.begin(len(tasks))
+        if self._scoring is None:
+            self._scoring = self._start()
+        scored = self._scoring.score(tasks)
         self.units_scored += len(scored.receipts)
         self._judge(tasks, scored)
         return [scored.receipts.get(index) for index in range(len(tasks))]
@@ -85,9 +87,7 @@ class Session:
             )
         self.warnings.append(f"{count} units were left out: {'; '.join(causes)}")
 
-    def _start(self) -> Executor:
-        if self._executor is not None:
-            return self._executor
+    def _start(self) -> Scoring:
         query = self._prepared.query
         self._prepared.store.put(self._token, b"the driver was here")
         job = Job(
@@ -100,48 +100,52 @@ class Session:
             skip_bad_rows=query.on_error == "skip",
             import_paths=importable_folders(),
         )
-        self._executor = self._in_process(job) if query.cluster.address == "in_process" else self._on_ray(job)
-        return self._executor
+        self._executor, workers = self._in_process(job) if query.cluster.address == "in_process" else self._on_ray(job)
+        return Scoring(self._executor, workers, keep_going=query.on_error == "skip", on_event=self._progress.on_event)
 
-    def _in_process(self, job: Job) -> Executor:
+    def _in_process(self, job: Job) -> tuple[Executor, int]:
         workers = self._prepared.query.cluster.workers
-        self._workers = 1 if workers == "auto" else workers
         self._reporter.stage("Loading the model")
-        return InProcess(job)
+        return InProcess(job), 1 if workers == "auto" else workers
 
-    def _on_ray(self, job: Job) -> Executor:
+    def _on_ray(self, job: Job) -> tuple[Executor, int]:
         self._reporter.stage("Starting Ray workers")
         cluster = self._prepared.query.cluster
         if own_ray_wanted(cluster.address):
             protect_own_ray()
         from raystream.engine.ray_executor import OnRay, connect, worker_count
 
-        self._connected = connect(cluster) or self._connected
-        self._workers = worker_count(cluster)
-        return OnRay(job, cluster)
+        self._connected = connect(cluster)
+        return OnRay(job, cluster), worker_count(cluster)
 
 
 class _Progress:
     """Follows the events of a run for the reporter and for `events.jsonl`."""
 
-    def __init__(self, prepared: Prepared, reporter: Reporter, units: int, began: float) -> None:
+    def __init__(self, prepared: Prepared, reporter: Reporter) -> None:
         self._prepared, self._reporter = prepared, reporter
-        self._units, self._began = units, began
-        self._done = self._rows = 0
-        self.ready_after: float | None = None
+        self._units = self._done = self._rows = 0
+        self._began = self._ready = 0.0
+        self.start_seconds = 0.0
+
+    def begin(self, units: int) -> None:
+        """So many further units are to be scored."""
+        self._began = time.perf_counter()
+        self._units += units
 
     def on_event(self, event: Event | None) -> None:
         now = time.perf_counter()
-        if isinstance(event, WorkerReady) and self.ready_after is None:
-            self.ready_after = now - self._began
+        if isinstance(event, WorkerReady) and not self._ready:
+            self._ready = now
+            self.start_seconds = now - self._began
             self._reporter.stage(f"Scoring {self._units} units")
         if isinstance(event, UnitEnded) and isinstance(event.outcome, Receipt):
             self._done += 1
             self._rows += event.outcome.rows
         if event is not None:
             self._log(event)
-        if self.ready_after is not None:
-            self._reporter.units(self._done, self._units, self._rows, now - self._began - self.ready_after)
+        if self._ready:
+            self._reporter.units(self._done, self._units, self._rows, now - self._ready)
 
     def _log(self, event: Event) -> None:
         entry: dict[str, object] = {"time": round(time.time(), 3), "event": type(event).__name__, "worker": event.worker}

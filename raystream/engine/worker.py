@@ -22,6 +22,8 @@ from raystream.errors import ClusterError, DataError, ModelError, RaystreamError
 from raystream.model import bad_output_rows, load
 
 _REASONS_KEPT = 20
+_LARGEST = {"float16": 65504.0, "float32": 1e19}
+"""What a stored embedding's numbers must stay below for sure; above it, each is looked at."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class Worker:
         logits: list[torch.Tensor] = []
         embedding: np.ndarray | None = None
         bad: list[torch.Tensor] = []
+        suspicious = False
         batch_size = self._job.model.batch_size
         for start in range(0, len(chunk), batch_size):
             prediction = self._model.predict(tuple(tensor[start : start + batch_size] for tensor in chunk.inputs))
@@ -140,8 +143,11 @@ class Worker:
                     embedding = np.empty((len(chunk), prediction.embedding.shape[1]), self._job.model.embedding_dtype)
                 stop = start + len(prediction.embedding)
                 torch.from_numpy(embedding[start:stop]).copy_(prediction.embedding)
+                flat = prediction.embedding.flatten()
+                # Below this, no number of the batch can be NaN, infinite or too large; one pass, ten times faster than a maximum.
+                suspicious |= not float(flat.dot(flat)) < _LARGEST[self._job.model.embedding_dtype] ** 2
         joined = torch.cat(logits) if logits else None
-        overflowed = _not_finite(embedding) if embedding is not None else np.empty(0, np.int64)
+        overflowed = _not_finite(embedding) if embedding is not None and suspicious else np.empty(0, np.int64)
         if not bad and not len(overflowed):
             writer.add(chunk.ids, chunk.rows, joined, embedding)
             return []

@@ -90,9 +90,16 @@ def plain(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 def plain_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with all columns in their plain types."""
-    if all(plain_type(type_) is type_ for type_ in batch.schema.types):
-        return batch
-    return pa.record_batch([plain(column) for column in batch.columns], names=batch.schema.names)
+    return batch if _is_plain(batch.schema) else pa.record_batch([plain(column) for column in batch.columns], names=batch.schema.names)
+
+
+def plain_table(table: pa.Table) -> pa.Table:
+    """The table with all columns in their plain types."""
+    return table if _is_plain(table.schema) else pa.table([plain(column) for column in table.columns], names=table.column_names)
+
+
+def _is_plain(schema: pa.Schema) -> bool:
+    return all(plain_type(type_) is type_ for type_ in schema.types)
 
 
 def structural_flaws(array: pa.Array, column: Column) -> Flaws:

@@ -79,17 +79,14 @@ class Labelled:
         ids = comparable(ids)
         if not ids.type.equals(self.ids.type):
             ids = ids.cast(self.ids.type)
-        if not pa.types.is_integer(ids.type):
-            found = pc.index_in(ids, value_set=self.ids)
-            index: npt.NDArray[np.int64] = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-            return index
-        null = ids.is_null().to_numpy(zero_copy_only=False) if ids.null_count else None
-        values = (ids if null is None else pc.fill_null(ids, 0)).to_numpy()
-        known = self.ids.to_numpy()
-        # Eight times faster than Arrow's hash look-up.
-        at = np.minimum(np.searchsorted(known, values), len(known) - 1)
-        hit = known[at] == values
-        return np.where(hit if null is None else hit & ~null, at, -1)
+        if pa.types.is_integer(ids.type) and not ids.null_count and 4 * len(ids) < len(self):
+            # Arrow hashes all labelled ids anew at each call: 100,000 of them cost 3.4 ms, a search for 4,096 ids 0.5 ms.
+            known, values = self.ids.to_numpy(), ids.to_numpy()
+            at = np.minimum(np.searchsorted(known, values), len(known) - 1)
+            return np.where(known[at] == values, at, -1)
+        found = pc.fill_null(pc.index_in(ids, value_set=self.ids), -1).cast(pa.int64())
+        index: npt.NDArray[np.int64] = np.array(found)
+        return index
 
 
 def read_labelled(uris: Sequence[str], id_name: str | None, id_type: pa.DataType, threads: int = 8) -> Labelled:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raystream.errors import PoolError
-from raystream.pool.columns import plain
+from raystream.pool.columns import plain_table
 from raystream.pool.files import File, one_line, open_parquet
 from raystream.pool.filters import partition_value
 
@@ -56,7 +56,7 @@ def _read_file(file: File, rows: npt.NDArray[np.int64], schema: pa.Schema) -> li
                 table = parquet.read_row_group(group, columns=stored)
             except (pa.ArrowException, OSError) as error:
                 raise PoolError(f"{file.path}#rg{group} can't be read: {one_line(error)}; repair or remove the file") from None
-            tables.append(_as_schema(file, table.take(pa.array(rows[low:high] - starts[group])), high - low, schema))
+            tables.append(_as_schema(file, plain_table(table).take(pa.array(rows[low:high] - starts[group])), high - low, schema))
     return tables
 
 
@@ -64,7 +64,7 @@ def _as_schema(file: File, table: pa.Table | None, rows: int, schema: pa.Schema)
     columns = []
     for field in schema:
         if table is not None and field.name in table.column_names:
-            column = plain(table.column(field.name))
+            column = table.column(field.name)
             columns.append(column if column.type.equals(field.type) else column.cast(field.type))
         else:
             columns.append(pa.repeat(pa.scalar(partition_value(file, field.name, field.type), field.type), rows))

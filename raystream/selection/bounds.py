@@ -164,7 +164,9 @@ class Encoding:
         """How far float32 products of bounds a_i + a_j = `square` (float64) may lie above the squared distances, scaled."""
         return np.zeros_like(square) if self.exact else 2.2 * self._inflation * square + 8 * self._underflow
 
-    def reach(self, smallest: torch.Tensor, slack: torch.Tensor, largest_slack: float, rows: torch.Tensor, largest_square: float) -> torch.Tensor:
+    def reach(
+        self, smallest: torch.Tensor, slack: torch.Tensor, largest_slack: float, rows: torch.Tensor, largest_square: float
+    ) -> torch.Tensor:
         """The product up to which another centre may still be nearer than the one with the smallest product.
 
         Args:

@@ -78,7 +78,8 @@ def core_set(
         QueryError: a negative score or weight.
     """
     shards = LocalShards.of_array(x, metric=metric, memory=max(DEFAULT_MEMORY, 2 * np.asarray(x).nbytes))
-    return farthest_first(shards, k, score_weight=score_weights(score, weight, len(shards)), labelled=vectors(labelled, shards.width, metric)).rows
+    checked = score_weights(score, weight, len(shards))
+    return farthest_first(shards, k, score_weight=checked, labelled=vectors(labelled, shards.width, metric)).rows
 
 
 def score_weights(score: Array | None, weight: float, n: int) -> Array | None:
@@ -197,9 +198,9 @@ class _Choice:
             refine = leaders.best() if not len(gone) and leaders.left else None
             if len(self._rows) - before < (self._budget - before) / 4:
                 self._leaders = min(2 * self._leaders, self._most_leaders)
-        return FarthestFirst(
-            np.asarray(self._rows, dtype=np.int64), np.asarray(self._gain), np.asarray(self._distance), self._passes, self._refinements, self._blocked
-        )
+        rows = np.asarray(self._rows, dtype=np.int64)
+        gain, distance = np.asarray(self._gain, dtype=np.float64), np.asarray(self._distance, dtype=np.float64)
+        return FarthestFirst(rows, gain, distance, self._passes, self._refinements, self._blocked)
 
     def _first(self, exclude: Array) -> None:
         gain, row = self._shards.farthest(self._mean, exclude)

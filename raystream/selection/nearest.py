@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,12 +16,11 @@ _PAIR_BYTES = 1 << 23
 """Differences that are kept at a time."""
 
 
-class Nearest(NamedTuple):
-    """For m rows: `index` (m,) int64 of the nearest centre, the lowest at a tie; `lower` and `upper` (m,)
-    float64 bounds of its squared distance."""
+@dataclass(frozen=True)
+class Nearest:
+    """For m rows: `index` (m,) int64 of the nearest centre, the lowest at a tie; `upper` (m,) float64, a bound of its squared distance."""
 
     index: Array
-    lower: Array
     upper: Array
 
 
@@ -57,7 +55,7 @@ def nearest(x: Array, centres: Centres, *, exact_distance: bool = False) -> Near
     Args:
         x: the rows; blocks of `block_rows` are the fastest.
         centres: where ties go to the lower index.
-        exact_distance: also give every distance by the definition, `lower` equal to `upper`.
+        exact_distance: `upper` is the squared distance itself, by the definition.
     """
     operand, slack = centres.encoding.rows(x)
     out = torch.empty((len(x), len(centres.x)), dtype=centres.encoding.dtype)
@@ -70,7 +68,7 @@ def nearest(x: Array, centres: Centres, *, exact_distance: bool = False) -> Near
     if centres.encoding.exact:
         first = np.flatnonzero(np.diff(row, prepend=-1))
         value = centres.encoding.upper(smallest, 0.0)
-        return Nearest(centre[first], value, value)
+        return Nearest(centre[first], value)
     return _resolve(x, centres.x, row, centre, exact_distance)
 
 
@@ -97,8 +95,8 @@ def _resolve(x: Array, c: Array, row: Array, centre: Array, exact_distance: bool
     winner = np.flatnonzero(exact == best[row])
     winner = winner[np.flatnonzero(np.diff(row[winner], prepend=-1))]
     if exact_distance:
-        return Nearest(centre[winner], best, best)
-    return Nearest(centre[winner], np.maximum(best * (1 - error) - tiny, 0.0), best * (1 + error) + tiny)
+        return Nearest(centre[winner], best)
+    return Nearest(centre[winner], best * (1 + error) + tiny)
 
 
 def _float32_distances(x: Array, c: Array, row: Array, centre: Array) -> Array:

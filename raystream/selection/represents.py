@@ -48,22 +48,39 @@ def assign(rows: Rows, centres: Array, *, precision: Precision = "auto") -> Assi
     result = np.empty(len(rows), dtype=np.int32)
     if not len(rows):
         return Assignment(result, 0.0, -1)
-    chunks = _chunks(rows, centres, precision)
+    encoded = _Encoded(centres, precision)
     far = _Farthest(rows, centres)
-    for start, x in rows.blocks(0, len(rows), block_rows(len(chunks[0].x))):
+    for start, x in rows.blocks(0, len(rows), block_rows(min(len(centres), _CENTRES_AT_ONCE))):
         _check(x, start)
-        index, upper = _nearest(x, chunks)
+        index, upper = _nearest(x, encoded.chunks(x))
         result[start : start + len(x)] = index
         far.see(start, x, index, upper)
     squared, row = far.found
     return Assignment(result, float(np.sqrt(squared)), row)
 
 
-def _chunks(rows: Rows, centres: Array, precision: Precision) -> list[Centres]:
-    """Encode around the centres' mean: the candidates themselves are read once only."""
-    largest = float(np.abs(centres).max())
-    mean = centres.mean(axis=0, dtype=np.float64)
-    encoding = Encoding.fit(mean, largest, on_grid=False, precision=precision)
+class _Encoded:
+    """The centres' operands; a second set serves the blocks of rows on which products are exact."""
+
+    def __init__(self, centres: Array, precision: Precision) -> None:
+        largest = float(np.abs(centres).max())
+        # around the centres' mean: the candidates themselves are then read once only
+        mean = centres.mean(axis=0, dtype=np.float64)
+        self._bounded = _chunks(centres, Encoding.fit(mean, largest, on_grid=False, precision=precision))
+        self._largest = largest
+        self._grid = grid_power(centres.shape[1], largest)
+        self._exact = _chunks(centres, Encoding.fit(mean, largest, on_grid=True, precision=precision)) if self._on_grid(centres) else None
+
+    def _on_grid(self, x: Array) -> bool:
+        scaled = x.astype(np.float64) * 2.0**self._grid
+        return bool((scaled == np.rint(scaled)).all() and (np.abs(x) <= self._largest).all())
+
+    def chunks(self, x: Array) -> list[Centres]:
+        """The centres to compare the rows `x` with."""
+        return self._exact if self._exact is not None and self._on_grid(x) else self._bounded
+
+
+def _chunks(centres: Array, encoding: Encoding) -> list[Centres]:
     return [Centres.of(centres[i : i + _CENTRES_AT_ONCE], encoding) for i in range(0, len(centres), _CENTRES_AT_ONCE)]
 
 

@@ -68,7 +68,9 @@ class Rows:
         metric: `cosine` divides each row by its length as it is read.
     """
 
-    def __init__(self, parts: Sequence[EmbeddingPart], positions: Sequence[Array | None] | None = None, metric: Metric = "euclidean") -> None:
+    def __init__(
+        self, parts: Sequence[EmbeddingPart], positions: Sequence[Array | None] | None = None, metric: Metric = "euclidean"
+    ) -> None:
         widths = {int(part.array.shape[1]) for part in parts}
         if len(widths) > 1:
             raise DataError(f"embeddings have several widths, {sorted(widths)}; expected one: were they written by different models?")

@@ -205,7 +205,8 @@ def _float32_reach(x: Array, point: Array) -> Array:
     length = torch.linalg.vector_norm(wide, dim=1).double().numpy()
     if not np.isfinite(length).all():  # squares beyond float32
         length = np.sqrt(squared_distances(x, near))
-    return np.square(length * (1 + (x.shape[1] + 32) * 2.0**-23) + rounding) * (1 + 2.0**-40)
+    result: Array = np.square(length * (1 + (x.shape[1] + 32) * 2.0**-23) + rounding) * (1 + 2.0**-40)
+    return result
 
 
 def _leading(gain: Array, alive: Array, count: int) -> Array:

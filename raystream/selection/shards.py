@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -89,10 +90,12 @@ class LocalShards:
         self.metric = metric
         self._memory = memory
         edges = np.linspace(0, len(self.rows), shards + 1).astype(np.int64)
-        self._shards = [Shard(self.rows, int(a), int(b), block) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        self._shards = [Shard(self.rows, int(a), int(b), block) for a, b in pairwise(edges)]
 
     @classmethod
-    def of_array(cls, x: Array, *, metric: Metric = "euclidean", memory: int = DEFAULT_MEMORY, shards: int = 1, block: int = 8192) -> LocalShards:
+    def of_array(
+        cls, x: Array, *, metric: Metric = "euclidean", memory: int = DEFAULT_MEMORY, shards: int = 1, block: int = 8192
+    ) -> LocalShards:
         """Shards over one plain (n, d) array."""
         rows = as_rows(x, metric)
         return cls(rows.parts, metric=metric, memory=memory, shards=shards, block=block)
@@ -115,7 +118,8 @@ class LocalShards:
     def total(self, power: int, grid: int) -> tuple[Array, bool]:
         """See `Shards`."""
         totals = [shard.total(power, grid) for shard in self._shards]
-        return np.sum([total for total, _ in totals], axis=0, dtype=np.float64), all(on_grid for _, on_grid in totals)
+        total: Array = np.stack([total for total, _ in totals]).sum(axis=0)
+        return total, all(on_grid for _, on_grid in totals)
 
     def begin(self, encoding: Encoding, weight: Array | None) -> None:
         """See `Shards`."""

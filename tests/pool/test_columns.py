@@ -39,7 +39,7 @@ def test_types_are_recognised(type_: pa.DataType, shape: tuple, dtype: str) -> N
 @pytest.mark.parametrize("type_", [pa.string(), pa.list_(pa.string()), pa.decimal128(5, 2), pa.struct({"a": pa.int8()}), pa.timestamp("s")])
 def test_other_types_are_refused(type_: pa.DataType) -> None:
     """The message names the column and its type."""
-    with pytest.raises(PoolError, match="column v is .*; expected numbers"):
+    with pytest.raises(PoolError, match=r"column v is .*; expected numbers"):
         recognise("v", type_)
 
 
@@ -60,7 +60,8 @@ def test_fixed_size_lists_are_not_copied() -> None:
 @given(st.lists(st.lists(FLOAT, min_size=2, max_size=2), min_size=1, max_size=8), st.data())
 def test_decoding_agrees_with_to_pylist(rows: list, data: st.DataObject) -> None:
     """Whatever the list type and the slice, the tensor holds what Python sees."""
-    type_ = data.draw(st.sampled_from([pa.list_(pa.float32(), 2), pa.list_(pa.float64(), 2), pa.list_(pa.float32()), pa.large_list(pa.float64())]))
+    types = [pa.list_(pa.float32(), 2), pa.list_(pa.float64(), 2), pa.list_(pa.float32()), pa.large_list(pa.float64())]
+    type_ = data.draw(st.sampled_from(types))
     start = data.draw(st.integers(0, len(rows)))
     array = pa.array(rows, type_).slice(start, data.draw(st.integers(0, len(rows) - start)))
     column = with_shape(array, (2,))
@@ -71,7 +72,13 @@ def test_decoding_agrees_with_to_pylist(rows: list, data: st.DataObject) -> None
 
 
 @pytest.mark.parametrize(
-    "type_", [pa.list_(pa.list_(pa.int16(), 2), 3), pa.list_(pa.list_(pa.int16())), pa.list_(pa.list_(pa.int16(), 2)), pa.list_(pa.list_(pa.int16()), 3)]
+    "type_",
+    [
+        pa.list_(pa.list_(pa.int16(), 2), 3),
+        pa.list_(pa.list_(pa.int16())),
+        pa.list_(pa.list_(pa.int16(), 2)),
+        pa.list_(pa.list_(pa.int16()), 3),
+    ],
 )
 def test_nested_lists(type_: pa.DataType) -> None:
     """Fixed and variable lists nest in any order."""

@@ -78,17 +78,17 @@ def test_different_partition_names_are_refused(write, tmp_path: Path) -> None:
 
 def test_what_cannot_be_listed_is_named(tmp_path: Path) -> None:
     """Missing paths, empty folders and foreign schemes say which URI of which key is meant."""
-    with pytest.raises(QueryError, match=r"pool.labelled s3://x/y: .*s3:// are not|pool.labelled s3://x/y: object storage"):
+    with pytest.raises(QueryError, match=r"pool.labelled s3://x/y: object storage .*s3://.* not supported yet"):
         list_files(["s3://x/y"], key="pool.labelled")
     with pytest.raises(QueryError, match="names the host"):
         list_files(["file://elsewhere/x"])
-    with pytest.raises(PoolError, match="nothing.parquet does not exist"):
+    with pytest.raises(PoolError, match=r"nothing\.parquet does not exist"):
         list_files([str(tmp_path / "nothing.parquet")])
     with pytest.raises(PoolError, match="holds no Parquet file"):
         list_files([str(tmp_path)])
-    with pytest.raises(PoolError, match="the folder .*/no does not exist"):
+    with pytest.raises(PoolError, match=r"the folder .*/no does not exist"):
         list_files([str(tmp_path / "no" / "*.parquet")])
-    with pytest.raises(PoolError, match="pool.uri is empty"):
+    with pytest.raises(PoolError, match=r"pool\.uri is empty"):
         list_files([])
 
 

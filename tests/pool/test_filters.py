@@ -110,7 +110,7 @@ def test_a_value_that_cannot_be_compared_is_refused(type_: pa.DataType, op: str,
 
 def test_an_unknown_column_is_refused() -> None:
     """The message names what was probably meant."""
-    with pytest.raises(PoolError, match="column splt, .* did you mean 'split'"):
+    with pytest.raises(PoolError, match=r"column splt, .* did you mean 'split'"):
         check_filters(freeze([[("splt", "==", "x")]]), {"split": pa.string()})
 
 

@@ -49,7 +49,8 @@ def test_missing_and_repeated_columns_are_named(write, tmp_path: Path) -> None:
 
 def test_types_must_agree_but_encodings_may_differ(write, tmp_path: Path) -> None:
     """Another type names column, both files and both types; dictionaries and nullable items are no difference."""
-    write("a.parquet", {"i": pa.array([1], pa.int64()), "s": pa.array(["x"]).dictionary_encode(), "v": pa.array([[1.0]], pa.list_(pa.float64()))})
+    nullable = pa.array([[1.0]], pa.list_(pa.float64()))
+    write("a.parquet", {"i": pa.array([1], pa.int64()), "s": pa.array(["x"]).dictionary_encode(), "v": nullable})
     item = pa.field("element", pa.float64(), nullable=False)
     write("b.parquet", {"i": pa.array([1], pa.int32()), "s": ["x"], "v": pa.array([[1.0]], pa.list_(item))})
     files = list_files([str(tmp_path)])
@@ -67,5 +68,5 @@ def test_a_name_is_a_column_or_a_folder(write, tmp_path: Path) -> None:
     write("other/k=1/a.parquet", {"i": [1]})
     files = list_files([str(other)])
     assert read_footers(files, ["i"], ["k"], ["k"])[0].schema.names == ["i"]
-    with pytest.raises(PoolError, match="column k .* is a hive folder"):
+    with pytest.raises(PoolError, match=r"column k .* is a hive folder"):
         read_footers(files, ["k"])

@@ -1,0 +1,157 @@
+"""Thumbnails of chosen rows, when the pool's input is an image."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from raystream.engine.result import Result
+from raystream.errors import RaystreamError
+from raystream.pool import File, read_columns_at
+from raystream.pool.columns import decode, recognise
+
+SIDE = 96
+_SMALLEST, _LARGEST = 8, 512
+_READ_BYTES = 192 << 20
+"""Row groups are read whole, and a report must not take longer than the query: about 0.3 s for this much."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A thumbnail: the image as a data URI, and the size to show it at, in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Thumbnails by rank, and what there is to say about those that are missing."""
+
+    by_rank: dict[int, Picture]
+    note: str = ""
+
+
+def pictures(result: Result, count: int) -> Pictures | None:
+    """Thumbnails of the first `count` chosen rows; None when the pool's inputs aren't images."""
+    inputs = result.manifest.resolved["pool"]["inputs"]
+    if len(inputs) != 1 or not result.selection.num_rows:
+        return None
+    files = {path: File(path, size, version) for path, size, version in result.manifest.files}
+    head = result.selection.slice(0, count)
+    places = [(files[path], row) for path, row in zip(head.column("path").to_pylist(), head.column("row").to_pylist(), strict=True)]
+    try:
+        with pq.ParquetFile(places[0][0].path) as file:
+            schema = file.schema_arrow
+        if inputs[0] not in schema.names:
+            return None
+        column = recognise(inputs[0], schema.field(inputs[0]).type)
+        layout = _layout(column.shape) if column.dtype in ("uint8", "float32") else None
+        if layout is None:
+            return None
+        ranks = _affordable(places, inputs[0])
+        table = read_columns_at([places[rank] for rank in ranks], pa.schema([schema.field(inputs[0])]))
+        images = [_shrunk(_as_image(block, layout)) for chunk in table.column(0).chunks for block in decode(chunk, column)]
+    except (RaystreamError, OSError, pa.ArrowException) as error:
+        return Pictures({}, f"The pictures can't be shown: {error}.")
+    note = "" if len(ranks) == len(places) else (
+        f"Pictures of {len(ranks)} of these {len(places)} rows: the others lie in row groups that hold too much to be read for a report."
+    )
+    return Pictures({rank: _encode(image) for rank, image in zip(ranks, _as_bytes(images), strict=True)}, note)
+
+
+def _layout(shape: Sequence[int | None]) -> tuple[int, ...] | None:
+    """The order of axes that makes (h, w) or (h, w, colours) of one row; None for what is no image."""
+    for axes in ((0, 1), (1, 2, 0), (0, 1, 2)):
+        if len(axes) != len(shape):
+            continue
+        height, width, *colours = [shape[axis] for axis in axes]
+        sides = all(side is not None and _SMALLEST <= side <= _LARGEST for side in (height, width))
+        if sides and (not colours or colours[0] in (1, 3)):
+            return axes
+    return None
+
+
+def _as_image(block: npt.NDArray[np.generic], layout: tuple[int, ...]) -> npt.NDArray[np.generic]:
+    image = block.transpose(layout)
+    return image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
+
+
+def _affordable(places: Sequence[tuple[File, int]], column: str) -> list[int]:
+    """The ranks whose row groups may be read, the first ones first; always at least one."""
+    ranks: list[int] = []
+    spent = 0
+    bought: set[tuple[str, int]] = set()
+    groups: dict[str, tuple[npt.NDArray[np.int64], list[int]]] = {}
+    for rank, (file, row) in enumerate(places):
+        if file.path not in groups:
+            groups[file.path] = _row_groups(file.path, column)
+        starts, sizes = groups[file.path]
+        group = int(np.searchsorted(starts, row, "right")) - 1
+        if (file.path, group) not in bought:
+            if bought and spent + sizes[group] > _READ_BYTES:
+                continue
+            spent += sizes[group]
+            bought.add((file.path, group))
+        ranks.append(rank)
+    return ranks
+
+
+def _row_groups(path: str, column: str) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """Where a file's row groups start, and the bytes of a column in each."""
+    with pq.ParquetFile(path) as file:
+        footer = file.metadata
+        groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+    starts = [0, *accumulate(group.num_rows for group in groups)][:-1]
+    sizes = [
+        sum(
+            group.column(i).total_uncompressed_size
+            for i in range(group.num_columns)
+            if group.column(i).path_in_schema.split(".")[0] == column.split(".")[0]
+        )
+        for group in groups
+    ]
+    return np.array(starts, dtype=np.int64), sizes
+
+
+def _shrunk(image: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """At most `SIDE` pixels a side; small images stay as they are, for the page enlarges them by whole pixels."""
+    height, width = image.shape[:2]
+    if max(height, width) <= SIDE:
+        return image
+    scale = SIDE / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if image.dtype == np.uint8:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BOX))
+    planes = image.reshape(height, width, -1).astype(np.float32)
+    shrunk = [Image.fromarray(np.ascontiguousarray(planes[:, :, i])).resize(size, Image.Resampling.BOX) for i in range(planes.shape[2])]
+    return np.stack([np.asarray(plane) for plane in shrunk], axis=2).reshape(size[1], size[0], *image.shape[2:])
+
+
+def _as_bytes(images: list[npt.NDArray[np.generic]]) -> list[npt.NDArray[np.uint8]]:
+    """uint8 as it is; floats, whose scale only the model knows, from the smallest to the largest value of all pictures."""
+    if not images or images[0].dtype == np.uint8:
+        return [image.astype(np.uint8) for image in images]
+    finite = [np.nan_to_num(image.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0) for image in images]
+    low, high = min(image.min() for image in finite), max(image.max() for image in finite)
+    return [((image - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8) for image in finite]
+
+
+def _encode(image: npt.NDArray[np.uint8]) -> Picture:
+    buffer = io.BytesIO()
+    # A browser enlarges small images by whole pixels; lossless, they take a few hundred bytes.
+    small = max(image.shape[:2]) <= SIDE // 2
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "WEBP", lossless=small, quality=80, method=1)
+    scale = max(1, SIDE // max(image.shape[:2]))
+    uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Picture(uri, image.shape[1] * scale, image.shape[0] * scale)

@@ -1,0 +1,186 @@
+"""The demo: which 50 of 4,000 digits should be labelled next, and what that is worth beside 50 random ones."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+
+from raystream.engine.progress import Reporter
+from raystream.engine.result import Result
+from raystream.exchange.report import write_report
+from raystream.exchange.text import describe_certificate, describe_seconds, rows_as_text
+from raystream.loop import mnist
+from raystream.loop.mnist import Images
+from raystream.loop.train import accuracy, train
+from raystream.query import Cluster, Model, Pool, Query, Select, Store
+from raystream.run import run
+
+START = 100
+BUDGET = 50
+_EPOCHS = 40
+_ROWS_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Test accuracy of one repetition, shares of 1: before, with the chosen labels, with as many random ones."""
+
+    seed: int
+    before: float
+    chosen: float
+    random: float
+
+
+def run_demo(folder: Path, *, workers: int, seeds: int, reporter: Reporter) -> str:
+    """Run the whole round on real images and say what came out.
+
+    The first repetition's query runs on Ray and gets a report; the others run in this process. All of it is drawn
+    from seeds: in the same folder, a second call finds the same queries committed and returns what they hold.
+
+    Args:
+        folder: where the pool, the store and the report are kept.
+        workers: Ray workers.
+        seeds: how often the comparison is repeated, each time from other labelled rows.
+        reporter: told how far it is.
+
+    Raises:
+        RaystreamError: see `raystream.errors` for the kinds.
+    """
+    began = time.perf_counter()
+    folder = folder.absolute()
+    reporter.stage("Reading 5,000 images")
+    pool, test = mnist.split(mnist.load_images())
+    mnist.write_pool(pool, folder / "pool")
+    mnist.write_labels(pool, folder / "labels.parquet")
+    first, comparison = _repetition(folder, pool, test, seed=0, cluster=Cluster(workers=workers), reporter=reporter)
+    report = write_report(first)
+    comparisons = [comparison]
+    for seed in range(1, seeds):
+        reporter.stage(f"Comparing with random rows, repetition {seed + 1} of {seeds}")
+        comparisons.append(_repetition(folder, pool, test, seed, Cluster(address="in_process"), reporter=None)[1])
+    return "\n".join(
+        [
+            *_what_was_read(folder, pool, test, first),
+            "",
+            rows_as_text(first.selection, _ROWS_SHOWN),
+            "",
+            *describe_comparisons(comparisons),
+            "",
+            *_where_it_is(first, report, workers, time.perf_counter() - began),
+        ]
+    )
+
+
+def demo_query(folder: Path, seed: int, cluster: Cluster) -> Query:
+    """The default query, over the demo's pool; one repetition differs from another in its labelled rows and weights."""
+    return Query(
+        pool=Pool(
+            uri=str(folder / "pool"),
+            id="image_id",
+            inputs=["pixels"],
+            labelled=[str(folder / f"seed-{seed}" / "labelled.parquet")],
+        ),
+        model=Model(source="raystream.loop.mnist:network", weights=str(folder / f"seed-{seed}" / "weights.safetensors")),
+        select=Select(budget=BUDGET),
+        cluster=cluster,
+        store=Store(uri=str(folder / "runs")),
+        seed=seed,
+    )
+
+
+def _repetition(
+    folder: Path, pool: Images, test: Images, seed: int, cluster: Cluster, reporter: Reporter | None
+) -> tuple[Result, Comparison]:
+    """Train on the start, ask, add the labels, train again; and the same with random rows."""
+    place = folder / f"seed-{seed}"
+    place.mkdir(parents=True, exist_ok=True)
+    start = mnist.stratified_start(pool, START, seed)
+    if reporter is not None:
+        reporter.stage(f"Training on {START} labelled images")
+    network = mnist.network()
+    before = _fit(network, pool, start, test, seed)
+    mnist.write_labels(pool.at(start), place / "labelled.parquet")
+    _save(network, place / "weights.safetensors")
+    result = run(demo_query(folder, seed, cluster), reporter=reporter)
+    if reporter is not None:
+        reporter.stage(f"Training with {BUDGET} labels more")
+    # The oracle: a chosen id's label is looked up.
+    chosen = pool.rows_of(np.array(result.selection.column("image_id").to_pylist()))
+    free = np.setdiff1d(np.arange(len(pool)), start)
+    random = np.random.default_rng([seed, BUDGET]).choice(free, len(chosen), replace=False)
+    return result, Comparison(
+        seed,
+        before,
+        chosen=_fit(mnist.network(), pool, np.concatenate([start, chosen]), test, seed),
+        random=_fit(mnist.network(), pool, np.concatenate([start, random]), test, seed),
+    )
+
+
+def _fit(network: mnist.Network, pool: Images, rows: npt.NDArray[np.int64], test: Images, seed: int) -> float:
+    """Train on these rows of the pool; the accuracy on the held-out images."""
+    labelled = pool.at(rows)
+    train(network, labelled.pixels, labelled.labels, seed=seed, epochs=_EPOCHS)
+    return accuracy(network, test.pixels, test.labels)
+
+
+def _save(network: mnist.Network, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    safetensors.torch.save_file(network.state_dict(), temporary)
+    os.replace(temporary, path)
+
+
+def describe_comparisons(comparisons: list[Comparison]) -> list[str]:
+    """The repetitions as an aligned table, and what they say on the difference between chosen and random rows."""
+    lines = [
+        f"accuracy on 1,000 held-out images, in %: {START} labels, then {BUDGET} more",
+        f"{'seed':>8}{f'{START} labels':>14}{f'+ {BUDGET} chosen':>14}{f'+ {BUDGET} random':>14}{'chosen - random':>18}",
+    ]
+    rows = [(str(c.seed), c.before, c.chosen, c.random) for c in comparisons]
+    if len(comparisons) > 1:
+        rows.append(("mean", *(statistics.fmean(values) for values in zip(*(row[1:] for row in rows), strict=True))))
+    for name, before, chosen, random in rows:
+        lines.append(f"{name:>8}{100 * before:14.1f}{100 * chosen:14.1f}{100 * random:14.1f}{100 * (chosen - random):+18.1f}")
+    differences = [100 * (c.chosen - c.random) for c in comparisons]
+    if len(differences) == 1:
+        return [*lines, "one repetition says little: another start changes each figure by some points"]
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    better = sum(difference > 0 for difference in differences)
+    verdict = f"chosen minus random: {statistics.fmean(differences):+.1f} points, standard error {error:.1f}"
+    return [*lines, f"{verdict}; better in {better} of {len(differences)} repetitions"]
+
+
+def _what_was_read(folder: Path, pool: Images, test: Images, result: Result) -> list[str]:
+    counts, manifest = result.manifest.counts, result.manifest
+    files = len(manifest.files)
+    lines = [
+        f"pool         {counts.pool:,} MNIST images in {files} Parquet files ({_shown(folder / 'pool')}); {len(test):,} more are held out",
+        f"labelled     {counts.labelled:,} images, on which a small convolutional net with dropout was trained",
+        f"query        {result.query}: {counts.chosen} of {counts.candidates:,} candidates, margin and k_means",
+        f"scored       {manifest.units_scored} units now, {manifest.units_reused} reused; {manifest.bytes_read / 2**20:.1f} MiB read",
+    ]
+    if not result.new:
+        lines.append("             this very query was committed before: what follows is that result, and nothing was scored again")
+    return lines + [f"warning      {warning}" for warning in manifest.warnings]
+
+
+def _where_it_is(result: Result, report: Path, workers: int, seconds: float) -> list[str]:
+    where = f"on Ray with {workers} workers" if result.new else "when it was committed"
+    return [
+        f"certificate  {describe_certificate(result.manifest.certificate)}",
+        f"seconds      {describe_seconds(result.manifest.seconds)} ({where}); the whole demo now: {seconds:.0f}",
+        f"selection    {_shown(result.path)}",
+        f"report       {_shown(report)}",
+    ]
+
+
+def _shown(path: Path) -> str:
+    """Relative to the current folder where that is shorter."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)

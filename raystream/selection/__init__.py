@@ -1,0 +1,37 @@
+"""Scores and embeddings in, chosen rows out: pure algorithms, usable with arrays alone.
+
+Nothing here reads, writes or knows a cluster. Each strategy is a function in a module of its own;
+`choose` finds it by name and reports on its batch. Farthest-first talks to its rows through
+`shards.Shards`, so that they may lie in this process, on its disk or with others.
+"""
+
+from raystream.selection.choose import Candidates, Chosen, choose
+from raystream.selection.core_set import FarthestFirst, core_set, farthest_first
+from raystream.selection.hashing import row_hash
+from raystream.selection.k_means import k_means
+from raystream.selection.near_duplicates import NearDuplicates
+from raystream.selection.ranking import random, random_order, top_k
+from raystream.selection.represents import Assignment, assign, represents
+from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards
+
+__all__ = [
+    "ArrayPart",
+    "Assignment",
+    "Candidates",
+    "Chosen",
+    "EmbeddingPart",
+    "FarthestFirst",
+    "LocalShards",
+    "NearDuplicates",
+    "Shards",
+    "assign",
+    "choose",
+    "core_set",
+    "farthest_first",
+    "k_means",
+    "random",
+    "random_order",
+    "represents",
+    "row_hash",
+    "top_k",
+]

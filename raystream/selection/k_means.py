@@ -1,0 +1,219 @@
+"""Weighted k-means selection: one row for each part of the space, where the weights ask for many or few parts.
+
+The weights are usually the acquisition score, as in Zhdanov, *Diverse mini-batch active learning*, 2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+import torch
+
+from raystream.errors import QueryError
+from raystream.selection.bounds import Encoding
+from raystream.selection.near_duplicates import NearDuplicates
+from raystream.selection.represents import assign
+from raystream.selection.rows import Array, Metric, Rows, as_rows, not_finite, squared_distances
+from raystream.selection.shards import DEFAULT_MEMORY
+
+ONE_LEVEL = 20_000
+"""Above this many centres, k-means runs on coarse clusters first and then within each."""
+_PRODUCTS = 1 << 23
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """`rows` (b,) int64 in descending weight of their clusters; `gain` (b,) float64, those weights."""
+
+    rows: Array
+    gain: Array
+
+
+def k_means(
+    x: Array,
+    k: int,
+    *,
+    weight: Array | None = None,
+    seed: int = 0,
+    iterations: int = 20,
+    metric: Metric = "euclidean",
+    memory: int = DEFAULT_MEMORY,
+) -> Array:
+    """Choose the rows nearest to the centres of weighted k-means.
+
+    To each centre, in descending weight of its cluster (ties to the lower centre), the nearest row that
+    is not taken yet; distances in float64, ties to the lower row.
+
+    Args:
+        x: (n, d) embeddings; taken as float32 unless float16.
+        k: how many rows; all n when there are fewer.
+        weight: (n,), at least 0; left out or all zero means uniform.
+        seed: of the first centres.
+        iterations: of Lloyd's algorithm.
+        metric: `cosine` works on rows divided by their lengths.
+        memory: bytes that the rows may take as float32.
+
+    Returns:
+        (min(k, n),) int64 distinct rows, the heaviest cluster first.
+
+    Raises:
+        DataError: embeddings that are not finite.
+        QueryError: a negative weight, or rows that don't fit `memory`.
+    """
+    rows = as_rows(x, metric)
+    return cluster(rows, k, weight=weight, seed=seed, iterations=iterations, memory=memory).rows
+
+
+def cluster(
+    rows: Rows,
+    k: int,
+    *,
+    weight: Array | None = None,
+    seed: int = 0,
+    iterations: int = 20,
+    memory: int = DEFAULT_MEMORY,
+    near_duplicates: NearDuplicates | None = None,
+    one_level: int = ONE_LEVEL,
+) -> Clustered:
+    """`k_means` over rows wherever they are, passing over those that `near_duplicates` blocks."""
+    n = len(rows)
+    k = min(k, n)
+    checked = _weights(weight, n)
+    if k <= 0:
+        return Clustered(np.empty(0, dtype=np.int64), np.empty(0))
+    x = _gather(rows, memory)
+    centres = x if k == n else _centres(x, checked, k, seed, iterations, one_level)
+    heavy = np.bincount(assign(as_rows(x), centres).nearest, weights=checked, minlength=k)
+    order = np.argsort(-heavy, kind="stable")
+    return _nearest_unused(x, centres[order], heavy[order], near_duplicates)
+
+
+def _weights(weight: Array | None, n: int) -> Array:
+    """(n,) float64, checked; uniform when there are none."""
+    if weight is None:
+        return np.ones(n)
+    wide = np.asarray(weight, dtype=np.float64)
+    if wide.shape != (n,):
+        raise QueryError(f"weight has shape {wide.shape}, expected ({n},), one for each row")
+    bad = np.flatnonzero(~((wide >= 0) & np.isfinite(wide)))
+    if len(bad):
+        raise QueryError(
+            f"score of row {bad[0]} is {wide[bad[0]]:g} ({len(bad)} such rows); score must be >= 0 and finite to be a weight; "
+            "energy can be negative"
+        )
+    return wide if wide.any() else np.ones(n)
+
+
+def _gather(rows: Rows, memory: int) -> Array:
+    need = len(rows) * rows.width * 4
+    if need > memory:
+        raise QueryError(
+            f"k_means gathers its {len(rows)} candidates, which takes {need} bytes, but select.memory is {memory}; "
+            "lower select.candidates or raise select.memory"
+        )
+    x = np.empty((len(rows), rows.width), dtype=np.float32)
+    for start, block in rows.blocks(0, len(rows), 8192):
+        x[start : start + len(block)] = block
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if len(bad):
+        raise not_finite(len(bad), [int(row) for row in bad[:3]])
+    return x
+
+
+def _centres(x: Array, weight: Array, k: int, seed: int, iterations: int, one_level: int) -> Array:
+    """(k, d) float32; k is below the number of rows."""
+    if k <= one_level:
+        return _faiss(x, weight, k, seed, iterations)
+    coarse = _faiss(x, weight, min(int(np.ceil(np.sqrt(k))), one_level), seed, iterations)
+    nearest = assign(as_rows(x), coarse).nearest
+    share = _shares(np.bincount(nearest, weights=weight, minlength=len(coarse)), np.bincount(nearest, minlength=len(coarse)), k)
+    found = []
+    for part in np.flatnonzero(share):
+        here = np.flatnonzero(nearest == part)
+        inner = weight[here] if weight[here].any() else np.ones(len(here))
+        count = int(share[part])
+        found.append(x[here] if count == len(here) else _centres(x[here], inner, count, seed, iterations, one_level))
+    return np.concatenate(found)
+
+
+def _shares(weight: Array, room: Array, k: int) -> Array:
+    """(c,) int64: k centres shared out in proportion to the weights, at most `room` each; k is at most the sum of room."""
+    share = np.zeros(len(weight), dtype=np.int64)
+    while share.sum() < k:
+        open_ = share < room
+        asked = np.where(open_, weight, 0.0)
+        asked = asked if asked.any() else open_.astype(np.float64)
+        left = int(k - share.sum())
+        part = asked / asked.sum() * left
+        more = np.minimum(np.floor(part).astype(np.int64), room - share)
+        if not more.any():  # fewer left than parts: one each to the largest
+            order = np.argsort(-part, kind="stable")
+            order = order[open_[order]][:left]
+            more[order] = 1
+        share += more
+    return share
+
+
+def _faiss(x: Array, weight: Array, k: int, seed: int, iterations: int) -> Array:
+    """FAISS subsamples to 256 points a centre unless told otherwise."""
+    inner = faiss.Kmeans(x.shape[1], k, niter=iterations, seed=seed % 2**31, max_points_per_centroid=2**31 - 1, min_points_per_centroid=1)
+    with _one_thread():
+        # a common factor doesn't move centres, and keeps large weights finite in float32
+        inner.train(x, weights=np.ascontiguousarray(weight / weight.max(), dtype=np.float32))
+    centres: Array = np.asarray(inner.centroids, dtype=np.float32).reshape(k, x.shape[1])
+    return centres
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """How a matrix product is shared out among threads may change its last bits, and with them a selection."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _nearest_unused(x: Array, centres: Array, weight: Array, near_duplicates: NearDuplicates | None) -> Clustered:
+    """To each centre in turn the nearest row that is neither used nor blocked."""
+    largest = max(float(np.abs(x).max()), float(np.abs(centres).max()))
+    encoding = Encoding.fit(x.mean(axis=0, dtype=np.float64), largest, on_grid=False, precision="float32")
+    operand = encoding.rows(x)[0]
+    largest_square = float(operand[:, -2].max())
+    used = np.zeros(len(x), dtype=bool)
+    rows: list[int] = []
+    gain: list[float] = []
+    step = max(_PRODUCTS // len(x), 1)
+    for begin in range(0, len(centres), step):
+        block = centres[begin : begin + step]
+        centre_operand, _ = encoding.centres(block)
+        products = torch.mm(centre_operand, operand.T).numpy()
+        for i, centre in enumerate(block):
+            width = float(encoding.width_of(np.asarray(largest_square + float(centre_operand[i, -1]))))
+            row = _nearest_free(x, centre, products[i], width, used, near_duplicates)
+            if row is None:
+                return Clustered(np.asarray(rows, dtype=np.int64), np.asarray(gain))
+            rows.append(row)
+            gain.append(float(weight[begin + i]))
+    return Clustered(np.asarray(rows, dtype=np.int64), np.asarray(gain))
+
+
+def _nearest_free(x: Array, centre: Array, product: Array, width: float, used: Array, near_duplicates: NearDuplicates | None) -> int | None:
+    """The nearest free row, which is marked as used; so are the blocked ones met on the way."""
+    while True:
+        free = np.where(used, np.float32(np.inf), product)
+        least = float(free.min())
+        if least == np.inf:
+            return None
+        close = np.flatnonzero(free <= np.nextafter(np.float32(max(least, 0.0) + width), np.float32(np.inf)))
+        row = int(close[np.argmin(squared_distances(x[close], centre))])
+        used[row] = True
+        if near_duplicates is None or not near_duplicates.blocked(x[row : row + 1])[0]:
+            if near_duplicates is not None:
+                near_duplicates.add(x[row : row + 1])
+            return row

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent))
+from oracle import data, distances_to, pools
+
+from raystream.errors import DataError, QueryError
+from raystream.selection import ArrayPart, LocalShards, k_means
+from raystream.selection.k_means import cluster
+from raystream.selection.near_duplicates import NearDuplicates
+from raystream.selection.rows import as_rows
+
+FEW = ("normal", "clustered", "duplicated", "equal", "binary", "one_hot", "counts", "unit", "offset")
+
+
+@settings(max_examples=60, deadline=None)
+@given(pools(kinds=FEW), st.integers(0, 10**6))
+def test_exactly_as_many_distinct_rows_as_there_can_be(pool, seed):
+    """min(k, n) distinct rows, on duplicates, constants and zero weights too, the heaviest cluster first."""
+    x, k = pool
+    weight = np.random.default_rng(seed).integers(0, 3, len(x)).astype(np.float32)
+    found = cluster(as_rows(x), k, weight=weight, seed=seed)
+    assert len(found.rows) == len(set(found.rows.tolist())) == min(k, len(x))
+    assert (np.diff(found.gain) <= 0).all()
+    assert found.gain.sum() == pytest.approx(weight.sum() if weight.any() else len(x))
+
+
+def test_one_row_for_each_group_the_heaviest_first():
+    """Well separated groups get a row each, nearest to their weighted mean, in order of their weights."""
+    x = np.array([[0.0, 0], [0, 1], [0, 0.4], [10, 0], [10, 1], [10, 0.5], [20, 5]], dtype=np.float32)
+    np.testing.assert_array_equal(k_means(x, 3), [2, 5, 6])
+    np.testing.assert_array_equal(k_means(x, 3, weight=[1, 9, 1, 1, 1, 1, 30]), [6, 1, 5])
+
+
+def test_rows_are_those_nearest_to_faiss_centres():
+    """The rows equal brute force on the centres that FAISS finds, each row used once."""
+    x = data("normal", 300, 5, 0)
+    weight = np.random.default_rng(0).random(300)
+    inner = faiss.Kmeans(5, 12, niter=20, seed=4, max_points_per_centroid=2**31 - 1, min_points_per_centroid=1)
+    inner.train(x, weights=(weight / weight.max()).astype(np.float32))
+    squared = np.array([distances_to(x, c) for c in inner.centroids])
+    heavy = np.bincount(squared.argmin(axis=0), weights=weight, minlength=12)
+    expected = []
+    for centre in np.argsort(-heavy, kind="stable"):
+        expected.append(min(set(range(300)) - set(expected), key=lambda row: (squared[centre, row], row)))  # noqa: B023
+    np.testing.assert_array_equal(k_means(x, 12, weight=weight, seed=4), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_and_parts_change_nothing(threads):
+    """The same rows from any number of FAISS threads and parts; the number of threads is left as it was."""
+    x = data("clustered", 2000, 16, 0).astype(np.float16)
+    parts = LocalShards([ArrayPart(part) for part in np.split(x, [1, 900])]).rows
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads)
+    try:
+        rows = cluster(parts, 50, seed=1).rows
+        assert faiss.omp_get_max_threads() == threads
+    finally:
+        faiss.omp_set_num_threads(before)
+    np.testing.assert_array_equal(rows, k_means(x.astype(np.float32), 50, seed=1))
+
+
+def test_two_levels_find_as_many_rows():
+    """Beyond one level's centres, coarse clusters share out the centres by weight, and all distinct rows come back."""
+    x = data("clustered", 400, 4, 0)
+    weight = np.zeros(400)
+    weight[:200] = 1
+    for given_weight in (None, weight):
+        found = cluster(as_rows(x), 100, weight=given_weight, one_level=10)
+        assert len(set(found.rows.tolist())) == 100
+    assert len(set(cluster(as_rows(x), 399, one_level=10).rows.tolist())) == 399
+
+
+def test_near_duplicates_give_way_to_the_next_row():
+    """A blocked row is passed over, and the strategy goes on until every row is used or blocked."""
+    x = np.repeat(data("normal", 6, 3, 0), 10, axis=0)
+    found = cluster(as_rows(x), 20, near_duplicates=NearDuplicates(0.9999, 3))
+    assert sorted(row // 10 for row in found.rows) == [0, 1, 2, 3, 4, 5]
+
+
+def test_refusals():
+    """Negative weights, rows beyond the memory, and NaN are errors that say what to do."""
+    x = data("normal", 10, 3, 0)
+    with pytest.raises(QueryError, match="energy can be negative"):
+        k_means(x, 2, weight=-np.ones(10))
+    with pytest.raises(QueryError, match=r"takes 120 bytes, but select\.memory is 100"):
+        k_means(x, 2, memory=100)
+    x[5] = np.nan
+    with pytest.raises(DataError, match="rows 5"):
+        k_means(x, 2)
