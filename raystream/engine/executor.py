@@ -76,6 +76,7 @@ class InProcess:
         self._inboxes: dict[int, queue.Queue[tuple[int, Task] | None]] = {}
         self._threads: list[threading.Thread] = []
         self._closed = False
+        self._loading = threading.Lock()
         self._threads_before = torch.get_num_threads()
 
     def start_worker(self, worker: int) -> None:
@@ -106,7 +107,9 @@ class InProcess:
 
     def _work(self, worker: int) -> None:
         try:
-            scorer = Worker(self._job)
+            # Factories run under a seed, and the generators are the whole process's.
+            with self._loading:
+                scorer = Worker(self._job)
         except Exception as error:
             self._events.put(StartFailed(worker, error, retry=not isinstance(error, RaystreamError)))
             return

@@ -64,8 +64,12 @@ def pictures(result: Result, count: int) -> Pictures | None:
         images = [_shrunk(_as_image(block, layout)) for chunk in table.column(0).chunks for block in decode(chunk, column)]
     except (RaystreamError, OSError, pa.ArrowException) as error:
         return Pictures({}, f"The pictures can't be shown: {error}.")
-    note = "" if len(ranks) == len(places) else (
-        f"Pictures of {len(ranks)} of these {len(places)} rows: the others lie in row groups that hold too much to be read for a report."
+    note = (
+        ""
+        if len(ranks) == len(places)
+        else (
+            f"Pictures of {len(ranks)} of these {len(places)} rows: the others lie in row groups that hold too much to be read for a report."
+        )
     )
     return Pictures({rank: _encode(image) for rank, image in zip(ranks, _as_bytes(images), strict=True)}, note)
 

@@ -34,6 +34,7 @@ _SETTINGS = {
 }
 _FONTS = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _BINS = 50
+_RASTER_DPI = 200
 _LONGEST_NAME = 22
 
 Floats = npt.NDArray[np.floating]
@@ -87,12 +88,14 @@ def score_histogram(pool: Floats, chosen: Floats, score: str) -> str:
     low, high = float(min(pool.min(), chosen.min())), float(max(pool.max(), chosen.max()))
     edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
     with rc_context(_SETTINGS):
-        figure = Figure(figsize=(7.6, 2.9), layout="constrained")
+        figure = Figure(figsize=(7.6, 2.9), layout="constrained", dpi=_RASTER_DPI)
         axes = figure.add_subplot()
         for values, colour, alpha, name in ((pool, _POOL, 1.0, "pool"), (chosen, _CHOSEN, 0.28, "chosen")):
             shares = np.histogram(values, edges)[0] / len(values)
             axes.stairs(shares, edges, fill=True, color=colour, alpha=alpha, linewidth=0)
-            axes.stairs(shares, edges, color=_CHOSEN if name == "chosen" else "#8d9aa7", linewidth=1.2, label=f"{name} ({len(values):,} rows)")
+            axes.stairs(
+                shares, edges, color=_CHOSEN if name == "chosen" else "#8d9aa7", linewidth=1.2, label=f"{name} ({len(values):,} rows)"
+            )
         axes.set_xlabel(f"{score} (higher: label sooner)")
         axes.set_ylabel("share of the rows")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
@@ -117,7 +120,7 @@ def pool_map(pool: Floats, chosen: Floats, ranks: Sequence[int], groups: Sequenc
     colour_of = dict(zip(names, _CLASSES, strict=False))
     colours = [colour_of[group] for group in groups] if groups is not None else [_CHOSEN] * len(chosen)
     with rc_context(_SETTINGS):
-        figure = Figure(figsize=(7.6, 5.4), layout="constrained")
+        figure = Figure(figsize=(7.6, 5.4), layout="constrained", dpi=_RASTER_DPI)
         axes = figure.add_subplot()
         low, high = np.quantile(np.concatenate([pool, chosen]), [0.001, 0.999], axis=0)
         low, high = np.minimum(low, chosen.min(axis=0)), np.maximum(high, chosen.max(axis=0))
@@ -145,7 +148,7 @@ def pool_map(pool: Floats, chosen: Floats, ranks: Sequence[int], groups: Sequenc
 
 def _data_uri(figure: Figure) -> str:
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None}, dpi=200)
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     # Matplotlib measures in the font that it ships; readers have better ones.
     svg = buffer.getvalue().replace("'DejaVu Sans'", _FONTS)
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

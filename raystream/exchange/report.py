@@ -1,4 +1,158 @@
+"""A query's report: one HTML page that needs nothing but itself, written beside the selection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from raystream.engine.manifest import query_folder
 from raystream.engine.result import Result
+from raystream.engine.store import LocalStore
+from raystream.exchange.cells import Sheet, name_of_prediction, sheet, short
+from raystream.exchange.facts import Fact, facts, lede, title
+from raystream.exchange.pictures import Picture, pictures
+from raystream.exchange.plots import NUMBERED, pool_map, project, score_histogram
+from raystream.exchange.stored import StoredPool, chosen_embeddings, pool_scores, sampled_embeddings, stored_pool
+
+ROWS_SHOWN = 200
+_COLOURS = 10
+
+
+@dataclass(frozen=True)
+class Card:
+    """A chosen row as a picture; `picture` is None when it could not be read in time."""
+
+    rank: int
+    id: str
+    score: str
+    prediction: str
+    picture: Picture | None
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture of numbers, or the sentence that stands in for it."""
+
+    uri: str | None
+    caption: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything on the page; strings are plain text, escaped by the template."""
+
+    query: str
+    title: str
+    lede: str
+    facts: tuple[Fact, ...]
+    warnings: tuple[str, ...]
+    chosen: int
+    cards: tuple[Card, ...]
+    cards_note: str
+    sheet: Sheet
+    histogram: Plot
+    map: Plot
+    spec: str
+    provenance: tuple[tuple[str, str], ...]
+
+
 def write_report(result: Result) -> Path:
-    return result.folder / "report.html"
+    """Write `report.html` beside a committed selection, in place of any that is there.
+
+    Raises:
+        StoreError: the query's folder can't be written.
+    """
+    html = _template().render(page=gather(result))
+    store = LocalStore(str(result.folder.parent.parent))
+    name = f"{query_folder(result.folder.name)}/report.html"
+    store.put(name, html.encode("utf-8", "replace"))
+    return store.path(name)
+
+
+def gather(result: Result) -> Page:
+    """Read what the page shows; whatever is missing from the store or the pool is said on the page."""
+    manifest = result.manifest
+    try:
+        pool: StoredPool | None = stored_pool(result)
+    except OSError:
+        pool = None
+    found = pictures(result, ROWS_SHOWN)
+    cards = tuple(_cards(result, found.by_rank)) if found is not None and found.by_rank else ()
+    spec = result.folder / "query.yaml"
+    return Page(
+        query=result.query,
+        title=title(manifest),
+        lede=lede(manifest),
+        facts=facts(manifest),
+        warnings=tuple(manifest.warnings),
+        chosen=result.selection.num_rows,
+        cards=cards,
+        cards_note=found.note if found is not None else "",
+        sheet=sheet(result.selection, ROWS_SHOWN),
+        histogram=_histogram(result, pool),
+        map=_map(result, pool),
+        spec=spec.read_text(encoding="utf-8") if spec.is_file() else "",
+        provenance=(
+            ("query", result.query),
+            ("model's fingerprint", manifest.fingerprint),
+            ("seed", str(manifest.seed)),
+            ("files of the pool", f"{len(manifest.files):,}"),
+            ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
+        ),
+    )
+
+
+def _template():  # type: ignore[no-untyped-def]  # jinja2's Template is generic over its environment's class
+    environment = Environment(
+        loader=PackageLoader("raystream.exchange"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html")
+
+
+def _cards(result: Result, found: dict[int, Picture]) -> list[Card]:
+    head = result.selection.slice(0, ROWS_SHOWN)
+    ids = head.column(result.selection.column_names[1]).to_pylist()
+    scores = head.column("score").to_pylist()
+    predictions = name_of_prediction(head)
+    return [Card(rank, short(ids[rank]), short(scores[rank]), predictions[rank] or "", found.get(rank)) for rank in range(head.num_rows)]
+
+
+def _histogram(result: Result, pool: StoredPool | None) -> Plot:
+    score = result.manifest.resolved["acquire"]["score"]
+    chosen = result.selection.column("score").drop_null().to_numpy()
+    if not len(chosen):
+        return Plot(None, "There is no histogram of scores: the choice used none.")
+    scores = pool_scores(pool, score) if pool is not None else np.empty(0, np.float32)
+    if not len(scores):
+        return Plot(None, "There is no histogram of scores: the pool's scored units are no longer in the store.")
+    rows = f"{len(scores):,} rows in evenly spaced units" if pool is not None and pool.is_sample else f"all {len(scores):,} scored rows"
+    return Plot(
+        score_histogram(scores, chosen, score),
+        f"Grey: {rows}, labelled ones included. Red: the {len(chosen):,} chosen. Each adds up to 100 %. "
+        "The further the red lies to the right of the grey, the more the choice followed the score; what keeps it from the far right is diversity.",
+    )
+
+
+def _map(result: Result, pool: StoredPool | None) -> Plot:
+    sample = sampled_embeddings(pool) if pool is not None else np.empty((0, 0), np.float32)
+    plane = project(sample)
+    if pool is None or not len(sample):
+        return Plot(None, "There is no map of the pool: no embeddings are in the store for this query.")
+    ranks, embeddings = chosen_embeddings(pool, result.selection)
+    if plane is None or not len(ranks):
+        return Plot(None, "There is no map of the pool: its embeddings all but coincide.")
+    predictions = [name or "none" for name in name_of_prediction(result.selection)]
+    groups = [predictions[rank] for rank in ranks]
+    coloured = 1 < len(set(groups)) <= _COLOURS
+    uri = pool_map(plane(sample), plane(embeddings), ranks.tolist(), groups if coloured else None)
+    drawn = f"the {len(ranks):,} chosen rows" if len(ranks) == result.selection.num_rows else f"{len(ranks):,} of the chosen rows"
+    caption = (
+        f"The darker the grey, the more rows of the pool ({len(sample):,} drawn, evenly spaced); points are {drawn}"
+        + (", coloured by what the model takes them for" if coloured else "")
+        + f"; numbers are the ranks of the first {min(NUMBERED, len(ranks))}. The axes are the two directions in which the embeddings vary most, and show "
+        f"{plane.share:.0%} of their variance: points that are close here may still be far apart."
+    )
+    return Plot(uri, caption)

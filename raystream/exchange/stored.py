@@ -104,7 +104,9 @@ def chosen_embeddings(pool: StoredPool, selection: pa.Table) -> tuple[npt.NDArra
     return ranks, np.stack([found[rank] for rank in ranks.tolist()]) if found else np.empty((0, 0), np.float32)
 
 
-def _find(store: LocalStore, keys: Sequence[str], ranks: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], found: dict[int, Floats]) -> None:
+def _find(
+    store: LocalStore, keys: Sequence[str], ranks: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], found: dict[int, Floats]
+) -> None:
     """Add the embeddings of these rows of a file; which unit holds a row, only the units know."""
     for key in keys:
         receipt = read_receipt(store, key)

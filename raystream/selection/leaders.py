@@ -14,7 +14,7 @@ from raystream.selection.nearest import pair_distances
 from raystream.selection.rows import Array
 from raystream.selection.shard import Answer, gains
 
-_FEW, _MANY = 32, 2048
+_FEW, _MANY, _LONG = 16, 2048, 64
 
 
 class CentreList:
@@ -96,7 +96,12 @@ class Leaders:
                 return None
             if self._known[lead] == len(self._centres):
                 return lead
-            self._refresh(self._stale(size))
+            stale = self._stale(size)
+            if len(self._centres) - int(self._known[stale].min()) > _LONG:
+                # many centres to compare with: worth it for more rows at once, and not for those that lack few
+                stale = self._stale(min(16 * size, _MANY))
+                stale = stale[len(self._centres) - self._known[stale] > _LONG]
+            self._refresh(stale)
             size = min(4 * size, _MANY)
 
     def best(self) -> float:

@@ -1,0 +1,88 @@
+"""A manifest in words and figures: what was asked, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from raystream.engine.manifest import Certificate, Manifest
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A key figure and what it means."""
+
+    name: str
+    value: str
+    meaning: str
+
+
+def title(manifest: Manifest) -> str:
+    """What was asked, as a heading."""
+    chosen = manifest.counts.chosen
+    return f"{chosen:,} row{'' if chosen == 1 else 's'} to label next"
+
+
+def lede(manifest: Manifest) -> str:
+    """What was asked, as a sentence: budget, strategy, score and pool."""
+    select, score = manifest.resolved["select"], manifest.resolved["acquire"]["score"]
+    scored = _scored(manifest)
+    how = f"strategy {select['strategy']}" + (f", score {score}" if scored else ", no score")
+    return f"Asked for: {select['budget']:,} rows of {_pool_name(manifest.resolved['pool']['uri'])} by {how}, seed {manifest.seed}."
+
+
+def facts(manifest: Manifest) -> tuple[Fact, ...]:
+    """The key figures, in the order of a run."""
+    counts, seconds = manifest.counts, manifest.seconds
+    metric = manifest.resolved["select"]["metric"]
+    left = [f"{n:,} {what}" for n, what in ((counts.labelled, "labelled"), (counts.quarantined, "quarantined")) if n]
+    units = manifest.units_scored + manifest.units_reused
+    total = seconds.plan + seconds.start + seconds.score + seconds.select
+    found = [
+        Fact("rows in the pool", f"{counts.pool:,}", f"of which {' and '.join(left)}" if left else "none of them labelled"),
+        Fact("candidates", f"{counts.candidates:,}", _candidates(manifest)),
+        Fact("chosen", f"{counts.chosen:,}", f"for a budget of {manifest.resolved['select']['budget']:,}"),
+        *_certificate(manifest.certificate, metric),
+        Fact("units scored", f"{manifest.units_scored:,}", f"of {units:,}; {manifest.units_reused:,} reused from the store"),
+        Fact(
+            "seconds",
+            f"{total:.1f}",
+            f"plan {seconds.plan:.1f}, start {seconds.start:.1f}, score {seconds.score:.1f}, select {seconds.select:.1f}",
+        ),
+    ]
+    return tuple(found)
+
+
+def _certificate(certificate: Certificate | None, metric: str) -> list[Fact]:
+    if certificate is None:
+        return [Fact("covering radius", "none", "the choice did not look at embeddings")]
+    rows = "eligible row of the pool" if certificate.over == "pool" else "candidate"
+    found = [
+        Fact("covering radius", f"{certificate.radius:.4g}", f"every {rows} is this near to a chosen or labelled row, or nearer ({metric})")
+    ]
+    if certificate.lower_bound is not None:
+        bound = certificate.lower_bound
+        ratio = f", so this one is at most {certificate.radius / bound:.2f} times the best" if bound > 0 else ""
+        found.append(Fact("lower bound", f"{bound:.4g}", f"no batch of this size has a smaller radius{ratio}"))
+    return found
+
+
+def _candidates(manifest: Manifest) -> str:
+    counts = manifest.counts
+    if counts.candidates >= counts.eligible:
+        return "all eligible rows entered the choice"
+    return f"the highest by {manifest.resolved['acquire']['score']} of {counts.eligible:,} eligible rows"
+
+
+def _scored(manifest: Manifest) -> bool:
+    model = manifest.resolved["model"]
+    return model["kind"] != "columns" or bool(model.get("logits") or model.get("probabilities"))
+
+
+def _pool_name(uri: str | Sequence[str]) -> str:
+    """The last two parts of the first path: enough to recognise the pool by."""
+    first, *more = [uri] if isinstance(uri, str) else list(uri)
+    parts = PurePath(first).parts
+    name = "/".join(parts[-2:]) if len(parts) > 2 else first
+    return name + (f" and {len(more)} more" if more else "")

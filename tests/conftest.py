@@ -1,0 +1,53 @@
+"""Pools and models that the tests share."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from pools import NETS, pool_table
+
+from raystream import Query
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with importable nets and a hive-partitioned pool of 4 files with several row groups; the current folder."""
+    (tmp_path / "user_nets.py").write_text(NETS)
+    for file in range(4):
+        folder = tmp_path / "pool" / f"year={2020 + file}"
+        folder.mkdir(parents=True)
+        pq.write_table(pool_table(300, 300 * file), folder / "part.parquet", row_group_size=64)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def make_query(workplace: Path) -> Callable[..., Query]:
+    """A query over that pool, in process; `section__key=value` replaces a key, None removes it."""
+
+    def make(**changes: Any) -> Query:
+        spec: dict[str, Any] = {
+            "pool": {"uri": "pool", "id": "rid", "inputs": ["x"]},
+            "model": {"source": "user_nets:net", "batch_size": 32},
+            "select": {"budget": 12},
+            "cluster": {"address": "in_process"},
+            "store": {"uri": "runs"},
+        }
+        for key, value in changes.items():
+            section, _, name = key.partition("__")
+            target = spec.setdefault(section, {}) if name else spec
+            if value is None:
+                target.pop(name or section)
+            else:
+                target[name or section] = value
+        return Query(**spec)
+
+    return make
