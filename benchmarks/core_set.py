@@ -141,7 +141,8 @@ def spawn(contender: str, n: int, d: int, k: int, threads: int) -> dict[str, Any
     import os
 
     settings = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    command = [sys.executable, __file__, "--one", contender, "--rows", str(n), "--width", str(d), "--picks", str(k), "--threads", str(threads)]
+    sizes = ["--rows", str(n), "--width", str(d), "--picks", str(k), "--threads", str(threads)]
+    command = [sys.executable, __file__, "--one", contender, *sizes]
     done = subprocess.run(command, env={**os.environ, **settings}, check=True, capture_output=True, text=True)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
@@ -224,8 +225,8 @@ def main() -> int:
         for name in CONTENDERS:
             slower = size["median"][name] / size["median"]["raystream"]
             print(f"{size['rows']:>9} {name:<18} {size['median'][name]:>9.2f} {size['peak_gib'][name]:>9.2f} {slower:>9.1f}")
-        print(f"{'':>9} passes {size['passes']}, ratio {size['ratio']} with {'bfloat16' if before['bfloat16_units'] else 'float32'} bounds, "
-              f"{size['ratio_float32']} with float32 bounds")
+        bounds = "bfloat16" if before["bfloat16_units"] else "float32"
+        print(f"{'':>9} passes {size['passes']}; ratio {size['ratio']} with {bounds} bounds, {size['ratio_float32']} with float32 bounds")
     print(json.dumps({"benchmark": "core_set", "environment": before, "measured": measured, "checks": checks}))
     wrong = [name for name, found in checks.items() if not found["same_order"]]
     return 1 if wrong or not all(size["one_order"] for size in measured) else 0

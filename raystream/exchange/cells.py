@@ -52,6 +52,6 @@ def short(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:#.4g}".rstrip(".")  # trailing zeros kept: columns align
     text = value.hex() if isinstance(value, bytes) else str(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST // 2] + "…" + text[-_LONGEST // 2 + 1 :]

@@ -58,9 +58,8 @@ def _certificate(certificate: Certificate | None, metric: str) -> list[Fact]:
     if certificate is None:
         return [Fact("covering radius", "none", "the choice did not look at embeddings")]
     rows = "eligible row of the pool" if certificate.over == "pool" else "candidate"
-    found = [
-        Fact("covering radius", f"{certificate.radius:.4g}", f"every {rows} is this near to a chosen or labelled row, or nearer ({metric})")
-    ]
+    meaning = f"no {rows} is farther than this from a chosen or labelled row ({metric} distance of embeddings)"
+    found = [Fact("covering radius", f"{certificate.radius:.4g}", meaning)]
     if certificate.lower_bound is not None:
         bound = certificate.lower_bound
         ratio = f", so this one is at most {certificate.radius / bound:.2f} times the best" if bound > 0 else ""

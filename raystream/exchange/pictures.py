@@ -67,9 +67,7 @@ def pictures(result: Result, count: int) -> Pictures | None:
     note = (
         ""
         if len(ranks) == len(places)
-        else (
-            f"Pictures of {len(ranks)} of these {len(places)} rows: the others lie in row groups that hold too much to be read for a report."
-        )
+        else (f"Pictures of {len(ranks)} of these {len(places)} rows: the others lie in row groups too large to read for a report.")
     )
     return Pictures({rank: _encode(image) for rank, image in zip(ranks, _as_bytes(images), strict=True)}, note)
 

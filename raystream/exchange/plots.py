@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,11 @@ from matplotlib.ticker import PercentFormatter
 
 NUMBERED = 20
 _INK, _MUTED, _RULE, _POOL, _CHOSEN = "#1f2933", "#5f6b76", "#d5dae0", "#b6c0ca", "#b3401f"
-# Paul Tol's muted scheme: ten colours that colour-blind readers can tell apart.
-_CLASSES = ("#332288", "#cc6677", "#117733", "#ddcc77", "#88ccee", "#aa4499", "#44aa99", "#882255", "#999933", "#bbbbbb")
+# Paul Tol's muted scheme, which colour-blind readers can tell apart; black for its grey, which is the pool's here.
+_CLASSES = ("#332288", "#cc6677", "#117733", "#ddcc77", "#88ccee", "#aa4499", "#44aa99", "#882255", "#999933", "#111111")
 _DENSITY = LinearSegmentedColormap.from_list("density", ["#eef1f4", "#c3ccd5", "#8d9aa7"])
-_SETTINGS = {
-    "font.size": 10,
+_SETTINGS: Any = {
+    "font.size": 8.5,
     "text.parse_math": False,  # names of classes are text, dollar signs included
     "svg.fonttype": "none",
     "svg.hashsalt": "raystream",
@@ -34,7 +35,8 @@ _SETTINGS = {
 }
 _FONTS = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _BINS = 50
-_RASTER_DPI = 200
+_RASTER_DPI = 144
+_MANY = 300
 _LONGEST_NAME = 22
 
 Floats = npt.NDArray[np.floating]
@@ -131,11 +133,7 @@ def pool_map(pool: Floats, chosen: Floats, ranks: Sequence[int], groups: Sequenc
         )
         axes.set_xlim(extent[:2])
         axes.set_ylim(extent[2:])
-        for (x, y), rank, colour in reversed(list(zip(chosen, ranks, colours, strict=True))):
-            numbered = rank < NUMBERED
-            axes.plot(x, y, "o", markersize=12 if numbered else 6, color=colour, markeredgecolor="white", markeredgewidth=0.9)
-            if numbered:
-                axes.text(x, y, str(rank), fontsize=7, ha="center", va="center_baseline", color=_legible_on(colour))
+        _draw_points(axes, chosen, np.asarray(ranks), np.asarray(colours))
         for name in names:
             axes.plot([], [], "o", markersize=7, color=colour_of[name], label=_short(name))
         if names:
@@ -148,10 +146,23 @@ def pool_map(pool: Floats, chosen: Floats, ranks: Sequence[int], groups: Sequenc
 
 def _data_uri(figure: Figure) -> str:
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]
     # Matplotlib measures in the font that it ships; readers have better ones.
     svg = buffer.getvalue().replace("'DejaVu Sans'", _FONTS)
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _draw_points(axes: Axes, points: Floats, ranks: npt.NDArray[np.integer], colours: npt.NDArray[np.str_]) -> None:
+    """Dots a colour at a time, as pixels when there are many, since each takes a hundred bytes; above them the numbered ones."""
+    many = len(points) > _MANY
+    edge = {"markeredgecolor": "white", "markeredgewidth": 0.5 if many else 0.9}
+    for colour in np.unique(colours):
+        x, y = points[(ranks >= NUMBERED) & (colours == colour)].T
+        axes.plot(x, y, "o", markersize=4 if many else 6, color=str(colour), rasterized=many, **edge)
+    for index in np.flatnonzero(ranks < NUMBERED)[::-1]:
+        x, y, colour = *points[index], str(colours[index])
+        axes.plot(x, y, "o", markersize=12, color=colour, markeredgecolor="white", markeredgewidth=0.9)
+        axes.text(x, y, str(ranks[index]), fontsize=7, ha="center", va="center_baseline", color=_legible_on(colour))
 
 
 def _quiet(axes: Axes, keep: Sequence[str]) -> None:

@@ -65,7 +65,10 @@ def write_report(result: Result) -> Path:
     Raises:
         StoreError: the query's folder can't be written.
     """
-    html = _template().render(page=gather(result))
+    environment = Environment(
+        loader=PackageLoader("raystream.exchange"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    html = environment.get_template("report.html").render(page=gather(result))
     store = LocalStore(str(result.folder.parent.parent))
     name = f"{query_folder(result.folder.name)}/report.html"
     store.put(name, html.encode("utf-8", "replace"))
@@ -105,19 +108,21 @@ def gather(result: Result) -> Page:
     )
 
 
-def _template():  # type: ignore[no-untyped-def]  # jinja2's Template is generic over its environment's class
-    environment = Environment(
-        loader=PackageLoader("raystream.exchange"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html")
-
-
 def _cards(result: Result, found: dict[int, Picture]) -> list[Card]:
     head = result.selection.slice(0, ROWS_SHOWN)
     ids = head.column(result.selection.column_names[1]).to_pylist()
     scores = head.column("score").to_pylist()
     predictions = name_of_prediction(head)
-    return [Card(rank, short(ids[rank]), short(scores[rank]), predictions[rank] or "", found.get(rank)) for rank in range(head.num_rows)]
+    return [
+        Card(
+            rank,
+            id=short(ids[rank]),
+            score="" if scores[rank] is None else f"{scores[rank]:.3f}",
+            prediction=predictions[rank] or "",
+            picture=found.get(rank),
+        )
+        for rank in range(head.num_rows)
+    ]
 
 
 def _histogram(result: Result, pool: StoredPool | None) -> Plot:
@@ -131,8 +136,8 @@ def _histogram(result: Result, pool: StoredPool | None) -> Plot:
     rows = f"{len(scores):,} rows in evenly spaced units" if pool is not None and pool.is_sample else f"all {len(scores):,} scored rows"
     return Plot(
         score_histogram(scores, chosen, score),
-        f"Grey: {rows}, labelled ones included. Red: the {len(chosen):,} chosen. Each adds up to 100 %. "
-        "The further the red lies to the right of the grey, the more the choice followed the score; what keeps it from the far right is diversity.",
+        f"Grey: {rows}, labelled ones included. Red: the {len(chosen):,} chosen. Each adds up to 100 %. The further the red "
+        "lies to the right of the grey, the more the choice followed the score; diversity keeps it from the far right.",
     )
 
 
@@ -149,10 +154,10 @@ def _map(result: Result, pool: StoredPool | None) -> Plot:
     coloured = 1 < len(set(groups)) <= _COLOURS
     uri = pool_map(plane(sample), plane(embeddings), ranks.tolist(), groups if coloured else None)
     drawn = f"the {len(ranks):,} chosen rows" if len(ranks) == result.selection.num_rows else f"{len(ranks):,} of the chosen rows"
+    colours = ", coloured by what the model takes them for" if coloured else ""
     caption = (
-        f"The darker the grey, the more rows of the pool ({len(sample):,} drawn, evenly spaced); points are {drawn}"
-        + (", coloured by what the model takes them for" if coloured else "")
-        + f"; numbers are the ranks of the first {min(NUMBERED, len(ranks))}. The axes are the two directions in which the embeddings vary most, and show "
-        f"{plane.share:.0%} of their variance: points that are close here may still be far apart."
+        f"The darker the grey, the more rows of the pool ({len(sample):,} drawn, evenly spaced). Points are {drawn}{colours}; the first "
+        f"{min(NUMBERED, len(ranks))} carry their ranks. The axes are the two directions in which the embeddings vary most; they show "
+        f"{plane.share:.0%} of the variance, so points that are close here may be far apart all the same."
     )
     return Plot(uri, caption)

@@ -144,7 +144,8 @@ def describe_comparisons(comparisons: list[Comparison]) -> list[str]:
     ]
     rows = [(str(c.seed), c.before, c.chosen, c.random) for c in comparisons]
     if len(comparisons) > 1:
-        rows.append(("mean", *(statistics.fmean(values) for values in zip(*(row[1:] for row in rows), strict=True))))
+        means = [statistics.fmean(values) for values in zip(*(row[1:] for row in rows), strict=True)]
+        rows.append(("mean", means[0], means[1], means[2]))
     for name, before, chosen, random in rows:
         lines.append(f"{name:>8}{100 * before:14.1f}{100 * chosen:14.1f}{100 * random:14.1f}{100 * (chosen - random):+18.1f}")
     differences = [100 * (c.chosen - c.random) for c in comparisons]

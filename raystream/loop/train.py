@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,13 @@ THREADS = 2
 """The number of threads decides the order of sums, and with it the last digits of the weights."""
 _LEARNING_RATE = 8e-3
 _BATCH = 32
+
+
+@runtime_checkable
+class _Redrawn(Protocol):
+    """A layer that draws its weights anew."""
+
+    def reset_parameters(self) -> None: ...
 
 
 def train(network: nn.Module, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], *, seed: int, epochs: int) -> None:
@@ -30,16 +38,16 @@ def train(network: nn.Module, images: npt.NDArray[np.uint8], labels: npt.NDArray
     with _fixed_threads(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in network.modules():
-            if hasattr(module, "reset_parameters"):
+            if isinstance(module, _Redrawn):
                 module.reset_parameters()
         network.train()
         steps = epochs * -(-len(inputs) // _BATCH)
         optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
         for _ in range(epochs):
-            for rows in torch.randperm(len(inputs)).split(_BATCH):
+            for rows in torch.split(torch.randperm(len(inputs)), _BATCH):
                 optimizer.zero_grad()
-                nn.functional.cross_entropy(network(inputs[rows]), targets[rows]).backward()
+                nn.functional.cross_entropy(network(inputs[rows]), targets[rows]).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
         network.eval()

@@ -110,11 +110,17 @@ class TorchPredictor:
         rows = inputs[0].shape[0]
         inputs = tuple(values.to(self.device, non_blocking=self.device.type == "cuda") for values in inputs)
         if self._embedding is not None:
-            self._embedding.prepare(self._run, inputs)
+            self._embedding.prepare(self._probe, inputs)
         output = self._run(inputs)
         logits = check_logits(output, rows, self._source)
         embedding = None if self._embedding is None else self._embedding.take(output, rows)
         return Prediction(logits, embedding)
+
+    def _probe(self, inputs: tuple[Tensor, ...]) -> object:
+        """The raw output, once it is known to be logits: what to say of a wrong one must not depend on embeddings."""
+        output = self._run(inputs)
+        check_logits(output, inputs[0].shape[0], self._source)
+        return output
 
     def _run(self, inputs: tuple[Tensor, ...]) -> object:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -63,7 +64,10 @@ def _read(path: str) -> dict[str, Tensor]:
     try:
         if suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        return _tensors(torch.load(path, map_location="cpu", weights_only=True), path)
+        with warnings.catch_warnings():
+            # torch warns of pickle protocols that it then refuses; the refusal is what the user needs to read.
+            warnings.simplefilter("ignore", UserWarning)
+            return _tensors(torch.load(path, map_location="cpu", weights_only=True), path)
     except pickle.UnpicklingError:
         raise ModelError(
             f"model.weights {path} holds more than tensors (or no checkpoint at all), and raystream does not load pickles, "

@@ -14,7 +14,7 @@ from raystream.selection.nearest import pair_distances
 from raystream.selection.rows import Array
 from raystream.selection.shard import Answer, gains
 
-_FEW, _MANY, _LONG = 16, 2048, 64
+_FEW, _MANY, _LONG = 32, 2048, 64
 
 
 class CentreList:
@@ -96,10 +96,10 @@ class Leaders:
                 return None
             if self._known[lead] == len(self._centres):
                 return lead
-            stale = self._stale(size)
+            stale = self._stale(lead, size)
             if len(self._centres) - int(self._known[stale].min()) > _LONG:
                 # many centres to compare with: worth it for more rows at once, and not for those that lack few
-                stale = self._stale(min(16 * size, _MANY))
+                stale = self._stale(lead, min(16 * size, _MANY))
                 stale = stale[len(self._centres) - self._known[stale] > _LONG]
             self._refresh(stale)
             size = min(4 * size, _MANY)
@@ -117,11 +117,11 @@ class Leaders:
         """Whether a row is left to choose."""
         return bool((self.gain > -np.inf).any())
 
-    def _stale(self, size: int) -> Array:
-        """The rows among the first `size` that are not up to date."""
+    def _stale(self, lead: int, size: int) -> Array:
+        """The rows among the first `size` that are not up to date, of which `lead` is one; at a tie for the last places, any."""
         first = np.argpartition(self.gain, len(self.gain) - size)[-size:] if size < len(self.gain) else np.arange(len(self.gain))
         result: Array = first[(self._known[first] < len(self._centres)) & (self.gain[first] > -np.inf)]
-        return result
+        return result if lead in result else np.append(result, lead)
 
     def _refresh(self, which: Array) -> None:
         """Make the rows at `which` exact: float64 for the pairs that a float32 product can't rule out."""

@@ -18,11 +18,9 @@ def greedy(x, k, *, weight=None, labelled=None, blocks=None, exclude=()):
     alive = np.ones(n, dtype=bool)
     alive[list(exclude)] = False
     centres = [] if labelled is None else list(labelled)
-    if centres:
-        squared = np.min([distances_to(x, c) for c in centres], axis=0)
-    else:
-        squared = distances_to(x, x.astype(np.float64).mean(axis=0))
     first = not centres
+    starts = centres or [x.astype(np.float64).mean(axis=0)]
+    squared = np.min([distances_to(x, c) for c in starts], axis=0)
     rows, gains, reached = [], [], []
     while len(rows) < k and alive.any():
         gain = np.where(alive, np.sqrt(squared) * weight, -np.inf)

@@ -46,6 +46,15 @@ def test_order_holds_on_larger_data(kind, precision):
     np.testing.assert_array_equal(result.rows, greedy(x, 120)[0])
 
 
+@pytest.mark.parametrize("kind", ["normal", "one_hot", "duplicated", "equal"])
+def test_many_tied_leaders(kind):
+    """Thousands of returned rows with equal gains are told apart by row, within one pass."""
+    x = data(kind, 3000, 10, 2)
+    result = chosen(x, 400)
+    np.testing.assert_array_equal(result.rows, greedy(x, 400)[0])
+    assert result.passes == 1
+
+
 @quick
 @given(pools(), st.integers(0, 6), st.floats(0.0, 3.0), st.sampled_from([1, 2, 7]), st.integers(0, 10**6))
 def test_weights_with_zeros_and_labelled_rows(pool, m, weight, shards, seed):
@@ -150,7 +159,7 @@ def test_embeddings_that_are_not_finite(value):
     """The error says how many rows are bad, and which come first."""
     x = data("normal", 40, 3, 0)
     x[[4, 9, 20, 30], 1] = value
-    with pytest.raises(DataError, match="4 candidate embeddings .* rows 4, 9, 20"):
+    with pytest.raises(DataError, match=r"4 candidate embeddings .* rows 4, 9, 20"):
         core_set(x, 3)
     with pytest.raises(DataError, match="1 labelled"):
         core_set(x[:4], 3, labelled=x[4:5])

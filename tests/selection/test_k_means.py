@@ -50,7 +50,7 @@ def test_rows_are_those_nearest_to_faiss_centres():
     heavy = np.bincount(squared.argmin(axis=0), weights=weight, minlength=12)
     expected = []
     for centre in np.argsort(-heavy, kind="stable"):
-        expected.append(min(set(range(300)) - set(expected), key=lambda row: (squared[centre, row], row)))  # noqa: B023
+        expected.append(min(set(range(300)) - set(expected), key=lambda row: (squared[centre, row], row)))
     np.testing.assert_array_equal(k_means(x, 12, weight=weight, seed=4), expected)
 
 
