@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,7 +64,7 @@ def query(
 ) -> None:
     """Plan, score, select, commit: the rows to label next."""
     asked = _load(spec, overrides, store, address)
-    with _reporter(as_json) as reporter:
+    with _reporter() as reporter:
         result = run(asked, reporter=reporter)
     _finish(result, as_json, report)
 
@@ -80,7 +80,7 @@ def select(
 ) -> None:
     """Choose again from scored units; nothing is scored."""
     asked = _load(spec, overrides, store, None)
-    with _reporter(as_json) as reporter:
+    with _reporter() as reporter:
         result = run(asked, reporter=reporter, may_score=False)
     _finish(result, as_json, report)
 
@@ -93,7 +93,7 @@ def score(
     from raystream.exchange.text import describe_scores
 
     asked = _load(spec, overrides, store, address)
-    with _reporter(as_json) as reporter:
+    with _reporter() as reporter:
         scores = score_pool(asked, reporter=reporter)
     _print(scores.summary(), lambda: describe_scores(scores, asked.store.uri), as_json)
 
@@ -134,7 +134,7 @@ def demo(
     """Choose 50 of 5,000 real images to label, and see what that is worth."""
     from raystream.loop.demo import run_demo
 
-    with _reporter(False) as reporter:
+    with _reporter() as reporter:
         lines = run_demo(folder, workers=workers, seeds=seeds, reporter=reporter)
     print(lines)
 
@@ -152,15 +152,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _exit_code(arguments: list[str]) -> int:
-    signal.signal(signal.SIGTERM, _on_signal)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _on_signal)
     sys.path.insert(0, str(Path.cwd()))
     debug = "--debug" in arguments
     try:
         app(arguments, standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted; run the same command again to go on where it stopped", 130)
     except Interrupted as interrupted:
-        return _say("terminated; run the same command again to go on where it stopped", interrupted.exit_code)
+        return _say("interrupted; run the same command again to go on where it stopped", interrupted.exit_code)
     except RaystreamError as error:
         if debug:
             traceback.print_exc()
@@ -195,15 +195,19 @@ def _load(spec: Path, overrides: list[str] | None, store: str | None, address: s
 
 
 @contextmanager
-def _reporter(quiet: bool) -> Iterator[Reporter]:
-    """A bar on a terminal, otherwise a line every ten seconds; with --json too, since both go to stderr."""
+def _reporter() -> Iterator[Reporter]:
+    """A bar on a terminal, otherwise a line every ten seconds, always on stderr.
+
+    stdout is for the result alone, and Ray prints to it what its processes have to say: that goes to stderr, too.
+    """
     from raystream.engine.progress import Bar, Lines
 
-    if sys.stderr.isatty():
-        with Bar() as bar:
-            yield bar
-    else:
-        yield Lines()
+    with redirect_stdout(sys.stderr):
+        if sys.stderr.isatty():
+            with Bar() as bar:
+                yield bar
+        else:
+            yield Lines()
 
 
 def _finish(result: Any, as_json: bool, report: bool) -> None:

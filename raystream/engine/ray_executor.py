@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from typing import Any
 
 import ray
@@ -140,6 +142,7 @@ def connect(cluster: Cluster) -> bool:
     if ray.is_initialized():
         return False
     own = own_ray_wanted(cluster.address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if own:
             _start_own(cluster)
@@ -149,6 +152,10 @@ def connect(cluster: Cluster) -> bool:
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
         where = "this machine" if own else cluster.address
         raise ClusterError(f"no Ray cluster answers at {where}: {_first_line(error)}; check cluster.address or set it to in_process") from error
+    finally:
+        # Ray puts a handler of its own in its place, which ends the process without a word of ours.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
     return True
 
 

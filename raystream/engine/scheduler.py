@@ -159,14 +159,23 @@ class Scheduler:
 
     def _assign(self) -> list[Instruction]:
         instructions: list[Instruction] = []
-        while self.pending and self.held:
-            worker = min(self.held, key=lambda w: (len(self.held[w]), w))
-            if len(self.held[worker]) >= IN_FLIGHT:
-                break
-            unit = self.pending.popleft()
-            self.held[worker].append(unit)
-            instructions.append(Assign(worker, unit))
+        while (found := self._next_assignment()) is not None:
+            self.pending.remove(found.unit)
+            self.held[found.worker].append(found.unit)
+            instructions.append(found)
         return instructions
+
+    def _next_assignment(self) -> Assign | None:
+        """The emptiest worker takes the next unit; a unit that was charged before has its worker to itself.
+
+        Which of two units a worker died of can't always be told: the older one may have been waiting for the disk.
+        Alone, an innocent unit clears itself, and a guilty one is charged for certain.
+        """
+        free = [w for w, units in self.held.items() if len(units) < IN_FLIGHT and not any(u in self.charges for u in units)]
+        if not free:
+            return None
+        worker = min(free, key=lambda w: (len(self.held[w]), w))
+        return next((Assign(worker, unit) for unit in self.pending if unit not in self.charges or not self.held[worker]), None)
 
     def _replace_workers(self) -> list[Instruction]:
         alive = len(self.held) + len(self.starting)

@@ -155,14 +155,14 @@ def _data_uri(figure: Figure) -> str:
 def _draw_points(axes: Axes, points: Floats, ranks: npt.NDArray[np.integer], colours: npt.NDArray[np.str_]) -> None:
     """Dots a colour at a time, as pixels when there are many, since each takes a hundred bytes; above them the numbered ones."""
     many = len(points) > _MANY
-    edge = {"markeredgecolor": "white", "markeredgewidth": 0.5 if many else 0.9}
-    for colour in np.unique(colours):
+    for colour in np.unique(colours).tolist():
         x, y = points[(ranks >= NUMBERED) & (colours == colour)].T
-        axes.plot(x, y, "o", markersize=4 if many else 6, color=str(colour), rasterized=many, **edge)
-    for index in np.flatnonzero(ranks < NUMBERED)[::-1]:
-        x, y, colour = *points[index], str(colours[index])
-        axes.plot(x, y, "o", markersize=12, color=colour, markeredgecolor="white", markeredgewidth=0.9)
-        axes.text(x, y, str(ranks[index]), fontsize=7, ha="center", va="center_baseline", color=_legible_on(colour))
+        axes.plot(x, y, "o", markersize=4 if many else 6, color=colour, markeredgecolor="white", markeredgewidth=0.6, rasterized=many)
+    for index in np.flatnonzero(ranks < NUMBERED).tolist():
+        (x, y), rank, colour = points[index], int(ranks[index]), str(colours[index])
+        above = 3 + NUMBERED - rank  # a dot and its number together over the next one's
+        axes.plot(x, y, "o", markersize=12, color=colour, markeredgecolor="white", markeredgewidth=0.9, zorder=above)
+        axes.text(x, y, str(rank), fontsize=7, ha="center", va="center_baseline", color=_legible_on(colour), zorder=above)
 
 
 def _quiet(axes: Axes, keep: Sequence[str]) -> None:

@@ -175,7 +175,7 @@ def _where_it_is(result: Result, report: Path, workers: int, seconds: float) -> 
     where = f"on Ray with {workers} workers" if result.new else "when it was committed"
     return [
         f"certificate  {describe_certificate(result.manifest.certificate)}",
-        f"seconds      {describe_seconds(result.manifest.seconds)} ({where}); the whole demo now: {seconds:.0f}",
+        f"seconds      {describe_seconds(result.manifest.seconds)} ({where}); the whole demo took {seconds:.0f}",
         f"selection    {_shown(result.path)}",
         f"report       {_shown(report)}",
     ]

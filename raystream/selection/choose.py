@@ -126,14 +126,15 @@ def choose(
     shards = candidates.shards
     if shards is not None and shards.metric != metric:
         raise QueryError(f"the embeddings were opened for metric {shards.metric}, but select.metric is {metric}")
-    labelled = None if shards is None else vectors(candidates.labelled, shards.width, metric)
+    labelled = None if shards is None else vectors(candidates.labelled if len(shards) else None, shards.width, metric)
     if near_duplicates is not None and shards is None:
         raise QueryError("select.near_duplicates compares embeddings, but the model gives none; set model.embedding")
     blocked = None if near_duplicates is None or shards is None else NearDuplicates(near_duplicates, shards.width, labelled)
     request = Request(budget, seed, weight, memory, labelled, blocked, args or {})
     nothing = Picked(np.empty(0, dtype=np.int64), np.empty(0))
     picked = STRATEGIES[strategy](candidates, request) if len(candidates) and budget > 0 else nothing
-    distance = counts = certificate = None
+    distance = counts = None
+    certificate: Certificate | None = None
     if shards is not None and labelled is not None:
         x = shards.gather(picked.rows)
         distance = picked.distance if picked.distance is not None else _distances(x, labelled)

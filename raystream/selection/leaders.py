@@ -14,7 +14,11 @@ from raystream.selection.nearest import pair_distances
 from raystream.selection.rows import Array
 from raystream.selection.shard import Answer, gains
 
-_FEW, _MANY, _LONG = 32, 2048, 64
+_FEW, _MANY = 32, 2048
+"""The fewest and most rows to bring up to date at a time."""
+_LONG = 64
+"""More centres than this to compare with pay for a larger batch of rows."""
+_FRONT = 2048
 
 
 class CentreList:
@@ -72,6 +76,8 @@ class Leaders:
         if previous is not None:
             self._inherit(previous)
         self.gain = gains(self.squared, self._weight)
+        # invariant: no row outside _front has a gain above _floor
+        self._front, self._floor = np.empty(0, dtype=np.int64), np.inf
 
     def _inherit(self, previous: Leaders) -> None:
         _, here, there = np.intersect1d(self.rows, previous.rows, assume_unique=True, return_indices=True)
@@ -86,15 +92,13 @@ class Leaders:
         """The place of the row that comes first of all candidates; None when the shards have to be asked."""
         size = _FEW
         while True:
-            if not len(self.rows):
-                return None
-            lead = int(np.argmax(self.gain))
-            gain = float(self.gain[lead])
+            lead = self._lead()
+            gain = float(self.gain[lead]) if lead >= 0 else -np.inf
             if gain == -np.inf:
                 return None
             if self.bound is not None and not (gain > self.bound[0] or (gain == self.bound[0] and self.rows[lead] < self.bound[1])):
                 return None
-            if self._known[lead] == len(self._centres):
+            if self._known[lead] == len(self._centres) or self.squared[lead] == 0:  # zero can't shrink
                 return lead
             stale = self._stale(lead, size)
             if len(self._centres) - int(self._known[stale].min()) > _LONG:
@@ -117,22 +121,46 @@ class Leaders:
         """Whether a row is left to choose."""
         return bool((self.gain > -np.inf).any())
 
+    def _lead(self) -> int:
+        """The first in order by what is known; -1 without any rows. Looks at few rows: gains only shrink."""
+        if len(self._front):
+            lead = int(self._front[np.argmax(self.gain[self._front])])
+            if self.gain[lead] > self._floor:
+                return lead
+        if not len(self.rows):
+            return -1
+        last = max(len(self.gain) - _FRONT, 0)
+        value = np.sort(self.gain)[last]  # numpy's partition is slow on ties, its sort is not
+        inside = self.gain >= value
+        self._front = np.flatnonzero(inside)
+        self._floor = float(np.max(self.gain, where=~inside, initial=-np.inf))
+        return int(np.argmax(self.gain))
+
     def _stale(self, lead: int, size: int) -> Array:
-        """The rows among the first `size` that are not up to date, of which `lead` is one; at a tie for the last places, any."""
-        first = np.argpartition(self.gain, len(self.gain) - size)[-size:] if size < len(self.gain) else np.arange(len(self.gain))
-        result: Array = first[(self._known[first] < len(self._centres)) & (self.gain[first] > -np.inf)]
+        """Rows among about the first `size` that are not up to date, of which `lead` is one."""
+        first = self._front
+        if size < len(first):
+            gain = self.gain[first]
+            first = first[gain >= np.sort(gain)[len(gain) - size]][: 2 * size]
+        stale = (self._known[first] < len(self._centres)) & (self.squared[first] > 0) & (self.gain[first] > -np.inf)
+        result: Array = first[stale]
         return result if lead in result else np.append(result, lead)
 
     def _refresh(self, which: Array) -> None:
         """Make the rows at `which` exact: float64 for the pairs that a float32 product can't rule out."""
         reach = self._width(self._operand[which, -2])
-        limit = self.squared[which] * 4.0**self._centres.encoding.power + reach
+        scale = 4.0**self._centres.encoding.power
+        limit = self.squared[which] * scale + reach
         exact = self._exact[which]
         rows = torch.from_numpy(self._operand[which])
         for begin in range(int(self._known[which].min()), len(self._centres), _MANY):
             end = min(begin + _MANY, len(self._centres))
             product = torch.mm(rows, torch.from_numpy(self._centres.operand[begin:end]).T).numpy()
-            near = np.minimum(product.min(axis=1) + reach, limit)
+            smallest = product.min(axis=1)
+            if self._centres.encoding.exact:
+                np.minimum(exact, smallest / scale, out=exact)
+                continue
+            near = np.minimum(smallest + reach, limit)
             row, centre = np.nonzero(product <= near[:, None])
             if len(row):
                 np.minimum.at(exact, row, pair_distances(self.x, self._centres.x, which[row], centre + begin))

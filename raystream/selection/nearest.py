@@ -65,38 +65,38 @@ def nearest(x: Array, centres: Centres, *, exact_distance: bool = False) -> Near
     within = out.view(bits).numpy() <= limit.view(bits).numpy()[:, None]
     flat = np.flatnonzero(within)
     row, centre = np.divmod(flat, len(centres.x))
+    starts = np.flatnonzero(np.diff(row, prepend=-1))
+    index = centre[starts]
+    upper = centres.encoding.upper(smallest, slack.double() + centres.slack)
     if centres.encoding.exact:
-        first = np.flatnonzero(np.diff(row, prepend=-1))
-        value = centres.encoding.upper(smallest, 0.0)
-        return Nearest(centre[first], value)
-    return _resolve(x, centres.x, row, centre, exact_distance)
+        return Nearest(index, upper)
+    # a row with one pair left is decided already
+    undecided = np.diff(starts, append=len(row)) > (0 if exact_distance else 1)
+    pairs = undecided[row]
+    index[undecided], upper[undecided] = _resolve(x, centres.x, row[pairs], centre[pairs], exact_distance)
+    return Nearest(index, upper)
 
 
-def _resolve(x: Array, c: Array, row: Array, centre: Array, exact_distance: bool) -> Nearest:
-    """Decide among the pairs (row, centre), sorted by row then centre, at least one for each row."""
+def _resolve(x: Array, c: Array, row: Array, centre: Array, exact_distance: bool) -> tuple[Array, Array]:
+    """(index, upper) for the rows that occur among the pairs (row, centre), which are sorted by row, then centre."""
+    if not len(row):
+        return row, np.empty(0)
     value = _float32_distances(x, c, row, centre)
     error = (x.shape[1] + 8) * 2.0**-23  # twice what summing d squares of differences in float32 can err by, relatively
-    starts = np.flatnonzero(np.diff(row, prepend=-1))
-    low = np.minimum.reduceat(value, starts)
     tiny = x.shape[1] * 2.0**-120
-    reach = low * (1 + 2.0 * error) + tiny
-    close = value <= reach[row]
+    first = np.diff(row, prepend=-1) != 0
+    starts, group = np.flatnonzero(first), np.cumsum(first) - 1
+    close = value <= (np.minimum.reduceat(value, starts) * (1 + 2.0 * error) + tiny)[group]
+    ask = close
     if not exact_distance:
-        # a single close pair needs no float64
-        several = np.add.reduceat(close, starts, dtype=np.int64) > 1
-        ask = close & several[row]
-    else:
-        ask = close
+        ask = close & (np.add.reduceat(close, starts, dtype=np.int64) > 1)[group]
     asked = np.flatnonzero(ask)
     exact = np.where(close, value, np.inf)
-    if len(asked):
-        exact[asked] = pair_distances(x, c, row[asked], centre[asked])
+    exact[asked] = pair_distances(x, c, row[asked], centre[asked])
     best = np.minimum.reduceat(exact, starts)
-    winner = np.flatnonzero(exact == best[row])
-    winner = winner[np.flatnonzero(np.diff(row[winner], prepend=-1))]
-    if exact_distance:
-        return Nearest(centre[winner], best)
-    return Nearest(centre[winner], best * (1 + error) + tiny)
+    winner = np.flatnonzero(exact == best[group])
+    winner = winner[np.flatnonzero(np.diff(group[winner], prepend=-1))]
+    return centre[winner], best if exact_distance else best * (1 + error) + tiny
 
 
 def _float32_distances(x: Array, c: Array, row: Array, centre: Array) -> Array:

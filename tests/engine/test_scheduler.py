@@ -54,6 +54,29 @@ def test_a_dead_worker_gives_back_all_and_only_the_running_unit_is_charged() -> 
     assert assigned(scheduler.worker_ready(1)) == [(1, 1), (1, 2)]
 
 
+def test_a_charged_unit_has_its_worker_to_itself() -> None:
+    """A unit that may have killed a worker runs alone, so that nobody else is charged for it again."""
+    scheduler = running(4, 1)
+    scheduler.worker_lost(0, RuntimeError("killed"))
+    assert assigned(scheduler.worker_ready(1)) == [(1, 1), (1, 2)]
+    assert assigned(scheduler.succeeded(1, 1)) == [(1, 3)]
+    assert assigned(scheduler.succeeded(1, 2)) == []
+    assert assigned(scheduler.succeeded(1, 3)) == [(1, 0)]
+
+
+def test_an_innocent_unit_is_cleared_however_often_its_neighbour_kills() -> None:
+    """Unit 1 kills whoever runs it, and unit 0 is always the older one in flight: only 1 is poisoned."""
+    scheduler = Scheduler(2, 1)
+    follow = scheduler.start()
+    while not scheduler.finished:
+        [worker] = started(follow)
+        held = [unit for _, unit in assigned(scheduler.worker_ready(worker))]
+        while held == [0]:
+            held = [unit for _, unit in assigned(scheduler.succeeded(worker, 0))]
+        follow = scheduler.worker_lost(worker, RuntimeError("killed")) if held else []
+    assert list(scheduler.poisoned) == [1]
+
+
 def test_a_unit_charged_three_times_is_poison_and_the_rest_goes_on() -> None:
     """The unit that kills its worker each time ends with its cause; all others are done."""
     scheduler = running(4, 1)

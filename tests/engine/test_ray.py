@@ -1,0 +1,255 @@
+"""Ray: the same selection as in process, workers that die, a query that is killed and run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+import yaml
+
+import raystream as rs
+from raystream.engine.ray_executor import connect, disconnect
+from raystream.errors import ClusterError
+from raystream.query import Cluster
+
+MakeQuery = Callable[..., rs.Query]
+
+
+@pytest.fixture(scope="session")
+def own_ray() -> Iterator[None]:
+    """A Ray of this machine's own, started once and ended with its own connection."""
+    assert connect(Cluster(workers=2))
+    yield
+    disconnect()
+
+
+@pytest.mark.usefixtures("own_ray")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ray_chooses_what_one_process_chooses(make_query: MakeQuery, workers: int) -> None:
+    """The same rows in the same order, in process and on 1 or 2 actors."""
+    alone = rs.run(make_query(store__uri="alone"))
+    on_ray = rs.run(make_query(store__uri="ray", cluster={"workers": workers}))
+    assert on_ray.manifest.units_scored == 4
+    assert on_ray.selection.equals(alone.selection)
+    assert on_ray.query == alone.query
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_worker_that_dies_costs_only_its_units(make_query: MakeQuery, workplace: Path) -> None:
+    """A worker that kills itself once is replaced, the unit is scored again, and the selection is the same."""
+    alone = rs.run(make_query(store__uri="alone"))
+    with (workplace / "user_nets.py").open("a") as source:
+        source.write(
+            "\n\nclass Dying(nn.Sequential):\n"
+            "    def forward(self, x):\n"
+            "        import os, pathlib\n"
+            f"        flag = pathlib.Path({str(workplace / 'died')!r})\n"
+            "        if not flag.exists():\n"
+            "            flag.touch()\n"
+            "            os._exit(1)\n"
+            "        return super().forward(x)\n\n\n"
+            "def dying():\n"
+            "    return Dying(*net())\n"
+        )
+    result = rs.run(make_query(store__uri="ray", model__source="user_nets:dying", cluster={"workers": 1}))
+    assert result.selection.equals(alone.selection)
+    events = [json.loads(line) for line in (result.folder / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events].count("WorkerLost") == 1
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_unit_that_kills_its_worker_three_times_is_poison(make_query: MakeQuery, workplace: Path) -> None:
+    """The rest is scored and kept, and the error names the unit; under `skip` the rest is chosen from."""
+    with (workplace / "user_nets.py").open("a") as source:
+        source.write(
+            "\n\nclass Deadly(nn.Sequential):\n"
+            "    def forward(self, x):\n"
+            "        if (x[:, 0] == 99).any():\n"
+            "            import os\n"
+            "            os._exit(1)\n"
+            "        return super().forward(x)\n\n\n"
+            "def deadly():\n"
+            "    return Deadly(*net())\n"
+        )
+    import numpy as np
+    import pyarrow.parquet as pq
+    from pools import vectors
+
+    path = workplace / "pool" / "year=2021" / "part.parquet"
+    table = pq.read_table(path, partitioning=None)
+    x = np.stack(table.column("x").to_pylist())
+    x[5, 0] = 99
+    pq.write_table(table.set_column(1, "x", vectors(x)), path, row_group_size=64)
+    query = make_query(model__source="user_nets:deadly", cluster={"workers": 2})
+    with pytest.raises(rs.errors.UnitsFailed, match=r"1 of 4 units failed three times: .*year=2021/part.parquet#rg0-4") as failed:
+        rs.run(query)
+    assert failed.value.exit_code == 4
+    assert len(list((workplace / "runs").rglob("receipt.json"))) == 3
+    skipped = rs.run(make_query(model__source="user_nets:deadly", cluster={"workers": 2}, on_error="skip"))
+    assert skipped.manifest.counts.scored == 900
+    assert skipped.manifest.units_reused == 3
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_model_that_cannot_load_says_so_once(make_query: MakeQuery) -> None:
+    """The model's own error comes back from the actor, not Ray's."""
+    with pytest.raises(rs.errors.ModelError, match="did you mean 'net'"):
+        rs.run(make_query(model__source="user_nets:nett", cluster={"workers": 1}))
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_cluster_without_room_is_an_error(make_query: MakeQuery) -> None:
+    """More CPUs a worker than any node has: exit 5 and what to change."""
+    with pytest.raises(ClusterError, match=r"no node of the cluster has room for one worker of 512 CPUs.*cluster.cpus_per_worker"):
+        rs.run(make_query(cluster={"cpus_per_worker": 512}))
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_actors_are_gone_after_a_query(make_query: MakeQuery) -> None:
+    """A query on somebody's Ray leaves no actor behind."""
+    rs.run(make_query(cluster={"workers": 2}))
+    assert ray.is_initialized()
+    assert all(actor["state"] == "DEAD" for actor in ray.util.state.list_actors()) if hasattr(ray.util, "state") else True
+
+
+class Command:
+    """`raystream ARGUMENTS` in a process of its own. Its output goes to files: helpers of Ray's outlive it and would hold a pipe open."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self._output, self._error = folder / "stdout", folder / "stderr"
+        with self._output.open("w") as output, self._error.open("w") as error:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "raystream.cli", *arguments],
+                cwd=folder,
+                env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+                stdout=output,
+                stderr=error,
+                # A background job of a shell starts with SIGINT ignored, and so do its children.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+
+    def wait(self) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr."""
+        code = self.process.wait(timeout=120)
+        return code, self._output.read_text(), self._error.read_text()
+
+
+def slow_query(folder: Path, store: str, address: str) -> Path:
+    """A query whose model takes a moment for each batch, so that there is something to interrupt."""
+    with (folder / "user_nets.py").open("a") as source:
+        source.write(
+            "\n\nclass Slow(nn.Sequential):\n"
+            "    def forward(self, x):\n"
+            "        import time\n"
+            "        time.sleep(0.02)\n"
+            "        return super().forward(x)\n\n\n"
+            "def slow():\n"
+            "    return Slow(*net())\n"
+        )
+    spec = {
+        "pool": {"uri": "pool", "id": "rid", "inputs": ["x"]},
+        "model": {"source": "user_nets:slow", "batch_size": 32},
+        "select": {"budget": 12},
+        "cluster": {"address": address, "workers": 1},
+        "store": {"uri": store},
+    }
+    path = folder / f"{store}.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+def wait_for_receipts(command: Command, store: Path, count: int) -> None:
+    while len(list(store.rglob("receipt.json"))) < count:
+        assert command.process.poll() is None, command.wait()
+        psutil.Process().cpu_percent(interval=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["auto", "in_process"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_query_goes_on_where_it_stopped(workplace: Path, make_query: MakeQuery, how: signal.Signals, address: str) -> None:
+    """Killed after the first units, run again: the same selection as undisturbed, and no unit scored twice but those in flight."""
+    undisturbed = rs.run(make_query(store__uri="undisturbed"))
+    spec = slow_query(workplace, "killed", address)
+    command = Command(workplace, "query", str(spec), "--no-report")
+    wait_for_receipts(command, workplace / "killed", 1)
+    command.process.send_signal(how)
+    code, _, error = command.wait()
+    assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[how], error
+    assert "Traceback" not in error
+    if how != signal.SIGKILL:
+        assert "run the same command again" in error
+    scored = len(list((workplace / "killed").rglob("receipt.json")))
+    assert 1 <= scored < 4
+    assert not list((workplace / "killed").rglob("manifest.json"))
+    code, output, error = Command(workplace, "query", str(spec), "--no-report", "--json").wait()
+    assert code == 0, error
+    summary = json.loads(output)
+    assert summary["units_reused"] >= scored
+    assert summary["units_scored"] == 4 - summary["units_reused"]
+    import pyarrow.parquet as pq
+
+    assert pq.read_table(summary["selection"]).equals(undisturbed.selection)
+
+
+@pytest.mark.slow
+def test_a_submitted_job_chooses_the_same(workplace: Path, make_query: MakeQuery) -> None:
+    """`ray job submit` runs jobs/query.py on a head that the test started, and stops by its process id."""
+    root = Path(__file__).parents[2]
+    alone = rs.run(make_query(store__uri="alone"))
+    spec = yaml.safe_load(make_query(store__uri=str(workplace / "job-store")).to_yaml())
+    spec["cluster"] = {"workers": 1}
+    spec["pool"]["uri"] = str(workplace / "pool")
+    (workplace / "query.yaml").write_text(yaml.safe_dump(spec))
+    (workplace / "job.py").write_text((root / "jobs" / "query.py").read_text())
+    bin_folder = Path(sys.executable).parent
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    ports = {"--port": 26379, "--dashboard-port": 28265, "--ray-client-server-port": 20001}
+    options = [f"{name}={port}" for name, port in ports.items()]
+    head = subprocess.Popen(
+        [bin_folder / "ray", "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1",
+         "--object-store-memory=104857600", *options],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        _wait_for_dashboard("http://127.0.0.1:28265")
+        done = subprocess.run(
+            [bin_folder / "ray", "job", "submit", "--address", "http://127.0.0.1:28265", "--working-dir", ".", "--",
+             sys.executable, "job.py", "query.yaml", "--json", "--no-report"],
+            cwd=workplace, env=environment, capture_output=True, text=True, timeout=180,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        [line] = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        import pyarrow.parquet as pq
+
+        selection = pq.read_table(json.loads(line)["selection"])
+        assert selection.equals(alone.selection)
+    finally:
+        children = psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+        head.wait(timeout=30)
+        for child in psutil.wait_procs(children, timeout=10)[1]:
+            child.kill()
+
+
+def _wait_for_dashboard(url: str) -> None:
+    import urllib.error
+    import urllib.request
+
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"{url}/api/version", timeout=2).read()
+            return
+        except (urllib.error.URLError, OSError):
+            psutil.Process().cpu_percent(interval=0.2)
+    raise AssertionError("the head's dashboard did not answer within a minute")

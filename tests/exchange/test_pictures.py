@@ -1,0 +1,84 @@
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raystream.exchange import pictures as module
+from raystream.exchange.pictures import pictures
+
+NET = {"source": "raystream.loop.mnist:network"}
+
+
+def opened(picture):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.uri.partition(",")[2]))).convert("RGB"))
+
+
+def test_each_rank_shows_its_own_row(ask, digits):
+    """The pictures are the pool's images of the chosen rows, pixel by pixel, enlarged by the page."""
+    table, pixels = digits
+    result = ask(table, pool={"id": "name", "inputs": ["pixels"]}, model=NET, select={"budget": 7}, files=2)
+    found = pictures(result, 5)
+    assert sorted(found.by_rank) == [0, 1, 2, 3, 4]
+    for rank, picture in found.by_rank.items():
+        name = result.selection.column("name")[rank].as_py()
+        row = int(name.removeprefix("digit-"))
+        assert (opened(picture)[:, :, 0] == pixels[row, 0]).all()
+        assert (picture.width, picture.height) == (84, 84)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        ((28, 28), (0, 1)),
+        ((1, 28, 30), (1, 2, 0)),
+        ((3, 8, 512), (1, 2, 0)),
+        ((28, 28, 1), (0, 1, 2)),
+        ((32, 40, 3), (0, 1, 2)),
+        ((2, 28, 28), None),
+        ((7, 28), None),
+        ((513, 28), None),
+        ((784,), None),
+        ((), None),
+        ((None, None), None),
+        ((1, 1, 28, 28), None),
+    ],
+)
+def test_what_counts_as_an_image(shape, layout):
+    """Grey or three colours, first or last, with sides of 8 to 512 pixels."""
+    assert module._layout(shape) == layout
+
+
+def test_floats_share_one_scale():
+    """The smallest value of all pictures is black, the largest white: pictures stay comparable."""
+    low, high = module._as_bytes([np.full((8, 8), -2.0, np.float32), np.full((8, 8), 6.0, np.float32)])
+    assert low.max() == 0
+    assert high.min() == 255
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("shape", [(200, 100), (200, 100, 3)])
+def test_large_images_are_shrunk(dtype, shape):
+    """At most 96 pixels a side, in the image's proportions, with its mean."""
+    image = np.random.default_rng(0).uniform(0, 255, shape).astype(dtype)
+    small = module._shrunk(image)
+    assert small.shape == (96, 48, *shape[2:])
+    assert small.mean() == pytest.approx(image.mean(), rel=0.02)
+
+
+def test_a_report_reads_a_bounded_amount(ask, digits, monkeypatch):
+    """Rows whose row groups would cost too much have no picture, and the page says so."""
+    monkeypatch.setattr(module, "_READ_BYTES", 1)
+    result = ask(digits[0], pool={"id": "name", "inputs": ["pixels"]}, model=NET, select={"budget": 12}, files=4)
+    found = pictures(result, 12)
+    assert 0 in found.by_rank
+    assert 1 <= len(found.by_rank) < 12
+    assert f"Pictures of {len(found.by_rank)} of these 12 rows" in found.note
+
+
+def test_other_inputs_are_no_pictures(ask, columns_pool):
+    """A pool without an image column has none."""
+    model, select = {"kind": "columns", "logits": "logits"}, {"budget": 3, "strategy": "top_k"}
+    result = ask(columns_pool, pool={"id": "name"}, model=model, select=select)
+    assert pictures(result, 3) is None
