@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
@@ -26,6 +27,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pq.write_table(pool_table(300, 300 * file), folder / "part.parquet", row_group_size=64)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "user_nets", raising=False)
     return tmp_path
 
 

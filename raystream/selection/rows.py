@@ -59,6 +59,13 @@ def normalised(x: Array) -> Array:
     return result
 
 
+def _shape(part: EmbeddingPart) -> tuple[int, int]:
+    """(n_i, d); the part is let go of at once, since a pool has more parts than a process may have open files."""
+    count, width = part.array.shape
+    part.release()
+    return int(count), int(width)
+
+
 class Rows:
     """n candidates of width d in part order; this order decides every tie.
 
@@ -71,14 +78,15 @@ class Rows:
     def __init__(
         self, parts: Sequence[EmbeddingPart], positions: Sequence[Array | None] | None = None, metric: Metric = "euclidean"
     ) -> None:
-        widths = {int(part.array.shape[1]) for part in parts}
+        shapes = [_shape(part) for part in parts]
+        widths = {width for _, width in shapes}
         if len(widths) > 1:
             raise DataError(f"embeddings have several widths, {sorted(widths)}; expected one: were they written by different models?")
         self.width = widths.pop() if widths else 0
         self.metric = metric
         self.parts = list(parts)
         self._positions = list(positions) if positions is not None else [None] * len(self.parts)
-        sizes = [len(part.array) if rows is None else len(rows) for part, rows in zip(self.parts, self._positions, strict=True)]
+        sizes = [count if rows is None else len(rows) for (count, _), rows in zip(shapes, self._positions, strict=True)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
 
     def __len__(self) -> int:

@@ -1,0 +1,75 @@
+"""The package's face: public names, quick help, the cluster file."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import ray
+import yaml
+
+import raystream
+
+ROOT = Path(raystream.__file__).parents[1]
+
+
+def test_all_is_sorted_and_true() -> None:
+    """`__all__` lists the public names, and each is there."""
+    assert raystream.__all__ == sorted(raystream.__all__)
+    assert all(hasattr(raystream, name) for name in raystream.__all__)
+    assert callable(raystream.run)
+
+
+def test_run_stays_a_function_whoever_imports_its_module() -> None:
+    """`raystream.run` is both a module and a function: the name must go on meaning the function."""
+    code = "import raystream.run, raystream.cli, raystream as rs; assert callable(rs.run), rs.run"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """`raystream --help` must answer within half a second: neither ray, torch, faiss nor pyarrow is imported for it."""
+    code = (
+        "import sys, raystream.cli as cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit as e:\n    assert e.code == 0\n"
+        "heavy = {'ray', 'torch', 'faiss', 'pyarrow', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in ("query", "plan", "score", "select", "show", "demo"):
+        assert f"  {command} " in done.stdout
+
+
+def test_cluster_file_is_valid() -> None:
+    """`cluster.yaml` fits Ray's own schema, drives from a CPU head, and works on spot GPUs with token authentication."""
+    schema = json.loads((Path(inspect.getfile(ray)).parent / "autoscaler" / "ray-schema.json").read_text())
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    jsonschema.validate(cluster, schema)
+    types = cluster["available_node_types"]
+    head, [worker] = types[cluster["head_node_type"]], [t for name, t in types.items() if name != cluster["head_node_type"]]
+    assert "GPU" not in head["resources"]
+    assert worker["resources"]["GPU"] == 1
+    assert worker["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+    starts = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
+    assert all("RAY_AUTH_MODE=token" in command for command in starts)
+
+
+def test_jobs_are_importable_without_running() -> None:
+    """jobs/query.py does nothing on import."""
+    subprocess.run([sys.executable, "-c", "import runpy; runpy.run_path('jobs/query.py')"], cwd=ROOT, check=True)
+
+
+def test_only_the_engine_imports_ray() -> None:
+    """Only `engine/` and `service/` import ray; `acquisition/` and `selection/` import no pyarrow either."""
+    root = Path(raystream.__file__).parent
+    for path in root.rglob("*.py"):
+        imports = [line.split()[1].split(".")[0] for line in path.read_text().splitlines() if line.lstrip().startswith(("import ", "from "))]
+        room = path.relative_to(root).parts[0]
+        if room not in ("engine", "service"):
+            assert "ray" not in imports, path
+        if room in ("acquisition", "selection"):
+            assert not {"pyarrow", "os", "pathlib"} & set(imports), path
