@@ -15,9 +15,9 @@ import torch
 
 from raystream.pool import BadRow, ReadSpec, Rows, Unit, read_unit
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 2 << 20
 CHUNK_ROWS = 16384
-"""A chunk is no larger than either, but always a whole inference batch."""
+"""A chunk is no larger than either, but always a whole inference batch: what was read is still in the cache when it is used."""
 _BUFFERS = 2
 
 
@@ -34,6 +34,12 @@ class Chunk:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def batches(self, size: int) -> Iterator[Chunk]:
+        """Its inference batches."""
+        for start in range(0, len(self), size):
+            stop = start + size
+            yield Chunk(self.ids[start:stop], self.rows[start:stop], tuple(tensor[start:stop] for tensor in self.inputs))
 
 
 class Feed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import numpy as np
@@ -17,6 +16,10 @@ from raystream.engine.store import LocalStore, StoredFile
 
 SCORE_BLOCK = 1 << 20
 """Logits that are kept before they are turned into scores: large blocks, since each operation has a fixed cost."""
+
+
+EMBEDDING_BLOCK_BYTES = 8 << 20
+"""Embeddings that are written at once; a block is one piece of the memory map that selection reads."""
 
 
 def embedding_type(dimension: int, dtype: str) -> pa.DataType:
@@ -47,15 +50,17 @@ class OutputWriter:
         self._logits: list[torch.Tensor] = []
         self._kept = 0
         self._columns: dict[str, list[np.ndarray]] = {}
-        self._open = ExitStack()
-        self._ipc: pa.ipc.RecordBatchFileWriter | None = None
-        self._sink: object = None
-        self.dimension: int | None = None
+        self._embeddings: _EmbeddingFile | None = None
         self.classes: int | None = None
         self.rows = 0
 
-    def add(self, ids: pa.Array, rows: np.ndarray, logits: torch.Tensor | None, embedding: np.ndarray | None) -> None:
-        """Take the outputs of a chunk; `embedding` (n, d) may be overwritten after the call."""
+    @property
+    def dimension(self) -> int | None:
+        """The embedding's width, once there is one."""
+        return None if self._embeddings is None else self._embeddings.dimension
+
+    def add(self, ids: pa.Array, rows: np.ndarray, logits: torch.Tensor | None, embedding: torch.Tensor | None) -> None:
+        """Take the outputs of a batch: logits (n, c) and embedding (n, d), on any device."""
         self._ids.append(ids)
         self._rows.append(rows)
         self.rows += len(rows)
@@ -66,25 +71,28 @@ class OutputWriter:
             if self._kept >= SCORE_BLOCK:
                 self._score()
         if embedding is not None:
-            self._write_embedding(embedding)
+            if self._embeddings is None:
+                self._embeddings = _EmbeddingFile(self._store, self._embeddings_name, embedding.shape[1], self._dtype)
+            self._embeddings.add(embedding)
+
+    def compute(self) -> None:
+        """Turn what is left into scores: the last work for the device."""
+        self._score()
 
     def finish(self) -> tuple[StoredFile, StoredFile | None]:
         """Write the scores and wait until all is on disk."""
-        self._score()
         embeddings = None
-        if self._ipc is not None:
-            self._ipc.close()
-            self._open.close()
-            embeddings = self._sink.stored  # type: ignore[attr-defined]
-        buffer = pa.BufferOutputStream()
-        pq.write_table(self._table(), buffer, use_dictionary=False, compression="none", write_statistics=False)
-        with self._store.sink(self._scores_name) as sink:
-            sink.write(buffer.getvalue())
-        return sink.stored, embeddings
+        if self._embeddings is not None:
+            self._embeddings.close()
+            embeddings = self._store.stored(self._embeddings_name)
+        with self._store.writing(self._scores_name) as file:
+            pq.write_table(self._table(), file, use_dictionary=False, compression="none", write_statistics=False)
+        return self._store.stored(self._scores_name), embeddings
 
     def abandon(self) -> None:
         """Leave nothing of this attempt behind."""
-        self._open.close()
+        if self._embeddings is not None:
+            self._embeddings.abandon()
         self._store.discard(self._embeddings_name)
         self._store.discard(self._scores_name)
 
@@ -99,23 +107,46 @@ class OutputWriter:
             return
         result = logit_scores(torch.cat(self._logits), self._temperature)
         self._logits, self._kept = [], 0
-        for name, values in self._named(result.scores, result.prediction, result.confidence):
+        for name, values in {**result.scores, "prediction": result.prediction, "confidence": result.confidence}.items():
             self._columns.setdefault(name, []).append(values.cpu().numpy())
 
-    @staticmethod
-    def _named(scores: dict[str, torch.Tensor], prediction: torch.Tensor, confidence: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-        yield from scores.items()
-        yield "prediction", prediction
-        yield "confidence", confidence
 
-    def _write_embedding(self, embedding: np.ndarray) -> None:
-        count, dimension = embedding.shape
-        kind = embedding_type(dimension, self._dtype)
-        if self._ipc is None:
-            self.dimension = dimension
-            self._sink = self._open.enter_context(self._store.sink(self._embeddings_name))
-            schema = pa.schema([pa.field("embedding", kind, nullable=False)])
-            self._ipc = pa.ipc.new_file(pa.PythonFile(self._sink, mode="w"), schema)
-        values = pa.Array.from_buffers(kind.value_type, count * dimension, [None, pa.py_buffer(embedding)])
-        array = pa.Array.from_buffers(kind, count, [None], children=[values])
-        self._ipc.write_batch(pa.record_batch([array], schema=pa.schema([pa.field("embedding", kind, nullable=False)])))
+class _EmbeddingFile:
+    """An Arrow file of embeddings, written a block at a time from one buffer."""
+
+    def __init__(self, store: LocalStore, name: str, dimension: int, dtype: str) -> None:
+        self.dimension = dimension
+        self._kind = embedding_type(dimension, dtype)
+        self._schema = pa.schema([pa.field("embedding", self._kind, nullable=False)])
+        rows = max(1, EMBEDDING_BLOCK_BYTES // (dimension * np.dtype(dtype).itemsize))
+        self._buffer = np.empty((rows, dimension), dtype)
+        self._filled = 0
+        self._open = ExitStack()
+        file = self._open.enter_context(store.writing(name))
+        self._ipc = self._open.enter_context(pa.ipc.new_file(file, self._schema))
+
+    def add(self, embedding: torch.Tensor) -> None:
+        """Append (n, d) rows, converted to the stored dtype."""
+        start = 0
+        while start < len(embedding):
+            count = min(len(embedding) - start, len(self._buffer) - self._filled)
+            torch.from_numpy(self._buffer[self._filled : self._filled + count]).copy_(embedding[start : start + count])
+            self._filled += count
+            start += count
+            if self._filled == len(self._buffer):
+                self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._open.close()
+
+    def abandon(self) -> None:
+        self._open.close()
+
+    def _flush(self) -> None:
+        if not self._filled:
+            return
+        values = pa.Array.from_buffers(self._kind.value_type, self._filled * self.dimension, [None, pa.py_buffer(self._buffer)])
+        array = pa.Array.from_buffers(self._kind, self._filled, [None], children=[values])
+        self._ipc.write_batch(pa.record_batch([array], schema=self._schema))
+        self._filled = 0

@@ -7,7 +7,6 @@ whole. Files that a receipt or manifest does not name do not exist for a reader.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import uuid
@@ -15,7 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import pyarrow as pa
+import xxhash
 
 from raystream.errors import StoreError, StoreVersionError
 
@@ -25,62 +26,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file that was written whole: its name in the store, size in bytes and SHA-256."""
+    """A file that was written whole: its name in the store, size in bytes and XXH3 (128 bits, against damage, not malice)."""
 
     name: str
     size: int
-    sha256: str
-
-
-class Sink:
-    """A file being written: hashed as it goes, on disk when closed. Enough of a file object for pyarrow."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed by close()
-        self._sha256 = hashlib.sha256()
-        self._name = name
-        self._size = 0
-        self.closed = False
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self._sha256.update(view)
-        written = 0
-        while written < len(view):
-            written += self._file.write(view[written:])
-        self._size += written
-        return written
-
-    def tell(self) -> int:
-        return self._size
-
-    def flush(self) -> None:
-        """Nothing is buffered here; pyarrow calls it."""
-
-    def writable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            os.fsync(self._file.fileno())
-            self._file.close()
-
-    def abandon(self) -> None:
-        """Close without waiting for the disk: nobody will name this file."""
-        self.closed = True
-        self._file.close()
-
-    @property
-    def stored(self) -> StoredFile:
-        """What a receipt says of this file; call after `close`."""
-        return StoredFile(self._name, self._size, self._sha256.hexdigest())
+    xxh3: str
 
 
 class LocalStore:
@@ -150,7 +100,7 @@ class LocalStore:
                 return False
             finally:
                 temporary.unlink()
-            _sync_folder(path.parent)
+            _sync(path.parent)
         return True
 
     def put(self, name: str, data: bytes) -> None:
@@ -168,19 +118,24 @@ class LocalStore:
                 file.write(data)
 
     @contextmanager
-    def sink(self, name: str) -> Iterator[Sink]:
-        """Write a large file piece by piece; on an error nothing of it is left."""
+    def writing(self, name: str) -> Iterator[pa.NativeFile]:
+        """A large file to write piece by piece: on disk when the block ends, gone if it ends in an error."""
         path = self.path(name)
         with self._explained(name, "written"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            sink = Sink(path, name)
             try:
-                yield sink
-                sink.close()
+                with pa.OSFile(str(path), "wb") as file:
+                    yield file
+                _sync(path)
             except BaseException:
-                sink.abandon()
                 path.unlink(missing_ok=True)
                 raise
+
+    def stored(self, name: str) -> StoredFile:
+        """What a receipt says of a file that has been written."""
+        with pa.memory_map(str(self.path(name))) as file:
+            content = file.read_buffer()
+            return StoredFile(name, content.size, xxhash.xxh3_128_hexdigest(content))
 
     def discard(self, name: str) -> None:
         """Remove a file that no receipt names."""
@@ -221,8 +176,9 @@ def _explain(error: OSError, path: Path, what: str) -> StoreError:
     return StoreError(f"store: {path} can't be {what}: {error.strerror}{hint}")
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

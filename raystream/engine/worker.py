@@ -22,8 +22,6 @@ from raystream.errors import ClusterError, DataError, ModelError, RaystreamError
 from raystream.model import bad_output_rows, load
 
 _REASONS_KEPT = 20
-_LARGEST = {"float16": 65504.0, "float32": 1e19}
-"""What a stored embedding's numbers must stay below for sure; above it, each is looked at."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,9 @@ class Worker:
                 quarantined: list[str] = []
                 with self._computing:
                     for chunk in feed:
-                        quarantined += self._score_chunk(chunk, writer, unit.name)
+                        for batch in chunk.batches(job.model.batch_size):
+                            quarantined += self._score_batch(batch, writer, unit.name)
+                    writer.compute()
                 quarantined = [str(bad) for bad in feed.bad] + quarantined
             scores, embeddings = writer.finish()
         except ModelError as error:
@@ -125,70 +125,50 @@ class Worker:
                 self._store.discard(file.name)
         return winner
 
-    def _score_chunk(self, chunk: Chunk, writer: OutputWriter, name: str) -> list[str]:
-        logits: list[torch.Tensor] = []
-        embedding: np.ndarray | None = None
-        bad: list[torch.Tensor] = []
-        suspicious = False
-        batch_size = self._job.model.batch_size
-        for start in range(0, len(chunk), batch_size):
-            prediction = self._model.predict(tuple(tensor[start : start + batch_size] for tensor in chunk.inputs))
-            wrong = bad_output_rows(prediction)
-            if wrong is not None:
-                bad.append(torch.nonzero(wrong).flatten().cpu() + start)
-            if prediction.logits is not None:
-                logits.append(prediction.logits)
-            if prediction.embedding is not None:
-                if embedding is None:
-                    embedding = np.empty((len(chunk), prediction.embedding.shape[1]), self._job.model.embedding_dtype)
-                stop = start + len(prediction.embedding)
-                torch.from_numpy(embedding[start:stop]).copy_(prediction.embedding)
-                flat = prediction.embedding.flatten()
-                # Below this, no number of the batch can be NaN, infinite or too large; one pass, ten times faster than a maximum.
-                suspicious |= not float(flat.dot(flat)) < _LARGEST[self._job.model.embedding_dtype] ** 2
-        joined = torch.cat(logits) if logits else None
-        overflowed = _not_finite(embedding) if embedding is not None and suspicious else np.empty(0, np.int64)
-        if not bad and not len(overflowed):
-            writer.add(chunk.ids, chunk.rows, joined, embedding)
+    def _score_batch(self, batch: Chunk, writer: OutputWriter, name: str) -> list[str]:
+        """Run the model on a batch and hand on its outputs; what is wrong with the rows that are left out."""
+        prediction = self._model.predict(batch.inputs)
+        wrong = bad_output_rows(prediction)
+        too_large = self._too_large(prediction.embedding)
+        if wrong is None and too_large is None:
+            writer.add(batch.ids, batch.rows, prediction.logits, prediction.embedding)
             return []
-        return self._quarantine(chunk, writer, name, joined, embedding, torch.cat(bad).numpy() if bad else np.empty(0, np.int64), overflowed)
-
-    def _quarantine(
-        self,
-        chunk: Chunk,
-        writer: OutputWriter,
-        name: str,
-        logits: torch.Tensor | None,
-        embedding: np.ndarray | None,
-        wrong: np.ndarray,
-        overflowed: np.ndarray,
-    ) -> list[str]:
-        """Refuse rows whose outputs can't be used, or leave them out, as the query says."""
-        reasons = dict.fromkeys(chunk.rows[overflowed].tolist(), "embedding overflows float16; set model.embedding_dtype to float32")
-        reasons |= dict.fromkeys(chunk.rows[wrong].tolist(), "the model's output holds NaN or infinity")
+        reasons: dict[int, str] = {}
+        for rows, reason in (
+            (too_large, "the embedding overflows float16; set model.embedding_dtype to float32"),
+            (wrong, "the model's output holds NaN or infinity"),
+        ):
+            if rows is not None:
+                reasons |= dict.fromkeys(batch.rows[rows.cpu().numpy()].tolist(), reason)
         if not self._job.skip_bad_rows:
-            row = min(reasons)
-            same = sorted(r for r, reason in reasons.items() if reason == reasons[row])
-            count = f"{len(same)} rows, first {', '.join(map(str, same[:3]))}" if len(same) > 1 else f"row {row}"
-            raise ModelError(f"{count}: {reasons[row]}; or set on_error to skip")
-        keep = ~np.isin(chunk.rows, list(reasons))
+            raise ModelError(f"{_counted(reasons)}; mend the model or set on_error to skip")
+        keep = torch.from_numpy(~np.isin(batch.rows, list(reasons)))
         writer.add(
-            chunk.ids.filter(pa.array(keep)),
-            chunk.rows[keep],
-            logits[torch.from_numpy(keep).to(logits.device)] if logits is not None else None,
-            embedding[keep] if embedding is not None else None,
+            batch.ids.filter(pa.array(keep.numpy())),
+            batch.rows[keep.numpy()],
+            None if prediction.logits is None else prediction.logits[keep.to(prediction.logits.device)],
+            None if prediction.embedding is None else prediction.embedding[keep.to(prediction.embedding.device)],
         )
         return [f"{name} row {row}: {reason}" for row, reason in sorted(reasons.items())]
 
+    def _too_large(self, embedding: torch.Tensor | None) -> torch.Tensor | None:
+        """(n,) which rows overflow when stored, or None if none does."""
+        if embedding is None or self._job.model.embedding_dtype != "float16":
+            return None
+        # No number is larger than the root of the sum of all squares: one pass, ten times faster than a maximum.
+        flat = embedding.flatten()
+        if float(flat.dot(flat)) < torch.finfo(torch.float16).max ** 2:
+            return None
+        rows = torch.isinf(embedding.half()).any(dim=1) & torch.isfinite(embedding).all(dim=1)
+        return rows if bool(rows.any()) else None
 
-def _not_finite(embedding: np.ndarray) -> np.ndarray:
-    """Rows of a stored (n, d) embedding with NaN or infinity, as positions."""
-    exponent = np.uint16(0x7C00) if embedding.dtype == np.float16 else np.uint32(0x7F800000)
-    bits = torch.from_numpy(embedding.view(f"i{embedding.itemsize}"))
-    masked = bits.bitwise_and(int(exponent))
-    if not bool((masked == int(exponent)).any()):
-        return np.empty(0, np.int64)
-    return torch.nonzero((masked == int(exponent)).any(dim=1)).flatten().numpy()
+
+def _counted(reasons: dict[int, str]) -> str:
+    """The first row's reason, and how many rows share it."""
+    first = min(reasons)
+    same = sorted(row for row, reason in reasons.items() if reason == reasons[first])
+    rows = f"{len(same)} rows, first {', '.join(map(str, same[:3]))}" if len(same) > 1 else f"row {first}"
+    return f"{rows}: {reasons[first]}"
 
 
 def _set_threads(threads: int) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.store import FORMAT, LocalStore, StoredFile
@@ -34,24 +34,23 @@ def test_of_many_writers_one_wins(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "queries" / "q").iterdir()] == ["manifest.json"]
 
 
-def test_a_sink_hashes_what_it_writes(tmp_path: Path) -> None:
-    """Size and SHA-256 are those of the file."""
+def test_a_written_file_is_known_by_size_and_hash(tmp_path: Path) -> None:
+    """Both are those of the bytes on disk."""
     store = LocalStore(str(tmp_path))
-    with store.sink("units/a/x.arrow") as sink:
-        sink.write(b"one")
-        sink.write(memoryview(b"two"))
-    content = (tmp_path / "units/a/x.arrow").read_bytes()
-    assert content == b"onetwo"
-    assert sink.stored == StoredFile("units/a/x.arrow", 6, hashlib.sha256(content).hexdigest())
+    with store.writing("units/a/x.arrow") as file:
+        file.write(b"one")
+        file.write(b"two")
+    assert (tmp_path / "units/a/x.arrow").read_bytes() == b"onetwo"
+    assert store.stored("units/a/x.arrow") == StoredFile("units/a/x.arrow", 6, xxhash.xxh3_128_hexdigest(b"onetwo"))
 
 
-def test_a_sink_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_file_that_fails_leaves_nothing(tmp_path: Path) -> None:
     """Half a file is no file."""
     store = LocalStore(str(tmp_path))
 
     def write_half() -> None:
-        with store.sink("units/a/x.arrow") as sink:
-            sink.write(b"half")
+        with store.writing("units/a/x.arrow") as file:
+            file.write(b"half")
             raise KeyError("model broke")
 
     with pytest.raises(KeyError):

@@ -135,7 +135,7 @@ def test_embedding_overflow_names_the_row(make_query: MakeQuery, workplace: Path
     prepared = prepare(make_query())
     failure = Worker(job_of(prepared)).attempt(prepared.tasks[0])
     assert isinstance(failure, Failure)
-    assert "row 17: embedding overflows float16; set model.embedding_dtype to float32" in str(failure.error)
+    assert "row 17: the embedding overflows float16; set model.embedding_dtype to float32" in str(failure.error)
     wide = prepare(make_query(model__embedding_dtype="float32"))
     receipt = Worker(job_of(wide)).score(wide.tasks[0])
     [part] = map_embeddings(wide.store.path(receipt.embeddings.name))  # type: ignore[union-attr]
@@ -150,7 +150,7 @@ def test_unexpected_errors_are_retried_and_bad_data_is_not(make_query: MakeQuery
     def broken(*_: object) -> None:
         raise OSError("the disk hiccuped")
 
-    monkeypatch.setattr(worker, "_score_chunk", broken)
+    monkeypatch.setattr(worker, "_score_batch", broken)
     failure = worker.attempt(prepared.tasks[0])
     assert isinstance(failure, Failure)
     assert failure.retry
