@@ -90,8 +90,9 @@ def main() -> None:
         print(f"{kind:28} {peak / 2**20:9.0f}")
     verdict = "under" if max(peaks.values()) < LIMIT else "ABOVE"
     print(f"largest: {max(peaks.values()) / 2**30:.2f} GiB, {verdict} {LIMIT / 2**30:.0f} GiB")
-    result = {"benchmark": "memory", "rows": args.rows, "dimension": DIMENSION, "picks": args.picks, "peak_bytes": peaks,
-              "seconds": seconds, "stages": summary["seconds"], "passes": summary["passes"], "rows_chosen": summary["rows"], **environment()}  # fmt: skip
+    result = {"benchmark": "memory", "rows": args.rows, "dimension": DIMENSION, "picks": args.picks,
+              "peak_bytes": peaks, "seconds": seconds, "stages": summary["seconds"], "passes": summary["passes"],
+              "rows_chosen": summary["rows"], **environment()}  # fmt: skip
     print(json.dumps(result))
 
 

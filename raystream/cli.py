@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,14 +27,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Which rows of this lake should be labelled next?",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Spec = Annotated[Path, typer.Argument(help="The query, a YAML file.", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Replace a key of the query, such as select.budget=50; may be given often.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Replace a key, such as select.budget=50; may be given often.")]
 StoreUri = Annotated[str | None, typer.Option("--store", help="Where scored units and queries are kept, instead of the query's store.uri.")]
 Address = Annotated[str | None, typer.Option("--address", help="The Ray cluster, or in_process, instead of the query's cluster.address.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
@@ -106,7 +107,9 @@ def plan(
     from raystream.engine.estimate import estimate
     from raystream.exchange.text import describe_estimate
 
-    figures = estimate(_load(spec, overrides, store, address))
+    asked = _load(spec, overrides, store, address)
+    with _reporter():
+        figures = estimate(asked)
     _print(figures.summary(), lambda: describe_estimate(figures), as_json)
 
 
@@ -121,7 +124,8 @@ def show(
     """A committed query: its selection and certificate."""
     from raystream.engine.result import load_result
 
-    _finish(load_result(store, name), as_json, report)
+    result = load_result(store, name)
+    _finish(replace(result, new=True) if report else result, as_json, report)
 
 
 @app.command()
@@ -148,7 +152,7 @@ def version() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: see `raystream.errors` for the codes."""
     given = sys.argv[1:] if arguments is None else arguments
-    sys.exit(_exit_code(given))
+    sys.exit(_exit_code(given or ["--help"]))
 
 
 def _exit_code(arguments: list[str]) -> int:
@@ -188,9 +192,9 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 def _load(spec: Path, overrides: list[str] | None, store: str | None, address: str | None) -> Query:
     changes = list(overrides or [])
     if store is not None:
-        changes.append(f"store.uri={json.dumps(store)}")
+        changes.append(f"store.uri={json.dumps(store, ensure_ascii=False)}")
     if address is not None:
-        changes.append(f"cluster.address={json.dumps(address)}")
+        changes.append(f"cluster.address={json.dumps(address, ensure_ascii=False)}")
     return Query.load(spec, changes)
 
 
@@ -202,7 +206,7 @@ def _reporter() -> Iterator[Reporter]:
     """
     from raystream.engine.progress import Bar, Lines
 
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr), _descriptor_1_on_2():
         if sys.stderr.isatty():
             with Bar() as bar:
                 yield bar
@@ -210,20 +214,32 @@ def _reporter() -> Iterator[Reporter]:
             yield Lines()
 
 
+@contextmanager
+def _descriptor_1_on_2() -> Iterator[None]:
+    """What libraries and child processes write to stdout, past Python, goes to stderr."""
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def _finish(result: Any, as_json: bool, report: bool) -> None:
     """Print a result; write its report first, whose failure is a warning and no more."""
     from raystream.exchange.text import describe_result
 
-    path = None
-    if report:
+    path = result.folder / "report.html"
+    if report and (result.new or not path.exists()):
         from raystream.exchange.report import write_report
 
         try:
-            path = write_report(result)
+            write_report(result)
         except Exception as error:
             print(f"raystream: warning: the report could not be written: {type(error).__name__}: {error}", file=sys.stderr)
-    summary = result.summary() | {"report": str(path) if path else None}
-    _print(summary, lambda: describe_result(result, path), as_json)
+    found = path if path.exists() else None
+    _print(result.summary() | {"report": str(found) if found else None}, lambda: describe_result(result, found), as_json)
 
 
 def _print(summary: dict[str, Any], text: Callable[[], str], as_json: bool) -> None:

@@ -20,6 +20,7 @@ LOGIT_SCORES = ("entropy", "least_confidence", "margin", "ratio", "energy")
 
 Score = Literal["entropy", "least_confidence", "margin", "ratio", "energy"]
 Strategy = Literal["top_k", "random", "k_means", "core_set"]
+Positive = Annotated[int, Field(gt=0, strict=True)]
 FilterValue = bool | int | float | str | list[bool | int | float | str]
 FilterTerm = tuple[str, Literal["==", "=", "!=", "<", "<=", ">", ">=", "in", "not in"], FilterValue]
 
@@ -38,6 +39,12 @@ _STRATEGY_ARGS: Mapping[str, frozenset[str]] = {"k_means": frozenset({"iteration
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise QueryError(_explain(error, type(self))) from None
 
 
 class Pool(_Part):
@@ -83,7 +90,7 @@ class Model(_Part):
     logits: str | None = None
     probabilities: str | None = None
     classes: list[str] | str | None = None
-    batch_size: Annotated[int, Field(gt=0)] = 1024
+    batch_size: Positive = 1024
     device: str = "auto"
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -120,12 +127,12 @@ class Select(_Part):
     """How the batch is chosen among the scored rows."""
 
     strategy: Strategy = "k_means"
-    budget: Annotated[int, Field(gt=0)]
-    candidates: Annotated[int, Field(gt=0)] | Literal["all"] | None = None
+    budget: Positive
+    candidates: Positive | Literal["all"] | None = None
     metric: Literal["euclidean", "cosine"] = "euclidean"
     weight: Annotated[float, Field(ge=0)] = 0.0
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = None
-    memory: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    memory: Positive | Literal["auto"] = "auto"
     args: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -140,6 +147,8 @@ class Select(_Part):
                 raise ValueError(f"select.args.{name} is not a parameter of {self.strategy}{did_you_mean(name, known)}")
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"select.args.{name} is {value!r}; expected a whole number of at least 1")
+        if isinstance(self.candidates, int) and self.candidates < self.budget:
+            raise ValueError(f"select.candidates is {self.candidates}, below select.budget {self.budget}; raise it or leave it out")
         return self
 
     @property
@@ -159,8 +168,8 @@ class Cluster(_Part):
     """Where the workers run; has no influence on what is chosen."""
 
     address: str = "auto"
-    workers: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
-    cpus_per_worker: Annotated[int, Field(gt=0)] = 1
+    workers: Positive | Literal["auto"] = "auto"
+    cpus_per_worker: Positive = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
 
 
@@ -180,21 +189,15 @@ class Query(_Part):
     select: Select
     cluster: Cluster = Cluster()
     store: Store = Store()
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     on_error: Literal["fail", "skip"] = "fail"
-
-    def __init__(self, **parts: Any) -> None:
-        try:
-            super().__init__(**parts)
-        except ValidationError as error:
-            raise QueryError(_explain(error)) from None
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Query:
         if self.model.kind == "torch" and not self.pool.inputs:
             raise ValueError("pool.inputs is missing; name the columns that the model sees")
         if self.model.kind == "columns" and self.pool.inputs:
-            raise ValueError("pool.inputs is not used by model.kind columns; name the columns in model.logits, probabilities or embedding")
+            raise ValueError("pool.inputs is not used by model.kind columns; name columns in model.logits, probabilities, embedding")
         if self.needs_score and not self.gives_scores:
             raise ValueError(
                 f"select.strategy {self.select.strategy} with candidates {self.select.candidate_limit or 'all'} needs a score, "
@@ -202,7 +205,9 @@ class Query(_Part):
                 "with core_set or random"
             )
         if not self.gives_scores and self.model_fields_set & {"acquire"}:
-            raise ValueError("acquire asks for scores, but the model gives an embedding alone; remove it or give model.logits or probabilities")
+            raise ValueError("acquire asks for scores, but the model gives an embedding alone; remove it or give model.logits")
+        if self.model.classes is not None and not self.gives_scores:
+            raise ValueError("model.classes names predictions, but the model gives an embedding alone; remove it or give model.logits")
         if self.needs_embedding and self.model.kind == "columns" and not self.model.embedding:
             raise ValueError(f"select.strategy {self.select.strategy} needs an embedding; name its column in model.embedding")
         return self
@@ -247,13 +252,24 @@ class Query(_Part):
         return cls(**{str(key): value for key, value in data.items()})
 
     def to_yaml(self) -> str:
-        """The whole query as YAML, defaults included; `load` reads it back."""
+        """The query as YAML, as far as it was given; `load` reads it back."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without double keys, of which the last one would win silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        double = next((key for key in keys if keys.count(key) > 1), None)
+        if double is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"key {double!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -266,45 +282,41 @@ def _apply_override(data: dict[Any, Any], override: str) -> None:
         raise QueryError(f"--set {override!r} is not of the form section.key=value")
     *sections, last = key.strip().split(".")
     for section in sections:
-        inner = data.setdefault(section, {})
+        inner = data.get(section)
+        if inner is None:
+            inner = data[section] = {}
         if not isinstance(inner, dict):
             raise QueryError(f"--set {key}: {section} is not a section of the query")
         data = inner
     data[last] = _parse_yaml(text, f"--set {key}")
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, part: type[BaseModel]) -> str:
     """The first thing that pydantic found, as one sentence that names the key."""
     details = error.errors()
-    unknown = next((d for d in details if d["type"] == "extra_forbidden"), None)
-    return _unknown_key(unknown) if unknown else _wrong_value(details)
+    section = () if part is Query else (part.__name__.lower(),)
+    unknown = next((d for d in details if d["type"] == "extra_forbidden" and len(d["loc"]) == 1), None)
+    if unknown:
+        key = str(unknown["loc"][0])
+        return f"{'.'.join((*section, key))} is not a key of the query{did_you_mean(key, part.model_fields)}"
+    return _wrong_value(details, section)
 
 
-def _unknown_key(detail: ErrorDetails) -> str:
-    *sections, key = [str(part) for part in detail["loc"]]
-    part: type[BaseModel] = Query
-    for section in sections:
-        annotation = part.model_fields[section].annotation
-        assert isinstance(annotation, type)
-        part = annotation
-    where = ".".join([*sections, key])
-    return f"{where} is not a key of the query{did_you_mean(key, part.model_fields)}"
-
-
-def _wrong_value(details: Sequence[ErrorDetails]) -> str:
+def _wrong_value(details: Sequence[ErrorDetails], section: tuple[str, ...]) -> str:
     detail = details[0]
     names = [str(part) for part in detail["loc"] if str(part) in _KEYS or isinstance(part, int)]
-    where = ".".join(names)
+    where = ".".join((*section, *names))
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
     if detail["type"] == "missing":
-        return f"{'.'.join(str(p) for p in detail['loc'])} is missing from the query"
+        return f"{'.'.join((*section, *(str(p) for p in detail['loc'])))} is missing from the query"
     got = detail["input"]
     same_place = [d for d in details if [str(p) for p in d["loc"] if str(p) in _KEYS or isinstance(p, int)] == names]
     expected = " or ".join(dict.fromkeys(_expected(d) for d in same_place))
     hint = ""
     if isinstance(got, str):
-        options = [o for d in same_place if d["type"] == "literal_error" for o in d["ctx"]["expected"].replace("' or '", "', '").strip("'").split("', '")]
+        listed = [d["ctx"]["expected"] for d in same_place if d["type"] == "literal_error"]
+        options = [option for text in listed for option in text.replace("' or '", "', '").strip("'").split("', '")]
         near = did_you_mean(got, options)
         hint = near if near.startswith("; did") else ""
     return f"{where} is {got!r}, expected {expected}{hint}"

@@ -53,7 +53,7 @@ def run(query: Query, *, reporter: Reporter | None = None, may_score: bool = Tru
         receipts = all_receipts(prepared, session)
         scored = time.perf_counter()
         reporter.stage("Merging the scores")
-        pool = scored_pool(prepared, receipts)
+        pool = scored_pool(prepared, receipts, session)
         covered = cover(prepared, pool, session if may_score else None)
     reporter.stage(f"Choosing {query.select.budget} rows by {query.select.strategy}")
     batch = choose_batch(prepared, pool, covered)
@@ -64,22 +64,22 @@ def run(query: Query, *, reporter: Reporter | None = None, may_score: bool = Tru
         select=time.perf_counter() - scored,
     )
     warnings = [*score_warnings(prepared, receipts, session), *covered.warnings, *batch.warnings]
-    return commit(prepared, pool, batch, session, seconds, warnings, labelled=int(covered.mask.sum()))
+    return commit(prepared, pool, batch, session, seconds, warnings, labelled=covered.known)
 
 
 def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
-    """Score the query's pool and choose nothing; a query over it later scores nothing.
+    """Score the query's pool, and labelled rows outside it, and choose nothing; a query over it later scores nothing.
 
     Raises:
         RaystreamError: see `raystream.errors` for the kinds.
     """
+    from raystream.engine.covered import cover
     from raystream.engine.manifest import Seconds
-    from raystream.engine.merge import check_same_model
     from raystream.engine.prepare import prepare
     from raystream.engine.progress import Silent
     from raystream.engine.result import Scores
     from raystream.engine.session import Session
-    from raystream.engine.stages import all_receipts, score_warnings
+    from raystream.engine.stages import all_receipts, score_warnings, scored_pool
 
     reporter = reporter or Silent()
     began = time.perf_counter()
@@ -88,12 +88,14 @@ def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
     planned = time.perf_counter()
     with Session(prepared, reporter) as session:
         receipts = all_receipts(prepared, session)
-    check_same_model(receipts)
+        pool = scored_pool(prepared, receipts, session)
+        covered = cover(prepared, pool, session)
     seconds = Seconds(session.start_seconds, planned - began, time.perf_counter() - planned - session.start_seconds)
     return Scores(
-        rows=sum(receipt.rows for receipt in receipts),
+        query=prepared.name,
+        rows=len(pool),
         units_scored=session.units_scored,
         units_reused=len(prepared.tasks) - len(prepared.missing),
-        warnings=tuple(score_warnings(prepared, receipts, session)),
+        warnings=(*score_warnings(prepared, receipts, session), *covered.warnings),
         seconds=seconds,
     )

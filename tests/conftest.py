@@ -17,6 +17,7 @@ from pools import NETS, pool_table
 
 from raystream import Query
 
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with importable nets and a hive-partitioned pool of 4 files with several row groups; the current folder."""

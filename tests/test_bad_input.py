@@ -62,7 +62,7 @@ def ask(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
     [
         ({"select__budgte": 3}, "select.budgte is not a key of the query; did you mean 'budget'?"),
         ({"pol": {}}, "pol is not a key of the query; did you mean 'pool'?"),
-        ({"select__strategy": "kmeans"}, "select.strategy is 'kmeans', expected 'top_k', 'random', 'k_means' or 'core_set'; did you mean 'k_means'?"),
+        ({"select__strategy": "kmeans"}, "expected 'top_k', 'random', 'k_means' or 'core_set'; did you mean 'k_means'?"),
         ({"acquire": {"score": "entrpy"}}, "did you mean 'entropy'?"),
         ({"select__budget": 0}, "select.budget is 0, expected greater than 0"),
         ({"select__budget": -3}, "select.budget is -3, expected greater than 0"),
@@ -72,6 +72,9 @@ def ask(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
         ({"pool__keep": ["score"]}, "score, a name that raystream's own results use"),
         ({"pool__filters": [["country", "==", 3]]}, "pool.filters"),
         ({"store": {"query": "a/b"}}, "store.query is 'a/b'"),
+        ({"store": {"uri": "s3://lake/runs"}}, "s3://lake/runs is not a local folder"),
+        ({"select__budget": True}, "select.budget is True"),
+        ({"select__candidates": 5}, "select.candidates is 5, below select.budget 12"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip

@@ -67,7 +67,8 @@ def test_only_the_engine_imports_ray() -> None:
     """Only `engine/` and `service/` import ray; `acquisition/` and `selection/` import no pyarrow either."""
     root = Path(raystream.__file__).parent
     for path in root.rglob("*.py"):
-        imports = [line.split()[1].split(".")[0] for line in path.read_text().splitlines() if line.lstrip().startswith(("import ", "from "))]
+        lines = [line.lstrip() for line in path.read_text().splitlines()]
+        imports = [line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))]
         room = path.relative_to(root).parts[0]
         if room not in ("engine", "service"):
             assert "ray" not in imports, path

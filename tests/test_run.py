@@ -323,3 +323,125 @@ def test_near_duplicates_yield_one_row(make_query: MakeQuery, workplace: Path) -
     free = rs.run(make_query(pool=pool, select={"strategy": "top_k", "budget": 20}))
     assert len({int(rid[1:]) % 200 for rid in barred.selection.column("rid").to_pylist()}) == 20
     assert len({int(rid[1:]) % 200 for rid in free.selection.column("rid").to_pylist()}) == 5
+
+
+def test_scores_do_not_depend_on_how_a_unit_is_read(make_query: MakeQuery, workplace: Path) -> None:
+    """Logits of a model that returns its input are kept for longer than the buffer that they lie in: every score must be right."""
+    rng = np.random.default_rng(1)
+    logits = rng.standard_normal((60_000, 3)).astype(np.float32)
+    pq.write_table(pa.table({"rid": np.arange(60_000), "z": vectors(logits)}), workplace / "long.parquet")
+    query = make_query(
+        pool={"uri": "long.parquet", "id": "rid"},
+        model={"kind": "columns", "logits": "z", "batch_size": 512},
+        select={"strategy": "top_k", "budget": 60_000},
+    )
+    result = rs.run(query)
+    p = np.sort(torch.softmax(torch.from_numpy(logits).double(), 1).numpy(), axis=1)
+    margin = 1 - (p[:, 2] - p[:, 1])
+    order = np.argsort(result.selection.column("rid").to_numpy())
+    np.testing.assert_allclose(result.selection.column("score").to_numpy()[order], margin, atol=1e-6)
+
+
+def test_files_added_after_a_richer_query_are_no_contradiction(make_query: MakeQuery, workplace: Path) -> None:
+    """`k_means`, then a file more, then `top_k`: some units carry embeddings, one doesn't, and that is fine."""
+    rs.run(make_query())
+    pq.write_table(pool_table(50, 1200), _folder(workplace / "pool" / "year=2024") / "part.parquet")
+    result = rs.run(make_query(select__strategy="top_k"))
+    assert (result.manifest.units_scored, result.manifest.units_reused) == (1, 4)
+
+
+def test_everything_labelled_is_an_empty_selection(make_query: MakeQuery, workplace: Path) -> None:
+    """Nothing is left to label: no row, a warning, the columns as ever."""
+    pq.write_table(whole_pool(workplace).select(["rid"]), workplace / "labelled.parquet")
+    for strategy in ("k_means", "core_set", "top_k", "random"):
+        result = rs.run(make_query(pool__labelled="labelled.parquet", select__strategy=strategy))
+        assert result.selection.num_rows == 0
+        assert result.selection.column_names[:3] == ["rank", "rid", "score"]
+        assert "0 rows were chosen for a budget of 12" in result.manifest.warnings[0]
+
+
+def test_rewritten_labelled_rows_are_another_query(make_query: MakeQuery, workplace: Path) -> None:
+    """Labelled rows of their own file are read from it: with other inputs under the same ids, the choice is made anew."""
+    changes = {"pool__labelled": "mine.parquet", "select__strategy": "core_set", "select__candidates": "all"}
+    pq.write_table(pool_table(30, 5000, seed=3), workplace / "mine.parquet")
+    first = rs.run(make_query(**changes))
+    pq.write_table(pool_table(30, 5000, seed=4), workplace / "mine.parquet")
+    second = rs.run(make_query(**changes))
+    assert second.new
+    assert second.query != first.query
+
+
+def test_names_of_classes_belong_to_the_query(make_query: MakeQuery, workplace: Path) -> None:
+    """Another content of the file of class names is another query."""
+    (workplace / "names.txt").write_text("a\nb\nc\nd\n")
+    first = rs.run(make_query(model__classes="names.txt"))
+    (workplace / "names.txt").write_text("e\nf\ng\nh\n")
+    second = rs.run(make_query(model__classes="names.txt"))
+    assert set(first.selection.column("prediction_name").to_pylist()) <= set("abcd")
+    assert set(second.selection.column("prediction_name").to_pylist()) <= set("efgh")
+
+
+def test_the_loser_of_a_race_destroys_nothing(make_query: MakeQuery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two queries under one name: the one that commits second is refused, and the first one's files are as they were."""
+    from raystream.engine import stages
+
+    commit = stages.commit
+
+    def commit_second(*args: object, **options: object) -> object:
+        monkeypatch.setattr(stages, "commit", commit)
+        rs.run(make_query(store__query="mine", select__budget=3))
+        return commit(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stages, "commit", commit_second)
+    with pytest.raises(QueryError, match="mine is taken by another query"):
+        rs.run(make_query(store__query="mine", select__budget=7))
+    winner = rs.run(make_query(store__query="mine", select__budget=3))
+    assert not winner.new
+    assert winner.selection.num_rows == 3
+    assert pq.read_table(winner.path).num_rows == 3
+    assert rs.Query.load(winner.folder / "query.yaml").select.budget == 3
+    assert len(list(winner.folder.glob("selection-*.parquet"))) == 1
+
+
+def test_score_covers_labelled_rows_too(make_query: MakeQuery, workplace: Path) -> None:
+    """After `score`, `select` needs nothing more, even where labelled rows lie in files of their own."""
+    pq.write_table(pool_table(30, 5000, seed=3), workplace / "mine.parquet")
+    query = make_query(pool__labelled="mine.parquet", select__strategy="core_set", select__candidates="all")
+    assert score(query).units_scored == 5
+    assert rs.run(query, may_score=False).manifest.counts.labelled == 30
+
+
+def test_weights_that_change_under_way_are_refused(make_query: MakeQuery, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a unit is stored under is what it was scored with: a model replaced between plan and load is refused."""
+    from raystream.engine import worker
+
+    monkeypatch.setattr(worker, "fingerprint", lambda spec: "another")
+    with pytest.raises(rs.errors.ModelError, match="changed while the query was being started"):
+        rs.run(make_query())
+
+
+@pytest.mark.parametrize("where", ["factory", "forward"])
+def test_user_code_that_exits_hangs_nobody(make_query: MakeQuery, workplace: Path, where: str) -> None:
+    """SystemExit in the user's code is an error of the model."""
+    with (workplace / "user_nets.py").open("a") as source:
+        source.write(
+            "\n\ndef factory():\n    raise SystemExit(3)\n\n\n"
+            "class Forward(nn.Sequential):\n    def forward(self, x):\n        raise SystemExit(3)\n\n\n"
+            "def forward():\n    return Forward(*net())\n"
+        )
+    with pytest.raises(rs.errors.ModelError):
+        rs.run(make_query(model__source=f"user_nets:{where}"))
+
+
+def test_plan_tells_what_would_be_done(make_query: MakeQuery) -> None:
+    """Rows, units and bytes before and after; an estimate where the model can run, none where no row passes."""
+    from raystream.engine.estimate import estimate
+
+    before = estimate(make_query())
+    assert (before.rows, before.units, before.units_scored, before.files) == (1200, 4, 0, 4)
+    assert before.bytes_to_write > 1200 * 16 * 2
+    assert before.seconds is not None
+    rs.run(make_query())
+    after = estimate(make_query())
+    assert (after.units_scored, after.bytes_to_read, after.bytes_to_write, after.seconds, after.committed) == (4, 0, 0, 0.0, True)
+    assert estimate(make_query(pool__filters=[["url", "==", "https://example.org/5000"]])).seconds is None

@@ -45,7 +45,7 @@ def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered) -> Batc
         certificate = Certificate(chosen.certificate["radius"] or 0.0, chosen.certificate["lower_bound"], over)
     warnings = []
     if len(picked) < query.select.budget:
-        reason = chosen.note or f"the pool has {eligible} eligible rows"
+        reason = chosen.note or f"no more than {count} are eligible"
         warnings.append(f"{len(picked)} rows were chosen for a budget of {query.select.budget}: {reason}")
     table = selection_table(prepared, pool, picked, chosen)
     return Batch(table, eligible, count, chosen.passes, certificate, tuple(warnings))

@@ -20,11 +20,13 @@ from raystream.pool import Labelled, Unit, labelled_units, locate_labelled
 class Covered:
     """What is known of the labelled rows.
 
-    `mask` marks those of the scored pool. `embeddings` (m, d) holds a row for each labelled row whose embedding is
-    known, or None when the choice doesn't look at embeddings.
+    `mask` marks those of the scored pool; `known` counts these and those whose embedding was found elsewhere.
+    `embeddings` (m, d) holds a row for each labelled row whose embedding is known, or None when the choice doesn't
+    look at embeddings.
     """
 
     mask: np.ndarray
+    known: int
     embeddings: np.ndarray | None
     warnings: tuple[str, ...]
 
@@ -40,14 +42,14 @@ def cover(prepared: Prepared, pool: ScoredPool, session: Session | None) -> Cove
     """
     labelled = prepared.labelled
     if labelled is None:
-        return Covered(np.zeros(len(pool), bool), None, ())
+        return Covered(np.zeros(len(pool), bool), 0, None, ())
     mask = labelled.find(pool.ids)
     found = int(mask.sum())
     if not prepared.query.needs_embedding:
         absent = len(labelled) - found
-        known = not prepared.query.pool.filters
-        warning = f"{absent} of {len(labelled)} labelled ids are not in the pool" if absent and known else ""
-        return Covered(mask, None, (warning,) if warning else ())
+        everywhere = not prepared.query.pool.filters
+        warning = f"{absent} of {len(labelled)} labelled ids are not in the pool" if absent and everywhere else ""
+        return Covered(mask, found, None, (warning,) if warning else ())
     pieces = [_gather(pool, np.flatnonzero(mask))]
     for units in _elsewhere(prepared, labelled.missing_from(pool.ids)):
         receipts = _scored(prepared, units, session)
@@ -62,7 +64,7 @@ def cover(prepared: Prepared, pool: ScoredPool, session: Session | None) -> Cove
         "they are excluded, but don't count as covered"
     )
     filled = [piece for piece in pieces if len(piece)]
-    return Covered(mask, np.concatenate(filled) if filled else None, (warning,) if lost else ())
+    return Covered(mask, found, np.concatenate(filled) if filled else None, (warning,) if lost else ())
 
 
 def _elsewhere(prepared: Prepared, absent: Labelled) -> list[list[Unit]]:
@@ -75,7 +77,7 @@ def _elsewhere(prepared: Prepared, absent: Labelled) -> list[list[Unit]]:
 
 
 def _scored(prepared: Prepared, units: Sequence[Unit], session: Session | None) -> list[Receipt]:
-    tasks, receipts = find_scored(prepared.query, prepared.store, units, prepared.columns, prepared.fingerprint)
+    tasks, receipts = find_scored(prepared.query, prepared.store, units, prepared.pool.read, prepared.fingerprint)
     missing = [task for task, receipt in zip(tasks, receipts, strict=True) if receipt is None]
     if missing and session is None:
         raise QueryError(f"{len(missing)} units of labelled rows are not scored yet; run raystream query or raystream score first")

@@ -26,9 +26,9 @@ class MappedEmbeddings:
 
     @property
     def array(self) -> np.ndarray:
-        """The embeddings, (rows, dimension) of `dtype`, read-only."""
+        """The embeddings, (rows, dimension) of `dtype`; writing to them changes nothing on disk."""
         if self._array is None:
-            self._array = np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=(self.rows, self.dimension))
+            self._array = np.memmap(self.path, self.dtype, mode="c", offset=self.offset, shape=(self.rows, self.dimension))
         return self._array
 
     def release(self) -> None:
@@ -46,5 +46,6 @@ def map_embeddings(path: Path) -> list[MappedEmbeddings]:
                 column = reader.get_batch(index).column(0)
                 values = column.values
                 offset = values.buffers()[1].address - whole.address
-                parts.append(MappedEmbeddings(path, offset, len(column), column.type.list_size, str(values.type.to_pandas_dtype().__name__)))
+                dtype = np.dtype(values.type.to_pandas_dtype()).name
+                parts.append(MappedEmbeddings(path, offset, len(column), column.type.list_size, dtype))
     return parts

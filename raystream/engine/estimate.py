@@ -18,11 +18,15 @@ from raystream.query import Cluster, Query
 _SCORE_BYTES = 40
 """A row of a scores file without its id: five scores, prediction, confidence, row."""
 _PROBE_SECONDS = 2.0
+_PROBE_UNITS = 8
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A query's figures. `seconds` is scoring time on `workers` workers, without starting them; 0 if all is scored."""
+    """A query's figures.
+
+    `seconds` is scoring time on `workers` workers, without starting them: 0 if all is scored, None if it can't be told.
+    """
 
     query: str
     committed: bool
@@ -35,7 +39,7 @@ class Estimate:
     bytes_to_read: int
     bytes_to_write: int
     workers: int
-    seconds: float
+    seconds: float | None
     measured_on: str
     warnings: tuple[str, ...]
 
@@ -46,7 +50,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Rate:
-    rows_per_second: float
+    rows_per_second: float | None
     dimension: int
     measured_on: str
 
@@ -78,7 +82,7 @@ def estimate(query: Query) -> Estimate:
         bytes_to_read=sum(task.unit.bytes for task in missing),
         bytes_to_write=rows * (_SCORE_BYTES + rate.dimension * item),
         workers=workers,
-        seconds=rows / rate.rows_per_second / min(workers, max(1, len(missing))),
+        seconds=rows / rate.rows_per_second / min(workers, max(1, len(missing))) if rate.rows_per_second else None,
         measured_on=rate.measured_on,
         warnings=prepared.pool.warnings,
     )
@@ -109,13 +113,18 @@ def _probe(prepared: Prepared) -> _Rate:
     try:
         model = load(query.model, embedding=query.needs_embedding)
         timed = _Timed(model, query.model.batch_size)
-        with Feed(prepared.missing[0].unit, prepared.pool.read, query.model.batch_size, pin=model.device.type == "cuda") as feed:
-            for chunk in feed:
-                timed.run(chunk.inputs)
-                if timed.seconds > _PROBE_SECONDS:
-                    break
+        for task in prepared.missing[:_PROBE_UNITS]:
+            with Feed(task.unit, prepared.pool.read, query.model.batch_size, pin=model.device.type == "cuda") as feed:
+                for chunk in feed:
+                    timed.run(chunk.inputs)
+                    if timed.seconds > _PROBE_SECONDS:
+                        break
+            if timed.rows:
+                break
     finally:
         torch.set_num_threads(before)
+    if not timed.rows:
+        return _Rate(None, 0, f"nothing: no row of the first {_PROBE_UNITS} units passes the filters")
     return _Rate(timed.rows / max(timed.seconds, 1e-9), timed.dimension, f"{timed.rows:,} rows run here")
 
 

@@ -12,7 +12,7 @@ import torch
 from raystream.engine.job import Job, Task
 from raystream.engine.receipt import Receipt
 from raystream.engine.worker import Failure, Worker
-from raystream.errors import RaystreamError
+from raystream.errors import ModelError, RaystreamError
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,17 @@ class InProcess:
             # Factories run under a seed, and the generators are the whole process's.
             with self._loading:
                 scorer = Worker(self._job)
-        except Exception as error:
+        except BaseException as error:
+            # SystemExit from the user's code, too: a thread that ends without a word would be waited for for ever.
             self._events.put(StartFailed(worker, error, retry=not isinstance(error, RaystreamError)))
             return
         self._events.put(WorkerReady(worker))
         while (item := self._inboxes[worker].get()) is not None and not self._closed:
             unit, task = item
-            self._events.put(UnitEnded(worker, unit, scorer.attempt(task)))
+            try:
+                outcome = scorer.attempt(task)
+            except BaseException as error:
+                # A lost device, or the user's code asking to exit: there is no other process to try in.
+                told = f"{task.unit.name}: {type(error).__name__}: {error}"
+                outcome = Failure(ModelError(told), retry=False)
+            self._events.put(UnitEnded(worker, unit, outcome))

@@ -18,6 +18,7 @@ class Job:
     """
 
     model: Model
+    fingerprint: str
     read: ReadSpec
     store: str
     token: str

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raystream.engine.store import FORMAT
-from raystream.pool import File, Unit
+from raystream.pool import File, ReadSpec, Unit
 from raystream.query import Query
 
 
@@ -16,13 +16,13 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()
 
 
-def unit_key(unit: Unit, query: Query, columns: Sequence[str], fingerprint: str, embedding: bool) -> str:
+def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, embedding: bool) -> str:
     """The key under which a unit's outputs are kept: equal exactly when the outputs would be.
 
     Args:
         unit: what is read.
         query: says how it is scored.
-        columns: the columns that the model sees, in order.
+        spec: how its columns become the model's tensors.
         fingerprint: the model's.
         embedding: whether embeddings are among the outputs.
     """
@@ -36,7 +36,7 @@ def unit_key(unit: Unit, query: Query, columns: Sequence[str], fingerprint: str,
             "unit_id": unit.id,
             "filters": unit.filters,
             "id": query.pool.id,
-            "columns": columns,
+            "columns": [spec.inputs, spec.shapes, spec.dtypes],
             "model": fingerprint,
             "embedding": [model.embedding, model.embedding_dtype] if embedding else None,
             "precision": model.precision,
@@ -46,17 +46,27 @@ def unit_key(unit: Unit, query: Query, columns: Sequence[str], fingerprint: str,
     )
 
 
-def query_identity(query: Query, files: Sequence[File], labelled: str | None, fingerprint: str) -> dict[str, str]:
+def query_identity(
+    query: Query, files: Sequence[File], labelled: Sequence[object], classes: Sequence[str] | None, fingerprint: str
+) -> dict[str, str]:
     """What a query's name stands for, by part; the identity is the digest of all parts together.
 
     The cluster and the store have no influence on what is chosen and are left out.
+
+    Args:
+        query: as resolved.
+        files: the pool's.
+        labelled: the digest of the labelled ids, and the identities of labelled files that may be scored.
+        classes: the names, wherever they were read.
+        fingerprint: the model's.
     """
     resolved = query.model_dump(mode="json", exclude={"cluster", "store"})
     parts = {f"{section}.{key}": json.dumps(value) for section in resolved if isinstance(resolved[section], dict)
              for key, value in resolved[section].items()}
     parts |= {key: json.dumps(value) for key, value in resolved.items() if not isinstance(value, dict)}
     parts["the pool's files"] = _digest([file.identity for file in files])
-    parts["the labelled ids"] = labelled or ""
+    parts["the labelled rows"] = _digest(labelled) if labelled else ""
+    parts["the names of the classes"] = json.dumps(classes)
     parts["the model's weights, arguments or source"] = fingerprint
     return parts
 

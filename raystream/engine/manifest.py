@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import raystream
-from raystream.engine.store import LocalStore
+from raystream.engine.store import LocalStore, StoredFile
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The record of one committed query; without it, the query did not happen."""
+    """The record of one committed query; without it, the query did not happen.
+
+    `selection` is the file of the attempt that won; `selection.parquet` is its copy.
+    """
 
     query: str
     identity: dict[str, str]
@@ -65,6 +68,7 @@ class Manifest:
     passes: int
     certificate: Certificate | None
     warnings: list[str]
+    selection: StoredFile
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1, default=str).encode()
@@ -76,6 +80,7 @@ class Manifest:
         return cls(
             counts=Counts(**fields.pop("counts")),
             seconds=Seconds(**fields.pop("seconds")),
+            selection=StoredFile(**fields.pop("selection")),
             certificate=Certificate(**certificate) if certificate else None,
             files=[(path, size, version) for path, size, version in fields.pop("files")],
             **fields,

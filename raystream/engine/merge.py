@@ -33,8 +33,10 @@ class ScoredPool:
 
     def columns_at(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Further columns of the scores, for these rows of the pool, in the order asked for."""
+        if not len(rows):
+            return _read(self.store, self.receipts[0], columns).slice(0, 0)
         order = np.argsort(rows, kind="stable")
-        units = np.searchsorted(self.starts, rows[order], "right") - 1
+        units = self.unit_of(rows[order])
         pieces = []
         for unit in np.unique(units):
             inside = rows[order][units == unit] - self.starts[unit]
@@ -58,6 +60,7 @@ class ScoredPool:
         start = 0
         for receipt in self.receipts:
             if receipt.embeddings is None:
+                start += receipt.rows
                 continue
             if rows is not None:
                 low, high = np.searchsorted(rows, [start, start + receipt.rows])
@@ -91,7 +94,7 @@ def merge(store: LocalStore, receipts: Sequence[Receipt], id_name: str, score: s
     """
     check_same_model(receipts)
     counts = np.array([receipt.rows for receipt in receipts], dtype=np.int64)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+    starts = np.cumsum(counts) - counts
     wanted = [id_name] + ([score] if score else [])
     chunks: list[pa.Array] = []
     scores = np.empty(int(counts.sum()), np.float32) if score else None
@@ -110,7 +113,7 @@ def check_same_model(receipts: Sequence[Receipt]) -> None:
     """Refuse units that different models scored, or one model with outputs of different shapes."""
     for what, values in (
         ("the model's state", {r.unit: r.state_hash for r in receipts}),
-        ("the embedding's width", {r.unit: r.dimension for r in receipts if r.rows}),
+        ("the embedding's width", {r.unit: r.dimension for r in receipts if r.embeddings is not None}),
         ("the number of classes", {r.unit: r.classes for r in receipts if r.rows}),
     ):
         if len(set(values.values())) > 1:

@@ -17,7 +17,7 @@ from raystream.engine.receipt import Receipt, read_receipt
 from raystream.engine.store import LocalStore
 from raystream.errors import QueryError
 from raystream.model import class_names, fingerprint, input_columns
-from raystream.pool import Labelled, PoolPlan, Unit, plan_pool, read_labelled
+from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, plan_pool, read_labelled
 from raystream.query import Query
 
 _NAME_DIGITS = 12
@@ -35,7 +35,6 @@ class Prepared:
     query: Query
     store: LocalStore
     pool: PoolPlan
-    columns: tuple[str, ...]
     classes: list[str] | None
     labelled: Labelled | None
     fingerprint: str
@@ -77,13 +76,12 @@ def prepare(query: Query) -> Prepared:
     digest = fingerprint(query.model)
     pool = plan_pool(query.pool, columns, query.on_error)
     labelled = read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type) if query.pool.labelled else None
-    identity = query_identity(query, pool.files, labelled.digest if labelled else None, digest)
-    tasks, receipts = find_scored(query, store, pool.units, columns, digest)
+    identity = query_identity(query, pool.files, _labelled_parts(query, labelled, pool), classes, digest)
+    tasks, receipts = find_scored(query, store, pool.units, pool.read, digest)
     return Prepared(
         query=query,
         store=store,
         pool=pool,
-        columns=columns,
         classes=classes,
         labelled=labelled,
         fingerprint=digest,
@@ -94,8 +92,18 @@ def prepare(query: Query) -> Prepared:
     )
 
 
+def _labelled_parts(query: Query, labelled: Labelled | None, pool: PoolPlan) -> list[object]:
+    """What the choice depends on of the labelled rows: their ids, and the files that their embeddings may come from."""
+    if labelled is None:
+        return []
+    if not query.needs_embedding:
+        return [labelled.digest]
+    usable = has_columns(labelled.files, pool.read.columns)
+    return [labelled.digest, *(file.identity for file, ok in zip(labelled.files, usable, strict=True) if ok)]
+
+
 def find_scored(
-    query: Query, store: LocalStore, units: Sequence[Unit], columns: Sequence[str], fingerprint: str
+    query: Query, store: LocalStore, units: Sequence[Unit], spec: ReadSpec, fingerprint: str
 ) -> tuple[tuple[Task, ...], tuple[Receipt | None, ...]]:
     """The units' tasks, and the receipts of those that are scored.
 
@@ -103,10 +111,10 @@ def find_scored(
     """
 
     def look(unit: Unit) -> tuple[Task, Receipt | None]:
-        task = Task(unit, unit_key(unit, query, columns, fingerprint, query.needs_embedding))
+        task = Task(unit, unit_key(unit, query, spec, fingerprint, query.needs_embedding))
         receipt = read_receipt(store, task.key)
         if receipt is None and not query.needs_embedding:
-            richer = Task(unit, unit_key(unit, query, columns, fingerprint, True))
+            richer = Task(unit, unit_key(unit, query, spec, fingerprint, True))
             receipt = read_receipt(store, richer.key)
             task = richer if receipt else task
         return task, receipt
@@ -123,6 +131,7 @@ def write_plan(prepared: Prepared) -> None:
         {
             "unit": [task.unit.name for task in prepared.tasks],
             "key": [task.key for task in prepared.tasks],
+            "first_row": pa.array([task.unit.first_row for task in prepared.tasks], pa.int64()),
             "rows": pa.array([task.unit.rows for task in prepared.tasks], pa.int64()),
             "bytes": pa.array([task.unit.bytes for task in prepared.tasks], pa.int64()),
             "scored": [receipt is not None for receipt in prepared.receipts],

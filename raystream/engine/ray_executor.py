@@ -40,6 +40,9 @@ class _Actor:
             self._worker = Worker(self._job)
         except RaystreamError as error:
             return error
+        except BaseException as error:
+            _end_if_device_is_lost(error)
+            raise
         return None
 
     def score(self, task: Task) -> Receipt | Failure:
@@ -49,12 +52,16 @@ class _Actor:
         try:
             return self._worker.attempt(task)
         except BaseException as error:
-            if is_device_failure(error):
-                # The device's context is lost for this process; nothing that it computes from here on can be trusted.
-                os._exit(70)
+            _end_if_device_is_lost(error)
             raise
         finally:
             pa.default_memory_pool().release_unused()
+
+
+def _end_if_device_is_lost(error: BaseException) -> None:
+    """A process whose device is lost can't be used again: Ray starts another one in its place."""
+    if is_device_failure(error):
+        os._exit(70)
 
 
 class OnRay:
@@ -111,6 +118,7 @@ class OnRay:
             return self._died(worker, error)
         except RayError as error:
             if unit is None:
+                self._end(worker)
                 return StartFailed(worker, RaystreamError(_first_line(error)), retry=True)
             return UnitEnded(worker, unit, Failure(RaystreamError(_first_line(error)), retry=True))
         if unit is not None:
@@ -123,11 +131,14 @@ class OnRay:
         if worker in self._lost:
             return None
         self._lost.add(worker)
+        self._end(worker)
+        return WorkerLost(worker, RaystreamError(f"the worker died: {_first_line(error)}"))
+
+    def _end(self, worker: int) -> None:
+        """Unavailable is not dead, and an actor without a model still holds the device that its successor needs."""
         actor = self._actors.pop(worker, None)
         if actor is not None:
-            # Unavailable is not dead: end it, so that it can't hold the device that its successor needs.
             ray.kill(actor, no_restart=True)
-        return WorkerLost(worker, RaystreamError(f"the worker died: {_first_line(error)}"))
 
 
 def connect(cluster: Cluster) -> bool:
@@ -151,7 +162,9 @@ def connect(cluster: Cluster) -> bool:
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
         where = "this machine" if own else cluster.address
-        raise ClusterError(f"no Ray cluster answers at {where}: {_first_line(error)}; check cluster.address or set it to in_process") from error
+        raise ClusterError(
+            f"no Ray cluster answers at {where}: {_first_line(error)}; check cluster.address or set it to in_process"
+        ) from error
     finally:
         # Ray puts a handler of its own in its place, which ends the process without a word of ours.
         if threading.current_thread() is threading.main_thread():
@@ -189,9 +202,9 @@ def worker_count(cluster: Cluster) -> int:
 def _no_room(cpus: int, gpus: float) -> str:
     total = ray.cluster_resources()
     return (
-        f"no node of the cluster has room for one worker of {cpus} CPUs and {gpus:g} GPUs (all nodes together: {total.get('CPU', 0):g} CPUs, "
-        f"{total.get('GPU', 0):g} GPUs); lower cluster.cpus_per_worker or gpus_per_worker, or set cluster.workers "
-        "if the cluster adds nodes by itself"
+        f"no node of the cluster has room for one worker of {cpus} CPUs and {gpus:g} GPUs "
+        f"(all nodes together: {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs); "
+        "lower cluster.cpus_per_worker or gpus_per_worker, or set cluster.workers if the cluster adds nodes by itself"
     )
 
 

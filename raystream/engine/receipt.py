@@ -55,6 +55,9 @@ def read_receipt(store: LocalStore, key: str) -> Receipt | None:
     data = store.read_if_there(f"{unit_folder(key)}/receipt.json")
     if data is None:
         return None
-    receipt = Receipt.from_json(data)
+    try:
+        receipt = Receipt.from_json(data)
+    except (ValueError, TypeError, KeyError):
+        return None  # cut short by a crash of the machine, or of another layout: the unit is scored again
     named = [receipt.scores] + ([receipt.embeddings] if receipt.embeddings else [])
     return receipt if all(store.size(file.name) == file.size for file in named) else None

@@ -59,6 +59,7 @@ class Result:
 class Scores:
     """What scoring alone did."""
 
+    query: str
     rows: int
     units_scored: int
     units_reused: int
@@ -66,14 +67,17 @@ class Scores:
     seconds: Seconds
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        return asdict(self)
+        """What `--json` prints; nothing was chosen, so there is neither selection nor certificate."""
+        return {"selection": None, "certificate": None, **asdict(self)}
 
 
 def read_result(store: LocalStore, manifest: Manifest) -> Result:
     """The committed query that a manifest belongs to."""
-    folder = store.path(query_folder(manifest.query))
-    return Result(folder, pq.read_table(folder / "selection.parquet", partitioning=None), manifest, new=False)
+    name = f"{query_folder(manifest.query)}/selection.parquet"
+    if store.size(name) != manifest.selection.size:
+        # The run that committed ended before it could copy its selection.
+        store.put(name, store.read(manifest.selection.name))
+    return Result(store.path(query_folder(manifest.query)), pq.read_table(store.path(name), partitioning=None), manifest, new=False)
 
 
 def load_result(store_uri: str, name: str) -> Result:
@@ -82,7 +86,7 @@ def load_result(store_uri: str, name: str) -> Result:
     Raises:
         QueryError: there is none of this name, or several begin with it.
     """
-    store = LocalStore(store_uri)
+    store = LocalStore(store_uri).check()
     names = [n for n in store.names("queries") if store.exists(f"{query_folder(n)}/manifest.json")]
     matches = [name] if name in names else [n for n in names if n.startswith(name)]
     if len(matches) != 1:

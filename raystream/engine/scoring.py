@@ -59,7 +59,8 @@ class Scoring:
         numbers = range(first, len(self._tasks))
         poisoned = self._scheduler.poisoned
         return Scored(
-            {i - first: self._receipts[i] for i in numbers if i in self._receipts}, {i - first: poisoned[i] for i in numbers if i in poisoned}
+            {i - first: self._receipts[i] for i in numbers if i in self._receipts},
+            {i - first: poisoned[i] for i in numbers if i in poisoned},
         )
 
     def _follow(self, instructions: list[Instruction]) -> None:

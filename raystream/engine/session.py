@@ -51,7 +51,7 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._executor is not None:
             self._executor.close()
-            self._prepared.store.discard(self._token)
+        self._prepared.store.discard(self._token)
         if self._connected:
             from raystream.engine.ray_executor import disconnect
 
@@ -68,10 +68,15 @@ class Session:
         self._progress.begin(len(tasks))
         if self._scoring is None:
             self._scoring = self._start()
-        scored = self._scoring.score(tasks)
+        # The largest first: what is left when the first worker runs dry is then small.
+        order = sorted(range(len(tasks)), key=lambda index: -tasks[index].unit.bytes)
+        scored = self._scoring.score([tasks[index] for index in order])
         self.units_scored += len(scored.receipts)
-        self._judge(tasks, scored)
-        return [scored.receipts.get(index) for index in range(len(tasks))]
+        self._judge([tasks[index] for index in order], scored)
+        receipts: list[Receipt | None] = [None] * len(tasks)
+        for place, receipt in scored.receipts.items():
+            receipts[order[place]] = receipt
+        return receipts
 
     def _judge(self, tasks: Sequence[Task], scored: Scored) -> None:
         if not scored.failed:
@@ -92,6 +97,7 @@ class Session:
         self._prepared.store.put(self._token, b"the driver was here")
         job = Job(
             model=query.model,
+            fingerprint=self._prepared.fingerprint,
             read=self._prepared.pool.read,
             store=str(self._prepared.store.root),
             token=self._token,

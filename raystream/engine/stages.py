@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from raystream.engine.manifest import Counts, Manifest, Seconds, query_folder, versions
 from raystream.engine.merge import ScoredPool, merge
-from raystream.engine.prepare import Prepared
+from raystream.engine.prepare import Prepared, write_plan
 from raystream.engine.receipt import Receipt
 from raystream.engine.result import Result, read_result
 from raystream.engine.session import Session
@@ -37,9 +37,12 @@ def all_receipts(prepared: Prepared, session: Session) -> list[Receipt]:
     return found
 
 
-def scored_pool(prepared: Prepared, receipts: Sequence[Receipt]) -> ScoredPool:
+def scored_pool(prepared: Prepared, receipts: Sequence[Receipt], session: Session) -> ScoredPool:
     """The merged pool, once it is known to be sound: rows to choose from, unique ids, outputs of one shape."""
     query = prepared.query
+    if not receipts:
+        reason = f": {session.warnings[0]}" if session.warnings else ""
+        raise PoolError(f"no unit of {', '.join(query.pool.uris)} could be scored{reason}")
     pool = merge(prepared.store, receipts, query.pool.id or "id", query.acquire.score if query.needs_score else None)
     _check(prepared, pool)
     return pool
@@ -65,6 +68,11 @@ def commit(
     """Write the selection, then the manifest; a query without a manifest did not happen."""
     query = prepared.query
     missing = {task.key for task in prepared.missing}
+    folder = query_folder(prepared.name)
+    name = f"{folder}/selection-{uuid.uuid4().hex[:12]}.parquet"
+    with prepared.store.writing(name) as file:
+        pq.write_table(batch.selection, file)
+    stored = prepared.store.stored(name)
     manifest = Manifest(
         query=prepared.name,
         identity=prepared.identity,
@@ -89,22 +97,24 @@ def commit(
         passes=batch.passes,
         certificate=batch.certificate,
         warnings=warnings,
+        selection=stored,
     )
-    folder = query_folder(prepared.name)
-    buffer = io.BytesIO()
-    pq.write_table(batch.selection, buffer)
-    prepared.store.put(f"{folder}/selection.parquet", buffer.getvalue())
     if not prepared.store.put_if_absent(f"{folder}/manifest.json", manifest.to_json()):
-        # Somebody ran the same query at the same time and was first; the selection is the same.
+        # Somebody else's query of this name was committed meanwhile: the same one, or `committed` says what differs.
+        prepared.store.discard(stored.name)
         first = prepared.committed
         assert first is not None
         return read_result(prepared.store, first)
+    prepared.store.put(f"{folder}/selection.parquet", prepared.store.read(stored.name))
+    write_plan(prepared)
     return Result(prepared.store.path(folder), batch.selection, manifest, new=True)
 
 
 def _check(prepared: Prepared, pool: ScoredPool) -> None:
     if not len(pool):
-        raise PoolError(f"no row of {', '.join(prepared.query.pool.uris)} is left to choose from after pool.filters and on_error")
+        reasons = [reason for receipt in pool.receipts for reason in receipt.quarantine_reasons]
+        first = f"; the first of the rows left out: {reasons[0]}" if reasons else ""
+        raise PoolError(f"no row of {', '.join(prepared.query.pool.uris)} is left to choose from after pool.filters and on_error{first}")
     check_unique(pool.ids, prepared.query.pool.id or "id")
     classes = next((receipt.classes for receipt in pool.receipts if receipt.classes is not None), None)
     if prepared.classes is not None and classes is not None:

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
 import xxhash
 
-from raystream.errors import StoreError, StoreVersionError
+from raystream.errors import QueryError, StoreError, StoreVersionError
 
 FORMAT = 1
 """The version of what this raystream writes; a store of a newer one is refused."""
@@ -40,26 +41,36 @@ class LocalStore:
         uri: the folder; made if it isn't there.
 
     Raises:
+        QueryError: the URI is of another kind of store.
         StoreError: the folder can't be made or written.
         StoreVersionError: it was written by a newer raystream.
     """
 
     def __init__(self, uri: str) -> None:
-        self.root = Path(uri.removeprefix("file://")).absolute()
-        if "://" in str(uri.removeprefix("file://")):
-            raise StoreError(f"store.uri {uri} is not a local folder; this version keeps its store on a file system")
+        path = unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
+        if "://" in path:
+            raise QueryError(f"store.uri {uri} is not a local folder; this version keeps its store on a file system")
+        self.root = Path(path).expanduser().absolute()
 
     def open(self) -> LocalStore:
         """Make the folder if need be and check its version."""
-        if not self.put_if_absent("format.json", json.dumps({"version": FORMAT}).encode()):
-            try:
-                version = json.loads(self.read("format.json"))["version"]
-            except (ValueError, KeyError, TypeError):
-                raise StoreError(f"store {self.root}: format.json is damaged; expected {{'version': {FORMAT}}}") from None
-            if version > FORMAT:
-                raise StoreVersionError(
-                    f"store {self.root} has version {version}, this raystream reads up to {FORMAT}; use a newer raystream or another store.uri"
-                )
+        self.put_if_absent("format.json", json.dumps({"version": FORMAT}).encode())
+        return self.check()
+
+    def check(self) -> LocalStore:
+        """Refuse a store of a newer version; one that isn't there yet is fine."""
+        data = self.read_if_there("format.json")
+        if data is None:
+            return self
+        try:
+            version = json.loads(data)["version"]
+            newer = version > FORMAT
+        except (ValueError, KeyError, TypeError):
+            raise StoreError(f"store {self.root}: format.json is damaged; expected {{'version': {FORMAT}}}") from None
+        if newer:
+            raise StoreVersionError(
+                f"store {self.root} has version {version}, this raystream reads up to {FORMAT}; use a newer raystream or another store.uri"
+            )
         return self
 
     def path(self, name: str) -> Path:

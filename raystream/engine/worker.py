@@ -19,7 +19,7 @@ from raystream.engine.outputs import OutputWriter
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.store import LocalStore
 from raystream.errors import ClusterError, DataError, ModelError, RaystreamError
-from raystream.model import bad_output_rows, load
+from raystream.model import bad_output_rows, fingerprint, is_device_failure, load
 
 _REASONS_KEPT = 20
 
@@ -39,7 +39,7 @@ class Worker:
     disk. Only one computes at a time.
 
     Raises:
-        ModelError: the model can't be loaded.
+        ModelError: the model can't be loaded, or isn't the one that was planned with.
         ClusterError: this process doesn't see the driver's store.
     """
 
@@ -53,6 +53,8 @@ class Worker:
             )
         _set_threads(job.threads)
         self._model = load(job.model, embedding=job.embedding)
+        if fingerprint(job.model) != job.fingerprint:
+            raise ModelError("the model's weights or source changed while the query was being started; run it again")
         self._computing = threading.Lock()
 
     def score(self, task: Task) -> Receipt:
@@ -101,12 +103,17 @@ class Worker:
         return self._commit(receipt)
 
     def attempt(self, task: Task) -> Receipt | Failure:
-        """`score`, with what went wrong as a value: it has to travel between processes."""
+        """`score`, with what went wrong as a value: it has to travel between processes.
+
+        A device that is lost is raised: nothing that this process computes from here on can be trusted.
+        """
         try:
             return self.score(task)
         except DataError as error:
             return Failure(error, retry=False)
         except Exception as error:
+            if is_device_failure(error):
+                raise
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{task.unit.name}: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
             return Failure(RaystreamError(text), retry=True)
@@ -131,7 +138,8 @@ class Worker:
         wrong = bad_output_rows(prediction)
         too_large = self._too_large(prediction.embedding)
         if wrong is None and too_large is None:
-            writer.add(batch.ids, batch.rows, prediction.logits, prediction.embedding)
+            # The inputs lie in a buffer that is filled again; logits are kept for longer than that.
+            writer.add(batch.ids, batch.rows, _apart(prediction.logits, batch.inputs), prediction.embedding)
             return []
         reasons: dict[int, str] = {}
         for rows, reason in (
@@ -161,6 +169,14 @@ class Worker:
             return None
         rows = torch.isinf(embedding.half()).any(dim=1) & torch.isfinite(embedding).all(dim=1)
         return rows if bool(rows.any()) else None
+
+
+def _apart(logits: torch.Tensor | None, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
+    """The logits in memory of their own: a model may return its input, or a view of it."""
+    if logits is None:
+        return None
+    shared = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+    return logits.clone() if logits.untyped_storage().data_ptr() in shared else logits
 
 
 def _counted(reasons: dict[int, str]) -> str:

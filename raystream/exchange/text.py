@@ -20,7 +20,7 @@ def describe_result(result: Result, report: Path | None) -> str:
     head = f"query {result.query}" + ("" if result.new else " (committed before; nothing was changed)")
     lines = [
         head,
-        f"  pool        {counts.pool:,} rows in {_count(len(manifest.files), 'file')}, {counts.labelled:,} of them labelled",
+        f"  pool        {counts.pool:,} rows in {_count(len(manifest.files), 'file')}, {counts.labelled:,} labelled",
         f"  scored      {_count(manifest.units_scored, 'unit')} now, {manifest.units_reused:,} reused from the store",
         f"  chosen      {counts.chosen:,} of {counts.candidates:,} candidates",
         f"  certificate {describe_certificate(manifest.certificate)}",
@@ -51,7 +51,7 @@ def describe_estimate(plan: Estimate) -> str:
         f"  read        {plan.unit_rows:,} rows, {_bytes(plan.bytes)}, in {_count(plan.units, 'unit')}",
         f"  scored      {plan.units_scored:,} of {_count(plan.units, 'unit')} already",
         f"  to score    {_bytes(plan.bytes_to_read)} read, {_bytes(plan.bytes_to_write)} written",
-        f"  time        about {_duration(plan.seconds)} on {_count(plan.workers, 'worker')}, going by {plan.measured_on}",
+        f"  time        {_time(plan)}, going by {plan.measured_on}",
     ]
     return "\n".join(lines + [f"  warning     {warning}" for warning in plan.warnings])
 
@@ -90,7 +90,7 @@ def rows_as_text(selection: pa.Table, count: int) -> str:
 def _cell(value: object) -> str:
     if value is None:
         return ""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = f"{value:#.4g}".rstrip(".") if isinstance(value, float) else str(value)
     return text if len(text) <= 40 else text[:18] + "…" + text[-21:]
 
 
@@ -104,6 +104,10 @@ def _bytes(number: float) -> str:
             return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"
         number /= 1024
     return f"{number:,.1f} TiB"
+
+
+def _time(plan: Estimate) -> str:
+    return "unknown" if plan.seconds is None else f"about {_duration(plan.seconds)} on {_count(plan.workers, 'worker')}"
 
 
 def _duration(seconds: float) -> str:

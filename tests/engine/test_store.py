@@ -11,7 +11,7 @@ import xxhash
 
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.store import FORMAT, LocalStore, StoredFile
-from raystream.errors import StoreError, StoreVersionError
+from raystream.errors import QueryError, StoreError, StoreVersionError
 
 
 def test_of_many_writers_one_wins(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_format_is_written_once_and_checked(tmp_path: Path) -> None:
 
 def test_an_uri_of_another_kind_is_refused() -> None:
     """No folder called `s3:` is made."""
-    with pytest.raises(StoreError, match="s3://bucket/runs is not a local folder"):
+    with pytest.raises(QueryError, match="s3://bucket/runs is not a local folder"):
         LocalStore("s3://bucket/runs")
 
 

@@ -26,8 +26,8 @@ MakeQuery = Callable[..., rs.Query]
 def job_of(prepared: Prepared, **changes: object) -> Job:
     prepared.store.put("token", b"")
     job = Job(
-        model=prepared.query.model, read=prepared.pool.read, store=str(prepared.store.root), token="token", embedding=True, threads=1,
-        skip_bad_rows=False, import_paths=(),
+        model=prepared.query.model, fingerprint=prepared.fingerprint, read=prepared.pool.read, store=str(prepared.store.root),
+        token="token", embedding=True, threads=1, skip_bad_rows=False, import_paths=(),
     )  # fmt: skip
     return replace(job, **changes)  # type: ignore[arg-type]
 
@@ -161,6 +161,6 @@ def test_unexpected_errors_are_retried_and_bad_data_is_not(make_query: MakeQuery
 def test_a_worker_that_sees_another_store_refuses(make_query: MakeQuery) -> None:
     """Without the driver's token, the store isn't shared: exit 5."""
     prepared = prepare(make_query())
-    with pytest.raises(ClusterError, match="give store.uri a folder that every node shares"):
+    with pytest.raises(ClusterError, match=r"give store\.uri a folder that every node shares"):
         Worker(job_of(prepared, token="never-written"))
 
