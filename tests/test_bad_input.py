@@ -194,7 +194,8 @@ def test_duplicate_and_null_ids_are_counted(ask: Ask) -> None:
     write_pool(pool_table(300).set_column(0, "rid", pa.array([None if i % 100 == 3 else f"r{i}" for i in range(300)])))
     code, error = ask(pool__uri="bad.parquet")
     assert code == 3
-    assert "3 ids of column rid are null" in error
+    assert "3 ids of column rid are null, first: " in error
+    assert "bad.parquet#rg0-2 row 3, " in error
 
 
 def test_an_empty_pool_exits_3(ask: Ask) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,6 +142,7 @@ def test_other_weights_are_other_scores(make_query: MakeQuery, workplace: Path) 
     assert rs.run(make_query(model__args={"hidden": 17})).manifest.units_scored == 4
     source = workplace / "user_nets.py"
     source.write_text(source.read_text() + "\n# changed\n")
+    sys.modules.pop("user_nets")
     assert rs.run(make_query()).manifest.units_scored == 4
 
 
@@ -445,3 +447,48 @@ def test_plan_tells_what_would_be_done(make_query: MakeQuery) -> None:
     after = estimate(make_query())
     assert (after.units_scored, after.bytes_to_read, after.bytes_to_write, after.seconds, after.committed) == (4, 0, 0, 0.0, True)
     assert estimate(make_query(pool__filters=[["url", "==", "https://example.org/5000"]])).seconds is None
+
+
+def test_code_edited_in_a_living_process_is_refused(make_query: MakeQuery, workplace: Path) -> None:
+    """A notebook that edits its model without reloading it must not store old scores under the new fingerprint; a reload is fine."""
+    import importlib
+
+    rs.run(make_query())
+    source = workplace / "user_nets.py"
+    source.write_text(source.read_text().replace("nn.ReLU()", "nn.Tanh()"))
+    with pytest.raises(rs.errors.ModelError, match="was edited after this process imported it"):
+        rs.run(make_query())
+    importlib.reload(importlib.import_module("user_nets"))
+    assert rs.run(make_query()).manifest.units_scored == 4
+
+
+def test_labelled_files_with_embeddings_alone_cover(make_query: MakeQuery, workplace: Path) -> None:
+    """For a pool that carries logits and embeddings, labelled files need hold no more than the embedding."""
+    table = whole_pool(workplace)
+    logits, embedding = logits_and_embeddings(table)
+    carrying = table.append_column("z", vectors(logits.numpy())).append_column("h", vectors(embedding.numpy()))
+    pq.write_table(carrying.slice(0, 600), workplace / "carrying.parquet", row_group_size=200)
+    pq.write_table(carrying.slice(600).select(["rid", "h"]), workplace / "labelled.parquet")
+    query = make_query(
+        pool={"uri": "carrying.parquet", "id": "rid", "labelled": "labelled.parquet"},
+        model={"kind": "columns", "logits": "z", "embedding": "h"},
+        select={"strategy": "core_set", "budget": 3, "candidates": "all"},
+    )
+    result = rs.run(query)
+    assert result.manifest.warnings == []
+    assert result.manifest.counts.labelled == 600
+    x, c = embedding[:600].half().double().numpy(), embedding[600:].half().double().numpy()
+    to_labelled = ((x[:, None] - c[None]) ** 2).sum(2).min(1)
+    assert result.selection.to_pylist()[0]["rid"] == f"r{int(to_labelled.argmax()):06d}"
+
+
+def test_rows_with_wrong_probabilities_are_quarantined(make_query: MakeQuery, workplace: Path) -> None:
+    """One row that doesn't sum to 1 is named by its file and row, or left out alone."""
+    p = np.full((200, 4), 0.25, np.float32)
+    p[17] = [0.9, 0.0, 0.0, 0.0]
+    pq.write_table(pa.table({"rid": np.arange(200), "p": vectors(p)}), workplace / "p.parquet")
+    changes = {"pool": {"uri": "p.parquet", "id": "rid"}, "model": {"kind": "columns", "probabilities": "p"},
+               "select": {"strategy": "top_k", "budget": 200}}  # fmt: skip
+    with pytest.raises(rs.errors.ModelError, match=r"p.parquet#rg0: row 17: the probabilities are negative or don't sum to 1"):
+        rs.run(make_query(**changes))
+    assert rs.run(make_query(**changes, on_error="skip")).selection.num_rows == 199

@@ -72,7 +72,9 @@ def _elsewhere(prepared: Prepared, absent: Labelled) -> list[list[Unit]]:
     excluded: list[Unit] = []
     if len(absent) and prepared.query.pool.filters:
         excluded, absent = locate_labelled(prepared.pool, absent)
-    apart = labelled_units(absent, prepared.pool.read)[0] if len(absent) else []
+    model = prepared.query.model
+    enough = [model.embedding] if model.kind == "columns" and model.embedding else None
+    apart = labelled_units(absent, prepared.pool.read, enough)[0] if len(absent) else []
     return [units for units in (excluded, apart) if units]
 
 

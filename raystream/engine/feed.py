@@ -54,6 +54,7 @@ class Feed:
     """
 
     def __init__(self, unit: Unit, spec: ReadSpec, batch_size: int, pin: bool) -> None:
+        spec = spec.only(unit.columns)
         row_bytes = sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)) or 1
         batches = max(1, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes) // batch_size)
         self._capacity = batch_size * batches

@@ -37,6 +37,7 @@ def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, embeddi
             "filters": unit.filters,
             "id": query.pool.id,
             "columns": [spec.inputs, spec.shapes, spec.dtypes],
+            "unit_columns": unit.columns,
             "model": fingerprint,
             "embedding": [model.embedding, model.embedding_dtype] if embedding else None,
             "precision": model.precision,

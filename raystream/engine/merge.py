@@ -45,6 +45,12 @@ class ScoredPool:
         back[order] = np.arange(len(order))
         return pa.concat_tables(pieces).take(pa.array(back))
 
+    def place(self, row: int) -> str:
+        """Where a row of the pool stands, for messages."""
+        unit = int(self.unit_of(np.array([row]))[0])
+        file_row = self.columns_at(np.array([row]), ["row"]).column("row")[0].as_py()
+        return f"{self.receipts[unit].unit} row {file_row}"
+
     def unit_of(self, rows: np.ndarray) -> np.ndarray:
         """The number of the unit that holds each row."""
         return np.searchsorted(self.starts, rows, "right") - 1
@@ -114,7 +120,7 @@ def check_same_model(receipts: Sequence[Receipt]) -> None:
     for what, values in (
         ("the model's state", {r.unit: r.state_hash for r in receipts}),
         ("the embedding's width", {r.unit: r.dimension for r in receipts if r.embeddings is not None}),
-        ("the number of classes", {r.unit: r.classes for r in receipts if r.rows}),
+        ("the number of classes", {r.unit: r.classes for r in receipts if r.classes is not None}),
     ):
         if len(set(values.values())) > 1:
             first = next(iter(values))

@@ -74,7 +74,7 @@ def prepare(query: Query) -> Prepared:
     classes = class_names(query.model.classes)
     columns = input_columns(query.model) if query.model.kind == "columns" else tuple(query.pool.inputs)
     digest = fingerprint(query.model)
-    pool = plan_pool(query.pool, columns, query.on_error)
+    pool = plan_pool(query.pool, columns, query.on_error, masked=[query.model.logits] if query.model.logits else [])
     labelled = read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type) if query.pool.labelled else None
     identity = query_identity(query, pool.files, _labelled_parts(query, labelled, pool), classes, digest)
     tasks, receipts = find_scored(query, store, pool.units, pool.read, digest)
@@ -98,7 +98,8 @@ def _labelled_parts(query: Query, labelled: Labelled | None, pool: PoolPlan) -> 
         return []
     if not query.needs_embedding:
         return [labelled.digest]
-    usable = has_columns(labelled.files, pool.read.columns)
+    enough = [query.model.embedding] if query.model.kind == "columns" and query.model.embedding else None
+    usable = has_columns(labelled.files, pool.read.only(enough).columns)
     return [labelled.digest, *(file.identity for file, ok in zip(labelled.files, usable, strict=True) if ok)]
 
 

@@ -115,7 +115,7 @@ def _check(prepared: Prepared, pool: ScoredPool) -> None:
         reasons = [reason for receipt in pool.receipts for reason in receipt.quarantine_reasons]
         first = f"; the first of the rows left out: {reasons[0]}" if reasons else ""
         raise PoolError(f"no row of {', '.join(prepared.query.pool.uris)} is left to choose from after pool.filters and on_error{first}")
-    check_unique(pool.ids, prepared.query.pool.id or "id")
+    check_unique(pool.ids, prepared.query.pool.id or "id", pool.place)
     classes = next((receipt.classes for receipt in pool.receipts if receipt.classes is not None), None)
     if prepared.classes is not None and classes is not None:
         check_classes(prepared.classes, classes)

@@ -19,7 +19,8 @@ from raystream.engine.outputs import OutputWriter
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.store import LocalStore
 from raystream.errors import ClusterError, DataError, ModelError, RaystreamError
-from raystream.model import bad_output_rows, fingerprint, is_device_failure, load
+from raystream.model import Predictor, bad_output_rows, fingerprint, is_device_failure, load
+from raystream.pool import Unit
 
 _REASONS_KEPT = 20
 
@@ -75,7 +76,7 @@ class Worker:
                 with self._computing:
                     for chunk in feed:
                         for batch in chunk.batches(job.model.batch_size):
-                            quarantined += self._score_batch(batch, writer, unit.name)
+                            quarantined += self._score_batch(self._model_for(unit), batch, writer, unit.name)
                     writer.compute()
                 quarantined = [str(bad) for bad in feed.bad] + quarantined
             scores, embeddings = writer.finish()
@@ -132,9 +133,15 @@ class Worker:
                 self._store.discard(file.name)
         return winner
 
-    def _score_batch(self, batch: Chunk, writer: OutputWriter, name: str) -> list[str]:
+    def _model_for(self, unit: Unit) -> Predictor:
+        """The model; for a unit that holds embeddings alone, as a file of labelled rows may, what passes these on."""
+        if unit.columns is None:
+            return self._model
+        return load(self._job.model.model_copy(update={"logits": None, "probabilities": None}), embedding=True)
+
+    def _score_batch(self, model: Predictor, batch: Chunk, writer: OutputWriter, name: str) -> list[str]:
         """Run the model on a batch and hand on its outputs; what is wrong with the rows that are left out."""
-        prediction = self._model.predict(batch.inputs)
+        prediction = model.predict(batch.inputs)
         wrong = bad_output_rows(prediction)
         too_large = self._too_large(prediction.embedding)
         if wrong is None and too_large is None:
@@ -144,12 +151,12 @@ class Worker:
         reasons: dict[int, str] = {}
         for rows, reason in (
             (too_large, "the embedding overflows float16; set model.embedding_dtype to float32"),
-            (wrong, "the model's output holds NaN or infinity"),
+            (wrong, prediction.reason),
         ):
             if rows is not None:
                 reasons |= dict.fromkeys(batch.rows[rows.cpu().numpy()].tolist(), reason)
         if not self._job.skip_bad_rows:
-            raise ModelError(f"{_counted(reasons)}; mend the model or set on_error to skip")
+            raise ModelError(f"{_counted(reasons)}; correct it, or set on_error to skip to leave such rows out")
         keep = torch.from_numpy(~np.isin(batch.rows, list(reasons)))
         writer.add(
             batch.ids.filter(pa.array(keep.numpy())),

@@ -10,6 +10,7 @@ from raystream.errors import ModelError
 from raystream.model.prediction import Prediction, check_logits
 
 _SUM_TOLERANCE = 1e-3
+_NO_DISTRIBUTION = "the probabilities are negative or don't sum to 1"
 
 
 def input_columns(spec: query.Model) -> tuple[str, ...]:
@@ -46,10 +47,12 @@ class ColumnsPredictor:
             raise ModelError(f"{len(inputs)} input columns came, expected {len(self._columns)}: {', '.join(self._columns)}")
         rows = inputs[0].shape[0]
         logits = embedding = None
+        reason = Prediction.reason
         if self._logits:
             logits = check_logits(inputs[0].float(), rows, f"column {self._logits} (model.logits)")
         elif self._probabilities:
-            logits = _log(inputs[0], rows, f"column {self._probabilities} (model.probabilities)")
+            logits, sound = _log(inputs[0], rows, f"column {self._probabilities} (model.probabilities)")
+            reason = reason if sound else _NO_DISTRIBUTION
         if self._embedding:
             embedding = inputs[-1].float()
             if embedding.ndim < 2 or embedding.shape[0] != rows:
@@ -58,21 +61,18 @@ class ColumnsPredictor:
                     "expected (rows, dimensions); give a column of lists of one length"
                 )
             embedding = embedding.flatten(1)
-        return Prediction(logits, embedding)
+        return Prediction(logits, embedding, reason)
 
 
-def _log(probabilities: Tensor, rows: int, who: str) -> Tensor:
-    """Logarithms of probabilities that were checked; zeros become -inf, NaN stays for the caller to find."""
+def _log(probabilities: Tensor, rows: int, who: str) -> tuple[Tensor, bool]:
+    """Logarithms of probabilities, and whether every row is a distribution; those that aren't become NaN for the caller to find.
+
+    Zeros become -inf, and rows with NaN hold it still.
+    """
     check_logits(probabilities.float(), rows, who)
     exact = probabilities.double()
-    total = exact.sum(dim=1)
-    bad = (exact < 0).any(dim=1) | ((total - 1).abs() > _SUM_TOLERANCE)
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        lowest = float(exact[row].min())
-        got = f"holds {lowest:g}" if lowest < 0 else f"sums to {float(total[row]):g}"
-        raise ModelError(
-            f"{who}: row {row} of the batch {got}, expected probabilities of at least 0 that sum to 1 within {_SUM_TOLERANCE:g}; "
-            "if these are logits, name the column in model.logits"
-        )
-    return exact.log().float()
+    bad = (exact < 0).any(dim=1) | ((exact.sum(dim=1) - 1).abs() > _SUM_TOLERANCE)
+    logits = exact.log().float()
+    if not bool(bad.any()):
+        return logits, True
+    return logits.masked_fill(bad[:, None], torch.nan), False

@@ -1,10 +1,20 @@
 """A model's fingerprint: what its outputs depend on, hashed without running or importing it.
 
 Batch size, precision, temperature and the embedding module are not part of it: they stand next to it in a unit's key.
+
+Of source code it covers
+
+* the top-level package that holds `source`: all its Python files, also through symbolic links to folders;
+* a module of one file: that file, and the modules and whole packages of the same folder that it imports by name, directly
+  or through each other.
+
+It doesn't cover other packages, what is imported by computed names, and, for a module of one file that is installed or
+Python's own, what lies beside it; `model.version` can stand for those.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.machinery
 import importlib.metadata
@@ -12,6 +22,7 @@ import importlib.util
 import json
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +33,7 @@ from raystream.model.source import split_source
 
 
 def fingerprint(spec: query.Model) -> str:
-    """sha256, in hex, of the weights, `args`, `version` and the source files of the package that holds `source`.
+    """sha256, in hex, of the weights, `args`, `version` and the source files behind `source`, as this module's docstring lists them.
 
     For kind columns: of the kind and the columns' names.
 
@@ -84,7 +95,7 @@ def _sources(top: str, source: str) -> Iterator[tuple[str, bytes]]:
     if spec.submodule_search_locations is not None:
         files = [(name, path) for folder in spec.submodule_search_locations for name, path in _package_files(Path(folder))]
     elif spec.has_location and spec.origin:
-        files = [(Path(spec.origin).name, Path(spec.origin))]
+        files = _module_files(Path(spec.origin))
     else:
         files = []
     for name, path in sorted(files):
@@ -106,15 +117,65 @@ def _top_level(top: str, source: str) -> importlib.machinery.ModuleSpec:
 
 def _package_files(folder: Path) -> list[tuple[str, Path]]:
     """The Python sources below a package; where there are none, its compiled modules."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name != "__pycache__" and not name.startswith(".")]  # no packages, and may be vast
-        found += [Path(parent, name) for name in files]
+    found = list(_files_below(folder, ()))
     for suffixes in ((".py",), tuple(importlib.machinery.all_suffixes())):
         chosen = [path for path in found if path.name.endswith(suffixes)]
         if chosen:
             return [(path.relative_to(folder).as_posix(), path) for path in chosen]
     return []
+
+
+def _files_below(folder: Path, passed: tuple[Path, ...]) -> Iterator[Path]:
+    """All files, also those behind links to folders, unless the link leads back to where the walk came from."""
+    real = folder.resolve()
+    if any(parent.is_relative_to(real) for parent in passed):
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    for entry in entries:
+        if not entry.is_dir():
+            yield Path(entry.path)
+        elif entry.name != "__pycache__" and not entry.name.startswith("."):  # no packages, and may be vast
+            yield from _files_below(Path(entry.path), (*passed, real))
+
+
+def _module_files(module: Path) -> list[tuple[str, Path]]:
+    """A module's file and those of the modules and packages beside it that it imports, directly or through each other."""
+    found = {module.name: module}
+    todo = [] if _is_installed(module.parent) else [module]
+    while todo:
+        for name in _imported(todo.pop()):
+            for relative, path in _beside(module.parent, name):
+                if relative not in found:
+                    found[relative] = path
+                    todo.append(path)
+    return list(found.items())
+
+
+def _is_installed(folder: Path) -> bool:
+    """Whether it is one that pip or Python itself fills, where everything lies beside everything."""
+    return folder.name in ("site-packages", "dist-packages", "lib-dynload") or str(folder) in sysconfig.get_paths().values()
+
+
+def _beside(folder: Path, name: str) -> list[tuple[str, Path]]:
+    """The files of the module or package of that name in a folder, as Python's import would choose between them."""
+    module, package = folder / f"{name}.py", folder / name
+    if module.is_file() and not (package / "__init__.py").is_file():
+        return [(module.name, module)]
+    return [(f"{name}/{relative}", path) for relative, path in _package_files(package)] if package.is_dir() else []
+
+
+def _imported(path: Path) -> set[str]:
+    """The top-level names that a Python file imports anywhere; of a file that isn't valid, none."""
+    try:
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+    except (OSError, SyntaxError, ValueError):
+        return set()
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    return {name.partition(".")[0] for name in names}
 
 
 def _distribution(top: str) -> str:

@@ -20,6 +20,8 @@ class Prediction:
     """float32 (n_rows, n_classes); None if the pool's columns hold an embedding alone."""
     embedding: Tensor | None
     """float32 (n_rows, n_dimensions); None if not wanted."""
+    reason: str = "the model's output holds NaN or infinity"
+    """What is wrong with the rows that `bad_output_rows` finds."""
 
 
 class Predictor(Protocol):

@@ -85,7 +85,7 @@ def _call(factory: object, source: str, args: Mapping[str, Any]) -> object:
         raise ModelError(f"model.source {source} is {type(factory).__name__}, expected a class, a factory or a torch.nn.Module")
     try:
         return copy.deepcopy(factory) if isinstance(factory, nn.Module) else factory(**args)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_device_failure(error):
             raise
         raise ModelError(f"model.source {source} raised {_told(error)} when called with model.args {dict(args)}") from error

@@ -11,6 +11,7 @@ from raystream import query
 from raystream.errors import ModelError
 from raystream.model.device import choose_device, is_device_failure, is_out_of_memory
 from raystream.model.embedding import EmbeddingTap
+from raystream.model.imported import check_imported
 from raystream.model.prediction import Prediction, check_logits
 from raystream.model.source import build_network
 from raystream.model.weights import load_weights, state_hash
@@ -23,6 +24,7 @@ def load(spec: query.Model, *, embedding: bool) -> TorchPredictor:
     assert spec.source is not None  # the query checks it
     device = choose_device(spec.device)
     network = build_network(spec.source, spec.args)
+    check_imported(spec.source)
     if spec.weights is not None:
         load_weights(network, spec.weights)
     return TorchPredictor(

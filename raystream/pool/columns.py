@@ -31,11 +31,13 @@ class Column:
     Attributes:
         shape: of one row; None stands for the width of a list, which only the data can tell. () is a scalar.
         dtype: of the decoded tensor.
+        masked: whether -inf is a value, as in logits, where it masks a class.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
+    masked: bool = False
 
     @property
     def is_scalar(self) -> bool:
@@ -102,6 +104,22 @@ def _is_plain(schema: pa.Schema) -> bool:
     return all(plain_type(type_) is type_ for type_ in schema.types)
 
 
+def row_shapes(array: pa.Array, column: Column) -> list[tuple[int, ...]]:
+    """The shapes of the rows of a list column that have one: those that are null, ragged, or empty at any level are left out."""
+    count = len(array)
+    of = np.arange(count)  # the row that each list belongs to
+    shapes = np.zeros((count, len(column.shape)), dtype=np.int64)
+    regular = np.ones(count, dtype=bool)
+    for level in range(len(column.shape)):
+        widths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+        least = np.full(count, np.iinfo(np.int64).max)
+        np.minimum.at(least, of, widths)
+        np.maximum.at(shapes[:, level], of, widths)
+        regular &= (least == shapes[:, level]) & (least > 0)
+        array, of = array.flatten(), np.repeat(of, widths)
+    return [tuple(shape) for shape in shapes[regular].tolist()]
+
+
 def structural_flaws(array: pa.Array, column: Column) -> Flaws:
     """The rows that are null, hold nulls, or don't have the column's shape; empty for a sound block."""
     return _flaws(_storage(array), _storage_shape(array.type, column), np.arange(len(array)))
@@ -123,10 +141,11 @@ def decode(array: pa.Array, column: Column) -> npt.NDArray[np.generic]:
     return rows.transpose(0, *(i + 1 for i in order)) if order else rows
 
 
-def value_flaws(block: npt.NDArray[np.generic]) -> Flaws:
+def value_flaws(block: npt.NDArray[np.generic], masked: bool = False) -> Flaws:
     """The rows of a decoded block (n, *shape) that hold NaN or infinite values.
 
-    A sum is finite only if all its terms are, so that sound blocks cost one pass over cached memory.
+    If `masked`, -inf is fine in a row that holds anything else. A sum is finite only if all its terms are, so that sound
+    blocks cost one pass over cached memory.
     """
     if block.dtype.kind != "f" or not block.size:
         return {}
@@ -135,8 +154,15 @@ def value_flaws(block: npt.NDArray[np.generic]) -> Flaws:
         if math.isfinite(np.einsum("i->", np.asarray(block, dtype=np.float32).reshape(-1))):
             return {}
     rows = block.reshape(len(block), -1)
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    return {int(row): "holds NaN" if np.isnan(rows[row]).any() else "holds a value that is infinite as float32" for row in bad}
+    # The largest value is NaN if the row holds one.
+    sound = np.isfinite(rows.max(axis=1)) if masked else np.isfinite(rows).all(axis=1)
+    return {int(row): _value_flaw(rows[row], masked) for row in np.flatnonzero(~sound)}
+
+
+def _value_flaw(row: npt.NDArray[np.generic], masked: bool) -> str:
+    if np.isnan(row).any():
+        return "holds NaN"
+    return "holds nothing but -inf" if masked and float(np.max(row)) < 0 else "holds a value that is infinite as float32"
 
 
 def _is_list(type_: pa.DataType) -> bool:

@@ -20,6 +20,10 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _MAGIC = re.compile(r"[*?\[]")
 
 
+class UnreadableFileError(PoolError):
+    """A file that is there but isn't Parquet, or not all of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class File:
     """One file of the pool, as it was when listed; it travels to workers inside units.
@@ -46,7 +50,7 @@ def resolve(uri: str, key: str = "pool.uri") -> tuple[pafs.FileSystem, str]:
     """The file system that holds a path or URI, and its absolute path there.
 
     Raises:
-        QueryError: the URI's scheme is one that raystream can't read.
+        QueryError: the URI is empty, or its scheme is one that raystream can't read.
     """
     if match := _SCHEME.match(uri):
         scheme = match[0].removesuffix("://")
@@ -56,6 +60,8 @@ def resolve(uri: str, key: str = "pool.uri") -> tuple[pafs.FileSystem, str]:
         if parts.netloc not in ("", "localhost"):
             raise QueryError(f"{key} {uri} names the host {parts.netloc!r}; expected a local path such as file:///data/pool")
         uri = unquote(uri[len("file://") + len(parts.netloc) :])
+    if not uri.strip():
+        raise QueryError(f"{key} is empty; give a path")
     return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
 
 
@@ -69,9 +75,11 @@ def list_files(uris: Sequence[str], key: str = "pool.uri") -> list[File]:
         key: the query's key that they stand in, for messages.
 
     Raises:
-        QueryError: a URI is in a place that raystream can't read.
+        QueryError: there is no URI, or one is empty or in a place that raystream can't read.
         PoolError: something is missing, nothing was found, or the hive folders of two files have different names.
     """
+    if not uris:
+        raise QueryError(f"{key} is empty; give a path")
     found: dict[str, File] = {}
     for uri in uris:
         empty = True
@@ -82,8 +90,6 @@ def list_files(uris: Sequence[str], key: str = "pool.uri") -> list[File]:
                 found[file.path] = file
         if empty:
             raise PoolError(f"{key} {uri} holds no Parquet file; expected names that end in {', '.join(_EXTENSIONS)}")
-    if not found:
-        raise PoolError(f"{key} is empty; name at least one Parquet file or folder")
     files = [found[path] for path in sorted(found)]
     _same_partition_names(files, key)
     return files
@@ -93,7 +99,7 @@ def open_parquet(file: File) -> pq.ParquetFile:
     """Open a file and read its footer, provided that it is still the one that was listed.
 
     Raises:
-        PoolError: the file is gone, was changed, or isn't Parquet.
+        PoolError: the file is gone or was changed; UnreadableFileError if it isn't Parquet.
     """
     check_unchanged(file)
     filesystem, path = resolve(file.path)
@@ -101,7 +107,7 @@ def open_parquet(file: File) -> pq.ParquetFile:
         # Pre-buffering would hold every row group of a unit at once; without it, one at a time.
         return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
-        raise PoolError(f"{file.path} can't be read as Parquet: {one_line(error)}; repair or remove the file") from None
+        raise UnreadableFileError(f"{file.path} can't be read as Parquet: {one_line(error)}; repair or remove the file") from None
 
 
 def check_unchanged(file: File) -> None:

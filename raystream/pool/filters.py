@@ -6,6 +6,7 @@ Nulls are treated as pyarrow treats them: they match no comparison, but they are
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -126,27 +127,43 @@ def _expression(term: Term, type_: pa.DataType) -> pc.Expression:
     if op in ("in", "not in"):
         if not isinstance(value, tuple):
             raise TypeError("a list is expected")
-        found = field.isin(_value_set([_literal(v, plain_) for v in value], plain_))
+        literals = [_literal(v, plain_) for v in value]
+        if pa.types.is_integer(plain_):
+            literals = [v for v in literals if _holds(plain_, v)]  # no row is equal to the others, but Arrow would truncate 0.5 to 0
+        found = field.isin(pa.array(literals, plain_) if pa.types.is_integer(plain_) or not literals else pa.array(literals))
         return ~found if op == "not in" else found
     if isinstance(value, tuple):
         raise TypeError("one value is expected")
-    return _COMPARISONS[op](field, _scalar(value, plain_))
+    literal = _literal(value, plain_)
+    if pa.types.is_integer(plain_):
+        return _integer_comparison(field, op, literal, plain_)
+    return _COMPARISONS[op](field, literal if isinstance(literal, pa.Scalar) else pa.scalar(literal))
 
 
-def _scalar(value: Any, type_: pa.DataType) -> pa.Scalar:
-    literal = _literal(value, type_)
-    if pa.types.is_unsigned_integer(type_) and isinstance(literal, int) and 0 <= literal < 2**type_.bit_width:
-        return pa.scalar(literal, type_)  # else Arrow compares uint64 as int64, and refuses large values
-    return literal if isinstance(literal, pa.Scalar) else pa.scalar(literal)
+def _integer_comparison(field: pc.Expression, op: str, value: float, type_: pa.DataType) -> pc.Expression:
+    """A comparison that is exact for every number: Arrow takes large integers to floats, and refuses what the type can't hold."""
+    if _holds(type_, value):
+        return _COMPARISONS[op](field, pa.scalar(int(value), type_))
+    least, greatest = _range(type_)
+    if value < least or value > greatest:
+        # All rows lie on the same side, so that any of them decides.
+        return field.is_valid() if _COMPARISONS[op](0, value) else pc.scalar(False)
+    if op in ("==", "!=") or value != value:
+        return field.is_valid() if op == "!=" else pc.scalar(False)
+    below = field <= pa.scalar(math.floor(value), type_)
+    return below if op in ("<", "<=") else ~below
 
 
-def _value_set(literals: list[Any], type_: pa.DataType) -> pa.Array:
-    if pa.types.is_integer(type_) and literals:
-        try:
-            return pa.array(literals, type_)
-        except (pa.ArrowInvalid, OverflowError):
-            pass  # what the type can't hold is in no row, but another of the values may be
-    return pa.array(literals)
+def _holds(type_: pa.DataType, value: float) -> bool:
+    """Whether a number is among an integer type's values."""
+    least, greatest = _range(type_)
+    return least <= value <= greatest and value == int(value)
+
+
+def _range(type_: pa.DataType) -> tuple[int, int]:
+    if pa.types.is_unsigned_integer(type_):
+        return 0, 2**type_.bit_width - 1
+    return -(2 ** (type_.bit_width - 1)), 2 ** (type_.bit_width - 1) - 1
 
 
 def _literal(value: Any, type_: pa.DataType) -> Any:
@@ -188,9 +205,9 @@ def _may_match(term: Term, found: Statistics, rows: int, type_: pa.DataType) -> 
     if op in ("==", "in"):
         return any(low <= v <= high for v in values)
     if op in ("!=", "not in"):
-        # Statistics leave NaN out, and NaN differs from everything.
-        may_be_other = low != high or isinstance(low, float) or low not in values
-        return may_be_other or (op == "not in" and found.nulls != 0)
+        if pa.types.is_floating(plain_type(type_)):
+            return True  # statistics leave NaN out, and NaN differs from everything
+        return low != high or low not in values or (op == "not in" and found.nulls != 0)
     return bool(low < value if op == "<" else low <= value if op == "<=" else high > value if op == ">" else high >= value)
 
 

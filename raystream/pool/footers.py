@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError, did_you_mean
-from raystream.pool.files import File, open_parquet
+from raystream.pool.files import File, UnreadableFileError, one_line, open_parquet
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ def read_footers(
     keep: Sequence[str] = (),
     threads: int = 16,
     same_types: bool = True,
+    unreadable: Callable[[File, str], None] | None = None,
 ) -> list[Footer]:
     """The footers of all files, in their order.
 
@@ -67,12 +68,22 @@ def read_footers(
         keep: further columns whose types are wanted; in the files, or hive folders.
         threads: footers read at a time.
         same_types: whether a column must have one type in all files.
+        unreadable: is told, in order, of each file whose footer can't be read and why; that file is left out. Without
+            it, such a file is an error.
 
     Raises:
         PoolError: a file isn't Parquet, lacks a column, or has one under another type than the first file.
     """
     with ThreadPoolExecutor(max_workers=max(1, min(threads, len(files)))) as executor:
-        footers = list(executor.map(lambda file: _read_footer(file, columns, filter_columns, keep), files))
+        results = list(executor.map(lambda file: _try_footer(file, columns, filter_columns, keep), files))
+    footers: list[Footer] = []
+    for file, result in zip(files, results, strict=True):
+        if isinstance(result, Footer):
+            footers.append(result)
+        elif unreadable is None:
+            raise result
+        else:
+            unreadable(file, str(result))
     if footers:
         for footer in footers[1:] if same_types else []:
             _same_types(footers[0], footer)
@@ -82,12 +93,21 @@ def read_footers(
     return footers
 
 
+def _try_footer(
+    file: File, columns: Sequence[str], filter_columns: Sequence[str], keep: Sequence[str]
+) -> Footer | UnreadableFileError:
+    try:
+        return _read_footer(file, columns, filter_columns, keep)
+    except UnreadableFileError as error:
+        return error
+
+
 def _read_footer(file: File, columns: Sequence[str], filter_columns: Sequence[str], keep: Sequence[str]) -> Footer:
     with open_parquet(file) as parquet:
         try:
             metadata, schema = parquet.metadata, parquet.schema_arrow
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            raise PoolError(f"{file.path} has a schema that can't be read: {error}; write the file anew") from None
+            raise UnreadableFileError(f"{file.path} has a schema that can't be read: {one_line(error)}; write the file anew") from None
     folders = [name for name, _ in file.partitions]
     for name in columns:
         if name in folders and name not in schema.names:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -13,21 +15,28 @@ from raystream.pool.columns import plain
 _SHOWN = 3
 
 
-def check_unique(ids: pa.ChunkedArray | pa.Array, name: str) -> None:
+def check_unique(ids: pa.ChunkedArray | pa.Array, name: str, where: Callable[[int], str] | None = None) -> None:
     """Raise PoolError if ids are null or occur more than once.
 
     Args:
         ids: of all rows, in row order.
         name: the id column's, for messages.
+        where: names the place of a row of `ids`, as in `/pool/a.parquet row 17`; left out, the row's number does.
     """
+    where = where or "row {}".format
     if ids.null_count:
-        raise PoolError(f"{ids.null_count} ids of column {name} are null; expected one id a row, so fill them or leave pool.id out")
+        rows = pc.indices_nonzero(ids.is_null())[:_SHOWN].to_pylist()
+        raise PoolError(
+            f"{ids.null_count} ids of column {name} are null, first: {', '.join(map(where, rows))}; "
+            "expected one id a row, so fill them or leave pool.id out"
+        )
     ids = comparable(ids)
     repeated = _repeated_integers(ids) if pa.types.is_integer(ids.type) else _repeated_strings(ids)
     if len(repeated):
         first = _first_repeats(ids, repeated)
         raise PoolError(
-            f"{len(repeated)} ids of column {name} are not unique, first: {', '.join(map(str, first))}; "
+            f"{len(repeated)} ids of column {name} are not unique, first: {', '.join(map(str, first))}, "
+            f"met again at {', '.join(map(where, first.values()))}; "
             "expected one id a row, so correct them or leave pool.id out"
         )
 
@@ -57,17 +66,10 @@ def _repeated_strings(ids: pa.ChunkedArray | pa.Array) -> pa.Array:
     return counts.field("values").filter(pc.greater(counts.field("counts"), 1))
 
 
-def _first_repeats(ids: pa.ChunkedArray | pa.Array, repeated: pa.Array) -> list[object]:
-    """The ids that are met again first, in row order."""
-    seen: set[object] = set()
-    first: dict[object, None] = {}
-    rows = pc.is_in(ids, value_set=repeated)
-    for chunk in ids.filter(rows).chunks if isinstance(ids, pa.ChunkedArray) else [ids.filter(rows)]:
-        for value in chunk:
-            key = value.as_py()
-            if key in seen:
-                first[key] = None
-                if len(first) == _SHOWN:
-                    return list(first)
-            seen.add(key)
-    return list(first)
+def _first_repeats(ids: pa.ChunkedArray | pa.Array, repeated: pa.Array) -> dict[object, int]:
+    """The ids that are met again first, in row order, with the rows where they are."""
+    found = pc.index_in(ids, value_set=repeated)
+    rows, values = pc.indices_nonzero(found.is_valid()).to_numpy(), found.drop_null().to_numpy()
+    again = np.delete(np.arange(len(values)), np.unique(values, return_index=True)[1])
+    first = again[np.sort(np.unique(values[again], return_index=True)[1])[:_SHOWN]]
+    return {repeated[int(values[i])].as_py(): int(rows[i]) for i in first}

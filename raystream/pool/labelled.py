@@ -126,12 +126,13 @@ def has_columns(files: Sequence[File], columns: Sequence[Column]) -> list[bool]:
     return [_has_columns(file, columns) for file in files]
 
 
-def labelled_units(labelled: Labelled, spec: ReadSpec) -> tuple[list[Unit], Labelled]:
+def labelled_units(labelled: Labelled, spec: ReadSpec, enough: Sequence[str] | None = None) -> tuple[list[Unit], Labelled]:
     """Units that read labelled rows from the labelled files themselves, for rows that the pool doesn't hold.
 
     Args:
         labelled: the ids wanted.
         spec: how the pool's units are read; these units are read with it, too.
+        enough: input columns that suffice where a file lacks others; its units read them alone, see `Unit.columns`.
 
     Returns:
         The units, and the ids that they don't reach because their files lack the inputs.
@@ -140,13 +141,23 @@ def labelled_units(labelled: Labelled, spec: ReadSpec) -> tuple[list[Unit], Labe
         LabelsError: a labelled file holds an input column of another shape or kind.
     """
     in_use = np.unique(labelled.file_of).tolist()
-    able = [i for i, ok in zip(in_use, has_columns([labelled.files[i] for i in in_use], spec.columns), strict=True) if ok]
-    footers = read_footers([labelled.files[i] for i in able], [labelled.id_name, *spec.inputs], same_types=False) if able else []
-    units: list[Unit] = []
+    units = _reading(labelled, in_use, spec, None)
+    part = spec.only(enough or ()).inputs
+    if part:
+        units |= _reading(labelled, [index for index in in_use if index not in units], spec, part)
+    return [unit for index in in_use for unit in units.get(index, [])], labelled.only(~np.isin(labelled.file_of, list(units)))
+
+
+def _reading(labelled: Labelled, indices: Sequence[int], spec: ReadSpec, part: tuple[str, ...] | None) -> dict[int, list[Unit]]:
+    """The units of those files that hold the columns: a part of the spec's, or all of them."""
+    read = spec.only(part)
+    able = [i for i, ok in zip(indices, has_columns([labelled.files[i] for i in indices], read.columns), strict=True) if ok]
+    footers = read_footers([labelled.files[i] for i in able], [labelled.id_name, *read.inputs], same_types=False)
+    units = {}
     for index, footer in zip(able, footers, strict=True):
         rows = np.sort(labelled.row_of[labelled.file_of == index])
-        units += units_at(footer, rows.tolist(), labelled.id_name if spec.id is None else None)
-    return units, labelled.only(~np.isin(labelled.file_of, able))
+        units[index] = units_at(footer, rows.tolist(), labelled.id_name if spec.id is None else None, columns=part)
+    return units
 
 
 def _read_ids(file: File, name: str, id_type: pa.DataType) -> pa.ChunkedArray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from raystream.errors import PoolError, QueryError
-from raystream.pool.columns import Column, check_mixture, plain_type, recognise
+from raystream.pool.columns import Column, check_mixture, plain_type, recognise, row_shapes
 from raystream.pool.files import File, list_files, one_line, open_parquet
 from raystream.pool.filters import Filters, check_filters, filter_columns, freeze, partition_types, residual
 from raystream.pool.footers import Footer, read_footers
@@ -21,6 +22,9 @@ from raystream.pool.units import TARGET_BYTES, Unit, cut_units, group_bytes
 from raystream.query import LOGIT_SCORES, Pool
 
 LARGE_ROW_GROUP = 1 << 30
+_SAMPLED_FILES = 8
+_SAMPLED_ROWS = 64
+_SHOWN = 3
 DERIVED_ID = "id"
 _OURS = frozenset(
     {"rank", "score", "gain", "distance", "represents", "why", "prediction", "prediction_name", "confidence", "path", "row", *LOGIT_SCORES}
@@ -32,7 +36,7 @@ class PoolPlan:
     """What a query reads of its pool.
 
     Attributes:
-        footers: of all files, also of those that the filters leave nothing of, sorted by path.
+        footers: of all files that can be read, also of those that the filters leave nothing of, sorted by path.
         units: what is scored, sorted by (path, first row).
         read: how units are read.
         filters: the pool's, frozen.
@@ -91,15 +95,17 @@ def plan_pool(
     on_error: Literal["fail", "skip"] = "fail",
     target_bytes: int = TARGET_BYTES,
     threads: int = 16,
+    masked: Collection[str] = (),
 ) -> PoolPlan:
     """List a pool, read its footers and cut its units.
 
     Args:
         pool: as the query says it.
         columns: the input columns, if they aren't `pool.inputs`: those that a model of kind columns names.
-        on_error: what readers do with bad rows.
+        on_error: what readers do with bad rows; under `skip`, files whose footer can't be read are left out, too, with a warning.
         target_bytes: uncompressed bytes of a unit.
         threads: footers read at a time.
+        masked: input columns in which -inf is a value, such as logits, where it masks a class.
 
     Raises:
         QueryError: a name or a filter of the query can't be used.
@@ -108,10 +114,14 @@ def plan_pool(
     inputs = tuple(pool.inputs if columns is None else columns)
     _check_names(pool)
     files = list_files(pool.uris)
-    folders = partition_types(files)
     filters = freeze(pool.disjunction)
     read = [*([pool.id] if pool.id else []), *inputs]
-    footers = read_footers(files, read, filter_columns(filters), pool.keep, threads)
+    unreadable: dict[File, str] = {}
+    note = unreadable.__setitem__ if on_error == "skip" else None
+    footers = read_footers(files, read, filter_columns(filters), pool.keep, threads, unreadable=note)
+    if not footers:
+        raise PoolError(f"none of the {len(files)} files can be read, first: {unreadable[files[0]]}")
+    folders = partition_types([footer.file for footer in footers])
     if not any(footer.rows for footer in footers):
         raise PoolError(f"pool.uri {', '.join(pool.uris)} holds no row in {len(files)} files; expected at least one")
     # A key that only some files have as a folder must be a column of the others, which their footers tell.
@@ -120,9 +130,12 @@ def plan_pool(
     units = _cut(footers, filters, folders, target_bytes)
     if not units:
         raise PoolError(f"no row of {len(files)} files is left after filters {_shown(filters)}; change pool.filters")
-    spec = ReadSpec(pool.id, _id_type(pool.id, types), _input_columns(footers, inputs, types), on_error)
+    measured = _input_columns(units, inputs, types, on_error)
+    marked = tuple(dataclasses.replace(column, masked=column.name in masked) for column in measured)
+    spec = ReadSpec(pool.id, _id_type(pool.id, types), marked, on_error)
     keep = pa.schema([pa.field(name, plain_type(types[name])) for name in pool.keep])
-    return PoolPlan(tuple(footers), tuple(units), spec, filters, folders, keep, _warnings(footers, units, spec))
+    warnings = (*_left_out(unreadable), *_large_row_group(footers, units, spec))
+    return PoolPlan(tuple(footers), tuple(units), spec, filters, folders, keep, warnings)
 
 
 def _check_names(pool: Pool) -> None:
@@ -147,26 +160,41 @@ def _id_type(name: str | None, types: dict[str, pa.DataType]) -> pa.DataType:
     raise PoolError(f"id column {name} is {types[name]}; expected integers, strings or binary, or leave pool.id out")
 
 
-def _input_columns(footers: Sequence[Footer], names: Sequence[str], types: dict[str, pa.DataType]) -> tuple[Column, ...]:
+def _input_columns(units: Sequence[Unit], names: Sequence[str], types: dict[str, pa.DataType], on_error: str) -> tuple[Column, ...]:
     columns = tuple(recognise(name, types[name]) for name in names)
     check_mixture(columns)
-    return tuple(dataclasses.replace(c, shape=_measured(footers, c)) if None in c.shape else c for c in columns)
+    return tuple(dataclasses.replace(c, shape=_measured(units, c, on_error)) if None in c.shape else c for c in columns)
 
 
-def _measured(footers: Sequence[Footer], column: Column) -> tuple[int, ...]:
-    """The shape of a list column, by the pool's first row that isn't null."""
-    for footer in footers:
-        with open_parquet(footer.file) as parquet:
-            try:
-                for batch in parquet.iter_batches(batch_size=64, columns=[column.name]):
-                    for value in batch.column(column.name).drop_null().to_pylist():
-                        shape = np.array(value, dtype=object).shape  # shorter than the column's for ragged lists
-                        if len(shape) == len(column.shape) and all(shape):
-                            return tuple(shape)
-            except (pa.ArrowException, OSError) as error:
-                where = f"column {column.name} of {footer.file.path}"
+def _measured(units: Sequence[Unit], column: Column, on_error: str) -> tuple[int, ...]:
+    """The commonest shape of a list column among the first rows of a few files spread over the pool; of equals, the earlier.
+
+    One odd row must not decide, as `skip` would then leave out all others.
+    """
+    first: dict[File, Unit] = {}
+    for unit in units:
+        first.setdefault(unit.file, unit)
+    count = min(_SAMPLED_FILES, len(first))
+    sample = [list(first.values())[i * len(first) // count] for i in range(count)]
+    shapes = Counter(shape for unit in sample for shape in next(_shapes(unit, column, on_error), ()))
+    # The first rows may all be null; then the first ones that aren't decide.
+    more = (found for unit in units for found in _shapes(unit, column, on_error) if found)
+    shapes = shapes or Counter(next(more, ()))
+    if not shapes:
+        raise PoolError(f"column {column.name} holds no list with values in {len(first)} files; expected lists of one length")
+    return shapes.most_common(1)[0][0]
+
+
+def _shapes(unit: Unit, column: Column, on_error: str) -> Iterator[list[tuple[int, ...]]]:
+    """The shapes of a unit's rows that have one, some rows at a time; under `skip` damage ends it, and is left to the reader."""
+    with open_parquet(unit.file) as parquet:
+        try:
+            for batch in parquet.iter_batches(_SAMPLED_ROWS, row_groups=list(unit.row_groups), columns=[column.name]):
+                yield row_shapes(batch.column(column.name), column)
+        except (pa.ArrowException, OSError) as error:
+            if on_error == "fail":
+                where = f"column {column.name} of {unit.file.path}"
                 raise PoolError(f"{where} can't be read: {one_line(error)}; repair or remove the file") from None
-    raise PoolError(f"column {column.name} holds no list with values in {len(footers)} files; expected lists of one length")
 
 
 def _cut(footers: Sequence[Footer], filters: Filters, folders: dict[str, pa.DataType], target_bytes: int) -> list[Unit]:
@@ -174,7 +202,15 @@ def _cut(footers: Sequence[Footer], filters: Filters, folders: dict[str, pa.Data
     return [unit for footer, rest in left if rest is not None for unit in cut_units(footer, rest, target_bytes)]
 
 
-def _warnings(footers: Sequence[Footer], units: Sequence[Unit], spec: ReadSpec) -> tuple[str, ...]:
+def _left_out(unreadable: dict[File, str]) -> tuple[str, ...]:
+    """A warning if files can't be read."""
+    count = len(unreadable)
+    reasons = "; ".join(reason.rpartition("; ")[0] or reason for reason in list(unreadable.values())[:_SHOWN])
+    files = "1 file of the pool was" if count == 1 else f"{count} files of the pool were"
+    return (f"{files} left out{', first' if count > _SHOWN else ''}: {reasons}",) if count else ()
+
+
+def _large_row_group(footers: Sequence[Footer], units: Sequence[Unit], spec: ReadSpec) -> tuple[str, ...]:
     """A warning if a row group is so large that a worker needs much memory to read it."""
     # Encoded integers take less room in the file than in memory.
     row_bytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -43,6 +43,10 @@ class ReadSpec:
         """The names of the input columns, in order."""
         return tuple(column.name for column in self.columns)
 
+    def only(self, names: Sequence[str] | None) -> ReadSpec:
+        """The spec cut down to these input columns, in its own order; None leaves all of them."""
+        return self if names is None else replace(self, columns=tuple(column for column in self.columns if column.name in names))
+
     @property
     def stacks(self) -> bool:
         """Whether the inputs are scalars, which go to the model as one tensor."""
@@ -80,7 +84,8 @@ class Rows:
     Attributes:
         ids: one a row, of the spec's type; may hold nulls, which only the whole pool can count.
         rows: (n,) int64, positions in the file.
-        inputs: the model's tensors, each (n, *shape); they may be views of read-only memory.
+        inputs: the model's tensors, each (n, *shape), of `unit.columns` alone where it names some; they may be views of
+            read-only memory.
         bad: the rows left out, under `skip`.
     """
 
@@ -96,6 +101,7 @@ def read_unit(unit: Unit, spec: ReadSpec, batch_rows: int) -> Iterator[Rows]:
     Raises:
         PoolError: the file is gone, changed or damaged, or holds a bad row and `spec.on_error` is fail.
     """
+    spec = spec.only(unit.columns)
     with open_parquet(unit.file) as parquet:
         starts = [0, *accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups))]
         if unit.row_groups[-1] >= len(starts) - 1 or starts[unit.row_groups[0]] != unit.first_row:
@@ -185,7 +191,8 @@ def _stack(blocks: list[Tensor]) -> Tensor:
 
 def _values(spec: ReadSpec, blocks: list[Tensor]) -> dict[str, Flaws]:
     if not spec.stacks:
-        return {column.name: flaws for column, block in zip(spec.columns, blocks, strict=True) if (flaws := value_flaws(block))}
+        pairs = zip(spec.columns, blocks, strict=True)
+        return {column.name: flaws for column, block in pairs if (flaws := value_flaws(block, column.masked))}
     if not value_flaws(blocks[0]):
         return {}
     return {column.name: flaws for i, column in enumerate(spec.columns) if (flaws := value_flaws(blocks[0][:, i].copy()))}

@@ -25,6 +25,7 @@ class Unit:
         filters: what rows must still pass.
         positions: if given, the sorted positions in the file of the only rows read; filters don't apply to them.
         id: the id column, where it is another one than the pool's; only labelled files have such units.
+        columns: the input columns read, in the spec's order, where they aren't all of it; only labelled files have such units.
     """
 
     file: File
@@ -35,6 +36,7 @@ class Unit:
     filters: Filters = ()
     positions: tuple[int, ...] | None = None
     id: str | None = None
+    columns: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -68,7 +70,13 @@ def cut_units(footer: Footer, filters: Filters = (), target_bytes: int = TARGET_
     return [_unit(footer, part, weights, filters) for run in runs for part in _parts(run, weights, target_bytes)]
 
 
-def units_at(footer: Footer, positions: Sequence[int], id_column: str | None = None, target_bytes: int = TARGET_BYTES) -> list[Unit]:
+def units_at(
+    footer: Footer,
+    positions: Sequence[int],
+    id_column: str | None = None,
+    target_bytes: int = TARGET_BYTES,
+    columns: tuple[str, ...] | None = None,
+) -> list[Unit]:
     """Units that read these rows of a file and nothing else.
 
     Args:
@@ -76,6 +84,7 @@ def units_at(footer: Footer, positions: Sequence[int], id_column: str | None = N
         positions: distinct rows of the file, sorted.
         id_column: if it isn't the pool's own.
         target_bytes: of the row groups that one unit opens.
+        columns: the input columns read, if they aren't all of the pool's.
     """
     units: list[Unit] = []
     weights = [group.bytes for group in footer.row_groups]
@@ -96,7 +105,7 @@ def units_at(footer: Footer, positions: Sequence[int], id_column: str | None = N
         for part in _parts(run, weights, target_bytes):
             rows = tuple(position for index in part for position in held[index])
             stored = sum(weights[i] for i in part)
-            units.append(Unit(footer.file, tuple(part), starts[part[0]], len(rows), stored, (), rows, id_column))
+            units.append(Unit(footer.file, tuple(part), starts[part[0]], len(rows), stored, (), rows, id_column, columns))
     return units
 
 
@@ -106,9 +115,13 @@ def group_bytes(group: RowGroup, filter_names: Sequence[str]) -> int:
 
 
 def _parts(run: Sequence[int], weights: Sequence[int], target_bytes: int) -> list[list[int]]:
-    """A run cut where its middle bytes fall, into as many parts as it has targets."""
+    """A run cut where its middle bytes fall, into parts of about the target.
+
+    Row groups near the target stand alone: ten of 0.8 targets make ten units alike, not six of one and two of two.
+    """
     total = sum(weights[i] for i in run)
-    count = max(1, round(total / target_bytes))
+    groups = max(1, round(target_bytes * len(run) / total)) if total else len(run)
+    count = -(-len(run) // groups)
     parts: dict[int, list[int]] = {}
     before = 0
     for index in run:

@@ -49,21 +49,21 @@ def test_probabilities_become_logarithms():
     assert bad_output_rows(found) is None
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [([0.5, 0.6], r"column p \(model.probabilities\): row 1 of the batch sums to 1.1"), ([1.5, -0.5], "row 1 of the batch holds -0.5")],
-)
-def test_what_is_no_distribution_is_refused(row, message):
-    """Negative numbers and sums away from 1 are errors that give the row."""
+@pytest.mark.parametrize("row", [[0.5, 0.6], [1.5, -0.5], [0.0, 0.0]])
+def test_what_is_no_distribution_is_bad_output(row):
+    """Rows with negative numbers or sums away from 1 are bad, with a reason of their own; the others are what they were."""
     model = load(Model(kind="columns", probabilities="p"), embedding=False)
-    with pytest.raises(ModelError, match=message):
-        model.predict((torch.tensor([[0.5, 0.5009], row]),))
+    found = model.predict((torch.tensor([[0.5, 0.5009], row, [0.0, 1.0]]),))
+    assert bad_output_rows(found).tolist() == [False, True, False]
+    assert found.reason == "the probabilities are negative or don't sum to 1"
+    assert found.logits[2].tolist() == [-math.inf, 0]
 
 
 def test_nan_probabilities_are_bad_output():
     """NaN is left to the check of outputs, as it is for logits."""
     found = load(Model(kind="columns", probabilities="p"), embedding=False).predict((torch.tensor([[0.5, 0.5], [math.nan, 0.5]]),))
     assert bad_output_rows(found).tolist() == [False, True]
+    assert found.reason == "the model's output holds NaN or infinity"
 
 
 @pytest.mark.parametrize(

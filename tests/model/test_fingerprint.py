@@ -76,6 +76,56 @@ def test_a_module_of_one_file(write_module):
     assert fingerprint(spec) != before
 
 
+def test_what_a_single_file_imports_beside_it_counts(write_module):
+    """Modules and packages of its folder, through each other and wherever the import stands; what isn't imported doesn't."""
+    spec = Model(source="one_net:Net")
+    write_module("one_net.py", "import os, layers\ndef Net():\n    from blocks.deep import x")
+    parts = ["layers.py", "blocks/__init__.py", "blocks/deep.py", "blocks/other.py", "further.py"]
+    texts = ["from further import width", "", "x = 1", "", "import one_net, missing\nwidth = 3"]
+    for part, text in zip(parts, texts, strict=True):
+        write_module(part, text)
+    write_module("neighbour.py", "")
+    seen = [fingerprint(spec)]
+    write_module("neighbour.py", "changed = 1")
+    assert fingerprint(spec) == seen[0]
+    for part in parts:
+        write_module(part, "changed = 1\n" + texts[parts.index(part)])
+        seen.append(fingerprint(spec))
+    write_module("further.py", "this is no Python")
+    seen.append(fingerprint(spec))
+    write_module("missing.py", "")
+    assert fingerprint(spec) == seen[-1]
+    assert len(set(seen)) == len(seen)
+
+
+def test_an_installed_file_stands_alone(write_module, tmp_path, monkeypatch):
+    """Beside it lies everything that is installed, and a version of which tells more."""
+    write_module("site-packages/lone_net.py", "import lone_friend")
+    write_module("site-packages/lone_friend.py", "a = 1")
+    monkeypatch.syspath_prepend(tmp_path / "code" / "site-packages")
+    before = fingerprint(Model(source="lone_net:Net"))
+    write_module("site-packages/lone_friend.py", "a = 2")
+    assert fingerprint(Model(source="lone_net:Net")) == before
+
+
+def test_links_to_folders_are_followed(package, write_module, tmp_path):
+    """Code behind a link counts, and links that lead in circles end."""
+    before = fingerprint(package)
+    shared = write_module("shared/parts.py", "width = 3")
+    folder = tmp_path / "code" / "my_nets"
+    (folder / "linked").symlink_to(shared.parent)
+    seen = [before, fingerprint(package)]
+    shared.write_text("width = 4")
+    seen.append(fingerprint(package))
+    assert len(set(seen)) == 3
+    (folder / "self").symlink_to(folder)
+    (folder / "up").symlink_to(tmp_path / "code")
+    assert fingerprint(package) == seen[-1]
+    (folder / "deep" / "sideways").symlink_to(shared.parent)
+    (shared.parent / "back").symlink_to(folder / "deep")
+    assert fingerprint(package) == fingerprint(package) != seen[-1]
+
+
 def test_a_folder_without_init_is_a_package(write_module):
     """A namespace package counts with all its files."""
     write_module("space/net.py", "Net = 1")

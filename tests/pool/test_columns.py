@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raystream.errors import PoolError
-from raystream.pool.columns import Column, check_mixture, decode, recognise, structural_flaws, value_flaws
+from raystream.pool.columns import Column, check_mixture, decode, recognise, row_shapes, structural_flaws, value_flaws
 
 FLOAT = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -119,6 +119,17 @@ def test_every_unsound_row_is_reported(rows: list, fixed: bool, start: int) -> N
     assert flaws == expected
 
 
+@given(st.lists(st.none() | st.lists(st.none() | st.lists(ITEM, max_size=2), max_size=2), max_size=6), st.integers(0, 3), st.booleans())
+def test_shapes_are_those_of_rows_that_have_one(rows: list, start: int, fixed: bool) -> None:
+    """As numpy sees them: null, ragged and empty rows have none, at whatever level."""
+    if fixed:
+        rows = [row and [item and (item * 2)[:2] for item in row] for row in rows]
+        rows = [row and [item or None for item in row] for row in rows]
+    array = pa.array(rows, pa.list_(pa.list_(pa.float32(), 2) if fixed else pa.list_(pa.float32()))).slice(start)
+    shapes = [np.array(row, dtype=object).shape for row in rows[start:]]
+    assert row_shapes(array, recognise("v", array.type)) == [shape for shape in shapes if len(shape) == 2 and all(shape)]
+
+
 def test_nested_flaws() -> None:
     """A flaw inside is reported at the outermost row."""
     array = pa.array([[[1, 2], [3, 4]], [[1], [2, 3]], [None, [1, 2]], [[1, None], [1, 2]], [[1, 2]]], pa.list_(pa.list_(pa.int8())))
@@ -131,6 +142,20 @@ def test_every_row_with_nan_or_infinity_is_reported(rows: list) -> None:
     """Exactly the rows that numpy calls not finite, also where finite values overflow the sum."""
     block = np.array(rows, dtype=np.float32).reshape(-1, 3)
     assert sorted(value_flaws(block)) == np.flatnonzero(~np.isfinite(block).all(axis=1)).tolist()
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 3e38, float("nan"), float("inf"), float("-inf")]), min_size=3, max_size=3), max_size=6))
+def test_minus_infinity_is_a_value_where_it_masks(rows: list) -> None:
+    """In masked columns rows with NaN, +inf or nothing but -inf are reported, each with its reason, and no others."""
+    expected = {}
+    for i, row in enumerate(rows):
+        if any(v != v for v in row):
+            expected[i] = "holds NaN"
+        elif float("inf") in row:
+            expected[i] = "holds a value that is infinite as float32"
+        elif set(row) == {float("-inf")}:
+            expected[i] = "holds nothing but -inf"
+    assert value_flaws(np.array(rows, dtype=np.float32).reshape(-1, 3), masked=True) == expected
 
 
 def test_doubles_too_large_for_float32_are_reported() -> None:

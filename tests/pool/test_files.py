@@ -53,6 +53,8 @@ def test_a_file_named_twice_is_read_once(lake: Path) -> None:
 def test_percent_signs_are_decoded_in_uris_only(write, tmp_path: Path) -> None:
     """file:// URIs are URL-encoded; plain paths, brackets included, are taken as they are."""
     path = write("my data[1].parquet", {"i": [1]})
+    (file,) = list_files([f"file://localhost{tmp_path}/my%20data%5B1%5D.parquet"])
+    assert file.path == str(path)
     assert names(tmp_path, [f"file://{tmp_path}/my%20data[1].parquet"]) == names(tmp_path, [str(path)]) == ["my data[1].parquet"]
 
 
@@ -88,8 +90,13 @@ def test_what_cannot_be_listed_is_named(tmp_path: Path) -> None:
         list_files([str(tmp_path)])
     with pytest.raises(PoolError, match=r"the folder .*/no does not exist"):
         list_files([str(tmp_path / "no" / "*.parquet")])
-    with pytest.raises(PoolError, match=r"pool\.uri is empty"):
-        list_files([])
+
+
+@pytest.mark.parametrize("uris", [[], [""], [" "], ["file://"]])
+def test_nothing_is_no_path(uris: list[str]) -> None:
+    """An empty path is a mistake in the query, not the current folder."""
+    with pytest.raises(QueryError, match=r"pool\.uri is empty; give a path"):
+        list_files(uris)
 
 
 def test_a_changed_or_vanished_file_is_noticed(write) -> None:

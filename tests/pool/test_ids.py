@@ -24,11 +24,21 @@ def test_repeated_ids_are_counted_and_the_first_are_named(values: list[int], typ
     shown = list(dict.fromkeys(repeats))[:3]
     with pytest.raises(PoolError) as caught:
         check_unique(ids, "k")
-    assert str(caught.value).startswith(f"{len(set(repeats))} ids of column k are not unique, first: {', '.join(map(str, shown))};")
+    rows = [[i for i, v in enumerate(spelled) if v == repeat][1] for repeat in shown]
+    places = ", ".join(f"row {row}" for row in rows)
+    first = ", ".join(map(str, shown))
+    assert str(caught.value).startswith(f"{len(set(repeats))} ids of column k are not unique, first: {first}, met again at {places};")
 
 
-def test_null_ids_are_counted() -> None:
-    """Over all chunks."""
-    with pytest.raises(PoolError, match="3 ids of column k are null"):
-        check_unique(pa.chunked_array([[1, None], [None, None, 2]]), "k")
+def test_null_ids_are_counted_and_the_first_are_placed() -> None:
+    """Over all chunks, by row number or by what the caller calls the rows."""
+    ids = pa.chunked_array([[1, None], [None, 3, None, None, 2]])
+    with pytest.raises(PoolError, match=r"4 ids of column k are null, first: row 1, row 2, row 4; expected"):
+        check_unique(ids, "k")
+    with pytest.raises(PoolError, match=r"first: /a row 11, /a row 12, /a row 14; expected"):
+        check_unique(ids, "k", lambda row: f"/a row {row + 10}")
+    with pytest.raises(PoolError, match=r"1 ids of column k are not unique, first: 7, met again at /a row 12; expected"):
+        check_unique(pa.array([7, 1, 7, 7]), "k", lambda row: f"/a row {row + 10}")
+    with pytest.raises(PoolError, match=r"1 ids of column k are null, first: row 1; expected"):
+        check_unique(pa.array(["a", None]), "k")
     check_unique(pa.array([3, 1, 2]), "k")

@@ -127,6 +127,23 @@ def test_labelled_files_that_hold_the_inputs_are_read(write, vectors, tmp_path: 
     assert {block.ids.type for unit in units for block in read_unit(unit, plan.read, 9)} == {plan.id_type}
 
 
+def test_some_of_the_inputs_may_be_enough(write, vectors, tmp_path: Path) -> None:
+    """Files that hold no more than those are read for them alone; files that hold everything give everything, in the files' order."""
+    plan = plan_pool(Pool(uri=str(write("pool.parquet", {"k": [1], "z": vectors(1), "e": vectors(1, 2)})), id="k"), ["z", "e"])
+    write("labels/a.parquet", {"k": [5, 6], "e": vectors(2, 2, start=9)})
+    write("labels/b.parquet", {"k": [7], "z": vectors(1), "e": vectors(1, 2)})
+    write("labels/c.parquet", {"k": [8], "z": vectors(1)})
+    labelled = read_labelled([str(tmp_path / "labels")], "k", plan.id_type)
+    units, rest = labelled_units(labelled, plan.read, enough=["e"])
+    assert [(Path(unit.file.path).name, unit.columns) for unit in units] == [("a.parquet", ("e",)), ("b.parquet", None)]
+    assert rest.ids.to_pylist() == [8]
+    (part,), (full,) = (list(read_unit(unit, plan.read, 9)) for unit in units)
+    assert [block.tolist() for block in part.inputs] == [[[9, 10], [11, 12]]]
+    assert (part.ids.to_pylist(), [block.shape for block in full.inputs]) == ([5, 6], [(1, 3), (1, 2)])
+    without, rest = labelled_units(labelled, plan.read)
+    assert ([unit.columns for unit in without], rest.ids.to_pylist()) == ([None], [5, 6, 8])
+
+
 def test_labelled_inputs_of_another_shape_or_kind_are_refused(write, vectors) -> None:
     """An input that is there but can't become the pool's tensor is an error, not a row left out."""
     plan = plan_pool(Pool(uri=str(write("pool.parquet", {"v": vectors(2)})), inputs=["v"]))

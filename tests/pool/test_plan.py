@@ -41,7 +41,7 @@ def test_units_do_not_depend_on_other_files_or_on_filters_that_folders_decide(wr
     assert grown.units[: len(alone.units)] == alone.units
 
 
-def test_list_columns_take_their_width_from_the_first_row_that_has_one(write, tmp_path: Path) -> None:
+def test_list_columns_take_their_width_from_the_rows_that_have_one(write, tmp_path: Path) -> None:
     """Null, empty and ragged rows and files without rows are passed over."""
     type_ = pa.list_(pa.list_(pa.uint8()))
     write("a.parquet", pa.table({"v": pa.array([], type_)}))
@@ -50,6 +50,60 @@ def test_list_columns_take_their_width_from_the_first_row_that_has_one(write, tm
     write("b.parquet", {"v": pa.array([None, []], type_)})
     with pytest.raises(PoolError, match="column v holds no list with values"):
         plan_pool(Pool(uri=str(tmp_path), inputs=["v"]))
+
+
+def test_one_odd_row_does_not_decide_the_width(write, tmp_path: Path) -> None:
+    """The commonest shape of a sample does, wherever the odd rows stand; of equals the earlier one."""
+    type_ = pa.list_(pa.float32())
+    write("a.parquet", {"v": pa.array([[1, 2]] + [[1, 2, 3]] * 3, type_)})
+    write("b.parquet", {"v": pa.array([[1]] * 3, type_)})
+    assert plan_pool(Pool(uri=str(tmp_path), inputs=["v"])).read.shapes == ((3,),)
+    (tmp_path / "a.parquet").unlink()
+    write("c.parquet", {"v": pa.array([[1, 2]] * 3, type_)})
+    assert plan_pool(Pool(uri=str(tmp_path), inputs=["v"])).read.shapes == ((1,),)
+
+
+def test_the_width_is_taken_from_files_that_are_read(write, tmp_path: Path) -> None:
+    """Files and row groups that filters leave out have no say."""
+    type_ = pa.list_(pa.float32())
+    for year, width in ((2023, 2), (2024, 3)):
+        write(f"year={year}/a.parquet", {"k": range(8), "v": pa.array([[1] * 9] * 4 + [[1] * width] * 4, type_)})
+    pool = Pool(uri=str(tmp_path), inputs=["v"], filters=[("year", "==", 2024), ("k", ">", 3)])
+    assert plan_pool(pool).read.shapes == ((3,),)
+
+
+def test_sampled_files_are_spread_over_the_pool(write, tmp_path: Path) -> None:
+    """The first eight of many files don't decide alone, and nulls at the start of all of them don't hide the rest."""
+    type_ = pa.list_(pa.float32())
+    for i in range(24):
+        write(f"{i:02}.parquet", {"v": pa.array([[1] * (2 if i < 8 else 3)], type_)})
+    assert plan_pool(Pool(uri=str(tmp_path), inputs=["v"])).read.shapes == ((3,),)
+    for i in range(24):
+        write(f"{i:02}.parquet", {"v": pa.array([None] * 70 + [[1] * 4], type_)}, rows_per_group=100)
+    assert plan_pool(Pool(uri=str(tmp_path), inputs=["v"])).read.shapes == ((4,),)
+
+
+def test_files_that_cannot_be_read_are_left_out_under_skip(write, tmp_path: Path) -> None:
+    """With a warning that names file and reason; under fail, and if no file is left, they end planning."""
+    write("a.parquet", {"x": [1, 2]})
+    for name in ("b=1/b.parquet", "c.parquet"):
+        path = write(name, {"x": [3]})
+        path.write_bytes(path.read_bytes()[:-20])
+    pool = Pool(uri=str(tmp_path), inputs=["x"])
+    found = plan_pool(pool, on_error="skip")
+    assert [Path(file.path).name for file in found.files] == ["a.parquet"]
+    assert (found.rows, found.partition_types) == (2, {})
+    (warning,) = found.warnings
+    assert warning.startswith("2 files of the pool were left out: ")
+    assert "b.parquet can't be read as Parquet: " in warning
+    assert "c.parquet can't be read as Parquet: " in warning
+    with pytest.raises(PoolError, match=r"b\.parquet can't be read as Parquet"):
+        plan_pool(pool)
+    write("d.parquet", {"y": [1]})
+    with pytest.raises(PoolError, match=r"column x is missing in .*d\.parquet"):
+        plan_pool(pool, on_error="skip")
+    with pytest.raises(PoolError, match=r"none of the 1 files can be read, first: .*c\.parquet can't be read"):
+        plan_pool(Pool(uri=str(tmp_path / "c.parquet"), inputs=["x"]), on_error="skip")
 
 
 def test_pools_without_rows_are_refused(write, tmp_path: Path) -> None:

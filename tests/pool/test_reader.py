@@ -174,3 +174,16 @@ def test_units_and_specs_travel(write, vectors) -> None:
     unit, read = pickle.loads(pickle.dumps((plan.units[0], plan.read)))
     assert (unit, read) == (plan.units[0], plan.read)
     assert hash(unit) == hash(plan.units[0])
+
+
+def test_masked_columns_may_hold_minus_infinity(write) -> None:
+    """In the columns that the plan names, and in no other."""
+    inf = float("inf")
+    rows = [[0.0, -inf], [-inf, -inf], [inf, 0.0], [1.0, 2.0]]
+    path = str(write("a.parquet", {"z": pa.array(rows, pa.list_(pa.float32(), 2)), "e": pa.array(rows, pa.list_(pa.float32(), 2))}))
+    blocks = read_all(plan_pool(Pool(uri=path), ["z"], "skip", masked=["z"]), 9)
+    assert positions(blocks) == [0, 3]
+    assert [bad.reason for block in blocks for bad in block.bad] == ["holds nothing but -inf", "holds a value that is infinite as float32"]
+    assert positions(read_all(plan_pool(Pool(uri=path), ["z", "e"], "skip", masked=["z"]), 9)) == [3]
+    with pytest.raises(PoolError, match="row 0: column z holds a value that is infinite"):
+        read_all(plan_pool(Pool(uri=path), ["z"]))
