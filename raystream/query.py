@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from raystream.errors import QueryError, did_you_mean
+from raystream.spec import read_spec
 
 LOGIT_SCORES = ("entropy", "least_confidence", "margin", "ratio", "energy")
 """The scores that need nothing but logits; every scored unit holds all of them."""
@@ -239,56 +240,12 @@ class Query(_Part):
         Raises:
             QueryError: the file is missing or isn't YAML, a key is unknown, or a value is wrong.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not a text file"
-            raise QueryError(f"query file {path} can't be read: {reason}") from None
-        data = _parse_yaml(text, str(path))
-        if not isinstance(data, dict):
-            raise QueryError(f"query file {path} holds {type(data).__name__}, expected sections such as pool:, model: and select:")
-        for override in overrides:
-            _apply_override(data, override)
+        data = read_spec(path, overrides)
         return cls(**{str(key): value for key, value in data.items()})
 
     def to_yaml(self) -> str:
         """The query as YAML, as far as it was given; `load` reads it back."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without double keys, of which the last one would win silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        double = next((key for key in keys if keys.count(key) > 1), None)
-        if double is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"key {double!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise QueryError(f"{where}{line} isn't YAML: {getattr(error, 'problem', None) or error}") from None
-
-
-def _apply_override(data: dict[Any, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise QueryError(f"--set {override!r} is not of the form section.key=value")
-    *sections, last = key.strip().split(".")
-    for section in sections:
-        inner = data.get(section)
-        if inner is None:
-            inner = data[section] = {}
-        if not isinstance(inner, dict):
-            raise QueryError(f"--set {key}: {section} is not a section of the query")
-        data = inner
-    data[last] = _parse_yaml(text, f"--set {key}")
 
 
 def _explain(error: ValidationError, part: type[BaseModel]) -> str:
