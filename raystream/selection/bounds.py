@@ -30,7 +30,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from raystream.selection.rows import Array
+from raystream.selection.rows import Array, tensor
 
 Precision = Literal["auto", "bfloat16", "float32"]
 
@@ -128,7 +128,7 @@ class Encoding:
         out = torch.empty((len(x), self.width), dtype=self.dtype) if out is None else out
         scale = 2.0**self.power
         # scaling by a power of two is exact, so that y is rounded once
-        y = torch.add(torch.from_numpy(self.shift) * -scale, torch.from_numpy(x), alpha=scale)
+        y = torch.add(tensor(self.shift) * -scale, tensor(x), alpha=scale)
         body = out[:, :d]
         body.copy_(y)
         slack = torch.zeros(len(x))

@@ -64,7 +64,7 @@ class Chosen:
         why: the constraint that bound each row, else ''.
         certificate: None without embeddings.
         passes: how often the embeddings were read to choose.
-        note: why fewer than min(budget, n) rows came back.
+        note: why fewer than min(budget, n) rows came back; None when there were no more candidates.
     """
 
     rows: Array
@@ -143,14 +143,17 @@ def choose(
         counts = represents(assignment, len(x))
         proven = strategy == "core_set" and weight == 0 and near_duplicates is None
         certificate = {"radius": assignment.radius, "lower_bound": assignment.radius / 2 if proven else None}
-    note = _note(len(picked.rows), min(budget, len(candidates)), near_duplicates)
+    note = _note(len(picked.rows), budget, len(candidates), near_duplicates)
     return Chosen(picked.rows, picked.gain, distance, counts, [""] * len(picked.rows), certificate, picked.passes, note)
 
 
-def _note(chosen: int, wanted: int, near_duplicates: float | None) -> str | None:
-    if chosen >= wanted:
-        return None
-    return f"{chosen} rows instead of {wanted}: all others have a cosine of at least {near_duplicates} with a chosen or labelled row"
+def _note(chosen: int, budget: int, n: int, near_duplicates: float | None) -> str | None:
+    if chosen >= min(budget, n):
+        return None  # who gave fewer candidates than the budget knows why
+    return (
+        f"{chosen} rows instead of {budget}: of the {n} candidates all others have a cosine of at least {near_duplicates} "
+        "with a chosen or labelled row; raise select.candidates"
+    )
 
 
 def _distances(x: Array, labelled: Array) -> Array:

@@ -20,6 +20,8 @@ from raystream.selection.leaders import CentreList, Leaders
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.rows import Array, Metric, not_finite, vectors
 from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
+from raystream.selection.threads import one_thread
+from raystream.selection.weights import checked_weights
 
 _LEADERS = 16384
 _LEADER_BYTES = 1 << 28
@@ -65,7 +67,7 @@ def core_set(
     Args:
         x: (n, d) embeddings; taken as float32 unless float16.
         k: how many rows; all n when there are fewer.
-        score: (n,), at least 0; needed if `weight` is above 0.
+        score: (n,), at least 0; needed if `weight` is above 0. When all are 0, distance alone decides.
         weight: 0 is distance alone.
         labelled: (m, d) rows that count as chosen already.
         metric: `cosine` works on rows divided by their lengths.
@@ -90,15 +92,11 @@ def score_weights(score: Array | None, weight: float, n: int) -> Array | None:
         return None
     if score is None:
         raise QueryError(f"select.weight is {weight}, which needs a score for each row")
-    wide = np.ascontiguousarray(score, dtype=np.float64)
-    if wide.shape != (n,):
-        raise QueryError(f"score has shape {wide.shape}, expected ({n},), one for each row")
-    bad = np.flatnonzero(~(wide >= 0))
-    if len(bad):
-        raise QueryError(
-            f"score of row {bad[0]} is {wide[bad[0]]:g} ({len(bad)} such rows); score must be >= 0 to be a weight; energy can be negative"
-        )
-    result: Array = np.power(wide, weight)
+    checked = checked_weights(score, n)
+    with np.errstate(over="ignore"):
+        result: Array = np.power(checked, weight)
+    if not np.isfinite(result).all():
+        raise QueryError(f"the largest score, {checked.max():g}, to the power of {weight:g} is beyond float64; lower select.weight")
     return result
 
 
@@ -118,7 +116,7 @@ def farthest_first(
     Args:
         shards: the candidates.
         k: how many rows at most.
-        score_weight: (n,) float64 of `score_weights`.
+        score_weight: (n,) float64 of `score_weights`; uniform when it is 0 for every row that may be chosen.
         labelled: (m, d) float32 in the metric's space.
         exclude: int64 rows that must not be chosen, and don't count as covered.
         near_duplicates: rows that it blocks are passed over and do not become centres; holds the chosen rows afterwards.
@@ -128,9 +126,12 @@ def farthest_first(
     fixed = np.empty((0, shards.width), dtype=np.float32) if labelled is None else labelled
     if len(shards) == 0 or k <= 0:
         return FarthestFirst(_NO_ROWS, np.empty(0), np.empty(0), 0, 0, 0)
+    excluded = _NO_ROWS if exclude is None else exclude
+    if score_weight is not None and not np.delete(score_weight, excluded).any():
+        score_weight = None
     encoding, mean = _prepare(shards, fixed, precision)
     shards.begin(encoding, score_weight)
-    return _Choice(shards, k, encoding, mean, fixed, score_weight, near_duplicates, leaders).run(_NO_ROWS if exclude is None else exclude)
+    return _Choice(shards, k, encoding, mean, fixed, score_weight, near_duplicates, leaders).run(excluded)
 
 
 def _prepare(shards: Shards, labelled: Array, precision: Precision) -> tuple[Encoding, Array]:
@@ -191,11 +192,12 @@ class _Choice:
                 answer = self._shards.refine(refine, self._leaders)
                 self._refinements += 1
             self._passes += 1
-            leaders = Leaders(answer, self._centres, self._weight, leaders)
-            gone = self._choose(leaders)
-            if not len(answer.rows):
-                break
-            refine = leaders.best() if not len(gone) and leaders.left else None
+            with one_thread():
+                leaders = Leaders(answer, self._centres, self._weight, leaders)
+                gone = self._choose(leaders)
+                if not len(answer.rows):
+                    break
+                refine = leaders.best() if not len(gone) and leaders.left else None
             if len(self._rows) - before < (self._budget - before) / 4:
                 self._leaders = min(2 * self._leaders, self._most_leaders)
         rows = np.asarray(self._rows, dtype=np.int64)

@@ -5,6 +5,7 @@ The weights are usually the acquisition score, as in Zhdanov, *Diverse mini-batc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.represents import assign
 from raystream.selection.rows import Array, Metric, Rows, as_rows, not_finite, squared_distances
 from raystream.selection.shards import DEFAULT_MEMORY
+from raystream.selection.weights import checked_weights
 
 ONE_LEVEL = 20_000
 """Above this many centres, k-means runs on coarse clusters first and then within each."""
@@ -96,16 +98,8 @@ def _weights(weight: Array | None, n: int) -> Array:
     """(n,) float64, checked; uniform when there are none."""
     if weight is None:
         return np.ones(n)
-    wide = np.asarray(weight, dtype=np.float64)
-    if wide.shape != (n,):
-        raise QueryError(f"weight has shape {wide.shape}, expected ({n},), one for each row")
-    bad = np.flatnonzero(~((wide >= 0) & np.isfinite(wide)))
-    if len(bad):
-        raise QueryError(
-            f"score of row {bad[0]} is {wide[bad[0]]:g} ({len(bad)} such rows); score must be >= 0 and finite to be a weight; "
-            "energy can be negative"
-        )
-    return wide if wide.any() else np.ones(n)
+    checked = checked_weights(weight, n)
+    return checked if checked.any() else np.ones(n)
 
 
 def _gather(rows: Rows, memory: int) -> Array:
@@ -116,8 +110,8 @@ def _gather(rows: Rows, memory: int) -> Array:
             "lower select.candidates or raise select.memory"
         )
     x = np.empty((len(rows), rows.width), dtype=np.float32)
-    for start, block in rows.blocks(0, len(rows), 8192):
-        x[start : start + len(block)] = block
+    for block in rows.blocks(0, len(rows), 8192):
+        x[block.start : block.stop] = block.read()
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(bad):
         raise not_finite(len(bad), [int(row) for row in bad[:3]])
@@ -159,13 +153,23 @@ def _shares(weight: Array, room: Array, k: int) -> Array:
 
 
 def _faiss(x: Array, weight: Array, k: int, seed: int, iterations: int) -> Array:
-    """FAISS subsamples to 256 points a centre unless told otherwise."""
+    """FAISS subsamples to 256 points a centre unless told otherwise, and ends the process when float32 squares overflow."""
+    power = _power(x)
+    if power:
+        scaled = np.ldexp(x, power)
+        return np.ldexp(_faiss(scaled, weight, k, seed, iterations), -power)
     inner = faiss.Kmeans(x.shape[1], k, niter=iterations, seed=seed % 2**31, max_points_per_centroid=2**31 - 1, min_points_per_centroid=1)
     with _one_thread():
         # a common factor doesn't move centres, and keeps large weights finite in float32
         inner.train(x, weights=np.ascontiguousarray(weight / weight.max(), dtype=np.float32))
     centres: Array = np.asarray(inner.centroids, dtype=np.float32).reshape(k, x.shape[1])
     return centres
+
+
+def _power(x: Array) -> int:
+    """p such that 2^p x has norms near one; 0 where the squares of x are far from float32's limits already."""
+    exponent = math.frexp(max(float(x.max(initial=0.0)), -float(x.min(initial=0.0))) * math.sqrt(x.shape[1]))[1]
+    return 0 if -30 <= exponent <= 60 else -exponent
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class CentreList:
         """Append (m, d) float32 centres."""
         at = slice(self._size, self._size + len(x))
         self._x[at] = x
-        self._operand[at] = self.encoding.centres(x)[0].numpy()
+        self._operand[at] = self.encoding.centres(self._x[at])[0].numpy()
         self._size += len(x)
         if len(x):
             self.largest_square = max(self.largest_square, float(self._operand[at, -1].max()))

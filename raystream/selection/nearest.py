@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from raystream.selection.bounds import Encoding, smallest_products
-from raystream.selection.rows import Array, squared_distances
+from raystream.selection.rows import Array, squared_distances, tensor
 
 _PRODUCTS = 1 << 21
 """Products that are kept at a time: with the operands they stay in the processor's second-level caches."""
@@ -102,7 +102,7 @@ def _resolve(x: Array, c: Array, row: Array, centre: Array, exact_distance: bool
 def _float32_distances(x: Array, c: Array, row: Array, centre: Array) -> Array:
     """(pairs,) float64 squared distances computed in float32; overflow only means that float64 decides."""
     result = np.empty(len(row), dtype=np.float64)
-    wide_x, wide_c = torch.from_numpy(x), torch.from_numpy(c)
+    wide_x, wide_c = tensor(x), tensor(c)
     step = max(_PAIR_BYTES // (8 * max(x.shape[1], 1)), 1)
     for begin in range(0, len(row), step):
         which = slice(begin, begin + step)

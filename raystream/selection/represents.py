@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from raystream.errors import QueryError
 from raystream.selection.bounds import Encoding, Precision, grid_power
 from raystream.selection.nearest import Centres, block_rows, nearest
-from raystream.selection.rows import Array, Rows, not_finite, squared_distances
+from raystream.selection.rows import Array, Block, Rows, not_finite, squared_distances, tensor
+from raystream.selection.threads import each
 
 _CENTRES_AT_ONCE = 4096
 
@@ -49,12 +52,16 @@ def assign(rows: Rows, centres: Array, *, precision: Precision = "auto") -> Assi
     if not len(rows):
         return Assignment(result, 0.0, -1)
     encoded = _Encoded(centres, precision)
-    far = _Farthest(rows, centres)
-    for start, x in rows.blocks(0, len(rows), block_rows(min(len(centres), _CENTRES_AT_ONCE))):
-        _check(x, start)
+    far = _Farthest(centres)
+
+    def see(block: Block) -> None:
+        x = block.read()
+        _check(x, block.start)
         index, upper = _nearest(x, encoded.chunks(x))
-        result[start : start + len(x)] = index
-        far.see(start, x, index, upper)
+        result[block.start : block.stop] = index
+        far.see(block.start, x, index, upper)
+
+    each(rows.blocks(0, len(rows), block_rows(min(len(centres), _CENTRES_AT_ONCE))), lambda: see)
     squared, row = far.found
     return Assignment(result, float(np.sqrt(squared)), row)
 
@@ -85,7 +92,7 @@ def _chunks(centres: Array, encoding: Encoding) -> list[Centres]:
 
 
 def _check(x: Array, start: int) -> None:
-    if not np.isfinite(x.sum()):  # also infinite when finite values overflow: then look closer
+    if not torch.isfinite(tensor(x).sum()):  # also infinite when finite values overflow: then look closer
         bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
         if len(bad):
             raise not_finite(len(bad), [start + int(row) for row in bad[:3]])
@@ -109,13 +116,15 @@ def _nearest(x: Array, chunks: list[Centres]) -> tuple[Array, Array]:
 class _Farthest:
     """The row farthest from its centre, exact, from upper bounds."""
 
-    def __init__(self, rows: Rows, centres: Array) -> None:
+    def __init__(self, centres: Array) -> None:
         self._centres = centres
+        self._lock = threading.Lock()
         self.found = (-1.0, -1)
 
     def see(self, start: int, x: Array, index: Array, upper: Array) -> None:
-        """A block of rows, in row order."""
-        maybe = np.flatnonzero(upper > self.found[0])
+        """A block of rows; blocks may come in any order, from several threads."""
+        best, row = self.found
+        maybe = np.flatnonzero(upper >= best if start < row else upper > best)
         # from the largest bound down, so that few differences are taken
         maybe = maybe[np.argsort(-upper[maybe], kind="stable")]
         step = 64
@@ -123,11 +132,11 @@ class _Farthest:
             ask = maybe[:step]
             squared = squared_distances(x[ask], self._centres[index[ask]])
             top = float(squared.max())
-            if top > self.found[0]:
-                self.found = (top, start + int(ask[squared == top].min()))
-            elif top == self.found[0]:
-                same = start + int(ask[squared == top].min())
-                self.found = (top, min(self.found[1], same))
+            row = start + int(ask[squared == top].min())
+            with self._lock:
+                if (-top, row) < (-self.found[0], self.found[1]):
+                    self.found = (top, row)
+                best = self.found[0]
             maybe = maybe[step:]
-            maybe = maybe[upper[maybe] >= self.found[0]]
+            maybe = maybe[upper[maybe] >= best]
             step *= 4

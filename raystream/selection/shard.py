@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 
 from raystream.selection.bounds import Encoding, smallest_products
 from raystream.selection.nearest import Centres, block_rows, nearest
-from raystream.selection.rows import Array, Rows, squared_distances
+from raystream.selection.rows import Array, Block, Rows, squared_distances, tensor
+from raystream.selection.threads import each
 
 _CENTRES_AT_ONCE = 1024
 _FEWEST_CENTRES = 32
@@ -58,28 +59,33 @@ class Shard:
 
     def survey(self) -> tuple[float, Array]:
         """The largest absolute value among finite rows, and the rows that are not finite."""
-        largest, bad = 0.0, []
-        for start, x in self._rows.blocks(self._start, self._stop, self._block):
-            if x.size == 0:
-                continue
-            low, high = torch.aminmax(torch.from_numpy(x))
-            reach = max(-low.item(), high.item())
-            if not np.isfinite(reach):
-                bad.append(start + np.flatnonzero(~np.isfinite(x).all(axis=1)))
-            else:
-                largest = max(largest, reach)
-        return largest, np.concatenate(bad) if bad else np.empty(0, dtype=np.int64)
+        seen = each(self._rows.blocks(self._start, self._stop, self._block), lambda: _reach)
+        bad = [rows for _, rows in seen if len(rows)]
+        return max((largest for largest, _ in seen), default=0.0), np.concatenate(bad) if bad else np.empty(0, dtype=np.int64)
 
     def total(self, power: int, grid: int) -> tuple[Array, bool]:
         """See `Shards.total`: integers below 2^53, so that no order of summing changes the result."""
-        total, on_grid = np.zeros(self._rows.width), True
-        for _, x in self._rows.blocks(self._start, self._stop, max(self._block // 8, 1)):
-            wide = torch.from_numpy(x).double()
-            if on_grid:
-                scaled = wide * 2.0**grid
-                on_grid = bool(torch.equal(scaled, scaled.round()))
-            total += wide.mul_(2.0**power).round_().sum(0).numpy()
-        return total, on_grid
+        size, on_grid = max(self._block // 8, 1), True
+
+        def start() -> Callable[[Block], Array]:
+            room = torch.empty((2, size, self._rows.width), dtype=torch.float64)
+
+            def add(block: Block) -> Array:
+                nonlocal on_grid
+                wide, rounded = room[:, : block.stop - block.start]
+                wide.copy_(tensor(block.read()))
+                if on_grid:
+                    wide.mul_(2.0**grid)
+                    if not torch.equal(wide, torch.round(wide, out=rounded)):
+                        on_grid = False
+                    wide.mul_(2.0**-grid)
+                result: Array = wide.mul_(2.0**power).round_().sum(0).numpy()
+                return result
+
+            return add
+
+        totals = each(self._rows.blocks(self._start, self._stop, size), start)
+        return np.sum(totals, axis=0) if totals else np.zeros(self._rows.width), on_grid
 
     def begin(self, encoding: Encoding, weight: Array | None, *, cached: bool) -> None:
         """Forget every centre."""
@@ -92,23 +98,24 @@ class Shard:
         self._copy: tuple[torch.Tensor, torch.Tensor] | None = None
         if cached:
             operand, slack = torch.empty((n, encoding.width), dtype=encoding.dtype), torch.empty(n)
-            for start, x in self._rows.blocks(self._start, self._stop, self._block // 4 or 1):
-                at = slice(start - self._start, start - self._start + len(x))
-                slack[at] = encoding.rows(x, operand[at])[1]
+
+            def encode(block: Block) -> None:
+                at = self._at(block)
+                slack[at] = encoding.rows(block.read(), operand[at])[1]
+
+            each(self._rows.blocks(self._start, self._stop, self._block // 4 or 1), lambda: encode)
             self._copy = operand, slack
 
-    def _operands(self, size: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        """(where, operand, slack) block by block, from the working copy or from the parts."""
-        if self._copy is not None:
-            operand, slack = self._copy
-            for begin in range(0, len(operand), size):
-                at = slice(begin, min(begin + size, len(operand)))
-                yield at, operand[at], slack[at]
+    def _at(self, block: Block) -> slice:
+        return slice(block.start - self._start, block.stop - self._start)
+
+    def _operands(self, size: int) -> Iterator[tuple[slice, Block | None]]:
+        """Where the operands are, block by block: in the working copy, or else still to be encoded from a block of the parts."""
+        if self._copy is None:
+            yield from ((self._at(block), block) for block in self._rows.blocks(self._start, self._stop, size))
             return
-        room = torch.empty((size, self._encoding.width), dtype=self._encoding.dtype)
-        for start, x in self._rows.blocks(self._start, self._stop, size):
-            at = slice(start - self._start, start - self._start + len(x))
-            yield at, *self._encoding.rows(x, room[: len(x)])
+        n = self._stop - self._start
+        yield from ((slice(begin, min(begin + size, n)), None) for begin in range(0, n, size))
 
     def _gains(self, squared: Array, which: Array | slice = slice(None)) -> Array:
         return gains(squared, None if self._weight is None else self._weight[which])
@@ -116,9 +123,11 @@ class Shard:
     def farthest(self, point: Array, exclude: Array) -> tuple[float, int] | None:
         """See `Shards.farthest`; None when the shard has no row for it."""
         limit = np.empty(self._stop - self._start)
-        for start, x in self._rows.blocks(self._start, self._stop, self._block // 4 or 1):
-            at = slice(start - self._start, start - self._start + len(x))
-            limit[at] = _float32_reach(x, point)
+
+        def bound(block: Block) -> None:
+            limit[self._at(block)] = _float32_reach(block.read(), point)
+
+        each(self._rows.blocks(self._start, self._stop, self._block // 4 or 1), lambda: bound)
         upper = self._gains(limit)
         upper[self._mine(exclude)] = -np.inf
         best: tuple[float, int] | None = None
@@ -154,13 +163,27 @@ class Shard:
         chunks = [_operand(centres[i : i + _CENTRES_AT_ONCE], self._encoding) for i in range(0, len(centres), _CENTRES_AT_ONCE)]
         widest = max(len(operand) for operand, _ in chunks)
         size = block_rows(widest)
+        each(self._operands(size), lambda: self._shrink(chunks, size, widest))
+
+    def _shrink(self, chunks: list[tuple[torch.Tensor, float]], size: int, widest: int) -> Callable[[tuple[slice, Block | None]], None]:
+        """One thread's work in a pass: bring bounds down to those by the centres in `chunks`."""
         room = torch.empty(size * widest, dtype=self._encoding.dtype)
-        for at, operand, slack in self._operands(size):
+        rows = torch.empty((size if self._copy is None else 0, self._encoding.width), dtype=self._encoding.dtype)
+
+        def shrink(item: tuple[slice, Block | None]) -> None:
+            at, block = item
+            if block is not None:
+                operand, slack = self._encoding.rows(block.read(), rows[: block.stop - block.start])
+            else:
+                assert self._copy is not None
+                operand, slack = self._copy[0][at], self._copy[1][at]
             for centre, centre_slack in chunks:
                 out = room[: len(operand) * len(centre)].view(len(operand), len(centre))
                 smallest = smallest_products(operand, centre, out)
                 squared = self._encoding.upper(smallest, slack.double() + centre_slack)
                 np.minimum(self._squared[at], squared, out=self._squared[at])
+
+        return shrink
 
     def refine(self, gain: float, count: int) -> Answer:
         """See `Shards.refine`."""
@@ -168,9 +191,13 @@ class Shard:
         centres = Centres.of(np.concatenate(self._centres), self._encoding)
         rows = np.flatnonzero(ask)
         size = block_rows(len(centres.x))
-        for begin in range(0, len(rows), size):
-            which = rows[begin : begin + size]
-            self._squared[which] = nearest(self._rows.gather(which + self._start), centres, exact_distance=True).upper
+
+        def exact(item: tuple[Array, Array]) -> None:
+            which, x = item
+            self._squared[which] = nearest(x, centres, exact_distance=True).upper
+
+        pieces = (rows[begin : begin + size] for begin in range(0, len(rows), size))
+        each(((which, self._rows.gather(which + self._start)) for which in pieces), lambda: exact)
         return self._answer(count)
 
     def _answer(self, count: int) -> Answer:
@@ -182,6 +209,16 @@ class Shard:
             order, bound = order[:-1], (float(gain[last]), last + self._start)
         rows = np.sort(order)
         return Answer(rows + self._start, self._rows.gather(rows + self._start), self._squared[rows], bound)
+
+
+def _reach(block: Block) -> tuple[float, Array]:
+    """The largest absolute value, 0 if it is not finite, and the rows that are not finite."""
+    x, none = block.read(), np.empty(0, dtype=np.int64)
+    if x.size == 0:
+        return 0.0, none
+    low, high = torch.aminmax(tensor(x))
+    reach = max(-low.item(), high.item())
+    return (reach, none) if np.isfinite(reach) else (0.0, block.start + np.flatnonzero(~np.isfinite(x).all(axis=1)))
 
 
 def gains(squared: Array, weight: Array | None) -> Array:
@@ -200,7 +237,7 @@ def _operand(centres: Array, encoding: Encoding) -> tuple[torch.Tensor, float]:
 def _float32_reach(x: Array, point: Array) -> Array:
     """(m,) float64 upper bounds of the squared distances of (m, d) float32 rows to a float64 point."""
     near = point.astype(np.float32)
-    wide = torch.from_numpy(x) - torch.from_numpy(near)
+    wide = tensor(x) - torch.from_numpy(near)
     rounding = float(np.sqrt(np.square(point - near.astype(np.float64)).sum())) + x.shape[1] * 2.0**-60
     length = torch.linalg.vector_norm(wide, dim=1).double().numpy()
     if not np.isfinite(length).all():  # squares beyond float32

@@ -65,7 +65,8 @@ def test_near_duplicates_are_never_chosen(strategy):
     labelled = x[:2] * 3
     result = choose(candidates_of(x, labelled=labelled), strategy=strategy, budget=250, near_duplicates=0.95)
     assert 0 < len(result.rows) < 250
-    assert "0.95" in result.note
+    assert f"{len(result.rows)} rows instead of 250: of the 300 candidates all others have a cosine of at least 0.95" in result.note
+    assert "raise select.candidates" in result.note
     kept = np.concatenate([x[result.rows], labelled])
     alike = cosines(kept[:, None], kept[None]) >= 0.95
     np.fill_diagonal(alike, False)
@@ -73,6 +74,13 @@ def test_near_duplicates_are_never_chosen(strategy):
     assert not alike.any()
     others = np.setdiff1d(np.arange(300), result.rows)
     assert (cosines(x[others][:, None], kept[None]) >= 0.95).any(axis=1).all()
+
+
+def test_fewer_candidates_than_the_budget_need_no_note():
+    """All candidates come back; why there were no more is for the caller to say."""
+    x = data("normal", 20, 3, 0)
+    result = choose(candidates_of(x), strategy="core_set", budget=50)
+    assert (len(result.rows), result.note) == (20, None)
 
 
 def test_top_k_and_random_skip_in_their_own_order():

@@ -125,7 +125,22 @@ def test_labelled_rows_equal_to_the_pool_leave_only_distance_zero():
 def test_a_row_of_weight_zero_comes_back_once():
     """A chosen row doesn't return when all gains are zero: being taken is no value of the distance."""
     x = data("normal", 10, 3, 0)
-    assert sorted(core_set(x, 10, score=np.zeros(10), weight=1.0)) == list(range(10))
+    score = np.zeros(10)
+    score[7] = 1.0
+    np.testing.assert_array_equal(core_set(x, 10, score=score, weight=1.0), [7, 0, 1, 2, 3, 4, 5, 6, 8, 9])
+
+
+def test_scores_that_are_all_zero_mean_distance_alone():
+    """Weights that tell nothing apart are no reason to take rows 0, 1, 2; those of excluded rows don't count."""
+    x = data("normal", 100, 3, 0)
+    np.testing.assert_array_equal(core_set(x, 20, score=np.zeros(100), weight=2.0), greedy(x, 20)[0])
+    exclude = np.array([3, 50])
+    score = np.zeros(100)
+    score[exclude] = 1.0
+    result = chosen(x, 20, score_weight=score_weights(score, 1.0, 100), exclude=exclude)
+    rows, gain, _ = greedy(x, 20, exclude=exclude)
+    np.testing.assert_array_equal(result.rows, rows)
+    np.testing.assert_allclose(result.gain, gain, rtol=1e-12)
 
 
 def test_all_equal_rows_come_in_row_order_and_end():
@@ -171,7 +186,13 @@ def test_wrong_widths_and_scores():
     with pytest.raises(DataError, match="width 3"):
         core_set(x, 3, labelled=np.ones((2, 4)))
     with pytest.raises(QueryError, match="energy can be negative"):
-        core_set(x, 3, score=-np.ones(10), weight=1.0)
+        core_set(x, 3, score=np.arange(10) - 2.5, weight=1.0)
+    with pytest.raises(QueryError, match=r"3 of 10 candidates have a negative score, the lowest -2\.5;"):
+        core_set(x, 3, score=np.arange(10) - 2.5, weight=1.0)
+    with pytest.raises(QueryError, match="2 of 10 candidates have a score that is NaN or infinite"):
+        core_set(x, 3, score=[1, 2, 3, np.nan, np.inf, 1, 1, 1, 1, 1], weight=1.0)
+    with pytest.raises(QueryError, match=r"1e\+200, to the power of 2 is beyond float64; lower select\.weight"):
+        core_set(x, 3, score=np.full(10, 1e200), weight=2.0)
     with pytest.raises(QueryError, match=r"select\.weight is -1"):
         core_set(x, 3, score=np.ones(10), weight=-1.0)
     with pytest.raises(QueryError, match="needs a score"):

@@ -69,6 +69,13 @@ def test_threads_and_parts_change_nothing(threads):
     np.testing.assert_array_equal(rows, k_means(x.astype(np.float32), 50, seed=1))
 
 
+@pytest.mark.parametrize("power", [-120, -60, 40, 63, 126])
+def test_size_changes_nothing(power):
+    """Powers of two are exact, so neither squares that overflow, which would end the process, nor those that vanish matter."""
+    x = np.clip(data("normal", 300, 5, 0), -1.9, 1.9)
+    np.testing.assert_array_equal(k_means(np.ldexp(x, power), 12, seed=4), k_means(x, 12, seed=4))
+
+
 def test_two_levels_find_as_many_rows():
     """Beyond one level's centres, coarse clusters share out the centres by weight, and all distinct rows come back."""
     x = data("clustered", 400, 4, 0)
@@ -90,7 +97,7 @@ def test_near_duplicates_give_way_to_the_next_row():
 def test_refusals():
     """Negative weights, rows beyond the memory, and NaN are errors that say what to do."""
     x = data("normal", 10, 3, 0)
-    with pytest.raises(QueryError, match="energy can be negative"):
+    with pytest.raises(QueryError, match=r"10 of 10 candidates have a negative score, the lowest -1; .* energy can be negative"):
         k_means(x, 2, weight=-np.ones(10))
     with pytest.raises(QueryError, match=r"takes 120 bytes, but select\.memory is 100"):
         k_means(x, 2, memory=100)
