@@ -26,9 +26,9 @@ lint: .venv/made ## ruff and mypy
 	$(BIN)/mypy
 
 bench: .venv/made ## the benchmarks; results go to benchmarks/results/
-	$(BIN)/python benchmarks/score.py
-	$(BIN)/python benchmarks/core_set.py
-	$(BIN)/python benchmarks/memory.py
+	for name in score core_set memory second_query; do \
+	  $(BIN)/python benchmarks/$$name.py | tee /dev/stderr | tail -n 1 >> benchmarks/results/$$name.jsonl || exit 1; \
+	done
 
 clean: ## remove what the targets made
 	rm -rf .venv demo runs benchmarks/data *.egg-info

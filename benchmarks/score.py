@@ -265,7 +265,7 @@ def run_raystream(pool: Path, out: Path) -> float:
 
 
 class PeakMemory:
-    """Samples the resident memory of this process's descendants: the largest of any one."""
+    """The kernel's peak resident size (VmHWM) of any one of this process's descendants, looked up every second."""
 
     def __init__(self) -> None:
         self.peak = 0
@@ -281,13 +281,14 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.2):
-            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        while not self._stop.wait(1.0):
+            for process in psutil.Process().children(recursive=True):
                 try:
-                    if "ray::" in process.name() or "python" in process.name():
-                        self.peak = max(self.peak, process.memory_info().rss)
-                except psutil.Error:
+                    status = Path(f"/proc/{process.pid}/status").read_text()
+                except OSError:
                     continue
+                line = next((line for line in status.splitlines() if line.startswith("VmHWM")), "VmHWM: 0 kB")
+                self.peak = max(self.peak, int(line.split()[1]) * 1024)
 
 
 def cold_start(pool: Path, store: Path) -> float:

@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import raystream
 from raystream.engine.store import LocalStore, StoredFile
 
 
@@ -91,7 +90,7 @@ def versions() -> dict[str, str]:
     """The versions of what a selection may depend on."""
     from importlib.metadata import version
 
-    return {"raystream": raystream.__version__} | {name: version(name) for name in ("torch", "numpy", "pyarrow", "faiss-cpu", "ray")}
+    return {name: version(name) for name in ("raystream", "torch", "numpy", "pyarrow", "faiss-cpu", "ray")}
 
 
 def query_folder(name: str) -> str:

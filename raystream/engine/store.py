@@ -99,8 +99,11 @@ class LocalStore:
         except OSError as error:
             raise _explain(error, self.path(name), "read") from error
 
-    def put_if_absent(self, name: str, data: bytes) -> bool:
-        """Write a file whole unless it is there; False if somebody else's is there already."""
+    def put_if_absent(self, name: str, data: bytes, *, wait: bool = True) -> bool:
+        """Write a file whole unless it is there; False if somebody else's is there already.
+
+        With `wait`, its name is on disk, too, when this returns: a crash of the machine can't undo it.
+        """
         path = self.path(name)
         with self._explained(name, "written"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +114,8 @@ class LocalStore:
                 return False
             finally:
                 temporary.unlink()
-            _sync(path.parent)
+            if wait:
+                _sync(path.parent)
         return True
 
     def put(self, name: str, data: bytes) -> None:
