@@ -213,7 +213,7 @@ def test_a_submitted_job_chooses_the_same(workplace: Path, make_query: MakeQuery
     (workplace / "job.py").write_text((root / "jobs" / "query.py").read_text())
     bin_folder = Path(sys.executable).parent
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PATH": f"{bin_folder}:{os.environ['PATH']}"}
-    ports = {"--port": 26379, "--dashboard-port": 28265, "--ray-client-server-port": 20001}
+    ports = {"--port": 26379, "--dashboard-port": 28265, "--dashboard-agent-listen-port": 28266, "--ray-client-server-port": 20001}
     options = [f"{name}={port}" for name, port in ports.items()]
     head = subprocess.Popen(
         [bin_folder / "ray", "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1",
@@ -221,12 +221,16 @@ def test_a_submitted_job_chooses_the_same(workplace: Path, make_query: MakeQuery
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
-        _wait_for_dashboard("http://127.0.0.1:28265")
-        done = subprocess.run(
-            [bin_folder / "ray", "job", "submit", "--address", "http://127.0.0.1:28265", "--working-dir", ".", "--",
-             sys.executable, "job.py", "query.yaml", "--json", "--no-report"],
-            cwd=workplace, env=environment, capture_output=True, text=True, timeout=180,
-        )  # fmt: skip
+        _wait_for("http://127.0.0.1:28265/api/version")
+        _wait_for("http://127.0.0.1:28266/api/local_raylet_healthz")
+        submit = [bin_folder / "ray", "job", "submit", "--address", "http://127.0.0.1:28265", "--working-dir", ".", "--",
+                  sys.executable, "job.py", "query.yaml", "--json", "--no-report"]  # fmt: skip
+        for _ in range(10):
+            done = subprocess.run(submit, cwd=workplace, env=environment, capture_output=True, text=True, timeout=180)
+            # The head hears of its own agent a moment after the agent answers.
+            if "No available agent" not in done.stderr:
+                break
+            psutil.Process().cpu_percent(interval=1)
         assert done.returncode == 0, done.stdout + done.stderr
         [line] = [line for line in done.stdout.splitlines() if line.startswith("{")]
         import pyarrow.parquet as pq
@@ -241,15 +245,15 @@ def test_a_submitted_job_chooses_the_same(workplace: Path, make_query: MakeQuery
             child.kill()
 
 
-def _wait_for_dashboard(url: str) -> None:
+def _wait_for(url: str) -> None:
     import urllib.error
     import urllib.request
 
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
-            urllib.request.urlopen(f"{url}/api/version", timeout=2).read()
+            urllib.request.urlopen(url, timeout=2).read()
             return
         except (urllib.error.URLError, OSError):
             psutil.Process().cpu_percent(interval=0.2)
-    raise AssertionError("the head's dashboard did not answer within a minute")
+    raise AssertionError(f"{url} did not answer within a minute")
