@@ -246,7 +246,5 @@ def _print(summary: dict[str, Any], text: Callable[[], str], as_json: bool) -> N
     print(json.dumps(summary) if as_json else text())
 
 
-
-
 if __name__ == "__main__":
     main()

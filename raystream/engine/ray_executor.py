@@ -92,7 +92,10 @@ class OnRay:
         self._refs[actor.load.remote()] = (worker, None)
 
     def assign(self, worker: int, unit: int, task: Task) -> None:
-        self._refs[self._actors[worker].score.remote(task)] = (worker, unit)
+        actor = self._actors.get(worker)
+        # A worker may end a unit and die before it is heard of: its loss comes behind the unit in the same events.
+        if actor is not None:
+            self._refs[actor.score.remote(task)] = (worker, unit)
 
     def wait(self, timeout: float) -> list[Event]:
         try:

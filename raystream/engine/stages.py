@@ -77,7 +77,7 @@ def commit(
         query=prepared.name,
         identity=prepared.identity,
         resolved=query.model_dump(mode="json"),
-        files=[(f.path, f.size, f.version) for f in prepared.pool.files],
+        files=prepared.pool.snapshot,
         fingerprint=prepared.fingerprint,
         versions=versions(),
         seed=query.seed,

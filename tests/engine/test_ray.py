@@ -17,7 +17,10 @@ import ray
 import yaml
 
 import raystream as rs
-from raystream.engine.ray_executor import connect, disconnect
+from raystream.engine.executor import WorkerReady
+from raystream.engine.job import Job
+from raystream.engine.prepare import prepare
+from raystream.engine.ray_executor import OnRay, connect, disconnect
 from raystream.errors import ClusterError
 from raystream.query import Cluster
 
@@ -97,6 +100,23 @@ def test_a_unit_that_kills_its_worker_three_times_is_poison(make_query: MakeQuer
     skipped = rs.run(make_query(model__source="user_nets:deadly", cluster={"workers": 2}, on_error="skip"))
     assert skipped.manifest.counts.scored == 900
     assert skipped.manifest.units_reused == 3
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_unit_for_a_worker_that_has_just_died_waits_for_its_loss(make_query: MakeQuery) -> None:
+    """A worker ends a unit and dies at once: the next unit may be assigned to it before its loss is told, and nothing breaks."""
+    prepared = prepare(make_query())
+    prepared.store.put("token", b"")
+    job = Job(prepared.query.model, prepared.fingerprint, prepared.pool.read, str(prepared.store.root), "token", True, 1, False, ())
+    executor = OnRay(job, Cluster())
+    executor.start_worker(0)
+    while not (events := executor.wait(1.0)):
+        pass
+    assert events == [WorkerReady(0)]
+    executor._end(0)
+    executor.assign(0, 0, prepared.tasks[0])
+    assert executor._refs == {}
+    executor.close()
 
 
 @pytest.mark.usefixtures("own_ray")
