@@ -18,7 +18,7 @@ import yaml
 
 import raystream as rs
 from raystream.engine.executor import WorkerReady
-from raystream.engine.job import Job
+from raystream.engine.job import Job, importable_folders
 from raystream.engine.prepare import prepare
 from raystream.engine.ray_executor import OnRay, connect, disconnect
 from raystream.errors import ClusterError
@@ -107,7 +107,7 @@ def test_a_unit_for_a_worker_that_has_just_died_waits_for_its_loss(make_query: M
     """A worker ends a unit and dies at once: the next unit may be assigned to it before its loss is told, and nothing breaks."""
     prepared = prepare(make_query())
     prepared.store.put("token", b"")
-    job = Job(prepared.query.model, prepared.fingerprint, prepared.pool.read, str(prepared.store.root), "token", True, 1, False, ())
+    job = Job(prepared.query.model, prepared.fingerprint, prepared.pool.read, str(prepared.store.root), "token", True, 1, False, importable_folders())
     executor = OnRay(job, Cluster())
     executor.start_worker(0)
     while not (events := executor.wait(1.0)):
