@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -108,6 +109,11 @@ class Feed:
                     slot = self._free.get()
                     if slot is None:
                         return
+                    if len(decoded.rows) == self._capacity and not self._pin:
+                        inputs = tuple(_tensor(values) for values in decoded.inputs)
+                        self._filled.put((Chunk(decoded.ids, decoded.rows, inputs), slot))
+                        slot = None
+                        break
                     self._make_buffer(slot, decoded)
                 count = min(self._capacity - filled, len(decoded.rows) - taken)
                 for buffer, values in zip(self._buffers[slot], decoded.inputs, strict=True):
@@ -135,6 +141,13 @@ class Feed:
     def _hand_over(self, slot: int, ids: list[pa.Array], rows: list[np.ndarray], filled: int) -> None:
         inputs = tuple(buffer[:filled] for buffer in self._buffers[slot])
         self._filled.put((Chunk(pa.concat_arrays(ids), np.concatenate(rows), inputs), slot))
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    """A tensor over what was decoded, without a copy; nobody else looks at this memory, so a model may write into it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(values)
 
 
 def _torch_dtype(dtype: np.dtype) -> torch.dtype:
