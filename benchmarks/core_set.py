@@ -194,7 +194,11 @@ def check(n: int, d: int, k: int) -> dict[str, Any]:
             seconds = round(time.perf_counter() - start, 3)
             same = bool(np.array_equal(chosen.rows, reference))
             result[f"{kind}_{precision}"] = {
-                "rows": rows, "same_order": same, "passes": chosen.passes, "refinements": chosen.refinements, "seconds": seconds,
+                "rows": rows,
+                "same_order": same,
+                "passes": chosen.passes,
+                "refinements": chosen.refinements,
+                "seconds": seconds,
             }
             print(f"check {kind} {rows} x {d} {precision}: same order {same}, {chosen.passes} passes, {seconds} s", file=sys.stderr)
     return result

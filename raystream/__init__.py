@@ -1,8 +1,8 @@
 """raystream: which rows of this lake should be labelled next?
 
-    import raystream as rs
-    result = rs.run(rs.Query.load("query.yaml"))
-    result.selection      # a pyarrow.Table, best row first
+import raystream as rs
+result = rs.run(rs.Query.load("query.yaml"))
+result.selection      # a pyarrow.Table, best row first
 """
 
 from __future__ import annotations

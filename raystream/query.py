@@ -5,7 +5,7 @@ Written in YAML or Python, validated strictly, and never touching the disk beyon
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,27 +15,17 @@ from pydantic_core import ErrorDetails
 
 from raystream.errors import QueryError, did_you_mean
 from raystream.spec import read_spec
+from raystream.strategies import OPTIONAL_KEYS, TRAITS, Traits, traits
 
 LOGIT_SCORES = ("entropy", "least_confidence", "margin", "ratio", "energy")
 """The scores that need nothing but logits; every scored unit holds all of them."""
 
 Score = Literal["entropy", "least_confidence", "margin", "ratio", "energy"]
-Strategy = Literal["top_k", "random", "k_means", "core_set"]
 Positive = Annotated[int, Field(gt=0, strict=True)]
 FilterValue = bool | int | float | str | list[bool | int | float | str]
 FilterTerm = tuple[str, Literal["==", "=", "!=", "<", "<=", ">", ">=", "in", "not in"], FilterValue]
 
-_USES_SCORE = frozenset({"top_k", "k_means"})
-_NEEDS_EMBEDDING = frozenset({"k_means", "core_set"})
-_TENFOLD_CANDIDATES = frozenset({"k_means", "core_set"})
-_STRATEGY_KEYS: Mapping[str, frozenset[str]] = {
-    "top_k": frozenset(),
-    "random": frozenset(),
-    "k_means": frozenset({"metric", "memory", "args"}),
-    "core_set": frozenset({"metric", "weight", "memory"}),
-}
-"""The keys of `select` that only some strategies use; any other strategy refuses them."""
-_STRATEGY_ARGS: Mapping[str, frozenset[str]] = {"k_means": frozenset({"iterations"})}
+Id = int | str
 
 
 class _Part(BaseModel):
@@ -124,45 +114,99 @@ class Acquire(_Part):
     also: list[Score] = []
 
 
+class Quota(_Part):
+    """A cap, a floor or both for the rows of each group of a column, or of one group."""
+
+    by: str
+    value: bool | int | str | None = None
+    max: Annotated[int, Field(ge=0, strict=True)] | None = None
+    min: Positive | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Quota:
+        if self.max is None and self.min is None:
+            raise ValueError(f"select.quotas: the one by {self.by} has neither max nor min; give one")
+        if self.max is not None and self.min is not None and self.min > self.max:
+            raise ValueError(f"select.quotas: the one by {self.by} has min {self.min} above max {self.max}; lower min")
+        return self
+
+
+class Cost(_Part):
+    """What each row costs, and what the batch may cost in all."""
+
+    column: str
+    budget: Annotated[float, Field(gt=0)]
+
+
 class Select(_Part):
     """How the batch is chosen among the scored rows."""
 
-    strategy: Strategy = "k_means"
+    strategy: str = "k_means"
     budget: Positive
     candidates: Positive | Literal["all"] | None = None
     metric: Literal["euclidean", "cosine"] = "euclidean"
     weight: Annotated[float, Field(ge=0)] = 0.0
+    mix: Annotated[float, Field(ge=0, le=1)] = 0.5
+    terms: dict[str, Annotated[float, Field(ge=0)]] = {}
+    similar_to: list[Id] = []
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = None
+    quotas: list[Quota] = []
+    must_include: list[Id] = []
+    exclude: list[Id] = []
+    cost: Cost | None = None
+    random_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     memory: Positive | Literal["auto"] = "auto"
     args: dict[str, Any] = {}
 
+    @field_validator("strategy")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if ":" not in value and value not in TRAITS:
+            raise ValueError(
+                f"select.strategy is {value!r}, expected {', '.join(sorted(TRAITS))} or an import path module:function"
+                f"{did_you_mean(value, TRAITS)}"
+            )
+        return value
+
     @model_validator(mode="after")
     def _strategy_uses_its_keys(self) -> Select:
-        optional = frozenset().union(*_STRATEGY_KEYS.values())
-        for key in sorted(self.model_fields_set & optional - _STRATEGY_KEYS[self.strategy]):
-            users = ", ".join(s for s, keys in _STRATEGY_KEYS.items() if key in keys)
+        own = self.traits
+        for key in sorted(self.model_fields_set & OPTIONAL_KEYS - own.keys):
+            users = ", ".join(name for name, of in TRAITS.items() if key in of.keys)
             raise ValueError(f"select.{key} is not used by strategy {self.strategy} (only by {users}); remove it")
-        known = _STRATEGY_ARGS.get(self.strategy, frozenset())
-        for name, value in self.args.items():
-            if name not in known:
-                raise ValueError(f"select.args.{name} is not a parameter of {self.strategy}{did_you_mean(name, known)}")
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"select.args.{name} is {value!r}; expected a whole number of at least 1")
+        if ":" not in self.strategy:
+            for name, value in self.args.items():
+                if name not in own.args:
+                    raise ValueError(f"select.args.{name} is not a parameter of {self.strategy}{did_you_mean(name, own.args)}")
+                if not own.args[name].accepts(value):
+                    raise ValueError(f"select.args.{name} is {value!r}; expected {own.args[name].expected}")
         if isinstance(self.candidates, int) and self.candidates < self.budget:
             raise ValueError(f"select.candidates is {self.candidates}, below select.budget {self.budget}; raise it or leave it out")
+        if len(self.must_include) > self.budget:
+            raise ValueError(
+                f"select.must_include names {len(self.must_include)} rows, above select.budget {self.budget}; raise the budget"
+            )
+        both = [row for row in self.must_include if row in set(self.exclude)]
+        if both:
+            raise ValueError(f"select.must_include and select.exclude both name {both[0]!r}; remove it from one of them")
         return self
+
+    @property
+    def traits(self) -> Traits:
+        """What the strategy needs and takes."""
+        return traits(self.strategy)
 
     @property
     def candidate_limit(self) -> int | None:
         """How many rows survive the pre-filter by score; None means all."""
         if self.candidates is None:
-            return 10 * self.budget if self.strategy in _TENFOLD_CANDIDATES else None
+            return 10 * self.budget if self.traits.tenfold else None
         return None if self.candidates == "all" else self.candidates
 
     @property
     def needs_embedding(self) -> bool:
         """Whether the choice can't be made without embeddings."""
-        return self.strategy in _NEEDS_EMBEDDING or self.near_duplicates is not None
+        return self.traits.embedding or self.near_duplicates is not None
 
 
 class Cluster(_Part):
@@ -222,7 +266,7 @@ class Query(_Part):
     def needs_score(self) -> bool:
         """Whether rows can't be chosen without an acquisition score."""
         select = self.select
-        return select.strategy in _USES_SCORE or select.weight > 0 or select.candidate_limit is not None
+        return select.traits.score or select.weight > 0 or select.candidate_limit is not None
 
     @property
     def needs_embedding(self) -> bool:
@@ -284,4 +328,4 @@ def _expected(detail: ErrorDetails) -> str:
     return message.removeprefix("a valid ").removeprefix("Input should ")
 
 
-_KEYS = frozenset(key for part in (Query, Pool, Model, Acquire, Select, Cluster, Store) for key in part.model_fields)
+_KEYS = frozenset(key for part in (Query, Pool, Model, Acquire, Select, Quota, Cost, Cluster, Store) for key in part.model_fields)

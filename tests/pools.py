@@ -49,6 +49,7 @@ def pool_table(rows: int, start: int = 0, seed: int = 0) -> pa.Table:
         }
     )
 
+
 def logits_and_embeddings(table: pa.Table) -> tuple[torch.Tensor, torch.Tensor]:
     """The reference: the tests' net on all rows at once in plain torch; logits, and the input of the last Linear."""
     net = build_network("user_nets:net", {}).eval()

@@ -62,7 +62,7 @@ def ask(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
     [
         ({"select__budgte": 3}, "select.budgte is not a key of the query; did you mean 'budget'?"),
         ({"pol": {}}, "pol is not a key of the query; did you mean 'pool'?"),
-        ({"select__strategy": "kmeans"}, "expected 'top_k', 'random', 'k_means' or 'core_set'; did you mean 'k_means'?"),
+        ({"select__strategy": "kmeans"}, "an import path module:function; did you mean 'k_means'?"),
         ({"acquire": {"score": "entrpy"}}, "did you mean 'entropy'?"),
         ({"select__budget": 0}, "select.budget is 0, expected greater than 0"),
         ({"select__budget": -3}, "select.budget is -3, expected greater than 0"),

@@ -104,7 +104,7 @@ def _choose(query: Query, pool: ScoredPool, covered: Covered, rows: np.ndarray |
         shards = LocalShards(parts, positions, memory=memory, metric=select.metric)
     score = pool.score if rows is None or pool.score is None else pool.score[rows]
     keys = None
-    if select.strategy == "random":
+    if select.traits.chance:
         ids = pool.ids if rows is None else pool.ids.take(pa.array(rows))
         keys = row_hash(query.seed, ids.to_numpy() if pa.types.is_integer(ids.type) else ids.to_pylist())
     candidates = Candidates(score=score, keys=keys, shards=shards, labelled=covered.embeddings)
@@ -115,6 +115,8 @@ def _choose(query: Query, pool: ScoredPool, covered: Covered, rows: np.ndarray |
         seed=query.seed,
         metric=select.metric,
         weight=select.weight,
+        mix=select.mix,
+        terms=select.terms,
         near_duplicates=select.near_duplicates,
         memory=memory,
         args=select.args,

@@ -62,8 +62,12 @@ def query_identity(
         fingerprint: the model's.
     """
     resolved = query.model_dump(mode="json", exclude={"cluster", "store"})
-    parts = {f"{section}.{key}": json.dumps(value) for section in resolved if isinstance(resolved[section], dict)
-             for key, value in resolved[section].items()}
+    parts = {
+        f"{section}.{key}": json.dumps(value)
+        for section in resolved
+        if isinstance(resolved[section], dict)
+        for key, value in resolved[section].items()
+    }
     parts |= {key: json.dumps(value) for key, value in resolved.items() if not isinstance(value, dict)}
     parts["the pool's files"] = _digest([file.identity for file in files])
     parts["the labelled rows"] = _digest(labelled) if labelled else ""

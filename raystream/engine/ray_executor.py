@@ -233,4 +233,3 @@ def _start_own(cluster: Cluster) -> None:
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-

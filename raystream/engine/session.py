@@ -162,4 +162,3 @@ class _Progress:
         if isinstance(event, StartFailed | WorkerLost):
             entry["error"] = str(event.error)
         self._prepared.store.append(f"{query_folder(self._prepared.name)}/events.jsonl", json.dumps(entry).encode() + b"\n")
-

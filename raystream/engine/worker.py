@@ -209,4 +209,3 @@ def _counted(reasons: dict[int, str]) -> str:
 def _set_threads(threads: int) -> None:
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-

@@ -93,9 +93,7 @@ def read_footers(
     return footers
 
 
-def _try_footer(
-    file: File, columns: Sequence[str], filter_columns: Sequence[str], keep: Sequence[str]
-) -> Footer | UnreadableFileError:
+def _try_footer(file: File, columns: Sequence[str], filter_columns: Sequence[str], keep: Sequence[str]) -> Footer | UnreadableFileError:
     try:
         return _read_footer(file, columns, filter_columns, keep)
     except UnreadableFileError as error:

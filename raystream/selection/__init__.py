@@ -5,7 +5,8 @@ Nothing here reads, writes or knows a cluster. Each strategy is a function in a 
 `shards.Shards`, so that they may lie in this process, on its disk or with others.
 """
 
-from raystream.selection.choose import Candidates, Chosen, choose
+from raystream.selection.choose import Chosen, choose
+from raystream.selection.constraints import Constraints, Cost, Quota
 from raystream.selection.core_set import FarthestFirst, core_set, farthest_first
 from raystream.selection.hashing import row_hash
 from raystream.selection.k_means import k_means
@@ -13,17 +14,24 @@ from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.ranking import random, random_order, top_k
 from raystream.selection.represents import Assignment, assign, represents
 from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards
+from raystream.selection.strategy import Candidates, Picked, Request, Strategy
 
 __all__ = [
     "ArrayPart",
     "Assignment",
     "Candidates",
     "Chosen",
+    "Constraints",
+    "Cost",
     "EmbeddingPart",
     "FarthestFirst",
     "LocalShards",
     "NearDuplicates",
+    "Picked",
+    "Quota",
+    "Request",
     "Shards",
+    "Strategy",
     "assign",
     "choose",
     "core_set",

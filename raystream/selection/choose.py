@@ -1,44 +1,25 @@
-"""From scored candidates to a ranked batch: the strategies by name, and what is reported for each of them."""
+"""From scored candidates to a ranked batch: any strategy, the constraints around it, and what is reported of the rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import numpy as np
 
 from raystream.errors import QueryError, did_you_mean
 from raystream.selection.bounds import Encoding
-from raystream.selection.core_set import farthest_first, score_weights
-from raystream.selection.k_means import cluster
-from raystream.selection.near_duplicates import NearDuplicates, walk
+from raystream.selection.constraints import Constraints, Cost, Quota
+from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.nearest import Centres, nearest
-from raystream.selection.ranking import random_order, top_k
+from raystream.selection.registry import STRATEGIES
 from raystream.selection.represents import Assignment, assign, represents
 from raystream.selection.rows import Array, Metric, squared_distances, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards
+from raystream.selection.shards import DEFAULT_MEMORY
+from raystream.selection.strategy import Candidates, Picked, Request, Strategy
 
-
-@dataclass(frozen=True)
-class Candidates:
-    """The n rows to choose from, in row order.
-
-    Attributes:
-        score: (n,) float, higher = label sooner; None when nothing asks for it.
-        keys: (n,) uint64 of `row_hash`; for the strategy random alone.
-        shards: their embeddings; None when nothing needs them.
-        labelled: (m, d) float16 or float32 embeddings of labelled rows, as stored; may be empty or None.
-    """
-
-    score: Array | None = None
-    keys: Array | None = None
-    shards: LocalShards | None = None
-    labelled: Array | None = None
-
-    def __len__(self) -> int:
-        held = next((part for part in (self.shards, self.score, self.keys) if part is not None), ())
-        return len(held)
+_NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 class Certificate(TypedDict):
@@ -54,17 +35,18 @@ class Certificate(TypedDict):
 
 @dataclass(frozen=True)
 class Chosen:
-    """The batch in rank order.
+    """The batch in rank order: rows that had to be in it, then the strategy's, then those drawn at random.
 
     Attributes:
         rows: (b,) int64 numbers of the candidates.
         gain: (b,) float64, what the strategy maximised when it took the row; nan where it maximised nothing.
         distance: (b,) float64 to the nearest row chosen before or labelled, nan when there is none; None without embeddings.
         represents: (b,) int64, how many candidates are nearest to the row; those nearer to a labelled row count for none.
-        why: the constraint that bound each row, else ''.
+        why: the constraint or share that bound each row, else ''.
         certificate: None without embeddings.
         passes: how often the embeddings were read to choose.
         note: why fewer than min(budget, n) rows came back; None when there were no more candidates.
+        facts: what else the strategy has to say, for the manifest.
     """
 
     rows: Array
@@ -75,85 +57,102 @@ class Chosen:
     certificate: Certificate | None
     passes: int
     note: str | None
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a strategy is asked for. `labelled` is (m, d) float32 in the metric's space; `near_duplicates` is None when off."""
-
-    budget: int
-    seed: int
-    weight: float
-    memory: int
-    labelled: Array | None
-    near_duplicates: NearDuplicates | None
-    args: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Picked:
-    """What a strategy answers; `distance` only if it has come by it."""
-
-    rows: Array
-    gain: Array
-    distance: Array | None = None
-    passes: int = 0
-
-
-Strategy = Callable[[Candidates, Request], Picked]
+    facts: Mapping[str, float | int | str] = field(default_factory=dict)
 
 
 def choose(
     candidates: Candidates,
     *,
-    strategy: str,
+    strategy: str | Strategy,
     budget: int,
     seed: int = 0,
     metric: Metric = "euclidean",
     weight: float = 0.0,
+    mix: float = 0.5,
+    terms: Mapping[str, float] | None = None,
     near_duplicates: float | None = None,
+    quotas: Sequence[Quota] = (),
+    cost: Cost | None = None,
+    must_include: Array | None = None,
+    drawn: Array | None = None,
     memory: int = DEFAULT_MEMORY,
     args: Mapping[str, Any] | None = None,
 ) -> Chosen:
-    """Choose up to `budget` candidates by the strategy of that name.
+    """Choose up to `budget` candidates.
+
+    Args:
+        candidates: the rows.
+        strategy: the name of one, or a function like those of `registry`.
+        budget: how many rows in all, those of `must_include` and `drawn` included.
+        seed: of every draw.
+        metric: of distances.
+        weight: see `core_set`.
+        mix: see `diverse`.
+        terms: see `combine`.
+        near_duplicates: the cosine from which only one of two rows is kept; None is off.
+        quotas: caps and floors by columns.
+        cost: costs and their budget.
+        must_include: int64 candidates that are in the batch whatever the strategy says.
+        drawn: int64 candidates that were drawn at random for the batch.
+        memory: bytes of embeddings that a process may hold.
+        args: the strategy's own parameters.
 
     Raises:
-        QueryError: an unknown strategy, or one that lacks its score or embeddings, or whose weights are negative.
-        DataError: embeddings or scores that are not numbers.
+        QueryError: an unknown strategy, or one that lacks its score or embeddings, weights that are negative, floors that can't be met.
+        DataError: embeddings, scores or costs that are not numbers.
     """
-    if strategy not in STRATEGIES:
-        raise QueryError(f"select.strategy {strategy!r} is unknown{did_you_mean(strategy, STRATEGIES)}")
+    name, function = _strategy(strategy)
     shards = candidates.shards
     if shards is not None and shards.metric != metric:
         raise QueryError(f"the embeddings were opened for metric {shards.metric}, but select.metric is {metric}")
     labelled = None if shards is None else vectors(candidates.labelled if len(shards) else None, shards.width, metric)
     if near_duplicates is not None and shards is None:
         raise QueryError("select.near_duplicates compares embeddings, but the model gives none; set model.embedding")
-    blocked = None if near_duplicates is None or shards is None else NearDuplicates(near_duplicates, shards.width, labelled)
-    request = Request(budget, seed, weight, memory, labelled, blocked, args or {})
-    nothing = Picked(np.empty(0, dtype=np.int64), np.empty(0))
-    picked = STRATEGIES[strategy](candidates, request) if len(candidates) and budget > 0 else nothing
+    alike = None if near_duplicates is None or shards is None else NearDuplicates(near_duplicates, shards.width, labelled)
+    constraints = Constraints(budget, near_duplicates=alike, quotas=quotas, cost=cost)
+    first, last = (_NO_ROWS if rows is None else rows for rows in (must_include, drawn))
+    given = np.concatenate([first, last])
+    x = shards.gather(given) if shards is not None and len(given) else None
+    for i, row in enumerate(given):
+        constraints.take(int(row), None if x is None else x[i], "must_include" if i < len(first) else "random_share")
+    covered = labelled if x is None or labelled is None else np.concatenate([labelled, x])
+    request = Request(budget - len(given), seed, covered, constraints, weight, mix, memory, terms or {}, args or {})
+    nothing = Picked(_NO_ROWS, np.empty(0))
+    picked = function(candidates, request) if len(candidates) and request.budget > 0 else nothing
+    constraints.check_floors()
+    rows = np.concatenate([first, picked.rows, last])
+    gain = np.concatenate([np.full(len(first), np.nan), picked.gain, np.full(len(last), np.nan)])
     distance = counts = None
     certificate: Certificate | None = None
     if shards is not None and labelled is not None:
-        x = shards.gather(picked.rows)
-        distance = picked.distance if picked.distance is not None else _distances(x, labelled)
+        x = shards.gather(rows)
+        distance = picked.distance if picked.distance is not None and not len(given) else _distances(x, labelled)
         everything = np.concatenate([x, labelled])
         assignment = assign(shards.rows, everything) if len(everything) else Assignment(np.empty(0, dtype=np.int32), 0.0, -1)
         counts = represents(assignment, len(x))
-        proven = strategy == "core_set" and weight == 0 and near_duplicates is None
-        certificate = {"radius": assignment.radius, "lower_bound": assignment.radius / 2 if proven else None}
-    note = _note(len(picked.rows), budget, len(candidates), near_duplicates)
-    return Chosen(picked.rows, picked.gain, distance, counts, [""] * len(picked.rows), certificate, picked.passes, note)
+        proven = name == "core_set" and weight == 0 and constraints.free and not len(given) and not (args or {}).get("outliers")
+        radius = assignment.radius if picked.radius is None else picked.radius
+        certificate = {"radius": radius, "lower_bound": radius / 2 if proven else None}
+    why = [constraints.why(int(row)) for row in rows]
+    note = _note(len(rows), budget, len(candidates), picked, constraints)
+    return Chosen(rows, gain, distance, counts, why, certificate, picked.passes, note, picked.facts)
 
 
-def _note(chosen: int, budget: int, n: int, near_duplicates: float | None) -> str | None:
+def _strategy(strategy: str | Strategy) -> tuple[str, Strategy]:
+    if not isinstance(strategy, str):
+        return getattr(strategy, "__name__", "strategy"), strategy
+    if strategy not in STRATEGIES:
+        raise QueryError(f"select.strategy {strategy!r} is unknown{did_you_mean(strategy, STRATEGIES)}")
+    return strategy, STRATEGIES[strategy]
+
+
+def _note(chosen: int, budget: int, n: int, picked: Picked, constraints: Constraints) -> str | None:
     if chosen >= min(budget, n):
         return None  # who gave fewer candidates than the budget knows why
-    return (
-        f"{chosen} rows instead of {budget}: of the {n} candidates all others have a cosine of at least {near_duplicates} "
-        "with a chosen or labelled row; raise select.candidates"
-    )
+    if picked.note is not None:
+        return f"{chosen} rows instead of {budget}: {picked.note}"
+    reasons = constraints.reasons()
+    return f"{chosen} rows instead of {budget}: of the {n} candidates all others {', or '.join(reasons)}; raise select.candidates"
 
 
 def _distances(x: Array, labelled: Array) -> Array:
@@ -174,52 +173,3 @@ def _distances(x: Array, labelled: Array) -> Array:
         for i in range(1, len(block)):
             result[begin + i] = min(result[begin + i], float(squared_distances(block[:i], block[i]).min()))
     return np.where(np.isinf(result), np.nan, np.sqrt(result))
-
-
-def _needed(part: Any, what: str, strategy: str) -> Any:
-    if part is None:
-        raise QueryError(f"select.strategy {strategy} needs {what}, but the candidates have none")
-    return part
-
-
-def _gather(candidates: Candidates) -> Callable[[Array], Array] | None:
-    return None if candidates.shards is None else candidates.shards.gather
-
-
-def _top_k(candidates: Candidates, request: Request) -> Picked:
-    score = np.asarray(_needed(candidates.score, "a score", "top_k"))
-    order = top_k(score, request.budget if request.near_duplicates is None else len(score))
-    rows = walk(order, request.budget, request.near_duplicates, _gather(candidates))
-    return Picked(rows, score[rows].astype(np.float64))
-
-
-def _random(candidates: Candidates, request: Request) -> Picked:
-    keys = np.asarray(_needed(candidates.keys, "hashes of the ids", "random"))
-    order = random_order(keys, request.budget if request.near_duplicates is None else len(keys))
-    rows = walk(order, request.budget, request.near_duplicates, _gather(candidates))
-    return Picked(rows, np.full(len(rows), np.nan))
-
-
-def _k_means(candidates: Candidates, request: Request) -> Picked:
-    shards = _needed(candidates.shards, "embeddings", "k_means")
-    found = cluster(
-        shards.rows,
-        request.budget,
-        weight=candidates.score,
-        seed=request.seed,
-        memory=request.memory,
-        near_duplicates=request.near_duplicates,
-        **request.args,
-    )
-    return Picked(found.rows, found.gain, passes=1)
-
-
-def _core_set(candidates: Candidates, request: Request) -> Picked:
-    shards = _needed(candidates.shards, "embeddings", "core_set")
-    weight = score_weights(candidates.score, request.weight, len(shards))
-    found = farthest_first(shards, request.budget, score_weight=weight, labelled=request.labelled, near_duplicates=request.near_duplicates)
-    return Picked(found.rows, found.gain, found.distance, found.passes)
-
-
-STRATEGIES: dict[str, Strategy] = {"core_set": _core_set, "k_means": _k_means, "random": _random, "top_k": _top_k}
-"""What `select.strategy` may be. A new one is a module with its algorithm, a function like those above and a line here."""

@@ -16,10 +16,11 @@ import numpy as np
 
 from raystream.errors import QueryError
 from raystream.selection.bounds import Encoding, Precision, grid_power
+from raystream.selection.constraints import Constraints
 from raystream.selection.leaders import CentreList, Leaders
-from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.rows import Array, Metric, not_finite, vectors
 from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
+from raystream.selection.strategy import Candidates, Picked, Request, embeddings
 from raystream.selection.threads import one_thread
 from raystream.selection.weights import checked_weights
 
@@ -38,7 +39,7 @@ class FarthestFirst:
         distance: (b,) float64 to the nearest row chosen before or labelled; nan for the first if nothing is labelled.
         passes: how often the shards went over their rows to choose, refinements included.
         refinements: how many of the passes made distances exact.
-        blocked: how many rows came to the head and were near-duplicates.
+        blocked: how many rows came to the head and were passed over.
     """
 
     rows: Array
@@ -107,7 +108,7 @@ def farthest_first(
     score_weight: Array | None = None,
     labelled: Array | None = None,
     exclude: Array | None = None,
-    near_duplicates: NearDuplicates | None = None,
+    constraints: Constraints | None = None,
     precision: Precision = "auto",
     leaders: int = _LEADERS,
 ) -> FarthestFirst:
@@ -119,7 +120,7 @@ def farthest_first(
         score_weight: (n,) float64 of `score_weights`; uniform when it is 0 for every row that may be chosen.
         labelled: (m, d) float32 in the metric's space.
         exclude: int64 rows that must not be chosen, and don't count as covered.
-        near_duplicates: rows that it blocks are passed over and do not become centres; holds the chosen rows afterwards.
+        constraints: rows that they block are passed over and do not become centres; they are told of the chosen rows.
         precision: of the bounds; has no influence on the result.
         leaders: how many rows the shards return at first; has no influence on the result.
     """
@@ -131,7 +132,21 @@ def farthest_first(
         score_weight = None
     encoding, mean = _prepare(shards, fixed, precision)
     shards.begin(encoding, score_weight)
-    return _Choice(shards, k, encoding, mean, fixed, score_weight, near_duplicates, leaders).run(excluded)
+    return _Choice(shards, k, encoding, mean, fixed, score_weight, constraints, leaders).run(excluded)
+
+
+def core_set_strategy(candidates: Candidates, request: Request) -> Picked:
+    """`core_set` in a query."""
+    shards = embeddings(candidates, "core_set")
+    found = farthest_first(
+        shards,
+        request.budget,
+        score_weight=score_weights(candidates.score, request.weight, len(shards)),
+        labelled=request.labelled,
+        exclude=request.constraints.taken,
+        constraints=request.constraints,
+    )
+    return Picked(found.rows, found.gain, found.distance, found.passes)
 
 
 def _prepare(shards: Shards, labelled: Array, precision: Precision) -> tuple[Encoding, Array]:
@@ -162,13 +177,13 @@ class _Choice:
         mean: Array,
         labelled: Array,
         weight: Array | None,
-        near_duplicates: NearDuplicates | None,
+        constraints: Constraints | None,
         leaders: int,
     ) -> None:
         self._shards, self._mean, self._weight = shards, mean, weight
         self._budget = min(k, len(shards))
         self._centres = CentreList(replace(encoding, bfloat16=False), labelled, self._budget)
-        self._near_duplicates = near_duplicates
+        self._constraints = constraints
         self._leaders = leaders
         self._most_leaders = max(_LEADER_BYTES // (4 * max(shards.width, 1)), leaders)
         self._rows: list[int] = []
@@ -214,17 +229,17 @@ class _Choice:
         self._gain.append(gain)
         self._distance.append(distance)
         self._centres.add(x)
-        if self._near_duplicates is not None:
-            self._near_duplicates.add(x)
+        if self._constraints is not None:
+            self._constraints.take(row, x[0])
 
     def _choose(self, leaders: Leaders) -> Array:
         """Choose among the leaders while that is certain; the rows that are chosen or blocked, int64."""
         gone: list[Array] = []
-        if self._near_duplicates is not None:
-            gone.append(self._drop(leaders, np.flatnonzero(self._near_duplicates.blocked(leaders.x))))
+        if self._constraints is not None and not self._constraints.free:
+            gone.append(self._drop(leaders, np.flatnonzero(self._constraints.blocked(leaders.rows, leaders.x))))
         while len(self._rows) < self._budget and (lead := leaders.head()) is not None:
             x = leaders.x[lead : lead + 1]
-            if self._near_duplicates is not None and self._near_duplicates.blocked(x)[0]:
+            if self._constraints is not None and self._constraints.blocked(leaders.rows[lead : lead + 1], x)[0]:
                 gone.append(self._drop(leaders, np.asarray([lead])))
                 continue
             self._take(int(leaders.rows[lead]), float(leaders.gain[lead]), float(np.sqrt(leaders.squared[lead])), x)

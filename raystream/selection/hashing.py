@@ -41,3 +41,15 @@ def _splitmix64(x: Array) -> Array:
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     result: Array = z ^ (z >> np.uint64(31))
     return result
+
+
+def draw(keys: Array, purpose: str) -> Array:
+    """(n,) uint64 from the keys of `row_hash`: another draw for each purpose, each a function of (seed, purpose, row)."""
+    salt = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
+    return _splitmix64(np.asarray(keys, dtype=np.uint64) ^ np.uint64(salt))
+
+
+def uniform(keys: Array, purpose: str) -> Array:
+    """(n,) float64 strictly between 0 and 1, one draw a row: the middle of one of 2^52 steps."""
+    result: Array = ((draw(keys, purpose) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return result

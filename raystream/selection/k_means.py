@@ -14,12 +14,12 @@ import faiss
 import numpy as np
 import torch
 
-from raystream.errors import QueryError
 from raystream.selection.bounds import Encoding
-from raystream.selection.near_duplicates import NearDuplicates
+from raystream.selection.constraints import Constraints
 from raystream.selection.represents import assign
-from raystream.selection.rows import Array, Metric, Rows, as_rows, not_finite, squared_distances
+from raystream.selection.rows import Array, Metric, Rows, as_rows, squared_distances
 from raystream.selection.shards import DEFAULT_MEMORY
+from raystream.selection.strategy import Candidates, Picked, Request, embeddings, gathered
 from raystream.selection.weights import checked_weights
 
 ONE_LEVEL = 20_000
@@ -78,20 +78,20 @@ def cluster(
     seed: int = 0,
     iterations: int = 20,
     memory: int = DEFAULT_MEMORY,
-    near_duplicates: NearDuplicates | None = None,
+    constraints: Constraints | None = None,
     one_level: int = ONE_LEVEL,
 ) -> Clustered:
-    """`k_means` over rows wherever they are, passing over those that `near_duplicates` blocks."""
+    """`k_means` over rows wherever they are, passing over those that `constraints` block."""
     n = len(rows)
     k = min(k, n)
     checked = _weights(weight, n)
     if k <= 0:
         return Clustered(np.empty(0, dtype=np.int64), np.empty(0))
-    x = _gather(rows, memory)
+    x = gathered(rows, memory, "k_means")
     centres = x if k == n else _centres(x, checked, k, seed, iterations, one_level)
     heavy = np.bincount(assign(as_rows(x), centres).nearest, weights=checked, minlength=k)
     order = np.argsort(-heavy, kind="stable")
-    return _nearest_unused(x, centres[order], heavy[order], near_duplicates)
+    return _nearest_unused(x, centres[order], heavy[order], constraints)
 
 
 def _weights(weight: Array | None, n: int) -> Array:
@@ -100,22 +100,6 @@ def _weights(weight: Array | None, n: int) -> Array:
         return np.ones(n)
     checked = checked_weights(weight, n)
     return checked if checked.any() else np.ones(n)
-
-
-def _gather(rows: Rows, memory: int) -> Array:
-    need = len(rows) * rows.width * 4
-    if need > memory:
-        raise QueryError(
-            f"k_means gathers its {len(rows)} candidates, which takes {need} bytes, but select.memory is {memory}; "
-            "lower select.candidates or raise select.memory"
-        )
-    x = np.empty((len(rows), rows.width), dtype=np.float32)
-    for block in rows.blocks(0, len(rows), 8192):
-        x[block.start : block.stop] = block.read()
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-    if len(bad):
-        raise not_finite(len(bad), [int(row) for row in bad[:3]])
-    return x
 
 
 def _centres(x: Array, weight: Array, k: int, seed: int, iterations: int, one_level: int) -> Array:
@@ -183,7 +167,7 @@ def _one_thread() -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def _nearest_unused(x: Array, centres: Array, weight: Array, near_duplicates: NearDuplicates | None) -> Clustered:
+def _nearest_unused(x: Array, centres: Array, weight: Array, constraints: Constraints | None) -> Clustered:
     """To each centre in turn the nearest row that is neither used nor blocked."""
     largest = max(float(np.abs(x).max()), float(np.abs(centres).max()))
     encoding = Encoding.fit(x.mean(axis=0, dtype=np.float64), largest, on_grid=False, precision="float32")
@@ -199,7 +183,7 @@ def _nearest_unused(x: Array, centres: Array, weight: Array, near_duplicates: Ne
         products = torch.mm(centre_operand, operand.T).numpy()
         for i, centre in enumerate(block):
             width = float(encoding.width_of(np.asarray(largest_square + float(centre_operand[i, -1]))))
-            row = _nearest_free(x, centre, products[i], width, used, near_duplicates)
+            row = _nearest_free(x, centre, products[i], width, used, constraints)
             if row is None:
                 return Clustered(np.asarray(rows, dtype=np.int64), np.asarray(gain))
             rows.append(row)
@@ -207,7 +191,7 @@ def _nearest_unused(x: Array, centres: Array, weight: Array, near_duplicates: Ne
     return Clustered(np.asarray(rows, dtype=np.int64), np.asarray(gain))
 
 
-def _nearest_free(x: Array, centre: Array, product: Array, width: float, used: Array, near_duplicates: NearDuplicates | None) -> int | None:
+def _nearest_free(x: Array, centre: Array, product: Array, width: float, used: Array, constraints: Constraints | None) -> int | None:
     """The nearest free row, which is marked as used; so are the blocked ones met on the way."""
     while True:
         free = np.where(used, np.float32(np.inf), product)
@@ -217,7 +201,22 @@ def _nearest_free(x: Array, centre: Array, product: Array, width: float, used: A
         close = np.flatnonzero(free <= np.nextafter(np.float32(max(least, 0.0) + width), np.float32(np.inf)))
         row = int(close[np.argmin(squared_distances(x[close], centre))])
         used[row] = True
-        if near_duplicates is None or not near_duplicates.blocked(x[row : row + 1])[0]:
-            if near_duplicates is not None:
-                near_duplicates.add(x[row : row + 1])
+        if constraints is None:
             return row
+        if not constraints.blocked(np.asarray([row]), x[row : row + 1])[0]:
+            constraints.take(row, x[row])
+            return row
+
+
+def k_means_strategy(candidates: Candidates, request: Request) -> Picked:
+    """`k_means` in a query, weighted by the score."""
+    found = cluster(
+        embeddings(candidates, "k_means").rows,
+        request.budget,
+        weight=candidates.score,
+        seed=request.seed,
+        memory=request.memory,
+        constraints=request.constraints,
+        **request.args,
+    )
+    return Picked(found.rows, found.gain, passes=1)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from raystream.errors import QueryError
 from raystream.selection.rows import Array, normalised
 
 _PAIRS = 1 << 22
-
-Gather = Callable[[Array], Array]
-"""Row numbers (m,) int64 -> vectors (m, d) float32."""
 
 
 def cosines(a: Array, b: Array) -> Array:
@@ -37,7 +32,7 @@ class NearDuplicates:
     def __init__(self, threshold: float, width: int, labelled: Array | None = None) -> None:
         if not 0 < threshold <= 1:
             raise QueryError(f"select.near_duplicates is {threshold}, expected a cosine in (0, 1]")
-        self._threshold = threshold
+        self.threshold = threshold
         self._x = np.empty((0, width), dtype=np.float32)
         self._unit = np.empty((0, width), dtype=np.float32)
         self._size = 0
@@ -72,38 +67,15 @@ class NearDuplicates:
         chosen, unit = self._x[since : self._size], self._unit[since : self._size]
         rough = normalised(x) @ unit.T
         error = 4 * (x.shape[1] + 8) * 2.0**-24
-        result: Array = (rough >= self._threshold + error).any(axis=1)
+        result: Array = (rough >= self.threshold + error).any(axis=1)
         # zero rows have a product of 0 whatever the threshold, and are alike
         zeros = ~chosen.any(axis=1)
         if zeros.any():
             result |= ~x.any(axis=1)
-        row, other = np.nonzero((rough >= self._threshold - error) & ~result[:, None])
+        row, other = np.nonzero((rough >= self.threshold - error) & ~result[:, None])
         step = max(_PAIRS // max(x.shape[1], 1), 1)
         for begin in range(0, len(row), step):
             which = slice(begin, begin + step)
-            alike = cosines(x[row[which]], chosen[other[which]]) >= self._threshold
+            alike = cosines(x[row[which]], chosen[other[which]]) >= self.threshold
             result[row[which][alike]] = True
         return result
-
-
-def walk(order: Array, budget: int, duplicates: NearDuplicates | None, gather: Gather | None) -> Array:
-    """The first `budget` rows of `order` (int64) that no row before them blocks."""
-    if duplicates is None or gather is None:
-        return order[:budget]
-    taken: list[int] = []
-    at, step = 0, max(min(budget, 1024), 16)
-    while at < len(order) and len(taken) < budget:
-        rows = order[at : at + step]
-        x = gather(rows)
-        free = ~duplicates.blocked(x)
-        rows, x = rows[free], x[free]
-        since = len(duplicates)
-        for row, vector in zip(rows, x, strict=True):
-            if len(taken) == budget:
-                break
-            if not duplicates.blocked(vector[None], since)[0]:
-                duplicates.add(vector[None])
-                taken.append(int(row))
-        at += step
-        step = min(2 * step, 16384)
-    return np.asarray(taken, dtype=np.int64)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from raystream.errors import DataError
+from raystream.selection.constraints import Constraints
 from raystream.selection.hashing import row_hash
 from raystream.selection.rows import Array
+from raystream.selection.strategy import Candidates, Picked, Request, row_keys, scores
 
 
 def top_k(score: Array, k: int) -> Array:
@@ -66,3 +68,52 @@ def lowest(key: Array, k: int) -> Array:
         rows = np.arange(n)
     result: Array = rows[np.argsort(key[rows], kind="stable")].astype(np.int64)
     return result
+
+
+def walk(order: Array, budget: int, constraints: Constraints, gather: Callable[[Array], Array] | None) -> Array:
+    """The first `budget` rows of `order` (int64) that nothing blocks; the constraints are told of them.
+
+    Args:
+        order: candidates in the order in which they are wanted.
+        budget: how many at most.
+        constraints: of the batch.
+        gather: rows (m,) int64 -> vectors (m, d) float32; needed if the constraints look at vectors.
+    """
+    taken: list[int] = []
+    at, step = 0, max(min(budget, 1024), 16)
+    while at < len(order) and len(taken) < budget:
+        rows = order[at : at + step]
+        x = gather(rows) if constraints.vectors and gather is not None else None
+        free = np.flatnonzero(~constraints.blocked(rows, x))
+        for i in free:
+            if len(taken) == budget:
+                break
+            row, vector = int(rows[i]), None if x is None else x[i : i + 1]
+            if constraints.free or not constraints.blocked(rows[i : i + 1], vector)[0]:
+                constraints.take(row, None if vector is None else vector[0])
+                taken.append(row)
+        at += step
+        step = min(2 * step, 16384)
+    return np.asarray(taken, dtype=np.int64)
+
+
+def top_k_strategy(candidates: Candidates, request: Request) -> Picked:
+    """`top_k` in a query."""
+    score = scores(candidates, "top_k")
+    rows = _walked(top_k(score, _reach(request, len(score))), candidates, request)
+    return Picked(rows, score[rows].astype(np.float64))
+
+
+def random_strategy(candidates: Candidates, request: Request) -> Picked:
+    """`random` in a query."""
+    keys = row_keys(candidates, "random")
+    rows = _walked(random_order(keys, _reach(request, len(keys))), candidates, request)
+    return Picked(rows, np.full(len(rows), np.nan))
+
+
+def _reach(request: Request, n: int) -> int:
+    return n if request.constraints.reach is None else request.constraints.reach
+
+
+def _walked(order: Array, candidates: Candidates, request: Request) -> Array:
+    return walk(order, request.budget, request.constraints, None if candidates.shards is None else candidates.shards.gather)

@@ -107,7 +107,17 @@ def test_a_unit_for_a_worker_that_has_just_died_waits_for_its_loss(make_query: M
     """A worker ends a unit and dies at once: the next unit may be assigned to it before its loss is told, and nothing breaks."""
     prepared = prepare(make_query())
     prepared.store.put("token", b"")
-    job = Job(prepared.query.model, prepared.fingerprint, prepared.pool.read, str(prepared.store.root), "token", True, 1, False, importable_folders())
+    job = Job(
+        prepared.query.model,
+        prepared.fingerprint,
+        prepared.pool.read,
+        str(prepared.store.root),
+        "token",
+        True,
+        1,
+        False,
+        importable_folders(),
+    )
     executor = OnRay(job, Cluster())
     executor.start_worker(0)
     while not (events := executor.wait(1.0)):

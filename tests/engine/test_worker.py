@@ -163,4 +163,3 @@ def test_a_worker_that_sees_another_store_refuses(make_query: MakeQuery) -> None
     prepared = prepare(make_query())
     with pytest.raises(ClusterError, match=r"give store\.uri a folder that every node shares"):
         Worker(job_of(prepared, token="never-written"))
-

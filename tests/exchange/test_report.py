@@ -33,7 +33,7 @@ def test_images_are_shown_with_rank_score_and_prediction(ask, digits):
     assert text.count("data:image/svg+xml") == 2
     for row in result.selection.to_pylist():
         assert f'alt="{row["name"]}"' in text
-        assert f'{row["score"]:.3f}</span>' in text
+        assert f"{row['score']:.3f}</span>" in text
 
 
 def test_columns_of_a_pool_are_untrusted(ask, columns_pool):

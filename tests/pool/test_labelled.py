@@ -28,6 +28,7 @@ def collect(units: list, read) -> dict:
 )
 def test_finding_agrees_with_a_set(tmp_path_factory, known: list[int], asked: list, few: bool, text: bool) -> None:
     """For integers and strings, few or many, nulls among them: membership, what is missing, and each id once in order."""
+
     def spell(values: list) -> list:
         return [None if v is None else f"id {v}" for v in values] if text else values
 

@@ -14,6 +14,7 @@ from oracle import KINDS, data, distances_to, greedy, pools, unit
 
 from raystream.errors import DataError, QueryError
 from raystream.selection import ArrayPart, LocalShards, core_set, farthest_first
+from raystream.selection.constraints import Constraints
 from raystream.selection.core_set import score_weights
 from raystream.selection.near_duplicates import NearDuplicates, cosines
 
@@ -78,7 +79,9 @@ def test_near_duplicates_are_passed_over_and_are_no_centres(pool, threshold, see
     x, k = pool
     rng = np.random.default_rng(seed)
     labelled = x[rng.integers(0, len(x), 2)]
-    result = chosen(x, k, leaders=6, labelled=labelled, near_duplicates=NearDuplicates(threshold, x.shape[1], labelled))
+    result = chosen(
+        x, k, leaders=6, labelled=labelled, constraints=Constraints(k, near_duplicates=NearDuplicates(threshold, x.shape[1], labelled))
+    )
     rows, _, _ = greedy(x, k, labelled=labelled, blocks=lambda a, b: cosines(a, b) >= threshold)
     np.testing.assert_array_equal(result.rows, rows)
 

@@ -14,6 +14,7 @@ from oracle import data, distances_to, pools
 
 from raystream.errors import DataError, QueryError
 from raystream.selection import ArrayPart, LocalShards, k_means
+from raystream.selection.constraints import Constraints
 from raystream.selection.k_means import cluster
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.rows import as_rows
@@ -90,7 +91,7 @@ def test_two_levels_find_as_many_rows():
 def test_near_duplicates_give_way_to_the_next_row():
     """A blocked row is passed over, and the strategy goes on until every row is used or blocked."""
     x = np.repeat(data("normal", 6, 3, 0), 10, axis=0)
-    found = cluster(as_rows(x), 20, near_duplicates=NearDuplicates(0.9999, 3))
+    found = cluster(as_rows(x), 20, constraints=Constraints(20, near_duplicates=NearDuplicates(0.9999, 3)))
     assert sorted(row // 10 for row in found.rows) == [0, 1, 2, 3, 4, 5]
 
 

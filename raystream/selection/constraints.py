@@ -1,0 +1,217 @@
+"""What restricts a batch beyond its size: rows taken already, near-duplicates, quotas, a cost budget.
+
+A row that is blocked once stays blocked: strategies may forget it, and whoever asks earlier or later, or
+in another order, gets the same batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raystream.errors import DataError, QueryError
+from raystream.selection.near_duplicates import NearDuplicates
+from raystream.selection.rows import Array
+
+
+@dataclass(frozen=True)
+class Quota:
+    """Caps and floors by one column.
+
+    Attributes:
+        by: the column's name.
+        group: (n,) int32, the group of each candidate; -1 belongs to none.
+        names: of the groups.
+        most: (g,) int64, how many rows of each group may be chosen.
+        least: (g,) int64, how many must be.
+    """
+
+    by: str
+    group: Array
+    names: Sequence[str]
+    most: Array
+    least: Array
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`column` (n,) float64, at least 0, costs of the candidates, which may add up to `budget`."""
+
+    name: str
+    column: Array
+    budget: float
+
+
+class Constraints:
+    """Keeps count of a batch while it is chosen, and says which rows may still join it.
+
+    Args:
+        budget: how many rows the batch may have in all.
+        near_duplicates: holds labelled rows already; None when off.
+        quotas: one for each column.
+        cost: None when rows cost nothing.
+
+    Raises:
+        QueryError: a floor above what its group holds, or floors of one column that add up to more than the budget.
+        DataError: a cost that is negative or not a number.
+    """
+
+    def __init__(
+        self, budget: int, *, near_duplicates: NearDuplicates | None = None, quotas: Sequence[Quota] = (), cost: Cost | None = None
+    ) -> None:
+        self.left = budget
+        self._near_duplicates, self._quotas, self._cost = near_duplicates, tuple(quotas), cost
+        self._taken: set[int] = set()
+        self._why: dict[int, str] = {}
+        self._spent = 0.0
+        self._count = [np.zeros(len(quota.names), dtype=np.int64) for quota in self._quotas]
+        # what each row may be counted towards: one floor only while the floors of all columns fit the budget side by side,
+        # so that the slack never grows, which would let a blocked row back in
+        self._unmet = [quota.least.copy() for quota in self._quotas]
+        self._apart = sum(int(unmet.sum()) for unmet in self._unmet) <= budget
+        self._check(budget)
+
+    def _check(self, budget: int) -> None:
+        for quota in self._quotas:
+            held = np.bincount(quota.group[quota.group >= 0], minlength=len(quota.names))
+            for i in map(int, np.flatnonzero(quota.least > np.minimum(held, quota.most))):
+                what = f"{held[i]} candidates have it" if quota.least[i] > held[i] else f"select.quotas allows at most {quota.most[i]}"
+                raise QueryError(
+                    f"select.quotas: at least {quota.least[i]} rows with {quota.by} {quota.names[i]} are asked for, but {what}, "
+                    f"{quota.least[i] - min(held[i], quota.most[i])} short; lower min, or widen what may be chosen"
+                )
+            if quota.least.sum() > budget:
+                raise QueryError(
+                    f"select.quotas by {quota.by} ask for {quota.least.sum()} rows in all, {quota.least.sum() - budget} above "
+                    f"select.budget {budget}; lower min or raise the budget"
+                )
+        if self._cost is not None:
+            column = self._cost.column
+            bad = np.flatnonzero(~np.isfinite(column) | (column < 0))
+            if len(bad):
+                raise DataError(
+                    f"{len(bad)} candidates have a {self._cost.name} that is negative, null or not a number, first {column[bad[0]]:g}; "
+                    "expected costs of at least 0 in select.cost.column"
+                )
+
+    @property
+    def vectors(self) -> bool:
+        """Whether `blocked` and `take` need the rows' embeddings."""
+        return self._near_duplicates is not None
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing but the size and what is taken already restricts the batch."""
+        return self._near_duplicates is None and not self._quotas and self._cost is None
+
+    @property
+    def taken(self) -> Array:
+        """The rows that are taken, int64, ascending."""
+        return np.asarray(sorted(self._taken), dtype=np.int64)
+
+    @property
+    def reach(self) -> int | None:
+        """How many rows of an order suffice to fill the batch; None when that can't be known."""
+        return self.left + len(self._taken) if self.free else None
+
+    def blocked(self, rows: Array, x: Array | None = None) -> Array:
+        """(m,) bool: which of the candidates `rows` (int64) can't be taken now or later; `x` (m, d) float32 if `vectors`."""
+        if self.left <= 0:
+            return np.ones(len(rows), dtype=bool)
+        mask = np.fromiter((int(row) in self._taken for row in rows), dtype=bool, count=len(rows))
+        for number, quota in enumerate(self._quotas):
+            group = quota.group[rows]
+            mask |= (group >= 0) & (self._count[number] >= quota.most)[group]
+        mask |= self._reserved(rows)
+        if self._cost is not None:
+            mask |= self._spent + self._cost.column[rows] > self._cost.budget
+        if self._near_duplicates is not None and not mask.all():
+            assert x is not None
+            free = np.flatnonzero(~mask)
+            mask[free] = self._near_duplicates.blocked(x[free])
+        return mask
+
+    def take(self, row: int, x: Array | None = None, why: str | None = None) -> None:
+        """The candidate `row` joins the batch; `x` (d,) float32 if `vectors`. `why` is told instead of the constraint that bound it."""
+        bound = self._binding(row)
+        self._why[row] = bound if why is None else why
+        self._taken.add(row)
+        self.left -= 1
+        counted = False
+        for number, quota in enumerate(self._quotas):
+            group = int(quota.group[row])
+            if group < 0:
+                continue
+            self._count[number][group] += 1
+            if self._unmet[number][group] > 0 and not (self._apart and counted):
+                self._unmet[number][group] -= 1
+                counted = True
+        if self._cost is not None:
+            self._spent += float(self._cost.column[row])
+        if self._near_duplicates is not None:
+            assert x is not None
+            self._near_duplicates.add(x[None])
+
+    def why(self, row: int) -> str:
+        """What bound a row that was taken, '' if nothing did."""
+        return self._why[row]
+
+    def check_floors(self) -> None:
+        """Raise QueryError if the batch, which is complete, misses a floor."""
+        for number, quota in enumerate(self._quotas):
+            short = np.flatnonzero(self._count[number] < quota.least)
+            if len(short):
+                i = int(short[0])
+                group, had = f"{quota.by} {quota.names[i]}", self._count[number][i]
+                raise QueryError(
+                    f"select.quotas: of at least {quota.least[i]} rows with {group} only {had} could be chosen, "
+                    f"{quota.least[i] - had} short, because of the other constraints; relax one of them"
+                )
+
+    def reasons(self) -> list[str]:
+        """What may have kept rows out, in words: for the note on a batch that is smaller than its budget."""
+        result = []
+        if self._near_duplicates is not None:
+            result.append(f"have a cosine of at least {self._near_duplicates.threshold} with a chosen or labelled row")
+        for number, quota in enumerate(self._quotas):
+            full = np.flatnonzero(self._count[number] >= quota.most)
+            if len(full):
+                some = ", ".join(quota.names[i] for i in map(int, full[:3])) + (", .." if len(full) > 3 else "")
+                result.append(f"are in groups of {quota.by} that are full ({some})")
+        if self._cost is not None:
+            result.append(f"cost more than the {self._cost.budget - self._spent:g} left of select.cost.budget {self._cost.budget:g}")
+        return result
+
+    def _slack(self) -> list[int]:
+        """Per quota, or once for all of them if they count apart: how many rows may still be taken that meet no floor."""
+        unmet = [int(counts.sum()) for counts in self._unmet]
+        return [self.left - sum(unmet)] if self._apart else [self.left - count for count in unmet]
+
+    def _reserved(self, rows: Array) -> Array:
+        """(m,) bool: the places that are left are kept for rows that meet a floor, and these don't."""
+        result = np.zeros(len(rows), dtype=bool)
+        if not any(unmet.any() for unmet in self._unmet):
+            return result
+        meets = []
+        for quota, unmet in zip(self._quotas, self._unmet, strict=True):
+            group = quota.group[rows]
+            meets.append((group >= 0) & (unmet > 0)[group])
+        slack = self._slack()
+        if self._apart:
+            return ~np.logical_or.reduce(meets) if slack[0] <= 0 else result
+        for left, good in zip(slack, meets, strict=True):
+            if left <= 0:
+                result |= ~good
+        return result
+
+    def _binding(self, row: int) -> str:
+        """The floor without which another row might have been taken."""
+        if not any(unmet.any() for unmet in self._unmet) or min(self._slack()) > 0:
+            return ""
+        for quota, unmet in zip(self._quotas, self._unmet, strict=True):
+            group = int(quota.group[row])
+            if group >= 0 and unmet[group] > 0:
+                return f"quota {quota.by} {quota.names[group]}: at least {quota.least[group]}"
+        return ""

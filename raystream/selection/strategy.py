@@ -1,0 +1,137 @@
+"""What every strategy is given and what it answers: the contract, also for strategies that users write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from raystream.errors import QueryError
+from raystream.selection.constraints import Constraints
+from raystream.selection.rows import Array, Rows, not_finite
+from raystream.selection.shards import LocalShards
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The n rows to choose from, in row order.
+
+    Attributes:
+        score: (n,) float, higher = label sooner; None when nothing asks for it.
+        keys: (n,) uint64 of `row_hash`, from which all chance is drawn; None when nothing asks for it.
+        shards: their embeddings; None when nothing needs them.
+        labelled: (m, d) float16 or float32 embeddings of labelled rows, as stored; may be empty or None.
+        probabilities: (n, c) rows, for `badge`; None when nothing asks for them.
+        samples: (n, k, c) log-probabilities of k members or dropout samples, for `batch_bald`.
+        similar_to: (m, d) embeddings of the rows that the batch should resemble.
+    """
+
+    score: Array | None = None
+    keys: Array | None = None
+    shards: LocalShards | None = None
+    labelled: Array | None = None
+    probabilities: Rows | None = None
+    samples: Array | None = None
+    similar_to: Array | None = None
+
+    def __len__(self) -> int:
+        parts = (self.shards, self.score, self.keys, self.probabilities, self.samples)
+        held = next((part for part in parts if part is not None), ())
+        return len(held)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a strategy is asked for.
+
+    Attributes:
+        budget: how many rows to choose.
+        seed: of every draw.
+        labelled: (m, d) float32 in the metric's space: rows that count as covered, those taken before the strategy began included.
+        constraints: asked before a row is taken (`blocked`), told when one is (`take`).
+        weight, mix: see `core_set` and `diverse`.
+        memory: bytes of embeddings that one process may hold.
+        terms: name -> strength, for `combine`.
+        args: the strategy's own parameters, `select.args`.
+    """
+
+    budget: int
+    seed: int
+    labelled: Array | None
+    constraints: Constraints
+    weight: float = 0.0
+    mix: float = 0.5
+    memory: int = 2 << 30
+    terms: Mapping[str, float] = field(default_factory=dict)
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Picked:
+    """What a strategy answers.
+
+    Attributes:
+        rows: (b,) int64 distinct candidates in order of choice, b = min(budget, those not blocked).
+        gain: (b,) float64, what the strategy maximised when it took the row, nan where it maximised nothing.
+        distance: (b,) float64 to the nearest row chosen before or labelled; None if it hasn't come by it.
+        passes: how often the embeddings were read to choose.
+        note: why fewer rows came back than the budget and the constraints allow; None else.
+        radius: of the covering, where the strategy defines another one than the largest distance; None else.
+        facts: what else the manifest should say, such as the recall of an approximate index.
+    """
+
+    rows: Array
+    gain: Array
+    distance: Array | None = None
+    passes: int = 0
+    note: str | None = None
+    radius: float | None = None
+    facts: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+Strategy = Callable[[Candidates, Request], Picked]
+
+
+def embeddings(candidates: Candidates, strategy: str) -> LocalShards:
+    """The candidates' embeddings, or a QueryError that names the strategy."""
+    if candidates.shards is None:
+        raise QueryError(f"select.strategy {strategy} needs embeddings, but the candidates have none")
+    return candidates.shards
+
+
+def scores(candidates: Candidates, strategy: str) -> Array:
+    """(n,) scores, or a QueryError that names the strategy."""
+    if candidates.score is None:
+        raise QueryError(f"select.strategy {strategy} needs a score, but the candidates have none")
+    return np.asarray(candidates.score)
+
+
+def row_keys(candidates: Candidates, strategy: str) -> Array:
+    """(n,) uint64 keys, or a QueryError that names the strategy."""
+    if candidates.keys is None:
+        raise QueryError(f"select.strategy {strategy} needs hashes of the ids, but the candidates have none")
+    return np.asarray(candidates.keys, dtype=np.uint64)
+
+
+def gathered(rows: Rows, memory: int, strategy: str) -> Array:
+    """(n, d) float32, all rows at once, in row order.
+
+    Raises:
+        QueryError: they don't fit `memory`.
+        DataError: some are not finite.
+    """
+    need = len(rows) * rows.width * 4
+    if need > memory:
+        raise QueryError(
+            f"{strategy} gathers its {len(rows)} candidates, which takes {need} bytes, but select.memory is {memory}; "
+            "lower select.candidates or raise select.memory"
+        )
+    x = np.empty((len(rows), rows.width), dtype=np.float32)
+    for block in rows.blocks(0, len(rows), 8192):
+        x[block.start : block.stop] = block.read()
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if len(bad):
+        raise not_finite(len(bad), [int(row) for row in bad[:3]])
+    return x
