@@ -253,6 +253,8 @@ class Query(_Part):
             raise ValueError("acquire asks for scores, but the model gives an embedding alone; remove it or give model.logits")
         if self.model.classes is not None and not self.gives_scores:
             raise ValueError("model.classes names predictions, but the model gives an embedding alone; remove it or give model.logits")
+        if any(quota.by == "prediction" for quota in self.select.quotas) and not self.gives_scores:
+            raise ValueError("select.quotas go by prediction, but the model gives an embedding alone; give model.logits or another column")
         if self.needs_embedding and self.model.kind == "columns" and not self.model.embedding:
             raise ValueError(f"select.strategy {self.select.strategy} needs an embedding; name its column in model.embedding")
         return self
@@ -295,7 +297,7 @@ class Query(_Part):
 def _explain(error: ValidationError, part: type[BaseModel]) -> str:
     """The first thing that pydantic found, as one sentence that names the key."""
     details = error.errors()
-    section = () if part is Query else (part.__name__.lower(),)
+    section = _SECTIONS.get(part.__name__, (part.__name__.lower(),))
     unknown = next((d for d in details if d["type"] == "extra_forbidden" and len(d["loc"]) == 1), None)
     if unknown:
         key = str(unknown["loc"][0])
@@ -328,4 +330,5 @@ def _expected(detail: ErrorDetails) -> str:
     return message.removeprefix("a valid ").removeprefix("Input should ")
 
 
+_SECTIONS = {"Query": (), "Quota": ("select", "quotas"), "Cost": ("select", "cost")}
 _KEYS = frozenset(key for part in (Query, Pool, Model, Acquire, Select, Quota, Cost, Cluster, Store) for key in part.model_fields)

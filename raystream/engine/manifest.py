@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raystream.engine.store import LocalStore, StoredFile
@@ -49,7 +49,8 @@ class Counts:
 class Manifest:
     """The record of one committed query; without it, the query did not happen.
 
-    `selection` is the file of the attempt that won; `selection.parquet` is its copy.
+    `selection` is the file of the attempt that won; `selection.parquet` is its copy. `facts` are the strategy's own, such as the
+    recall of an approximate index.
     """
 
     query: str
@@ -68,6 +69,7 @@ class Manifest:
     certificate: Certificate | None
     warnings: list[str]
     selection: StoredFile
+    facts: dict[str, float | int | str] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1, default=str).encode()

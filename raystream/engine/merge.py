@@ -36,10 +36,11 @@ class ScoredPool:
         if not len(rows):
             return _read(self.store, self.receipts[0], columns).slice(0, 0)
         order = np.argsort(rows, kind="stable")
-        units = self.unit_of(rows[order])
+        ordered = rows[order]
+        units, first = np.unique(self.unit_of(ordered), return_index=True)
         pieces = []
-        for unit in np.unique(units):
-            inside = rows[order][units == unit] - self.starts[unit]
+        for unit, low, high in zip(units, first, [*first[1:], len(ordered)], strict=True):
+            inside = ordered[low:high] - self.starts[unit]
             pieces.append(_read(self.store, self.receipts[unit], columns).take(pa.array(inside)))
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
@@ -84,6 +85,20 @@ class ScoredPool:
                         positions.append(None if high - low == part.rows else rows[low:high] - start)
                 start += part.rows
         return parts, positions
+
+    def embeddings_of(self, rows: np.ndarray) -> np.ndarray:
+        """(m, d) stored embeddings of these rows of the pool, given in any order."""
+        order = np.argsort(rows, kind="stable")
+        parts, positions = self.embeddings(rows[order])
+        pieces = []
+        for part, inside in zip(parts, positions, strict=True):
+            pieces.append(np.array(part.array if inside is None else part.array[inside]))
+            part.release()
+        if not pieces:
+            return np.empty((0, 0), np.float16)
+        result = np.empty_like(np.concatenate(pieces))
+        result[order] = np.concatenate(pieces)
+        return result
 
 
 def merge(store: LocalStore, receipts: Sequence[Receipt], id_name: str, score: str | None) -> ScoredPool:

@@ -16,7 +16,7 @@ from raystream.engine.manifest import Manifest, query_folder, read_manifest
 from raystream.engine.receipt import Receipt, read_receipt
 from raystream.engine.store import LocalStore
 from raystream.errors import QueryError
-from raystream.model import class_names, fingerprint, input_columns
+from raystream.model import class_names, code_hash, fingerprint, input_columns
 from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, plan_pool, read_labelled
 from raystream.query import Query
 
@@ -74,9 +74,12 @@ def prepare(query: Query) -> Prepared:
     classes = class_names(query.model.classes)
     columns = input_columns(query.model) if query.model.kind == "columns" else tuple(query.pool.inputs)
     digest = fingerprint(query.model)
-    pool = plan_pool(query.pool, columns, query.on_error, masked=[query.model.logits] if query.model.logits else [])
+    masked = [query.model.logits] if query.model.logits else []
+    pool = plan_pool(query.pool, columns, query.on_error, masked=masked, also=_candidates_columns(query))
     labelled = read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type) if query.pool.labelled else None
     identity = query_identity(query, pool.files, _labelled_parts(query, labelled, pool), classes, digest)
+    if ":" in query.select.strategy:
+        identity["the strategy's source"] = code_hash(query.select.strategy, "select.strategy")
     tasks, receipts = find_scored(query, store, pool.units, pool.read, digest)
     return Prepared(
         query=query,
@@ -90,6 +93,13 @@ def prepare(query: Query) -> Prepared:
         tasks=tasks,
         receipts=receipts,
     )
+
+
+def _candidates_columns(query: Query) -> list[str]:
+    """The pool's columns that are read for candidates: those of quotas and of the cost."""
+    select = query.select
+    columns = [quota.by for quota in select.quotas if quota.by != "prediction"]
+    return columns + ([select.cost.column] if select.cost else [])
 
 
 def _labelled_parts(query: Query, labelled: Labelled | None, pool: PoolPlan) -> list[object]:

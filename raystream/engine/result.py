@@ -51,6 +51,7 @@ class Result:
             "counts": asdict(manifest.counts),
             "seconds": asdict(manifest.seconds),
             "passes": manifest.passes,
+            "facts": manifest.facts,
             "bytes_read": manifest.bytes_read,
         }
 

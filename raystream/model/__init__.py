@@ -13,7 +13,7 @@ from raystream.model import columns_model, torch_model
 from raystream.model.classes import check_classes, class_names
 from raystream.model.columns_model import input_columns
 from raystream.model.device import is_device_failure
-from raystream.model.fingerprint import fingerprint
+from raystream.model.fingerprint import code_hash, fingerprint
 from raystream.model.prediction import Prediction, Predictor, bad_output_rows
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "bad_output_rows",
     "check_classes",
     "class_names",
+    "code_hash",
     "fingerprint",
     "input_columns",
     "is_device_failure",

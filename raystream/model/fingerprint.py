@@ -53,10 +53,27 @@ def fingerprint(spec: query.Model) -> str:
     digest.add("version", (spec.version or "").encode())
     if spec.weights is not None:
         digest.add("weights", _file_hash(spec.weights, f"model.weights {spec.weights}"))
-    top = split_source(spec.source)[0].partition(".")[0]
-    for name, content in _sources(top, spec.source):
-        digest.add(f"file {name}", content)
+    _add_sources(digest, spec.source, f"model.source {spec.source}")
     return digest.hex()
+
+
+def code_hash(source: str, key: str) -> str:
+    """sha256, in hex, of the source files behind an import path, as this module's docstring lists them.
+
+    Args:
+        source: `module:attribute`.
+        key: of the query that holds it, for messages.
+    """
+    digest = _Digest()
+    digest.add("source", source.encode())
+    _add_sources(digest, source, f"{key} {source}")
+    return digest.hex()
+
+
+def _add_sources(digest: _Digest, source: str, what: str) -> None:
+    top = split_source(source)[0].partition(".")[0]
+    for name, content in _sources(top, what):
+        digest.add(f"file {name}", content)
 
 
 class _Digest:
@@ -89,9 +106,9 @@ def _file_hash(path: str, what: str) -> bytes:
         raise ModelError(f"{what} can't be read: {error.strerror}; every machine that runs the query needs it") from None
 
 
-def _sources(top: str, source: str) -> Iterator[tuple[str, bytes]]:
+def _sources(top: str, what: str) -> Iterator[tuple[str, bytes]]:
     """The name and hash of every file that makes up a top-level module, in a fixed order."""
-    spec = _top_level(top, source)
+    spec = _top_level(top, what)
     if spec.submodule_search_locations is not None:
         files = [(name, path) for folder in spec.submodule_search_locations for name, path in _package_files(Path(folder))]
     elif spec.has_location and spec.origin:
@@ -99,19 +116,19 @@ def _sources(top: str, source: str) -> Iterator[tuple[str, bytes]]:
     else:
         files = []
     for name, path in sorted(files):
-        yield name, _file_hash(str(path), f"model.source {source}: {path}")
+        yield name, _file_hash(str(path), f"{what}: {path}")
     if not files:
         yield top, _distribution(top).encode()
 
 
-def _top_level(top: str, source: str) -> importlib.machinery.ModuleSpec:
+def _top_level(top: str, what: str) -> importlib.machinery.ModuleSpec:
     """Of a top-level name, find_spec imports nothing."""
     try:
         spec = importlib.util.find_spec(top)
     except ValueError:  # __main__ has no spec
-        raise ModelError(f"model.source {source}: {top} can't be imported elsewhere; put the model into a module file of its own") from None
+        raise ModelError(f"{what}: {top} can't be imported elsewhere; put it into a module file of its own") from None
     if spec is None:
-        raise ModelError(f"model.source {source}: there is no module {top!r}; run from the project's folder or install the package")
+        raise ModelError(f"{what}: there is no module {top!r}; run from the project's folder or install the package")
     return spec
 
 

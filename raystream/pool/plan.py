@@ -41,7 +41,7 @@ class PoolPlan:
         read: how units are read.
         filters: the pool's, frozen.
         partition_types: hive key -> its type.
-        keep_schema: the kept columns with their types, as `read_columns_at` takes it.
+        keep_schema: the kept columns, and those read for candidates, with their types, as `read_columns_at` takes it.
         warnings: sentences for the user.
     """
 
@@ -96,6 +96,7 @@ def plan_pool(
     target_bytes: int = TARGET_BYTES,
     threads: int = 16,
     masked: Collection[str] = (),
+    also: Sequence[str] = (),
 ) -> PoolPlan:
     """List a pool, read its footers and cut its units.
 
@@ -106,6 +107,7 @@ def plan_pool(
         target_bytes: uncompressed bytes of a unit.
         threads: footers read at a time.
         masked: input columns in which -inf is a value, such as logits, where it masks a class.
+        also: further columns that are read for candidates, such as those of quotas and costs.
 
     Raises:
         QueryError: a name or a filter of the query can't be used.
@@ -116,9 +118,10 @@ def plan_pool(
     files = list_files(pool.uris)
     filters = freeze(pool.disjunction)
     read = [*([pool.id] if pool.id else []), *inputs]
+    later = list(dict.fromkeys([*pool.keep, *also]))
     unreadable: dict[File, str] = {}
     note = unreadable.__setitem__ if on_error == "skip" else None
-    footers = read_footers(files, read, filter_columns(filters), pool.keep, threads, unreadable=note)
+    footers = read_footers(files, read, filter_columns(filters), later, threads, unreadable=note)
     if not footers:
         raise PoolError(f"none of the {len(files)} files can be read, first: {unreadable[files[0]]}")
     folders = partition_types([footer.file for footer in footers])
@@ -133,7 +136,7 @@ def plan_pool(
     measured = _input_columns(units, inputs, types, on_error)
     marked = tuple(dataclasses.replace(column, masked=column.name in masked) for column in measured)
     spec = ReadSpec(pool.id, _id_type(pool.id, types), marked, on_error)
-    keep = pa.schema([pa.field(name, plain_type(types[name])) for name in pool.keep])
+    keep = pa.schema([pa.field(name, plain_type(types[name])) for name in later])
     warnings = (*_left_out(unreadable), *_large_row_group(footers, units, spec))
     return PoolPlan(tuple(footers), tuple(units), spec, filters, folders, keep, warnings)
 

@@ -8,10 +8,10 @@ Nothing here reads, writes or knows a cluster. Each strategy is a function in a 
 from raystream.selection.choose import Chosen, choose
 from raystream.selection.constraints import Constraints, Cost, Quota
 from raystream.selection.core_set import FarthestFirst, core_set, farthest_first
-from raystream.selection.hashing import row_hash
+from raystream.selection.hashing import draw, row_hash, uniform
 from raystream.selection.k_means import k_means
 from raystream.selection.near_duplicates import NearDuplicates
-from raystream.selection.ranking import random, random_order, top_k
+from raystream.selection.ranking import random, random_order, top_k, walk
 from raystream.selection.represents import Assignment, assign, represents
 from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
@@ -35,6 +35,7 @@ __all__ = [
     "assign",
     "choose",
     "core_set",
+    "draw",
     "farthest_first",
     "k_means",
     "random",
@@ -42,4 +43,6 @@ __all__ = [
     "represents",
     "row_hash",
     "top_k",
+    "uniform",
+    "walk",
 ]

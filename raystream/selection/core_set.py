@@ -143,7 +143,7 @@ def core_set_strategy(candidates: Candidates, request: Request) -> Picked:
         request.budget,
         score_weight=score_weights(candidates.score, request.weight, len(shards)),
         labelled=request.labelled,
-        exclude=request.constraints.taken,
+        exclude=request.constraints.excluded(len(shards)),
         constraints=request.constraints,
     )
     return Picked(found.rows, found.gain, found.distance, found.passes)
