@@ -255,6 +255,8 @@ class Query(_Part):
             raise ValueError("model.classes names predictions, but the model gives an embedding alone; remove it or give model.logits")
         if any(quota.by == "prediction" for quota in self.select.quotas) and not self.gives_scores:
             raise ValueError("select.quotas go by prediction, but the model gives an embedding alone; give model.logits or another column")
+        if self.select.traits.probabilities and not self.gives_scores:
+            raise ValueError(f"select.strategy {self.select.strategy} needs class probabilities, but the model gives an embedding alone")
         if self.needs_embedding and self.model.kind == "columns" and not self.model.embedding:
             raise ValueError(f"select.strategy {self.select.strategy} needs an embedding; name its column in model.embedding")
         return self

@@ -16,7 +16,7 @@ from raystream.engine.pool_columns import places_of, pool_columns, read_cost, re
 from raystream.engine.prepare import Prepared
 from raystream.engine.users_strategy import users_strategy
 from raystream.query import Query
-from raystream.selection import Candidates, Chosen, LocalShards, choose
+from raystream.selection import Candidates, Chosen, LocalShards, Rows, choose
 
 AUTO_MEMORY = 2 << 30
 """`select.memory: auto`, in bytes."""
@@ -98,6 +98,7 @@ def _choose(prepared: Prepared, pool: ScoredPool, covered: Covered, named: Named
         keys=hashes(pool, query.seed, rows) if select.traits.chance else None,
         shards=shards,
         labelled=covered.embeddings,
+        probabilities=Rows(*pool.probabilities(rows)) if select.traits.probabilities else None,
         similar_to=pool.embeddings_of(named.similar_to) if select.similar_to else None,
     )
     return choose(

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from raystream.engine.embeddings import MappedEmbeddings, map_embeddings
 from raystream.engine.receipt import Receipt
-from raystream.engine.store import LocalStore
+from raystream.engine.store import LocalStore, StoredFile
 from raystream.errors import ModelError
 
 
@@ -62,11 +62,21 @@ class ScoredPool:
         Returns:
             The parts that hold any of them, and for each part the positions in it (None: the whole part).
         """
+        return self._vectors([receipt.embeddings for receipt in self.receipts], rows)
+
+    def probabilities(self, rows: np.ndarray | None) -> tuple[list[MappedEmbeddings], list[np.ndarray | None]]:
+        """The class probabilities, as `embeddings` gives embeddings."""
+        return self._vectors([receipt.probabilities for receipt in self.receipts], rows)
+
+    def _vectors(
+        self, files: Sequence[StoredFile | None], rows: np.ndarray | None
+    ) -> tuple[list[MappedEmbeddings], list[np.ndarray | None]]:
+        """The vectors in these files, one for each unit; see `embeddings`."""
         parts: list[MappedEmbeddings] = []
         positions: list[np.ndarray | None] = []
         start = 0
-        for receipt in self.receipts:
-            if receipt.embeddings is None:
+        for receipt, file in zip(self.receipts, files, strict=True):
+            if file is None:
                 start += receipt.rows
                 continue
             if rows is not None:
@@ -74,7 +84,7 @@ class ScoredPool:
                 if low == high:
                     start += receipt.rows
                     continue
-            for part in map_embeddings(self.store.path(receipt.embeddings.name)):
+            for part in map_embeddings(self.store.path(file.name)):
                 if rows is None:
                     parts.append(part)
                     positions.append(None)

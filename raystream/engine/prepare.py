@@ -118,17 +118,18 @@ def find_scored(
 ) -> tuple[tuple[Task, ...], tuple[Receipt | None, ...]]:
     """The units' tasks, and the receipts of those that are scored.
 
-    A query that needs no embeddings takes scores that were stored beside embeddings, too.
+    A query that needs less takes what was stored with more: scores beside embeddings, both beside probabilities.
     """
+    needed = (query.needs_embedding, query.select.traits.probabilities)
+    richer = [(e, p) for e in (False, True) for p in (False, True) if e >= needed[0] and p >= needed[1]]
 
     def look(unit: Unit) -> tuple[Task, Receipt | None]:
-        task = Task(unit, unit_key(unit, query, spec, fingerprint, query.needs_embedding))
-        receipt = read_receipt(store, task.key)
-        if receipt is None and not query.needs_embedding:
-            richer = Task(unit, unit_key(unit, query, spec, fingerprint, True))
-            receipt = read_receipt(store, richer.key)
-            task = richer if receipt else task
-        return task, receipt
+        tasks = [Task(unit, unit_key(unit, query, spec, fingerprint, *outputs)) for outputs in richer]
+        for task in tasks:
+            receipt = read_receipt(store, task.key)
+            if receipt is not None:
+                return task, receipt
+        return tasks[0], None
 
     with ThreadPoolExecutor(_LOOKUP_THREADS) as threads:
         found = list(threads.map(look, units))

@@ -102,6 +102,7 @@ class Session:
             store=str(self._prepared.store.root),
             token=self._token,
             embedding=query.needs_embedding,
+            probabilities=query.select.traits.probabilities,
             threads=query.cluster.cpus_per_worker,
             skip_bad_rows=query.on_error == "skip",
             import_paths=importable_folders(),

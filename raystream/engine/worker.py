@@ -71,18 +71,21 @@ class Worker:
         started = time.perf_counter()
         job, unit = self._job, task.unit
         _set_threads(job.threads)
-        writer = OutputWriter(self._store, task.key, job.read.id or "id", job.model.embedding_dtype, job.model.temperature)
+        model = job.model
+        writer = OutputWriter(
+            self._store, task.key, job.read.id or "id", model.embedding_dtype, model.temperature, probabilities=job.probabilities
+        )
         try:
             with Feed(unit, job.read, job.model.batch_size, pin=self._model.device.type == "cuda") as feed:
                 quarantined: list[str] = []
                 with self._computing:
-                    model = self._model_for(unit)
+                    predictor = self._model_for(unit)
                     for chunk in feed:
                         for batch in chunk.batches(job.model.batch_size):
-                            quarantined += self._score_batch(model, batch, writer, unit.name)
+                            quarantined += self._score_batch(predictor, batch, writer, unit.name)
                     writer.compute()
                 quarantined = [str(bad) for bad in feed.bad] + quarantined
-            scores, embeddings = writer.finish()
+            outputs = writer.finish()
         except ModelError as error:
             writer.abandon()
             raise ModelError(f"{unit.name}: {error}") from error
@@ -93,8 +96,9 @@ class Worker:
             key=task.key,
             unit=unit.name,
             rows=writer.rows,
-            scores=scores,
-            embeddings=embeddings,
+            scores=outputs.scores,
+            embeddings=outputs.embeddings,
+            probabilities=outputs.probabilities,
             dimension=writer.dimension,
             classes=writer.classes,
             batch_size=self._model.batch_size,
@@ -132,9 +136,8 @@ class Worker:
             # The receipt that is there names files that are gone or cut short.
             self._store.put(name, receipt.to_json())
             return receipt
-        for file in (receipt.scores, receipt.embeddings):
-            if file is not None:
-                self._store.discard(file.name)
+        for file in receipt.files:
+            self._store.discard(file.name)
         return winner
 
     def _model_for(self, unit: Unit) -> Predictor:

@@ -13,6 +13,7 @@ from raystream.selection.k_means import k_means
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.ranking import random, random_order, top_k, walk
 from raystream.selection.represents import Assignment, assign, represents
+from raystream.selection.rows import Rows
 from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
 
@@ -30,6 +31,7 @@ __all__ = [
     "Picked",
     "Quota",
     "Request",
+    "Rows",
     "Shards",
     "Strategy",
     "assign",

@@ -108,16 +108,9 @@ def test_a_unit_for_a_worker_that_has_just_died_waits_for_its_loss(make_query: M
     prepared = prepare(make_query())
     prepared.store.put("token", b"")
     job = Job(
-        prepared.query.model,
-        prepared.fingerprint,
-        prepared.pool.read,
-        str(prepared.store.root),
-        "token",
-        True,
-        1,
-        False,
-        importable_folders(),
-    )
+        model=prepared.query.model, fingerprint=prepared.fingerprint, read=prepared.pool.read, store=str(prepared.store.root), token="token",
+        embedding=True, probabilities=False, threads=1, skip_bad_rows=False, import_paths=importable_folders(),
+    )  # fmt: skip
     executor = OnRay(job, Cluster())
     executor.start_worker(0)
     while not (events := executor.wait(1.0)):
