@@ -14,6 +14,7 @@ from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.ranking import random, random_order, top_k
 from raystream.selection.represents import Assignment, assign, represents
 from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards
+from raystream.selection.stochastic import power, softmax, softrank
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
 
 __all__ = [
@@ -37,9 +38,12 @@ __all__ = [
     "core_set",
     "farthest_first",
     "k_means",
+    "power",
     "random",
     "random_order",
     "represents",
     "row_hash",
+    "softmax",
+    "softrank",
     "top_k",
 ]
