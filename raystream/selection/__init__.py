@@ -5,6 +5,7 @@ Nothing here reads, writes or knows a cluster. Each strategy is a function in a 
 `shards.Shards`, so that they may lie in this process, on its disk or with others.
 """
 
+from raystream.selection.check import check_strategy
 from raystream.selection.choose import Chosen, choose
 from raystream.selection.constraints import Constraints, Cost, Quota
 from raystream.selection.core_set import FarthestFirst, core_set, farthest_first
@@ -34,6 +35,7 @@ __all__ = [
     "Shards",
     "Strategy",
     "assign",
+    "check_strategy",
     "choose",
     "core_set",
     "farthest_first",
