@@ -28,6 +28,7 @@ COMPARED = 1 << 16
 """At most about this many rows are compared with each row of larger pools, even if the recall is lower then."""
 _SAMPLE = 1000
 _QUERIES = 1024
+_LEAST_QUERIES = 512
 _DATABASE = 1 << 16
 _DIFFERENCES = 1 << 20
 _SPARE = 8
@@ -152,8 +153,8 @@ class _Near:
         """The k nearest, and some to spare, of `others` (int64), which `near` holds, to each of `rows`, itself left out."""
         y = self.of(rows)
         with one_faiss_thread():
-            squared, at = faiss.knn(y, near, min(k + 1 + _SPARE, len(others)))
-        index = others[at].astype(np.int32)
+            squared, at = faiss.knn(_padded(y), near, min(k + 1 + _SPARE, len(others)))
+        index, squared = others[at[: len(rows)]].astype(np.int32), squared[: len(rows)]
         drop = index == rows[:, None]
         drop[~drop.any(axis=1), -1] = True  # crowded out by equal rows, or among others
         shape = (len(rows), index.shape[1] - 1)
@@ -204,6 +205,11 @@ def _probes(near: _Near, n: int, lists: InvertedLists, k: int, compared: int) ->
     allowed = max(compared * len(lists.members) // n, 1)
     probes = min(int(np.searchsorted(recall, RECALL)) + 1, allowed, len(lists.members))
     return probes, float(recall[probes - 1])
+
+
+def _padded(y: Array) -> Array:
+    """Few queries take FAISS four times as long as a few more do, which get a product with blocked memory access."""
+    return y if len(y) >= _LEAST_QUERIES else np.concatenate([y, np.zeros((_LEAST_QUERIES - len(y), y.shape[1]), dtype=np.float32)])
 
 
 def _squared(x: Array, rows: Array, index: Array) -> Array:
