@@ -7,7 +7,8 @@
     │   ├── PoolError                  the pool's files, columns or rows
     │   ├── ModelError                 the model's source, weights or output
     │   ├── LabelsError                the labelled ids
-    │   └── StoreError (OSError)       the store can't be read or written
+    │   ├── StoreError (OSError)       the store can't be read or written
+    │   └── StrategyContractError (AssertionError)  a strategy breaks a promise that all strategies make
     ├── UnitsFailed (RuntimeError) 4   units failed three times; everything else was scored and kept
     └── ClusterError (RuntimeError) 5  the cluster could not run the query
 
@@ -59,6 +60,10 @@ class LabelsError(DataError):
 
 class StoreError(DataError, OSError):
     """The store can't be read or written."""
+
+
+class StrategyContractError(DataError, AssertionError):
+    """A strategy, usually the user's own, breaks a promise that all strategies make."""
 
 
 class UnitsFailed(RaystreamError, RuntimeError):

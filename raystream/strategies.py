@@ -53,7 +53,10 @@ class Traits:
 TRAITS: Mapping[str, Traits] = {
     "core_set": Traits(embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "weight", "memory"})),
     "k_means": Traits(score=True, embedding=True, tenfold=True, keys=frozenset({"metric", "memory"}), args={"iterations": COUNT}),
+    "power": Traits(score=True, chance=True, args={"beta": POSITIVE}),
     "random": Traits(chance=True),
+    "softmax": Traits(score=True, chance=True, args={"beta": POSITIVE}),
+    "softrank": Traits(score=True, chance=True, args={"beta": POSITIVE}),
     "top_k": Traits(score=True),
 }
 """What `select.strategy` may be, but for strategies that users write."""

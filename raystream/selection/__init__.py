@@ -5,6 +5,7 @@ Nothing here reads, writes or knows a cluster. Each strategy is a function in a 
 `shards.Shards`, so that they may lie in this process, on its disk or with others.
 """
 
+from raystream.selection.check import check_strategy
 from raystream.selection.choose import Chosen, choose
 from raystream.selection.constraints import Constraints, Cost, Quota
 from raystream.selection.core_set import FarthestFirst, core_set, farthest_first
@@ -15,6 +16,7 @@ from raystream.selection.ranking import random, random_order, top_k, walk
 from raystream.selection.represents import Assignment, assign, represents
 from raystream.selection.rows import Rows
 from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards
+from raystream.selection.stochastic import power, softmax, softrank
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
 
 __all__ = [
@@ -35,15 +37,19 @@ __all__ = [
     "Shards",
     "Strategy",
     "assign",
+    "check_strategy",
     "choose",
     "core_set",
     "draw",
     "farthest_first",
     "k_means",
+    "power",
     "random",
     "random_order",
     "represents",
     "row_hash",
+    "softmax",
+    "softrank",
     "top_k",
     "uniform",
     "walk",

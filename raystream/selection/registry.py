@@ -5,12 +5,16 @@ from __future__ import annotations
 from raystream.selection.core_set import core_set_strategy
 from raystream.selection.k_means import k_means_strategy
 from raystream.selection.ranking import random_strategy, top_k_strategy
+from raystream.selection.stochastic import power_strategy, softmax_strategy, softrank_strategy
 from raystream.selection.strategy import Strategy
 
 STRATEGIES: dict[str, Strategy] = {
     "core_set": core_set_strategy,
     "k_means": k_means_strategy,
+    "power": power_strategy,
     "random": random_strategy,
+    "softmax": softmax_strategy,
+    "softrank": softrank_strategy,
     "top_k": top_k_strategy,
 }
 """What `select.strategy` may be."""
