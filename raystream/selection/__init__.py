@@ -5,9 +5,11 @@ Nothing here reads, writes or knows a cluster. Each strategy is a function in a 
 `shards.Shards`, so that they may lie in this process, on its disk or with others.
 """
 
+from raystream.selection.batch_bald import batch_bald
 from raystream.selection.choose import Chosen, choose
 from raystream.selection.constraints import Constraints, Cost, Quota
 from raystream.selection.core_set import FarthestFirst, core_set, farthest_first
+from raystream.selection.facility_location import facility_location
 from raystream.selection.hashing import row_hash
 from raystream.selection.k_means import k_means
 from raystream.selection.near_duplicates import NearDuplicates
@@ -15,6 +17,7 @@ from raystream.selection.ranking import random, random_order, top_k
 from raystream.selection.represents import Assignment, assign, represents
 from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
+from raystream.selection.u_herding import u_herding
 
 __all__ = [
     "ArrayPart",
@@ -33,8 +36,10 @@ __all__ = [
     "Shards",
     "Strategy",
     "assign",
+    "batch_bald",
     "choose",
     "core_set",
+    "facility_location",
     "farthest_first",
     "k_means",
     "random",
@@ -42,4 +47,5 @@ __all__ = [
     "represents",
     "row_hash",
     "top_k",
+    "u_herding",
 ]
