@@ -29,6 +29,8 @@ MOST_CANDIDATES = 10_000
 _PROBABILITIES = 100_000
 _FEWEST, _MOST = 1000, 10_000
 _BLOCK = 1 << 18
+_NOTHING = 1e-12
+"""Information, in nats, that can't be told from rounding."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,10 @@ class Batch:
     def best(self, rows: Array) -> tuple[int, float]:
         """(row, gain): which of `rows` (int64, ascending, not empty) adds most information, in nats, and how much."""
         rough = self._gains(rows)
+        if rough.max() < _NOTHING:
+            return int(rows[0]), 0.0
         # the last bits of a product depend on where a row stands in it: those that may tie are computed one by one
-        near = rows[rough >= rough.max() - 1e-9]
+        near = rows[rough >= rough.max() - _NOTHING]
         log_p = np.ascontiguousarray(self._log_p[near]).reshape(len(near), -1)
         _, first, same = np.unique(log_p.view(np.dtype((np.void, log_p.shape[1] * 8))).ravel(), return_index=True, return_inverse=True)
         gain = np.asarray([self.gain(int(near[i])) for i in first])[same]
@@ -174,8 +178,9 @@ class Batch:
 
             return work
 
-        entropy: Array = np.concatenate(each(range(0, len(rows), step), start))
-        return entropy - expected
+        entropy = np.concatenate(each(range(0, len(rows), step), start))
+        result: Array = entropy - expected
+        return result
 
 
 def _listed(weight: Array, joint: Array, classes: int) -> _Configurations:

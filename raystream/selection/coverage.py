@@ -51,8 +51,8 @@ class Gaussian:
 
     @property
     def _square(self) -> float:
-        # unit rows in float32 that differ are further apart than 1e-15, so that a smaller delta isn't another one
-        return max(self.delta, 1e-15) ** 2
+        # float32 resolves nothing below 1e-15 on unit rows, nor does float64 above 1e15: no other widths than these
+        return float(min(max(self.delta, 1e-15), 1e15) ** 2)
 
     def of(self, squared: Array) -> Array:
         """See `Similarity`."""
@@ -113,7 +113,7 @@ class Coverage:
         similarity: kappa.
 
     Attributes:
-        best: (m,) float64, the largest kappa of each target with a covered row; 0 before there is one.
+        best: (m,) float64, the largest kappa of each target with a covered row, 0 before there is one; of no account where the weight is 0.
     """
 
     def __init__(self, targets: Array, weight: Array, similarity: Similarity) -> None:

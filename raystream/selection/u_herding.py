@@ -75,9 +75,9 @@ def default_delta(targets: Array, labelled: Array) -> float:
         labelled: (l, d) float32 unit rows.
     """
     step = -(-len(targets) // _ASKED) if len(targets) else 1
-    squared = _neighbours(targets[::step], targets, min(_NEIGHBOUR, len(targets) - 1))
-    apart = squared[squared > 0]
-    delta = float(np.sqrt(np.median(apart))) if len(apart) else 1.0
+    distance = np.sqrt(_neighbours(targets[::step], targets, min(_NEIGHBOUR, len(targets) - 1)))
+    apart = distance[distance > 0]
+    delta = float(np.median(apart)) if len(apart) else 1.0
     distinct = np.unique(labelled, axis=0)
     if len(distinct) < 2:
         return delta
