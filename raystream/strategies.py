@@ -33,6 +33,7 @@ class Traits:
         score: it can't do without an acquisition score.
         embedding: it can't do without embeddings.
         probabilities: it needs the class probabilities of every candidate.
+        samples: it needs the log-probabilities that several members or dropout samples give every candidate.
         chance: it draws from the rows' hashes.
         tenfold: its candidates are ten times the budget unless the query says otherwise; else all rows.
         sharded: it works through `Shards`, so that candidates may lie on several machines.
@@ -43,6 +44,7 @@ class Traits:
     score: bool = False
     embedding: bool = False
     probabilities: bool = False
+    samples: bool = False
     chance: bool = False
     tenfold: bool = False
     sharded: bool = False
@@ -51,13 +53,16 @@ class Traits:
 
 
 TRAITS: Mapping[str, Traits] = {
+    "batch_bald": Traits(samples=True, tenfold=True, args={"configurations": COUNT}),
     "core_set": Traits(embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "weight", "memory"})),
+    "facility_location": Traits(embedding=True, chance=True, keys=frozenset({"memory"}), args={"targets": COUNT}),
     "k_means": Traits(score=True, embedding=True, tenfold=True, keys=frozenset({"metric", "memory"}), args={"iterations": COUNT}),
     "power": Traits(score=True, chance=True, args={"beta": POSITIVE}),
     "random": Traits(chance=True),
     "softmax": Traits(score=True, chance=True, args={"beta": POSITIVE}),
     "softrank": Traits(score=True, chance=True, args={"beta": POSITIVE}),
     "top_k": Traits(score=True),
+    "u_herding": Traits(score=True, embedding=True, chance=True, keys=frozenset({"memory"}), args={"delta": POSITIVE, "targets": COUNT}),
 }
 """What `select.strategy` may be, but for strategies that users write."""
 

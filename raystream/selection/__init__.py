@@ -5,10 +5,12 @@ Nothing here reads, writes or knows a cluster. Each strategy is a function in a 
 `shards.Shards`, so that they may lie in this process, on its disk or with others.
 """
 
+from raystream.selection.batch_bald import batch_bald
 from raystream.selection.check import check_strategy
 from raystream.selection.choose import Chosen, choose
 from raystream.selection.constraints import Constraints, Cost, Quota
 from raystream.selection.core_set import FarthestFirst, core_set, farthest_first
+from raystream.selection.facility_location import facility_location
 from raystream.selection.hashing import draw, row_hash, uniform
 from raystream.selection.k_means import k_means
 from raystream.selection.near_duplicates import NearDuplicates
@@ -18,6 +20,7 @@ from raystream.selection.rows import Rows
 from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards
 from raystream.selection.stochastic import power, softmax, softrank
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
+from raystream.selection.u_herding import u_herding
 
 __all__ = [
     "ArrayPart",
@@ -37,10 +40,12 @@ __all__ = [
     "Shards",
     "Strategy",
     "assign",
+    "batch_bald",
     "check_strategy",
     "choose",
     "core_set",
     "draw",
+    "facility_location",
     "farthest_first",
     "k_means",
     "power",
@@ -51,6 +56,7 @@ __all__ = [
     "softmax",
     "softrank",
     "top_k",
+    "u_herding",
     "uniform",
     "walk",
 ]

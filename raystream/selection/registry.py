@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from raystream.selection.batch_bald import batch_bald_strategy
 from raystream.selection.core_set import core_set_strategy
+from raystream.selection.facility_location import facility_location_strategy
 from raystream.selection.k_means import k_means_strategy
 from raystream.selection.ranking import random_strategy, top_k_strategy
 from raystream.selection.stochastic import power_strategy, softmax_strategy, softrank_strategy
 from raystream.selection.strategy import Strategy
+from raystream.selection.u_herding import u_herding_strategy
 
 STRATEGIES: dict[str, Strategy] = {
+    "batch_bald": batch_bald_strategy,
     "core_set": core_set_strategy,
+    "facility_location": facility_location_strategy,
     "k_means": k_means_strategy,
     "power": power_strategy,
     "random": random_strategy,
     "softmax": softmax_strategy,
     "softrank": softrank_strategy,
     "top_k": top_k_strategy,
+    "u_herding": u_herding_strategy,
 }
 """What `select.strategy` may be."""

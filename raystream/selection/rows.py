@@ -157,6 +157,18 @@ class Rows:
             if stop <= self._starts[part + 1]:
                 return
 
+    def chosen_blocks(self, rows: Array, size: int) -> Iterator[Block]:
+        """The candidates `rows` (int64, ascending), at most `size` at a time; a block's `start` and `stop` count within `rows`."""
+        edges = np.searchsorted(rows, self._starts)
+        for part in np.flatnonzero(np.diff(edges)):
+            positions, array = self._positions[part], self.parts[part].array
+            for begin in range(int(edges[part]), int(edges[part + 1]), size):
+                end = min(begin + size, int(edges[part + 1]))
+                which = rows[begin:end] - self._starts[part]
+                yield Block(begin, end, array, which if positions is None else positions[which], self.metric)
+            del array
+            self.parts[part].release()
+
     def gather(self, rows: Array) -> Array:
         """(m, d) float32, the candidates `rows` (int64, in any order)."""
         result = np.empty((len(rows), self.width), dtype=np.float32)
