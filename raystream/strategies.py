@@ -51,7 +51,9 @@ class Traits:
 
 
 TRAITS: Mapping[str, Traits] = {
-    "core_set": Traits(embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "weight", "memory"})),
+    "core_set": Traits(
+        embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "weight", "memory"}), args={"outliers": NATURAL}
+    ),
     "k_means": Traits(score=True, embedding=True, tenfold=True, keys=frozenset({"metric", "memory"}), args={"iterations": COUNT}),
     "random": Traits(chance=True),
     "top_k": Traits(score=True),
