@@ -94,16 +94,26 @@ class Leaders:
         if count == 1:
             head = self.head()
             return None if head is None else np.asarray([head])
+        size = _FEW
         while True:
-            order = np.argsort(-self.gain, kind="stable")[:count]
-            order = order[self.gain[order] > -np.inf]
-            if not len(order) or (self.bound is not None and (len(order) < count or not self._before_bound(int(order[-1])))):
+            order = self._order(count + size)
+            first = order[:count]
+            if not len(first) or (self.bound is not None and (len(first) < count or not self._before_bound(int(first[-1])))):
                 return None
-            stale = order[(self._known[order] < len(self._centres)) & (self.squared[order] > 0)]
-            if not len(stale):
-                return order
-            for begin in range(0, len(stale), _MANY):
-                self._refresh(stale[begin : begin + _MANY])
+            if not len(self._lacking(first)):
+                return first
+            stale = self._lacking(order)
+            # rows that lack many centres are no reason to compare the others with all of them
+            many = len(self._centres) - self._known[stale] > _LONG
+            for group in (stale[~many], stale[many]):
+                for begin in range(0, len(group), _MANY):
+                    self._refresh(group[begin : begin + _MANY])
+            size = min(4 * size, _MANY)
+
+    def _lacking(self, places: Array) -> Array:
+        """Those of the places that are not up to date."""
+        result: Array = places[(self._known[places] < len(self._centres)) & (self.squared[places] > 0)]
+        return result
 
     def _before_bound(self, place: int) -> bool:
         """Whether the row comes before every row that was not returned."""
@@ -150,12 +160,29 @@ class Leaders:
                 return lead
         if not len(self.rows):
             return -1
-        last = max(len(self.gain) - _FRONT, 0)
+        self._renew(_FRONT)
+        return int(np.argmax(self.gain))
+
+    def _order(self, count: int) -> Array:
+        """The first `count` in order by what is known; fewer when no more are left."""
+        order = self._in_front(count)
+        if len(self.rows) and (len(order) < count or self.gain[order[-1]] <= self._floor):
+            self._renew(max(_FRONT, 2 * count))
+            order = self._in_front(count)
+        result: Array = order[self.gain[order] > -np.inf]
+        return result
+
+    def _in_front(self, count: int) -> Array:
+        result: Array = self._front[np.argsort(-self.gain[self._front], kind="stable")[:count]]
+        return result
+
+    def _renew(self, size: int) -> None:
+        """Let the front hold the first `size` rows and those that tie with the last of them."""
+        last = max(len(self.gain) - size, 0)
         value = np.sort(self.gain)[last]  # numpy's partition is slow on ties, its sort is not
         inside = self.gain >= value
         self._front = np.flatnonzero(inside)
         self._floor = float(np.max(self.gain, where=~inside, initial=-np.inf))
-        return int(np.argmax(self.gain))
 
     def _stale(self, lead: int, size: int) -> Array:
         """Rows among about the first `size` that are not up to date, of which `lead` is one."""
