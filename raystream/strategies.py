@@ -54,11 +54,16 @@ TRAITS: Mapping[str, Traits] = {
     "core_set": Traits(
         embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "weight", "memory"}), args={"outliers": NATURAL}
     ),
+    "combine": Traits(embedding=True, keys=frozenset({"metric", "memory", "terms", "similar_to"})),
+    "diverse": Traits(score=True, embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "mix", "memory"})),
     "k_means": Traits(score=True, embedding=True, tenfold=True, keys=frozenset({"metric", "memory"}), args={"iterations": COUNT}),
     "random": Traits(chance=True),
     "top_k": Traits(score=True),
 }
 """What `select.strategy` may be, but for strategies that users write."""
+
+TERMS = ("score", "distance", "typicality", "similarity")
+"""The objectives that `combine` multiplies, `select.terms`."""
 
 OPTIONAL_KEYS = frozenset({"metric", "weight", "mix", "memory", "terms", "similar_to"})
 """The keys of `select` that only some strategies use; any other strategy refuses them."""

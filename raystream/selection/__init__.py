@@ -6,8 +6,11 @@ Nothing here reads, writes or knows a cluster. Each strategy is a function in a 
 """
 
 from raystream.selection.choose import Chosen, choose
+from raystream.selection.combine import combine
 from raystream.selection.constraints import Constraints, Cost, Quota
 from raystream.selection.core_set import FarthestFirst, core_set, farthest_first
+from raystream.selection.diverse import diverse
+from raystream.selection.gain import Gain
 from raystream.selection.hashing import row_hash
 from raystream.selection.k_means import k_means
 from raystream.selection.near_duplicates import NearDuplicates
@@ -25,6 +28,7 @@ __all__ = [
     "Cost",
     "EmbeddingPart",
     "FarthestFirst",
+    "Gain",
     "LocalShards",
     "NearDuplicates",
     "Picked",
@@ -34,7 +38,9 @@ __all__ = [
     "Strategy",
     "assign",
     "choose",
+    "combine",
     "core_set",
+    "diverse",
     "farthest_first",
     "k_means",
     "random",

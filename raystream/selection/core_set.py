@@ -75,7 +75,7 @@ def core_set(
         labelled: (m, d) rows that count as chosen already.
         metric: `cosine` works on rows divided by their lengths.
         outliers: at each step this many rows, the first in order, are passed over for the next one; they stay
-            candidates. When no more are left, the last one is taken. Robust k-center, as in Charikar et al., 2001.
+            candidates. When no more are left, the last one is taken.
 
     Returns:
         (min(k, n),) int64 row numbers in order of choice.
@@ -142,7 +142,7 @@ def farthest_first(
     return _Choice(shards, k, encoding, mean, fixed, gain, constraints, outliers, leaders).run(excluded)
 
 
-def covering_radius(shards: Shards, centres: Array, *, exclude: Array | None = None, outliers: int = 0) -> float:
+def covering_radius(shards: Shards, centres: Array | None, *, exclude: Array | None = None, outliers: int = 0) -> float:
     """The largest distance of a row to the nearest of `centres`, (m, d) float32, once the `outliers` farthest rows are left out.
 
     Without centres it is the distance to the mean; 0 when no row is left. Takes a pass over the rows.
