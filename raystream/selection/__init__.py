@@ -12,6 +12,7 @@ from raystream.selection.core_set import FarthestFirst, core_set, farthest_first
 from raystream.selection.diverse import diverse
 from raystream.selection.gain import Gain
 from raystream.selection.hashing import row_hash
+from raystream.selection.k_center_two_round import TwoRounds, k_center_two_round, two_rounds
 from raystream.selection.k_means import k_means
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.ranking import random, random_order, top_k
@@ -36,16 +37,19 @@ __all__ = [
     "Request",
     "Shards",
     "Strategy",
+    "TwoRounds",
     "assign",
     "choose",
     "combine",
     "core_set",
     "diverse",
     "farthest_first",
+    "k_center_two_round",
     "k_means",
     "random",
     "random_order",
     "represents",
     "row_hash",
     "top_k",
+    "two_rounds",
 ]

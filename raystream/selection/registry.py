@@ -5,6 +5,7 @@ from __future__ import annotations
 from raystream.selection.combine import combine_strategy
 from raystream.selection.core_set import core_set_strategy
 from raystream.selection.diverse import diverse_strategy
+from raystream.selection.k_center_two_round import k_center_two_round_strategy
 from raystream.selection.k_means import k_means_strategy
 from raystream.selection.ranking import random_strategy, top_k_strategy
 from raystream.selection.strategy import Strategy
@@ -13,6 +14,7 @@ STRATEGIES: dict[str, Strategy] = {
     "combine": combine_strategy,
     "core_set": core_set_strategy,
     "diverse": diverse_strategy,
+    "k_center_two_round": k_center_two_round_strategy,
     "k_means": k_means_strategy,
     "random": random_strategy,
     "top_k": top_k_strategy,

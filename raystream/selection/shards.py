@@ -104,6 +104,11 @@ class LocalShards:
         rows = as_rows(x, metric)
         return cls(rows.parts, metric=metric, memory=memory, shards=shards, block=block)
 
+    def subset(self, which: Array, memory: int) -> LocalShards:
+        """The candidates `which`, int64, ascending and at least one, numbered from 0, as one shard of their own."""
+        rows = self.rows.subset(which)
+        return LocalShards(rows.parts, rows.positions, metric=self.metric, memory=memory)
+
     def __len__(self) -> int:
         return len(self.rows)
 
