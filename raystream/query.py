@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from raystream.errors import QueryError, did_you_mean
 from raystream.spec import read_spec
-from raystream.strategies import OPTIONAL_KEYS, TRAITS, Traits, traits
+from raystream.strategies import OPTIONAL_KEYS, TERMS, TRAITS, Traits, traits
 
 LOGIT_SCORES = ("entropy", "least_confidence", "margin", "ratio", "energy")
 """The scores that need nothing but logits; every scored unit holds all of them."""
@@ -168,6 +168,14 @@ class Select(_Part):
             )
         return value
 
+    @field_validator("terms")
+    @classmethod
+    def _are_known(cls, value: dict[str, float]) -> dict[str, float]:
+        for name in value:
+            if name not in TERMS:
+                raise ValueError(f"select.terms.{name} is unknown{did_you_mean(name, TERMS)}")
+        return value
+
     @model_validator(mode="after")
     def _strategy_uses_its_keys(self) -> Select:
         own = self.traits
@@ -195,6 +203,12 @@ class Select(_Part):
     def traits(self) -> Traits:
         """What the strategy needs and takes."""
         return traits(self.strategy)
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether rows can't be chosen without an acquisition score."""
+        by_terms = self.strategy == "combine" and (not self.terms or self.terms.get("score", 0) > 0)
+        return self.traits.score or self.weight > 0 or self.candidate_limit is not None or by_terms
 
     @property
     def candidate_limit(self) -> int | None:
@@ -269,8 +283,7 @@ class Query(_Part):
     @property
     def needs_score(self) -> bool:
         """Whether rows can't be chosen without an acquisition score."""
-        select = self.select
-        return select.traits.score or select.weight > 0 or select.candidate_limit is not None
+        return self.select.needs_score
 
     @property
     def needs_embedding(self) -> bool:

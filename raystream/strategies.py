@@ -54,8 +54,13 @@ class Traits:
 
 TRAITS: Mapping[str, Traits] = {
     "batch_bald": Traits(samples=True, tenfold=True, args={"configurations": COUNT}),
-    "core_set": Traits(embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "weight", "memory"})),
     "facility_location": Traits(embedding=True, chance=True, keys=frozenset({"memory"}), args={"targets": COUNT}),
+    "core_set": Traits(
+        embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "weight", "memory"}), args={"outliers": NATURAL}
+    ),
+    "combine": Traits(embedding=True, keys=frozenset({"metric", "memory", "terms", "similar_to"})),
+    "diverse": Traits(score=True, embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "mix", "memory"})),
+    "k_center_two_round": Traits(embedding=True, keys=frozenset({"metric", "memory"}), args={"eps": POSITIVE, "piece": COUNT}),
     "k_means": Traits(score=True, embedding=True, tenfold=True, keys=frozenset({"metric", "memory"}), args={"iterations": COUNT}),
     "power": Traits(score=True, chance=True, args={"beta": POSITIVE}),
     "random": Traits(chance=True),
@@ -65,6 +70,9 @@ TRAITS: Mapping[str, Traits] = {
     "u_herding": Traits(score=True, embedding=True, chance=True, keys=frozenset({"memory"}), args={"delta": POSITIVE, "targets": COUNT}),
 }
 """What `select.strategy` may be, but for strategies that users write."""
+
+TERMS = ("score", "distance", "typicality", "similarity")
+"""The objectives that `combine` multiplies, `select.terms`."""
 
 OPTIONAL_KEYS = frozenset({"metric", "weight", "mix", "memory", "terms", "similar_to"})
 """The keys of `select` that only some strategies use; any other strategy refuses them."""

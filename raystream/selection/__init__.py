@@ -8,10 +8,14 @@ Nothing here reads, writes or knows a cluster. Each strategy is a function in a 
 from raystream.selection.batch_bald import batch_bald
 from raystream.selection.check import check_strategy
 from raystream.selection.choose import Chosen, choose
+from raystream.selection.combine import combine
 from raystream.selection.constraints import Constraints, Cost, Quota
 from raystream.selection.core_set import FarthestFirst, core_set, farthest_first
+from raystream.selection.diverse import diverse
 from raystream.selection.facility_location import facility_location
+from raystream.selection.gain import Gain
 from raystream.selection.hashing import draw, row_hash, uniform
+from raystream.selection.k_center_two_round import TwoRounds, k_center_two_round, two_rounds
 from raystream.selection.k_means import k_means
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.ranking import random, random_order, top_k, walk
@@ -31,6 +35,7 @@ __all__ = [
     "Cost",
     "EmbeddingPart",
     "FarthestFirst",
+    "Gain",
     "LocalShards",
     "NearDuplicates",
     "Picked",
@@ -39,14 +44,18 @@ __all__ = [
     "Rows",
     "Shards",
     "Strategy",
+    "TwoRounds",
     "assign",
     "batch_bald",
     "check_strategy",
     "choose",
+    "combine",
     "core_set",
+    "diverse",
     "draw",
     "facility_location",
     "farthest_first",
+    "k_center_two_round",
     "k_means",
     "power",
     "random",
@@ -56,6 +65,7 @@ __all__ = [
     "softmax",
     "softrank",
     "top_k",
+    "two_rounds",
     "u_herding",
     "uniform",
     "walk",

@@ -190,9 +190,12 @@ class Coverage:
 
             return work
 
-        share = -(-len(which) // torch.get_num_threads())
-        found = each(rows.chosen_blocks(which, min(max(share, 1), _TILE)), start)
-        return np.ldexp(np.concatenate(found), self._power) if found else np.empty(0)
+        if not len(which):
+            return np.empty(0)
+        share, chosen = -(-len(which) // torch.get_num_threads()), rows.subset(which)
+        found = each(chosen.blocks(0, len(chosen), min(max(share, 1), _TILE)), start)
+        result: Array = np.ldexp(np.concatenate(found), self._power)
+        return result
 
     def _least(self, dtype: torch.dtype) -> torch.Tensor:
         """(m,) what a bound of kappa must exceed to add anything: below `best`, and infinite where nothing can be added."""

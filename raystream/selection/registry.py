@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from raystream.selection.batch_bald import batch_bald_strategy
+from raystream.selection.combine import combine_strategy
 from raystream.selection.core_set import core_set_strategy
+from raystream.selection.diverse import diverse_strategy
 from raystream.selection.facility_location import facility_location_strategy
+from raystream.selection.k_center_two_round import k_center_two_round_strategy
 from raystream.selection.k_means import k_means_strategy
 from raystream.selection.ranking import random_strategy, top_k_strategy
 from raystream.selection.stochastic import power_strategy, softmax_strategy, softrank_strategy
@@ -15,6 +18,9 @@ STRATEGIES: dict[str, Strategy] = {
     "batch_bald": batch_bald_strategy,
     "core_set": core_set_strategy,
     "facility_location": facility_location_strategy,
+    "combine": combine_strategy,
+    "diverse": diverse_strategy,
+    "k_center_two_round": k_center_two_round_strategy,
     "k_means": k_means_strategy,
     "power": power_strategy,
     "random": random_strategy,

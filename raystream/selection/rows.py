@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -124,15 +125,15 @@ class Rows:
         self.width = widths.pop() if widths else 0
         self.metric = metric
         self.parts = list(parts)
-        self._positions = list(positions) if positions is not None else [None] * len(self.parts)
-        sizes = [count if rows is None else len(rows) for (count, _), rows in zip(shapes, self._positions, strict=True)]
+        self.positions: list[Array | None] = list(positions) if positions is not None else [None] * len(self.parts)
+        sizes = [count if rows is None else len(rows) for (count, _), rows in zip(shapes, self.positions, strict=True)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def _block(self, part: int, begin: int, end: int) -> Block:
-        positions, array = self._positions[part], self.parts[part].array
+        positions, array = self.positions[part], self.parts[part].array
         which = slice(begin - int(self._starts[part]), end - int(self._starts[part]))
         if positions is None:
             return Block(begin, end, array[which], None, self.metric)
@@ -157,17 +158,16 @@ class Rows:
             if stop <= self._starts[part + 1]:
                 return
 
-    def chosen_blocks(self, rows: Array, size: int) -> Iterator[Block]:
-        """The candidates `rows` (int64, ascending), at most `size` at a time; a block's `start` and `stop` count within `rows`."""
-        edges = np.searchsorted(rows, self._starts)
-        for part in np.flatnonzero(np.diff(edges)):
-            positions, array = self._positions[part], self.parts[part].array
-            for begin in range(int(edges[part]), int(edges[part + 1]), size):
-                end = min(begin + size, int(edges[part + 1]))
-                which = rows[begin:end] - self._starts[part]
-                yield Block(begin, end, array, which if positions is None else positions[which], self.metric)
-            del array
-            self.parts[part].release()
+    def subset(self, which: Array) -> Rows:
+        """The candidates `which`, int64, ascending and at least one, as rows of their own."""
+        cuts = np.searchsorted(which, self._starts)
+        parts, positions = [], []
+        for part, (begin, end) in enumerate(pairwise(cuts)):
+            if begin < end:
+                mine, here = self.positions[part], which[begin:end] - self._starts[part]
+                parts.append(self.parts[part])
+                positions.append(here if mine is None else mine[here])
+        return Rows(parts, positions, self.metric)
 
     def gather(self, rows: Array) -> Array:
         """(m, d) float32, the candidates `rows` (int64, in any order)."""
@@ -176,7 +176,7 @@ class Rows:
         with one_thread():  # a few rows from each of many parts
             for part in np.unique(part_of):
                 here = np.flatnonzero(part_of == part)
-                positions, which = self._positions[part], rows[here] - self._starts[part]
+                positions, which = self.positions[part], rows[here] - self._starts[part]
                 array = self.parts[part].array
                 result[here] = Block(0, len(here), array, which if positions is None else positions[which], self.metric).read()
                 self.parts[part].release()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from raystream.selection.bounds import Encoding, smallest_products
+from raystream.selection.gain import Gain
 from raystream.selection.nearest import Centres, block_rows, nearest
 from raystream.selection.rows import Array, Block, Rows, squared_distances, tensor
 from raystream.selection.threads import each
@@ -38,6 +39,12 @@ class Answer:
 def first_in_order(found: Sequence[tuple[float, int]]) -> tuple[float, int]:
     """The first of (gain, row) by gain descending, then row ascending."""
     return min(found, key=lambda pair: (-pair[0], pair[1]))
+
+
+def ordered(gain: Array, rows: Array, count: int) -> tuple[Array, Array]:
+    """The first `count` of (gain, row), float64 and int64, by gain descending, then row ascending."""
+    order = np.lexsort((rows, -gain))[:count]
+    return gain[order], rows[order]
 
 
 def merge(answers: Sequence[Answer], rows: Rows) -> Answer:
@@ -87,11 +94,11 @@ class Shard:
         totals = each(self._rows.blocks(self._start, self._stop, size), start)
         return np.sum(totals, axis=0) if totals else np.zeros(self._rows.width), on_grid
 
-    def begin(self, encoding: Encoding, weight: Array | None, *, cached: bool) -> None:
+    def begin(self, encoding: Encoding, gain: Gain, *, cached: bool) -> None:
         """Forget every centre."""
         n = self._stop - self._start
         self._encoding = encoding
-        self._weight = None if weight is None else weight[self._start : self._stop]
+        self._gain = gain.at(slice(self._start, self._stop))
         self._squared = np.full(n, np.inf)
         self._alive = np.ones(n, dtype=bool)
         self._centres: list[Array] = []
@@ -117,35 +124,29 @@ class Shard:
         n = self._stop - self._start
         yield from ((slice(begin, min(begin + size, n)), None) for begin in range(0, n, size))
 
-    def _gains(self, squared: Array, which: Array | slice = slice(None)) -> Array:
-        return gains(squared, None if self._weight is None else self._weight[which])
-
-    def farthest(self, point: Array, exclude: Array) -> tuple[float, int] | None:
-        """See `Shards.farthest`; None when the shard has no row for it."""
+    def farthest(self, point: Array, exclude: Array, count: int) -> tuple[Array, Array]:
+        """See `Shards.farthest`; fewer when the shard has no more rows for it."""
         limit = np.empty(self._stop - self._start)
 
         def bound(block: Block) -> None:
             limit[self._at(block)] = _float32_reach(block.read(), point)
 
         each(self._rows.blocks(self._start, self._stop, self._block // 4 or 1), lambda: bound)
-        upper = self._gains(limit)
+        upper = self._gain.of(limit)
         upper[self._mine(exclude)] = -np.inf
-        best: tuple[float, int] | None = None
-        count = 1024
-        while len(upper):
-            after = int(np.argmax(upper))
-            if upper[after] == -np.inf or (best is not None and (-upper[after], after + self._start) > (-best[0], best[1])):
-                break
-            order = _leading(upper, upper > -np.inf, count)
+        gain, found = np.empty(0), np.empty(0, dtype=np.int64)
+        ask = max(1024, 2 * count)
+        while len(order := _leading(upper, upper > -np.inf, ask)):
             for begin in range(0, len(order), 4096):
                 rows = np.sort(order[begin : begin + 4096])
-                gain = self._gains(squared_distances(self._rows.gather(rows + self._start), point), rows)
-                lead = int(np.argmax(gain))
-                found = (float(gain[lead]), int(rows[lead]) + self._start)
-                best = found if best is None else first_in_order([best, found])
+                exact = self._gain.of(squared_distances(self._rows.gather(rows + self._start), point), rows)
+                gain, found = ordered(np.concatenate([gain, exact]), np.concatenate([found, rows]), count)
             upper[order] = -np.inf
-            count *= 4
-        return best
+            after = int(np.argmax(upper))
+            if len(found) == count and (-upper[after], after) > (-gain[-1], found[-1]):
+                break
+            ask *= 4
+        return gain, found + self._start
 
     def _mine(self, rows: Array) -> Array:
         """Those of the candidates `rows` that lie in this shard, from its own start."""
@@ -187,7 +188,7 @@ class Shard:
 
     def refine(self, gain: float, count: int) -> Answer:
         """See `Shards.refine`."""
-        ask = self._alive & (self._gains(self._squared) >= gain)
+        ask = self._alive & (self._gain.of(self._squared) >= gain)
         centres = Centres.of(np.concatenate(self._centres), self._encoding)
         rows = np.flatnonzero(ask)
         size = block_rows(len(centres.x))
@@ -201,7 +202,7 @@ class Shard:
         return self._answer(count)
 
     def _answer(self, count: int) -> Answer:
-        gain = self._gains(self._squared)
+        gain = self._gain.of(self._squared)
         order = _leading(gain, self._alive, count + 1)
         bound = None
         if len(order) > count:
@@ -219,12 +220,6 @@ def _reach(block: Block) -> tuple[float, Array]:
     low, high = torch.aminmax(tensor(x))
     reach = max(-low.item(), high.item())
     return (reach, none) if np.isfinite(reach) else (0.0, block.start + np.flatnonzero(~np.isfinite(x).all(axis=1)))
-
-
-def gains(squared: Array, weight: Array | None) -> Array:
-    """weight * distance in float64, from squared distances: what farthest-first maximises."""
-    distance: Array = np.sqrt(squared)
-    return distance if weight is None else np.multiply(distance, weight, out=distance)
 
 
 def _operand(centres: Array, encoding: Encoding) -> tuple[torch.Tensor, float]:

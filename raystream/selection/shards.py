@@ -14,8 +14,9 @@ from typing import Protocol
 import numpy as np
 
 from raystream.selection.bounds import Encoding
+from raystream.selection.gain import Gain
 from raystream.selection.rows import Array, ArrayPart, EmbeddingPart, Metric, Rows, as_rows
-from raystream.selection.shard import Answer, Shard, first_in_order, merge
+from raystream.selection.shard import Answer, Shard, merge, ordered
 
 __all__ = ["DEFAULT_MEMORY", "Answer", "ArrayPart", "EmbeddingPart", "LocalShards", "Shards", "Survey"]
 
@@ -48,16 +49,19 @@ class Shards(Protocol):
     def total(self, power: int, grid: int) -> tuple[Array, bool]:
         """(d,) the exact sum of the rows rounded to multiples of 2^-power; whether all are multiples of 2^-grid."""
 
-    def begin(self, encoding: Encoding, weight: Array | None) -> None:
-        """Forget every centre; `weight` (n,) float64 multiplies the distances of the rows to choose by."""
+    def begin(self, encoding: Encoding, gain: Gain) -> None:
+        """Forget every centre; rows are ordered by `gain` from now on."""
 
-    def farthest(self, point: Array, exclude: Array) -> tuple[float, int]:
-        """(gain, row): the first in order of weight * distance to a float64 `point`, exactly; row -1 if all are excluded."""
+    def farthest(self, point: Array, exclude: Array, count: int) -> tuple[Array, Array]:
+        """(gains, rows) of the first `count` in order, exactly, D being to a float64 `point`; fewer if no more are left."""
 
-    def advance(self, centres: Array, taken: Array, count: int) -> Answer:
-        """Apply (m, d) float32 centres, take the rows `taken` out, and return about `count` rows that lead the order."""
+    def advance(self, centres: Array, taken: Array, count: int, least: int = 1) -> Answer:
+        """Apply (m, d) float32 centres, take the rows `taken` out, and return about `count` rows that lead the order.
 
-    def refine(self, gain: float, count: int) -> Answer:
+        A shard that holds rows back returns at least `least`.
+        """
+
+    def refine(self, gain: float, count: int, least: int = 1) -> Answer:
         """Make the distances of rows that may gain at least `gain` exact, and answer as `advance` does."""
 
     def gather(self, rows: Array) -> Array:
@@ -100,6 +104,11 @@ class LocalShards:
         rows = as_rows(x, metric)
         return cls(rows.parts, metric=metric, memory=memory, shards=shards, block=block)
 
+    def subset(self, which: Array, memory: int) -> LocalShards:
+        """The candidates `which`, int64, ascending and at least one, numbered from 0, as one shard of their own."""
+        rows = self.rows.subset(which)
+        return LocalShards(rows.parts, rows.positions, metric=self.metric, memory=memory)
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -121,28 +130,28 @@ class LocalShards:
         total: Array = np.stack([total for total, _ in totals]).sum(axis=0)
         return total, all(on_grid for _, on_grid in totals)
 
-    def begin(self, encoding: Encoding, weight: Array | None) -> None:
+    def begin(self, encoding: Encoding, gain: Gain) -> None:
         """See `Shards`."""
         cached = encoding.row_bytes * len(self) <= self._memory
         for shard in self._shards:
-            shard.begin(encoding, weight, cached=cached)
+            shard.begin(encoding, gain, cached=cached)
 
-    def farthest(self, point: Array, exclude: Array) -> tuple[float, int]:
+    def farthest(self, point: Array, exclude: Array, count: int) -> tuple[Array, Array]:
         """See `Shards`."""
-        found = [shard.farthest(point, exclude) for shard in self._shards]
-        return first_in_order([pair for pair in found if pair is not None] or [(-np.inf, -1)])
+        found = [shard.farthest(point, exclude, count) for shard in self._shards]
+        return ordered(np.concatenate([gain for gain, _ in found]), np.concatenate([rows for _, rows in found]), count)
 
-    def advance(self, centres: Array, taken: Array, count: int) -> Answer:
+    def advance(self, centres: Array, taken: Array, count: int, least: int = 1) -> Answer:
         """See `Shards`."""
-        return merge([shard.advance(centres, taken, self._share(count)) for shard in self._shards], self.rows)
+        return merge([shard.advance(centres, taken, self._share(count, least)) for shard in self._shards], self.rows)
 
-    def refine(self, gain: float, count: int) -> Answer:
+    def refine(self, gain: float, count: int, least: int = 1) -> Answer:
         """See `Shards`."""
-        return merge([shard.refine(gain, self._share(count)) for shard in self._shards], self.rows)
+        return merge([shard.refine(gain, self._share(count, least)) for shard in self._shards], self.rows)
 
     def gather(self, rows: Array) -> Array:
         """See `Shards`."""
         return self.rows.gather(rows)
 
-    def _share(self, count: int) -> int:
-        return max(count // len(self._shards), 1)
+    def _share(self, count: int, least: int) -> int:
+        return max(count // len(self._shards), least)

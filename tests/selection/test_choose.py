@@ -125,6 +125,19 @@ def test_certificate_is_proven_for_plain_farthest_first_only():
     assert choose(candidates_of(x), strategy="k_means", budget=10).certificate["lower_bound"] is None
 
 
+@settings(max_examples=30, deadline=None)
+@given(pool=pools(kinds=FEW), m=st.integers(0, 3), outliers=st.integers(1, 70), shards=st.sampled_from([1, 7]))
+def test_radius_without_outliers(pool, m, outliers, shards):
+    """core_set's radius is that of the rows that remain once the farthest ones are left out; the bound is not proven for it."""
+    x, k = pool
+    labelled = x[:m] + np.float32(0.5)
+    result = choose(candidates_of(x, labelled=labelled, shards=shards), strategy="core_set", budget=k, args={"outliers": outliers})
+    assert len(set(result.rows.tolist())) == min(k, len(x))
+    distance = np.sqrt(np.min([distances_to(x, c) for c in np.concatenate([x[result.rows], labelled])], axis=0))
+    expected = np.sort(distance)[::-1][outliers] if outliers < len(x) else 0.0
+    assert result.certificate == {"radius": expected, "lower_bound": None}
+
+
 def test_without_embeddings():
     """top_k and random need none, and report none."""
     score = np.array([0.1, 0.9, 0.5], dtype=np.float32)
