@@ -58,6 +58,7 @@ TRAITS: Mapping[str, Traits] = {
     "diverse": Traits(score=True, embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "mix", "memory"})),
     "k_center_two_round": Traits(embedding=True, keys=frozenset({"metric", "memory"}), args={"eps": POSITIVE, "piece": COUNT}),
     "k_means": Traits(score=True, embedding=True, tenfold=True, keys=frozenset({"metric", "memory"}), args={"iterations": COUNT}),
+    "lcmd": Traits(embedding=True, keys=frozenset({"metric", "memory"})),
     "random": Traits(chance=True),
     "top_k": Traits(score=True),
 }

@@ -7,6 +7,7 @@ from raystream.selection.core_set import core_set_strategy
 from raystream.selection.diverse import diverse_strategy
 from raystream.selection.k_center_two_round import k_center_two_round_strategy
 from raystream.selection.k_means import k_means_strategy
+from raystream.selection.lcmd import lcmd_strategy
 from raystream.selection.ranking import random_strategy, top_k_strategy
 from raystream.selection.strategy import Strategy
 
@@ -16,6 +17,7 @@ STRATEGIES: dict[str, Strategy] = {
     "diverse": diverse_strategy,
     "k_center_two_round": k_center_two_round_strategy,
     "k_means": k_means_strategy,
+    "lcmd": lcmd_strategy,
     "random": random_strategy,
     "top_k": top_k_strategy,
 }
