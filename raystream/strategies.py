@@ -54,14 +54,15 @@ class Traits:
 
 TRAITS: Mapping[str, Traits] = {
     "batch_bald": Traits(samples=True, tenfold=True, args={"configurations": COUNT}),
-    "facility_location": Traits(embedding=True, chance=True, keys=frozenset({"memory"}), args={"targets": COUNT}),
+    "combine": Traits(embedding=True, keys=frozenset({"metric", "memory", "terms", "similar_to"})),
     "core_set": Traits(
         embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "weight", "memory"}), args={"outliers": NATURAL}
     ),
-    "combine": Traits(embedding=True, keys=frozenset({"metric", "memory", "terms", "similar_to"})),
     "diverse": Traits(score=True, embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "mix", "memory"})),
+    "facility_location": Traits(embedding=True, chance=True, keys=frozenset({"memory"}), args={"targets": COUNT}),
     "k_center_two_round": Traits(embedding=True, keys=frozenset({"metric", "memory"}), args={"eps": POSITIVE, "piece": COUNT}),
     "k_means": Traits(score=True, embedding=True, tenfold=True, keys=frozenset({"metric", "memory"}), args={"iterations": COUNT}),
+    "lcmd": Traits(embedding=True, keys=frozenset({"metric", "memory"})),
     "power": Traits(score=True, chance=True, args={"beta": POSITIVE}),
     "random": Traits(chance=True),
     "softmax": Traits(score=True, chance=True, args={"beta": POSITIVE}),

@@ -17,6 +17,7 @@ from raystream.selection.gain import Gain
 from raystream.selection.hashing import draw, row_hash, uniform
 from raystream.selection.k_center_two_round import TwoRounds, k_center_two_round, two_rounds
 from raystream.selection.k_means import k_means
+from raystream.selection.lcmd import LargestCluster, largest_cluster, lcmd
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.ranking import random, random_order, top_k, walk
 from raystream.selection.represents import Assignment, assign, represents
@@ -36,6 +37,7 @@ __all__ = [
     "EmbeddingPart",
     "FarthestFirst",
     "Gain",
+    "LargestCluster",
     "LocalShards",
     "NearDuplicates",
     "Picked",
@@ -57,6 +59,8 @@ __all__ = [
     "farthest_first",
     "k_center_two_round",
     "k_means",
+    "largest_cluster",
+    "lcmd",
     "power",
     "random",
     "random_order",

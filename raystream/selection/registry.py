@@ -9,6 +9,7 @@ from raystream.selection.diverse import diverse_strategy
 from raystream.selection.facility_location import facility_location_strategy
 from raystream.selection.k_center_two_round import k_center_two_round_strategy
 from raystream.selection.k_means import k_means_strategy
+from raystream.selection.lcmd import lcmd_strategy
 from raystream.selection.ranking import random_strategy, top_k_strategy
 from raystream.selection.stochastic import power_strategy, softmax_strategy, softrank_strategy
 from raystream.selection.strategy import Strategy
@@ -23,6 +24,7 @@ STRATEGIES: dict[str, Strategy] = {
     "k_center_two_round": k_center_two_round_strategy,
     "k_means": k_means_strategy,
     "power": power_strategy,
+    "lcmd": lcmd_strategy,
     "random": random_strategy,
     "softmax": softmax_strategy,
     "softrank": softrank_strategy,
