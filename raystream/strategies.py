@@ -51,6 +51,7 @@ class Traits:
 
 
 TRAITS: Mapping[str, Traits] = {
+    "cluster_margin": Traits(score=True, embedding=True, keys=frozenset({"metric", "memory"}), args={"clusters": COUNT, "m": POSITIVE}),
     "core_set": Traits(embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "weight", "memory"})),
     "k_means": Traits(score=True, embedding=True, tenfold=True, keys=frozenset({"metric", "memory"}), args={"iterations": COUNT}),
     "power": Traits(score=True, chance=True, args={"beta": POSITIVE}),
@@ -58,6 +59,7 @@ TRAITS: Mapping[str, Traits] = {
     "softmax": Traits(score=True, chance=True, args={"beta": POSITIVE}),
     "softrank": Traits(score=True, chance=True, args={"beta": POSITIVE}),
     "top_k": Traits(score=True),
+    "typiclust": Traits(embedding=True, keys=frozenset({"metric", "memory"}), args={"clusters": COUNT, "neighbours": COUNT}),
 }
 """What `select.strategy` may be, but for strategies that users write."""
 

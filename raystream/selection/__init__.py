@@ -7,16 +7,19 @@ Nothing here reads, writes or knows a cluster. Each strategy is a function in a 
 
 from raystream.selection.check import check_strategy
 from raystream.selection.choose import Chosen, choose
+from raystream.selection.cluster_margin import cluster_margin
 from raystream.selection.constraints import Constraints, Cost, Quota
 from raystream.selection.core_set import FarthestFirst, core_set, farthest_first
 from raystream.selection.hashing import row_hash
 from raystream.selection.k_means import k_means
 from raystream.selection.near_duplicates import NearDuplicates
+from raystream.selection.neighbours import Edges, Neighbours, nearest_neighbours, within
 from raystream.selection.ranking import random, random_order, top_k
 from raystream.selection.represents import Assignment, assign, represents
 from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards
 from raystream.selection.stochastic import power, softmax, softrank
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
+from raystream.selection.typiclust import typiclust
 
 __all__ = [
     "ArrayPart",
@@ -25,10 +28,12 @@ __all__ = [
     "Chosen",
     "Constraints",
     "Cost",
+    "Edges",
     "EmbeddingPart",
     "FarthestFirst",
     "LocalShards",
     "NearDuplicates",
+    "Neighbours",
     "Picked",
     "Quota",
     "Request",
@@ -37,9 +42,11 @@ __all__ = [
     "assign",
     "check_strategy",
     "choose",
+    "cluster_margin",
     "core_set",
     "farthest_first",
     "k_means",
+    "nearest_neighbours",
     "power",
     "random",
     "random_order",
@@ -48,4 +55,6 @@ __all__ = [
     "softmax",
     "softrank",
     "top_k",
+    "typiclust",
+    "within",
 ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from raystream.selection.cluster_margin import cluster_margin_strategy
 from raystream.selection.core_set import core_set_strategy
 from raystream.selection.k_means import k_means_strategy
 from raystream.selection.ranking import random_strategy, top_k_strategy
 from raystream.selection.stochastic import power_strategy, softmax_strategy, softrank_strategy
 from raystream.selection.strategy import Strategy
+from raystream.selection.typiclust import typiclust_strategy
 
 STRATEGIES: dict[str, Strategy] = {
+    "cluster_margin": cluster_margin_strategy,
     "core_set": core_set_strategy,
     "k_means": k_means_strategy,
     "power": power_strategy,
@@ -16,5 +19,6 @@ STRATEGIES: dict[str, Strategy] = {
     "softmax": softmax_strategy,
     "softrank": softrank_strategy,
     "top_k": top_k_strategy,
+    "typiclust": typiclust_strategy,
 }
 """What `select.strategy` may be."""
