@@ -55,6 +55,11 @@ TRAITS: Mapping[str, Traits] = {
     "core_set": Traits(embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "weight", "memory"})),
     "k_means": Traits(score=True, embedding=True, tenfold=True, keys=frozenset({"metric", "memory"}), args={"iterations": COUNT}),
     "power": Traits(score=True, chance=True, args={"beta": POSITIVE}),
+    "prob_cover": Traits(
+        embedding=True,
+        keys=frozenset({"metric", "memory"}),
+        args={"delta": POSITIVE, "purity": FRACTION, "edges": COUNT, "clusters": COUNT},
+    ),
     "random": Traits(chance=True),
     "softmax": Traits(score=True, chance=True, args={"beta": POSITIVE}),
     "softrank": Traits(score=True, chance=True, args={"beta": POSITIVE}),

@@ -14,6 +14,7 @@ from raystream.selection.hashing import row_hash
 from raystream.selection.k_means import k_means
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.neighbours import Edges, Neighbours, nearest_neighbours, within
+from raystream.selection.prob_cover import prob_cover
 from raystream.selection.ranking import random, random_order, top_k
 from raystream.selection.represents import Assignment, assign, represents
 from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards
@@ -48,6 +49,7 @@ __all__ = [
     "k_means",
     "nearest_neighbours",
     "power",
+    "prob_cover",
     "random",
     "random_order",
     "represents",

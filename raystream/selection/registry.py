@@ -5,6 +5,7 @@ from __future__ import annotations
 from raystream.selection.cluster_margin import cluster_margin_strategy
 from raystream.selection.core_set import core_set_strategy
 from raystream.selection.k_means import k_means_strategy
+from raystream.selection.prob_cover import prob_cover_strategy
 from raystream.selection.ranking import random_strategy, top_k_strategy
 from raystream.selection.stochastic import power_strategy, softmax_strategy, softrank_strategy
 from raystream.selection.strategy import Strategy
@@ -15,6 +16,7 @@ STRATEGIES: dict[str, Strategy] = {
     "core_set": core_set_strategy,
     "k_means": k_means_strategy,
     "power": power_strategy,
+    "prob_cover": prob_cover_strategy,
     "random": random_strategy,
     "softmax": softmax_strategy,
     "softrank": softrank_strategy,
