@@ -48,7 +48,7 @@ def brute(x, k, delta, labelled):
     return rows, gains
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(pools(kinds=FEW), st.integers(0, 4), st.floats(0.01, 1.0))
 def test_brute_force(pool, m, share):
     """Rows and gains are those of the greedy cover by all distances, which farthest-first follows, on every kind of data."""
