@@ -54,20 +54,25 @@ class Traits:
 
 TRAITS: Mapping[str, Traits] = {
     "batch_bald": Traits(samples=True, tenfold=True, args={"configurations": COUNT}),
+    "cluster_margin": Traits(score=True, embedding=True, keys=frozenset({"metric", "memory"}), args={"clusters": COUNT, "m": POSITIVE}),
     "combine": Traits(embedding=True, keys=frozenset({"metric", "memory", "terms", "similar_to"})),
-    "core_set": Traits(
-        embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "weight", "memory"}), args={"outliers": NATURAL}
-    ),
+    "core_set": Traits(embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "weight", "memory"})),
     "diverse": Traits(score=True, embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "mix", "memory"})),
     "facility_location": Traits(embedding=True, chance=True, keys=frozenset({"memory"}), args={"targets": COUNT}),
     "k_center_two_round": Traits(embedding=True, keys=frozenset({"metric", "memory"}), args={"eps": POSITIVE, "piece": COUNT}),
     "k_means": Traits(score=True, embedding=True, tenfold=True, keys=frozenset({"metric", "memory"}), args={"iterations": COUNT}),
     "lcmd": Traits(embedding=True, keys=frozenset({"metric", "memory"})),
     "power": Traits(score=True, chance=True, args={"beta": POSITIVE}),
+    "prob_cover": Traits(
+        embedding=True,
+        keys=frozenset({"metric", "memory"}),
+        args={"delta": POSITIVE, "purity": FRACTION, "edges": COUNT, "clusters": COUNT},
+    ),
     "random": Traits(chance=True),
     "softmax": Traits(score=True, chance=True, args={"beta": POSITIVE}),
     "softrank": Traits(score=True, chance=True, args={"beta": POSITIVE}),
     "top_k": Traits(score=True),
+    "typiclust": Traits(embedding=True, keys=frozenset({"metric", "memory"}), args={"clusters": COUNT, "neighbours": COUNT}),
     "u_herding": Traits(score=True, embedding=True, chance=True, keys=frozenset({"memory"}), args={"delta": POSITIVE, "targets": COUNT}),
 }
 """What `select.strategy` may be, but for strategies that users write."""

@@ -8,6 +8,7 @@ Nothing here reads, writes or knows a cluster. Each strategy is a function in a 
 from raystream.selection.batch_bald import batch_bald
 from raystream.selection.check import check_strategy
 from raystream.selection.choose import Chosen, choose
+from raystream.selection.cluster_margin import cluster_margin
 from raystream.selection.combine import combine
 from raystream.selection.constraints import Constraints, Cost, Quota
 from raystream.selection.core_set import FarthestFirst, core_set, farthest_first
@@ -19,12 +20,15 @@ from raystream.selection.k_center_two_round import TwoRounds, k_center_two_round
 from raystream.selection.k_means import k_means
 from raystream.selection.lcmd import LargestCluster, largest_cluster, lcmd
 from raystream.selection.near_duplicates import NearDuplicates
+from raystream.selection.neighbours import Edges, Neighbours, nearest_neighbours, within
+from raystream.selection.prob_cover import prob_cover
 from raystream.selection.ranking import random, random_order, top_k, walk
 from raystream.selection.represents import Assignment, assign, represents
 from raystream.selection.rows import Rows
 from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards
 from raystream.selection.stochastic import power, softmax, softrank
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
+from raystream.selection.typiclust import typiclust
 from raystream.selection.u_herding import u_herding
 
 __all__ = [
@@ -34,12 +38,14 @@ __all__ = [
     "Chosen",
     "Constraints",
     "Cost",
+    "Edges",
     "EmbeddingPart",
     "FarthestFirst",
     "Gain",
     "LargestCluster",
     "LocalShards",
     "NearDuplicates",
+    "Neighbours",
     "Picked",
     "Quota",
     "Request",
@@ -51,6 +57,7 @@ __all__ = [
     "batch_bald",
     "check_strategy",
     "choose",
+    "cluster_margin",
     "combine",
     "core_set",
     "diverse",
@@ -61,7 +68,9 @@ __all__ = [
     "k_means",
     "largest_cluster",
     "lcmd",
+    "nearest_neighbours",
     "power",
+    "prob_cover",
     "random",
     "random_order",
     "represents",
@@ -70,7 +79,9 @@ __all__ = [
     "softrank",
     "top_k",
     "two_rounds",
+    "typiclust",
     "u_herding",
     "uniform",
     "walk",
+    "within",
 ]

@@ -103,6 +103,7 @@ def cases() -> Iterator[Case]:
     half = (np.arange(len(x)) % 2).astype(np.int32)
     cap = Quota("parity", half, ["even", "odd"], np.array([3, len(x)]), np.array([0, 0]))
     both = Quota("parity", half, ["even", "odd"], np.array([len(x), len(x)]), np.array([0, 8]))
+    shut = Quota("parity", half, ["even", "odd"], np.array([0, len(x)]), np.array([0, 0]))
     minutes = Cost("minutes", 1.0 + np.arange(len(x)) % 5, 20.0)
     given = np.array([4, 11])
     for labelled in (none, x[:2]):
@@ -114,6 +115,7 @@ def cases() -> Iterator[Case]:
         yield Case("random", x, 12, labelled, near_duplicates=0.9)
         yield Case("random", x, len(x), labelled, near_duplicates=0.9, must_include=given)
         yield Case("random", x, 12, labelled, near_duplicates=0.9, quotas=(cap,), cost=minutes, must_include=given)
+    yield Case("random", x, 12, x[:2], quotas=(shut,))
 
 
 def _pools() -> list[tuple[str, Array]]:

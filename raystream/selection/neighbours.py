@@ -31,6 +31,7 @@ _QUERIES = 1024
 _LEAST_QUERIES = 512
 _DATABASE = 1 << 16
 _DIFFERENCES = 1 << 20
+_FOUND = 1 << 21
 _SPARE = 8
 """Rows found beyond those asked for: float32 leaves the order of the last few uncertain, float64 then decides."""
 
@@ -69,6 +70,13 @@ class Edges:
     full: Array
     facts: Facts
 
+    def of(self, rows: Array) -> Array:
+        """int64 neighbours of all these rows, one row's after another's."""
+        count = self.start[rows + 1] - self.start[rows]
+        skipped = self.start[rows] - np.concatenate([[0], np.cumsum(count)[:-1]])
+        result: Array = self.index[np.arange(count.sum()) + np.repeat(skipped, count)].astype(np.int64)
+        return result
+
 
 def nearest_neighbours(x: Array, k: int, *, seed: int = 0, exact: int = EXACT, compared: int = COMPARED) -> Neighbours:
     """Each row's k nearest other rows.
@@ -106,11 +114,11 @@ def within(x: Array, radius: float, most: int, *, seed: int = 0, exact: int = EX
     count = np.zeros(n, dtype=np.int64)
 
     def keep(found: _Found) -> tuple[Array, Array]:
-        near = found.squared - found.error <= radius**2
-        unsure = near & (found.squared + found.error >= radius**2)
+        near = np.sqrt(np.maximum(found.squared - found.error, 0)) <= radius
+        unsure = near & (np.sqrt(found.squared + found.error) > radius)
         for i in np.flatnonzero(unsure.any(axis=1)):
             which = np.flatnonzero(unsure[i])
-            near[i, which] = squared_distances(x[found.index[i, which]], x[found.rows[i]]) <= radius**2
+            near[i, which] = np.sqrt(squared_distances(x[found.index[i, which]], x[found.rows[i]])) <= radius
         near &= np.cumsum(near, axis=1) <= most
         count[found.rows] = near.sum(axis=1)
         order = np.argsort(np.where(near, found.index, n), axis=1)
@@ -173,11 +181,12 @@ def _search(x: Array, k: int, keep: Callable[[_Found], Kept], seed: int, exact: 
     near = _Near(x)
     if n <= exact:
         everyone, all_near = np.arange(n), near.of(slice(None))
+        step = min(max(_FOUND // k, 1), _QUERIES)
 
         def compare(begin: int) -> Kept:
-            return keep(near.find(everyone[begin : begin + _QUERIES], everyone, all_near, k))
+            return keep(near.find(everyone[begin : begin + step], everyone, all_near, k))
 
-        return each(range(0, n, _QUERIES), lambda: compare), {"index": "exact", "recall": 1.0}
+        return each(range(0, n, step), lambda: compare), {"index": "exact", "recall": 1.0}
     lists = inverted_lists(x, seed)
     probes, recall = _probes(near, n, lists, k, compared)
 
@@ -208,7 +217,7 @@ def _probes(near: _Near, n: int, lists: InvertedLists, k: int, compared: int) ->
 
 
 def _padded(y: Array) -> Array:
-    """Few queries take FAISS four times as long as a few more do, which get a product with blocked memory access."""
+    """Fewer queries than this take FAISS longer than this many do: 12 ms for 250 beside 2,000 rows, 6 ms for 512."""
     return y if len(y) >= _LEAST_QUERIES else np.concatenate([y, np.zeros((_LEAST_QUERIES - len(y), y.shape[1]), dtype=np.float32)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from raystream.selection.batch_bald import batch_bald_strategy
 from raystream.selection.combine import combine_strategy
+from raystream.selection.cluster_margin import cluster_margin_strategy
 from raystream.selection.core_set import core_set_strategy
 from raystream.selection.diverse import diverse_strategy
 from raystream.selection.facility_location import facility_location_strategy
@@ -17,6 +18,10 @@ from raystream.selection.u_herding import u_herding_strategy
 
 STRATEGIES: dict[str, Strategy] = {
     "batch_bald": batch_bald_strategy,
+from raystream.selection.prob_cover import prob_cover_strategy
+from raystream.selection.typiclust import typiclust_strategy
+
+    "cluster_margin": cluster_margin_strategy,
     "core_set": core_set_strategy,
     "facility_location": facility_location_strategy,
     "combine": combine_strategy,
@@ -25,10 +30,12 @@ STRATEGIES: dict[str, Strategy] = {
     "k_means": k_means_strategy,
     "power": power_strategy,
     "lcmd": lcmd_strategy,
+    "prob_cover": prob_cover_strategy,
     "random": random_strategy,
     "softmax": softmax_strategy,
     "softrank": softrank_strategy,
     "top_k": top_k_strategy,
     "u_herding": u_herding_strategy,
+    "typiclust": typiclust_strategy,
 }
 """What `select.strategy` may be."""

@@ -49,7 +49,7 @@ def test_edges_are_those_of_brute_force(pool, pick):
     radius = float(np.sqrt(np.sort(squared[np.isfinite(squared)])[pick % (len(x) * (len(x) - 1))])) if len(x) > 1 else 1.0
     edges = within(x, radius, len(x))
     for i in range(len(x)):
-        np.testing.assert_array_equal(edges.index[edges.start[i] : edges.start[i + 1]], np.flatnonzero(squared[i] <= radius**2))
+        np.testing.assert_array_equal(edges.index[edges.start[i] : edges.start[i + 1]], np.flatnonzero(np.sqrt(squared[i]) <= radius))
 
 
 def test_capped_edges_are_the_nearest():
