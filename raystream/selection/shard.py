@@ -10,6 +10,7 @@ import torch
 
 from raystream.selection.bounds import Encoding, smallest_products
 from raystream.selection.nearest import Centres, block_rows, nearest
+from raystream.selection.represents import Covering, cover
 from raystream.selection.rows import Array, Block, Rows, squared_distances, tensor
 from raystream.selection.threads import each
 
@@ -40,7 +41,7 @@ def first_in_order(found: Sequence[tuple[float, int]]) -> tuple[float, int]:
     return min(found, key=lambda pair: (-pair[0], pair[1]))
 
 
-def merge(answers: Sequence[Answer], rows: Rows) -> Answer:
+def merge(answers: Sequence[Answer]) -> Answer:
     """The answers of all shards, which lie in row order, as one."""
     bounds = [answer.bound for answer in answers if answer.bound is not None]
     return Answer(
@@ -52,10 +53,13 @@ def merge(answers: Sequence[Answer], rows: Rows) -> Answer:
 
 
 class Shard:
-    """The candidates [start, stop) of `rows`, and what farthest-first keeps for each of them."""
+    """A stretch of the candidates, and what farthest-first keeps for each of them."""
 
-    def __init__(self, rows: Rows, start: int, stop: int, block: int) -> None:
-        self._rows, self._start, self._stop, self._block = rows, start, stop, block
+    pure = frozenset({"survey", "total", "farthest", "cover"})
+    fresh = frozenset({"begin"})
+
+    def __init__(self, rows: Rows, block: int) -> None:
+        self._rows, self._start, self._stop, self._block = rows, rows.start, rows.stop, block
 
     def survey(self) -> tuple[float, Array]:
         """The largest absolute value among finite rows, and the rows that are not finite."""
@@ -87,11 +91,11 @@ class Shard:
         totals = each(self._rows.blocks(self._start, self._stop, size), start)
         return np.sum(totals, axis=0) if totals else np.zeros(self._rows.width), on_grid
 
-    def begin(self, encoding: Encoding, weight: Array | None, *, cached: bool) -> None:
-        """Forget every centre."""
+    def begin(self, encoding: Encoding, weight: Array | None, cached: bool) -> None:
+        """Forget every centre; `weight` is of this stretch alone, `cached` asks for a working copy of it."""
         n = self._stop - self._start
         self._encoding = encoding
-        self._weight = None if weight is None else weight[self._start : self._stop]
+        self._weight = weight
         self._squared = np.full(n, np.inf)
         self._alive = np.ones(n, dtype=bool)
         self._centres: list[Array] = []
@@ -199,6 +203,10 @@ class Shard:
         pieces = (rows[begin : begin + size] for begin in range(0, len(rows), size))
         each(((which, self._rows.gather(which + self._start)) for which in pieces), lambda: exact)
         return self._answer(count)
+
+    def cover(self, centres: Array, chosen: int) -> Covering:
+        """See `Shards.cover`."""
+        return cover(self._rows, centres, chosen)
 
     def _answer(self, count: int) -> Answer:
         gain = self._gains(self._squared)
