@@ -8,15 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from raystream.engine.covered import Covered
-from raystream.engine.manifest import Certificate
+from raystream.engine.holding import held_embeddings, memory_of
+from raystream.engine.manifest import Certificate, SelectionRounds
 from raystream.engine.merge import ScoredPool
 from raystream.engine.prepare import Prepared
+from raystream.engine.session import Session
 from raystream.pool import read_columns_at
 from raystream.query import Query
-from raystream.selection import Candidates, Chosen, LocalShards, choose, row_hash, top_k
-
-AUTO_MEMORY = 2 << 30
-"""`select.memory: auto`, in bytes."""
+from raystream.selection import Candidates, Chosen, Shards, choose, row_hash, top_k
 
 
 @dataclass(frozen=True)
@@ -29,15 +28,18 @@ class Batch:
     passes: int
     certificate: Certificate | None
     warnings: tuple[str, ...]
+    rounds: SelectionRounds | None
 
 
-def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered) -> Batch:
-    """Choose the query's batch among the rows that aren't labelled."""
+def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered, session: Session) -> Batch:
+    """Choose the query's batch among the rows that aren't labelled; the session may have to connect to Ray for it."""
     query = prepared.query
     eligible = len(pool) - int(covered.mask.sum())
     rows = _candidate_rows(query, pool, covered.mask)
     count = len(pool) if rows is None else len(rows)
-    chosen = _choose(query, pool, covered, rows)
+    with held_embeddings(query, pool, rows, session) as held:
+        chosen = _choose(query, pool, covered, rows, held.shards)
+    rounds = None if held.rounds is None else held.rounds.record
     picked = chosen.rows if rows is None else rows[chosen.rows]
     certificate = None
     if chosen.certificate is not None:
@@ -48,7 +50,7 @@ def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered) -> Batc
         reason = chosen.note or f"no more than {count} are eligible"
         warnings.append(f"{len(picked)} rows were chosen for a budget of {query.select.budget}: {reason}")
     table = selection_table(prepared, pool, picked, chosen)
-    return Batch(table, eligible, count, chosen.passes, certificate, tuple(warnings))
+    return Batch(table, eligible, count, chosen.passes, certificate, tuple(warnings), rounds)
 
 
 def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, chosen: Chosen) -> pa.Table:
@@ -95,13 +97,8 @@ def _candidate_rows(query: Query, pool: ScoredPool, labelled: np.ndarray) -> np.
     return np.sort(best if free is None else free[best])
 
 
-def _choose(query: Query, pool: ScoredPool, covered: Covered, rows: np.ndarray | None) -> Chosen:
+def _choose(query: Query, pool: ScoredPool, covered: Covered, rows: np.ndarray | None, shards: Shards | None) -> Chosen:
     select = query.select
-    memory = AUTO_MEMORY if select.memory == "auto" else select.memory
-    shards = None
-    if query.needs_embedding:
-        parts, positions = pool.embeddings(rows)
-        shards = LocalShards(parts, positions, memory=memory, metric=select.metric)
     score = pool.score if rows is None or pool.score is None else pool.score[rows]
     keys = None
     if select.traits.chance:
@@ -118,7 +115,7 @@ def _choose(query: Query, pool: ScoredPool, covered: Covered, rows: np.ndarray |
         mix=select.mix,
         terms=select.terms,
         near_duplicates=select.near_duplicates,
-        memory=memory,
+        memory=memory_of(query),
         args=select.args,
     )
 

@@ -11,12 +11,15 @@ from raystream.selection.core_set import FarthestFirst, core_set, farthest_first
 from raystream.selection.hashing import row_hash
 from raystream.selection.k_means import k_means
 from raystream.selection.near_duplicates import NearDuplicates
+from raystream.selection.pieces import Factory, LocalPieces, Pieces
 from raystream.selection.ranking import random, random_order, top_k
 from raystream.selection.represents import Assignment, assign, represents
-from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards
+from raystream.selection.rows import Rows
+from raystream.selection.shards import DEFAULT_MEMORY, ArrayPart, EmbeddingPart, LocalShards, Shards, working_bytes
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
 
 __all__ = [
+    "DEFAULT_MEMORY",
     "ArrayPart",
     "Assignment",
     "Candidates",
@@ -24,12 +27,16 @@ __all__ = [
     "Constraints",
     "Cost",
     "EmbeddingPart",
+    "Factory",
     "FarthestFirst",
+    "LocalPieces",
     "LocalShards",
     "NearDuplicates",
     "Picked",
+    "Pieces",
     "Quota",
     "Request",
+    "Rows",
     "Shards",
     "Strategy",
     "assign",
@@ -42,4 +49,5 @@ __all__ = [
     "represents",
     "row_hash",
     "top_k",
+    "working_bytes",
 ]
