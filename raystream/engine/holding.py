@@ -13,7 +13,8 @@ from raystream.engine.merge import ScoredPool
 from raystream.engine.rounds import Rounds
 from raystream.engine.session import Session
 from raystream.query import Query
-from raystream.selection import DEFAULT_MEMORY, LocalPieces, Rows, Shards, working_bytes
+from raystream.selection import LocalPieces, Rows, Shards, working_bytes
+from raystream.selection.shards import DEFAULT_MEMORY
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,10 @@ from raystream.selection.pieces import Factory, LocalPieces, Pieces
 from raystream.selection.ranking import random, random_order, top_k
 from raystream.selection.represents import Assignment, assign, represents
 from raystream.selection.rows import Rows
-from raystream.selection.shards import DEFAULT_MEMORY, ArrayPart, EmbeddingPart, LocalShards, Shards, working_bytes
+from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards, working_bytes
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
 
 __all__ = [
-    "DEFAULT_MEMORY",
     "ArrayPart",
     "Assignment",
     "Candidates",

@@ -19,14 +19,14 @@ from raystream.selection import ArrayPart, LocalPieces, LocalShards, Rows
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.integers(0, 30), st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=5), st.integers(0, 60), st.integers(0, 60))
+@given(st.integers(0, 30), st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=5), st.floats(0, 1), st.floats(0, 1))
 def test_a_stretch_keeps_the_numbers_of_its_rows(seed, shapes, low, high):
     """A slice yields and gathers the same vectors under the same numbers, a slice of a slice too, and holds only its own parts."""
     rng = np.random.default_rng(seed)
     arrays = [rng.standard_normal((size, 3)).astype(np.float32) for size, _ in shapes]
     positions = [np.flatnonzero(rng.integers(0, 2, size)) if some else None for size, some in shapes]
     whole = Rows([ArrayPart(array) for array in arrays], positions)
-    start, stop = sorted(min(edge, len(whole)) for edge in (low, high))
+    start, stop = sorted(round(edge * len(whole)) for edge in (low, high))
     part = whole.slice(start, stop)
     assert (part.start, part.stop, len(part), part.width) == (start, stop, stop - start, whole.width)
     expected = whole.gather(np.arange(start, stop))
