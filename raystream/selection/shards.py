@@ -49,19 +49,34 @@ class Shards:
         spread: where the pieces are.
         memory: bytes that each piece may take for a working copy; one that doesn't fit is streamed from the parts, each pass.
         block: rows read at a time; has no influence on any result.
+
+    Attributes:
+        rows: all candidates; whoever gathers them reads them here.
+        memory: as given.
     """
 
     def __init__(self, rows: Rows, count: int, spread: Spread, *, memory: float, block: int = _BLOCK) -> None:
         self.rows = rows
-        self._memory = memory
-        self._spread = spread
-        edges = np.linspace(0, len(rows), count + 1).astype(np.int64)
-        self._stretches = [(int(start), int(stop)) for start, stop in pairwise(edges)]
+        self.memory = memory
+        self._count, self._spread = count, spread
+        self._stretches = self._cut(1)
         self._pieces = self.pieces(Shard, block)
 
-    def pieces(self, factory: Factory, *args: Any) -> Pieces:
-        """`factory(rows.slice(start, stop), *args)` for each stretch, where the stretch is: for algorithms with a state of their own."""
-        return self._spread(factory, [(self.rows.slice(start, stop), *args) for start, stop in self._stretches])
+    def pieces(self, factory: Factory, *args: Any, beside: Sequence[Rows] = (), block: int = 1) -> Pieces:
+        """For algorithms with a state of their own: `factory(rows, *beside, *args)` for each stretch, where the stretch is.
+
+        Args:
+            factory: see `Factory`.
+            args: the same for each.
+            beside: more about the same candidates; cut as they are.
+            block: each stretch is of whole blocks of so many rows, but for the last block; some stretches may then be empty.
+        """
+        every = [self.rows, *beside]
+        return self._spread(factory, [(*(rows.slice(start, stop) for rows in every), *args) for start, stop in self._cut(block)])
+
+    def _cut(self, block: int) -> list[tuple[int, int]]:
+        edges = np.linspace(0, -(-len(self.rows) // block), self._count + 1).astype(np.int64) * block
+        return [(int(start), int(stop)) for start, stop in pairwise(np.minimum(edges, len(self.rows)))]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,7 +109,7 @@ class Shards:
             "begin",
             encoding,
             apart=[
-                (None if weight is None else weight[start:stop], encoding.row_bytes * (stop - start) <= self._memory)
+                (None if weight is None else weight[start:stop], encoding.row_bytes * (stop - start) <= self.memory)
                 for start, stop in self._stretches
             ],
         )
@@ -129,7 +144,7 @@ class Shards:
         return self.rows.gather(rows)
 
     def _share(self, count: int) -> int:
-        return max(count // len(self._stretches), 1)
+        return max(count // self._count, 1)
 
 
 class LocalShards(Shards):

@@ -83,5 +83,13 @@ def test_pieces_of_ones_own():
     pieces = shards.pieces(Sums, 2)
     assert pieces.call("total", 10, apart=[(1,), (2,), (3,)]) == [11.0, 132.0, 413.0]
     assert pieces.call("total", 1, 0) == [1.0, 13.0, 41.0]
+
+    def both(rows, other, sign):
+        return Sums(rows, sign * int(other.gather(np.arange(other.start, other.stop)).sum()))
+
+    other = LocalShards.of_array(np.ones((6, 1), dtype=np.float16)).rows
+    assert shards.pieces(both, 1, beside=[other]).call("total", 1, 0) == [1.0, 13.0, 41.0]
+    # whole blocks of four: rows 0-3 and 4-5
+    assert sorted(shards.pieces(Sums, 1, block=4).call("total", 1, 0)) == [0.0, 6.0, 9.0]
     with pytest.raises(ValueError, match="argument"):
         LocalPieces(list, [(), ()]).call("clear", apart=[()])
