@@ -9,17 +9,16 @@ import pyarrow as pa
 
 from raystream.engine.covered import Covered
 from raystream.engine.entrants import Entrants, enter, hashes
-from raystream.engine.manifest import Certificate
+from raystream.engine.holding import held_embeddings, memory_of
+from raystream.engine.manifest import Certificate, SelectionRounds
 from raystream.engine.merge import ScoredPool
 from raystream.engine.named import Named, find_named
 from raystream.engine.pool_columns import places_of, pool_columns, read_cost, read_quotas
 from raystream.engine.prepare import Prepared
+from raystream.engine.session import Session
 from raystream.engine.users_strategy import users_strategy
 from raystream.query import Query
-from raystream.selection import Candidates, Chosen, LocalShards, Rows, choose
-
-AUTO_MEMORY = 2 << 30
-"""`select.memory: auto`, in bytes."""
+from raystream.selection import Candidates, Chosen, Rows, Shards, choose
 
 
 @dataclass(frozen=True)
@@ -33,16 +32,19 @@ class Batch:
     certificate: Certificate | None
     warnings: tuple[str, ...]
     facts: dict[str, float | int | str]
+    rounds: SelectionRounds | None
 
 
-def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered) -> Batch:
-    """Choose the query's batch among the rows that aren't labelled."""
+def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered, session: Session) -> Batch:
+    """Choose the query's batch among the rows that aren't labelled; the session may have to connect to Ray for it."""
     query = prepared.query
     named = find_named(query.select, pool, covered.mask)
     entrants = enter(prepared, pool, covered.mask, named)
     rows = entrants.rows
     count = len(pool) if rows is None else len(rows)
-    chosen = _choose(prepared, pool, covered, named, entrants)
+    with held_embeddings(query, pool, rows, session) as held:
+        chosen = _choose(prepared, pool, covered, named, entrants, held.shards)
+    rounds = None if held.rounds is None else held.rounds.record
     picked = chosen.rows if rows is None else rows[chosen.rows]
     certificate = None
     if chosen.certificate is not None:
@@ -53,7 +55,7 @@ def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered) -> Batc
         reason = chosen.note or f"no more than {count} are eligible"
         warnings.append(f"{len(picked)} rows were chosen for a budget of {query.select.budget}: {reason}")
     table = selection_table(prepared, pool, picked, chosen)
-    return Batch(table, entrants.eligible, count, chosen.passes, certificate, tuple(warnings), dict(chosen.facts))
+    return Batch(table, entrants.eligible, count, chosen.passes, certificate, tuple(warnings), dict(chosen.facts), rounds)
 
 
 def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, chosen: Chosen) -> pa.Table:
@@ -84,14 +86,9 @@ def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, ch
     return pa.table(columns)
 
 
-def _choose(prepared: Prepared, pool: ScoredPool, covered: Covered, named: Named, entrants: Entrants) -> Chosen:
+def _choose(prepared: Prepared, pool: ScoredPool, covered: Covered, named: Named, entrants: Entrants, shards: Shards | None) -> Chosen:
     query, rows = prepared.query, entrants.rows
     select = query.select
-    memory = AUTO_MEMORY if select.memory == "auto" else select.memory
-    shards = None
-    if query.needs_embedding:
-        parts, positions = pool.embeddings(rows)
-        shards = LocalShards(parts, positions, memory=memory, metric=select.metric)
     every = np.arange(len(pool)) if rows is None else rows
     candidates = Candidates(
         score=pool.score if rows is None or pool.score is None else pool.score[rows],
@@ -115,7 +112,7 @@ def _choose(prepared: Prepared, pool: ScoredPool, covered: Covered, named: Named
         cost=read_cost(prepared, pool, every),
         must_include=entrants.must_include,
         drawn=entrants.drawn,
-        memory=memory,
+        memory=memory_of(query),
         args=select.args,
     )
 

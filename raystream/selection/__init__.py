@@ -21,11 +21,12 @@ from raystream.selection.k_means import k_means
 from raystream.selection.lcmd import LargestCluster, largest_cluster, lcmd
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.neighbours import Edges, Neighbours, nearest_neighbours, within
+from raystream.selection.pieces import Factory, LocalPieces, Pieces
 from raystream.selection.prob_cover import prob_cover
 from raystream.selection.ranking import random, random_order, top_k, walk
 from raystream.selection.represents import Assignment, assign, represents
 from raystream.selection.rows import Rows
-from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards
+from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards, working_bytes
 from raystream.selection.stochastic import power, softmax, softrank
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
 from raystream.selection.typiclust import typiclust
@@ -40,13 +41,16 @@ __all__ = [
     "Cost",
     "Edges",
     "EmbeddingPart",
+    "Factory",
     "FarthestFirst",
     "Gain",
     "LargestCluster",
+    "LocalPieces",
     "LocalShards",
     "NearDuplicates",
     "Neighbours",
     "Picked",
+    "Pieces",
     "Quota",
     "Request",
     "Rows",
@@ -84,4 +88,5 @@ __all__ = [
     "uniform",
     "walk",
     "within",
+    "working_bytes",
 ]

@@ -17,7 +17,7 @@ from raystream.selection.core_set import covering_radius, farthest_first
 from raystream.selection.gain import Gain
 from raystream.selection.ranking import top_k, walk
 from raystream.selection.rows import Array, Metric, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards
+from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
 from raystream.selection.similarity import similarity
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings, gathered
 from raystream.selection.typicality import typicality
@@ -124,7 +124,7 @@ def _utility(value: Array, strength: float, free: Array) -> Array:
     return powered if powered[free].any() else np.ones(len(value))
 
 
-def _spread(shards: LocalShards, request: Request, worth: Array, free: Array, strength: float, reach: float, passes: int) -> Picked:
+def _spread(shards: Shards, request: Request, worth: Array, free: Array, strength: float, reach: float, passes: int) -> Picked:
     """Greedy on worth * (distance / reach)^strength, which orders rows as worth^(1 / strength) * distance does."""
     peak = float(worth[free].max())
     weight = np.zeros(len(worth))

@@ -19,7 +19,7 @@ from raystream.selection.hashing import draw, row_hash
 from raystream.selection.lazy_greedy import LazyGreedy
 from raystream.selection.ranking import lowest
 from raystream.selection.rows import Array, normalised, not_finite, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards
+from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings, row_keys
 
 TARGETS = 20_000
@@ -85,7 +85,7 @@ def target_rows(keys: Array, count: int | None = None) -> Array:
 
 
 def represent(
-    shards: LocalShards, coverage: Coverage, k: int, *, labelled: Array | None = None, constraints: Constraints | None = None
+    shards: Shards, coverage: Coverage, k: int, *, labelled: Array | None = None, constraints: Constraints | None = None
 ) -> Representatives:
     """Greedy on `coverage`, then farthest-first.
 

@@ -16,7 +16,7 @@ from raystream.errors import QueryError
 from raystream.selection.constraints import Constraints
 from raystream.selection.core_set import FarthestFirst, covered, covering_radius, farthest_first
 from raystream.selection.rows import Array, Metric, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards
+from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings
 
 PIECE = 262_144
@@ -78,7 +78,7 @@ def k_center_two_round(
 
 
 def two_rounds(
-    shards: LocalShards,
+    shards: Shards,
     k: int,
     *,
     eps: float = 0.5,
@@ -150,7 +150,7 @@ def _enough(distance: Array, k: int, eps: float) -> tuple[int, float]:
 
 
 def _second_round(
-    shards: LocalShards, union: Array, k: int, labelled: Array | None, constraints: Constraints | None
+    shards: Shards, union: Array, k: int, labelled: Array | None, constraints: Constraints | None
 ) -> tuple[FarthestFirst, float]:
     """Up to k rows of the union, and the distance of pick k + 1 of unconstrained farthest-first."""
     found = farthest_first(shards, k + 1, labelled=labelled)

@@ -13,7 +13,7 @@ import torch
 from raystream.selection.constraints import Constraints
 from raystream.selection.coverage import Coverage
 from raystream.selection.rows import Array, normalised
-from raystream.selection.shards import LocalShards
+from raystream.selection.shards import Shards
 
 _STALE, _SINGLE, _DOUBLE, _EXACT = range(4)
 _FEW = 64
@@ -30,7 +30,7 @@ class LazyGreedy:
         defined: how many gains were computed by the definition.
     """
 
-    def __init__(self, shards: LocalShards, coverage: Coverage, constraints: Constraints) -> None:
+    def __init__(self, shards: Shards, coverage: Coverage, constraints: Constraints) -> None:
         self._shards, self._coverage, self._constraints = shards, coverage, constraints
         self.rows: list[int] = []
         self.gain: list[float] = []

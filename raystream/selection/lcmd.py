@@ -20,7 +20,7 @@ from raystream.selection.constraints import Constraints
 from raystream.selection.core_set import prepare
 from raystream.selection.nearest import Centres, block_rows, nearest
 from raystream.selection.rows import Array, Metric, squared_distances, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards
+from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings, gathered
 from raystream.selection.threads import each
 
@@ -72,7 +72,7 @@ def lcmd(x: Array, k: int, *, labelled: Array | None = None, metric: Metric = "e
 
 
 def largest_cluster(
-    shards: LocalShards,
+    shards: Shards,
     k: int,
     *,
     labelled: Array | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Protocol
@@ -39,6 +40,22 @@ class ArrayPart:
 
     def release(self) -> None:
         """Nothing to drop."""
+
+
+@dataclass(frozen=True)
+class _PartOf:
+    """The rows [begin, end) of a part."""
+
+    part: EmbeddingPart
+    begin: int
+    end: int
+
+    @property
+    def array(self) -> Array:
+        return self.part.array[self.begin : self.end]
+
+    def release(self) -> None:
+        self.part.release()
 
 
 @dataclass(frozen=True)
@@ -129,8 +146,37 @@ class Rows:
         sizes = [count if rows is None else len(rows) for (count, _), rows in zip(shapes, self.positions, strict=True)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
 
-    def __len__(self) -> int:
+    @property
+    def start(self) -> int:
+        """The number of the first candidate; 0 but for a `slice`."""
+        return int(self._starts[0])
+
+    @property
+    def stop(self) -> int:
+        """The number after the last."""
         return int(self._starts[-1])
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def slice(self, start: int, stop: int) -> Rows:
+        """The candidates [start, stop) with the parts that hold them and nothing else, under the numbers that they have here."""
+        result = copy(self)
+        starts = [start]
+        result.parts, result.positions = [], []
+        for part in range(len(self.parts)):
+            low, high = max(start, int(self._starts[part])), min(stop, int(self._starts[part + 1]))
+            if low >= high:
+                continue
+            held, positions = self.parts[part], self.positions[part]
+            begin, end = low - int(self._starts[part]), high - int(self._starts[part])
+            if positions is None and high - low < self._starts[part + 1] - self._starts[part]:
+                held = _PartOf(held, begin, end)
+            result.parts.append(held)
+            result.positions.append(None if positions is None else positions[begin:end])
+            starts.append(high)
+        result._starts = np.asarray(starts, dtype=np.int64)
+        return result
 
     def _block(self, part: int, begin: int, end: int) -> Block:
         positions, array = self.positions[part], self.parts[part].array

@@ -11,6 +11,7 @@ import torch
 from raystream.selection.bounds import Encoding, smallest_products
 from raystream.selection.gain import Gain
 from raystream.selection.nearest import Centres, block_rows, nearest
+from raystream.selection.represents import Covering, cover
 from raystream.selection.rows import Array, Block, Rows, squared_distances, tensor
 from raystream.selection.threads import each
 
@@ -47,7 +48,7 @@ def ordered(gain: Array, rows: Array, count: int) -> tuple[Array, Array]:
     return gain[order], rows[order]
 
 
-def merge(answers: Sequence[Answer], rows: Rows) -> Answer:
+def merge(answers: Sequence[Answer]) -> Answer:
     """The answers of all shards, which lie in row order, as one."""
     bounds = [answer.bound for answer in answers if answer.bound is not None]
     return Answer(
@@ -59,10 +60,13 @@ def merge(answers: Sequence[Answer], rows: Rows) -> Answer:
 
 
 class Shard:
-    """The candidates [start, stop) of `rows`, and what farthest-first keeps for each of them."""
+    """A stretch of the candidates, and what farthest-first keeps for each of them."""
 
-    def __init__(self, rows: Rows, start: int, stop: int, block: int) -> None:
-        self._rows, self._start, self._stop, self._block = rows, start, stop, block
+    pure = frozenset({"survey", "total", "farthest", "cover"})
+    fresh = frozenset({"begin"})
+
+    def __init__(self, rows: Rows, block: int) -> None:
+        self._rows, self._start, self._stop, self._block = rows, rows.start, rows.stop, block
 
     def survey(self) -> tuple[float, Array]:
         """The largest absolute value among finite rows, and the rows that are not finite."""
@@ -94,11 +98,11 @@ class Shard:
         totals = each(self._rows.blocks(self._start, self._stop, size), start)
         return np.sum(totals, axis=0) if totals else np.zeros(self._rows.width), on_grid
 
-    def begin(self, encoding: Encoding, gain: Gain, *, cached: bool) -> None:
-        """Forget every centre."""
+    def begin(self, encoding: Encoding, gain: Gain, cached: bool) -> None:
+        """Forget every centre; `gain` is of this stretch alone, `cached` asks for a working copy of it."""
         n = self._stop - self._start
         self._encoding = encoding
-        self._gain = gain.at(slice(self._start, self._stop))
+        self._gain = gain
         self._squared = np.full(n, np.inf)
         self._alive = np.ones(n, dtype=bool)
         self._centres: list[Array] = []
@@ -200,6 +204,10 @@ class Shard:
         pieces = (rows[begin : begin + size] for begin in range(0, len(rows), size))
         each(((which, self._rows.gather(which + self._start)) for which in pieces), lambda: exact)
         return self._answer(count)
+
+    def cover(self, centres: Array, chosen: int) -> Covering:
+        """See `Shards.cover`."""
+        return cover(self._rows, centres, chosen)
 
     def _answer(self, count: int) -> Answer:
         gain = self._gain.of(self._squared)

@@ -15,7 +15,7 @@ from raystream.selection.coverage import Coverage, Gaussian
 from raystream.selection.facility_location import represent, target_rows
 from raystream.selection.hashing import row_hash
 from raystream.selection.rows import Array, normalised, squared_distances, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards
+from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings, row_keys, scores
 from raystream.selection.weights import checked_weights
 
@@ -104,7 +104,7 @@ def _neighbours(asked: Array, x: Array, k: int) -> Array:
     return result
 
 
-def _coverage(shards: LocalShards, chosen: Array, score: Array, labelled: Array, delta: float | None) -> tuple[Coverage, float]:
+def _coverage(shards: Shards, chosen: Array, score: Array, labelled: Array, delta: float | None) -> tuple[Coverage, float]:
     """Of the rows `chosen` as targets, and the delta it was made with."""
     weight = checked_weights(score, len(shards))[chosen]
     x = normalised(shards.gather(chosen))

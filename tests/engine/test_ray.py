@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -20,19 +20,11 @@ import raystream as rs
 from raystream.engine.executor import WorkerReady
 from raystream.engine.job import Job, importable_folders
 from raystream.engine.prepare import prepare
-from raystream.engine.ray_executor import OnRay, connect, disconnect
+from raystream.engine.ray_executor import OnRay
 from raystream.errors import ClusterError
 from raystream.query import Cluster
 
 MakeQuery = Callable[..., rs.Query]
-
-
-@pytest.fixture(scope="session")
-def own_ray() -> Iterator[None]:
-    """A Ray of this machine's own, started once and ended with its own connection."""
-    assert connect(Cluster(workers=2))
-    yield
-    disconnect()
 
 
 @pytest.mark.usefixtures("own_ray")
