@@ -45,12 +45,12 @@ class LazyGreedy:
 
     def run(self, budget: int) -> None:
         """Choose up to `budget` rows; fewer when no row that is left adds anything."""
-        first = True
+        if budget > 0 and not self._coverage.complete:
+            self._sharpen(np.flatnonzero(self._bound > -np.inf), _SINGLE)
         while len(self.rows) < budget and not self._coverage.complete:
-            row = self._head(len(self._bound) if first else _FEW)
+            row = self._head()
             if row is None:
                 return
-            first = False
             at = np.asarray([row])
             x = self._shards.gather(at)
             self.rows.append(row)
@@ -59,10 +59,11 @@ class LazyGreedy:
             self._coverage.add(normalised(x)[0])
             self._constraints.take(row, x[0])
 
-    def _head(self, size: int) -> int | None:
+    def _head(self) -> int | None:
         """The row that adds most, the lowest of several; None when none adds anything."""
+        size = _FEW
         while True:
-            lead = self._lead(size)
+            lead = self._lead()
             if not self._bound[lead] > 0:
                 return None
             level = int(self._level(np.asarray([lead]))[0])
@@ -76,14 +77,14 @@ class LazyGreedy:
         result: Array = np.maximum(self._found[rows] - 4 * len(self.rows), _STALE)
         return result
 
-    def _lead(self, size: int) -> int:
+    def _lead(self) -> int:
         """The row of the largest bound, the lowest of several."""
         if len(self._front):
             lead = int(self._front[np.argmax(self._bound[self._front])])
             if self._bound[lead] > self._floor:
                 return lead
         n = len(self._bound)
-        value = np.sort(self._bound)[max(n - max(_FRONT, n // 16, size), 0)]  # numpy's partition is slow on ties, its sort is not
+        value = np.sort(self._bound)[max(n - max(_FRONT, n // 16), 0)]  # numpy's partition is slow on ties, its sort is not
         inside = self._bound >= value
         self._front = np.flatnonzero(inside)
         self._floor = float(np.max(self._bound, where=~inside, initial=-np.inf))
@@ -114,7 +115,7 @@ class LazyGreedy:
         self.read += len(rows)
 
     def _unblocked(self, rows: Array) -> Array:
-        left = []
+        left = [np.empty(0, dtype=np.int64)]
         for begin in range(0, len(rows), _FRONT):
             some = rows[begin : begin + _FRONT]
             blocked = self._constraints.blocked(some, self._shards.gather(some) if self._constraints.vectors else None)

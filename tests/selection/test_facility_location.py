@@ -128,6 +128,16 @@ def test_order_holds_on_larger_data(kind, count):
     np.testing.assert_array_equal(facility_location(x, 40, targets=count, seed=3)[: len(rows)], rows)
 
 
+@pytest.mark.parametrize("front", [1, 8, 100])
+def test_rows_behind_the_front_are_not_forgotten(monkeypatch, front):
+    """However few of the bounds are looked at between sorts, the order is plain greedy's."""
+    monkeypatch.setattr("raystream.selection.lazy_greedy._FRONT", front)
+    for kind in ("normal", "duplicated"):
+        x = data(kind, 400, 5, 0)
+        rows, _ = plain_greedy(x, 40, cosine)
+        np.testing.assert_array_equal(facility_location(x, 40)[: len(rows)], rows)
+
+
 def test_few_gains_are_defined():
     """A row's gain is computed by the definition when it leads, not once a row and pick; rows that are equal share it."""
     for kind in ("normal", "one_hot", "duplicated", "offset"):
