@@ -51,8 +51,12 @@ class Traits:
 
 
 TRAITS: Mapping[str, Traits] = {
+    "badge": Traits(
+        embedding=True, probabilities=True, tenfold=True, sharded=True, keys=frozenset({"memory"}), args={"bias": FLAG, "covered": FLAG}
+    ),
     "core_set": Traits(embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "weight", "memory"})),
     "k_means": Traits(score=True, embedding=True, tenfold=True, keys=frozenset({"metric", "memory"}), args={"iterations": COUNT}),
+    "k_means_pp": Traits(embedding=True, sharded=True, keys=frozenset({"metric", "memory"})),
     "random": Traits(chance=True),
     "top_k": Traits(score=True),
 }

@@ -144,5 +144,10 @@ class LocalShards:
         """See `Shards`."""
         return self.rows.gather(rows)
 
+    def spans(self, block: int) -> list[tuple[int, int]]:
+        """[start, stop) of as many pieces of the candidates as there are shards, each of whole blocks, some of them empty."""
+        edges = np.linspace(0, -(-len(self) // block), len(self._shards) + 1).astype(np.int64) * block
+        return [(int(a), int(b)) for a, b in pairwise(np.minimum(edges, len(self)))]
+
     def _share(self, count: int) -> int:
         return max(count // len(self._shards), 1)

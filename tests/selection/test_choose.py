@@ -16,6 +16,7 @@ from raystream.errors import QueryError
 from raystream.selection import Candidates, LocalShards, choose, row_hash
 from raystream.selection.near_duplicates import NearDuplicates, cosines
 from raystream.selection.registry import STRATEGIES
+from raystream.selection.rows import as_rows
 
 FEW = ("normal", "clustered", "duplicated", "equal", "binary", "one_hot", "counts", "unit", "offset")
 strategies = pytest.mark.parametrize("strategy", sorted(STRATEGIES))
@@ -23,7 +24,14 @@ strategies = pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 
 def candidates_of(x, *, labelled=None, metric="euclidean", shards=1):
     score = np.random.default_rng(0).random(len(x)).astype(np.float32)
-    return Candidates(score, row_hash(0, np.arange(len(x))), LocalShards.of_array(x, metric=metric, shards=shards), labelled)
+    probabilities = as_rows(np.random.default_rng(1).dirichlet(np.ones(4), len(x)).astype(np.float32))
+    keys, shards = row_hash(0, np.arange(len(x))), LocalShards.of_array(x, metric=metric, shards=shards)
+    return Candidates(score, keys, shards, labelled, probabilities)
+
+
+def distinct(x, labelled):
+    """How many rows differ from each other and from labelled ones."""
+    return len(np.unique(np.concatenate([labelled, x]) + 0.0, axis=0)) - len(np.unique(labelled + 0.0, axis=0))
 
 
 @strategies
@@ -34,9 +42,10 @@ def test_what_is_reported_is_true(strategy, pool, m, metric):
     x, k = pool
     labelled = x[:m] + np.float32(0.5)
     result = choose(candidates_of(x, labelled=labelled, metric=metric), strategy=strategy, budget=k, metric=metric)
-    assert len(set(result.rows.tolist())) == len(result.rows) == min(k, len(x))
-    assert result.note is None
     space, fixed = (unit(x), unit(labelled)) if metric == "cosine" else (x, labelled)
+    possible = distinct(space, fixed) if strategy == "k_means_pp" else len(x)  # repeated rows are drawn with probability zero
+    assert len(set(result.rows.tolist())) == len(result.rows) == min(k, possible)
+    assert (result.note is None) == (possible >= min(k, len(x)))
     centres = np.concatenate([space[result.rows], fixed])
     squared = np.array([distances_to(space, c) for c in centres])
     np.testing.assert_array_equal(result.represents, np.bincount(squared.argmin(axis=0), minlength=len(centres))[: len(result.rows)])
