@@ -232,7 +232,7 @@ class _Centres:
     def __init__(self, geometry: Gradients, x: Vectors) -> None:
         c, d, pieces = geometry.classes, geometry.width + geometry.bias, geometry._pieces
         v, b, facts = geometry.rows(x)
-        self.v, self.b = v.float(), b.float()
+        self.v, self.b = (operand.to(torch.float32, copy=True) for operand in (v, b))
         self.v[:, d:] = self.b[:, c:] = 0.0
         length = np.square(x[1].astype(np.float64) * 2.0**geometry.power).sum(axis=1) + geometry.bias * 4.0**geometry.power
         self.facts = torch.stack((facts[:, 0], facts[:, 1], torch.from_numpy(length)), dim=1)
