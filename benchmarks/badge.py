@@ -232,10 +232,9 @@ def main() -> int:
     print(f"{'rows':>9} {'data':<10} {'contender':<18} {'median s':>9} {'peak GiB':>9} {'x slower':>9}")
     for size in measured:
         for name in CONTENDERS:
-            slower = size["median"][name] / size["median"]["raystream"]
-            print(
-                f"{size['rows']:>9} {size['kind']:<10} {name:<18} {size['median'][name]:>9.2f} {size['peak_gib'][name]:>9.2f} {slower:>9.1f}"
-            )
+            median = size["median"][name]
+            line = f"{size['rows']:>9} {size['kind']:<10} {name:<18} {median:>9.2f} {size['peak_gib'][name]:>9.2f}"
+            print(f"{line} {median / size['median']['raystream']:>9.1f}")
         bounds = "bfloat16" if before["bfloat16_units"] else "float32"
         print(
             f"{'':>9} passes {size['passes']['raystream']}, proposals {size['proposals']['raystream']}; "

@@ -100,10 +100,13 @@ def sample(
 
 def _survey(found: list[list[tuple[float, Array]]]) -> float:
     """The largest absolute value of the embeddings; everything is checked."""
-    for number, name in enumerate(("probability", "candidate")):
-        bad = np.concatenate([source[number][1] for source in found])
-        if len(bad):
-            raise not_finite(len(bad), [int(row) for row in bad[:3]], name)
+    bad_p, bad_h = (np.concatenate([source[number][1] for source in found]) for number in range(2))
+    if len(bad_p):
+        raise DataError(
+            f"{len(bad_p)} candidates have probabilities that are NaN or infinite, first at row {bad_p[0]}; expected numbers from 0 to 1"
+        )
+    if len(bad_h):
+        raise not_finite(len(bad_h), [int(row) for row in bad_h[:3]])
     highest = max(source[0][0] for source in found)
     if highest > 1.01:
         raise DataError(f"badge got probabilities up to {highest:g}, expected numbers from 0 to 1; are they logits?")

@@ -9,6 +9,10 @@ sequential sampling, exactly. Weights are integers, w = ceil(U 2^e), whose sums 
 order, and every draw is a function of the seed and of the proposal's number, so that no sharding,
 batch size or thread changes a choice. A proposal that is blocked counts as rejected: the law is that of
 sampling among the rows that are not.
+
+Bounds are brought up to date by one product a pass when fewer than half of at least 32 proposals were
+accepted. D itself is computed for all rows, in float64, when a product's bounds are no use: none was accepted, or half of
+the first 32 would have been rejected before any row was taken, as happens where rows differ by less than a product's rounding.
 """
 
 from __future__ import annotations
@@ -90,6 +94,7 @@ class _Tally:
     proposals: int = 0
     accepted: int = 0
     blocked: int = 0
+    loose: bool = False  # most of the first proposals fail by the bounds as they were made, before any row was taken
 
     @property
     def stale(self) -> bool:
@@ -140,7 +145,7 @@ class _Sampling:
         """Bring the pieces up to date; the largest bound that is left."""
         largest = self._advance()
         self._passes += 1
-        if tally.proposals and not tally.accepted:
+        if tally.loose or (tally.proposals and not tally.accepted):
             largest = max(self._pieces.call("refine"))
             self._passes += 1
             self._refinements += 1
@@ -215,6 +220,9 @@ class _Sampling:
                 squared = nearest_squared(self._geometry, wide, self._centres)
                 estimate, error = self._geometry.estimate(wide, wide)
                 lower = np.subtract(estimate, error[:, None], out=estimate)
+            if tally.proposals == 0:
+                sound = proposals.level[:_FEWEST_PROPOSALS] < np.ldexp(squared[:_FEWEST_PROPOSALS], power or 0)
+                tally.loose = 2 * int(sound.sum()) < len(sound)
             for i, row in enumerate(proposals.rows.tolist()):
                 self._proposals += 1
                 tally.proposals += 1

@@ -261,7 +261,7 @@ def test_refusals():
         badge(p[:9], h, 2)
     with pytest.raises(DataError, match="are they logits"):
         badge(p * 5, h, 2)
-    with pytest.raises(DataError, match="1 probability embeddings hold NaN"):
+    with pytest.raises(DataError, match=r"1 candidates have probabilities that are NaN or infinite, first at row 3"):
         badge(np.where(np.arange(10)[:, None] == 3, np.float32(np.nan), p), h, 2)
     with pytest.raises(DataError, match="2 labelled rows have probabilities and 0 have embeddings"):
         badge(p, h, 2, labelled_probabilities=p[:2])
