@@ -53,6 +53,9 @@ class Traits:
 
 
 TRAITS: Mapping[str, Traits] = {
+    "badge": Traits(
+        embedding=True, probabilities=True, tenfold=True, sharded=True, keys=frozenset({"memory"}), args={"bias": FLAG, "covered": FLAG}
+    ),
     "batch_bald": Traits(samples=True, tenfold=True, args={"configurations": COUNT}),
     "cluster_margin": Traits(score=True, embedding=True, keys=frozenset({"metric", "memory"}), args={"clusters": COUNT, "m": POSITIVE}),
     "combine": Traits(embedding=True, keys=frozenset({"metric", "memory", "terms", "similar_to"})),
@@ -61,6 +64,7 @@ TRAITS: Mapping[str, Traits] = {
     "facility_location": Traits(embedding=True, chance=True, keys=frozenset({"memory"}), args={"targets": COUNT}),
     "k_center_two_round": Traits(embedding=True, keys=frozenset({"metric", "memory"}), args={"eps": POSITIVE, "piece": COUNT}),
     "k_means": Traits(score=True, embedding=True, tenfold=True, keys=frozenset({"metric", "memory"}), args={"iterations": COUNT}),
+    "k_means_pp": Traits(embedding=True, sharded=True, keys=frozenset({"metric", "memory"})),
     "lcmd": Traits(embedding=True, keys=frozenset({"metric", "memory"})),
     "power": Traits(score=True, chance=True, args={"beta": POSITIVE}),
     "prob_cover": Traits(

@@ -17,7 +17,7 @@ from raystream.errors import PoolError, QueryError
 from raystream.strategies import TRAITS
 
 MakeQuery = Callable[..., rs.Query]
-STRATEGIES = [name for name, of in TRAITS.items() if not getattr(of, "samples", False) and not of.probabilities]
+STRATEGIES = [name for name, of in TRAITS.items() if not of.samples]
 every_strategy = pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 
 

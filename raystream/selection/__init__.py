@@ -5,6 +5,7 @@ Nothing here reads, writes or knows a cluster. Each strategy is a function in a 
 `shards.Shards`, so that they may lie in this process, on its disk or with others.
 """
 
+from raystream.selection.badge import badge
 from raystream.selection.batch_bald import batch_bald
 from raystream.selection.check import check_strategy
 from raystream.selection.choose import Chosen, choose
@@ -18,6 +19,7 @@ from raystream.selection.gain import Gain
 from raystream.selection.hashing import draw, row_hash, uniform
 from raystream.selection.k_center_two_round import TwoRounds, k_center_two_round, two_rounds
 from raystream.selection.k_means import k_means
+from raystream.selection.k_means_pp import k_means_pp
 from raystream.selection.lcmd import LargestCluster, largest_cluster, lcmd
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.neighbours import Edges, Neighbours, nearest_neighbours, within
@@ -58,6 +60,7 @@ __all__ = [
     "Strategy",
     "TwoRounds",
     "assign",
+    "badge",
     "batch_bald",
     "check_strategy",
     "choose",
@@ -70,6 +73,7 @@ __all__ = [
     "farthest_first",
     "k_center_two_round",
     "k_means",
+    "k_means_pp",
     "largest_cluster",
     "lcmd",
     "nearest_neighbours",

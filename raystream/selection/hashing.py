@@ -53,3 +53,11 @@ def uniform(keys: Array, purpose: str) -> Array:
     """(n,) float64 strictly between 0 and 1, one draw a row: the middle of one of 2^52 steps."""
     result: Array = ((draw(keys, purpose) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     return result
+
+
+def philox(seed: int, purpose: str, start: int, count: int) -> Array:
+    """(count, 2) uint64: two words for each of the draws start, start + 1, .., from the counter-based Philox 4x64 (Salmon et al., 2011)."""
+    salt = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
+    words = np.random.Philox(key=(salt << 64) + seed % 2**64, counter=start).random_raw(4 * count)
+    result: Array = words.reshape(count, 4)[:, :2]
+    return result

@@ -24,6 +24,7 @@ class Candidates:
         shards: their embeddings; None when nothing needs them.
         labelled: (m, d) float16 or float32 embeddings of labelled rows, as stored; may be empty or None.
         probabilities: (n, c) rows, for `badge`; None when nothing asks for them.
+        labelled_probabilities: (m, c) of the labelled rows, for `badge` with `covered`; None when nothing asks for them.
         samples: (n, k, c) log-probabilities of k members or dropout samples, for `batch_bald`.
         similar_to: (m, d) embeddings of the rows that the batch should resemble.
     """
@@ -35,6 +36,7 @@ class Candidates:
     probabilities: Rows | None = None
     samples: Array | None = None
     similar_to: Array | None = None
+    labelled_probabilities: Array | None = None
 
     def __len__(self) -> int:
         parts = (self.shards, self.score, self.keys, self.probabilities, self.samples)

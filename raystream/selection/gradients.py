@@ -1,0 +1,263 @@
+"""Gradients of the last layer as points, for BADGE: never formed, since their distances factorise.
+
+The gradient of the cross-entropy of the likeliest class, by the weights of the last layer, is
+g = a (x) h~ with a = p - e_top, p the class probabilities and h~ = [h; 1] the embedding, 1 for the layer's
+bias. Squared distances are defined, in float64, as
+
+    D = |a_i|^2 |h_i - h_j|^2 + |a_i - a_j|^2 |h_j|^2 + 2 (a_i.(a_i - a_j)) ((h_i - h_j).h_j)
+
+which is exactly 0 for equal rows. Rows with a = 0 are one point: their h~ is taken as 0. The middle steps
+of D are at most 4 R, R = |a_i|^2 |h_i|^2 + |a_j|^2 |h_j|^2 + 2 |a_i|^2 |h_j|^2, and its rounding below
+(c + d + 32) 2^-50 R.
+
+Upper bounds come from any centre, and the nearer the better, so two products in bfloat16 only *find* a
+near one, and one pair a row is bounded with care. With l near |h~|, scaled by 2^s to at most about 1, a
+row is kept as b = l a and v = h~ / l, so that g = b (x) v whatever l is. With Y = |b_i - b_j|^2, C = 2 b_i.b_j and
+X = 1 - v_i.v_j (all three products, whose rounding is relative to themselves), D is near Y + C X.
+
+For the pair (i, j): let b', v' be b and v as stored, t = |b'|^2 |v'|^2 and
+r >= |g - b' (x) v'|, summed up from |b - b'| |v| + |b'| |v - v'| and 2^-21 |b| |v| for what computing b and v
+in float32 has rounded (four operations at 2^-24 each). Then |g_i - g_j| <= sqrt(E) + r_i + r_j with
+
+    E = t_i + t_j - 2 (b'_i.b'_j) (v'_i.v'_j)
+
+and the two dot products, summed in float32 in any order, move E by at most 2.1 (gamma_c + gamma_d) sqrt(t_i t_j)
+and (c + d + 32) 2^-120 for what underflows. The square of that sum, plus the rounding of D, is the bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raystream.selection.geometry import CENTRES_AT_ONCE, Bound, Operands, Vectors, Wide
+from raystream.selection.rows import Array, tensor
+
+_PRODUCTS = 1 << 20
+_FEWEST_CENTRES = 32
+_LEAST_LENGTH = 2.0**-60
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Squared distances of gradients; vectors are class probabilities (m, c) and embeddings (m, d).
+
+    Attributes:
+        classes: c.
+        width: d.
+        power: embeddings are multiplied by 2^power, which makes the largest norm at most about 1.
+        bias: whether the last layer has one.
+        bfloat16: operands in bfloat16 instead of float32.
+    """
+
+    classes: int
+    width: int
+    power: int
+    bias: bool
+    bfloat16: bool
+
+    @classmethod
+    def fit(cls, classes: int, width: int, largest: float, *, bias: bool, bfloat16: bool) -> Gradients:
+        """For embeddings whose largest absolute value is `largest`."""
+        reach = math.hypot(largest * math.sqrt(max(width, 1)), 1.0 if bias else 0.0)
+        return cls(classes, width, 0 if reach == 0 else min(-math.frexp(reach)[1], 126), bias, bfloat16)
+
+    @property
+    def exact(self) -> bool:
+        """See `Geometry`."""
+        return False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the operands."""
+        return torch.bfloat16 if self.bfloat16 else torch.float32
+
+    def _padded(self, columns: int) -> int:
+        return -(-columns // 32) * 32 if self.bfloat16 else columns
+
+    @property
+    def _pieces(self) -> int:
+        """How many columns hold |b|^2: bfloat16 has eight bits, float32 has all."""
+        return 3 if self.bfloat16 else 1
+
+    @property
+    def row_bytes(self) -> int:
+        """See `Geometry`."""
+        columns = self._padded(self.width + self.bias + 1) + self._padded(self.classes + 2 * self._pieces)
+        return columns * self.dtype.itemsize + 24
+
+    @property
+    def _terms(self) -> int:
+        return self.classes + self.width + 32
+
+    def rows(self, x: Vectors) -> Operands:
+        """See `Geometry`: v and 1, (m, d + ..); b, |b|^2 and 1, (m, c + ..); and (m, 3) float64 t, r and |a|^2."""
+        p, h = tensor(x[0]), tensor(x[1])
+        m, c, d = len(p), self.classes, self.width + self.bias
+        a = p.clone()
+        a[torch.arange(m), torch.from_numpy(x[0].argmax(axis=1)) if c else torch.zeros(m, dtype=torch.long)] -= 1.0
+        y = torch.empty((m, d))
+        torch.mul(h, 2.0**self.power, out=y[:, : self.width])
+        if self.bias:
+            y[:, -1] = 2.0**self.power
+        length = torch.linalg.vector_norm(y, dim=1, keepdim=True).clamp_(min=_LEAST_LENGTH)
+        y.div_(length)
+        b = a * length
+        v_operand = torch.zeros((m, self._padded(d + 1)), dtype=self.dtype)
+        b_operand = torch.zeros((m, self._padded(c + 2 * self._pieces)), dtype=self.dtype)
+        v_operand[:, :d] = y
+        v_operand[:, d] = 1.0
+        b_operand[:, :c] = b
+        v_norm, v_moved = self._stored(y, v_operand[:, :d])
+        b_norm, b_moved = self._stored(b, b_operand[:, :c])
+        square = b.square().sum(1)
+        for piece in range(self._pieces):
+            b_operand[:, c + piece] = square
+            square = square - b_operand[:, c + piece].float()
+        b_operand[:, c + self._pieces : c + 2 * self._pieces] = 1.0
+        r = (b_moved * 1.01 + b_norm * v_moved + 2.0**-21 * (b_norm + b_moved) * 1.01 + 2.0**-60) * (1 + 2.0**-20)
+        t = (b_norm * v_norm).square()
+        return v_operand, b_operand, torch.stack((t, r, a.square().sum(1).double()), dim=1)
+
+    def _stored(self, x: torch.Tensor, stored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(m,) float64, never below the norms of what is stored, and how far from (m, k) float32 `x` that lies; overwrites x."""
+        widen = 1 + (x.shape[1] + 32) * 2.0**-24
+        if not self.bfloat16:
+            return torch.linalg.vector_norm(x, dim=1).double() * widen + 2.0**-60, torch.zeros(len(x), dtype=torch.float64)
+        wide = stored.float()
+        norm = torch.linalg.vector_norm(wide, dim=1).double() * widen + 2.0**-60
+        return norm, torch.linalg.vector_norm(wide.sub_(x), dim=1).double() * widen + 2.0**-60
+
+    def bounds(self, centres: Vectors) -> Callable[[], Bound]:
+        """See `Geometry`."""
+        starts = range(0, len(centres[0]), CENTRES_AT_ONCE)
+        chunks = [_Centres(self, (centres[0][i : i + CENTRES_AT_ONCE], centres[1][i : i + CENTRES_AT_ONCE])) for i in starts]
+        widest = max(len(chunk.v_operand) for chunk in chunks)
+        step = max(_PRODUCTS // widest // 256, 1) * 256
+
+        def start() -> Bound:
+            products = torch.empty(3 * step * widest, dtype=self.dtype)
+            dots = _Dots(max(chunks[0].v.shape[1], chunks[0].b.shape[1]))
+
+            def bound(rows: Operands) -> Array:
+                v, b, facts = rows
+                result = np.full(len(v), np.inf)
+                for chunk in chunks:
+                    near = torch.cat([chunk.near(v[i : i + step], b[i : i + step], products) for i in range(0, len(v), step)])
+                    squared = self._pairs(dots(v, chunk.v, near), dots(b, chunk.b, near), facts, chunk.facts[near])
+                    np.minimum(result, squared, out=result)
+                return result
+
+            return bound
+
+        return start
+
+    def _pairs(self, v: torch.Tensor, b: torch.Tensor, row: torch.Tensor, centre: torch.Tensor) -> Array:
+        """(m,) upper bounds of the squared distances of m pairs from v'.v', b'.b' and the facts of both."""
+        t_i, r_i, a_i = row.unbind(1)
+        t_j, r_j, h_j = centre.unbind(1)
+        gamma = self._terms * 2.0**-24
+        error = 2.2 * gamma / (1 - gamma) * (t_i * t_j).sqrt_() + self._terms * 2.0**-120
+        total = t_i + t_j
+        squared = (total - 2 * b * v + error).clamp_(min=0.0).sqrt_().add_(r_i + r_j).square_()
+        rounding = total.addcmul_(a_i, h_j, value=2.0).mul_(self._terms * 2.0**-50)
+        result: Array = (squared.mul_(1 + 2.0**-40).add_(rounding) * 4.0**-self.power).numpy()
+        return result
+
+    def wide(self, x: Vectors) -> Wide:
+        """See `Geometry`: a, h~, |a|^2 and |h~|^2."""
+        a = x[0].astype(np.float64)
+        a[np.arange(len(a)), x[0].argmax(axis=1)] -= 1.0
+        h = np.ones((len(a), self.width + self.bias))
+        h[:, : self.width] = x[1]
+        h[~a.any(axis=1)] = 0.0
+        return a, h, _dot(a, a), _dot(h, h)
+
+    def estimate(self, x: Wide, y: Wide) -> tuple[Array, Array]:
+        """See `Geometry`."""
+        product = torch.mm(torch.from_numpy(x[0]), torch.from_numpy(y[0]).T)
+        product.mul_(torch.mm(torch.from_numpy(x[1]), torch.from_numpy(y[1]).T)).mul_(-2.0)
+        own, other = x[2] * x[3], y[2] * y[3]
+        product.add_(torch.from_numpy(own)[:, None]).add_(torch.from_numpy(other))
+        reach = own + other.max(initial=0.0) + 2 * x[2] * y[3].max(initial=0.0)
+        return product.numpy(), self._terms * 2.0**-48 * reach
+
+    def squared(self, x: Wide, y: Wide) -> Array:
+        """See `Geometry`: D as above, and 0 where rounding made it negative."""
+        a, h = x[0] - y[0], x[1] - y[1]
+        result: Array = x[2] * _dot(h, h) + _dot(a, a) * y[3] + 2.0 * _dot(x[0], a) * _dot(h, y[1])
+        return np.maximum(result, 0.0, out=result)
+
+    @property
+    def origin(self) -> Vectors:
+        """One row whose gradient is zero: its distances are the norms."""
+        p = np.zeros((1, self.classes), dtype=np.float32)
+        p[:, :1] = 1.0
+        return p, np.zeros((1, self.width), dtype=np.float32)
+
+
+def _dot(x: Array, y: Array) -> Array:
+    """(m,) each row by itself, over the contiguous last axis."""
+    result: Array = (x * y).sum(axis=-1)
+    return result
+
+
+class _Dots:
+    """Dot products of each row with its own centre, in float32, by few enough rows to stay in the nearest caches."""
+
+    _ROWS = 512
+
+    def __init__(self, widest: int) -> None:
+        self._room = torch.empty((2, self._ROWS * widest))
+
+    def __call__(self, rows: torch.Tensor, centres: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
+        """(m,) float64 from operands (m, w), of either type, and float32 centres (k, w), by their numbers (m,) int64."""
+        result, w = torch.empty(len(rows), dtype=torch.float64), rows.shape[1]
+        for begin in range(0, len(rows), self._ROWS):
+            at = slice(begin, begin + self._ROWS)
+            count = len(rows[at])
+            x, y = (room[: count * w].view(count, w) for room in self._room)
+            torch.index_select(centres, 0, near[at], out=y)
+            result[at] = x.copy_(rows[at]).mul_(y).sum(1)
+        return result
+
+
+class _Centres:
+    """Centres as operands of the three products, and what bounding a pair needs of each."""
+
+    def __init__(self, geometry: Gradients, x: Vectors) -> None:
+        c, d, pieces = geometry.classes, geometry.width + geometry.bias, geometry._pieces
+        v, b, facts = geometry.rows(x)
+        self.v, self.b = (operand.to(torch.float32, copy=True) for operand in (v, b))
+        self.v[:, d:] = self.b[:, c:] = 0.0
+        length = np.square(x[1].astype(np.float64) * 2.0**geometry.power).sum(axis=1) + geometry.bias * 4.0**geometry.power
+        self.facts = torch.stack((facts[:, 0], facts[:, 1], torch.from_numpy(length)), dim=1)
+        self.count = len(v)
+        if self.count < _FEWEST_CENTRES:  # a narrower product takes as long
+            repeats = -(-_FEWEST_CENTRES // max(self.count, 1))
+            v, b = v.repeat(repeats, 1), b.repeat(repeats, 1)
+        self.v_operand = -v
+        self.v_operand[:, d:] = v[:, d:]
+        squares = b.clone()
+        squares[:, :c] *= -2
+        squares[:, c : c + pieces], squares[:, c + pieces : c + 2 * pieces] = b[:, c + pieces : c + 2 * pieces], b[:, c : c + pieces]
+        doubled = 2 * b
+        doubled[:, c:] = 0.0
+        self.b_operands = torch.cat((squares, doubled))
+
+    def near(self, v: torch.Tensor, b: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+        """(m,) int64, a centre near each row; which one has no influence on whether bounds hold."""
+        m, k = len(v), len(self.v_operand)
+        if self.count == 1:
+            return torch.zeros(m, dtype=torch.int64)
+        x, both = room[: m * k].view(m, k), room[m * k : 3 * m * k].view(m, 2 * k)
+        torch.mm(v, self.v_operand.T, out=x)
+        torch.mm(b, self.b_operands.T, out=both)
+        torch.addcmul(both[:, :k], both[:, k:], x, out=x)
+        # floats that are not negative are in order as integers, and NumPy finds the least of those ten times as fast as torch
+        bits = x.view(torch.int16 if x.dtype == torch.bfloat16 else torch.int32).numpy()
+        return torch.from_numpy(bits.argmin(axis=1) % self.count)
