@@ -44,6 +44,16 @@ def assert_same(found: Chosen, alone: Chosen) -> None:
     assert found.certificate == alone.certificate
 
 
+def is_gone(actor: object) -> bool:
+    """Whether the actor ends: Ray ends it in its own time, so that a few calls may still be answered."""
+    for _ in range(1000):
+        try:
+            ray.get(actor.ready.remote())  # type: ignore[attr-defined]
+        except ray.exceptions.RayActorError:
+            return True
+    return False
+
+
 @pytest.mark.usefixtures("own_ray")
 @pytest.mark.parametrize("count", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_actors_chooses_the_same(tmp_path: Path, count: int) -> None:
@@ -96,8 +106,7 @@ def test_errors_of_ours_and_of_the_store(tmp_path: Path) -> None:
         (tmp_path / "x").unlink()
         with pytest.raises(ClusterError, match=r"can't see .*/x; give store\.uri"):
             shards.survey()
-    with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(actor.ready.remote())
+    assert is_gone(actor)
 
 
 @pytest.mark.usefixtures("own_ray")
@@ -112,8 +121,7 @@ def test_an_interrupt_ends_the_actors() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(actors[0].ready.remote())
+    assert is_gone(actors[0])
 
 
 @pytest.mark.usefixtures("own_ray")
