@@ -7,7 +7,8 @@ Pure functions on tensors that read and write nothing, usable without a cluster 
     >>> [round(value, 6) for value in margin(torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])).tolist()]
     [0.579488, 1.0]
 
-`logits` holds the scores that need one forward pass of one model; the formulas stand in each docstring.
+`logits` holds the scores that need one forward pass of one model, `members` those of a committee or of dropout samples; the formulas
+stand in each docstring.
 """
 
 from raystream.acquisition.logits import (
@@ -19,13 +20,33 @@ from raystream.acquisition.logits import (
     margin,
     ratio,
 )
+from raystream.acquisition.members import (
+    MemberScores,
+    bald,
+    consensus_entropy,
+    log_probabilities,
+    mean_std,
+    member_scores,
+    variance,
+    variation_ratio,
+    vote_entropy,
+)
 
 __all__ = [
     "LogitScores",
+    "MemberScores",
+    "bald",
+    "consensus_entropy",
     "energy",
     "entropy",
     "least_confidence",
+    "log_probabilities",
     "logit_scores",
     "margin",
+    "mean_std",
+    "member_scores",
     "ratio",
+    "variance",
+    "variation_ratio",
+    "vote_entropy",
 ]
