@@ -11,6 +11,8 @@ Pure functions on tensors that read and write nothing, usable without a cluster 
 stand in each docstring.
 """
 
+from raystream.acquisition.epig import EpigTargets, epig, epig_targets
+from raystream.acquisition.gradients import badge_factors, badge_norm, egl
 from raystream.acquisition.logits import (
     LogitScores,
     energy,
@@ -31,14 +33,22 @@ from raystream.acquisition.members import (
     variation_ratio,
     vote_entropy,
 )
+from raystream.acquisition.parameter_gradients import egl_parameters
 
 __all__ = [
+    "EpigTargets",
     "LogitScores",
     "MemberScores",
+    "badge_factors",
+    "badge_norm",
     "bald",
     "consensus_entropy",
+    "egl",
+    "egl_parameters",
     "energy",
     "entropy",
+    "epig",
+    "epig_targets",
     "least_confidence",
     "log_probabilities",
     "logit_scores",

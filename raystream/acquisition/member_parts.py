@@ -87,14 +87,19 @@ def blocks(log_probs: Tensor) -> Iterator[tuple[slice, MemberParts]]:
         ratio = below.exp()
         share = mean(ratio)
         mass = total(largest.exp() * share)
-        wrong = torch.nonzero((mass - 1).abs() > _SLACK).flatten()
-        if len(wrong):
-            row = int(wrong[0])
-            raise QueryError(
-                f"the probabilities of row {rows.start + row} sum to {float(mass[row]):.6g} in the mean of its members, expected 1; "
-                "give log-probabilities: log_probabilities(logits), or the logarithm of probabilities"
-            )
+        check_mass(mass, rows.start)
         yield rows, MemberParts(members, largest, below, ratio, share, broken=mass * 0)
+
+
+def check_mass(mass: Tensor, start: int = 0) -> None:
+    """Raise QueryError unless the probabilities of each row, counted from `start`, sum to about 1; NaN and infinity pass."""
+    wrong = torch.nonzero((mass - 1 + mass * 0).abs() > _SLACK).flatten()
+    if len(wrong):
+        row = int(wrong[0])
+        raise QueryError(
+            f"the probabilities of row {start + row} sum to {float(mass[row]):.6g} in the mean of its members, expected 1; "
+            "give log-probabilities: log_probabilities(logits), or the logarithm of probabilities"
+        )
 
 
 def row_blocks(samples: Tensor) -> Iterator[slice]:
