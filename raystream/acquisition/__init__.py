@@ -11,6 +11,7 @@ Pure functions on tensors that read and write nothing, usable without a cluster 
 stand in each docstring.
 """
 
+from raystream.acquisition.dense import dense_scores
 from raystream.acquisition.epig import EpigTargets, epig, epig_targets
 from raystream.acquisition.gradients import badge_factors, badge_norm, egl
 from raystream.acquisition.logits import (
@@ -33,7 +34,10 @@ from raystream.acquisition.members import (
     variation_ratio,
     vote_entropy,
 )
+from raystream.acquisition.multi_label import multi_label_scores
 from raystream.acquisition.parameter_gradients import egl_parameters
+from raystream.acquisition.regression import regression_variance
+from raystream.acquisition.weights import class_weighted
 
 __all__ = [
     "EpigTargets",
@@ -42,7 +46,9 @@ __all__ = [
     "badge_factors",
     "badge_norm",
     "bald",
+    "class_weighted",
     "consensus_entropy",
+    "dense_scores",
     "egl",
     "egl_parameters",
     "energy",
@@ -55,7 +61,9 @@ __all__ = [
     "margin",
     "mean_std",
     "member_scores",
+    "multi_label_scores",
     "ratio",
+    "regression_variance",
     "variance",
     "variation_ratio",
     "vote_entropy",

@@ -27,6 +27,23 @@ def checked_members(samples: Tensor, what: str) -> Tensor:
     return samples
 
 
+def checked_label_logits(logits: Tensor) -> Tensor:
+    """(rows, labels) logits, one sigmoid each, detached, in float32 at least."""
+    logits = _floating(logits, "logits", "(rows, labels)")
+    if logits.ndim != 2 or logits.shape[1] < 1:
+        raise QueryError(f"logits have the shape {tuple(logits.shape)}, expected (rows, labels) with at least one label")
+    return logits
+
+
+def checked_predictions(predictions: Tensor) -> Tensor:
+    """(rows, members) or (rows, members, outputs) numbers, detached, in float32 at least."""
+    predictions = _floating(predictions, "predictions", "(rows, members) or (rows, members, outputs)")
+    if predictions.ndim not in (2, 3) or 0 in predictions.shape[1:]:
+        expected = "(rows, members) or (rows, members, outputs) with at least one member"
+        raise QueryError(f"predictions have the shape {tuple(predictions.shape)}, expected {expected}")
+    return predictions
+
+
 def checked_embedding(h: Tensor, rows: int) -> Tensor:
     """(rows, dimensions) inputs of the last layer, detached, in float32 at least."""
     h = _floating(h, "the inputs of the last layer", "(rows, dimensions)")
