@@ -11,6 +11,14 @@ Pure functions on tensors that read and write nothing, usable without a cluster 
 stand in each docstring.
 """
 
+from raystream.acquisition.calibration import (
+    ReliabilityBins,
+    TemperatureFit,
+    expected_calibration_error,
+    fit_temperature,
+    reliability_bins,
+)
+from raystream.acquisition.check import check_acquisition
 from raystream.acquisition.dense import dense_scores
 from raystream.acquisition.epig import EpigTargets, epig, epig_targets
 from raystream.acquisition.gradients import badge_factors, badge_norm, egl
@@ -43,9 +51,12 @@ __all__ = [
     "EpigTargets",
     "LogitScores",
     "MemberScores",
+    "ReliabilityBins",
+    "TemperatureFit",
     "badge_factors",
     "badge_norm",
     "bald",
+    "check_acquisition",
     "class_weighted",
     "consensus_entropy",
     "dense_scores",
@@ -55,6 +66,8 @@ __all__ = [
     "entropy",
     "epig",
     "epig_targets",
+    "expected_calibration_error",
+    "fit_temperature",
     "least_confidence",
     "log_probabilities",
     "logit_scores",
@@ -64,6 +77,7 @@ __all__ = [
     "multi_label_scores",
     "ratio",
     "regression_variance",
+    "reliability_bins",
     "variance",
     "variation_ratio",
     "vote_entropy",
