@@ -21,7 +21,8 @@ def egl(logits: Tensor, h: Tensor, *, bias: bool = True, temperature: float = 1.
 
     Args:
         logits: floating, (n_rows, n_classes) with at least two classes, before temperature.
-        h: floating, (n_rows, n_dimensions), the inputs of the layer that gave the logits.
+        h: floating, (n_rows, n_dimensions), the inputs of the layer that gave the logits; or their lengths, (n_rows, 1), which are all
+            that counts of them and little to keep until many rows are scored at once.
         bias: whether that layer has a bias: h~ = [h; 1], else h~ = h.
         temperature: T in p = softmax(z / T).
 

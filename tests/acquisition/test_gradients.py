@@ -124,6 +124,15 @@ def test_the_uncertain_row_and_the_longer_input_score_higher():
         assert torch.equal(function(logits[:1].expand(4, -1), torch.arange(4.0).unsqueeze(1)).argsort(), torch.arange(4))
 
 
+def test_lengths_are_all_that_counts_of_the_inputs():
+    """The lengths of the layer's inputs, as one column, score as the inputs do, with a bias and without."""
+    generator = torch.Generator().manual_seed(0)
+    logits, h = torch.randn(50, 4, generator=generator), torch.randn(50, 9, generator=generator)
+    for function in (egl, badge_norm):
+        for bias in (True, False):
+            torch.testing.assert_close(function(logits, h.norm(dim=1, keepdim=True), bias=bias), function(logits, h, bias=bias))
+
+
 def test_masked_and_bad_rows():
     """A masked class counts for nothing; NaN, +inf and nothing but -inf make their own row NaN."""
     h = torch.ones(2, 3)
