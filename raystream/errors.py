@@ -4,6 +4,7 @@
     ├── QueryError (ValueError)    2   the query or the arguments are wrong
     ├── StoreVersionError          2   the store was written by a newer raystream
     ├── DataError (ValueError)     3   something that the query points at is wrong
+    │   ├── AcquisitionContractError (AssertionError)  an acquisition function breaks a promise that all of them make
     │   ├── PoolError                  the pool's files, columns or rows
     │   ├── ModelError                 the model's source, weights or output
     │   ├── LabelsError                the labelled ids
@@ -44,6 +45,10 @@ class DataError(RaystreamError, ValueError):
     """Something that the query points at is wrong; never retried."""
 
     exit_code = 3
+
+
+class AcquisitionContractError(DataError, AssertionError):
+    """An acquisition function, usually the user's own, breaks a promise that all of them make."""
 
 
 class PoolError(DataError):
