@@ -58,5 +58,9 @@ class HiddenState:
         weight = mask.to(torch.float32).unsqueeze(2)
         return (value.float() * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
+    def clear(self) -> None:
+        """Forget what was caught, so that a batch that failed holds no memory."""
+        self._caught = None
+
     def _catch(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         self._caught = output

@@ -97,10 +97,14 @@ class TextClassifier:
     def _run(self, tokens: dict[str, list[Any]]) -> Prediction:
         rows = len(tokens["input_ids"])
         batch = self._tokenizer.pad(tokens, return_tensors="pt").to(self._device)
-        with torch.autocast(self._device.type, self._autocast) if self._autocast else nullcontext():
-            output = self._network(**batch)
-        logits = check_logits(output.logits, rows, self._who)
-        return Prediction(logits, None if self._hidden is None else self._hidden.take(batch["attention_mask"]))
+        try:
+            with torch.autocast(self._device.type, self._autocast) if self._autocast else nullcontext():
+                output = self._network(**batch)
+            logits = check_logits(output.logits, rows, self._who)
+            return Prediction(logits, None if self._hidden is None else self._hidden.take(batch["attention_mask"]))
+        finally:
+            if self._hidden is not None:
+                self._hidden.clear()
 
 
 def _read(transformers: Any, folder: Path, who: str) -> tuple[Any, Any]:

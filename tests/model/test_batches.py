@@ -70,5 +70,5 @@ def test_a_lost_device_is_not_the_models_fault():
     def forward(inputs):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    with pytest.raises(RuntimeError, match="^CUDA error"):
+    with pytest.raises(RuntimeError, match=r"^CUDA error"):
         BatchPredictor(forward, who="m", device=CPU, batch_size=4).predict((torch.arange(9),))

@@ -1,4 +1,4 @@
-import importlib.metadata
+import importlib
 import sys
 
 import numpy as np
@@ -11,13 +11,15 @@ from raystream.model import fingerprint, load
 from raystream.query import Model
 
 MODELS = """
+from pathlib import Path
+
 import numpy as np
 import torch
 
 
 class Lengths:
     def __init__(self, scale=1.0, weights=None):
-        self.scale = scale if weights is None else float(open(weights).read())
+        self.scale = scale if weights is None else float(Path(weights).read_text())
         self.seen = []
 
     def predict(self, inputs):
@@ -126,13 +128,13 @@ def test_the_fingerprint_follows_source_and_args(models, write_module):
 
 
 @pytest.fixture
-def registered(models, tmp_path, monkeypatch):
+def registered(models, tmp_path):
     """An installed package that registers the kind `rows`."""
     info = tmp_path / "code" / "user_models-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: user-models\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\nrows = user_models:load_rows\ngone = no_such_module:load\n")
-    importlib.metadata.MetadataPathFinder.invalidate_caches()
+    importlib.invalidate_caches()
     yield models
     sys.modules.pop("user_models", None)
 
