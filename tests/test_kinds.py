@@ -50,9 +50,9 @@ def query(strategy: str, **model: Any) -> rs.Query:
 
 def test_an_embedding_alone_can_not_rank() -> None:
     """Sentence transformers give no scores: strategies that need one are refused, others take its embedding."""
-    with pytest.raises(QueryError, match="needs a score, but the model gives an embedding alone"):
+    with pytest.raises(QueryError, match=r"needs a score, but the model gives an embedding alone"):
         query("k_means", kind="sentence_transformers", source="m")
-    with pytest.raises(QueryError, match="acquire asks for scores"):
+    with pytest.raises(QueryError, match=r"acquire asks for scores"):
         rs.Query(
             pool=rs.Pool(uri="pool", inputs=["text"]),
             model=Model(kind="sentence_transformers", source="m"),
@@ -67,5 +67,5 @@ def test_an_embedding_alone_can_not_rank() -> None:
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"columns"}))
 def test_inputs_are_needed(kind: str) -> None:
     """Every kind but columns reads columns that the query names."""
-    with pytest.raises(QueryError, match="pool.inputs is missing"):
+    with pytest.raises(QueryError, match=r"pool.inputs is missing"):
         rs.Query(pool=rs.Pool(uri="pool"), model=Model(kind=kind, source="m"), select=rs.Select(budget=3, strategy="random"))

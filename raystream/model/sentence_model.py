@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from raystream import query
@@ -15,13 +16,11 @@ from raystream.model.batches import BatchPredictor
 from raystream.model.device import choose_device
 from raystream.model.huggingface import check_args, check_tokenizer, loading, read_json, text_package
 from raystream.model.prediction import Prediction
-from raystream.model.texts import text_columns
+from raystream.model.texts import PADDED_TOKENS, by_length, text_columns
 from raystream.model.torch_model import AUTOCAST
 from raystream.model.weights import state_hash
 
 _INSTEAD = "save the model there by SentenceTransformer.save"
-_ROWS_AT_ONCE = {"cpu": 32, "cuda": 256}
-"""Of one length: more gain nothing on a processor."""
 _THEIR_MODULES = "sentence_transformers."
 
 
@@ -41,18 +40,35 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
     if max_length is not None:
         model.max_seq_length = max_length
     autocast = AUTOCAST[spec.precision]
-    rows_at_once = _ROWS_AT_ONCE.get(device.type, _ROWS_AT_ONCE["cpu"])
+    most_tokens = PADDED_TOKENS.get(device.type, PADDED_TOKENS["cpu"])
 
     def forward(inputs: tuple[Any, ...]) -> Prediction:
         [texts] = text_columns(inputs, 1, who)
+        cuts = by_length(_lengths(model, texts), len(texts), most_tokens)
         with torch.autocast(device.type, autocast) if autocast else nullcontext():
-            # It runs the texts by length, and returns them in order.
-            found = model.encode(texts, batch_size=min(rows_at_once, max(1, len(texts))), convert_to_tensor=True, show_progress_bar=False)
-        if found.ndim != 2 or found.shape[0] != len(texts) or not found.is_floating_point():
-            raise ModelError(f"{who} gives {found.dtype} {tuple(found.shape)} for {len(texts)} texts, expected one embedding for each")
-        return Prediction(None, found.float())
+            found = torch.cat([_encode(model, [texts[i] for i in cut], who) for cut in cuts])
+        back = torch.from_numpy(np.argsort(np.concatenate(cuts))).to(found.device)
+        return Prediction(None, found[back].float())
 
     return BatchPredictor(forward, who=who, device=device, batch_size=spec.batch_size, state_hash=state_hash(model))
+
+
+def _lengths(model: Any, texts: list[str]) -> list[int]:
+    """Tokens of each text; `encode` goes by characters, and with glosses of a dictionary pads a third more."""
+    tokenizer: Any = getattr(model, "tokenizer", None)
+    if not hasattr(tokenizer, "vocab_files_names"):
+        return [len(text) for text in texts]
+    limit = model.max_seq_length
+    tokens: list[list[int]] = tokenizer(texts, truncation=limit is not None, max_length=limit)["input_ids"]
+    return [len(row) for row in tokens]
+
+
+def _encode(model: Any, texts: list[str], who: str) -> torch.Tensor:
+    found = model.encode(texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
+    if not isinstance(found, torch.Tensor) or found.ndim != 2 or found.shape[0] != len(texts) or not found.is_floating_point():
+        got = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+        raise ModelError(f"{who} gives {got} for {len(texts)} texts, expected one embedding for each")
+    return found
 
 
 def _read(package: Any, folder: Path, device: torch.device, who: str) -> Any:

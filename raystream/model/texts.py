@@ -9,8 +9,11 @@ import numpy.typing as npt
 
 from raystream.errors import ModelError
 
-PADDED_TOKENS = {"cpu": 4096, "cuda": 1 << 16}
-"""How many tokens, padding included, run at once: on a processor what its caches hold, on a GPU what keeps it busy."""
+PADDED_TOKENS = {"cpu": 1024, "cuda": 1 << 16}
+"""How many tokens, padding included, run at once: on a processor what its caches hold, on a GPU what keeps it busy.
+
+MiniLM on one thread, 1,024 glosses, CPU seconds: 512 tokens 3.8, 1024 3.8, 2048 3.9, 4096 4.4, 8192 5.4.
+"""
 
 
 def by_length(lengths: Sequence[int], most_rows: int, most_tokens: int) -> list[npt.NDArray[np.int64]]:

@@ -88,7 +88,7 @@ def test_texts_for_a_network_are_refused(texts: list[str], tmp_path: Path) -> No
     with pytest.raises(PoolError, match=r"column text is dictionary.*; expected numbers, booleans, or lists of them"):
         prepare(query(model={"source": "text_models:Lengths"}))
     (tmp_path / "m").mkdir()
-    with pytest.raises(PoolError, match="column even is int64; expected strings"):
+    with pytest.raises(PoolError, match=r"column even is int64; expected strings"):
         prepare(query(pool={"uri": "pool", "inputs": ["even"]}, model={"kind": "transformers", "source": "m"}))
 
 

@@ -29,9 +29,9 @@ def test_a_wrong_file_is_named_with_what_was_expected(tmp_path):
     torch.save({}, tmp_path / "a.pt")
     with pytest.raises(ModelError, match=r"a\.pt is a torch checkpoint, expected a TorchScript archive; do so"):
         find_file(str(tmp_path / "a.pt"), "a TorchScript archive", "do so")
-    with pytest.raises(ModelError, match="is a folder, expected a skops file"):
+    with pytest.raises(ModelError, match=r"is a folder, expected a skops file"):
         find_file(str(tmp_path), "a skops file", "do so")
-    with pytest.raises(ModelError, match="gone is not there, expected a skops file"):
+    with pytest.raises(ModelError, match=r"gone is not there, expected a skops file"):
         find_file(str(tmp_path / "gone"), "a skops file", "do so")
     for path, what in ((tmp_path / "a.pt", "is a file"), (tmp_path / "gone", "is not there"), (tmp_path, "holds no config.json")):
         with pytest.raises(ModelError, match=f"{what}, expected .*; do so"):
@@ -44,7 +44,7 @@ def test_a_folders_files_in_a_fixed_order(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     assert [name for name, _ in contents(str(tmp_path))] == ["a/z.bin", "b.json"]
-    with pytest.raises(ModelError, match="is not there"):
+    with pytest.raises(ModelError, match=r"is not there"):
         list(contents(str(tmp_path / "gone")))
 
 

@@ -107,7 +107,7 @@ def test_an_embedding_that_is_not_there(saved, tmp_path):
 def test_an_export_of_one_batch_size(tmp_path):
     """Exported without a dynamic axis, it is refused before a row is read."""
     path = exported(Net(), tmp_path / "fixed.pt2", axis=False)
-    with pytest.raises(ModelError, match="takes batches of exactly 4 rows"):
+    with pytest.raises(ModelError, match=r"takes batches of exactly 4 rows"):
         load(Model(kind="export", source=path), embedding=False)
 
 
@@ -165,5 +165,5 @@ def test_the_fingerprint_follows_the_file(saved, tmp_path):
     assert fingerprint(spec) != fingerprint(Model(kind="torchscript", source=str(moved)))
     assert fingerprint(spec) != fingerprint(spec.model_copy(update={"kind": "export"}))
     assert fingerprint(spec) != fingerprint(spec.model_copy(update={"version": "2"}))
-    with pytest.raises(ModelError, match="is not there"):
+    with pytest.raises(ModelError, match=r"is not there"):
         fingerprint(Model(kind="export", source=str(tmp_path / "gone.pt2")))

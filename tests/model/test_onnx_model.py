@@ -51,7 +51,7 @@ def test_outputs_are_the_graphs(tmp_path, hidden_first):
 def test_an_output_that_is_not_there(tmp_path):
     """A wrong name says so when the model is loaded, with the nearest one."""
     build(tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match="model.embedding is 'hiden', which is no output of .*; did you mean 'hidden'?"):
+    with pytest.raises(ModelError, match=r"model.embedding is 'hiden', which is no output of .*; did you mean 'hidden'\?"):
         load(Model(kind="onnx", source=str(tmp_path / "m.onnx"), embedding="hiden"), embedding=True)
 
 
@@ -69,7 +69,7 @@ def test_inputs_that_do_not_fit(tmp_path):
     with pytest.raises(ModelError, match=r"input rows int64 \(n, 6\) got float32 \(2, 6\)"):
         ids.predict((torch.ones(2, 6),))
     build(tmp_path / "one.onnx", batch=1)
-    with pytest.raises(ModelError, match="takes batches of exactly 1 rows"):
+    with pytest.raises(ModelError, match=r"takes batches of exactly 1 rows"):
         load(Model(kind="onnx", source=str(tmp_path / "one.onnx")), embedding=False)
 
 

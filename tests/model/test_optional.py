@@ -14,9 +14,9 @@ def test_a_package_whose_import_fails(write_module):
     """A broken package is not called missing: its own reason stands in the message."""
     write_module("broken_one.py", "import no_such_dependency")
     write_module("broken_two.py", "raise ImportError('built for another torch\\nand more')")
-    with pytest.raises(ModelError, match="needs broken_one, whose import failed: No module named 'no_such_dependency'"):
+    with pytest.raises(ModelError, match=r"needs broken_one, whose import failed: No module named 'no_such_dependency'"):
         optional("broken_one", "onnx", "onnx")
-    with pytest.raises(ModelError, match="needs broken_two, whose import failed: built for another torch; reinstall"):
+    with pytest.raises(ModelError, match=r"needs broken_two, whose import failed: built for another torch; reinstall"):
         optional("broken_two", "onnx", "onnx")
 
 

@@ -111,11 +111,11 @@ def test_what_predict_may_not_return(models, what, says):
 
 def test_sources_that_can_not_be_used(models):
     """No predict, arguments that don't fit, no such class."""
-    with pytest.raises(ModelError, match="made Silent, expected an object with a method predict"):
+    with pytest.raises(ModelError, match=r"made Silent, expected an object with a method predict"):
         load(spec_of("Silent"), embedding=False)
-    with pytest.raises(ModelError, match="model.args do not fit user_models:Lengths"):
+    with pytest.raises(ModelError, match=r"model.args do not fit user_models:Lengths"):
         load(spec_of("Lengths", args={"scael": 2}), embedding=False)
-    with pytest.raises(ModelError, match="did you mean 'Lengths'?"):
+    with pytest.raises(ModelError, match=r"did you mean 'Lengths'\?"):
         load(spec_of("Length"), embedding=False)
 
 
@@ -151,7 +151,7 @@ def test_a_kind_of_another_package(registered, write_module, tmp_path):
     seen.append(fingerprint(by_file))
     write_module("user_models.py", MODELS + "\n# changed\n")
     assert len({*seen, fingerprint(spec)}) == 5
-    with pytest.raises(ModelError, match="model.kind gone is registered as no_such_module:load, whose import raised"):
+    with pytest.raises(ModelError, match=r"model.kind gone is registered as no_such_module:load, whose import raised"):
         load(Model(kind="gone"), embedding=False)
-    with pytest.raises(QueryError, match="model.kind is 'row', expected one of torch, .*, gone, rows; did you mean 'rows'?"):
+    with pytest.raises(QueryError, match=r"model.kind is 'row', expected one of torch, .*, gone, rows; did you mean 'rows'\?"):
         Model(kind="row")

@@ -52,7 +52,7 @@ def test_the_embedding_is_what_encode_gives(saved):
 
 def test_max_length_cuts_texts_off(saved):
     """model.args.max_length is the number of tokens that are left; without, it is the model's own."""
-    folder, model = saved
+    folder, _ = saved
     short, whole = (load(spec_of(folder, args=args), embedding=True).predict((TEXTS,)).embedding for args in ({"max_length": 4}, {}))
     same = torch.isclose(short, whole, atol=1e-5).all(1).tolist()
     assert same == [False, True, False, True, False, True, True]
@@ -60,7 +60,7 @@ def test_max_length_cuts_texts_off(saved):
 
 def test_keys_that_it_does_not_use():
     """The sentence embedding is the embedding, so none can be named, and there are no scores."""
-    with pytest.raises(QueryError, match="model.embedding is not used by kind: sentence_transformers"):
+    with pytest.raises(QueryError, match=r"model.embedding is not used by kind: sentence_transformers"):
         spec_of("x", embedding="pooler")
 
 
@@ -79,18 +79,18 @@ def test_code_in_the_folder_is_not_run(saved, tmp_path):
 
 def test_folders_that_are_none(saved, tmp_path):
     """A hub's name, and a folder without a tokenizer."""
-    with pytest.raises(ModelError, match="all-MiniLM-L6-v2 is not there, expected a folder"):
+    with pytest.raises(ModelError, match=r"all-MiniLM-L6-v2 is not there, expected a folder"):
         load(spec_of("all-MiniLM-L6-v2"), embedding=True)
     shutil.copytree(saved[0], tmp_path / "copy")
     for path in (tmp_path / "copy").rglob("tokenizer.json"):
         path.unlink()
-    with pytest.raises(ModelError, match="holds no tokenizer"):
+    with pytest.raises(ModelError, match=r"holds no tokenizer"):
         load(spec_of(tmp_path / "copy"), embedding=True)
 
 
 def test_one_column_alone(saved):
     """Two columns of texts are refused."""
-    with pytest.raises(ModelError, match="takes at most 1 column of texts"):
+    with pytest.raises(ModelError, match=r"takes at most 1 column of texts"):
         load(spec_of(saved[0]), embedding=True).predict((TEXTS, TEXTS))
 
 

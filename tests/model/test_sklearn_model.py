@@ -117,18 +117,18 @@ def test_texts_and_the_steps_embedding(tmp_path):
     np.testing.assert_allclose(found.embedding.numpy(), model[:-1].transform(texts), atol=1e-5)
     named = load(spec.model_copy(update={"embedding": "truncatedsvd"}), embedding=True).predict((texts,))
     np.testing.assert_allclose(named.embedding.numpy(), model[:2].transform(texts), atol=1e-5)
-    with pytest.raises(ModelError, match="step tfidfvectorizer gives csr_.*, expected a dense array"):
+    with pytest.raises(ModelError, match=r"step tfidfvectorizer gives csr_.*, expected a dense array"):
         load(spec.model_copy(update={"embedding": "tfidfvectorizer"}), embedding=True).predict((texts,))
-    with pytest.raises(ModelError, match="'truncatedsv', which is no step .*; did you mean 'truncatedsvd'?"):
+    with pytest.raises(ModelError, match=r"'truncatedsv', which is no step .*; did you mean 'truncatedsvd'\?"):
         load(spec.model_copy(update={"embedding": "truncatedsv"}), embedding=True)
 
 
 def test_what_has_no_embedding_or_no_probabilities(data, tmp_path):
     """A classifier alone has no embedding, and margins are no probabilities; each error says what to do."""
     rows, labels, _ = data
-    with pytest.raises(ModelError, match="is LogisticRegression alone, which has no embedding; put a transformer before it"):
+    with pytest.raises(ModelError, match=r"is LogisticRegression alone, which has no embedding; put a transformer before it"):
         load(saved(LogisticRegression().fit(rows, labels), tmp_path), embedding=True)
-    with pytest.raises(ModelError, match="is LinearSVC without predict_proba.*CalibratedClassifierCV"):
+    with pytest.raises(ModelError, match=r"is LinearSVC without predict_proba.*CalibratedClassifierCV"):
         load(saved(LinearSVC().fit(rows, labels), tmp_path), embedding=False)
 
 
@@ -138,7 +138,7 @@ def test_inputs_that_do_not_fit(data, tmp_path):
     model = load(saved(LogisticRegression().fit(rows, labels), tmp_path), embedding=False)
     with pytest.raises(ModelError, match=r"LogisticRegression.skops takes 4 features, but pool.inputs gives 5"):
         model.predict((torch.ones(2, 5),))
-    with pytest.raises(ModelError, match="takes one input, but pool.inputs gives 2"):
+    with pytest.raises(ModelError, match=r"takes one input, but pool.inputs gives 2"):
         model.predict((torch.ones(2, 4), torch.ones(2, 4)))
 
 
@@ -157,7 +157,7 @@ def test_pickles_are_refused_unless_trusted(data, tmp_path):
         found = trusted.predict((torch.from_numpy(others),))
         np.testing.assert_allclose(found.logits.exp().numpy(), model.predict_proba(others), atol=1e-6)
     (tmp_path / "d.pkl").write_bytes(b"\x80\x05nothing")
-    with pytest.raises(ModelError, match="is a pickle that can't be loaded here"):
+    with pytest.raises(ModelError, match=r"is a pickle that can't be loaded here"):
         load(Model(kind="sklearn", source=str(tmp_path / "d.pkl"), trust="pickle"), embedding=False)
 
 
@@ -178,7 +178,7 @@ def test_files_of_another_kind(tmp_path):
     with pytest.raises(ModelError, match=r"a\.pt is a torch checkpoint, expected a skops file"):
         load(Model(kind="sklearn", source=str(tmp_path / "a.pt")), embedding=False)
     skops_io.dump({"a": 1}, tmp_path / "a.skops")
-    with pytest.raises(ModelError, match="is dict without predict_proba"):
+    with pytest.raises(ModelError, match=r"is dict without predict_proba"):
         load(Model(kind="sklearn", source=str(tmp_path / "a.skops")), embedding=False)
 
 

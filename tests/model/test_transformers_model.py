@@ -104,7 +104,7 @@ def test_an_embedding_by_name(bert):
     torch.testing.assert_close(pooled, torch.stack(expected), rtol=1e-4, atol=1e-5)
     encoder = load(spec_of(folder, embedding="bert.encoder"), embedding=True).predict((TEXTS,)).embedding
     torch.testing.assert_close(encoder, one_by_one(network, tokenizer, TEXTS)[1], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ModelError, match="'bert.poler', which is no module of the model; did you mean 'bert.pooler'"):
+    with pytest.raises(ModelError, match=r"'bert.poler', which is no module of the model; did you mean 'bert.pooler'"):
         load(spec_of(folder, embedding="bert.poler"), embedding=True)
 
 
@@ -123,7 +123,7 @@ def test_a_model_without_a_trained_head(tmp_path, capfd):
     """Transformers would draw a head at random: it is refused, in one sentence and without log lines."""
     save(tmp_path, head=False)
     capfd.readouterr()
-    with pytest.raises(ModelError, match="no trained classifier: its weights lack classifier.bias, classifier.weight; fine-tune it"):
+    with pytest.raises(ModelError, match=r"no trained classifier: its weights lack classifier.bias, classifier.weight; fine-tune it"):
         load(spec_of(tmp_path), embedding=False)
     assert capfd.readouterr() == ("", "")
 
@@ -139,7 +139,7 @@ def test_a_folder_without_a_tokenizer(tmp_path):
 def test_several_labels_a_row(tmp_path):
     """Logits of labels that don't exclude each other are no softmax."""
     save(tmp_path, problem_type="multi_label_classification")
-    with pytest.raises(ModelError, match="gives several labels a row"):
+    with pytest.raises(ModelError, match=r"gives several labels a row"):
         load(spec_of(tmp_path), embedding=False)
 
 
@@ -150,7 +150,7 @@ def test_code_in_the_folder_is_not_run(tmp_path):
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForSequenceClassification": "own.Net"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
-    with pytest.raises(ModelError, match="can't be loaded: .*code of its own, which is not run"):
+    with pytest.raises(ModelError, match=r"can't be loaded: .*code of its own, which is not run"):
         load(spec_of(tmp_path), embedding=False)
     assert not (tmp_path / "ran").exists()
 
