@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from raystream.errors import QueryError, did_you_mean
+from raystream.kinds import KINDS, kind_of
+from raystream.kinds import OPTIONAL_KEYS as MODEL_KEYS
 from raystream.spec import read_spec
 from raystream.strategies import OPTIONAL_KEYS, TERMS, TRAITS, Traits, traits
 
@@ -72,7 +74,7 @@ class Pool(_Part):
 class Model(_Part):
     """What turns rows into logits and embeddings."""
 
-    kind: Literal["torch", "columns"] = "torch"
+    kind: str = "torch"
     source: str | None = None
     args: dict[str, Any] = {}
     weights: str | None = None
@@ -86,20 +88,19 @@ class Model(_Part):
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     temperature: Annotated[float, Field(gt=0)] = 1.0
     version: str | None = None
+    trust: Literal["safe", "pickle"] = "safe"
 
     @model_validator(mode="after")
     def _kind_has_its_keys(self) -> Model:
-        given = self.model_fields_set
-        if self.kind == "torch":
-            if not self.source:
-                raise ValueError("model.source is missing; give the import path of a factory, such as my_project.nets:resnet18")
-            for key in ("logits", "probabilities"):
-                if key in given:
-                    raise ValueError(f"model.{key} is used by kind: columns only; remove it or set model.kind to columns")
-        else:
-            for key in ("source", "args", "weights", "precision", "device", "version"):
-                if key in given:
-                    raise ValueError(f"model.{key} is not used by kind: columns; remove it")
+        kind = kind_of(self.kind)
+        if "source" in kind.keys and self.kind in KINDS and not self.source:
+            raise ValueError(f"model.source is missing; give {kind.source}")
+        for key in sorted(self.model_fields_set & MODEL_KEYS - kind.keys):
+            if key in ("logits", "probabilities"):
+                raise ValueError(f"model.{key} is used by kind: columns only; remove it or set model.kind to columns")
+            users = ", ".join(name for name, of in KINDS.items() if key in of.keys)
+            raise ValueError(f"model.{key} is not used by kind: {self.kind} (only by {users}); remove it")
+        if self.kind == "columns":
             if self.logits and self.probabilities:
                 raise ValueError("model.logits and model.probabilities are both given; name one of them")
             if not (self.logits or self.probabilities or self.embedding):
@@ -253,7 +254,7 @@ class Query(_Part):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Query:
-        if self.model.kind == "torch" and not self.pool.inputs:
+        if self.model.kind != "columns" and not self.pool.inputs:
             raise ValueError("pool.inputs is missing; name the columns that the model sees")
         if self.model.kind == "columns" and self.pool.inputs:
             raise ValueError("pool.inputs is not used by model.kind columns; name columns in model.logits, probabilities, embedding")
@@ -278,7 +279,8 @@ class Query(_Part):
     @property
     def gives_scores(self) -> bool:
         """Whether the model yields logits or probabilities at all."""
-        return self.model.kind == "torch" or bool(self.model.logits or self.model.probabilities)
+        model = self.model
+        return bool(model.logits or model.probabilities) if model.kind == "columns" else kind_of(model.kind).scores
 
     @property
     def needs_score(self) -> bool:
@@ -287,8 +289,8 @@ class Query(_Part):
 
     @property
     def needs_embedding(self) -> bool:
-        """Whether the pass over the pool yields embeddings: chosen by them, or asked for by name."""
-        return self.select.needs_embedding or self.model.embedding is not None
+        """Whether the pass over the pool yields embeddings: chosen by them, asked for by name, or all that the model gives."""
+        return self.select.needs_embedding or self.model.embedding is not None or not self.gives_scores
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Query:

@@ -16,6 +16,7 @@ from raystream.engine.manifest import Manifest, query_folder, read_manifest
 from raystream.engine.receipt import Receipt, read_receipt
 from raystream.engine.store import LocalStore
 from raystream.errors import QueryError
+from raystream.kinds import kind_of
 from raystream.model import class_names, code_hash, fingerprint, input_columns
 from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, plan_pool, read_labelled
 from raystream.query import Query
@@ -75,7 +76,9 @@ def prepare(query: Query) -> Prepared:
     columns = input_columns(query.model) if query.model.kind == "columns" else tuple(query.pool.inputs)
     digest = fingerprint(query.model)
     masked = [query.model.logits] if query.model.logits else []
-    pool = plan_pool(query.pool, columns, query.on_error, masked=masked, also=_candidates_columns(query))
+    pool = plan_pool(
+        query.pool, columns, query.on_error, masked=masked, also=_candidates_columns(query), texts=kind_of(query.model.kind).texts
+    )
     labelled = read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type) if query.pool.labelled else None
     identity = query_identity(query, pool.files, _labelled_parts(query, labelled, pool), classes, digest)
     if ":" in query.select.strategy:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,11 +194,11 @@ class Worker:
         return rows if bool(rows.any()) else None
 
 
-def _apart(logits: torch.Tensor | None, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
+def _apart(logits: torch.Tensor | None, inputs: Sequence[object]) -> torch.Tensor | None:
     """The logits in memory of their own: a model may return its input, or a view of it."""
     if logits is None:
         return None
-    shared = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+    shared = {values.untyped_storage().data_ptr() for values in inputs if isinstance(values, torch.Tensor)}
     return logits.clone() if logits.untyped_storage().data_ptr() in shared else logits
 
 

@@ -8,6 +8,9 @@ Of source code it covers
 * a module of one file: that file, and the modules and whole packages of the same folder that it imports by name, directly
   or through each other.
 
+Of a `source` that is a file or a folder it covers the content, with names relative to the folder: a model that is moved stays
+the same. Of a kind that another package registers: that package's code, and `source` as whichever of the two it is.
+
 It doesn't cover other packages, what is imported by computed names, and, for a module of one file that is installed or
 Python's own, what lies beside it; `model.version` can stand for those.
 """
@@ -29,11 +32,13 @@ from typing import Any
 
 from raystream import query
 from raystream.errors import ModelError, QueryError
-from raystream.model.source import split_source
+from raystream.kinds import KINDS, entry_point
+from raystream.model.artefact import contents
+from raystream.model.source import is_import_path, split_source
 
 
 def fingerprint(spec: query.Model) -> str:
-    """sha256, in hex, of the weights, `args`, `version` and the source files behind `source`, as this module's docstring lists them.
+    """sha256, in hex, of the weights, `args`, `version` and what is behind `source`, as this module's docstring lists it.
 
     For kind columns: of the kind and the columns' names.
 
@@ -47,13 +52,18 @@ def fingerprint(spec: query.Model) -> str:
         for key, column in (("logits", spec.logits), ("probabilities", spec.probabilities), ("embedding", spec.embedding)):
             digest.add(key, (column or "").encode())
         return digest.hex()
-    assert spec.source is not None  # the query checks it
-    digest.add("source", spec.source.encode())
+    imported = spec.kind in ("torch", "python")
+    digest.add("source", (spec.source or "").encode() if imported else b"")
     digest.add("args", _canonical(spec.args))
     digest.add("version", (spec.version or "").encode())
     if spec.weights is not None:
         digest.add("weights", _file_hash(spec.weights, f"model.weights {spec.weights}"))
-    _add_sources(digest, spec.source, f"model.source {spec.source}")
+    if imported:
+        _add_sources(digest, spec.source or "", f"model.source {spec.source}")
+    elif spec.kind not in KINDS:
+        _add_registered(digest, spec)
+    else:
+        _add_contents(digest, spec.source or "")
     return digest.hex()
 
 
@@ -68,6 +78,26 @@ def code_hash(source: str, key: str) -> str:
     digest.add("source", source.encode())
     _add_sources(digest, source, f"{key} {source}")
     return digest.hex()
+
+
+def _add_contents(digest: _Digest, path: str) -> None:
+    """A file or folder: what it holds, wherever it lies."""
+    for name, file in contents(path):
+        digest.add(f"content {name}", _file_hash(str(file), f"model.source {path}: {file}"))
+
+
+def _add_registered(digest: _Digest, spec: query.Model) -> None:
+    """A kind of another package: the code that loads it, and `source` as the path or import path that it seems to be."""
+    loader = entry_point(spec.kind).value
+    digest.add("loader", loader.encode())
+    _add_sources(digest, loader, f"model.kind {spec.kind}")
+    source = spec.source or ""
+    if Path(source).exists():
+        _add_contents(digest, source)
+        return
+    digest.add("source", source.encode())
+    if is_import_path(source):
+        _add_sources(digest, source, f"model.source {source}")
 
 
 def _add_sources(digest: _Digest, source: str, what: str) -> None:

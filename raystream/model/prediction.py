@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class Prediction:
     """float32 (n_rows, n_dimensions); None if not wanted."""
     reason: str = "the model's output holds NaN or infinity"
     """What is wrong with the rows that `bad_output_rows` finds."""
+    samples: Tensor | None = None
+    """(n_rows, n_members, n_classes) logits or log-probabilities of members; None for a model that isn't a committee."""
 
 
 class Predictor(Protocol):
@@ -39,12 +41,13 @@ class Predictor(Protocol):
     def batch_size(self) -> int:
         """The most rows that run at once; smaller than asked for once a batch did not fit into memory."""
 
-    def predict(self, inputs: tuple[Tensor, ...]) -> Prediction:
+    def predict(self, inputs: tuple[Any, ...]) -> Prediction:
         """Run the model on rows.
 
         Args:
-            inputs: one tensor per input column, in order, each (n_rows, ...). More rows than `batch_size` run in
-                pieces of it. They are copied to the device asynchronously, so leave them alone until the prediction is read.
+            inputs: one tensor per input column, in order, each (n_rows, ...); of a column of texts an object array (n_rows,)
+                of str. More rows than `batch_size` run in pieces of it. They are copied to the device asynchronously, so
+                leave them alone until the prediction is read.
 
         Returns:
             the prediction for all rows; may share memory with the inputs.

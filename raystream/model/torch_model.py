@@ -16,7 +16,7 @@ from raystream.model.prediction import Prediction, check_logits
 from raystream.model.source import build_network
 from raystream.model.weights import load_weights, state_hash
 
-_AUTOCAST = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+AUTOCAST = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def load(spec: query.Model, *, embedding: bool) -> TorchPredictor:
@@ -26,13 +26,13 @@ def load(spec: query.Model, *, embedding: bool) -> TorchPredictor:
     network = build_network(spec.source, spec.args)
     check_imported(spec.source)
     if spec.weights is not None:
-        load_weights(network, spec.weights)
+        load_weights(network, spec.weights, spec.trust)
     return TorchPredictor(
         network,
         source=spec.source,
         device=device,
         batch_size=spec.batch_size,
-        autocast=_AUTOCAST[spec.precision],
+        autocast=AUTOCAST[spec.precision],
         embedding=EmbeddingTap(network, spec.embedding) if embedding else None,
     )
 
