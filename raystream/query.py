@@ -112,6 +112,7 @@ class Acquire(_Part):
 
     score: Score = "margin"
     also: list[Score] = []
+    mc_samples: Positive | None = None
 
 
 class Quota(_Part):
