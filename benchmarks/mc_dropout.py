@@ -1,7 +1,7 @@
 """BALD with MC dropout against one entropy pass and against the usual ways, on a small residual convolutional net.
 
-    python benchmarks/mc_dropout.py                               the full run: half a minute on two cores
-    python benchmarks/mc_dropout.py --rows 256 --rounds 2         in seconds
+    python benchmarks/mc_dropout.py                               the full run: about a minute on one core
+    python benchmarks/mc_dropout.py --rows 32 --rounds 2          in seconds
 
 What is timed: from a batch in memory to one score a row; all contenders have the same rows, threads and weights and take turns
 within a round, in one process.
@@ -165,11 +165,11 @@ def measure(place: str, args: argparse.Namespace) -> dict[str, Any]:
 def main() -> int:
     """Run, print the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     before = environment()

@@ -75,7 +75,8 @@ class Model(_Part):
     kind: Literal["torch", "columns"] = "torch"
     source: str | None = None
     args: dict[str, Any] = {}
-    weights: str | None = None
+    weights: str | Annotated[list[str], Field(min_length=2)] | None = None
+    members: Annotated[list[Model], Field(min_length=2)] | None = None
     embedding: str | None = None
     embedding_dtype: Literal["float16", "float32"] = "float16"
     logits: str | None = None
@@ -90,7 +91,9 @@ class Model(_Part):
     @model_validator(mode="after")
     def _kind_has_its_keys(self) -> Model:
         given = self.model_fields_set
-        if self.kind == "torch":
+        if self.members is not None:
+            self._members_fit_together(self.members)
+        elif self.kind == "torch":
             if not self.source:
                 raise ValueError("model.source is missing; give the import path of a factory, such as my_project.nets:resnet18")
             for key in ("logits", "probabilities"):
@@ -105,6 +108,20 @@ class Model(_Part):
             if not (self.logits or self.probabilities or self.embedding):
                 raise ValueError("kind: columns names no column; give model.logits, model.probabilities or model.embedding")
         return self
+
+    def _members_fit_together(self, members: list[Model]) -> None:
+        own = self.model_fields_set & {"kind", "source", "args", "weights", "version", "logits", "probabilities"}
+        if own:
+            raise ValueError(f"model.{min(own)} and model.members are both given; move it into the members")
+        shared = {"batch_size", "classes", "device", "embedding", "embedding_dtype", "precision", "temperature"}
+        for position, member in enumerate(members):
+            if member.kind == "columns":
+                raise ValueError(f"model.members.{position} is of kind columns, which runs on no rows; remove it")
+            if member.members is not None or isinstance(member.weights, list):
+                raise ValueError(f"model.members.{position} is a committee itself; list its members")
+            wrong = member.model_fields_set & shared
+            if wrong:
+                raise ValueError(f"model.members.{position}.{min(wrong)} is the same for all members; move it to model.{min(wrong)}")
 
 
 class Acquire(_Part):

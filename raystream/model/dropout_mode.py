@@ -58,7 +58,7 @@ class DropoutMode(TorchFunctionMode):
             with self:
                 # training=True keeps its dropout_p, and changes nothing else in it.
                 return _attention_body(*args, **{**kwargs, "training": True})
-        return per_row(func, args, kwargs)
+        return per_row(func, args, kwargs) if self._calls else func(*args, **kwargs)  # the trunk is the same for all samples
 
     def _drop(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         values = args[0] if args else kwargs["input"]

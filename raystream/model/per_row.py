@@ -51,7 +51,7 @@ class _PerRow(torch.autograd.Function):
         info: Any, in_dims: tuple[Any, ...], func: Callable[..., Tensor], rows: int, names: tuple[str, ...], *values: Any
     ) -> tuple[Tensor, int]:
         samples, dims = info.batch_size, in_dims[3:]
-        if any(dim is not None for dim in dims[rows:]):
+        if any(isinstance(dim, int) for dim in dims[rows:]):  # of a tuple, such as a stride, it is a tuple
             raise NotImplementedError(f"the parameters of {func.__name__} differ between the samples")
         parts = [
             value.expand(samples, *value.shape) if dim is None else value.movedim(dim, 0)
