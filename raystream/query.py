@@ -77,7 +77,8 @@ class Model(_Part):
     kind: str = "torch"
     source: str | None = None
     args: dict[str, Any] = {}
-    weights: str | None = None
+    weights: str | Annotated[list[str], Field(min_length=2)] | None = None
+    members: Annotated[list[Model], Field(min_length=2)] | None = None
     embedding: str | None = None
     embedding_dtype: Literal["float16", "float32"] = "float16"
     logits: str | None = None
@@ -92,6 +93,9 @@ class Model(_Part):
 
     @model_validator(mode="after")
     def _kind_has_its_keys(self) -> Model:
+        if self.members is not None:
+            self._members_fit_together(self.members)
+            return self
         kind = kind_of(self.kind)
         if "source" in kind.keys and self.kind in KINDS and not self.source:
             raise ValueError(f"model.source is missing; give {kind.source}")
@@ -107,12 +111,27 @@ class Model(_Part):
                 raise ValueError("kind: columns names no column; give model.logits, model.probabilities or model.embedding")
         return self
 
+    def _members_fit_together(self, members: list[Model]) -> None:
+        own = self.model_fields_set & {"kind", "source", "args", "weights", "version", "logits", "probabilities"}
+        if own:
+            raise ValueError(f"model.{min(own)} and model.members are both given; move it into the members")
+        shared = {"batch_size", "classes", "device", "embedding", "embedding_dtype", "precision", "temperature"}
+        for position, member in enumerate(members):
+            if member.kind == "columns":
+                raise ValueError(f"model.members.{position} is of kind columns, which runs on no rows; remove it")
+            if member.members is not None or isinstance(member.weights, list):
+                raise ValueError(f"model.members.{position} is a committee itself; list its members")
+            wrong = member.model_fields_set & shared
+            if wrong:
+                raise ValueError(f"model.members.{position}.{min(wrong)} is the same for all members; move it to model.{min(wrong)}")
+
 
 class Acquire(_Part):
     """How rows are scored; higher always means: label sooner."""
 
     score: Score = "margin"
     also: list[Score] = []
+    mc_samples: Positive | None = None
 
 
 class Quota(_Part):

@@ -40,13 +40,18 @@ from raystream.model.source import is_import_path, split_source
 def fingerprint(spec: query.Model) -> str:
     """sha256, in hex, of the weights, `args`, `version` and what is behind `source`, as this module's docstring lists it.
 
-    For kind columns: of the kind and the columns' names.
+    Of several weights, all in their order; of a committee of members, each one's fingerprint. For kind columns: of the kind and
+    the columns' names.
 
     Raises:
         ModelError: the weights or the top-level module are not there.
         QueryError: `args` holds what YAML can't express.
     """
     digest = _Digest()
+    if spec.members is not None:
+        for member in spec.members:
+            digest.add("member", fingerprint(member).encode())
+        return digest.hex()
     digest.add("kind", spec.kind.encode())
     if spec.kind == "columns":
         for key, column in (("logits", spec.logits), ("probabilities", spec.probabilities), ("embedding", spec.embedding)):
@@ -56,8 +61,8 @@ def fingerprint(spec: query.Model) -> str:
     digest.add("source", (spec.source or "").encode() if imported else b"")
     digest.add("args", _canonical(spec.args))
     digest.add("version", (spec.version or "").encode())
-    if spec.weights is not None:
-        digest.add("weights", _file_hash(spec.weights, f"model.weights {spec.weights}"))
+    for path in [spec.weights] if isinstance(spec.weights, str) else spec.weights or []:
+        digest.add("weights", _file_hash(path, f"model.weights {path}"))
     if imported:
         _add_sources(digest, spec.source or "", f"model.source {spec.source}")
     elif spec.kind not in KINDS:

@@ -23,7 +23,7 @@ class Prediction:
     reason: str = "the model's output holds NaN or infinity"
     """What is wrong with the rows that `bad_output_rows` finds."""
     samples: Tensor | None = None
-    """(n_rows, n_members, n_classes) logits or log-probabilities of members; None for a model that isn't a committee."""
+    """float32 (n_rows, n_samples, n_classes), logits of each MC dropout sample or member of a committee; None for neither."""
 
 
 class Predictor(Protocol):
@@ -87,19 +87,22 @@ def check_logits(output: object, rows: int, who: str) -> Tensor:
 def bad_output_rows(prediction: Prediction) -> Tensor | None:
     """The rows whose numbers can't be used, or None when all can.
 
-    Bad are NaN and +inf logits, rows of -inf alone (-inf masks a class and is fine), and any embedding that isn't finite.
+    Bad are NaN and +inf logits, rows of -inf alone (-inf masks a class and is fine), the same in any sample, and any embedding
+    that isn't finite.
     One synchronisation with the device when nothing is wrong.
 
     Returns:
         None, or bool (n_rows,) on the prediction's device, True at bad rows.
     """
-    present = [values for values in (prediction.logits, prediction.embedding) if values is not None]
+    present = [values for values in (prediction.logits, prediction.embedding, prediction.samples) if values is not None]
     if not present or math.isfinite(sum(values.sum() for values in present)):
         return None
     bad = torch.zeros(present[0].shape[0], dtype=torch.bool, device=present[0].device)
     if prediction.logits is not None:
         top = prediction.logits.amax(dim=1)  # NaN if the row holds one
         bad |= ~torch.isfinite(top)
+    if prediction.samples is not None:
+        bad |= ~torch.isfinite(prediction.samples.amax(dim=2)).all(dim=1)
     if prediction.embedding is not None:
         bad |= ~torch.isfinite(prediction.embedding).all(dim=1)
     return bad if bool(bad.any()) else None
