@@ -22,7 +22,13 @@ from raystream.strategies import OPTIONAL_KEYS, TERMS, TRAITS, Traits, traits
 LOGIT_SCORES = ("entropy", "least_confidence", "margin", "ratio", "energy")
 """The scores that need nothing but logits; every scored unit holds all of them."""
 
-Score = Literal["entropy", "least_confidence", "margin", "ratio", "energy"]
+MEMBER_SCORES = ("bald", "consensus_entropy", "vote_entropy", "variation_ratio", "mean_std", "variance")
+"""The scores that need several opinions of a row: MC dropout samples or the members of a committee; stored whenever there are any."""
+
+Score = Literal[
+    "entropy", "least_confidence", "margin", "ratio", "energy",
+    "bald", "consensus_entropy", "vote_entropy", "variation_ratio", "mean_std", "variance",
+]  # fmt: skip
 Positive = Annotated[int, Field(gt=0, strict=True)]
 FilterValue = bool | int | float | str | list[bool | int | float | str]
 FilterTerm = tuple[str, Literal["==", "=", "!=", "<", "<=", ">", ">=", "in", "not in"], FilterValue]
@@ -289,6 +295,19 @@ class Query(_Part):
             raise ValueError("model.classes names predictions, but the model gives an embedding alone; remove it or give model.logits")
         if any(quota.by == "prediction" for quota in self.select.quotas) and not self.gives_scores:
             raise ValueError("select.quotas go by prediction, but the model gives an embedding alone; give model.logits or another column")
+        asked = [score for score in (self.acquire.score, *self.acquire.also) if score in MEMBER_SCORES]
+        if asked and not self.gives_samples:
+            raise ValueError(
+                f"acquire asks for {asked[0]}, which compares several opinions of a row, but the model has one; "
+                "set acquire.mc_samples for MC dropout, or give a committee in model.weights or model.members"
+            )
+        if self.select.traits.samples and not self.gives_samples:
+            raise ValueError(
+                f"select.strategy {self.select.strategy} needs several opinions of a row, but the model has one; "
+                "set acquire.mc_samples for MC dropout, or give a committee in model.weights or model.members"
+            )
+        if self.acquire.mc_samples == 1:
+            raise ValueError("acquire.mc_samples is 1, but one sample can't disagree with itself; expected at least 2")
         if self.select.traits.probabilities and not self.gives_scores:
             raise ValueError(f"select.strategy {self.select.strategy} needs class probabilities, but the model gives an embedding alone")
         if self.needs_embedding and self.model.kind == "columns" and not self.model.embedding:
@@ -300,6 +319,13 @@ class Query(_Part):
         """Whether the model yields logits or probabilities at all."""
         model = self.model
         return bool(model.logits or model.probabilities) if model.kind == "columns" else kind_of(model.kind).scores
+
+    @property
+    def gives_samples(self) -> bool:
+        """Whether the model may have several opinions of a row; of kinds whose files decide, only loading them tells."""
+        model = self.model
+        committee = isinstance(model.weights, list) or model.members is not None
+        return bool(self.acquire.mc_samples) or committee or model.kind in ("sklearn", "python") or model.kind not in KINDS
 
     @property
     def needs_score(self) -> bool:

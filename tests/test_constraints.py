@@ -17,8 +17,14 @@ from raystream.errors import PoolError, QueryError
 from raystream.strategies import TRAITS
 
 MakeQuery = Callable[..., rs.Query]
-STRATEGIES = [name for name, of in TRAITS.items() if not of.samples]
+STRATEGIES = list(TRAITS)
 every_strategy = pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+
+
+def asked(strategy: str) -> dict[str, object]:
+    """The strategy, and what it can't do without."""
+    needs_samples = {"acquire": {"score": "bald", "mc_samples": 3}} if TRAITS[strategy].samples else {}
+    return {"select__strategy": strategy, **needs_samples}
 
 
 def ids(result: rs.Result) -> list[str]:
@@ -28,10 +34,10 @@ def ids(result: rs.Result) -> list[str]:
 @every_strategy
 def test_rows_that_must_be_in_it_come_first_and_excluded_ones_never(make_query: MakeQuery, strategy: str) -> None:
     """`must_include` takes the first ranks and says so, whatever its score; `exclude` never comes back; the budget holds."""
-    plain = ids(rs.run(make_query(select__strategy=strategy)))
+    plain = ids(rs.run(make_query(**asked(strategy))))
     must = ["r001100", "r000003"]
     exclude = [rid for rid in plain if rid not in must][:5]
-    result = rs.run(make_query(select__strategy=strategy, select__must_include=must, select__exclude=exclude))
+    result = rs.run(make_query(**asked(strategy), select__must_include=must, select__exclude=exclude))
     assert ids(result)[:2] == must
     assert result.selection.column("why").to_pylist()[:2] == ["must_include"] * 2
     assert not set(ids(result)) & set(exclude)
@@ -43,15 +49,13 @@ def test_rows_that_must_be_in_it_come_first_and_excluded_ones_never(make_query: 
 def test_caps_and_floors_hold(make_query: MakeQuery, workplace: Path, strategy: str) -> None:
     """No group exceeds its cap, every floor is met, and the rows that a floor brought in say so."""
     quotas = [{"by": "country", "max": 5}, {"by": "country", "value": "DE", "min": 4}, {"by": "prediction", "max": 6}]
-    result = rs.run(make_query(select__strategy=strategy, select__quotas=quotas, pool__keep=["country"]))
+    result = rs.run(make_query(**asked(strategy), select__quotas=quotas, pool__keep=["country"]))
     countries = Counter(result.selection.column("country").to_pylist())
     assert max(countries.values()) <= 5
     assert countries["DE"] >= 4
     assert max(Counter(result.selection.column("prediction").to_pylist()).values()) <= 6
     assert result.selection.num_rows == 12
-    floors = rs.run(
-        make_query(select__strategy=strategy, select__quotas=[{"by": "country", "value": "DE", "min": 12}], pool__keep=["country"])
-    )
+    floors = rs.run(make_query(**asked(strategy), select__quotas=[{"by": "country", "value": "DE", "min": 12}], pool__keep=["country"]))
     assert set(floors.selection.column("country").to_pylist()) == {"DE"}
     assert set(floors.selection.column("why").to_pylist()) == {"quota country DE: at least 12"}
 
@@ -59,9 +63,7 @@ def test_caps_and_floors_hold(make_query: MakeQuery, workplace: Path, strategy: 
 @every_strategy
 def test_a_cost_budget_holds(make_query: MakeQuery, strategy: str) -> None:
     """Costs never add up to more than the budget, and the warning says that money was what ran out."""
-    query = make_query(
-        select__strategy=strategy, select__budget=40, select__cost={"column": "minutes", "budget": 25}, pool__keep=["minutes"]
-    )
+    query = make_query(**asked(strategy), select__budget=40, select__cost={"column": "minutes", "budget": 25}, pool__keep=["minutes"])
     result = rs.run(query)
     spent = sum(result.selection.column("minutes").to_pylist())
     assert 17 < spent <= 25
@@ -71,7 +73,7 @@ def test_a_cost_budget_holds(make_query: MakeQuery, strategy: str) -> None:
 @every_strategy
 def test_a_share_is_drawn_at_random(make_query: MakeQuery, strategy: str) -> None:
     """The share is the same for every strategy and score, is drawn from the whole pool, comes last and is marked."""
-    result = rs.run(make_query(select__strategy=strategy, select__random_share=0.25))
+    result = rs.run(make_query(**asked(strategy), select__random_share=0.25))
     why = result.selection.column("why").to_pylist()
     assert why == [""] * 9 + ["random_share"] * 3
     assert len(set(ids(result))) == 12

@@ -24,6 +24,9 @@ class Job:
     token: str
     embedding: bool
     probabilities: bool
+    samples: bool
+    mc_samples: int
+    seed: int
     threads: int
     skip_bad_rows: bool
     import_paths: tuple[str, ...]

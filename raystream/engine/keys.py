@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from raystream.engine.store import FORMAT
 from raystream.pool import File, ReadSpec, Unit
@@ -16,7 +16,15 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()
 
 
-def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, embedding: bool, probabilities: bool) -> str:
+class Wanted(NamedTuple):
+    """What a unit's outputs hold beside scores."""
+
+    embedding: bool
+    probabilities: bool
+    samples: bool
+
+
+def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, outputs: Wanted) -> str:
     """The key under which a unit's outputs are kept: equal exactly when the outputs would be.
 
     Args:
@@ -24,8 +32,7 @@ def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, embeddi
         query: says how it is scored.
         spec: how its columns become the model's tensors.
         fingerprint: the model's.
-        embedding: whether embeddings are among the outputs.
-        probabilities: whether class probabilities are.
+        outputs: what is written beside the scores.
     """
     model = query.model
     return _digest(
@@ -40,8 +47,10 @@ def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, embeddi
             "columns": [spec.inputs, spec.shapes, spec.dtypes],
             "unit_columns": unit.columns,
             "model": fingerprint,
-            "embedding": [model.embedding, model.embedding_dtype] if embedding else None,
-            "probabilities": model.embedding_dtype if probabilities else None,
+            "embedding": [model.embedding, model.embedding_dtype] if outputs.embedding else None,
+            "probabilities": model.embedding_dtype if outputs.probabilities else None,
+            "samples": outputs.samples,
+            "mc_dropout": [query.acquire.mc_samples, query.seed] if query.acquire.mc_samples else None,
             "precision": model.precision,
             "batch_size": model.batch_size,
             "temperature": model.temperature,

@@ -68,6 +68,16 @@ class ScoredPool:
         """The class probabilities, as `embeddings` gives embeddings."""
         return self._vectors([receipt.probabilities for receipt in self.receipts], rows)
 
+    def samples(self, rows: np.ndarray | None) -> np.ndarray:
+        """(m, k, c) float32 log-probabilities of the members, for these rows in ascending order; of all rows for None."""
+        parts, positions = self._vectors([receipt.samples for receipt in self.receipts], rows)
+        members = next(receipt.members for receipt in self.receipts if receipt.members is not None)
+        pieces = []
+        for part, inside in zip(parts, positions, strict=True):
+            pieces.append(np.asarray(part.array if inside is None else part.array[inside], dtype=np.float32))
+            part.release()
+        return np.concatenate(pieces).reshape(sum(map(len, pieces)), members, -1)
+
     def _vectors(
         self, files: Sequence[StoredFile | None], rows: np.ndarray | None
     ) -> tuple[list[MappedEmbeddings], list[np.ndarray | None]]:

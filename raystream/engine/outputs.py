@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from raystream.acquisition import logit_scores
+from raystream.acquisition import log_probabilities, logit_scores, member_scores
 from raystream.engine.receipt import unit_folder
 from raystream.engine.store import LocalStore, StoredFile
+from raystream.model import Prediction
+from raystream.query import MEMBER_SCORES
 
 SCORE_BLOCK = 1 << 20
 """Logits that are kept before they are turned into scores: large blocks, since each operation has a fixed cost."""
@@ -36,6 +38,7 @@ class Outputs:
     scores: StoredFile
     embeddings: StoredFile | None
     probabilities: StoredFile | None
+    samples: StoredFile | None
 
 
 class OutputWriter:
@@ -48,47 +51,72 @@ class OutputWriter:
         embedding_dtype: float16 or float32.
         temperature: of the softmax.
         probabilities: whether to write the class probabilities, in the embeddings' dtype.
+        samples: whether to write the log-probabilities of every member or dropout sample, in float32.
     """
 
     def __init__(
-        self, store: LocalStore, key: str, id_name: str, embedding_dtype: str, temperature: float, *, probabilities: bool = False
+        self,
+        store: LocalStore,
+        key: str,
+        id_name: str,
+        embedding_dtype: str,
+        temperature: float,
+        *,
+        probabilities: bool = False,
+        samples: bool = False,
     ) -> None:
         self._store = store
         attempt = uuid.uuid4().hex[:12]
         self._scores_name = f"{unit_folder(key)}/scores-{attempt}.parquet"
-        self._embeddings_name = f"{unit_folder(key)}/embeddings-{attempt}.arrow"
         self._id_name, self._dtype, self._temperature = id_name, embedding_dtype, temperature
         self._ids: list[pa.Array] = []
         self._rows: list[np.ndarray] = []
         self._logits: list[torch.Tensor] = []
         self._kept = 0
         self._columns: dict[str, list[np.ndarray]] = {}
-        self._probabilities_name = f"{unit_folder(key)}/probabilities-{attempt}.arrow" if probabilities else None
-        self._embeddings: _VectorFile | None = None
-        self._probabilities: _VectorFile | None = None
+        self._names = {
+            "embedding": f"{unit_folder(key)}/embeddings-{attempt}.arrow",
+            "probabilities": f"{unit_folder(key)}/probabilities-{attempt}.arrow" if probabilities else None,
+            "samples": f"{unit_folder(key)}/samples-{attempt}.arrow" if samples else None,
+        }
+        self._vectors: dict[str, _VectorFile] = {}
+        self._samples: list[torch.Tensor] = []
+        self.members: int | None = None
         self.classes: int | None = None
         self.rows = 0
 
     @property
     def dimension(self) -> int | None:
         """The embedding's width, once there is one."""
-        return None if self._embeddings is None else self._embeddings.dimension
+        return self._vectors["embedding"].dimension if "embedding" in self._vectors else None
 
-    def add(self, ids: pa.Array, rows: np.ndarray, logits: torch.Tensor | None, embedding: torch.Tensor | None) -> None:
-        """Take the outputs of a batch: logits (n, c) and embedding (n, d), on any device."""
+    def add(self, ids: pa.Array, rows: np.ndarray, prediction: Prediction) -> None:
+        """Take the outputs of a batch: logits (n, c), samples (n, k, c) and embedding (n, d), on any device."""
         self._ids.append(ids)
         self._rows.append(rows)
         self.rows += len(rows)
-        if logits is not None:
-            self.classes = logits.shape[1]
-            self._logits.append(logits)
-            self._kept += logits.numel()
+        if prediction.logits is not None:
+            self.classes = prediction.logits.shape[1]
+            self._logits.append(prediction.logits)
+            self._kept += prediction.logits.numel()
+            if prediction.samples is not None:
+                self.members = prediction.samples.shape[1]
+                self._samples.append(prediction.samples)
+                self._kept += prediction.samples.numel()
             if self._kept >= SCORE_BLOCK:
                 self._score()
-        if embedding is not None:
-            if self._embeddings is None:
-                self._embeddings = _VectorFile(self._store, self._embeddings_name, "embedding", embedding.shape[1], self._dtype)
-            self._embeddings.add(embedding)
+        if prediction.embedding is not None:
+            self._write("embedding", prediction.embedding)
+
+    def _write(self, column: str, vectors: torch.Tensor) -> None:
+        """Append (n, d) vectors to the file of that column, if it is wanted."""
+        name = self._names[column]
+        if name is None:
+            return
+        if column not in self._vectors:
+            dtype = "float32" if column == "samples" else self._dtype  # rounded log-probabilities are no distribution any more
+            self._vectors[column] = _VectorFile(self._store, name, column, vectors.shape[1], dtype)
+        self._vectors[column].add(vectors)
 
     def compute(self) -> None:
         """Turn what is left into scores: the last work for the device."""
@@ -96,23 +124,20 @@ class OutputWriter:
 
     def finish(self) -> Outputs:
         """Write the scores and wait until all is on disk."""
-        embeddings = probabilities = None
-        if self._embeddings is not None:
-            self._embeddings.close()
-            embeddings = self._store.stored(self._embeddings_name)
-        if self._probabilities is not None and self._probabilities_name is not None:
-            self._probabilities.close()
-            probabilities = self._store.stored(self._probabilities_name)
+        stored = {}
+        for column, file in self._vectors.items():
+            file.close()
+            stored[column] = self._store.stored(file.name)
         with self._store.writing(self._scores_name) as file:
             pq.write_table(self._table(), file, use_dictionary=False, compression="none", write_statistics=False)
-        return Outputs(self._store.stored(self._scores_name), embeddings, probabilities)
+        scores = self._store.stored(self._scores_name)
+        return Outputs(scores, stored.get("embedding"), stored.get("probabilities"), stored.get("samples"))
 
     def abandon(self) -> None:
         """Leave nothing of this attempt behind."""
-        for file in (self._embeddings, self._probabilities):
-            if file is not None:
-                file.abandon()
-        for name in (self._embeddings_name, self._probabilities_name, self._scores_name):
+        for file in self._vectors.values():
+            file.abandon()
+        for name in (*self._names.values(), self._scores_name):
             if name is not None:
                 self._store.discard(name)
 
@@ -130,17 +155,20 @@ class OutputWriter:
         self._logits, self._kept = [], 0
         for name, values in {**result.scores, "prediction": result.prediction, "confidence": result.confidence}.items():
             self._columns.setdefault(name, []).append(values.cpu().numpy())
-        if self._probabilities_name is not None:
-            if self._probabilities is None:
-                self._probabilities = _VectorFile(self._store, self._probabilities_name, "probabilities", logits.shape[1], self._dtype)
-            self._probabilities.add(torch.softmax(logits.float() / self._temperature, dim=1))
+        self._write("probabilities", torch.softmax(logits.float() / self._temperature, dim=1))
+        if self._samples:
+            log_probs = log_probabilities(torch.cat(self._samples), self._temperature)
+            self._samples = []
+            for name, values in member_scores(log_probs, MEMBER_SCORES).scores.items():
+                self._columns.setdefault(name, []).append(values.cpu().numpy())
+            self._write("samples", log_probs.flatten(1))
 
 
 class _VectorFile:
     """An Arrow file of one column of vectors, written a block at a time from one buffer."""
 
     def __init__(self, store: LocalStore, name: str, column: str, dimension: int, dtype: str) -> None:
-        self.dimension = dimension
+        self.name, self.dimension = name, dimension
         self._kind = embedding_type(dimension, dtype)
         self._schema = pa.schema([pa.field(column, self._kind, nullable=False)])
         rows = max(1, EMBEDDING_BLOCK_BYTES // (dimension * np.dtype(dtype).itemsize))

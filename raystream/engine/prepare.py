@@ -6,12 +6,13 @@ import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.engine.job import Task
-from raystream.engine.keys import differences, identity_digest, query_identity, unit_key
+from raystream.engine.keys import Wanted, differences, identity_digest, query_identity, unit_key
 from raystream.engine.manifest import Manifest, query_folder, read_manifest
 from raystream.engine.receipt import Receipt, read_receipt
 from raystream.engine.store import LocalStore
@@ -121,13 +122,15 @@ def find_scored(
 ) -> tuple[tuple[Task, ...], tuple[Receipt | None, ...]]:
     """The units' tasks, and the receipts of those that are scored.
 
-    A query that needs less takes what was stored with more: scores beside embeddings, both beside probabilities.
+    A query that needs less takes what was stored with more: scores beside embeddings, both beside probabilities or samples.
     """
-    needed = (query.needs_embedding, query.select.traits.probabilities)
-    richer = [(e, p) for e in (False, True) for p in (False, True) if e >= needed[0] and p >= needed[1]]
+    traits = query.select.traits
+    needed = Wanted(query.needs_embedding, traits.probabilities, traits.samples)
+    every = (Wanted(*outputs) for outputs in product((False, True), repeat=3))
+    richer = [outputs for outputs in every if all(given >= wanted for given, wanted in zip(outputs, needed, strict=True))]
 
     def look(unit: Unit) -> tuple[Task, Receipt | None]:
-        tasks = [Task(unit, unit_key(unit, query, spec, fingerprint, *outputs)) for outputs in richer]
+        tasks = [Task(unit, unit_key(unit, query, spec, fingerprint, outputs)) for outputs in richer]
         for task in tasks:
             receipt = read_receipt(store, task.key)
             if receipt is not None:

@@ -13,7 +13,8 @@ class Receipt:
     """Proof that a unit is scored: written last, and only if there is none yet.
 
     `rows` counts the rows scored, after filters and quarantine. `batch_size` is smaller than the query's when the
-    device ran out of memory. `state_hash` is of the model's tensors as loaded, the same in every worker.
+    device ran out of memory. `members` is how many opinions of a row there were, None for one alone. `state_hash` is
+    of the model's tensors as loaded, the same in every worker.
     """
 
     key: str
@@ -22,6 +23,8 @@ class Receipt:
     scores: StoredFile
     embeddings: StoredFile | None
     probabilities: StoredFile | None
+    samples: StoredFile | None
+    members: int | None
     dimension: int | None
     classes: int | None
     batch_size: int
@@ -34,7 +37,7 @@ class Receipt:
     @property
     def files(self) -> list[StoredFile]:
         """All that the unit has in the store beside this receipt."""
-        return [file for file in (self.scores, self.embeddings, self.probabilities) if file is not None]
+        return [file for file in (self.scores, self.embeddings, self.probabilities, self.samples) if file is not None]
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -42,11 +45,10 @@ class Receipt:
     @classmethod
     def from_json(cls, data: bytes) -> Receipt:
         fields = json.loads(data)
-        embeddings, probabilities = fields.pop("embeddings"), fields.pop("probabilities")
+        for name in ("embeddings", "probabilities", "samples"):
+            fields[name] = StoredFile(**fields[name]) if fields[name] else None
         return cls(
             scores=StoredFile(**fields.pop("scores")),
-            embeddings=StoredFile(**embeddings) if embeddings else None,
-            probabilities=StoredFile(**probabilities) if probabilities else None,
             quarantine_reasons=tuple(fields.pop("quarantine_reasons")),
             **fields,
         )

@@ -17,6 +17,7 @@ from raystream.engine.session import Session
 from raystream.errors import ModelError, PoolError
 from raystream.model import check_classes
 from raystream.pool import check_unique
+from raystream.query import MEMBER_SCORES
 
 if TYPE_CHECKING:
     from raystream.engine.choosing import Batch
@@ -43,6 +44,13 @@ def scored_pool(prepared: Prepared, receipts: Sequence[Receipt], session: Sessio
     if not receipts:
         reason = f": {session.warnings[0]}" if session.warnings else ""
         raise PoolError(f"no unit of {', '.join(query.pool.uris)} could be scored{reason}")
+    lacking = next((receipt.unit for receipt in receipts if receipt.rows and receipt.members is None), None)
+    asked = [score for score in (query.acquire.score, *query.acquire.also) if score in MEMBER_SCORES]
+    if lacking and (asked or query.select.traits.samples):
+        raise ModelError(
+            f"{asked[0] if asked else query.select.strategy} compares several opinions of a row, but the model gave one in unit {lacking}; "
+            "use a committee, such as a forest, or MC dropout"
+        )
     pool = merge(prepared.store, receipts, query.pool.id or "id", query.acquire.score if query.needs_score else None)
     _check(prepared, pool)
     return pool

@@ -7,9 +7,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +56,7 @@ class Worker:
                 f"store {job.store} as this worker sees it lacks what the driver wrote; give store.uri a folder that every node shares"
             )
         _set_threads(job.threads)
-        self._model = load(job.model, embedding=job.embedding)
+        self._model = load(job.model, embedding=job.embedding, mc_samples=job.mc_samples, seed=job.seed)
         if fingerprint(job.model) != job.fingerprint:
             raise ModelError("the model's weights or source changed while the query was being started; run it again")
         self._computing = threading.Lock()
@@ -74,7 +74,13 @@ class Worker:
         _set_threads(job.threads)
         model = job.model
         writer = OutputWriter(
-            self._store, task.key, job.read.id or "id", model.embedding_dtype, model.temperature, probabilities=job.probabilities
+            self._store,
+            task.key,
+            job.read.id or "id",
+            model.embedding_dtype,
+            model.temperature,
+            probabilities=job.probabilities,
+            samples=job.samples,
         )
         try:
             with Feed(unit, job.read, job.model.batch_size, pin=self._model.device.type == "cuda") as feed:
@@ -100,6 +106,8 @@ class Worker:
             scores=outputs.scores,
             embeddings=outputs.embeddings,
             probabilities=outputs.probabilities,
+            samples=outputs.samples,
+            members=writer.members,
             dimension=writer.dimension,
             classes=writer.classes,
             batch_size=self._model.batch_size,
@@ -155,7 +163,7 @@ class Worker:
             wrong, too_large = bad_output_rows(prediction), self._too_large(prediction.embedding)
         if wrong is None and too_large is None:
             # The inputs lie in a buffer that is filled again; logits are kept for longer than that.
-            writer.add(batch.ids, batch.rows, _apart(prediction.logits, batch.inputs), prediction.embedding)
+            writer.add(batch.ids, batch.rows, _apart(prediction, batch.inputs))
             return []
         reasons: dict[int, str] = {}
         for rows, reason in (
@@ -170,8 +178,7 @@ class Worker:
         writer.add(
             batch.ids.filter(pa.array(keep.numpy())),
             batch.rows[keep.numpy()],
-            None if prediction.logits is None else prediction.logits[keep.to(prediction.logits.device)],
-            None if prediction.embedding is None else prediction.embedding[keep.to(prediction.embedding.device)],
+            Prediction(_kept(prediction.logits, keep), _kept(prediction.embedding, keep), samples=_kept(prediction.samples, keep)),
         )
         return [f"{name} row {row}: {reason}" for row, reason in sorted(reasons.items())]
 
@@ -184,7 +191,8 @@ class Worker:
         if prediction.embedding is not None:
             flat = prediction.embedding.flatten()
             sound = float(flat.dot(flat)) < torch.finfo(_DTYPES[self._job.model.embedding_dtype]).max ** 2
-        return sound and (prediction.logits is None or math.isfinite(float(prediction.logits.sum())))
+        summed = [values for values in (prediction.logits, prediction.samples) if values is not None]
+        return sound and all(math.isfinite(float(values.sum())) for values in summed)
 
     def _too_large(self, embedding: torch.Tensor | None) -> torch.Tensor | None:
         """(n,) which rows overflow when stored, or None if none does."""
@@ -194,12 +202,17 @@ class Worker:
         return rows if bool(rows.any()) else None
 
 
-def _apart(logits: torch.Tensor | None, inputs: Sequence[object]) -> torch.Tensor | None:
-    """The logits in memory of their own: a model may return its input, or a view of it."""
-    if logits is None:
-        return None
-    shared = {values.untyped_storage().data_ptr() for values in inputs if isinstance(values, torch.Tensor)}
-    return logits.clone() if logits.untyped_storage().data_ptr() in shared else logits
+def _kept(values: torch.Tensor | None, keep: torch.Tensor) -> torch.Tensor | None:
+    return None if values is None else values[keep.to(values.device)]
+
+
+def _apart(prediction: Prediction, inputs: tuple[Any, ...]) -> Prediction:
+    """The prediction with its logits in memory of their own: a model may return its input, or a view of it."""
+    shared = {tensor.untyped_storage().data_ptr() for tensor in inputs if isinstance(tensor, torch.Tensor)}
+    logits = prediction.logits
+    if logits is None or logits.untyped_storage().data_ptr() not in shared:
+        return prediction
+    return replace(prediction, logits=logits.clone())
 
 
 def _counted(reasons: dict[int, str]) -> str:

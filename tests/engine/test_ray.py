@@ -101,7 +101,8 @@ def test_a_unit_for_a_worker_that_has_just_died_waits_for_its_loss(make_query: M
     prepared.store.put("token", b"")
     job = Job(
         model=prepared.query.model, fingerprint=prepared.fingerprint, read=prepared.pool.read, store=str(prepared.store.root),
-        token="token", embedding=True, probabilities=False, threads=1, skip_bad_rows=False, import_paths=importable_folders(),
+        token="token", embedding=True, probabilities=False, samples=False,
+        mc_samples=0, seed=0, threads=1, skip_bad_rows=False, import_paths=importable_folders(),
     )  # fmt: skip
     executor = OnRay(job, Cluster())
     executor.start_worker(0)
