@@ -145,6 +145,40 @@ def test_constraints_that_cannot_be_met(make_query: MakeQuery, changes: dict[str
     assert says in str(error.value)
 
 
+def test_more_like_these(make_query: MakeQuery, workplace: Path) -> None:
+    """`similar_to` with `combine` finds the rows nearest in direction to the examples, which may be labelled themselves."""
+    table = whole_pool(workplace)
+    pq.write_table(table.select(["rid"]).slice(0, 1), workplace / "labels.parquet")
+    query = make_query(
+        pool__labelled=["labels.parquet"], model={"kind": "columns", "embedding": "x"}, pool__inputs=[],
+        select={"strategy": "combine", "budget": 5, "similar_to": ["r000000"], "terms": {"similarity": 1.0}},
+    )  # fmt: skip
+    x = np.stack(table.column("x").to_pylist()).astype(np.float16).astype(np.float64)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    order = np.argsort(-(x @ x[0]), kind="stable")[1:6]
+    assert ids(rs.run(query)) == [f"r{i:06d}" for i in order]
+
+
+@pytest.mark.parametrize(
+    ("select", "says"),
+    [
+        ({"strategy": "combine", "terms": {"typicallity": 1}}, "did you mean 'typicality'"),
+        ({"strategy": "combine", "terms": {"score": -1}}, "select.terms.score is -1"),
+        ({"strategy": "combine", "terms": {"similarity": 1}}, "similar_to"),
+        ({"strategy": "combine", "similar_to": ["nobody"]}, "select.similar_to are not in the pool after its filters: 'nobody'"),
+        ({"strategy": "k_means", "similar_to": ["r000001"]}, "select.similar_to is not used by strategy k_means (only by combine)"),
+        ({"strategy": "u_herding", "args": {"delta": 0}}, "select.args.delta is 0; expected a number above 0"),
+        ({"strategy": "prob_cover", "args": {"delta": -1.0}}, "select.args.delta is -1.0; expected a number above 0"),
+        ({"strategy": "diverse", "mix": 1.5}, "select.mix is 1.5"),
+    ],
+)
+def test_parameters_that_make_no_sense(make_query: MakeQuery, select: dict[str, object], says: str) -> None:
+    """Each is refused by name before anything is scored."""
+    with pytest.raises(QueryError) as error:
+        rs.run(make_query(select={"budget": 5, **select}))
+    assert says in str(error.value)
+
+
 def test_a_missing_excluded_id_is_a_warning(make_query: MakeQuery) -> None:
     """What isn't in the pool is excluded already."""
     result = rs.run(make_query(select__exclude=["nobody"]))

@@ -74,6 +74,26 @@ def test_any_number_of_shards(strategy, shards):
 
 
 @strategies
+@settings(max_examples=12, deadline=None)
+@given(
+    kind=st.sampled_from(["normal", "duplicated", "equal", "unit"]), n=st.integers(1, 40), over=st.integers(-39, 3),
+    covered=st.sampled_from(["none", "some", "pool"]),
+)  # fmt: skip
+def test_any_sharding_of_any_data(strategy, kind, n, over, covered):
+    """The same rows, gains and distances from 1, 2, 7 and 64 shards: k = n and above, few distinct rows, all rows labelled."""
+    x, k = data(kind, n, 4, n), max(n + over, 1)
+    k = min(k, MOST[strategy]) if strategy in MOST else k
+    labelled = {"none": None, "some": x[::3], "pool": x}[covered]
+    one, *others = (choose(candidates_of(x, labelled=labelled, shards=shards), strategy=strategy, budget=k) for shards in (1, 2, 7, 64))
+    assert len(set(one.rows.tolist())) == len(one.rows)
+    assert len(one.rows) == min(k, n) or one.note
+    for other in others:
+        np.testing.assert_array_equal(one.rows, other.rows)
+        np.testing.assert_array_equal(one.gain, other.gain)
+        np.testing.assert_array_equal(one.distance, other.distance)
+
+
+@strategies
 def test_near_duplicates_are_never_chosen(strategy):
     """No two chosen rows, and no chosen and labelled one, reach the threshold; the note says why fewer came back."""
     n, budget = (60, 50) if strategy in MOST else (300, 250)
