@@ -4,10 +4,12 @@
     ├── QueryError (ValueError)    2   the query or the arguments are wrong
     ├── StoreVersionError          2   the store was written by a newer raystream
     ├── DataError (ValueError)     3   something that the query points at is wrong
+    │   ├── AcquisitionContractError (AssertionError)  an acquisition function breaks a promise that all of them make
     │   ├── PoolError                  the pool's files, columns or rows
     │   ├── ModelError                 the model's source, weights or output
     │   ├── LabelsError                the labelled ids
-    │   └── StoreError (OSError)       the store can't be read or written
+    │   ├── StoreError (OSError)       the store can't be read or written
+    │   └── StrategyContractError (AssertionError)  a strategy breaks a promise that all strategies make
     ├── UnitsFailed (RuntimeError) 4   units failed three times; everything else was scored and kept
     └── ClusterError (RuntimeError) 5  the cluster could not run the query
 
@@ -45,6 +47,10 @@ class DataError(RaystreamError, ValueError):
     exit_code = 3
 
 
+class AcquisitionContractError(DataError, AssertionError):
+    """An acquisition function, usually the user's own, breaks a promise that all of them make."""
+
+
 class PoolError(DataError):
     """The pool is missing, empty, unreadable, or holds rows that can't be used."""
 
@@ -59,6 +65,10 @@ class LabelsError(DataError):
 
 class StoreError(DataError, OSError):
     """The store can't be read or written."""
+
+
+class StrategyContractError(DataError, AssertionError):
+    """A strategy, usually the user's own, breaks a promise that all strategies make."""
 
 
 class UnitsFailed(RaystreamError, RuntimeError):

@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from raystream.errors import QueryError, did_you_mean
+from raystream.kinds import KINDS, kind_of
+from raystream.kinds import OPTIONAL_KEYS as MODEL_KEYS
 from raystream.spec import read_spec
-from raystream.strategies import OPTIONAL_KEYS, TRAITS, Traits, traits
+from raystream.strategies import OPTIONAL_KEYS, TERMS, TRAITS, Traits, traits
 
 LOGIT_SCORES = ("entropy", "least_confidence", "margin", "ratio", "energy")
 """The scores that need nothing but logits; every scored unit holds all of them."""
@@ -72,10 +74,11 @@ class Pool(_Part):
 class Model(_Part):
     """What turns rows into logits and embeddings."""
 
-    kind: Literal["torch", "columns"] = "torch"
+    kind: str = "torch"
     source: str | None = None
     args: dict[str, Any] = {}
-    weights: str | None = None
+    weights: str | Annotated[list[str], Field(min_length=2)] | None = None
+    members: Annotated[list[Model], Field(min_length=2)] | None = None
     embedding: str | None = None
     embedding_dtype: Literal["float16", "float32"] = "float16"
     logits: str | None = None
@@ -86,25 +89,41 @@ class Model(_Part):
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     temperature: Annotated[float, Field(gt=0)] = 1.0
     version: str | None = None
+    trust: Literal["safe", "pickle"] = "safe"
 
     @model_validator(mode="after")
     def _kind_has_its_keys(self) -> Model:
-        given = self.model_fields_set
-        if self.kind == "torch":
-            if not self.source:
-                raise ValueError("model.source is missing; give the import path of a factory, such as my_project.nets:resnet18")
-            for key in ("logits", "probabilities"):
-                if key in given:
-                    raise ValueError(f"model.{key} is used by kind: columns only; remove it or set model.kind to columns")
-        else:
-            for key in ("source", "args", "weights", "precision", "device", "version"):
-                if key in given:
-                    raise ValueError(f"model.{key} is not used by kind: columns; remove it")
+        if self.members is not None:
+            self._members_fit_together(self.members)
+            return self
+        kind = kind_of(self.kind)
+        if "source" in kind.keys and self.kind in KINDS and not self.source:
+            raise ValueError(f"model.source is missing; give {kind.source}")
+        for key in sorted(self.model_fields_set & MODEL_KEYS - kind.keys):
+            if key in ("logits", "probabilities"):
+                raise ValueError(f"model.{key} is used by kind: columns only; remove it or set model.kind to columns")
+            users = ", ".join(name for name, of in KINDS.items() if key in of.keys)
+            raise ValueError(f"model.{key} is not used by kind: {self.kind} (only by {users}); remove it")
+        if self.kind == "columns":
             if self.logits and self.probabilities:
                 raise ValueError("model.logits and model.probabilities are both given; name one of them")
             if not (self.logits or self.probabilities or self.embedding):
                 raise ValueError("kind: columns names no column; give model.logits, model.probabilities or model.embedding")
         return self
+
+    def _members_fit_together(self, members: list[Model]) -> None:
+        own = self.model_fields_set & {"kind", "source", "args", "weights", "version", "logits", "probabilities"}
+        if own:
+            raise ValueError(f"model.{min(own)} and model.members are both given; move it into the members")
+        shared = {"batch_size", "classes", "device", "embedding", "embedding_dtype", "precision", "temperature"}
+        for position, member in enumerate(members):
+            if member.kind == "columns":
+                raise ValueError(f"model.members.{position} is of kind columns, which runs on no rows; remove it")
+            if member.members is not None or isinstance(member.weights, list):
+                raise ValueError(f"model.members.{position} is a committee itself; list its members")
+            wrong = member.model_fields_set & shared
+            if wrong:
+                raise ValueError(f"model.members.{position}.{min(wrong)} is the same for all members; move it to model.{min(wrong)}")
 
 
 class Acquire(_Part):
@@ -112,6 +131,7 @@ class Acquire(_Part):
 
     score: Score = "margin"
     also: list[Score] = []
+    mc_samples: Positive | None = None
 
 
 class Quota(_Part):
@@ -168,6 +188,14 @@ class Select(_Part):
             )
         return value
 
+    @field_validator("terms")
+    @classmethod
+    def _are_known(cls, value: dict[str, float]) -> dict[str, float]:
+        for name in value:
+            if name not in TERMS:
+                raise ValueError(f"select.terms.{name} is unknown{did_you_mean(name, TERMS)}")
+        return value
+
     @model_validator(mode="after")
     def _strategy_uses_its_keys(self) -> Select:
         own = self.traits
@@ -195,6 +223,12 @@ class Select(_Part):
     def traits(self) -> Traits:
         """What the strategy needs and takes."""
         return traits(self.strategy)
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether rows can't be chosen without an acquisition score."""
+        by_terms = self.strategy == "combine" and (not self.terms or self.terms.get("score", 0) > 0)
+        return self.traits.score or self.weight > 0 or self.candidate_limit is not None or by_terms
 
     @property
     def candidate_limit(self) -> int | None:
@@ -239,7 +273,7 @@ class Query(_Part):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Query:
-        if self.model.kind == "torch" and not self.pool.inputs:
+        if self.model.kind != "columns" and not self.pool.inputs:
             raise ValueError("pool.inputs is missing; name the columns that the model sees")
         if self.model.kind == "columns" and self.pool.inputs:
             raise ValueError("pool.inputs is not used by model.kind columns; name columns in model.logits, probabilities, embedding")
@@ -253,6 +287,10 @@ class Query(_Part):
             raise ValueError("acquire asks for scores, but the model gives an embedding alone; remove it or give model.logits")
         if self.model.classes is not None and not self.gives_scores:
             raise ValueError("model.classes names predictions, but the model gives an embedding alone; remove it or give model.logits")
+        if any(quota.by == "prediction" for quota in self.select.quotas) and not self.gives_scores:
+            raise ValueError("select.quotas go by prediction, but the model gives an embedding alone; give model.logits or another column")
+        if self.select.traits.probabilities and not self.gives_scores:
+            raise ValueError(f"select.strategy {self.select.strategy} needs class probabilities, but the model gives an embedding alone")
         if self.needs_embedding and self.model.kind == "columns" and not self.model.embedding:
             raise ValueError(f"select.strategy {self.select.strategy} needs an embedding; name its column in model.embedding")
         return self
@@ -260,18 +298,18 @@ class Query(_Part):
     @property
     def gives_scores(self) -> bool:
         """Whether the model yields logits or probabilities at all."""
-        return self.model.kind == "torch" or bool(self.model.logits or self.model.probabilities)
+        model = self.model
+        return bool(model.logits or model.probabilities) if model.kind == "columns" else kind_of(model.kind).scores
 
     @property
     def needs_score(self) -> bool:
         """Whether rows can't be chosen without an acquisition score."""
-        select = self.select
-        return select.traits.score or select.weight > 0 or select.candidate_limit is not None
+        return self.select.needs_score
 
     @property
     def needs_embedding(self) -> bool:
-        """Whether the pass over the pool yields embeddings: chosen by them, or asked for by name."""
-        return self.select.needs_embedding or self.model.embedding is not None
+        """Whether the pass over the pool yields embeddings: chosen by them, asked for by name, or all that the model gives."""
+        return self.select.needs_embedding or self.model.embedding is not None or not self.gives_scores
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Query:
@@ -295,7 +333,7 @@ class Query(_Part):
 def _explain(error: ValidationError, part: type[BaseModel]) -> str:
     """The first thing that pydantic found, as one sentence that names the key."""
     details = error.errors()
-    section = () if part is Query else (part.__name__.lower(),)
+    section = _SECTIONS.get(part.__name__, (part.__name__.lower(),))
     unknown = next((d for d in details if d["type"] == "extra_forbidden" and len(d["loc"]) == 1), None)
     if unknown:
         key = str(unknown["loc"][0])
@@ -328,4 +366,5 @@ def _expected(detail: ErrorDetails) -> str:
     return message.removeprefix("a valid ").removeprefix("Input should ")
 
 
+_SECTIONS = {"Query": (), "Quota": ("select", "quotas"), "Cost": ("select", "cost")}
 _KEYS = frozenset(key for part in (Query, Pool, Model, Acquire, Select, Quota, Cost, Cluster, Store) for key in part.model_fields)

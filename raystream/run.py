@@ -55,8 +55,9 @@ def run(query: Query, *, reporter: Reporter | None = None, may_score: bool = Tru
         reporter.stage("Merging the scores")
         pool = scored_pool(prepared, receipts, session)
         covered = cover(prepared, pool, session if may_score else None)
-    reporter.stage(f"Choosing {query.select.budget} rows by {query.select.strategy}")
-    batch = choose_batch(prepared, pool, covered)
+        session.end_workers()
+        reporter.stage(f"Choosing {query.select.budget} rows by {query.select.strategy}")
+        batch = choose_batch(prepared, pool, covered, session)
     seconds = Seconds(
         start=session.start_seconds,
         plan=planned - began,

@@ -33,6 +33,7 @@ class Traits:
         score: it can't do without an acquisition score.
         embedding: it can't do without embeddings.
         probabilities: it needs the class probabilities of every candidate.
+        samples: it needs the log-probabilities that several members or dropout samples give every candidate.
         chance: it draws from the rows' hashes.
         tenfold: its candidates are ten times the budget unless the query says otherwise; else all rows.
         sharded: it works through `Shards`, so that candidates may lie on several machines.
@@ -43,6 +44,7 @@ class Traits:
     score: bool = False
     embedding: bool = False
     probabilities: bool = False
+    samples: bool = False
     chance: bool = False
     tenfold: bool = False
     sharded: bool = False
@@ -54,13 +56,33 @@ TRAITS: Mapping[str, Traits] = {
     "badge": Traits(
         embedding=True, probabilities=True, tenfold=True, sharded=True, keys=frozenset({"memory"}), args={"bias": FLAG, "covered": FLAG}
     ),
+    "batch_bald": Traits(samples=True, tenfold=True, args={"configurations": COUNT}),
+    "cluster_margin": Traits(score=True, embedding=True, keys=frozenset({"metric", "memory"}), args={"clusters": COUNT, "m": POSITIVE}),
+    "combine": Traits(embedding=True, keys=frozenset({"metric", "memory", "terms", "similar_to"})),
     "core_set": Traits(embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "weight", "memory"})),
+    "diverse": Traits(score=True, embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "mix", "memory"})),
+    "facility_location": Traits(embedding=True, chance=True, keys=frozenset({"memory"}), args={"targets": COUNT}),
+    "k_center_two_round": Traits(embedding=True, keys=frozenset({"metric", "memory"}), args={"eps": POSITIVE, "piece": COUNT}),
     "k_means": Traits(score=True, embedding=True, tenfold=True, keys=frozenset({"metric", "memory"}), args={"iterations": COUNT}),
     "k_means_pp": Traits(embedding=True, sharded=True, keys=frozenset({"metric", "memory"})),
+    "lcmd": Traits(embedding=True, keys=frozenset({"metric", "memory"})),
+    "power": Traits(score=True, chance=True, args={"beta": POSITIVE}),
+    "prob_cover": Traits(
+        embedding=True,
+        keys=frozenset({"metric", "memory"}),
+        args={"delta": POSITIVE, "purity": FRACTION, "edges": COUNT, "clusters": COUNT},
+    ),
     "random": Traits(chance=True),
+    "softmax": Traits(score=True, chance=True, args={"beta": POSITIVE}),
+    "softrank": Traits(score=True, chance=True, args={"beta": POSITIVE}),
     "top_k": Traits(score=True),
+    "typiclust": Traits(embedding=True, keys=frozenset({"metric", "memory"}), args={"clusters": COUNT, "neighbours": COUNT}),
+    "u_herding": Traits(score=True, embedding=True, chance=True, keys=frozenset({"memory"}), args={"delta": POSITIVE, "targets": COUNT}),
 }
 """What `select.strategy` may be, but for strategies that users write."""
+
+TERMS = ("score", "distance", "typicality", "similarity")
+"""The objectives that `combine` multiplies, `select.terms`."""
 
 OPTIONAL_KEYS = frozenset({"metric", "weight", "mix", "memory", "terms", "similar_to"})
 """The keys of `select` that only some strategies use; any other strategy refuses them."""

@@ -46,6 +46,7 @@ def pool_table(rows: int, start: int = 0, seed: int = 0) -> pa.Table:
             "x": vectors(rng.standard_normal((rows, DIMENSION))),
             "country": rng.choice(["DE", "FR", "US"], rows),
             "url": [f"https://example.org/{start + i}" for i in range(rows)],
+            "minutes": rng.integers(1, 9, rows).astype(np.float32),
         }
     )
 

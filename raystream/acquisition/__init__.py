@@ -7,9 +7,21 @@ Pure functions on tensors that read and write nothing, usable without a cluster 
     >>> [round(value, 6) for value in margin(torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])).tolist()]
     [0.579488, 1.0]
 
-`logits` holds the scores that need one forward pass of one model; the formulas stand in each docstring.
+`logits` holds the scores that need one forward pass of one model, `members` those of a committee or of dropout samples; the formulas
+stand in each docstring.
 """
 
+from raystream.acquisition.calibration import (
+    ReliabilityBins,
+    TemperatureFit,
+    expected_calibration_error,
+    fit_temperature,
+    reliability_bins,
+)
+from raystream.acquisition.check import check_acquisition
+from raystream.acquisition.dense import dense_scores
+from raystream.acquisition.epig import EpigTargets, epig, epig_targets
+from raystream.acquisition.gradients import badge_factors, badge_norm, egl
 from raystream.acquisition.logits import (
     LogitScores,
     energy,
@@ -19,13 +31,54 @@ from raystream.acquisition.logits import (
     margin,
     ratio,
 )
+from raystream.acquisition.members import (
+    MemberScores,
+    bald,
+    consensus_entropy,
+    log_probabilities,
+    mean_std,
+    member_scores,
+    variance,
+    variation_ratio,
+    vote_entropy,
+)
+from raystream.acquisition.multi_label import multi_label_scores
+from raystream.acquisition.parameter_gradients import egl_parameters
+from raystream.acquisition.regression import regression_variance
+from raystream.acquisition.weights import class_weighted
 
 __all__ = [
+    "EpigTargets",
     "LogitScores",
+    "MemberScores",
+    "ReliabilityBins",
+    "TemperatureFit",
+    "badge_factors",
+    "badge_norm",
+    "bald",
+    "check_acquisition",
+    "class_weighted",
+    "consensus_entropy",
+    "dense_scores",
+    "egl",
+    "egl_parameters",
     "energy",
     "entropy",
+    "epig",
+    "epig_targets",
+    "expected_calibration_error",
+    "fit_temperature",
     "least_confidence",
+    "log_probabilities",
     "logit_scores",
     "margin",
+    "mean_std",
+    "member_scores",
+    "multi_label_scores",
     "ratio",
+    "regression_variance",
+    "reliability_bins",
+    "variance",
+    "variation_ratio",
+    "vote_entropy",
 ]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raystream.errors import QueryError
+from raystream.acquisition.inputs import checked_logits, checked_temperature
 
 _UNDERFLOW = -1000.0
 """exp() of it is 0 even in float64; being finite, it makes 0 * log 0 come out as 0."""
@@ -60,7 +60,7 @@ def entropy(logits: Tensor) -> Tensor:
     References:
         Shannon, A Mathematical Theory of Communication, 1948; Settles, Active Learning Literature Survey, 2009.
     """
-    return _entropy(_parts(_checked(logits)))
+    return _entropy(_parts(checked_logits(logits)))
 
 
 def least_confidence(logits: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def least_confidence(logits: Tensor) -> Tensor:
     References:
         Lewis and Gale, A Sequential Algorithm for Training Text Classifiers, 1994.
     """
-    return _least_confidence(_parts(_checked(logits)))
+    return _least_confidence(_parts(checked_logits(logits)))
 
 
 def margin(logits: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def margin(logits: Tensor) -> Tensor:
     References:
         Scheffer, Decomain and Wrobel, Active Hidden Markov Models for Information Extraction, 2001.
     """
-    return _margin(_parts(_checked(logits).double()))
+    return _margin(_parts(checked_logits(logits).double()))
 
 
 def ratio(logits: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def ratio(logits: Tensor) -> Tensor:
     References:
         Settles, Active Learning Literature Survey, 2009.
     """
-    return _parts(_checked(logits)).gap.exp()
+    return _parts(checked_logits(logits)).gap.exp()
 
 
 def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -108,7 +108,7 @@ def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     References:
         Liu, Wang, Owens and Li, Energy-based Out-of-distribution Detection, 2020.
     """
-    return _energy(_parts(_checked(logits), _positive(temperature)), temperature)
+    return _energy(_parts(checked_logits(logits), checked_temperature(temperature)), temperature)
 
 
 def logit_scores(logits: Tensor, temperature: float = 1.0) -> LogitScores:
@@ -118,7 +118,7 @@ def logit_scores(logits: Tensor, temperature: float = 1.0) -> LogitScores:
         logits: floating, (n_rows, n_classes) with at least two classes.
         temperature: T in p = softmax(z / T); the prediction doesn't depend on it.
     """
-    parts = _parts(_checked(logits), _positive(temperature))
+    parts = _parts(checked_logits(logits), checked_temperature(temperature))
     scores = {
         "entropy": _entropy(parts),
         "least_confidence": _least_confidence(parts),
@@ -131,22 +131,6 @@ def logit_scores(logits: Tensor, temperature: float = 1.0) -> LogitScores:
         prediction=parts.prediction.int(),
         confidence=(1 / (1 + parts.rest)).float(),
     )
-
-
-def _checked(logits: Tensor) -> Tensor:
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        got = f"a tensor of {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise QueryError(f"logits are {got}, expected a floating tensor of shape (rows, classes); convert them first")
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise QueryError(f"logits have the shape {tuple(logits.shape)}, expected (rows, classes) with at least two classes")
-    logits = logits.detach()
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
-def _positive(temperature: float) -> float:
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise QueryError(f"temperature is {temperature}, expected a finite number above 0")
-    return temperature
 
 
 def _parts(logits: Tensor, temperature: float = 1.0) -> _Parts:

@@ -8,15 +8,17 @@ import numpy as np
 import pyarrow as pa
 
 from raystream.engine.covered import Covered
-from raystream.engine.manifest import Certificate
+from raystream.engine.entrants import Entrants, enter, hashes
+from raystream.engine.holding import held_embeddings, memory_of
+from raystream.engine.manifest import Certificate, SelectionRounds
 from raystream.engine.merge import ScoredPool
+from raystream.engine.named import Named, find_named
+from raystream.engine.pool_columns import places_of, pool_columns, read_cost, read_quotas
 from raystream.engine.prepare import Prepared
-from raystream.pool import read_columns_at
+from raystream.engine.session import Session
+from raystream.engine.users_strategy import users_strategy
 from raystream.query import Query
-from raystream.selection import Candidates, Chosen, LocalShards, choose, row_hash, top_k
-
-AUTO_MEMORY = 2 << 30
-"""`select.memory: auto`, in bytes."""
+from raystream.selection import Candidates, Chosen, Rows, Shards, choose
 
 
 @dataclass(frozen=True)
@@ -29,36 +31,38 @@ class Batch:
     passes: int
     certificate: Certificate | None
     warnings: tuple[str, ...]
+    facts: dict[str, float | int | str]
+    rounds: SelectionRounds | None
 
 
-def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered) -> Batch:
-    """Choose the query's batch among the rows that aren't labelled."""
+def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered, session: Session) -> Batch:
+    """Choose the query's batch among the rows that aren't labelled; the session may have to connect to Ray for it."""
     query = prepared.query
-    eligible = len(pool) - int(covered.mask.sum())
-    rows = _candidate_rows(query, pool, covered.mask)
+    named = find_named(query.select, pool, covered.mask)
+    entrants = enter(prepared, pool, covered.mask, named)
+    rows = entrants.rows
     count = len(pool) if rows is None else len(rows)
-    chosen = _choose(query, pool, covered, rows)
+    with held_embeddings(query, pool, rows, session) as held:
+        chosen = _choose(prepared, pool, covered, named, entrants, held.shards)
+    rounds = None if held.rounds is None else held.rounds.record
     picked = chosen.rows if rows is None else rows[chosen.rows]
     certificate = None
     if chosen.certificate is not None:
-        over = "pool" if count == eligible else "candidates"
+        over = "pool" if count == entrants.eligible else "candidates"
         certificate = Certificate(chosen.certificate["radius"] or 0.0, chosen.certificate["lower_bound"], over)
-    warnings = []
+    warnings = list(named.warnings)
     if len(picked) < query.select.budget:
         reason = chosen.note or f"no more than {count} are eligible"
         warnings.append(f"{len(picked)} rows were chosen for a budget of {query.select.budget}: {reason}")
     table = selection_table(prepared, pool, picked, chosen)
-    return Batch(table, eligible, count, chosen.passes, certificate, tuple(warnings))
+    return Batch(table, entrants.eligible, count, chosen.passes, certificate, tuple(warnings), dict(chosen.facts), rounds)
 
 
 def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, chosen: Chosen) -> pa.Table:
     """The ranked table of a selection; its columns are part of the public contract."""
     query = prepared.query
-    units = pool.unit_of(picked)
-    unit_of_task = {task.unit.name: task.unit for task in prepared.tasks}
-    chosen_units = [unit_of_task[pool.receipts[unit].unit] for unit in units]
     more = _stored_columns(query, pool, picked)
-    file_rows = more.column("row").to_numpy()
+    places = places_of(prepared, pool, picked)
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "rank": pa.array(np.arange(len(picked)), pa.int32()),
         query.pool.id or "id": pool.ids.take(pa.array(picked)),
@@ -75,42 +79,28 @@ def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, ch
     columns["confidence"] = more.column("confidence") if query.gives_scores else pa.nulls(len(picked), pa.float32())
     columns |= {name: more.column(name) for name in query.acquire.also if name in more.column_names}
     if query.pool.keep:
-        places = [(unit.file, int(row)) for unit, row in zip(chosen_units, file_rows, strict=True)]
-        kept = read_columns_at(places, prepared.pool.keep_schema)
+        kept = pool_columns(prepared, pool, picked, query.pool.keep)
         columns |= {name: kept.column(name) for name in query.pool.keep}
-    columns["path"] = pa.array([unit.file.path for unit in chosen_units], pa.string())
-    columns["row"] = pa.array(file_rows, pa.int64())
+    columns["path"] = pa.array([file.path for file, _ in places], pa.string())
+    columns["row"] = pa.array([row for _, row in places], pa.int64())
     return pa.table(columns)
 
 
-def _candidate_rows(query: Query, pool: ScoredPool, labelled: np.ndarray) -> np.ndarray | None:
-    """The pool's rows that enter the choice, ascending; None for all of them."""
-    limit = query.select.candidate_limit
-    free = np.flatnonzero(~labelled) if labelled.any() else None
-    count = len(pool) if free is None else len(free)
-    if limit is None or limit >= count:
-        return free
-    assert pool.score is not None
-    best = top_k(pool.score if free is None else pool.score[free], limit)
-    return np.sort(best if free is None else free[best])
-
-
-def _choose(query: Query, pool: ScoredPool, covered: Covered, rows: np.ndarray | None) -> Chosen:
+def _choose(prepared: Prepared, pool: ScoredPool, covered: Covered, named: Named, entrants: Entrants, shards: Shards | None) -> Chosen:
+    query, rows = prepared.query, entrants.rows
     select = query.select
-    memory = AUTO_MEMORY if select.memory == "auto" else select.memory
-    shards = None
-    if query.needs_embedding:
-        parts, positions = pool.embeddings(rows)
-        shards = LocalShards(parts, positions, memory=memory, metric=select.metric)
-    score = pool.score if rows is None or pool.score is None else pool.score[rows]
-    keys = None
-    if select.traits.chance:
-        ids = pool.ids if rows is None else pool.ids.take(pa.array(rows))
-        keys = row_hash(query.seed, ids.to_numpy() if pa.types.is_integer(ids.type) else ids.to_pylist())
-    candidates = Candidates(score=score, keys=keys, shards=shards, labelled=covered.embeddings)
+    every = np.arange(len(pool)) if rows is None else rows
+    candidates = Candidates(
+        score=pool.score if rows is None or pool.score is None else pool.score[rows],
+        keys=hashes(pool, query.seed, rows) if select.traits.chance else None,
+        shards=shards,
+        labelled=covered.embeddings,
+        probabilities=Rows(*pool.probabilities(rows)) if select.traits.probabilities else None,
+        similar_to=pool.embeddings_of(named.similar_to) if select.similar_to else None,
+    )
     return choose(
         candidates,
-        strategy=select.strategy,
+        strategy=users_strategy(select.strategy) if ":" in select.strategy else select.strategy,
         budget=select.budget,
         seed=query.seed,
         metric=select.metric,
@@ -118,7 +108,11 @@ def _choose(query: Query, pool: ScoredPool, covered: Covered, rows: np.ndarray |
         mix=select.mix,
         terms=select.terms,
         near_duplicates=select.near_duplicates,
-        memory=memory,
+        quotas=read_quotas(prepared, pool, every, select.budget) if select.quotas else (),
+        cost=read_cost(prepared, pool, every),
+        must_include=entrants.must_include,
+        drawn=entrants.drawn,
+        memory=memory_of(query),
         args=select.args,
     )
 

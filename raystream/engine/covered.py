@@ -50,7 +50,7 @@ def cover(prepared: Prepared, pool: ScoredPool, session: Session | None) -> Cove
         everywhere = not prepared.query.pool.filters
         warning = f"{absent} of {len(labelled)} labelled ids are not in the pool" if absent and everywhere else ""
         return Covered(mask, found, None, (warning,) if warning else ())
-    pieces = [_gather(pool, np.flatnonzero(mask))]
+    pieces = [pool.embeddings_of(np.flatnonzero(mask))]
     for units in _elsewhere(prepared, labelled.missing_from(pool.ids)):
         receipts = _scored(prepared, units, session)
         check_same_model([*pool.receipts, *receipts])
@@ -85,12 +85,3 @@ def _scored(prepared: Prepared, units: Sequence[Unit], session: Session | None) 
         raise QueryError(f"{len(missing)} units of labelled rows are not scored yet; run raystream query or raystream score first")
     scored = session.score(missing) if session is not None else []
     return [receipt for receipt in [*receipts, *scored] if receipt is not None]
-
-
-def _gather(pool: ScoredPool, rows: np.ndarray) -> np.ndarray:
-    parts, positions = pool.embeddings(rows)
-    pieces = []
-    for part, inside in zip(parts, positions, strict=True):
-        pieces.append(np.array(part.array if inside is None else part.array[inside]))
-        part.release()
-    return np.concatenate(pieces) if pieces else np.empty((0, 0), np.float16)

@@ -31,6 +31,10 @@ class MappedEmbeddings:
             self._array = np.memmap(self.path, self.dtype, mode="c", offset=self.offset, shape=(self.rows, self.dimension))
         return self._array
 
+    def __getstate__(self) -> dict[str, object]:
+        """Where the embeddings are, not the embeddings: another process maps the file for itself."""
+        return self.__dict__ | {"_array": None}
+
     def release(self) -> None:
         """Unmap the file, once nobody else holds `array`."""
         self._array = None

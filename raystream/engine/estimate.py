@@ -139,9 +139,9 @@ class _Timed:
     dimension: int = 0
     batches: int = 0
 
-    def run(self, inputs: tuple[torch.Tensor, ...]) -> None:
+    def run(self, inputs: tuple[Any, ...]) -> None:
         for start in range(0, len(inputs[0]), self.batch_size):
-            batch = tuple(tensor[start : start + self.batch_size] for tensor in inputs)
+            batch = tuple(values[start : start + self.batch_size] for values in inputs)
             began = time.perf_counter()
             prediction = self.model.predict(batch)
             for values in (prediction.logits, prediction.embedding):

@@ -15,23 +15,28 @@ import pyarrow as pa
 import torch
 
 from raystream.pool import BadRow, ReadSpec, Rows, Unit, read_unit
+from raystream.pool.columns import TEXT
 
 CHUNK_BYTES = 2 << 20
 CHUNK_ROWS = 16384
 """A chunk is no larger than either, but always a whole inference batch: what was read is still in the cache when it is used."""
+_TEXT_BYTES = 1 << 10
+"""What a text is taken to need, where chunks are cut; that of a page."""
 _BUFFERS = 2
+_Buffer = torch.Tensor | np.ndarray
 
 
 @dataclass
 class Chunk:
     """Clean rows of a unit, a whole number of inference batches unless they are the last.
 
-    `inputs` are views into a buffer that is filled again once the next chunk is asked for.
+    `inputs` are views into a buffer that is filled again once the next chunk is asked for: tensors, and for a column of texts
+    an object array of str.
     """
 
     ids: pa.Array
     rows: np.ndarray
-    inputs: tuple[torch.Tensor, ...]
+    inputs: tuple[_Buffer, ...]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -40,7 +45,7 @@ class Chunk:
         """Its inference batches."""
         for start in range(0, len(self), size):
             stop = start + size
-            yield Chunk(self.ids[start:stop], self.rows[start:stop], tuple(tensor[start:stop] for tensor in self.inputs))
+            yield Chunk(self.ids[start:stop], self.rows[start:stop], tuple(values[start:stop] for values in self.inputs))
 
 
 class Feed:
@@ -56,13 +61,13 @@ class Feed:
 
     def __init__(self, unit: Unit, spec: ReadSpec, batch_size: int, pin: bool) -> None:
         spec = spec.only(unit.columns)
-        row_bytes = sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)) or 1
+        row_bytes = sum(prod(shape) * _item_bytes(dtype) for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)) or 1
         batches = max(1, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes) // batch_size)
         self._capacity = batch_size * batches
         self._unit, self._spec, self._pin = unit, spec, pin
         self._filled: queue.Queue[tuple[Chunk, int] | BaseException | None] = queue.Queue()
         self._free: queue.Queue[int | None] = queue.Queue()
-        self._buffers: list[tuple[torch.Tensor, ...]] = [()] * _BUFFERS
+        self._buffers: list[tuple[_Buffer, ...]] = [()] * _BUFFERS
         for slot in range(_BUFFERS):
             self._free.put(slot)
         self._closed = False
@@ -117,7 +122,8 @@ class Feed:
                     self._make_buffer(slot, decoded)
                 count = min(self._capacity - filled, len(decoded.rows) - taken)
                 for buffer, values in zip(self._buffers[slot], decoded.inputs, strict=True):
-                    buffer.numpy()[filled : filled + count] = values[taken : taken + count]
+                    target = buffer.numpy() if isinstance(buffer, torch.Tensor) else buffer
+                    target[filled : filled + count] = values[taken : taken + count]
                 ids.append(decoded.ids.slice(taken, count))
                 rows.append(decoded.rows[taken : taken + count])
                 filled += count
@@ -134,17 +140,27 @@ class Feed:
         if self._buffers[slot]:
             return
         capacity = min(self._capacity, self._unit.rows)
-        self._buffers[slot] = tuple(
-            torch.empty((capacity, *values.shape[1:]), dtype=_torch_dtype(values.dtype), pin_memory=self._pin) for values in decoded.inputs
-        )
+        self._buffers[slot] = tuple(self._buffer(capacity, values) for values in decoded.inputs)
+
+    def _buffer(self, capacity: int, values: np.ndarray) -> _Buffer:
+        """Room for rows like these."""
+        if values.dtype == object:
+            return np.empty(capacity, dtype=object)
+        return torch.empty((capacity, *values.shape[1:]), dtype=_torch_dtype(values.dtype), pin_memory=self._pin)
 
     def _hand_over(self, slot: int, ids: list[pa.Array], rows: list[np.ndarray], filled: int) -> None:
         inputs = tuple(buffer[:filled] for buffer in self._buffers[slot])
         self._filled.put((Chunk(pa.concat_arrays(ids), np.concatenate(rows), inputs), slot))
 
 
-def _tensor(values: np.ndarray) -> torch.Tensor:
-    """A tensor over what was decoded, without a copy; nobody else looks at this memory, so a model may write into it."""
+def _item_bytes(dtype: str) -> int:
+    return _TEXT_BYTES if dtype == TEXT else np.dtype(dtype).itemsize
+
+
+def _tensor(values: np.ndarray) -> _Buffer:
+    """A tensor over what was decoded, without a copy; nobody else looks at this memory, so a model may write into it. Texts stay."""
+    if values.dtype == object:
+        return values
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(values)

@@ -23,6 +23,7 @@ class Job:
     store: str
     token: str
     embedding: bool
+    probabilities: bool
     threads: int
     skip_bad_rows: bool
     import_paths: tuple[str, ...]

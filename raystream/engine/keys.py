@@ -16,7 +16,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()
 
 
-def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, embedding: bool) -> str:
+def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, embedding: bool, probabilities: bool) -> str:
     """The key under which a unit's outputs are kept: equal exactly when the outputs would be.
 
     Args:
@@ -25,6 +25,7 @@ def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, embeddi
         spec: how its columns become the model's tensors.
         fingerprint: the model's.
         embedding: whether embeddings are among the outputs.
+        probabilities: whether class probabilities are.
     """
     model = query.model
     return _digest(
@@ -40,6 +41,7 @@ def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, embeddi
             "unit_columns": unit.columns,
             "model": fingerprint,
             "embedding": [model.embedding, model.embedding_dtype] if embedding else None,
+            "probabilities": model.embedding_dtype if probabilities else None,
             "precision": model.precision,
             "batch_size": model.batch_size,
             "temperature": model.temperature,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raystream.engine.store import LocalStore, StoredFile
@@ -46,10 +46,26 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class SelectionRounds:
+    """How selection actors were asked; a round is one message to all of them and what they answer.
+
+    `bytes` counts what travelled both ways, rebuilding lost actors included; `bytes_per_round` is in the order of the rounds,
+    the first of which tells each actor which rows are its own.
+    """
+
+    actors: int
+    restarts: int
+    rounds: int
+    bytes: int
+    bytes_per_round: list[int]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The record of one committed query; without it, the query did not happen.
 
-    `selection` is the file of the attempt that won; `selection.parquet` is its copy.
+    `selection` is the file of the attempt that won; `selection.parquet` is its copy. `facts` are the strategy's own, such as the
+    recall of an approximate index. `selection_rounds` is None when the batch was chosen without selection actors.
     """
 
     query: str
@@ -68,6 +84,8 @@ class Manifest:
     certificate: Certificate | None
     warnings: list[str]
     selection: StoredFile
+    facts: dict[str, float | int | str] = field(default_factory=dict)
+    selection_rounds: SelectionRounds | None = None
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1, default=str).encode()
@@ -76,11 +94,13 @@ class Manifest:
     def from_json(cls, data: bytes) -> Manifest:
         fields = json.loads(data)
         certificate = fields.pop("certificate")
+        rounds = fields.pop("selection_rounds", None)
         return cls(
             counts=Counts(**fields.pop("counts")),
             seconds=Seconds(**fields.pop("seconds")),
             selection=StoredFile(**fields.pop("selection")),
             certificate=Certificate(**certificate) if certificate else None,
+            selection_rounds=SelectionRounds(**rounds) if rounds else None,
             files=[(path, size, version) for path, size, version in fields.pop("files")],
             **fields,
         )

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from raystream.engine.embeddings import MappedEmbeddings, map_embeddings
 from raystream.engine.receipt import Receipt
-from raystream.engine.store import LocalStore
+from raystream.engine.store import LocalStore, StoredFile
 from raystream.errors import ModelError
 
 
@@ -36,10 +36,11 @@ class ScoredPool:
         if not len(rows):
             return _read(self.store, self.receipts[0], columns).slice(0, 0)
         order = np.argsort(rows, kind="stable")
-        units = self.unit_of(rows[order])
+        ordered = rows[order]
+        units, first = np.unique(self.unit_of(ordered), return_index=True)
         pieces = []
-        for unit in np.unique(units):
-            inside = rows[order][units == unit] - self.starts[unit]
+        for unit, low, high in zip(units, first, [*first[1:], len(ordered)], strict=True):
+            inside = ordered[low:high] - self.starts[unit]
             pieces.append(_read(self.store, self.receipts[unit], columns).take(pa.array(inside)))
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
@@ -61,11 +62,21 @@ class ScoredPool:
         Returns:
             The parts that hold any of them, and for each part the positions in it (None: the whole part).
         """
+        return self._vectors([receipt.embeddings for receipt in self.receipts], rows)
+
+    def probabilities(self, rows: np.ndarray | None) -> tuple[list[MappedEmbeddings], list[np.ndarray | None]]:
+        """The class probabilities, as `embeddings` gives embeddings."""
+        return self._vectors([receipt.probabilities for receipt in self.receipts], rows)
+
+    def _vectors(
+        self, files: Sequence[StoredFile | None], rows: np.ndarray | None
+    ) -> tuple[list[MappedEmbeddings], list[np.ndarray | None]]:
+        """The vectors in these files, one for each unit; see `embeddings`."""
         parts: list[MappedEmbeddings] = []
         positions: list[np.ndarray | None] = []
         start = 0
-        for receipt in self.receipts:
-            if receipt.embeddings is None:
+        for receipt, file in zip(self.receipts, files, strict=True):
+            if file is None:
                 start += receipt.rows
                 continue
             if rows is not None:
@@ -73,7 +84,7 @@ class ScoredPool:
                 if low == high:
                     start += receipt.rows
                     continue
-            for part in map_embeddings(self.store.path(receipt.embeddings.name)):
+            for part in map_embeddings(self.store.path(file.name)):
                 if rows is None:
                     parts.append(part)
                     positions.append(None)
@@ -84,6 +95,20 @@ class ScoredPool:
                         positions.append(None if high - low == part.rows else rows[low:high] - start)
                 start += part.rows
         return parts, positions
+
+    def embeddings_of(self, rows: np.ndarray) -> np.ndarray:
+        """(m, d) stored embeddings of these rows of the pool, given in any order."""
+        order = np.argsort(rows, kind="stable")
+        parts, positions = self.embeddings(rows[order])
+        pieces = []
+        for part, inside in zip(parts, positions, strict=True):
+            pieces.append(np.array(part.array if inside is None else part.array[inside]))
+            part.release()
+        if not pieces:
+            return np.empty((0, 0), np.float16)
+        result = np.empty_like(np.concatenate(pieces))
+        result[order] = np.concatenate(pieces)
+        return result
 
 
 def merge(store: LocalStore, receipts: Sequence[Receipt], id_name: str, score: str | None) -> ScoredPool:

@@ -1,9 +1,10 @@
-"""Writes what a worker computed for one unit: a Parquet file of scores and an Arrow file of embeddings."""
+"""Writes what a worker computed for one unit: a Parquet file of scores, Arrow files of embeddings and probabilities."""
 
 from __future__ import annotations
 
 import uuid
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,15 @@ def embedding_type(dimension: int, dtype: str) -> pa.DataType:
     return pa.list_(pa.field("item", item, nullable=False), dimension)
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """The files of one attempt at a unit."""
+
+    scores: StoredFile
+    embeddings: StoredFile | None
+    probabilities: StoredFile | None
+
+
 class OutputWriter:
     """Collects the outputs of one attempt at a unit; embeddings go to disk as they come.
 
@@ -37,9 +47,12 @@ class OutputWriter:
         id_name: the name of the id column.
         embedding_dtype: float16 or float32.
         temperature: of the softmax.
+        probabilities: whether to write the class probabilities, in the embeddings' dtype.
     """
 
-    def __init__(self, store: LocalStore, key: str, id_name: str, embedding_dtype: str, temperature: float) -> None:
+    def __init__(
+        self, store: LocalStore, key: str, id_name: str, embedding_dtype: str, temperature: float, *, probabilities: bool = False
+    ) -> None:
         self._store = store
         attempt = uuid.uuid4().hex[:12]
         self._scores_name = f"{unit_folder(key)}/scores-{attempt}.parquet"
@@ -50,7 +63,9 @@ class OutputWriter:
         self._logits: list[torch.Tensor] = []
         self._kept = 0
         self._columns: dict[str, list[np.ndarray]] = {}
-        self._embeddings: _EmbeddingFile | None = None
+        self._probabilities_name = f"{unit_folder(key)}/probabilities-{attempt}.arrow" if probabilities else None
+        self._embeddings: _VectorFile | None = None
+        self._probabilities: _VectorFile | None = None
         self.classes: int | None = None
         self.rows = 0
 
@@ -72,29 +87,34 @@ class OutputWriter:
                 self._score()
         if embedding is not None:
             if self._embeddings is None:
-                self._embeddings = _EmbeddingFile(self._store, self._embeddings_name, embedding.shape[1], self._dtype)
+                self._embeddings = _VectorFile(self._store, self._embeddings_name, "embedding", embedding.shape[1], self._dtype)
             self._embeddings.add(embedding)
 
     def compute(self) -> None:
         """Turn what is left into scores: the last work for the device."""
         self._score()
 
-    def finish(self) -> tuple[StoredFile, StoredFile | None]:
+    def finish(self) -> Outputs:
         """Write the scores and wait until all is on disk."""
-        embeddings = None
+        embeddings = probabilities = None
         if self._embeddings is not None:
             self._embeddings.close()
             embeddings = self._store.stored(self._embeddings_name)
+        if self._probabilities is not None and self._probabilities_name is not None:
+            self._probabilities.close()
+            probabilities = self._store.stored(self._probabilities_name)
         with self._store.writing(self._scores_name) as file:
             pq.write_table(self._table(), file, use_dictionary=False, compression="none", write_statistics=False)
-        return self._store.stored(self._scores_name), embeddings
+        return Outputs(self._store.stored(self._scores_name), embeddings, probabilities)
 
     def abandon(self) -> None:
         """Leave nothing of this attempt behind."""
-        if self._embeddings is not None:
-            self._embeddings.abandon()
-        self._store.discard(self._embeddings_name)
-        self._store.discard(self._scores_name)
+        for file in (self._embeddings, self._probabilities):
+            if file is not None:
+                file.abandon()
+        for name in (self._embeddings_name, self._probabilities_name, self._scores_name):
+            if name is not None:
+                self._store.discard(name)
 
     def _table(self) -> pa.Table:
         columns: dict[str, pa.Array] = {self._id_name: pa.chunked_array(self._ids) if self._ids else pa.array([], pa.string())}
@@ -105,19 +125,24 @@ class OutputWriter:
     def _score(self) -> None:
         if not self._logits:
             return
-        result = logit_scores(torch.cat(self._logits), self._temperature)
+        logits = torch.cat(self._logits)
+        result = logit_scores(logits, self._temperature)
         self._logits, self._kept = [], 0
         for name, values in {**result.scores, "prediction": result.prediction, "confidence": result.confidence}.items():
             self._columns.setdefault(name, []).append(values.cpu().numpy())
+        if self._probabilities_name is not None:
+            if self._probabilities is None:
+                self._probabilities = _VectorFile(self._store, self._probabilities_name, "probabilities", logits.shape[1], self._dtype)
+            self._probabilities.add(torch.softmax(logits.float() / self._temperature, dim=1))
 
 
-class _EmbeddingFile:
-    """An Arrow file of embeddings, written a block at a time from one buffer."""
+class _VectorFile:
+    """An Arrow file of one column of vectors, written a block at a time from one buffer."""
 
-    def __init__(self, store: LocalStore, name: str, dimension: int, dtype: str) -> None:
+    def __init__(self, store: LocalStore, name: str, column: str, dimension: int, dtype: str) -> None:
         self.dimension = dimension
         self._kind = embedding_type(dimension, dtype)
-        self._schema = pa.schema([pa.field("embedding", self._kind, nullable=False)])
+        self._schema = pa.schema([pa.field(column, self._kind, nullable=False)])
         rows = max(1, EMBEDDING_BLOCK_BYTES // (dimension * np.dtype(dtype).itemsize))
         self._buffer = np.empty((rows, dimension), dtype)
         self._filled = 0
@@ -125,12 +150,12 @@ class _EmbeddingFile:
         file = self._open.enter_context(store.writing(name))
         self._ipc = self._open.enter_context(pa.ipc.new_file(file, self._schema))
 
-    def add(self, embedding: torch.Tensor) -> None:
+    def add(self, vectors: torch.Tensor) -> None:
         """Append (n, d) rows, converted to the stored dtype."""
         start = 0
-        while start < len(embedding):
-            count = min(len(embedding) - start, len(self._buffer) - self._filled)
-            torch.from_numpy(self._buffer[self._filled : self._filled + count]).copy_(embedding[start : start + count])
+        while start < len(vectors):
+            count = min(len(vectors) - start, len(self._buffer) - self._filled)
+            torch.from_numpy(self._buffer[self._filled : self._filled + count]).copy_(vectors[start : start + count])
             self._filled += count
             start += count
             if self._filled == len(self._buffer):

@@ -16,7 +16,8 @@ from raystream.engine.manifest import Manifest, query_folder, read_manifest
 from raystream.engine.receipt import Receipt, read_receipt
 from raystream.engine.store import LocalStore
 from raystream.errors import QueryError
-from raystream.model import class_names, fingerprint, input_columns
+from raystream.kinds import kind_of
+from raystream.model import class_names, code_hash, fingerprint, input_columns
 from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, plan_pool, read_labelled
 from raystream.query import Query
 
@@ -74,9 +75,14 @@ def prepare(query: Query) -> Prepared:
     classes = class_names(query.model.classes)
     columns = input_columns(query.model) if query.model.kind == "columns" else tuple(query.pool.inputs)
     digest = fingerprint(query.model)
-    pool = plan_pool(query.pool, columns, query.on_error, masked=[query.model.logits] if query.model.logits else [])
+    masked = [query.model.logits] if query.model.logits else []
+    pool = plan_pool(
+        query.pool, columns, query.on_error, masked=masked, also=_candidates_columns(query), texts=kind_of(query.model.kind).texts
+    )
     labelled = read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type) if query.pool.labelled else None
     identity = query_identity(query, pool.files, _labelled_parts(query, labelled, pool), classes, digest)
+    if ":" in query.select.strategy:
+        identity["the strategy's source"] = code_hash(query.select.strategy, "select.strategy")
     tasks, receipts = find_scored(query, store, pool.units, pool.read, digest)
     return Prepared(
         query=query,
@@ -90,6 +96,13 @@ def prepare(query: Query) -> Prepared:
         tasks=tasks,
         receipts=receipts,
     )
+
+
+def _candidates_columns(query: Query) -> list[str]:
+    """The pool's columns that are read for candidates: those of quotas and of the cost."""
+    select = query.select
+    columns = [quota.by for quota in select.quotas if quota.by != "prediction"]
+    return columns + ([select.cost.column] if select.cost else [])
 
 
 def _labelled_parts(query: Query, labelled: Labelled | None, pool: PoolPlan) -> list[object]:
@@ -108,17 +121,18 @@ def find_scored(
 ) -> tuple[tuple[Task, ...], tuple[Receipt | None, ...]]:
     """The units' tasks, and the receipts of those that are scored.
 
-    A query that needs no embeddings takes scores that were stored beside embeddings, too.
+    A query that needs less takes what was stored with more: scores beside embeddings, both beside probabilities.
     """
+    needed = (query.needs_embedding, query.select.traits.probabilities)
+    richer = [(e, p) for e in (False, True) for p in (False, True) if e >= needed[0] and p >= needed[1]]
 
     def look(unit: Unit) -> tuple[Task, Receipt | None]:
-        task = Task(unit, unit_key(unit, query, spec, fingerprint, query.needs_embedding))
-        receipt = read_receipt(store, task.key)
-        if receipt is None and not query.needs_embedding:
-            richer = Task(unit, unit_key(unit, query, spec, fingerprint, True))
-            receipt = read_receipt(store, richer.key)
-            task = richer if receipt else task
-        return task, receipt
+        tasks = [Task(unit, unit_key(unit, query, spec, fingerprint, *outputs)) for outputs in richer]
+        for task in tasks:
+            receipt = read_receipt(store, task.key)
+            if receipt is not None:
+                return task, receipt
+        return tasks[0], None
 
     with ThreadPoolExecutor(_LOOKUP_THREADS) as threads:
         found = list(threads.map(look, units))

@@ -102,7 +102,7 @@ class OnRay:
             first, _ = ray.wait(list(self._refs), num_returns=1, timeout=timeout)
             ready, _ = ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0) if first else ([], [])
         except RayError as error:
-            raise ClusterError(f"the connection to the Ray cluster broke: {_first_line(error)}; run again to resume") from error
+            raise ClusterError(f"the connection to the Ray cluster broke: {first_line(error)}; run again to resume") from error
         # Results before losses: what a worker finished before it died counts.
         events = [event for ref in ready if (event := self._event(ref)) is not None]
         return sorted(events, key=lambda event: isinstance(event, WorkerLost))
@@ -122,8 +122,8 @@ class OnRay:
         except RayError as error:
             if unit is None:
                 self._end(worker)
-                return StartFailed(worker, RaystreamError(_first_line(error)), retry=True)
-            return UnitEnded(worker, unit, Failure(RaystreamError(_first_line(error)), retry=True))
+                return StartFailed(worker, RaystreamError(first_line(error)), retry=True)
+            return UnitEnded(worker, unit, Failure(RaystreamError(first_line(error)), retry=True))
         if unit is not None:
             return UnitEnded(worker, unit, outcome)
         if outcome is None:
@@ -135,7 +135,7 @@ class OnRay:
             return None
         self._lost.add(worker)
         self._end(worker)
-        return WorkerLost(worker, RaystreamError(f"the worker died: {_first_line(error)}"))
+        return WorkerLost(worker, RaystreamError(f"the worker died: {first_line(error)}"))
 
     def _end(self, worker: int) -> None:
         """Unavailable is not dead, and an actor without a model still holds the device that its successor needs."""
@@ -166,7 +166,7 @@ def connect(cluster: Cluster) -> bool:
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
         where = "this machine" if own else cluster.address
         raise ClusterError(
-            f"no Ray cluster answers at {where}: {_first_line(error)}; check cluster.address or set it to in_process"
+            f"no Ray cluster answers at {where}: {first_line(error)}; check cluster.address or set it to in_process"
         ) from error
     finally:
         # Ray puts a handler of its own in its place, which ends the process without a word of ours.
@@ -180,15 +180,19 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-def worker_count(cluster: Cluster) -> int:
+def worker_count(cluster: Cluster, *, on_cpu: bool = False) -> int:
     """How many workers to keep alive: as the query says, or as many as the cluster has room for now.
 
     A number in the query is taken at its word: a cluster that grows by itself may have no room yet.
 
+    Args:
+        cluster: how large a worker is.
+        on_cpu: they use no GPU, whatever the query gives those that score.
+
     Raises:
         ClusterError: not even one fits on any node.
     """
-    cpus, gpus = cluster.cpus_per_worker, _gpus_per_worker(cluster)
+    cpus, gpus = cluster.cpus_per_worker, 0.0 if on_cpu else _gpus_per_worker(cluster)
     fits = 0
     for node in ray.nodes():
         if node["Alive"]:
@@ -231,5 +235,6 @@ def _start_own(cluster: Cluster) -> None:
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of Ray's says, without its stack."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -21,6 +21,7 @@ class Receipt:
     rows: int
     scores: StoredFile
     embeddings: StoredFile | None
+    probabilities: StoredFile | None
     dimension: int | None
     classes: int | None
     batch_size: int
@@ -30,16 +31,22 @@ class Receipt:
     bytes_read: int
     seconds: float
 
+    @property
+    def files(self) -> list[StoredFile]:
+        """All that the unit has in the store beside this receipt."""
+        return [file for file in (self.scores, self.embeddings, self.probabilities) if file is not None]
+
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Receipt:
         fields = json.loads(data)
-        embeddings = fields.pop("embeddings")
+        embeddings, probabilities = fields.pop("embeddings"), fields.pop("probabilities")
         return cls(
             scores=StoredFile(**fields.pop("scores")),
             embeddings=StoredFile(**embeddings) if embeddings else None,
+            probabilities=StoredFile(**probabilities) if probabilities else None,
             quarantine_reasons=tuple(fields.pop("quarantine_reasons")),
             **fields,
         )
@@ -59,5 +66,4 @@ def read_receipt(store: LocalStore, key: str) -> Receipt | None:
         receipt = Receipt.from_json(data)
     except (ValueError, TypeError, KeyError):
         return None  # cut short by a crash of the machine, or of another layout: the unit is scored again
-    named = [receipt.scores] + ([receipt.embeddings] if receipt.embeddings else [])
-    return receipt if all(store.size(file.name) == file.size for file in named) else None
+    return receipt if all(store.size(file.name) == file.size for file in receipt.files) else None

@@ -51,6 +51,8 @@ class Result:
             "counts": asdict(manifest.counts),
             "seconds": asdict(manifest.seconds),
             "passes": manifest.passes,
+            "facts": manifest.facts,
+            "selection_rounds": asdict(manifest.selection_rounds) if manifest.selection_rounds else None,
             "bytes_read": manifest.bytes_read,
         }
 

@@ -49,13 +49,27 @@ class Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._executor is not None:
-            self._executor.close()
-        self._prepared.store.discard(self._token)
+        self.end_workers()
         if self._connected:
             from raystream.engine.ray_executor import disconnect
 
             disconnect()
+
+    def end_workers(self) -> None:
+        """Nothing more is to be scored: give back what the workers hold, but stay with the cluster."""
+        if self._executor is not None:
+            self._executor.close()
+        self._executor = self._scoring = None
+        self._prepared.store.discard(self._token)
+
+    def connect(self) -> None:
+        """Be connected to the query's Ray until the session ends; it may be a Ray of our own that starts now."""
+        cluster = self._prepared.query.cluster
+        if own_ray_wanted(cluster.address):
+            protect_own_ray()
+        from raystream.engine.ray_executor import connect
+
+        self._connected = connect(cluster) or self._connected
 
     def score(self, tasks: Sequence[Task]) -> list[Receipt | None]:
         """Score the tasks; a receipt for each, or None for what `on_error: skip` leaves out.
@@ -102,6 +116,7 @@ class Session:
             store=str(self._prepared.store.root),
             token=self._token,
             embedding=query.needs_embedding,
+            probabilities=query.select.traits.probabilities,
             threads=query.cluster.cpus_per_worker,
             skip_bad_rows=query.on_error == "skip",
             import_paths=importable_folders(),
@@ -116,12 +131,10 @@ class Session:
 
     def _on_ray(self, job: Job) -> tuple[Executor, int]:
         self._reporter.stage("Starting Ray workers")
-        cluster = self._prepared.query.cluster
-        if own_ray_wanted(cluster.address):
-            protect_own_ray()
-        from raystream.engine.ray_executor import OnRay, connect, worker_count
+        self.connect()
+        from raystream.engine.ray_executor import OnRay, worker_count
 
-        self._connected = connect(cluster)
+        cluster = self._prepared.query.cluster
         return OnRay(job, cluster), worker_count(cluster)
 
 

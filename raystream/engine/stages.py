@@ -98,6 +98,8 @@ def commit(
         certificate=batch.certificate,
         warnings=warnings,
         selection=stored,
+        facts=batch.facts,
+        selection_rounds=batch.rounds,
     )
     if not prepared.store.put_if_absent(f"{folder}/manifest.json", manifest.to_json()):
         # Somebody else's query of this name was committed meanwhile: the same one, or `committed` says what differs.

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,18 +72,21 @@ class Worker:
         started = time.perf_counter()
         job, unit = self._job, task.unit
         _set_threads(job.threads)
-        writer = OutputWriter(self._store, task.key, job.read.id or "id", job.model.embedding_dtype, job.model.temperature)
+        model = job.model
+        writer = OutputWriter(
+            self._store, task.key, job.read.id or "id", model.embedding_dtype, model.temperature, probabilities=job.probabilities
+        )
         try:
             with Feed(unit, job.read, job.model.batch_size, pin=self._model.device.type == "cuda") as feed:
                 quarantined: list[str] = []
                 with self._computing:
-                    model = self._model_for(unit)
+                    predictor = self._model_for(unit)
                     for chunk in feed:
                         for batch in chunk.batches(job.model.batch_size):
-                            quarantined += self._score_batch(model, batch, writer, unit.name)
+                            quarantined += self._score_batch(predictor, batch, writer, unit.name)
                     writer.compute()
                 quarantined = [str(bad) for bad in feed.bad] + quarantined
-            scores, embeddings = writer.finish()
+            outputs = writer.finish()
         except ModelError as error:
             writer.abandon()
             raise ModelError(f"{unit.name}: {error}") from error
@@ -93,8 +97,9 @@ class Worker:
             key=task.key,
             unit=unit.name,
             rows=writer.rows,
-            scores=scores,
-            embeddings=embeddings,
+            scores=outputs.scores,
+            embeddings=outputs.embeddings,
+            probabilities=outputs.probabilities,
             dimension=writer.dimension,
             classes=writer.classes,
             batch_size=self._model.batch_size,
@@ -132,9 +137,8 @@ class Worker:
             # The receipt that is there names files that are gone or cut short.
             self._store.put(name, receipt.to_json())
             return receipt
-        for file in (receipt.scores, receipt.embeddings):
-            if file is not None:
-                self._store.discard(file.name)
+        for file in receipt.files:
+            self._store.discard(file.name)
         return winner
 
     def _model_for(self, unit: Unit) -> Predictor:
@@ -190,11 +194,11 @@ class Worker:
         return rows if bool(rows.any()) else None
 
 
-def _apart(logits: torch.Tensor | None, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
+def _apart(logits: torch.Tensor | None, inputs: Sequence[object]) -> torch.Tensor | None:
     """The logits in memory of their own: a model may return its input, or a view of it."""
     if logits is None:
         return None
-    shared = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+    shared = {values.untyped_storage().data_ptr() for values in inputs if isinstance(values, torch.Tensor)}
     return logits.clone() if logits.untyped_storage().data_ptr() in shared else logits
 
 

@@ -38,7 +38,7 @@ class EmbeddingTap:
         self._where = name
         self._ready = name is not None
         if name is not None:
-            _find_module(network, name).register_forward_hook(self._catch_output)
+            find_module(network, name).register_forward_hook(self._catch_output)
 
     def prepare(self, run: Callable[[tuple[Tensor, ...]], object], inputs: tuple[Tensor, ...]) -> None:
         """Find the default place on the first batch; afterwards and for a named module, nothing.
@@ -108,7 +108,12 @@ class EmbeddingTap:
         self._caught = [(module, None, output)]
 
 
-def _find_module(network: nn.Module, name: str) -> nn.Module:
+def find_module(network: nn.Module, name: str) -> nn.Module:
+    """The module of that name.
+
+    Raises:
+        ModelError: the network has none.
+    """
     modules: dict[str, nn.Module] = dict(network.named_modules())
     if name and name in modules:
         return modules[name]

@@ -8,6 +8,9 @@ Of source code it covers
 * a module of one file: that file, and the modules and whole packages of the same folder that it imports by name, directly
   or through each other.
 
+Of a `source` that is a file or a folder it covers the content, with names relative to the folder: a model that is moved stays
+the same. Of a kind that another package registers: that package's code, and `source` as whichever of the two it is.
+
 It doesn't cover other packages, what is imported by computed names, and, for a module of one file that is installed or
 Python's own, what lies beside it; `model.version` can stand for those.
 """
@@ -29,34 +32,83 @@ from typing import Any
 
 from raystream import query
 from raystream.errors import ModelError, QueryError
-from raystream.model.source import split_source
+from raystream.kinds import KINDS, entry_point
+from raystream.model.artefact import contents
+from raystream.model.source import is_import_path, split_source
 
 
 def fingerprint(spec: query.Model) -> str:
-    """sha256, in hex, of the weights, `args`, `version` and the source files behind `source`, as this module's docstring lists them.
+    """sha256, in hex, of the weights, `args`, `version` and what is behind `source`, as this module's docstring lists it.
 
-    For kind columns: of the kind and the columns' names.
+    Of several weights, all in their order; of a committee of members, each one's fingerprint. For kind columns: of the kind and
+    the columns' names.
 
     Raises:
         ModelError: the weights or the top-level module are not there.
         QueryError: `args` holds what YAML can't express.
     """
     digest = _Digest()
+    if spec.members is not None:
+        for member in spec.members:
+            digest.add("member", fingerprint(member).encode())
+        return digest.hex()
     digest.add("kind", spec.kind.encode())
     if spec.kind == "columns":
         for key, column in (("logits", spec.logits), ("probabilities", spec.probabilities), ("embedding", spec.embedding)):
             digest.add(key, (column or "").encode())
         return digest.hex()
-    assert spec.source is not None  # the query checks it
-    digest.add("source", spec.source.encode())
+    imported = spec.kind in ("torch", "python")
+    digest.add("source", (spec.source or "").encode() if imported else b"")
     digest.add("args", _canonical(spec.args))
     digest.add("version", (spec.version or "").encode())
-    if spec.weights is not None:
-        digest.add("weights", _file_hash(spec.weights, f"model.weights {spec.weights}"))
-    top = split_source(spec.source)[0].partition(".")[0]
-    for name, content in _sources(top, spec.source):
-        digest.add(f"file {name}", content)
+    for path in [spec.weights] if isinstance(spec.weights, str) else spec.weights or []:
+        digest.add("weights", _file_hash(path, f"model.weights {path}"))
+    if imported:
+        _add_sources(digest, spec.source or "", f"model.source {spec.source}")
+    elif spec.kind not in KINDS:
+        _add_registered(digest, spec)
+    else:
+        _add_contents(digest, spec.source or "")
     return digest.hex()
+
+
+def code_hash(source: str, key: str) -> str:
+    """sha256, in hex, of the source files behind an import path, as this module's docstring lists them.
+
+    Args:
+        source: `module:attribute`.
+        key: of the query that holds it, for messages.
+    """
+    digest = _Digest()
+    digest.add("source", source.encode())
+    _add_sources(digest, source, f"{key} {source}")
+    return digest.hex()
+
+
+def _add_contents(digest: _Digest, path: str) -> None:
+    """A file or folder: what it holds, wherever it lies."""
+    for name, file in contents(path):
+        digest.add(f"content {name}", _file_hash(str(file), f"model.source {path}: {file}"))
+
+
+def _add_registered(digest: _Digest, spec: query.Model) -> None:
+    """A kind of another package: the code that loads it, and `source` as the path or import path that it seems to be."""
+    loader = entry_point(spec.kind).value
+    digest.add("loader", loader.encode())
+    _add_sources(digest, loader, f"model.kind {spec.kind}")
+    source = spec.source or ""
+    if Path(source).exists():
+        _add_contents(digest, source)
+        return
+    digest.add("source", source.encode())
+    if is_import_path(source):
+        _add_sources(digest, source, f"model.source {source}")
+
+
+def _add_sources(digest: _Digest, source: str, what: str) -> None:
+    top = split_source(source)[0].partition(".")[0]
+    for name, content in _sources(top, what):
+        digest.add(f"file {name}", content)
 
 
 class _Digest:
@@ -89,9 +141,9 @@ def _file_hash(path: str, what: str) -> bytes:
         raise ModelError(f"{what} can't be read: {error.strerror}; every machine that runs the query needs it") from None
 
 
-def _sources(top: str, source: str) -> Iterator[tuple[str, bytes]]:
+def _sources(top: str, what: str) -> Iterator[tuple[str, bytes]]:
     """The name and hash of every file that makes up a top-level module, in a fixed order."""
-    spec = _top_level(top, source)
+    spec = _top_level(top, what)
     if spec.submodule_search_locations is not None:
         files = [(name, path) for folder in spec.submodule_search_locations for name, path in _package_files(Path(folder))]
     elif spec.has_location and spec.origin:
@@ -99,19 +151,19 @@ def _sources(top: str, source: str) -> Iterator[tuple[str, bytes]]:
     else:
         files = []
     for name, path in sorted(files):
-        yield name, _file_hash(str(path), f"model.source {source}: {path}")
+        yield name, _file_hash(str(path), f"{what}: {path}")
     if not files:
         yield top, _distribution(top).encode()
 
 
-def _top_level(top: str, source: str) -> importlib.machinery.ModuleSpec:
+def _top_level(top: str, what: str) -> importlib.machinery.ModuleSpec:
     """Of a top-level name, find_spec imports nothing."""
     try:
         spec = importlib.util.find_spec(top)
     except ValueError:  # __main__ has no spec
-        raise ModelError(f"model.source {source}: {top} can't be imported elsewhere; put the model into a module file of its own") from None
+        raise ModelError(f"{what}: {top} can't be imported elsewhere; put it into a module file of its own") from None
     if spec is None:
-        raise ModelError(f"model.source {source}: there is no module {top!r}; run from the project's folder or install the package")
+        raise ModelError(f"{what}: there is no module {top!r}; run from the project's folder or install the package")
     return spec
 
 

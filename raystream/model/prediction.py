@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class Prediction:
     """float32 (n_rows, n_dimensions); None if not wanted."""
     reason: str = "the model's output holds NaN or infinity"
     """What is wrong with the rows that `bad_output_rows` finds."""
+    samples: Tensor | None = None
+    """float32 (n_rows, n_samples, n_classes), logits of each MC dropout sample or member of a committee; None for neither."""
 
 
 class Predictor(Protocol):
@@ -39,12 +41,13 @@ class Predictor(Protocol):
     def batch_size(self) -> int:
         """The most rows that run at once; smaller than asked for once a batch did not fit into memory."""
 
-    def predict(self, inputs: tuple[Tensor, ...]) -> Prediction:
+    def predict(self, inputs: tuple[Any, ...]) -> Prediction:
         """Run the model on rows.
 
         Args:
-            inputs: one tensor per input column, in order, each (n_rows, ...). More rows than `batch_size` run in
-                pieces of it. They are copied to the device asynchronously, so leave them alone until the prediction is read.
+            inputs: one tensor per input column, in order, each (n_rows, ...); of a column of texts an object array (n_rows,)
+                of str. More rows than `batch_size` run in pieces of it. They are copied to the device asynchronously, so
+                leave them alone until the prediction is read.
 
         Returns:
             the prediction for all rows; may share memory with the inputs.
@@ -84,19 +87,22 @@ def check_logits(output: object, rows: int, who: str) -> Tensor:
 def bad_output_rows(prediction: Prediction) -> Tensor | None:
     """The rows whose numbers can't be used, or None when all can.
 
-    Bad are NaN and +inf logits, rows of -inf alone (-inf masks a class and is fine), and any embedding that isn't finite.
+    Bad are NaN and +inf logits, rows of -inf alone (-inf masks a class and is fine), the same in any sample, and any embedding
+    that isn't finite.
     One synchronisation with the device when nothing is wrong.
 
     Returns:
         None, or bool (n_rows,) on the prediction's device, True at bad rows.
     """
-    present = [values for values in (prediction.logits, prediction.embedding) if values is not None]
+    present = [values for values in (prediction.logits, prediction.embedding, prediction.samples) if values is not None]
     if not present or math.isfinite(sum(values.sum() for values in present)):
         return None
     bad = torch.zeros(present[0].shape[0], dtype=torch.bool, device=present[0].device)
     if prediction.logits is not None:
         top = prediction.logits.amax(dim=1)  # NaN if the row holds one
         bad |= ~torch.isfinite(top)
+    if prediction.samples is not None:
+        bad |= ~torch.isfinite(prediction.samples.amax(dim=2)).all(dim=1)
     if prediction.embedding is not None:
         bad |= ~torch.isfinite(prediction.embedding).all(dim=1)
     return bad if bool(bad.any()) else None

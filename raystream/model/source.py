@@ -22,31 +22,46 @@ _FACTORY_SEED = 0
 _LONGEST_HINT = 300
 
 
+def is_import_path(source: str) -> bool:
+    """Whether it is of the form `package.module:attribute`."""
+    module, separator, attribute = source.partition(":")
+    return bool(separator and attribute) and all(part.isidentifier() for part in module.split("."))
+
+
 def split_source(source: str) -> tuple[str, str]:
     """`package.module:attribute` as its two halves."""
-    module, separator, attribute = source.partition(":")
-    if not (separator and attribute and all(part.isidentifier() for part in module.split("."))):
+    module, _, attribute = source.partition(":")
+    if not is_import_path(source):
         raise QueryError(f"model.source is {source!r}, expected an import path of the form package.module:callable")
     return module, attribute
 
 
 def build_network(source: str, args: Mapping[str, Any]) -> nn.Module:
-    """Import the source and call it with `args`, under a fixed seed; the random generators stay as they were.
-
-    Args:
-        source: `module:attribute` of a class or factory of `nn.Module`, or of an instance, which is copied.
-        args: keyword arguments of the class or factory.
+    """The network that a source makes: `build`, and a check of what came of it.
 
     Raises:
         ModelError: it can't be imported or called, or what it makes is no module.
     """
-    with _fixed_seed():
-        factory = _find(source)
-    with _fixed_seed():  # anew: the import draws only if it is the process's first
-        made = _call(factory, source, args)
+    made = build(source, args)
     if not isinstance(made, nn.Module):
         raise ModelError(f"model.source {source} returned {type(made).__name__}, expected a torch.nn.Module")
     return made
+
+
+def build(source: str, args: Mapping[str, Any]) -> object:
+    """Import the source and call it with `args`, under a fixed seed; the random generators stay as they were.
+
+    Args:
+        source: `module:attribute` of a class or factory, or of an instance of `nn.Module`, which is copied.
+        args: keyword arguments of the class or factory.
+
+    Raises:
+        ModelError: it can't be imported or called.
+    """
+    with _fixed_seed():
+        factory = _find(source)
+    with _fixed_seed():  # anew: the import draws only if it is the process's first
+        return _call(factory, source, args)
 
 
 def _find(source: str) -> object:

@@ -12,33 +12,37 @@ from raystream.errors import ModelError
 from raystream.model.device import choose_device, is_device_failure, is_out_of_memory
 from raystream.model.embedding import EmbeddingTap
 from raystream.model.imported import check_imported
+from raystream.model.mc_dropout import MCDropout
 from raystream.model.prediction import Prediction, check_logits
 from raystream.model.source import build_network
 from raystream.model.weights import load_weights, state_hash
 
-_AUTOCAST = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+AUTOCAST = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def load(spec: query.Model, *, embedding: bool) -> TorchPredictor:
+def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0) -> TorchPredictor:
     """Build the network of `spec.source`, fill it from `spec.weights` and put it on its device."""
     assert spec.source is not None  # the query checks it
+    assert not isinstance(spec.weights, list)  # a committee loads its members one by one
     device = choose_device(spec.device)
     network = build_network(spec.source, spec.args)
     check_imported(spec.source)
     if spec.weights is not None:
-        load_weights(network, spec.weights)
+        load_weights(network, spec.weights, spec.trust)
     return TorchPredictor(
         network,
         source=spec.source,
         device=device,
         batch_size=spec.batch_size,
-        autocast=_AUTOCAST[spec.precision],
+        autocast=AUTOCAST[spec.precision],
         embedding=EmbeddingTap(network, spec.embedding) if embedding else None,
+        mc_samples=mc_samples,
+        seed=seed,
     )
 
 
 class TorchPredictor:
-    """A network on its device that gives logits and, if wanted, embeddings."""
+    """A network on its device that gives logits and, if wanted, embeddings and MC dropout samples."""
 
     def __init__(
         self,
@@ -49,6 +53,8 @@ class TorchPredictor:
         batch_size: int,
         autocast: torch.dtype | None = None,
         embedding: EmbeddingTap | None = None,
+        mc_samples: int = 0,
+        seed: int = 0,
     ) -> None:
         """
         Args:
@@ -58,6 +64,8 @@ class TorchPredictor:
             batch_size: the most rows that run at once.
             autocast: the dtype of mixed precision; None for none.
             embedding: hooks on this network; None if embeddings aren't wanted.
+            mc_samples: how many MC dropout samples each prediction holds; 0: none.
+            seed: of their masks.
         """
         self.state_hash = state_hash(network)
         self.device = device
@@ -66,6 +74,19 @@ class TorchPredictor:
         self._network = self._placed(network.eval())
         self._autocast = autocast
         self._embedding = embedding
+        self._dropout = self._make_dropout(mc_samples, seed) if mc_samples else None
+
+    def _make_dropout(self, samples: int, seed: int) -> MCDropout:
+        return MCDropout(
+            self._network,
+            self._run,
+            samples=samples,
+            seed=seed,
+            who=self._source,
+            device=self.device,
+            embedding=self._embedding,
+            autocast=self._autocast is not None,
+        )
 
     def _placed(self, network: nn.Module) -> nn.Module:
         try:
@@ -99,10 +120,10 @@ class TorchPredictor:
         finally:
             if self._embedding is not None:
                 self._embedding.clear()
-        rows = inputs[0].shape[0]
-        if rows <= 1:
+        rows = inputs[0].shape[0] if self._dropout is None else self._dropout.rows_at_once(inputs[0].shape[0])
+        if rows <= 1 and not (self._dropout and self._dropout.halve_samples()):
             raise ModelError(f"{self._source}: one row does not fit into the memory of {self.device} ({reason}); use a larger device")
-        self.batch_size = rows // 2
+        self.batch_size = max(1, rows // 2)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # after the except clause, whose traceback held the batch's tensors
         return None
@@ -113,6 +134,9 @@ class TorchPredictor:
         inputs = tuple(values.to(self.device, non_blocking=self.device.type == "cuda") for values in inputs)
         if self._embedding is not None:
             self._embedding.prepare(self._probe, inputs)
+        if self._dropout is not None:
+            made = self._dropout(inputs)
+            return Prediction(made.logits, made.embedding, samples=made.samples)
         output = self._run(inputs)
         logits = check_logits(output, rows, self._source)
         embedding = None if self._embedding is None else self._embedding.take(output, rows)
@@ -139,6 +163,12 @@ class TorchPredictor:
 
 
 def _concatenate(pieces: list[Prediction]) -> Prediction:
-    logits = [piece.logits for piece in pieces if piece.logits is not None]
-    embeddings = [piece.embedding for piece in pieces if piece.embedding is not None]
-    return Prediction(torch.cat(logits) if logits else None, torch.cat(embeddings) if embeddings else None)
+    logits, embedding, samples = (
+        torch.cat(parts) if parts else None
+        for parts in (
+            [piece.logits for piece in pieces if piece.logits is not None],
+            [piece.embedding for piece in pieces if piece.embedding is not None],
+            [piece.samples for piece in pieces if piece.samples is not None],
+        )
+    )
+    return Prediction(logits, embedding, samples=samples)

@@ -7,6 +7,7 @@ import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import safetensors
 import safetensors.torch
@@ -21,13 +22,18 @@ _WRAPPERS = ("state_dict", "model_state_dict")
 """Keys under which training scripts nest the state in a checkpoint."""
 
 
-def load_weights(network: nn.Module, path: str) -> None:
+def load_weights(network: nn.Module, path: str, trust: Literal["safe", "pickle"] = "safe") -> None:
     """Fill a network from a file; every tensor of both must fit.
+
+    Args:
+        network: to be filled.
+        path: of the file.
+        trust: whether a torch checkpoint may be a pickle, which can run code.
 
     Raises:
         ModelError: the file is missing, unreadable or holds more than tensors, or its tensors don't fit.
     """
-    tensors = _read(path)
+    tensors = _read(path, trust == "pickle")
     problem = _misfit(network.state_dict(), tensors)
     if problem:
         raise ModelError(f"model.weights {path} does not fit the model: {problem}; check model.source and model.args")
@@ -54,7 +60,7 @@ def state_hash(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read(path: str) -> dict[str, Tensor]:
+def _read(path: str, trusted: bool) -> dict[str, Tensor]:
     suffix = Path(path).suffix.lower()
     if suffix != ".safetensors" and suffix not in _TORCH_FILES:
         known = ", ".join((".safetensors", *_TORCH_FILES))
@@ -67,11 +73,17 @@ def _read(path: str) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             # torch warns of pickle protocols that it then refuses; the refusal is what the user needs to read.
             warnings.simplefilter("ignore", UserWarning)
-            return _tensors(torch.load(path, map_location="cpu", weights_only=True), path)
-    except pickle.UnpicklingError:
+            return _tensors(torch.load(path, map_location="cpu", weights_only=not trusted), path)
+    except pickle.UnpicklingError as error:
+        if trusted:
+            raise ModelError(f"model.weights {path} is no checkpoint: {error}; save model.state_dict() as safetensors") from None
         raise ModelError(
             f"model.weights {path} holds more than tensors (or no checkpoint at all), and raystream does not load pickles, "
-            "which can run code; save model.state_dict() as safetensors"
+            "which can run code; save model.state_dict() as safetensors, or set model.trust to pickle if you trust whoever wrote it"
+        ) from None
+    except (ImportError, AttributeError) as error:
+        raise ModelError(
+            f"model.weights {path} is a pickle that can't be loaded here: {error}; save model.state_dict() as safetensors"
         ) from None
     except ModelError:
         raise
@@ -81,6 +93,8 @@ def _read(path: str) -> dict[str, Tensor]:
 
 
 def _tensors(content: object, path: str) -> dict[str, Tensor]:
+    if isinstance(content, nn.Module):  # a whole pickled model, loaded because it is trusted
+        content = content.state_dict()
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -7,7 +7,7 @@ process; `read_labelled` and `locate_labelled` find what is labelled already; `r
 from raystream.pool.columns import Column
 from raystream.pool.files import File, list_files
 from raystream.pool.footers import Footer, read_footers
-from raystream.pool.ids import check_unique
+from raystream.pool.ids import check_unique, comparable
 from raystream.pool.labelled import Labelled, has_columns, labelled_units, read_labelled
 from raystream.pool.locate import locate_labelled
 from raystream.pool.plan import PoolPlan, plan_pool
@@ -26,6 +26,7 @@ __all__ = [
     "Rows",
     "Unit",
     "check_unique",
+    "comparable",
     "cut_units",
     "has_columns",
     "labelled_units",

@@ -3,6 +3,8 @@
 A column is recognised from its Arrow type alone. Numbers and booleans are scalars; `fixed_size_list`, `list` and
 `large_list` of them, nested or not, and `arrow.fixed_shape_tensor` are tensors of one shape for the whole pool.
 
+For a model that takes texts, a column of strings is one input, too: an object array of str, (n,).
+
 Types: floating columns become float32; integer and boolean tensors keep their type; scalar columns of whatever
 type are stacked, in order, into one float32 tensor (n, f). Each tensor column is one positional input of the model.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +23,9 @@ import pyarrow.compute as pc
 
 from raystream.errors import PoolError
 
+TEXT = "object"
+"""The dtype of texts."""
+Texts = Literal["refused", "taken", "expected"]
 Flaws = dict[int, str]
 """Row of a block -> what is wrong with it."""
 
@@ -30,7 +36,7 @@ class Column:
 
     Attributes:
         shape: of one row; None stands for the width of a list, which only the data can tell. () is a scalar.
-        dtype: of the decoded tensor.
+        dtype: of the decoded tensor; "object" for texts, which are str.
         masked: whether -inf is a value, as in logits, where it masks a class.
     """
 
@@ -42,15 +48,30 @@ class Column:
     @property
     def is_scalar(self) -> bool:
         """Whether the column holds one number a row, and is stacked with the others."""
-        return not self.shape
+        return not self.shape and not self.is_text
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the column holds strings."""
+        return self.dtype == TEXT
 
 
-def recognise(name: str, type_: pa.DataType) -> Column:
+def recognise(name: str, type_: pa.DataType, texts: Texts = "refused") -> Column:
     """What a column of this type is to the model.
 
+    Args:
+        name: the column's.
+        type_: the column's.
+        texts: whether the model takes strings, or nothing else.
+
     Raises:
-        PoolError: the type can't become a tensor.
+        PoolError: the type can't become what the model takes.
     """
+    plain_ = plain_type(type_)
+    if texts != "refused" and (pa.types.is_string(plain_) or pa.types.is_large_string(plain_)):
+        return Column(name, (), TEXT)
+    if texts == "expected":
+        raise PoolError(f"column {name} is {type_}; expected strings, as this kind of model takes texts")
     if isinstance(type_, pa.FixedShapeTensorType):
         shape = tuple(type_.shape)
         order = type_.permutation or range(len(shape))
@@ -64,12 +85,12 @@ def recognise(name: str, type_: pa.DataType) -> Column:
 
 
 def check_mixture(columns: Sequence[Column]) -> None:
-    """Raise PoolError unless the columns are all scalars or all tensors."""
-    scalar = next((c.name for c in columns if c.is_scalar), None)
-    tensor = next((c.name for c in columns if not c.is_scalar), None)
-    if scalar is not None and tensor is not None:
+    """Raise PoolError if single numbers, which become one tensor, stand beside anything else."""
+    scalar = next((c for c in columns if c.is_scalar), None)
+    other = next((c for c in columns if not c.is_scalar), None)
+    if scalar is not None and other is not None:
         raise PoolError(
-            f"the inputs mix single numbers (column {scalar}) with lists (column {tensor}); "
+            f"the inputs mix single numbers (column {scalar.name}) with {'texts' if other.is_text else 'lists'} (column {other.name}); "
             "expected one kind, so put the numbers into a list column or leave one of them out"
         )
 

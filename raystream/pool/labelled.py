@@ -207,7 +207,7 @@ def _has_columns(file: File, columns: Sequence[Column]) -> bool:
     for column in columns:
         type_ = schema.field(column.name).type
         try:
-            here = recognise(column.name, type_)
+            here = recognise(column.name, type_, "expected" if column.is_text else "refused")
         except PoolError as error:
             raise LabelsError(f"labelled file {file.path}: {error}") from None
         same_shape = len(here.shape) == len(column.shape) and all(h in (None, c) for h, c in zip(here.shape, column.shape, strict=True))

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from raystream.errors import PoolError, QueryError
-from raystream.pool.columns import Column, check_mixture, plain_type, recognise, row_shapes
+from raystream.pool.columns import Column, Texts, check_mixture, plain_type, recognise, row_shapes
 from raystream.pool.files import File, list_files, one_line, open_parquet
 from raystream.pool.filters import Filters, check_filters, filter_columns, freeze, partition_types, residual
 from raystream.pool.footers import Footer, read_footers
@@ -41,7 +41,7 @@ class PoolPlan:
         read: how units are read.
         filters: the pool's, frozen.
         partition_types: hive key -> its type.
-        keep_schema: the kept columns with their types, as `read_columns_at` takes it.
+        keep_schema: the kept columns, and those read for candidates, with their types, as `read_columns_at` takes it.
         warnings: sentences for the user.
     """
 
@@ -96,6 +96,8 @@ def plan_pool(
     target_bytes: int = TARGET_BYTES,
     threads: int = 16,
     masked: Collection[str] = (),
+    also: Sequence[str] = (),
+    texts: Texts = "refused",
 ) -> PoolPlan:
     """List a pool, read its footers and cut its units.
 
@@ -106,6 +108,8 @@ def plan_pool(
         target_bytes: uncompressed bytes of a unit.
         threads: footers read at a time.
         masked: input columns in which -inf is a value, such as logits, where it masks a class.
+        also: further columns that are read for candidates, such as those of quotas and costs.
+        texts: whether the model takes columns of strings, or nothing else.
 
     Raises:
         QueryError: a name or a filter of the query can't be used.
@@ -116,9 +120,10 @@ def plan_pool(
     files = list_files(pool.uris)
     filters = freeze(pool.disjunction)
     read = [*([pool.id] if pool.id else []), *inputs]
+    later = list(dict.fromkeys([*pool.keep, *also]))
     unreadable: dict[File, str] = {}
     note = unreadable.__setitem__ if on_error == "skip" else None
-    footers = read_footers(files, read, filter_columns(filters), pool.keep, threads, unreadable=note)
+    footers = read_footers(files, read, filter_columns(filters), later, threads, unreadable=note)
     if not footers:
         raise PoolError(f"none of the {len(files)} files can be read, first: {unreadable[files[0]]}")
     folders = partition_types([footer.file for footer in footers])
@@ -130,10 +135,10 @@ def plan_pool(
     units = _cut(footers, filters, folders, target_bytes)
     if not units:
         raise PoolError(f"no row of {len(files)} files is left after filters {_shown(filters)}; change pool.filters")
-    measured = _input_columns(units, inputs, types, on_error)
+    measured = _input_columns(units, inputs, types, on_error, texts)
     marked = tuple(dataclasses.replace(column, masked=column.name in masked) for column in measured)
     spec = ReadSpec(pool.id, _id_type(pool.id, types), marked, on_error)
-    keep = pa.schema([pa.field(name, plain_type(types[name])) for name in pool.keep])
+    keep = pa.schema([pa.field(name, plain_type(types[name])) for name in later])
     warnings = (*_left_out(unreadable), *_large_row_group(footers, units, spec))
     return PoolPlan(tuple(footers), tuple(units), spec, filters, folders, keep, warnings)
 
@@ -160,8 +165,10 @@ def _id_type(name: str | None, types: dict[str, pa.DataType]) -> pa.DataType:
     raise PoolError(f"id column {name} is {types[name]}; expected integers, strings or binary, or leave pool.id out")
 
 
-def _input_columns(units: Sequence[Unit], names: Sequence[str], types: dict[str, pa.DataType], on_error: str) -> tuple[Column, ...]:
-    columns = tuple(recognise(name, types[name]) for name in names)
+def _input_columns(
+    units: Sequence[Unit], names: Sequence[str], types: dict[str, pa.DataType], on_error: str, texts: Texts
+) -> tuple[Column, ...]:
+    columns = tuple(recognise(name, types[name], texts) for name in names)
     check_mixture(columns)
     return tuple(dataclasses.replace(c, shape=_measured(units, c, on_error)) if None in c.shape else c for c in columns)
 

@@ -84,8 +84,8 @@ class Rows:
     Attributes:
         ids: one a row, of the spec's type; may hold nulls, which only the whole pool can count.
         rows: (n,) int64, positions in the file.
-        inputs: the model's tensors, each (n, *shape), of `unit.columns` alone where it names some; they may be views of
-            read-only memory.
+        inputs: the model's tensors, each (n, *shape), or object arrays of str, of `unit.columns` alone where it names some; they
+            may be views of read-only memory.
         bad: the rows left out, under `skip`.
     """
 

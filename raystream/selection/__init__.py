@@ -6,17 +6,33 @@ Nothing here reads, writes or knows a cluster. Each strategy is a function in a 
 """
 
 from raystream.selection.badge import badge
+from raystream.selection.batch_bald import batch_bald
+from raystream.selection.check import check_strategy
 from raystream.selection.choose import Chosen, choose
+from raystream.selection.cluster_margin import cluster_margin
+from raystream.selection.combine import combine
 from raystream.selection.constraints import Constraints, Cost, Quota
 from raystream.selection.core_set import FarthestFirst, core_set, farthest_first
-from raystream.selection.hashing import row_hash
+from raystream.selection.diverse import diverse
+from raystream.selection.facility_location import facility_location
+from raystream.selection.gain import Gain
+from raystream.selection.hashing import draw, row_hash, uniform
+from raystream.selection.k_center_two_round import TwoRounds, k_center_two_round, two_rounds
 from raystream.selection.k_means import k_means
 from raystream.selection.k_means_pp import k_means_pp
+from raystream.selection.lcmd import LargestCluster, largest_cluster, lcmd
 from raystream.selection.near_duplicates import NearDuplicates
-from raystream.selection.ranking import random, random_order, top_k
+from raystream.selection.neighbours import Edges, Neighbours, nearest_neighbours, within
+from raystream.selection.pieces import Factory, LocalPieces, Pieces
+from raystream.selection.prob_cover import prob_cover
+from raystream.selection.ranking import random, random_order, top_k, walk
 from raystream.selection.represents import Assignment, assign, represents
-from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards
+from raystream.selection.rows import Rows
+from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards, working_bytes
+from raystream.selection.stochastic import power, softmax, softrank
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
+from raystream.selection.typiclust import typiclust
+from raystream.selection.u_herding import u_herding
 
 __all__ = [
     "ArrayPart",
@@ -25,25 +41,56 @@ __all__ = [
     "Chosen",
     "Constraints",
     "Cost",
+    "Edges",
     "EmbeddingPart",
+    "Factory",
     "FarthestFirst",
+    "Gain",
+    "LargestCluster",
+    "LocalPieces",
     "LocalShards",
     "NearDuplicates",
+    "Neighbours",
     "Picked",
+    "Pieces",
     "Quota",
     "Request",
+    "Rows",
     "Shards",
     "Strategy",
+    "TwoRounds",
     "assign",
     "badge",
+    "batch_bald",
+    "check_strategy",
     "choose",
+    "cluster_margin",
+    "combine",
     "core_set",
+    "diverse",
+    "draw",
+    "facility_location",
     "farthest_first",
+    "k_center_two_round",
     "k_means",
     "k_means_pp",
+    "largest_cluster",
+    "lcmd",
+    "nearest_neighbours",
+    "power",
+    "prob_cover",
     "random",
     "random_order",
     "represents",
     "row_hash",
+    "softmax",
+    "softrank",
     "top_k",
+    "two_rounds",
+    "typiclust",
+    "u_herding",
+    "uniform",
+    "walk",
+    "within",
+    "working_bytes",
 ]

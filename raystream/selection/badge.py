@@ -16,9 +16,8 @@ from raystream.selection.d_squared_piece import BLOCK, DSquaredPiece
 from raystream.selection.geometry import Vectors, joined
 from raystream.selection.gradients import Gradients
 from raystream.selection.k_means_pp import picked
-from raystream.selection.pieces import LocalPieces
 from raystream.selection.rows import Array, Rows, as_rows, not_finite, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards
+from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings
 
 
@@ -51,13 +50,13 @@ def badge(
     Raises:
         DataError: numbers that are not finite, or probabilities above 1, or shapes that don't fit.
     """
-    shards, p = LocalShards.of_array(h), as_rows(probabilities)
-    centres = _vectors(labelled_probabilities, labelled, p.width, shards)
     memory = max(DEFAULT_MEMORY, 2 * np.asarray(h).nbytes)
-    return sample(shards, p, k, centres=centres, bias=bias, seed=seed, memory=memory).rows
+    shards, p = LocalShards.of_array(h, memory=memory), as_rows(probabilities)
+    centres = _vectors(labelled_probabilities, labelled, p.width, shards)
+    return sample(shards, p, k, centres=centres, bias=bias, seed=seed).rows
 
 
-def _vectors(p: Array | None, h: Array | None, classes: int, shards: LocalShards) -> Vectors:
+def _vectors(p: Array | None, h: Array | None, classes: int, shards: Shards) -> Vectors:
     """Labelled rows, checked."""
     found = vectors(p, classes, "euclidean", "labelled probabilities'"), vectors(h, shards.width, shards.metric)
     if len(found[0]) != len(found[1]):
@@ -66,14 +65,13 @@ def _vectors(p: Array | None, h: Array | None, classes: int, shards: LocalShards
 
 
 def sample(
-    shards: LocalShards,
+    shards: Shards,
     probabilities: Rows,
     k: int,
     *,
     centres: Vectors,
     bias: bool = True,
     seed: int = 0,
-    memory: int = DEFAULT_MEMORY,
     constraints: Constraints | None = None,
     precision: Precision = "auto",
     block: int = BLOCK,
@@ -84,18 +82,24 @@ def sample(
         raise DataError(f"{len(probabilities)} candidates have probabilities and {n} have embeddings; expected both of each")
     if n == 0 or k <= 0:
         return DSquared(np.empty(0, dtype=np.int64), np.empty(0), 0, 0, 0, False)
-    pieces = LocalPieces(
-        [
-            DSquaredPiece([probabilities, shards.rows], start, stop, memory=memory * (stop - start) // n, block=block)
-            for start, stop in shards.spans(block)
-        ]
-    )
+    pieces = shards.pieces(DSquaredPiece, beside=[probabilities], block=block)
     largest = _survey(pieces.call("survey"))
     if len(centres[1]):
         largest = max(largest, float(np.abs(centres[1]).max(initial=0.0)))
     bfloat16 = has_bfloat16_units() if precision == "auto" else precision == "bfloat16"
     geometry = Gradients.fit(probabilities.width, shards.width, largest, bias=bias, bfloat16=bfloat16)
-    return d_squared(pieces, n, k, geometry, seed=seed, centres=centres, origin=geometry.origin, constraints=constraints)
+    return d_squared(
+        pieces,
+        n,
+        k,
+        geometry,
+        memory=shards.memory,
+        block=block,
+        seed=seed,
+        centres=centres,
+        origin=geometry.origin,
+        constraints=constraints,
+    )
 
 
 def _survey(found: list[list[tuple[float, Array]]]) -> float:
@@ -129,7 +133,5 @@ def badge_strategy(candidates: Candidates, request: Request) -> Picked:
             raise QueryError("select.args.covered is true, which needs the class probabilities of labelled rows, but they have none")
         fixed = _vectors(candidates.labelled_probabilities, candidates.labelled, p.width, shards)
         centres = joined([fixed, centres])
-    found = sample(
-        shards, p, request.budget, centres=centres, seed=request.seed, memory=request.memory, constraints=request.constraints, **args
-    )
+    found = sample(shards, p, request.budget, centres=centres, seed=request.seed, constraints=request.constraints, **args)
     return picked(found, None)

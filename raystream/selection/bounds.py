@@ -182,15 +182,35 @@ class Encoding:
         if not self.bfloat16:
             return _round_up((low + width) * _FLOAT64_UP)
         limit = (low.mul_(_BFLOAT16_UP).sqrt_() + 2 * (slack.double() + largest_slack)).square_() + width
-        limit = limit * (_BFLOAT16_UP * _FLOAT64_UP)
-        rounded = limit.to(torch.bfloat16)
-        return (rounded.view(torch.int16) + (rounded.double() < limit)).to(torch.int16).view(torch.bfloat16)
+        return _bfloat16_up(limit * (_BFLOAT16_UP * _FLOAT64_UP))
+
+    def limit(self, squared: Array, slack: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
+        """The product above which a centre is certainly farther than the squared distance.
+
+        Args:
+            squared: (m,) float64, in the data's own scale.
+            slack: (m,) float64, the row's plus the centre's.
+            square: (m,) float64 bounds of a_i + a_j.
+        """
+        scaled = torch.from_numpy(squared) * 4.0**self.power
+        if self.exact:
+            return scaled.float()
+        width = torch.from_numpy(self.width_of(square.numpy()))
+        if not self.bfloat16:
+            return _round_up((scaled + width) * _FLOAT64_UP)
+        return _bfloat16_up((scaled.sqrt_().add_(slack).square_() + width) * (_BFLOAT16_UP * _FLOAT64_UP))
 
 
 def _round_up(x: torch.Tensor) -> torch.Tensor:
     """float64 -> float32, never below."""
     narrow = x.float()
     return torch.where(narrow.double() < x, torch.nextafter(narrow, torch.full_like(narrow, math.inf)), narrow)
+
+
+def _bfloat16_up(x: torch.Tensor) -> torch.Tensor:
+    """float64, not negative -> bfloat16, never below."""
+    rounded = x.to(torch.bfloat16)
+    return (rounded.view(torch.int16) + (rounded.double() < x)).to(torch.int16).view(torch.bfloat16)
 
 
 def smallest_products(rows: torch.Tensor, centres: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from raystream.selection.constraints import Constraints, Cost, Quota
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.nearest import Centres, nearest
 from raystream.selection.registry import STRATEGIES
-from raystream.selection.represents import Assignment, assign, represents
+from raystream.selection.represents import Covering
 from raystream.selection.rows import Array, Metric, squared_distances, vectors
 from raystream.selection.shards import DEFAULT_MEMORY
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
@@ -128,10 +128,10 @@ def choose(
         x = shards.gather(rows)
         distance = picked.distance if picked.distance is not None and not len(given) else _distances(x, labelled)
         everything = np.concatenate([x, labelled])
-        assignment = assign(shards.rows, everything) if len(everything) else Assignment(np.empty(0, dtype=np.int32), 0.0, -1)
-        counts = represents(assignment, len(x))
+        covering = shards.cover(everything, len(x)) if len(everything) else Covering(np.empty(0, dtype=np.int64), 0.0, -1)
+        counts = covering.counts
         proven = name == "core_set" and weight == 0 and constraints.free and not len(given) and not (args or {}).get("outliers")
-        radius = assignment.radius if picked.radius is None else picked.radius
+        radius = covering.radius if picked.radius is None else picked.radius
         certificate = {"radius": radius, "lower_bound": radius / 2 if proven else None}
     why = [constraints.why(int(row)) for row in rows]
     note = _note(len(rows), budget, len(candidates), picked, constraints)

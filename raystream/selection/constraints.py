@@ -116,6 +116,14 @@ class Constraints:
         """How many rows of an order suffice to fill the batch; None when that can't be known."""
         return self.left + len(self._taken) if self.free else None
 
+    def excluded(self, n: int) -> Array:
+        """The rows of n candidates, int64, that are blocked whatever their embeddings are."""
+        alike, self._near_duplicates = self._near_duplicates, None
+        try:
+            return self.taken if self.free else np.flatnonzero(self.blocked(np.arange(n)))
+        finally:
+            self._near_duplicates = alike
+
     def blocked(self, rows: Array, x: Array | None = None) -> Array:
         """(m,) bool: which of the candidates `rows` (int64) can't be taken now or later; `x` (m, d) float32 if `vectors`."""
         if self.left <= 0:

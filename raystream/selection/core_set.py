@@ -17,6 +17,7 @@ import numpy as np
 from raystream.errors import QueryError
 from raystream.selection.bounds import Encoding, Precision, grid_power
 from raystream.selection.constraints import Constraints
+from raystream.selection.gain import Gain
 from raystream.selection.leaders import CentreList, Leaders
 from raystream.selection.rows import Array, Metric, not_finite, vectors
 from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
@@ -35,7 +36,7 @@ class FarthestFirst:
 
     Attributes:
         rows: (b,) int64 in order of choice.
-        gain: (b,) float64, score^weight * distance when the row was taken; the first one's distance is to the mean if nothing is labelled.
+        gain: (b,) float64, of `Gain` when the row was taken; the first one's distance is to the mean if nothing is labelled.
         distance: (b,) float64 to the nearest row chosen before or labelled; nan for the first if nothing is labelled.
         passes: how often the shards went over their rows to choose, refinements included.
         refinements: how many of the passes made distances exact.
@@ -58,6 +59,7 @@ def core_set(
     weight: float = 0.0,
     labelled: Array | None = None,
     metric: Metric = "euclidean",
+    outliers: int = 0,
 ) -> Array:
     """Choose k rows so that every row is near a chosen one: each next row is the farthest from those before it.
 
@@ -72,17 +74,19 @@ def core_set(
         weight: 0 is distance alone.
         labelled: (m, d) rows that count as chosen already.
         metric: `cosine` works on rows divided by their lengths.
+        outliers: at each step this many rows, the first in order, are passed over for the next one; they stay
+            candidates. When no more are left, the last one is taken.
 
     Returns:
         (min(k, n),) int64 row numbers in order of choice.
 
     Raises:
         DataError: embeddings that are not finite, or not as wide as the labelled ones.
-        QueryError: a negative score or weight.
+        QueryError: a negative score, weight or number of outliers.
     """
     shards = LocalShards.of_array(x, metric=metric, memory=max(DEFAULT_MEMORY, 2 * np.asarray(x).nbytes))
-    checked = score_weights(score, weight, len(shards))
-    return farthest_first(shards, k, score_weight=checked, labelled=vectors(labelled, shards.width, metric)).rows
+    gain = Gain(score_weights(score, weight, len(shards)))
+    return farthest_first(shards, k, gain=gain, labelled=vectors(labelled, shards.width, metric), outliers=outliers).rows
 
 
 def score_weights(score: Array | None, weight: float, n: int) -> Array | None:
@@ -105,10 +109,11 @@ def farthest_first(
     shards: Shards,
     k: int,
     *,
-    score_weight: Array | None = None,
+    gain: Gain | None = None,
     labelled: Array | None = None,
     exclude: Array | None = None,
     constraints: Constraints | None = None,
+    outliers: int = 0,
     precision: Precision = "auto",
     leaders: int = _LEADERS,
 ) -> FarthestFirst:
@@ -117,39 +122,63 @@ def farthest_first(
     Args:
         shards: the candidates.
         k: how many rows at most.
-        score_weight: (n,) float64 of `score_weights`; uniform when it is 0 for every row that may be chosen.
+        gain: what to maximise; the distance if it is left out, or if it is a weight alone that is 0 for every row that may be chosen.
         labelled: (m, d) float32 in the metric's space.
         exclude: int64 rows that must not be chosen, and don't count as covered.
         constraints: rows that they block are passed over and do not become centres; they are told of the chosen rows.
+        outliers: see `core_set`; rows that are blocked are not counted.
         precision: of the bounds; has no influence on the result.
         leaders: how many rows the shards return at first; has no influence on the result.
     """
+    if outliers < 0:
+        raise QueryError(f"select.args.outliers is {outliers}, expected a whole number of at least 0")
     fixed = np.empty((0, shards.width), dtype=np.float32) if labelled is None else labelled
     if len(shards) == 0 or k <= 0:
         return FarthestFirst(_NO_ROWS, np.empty(0), np.empty(0), 0, 0, 0)
     excluded = _NO_ROWS if exclude is None else exclude
-    if score_weight is not None and not np.delete(score_weight, excluded).any():
-        score_weight = None
-    encoding, mean = _prepare(shards, fixed, precision)
-    shards.begin(encoding, score_weight)
-    return _Choice(shards, k, encoding, mean, fixed, score_weight, constraints, leaders).run(excluded)
+    gain = Gain() if gain is None else gain.among(len(shards), excluded)
+    encoding, mean = prepare(shards, fixed, precision)
+    shards.begin(encoding, gain)
+    return _Choice(shards, k, encoding, mean, fixed, gain, constraints, outliers, leaders).run(excluded)
+
+
+def covering_radius(shards: Shards, centres: Array | None, *, exclude: Array | None = None, outliers: int = 0) -> float:
+    """The largest distance of a row to the nearest of `centres`, (m, d) float32, once the `outliers` farthest rows are left out.
+
+    Without centres it is the distance to the mean; 0 when no row is left. Takes a pass over the rows.
+    """
+    left = len(shards) - (0 if exclude is None else len(np.unique(exclude)))
+    if left <= outliers:
+        return 0.0
+    return float(farthest_first(shards, 1, labelled=centres, exclude=exclude, outliers=outliers).gain[0])
 
 
 def core_set_strategy(candidates: Candidates, request: Request) -> Picked:
     """`core_set` in a query."""
     shards = embeddings(candidates, "core_set")
+    outliers = int(request.args.get("outliers", 0))
     found = farthest_first(
         shards,
         request.budget,
-        score_weight=score_weights(candidates.score, request.weight, len(shards)),
+        gain=Gain(score_weights(candidates.score, request.weight, len(shards))),
         labelled=request.labelled,
-        exclude=request.constraints.taken,
+        exclude=request.constraints.excluded(len(shards)),
         constraints=request.constraints,
+        outliers=outliers,
     )
-    return Picked(found.rows, found.gain, found.distance, found.passes)
+    if not outliers:
+        return Picked(found.rows, found.gain, found.distance, found.passes)
+    radius = covering_radius(shards, covered(shards, request.labelled, found.rows), outliers=outliers)
+    return Picked(found.rows, found.gain, found.distance, found.passes + 1, radius=radius)
 
 
-def _prepare(shards: Shards, labelled: Array, precision: Precision) -> tuple[Encoding, Array]:
+def covered(shards: Shards, labelled: Array | None, rows: Array) -> Array:
+    """(m, d) float32: labelled rows, then the candidates `rows`."""
+    x = shards.gather(rows)
+    return x if labelled is None else np.concatenate([labelled, x])
+
+
+def prepare(shards: Shards, labelled: Array, precision: Precision) -> tuple[Encoding, Array]:
     """The encoding for these rows and centres, and the rows' mean, (d,) float64, the same for any sharding."""
     survey = shards.survey()
     if survey.bad:
@@ -176,16 +205,18 @@ class _Choice:
         encoding: Encoding,
         mean: Array,
         labelled: Array,
-        weight: Array | None,
+        gain: Gain,
         constraints: Constraints | None,
+        outliers: int,
         leaders: int,
     ) -> None:
-        self._shards, self._mean, self._weight = shards, mean, weight
+        self._shards, self._mean, self._gain_of = shards, mean, gain
         self._budget = min(k, len(shards))
         self._centres = CentreList(replace(encoding, bfloat16=False), labelled, self._budget)
         self._constraints = constraints
-        self._leaders = leaders
-        self._most_leaders = max(_LEADER_BYTES // (4 * max(shards.width, 1)), leaders)
+        self._among = outliers + 1
+        self._leaders = max(leaders, 2 * outliers)
+        self._most_leaders = max(_LEADER_BYTES // (4 * max(shards.width, 1)), self._leaders)
         self._rows: list[int] = []
         self._gain: list[float] = []
         self._distance: list[float] = []
@@ -194,35 +225,47 @@ class _Choice:
     def run(self, exclude: Array) -> FarthestFirst:
         sent, gone = 0, exclude
         if len(self._centres) == 0:
-            self._first(exclude)
-            gone = np.concatenate([exclude, np.asarray(self._rows, dtype=np.int64)])
+            gone = self._first(exclude)
         refine: float | None = None
         leaders: Leaders | None = None
         while len(self._rows) < self._budget and len(self._centres):
             before = len(self._rows)
             if refine is None:
-                answer = self._shards.advance(self._centres.x[sent:], gone, self._leaders)
+                answer = self._shards.advance(self._centres.x[sent:], gone, self._leaders, self._among)
                 sent = len(self._centres)
             else:
-                answer = self._shards.refine(refine, self._leaders)
+                answer = self._shards.refine(refine, self._leaders, self._among)
                 self._refinements += 1
             self._passes += 1
             with one_thread():
-                leaders = Leaders(answer, self._centres, self._weight, leaders)
+                leaders = Leaders(answer, self._centres, self._gain_of, leaders)
                 gone = self._choose(leaders)
                 if not len(answer.rows):
                     break
-                refine = leaders.best() if not len(gone) and leaders.left else None
+                refine = leaders.best(self._among) if not len(gone) and leaders.left else None
             if len(self._rows) - before < (self._budget - before) / 4:
                 self._leaders = min(2 * self._leaders, self._most_leaders)
         rows = np.asarray(self._rows, dtype=np.int64)
         gain, distance = np.asarray(self._gain, dtype=np.float64), np.asarray(self._distance, dtype=np.float64)
         return FarthestFirst(rows, gain, distance, self._passes, self._refinements, self._blocked)
 
-    def _first(self, exclude: Array) -> None:
-        gain, row = self._shards.farthest(self._mean, exclude)
-        if row >= 0:
-            self._take(row, gain, np.nan, self._shards.gather(np.asarray([row])))
+    def _first(self, exclude: Array) -> Array:
+        """Choose by the distance to the mean; all rows that are out from now on, int64."""
+        gone, count = exclude, self._among
+        while True:
+            gain, rows = self._shards.farthest(self._mean, gone, count)
+            x = self._shards.gather(rows)
+            blocked = np.zeros(len(rows), dtype=bool) if self._constraints is None else self._constraints.blocked(rows, x)
+            free = np.flatnonzero(~blocked)
+            if len(rows) < count or len(free) >= self._among:
+                if len(free):
+                    last = int(free[: self._among][-1])
+                    self._take(int(rows[last]), float(gain[last]), np.nan, x[last : last + 1])
+                    gone = np.append(gone, rows[last])
+                return gone
+            self._blocked += int(blocked.sum())
+            gone = np.concatenate([gone, rows[blocked]])
+            count = min(4 * count + 64, len(self._shards))
 
     def _take(self, row: int, gain: float, distance: float, x: Array) -> None:
         self._rows.append(row)
@@ -237,12 +280,16 @@ class _Choice:
         gone: list[Array] = []
         if self._constraints is not None and not self._constraints.free:
             gone.append(self._drop(leaders, np.flatnonzero(self._constraints.blocked(leaders.rows, leaders.x))))
-        while len(self._rows) < self._budget and (lead := leaders.head()) is not None:
-            x = leaders.x[lead : lead + 1]
-            if self._constraints is not None and self._constraints.blocked(leaders.rows[lead : lead + 1], x)[0]:
-                gone.append(self._drop(leaders, np.asarray([lead])))
-                continue
-            self._take(int(leaders.rows[lead]), float(leaders.gain[lead]), float(np.sqrt(leaders.squared[lead])), x)
+        while len(self._rows) < self._budget and (first := leaders.first(self._among)) is not None:
+            if self._constraints is not None:
+                blocked = self._constraints.blocked(leaders.rows[first], leaders.x[first])
+                if blocked.any():
+                    gone.append(self._drop(leaders, first[blocked]))
+                    continue
+            lead = int(first[-1])
+            self._take(
+                int(leaders.rows[lead]), float(leaders.gain[lead]), float(np.sqrt(leaders.squared[lead])), leaders.x[lead : lead + 1]
+            )
             gone.append(leaders.rows[lead : lead + 1])
             leaders.remove(lead)
         return np.concatenate(gone) if gone else _NO_ROWS

@@ -23,12 +23,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from raystream.selection.constraints import Constraints
-from raystream.selection.d_squared_piece import Proposed
+from raystream.selection.d_squared_piece import BLOCK, Proposed
 from raystream.selection.geometry import CENTRES_AT_ONCE, Geometry, Vectors, Wide, joined, nearest_squared, take
 from raystream.selection.hashing import philox
 from raystream.selection.pieces import Pieces
 from raystream.selection.rows import Array
 from raystream.selection.shard import first_in_order
+from raystream.selection.shards import DEFAULT_MEMORY
 from raystream.selection.threads import one_thread
 
 _FEWEST_PROPOSALS = 32
@@ -66,6 +67,8 @@ def d_squared(
     *,
     seed: int,
     centres: Vectors,
+    memory: float = DEFAULT_MEMORY,
+    block: int = BLOCK,
     origin: Vectors | None = None,
     constraints: Constraints | None = None,
 ) -> DSquared:
@@ -78,12 +81,15 @@ def d_squared(
         geometry: what D is.
         seed: of every draw.
         centres: rows that are covered from the start.
+        memory: bytes for the working copy of each piece.
+        block: rows that are weighed together.
         origin: the first pick without centres is the row farthest from this point, the lowest at a tie; None: drawn uniformly.
         constraints: rows that they block are passed over; they are told of the chosen rows.
     """
     sampling = _Sampling(pieces, n, min(k, n), geometry, seed, constraints)
     if n == 0 or k <= 0:
         return sampling.result(distinct=False)
+    pieces.call("begin", geometry, memory, block)
     return sampling.run(centres, origin)
 
 
@@ -121,7 +127,6 @@ class _Sampling:
         return DSquared(rows, gain, self._passes, self._refinements, self._proposals, distinct)
 
     def run(self, centres: Vectors, origin: Vectors | None) -> DSquared:
-        self._pieces.call("begin", self._geometry)
         if self._constraints is not None:
             self._gone = self._constraints.taken.tolist()
         if len(centres[0]):

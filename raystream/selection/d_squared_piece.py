@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,6 @@ from raystream.selection.constraints import Constraints
 from raystream.selection.geometry import CENTRES_AT_ONCE, Geometry, Operands, Vectors, Wide, joined, nearest_squared
 from raystream.selection.rows import Array, Block, Rows
 from raystream.selection.shard import Shard, first_in_order
-from raystream.selection.shards import DEFAULT_MEMORY
 from raystream.selection.threads import each
 
 BLOCK = 4096
@@ -32,29 +31,36 @@ class Proposed:
 
 
 class DSquaredPiece:
-    """The candidates [start, stop), whole blocks of them.
+    """A stretch of the candidates, whole blocks of them.
 
     Args:
-        sources: the vectors of all candidates; the embedding comes last.
-        start: of the first row, a multiple of `block`.
-        stop: after the last row, a multiple of `block` or the number of candidates.
-        memory: bytes for the working copy of these rows; when it doesn't fit, every pass reads them again.
-        block: rows that are weighed together; has no influence on any draw but through the last bits of matrix products.
+        rows: the embeddings.
+        beside: what else makes up a row's vectors; comes before the embedding.
     """
 
-    def __init__(self, sources: Sequence[Rows], start: int, stop: int, *, memory: int = DEFAULT_MEMORY, block: int = BLOCK) -> None:
-        self._sources, self._start, self._stop, self._memory, self._block = tuple(sources), start, stop, memory, block
-        # invariant: at least D; 0 only if D is 0 or the row is gone
-        self._upper = np.full(stop - start, np.inf)
-        # rows that are taken, or blocked, which they remain
-        self._gone = np.zeros(stop - start, dtype=bool)
+    pure = frozenset({"survey", "propose", "rows", "holds_free", "farthest"})
+    fresh = frozenset({"begin"})
+
+    def __init__(self, rows: Rows, *beside: Rows) -> None:
+        self._sources, self._start, self._stop, self._block = (*beside, rows), rows.start, rows.stop, BLOCK
 
     def survey(self) -> list[tuple[float, Array]]:
         """Per source the largest absolute value, and the rows that are not finite."""
-        return [Shard(rows, self._start, self._stop, self._block).survey() for rows in self._sources]
+        return [Shard(rows, self._block).survey() for rows in self._sources]
 
-    def begin(self, geometry: Geometry) -> None:
-        """Encode the rows, if there is memory for it; nothing is covered yet."""
+    def begin(self, geometry: Geometry, memory: float, block: int) -> None:
+        """Encode the rows, if there is memory for it; nothing is covered yet.
+
+        Args:
+            geometry: of the vectors.
+            memory: bytes for the working copy of these rows; when it doesn't fit, every pass reads them again.
+            block: rows that are weighed together; no influence on any draw but through the last bits of matrix products.
+        """
+        self._memory, self._block = memory, block
+        # invariant: at least D; 0 only if D is 0 or the row is gone
+        self._upper = np.full(self._stop - self._start, np.inf)
+        # rows that are taken, or blocked, which they remain
+        self._gone = np.zeros(self._stop - self._start, dtype=bool)
         self._geometry = geometry
         self._centres: list[Vectors] = []
         self._copy: list[Operands] | None = None

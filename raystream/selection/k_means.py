@@ -88,7 +88,7 @@ def cluster(
     if k <= 0:
         return Clustered(np.empty(0, dtype=np.int64), np.empty(0))
     x = gathered(rows, memory, "k_means")
-    centres = x if k == n else _centres(x, checked, k, seed, iterations, one_level)
+    centres = x if k == n else fit_centres(x, checked, k, seed, iterations, one_level)
     heavy = np.bincount(assign(as_rows(x), centres).nearest, weights=checked, minlength=k)
     order = np.argsort(-heavy, kind="stable")
     return _nearest_unused(x, centres[order], heavy[order], constraints)
@@ -102,7 +102,7 @@ def _weights(weight: Array | None, n: int) -> Array:
     return checked if checked.any() else np.ones(n)
 
 
-def _centres(x: Array, weight: Array, k: int, seed: int, iterations: int, one_level: int) -> Array:
+def fit_centres(x: Array, weight: Array, k: int, seed: int, iterations: int, one_level: int) -> Array:
     """(k, d) float32; k is below the number of rows."""
     if k <= one_level:
         return _faiss(x, weight, k, seed, iterations)
@@ -114,7 +114,7 @@ def _centres(x: Array, weight: Array, k: int, seed: int, iterations: int, one_le
         here = np.flatnonzero(nearest == part)
         inner = weight[here] if weight[here].any() else np.ones(len(here))
         count = int(share[part])
-        found.append(x[here] if count == len(here) else _centres(x[here], inner, count, seed, iterations, one_level))
+        found.append(x[here] if count == len(here) else fit_centres(x[here], inner, count, seed, iterations, one_level))
     return np.concatenate(found)
 
 
@@ -138,26 +138,26 @@ def _shares(weight: Array, room: Array, k: int) -> Array:
 
 def _faiss(x: Array, weight: Array, k: int, seed: int, iterations: int) -> Array:
     """FAISS subsamples to 256 points a centre unless told otherwise, and ends the process when float32 squares overflow."""
-    power = _power(x)
+    power = scale_power(x)
     if power:
         scaled = np.ldexp(x, power)
         return np.ldexp(_faiss(scaled, weight, k, seed, iterations), -power)
     inner = faiss.Kmeans(x.shape[1], k, niter=iterations, seed=seed % 2**31, max_points_per_centroid=2**31 - 1, min_points_per_centroid=1)
-    with _one_thread():
+    with one_faiss_thread():
         # a common factor doesn't move centres, and keeps large weights finite in float32
         inner.train(x, weights=np.ascontiguousarray(weight / weight.max(), dtype=np.float32))
     centres: Array = np.asarray(inner.centroids, dtype=np.float32).reshape(k, x.shape[1])
     return centres
 
 
-def _power(x: Array) -> int:
+def scale_power(x: Array) -> int:
     """p such that 2^p x has norms near one; 0 where the squares of x are far from float32's limits already."""
     exponent = math.frexp(max(float(x.max(initial=0.0)), -float(x.min(initial=0.0))) * math.sqrt(x.shape[1]))[1]
     return 0 if -30 <= exponent <= 60 else -exponent
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_faiss_thread() -> Iterator[None]:
     """How a matrix product is shared out among threads may change its last bits, and with them a selection."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)

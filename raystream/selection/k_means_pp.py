@@ -9,13 +9,12 @@ import numpy as np
 
 from raystream.selection.bounds import Precision
 from raystream.selection.constraints import Constraints
-from raystream.selection.core_set import _prepare as prepare
+from raystream.selection.core_set import prepare
 from raystream.selection.d_squared import DSquared, d_squared
 from raystream.selection.d_squared_piece import BLOCK, DSquaredPiece
 from raystream.selection.euclidean import Euclidean
-from raystream.selection.pieces import LocalPieces
 from raystream.selection.rows import Array, Metric, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards
+from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings
 
 
@@ -37,19 +36,16 @@ def k_means_pp(x: Array, k: int, *, labelled: Array | None = None, metric: Metri
     Raises:
         DataError: embeddings that are not finite, or not as wide as the labelled ones.
     """
-    shards = LocalShards.of_array(x, metric=metric)
-    return sample(
-        shards, k, labelled=vectors(labelled, shards.width, metric), seed=seed, memory=max(DEFAULT_MEMORY, 2 * np.asarray(x).nbytes)
-    ).rows
+    shards = LocalShards.of_array(x, metric=metric, memory=max(DEFAULT_MEMORY, 2 * np.asarray(x).nbytes))
+    return sample(shards, k, labelled=vectors(labelled, shards.width, metric), seed=seed).rows
 
 
 def sample(
-    shards: LocalShards,
+    shards: Shards,
     k: int,
     *,
     labelled: Array,
     seed: int = 0,
-    memory: int = DEFAULT_MEMORY,
     constraints: Constraints | None = None,
     precision: Precision = "auto",
     block: int = BLOCK,
@@ -58,11 +54,10 @@ def sample(
     if len(shards) == 0 or k <= 0:
         return DSquared(np.empty(0, dtype=np.int64), np.empty(0), 0, 0, 0, False)
     geometry = Euclidean(prepare(shards, labelled, precision)[0])
-    pieces = [
-        DSquaredPiece([shards.rows], start, stop, memory=memory * (stop - start) // len(shards), block=block)
-        for start, stop in shards.spans(block)
-    ]
-    return d_squared(LocalPieces(pieces), len(shards), k, geometry, seed=seed, centres=(labelled,), constraints=constraints)
+    pieces = shards.pieces(DSquaredPiece, block=block)
+    return d_squared(
+        pieces, len(shards), k, geometry, memory=shards.memory, block=block, seed=seed, centres=(labelled,), constraints=constraints
+    )
 
 
 def picked(found: DSquared, distance: Array | None) -> Picked:
@@ -76,5 +71,5 @@ def k_means_pp_strategy(candidates: Candidates, request: Request) -> Picked:
     """`k_means_pp` in a query; the gain is the squared distance."""
     shards = embeddings(candidates, "k_means_pp")
     labelled = np.empty((0, shards.width), dtype=np.float32) if request.labelled is None else request.labelled
-    found = sample(shards, request.budget, labelled=labelled, seed=request.seed, memory=request.memory, constraints=request.constraints)
+    found = sample(shards, request.budget, labelled=labelled, seed=request.seed, constraints=request.constraints)
     return picked(found, np.sqrt(found.gain))

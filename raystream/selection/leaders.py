@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from raystream.selection.bounds import Encoding
+from raystream.selection.gain import Gain
 from raystream.selection.nearest import pair_distances
 from raystream.selection.rows import Array
-from raystream.selection.shard import Answer, gains
+from raystream.selection.shard import Answer
 
 _FEW, _MANY = 32, 2048
 """The fewest and most rows to bring up to date at a time."""
@@ -64,10 +65,10 @@ class Leaders:
         gain: (q,) float64, of `squared`; -inf for a row that is gone.
     """
 
-    def __init__(self, answer: Answer, centres: CentreList, weight: Array | None, previous: Leaders | None = None) -> None:
+    def __init__(self, answer: Answer, centres: CentreList, gain: Gain, previous: Leaders | None = None) -> None:
         self.rows, self.x, self.bound = answer.rows, answer.x, answer.bound
         self.squared = answer.squared
-        self._weight = None if weight is None else weight[self.rows]
+        self._gain = gain.at(self.rows)
         self._centres = centres
         # invariant: _exact[i] is the squared distance to the first _known[i] centres by the definition
         self._exact = np.full(len(self.rows), np.inf)
@@ -75,7 +76,7 @@ class Leaders:
         self._operand = centres.encoding.rows(self.x)[0].numpy()
         if previous is not None:
             self._inherit(previous)
-        self.gain = gains(self.squared, self._weight)
+        self.gain = self._gain.of(self.squared)
         # invariant: no row outside _front has a gain above _floor
         self._front, self._floor = np.empty(0, dtype=np.int64), np.inf
 
@@ -88,15 +89,45 @@ class Leaders:
         """Rows at these places are chosen or can't be."""
         self.gain[which] = -np.inf
 
+    def first(self, count: int) -> Array | None:
+        """The places of the first `count` of all candidates, in order; fewer if no more are left; None when the shards have to be asked."""
+        if count == 1:
+            head = self.head()
+            return None if head is None else np.asarray([head])
+        size = _FEW
+        while True:
+            order = self._order(count + size)
+            first = order[:count]
+            if not len(first) or (self.bound is not None and (len(first) < count or not self._before_bound(int(first[-1])))):
+                return None
+            if not len(self._lacking(first)):
+                return first
+            stale = self._lacking(order)
+            # rows that lack many centres are no reason to compare the others with all of them
+            many = len(self._centres) - self._known[stale] > _LONG
+            for group in (stale[~many], stale[many]):
+                for begin in range(0, len(group), _MANY):
+                    self._refresh(group[begin : begin + _MANY])
+            size = min(4 * size, _MANY)
+
+    def _lacking(self, places: Array) -> Array:
+        """Those of the places that are not up to date."""
+        result: Array = places[(self._known[places] < len(self._centres)) & (self.squared[places] > 0)]
+        return result
+
+    def _before_bound(self, place: int) -> bool:
+        """Whether the row comes before every row that was not returned."""
+        if self.bound is None:
+            return True
+        gain = float(self.gain[place])
+        return gain > self.bound[0] or (gain == self.bound[0] and bool(self.rows[place] < self.bound[1]))
+
     def head(self) -> int | None:
         """The place of the row that comes first of all candidates; None when the shards have to be asked."""
         size = _FEW
         while True:
             lead = self._lead()
-            gain = float(self.gain[lead]) if lead >= 0 else -np.inf
-            if gain == -np.inf:
-                return None
-            if self.bound is not None and not (gain > self.bound[0] or (gain == self.bound[0] and self.rows[lead] < self.bound[1])):
+            if lead < 0 or self.gain[lead] == -np.inf or not self._before_bound(lead):
                 return None
             if self._known[lead] == len(self._centres) or self.squared[lead] == 0:  # zero can't shrink
                 return lead
@@ -108,13 +139,13 @@ class Leaders:
             self._refresh(stale)
             size = min(4 * size, _MANY)
 
-    def best(self) -> float:
-        """The largest exact gain among the rows that are left, which must not be empty; brings every row that may have it up to date."""
+    def best(self, count: int) -> float:
+        """The exact gain of the last of the first `count` rows that are left, of which there must be one; brings those up to date."""
         bound, self.bound = self.bound, None
-        lead = self.head()
+        first = self.first(count)
         self.bound = bound
-        assert lead is not None
-        return float(self.gain[lead])
+        assert first is not None
+        return float(self.gain[first[-1]])
 
     @property
     def left(self) -> bool:
@@ -129,12 +160,29 @@ class Leaders:
                 return lead
         if not len(self.rows):
             return -1
-        last = max(len(self.gain) - _FRONT, 0)
+        self._renew(_FRONT)
+        return int(np.argmax(self.gain))
+
+    def _order(self, count: int) -> Array:
+        """The first `count` in order by what is known; fewer when no more are left."""
+        order = self._in_front(count)
+        if len(self.rows) and (len(order) < count or self.gain[order[-1]] <= self._floor):
+            self._renew(max(_FRONT, 2 * count))
+            order = self._in_front(count)
+        result: Array = order[self.gain[order] > -np.inf]
+        return result
+
+    def _in_front(self, count: int) -> Array:
+        result: Array = self._front[np.argsort(-self.gain[self._front], kind="stable")[:count]]
+        return result
+
+    def _renew(self, size: int) -> None:
+        """Let the front hold the first `size` rows and those that tie with the last of them."""
+        last = max(len(self.gain) - size, 0)
         value = np.sort(self.gain)[last]  # numpy's partition is slow on ties, its sort is not
         inside = self.gain >= value
         self._front = np.flatnonzero(inside)
         self._floor = float(np.max(self.gain, where=~inside, initial=-np.inf))
-        return int(np.argmax(self.gain))
 
     def _stale(self, lead: int, size: int) -> Array:
         """Rows among about the first `size` that are not up to date, of which `lead` is one."""
@@ -166,7 +214,7 @@ class Leaders:
                 np.minimum.at(exact, row, pair_distances(self.x, self._centres.x, which[row], centre + begin))
         self._exact[which] = self.squared[which] = exact
         self._known[which] = len(self._centres)
-        self.gain[which] = gains(exact, None if self._weight is None else self._weight[which])
+        self.gain[which] = self._gain.of(exact, which)
 
     def _width(self, square: Array) -> Array:
         """What a product may exceed the smallest one by and still belong to the nearest centre."""

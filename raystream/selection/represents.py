@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,26 @@ class Assignment:
     farthest: int
 
 
+@dataclass(frozen=True)
+class Covering:
+    """How centres cover candidates.
+
+    Attributes:
+        counts: (chosen,) int64, how many candidates are nearest to each of the first `chosen` centres.
+        squared: the largest squared distance of a candidate to its nearest centre; 0 without candidates.
+        farthest: the lowest row at that distance, -1 without candidates.
+    """
+
+    counts: Array
+    squared: float
+    farthest: int
+
+    @property
+    def radius(self) -> float:
+        """The largest distance."""
+        return float(np.sqrt(self.squared))
+
+
 def represents(assignment: Assignment, chosen: int) -> Array:
     """(chosen,) int64: how many candidates are nearest to each of the first `chosen` centres.
 
@@ -46,24 +67,58 @@ def assign(rows: Rows, centres: Array, *, precision: Precision = "auto") -> Assi
 
     The order is that of the float64 squared distances. Candidates equal to a centre are nearest to it.
     """
+    result = np.empty(len(rows), dtype=np.int32)
+
+    def keep(begin: int, index: Array) -> None:
+        result[begin - rows.start : begin - rows.start + len(index)] = index
+
+    squared, row = _pass(rows, centres, precision, lambda: keep)
+    return Assignment(result, float(np.sqrt(squared)), row)
+
+
+def cover(rows: Rows, centres: Array, chosen: int, *, precision: Precision = "auto") -> Covering:
+    """What `assign` and `represents` find together, without keeping each candidate's nearest centre."""
+    counts: list[Array] = []
+
+    def start() -> Callable[[int, Array], None]:
+        mine = np.zeros(len(centres), dtype=np.int64)
+        counts.append(mine)
+
+        def count(_: int, index: Array) -> None:
+            mine[:] += np.bincount(index, minlength=len(mine))
+
+        return count
+
+    squared, row = _pass(rows, centres, precision, start)
+    total = np.zeros(len(centres), dtype=np.int64)
+    for mine in counts:
+        total += mine
+    return Covering(total[:chosen], squared, row)
+
+
+def _pass(rows: Rows, centres: Array, precision: Precision, start: Callable[[], Callable[[int, Array], None]]) -> tuple[float, int]:
+    """Tell of each block's first row and nearest centres; returns the largest squared distance and the lowest row at it."""
     if not len(centres):
         raise QueryError("no row was chosen and none is labelled, so no candidate has a nearest one")
-    result = np.empty(len(rows), dtype=np.int32)
     if not len(rows):
-        return Assignment(result, 0.0, -1)
+        return 0.0, -1
     encoded = _Encoded(centres, precision)
     far = _Farthest(centres)
 
-    def see(block: Block) -> None:
-        x = block.read()
-        _check(x, block.start)
-        index, upper = _nearest(x, encoded.chunks(x))
-        result[block.start : block.stop] = index
-        far.see(block.start, x, index, upper)
+    def begin() -> Callable[[Block], None]:
+        tell = start()
 
-    each(rows.blocks(0, len(rows), block_rows(min(len(centres), _CENTRES_AT_ONCE))), lambda: see)
-    squared, row = far.found
-    return Assignment(result, float(np.sqrt(squared)), row)
+        def see(block: Block) -> None:
+            x = block.read()
+            _check(x, block.start)
+            index, upper = _nearest(x, encoded.chunks(x))
+            tell(block.start, index)
+            far.see(block.start, x, index, upper)
+
+        return see
+
+    each(rows.blocks(rows.start, rows.stop, block_rows(min(len(centres), _CENTRES_AT_ONCE))), begin)
+    return far.found
 
 
 class _Encoded:

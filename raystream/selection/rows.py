@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -38,6 +40,22 @@ class ArrayPart:
 
     def release(self) -> None:
         """Nothing to drop."""
+
+
+@dataclass(frozen=True)
+class _PartOf:
+    """The rows [begin, end) of a part."""
+
+    part: EmbeddingPart
+    begin: int
+    end: int
+
+    @property
+    def array(self) -> Array:
+        return self.part.array[self.begin : self.end]
+
+    def release(self) -> None:
+        self.part.release()
 
 
 @dataclass(frozen=True)
@@ -124,15 +142,44 @@ class Rows:
         self.width = widths.pop() if widths else 0
         self.metric = metric
         self.parts = list(parts)
-        self._positions = list(positions) if positions is not None else [None] * len(self.parts)
-        sizes = [count if rows is None else len(rows) for (count, _), rows in zip(shapes, self._positions, strict=True)]
+        self.positions: list[Array | None] = list(positions) if positions is not None else [None] * len(self.parts)
+        sizes = [count if rows is None else len(rows) for (count, _), rows in zip(shapes, self.positions, strict=True)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
 
-    def __len__(self) -> int:
+    @property
+    def start(self) -> int:
+        """The number of the first candidate; 0 but for a `slice`."""
+        return int(self._starts[0])
+
+    @property
+    def stop(self) -> int:
+        """The number after the last."""
         return int(self._starts[-1])
 
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def slice(self, start: int, stop: int) -> Rows:
+        """The candidates [start, stop) with the parts that hold them and nothing else, under the numbers that they have here."""
+        result = copy(self)
+        starts = [start]
+        result.parts, result.positions = [], []
+        for part in range(len(self.parts)):
+            low, high = max(start, int(self._starts[part])), min(stop, int(self._starts[part + 1]))
+            if low >= high:
+                continue
+            held, positions = self.parts[part], self.positions[part]
+            begin, end = low - int(self._starts[part]), high - int(self._starts[part])
+            if positions is None and high - low < self._starts[part + 1] - self._starts[part]:
+                held = _PartOf(held, begin, end)
+            result.parts.append(held)
+            result.positions.append(None if positions is None else positions[begin:end])
+            starts.append(high)
+        result._starts = np.asarray(starts, dtype=np.int64)
+        return result
+
     def _block(self, part: int, begin: int, end: int) -> Block:
-        positions, array = self._positions[part], self.parts[part].array
+        positions, array = self.positions[part], self.parts[part].array
         which = slice(begin - int(self._starts[part]), end - int(self._starts[part]))
         if positions is None:
             return Block(begin, end, array[which], None, self.metric)
@@ -157,6 +204,17 @@ class Rows:
             if stop <= self._starts[part + 1]:
                 return
 
+    def subset(self, which: Array) -> Rows:
+        """The candidates `which`, int64, ascending and at least one, as rows of their own."""
+        cuts = np.searchsorted(which, self._starts)
+        parts, positions = [], []
+        for part, (begin, end) in enumerate(pairwise(cuts)):
+            if begin < end:
+                mine, here = self.positions[part], which[begin:end] - self._starts[part]
+                parts.append(self.parts[part])
+                positions.append(here if mine is None else mine[here])
+        return Rows(parts, positions, self.metric)
+
     def gather(self, rows: Array) -> Array:
         """(m, d) float32, the candidates `rows` (int64, in any order)."""
         result = np.empty((len(rows), self.width), dtype=np.float32)
@@ -164,7 +222,7 @@ class Rows:
         with one_thread():  # a few rows from each of many parts
             for part in np.unique(part_of):
                 here = np.flatnonzero(part_of == part)
-                positions, which = self._positions[part], rows[here] - self._starts[part]
+                positions, which = self.positions[part], rows[here] - self._starts[part]
                 array = self.parts[part].array
                 result[here] = Block(0, len(here), array, which if positions is None else positions[which], self.metric).read()
                 self.parts[part].release()

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from raystream.selection.bounds import Encoding, smallest_products
+from raystream.selection.gain import Gain
 from raystream.selection.nearest import Centres, block_rows, nearest
+from raystream.selection.represents import Covering, cover
 from raystream.selection.rows import Array, Block, Rows, squared_distances, tensor
 from raystream.selection.threads import each
 
@@ -40,7 +42,13 @@ def first_in_order(found: Sequence[tuple[float, int]]) -> tuple[float, int]:
     return min(found, key=lambda pair: (-pair[0], pair[1]))
 
 
-def merge(answers: Sequence[Answer], rows: Rows) -> Answer:
+def ordered(gain: Array, rows: Array, count: int) -> tuple[Array, Array]:
+    """The first `count` of (gain, row), float64 and int64, by gain descending, then row ascending."""
+    order = np.lexsort((rows, -gain))[:count]
+    return gain[order], rows[order]
+
+
+def merge(answers: Sequence[Answer]) -> Answer:
     """The answers of all shards, which lie in row order, as one."""
     bounds = [answer.bound for answer in answers if answer.bound is not None]
     return Answer(
@@ -52,10 +60,13 @@ def merge(answers: Sequence[Answer], rows: Rows) -> Answer:
 
 
 class Shard:
-    """The candidates [start, stop) of `rows`, and what farthest-first keeps for each of them."""
+    """A stretch of the candidates, and what farthest-first keeps for each of them."""
 
-    def __init__(self, rows: Rows, start: int, stop: int, block: int) -> None:
-        self._rows, self._start, self._stop, self._block = rows, start, stop, block
+    pure = frozenset({"survey", "total", "farthest", "cover"})
+    fresh = frozenset({"begin"})
+
+    def __init__(self, rows: Rows, block: int) -> None:
+        self._rows, self._start, self._stop, self._block = rows, rows.start, rows.stop, block
 
     def survey(self) -> tuple[float, Array]:
         """The largest absolute value among finite rows, and the rows that are not finite."""
@@ -87,11 +98,11 @@ class Shard:
         totals = each(self._rows.blocks(self._start, self._stop, size), start)
         return np.sum(totals, axis=0) if totals else np.zeros(self._rows.width), on_grid
 
-    def begin(self, encoding: Encoding, weight: Array | None, *, cached: bool) -> None:
-        """Forget every centre."""
+    def begin(self, encoding: Encoding, gain: Gain, cached: bool) -> None:
+        """Forget every centre; `gain` is of this stretch alone, `cached` asks for a working copy of it."""
         n = self._stop - self._start
         self._encoding = encoding
-        self._weight = None if weight is None else weight[self._start : self._stop]
+        self._gain = gain
         self._squared = np.full(n, np.inf)
         self._alive = np.ones(n, dtype=bool)
         self._centres: list[Array] = []
@@ -117,35 +128,29 @@ class Shard:
         n = self._stop - self._start
         yield from ((slice(begin, min(begin + size, n)), None) for begin in range(0, n, size))
 
-    def _gains(self, squared: Array, which: Array | slice = slice(None)) -> Array:
-        return gains(squared, None if self._weight is None else self._weight[which])
-
-    def farthest(self, point: Array, exclude: Array) -> tuple[float, int] | None:
-        """See `Shards.farthest`; None when the shard has no row for it."""
+    def farthest(self, point: Array, exclude: Array, count: int) -> tuple[Array, Array]:
+        """See `Shards.farthest`; fewer when the shard has no more rows for it."""
         limit = np.empty(self._stop - self._start)
 
         def bound(block: Block) -> None:
             limit[self._at(block)] = _float32_reach(block.read(), point)
 
         each(self._rows.blocks(self._start, self._stop, self._block // 4 or 1), lambda: bound)
-        upper = self._gains(limit)
+        upper = self._gain.of(limit)
         upper[self._mine(exclude)] = -np.inf
-        best: tuple[float, int] | None = None
-        count = 1024
-        while len(upper):
-            after = int(np.argmax(upper))
-            if upper[after] == -np.inf or (best is not None and (-upper[after], after + self._start) > (-best[0], best[1])):
-                break
-            order = _leading(upper, upper > -np.inf, count)
+        gain, found = np.empty(0), np.empty(0, dtype=np.int64)
+        ask = max(1024, 2 * count)
+        while len(order := _leading(upper, upper > -np.inf, ask)):
             for begin in range(0, len(order), 4096):
                 rows = np.sort(order[begin : begin + 4096])
-                gain = self._gains(squared_distances(self._rows.gather(rows + self._start), point), rows)
-                lead = int(np.argmax(gain))
-                found = (float(gain[lead]), int(rows[lead]) + self._start)
-                best = found if best is None else first_in_order([best, found])
+                exact = self._gain.of(squared_distances(self._rows.gather(rows + self._start), point), rows)
+                gain, found = ordered(np.concatenate([gain, exact]), np.concatenate([found, rows]), count)
             upper[order] = -np.inf
-            count *= 4
-        return best
+            after = int(np.argmax(upper))
+            if len(found) == count and (-upper[after], after) > (-gain[-1], found[-1]):
+                break
+            ask *= 4
+        return gain, found + self._start
 
     def _mine(self, rows: Array) -> Array:
         """Those of the candidates `rows` that lie in this shard, from its own start."""
@@ -187,7 +192,7 @@ class Shard:
 
     def refine(self, gain: float, count: int) -> Answer:
         """See `Shards.refine`."""
-        ask = self._alive & (self._gains(self._squared) >= gain)
+        ask = self._alive & (self._gain.of(self._squared) >= gain)
         centres = Centres.of(np.concatenate(self._centres), self._encoding)
         rows = np.flatnonzero(ask)
         size = block_rows(len(centres.x))
@@ -200,8 +205,12 @@ class Shard:
         each(((which, self._rows.gather(which + self._start)) for which in pieces), lambda: exact)
         return self._answer(count)
 
+    def cover(self, centres: Array, chosen: int) -> Covering:
+        """See `Shards.cover`."""
+        return cover(self._rows, centres, chosen)
+
     def _answer(self, count: int) -> Answer:
-        gain = self._gains(self._squared)
+        gain = self._gain.of(self._squared)
         order = _leading(gain, self._alive, count + 1)
         bound = None
         if len(order) > count:
@@ -219,12 +228,6 @@ def _reach(block: Block) -> tuple[float, Array]:
     low, high = torch.aminmax(tensor(x))
     reach = max(-low.item(), high.item())
     return (reach, none) if np.isfinite(reach) else (0.0, block.start + np.flatnonzero(~np.isfinite(x).all(axis=1)))
-
-
-def gains(squared: Array, weight: Array | None) -> Array:
-    """weight * distance in float64, from squared distances: what farthest-first maximises."""
-    distance: Array = np.sqrt(squared)
-    return distance if weight is None else np.multiply(distance, weight, out=distance)
 
 
 def _operand(centres: Array, encoding: Encoding) -> tuple[torch.Tensor, float]:

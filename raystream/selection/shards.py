@@ -1,7 +1,7 @@
-"""The seam between farthest-first and the processes that hold the candidates' embeddings.
+"""The candidates' embeddings, cut into stretches of rows that may lie in several processes.
 
-Every call takes and returns small things (row numbers, vectors, gains), never the data. `LocalShards`
-answers from arrays and memory maps of this process; actors can answer in its place.
+Every question and answer is small (row numbers, vectors, gains), never the data. `LocalShards` answers from arrays and
+memory maps of this process; with another `Spread`, actors answer in its place.
 """
 
 from __future__ import annotations
@@ -9,18 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
-from raystream.selection.bounds import Encoding
+from raystream.selection.bounds import Encoding, has_bfloat16_units
+from raystream.selection.gain import Gain
+from raystream.selection.pieces import Factory, LocalPieces, Pieces, Spread
+from raystream.selection.represents import Covering
 from raystream.selection.rows import Array, ArrayPart, EmbeddingPart, Metric, Rows, as_rows
-from raystream.selection.shard import Answer, Shard, first_in_order, merge
+from raystream.selection.shard import Answer, Shard, first_in_order, merge, ordered
 
-__all__ = ["DEFAULT_MEMORY", "Answer", "ArrayPart", "EmbeddingPart", "LocalShards", "Shards", "Survey"]
+__all__ = ["DEFAULT_MEMORY", "Answer", "ArrayPart", "EmbeddingPart", "LocalShards", "Shards", "Survey", "working_bytes"]
 
 DEFAULT_MEMORY = 2 << 30
 """Bytes that a process may hold of the candidates' embeddings, unless it is told otherwise."""
+_BLOCK = 8192
+
+
+def working_bytes(rows: int, width: int) -> int:
+    """About how much memory the working copy of so many rows takes, in this processor's fastest precision."""
+    return rows * Encoding(np.zeros(width, dtype=np.float32), 0, has_bfloat16_units(), exact=False).row_bytes
 
 
 @dataclass(frozen=True)
@@ -32,40 +41,120 @@ class Survey:
     first_bad: tuple[int, ...]
 
 
-class Shards(Protocol):
-    """The candidates 0 .. n-1 of width d, wherever they are."""
+class Shards:
+    """The candidates 0 .. n-1 of width d, and one piece for each of several stretches of them.
+
+    Args:
+        rows: all candidates.
+        count: how many stretches; has no influence on any result.
+        spread: where the pieces are.
+        memory: bytes that each piece may take for a working copy; one that doesn't fit is streamed from the parts, each pass.
+        block: rows read at a time; has no influence on any result.
+
+    Attributes:
+        rows: all candidates; whoever gathers them reads them here.
+        memory: as given.
+    """
+
+    def __init__(self, rows: Rows, count: int, spread: Spread, *, memory: float, block: int = _BLOCK) -> None:
+        self.rows = rows
+        self.memory = memory
+        self._count, self._spread = count, spread
+        self._stretches = self._cut(1)
+        self._pieces = self.pieces(Shard, block)
+
+    def pieces(self, factory: Factory, *args: Any, beside: Sequence[Rows] = (), block: int = 1) -> Pieces:
+        """For algorithms with a state of their own: `factory(rows, *beside, *args)` for each stretch, where the stretch is.
+
+        Args:
+            factory: see `Factory`.
+            args: the same for each.
+            beside: more about the same candidates; cut as they are.
+            block: each stretch is of whole blocks of so many rows, but for the last block; some stretches may then be empty.
+        """
+        every = [self.rows, *beside]
+        return self._spread(factory, [(*(rows.slice(start, stop) for rows in every), *args) for start, stop in self._cut(block)])
+
+    def _cut(self, block: int) -> list[tuple[int, int]]:
+        edges = np.linspace(0, -(-len(self.rows) // block), self._count + 1).astype(np.int64) * block
+        return [(int(start), int(stop)) for start, stop in pairwise(np.minimum(edges, len(self.rows)))]
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     @property
     def width(self) -> int:
         """d."""
+        return self.rows.width
 
-    def __len__(self) -> int:
-        """n."""
+    @property
+    def metric(self) -> Metric:
+        """The space that the rows are in."""
+        return self.rows.metric
 
     def survey(self) -> Survey:
         """The largest absolute value, and the rows that hold NaN or infinities."""
+        surveys = self._pieces.call("survey")
+        bad = np.concatenate([rows for _, rows in surveys])
+        return Survey(max(largest for largest, _ in surveys), len(bad), tuple(int(row) for row in bad[:3]))
 
     def total(self, power: int, grid: int) -> tuple[Array, bool]:
         """(d,) the exact sum of the rows rounded to multiples of 2^-power; whether all are multiples of 2^-grid."""
+        totals = self._pieces.call("total", power, grid)
+        total: Array = np.stack([total for total, _ in totals]).sum(axis=0)
+        return total, all(on_grid for _, on_grid in totals)
 
-    def begin(self, encoding: Encoding, weight: Array | None) -> None:
-        """Forget every centre; `weight` (n,) float64 multiplies the distances of the rows to choose by."""
+    def begin(self, encoding: Encoding, gain: Gain) -> None:
+        """Forget every centre; rows are ordered by `gain` from now on."""
+        self._pieces.call(
+            "begin",
+            encoding,
+            apart=[(gain.at(slice(start, stop)), encoding.row_bytes * (stop - start) <= self.memory) for start, stop in self._stretches],
+        )
 
-    def farthest(self, point: Array, exclude: Array) -> tuple[float, int]:
-        """(gain, row): the first in order of weight * distance to a float64 `point`, exactly; row -1 if all are excluded."""
+    def farthest(self, point: Array, exclude: Array, count: int) -> tuple[Array, Array]:
+        """(gains, rows) of the first `count` in order, exactly, D being to a float64 `point`; fewer if no more are left."""
+        found = self._pieces.call("farthest", point, exclude, count)
+        return ordered(np.concatenate([gain for gain, _ in found]), np.concatenate([rows for _, rows in found]), count)
 
-    def advance(self, centres: Array, taken: Array, count: int) -> Answer:
-        """Apply (m, d) float32 centres, take the rows `taken` out, and return about `count` rows that lead the order."""
+    def advance(self, centres: Array, taken: Array, count: int, least: int = 1) -> Answer:
+        """Apply (m, d) float32 centres, take the rows `taken` out, and return about `count` rows that lead the order.
 
-    def refine(self, gain: float, count: int) -> Answer:
+        A shard that holds rows back returns at least `least`.
+        """
+        return merge(self._pieces.call("advance", centres, taken, self._share(count, least)))
+
+    def refine(self, gain: float, count: int, least: int = 1) -> Answer:
         """Make the distances of rows that may gain at least `gain` exact, and answer as `advance` does."""
+        return merge(self._pieces.call("refine", gain, self._share(count, least)))
+
+    def cover(self, centres: Array, chosen: int) -> Covering:
+        """How (k, d) float32 centres, of which the first are `chosen`, cover all candidates; exactly, in one pass.
+
+        Raises:
+            QueryError: there are no centres.
+            DataError: rows that are not finite.
+        """
+        found: list[Covering] = self._pieces.call("cover", centres, chosen)
+        squared, row = first_in_order([(piece.squared, piece.farthest) for piece in found if piece.farthest >= 0] or [(0.0, -1)])
+        counts: Array = np.stack([piece.counts for piece in found]).sum(axis=0)
+        return Covering(counts, squared, row)
 
     def gather(self, rows: Array) -> Array:
         """(m, d) float32 vectors of `rows`."""
+        return self.rows.gather(rows)
+
+    def subset(self, which: Array, memory: int) -> LocalShards:
+        """The candidates `which`, int64, ascending and at least one, numbered from 0, in this process."""
+        rows = self.rows.subset(which)
+        return LocalShards(rows.parts, rows.positions, metric=self.metric, memory=memory)
+
+    def _share(self, count: int, least: int) -> int:
+        return max(count // self._count, least)
 
 
-class LocalShards:
-    """Candidates that this process can read.
+class LocalShards(Shards):
+    """Candidates that this process reads and keeps.
 
     Args:
         parts: where the embeddings are, (n_i, d) float16 or float32 each.
@@ -84,70 +173,14 @@ class LocalShards:
         metric: Metric = "euclidean",
         memory: int = DEFAULT_MEMORY,
         shards: int = 1,
-        block: int = 8192,
+        block: int = _BLOCK,
     ) -> None:
-        self.rows = Rows(parts, rows, metric)
-        self.metric = metric
-        self._memory = memory
-        edges = np.linspace(0, len(self.rows), shards + 1).astype(np.int64)
-        self._shards = [Shard(self.rows, int(a), int(b), block) for a, b in pairwise(edges)]
+        super().__init__(Rows(parts, rows, metric), shards, LocalPieces, memory=memory / shards, block=block)
 
     @classmethod
     def of_array(
-        cls, x: Array, *, metric: Metric = "euclidean", memory: int = DEFAULT_MEMORY, shards: int = 1, block: int = 8192
+        cls, x: Array, *, metric: Metric = "euclidean", memory: int = DEFAULT_MEMORY, shards: int = 1, block: int = _BLOCK
     ) -> LocalShards:
         """Shards over one plain (n, d) array."""
         rows = as_rows(x, metric)
         return cls(rows.parts, metric=metric, memory=memory, shards=shards, block=block)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def width(self) -> int:
-        """The embeddings' width."""
-        return self.rows.width
-
-    def survey(self) -> Survey:
-        """See `Shards`."""
-        surveys = [shard.survey() for shard in self._shards]
-        largest = max((value for value, _ in surveys), default=0.0)
-        bad = np.concatenate([rows for _, rows in surveys]) if surveys else np.empty(0, dtype=np.int64)
-        return Survey(largest, len(bad), tuple(int(row) for row in bad[:3]))
-
-    def total(self, power: int, grid: int) -> tuple[Array, bool]:
-        """See `Shards`."""
-        totals = [shard.total(power, grid) for shard in self._shards]
-        total: Array = np.stack([total for total, _ in totals]).sum(axis=0)
-        return total, all(on_grid for _, on_grid in totals)
-
-    def begin(self, encoding: Encoding, weight: Array | None) -> None:
-        """See `Shards`."""
-        cached = encoding.row_bytes * len(self) <= self._memory
-        for shard in self._shards:
-            shard.begin(encoding, weight, cached=cached)
-
-    def farthest(self, point: Array, exclude: Array) -> tuple[float, int]:
-        """See `Shards`."""
-        found = [shard.farthest(point, exclude) for shard in self._shards]
-        return first_in_order([pair for pair in found if pair is not None] or [(-np.inf, -1)])
-
-    def advance(self, centres: Array, taken: Array, count: int) -> Answer:
-        """See `Shards`."""
-        return merge([shard.advance(centres, taken, self._share(count)) for shard in self._shards], self.rows)
-
-    def refine(self, gain: float, count: int) -> Answer:
-        """See `Shards`."""
-        return merge([shard.refine(gain, self._share(count)) for shard in self._shards], self.rows)
-
-    def gather(self, rows: Array) -> Array:
-        """See `Shards`."""
-        return self.rows.gather(rows)
-
-    def spans(self, block: int) -> list[tuple[int, int]]:
-        """[start, stop) of as many pieces of the candidates as there are shards, each of whole blocks, some of them empty."""
-        edges = np.linspace(0, -(-len(self) // block), len(self._shards) + 1).astype(np.int64) * block
-        return [(int(a), int(b)) for a, b in pairwise(np.minimum(edges, len(self)))]
-
-    def _share(self, count: int) -> int:
-        return max(count // len(self._shards), 1)

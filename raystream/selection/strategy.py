@@ -11,7 +11,7 @@ import numpy as np
 from raystream.errors import QueryError
 from raystream.selection.constraints import Constraints
 from raystream.selection.rows import Array, Rows, not_finite
-from raystream.selection.shards import LocalShards
+from raystream.selection.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Candidates:
 
     score: Array | None = None
     keys: Array | None = None
-    shards: LocalShards | None = None
+    shards: Shards | None = None
     labelled: Array | None = None
     probabilities: Rows | None = None
     samples: Array | None = None
@@ -96,7 +96,7 @@ class Picked:
 Strategy = Callable[[Candidates, Request], Picked]
 
 
-def embeddings(candidates: Candidates, strategy: str) -> LocalShards:
+def embeddings(candidates: Candidates, strategy: str) -> Shards:
     """The candidates' embeddings, or a QueryError that names the strategy."""
     if candidates.shards is None:
         raise QueryError(f"select.strategy {strategy} needs embeddings, but the candidates have none")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -20,19 +20,11 @@ import raystream as rs
 from raystream.engine.executor import WorkerReady
 from raystream.engine.job import Job, importable_folders
 from raystream.engine.prepare import prepare
-from raystream.engine.ray_executor import OnRay, connect, disconnect
+from raystream.engine.ray_executor import OnRay
 from raystream.errors import ClusterError
 from raystream.query import Cluster
 
 MakeQuery = Callable[..., rs.Query]
-
-
-@pytest.fixture(scope="session")
-def own_ray() -> Iterator[None]:
-    """A Ray of this machine's own, started once and ended with its own connection."""
-    assert connect(Cluster(workers=2))
-    yield
-    disconnect()
 
 
 @pytest.mark.usefixtures("own_ray")
@@ -108,16 +100,9 @@ def test_a_unit_for_a_worker_that_has_just_died_waits_for_its_loss(make_query: M
     prepared = prepare(make_query())
     prepared.store.put("token", b"")
     job = Job(
-        prepared.query.model,
-        prepared.fingerprint,
-        prepared.pool.read,
-        str(prepared.store.root),
-        "token",
-        True,
-        1,
-        False,
-        importable_folders(),
-    )
+        model=prepared.query.model, fingerprint=prepared.fingerprint, read=prepared.pool.read, store=str(prepared.store.root),
+        token="token", embedding=True, probabilities=False, threads=1, skip_bad_rows=False, import_paths=importable_folders(),
+    )  # fmt: skip
     executor = OnRay(job, Cluster())
     executor.start_worker(0)
     while not (events := executor.wait(1.0)):

@@ -80,8 +80,8 @@ def test_an_uri_of_another_kind_is_refused() -> None:
 def receipt(**changes: object) -> Receipt:
     fields = {
         "key": "ab" * 32, "unit": "p#rg0", "rows": 3, "scores": StoredFile("units/ab/scores.parquet", 5, "0"), "embeddings": None,
-        "dimension": None, "classes": 4, "batch_size": 32, "state_hash": "s", "quarantined": 0, "quarantine_reasons": ("x",),
-        "bytes_read": 1, "seconds": 0.1,
+        "probabilities": None, "dimension": None, "classes": 4, "batch_size": 32, "state_hash": "s", "quarantined": 0,
+        "quarantine_reasons": ("x",), "bytes_read": 1, "seconds": 0.1,
     }  # fmt: skip
     return Receipt(**(fields | changes))  # type: ignore[arg-type]
 
@@ -89,7 +89,7 @@ def receipt(**changes: object) -> Receipt:
 def test_receipts_survive_json() -> None:
     """What is read is what was written."""
     for embeddings in (None, StoredFile("e.arrow", 9, "1")):
-        written = receipt(embeddings=embeddings)
+        written = receipt(embeddings=embeddings, probabilities=embeddings)
         assert Receipt.from_json(written.to_json()) == written
 
 

@@ -27,7 +27,7 @@ def job_of(prepared: Prepared, **changes: object) -> Job:
     prepared.store.put("token", b"")
     job = Job(
         model=prepared.query.model, fingerprint=prepared.fingerprint, read=prepared.pool.read, store=str(prepared.store.root),
-        token="token", embedding=True, threads=1, skip_bad_rows=False, import_paths=(),
+        token="token", embedding=True, probabilities=False, threads=1, skip_bad_rows=False, import_paths=(),
     )  # fmt: skip
     return replace(job, **changes)  # type: ignore[arg-type]
 

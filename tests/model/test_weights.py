@@ -156,3 +156,23 @@ def test_the_hash_sees_names_dtypes_and_shapes():
     others = (torch.zeros(8, dtype=torch.bfloat16), torch.tensor(0.0), torch.zeros(0))
     variants += [with_buffer("a", other) for other in others]
     assert len(set(variants)) == len(variants)
+
+
+class Pickled:
+    """Anything that weights_only refuses."""
+
+
+def test_a_checkpoint_with_objects_is_loaded_if_it_is_trusted(tmp_path):
+    """model.trust: pickle loads checkpoints with objects beside the tensors, and whole pickled models; safe refuses both."""
+    source, target = nn.Linear(2, 3), nn.Linear(2, 3)
+    path = tmp_path / "w.pt"
+    for content in ({"state_dict": source.state_dict(), "settings": Pickled()}, source):
+        torch.save(content, path)
+        with pytest.raises(ModelError, match=r"raystream does not load pickles.* or set model.trust to pickle"):
+            load_weights(target, str(path))
+        load_weights(target, str(path), "pickle")
+        assert torch.equal(target.weight, source.weight)
+        nn.init.zeros_(target.weight)
+    path.write_bytes(b"\x80\x02garbage")
+    with pytest.raises(ModelError, match=r"w\.pt is no checkpoint|can't be"):
+        load_weights(target, str(path), "pickle")

@@ -11,27 +11,29 @@ def distances_to(x, point):
     return np.square(x.astype(np.float64) - np.asarray(point, dtype=np.float64)).sum(axis=-1)
 
 
-def greedy(x, k, *, weight=None, labelled=None, blocks=None, exclude=()):
-    """Sequential farthest-first: (rows, gains, distances)."""
+def greedy(x, k, *, weight=None, offset=None, labelled=None, blocks=None, exclude=(), outliers=0):
+    """Sequential farthest-first that passes over the first `outliers` rows of each step: (rows, gains, distances)."""
     n = len(x)
     weight = np.ones(n) if weight is None else weight
+    offset = np.zeros(n) if offset is None else offset
     alive = np.ones(n, dtype=bool)
     alive[list(exclude)] = False
     centres = [] if labelled is None else list(labelled)
     first = not centres
     starts = centres or [x.astype(np.float64).mean(axis=0)]
     squared = np.min([distances_to(x, c) for c in starts], axis=0)
+    for centre in centres if blocks is not None else ():
+        alive &= ~blocks(x, centre)
     rows, gains, reached = [], [], []
     while len(rows) < k and alive.any():
-        gain = np.where(alive, np.sqrt(squared) * weight, -np.inf)
-        row = int(np.argmax(gain))
+        gain = np.where(alive, np.sqrt(squared) * weight + offset, -np.inf)
+        row = int(np.argsort(-gain, kind="stable")[: min(outliers + 1, alive.sum())][-1])
         alive[row] = False
-        if blocks is not None and any(blocks(x[row], c) for c in centres):
-            continue
         rows.append(row)
         gains.append(gain[row])
         reached.append(np.nan if first else np.sqrt(squared[row]))
-        centres.append(x[row])
+        if blocks is not None:
+            alive &= ~blocks(x, x[row])
         update = distances_to(x, x[row])
         squared = update if first else np.minimum(squared, update)
         first = False

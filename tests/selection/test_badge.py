@@ -69,9 +69,9 @@ def geometry_of(p, h, *, bias=True, bfloat16=False):
     return Gradients.fit(p.shape[1], h.shape[1], float(np.abs(h).max()), bias=bias, bfloat16=bfloat16)
 
 
-def drawn(p, h, k, *, shards=1, block=8, centres=None, **options):
+def drawn(p, h, k, *, shards=1, block=8, memory=1 << 30, centres=None, **options):
     fixed = (p[:0], h[:0]) if centres is None else centres
-    return sample(LocalShards.of_array(h, shards=shards), as_rows(p), k, centres=fixed, block=block, **options)
+    return sample(LocalShards.of_array(h, shards=shards, memory=memory), as_rows(p), k, centres=fixed, block=block, **options)
 
 
 @quick
@@ -146,9 +146,9 @@ def counts(p, h, k, seeds, **options):
     """How often each sequence of k rows is drawn."""
     geometry, found = geometry_of(p, h, **options), {}
     for seed in range(seeds):
-        pieces = LocalPieces([DSquaredPiece([as_rows(p), as_rows(h)], 0, len(h), block=4)])
+        pieces = LocalPieces(DSquaredPiece, [(as_rows(h), as_rows(p))])
         centres = p[:0], h[:0]
-        result = d_squared.d_squared(pieces, len(h), k, geometry, seed=seed, centres=centres, origin=geometry.origin)
+        result = d_squared.d_squared(pieces, len(h), k, geometry, seed=seed, centres=centres, origin=geometry.origin, block=4)
         sequence = tuple(result.rows.tolist())
         found[sequence] = found.get(sequence, 0) + 1
     return found

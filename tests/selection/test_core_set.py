@@ -14,8 +14,9 @@ from oracle import KINDS, data, distances_to, greedy, pools, unit
 
 from raystream.errors import DataError, QueryError
 from raystream.selection import ArrayPart, LocalShards, core_set, farthest_first
-from raystream.selection.constraints import Constraints
-from raystream.selection.core_set import score_weights
+from raystream.selection.constraints import Constraints, Quota
+from raystream.selection.core_set import covering_radius, score_weights
+from raystream.selection.gain import Gain
 from raystream.selection.near_duplicates import NearDuplicates, cosines
 
 quick = settings(max_examples=60, deadline=None)
@@ -65,7 +66,7 @@ def test_weights_with_zeros_and_labelled_rows(pool, m, weight, shards, seed):
     score = rng.integers(0, 4, len(x)).astype(np.float32) / 3
     labelled = x[rng.integers(0, len(x), m)]
     factor = score_weights(score, weight, len(x))
-    result = chosen(x, k, shards=shards, block=7, leaders=8, score_weight=factor, labelled=labelled)
+    result = chosen(x, k, shards=shards, block=7, leaders=8, gain=Gain(factor), labelled=labelled)
     rows, gain, distance = greedy(x, k, weight=factor, labelled=labelled)
     np.testing.assert_array_equal(result.rows, rows)
     np.testing.assert_allclose(result.gain, gain, rtol=1e-12)
@@ -93,6 +94,95 @@ def test_excluded_rows_are_never_chosen(pool, seed):
     x, k = pool
     exclude = np.flatnonzero(np.random.default_rng(seed).integers(0, 2, len(x))).astype(np.int64)
     np.testing.assert_array_equal(chosen(x, k, exclude=exclude, leaders=4).rows, greedy(x, k, exclude=exclude)[0])
+
+
+@quick
+@given(pools(), st.integers(0, 4), st.integers(1, 70), st.sampled_from([1, 2, 7, 64]), st.integers(0, 10**6))
+def test_any_gain_that_shrinks(pool, m, leaders, shards, seed):
+    """offset + weight * distance decides, negative offsets and zero weights included, in the order of float64 greedy."""
+    x, k = pool
+    rng = np.random.default_rng(seed)
+    scale = np.sqrt(distances_to(x, x.mean(axis=0)).max()) or 1.0
+    weight = rng.integers(0, 3, len(x)) / 2 / scale
+    offset = rng.integers(-2, 3, len(x)) / 3
+    labelled = x[rng.integers(0, len(x), m)]
+    result = chosen(x, k, shards=shards, block=7, leaders=leaders, gain=Gain(weight, offset), labelled=labelled)
+    rows, gain, distance = greedy(x, k, weight=weight, offset=offset, labelled=labelled)
+    np.testing.assert_array_equal(result.rows, rows)
+    np.testing.assert_array_equal(result.distance, distance)
+    np.testing.assert_allclose(result.gain, gain, rtol=1e-9, atol=1e-9)
+
+
+@quick
+@given(
+    pools(), st.integers(0, 4), st.sampled_from([1, 2, 5, 100]), st.sampled_from([1, 2, 7, 64]), st.integers(1, 70), st.integers(0, 10**6)
+)
+def test_outliers_are_passed_over(pool, m, outliers, shards, leaders, seed):
+    """At each step the first rows in order are passed over and stay candidates; the last one is taken when no more are left."""
+    x, k = pool
+    rng = np.random.default_rng(seed)
+    labelled = x[rng.integers(0, len(x), m)]
+    result = chosen(x, k, shards=shards, block=7, leaders=leaders, outliers=outliers, labelled=labelled)
+    rows, gain, _ = greedy(x, k, outliers=outliers, labelled=labelled)
+    assert len(rows) == min(k, len(x))
+    np.testing.assert_array_equal(result.rows, rows)
+    np.testing.assert_allclose(result.gain, gain, rtol=1e-12)
+    threshold = Constraints(k, near_duplicates=NearDuplicates(0.9, x.shape[1], labelled))
+    result = chosen(x, k, leaders=leaders, shards=shards, outliers=outliers, labelled=labelled, constraints=threshold)
+    rows, _, _ = greedy(x, k, outliers=outliers, labelled=labelled, blocks=lambda a, b: cosines(a, b) >= 0.9)
+    np.testing.assert_array_equal(result.rows, rows)
+
+
+@precisions
+@pytest.mark.parametrize("kind", KINDS)
+def test_outliers_on_larger_data(kind, precision):
+    """Several passes and refinements later the rows passed over are still those of float64 greedy."""
+    x = data(kind, 1000, 16, 4)
+    result = chosen(x, 60, shards=3, leaders=24, block=100, precision=precision, outliers=20)
+    np.testing.assert_array_equal(result.rows, greedy(x, 60, outliers=20)[0])
+
+
+def test_outliers_are_not_chosen():
+    """Rows far from all others, as many as are passed over, don't come back; without that they come first."""
+    x = np.concatenate([data("normal", 200, 4, 0), 100 * np.eye(4, dtype=np.float32)[:3]])
+    assert set(range(200, 203)) <= set(core_set(x, 10).tolist())
+    assert not set(range(200, 203)) & set(core_set(x, 10, outliers=3).tolist())
+
+
+@quick
+@given(pools(), st.integers(0, 70), st.integers(0, 4), st.sampled_from([1, 7]))
+def test_covering_radius_without_the_farthest_rows(pool, outliers, m, shards):
+    """The distance of the row that comes after the farthest ones, to the nearest centre or else to the mean."""
+    x, _ = pool
+    centres = x[:m] + x[-1]
+    squared = [distances_to(x, c) for c in centres] or [distances_to(x, x.astype(np.float64).mean(axis=0))]
+    expected = np.sort(np.sqrt(np.min(squared, axis=0)))[::-1]
+    found = covering_radius(LocalShards.of_array(x, shards=shards), centres, outliers=outliers)
+    np.testing.assert_allclose(found, expected[outliers] if outliers < len(x) else 0.0, rtol=1e-12)
+
+
+def test_a_gain_is_checked():
+    """Weights that are negative, or numbers that are not finite or not one a row, are refused by name."""
+    x = data("normal", 5, 2, 0)
+    with pytest.raises(QueryError, match=r"gain\.weight is negative"):
+        chosen(x, 2, gain=Gain(np.array([1.0, 1.0, -1.0, 1.0, 1.0])))
+    with pytest.raises(QueryError, match=r"gain\.offset has shape \(5,\), expected \(5,\) finite"):
+        chosen(x, 2, gain=Gain(offset=np.full(5, np.nan)))
+    with pytest.raises(QueryError, match=r"gain\.weight has shape \(4,\)"):
+        chosen(x, 2, gain=Gain(np.ones(4)))
+    with pytest.raises(QueryError, match=r"select\.args\.outliers is -1"):
+        core_set(x, 2, outliers=-1)
+
+
+def test_the_first_row_obeys_the_constraints():
+    """With nothing labelled, a first row that is blocked is passed over as any other."""
+    x = data("normal", 200, 3, 0)
+    order = greedy(x, 1)[0]
+    group = np.zeros(200, dtype=np.int32)
+    group[order] = 1
+    quota = Quota("split", group, ("a", "b"), np.array([200, 0]), np.array([0, 0]))
+    result = chosen(x, 5, constraints=Constraints(5, quotas=(quota,)))
+    np.testing.assert_array_equal(result.rows, greedy(x, 5, exclude=order)[0])
 
 
 @pytest.mark.parametrize("kind", ["normal", "duplicated", "binary"])
@@ -140,7 +230,7 @@ def test_scores_that_are_all_zero_mean_distance_alone():
     exclude = np.array([3, 50])
     score = np.zeros(100)
     score[exclude] = 1.0
-    result = chosen(x, 20, score_weight=score_weights(score, 1.0, 100), exclude=exclude)
+    result = chosen(x, 20, gain=Gain(score_weights(score, 1.0, 100)), exclude=exclude)
     rows, gain, _ = greedy(x, 20, exclude=exclude)
     np.testing.assert_array_equal(result.rows, rows)
     np.testing.assert_allclose(result.gain, gain, rtol=1e-12)

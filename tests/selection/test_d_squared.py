@@ -28,9 +28,9 @@ quick = settings(max_examples=40, deadline=None)
 SHARDS = (1, 2, 7, 64)
 
 
-def drawn(x, k, *, labelled=None, shards=1, block=4, **options):
+def drawn(x, k, *, labelled=None, shards=1, block=4, memory=1 << 30, **options):
     fixed = x[:0] if labelled is None else labelled
-    return sample(LocalShards.of_array(x, shards=shards), k, labelled=fixed, block=block, **options)
+    return sample(LocalShards.of_array(x, shards=shards, memory=memory), k, labelled=fixed, block=block, **options)
 
 
 def euclidean(x, precision="float32"):
@@ -44,14 +44,13 @@ def matrix(x):
 def counts(x, k, seeds, *, precision="float32", centres=None, constraints=None):
     """How often each sequence of k rows is drawn."""
     geometry, found = euclidean(x, precision), {}
-    piece = DSquaredPiece([as_rows(x)], 0, len(x), block=4)
+    pieces = LocalPieces(DSquaredPiece, [(as_rows(x),)])
     fixed = x[:0] if centres is None else centres
     for seed in range(seeds):
         given = None if constraints is None else constraints()
-        result = d_squared.d_squared(LocalPieces([piece]), len(x), k, geometry, seed=seed, centres=(fixed,), constraints=given)
+        result = d_squared.d_squared(pieces, len(x), k, geometry, seed=seed, centres=(fixed,), constraints=given, block=4)
         sequence = tuple(result.rows.tolist())
         found[sequence] = found.get(sequence, 0) + 1
-        piece = DSquaredPiece([as_rows(x)], 0, len(x), block=4)
     return found
 
 
@@ -137,8 +136,8 @@ def test_bounds_are_never_below_the_distance(kind, precision):
     """In a piece, after several passes, every bound is at least D by the definition; refined ones are D."""
     x = data(kind, 500, 19, 3)
     geometry = euclidean(x, precision)
-    piece = DSquaredPiece([as_rows(x)], 0, 500, block=64)
-    piece.begin(geometry)
+    piece = DSquaredPiece(as_rows(x))
+    piece.begin(geometry, 1 << 30, 64)
     for centres in (x[:1], x[100:140], x[200:203]):
         piece.advance((centres,), np.empty(0, dtype=np.int64))
     true = np.min([distances_to(x, row) for row in x[[0, *range(100, 140), *range(200, 203)]]], axis=0)
@@ -164,8 +163,8 @@ def test_parts_of_any_length(parts):
     """Blocks are whole by the number of the row, so that how rows lie in files changes no draw."""
     x = data("normal", 400, 5, 0)
     one = sample(LocalShards.of_array(x), 30, labelled=x[:0], block=64)
-    rows = LocalShards([as_rows(part).parts[0] for part in np.split(x, parts)], shards=3)
-    np.testing.assert_array_equal(sample(rows, 30, labelled=x[:0], block=64, memory=0).rows, one.rows)
+    rows = LocalShards([as_rows(part).parts[0] for part in np.split(x, parts)], shards=3, memory=0)
+    np.testing.assert_array_equal(sample(rows, 30, labelled=x[:0], block=64).rows, one.rows)
 
 
 def test_equal_rows_are_drawn_once():
@@ -227,8 +226,8 @@ def test_draws_are_numbered():
 def test_weights_stay_within_integers():
     """Bounds of any size give weights of at least 1 where they are positive, whose total fits 63 bits."""
     x = np.concatenate([data("huge", 40, 3, 0), data("tiny", 40, 3, 0)])
-    piece = DSquaredPiece([as_rows(x)], 0, 80, block=16)
-    piece.begin(euclidean(x))
+    piece = DSquaredPiece(as_rows(x))
+    piece.begin(euclidean(x), 1 << 30, 16)
     largest = piece.advance((x[:1],), np.array([0]))
     power = 61 - (80).bit_length() - int(np.frexp(largest)[1])
     sums = piece.weigh(power)
@@ -241,9 +240,9 @@ def test_weights_stay_within_integers():
 def test_proposals_fall_where_prefix_sums_say():
     """An offset into a block's weights finds the row by brute force, in the piece that holds the block."""
     x = data("normal", 50, 3, 0)
-    pieces = [DSquaredPiece([as_rows(x)], a, b, block=8) for a, b in ((0, 16), (16, 16), (16, 50))]
+    pieces = [DSquaredPiece(as_rows(x).slice(a, b)) for a, b in ((0, 16), (16, 16), (16, 50))]
     for piece in pieces:
-        piece.begin(euclidean(x))
+        piece.begin(euclidean(x), 1 << 30, 8)
         piece.advance((x[:2],), np.array([0, 1]))
         piece.weigh(2)
     weight = np.concatenate([piece._weight for piece in pieces])

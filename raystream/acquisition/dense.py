@@ -1,0 +1,145 @@
+"""Scores of models with many outputs per row, one for each pixel or token: score each element, then reduce over them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from raystream.acquisition.inputs import checked_temperature
+from raystream.acquisition.logits import logit_scores
+from raystream.acquisition.members import log_probabilities, member_scores
+from raystream.errors import PoolError, QueryError, did_you_mean
+from raystream.query import LOGIT_SCORES
+
+_BLOCK = 1 << 22
+"""Numbers of a block of rows; one row is always computed whole."""
+
+
+def dense_scores(
+    logits: Tensor,
+    score: str | Callable[[Tensor], Tensor] = "entropy",
+    *,
+    members: bool = False,
+    mask: Tensor | None = None,
+    reduce: str = "mean",
+    top: float = 0.1,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Score every element of a row, then reduce over its valid elements.
+
+    `mean` compares rows of any length; `sum` favours long rows; `max` goes by one element, so by outliers; `top_mean`, the mean of the
+    highest `top` of a row's elements, finds rows with an unsure part, however large the sure rest.
+
+    Args:
+        logits: floating; (n_rows, n_tokens, n_classes), or (n_rows, n_classes, height, width) and further dimensions.
+        score: a score of `logit_scores`, with `members` one of `member_scores`, or a function from (n_elements, n_classes) logits,
+            with `members` from (n_elements, n_members, n_classes) log-probabilities, to (n_elements,).
+        members: whether the second axis of logits is that of members: (n_rows, n_members, n_tokens, n_classes) and so on.
+        mask: bool or integers, (n_rows, n_tokens) or (n_rows, height, width): the elements that count, as an attention mask. What
+            the others hold doesn't matter, NaN neither. None: all count.
+        reduce: mean, max, sum or top_mean.
+        top: the part of the valid elements that `top_mean` takes, above 0, at most 1; at least one element.
+        temperature: T in p = softmax(z / T).
+
+    Returns:
+        float32 (n_rows,).
+
+    Raises:
+        PoolError: rows without any valid element.
+        QueryError: names that are unknown, or shapes that don't fit.
+
+    References:
+        Settles and Craven, An Analysis of Active Learning Strategies for Sequence Labeling Tasks, 2008 (total and mean token entropy).
+    """
+    if reduce not in _REDUCTIONS:
+        raise QueryError(f"reduce {reduce!r} is unknown{did_you_mean(reduce, _REDUCTIONS)}")
+    if not 0 < top <= 1:
+        raise QueryError(f"top is {top}, expected the part of the elements that counts, above 0 and at most 1")
+    function = _function(score, members, checked_temperature(temperature))
+    elements = _elements_first(logits, members)
+    n, count = elements.shape[:2]
+    valid = _valid(mask, logits, members)
+    empty = torch.nonzero(~valid.any(dim=1)).flatten().tolist()
+    if empty:
+        named = ", ".join(map(str, empty[:3])) + (f" and {len(empty) - 3} others" if len(empty) > 3 else "")
+        raise PoolError(f"of rows {named} no element is valid, expected at least one to score; leave them out, or look at the mask")
+    scores = torch.empty(n, dtype=torch.float32, device=logits.device)
+    size = max(1, _BLOCK // max(1, elements[:1].numel()))
+    for start in range(0, n, size):
+        block, counted = elements[start : start + size], valid[start : start + size]
+        values = torch.full((len(block), count), -math.inf, dtype=torch.float64, device=logits.device)
+        found = function(block[counted])
+        if found.shape != (int(counted.sum()),):
+            raise QueryError(f"the score gave the shape {tuple(found.shape)} for {int(counted.sum())} elements, expected one number each")
+        values[counted] = found.double()
+        scores[start : start + size] = _REDUCTIONS[reduce](values, counted, top)
+    return scores
+
+
+def _function(score: str | Callable[[Tensor], Tensor], members: bool, temperature: float) -> Callable[[Tensor], Tensor]:
+    """From logits of elements to their scores."""
+    if callable(score):
+        if members:
+            return lambda logits: score(log_probabilities(logits, temperature))
+        return lambda logits: score(logits if temperature == 1.0 else logits.float() / temperature)
+    if members:
+        return lambda logits: member_scores(log_probabilities(logits, temperature), [score]).scores[score]
+    if score not in LOGIT_SCORES:
+        raise QueryError(f"score {score!r} is not one of logits{did_you_mean(score, LOGIT_SCORES)}")
+    return lambda logits: logit_scores(logits, temperature).scores[score]
+
+
+def _elements_first(logits: Tensor, members: bool) -> Tensor:
+    """(n, elements, c), or (n, elements, k, c); a view where it can be."""
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        got = f"a tensor of {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise QueryError(f"logits are {got}, expected a floating tensor; convert them first")
+    axes = 1 + members
+    if logits.ndim - axes == 2:
+        return logits.detach().movedim(-2, 1)
+    if logits.ndim - axes >= 3:
+        return logits.detach().flatten(axes + 1).movedim(-1, 1)
+    expected = (
+        "(rows, members, tokens, classes) or (rows, members, classes, height, width)"
+        if members
+        else ("(rows, tokens, classes) or (rows, classes, height, width)")
+    )
+    raise QueryError(f"logits have the shape {tuple(logits.shape)}, expected {expected}")
+
+
+def _valid(mask: Tensor | None, logits: Tensor, members: bool) -> Tensor:
+    """bool (n, elements)."""
+    rest = logits.shape[1 + members :]
+    shape = (len(logits), *(rest[:-1] if len(rest) == 2 else rest[1:]))
+    if mask is None:
+        return torch.ones(shape, dtype=torch.bool, device=logits.device).flatten(1)
+    if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.shape != shape:
+        got = f"a tensor of {mask.dtype}, shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise QueryError(f"the mask is {got}, expected bool or integers of shape {shape}, 0 where an element doesn't count")
+    return mask.to(logits.device).bool().flatten(1)
+
+
+def _sum(values: Tensor, valid: Tensor, top: float) -> Tensor:
+    return values.where(valid, 0.0).sum(dim=1)
+
+
+def _mean(values: Tensor, valid: Tensor, top: float) -> Tensor:
+    return _sum(values, valid, top) / valid.sum(dim=1)
+
+
+def _max(values: Tensor, valid: Tensor, top: float) -> Tensor:
+    return values.amax(dim=1)
+
+
+def _top_mean(values: Tensor, valid: Tensor, top: float) -> Tensor:
+    count = (valid.sum(dim=1, keepdim=True) * top - 1e-9).ceil()  # 30 x 0.1 is a little more than 3, and means 3
+    ordered = values.sort(dim=1, descending=True).values
+    kept = torch.arange(values.shape[1], device=values.device) < count.clamp(min=1)
+    return _mean(ordered, kept, top)
+
+
+_REDUCTIONS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"max": _max, "mean": _mean, "sum": _sum, "top_mean": _top_mean}
+"""From float64 (b, elements) scores, -inf at those that don't count, bool (b, elements) and the part of the top, to (b,)."""

@@ -1,0 +1,221 @@
+"""Scores from K models or dropout samples: `(n_rows, n_members, n_classes) -> (n_rows,)`, higher = label sooner.
+
+All are computed in float64, and a row's score doesn't depend on the rows beside it. A log-probability of -inf is a class that is
+out of the question. Where all are 0 or -inf, as of fully grown trees, `bald`, `consensus_entropy` and `vote_entropy` are one and the
+same number. A row that holds NaN or +inf scores NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raystream.acquisition.inputs import checked_members, checked_temperature
+from raystream.acquisition.member_parts import (
+    UNDERFLOW,
+    MemberParts,
+    blocks,
+    mean,
+    row_blocks,
+    rows_innermost,
+    total,
+)
+from raystream.errors import QueryError, did_you_mean
+
+
+@dataclass(frozen=True)
+class MemberScores:
+    """Scores of one block of rows, and what its members say together."""
+
+    scores: dict[str, Tensor]
+    """By name, in the order asked for; each float32 (n_rows,)."""
+    log_mean: Tensor
+    """log p_mean; float32 (n_rows, n_classes). As logits of `logit_scores`, it gives margin and the rest of the members together."""
+    prediction: Tensor
+    """The likeliest class of p_mean, the lowest at a tie; int32 (n_rows,)."""
+    confidence: Tensor
+    """The probability of that class; float32 (n_rows,)."""
+
+
+def bald(log_probs: Tensor) -> Tensor:
+    """How much the members disagree: mean_k KL(p_k ‖ p_mean) = H(p_mean) - mean_k H(p_k), in nats.
+
+    It is the mutual information of the label and the choice of the member: 0 when all say the same, however unsure they are, and at
+    most min(log n_members, log n_classes).
+
+    Args:
+        log_probs: floating, (n_rows, n_members, n_classes), log-probabilities as of `log_probabilities`.
+
+    Returns:
+        float64 (n_rows,).
+
+    References:
+        Houlsby, Huszár, Ghahramani and Lengyel, Bayesian Active Learning for Classification and Preference Learning, 2011; with
+        dropout samples: Gal, Islam and Ghahramani, Deep Bayesian Active Learning with Image Data, 2017.
+    """
+    return _one(log_probs, "bald")
+
+
+def consensus_entropy(log_probs: Tensor) -> Tensor:
+    """Entropy of the mean prediction in nats, H(p_mean): unsure members and disagreeing members both raise it.
+
+    Args and Returns as `bald`; between 0 and log n_classes, and never below `bald`.
+
+    References:
+        Settles, Active Learning, 2012, section 3.2 (soft vote entropy).
+    """
+    return _one(log_probs, "consensus_entropy")
+
+
+def vote_entropy(log_probs: Tensor) -> Tensor:
+    """Entropy in nats of the classes that the members vote for, -sum_c v_c/K log(v_c/K), a tied member voting for its lowest class.
+
+    Args and Returns as `bald`; 0 when all vote for one class, at most min(log n_members, log n_classes).
+
+    References:
+        Dagan and Engelson, Committee-Based Sampling for Training Probabilistic Classifiers, 1995.
+    """
+    return _one(log_probs, "vote_entropy")
+
+
+def variation_ratio(log_probs: Tensor) -> Tensor:
+    """The part of the members that doesn't vote for the commonest class, 1 - max_c v_c/K.
+
+    Args and Returns as `bald`; 0 when all vote for one class, below 1.
+
+    References:
+        Freeman, Elementary Applied Statistics, 1965; Gal, Islam and Ghahramani, 2017.
+    """
+    return _one(log_probs, "variation_ratio")
+
+
+def mean_std(log_probs: Tensor) -> Tensor:
+    """How far probabilities vary between members: the population standard deviation over members, mean over classes.
+
+    Args and Returns as `bald`; between 0 and 1/2.
+
+    References:
+        Kampffmeyer, Salberg and Jenssen, Semantic Segmentation of Small Objects and Modeling of Uncertainty, 2016; Gal, Islam and
+        Ghahramani, 2017.
+    """
+    return _one(log_probs, "mean_std")
+
+
+def variance(log_probs: Tensor) -> Tensor:
+    """How far probabilities vary between members: the population variance over members, summed over classes.
+
+    Args and Returns as `bald`; between 0 and 1.
+
+    References:
+        Smith and Gal, Understanding Measures of Uncertainty for Adversarial Example Detection, 2018.
+    """
+    return _one(log_probs, "variance")
+
+
+def member_scores(log_probs: Tensor, names: Iterable[str]) -> MemberScores:
+    """Any of the scores in one pass over the members, with the mean and what it predicts.
+
+    Works through the rows in blocks: beside arguments and results it takes some MB, however many the rows.
+
+    Args:
+        log_probs: floating, (n_rows, n_members, n_classes), log-probabilities as of `log_probabilities`, whose memory order is the fastest.
+        names: of the functions of this module that score.
+
+    Raises:
+        QueryError: a name is unknown, or the members of a row don't hold log-probabilities.
+    """
+    names = list(dict.fromkeys(names))
+    for name in names:
+        if name not in _FORMULAS:
+            raise QueryError(f"score {name!r} is not one of members{did_you_mean(name, _FORMULAS)}")
+    log_probs = checked_members(log_probs, "log-probabilities")
+    n, _, classes = log_probs.shape
+    scores = {name: torch.empty(n, dtype=torch.float32, device=log_probs.device) for name in names}
+    log_mean, confidence = (
+        torch.empty(classes, n, dtype=torch.float32, device=log_probs.device),
+        torch.empty(n, dtype=torch.float32, device=log_probs.device),
+    )
+    prediction = torch.empty(n, dtype=torch.int32, device=log_probs.device)
+    for rows, parts in blocks(log_probs):
+        for name in names:
+            scores[name][rows] = _FORMULAS[name](parts)
+        log_mean[:, rows] = parts.log_mean
+        likeliest = parts.mean.max(dim=0)
+        confidence[rows], prediction[rows] = likeliest.values, likeliest.indices
+    return MemberScores(scores, log_mean.t(), prediction, confidence)
+
+
+def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities log softmax(z / T) of each member, to full relative precision, where the top class is near 0 as well.
+
+    Args:
+        logits: floating, (n_rows, n_members, n_classes).
+        temperature: T.
+
+    Returns:
+        (n_rows, n_members, n_classes), float32 or the wider dtype of the logits; rows are innermost in memory. A logit of -inf
+        stays -inf; a member that holds NaN or +inf, or nothing but -inf, is NaN in every class.
+    """
+    logits = checked_members(logits, "logits")
+    checked_temperature(temperature)
+    n, members, classes = logits.shape
+    out = torch.empty(members, classes, n, dtype=logits.dtype, device=logits.device)
+    for rows in row_blocks(logits):
+        below = out[:, :, rows]
+        below.copy_(rows_innermost(logits[rows]))
+        top, winner = below.max(dim=1, keepdim=True)
+        below -= top + top * 0  # NaN when not finite, and so is all that follows
+        if temperature != 1.0:
+            below /= temperature
+        rest = below.exp().scatter_(1, winner, 0.0)
+        below -= torch.log1p(total(rest.transpose(0, 1))).unsqueeze(1)
+    return out.permute(2, 0, 1)
+
+
+def _one(log_probs: Tensor, name: str) -> Tensor:
+    log_probs = checked_members(log_probs, "log-probabilities")
+    scores = torch.empty(len(log_probs), dtype=torch.float64, device=log_probs.device)
+    for rows, parts in blocks(log_probs):
+        scores[rows] = _FORMULAS[name](parts)
+    return scores
+
+
+def _bald(parts: MemberParts) -> Tensor:
+    """mean_k KL(p_k ‖ p_mean) as sum_c exp(largest) (mean_k ratio log ratio - share log share), each term >= 0 by Jensen."""
+    within = mean(parts.ratio * parts.below)
+    between = parts.share * parts.log_share.clamp(min=UNDERFLOW)
+    return total((within - between).clamp_(min=0) * parts.largest.exp())
+
+
+def _consensus_entropy(parts: MemberParts) -> Tensor:
+    return -total(parts.mean * parts.log_mean.clamp(min=UNDERFLOW, max=0))
+
+
+def _vote_entropy(parts: MemberParts) -> Tensor:
+    return total(torch.special.entr(parts.votes))
+
+
+def _variation_ratio(parts: MemberParts) -> Tensor:
+    return 1 - parts.votes.amax(dim=0)
+
+
+def _mean_std(parts: MemberParts) -> Tensor:
+    return mean(parts.variances.sqrt())
+
+
+def _variance(parts: MemberParts) -> Tensor:
+    return total(parts.variances)
+
+
+_FORMULAS: dict[str, Callable[[MemberParts], Tensor]] = {
+    "bald": _bald,
+    "consensus_entropy": _consensus_entropy,
+    "vote_entropy": _vote_entropy,
+    "variation_ratio": _variation_ratio,
+    "mean_std": _mean_std,
+    "variance": _variance,
+}
+"""By name, from the parts of a block to float64 (b,)."""

@@ -1,0 +1,56 @@
+"""Scores of models with one sigmoid per label: `(n_rows, n_labels) -> (n_rows,)`, higher = label sooner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from raystream.acquisition.inputs import checked_label_logits, checked_temperature
+from raystream.errors import QueryError, did_you_mean
+
+
+def multi_label_scores(logits: Tensor, score: str = "entropy", *, reduce: str = "mean", temperature: float = 1.0) -> Tensor:
+    """Score each label as the two-class problem that it is, p = sigmoid(z / T), then reduce over labels.
+
+    With a = |z| / T, so that sigmoid(-a) is the smaller of p and 1 - p, and nothing cancels for sure labels:
+
+        entropy            log(1 + e^-a) + a sigmoid(-a), in nats; at most log 2
+        least_confidence   sigmoid(-a), at most 1/2
+        margin             2 sigmoid(-a), that is 1 - |p - (1 - p)|; at most 1
+
+    `sum` and `mean` favour rows of which many labels are unsure, `max` rows with one label that is very unsure.
+
+    Args:
+        logits: floating, (n_rows, n_labels) with at least one label; +inf and -inf are sure and score 0.
+        score: entropy, least_confidence or margin.
+        reduce: mean, max or sum, over labels.
+        temperature: T.
+
+    Returns:
+        (n_rows,), float32 or the wider dtype of the logits; NaN where a row holds NaN.
+
+    References:
+        Reyes, Morell and Ventura, Effective active learning strategy for multi-label learning, 2018 (uncertainty by label).
+    """
+    for name, known, what in ((score, _SCORES, "score"), (reduce, _REDUCTIONS, "reduce")):
+        if name not in known:
+            raise QueryError(f"{what} {name!r} is not one for labels{did_you_mean(name, known)}")
+    sure = (checked_label_logits(logits) / checked_temperature(temperature)).abs().clamp_(max=_SURE)
+    return _REDUCTIONS[reduce](_SCORES[score](sure))
+
+
+_SURE = 1000.0
+"""A label that is as good as certain: the scores of it are 0 in float64; being finite, it makes a sigmoid(-a) come out as 0."""
+
+_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "entropy": lambda a: (-a).exp().log1p() + a * (-a).sigmoid(),
+    "least_confidence": lambda a: (-a).sigmoid(),
+    "margin": lambda a: 2 * (-a).sigmoid(),
+}
+
+_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda values: values.mean(dim=1),
+    "max": lambda values: values.amax(dim=1),
+    "sum": lambda values: values.sum(dim=1),
+}

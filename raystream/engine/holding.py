@@ -1,0 +1,57 @@
+"""Where the candidates' embeddings are held while a batch is chosen: in this process, or with selection actors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from raystream.engine.merge import ScoredPool
+from raystream.engine.rounds import Rounds
+from raystream.engine.session import Session
+from raystream.query import Query
+from raystream.selection import LocalPieces, Rows, Shards, working_bytes
+from raystream.selection.shards import DEFAULT_MEMORY
+
+
+@dataclass(frozen=True)
+class Held:
+    """The candidates' embeddings; None when nobody asks for them. `rounds` is None unless actors hold them."""
+
+    shards: Shards | None = None
+    rounds: Rounds | None = None
+
+
+def memory_of(query: Query) -> int:
+    """Bytes of embeddings that one process may hold."""
+    return DEFAULT_MEMORY if query.select.memory == "auto" else query.select.memory
+
+
+@contextmanager
+def held_embeddings(query: Query, pool: ScoredPool, candidates: np.ndarray | None, session: Session) -> Iterator[Held]:
+    """The embeddings of these rows of the pool, ascending; of all rows for None. Actors end with the block.
+
+    Actors are for strategies that work on stretches of rows, once the working copy is larger than a process may hold.
+    There are as many as it takes, or as the cluster has room for; what they then can't hold, they stream from the store.
+
+    Raises:
+        ClusterError: there is no cluster, or it has no room for a single actor.
+    """
+    if not query.needs_embedding:
+        yield Held()
+        return
+    memory = memory_of(query)
+    rows = Rows(*pool.embeddings(candidates), query.select.metric)
+    processes = math.ceil(working_bytes(len(rows), rows.width) / memory)
+    if processes <= 1 or not query.select.traits.sharded or query.cluster.address == "in_process":
+        yield Held(Shards(rows, 1, LocalPieces, memory=memory))
+        return
+    session.connect()
+    from raystream.engine.ray_executor import worker_count
+    from raystream.engine.selection_actors import selection_actors
+
+    with selection_actors(query.cluster, min(processes, worker_count(query.cluster, on_cpu=True))) as rounds:
+        yield Held(Shards(rows, rounds.processes, rounds.spread, memory=memory), rounds)

@@ -1,0 +1,98 @@
+"""Runs a model's forward function on batches, in smaller ones once memory ran out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raystream.errors import ModelError
+from raystream.model.device import is_device_failure, is_out_of_memory
+from raystream.model.prediction import Prediction
+
+Forward = Callable[[tuple[Any, ...]], Prediction]
+
+
+class BatchPredictor:
+    """A `Predictor` around a forward function: the pieces, memory that runs out and what is said of a failure."""
+
+    def __init__(self, forward: Forward, *, who: str, device: torch.device, batch_size: int, state_hash: str = "") -> None:
+        """
+        Args:
+            forward: runs rows at once, and raises ModelError for what it can explain.
+            who: names the model in errors.
+            device: where it runs.
+            batch_size: the most rows that run at once.
+            state_hash: of its parameters and buffers, if it has them in this process.
+        """
+        self.device = device
+        self.batch_size = batch_size
+        self.state_hash = state_hash
+        self._forward = forward
+        self._who = who
+
+    def predict(self, inputs: tuple[Any, ...]) -> Prediction:
+        """See `Predictor.predict`. Memory that ran out halves `batch_size` for good, down to one row."""
+        rows = len(inputs[0])
+        pieces: list[Prediction] = []
+        start = 0
+        while start < rows or not pieces:
+            prediction = self._fit(tuple(values[start : start + self.batch_size] for values in inputs))
+            if prediction is not None:
+                pieces.append(prediction)
+                start += self.batch_size
+        return join(pieces)
+
+    def _fit(self, inputs: tuple[Any, ...]) -> Prediction | None:
+        """The prediction for one batch, or None when it did not fit and `batch_size` was halved."""
+        try:
+            with torch.inference_mode():
+                return self._forward(inputs)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                if isinstance(error, ModelError) or is_device_failure(error):
+                    raise
+                told = f"{type(error).__name__}: {last_line(error)}"
+                raise ModelError(
+                    f"{self._who} raised {told} on inputs {described(inputs)}; check that pool.inputs are what it takes"
+                ) from error
+            reason = str(error).partition("\n")[0]
+        rows = len(inputs[0])
+        if rows <= 1:
+            raise ModelError(f"{self._who}: one row does not fit into the memory of {self.device} ({reason}); use a larger device")
+        self.batch_size = rows // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # after the except clause, whose traceback held the batch's tensors
+        return None
+
+
+def join(pieces: Sequence[Prediction]) -> Prediction:
+    """Predictions for consecutive rows as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+
+    def together(values: list[Tensor | None]) -> Tensor | None:
+        present = [value for value in values if value is not None]
+        return torch.cat(present) if present else None
+
+    return Prediction(
+        together([piece.logits for piece in pieces]),
+        together([piece.embedding for piece in pieces]),
+        pieces[0].reason,
+        samples=together([piece.samples for piece in pieces]),
+    )
+
+
+def described(inputs: Sequence[Any]) -> str:
+    """The dtypes and shapes of inputs, for messages."""
+    return ", ".join(
+        f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}" if isinstance(values, Tensor) else f"texts ({len(values)},)"
+        for values in inputs
+    )
+
+
+def last_line(error: BaseException) -> str:
+    """The line that says what happened: TorchScript and others put a traceback before it."""
+    return ([line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"])[-1]

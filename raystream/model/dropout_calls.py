@@ -1,0 +1,218 @@
+"""What the dropout calls of a network look like: found by running it on one row, taken two times and three times.
+
+The axis that holds the rows is the one that grows with them, wherever it stands: first, or second in a network whose
+sequences come first. An axis may hold several numbers for each row, such as attention heads or windows; the rows are then
+taken to be its outer part. Where no axis grows, what is dropped is the same for all rows, such as a position's embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raystream.errors import ModelError
+from raystream.model.device import is_device_failure, is_out_of_memory
+from raystream.model.dropout_mode import DropoutCall, DropoutMode
+
+Forward = Callable[[tuple[Tensor, ...]], object]
+"""A network's forward pass: from its inputs, each (n_rows, ...), to its output."""
+_FEW, _MORE = 2, 3
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class CallShape:
+    """Of one dropout call's input."""
+
+    p: float
+    axis: int | None
+    """Of the rows; None where no axis grows with them."""
+    per_row: int
+    """Numbers that each row has along it."""
+
+    @property
+    def active(self) -> bool:
+        """Whether its samples can differ."""
+        return 0 < self.p < 1
+
+    def mask(self, call: DropoutCall, values: Tensor, rows: int, who: str) -> list[int]:
+        """The shape of its mask, which has `per_row` in place of the rows, and 1 wherever one draw holds for all."""
+        shape = list(values.shape)
+        if self.axis is not None:
+            if self.axis >= len(shape) or shape[self.axis] != rows * self.per_row:
+                raise _unsteady(who)
+            shape[self.axis] = self.per_row
+        if call.channels is not None:
+            shape[call.channels + 1 :] = [1] * (len(shape) - call.channels - 1)
+        return shape
+
+    def over_rows(self, mask: Tensor, rows: int) -> Tensor:
+        """The mask as it meets the input: an axis with several numbers a row repeats them for each row."""
+        if self.axis is None or self.per_row == 1:
+            return mask
+        shape = list(mask.shape)
+        wide = mask.unsqueeze(self.axis).expand(*shape[: self.axis], rows, *shape[self.axis :])
+        return wide.flatten(self.axis, self.axis + 1)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the trial runs found."""
+
+    calls: tuple[CallShape, ...]
+    bytes_per_row: int
+    """Of the largest tensor made after the first active dropout, for one row of one sample."""
+
+    def shape_of(self, call: DropoutCall, who: str) -> CallShape:
+        """That of a call of a later run.
+
+        Raises:
+            ModelError: it made no such call in the trial runs.
+        """
+        if call.number >= len(self.calls) or self.calls[call.number].p != call.p:
+            raise _unsteady(who)
+        return self.calls[call.number]
+
+
+@dataclass(frozen=True)
+class _Run:
+    output: object
+    calls: list[tuple[DropoutCall, tuple[int, ...], nn.Module | None]]
+    """Each with the shape of its input and the module that was running."""
+    largest: int
+
+
+class _Watching(DropoutMode):
+    """Replaces nothing, and notes the size of what is made after the first active dropout."""
+
+    def __init__(self, replace: Callable[[DropoutCall, Tensor], Tensor]) -> None:
+        super().__init__(lambda call, values: self._note(call, replace(call, values)))
+        self.largest = 1
+        self._begun = False
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        made = super().__torch_function__(func, types, args, kwargs)
+        if self._begun and isinstance(made, Tensor):
+            self.largest = max(self.largest, made.numel() * made.element_size())
+        return made
+
+    def _note(self, call: DropoutCall, values: Tensor) -> Tensor:
+        self._begun = self._begun or 0 < call.p < 1
+        return values
+
+
+def probe(network: nn.Module, run: Forward, inputs: tuple[Tensor, ...], who: str) -> Probe:
+    """Run a network on one row, a few times over.
+
+    A module that gives dropout its p only while training, as attention in transformers does, is put into training mode
+    by itself, if its deterministic output stays the same.
+
+    Args:
+        network: in evaluation mode.
+        run: its forward pass.
+        inputs: at least one row.
+        who: names the network in errors.
+
+    Raises:
+        ModelError: the shape of what is dropped doesn't follow from the number of rows, or dropout can't be switched on.
+    """
+    few, more = (tuple(torch.cat([values[:1]] * rows) for values in inputs) for rows in (_FEW, _MORE))
+    first = _watched(network, run, few)
+    for module in {id(owner): owner for call, _, owner in first.calls if call.p == 0 and owner is not None}.values():
+        _switch_on(network, run, few, module, first.output, who)
+    before, after = _watched(network, run, few), _watched(network, run, more)
+    if [call for call, *_ in before.calls] != [call for call, *_ in after.calls]:
+        raise _unsteady(who)
+    shapes = [_call_shape(call, old, new, who) for (call, old, _), (_, new, _) in zip(before.calls, after.calls, strict=True)]
+    return Probe(tuple(shapes), -(-after.largest // _MORE))
+
+
+def _switch_on(
+    network: nn.Module,
+    run: Forward,
+    inputs: tuple[Tensor, ...],
+    module: nn.Module,
+    expected: object,
+    who: str,
+) -> None:
+    """Put one module into training mode, if that and nothing else gives its dropout a p."""
+    if module.training:
+        return
+    module.training = True
+    try:
+        found = _watched(network, run, inputs)
+    except Exception as error:
+        module.training = False
+        if is_out_of_memory(error) or is_device_failure(error):
+            raise
+        return
+    if not any(call.p > 0 for call, _, owner in found.calls if owner is module):
+        module.training = False
+    elif not _close(found.output, expected):
+        module.training = False
+        name = next(name for name, known in network.named_modules() if known is module)
+        raise ModelError(
+            f"{who}: {name or 'it'} ({type(module).__name__}) has dropout only in training mode, in which it also computes something "
+            "else; pass its p to dropout whatever self.training is, or give a committee in model.weights"
+        )
+
+
+def _close(output: object, expected: object) -> bool:
+    if not (isinstance(output, Tensor) and isinstance(expected, Tensor) and output.shape == expected.shape):
+        return False
+    return torch.allclose(output.float(), expected.float(), rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
+
+
+def _watched(network: nn.Module, run: Forward, inputs: tuple[Tensor, ...]) -> _Run:
+    calls: list[tuple[DropoutCall, tuple[int, ...], nn.Module | None]] = []
+    with _running(network) as modules:
+
+        def note(call: DropoutCall, values: Tensor) -> Tensor:
+            calls.append((call, tuple(values.shape), modules[-1] if modules else None))
+            return values
+
+        with _Watching(note) as mode:
+            output = run(inputs)
+    return _Run(output, calls, mode.largest)
+
+
+@contextmanager
+def _running(network: nn.Module) -> Iterator[list[nn.Module]]:
+    """The modules whose forward pass is under way, the innermost last."""
+    stack: list[nn.Module] = []
+
+    def leave(*_: object) -> None:
+        stack.pop()
+
+    handles = []
+    for module in network.modules():
+        handles.append(module.register_forward_pre_hook(lambda module, _: stack.append(module)))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _call_shape(call: DropoutCall, few: tuple[int, ...], more: tuple[int, ...], who: str) -> CallShape:
+    if call.p == 0:
+        return CallShape(call.p, None, 1)
+    if len(few) != len(more):
+        raise _unsteady(who)
+    grown = [axis for axis, (old, new) in enumerate(zip(few, more, strict=True)) if old != new]
+    if len(grown) > 1 or any(few[axis] * _MORE != more[axis] * _FEW for axis in grown):
+        raise _unsteady(who)
+    return CallShape(call.p, grown[0], few[grown[0]] // _FEW) if grown else CallShape(call.p, None, 1)
+
+
+def _unsteady(who: str) -> ModelError:
+    return ModelError(
+        f"{who}: what its dropout calls drop does not follow from the number of rows alone, so no sample would be one fixed sub-network; "
+        "call dropout on tensors with one axis of rows, always in the same order, or give a committee in model.weights"
+    )

@@ -1,0 +1,228 @@
+"""Monte Carlo dropout at little more than the cost of one pass (Gal and Ghahramani, Dropout as a Bayesian Approximation, 2016).
+
+Each sample is one fixed sub-network: its masks have no axis for the rows, so it is the same for every row, batch, worker and
+device (`dropout_masks`). All samples run under one torch.vmap, in which what lies before the first dropout is computed once.
+One more sample, which drops nothing, is the deterministic network. Only dropout is switched on (`dropout_mode`): the network
+stays in evaluation mode, batch norm with it. Where vmap refuses an operation, the samples run one after another, with the
+same masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raystream.errors import ModelError
+from raystream.model.device import is_device_failure, is_out_of_memory
+from raystream.model.dropout_calls import Forward, Probe, probe
+from raystream.model.dropout_masks import Masks
+from raystream.model.dropout_mode import DropoutCall, DropoutMode
+from raystream.model.embedding import EmbeddingTap
+from raystream.model.prediction import check_logits
+
+_PASS_BYTES = {"cpu": 32 << 20, "cuda": 2 << 30}
+"""What the tensors of one pass may take, by estimate. On a processor no more than its caches hold a good part of."""
+_TENSORS_AT_ONCE = 3
+_SELU_LIMIT = -1.7580993408473766
+_TOLERANCE, _AUTOCAST_TOLERANCE = 1e-3, 0.1
+_TEST_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The outputs for one batch."""
+
+    logits: Tensor
+    """Of the deterministic network, float32 (n_rows, n_classes)."""
+    samples: Tensor
+    """float32 (n_rows, n_samples, n_classes)."""
+    embedding: Tensor | None
+    """Of the deterministic network, float32 (n_rows, n_dimensions)."""
+
+
+class MCDropout:
+    """Runs a network with its dropout on.
+
+    Args:
+        network: in evaluation mode, on its device; modules that ask for `training` before they drop attention weights
+            are put into training mode, each by itself.
+        run: its forward pass, by which all of it is run.
+        samples: how many sub-networks.
+        seed: which ones.
+        who: names the network in errors.
+        embedding: hooks on the network, prepared, or None.
+        autocast: whether it runs in mixed precision, which rounds more.
+
+    Raises:
+        ModelError: the network has dropout that can't be switched on.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        run: Forward,
+        *,
+        samples: int,
+        seed: int,
+        who: str,
+        device: torch.device,
+        embedding: EmbeddingTap | None = None,
+        autocast: bool = False,
+    ) -> None:
+        _refuse_recurrent(network, who)
+        self._network, self._run, self._who, self._embedding = network, run, who, embedding
+        self._samples, self._device = samples, device
+        self._masks = Masks(samples, seed, device)
+        self._budget = _PASS_BYTES.get(device.type, _PASS_BYTES["cuda"])
+        self._tolerance = _AUTOCAST_TOLERANCE if autocast else _TOLERANCE
+        self._most_samples = samples + 1
+        self._vmap = True
+        self._probe: Probe | None = None
+        self._tested = False
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Samples:
+        """Run all samples, and the deterministic network, on rows.
+
+        Raises:
+            ModelError: no dropout was active, or the samples aren't fixed sub-networks; found on the first batch.
+        """
+        rows = inputs[0].shape[0]
+        if rows and self._probe is None:
+            self._probe = self._probed(inputs)
+        at_once, _ = self._sizes(rows)
+        pieces = [self._piece(tuple(values[start : start + at_once] for values in inputs)) for start in range(0, max(rows, 1), at_once)]
+        made = pieces[0] if len(pieces) == 1 else _concatenate(pieces)
+        if not self._tested:
+            self._tested = self._test(inputs, made.samples)
+        return made
+
+    def rows_at_once(self, rows: int) -> int:
+        """How many of so many rows one pass takes."""
+        return self._sizes(rows)[0]
+
+    def halve_samples(self) -> bool:
+        """Run half as many samples at once from now on; whether that was possible."""
+        now = self._sizes(1)[1]
+        self._most_samples = max(1, now // 2)
+        return now > 1
+
+    def _sizes(self, rows: int) -> tuple[int, int]:
+        """Rows and samples of one pass. All samples if one row of each fits, since the trunk runs once for each pass."""
+        if not self._vmap or self._probe is None:
+            return max(rows, 1), 1
+        fit = self._budget // (_TENSORS_AT_ONCE * self._probe.bytes_per_row)
+        samples = max(1, min(self._most_samples, fit))
+        return max(1, min(rows, fit // samples)), samples
+
+    def _probed(self, inputs: tuple[Tensor, ...]) -> Probe:
+        found = probe(self._network, self._run, inputs, self._who)
+        if not any(call.active for call in found.calls):
+            raise ModelError(
+                f"{self._who}: no dropout was active, so all of acquire.mc_samples would be equal and every disagreement 0; "
+                "give it a dropout layer with p between 0 and 1 before its output, or a committee in model.weights"
+            )
+        return found
+
+    def _piece(self, inputs: tuple[Tensor, ...]) -> Samples:
+        """All samples of rows that fit into memory; the deterministic network goes first."""
+        order = [self._samples, *range(self._samples)]
+        _, at_once = self._sizes(inputs[0].shape[0])
+        if self._vmap:
+            try:
+                return self._joined([self._vmapped(inputs, order[start : start + at_once]) for start in range(0, len(order), at_once)])
+            except Exception as error:
+                if is_out_of_memory(error) or is_device_failure(error):
+                    raise
+            self._vmap = False  # the loop raises what is the model's own fault
+        return self._joined(self._looped(inputs, order))
+
+    def _vmapped(self, inputs: tuple[Tensor, ...], order: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Logits (n_order, n_rows, n_classes) of these samples and, in the same way, embeddings."""
+        index = torch.tensor(order, device=self._device)
+        made = torch.vmap(lambda sample: self._one(inputs, sample))(index)
+        return made[0], made[1] if len(made) > 1 else None
+
+    def _looped(self, inputs: tuple[Tensor, ...], order: Sequence[int]) -> list[tuple[Tensor, Tensor | None]]:
+        made = [self._one(inputs, torch.tensor(sample, device=self._device)) for sample in order]
+        return [(one[0][None], one[1][None] if len(one) > 1 else None) for one in made]
+
+    def _one(self, inputs: tuple[Tensor, ...], sample: Tensor) -> tuple[Tensor, ...]:
+        """One forward pass of one sub-network, (logits,) or (logits, embedding); under vmap, of many."""
+        rows = inputs[0].shape[0]
+        with DropoutMode(lambda call, values: self._replaced(call, values, rows, sample)):
+            output = self._run(inputs)
+        logits = check_logits(output, rows, self._who)
+        return (logits,) if self._embedding is None else (logits, self._embedding.take(output, rows))
+
+    def _replaced(self, call: DropoutCall, values: Tensor, rows: int, sample: Tensor) -> Tensor:
+        """The output of a dropout call in a sample."""
+        if call.p == 0 or rows == 0 or self._probe is None:
+            return values
+        shape = self._probe.shape_of(call, self._who)
+        keep = self._masks.of_call(call.number, shape.mask(call, values, rows, self._who), call.p)[sample].to(values.dtype)
+        scale, shift, dropped = _affine(call)
+        kept = sample != self._samples
+        scale_of = torch.where(kept, scale, 1.0).to(values.dtype)
+        factor = shape.over_rows(keep * scale_of, rows)
+        if not call.alpha:
+            return values * factor
+        added = torch.where(kept, dropped + keep * (shift - dropped), torch.zeros_like(keep))
+        return values * factor + shape.over_rows(added, rows)
+
+    def _joined(self, made: Sequence[tuple[Tensor, Tensor | None]]) -> Samples:
+        logits = torch.cat([part[0] for part in made])
+        embedding = made[0][1]
+        return Samples(logits[0], logits[1:].transpose(0, 1).contiguous(), None if embedding is None else embedding[0].contiguous())
+
+    def _test(self, inputs: tuple[Tensor, ...], samples: Tensor) -> bool:
+        """Whether it could be tested that samples differ from each other, and that each is the same sub-network every time."""
+        samples = samples.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=0.0)  # -inf masks a class
+        sound = torch.isfinite(samples).all(dim=2).all(dim=1).nonzero().flatten()
+        if not len(sound):
+            return False
+        if self._samples > 1 and bool((samples[sound] == samples[sound][:, :1]).all()):
+            raise ModelError(
+                f"{self._who}: all {self._samples} of acquire.mc_samples gave equal logits, so every disagreement would be 0; "
+                "its dropout does not reach its output: raise its p or move it, or give a committee in model.weights"
+            )
+        chosen, which = sound[:_TEST_ROWS], sorted({0, self._samples - 1})
+        again = self._joined(self._looped(tuple(values[chosen] for values in inputs), [self._samples, *which])).samples
+        before, again = samples[chosen][:, which], again.nan_to_num(neginf=0.0)
+        if float((before - again).abs().max()) > self._tolerance * max(1.0, float(before.abs().max())):
+            raise ModelError(
+                f"{self._who}: a dropout sample gave other logits for the same rows in another batch, so it draws random numbers that "
+                "are no dropout of torch's, or its rows influence each other; mend that, or give a committee in model.weights"
+            )
+        return True
+
+
+def _affine(call: DropoutCall) -> tuple[float, float, float]:
+    """(a, b, c): dropout makes a kept value v into a v + b, and a dropped one into c."""
+    if call.p == 1:
+        return 0.0, 0.0, 0.0
+    if not call.alpha:
+        return 1 / (1 - call.p), 0.0, 0.0
+    scale = ((1 - call.p) * (1 + call.p * _SELU_LIMIT**2)) ** -0.5
+    shift = -scale * call.p * _SELU_LIMIT
+    return scale, shift, scale * _SELU_LIMIT + shift
+
+
+def _refuse_recurrent(network: nn.Module, who: str) -> None:
+    for name, module in network.named_modules():
+        if isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1:
+            raise ModelError(
+                f"{who}: {name or 'it'} is {type(module).__name__} with dropout {module.dropout} between its layers, which can't be "
+                "switched on from outside; put torch.nn.Dropout between single layers, set its dropout to 0, or give a committee"
+            )
+
+
+def _concatenate(pieces: Sequence[Samples]) -> Samples:
+    embeddings = [piece.embedding for piece in pieces if piece.embedding is not None]
+    return Samples(
+        torch.cat([piece.logits for piece in pieces]),
+        torch.cat([piece.samples for piece in pieces]),
+        torch.cat(embeddings) if embeddings else None,
+    )

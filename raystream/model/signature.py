@@ -1,0 +1,131 @@
+"""What a compiled model takes, and which of its outputs are the logits and the embedding."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raystream.errors import ModelError
+from raystream.model.prediction import Prediction, check_logits
+
+_BATCH_AXIS = "export it again with a first axis of any length"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a model: its name, its dtype, None if it says none, and its shape, in which None or a name is any length."""
+
+    name: str
+    dtype: torch.dtype | None
+    shape: tuple[int | str | None, ...]
+
+    def __str__(self) -> str:
+        shape = ", ".join("any" if size is None else str(size) for size in self.shape)
+        return f"{self.name} {str(self.dtype).removeprefix('torch.')} ({shape})"
+
+
+class Signature:
+    """The inputs of a model, in order.
+
+    Raises:
+        ModelError: an input takes batches of one size only.
+    """
+
+    def __init__(self, inputs: Sequence[Input], who: str) -> None:
+        self._inputs = tuple(inputs)
+        self._who = who
+        for of in inputs:
+            if of.shape and isinstance(of.shape[0], int):
+                raise ModelError(f"{who}: input {of} takes batches of exactly {of.shape[0]} rows, expected of any number; {_BATCH_AXIS}")
+
+    def fit(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The pool's tensors in the dtypes that the model takes.
+
+        Floating numbers become other floating numbers, and integers other integers; nothing else is converted.
+
+        Raises:
+            ModelError: their number, their shapes or their kinds differ from the model's.
+        """
+        if len(values) != len(self._inputs):
+            takes = "; ".join(map(str, self._inputs))
+            raise ModelError(
+                f"{self._who} takes {len(self._inputs)} inputs ({takes}), but pool.inputs gives {len(values)}; name one for each"
+            )
+        return tuple(self._fitted(of, value) for of, value in zip(self._inputs, values, strict=True))
+
+    def _fitted(self, of: Input, value: Tensor) -> Tensor:
+        shape = tuple(value.shape)
+        fits = len(shape) == len(of.shape) and all(not isinstance(b, int) or a == b for a, b in zip(shape, of.shape, strict=True))
+        same_kind = of.dtype is None or (value.is_floating_point(), value.dtype == torch.bool) == (
+            of.dtype.is_floating_point,
+            of.dtype == torch.bool,
+        )
+        if not (fits and same_kind):
+            got = f"{str(value.dtype).removeprefix('torch.')} {shape}"
+            raise ModelError(f"{self._who}: input {of} got {got}; check that pool.inputs are what the model takes, in its order")
+        return value if of.dtype is None else value.to(of.dtype)
+
+
+class Outputs:
+    """Chooses among the outputs of a model.
+
+    The logits are the output named `logits`, or else the first one. The embedding, if wanted, is the output that `model.embedding`
+    names, or else the one named `embedding`, or else the second one. Outputs without names are called 0, 1, ...
+    """
+
+    def __init__(self, wanted: bool, name: str | None, who: str, how: str) -> None:
+        """
+        Args:
+            wanted: whether the embedding is.
+            name: `model.embedding`.
+            who: names the model in errors.
+            how: the way to a model that gives an embedding, for messages.
+        """
+        self._wanted, self._name, self._who, self._how = wanted, name, who, how
+
+    def prediction(self, output: object, rows: int) -> Prediction:
+        """The logits and the embedding of what the model returned: a tensor, a list or tuple of them, or a mapping.
+
+        Raises:
+            ModelError: there is no embedding, or one of the two can't be one.
+        """
+        outputs = _named(output)
+        logits_name = "logits" if "logits" in outputs else next(iter(outputs), "")
+        logits = check_logits(outputs.get(logits_name, output), rows, self._who)
+        if not self._wanted:
+            return Prediction(logits, None)
+        name = self.embedding_name(list(outputs), logits_name)
+        value = outputs[name]
+        if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[0] != rows or not value.is_floating_point():
+            got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ModelError(f"{self._who}: output {name} is {got}, expected floating numbers ({rows}, ...) to be an embedding")
+        return Prediction(logits, value.float().flatten(1))
+
+    def embedding_name(self, names: Sequence[str], logits_name: str) -> str:
+        """Which of the outputs is the embedding.
+
+        Raises:
+            ModelError: none is.
+        """
+        if self._name is not None:
+            if self._name in names:
+                return self._name
+            near = difflib.get_close_matches(self._name, names, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {', '.join(names)}"
+            raise ModelError(f"model.embedding is {self._name!r}, which is no output of {self._who}; {hint}")
+        others = [name for name in names if name != logits_name]
+        if not others:
+            raise ModelError(f"{self._who} gives logits alone, but an embedding is needed; {self._how}")
+        return "embedding" if "embedding" in others else others[0]
+
+
+def _named(output: object) -> dict[str, object]:
+    if isinstance(output, Mapping):
+        return {str(name): value for name, value in output.items()}
+    if isinstance(output, list | tuple):
+        return {str(i): value for i, value in enumerate(output)}
+    return {"0": output}

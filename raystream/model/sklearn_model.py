@@ -1,0 +1,193 @@
+"""kind: sklearn, a classifier of scikit-learn; forests, bagging and soft votes are committees."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from raystream import query
+from raystream.errors import ModelError, did_you_mean
+from raystream.model.artefact import find_file, what_file
+from raystream.model.batches import BatchPredictor, last_line
+from raystream.model.optional import optional
+from raystream.model.prediction import Prediction, check_logits
+
+Array = npt.NDArray[np.generic]
+
+_TRUSTED = (
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.metrics._dist_metrics.EuclideanDistance64",
+    "sklearn.neighbors._ball_tree.BallTree",
+    "sklearn.neighbors._kd_tree.KDTree",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.tree._tree.Tree",
+    "sklearn.utils._bunch.Bunch",
+)
+"""Types that hold numbers alone and that common classifiers are made of, but that skops leaves to its callers."""
+
+
+def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
+    """Load the classifier of `spec.source`.
+
+    Raises:
+        ModelError: scikit-learn or skops is missing; the file is a pickle that isn't trusted, or no classifier with
+            probabilities; an embedding is wanted and there is none.
+    """
+    assert spec.source is not None  # the query checks it
+    who = f"model.source {spec.source}"
+    optional("sklearn", "sklearn", "sklearn")
+    model = _read(spec.source, spec.trust == "pickle")
+    _one_thread_each(model)
+    classifier = SklearnClassifier(model, who, spec.embedding, embedding=embedding)
+    return BatchPredictor(classifier.predict, who=who, device=torch.device("cpu"), batch_size=spec.batch_size)
+
+
+class SklearnClassifier:
+    """A fitted classifier, alone or at the end of a pipeline.
+
+    The embedding is what a step of the pipeline gives: the one that `model.embedding` names, or else the last before the classifier.
+    """
+
+    def __init__(self, model: Any, who: str, step: str | None, *, embedding: bool) -> None:
+        self._who = who
+        steps = list(model.steps) if hasattr(model, "steps") else [("", model)]
+        self._before, self._classifier = steps[:-1], steps[-1][1]
+        if not hasattr(self._classifier, "predict_proba"):
+            raise ModelError(
+                f"{who} is {type(self._classifier).__name__} without predict_proba, expected a classifier that gives probabilities; "
+                "wrap it in sklearn.calibration.CalibratedClassifierCV"
+            )
+        self._step = self._embedding_step(step) if embedding else None
+        self._members = _members(self._classifier)
+
+    def predict(self, inputs: tuple[Any, ...]) -> Prediction:
+        """Logarithms of probabilities, those of the members, and the embedding, for one tensor (n, ...) or texts (n,)."""
+        if len(inputs) != 1:
+            raise ModelError(f"{self._who} takes one input, but pool.inputs gives {len(inputs)}; put them into one list column")
+        values = inputs[0].flatten(1).numpy() if isinstance(inputs[0], Tensor) else inputs[0]
+        rows = len(values)
+        embedding = None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="X does not have valid feature names")  # the pool's columns come by order
+            for name, step in self._before:
+                values = values if step is None or step == "passthrough" else step.transform(values)
+                if name == self._step:
+                    embedding = self._dense(name, values, rows)
+            self._check_width(values)
+            members = [np.asarray(member(values)) for member in self._members]
+            mean = np.mean(members, axis=0, dtype=np.float64) if members else self._classifier.predict_proba(values)
+        logits = check_logits(_log(mean) if isinstance(mean, np.ndarray) else mean, rows, self._who)
+        return Prediction(logits, embedding, samples=_log(np.stack(members, axis=1)) if members else None)
+
+    def _check_width(self, values: Any) -> None:
+        expected = getattr(self._classifier, "n_features_in_", None)
+        got = values.shape[1] if len(getattr(values, "shape", ())) == 2 else None
+        if not self._before and expected is not None and got is not None and got != expected:
+            raise ModelError(f"{self._who} takes {expected} features, but pool.inputs gives {got}; name the columns that it was fitted on")
+
+    def _embedding_step(self, name: str | None) -> str:
+        names = [known for known, _ in self._before]
+        if not names:
+            raise ModelError(
+                f"{self._who} is {type(self._classifier).__name__} alone, which has no embedding; put a transformer before it in a "
+                "Pipeline, or choose a strategy that needs no embedding, such as top_k"
+            )
+        if name is not None and name not in names:
+            raise ModelError(
+                f"model.embedding is {name!r}, which is no step of {self._who} before the classifier{did_you_mean(name, names)}"
+            )
+        return name or names[-1]
+
+    def _dense(self, name: str, values: Any, rows: int) -> Tensor:
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or values.shape[:1] != (rows,):
+            what = f"{type(values).__name__} of shape {getattr(values, 'shape', '?')}"
+            raise ModelError(
+                f"{self._who}: step {name} gives {what}, expected a dense array of numbers to be an embedding; "
+                "add a step that makes one, such as TruncatedSVD, or name another in model.embedding"
+            )
+        return torch.from_numpy(values.astype(np.float32)).flatten(1)
+
+
+def _read(path: str, trusted: bool) -> Any:
+    known = Path(path)
+    found = what_file(known) if known.is_file() else ""
+    if found == "a pickle":
+        if not trusted:
+            raise ModelError(
+                f"model.source {path} is a pickle, which can run code and is not loaded; save the model by skops.io.dump, "
+                "or set model.trust to pickle if you trust whoever wrote it"
+            )
+        return _unpickle(path)
+    file = find_file(path, "a skops file", "save the model by skops.io.dump")
+    io = optional("skops.io", "sklearn", "sklearn")
+    try:
+        unknown = io.get_untrusted_types(file=file)
+        refused = sorted(set(unknown) - set(_TRUSTED))
+        if refused and not trusted:
+            raise ModelError(
+                f"model.source {path} holds types that may run code: {', '.join(refused[:5])}; fit the model without them, "
+                "or set model.trust to pickle if you trust whoever wrote it"
+            )
+        return io.load(file, trusted=unknown)
+    except ModelError:
+        raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {last_line(error)}"
+        raise ModelError(f"model.source {path} can't be loaded by skops: {told}; save the model again with the versions here") from None
+
+
+def _unpickle(path: str) -> Any:
+    joblib = optional("joblib", "sklearn", "sklearn")
+    try:
+        return joblib.load(path)
+    except Exception as error:
+        told = f"{type(error).__name__}: {last_line(error)}"
+        raise ModelError(f"model.source {path} is a pickle that can't be loaded here: {told}; save the model by skops.io.dump") from None
+
+
+def _one_thread_each(model: Any) -> None:
+    """Keep every part to this worker's one process: a model may have been saved with n_jobs=-1."""
+    if hasattr(model, "get_params"):
+        jobs = {key: None for key, value in model.get_params().items() if key.rpartition("__")[2] == "n_jobs" and value is not None}
+        model.set_params(**jobs)
+
+
+def _log(probabilities: Array) -> Tensor:
+    """Logarithms in float32; 0 becomes -inf, which masks a class."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return torch.from_numpy(np.log(np.asarray(probabilities, dtype=np.float64)).astype(np.float32))
+
+
+def _members(classifier: Any) -> list[Any]:
+    """Functions from inputs to the probabilities of each member, if the classifier's own are the mean of these; else none."""
+    from sklearn.ensemble import BaggingClassifier, VotingClassifier
+    from sklearn.ensemble._forest import ForestClassifier
+
+    if isinstance(classifier, ForestClassifier) and not isinstance(classifier.classes_, list):
+        return [lambda values, tree=tree: tree.predict_proba(values) for tree in classifier.estimators_]
+    if isinstance(classifier, VotingClassifier) and classifier.weights is None:
+        return [member.predict_proba for member in classifier.estimators_]
+    if isinstance(classifier, BaggingClassifier) and all(hasattr(member, "predict_proba") for member in classifier.estimators_):
+        pairs = zip(classifier.estimators_, classifier.estimators_features_, strict=True)
+        count = len(classifier.classes_)
+        return [lambda values, m=member, f=features: _of_all(m, values[:, f], count) for member, features in pairs]
+    return []
+
+
+def _of_all(member: Any, values: Any, count: int) -> Array:
+    """A member's probabilities of all classes: it may have been fitted on rows of some of them, whose numbers it names."""
+    found: Array = member.predict_proba(values)
+    if found.shape[1] == count:
+        return found
+    wide = np.zeros((len(found), count))
+    wide[:, member.classes_] = found
+    return wide

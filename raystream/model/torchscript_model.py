@@ -1,0 +1,52 @@
+"""kind: torchscript, a module that torch.jit.save wrote."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from raystream import query
+from raystream.errors import ModelError
+from raystream.model.artefact import find_file
+from raystream.model.batches import BatchPredictor, last_line
+from raystream.model.device import choose_device
+from raystream.model.prediction import Prediction
+from raystream.model.signature import Outputs
+from raystream.model.weights import state_hash
+
+_HOW = "return (logits, embedding) from forward and script that"
+
+
+def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
+    """Load the module of `spec.source` onto its device, in evaluation mode.
+
+    Raises:
+        ModelError: the file holds no such module.
+    """
+    assert spec.source is not None  # the query checks it
+    device = choose_device(spec.device)
+    path = find_file(spec.source, "a TorchScript archive", "save the model with torch.jit.save, or set model.kind to what it is")
+    who = f"model.source {spec.source}"
+    network = _load(str(path), device, who)
+    outputs = Outputs(embedding, spec.embedding, who, _HOW)
+    takes = len(network.forward.schema.arguments) - 1  # without self
+
+    def forward(inputs: tuple[Any, ...]) -> Prediction:
+        if len(inputs) > takes:
+            raise ModelError(f"{who} takes {takes} inputs, but pool.inputs gives {len(inputs)}; name one for each")
+        given = [values.to(device, non_blocking=device.type == "cuda") for values in inputs]
+        return outputs.prediction(network(*given), len(inputs[0]))
+
+    return BatchPredictor(forward, who=who, device=device, batch_size=spec.batch_size, state_hash=state_hash(network))
+
+
+def _load(path: str, device: torch.device, who: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch calls TorchScript itself deprecated
+            network = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
+            return network.eval() if hasattr(network, "training") else network  # a frozen module has no mode
+    except RuntimeError as error:
+        raise ModelError(f"{who} can't be loaded by torch {torch.__version__}: {last_line(error)}; save the model again") from None

@@ -1,0 +1,148 @@
+"""The executable contract of strategies: run your own through it before you trust its batches.
+
+The model is scikit-learn's `check_estimator`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from raystream.errors import QueryError, StrategyContractError, did_you_mean
+from raystream.selection.check_cases import Case, cases
+from raystream.selection.choose import Chosen, choose
+from raystream.selection.registry import STRATEGIES
+from raystream.selection.rows import Array, squared_distances
+from raystream.selection.strategy import Candidates, Picked, Request, Strategy
+
+
+def check_strategy(strategy: str | Strategy, *, args: Mapping[str, Any] | None = None, terms: Mapping[str, float] | None = None) -> None:
+    """Try a strategy on small pools of every awkward kind, and say which promise it breaks first.
+
+    What is promised: distinct candidates, min(budget, those not blocked) of them, none that is blocked or taken already; the
+    constraints are told of each; the same answer when asked again and from any number of shards; what is given is left as it was;
+    `gain` is (b,) float64, and `distance`, if not None, (b,) float64 and true.
+
+    Args:
+        strategy: the function, or the name of one of ours.
+        args: its own parameters, as in `select.args`.
+        terms: as in `select.terms`.
+
+    Raises:
+        StrategyContractError: the promise that is broken, and on which data.
+    """
+    if isinstance(strategy, str):
+        if strategy not in STRATEGIES:
+            raise QueryError(f"strategy {strategy!r} is unknown{did_you_mean(strategy, STRATEGIES)}")
+        strategy = STRATEGIES[strategy]
+    for case in cases():
+        _Trial(strategy, case, args or {}, terms or {}).run()
+
+
+class _Trial:
+    """One strategy on one case."""
+
+    def __init__(self, strategy: Strategy, case: Case, args: Mapping[str, Any], terms: Mapping[str, float]) -> None:
+        self._strategy, self._case, self._args, self._terms = strategy, case, args, terms
+        self._note: str | None = None
+
+    def run(self) -> None:
+        once = self._chosen(shards=1)
+        self._check_constraints(once)
+        for words, shards in (("when asked again with the same data", 1), ("from 7 shards as from 1", 7)):
+            other = self._chosen(shards)
+            for name, one, two in (("rows", once.rows, other.rows), ("gain", once.gain, other.gain)):
+                self._require_equal(f"must come to the same {name} {words}", one, two)
+
+    def _chosen(self, shards: int) -> Chosen:
+        candidates, options = self._case.candidates(shards), self._case.options()
+        try:
+            return choose(candidates, strategy=self._watched, args=self._args, terms=self._terms, **options)
+        except QueryError as error:  # floors that could be met
+            raise self._broken(f"must leave places for what the quotas ask for: {error}") from error
+
+    def _watched(self, candidates: Candidates, request: Request) -> Picked:
+        before, taken, left = _inputs(candidates, request), request.constraints.taken, request.constraints.left
+        try:
+            picked = self._strategy(candidates, request)
+        except Exception as error:
+            raise self._broken(f"must not fail, but raised {type(error).__name__}: {error}") from error
+        for (name, kept), now in zip(before.items(), _inputs(candidates, request).values(), strict=True):
+            self._require(np.array_equal(kept, now, equal_nan=kept.dtype.kind == "f"), f"must not write into what it is given, here {name}")
+        self._check_picked(picked, request, candidates)
+        again = np.intersect1d(picked.rows, taken)
+        self._require(not len(again), f"must not choose rows that are taken already, but chose {again[:3]}")
+        told = left - request.constraints.left
+        words = f"must tell the constraints of each row it takes, but chose {len(picked.rows)} and told of {told}"
+        self._require(told == len(picked.rows) and np.isin(picked.rows, request.constraints.taken).all(), words)
+        self._note = picked.note
+        return picked
+
+    def _check_picked(self, picked: Picked, request: Request, candidates: Candidates) -> None:
+        self._require(isinstance(picked, Picked), f"must return a Picked, but returned a {type(picked).__name__}")
+        rows, n = picked.rows, len(candidates)
+        good = isinstance(rows, np.ndarray) and rows.ndim == 1 and rows.dtype == np.int64
+        self._require(good, f"must return rows as a (b,) int64 array, but returned {_kind(rows)}")
+        outside = rows[(rows < 0) | (rows >= n)]
+        self._require(not len(outside), f"must choose rows in 0 .. {n - 1}, but chose {outside[:3]}")
+        values, counts = np.unique(rows, return_counts=True)
+        self._require(len(values) == len(rows), f"must choose distinct rows, but chose {values[counts > 1][:3]} more than once")
+        self._require(len(rows) <= request.budget, f"must choose at most {request.budget} rows here, but chose {len(rows)}")
+        for name, column in (("gain", picked.gain), ("distance", picked.distance)):
+            good = isinstance(column, np.ndarray) and column.shape == rows.shape and column.dtype == np.float64
+            optional = name == "distance" and column is None
+            self._require(good or optional, f"must return {name} as a ({len(rows)},) float64 array, but returned {_kind(column)}")
+        if picked.distance is not None:
+            expected = _distances(self._case.space(self._case.x), rows, request.labelled)
+            self._require_equal("must report each row's distance to the nearest before it", expected, picked.distance, tolerance=1e-6)
+
+    def _check_constraints(self, chosen: Chosen) -> None:
+        """Go through the batch again under constraints that the strategy has never seen."""
+        constraints, x = self._case.constraints(), self._case.space(self._case.x)
+        given = 0 if self._case.must_include is None else len(self._case.must_include)
+        for rank, row in enumerate(map(int, chosen.rows)):
+            blocked = rank >= given and constraints.blocked(np.asarray([row]), x[row : row + 1])[0]
+            self._require(not blocked, f"must not choose blocked rows, but chose {row}, which the constraints had blocked by then")
+            constraints.take(row, x[row])
+        everyone = np.arange(len(x))
+        free = everyone[~constraints.blocked(everyone, x)]
+        words = f"must choose min(budget, those not blocked) rows or say in `note` why not, but chose {len(chosen.rows) - given}"
+        self._require(not len(free) or self._note is not None, f"{words} and left out {free[:3]}, which nothing blocked")
+
+    def _require(self, kept: bool | np.bool_, promise: str) -> None:
+        if not kept:
+            raise self._broken(promise)
+
+    def _require_equal(self, promise: str, expected: Array, got: Array, tolerance: float = 0.0) -> None:
+        self._require(len(expected) == len(got), f"{promise}, but chose {len(expected)} rows, then {len(got)}")
+        differ = np.flatnonzero(~np.isclose(got, expected, rtol=tolerance, atol=0, equal_nan=True))
+        if len(differ):
+            raise self._broken(f"{promise}, but at rank {differ[0]} it is {got[differ[0]]} instead of {expected[differ[0]]}")
+
+    def _broken(self, promise: str) -> StrategyContractError:
+        name = getattr(self._strategy, "__name__", "the strategy")
+        return StrategyContractError(f"{name} {promise} (on {self._case})")
+
+
+def _inputs(candidates: Candidates, request: Request) -> dict[str, Array]:
+    """Copies of every array that a strategy is given."""
+    arrays = {f"candidates.{name}": getattr(candidates, name) for name in ("score", "keys", "labelled", "samples", "similar_to")}
+    arrays["request.labelled"] = request.labelled
+    held = {"shards": None if candidates.shards is None else candidates.shards.rows, "probabilities": candidates.probabilities}
+    for name, rows in held.items():
+        arrays |= {f"candidates.{name}": part.array for part in (rows.parts if rows is not None else ())}
+    return {name: array.copy() for name, array in arrays.items() if array is not None}
+
+
+def _distances(x: Array, rows: Array, labelled: Array | None) -> Array:
+    """(b,) float64 by the definition, nan where nothing comes before."""
+    fixed = np.empty((0, x.shape[1]), dtype=np.float32) if labelled is None else labelled
+    before = np.concatenate([fixed, x[rows]])
+    ends = range(len(fixed), len(before))
+    return np.asarray([np.sqrt(squared_distances(before[:end], before[end]).min()) if end else np.nan for end in ends])
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"

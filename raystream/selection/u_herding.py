@@ -1,0 +1,125 @@
+"""Uncertainty herding: rows that resemble what the model is uncertain about.
+
+Bae, Sutherland, Oliveira and Ren, *Uncertainty herding: one active learning method for all label budgets*, 2024.
+It is facility location with a Gaussian kernel on unit rows, each target weighted by its score.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from raystream.errors import QueryError
+from raystream.selection.bounds import Encoding
+from raystream.selection.coverage import Coverage, Gaussian
+from raystream.selection.facility_location import represent, target_rows
+from raystream.selection.hashing import row_hash
+from raystream.selection.rows import Array, normalised, squared_distances, vectors
+from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
+from raystream.selection.strategy import Candidates, Picked, Request, embeddings, row_keys, scores
+from raystream.selection.weights import checked_weights
+
+_NEIGHBOUR = 20
+_ASKED = 1024
+_AT_ONCE = 128
+
+
+def u_herding(
+    x: Array,
+    k: int,
+    score: Array,
+    *,
+    delta: float | None = None,
+    targets: int | None = None,
+    labelled: Array | None = None,
+    seed: int = 0,
+    memory: int = DEFAULT_MEMORY,
+) -> Array:
+    """Choose k rows, each of which adds most to sum over targets t of score_t * max over chosen c of exp(-|c - t|^2 / delta^2).
+
+    Distances are those of rows of length one. The order is that of plain greedy on float64 gains, ties to the lower row; when
+    nothing adds anything any more, farthest-first goes on. Rows of zeros resemble nothing.
+
+    Args:
+        x: (n, d) embeddings; taken as float32 unless float16.
+        k: how many rows; all n when there are fewer.
+        score: (n,), at least 0; all zero means uniform.
+        delta: the kernel's width; left out, `default_delta`.
+        targets: how many rows to represent, drawn by hashes of (seed, row); see `target_count`.
+        labelled: (m, d) rows that represent targets already.
+        seed: of the draw.
+        memory: bytes of working copies.
+
+    Returns:
+        (min(k, n),) int64 row numbers in order of choice.
+
+    Raises:
+        DataError: embeddings that are not finite, or not as wide as the labelled ones.
+        QueryError: a negative score, or a delta that is not above 0.
+    """
+    shards = LocalShards.of_array(x, memory=memory)
+    covered = vectors(labelled, shards.width, "euclidean")
+    chosen = target_rows(row_hash(seed, np.arange(len(shards))), targets)
+    coverage, _ = _coverage(shards, chosen, score, covered, delta)
+    return represent(shards, coverage, k, labelled=covered).rows
+
+
+def default_delta(targets: Array, labelled: Array) -> float:
+    """The median distance of targets to their 20th neighbour among them, but at most the least one between labelled rows.
+
+    Equal rows don't count: distances of 0 are left out of the median, and of the least one. Up to 1,024 evenly spaced
+    targets are asked.
+
+    Args:
+        targets: (m, d) float32 unit rows.
+        labelled: (l, d) float32 unit rows.
+    """
+    step = -(-len(targets) // _ASKED) if len(targets) else 1
+    distance = np.sqrt(_neighbours(targets[::step], targets, min(_NEIGHBOUR, len(targets) - 1)))
+    apart = distance[distance > 0]
+    delta = float(np.median(apart)) if len(apart) else 1.0
+    distinct = np.unique(labelled, axis=0)
+    if len(distinct) < 2:
+        return delta
+    return min(delta, float(np.sqrt(_neighbours(distinct, distinct, 1).min())))
+
+
+def _neighbours(asked: Array, x: Array, k: int) -> Array:
+    """(a,) the squared distance of each of `asked` to the k-th nearest of `x`, counted from 0, by the definition."""
+    result = np.empty(len(asked))
+    if not len(asked):
+        return result
+    encoding = Encoding.fit(x.mean(axis=0, dtype=np.float64), 1.0, on_grid=False, precision="float32")
+    rows, _ = encoding.rows(x)
+    largest = float(rows[:, -2].max())
+    for begin in range(0, len(asked), _AT_ONCE):
+        some = asked[begin : begin + _AT_ONCE]
+        centres, _ = encoding.centres(some)
+        above = torch.mm(centres, rows.T).numpy()
+        width = encoding.width_of(centres[:, -1].double().numpy() + largest)
+        last = np.partition(above, k, axis=1)[:, k] + width
+        for i, row in enumerate(some):
+            near = np.flatnonzero(above[i] <= last[i])
+            result[begin + i] = np.partition(squared_distances(x[near], row), k)[k]
+    return result
+
+
+def _coverage(shards: Shards, chosen: Array, score: Array, labelled: Array, delta: float | None) -> tuple[Coverage, float]:
+    """Of the rows `chosen` as targets, and the delta it was made with."""
+    weight = checked_weights(score, len(shards))[chosen]
+    x = normalised(shards.gather(chosen))
+    width = default_delta(x, normalised(labelled)) if delta is None else delta
+    if not width > 0:
+        raise QueryError(f"select.args.delta is {width}, expected a number above 0")
+    return Coverage(x, weight if weight.any() else np.ones(len(weight)), Gaussian(width)), width
+
+
+def u_herding_strategy(candidates: Candidates, request: Request) -> Picked:
+    """`u_herding` in a query."""
+    shards = embeddings(candidates, "u_herding")
+    chosen = target_rows(row_keys(candidates, "u_herding"), request.args.get("targets"))
+    labelled = np.empty((0, shards.width), dtype=np.float32) if request.labelled is None else request.labelled
+    coverage, delta = _coverage(shards, chosen, scores(candidates, "u_herding"), labelled, request.args.get("delta"))
+    found = represent(shards, coverage, request.budget, labelled=labelled, constraints=request.constraints)
+    facts = {"targets": len(chosen), "delta": delta, "by_distance": found.by_distance}
+    return Picked(found.rows, found.gain, passes=found.passes, facts=facts)

@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from raystream.errors import ModelError
+from raystream.model.signature import Input, Outputs, Signature
+
+ROWS = Input("rows", torch.float32, ("n", 6))
+IDS = Input("ids", torch.int64, (None, None))
+
+
+def test_inputs_take_the_models_dtypes():
+    """Floating numbers and integers change their width; open lengths may be any."""
+    got = Signature([ROWS, IDS], "m").fit((torch.ones(3, 6, dtype=torch.float16), torch.ones(3, 9, dtype=torch.uint8)))
+    assert [value.dtype for value in got] == [torch.float32, torch.int64]
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([torch.ones(3, 7)], r"m: input rows float32 \(n, 6\) got float32 \(3, 7\)"),
+        ([torch.ones(3, 6, 1)], r"got float32 \(3, 6, 1\)"),
+        ([torch.ones(3, 6, dtype=torch.uint8)], r"got uint8 \(3, 6\)"),
+        ([torch.ones(3, 6, dtype=torch.bool)], r"got bool \(3, 6\)"),
+        ([torch.ones(3, 6)] * 2, r"m takes 1 inputs \(rows float32 \(n, 6\)\), but pool.inputs gives 2"),
+    ],
+)
+def test_inputs_that_do_not_fit(values, says):
+    """Expected and got stand in one sentence; kinds of numbers are not converted silently."""
+    with pytest.raises(ModelError, match=says):
+        Signature([ROWS], "m").fit(values)
+
+
+def test_a_model_of_one_batch_size_is_refused():
+    """Its last batch would fail: the error says how many rows it takes and what to do."""
+    with pytest.raises(ModelError, match=r"takes batches of exactly 4 rows, expected of any number; export it again"):
+        Signature([Input("rows", torch.float32, (4, 6))], "m")
+
+
+LOGITS, EMBEDDING, OTHER = torch.ones(2, 3), torch.full((2, 2, 2), 7.0), torch.zeros(2, 5)
+
+
+@pytest.mark.parametrize(
+    ("output", "name", "expected"),
+    [
+        ((LOGITS, EMBEDDING), None, EMBEDDING),
+        ([LOGITS, OTHER, EMBEDDING], "2", EMBEDDING),
+        ({"x": OTHER, "embedding": EMBEDDING, "logits": LOGITS}, None, EMBEDDING),
+        ({"x": EMBEDDING, "logits": LOGITS}, None, EMBEDDING),
+        ({"out": LOGITS, "x": OTHER, "y": EMBEDDING}, "y", EMBEDDING),
+    ],
+)
+def test_outputs_are_chosen_by_name_then_by_order(output, name, expected):
+    """`logits` or the first are the logits; the named, `embedding` or the next one is the embedding, flattened."""
+    found = Outputs(True, name, "m", "do so").prediction(output, 2)
+    assert torch.equal(found.logits, LOGITS)
+    assert torch.equal(found.embedding, expected.flatten(1))
+    assert Outputs(False, None, "m", "do so").prediction(output, 2).embedding is None
+
+
+@pytest.mark.parametrize(
+    ("output", "name", "says"),
+    [
+        (LOGITS, None, "m gives logits alone, but an embedding is needed; do so"),
+        ({"logits": LOGITS, "pooled": OTHER}, "poled", r"model.embedding is 'poled', which is no output of m; did you mean 'pooled'\?"),
+        ((LOGITS, OTHER), "body", "it has 0, 1"),
+        ((LOGITS, OTHER[0]), None, r"output 1 is torch.float32 \(5,\), expected floating numbers \(2, ...\)"),
+        ((LOGITS, [OTHER]), None, "output 1 is list"),
+        ((torch.ones(2, 3).long(), OTHER), None, "expected floating logits"),
+        ([], None, "returned list"),
+    ],
+)
+def test_outputs_that_can_not_be_used(output, name, says):
+    """An output that isn't there, or is no embedding, is named, with the nearest name."""
+    with pytest.raises(ModelError, match=says):
+        Outputs(True, name, "m", "do so").prediction(output, 2)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent))
+from oracle import KINDS, data, distances_to, greedy, pools
+
+from raystream.errors import DataError, QueryError
+from raystream.selection import Candidates, LocalShards, choose, prob_cover
+from raystream.selection.balls import Balls
+from raystream.selection.clusters import clusters
+from raystream.selection.pure_radius import pure_radius
+
+FEW = ("normal", "clustered", "duplicated", "equal", "binary", "one_hot", "counts", "unit", "offset")
+
+
+def all_distances(x):
+    return np.sqrt(np.array([distances_to(x, row) for row in x]))
+
+
+def brute(x, k, delta, labelled):
+    """(rows, gains): the greedy cover on the matrix of all distances, then farthest-first."""
+    inside = all_distances(x) <= delta
+    covered = np.zeros(len(x), dtype=bool)
+    for row in labelled:
+        covered |= np.sqrt(distances_to(x, row)) <= delta
+    rows, gains = [], []
+    while len(rows) < min(k, len(x)):
+        gain = (inside & ~covered).sum(axis=1)
+        gain[rows] = -1
+        best = int(gain.argmax())
+        if gain[best] <= 0:
+            break
+        rows.append(best)
+        gains.append(float(gain[best]))
+        covered |= inside[best]
+    left = min(k, len(x)) - len(rows)
+    if left:
+        rest = greedy(x, left, labelled=np.concatenate([labelled, x[rows]]), exclude=rows)[0]
+        rows += rest.tolist()
+        gains += [0.0] * len(rest)
+    return rows, gains
+
+
+@settings(max_examples=80, deadline=None)
+@given(pools(kinds=FEW), st.integers(0, 4), st.floats(0.01, 1.0))
+def test_brute_force(pool, m, share):
+    """Rows and gains are those of the greedy cover by all distances, which farthest-first follows, on every kind of data."""
+    x, k = pool
+    delta = max(float(np.quantile(all_distances(x), share, method="nearest")), 1e-6)
+    labelled = x[:m] + np.float32(0.25)
+    candidates = Candidates(shards=LocalShards.of_array(x), labelled=labelled)
+    result = choose(candidates, strategy="prob_cover", budget=k, args={"delta": delta})
+    rows, gains = brute(x, k, delta, labelled)
+    np.testing.assert_array_equal(result.rows, rows)
+    np.testing.assert_array_equal(result.gain, gains)
+    np.testing.assert_array_equal(prob_cover(x, k, delta=delta, labelled=labelled), rows)
+
+
+@settings(max_examples=100, deadline=None)
+@given(pools(most=200, kinds=FEW), st.sampled_from([0.05, 0.5, 0.95, 1.0]), st.integers(1, 8))
+def test_radius_is_the_largest_pure_one(pool, purity, count):
+    """At the radius enough balls hold one pseudo-label only; at the next larger distance too few do."""
+    x, _ = pool
+    distance, label = all_distances(x), clusters(x, count, 5).nearest
+    radius = pure_radius(x, purity=purity, count=count, seed=5)
+
+    def pure(radius):
+        return np.mean([(label[row <= radius] == label[i]).all() for i, row in enumerate(distance)])
+
+    assert pure(radius) >= purity
+    if len(set(label.tolist())) == 1:
+        assert (distance <= radius).all()
+    else:
+        assert pure(np.nextafter(radius, np.inf)) < purity
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cut_balls_are_whole_when_they_are_chosen(kind):
+    """With two edges a row, what a chosen row covers is still its whole ball."""
+    x = data(kind, 300, 4, 0)
+    distance = all_distances(x)
+    for radius in (float(np.quantile(distance, 0.1, method="nearest")), float(distance.max())):
+        balls = Balls(x, radius, 2, 0)
+        covered = np.arange(300) % 3 == 0
+        for row in range(0, 300, 29):
+            np.testing.assert_array_equal(balls.uncovered(row, covered), np.flatnonzero((distance[row] <= radius) & ~covered))
+
+
+def test_few_edges_still_cover_almost_as_much():
+    """Counting gains by five edges a row costs little of what is covered."""
+    x = data("clustered", 1000, 3, 0)
+    delta = 0.01
+    distance = all_distances(x)
+
+    def covered(rows):
+        return (distance[rows] <= delta).any(axis=0).mean()
+
+    whole, cut, chance = (
+        covered(rows) for rows in (prob_cover(x, 20, delta=delta), prob_cover(x, 20, delta=delta, edges=5), np.arange(20))
+    )
+    assert chance < cut - 0.02
+    assert cut > 0.8 * whole
+
+
+def test_in_a_query():
+    """Radius, share covered and recall are told; gains fall to 0 where farthest-first took over."""
+    x = data("clustered", 120, 3, 0)
+    candidates = Candidates(shards=LocalShards.of_array(x))
+    result = choose(candidates, strategy="prob_cover", budget=10, args={"clusters": 4})
+    assert result.facts["delta"] == pure_radius(x, count=4)
+    assert (result.facts["index"], result.facts["recall"]) == ("exact", 1.0)
+    everything = choose(candidates, strategy="prob_cover", budget=10, args={"delta": 100.0})
+    assert everything.gain.tolist() == [120.0] + [0.0] * 9
+    assert everything.facts["covered"] == 1.0
+    np.testing.assert_array_equal(everything.rows, [0, *greedy(x, 9, labelled=x[:1], exclude=[0])[0]])
+
+
+def test_blocked_rows_are_passed_over():
+    """Near-duplicates of chosen rows are passed over while covering and after it, until nothing is left."""
+    x = np.repeat(data("normal", 12, 3, 0), 10, axis=0)
+    candidates = Candidates(shards=LocalShards.of_array(x))
+    for delta in (1e-3, 50.0):
+        result = choose(candidates, strategy="prob_cover", budget=40, near_duplicates=0.9999, args={"delta": delta})
+        assert sorted(row // 10 for row in result.rows) == list(range(12))
+
+
+def test_refusals():
+    """A radius that is not above 0, a purity out of range, rows beyond the memory and NaN are errors that say so."""
+    x = data("normal", 10, 3, 0)
+    for delta in (0, -1.0, float("nan")):
+        with pytest.raises(QueryError, match=r"select\.args\.delta is"):
+            prob_cover(x, 2, delta=delta)
+    with pytest.raises(QueryError, match=r"select\.args\.purity is 1\.5"):
+        prob_cover(x, 2, purity=1.5)
+    with pytest.raises(QueryError, match="prob_cover gathers its 10 candidates"):
+        prob_cover(x, 2, memory=100)
+    x[3] = np.nan
+    with pytest.raises(DataError, match="rows 3"):
+        prob_cover(x, 2)

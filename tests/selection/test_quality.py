@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.quality import CONTENDERS, PROTOCOLS, compare, measure
+
+pytestmark = pytest.mark.slow
+SEEDS = 20
+"""Twice to four times the tables' number: with 6 seeds the difference of two means has a standard error above 1 point."""
+
+
+@cache
+def accuracy(table, name, labels):
+    """Mean accuracy in percent, by the benchmark's protocol over more seeds."""
+    protocol = PROTOCOLS[table]
+    found = measure(protocol, CONTENDERS[name], SEEDS)
+    return found[list(protocol.at).index(labels)][0]
+
+
+def test_margin_beats_chance_on_digits():
+    """With 200 labels the margin is at least 2.5 points above random."""
+    assert accuracy("digits", "margin", 200) >= accuracy("digits", "random", 200) + 2.5
+
+
+def test_uncertainty_herding_needs_few_labels():
+    """With 50 labels it is at least 4 points above random."""
+    assert accuracy("digits", "u_herding", 50) >= accuracy("digits", "random", 50) + 4
+
+
+def test_redundancy_ruins_the_highest_entropies():
+    """Four copies of each row: the top by entropy fall at least 10 points below random."""
+    assert accuracy("redundant", "entropy", 100) <= accuracy("redundant", "random", 100) - 10
+
+
+@pytest.mark.parametrize("name", ["badge", "margin, 10 x, k_means", "u_herding", "margin, 10 x, core_set"])
+def test_diverse_batches_stand_redundancy(name):
+    """Four copies of each row: what looks at distances is at least 3 points above random."""
+    assert accuracy("redundant", name, 100) >= accuracy("redundant", "random", 100) + 3
+
+
+def test_what_counts_as_outside():
+    """3 standard errors of the difference, or 2.5 points where the reference has none; on either side."""
+    assert not compare(50, (82.0, 0.3), (80.0, 0.6)).outside
+    assert compare(50, (82.1, 0.3), (80.0, 0.6)).outside
+    assert compare(50, (77.9, 0.3), (80.0, 0.6)).outside
+    assert compare(50, (77.4, 9.0), (80.0, None)).outside
+    assert not compare(50, (77.6, 0.1), (80.0, None)).outside

@@ -1,0 +1,71 @@
+"""Kinds of model: which keys of the query each uses, and what it gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import raystream as rs
+from raystream.errors import QueryError
+from raystream.kinds import KINDS, OPTIONAL_KEYS
+from raystream.query import Model
+
+VALUES: dict[str, Any] = {
+    "source": "m", "args": {"a": 1}, "weights": "w", "embedding": "e", "device": "cpu", "precision": "float16", "version": "1",
+    "trust": "pickle", "logits": "z", "probabilities": "p",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_kind_takes_its_own_keys_and_no_other(kind: str) -> None:
+    """Each key that a kind doesn't use is refused with the kinds that do; those that it uses are accepted together."""
+    own = KINDS[kind].keys
+    needed = {"logits": "z"} if kind == "columns" else {"source": "m"}
+    assert set(VALUES) == OPTIONAL_KEYS
+    for key in OPTIONAL_KEYS - own:
+        with pytest.raises(QueryError, match=rf"^model\.{key} is (not used by kind: {kind} \(only by|used by kind: columns only)"):
+            Model(kind=kind, **(needed | {key: VALUES[key]}))
+    Model(kind=kind, **(needed | {key: VALUES[key] for key in own - {"probabilities"}}))
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"columns"}))
+def test_a_source_is_needed(kind: str) -> None:
+    """Without a source the query says what it would be."""
+    with pytest.raises(QueryError, match=r"^model.source is missing; give (a|the) "):
+        Model(kind=kind)
+
+
+def test_an_unknown_kind_names_the_nearest() -> None:
+    """A typing error is found when the query is read."""
+    with pytest.raises(QueryError, match=r"model.kind is 'onx', expected one of torch, columns, .*; did you mean 'onnx'\?"):
+        Model(kind="onx", source="m")
+
+
+def query(strategy: str, **model: Any) -> rs.Query:
+    return rs.Query(
+        pool=rs.Pool(uri="pool", inputs=["text"]), model=Model(**model), select=rs.Select(budget=3, strategy=strategy, candidates="all")
+    )
+
+
+def test_an_embedding_alone_can_not_rank() -> None:
+    """Sentence transformers give no scores: strategies that need one are refused, others take its embedding."""
+    with pytest.raises(QueryError, match=r"needs a score, but the model gives an embedding alone"):
+        query("k_means", kind="sentence_transformers", source="m")
+    with pytest.raises(QueryError, match=r"acquire asks for scores"):
+        rs.Query(
+            pool=rs.Pool(uri="pool", inputs=["text"]),
+            model=Model(kind="sentence_transformers", source="m"),
+            acquire=rs.Acquire(score="entropy"),
+            select=rs.Select(budget=3, strategy="core_set", candidates="all"),
+        )
+    found = query("random", kind="sentence_transformers", source="m")
+    assert (found.gives_scores, found.needs_embedding) == (False, True)
+    assert query("top_k", kind="onnx", source="m").needs_embedding is False
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"columns"}))
+def test_inputs_are_needed(kind: str) -> None:
+    """Every kind but columns reads columns that the query names."""
+    with pytest.raises(QueryError, match=r"pool.inputs is missing"):
+        rs.Query(pool=rs.Pool(uri="pool"), model=Model(kind=kind, source="m"), select=rs.Select(budget=3, strategy="random"))
