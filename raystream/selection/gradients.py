@@ -40,6 +40,8 @@ from raystream.selection.rows import Array, tensor
 _PRODUCTS = 1 << 20
 _FEWEST_CENTRES = 32
 _LEAST_LENGTH = 2.0**-60
+_ROWS = 512
+"""Rows gone over at a time, to stay in the nearest caches."""
 
 
 @dataclass(frozen=True)
@@ -96,41 +98,47 @@ class Gradients:
 
     def rows(self, x: Vectors) -> Operands:
         """See `Geometry`: v and 1, (m, d + ..); b, |b|^2 and 1, (m, c + ..); and (m, 3) float64 t, r and |a|^2."""
-        p, h = tensor(x[0]), tensor(x[1])
-        m, c, d = len(p), self.classes, self.width + self.bias
-        a = p.clone()
-        a[torch.arange(m), torch.from_numpy(x[0].argmax(axis=1)) if c else torch.zeros(m, dtype=torch.long)] -= 1.0
-        y = torch.empty((m, d))
-        torch.mul(h, 2.0**self.power, out=y[:, : self.width])
-        if self.bias:
-            y[:, -1] = 2.0**self.power
-        length = torch.linalg.vector_norm(y, dim=1, keepdim=True).clamp_(min=_LEAST_LENGTH)
-        y.div_(length)
-        b = a * length
-        v_operand = torch.zeros((m, self._padded(d + 1)), dtype=self.dtype)
-        b_operand = torch.zeros((m, self._padded(c + 2 * self._pieces)), dtype=self.dtype)
-        v_operand[:, :d] = y
-        v_operand[:, d] = 1.0
-        b_operand[:, :c] = b
-        v_norm, v_moved = self._stored(y, v_operand[:, :d])
-        b_norm, b_moved = self._stored(b, b_operand[:, :c])
-        square = b.square().sum(1)
-        for piece in range(self._pieces):
-            b_operand[:, c + piece] = square
-            square = square - b_operand[:, c + piece].float()
-        b_operand[:, c + self._pieces : c + 2 * self._pieces] = 1.0
+        m, c, d, pieces = len(x[0]), self.classes, self.width + self.bias, self._pieces
+        v, length, v_norm, v_moved = self._directions(tensor(x[1]))
+        v[:, d] = 1.0
+        exact = torch.zeros((m, self._padded(c + 2 * pieces)))
+        a = exact[:, :c].copy_(tensor(x[0]))
+        a[torch.arange(m), torch.from_numpy(x[0].argmax(axis=1))] -= 1.0
+        a_square = exact.square().sum(1)
+        square = exact.mul_(length[:, None]).square().sum(1)
+        b = exact.to(self.dtype, copy=True)
+        b_norm, b_moved = self._norms(b.float(), exact)
+        for piece in range(pieces):
+            b[:, c + piece] = square
+            square = square - b[:, c + piece].float()
+        b[:, c + pieces : c + 2 * pieces] = 1.0
         r = (b_moved * 1.01 + b_norm * v_moved + 2.0**-21 * (b_norm + b_moved) * 1.01 + 2.0**-60) * (1 + 2.0**-20)
-        t = (b_norm * v_norm).square()
-        return v_operand, b_operand, torch.stack((t, r, a.square().sum(1).double()), dim=1)
+        return v, b, torch.stack(((b_norm * v_norm).square(), r, a_square.double()), dim=1)
 
-    def _stored(self, x: torch.Tensor, stored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(m,) float64, never below the norms of what is stored, and how far from (m, k) float32 `x` that lies; overwrites x."""
-        widen = 1 + (x.shape[1] + 32) * 2.0**-24
+    def _directions(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """v as stored, with room for its 1, (m,) float32 l, and what `_norms` says of v."""
+        m, columns = len(h), self._padded(self.width + self.bias + 1)
+        v, length = torch.empty((m, columns), dtype=self.dtype), torch.empty(m)
+        norms = torch.empty((2, m), dtype=torch.float64)
+        room = torch.zeros((2, min(m, _ROWS), columns))
+        for begin in range(0, m, _ROWS):
+            at = slice(begin, begin + _ROWS)
+            exact, wide = room[:, : len(h[at])]
+            torch.mul(h[at], 2.0**self.power, out=exact[:, : self.width])
+            if self.bias:
+                exact[:, self.width] = 2.0**self.power
+            torch.linalg.vector_norm(exact, dim=1, out=length[at]).clamp_(min=_LEAST_LENGTH)
+            exact.mul_(length[at].reciprocal()[:, None])
+            norms[0, at], norms[1, at] = self._norms(wide.copy_(v[at].copy_(exact)), exact)
+        return v, length, norms[0], norms[1]
+
+    def _norms(self, stored: torch.Tensor, exact: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(m,) float64, never below the norms of what is stored, (m, k) float32, and how far that lies from `exact`; uses up `stored`."""
+        widen = 1 + (exact.shape[1] + 32) * 2.0**-24
+        norm = torch.linalg.vector_norm(stored, dim=1).double().mul_(widen).add_(2.0**-60)
         if not self.bfloat16:
-            return torch.linalg.vector_norm(x, dim=1).double() * widen + 2.0**-60, torch.zeros(len(x), dtype=torch.float64)
-        wide = stored.float()
-        norm = torch.linalg.vector_norm(wide, dim=1).double() * widen + 2.0**-60
-        return norm, torch.linalg.vector_norm(wide.sub_(x), dim=1).double() * widen + 2.0**-60
+            return norm, torch.zeros(len(exact), dtype=torch.float64)
+        return norm, torch.linalg.vector_norm(stored.sub_(exact), dim=1).double().mul_(widen).add_(2.0**-60)
 
     def bounds(self, centres: Vectors) -> Callable[[], Bound]:
         """See `Geometry`."""
@@ -207,18 +215,18 @@ def _dot(x: Array, y: Array) -> Array:
 
 
 class _Dots:
-    """Dot products of each row with its own centre, in float32, by few enough rows to stay in the nearest caches."""
-
-    _ROWS = 512
+    """Dot products of each row with its own centre, in float32."""
 
     def __init__(self, widest: int) -> None:
-        self._room = torch.empty((2, self._ROWS * widest))
+        self._room = torch.empty((2, _ROWS * widest))
 
     def __call__(self, rows: torch.Tensor, centres: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
         """(m,) float64 from operands (m, w), of either type, and float32 centres (k, w), by their numbers (m,) int64."""
-        result, w = torch.empty(len(rows), dtype=torch.float64), rows.shape[1]
-        for begin in range(0, len(rows), self._ROWS):
-            at = slice(begin, begin + self._ROWS)
+        result, w = torch.zeros(len(rows), dtype=torch.float64), rows.shape[1]
+        if not centres.any():  # the origin
+            return result
+        for begin in range(0, len(rows), _ROWS):
+            at = slice(begin, begin + _ROWS)
             count = len(rows[at])
             x, y = (room[: count * w].view(count, w) for room in self._room)
             torch.index_select(centres, 0, near[at], out=y)

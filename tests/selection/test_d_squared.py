@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from laws import chi_squared, critical, sequences
 from oracle import KINDS, data, distances_to, pools, unit
 
 from raystream.errors import DataError
-from raystream.selection import Candidates, LocalShards, Quota, choose, d_squared, k_means_pp
+from raystream.selection import Candidates, LocalShards, Quota, Shards, choose, d_squared, k_means_pp
 from raystream.selection.bounds import Encoding
 from raystream.selection.constraints import Constraints
 from raystream.selection.d_squared_piece import DSquaredPiece
@@ -21,6 +22,7 @@ from raystream.selection.euclidean import Euclidean
 from raystream.selection.geometry import nearest_squared
 from raystream.selection.hashing import philox
 from raystream.selection.k_means_pp import sample
+from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.pieces import LocalPieces
 from raystream.selection.rows import as_rows
 
@@ -165,6 +167,37 @@ def test_parts_of_any_length(parts):
     one = sample(LocalShards.of_array(x), 30, labelled=x[:0], block=64)
     rows = LocalShards([as_rows(part).parts[0] for part in np.split(x, parts)], shards=3, memory=0)
     np.testing.assert_array_equal(sample(rows, 30, labelled=x[:0], block=64).rows, one.rows)
+
+
+class Elsewhere(LocalPieces):
+    """Pieces that are told and answer in bytes, as those in other processes are; the largest message is kept."""
+
+    largest = 0
+
+    def _sent(self, value):
+        data = pickle.dumps(value)
+        Elsewhere.largest = max(Elsewhere.largest, len(data))
+        return pickle.loads(data)
+
+    def call(self, method, *args, apart=None):
+        return self._sent(super().call(method, *self._sent(args), apart=self._sent(apart)))
+
+
+def test_pieces_may_lie_in_other_processes():
+    """All that passes between driver and pieces can be pickled, is small beside the rows, and the draws are the same."""
+    x = data("normal", 20000, 32, 0)
+    labelled = x[:5] * 2
+    group = (np.arange(20000) % 2).astype(np.int32)
+
+    def constraints():
+        near = NearDuplicates(0.999, 32, labelled)
+        return Constraints(50, near_duplicates=near, quotas=[Quota("g", group, ["a", "b"], np.array([10, 99]), np.array([0, 0]))])
+
+    rows = as_rows(x)
+    here = sample(Shards(rows, 1, LocalPieces, memory=1 << 30), 50, labelled=labelled, constraints=constraints())
+    there = sample(Shards(rows, 3, Elsewhere, memory=1 << 30), 50, labelled=labelled, constraints=constraints())
+    np.testing.assert_array_equal(here.rows, there.rows)
+    assert 0 < Elsewhere.largest < x.nbytes / 10
 
 
 def test_equal_rows_are_drawn_once():
