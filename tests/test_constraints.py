@@ -179,6 +179,15 @@ def test_parameters_that_make_no_sense(make_query: MakeQuery, select: dict[str, 
     assert says in str(error.value)
 
 
+def test_badge_may_count_labelled_rows_as_covered(make_query: MakeQuery, workplace: Path) -> None:
+    """With `covered` a labelled row's gradient is a centre: the first pick is no longer the largest gradient of all."""
+    pq.write_table(pa.table({"rid": [f"r{i:06d}" for i in range(300)]}), workplace / "labels.parquet")
+    query = {"pool__labelled": ["labels.parquet"], "select__strategy": "badge", "select__candidates": "all"}
+    plain = rs.run(make_query(**query)).selection.column("gain").to_numpy()
+    covered = rs.run(make_query(**query, select__args={"covered": True})).selection.column("gain").to_numpy()
+    assert plain[0] > covered[0] > 0
+
+
 def test_a_missing_excluded_id_is_a_warning(make_query: MakeQuery) -> None:
     """What isn't in the pool is excluded already."""
     result = rs.run(make_query(select__exclude=["nobody"]))

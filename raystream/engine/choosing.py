@@ -96,6 +96,7 @@ def _choose(prepared: Prepared, pool: ScoredPool, covered: Covered, named: Named
         shards=shards,
         labelled=covered.embeddings,
         probabilities=Rows(*pool.probabilities(rows)) if select.traits.probabilities else None,
+        labelled_probabilities=covered.probabilities,
         samples=pool.samples(rows) if select.traits.samples else None,
         similar_to=pool.embeddings_of(named.similar_to) if select.similar_to else None,
     )

@@ -22,13 +22,14 @@ class Covered:
 
     `mask` marks those of the scored pool; `known` counts these and those whose embedding was found elsewhere.
     `embeddings` (m, d) holds a row for each labelled row whose embedding is known, or None when the choice doesn't
-    look at embeddings.
+    look at embeddings; `probabilities` (m, c) the same rows' class probabilities, None unless all of them have some.
     """
 
     mask: np.ndarray
     known: int
     embeddings: np.ndarray | None
     warnings: tuple[str, ...]
+    probabilities: np.ndarray | None = None
 
 
 def cover(prepared: Prepared, pool: ScoredPool, session: Session | None) -> Covered:
@@ -51,6 +52,7 @@ def cover(prepared: Prepared, pool: ScoredPool, session: Session | None) -> Cove
         warning = f"{absent} of {len(labelled)} labelled ids are not in the pool" if absent and everywhere else ""
         return Covered(mask, found, None, (warning,) if warning else ())
     pieces = [pool.embeddings_of(np.flatnonzero(mask))]
+    beside = [pool.probabilities_of(np.flatnonzero(mask))] if prepared.query.select.traits.probabilities else []
     for units in _elsewhere(prepared, labelled.missing_from(pool.ids)):
         receipts = _scored(prepared, units, session)
         check_same_model([*pool.receipts, *receipts])
@@ -58,13 +60,18 @@ def cover(prepared: Prepared, pool: ScoredPool, session: Session | None) -> Cove
             if receipt.embeddings is not None:
                 pieces += [part.array for part in map_embeddings(prepared.store.path(receipt.embeddings.name))]
                 found += receipt.rows
+            if receipt.probabilities is not None:
+                beside += [part.array for part in map_embeddings(prepared.store.path(receipt.probabilities.name))]
     lost = len(labelled) - found
     warning = (
         f"{lost} of {len(labelled)} labelled ids are neither in the pool nor in labelled files that hold the input columns; "
         "they are excluded, but don't count as covered"
     )
     filled = [piece for piece in pieces if len(piece)]
-    return Covered(mask, found, np.concatenate(filled) if filled else None, (warning,) if lost else ())
+    every = [piece for piece in beside if len(piece)]
+    whole = sum(map(len, every)) == sum(map(len, filled))
+    embeddings, probabilities = (np.concatenate(some) if some else None for some in (filled, every))
+    return Covered(mask, found, embeddings, (warning,) if lost else (), probabilities if whole else None)
 
 
 def _elsewhere(prepared: Prepared, absent: Labelled) -> list[list[Unit]]:

@@ -108,8 +108,15 @@ class ScoredPool:
 
     def embeddings_of(self, rows: np.ndarray) -> np.ndarray:
         """(m, d) stored embeddings of these rows of the pool, given in any order."""
+        return self._vectors_of([receipt.embeddings for receipt in self.receipts], rows)
+
+    def probabilities_of(self, rows: np.ndarray) -> np.ndarray:
+        """(m, c) stored class probabilities of these rows of the pool, given in any order."""
+        return self._vectors_of([receipt.probabilities for receipt in self.receipts], rows)
+
+    def _vectors_of(self, files: Sequence[StoredFile | None], rows: np.ndarray) -> np.ndarray:
         order = np.argsort(rows, kind="stable")
-        parts, positions = self.embeddings(rows[order])
+        parts, positions = self._vectors(files, rows[order])
         pieces = []
         for part, inside in zip(parts, positions, strict=True):
             pieces.append(np.array(part.array if inside is None else part.array[inside]))
