@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from raystream.errors import ModelError
-from raystream.model.device import is_device_failure, is_out_of_memory
+from raystream.model.device import is_device_failure, is_out_of_memory, keep_freed_memory
 from raystream.model.dropout_calls import Forward, Probe, probe
 from raystream.model.dropout_masks import Masks
 from raystream.model.dropout_mode import DropoutCall, DropoutMode
@@ -75,6 +75,7 @@ class MCDropout:
         _refuse_recurrent(network, who)
         self._network, self._run, self._who, self._embedding = network, run, who, embedding
         self._samples, self._device = samples, device
+        keep_freed_memory()
         self._masks = Masks(samples, seed, device)
         self._budget = _PASS_BYTES.get(device.type, _PASS_BYTES["cuda"])
         self._tolerance = _AUTOCAST_TOLERANCE if autocast else _TOLERANCE
