@@ -288,7 +288,8 @@ def _cell(cell: Comparison) -> str:
 def main() -> int:
     """Measure, print the tables, what lies outside, and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="3 seeds instead of 5 to 10")
+    parser.add_argument("--quick", action="store_true", help="3 seeds instead of 5 to 20")
+    parser.add_argument("--seeds", type=int, help="so many for every table")
     parser.add_argument("--only", choices=PROTOCOLS, action="append", help="one table; may be repeated")
     parser.add_argument("contenders", nargs="*", help="their names; left out: all")
     args = parser.parse_args()
@@ -299,7 +300,7 @@ def main() -> int:
     results = {}
     for name in args.only or PROTOCOLS:
         protocol = PROTOCOLS[name]
-        results[name] = table(name, protocol, 3 if args.quick else protocol.seeds, args.contenders)
+        results[name] = table(name, protocol, args.seeds or (3 if args.quick else protocol.seeds), args.contenders)
     outside = [
         f"{name}, {label}, {cell.labels} labels: {cell.mean:.1f} instead of {cell.reference:.1f}"
         for name, rows in results.items()
