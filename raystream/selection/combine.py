@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from raystream.errors import QueryError, did_you_mean
 from raystream.selection.constraints import Constraints
 from raystream.selection.core_set import covering_radius, farthest_first
 from raystream.selection.gain import Gain
+from raystream.selection.neighbours import Facts
 from raystream.selection.ranking import top_k, walk
 from raystream.selection.rows import Array, Metric, vectors
 from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
@@ -81,8 +83,10 @@ def combine_strategy(candidates: Candidates, request: Request) -> Picked:
     if "score" in terms:
         score = checked_weights(np.asarray(candidates.score), len(shards))
         worth *= _utility(score / max(score.max(), np.finfo(np.float64).tiny), terms["score"], free)
+    facts: Facts = {}
     if "typicality" in terms:
-        worth *= _utility(typicality(gathered(shards.rows, request.memory, "combine")), terms["typicality"], free)
+        typical, facts = typicality(gathered(shards.rows, request.memory, "combine"))
+        worth *= _utility(typical, terms["typicality"], free)
     if "similarity" in terms:
         worth *= _utility(similarity(shards.rows, similar), terms["similarity"], free)
     if not worth[free].any():
@@ -90,11 +94,11 @@ def combine_strategy(candidates: Candidates, request: Request) -> Picked:
     passes = len(terms.keys() & {"typicality", "similarity"})
     reach = covering_radius(shards, request.labelled) if "distance" in terms else 0.0
     if reach > 0:
-        return _spread(shards, request, worth, free, terms["distance"], reach, passes + 1)
+        return replace(_spread(shards, request, worth, free, terms["distance"], reach, passes + 1), facts=facts)
     # distances that are all 0 tell no rows apart either
     limit = len(shards) if request.constraints.reach is None else request.constraints.reach
     rows = walk(top_k(worth, limit), request.budget, request.constraints, shards.gather)
-    return Picked(rows, worth[rows], passes=passes)
+    return Picked(rows, worth[rows], passes=passes, facts=facts)
 
 
 def checked_terms(terms: Mapping[str, float], *, score: bool, similar_to: bool) -> dict[str, float]:
