@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.quality import CONTENDERS, PROTOCOLS, compare, measure
+from benchmarks.quality import CONTENDERS, PROTOCOLS, measure
 
 pytestmark = pytest.mark.slow
 SEEDS = 20
