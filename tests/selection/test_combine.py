@@ -68,12 +68,14 @@ def test_each_pick_has_the_largest_product(pool, m, terms, shards, seed):
     squared = np.min([distances_to(x, c) for c in centres], axis=0)
     strength = terms["distance"] if squared.any() else 0.0
     reach = np.sqrt(squared.max()) or 1.0
+    # cosines are of float32 unit rows: for rows that point the other way 1 + cosine has few digits, and its root fewer
+    slack = 1e-3 if "similarity" in terms else 1e-9
     left = np.ones(len(x), dtype=bool)
     for rank, row in enumerate(found.rows):
         product = static * (np.sqrt(squared) / reach) ** strength
         assert left[row]
-        np.testing.assert_allclose(found.gain[rank], product[row], rtol=1e-5, atol=1e-9)
-        assert product[row] >= product[left].max() * (1 - 1e-5) - 1e-9
+        np.testing.assert_allclose(found.gain[rank], product[row], rtol=1e-5, atol=slack)
+        assert product[row] >= product[left].max() * (1 - 1e-5) - slack
         left[row] = False
         update = distances_to(x, x[row])
         squared = update if rank == 0 and not m else np.minimum(squared, update)
