@@ -1,0 +1,117 @@
+"""A query as data: what to read, what to score it with, how to choose, where to keep the results.
+
+Written in YAML or Python, validated strictly, and never touching the disk beyond the YAML file itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from raystream.kinds import KINDS, kind_of
+from raystream.query.acquire import LOGIT_SCORES, MEMBER_SCORES, Acquire
+from raystream.query.cluster import Cluster, Store
+from raystream.query.model import Model
+from raystream.query.part import Id, Part
+from raystream.query.pool import FilterTerm, Pool
+from raystream.query.select import Cost, Quota, Select
+from raystream.spec import read_spec
+
+__all__ = [
+    "LOGIT_SCORES", "MEMBER_SCORES", "Acquire", "Cluster", "Cost", "FilterTerm", "Id", "Model", "Pool", "Query", "Quota", "Select", "Store",
+]  # fmt: skip
+
+
+class Query(Part):
+    """One question: which rows of this pool should be labelled next?"""
+
+    pool: Pool
+    model: Model
+    acquire: Acquire = Acquire()
+    select: Select
+    cluster: Cluster = Cluster()
+    store: Store = Store()
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
+    on_error: Literal["fail", "skip"] = "fail"
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Query:
+        if self.model.kind != "columns" and not self.pool.inputs:
+            raise ValueError("pool.inputs is missing; name the columns that the model sees")
+        if self.model.kind == "columns" and self.pool.inputs:
+            raise ValueError("pool.inputs is not used by model.kind columns; name columns in model.logits, probabilities, embedding")
+        if self.needs_score and not self.gives_scores:
+            raise ValueError(
+                f"select.strategy {self.select.strategy} with candidates {self.select.candidate_limit or 'all'} needs a score, "
+                "but the model gives an embedding alone; give model.logits or model.probabilities, or set select.candidates to all "
+                "with core_set or random"
+            )
+        if not self.gives_scores and self.model_fields_set & {"acquire"}:
+            raise ValueError("acquire asks for scores, but the model gives an embedding alone; remove it or give model.logits")
+        if self.model.classes is not None and not self.gives_scores:
+            raise ValueError("model.classes names predictions, but the model gives an embedding alone; remove it or give model.logits")
+        if any(quota.by == "prediction" for quota in self.select.quotas) and not self.gives_scores:
+            raise ValueError("select.quotas go by prediction, but the model gives an embedding alone; give model.logits or another column")
+        asked = [score for score in (self.acquire.score, *self.acquire.also) if score in MEMBER_SCORES]
+        if asked and not self.gives_samples:
+            raise ValueError(
+                f"acquire asks for {asked[0]}, which compares several opinions of a row, but the model has one; "
+                "set acquire.mc_samples for MC dropout, or give a committee in model.weights or model.members"
+            )
+        if self.select.traits.samples and not self.gives_samples:
+            raise ValueError(
+                f"select.strategy {self.select.strategy} needs several opinions of a row, but the model has one; "
+                "set acquire.mc_samples for MC dropout, or give a committee in model.weights or model.members"
+            )
+        if self.acquire.mc_samples == 1:
+            raise ValueError("acquire.mc_samples is 1, but one sample can't disagree with itself; expected at least 2")
+        if self.select.traits.probabilities and not self.gives_scores:
+            raise ValueError(f"select.strategy {self.select.strategy} needs class probabilities, but the model gives an embedding alone")
+        if self.needs_embedding and self.model.kind == "columns" and not self.model.embedding:
+            raise ValueError(f"select.strategy {self.select.strategy} needs an embedding; name its column in model.embedding")
+        return self
+
+    @property
+    def gives_scores(self) -> bool:
+        """Whether the model yields logits or probabilities at all."""
+        model = self.model
+        return bool(model.logits or model.probabilities) if model.kind == "columns" else kind_of(model.kind).scores
+
+    @property
+    def gives_samples(self) -> bool:
+        """Whether the model may have several opinions of a row; of kinds whose files decide, only loading them tells."""
+        model = self.model
+        committee = isinstance(model.weights, list) or model.members is not None
+        return bool(self.acquire.mc_samples) or committee or model.kind in ("sklearn", "python") or model.kind not in KINDS
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether rows can't be chosen without an acquisition score."""
+        return self.select.needs_score
+
+    @property
+    def needs_embedding(self) -> bool:
+        """Whether the pass over the pool yields embeddings: chosen by them, asked for by name, or all that the model gives."""
+        return self.select.needs_embedding or self.model.embedding is not None or not self.gives_scores
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Query:
+        """Read a query from a YAML file.
+
+        Args:
+            path: the file.
+            overrides: `section.key=value` strings that replace what the file says; values are YAML.
+
+        Raises:
+            QueryError: the file is missing or isn't YAML, a key is unknown, or a value is wrong.
+        """
+        data = read_spec(path, overrides)
+        return cls(**{str(key): value for key, value in data.items()})
+
+    def to_yaml(self) -> str:
+        """The query as YAML, as far as it was given; `load` reads it back."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)

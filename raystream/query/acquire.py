@@ -1,0 +1,28 @@
+"""What rows are scored by."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from raystream.query.part import Part, Positive
+
+LOGIT_SCORES = ("entropy", "least_confidence", "margin", "ratio", "energy")
+"""The scores that need nothing but logits; every scored unit holds all of them."""
+
+MEMBER_SCORES = ("bald", "consensus_entropy", "vote_entropy", "variation_ratio", "mean_std", "variance")
+"""The scores that need several opinions of a row: MC dropout samples or the members of a committee; stored whenever there are any."""
+
+Score = Literal[
+    "entropy", "least_confidence", "margin", "ratio", "energy",
+    "bald", "consensus_entropy", "vote_entropy", "variation_ratio", "mean_std", "variance",
+]  # fmt: skip
+
+
+class Acquire(Part):
+    """How rows are scored; higher always means: label sooner."""
+
+    section = ("acquire",)
+
+    score: Score = "margin"
+    also: list[Score] = []
+    mc_samples: Positive | None = None

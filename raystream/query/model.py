@@ -1,0 +1,68 @@
+"""What turns rows into logits and embeddings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from raystream.kinds import KINDS, kind_of
+from raystream.kinds import OPTIONAL_KEYS as MODEL_KEYS
+from raystream.query.part import Part, Positive
+
+
+class Model(Part):
+    """What turns rows into logits and embeddings."""
+
+    section = ("model",)
+
+    kind: str = "torch"
+    source: str | None = None
+    args: dict[str, Any] = {}
+    weights: str | Annotated[list[str], Field(min_length=2)] | None = None
+    members: Annotated[list[Model], Field(min_length=2)] | None = None
+    embedding: str | None = None
+    embedding_dtype: Literal["float16", "float32"] = "float16"
+    logits: str | None = None
+    probabilities: str | None = None
+    classes: list[str] | str | None = None
+    batch_size: Positive = 1024
+    device: str = "auto"
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    version: str | None = None
+    trust: Literal["safe", "pickle"] = "safe"
+
+    @model_validator(mode="after")
+    def _kind_has_its_keys(self) -> Model:
+        if self.members is not None:
+            self._members_fit_together(self.members)
+            return self
+        kind = kind_of(self.kind)
+        if "source" in kind.keys and self.kind in KINDS and not self.source:
+            raise ValueError(f"model.source is missing; give {kind.source}")
+        for key in sorted(self.model_fields_set & MODEL_KEYS - kind.keys):
+            if key in ("logits", "probabilities"):
+                raise ValueError(f"model.{key} is used by kind: columns only; remove it or set model.kind to columns")
+            users = ", ".join(name for name, of in KINDS.items() if key in of.keys)
+            raise ValueError(f"model.{key} is not used by kind: {self.kind} (only by {users}); remove it")
+        if self.kind == "columns":
+            if self.logits and self.probabilities:
+                raise ValueError("model.logits and model.probabilities are both given; name one of them")
+            if not (self.logits or self.probabilities or self.embedding):
+                raise ValueError("kind: columns names no column; give model.logits, model.probabilities or model.embedding")
+        return self
+
+    def _members_fit_together(self, members: list[Model]) -> None:
+        own = self.model_fields_set & {"kind", "source", "args", "weights", "version", "logits", "probabilities"}
+        if own:
+            raise ValueError(f"model.{min(own)} and model.members are both given; move it into the members")
+        shared = {"batch_size", "classes", "device", "embedding", "embedding_dtype", "precision", "temperature"}
+        for position, member in enumerate(members):
+            if member.kind == "columns":
+                raise ValueError(f"model.members.{position} is of kind columns, which runs on no rows; remove it")
+            if member.members is not None or isinstance(member.weights, list):
+                raise ValueError(f"model.members.{position} is a committee itself; list its members")
+            wrong = member.model_fields_set & shared
+            if wrong:
+                raise ValueError(f"model.members.{position}.{min(wrong)} is the same for all members; move it to model.{min(wrong)}")
