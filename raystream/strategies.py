@@ -59,7 +59,9 @@ TRAITS: Mapping[str, Traits] = {
     "batch_bald": Traits(samples=True, tenfold=True, args={"configurations": COUNT}),
     "cluster_margin": Traits(score=True, embedding=True, keys=frozenset({"metric", "memory"}), args={"clusters": COUNT, "m": POSITIVE}),
     "combine": Traits(embedding=True, keys=frozenset({"metric", "memory", "terms", "similar_to"})),
-    "core_set": Traits(embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "weight", "memory"})),
+    "core_set": Traits(
+        embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "weight", "memory"}), args={"outliers": NATURAL}
+    ),
     "diverse": Traits(score=True, embedding=True, tenfold=True, sharded=True, keys=frozenset({"metric", "mix", "memory"})),
     "facility_location": Traits(embedding=True, chance=True, keys=frozenset({"memory"}), args={"targets": COUNT}),
     "k_center_two_round": Traits(embedding=True, keys=frozenset({"metric", "memory"}), args={"eps": POSITIVE, "piece": COUNT}),

@@ -210,3 +210,32 @@ def test_a_strategy_of_the_users_own(make_query: MakeQuery, workplace: Path) -> 
     with (workplace / "mine.py").open("a") as file:
         file.write("# edited\n")
     assert rs.run(query).query != result.query
+
+
+VALUES = {
+    "beta": 2.0, "bias": True, "clusters": 5, "configurations": 50, "covered": True, "delta": 3.0, "edges": 2000, "eps": 0.5,
+    "iterations": 3, "m": 100, "neighbours": 5, "outliers": 2, "piece": 400, "purity": 0.9, "targets": 300,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("strategy", "arg"), sorted((name, arg) for name, traits in TRAITS.items() for arg in traits.args))
+def test_every_parameter_reaches_its_strategy(make_query: MakeQuery, strategy: str, arg: str) -> None:
+    """Each parameter that a strategy declares is taken in a query, and refused by name with a value of the wrong kind."""
+    result = rs.run(make_query(**asked(strategy), select__args={arg: VALUES[arg]}))
+    assert len(set(ids(result))) == 12
+    with pytest.raises(QueryError, match=f"select.args.{arg} is 'x'; expected"):
+        make_query(**asked(strategy), select__args={arg: "x"})
+
+
+def test_every_parameter_in_the_readme_is_one() -> None:
+    """The table of strategies names as parameters exactly what queries take."""
+    lines = (Path(__file__).parents[1] / "README.md").read_text().splitlines()
+    taken = {strategy: {*traits.args, *traits.keys} for strategy, traits in TRAITS.items()}
+    table = [
+        [cell.split("`")[1::2] for cell in line.split("|")] for line in lines if line.startswith("| `") and line.split("`")[1] in TRAITS
+    ]
+    assert {name for row in table for name in row[1]} == set(TRAITS)
+    for row in table:
+        named = {text.split(":")[0] for text in row[3]}
+        for strategy in row[1]:
+            assert set(TRAITS[strategy].args) <= named <= taken[strategy], strategy
