@@ -58,7 +58,7 @@ def scored_pool(prepared: Prepared, receipts: Sequence[Receipt], session: Sessio
 
 def score_warnings(prepared: Prepared, receipts: Sequence[Receipt], session: Session) -> list[str]:
     """What the scoring has to say to the user."""
-    warnings = [*prepared.pool.warnings, *session.warnings]
+    warnings = [*(prepared.calibration.warnings if prepared.calibration else ()), *prepared.pool.warnings, *session.warnings]
     quarantined = sum(receipt.quarantined for receipt in receipts)
     if quarantined:
         reasons = [reason for receipt in receipts for reason in receipt.quarantine_reasons]
@@ -108,6 +108,7 @@ def commit(
         selection=stored,
         facts=batch.facts,
         selection_rounds=batch.rounds,
+        calibration=prepared.calibration,
     )
     if not prepared.store.put_if_absent(f"{folder}/manifest.json", manifest.to_json()):
         # Somebody else's query of this name was committed meanwhile: the same one, or `committed` says what differs.
