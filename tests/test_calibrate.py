@@ -55,9 +55,6 @@ class Dropping(Loud):
     def forward(self, x):
         return self.scale * self.head(self.drop(x))
 
-class Refusing(Loud):
-    def forward(self, x):
-        raise AssertionError("the model ran")
 """
 
 
@@ -113,7 +110,7 @@ def ask(make_query: MakeQuery, labels: Path) -> Callable[..., rs.Query]:
 
     def make(**changes: Any) -> rs.Query:
         given = {"model__source": "loud:Loud", "model__temperature": "labels", "pool__label": "y", "select__strategy": "top_k"}
-        return make_query(**given | changes)
+        return make_query(**{key: value for key, value in (given | changes).items() if value is not None})
 
     return make
 
@@ -226,10 +223,10 @@ def test_a_committee_is_fitted_by_its_mean(ask: MakeQuery, workplace: Path) -> N
     found = fitted(rs.run(ask(model__source="loud:Quiet", model__weights=paths)))
     x, y = labelled_rows(3000)
     z = np.stack([x.astype(np.float64) @ w.T for w in weights], 1)
-    grid = np.geomspace(0.3, 8, 2000)
+    grid = np.geomspace(1, 4, 300)
     losses = [loss(softmax(z / t).mean(1), y) for t in grid]
     best = grid[int(np.argmin(losses))]
-    assert found.temperature == pytest.approx(best, rel=3e-3)
+    assert found.temperature == pytest.approx(best, rel=5e-3)
     assert found.nll_before == pytest.approx(loss(softmax(z).mean(1), y), rel=1e-5)
     assert found.nll_after == pytest.approx(min(losses), abs=1e-6)
     apart = grid[int(np.argmin([np.mean([loss(softmax(z[:, k] / t), y) for k in range(3)]) for t in grid]))]
@@ -261,9 +258,9 @@ def test_columns_bring_their_own_outputs(make_query: MakeQuery, workplace: Path,
         )
     )
     found = fitted(result)
-    grid = np.geomspace(1, 6, 3000)
+    grid = np.geomspace(2, 3.2, 200)
     best = grid[int(np.argmin([loss(softmax(TRUE * logits_of(x) / t), y) for t in grid]))]
-    assert found.temperature == pytest.approx(best, rel=2e-3)
+    assert found.temperature == pytest.approx(best, rel=3e-3)
 
 
 def test_masked_classes_and_halves_of_a_bound(make_query: MakeQuery, workplace: Path) -> None:
@@ -339,7 +336,7 @@ def write_bad(folder: Path) -> None:
         ({"model__temperature": [], "pool__label": None}, QueryError, r"model.temperature is \[\]"),
         (
             {"model": {"kind": "columns", "embedding": "x", "temperature": "good.parquet"}, "pool": {"uri": "pool", "label": "y"},
-             "select__strategy": "core_set"},
+             "select__strategy": "core_set", "select__candidates": "all"},
             QueryError, r"model.temperature is to be fitted, but the model gives an embedding alone",
         ),
     ],
@@ -354,9 +351,9 @@ def test_bad_input_is_one_sentence(ask: MakeQuery, workplace: Path, changes: dic
 def test_inputs_of_another_dtype_are_refused(ask: MakeQuery, workplace: Path) -> None:
     """Integers where the pool has floats would show the model something else; here it takes both."""
     write_bad(workplace)
-    (workplace / "loud.py").write_text(LOUD.replace("self.head(x)", "self.head(x.float())"))
+    (workplace / "loud_and_lenient.py").write_text(LOUD.replace("self.head(x)", "self.head(x.float())"))
     with pytest.raises(LabelsError, match=r"whole.parquet give the model \['uint8'\].*expected what the pool's give it, \['float32'\]"):
-        rs.run(ask(model__temperature="whole.parquet"))
+        rs.run(ask(model__temperature="whole.parquet", model__source="loud_and_lenient:Loud"))
 
 
 def test_a_fit_that_is_damaged_is_made_again(ask: MakeQuery, workplace: Path) -> None:
@@ -426,7 +423,7 @@ def test_the_result_and_the_report_say_it(ask: MakeQuery) -> None:
     assert f"temperature {found.temperature:g}" in describe_result(result, None)
     assert result.summary()["calibration"]["temperature"] == found.temperature
     page = write_report(result).read_text(encoding="utf-8")
-    assert "How far to trust the model's confidence" in page
+    assert "<h2>How far to trust" in page
     assert f"{found.temperature:g}" in page
     plain = rs.run(ask(model__temperature=1.0, pool__label=None))
     assert "How far to trust" not in write_report(plain).read_text(encoding="utf-8")

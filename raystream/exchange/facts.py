@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from raystream.engine.calibration import Calibration
 from raystream.engine.manifest import Certificate, Manifest
 
 
@@ -44,6 +45,7 @@ def facts(manifest: Manifest) -> tuple[Fact, ...]:
         Fact("candidates", f"{counts.candidates:,}", _candidates(manifest)),
         Fact("chosen", f"{counts.chosen:,}", f"for a budget of {manifest.resolved['select']['budget']:,}"),
         *_certificate(manifest.certificate, metric),
+        *_temperature(manifest.calibration),
         Fact("units scored", f"{manifest.units_scored:,}", f"of {units:,}; {manifest.units_reused:,} reused from the store"),
         Fact(
             "seconds",
@@ -65,6 +67,19 @@ def _certificate(certificate: Certificate | None, metric: str) -> list[Fact]:
         ratio = f", so this one is at most {certificate.radius / bound:.2f} times the best" if bound > 0 else ""
         found.append(Fact("lower bound", f"{bound:.4g}", f"no batch of this size has a smaller radius{ratio}"))
     return found
+
+
+def _temperature(calibration: Calibration | None) -> list[Fact]:
+    if calibration is None:
+        return []
+    error = f"{calibration.ece_before:.3f} to {calibration.ece_after:.3f}"
+    return [
+        Fact(
+            "temperature",
+            f"{calibration.temperature:g}",
+            f"fitted on {calibration.rows:,} labelled rows; calibration error from {error}",
+        )
+    ]
 
 
 def _candidates(manifest: Manifest) -> str:
