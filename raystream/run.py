@@ -35,10 +35,10 @@ def run(query: Query, *, reporter: Reporter | None = None, may_score: bool = Tru
     reporter = reporter or Silent()
     began = time.perf_counter()
     with fitted_temperature(query, reporter, may_score=may_score) as fitted:
-        return _run(query, fitted.calibration if fitted else None, reporter, may_score, began)
+        return _run(query, fitted.calibration if fitted else None, reporter, may_score, time.perf_counter() - began)
 
 
-def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_score: bool, began: float) -> Result:
+def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_score: bool, fitting: float) -> Result:
     from raystream.engine.choosing import choose_batch
     from raystream.engine.covered import cover
     from raystream.engine.manifest import Seconds
@@ -47,6 +47,7 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
     from raystream.engine.session import Session
     from raystream.engine.stages import all_receipts, commit, score_warnings, scored_pool
 
+    began = time.perf_counter()
     reporter.stage("Reading the pool's footers")
     prepared = prepare(query, calibration)
     committed = prepared.committed
@@ -72,6 +73,7 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
         plan=planned - began,
         score=scored - planned - session.start_seconds,
         select=time.perf_counter() - scored,
+        calibrate=fitting,
     )
     warnings = [*score_warnings(prepared, receipts, session), *covered.warnings, *batch.warnings]
     return commit(prepared, pool, batch, session, seconds, warnings, labelled=covered.known)
@@ -89,10 +91,10 @@ def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
     reporter = reporter or Silent()
     began = time.perf_counter()
     with fitted_temperature(query, reporter) as fitted:
-        return _score(query, fitted.calibration if fitted else None, reporter, began)
+        return _score(query, fitted.calibration if fitted else None, reporter, time.perf_counter() - began)
 
 
-def _score(query: Query, calibration: Calibration | None, reporter: Reporter, began: float) -> Scores:
+def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fitting: float) -> Scores:
     from raystream.engine.covered import cover
     from raystream.engine.manifest import Seconds
     from raystream.engine.prepare import prepare
@@ -100,6 +102,7 @@ def _score(query: Query, calibration: Calibration | None, reporter: Reporter, be
     from raystream.engine.session import Session
     from raystream.engine.stages import all_receipts, score_warnings, scored_pool
 
+    began = time.perf_counter()
     reporter.stage("Reading the pool's footers")
     prepared = prepare(query, calibration)
     planned = time.perf_counter()
@@ -107,7 +110,8 @@ def _score(query: Query, calibration: Calibration | None, reporter: Reporter, be
         receipts = all_receipts(prepared, session)
         pool = scored_pool(prepared, receipts, session)
         covered = cover(prepared, pool, session)
-    seconds = Seconds(session.start_seconds, planned - began, time.perf_counter() - planned - session.start_seconds)
+    scoring = time.perf_counter() - planned - session.start_seconds
+    seconds = Seconds(start=session.start_seconds, plan=planned - began, score=scoring, calibrate=fitting)
     return Scores(
         query=prepared.name,
         rows=len(pool),

@@ -39,7 +39,7 @@ from raystream.query import Acquire, Pool, Query
 _VERSION = 1
 """Of how a temperature is fitted; part of a fit's key."""
 LEAST_ROWS = 20
-"""Of a calibration set: below, the standard error is about a third of the temperature or more, and it would be noise."""
+"""Of a calibration set: with so few, the standard error is a third of the temperature where classes overlap, more where they don't."""
 _DIGITS = 4
 """Of a fitted temperature: far below its standard error, so that it can be written out, and the last bits of logits don't decide."""
 _UNSURE = 0.1

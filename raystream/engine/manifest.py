@@ -25,12 +25,13 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Wall time by stage; `start` is until workers were up."""
+    """Wall time by stage; `start` is until workers were up, `calibrate` all that fitting the temperature took."""
 
     start: float = 0.0
     plan: float = 0.0
     score: float = 0.0
     select: float = 0.0
+    calibrate: float = 0.0
 
 
 @dataclass(frozen=True)

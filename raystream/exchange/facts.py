@@ -8,6 +8,7 @@ from pathlib import PurePath
 
 from raystream.engine.calibration import Calibration
 from raystream.engine.manifest import Certificate, Manifest
+from raystream.exchange.text import describe_seconds
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def facts(manifest: Manifest) -> tuple[Fact, ...]:
     metric = manifest.resolved["select"]["metric"]
     left = [f"{n:,} {what}" for n, what in ((counts.labelled, "labelled"), (counts.quarantined, "quarantined")) if n]
     units = manifest.units_scored + manifest.units_reused
-    total = seconds.plan + seconds.start + seconds.score + seconds.select
+    total = seconds.calibrate + seconds.plan + seconds.start + seconds.score + seconds.select
     found = [
         Fact("rows in the pool", f"{counts.pool:,}", f"of which {' and '.join(left)}" if left else "none of them labelled"),
         Fact("candidates", f"{counts.candidates:,}", _candidates(manifest)),
@@ -50,7 +51,7 @@ def facts(manifest: Manifest) -> tuple[Fact, ...]:
         Fact(
             "seconds",
             f"{total:.1f}",
-            f"plan {seconds.plan:.1f}, start {seconds.start:.1f}, score {seconds.score:.1f}, select {seconds.select:.1f}",
+            describe_seconds(seconds),
         ),
     ]
     return tuple(found)

@@ -93,7 +93,8 @@ def describe_certificate(certificate: Certificate | None) -> str:
 
 def describe_seconds(seconds: Seconds) -> str:
     """Wall time by stage, in words."""
-    return f"plan {seconds.plan:.1f}, start {seconds.start:.1f}, score {seconds.score:.1f}, select {seconds.select:.1f}"
+    fitting = f"calibrate {seconds.calibrate:.1f}, " if seconds.calibrate >= 0.05 else ""
+    return f"{fitting}plan {seconds.plan:.1f}, start {seconds.start:.1f}, score {seconds.score:.1f}, select {seconds.select:.1f}"
 
 
 def rows_as_text(selection: pa.Table, count: int) -> str:
