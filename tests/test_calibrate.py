@@ -20,7 +20,7 @@ from test_run import whole_pool
 import raystream as rs
 from raystream.cli import _exit_code
 from raystream.engine.calibration import Calibration
-from raystream.errors import LabelsError, ModelError, QueryError
+from raystream.errors import LabelsError, ModelError, PoolError, QueryError
 
 MakeQuery = Callable[..., rs.Query]
 TRUE = 2.5
@@ -371,6 +371,28 @@ def test_names_without_a_fit_are_what_they_were(make_query: MakeQuery) -> None:
     assert "pool.label" not in result.manifest.identity
     assert "the calibration rows" not in result.manifest.identity
     assert result.manifest.calibration is None
+
+
+def test_a_model_that_drifts_is_refused(ask: MakeQuery) -> None:
+    """A temperature of one model is not used for another one's logits, where a factory makes a new one every time."""
+    with pytest.raises(ModelError, match=r"isn't the one that model\.temperature was fitted with"):
+        rs.run(ask(model__source="user_nets:drifting"))
+
+
+def test_bad_rows_are_left_out_only_if_asked(ask: MakeQuery, workplace: Path) -> None:
+    """A row with NaN is an error; under `on_error: skip` the rest is fitted on, a warning says so, and `fail` doesn't take that fit."""
+    x, y = labelled_rows(200)
+    broken = x.copy()
+    broken[7, 3] = np.nan
+    pq.write_table(pa.table({"x": vectors(broken), "y": y}), workplace / "broken.parquet")
+    rest = np.arange(200) != 7
+    pq.write_table(pa.table({"x": vectors(x[rest]), "y": y[rest]}), workplace / "rest.parquet")
+    result = rs.run(ask(model__temperature="broken.parquet", on_error="skip"))
+    assert fitted(result).rows == 199
+    assert fitted(result).temperature == fitted(rs.run(ask(model__temperature="rest.parquet"))).temperature
+    assert any("1 rows were quarantined" in warning for warning in result.manifest.warnings)
+    with pytest.raises(PoolError, match=r"broken\.parquet#rg0"):
+        rs.run(ask(model__temperature="broken.parquet"))
 
 
 def test_plan_says_that_it_is_not_fitted(ask: MakeQuery) -> None:

@@ -26,7 +26,7 @@ class Calibration:
     """A fitted temperature, with the rows it comes from and what it did to them; "before" is at temperature 1.
 
     `relative_error` is its standard error as a part of it, None at a bound. NLL is in nats. `columns`, `shapes` and `dtypes` are what
-    the model was given, `files` the calibration set as it was.
+    the model was given, `state_hash` that of its tensors, `files` the calibration set as it was.
     """
 
     key: str
@@ -46,6 +46,7 @@ class Calibration:
     columns: list[str]
     shapes: list[list[int]]
     dtypes: list[str]
+    state_hash: str
     seconds: float
     warnings: list[str]
 

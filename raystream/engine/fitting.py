@@ -29,6 +29,7 @@ from raystream.engine.prepare import Prepared, find_scored
 from raystream.engine.progress import Reporter
 from raystream.engine.receipt import Receipt
 from raystream.engine.session import Session
+from raystream.engine.stages import all_receipts, score_warnings
 from raystream.engine.store import LocalStore
 from raystream.errors import LabelsError, PoolError, QueryError
 from raystream.kinds import kind_of
@@ -82,11 +83,10 @@ def fitted_temperature(query: Query, reporter: Reporter, *, may_score: bool = Tr
         raise QueryError("model.temperature is not fitted yet; run raystream calibrate, query or score first")
     began = time.perf_counter()
     with Session(prepared, reporter, calibration_folder(prepared.name)) as session:
-        new = iter(session.score(prepared.missing))
-        receipts = [receipt if receipt is not None else next(new) for receipt in prepared.receipts]
+        receipts = all_receipts(prepared, session)
         session.end_workers()
         reporter.stage("Fitting the temperature")
-        calibration = _fit(prepared, query.pool.label or "", receipts, session.warnings, began)
+        calibration = _fit(prepared, query.pool.label or "", receipts, score_warnings(prepared, receipts, session), began)
         yield Fitted(write_calibration(prepared.store, calibration), new=True)
 
 
@@ -120,7 +120,7 @@ def _prepare(query: Query) -> Prepared:
     wanted = Wanted(embedding=False, probabilities=False, samples=True, logits=not committee)
     tasks, receipts = find_scored(scored, store, plan.units, plan.read, digest, wanted)
     classes = class_names(model.classes)
-    parts = [_VERSION, [task.key for task in tasks], label, classes]
+    parts = [_VERSION, [task.key for task in tasks], label, classes, query.on_error]
     return Prepared(
         query=scored,
         store=store,
@@ -137,16 +137,16 @@ def _prepare(query: Query) -> Prepared:
     )
 
 
-def _fit(prepared: Prepared, label: str, receipts: Sequence[Receipt | None], warnings: Sequence[str], began: float) -> Calibration:
-    found = [(task.unit.file, receipt) for task, receipt in zip(prepared.tasks, receipts, strict=True) if receipt is not None]
-    check_same_model([receipt for _, receipt in found])
-    places = [(file, int(row)) for file, receipt in found for row in _rows(prepared.store, receipt)]
+def _fit(prepared: Prepared, label: str, receipts: Sequence[Receipt], warnings: Sequence[str], began: float) -> Calibration:
+    check_same_model(receipts)
+    file_of = {task.unit.name: task.unit.file for task in prepared.tasks}
+    places = [(file_of[receipt.unit], int(row)) for receipt in receipts for row in _rows(prepared.store, receipt)]
     if len(places) < LEAST_ROWS:
         raise LabelsError(
             f"model.temperature: {', '.join(prepared.asked.model.calibration_files)} holds {len(places)} rows to fit a temperature on, "
             f"expected at least {LEAST_ROWS}; label more, or give a number"
         )
-    samples = torch.from_numpy(np.concatenate([_samples(prepared.store, receipt) for _, receipt in found if receipt.rows]))
+    samples = torch.from_numpy(np.concatenate([_samples(prepared.store, receipt) for receipt in receipts if receipt.rows]))
     count = samples.shape[2]
     check_classes(prepared.classes, count)
     column = read_columns_at(places, prepared.pool.keep_schema).column(label)
@@ -175,8 +175,9 @@ def _fit(prepared: Prepared, label: str, receipts: Sequence[Receipt | None], war
         columns=list(read.inputs),
         shapes=[list(shape) for shape in read.shapes],
         dtypes=list(read.dtypes),
+        state_hash=receipts[0].state_hash,
         seconds=time.perf_counter() - began,
-        warnings=[*prepared.pool.warnings, *warnings, *_doubts(temperature, fit.at_bound, error, len(places))],
+        warnings=[*warnings, *_doubts(temperature, fit.at_bound, error, len(places))],
     )
 
 

@@ -53,6 +53,7 @@ def scored_pool(prepared: Prepared, receipts: Sequence[Receipt], session: Sessio
         )
     pool = merge(prepared.store, receipts, query.pool.id or "id", query.acquire.score if query.needs_score else None)
     _check(prepared, pool)
+    _check_calibrated(prepared, pool)
     return pool
 
 
@@ -132,3 +133,13 @@ def _check(prepared: Prepared, pool: ScoredPool) -> None:
         check_classes(prepared.classes, classes)
     if prepared.query.needs_embedding and not any(receipt.embeddings for receipt in pool.receipts):
         raise ModelError("the model gave no embedding; name the module in model.embedding")
+
+
+def _check_calibrated(prepared: Prepared, pool: ScoredPool) -> None:
+    """Refuse a temperature of another model than the one that scored the pool."""
+    calibration = prepared.calibration
+    if calibration is not None and any(receipt.state_hash != calibration.state_hash for receipt in pool.receipts):
+        raise ModelError(
+            "the model that scored the pool isn't the one that model.temperature was fitted with: the factory does not build the same "
+            "model every time; make it deterministic or give model.weights"
+        )
