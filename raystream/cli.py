@@ -19,6 +19,7 @@ import typer
 from raystream import __version__
 from raystream.errors import RaystreamError
 from raystream.query import Query
+from raystream.run import calibrate as fit_temperature
 from raystream.run import run
 from raystream.run import score as score_pool
 
@@ -111,6 +112,25 @@ def plan(
     with _reporter():
         figures = estimate(asked)
     _print(figures.summary(), lambda: describe_estimate(figures), as_json)
+
+
+@app.command()
+def calibrate(
+    spec: Spec, overrides: Overrides = None, store: StoreUri = None, address: Address = None, as_json: AsJson = False, debug: Debug = False
+) -> None:
+    """Fit the query's temperature on labelled rows, and say what it is worth."""
+    from raystream.exchange.calibration import summary, write_diagram
+    from raystream.exchange.text import describe_calibration
+
+    asked = _load(spec, overrides, store, address)
+    with _reporter() as reporter:
+        found = fit_temperature(asked, reporter=reporter)
+        try:
+            diagram: Path | None = write_diagram(asked.store.uri, found.calibration)
+        except Exception as error:
+            diagram = None
+            print(f"raystream: warning: the diagram could not be written: {type(error).__name__}: {error}", file=sys.stderr)
+    _print(summary(found, diagram), lambda: describe_calibration(found.calibration, found.new, diagram), as_json)
 
 
 @app.command()

@@ -12,6 +12,8 @@ from raystream.errors import QueryError
 from raystream.query import Query
 
 if TYPE_CHECKING:
+    from raystream.engine.calibration import Calibration
+    from raystream.engine.fitting import Fitted
     from raystream.engine.progress import Reporter
     from raystream.engine.result import Result, Scores
 
@@ -27,19 +29,27 @@ def run(query: Query, *, reporter: Reporter | None = None, may_score: bool = Tru
     Raises:
         RaystreamError: see `raystream.errors` for the kinds.
     """
+    from raystream.engine.fitting import fitted_temperature
+    from raystream.engine.progress import Silent
+
+    reporter = reporter or Silent()
+    began = time.perf_counter()
+    with fitted_temperature(query, reporter, may_score=may_score) as fitted:
+        return _run(query, fitted.calibration if fitted else None, reporter, may_score, time.perf_counter() - began)
+
+
+def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_score: bool, fitting: float) -> Result:
     from raystream.engine.choosing import choose_batch
     from raystream.engine.covered import cover
     from raystream.engine.manifest import Seconds
     from raystream.engine.prepare import prepare, write_plan
-    from raystream.engine.progress import Silent
     from raystream.engine.result import read_result
     from raystream.engine.session import Session
     from raystream.engine.stages import all_receipts, commit, score_warnings, scored_pool
 
-    reporter = reporter or Silent()
     began = time.perf_counter()
     reporter.stage("Reading the pool's footers")
-    prepared = prepare(query)
+    prepared = prepare(query, calibration)
     committed = prepared.committed
     if committed is not None:
         return read_result(prepared.store, committed)
@@ -63,6 +73,7 @@ def run(query: Query, *, reporter: Reporter | None = None, may_score: bool = Tru
         plan=planned - began,
         score=scored - planned - session.start_seconds,
         select=time.perf_counter() - scored,
+        calibrate=fitting,
     )
     warnings = [*score_warnings(prepared, receipts, session), *covered.warnings, *batch.warnings]
     return commit(prepared, pool, batch, session, seconds, warnings, labelled=covered.known)
@@ -74,24 +85,33 @@ def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
     Raises:
         RaystreamError: see `raystream.errors` for the kinds.
     """
+    from raystream.engine.fitting import fitted_temperature
+    from raystream.engine.progress import Silent
+
+    reporter = reporter or Silent()
+    began = time.perf_counter()
+    with fitted_temperature(query, reporter) as fitted:
+        return _score(query, fitted.calibration if fitted else None, reporter, time.perf_counter() - began)
+
+
+def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fitting: float) -> Scores:
     from raystream.engine.covered import cover
     from raystream.engine.manifest import Seconds
     from raystream.engine.prepare import prepare
-    from raystream.engine.progress import Silent
     from raystream.engine.result import Scores
     from raystream.engine.session import Session
     from raystream.engine.stages import all_receipts, score_warnings, scored_pool
 
-    reporter = reporter or Silent()
     began = time.perf_counter()
     reporter.stage("Reading the pool's footers")
-    prepared = prepare(query)
+    prepared = prepare(query, calibration)
     planned = time.perf_counter()
     with Session(prepared, reporter) as session:
         receipts = all_receipts(prepared, session)
         pool = scored_pool(prepared, receipts, session)
         covered = cover(prepared, pool, session)
-    seconds = Seconds(session.start_seconds, planned - began, time.perf_counter() - planned - session.start_seconds)
+    scoring = time.perf_counter() - planned - session.start_seconds
+    seconds = Seconds(start=session.start_seconds, plan=planned - began, score=scoring, calibrate=fitting)
     return Scores(
         query=prepared.name,
         rows=len(pool),
@@ -100,3 +120,22 @@ def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
         warnings=(*score_warnings(prepared, receipts, session), *covered.warnings),
         seconds=seconds,
     )
+
+
+def calibrate(query: Query, *, reporter: Reporter | None = None) -> Fitted:
+    """Fit the query's temperature on its labelled rows and keep it; a query that asks for the same one scores none of them again.
+
+    Raises:
+        QueryError: the query gives the temperature as a number.
+        RaystreamError: see `raystream.errors` for the kinds.
+    """
+    from raystream.engine.fitting import fitted_temperature
+    from raystream.engine.progress import Silent
+
+    with fitted_temperature(query, reporter or Silent()) as fitted:
+        if fitted is None:
+            raise QueryError(
+                f"model.temperature is {query.model.temperature}, expected labelled Parquet to fit it on; "
+                "give its path there, and the column of its labels in pool.label"
+            )
+        return fitted

@@ -31,6 +31,7 @@ from raystream.acquisition.logits import (
     margin,
     ratio,
 )
+from raystream.acquisition.mean_temperature import fit_mean_temperature, mean_log_probabilities, relative_error
 from raystream.acquisition.members import (
     MemberScores,
     bald,
@@ -67,16 +68,19 @@ __all__ = [
     "epig",
     "epig_targets",
     "expected_calibration_error",
+    "fit_mean_temperature",
     "fit_temperature",
     "least_confidence",
     "log_probabilities",
     "logit_scores",
     "margin",
+    "mean_log_probabilities",
     "mean_std",
     "member_scores",
     "multi_label_scores",
     "ratio",
     "regression_variance",
+    "relative_error",
     "reliability_bins",
     "variance",
     "variation_ratio",

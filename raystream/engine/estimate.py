@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from raystream.engine.feed import Feed
+from raystream.engine.fitting import known_temperature
 from raystream.engine.prepare import Prepared, prepare
 from raystream.engine.receipt import Receipt
 from raystream.model import Predictor, load
@@ -18,6 +19,10 @@ from raystream.query import Cluster, Query
 _SCORE_BYTES = 40
 """A row of a scores file without its id: five scores, prediction, confidence, row."""
 _PROBE_SECONDS = 2.0
+_UNFITTED = (
+    "model.temperature is not fitted yet, so all units count as not scored, and the rows that it is fitted on are not counted; "
+    "run raystream calibrate first"
+)
 _PROBE_UNITS = 8
 
 
@@ -64,7 +69,9 @@ def estimate(query: Query) -> Estimate:
     Raises:
         RaystreamError: whatever planning the query would raise.
     """
-    prepared = prepare(query)
+    calibration = known_temperature(query)
+    unfitted = bool(query.model.calibration_files) and calibration is None
+    prepared = _unfitted(query) if unfitted else prepare(query, calibration)
     missing = prepared.missing
     rows = sum(task.unit.rows for task in missing)
     rate = _rate(prepared) if missing else _Rate(1.0, 0, "nothing: all units are scored")
@@ -72,7 +79,7 @@ def estimate(query: Query) -> Estimate:
     item = 2 if query.model.embedding_dtype == "float16" else 4
     return Estimate(
         query=prepared.name,
-        committed=prepared.committed is not None,
+        committed=not unfitted and prepared.committed is not None,
         files=len(prepared.pool.files),
         rows=prepared.pool.rows,
         unit_rows=prepared.pool.unit_rows,
@@ -84,8 +91,15 @@ def estimate(query: Query) -> Estimate:
         workers=workers,
         seconds=rows / rate.rows_per_second / min(workers, max(1, len(missing))) if rate.rows_per_second else None,
         measured_on=rate.measured_on,
-        warnings=prepared.pool.warnings,
+        warnings=(*((_UNFITTED,) if unfitted else ()), *prepared.pool.warnings),
     )
+
+
+def _unfitted(query: Query) -> Prepared:
+    """The query before its temperature is known: nothing is scored at it, and unless given, it has no name yet."""
+    at_one = query.model_copy(update={"model": query.model.model_copy(update={"temperature": 1.0})})
+    prepared = prepare(at_one)
+    return replace(prepared, name=query.store.query or "(unnamed)", receipts=(None,) * len(prepared.tasks))
 
 
 def _workers(cluster: Cluster) -> int:

@@ -14,6 +14,7 @@ from raystream.query import Model
 class Job:
     """Everything that all units of a run share; small, and travels to each worker once.
 
+    `logits` says that the log-probabilities of the logits are stored as if they were the only sample.
     `token` is a file of the store that the driver wrote: a worker that can't read it doesn't see the same store.
     """
 
@@ -30,6 +31,7 @@ class Job:
     threads: int
     skip_bad_rows: bool
     import_paths: tuple[str, ...]
+    logits: bool = False
 
 
 @dataclass(frozen=True)

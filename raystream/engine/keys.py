@@ -22,6 +22,8 @@ class Wanted(NamedTuple):
     embedding: bool
     probabilities: bool
     samples: bool
+    logits: bool = False
+    """Whether `samples` are to be of the logits that `confidence` follows from, whatever samples the model gives."""
 
 
 def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, outputs: Wanted) -> str:
@@ -35,8 +37,10 @@ def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, outputs
         outputs: what is written beside the scores.
     """
     model = query.model
+    later = {"logits": True} if outputs.logits else {}
     return _digest(
-        {
+        later
+        | {
             "format": FORMAT,
             "file": unit.file.identity,
             "row_groups": unit.row_groups,
@@ -73,6 +77,8 @@ def query_identity(
         fingerprint: the model's.
     """
     resolved = query.model_dump(mode="json", exclude={"cluster", "store"})
+    if query.pool.label is None:
+        del resolved["pool"]["label"]  # a key that came later: queries without it keep the names they had
     parts = {
         f"{section}.{key}": json.dumps(value)
         for section in resolved

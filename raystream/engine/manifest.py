@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from raystream.engine.calibration import Calibration
 from raystream.engine.store import LocalStore, StoredFile
 
 
@@ -24,12 +25,13 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Wall time by stage; `start` is until workers were up."""
+    """Wall time by stage; `start` is until workers were up, `calibrate` all that fitting the temperature took."""
 
     start: float = 0.0
     plan: float = 0.0
     score: float = 0.0
     select: float = 0.0
+    calibrate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Manifest:
     """The record of one committed query; without it, the query did not happen.
 
     `selection` is the file of the attempt that won; `selection.parquet` is its copy. `facts` are the strategy's own, such as the
-    recall of an approximate index. `selection_rounds` is None when the batch was chosen without selection actors.
+    recall of an approximate index. `selection_rounds` is None when the batch was chosen without selection actors, `calibration` when
+    the temperature was given as a number.
     """
 
     query: str
@@ -86,6 +89,7 @@ class Manifest:
     selection: StoredFile
     facts: dict[str, float | int | str] = field(default_factory=dict)
     selection_rounds: SelectionRounds | None = None
+    calibration: Calibration | None = None
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1, default=str).encode()
@@ -95,12 +99,14 @@ class Manifest:
         fields = json.loads(data)
         certificate = fields.pop("certificate")
         rounds = fields.pop("selection_rounds", None)
+        calibration = fields.pop("calibration", None)
         return cls(
             counts=Counts(**fields.pop("counts")),
             seconds=Seconds(**fields.pop("seconds")),
             selection=StoredFile(**fields.pop("selection")),
             certificate=Certificate(**certificate) if certificate else None,
             selection_rounds=SelectionRounds(**rounds) if rounds else None,
+            calibration=Calibration.from_fields(calibration) if calibration else None,
             files=[(path, size, version) for path, size, version in fields.pop("files")],
             **fields,
         )

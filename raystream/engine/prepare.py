@@ -11,6 +11,7 @@ from itertools import product
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raystream.engine.calibration import Calibration, check_inputs, with_temperature
 from raystream.engine.job import Task
 from raystream.engine.keys import Wanted, differences, identity_digest, query_identity, unit_key
 from raystream.engine.manifest import Manifest, query_folder, read_manifest
@@ -31,7 +32,8 @@ class Prepared:
     """A query, resolved against its pool, model and store.
 
     `tasks` are all units in row order, each under the key that it is or will be stored by; `receipts` has one entry
-    a task, None where the unit isn't scored yet.
+    a task, None where the unit isn't scored yet. `asked` is the query as it was given; in `query` a temperature that was fitted
+    is a number, and `calibration` says how it came about. `wanted` is what units are to hold.
     """
 
     query: Query
@@ -44,6 +46,9 @@ class Prepared:
     name: str
     tasks: tuple[Task, ...]
     receipts: tuple[Receipt | None, ...]
+    asked: Query
+    wanted: Wanted
+    calibration: Calibration | None = None
 
     @property
     def committed(self) -> Manifest | None:
@@ -66,12 +71,17 @@ class Prepared:
         return [task for task, receipt in zip(self.tasks, self.receipts, strict=True) if receipt is None]
 
 
-def prepare(query: Query) -> Prepared:
+def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
     """Resolve a query: list the pool, read its footers, find what is scored already.
+
+    Args:
+        query: as asked.
+        calibration: what was fitted, if `model.temperature` is to be; see `engine.fitting`.
 
     Raises:
         RaystreamError: of any kind; see the errors of the parts.
     """
+    asked, query = query, with_temperature(query, calibration)
     store = LocalStore(query.store.uri).open()
     classes = class_names(query.model.classes)
     columns = input_columns(query.model) if query.model.kind == "columns" else tuple(query.pool.inputs)
@@ -80,10 +90,13 @@ def prepare(query: Query) -> Prepared:
     pool = plan_pool(
         query.pool, columns, query.on_error, masked=masked, also=_candidates_columns(query), texts=kind_of(query.model.kind).texts
     )
+    check_inputs(calibration, pool.read)
     labelled = read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type) if query.pool.labelled else None
     identity = query_identity(query, pool.files, _labelled_parts(query, labelled, pool), classes, digest)
     if ":" in query.select.strategy:
         identity["the strategy's source"] = code_hash(query.select.strategy, "select.strategy")
+    if calibration is not None:
+        identity["the calibration rows"] = calibration.key
     tasks, receipts = find_scored(query, store, pool.units, pool.read, digest)
     return Prepared(
         query=query,
@@ -96,7 +109,16 @@ def prepare(query: Query) -> Prepared:
         name=query.store.query or identity_digest(identity)[:_NAME_DIGITS],
         tasks=tasks,
         receipts=receipts,
+        asked=asked,
+        wanted=wanted_outputs(query),
+        calibration=calibration,
     )
+
+
+def wanted_outputs(query: Query) -> Wanted:
+    """What the query's units hold beside scores."""
+    traits = query.select.traits
+    return Wanted(query.needs_embedding, traits.probabilities, traits.samples)
 
 
 def _candidates_columns(query: Query) -> list[str]:
@@ -118,15 +140,15 @@ def _labelled_parts(query: Query, labelled: Labelled | None, pool: PoolPlan) -> 
 
 
 def find_scored(
-    query: Query, store: LocalStore, units: Sequence[Unit], spec: ReadSpec, fingerprint: str
+    query: Query, store: LocalStore, units: Sequence[Unit], spec: ReadSpec, fingerprint: str, needed: Wanted | None = None
 ) -> tuple[tuple[Task, ...], tuple[Receipt | None, ...]]:
     """The units' tasks, and the receipts of those that are scored.
 
     A query that needs less takes what was stored with more: scores beside embeddings, both beside probabilities or samples.
+    `needed` is what the units are to hold, if it isn't what the query wants.
     """
-    traits = query.select.traits
-    needed = Wanted(query.needs_embedding, traits.probabilities, traits.samples)
-    every = (Wanted(*outputs) for outputs in product((False, True), repeat=3))
+    needed = needed or wanted_outputs(query)
+    every = (Wanted(*outputs)._replace(logits=needed.logits) for outputs in product((False, True), repeat=3))
     richer = [outputs for outputs in every if all(given >= wanted for given, wanted in zip(outputs, needed, strict=True))]
 
     def look(unit: Unit) -> tuple[Task, Receipt | None]:
@@ -157,5 +179,5 @@ def write_plan(prepared: Prepared) -> None:
     )
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    prepared.store.put(f"{folder}/query.yaml", prepared.query.to_yaml().encode())
+    prepared.store.put(f"{folder}/query.yaml", prepared.asked.to_yaml().encode())
     prepared.store.put(f"{folder}/plan.parquet", buffer.getvalue())

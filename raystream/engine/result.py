@@ -53,6 +53,7 @@ class Result:
             "passes": manifest.passes,
             "facts": manifest.facts,
             "selection_rounds": asdict(manifest.selection_rounds) if manifest.selection_rounds else None,
+            "calibration": asdict(manifest.calibration) if manifest.calibration else None,
             "bytes_read": manifest.bytes_read,
         }
 

@@ -27,16 +27,18 @@ class Session:
     Args:
         prepared: the query.
         reporter: told how far it is.
+        folder: of the store, where its events are kept; the query's own if left out.
     """
 
-    def __init__(self, prepared: Prepared, reporter: Reporter) -> None:
+    def __init__(self, prepared: Prepared, reporter: Reporter, folder: str | None = None) -> None:
         self._prepared = prepared
-        self._progress = _Progress(prepared, reporter)
+        folder = folder or query_folder(prepared.name)
+        self._progress = _Progress(prepared, reporter, folder)
         self._reporter = reporter
         self._executor: Executor | None = None
         self._scoring: Scoring | None = None
         self._connected = False
-        self._token = f"{query_folder(prepared.name)}/token-{uuid.uuid4().hex}"
+        self._token = f"{folder}/token-{uuid.uuid4().hex}"
         self.warnings: list[str] = []
         self.units_scored = 0
 
@@ -115,9 +117,10 @@ class Session:
             read=self._prepared.pool.read,
             store=str(self._prepared.store.root),
             token=self._token,
-            embedding=query.needs_embedding,
-            probabilities=query.select.traits.probabilities,
-            samples=query.select.traits.samples,
+            embedding=self._prepared.wanted.embedding,
+            probabilities=self._prepared.wanted.probabilities,
+            samples=self._prepared.wanted.samples,
+            logits=self._prepared.wanted.logits,
             mc_samples=query.acquire.mc_samples or 0,
             seed=query.seed,
             threads=query.cluster.cpus_per_worker,
@@ -144,8 +147,8 @@ class Session:
 class _Progress:
     """Follows the events of a run for the reporter and for `events.jsonl`."""
 
-    def __init__(self, prepared: Prepared, reporter: Reporter) -> None:
-        self._prepared, self._reporter = prepared, reporter
+    def __init__(self, prepared: Prepared, reporter: Reporter, folder: str) -> None:
+        self._prepared, self._reporter, self._folder = prepared, reporter, folder
         self._units = self._done = self._rows = 0
         self._began = self._ready = 0.0
         self.start_seconds = 0.0
@@ -177,4 +180,4 @@ class _Progress:
             entry |= {"rows": outcome.rows, "seconds": outcome.seconds} if isinstance(outcome, Receipt) else {"error": str(outcome.error)}
         if isinstance(event, StartFailed | WorkerLost):
             entry["error"] = str(event.error)
-        self._prepared.store.append(f"{query_folder(self._prepared.name)}/events.jsonl", json.dumps(entry).encode() + b"\n")
+        self._prepared.store.append(f"{self._folder}/events.jsonl", json.dumps(entry).encode() + b"\n")

@@ -53,12 +53,13 @@ def scored_pool(prepared: Prepared, receipts: Sequence[Receipt], session: Sessio
         )
     pool = merge(prepared.store, receipts, query.pool.id or "id", query.acquire.score if query.needs_score else None)
     _check(prepared, pool)
+    _check_calibrated(prepared, pool)
     return pool
 
 
 def score_warnings(prepared: Prepared, receipts: Sequence[Receipt], session: Session) -> list[str]:
     """What the scoring has to say to the user."""
-    warnings = [*prepared.pool.warnings, *session.warnings]
+    warnings = [*(prepared.calibration.warnings if prepared.calibration else ()), *prepared.pool.warnings, *session.warnings]
     quarantined = sum(receipt.quarantined for receipt in receipts)
     if quarantined:
         reasons = [reason for receipt in receipts for reason in receipt.quarantine_reasons]
@@ -108,6 +109,7 @@ def commit(
         selection=stored,
         facts=batch.facts,
         selection_rounds=batch.rounds,
+        calibration=prepared.calibration,
     )
     if not prepared.store.put_if_absent(f"{folder}/manifest.json", manifest.to_json()):
         # Somebody else's query of this name was committed meanwhile: the same one, or `committed` says what differs.
@@ -131,3 +133,13 @@ def _check(prepared: Prepared, pool: ScoredPool) -> None:
         check_classes(prepared.classes, classes)
     if prepared.query.needs_embedding and not any(receipt.embeddings for receipt in pool.receipts):
         raise ModelError("the model gave no embedding; name the module in model.embedding")
+
+
+def _check_calibrated(prepared: Prepared, pool: ScoredPool) -> None:
+    """Refuse a temperature of another model than the one that scored the pool."""
+    calibration = prepared.calibration
+    if calibration is not None and any(receipt.state_hash != calibration.state_hash for receipt in pool.receipts):
+        raise ModelError(
+            "the model that scored the pool isn't the one that model.temperature was fitted with: the factory does not build the same "
+            "model every time; make it deterministic or give model.weights"
+        )

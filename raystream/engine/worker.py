@@ -78,7 +78,7 @@ class Worker:
             task.key,
             job.read.id or "id",
             model.embedding_dtype,
-            model.temperature,
+            model.temperature_value,
             probabilities=job.probabilities,
             samples=job.samples,
         )
@@ -163,7 +163,7 @@ class Worker:
             wrong, too_large = bad_output_rows(prediction), self._too_large(prediction.embedding)
         if wrong is None and too_large is None:
             # The inputs lie in a buffer that is filled again; logits are kept for longer than that.
-            writer.add(batch.ids, batch.rows, _apart(prediction, batch.inputs))
+            writer.add(batch.ids, batch.rows, self._wanted(_apart(prediction, batch.inputs)))
             return []
         reasons: dict[int, str] = {}
         for rows, reason in (
@@ -178,9 +178,17 @@ class Worker:
         writer.add(
             batch.ids.filter(pa.array(keep.numpy())),
             batch.rows[keep.numpy()],
-            Prediction(_kept(prediction.logits, keep), _kept(prediction.embedding, keep), samples=_kept(prediction.samples, keep)),
+            self._wanted(
+                Prediction(_kept(prediction.logits, keep), _kept(prediction.embedding, keep), samples=_kept(prediction.samples, keep))
+            ),
         )
         return [f"{name} row {row}: {reason}" for row, reason in sorted(reasons.items())]
+
+    def _wanted(self, prediction: Prediction) -> Prediction:
+        """The prediction; its logits in place of any samples, where they are to be stored like these."""
+        if not self._job.logits or prediction.logits is None:
+            return prediction
+        return replace(prediction, samples=prediction.logits.unsqueeze(1))
 
     def _is_sound(self, prediction: Prediction) -> bool:
         """Whether two sums alone show that every number is finite and can be stored, as they nearly always do.

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from raystream.engine.calibration import Calibration
 from raystream.engine.manifest import Certificate, Manifest
+from raystream.exchange.text import describe_seconds
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,18 @@ def facts(manifest: Manifest) -> tuple[Fact, ...]:
     metric = manifest.resolved["select"]["metric"]
     left = [f"{n:,} {what}" for n, what in ((counts.labelled, "labelled"), (counts.quarantined, "quarantined")) if n]
     units = manifest.units_scored + manifest.units_reused
-    total = seconds.plan + seconds.start + seconds.score + seconds.select
+    total = seconds.calibrate + seconds.plan + seconds.start + seconds.score + seconds.select
     found = [
         Fact("rows in the pool", f"{counts.pool:,}", f"of which {' and '.join(left)}" if left else "none of them labelled"),
         Fact("candidates", f"{counts.candidates:,}", _candidates(manifest)),
         Fact("chosen", f"{counts.chosen:,}", f"for a budget of {manifest.resolved['select']['budget']:,}"),
         *_certificate(manifest.certificate, metric),
+        *_temperature(manifest.calibration),
         Fact("units scored", f"{manifest.units_scored:,}", f"of {units:,}; {manifest.units_reused:,} reused from the store"),
         Fact(
             "seconds",
             f"{total:.1f}",
-            f"plan {seconds.plan:.1f}, start {seconds.start:.1f}, score {seconds.score:.1f}, select {seconds.select:.1f}",
+            describe_seconds(seconds),
         ),
     ]
     return tuple(found)
@@ -65,6 +68,19 @@ def _certificate(certificate: Certificate | None, metric: str) -> list[Fact]:
         ratio = f", so this one is at most {certificate.radius / bound:.2f} times the best" if bound > 0 else ""
         found.append(Fact("lower bound", f"{bound:.4g}", f"no batch of this size has a smaller radius{ratio}"))
     return found
+
+
+def _temperature(calibration: Calibration | None) -> list[Fact]:
+    if calibration is None:
+        return []
+    error = f"{calibration.ece_before:.3f} to {calibration.ece_after:.3f}"
+    return [
+        Fact(
+            "temperature",
+            f"{calibration.temperature:g}",
+            f"fitted on {calibration.rows:,} labelled rows; calibration error from {error}",
+        )
+    ]
 
 
 def _candidates(manifest: Manifest) -> str:

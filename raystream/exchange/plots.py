@@ -1,4 +1,4 @@
-"""The report's two plots, as SVG: the scores of pool and selection, and a map of the pool."""
+"""The report's plots: the scores of pool and selection, a map of the pool, and how reliable confidence is."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+
+from raystream.engine.calibration import Calibration, Reliability
 
 NUMBERED = 20
 _INK, _MUTED, _RULE, _POOL, _CHOSEN = "#1f2933", "#5f6b76", "#d5dae0", "#b6c0ca", "#b3401f"
@@ -142,6 +145,58 @@ def pool_map(pool: Floats, chosen: Floats, ranks: Sequence[int], groups: Sequenc
         axes.set_yticks([])
         _quiet(axes, keep=())
         return _data_uri(figure)
+
+
+def reliability_diagram(calibration: Calibration) -> str:
+    """Accuracy by confidence before and after a temperature was fitted, above the rows of each bin; as a data URI."""
+    with rc_context(_SETTINGS):
+        return _data_uri(_reliability(calibration))
+
+
+def reliability_png(calibration: Calibration) -> bytes:
+    """`reliability_diagram` as a PNG file."""
+    buffer = io.BytesIO()
+    with rc_context(_SETTINGS):
+        FigureCanvasAgg(_reliability(calibration)).print_png(buffer)  # type: ignore[no-untyped-call]
+    return buffer.getvalue()
+
+
+def _reliability(calibration: Calibration) -> Figure:
+    figure = Figure(figsize=(7.6, 4.6), layout="constrained", dpi=_RASTER_DPI)
+    (left, right), (below_left, below_right) = figure.subplots(
+        2, 2, sharex="col", sharey="row", gridspec_kw={"height_ratios": [3.4, 1], "hspace": 0.04}
+    )
+    _reliability_half(left, below_left, calibration.before, 1.0, calibration.ece_before)
+    _reliability_half(right, below_right, calibration.after, calibration.temperature, calibration.ece_after)
+    left.set_ylabel("predicted right")
+    below_left.set_ylabel("rows")
+    return figure
+
+
+def _reliability_half(above: Axes, below: Axes, bins: Reliability, temperature: float, error: float) -> None:
+    edges = np.linspace(0, 1, len(bins.count) + 1)
+    filled = [i for i, count in enumerate(bins.count) if count]
+    confidence = np.array([bins.confidence[i] for i in filled], dtype=float)
+    accuracy = np.array([bins.accuracy[i] for i in filled], dtype=float)
+    width = 0.9 / len(bins.count)
+    middle = (edges[:-1] + edges[1:])[filled] / 2
+    above.plot([0, 1], [0, 1], color="#8d9aa7", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    above.bar(middle, accuracy, width, color=_POOL, zorder=2)
+    # the gap is what the error sums up: from what was predicted right to what the model was confident of
+    above.vlines(middle, accuracy, confidence, color=_CHOSEN, linewidth=1.4, zorder=3)
+    above.plot(middle, confidence, "o", markersize=4, color=_CHOSEN, markeredgecolor="white", markeredgewidth=0.5, zorder=4)
+    above.set_title(f"temperature {temperature:g}: calibration error {error:.3f}", fontsize=9.5, loc="left", color=_INK)
+    above.set_xlim(0, 1)
+    above.set_ylim(0, 1.02)
+    above.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    below.bar((edges[:-1] + edges[1:]) / 2, bins.count, width, color=_POOL)
+    below.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    below.set_xlabel("confidence")
+    below.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    for axes in (above, below):
+        axes.grid(axis="y", color=_RULE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        _quiet(axes, keep=("bottom",))
 
 
 def _data_uri(figure: Figure) -> str:

@@ -14,7 +14,7 @@ from raystream.engine.store import LocalStore
 from raystream.exchange.cells import Sheet, name_of_prediction, sheet, short
 from raystream.exchange.facts import Fact, facts, lede, title
 from raystream.exchange.pictures import Picture, pictures
-from raystream.exchange.plots import NUMBERED, pool_map, project, score_histogram
+from raystream.exchange.plots import NUMBERED, pool_map, project, reliability_diagram, score_histogram
 from raystream.exchange.stored import StoredPool, chosen_embeddings, pool_scores, sampled_embeddings, stored_pool
 
 ROWS_SHOWN = 200
@@ -55,6 +55,7 @@ class Page:
     sheet: Sheet
     histogram: Plot
     map: Plot
+    reliability: Plot | None
     spec: str
     provenance: tuple[tuple[str, str], ...]
 
@@ -97,6 +98,7 @@ def gather(result: Result) -> Page:
         sheet=sheet(result.selection, ROWS_SHOWN),
         histogram=_histogram(result, pool),
         map=_map(result, pool),
+        reliability=_reliability(result),
         spec=spec.read_text(encoding="utf-8") if spec.is_file() else "",
         provenance=(
             ("query", result.query),
@@ -138,6 +140,21 @@ def _histogram(result: Result, pool: StoredPool | None) -> Plot:
         score_histogram(scores, chosen, score),
         f"Grey: {rows}, labelled ones included. Red: the {len(chosen):,} chosen. Each adds up to 100 %. The further the red "
         "lies to the right of the grey, the more the choice followed the score; diversity keeps it from the far right.",
+    )
+
+
+def _reliability(result: Result) -> Plot | None:
+    """How far confidence was off before and after, where the temperature was fitted."""
+    calibration = result.manifest.calibration
+    if calibration is None:
+        return None
+    return Plot(
+        reliability_diagram(calibration),
+        f"{calibration.rows:,} labelled rows by the model's confidence in its prediction. Bars: how many of them it got right. Red dots: "
+        "how confident it was; on the dashed line both agree, a dot above its bar is over-confident. The calibration error is the mean "
+        f"length of the red lines over rows. One temperature for all logits, {calibration.temperature:g}, was fitted on these rows, so the "
+        f"right half is a little too kind; the mean negative log-likelihood of the labels went from {calibration.nll_before:.4f} to "
+        f"{calibration.nll_after:.4f}. No prediction changes.",
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from raystream.engine.calibration import Calibration
 from raystream.engine.estimate import Estimate
 from raystream.engine.manifest import Certificate, Seconds
 from raystream.engine.result import Result, Scores
@@ -26,6 +27,8 @@ def describe_result(result: Result, report: Path | None) -> str:
         f"  certificate {describe_certificate(manifest.certificate)}",
         f"  seconds     {describe_seconds(manifest.seconds)}",
     ]
+    if manifest.calibration is not None:
+        lines.insert(3, f"  calibrated  {describe_temperature(manifest.calibration)}")
     lines += [f"  warning     {warning}" for warning in manifest.warnings]
     lines += ["", rows_as_text(result.selection, _ROWS_SHOWN), "", f"selection  {result.path}"]
     if report is not None:
@@ -40,6 +43,27 @@ def describe_scores(scores: Scores, store: str) -> str:
         f"  seconds     {describe_seconds(scores.seconds)}",
     ]
     return "\n".join(lines + [f"  warning     {warning}" for warning in scores.warnings])
+
+
+def describe_calibration(calibration: Calibration, new: bool, diagram: Path | None) -> str:
+    """A fitted temperature, and what it did to the rows that it was fitted on."""
+    head = describe_temperature(calibration) + ("" if new else " (fitted before; nothing was scored)")
+    lines = [
+        head,
+        "                            before     after",
+        f"  negative log-likelihood {calibration.nll_before:8.4f}  {calibration.nll_after:8.4f}",
+        f"  calibration error       {calibration.ece_before:8.4f}  {calibration.ece_after:8.4f}",
+    ]
+    lines += [f"  warning     {warning}" for warning in calibration.warnings]
+    return "\n".join(lines + ([f"diagram    {diagram}"] if diagram is not None else []))
+
+
+def describe_temperature(calibration: Calibration) -> str:
+    """The temperature with its standard error, and where it comes from."""
+    error = calibration.relative_error
+    spread = f" ± {calibration.temperature * error:.2g}" if error is not None else ""
+    rows, label = f"{calibration.rows:,} labelled rows", f"column {calibration.label}"
+    return f"temperature {calibration.temperature:g}{spread}, fitted on {rows} of {_count(len(calibration.files), 'file')}, {label}"
 
 
 def describe_estimate(plan: Estimate) -> str:
@@ -69,7 +93,8 @@ def describe_certificate(certificate: Certificate | None) -> str:
 
 def describe_seconds(seconds: Seconds) -> str:
     """Wall time by stage, in words."""
-    return f"plan {seconds.plan:.1f}, start {seconds.start:.1f}, score {seconds.score:.1f}, select {seconds.select:.1f}"
+    fitting = f"calibrate {seconds.calibrate:.1f}, " if seconds.calibrate >= 0.05 else ""
+    return f"{fitting}plan {seconds.plan:.1f}, start {seconds.start:.1f}, score {seconds.score:.1f}, select {seconds.select:.1f}"
 
 
 def rows_as_text(selection: pa.Table, count: int) -> str:

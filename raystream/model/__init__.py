@@ -83,7 +83,7 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
         raise ModelError("acquire.mc_samples is given, but the model is a committee, whose members are the samples; remove it")
     if members:
         loaded = [load(member, embedding=embedding and position == 0) for position, member in enumerate(members)]
-        return Committee(loaded, member_names(spec), spec.temperature)
+        return Committee(loaded, member_names(spec), spec.temperature_value)
     if mc_samples and spec.kind != "torch":
         raise ModelError(
             f"acquire.mc_samples is given, but model.kind is {spec.kind}: {_NO_DROPOUT.get(spec.kind, _UNKNOWN_DROPOUT)}; "

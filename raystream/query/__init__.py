@@ -56,6 +56,7 @@ class Query(Part):
             raise ValueError("model.classes names predictions, but the model gives an embedding alone; remove it or give model.logits")
         if any(quota.by == "prediction" for quota in self.select.quotas) and not self.gives_scores:
             raise ValueError("select.quotas go by prediction, but the model gives an embedding alone; give model.logits or another column")
+        self._temperature_can_be_fitted()
         asked = [score for score in (self.acquire.score, *self.acquire.also) if score in MEMBER_SCORES]
         if asked and not self.gives_samples:
             raise ValueError(
@@ -74,6 +75,15 @@ class Query(Part):
         if self.needs_embedding and self.model.kind == "columns" and not self.model.embedding:
             raise ValueError(f"select.strategy {self.select.strategy} needs an embedding; name its column in model.embedding")
         return self
+
+    def _temperature_can_be_fitted(self) -> None:
+        wanted = self.model.calibration_files
+        if wanted and self.pool.label is None:
+            raise ValueError(f"pool.label is missing; name the column of {wanted[0]} (model.temperature) that holds the labels")
+        if wanted and not self.gives_scores:
+            raise ValueError("model.temperature is to be fitted, but the model gives an embedding alone; remove it or give model.logits")
+        if self.pool.label is not None and not wanted:
+            raise ValueError("pool.label is used only where model.temperature names labelled Parquet to fit it on; remove it or name that")
 
     @property
     def gives_scores(self) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from raystream.errors import QueryError
 from raystream.kinds import KINDS, kind_of
 from raystream.kinds import OPTIONAL_KEYS as MODEL_KEYS
 from raystream.query.part import Part, Positive
@@ -29,7 +30,7 @@ class Model(Part):
     batch_size: Positive = 1024
     device: str = "auto"
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] | str | Annotated[list[str], Field(min_length=1)] = 1.0
     version: str | None = None
     trust: Literal["safe", "pickle"] = "safe"
 
@@ -52,6 +53,34 @@ class Model(Part):
             if not (self.logits or self.probabilities or self.embedding):
                 raise ValueError("kind: columns names no column; give model.logits, model.probabilities or model.embedding")
         return self
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _number_in_quotes(cls, value: object) -> object:
+        try:
+            return float(value) if isinstance(value, str) else value
+        except ValueError:
+            return value
+
+    @property
+    def calibration_files(self) -> list[str]:
+        """The labelled Parquet to fit the temperature on, as files, folders or globs; none where it is a number."""
+        if isinstance(self.temperature, float | int):
+            return []
+        return [self.temperature] if isinstance(self.temperature, str) else self.temperature
+
+    @property
+    def temperature_value(self) -> float:
+        """The temperature as a number.
+
+        Raises:
+            QueryError: it is still to be fitted.
+        """
+        if not isinstance(self.temperature, float | int):
+            raise QueryError(
+                f"model.temperature is to be fitted on {', '.join(self.calibration_files)}, expected a number here; run raystream calibrate"
+            )
+        return float(self.temperature)
 
     def _members_fit_together(self, members: list[Model]) -> None:
         own = self.model_fields_set & {"kind", "source", "args", "weights", "version", "logits", "probabilities"}

@@ -22,6 +22,7 @@ class Pool(Part):
     inputs: list[str] = []
     filters: list[FilterTerm] | list[list[FilterTerm]] = []
     labelled: list[str] = []
+    label: str | None = None
     keep: list[str] = []
 
     @property

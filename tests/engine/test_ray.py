@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
+from pools import logits_and_embeddings, pool_table
 
 import raystream as rs
 from raystream.engine.executor import WorkerReady
@@ -36,6 +39,23 @@ def test_ray_chooses_what_one_process_chooses(make_query: MakeQuery, workers: in
     assert on_ray.manifest.units_scored == 4
     assert on_ray.selection.equals(alone.selection)
     assert on_ray.query == alone.query
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_temperature_is_fitted_on_actors(make_query: MakeQuery, workplace: Path) -> None:
+    """The calibration rows are scored by the query's own kind of workers: the same fit and the same rows as in process."""
+    table = pool_table(300, start=5000)
+    labels = logits_and_embeddings(table)[0].argmax(1).numpy().copy()
+    labels[::3] = 0  # not all right, or there is no best temperature
+    pq.write_table(table.append_column("y", pa.array(labels)), workplace / "labels.parquet")
+    asked = {"model__temperature": "labels.parquet", "pool__label": "y"}
+    alone = rs.run(make_query(store__uri="alone", **asked))
+    on_ray = rs.run(make_query(store__uri="ray", cluster={"workers": 2}, **asked))
+    assert on_ray.query == alone.query
+    assert on_ray.selection.equals(alone.selection)
+    assert on_ray.manifest.calibration is not None
+    assert alone.manifest.calibration is not None
+    assert on_ray.manifest.calibration.temperature == alone.manifest.calibration.temperature
 
 
 @pytest.mark.usefixtures("own_ray")

@@ -1,0 +1,209 @@
+"""Fits a query's temperature on labelled rows, once: they are scored as units, and the fit is kept in the store.
+
+The rows run through the query's own workers, not through a model that the driver loads: on the device, in the precision and the
+batches of the pool's rows, by a driver that may have no room for the model. Units are stored with log-probabilities at temperature
+1; what is kept is found again by their keys, the labels' column and the names of the classes, without a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from raystream.acquisition import fit_mean_temperature, mean_log_probabilities, relative_error, reliability_bins
+from raystream.engine.calibration import Calibration, Reliability, calibration_folder, read_calibration, write_calibration
+from raystream.engine.class_labels import check_label_type, check_possible, class_numbers
+from raystream.engine.embeddings import map_embeddings
+from raystream.engine.keys import Wanted
+from raystream.engine.merge import check_same_model
+from raystream.engine.prepare import Prepared, find_scored
+from raystream.engine.progress import Reporter
+from raystream.engine.receipt import Receipt
+from raystream.engine.session import Session
+from raystream.engine.stages import all_receipts, score_warnings
+from raystream.engine.store import LocalStore
+from raystream.errors import LabelsError, PoolError, QueryError
+from raystream.kinds import kind_of
+from raystream.model import check_classes, class_names, fingerprint, input_columns
+from raystream.pool import list_files, plan_pool, read_columns_at
+from raystream.query import Acquire, Pool, Query
+
+_VERSION = 1
+"""Of how a temperature is fitted; part of a fit's key."""
+LEAST_ROWS = 20
+"""Of a calibration set: with so few, the standard error is a third of the temperature where classes overlap, more where they don't."""
+_DIGITS = 4
+"""Of a fitted temperature: far below its standard error, so that it can be written out, and the last bits of logits don't decide."""
+_UNSURE = 0.1
+"""A relative standard error above which a warning says so."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A query's fit, and whether it was made just now."""
+
+    calibration: Calibration
+    new: bool
+
+
+@contextmanager
+def fitted_temperature(query: Query, reporter: Reporter, *, may_score: bool = True) -> Iterator[Fitted | None]:
+    """The temperature that the query asks to be fitted; None if it gives a number.
+
+    Workers of the fit are given back before the block begins. A Ray that it started stays until the block ends, so that the query's
+    own workers come up in it.
+
+    Args:
+        query: as asked.
+        reporter: told how far it is.
+        may_score: whether the model may be run, if this set was not fitted on before.
+
+    Raises:
+        QueryError: it was not fitted before, and nothing may be scored.
+        LabelsError: the labelled files, their labels or their number can't be used.
+    """
+    if not query.model.calibration_files:
+        yield None
+        return
+    prepared = _prepare(query)
+    known = read_calibration(prepared.store, prepared.name)
+    if known is not None:
+        yield Fitted(known, new=False)
+        return
+    if not may_score:
+        raise QueryError("model.temperature is not fitted yet; run raystream calibrate, query or score first")
+    began = time.perf_counter()
+    with Session(prepared, reporter, calibration_folder(prepared.name)) as session:
+        receipts = all_receipts(prepared, session)
+        session.end_workers()
+        reporter.stage("Fitting the temperature")
+        calibration = _fit(prepared, query.pool.label or "", receipts, score_warnings(prepared, receipts, session), began)
+        yield Fitted(write_calibration(prepared.store, calibration), new=True)
+
+
+def known_temperature(query: Query) -> Calibration | None:
+    """The query's fit, if it was made before; None as well where nothing is to be fitted."""
+    if not query.model.calibration_files:
+        return None
+    prepared = _prepare(query)
+    return read_calibration(prepared.store, prepared.name)
+
+
+def _prepare(query: Query) -> Prepared:
+    """The calibration set as a pool of its own, all of its rows, at temperature 1; its name is the fit's key."""
+    model = query.model.model_copy(update={"temperature": 1.0, "embedding": None})
+    store = LocalStore(query.store.uri).open()
+    label, uris = query.pool.label or "", query.model.calibration_files
+    columns = input_columns(model) if model.kind == "columns" else tuple(query.pool.inputs)
+    pool = Pool(uri=uris, inputs=list(query.pool.inputs))
+    try:
+        files = list_files(uris, key="model.temperature")
+        masked = [model.logits] if model.logits else []
+        plan = plan_pool(pool, columns, query.on_error, masked=masked, also=[label], texts=kind_of(model.kind).texts)
+    except PoolError as error:
+        told = str(error)
+        raise LabelsError(told if told.startswith("model.temperature") else f"model.temperature: {told}") from None
+    check_label_type(f"column {label} of {files[0].path} (pool.label)", plan.keep_schema.field(label).type, model.classes is not None)
+    scored = query.model_copy(update={"pool": pool, "model": model, "acquire": Acquire()})
+    digest = fingerprint(model)
+    committee = isinstance(model.weights, list) or model.members is not None
+    # A committee's mean depends on the temperature, so its members are needed; any other confidence follows from the logits.
+    wanted = Wanted(embedding=False, probabilities=False, samples=True, logits=not committee)
+    tasks, receipts = find_scored(scored, store, plan.units, plan.read, digest, wanted)
+    classes = class_names(model.classes)
+    parts = [_VERSION, [task.key for task in tasks], label, classes, query.on_error]
+    return Prepared(
+        query=scored,
+        store=store,
+        pool=plan,
+        classes=classes,
+        labelled=None,
+        fingerprint=digest,
+        identity={},
+        name=hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
+        tasks=tasks,
+        receipts=receipts,
+        asked=query,
+        wanted=wanted,
+    )
+
+
+def _fit(prepared: Prepared, label: str, receipts: Sequence[Receipt], warnings: Sequence[str], began: float) -> Calibration:
+    check_same_model(receipts)
+    file_of = {task.unit.name: task.unit.file for task in prepared.tasks}
+    places = [(file_of[receipt.unit], int(row)) for receipt in receipts for row in _rows(prepared.store, receipt)]
+    if len(places) < LEAST_ROWS:
+        raise LabelsError(
+            f"model.temperature: {', '.join(prepared.asked.model.calibration_files)} holds {len(places)} rows to fit a temperature on, "
+            f"expected at least {LEAST_ROWS}; label more, or give a number"
+        )
+    samples = torch.from_numpy(np.concatenate([_samples(prepared.store, receipt) for receipt in receipts if receipt.rows]))
+    count = samples.shape[2]
+    check_classes(prepared.classes, count)
+    column = read_columns_at(places, prepared.pool.keep_schema).column(label)
+    labels = class_numbers(f"column {label} (pool.label)", places, column, prepared.classes, count)
+    check_possible(places, samples, labels)
+    fit = fit_mean_temperature(samples, labels)
+    temperature = float(f"{fit.temperature:.{_DIGITS}g}")
+    before, after = (reliability_bins(mean_log_probabilities(samples, t).exp(), labels) for t in (1.0, temperature))
+    error = None if fit.at_bound else relative_error(samples, labels, temperature)
+    read = prepared.pool.read
+    return Calibration(
+        key=prepared.name,
+        temperature=temperature,
+        relative_error=error,
+        at_bound=fit.at_bound,
+        rows=len(places),
+        classes=count,
+        nll_before=fit.nll_before,
+        nll_after=fit.nll_after,
+        ece_before=before.error,
+        ece_after=after.error,
+        before=Reliability(before.count.tolist(), _known(before.confidence), _known(before.accuracy)),
+        after=Reliability(after.count.tolist(), _known(after.confidence), _known(after.accuracy)),
+        label=label,
+        files=prepared.pool.snapshot,
+        columns=list(read.inputs),
+        shapes=[list(shape) for shape in read.shapes],
+        dtypes=list(read.dtypes),
+        state_hash=receipts[0].state_hash,
+        seconds=time.perf_counter() - began,
+        warnings=[*warnings, *_doubts(temperature, fit.at_bound, error, len(places))],
+    )
+
+
+def _doubts(temperature: float, at_bound: bool, error: float | None, rows: int) -> list[str]:
+    if at_bound:
+        return [
+            f"the fitted temperature {temperature:g} is at its bound: the best lies beyond it or nowhere, as where every row is predicted "
+            f"right; don't trust it, fit on more than these {rows:,} rows, and on none that the model was trained on"
+        ]
+    if error is not None and error > _UNSURE:
+        return [f"the fitted temperature {temperature:g} is known to {error:.0%} (one standard error) from {rows:,} rows; label more"]
+    return []
+
+
+def _rows(store: LocalStore, receipt: Receipt) -> np.ndarray:
+    """(n,) where the scored rows stand in their file."""
+    rows: np.ndarray = pq.read_table(store.path(receipt.scores.name), columns=["row"], partitioning=None).column(0).to_numpy()
+    return rows
+
+
+def _samples(store: LocalStore, receipt: Receipt) -> np.ndarray:
+    """float32 (n_rows, n_members, n_classes), log-probabilities at temperature 1."""
+    assert receipt.samples is not None  # the fit's units are all scored with them
+    parts = [part.array for part in map_embeddings(store.path(receipt.samples.name))]
+    return np.concatenate(parts).reshape(receipt.rows, receipt.members or 1, -1)
+
+
+def _known(values: torch.Tensor) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values.tolist()]
