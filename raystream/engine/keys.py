@@ -63,7 +63,7 @@ def query_identity(
 ) -> dict[str, str]:
     """What a query's name stands for, by part; the identity is the digest of all parts together.
 
-    The cluster and the store have no influence on what is chosen and are left out.
+    The cluster, the store and the output have no influence on what is chosen and are left out.
 
     Args:
         query: as resolved.
@@ -72,7 +72,7 @@ def query_identity(
         classes: the names, wherever they were read.
         fingerprint: the model's.
     """
-    resolved = query.model_dump(mode="json", exclude={"cluster", "store"})
+    resolved = query.model_dump(mode="json", exclude={"cluster", "store", "output"})
     parts = {
         f"{section}.{key}": json.dumps(value)
         for section in resolved

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raystream.engine.store import LocalStore, StoredFile
+from raystream.pool import TableVersion
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Manifest:
     """The record of one committed query; without it, the query did not happen.
 
     `selection` is the file of the attempt that won; `selection.parquet` is its copy. `facts` are the strategy's own, such as the
-    recall of an approximate index. `selection_rounds` is None when the batch was chosen without selection actors.
+    recall of an approximate index. `selection_rounds` is None when the batch was chosen without selection actors. `tables`
+    says which version was read of each table of the pool.
     """
 
     query: str
@@ -86,6 +88,7 @@ class Manifest:
     selection: StoredFile
     facts: dict[str, float | int | str] = field(default_factory=dict)
     selection_rounds: SelectionRounds | None = None
+    tables: list[TableVersion] = field(default_factory=list)
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1, default=str).encode()
@@ -102,6 +105,7 @@ class Manifest:
             certificate=Certificate(**certificate) if certificate else None,
             selection_rounds=SelectionRounds(**rounds) if rounds else None,
             files=[(path, size, version) for path, size, version in fields.pop("files")],
+            tables=[TableVersion(**table) for table in fields.pop("tables", [])],
             **fields,
         )
 

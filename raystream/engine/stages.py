@@ -108,6 +108,7 @@ def commit(
         selection=stored,
         facts=batch.facts,
         selection_rounds=batch.rounds,
+        tables=list(prepared.pool.tables),
     )
     if not prepared.store.put_if_absent(f"{folder}/manifest.json", manifest.to_json()):
         # Somebody else's query of this name was committed meanwhile: the same one, or `committed` says what differs.

@@ -17,6 +17,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raystream.errors import QueryError, RaystreamError, StoreError
+from raystream.pool.delta import delta_location
 from raystream.pool.files import one_line, resolve
 from raystream.pool.table_uri import TableUri, is_table, package, parse_table
 
@@ -125,13 +126,6 @@ def _write_delta(rows: pa.Table, place: TableUri, query_id: str, key: str) -> bo
             if attempt + 1 == _ATTEMPTS:
                 raise
     raise AssertionError("unreachable")
-
-
-def delta_location(place: TableUri, key: str) -> str:
-    """A Delta table's folder as deltalake takes it: an absolute path, or the URI of an object store."""
-    if "://" in place.name and not place.name.startswith("file://"):
-        return place.name
-    return resolve(place.name, key)[1]
 
 
 def _not_ours(place: TableUri, key: str) -> NoReturn:

@@ -55,15 +55,28 @@ def list_delta(table: TableUri, filters: Filters, key: str) -> Listing:
     for i, (path, row) in enumerate(zip(paths, rows, strict=True)):
         if not path.endswith((row["path"], unquote(row["path"]))):
             raise PoolError(f"{key} {table.text}: deltalake lists {path} where its log has {row['path']}; use another version of deltalake")
-        listed = Listed(path, columns, tuple((name, values[name][i]) for name in names), deleted.get(path))
+        listed = Listed(_place(path, opened, table, key), columns, tuple((name, values[name][i]) for name in names), deleted.get(path))
         if _may_match(listed, row, filters, types):
             files.append(listed)
     return Listing(version, files, pruned=len(files) < len(paths))
 
 
-def _open(deltalake: Any, table: TableUri, key: str) -> Any:
+def delta_location(table: TableUri, key: str) -> str:
+    """A Delta table's folder as deltalake takes it: an absolute path, or the URI of an object store."""
     remote = "://" in table.name and not table.name.startswith("file://")
-    folder = table.name if remote else resolve(table.name, key)[1]
+    return table.name if remote else resolve(table.name, key)[1]
+
+
+def _place(path: str, opened: Any, table: TableUri, key: str) -> str:
+    """Where a file of `file_uris` lies: that of a local table percent-encodes the table's folder, and nothing below it."""
+    root = opened.table_uri.removeprefix("file://")
+    if "://" in root or not path.startswith(root):
+        return path
+    return f"{delta_location(table, key)}/{path.removeprefix(root)}"
+
+
+def _open(deltalake: Any, table: TableUri, key: str) -> Any:
+    folder = delta_location(table, key)
     try:
         return deltalake.DeltaTable(folder, version=table.version)
     except Exception as error:
@@ -82,11 +95,13 @@ def _open(deltalake: Any, table: TableUri, key: str) -> Any:
 def _deleted(opened: Any, paths: set[str], table: TableUri, key: str) -> dict[str, Deletes]:
     """The deleted rows of each file that has any."""
     found: dict[str, Deletes] = {}
+    root = opened.table_uri
     for batch in opened.deletion_vectors():
         columns = pa.table(batch) if not isinstance(batch, pa.RecordBatch) else pa.Table.from_batches([batch])
         vectors = columns.column("selection_vector").combine_chunks()
         for i, uri in enumerate(columns.column("filepath").to_pylist()):
-            path = next((p for p in (uri, unquote(uri), unquote(uri.removeprefix("file://"))) if p in paths), None)
+            inside = root.removeprefix("file://") + unquote(uri.removeprefix(root))
+            path = next((p for p in (uri, unquote(uri), inside) if p in paths), None)
             if path is None:
                 raise PoolError(f"{key} {table.text} has a deletion vector for {uri}, a file that it doesn't list; repair the table")
             keep = vectors[i].values.to_numpy(zero_copy_only=False)

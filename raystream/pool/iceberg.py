@@ -41,7 +41,8 @@ def list_iceberg(table: TableUri, filters: Filters, key: str) -> Listing:
         raise PoolError(_no_snapshot(opened, table, key))
     version = TableVersion(table.text, str(opened.metadata.table_uuid), int(snapshot.snapshot_id))
     scan = opened.scan(snapshot_id=snapshot.snapshot_id)
-    schema = scan.projection()
+    # Without a snapshot asked for, columns have the names that they have today, though the snapshot may be older than a renaming.
+    schema = opened.schema() if table.version is None else scan.projection()
     arrow = package("pyiceberg.io.pyarrow", table, key, PoolError).schema_to_pyarrow(schema, include_field_ids=False)
     types = types_of(arrow)
     check_filter_columns(filters, list(types), table.text)
