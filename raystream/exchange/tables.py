@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import uuid
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -26,19 +27,22 @@ _ATTEMPTS = 4
 
 
 def check_output(uri: str, key: str = "output") -> None:
-    """Refuse, before any work, a place that can't be written to: its form is wrong, or a package is missing.
+    """Refuse, before any work, a place that can't be written to as far as that can be told by reading.
 
     Raises:
         QueryError: the URI isn't one of a table or a Parquet file or folder, or names a version.
-        StoreError: the package that writes such tables is missing.
+        StoreError: the package that writes such tables is missing, the catalog can't be read, or the table there is of another kind.
     """
     if not is_table(uri):
         resolve(uri, key)
         return
-    table = parse_table(uri, key)
-    if table.version is not None:
-        raise QueryError(f"{key} {uri} names a version, but only the newest can be written; leave it out")
-    package("pyiceberg.catalog" if table.kind == "iceberg" else "deltalake", table, key, StoreError)
+    place = _place(uri, key)
+    try:
+        _rows_of_query(place, "", key)
+    except RaystreamError:
+        raise
+    except Exception as error:
+        raise _explained(uri, error, key) from error
 
 
 def write_table(table: pa.Table, uri: str, query_id: str, name: str = "selection", key: str = "output") -> bool:
@@ -53,90 +57,118 @@ def write_table(table: pa.Table, uri: str, query_id: str, name: str = "selection
         key: the query's key or the option that the URI stands in, for messages.
 
     Returns:
-        Whether anything was written; ranked rows that stand there just so are left alone.
+        Whether anything was written; ranked rows that stand in a table just so are left alone.
 
     Raises:
         QueryError: the URI can't be used.
         StoreError: it can't be written.
     """
-    check_output(uri, key)
+    place = _place(uri, key) if is_table(uri) else None
     if QUERY_ID in table.column_names:
         raise StoreError(
             f"{key} {uri}: the rows have a column {QUERY_ID} of their own; rename it in the pool, or leave it out of pool.keep"
         )
     marked = table.append_column(QUERY_ID, pa.repeat(pa.scalar(query_id, pa.string()), table.num_rows))
     try:
-        if not is_table(uri):
-            return _write_parquet(marked, uri, f"{name}-{query_id}.parquet", key)
-        place = parse_table(uri, key)
-        rows = _portable(marked)
-        return (_write_iceberg if place.kind == "iceberg" else _write_delta)(rows, place, query_id, key)
+        if place is None:
+            _write_parquet(marked, uri, f"{name}-{query_id}.parquet", key)
+            return True
+        return _replace(_portable(marked), place, query_id, key)
     except RaystreamError:
         raise
     except Exception as error:  # what catalogs, object stores and their packages raise has no common root
-        raise StoreError(f"{key} {uri} can't be written: {one_line(error)}") from error
+        raise _explained(uri, error, key) from error
 
 
-def _write_iceberg(rows: pa.Table, place: TableUri, query_id: str, key: str) -> bool:
-    catalogs = package("pyiceberg.catalog", place, key, StoreError)
-    exceptions = package("pyiceberg.exceptions", place, key, StoreError)
-    equal_to = package("pyiceberg.expressions", place, key, StoreError).EqualTo(QUERY_ID, query_id)
-    catalog = catalogs.load_catalog(place.catalog)
-    for attempt in range(_ATTEMPTS):
-        try:
-            table = catalog.load_table(place.name)
-        except exceptions.NoSuchTableError:
-            catalog.create_namespace_if_not_exists(place.name.rpartition(".")[0])
-            table = catalog.create_table_if_not_exists(place.name, schema=rows.schema)
-        try:
-            if QUERY_ID not in table.schema().column_names:
-                _not_ours(place, key)
-            if _same(table.scan(row_filter=equal_to).to_arrow(), rows):
-                return False
-            with warnings.catch_warnings(), table.transaction() as transaction:
-                warnings.simplefilter("ignore")  # that there was nothing to replace
-                with transaction.update_schema() as update:
-                    update.union_by_name(rows.schema)
-                transaction.overwrite(rows, overwrite_filter=equal_to)
+def _explained(uri: str, error: Exception, key: str) -> StoreError:
+    return StoreError(f"{key} {uri} can't be written: {one_line(error)}")
+
+
+def _place(uri: str, key: str) -> TableUri:
+    place = parse_table(uri, key)
+    if place.version is not None:
+        raise QueryError(f"{key} {uri} names a version, but only the newest can be written; leave it out")
+    package("pyiceberg.catalog" if place.kind == "iceberg" else "deltalake", place, key, StoreError)
+    return place
+
+
+def _replace(rows: pa.Table, place: TableUri, query_id: str, key: str) -> bool:
+    """Commit the rows until the table holds them once: of writers at the same time, both may have added theirs."""
+    write = _write_iceberg if place.kind == "iceberg" else _write_delta
+    failure: Exception | None = None
+    written = False
+    for attempt in range(_ATTEMPTS + 1):
+        held = _rows_of_query(place, query_id, key)
+        if held is not None and written and held([QUERY_ID]).num_rows == rows.num_rows:
             return True
-        except exceptions.CommitFailedException:
-            if attempt + 1 == _ATTEMPTS:
-                raise
-    raise AssertionError("unreachable")
-
-
-def _write_delta(rows: pa.Table, place: TableUri, query_id: str, key: str) -> bool:
-    deltalake = package("deltalake", place, key, StoreError)
-    errors = package("deltalake.exceptions", place, key, StoreError)
-    folder = delta_location(place, key)
-    where = f"{QUERY_ID} = '{query_id.replace(chr(39), 2 * chr(39))}'"
-    for attempt in range(_ATTEMPTS):
-        exists = deltalake.DeltaTable.is_deltatable(folder)
-        if exists:
-            table = deltalake.DeltaTable(folder)
-            if QUERY_ID not in [field.name for field in table.schema().fields]:
-                _not_ours(place, key)
-            if _same(pa.table(table.scan(predicate=where).read_all()), rows):
-                return False
+        if held is not None and not written and "rank" in rows.column_names and _same(held(None), rows):
+            return False
+        if attempt == _ATTEMPTS:
+            break
         try:
-            options: dict[str, Any] = {"mode": "overwrite", "predicate": where, "schema_mode": "merge"} if exists else {"mode": "error"}
-            deltalake.write_deltalake(folder, rows, **options)
-            return True
-        except errors.CommitFailedError:
-            if attempt + 1 == _ATTEMPTS:
-                raise
-    raise AssertionError("unreachable")
+            write(rows, place, query_id, key, held is not None)
+            written = True
+        except Exception as error:
+            failure = error
+    raise failure or StoreError(f"{key} {place.text} is written by others at the same time; run the same again")
 
 
-def _not_ours(place: TableUri, key: str) -> NoReturn:
-    raise StoreError(
-        f"{key} {place.text} is a table without a column {QUERY_ID}, so that nothing in it can be replaced; name another table"
-    )
+def _rows_of_query(place: TableUri, query_id: str, key: str) -> Callable[[list[str] | None], pa.Table] | None:
+    """Reads what a table holds of a query, in these columns or all; None if the table isn't there."""
+    if place.kind == "iceberg":
+        missing = package("pyiceberg.exceptions", place, key, StoreError).NoSuchTableError
+        try:
+            table = package("pyiceberg.catalog", place, key, StoreError).load_catalog(place.catalog).load_table(place.name)
+        except missing:
+            return None
+        _check_ours(table.schema().column_names, place, key)
+        return lambda columns: table.scan(_equal_to(place, query_id, key), selected_fields=tuple(columns or ["*"])).to_arrow()
+    deltalake, folder = package("deltalake", place, key, StoreError), delta_location(place, key)
+    if not deltalake.DeltaTable.is_deltatable(folder):
+        return None
+    opened = deltalake.DeltaTable(folder)
+    _check_ours([field.name for field in opened.schema().fields], place, key)
+    return lambda columns: pa.table(opened.scan(columns, _predicate(query_id)).read_all())
+
+
+def _write_iceberg(rows: pa.Table, place: TableUri, query_id: str, key: str, exists: bool) -> None:
+    catalog = package("pyiceberg.catalog", place, key, StoreError).load_catalog(place.catalog)
+    if not exists:
+        catalog.create_namespace_if_not_exists(place.name.rpartition(".")[0])
+        catalog.create_table_if_not_exists(place.name, schema=rows.schema)
+    table = catalog.load_table(place.name)
+    with warnings.catch_warnings(), table.transaction() as transaction:
+        warnings.simplefilter("ignore")  # that there was nothing to replace
+        with transaction.update_schema() as update:
+            update.union_by_name(rows.schema)
+        transaction.overwrite(rows, overwrite_filter=_equal_to(place, query_id, key))
+
+
+def _write_delta(rows: pa.Table, place: TableUri, query_id: str, key: str, exists: bool) -> None:
+    options: dict[str, Any] = {"mode": "overwrite", "predicate": _predicate(query_id), "schema_mode": "merge"}
+    write = package("deltalake", place, key, StoreError).write_deltalake
+    write(delta_location(place, key), rows, **(options if exists else {"mode": "error"}))
+
+
+def _equal_to(place: TableUri, query_id: str, key: str) -> Any:
+    return package("pyiceberg.expressions", place, key, StoreError).EqualTo(QUERY_ID, query_id)
+
+
+def _predicate(query_id: str) -> str:
+    doubled = query_id.replace("'", "''")
+    return f"{QUERY_ID} = '{doubled}'"
+
+
+def _check_ours(names: Sequence[str], place: TableUri, key: str) -> None:
+    if QUERY_ID not in names:
+        raise StoreError(
+            f"{key} {place.text} is a table without a column {QUERY_ID}, so that nothing in it can be replaced; name another table"
+        )
 
 
 def _same(held: pa.Table, rows: pa.Table) -> bool:
     """Whether a table holds exactly these ranked rows."""
-    if "rank" not in rows.column_names or held.num_rows != rows.num_rows or set(rows.column_names) - set(held.column_names):
+    if held.num_rows != rows.num_rows or set(rows.column_names) - set(held.column_names):
         return False
     others = [name for name in held.column_names if name not in rows.column_names]
     if any(held.column(name).null_count < held.num_rows for name in others):
@@ -171,13 +203,13 @@ def _portable_type(type_: pa.DataType) -> pa.DataType:
     return type_
 
 
-def _write_parquet(rows: pa.Table, uri: str, name: str, key: str) -> bool:
+def _write_parquet(rows: pa.Table, uri: str, name: str, key: str) -> None:
     filesystem, path = resolve(uri, key)
     path = path if path.endswith(".parquet") else f"{path.rstrip('/')}/{name}"
     if not isinstance(filesystem, pafs.LocalFileSystem):
         with filesystem.open_output_stream(path) as stream:  # there when it is closed, and not before
             pq.write_table(rows, stream)
-        return True
+        return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
@@ -189,4 +221,3 @@ def _write_parquet(rows: pa.Table, uri: str, name: str, key: str) -> bool:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    return True
