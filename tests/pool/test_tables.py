@@ -302,3 +302,26 @@ def test_a_catalog_is_not_needed_to_read_a_unit(iceberg: Any, monkeypatch: pytes
     ids = [rows.ids.to_numpy() for unit in units for rows in read_unit(unit, found.read, 100)]
     assert sorted(np.concatenate(ids).tolist()) == list(range(1, 120))
     assert units == found.units
+
+
+def test_a_partition_column_that_icebergs_file_lacks_has_the_tables_value(catalog: Any) -> None:
+    """As in tables taken over from Hive: the value stands in the table, under the column's own type."""
+    from pyiceberg.transforms import IdentityTransform
+
+    dates = [datetime.date(2024, 1, 1), None]
+    schema = rows_of(0).append_column("date", pa.array([None] * ROWS, pa.date32())).schema
+    table = catalog.create_table("ns.parts", schema=schema)
+    with table.update_spec() as update:
+        update.add_field("date", IdentityTransform())
+    for number, date in enumerate(dates):
+        table.append(rows_of(number * ROWS).append_column("date", pa.array([date] * ROWS, pa.date32())))
+    places = [(unit.file, unit.first_row) for unit in plan("iceberg://lake/ns.parts", keep=["date"]).units]
+    whole = read_columns_at(places, pa.schema([("date", pa.date32())])).column("date").to_pylist()
+    for path in data_files(table).values():
+        local = path.removeprefix("file://")
+        pq.write_table(pq.ParquetFile(local).read().drop(["date"]), local)
+    found = plan("iceberg://lake/ns.parts", keep=["date"])
+    values = read_columns_at([(unit.file, unit.first_row) for unit in found.units], found.keep_schema).column("date")
+    assert sorted(values.to_pylist(), key=str) == sorted(whole, key=str) == sorted(dates, key=str)
+    assert values.type == pa.date32()
+    assert ids_read(plan("iceberg://lake/ns.parts", filters=[("date", "==", "2024-01-01")])) == list(range(ROWS))
