@@ -50,7 +50,7 @@ def list_iceberg(table: TableUri, filters: Filters, key: str) -> Listing:
     same_schema = schema.schema_id == opened.schema().schema_id
     expression = _row_filter(filters, schema, table, key) if same_schema else None
     try:
-        tasks = list((scan if expression is None else scan.filter(expression)).plan_files())
+        tasks, pruned = _plan(scan, expression)
         deletes = _deletes(opened.io, tasks, table, key)
     except RaystreamError:
         raise
@@ -71,7 +71,17 @@ def list_iceberg(table: TableUri, filters: Filters, key: str) -> Listing:
             )
         columns = TableFile(table.text, types, ids, _constants(opened, schema, task.file), defaults)
         files.append(Listed(_local(task.file.file_path), columns, (), deletes.get(task.file.file_path)))
-    return Listing(version, files, pruned=expression is not None)
+    return Listing(version, files, pruned)
+
+
+def _plan(scan: Any, expression: Any) -> tuple[list[Any], bool]:
+    """The data files of a scan with their delete files, and whether the expression chose among them."""
+    if expression is not None:
+        try:
+            return list(scan.filter(expression).plan_files()), True
+        except TypeError:
+            pass  # pyiceberg 0.12 can't order a partition that is null; the rows are filtered all the same
+    return list(scan.plan_files()), False
 
 
 def _open(table: TableUri, key: str) -> Any:
