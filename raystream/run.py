@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from raystream.errors import QueryError
+from raystream.errors import QueryError, StoreError
 from raystream.query import Query
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def run(query: Query, *, reporter: Reporter | None = None, may_score: bool = True) -> Result:
     """Choose the query's batch and commit it. The same query again returns what is committed and changes nothing.
+
+    `query.output` is written after the commit, and by the same query again if it isn't there then.
 
     Args:
         query: what to read, score and choose.
@@ -46,13 +48,16 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
     from raystream.engine.result import read_result
     from raystream.engine.session import Session
     from raystream.engine.stages import all_receipts, commit, score_warnings, scored_pool
+    from raystream.exchange.tables import check_output
 
     began = time.perf_counter()
+    if query.output is not None:
+        check_output(query.output)
     reporter.stage("Reading the pool's footers")
     prepared = prepare(query, calibration)
     committed = prepared.committed
     if committed is not None:
-        return read_result(prepared.store, committed)
+        return _with_output(query, read_result(prepared.store, committed))
     if not may_score and prepared.missing:
         raise QueryError(
             f"{len(prepared.missing)} of {len(prepared.tasks)} units are not scored yet; run raystream query or raystream score first"
@@ -76,7 +81,20 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
         calibrate=fitting,
     )
     warnings = [*score_warnings(prepared, receipts, session), *covered.warnings, *batch.warnings]
-    return commit(prepared, pool, batch, session, seconds, warnings, labelled=covered.known)
+    return _with_output(query, commit(prepared, pool, batch, session, seconds, warnings, labelled=covered.known))
+
+
+def _with_output(query: Query, result: Result) -> Result:
+    """The result, once the table that the query names holds it, too."""
+    if query.output is None:
+        return result
+    from raystream.exchange.tables import write_table
+
+    try:
+        write_table(result.selection, query.output, result.query)
+    except StoreError as error:
+        raise StoreError(f"{error}; query {result.query} is committed, run it again to write this table") from error
+    return result
 
 
 def score(query: Query, *, reporter: Reporter | None = None) -> Scores:

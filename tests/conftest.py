@@ -54,3 +54,18 @@ def make_query(workplace: Path) -> Callable[..., Query]:
         return Query(**spec)
 
     return make
+
+
+@pytest.fixture
+def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An Iceberg catalog named `lake`, in SQLite, configured by the environment; it holds the namespace `ns`."""
+    import pyiceberg.catalog
+    from pyiceberg.utils.config import Config
+
+    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__URI", f"sqlite:///{tmp_path}/catalog.db")
+    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__WAREHOUSE", f"file://{tmp_path}/warehouse")
+    monkeypatch.setattr(pyiceberg.catalog, "_ENV_CONFIG", Config())
+    opened = pyiceberg.catalog.load_catalog("lake")
+    opened.create_namespace("ns")
+    yield opened
+    opened.engine.dispose()

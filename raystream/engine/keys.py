@@ -67,7 +67,7 @@ def query_identity(
 ) -> dict[str, str]:
     """What a query's name stands for, by part; the identity is the digest of all parts together.
 
-    The cluster and the store have no influence on what is chosen and are left out.
+    The cluster, the store and the output have no influence on what is chosen and are left out.
 
     Args:
         query: as resolved.
@@ -76,9 +76,8 @@ def query_identity(
         classes: the names, wherever they were read.
         fingerprint: the model's.
     """
-    resolved = query.model_dump(mode="json", exclude={"cluster", "store"})
-    if query.pool.label is None:
-        del resolved["pool"]["label"]  # a key that came later: queries without it keep the names they had
+    # Keys that are left out say nothing, so that one that is new in a later version changes no name.
+    resolved = query.model_dump(mode="json", exclude={"cluster", "store", "output"}, exclude_none=True)
     parts = {
         f"{section}.{key}": json.dumps(value)
         for section in resolved

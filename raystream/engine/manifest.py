@@ -8,6 +8,7 @@ from typing import Any
 
 from raystream.engine.calibration import Calibration
 from raystream.engine.store import LocalStore, StoredFile
+from raystream.pool import TableVersion
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Manifest:
 
     `selection` is the file of the attempt that won; `selection.parquet` is its copy. `facts` are the strategy's own, such as the
     recall of an approximate index. `selection_rounds` is None when the batch was chosen without selection actors, `calibration` when
-    the temperature was given as a number.
+    the temperature was given as a number. `tables` says which version was read of each table of the pool.
     """
 
     query: str
@@ -90,6 +91,7 @@ class Manifest:
     facts: dict[str, float | int | str] = field(default_factory=dict)
     selection_rounds: SelectionRounds | None = None
     calibration: Calibration | None = None
+    tables: list[TableVersion] = field(default_factory=list)
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1, default=str).encode()
@@ -108,6 +110,7 @@ class Manifest:
             selection_rounds=SelectionRounds(**rounds) if rounds else None,
             calibration=Calibration.from_fields(calibration) if calibration else None,
             files=[(path, size, version) for path, size, version in fields.pop("files")],
+            tables=[TableVersion(**table) for table in fields.pop("tables", [])],
             **fields,
         )
 

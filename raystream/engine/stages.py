@@ -110,6 +110,7 @@ def commit(
         facts=batch.facts,
         selection_rounds=batch.rounds,
         calibration=prepared.calibration,
+        tables=list(prepared.pool.tables),
     )
     if not prepared.store.put_if_absent(f"{folder}/manifest.json", manifest.to_json()):
         # Somebody else's query of this name was committed meanwhile: the same one, or `committed` says what differs.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -13,6 +13,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError, QueryError
+from raystream.pool.deletes import Deletes
+from raystream.pool.table_file import TableFile
 
 _EXTENSIONS = (".parquet", ".parq", ".pq")
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -32,18 +34,29 @@ class File:
         path: absolute.
         size: bytes.
         version: changes whenever the content may have: mtime in nanoseconds.
-        partitions: hive folders below the listed root; None is Hive's null.
+        partitions: hive folders below the listed root; None is Hive's null. Of a table's file, columns that it doesn't hold itself.
+        deletes: of the table that lists the file, if there are any; in a unit, those among its rows.
+        table: what that table says of the columns, while planning.
     """
 
     path: str
     size: int
     version: str
     partitions: tuple[tuple[str, str | None], ...] = ()
+    deletes: Deletes | None = None
+    table: TableFile | None = field(default=None, compare=False, repr=False)
 
     @property
     def identity(self) -> tuple[str, int, str]:
         """What keys hash: another content under the same path gives another identity."""
-        return (self.path, self.size, self.version)
+        version = self.version if self.deletes is None else f"{self.version} without {self.deletes.digest}"
+        return (self.path, self.size, version)
+
+    def part(self, low: int, high: int) -> File:
+        """The file as a unit of these row positions carries it, `high` not included: the same file, with no more than is needed."""
+        if self.deletes is None and self.table is None:
+            return self
+        return replace(self, deletes=self.deletes and self.deletes.within(low, high), table=None)
 
 
 def resolve(uri: str, key: str = "pool.uri") -> tuple[pafs.FileSystem, str]:

@@ -45,19 +45,31 @@ def filter_columns(filters: Filters) -> list[str]:
 
 
 def partition_types(files: Sequence[File]) -> dict[str, pa.DataType]:
-    """The type of each hive key: int64 if every file's value is a whole number of 64 bits, else string."""
+    """The type of each hive key: int64 if every file's value is a whole number of 64 bits, else string; a table's is what it says."""
     values: dict[str, set[str | None]] = {}
+    declared: dict[str, pa.DataType] = {}
     for file in files:
         for name, value in file.partitions:
             values.setdefault(name, set()).add(value)
+            if file.table is not None and name in file.table.types:
+                declared[name] = plain_type(file.table.types[name])
     whole = {name for name, seen in values.items() if seen != {None} and all(_is_integer(value) for value in seen - {None})}
-    return {name: pa.int64() if name in whole else pa.string() for name in values}
+    return {name: pa.int64() if name in whole else pa.string() for name in values} | declared
 
 
-def partition_value(file: File, name: str, type_: pa.DataType) -> int | str | None:
-    """The value of one of a file's hive keys."""
+def partition_value(file: File, name: str, type_: pa.DataType) -> Any:
+    """The value of one of a file's hive keys, None where it is null.
+
+    Raises:
+        PoolError: it isn't of the type.
+    """
     text = dict(file.partitions)[name]
-    return int(text) if text is not None and pa.types.is_integer(type_) else text
+    if text is None or pa.types.is_string(type_):
+        return text
+    try:
+        return int(text) if pa.types.is_integer(type_) else pa.scalar(text).cast(type_).as_py()
+    except (ValueError, pa.ArrowException):
+        raise PoolError(f"partition {name} of {file.path} is {text!r}, expected {type_}; repair the table") from None
 
 
 def check_filters(filters: Filters, types: Mapping[str, pa.DataType]) -> None:
@@ -186,7 +198,7 @@ def _literal(value: Any, type_: pa.DataType) -> Any:
     raise TypeError(f"{type_} is not comparable with {value!r}")
 
 
-def _decide(term: Term, value: int | str | None, type_: pa.DataType) -> bool:
+def _decide(term: Term, value: Any, type_: pa.DataType) -> bool:
     """A term on a hive key, by the same rules as on a column."""
     table = pa.table({term[0]: pa.array([value], type_)})
     return bool(table.filter(_expression(term, type_)).num_rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from raystream.errors import PoolError, did_you_mean
 from raystream.pool.files import File, UnreadableFileError, one_line, open_parquet
+from raystream.pool.table_file import TableFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,9 @@ class Footer:
 
     @property
     def rows(self) -> int:
-        """Rows of the file, before filters."""
-        return sum(group.rows for group in self.row_groups)
+        """Rows of the file, before filters, without those that its table has deleted."""
+        deletes = self.file.deletes
+        return sum(group.rows for group in self.row_groups) - (len(deletes.positions) if deletes else 0)
 
 
 def read_footers(
@@ -106,10 +108,14 @@ def _read_footer(file: File, columns: Sequence[str], filter_columns: Sequence[st
             metadata, schema = parquet.metadata, parquet.schema_arrow
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             raise UnreadableFileError(f"{file.path} has a schema that can't be read: {one_line(error)}; write the file anew") from None
+    if file.table is not None:
+        file = _completed(file, file.table, metadata.num_rows, schema, [*columns, *filter_columns, *keep])
     folders = [name for name, _ in file.partitions]
     for name in columns:
         if name in folders and name not in schema.names:
-            raise PoolError(f"column {name} of {file.path} is a hive folder; expected the id and the inputs in the file itself")
+            raise PoolError(
+                f"column {name} of {file.path} {_NOT_IN_FILE[file.table is None]}; expected the id and the inputs in the file itself"
+            )
     wanted = dict.fromkeys([*columns, *filter_columns, *keep])
     in_file = [name for name in wanted if name not in folders or name in schema.names]
     for name in in_file:
@@ -118,6 +124,22 @@ def _read_footer(file: File, columns: Sequence[str], filter_columns: Sequence[st
     leaves = _leaves(metadata, in_file)
     groups = (_row_group(metadata.row_group(i), columns, filters, leaves) for i in range(metadata.num_row_groups))
     return Footer(file, pa.schema([schema.field(name).remove_metadata() for name in in_file]), tuple(groups))
+
+
+_NOT_IN_FILE = {True: "is a hive folder", False: "is a partition column, or was added to the table after the file was written"}
+
+
+def _completed(file: File, table: TableFile, rows: int, schema: pa.Schema, names: Sequence[str]) -> File:
+    """A table's file with all columns that it doesn't hold itself among its partitions.
+
+    Raises:
+        PoolError: the file isn't what the table says of it.
+    """
+    if file.deletes is not None and file.deletes.positions[-1] >= rows:
+        raise PoolError(f"{table.name} deletes row {file.deletes.positions[-1]} of {file.path}, which has {rows} rows; repair the table")
+    known = {name: value for name, value in file.partitions if name not in schema.names}
+    absent = table.absent(file.path, schema, [name for name in names if name not in known])
+    return replace(file, partitions=(*known.items(), *absent))
 
 
 def _check_column(file: File, names: Sequence[str], name: str, folders: Sequence[str]) -> None:

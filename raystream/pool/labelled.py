@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 
 from raystream.errors import LabelsError, PoolError, did_you_mean
 from raystream.pool.columns import Column, plain, recognise
-from raystream.pool.files import File, list_files, one_line, open_parquet
+from raystream.pool.files import File, one_line, open_parquet
 from raystream.pool.footers import read_footers
 from raystream.pool.ids import comparable
 from raystream.pool.plan import DERIVED_ID
 from raystream.pool.reader import ReadSpec
+from raystream.pool.tables import list_pool
 from raystream.pool.units import Unit, units_at
 
 Mask = npt.NDArray[np.bool_]
@@ -103,7 +104,7 @@ def read_labelled(uris: Sequence[str], id_name: str | None, id_type: pa.DataType
     """
     name = id_name or DERIVED_ID
     try:
-        files = tuple(list_files(uris, key="pool.labelled")) if uris else ()
+        files = tuple(list_pool(uris, key="pool.labelled")[0]) if uris else ()
         with ThreadPoolExecutor(max_workers=max(1, min(threads, len(files)))) as executor:
             columns = list(executor.map(lambda file: _read_ids(file, name, id_type), files))
     except PoolError as error:
@@ -112,7 +113,7 @@ def read_labelled(uris: Sequence[str], id_name: str | None, id_type: pa.DataType
     ids = pa.concat_arrays([chunk for column in columns for chunk in column.chunks] or [empty])
     lengths = [len(column) for column in columns]
     file_of = np.repeat(np.arange(len(files)), lengths)
-    row_of = np.concatenate([np.arange(length) for length in lengths] or [np.arange(0)])
+    row_of = np.concatenate([_rows_left(file, length) for file, length in zip(files, lengths, strict=True)] or [np.arange(0)])
     ids, first = _sorted_unique(ids)
     return Labelled(name, ids, files, file_of[first], row_of[first])
 
@@ -167,6 +168,7 @@ def _read_ids(file: File, name: str, id_type: pa.DataType) -> pa.ChunkedArray:
             raise LabelsError(f"id column {name} is missing in the labelled file {file.path}{did_you_mean(name, names)}")
         try:
             ids = parquet.read(columns=[name]).column(name)
+            ids = ids if file.deletes is None else ids.take(pa.array(file.deletes.kept(0, len(ids))))
         except (pa.ArrowException, OSError) as error:
             raise LabelsError(f"id column {name} of {file.path} can't be read: {one_line(error)}; repair or remove the file") from None
     if ids.null_count:
@@ -182,6 +184,11 @@ def _read_ids(file: File, name: str, id_type: pa.DataType) -> pa.ChunkedArray:
                 "label rows of this pool, or widen its id column"
             ) from None
     raise LabelsError(f"id column {name} of {file.path} is {found}, but the pool's is {id_type}; write it as {id_type}")
+
+
+def _rows_left(file: File, count: int) -> npt.NDArray[np.int64]:
+    """The positions of a file's rows once as many are left as it has ids."""
+    return np.arange(count) if file.deletes is None else file.deletes.kept(0, count + len(file.deletes.positions))
 
 
 def _family(type_: pa.DataType) -> str:

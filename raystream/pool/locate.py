@@ -64,6 +64,10 @@ def _excluded(
                 index = labelled.index(ids)
                 if filters and (index >= 0).any():
                     index[matching_rows(filters, batch)] = -1
+                if footer.file.deletes is not None:
+                    gone = np.ones(len(rows), dtype=bool)
+                    gone[footer.file.deletes.kept(next_row - len(rows), len(rows))] = False
+                    index[gone] = -1
                 positions.append(rows[index >= 0])
                 indices.append(index[index >= 0])
         except (pa.ArrowException, OSError) as error:

@@ -14,10 +14,11 @@ import pyarrow as pa
 
 from raystream.errors import PoolError, QueryError
 from raystream.pool.columns import Column, Texts, check_mixture, plain_type, recognise, row_shapes
-from raystream.pool.files import File, list_files, one_line, open_parquet
+from raystream.pool.files import File, one_line, open_parquet
 from raystream.pool.filters import Filters, check_filters, filter_columns, freeze, partition_types, residual
 from raystream.pool.footers import Footer, read_footers
 from raystream.pool.reader import ReadSpec
+from raystream.pool.tables import TableVersion, list_pool
 from raystream.pool.units import TARGET_BYTES, Unit, cut_units, group_bytes
 from raystream.query import LOGIT_SCORES, Pool
 
@@ -43,6 +44,7 @@ class PoolPlan:
         partition_types: hive key -> its type.
         keep_schema: the kept columns, and those read for candidates, with their types, as `read_columns_at` takes it.
         warnings: sentences for the user.
+        tables: the tables that the files were listed by, each at one version.
     """
 
     footers: tuple[Footer, ...]
@@ -52,6 +54,7 @@ class PoolPlan:
     partition_types: dict[str, pa.DataType]
     keep_schema: pa.Schema
     warnings: tuple[str, ...]
+    tables: tuple[TableVersion, ...] = ()
 
     @property
     def files(self) -> tuple[File, ...]:
@@ -117,8 +120,9 @@ def plan_pool(
     """
     inputs = tuple(pool.inputs if columns is None else columns)
     _check_names(pool)
-    files = list_files(pool.uris)
     filters = freeze(pool.disjunction)
+    # Labelled rows count as covered whatever the filters say: then files that the filters leave nothing of are looked at, too.
+    files, tables = list_pool(pool.uris, filters=() if pool.labelled else filters)
     read = [*([pool.id] if pool.id else []), *inputs]
     later = list(dict.fromkeys([*pool.keep, *also]))
     unreadable: dict[File, str] = {}
@@ -140,7 +144,7 @@ def plan_pool(
     spec = ReadSpec(pool.id, _id_type(pool.id, types), marked, on_error)
     keep = pa.schema([pa.field(name, plain_type(types[name])) for name in later])
     warnings = (*_left_out(unreadable), *_large_row_group(footers, units, spec))
-    return PoolPlan(tuple(footers), tuple(units), spec, filters, folders, keep, warnings)
+    return PoolPlan(tuple(footers), tuple(units), spec, filters, folders, keep, warnings, tables)
 
 
 def _check_names(pool: Pool) -> None:
@@ -194,10 +198,14 @@ def _measured(units: Sequence[Unit], column: Column, on_error: str) -> tuple[int
 
 def _shapes(unit: Unit, column: Column, on_error: str) -> Iterator[list[tuple[int, ...]]]:
     """The shapes of a unit's rows that have one, some rows at a time; under `skip` damage ends it, and is left to the reader."""
+    deletes, next_row = unit.file.deletes, unit.first_row
     with open_parquet(unit.file) as parquet:
         try:
             for batch in parquet.iter_batches(_SAMPLED_ROWS, row_groups=list(unit.row_groups), columns=[column.name]):
-                yield row_shapes(batch.column(column.name), column)
+                values = batch.column(column.name)
+                kept = values if deletes is None else values.take(pa.array(deletes.kept(next_row, len(values))))
+                next_row += len(values)
+                yield row_shapes(kept, column)
         except (pa.ArrowException, OSError) as error:
             if on_error == "fail":
                 where = f"column {column.name} of {unit.file.path}"

@@ -137,6 +137,9 @@ def _selected(
             keep = positions[low:high] - (next_row - batch.num_rows)
         elif unit.filters:
             keep = _matching(unit, batch)
+        if unit.file.deletes is not None and positions is None:
+            left = unit.file.deletes.kept(next_row - batch.num_rows, batch.num_rows)
+            keep = left if keep is None else np.intersect1d(keep, left, assume_unique=True)
         if keep is not None and len(keep) < batch.num_rows:
             batch, rows = batch.take(pa.array(keep)), rows[keep]
         if len(rows):

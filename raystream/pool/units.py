@@ -20,7 +20,7 @@ class Unit:
         file: where the rows are.
         row_groups: consecutive.
         first_row: position in the file of the first row group's first row.
-        rows: how many are read, before row filters.
+        rows: how many are read, before row filters, without deleted ones.
         bytes: uncompressed, of the columns read.
         filters: what rows must still pass.
         positions: if given, the sorted positions in the file of the only rows read; filters don't apply to them.
@@ -48,7 +48,7 @@ class Unit:
 def cut_units(footer: Footer, filters: Filters = (), target_bytes: int = TARGET_BYTES) -> list[Unit]:
     """Cut a file at row groups into units of about equal bytes, in order.
 
-    Row groups that are empty or that the statistics rule out are left out. The cut depends on this file and these
+    Row groups that are empty, all deleted, or that the statistics rule out are left out. The cut depends on this file and these
     filters alone, so that scored units are found again whatever else the pool holds.
 
     Args:
@@ -58,7 +58,11 @@ def cut_units(footer: Footer, filters: Filters = (), target_bytes: int = TARGET_
     """
     types = {field.name: field.type for field in footer.schema}
     runs: list[list[int]] = []
+    starts = _starts(footer.row_groups)
+    deletes = footer.file.deletes
     for index, group in enumerate(footer.row_groups):
+        if deletes is not None and deletes.count(starts[index], starts[index + 1]) == group.rows:
+            continue
         if not group.rows or not row_group_may_match(filters, dict(group.statistics), group.rows, types):
             continue
         if runs and runs[-1][-1] == index - 1:
@@ -67,7 +71,7 @@ def cut_units(footer: Footer, filters: Filters = (), target_bytes: int = TARGET_
             runs.append([index])
     names = filter_columns(filters)
     weights = [group_bytes(group, names) for group in footer.row_groups]
-    return [_unit(footer, part, weights, filters) for run in runs for part in _parts(run, weights, target_bytes)]
+    return [_unit(footer, part, weights, filters, starts) for run in runs for part in _parts(run, weights, target_bytes)]
 
 
 def units_at(
@@ -105,7 +109,8 @@ def units_at(
         for part in _parts(run, weights, target_bytes):
             rows = tuple(position for index in part for position in held[index])
             stored = sum(weights[i] for i in part)
-            units.append(Unit(footer.file, tuple(part), starts[part[0]], len(rows), stored, (), rows, id_column, columns))
+            file = footer.file.part(starts[part[0]], starts[part[-1] + 1])
+            units.append(Unit(file, tuple(part), starts[part[0]], len(rows), stored, (), rows, id_column, columns))
     return units
 
 
@@ -131,9 +136,10 @@ def _parts(run: Sequence[int], weights: Sequence[int], target_bytes: int) -> lis
     return list(parts.values())
 
 
-def _unit(footer: Footer, part: Sequence[int], weights: Sequence[int], filters: Filters) -> Unit:
-    rows = sum(footer.row_groups[i].rows for i in part)
-    return Unit(footer.file, tuple(part), _starts(footer.row_groups)[part[0]], rows, sum(weights[i] for i in part), filters)
+def _unit(footer: Footer, part: Sequence[int], weights: Sequence[int], filters: Filters, starts: Sequence[int]) -> Unit:
+    first, end = starts[part[0]], starts[part[-1] + 1]
+    deleted = footer.file.deletes.count(first, end) if footer.file.deletes else 0
+    return Unit(footer.file.part(first, end), tuple(part), first, end - first - deleted, sum(weights[i] for i in part), filters)
 
 
 def _starts(groups: Sequence[RowGroup]) -> list[int]:

@@ -35,6 +35,7 @@ class Query(Part):
     select: Select
     cluster: Cluster = Cluster()
     store: Store = Store()
+    output: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     on_error: Literal["fail", "skip"] = "fail"
 

@@ -1,0 +1,125 @@
+"""The files of a pool, whether they are named as such or by a table, which pins one of its versions and knows what is deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+
+from raystream.errors import PoolError, did_you_mean
+from raystream.pool.deletes import Deletes
+from raystream.pool.files import File, list_files
+from raystream.pool.filters import Filters, filter_columns
+from raystream.pool.table_file import TableFile
+from raystream.pool.table_uri import is_table, parse_table
+
+_THREADS = 32
+
+
+@dataclass(frozen=True)
+class TableVersion:
+    """What was read of a table: its URI in the query, its own identity, and the snapshot's id or the version."""
+
+    uri: str
+    table: str
+    version: int
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A data file as its table lists it.
+
+    Attributes:
+        path: a path or URI that `raystream.pool.files` opens.
+        file: what the table says of its columns.
+        partitions: columns whose one value stands in the table alone, as text.
+        deletes: the rows of it that are deleted.
+    """
+
+    path: str
+    file: TableFile
+    partitions: tuple[tuple[str, str | None], ...] = ()
+    deletes: Deletes | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table's data files at one version; `pruned` when its statistics left some of them out."""
+
+    version: TableVersion
+    files: list[Listed] = field(default_factory=list)
+    pruned: bool = False
+
+
+def list_pool(uris: Sequence[str], key: str = "pool.uri", filters: Filters = ()) -> tuple[list[File], tuple[TableVersion, ...]]:
+    """The files under URIs of files, folders, globs and tables, sorted by path, each once.
+
+    Args:
+        uris: what to list.
+        key: the query's key that they stand in, for messages.
+        filters: files that a table's partitions and statistics prove to hold no row of these may be left out.
+
+    Returns:
+        The files, and for each table the version that was read.
+
+    Raises:
+        QueryError: a URI can't be used.
+        PoolError: something is missing or can't be read.
+    """
+    plain = [uri for uri in uris if not is_table(uri)]
+    files = {file.path: file for file in list_files(plain, key)} if plain or not uris else {}
+    versions: list[TableVersion] = []
+    for uri in uris:
+        if not is_table(uri):
+            continue
+        found, version = _list_table(uri, key, filters)
+        versions.append(version)
+        for file in found:
+            known = files.setdefault(file.path, file)
+            if known.deletes != file.deletes:
+                raise PoolError(
+                    f"{key} names {file.path} twice, with different rows deleted; name each table once, and not its files beside it"
+                )
+    return [files[path] for path in sorted(files)], tuple(versions)
+
+
+def check_filter_columns(filters: Filters, types: Sequence[str], name: str) -> None:
+    """Raise PoolError for a filter on a column that the table doesn't have."""
+    for column in filter_columns(filters):
+        if column not in types:
+            raise PoolError(f"pool.filters names column {column}, which {name} doesn't hold{did_you_mean(column, types)}")
+
+
+def _list_table(uri: str, key: str, filters: Filters) -> tuple[list[File], TableVersion]:
+    table = parse_table(uri, key)
+    if table.kind == "iceberg":
+        from raystream.pool.iceberg import list_iceberg
+
+        listing = list_iceberg(table, filters, key)
+    else:
+        from raystream.pool.delta import list_delta
+
+        listing = list_delta(table, filters, key)
+    if not listing.files:
+        if listing.pruned:
+            raise PoolError(f"no row of {uri} is left after pool.filters, by the table's own statistics; change pool.filters")
+        raise PoolError(f"{key} {uri} holds no data file in version {listing.version.version}; expected at least one")
+
+    def found(listed: Listed) -> File:
+        try:
+            (file,) = list_files([listed.path], key)
+        except PoolError as error:
+            raise PoolError(
+                f"{key} {uri} lists a data file that can't be used: {error}; if the version's files were removed, read a newer version"
+            ) from None
+        return replace(file, partitions=listed.partitions, deletes=listed.deletes, table=listed.file)
+
+    with ThreadPoolExecutor(min(_THREADS, len(listing.files))) as executor:
+        return list(executor.map(found, listing.files)), listing.version
+
+
+def types_of(schema: pa.Schema) -> dict[str, pa.DataType]:
+    """The columns of a table's schema with their types."""
+    return dict(zip(schema.names, schema.types, strict=True))
