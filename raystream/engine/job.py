@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from raystream.engine.asked import Asked
 from raystream.pool import ReadSpec, Unit
 from raystream.query import Model
 
@@ -30,6 +31,7 @@ class Job:
     threads: int
     skip_bad_rows: bool
     import_paths: tuple[str, ...]
+    asked: Asked = field(default_factory=Asked)
 
 
 @dataclass(frozen=True)

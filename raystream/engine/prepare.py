@@ -11,6 +11,7 @@ from itertools import product
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raystream.engine.asked import Asked, asked_of
 from raystream.engine.job import Task
 from raystream.engine.keys import Wanted, differences, identity_digest, query_identity, unit_key
 from raystream.engine.manifest import Manifest, query_folder, read_manifest
@@ -44,6 +45,7 @@ class Prepared:
     name: str
     tasks: tuple[Task, ...]
     receipts: tuple[Receipt | None, ...]
+    asked: Asked
 
     @property
     def committed(self) -> Manifest | None:
@@ -84,7 +86,9 @@ def prepare(query: Query) -> Prepared:
     identity = query_identity(query, pool.files, _labelled_parts(query, labelled, pool), classes, digest)
     if ":" in query.select.strategy:
         identity["the strategy's source"] = code_hash(query.select.strategy, "select.strategy")
-    tasks, receipts = find_scored(query, store, pool.units, pool.read, digest)
+    asked = asked_of(query, classes)
+    identity |= {f"the source of {path}": code for path, code in asked.functions}
+    tasks, receipts = find_scored(query, store, pool.units, pool.read, digest, asked)
     return Prepared(
         query=query,
         store=store,
@@ -96,6 +100,7 @@ def prepare(query: Query) -> Prepared:
         name=query.store.query or identity_digest(identity)[:_NAME_DIGITS],
         tasks=tasks,
         receipts=receipts,
+        asked=asked,
     )
 
 
@@ -118,19 +123,20 @@ def _labelled_parts(query: Query, labelled: Labelled | None, pool: PoolPlan) -> 
 
 
 def find_scored(
-    query: Query, store: LocalStore, units: Sequence[Unit], spec: ReadSpec, fingerprint: str
+    query: Query, store: LocalStore, units: Sequence[Unit], spec: ReadSpec, fingerprint: str, asked: Asked
 ) -> tuple[tuple[Task, ...], tuple[Receipt | None, ...]]:
     """The units' tasks, and the receipts of those that are scored.
 
-    A query that needs less takes what was stored with more: scores beside embeddings, both beside probabilities or samples.
+    A query that needs less takes what was stored with more: scores beside embeddings, both beside probabilities, samples or
+    scores from gradients.
     """
     traits = query.select.traits
-    needed = Wanted(query.needs_embedding, traits.probabilities, traits.samples)
-    every = (Wanted(*outputs) for outputs in product((False, True), repeat=3))
+    needed = Wanted(query.needs_embedding, traits.probabilities, query.needs_samples, query.needs_gradients)
+    every = (Wanted(*outputs) for outputs in product((False, True), repeat=4) if query.may_give_gradients or not outputs[3])
     richer = [outputs for outputs in every if all(given >= wanted for given, wanted in zip(outputs, needed, strict=True))]
 
     def look(unit: Unit) -> tuple[Task, Receipt | None]:
-        tasks = [Task(unit, unit_key(unit, query, spec, fingerprint, outputs)) for outputs in richer]
+        tasks = [Task(unit, unit_key(unit, query, spec, fingerprint, outputs, asked)) for outputs in richer]
         for task in tasks:
             receipt = read_receipt(store, task.key)
             if receipt is not None:

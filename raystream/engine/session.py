@@ -117,12 +117,13 @@ class Session:
             token=self._token,
             embedding=query.needs_embedding,
             probabilities=query.select.traits.probabilities,
-            samples=query.select.traits.samples,
+            samples=query.needs_samples,
             mc_samples=query.acquire.mc_samples or 0,
             seed=query.seed,
             threads=query.cluster.cpus_per_worker,
             skip_bad_rows=query.on_error == "skip",
             import_paths=importable_folders(),
+            asked=self._prepared.asked,
         )
         self._executor, workers = self._in_process(job) if query.cluster.address == "in_process" else self._on_ray(job)
         return Scoring(self._executor, workers, keep_going=query.on_error == "skip", on_event=self._progress.on_event)

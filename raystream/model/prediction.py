@@ -24,6 +24,10 @@ class Prediction:
     """What is wrong with the rows that `bad_output_rows` finds."""
     samples: Tensor | None = None
     """float32 (n_rows, n_samples, n_classes), logits of each MC dropout sample or member of a committee; None for neither."""
+    bias: bool = True
+    """Whether the layer whose input the embedding is, if it is one's, has a bias."""
+    gradient_lengths: Tensor | None = None
+    """float32 (n_rows,), expected gradient lengths over all parameters; None if not wanted."""
 
 
 class Predictor(Protocol):
