@@ -29,6 +29,7 @@ def run(query: Query, *, reporter: Reporter | None = None, may_score: bool = Tru
     """
     from raystream.engine.choosing import choose_batch
     from raystream.engine.covered import cover
+    from raystream.engine.epig import with_epig
     from raystream.engine.manifest import Seconds
     from raystream.engine.prepare import prepare, write_plan
     from raystream.engine.progress import Silent
@@ -53,7 +54,7 @@ def run(query: Query, *, reporter: Reporter | None = None, may_score: bool = Tru
         receipts = all_receipts(prepared, session)
         scored = time.perf_counter()
         reporter.stage("Merging the scores")
-        pool = scored_pool(prepared, receipts, session)
+        pool, notes = with_epig(prepared, scored_pool(prepared, receipts, session), session if may_score else None)
         covered = cover(prepared, pool, session if may_score else None)
         session.end_workers()
         reporter.stage(f"Choosing {query.select.budget} rows by {query.select.strategy}")
@@ -64,7 +65,7 @@ def run(query: Query, *, reporter: Reporter | None = None, may_score: bool = Tru
         score=scored - planned - session.start_seconds,
         select=time.perf_counter() - scored,
     )
-    warnings = [*score_warnings(prepared, receipts, session), *covered.warnings, *batch.warnings]
+    warnings = [*score_warnings(prepared, receipts, session), *notes, *covered.warnings, *batch.warnings]
     return commit(prepared, pool, batch, session, seconds, warnings, labelled=covered.known)
 
 
@@ -75,6 +76,7 @@ def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
         RaystreamError: see `raystream.errors` for the kinds.
     """
     from raystream.engine.covered import cover
+    from raystream.engine.epig import with_epig
     from raystream.engine.manifest import Seconds
     from raystream.engine.prepare import prepare
     from raystream.engine.progress import Silent
@@ -89,7 +91,7 @@ def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
     planned = time.perf_counter()
     with Session(prepared, reporter) as session:
         receipts = all_receipts(prepared, session)
-        pool = scored_pool(prepared, receipts, session)
+        pool, notes = with_epig(prepared, scored_pool(prepared, receipts, session), session)
         covered = cover(prepared, pool, session)
     seconds = Seconds(session.start_seconds, planned - began, time.perf_counter() - planned - session.start_seconds)
     return Scores(
@@ -97,6 +99,6 @@ def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
         rows=len(pool),
         units_scored=session.units_scored,
         units_reused=len(prepared.tasks) - len(prepared.missing),
-        warnings=(*score_warnings(prepared, receipts, session), *covered.warnings),
+        warnings=(*score_warnings(prepared, receipts, session), *notes, *covered.warnings),
         seconds=seconds,
     )

@@ -35,11 +35,20 @@ class Job:
 
 
 @dataclass(frozen=True)
+class EpigTask:
+    """What epig is computed from: the key of the unit as it was scored, with samples, and the targets' samples, a file of the store."""
+
+    scored: str
+    targets: str
+
+
+@dataclass(frozen=True)
 class Task:
-    """One unit to score and the key to keep it under."""
+    """One unit to score and the key to keep it under; with `epig`, from what is stored of it."""
 
     unit: Unit
     key: str
+    epig: EpigTask | None = None
 
 
 def importable_folders() -> tuple[str, ...]:

@@ -65,6 +65,11 @@ def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, outputs
     )
 
 
+def epig_key(unit: str, targets: str) -> str:
+    """The key of a unit's EPIG: of the unit's own key, and the hash of the targets' samples."""
+    return _digest({"epig": unit, "targets": targets})
+
+
 def query_identity(
     query: Query, files: Sequence[File], labelled: Sequence[object], classes: Sequence[str] | None, fingerprint: str
 ) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +20,7 @@ from raystream.engine.store import LocalStore
 from raystream.errors import QueryError
 from raystream.kinds import kind_of
 from raystream.model import class_names, code_hash, fingerprint, input_columns
-from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, plan_pool, read_labelled
+from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, list_files, plan_pool, read_labelled
 from raystream.query import Query
 
 _NAME_DIGITS = 12
@@ -87,6 +87,8 @@ def prepare(query: Query) -> Prepared:
     if ":" in query.select.strategy:
         identity["the strategy's source"] = code_hash(query.select.strategy, "select.strategy")
     asked = asked_of(query, classes)
+    if query.acquire.targets:
+        identity["the targets' files"] = str([file.identity for file in list_files(query.acquire.targets, key="acquire.targets")])
     identity |= {f"the source of {path}": code for path, code in asked.functions}
     tasks, receipts = find_scored(query, store, pool.units, pool.read, digest, asked)
     return Prepared(
@@ -148,8 +150,13 @@ def find_scored(
     return tuple(task for task, _ in found), tuple(receipt for _, receipt in found)
 
 
-def write_plan(prepared: Prepared) -> None:
-    """Leave the resolved query and its units in the query's folder, for people."""
+def write_plan(prepared: Prepared, epig: Mapping[str, str] | None = None) -> None:
+    """Leave the resolved query and its units in the query's folder, for people.
+
+    Args:
+        prepared: the query.
+        epig: by the key of a unit, the key of its EPIG, if the query asks for that.
+    """
     folder = query_folder(prepared.name)
     table = pa.table(
         {
@@ -161,6 +168,8 @@ def write_plan(prepared: Prepared) -> None:
             "scored": [receipt is not None for receipt in prepared.receipts],
         }
     )
+    if epig:
+        table = table.append_column("epig_key", pa.array([epig.get(task.key) for task in prepared.tasks], pa.string()))
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     prepared.store.put(f"{folder}/query.yaml", prepared.query.to_yaml().encode())

@@ -85,7 +85,7 @@ class Session:
         # The largest first: what is left when the first worker runs dry is then small.
         order = sorted(range(len(tasks)), key=lambda index: -tasks[index].unit.bytes)
         scored = self._scoring.score([tasks[index] for index in order])
-        self.units_scored += len(scored.receipts)
+        self.units_scored += sum(tasks[order[place]].epig is None for place in scored.receipts)
         self._judge([tasks[index] for index in order], scored)
         receipts: list[Receipt | None] = [None] * len(tasks)
         for place, receipt in scored.receipts.items():

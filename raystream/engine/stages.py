@@ -51,7 +51,8 @@ def scored_pool(prepared: Prepared, receipts: Sequence[Receipt], session: Sessio
             f"{asked[0] if asked else query.select.strategy} compares several opinions of a row, but the model gave one in unit {lacking}; "
             "use a committee, such as a forest, or MC dropout"
         )
-    pool = merge(prepared.store, receipts, query.pool.id or "id", query.acquire.column if query.needs_score else None)
+    stored = query.needs_score and query.acquire.score != "epig"
+    pool = merge(prepared.store, receipts, query.pool.id or "id", query.acquire.column if stored else None)
     _check(prepared, pool)
     return pool
 
@@ -116,7 +117,7 @@ def commit(
         assert first is not None
         return read_result(prepared.store, first)
     prepared.store.put(f"{folder}/selection.parquet", prepared.store.read(stored.name))
-    write_plan(prepared)
+    write_plan(prepared, {a.key: b.key for a, b in zip(pool.receipts, pool.further, strict=False) if b is not None})
     return Result(prepared.store.path(folder), batch.selection, manifest, new=True)
 
 

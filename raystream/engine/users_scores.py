@@ -99,7 +99,7 @@ def users_score(path: str) -> UsersScore:
             f"acquire asks for {path}: importing {name} raised {told}; run from the project's folder or fix the module"
         ) from error
     for part in attribute.split("."):
-        known = dir(found)
+        known = [name for name in dir(found) if not name.startswith("_")]
         found = getattr(found, part, None)
         if found is None:
             raise QueryError(f"acquire asks for {path}: {attribute!r} is not in {name}{did_you_mean(part, known)}")

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from raystream.engine.epig_unit import score_epig
 from raystream.engine.feed import Chunk, Feed
 from raystream.engine.further_scores import FurtherScores
 from raystream.engine.job import Job, Task
@@ -85,6 +86,9 @@ class Worker:
         started = time.perf_counter()
         job, unit = self._job, task.unit
         _set_threads(job.threads)
+        if task.epig is not None:
+            with self._computing:
+                return self._commit(score_epig(self._store, task, job.asked))
         model = job.model
         writer = OutputWriter(
             self._store,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from raystream.errors import did_you_mean
@@ -51,8 +51,6 @@ def _is_path(value: str) -> str:
 ImportPath = Annotated[str, AfterValidator(_is_path)]
 """An acquisition function of the user's own."""
 
-_Weight = Annotated[float, Field(ge=0)]
-
 
 class Acquire(Part):
     """How rows are scored; higher always means: label sooner."""
@@ -62,7 +60,7 @@ class Acquire(Part):
     score: Score | ImportPath = "margin"
     also: list[Score | ImportPath] = []
     mc_samples: Positive | None = None
-    class_weights: dict[int | str, _Weight] | list[_Weight] | None = None
+    class_weights: dict[int | str, float] | list[float] | None = None
     targets: list[str] = []
     args: dict[str, Any] = {}
 
@@ -106,8 +104,8 @@ class Acquire(Part):
         if weights is None:
             return
         values = list(weights.values()) if isinstance(weights, dict) else weights
-        if not values or not all(map(math.isfinite, values)):
-            raise ValueError(f"acquire.class_weights is {weights}, expected a finite number >= 0 for one class at least")
+        if not values or not all(math.isfinite(value) and value >= 0 for value in values):
+            raise ValueError(f"acquire.class_weights is {weights}, expected finite numbers >= 0, at least one")
         if "energy" in self.asked:
             raise ValueError("acquire.class_weights can't weight energy, which may be negative; take another score or remove them")
 
