@@ -10,7 +10,7 @@ from torch import Tensor
 from raystream.acquisition import badge_norm, class_weighted, egl
 from raystream.engine.asked import Asked
 from raystream.engine.users_scores import UsersScore
-from raystream.errors import QueryError
+from raystream.errors import ModelError, QueryError
 from raystream.model import Prediction
 from raystream.query import MEMBER_SCORES
 
@@ -53,6 +53,8 @@ class FurtherScores:
         """
         if self._asked.gradients:
             lengths, self._lengths = torch.cat(self._lengths), []
+            if not bool(lengths.sum().isfinite()):
+                raise ModelError("the input of the last layer is too large for its length to be a float32; scale it, or take entropy")
             columns["egl"] = egl(logits, lengths, bias=self._bias, temperature=self._temperature)
             columns["badge_norm"] = badge_norm(logits, lengths, bias=self._bias, temperature=self._temperature)
         if self._asked.egl_classes is not None:

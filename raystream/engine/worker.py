@@ -219,7 +219,7 @@ class Worker:
         if prediction.embedding is not None:
             flat = prediction.embedding.flatten()
             sound = float(flat.dot(flat)) < torch.finfo(_DTYPES[self._job.model.embedding_dtype]).max ** 2
-        summed = [values for values in (prediction.logits, prediction.samples) if values is not None]
+        summed = [values for values in (prediction.logits, prediction.samples, prediction.gradient_lengths) if values is not None]
         return sound and all(math.isfinite(float(values.sum())) for values in summed)
 
     def _too_large(self, embedding: torch.Tensor | None) -> torch.Tensor | None:
