@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from raystream.errors import ModelError, PoolError, QueryError
 from raystream.exchange.report import write_report
 from raystream.exchange.stored import pool_scores, stored_pool
 from raystream.model.source import build_network
+from raystream.query import Cluster
 from raystream.run import score
 
 MakeQuery = Callable[..., rs.Query]
@@ -73,6 +74,16 @@ class Group:
 
 number = 3
 """
+
+
+@pytest.fixture(scope="module")
+def own_ray() -> Iterator[None]:
+    """A Ray of this machine's own."""
+    from raystream.engine.ray_executor import connect, disconnect
+
+    assert connect(Cluster(workers=2))
+    yield
+    disconnect()
 
 
 @pytest.fixture
@@ -469,12 +480,13 @@ def test_what_can_not_be_scored_is_said(make_query: MakeQuery, functions: Path, 
         rs.run(make_query(**changes))
 
 
-def test_a_network_without_a_last_linear_has_no_egl(make_query: MakeQuery, workplace: Path) -> None:
-    """The query is refused, not answered with another layer's input."""
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_network_without_a_last_linear_has_no_egl(make_query: MakeQuery, workplace: Path, on_error: str) -> None:
+    """The query is refused, not answered with another layer's input, nor with every unit left out."""
     with (workplace / "user_nets.py").open("a") as file:
         file.write("\ndef doubled():\n    return nn.Sequential(nn.Linear(8, 4), nn.Softplus())\n")
     with pytest.raises(QueryError, match="the logits are not the output of a Linear layer of the model; take another score"):
-        rs.run(make_query(model__source="user_nets:doubled", acquire={"score": "egl"}, select__strategy="top_k"))
+        rs.run(make_query(model__source="user_nets:doubled", acquire={"score": "egl"}, select__strategy="top_k", on_error=on_error))
 
 
 @pytest.mark.parametrize(
@@ -498,3 +510,48 @@ def test_targets_that_can_not_be_read(
     acquire = {"score": "epig", "targets": "targets.parquet"}
     with pytest.raises(PoolError, match=says):
         rs.run(make_query(model__weights=committee, acquire=acquire, select__strategy="top_k"))
+
+
+def test_rows_left_out_are_left_out_of_every_score(make_query: MakeQuery, workplace: Path, functions: Path) -> None:
+    """Under on_error skip, scores of gradients and functions stay with their rows when others of the batch are dropped."""
+    with (workplace / "user_nets.py").open("a") as file:
+        file.write("\nclass Holes(Nan):\n    def forward(self, x):\n        return self.head(torch.where(x[:, :1] > 2.5, torch.nan, x))\n")
+    acquire = {"score": "egl", "also": ["egl_parameters", "user_scores:of_logits"], "args": {"egl_classes": 4}}
+    query = make_query(model__source="user_nets:Holes", acquire=acquire, select__strategy="top_k", on_error="skip")
+    result = rs.run(query)
+    x = inputs(whole_pool(workplace))
+    good = x[:, 0] <= 2.5
+    assert result.manifest.counts.quarantined == int((~good).sum()) > 0
+    head = build_network("user_nets:Holes", {}).head
+    with torch.inference_mode():
+        logits = head(x)
+    assert stored(query, "of_logits").num_rows == int(good.sum())
+    of_logits = (logits.double().logsumexp(1) - logits.double().mean(1))[good].numpy()
+    np.testing.assert_allclose(stored(query, "of_logits").column(0).to_numpy(), of_logits, rtol=1e-5)
+    egl = expected_lengths(logits, x)[0][good].numpy()
+    np.testing.assert_allclose(stored(query, "egl").column(0).to_numpy(), egl, rtol=1e-5)
+    np.testing.assert_allclose(stored(query, "egl_parameters").column(0).to_numpy(), egl, rtol=1e-5)
+
+
+def test_units_without_rows_have_no_epig(make_query: MakeQuery, workplace: Path, committee: list[str]) -> None:
+    """A filter that empties some units leaves the others' EPIG in its place."""
+    acquire = {"score": "epig", "args": {"targets": 5000}}
+    query = make_query(
+        model__weights=committee, acquire=acquire, select__strategy="top_k", select__budget=3, pool__filters=[["url", "in", [
+            "https://example.org/7", "https://example.org/11", "https://example.org/650"]]],
+    )  # fmt: skip
+    result = rs.run(query)
+    rows = [7, 11, 650]
+    p = member_probabilities(committee, inputs(whole_pool(workplace))[rows])
+    found = dict(zip(result.selection.column("rid").to_pylist(), result.selection.column("score").to_pylist(), strict=True))
+    assert [found[f"r{row:06d}"] for row in rows] == pytest.approx(expected_epig(p, p).tolist(), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_on_ray(own_ray: None, make_query: MakeQuery, committee: list[str], functions: Path) -> None:
+    """Workers in other processes import the function, and compute EPIG, as those of this process do."""
+    acquire = {"score": "epig", "also": ["user_scores:spread", "bald"], "args": {"targets": 50}}
+    changes: dict[str, Any] = {"model__weights": committee, "acquire": acquire, "select__strategy": "top_k"}
+    ours = rs.run(make_query(**changes)).selection
+    there = rs.run(make_query(cluster={"address": "auto", "workers": 2}, store={"uri": "other"}, **changes)).selection
+    assert there.equals(ours)
