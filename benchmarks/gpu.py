@@ -32,8 +32,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.dropout_ways import network
 from benchmarks.environment import environment
-from benchmarks.mc_dropout import network
 from raystream.acquisition import logit_scores
 from raystream.model.embedding import EmbeddingTap
 from raystream.model.torch_model import AUTOCAST, TorchPredictor

@@ -43,6 +43,7 @@ def run(query: Query, *, reporter: Reporter | None = None, may_score: bool = Tru
 def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_score: bool, fitting: float) -> Result:
     from raystream.engine.choosing import choose_batch
     from raystream.engine.covered import cover
+    from raystream.engine.epig import with_epig
     from raystream.engine.manifest import Seconds
     from raystream.engine.prepare import prepare, write_plan
     from raystream.engine.result import read_result
@@ -68,7 +69,7 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
         receipts = all_receipts(prepared, session)
         scored = time.perf_counter()
         reporter.stage("Merging the scores")
-        pool = scored_pool(prepared, receipts, session)
+        pool, notes = with_epig(prepared, scored_pool(prepared, receipts, session), session if may_score else None)
         covered = cover(prepared, pool, session if may_score else None)
         session.end_workers()
         reporter.stage(f"Choosing {query.select.budget} rows by {query.select.strategy}")
@@ -80,7 +81,7 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
         select=time.perf_counter() - scored,
         calibrate=fitting,
     )
-    warnings = [*score_warnings(prepared, receipts, session), *covered.warnings, *batch.warnings]
+    warnings = [*score_warnings(prepared, receipts, session), *notes, *covered.warnings, *batch.warnings]
     return _with_output(query, commit(prepared, pool, batch, session, seconds, warnings, labelled=covered.known))
 
 
@@ -114,6 +115,7 @@ def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
 
 def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fitting: float) -> Scores:
     from raystream.engine.covered import cover
+    from raystream.engine.epig import with_epig
     from raystream.engine.manifest import Seconds
     from raystream.engine.prepare import prepare
     from raystream.engine.result import Scores
@@ -126,7 +128,7 @@ def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fi
     planned = time.perf_counter()
     with Session(prepared, reporter) as session:
         receipts = all_receipts(prepared, session)
-        pool = scored_pool(prepared, receipts, session)
+        pool, notes = with_epig(prepared, scored_pool(prepared, receipts, session), session)
         covered = cover(prepared, pool, session)
     scoring = time.perf_counter() - planned - session.start_seconds
     seconds = Seconds(start=session.start_seconds, plan=planned - began, score=scoring, calibrate=fitting)
@@ -135,7 +137,7 @@ def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fi
         rows=len(pool),
         units_scored=session.units_scored,
         units_reused=len(prepared.tasks) - len(prepared.missing),
-        warnings=(*score_warnings(prepared, receipts, session), *covered.warnings),
+        warnings=(*score_warnings(prepared, receipts, session), *notes, *covered.warnings),
         seconds=seconds,
     )
 

@@ -18,6 +18,7 @@ from raystream.engine.prepare import Prepared
 from raystream.engine.session import Session
 from raystream.engine.users_strategy import users_strategy
 from raystream.query import Query
+from raystream.query.acquire import column_of
 from raystream.selection import Candidates, Chosen, Rows, Shards, choose
 
 
@@ -66,7 +67,7 @@ def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, ch
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "rank": pa.array(np.arange(len(picked)), pa.int32()),
         query.pool.id or "id": pool.ids.take(pa.array(picked)),
-        "score": more.column(query.acquire.score) if query.gives_scores else pa.nulls(len(picked), pa.float32()),
+        "score": more.column(query.acquire.column) if query.gives_scores else pa.nulls(len(picked), pa.float32()),
         "gain": _nullable(chosen.gain),
         "distance": pa.nulls(len(picked), pa.float64()) if chosen.distance is None else _nullable(chosen.distance),
         "represents": pa.nulls(len(picked), pa.int64()) if chosen.represents is None else pa.array(chosen.represents, pa.int64()),
@@ -77,7 +78,7 @@ def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, ch
         names = pa.array(prepared.classes, pa.string())
         columns["prediction_name"] = names.take(columns["prediction"].combine_chunks())
     columns["confidence"] = more.column("confidence") if query.gives_scores else pa.nulls(len(picked), pa.float32())
-    columns |= {name: more.column(name) for name in query.acquire.also if name in more.column_names}
+    columns |= {name: more.column(name) for name in map(column_of, query.acquire.also) if name in more.column_names}
     if query.pool.keep:
         kept = pool_columns(prepared, pool, picked, query.pool.keep)
         columns |= {name: kept.column(name) for name in query.pool.keep}
@@ -122,7 +123,7 @@ def _choose(prepared: Prepared, pool: ScoredPool, covered: Covered, named: Named
 def _stored_columns(query: Query, pool: ScoredPool, picked: np.ndarray) -> pa.Table:
     names = ["row"]
     if query.gives_scores:
-        names += list(dict.fromkeys([query.acquire.score, *query.acquire.also, "prediction", "confidence"]))
+        names += [*query.acquire.columns, "prediction", "confidence"]
     return pool.columns_at(picked, names)
 
 

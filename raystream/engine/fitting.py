@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import torch
 
 from raystream.acquisition import fit_mean_temperature, mean_log_probabilities, relative_error, reliability_bins
+from raystream.engine.asked import Asked
 from raystream.engine.calibration import Calibration, Reliability, calibration_folder, read_calibration, write_calibration
 from raystream.engine.class_labels import check_label_type, check_possible, class_numbers
 from raystream.engine.embeddings import map_embeddings
@@ -118,7 +119,7 @@ def _prepare(query: Query) -> Prepared:
     committee = isinstance(model.weights, list) or model.members is not None
     # A committee's mean depends on the temperature, so its members are needed; any other confidence follows from the logits.
     wanted = Wanted(embedding=False, probabilities=False, samples=True, logits=not committee)
-    tasks, receipts = find_scored(scored, store, plan.units, plan.read, digest, wanted)
+    tasks, receipts = find_scored(scored, store, plan.units, plan.read, digest, Asked(), wanted)
     classes = class_names(model.classes)
     parts = [_VERSION, [task.key for task in tasks], label, classes, query.on_error]
     return Prepared(
@@ -132,7 +133,8 @@ def _prepare(query: Query) -> Prepared:
         name=hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
         tasks=tasks,
         receipts=receipts,
-        asked=query,
+        given=query,
+        asked=Asked(),
         wanted=wanted,
     )
 
@@ -143,7 +145,7 @@ def _fit(prepared: Prepared, label: str, receipts: Sequence[Receipt], warnings: 
     places = [(file_of[receipt.unit], int(row)) for receipt in receipts for row in _rows(prepared.store, receipt)]
     if len(places) < LEAST_ROWS:
         raise LabelsError(
-            f"model.temperature: {', '.join(prepared.asked.model.calibration_files)} holds {len(places)} rows to fit a temperature on, "
+            f"model.temperature: {', '.join(prepared.given.model.calibration_files)} holds {len(places)} rows to fit a temperature on, "
             f"expected at least {LEAST_ROWS}; label more, or give a number"
         )
     samples = torch.from_numpy(np.concatenate([_samples(prepared.store, receipt) for receipt in receipts if receipt.rows]))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from raystream.engine.asked import Asked
 from raystream.pool import ReadSpec, Unit
 from raystream.query import Model
 
@@ -32,14 +33,24 @@ class Job:
     skip_bad_rows: bool
     import_paths: tuple[str, ...]
     logits: bool = False
+    asked: Asked = field(default_factory=Asked)
+
+
+@dataclass(frozen=True)
+class EpigTask:
+    """What epig is computed from: the key of the unit as it was scored, with samples, and the targets' samples, a file of the store."""
+
+    scored: str
+    targets: str
 
 
 @dataclass(frozen=True)
 class Task:
-    """One unit to score and the key to keep it under."""
+    """One unit to score and the key to keep it under; with `epig`, from what is stored of it."""
 
     unit: Unit
     key: str
+    epig: EpigTask | None = None
 
 
 def importable_folders() -> tuple[str, ...]:

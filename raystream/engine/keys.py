@@ -7,9 +7,13 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from raystream.engine.asked import Asked
 from raystream.engine.store import FORMAT
 from raystream.pool import File, ReadSpec, Unit
 from raystream.query import Query
+
+_LATER = frozenset({"acquire.class_weights", "acquire.targets", "acquire.args"})
+"""Keys of a query that earlier versions didn't have: left out while empty, so that committed queries keep their names."""
 
 
 def _digest(value: Any) -> str:
@@ -22,11 +26,12 @@ class Wanted(NamedTuple):
     embedding: bool
     probabilities: bool
     samples: bool
+    gradients: bool = False
     logits: bool = False
     """Whether `samples` are to be of the logits that `confidence` follows from, whatever samples the model gives."""
 
 
-def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, outputs: Wanted) -> str:
+def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, outputs: Wanted, asked: Asked) -> str:
     """The key under which a unit's outputs are kept: equal exactly when the outputs would be.
 
     Args:
@@ -35,6 +40,7 @@ def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, outputs
         spec: how its columns become the model's tensors.
         fingerprint: the model's.
         outputs: what is written beside the scores.
+        asked: further scores.
     """
     model = query.model
     later = {"logits": True} if outputs.logits else {}
@@ -59,7 +65,13 @@ def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, outputs
             "batch_size": model.batch_size,
             "temperature": model.temperature,
         }
+        | asked.key_parts(outputs.gradients)
     )
+
+
+def epig_key(unit: str, targets: str) -> str:
+    """The key of a unit's EPIG: of the unit's own key, and the hash of the targets' samples."""
+    return _digest({"epig": unit, "targets": targets})
 
 
 def query_identity(
@@ -83,6 +95,7 @@ def query_identity(
         for section in resolved
         if isinstance(resolved[section], dict)
         for key, value in resolved[section].items()
+        if value or f"{section}.{key}" not in _LATER
     }
     parts |= {key: json.dumps(value) for key, value in resolved.items() if not isinstance(value, dict)}
     parts["the pool's files"] = _digest([file.identity for file in files])

@@ -19,6 +19,7 @@ from raystream.errors import ModelError
 class ScoredPool:
     """Every scored row of the pool: what is read of it, and where the rest lies.
 
+    `further` are the receipts of the units' EPIG, if there is any, None for units without rows.
     Row i belongs to unit `np.searchsorted(starts, i, "right") - 1`; `starts` has one entry a unit.
     """
 
@@ -27,6 +28,7 @@ class ScoredPool:
     starts: np.ndarray
     ids: pa.ChunkedArray
     score: np.ndarray | None
+    further: tuple[Receipt | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -34,17 +36,30 @@ class ScoredPool:
     def columns_at(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Further columns of the scores, for these rows of the pool, in the order asked for."""
         if not len(rows):
-            return _read(self.store, self.receipts[0], columns).slice(0, 0)
+            return self._columns_of(next((i for i, receipt in enumerate(self.receipts) if receipt.rows), 0), columns).slice(0, 0)
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
         units, first = np.unique(self.unit_of(ordered), return_index=True)
         pieces = []
         for unit, low, high in zip(units, first, [*first[1:], len(ordered)], strict=True):
             inside = ordered[low:high] - self.starts[unit]
-            pieces.append(_read(self.store, self.receipts[unit], columns).take(pa.array(inside)))
+            pieces.append(self._columns_of(unit, columns).take(pa.array(inside)))
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         return pa.concat_tables(pieces).take(pa.array(back))
+
+    def _columns_of(self, unit: int, columns: Sequence[str]) -> pa.Table:
+        """Columns of all rows of a unit."""
+        further = self.further[unit] if self.further and "epig" in columns else None
+        if further is None:
+            return _read(self.store, self.receipts[unit], columns)
+        table = _read(self.store, self.receipts[unit], [name for name in columns if name != "epig"])
+        return table.append_column("epig", _read(self.store, further, ["epig"]).column(0))
+
+    def further_column(self, name: str) -> np.ndarray:
+        """(n,) a score of all rows that came after the others."""
+        parts = [_read(self.store, receipt, [name]).column(0).to_numpy() for receipt in self.further if receipt is not None]
+        return np.concatenate(parts)
 
     def place(self, row: int) -> str:
         """Where a row of the pool stands, for messages."""

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from raystream.acquisition import log_probabilities, logit_scores, member_scores
+from raystream.engine.further_scores import FurtherScores
 from raystream.engine.receipt import unit_folder
 from raystream.engine.store import LocalStore, StoredFile
 from raystream.model import Prediction
@@ -50,8 +51,10 @@ class OutputWriter:
         id_name: the name of the id column.
         embedding_dtype: float16 or float32.
         temperature: of the softmax.
+        embedding: whether to write the embeddings.
         probabilities: whether to write the class probabilities, in the embeddings' dtype.
         samples: whether to write the log-probabilities of every member or dropout sample, in float32.
+        further: scores beyond those that every unit holds.
     """
 
     def __init__(
@@ -62,8 +65,10 @@ class OutputWriter:
         embedding_dtype: str,
         temperature: float,
         *,
+        embedding: bool = True,
         probabilities: bool = False,
         samples: bool = False,
+        further: FurtherScores | None = None,
     ) -> None:
         self._store = store
         attempt = uuid.uuid4().hex[:12]
@@ -75,12 +80,13 @@ class OutputWriter:
         self._kept = 0
         self._columns: dict[str, list[np.ndarray]] = {}
         self._names = {
-            "embedding": f"{unit_folder(key)}/embeddings-{attempt}.arrow",
+            "embedding": f"{unit_folder(key)}/embeddings-{attempt}.arrow" if embedding else None,
             "probabilities": f"{unit_folder(key)}/probabilities-{attempt}.arrow" if probabilities else None,
             "samples": f"{unit_folder(key)}/samples-{attempt}.arrow" if samples else None,
         }
         self._vectors: dict[str, _VectorFile] = {}
         self._samples: list[torch.Tensor] = []
+        self._further = further
         self.members: int | None = None
         self.classes: int | None = None
         self.rows = 0
@@ -103,6 +109,8 @@ class OutputWriter:
                 self.members = prediction.samples.shape[1]
                 self._samples.append(prediction.samples)
                 self._kept += prediction.samples.numel()
+            if self._further is not None:
+                self._further.add(prediction)
             if self._kept >= SCORE_BLOCK:
                 self._score()
         if prediction.embedding is not None:
@@ -153,15 +161,20 @@ class OutputWriter:
         logits = torch.cat(self._logits)
         result = logit_scores(logits, self._temperature)
         self._logits, self._kept = [], 0
-        for name, values in {**result.scores, "prediction": result.prediction, "confidence": result.confidence}.items():
-            self._columns.setdefault(name, []).append(values.cpu().numpy())
+        columns = {**result.scores, "prediction": result.prediction, "confidence": result.confidence}
         self._write("probabilities", torch.softmax(logits.float() / self._temperature, dim=1))
+        log_probs = log_mean = None
         if self._samples:
             log_probs = log_probabilities(torch.cat(self._samples), self._temperature)
             self._samples = []
-            for name, values in member_scores(log_probs, MEMBER_SCORES).scores.items():
-                self._columns.setdefault(name, []).append(values.cpu().numpy())
+            of_members = member_scores(log_probs, MEMBER_SCORES)
+            columns |= of_members.scores
+            log_mean = of_members.log_mean
             self._write("samples", log_probs.flatten(1))
+        if self._further is not None:
+            self._further.complete(columns, logits, log_probs, log_mean)
+        for name, values in columns.items():
+            self._columns.setdefault(name, []).append(values.cpu().numpy())
 
 
 class _VectorFile:

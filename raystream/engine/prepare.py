@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -11,6 +11,7 @@ from itertools import product
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raystream.engine.asked import Asked, asked_of
 from raystream.engine.calibration import Calibration, check_inputs, with_temperature
 from raystream.engine.job import Task
 from raystream.engine.keys import Wanted, differences, identity_digest, query_identity, unit_key
@@ -20,7 +21,7 @@ from raystream.engine.store import LocalStore
 from raystream.errors import QueryError
 from raystream.kinds import kind_of
 from raystream.model import class_names, code_hash, fingerprint, input_columns
-from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, plan_pool, read_labelled
+from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, list_files, plan_pool, read_labelled
 from raystream.query import Query
 
 _NAME_DIGITS = 12
@@ -46,8 +47,9 @@ class Prepared:
     name: str
     tasks: tuple[Task, ...]
     receipts: tuple[Receipt | None, ...]
-    asked: Query
+    given: Query
     wanted: Wanted
+    asked: Asked
     calibration: Calibration | None = None
 
     @property
@@ -81,7 +83,7 @@ def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
     Raises:
         RaystreamError: of any kind; see the errors of the parts.
     """
-    asked, query = query, with_temperature(query, calibration)
+    given, query = query, with_temperature(query, calibration)
     store = LocalStore(query.store.uri).open()
     classes = class_names(query.model.classes)
     columns = input_columns(query.model) if query.model.kind == "columns" else tuple(query.pool.inputs)
@@ -97,7 +99,11 @@ def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
         identity["the strategy's source"] = code_hash(query.select.strategy, "select.strategy")
     if calibration is not None:
         identity["the calibration rows"] = calibration.key
-    tasks, receipts = find_scored(query, store, pool.units, pool.read, digest)
+    asked = asked_of(query, classes)
+    if query.acquire.targets:
+        identity["the targets' files"] = str([file.identity for file in list_files(query.acquire.targets, key="acquire.targets")])
+    identity |= {f"the source of {path}": code for path, code in asked.functions}
+    tasks, receipts = find_scored(query, store, pool.units, pool.read, digest, asked)
     return Prepared(
         query=query,
         store=store,
@@ -109,6 +115,7 @@ def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
         name=query.store.query or identity_digest(identity)[:_NAME_DIGITS],
         tasks=tasks,
         receipts=receipts,
+        given=given,
         asked=asked,
         wanted=wanted_outputs(query),
         calibration=calibration,
@@ -118,7 +125,7 @@ def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
 def wanted_outputs(query: Query) -> Wanted:
     """What the query's units hold beside scores."""
     traits = query.select.traits
-    return Wanted(query.needs_embedding, traits.probabilities, traits.samples)
+    return Wanted(query.needs_embedding, traits.probabilities, query.needs_samples, query.needs_gradients)
 
 
 def _candidates_columns(query: Query) -> list[str]:
@@ -140,19 +147,26 @@ def _labelled_parts(query: Query, labelled: Labelled | None, pool: PoolPlan) -> 
 
 
 def find_scored(
-    query: Query, store: LocalStore, units: Sequence[Unit], spec: ReadSpec, fingerprint: str, needed: Wanted | None = None
+    query: Query,
+    store: LocalStore,
+    units: Sequence[Unit],
+    spec: ReadSpec,
+    fingerprint: str,
+    asked: Asked,
+    needed: Wanted | None = None,
 ) -> tuple[tuple[Task, ...], tuple[Receipt | None, ...]]:
     """The units' tasks, and the receipts of those that are scored.
 
-    A query that needs less takes what was stored with more: scores beside embeddings, both beside probabilities or samples.
-    `needed` is what the units are to hold, if it isn't what the query wants.
+    A query that needs less takes what was stored with more: scores beside embeddings, both beside probabilities, samples or
+    scores from gradients. `needed` is what the units are to hold, if it isn't what the query wants.
     """
     needed = needed or wanted_outputs(query)
-    every = (Wanted(*outputs)._replace(logits=needed.logits) for outputs in product((False, True), repeat=3))
+    several = (outputs for outputs in product((False, True), repeat=4) if query.may_give_gradients or not outputs[3])
+    every = (Wanted(*outputs)._replace(logits=needed.logits) for outputs in several)
     richer = [outputs for outputs in every if all(given >= wanted for given, wanted in zip(outputs, needed, strict=True))]
 
     def look(unit: Unit) -> tuple[Task, Receipt | None]:
-        tasks = [Task(unit, unit_key(unit, query, spec, fingerprint, outputs)) for outputs in richer]
+        tasks = [Task(unit, unit_key(unit, query, spec, fingerprint, outputs, asked)) for outputs in richer]
         for task in tasks:
             receipt = read_receipt(store, task.key)
             if receipt is not None:
@@ -164,8 +178,13 @@ def find_scored(
     return tuple(task for task, _ in found), tuple(receipt for _, receipt in found)
 
 
-def write_plan(prepared: Prepared) -> None:
-    """Leave the resolved query and its units in the query's folder, for people."""
+def write_plan(prepared: Prepared, epig: Mapping[str, str] | None = None) -> None:
+    """Leave the resolved query and its units in the query's folder, for people.
+
+    Args:
+        prepared: the query.
+        epig: by the key of a unit, the key of its EPIG, if the query asks for that.
+    """
     folder = query_folder(prepared.name)
     table = pa.table(
         {
@@ -177,7 +196,9 @@ def write_plan(prepared: Prepared) -> None:
             "scored": [receipt is not None for receipt in prepared.receipts],
         }
     )
+    if epig:
+        table = table.append_column("epig_key", pa.array([epig.get(task.key) for task in prepared.tasks], pa.string()))
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    prepared.store.put(f"{folder}/query.yaml", prepared.asked.to_yaml().encode())
+    prepared.store.put(f"{folder}/query.yaml", prepared.given.to_yaml().encode())
     prepared.store.put(f"{folder}/plan.parquet", buffer.getvalue())

@@ -9,7 +9,7 @@ from raystream.engine.executor import Event, Executor, StartFailed, UnitEnded, W
 from raystream.engine.job import Task
 from raystream.engine.receipt import Receipt
 from raystream.engine.scheduler import Abort, Assign, Instruction, Scheduler
-from raystream.errors import RaystreamError
+from raystream.errors import QueryError, RaystreamError
 
 _POLL_SECONDS = 1.0
 
@@ -85,7 +85,7 @@ def _tell(scheduler: Scheduler, event: Event, keep_going: bool) -> list[Instruct
         return scheduler.succeeded(event.worker, event.unit)
     if outcome.retry:
         return scheduler.failed(event.worker, event.unit, outcome.error)
-    if keep_going:
+    if keep_going and not isinstance(outcome.error, QueryError):  # what no unit can be asked
         return scheduler.rejected(event.worker, event.unit, outcome.error)
     return [Abort(outcome.error)]
 

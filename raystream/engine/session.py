@@ -87,7 +87,7 @@ class Session:
         # The largest first: what is left when the first worker runs dry is then small.
         order = sorted(range(len(tasks)), key=lambda index: -tasks[index].unit.bytes)
         scored = self._scoring.score([tasks[index] for index in order])
-        self.units_scored += len(scored.receipts)
+        self.units_scored += sum(tasks[order[place]].epig is None for place in scored.receipts)
         self._judge([tasks[index] for index in order], scored)
         receipts: list[Receipt | None] = [None] * len(tasks)
         for place, receipt in scored.receipts.items():
@@ -126,6 +126,7 @@ class Session:
             threads=query.cluster.cpus_per_worker,
             skip_bad_rows=query.on_error == "skip",
             import_paths=importable_folders(),
+            asked=self._prepared.asked,
         )
         self._executor, workers = self._in_process(job) if query.cluster.address == "in_process" else self._on_ray(job)
         return Scoring(self._executor, workers, keep_going=query.on_error == "skip", on_event=self._progress.on_event)

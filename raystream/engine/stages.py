@@ -45,13 +45,14 @@ def scored_pool(prepared: Prepared, receipts: Sequence[Receipt], session: Sessio
         reason = f": {session.warnings[0]}" if session.warnings else ""
         raise PoolError(f"no unit of {', '.join(query.pool.uris)} could be scored{reason}")
     lacking = next((receipt.unit for receipt in receipts if receipt.rows and receipt.members is None), None)
-    asked = [score for score in (query.acquire.score, *query.acquire.also) if score in MEMBER_SCORES]
+    asked = [score for score in query.acquire.asked if score in (*MEMBER_SCORES, "epig")]
     if lacking and (asked or query.select.traits.samples):
         raise ModelError(
             f"{asked[0] if asked else query.select.strategy} compares several opinions of a row, but the model gave one in unit {lacking}; "
             "use a committee, such as a forest, or MC dropout"
         )
-    pool = merge(prepared.store, receipts, query.pool.id or "id", query.acquire.score if query.needs_score else None)
+    stored = query.needs_score and query.acquire.score != "epig"
+    pool = merge(prepared.store, receipts, query.pool.id or "id", query.acquire.column if stored else None)
     _check(prepared, pool)
     _check_calibrated(prepared, pool)
     return pool
@@ -119,7 +120,7 @@ def commit(
         assert first is not None
         return read_result(prepared.store, first)
     prepared.store.put(f"{folder}/selection.parquet", prepared.store.read(stored.name))
-    write_plan(prepared)
+    write_plan(prepared, {a.key: b.key for a, b in zip(pool.receipts, pool.further, strict=False) if b is not None})
     return Result(prepared.store.path(folder), batch.selection, manifest, new=True)
 
 

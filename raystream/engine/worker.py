@@ -15,13 +15,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from raystream.engine.epig_unit import score_epig
 from raystream.engine.feed import Chunk, Feed
+from raystream.engine.further_scores import FurtherScores
 from raystream.engine.job import Job, Task
 from raystream.engine.outputs import OutputWriter
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.store import LocalStore
-from raystream.errors import ClusterError, DataError, ModelError, RaystreamError
-from raystream.model import Prediction, Predictor, bad_output_rows, fingerprint, is_device_failure, load
+from raystream.engine.users_scores import users_score
+from raystream.errors import ClusterError, DataError, ModelError, QueryError, RaystreamError
+from raystream.model import Prediction, Predictor, bad_output_rows, code_hash, fingerprint, is_device_failure, load
 from raystream.pool import Unit
 
 _REASONS_KEPT = 20
@@ -56,9 +59,20 @@ class Worker:
                 f"store {job.store} as this worker sees it lacks what the driver wrote; give store.uri a folder that every node shares"
             )
         _set_threads(job.threads)
-        self._model = load(job.model, embedding=job.embedding, mc_samples=job.mc_samples, seed=job.seed)
+        self._model = load(
+            job.model,
+            embedding=job.embedding or job.asked.gradients,
+            mc_samples=job.mc_samples,
+            seed=job.seed,
+            last_layer=job.asked.gradients,
+            gradient_classes=job.asked.egl_classes,
+        )
         if fingerprint(job.model) != job.fingerprint:
             raise ModelError("the model's weights or source changed while the query was being started; run it again")
+        self._functions = [users_score(path) for path, _ in job.asked.functions]
+        changed = next((path for path, code in job.asked.functions if code_hash(path, "acquire") != code), None)
+        if changed:
+            raise ModelError(f"the source of acquisition function {changed} changed while the query was being started; run it again")
         self._computing = threading.Lock()
 
     def score(self, task: Task) -> Receipt:
@@ -72,6 +86,9 @@ class Worker:
         started = time.perf_counter()
         job, unit = self._job, task.unit
         _set_threads(job.threads)
+        if task.epig is not None:
+            with self._computing:
+                return self._commit(score_epig(self._store, task, job.asked))
         model = job.model
         writer = OutputWriter(
             self._store,
@@ -79,8 +96,10 @@ class Worker:
             job.read.id or "id",
             model.embedding_dtype,
             model.temperature_value,
+            embedding=job.embedding,
             probabilities=job.probabilities,
             samples=job.samples,
+            further=FurtherScores(job.asked, self._functions, model.temperature_value),
         )
         try:
             with Feed(unit, job.read, job.model.batch_size, pin=self._model.device.type == "cuda") as feed:
@@ -96,6 +115,9 @@ class Worker:
         except ModelError as error:
             writer.abandon()
             raise ModelError(f"{unit.name}: {error}") from error
+        except QueryError as error:
+            writer.abandon()
+            raise QueryError(f"{unit.name}: {error}") from error
         except BaseException:
             writer.abandon()
             raise
@@ -126,7 +148,7 @@ class Worker:
         """
         try:
             return self.score(task)
-        except DataError as error:
+        except (DataError, QueryError) as error:
             return Failure(error, retry=False)
         except Exception as error:
             if is_device_failure(error):
@@ -179,7 +201,13 @@ class Worker:
             batch.ids.filter(pa.array(keep.numpy())),
             batch.rows[keep.numpy()],
             self._wanted(
-                Prediction(_kept(prediction.logits, keep), _kept(prediction.embedding, keep), samples=_kept(prediction.samples, keep))
+                Prediction(
+                    _kept(prediction.logits, keep),
+                    _kept(prediction.embedding, keep),
+                    samples=_kept(prediction.samples, keep),
+                    bias=prediction.bias,
+                    gradient_lengths=_kept(prediction.gradient_lengths, keep),
+                )
             ),
         )
         return [f"{name} row {row}: {reason}" for row, reason in sorted(reasons.items())]
@@ -199,12 +227,12 @@ class Worker:
         if prediction.embedding is not None:
             flat = prediction.embedding.flatten()
             sound = float(flat.dot(flat)) < torch.finfo(_DTYPES[self._job.model.embedding_dtype]).max ** 2
-        summed = [values for values in (prediction.logits, prediction.samples) if values is not None]
+        summed = [values for values in (prediction.logits, prediction.samples, prediction.gradient_lengths) if values is not None]
         return sound and all(math.isfinite(float(values.sum())) for values in summed)
 
     def _too_large(self, embedding: torch.Tensor | None) -> torch.Tensor | None:
         """(n,) which rows overflow when stored, or None if none does."""
-        if embedding is None or self._job.model.embedding_dtype != "float16":
+        if embedding is None or not self._job.embedding or self._job.model.embedding_dtype != "float16":
             return None
         rows = torch.isinf(embedding.half()).any(dim=1) & torch.isfinite(embedding).all(dim=1)
         return rows if bool(rows.any()) else None

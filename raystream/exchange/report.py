@@ -16,6 +16,7 @@ from raystream.exchange.facts import Fact, facts, lede, title
 from raystream.exchange.pictures import Picture, pictures
 from raystream.exchange.plots import NUMBERED, pool_map, project, reliability_diagram, score_histogram
 from raystream.exchange.stored import StoredPool, chosen_embeddings, pool_scores, sampled_embeddings, stored_pool
+from raystream.query.acquire import column_of
 
 ROWS_SHOWN = 200
 _COLOURS = 10
@@ -128,7 +129,7 @@ def _cards(result: Result, found: dict[int, Picture]) -> list[Card]:
 
 
 def _histogram(result: Result, pool: StoredPool | None) -> Plot:
-    score = result.manifest.resolved["acquire"]["score"]
+    score = column_of(result.manifest.resolved["acquire"]["score"])
     chosen = result.selection.column("score").drop_null().to_numpy()
     if not len(chosen):
         return Plot(None, "There is no histogram of scores: the choice used none.")

@@ -32,12 +32,14 @@ class StoredPool:
         units: of the whole pool.
         receipts: of the units that are looked at, in row order.
         by_path: the keys of all units by the file they belong to.
+        further: the receipts of their EPIG, if the query asked for it.
     """
 
     store: LocalStore
     units: int
     receipts: tuple[Receipt, ...]
     by_path: dict[str, list[str]]
+    further: tuple[Receipt, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -53,20 +55,28 @@ class StoredPool:
 def stored_pool(result: Result) -> StoredPool:
     """The units behind a committed query, by the plan that lies beside its selection."""
     store = LocalStore(str(result.folder.parent.parent))
-    plan = pq.ParquetFile(result.folder / "plan.parquet").read(columns=["unit", "key"])
+    plan = pq.ParquetFile(result.folder / "plan.parquet").read()
     keys = plan.column("key").to_pylist()
+    after = dict(zip(keys, plan.column("epig_key").to_pylist(), strict=True)) if "epig_key" in plan.column_names else {}
     by_path: dict[str, list[str]] = {}
     for unit, key in zip(plan.column("unit").to_pylist(), keys, strict=True):
         by_path.setdefault(unit.rpartition("#rg")[0], []).append(key)
     looked_at = keys if len(keys) <= _UNITS else [keys[i] for i in np.linspace(0, len(keys) - 1, _UNITS).round().astype(int)]
     receipts = (read_receipt(store, key) for key in looked_at)
-    return StoredPool(store, len(keys), tuple(receipt for receipt in receipts if receipt is not None and receipt.rows), by_path)
+    further = (read_receipt(store, after[key]) for key in looked_at if after.get(key))
+    return StoredPool(
+        store,
+        len(keys),
+        tuple(receipt for receipt in receipts if receipt is not None and receipt.rows),
+        by_path,
+        tuple(receipt for receipt in further if receipt is not None),
+    )
 
 
 def pool_scores(pool: StoredPool, score: str) -> Floats:
     """One score of every row that is looked at; empty when the units hold no such column."""
     parts = []
-    for receipt in pool.receipts:
+    for receipt in (*pool.receipts, *pool.further):
         with pq.ParquetFile(pool.store.path(receipt.scores.name)) as file:
             if score in file.schema_arrow.names:
                 parts.append(file.read(columns=[score]).column(0).to_numpy())

@@ -66,7 +66,9 @@ _UNKNOWN_DROPOUT = "raystream doesn't know where its dropout is"
 """Why a kind of model can't give MC dropout samples."""
 
 
-def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0) -> Predictor:
+def load(
+    spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0, last_layer: bool = False, gradient_classes: int | None = None
+) -> Predictor:
     """Make the model of a query ready to predict; a committee, where it has several weights or members.
 
     Args:
@@ -74,6 +76,8 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
         embedding: whether embeddings are wanted; without, `Prediction.embedding` is None and no hook is set.
         mc_samples: how many MC dropout samples `Prediction.samples` holds; 0: none.
         seed: of their masks.
+        last_layer: whether the embedding must be the input of the layer that gives the logits.
+        gradient_classes: over how many classes `Prediction.gradient_lengths` goes, of kind torch alone; None: not wanted.
 
     Raises:
         ModelError: the source, the weights or the device can't be used, or MC dropout isn't possible with this model.
@@ -90,6 +94,10 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
             "use kind torch, or a committee in model.weights or model.members"
         )
     loader = _LOADERS.get(spec.kind, python_model.load_registered)
+    if spec.kind == "torch" and (last_layer or gradient_classes is not None):
+        return torch_model.load(
+            spec, embedding=embedding, mc_samples=mc_samples, seed=seed, last_layer=last_layer, gradient_classes=gradient_classes
+        )
     if mc_samples:
         return loader(spec, embedding=embedding, mc_samples=mc_samples, seed=seed)
     return loader(spec, embedding=embedding)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from raystream.errors import ModelError
+from raystream.errors import ModelError, QueryError
 
 _PROBE_ROWS = 2
 _NAMES_SHOWN = 5
@@ -24,18 +24,20 @@ class EmbeddingTap:
     differently, under hooks, and a worker's first batch must not differ from its later ones.
     """
 
-    def __init__(self, network: nn.Module, name: str | None) -> None:
+    def __init__(self, network: nn.Module, name: str | None, *, last_layer: bool = False) -> None:
         """
         Args:
             network: where the hooks go.
             name: a module of it, as `named_modules` spells it; None for the default.
+            last_layer: whether nothing but the default will do, since scores from gradients are wanted.
 
         Raises:
             ModelError: it has no module of that name.
         """
         self._network = network
         self._caught: list[tuple[nn.Module, object, object]] = []  # (module, input, output) of this batch's calls
-        self._where = name
+        self._where, self._last_layer = name, last_layer
+        self.bias = True  # of the layer whose input is the embedding
         self._ready = name is not None
         if name is not None:
             find_module(network, name).register_forward_hook(self._catch_output)
@@ -60,12 +62,18 @@ class EmbeddingTap:
             for handle in handles:
                 handle.remove()
             self.clear()
+        if layer is None and self._last_layer:
+            raise QueryError(
+                "acquire asks for egl or badge_norm, which need the input of the last Linear layer, but the logits are not the output of "
+                "a Linear layer of the model; take another score, such as entropy, or egl_parameters"
+            )
         if layer is None:
             raise ModelError(
                 "the logits are not the output of a Linear layer of the model, so there is no embedding by default; "
                 f"name a module in model.embedding, such as {_last_names(self._network)}"
             )
         layer.register_forward_hook(self._catch_input, with_kwargs=True)
+        self.bias = getattr(layer, "bias", None) is not None
         self._ready = True
 
     def take(self, logits: object, rows: int) -> Tensor:

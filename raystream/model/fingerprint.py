@@ -145,7 +145,9 @@ def _sources(top: str, what: str) -> Iterator[tuple[str, bytes]]:
     """The name and hash of every file that makes up a top-level module, in a fixed order."""
     spec = _top_level(top, what)
     if spec.submodule_search_locations is not None:
-        files = [(name, path) for folder in spec.submodule_search_locations for name, path in _package_files(Path(folder))]
+        # A package without __init__ lies in a folder once for each time that sys.path names the folder above it.
+        folders = dict.fromkeys(map(os.path.abspath, spec.submodule_search_locations))
+        files = [(name, path) for folder in folders for name, path in _package_files(Path(folder))]
     elif spec.has_location and spec.origin:
         files = _module_files(Path(spec.origin))
     else:

@@ -24,6 +24,10 @@ class Prediction:
     """What is wrong with the rows that `bad_output_rows` finds."""
     samples: Tensor | None = None
     """float32 (n_rows, n_samples, n_classes), logits of each MC dropout sample or member of a committee; None for neither."""
+    bias: bool = True
+    """Whether the layer whose input the embedding is, if it is one's, has a bias."""
+    gradient_lengths: Tensor | None = None
+    """float32 (n_rows,), expected gradient lengths over all parameters; None if not wanted."""
 
 
 class Predictor(Protocol):
@@ -88,13 +92,14 @@ def bad_output_rows(prediction: Prediction) -> Tensor | None:
     """The rows whose numbers can't be used, or None when all can.
 
     Bad are NaN and +inf logits, rows of -inf alone (-inf masks a class and is fine), the same in any sample, and any embedding
-    that isn't finite.
+    or gradient length that isn't finite.
     One synchronisation with the device when nothing is wrong.
 
     Returns:
         None, or bool (n_rows,) on the prediction's device, True at bad rows.
     """
-    present = [values for values in (prediction.logits, prediction.embedding, prediction.samples) if values is not None]
+    every = (prediction.logits, prediction.embedding, prediction.samples, prediction.gradient_lengths)
+    present = [values for values in every if values is not None]
     if not present or math.isfinite(sum(values.sum() for values in present)):
         return None
     bad = torch.zeros(present[0].shape[0], dtype=torch.bool, device=present[0].device)
@@ -105,4 +110,6 @@ def bad_output_rows(prediction: Prediction) -> Tensor | None:
         bad |= ~torch.isfinite(prediction.samples.amax(dim=2)).all(dim=1)
     if prediction.embedding is not None:
         bad |= ~torch.isfinite(prediction.embedding).all(dim=1)
+    if prediction.gradient_lengths is not None:
+        bad |= ~torch.isfinite(prediction.gradient_lengths)
     return bad if bool(bad.any()) else None

@@ -11,6 +11,7 @@ from raystream import query
 from raystream.errors import ModelError
 from raystream.model.device import choose_device, is_device_failure, is_out_of_memory
 from raystream.model.embedding import EmbeddingTap
+from raystream.model.gradient_lengths import GradientLengths
 from raystream.model.imported import check_imported
 from raystream.model.mc_dropout import MCDropout
 from raystream.model.prediction import Prediction, check_logits
@@ -20,7 +21,9 @@ from raystream.model.weights import load_weights, state_hash
 AUTOCAST = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0) -> TorchPredictor:
+def load(
+    spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0, last_layer: bool = False, gradient_classes: int | None = None
+) -> TorchPredictor:
     """Build the network of `spec.source`, fill it from `spec.weights` and put it on its device."""
     assert spec.source is not None  # the query checks it
     assert not isinstance(spec.weights, list)  # a committee loads its members one by one
@@ -35,9 +38,10 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
         device=device,
         batch_size=spec.batch_size,
         autocast=AUTOCAST[spec.precision],
-        embedding=EmbeddingTap(network, spec.embedding) if embedding else None,
+        embedding=EmbeddingTap(network, spec.embedding, last_layer=last_layer) if embedding else None,
         mc_samples=mc_samples,
         seed=seed,
+        gradients=GradientLengths(network, gradient_classes, spec.temperature_value) if gradient_classes is not None else None,
     )
 
 
@@ -55,6 +59,7 @@ class TorchPredictor:
         embedding: EmbeddingTap | None = None,
         mc_samples: int = 0,
         seed: int = 0,
+        gradients: GradientLengths | None = None,
     ) -> None:
         """
         Args:
@@ -66,6 +71,7 @@ class TorchPredictor:
             embedding: hooks on this network; None if embeddings aren't wanted.
             mc_samples: how many MC dropout samples each prediction holds; 0: none.
             seed: of their masks.
+            gradients: of this network; None if `Prediction.gradient_lengths` isn't wanted.
         """
         self.state_hash = state_hash(network)
         self.device = device
@@ -74,6 +80,7 @@ class TorchPredictor:
         self._network = self._placed(network.eval())
         self._autocast = autocast
         self._embedding = embedding
+        self._gradients = gradients
         self._dropout = self._make_dropout(mc_samples, seed) if mc_samples else None
 
     def _make_dropout(self, samples: int, seed: int) -> MCDropout:
@@ -134,13 +141,23 @@ class TorchPredictor:
         inputs = tuple(values.to(self.device, non_blocking=self.device.type == "cuda") for values in inputs)
         if self._embedding is not None:
             self._embedding.prepare(self._probe, inputs)
+        bias = self._embedding is None or self._embedding.bias
         if self._dropout is not None:
             made = self._dropout(inputs)
-            return Prediction(made.logits, made.embedding, samples=made.samples)
+            return Prediction(made.logits, made.embedding, samples=made.samples, bias=bias, gradient_lengths=self._lengths(inputs))
         output = self._run(inputs)
         logits = check_logits(output, rows, self._source)
         embedding = None if self._embedding is None else self._embedding.take(output, rows)
-        return Prediction(logits, embedding)
+        return Prediction(logits, embedding, bias=bias, gradient_lengths=self._lengths(inputs))
+
+    def _lengths(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        if self._gradients is None:
+            return None
+        try:
+            return self._gradients(inputs)
+        finally:
+            if self._embedding is not None:
+                self._embedding.clear()  # the hooks ran again
 
     def _probe(self, inputs: tuple[Tensor, ...]) -> object:
         """The raw output, once it is known to be logits: what to say of a wrong one must not depend on embeddings."""
@@ -163,12 +180,13 @@ class TorchPredictor:
 
 
 def _concatenate(pieces: list[Prediction]) -> Prediction:
-    logits, embedding, samples = (
+    logits, embedding, samples, lengths = (
         torch.cat(parts) if parts else None
         for parts in (
             [piece.logits for piece in pieces if piece.logits is not None],
             [piece.embedding for piece in pieces if piece.embedding is not None],
             [piece.samples for piece in pieces if piece.samples is not None],
+            [piece.gradient_lengths for piece in pieces if piece.gradient_lengths is not None],
         )
     )
-    return Prediction(logits, embedding, samples=samples)
+    return Prediction(logits, embedding, samples=samples, bias=pieces[0].bias, gradient_lengths=lengths)

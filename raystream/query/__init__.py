@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from raystream.kinds import KINDS, kind_of
-from raystream.query.acquire import LOGIT_SCORES, MEMBER_SCORES, Acquire
+from raystream.query.acquire import GRADIENT_SCORES, LOGIT_SCORES, MEMBER_SCORES, Acquire, check_gradients, knows_last_layer
 from raystream.query.cluster import Cluster, Store
 from raystream.query.model import Model
 from raystream.query.part import Id, Part
@@ -22,7 +22,8 @@ from raystream.query.select import Cost, Quota, Select
 from raystream.spec import read_spec
 
 __all__ = [
-    "LOGIT_SCORES", "MEMBER_SCORES", "Acquire", "Cluster", "Cost", "FilterTerm", "Id", "Model", "Pool", "Query", "Quota", "Select", "Store",
+    "GRADIENT_SCORES", "LOGIT_SCORES", "MEMBER_SCORES", "Acquire", "Cluster", "Cost", "FilterTerm", "Id", "Model", "Pool", "Query", "Quota",
+    "Select", "Store",
 ]  # fmt: skip
 
 
@@ -58,7 +59,7 @@ class Query(Part):
         if any(quota.by == "prediction" for quota in self.select.quotas) and not self.gives_scores:
             raise ValueError("select.quotas go by prediction, but the model gives an embedding alone; give model.logits or another column")
         self._temperature_can_be_fitted()
-        asked = [score for score in (self.acquire.score, *self.acquire.also) if score in MEMBER_SCORES]
+        asked = [score for score in self.acquire.asked if score in (*MEMBER_SCORES, "epig")]
         if asked and not self.gives_samples:
             raise ValueError(
                 f"acquire asks for {asked[0]}, which compares several opinions of a row, but the model has one; "
@@ -75,6 +76,14 @@ class Query(Part):
             raise ValueError(f"select.strategy {self.select.strategy} needs class probabilities, but the model gives an embedding alone")
         if self.needs_embedding and self.model.kind == "columns" and not self.model.embedding:
             raise ValueError(f"select.strategy {self.select.strategy} needs an embedding; name its column in model.embedding")
+        check_gradients(self.acquire, self.model)
+        weights = self.acquire.class_weights
+        if isinstance(weights, dict) and self.model.classes is None and not all(_is_index(key) for key in weights):
+            name = next(key for key in weights if not _is_index(key))
+            raise ValueError(f"acquire.class_weights names class {name!r}, but model.classes gives no names; give them, or indices from 0")
+        taken = [name for name in (*self.pool.keep, self.pool.id) if name in self.acquire.columns]
+        if taken:
+            raise ValueError(f"acquire asks for a score {taken[0]}, which is also a column of the pool that the selection holds; rename it")
         return self
 
     def _temperature_can_be_fitted(self) -> None:
@@ -98,6 +107,21 @@ class Query(Part):
         model = self.model
         committee = isinstance(model.weights, list) or model.members is not None
         return bool(self.acquire.mc_samples) or committee or model.kind in ("sklearn", "python") or model.kind not in KINDS
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether the choice looks at every member's opinion of a row, so that they must be stored."""
+        return self.select.traits.samples or "epig" in self.acquire.asked
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether a score needs the input of the layer that gives the logits."""
+        return any(score in GRADIENT_SCORES for score in self.acquire.asked)
+
+    @property
+    def may_give_gradients(self) -> bool:
+        """Whether another query over the same model may have asked for such a score."""
+        return self.gives_scores and knows_last_layer(self.model)
 
     @property
     def needs_score(self) -> bool:
@@ -126,3 +150,7 @@ class Query(Part):
     def to_yaml(self) -> str:
         """The query as YAML, as far as it was given; `load` reads it back."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+
+
+def _is_index(key: int | str) -> bool:
+    return isinstance(key, int) or key.isdigit()

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from raystream.errors import did_you_mean
+from raystream.query.model import Model
 from raystream.query.part import Part, Positive
+from raystream.strategies import COUNT, FLAG, Arg
 
 LOGIT_SCORES = ("entropy", "least_confidence", "margin", "ratio", "energy")
 """The scores that need nothing but logits; every scored unit holds all of them."""
@@ -12,10 +20,36 @@ LOGIT_SCORES = ("entropy", "least_confidence", "margin", "ratio", "energy")
 MEMBER_SCORES = ("bald", "consensus_entropy", "vote_entropy", "variation_ratio", "mean_std", "variance")
 """The scores that need several opinions of a row: MC dropout samples or the members of a committee; stored whenever there are any."""
 
+GRADIENT_SCORES = ("egl", "badge_norm")
+"""The scores that need the input of the layer that gives the logits; both are stored where a query asks for one."""
+
 Score = Literal[
     "entropy", "least_confidence", "margin", "ratio", "energy",
     "bald", "consensus_entropy", "vote_entropy", "variation_ratio", "mean_std", "variance",
+    "egl", "badge_norm", "egl_parameters", "epig",
 ]  # fmt: skip
+
+_ARGS: Mapping[str, tuple[Arg, tuple[str, ...]]] = {
+    "bias": (FLAG, GRADIENT_SCORES),
+    "egl_classes": (COUNT, ("egl_parameters",)),
+    "targets": (COUNT, ("epig",)),
+}
+"""The parameters in `acquire.args`: what each must be, and the scores that use it."""
+
+_TAKEN = frozenset(
+    {"id", "rank", "score", "gain", "distance", "represents", "why", "prediction", "prediction_name", "confidence", "path", "row"}
+)
+
+
+def _is_path(value: str) -> str:
+    module, separator, attribute = value.partition(":")
+    if not (separator and all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))):
+        raise PydanticCustomError("import_path", "an import path module:function")
+    return value
+
+
+ImportPath = Annotated[str, AfterValidator(_is_path)]
+"""An acquisition function of the user's own."""
 
 
 class Acquire(Part):
@@ -23,6 +57,109 @@ class Acquire(Part):
 
     section = ("acquire",)
 
-    score: Score = "margin"
-    also: list[Score] = []
+    score: Score | ImportPath = "margin"
+    also: list[Score | ImportPath] = []
     mc_samples: Positive | None = None
+    class_weights: dict[int | str, float] | list[float] | None = None
+    targets: list[str] = []
+    args: dict[str, Any] = {}
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_path_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _scores_use_their_keys(self) -> Acquire:
+        asked = self.asked
+        for name, value in self.args.items():
+            if name not in _ARGS:
+                raise ValueError(f"acquire.args.{name} is not a parameter of any score{did_you_mean(name, _ARGS)}")
+            arg, users = _ARGS[name]
+            if not arg.accepts(value):
+                raise ValueError(f"acquire.args.{name} is {value!r}, expected {arg.expected}")
+            if not set(users) & set(asked):
+                raise ValueError(f"acquire.args.{name} is used by {' and '.join(users)} only, which isn't asked for; remove it")
+        if self.targets and "epig" not in asked:
+            raise ValueError("acquire.targets are used by score epig only, which isn't asked for; remove them")
+        self._check_names()
+        self._check_weights()
+        return self
+
+    def _check_names(self) -> None:
+        """Users' functions are columns by their own names."""
+        paths = {path for path in self.asked if ":" in path}
+        known = {*LOGIT_SCORES, *MEMBER_SCORES, *GRADIENT_SCORES, "egl_parameters", "epig", *_TAKEN}
+        seen: dict[str, str] = {}
+        for path in sorted(paths):
+            name = column_of(path)
+            if name in known:
+                raise ValueError(f"acquire asks for {path}, but {name} is the name of a column of raystream's; rename the function")
+            if name in seen:
+                raise ValueError(f"acquire asks for {seen[name]} and {path}, which would both be the column {name}; rename one of them")
+            seen[name] = path
+
+    def _check_weights(self) -> None:
+        weights = self.class_weights
+        if weights is None:
+            return
+        values = list(weights.values()) if isinstance(weights, dict) else weights
+        if not values or not all(math.isfinite(value) and value >= 0 for value in values):
+            raise ValueError(f"acquire.class_weights is {weights}, expected finite numbers >= 0, at least one")
+        if "energy" in self.asked:
+            raise ValueError("acquire.class_weights can't weight energy, which may be negative; take another score or remove them")
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Every score that the query names, each once."""
+        return tuple(dict.fromkeys((self.score, *self.also)))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of those scores."""
+        return tuple(map(column_of, self.asked))
+
+    @property
+    def column(self) -> str:
+        """The column of the score that ranks."""
+        return column_of(self.score)
+
+
+def column_of(score: str) -> str:
+    """Under which name a score is stored: of a user's function, the function's own."""
+    return score.rpartition(":")[2].rpartition(".")[2]
+
+
+def knows_last_layer(model: Model) -> bool:
+    """Whether the input of the layer that gives the logits is known: the last Linear's, or the column that the user says it is."""
+    if model.members is not None or isinstance(model.weights, list):
+        return False
+    return model.embedding is None if model.kind == "torch" else model.kind == "columns" and model.embedding is not None
+
+
+def check_gradients(acquire: Acquire, model: Model) -> None:
+    """Refuse scores from gradients where the model has none that can be taken.
+
+    Raises:
+        ValueError: with the reason, and what to use.
+    """
+    committee = model.members is not None or isinstance(model.weights, list)
+    for score in acquire.asked:
+        if score in GRADIENT_SCORES and not knows_last_layer(model):
+            if committee:
+                reason = "but a committee has several last layers; take bald or consensus_entropy"
+            elif model.kind == "torch":
+                reason = f"but model.embedding names {model.embedding}; leave it out, so that the embedding is that input"
+            elif model.kind == "columns":
+                reason = "but no column holds it; name the one that does in model.embedding"
+            else:
+                reason = f"which is not known of kind {model.kind}; use kind torch, or columns that hold the logits and that input"
+            raise ValueError(f"acquire asks for {score}, which needs the input of the last Linear layer, {reason}")
+        if score == "egl_parameters" and (committee or model.kind != "torch"):
+            if committee:
+                reason = "but a committee has several networks; give one of them, or take bald"
+            elif model.kind == "columns":
+                reason = "but kind columns has no network; name the input of the last layer in model.embedding and take egl"
+            else:
+                reason = f"which kind {model.kind} doesn't give; use kind torch"
+            raise ValueError(f"acquire asks for egl_parameters, which needs the gradients of a network's parameters, {reason}")

@@ -1,3 +1,4 @@
+import importlib
 import sys
 
 import pytest
@@ -161,3 +162,12 @@ def test_what_is_missing_is_named(spec, error, message):
     """A missing module or file, and args that aren't data, are errors that say so."""
     with pytest.raises(error, match=message):
         fingerprint(Model(**spec))
+
+
+def test_a_folder_that_is_listed_twice_counts_once(write_module, tmp_path, monkeypatch):
+    """A package without __init__ is the same however often its parent stands in sys.path, as in a worker it may."""
+    write_module("loose_nets/net.py", "class Net: ...")
+    once = fingerprint(Model(source="loose_nets.net:Net"))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "code"), str(tmp_path / "code")])
+    importlib.invalidate_caches()
+    assert fingerprint(Model(source="loose_nets.net:Net")) == once

@@ -1,37 +1,26 @@
-"""BALD with MC dropout against one entropy pass and against the usual ways, on a small residual convolutional net.
+"""Ways to take MC dropout samples, raystream's and the usual ones, of a small residual convolutional net; and the net.
 
-    python benchmarks/mc_dropout.py                               the full run: about a minute on one core
-    python benchmarks/mc_dropout.py --rows 32 --rounds 2          in seconds
-
-What is timed: from a batch in memory to one score a row; all contenders have the same rows, threads and weights and take turns
-within a round, in one process.
-
-    entropy      one forward pass in evaluation mode
+    entropy      one forward pass in evaluation mode, and entropy
     raystream    all samples and the deterministic network at once, and BALD
-    loop         one forward pass a sample, each with one mask for all rows, as the authors of BatchBALD do, but without copies
-    replicated   every row copied once a sample, and dropout drawn anew for each, as baal does; in pieces of --batch
+    loop         one forward pass a sample, each with one mask for all rows
+    replicated   every row copied once a sample, and dropout drawn anew for each, in pieces of the batch size
+    baal         baal's own ModelWrapper, which does the same, and BALD; where installed
+    batchbald    the BatchBALD authors' consistent dropout (batchbald_redux), the trunk computed once where they can; where installed
 
 Two places of dropout: before the head, where all samples share the trunk, and in every block, where they share the stem alone.
-The ceiling of the first is the trunk, of the second --samples passes. Prints a table, then one JSON line.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.environment import environment
 from raystream.acquisition import entropy
 from raystream.model.torch_model import TorchPredictor
 
@@ -81,13 +70,22 @@ class Net(nn.Module):
         self.head = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), dropout(0.5), nn.Linear(128, 10))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(images)).mean((2, 3)))
+        return self.head(self.trunk(images))
+
+    def trunk(self, images: Tensor) -> Tensor:
+        return self.blocks(self.stem(images)).mean((2, 3))
 
 
 def network(place: str, dropout: Callable[[float], nn.Module] = nn.Dropout) -> Net:
     """The same weights for each kind of dropout."""
     torch.manual_seed(0)
     return Net(place, dropout).eval()
+
+
+def plain(seed: int = 0) -> Net:
+    """A net for a query, without dropout that anybody switches on."""
+    torch.manual_seed(seed)
+    return Net("none", nn.Dropout).eval()
 
 
 def bald(logits: Tensor) -> Tensor:
@@ -135,54 +133,43 @@ def replicated(place: str, batch: int, samples: int) -> Callable[[Tensor], Tenso
     return run
 
 
-def measure(place: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Medians of interleaved rounds, after one that doesn't count."""
-    contenders = {
-        "entropy": entropy_pass(place, args.batch),
-        "raystream": raystream(place, args.batch, args.samples),
-        "loop": loop(place, args.batch, args.samples),
-        "replicated": replicated(place, args.batch, args.samples),
-    }
-    images = torch.randn(args.rows, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    scores: dict[str, Tensor] = {}
-    for number in range(args.rounds + 1):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            scores[name] = run(images)
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    return {
-        "place": place,
-        "seconds": {name: [round(time, 4) for time in times] for name, times in seconds.items()},
-        "median": {name: round(value, 4) for name, value in median.items()},
-        "times_entropy": {name: round(value / median["entropy"], 2) for name, value in median.items()},
-        "mean_score": {name: round(float(values.mean()), 5) for name, values in scores.items()},
-    }
+def baal(place: str, batch: int, samples: int) -> Callable[[Tensor], Tensor] | None:
+    try:
+        from baal.bayesian.dropout import patch_module
+        from baal.modelwrapper import ModelWrapper, TrainingArgs
+    except ImportError:
+        return None
+    size = max(1, batch // samples)
+    wrapper = ModelWrapper(patch_module(network(place)), TrainingArgs(batch_size=size, use_cuda=False, replicate_in_memory=True))
+    wrapper.eval()
+
+    def run(images: Tensor) -> Tensor:
+        made = [wrapper.predict_on_batch(piece, iterations=samples) for piece in images.split(size)]
+        return bald(torch.cat(made).transpose(1, 2))  # it puts the samples last
+
+    return run
 
 
-def main() -> int:
-    """Run, print the table and the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--samples", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    before = environment()
-    with torch.inference_mode():
-        measured = [measure(place, args) for place in PLACES]
-    print(f"{'dropout':<8} {'contender':<12} {'median s':>9} {'x entropy':>10} {'mean score':>11}")
-    for found in measured:
-        for name, value in found["median"].items():
-            print(f"{found['place']:<8} {name:<12} {value:>9.3f} {found['times_entropy'][name]:>10.2f} {found['mean_score'][name]:>11.5f}")
-    sizes = {name: getattr(args, name) for name in ("rows", "batch", "samples", "rounds", "threads")}
-    print(json.dumps({"benchmark": "mc_dropout", "environment": before, **sizes, "measured": measured}))
-    return 0
+def batchbald(place: str, batch: int, samples: int) -> Callable[[Tensor], Tensor] | None:
+    try:
+        from batchbald_redux.consistent_mc_dropout import BayesianModule, ConsistentMCDropout
+    except ImportError:
+        return None
+    net = network(place, ConsistentMCDropout)
 
+    class Sampled(BayesianModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sampled = net.head if place == "head" else net
 
-if __name__ == "__main__":
-    sys.exit(main())
+        def mc_forward_impl(self, values: Tensor) -> Tensor:
+            return self.sampled(values)
+
+    model = Sampled().eval()
+    size = batch if place == "head" else max(1, batch // samples)
+
+    def run(images: Tensor) -> Tensor:
+        given = (net.trunk(piece) if place == "head" else piece for piece in images.split(size))
+        return bald(torch.cat([model(piece, samples) for piece in given]))
+
+    return run
