@@ -12,7 +12,9 @@ from raystream.errors import did_you_mean
 ENTRY_POINTS = "raystream.models"
 """The entry-point group under which other packages register kinds: a name, and a function like `raystream.model.load`."""
 
-OPTIONAL_KEYS = frozenset({"source", "args", "weights", "embedding", "logits", "probabilities", "device", "precision", "version", "trust"})
+OPTIONAL_KEYS = frozenset(
+    {"source", "args", "weights", "embedding", "logits", "probabilities", "samples", "device", "precision", "version", "trust"}
+)
 """The keys of `model` that only some kinds use; any other kind refuses them."""
 
 
@@ -42,7 +44,7 @@ KINDS: Mapping[str, Kind] = {
         "the import path of a factory, such as my_project.nets:resnet18",
         _keys("source", "args", "weights", "embedding", "device", "precision", "trust"),
     ),
-    "columns": Kind("", frozenset({"logits", "probabilities", "embedding"})),
+    "columns": Kind("", frozenset({"logits", "probabilities", "samples", "embedding"})),
     "export": Kind("a .pt2 file that torch.export.save wrote", _keys("source", "embedding", "device")),
     "torchscript": Kind("a .pt file that torch.jit.save wrote", _keys("source", "embedding", "device")),
     "onnx": Kind("a .onnx file", _keys("source", "embedding", "device")),
@@ -57,7 +59,7 @@ KINDS: Mapping[str, Kind] = {
 }
 """What `model.kind` may be, but for kinds that other packages register."""
 
-REGISTERED = Kind("what that kind loads", OPTIONAL_KEYS - {"logits", "probabilities"}, texts="taken")
+REGISTERED = Kind("what that kind loads", OPTIONAL_KEYS - {"logits", "probabilities", "samples"}, texts="taken")
 """A kind of another package: it is given all there is."""
 
 

@@ -72,7 +72,7 @@ def query_identity(
         classes: the names, wherever they were read.
         fingerprint: the model's.
     """
-    resolved = query.model_dump(mode="json", exclude={"cluster", "store"})
+    resolved = _as_before(query.model_dump(mode="json", exclude={"cluster", "store"}))
     parts = {
         f"{section}.{key}": json.dumps(value)
         for section in resolved
@@ -85,6 +85,22 @@ def query_identity(
     parts["the names of the classes"] = json.dumps(classes)
     parts["the model's weights, arguments or source"] = fingerprint
     return parts
+
+
+_LATER: dict[str, dict[str, Any]] = {"model": {"samples": None}}
+"""Keys of the query's sections that came after the first queries were committed, and their defaults."""
+
+
+def _as_before(resolved: dict[str, Any]) -> dict[str, Any]:
+    """A query's dump without later keys that are at their defaults, so that queries that don't use them keep their names."""
+    found = {name: _without(part, _LATER[name]) if name in _LATER else part for name, part in resolved.items()}
+    if found["model"].get("members"):
+        found["model"]["members"] = [_without(member, _LATER["model"]) for member in found["model"]["members"]]
+    return found
+
+
+def _without(part: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key not in defaults or value != defaults[key]}
 
 
 def identity_digest(parts: dict[str, str]) -> str:

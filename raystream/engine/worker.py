@@ -153,7 +153,7 @@ class Worker:
         """The model; for a unit that holds embeddings alone, as a file of labelled rows may, what passes these on."""
         if unit.columns is None:
             return self._model
-        return load(self._job.model.model_copy(update={"logits": None, "probabilities": None}), embedding=True)
+        return load(self._job.model.model_copy(update={"logits": None, "probabilities": None, "samples": None}), embedding=True)
 
     def _score_batch(self, model: Predictor, batch: Chunk, writer: OutputWriter, name: str) -> list[str]:
         """Run the model on a batch and hand on its outputs; what is wrong with the rows that are left out."""

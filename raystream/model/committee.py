@@ -72,7 +72,7 @@ class Committee:
             start += size
         samples = torch.cat([piece[0] for piece in pieces])
         embeddings = [piece[1] for piece in pieces if piece[1] is not None]
-        return Prediction(self._mean(samples), torch.cat(embeddings) if embeddings else None, samples=samples)
+        return Prediction(mean_logits(samples, self._temperature), torch.cat(embeddings) if embeddings else None, samples=samples)
 
     def _piece(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         """The members' logits, (n_rows, n_members, n_classes), and the embedding."""
@@ -90,7 +90,16 @@ class Committee:
             embedding = made.embedding if position == 0 else embedding
         return torch.stack(logits, dim=1), embedding
 
-    def _mean(self, samples: Tensor) -> Tensor:
-        """T log mean_k softmax(z_k / T), float32 (n_rows, n_classes); NaN where a member has no distribution."""
-        each = torch.log_softmax(samples.double() / self._temperature, dim=2)
-        return (self._temperature * (each.logsumexp(dim=1) - math.log(samples.shape[1]))).float()
+
+def mean_logits(samples: Tensor, temperature: float = 1.0) -> Tensor:
+    """T log mean_k softmax(z_k / T) of logits z_k: their softmax at temperature T is the members' mean.
+
+    Args:
+        samples: floating (n_rows, n_members, n_classes).
+        temperature: T.
+
+    Returns:
+        float32 (n_rows, n_classes); NaN where a member has no distribution.
+    """
+    each = torch.log_softmax(samples.double() / temperature, dim=2)
+    return (temperature * (each.logsumexp(dim=1) - math.log(samples.shape[1]))).float()

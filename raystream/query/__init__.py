@@ -79,13 +79,13 @@ class Query(Part):
     def gives_scores(self) -> bool:
         """Whether the model yields logits or probabilities at all."""
         model = self.model
-        return bool(model.logits or model.probabilities) if model.kind == "columns" else kind_of(model.kind).scores
+        return bool(model.logits or model.probabilities or model.samples) if model.kind == "columns" else kind_of(model.kind).scores
 
     @property
     def gives_samples(self) -> bool:
         """Whether the model may have several opinions of a row; of kinds whose files decide, only loading them tells."""
         model = self.model
-        committee = isinstance(model.weights, list) or model.members is not None
+        committee = isinstance(model.weights, list) or model.members is not None or model.samples is not None
         return bool(self.acquire.mc_samples) or committee or model.kind in ("sklearn", "python") or model.kind not in KINDS
 
     @property

@@ -25,6 +25,7 @@ class Model(Part):
     embedding_dtype: Literal["float16", "float32"] = "float16"
     logits: str | None = None
     probabilities: str | None = None
+    samples: str | None = None
     classes: list[str] | str | None = None
     batch_size: Positive = 1024
     device: str = "auto"
@@ -42,19 +43,19 @@ class Model(Part):
         if "source" in kind.keys and self.kind in KINDS and not self.source:
             raise ValueError(f"model.source is missing; give {kind.source}")
         for key in sorted(self.model_fields_set & MODEL_KEYS - kind.keys):
-            if key in ("logits", "probabilities"):
+            if key in ("logits", "probabilities", "samples"):
                 raise ValueError(f"model.{key} is used by kind: columns only; remove it or set model.kind to columns")
             users = ", ".join(name for name, of in KINDS.items() if key in of.keys)
             raise ValueError(f"model.{key} is not used by kind: {self.kind} (only by {users}); remove it")
         if self.kind == "columns":
             if self.logits and self.probabilities:
                 raise ValueError("model.logits and model.probabilities are both given; name one of them")
-            if not (self.logits or self.probabilities or self.embedding):
-                raise ValueError("kind: columns names no column; give model.logits, model.probabilities or model.embedding")
+            if not (self.logits or self.probabilities or self.samples or self.embedding):
+                raise ValueError("kind: columns names no column; give model.logits, model.probabilities, model.samples or model.embedding")
         return self
 
     def _members_fit_together(self, members: list[Model]) -> None:
-        own = self.model_fields_set & {"kind", "source", "args", "weights", "version", "logits", "probabilities"}
+        own = self.model_fields_set & {"kind", "source", "args", "weights", "version", "logits", "probabilities", "samples"}
         if own:
             raise ValueError(f"model.{min(own)} and model.members are both given; move it into the members")
         shared = {"batch_size", "classes", "device", "embedding", "embedding_dtype", "precision", "temperature"}
