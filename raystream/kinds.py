@@ -17,6 +17,9 @@ OPTIONAL_KEYS = frozenset(
 )
 """The keys of `model` that only some kinds use; any other kind refuses them."""
 
+ALL_TASKS = frozenset({"classes", "segmentation", "tokens", "multi_label", "regression"})
+_CLASSES_ALONE = frozenset({"classes"})
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -27,12 +30,14 @@ class Kind:
         keys: the keys of `model` that it uses beyond those of all kinds.
         texts: what columns of strings are to it.
         scores: whether it gives logits; else an embedding alone. Of columns, the query's own keys decide.
+        tasks: what `model.task` may be.
     """
 
     source: str
     keys: frozenset[str]
     texts: Literal["refused", "taken", "expected"] = "refused"
     scores: bool = True
+    tasks: frozenset[str] = ALL_TASKS
 
 
 def _keys(*names: str) -> frozenset[str]:
@@ -48,12 +53,19 @@ KINDS: Mapping[str, Kind] = {
     "export": Kind("a .pt2 file that torch.export.save wrote", _keys("source", "embedding", "device")),
     "torchscript": Kind("a .pt file that torch.jit.save wrote", _keys("source", "embedding", "device")),
     "onnx": Kind("a .onnx file", _keys("source", "embedding", "device")),
-    "sklearn": Kind("a .skops file that skops.io.dump wrote", _keys("source", "embedding", "trust"), texts="taken"),
+    "sklearn": Kind("a .skops file that skops.io.dump wrote", _keys("source", "embedding", "trust"), texts="taken", tasks=_CLASSES_ALONE),
     "transformers": Kind(
-        "a folder that save_pretrained wrote", _keys("source", "args", "embedding", "device", "precision"), texts="expected"
+        "a folder that save_pretrained wrote",
+        _keys("source", "args", "embedding", "device", "precision"),
+        texts="expected",
+        tasks=ALL_TASKS - {"segmentation"},
     ),
     "sentence_transformers": Kind(
-        "a folder that SentenceTransformer.save wrote", _keys("source", "args", "device", "precision"), texts="expected", scores=False
+        "a folder that SentenceTransformer.save wrote",
+        _keys("source", "args", "device", "precision"),
+        texts="expected",
+        scores=False,
+        tasks=_CLASSES_ALONE,
     ),
     "python": Kind("the import path of a class, such as my_project.models:MyModel", _keys("source", "args", "weights"), texts="taken"),
 }

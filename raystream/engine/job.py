@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 
+from raystream.engine.reduced import Reduction
 from raystream.pool import ReadSpec, Unit
 from raystream.query import Model
 
@@ -30,6 +31,7 @@ class Job:
     threads: int
     skip_bad_rows: bool
     import_paths: tuple[str, ...]
+    reduction: Reduction | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from raystream.engine.store import FORMAT
 from raystream.pool import File, ReadSpec, Unit
-from raystream.query import Query
+from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, TASKS, Acquire, Query
 
 
 def _digest(value: Any) -> str:
@@ -36,7 +36,8 @@ def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, outputs
     """
     model = query.model
     return _digest(
-        {
+        _task_parts(query)
+        | {
             "format": FORMAT,
             "file": unit.file.identity,
             "row_groups": unit.row_groups,
@@ -56,6 +57,18 @@ def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, outputs
             "temperature": model.temperature,
         }
     )
+
+
+def _task_parts(query: Query) -> dict[str, Any]:
+    """What tasks beyond one class a row add to a unit's key: how the scores of a row's many outputs become one."""
+    task, acquire = TASKS[query.model.task], query.acquire
+    if query.model.task == "classes":
+        return {}
+    return {"task": [query.model.task, (acquire.reduce or DEFAULT_REDUCE) if task.reductions else None, _top(acquire)]}
+
+
+def _top(acquire: Acquire) -> float | None:
+    return (acquire.top or DEFAULT_TOP) if acquire.reduce == "top_mean" else None
 
 
 def query_identity(
@@ -87,7 +100,7 @@ def query_identity(
     return parts
 
 
-_LATER: dict[str, dict[str, Any]] = {"model": {"samples": None}}
+_LATER: dict[str, dict[str, Any]] = {"model": {"samples": None, "task": "classes"}, "acquire": {"reduce": None, "top": None}}
 """Keys of the query's sections that came after the first queries were committed, and their defaults."""
 
 

@@ -27,11 +27,12 @@ from raystream.model.columns_model import input_columns
 from raystream.model.committee import Committee, member_names, member_specs
 from raystream.model.device import is_device_failure
 from raystream.model.fingerprint import code_hash, fingerprint
-from raystream.model.prediction import Prediction, Predictor, bad_output_rows
+from raystream.model.prediction import Prediction, Predictor, RowScores, bad_output_rows
 
 __all__ = [
     "Prediction",
     "Predictor",
+    "RowScores",
     "bad_output_rows",
     "check_classes",
     "class_names",
@@ -83,7 +84,7 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
         raise ModelError("acquire.mc_samples is given, but the model is a committee, whose members are the samples; remove it")
     if members:
         loaded = [load(member, embedding=embedding and position == 0) for position, member in enumerate(members)]
-        return Committee(loaded, member_names(spec), spec.temperature)
+        return Committee(loaded, member_names(spec), spec.temperature, spec.task)
     if mc_samples and spec.kind != "torch":
         raise ModelError(
             f"acquire.mc_samples is given, but model.kind is {spec.kind}: {_NO_DROPOUT.get(spec.kind, _UNKNOWN_DROPOUT)}; "

@@ -45,6 +45,7 @@ class ColumnsPredictor:
         self._columns = input_columns(spec)
         self._logits = spec.logits
         self._probabilities = spec.probabilities
+        self._task = spec.task
         self._samples = spec.samples
         self._temperature = spec.temperature
         self._embedding = spec.embedding if embedding else None
@@ -54,16 +55,19 @@ class ColumnsPredictor:
         if len(inputs) != len(self._columns):
             raise ModelError(f"{len(inputs)} input columns came, expected {len(self._columns)}: {', '.join(self._columns)}")
         rows = inputs[0].shape[0]
-        logits = embedding = None
+        logits = None
         reason = Prediction.reason
         if self._logits:
-            logits = check_logits(inputs[0].float(), rows, f"column {self._logits} (model.logits)")
+            logits = check_logits(inputs[0].float(), rows, f"column {self._logits} (model.logits)", self._task)
         elif self._probabilities:
             logits, sound = _log(inputs[0], rows, f"column {self._probabilities} (model.probabilities)")
             reason = reason if sound else _NO_DISTRIBUTION
         samples = None
         if self._samples:
-            samples, sound = _members(inputs[1 if logits is not None else 0], rows, self._samples)
+            given = inputs[1 if logits is not None else 0]
+            if self._task == "regression":
+                return self._numbers(given, inputs, rows)
+            samples, sound = _members(given, rows, self._samples)
             reason = reason if sound else _NO_LOG_DISTRIBUTION
             logits = mean_logits(samples, self._temperature) if logits is None else logits
             if logits.shape[1] != samples.shape[2]:
@@ -71,15 +75,31 @@ class ColumnsPredictor:
                     f"column {self._samples} (model.samples) has {samples.shape[2]} classes, but {self._logits or self._probabilities} "
                     f"has {logits.shape[1]}; both need the same classes in the same order"
                 )
-        if self._embedding:
-            embedding = inputs[-1].float()
-            if embedding.ndim < 2 or embedding.shape[0] != rows:
-                raise ModelError(
-                    f"column {self._embedding} (model.embedding) has the shape {tuple(embedding.shape)} for {rows} rows, "
-                    "expected (rows, dimensions); give a column of lists of one length"
-                )
-            embedding = embedding.flatten(1)
+        embedding = self._vectors(inputs, rows)
         return Prediction(logits, embedding, reason, samples=samples)
+
+    def _numbers(self, given: Tensor, inputs: tuple[Tensor, ...], rows: int) -> Prediction:
+        """Of regression: what each member says, (rows, members) or (rows, members, outputs)."""
+        shape = tuple(given.shape)
+        if given.ndim not in (2, 3) or shape[0] != rows or shape[1] < 2 or not given.is_floating_point():
+            raise ModelError(
+                f"column {self._samples} (model.samples) is {given.dtype} of shape {shape} for {rows} rows, expected floating numbers "
+                "(rows, members) or (rows, members, outputs) of at least two members"
+            )
+        samples = given.float().reshape(rows, shape[1], -1)
+        return Prediction(samples.double().mean(dim=1).float(), self._vectors(inputs, rows), samples=samples)
+
+    def _vectors(self, inputs: tuple[Tensor, ...], rows: int) -> Tensor | None:
+        """The embedding, if it is wanted."""
+        if not self._embedding:
+            return None
+        embedding = inputs[-1].float()
+        if embedding.ndim < 2 or embedding.shape[0] != rows:
+            raise ModelError(
+                f"column {self._embedding} (model.embedding) has the shape {tuple(embedding.shape)} for {rows} rows, "
+                "expected (rows, dimensions); give a column of lists of one length"
+            )
+        return embedding.flatten(1)
 
 
 def _log(probabilities: Tensor, rows: int, who: str) -> tuple[Tensor, bool]:

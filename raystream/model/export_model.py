@@ -39,7 +39,7 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
         program = move_to_device_pass(program, device)
     signature = Signature(_inputs(program), who)
     network = program.module()
-    outputs = Outputs(embedding, spec.embedding, who, _HOW)
+    outputs = Outputs(embedding, spec.embedding, who, _HOW, spec.task)
 
     def forward(inputs: tuple[Any, ...]) -> Prediction:
         given = [values.to(device, non_blocking=device.type == "cuda") for values in inputs]

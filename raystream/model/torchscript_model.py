@@ -30,7 +30,7 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
     path = find_file(spec.source, "a TorchScript archive", "save the model with torch.jit.save, or set model.kind to what it is")
     who = f"model.source {spec.source}"
     network = _load(str(path), device, who)
-    outputs = Outputs(embedding, spec.embedding, who, _HOW)
+    outputs = Outputs(embedding, spec.embedding, who, _HOW, spec.task)
     takes = len(network.forward.schema.arguments) - 1  # without self
 
     def forward(inputs: tuple[Any, ...]) -> Prediction:

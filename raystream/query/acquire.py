@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from raystream.query.part import Part, Positive
 
@@ -17,6 +19,9 @@ Score = Literal[
     "bald", "consensus_entropy", "vote_entropy", "variation_ratio", "mean_std", "variance",
 ]  # fmt: skip
 
+DEFAULT_REDUCE, DEFAULT_TOP = "mean", 0.1
+"""How scores of a row's many outputs become one unless the query says otherwise, and the share that `top_mean` takes."""
+
 
 class Acquire(Part):
     """How rows are scored; higher always means: label sooner."""
@@ -26,3 +31,5 @@ class Acquire(Part):
     score: Score = "margin"
     also: list[Score] = []
     mc_samples: Positive | None = None
+    reduce: str | None = None
+    top: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from raystream.kinds import KINDS, kind_of
 from raystream.kinds import OPTIONAL_KEYS as MODEL_KEYS
 from raystream.query.part import Part, Positive
+from raystream.query.task import TaskName
 
 
 class Model(Part):
@@ -17,6 +18,7 @@ class Model(Part):
     section = ("model",)
 
     kind: str = "torch"
+    task: TaskName = "classes"
     source: str | None = None
     args: dict[str, Any] = {}
     weights: str | Annotated[list[str], Field(min_length=2)] | None = None
@@ -58,7 +60,7 @@ class Model(Part):
         own = self.model_fields_set & {"kind", "source", "args", "weights", "version", "logits", "probabilities", "samples"}
         if own:
             raise ValueError(f"model.{min(own)} and model.members are both given; move it into the members")
-        shared = {"batch_size", "classes", "device", "embedding", "embedding_dtype", "precision", "temperature"}
+        shared = {"batch_size", "classes", "device", "embedding", "embedding_dtype", "precision", "task", "temperature"}
         for position, member in enumerate(members):
             if member.kind == "columns":
                 raise ValueError(f"model.members.{position} is of kind columns, which runs on no rows; remove it")
