@@ -56,13 +56,14 @@ _LOADERS: dict[str, Callable[..., Predictor]] = {
 }
 _NO_DROPOUT = {
     "columns": "the pool's columns are its output already, with no dropout to switch on",
-    "export": "the graph was exported for inference, with its dropout switched off",
     "onnx": "dropout was folded away or optimised out when the graph was exported",
     "sentence_transformers": "it gives an embedding alone",
     "sklearn": "a scikit-learn model has no dropout, though forests and bagging are committees as they are",
-    "torchscript": "a traced or frozen graph has its dropout switched off",
-    "transformers": "its layers decide about their dropout when they are built",
+    "torchscript": "a traced or frozen graph has its dropout switched off, and scripted code draws new masks for every row, "
+    "so that no sample would be one fixed sub-network",
 }
+_SAMPLED = ("torch", "export", "transformers")
+"""The kinds that MC dropout works with; their loaders take `mc_samples` and `seed`."""
 _UNKNOWN_DROPOUT = "raystream doesn't know where its dropout is"
 """Why a kind of model can't give MC dropout samples."""
 
@@ -85,10 +86,10 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
     if members:
         loaded = [load(member, embedding=embedding and position == 0) for position, member in enumerate(members)]
         return Committee(loaded, member_names(spec), spec.temperature, spec.task)
-    if mc_samples and spec.kind != "torch":
+    if mc_samples and spec.kind not in _SAMPLED:
         raise ModelError(
             f"acquire.mc_samples is given, but model.kind is {spec.kind}: {_NO_DROPOUT.get(spec.kind, _UNKNOWN_DROPOUT)}; "
-            "use kind torch, or a committee in model.weights or model.members"
+            "use kind torch or export, or a committee in model.weights or model.members"
         )
     loader = _LOADERS.get(spec.kind, python_model.load_registered)
     if mc_samples:
