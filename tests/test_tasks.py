@@ -379,3 +379,51 @@ def test_another_shape_than_the_tasks_is_refused(pool: pa.Table, task: str, sour
     """The model's shape and the task's."""
     with pytest.raises(ModelError, match=says):
         rs.run(ask(task, source, inputs))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["export", "torchscript"])
+def test_mc_dropout_of_files_is_that_of_the_module(pool: pa.Table, kind: str) -> None:
+    """bald of an exported or scripted model equals that of the same network in Python, through a whole query."""
+    net = build_network("shape_nets:Pixels", {"dropout": 0.5}).eval()
+    if kind == "export":
+        example = torch.randn(3, 2, SIDE, SIDE)
+        torch.export.save(torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("rows")},)), "net.file")
+    else:
+        torch.jit.script(net).save("net.file")
+    acquire = {"score": "bald", "mc_samples": 4, "reduce": "top_mean"}
+    model = {"kind": kind, "source": "net.file", "task": "segmentation", "batch_size": 16}
+    found = rs.run(ask("segmentation", "", "image", model=model, acquire=acquire))
+    plain = rs.run(ask("segmentation", "Pixels", "image", model__args={"dropout": 0.5}, acquire=acquire))
+    np.testing.assert_allclose(by_id(found), by_id(plain), atol=1e-6)
+
+
+def test_a_mask_among_the_outputs_of_a_file(pool: pa.Table) -> None:
+    """Of (logits, mask) the mask is the tensor of booleans; embeddings have to be an output of their own."""
+    net = build_network("shape_nets:Tokens", {}).eval()
+    rows = torch.export.Dim("rows")
+    torch.export.save(torch.export.export(net, (torch.ones(3, TOKENS, dtype=torch.int64),), dynamic_shapes=({0: rows},)), "net.file")
+    model = {"kind": "export", "source": "net.file", "task": "tokens"}
+    found = rs.run(ask("tokens", "", "ids", model=model, acquire={"score": "entropy", "reduce": "sum"}))
+    plain = rs.run(ask("tokens", "Tokens", "ids", acquire={"score": "entropy", "reduce": "sum"}))
+    np.testing.assert_allclose(by_id(found), by_id(plain), rtol=1e-5)
+    with pytest.raises(ModelError, match="gives logits alone, but an embedding is needed"):
+        rs.run(ask("tokens", "", "ids", model=model, select={"strategy": "core_set", "budget": 3}))
+
+
+def test_the_task_is_that_of_the_whole_committee() -> None:
+    """A member can't have one of its own."""
+    members = [{"source": "a:b"}, {"source": "a:b", "task": "tokens"}]
+    with pytest.raises(QueryError, match=r"model.members.1.task is the same for all members; move it to model.task"):
+        rs.Query(pool={"uri": "p", "inputs": ["x"]}, model={"members": members}, select={"budget": 1})
+
+
+def test_names_and_keys_of_other_queries_stay(pool: pa.Table) -> None:
+    """The keys that tasks brought are no part of a query's identity while they are at their defaults."""
+    from raystream.engine.keys import query_identity
+
+    plain = rs.Query(pool={"uri": "p", "inputs": ["x"]}, model={"members": [{"source": "a:b"}, {"source": "a:c"}]}, select={"budget": 1})
+    parts = query_identity(plain, [], [], None, "")
+    assert not {"model.task", "model.samples", "acquire.reduce", "acquire.top"} & set(parts)
+    assert "task" not in parts["model.members"]
+    assert "model.task" in query_identity(ask("tokens", "Tokens", "ids"), [], [], None, "")

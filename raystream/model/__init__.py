@@ -59,10 +59,8 @@ _NO_DROPOUT = {
     "onnx": "dropout was folded away or optimised out when the graph was exported",
     "sentence_transformers": "it gives an embedding alone",
     "sklearn": "a scikit-learn model has no dropout, though forests and bagging are committees as they are",
-    "torchscript": "a traced or frozen graph has its dropout switched off, and scripted code draws new masks for every row, "
-    "so that no sample would be one fixed sub-network",
 }
-_SAMPLED = ("torch", "export", "transformers")
+_SAMPLED = ("torch", "export", "torchscript", "transformers")
 """The kinds that MC dropout works with; their loaders take `mc_samples` and `seed`."""
 _UNKNOWN_DROPOUT = "raystream doesn't know where its dropout is"
 """Why a kind of model can't give MC dropout samples."""

@@ -22,6 +22,7 @@ from raystream.model.dropout_calls import Forward, Probe, probe
 from raystream.model.dropout_masks import Masks
 from raystream.model.dropout_mode import DropoutCall, DropoutMode
 from raystream.model.prediction import check_logits
+from raystream.model.scripted_dropout import ScriptedDropoutMode, check_scripted, probe_scripted
 from raystream.model.task_output import check_mask, split
 
 _PASS_BYTES = {"cpu": 32 << 20, "cuda": 2 << 30}
@@ -66,6 +67,7 @@ class MCDropout:
         embedding: hooks on the network, prepared, or None.
         autocast: whether it runs in mixed precision, which rounds more.
         task: `model.task`, which says what the output of a forward pass is.
+        scripted: whether the network is TorchScript.
 
     Raises:
         ModelError: the network has dropout that can't be switched on.
@@ -83,8 +85,12 @@ class MCDropout:
         embedding: Embedding | None = None,
         autocast: bool = False,
         task: str = "classes",
+        scripted: bool = False,
     ) -> None:
-        _refuse_recurrent(network, who)
+        if scripted:
+            check_scripted(network, who)
+        else:
+            _refuse_recurrent(network, who)
         self._network, self._run, self._who, self._embedding = network, run, who, embedding
         self._task = task
         self._samples, self._device = samples, device
@@ -93,7 +99,7 @@ class MCDropout:
         self._budget = _PASS_BYTES.get(device.type, _PASS_BYTES["cuda"])
         self._tolerance = _AUTOCAST_TOLERANCE if autocast else _TOLERANCE
         self._most_samples = samples + 1
-        self._vmap = True
+        self._scripted, self._vmap = scripted, not scripted
         self._probe: Probe | None = None
         self._tested = False
 
@@ -132,7 +138,10 @@ class MCDropout:
         return max(1, min(rows, fit // samples)), samples
 
     def _probed(self, inputs: tuple[Tensor, ...]) -> Probe:
-        found = probe(self._network, lambda given: split(self._run(given), self._task)[0], inputs, self._who)
+        if self._scripted:
+            found = probe_scripted(self._run, inputs, self._who)
+        else:
+            found = probe(self._network, lambda given: split(self._run(given), self._task)[0], inputs, self._who)
         if not any(call.active for call in found.calls):
             raise ModelError(
                 f"{self._who}: no dropout was active, so all of acquire.mc_samples would be equal and every disagreement 0; "
@@ -166,7 +175,8 @@ class MCDropout:
     def _one(self, inputs: tuple[Tensor, ...], sample: Tensor) -> dict[str, Tensor]:
         """One forward pass of one sub-network, its logits and if there are such embedding and mask; under vmap, of many."""
         rows = inputs[0].shape[0]
-        with DropoutMode(lambda call, values: self._replaced(call, values, rows, sample)):
+        mode = ScriptedDropoutMode if self._scripted else DropoutMode
+        with mode(lambda call, values: self._replaced(call, values, rows, sample)):
             output, given = split(self._run(inputs), self._task)
         made = {"logits": check_logits(output, rows, self._who, self._task)}
         mask = check_mask(given, made["logits"], self._who, self._task)

@@ -23,6 +23,7 @@ class SampledForward:
         autocast: whether it runs in mixed precision.
         embedding: whether predictions hold one.
         task: `model.task`.
+        scripted: whether the network is TorchScript.
 
     Raises:
         ModelError: see `MCDropout`.
@@ -40,6 +41,7 @@ class SampledForward:
         embedding: bool,
         task: str,
         autocast: bool = False,
+        scripted: bool = False,
     ) -> None:
         self._forward = forward
         self._made: Prediction | None = None
@@ -53,6 +55,7 @@ class SampledForward:
             embedding=self if embedding else None,
             autocast=autocast,
             task=task,
+            scripted=scripted,
         )
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Prediction:

@@ -1,4 +1,5 @@
 import inspect
+import warnings
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from raystream.errors import ModelError
 from raystream.model import load
 from raystream.model.dropout_masks import keep_mask
 from raystream.model.source import build_network
+from raystream.model.torch_model import TorchPredictor
 from raystream.query import Model
 
 SAMPLES, SEED = 4, 11
@@ -126,13 +128,84 @@ def test_a_program_without_dropout_is_refused(network, tmp_path):
         load(Model(kind="export", source=none), embedding=False, mc_samples=SAMPLES).predict((example,))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("how", [torch.jit.script, lambda net: torch.jit.trace(net, torch.randn(4, 2, 5, 5))])
-def test_torchscript_is_refused_with_the_reason(network, tmp_path, how):
-    """Scripted or traced: no sample would be one fixed sub-network."""
-    path = tmp_path / "net.pt"
-    how(network).save(str(path))
-    with pytest.raises(
-        ModelError, match=r"kind is torchscript: a traced or frozen graph .* scripted code draws .*use kind torch or export"
-    ):
-        load(Model(kind="torchscript", source=str(path)), embedding=False, mc_samples=SAMPLES)
+def scripted(network, path, how=torch.jit.script):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        how(network).save(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("batch_size", [3, 100])
+def test_scripted_code_draws_the_same_masks(network, tmp_path, batch_size):
+    """Modules and functional calls of scripted code are on, each sample one fixed sub-network; the plain outputs stay what they are."""
+    source = scripted(network, tmp_path / "net.pt")
+    model = load(Model(kind="torchscript", source=source, batch_size=batch_size), embedding=True, mc_samples=SAMPLES, seed=SEED)
+    for image in torch.randn(2, 10, 2, 5, 5):
+        before = image.clone()
+        found = model.predict((image,))
+        logits, hidden = by_hand(network, image, None)
+        torch.testing.assert_close(found.logits, logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.embedding, hidden, atol=1e-5, rtol=1e-5)
+        expected = torch.stack([by_hand(network, image, sample)[0] for sample in range(SAMPLES)], dim=1)
+        torch.testing.assert_close(found.samples, expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(image, before)
+
+
+class InPlace(nn.Module):
+    """Drops its own input in place, and alpha dropout later."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.late, self.head = nn.Dropout(0.5, inplace=True), nn.AlphaDropout(0.3), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.late(self.first(x)))
+
+
+def test_scripted_dropout_in_place(tmp_path):
+    """The input of one sample is not what another has left; samples equal those of the module in Python."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        net = InPlace()
+    x = torch.randn(7, 5)
+    source = scripted(net, tmp_path / "in_place.pt")
+    found = load(Model(kind="torchscript", source=source), embedding=False, mc_samples=SAMPLES, seed=SEED).predict((x,))
+    plain = TorchPredictor(net, source="n:N", device=torch.device("cpu"), batch_size=9, mc_samples=SAMPLES, seed=SEED).predict((x,))
+    torch.testing.assert_close(found.samples, plain.samples, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.logits, plain.logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        (
+            lambda net: torch.jit.trace(net, torch.randn(4, 2, 5, 5)),
+            r"was traced, with its dropout switched off for good; script the model",
+        ),
+        (
+            lambda net: torch.jit.freeze(torch.jit.script(net)),
+            r"its graph holds no dropout: .*torch.jit.freeze removed it; script the model",
+        ),
+    ],
+)
+def test_traced_and_frozen_graphs_are_refused_with_the_reason(network, tmp_path, how, says):
+    """Neither has a flag to overrule; what to do instead is said."""
+    source = scripted(network, tmp_path / "net.pt", how)
+    with pytest.raises(ModelError, match=says):
+        load(Model(kind="torchscript", source=source), embedding=False, mc_samples=SAMPLES)
+
+
+def test_scripted_recurrent_dropout_is_refused(tmp_path):
+    """What happens between an LSTM's layers can't be replaced, and isn't left out in silence."""
+
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells, self.drop, self.head = nn.LSTM(4, 5, 2, batch_first=True, dropout=0.3), nn.Dropout(0.5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.drop(self.cells(x)[0][:, -1]))
+
+    source = scripted(Recurrent().eval(), tmp_path / "recurrent.pt")
+    with pytest.raises(ModelError, match=r"cells is LSTM with dropout between its layers"):
+        load(Model(kind="torchscript", source=source), embedding=False, mc_samples=SAMPLES)
