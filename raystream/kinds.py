@@ -12,8 +12,13 @@ from raystream.errors import did_you_mean
 ENTRY_POINTS = "raystream.models"
 """The entry-point group under which other packages register kinds: a name, and a function like `raystream.model.load`."""
 
-OPTIONAL_KEYS = frozenset({"source", "args", "weights", "embedding", "logits", "probabilities", "device", "precision", "version", "trust"})
+OPTIONAL_KEYS = frozenset(
+    {"source", "args", "weights", "embedding", "logits", "probabilities", "samples", "device", "precision", "version", "trust"}
+)
 """The keys of `model` that only some kinds use; any other kind refuses them."""
+
+ALL_TASKS = frozenset({"classes", "segmentation", "tokens", "multi_label", "regression"})
+_CLASSES_ALONE = frozenset({"classes"})
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,14 @@ class Kind:
         keys: the keys of `model` that it uses beyond those of all kinds.
         texts: what columns of strings are to it.
         scores: whether it gives logits; else an embedding alone. Of columns, the query's own keys decide.
+        tasks: what `model.task` may be.
     """
 
     source: str
     keys: frozenset[str]
     texts: Literal["refused", "taken", "expected"] = "refused"
     scores: bool = True
+    tasks: frozenset[str] = ALL_TASKS
 
 
 def _keys(*names: str) -> frozenset[str]:
@@ -42,22 +49,29 @@ KINDS: Mapping[str, Kind] = {
         "the import path of a factory, such as my_project.nets:resnet18",
         _keys("source", "args", "weights", "embedding", "device", "precision", "trust"),
     ),
-    "columns": Kind("", frozenset({"logits", "probabilities", "embedding"})),
+    "columns": Kind("", frozenset({"logits", "probabilities", "samples", "embedding"})),
     "export": Kind("a .pt2 file that torch.export.save wrote", _keys("source", "embedding", "device")),
     "torchscript": Kind("a .pt file that torch.jit.save wrote", _keys("source", "embedding", "device")),
     "onnx": Kind("a .onnx file", _keys("source", "embedding", "device")),
-    "sklearn": Kind("a .skops file that skops.io.dump wrote", _keys("source", "embedding", "trust"), texts="taken"),
+    "sklearn": Kind("a .skops file that skops.io.dump wrote", _keys("source", "embedding", "trust"), texts="taken", tasks=_CLASSES_ALONE),
     "transformers": Kind(
-        "a folder that save_pretrained wrote", _keys("source", "args", "embedding", "device", "precision"), texts="expected"
+        "a folder that save_pretrained wrote",
+        _keys("source", "args", "embedding", "device", "precision"),
+        texts="expected",
+        tasks=ALL_TASKS - {"segmentation"},
     ),
     "sentence_transformers": Kind(
-        "a folder that SentenceTransformer.save wrote", _keys("source", "args", "device", "precision"), texts="expected", scores=False
+        "a folder that SentenceTransformer.save wrote",
+        _keys("source", "args", "device", "precision"),
+        texts="expected",
+        scores=False,
+        tasks=_CLASSES_ALONE,
     ),
     "python": Kind("the import path of a class, such as my_project.models:MyModel", _keys("source", "args", "weights"), texts="taken"),
 }
 """What `model.kind` may be, but for kinds that other packages register."""
 
-REGISTERED = Kind("what that kind loads", OPTIONAL_KEYS - {"logits", "probabilities"}, texts="taken")
+REGISTERED = Kind("what that kind loads", OPTIONAL_KEYS - {"logits", "probabilities", "samples"}, texts="taken")
 """A kind of another package: it is given all there is."""
 
 

@@ -14,6 +14,7 @@ from raystream.query import Model
 VALUES: dict[str, Any] = {
     "source": "m", "args": {"a": 1}, "weights": "w", "embedding": "e", "device": "cpu", "precision": "float16", "version": "1",
     "trust": "pickle", "logits": "z", "probabilities": "p",
+    "samples": "s",
 }  # fmt: skip
 
 

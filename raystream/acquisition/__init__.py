@@ -19,7 +19,7 @@ from raystream.acquisition.calibration import (
     reliability_bins,
 )
 from raystream.acquisition.check import check_acquisition
-from raystream.acquisition.dense import dense_scores
+from raystream.acquisition.dense import DenseScores, all_dense_scores, dense_scores
 from raystream.acquisition.epig import EpigTargets, epig, epig_targets
 from raystream.acquisition.gradients import badge_factors, badge_norm, egl
 from raystream.acquisition.logits import (
@@ -43,17 +43,19 @@ from raystream.acquisition.members import (
     variation_ratio,
     vote_entropy,
 )
-from raystream.acquisition.multi_label import multi_label_scores
+from raystream.acquisition.multi_label import multi_label_member_scores, multi_label_scores
 from raystream.acquisition.parameter_gradients import egl_parameters
 from raystream.acquisition.regression import regression_variance
 from raystream.acquisition.weights import class_weighted
 
 __all__ = [
+    "DenseScores",
     "EpigTargets",
     "LogitScores",
     "MemberScores",
     "ReliabilityBins",
     "TemperatureFit",
+    "all_dense_scores",
     "badge_factors",
     "badge_norm",
     "bald",
@@ -77,6 +79,7 @@ __all__ = [
     "mean_log_probabilities",
     "mean_std",
     "member_scores",
+    "multi_label_member_scores",
     "multi_label_scores",
     "ratio",
     "regression_variance",

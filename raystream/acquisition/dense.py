@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from raystream.acquisition.inputs import checked_temperature
 from raystream.acquisition.logits import logit_scores
 from raystream.acquisition.members import log_probabilities, member_scores
 from raystream.errors import PoolError, QueryError, did_you_mean
-from raystream.query import LOGIT_SCORES
+from raystream.query import LOGIT_SCORES, MEMBER_SCORES
 
 _BLOCK = 1 << 22
 """Numbers of a block of rows; one row is always computed whole."""
@@ -54,29 +55,111 @@ def dense_scores(
     References:
         Settles and Craven, An Analysis of Active Learning Strategies for Sequence Labeling Tasks, 2008 (total and mean token entropy).
     """
-    if reduce not in _REDUCTIONS:
-        raise QueryError(f"reduce {reduce!r} is unknown{did_you_mean(reduce, _REDUCTIONS)}")
-    if not 0 < top <= 1:
-        raise QueryError(f"top is {top}, expected the part of the elements that counts, above 0 and at most 1")
+    _check_reduction(reduce, top)
     function = _function(score, members, checked_temperature(temperature))
-    elements = _elements_first(logits, members)
-    n, count = elements.shape[:2]
-    valid = _valid(mask, logits, members)
+    elements, valid = _elements_first(logits, members), _valid(mask, logits, members)
+    found = _reduced(elements, valid, lambda block: {"score": function(block)}, lambda _: reduce, top)
+    return found["score"]
+
+
+@dataclass(frozen=True)
+class DenseScores:
+    """Every score of rows with many elements, and what they predict."""
+
+    scores: dict[str, Tensor]
+    """By name; each float32 (n_rows,)."""
+    prediction: Tensor
+    """The class that most valid elements predict, the lowest at a tie; int32 (n_rows,)."""
+    confidence: Tensor
+    """The mean over valid elements of the probability of the class that each predicts; float32 (n_rows,)."""
+
+
+def all_dense_scores(
+    logits: Tensor,
+    samples: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    reduce: str = "mean",
+    top: float = 0.1,
+    temperature: float = 1.0,
+) -> DenseScores:
+    """All scores of `logit_scores` and, with samples, of `member_scores`, each as `dense_scores` reduces it, in one pass.
+
+    Args:
+        logits: as of `dense_scores`.
+        samples: logits of members, (n_rows, n_members, n_tokens, n_classes) and so on; None for none.
+        mask, reduce, top, temperature: as of `dense_scores`.
+    """
+    _check_reduction(reduce, top)
+    checked_temperature(temperature)
+    elements, valid = _elements_first(logits, False), _valid(mask, logits, False)
+
+    def of_one(block: Tensor) -> dict[str, Tensor]:
+        found = logit_scores(block, temperature)
+        return {**found.scores, _CONFIDENCE: found.confidence, _CLASS: found.prediction}
+
+    made = _reduced(elements, valid, of_one, lambda name: "mean" if name == _CONFIDENCE else reduce, top)
+    confidence, prediction = made.pop(_CONFIDENCE), made.pop(_CLASS).int()
+    if samples is not None:
+        made |= _reduced(
+            _elements_first(samples, True),
+            valid,
+            lambda block: member_scores(log_probabilities(block, temperature), MEMBER_SCORES).scores,
+            lambda _: reduce,
+            top,
+        )
+    return DenseScores(made, prediction, confidence)
+
+
+_CONFIDENCE, _CLASS = "of the likeliest class", "the likeliest class"
+
+
+def _reduced(
+    elements: Tensor,
+    valid: Tensor,
+    function: Callable[[Tensor], dict[str, Tensor]],
+    reduction: Callable[[str], str],
+    top: float,
+) -> dict[str, Tensor]:
+    """What a function says of valid elements, reduced over those of each row; float32 (n,) by name.
+
+    Classes become the commonest one instead.
+    """
     empty = torch.nonzero(~valid.any(dim=1)).flatten().tolist()
     if empty:
         named = ", ".join(map(str, empty[:3])) + (f" and {len(empty) - 3} others" if len(empty) > 3 else "")
         raise PoolError(f"of rows {named} no element is valid, expected at least one to score; leave them out, or look at the mask")
-    scores = torch.empty(n, dtype=torch.float32, device=logits.device)
+    n, count = elements.shape[:2]
+    out: dict[str, list[Tensor]] = {}
     size = max(1, _BLOCK // max(1, elements[:1].numel()))
-    for start in range(0, n, size):
+    for start in range(0, max(n, 1), size):
         block, counted = elements[start : start + size], valid[start : start + size]
-        values = torch.full((len(block), count), -math.inf, dtype=torch.float64, device=logits.device)
-        found = function(block[counted])
-        if found.shape != (int(counted.sum()),):
-            raise QueryError(f"the score gave the shape {tuple(found.shape)} for {int(counted.sum())} elements, expected one number each")
-        values[counted] = found.double()
-        scores[start : start + size] = _REDUCTIONS[reduce](values, counted, top)
-    return scores
+        for name, found in function(block[counted]).items():
+            if found.shape != (int(counted.sum()),):
+                raise QueryError(
+                    f"the score gave the shape {tuple(found.shape)} for {int(counted.sum())} elements, expected one number each"
+                )
+            if name == _CLASS:
+                out.setdefault(name, []).append(_commonest(found, counted, elements.shape[-1]))
+                continue
+            values = torch.full((len(block), count), -math.inf, dtype=torch.float64, device=elements.device)
+            values[counted] = found.double()
+            out.setdefault(name, []).append(_REDUCTIONS[reduction(name)](values, counted, top).float())
+    return {name: torch.cat(parts) for name, parts in out.items()}
+
+
+def _commonest(classes: Tensor, counted: Tensor, count: int) -> Tensor:
+    """The class that most of a row's elements have, the lowest at a tie; float32 (b,)."""
+    rows = torch.nonzero(counted)[:, 0]
+    votes = torch.bincount(rows * count + classes.long(), minlength=len(counted) * count).view(len(counted), count)
+    return votes.max(dim=1).indices.float()
+
+
+def _check_reduction(reduce: str, top: float) -> None:
+    if reduce not in _REDUCTIONS:
+        raise QueryError(f"reduce {reduce!r} is unknown{did_you_mean(reduce, _REDUCTIONS)}")
+    if not 0 < top <= 1:
+        raise QueryError(f"top is {top}, expected the part of the elements that counts, above 0 and at most 1")
 
 
 def _function(score: str | Callable[[Tensor], Tensor], members: bool, temperature: float) -> Callable[[Tensor], Tensor]:

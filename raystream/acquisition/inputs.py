@@ -35,6 +35,15 @@ def checked_label_logits(logits: Tensor) -> Tensor:
     return logits
 
 
+def checked_label_samples(samples: Tensor) -> Tensor:
+    """(rows, members, labels) logits, one sigmoid each, detached, in float32 at least."""
+    samples = _floating(samples, "samples", "(rows, members, labels)")
+    if samples.ndim != 3 or 0 in samples.shape[1:]:
+        expected = "(rows, members, labels) with at least one member and one label"
+        raise QueryError(f"samples have the shape {tuple(samples.shape)}, expected {expected}")
+    return samples
+
+
 def checked_predictions(predictions: Tensor) -> Tensor:
     """(rows, members) or (rows, members, outputs) numbers, detached, in float32 at least."""
     predictions = _floating(predictions, "predictions", "(rows, members) or (rows, members, outputs)")

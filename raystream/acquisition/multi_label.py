@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
-from raystream.acquisition.inputs import checked_label_logits, checked_temperature
+from raystream.acquisition.inputs import checked_label_logits, checked_label_samples, checked_temperature
+from raystream.acquisition.members import log_probabilities, member_scores
 from raystream.errors import QueryError, did_you_mean
 
 
@@ -38,6 +40,30 @@ def multi_label_scores(logits: Tensor, score: str = "entropy", *, reduce: str = 
             raise QueryError(f"{what} {name!r} is not one for labels{did_you_mean(name, known)}")
     sure = (checked_label_logits(logits) / checked_temperature(temperature)).abs().clamp_(max=_SURE)
     return _REDUCTIONS[reduce](_SCORES[score](sure))
+
+
+def multi_label_member_scores(
+    samples: Tensor, names: Sequence[str], *, reduce: str = "mean", temperature: float = 1.0
+) -> dict[str, Tensor]:
+    """Scores of members, label by label as the two-class problem that it is, reduced over labels.
+
+    Args:
+        samples: floating logits, (n_rows, n_members, n_labels).
+        names: of the scores of `member_scores`.
+        reduce: mean, max or sum, over labels.
+        temperature: T in p = sigmoid(z / T).
+
+    Returns:
+        by name, float32 (n_rows,).
+    """
+    if reduce not in _REDUCTIONS:
+        raise QueryError(f"reduce {reduce!r} is not one for labels{did_you_mean(reduce, _REDUCTIONS)}")
+    samples = checked_label_samples(samples)
+    n, members, labels = samples.shape
+    logits = samples.transpose(1, 2).reshape(n * labels, members, 1)
+    pairs = torch.cat([torch.zeros_like(logits), logits], dim=2)  # softmax over (0, z) is the sigmoid of z
+    found = member_scores(log_probabilities(pairs, temperature), names).scores
+    return {name: _REDUCTIONS[reduce](values.double().view(n, labels)).float() for name, values in found.items()}
 
 
 _SURE = 1000.0

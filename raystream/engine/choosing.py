@@ -72,12 +72,12 @@ def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, ch
         "distance": pa.nulls(len(picked), pa.float64()) if chosen.distance is None else _nullable(chosen.distance),
         "represents": pa.nulls(len(picked), pa.int64()) if chosen.represents is None else pa.array(chosen.represents, pa.int64()),
         "why": pa.array(chosen.why, pa.string()),
-        "prediction": more.column("prediction") if query.gives_scores else pa.nulls(len(picked), pa.int32()),
+        "prediction": more.column("prediction") if query.gives_predictions else pa.nulls(len(picked), pa.int32()),
     }
     if prepared.classes is not None:
         names = pa.array(prepared.classes, pa.string())
         columns["prediction_name"] = names.take(columns["prediction"].combine_chunks())
-    columns["confidence"] = more.column("confidence") if query.gives_scores else pa.nulls(len(picked), pa.float32())
+    columns["confidence"] = more.column("confidence") if query.gives_predictions else pa.nulls(len(picked), pa.float32())
     columns |= {name: more.column(name) for name in map(column_of, query.acquire.also) if name in more.column_names}
     if query.pool.keep:
         kept = pool_columns(prepared, pool, picked, query.pool.keep)
@@ -123,7 +123,9 @@ def _choose(prepared: Prepared, pool: ScoredPool, covered: Covered, named: Named
 def _stored_columns(query: Query, pool: ScoredPool, picked: np.ndarray) -> pa.Table:
     names = ["row"]
     if query.gives_scores:
-        names += [*query.acquire.columns, "prediction", "confidence"]
+        names += query.acquire.columns
+    if query.gives_predictions:
+        names += ["prediction", "confidence"]
     return pool.columns_at(picked, names)
 
 

@@ -116,7 +116,7 @@ def _prepare(query: Query) -> Prepared:
     check_label_type(f"column {label} of {files[0].path} (pool.label)", plan.keep_schema.field(label).type, model.classes is not None)
     scored = query.model_copy(update={"pool": pool, "model": model, "acquire": Acquire()})
     digest = fingerprint(model)
-    committee = isinstance(model.weights, list) or model.members is not None
+    committee = isinstance(model.weights, list) or model.members is not None or model.samples is not None
     # A committee's mean depends on the temperature, so its members are needed; any other confidence follows from the logits.
     wanted = Wanted(embedding=False, probabilities=False, samples=True, logits=not committee)
     tasks, receipts = find_scored(scored, store, plan.units, plan.read, digest, Asked(), wanted)

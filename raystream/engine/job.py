@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, field
 
 from raystream.engine.asked import Asked
+from raystream.engine.reduced import Reduction
 from raystream.pool import ReadSpec, Unit
 from raystream.query import Model
 
@@ -34,6 +35,7 @@ class Job:
     import_paths: tuple[str, ...]
     logits: bool = False
     asked: Asked = field(default_factory=Asked)
+    reduction: Reduction | None = None
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,7 @@ from typing import Any, NamedTuple
 from raystream.engine.asked import Asked
 from raystream.engine.store import FORMAT
 from raystream.pool import File, ReadSpec, Unit
-from raystream.query import Query
-
-_LATER = frozenset({"acquire.class_weights", "acquire.targets", "acquire.args"})
-"""Keys of a query that earlier versions didn't have: left out while empty, so that committed queries keep their names."""
+from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, TASKS, Acquire, Query
 
 
 def _digest(value: Any) -> str:
@@ -46,6 +43,7 @@ def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, outputs
     later = {"logits": True} if outputs.logits else {}
     return _digest(
         later
+        | _task_parts(query)
         | {
             "format": FORMAT,
             "file": unit.file.identity,
@@ -74,6 +72,18 @@ def epig_key(unit: str, targets: str) -> str:
     return _digest({"epig": unit, "targets": targets})
 
 
+def _task_parts(query: Query) -> dict[str, Any]:
+    """What tasks beyond one class a row add to a unit's key: how the scores of a row's many outputs become one."""
+    task, acquire = TASKS[query.model.task], query.acquire
+    if query.model.task == "classes":
+        return {}
+    return {"task": [query.model.task, (acquire.reduce or DEFAULT_REDUCE) if task.reductions else None, _top(acquire)]}
+
+
+def _top(acquire: Acquire) -> float | None:
+    return (acquire.top or DEFAULT_TOP) if acquire.reduce == "top_mean" else None
+
+
 def query_identity(
     query: Query, files: Sequence[File], labelled: Sequence[object], classes: Sequence[str] | None, fingerprint: str
 ) -> dict[str, str]:
@@ -89,13 +99,12 @@ def query_identity(
         fingerprint: the model's.
     """
     # Keys that are left out say nothing, so that one that is new in a later version changes no name.
-    resolved = query.model_dump(mode="json", exclude={"cluster", "store", "output"}, exclude_none=True)
+    resolved = _as_before(query.model_dump(mode="json", exclude={"cluster", "store", "output"}, exclude_none=True))
     parts = {
         f"{section}.{key}": json.dumps(value)
         for section in resolved
         if isinstance(resolved[section], dict)
         for key, value in resolved[section].items()
-        if value or f"{section}.{key}" not in _LATER
     }
     parts |= {key: json.dumps(value) for key, value in resolved.items() if not isinstance(value, dict)}
     parts["the pool's files"] = _digest([file.identity for file in files])
@@ -103,6 +112,25 @@ def query_identity(
     parts["the names of the classes"] = json.dumps(classes)
     parts["the model's weights, arguments or source"] = fingerprint
     return parts
+
+
+_LATER: dict[str, dict[str, Any]] = {
+    "model": {"task": "classes"},
+    "acquire": {"class_weights": {}, "targets": [], "args": {}},
+}
+"""Keys of the query's sections that came after the first queries were committed, and their defaults."""
+
+
+def _as_before(resolved: dict[str, Any]) -> dict[str, Any]:
+    """A query's dump without later keys that are at their defaults, so that queries that don't use them keep their names."""
+    found = {name: _without(part, _LATER[name]) if name in _LATER else part for name, part in resolved.items()}
+    if found["model"].get("members"):
+        found["model"]["members"] = [_without(member, _LATER["model"]) for member in found["model"]["members"]]
+    return found
+
+
+def _without(part: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key not in defaults or value != defaults[key]}
 
 
 def identity_digest(parts: dict[str, str]) -> str:

@@ -15,7 +15,7 @@ from raystream.acquisition import log_probabilities, logit_scores, member_scores
 from raystream.engine.further_scores import FurtherScores
 from raystream.engine.receipt import unit_folder
 from raystream.engine.store import LocalStore, StoredFile
-from raystream.model import Prediction
+from raystream.model import Prediction, RowScores
 from raystream.query import MEMBER_SCORES
 
 SCORE_BLOCK = 1 << 20
@@ -113,8 +113,17 @@ class OutputWriter:
                 self._further.add(prediction)
             if self._kept >= SCORE_BLOCK:
                 self._score()
+        if prediction.scores is not None:
+            self._keep(prediction.scores)
         if prediction.embedding is not None:
             self._write("embedding", prediction.embedding)
+
+    def _keep(self, rows: RowScores) -> None:
+        """Take scores that are there already."""
+        self.classes, self.members = rows.classes, rows.members
+        more = {name: values for name, values in (("prediction", rows.prediction), ("confidence", rows.confidence)) if values is not None}
+        for name, values in {**rows.scores, **more}.items():
+            self._columns.setdefault(name, []).append(values.cpu().numpy())
 
     def _write(self, column: str, vectors: torch.Tensor) -> None:
         """Append (n, d) vectors to the file of that column, if it is wanted."""

@@ -88,7 +88,7 @@ def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
     classes = class_names(query.model.classes)
     columns = input_columns(query.model) if query.model.kind == "columns" else tuple(query.pool.inputs)
     digest = fingerprint(query.model)
-    masked = [query.model.logits] if query.model.logits else []
+    masked = [column for column in (query.model.logits, query.model.samples) if column]
     pool = plan_pool(
         query.pool, columns, query.on_error, masked=masked, also=_candidates_columns(query), texts=kind_of(query.model.kind).texts
     )

@@ -15,6 +15,7 @@ from raystream.engine.prepare import Prepared
 from raystream.engine.progress import Reporter
 from raystream.engine.ray_token import own_ray_wanted, protect_own_ray
 from raystream.engine.receipt import Receipt
+from raystream.engine.reduced import Reduction
 from raystream.engine.scoring import Scored, Scoring
 from raystream.errors import UnitsFailed
 
@@ -127,6 +128,7 @@ class Session:
             skip_bad_rows=query.on_error == "skip",
             import_paths=importable_folders(),
             asked=self._prepared.asked,
+            reduction=Reduction.of(query.model, query.acquire),
         )
         self._executor, workers = self._in_process(job) if query.cluster.address == "in_process" else self._on_ray(job)
         return Scoring(self._executor, workers, keep_going=query.on_error == "skip", on_event=self._progress.on_event)

@@ -21,6 +21,7 @@ from raystream.engine.further_scores import FurtherScores
 from raystream.engine.job import Job, Task
 from raystream.engine.outputs import OutputWriter
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
+from raystream.engine.reduced import ReducedPredictor
 from raystream.engine.store import LocalStore
 from raystream.engine.users_scores import users_score
 from raystream.errors import ClusterError, DataError, ModelError, QueryError, RaystreamError
@@ -59,7 +60,7 @@ class Worker:
                 f"store {job.store} as this worker sees it lacks what the driver wrote; give store.uri a folder that every node shares"
             )
         _set_threads(job.threads)
-        self._model = load(
+        self._model: Predictor = load(
             job.model,
             embedding=job.embedding or job.asked.gradients,
             mc_samples=job.mc_samples,
@@ -67,6 +68,8 @@ class Worker:
             last_layer=job.asked.gradients,
             gradient_classes=job.asked.egl_classes,
         )
+        if job.reduction is not None:
+            self._model = ReducedPredictor(self._model, job.reduction)
         if fingerprint(job.model) != job.fingerprint:
             raise ModelError("the model's weights or source changed while the query was being started; run it again")
         self._functions = [users_score(path) for path, _ in job.asked.functions]
@@ -175,7 +178,9 @@ class Worker:
         """The model; for a unit that holds embeddings alone, as a file of labelled rows may, what passes these on."""
         if unit.columns is None:
             return self._model
-        return load(self._job.model.model_copy(update={"logits": None, "probabilities": None}), embedding=True)
+        return load(
+            self._job.model.model_copy(update={"logits": None, "probabilities": None, "samples": None, "task": "classes"}), embedding=True
+        )
 
     def _score_batch(self, model: Predictor, batch: Chunk, writer: OutputWriter, name: str) -> list[str]:
         """Run the model on a batch and hand on its outputs; what is wrong with the rows that are left out."""
@@ -205,6 +210,7 @@ class Worker:
                     _kept(prediction.logits, keep),
                     _kept(prediction.embedding, keep),
                     samples=_kept(prediction.samples, keep),
+                    scores=None if prediction.scores is None else prediction.scores.kept(keep),
                     bias=prediction.bias,
                     gradient_lengths=_kept(prediction.gradient_lengths, keep),
                 )
@@ -223,7 +229,7 @@ class Worker:
 
         No number is larger than the root of the sum of all squares: one pass, ten times faster than a maximum.
         """
-        sound = True
+        sound = prediction.scores is None or bool(prediction.scores.sound.all())
         if prediction.embedding is not None:
             flat = prediction.embedding.flatten()
             sound = float(flat.dot(flat)) < torch.finfo(_DTYPES[self._job.model.embedding_dtype]).max ** 2

@@ -27,11 +27,12 @@ from raystream.model.columns_model import input_columns
 from raystream.model.committee import Committee, member_names, member_specs
 from raystream.model.device import is_device_failure
 from raystream.model.fingerprint import code_hash, fingerprint
-from raystream.model.prediction import Prediction, Predictor, bad_output_rows
+from raystream.model.prediction import Prediction, Predictor, RowScores, bad_output_rows
 
 __all__ = [
     "Prediction",
     "Predictor",
+    "RowScores",
     "bad_output_rows",
     "check_classes",
     "class_names",
@@ -55,13 +56,12 @@ _LOADERS: dict[str, Callable[..., Predictor]] = {
 }
 _NO_DROPOUT = {
     "columns": "the pool's columns are its output already, with no dropout to switch on",
-    "export": "the graph was exported for inference, with its dropout switched off",
     "onnx": "dropout was folded away or optimised out when the graph was exported",
     "sentence_transformers": "it gives an embedding alone",
     "sklearn": "a scikit-learn model has no dropout, though forests and bagging are committees as they are",
-    "torchscript": "a traced or frozen graph has its dropout switched off",
-    "transformers": "its layers decide about their dropout when they are built",
 }
+_SAMPLED = ("torch", "export", "torchscript", "transformers")
+"""The kinds that MC dropout works with; their loaders take `mc_samples` and `seed`."""
 _UNKNOWN_DROPOUT = "raystream doesn't know where its dropout is"
 """Why a kind of model can't give MC dropout samples."""
 
@@ -87,11 +87,11 @@ def load(
         raise ModelError("acquire.mc_samples is given, but the model is a committee, whose members are the samples; remove it")
     if members:
         loaded = [load(member, embedding=embedding and position == 0) for position, member in enumerate(members)]
-        return Committee(loaded, member_names(spec), spec.temperature_value)
-    if mc_samples and spec.kind != "torch":
+        return Committee(loaded, member_names(spec), spec.temperature_value, spec.task)
+    if mc_samples and spec.kind not in _SAMPLED:
         raise ModelError(
             f"acquire.mc_samples is given, but model.kind is {spec.kind}: {_NO_DROPOUT.get(spec.kind, _UNKNOWN_DROPOUT)}; "
-            "use kind torch, or a committee in model.weights or model.members"
+            "use kind torch or export, or a committee in model.weights or model.members"
         )
     loader = _LOADERS.get(spec.kind, python_model.load_registered)
     if spec.kind == "torch" and (last_layer or gradient_classes is not None):

@@ -11,6 +11,7 @@ from torch import Tensor
 from raystream.errors import ModelError
 from raystream.model.device import is_device_failure, is_out_of_memory
 from raystream.model.prediction import Prediction
+from raystream.model.task_output import padded
 
 Forward = Callable[[tuple[Any, ...]], Prediction]
 
@@ -77,12 +78,11 @@ def join(pieces: Sequence[Prediction]) -> Prediction:
         present = [value for value in values if value is not None]
         return torch.cat(present) if present else None
 
-    return Prediction(
-        together([piece.logits for piece in pieces]),
-        together([piece.embedding for piece in pieces]),
-        pieces[0].reason,
-        samples=together([piece.samples for piece in pieces]),
-    )
+    parts = [{name: getattr(piece, name) for name in ("logits", "embedding", "samples", "mask")} for piece in pieces]
+    if len({part["mask"].shape[1:] for part in parts if part["mask"] is not None}) > 1:
+        parts = padded(parts)
+    joined = {name: together([part[name] for part in parts]) for name in parts[0]}
+    return Prediction(joined["logits"], joined["embedding"], pieces[0].reason, samples=joined["samples"], mask=joined["mask"])
 
 
 def described(inputs: Sequence[Any]) -> str:

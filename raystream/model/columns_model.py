@@ -7,15 +7,17 @@ from torch import Tensor
 
 from raystream import query
 from raystream.errors import ModelError
+from raystream.model.committee import mean_logits
 from raystream.model.prediction import Prediction, check_logits
 
 _SUM_TOLERANCE = 1e-3
 _NO_DISTRIBUTION = "the probabilities are negative or don't sum to 1"
+_NO_LOG_DISTRIBUTION = "a member's samples are no log-probabilities: their exponentials don't sum to 1"
 
 
 def input_columns(spec: query.Model) -> tuple[str, ...]:
-    """The pool's columns that `predict` takes, in order: logits or probabilities, then the embedding."""
-    return tuple(column for column in (spec.logits or spec.probabilities, spec.embedding) if column)
+    """The pool's columns that `predict` takes, in order: logits or probabilities, then samples, then the embedding."""
+    return tuple(column for column in (spec.logits or spec.probabilities, spec.samples, spec.embedding) if column)
 
 
 def load(spec: query.Model, *, embedding: bool) -> ColumnsPredictor:
@@ -30,7 +32,11 @@ def load(spec: query.Model, *, embedding: bool) -> ColumnsPredictor:
 
 
 class ColumnsPredictor:
-    """Passes the pool's own logits, or the logarithm of its probabilities, and embeddings through."""
+    """Passes the pool's own logits, or the logarithm of its probabilities, its samples and embeddings through.
+
+    Samples, (n_rows, n_members, n_classes), are log-probabilities: those of the members of a committee, or of dropout
+    samples. Without logits or probabilities beside them, the logits are those of the members' mean.
+    """
 
     def __init__(self, spec: query.Model, *, embedding: bool) -> None:
         self.device = torch.device("cpu")
@@ -39,29 +45,61 @@ class ColumnsPredictor:
         self._columns = input_columns(spec)
         self._logits = spec.logits
         self._probabilities = spec.probabilities
+        self._task = spec.task
+        self._samples = spec.samples
+        self._temperature = spec.temperature_value
         self._embedding = spec.embedding if embedding else None
 
     def predict(self, inputs: tuple[Tensor, ...]) -> Prediction:
-        """See `Predictor.predict`; the inputs are the tensors of `input_columns`, each (n_rows, n)."""
+        """See `Predictor.predict`; the inputs are the tensors of `input_columns`, each (n_rows, ...)."""
         if len(inputs) != len(self._columns):
             raise ModelError(f"{len(inputs)} input columns came, expected {len(self._columns)}: {', '.join(self._columns)}")
         rows = inputs[0].shape[0]
-        logits = embedding = None
+        logits = None
         reason = Prediction.reason
         if self._logits:
-            logits = check_logits(inputs[0].float(), rows, f"column {self._logits} (model.logits)")
+            logits = check_logits(inputs[0].float(), rows, f"column {self._logits} (model.logits)", self._task)
         elif self._probabilities:
             logits, sound = _log(inputs[0], rows, f"column {self._probabilities} (model.probabilities)")
             reason = reason if sound else _NO_DISTRIBUTION
-        if self._embedding:
-            embedding = inputs[-1].float()
-            if embedding.ndim < 2 or embedding.shape[0] != rows:
+        samples = None
+        if self._samples:
+            given = inputs[1 if logits is not None else 0]
+            if self._task == "regression":
+                return self._numbers(given, inputs, rows)
+            samples, sound = _members(given, rows, self._samples)
+            reason = reason if sound else _NO_LOG_DISTRIBUTION
+            logits = mean_logits(samples, self._temperature) if logits is None else logits
+            if logits.shape[1] != samples.shape[2]:
                 raise ModelError(
-                    f"column {self._embedding} (model.embedding) has the shape {tuple(embedding.shape)} for {rows} rows, "
-                    "expected (rows, dimensions); give a column of lists of one length"
+                    f"column {self._samples} (model.samples) has {samples.shape[2]} classes, but {self._logits or self._probabilities} "
+                    f"has {logits.shape[1]}; both need the same classes in the same order"
                 )
-            embedding = embedding.flatten(1)
-        return Prediction(logits, embedding, reason)
+        embedding = self._vectors(inputs, rows)
+        return Prediction(logits, embedding, reason, samples=samples)
+
+    def _numbers(self, given: Tensor, inputs: tuple[Tensor, ...], rows: int) -> Prediction:
+        """Of regression: what each member says, (rows, members) or (rows, members, outputs)."""
+        shape = tuple(given.shape)
+        if given.ndim not in (2, 3) or shape[0] != rows or shape[1] < 2 or not given.is_floating_point():
+            raise ModelError(
+                f"column {self._samples} (model.samples) is {given.dtype} of shape {shape} for {rows} rows, expected floating numbers "
+                "(rows, members) or (rows, members, outputs) of at least two members"
+            )
+        samples = given.float().reshape(rows, shape[1], -1)
+        return Prediction(samples.double().mean(dim=1).float(), self._vectors(inputs, rows), samples=samples)
+
+    def _vectors(self, inputs: tuple[Tensor, ...], rows: int) -> Tensor | None:
+        """The embedding, if it is wanted."""
+        if not self._embedding:
+            return None
+        embedding = inputs[-1].float()
+        if embedding.ndim < 2 or embedding.shape[0] != rows:
+            raise ModelError(
+                f"column {self._embedding} (model.embedding) has the shape {tuple(embedding.shape)} for {rows} rows, "
+                "expected (rows, dimensions); give a column of lists of one length"
+            )
+        return embedding.flatten(1)
 
 
 def _log(probabilities: Tensor, rows: int, who: str) -> tuple[Tensor, bool]:
@@ -76,3 +114,18 @@ def _log(probabilities: Tensor, rows: int, who: str) -> tuple[Tensor, bool]:
     if not bool(bad.any()):
         return logits, True
     return logits.masked_fill(bad[:, None], torch.nan), False
+
+
+def _members(samples: Tensor, rows: int, column: str) -> tuple[Tensor, bool]:
+    """Log-probabilities of members, float32 (rows, members, classes), and whether all are; rows that aren't become NaN."""
+    shape = tuple(samples.shape)
+    if samples.ndim != 3 or shape[0] != rows or shape[1] < 2 or shape[2] < 2 or not samples.is_floating_point():
+        raise ModelError(
+            f"column {column} (model.samples) is {samples.dtype} of shape {shape} for {rows} rows, expected log-probabilities (rows, "
+            "members, classes) with at least two of each; give a column of lists of lists, all of one shape"
+        )
+    bad = ((samples.double().exp().sum(dim=2) - 1).abs() > _SUM_TOLERANCE).any(dim=1)
+    samples = samples.float()
+    if not bool(bad.any()):
+        return samples, True
+    return samples.masked_fill(bad[:, None, None], torch.nan), False

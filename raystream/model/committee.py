@@ -11,7 +11,9 @@ from torch import Tensor
 
 from raystream import query
 from raystream.errors import ModelError
+from raystream.model.batches import join
 from raystream.model.prediction import Prediction, Predictor
+from raystream.model.task_output import class_axis
 
 
 def member_specs(spec: query.Model) -> list[query.Model]:
@@ -22,7 +24,7 @@ def member_specs(spec: query.Model) -> list[query.Model]:
     if isinstance(spec.weights, list):
         members = [spec.model_copy(update={"weights": path}) for path in spec.weights]
     else:
-        shared = ("batch_size", "device", "precision", "temperature")
+        shared = ("batch_size", "device", "precision", "task", "temperature")
         members = [member.model_copy(update={key: getattr(spec, key) for key in shared}) for member in spec.members or []]
     return [member.model_copy(update={"embedding": None if position else spec.embedding}) for position, member in enumerate(members)]
 
@@ -45,12 +47,13 @@ class Committee:
         members: ready to predict; the first gives embeddings, if any are wanted.
         names: of the members, for errors.
         temperature: T.
+        task: `model.task`, which all share; of regression, the mean is that of the numbers.
     """
 
-    def __init__(self, members: Sequence[Predictor], names: Sequence[str], temperature: float = 1.0) -> None:
+    def __init__(self, members: Sequence[Predictor], names: Sequence[str], temperature: float = 1.0, task: str = "classes") -> None:
         self.device = members[0].device
         self.state_hash = hashlib.sha256("\0".join(member.state_hash for member in members).encode()).hexdigest()
-        self._members, self._names, self._temperature = list(members), list(names), temperature
+        self._members, self._names, self._temperature, self._task = list(members), list(names), temperature, task
 
     @property
     def batch_size(self) -> int:
@@ -63,34 +66,72 @@ class Committee:
         Raises:
             ModelError: two members have different numbers of classes.
         """
-        rows = inputs[0].shape[0]
-        pieces: list[tuple[Tensor, Tensor | None]] = []
+        rows = len(inputs[0])
+        pieces: list[Prediction] = []
         start = 0
         while start < rows or not pieces:
             size = self.batch_size
             pieces.append(self._piece(tuple(values[start : start + size] for values in inputs)))
             start += size
-        samples = torch.cat([piece[0] for piece in pieces])
-        embeddings = [piece[1] for piece in pieces if piece[1] is not None]
-        return Prediction(self._mean(samples), torch.cat(embeddings) if embeddings else None, samples=samples)
+        return join(pieces)
 
-    def _piece(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
-        """The members' logits, (n_rows, n_members, n_classes), and the embedding."""
-        logits: list[Tensor] = []
-        embedding = None
-        for position, member in enumerate(self._members):
-            made = member.predict(inputs)
-            assert made.logits is not None  # only kind columns may have none, and is no member
-            if logits and made.logits.shape[1] != logits[0].shape[1]:
-                raise ModelError(
-                    f"{self._names[0]} has {logits[0].shape[1]} classes, but {self._names[position]} has {made.logits.shape[1]}; "
-                    "a committee needs the same classes in the same order"
-                )
-            logits.append(made.logits.to(self.device))
-            embedding = made.embedding if position == 0 else embedding
-        return torch.stack(logits, dim=1), embedding
+    def _piece(self, inputs: tuple[Tensor, ...]) -> Prediction:
+        """The members' logits, (n_rows, n_members, n_classes), their mean, and the first one's embedding and mask."""
+        made = [member.predict(inputs) for member in self._members]
+        for name, prediction in zip(self._names, made, strict=True):
+            self._check_like(made[0], prediction, name)
+        logits = [prediction.logits.to(self.device) for prediction in made if prediction.logits is not None]
+        samples = torch.stack(logits, dim=1)
+        return Prediction(mean_outputs(samples, self._temperature, self._task), made[0].embedding, samples=samples, mask=made[0].mask)
 
-    def _mean(self, samples: Tensor) -> Tensor:
-        """T log mean_k softmax(z_k / T), float32 (n_rows, n_classes); NaN where a member has no distribution."""
-        each = torch.log_softmax(samples.double() / self._temperature, dim=2)
-        return (self._temperature * (each.logsumexp(dim=1) - math.log(samples.shape[1]))).float()
+    def _check_like(self, first: Prediction, prediction: Prediction, name: str) -> None:
+        """Raise ModelError unless a member's output is of the first one's shape, with the same elements that count."""
+        assert first.logits is not None  # only kind columns may have none, and is no member
+        assert prediction.logits is not None
+        axis = class_axis(self._task)
+        classes, others = first.logits.shape[axis], prediction.logits.shape[axis]
+        if classes != others:
+            raise ModelError(
+                f"{self._names[0]} has {classes} classes, but {name} has {others}; a committee needs the same classes in the same order"
+            )
+        same = first.logits.shape == prediction.logits.shape and (first.mask is None) == (prediction.mask is None)
+        if not same or (first.mask is not None and not torch.equal(first.mask, prediction.mask.to(first.mask.device))):  # type: ignore[union-attr]
+            raise ModelError(
+                f"{self._names[0]} and {name} give different elements for the same rows ({tuple(first.logits.shape)} and "
+                f"{tuple(prediction.logits.shape)}, or masks that differ); a committee needs the same tokens or pixels"
+            )
+
+
+def mean_outputs(samples: Tensor, temperature: float = 1.0, task: str = "classes") -> Tensor:
+    """The output that stands for all members: logits of the mean of their probabilities, or the mean of their numbers.
+
+    Args:
+        samples: floating (n_rows, n_members, ...), each member's output.
+        temperature: T.
+        task: `model.task`.
+
+    Returns:
+        float32 (n_rows, ...).
+    """
+    if task == "regression":
+        return samples.double().mean(dim=1).float()
+    if task == "multi_label":
+        z = samples.double() / temperature
+        odds = torch.nn.functional.logsigmoid(z).logsumexp(dim=1) - torch.nn.functional.logsigmoid(-z).logsumexp(dim=1)
+        return (temperature * odds).float()
+    return mean_logits(samples, temperature, class_axis(task) + 1)
+
+
+def mean_logits(samples: Tensor, temperature: float = 1.0, axis: int = 2) -> Tensor:
+    """T log mean_k softmax(z_k / T) of logits z_k: their softmax at temperature T is the members' mean.
+
+    Args:
+        samples: floating (n_rows, n_members, n_classes), or with further axes.
+        temperature: T.
+        axis: of the classes.
+
+    Returns:
+        float32 (n_rows, n_classes), or with further axes; NaN where a member has no distribution.
+    """
+    each = torch.log_softmax(samples.double() / temperature, dim=axis)
+    return (temperature * (each.logsumexp(dim=1) - math.log(samples.shape[1]))).float()

@@ -21,7 +21,8 @@ from raystream.model.dropout_mode import DropoutCall, DropoutMode
 
 Forward = Callable[[tuple[Tensor, ...]], object]
 """A network's forward pass: from its inputs, each (n_rows, ...), to its output."""
-_FEW, _MORE = 2, 3
+FEW, MORE = 2, 3
+"""How many times the row is taken in the two trial runs."""
 _TOLERANCE = 1e-3
 
 
@@ -45,7 +46,7 @@ class CallShape:
         shape = list(values.shape)
         if self.axis is not None:
             if self.axis >= len(shape) or shape[self.axis] != rows * self.per_row:
-                raise _unsteady(who)
+                raise unsteady(who)
             shape[self.axis] = self.per_row
         if call.channels is not None:
             shape[call.channels + 1 :] = [1] * (len(shape) - call.channels - 1)
@@ -75,7 +76,7 @@ class Probe:
             ModelError: it made no such call in the trial runs.
         """
         if call.number >= len(self.calls) or self.calls[call.number].p != call.p:
-            raise _unsteady(who)
+            raise unsteady(who)
         return self.calls[call.number]
 
 
@@ -121,15 +122,15 @@ def probe(network: nn.Module, run: Forward, inputs: tuple[Tensor, ...], who: str
     Raises:
         ModelError: the shape of what is dropped doesn't follow from the number of rows, or dropout can't be switched on.
     """
-    few, more = (tuple(torch.cat([values[:1]] * rows) for values in inputs) for rows in (_FEW, _MORE))
+    few, more = (tuple(torch.cat([values[:1]] * rows) for values in inputs) for rows in (FEW, MORE))
     first = _watched(network, run, few)
     for module in {id(owner): owner for call, _, owner in first.calls if call.p == 0 and owner is not None}.values():
         _switch_on(network, run, few, module, first.output, who)
     before, after = _watched(network, run, few), _watched(network, run, more)
     if [call for call, *_ in before.calls] != [call for call, *_ in after.calls]:
-        raise _unsteady(who)
-    shapes = [_call_shape(call, old, new, who) for (call, old, _), (_, new, _) in zip(before.calls, after.calls, strict=True)]
-    return Probe(tuple(shapes), -(-after.largest // _MORE))
+        raise unsteady(who)
+    shapes = [call_shape(call, old, new, who) for (call, old, _), (_, new, _) in zip(before.calls, after.calls, strict=True)]
+    return Probe(tuple(shapes), -(-after.largest // MORE))
 
 
 def _switch_on(
@@ -200,18 +201,20 @@ def _running(network: nn.Module) -> Iterator[list[nn.Module]]:
             handle.remove()
 
 
-def _call_shape(call: DropoutCall, few: tuple[int, ...], more: tuple[int, ...], who: str) -> CallShape:
+def call_shape(call: DropoutCall, few: tuple[int, ...], more: tuple[int, ...], who: str) -> CallShape:
+    """What a call's input is like, from its shapes with FEW and with MORE rows."""
     if call.p == 0:
         return CallShape(call.p, None, 1)
     if len(few) != len(more):
-        raise _unsteady(who)
+        raise unsteady(who)
     grown = [axis for axis, (old, new) in enumerate(zip(few, more, strict=True)) if old != new]
-    if len(grown) > 1 or any(few[axis] * _MORE != more[axis] * _FEW for axis in grown):
-        raise _unsteady(who)
-    return CallShape(call.p, grown[0], few[grown[0]] // _FEW) if grown else CallShape(call.p, None, 1)
+    if len(grown) > 1 or any(few[axis] * MORE != more[axis] * FEW for axis in grown):
+        raise unsteady(who)
+    return CallShape(call.p, grown[0], few[grown[0]] // FEW) if grown else CallShape(call.p, None, 1)
 
 
-def _unsteady(who: str) -> ModelError:
+def unsteady(who: str) -> ModelError:
+    """Of a network whose masks can't be fixed ones."""
     return ModelError(
         f"{who}: what its dropout calls drop does not follow from the number of rows alone, so no sample would be one fixed sub-network; "
         "call dropout on tensors with one axis of rows, always in the same order, or give a committee in model.weights"

@@ -50,9 +50,9 @@ class DropoutMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if func in _DROPOUTS:
+        if func in DROPOUTS:
             return self._drop(func, args, kwargs)
-        if func is F.scaled_dot_product_attention:
+        if func in ATTENTION:
             return self._attention(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             with self:
@@ -65,7 +65,7 @@ class DropoutMode(TorchFunctionMode):
         p = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
         if not 0 <= p <= 1:
             return func(*args, **kwargs)  # raises
-        whole_channels, alpha, unbatched = _DROPOUTS[func]
+        whole_channels, alpha, unbatched = DROPOUTS[func]
         channels = (0 if values.ndim == unbatched else 1) if whole_channels else None
         return self._replace(self._next(p, channels, alpha), values)
 
@@ -110,7 +110,7 @@ def _variants(*names: str) -> list[Any]:
     return found + packets + [packet.default for packet in packets]
 
 
-_DROPOUTS: dict[Any, tuple[bool, bool, int | None]] = {
+DROPOUTS: dict[Any, tuple[bool, bool, int | None]] = {
     **dict.fromkeys([F.dropout, *_variants("dropout")], (False, False, None)),
     **dict.fromkeys([F.alpha_dropout, *_variants("alpha_dropout")], (False, True, None)),
     **dict.fromkeys([F.dropout2d, *_variants("feature_dropout")], (True, False, None)),
@@ -119,6 +119,8 @@ _DROPOUTS: dict[Any, tuple[bool, bool, int | None]] = {
     F.dropout3d: (True, False, 4),
 }
 """By function: whether channels are dropped whole, whether it is alpha dropout, and the number of axes of an input without rows."""
+
+ATTENTION = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
 
 # A mode is off while it handles a call, and multi_head_attention_forward, entered again, would hand itself to the mode again.
 # This is its body alone, without that question at its start.

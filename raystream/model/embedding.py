@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from raystream.errors import ModelError, QueryError
+from raystream.model.task_output import pooled
 
 _PROBE_ROWS = 2
 _NAMES_SHOWN = 5
@@ -24,17 +25,20 @@ class EmbeddingTap:
     differently, under hooks, and a worker's first batch must not differ from its later ones.
     """
 
-    def __init__(self, network: nn.Module, name: str | None, *, last_layer: bool = False) -> None:
+    def __init__(self, network: nn.Module, name: str | None, task: str = "classes", *, last_layer: bool = False) -> None:
         """
         Args:
             network: where the hooks go.
             name: a module of it, as `named_modules` spells it; None for the default.
+            task: `model.task`; of a dense one, embeddings are means over positions, see `pooled`.
             last_layer: whether nothing but the default will do, since scores from gradients are wanted.
 
         Raises:
             ModelError: it has no module of that name.
         """
         self._network = network
+        self._task = task
+        self._heads = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) if task == "segmentation" else (nn.Linear,)
         self._caught: list[tuple[nn.Module, object, object]] = []  # (module, input, output) of this batch's calls
         self._where, self._last_layer = name, last_layer
         self.bias = True  # of the layer whose input is the embedding
@@ -46,7 +50,7 @@ class EmbeddingTap:
         """Find the default place on the first batch; afterwards and for a named module, nothing.
 
         Args:
-            run: the network's forward pass.
+            run: the network's forward pass, to its logits.
             inputs: the first batch; `run` sees its first rows.
         """
         if self._ready:
@@ -54,7 +58,7 @@ class EmbeddingTap:
         handles: list[RemovableHandle] = []
         try:
             for module in self._network.modules():
-                if isinstance(module, nn.Linear):
+                if isinstance(module, self._heads):
                     handles.append(module.register_forward_hook(self._catch_input, with_kwargs=True))
             logits = run(tuple(values[:_PROBE_ROWS] for values in inputs))
             layer = next((module for module, _, output in reversed(self._caught) if output is logits), None)
@@ -68,20 +72,22 @@ class EmbeddingTap:
                 "a Linear layer of the model; take another score, such as entropy, or egl_parameters"
             )
         if layer is None:
+            layers = "Linear or convolution" if len(self._heads) > 1 else "Linear"
             raise ModelError(
-                "the logits are not the output of a Linear layer of the model, so there is no embedding by default; "
+                f"the logits are not the output of a {layers} layer of the model, so there is no embedding by default; "
                 f"name a module in model.embedding, such as {_last_names(self._network)}"
             )
         layer.register_forward_hook(self._catch_input, with_kwargs=True)
         self.bias = getattr(layer, "bias", None) is not None
         self._ready = True
 
-    def take(self, logits: object, rows: int) -> Tensor:
+    def take(self, logits: object, rows: int, mask: Tensor | None = None) -> Tensor:
         """The embedding of the batch that just ran, float32 (rows, dimensions); forgets it.
 
         Args:
             logits: what the network returned, the same object.
             rows: how many rows it was given.
+            mask: bool (rows, ...), which elements of a dense output count; None: all.
         """
         caught, where = self._caught, f"model.embedding {self._where}"
         self.clear()
@@ -99,7 +105,7 @@ class EmbeddingTap:
         if value.ndim < 2 or value.shape[0] != rows or not value.is_floating_point():
             got = f"{value.dtype} of shape {tuple(value.shape)}"
             raise ModelError(f"{where} gives {got} for {rows} rows, expected a floating tensor of shape ({rows}, ...); name another module")
-        return value.float().flatten(1)
+        return pooled(value, mask, self._task, where)
 
     def clear(self) -> None:
         """Forget what was caught, so that a batch that failed holds no memory."""

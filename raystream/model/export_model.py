@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from raystream import query
 from raystream.errors import ModelError
 from raystream.model.artefact import find_file
 from raystream.model.batches import BatchPredictor, last_line
 from raystream.model.device import choose_device
+from raystream.model.dropout_mode import ATTENTION, DROPOUTS
 from raystream.model.prediction import Prediction
+from raystream.model.sampled import SampledForward
 from raystream.model.signature import Input, Outputs, Signature
 from raystream.model.weights import state_hash
 
 _HOW = "return (logits, embedding) from forward and export that"
 
 
-def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
+def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0) -> BatchPredictor:
     """Load the program of `spec.source` and put it on its device.
 
+    For MC dropout, the program's own calls of dropout are replaced, whose flags say that they are off. Dropout of attention
+    weights that was off when scaled_dot_product_attention was exported has left no trace, and stays off.
+
     Raises:
-        ModelError: the file holds no such program, or its program takes one batch size alone.
+        ModelError: the file holds no such program, or its program takes one batch size alone, or
+            holds no dropout for the samples that are wanted.
     """
     assert spec.source is not None  # the query checks it
     device = choose_device(spec.device)
@@ -39,13 +46,30 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
         program = move_to_device_pass(program, device)
     signature = Signature(_inputs(program), who)
     network = program.module()
-    outputs = Outputs(embedding, spec.embedding, who, _HOW)
+    outputs = Outputs(embedding, spec.embedding, who, _HOW, spec.task)
+
+    def run(given: tuple[Tensor, ...]) -> Prediction:
+        return outputs.prediction(network(*given), len(given[0]))
+
+    passed: Callable[[tuple[Tensor, ...]], Prediction] = run
+    if mc_samples:
+        _check_dropout(program, who)
+        passed = SampledForward(network, run, samples=mc_samples, seed=seed, who=who, device=device, embedding=embedding, task=spec.task)
 
     def forward(inputs: tuple[Any, ...]) -> Prediction:
         given = [values.to(device, non_blocking=device.type == "cuda") for values in inputs]
-        return outputs.prediction(network(*signature.fit(given)), len(inputs[0]))
+        return passed(signature.fit(given))
 
     return BatchPredictor(forward, who=who, device=device, batch_size=spec.batch_size, state_hash=state_hash(network))
+
+
+def _check_dropout(program: torch.export.ExportedProgram, who: str) -> None:
+    calls = [node for node in program.graph.nodes if node.target in (*DROPOUTS, *ATTENTION)]
+    if not calls:
+        raise ModelError(
+            f"{who}: acquire.mc_samples is given, but its graph holds no dropout: it had none, or was exported after run_decompositions, "
+            "which removes it; export the model itself, use kind torch, or give a committee in model.members"
+        )
 
 
 def _load(path: str, who: str) -> torch.export.ExportedProgram:

@@ -56,6 +56,8 @@ def fingerprint(spec: query.Model) -> str:
     if spec.kind == "columns":
         for key, column in (("logits", spec.logits), ("probabilities", spec.probabilities), ("embedding", spec.embedding)):
             digest.add(key, (column or "").encode())
+        if spec.samples is not None:
+            digest.add("samples", spec.samples.encode())
         return digest.hex()
     imported = spec.kind in ("torch", "python")
     digest.add("source", (spec.source or "").encode() if imported else b"")

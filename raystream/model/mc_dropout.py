@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,9 @@ from raystream.model.device import is_device_failure, is_out_of_memory, keep_fre
 from raystream.model.dropout_calls import Forward, Probe, probe
 from raystream.model.dropout_masks import Masks
 from raystream.model.dropout_mode import DropoutCall, DropoutMode
-from raystream.model.embedding import EmbeddingTap
 from raystream.model.prediction import check_logits
+from raystream.model.scripted_dropout import ScriptedDropoutMode, check_scripted, probe_scripted
+from raystream.model.task_output import check_mask, split
 
 _PASS_BYTES = {"cpu": 32 << 20, "cuda": 2 << 30}
 """What the tensors of one pass may take, by estimate. On a processor no more than its caches hold a good part of."""
@@ -41,6 +43,15 @@ class Samples:
     """float32 (n_rows, n_samples, n_classes)."""
     embedding: Tensor | None
     """Of the deterministic network, float32 (n_rows, n_dimensions)."""
+    mask: Tensor | None = None
+    """bool (n_rows, ...), which elements of a dense output count; None: all."""
+
+
+class Embedding(Protocol):
+    """What catches an embedding while a network runs."""
+
+    def take(self, logits: object, rows: int, mask: Tensor | None = None, /) -> Tensor:
+        """The embedding of the batch that just ran, float32 (rows, dimensions), given the logits it returned; forgets it."""
 
 
 class MCDropout:
@@ -55,6 +66,8 @@ class MCDropout:
         who: names the network in errors.
         embedding: hooks on the network, prepared, or None.
         autocast: whether it runs in mixed precision, which rounds more.
+        task: `model.task`, which says what the output of a forward pass is.
+        scripted: whether the network is TorchScript.
 
     Raises:
         ModelError: the network has dropout that can't be switched on.
@@ -69,18 +82,24 @@ class MCDropout:
         seed: int,
         who: str,
         device: torch.device,
-        embedding: EmbeddingTap | None = None,
+        embedding: Embedding | None = None,
         autocast: bool = False,
+        task: str = "classes",
+        scripted: bool = False,
     ) -> None:
-        _refuse_recurrent(network, who)
+        if scripted:
+            check_scripted(network, who)
+        else:
+            _refuse_recurrent(network, who)
         self._network, self._run, self._who, self._embedding = network, run, who, embedding
+        self._task = task
         self._samples, self._device = samples, device
         keep_freed_memory()
         self._masks = Masks(samples, seed, device)
         self._budget = _PASS_BYTES.get(device.type, _PASS_BYTES["cuda"])
         self._tolerance = _AUTOCAST_TOLERANCE if autocast else _TOLERANCE
         self._most_samples = samples + 1
-        self._vmap = True
+        self._scripted, self._vmap = scripted, not scripted
         self._probe: Probe | None = None
         self._tested = False
 
@@ -119,7 +138,10 @@ class MCDropout:
         return max(1, min(rows, fit // samples)), samples
 
     def _probed(self, inputs: tuple[Tensor, ...]) -> Probe:
-        found = probe(self._network, self._run, inputs, self._who)
+        if self._scripted:
+            found = probe_scripted(self._run, inputs, self._who)
+        else:
+            found = probe(self._network, lambda given: split(self._run(given), self._task)[0], inputs, self._who)
         if not any(call.active for call in found.calls):
             raise ModelError(
                 f"{self._who}: no dropout was active, so all of acquire.mc_samples would be equal and every disagreement 0; "
@@ -140,23 +162,29 @@ class MCDropout:
             self._vmap = False  # the loop raises what is the model's own fault
         return self._joined(self._looped(inputs, order))
 
-    def _vmapped(self, inputs: tuple[Tensor, ...], order: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Logits (n_order, n_rows, n_classes) of these samples and, in the same way, embeddings."""
+    def _vmapped(self, inputs: tuple[Tensor, ...], order: Sequence[int]) -> dict[str, Tensor]:
+        """Logits (n_order, n_rows, n_classes) of these samples and, in the same way, embeddings and masks."""
         index = torch.tensor(order, device=self._device)
-        made = torch.vmap(lambda sample: self._one(inputs, sample))(index)
-        return made[0], made[1] if len(made) > 1 else None
+        made: dict[str, Tensor] = torch.vmap(lambda sample: self._one(inputs, sample))(index)
+        return made
 
-    def _looped(self, inputs: tuple[Tensor, ...], order: Sequence[int]) -> list[tuple[Tensor, Tensor | None]]:
+    def _looped(self, inputs: tuple[Tensor, ...], order: Sequence[int]) -> list[dict[str, Tensor]]:
         made = [self._one(inputs, torch.tensor(sample, device=self._device)) for sample in order]
-        return [(one[0][None], one[1][None] if len(one) > 1 else None) for one in made]
+        return [{name: values[None] for name, values in one.items()} for one in made]
 
-    def _one(self, inputs: tuple[Tensor, ...], sample: Tensor) -> tuple[Tensor, ...]:
-        """One forward pass of one sub-network, (logits,) or (logits, embedding); under vmap, of many."""
+    def _one(self, inputs: tuple[Tensor, ...], sample: Tensor) -> dict[str, Tensor]:
+        """One forward pass of one sub-network, its logits and if there are such embedding and mask; under vmap, of many."""
         rows = inputs[0].shape[0]
-        with DropoutMode(lambda call, values: self._replaced(call, values, rows, sample)):
-            output = self._run(inputs)
-        logits = check_logits(output, rows, self._who)
-        return (logits,) if self._embedding is None else (logits, self._embedding.take(output, rows))
+        mode = ScriptedDropoutMode if self._scripted else DropoutMode
+        with mode(lambda call, values: self._replaced(call, values, rows, sample)):
+            output, given = split(self._run(inputs), self._task)
+        made = {"logits": check_logits(output, rows, self._who, self._task)}
+        mask = check_mask(given, made["logits"], self._who, self._task)
+        if mask is not None:
+            made["mask"] = mask
+        if self._embedding is not None:
+            made["embedding"] = self._embedding.take(output, rows, mask)
+        return made
 
     def _replaced(self, call: DropoutCall, values: Tensor, rows: int, sample: Tensor) -> Tensor:
         """The output of a dropout call in a sample."""
@@ -173,15 +201,15 @@ class MCDropout:
         added = torch.where(kept, dropped + keep * (shift - dropped), torch.zeros_like(keep))
         return values * factor + shape.over_rows(added, rows)
 
-    def _joined(self, made: Sequence[tuple[Tensor, Tensor | None]]) -> Samples:
-        logits = torch.cat([part[0] for part in made])
-        embedding = made[0][1]
-        return Samples(logits[0], logits[1:].transpose(0, 1).contiguous(), None if embedding is None else embedding[0].contiguous())
+    def _joined(self, made: Sequence[dict[str, Tensor]]) -> Samples:
+        logits = torch.cat([part["logits"] for part in made])
+        first = {name: values[0].contiguous() for name, values in made[0].items()}
+        return Samples(logits[0], logits[1:].transpose(0, 1).contiguous(), first.get("embedding"), first.get("mask"))
 
     def _test(self, inputs: tuple[Tensor, ...], samples: Tensor) -> bool:
         """Whether it could be tested that samples differ from each other, and that each is the same sub-network every time."""
         samples = samples.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=0.0)  # -inf masks a class
-        sound = torch.isfinite(samples).all(dim=2).all(dim=1).nonzero().flatten()
+        sound = torch.isfinite(samples).flatten(1).all(dim=1).nonzero().flatten()
         if not len(sound):
             return False
         if self._samples > 1 and bool((samples[sound] == samples[sound][:, :1]).all()):
@@ -222,8 +250,10 @@ def _refuse_recurrent(network: nn.Module, who: str) -> None:
 
 def _concatenate(pieces: Sequence[Samples]) -> Samples:
     embeddings = [piece.embedding for piece in pieces if piece.embedding is not None]
+    masks = [piece.mask for piece in pieces if piece.mask is not None]
     return Samples(
         torch.cat([piece.logits for piece in pieces]),
         torch.cat([piece.samples for piece in pieces]),
         torch.cat(embeddings) if embeddings else None,
+        torch.cat(masks) if masks else None,
     )

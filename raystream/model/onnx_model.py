@@ -15,6 +15,7 @@ from raystream.model.device import choose_device
 from raystream.model.optional import optional
 from raystream.model.prediction import Prediction
 from raystream.model.signature import Input, Outputs, Signature
+from raystream.query import TASKS
 
 _HOW = "return (logits, embedding) from forward and export that"
 _CUDA = "CUDAExecutionProvider"
@@ -46,9 +47,11 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
     signature = Signature([_input(of, who) for of in session.get_inputs()], who)
     names = [of.name for of in session.get_inputs()]
     given_back = [of.name for of in session.get_outputs()]
-    outputs = Outputs(embedding, spec.embedding, who, _HOW)
+    outputs = Outputs(embedding, spec.embedding, who, _HOW, spec.task)
     logits = "logits" if "logits" in given_back else given_back[0]
     wanted = [logits, outputs.embedding_name(given_back, logits)] if embedding else [logits]
+    if TASKS[spec.task].dense:
+        wanted = given_back  # a mask may be among them
 
     def forward(inputs: tuple[Any, ...]) -> Prediction:
         arrays = (values.cpu().numpy() for values in signature.fit(inputs))

@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from raystream.errors import ModelError
+from raystream.model.task_output import check_task_logits
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """What is kept of rows whose output isn't one distribution over classes: their scores, each reduced to a number a row."""
+
+    scores: dict[str, Tensor]
+    """By name; each float32 (n_rows,)."""
+    prediction: Tensor | None
+    """int32 (n_rows,); None for regression."""
+    confidence: Tensor | None
+    """float32 (n_rows,); None for regression."""
+    sound: Tensor
+    """bool (n_rows,), whether all numbers of a row that count can be used."""
+    classes: int | None
+    """Of the model; None for regression."""
+    members: int | None
+    """How many opinions there were; None for one."""
+
+    def kept(self, keep: Tensor) -> RowScores:
+        """These rows alone; keep is bool (n_rows,), on any device."""
+        keep = keep.to(self.sound.device)
+        return replace(
+            self,
+            scores={name: values[keep] for name, values in self.scores.items()},
+            prediction=None if self.prediction is None else self.prediction[keep],
+            confidence=None if self.confidence is None else self.confidence[keep],
+            sound=self.sound[keep],
+        )
 
 
 @dataclass(frozen=True)
@@ -17,7 +47,7 @@ class Prediction:
     """The output for one batch, on the predictor's device; not to be written to."""
 
     logits: Tensor | None
-    """float32 (n_rows, n_classes); None if the pool's columns hold an embedding alone."""
+    """float32 (n_rows, n_classes), or as `model.task` says; None if the pool's columns hold an embedding alone, or with `scores`."""
     embedding: Tensor | None
     """float32 (n_rows, n_dimensions); None if not wanted."""
     reason: str = "the model's output holds NaN or infinity"
@@ -28,6 +58,10 @@ class Prediction:
     """Whether the layer whose input the embedding is, if it is one's, has a bias."""
     gradient_lengths: Tensor | None = None
     """float32 (n_rows,), expected gradient lengths over all parameters; None if not wanted."""
+    mask: Tensor | None = None
+    """bool (n_rows, n_tokens) or (n_rows, height, width), which elements of a dense output count; None: all."""
+    scores: RowScores | None = None
+    """In place of logits and samples, once they were reduced; None for one distribution over classes a row."""
 
 
 class Predictor(Protocol):
@@ -62,17 +96,20 @@ class Predictor(Protocol):
         """
 
 
-def check_logits(output: object, rows: int, who: str) -> Tensor:
+def check_logits(output: object, rows: int, who: str, task: str = "classes") -> Tensor:
     """The output of a model as float32 logits.
 
     Args:
         output: what the model returned.
         rows: how many rows it was given.
         who: names the model in errors.
+        task: `model.task`, which decides what shape is expected; (rows, classes) unless it says otherwise.
 
     Raises:
-        ModelError: it isn't a floating tensor of shape (rows, classes) with at least two classes.
+        ModelError: it isn't a floating tensor of that shape with at least two classes.
     """
+    if task != "classes":
+        return check_task_logits(output, rows, who, task)
     if not isinstance(output, Tensor):
         raise ModelError(
             f"{who} returned {type(output).__name__}, expected one tensor of logits, (rows, classes); "
@@ -98,6 +135,11 @@ def bad_output_rows(prediction: Prediction) -> Tensor | None:
     Returns:
         None, or bool (n_rows,) on the prediction's device, True at bad rows.
     """
+    if prediction.scores is not None:
+        bad = ~prediction.scores.sound
+        if prediction.embedding is not None:
+            bad |= ~torch.isfinite(prediction.embedding).all(dim=1)
+        return bad if bool(bad.any()) else None
     every = (prediction.logits, prediction.embedding, prediction.samples, prediction.gradient_lengths)
     present = [values for values in every if values is not None]
     if not present or math.isfinite(sum(values.sum() for values in present)):

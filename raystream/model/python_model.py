@@ -16,8 +16,10 @@ from raystream.model.batches import BatchPredictor
 from raystream.model.imported import check_imported
 from raystream.model.prediction import Prediction, Predictor, check_logits
 from raystream.model.source import build
+from raystream.model.task_output import check_mask
+from raystream.query import TASKS
 
-_PARTS = ("logits", "probabilities", "embedding", "samples")
+_PARTS = ("logits", "probabilities", "embedding", "samples", "mask")
 
 
 def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
@@ -47,7 +49,7 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
 
     def forward(inputs: tuple[Any, ...]) -> Prediction:
         returned = predict(tuple(values if isinstance(values, Tensor) else values.tolist() for values in inputs))
-        return _checked(returned, len(inputs[0]), who, embedding)
+        return _checked(returned, len(inputs[0]), who, embedding, spec.task)
 
     return BatchPredictor(forward, who=who, device=torch.device("cpu"), batch_size=spec.batch_size)
 
@@ -70,7 +72,7 @@ def load_registered(spec: query.Model, *, embedding: bool) -> Predictor:
     return predictor
 
 
-def _checked(returned: object, rows: int, who: str, wanted: bool) -> Prediction:
+def _checked(returned: object, rows: int, who: str, wanted: bool, task: str) -> Prediction:
     parts = _parts(returned, who)
     unknown = next((name for name in parts if name not in _PARTS), None)
     if unknown is not None:
@@ -81,27 +83,35 @@ def _checked(returned: object, rows: int, who: str, wanted: bool) -> Prediction:
         raise ModelError(f"{who}: predict returned {', '.join(parts) or 'nothing'}, expected logits or probabilities among it")
     if wanted and "embedding" not in parts:
         raise ModelError(f"{who}: predict returned no embedding, but one is needed; return it, or choose a strategy that needs none")
+    if task != "classes" and "logits" not in parts:
+        raise ModelError(f"{who}: predict returned probabilities, expected logits or numbers {TASKS[task].output} for model.task {task}")
     if "logits" in parts:
-        logits = check_logits(parts["logits"], rows, f"{who}: predict")
+        logits = check_logits(parts["logits"], rows, f"{who}: predict", task)
     else:
         logits = check_logits(parts["probabilities"], rows, f"{who}: predict").double().log().float()
     embedding = parts.get("embedding") if wanted else None
     samples = parts.get("samples")
-    for name, value, axes in (("embedding", embedding, 2), ("samples", samples, 3)):
-        if value is not None and (value.ndim != axes or value.shape[0] != rows or not value.is_floating_point()):
-            expected = ", ".join([str(rows), "dimensions"] if axes == 2 else [str(rows), "members", str(logits.shape[1])])
+    for name, value, axes in (("embedding", embedding, 2), ("samples", samples, logits.ndim + 1)):
+        if value is not None and (
+            value.ndim != axes
+            or (name == "samples" and value.shape[2:] != logits.shape[1:])
+            or value.shape[0] != rows
+            or not value.is_floating_point()
+        ):
+            expected = ", ".join([str(rows), "dimensions"] if axes == 2 else [str(rows), "members", *map(str, logits.shape[1:])])
             raise ModelError(f"{who}: predict returned {name} {value.dtype} {tuple(value.shape)}, expected floating numbers ({expected})")
     return Prediction(
         logits,
         None if embedding is None else embedding.float(),
         samples=None if samples is None else samples.float(),
+        mask=check_mask(parts.get("mask"), logits, f"{who}: predict", task) if TASKS[task].dense else None,
     )
 
 
 def _parts(returned: object, who: str) -> dict[str, Tensor]:
     """What was returned, by name, as tensors on the processor."""
     if isinstance(returned, Prediction):
-        returned = {"logits": returned.logits, "embedding": returned.embedding, "samples": returned.samples}
+        returned = {"logits": returned.logits, "embedding": returned.embedding, "samples": returned.samples, "mask": returned.mask}
     if not isinstance(returned, Mapping):
         returned = {"logits": returned}
     parts = {}

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from raystream.errors import ModelError
 from raystream.model.prediction import Prediction, check_logits
+from raystream.model.task_output import check_mask, pooled
+from raystream.query import TASKS
 
 _BATCH_AXIS = "export it again with a first axis of any length"
 
@@ -74,18 +76,20 @@ class Outputs:
     """Chooses among the outputs of a model.
 
     The logits are the output named `logits`, or else the first one. The embedding, if wanted, is the output that `model.embedding`
-    names, or else the one named `embedding`, or else the second one. Outputs without names are called 0, 1, ...
+    names, or else the one named `embedding`, or else the second one. Outputs without names are called 0, 1, ... The
+    mask of a dense task is the output named `mask`, or else the one of booleans or integers.
     """
 
-    def __init__(self, wanted: bool, name: str | None, who: str, how: str) -> None:
+    def __init__(self, wanted: bool, name: str | None, who: str, how: str, task: str = "classes") -> None:
         """
         Args:
             wanted: whether the embedding is.
             name: `model.embedding`.
             who: names the model in errors.
             how: the way to a model that gives an embedding, for messages.
+            task: `model.task`.
         """
-        self._wanted, self._name, self._who, self._how = wanted, name, who, how
+        self._wanted, self._name, self._who, self._how, self._task = wanted, name, who, how, task
 
     def prediction(self, output: object, rows: int) -> Prediction:
         """The logits and the embedding of what the model returned: a tensor, a list or tuple of them, or a mapping.
@@ -95,15 +99,17 @@ class Outputs:
         """
         outputs = _named(output)
         logits_name = "logits" if "logits" in outputs else next(iter(outputs), "")
-        logits = check_logits(outputs.get(logits_name, output), rows, self._who)
+        logits = check_logits(outputs.get(logits_name, output), rows, self._who, self._task)
+        mask_name = _mask_name(outputs) if TASKS[self._task].dense else None
+        mask = check_mask(outputs[mask_name], logits, self._who, self._task) if mask_name is not None else None
         if not self._wanted:
-            return Prediction(logits, None)
-        name = self.embedding_name(list(outputs), logits_name)
+            return Prediction(logits, None, mask=mask)
+        name = self.embedding_name([other for other in outputs if other != mask_name], logits_name)
         value = outputs[name]
         if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[0] != rows or not value.is_floating_point():
             got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ModelError(f"{self._who}: output {name} is {got}, expected floating numbers ({rows}, ...) to be an embedding")
-        return Prediction(logits, value.float().flatten(1))
+        return Prediction(logits, pooled(value, mask, self._task, f"output {name}"), mask=mask)
 
     def embedding_name(self, names: Sequence[str], logits_name: str) -> str:
         """Which of the outputs is the embedding.
@@ -121,6 +127,11 @@ class Outputs:
         if not others:
             raise ModelError(f"{self._who} gives logits alone, but an embedding is needed; {self._how}")
         return "embedding" if "embedding" in others else others[0]
+
+
+def _mask_name(outputs: Mapping[str, object]) -> str | None:
+    whole = (name for name, value in outputs.items() if isinstance(value, Tensor) and not value.is_floating_point())
+    return "mask" if "mask" in outputs else next(whole, None)
 
 
 def _named(output: object) -> dict[str, object]:

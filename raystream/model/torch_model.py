@@ -16,6 +16,7 @@ from raystream.model.imported import check_imported
 from raystream.model.mc_dropout import MCDropout
 from raystream.model.prediction import Prediction, check_logits
 from raystream.model.source import build_network
+from raystream.model.task_output import check_mask, split
 from raystream.model.weights import load_weights, state_hash
 
 AUTOCAST = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -38,7 +39,8 @@ def load(
         device=device,
         batch_size=spec.batch_size,
         autocast=AUTOCAST[spec.precision],
-        embedding=EmbeddingTap(network, spec.embedding, last_layer=last_layer) if embedding else None,
+        embedding=EmbeddingTap(network, spec.embedding, spec.task, last_layer=last_layer) if embedding else None,
+        task=spec.task,
         mc_samples=mc_samples,
         seed=seed,
         gradients=GradientLengths(network, gradient_classes, spec.temperature_value) if gradient_classes is not None else None,
@@ -57,6 +59,7 @@ class TorchPredictor:
         batch_size: int,
         autocast: torch.dtype | None = None,
         embedding: EmbeddingTap | None = None,
+        task: str = "classes",
         mc_samples: int = 0,
         seed: int = 0,
         gradients: GradientLengths | None = None,
@@ -69,6 +72,7 @@ class TorchPredictor:
             batch_size: the most rows that run at once.
             autocast: the dtype of mixed precision; None for none.
             embedding: hooks on this network; None if embeddings aren't wanted.
+            task: `model.task`: what its output is.
             mc_samples: how many MC dropout samples each prediction holds; 0: none.
             seed: of their masks.
             gradients: of this network; None if `Prediction.gradient_lengths` isn't wanted.
@@ -81,6 +85,7 @@ class TorchPredictor:
         self._autocast = autocast
         self._embedding = embedding
         self._gradients = gradients
+        self._task = task
         self._dropout = self._make_dropout(mc_samples, seed) if mc_samples else None
 
     def _make_dropout(self, samples: int, seed: int) -> MCDropout:
@@ -93,6 +98,7 @@ class TorchPredictor:
             device=self.device,
             embedding=self._embedding,
             autocast=self._autocast is not None,
+            task=self._task,
         )
 
     def _placed(self, network: nn.Module) -> nn.Module:
@@ -144,11 +150,14 @@ class TorchPredictor:
         bias = self._embedding is None or self._embedding.bias
         if self._dropout is not None:
             made = self._dropout(inputs)
-            return Prediction(made.logits, made.embedding, samples=made.samples, bias=bias, gradient_lengths=self._lengths(inputs))
-        output = self._run(inputs)
-        logits = check_logits(output, rows, self._source)
-        embedding = None if self._embedding is None else self._embedding.take(output, rows)
-        return Prediction(logits, embedding, bias=bias, gradient_lengths=self._lengths(inputs))
+            return Prediction(
+                made.logits, made.embedding, samples=made.samples, mask=made.mask, bias=bias, gradient_lengths=self._lengths(inputs)
+            )
+        output, given = split(self._run(inputs), self._task)
+        logits = check_logits(output, rows, self._source, self._task)
+        mask = check_mask(given, logits, self._source, self._task)
+        embedding = None if self._embedding is None else self._embedding.take(output, rows, mask)
+        return Prediction(logits, embedding, mask=mask, bias=bias, gradient_lengths=self._lengths(inputs))
 
     def _lengths(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
         if self._gradients is None:
@@ -161,8 +170,8 @@ class TorchPredictor:
 
     def _probe(self, inputs: tuple[Tensor, ...]) -> object:
         """The raw output, once it is known to be logits: what to say of a wrong one must not depend on embeddings."""
-        output = self._run(inputs)
-        check_logits(output, inputs[0].shape[0], self._source)
+        output, _ = split(self._run(inputs), self._task)
+        check_logits(output, inputs[0].shape[0], self._source, self._task)
         return output
 
     def _run(self, inputs: tuple[Tensor, ...]) -> object:
@@ -180,13 +189,14 @@ class TorchPredictor:
 
 
 def _concatenate(pieces: list[Prediction]) -> Prediction:
-    logits, embedding, samples, lengths = (
+    logits, embedding, samples, mask, lengths = (
         torch.cat(parts) if parts else None
         for parts in (
             [piece.logits for piece in pieces if piece.logits is not None],
             [piece.embedding for piece in pieces if piece.embedding is not None],
             [piece.samples for piece in pieces if piece.samples is not None],
+            [piece.mask for piece in pieces if piece.mask is not None],
             [piece.gradient_lengths for piece in pieces if piece.gradient_lengths is not None],
         )
     )
-    return Prediction(logits, embedding, samples=samples, bias=pieces[0].bias, gradient_lengths=lengths)
+    return Prediction(logits, embedding, samples=samples, mask=mask, bias=pieces[0].bias, gradient_lengths=lengths)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from raystream import query
 from raystream.errors import ModelError
@@ -13,13 +15,14 @@ from raystream.model.artefact import find_file
 from raystream.model.batches import BatchPredictor, last_line
 from raystream.model.device import choose_device
 from raystream.model.prediction import Prediction
+from raystream.model.sampled import SampledForward
 from raystream.model.signature import Outputs
 from raystream.model.weights import state_hash
 
 _HOW = "return (logits, embedding) from forward and script that"
 
 
-def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
+def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0) -> BatchPredictor:
     """Load the module of `spec.source` onto its device, in evaluation mode.
 
     Raises:
@@ -30,14 +33,25 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
     path = find_file(spec.source, "a TorchScript archive", "save the model with torch.jit.save, or set model.kind to what it is")
     who = f"model.source {spec.source}"
     network = _load(str(path), device, who)
-    outputs = Outputs(embedding, spec.embedding, who, _HOW)
+    outputs = Outputs(embedding, spec.embedding, who, _HOW, spec.task)
     takes = len(network.forward.schema.arguments) - 1  # without self
+
+    def run(given: tuple[Tensor, ...]) -> Prediction:
+        return outputs.prediction(network(*given), len(given[0]))
+
+    def sampled_run(given: tuple[Tensor, ...]) -> Prediction:
+        return run(tuple(values.clone() for values in given))  # dropout in place must not reach the next sample's input
+
+    passed: Callable[[tuple[Tensor, ...]], Prediction] = run
+    if mc_samples:
+        passed = SampledForward(
+            network, sampled_run, samples=mc_samples, seed=seed, who=who, device=device, embedding=embedding, task=spec.task, scripted=True
+        )
 
     def forward(inputs: tuple[Any, ...]) -> Prediction:
         if len(inputs) > takes:
             raise ModelError(f"{who} takes {takes} inputs, but pool.inputs gives {len(inputs)}; name one for each")
-        given = [values.to(device, non_blocking=device.type == "cuda") for values in inputs]
-        return outputs.prediction(network(*given), len(inputs[0]))
+        return passed(tuple(values.to(device, non_blocking=device.type == "cuda") for values in inputs))
 
     return BatchPredictor(forward, who=who, device=device, batch_size=spec.batch_size, state_hash=state_hash(network))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from raystream import query
 from raystream.errors import ModelError
@@ -17,6 +18,7 @@ from raystream.model.device import choose_device
 from raystream.model.hidden import HiddenState
 from raystream.model.huggingface import check_args, check_tokenizer, loading, text_package
 from raystream.model.prediction import Prediction, check_logits
+from raystream.model.sampled import SampledForward
 from raystream.model.texts import PADDED_TOKENS, by_length, text_columns
 from raystream.model.torch_model import AUTOCAST
 from raystream.model.weights import state_hash
@@ -25,7 +27,7 @@ _INSTEAD = "save the model and its tokenizer there by save_pretrained"
 _PAIRS = 2
 
 
-def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
+def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0) -> BatchPredictor:
     """Load the classifier and the tokenizer of the folder `spec.source`.
 
     Raises:
@@ -37,7 +39,7 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
     folder = find_folder(spec.source, "config.json", _INSTEAD)
     transformers = text_package("transformers", "transformers")
     device = choose_device(spec.device)
-    network, tokenizer = _read(transformers, folder, who)
+    network, tokenizer = _read(transformers, folder, who, spec.task)
     network = network.eval().to(device)
     classifier = TextClassifier(
         network,
@@ -47,6 +49,9 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
         max_length=max_length or _longest(network, tokenizer),
         autocast=AUTOCAST[spec.precision],
         hidden=HiddenState(network, spec.embedding) if embedding else None,
+        task=spec.task,
+        mc_samples=mc_samples,
+        seed=seed,
     )
     return BatchPredictor(classifier.predict, who=who, device=device, batch_size=spec.batch_size, state_hash=state_hash(network))
 
@@ -64,6 +69,9 @@ class TextClassifier:
         max_length: int | None,
         autocast: torch.dtype | None,
         hidden: HiddenState | None,
+        task: str = "classes",
+        mc_samples: int = 0,
+        seed: int = 0,
     ) -> None:
         """
         Args:
@@ -74,9 +82,15 @@ class TextClassifier:
             max_length: tokens at which texts are cut off; None if it takes any number.
             autocast: the dtype of mixed precision; None for none.
             hidden: a hook on this network; None if embeddings aren't wanted.
+            task: `model.task`.
+            mc_samples: how many MC dropout samples each prediction holds; 0: none.
+            seed: of their masks.
         """
         self._network, self._tokenizer, self._hidden = network, tokenizer, hidden
         self._who, self._device, self._max_length, self._autocast = who, device, max_length, autocast
+        self._task, self._samples, self._seed = task, mc_samples, seed
+        self._sampled: SampledForward | None = None
+        self._names: list[str] = []
 
     def predict(self, inputs: tuple[Any, ...]) -> Prediction:
         """One column of texts, or two that are read as pairs; computed in batches of similar length, returned in order."""
@@ -84,41 +98,75 @@ class TextClassifier:
         rows = len(columns[0])
         if not rows:
             raise ModelError(f"{self._who} got no rows")
-        tokens = self._tokenizer(*columns, truncation=self._max_length is not None, max_length=self._max_length)
+        tokens = self._tokenizer(
+            *columns,
+            return_special_tokens_mask=self._task == "tokens",
+            truncation=self._max_length is not None,
+            max_length=self._max_length,
+        )
         lengths = [len(row) for row in tokens["input_ids"]]
         cuts = by_length(lengths, rows, PADDED_TOKENS.get(self._device.type, PADDED_TOKENS["cpu"]))
         found = join([self._run({name: [values[i] for i in cut] for name, values in tokens.items()}) for cut in cuts])
         back = torch.from_numpy(np.argsort(np.concatenate(cuts))).to(self._device)
-        return Prediction(
-            None if found.logits is None else found.logits[back],
-            None if found.embedding is None else found.embedding[back],
+        logits, embedding, samples, mask = (
+            None if values is None else values[back] for values in (found.logits, found.embedding, found.samples, found.mask)
         )
+        return Prediction(logits, embedding, samples=samples, mask=mask)
 
     def _run(self, tokens: dict[str, list[Any]]) -> Prediction:
-        rows = len(tokens["input_ids"])
         batch = self._tokenizer.pad(tokens, return_tensors="pt").to(self._device)
+        self._names = list(batch)
+        given = tuple(batch.values())
         try:
-            with torch.autocast(self._device.type, self._autocast) if self._autocast else nullcontext():
-                output = self._network(**batch)
-            logits = check_logits(output.logits, rows, self._who)
-            return Prediction(logits, None if self._hidden is None else self._hidden.take(batch["attention_mask"]))
+            return self._forward(given) if not self._samples else self._dropout()(given)
         finally:
             if self._hidden is not None:
                 self._hidden.clear()
 
+    def _forward(self, given: tuple[Tensor, ...]) -> Prediction:
+        """One pass over tensors of the tokenizer, (rows, tokens) each, in the order of `_names`."""
+        batch = dict(zip(self._names, given, strict=True))
+        special = batch.pop("special_tokens_mask", None)
+        with torch.autocast(self._device.type, self._autocast) if self._autocast else nullcontext():
+            output = self._network(**batch)
+        logits = check_logits(output.logits, len(given[0]), self._who, self._task)
+        embedding = None if self._hidden is None else self._hidden.take(batch["attention_mask"])
+        return Prediction(logits, embedding, mask=None if special is None else _words(batch["attention_mask"], special))
 
-def _read(transformers: Any, folder: Path, who: str) -> tuple[Any, Any]:
+    def _dropout(self) -> SampledForward:
+        if self._sampled is None:
+            self._sampled = SampledForward(
+                self._network,
+                self._forward,
+                samples=self._samples,
+                seed=self._seed,
+                who=self._who,
+                device=self._device,
+                embedding=self._hidden is not None,
+                task=self._task,
+                autocast=self._autocast is not None,
+            )
+        return self._sampled
+
+
+def _words(attention: Tensor, special: Tensor) -> Tensor:
+    """The tokens that are scored, bool (rows, tokens): those of the text; of an empty text, those that frame it."""
+    kept = attention.bool() & ~special.bool()
+    return kept | (attention.bool() & ~kept.any(dim=1, keepdim=True))
+
+
+def _read(transformers: Any, folder: Path, who: str, task: str) -> tuple[Any, Any]:
     local = {"local_files_only": True, "trust_remote_code": False}
     with loading(who):
-        network, report = transformers.AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True, **local)
+        auto = transformers.AutoModelForTokenClassification if task == "tokens" else transformers.AutoModelForSequenceClassification
+        network, report = auto.from_pretrained(folder, output_loading_info=True, **local)
         missing = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
         if missing:
             raise ModelError(
                 f"{who} is no trained classifier: its weights lack {', '.join(missing[:3])}; fine-tune it first, "
                 "or set model.kind to sentence_transformers to use its embedding alone"
             )
-        if network.config.problem_type == "multi_label_classification":
-            raise ModelError(f"{who} gives several labels a row, expected a classifier whose classes exclude each other")
+        _check_problem(network.config.problem_type, task, who)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
     check_tokenizer(folder, tokenizer, who)
     if tokenizer.pad_token is None:
@@ -126,6 +174,16 @@ def _read(transformers: Any, folder: Path, who: str) -> tuple[Any, Any]:
             f"{who}: its tokenizer has no pad_token, which batches need; set one, set the config's pad_token_id, and save both again"
         )
     return network, tokenizer
+
+
+_PROBLEMS = {"single_label_classification": "classes", "multi_label_classification": "multi_label", "regression": "regression"}
+"""What a config's `problem_type` is as `model.task`; a config may leave it open."""
+
+
+def _check_problem(problem: str | None, task: str, who: str) -> None:
+    meant = _PROBLEMS.get(problem or "", task)
+    if task != "tokens" and meant != task:
+        raise ModelError(f"{who} was trained for {problem}, but model.task is {task}; set it to {meant}")
 
 
 def _longest(network: Any, tokenizer: Any) -> int | None:

@@ -13,17 +13,27 @@ import yaml
 from pydantic import Field, model_validator
 
 from raystream.kinds import KINDS, kind_of
-from raystream.query.acquire import GRADIENT_SCORES, LOGIT_SCORES, MEMBER_SCORES, Acquire, check_gradients, knows_last_layer
+from raystream.query.acquire import (
+    DEFAULT_REDUCE,
+    DEFAULT_TOP,
+    GRADIENT_SCORES,
+    LOGIT_SCORES,
+    MEMBER_SCORES,
+    Acquire,
+    check_gradients,
+    knows_last_layer,
+)
 from raystream.query.cluster import Cluster, Store
 from raystream.query.model import Model
 from raystream.query.part import Id, Part
 from raystream.query.pool import FilterTerm, Pool
 from raystream.query.select import Cost, Quota, Select
+from raystream.query.task import TASKS, Task, check_task
 from raystream.spec import read_spec
 
 __all__ = [
-    "GRADIENT_SCORES", "LOGIT_SCORES", "MEMBER_SCORES", "Acquire", "Cluster", "Cost", "FilterTerm", "Id", "Model", "Pool", "Query", "Quota",
-    "Select", "Store",
+    "DEFAULT_REDUCE", "DEFAULT_TOP", "GRADIENT_SCORES", "LOGIT_SCORES", "MEMBER_SCORES", "TASKS", "Acquire", "Cluster", "Cost",
+    "FilterTerm", "Id", "Model", "Pool", "Query", "Quota", "Select", "Store", "Task",
 ]  # fmt: skip
 
 
@@ -46,6 +56,12 @@ class Query(Part):
             raise ValueError("pool.inputs is missing; name the columns that the model sees")
         if self.model.kind == "columns" and self.pool.inputs:
             raise ValueError("pool.inputs is not used by model.kind columns; name columns in model.logits, probabilities, embedding")
+        check_task(self)
+        if self.model.task == "regression" and not self.gives_scores and (self.needs_score or self.model_fields_set & {"acquire"}):
+            raise ValueError(
+                "model.task regression scores rows by the variance of several opinions, but the model has one; set acquire.mc_samples "
+                "for MC dropout, give a committee in model.weights or model.members, or choose by core_set or lcmd without acquire"
+            )
         if self.needs_score and not self.gives_scores:
             raise ValueError(
                 f"select.strategy {self.select.strategy} with candidates {self.select.candidate_limit or 'all'} needs a score, "
@@ -99,13 +115,15 @@ class Query(Part):
     def gives_scores(self) -> bool:
         """Whether the model yields logits or probabilities at all."""
         model = self.model
-        return bool(model.logits or model.probabilities) if model.kind == "columns" else kind_of(model.kind).scores
+        if model.task == "regression":
+            return self.gives_samples
+        return bool(model.logits or model.probabilities or model.samples) if model.kind == "columns" else kind_of(model.kind).scores
 
     @property
     def gives_samples(self) -> bool:
         """Whether the model may have several opinions of a row; of kinds whose files decide, only loading them tells."""
         model = self.model
-        committee = isinstance(model.weights, list) or model.members is not None
+        committee = isinstance(model.weights, list) or model.members is not None or model.samples is not None
         return bool(self.acquire.mc_samples) or committee or model.kind in ("sklearn", "python") or model.kind not in KINDS
 
     @property
@@ -122,6 +140,11 @@ class Query(Part):
     def may_give_gradients(self) -> bool:
         """Whether another query over the same model may have asked for such a score."""
         return self.gives_scores and knows_last_layer(self.model)
+
+    @property
+    def gives_predictions(self) -> bool:
+        """Whether rows get a predicted class and a confidence."""
+        return self.gives_scores and TASKS[self.model.task].predicts
 
     @property
     def needs_score(self) -> bool:

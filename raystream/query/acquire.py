@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from raystream.errors import did_you_mean
-from raystream.query.model import Model
 from raystream.query.part import Part, Positive
 from raystream.strategies import COUNT, FLAG, Arg
+
+if TYPE_CHECKING:
+    from raystream.query.model import Model
 
 LOGIT_SCORES = ("entropy", "least_confidence", "margin", "ratio", "energy")
 """The scores that need nothing but logits; every scored unit holds all of them."""
@@ -28,6 +30,9 @@ Score = Literal[
     "bald", "consensus_entropy", "vote_entropy", "variation_ratio", "mean_std", "variance",
     "egl", "badge_norm", "egl_parameters", "epig",
 ]  # fmt: skip
+
+DEFAULT_REDUCE, DEFAULT_TOP = "mean", 0.1
+"""How scores of a row's many outputs become one unless the query says otherwise, and the share that `top_mean` takes."""
 
 _ARGS: Mapping[str, tuple[Arg, tuple[str, ...]]] = {
     "bias": (FLAG, GRADIENT_SCORES),
@@ -60,6 +65,8 @@ class Acquire(Part):
     score: Score | ImportPath = "margin"
     also: list[Score | ImportPath] = []
     mc_samples: Positive | None = None
+    reduce: str | None = None
+    top: Annotated[float, Field(gt=0, le=1)] | None = None
     class_weights: dict[int | str, float] | list[float] | None = None
     targets: list[str] = []
     args: dict[str, Any] = {}

@@ -10,6 +10,7 @@ from raystream.errors import QueryError
 from raystream.kinds import KINDS, kind_of
 from raystream.kinds import OPTIONAL_KEYS as MODEL_KEYS
 from raystream.query.part import Part, Positive
+from raystream.query.task import TaskName
 
 
 class Model(Part):
@@ -18,6 +19,7 @@ class Model(Part):
     section = ("model",)
 
     kind: str = "torch"
+    task: TaskName = "classes"
     source: str | None = None
     args: dict[str, Any] = {}
     weights: str | Annotated[list[str], Field(min_length=2)] | None = None
@@ -26,6 +28,7 @@ class Model(Part):
     embedding_dtype: Literal["float16", "float32"] = "float16"
     logits: str | None = None
     probabilities: str | None = None
+    samples: str | None = None
     classes: list[str] | str | None = None
     batch_size: Positive = 1024
     device: str = "auto"
@@ -43,15 +46,15 @@ class Model(Part):
         if "source" in kind.keys and self.kind in KINDS and not self.source:
             raise ValueError(f"model.source is missing; give {kind.source}")
         for key in sorted(self.model_fields_set & MODEL_KEYS - kind.keys):
-            if key in ("logits", "probabilities"):
+            if key in ("logits", "probabilities", "samples"):
                 raise ValueError(f"model.{key} is used by kind: columns only; remove it or set model.kind to columns")
             users = ", ".join(name for name, of in KINDS.items() if key in of.keys)
             raise ValueError(f"model.{key} is not used by kind: {self.kind} (only by {users}); remove it")
         if self.kind == "columns":
             if self.logits and self.probabilities:
                 raise ValueError("model.logits and model.probabilities are both given; name one of them")
-            if not (self.logits or self.probabilities or self.embedding):
-                raise ValueError("kind: columns names no column; give model.logits, model.probabilities or model.embedding")
+            if not (self.logits or self.probabilities or self.samples or self.embedding):
+                raise ValueError("kind: columns names no column; give model.logits, model.probabilities, model.samples or model.embedding")
         return self
 
     @field_validator("temperature", mode="before")
@@ -83,10 +86,10 @@ class Model(Part):
         return float(self.temperature)
 
     def _members_fit_together(self, members: list[Model]) -> None:
-        own = self.model_fields_set & {"kind", "source", "args", "weights", "version", "logits", "probabilities"}
+        own = self.model_fields_set & {"kind", "source", "args", "weights", "version", "logits", "probabilities", "samples"}
         if own:
             raise ValueError(f"model.{min(own)} and model.members are both given; move it into the members")
-        shared = {"batch_size", "classes", "device", "embedding", "embedding_dtype", "precision", "temperature"}
+        shared = {"batch_size", "classes", "device", "embedding", "embedding_dtype", "precision", "task", "temperature"}
         for position, member in enumerate(members):
             if member.kind == "columns":
                 raise ValueError(f"model.members.{position} is of kind columns, which runs on no rows; remove it")

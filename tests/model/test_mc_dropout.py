@@ -543,5 +543,5 @@ def test_a_query_model_with_samples(nets):
     assert one.shape == (5, 3, 3)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
-    with pytest.raises(ModelError, match=r"mc_samples is given, but model\.kind is columns: .*use kind torch, or a committee"):
+    with pytest.raises(ModelError, match=r"mc_samples is given, but model\.kind is columns: .*use kind torch or export, or a committee"):
         load(Model(kind="columns", logits="z"), embedding=False, mc_samples=3)

@@ -15,14 +15,15 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the", "cat", "dog",
 TEXTS = np.array(["the cat sat on the mat", "dogs", "a cat ran", "", "the dogs sat on the cats " * 9, "a mat", "cat"], dtype=object)
 
 
-def save(folder, *, head=True, **config):
+def save(folder, *, head=True, kind="classes", **config):
     """A tiny BERT with random weights, and its tokenizer."""
     torch.manual_seed(0)
     options = transformers.BertConfig(
         vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=3,
         max_position_embeddings=24, **config,
     )  # fmt: skip
-    network = (transformers.BertForSequenceClassification if head else transformers.BertModel)(options).eval()
+    with_head = transformers.BertForTokenClassification if kind == "tokens" else transformers.BertForSequenceClassification
+    network = (with_head if head else transformers.BertModel)(options).eval()
     network.save_pretrained(folder)
     tokenizer = transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(WORDS)})
     tokenizer.save_pretrained(folder)
@@ -139,7 +140,7 @@ def test_a_folder_without_a_tokenizer(tmp_path):
 def test_several_labels_a_row(tmp_path):
     """Logits of labels that don't exclude each other are no softmax."""
     save(tmp_path, problem_type="multi_label_classification")
-    with pytest.raises(ModelError, match=r"gives several labels a row"):
+    with pytest.raises(ModelError, match=r"was trained for multi_label_classification, but model.task is classes; set it to multi_label"):
         load(spec_of(tmp_path), embedding=False)
 
 
@@ -181,3 +182,83 @@ def test_the_fingerprint_follows_the_folder(tmp_path, bert):
         path.write_bytes(path.read_bytes() + b" ")
         seen.append(fingerprint(spec))
     assert len(set(seen)) == 5
+
+
+SAMPLES, SEED = 3, 5
+
+
+def dropped_one_by_one(monkeypatch, network, tokenizer, texts):
+    """The reference: every sample and text alone, in training mode, with each dropout call multiplied by its own fixed mask."""
+    import torch.nn.functional as F
+
+    from raystream.model.dropout_masks import keep_mask
+
+    now = {"sample": None, "call": 0}
+
+    def dropout(values, p=0.5, training=True, inplace=False):
+        call, now["call"] = now["call"], now["call"] + 1
+        if now["sample"] is None or p == 0:
+            return values
+        return values * torch.from_numpy(keep_mask(SEED, now["sample"], call, (1, *values.shape[1:]), p)) / (1 - p)
+
+    monkeypatch.setattr(F, "dropout", dropout)
+    network.set_attn_implementation("eager")
+    network.train()
+    found = []
+    with torch.no_grad():
+        for text in texts:
+            tokens = tokenizer(text, return_tensors="pt", truncation=True, max_length=24)
+            row = []
+            for sample in (None, *range(SAMPLES)):
+                now.update(sample=sample, call=0)
+                row.append(network(**tokens).logits[0])
+            found.append(torch.stack(row))
+    monkeypatch.undo()
+    network.eval()
+    return found
+
+
+@pytest.mark.parametrize("task", ["classes", "tokens"])
+def test_mc_dropout_is_one_sub_network_for_every_text(tmp_path, monkeypatch, task):
+    """Hidden and attention dropout are on, and each sample is the same network for a text alone and in a padded batch of any size."""
+    network, tokenizer = save(tmp_path, kind=task, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3)
+    texts = [text for text in TEXTS if text]
+    expected = dropped_one_by_one(monkeypatch, network, tokenizer, texts)
+    for batch_size in (2, 100):
+        model = load(spec_of(tmp_path, batch_size=batch_size, task=task), embedding=True, mc_samples=SAMPLES, seed=SEED)
+        found = model.predict((np.array(texts, dtype=object),))
+        for row, (logits, samples) in enumerate(zip(found.logits, found.samples, strict=True)):
+            width = slice(len(expected[row][0])) if task == "tokens" else slice(None)
+            torch.testing.assert_close(logits[width], expected[row][0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(samples[:, width], expected[row][1:], rtol=1e-4, atol=1e-5)
+        plain = load(spec_of(tmp_path, task=task), embedding=True).predict((np.array(texts, dtype=object),))
+        torch.testing.assert_close(found.embedding, plain.embedding, rtol=1e-4, atol=1e-5)
+
+
+def test_no_dropout_in_the_config_is_refused(tmp_path):
+    """Equal samples would be a column of zeros."""
+    save(tmp_path, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    with pytest.raises(ModelError, match=r"no dropout was active"):
+        load(spec_of(tmp_path), embedding=False, mc_samples=SAMPLES).predict((TEXTS,))
+
+
+def test_tokens_of_a_text_are_scored_and_its_frame_is_not(tmp_path):
+    """Each row's logits are those of the text alone; the mask keeps what is neither padding nor special, or all of an empty text."""
+    network, tokenizer = save(tmp_path, kind="tokens")
+    found = load(spec_of(tmp_path, task="tokens", batch_size=3), embedding=False).predict((TEXTS,))
+    for row, text in enumerate(TEXTS):
+        with torch.no_grad():
+            tokens = tokenizer(text, return_tensors="pt", truncation=True, max_length=24)
+            logits = network(**tokens).logits[0]
+        count = len(logits)
+        torch.testing.assert_close(found.logits[row, :count], logits, rtol=1e-4, atol=1e-5)
+        inner = [0, *[1] * (count - 2), 0] if count > 2 else [1, 1]
+        assert found.mask[row].int().tolist() == inner + [0] * (found.mask.shape[1] - count)
+
+
+@pytest.mark.parametrize(("problem", "task"), [("multi_label_classification", "multi_label"), ("regression", "regression")])
+def test_labels_and_numbers(tmp_path, problem, task):
+    """A folder for several labels or for numbers gives its outputs as they are, when the task says so."""
+    network, tokenizer = save(tmp_path, problem_type=problem)
+    found = load(spec_of(tmp_path, task=task), embedding=False).predict((TEXTS,))
+    torch.testing.assert_close(found.logits, one_by_one(network, tokenizer, TEXTS)[0], rtol=1e-4, atol=1e-5)

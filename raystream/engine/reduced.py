@@ -1,0 +1,166 @@
+"""Turns outputs of many pixels, tokens, labels or numbers a row into one number per row and score, where the model runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raystream.acquisition import all_dense_scores, multi_label_member_scores, multi_label_scores, regression_variance
+from raystream.model import Prediction, Predictor, RowScores
+from raystream.model.device import is_out_of_memory
+from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, MEMBER_SCORES, TASKS, Acquire, Model
+
+_NOTHING_COUNTS = "its mask leaves no element to score"
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How a row's many outputs become one number: `model.task`, `acquire.reduce`, `acquire.top` and the temperature."""
+
+    task: str
+    reduce: str
+    top: float
+    temperature: float
+
+    @classmethod
+    def of(cls, model: Model, acquire: Acquire) -> Reduction | None:
+        """That of a query; None for one distribution over classes a row, which is kept as it is."""
+        if model.task == "classes":
+            return None
+        top = DEFAULT_TOP if acquire.top is None else acquire.top
+        return cls(model.task, acquire.reduce or DEFAULT_REDUCE, top, model.temperature_value)
+
+
+class ReducedPredictor:
+    """A `Predictor` whose predictions hold `scores` in place of logits and samples.
+
+    It reduces batch by batch, since the outputs of a few rows may take gigabytes; memory that ran out while reducing
+    halves the batch.
+    """
+
+    def __init__(self, model: Predictor, reduction: Reduction) -> None:
+        self._model, self._reduction = model, reduction
+        self._most = model.batch_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self._model.device
+
+    @property
+    def state_hash(self) -> str:
+        """The model's."""
+        return self._model.state_hash
+
+    @property
+    def batch_size(self) -> int:
+        """The most rows that run at once."""
+        return min(self._most, self._model.batch_size)
+
+    def predict(self, inputs: tuple[Any, ...]) -> Prediction:
+        """See `Predictor.predict`."""
+        rows = len(inputs[0])
+        pieces: list[Prediction] = []
+        start = 0
+        while start < rows or not pieces:
+            size = self.batch_size
+            piece = self._fit(tuple(values[start : start + size] for values in inputs))
+            if piece is not None:
+                pieces.append(piece)
+                start += size
+        return pieces[0] if len(pieces) == 1 else _joined(pieces)
+
+    def _fit(self, inputs: tuple[Any, ...]) -> Prediction | None:
+        """The reduced prediction for one batch, or None when it did not fit and the batch was halved."""
+        try:
+            with torch.inference_mode():
+                return reduced(self._model.predict(inputs), self._reduction)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or len(inputs[0]) <= 1:
+                raise
+        self._most = max(1, len(inputs[0]) // 2)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # after the except clause, whose traceback held the batch's tensors
+        return None
+
+
+def reduced(prediction: Prediction, how: Reduction) -> Prediction:
+    """A prediction with its rows' scores in place of its logits and samples; one that has no logits, as it is."""
+    if prediction.logits is None:
+        return prediction
+    reason = prediction.reason
+    if how.task == "regression":
+        scores = _regression(prediction.logits, prediction.samples)
+    elif how.task == "multi_label":
+        scores = _multi_label(prediction.logits, prediction.samples, how)
+    else:
+        scores, empty = _dense(prediction, how)
+        if bool(empty.any()):
+            others = bool((~scores.sound & ~empty).any())
+            reason = f"{reason}, or {_NOTHING_COUNTS}" if others else _NOTHING_COUNTS
+    return Prediction(None, prediction.embedding, reason, scores=scores)
+
+
+def _dense(prediction: Prediction, how: Reduction) -> tuple[RowScores, Tensor]:
+    """The scores, and bool (n_rows,) at rows of which no element counts."""
+    logits, samples, mask = prediction.logits, prediction.samples, prediction.mask
+    assert logits is not None
+    empty = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    if mask is not None:
+        empty = ~mask.flatten(1).any(dim=1)
+        mask = mask | empty.view(-1, *[1] * (mask.ndim - 1))  # so that they can be scored; they aren't sound
+    made = all_dense_scores(logits, samples, mask=mask, reduce=how.reduce, top=how.top, temperature=how.temperature)
+    classes = logits.shape[2 if how.task == "tokens" else 1]
+    sound = _finite(made.scores) & ~empty
+    return RowScores(made.scores, made.prediction, made.confidence, sound, classes, _count(samples)), empty
+
+
+def _multi_label(logits: Tensor, samples: Tensor | None, how: Reduction) -> RowScores:
+    """The prediction is the likeliest label, and the confidence that label's own probability."""
+    names = TASKS["multi_label"].scores
+    scores = {name: multi_label_scores(logits, name, reduce=how.reduce, temperature=how.temperature).float() for name in names}
+    if samples is not None:
+        of_members = multi_label_member_scores(samples, MEMBER_SCORES, reduce=how.reduce, temperature=how.temperature)
+        scores |= of_members
+    top, label = logits.max(dim=1)
+    confidence = torch.sigmoid(top / how.temperature).float()
+    return RowScores(scores, label.int(), confidence, _finite(scores), logits.shape[1], _count(samples))
+
+
+def _regression(numbers: Tensor, samples: Tensor | None) -> RowScores:
+    sound = torch.isfinite(numbers).all(dim=1)
+    if samples is None:
+        return RowScores({}, None, None, sound, None, None)
+    scores = {"variance": regression_variance(samples).float()}
+    return RowScores(scores, None, None, sound & _finite(scores), None, _count(samples))
+
+
+def _finite(scores: dict[str, Tensor]) -> Tensor:
+    return torch.isfinite(torch.stack(list(scores.values()))).all(dim=0)
+
+
+def _count(samples: Tensor | None) -> int | None:
+    return None if samples is None else samples.shape[1]
+
+
+def _joined(pieces: list[Prediction]) -> Prediction:
+    """Reduced predictions for consecutive rows as one."""
+    scores = [piece.scores for piece in pieces if piece.scores is not None]
+    embeddings = [piece.embedding for piece in pieces if piece.embedding is not None]
+    reasons = dict.fromkeys(piece.reason for piece in pieces if piece.scores is not None and not bool(piece.scores.sound.all()))
+    together = None
+    if scores:
+        first = scores[0]
+        together = RowScores(
+            {name: torch.cat([one.scores[name] for one in scores]) for name in first.scores},
+            None if first.prediction is None else torch.cat([one.prediction for one in scores if one.prediction is not None]),
+            None if first.confidence is None else torch.cat([one.confidence for one in scores if one.confidence is not None]),
+            torch.cat([one.sound for one in scores]),
+            first.classes,
+            first.members,
+        )
+    embedding = torch.cat(embeddings) if embeddings else None
+    return Prediction(None, embedding, " or ".join(reasons) or pieces[0].reason, scores=together)

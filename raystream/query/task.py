@@ -1,0 +1,112 @@
+"""What a model's output means for a row, as data: which scores there are, how those of many outputs become one, what can't be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from raystream.errors import did_you_mean
+from raystream.kinds import kind_of
+from raystream.query.acquire import LOGIT_SCORES, MEMBER_SCORES
+
+if TYPE_CHECKING:
+    from raystream.query import Query
+
+TaskName = Literal["classes", "segmentation", "tokens", "multi_label", "regression"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        output: the shape of the model's output for a batch, for messages.
+        scores: those that one opinion of a row gives.
+        member_scores: those that need several.
+        reductions: how the scores of a row's many outputs may become one; empty where a row has one output.
+        dense: whether a row has many outputs that exclude each other, of which a mask says which count.
+        predicts: whether there is a predicted class and a confidence.
+    """
+
+    output: str
+    scores: tuple[str, ...]
+    member_scores: tuple[str, ...]
+    reductions: tuple[str, ...] = ()
+    dense: bool = False
+    predicts: bool = True
+
+
+_OVER_ELEMENTS = ("mean", "max", "sum", "top_mean")
+
+TASKS: Mapping[str, Task] = {
+    "classes": Task("(rows, classes)", LOGIT_SCORES, MEMBER_SCORES),
+    "segmentation": Task("(rows, classes, height, width)", LOGIT_SCORES, MEMBER_SCORES, _OVER_ELEMENTS, dense=True),
+    "tokens": Task("(rows, tokens, classes)", LOGIT_SCORES, MEMBER_SCORES, _OVER_ELEMENTS, dense=True),
+    "multi_label": Task("(rows, labels)", ("entropy", "least_confidence", "margin"), MEMBER_SCORES, ("mean", "max", "sum")),
+    "regression": Task("(rows, outputs) or (rows,)", (), ("variance",), predicts=False),
+}
+"""What `model.task` may be."""
+
+
+def check_task(query: Query) -> None:
+    """Whether the query asks for what the model's task gives.
+
+    Raises:
+        ValueError: it doesn't; what, and what to do.
+    """
+    name = query.model.task
+    task = TASKS[name]
+    for member in query.model.members or [query.model]:
+        tasks = kind_of(member.kind).tasks
+        if name not in tasks:
+            raise ValueError(f"model.task is {name}, but kind: {member.kind} gives {' or '.join(sorted(tasks))} alone; use another kind")
+    if query.model.kind == "columns":
+        _check_columns(query)
+    _check_reduce(query, task)
+    traits = query.select.traits
+    if name != "classes" and (traits.probabilities or traits.samples):
+        raise ValueError(
+            f"select.strategy {query.select.strategy} needs one distribution over classes for each row, but model.task is {name}; "
+            "use k_means, cluster_margin or another strategy that takes scores and embeddings"
+        )
+    if name == "regression":
+        for given, key in ((query.model.temperature != 1.0, "model.temperature"), (query.model.classes is not None, "model.classes")):
+            if given:
+                raise ValueError(f"{key} is not used by model.task regression, which has no classes; remove it")
+        if any(quota.by == "prediction" for quota in query.select.quotas):
+            raise ValueError("select.quotas go by prediction, which model.task regression does not give; name another column")
+    if not query.gives_scores:
+        return
+    if name == "classes":
+        return
+    if query.acquire.class_weights is not None:
+        raise ValueError(f"acquire.class_weights is not used by model.task {name}, whose rows have no one class; remove it")
+    if query.model.calibration_files:
+        raise ValueError(f"model.temperature is to be fitted, which needs one class a row, but model.task is {name}; give a number")
+    known = (*task.scores, *(task.member_scores if query.gives_samples else ()))
+    for key, score in [("acquire.score", query.acquire.score), *(("acquire.also", score) for score in query.acquire.also)]:
+        if score not in (*task.scores, *task.member_scores):
+            raise ValueError(f"{key} is {score}, but model.task {name} gives {', '.join(known)}; choose one of them")
+
+
+def _check_reduce(query: Query, task: Task) -> None:
+    acquire, name = query.acquire, query.model.task
+    if acquire.reduce is not None and not task.reductions:
+        users = ", ".join(other for other, of in TASKS.items() if of.reductions)
+        raise ValueError(f"acquire.reduce is not used by model.task {name} (only by {users}); remove it, or set model.task")
+    if acquire.reduce is not None and acquire.reduce not in task.reductions:
+        near = did_you_mean(acquire.reduce, task.reductions)
+        raise ValueError(f"acquire.reduce is {acquire.reduce!r}, expected {' or '.join(task.reductions)} for model.task {name}{near}")
+    if acquire.top is not None and acquire.reduce != "top_mean":
+        raise ValueError("acquire.top is the share of elements that acquire.reduce top_mean takes; set acquire.reduce to it, or remove top")
+
+
+def _check_columns(query: Query) -> None:
+    model, name = query.model, query.model.task
+    if name == "regression" and (model.logits or model.probabilities or not model.samples):
+        raise ValueError("model.task regression with kind: columns takes the members' numbers alone; name their column in model.samples")
+    if name not in ("classes", "regression"):
+        for key, column in (("probabilities", model.probabilities), ("samples", model.samples)):
+            if column:
+                raise ValueError(f"model.{key} is not used by model.task {name} with kind: columns; give model.logits")
