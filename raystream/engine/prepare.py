@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from raystream.engine.job import Task
 from raystream.engine.keys import Wanted, differences, identity_digest, query_identity, unit_key
 from raystream.engine.manifest import Manifest, query_folder, read_manifest
+from raystream.engine.prepared_inputs import planned
 from raystream.engine.receipt import Receipt, read_receipt
 from raystream.engine.store import LocalStore
 from raystream.errors import QueryError
@@ -74,16 +75,25 @@ def prepare(query: Query) -> Prepared:
     """
     store = LocalStore(query.store.uri).open()
     classes = class_names(query.model.classes)
-    columns = input_columns(query.model) if query.model.kind == "columns" else tuple(query.pool.inputs)
+    columns = input_columns(query.model) if query.model.kind == "columns" else query.pool.input_columns
     digest = fingerprint(query.model)
     masked = [query.model.logits] if query.model.logits else []
     pool = plan_pool(
-        query.pool, columns, query.on_error, masked=masked, also=_candidates_columns(query), texts=kind_of(query.model.kind).texts
+        query.pool,
+        columns,
+        query.on_error,
+        masked=masked,
+        also=_candidates_columns(query),
+        texts=kind_of(query.model.kind).texts,
+        images=query.model.images,
+        prepared=planned(query),
     )
     labelled = read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type) if query.pool.labelled else None
     identity = query_identity(query, pool.files, _labelled_parts(query, labelled, pool), classes, digest)
     if ":" in query.select.strategy:
         identity["the strategy's source"] = code_hash(query.select.strategy, "select.strategy")
+    if pool.read.prepared is not None:
+        identity["the source of model.preprocess"] = pool.read.prepared.code
     tasks, receipts = find_scored(query, store, pool.units, pool.read, digest)
     return Prepared(
         query=query,

@@ -18,6 +18,7 @@ import torch
 from raystream.engine.feed import Chunk, Feed
 from raystream.engine.job import Job, Task
 from raystream.engine.outputs import OutputWriter
+from raystream.engine.prepared_inputs import preparation
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.store import LocalStore
 from raystream.errors import ClusterError, DataError, ModelError, RaystreamError
@@ -56,9 +57,10 @@ class Worker:
                 f"store {job.store} as this worker sees it lacks what the driver wrote; give store.uri a folder that every node shares"
             )
         _set_threads(job.threads)
-        self._model = load(job.model, embedding=job.embedding, mc_samples=job.mc_samples, seed=job.seed)
+        self._model = load(job.model, embedding=job.embedding, mc_samples=job.mc_samples, seed=job.seed, names=job.read.names)
         if fingerprint(job.model) != job.fingerprint:
             raise ModelError("the model's weights or source changed while the query was being started; run it again")
+        self._prepare = preparation(job.read)
         self._computing = threading.Lock()
 
     def score(self, task: Task) -> Receipt:
@@ -83,7 +85,8 @@ class Worker:
             samples=job.samples,
         )
         try:
-            with Feed(unit, job.read, job.model.batch_size, pin=self._model.device.type == "cuda") as feed:
+            pin = self._model.device.type == "cuda"
+            with Feed(unit, job.read, job.model.batch_size, pin, job.threads, self._prepare) as feed:
                 quarantined: list[str] = []
                 with self._computing:
                     predictor = self._model_for(unit)

@@ -7,7 +7,8 @@ never asks where they come from. A further kind is a module with a `load` of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from raystream import query
 from raystream.errors import ModelError
@@ -28,6 +29,7 @@ from raystream.model.committee import Committee, member_names, member_specs
 from raystream.model.device import is_device_failure
 from raystream.model.fingerprint import code_hash, fingerprint
 from raystream.model.prediction import Prediction, Predictor, bad_output_rows
+from raystream.model.preparation import load_preparation
 
 __all__ = [
     "Prediction",
@@ -40,6 +42,7 @@ __all__ = [
     "input_columns",
     "is_device_failure",
     "load",
+    "load_preparation",
 ]
 
 _LOADERS: dict[str, Callable[..., Predictor]] = {
@@ -66,7 +69,7 @@ _UNKNOWN_DROPOUT = "raystream doesn't know where its dropout is"
 """Why a kind of model can't give MC dropout samples."""
 
 
-def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0) -> Predictor:
+def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0, names: Sequence[str] = ()) -> Predictor:
     """Make the model of a query ready to predict; a committee, where it has several weights or members.
 
     Args:
@@ -74,6 +77,7 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
         embedding: whether embeddings are wanted; without, `Prediction.embedding` is None and no hook is set.
         mc_samples: how many MC dropout samples `Prediction.samples` holds; 0: none.
         seed: of their masks.
+        names: the model's own names of its inputs, as `pool.inputs` gives them; empty if they come by position.
 
     Raises:
         ModelError: the source, the weights or the device can't be used, or MC dropout isn't possible with this model.
@@ -82,7 +86,7 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
     if mc_samples and members:
         raise ModelError("acquire.mc_samples is given, but the model is a committee, whose members are the samples; remove it")
     if members:
-        loaded = [load(member, embedding=embedding and position == 0) for position, member in enumerate(members)]
+        loaded = [load(member, embedding=embedding and position == 0, names=names) for position, member in enumerate(members)]
         return Committee(loaded, member_names(spec), spec.temperature)
     if mc_samples and spec.kind != "torch":
         raise ModelError(
@@ -90,6 +94,6 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
             "use kind torch, or a committee in model.weights or model.members"
         )
     loader = _LOADERS.get(spec.kind, python_model.load_registered)
-    if mc_samples:
-        return loader(spec, embedding=embedding, mc_samples=mc_samples, seed=seed)
-    return loader(spec, embedding=embedding)
+    # kinds that know no names or samples don't have the argument
+    further: dict[str, Any] = {"mc_samples": mc_samples, "seed": seed} if mc_samples else {}
+    return loader(spec, embedding=embedding, **further, **({"names": tuple(names)} if names else {}))

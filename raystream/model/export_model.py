@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,13 +16,13 @@ from raystream.model.artefact import find_file
 from raystream.model.batches import BatchPredictor, last_line
 from raystream.model.device import choose_device
 from raystream.model.prediction import Prediction
-from raystream.model.signature import Input, Outputs, Signature
+from raystream.model.signature import Input, Outputs, Signature, in_order
 from raystream.model.weights import state_hash
 
 _HOW = "return (logits, embedding) from forward and export that"
 
 
-def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
+def load(spec: query.Model, *, embedding: bool, names: Sequence[str] = ()) -> BatchPredictor:
     """Load the program of `spec.source` and put it on its device.
 
     Raises:
@@ -38,11 +38,12 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
 
         program = move_to_device_pass(program, device)
     signature = Signature(_inputs(program), who)
+    order = in_order(names, signature.names, who)
     network = program.module()
     outputs = Outputs(embedding, spec.embedding, who, _HOW)
 
     def forward(inputs: tuple[Any, ...]) -> Prediction:
-        given = [values.to(device, non_blocking=device.type == "cuda") for values in inputs]
+        given = [values.to(device, non_blocking=device.type == "cuda") for values in order(inputs)]
         return outputs.prediction(network(*signature.fit(given)), len(inputs[0]))
 
     return BatchPredictor(forward, who=who, device=device, batch_size=spec.batch_size, state_hash=state_hash(network))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -14,13 +15,14 @@ from raystream.model.embedding import EmbeddingTap
 from raystream.model.imported import check_imported
 from raystream.model.mc_dropout import MCDropout
 from raystream.model.prediction import Prediction, check_logits
+from raystream.model.signature import check_forward
 from raystream.model.source import build_network
 from raystream.model.weights import load_weights, state_hash
 
 AUTOCAST = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0) -> TorchPredictor:
+def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0, names: Sequence[str] = ()) -> TorchPredictor:
     """Build the network of `spec.source`, fill it from `spec.weights` and put it on its device."""
     assert spec.source is not None  # the query checks it
     assert not isinstance(spec.weights, list)  # a committee loads its members one by one
@@ -29,6 +31,8 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
     check_imported(spec.source)
     if spec.weights is not None:
         load_weights(network, spec.weights, spec.trust)
+    if names:
+        check_forward(network.forward, names, f"model.source {spec.source}")
     return TorchPredictor(
         network,
         source=spec.source,
@@ -38,6 +42,7 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
         embedding=EmbeddingTap(network, spec.embedding) if embedding else None,
         mc_samples=mc_samples,
         seed=seed,
+        names=names,
     )
 
 
@@ -55,6 +60,7 @@ class TorchPredictor:
         embedding: EmbeddingTap | None = None,
         mc_samples: int = 0,
         seed: int = 0,
+        names: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -66,6 +72,7 @@ class TorchPredictor:
             embedding: hooks on this network; None if embeddings aren't wanted.
             mc_samples: how many MC dropout samples each prediction holds; 0: none.
             seed: of their masks.
+            names: the arguments of its forward that the inputs are; empty if they come by position.
         """
         self.state_hash = state_hash(network)
         self.device = device
@@ -74,6 +81,7 @@ class TorchPredictor:
         self._network = self._placed(network.eval())
         self._autocast = autocast
         self._embedding = embedding
+        self._names = tuple(names)
         self._dropout = self._make_dropout(mc_samples, seed) if mc_samples else None
 
     def _make_dropout(self, samples: int, seed: int) -> MCDropout:
@@ -151,7 +159,7 @@ class TorchPredictor:
     def _run(self, inputs: tuple[Tensor, ...]) -> object:
         try:
             with torch.autocast(self.device.type, self._autocast) if self._autocast else nullcontext():
-                return self._network(*inputs)
+                return self._network(**dict(zip(self._names, inputs, strict=True))) if self._names else self._network(*inputs)
         except Exception as error:
             if isinstance(error, ModelError) or is_out_of_memory(error) or is_device_failure(error):
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,13 +14,13 @@ from raystream.model.artefact import find_file
 from raystream.model.batches import BatchPredictor, last_line
 from raystream.model.device import choose_device
 from raystream.model.prediction import Prediction
-from raystream.model.signature import Outputs
+from raystream.model.signature import Outputs, in_order
 from raystream.model.weights import state_hash
 
 _HOW = "return (logits, embedding) from forward and script that"
 
 
-def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
+def load(spec: query.Model, *, embedding: bool, names: Sequence[str] = ()) -> BatchPredictor:
     """Load the module of `spec.source` onto its device, in evaluation mode.
 
     Raises:
@@ -31,12 +32,14 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
     who = f"model.source {spec.source}"
     network = _load(str(path), device, who)
     outputs = Outputs(embedding, spec.embedding, who, _HOW)
-    takes = len(network.forward.schema.arguments) - 1  # without self
+    arguments = [of.name for of in network.forward.schema.arguments[1:]]  # without self
+    takes = len(arguments)
+    order = in_order(names, arguments, who)
 
     def forward(inputs: tuple[Any, ...]) -> Prediction:
         if len(inputs) > takes:
             raise ModelError(f"{who} takes {takes} inputs, but pool.inputs gives {len(inputs)}; name one for each")
-        given = [values.to(device, non_blocking=device.type == "cuda") for values in inputs]
+        given = [values.to(device, non_blocking=device.type == "cuda") for values in order(inputs)]
         return outputs.prediction(network(*given), len(inputs[0]))
 
     return BatchPredictor(forward, who=who, device=device, batch_size=spec.batch_size, state_hash=state_hash(network))

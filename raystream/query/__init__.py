@@ -18,11 +18,12 @@ from raystream.query.cluster import Cluster, Store
 from raystream.query.model import Model
 from raystream.query.part import Id, Part
 from raystream.query.pool import FilterTerm, Pool
+from raystream.query.preprocess import Preprocess
 from raystream.query.select import Cost, Quota, Select
 from raystream.spec import read_spec
 
 __all__ = [
-    "LOGIT_SCORES", "MEMBER_SCORES", "Acquire", "Cluster", "Cost", "FilterTerm", "Id", "Model", "Pool", "Query", "Quota", "Select", "Store",
+    "LOGIT_SCORES", "MEMBER_SCORES", "Acquire", "Cluster", "Cost", "FilterTerm", "Id", "Model", "Pool", "Preprocess", "Query", "Quota", "Select", "Store",
 ]  # fmt: skip
 
 
@@ -44,6 +45,8 @@ class Query(Part):
             raise ValueError("pool.inputs is missing; name the columns that the model sees")
         if self.model.kind == "columns" and self.pool.inputs:
             raise ValueError("pool.inputs is not used by model.kind columns; name columns in model.logits, probabilities, embedding")
+        if self.pool.input_names:
+            self._model_takes_names()
         if self.needs_score and not self.gives_scores:
             raise ValueError(
                 f"select.strategy {self.select.strategy} with candidates {self.select.candidate_limit or 'all'} needs a score, "
@@ -74,6 +77,13 @@ class Query(Part):
         if self.needs_embedding and self.model.kind == "columns" and not self.model.embedding:
             raise ValueError(f"select.strategy {self.select.strategy} needs an embedding; name its column in model.embedding")
         return self
+
+    def _model_takes_names(self) -> None:
+        for model in self.model.members or [self.model]:
+            if not kind_of(model.kind).named:
+                raise ValueError(
+                    f"pool.inputs gives the inputs names, which kind: {model.kind} doesn't know; give a list of columns in the model's order"
+                )
 
     @property
     def gives_scores(self) -> bool:
