@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -141,15 +141,15 @@ class Preparation:
             raise ModelError(f"{self._who} returned{name} {got}, expected a tensor or an array of numbers, or a list of str")
         if value.dtype == object and not all(isinstance(text, str) for text in value.flat):
             raise ModelError(f"{self._who} returned{name} an array of Python objects, expected numbers or str")
-        if value.dtype.kind != "f" or value.dtype == np.float32:
-            return value
-        with np.errstate(over="ignore"):
-            return value.astype(np.float32)
+        if value.dtype.kind == "f" and value.dtype != np.float32:
+            with np.errstate(over="ignore"):
+                value = value.astype(np.float32)
+        return cast(Array, value)
 
 
 def _spread(values: Array, rows: npt.NDArray[np.int64], count: int) -> Array:
     """The values at these rows of a larger block."""
-    block: Any = np.full(count, "", dtype=object) if values.dtype == object else np.zeros((count, *values.shape[1:]), values.dtype)
+    block: Array = np.full(count, "", dtype=object) if values.dtype == object else np.zeros((count, *values.shape[1:]), values.dtype)
     block[rows] = values
     return block
 

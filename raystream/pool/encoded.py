@@ -37,11 +37,13 @@ def _is_binary(type_: pa.DataType) -> bool:
     return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_))
 
 
-def cells(array: pa.Array) -> Iterator[pa.Buffer | None]:
+def cells(array: pa.Array) -> Iterator[memoryview | None]:
     """The bytes of each row, without a copy; None where there are none."""
     values = pc.struct_field(array, _BYTES) if pa.types.is_struct(array.type) else array
     for value in values:
-        yield value.as_buffer()
+        data = value.as_buffer()
+        # Arrow's own are signed, which some decoders refuse
+        yield None if data is None else memoryview(data).cast("B")
 
 
 def missing(array: pa.Array) -> dict[int, str]:
@@ -57,7 +59,7 @@ def missing(array: pa.Array) -> dict[int, str]:
     return {row: "holds a path without bytes; embed the files in the pool" if named[row] else "is null" for row in rows}
 
 
-def format_of(data: pa.Buffer | bytes) -> Format | None:
+def format_of(data: memoryview | bytes) -> Format | None:
     """The format that the first bytes announce; None for any other."""
     start = bytes(memoryview(data)[:12])
     if start.startswith(b"\xff\xd8\xff"):
@@ -69,13 +71,13 @@ def format_of(data: pa.Buffer | bytes) -> Format | None:
     return "npy" if start.startswith(_NPY) else None
 
 
-def beginning(data: pa.Buffer | bytes) -> str:
+def beginning(data: memoryview | bytes) -> str:
     """The first bytes, for messages."""
     start = bytes(memoryview(data)[:_SHOWN_BYTES])
     return f"bytes that start with {start.hex(' ')}" if start else "no bytes"
 
 
-def npy_header(data: pa.Buffer | bytes) -> tuple[np.dtype, tuple[int, ...], bool, int]:
+def npy_header(data: memoryview | bytes) -> tuple[np.dtype, tuple[int, ...], bool, int]:
     """The dtype, the shape, whether it is in Fortran's order, and where the values start.
 
     Raises:
@@ -125,7 +127,8 @@ def decode_npy(array: pa.Array, shape: tuple[int, ...], dtype: str) -> tuple[npt
     return block, flaws
 
 
-def _npy_row(data: pa.Buffer, shape: tuple[int, ...], dtype: str) -> npt.NDArray[np.generic]:
+def _npy_row(data: memoryview | None, shape: tuple[int, ...], dtype: str) -> npt.NDArray[np.generic]:
+    assert data is not None  # nulls are flaws of their own, found before
     stored, found, fortran, start = npy_header(data)
     if found != shape or npy_dtype(stored) != dtype:
         raise UndecodableError(f"holds a .npy file of {stored} {found}, expected {dtype} {shape}")

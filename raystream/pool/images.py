@@ -24,7 +24,7 @@ from raystream.pool.encoded import Format, UndecodableError, beginning, cells, f
 from raystream.query import Preprocess
 
 Decoder = Literal["simplejpeg", "pillow"]
-EachRow = Callable[[Callable[[tuple[int, pa.Buffer]], str | None], Iterable[tuple[int, pa.Buffer]]], Iterator[str | None]]
+EachRow = Callable[[Callable[[tuple[int, memoryview | None]], str | None], Iterable[tuple[int, memoryview | None]]], Iterator[str | None]]
 """`map`, or that of a pool of threads."""
 _INTERPOLATION = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _UPRIGHT = {
@@ -80,8 +80,9 @@ def decode_images(array: pa.Array, how: Decoding, each: EachRow) -> tuple[npt.ND
     decode_jpeg = _simplejpeg() if how.jpeg == "simplejpeg" else None
     tables = _tables(settings)
 
-    def one(cell: tuple[int, pa.Buffer]) -> str | None:
+    def one(cell: tuple[int, memoryview | None]) -> str | None:
         row, data = cell
+        assert data is not None  # nulls are flaws of their own, found before
         try:
             image = _sized(upright(open_image(data, settings.max_pixels, settings.size), decode_jpeg, settings.channels), settings)
         except UndecodableError as error:
@@ -100,11 +101,11 @@ class Opened:
     """An image of which the header alone was read."""
 
     image: Image.Image
-    data: pa.Buffer | bytes
+    data: memoryview | bytes
     format: Format
 
 
-def open_image(data: pa.Buffer | bytes, max_pixels: int, size: tuple[int, int] = (1, 1)) -> Opened:
+def open_image(data: memoryview | bytes, max_pixels: int, size: tuple[int, int] = (1, 1)) -> Opened:
     """Read an image's header.
 
     Args:
@@ -173,7 +174,7 @@ def _sized(image: Image.Image, settings: Preprocess) -> Image.Image:
         scale = min(width / image.width, height / image.height)
         inner = (min(width, max(1, round(image.width * scale))), min(height, max(1, round(image.height * scale))))
         canvas = Image.new(image.mode, (width, height))
-        canvas.paste(image.resize(inner, filter_), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+        canvas.paste(image.resize(inner, filter_), (round((width - inner[0]) / 2), round((height - inner[1]) / 2)))
         return canvas
     # The sides that scaling would give, rounded down; only what is cut out of them is ever computed.
     if image.width * height >= image.height * width:
@@ -215,11 +216,11 @@ def _check_size(kind: Format, found: tuple[int, int], most: int, size: tuple[int
         raise UndecodableError(f"holds a {_name(kind)} of {width} x {height} pixels, too elongated to be scaled; cut it to size")
 
 
-def _png_size(data: pa.Buffer | bytes) -> tuple[int, int]:
+def _png_size(data: memoryview | bytes) -> tuple[int, int]:
     return _unpacked("png", ">II", data, 16)
 
 
-def _webp_size(data: pa.Buffer | bytes) -> tuple[int, int]:
+def _webp_size(data: memoryview | bytes) -> tuple[int, int]:
     """Of the canvas; a frame can't be larger."""
     kind = bytes(memoryview(data)[12:16])
     if kind == b"VP8X":
@@ -235,7 +236,7 @@ def _webp_size(data: pa.Buffer | bytes) -> tuple[int, int]:
     raise UndecodableError("holds a WebP that can't be decoded: its first chunk is unknown")
 
 
-def _unpacked(kind: Format, form: str, data: pa.Buffer | bytes, offset: int) -> tuple[Any, ...]:
+def _unpacked(kind: Format, form: str, data: memoryview | bytes, offset: int) -> tuple[Any, ...]:
     try:
         return struct.unpack_from(form, memoryview(data), offset)
     except struct.error:

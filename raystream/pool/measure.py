@@ -90,8 +90,8 @@ def _commonest(units: Sequence[Unit], column: Column, on_error: str) -> Found:
     if not column.is_encoded:
         raise PoolError(f"column {column.name} holds no list with values in {len(first)} files; expected lists of one length")
     raise PoolError(
-        f"column {column.name} holds {_first_bytes(units, column) if unknown else 'nulls alone'}, expected JPEG, PNG or WebP images or .npy "
-        "files; let a function of yours decode anything else, by its import path in model.preprocess"
+        f"column {column.name} holds {_first_bytes(units, column) if unknown else 'nulls alone'}, expected JPEG, PNG or WebP images "
+        "or .npy files; let a function of yours decode anything else, by its import path in model.preprocess"
     )
 
 
@@ -104,7 +104,7 @@ def _rows(unit: Unit, column: Column, on_error: str) -> Iterator[list[Found]]:
             yield [(shape, column.dtype) for shape in row_shapes(array, column)]
 
 
-def _of_bytes(data: pa.Buffer) -> Found:
+def _of_bytes(data: memoryview) -> Found:
     kind = format_of(data)
     if kind != "npy":
         return _UNKNOWN if kind is None else _PICTURE

@@ -23,7 +23,8 @@ from raystream.query.select import Cost, Quota, Select
 from raystream.spec import read_spec
 
 __all__ = [
-    "LOGIT_SCORES", "MEMBER_SCORES", "Acquire", "Cluster", "Cost", "FilterTerm", "Id", "Model", "Pool", "Preprocess", "Query", "Quota", "Select", "Store",
+    "LOGIT_SCORES", "MEMBER_SCORES", "Acquire", "Cluster", "Cost", "FilterTerm", "Id", "Model", "Pool", "Preprocess", "Query",
+    "Quota", "Select", "Store",
 ]  # fmt: skip
 
 
@@ -82,7 +83,7 @@ class Query(Part):
         for model in self.model.members or [self.model]:
             if not kind_of(model.kind).named:
                 raise ValueError(
-                    f"pool.inputs gives the inputs names, which kind: {model.kind} doesn't know; give a list of columns in the model's order"
+                    f"pool.inputs gives names, which kind: {model.kind} doesn't know; give a list of columns in the model's order"
                 )
 
     @property
