@@ -2,7 +2,7 @@
 
 Nothing is allocated for an image before its size is known to be allowed: sizes are read from the headers, and the scaling reads
 only what of the image it needs. The EXIF orientation is honoured, as photographs are stored lying on their side. Of several
-frames the first counts. Whatever a JPEG decoder has to guess, as for one that is cut short, makes a row bad.
+frames the first counts. An image that is cut short is a bad row.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Decoding:
 
 
 def installed_decoder() -> Decoder:
-    """What decodes JPEG here: simplejpeg, twice as fast, if it is installed."""
+    """What decodes JPEG here: simplejpeg, which refuses damage that Pillow passes over with gray pixels, if it is installed."""
     return "simplejpeg" if importlib.util.find_spec("simplejpeg") else "pillow"
 
 
@@ -87,9 +87,9 @@ def decode_images(array: pa.Array, how: Decoding, each: EachRow) -> tuple[npt.ND
             image = _sized(upright(open_image(data, settings.max_pixels, settings.size), decode_jpeg, settings.channels), settings)
         except UndecodableError as error:
             return str(error)
-        pixels = np.asarray(image).reshape(*settings.size, settings.depth)
-        for channel, table in enumerate(tables):
-            planes[row, channel] = table[pixels[:, :, channel]]
+        for channel, plane in enumerate(image.split()):
+            # indexing takes three times as long
+            np.take(tables[channel], np.asarray(plane), out=planes[row, channel], mode="clip")
         return None
 
     found = each(one, enumerate(cells(array)))
