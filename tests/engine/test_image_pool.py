@@ -257,6 +257,16 @@ def test_what_is_in_flight_is_bounded(place: Any, pixels: np.ndarray, monkeypatc
     assert sum(sizes) == 90
 
 
+def test_a_row_group_is_warned_of_by_its_encoded_bytes(place: Any, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a row group's images would take decoded is never in memory, and says nothing."""
+    place({"image": pa.array([encode(image) for image in pixels])})
+    monkeypatch.setattr("raystream.pool.plan.LARGE_ROW_GROUP", 1 << 20)
+    huge = query(model__preprocess={"size": [512, 512]})
+    assert not prepare(huge).pool.warnings
+    monkeypatch.setattr("raystream.pool.plan.LARGE_ROW_GROUP", 100)
+    assert "the largest row group" in prepare(huge).pool.warnings[0]
+
+
 def ray_tensors(values: np.ndarray, version: int) -> tuple[pa.Array, dict[bytes, bytes]]:
     """(n, *shape) as Ray Data stores it, without Ray: a list of a row's values, and the shape in the field's metadata."""
     offsets = np.arange(len(values) + 1) * int(np.prod(values.shape[1:]))

@@ -171,6 +171,14 @@ def test_what_is_cut_short_is_no_image(jpeg: str, form: str, part: float) -> Non
     assert (block[0] == block[2]).all()
 
 
+def test_simplejpeg_refuses_what_pillow_fills_with_gray() -> None:
+    """A JPEG whose data stop, but whose end is there: where simplejpeg is installed, it is a bad row."""
+    pytest.importorskip("simplejpeg")
+    data = encoded(picture(80, 80), "JPEG")
+    _, flaws = decode(data[: len(data) // 2] + b"\xff\xd9", jpeg="simplejpeg", size=(16, 16))
+    assert "premature end" in flaws[0]
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(["JPEG", "PNG", "WEBP"]), st.integers(0, 2000), st.binary(min_size=1, max_size=8))
 def test_damage_never_raises(form: str, where: int, junk: bytes) -> None:
