@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import struct
 import zlib
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 import raystream as rs
+from raystream.engine.estimate import estimate
 from raystream.engine.prepare import prepare
 from raystream.errors import ModelError, PoolError, QueryError
 from raystream.model.source import build_network
@@ -422,6 +424,23 @@ def test_rows_that_a_function_can_not_take(place: Any, pixels: np.ndarray) -> No
     infinite = {row for row in range(90) if row != 20 and pixels[row, 0, 0, 0] / 255 > 0.8}
     result = rs.run(query(**(by_function | {"on_error": "skip", "select": {"strategy": "top_k", "budget": 89 - len(infinite)}})))
     assert set(confidences(result)) == set(range(90)) - {20} - infinite
+
+
+def test_what_travels_and_what_is_written_down(place: Any, pixels: np.ndarray, tmp_path: Path) -> None:
+    """The way to read reaches workers as it is, a query survives YAML, and the estimate decodes images and calls functions, too."""
+    place({"image": pa.array([encode(image) for image in pixels])})
+    asked = query(model__preprocess={"size": [SIDE, SIDE], "mean": [0.1, 0.2, 0.3]}, pool__inputs={"x": "image"})
+    read = prepare(asked).pool.read
+    assert pickle.loads(pickle.dumps(read)) == read
+    Path("query.yaml").write_text(asked.to_yaml())
+    assert rs.Query.load("query.yaml") == asked
+    for one in (asked, query(model__preprocess="image_functions:prepare")):
+        assert estimate(one).measured_on.endswith("rows run here")
+
+
+def test_queries_without_preprocess_are_what_they_were() -> None:
+    """The key leaves no trace in the identity of a query that doesn't use it."""
+    assert "preprocess" not in query(model={"source": "m:f"}).model_dump(mode="json")["model"]
 
 
 def test_labelled_images_outside_the_pool_count_as_covered(place: Any, pixels: np.ndarray) -> None:
