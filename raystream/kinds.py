@@ -13,7 +13,20 @@ ENTRY_POINTS = "raystream.models"
 """The entry-point group under which other packages register kinds: a name, and a function like `raystream.model.load`."""
 
 OPTIONAL_KEYS = frozenset(
-    {"source", "args", "weights", "embedding", "logits", "probabilities", "samples", "device", "precision", "version", "trust"}
+    {
+        "source",
+        "args",
+        "weights",
+        "embedding",
+        "logits",
+        "probabilities",
+        "samples",
+        "device",
+        "precision",
+        "preprocess",
+        "version",
+        "trust",
+    }
 )
 """The keys of `model` that only some kinds use; any other kind refuses them."""
 
@@ -31,6 +44,7 @@ class Kind:
         texts: what columns of strings are to it.
         scores: whether it gives logits; else an embedding alone. Of columns, the query's own keys decide.
         tasks: what `model.task` may be.
+        named: whether its inputs have names, so that `pool.inputs` may be a mapping.
     """
 
     source: str
@@ -38,21 +52,23 @@ class Kind:
     texts: Literal["refused", "taken", "expected"] = "refused"
     scores: bool = True
     tasks: frozenset[str] = ALL_TASKS
+    named: bool = False
 
 
 def _keys(*names: str) -> frozenset[str]:
-    return frozenset(names) | {"version"}
+    return frozenset(names) | {"preprocess", "version"}
 
 
 KINDS: Mapping[str, Kind] = {
     "torch": Kind(
         "the import path of a factory, such as my_project.nets:resnet18",
         _keys("source", "args", "weights", "embedding", "device", "precision", "trust"),
+        named=True,
     ),
     "columns": Kind("", frozenset({"logits", "probabilities", "samples", "embedding"})),
-    "export": Kind("a .pt2 file that torch.export.save wrote", _keys("source", "embedding", "device")),
-    "torchscript": Kind("a .pt file that torch.jit.save wrote", _keys("source", "embedding", "device")),
-    "onnx": Kind("a .onnx file", _keys("source", "embedding", "device")),
+    "export": Kind("a .pt2 file that torch.export.save wrote", _keys("source", "embedding", "device"), named=True),
+    "torchscript": Kind("a .pt file that torch.jit.save wrote", _keys("source", "embedding", "device"), named=True),
+    "onnx": Kind("a .onnx file", _keys("source", "embedding", "device"), named=True),
     "sklearn": Kind("a .skops file that skops.io.dump wrote", _keys("source", "embedding", "trust"), texts="taken", tasks=_CLASSES_ALONE),
     "transformers": Kind(
         "a folder that save_pretrained wrote",
@@ -67,7 +83,9 @@ KINDS: Mapping[str, Kind] = {
         scores=False,
         tasks=_CLASSES_ALONE,
     ),
-    "python": Kind("the import path of a class, such as my_project.models:MyModel", _keys("source", "args", "weights"), texts="taken"),
+    "python": Kind(
+        "the import path of a class, such as my_project.models:MyModel", _keys("source", "args", "weights"), texts="taken", named=True
+    ),
 }
 """What `model.kind` may be, but for kinds that other packages register."""
 

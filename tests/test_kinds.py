@@ -13,7 +13,7 @@ from raystream.query import Model
 
 VALUES: dict[str, Any] = {
     "source": "m", "args": {"a": 1}, "weights": "w", "embedding": "e", "device": "cpu", "precision": "float16", "version": "1",
-    "trust": "pickle", "logits": "z", "probabilities": "p",
+    "trust": "pickle", "logits": "z", "probabilities": "p", "preprocess": "m:f",
     "samples": "s",
 }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ def egl_parameters(
     parameters: Collection[str] | None = None,
     temperature: float = 1.0,
     memory: int = 256 << 20,
+    names: Sequence[str] = (),
 ) -> Tensor:
     """Expected gradient length over parameters, sum over the likeliest y of p_y ‖grad of -log p_y‖.
 
@@ -33,6 +34,7 @@ def egl_parameters(
         classes: how many of the likeliest classes count, `egl_classes` of a query; more than there are means all.
         parameters: names as in `model.named_parameters()`; None: all of them, those that don't require a gradient too.
         temperature: T in p = softmax(z / T).
+        names: the arguments of the model that the inputs are; empty: by position.
         memory: bytes that the gradients of rows computed together may take; one row is always computed.
 
     Returns:
@@ -53,7 +55,7 @@ def egl_parameters(
     rows = max(1, memory // (8 * classes * numbers))  # each gradient, and as much again while it is made
     blocks = zip(*(torch.split(values, rows) for values in inputs), strict=True)
     with torch.inference_mode(False), torch.no_grad():
-        return torch.cat([_lengths(model, chosen, block, classes, temperature) for block in blocks])
+        return torch.cat([_lengths(model, chosen, block, classes, temperature, names) for block in blocks])
 
 
 def _chosen(model: nn.Module, names: Collection[str] | None) -> dict[str, Tensor]:
@@ -68,10 +70,18 @@ def _chosen(model: nn.Module, names: Collection[str] | None) -> dict[str, Tensor
     return {name: known[name] for name in names}
 
 
-def _lengths(model: nn.Module, chosen: dict[str, Tensor], inputs: tuple[Tensor, ...], classes: int, temperature: float) -> Tensor:
+def _lengths(
+    model: nn.Module, chosen: dict[str, Tensor], inputs: tuple[Tensor, ...], classes: int, temperature: float, names: Sequence[str]
+) -> Tensor:
     """The score of one block of rows."""
     inputs = tuple(values.clone() if values.is_inference() else values for values in inputs)  # those can't be differentiated
-    logits = checked_logits(model(*inputs))
+
+    def run(parameters: dict[str, Tensor], given: tuple[Tensor, ...]) -> Tensor:
+        by_name = dict(zip(names, given, strict=True)) if names else None
+        output: Tensor = functional_call(model, parameters, () if names else given, by_name)
+        return output
+
+    logits = checked_logits(run({}, inputs))
     if not len(logits):
         return logits.new_empty(0)
     ordered = (logits / temperature).softmax(dim=1).sort(dim=1, descending=True, stable=True)
@@ -82,8 +92,7 @@ def _lengths(model: nn.Module, chosen: dict[str, Tensor], inputs: tuple[Tensor, 
 
     def lengths_of_row(residuals: Tensor, *row: Tensor) -> Tensor:
         def logits_of(parameters: dict[str, Tensor]) -> Tensor:
-            found: Tensor = functional_call(model, parameters, tuple(values.unsqueeze(0) for values in row))
-            return found.squeeze(0)
+            return run(parameters, tuple(values.unsqueeze(0) for values in row)).squeeze(0)
 
         _, pull_back, *_ = vjp(logits_of, chosen)
         gradients = vmap(lambda residual: pull_back(residual)[0])(residuals)

@@ -18,12 +18,10 @@ from raystream.engine.job import EpigTask, Task
 from raystream.engine.keys import epig_key
 from raystream.engine.manifest import query_folder
 from raystream.engine.merge import ScoredPool, check_same_model, merge
-from raystream.engine.prepare import Prepared, find_scored
+from raystream.engine.prepare import Prepared, find_scored, read_plan
 from raystream.engine.receipt import Receipt, read_receipt
 from raystream.engine.session import Session
 from raystream.errors import PoolError, QueryError
-from raystream.kinds import kind_of
-from raystream.pool import plan_pool
 from raystream.selection import draw, random_order
 
 _TARGETS = 1000
@@ -79,12 +77,12 @@ def _scored_targets(prepared: Prepared, pool: ScoredPool, session: Session | Non
     where = f"acquire.targets {', '.join(query.acquire.targets)}"
     of_targets = query.pool.model_copy(update={"uri": query.acquire.targets, "filters": [], "labelled": [], "keep": []})
     try:
-        plan = plan_pool(of_targets, on_error=query.on_error, texts=kind_of(query.model.kind).texts)
+        plan = read_plan(query, of_targets)
     except (PoolError, QueryError) as error:
         raise type(error)(f"{where}: {error}") from None
     ours = prepared.pool.read
     if plan.read != ours:
-        differ = next((a.name for a, b in zip(plan.read.columns, ours.columns, strict=True) if a != b), "the id column")
+        differ = next((a.name for a, b in zip(plan.read.columns, ours.columns, strict=False) if a != b), "the id column")
         raise PoolError(f"{where}: {differ} is of another type or shape than in the pool; targets are read as the pool's rows are")
     tasks, receipts = find_scored(query, prepared.store, plan.units, plan.read, prepared.fingerprint, prepared.asked)
     missing = iter(_receipts(prepared, [task for task, receipt in zip(tasks, receipts, strict=True) if receipt is None], session))

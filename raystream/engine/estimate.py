@@ -12,6 +12,7 @@ import torch
 from raystream.engine.feed import Feed
 from raystream.engine.fitting import known_temperature
 from raystream.engine.prepare import Prepared, prepare
+from raystream.engine.prepared_inputs import preparation
 from raystream.engine.receipt import Receipt
 from raystream.model import Predictor, load
 from raystream.query import Cluster, Query
@@ -125,10 +126,12 @@ def _probe(prepared: Prepared) -> _Rate:
     before = torch.get_num_threads()
     torch.set_num_threads(query.cluster.cpus_per_worker)
     try:
-        model = load(query.model, embedding=query.needs_embedding)
+        read, threads = prepared.pool.read, query.cluster.cpus_per_worker
+        model = load(query.model, embedding=query.needs_embedding, names=read.names)
+        prepare = preparation(read)
         timed = _Timed(model, query.model.batch_size)
         for task in prepared.missing[:_PROBE_UNITS]:
-            with Feed(task.unit, prepared.pool.read, query.model.batch_size, pin=model.device.type == "cuda") as feed:
+            with Feed(task.unit, read, query.model.batch_size, model.device.type == "cuda", threads, prepare) as feed:
                 for chunk in feed:
                     timed.run(chunk.inputs)
                     if timed.seconds > _PROBE_SECONDS:

@@ -15,13 +15,15 @@ import pyarrow as pa
 import torch
 
 from raystream.pool import BadRow, ReadSpec, Rows, Unit, read_unit
-from raystream.pool.columns import TEXT
+from raystream.pool.columns import RAW, TEXT
+from raystream.pool.reader import Prepare
 
 CHUNK_BYTES = 2 << 20
 CHUNK_ROWS = 16384
 """A chunk is no larger than either, but always a whole inference batch: what was read is still in the cache when it is used."""
 _TEXT_BYTES = 1 << 10
 """What a text is taken to need, where chunks are cut; that of a page."""
+_IMAGES_BYTES = 32 << 20
 _BUFFERS = 2
 _Buffer = torch.Tensor | np.ndarray
 
@@ -57,13 +59,19 @@ class Feed:
         batch_size: rows of one inference batch. Batches are cut by counting the unit's clean rows, so they are
             the same whoever reads them.
         pin: whether to read into page-locked memory, for a copy to a CUDA device.
+        threads: that decode images.
+        prepare: makes the tensors, where `spec.prepared` says so.
     """
 
-    def __init__(self, unit: Unit, spec: ReadSpec, batch_size: int, pin: bool) -> None:
+    def __init__(self, unit: Unit, spec: ReadSpec, batch_size: int, pin: bool, threads: int = 1, prepare: Prepare | None = None) -> None:
         spec = spec.only(unit.columns)
         row_bytes = sum(prod(shape) * _item_bytes(dtype) for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)) or 1
         batches = max(1, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes) // batch_size)
-        self._capacity = batch_size * batches
+        # what a function of the user's makes of a row, and how large it is, shows once it has run
+        self._capacity = batch_size if spec.prepared is not None else batch_size * batches
+        # images are decoded into a buffer some at a time, so that no third batch is in memory
+        self._at_once = max(1, min(self._capacity, _IMAGES_BYTES // row_bytes)) if spec.decodes_images else self._capacity
+        self._threads, self._prepare = threads, prepare
         self._unit, self._spec, self._pin = unit, spec, pin
         self._filled: queue.Queue[tuple[Chunk, int] | BaseException | None] = queue.Queue()
         self._free: queue.Queue[int | None] = queue.Queue()
@@ -106,7 +114,7 @@ class Feed:
         ids: list[pa.Array] = []
         rows: list[np.ndarray] = []
         filled = 0
-        for decoded in read_unit(self._unit, self._spec, self._capacity):
+        for decoded in read_unit(self._unit, self._spec, self._at_once, self._threads, self._prepare):
             self.bad += decoded.bad
             taken = 0
             while taken < len(decoded.rows):
@@ -114,7 +122,8 @@ class Feed:
                     slot = self._free.get()
                     if slot is None:
                         return
-                    if len(decoded.rows) == self._capacity and not self._pin:
+                    # a function of the user's may return the same memory each time
+                    if len(decoded.rows) == self._capacity and not self._pin and self._prepare is None:
                         inputs = tuple(_tensor(values) for values in decoded.inputs)
                         self._filled.put((Chunk(decoded.ids, decoded.rows, inputs), slot))
                         slot = None
@@ -154,7 +163,7 @@ class Feed:
 
 
 def _item_bytes(dtype: str) -> int:
-    return _TEXT_BYTES if dtype == TEXT else np.dtype(dtype).itemsize
+    return _TEXT_BYTES if dtype in (TEXT, RAW) else np.dtype(dtype).itemsize
 
 
 def _tensor(values: np.ndarray) -> _Buffer:

@@ -26,16 +26,15 @@ from raystream.engine.class_labels import check_label_type, check_possible, clas
 from raystream.engine.embeddings import map_embeddings
 from raystream.engine.keys import Wanted
 from raystream.engine.merge import check_same_model
-from raystream.engine.prepare import Prepared, find_scored
+from raystream.engine.prepare import Prepared, find_scored, read_plan
 from raystream.engine.progress import Reporter
 from raystream.engine.receipt import Receipt
 from raystream.engine.session import Session
 from raystream.engine.stages import all_receipts, score_warnings
 from raystream.engine.store import LocalStore
 from raystream.errors import LabelsError, PoolError, QueryError
-from raystream.kinds import kind_of
-from raystream.model import check_classes, class_names, fingerprint, input_columns
-from raystream.pool import list_files, plan_pool, read_columns_at
+from raystream.model import check_classes, class_names, fingerprint
+from raystream.pool import list_files, read_columns_at
 from raystream.query import Acquire, Pool, Query
 
 _VERSION = 1
@@ -104,12 +103,10 @@ def _prepare(query: Query) -> Prepared:
     model = query.model.model_copy(update={"temperature": 1.0, "embedding": None})
     store = LocalStore(query.store.uri).open()
     label, uris = query.pool.label or "", query.model.calibration_files
-    columns = input_columns(model) if model.kind == "columns" else tuple(query.pool.inputs)
-    pool = Pool(uri=uris, inputs=list(query.pool.inputs))
+    pool = Pool(uri=uris, inputs=query.pool.inputs)
     try:
         files = list_files(uris, key="model.temperature")
-        masked = [model.logits] if model.logits else []
-        plan = plan_pool(pool, columns, query.on_error, masked=masked, also=[label], texts=kind_of(model.kind).texts)
+        plan = read_plan(query.model_copy(update={"model": model}), pool, [label])
     except PoolError as error:
         told = str(error)
         raise LabelsError(told if told.startswith("model.temperature") else f"model.temperature: {told}") from None

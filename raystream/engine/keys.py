@@ -62,6 +62,7 @@ def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, outputs
             "precision": model.precision,
             "batch_size": model.batch_size,
             "temperature": model.temperature,
+            **_inputs(spec),
         }
         | asked.key_parts(outputs.gradients)
     )
@@ -82,6 +83,20 @@ def _task_parts(query: Query) -> dict[str, Any]:
 
 def _top(acquire: Acquire) -> float | None:
     return (acquire.top or DEFAULT_TOP) if acquire.reduce == "top_mean" else None
+
+
+def _inputs(spec: ReadSpec) -> dict[str, Any]:
+    """What else the model's tensors depend on; nothing for columns of numbers and texts that come by position."""
+    found: dict[str, Any] = {}
+    if spec.names:
+        found["names"] = spec.names
+    if spec.prepared is not None:
+        found["prepared"] = [spec.prepared.source, spec.prepared.code]
+    if spec.decodes_images:
+        found["images"] = [
+            [column.image.settings.model_dump(mode="json"), column.image.jpeg] if column.image else None for column in spec.columns
+        ]
+    return found
 
 
 def query_identity(

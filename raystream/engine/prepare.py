@@ -16,13 +16,14 @@ from raystream.engine.calibration import Calibration, check_inputs, with_tempera
 from raystream.engine.job import Task
 from raystream.engine.keys import Wanted, differences, identity_digest, query_identity, unit_key
 from raystream.engine.manifest import Manifest, query_folder, read_manifest
+from raystream.engine.prepared_inputs import planned
 from raystream.engine.receipt import Receipt, read_receipt
 from raystream.engine.store import LocalStore
 from raystream.errors import QueryError
 from raystream.kinds import kind_of
 from raystream.model import class_names, code_hash, fingerprint, input_columns
 from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, list_files, plan_pool, read_labelled
-from raystream.query import Query
+from raystream.query import Pool, Query
 
 _NAME_DIGITS = 12
 _LOOKUP_THREADS = 16
@@ -86,17 +87,15 @@ def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
     given, query = query, with_temperature(query, calibration)
     store = LocalStore(query.store.uri).open()
     classes = class_names(query.model.classes)
-    columns = input_columns(query.model) if query.model.kind == "columns" else tuple(query.pool.inputs)
     digest = fingerprint(query.model)
-    masked = [column for column in (query.model.logits, query.model.samples) if column]
-    pool = plan_pool(
-        query.pool, columns, query.on_error, masked=masked, also=_candidates_columns(query), texts=kind_of(query.model.kind).texts
-    )
+    pool = read_plan(query, query.pool, _candidates_columns(query))
     check_inputs(calibration, pool.read)
     labelled = read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type) if query.pool.labelled else None
     identity = query_identity(query, pool.files, _labelled_parts(query, labelled, pool), classes, digest)
     if ":" in query.select.strategy:
         identity["the strategy's source"] = code_hash(query.select.strategy, "select.strategy")
+    if pool.read.prepared is not None:
+        identity["the source of model.preprocess"] = pool.read.prepared.code
     if calibration is not None:
         identity["the calibration rows"] = calibration.key
     asked = asked_of(query, classes)
@@ -119,6 +118,27 @@ def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
         asked=asked,
         wanted=wanted_outputs(query),
         calibration=calibration,
+    )
+
+
+def read_plan(query: Query, pool: Pool, also: Sequence[str] = ()) -> PoolPlan:
+    """How a pool is read for the query's model: its own, or calibration and target rows.
+
+    Args:
+        query: says what the model takes.
+        pool: where the rows are.
+        also: further columns that are read for some rows.
+    """
+    model = query.model
+    return plan_pool(
+        pool,
+        input_columns(model) if model.kind == "columns" else pool.input_columns,
+        query.on_error,
+        masked=[column for column in (model.logits, model.samples) if column],
+        also=also,
+        texts=kind_of(model.kind).texts,
+        images=model.images,
+        prepared=planned(query),
     )
 
 

@@ -20,6 +20,7 @@ from raystream.engine.feed import Chunk, Feed
 from raystream.engine.further_scores import FurtherScores
 from raystream.engine.job import Job, Task
 from raystream.engine.outputs import OutputWriter
+from raystream.engine.prepared_inputs import preparation
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.reduced import ReducedPredictor
 from raystream.engine.store import LocalStore
@@ -67,6 +68,7 @@ class Worker:
             seed=job.seed,
             last_layer=job.asked.gradients,
             gradient_classes=job.asked.egl_classes,
+            names=job.read.names,
         )
         if job.reduction is not None:
             self._model = ReducedPredictor(self._model, job.reduction)
@@ -76,6 +78,7 @@ class Worker:
         changed = next((path for path, code in job.asked.functions if code_hash(path, "acquire") != code), None)
         if changed:
             raise ModelError(f"the source of acquisition function {changed} changed while the query was being started; run it again")
+        self._prepare = preparation(job.read)
         self._computing = threading.Lock()
 
     def score(self, task: Task) -> Receipt:
@@ -105,7 +108,8 @@ class Worker:
             further=FurtherScores(job.asked, self._functions, model.temperature_value),
         )
         try:
-            with Feed(unit, job.read, job.model.batch_size, pin=self._model.device.type == "cuda") as feed:
+            pin = self._model.device.type == "cuda"
+            with Feed(unit, job.read, job.model.batch_size, pin, job.threads, self._prepare) as feed:
                 quarantined: list[str] = []
                 with self._computing:
                     predictor = self._model_for(unit)

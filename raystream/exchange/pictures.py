@@ -15,12 +15,16 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from raystream.engine.result import Result
-from raystream.errors import RaystreamError
+from raystream.errors import PoolError, RaystreamError
 from raystream.pool import File, read_columns_at
-from raystream.pool.columns import decode, recognise
+from raystream.pool.columns import decode, plain_type, recognise
+from raystream.pool.encoded import UndecodableError, cells, holds_bytes
+from raystream.pool.images import open_image, upright
+from raystream.pool.tensor_types import declared_type
 
 SIDE = 96
 _SMALLEST, _LARGEST = 8, 512
+_LARGEST_PIXELS = 50_000_000
 _READ_BYTES = 192 << 20
 """Row groups are read whole, and a report must not take longer than the query: about 0.3 s for this much."""
 
@@ -45,7 +49,8 @@ class Pictures:
 def pictures(result: Result, count: int) -> Pictures | None:
     """Thumbnails of the first `count` chosen rows; None when the pool's inputs aren't images."""
     inputs = result.manifest.resolved["pool"]["inputs"]
-    if len(inputs) != 1 or not result.selection.num_rows:
+    names = list(dict.fromkeys(inputs.values() if isinstance(inputs, dict) else inputs))
+    if not names or not result.selection.num_rows:
         return None
     files = {path: File(path, size, version) for path, size, version in result.manifest.files}
     head = result.selection.slice(0, count)
@@ -53,15 +58,15 @@ def pictures(result: Result, count: int) -> Pictures | None:
     try:
         with pq.ParquetFile(places[0][0].path) as file:
             schema = file.schema_arrow
-        if inputs[0] not in schema.names:
+        field = next((schema.field(name) for name in names if name in schema.names and _may_be_images(schema.field(name))), None)
+        if field is None:
             return None
-        column = recognise(inputs[0], schema.field(inputs[0]).type)
-        layout = _layout(column.shape) if column.dtype in ("uint8", "float32") else None
-        if layout is None:
+        ranks = _affordable(places, field.name)
+        stored = pa.schema([pa.field(field.name, plain_type(field.type))])
+        table = read_columns_at([places[rank] for rank in ranks], stored)
+        images = _images(table.column(0), declared_type(field))
+        if images is None:
             return None
-        ranks = _affordable(places, inputs[0])
-        table = read_columns_at([places[rank] for rank in ranks], pa.schema([schema.field(inputs[0])]))
-        images = [_shrunk(_as_image(block, layout)) for chunk in table.column(0).chunks for block in decode(chunk, column)]
     except (RaystreamError, OSError, pa.ArrowException) as error:
         return Pictures({}, f"The pictures can't be shown: {error}.")
     note = (
@@ -70,6 +75,38 @@ def pictures(result: Result, count: int) -> Pictures | None:
         else (f"Pictures of {len(ranks)} of these {len(places)} rows: the others lie in row groups too large to read for a report.")
     )
     return Pictures({rank: _encode(image) for rank, image in zip(ranks, _as_bytes(images), strict=True)}, note)
+
+
+def _may_be_images(field: pa.Field) -> bool:
+    type_ = plain_type(declared_type(field))
+    if holds_bytes(type_):
+        return True
+    try:
+        column = recognise(field.name, type_)
+    except PoolError:
+        return False
+    return column.dtype in ("uint8", "float32") and _layout(column.shape) is not None
+
+
+def _images(values: pa.ChunkedArray, declared: pa.DataType) -> list[npt.NDArray[np.generic]] | None:
+    """The rows as images, small ones; None if none of them is one."""
+    if not holds_bytes(plain_type(declared)):
+        column = recognise("", declared)
+        layout = _layout(column.shape)
+        assert layout is not None  # the column was chosen for it
+        return [_shrunk(_as_image(block, layout)) for chunk in values.chunks for block in decode(chunk, column)]
+    found = [_decoded(data) for chunk in values.chunks for data in cells(chunk)]
+    if all(image is None for image in found):
+        return None
+    return [np.zeros((_SMALLEST, _SMALLEST), np.uint8) if image is None else image for image in found]
+
+
+def _decoded(data: memoryview | None) -> npt.NDArray[np.generic] | None:
+    """An encoded image as its owner would see it; None if it is none, or too large for a page."""
+    try:
+        return None if data is None else _shrunk(np.asarray(upright(open_image(data, _LARGEST_PIXELS), None, "rgb")))
+    except UndecodableError:
+        return None
 
 
 def _layout(shape: Sequence[int | None]) -> tuple[int, ...] | None:

@@ -7,7 +7,8 @@ never asks where they come from. A further kind is a module with a `load` of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from raystream import query
 from raystream.errors import ModelError
@@ -28,6 +29,7 @@ from raystream.model.committee import Committee, member_names, member_specs
 from raystream.model.device import is_device_failure
 from raystream.model.fingerprint import code_hash, fingerprint
 from raystream.model.prediction import Prediction, Predictor, RowScores, bad_output_rows
+from raystream.model.preparation import load_preparation
 
 __all__ = [
     "Prediction",
@@ -41,6 +43,7 @@ __all__ = [
     "input_columns",
     "is_device_failure",
     "load",
+    "load_preparation",
 ]
 
 _LOADERS: dict[str, Callable[..., Predictor]] = {
@@ -67,7 +70,14 @@ _UNKNOWN_DROPOUT = "raystream doesn't know where its dropout is"
 
 
 def load(
-    spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0, last_layer: bool = False, gradient_classes: int | None = None
+    spec: query.Model,
+    *,
+    embedding: bool,
+    mc_samples: int = 0,
+    seed: int = 0,
+    last_layer: bool = False,
+    gradient_classes: int | None = None,
+    names: Sequence[str] = (),
 ) -> Predictor:
     """Make the model of a query ready to predict; a committee, where it has several weights or members.
 
@@ -78,6 +88,7 @@ def load(
         seed: of their masks.
         last_layer: whether the embedding must be the input of the layer that gives the logits.
         gradient_classes: over how many classes `Prediction.gradient_lengths` goes, of kind torch alone; None: not wanted.
+        names: the model's own names of its inputs, as `pool.inputs` gives them; empty if they come by position.
 
     Raises:
         ModelError: the source, the weights or the device can't be used, or MC dropout isn't possible with this model.
@@ -86,7 +97,7 @@ def load(
     if mc_samples and members:
         raise ModelError("acquire.mc_samples is given, but the model is a committee, whose members are the samples; remove it")
     if members:
-        loaded = [load(member, embedding=embedding and position == 0) for position, member in enumerate(members)]
+        loaded = [load(member, embedding=embedding and position == 0, names=names) for position, member in enumerate(members)]
         return Committee(loaded, member_names(spec), spec.temperature_value, spec.task)
     if mc_samples and spec.kind not in _SAMPLED:
         raise ModelError(
@@ -94,10 +105,10 @@ def load(
             "use kind torch or export, or a committee in model.weights or model.members"
         )
     loader = _LOADERS.get(spec.kind, python_model.load_registered)
+    # kinds that know no names or samples don't have the argument
+    further: dict[str, Any] = {"mc_samples": mc_samples, "seed": seed} if mc_samples else {}
+    if names:
+        further["names"] = tuple(names)
     if spec.kind == "torch" and (last_layer or gradient_classes is not None):
-        return torch_model.load(
-            spec, embedding=embedding, mc_samples=mc_samples, seed=seed, last_layer=last_layer, gradient_classes=gradient_classes
-        )
-    if mc_samples:
-        return loader(spec, embedding=embedding, mc_samples=mc_samples, seed=seed)
-    return loader(spec, embedding=embedding)
+        further |= {"last_layer": last_layer, "gradient_classes": gradient_classes}
+    return loader(spec, embedding=embedding, **further)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,13 +19,13 @@ from raystream.model.device import choose_device
 from raystream.model.dropout_mode import ATTENTION, DROPOUTS
 from raystream.model.prediction import Prediction
 from raystream.model.sampled import SampledForward
-from raystream.model.signature import Input, Outputs, Signature
+from raystream.model.signature import Input, Outputs, Signature, in_order
 from raystream.model.weights import state_hash
 
 _HOW = "return (logits, embedding) from forward and export that"
 
 
-def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0) -> BatchPredictor:
+def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0, names: Sequence[str] = ()) -> BatchPredictor:
     """Load the program of `spec.source` and put it on its device.
 
     For MC dropout, the program's own calls of dropout are replaced, whose flags say that they are off. Dropout of attention
@@ -45,6 +45,7 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
 
         program = move_to_device_pass(program, device)
     signature = Signature(_inputs(program), who)
+    order = in_order(names, signature.names, who)
     network = program.module()
     outputs = Outputs(embedding, spec.embedding, who, _HOW, spec.task)
 
@@ -57,7 +58,7 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
         passed = SampledForward(network, run, samples=mc_samples, seed=seed, who=who, device=device, embedding=embedding, task=spec.task)
 
     def forward(inputs: tuple[Any, ...]) -> Prediction:
-        given = [values.to(device, non_blocking=device.type == "cuda") for values in inputs]
+        given = [values.to(device, non_blocking=device.type == "cuda") for values in order(inputs)]
         return passed(signature.fit(given))
 
     return BatchPredictor(forward, who=who, device=device, batch_size=spec.batch_size, state_hash=state_hash(network))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ class GradientLengths:
         network: on its device.
         classes: how many of the likeliest classes count.
         temperature: of the softmax.
+        names: the arguments of its forward that the inputs are; empty if they come by position.
     """
 
-    def __init__(self, network: nn.Module, classes: int, temperature: float) -> None:
-        self._network, self._classes, self._temperature = network, classes, temperature
+    def __init__(self, network: nn.Module, classes: int, temperature: float, names: Sequence[str] = ()) -> None:
+        self._network, self._classes, self._temperature, self._names = network, classes, temperature, names
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """(n_rows,), float32.
@@ -29,7 +30,8 @@ class GradientLengths:
             ModelError: the network can't be differentiated row by row.
         """
         with _evaluating(self._network):
-            return egl_parameters(self._network, inputs, classes=self._classes, temperature=self._temperature).float()
+            lengths = egl_parameters(self._network, inputs, classes=self._classes, temperature=self._temperature, names=self._names)
+            return lengths.float()
 
 
 @contextmanager

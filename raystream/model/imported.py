@@ -18,12 +18,12 @@ _seen: dict[str, tuple[ModuleSpec, str]] = {}
 """By module: the spec it was imported by, which a reload replaces, and its file's hash when a model was first loaded from it."""
 
 
-def check_imported(source: str, what: str = "model.source") -> None:
+def check_imported(source: str, key: str = "model.source") -> None:
     """Refuse a source whose modules were edited after this process imported them.
 
     Args:
         source: `module:attribute`, imported already.
-        what: it is, for messages.
+        key: of the query that holds it, for messages.
 
     Raises:
         ModelError: a module of its top-level package is older here than on disk.
@@ -40,7 +40,7 @@ def check_imported(source: str, what: str = "model.source") -> None:
         known = _seen.get(name)
         if known is not None and known[0] is spec and known[1] != content:
             raise ModelError(
-                f"{what} {source}: {spec.origin} was edited after this process imported it, so what would run is the old code; "
+                f"{key} {source}: {spec.origin} was edited after this process imported it, so what would run is the old code; "
                 "restart the process, or reload the module"
             )
         _seen[name] = (spec, content)

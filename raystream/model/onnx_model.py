@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from raystream.model.batches import BatchPredictor, last_line
 from raystream.model.device import choose_device
 from raystream.model.optional import optional
 from raystream.model.prediction import Prediction
-from raystream.model.signature import Input, Outputs, Signature
+from raystream.model.signature import Input, Outputs, Signature, in_order
 from raystream.query import TASKS
 
 _HOW = "return (logits, embedding) from forward and export that"
@@ -32,7 +33,7 @@ _DTYPES = {
 }
 
 
-def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
+def load(spec: query.Model, *, embedding: bool, names: Sequence[str] = ()) -> BatchPredictor:
     """Make a session for the file of `spec.source`, with as many threads as torch has here.
 
     Raises:
@@ -45,7 +46,7 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
     who = f"model.source {spec.source}"
     session = _session(runtime, path, device, who)
     signature = Signature([_input(of, who) for of in session.get_inputs()], who)
-    names = [of.name for of in session.get_inputs()]
+    order = in_order(names, signature.names, who)
     given_back = [of.name for of in session.get_outputs()]
     outputs = Outputs(embedding, spec.embedding, who, _HOW, spec.task)
     logits = "logits" if "logits" in given_back else given_back[0]
@@ -54,8 +55,8 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
         wanted = given_back  # a mask may be among them
 
     def forward(inputs: tuple[Any, ...]) -> Prediction:
-        arrays = (values.cpu().numpy() for values in signature.fit(inputs))
-        found = session.run(wanted, dict(zip(names, arrays, strict=True)))
+        arrays = (values.cpu().numpy() for values in signature.fit(order(inputs)))
+        found = session.run(wanted, dict(zip(signature.names, arrays, strict=True)))
         made = {name: torch.from_numpy(values) if hasattr(values, "dtype") else values for name, values in zip(wanted, found, strict=True)}
         return outputs.prediction(made, len(inputs[0]))
 

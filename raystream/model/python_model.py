@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,13 @@ from raystream.query import TASKS
 _PARTS = ("logits", "probabilities", "embedding", "samples", "mask")
 
 
-def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
+def load(spec: query.Model, *, embedding: bool, names: Sequence[str] = ()) -> BatchPredictor:
     """Make the object of `spec.source`: a class or factory, called with `spec.args`, and with `weights` if the query names some.
 
     The contract of its `predict(inputs)`:
 
     * `inputs` is a tuple with one value per column of `pool.inputs`: a tensor (rows, ...) on the processor, not to be kept,
-      or a list of str; at most `model.batch_size` rows;
+      or a list of str; at most `model.batch_size` rows. Where `pool.inputs` is a mapping, it is a dict of these by their names;
     * it returns a mapping with `logits` or `probabilities` (rows, classes), `embedding` (rows, dimensions), and of a committee
       `samples`, the members' logits or log-probabilities (rows, members, classes); or a `Prediction`; or the logits alone.
       Values are tensors or arrays. An embedding may be left out if the query needs none;
@@ -48,7 +48,8 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
         raise ModelError(f"{who} made {type(model).__name__}, expected an object with a method predict(inputs)")
 
     def forward(inputs: tuple[Any, ...]) -> Prediction:
-        returned = predict(tuple(values if isinstance(values, Tensor) else values.tolist() for values in inputs))
+        given = tuple(values if isinstance(values, Tensor) else values.tolist() for values in inputs)
+        returned = predict(dict(zip(names, given, strict=True)) if names else given)
         return _checked(returned, len(inputs[0]), who, embedding, spec.task)
 
     return BatchPredictor(forward, who=who, device=torch.device("cpu"), batch_size=spec.batch_size)

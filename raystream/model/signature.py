@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from raystream.errors import ModelError
+from raystream.errors import ModelError, did_you_mean
 from raystream.model.prediction import Prediction, check_logits
 from raystream.model.task_output import check_mask, pooled
 from raystream.query import TASKS
@@ -44,6 +46,11 @@ class Signature:
             if of.shape and isinstance(of.shape[0], int):
                 raise ModelError(f"{who}: input {of} takes batches of exactly {of.shape[0]} rows, expected of any number; {_BATCH_AXIS}")
 
+    @property
+    def names(self) -> list[str]:
+        """Of the inputs, in order."""
+        return [of.name for of in self._inputs]
+
     def fit(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The pool's tensors in the dtypes that the model takes.
 
@@ -70,6 +77,56 @@ class Signature:
             got = f"{str(value.dtype).removeprefix('torch.')} {shape}"
             raise ModelError(f"{self._who}: input {of} got {got}; check that pool.inputs are what the model takes, in its order")
         return value if of.dtype is None else value.to(of.dtype)
+
+
+Order = Callable[[tuple[Any, ...]], tuple[Any, ...]]
+"""Puts the pool's tensors into the order in which a model takes them."""
+
+
+def in_order(names: Sequence[str], takes: Sequence[str], who: str) -> Order:
+    """The order of a model that takes all of its inputs, by position.
+
+    Args:
+        names: the pool's names of its tensors, as they come; empty if they come in the model's order.
+        takes: the model's names of its inputs.
+        who: names the model in errors.
+
+    Raises:
+        ModelError: the two don't hold the same names.
+    """
+    if not names:
+        return lambda values: values
+    _check_names(names, takes, takes, who, ", ".join(takes))
+    places = [list(names).index(name) for name in takes]
+    return lambda values: tuple(values[place] for place in places)
+
+
+def check_forward(forward: Callable[..., Any], names: Sequence[str], who: str) -> None:
+    """See that a function takes these keyword arguments, and that no others are missing.
+
+    Raises:
+        ModelError: it doesn't.
+    """
+    try:
+        signature = inspect.signature(forward)
+    except (TypeError, ValueError):
+        return  # written in C: the call itself will tell
+    given = signature.parameters.values()
+    by_name = [of for of in given if of.kind in (of.POSITIONAL_OR_KEYWORD, of.KEYWORD_ONLY)]
+    needed = [of.name for of in given if of.default is of.empty and of.kind not in (of.VAR_POSITIONAL, of.VAR_KEYWORD)]
+    takes = list(names) if any(of.kind is of.VAR_KEYWORD for of in given) else [of.name for of in by_name]
+    _check_names(names, takes, needed, who, str(signature).strip("()"))
+
+
+def _check_names(names: Sequence[str], takes: Sequence[str], needed: Sequence[str], who: str, signature: str) -> None:
+    unknown = next((name for name in names if name not in takes), None)
+    if unknown is not None:
+        raise ModelError(
+            f"pool.inputs names {unknown!r}, which {who} doesn't take{did_you_mean(unknown, list(takes))}; it takes {signature}"
+        )
+    missing = next((name for name in needed if name not in names), None)
+    if missing is not None:
+        raise ModelError(f"pool.inputs gives {who} nothing for {missing!r}; it takes {signature}, so name a column for that, too")
 
 
 class Outputs:

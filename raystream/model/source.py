@@ -64,30 +64,44 @@ def build(source: str, args: Mapping[str, Any]) -> object:
         return _call(factory, source, args)
 
 
-def _find(source: str) -> object:
+def find(source: str, key: str) -> object:
+    """What an import path names, as it is.
+
+    Args:
+        source: `module:attribute`.
+        key: of the query that holds it, for messages.
+
+    Raises:
+        ModelError: it can't be imported, or isn't there.
+    """
+    with _fixed_seed():
+        return _find(source, key)
+
+
+def _find(source: str, key: str = "model.source") -> object:
     name, attribute = split_source(source)
-    found: object = _import(name, source)
+    found: object = _import(name, source, key)
     for part in attribute.split("."):
         if not hasattr(found, part):
             public = [known for known in dir(found) if not known.startswith("_") and callable(getattr(found, known, None))]
             hint = did_you_mean(part, public)
-            raise ModelError(f"model.source {source}: {name} has no {attribute!r}{hint if len(hint) <= _LONGEST_HINT else ''}")
+            raise ModelError(f"{key} {source}: {name} has no {attribute!r}{hint if len(hint) <= _LONGEST_HINT else ''}")
         found = getattr(found, part)
     return found
 
 
-def _import(name: str, source: str) -> object:
+def _import(name: str, source: str, key: str) -> object:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if missing == name or name.startswith(f"{missing}."):
             raise ModelError(
-                f"model.source {source}: there is no module {missing!r}; run from the project's folder or install the package"
+                f"{key} {source}: there is no module {missing!r}; run from the project's folder or install the package"
             ) from None
-        raise ModelError(f"model.source {source}: importing {name} raised {_told(error)}; install what it imports") from error
+        raise ModelError(f"{key} {source}: importing {name} raised {_told(error)}; install what it imports") from error
     except (Exception, SystemExit) as error:
-        raise ModelError(f"model.source {source}: importing {name} raised {_told(error)}; fix the module") from error
+        raise ModelError(f"{key} {source}: importing {name} raised {_told(error)}; fix the module") from error
 
 
 def _call(factory: object, source: str, args: Mapping[str, Any]) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -15,6 +16,7 @@ from raystream.model.gradient_lengths import GradientLengths
 from raystream.model.imported import check_imported
 from raystream.model.mc_dropout import MCDropout
 from raystream.model.prediction import Prediction, check_logits
+from raystream.model.signature import check_forward
 from raystream.model.source import build_network
 from raystream.model.task_output import check_mask, split
 from raystream.model.weights import load_weights, state_hash
@@ -23,7 +25,14 @@ AUTOCAST = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat1
 
 
 def load(
-    spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0, last_layer: bool = False, gradient_classes: int | None = None
+    spec: query.Model,
+    *,
+    embedding: bool,
+    mc_samples: int = 0,
+    seed: int = 0,
+    last_layer: bool = False,
+    gradient_classes: int | None = None,
+    names: Sequence[str] = (),
 ) -> TorchPredictor:
     """Build the network of `spec.source`, fill it from `spec.weights` and put it on its device."""
     assert spec.source is not None  # the query checks it
@@ -33,6 +42,8 @@ def load(
     check_imported(spec.source)
     if spec.weights is not None:
         load_weights(network, spec.weights, spec.trust)
+    if names:
+        check_forward(network.forward, names, f"model.source {spec.source}")
     return TorchPredictor(
         network,
         source=spec.source,
@@ -43,7 +54,8 @@ def load(
         task=spec.task,
         mc_samples=mc_samples,
         seed=seed,
-        gradients=GradientLengths(network, gradient_classes, spec.temperature_value) if gradient_classes is not None else None,
+        gradients=GradientLengths(network, gradient_classes, spec.temperature_value, names) if gradient_classes is not None else None,
+        names=names,
     )
 
 
@@ -63,6 +75,7 @@ class TorchPredictor:
         mc_samples: int = 0,
         seed: int = 0,
         gradients: GradientLengths | None = None,
+        names: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -76,6 +89,7 @@ class TorchPredictor:
             mc_samples: how many MC dropout samples each prediction holds; 0: none.
             seed: of their masks.
             gradients: of this network; None if `Prediction.gradient_lengths` isn't wanted.
+            names: the arguments of its forward that the inputs are; empty if they come by position.
         """
         self.state_hash = state_hash(network)
         self.device = device
@@ -86,6 +100,7 @@ class TorchPredictor:
         self._embedding = embedding
         self._gradients = gradients
         self._task = task
+        self._names = tuple(names)
         self._dropout = self._make_dropout(mc_samples, seed) if mc_samples else None
 
     def _make_dropout(self, samples: int, seed: int) -> MCDropout:
@@ -177,7 +192,7 @@ class TorchPredictor:
     def _run(self, inputs: tuple[Tensor, ...]) -> object:
         try:
             with torch.autocast(self.device.type, self._autocast) if self._autocast else nullcontext():
-                return self._network(*inputs)
+                return self._network(**dict(zip(self._names, inputs, strict=True))) if self._names else self._network(*inputs)
         except Exception as error:
             if isinstance(error, ModelError) or is_out_of_memory(error) or is_device_failure(error):
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,13 +16,13 @@ from raystream.model.batches import BatchPredictor, last_line
 from raystream.model.device import choose_device
 from raystream.model.prediction import Prediction
 from raystream.model.sampled import SampledForward
-from raystream.model.signature import Outputs
+from raystream.model.signature import Outputs, in_order
 from raystream.model.weights import state_hash
 
 _HOW = "return (logits, embedding) from forward and script that"
 
 
-def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0) -> BatchPredictor:
+def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int = 0, names: Sequence[str] = ()) -> BatchPredictor:
     """Load the module of `spec.source` onto its device, in evaluation mode.
 
     Raises:
@@ -34,7 +34,9 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
     who = f"model.source {spec.source}"
     network = _load(str(path), device, who)
     outputs = Outputs(embedding, spec.embedding, who, _HOW, spec.task)
-    takes = len(network.forward.schema.arguments) - 1  # without self
+    arguments = [of.name for of in network.forward.schema.arguments[1:]]  # without self
+    takes = len(arguments)
+    order = in_order(names, arguments, who)
 
     def run(given: tuple[Tensor, ...]) -> Prediction:
         return outputs.prediction(network(*given), len(given[0]))
@@ -51,7 +53,7 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
     def forward(inputs: tuple[Any, ...]) -> Prediction:
         if len(inputs) > takes:
             raise ModelError(f"{who} takes {takes} inputs, but pool.inputs gives {len(inputs)}; name one for each")
-        return passed(tuple(values.to(device, non_blocking=device.type == "cuda") for values in inputs))
+        return passed(tuple(values.to(device, non_blocking=device.type == "cuda") for values in order(inputs)))
 
     return BatchPredictor(forward, who=who, device=device, batch_size=spec.batch_size, state_hash=state_hash(network))
 

@@ -5,6 +5,8 @@ A column is recognised from its Arrow type alone. Numbers and booleans are scala
 
 For a model that takes texts, a column of strings is one input, too: an object array of str, (n,).
 
+Bytes are one input a column, too: images, decoded as the query says, or `.npy` files. Which, only the data can tell.
+
 Types: floating columns become float32; integer and boolean tensors keep their type; scalar columns of whatever
 type are stacked, in order, into one float32 tensor (n, f). Each tensor column is one positional input of the model.
 """
@@ -22,9 +24,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raystream.errors import PoolError
+from raystream.pool import encoded
+from raystream.pool.images import Decoding
+from raystream.pool.tensor_types import storage_type
 
 TEXT = "object"
 """The dtype of texts."""
+BYTES = "bytes"
+"""The dtype of bytes of which it isn't known yet what they are."""
+RAW = "raw"
+"""The dtype of a column that goes as it is to a function of the user's."""
 Texts = Literal["refused", "taken", "expected"]
 Flaws = dict[int, str]
 """Row of a block -> what is wrong with it."""
@@ -38,17 +47,31 @@ class Column:
         shape: of one row; None stands for the width of a list, which only the data can tell. () is a scalar.
         dtype: of the decoded tensor; "object" for texts, which are str.
         masked: whether -inf is a value, as in logits, where it masks a class.
+        image: how its images are decoded, if it holds images.
+        npy: whether it holds `.npy` files.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
     masked: bool = False
+    image: Decoding | None = None
+    npy: bool = False
 
     @property
     def is_scalar(self) -> bool:
         """Whether the column holds one number a row, and is stacked with the others."""
-        return not self.shape and not self.is_text
+        return not self.shape and not self.is_text and not self.is_encoded and not self.is_raw
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether a row is bytes, from which its tensor is decoded."""
+        return self.npy or self.image is not None or self.dtype == BYTES
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether a function of the user's makes tensors of it."""
+        return self.dtype == RAW
 
     @property
     def is_text(self) -> bool:
@@ -72,6 +95,8 @@ def recognise(name: str, type_: pa.DataType, texts: Texts = "refused") -> Column
         return Column(name, (), TEXT)
     if texts == "expected":
         raise PoolError(f"column {name} is {type_}; expected strings, as this kind of model takes texts")
+    if encoded.holds_bytes(plain_):
+        return Column(name, (None,), BYTES)
     if isinstance(type_, pa.FixedShapeTensorType):
         shape = tuple(type_.shape)
         order = type_.permutation or range(len(shape))
@@ -99,6 +124,8 @@ def plain_type(type_: pa.DataType) -> pa.DataType:
     """The type that raystream computes with: a dictionary's values, and 64-bit offsets for views, which Arrow 26 can't take or compare."""
     if pa.types.is_dictionary(type_):
         return plain_type(type_.value_type)
+    if isinstance(type_, pa.BaseExtensionType) and not isinstance(type_, pa.FixedShapeTensorType):
+        return plain_type(storage_type(type_))
     if pa.types.is_string_view(type_):
         return pa.large_string()
     return pa.large_binary() if pa.types.is_binary_view(type_) else type_
@@ -107,6 +134,9 @@ def plain_type(type_: pa.DataType) -> pa.DataType:
 def plain(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """The same values in their plain type."""
     type_ = array.type
+    if isinstance(type_, pa.BaseExtensionType) and not isinstance(type_, pa.FixedShapeTensorType):
+        chunked = isinstance(array, pa.ChunkedArray)
+        return plain(pa.chunked_array([c.storage for c in array.chunks], type_.storage_type) if chunked else array.storage)
     plain_ = plain_type(type_)
     return array if plain_ is type_ else array.cast(plain_)
 
@@ -143,22 +173,28 @@ def row_shapes(array: pa.Array, column: Column) -> list[tuple[int, ...]]:
 
 def structural_flaws(array: pa.Array, column: Column) -> Flaws:
     """The rows that are null, hold nulls, or don't have the column's shape; empty for a sound block."""
-    return _flaws(_storage(array), _storage_shape(array.type, column), np.arange(len(array)))
+    if column.is_raw:
+        return {}
+    if column.is_encoded:
+        return encoded.missing(array)
+    array = _storage(array)
+    return _flaws(array, _storage_shape(array, column), np.arange(len(array)))
 
 
 def decode(array: pa.Array, column: Column) -> npt.NDArray[np.generic]:
     """A structurally sound block as (n, *shape) of the column's dtype: a view of Arrow's memory where types allow it."""
     if not len(array):
         return np.empty((0, *known_shape(column.shape)), column.dtype)
-    values = _storage(array)
+    storage = values = _storage(array)
     for _ in column.shape:
         values = _items(values)
     flat: npt.NDArray[np.generic] = values.to_numpy(zero_copy_only=False)
     if flat.dtype != column.dtype:
         with np.errstate(over="ignore"):
             flat = flat.astype(column.dtype)
-    rows = flat.reshape(len(array), *_storage_shape(array.type, column))
     order = getattr(array.type, "permutation", None)
+    shape = tuple(array.type.shape) if order else known_shape(column.shape)
+    rows = flat.reshape(len(storage), *shape)
     return rows.transpose(0, *(i + 1 for i in order)) if order else rows
 
 
@@ -204,10 +240,11 @@ def _storage(array: pa.Array) -> pa.Array:
     return array.storage if isinstance(array.type, pa.BaseExtensionType) else array
 
 
-def _storage_shape(type_: pa.DataType, column: Column) -> tuple[int, ...]:
-    if isinstance(type_, pa.FixedShapeTensorType):
-        return tuple(type_.shape)
-    return known_shape(column.shape)
+def _storage_shape(storage: pa.Array, column: Column) -> tuple[int, ...]:
+    """The widths of its lists, level by level; the values of a tensor lie in one list."""
+    shape = known_shape(column.shape)
+    flat = len(shape) > 1 and _is_list(storage.type) and not _is_list(storage.type.value_type)
+    return (math.prod(shape),) if flat else shape
 
 
 def known_shape(shape: Sequence[int | None]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from raystream.errors import PoolError, did_you_mean
 from raystream.pool.files import File, UnreadableFileError, one_line, open_parquet
 from raystream.pool.table_file import TableFile
+from raystream.pool.tensor_types import declared_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,11 @@ def _read_footer(file: File, columns: Sequence[str], filter_columns: Sequence[st
     filters = [name for name in filter_columns if name in in_file]
     leaves = _leaves(metadata, in_file)
     groups = (_row_group(metadata.row_group(i), columns, filters, leaves) for i in range(metadata.num_row_groups))
-    return Footer(file, pa.schema([schema.field(name).remove_metadata() for name in in_file]), tuple(groups))
+    return Footer(file, pa.schema([_declared(schema.field(name)) for name in in_file]), tuple(groups))
+
+
+def _declared(field: pa.Field) -> pa.Field:
+    return field.remove_metadata().with_type(declared_type(field))
 
 
 _NOT_IN_FILE = {True: "is a hive folder", False: "is a partition column, or was added to the table after the file was written"}
@@ -201,4 +206,6 @@ def _bare(type_: pa.DataType) -> pa.DataType:
         return pa.list_(_bare(type_.value_type), type_.list_size)
     if pa.types.is_large_list(type_):
         return pa.large_list(_bare(type_.value_type))
+    if pa.types.is_struct(type_):
+        return pa.struct([(field.name, _bare(field.type)) for field in type_])
     return pa.list_(_bare(type_.value_type)) if pa.types.is_list(type_) else type_

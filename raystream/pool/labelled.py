@@ -20,6 +20,7 @@ from raystream.pool.ids import comparable
 from raystream.pool.plan import DERIVED_ID
 from raystream.pool.reader import ReadSpec
 from raystream.pool.tables import list_pool
+from raystream.pool.tensor_types import declared_type
 from raystream.pool.units import Unit, units_at
 
 Mask = npt.NDArray[np.bool_]
@@ -212,13 +213,17 @@ def _has_columns(file: File, columns: Sequence[Column]) -> bool:
     if any(column.name not in schema.names for column in columns):
         return False
     for column in columns:
-        type_ = schema.field(column.name).type
+        if column.is_raw:
+            continue
         try:
+            type_ = declared_type(schema.field(column.name))
             here = recognise(column.name, type_, "expected" if column.is_text else "refused")
         except PoolError as error:
             raise LabelsError(f"labelled file {file.path}: {error}") from None
+        if column.is_encoded and here.is_encoded:
+            continue
         same_shape = len(here.shape) == len(column.shape) and all(h in (None, c) for h, c in zip(here.shape, column.shape, strict=True))
-        if not same_shape or column.dtype not in (here.dtype, "float32"):
+        if not same_shape or here.is_encoded or column.is_encoded or column.dtype not in (here.dtype, "float32"):
             raise LabelsError(
                 f"column {column.name} of the labelled file {file.path} is {type_}; "
                 f"expected what the pool holds, {column.dtype} of shape {column.shape}"

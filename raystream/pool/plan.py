@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,18 +12,17 @@ import numpy as np
 import pyarrow as pa
 
 from raystream.errors import PoolError, QueryError
-from raystream.pool.columns import Column, Texts, check_mixture, plain_type, recognise, row_shapes
-from raystream.pool.files import File, one_line, open_parquet
+from raystream.pool.columns import RAW, Column, Texts, known_shape, plain_type
+from raystream.pool.files import File
 from raystream.pool.filters import Filters, check_filters, filter_columns, freeze, partition_types, residual
 from raystream.pool.footers import Footer, read_footers
-from raystream.pool.reader import ReadSpec
+from raystream.pool.measure import input_columns
+from raystream.pool.reader import Prepared, ReadSpec
 from raystream.pool.tables import TableVersion, list_pool
 from raystream.pool.units import TARGET_BYTES, Unit, cut_units, group_bytes
-from raystream.query import LOGIT_SCORES, Pool
+from raystream.query import LOGIT_SCORES, Pool, Preprocess
 
 LARGE_ROW_GROUP = 1 << 30
-_SAMPLED_FILES = 8
-_SAMPLED_ROWS = 64
 _SHOWN = 3
 DERIVED_ID = "id"
 _OURS = frozenset(
@@ -101,6 +99,8 @@ def plan_pool(
     masked: Collection[str] = (),
     also: Sequence[str] = (),
     texts: Texts = "refused",
+    images: Preprocess | None = None,
+    prepared: Prepared | None = None,
 ) -> PoolPlan:
     """List a pool, read its footers and cut its units.
 
@@ -113,12 +113,14 @@ def plan_pool(
         masked: input columns in which -inf is a value, such as logits, where it masks a class.
         also: further columns that are read for candidates, such as those of quotas and costs.
         texts: whether the model takes columns of strings, or nothing else.
+        images: what becomes of encoded images.
+        prepared: the function of the user's that makes tensors of the input columns, whatever these hold.
 
     Raises:
         QueryError: a name or a filter of the query can't be used.
         PoolError: the files, their columns or their types can't be used, or no row is left.
     """
-    inputs = tuple(pool.inputs if columns is None else columns)
+    inputs = pool.input_columns if columns is None else tuple(columns)
     _check_names(pool)
     filters = freeze(pool.disjunction)
     # Labelled rows count as covered whatever the filters say: then files that the filters leave nothing of are looked at, too.
@@ -139,9 +141,12 @@ def plan_pool(
     units = _cut(footers, filters, folders, target_bytes)
     if not units:
         raise PoolError(f"no row of {len(files)} files is left after filters {_shown(filters)}; change pool.filters")
-    measured = _input_columns(units, inputs, types, on_error, texts)
+    if prepared is not None:
+        measured = tuple(Column(name, (), RAW) for name in inputs)
+    else:
+        measured = input_columns(units, [(name, types[name]) for name in inputs], on_error, texts, images, named=bool(pool.input_names))
     marked = tuple(dataclasses.replace(column, masked=column.name in masked) for column in measured)
-    spec = ReadSpec(pool.id, _id_type(pool.id, types), marked, on_error)
+    spec = ReadSpec(pool.id, _id_type(pool.id, types), marked, on_error, pool.input_names, prepared)
     keep = pa.schema([pa.field(name, plain_type(types[name])) for name in later])
     warnings = (*_left_out(unreadable), *_large_row_group(footers, units, spec))
     return PoolPlan(tuple(footers), tuple(units), spec, filters, folders, keep, warnings, tables)
@@ -169,49 +174,6 @@ def _id_type(name: str | None, types: dict[str, pa.DataType]) -> pa.DataType:
     raise PoolError(f"id column {name} is {types[name]}; expected integers, strings or binary, or leave pool.id out")
 
 
-def _input_columns(
-    units: Sequence[Unit], names: Sequence[str], types: dict[str, pa.DataType], on_error: str, texts: Texts
-) -> tuple[Column, ...]:
-    columns = tuple(recognise(name, types[name], texts) for name in names)
-    check_mixture(columns)
-    return tuple(dataclasses.replace(c, shape=_measured(units, c, on_error)) if None in c.shape else c for c in columns)
-
-
-def _measured(units: Sequence[Unit], column: Column, on_error: str) -> tuple[int, ...]:
-    """The commonest shape of a list column among the first rows of a few files spread over the pool; of equals, the earlier.
-
-    One odd row must not decide, as `skip` would then leave out all others.
-    """
-    first: dict[File, Unit] = {}
-    for unit in units:
-        first.setdefault(unit.file, unit)
-    count = min(_SAMPLED_FILES, len(first))
-    sample = [list(first.values())[i * len(first) // count] for i in range(count)]
-    shapes = Counter(shape for unit in sample for shape in next(_shapes(unit, column, on_error), ()))
-    # The first rows may all be null; then the first ones that aren't decide.
-    more = (found for unit in units for found in _shapes(unit, column, on_error) if found)
-    shapes = shapes or Counter(next(more, ()))
-    if not shapes:
-        raise PoolError(f"column {column.name} holds no list with values in {len(first)} files; expected lists of one length")
-    return shapes.most_common(1)[0][0]
-
-
-def _shapes(unit: Unit, column: Column, on_error: str) -> Iterator[list[tuple[int, ...]]]:
-    """The shapes of a unit's rows that have one, some rows at a time; under `skip` damage ends it, and is left to the reader."""
-    deletes, next_row = unit.file.deletes, unit.first_row
-    with open_parquet(unit.file) as parquet:
-        try:
-            for batch in parquet.iter_batches(_SAMPLED_ROWS, row_groups=list(unit.row_groups), columns=[column.name]):
-                values = batch.column(column.name)
-                kept = values if deletes is None else values.take(pa.array(deletes.kept(next_row, len(values))))
-                next_row += len(values)
-                yield row_shapes(kept, column)
-        except (pa.ArrowException, OSError) as error:
-            if on_error == "fail":
-                where = f"column {column.name} of {unit.file.path}"
-                raise PoolError(f"{where} can't be read: {one_line(error)}; repair or remove the file") from None
-
-
 def _cut(footers: Sequence[Footer], filters: Filters, folders: dict[str, pa.DataType], target_bytes: int) -> list[Unit]:
     left = ((footer, residual(filters, footer.file, folders)) for footer in footers)
     return [unit for footer, rest in left if rest is not None for unit in cut_units(footer, rest, target_bytes)]
@@ -228,7 +190,12 @@ def _left_out(unreadable: dict[File, str]) -> tuple[str, ...]:
 def _large_row_group(footers: Sequence[Footer], units: Sequence[Unit], spec: ReadSpec) -> tuple[str, ...]:
     """A warning if a row group is so large that a worker needs much memory to read it."""
     # Encoded integers take less room in the file than in memory.
-    row_bytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True))
+    # Of what is decoded, only a batch is in memory at a time.
+    row_bytes = sum(
+        math.prod(known_shape(column.shape)) * np.dtype(column.dtype).itemsize
+        for column in spec.columns
+        if not column.is_encoded and not column.is_raw
+    )
     groups_of = {footer.file.path: footer.row_groups for footer in footers}
     size, name = 0, ""
     for unit in units:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Literal
@@ -15,11 +17,23 @@ import pyarrow.parquet as pq
 
 from raystream.errors import PoolError
 from raystream.pool.columns import Column, Flaws, decode, known_shape, plain_batch, structural_flaws, value_flaws
+from raystream.pool.encoded import decode_npy
 from raystream.pool.files import check_unchanged, one_line, open_parquet
 from raystream.pool.filters import filter_columns, matching_rows
+from raystream.pool.images import EachRow, decode_images
 from raystream.pool.units import Unit
 
 Tensor = npt.NDArray[np.generic]
+Prepare = Callable[[pa.RecordBatch], tuple[tuple[Tensor, ...], Flaws]]
+"""A function of the user's that makes the model's tensors of the input columns of some rows, and tells which rows it can't take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Where a `Prepare` comes from: its import path, and the hash of the source behind it."""
+
+    source: str
+    code: str
 
 
 @dataclass(frozen=True)
@@ -31,12 +45,16 @@ class ReadSpec:
         id_type: of the ids that come out.
         columns: the input columns in order; `plan_pool` has put the width of lists into their shapes.
         on_error: fail stops at the first bad row, skip leaves bad rows out and reports them.
+        names: what the model calls its inputs, one for each column; empty where it gets them by position.
+        prepared: set where a function of the user's makes the tensors, which `read_unit` is then given.
     """
 
     id: str | None
     id_type: pa.DataType
     columns: tuple[Column, ...]
     on_error: Literal["fail", "skip"] = "fail"
+    names: tuple[str, ...] = ()
+    prepared: Prepared | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -49,8 +67,13 @@ class ReadSpec:
 
     @property
     def stacks(self) -> bool:
-        """Whether the inputs are scalars, which go to the model as one tensor."""
-        return bool(self.columns) and self.columns[0].is_scalar
+        """Whether the inputs are scalars without names, which go to the model as one tensor."""
+        return bool(self.columns) and self.columns[0].is_scalar and not self.names
+
+    @property
+    def decodes_images(self) -> bool:
+        """Whether any input is made of encoded images."""
+        return any(column.image is not None for column in self.columns)
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -95,20 +118,31 @@ class Rows:
     bad: list[BadRow] = field(default_factory=list)
 
 
-def read_unit(unit: Unit, spec: ReadSpec, batch_rows: int) -> Iterator[Rows]:
-    """Yield a unit's rows that pass its filters, at most `batch_rows` at a time; memory is bounded by a row group.
+def read_unit(unit: Unit, spec: ReadSpec, batch_rows: int, threads: int = 1, prepare: Prepare | None = None) -> Iterator[Rows]:
+    """Yield a unit's rows that pass its filters, at most `batch_rows` at a time.
+
+    Memory is bounded by a row group as it is stored, and by the decoded tensors of `batch_rows` rows.
+
+    Args:
+        unit: what to read.
+        spec: which columns, and what they become.
+        batch_rows: the most rows that are decoded at a time.
+        threads: that decode images.
+        prepare: makes the tensors, where `spec.prepared` says so.
 
     Raises:
         PoolError: the file is gone, changed or damaged, or holds a bad row and `spec.on_error` is fail.
     """
     spec = spec.only(unit.columns)
-    with open_parquet(unit.file) as parquet:
+    pooled = threads > 1 and spec.decodes_images
+    with open_parquet(unit.file) as parquet, ThreadPoolExecutor(threads) if pooled else nullcontext() as pool:
         starts = [0, *accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups))]
         if unit.row_groups[-1] >= len(starts) - 1 or starts[unit.row_groups[0]] != unit.first_row:
             raise PoolError(f"{unit.name} is not in the file any more; plan the query again")
         group_starts = np.asarray(starts)
         for batch, rows in _selected(unit, spec, parquet, batch_rows):
-            yield from _clean(unit, spec, batch, rows, group_starts)
+            tensors = _Tensors(spec, map if pool is None else pool.map, prepare)
+            yield from _clean(unit, tensors, batch, rows, group_starts)
     check_unchanged(unit.file)
 
 
@@ -154,9 +188,10 @@ def _matching(unit: Unit, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
 
 
 def _clean(
-    unit: Unit, spec: ReadSpec, batch: pa.RecordBatch, rows: npt.NDArray[np.int64], group_starts: npt.NDArray[np.int64]
+    unit: Unit, tensors: _Tensors, batch: pa.RecordBatch, rows: npt.NDArray[np.int64], group_starts: npt.NDArray[np.int64]
 ) -> Iterator[Rows]:
     """The batch as tensors without its bad rows, provided that anything is left to say."""
+    spec = tensors.spec
     bad: list[BadRow] = []
 
     def report(flaws: dict[str, Flaws], where: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -175,16 +210,49 @@ def _clean(
     if structure:
         ok = report(structure, rows)
         batch, rows = batch.filter(pa.array(ok)), rows[ok]
-    blocks = [decode(batch.column(column.name), column) for column in spec.columns]
-    if spec.stacks:
-        blocks = [_stack(blocks)]
-    values = _values(spec, blocks)
+    blocks, values = tensors.of(batch)
     ids = _ids(unit, spec, batch, rows)
     if values:
         ok = report(values, rows)
         ids, rows, blocks = ids.filter(pa.array(ok)), rows[ok], [block[ok] for block in blocks]
     if len(rows) or bad:
         yield Rows(ids, rows, tuple(blocks), sorted(bad, key=lambda found: found.row))
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """Makes the model's tensors of structurally sound rows, and tells by column which of them are bad all the same."""
+
+    spec: ReadSpec
+    each: EachRow
+    prepare: Prepare | None
+
+    def of(self, batch: pa.RecordBatch) -> tuple[list[Tensor], dict[str, Flaws]]:
+        """The tensors, (n, *shape) each, and the flaws."""
+        spec = self.spec
+        if spec.prepared is not None:
+            return self._prepared(batch)
+        pairs = [self._block(batch.column(column.name), column) for column in spec.columns]
+        flaws = {column.name: found for column, (_, found) in zip(spec.columns, pairs, strict=True) if found}
+        blocks = [_stack([block for block, _ in pairs])] if spec.stacks else [block for block, _ in pairs]
+        for name, found in _values(spec, blocks).items():
+            flaws[name] = found | flaws.get(name, {})
+        return blocks, flaws
+
+    def _block(self, array: pa.Array, column: Column) -> tuple[Tensor, Flaws]:
+        if column.image is not None:
+            return decode_images(array, column.image, self.each)
+        if column.npy:
+            return decode_npy(array, known_shape(column.shape), column.dtype)
+        return decode(array, column), {}
+
+    def _prepared(self, batch: pa.RecordBatch) -> tuple[list[Tensor], dict[str, Flaws]]:
+        assert self.prepare is not None, "whoever reads a spec with a function gives the function"
+        names = list(dict.fromkeys(self.spec.inputs))
+        blocks, flaws = self.prepare(batch.select(names))
+        for block in blocks:
+            flaws = {row: f"becomes a tensor that {flaw}" for row, flaw in value_flaws(block).items()} | flaws
+        return list(blocks), {", ".join(names): flaws} if flaws else {}
 
 
 def _stack(blocks: list[Tensor]) -> Tensor:
@@ -194,7 +262,8 @@ def _stack(blocks: list[Tensor]) -> Tensor:
 
 def _values(spec: ReadSpec, blocks: list[Tensor]) -> dict[str, Flaws]:
     if not spec.stacks:
-        pairs = zip(spec.columns, blocks, strict=True)
+        # what is decoded from images is finite as it is
+        pairs = [(column, block) for column, block in zip(spec.columns, blocks, strict=True) if column.image is None]
         return {column.name: flaws for column, block in pairs if (flaws := value_flaws(block, column.masked))}
     if not value_flaws(blocks[0]):
         return {}

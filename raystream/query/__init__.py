@@ -27,13 +27,14 @@ from raystream.query.cluster import Cluster, Store
 from raystream.query.model import Model
 from raystream.query.part import Id, Part
 from raystream.query.pool import FilterTerm, Pool
+from raystream.query.preprocess import Preprocess
 from raystream.query.select import Cost, Quota, Select
 from raystream.query.task import TASKS, Task, check_task
 from raystream.spec import read_spec
 
 __all__ = [
     "DEFAULT_REDUCE", "DEFAULT_TOP", "GRADIENT_SCORES", "LOGIT_SCORES", "MEMBER_SCORES", "TASKS", "Acquire", "Cluster", "Cost",
-    "FilterTerm", "Id", "Model", "Pool", "Query", "Quota", "Select", "Store", "Task",
+    "FilterTerm", "Id", "Model", "Pool", "Preprocess", "Query", "Quota", "Select", "Store", "Task",
 ]  # fmt: skip
 
 
@@ -62,6 +63,8 @@ class Query(Part):
                 "model.task regression scores rows by the variance of several opinions, but the model has one; set acquire.mc_samples "
                 "for MC dropout, give a committee in model.weights or model.members, or choose by core_set or lcmd without acquire"
             )
+        if self.pool.input_names:
+            self._model_takes_names()
         if self.needs_score and not self.gives_scores:
             raise ValueError(
                 f"select.strategy {self.select.strategy} with candidates {self.select.candidate_limit or 'all'} needs a score, "
@@ -110,6 +113,13 @@ class Query(Part):
             raise ValueError("model.temperature is to be fitted, but the model gives an embedding alone; remove it or give model.logits")
         if self.pool.label is not None and not wanted:
             raise ValueError("pool.label is used only where model.temperature names labelled Parquet to fit it on; remove it or name that")
+
+    def _model_takes_names(self) -> None:
+        for model in self.model.members or [self.model]:
+            if not kind_of(model.kind).named:
+                raise ValueError(
+                    f"pool.inputs gives names, which kind: {model.kind} doesn't know; give a list of columns in the model's order"
+                )
 
     @property
     def gives_scores(self) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from raystream.errors import QueryError
 from raystream.kinds import KINDS, kind_of
 from raystream.kinds import OPTIONAL_KEYS as MODEL_KEYS
 from raystream.query.part import Part, Positive
+from raystream.query.preprocess import Preprocess
 from raystream.query.task import TaskName
 
 
@@ -30,12 +31,46 @@ class Model(Part):
     probabilities: str | None = None
     samples: str | None = None
     classes: list[str] | str | None = None
+    preprocess: Preprocess | str | None = None
     batch_size: Positive = 1024
     device: str = "auto"
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     temperature: Annotated[float, Field(gt=0)] | str | Annotated[list[str], Field(min_length=1)] = 1.0
     version: str | None = None
     trust: Literal["safe", "pickle"] = "safe"
+
+    @field_validator("preprocess", mode="before")
+    @classmethod
+    def _preprocess_is_one_of_two(cls, value: object) -> object:
+        if value is None or isinstance(value, Preprocess):
+            return value
+        if isinstance(value, dict):
+            return Preprocess(**value)  # says itself which of its keys is wrong
+        module, separator, attribute = value.partition(":") if isinstance(value, str) else ("", "", "")
+        if separator and attribute and all(part.isidentifier() for part in module.split(".")):
+            return value
+        raise ValueError(
+            f"model.preprocess is {value!r}, expected a mapping such as {{size: [224, 224]}}, "
+            "or the import path of a function, such as my_project.inputs:prepare"
+        )
+
+    @model_serializer(mode="wrap")
+    def _without_preprocess_if_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Queries that don't use it stay what they were before it was a key: a query's identity is made of what is dumped."""
+        data: dict[str, Any] = dump(self)
+        if self.preprocess is None:
+            data.pop("preprocess", None)
+        return data
+
+    @property
+    def images(self) -> Preprocess | None:
+        """How encoded images are decoded; None where the query doesn't say, or names a function for all columns."""
+        return self.preprocess if isinstance(self.preprocess, Preprocess) else None
+
+    @property
+    def prepares(self) -> str | None:
+        """The import path of the function that makes tensors of all input columns, if the query names one."""
+        return self.preprocess if isinstance(self.preprocess, str) else None
 
     @model_validator(mode="after")
     def _kind_has_its_keys(self) -> Model:
@@ -50,6 +85,8 @@ class Model(Part):
                 raise ValueError(f"model.{key} is used by kind: columns only; remove it or set model.kind to columns")
             users = ", ".join(name for name, of in KINDS.items() if key in of.keys)
             raise ValueError(f"model.{key} is not used by kind: {self.kind} (only by {users}); remove it")
+        if kind.texts == "expected" and self.images is not None:
+            raise ValueError(f"model.preprocess decodes images, but kind: {self.kind} takes texts; remove it")
         if self.kind == "columns":
             if self.logits and self.probabilities:
                 raise ValueError("model.logits and model.probabilities are both given; name one of them")
@@ -89,7 +126,7 @@ class Model(Part):
         own = self.model_fields_set & {"kind", "source", "args", "weights", "version", "logits", "probabilities", "samples"}
         if own:
             raise ValueError(f"model.{min(own)} and model.members are both given; move it into the members")
-        shared = {"batch_size", "classes", "device", "embedding", "embedding_dtype", "precision", "task", "temperature"}
+        shared = {"batch_size", "classes", "device", "embedding", "embedding_dtype", "precision", "preprocess", "task", "temperature"}
         for position, member in enumerate(members):
             if member.kind == "columns":
                 raise ValueError(f"model.members.{position} is of kind columns, which runs on no rows; remove it")

@@ -19,7 +19,7 @@ class Pool(Part):
 
     uri: str | list[str]
     id: str | None = None
-    inputs: list[str] = []
+    inputs: list[str] | dict[str, str] = []
     filters: list[FilterTerm] | list[list[FilterTerm]] = []
     labelled: list[str] = []
     label: str | None = None
@@ -29,6 +29,16 @@ class Pool(Part):
     def uris(self) -> list[str]:
         """The paths as a list, however they were written."""
         return [self.uri] if isinstance(self.uri, str) else self.uri
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns that the model sees, in order; one that several inputs are made of stands there as often."""
+        return tuple(self.inputs.values() if isinstance(self.inputs, dict) else self.inputs)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The model's own names of its inputs, in order; empty if they are given by position."""
+        return tuple(self.inputs) if isinstance(self.inputs, dict) else ()
 
     @field_validator("labelled", mode="before")
     @classmethod

@@ -1,7 +1,9 @@
 import base64
 import io
+import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -82,3 +84,36 @@ def test_other_inputs_are_no_pictures(ask, columns_pool):
     model, select = {"kind": "columns", "logits": "logits"}, {"budget": 3, "strategy": "top_k"}
     result = ask(columns_pool, pool={"id": "name"}, model=model, select=select)
     assert pictures(result, 3) is None
+
+
+NETS = """
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Flatten(1), nn.Linear(3 * 8 * 8, 3))
+"""
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_encoded_images_are_shown(ask, tmp_path, monkeypatch, named):
+    """The pool's own files, upright and unscaled, whatever size the model sees them in; a row that is none stays dark."""
+    (tmp_path / "picture_nets.py").write_text(NETS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "picture_nets", raising=False)
+    pixels = np.random.default_rng(2).integers(0, 256, (12, 20, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = []
+    for image in pixels:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG", exif=exif)
+        files.append({"bytes": buffer.getvalue(), "path": "x.png"})
+    table = pa.table({"name": [f"image-{i}" for i in range(12)], "photo": files})
+    inputs = {"input": "photo"} if named else ["photo"]
+    model = {"source": "picture_nets:net", "preprocess": {"size": [8, 8]}}
+    result = ask(table, pool={"id": "name", "inputs": inputs}, model=model, select={"budget": 4, "strategy": "top_k"})
+    found = pictures(result, 4)
+    for rank, picture in found.by_rank.items():
+        row = int(result.selection.column("name")[rank].as_py().removeprefix("image-"))
+        assert (opened(picture) == np.rot90(pixels[row], -1)).all()
+    assert len(found.by_rank) == 4

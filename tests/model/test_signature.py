@@ -1,8 +1,13 @@
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 
 from raystream.errors import ModelError
-from raystream.model.signature import Input, Outputs, Signature
+from raystream.model import load
+from raystream.model.signature import Input, Outputs, Signature, check_forward, in_order
+from raystream.query import Model
 
 ROWS = Input("rows", torch.float32, ("n", 6))
 IDS = Input("ids", torch.int64, (None, None))
@@ -73,3 +78,61 @@ def test_outputs_that_can_not_be_used(output, name, says):
     """An output that isn't there, or is no embedding, is named, with the nearest name."""
     with pytest.raises(ModelError, match=says):
         Outputs(True, name, "m", "do so").prediction(output, 2)
+
+
+def test_names_put_inputs_into_the_models_order() -> None:
+    """By name the order of the pool's columns doesn't matter; without names it is the model's."""
+    assert in_order(["b", "a"], ["a", "b"], "m")((1, 2)) == (2, 1)
+    assert in_order([], ["a", "b"], "m")((1, 2)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["a", "bb"], r"pool.inputs names 'bb', which m doesn't take"), (["a"], r"pool.inputs gives m nothing for 'b'")],
+)
+def test_names_must_be_the_models(names: list[str], message: str) -> None:
+    """All of them and no other."""
+    with pytest.raises(ModelError, match=message):
+        in_order(names, ["a", "b"], "m")
+
+
+def test_forward_is_checked_as_python_would_call_it() -> None:
+    """Defaults may be left out, keyword-only arguments and **kwargs are names, positional-only ones aren't."""
+
+    def forward(a: int, b: int = 1, *, c: int) -> None: ...
+
+    def anything(**values: int) -> None: ...
+
+    def nameless(a: int, /) -> None: ...
+
+    check_forward(forward, ["c", "a"], "m")
+    check_forward(anything, ["x"], "m")
+    for function, names, message in (
+        (forward, ["a"], "nothing for 'c'"),
+        (forward, ["a", "c", "d"], "names 'd'"),
+        (nameless, ["a"], "names 'a'"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            check_forward(function, names, "m")
+
+
+@pytest.mark.slow
+def test_compiled_models_take_names(tmp_path: Path) -> None:
+    """TorchScript and torch.export: the same logits by name, in any order, as by position."""
+
+    class Two(torch.nn.Module):
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            return left - 2 * right
+
+    left, right = torch.randn(4, 3), torch.randn(4, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(Two(), (left, right)), tmp_path / "two.pt")
+        rows = torch.export.Dim("rows")
+        torch.export.save(torch.export.export(Two(), (left, right), dynamic_shapes=({0: rows}, {0: rows})), tmp_path / "two.pt2")
+    for kind, file in (("torchscript", "two.pt"), ("export", "two.pt2")):
+        spec = Model(kind=kind, source=str(tmp_path / file), device="cpu")
+        by_name = load(spec, embedding=False, names=["right", "left"]).predict((right, left)).logits
+        torch.testing.assert_close(by_name, left - 2 * right)
+        with pytest.raises(ModelError, match="did you mean 'right'"):
+            load(spec, embedding=False, names=["rigth", "left"])
