@@ -72,7 +72,8 @@ def query_identity(
         classes: the names, wherever they were read.
         fingerprint: the model's.
     """
-    resolved = query.model_dump(mode="json", exclude={"cluster", "store"})
+    # What the options of storage decide of the bytes read stands in the files' identities.
+    resolved = query.model_dump(mode="json", exclude={"cluster": True, "store": True, "pool": {"storage"}})
     parts = {
         f"{section}.{key}": json.dumps(value)
         for section in resolved

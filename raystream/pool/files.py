@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError, QueryError
+from raystream.lake import LOCAL, Storage, filesystem_of
 
 _EXTENSIONS = (".parquet", ".parq", ".pq")
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -46,23 +45,13 @@ class File:
         return (self.path, self.size, self.version)
 
 
-def resolve(uri: str, key: str = "pool.uri") -> tuple[pafs.FileSystem, str]:
-    """The file system that holds a path or URI, and its absolute path there.
+def resolve(uri: str, key: str = "pool.uri", storage: Storage = LOCAL) -> tuple[pafs.FileSystem, str]:
+    """The file system that holds a path or URI, and its path there.
 
     Raises:
-        QueryError: the URI is empty, or its scheme is one that raystream can't read.
+        QueryError: the URI is empty, holds credentials, or its scheme is one that raystream can't read.
     """
-    if match := _SCHEME.match(uri):
-        scheme = match[0].removesuffix("://")
-        if scheme.lower() != "file":
-            raise QueryError(f"{key} {uri}: object storage and catalogs ({scheme}://) are not supported yet; copy the data to a local path")
-        parts = urlsplit(uri)
-        if parts.netloc not in ("", "localhost"):
-            raise QueryError(f"{key} {uri} names the host {parts.netloc!r}; expected a local path such as file:///data/pool")
-        uri = unquote(uri[len("file://") + len(parts.netloc) :])
-    if not uri.strip():
-        raise QueryError(f"{key} is empty; give a path")
-    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    return filesystem_of(uri, storage, key)
 
 
 def list_files(uris: Sequence[str], key: str = "pool.uri") -> list[File]:
