@@ -38,11 +38,13 @@ class LocalCopies:
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if parent.stat().st_uid != os.getuid():
             raise StoreError(f"{parent} belongs to another user; set TMPDIR to a folder of your own")
-        _remove_abandoned(parent)
-        self._folder = Path(tempfile.mkdtemp(dir=parent))
-        # Held for as long as the process lives, however it ends.
-        self._lock_file = (self._folder / "lock").open("w")
-        fcntl.flock(self._lock_file, fcntl.LOCK_EX)
+        with (parent / "lock").open("w") as one_at_a_time:
+            fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+            _remove_abandoned(parent)
+            self._folder = Path(tempfile.mkdtemp(dir=parent))
+            # Held for as long as the process lives, however it ends.
+            self._lock_file = (self._folder / "lock").open("w")
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX)
         self._limit = limit
         self._guard = threading.Lock()
         self._fetching: dict[str, threading.Lock] = {}
@@ -55,7 +57,7 @@ class LocalCopies:
         Raises:
             StoreError: the content isn't what was written, or there is no room for it.
         """
-        name = f"{xxhash.xxh3_64_hexdigest(f'{store}/{file.name}')}-{file.xxh3}"
+        name = f"{xxhash.xxh3_64_hexdigest(f'{store}/{file.name}'.encode())}-{file.xxh3}"
         path = self._folder / name
         with self._guard:
             fetching = self._fetching.setdefault(name, threading.Lock())

@@ -15,7 +15,7 @@ from raystream.engine.job import Task
 from raystream.engine.keys import Wanted, differences, identity_digest, query_identity, unit_key
 from raystream.engine.manifest import Manifest, query_folder, read_manifest
 from raystream.engine.receipt import Receipt, read_receipt
-from raystream.engine.store import LocalStore
+from raystream.engine.stores import Store, open_store
 from raystream.errors import QueryError
 from raystream.kinds import kind_of
 from raystream.model import class_names, code_hash, fingerprint, input_columns
@@ -35,7 +35,7 @@ class Prepared:
     """
 
     query: Query
-    store: LocalStore
+    store: Store
     pool: PoolPlan
     classes: list[str] | None
     labelled: Labelled | None
@@ -72,7 +72,7 @@ def prepare(query: Query) -> Prepared:
     Raises:
         RaystreamError: of any kind; see the errors of the parts.
     """
-    store = LocalStore(query.store.uri).open()
+    store = open_store(query.store.uri, query.store.options)
     classes = class_names(query.model.classes)
     columns = input_columns(query.model) if query.model.kind == "columns" else tuple(query.pool.inputs)
     digest = fingerprint(query.model)
@@ -118,7 +118,7 @@ def _labelled_parts(query: Query, labelled: Labelled | None, pool: PoolPlan) -> 
 
 
 def find_scored(
-    query: Query, store: LocalStore, units: Sequence[Unit], spec: ReadSpec, fingerprint: str
+    query: Query, store: Store, units: Sequence[Unit], spec: ReadSpec, fingerprint: str
 ) -> tuple[tuple[Task, ...], tuple[Receipt | None, ...]]:
     """The units' tasks, and the receipts of those that are scored.
 

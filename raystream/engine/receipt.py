@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from raystream.engine.store import LocalStore, StoredFile
+from raystream.engine.store import StoredFile
+from raystream.engine.stores import Store
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def unit_folder(key: str) -> str:
     return f"units/{key[:2]}/{key}"
 
 
-def read_receipt(store: LocalStore, key: str) -> Receipt | None:
+def read_receipt(store: Store, key: str) -> Receipt | None:
     """The unit's receipt, if it is scored and the files that the receipt names are there in full."""
     data = store.read_if_there(f"{unit_folder(key)}/receipt.json")
     if data is None:

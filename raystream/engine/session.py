@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 
 from raystream.engine.executor import Event, Executor, InProcess, StartFailed, UnitEnded, WorkerLost, WorkerReady
@@ -16,7 +17,7 @@ from raystream.engine.progress import Reporter
 from raystream.engine.ray_token import own_ray_wanted, protect_own_ray
 from raystream.engine.receipt import Receipt
 from raystream.engine.scoring import Scored, Scoring
-from raystream.errors import UnitsFailed
+from raystream.errors import StoreError, UnitsFailed
 
 _NAMED_FAILURES = 3
 
@@ -61,6 +62,8 @@ class Session:
             self._executor.close()
         self._executor = self._scoring = None
         self._prepared.store.discard(self._token)
+        with suppress(StoreError):  # events only inform
+            self._prepared.store.flush()
 
     def connect(self) -> None:
         """Be connected to the query's Ray until the session ends; it may be a Ray of our own that starts now."""
@@ -113,7 +116,7 @@ class Session:
             model=query.model,
             fingerprint=self._prepared.fingerprint,
             read=self._prepared.pool.read,
-            store=str(self._prepared.store.root),
+            store=self._prepared.store.uri,
             token=self._token,
             embedding=query.needs_embedding,
             probabilities=query.select.traits.probabilities,
@@ -123,6 +126,7 @@ class Session:
             threads=query.cluster.cpus_per_worker,
             skip_bad_rows=query.on_error == "skip",
             import_paths=importable_folders(),
+            storage=self._prepared.store.storage,
         )
         self._executor, workers = self._in_process(job) if query.cluster.address == "in_process" else self._on_ray(job)
         return Scoring(self._executor, workers, keep_going=query.on_error == "skip", on_event=self._progress.on_event)

@@ -117,7 +117,7 @@ def commit(
         return read_result(prepared.store, first)
     prepared.store.put(f"{folder}/selection.parquet", prepared.store.read(stored.name))
     write_plan(prepared)
-    return Result(prepared.store.path(folder), batch.selection, manifest, new=True)
+    return Result(prepared.store, batch.selection, manifest, new=True)
 
 
 def _check(prepared: Prepared, pool: ScoredPool) -> None:

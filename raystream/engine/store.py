@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import pyarrow as pa
 import xxhash
 
 from raystream.errors import QueryError, StoreError, StoreVersionError
+from raystream.lake import LOCAL
 
 if TYPE_CHECKING:
     from raystream.engine.stores import Store
@@ -80,7 +81,7 @@ class LocalStore:
             raise QueryError(f"store.uri {uri} is not a local folder; this version keeps its store on a file system")
         self.root = Path(path).expanduser().absolute()
 
-    storage: Mapping[str, str] = {}
+    storage = LOCAL
 
     @property
     def uri(self) -> str:
@@ -97,6 +98,9 @@ class LocalStore:
     def path(self, name: str) -> Path:
         """Where a file of the store lies."""
         return self.root / name
+
+    def exists(self, name: str) -> bool:
+        return self.path(name).exists()
 
     def size(self, name: str) -> int | None:
         try:
@@ -182,6 +186,10 @@ class LocalStore:
 
     def source(self, file: StoredFile) -> Path:
         return self.path(file.name)
+
+    def head(self, file: StoredFile, size: int) -> bytes:
+        with self._explained(file.name, "read"), self.path(file.name).open("rb") as content:
+            return content.read(size)
 
     def local(self, file: StoredFile) -> Path:
         return self.path(file.name)

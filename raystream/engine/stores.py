@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ import pyarrow as pa
 
 from raystream.engine.store import LocalStore, StoredFile, prepare_store
 from raystream.errors import QueryError
+from raystream.lake import LOCAL, Storage, is_remote
 
 
 class Store(Protocol):
@@ -24,11 +24,13 @@ class Store(Protocol):
         """Where it is, without secrets: another process that is given it and `storage` has the same store."""
 
     @property
-    def storage(self) -> Mapping[str, str]:
+    def storage(self) -> Storage:
         """Options of the file system, without secrets."""
 
     def place(self, name: str) -> str:
         """The path or URI of a file, for people and for `--json`."""
+
+    def exists(self, name: str) -> bool: ...
 
     def size(self, name: str) -> int | None:
         """Size in bytes, or None if there is no such file."""
@@ -67,11 +69,14 @@ class Store(Protocol):
     def source(self, file: StoredFile) -> Any:
         """What pyarrow reads a Parquet file of the store from."""
 
+    def head(self, file: StoredFile, size: int) -> bytes:
+        """The first bytes of a file."""
+
     def local(self, file: StoredFile) -> Path:
         """A file of this machine with the content of one of the store, to be mapped; brought here if it must be."""
 
 
-def store_at(uri: str, storage: Mapping[str, str] | None = None) -> Store:
+def store_at(uri: str, storage: Storage = LOCAL) -> Store:
     """The store that a URI names.
 
     Args:
@@ -81,16 +86,16 @@ def store_at(uri: str, storage: Mapping[str, str] | None = None) -> Store:
     Raises:
         QueryError: no store can be there, or the options aren't for it.
     """
-    if "://" in uri and not uri.startswith("file://"):
+    if is_remote(uri):
         from raystream.engine.object_store import ObjectStore
 
         return ObjectStore(uri, storage)
-    if storage:
-        raise QueryError(f"store.storage has {', '.join(sorted(storage))}, but store.uri {uri} is a folder; remove it")
+    if storage != LOCAL:
+        raise QueryError(f"store.storage is for object storage, but store.uri {uri} is a folder; remove it")
     return LocalStore(uri)
 
 
-def open_store(uri: str, storage: Mapping[str, str] | None = None) -> Store:
+def open_store(uri: str, storage: Storage = LOCAL) -> Store:
     """The store that a URI names, made if it isn't there yet.
 
     Raises:

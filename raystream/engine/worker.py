@@ -19,8 +19,8 @@ from raystream.engine.feed import Chunk, Feed
 from raystream.engine.job import Job, Task
 from raystream.engine.outputs import OutputWriter
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
-from raystream.engine.store import LocalStore
-from raystream.errors import ClusterError, DataError, ModelError, RaystreamError
+from raystream.engine.stores import store_at
+from raystream.errors import ClusterError, DataError, ModelError, RaystreamError, StoreUnreachable
 from raystream.model import Prediction, Predictor, bad_output_rows, fingerprint, is_device_failure, load
 from raystream.pool import Unit
 
@@ -50,7 +50,7 @@ class Worker:
     def __init__(self, job: Job) -> None:
         sys.path.extend(p for p in job.import_paths if p not in sys.path and Path(p).exists())
         self._job = job
-        self._store = LocalStore(job.store)
+        self._store = store_at(job.store, job.storage)
         if not self._store.exists(job.token):
             raise ClusterError(
                 f"store {job.store} as this worker sees it lacks what the driver wrote; give store.uri a folder that every node shares"
@@ -126,6 +126,8 @@ class Worker:
         """
         try:
             return self.score(task)
+        except StoreUnreachable as error:
+            return Failure(error, retry=True)
         except DataError as error:
             return Failure(error, retry=False)
         except Exception as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pyarrow as pa
 
 from raystream.engine.estimate import Estimate
@@ -13,7 +11,7 @@ from raystream.engine.result import Result, Scores
 _ROWS_SHOWN = 10
 
 
-def describe_result(result: Result, report: Path | None) -> str:
+def describe_result(result: Result, report: str | None) -> str:
     """A committed query: what was read, the first rows, the certificate, the time, and where it all is."""
     manifest = result.manifest
     counts = manifest.counts
