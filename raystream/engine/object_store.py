@@ -151,7 +151,8 @@ class ObjectStore:
     def names(self, folder: str) -> list[str]:
         found = self._ask(lambda: obstore.list_with_delimiter(self._bucket, f"{folder}/"), folder, "listed")
         paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
+        # Some servers list the folder itself, as an object of its name.
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in paths if path.startswith(f"{folder}/"))
 
     def check_commits(self) -> None:
         name = "format.json"
