@@ -34,10 +34,12 @@ class HashingWriter:
         """Nothing: a part is sent when it is full."""
 
     def close(self) -> None:
+        """Nothing yet: whoever writes may be leaving because of an error."""
+        self.closed = True
+
+    def finish(self) -> None:
         """Send the rest; the file is there, whole, when this returns."""
-        if not self.closed:
-            self.closed = True
-            self._writer.close()
+        self._writer.close()
 
 
 class RangeReader(io.RawIOBase):

@@ -43,8 +43,8 @@ class LocalCopies:
             _remove_abandoned(parent)
             self._folder = Path(tempfile.mkdtemp(dir=parent))
             # Held for as long as the process lives, however it ends.
-            self._lock_file = (self._folder / "lock").open("w")
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX)
+            self._alive = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR)
+            fcntl.flock(self._alive, fcntl.LOCK_EX)
         self._limit = limit
         self._guard = threading.Lock()
         self._fetching: dict[str, threading.Lock] = {}
@@ -75,7 +75,7 @@ class LocalCopies:
     def remove(self) -> None:
         """Remove all of them."""
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._lock_file.close()
+        os.close(self._alive)
 
     def _make_room(self, file: StoredFile) -> None:
         with self._guard:

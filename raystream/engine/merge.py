@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from raystream.engine.embeddings import Embeddings, VectorFiles
 from raystream.engine.receipt import Receipt
-from raystream.engine.store import LocalStore, StoredFile
+from raystream.engine.store import StoredFile
 from raystream.engine.stores import Store
 from raystream.errors import ModelError
 
@@ -178,7 +178,7 @@ def check_same_model(receipts: Sequence[Receipt]) -> None:
 
 def read_all(store: Store, receipts: Sequence[Receipt], columns: Sequence[str]) -> Iterator[pa.Table]:
     """These columns of the units' scores, one table after the other; read ahead where each request takes its time."""
-    if isinstance(store, LocalStore):
+    if not store.remote:
         yield from (_read(store, receipt, columns) for receipt in receipts)
         return
     with ThreadPoolExecutor(_REQUESTS) as threads:

@@ -54,6 +54,8 @@ class ObjectStore:
         self._written: dict[str, StoredFile] = {}
         self._appended: dict[str, bytearray] = {}
 
+    remote = True
+
     def __repr__(self) -> str:
         return f"ObjectStore({self._shown!r})"
 
@@ -130,14 +132,23 @@ class ObjectStore:
             try:
                 with pa.PythonFile(writer, "wb") as file:
                     yield file
+                self._finish(writer, name)
             except BaseException:
                 with suppress(Exception):
-                    writer.close()  # ends the upload; its parts would stay in the bucket for ever
+                    writer.finish()  # ends the upload; its parts would stay in the bucket for ever
                 self.discard(name)
                 raise
         self._verify(name, writer.size)
         with self._guard:
             self._written[name] = StoredFile(name, writer.size, writer.xxh3)
+
+    def _finish(self, writer: HashingWriter, name: str) -> None:
+        try:
+            writer.finish()
+        except (BaseError, OSError):
+            # Of an upload that was ended and whose answer got lost, a server says that there is none. Only this writer has the name.
+            if self.size(name) != writer.size:
+                raise
 
     def stored(self, name: str) -> StoredFile:
         with self._guard:

@@ -23,7 +23,7 @@ from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, plan
 from raystream.query import Query
 
 _NAME_DIGITS = 12
-_LOOKUP_THREADS = 16
+_LOOKUP_THREADS = 32
 
 
 @dataclass(frozen=True)
@@ -129,16 +129,22 @@ def find_scored(
     every = (Wanted(*outputs) for outputs in product((False, True), repeat=3))
     richer = [outputs for outputs in every if all(given >= wanted for given, wanted in zip(outputs, needed, strict=True))]
 
-    def look(unit: Unit) -> tuple[Task, Receipt | None]:
-        tasks = [Task(unit, unit_key(unit, query, spec, fingerprint, outputs)) for outputs in richer]
+    keyed = [[Task(unit, unit_key(unit, query, spec, fingerprint, outputs)) for outputs in richer] for unit in units]
+
+    def look(tasks: Sequence[Task]) -> tuple[Task, Receipt | None]:
         for task in tasks:
-            receipt = read_receipt(store, task.key)
+            receipt = read_receipt(store, task.key) if there is None or task.key in there else None
             if receipt is not None:
                 return task, receipt
         return tasks[0], None
 
     with ThreadPoolExecutor(_LOOKUP_THREADS) as threads:
-        found = list(threads.map(look, units))
+        folders = sorted({task.key[:2] for tasks in keyed for task in tasks})
+        there: set[str] | None = None
+        if store.remote and len(keyed) * len(richer) > 4 * len(folders):
+            # A folder lists a thousand units in one request; most units of a new pool aren't there under any of their keys.
+            there = set().union(*threads.map(lambda folder: store.names(f"units/{folder}"), folders))
+        found = list(threads.map(look, keyed))
     return tuple(task for task, _ in found), tuple(receipt for _, receipt in found)
 
 

@@ -82,6 +82,7 @@ class LocalStore:
         self.root = Path(path).expanduser().absolute()
 
     storage = LOCAL
+    remote = False
 
     @property
     def uri(self) -> str:

@@ -27,6 +27,10 @@ class Store(Protocol):
     def storage(self) -> Storage:
         """Options of the file system, without secrets."""
 
+    @property
+    def remote(self) -> bool:
+        """Whether each request takes its time, so that it is worth making many at once."""
+
     def place(self, name: str) -> str:
         """The path or URI of a file, for people and for `--json`."""
 
