@@ -36,6 +36,9 @@ _CODE, _MESSAGE = (re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Code", "Me
 _QUERY = re.compile(r"\?[^\s)]*")
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
 
+_ROLE = re.compile(r"/latest/(?:api/token|meta-data)|metadata\.google\.internal|/metadata/identity")
+"""Where obstore asks for the machine's own credentials when the environment holds none."""
+
 T = TypeVar("T")
 
 
@@ -97,19 +100,25 @@ class Requests:
             raise self._error(error, name, what) from None
 
     def _error(self, error: BaseException, name: str, what: str) -> StoreError:
+        if _ROLE.search(str(error)):
+            return StoreError(
+                f"store: {self._place}/{name} can't be {what}: the environment holds no credentials, and this machine has no role; set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS or AZURE_STORAGE_KEY"
+            )
         text = f"store: {self._place}/{name} can't be {what}: {_in_a_line(error)}"
         if not _is_refusal(error):
             return StoreUnreachable(f"{text}; asked {ATTEMPTS} times, run again to resume")
         if isinstance(error, FileNotFoundError) and (what != "read" or _NO_BUCKET.search(str(error))):
             return StoreError(f"{text}; make the bucket or correct store.uri")
-        if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        if isinstance(error, PermissionDeniedError | UnauthenticatedError) or is_final(error):
             return StoreError(f"{text}; check the credentials in the environment and what they may do in this bucket")
         return StoreError(text)
 
 
 def _is_refusal(error: BaseException) -> bool:
     """Whether asking again would end the same."""
-    return isinstance(error, _FINAL) or is_final(error) or _REFUSED.search(str(error)) is not None
+    text = str(error)
+    return isinstance(error, _FINAL) or is_final(error) or any(pattern.search(text) for pattern in (_REFUSED, _ROLE))
 
 
 def _in_a_line(error: BaseException) -> str:

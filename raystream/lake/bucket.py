@@ -30,7 +30,8 @@ def bucket_of(uri: str, storage: Storage = LOCAL, key: str = "store.uri") -> S3S
     """
     location = parse(uri, key)
     storage = with_options(location, storage, key)
-    client: dict[str, Any] = {"allow_http": storage.plain_http}
+    endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "") if not storage.host else ""
+    client: dict[str, Any] = {"allow_http": storage.plain_http or endpoint.startswith("http://")}
     if storage.connect_timeout:
         client["connect_timeout"] = timedelta(seconds=storage.connect_timeout)
     if storage.request_timeout:
@@ -58,7 +59,8 @@ def _s3(location: Location, storage: Storage, options: dict[str, Any]) -> S3Stor
     return S3Store(location.bucket, virtual_hosted_style_request=storage.virtual_addressing, **options)
 
 
-_PLACES = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_PLACES = ("AWS_REGION", "AWS_DEFAULT_REGION", *_ENDPOINTS)
 
 
 def _asked_region(bucket: str) -> str | None:

@@ -15,13 +15,16 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import xxhash
+from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
+from raystream.engine.bucket_requests import Requests
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.store import FORMAT, StoredFile, prepare_store
 from raystream.engine.stores import Store, open_store, store_at
 from raystream.errors import QueryError, StoreError, StoreUnreachable, StoreVersionError
 from raystream.lake import storage_from
+from raystream.lake.bucket import bucket_of
 
 MakeStore = Callable[[], Store]
 
@@ -256,6 +259,65 @@ def test_options_of_a_folder_are_refused() -> None:
     """They would change nothing."""
     with pytest.raises(QueryError, match="is a folder"):
         store_at("runs", storage_from({"region": "eu-central-1"}))
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            GenericError("Generic S3 error: Error performing PUT http://169.254.169.254/latest/api/token in 5s - HTTP error"),
+            "the environment holds no credentials",
+        ),
+        (
+            GenericError("Client error with status 400 Bad Request: <Error><Code>ExpiredToken</Code><Message>Too old.</Message></Error>"),
+            r"ExpiredToken: Too old; check the credentials",
+        ),
+        (GenericError("Server error status 501: <Code>NotImplemented</Code>\n\nDebug source:\nmuch more"), r"NotImplemented$"),
+    ],
+)
+def test_what_will_not_change_is_asked_once(error: Exception, says: str) -> None:
+    """Missing or expired credentials and what a server can't do are refused at once, in a line."""
+    asked = []
+
+    def request() -> None:
+        asked.append(1)
+        raise error
+
+    with pytest.raises(StoreError, match=says) as caught:
+        Requests("s3://bucket/runs")(request, "format.json", "written")
+    assert not isinstance(caught.value, StoreUnreachable)
+    assert len(asked) == 1
+
+
+def test_signatures_in_urls_are_not_shown() -> None:
+    """An Azure URL carries one; the line that says why a request failed doesn't."""
+
+    def request() -> None:
+        raise GenericError("Error performing GET https://a.blob.core.windows.net/c/x?sv=2024&sig=very-secret - HTTP error (status 403)")
+
+    with pytest.raises(StoreError) as caught:
+        Requests("abfs://c@a.dfs.core.windows.net")(request, "x", "read")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("way", ["option", "variable"])
+def test_our_options_become_obstores(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Endpoint, region and addressing reach obstore under its own names, from the options or from AWS's variables."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    if way == "variable":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio:9000")
+        assert bucket_of("s3://b/p").client_options["allow_http"] == "true"
+        return
+    options = {"endpoint_override": "http://minio:9000", "region": "eu-central-1", "virtual_addressing": True, "request_timeout": 7}
+    store = bucket_of("s3a://b/p/q", storage_from(options))
+    assert (store.prefix, store.config["bucket"], store.config["region"]) == ("p/q", "b", "eu-central-1")
+    assert store.config["endpoint"] == "http://b.minio:9000"
+    assert store.client_options["allow_http"] == "true"
+    assert bucket_of("s3://b/p", storage_from({"region": "eu-central-1"})).client_options["allow_http"] == "false"
+    assert bucket_of("gs://b/p", storage_from({"endpoint_override": "http://fake:4443"})).config["base_url"] == "http://fake:4443"
+    azure = bucket_of("abfs://c@account.dfs.core.windows.net/p", storage_from({"endpoint_override": "http://azurite:10000"}))
+    assert azure.config["account_name"] == "account"
+    assert azure.config["endpoint"] == "http://azurite:10000/account"
 
 
 @pytest.mark.slow

@@ -12,8 +12,10 @@ from typing import Any
 from uuid import uuid4
 
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 from obstore.store import MemoryStore
+from pools import pool_table
 
 import raystream as rs
 from raystream.engine.local_copies import local_copies
@@ -200,6 +202,38 @@ def test_embeddings_are_brought_here_once_and_only_when_looked_at(
         assert part.array.shape == part.shape
         part.release()
     assert sorted(copied) == sorted(receipt.embeddings.name for receipt in pool.receipts if receipt.embeddings)
+
+
+def test_planning_lists_what_is_scored_instead_of_asking_for_each_unit(
+    make_query: MakeQuery, memory: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new pool of 300 files is planned without asking for a single receipt; scored in part, each that is there is found."""
+    import obstore
+
+    from raystream.engine.prepare import prepare
+
+    (tmp_path / "many").mkdir()
+    for file in range(300):
+        pq.write_table(pool_table(4, 4 * file), tmp_path / "many" / f"{file:03}.parquet")
+    asked = []
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(obstore, name)
+
+        def get(self, bucket: Any, name: str) -> Any:
+            asked.append(name)
+            return obstore.get(bucket, name)
+
+    monkeypatch.setattr("raystream.engine.object_store.obstore", Counting())
+    query = make_query(store__uri="s3://bucket/runs", pool__uri="many")
+    tasks = prepare(query).tasks
+    assert len(tasks) == 300
+    assert asked
+    assert not [name for name in asked if name.endswith("receipt.json")]
+    score(make_query(store__uri="s3://bucket/runs", pool__uri=[f"many/{file:03}.parquet" for file in (3, 77, 299)]))
+    receipts = prepare(query).receipts
+    assert [index for index, receipt in enumerate(receipts) if receipt is not None] == [3, 77, 299]
 
 
 @pytest.mark.slow
