@@ -25,7 +25,8 @@ class HashingWriter:
 
     def write(self, data: Any) -> int:
         content = memoryview(data).cast("B")
-        self._writer.write(content)
+        # A copy: parts are sent later, from where they lie, and whoever writes may fill the same buffer again meanwhile.
+        self._writer.write(bytes(content))
         self._digest.update(content)
         self.size += len(content)
         return len(content)

@@ -86,6 +86,17 @@ def test_a_written_file_is_known_by_size_and_hash(make: MakeStore, size: int) ->
     assert store.head(stored, 3) == content[:3]
 
 
+def test_a_writer_may_fill_its_buffer_again(make: MakeStore) -> None:
+    """What was written is what the buffer held then, although large files are sent later and in parts."""
+    store, buffer, expected = make(), bytearray(1 << 20), []
+    with store.writing("units/a/x.arrow") as file:
+        for number in range(40):
+            buffer[:] = bytes([number]) * len(buffer)
+            expected.append(bytes(buffer))
+            file.write(buffer)
+    assert store.local(store.stored("units/a/x.arrow")).read_bytes() == b"".join(expected)
+
+
 @pytest.mark.parametrize("size", [4, 20 << 20])
 def test_a_file_that_fails_leaves_nothing(make: MakeStore, size: int) -> None:
     """Half a file is no file, whether some of it was sent or none."""
