@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 
+from raystream.lake import LOCAL, Storage
 from raystream.pool import ReadSpec, Unit
 from raystream.query import Model
 
@@ -14,7 +15,8 @@ from raystream.query import Model
 class Job:
     """Everything that all units of a run share; small, and travels to each worker once.
 
-    `token` is a file of the store that the driver wrote: a worker that can't read it doesn't see the same store.
+    `token` is a file of the store that the driver wrote: a worker that can't read it doesn't see the same store. `storage` says
+    how to reach the model's files where they are remote.
     """
 
     model: Model
@@ -30,6 +32,7 @@ class Job:
     threads: int
     skip_bad_rows: bool
     import_paths: tuple[str, ...]
+    storage: Storage = LOCAL
 
 
 @dataclass(frozen=True)

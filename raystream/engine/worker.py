@@ -21,8 +21,8 @@ from raystream.engine.outputs import OutputWriter
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.store import LocalStore
 from raystream.errors import ClusterError, DataError, ModelError, RaystreamError
-from raystream.model import Prediction, Predictor, bad_output_rows, fingerprint, is_device_failure, load
-from raystream.pool import Unit
+from raystream.model import Prediction, Predictor, bad_output_rows, fingerprint, is_device_failure, load, with_local_files
+from raystream.pool import Unit, UnreachableError
 
 _REASONS_KEPT = 20
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -48,6 +48,7 @@ class Worker:
     """
 
     def __init__(self, job: Job) -> None:
+        job = replace(job, model=with_local_files(job.model, job.storage))
         sys.path.extend(p for p in job.import_paths if p not in sys.path and Path(p).exists())
         self._job = job
         self._store = LocalStore(job.store)
@@ -92,6 +93,7 @@ class Worker:
                             quarantined += self._score_batch(predictor, batch, writer, unit.name)
                     writer.compute()
                 quarantined = [str(bad) for bad in feed.bad] + quarantined
+                repeated = len(feed.repeated)
             outputs = writer.finish()
         except ModelError as error:
             writer.abandon()
@@ -116,6 +118,7 @@ class Worker:
             quarantine_reasons=tuple(quarantined[:_REASONS_KEPT]),
             bytes_read=unit.bytes,
             seconds=time.perf_counter() - started,
+            repeated_reads=repeated,
         )
         return self._commit(receipt)
 
@@ -127,7 +130,7 @@ class Worker:
         try:
             return self.score(task)
         except DataError as error:
-            return Failure(error, retry=False)
+            return Failure(error, retry=isinstance(error, UnreachableError))
         except Exception as error:
             if is_device_failure(error):
                 raise

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raystream.errors import LabelsError, PoolError, did_you_mean
+from raystream.lake import LOCAL, Storage
 from raystream.pool.columns import Column, plain, recognise
-from raystream.pool.files import File, list_files, one_line, open_parquet
+from raystream.pool.files import File, list_files, one_line, open_parquet, pinned, threads_for, unreadable
 from raystream.pool.footers import read_footers
 from raystream.pool.ids import comparable
 from raystream.pool.plan import DERIVED_ID
@@ -89,7 +90,7 @@ class Labelled:
         return index
 
 
-def read_labelled(uris: Sequence[str], id_name: str | None, id_type: pa.DataType, threads: int = 8) -> Labelled:
+def read_labelled(uris: Sequence[str], id_name: str | None, id_type: pa.DataType, threads: int = 8, storage: Storage = LOCAL) -> Labelled:
     """Read the id column, and nothing else, of Parquet files with labelled rows.
 
     Args:
@@ -97,17 +98,19 @@ def read_labelled(uris: Sequence[str], id_name: str | None, id_type: pa.DataType
         id_name: the pool's id column; None means derived ids, which stand in a column named `id`.
         id_type: of the pool's ids.
         threads: files read at a time.
+        storage: how to reach those that aren't on this machine.
 
     Raises:
         LabelsError: a file or its id column is missing, unreadable, null, or of another kind than the pool's ids.
     """
     name = id_name or DERIVED_ID
     try:
-        files = tuple(list_files(uris, key="pool.labelled")) if uris else ()
-        with ThreadPoolExecutor(max_workers=max(1, min(threads, len(files)))) as executor:
-            columns = list(executor.map(lambda file: _read_ids(file, name, id_type), files))
+        listed = list_files(uris, key="pool.labelled", storage=storage) if uris else []
+        with ThreadPoolExecutor(max_workers=threads_for(listed, threads)) as executor:
+            found = list(executor.map(lambda file: _read_ids(file, name, id_type), listed))
     except PoolError as error:
         raise LabelsError(str(error)) from None
+    files, columns = tuple(file for file, _ in found), [column for _, column in found]
     empty = comparable(pa.array([], id_type))
     ids = pa.concat_arrays([chunk for column in columns for chunk in column.chunks] or [empty])
     lengths = [len(column) for column in columns]
@@ -123,7 +126,8 @@ def has_columns(files: Sequence[File], columns: Sequence[Column]) -> list[bool]:
     Raises:
         LabelsError: an input column is there, but can't become the pool's tensor.
     """
-    return [_has_columns(file, columns) for file in files]
+    with ThreadPoolExecutor(max_workers=threads_for(files, 1)) as executor:
+        return list(executor.map(lambda file: _has_columns(file, columns), files))
 
 
 def labelled_units(labelled: Labelled, spec: ReadSpec, enough: Sequence[str] | None = None) -> tuple[list[Unit], Labelled]:
@@ -160,22 +164,24 @@ def _reading(labelled: Labelled, indices: Sequence[int], spec: ReadSpec, part: t
     return units
 
 
-def _read_ids(file: File, name: str, id_type: pa.DataType) -> pa.ChunkedArray:
+def _read_ids(file: File, name: str, id_type: pa.DataType) -> tuple[File, pa.ChunkedArray]:
+    """The file as it was opened, and its ids in the pool's type."""
     with open_parquet(file) as parquet:
+        file = pinned(file, parquet)
         names = parquet.schema_arrow.names
         if name not in names:
             raise LabelsError(f"id column {name} is missing in the labelled file {file.path}{did_you_mean(name, names)}")
         try:
             ids = parquet.read(columns=[name]).column(name)
         except (pa.ArrowException, OSError) as error:
-            raise LabelsError(f"id column {name} of {file.path} can't be read: {one_line(error)}; repair or remove the file") from None
+            raise unreadable(file, f"id column {name} of {file.path} can't be read", error) from None
     if ids.null_count:
         raise LabelsError(f"id column {name} of {file.path} holds {ids.null_count} nulls; expected an id in every labelled row")
     found = ids.type
     ids, target = comparable(plain(ids)), comparable(pa.array([], id_type)).type
     if _family(ids.type) == _family(target):
         try:
-            return ids.cast(target)
+            return file, ids.cast(target)
         except pa.ArrowException as error:
             raise LabelsError(
                 f"id column {name} of {file.path} is {found}, the pool's is {id_type}, and an id doesn't fit: {one_line(error)}; "
