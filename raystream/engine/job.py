@@ -15,8 +15,8 @@ from raystream.query import Model
 class Job:
     """Everything that all units of a run share; small, and travels to each worker once.
 
-    `store` and `storage` say where the store is. `token` is a file of the store that the driver wrote: a worker that can't read
-    it doesn't see the same store.
+    `token` is a file of the store that the driver wrote: a worker that can't read it doesn't see the same store. `storage` says
+    how to reach the model's files where they are remote, `store_storage` the same of the store.
     """
 
     model: Model
@@ -33,6 +33,7 @@ class Job:
     skip_bad_rows: bool
     import_paths: tuple[str, ...]
     storage: Storage = LOCAL
+    store_storage: Storage = LOCAL
 
 
 @dataclass(frozen=True)

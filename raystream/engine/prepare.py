@@ -18,7 +18,7 @@ from raystream.engine.receipt import Receipt, read_receipt
 from raystream.engine.stores import Store, open_store
 from raystream.errors import QueryError
 from raystream.kinds import kind_of
-from raystream.model import class_names, code_hash, fingerprint, input_columns
+from raystream.model import class_names, code_hash, fingerprint, input_columns, with_local_files
 from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, plan_pool, read_labelled
 from raystream.query import Query
 
@@ -73,14 +73,17 @@ def prepare(query: Query) -> Prepared:
         RaystreamError: of any kind; see the errors of the parts.
     """
     store = open_store(query.store.uri, query.store.options)
-    classes = class_names(query.model.classes)
+    model = with_local_files(query.model, query.pool.options)
+    classes = class_names(model.classes)
     columns = input_columns(query.model) if query.model.kind == "columns" else tuple(query.pool.inputs)
-    digest = fingerprint(query.model)
+    digest = fingerprint(model)
     masked = [query.model.logits] if query.model.logits else []
     pool = plan_pool(
         query.pool, columns, query.on_error, masked=masked, also=_candidates_columns(query), texts=kind_of(query.model.kind).texts
     )
-    labelled = read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type) if query.pool.labelled else None
+    labelled = (
+        read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type, storage=query.pool.options) if query.pool.labelled else None
+    )
     identity = query_identity(query, pool.files, _labelled_parts(query, labelled, pool), classes, digest)
     if ":" in query.select.strategy:
         identity["the strategy's source"] = code_hash(query.select.strategy, "select.strategy")

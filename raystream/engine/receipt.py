@@ -15,7 +15,8 @@ class Receipt:
 
     `rows` counts the rows scored, after filters and quarantine. `batch_size` is smaller than the query's when the
     device ran out of memory. `members` is how many opinions of a row there were, None for one alone. `state_hash` is
-    of the model's tensors as loaded, the same in every worker.
+    of the model's tensors as loaded, the same in every worker. `repeated_reads` counts the requests to object storage
+    that broke and were made again.
     """
 
     key: str
@@ -34,6 +35,7 @@ class Receipt:
     quarantine_reasons: tuple[str, ...]
     bytes_read: int
     seconds: float
+    repeated_reads: int = 0
 
     @property
     def files(self) -> list[StoredFile]:

@@ -126,7 +126,8 @@ class Session:
             threads=query.cluster.cpus_per_worker,
             skip_bad_rows=query.on_error == "skip",
             import_paths=importable_folders(),
-            storage=self._prepared.store.storage,
+            storage=query.pool.options,
+            store_storage=self._prepared.store.storage,
         )
         self._executor, workers = self._in_process(job) if query.cluster.address == "in_process" else self._on_ray(job)
         return Scoring(self._executor, workers, keep_going=query.on_error == "skip", on_event=self._progress.on_event)
@@ -179,6 +180,8 @@ class _Progress:
             outcome = event.outcome
             entry["unit"] = outcome.unit if isinstance(outcome, Receipt) else event.unit
             entry |= {"rows": outcome.rows, "seconds": outcome.seconds} if isinstance(outcome, Receipt) else {"error": str(outcome.error)}
+            if isinstance(outcome, Receipt) and outcome.repeated_reads:
+                entry["repeated_reads"] = outcome.repeated_reads
         if isinstance(event, StartFailed | WorkerLost):
             entry["error"] = str(event.error)
         self._prepared.store.append(f"{query_folder(self._prepared.name)}/events.jsonl", json.dumps(entry).encode() + b"\n")

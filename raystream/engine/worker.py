@@ -21,8 +21,8 @@ from raystream.engine.outputs import OutputWriter
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.stores import store_at
 from raystream.errors import ClusterError, DataError, ModelError, RaystreamError, StoreUnreachable
-from raystream.model import Prediction, Predictor, bad_output_rows, fingerprint, is_device_failure, load
-from raystream.pool import Unit
+from raystream.model import Prediction, Predictor, bad_output_rows, fingerprint, is_device_failure, load, with_local_files
+from raystream.pool import Unit, UnreachableError
 
 _REASONS_KEPT = 20
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -48,9 +48,10 @@ class Worker:
     """
 
     def __init__(self, job: Job) -> None:
+        job = replace(job, model=with_local_files(job.model, job.storage))
         sys.path.extend(p for p in job.import_paths if p not in sys.path and Path(p).exists())
         self._job = job
-        self._store = store_at(job.store, job.storage)
+        self._store = store_at(job.store, job.store_storage)
         if not self._store.exists(job.token):
             raise ClusterError(
                 f"store {job.store} as this worker sees it lacks what the driver wrote; give store.uri a folder that every node shares"
@@ -92,6 +93,7 @@ class Worker:
                             quarantined += self._score_batch(predictor, batch, writer, unit.name)
                     writer.compute()
                 quarantined = [str(bad) for bad in feed.bad] + quarantined
+                repeated = len(feed.repeated)
             outputs = writer.finish()
         except ModelError as error:
             writer.abandon()
@@ -116,6 +118,7 @@ class Worker:
             quarantine_reasons=tuple(quarantined[:_REASONS_KEPT]),
             bytes_read=unit.bytes,
             seconds=time.perf_counter() - started,
+            repeated_reads=repeated,
         )
         return self._commit(receipt)
 
@@ -126,10 +129,8 @@ class Worker:
         """
         try:
             return self.score(task)
-        except StoreUnreachable as error:
-            return Failure(error, retry=True)
         except DataError as error:
-            return Failure(error, retry=False)
+            return Failure(error, retry=isinstance(error, UnreachableError | StoreUnreachable))
         except Exception as error:
             if is_device_failure(error):
                 raise

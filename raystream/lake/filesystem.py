@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,8 @@ def _s3(bucket: str | None, storage: Storage) -> pafs.FileSystem:
         "force_virtual_addressing": storage.virtual_addressing,
         "connect_timeout": storage.connect_timeout,
         "request_timeout": storage.request_timeout,
+        # Asking again is `retry`'s, which counts; the client would do so three times, after a second each.
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=1),
     }
     return pafs.S3FileSystem(**{name: value for name, value in options.items() if value is not None})
 
@@ -99,6 +102,7 @@ def _gcs(storage: Storage) -> pafs.FileSystem:
     import pyarrow.fs as pafs
 
     options: dict[str, Any] = {"anonymous": storage.anonymous, "scheme": "http" if storage.plain_http else "https"}
+    options["retry_time_limit"] = timedelta(seconds=10)  # left out, a dead endpoint is asked for a quarter of an hour
     if storage.host:
         options["endpoint_override"] = storage.host
     return pafs.GcsFileSystem(**options)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow.fs as pafs
 
 _SECRETS = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN",
@@ -17,7 +21,8 @@ _FINAL = re.compile(
 
 def reason(error: BaseException) -> str:
     """The first line of an error of Arrow's or of a storage, without its full stop and without any secret of the environment."""
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = re.sub(r" \(Request ID: [^)]*\)", "", text).rstrip(". ")
     for name in _SECRETS:
         if value := os.environ.get(name):
             text = text.replace(value, f"<{name}>")
@@ -27,3 +32,16 @@ def reason(error: BaseException) -> str:
 def is_final(error: BaseException) -> bool:
     """Whether asking again would end the same: what is asked for isn't there, or not for us."""
     return isinstance(error, FileNotFoundError | PermissionError) or _FINAL.search(str(error)) is not None
+
+
+def own_reason(filesystem: pafs.FileSystem, path: str, error: OSError) -> OSError:
+    """The error, or what the storage says to a listing beside the path: to the question for one object it gives no reason."""
+    if "No response body" not in str(error):
+        return error
+    import pyarrow.fs as pafs
+
+    try:
+        filesystem.get_file_info(pafs.FileSelector(path.rpartition("/")[0] or path))
+    except OSError as told:
+        return told
+    return error

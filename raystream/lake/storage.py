@@ -91,7 +91,8 @@ def storage_from(options: Mapping[str, Any], key: str = "pool.storage") -> Stora
     return Storage(**{name: _checked(name, value, key) for name, value in options.items()})
 
 
-def _checked(name: str, value: Any, key: str) -> Any:
+def _checked(name: str, given: Any, key: str) -> Any:
+    value: Any = given
     if name not in _KINDS:
         refuse_secret(name, key)
         raise QueryError(f"{key}.{name} is not an option of object storage{did_you_mean(name, _KINDS)}")
@@ -99,13 +100,13 @@ def _checked(name: str, value: Any, key: str) -> Any:
     if isinstance(value, str) and kind is bool and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if isinstance(value, str) and kind is int and value.isdecimal():
-        value = int(value)
-    if type(value) is not kind or (kind is int and value <= 0) or value == "":
+        value = int(given)
+    if type(value) is not kind or (isinstance(value, int) and kind is int and value <= 0) or value == "":
         expected = {bool: "true or false", int: "a positive number of seconds", str: "a text"}[kind]
         raise QueryError(f"{key}.{name} is {value!r}, expected {expected}")
     if name == "scheme" and value not in ("http", "https"):
         raise QueryError(f"{key}.scheme is {value!r}, expected http or https")
-    if name == "endpoint_override" and "@" in value:
+    if name == "endpoint_override" and "@" in str(value):
         raise QueryError(f"{key}.endpoint_override holds credentials; remove them and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     return value
 

@@ -27,6 +27,7 @@ from raystream.model.columns_model import input_columns
 from raystream.model.committee import Committee, member_names, member_specs
 from raystream.model.device import is_device_failure
 from raystream.model.fingerprint import code_hash, fingerprint
+from raystream.model.local_files import with_local_files
 from raystream.model.prediction import Prediction, Predictor, bad_output_rows
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "input_columns",
     "is_device_failure",
     "load",
+    "with_local_files",
 ]
 
 _LOADERS: dict[str, Callable[..., Predictor]] = {

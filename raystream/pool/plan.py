@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from raystream.errors import PoolError, QueryError
 from raystream.pool.columns import Column, Texts, check_mixture, plain_type, recognise, row_shapes
-from raystream.pool.files import File, list_files, one_line, open_parquet
+from raystream.pool.files import File, list_files, open_parquet, unreadable
 from raystream.pool.filters import Filters, check_filters, filter_columns, freeze, partition_types, residual
 from raystream.pool.footers import Footer, read_footers
 from raystream.pool.reader import ReadSpec
@@ -117,7 +117,7 @@ def plan_pool(
     """
     inputs = tuple(pool.inputs if columns is None else columns)
     _check_names(pool)
-    files = list_files(pool.uris)
+    files = list_files(pool.uris, storage=pool.options)
     filters = freeze(pool.disjunction)
     read = [*([pool.id] if pool.id else []), *inputs]
     later = list(dict.fromkeys([*pool.keep, *also]))
@@ -196,12 +196,12 @@ def _shapes(unit: Unit, column: Column, on_error: str) -> Iterator[list[tuple[in
     """The shapes of a unit's rows that have one, some rows at a time; under `skip` damage ends it, and is left to the reader."""
     with open_parquet(unit.file) as parquet:
         try:
-            for batch in parquet.iter_batches(_SAMPLED_ROWS, row_groups=list(unit.row_groups), columns=[column.name]):
-                yield row_shapes(batch.column(column.name), column)
+            for group in unit.row_groups:  # one by one: what object storage sends of the others would be thrown away
+                for batch in parquet.iter_batches(_SAMPLED_ROWS, row_groups=[group], columns=[column.name]):
+                    yield row_shapes(batch.column(column.name), column)
         except (pa.ArrowException, OSError) as error:
             if on_error == "fail":
-                where = f"column {column.name} of {unit.file.path}"
-                raise PoolError(f"{where} can't be read: {one_line(error)}; repair or remove the file") from None
+                raise unreadable(unit.file, f"column {column.name} of {unit.file.path} can't be read", error) from None
 
 
 def _cut(footers: Sequence[Footer], filters: Filters, folders: dict[str, pa.DataType], target_bytes: int) -> list[Unit]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Literal
@@ -14,9 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError
+from raystream.lake.retry import ignore
 from raystream.pool.columns import Column, Flaws, decode, known_shape, plain_batch, structural_flaws, value_flaws
-from raystream.pool.files import check_unchanged, one_line, open_parquet
+from raystream.pool.files import check_unchanged, one_line, open_parquet, unreadable
 from raystream.pool.filters import filter_columns, matching_rows
+from raystream.pool.remote import RemoteParquet
 from raystream.pool.units import Unit
 
 Tensor = npt.NDArray[np.generic]
@@ -95,14 +97,22 @@ class Rows:
     bad: list[BadRow] = field(default_factory=list)
 
 
-def read_unit(unit: Unit, spec: ReadSpec, batch_rows: int) -> Iterator[Rows]:
-    """Yield a unit's rows that pass its filters, at most `batch_rows` at a time; memory is bounded by a row group.
+def read_unit(unit: Unit, spec: ReadSpec, batch_rows: int, note: Callable[[str], None] = ignore) -> Iterator[Rows]:
+    """Yield a unit's rows that pass its filters, at most `batch_rows` at a time.
+
+    Memory is bounded by a row group, and by two runs of `pool.remote.READ_AHEAD` bytes of a file in object storage.
+
+    Args:
+        unit: what to read.
+        spec: which columns, and what they become.
+        batch_rows: at most so many at a time.
+        note: told of each request to object storage that had to be repeated.
 
     Raises:
         PoolError: the file is gone, changed or damaged, or holds a bad row and `spec.on_error` is fail.
     """
     spec = spec.only(unit.columns)
-    with open_parquet(unit.file) as parquet:
+    with open_parquet(unit.file, note) as parquet:
         starts = [0, *accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups))]
         if unit.row_groups[-1] >= len(starts) - 1 or starts[unit.row_groups[0]] != unit.first_row:
             raise PoolError(f"{unit.name} is not in the file any more; plan the query again")
@@ -113,7 +123,7 @@ def read_unit(unit: Unit, spec: ReadSpec, batch_rows: int) -> Iterator[Rows]:
 
 
 def _selected(
-    unit: Unit, spec: ReadSpec, parquet: pq.ParquetFile, batch_rows: int
+    unit: Unit, spec: ReadSpec, parquet: pq.ParquetFile | RemoteParquet, batch_rows: int
 ) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.int64]]]:
     """The batches of a unit, cut down to the rows wanted, with their positions in the file."""
     id_column = unit.id or spec.id
@@ -126,7 +136,7 @@ def _selected(
             batch = next(batches, None)
             batch = None if batch is None else plain_batch(batch)
         except (pa.ArrowException, OSError) as error:
-            raise PoolError(f"{unit.name} can't be read near row {next_row}: {one_line(error)}; repair or remove the file") from None
+            raise unreadable(unit.file, f"{unit.name} can't be read near row {next_row}", error) from None
         if batch is None:
             return
         rows = np.arange(next_row, next_row + batch.num_rows)

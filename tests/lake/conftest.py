@@ -49,8 +49,8 @@ def s3_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture
-def s3(seaweedfs: SeaweedFS, s3_keys: None) -> pafs.FileSystem:
+@pytest.fixture(scope="session")
+def s3(seaweedfs: SeaweedFS) -> pafs.FileSystem:
     """The server as a file system with all rights, past the proxy: what tests prepare data with."""
     return pafs.S3FileSystem(
         access_key=ACCESS_KEY,
@@ -63,12 +63,17 @@ def s3(seaweedfs: SeaweedFS, s3_keys: None) -> pafs.FileSystem:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def bucket(s3: pafs.FileSystem) -> str:
-    """A new bucket."""
-    name = f"b{uuid4().hex[:12]}"
-    s3.create_dir(name)
-    return name
+    """The bucket of all tests: to make one takes the server seconds."""
+    s3.create_dir("raystream-tests")
+    return "raystream-tests"
+
+
+@pytest.fixture
+def folder(bucket: str) -> str:
+    """`bucket/folder`, which no other test uses."""
+    return f"{bucket}/{uuid4().hex[:12]}"
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-ACCESS_KEY, SECRET_KEY = "raystream-tests", "not-a-secret-of-anyone"
-READER_KEY, READER_SECRET = "raystream-reader", "not-a-secret-either"
+ACCESS_KEY, SECRET_KEY = "RAYSTREAMTESTSKEY001", "not-a-secret-of-anyone"
+READER_KEY, READER_SECRET = "RAYSTREAMREADERKEY01", "not-a-secret-either"
 
 
 class SeaweedFS:
@@ -43,7 +43,7 @@ class SeaweedFS:
         ports = [f"-{name}={free_port()}" for kind in ("master", "volume", "filer", "s3") for name in _ports(kind)]
         command = [weed, f"-logdir={folder}", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
         command += [f"-s3.port={self.port}", f"-s3.config={config}", "-master.volumeSizeLimitMB=256"]
-        command += ["-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=50", *ports]
+        command += ["-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=0", *ports]
         self._log = open(folder / "log", "wb")  # noqa: SIM115
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log, cwd=folder)
         self._wait(folder)
@@ -106,6 +106,7 @@ class Proxy:
         self.faults = Faults()
         self.sent = self.received = self.requests = 0
         self._target, self._loop = target, asyncio.new_event_loop()
+        self._open: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._server = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, "127.0.0.1", 0), self._loop).result()
@@ -114,6 +115,11 @@ class Proxy:
     def reset(self) -> None:
         """Forget faults and counts."""
         self.faults, self.sent, self.received, self.requests = Faults(), 0, 0, 0
+
+    def cut(self) -> None:
+        """Abort all connections that are open now."""
+        for writer in list(self._open):
+            self._loop.call_soon_threadsafe(writer.transport.abort)
 
     def close(self) -> None:
         """End it, with all of its connections."""
@@ -134,11 +140,13 @@ class Proxy:
             self.faults.refused -= 1
             to_client.transport.abort()
             return
+        self._open.add(to_client)
         server, to_server = await asyncio.open_connection("127.0.0.1", self._target, limit=1 << 20)
         answer = [0]  # bytes of the answer that is passing; 0 while a request is
         with suppress(ConnectionError, asyncio.CancelledError):
             pumps = self._requests(client, to_server, answer), self._answers(server, to_client, answer)
             await asyncio.wait([asyncio.ensure_future(pump) for pump in pumps], return_when=asyncio.FIRST_COMPLETED)
+        self._open.discard(to_client)
         for writer in (to_server, to_client):
             writer.transport.abort()
 
