@@ -8,10 +8,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import xxhash
@@ -29,13 +27,6 @@ from raystream.lake.bucket import bucket_of
 MakeStore = Callable[[], Store]
 
 
-@pytest.fixture
-def one_bucket(s3: pafs.FileSystem) -> str:
-    """A bucket that all tests here share, each below a prefix of its own: every further one takes the server several volumes."""
-    s3.create_dir("stores")
-    return "stores"
-
-
 @pytest.fixture(params=["folder", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeStore:
     """Makes the same store again and again, as each process does."""
@@ -45,7 +36,8 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         bucket = MemoryStore()
         monkeypatch.setattr("raystream.engine.object_store.bucket_of", lambda uri, storage: bucket)
         return lambda: store_at("s3://bucket")
-    uri = f"s3://{request.getfixturevalue('one_bucket')}/{uuid4().hex}/prefix"
+    request.getfixturevalue("s3_keys")
+    uri = f"s3://{request.getfixturevalue('folder')}/prefix"
     options = storage_from(request.getfixturevalue("storage"))
     return lambda: store_at(uri, options)
 
@@ -332,7 +324,9 @@ def test_our_options_become_obstores(monkeypatch: pytest.MonkeyPatch, way: str) 
 
 
 @pytest.mark.slow
-def test_what_a_server_refuses_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch, one_bucket: str, storage: dict[str, Any]) -> None:
+def test_what_a_server_refuses_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, folder: str, storage: dict[str, Any], s3_keys: None
+) -> None:
     """No bucket, wrong keys, keys that may only read: exit 3, the URI, the server's reason, and no secret."""
     from servers import READER_KEY, READER_SECRET, SECRET_KEY
 
@@ -349,12 +343,12 @@ def test_what_a_server_refuses_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch
         return message
 
     assert "NoSuchBucket" in refused("s3://no-such-bucket/runs")
-    open_store(f"s3://{one_bucket}/refusals", options)
+    open_store(f"s3://{folder}/refusals", options)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
-    assert "AccessDenied" in refused(f"s3://{one_bucket}/refusals")
-    assert "AccessDenied" in refused(f"s3://{one_bucket}/other")
+    assert "AccessDenied" in refused(f"s3://{folder}/refusals")
+    assert "AccessDenied" in refused(f"s3://{folder}/other")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
-    assert "SignatureDoesNotMatch" in refused(f"s3://{one_bucket}/refusals")
+    assert "SignatureDoesNotMatch" in refused(f"s3://{folder}/refusals")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-    assert "InvalidAccessKeyId" in refused(f"s3://{one_bucket}/refusals")
+    assert "InvalidAccessKeyId" in refused(f"s3://{folder}/refusals")

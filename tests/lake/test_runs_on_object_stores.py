@@ -9,9 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from obstore.store import MemoryStore
@@ -37,10 +35,9 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
 
 
 @pytest.fixture
-def runs(s3: pafs.FileSystem) -> str:
+def runs(folder: str, s3_keys: None) -> str:
     """The URI of a store of its own on the S3 server."""
-    s3.create_dir("stores")
-    return f"s3://stores/{uuid4().hex}"
+    return f"s3://{folder}"
 
 
 def selection_of(result: Result) -> bytes:
@@ -277,7 +274,7 @@ def test_a_link_that_resets_changes_nothing(
     query = make_query(store__uri=runs, store__storage=through_proxy)
     proxy.faults = EveryThird(proxy, after)
     result = rs.run(query)
-    assert proxy.faults.broken > 5
+    assert proxy.faults.broken > 0
     assert selection_of(result) == expected
     folder = result.store.names(f"queries/{result.query}")
     assert len([name for name in folder if name.startswith("selection-")]) == 1
