@@ -125,7 +125,7 @@ def embed_with_raystream(texts: list[str], threads: int) -> tuple[Seconds, np.nd
         warm, pool = prepared("warm"), prepared("pool")
         pool.store.put("token", b"")
         job = Job(
-            model=pool.query.model, fingerprint=pool.fingerprint, read=pool.pool.read, store=str(pool.store.root), token="token",
+            model=pool.query.model, fingerprint=pool.fingerprint, read=pool.pool.read, store=pool.store.uri, token="token",
             embedding=True, probabilities=False, threads=threads, skip_bad_rows=False, import_paths=(),
         )  # fmt: skip
         worker = Worker(job)

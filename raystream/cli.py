@@ -126,7 +126,7 @@ def calibrate(
     with _reporter() as reporter:
         found = fit_temperature(asked, reporter=reporter)
         try:
-            diagram: Path | None = write_diagram(asked.store.uri, found.calibration)
+            diagram: str | None = write_diagram(asked, found.calibration)
         except Exception as error:
             diagram = None
             print(f"raystream: warning: the diagram could not be written: {type(error).__name__}: {error}", file=sys.stderr)
@@ -250,16 +250,17 @@ def _finish(result: Any, as_json: bool, report: bool) -> None:
     """Print a result; write its report first, whose failure is a warning and no more."""
     from raystream.exchange.text import describe_result
 
-    path = result.folder / "report.html"
-    if report and (result.new or not path.exists()):
+    there = result.store.exists(f"queries/{result.query}/report.html")
+    if report and (result.new or not there):
         from raystream.exchange.report import write_report
 
         try:
             write_report(result)
+            there = True
         except Exception as error:
             print(f"raystream: warning: the report could not be written: {type(error).__name__}: {error}", file=sys.stderr)
-    found = path if path.exists() else None
-    _print(result.summary() | {"report": str(found) if found else None}, lambda: describe_result(result, found), as_json)
+    found = result.place("report.html") if there else None
+    _print(result.summary() | {"report": found}, lambda: describe_result(result, found), as_json)
 
 
 def _print(summary: dict[str, Any], text: Callable[[], str], as_json: bool) -> None:

@@ -9,6 +9,7 @@
     │   ├── ModelError                 the model's source, weights or output
     │   ├── LabelsError                the labelled ids
     │   ├── StoreError (OSError)       the store can't be read or written
+    │   │   └── StoreUnreachable           its server doesn't answer, or breaks off
     │   └── StrategyContractError (AssertionError)  a strategy breaks a promise that all strategies make
     ├── UnitsFailed (RuntimeError) 4   units failed three times; everything else was scored and kept
     └── ClusterError (RuntimeError) 5  the cluster could not run the query
@@ -65,6 +66,10 @@ class LabelsError(DataError):
 
 class StoreError(DataError, OSError):
     """The store can't be read or written."""
+
+
+class StoreUnreachable(StoreError):
+    """The server of the store doesn't answer, or breaks off, however often it is asked; later it may."""
 
 
 class StrategyContractError(DataError, AssertionError):

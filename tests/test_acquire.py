@@ -266,7 +266,7 @@ def test_epig_is_the_formula(make_query: MakeQuery, workplace: Path, committee: 
     np.testing.assert_allclose(result.selection.column("bald").to_numpy() >= result.selection.column("score").to_numpy() - 1e-6, True)
     assert set(chosen) == set(np.argsort(-expected, kind="stable")[:12].tolist())
     np.testing.assert_allclose(np.sort(pool_scores(stored_pool(result), "epig")), np.sort(expected), atol=1e-6)
-    assert "There is no histogram" not in write_report(result).read_text()
+    assert "There is no histogram" not in Path(write_report(result)).read_text()
 
 
 def test_epig_of_a_sample_does_not_depend_on_sharding(make_query: MakeQuery, workplace: Path, committee: list[str]) -> None:
@@ -387,7 +387,7 @@ def test_a_function_of_the_users_own(make_query: MakeQuery, workplace: Path, fun
     of_logits = (logits.double().logsumexp(1) - logits.double().mean(1)).numpy()
     np.testing.assert_allclose(stored(query, "of_logits").column(0).to_numpy(), of_logits, rtol=1e-5)
     assert "of_logits" in pq.read_table(result.path).column_names
-    page = write_report(result).read_text()
+    page = Path(write_report(result)).read_text()
     assert "tail_margin" in page
     assert "There is no histogram" not in page
     again = make_query(acquire={"score": "user_scores:of_logits", "also": ["user_scores:tail_margin"]}, select__strategy="random")

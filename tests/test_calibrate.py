@@ -444,8 +444,8 @@ def test_the_result_and_the_report_say_it(ask: MakeQuery) -> None:
     found = fitted(result)
     assert f"temperature {found.temperature:g}" in describe_result(result, None)
     assert result.summary()["calibration"]["temperature"] == found.temperature
-    page = write_report(result).read_text(encoding="utf-8")
+    page = Path(write_report(result)).read_text(encoding="utf-8")
     assert "<h2>How far to trust" in page
     assert f"{found.temperature:g}" in page
     plain = rs.run(ask(model__temperature=1.0, pool__label=None))
-    assert "How far to trust" not in write_report(plain).read_text(encoding="utf-8")
+    assert "How far to trust" not in Path(write_report(plain)).read_text(encoding="utf-8")

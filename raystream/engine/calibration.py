@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from raystream.engine.store import LocalStore
+from raystream.engine.stores import Store
 from raystream.errors import LabelsError, QueryError
 from raystream.pool import ReadSpec
 from raystream.query import Query
@@ -63,7 +63,7 @@ def calibration_folder(key: str) -> str:
     return f"calibrations/{key}"
 
 
-def read_calibration(store: LocalStore, key: str) -> Calibration | None:
+def read_calibration(store: Store, key: str) -> Calibration | None:
     """The fit of that key, if there is one."""
     data = store.read_if_there(f"{calibration_folder(key)}/fit.json")
     if data is None:
@@ -74,7 +74,7 @@ def read_calibration(store: LocalStore, key: str) -> Calibration | None:
         return None  # cut short, or of another layout: fitted again
 
 
-def write_calibration(store: LocalStore, calibration: Calibration) -> Calibration:
+def write_calibration(store: Store, calibration: Calibration) -> Calibration:
     """Keep a fit unless there is one of its key; the one that is kept."""
     name = f"{calibration_folder(calibration.key)}/fit.json"
     data = json.dumps(asdict(calibration), indent=1).encode()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raystream.engine.embeddings import map_embeddings
+from raystream.engine.embeddings import VectorFiles
 from raystream.engine.merge import ScoredPool, check_same_model
 from raystream.engine.prepare import Prepared, find_scored
 from raystream.engine.receipt import Receipt
@@ -53,15 +53,16 @@ def cover(prepared: Prepared, pool: ScoredPool, session: Session | None) -> Cove
         return Covered(mask, found, None, (warning,) if warning else ())
     pieces = [pool.embeddings_of(np.flatnonzero(mask))]
     beside = [pool.probabilities_of(np.flatnonzero(mask))] if prepared.query.select.traits.probabilities else []
+    vectors, others = VectorFiles(prepared.store), VectorFiles(prepared.store)
     for units in _elsewhere(prepared, labelled.missing_from(pool.ids)):
         receipts = _scored(prepared, units, session)
         check_same_model([*pool.receipts, *receipts])
         for receipt in receipts:
             if receipt.embeddings is not None:
-                pieces += [part.array for part in map_embeddings(prepared.store.path(receipt.embeddings.name))]
+                pieces += [part.array for part in vectors.parts(receipt.embeddings, receipt.rows)]
                 found += receipt.rows
             if receipt.probabilities is not None:
-                beside += [part.array for part in map_embeddings(prepared.store.path(receipt.probabilities.name))]
+                beside += [part.array for part in others.parts(receipt.probabilities, receipt.rows)]
     lost = len(labelled) - found
     warning = (
         f"{lost} of {len(labelled)} labelled ids are neither in the pool nor in labelled files that hold the input columns; "

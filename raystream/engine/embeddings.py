@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+
+from raystream.engine.store import LocalStore, StoredFile
+from raystream.engine.stores import Store
+from raystream.errors import StoreError
+
+EMBEDDING_BLOCK_BYTES = 8 << 20
+"""Embeddings that are written at once; a block is one piece of the memory map that selection reads."""
+_HEAD_BYTES = 1 << 16
+"""More than the schema of a file of embeddings takes."""
+_FETCHED_AT_A_TIME = 4
+
+
+class Embeddings(Protocol):
+    """A run of embeddings (n, d) in a file of a store."""
+
+    rows: int
+    dimension: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, dimension), for which nothing is read."""
+
+    @property
+    def array(self) -> np.ndarray:
+        """The embeddings, (rows, dimension) of float16 or float32; writing to them changes nothing in the store."""
+
+    def release(self) -> None:
+        """Unmap the file, once nobody else holds `array`."""
 
 
 @dataclass
@@ -23,6 +55,10 @@ class MappedEmbeddings:
     dimension: int
     dtype: str
     _array: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, self.dimension
 
     @property
     def array(self) -> np.ndarray:
@@ -53,3 +89,83 @@ def map_embeddings(path: Path) -> list[MappedEmbeddings]:
                 dtype = np.dtype(values.type.to_pandas_dtype()).name
                 parts.append(MappedEmbeddings(path, offset, len(column), column.type.list_size, dtype))
     return parts
+
+
+@dataclass
+class FetchedEmbeddings:
+    """A run of embeddings in a file of an object store, which is copied to this machine when it is first looked at.
+
+    Whoever only passes them on, to selection actors on other machines, moves none.
+    """
+
+    store: Store
+    file: StoredFile
+    batch: int
+    rows: int
+    dimension: int
+    _mapped: MappedEmbeddings | None = field(default=None, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, self.dimension
+
+    @property
+    def array(self) -> np.ndarray:
+        """The embeddings, (rows, dimension); writing to them changes nothing in the store."""
+        if self._mapped is None:
+            path = self.store.local(self.file)
+            here = _mapped_once(path)
+            if self.batch >= len(here) or here[self.batch].shape != self.shape:
+                raise StoreError(f"store: {self.store.place(self.file.name)} has other blocks than this version writes; remove it")
+            self._mapped = replace(here[self.batch])
+        return self._mapped.array
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_mapped": None}
+
+    def release(self) -> None:
+        """Unmap the file, once nobody else holds `array`."""
+        self._mapped = None
+
+
+@lru_cache(maxsize=1 << 14)
+def _mapped_once(path: Path) -> tuple[MappedEmbeddings, ...]:
+    """The parts of a copy; a name stands for its content, so they stay true when it is brought again."""
+    return tuple(map_embeddings(path))
+
+
+class VectorFiles:
+    """Files of one column of vectors in a store, all of one width and dtype."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._type: pa.FixedSizeListType | None = None
+
+    def parts(self, file: StoredFile, rows: int) -> list[Embeddings]:
+        """The embeddings in a file of so many rows, a part for each block that was written, in row order.
+
+        Of an object store, nothing is read but the first file's schema: which blocks there are follows from it.
+        """
+        if isinstance(self._store, LocalStore):
+            return list(map_embeddings(self._store.local(file)))
+        if self._type is None:
+            # Arrow's file format is its stream behind eight bytes.
+            head = self._store.head(file, _HEAD_BYTES)
+            self._type = pa.ipc.read_schema(pa.BufferReader(head[8:])).field(0).type
+        width = self._type.list_size
+        block = block_rows(width, np.dtype(self._type.value_type.to_pandas_dtype()).itemsize)
+        starts = range(0, rows, block)
+        return [FetchedEmbeddings(self._store, file, i, min(block, rows - start), width) for i, start in enumerate(starts)]
+
+
+def block_rows(dimension: int, itemsize: int) -> int:
+    """Rows of one block of a file of vectors."""
+    return max(1, EMBEDDING_BLOCK_BYTES // (dimension * itemsize))
+
+
+def fetch(parts: Iterable[Embeddings]) -> None:
+    """Copy what lies in an object store to this machine, several files at a time: they are about to be looked at."""
+    files = {(part.file.name): part for part in parts if isinstance(part, FetchedEmbeddings)}
+    if files:
+        with ThreadPoolExecutor(_FETCHED_AT_A_TIME) as threads:
+            list(threads.map(lambda part: part.store.local(part.file), files.values()))

@@ -14,15 +14,15 @@ import torch
 
 from raystream.acquisition import class_weighted, epig, epig_targets
 from raystream.engine.asked import Asked
-from raystream.engine.embeddings import map_embeddings
+from raystream.engine.embeddings import VectorFiles
 from raystream.engine.further_scores import class_weights
 from raystream.engine.job import Task
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
-from raystream.engine.store import LocalStore
+from raystream.engine.stores import Store
 from raystream.errors import PoolError
 
 
-def score_epig(store: LocalStore, task: Task, asked: Asked) -> Receipt:
+def score_epig(store: Store, task: Task, asked: Asked) -> Receipt:
     """EPIG of one unit from its stored samples, a block of them at a time; the receipt isn't committed yet."""
     assert task.epig is not None
     started = time.perf_counter()
@@ -31,7 +31,7 @@ def score_epig(store: LocalStore, task: Task, asked: Asked) -> Receipt:
         raise PoolError(f"{task.unit.name}: its scored outputs are no longer in the store; run the query again")
     targets = epig_targets(torch.from_numpy(np.load(io.BytesIO(store.read(task.epig.targets)))))
     scores = []
-    for part in map_embeddings(store.path(unit.samples.name)):
+    for part in VectorFiles(store).parts(unit.samples, unit.rows):
         log_probs = torch.from_numpy(part.array.reshape(part.rows, unit.members, -1))
         found = epig(log_probs, targets)
         if asked.class_weights is not None:

@@ -80,6 +80,7 @@ class Feed:
             self._free.put(slot)
         self._closed = False
         self.bad: list[BadRow] = []
+        self.repeated: list[str] = []
         self._thread = threading.Thread(target=self._read, name="raystream-feed", daemon=True)
 
     def __enter__(self) -> Feed:
@@ -114,7 +115,7 @@ class Feed:
         ids: list[pa.Array] = []
         rows: list[np.ndarray] = []
         filled = 0
-        for decoded in read_unit(self._unit, self._spec, self._at_once, self._threads, self._prepare):
+        for decoded in read_unit(self._unit, self._spec, self._at_once, self._threads, self._prepare, self.repeated.append):
             self.bad += decoded.bad
             taken = 0
             while taken < len(decoded.rows):

@@ -23,7 +23,7 @@ from raystream.acquisition import fit_mean_temperature, mean_log_probabilities, 
 from raystream.engine.asked import Asked
 from raystream.engine.calibration import Calibration, Reliability, calibration_folder, read_calibration, write_calibration
 from raystream.engine.class_labels import check_label_type, check_possible, class_numbers
-from raystream.engine.embeddings import map_embeddings
+from raystream.engine.embeddings import VectorFiles
 from raystream.engine.keys import Wanted
 from raystream.engine.merge import check_same_model
 from raystream.engine.prepare import Prepared, find_scored, read_plan
@@ -31,9 +31,9 @@ from raystream.engine.progress import Reporter
 from raystream.engine.receipt import Receipt
 from raystream.engine.session import Session
 from raystream.engine.stages import all_receipts, score_warnings
-from raystream.engine.store import LocalStore
+from raystream.engine.stores import Store, open_store
 from raystream.errors import LabelsError, PoolError, QueryError
-from raystream.model import check_classes, class_names, fingerprint
+from raystream.model import check_classes, class_names, fingerprint, with_local_files
 from raystream.pool import list_files, read_columns_at
 from raystream.query import Acquire, Pool, Query
 
@@ -101,23 +101,23 @@ def known_temperature(query: Query) -> Calibration | None:
 def _prepare(query: Query) -> Prepared:
     """The calibration set as a pool of its own, all of its rows, at temperature 1; its name is the fit's key."""
     model = query.model.model_copy(update={"temperature": 1.0, "embedding": None})
-    store = LocalStore(query.store.uri).open()
+    store = open_store(query.store.uri, query.store.options)
     label, uris = query.pool.label or "", query.model.calibration_files
-    pool = Pool(uri=uris, inputs=query.pool.inputs)
+    pool = Pool(uri=uris, inputs=query.pool.inputs, storage=query.pool.storage)
     try:
-        files = list_files(uris, key="model.temperature")
+        files = list_files(uris, key="model.temperature", storage=pool.options)
         plan = read_plan(query.model_copy(update={"model": model}), pool, [label])
     except PoolError as error:
         told = str(error)
         raise LabelsError(told if told.startswith("model.temperature") else f"model.temperature: {told}") from None
     check_label_type(f"column {label} of {files[0].path} (pool.label)", plan.keep_schema.field(label).type, model.classes is not None)
     scored = query.model_copy(update={"pool": pool, "model": model, "acquire": Acquire()})
-    digest = fingerprint(model)
+    digest = fingerprint(with_local_files(model, pool.options))
     committee = isinstance(model.weights, list) or model.members is not None or model.samples is not None
     # A committee's mean depends on the temperature, so its members are needed; any other confidence follows from the logits.
     wanted = Wanted(embedding=False, probabilities=False, samples=True, logits=not committee)
     tasks, receipts = find_scored(scored, store, plan.units, plan.read, digest, Asked(), wanted)
-    classes = class_names(model.classes)
+    classes = class_names(with_local_files(model, pool.options).classes)
     parts = [_VERSION, [task.key for task in tasks], label, classes, query.on_error]
     return Prepared(
         query=scored,
@@ -191,16 +191,16 @@ def _doubts(temperature: float, at_bound: bool, error: float | None, rows: int) 
     return []
 
 
-def _rows(store: LocalStore, receipt: Receipt) -> np.ndarray:
+def _rows(store: Store, receipt: Receipt) -> np.ndarray:
     """(n,) where the scored rows stand in their file."""
-    rows: np.ndarray = pq.read_table(store.path(receipt.scores.name), columns=["row"], partitioning=None).column(0).to_numpy()
+    rows: np.ndarray = pq.read_table(store.source(receipt.scores), columns=["row"], partitioning=None).column(0).to_numpy()
     return rows
 
 
-def _samples(store: LocalStore, receipt: Receipt) -> np.ndarray:
+def _samples(store: Store, receipt: Receipt) -> np.ndarray:
     """float32 (n_rows, n_members, n_classes), log-probabilities at temperature 1."""
     assert receipt.samples is not None  # the fit's units are all scored with them
-    parts = [part.array for part in map_embeddings(store.path(receipt.samples.name))]
+    parts = [part.array for part in VectorFiles(store).parts(receipt.samples, receipt.rows)]
     return np.concatenate(parts).reshape(receipt.rows, receipt.members or 1, -1)
 
 

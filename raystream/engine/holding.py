@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raystream.engine.embeddings import fetch
 from raystream.engine.merge import ScoredPool
 from raystream.engine.rounds import Rounds
 from raystream.engine.session import Session
@@ -44,9 +45,11 @@ def held_embeddings(query: Query, pool: ScoredPool, candidates: np.ndarray | Non
         yield Held()
         return
     memory = memory_of(query)
-    rows = Rows(*pool.embeddings(candidates), query.select.metric)
+    parts, positions = pool.embeddings(candidates)
+    rows = Rows(parts, positions, query.select.metric)
     processes = math.ceil(working_bytes(len(rows), rows.width) / memory)
     if processes <= 1 or not query.select.traits.sharded or query.cluster.address == "in_process":
+        fetch(parts)
         yield Held(Shards(rows, 1, LocalPieces, memory=memory))
         return
     session.connect()

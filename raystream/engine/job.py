@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from raystream.engine.asked import Asked
 from raystream.engine.reduced import Reduction
+from raystream.lake import LOCAL, Storage
 from raystream.pool import ReadSpec, Unit
 from raystream.query import Model
 
@@ -17,7 +18,8 @@ class Job:
     """Everything that all units of a run share; small, and travels to each worker once.
 
     `logits` says that the log-probabilities of the logits are stored as if they were the only sample.
-    `token` is a file of the store that the driver wrote: a worker that can't read it doesn't see the same store.
+    `token` is a file of the store that the driver wrote: a worker that can't read it doesn't see the same store. `storage` says
+    how to reach the model's files where they are remote, `store_storage` the same of the store.
     """
 
     model: Model
@@ -36,6 +38,8 @@ class Job:
     logits: bool = False
     asked: Asked = field(default_factory=Asked)
     reduction: Reduction | None = None
+    storage: Storage = LOCAL
+    store_storage: Storage = LOCAL
 
 
 @dataclass(frozen=True)

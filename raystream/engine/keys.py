@@ -113,8 +113,10 @@ def query_identity(
         classes: the names, wherever they were read.
         fingerprint: the model's.
     """
-    # Keys that are left out say nothing, so that one that is new in a later version changes no name.
-    resolved = _as_before(query.model_dump(mode="json", exclude={"cluster", "store", "output"}, exclude_none=True))
+    # Keys that are left out say nothing, so that one that is new in a later version changes no name. What the options of storage
+    # decide of the bytes read stands in the files' identities.
+    left_out: Any = {"cluster": True, "store": True, "output": True, "pool": {"storage"}}
+    resolved = _as_before(query.model_dump(mode="json", exclude=left_out, exclude_none=True))
     parts = {
         f"{section}.{key}": json.dumps(value)
         for section in resolved

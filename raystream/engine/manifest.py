@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raystream.engine.calibration import Calibration
-from raystream.engine.store import LocalStore, StoredFile
+from raystream.engine.store import StoredFile
+from raystream.engine.stores import Store
 from raystream.pool import TableVersion
 
 
@@ -127,7 +128,7 @@ def query_folder(name: str) -> str:
     return f"queries/{name}"
 
 
-def read_manifest(store: LocalStore, name: str) -> Manifest | None:
+def read_manifest(store: Store, name: str) -> Manifest | None:
     """The manifest of a committed query, or None."""
     data = store.read_if_there(f"{query_folder(name)}/manifest.json")
     return None if data is None else Manifest.from_json(data)

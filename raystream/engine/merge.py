@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raystream.engine.embeddings import MappedEmbeddings, map_embeddings
+from raystream.engine.embeddings import Embeddings, VectorFiles
 from raystream.engine.receipt import Receipt
-from raystream.engine.store import LocalStore, StoredFile
+from raystream.engine.store import StoredFile
+from raystream.engine.stores import Store
 from raystream.errors import ModelError
+
+_REQUESTS = 16
+"""At a time, to an object store."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class ScoredPool:
     Row i belongs to unit `np.searchsorted(starts, i, "right") - 1`; `starts` has one entry a unit.
     """
 
-    store: LocalStore
+    store: Store
     receipts: tuple[Receipt, ...]
     starts: np.ndarray
     ids: pa.ChunkedArray
@@ -36,30 +41,35 @@ class ScoredPool:
     def columns_at(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Further columns of the scores, for these rows of the pool, in the order asked for."""
         if not len(rows):
-            return self._columns_of(next((i for i, receipt in enumerate(self.receipts) if receipt.rows), 0), columns).slice(0, 0)
+            unit = next((i for i, receipt in enumerate(self.receipts) if receipt.rows), 0)
+            return next(self._tables([unit], columns)).slice(0, 0)
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
         units, first = np.unique(self.unit_of(ordered), return_index=True)
         pieces = []
-        for unit, low, high in zip(units, first, [*first[1:], len(ordered)], strict=True):
-            inside = ordered[low:high] - self.starts[unit]
-            pieces.append(self._columns_of(unit, columns).take(pa.array(inside)))
+        tables = self._tables(units.tolist(), columns)
+        for table, unit, low, high in zip(tables, units, first, [*first[1:], len(ordered)], strict=True):
+            pieces.append(table.take(pa.array(ordered[low:high] - self.starts[unit])))
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         return pa.concat_tables(pieces).take(pa.array(back))
 
-    def _columns_of(self, unit: int, columns: Sequence[str]) -> pa.Table:
-        """Columns of all rows of a unit."""
-        further = self.further[unit] if self.further and "epig" in columns else None
-        if further is None:
-            return _read(self.store, self.receipts[unit], columns)
-        table = _read(self.store, self.receipts[unit], [name for name in columns if name != "epig"])
-        return table.append_column("epig", _read(self.store, further, ["epig"]).column(0))
+    def _tables(self, units: Sequence[int], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Columns of all rows of these units, one after the other."""
+        receipts = [self.receipts[unit] for unit in units]
+        further = [self.further[unit] for unit in units] if self.further and "epig" in columns else []
+        if not all(further) or not further:
+            yield from read_all(self.store, receipts, columns)
+            return
+        tables = read_all(self.store, receipts, [name for name in columns if name != "epig"])
+        scores = read_all(self.store, [receipt for receipt in further if receipt is not None], ["epig"])
+        for table, score in zip(tables, scores, strict=True):
+            yield table.append_column("epig", score.column(0))
 
     def further_column(self, name: str) -> np.ndarray:
         """(n,) a score of all rows that came after the others."""
-        parts = [_read(self.store, receipt, [name]).column(0).to_numpy() for receipt in self.further if receipt is not None]
-        return np.concatenate(parts)
+        tables = read_all(self.store, [receipt for receipt in self.further if receipt is not None], [name])
+        return np.concatenate([table.column(0).to_numpy() for table in tables])
 
     def place(self, row: int) -> str:
         """Where a row of the pool stands, for messages."""
@@ -71,7 +81,7 @@ class ScoredPool:
         """The number of the unit that holds each row."""
         return np.searchsorted(self.starts, rows, "right") - 1
 
-    def embeddings(self, rows: np.ndarray | None) -> tuple[list[MappedEmbeddings], list[np.ndarray | None]]:
+    def embeddings(self, rows: np.ndarray | None) -> tuple[list[Embeddings], list[np.ndarray | None]]:
         """The embeddings of these rows of the pool, given in ascending order; of all rows for None.
 
         Returns:
@@ -79,7 +89,7 @@ class ScoredPool:
         """
         return self._vectors([receipt.embeddings for receipt in self.receipts], rows)
 
-    def probabilities(self, rows: np.ndarray | None) -> tuple[list[MappedEmbeddings], list[np.ndarray | None]]:
+    def probabilities(self, rows: np.ndarray | None) -> tuple[list[Embeddings], list[np.ndarray | None]]:
         """The class probabilities, as `embeddings` gives embeddings."""
         return self._vectors([receipt.probabilities for receipt in self.receipts], rows)
 
@@ -93,13 +103,12 @@ class ScoredPool:
             part.release()
         return np.concatenate(pieces).reshape(sum(map(len, pieces)), members, -1)
 
-    def _vectors(
-        self, files: Sequence[StoredFile | None], rows: np.ndarray | None
-    ) -> tuple[list[MappedEmbeddings], list[np.ndarray | None]]:
+    def _vectors(self, files: Sequence[StoredFile | None], rows: np.ndarray | None) -> tuple[list[Embeddings], list[np.ndarray | None]]:
         """The vectors in these files, one for each unit; see `embeddings`."""
-        parts: list[MappedEmbeddings] = []
+        parts: list[Embeddings] = []
         positions: list[np.ndarray | None] = []
         start = 0
+        vectors = VectorFiles(self.store)
         for receipt, file in zip(self.receipts, files, strict=True):
             if file is None:
                 start += receipt.rows
@@ -109,7 +118,7 @@ class ScoredPool:
                 if low == high:
                     start += receipt.rows
                     continue
-            for part in map_embeddings(self.store.path(file.name)):
+            for part in vectors.parts(file, receipt.rows):
                 if rows is None:
                     parts.append(part)
                     positions.append(None)
@@ -143,7 +152,7 @@ class ScoredPool:
         return result
 
 
-def merge(store: LocalStore, receipts: Sequence[Receipt], id_name: str, score: str | None) -> ScoredPool:
+def merge(store: Store, receipts: Sequence[Receipt], id_name: str, score: str | None) -> ScoredPool:
     """Read the ids and one score of all units.
 
     Args:
@@ -161,10 +170,9 @@ def merge(store: LocalStore, receipts: Sequence[Receipt], id_name: str, score: s
     wanted = [id_name] + ([score] if score else [])
     chunks: list[pa.Array] = []
     scores = np.empty(int(counts.sum()), np.float32) if score else None
-    for receipt, start in zip(receipts, starts, strict=True):
-        if not receipt.rows:
-            continue
-        table = _read(store, receipt, wanted)
+    filled = [(receipt, start) for receipt, start in zip(receipts, starts, strict=True) if receipt.rows]
+    tables = read_all(store, [receipt for receipt, _ in filled], wanted)
+    for table, (receipt, start) in zip(tables, filled, strict=True):
         chunks += table.column(0).chunks
         if scores is not None:
             scores[start : start + receipt.rows] = table.column(1).to_numpy()
@@ -188,5 +196,14 @@ def check_same_model(receipts: Sequence[Receipt]) -> None:
             )
 
 
-def _read(store: LocalStore, receipt: Receipt, columns: Sequence[str]) -> pa.Table:
-    return pq.read_table(store.path(receipt.scores.name), columns=list(columns), partitioning=None)
+def read_all(store: Store, receipts: Sequence[Receipt], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """These columns of the units' scores, one table after the other; read ahead where each request takes its time."""
+    if not store.remote:
+        yield from (_read(store, receipt, columns) for receipt in receipts)
+        return
+    with ThreadPoolExecutor(_REQUESTS) as threads:
+        yield from threads.map(lambda receipt: _read(store, receipt, columns), receipts)
+
+
+def _read(store: Store, receipt: Receipt, columns: Sequence[str]) -> pa.Table:
+    return pq.read_table(store.source(receipt.scores), columns=list(columns), partitioning=None)

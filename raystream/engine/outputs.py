@@ -12,18 +12,16 @@ import pyarrow.parquet as pq
 import torch
 
 from raystream.acquisition import log_probabilities, logit_scores, member_scores
+from raystream.engine.embeddings import block_rows
 from raystream.engine.further_scores import FurtherScores
 from raystream.engine.receipt import unit_folder
-from raystream.engine.store import LocalStore, StoredFile
+from raystream.engine.store import StoredFile
+from raystream.engine.stores import Store
 from raystream.model import Prediction, RowScores
 from raystream.query import MEMBER_SCORES
 
 SCORE_BLOCK = 1 << 20
 """Logits that are kept before they are turned into scores: large blocks, since each operation has a fixed cost."""
-
-
-EMBEDDING_BLOCK_BYTES = 8 << 20
-"""Embeddings that are written at once; a block is one piece of the memory map that selection reads."""
 
 
 def embedding_type(dimension: int, dtype: str) -> pa.DataType:
@@ -59,7 +57,7 @@ class OutputWriter:
 
     def __init__(
         self,
-        store: LocalStore,
+        store: Store,
         key: str,
         id_name: str,
         embedding_dtype: str,
@@ -189,11 +187,11 @@ class OutputWriter:
 class _VectorFile:
     """An Arrow file of one column of vectors, written a block at a time from one buffer."""
 
-    def __init__(self, store: LocalStore, name: str, column: str, dimension: int, dtype: str) -> None:
+    def __init__(self, store: Store, name: str, column: str, dimension: int, dtype: str) -> None:
         self.name, self.dimension = name, dimension
         self._kind = embedding_type(dimension, dtype)
         self._schema = pa.schema([pa.field(column, self._kind, nullable=False)])
-        rows = max(1, EMBEDDING_BLOCK_BYTES // (dimension * np.dtype(dtype).itemsize))
+        rows = block_rows(dimension, np.dtype(dtype).itemsize)
         self._buffer = np.empty((rows, dimension), dtype)
         self._filled = 0
         self._open = ExitStack()

@@ -18,15 +18,15 @@ from raystream.engine.keys import Wanted, differences, identity_digest, query_id
 from raystream.engine.manifest import Manifest, query_folder, read_manifest
 from raystream.engine.prepared_inputs import planned
 from raystream.engine.receipt import Receipt, read_receipt
-from raystream.engine.store import LocalStore
+from raystream.engine.stores import Store, open_store
 from raystream.errors import QueryError
 from raystream.kinds import kind_of
-from raystream.model import class_names, code_hash, fingerprint, input_columns
+from raystream.model import class_names, code_hash, fingerprint, input_columns, with_local_files
 from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, list_files, plan_pool, read_labelled
 from raystream.query import Pool, Query
 
 _NAME_DIGITS = 12
-_LOOKUP_THREADS = 16
+_LOOKUP_THREADS = 32
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Prepared:
     """
 
     query: Query
-    store: LocalStore
+    store: Store
     pool: PoolPlan
     classes: list[str] | None
     labelled: Labelled | None
@@ -85,12 +85,15 @@ def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
         RaystreamError: of any kind; see the errors of the parts.
     """
     given, query = query, with_temperature(query, calibration)
-    store = LocalStore(query.store.uri).open()
-    classes = class_names(query.model.classes)
-    digest = fingerprint(query.model)
+    store = open_store(query.store.uri, query.store.options)
+    model = with_local_files(query.model, query.pool.options)
+    classes = class_names(model.classes)
+    digest = fingerprint(model)
     pool = read_plan(query, query.pool, _candidates_columns(query))
     check_inputs(calibration, pool.read)
-    labelled = read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type) if query.pool.labelled else None
+    labelled = None
+    if query.pool.labelled:
+        labelled = read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type, storage=query.pool.options)
     identity = query_identity(query, pool.files, _labelled_parts(query, labelled, pool), classes, digest)
     if ":" in query.select.strategy:
         identity["the strategy's source"] = code_hash(query.select.strategy, "select.strategy")
@@ -100,7 +103,8 @@ def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
         identity["the calibration rows"] = calibration.key
     asked = asked_of(query, classes)
     if query.acquire.targets:
-        identity["the targets' files"] = str([file.identity for file in list_files(query.acquire.targets, key="acquire.targets")])
+        files = list_files(query.acquire.targets, "acquire.targets", query.pool.options)
+        identity["the targets' files"] = str([file.identity for file in files])
     identity |= {f"the source of {path}": code for path, code in asked.functions}
     tasks, receipts = find_scored(query, store, pool.units, pool.read, digest, asked)
     return Prepared(
@@ -168,7 +172,7 @@ def _labelled_parts(query: Query, labelled: Labelled | None, pool: PoolPlan) -> 
 
 def find_scored(
     query: Query,
-    store: LocalStore,
+    store: Store,
     units: Sequence[Unit],
     spec: ReadSpec,
     fingerprint: str,
@@ -185,16 +189,22 @@ def find_scored(
     every = (Wanted(*outputs)._replace(logits=needed.logits) for outputs in several)
     richer = [outputs for outputs in every if all(given >= wanted for given, wanted in zip(outputs, needed, strict=True))]
 
-    def look(unit: Unit) -> tuple[Task, Receipt | None]:
-        tasks = [Task(unit, unit_key(unit, query, spec, fingerprint, outputs, asked)) for outputs in richer]
+    keyed = [[Task(unit, unit_key(unit, query, spec, fingerprint, outputs, asked)) for outputs in richer] for unit in units]
+
+    def look(tasks: Sequence[Task]) -> tuple[Task, Receipt | None]:
         for task in tasks:
-            receipt = read_receipt(store, task.key)
+            receipt = read_receipt(store, task.key) if there is None or task.key in there else None
             if receipt is not None:
                 return task, receipt
         return tasks[0], None
 
     with ThreadPoolExecutor(_LOOKUP_THREADS) as threads:
-        found = list(threads.map(look, units))
+        folders = sorted({task.key[:2] for tasks in keyed for task in tasks})
+        there: set[str] | None = None
+        if store.remote and len(keyed) * len(richer) > 4 * len(folders):
+            # A folder lists a thousand units in one request; most units of a new pool aren't there under any of their keys.
+            there = set().union(*threads.map(lambda folder: store.names(f"units/{folder}"), folders))
+        found = list(threads.map(look, keyed))
     return tuple(task for task, _ in found), tuple(receipt for _, receipt in found)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from raystream.engine.store import LocalStore, StoredFile
+from raystream.engine.store import StoredFile
+from raystream.engine.stores import Store
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class Receipt:
 
     `rows` counts the rows scored, after filters and quarantine. `batch_size` is smaller than the query's when the
     device ran out of memory. `members` is how many opinions of a row there were, None for one alone. `state_hash` is
-    of the model's tensors as loaded, the same in every worker.
+    of the model's tensors as loaded, the same in every worker. `repeated_reads` counts the requests to object storage
+    that broke and were made again.
     """
 
     key: str
@@ -33,6 +35,7 @@ class Receipt:
     quarantine_reasons: tuple[str, ...]
     bytes_read: int
     seconds: float
+    repeated_reads: int = 0
 
     @property
     def files(self) -> list[StoredFile]:
@@ -59,7 +62,7 @@ def unit_folder(key: str) -> str:
     return f"units/{key[:2]}/{key}"
 
 
-def read_receipt(store: LocalStore, key: str) -> Receipt | None:
+def read_receipt(store: Store, key: str) -> Receipt | None:
     """The unit's receipt, if it is scored and the files that the receipt names are there in full."""
     data = store.read_if_there(f"{unit_folder(key)}/receipt.json")
     if data is None:

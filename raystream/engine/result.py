@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.engine.manifest import Manifest, Seconds, query_folder, read_manifest
-from raystream.engine.store import LocalStore
-from raystream.errors import QueryError
+from raystream.engine.store import LocalStore, check_version
+from raystream.engine.stores import Store, store_at
+from raystream.errors import QueryError, StoreError
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Result:
     `new` is False when the very same query had been committed before; it is then returned as it was.
     """
 
-    folder: Path
+    store: Store
     selection: pa.Table
     manifest: Manifest
     new: bool
@@ -32,16 +33,27 @@ class Result:
         return self.manifest.query
 
     @property
-    def path(self) -> Path:
-        """Where the selection lies."""
-        return self.folder / "selection.parquet"
+    def folder(self) -> Path:
+        """The query's folder, of a store that is one; elsewhere, `place` says where its files are."""
+        if not isinstance(self.store, LocalStore):
+            raise StoreError(f"store {self.store.uri} is no folder of this machine; ask result.place(name) for the URI of a file")
+        return self.store.path(query_folder(self.query))
+
+    def place(self, name: str) -> str:
+        """The path or URI of a file of the query's."""
+        return self.store.place(f"{query_folder(self.query)}/{name}")
+
+    @property
+    def path(self) -> str:
+        """The path or URI of the selection."""
+        return self.place("selection.parquet")
 
     def summary(self) -> dict[str, Any]:
         """What `--json` prints."""
         manifest = self.manifest
         return {
             "query": self.query,
-            "selection": str(self.path),
+            "selection": self.path,
             "rows": self.selection.num_rows,
             "new": self.new,
             "units_scored": manifest.units_scored,
@@ -74,13 +86,13 @@ class Scores:
         return {"selection": None, "certificate": None, **asdict(self)}
 
 
-def read_result(store: LocalStore, manifest: Manifest) -> Result:
+def read_result(store: Store, manifest: Manifest) -> Result:
     """The committed query that a manifest belongs to."""
     name = f"{query_folder(manifest.query)}/selection.parquet"
     if store.size(name) != manifest.selection.size:
         # The run that committed ended before it could copy its selection.
         store.put(name, store.read(manifest.selection.name))
-    return Result(store.path(query_folder(manifest.query)), pq.read_table(store.path(name), partitioning=None), manifest, new=False)
+    return Result(store, pq.read_table(pa.BufferReader(store.read(name)), partitioning=None), manifest, new=False)
 
 
 def load_result(store_uri: str, name: str) -> Result:
@@ -89,12 +101,13 @@ def load_result(store_uri: str, name: str) -> Result:
     Raises:
         QueryError: there is none of this name, or several begin with it.
     """
-    store = LocalStore(store_uri).check()
+    store = store_at(store_uri)
+    check_version(store)
     names = [n for n in store.names("queries") if store.exists(f"{query_folder(n)}/manifest.json")]
     matches = [name] if name in names else [n for n in names if n.startswith(name)]
     if len(matches) != 1:
         found = f"{len(matches)} begin with it" if matches else f"it holds {', '.join(names[:5]) or 'none'}"
-        raise QueryError(f"store {store.root} has no query {name} ({found}); see --store")
+        raise QueryError(f"store {store.uri} has no query {name} ({found}); see --store")
     manifest = read_manifest(store, matches[0])
     assert manifest is not None
     return read_result(store, manifest)

@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 
 from raystream.engine.executor import Event, Executor, InProcess, StartFailed, UnitEnded, WorkerLost, WorkerReady
@@ -17,7 +18,7 @@ from raystream.engine.ray_token import own_ray_wanted, protect_own_ray
 from raystream.engine.receipt import Receipt
 from raystream.engine.reduced import Reduction
 from raystream.engine.scoring import Scored, Scoring
-from raystream.errors import UnitsFailed
+from raystream.errors import StoreError, UnitsFailed
 
 _NAMED_FAILURES = 3
 
@@ -64,6 +65,8 @@ class Session:
             self._executor.close()
         self._executor = self._scoring = None
         self._prepared.store.discard(self._token)
+        with suppress(StoreError):  # events only inform
+            self._prepared.store.flush()
 
     def connect(self) -> None:
         """Be connected to the query's Ray until the session ends; it may be a Ray of our own that starts now."""
@@ -116,7 +119,7 @@ class Session:
             model=query.model,
             fingerprint=self._prepared.fingerprint,
             read=self._prepared.pool.read,
-            store=str(self._prepared.store.root),
+            store=self._prepared.store.uri,
             token=self._token,
             embedding=self._prepared.wanted.embedding,
             probabilities=self._prepared.wanted.probabilities,
@@ -129,6 +132,8 @@ class Session:
             import_paths=importable_folders(),
             asked=self._prepared.asked,
             reduction=Reduction.of(query.model, query.acquire),
+            storage=query.pool.options,
+            store_storage=self._prepared.store.storage,
         )
         self._executor, workers = self._in_process(job) if query.cluster.address == "in_process" else self._on_ray(job)
         return Scoring(self._executor, workers, keep_going=query.on_error == "skip", on_event=self._progress.on_event)
@@ -181,6 +186,8 @@ class _Progress:
             outcome = event.outcome
             entry["unit"] = outcome.unit if isinstance(outcome, Receipt) else event.unit
             entry |= {"rows": outcome.rows, "seconds": outcome.seconds} if isinstance(outcome, Receipt) else {"error": str(outcome.error)}
+            if isinstance(outcome, Receipt) and outcome.repeated_reads:
+                entry["repeated_reads"] = outcome.repeated_reads
         if isinstance(event, StartFailed | WorkerLost):
             entry["error"] = str(event.error)
         self._prepared.store.append(f"{self._folder}/events.jsonl", json.dumps(entry).encode() + b"\n")

@@ -65,6 +65,9 @@ def score_warnings(prepared: Prepared, receipts: Sequence[Receipt], session: Ses
     if quarantined:
         reasons = [reason for receipt in receipts for reason in receipt.quarantine_reasons]
         warnings.append(f"{quarantined} rows were quarantined, first: {'; '.join(reasons[:3])}")
+    repeated = sum(receipt.repeated_reads for receipt in receipts if receipt.key in {task.key for task in prepared.missing})
+    if repeated:
+        warnings.append(f"{repeated} requests to object storage broke and were made again")
     asked = prepared.query.model.batch_size
     smallest = min((receipt.batch_size for receipt in receipts), default=asked)
     if smallest < asked:
@@ -121,7 +124,7 @@ def commit(
         return read_result(prepared.store, first)
     prepared.store.put(f"{folder}/selection.parquet", prepared.store.read(stored.name))
     write_plan(prepared, {a.key: b.key for a, b in zip(pool.receipts, pool.further, strict=False) if b is not None})
-    return Result(prepared.store.path(folder), batch.selection, manifest, new=True)
+    return Result(prepared.store, batch.selection, manifest, new=True)
 
 
 def _check(prepared: Prepared, pool: ScoredPool) -> None:

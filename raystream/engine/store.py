@@ -1,7 +1,7 @@
-"""The store: scored units and committed queries in a folder, and the one way in which things are committed.
+"""The store: scored units and committed queries in a folder or a bucket, and the one way in which things are committed.
 
 Everything durable goes through `put_if_absent`: of any number of writers exactly one wins, and what it wrote is
-whole. Files that a receipt or manifest does not name do not exist for a reader.
+whole. Files that a receipt or manifest does not name do not exist for a reader. Names are relative, with slashes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import pyarrow as pa
 import xxhash
 
 from raystream.errors import QueryError, StoreError, StoreVersionError
+from raystream.lake import LOCAL
+
+if TYPE_CHECKING:
+    from raystream.engine.stores import Store
 
 FORMAT = 1
 """The version of what this raystream writes; a store of a newer one is refused."""
@@ -32,6 +37,30 @@ class StoredFile:
     name: str
     size: int
     xxh3: str
+
+
+def prepare_store(store: Store) -> None:
+    """Write `format.json` unless it is there, and check what is there; see `open_store`."""
+    if store.read_if_there("format.json") is None:
+        store.put_if_absent("format.json", json.dumps({"version": FORMAT}).encode())
+    check_version(store)
+    store.check_commits()
+
+
+def check_version(store: Store) -> None:
+    """Refuse a store of a newer version; one that isn't there yet is fine."""
+    data = store.read_if_there("format.json")
+    if data is None:
+        return
+    try:
+        version = json.loads(data)["version"]
+        newer = version > FORMAT
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(f"store {store.uri}: format.json is damaged; expected {{'version': {FORMAT}}}") from None
+    if newer:
+        raise StoreVersionError(
+            f"store {store.uri} has version {version}, this raystream reads up to {FORMAT}; use a newer raystream or another store.uri"
+        )
 
 
 class LocalStore:
@@ -52,26 +81,20 @@ class LocalStore:
             raise QueryError(f"store.uri {uri} is not a local folder; this version keeps its store on a file system")
         self.root = Path(path).expanduser().absolute()
 
+    storage = LOCAL
+    remote = False
+
+    @property
+    def uri(self) -> str:
+        return str(self.root)
+
     def open(self) -> LocalStore:
         """Make the folder if need be and check its version."""
-        self.put_if_absent("format.json", json.dumps({"version": FORMAT}).encode())
-        return self.check()
-
-    def check(self) -> LocalStore:
-        """Refuse a store of a newer version; one that isn't there yet is fine."""
-        data = self.read_if_there("format.json")
-        if data is None:
-            return self
-        try:
-            version = json.loads(data)["version"]
-            newer = version > FORMAT
-        except (ValueError, KeyError, TypeError):
-            raise StoreError(f"store {self.root}: format.json is damaged; expected {{'version': {FORMAT}}}") from None
-        if newer:
-            raise StoreVersionError(
-                f"store {self.root} has version {version}, this raystream reads up to {FORMAT}; use a newer raystream or another store.uri"
-            )
+        prepare_store(self)
         return self
+
+    def place(self, name: str) -> str:
+        return str(self.path(name))
 
     def path(self, name: str) -> Path:
         """Where a file of the store lies."""
@@ -81,7 +104,6 @@ class LocalStore:
         return self.path(name).exists()
 
     def size(self, name: str) -> int | None:
-        """Size in bytes, or None if there is no such file."""
         try:
             return self.path(name).stat().st_size
         except OSError:
@@ -132,9 +154,11 @@ class LocalStore:
             with path.open("ab") as file:
                 file.write(data)
 
+    def flush(self) -> None:
+        """Nothing is held back."""
+
     @contextmanager
     def writing(self, name: str) -> Iterator[pa.NativeFile]:
-        """A large file to write piece by piece: on disk when the block ends, gone if it ends in an error."""
         path = self.path(name)
         with self._explained(name, "written"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,19 +171,29 @@ class LocalStore:
                 raise
 
     def stored(self, name: str) -> StoredFile:
-        """What a receipt says of a file that has been written."""
         with pa.memory_map(str(self.path(name))) as file:
             content = file.read_buffer()
             return StoredFile(name, content.size, xxhash.xxh3_128_hexdigest(content))
 
     def discard(self, name: str) -> None:
-        """Remove a file that no receipt names."""
         self.path(name).unlink(missing_ok=True)
 
     def names(self, folder: str) -> list[str]:
-        """The entries of a folder of the store, sorted; empty if there is none."""
         path = self.path(folder)
         return sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+
+    def check_commits(self) -> None:
+        """Every file system that has `os.link` keeps its promise; whether the folder can be written shows when it is."""
+
+    def source(self, file: StoredFile) -> Path:
+        return self.path(file.name)
+
+    def head(self, file: StoredFile, size: int) -> bytes:
+        with self._explained(file.name, "read"), self.path(file.name).open("rb") as content:
+            return content.read(size)
+
+    def local(self, file: StoredFile) -> Path:
+        return self.path(file.name)
 
     @contextmanager
     def _explained(self, name: str, what: str) -> Iterator[None]:

@@ -23,11 +23,20 @@ from raystream.engine.outputs import OutputWriter
 from raystream.engine.prepared_inputs import preparation
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.reduced import ReducedPredictor
-from raystream.engine.store import LocalStore
+from raystream.engine.stores import store_at
 from raystream.engine.users_scores import users_score
-from raystream.errors import ClusterError, DataError, ModelError, QueryError, RaystreamError
-from raystream.model import Prediction, Predictor, bad_output_rows, code_hash, fingerprint, is_device_failure, load
-from raystream.pool import Unit
+from raystream.errors import ClusterError, DataError, ModelError, QueryError, RaystreamError, StoreUnreachable
+from raystream.model import (
+    Prediction,
+    Predictor,
+    bad_output_rows,
+    code_hash,
+    fingerprint,
+    is_device_failure,
+    load,
+    with_local_files,
+)
+from raystream.pool import Unit, UnreachableError
 
 _REASONS_KEPT = 20
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -53,9 +62,10 @@ class Worker:
     """
 
     def __init__(self, job: Job) -> None:
+        job = replace(job, model=with_local_files(job.model, job.storage))
         sys.path.extend(p for p in job.import_paths if p not in sys.path and Path(p).exists())
         self._job = job
-        self._store = LocalStore(job.store)
+        self._store = store_at(job.store, job.store_storage)
         if not self._store.exists(job.token):
             raise ClusterError(
                 f"store {job.store} as this worker sees it lacks what the driver wrote; give store.uri a folder that every node shares"
@@ -118,6 +128,7 @@ class Worker:
                             quarantined += self._score_batch(predictor, batch, writer, unit.name)
                     writer.compute()
                 quarantined = [str(bad) for bad in feed.bad] + quarantined
+                repeated = len(feed.repeated)
             outputs = writer.finish()
         except ModelError as error:
             writer.abandon()
@@ -145,6 +156,7 @@ class Worker:
             quarantine_reasons=tuple(quarantined[:_REASONS_KEPT]),
             bytes_read=unit.bytes,
             seconds=time.perf_counter() - started,
+            repeated_reads=repeated,
         )
         return self._commit(receipt)
 
@@ -156,7 +168,7 @@ class Worker:
         try:
             return self.score(task)
         except (DataError, QueryError) as error:
-            return Failure(error, retry=False)
+            return Failure(error, retry=isinstance(error, UnreachableError | StoreUnreachable))
         except Exception as error:
             if is_device_failure(error):
                 raise

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from raystream.engine.calibration import Calibration, calibration_folder
 from raystream.engine.fitting import Fitted
-from raystream.engine.store import LocalStore
+from raystream.engine.stores import store_at
 from raystream.exchange.plots import reliability_png
+from raystream.query import Query
 
 
-def write_diagram(store_uri: str, calibration: Calibration) -> Path:
-    """Write `reliability.png` beside the fit in the store, in place of any that is there.
+def write_diagram(query: Query, calibration: Calibration) -> str:
+    """Write `reliability.png` beside the fit in the query's store, in place of any that is there; where it is.
 
     Raises:
         StoreError: the store can't be written.
     """
-    store = LocalStore(store_uri)
+    store = store_at(query.store.uri, query.store.options)
     name = f"{calibration_folder(calibration.key)}/reliability.png"
     store.put(name, reliability_png(calibration))
-    return store.path(name)
+    return store.place(name)
 
 
-def summary(fitted: Fitted, diagram: Path | None) -> dict[str, Any]:
+def summary(fitted: Fitted, diagram: str | None) -> dict[str, Any]:
     """What `--json` prints."""
-    return {**asdict(fitted.calibration), "new": fitted.new, "diagram": str(diagram) if diagram is not None else None}
+    return {**asdict(fitted.calibration), "new": fitted.new, "diagram": diagram}

@@ -11,14 +11,15 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from raystream.engine.result import Result
 from raystream.errors import PoolError, RaystreamError
+from raystream.lake import storage_from
 from raystream.pool import File, read_columns_at
 from raystream.pool.columns import decode, plain_type, recognise
 from raystream.pool.encoded import UndecodableError, cells, holds_bytes
+from raystream.pool.files import known_files, open_parquet
 from raystream.pool.images import open_image, upright
 from raystream.pool.tensor_types import declared_type
 
@@ -52,11 +53,12 @@ def pictures(result: Result, count: int) -> Pictures | None:
     names = list(dict.fromkeys(inputs.values() if isinstance(inputs, dict) else inputs))
     if not names or not result.selection.num_rows:
         return None
-    files = {path: File(path, size, version) for path, size, version in result.manifest.files}
+    storage = storage_from(result.manifest.resolved["pool"].get("storage", {}))
+    files = {file.path: file for file in known_files(result.manifest.files, storage)}
     head = result.selection.slice(0, count)
     places = [(files[path], row) for path, row in zip(head.column("path").to_pylist(), head.column("row").to_pylist(), strict=True)]
     try:
-        with pq.ParquetFile(places[0][0].path) as file:
+        with open_parquet(places[0][0]) as file:
             schema = file.schema_arrow
         field = next((schema.field(name) for name in names if name in schema.names and _may_be_images(schema.field(name))), None)
         if field is None:
@@ -134,7 +136,7 @@ def _affordable(places: Sequence[tuple[File, int]], column: str) -> list[int]:
     groups: dict[str, tuple[npt.NDArray[np.int64], list[int]]] = {}
     for rank, (file, row) in enumerate(places):
         if file.path not in groups:
-            groups[file.path] = _row_groups(file.path, column)
+            groups[file.path] = _row_groups(file, column)
         starts, sizes = groups[file.path]
         group = int(np.searchsorted(starts, row, "right")) - 1
         if (file.path, group) not in bought:
@@ -146,9 +148,9 @@ def _affordable(places: Sequence[tuple[File, int]], column: str) -> list[int]:
     return ranks
 
 
-def _row_groups(path: str, column: str) -> tuple[npt.NDArray[np.int64], list[int]]:
+def _row_groups(listed: File, column: str) -> tuple[npt.NDArray[np.int64], list[int]]:
     """Where a file's row groups start, and the bytes of a column in each."""
-    with pq.ParquetFile(path) as file:
+    with open_parquet(listed) as file:
         footer = file.metadata
         groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
     starts = [0, *accumulate(group.num_rows for group in groups)][:-1]

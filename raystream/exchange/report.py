@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raystream.engine.manifest import query_folder
 from raystream.engine.result import Result
-from raystream.engine.store import LocalStore
 from raystream.exchange.cells import Sheet, name_of_prediction, sheet, short
 from raystream.exchange.facts import Fact, facts, lede, title
 from raystream.exchange.pictures import Picture, pictures
@@ -61,8 +59,8 @@ class Page:
     provenance: tuple[tuple[str, str], ...]
 
 
-def write_report(result: Result) -> Path:
-    """Write `report.html` beside a committed selection, in place of any that is there.
+def write_report(result: Result) -> str:
+    """Write `report.html` beside a committed selection, in place of any that is there; its path or URI.
 
     Raises:
         StoreError: the query's folder can't be written.
@@ -71,10 +69,8 @@ def write_report(result: Result) -> Path:
         loader=PackageLoader("raystream.exchange"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     html = environment.get_template("report.html").render(page=gather(result))
-    store = LocalStore(str(result.folder.parent.parent))
-    name = f"{query_folder(result.folder.name)}/report.html"
-    store.put(name, html.encode("utf-8", "replace"))
-    return store.path(name)
+    result.store.put(f"{query_folder(result.query)}/report.html", html.encode("utf-8", "replace"))
+    return result.place("report.html")
 
 
 def gather(result: Result) -> Page:
@@ -86,7 +82,7 @@ def gather(result: Result) -> Page:
         pool = None
     found = pictures(result, ROWS_SHOWN)
     cards = tuple(_cards(result, found.by_rank)) if found is not None and found.by_rank else ()
-    spec = result.folder / "query.yaml"
+    spec = result.store.read_if_there(f"{query_folder(result.query)}/query.yaml") or b""
     return Page(
         query=result.query,
         title=title(manifest),
@@ -100,7 +96,7 @@ def gather(result: Result) -> Page:
         histogram=_histogram(result, pool),
         map=_map(result, pool),
         reliability=_reliability(result),
-        spec=spec.read_text(encoding="utf-8") if spec.is_file() else "",
+        spec=spec.decode(),
         provenance=(
             ("query", result.query),
             ("model's fingerprint", manifest.fingerprint),

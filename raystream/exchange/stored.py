@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raystream.engine.embeddings import map_embeddings
+from raystream.engine.embeddings import VectorFiles
+from raystream.engine.manifest import query_folder
 from raystream.engine.receipt import Receipt, read_receipt
 from raystream.engine.result import Result
-from raystream.engine.store import LocalStore
+from raystream.engine.stores import Store
 
 _UNITS = 256
 _SAMPLE_ROWS = 20_000
@@ -35,7 +36,7 @@ class StoredPool:
         further: the receipts of their EPIG, if the query asked for it.
     """
 
-    store: LocalStore
+    store: Store
     units: int
     receipts: tuple[Receipt, ...]
     by_path: dict[str, list[str]]
@@ -54,8 +55,8 @@ class StoredPool:
 
 def stored_pool(result: Result) -> StoredPool:
     """The units behind a committed query, by the plan that lies beside its selection."""
-    store = LocalStore(str(result.folder.parent.parent))
-    plan = pq.ParquetFile(result.folder / "plan.parquet").read()
+    store = result.store
+    plan = pq.ParquetFile(pa.BufferReader(store.read(f"{query_folder(result.query)}/plan.parquet"))).read()
     keys = plan.column("key").to_pylist()
     after = dict(zip(keys, plan.column("epig_key").to_pylist(), strict=True)) if "epig_key" in plan.column_names else {}
     by_path: dict[str, list[str]] = {}
@@ -77,7 +78,7 @@ def pool_scores(pool: StoredPool, score: str) -> Floats:
     """One score of every row that is looked at; empty when the units hold no such column."""
     parts = []
     for receipt in (*pool.receipts, *pool.further):
-        with pq.ParquetFile(pool.store.path(receipt.scores.name)) as file:
+        with pq.ParquetFile(pool.store.source(receipt.scores)) as file:
             if score in file.schema_arrow.names:
                 parts.append(file.read(columns=[score]).column(0).to_numpy())
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
@@ -114,15 +115,13 @@ def chosen_embeddings(pool: StoredPool, selection: pa.Table) -> tuple[npt.NDArra
     return ranks, np.stack([found[rank] for rank in ranks.tolist()]) if found else np.empty((0, 0), np.float32)
 
 
-def _find(
-    store: LocalStore, keys: Sequence[str], ranks: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], found: dict[int, Floats]
-) -> None:
+def _find(store: Store, keys: Sequence[str], ranks: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], found: dict[int, Floats]) -> None:
     """Add the embeddings of these rows of a file; which unit holds a row, only the units know."""
     for key in keys:
         receipt = read_receipt(store, key)
         if receipt is None or receipt.embeddings is None or not receipt.rows:
             continue
-        with pq.ParquetFile(store.path(receipt.scores.name)) as file:
+        with pq.ParquetFile(store.source(receipt.scores)) as file:
             held = file.read(columns=["row"]).column(0).to_numpy()
         at = np.minimum(np.searchsorted(held, rows), len(held) - 1)
         here = np.flatnonzero(held[at] == rows)
@@ -131,12 +130,12 @@ def _find(
             found[rank] = value
 
 
-def _embeddings_at(store: LocalStore, receipt: Receipt, rows: npt.NDArray[np.int64]) -> Floats:
+def _embeddings_at(store: Store, receipt: Receipt, rows: npt.NDArray[np.int64]) -> Floats:
     """The embeddings of ascending rows of one unit, as float32."""
     assert receipt.embeddings is not None
     pieces = []
     start = 0
-    for part in map_embeddings(store.path(receipt.embeddings.name)):
+    for part in VectorFiles(store).parts(receipt.embeddings, receipt.rows):
         low, high = np.searchsorted(rows, [start, start + part.rows])
         if low < high:
             pieces.append(part.array[rows[low:high] - start].astype(np.float32))

@@ -18,8 +18,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raystream.errors import QueryError, RaystreamError, StoreError
+from raystream.lake import filesystem_of
 from raystream.pool.delta import delta_location
-from raystream.pool.files import one_line, resolve
+from raystream.pool.files import one_line
 from raystream.pool.table_uri import TableUri, is_table, package, parse_table
 
 QUERY_ID = "query_id"
@@ -34,7 +35,7 @@ def check_output(uri: str, key: str = "output") -> None:
         StoreError: the package that writes such tables is missing, the catalog can't be read, or the table there is of another kind.
     """
     if not is_table(uri):
-        resolve(uri, key)
+        filesystem_of(uri, key=key)
         return
     place = _place(uri, key)
     try:
@@ -204,7 +205,7 @@ def _portable_type(type_: pa.DataType) -> pa.DataType:
 
 
 def _write_parquet(rows: pa.Table, uri: str, name: str, key: str) -> None:
-    filesystem, path = resolve(uri, key)
+    filesystem, path = filesystem_of(uri, key=key)
     path = path if path.endswith(".parquet") else f"{path.rstrip('/')}/{name}"
     if not isinstance(filesystem, pafs.LocalFileSystem):
         with filesystem.open_output_stream(path) as stream:  # there when it is closed, and not before

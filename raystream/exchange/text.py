@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pyarrow as pa
 
 from raystream.engine.calibration import Calibration
@@ -14,7 +12,7 @@ from raystream.engine.result import Result, Scores
 _ROWS_SHOWN = 10
 
 
-def describe_result(result: Result, report: Path | None) -> str:
+def describe_result(result: Result, report: str | None) -> str:
     """A committed query: what was read, the first rows, the certificate, the time, and where it all is."""
     manifest = result.manifest
     counts = manifest.counts
@@ -45,7 +43,7 @@ def describe_scores(scores: Scores, store: str) -> str:
     return "\n".join(lines + [f"  warning     {warning}" for warning in scores.warnings])
 
 
-def describe_calibration(calibration: Calibration, new: bool, diagram: Path | None) -> str:
+def describe_calibration(calibration: Calibration, new: bool, diagram: str | None) -> str:
     """A fitted temperature, and what it did to the rows that it was fitted on."""
     head = describe_temperature(calibration) + ("" if new else " (fitted before; nothing was scored)")
     lines = [

@@ -171,7 +171,7 @@ def _what_was_read(folder: Path, pool: Images, test: Images, result: Result) -> 
     return lines + [f"warning      {warning}" for warning in manifest.warnings]
 
 
-def _where_it_is(result: Result, report: Path, workers: int, seconds: float) -> list[str]:
+def _where_it_is(result: Result, report: str, workers: int, seconds: float) -> list[str]:
     where = f"on Ray with {workers} workers" if result.new else "when it was committed"
     return [
         f"certificate  {describe_certificate(result.manifest.certificate)}",
@@ -181,7 +181,7 @@ def _where_it_is(result: Result, report: Path, workers: int, seconds: float) -> 
     ]
 
 
-def _shown(path: Path) -> str:
+def _shown(path: str | Path) -> str:
     """Relative to the current folder where that is shorter."""
     relative = os.path.relpath(path)
-    return relative if len(relative) < len(str(path)) else str(path)
+    return min(relative, str(path), key=len)

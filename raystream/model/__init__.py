@@ -28,6 +28,7 @@ from raystream.model.columns_model import input_columns
 from raystream.model.committee import Committee, member_names, member_specs
 from raystream.model.device import is_device_failure
 from raystream.model.fingerprint import code_hash, fingerprint
+from raystream.model.local_files import with_local_files
 from raystream.model.prediction import Prediction, Predictor, RowScores, bad_output_rows
 from raystream.model.preparation import load_preparation
 
@@ -44,6 +45,7 @@ __all__ = [
     "is_device_failure",
     "load",
     "load_preparation",
+    "with_local_files",
 ]
 
 _LOADERS: dict[str, Callable[..., Predictor]] = {

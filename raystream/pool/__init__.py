@@ -5,7 +5,7 @@ process; `read_labelled` and `locate_labelled` find what is labelled already; `r
 """
 
 from raystream.pool.columns import Column
-from raystream.pool.files import File, list_files
+from raystream.pool.files import File, UnreachableError, list_files
 from raystream.pool.footers import Footer, read_footers
 from raystream.pool.ids import check_unique, comparable
 from raystream.pool.labelled import Labelled, has_columns, labelled_units, read_labelled
@@ -27,6 +27,7 @@ __all__ = [
     "Rows",
     "TableVersion",
     "Unit",
+    "UnreachableError",
     "check_unique",
     "comparable",
     "cut_units",

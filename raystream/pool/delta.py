@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from raystream.errors import PoolError
+from raystream.lake import filesystem_of
 from raystream.pool.deletes import Deletes
-from raystream.pool.files import File, one_line, resolve
+from raystream.pool.files import File, one_line
 from raystream.pool.filters import Filters, filter_columns, residual, row_group_may_match
 from raystream.pool.footers import Statistics
 from raystream.pool.table_file import TableFile
@@ -64,7 +65,7 @@ def list_delta(table: TableUri, filters: Filters, key: str) -> Listing:
 def delta_location(table: TableUri, key: str) -> str:
     """A Delta table's folder as deltalake takes it: an absolute path, or the URI of an object store."""
     remote = "://" in table.name and not table.name.startswith("file://")
-    return table.name if remote else resolve(table.name, key)[1]
+    return table.name if remote else filesystem_of(table.name, key=key)[1]
 
 
 def _place(path: str, opened: Any, table: TableUri, key: str) -> str:

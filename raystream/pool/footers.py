@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError, did_you_mean
-from raystream.pool.files import File, UnreadableFileError, one_line, open_parquet
+from raystream.pool.files import File, UnreadableFileError, one_line, open_parquet, pinned, threads_for
 from raystream.pool.table_file import TableFile
 from raystream.pool.tensor_types import declared_type
 
@@ -77,7 +77,7 @@ def read_footers(
     Raises:
         PoolError: a file isn't Parquet, lacks a column, or has one under another type than the first file.
     """
-    with ThreadPoolExecutor(max_workers=max(1, min(threads, len(files)))) as executor:
+    with ThreadPoolExecutor(max_workers=threads_for(files, threads)) as executor:
         results = list(executor.map(lambda file: _try_footer(file, columns, filter_columns, keep), files))
     footers: list[Footer] = []
     for file, result in zip(files, results, strict=True):
@@ -107,6 +107,7 @@ def _read_footer(file: File, columns: Sequence[str], filter_columns: Sequence[st
     with open_parquet(file) as parquet:
         try:
             metadata, schema = parquet.metadata, parquet.schema_arrow
+            file = pinned(file, parquet)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             raise UnreadableFileError(f"{file.path} has a schema that can't be read: {one_line(error)}; write the file anew") from None
     if file.table is not None:

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raystream.errors import LabelsError, PoolError, did_you_mean
+from raystream.lake import LOCAL, Storage
 from raystream.pool.columns import Column, plain, recognise
-from raystream.pool.files import File, one_line, open_parquet
+from raystream.pool.files import File, one_line, open_parquet, pinned, threads_for, unreadable
 from raystream.pool.footers import read_footers
 from raystream.pool.ids import comparable
 from raystream.pool.plan import DERIVED_ID
@@ -41,8 +42,8 @@ class Labelled:
     id_name: str
     ids: pa.Array
     files: tuple[File, ...]
-    file_of: npt.NDArray[np.int64]
-    row_of: npt.NDArray[np.int64]
+    file_of: npt.NDArray[np.integer]
+    row_of: npt.NDArray[np.integer]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -91,7 +92,7 @@ class Labelled:
         return index
 
 
-def read_labelled(uris: Sequence[str], id_name: str | None, id_type: pa.DataType, threads: int = 8) -> Labelled:
+def read_labelled(uris: Sequence[str], id_name: str | None, id_type: pa.DataType, threads: int = 8, storage: Storage = LOCAL) -> Labelled:
     """Read the id column, and nothing else, of Parquet files with labelled rows.
 
     Args:
@@ -99,22 +100,28 @@ def read_labelled(uris: Sequence[str], id_name: str | None, id_type: pa.DataType
         id_name: the pool's id column; None means derived ids, which stand in a column named `id`.
         id_type: of the pool's ids.
         threads: files read at a time.
+        storage: how to reach those that aren't on this machine.
 
     Raises:
         LabelsError: a file or its id column is missing, unreadable, null, or of another kind than the pool's ids.
     """
     name = id_name or DERIVED_ID
     try:
-        files = tuple(list_pool(uris, key="pool.labelled")[0]) if uris else ()
-        with ThreadPoolExecutor(max_workers=max(1, min(threads, len(files)))) as executor:
-            columns = list(executor.map(lambda file: _read_ids(file, name, id_type), files))
+        listed = list_pool(uris, key="pool.labelled", storage=storage)[0] if uris else []
+        with ThreadPoolExecutor(max_workers=threads_for(listed, threads)) as executor:
+            found = list(executor.map(lambda file: _read_ids(file, name, id_type), listed))
     except PoolError as error:
         raise LabelsError(str(error)) from None
+    files, columns = tuple(file for file, _ in found), [column for _, column in found]
     empty = comparable(pa.array([], id_type))
     ids = pa.concat_arrays([chunk for column in columns for chunk in column.chunks] or [empty])
     lengths = [len(column) for column in columns]
-    file_of = np.repeat(np.arange(len(files)), lengths)
-    row_of = np.concatenate([_rows_left(file, length) for file, length in zip(files, lengths, strict=True)] or [np.arange(0)])
+    # Ten million labels are 80 MB of ids; as 64-bit numbers, where they stand would be 160 more.
+    rows = np.int32 if max(lengths, default=0) < 2**31 else np.int64
+    file_of = np.repeat(np.arange(len(files), dtype=np.int32), lengths)
+    places = [_rows_left(file, length).astype(rows) for file, length in zip(files, lengths, strict=True)]
+    row_of = np.concatenate(places or [np.arange(0, dtype=rows)])
+    del found, columns
     ids, first = _sorted_unique(ids)
     return Labelled(name, ids, files, file_of[first], row_of[first])
 
@@ -125,7 +132,8 @@ def has_columns(files: Sequence[File], columns: Sequence[Column]) -> list[bool]:
     Raises:
         LabelsError: an input column is there, but can't become the pool's tensor.
     """
-    return [_has_columns(file, columns) for file in files]
+    with ThreadPoolExecutor(max_workers=threads_for(files, 1)) as executor:
+        return list(executor.map(lambda file: _has_columns(file, columns), files))
 
 
 def labelled_units(labelled: Labelled, spec: ReadSpec, enough: Sequence[str] | None = None) -> tuple[list[Unit], Labelled]:
@@ -162,8 +170,10 @@ def _reading(labelled: Labelled, indices: Sequence[int], spec: ReadSpec, part: t
     return units
 
 
-def _read_ids(file: File, name: str, id_type: pa.DataType) -> pa.ChunkedArray:
+def _read_ids(file: File, name: str, id_type: pa.DataType) -> tuple[File, pa.ChunkedArray]:
+    """The file as it was opened, and its ids in the pool's type."""
     with open_parquet(file) as parquet:
+        file = pinned(file, parquet)
         names = parquet.schema_arrow.names
         if name not in names:
             raise LabelsError(f"id column {name} is missing in the labelled file {file.path}{did_you_mean(name, names)}")
@@ -171,14 +181,14 @@ def _read_ids(file: File, name: str, id_type: pa.DataType) -> pa.ChunkedArray:
             ids = parquet.read(columns=[name]).column(name)
             ids = ids if file.deletes is None else ids.take(pa.array(file.deletes.kept(0, len(ids))))
         except (pa.ArrowException, OSError) as error:
-            raise LabelsError(f"id column {name} of {file.path} can't be read: {one_line(error)}; repair or remove the file") from None
+            raise unreadable(file, f"id column {name} of {file.path} can't be read", error) from None
     if ids.null_count:
         raise LabelsError(f"id column {name} of {file.path} holds {ids.null_count} nulls; expected an id in every labelled row")
     found = ids.type
     ids, target = comparable(plain(ids)), comparable(pa.array([], id_type)).type
     if _family(ids.type) == _family(target):
         try:
-            return ids.cast(target)
+            return file, ids.cast(target)
         except pa.ArrowException as error:
             raise LabelsError(
                 f"id column {name} of {file.path} is {found}, the pool's is {id_type}, and an id doesn't fit: {one_line(error)}; "
@@ -199,7 +209,10 @@ def _family(type_: pa.DataType) -> str:
 def _sorted_unique(ids: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     """Each id once in order, and where it stands first."""
     if pa.types.is_integer(ids.type):
-        values, first = np.unique(ids.to_numpy(), return_index=True)
+        values = ids.to_numpy()
+        if len(values) > 1 and (values[1:] > values[:-1]).all():
+            return ids, np.arange(len(values))
+        values, first = np.unique(values, return_index=True)
         return pa.array(values, ids.type), first
     encoded = ids.dictionary_encode()
     _, first = np.unique(encoded.indices.to_numpy(), return_index=True)

@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raystream.errors import PoolError
-from raystream.pool.files import one_line, open_parquet
+from raystream.pool.files import open_parquet, threads_for, unreadable
 from raystream.pool.filters import Filters, filter_columns, matching_rows, residual
 from raystream.pool.footers import Footer
 from raystream.pool.labelled import Labelled
@@ -38,7 +37,7 @@ def locate_labelled(plan: PoolPlan, labelled: Labelled, threads: int = 8) -> tup
     # Where every row passes, the plan's own units yield the labelled rows.
     todo = [(footer, filters) for footer, filters in zip(plan.footers, left, strict=True) if filters != () and footer.rows]
     rest = np.ones(len(labelled), dtype=bool)
-    with ThreadPoolExecutor(max_workers=max(1, min(threads, len(todo)))) as executor:
+    with ThreadPoolExecutor(max_workers=threads_for([footer.file for footer, _ in todo], threads)) as executor:
         results = list(executor.map(lambda item: _excluded(item[0], item[1], plan.read.id, labelled), todo))
     units: list[Unit] = []
     for (footer, _), (positions, indices) in zip(todo, results, strict=True):
@@ -71,5 +70,5 @@ def _excluded(
                 positions.append(rows[index >= 0])
                 indices.append(index[index >= 0])
         except (pa.ArrowException, OSError) as error:
-            raise PoolError(f"{footer.file.path} can't be read near row {next_row}: {one_line(error)}; repair or remove the file") from None
+            raise unreadable(footer.file, f"{footer.file.path} can't be read near row {next_row}", error) from None
     return np.concatenate(positions), np.concatenate(indices)

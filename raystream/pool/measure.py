@@ -11,7 +11,7 @@ import pyarrow as pa
 from raystream.errors import PoolError, QueryError
 from raystream.pool.columns import Column, Texts, check_mixture, plain, recognise, row_shapes
 from raystream.pool.encoded import UndecodableError, beginning, cells, format_of, npy_dtype, npy_header
-from raystream.pool.files import File, one_line, open_parquet
+from raystream.pool.files import File, open_parquet, unreadable
 from raystream.pool.images import Decoding, installed_decoder
 from raystream.pool.units import Unit
 from raystream.query import Preprocess
@@ -125,11 +125,11 @@ def _arrays(unit: Unit, column: Column, on_error: str) -> Iterator[pa.Array]:
     deletes, next_row = unit.file.deletes, unit.first_row
     with open_parquet(unit.file) as parquet:
         try:
-            for batch in parquet.iter_batches(_SAMPLED_ROWS, row_groups=list(unit.row_groups), columns=[column.name]):
-                values = plain(batch.column(column.name))
-                yield values if deletes is None else values.take(pa.array(deletes.kept(next_row, len(values))))
-                next_row += len(values)
+            for group in unit.row_groups:  # one by one: what object storage sends of the others would be thrown away
+                for batch in parquet.iter_batches(_SAMPLED_ROWS, row_groups=[group], columns=[column.name]):
+                    values = plain(batch.column(column.name))
+                    yield values if deletes is None else values.take(pa.array(deletes.kept(next_row, len(values))))
+                    next_row += len(values)
         except (pa.ArrowException, OSError) as error:
             if on_error == "fail":
-                where = f"column {column.name} of {unit.file.path}"
-                raise PoolError(f"{where} can't be read: {one_line(error)}; repair or remove the file") from None
+                raise unreadable(unit.file, f"column {column.name} of {unit.file.path} can't be read", error) from None

@@ -124,7 +124,7 @@ def plan_pool(
     _check_names(pool)
     filters = freeze(pool.disjunction)
     # Labelled rows count as covered whatever the filters say: then files that the filters leave nothing of are looked at, too.
-    files, tables = list_pool(pool.uris, filters=() if pool.labelled else filters)
+    files, tables = list_pool(pool.uris, filters=() if pool.labelled else filters, storage=pool.options)
     read = [*([pool.id] if pool.id else []), *inputs]
     later = list(dict.fromkeys([*pool.keep, *also]))
     unreadable: dict[File, str] = {}

@@ -16,11 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError
+from raystream.lake.retry import ignore
 from raystream.pool.columns import Column, Flaws, decode, known_shape, plain_batch, structural_flaws, value_flaws
 from raystream.pool.encoded import decode_npy
-from raystream.pool.files import check_unchanged, one_line, open_parquet
+from raystream.pool.files import check_unchanged, one_line, open_parquet, unreadable
 from raystream.pool.filters import filter_columns, matching_rows
 from raystream.pool.images import EachRow, decode_images
+from raystream.pool.remote import RemoteParquet
 from raystream.pool.units import Unit
 
 Tensor = npt.NDArray[np.generic]
@@ -118,10 +120,18 @@ class Rows:
     bad: list[BadRow] = field(default_factory=list)
 
 
-def read_unit(unit: Unit, spec: ReadSpec, batch_rows: int, threads: int = 1, prepare: Prepare | None = None) -> Iterator[Rows]:
+def read_unit(
+    unit: Unit,
+    spec: ReadSpec,
+    batch_rows: int,
+    threads: int = 1,
+    prepare: Prepare | None = None,
+    note: Callable[[str], None] = ignore,
+) -> Iterator[Rows]:
     """Yield a unit's rows that pass its filters, at most `batch_rows` at a time.
 
-    Memory is bounded by a row group as it is stored, and by the decoded tensors of `batch_rows` rows.
+    Memory is bounded by a row group as it is stored, by two runs of `pool.remote.READ_AHEAD` bytes of a file in object storage, and by
+    the decoded tensors of `batch_rows` rows.
 
     Args:
         unit: what to read.
@@ -129,13 +139,14 @@ def read_unit(unit: Unit, spec: ReadSpec, batch_rows: int, threads: int = 1, pre
         batch_rows: the most rows that are decoded at a time.
         threads: that decode images.
         prepare: makes the tensors, where `spec.prepared` says so.
+        note: told of each request to object storage that had to be repeated.
 
     Raises:
         PoolError: the file is gone, changed or damaged, or holds a bad row and `spec.on_error` is fail.
     """
     spec = spec.only(unit.columns)
     pooled = threads > 1 and spec.decodes_images
-    with open_parquet(unit.file) as parquet, ThreadPoolExecutor(threads) if pooled else nullcontext() as pool:
+    with open_parquet(unit.file, note) as parquet, ThreadPoolExecutor(threads) if pooled else nullcontext() as pool:
         starts = [0, *accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups))]
         if unit.row_groups[-1] >= len(starts) - 1 or starts[unit.row_groups[0]] != unit.first_row:
             raise PoolError(f"{unit.name} is not in the file any more; plan the query again")
@@ -147,7 +158,7 @@ def read_unit(unit: Unit, spec: ReadSpec, batch_rows: int, threads: int = 1, pre
 
 
 def _selected(
-    unit: Unit, spec: ReadSpec, parquet: pq.ParquetFile, batch_rows: int
+    unit: Unit, spec: ReadSpec, parquet: pq.ParquetFile | RemoteParquet, batch_rows: int
 ) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.int64]]]:
     """The batches of a unit, cut down to the rows wanted, with their positions in the file."""
     id_column = unit.id or spec.id
@@ -160,7 +171,7 @@ def _selected(
             batch = next(batches, None)
             batch = None if batch is None else plain_batch(batch)
         except (pa.ArrowException, OSError) as error:
-            raise PoolError(f"{unit.name} can't be read near row {next_row}: {one_line(error)}; repair or remove the file") from None
+            raise unreadable(unit.file, f"{unit.name} can't be read near row {next_row}", error) from None
         if batch is None:
             return
         rows = np.arange(next_row, next_row + batch.num_rows)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raystream.errors import PoolError
 from raystream.pool.columns import plain_table
-from raystream.pool.files import File, one_line, open_parquet
+from raystream.pool.files import File, open_parquet, threads_for, unreadable
 from raystream.pool.filters import partition_value
 
 
@@ -32,9 +32,9 @@ def read_columns_at(places: Sequence[tuple[File, int]], schema: pa.Schema) -> pa
     of = np.array([numbers[file.path] for file, _ in places])
     rows = np.array([row for _, row in places], dtype=np.int64)
     order = np.lexsort((rows, of))
-    parts: list[pa.Table] = []
-    for path, number in numbers.items():
-        parts += _read_file(files[path], rows[order[of[order] == number]], schema)
+    with ThreadPoolExecutor(threads_for(list(files.values()), 1)) as executor:
+        tables = executor.map(lambda path: _read_file(files[path], rows[order[of[order] == numbers[path]]], schema), numbers)
+        parts = [table for found in tables for table in found]
     # The table is in sorted order; the inverse permutation restores the one asked for.
     return pa.concat_tables(parts).take(pa.array(np.argsort(order)))
 
@@ -55,7 +55,7 @@ def _read_file(file: File, rows: npt.NDArray[np.int64], schema: pa.Schema) -> li
             try:
                 table = parquet.read_row_group(group, columns=stored)
             except (pa.ArrowException, OSError) as error:
-                raise PoolError(f"{file.path}#rg{group} can't be read: {one_line(error)}; repair or remove the file") from None
+                raise unreadable(file, f"{file.path}#rg{group} can't be read", error) from None
             tables.append(_as_schema(file, plain_table(table).take(pa.array(rows[low:high] - starts[group])), high - low, schema))
     return tables
 

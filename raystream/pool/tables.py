@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from raystream.errors import PoolError, did_you_mean
+from raystream.lake import LOCAL, Storage
 from raystream.pool.deletes import Deletes
 from raystream.pool.files import File, list_files
 from raystream.pool.filters import Filters, filter_columns
@@ -53,12 +54,16 @@ class Listing:
     pruned: bool = False
 
 
-def list_pool(uris: Sequence[str], key: str = "pool.uri", filters: Filters = ()) -> tuple[list[File], tuple[TableVersion, ...]]:
+def list_pool(
+    uris: Sequence[str], key: str = "pool.uri", filters: Filters = (), storage: Storage = LOCAL
+) -> tuple[list[File], tuple[TableVersion, ...]]:
     """The files under URIs of files, folders, globs and tables, sorted by path, each once.
 
     Args:
         uris: what to list.
         key: the query's key that they stand in, for messages.
+        storage: how to reach what is in object storage; tables have options of their own for what lists them.
+        storage: how to reach what is in object storage; what lists a table has its own.
         filters: files that a table's partitions and statistics prove to hold no row of these may be left out.
 
     Returns:
@@ -69,12 +74,12 @@ def list_pool(uris: Sequence[str], key: str = "pool.uri", filters: Filters = ())
         PoolError: something is missing or can't be read.
     """
     plain = [uri for uri in uris if not is_table(uri)]
-    files = {file.path: file for file in list_files(plain, key)} if plain or not uris else {}
+    files = {file.path: file for file in list_files(plain, key, storage=storage)} if plain or not uris else {}
     versions: list[TableVersion] = []
     for uri in uris:
         if not is_table(uri):
             continue
-        found, version = _list_table(uri, key, filters)
+        found, version = _list_table(uri, key, filters, storage)
         versions.append(version)
         for file in found:
             known = files.setdefault(file.path, file)
@@ -92,7 +97,7 @@ def check_filter_columns(filters: Filters, types: Sequence[str], name: str) -> N
             raise PoolError(f"pool.filters names column {column}, which {name} doesn't hold{did_you_mean(column, types)}")
 
 
-def _list_table(uri: str, key: str, filters: Filters) -> tuple[list[File], TableVersion]:
+def _list_table(uri: str, key: str, filters: Filters, storage: Storage) -> tuple[list[File], TableVersion]:
     table = parse_table(uri, key)
     if table.kind == "iceberg":
         from raystream.pool.iceberg import list_iceberg
@@ -109,7 +114,7 @@ def _list_table(uri: str, key: str, filters: Filters) -> tuple[list[File], Table
 
     def found(listed: Listed) -> File:
         try:
-            (file,) = list_files([listed.path], key)
+            (file,) = list_files([listed.path], key, storage=storage)
         except PoolError as error:
             raise PoolError(
                 f"{key} {uri} lists a data file that can't be used: {error}; if the version's files were removed, read a newer version"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from raystream.lake.storage import Storage, storage_from
 from raystream.query.part import Part, Positive
 
 
@@ -26,4 +27,17 @@ class Store(Part):
     section = ("store",)
 
     uri: str = "runs"
+    storage: dict[str, bool | int | str] = {}
     query: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] | None = None
+
+    @property
+    def options(self) -> Storage:
+        """How to reach the object storage of `uri`."""
+        return storage_from(self.storage, "store.storage")
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _options_without_secrets(cls, value: object) -> object:
+        if isinstance(value, dict):
+            storage_from({str(name): option for name, option in value.items()}, "store.storage")
+        return value

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
+from raystream.lake.storage import Storage, storage_from
 from raystream.query.part import Part
 
 FilterValue = bool | int | float | str | list[bool | int | float | str]
@@ -24,6 +25,7 @@ class Pool(Part):
     labelled: list[str] = []
     label: str | None = None
     keep: list[str] = []
+    storage: dict[str, bool | int | str] = {}
 
     @property
     def uris(self) -> list[str]:
@@ -44,6 +46,18 @@ class Pool(Part):
     @classmethod
     def _one_path_is_a_list(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _options_without_secrets(cls, value: object) -> object:
+        if isinstance(value, dict):
+            storage_from({str(name): option for name, option in value.items()})
+        return value
+
+    @property
+    def options(self) -> Storage:
+        """`storage` as a value that travels."""
+        return storage_from(self.storage)
 
     @property
     def disjunction(self) -> list[list[FilterTerm]]:

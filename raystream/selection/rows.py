@@ -118,6 +118,9 @@ def normalised(x: Array) -> Array:
 
 def _shape(part: EmbeddingPart) -> tuple[int, int]:
     """(n_i, d); the part is let go of at once, since a pool has more parts than a process may have open files."""
+    known: tuple[int, int] | None = getattr(part, "shape", None)
+    if known is not None:
+        return known
     count, width = part.array.shape
     part.release()
     return int(count), int(width)

@@ -120,7 +120,7 @@ def test_a_unit_for_a_worker_that_has_just_died_waits_for_its_loss(make_query: M
     prepared = prepare(make_query())
     prepared.store.put("token", b"")
     job = Job(
-        model=prepared.query.model, fingerprint=prepared.fingerprint, read=prepared.pool.read, store=str(prepared.store.root),
+        model=prepared.query.model, fingerprint=prepared.fingerprint, read=prepared.pool.read, store=prepared.store.uri,
         token="token", embedding=True, probabilities=False, samples=False,
         mc_samples=0, seed=0, threads=1, skip_bad_rows=False, import_paths=importable_folders(),
     )  # fmt: skip

@@ -26,7 +26,7 @@ MakeQuery = Callable[..., rs.Query]
 def job_of(prepared: Prepared, **changes: object) -> Job:
     prepared.store.put("token", b"")
     job = Job(
-        model=prepared.query.model, fingerprint=prepared.fingerprint, read=prepared.pool.read, store=str(prepared.store.root),
+        model=prepared.query.model, fingerprint=prepared.fingerprint, read=prepared.pool.read, store=prepared.store.uri,
         token="token", embedding=True, probabilities=False, samples=False,
         mc_samples=0, seed=0, threads=1, skip_bad_rows=False, import_paths=(),
     )  # fmt: skip

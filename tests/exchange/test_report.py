@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ NET = {"source": "raystream.loop.mnist:network"}
 
 
 def text_of(result):
-    path = write_report(result)
+    path = Path(write_report(result))
     assert path == result.folder / "report.html"
     return path.read_text(encoding="utf-8")
 

@@ -1,0 +1,205 @@
+"""The store in a bucket: S3, Google Cloud Storage, Azure, or a server that speaks like one of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import obstore
+import pyarrow as pa
+from obstore.exceptions import AlreadyExistsError, BaseError
+
+from raystream.engine.bucket_files import HashingWriter, RangeReader
+from raystream.engine.bucket_requests import Requests
+from raystream.engine.local_copies import local_copies
+from raystream.engine.store import StoredFile
+from raystream.errors import QueryError, StoreError
+from raystream.lake import LOCAL, Storage
+from raystream.lake.bucket import bucket_of
+from raystream.lake.uri import parse, redacted
+
+PART_BYTES = 8 << 20
+"""What is sent at once of a large file; S3 takes 10,000 of them, so 80 GB."""
+_PARTS_AT_A_TIME = 4
+_WHOLE_BYTES = 1 << 20
+"""Files up to this size are read in one request, larger ones by the ranges that are looked at."""
+
+
+class ObjectStore:
+    """A store below `s3://bucket/prefix`, `gs://…` or `abfs://…`; promises what `Store` says.
+
+    Credentials come from the environment of each process and are never part of it. Appended files are held back until
+    `flush`, since objects can't grow.
+
+    Args:
+        uri: of the bucket, which must exist, and the prefix of all names.
+        storage: how to reach it.
+
+    Raises:
+        QueryError: the URI or an option can't be used.
+    """
+
+    def __init__(self, uri: str, storage: Storage = LOCAL) -> None:
+        location = parse(uri, "store.uri")
+        if location.scheme == "file":
+            raise QueryError(f"store.uri {uri} is a folder, not object storage")
+        self._given, self.storage = uri, storage
+        self._shown = redacted(uri).rstrip("/")
+        self._bucket: Any = bucket_of(uri, storage)
+        self._ask = Requests(self._shown)
+        self._guard = threading.Lock()
+        self._written: dict[str, StoredFile] = {}
+        self._appended: dict[str, bytearray] = {}
+
+    remote = True
+
+    def __repr__(self) -> str:
+        return f"ObjectStore({self._shown!r})"
+
+    def __reduce__(self) -> tuple[type[ObjectStore], tuple[str, Storage]]:
+        return type(self), (self._given, self.storage)
+
+    @property
+    def uri(self) -> str:
+        return self._given
+
+    @property
+    def retries(self) -> int:
+        """How many requests of this process were asked again."""
+        return self._ask.retries
+
+    def place(self, name: str) -> str:
+        return f"{self._shown}/{name}"
+
+    def exists(self, name: str) -> bool:
+        return self.size(name) is not None
+
+    def size(self, name: str) -> int | None:
+        found = self._ask.if_there(lambda: obstore.head(self._bucket, name), name, "read")
+        return None if found is None else found["size"]
+
+    def read(self, name: str) -> bytes:
+        return self._ask(lambda: self._get(name), name, "read")
+
+    def read_if_there(self, name: str) -> bytes | None:
+        return self._ask.if_there(lambda: self._get(name), name, "read")
+
+    def _get(self, name: str) -> bytes:
+        return obstore.get(self._bucket, name).bytes().to_bytes()
+
+    def _range(self, name: str, start: int, length: int) -> bytes:
+        if not length:
+            return b""  # no server gives a range of nothing
+        return self._ask(lambda: obstore.get_range(self._bucket, name, start=start, length=length).to_bytes(), name, "read")
+
+    def put_if_absent(self, name: str, data: bytes, *, wait: bool = True) -> bool:
+        """Write a file whole unless it is there; False if somebody else's is there already.
+
+        The answer to a request that was carried out may get lost, and the request asked again: a file that holds
+        exactly `data` therefore counts as one's own. What writers race for names their attempt and differs.
+        """
+        try:
+            self._ask(lambda: self._create(name, data), name, "written")
+        except AlreadyExistsError:
+            return self.read_if_there(name) == data
+        self._verify(name, len(data))
+        return True
+
+    def _create(self, name: str, data: bytes) -> None:
+        # In parts, it would be no condition: S3 takes none for them.
+        obstore.put(self._bucket, name, data, mode="create", use_multipart=False)
+
+    def put(self, name: str, data: bytes) -> None:
+        self._ask(lambda: obstore.put(self._bucket, name, data, use_multipart=False), name, "written")
+
+    def append(self, name: str, data: bytes) -> None:
+        if name not in self._appended:
+            self._appended[name] = bytearray(self.read_if_there(name) or b"")
+        self._appended[name] += data
+
+    def flush(self) -> None:
+        for name, data in self._appended.items():
+            self.put(name, bytes(data))
+        self._appended.clear()
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[pa.NativeFile]:
+        writer = HashingWriter(obstore.open_writer(self._bucket, name, buffer_size=PART_BYTES, max_concurrency=_PARTS_AT_A_TIME))
+        with self._ask.explained(name, "written"):
+            try:
+                with pa.PythonFile(writer, "wb") as file:
+                    yield file
+                self._finish(writer, name)
+            except BaseException:
+                with suppress(Exception):
+                    writer.finish()  # ends the upload; its parts would stay in the bucket for ever
+                self.discard(name)
+                raise
+        self._verify(name, writer.size)
+        with self._guard:
+            self._written[name] = StoredFile(name, writer.size, writer.xxh3)
+
+    def _finish(self, writer: HashingWriter, name: str) -> None:
+        try:
+            writer.finish()
+        except (BaseError, OSError):
+            # Of an upload that was ended and whose answer got lost, a server says that there is none. Only this writer has the name.
+            if self.size(name) != writer.size:
+                raise
+
+    def stored(self, name: str) -> StoredFile:
+        with self._guard:
+            return self._written.pop(name)
+
+    def discard(self, name: str) -> None:
+        # Whatever is left is named by no receipt: not worth failing for.
+        with suppress(BaseError, OSError):
+            obstore.delete(self._bucket, name)
+
+    def names(self, folder: str) -> list[str]:
+        found = self._ask(lambda: obstore.list_with_delimiter(self._bucket, f"{folder}/"), folder, "listed")
+        paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
+        # Some servers list the folder itself, as an object of its name.
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in paths if path.startswith(f"{folder}/"))
+
+    def check_commits(self) -> None:
+        name = "format.json"
+        present = self.read(name)
+        try:
+            self._ask(lambda: self._create(name, present), name, "written")
+        except AlreadyExistsError:
+            return
+        raise StoreError(
+            f"store {self._shown}: its server let {name} be written a second time although it was there, so two runs could replace each "
+            "other's results; use a server that honours If-None-Match"
+        )
+
+    def source(self, file: StoredFile) -> pa.NativeFile:
+        if file.size <= _WHOLE_BYTES:
+            return pa.BufferReader(self.read(file.name))
+        return pa.PythonFile(RangeReader(lambda start, length: self._range(file.name, start, length), file.size), "r")
+
+    def local(self, file: StoredFile) -> Path:
+        def content() -> Iterator[bytes]:
+            for start in range(0, file.size, PART_BYTES):
+                yield self._range(file.name, start, min(PART_BYTES, file.size - start))
+
+        return local_copies().path(self._shown, file, content)
+
+    def head(self, file: StoredFile, size: int) -> bytes:
+        """The first bytes of a file."""
+        return self._range(file.name, 0, min(size, file.size))
+
+    def _verify(self, name: str, written: int) -> None:
+        """Some servers store uploads of some clients damaged, and say nothing."""
+        found = self.size(name)
+        if found == written:
+            return
+        self.discard(name)
+        raise StoreError(
+            f"store: {self.place(name)} holds {found} bytes, but {written} were written: the server damages uploads; set "
+            "AWS_REQUEST_CHECKSUM_CALCULATION=when_required in the environment, or use another server"
+        )

@@ -1,0 +1,111 @@
+"""What every store promises, and which store a URI names."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from raystream.engine.store import LocalStore, StoredFile, prepare_store
+from raystream.errors import QueryError
+from raystream.lake import LOCAL, Storage, is_remote
+
+
+class Store(Protocol):
+    """What the engine asks of a store; `LocalStore` says the same of a folder, `ObjectStore` of a bucket.
+
+    Stores are cheap to make and can be pickled; they touch nothing until they are asked something.
+    """
+
+    @property
+    def uri(self) -> str:
+        """Where it is, without secrets: another process that is given it and `storage` has the same store."""
+
+    @property
+    def storage(self) -> Storage:
+        """Options of the file system, without secrets."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether each request takes its time, so that it is worth making many at once."""
+
+    def place(self, name: str) -> str:
+        """The path or URI of a file, for people and for `--json`."""
+
+    def exists(self, name: str) -> bool: ...
+
+    def size(self, name: str) -> int | None:
+        """Size in bytes, or None if there is no such file."""
+
+    def read(self, name: str) -> bytes: ...
+
+    def read_if_there(self, name: str) -> bytes | None: ...
+
+    def put_if_absent(self, name: str, data: bytes, *, wait: bool = True) -> bool:
+        """Write a file whole unless it is there; False if somebody else's is there already."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file whole, in place of any that is there. For what only informs: plans, events, reports."""
+
+    def append(self, name: str, data: bytes) -> None:
+        """Add to the end of a file; there at the latest after `flush`."""
+
+    def flush(self) -> None:
+        """See that all that was appended is in the store."""
+
+    def writing(self, name: str) -> AbstractContextManager[pa.NativeFile]:
+        """A large file to write piece by piece: whole when the block ends, gone if it ends in an error."""
+
+    def stored(self, name: str) -> StoredFile:
+        """What a receipt says of a file that has been written."""
+
+    def discard(self, name: str) -> None:
+        """Remove a file that no receipt names, if it is there."""
+
+    def names(self, folder: str) -> list[str]:
+        """The entries of a folder of the store, sorted; empty if there is none."""
+
+    def check_commits(self) -> None:
+        """Refuse a store that can't be written, or that lets a second writer win."""
+
+    def source(self, file: StoredFile) -> Any:
+        """What pyarrow reads a Parquet file of the store from."""
+
+    def head(self, file: StoredFile, size: int) -> bytes:
+        """The first bytes of a file."""
+
+    def local(self, file: StoredFile) -> Path:
+        """A file of this machine with the content of one of the store, to be mapped; brought here if it must be."""
+
+
+def store_at(uri: str, storage: Storage = LOCAL) -> Store:
+    """The store that a URI names.
+
+    Args:
+        uri: a folder, or `s3://bucket/prefix`, `gs://`, `abfs://`.
+        storage: options of the object storage, as `pool.storage` has them.
+
+    Raises:
+        QueryError: no store can be there, or the options aren't for it.
+    """
+    if is_remote(uri):
+        from raystream.engine.object_store import ObjectStore
+
+        return ObjectStore(uri, storage)
+    if storage != LOCAL:
+        raise QueryError(f"store.storage is for object storage, but store.uri {uri} is a folder; remove it")
+    return LocalStore(uri)
+
+
+def open_store(uri: str, storage: Storage = LOCAL) -> Store:
+    """The store that a URI names, made if it isn't there yet.
+
+    Raises:
+        StoreError: it can't be written, or its server breaks the promise of `put_if_absent`.
+        StoreVersionError: it was written by a newer raystream.
+    """
+    store = store_at(uri, storage)
+    prepare_store(store)
+    return store

@@ -1,0 +1,100 @@
+"""The same places and options for obstore, which writes only if absent; `filesystem` has them for pyarrow, which reads tables."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from raystream.lake.filesystem import with_options
+from raystream.lake.storage import LOCAL, Storage
+from raystream.lake.uri import Location, parse
+
+if TYPE_CHECKING:
+    from obstore.store import AzureStore, GCSStore, S3Store
+
+RETRIES = 5
+"""Of a request whose connection broke or whose server was busy; 0.1 s to 3 s of waiting in all."""
+_RETRY: Any = {
+    "max_retries": RETRIES,
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
+    "retry_timeout": timedelta(seconds=120),
+}
+
+
+def bucket_of(uri: str, storage: Storage = LOCAL, key: str = "store.uri") -> S3Store | GCSStore | AzureStore:
+    """obstore's store for a remote URI, with the URI's path as its prefix; asks no server but, as `filesystem_of`, for a region.
+
+    Raises:
+        QueryError: the URI or an option can't be used.
+    """
+    location = parse(uri, key)
+    storage = with_options(location, storage, key)
+    endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "") if not storage.host else ""
+    client: dict[str, Any] = {"allow_http": storage.plain_http or endpoint.startswith("http://")}
+    if storage.connect_timeout:
+        client["connect_timeout"] = timedelta(seconds=storage.connect_timeout)
+    if storage.request_timeout:
+        client["timeout"] = timedelta(seconds=storage.request_timeout)
+    shared: dict[str, Any] = {"prefix": location.key or None, "client_options": client, "retry_config": _RETRY}
+    if storage.anonymous:
+        shared["skip_signature"] = True
+    if location.scheme == "s3":
+        return _s3(location, storage, shared)
+    return _gcs(location, storage, shared) if location.scheme == "gs" else _azure(location, storage, shared)
+
+
+def _s3(location: Location, storage: Storage, options: dict[str, Any]) -> S3Store:
+    from obstore.store import S3Store
+
+    region = storage.region
+    if region is None and not storage.host and not any(os.environ.get(name) for name in _PLACES):
+        region = _asked_region(location.bucket)
+    if region:
+        options["region"] = region
+    if storage.host:
+        # With virtual addressing, obstore wants the bucket in the endpoint; pyarrow puts it there by itself.
+        host = f"{location.bucket}.{storage.host}" if storage.virtual_addressing else storage.host
+        options["endpoint"] = f"{_scheme(storage)}://{host}"
+    return S3Store(location.bucket, virtual_hosted_style_request=storage.virtual_addressing, **options)
+
+
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_PLACES = ("AWS_REGION", "AWS_DEFAULT_REGION", *_ENDPOINTS)
+
+
+def _asked_region(bucket: str) -> str | None:
+    import pyarrow.fs as pafs
+
+    try:
+        return str(pafs.resolve_s3_region(bucket))
+    except OSError:
+        return None  # the first request says what is wrong
+
+
+def _gcs(location: Location, storage: Storage, options: dict[str, Any]) -> GCSStore:
+    from obstore.store import GCSStore
+
+    if storage.host:
+        options["base_url"] = f"{_scheme(storage)}://{storage.host}"
+    return GCSStore(location.bucket, **options)
+
+
+def _azure(location: Location, storage: Storage, options: dict[str, Any]) -> AzureStore:
+    from obstore.store import AzureStore
+
+    account = storage.account_name or os.environ.get("AZURE_STORAGE_ACCOUNT")
+    if account:
+        options["account_name"] = account
+    if storage.host:
+        options["endpoint"] = f"{_scheme(storage)}://{storage.host}/{account}"
+    # The variables' names are those of Azure's own tools, which `filesystem` reads, too.
+    if secret := os.environ.get("AZURE_STORAGE_KEY"):
+        options["account_key"] = secret
+    elif token := os.environ.get("AZURE_STORAGE_SAS_TOKEN"):
+        options["sas_key"] = token.removeprefix("?")
+    return AzureStore(location.bucket, **options)
+
+
+def _scheme(storage: Storage) -> str:
+    return "http" if storage.plain_http else "https"

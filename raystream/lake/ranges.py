@@ -1,0 +1,121 @@
+"""Byte ranges of a remote file: fetched at the same time, joined where they lie close, asked for again where a connection breaks."""
+
+from __future__ import annotations
+
+import io
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+from raystream.lake.filesystem import REMOTE_THREADS
+from raystream.lake.retry import ignore, retried
+
+Range = tuple[int, int]
+"""First byte, and the one after the last."""
+HOLE = 64 << 10
+"""Unwanted bytes that are read rather than paying for another request."""
+PIECE = 8 << 20
+"""Bytes of one request: one connection alone doesn't fill the link, and what breaks costs no more than this."""
+
+
+def joined(ranges: Iterable[Range], hole: int = HOLE) -> list[Range]:
+    """The ranges in order, those with at most `hole` bytes between them made one."""
+    result: list[Range] = []
+    for start, stop in sorted(ranges):
+        if result and start <= result[-1][1] + hole:
+            result[-1] = (result[-1][0], max(stop, result[-1][1]))
+        else:
+            result.append((start, stop))
+    return result
+
+
+class Fetching:
+    """Ranges of a file on their way; `wait` gives them as a file to read from.
+
+    Args:
+        read_at: `read_at(bytes, offset)` of the remote file; called from several threads.
+        size: of the file.
+        ranges: those wanted.
+        note: told of each request that is repeated.
+    """
+
+    def __init__(
+        self, read_at: Callable[[int, int], bytes], size: int, ranges: Iterable[Range], note: Callable[[str], None] = ignore
+    ) -> None:
+        self._size, self._note, self._read_at = size, note, read_at
+        self._ranges = joined(ranges)
+
+        def fetch(start: int, stop: int) -> bytes:
+            data = read_at(stop - start, start)
+            if len(data) != stop - start:
+                raise OSError(f"{len(data)} bytes came of {stop - start}")
+            return data
+
+        def ask(start: int, stop: int) -> Future[bytes]:
+            return _threads(os.getpid()).submit(retried, lambda: fetch(start, stop), note)
+
+        self._pieces = [[ask(at, min(at + PIECE, stop)) for at in range(start, stop, PIECE)] for start, stop in self._ranges]
+
+    def wait(self) -> Fetched:
+        """The bytes, once all are there.
+
+        Raises:
+            OSError: a piece didn't come in spite of all attempts.
+        """
+        blocks = []
+        for pieces in self._pieces:
+            parts = [piece.result() for piece in pieces]
+            blocks.append(parts[0] if len(parts) == 1 else b"".join(parts))
+        self._pieces = []
+        rest = lambda count, at: retried(lambda: self._read_at(count, at), self._note)  # noqa: E731
+        return Fetched([start for start, _ in self._ranges], blocks, self._size, rest)
+
+    def cancel(self) -> None:
+        """Forget what hasn't begun."""
+        for pieces in self._pieces:
+            for piece in pieces:
+                piece.cancel()
+
+
+class Fetched(io.RawIOBase):
+    """A read-only file of which some ranges are there, as pyarrow reads it; what lies elsewhere is asked for one by one."""
+
+    def __init__(self, starts: Sequence[int], blocks: Sequence[bytes], size: int, rest: Callable[[int, int], bytes]) -> None:
+        self._starts, self._blocks, self._size, self._rest, self._at = starts, blocks, size, rest, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return self._size
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, count: int = -1) -> Any:
+        """The bytes at the position, without a copy where they are there."""
+        at = self._at
+        count = max(0, self._size - at if count < 0 else min(count, self._size - at))
+        self._at += count
+        index = bisect_right(self._starts, at) - 1
+        offset = at - self._starts[index] if index >= 0 else 0
+        if count and (index < 0 or offset + count > len(self._blocks[index])):
+            return self._rest(count, at)
+        return memoryview(self._blocks[index])[offset : offset + count] if count else b""
+
+
+@lru_cache(maxsize=1)
+def _threads(process: int) -> ThreadPoolExecutor:
+    """The process's own; `process` makes sure of it after a fork."""
+    return ThreadPoolExecutor(REMOTE_THREADS, thread_name_prefix="raystream-lake")

@@ -1,0 +1,47 @@
+"""What a storage says when it refuses: one line, without secrets."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow.fs as pafs
+
+_SECRETS = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN",
+)  # fmt: skip
+_FINAL = re.compile(
+    "NO_SUCH_BUCKET|NO_SUCH_KEY|RESOURCE_NOT_FOUND|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|EXPIRED_TOKEN|"
+    "InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|AccessDenied|NoSuchBucket|NoSuchKey|INVALID_CLIENT_TOKEN_ID|"
+    r"MISSING_AUTHENTICATION_TOKEN|UNRECOGNIZED_CLIENT|PERMISSION_DENIED|UNAUTHENTICATED|HTTP status (?:401|403|404)\b"
+)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error of Arrow's or of a storage, without its full stop and without any secret of the environment."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = re.sub(r" \(Request ID: [^)]*\)", "", text).rstrip(". ")
+    for name in _SECRETS:
+        if value := os.environ.get(name):
+            text = text.replace(value, f"<{name}>")
+    return text
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether asking again would end the same: what is asked for isn't there, or not for us."""
+    return isinstance(error, FileNotFoundError | PermissionError) or _FINAL.search(str(error)) is not None
+
+
+def own_reason(filesystem: pafs.FileSystem, path: str, error: OSError) -> OSError:
+    """The error, or what the storage says to a listing beside the path: to the question for one object it gives no reason."""
+    if "No response body" not in str(error):
+        return error
+    import pyarrow.fs as pafs
+
+    try:
+        filesystem.get_file_info(pafs.FileSelector(path.rpartition("/")[0] or path))
+    except OSError as told:
+        return told
+    return error

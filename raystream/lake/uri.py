@@ -1,0 +1,133 @@
+"""Paths and URIs: which storage they name, what lies there, and how they may be shown."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
+
+from raystream.errors import QueryError
+from raystream.lake.storage import refuse_secret
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEMES = {"s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "gcs": "gs", "abfs": "abfs", "abfss": "abfs", "file": "file"}
+_OPTIONS = re.compile(r"\?((?:[A-Za-z_-][A-Za-z0-9_-]*=[^&?]*)(?:&[A-Za-z_-][A-Za-z0-9_-]*=[^&?]*)*)$")
+"""A question mark is an option's only before `name=value`; elsewhere it is a glob's, or part of a key."""
+_USER = re.compile(r"(://)[^/@]*@")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A place in a file system.
+
+    Attributes:
+        scheme: file, s3, gs or abfs.
+        path: as `pyarrow.fs` wants it: absolute on this machine, else `bucket/key` without a slash at either end.
+        account: of Azure, where the URI names it.
+        options: those that stood behind the URI's question mark.
+    """
+
+    scheme: str
+    path: str
+    account: str | None = None
+    options: tuple[tuple[str, str], ...] = field(default=())
+
+    @property
+    def uri(self) -> str:
+        """The one way to write this place: the absolute path, or a URI with neither options nor credentials."""
+        return self.at(self.path)
+
+    @property
+    def bucket(self) -> str:
+        """The first part of a remote path."""
+        return self.path.partition("/")[0]
+
+    @property
+    def key(self) -> str:
+        """The rest of a remote path."""
+        return self.path.partition("/")[2]
+
+    def at(self, path: str) -> str:
+        """How another path of the same file system is written."""
+        if self.scheme == "file":
+            return path
+        bucket, slash, key = path.partition("/")
+        host = f"{bucket}@{self.account}.dfs.core.windows.net" if self.account else bucket
+        return f"{self.scheme}://{host}{slash}{key}"
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a URI names object storage rather than a path of this machine."""
+    match = _SCHEME.match(uri)
+    return match is not None and match[1].lower() != "file"
+
+
+def redacted(uri: str) -> str:
+    """A URI as messages may show it: without user, password and options."""
+    if not is_remote(uri):
+        return uri
+    options = _OPTIONS.search(uri)
+    plain = uri[: options.start()] if options else uri
+    return plain if _SCHEMES.get(plain.partition("://")[0].lower()) == "abfs" and _is_container(plain) else _USER.sub(r"\1", plain)
+
+
+def parse(uri: str, key: str = "pool.uri") -> Location:
+    """Understand a path or URI: `s3:// s3a:// gs:// gcs:// abfs:// abfss:// file://`, or a plain path.
+
+    Args:
+        uri: options such as `?region=eu-central-1&endpoint_override=localhost:8333` may follow a remote one.
+        key: the query's key that it stands in, for messages.
+
+    Raises:
+        QueryError: it is empty, of another scheme, names no bucket, or holds credentials.
+    """
+    match = _SCHEME.match(uri)
+    if not match or match[1].lower() == "file":
+        return Location("file", _local_path(uri, key))
+    given = match[1].lower()
+    scheme = _SCHEMES.get(given)
+    if scheme is None:
+        known = ", ".join(f"{name}://" for name in _SCHEMES)
+        raise QueryError(f"{key} {redacted(uri)}: {given}:// is not a storage that raystream reads; expected a path or {known}")
+    options = _OPTIONS.search(uri)
+    pairs = [pair.partition("=") for pair in options[1].split("&")] if options else []
+    for name, _, _ in pairs:
+        refuse_secret(name, f"{key} {redacted(uri)}: option ") if name not in ("account_name",) else None
+    rest = uri[match.end() : options.start() if options else None]
+    host, _, path = rest.partition("/")
+    account = None
+    if scheme == "abfs" and _is_container(uri):
+        host, _, domain = host.partition("@")
+        account = domain.partition(".")[0]
+    if "@" in host:
+        raise QueryError(f"{key} {redacted(uri)} holds credentials; remove them from the URI and set {_VARIABLES[scheme]} instead")
+    if not host:
+        raise QueryError(f"{key} {redacted(uri)} names no bucket; expected {given}://bucket/path")
+    path = path.strip("/")
+    return Location(scheme, f"{host}/{path}" if path else host, account, tuple((name, unquote(value)) for name, _, value in pairs))
+
+
+_VARIABLES = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "abfs": "AZURE_STORAGE_KEY",
+}
+
+
+def _is_container(uri: str) -> bool:
+    """Whether what stands before the @ is a container of Azure's, not a user."""
+    host = uri.partition("://")[2].partition("/")[0]
+    user, at, domain = host.partition("@")
+    return bool(at) and ":" not in user and "@" not in domain
+
+
+def _local_path(uri: str, key: str) -> str:
+    if _SCHEME.match(uri):
+        parts = urlsplit(uri)
+        if parts.netloc not in ("", "localhost"):
+            raise QueryError(f"{key} {uri} names the host {parts.netloc!r}; expected a local path such as file:///data/pool")
+        uri = unquote(uri[len("file://") + len(parts.netloc) :])
+    if not uri.strip():
+        raise QueryError(f"{key} is empty; give a path")
+    return os.path.abspath(os.path.expanduser(uri))

@@ -1,0 +1,33 @@
+"""A model whose files lie in object storage, as one whose files lie here."""
+
+from __future__ import annotations
+
+from raystream import query
+from raystream.lake import LOCAL, Storage, local_copy
+
+
+def with_local_files(spec: query.Model, storage: Storage = LOCAL) -> query.Model:
+    """The `model` section with remote weights, sources and lists of classes replaced by copies on this machine.
+
+    Its fingerprint is the same as that of the same files on a disk.
+
+    Args:
+        spec: the section.
+        storage: how to reach them.
+
+    Raises:
+        ModelError: something can't be fetched.
+    """
+    changes: dict[str, object] = {}
+    if isinstance(spec.weights, list):
+        changes["weights"] = [local_copy(path, storage, "model.weights") for path in spec.weights]
+    elif spec.weights is not None:
+        changes["weights"] = local_copy(spec.weights, storage, "model.weights")
+    if spec.source is not None and spec.kind not in ("torch", "python"):
+        changes["source"] = local_copy(spec.source, storage, "model.source")
+    if isinstance(spec.classes, str):
+        changes["classes"] = local_copy(spec.classes, storage, "model.classes")
+    if spec.members is not None:
+        changes["members"] = [with_local_files(member, storage) for member in spec.members]
+    changed = {name: value for name, value in changes.items() if value != getattr(spec, name)}
+    return spec.model_copy(update=changed) if changed else spec

@@ -1,0 +1,156 @@
+"""Parquet in object storage: the wanted column chunks of some row groups at a time, fetched while those before are decoded."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from threading import Lock
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from raystream.lake.ranges import Fetching, Range
+from raystream.lake.retry import ignore, retried
+
+READ_AHEAD = 16 << 20
+"""Bytes fetched at a time, unless one row group is more; while they are decoded, as many are on their way."""
+_FOOTERS_KEPT = 4
+_WHOLE = 1 << 20
+_footers: OrderedDict[tuple[str, int, str], pq.FileMetaData] = OrderedDict()
+_footers_lock = Lock()
+
+
+class RemoteParquet:
+    """A remote file with the part of `pyarrow.parquet.ParquetFile` that raystream uses.
+
+    Args:
+        source: as opened by its file system.
+        version: path, size and version: the footer of a file that was read lately isn't fetched again.
+        note: told of each request that had to be repeated.
+
+    Raises:
+        OSError: the footer didn't come in spite of all attempts.
+        pa.ArrowInvalid: this isn't Parquet.
+    """
+
+    def __init__(self, source: pa.NativeFile, version: tuple[str, int, str], note: Callable[[str], None] = ignore) -> None:
+        self._source, self._note, self._size, self.version = source, note, version[1], version
+        self.metadata = _footer(source, version, note)
+
+    @property
+    def schema_arrow(self) -> pa.Schema:
+        """The file's schema as Arrow's.
+
+        Raises:
+            pa.ArrowException: it has none.
+        """
+        with pq.ParquetFile(pa.BufferReader(b""), metadata=self.metadata) as parquet:
+            return parquet.schema_arrow
+
+    def __enter__(self) -> RemoteParquet:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._source.close()
+
+    def iter_batches(self, batch_size: int = 65536, row_groups: Sequence[int] | None = None, columns: Sequence[str] | None = None) -> (
+        Iterator[pa.RecordBatch]
+    ):  # fmt: skip
+        """Yield batches in order; at most two runs of row groups are held, as they are stored."""
+        groups = range(self.metadata.num_row_groups) if row_groups is None else row_groups
+        leaves = self._leaves(columns)
+        ahead: Fetching | None = None
+        runs = self._runs(groups, leaves)
+        try:
+            for at, run in enumerate(runs):
+                fetched = (ahead or self._fetch(run, leaves)).wait()
+                ahead = self._fetch(runs[at + 1], leaves) if at + 1 < len(runs) else None
+                with pq.ParquetFile(fetched, metadata=self.metadata, pre_buffer=False) as parquet:
+                    yield from parquet.iter_batches(batch_size, row_groups=run, columns=None if columns is None else list(columns))
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+
+    def read_row_group(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """One row group."""
+        return self._table([index], columns)
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The whole file."""
+        return self._table(None, columns)
+
+    def _table(self, groups: Sequence[int] | None, columns: Sequence[str] | None) -> pa.Table:
+        batches = list(self.iter_batches(_WHOLE, groups, columns))
+        if batches:
+            return pa.Table.from_batches(batches)
+        schema = self.schema_arrow
+        return (schema if columns is None else pa.schema([schema.field(name) for name in columns])).empty_table()
+
+    def _leaves(self, columns: Sequence[str] | None) -> list[int]:
+        """The leaf columns that hold the wanted ones."""
+        schema = self.metadata.schema
+        roots = [schema.column(i).path.partition(".")[0] for i in range(self.metadata.num_columns)]
+        whole = [schema.column(i).path for i in range(self.metadata.num_columns)]
+        wanted = None if columns is None else set(columns)
+        return [i for i, root in enumerate(roots) if wanted is None or root in wanted or _within(whole[i], wanted)]
+
+    def _runs(self, groups: Sequence[int], leaves: Sequence[int]) -> list[list[int]]:
+        """The row groups in order, as many together as READ_AHEAD holds."""
+        runs: list[list[int]] = []
+        held = 0
+        for group in groups:
+            stored = sum(stop - start for start, stop in self._ranges(group, leaves))
+            if not runs or held + stored > READ_AHEAD:
+                runs.append([])
+                held = 0
+            runs[-1].append(group)
+            held += stored
+        return runs
+
+    def _ranges(self, group: int, leaves: Sequence[int]) -> list[Range]:
+        found = self.metadata.row_group(group)
+        return [_range(found.column(leaf)) for leaf in leaves] if found.num_rows else []
+
+    def _fetch(self, run: Sequence[int], leaves: Sequence[int]) -> Fetching:
+        wanted = chain.from_iterable(self._ranges(group, leaves) for group in run)
+        return Fetching(self._source.read_at, self._size, wanted, self._note)
+
+
+def _within(path: str, names: set[str]) -> bool:
+    """Whether a leaf lies in one of the columns, whose own names may hold dots."""
+    return any(path == name or path.startswith(f"{name}.") for name in names)
+
+
+def _range(chunk: pq.ColumnChunkMetaData) -> Range:
+    start = chunk.data_page_offset
+    if chunk.has_dictionary_page and chunk.dictionary_page_offset is not None:
+        start = min(start, chunk.dictionary_page_offset)
+    return start, start + chunk.total_compressed_size
+
+
+def _footer(source: pa.NativeFile, version: tuple[str, int, str], note: Callable[[str], None]) -> pq.FileMetaData:
+    with _footers_lock:
+        known = _footers.get(version)
+    if known is None:
+        known = retried(lambda: pq.read_metadata(source), note)
+        with _footers_lock:
+            _footers[version] = known
+            while len(_footers) > _FOOTERS_KEPT:
+                _footers.popitem(last=False)
+    return known
+
+
+def open_remote(filesystem: pafs.FileSystem, path: str, note: Callable[[str], None] = ignore) -> tuple[pa.NativeFile, str | None]:
+    """A remote file, opened, and what tells its content from another one's: its ETag, where the storage gives one.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it can't be opened in spite of all attempts.
+    """
+    source = retried(lambda: filesystem.open_input_file(path), note)
+    facts = {str(key).lower(): value for key, value in (source.metadata() or {}).items()}
+    tag = facts.get("etag")
+    return source, (tag.decode() if isinstance(tag, bytes) else tag).strip('"') if tag else None
