@@ -103,6 +103,9 @@ def query(uri: str, store: Path, **pool: Any) -> Any:
 
 def score_section(args: argparse.Namespace, work: Path, s3: pafs.FileSystem, storage: dict[str, Any], tell: Callable[[str], Any]) -> dict:
     """The same pool from both places, in turns; a store of its own each time, so that everything is scored."""
+    from raystream.pool import plan_pool
+    from raystream.pool.files import open_parquet
+    from raystream.query import Pool
     from raystream.run import score
 
     local = args.data.absolute() / f"pool-{args.rows}x128"
@@ -121,9 +124,16 @@ def score_section(args: argparse.Namespace, work: Path, s3: pafs.FileSystem, sto
                 seconds[side].append(done.seconds.score)
             shutil.rmtree(asked.store.uri)
     received, requests = tell("count")
+    began = time.perf_counter()
+    plan = plan_pool(Pool(uri=f"s3://{BUCKET}/score", id="id", inputs=["x"], storage=storage))
+    for unit in plan.units:
+        with open_parquet(unit.file) as parquet:
+            assert sum(batch.num_rows for batch in parquet.iter_batches(row_groups=unit.row_groups, columns=["id", "x"]))
+    link = time.perf_counter() - began
+    print(f"  reading alone, one unit after another, on the cores that the server and the proxy use as well: {link:.2f} s")
     ratio = statistics.median(seconds["s3"]) / statistics.median(seconds["local"])
     print(f"score {args.rows:,} x 128: local {statistics.median(seconds['local']):.2f} s, S3 {statistics.median(seconds['s3']):.2f} s")
-    return {"rows": args.rows, "seconds": seconds, "ratio": ratio, "requests": requests, "received": received}
+    return {"rows": args.rows, "seconds": seconds, "reading_alone": link, "ratio": ratio, "requests": requests, "received": received}
 
 
 def plan_section(args: argparse.Namespace, work: Path, s3: pafs.FileSystem, storage: dict[str, Any], tell: Callable[[str], Any]) -> dict:

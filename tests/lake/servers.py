@@ -100,11 +100,14 @@ class Faults:
 
 
 class Proxy:
-    """Between clients and a server: counts bytes and requests, delays, and breaks connections as `faults` says."""
+    """Between clients and a server: counts bytes and requests, delays, and breaks connections as `faults` says.
+
+    `sent` and `received` are bytes as the client sees them, `most_at_once` requests that were held back at the same time.
+    """
 
     def __init__(self, target: int) -> None:
         self.faults = Faults()
-        self.sent = self.received = self.requests = 0
+        self.sent = self.received = self.requests = self.most_at_once = self._held = 0
         self._target, self._loop = target, asyncio.new_event_loop()
         self._open: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -114,7 +117,8 @@ class Proxy:
 
     def reset(self) -> None:
         """Forget faults and counts."""
-        self.faults, self.sent, self.received, self.requests = Faults(), 0, 0, 0
+        self.faults = Faults()
+        self.sent = self.received = self.requests = self.most_at_once = 0
 
     def cut(self) -> None:
         """Abort all connections that are open now."""
@@ -156,7 +160,10 @@ class Proxy:
             if first or answer[0]:
                 first, answer[0] = False, 0
                 self.requests += 1
+                self._held += 1
+                self.most_at_once = max(self.most_at_once, self._held)
                 await asyncio.sleep(self.faults.delay)
+                self._held -= 1
             self.sent += len(data)
             to_server.write(data)
             await to_server.drain()

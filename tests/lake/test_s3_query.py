@@ -37,7 +37,9 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch, s3_keys: None) -> None:
 @pytest.fixture
 def s3_pool(workplace: Path, s3: pafs.FileSystem, folder: str) -> str:
     """The workplace's pool, copied into the bucket; its URI."""
-    pafs.copy_files(str(workplace / "pool"), f"{folder}/pool", destination_filesystem=s3)
+    for path in (workplace / "pool").rglob("*.parquet"):
+        with s3.open_output_stream(f"{folder}/{path.relative_to(workplace)}") as out:
+            out.write(path.read_bytes())
     return f"s3://{folder}/pool"
 
 
