@@ -65,7 +65,7 @@ def run(query: Query, *, reporter: Reporter | None = None, may_score: bool = Tru
         select=time.perf_counter() - scored,
     )
     warnings = [*score_warnings(prepared, receipts, session), *covered.warnings, *batch.warnings]
-    return commit(prepared, pool, batch, session, seconds, warnings, labelled=covered.known)
+    return commit(prepared, pool, batch, session, seconds, warnings, covered)
 
 
 def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
@@ -75,8 +75,8 @@ def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
         RaystreamError: see `raystream.errors` for the kinds.
     """
     from raystream.engine.covered import cover
-    from raystream.engine.manifest import Seconds
-    from raystream.engine.prepare import prepare
+    from raystream.engine.manifest import Seconds, read_manifest
+    from raystream.engine.prepare import prepare, write_plan
     from raystream.engine.progress import Silent
     from raystream.engine.result import Scores
     from raystream.engine.session import Session
@@ -86,6 +86,8 @@ def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
     began = time.perf_counter()
     reporter.stage("Reading the pool's footers")
     prepared = prepare(query)
+    if read_manifest(prepared.store, prepared.name) is None:
+        write_plan(prepared)  # `raystream gc` knows by it which units are in use
     planned = time.perf_counter()
     with Session(prepared, reporter) as session:
         receipts = all_receipts(prepared, session)

@@ -66,6 +66,8 @@ class Manifest:
 
     `selection` is the file of the attempt that won; `selection.parquet` is its copy. `facts` are the strategy's own, such as the
     recall of an approximate index. `selection_rounds` is None when the batch was chosen without selection actors.
+    `labelled_units` are the keys of units over labelled rows outside the pool, in the order in which they were read, and
+    `labelled_digest` is that of the labelled ids; plan.parquet has the keys of the pool's own units.
     """
 
     query: str
@@ -86,6 +88,8 @@ class Manifest:
     selection: StoredFile
     facts: dict[str, float | int | str] = field(default_factory=dict)
     selection_rounds: SelectionRounds | None = None
+    labelled_units: list[str] = field(default_factory=list)
+    labelled_digest: str | None = None
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1, default=str).encode()

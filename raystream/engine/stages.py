@@ -21,6 +21,7 @@ from raystream.query import MEMBER_SCORES
 
 if TYPE_CHECKING:
     from raystream.engine.choosing import Batch
+    from raystream.engine.covered import Covered
 
 
 def all_receipts(prepared: Prepared, session: Session) -> list[Receipt]:
@@ -71,7 +72,7 @@ def score_warnings(prepared: Prepared, receipts: Sequence[Receipt], session: Ses
 
 
 def commit(
-    prepared: Prepared, pool: ScoredPool, batch: Batch, session: Session, seconds: Seconds, warnings: list[str], labelled: int
+    prepared: Prepared, pool: ScoredPool, batch: Batch, session: Session, seconds: Seconds, warnings: list[str], covered: Covered
 ) -> Result:
     """Write the selection, then the manifest; a query without a manifest did not happen."""
     query = prepared.query
@@ -92,7 +93,7 @@ def commit(
         counts=Counts(
             pool=prepared.pool.rows,
             scored=len(pool),
-            labelled=labelled,
+            labelled=covered.known,
             eligible=batch.eligible,
             candidates=batch.candidates,
             chosen=batch.selection.num_rows,
@@ -108,6 +109,8 @@ def commit(
         selection=stored,
         facts=batch.facts,
         selection_rounds=batch.rounds,
+        labelled_units=list(covered.units),
+        labelled_digest=prepared.labelled.digest if prepared.labelled is not None else None,
     )
     if not prepared.store.put_if_absent(f"{folder}/manifest.json", manifest.to_json()):
         # Somebody else's query of this name was committed meanwhile: the same one, or `committed` says what differs.

@@ -11,7 +11,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -32,6 +32,15 @@ class StoredFile:
     name: str
     size: int
     xxh3: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the store as listed: its name in the store, size in bytes, and when it was written, in seconds since the epoch."""
+
+    name: str
+    size: int
+    modified: float
 
 
 class LocalStore:
@@ -153,13 +162,30 @@ class LocalStore:
             return StoredFile(name, content.size, xxhash.xxh3_128_hexdigest(content))
 
     def discard(self, name: str) -> None:
-        """Remove a file that no receipt names."""
-        self.path(name).unlink(missing_ok=True)
+        """Remove a file, if it is there."""
+        with self._explained(name, "removed"):
+            self.path(name).unlink(missing_ok=True)
 
     def names(self, folder: str) -> list[str]:
         """The entries of a folder of the store, sorted; empty if there is none."""
         path = self.path(folder)
         return sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+
+    def walk(self, folder: str) -> Iterator[Entry]:
+        """Every file below a folder of the store, those that are removed meanwhile left out; in no particular order."""
+        for parent, _, names in os.walk(self.path(folder)):
+            for name in names:
+                path = Path(parent, name)
+                try:
+                    found = path.stat()
+                except FileNotFoundError:
+                    continue
+                yield Entry(path.relative_to(self.root).as_posix(), found.st_size, found.st_mtime)
+
+    def discard_folder(self, folder: str) -> None:
+        """Remove a folder that is empty; one that isn't stays."""
+        with suppress(OSError):
+            self.path(folder).rmdir()
 
     @contextmanager
     def _explained(self, name: str, what: str) -> Iterator[None]:
