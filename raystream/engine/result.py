@@ -89,11 +89,20 @@ def load_result(store_uri: str, name: str) -> Result:
         QueryError: there is none of this name, or several begin with it.
     """
     store = LocalStore(store_uri).check()
+    manifest = read_manifest(store, find_query(store, name))
+    assert manifest is not None
+    return read_result(store, manifest)
+
+
+def find_query(store: LocalStore, name: str) -> str:
+    """The whole name of a committed query, given that or its beginning.
+
+    Raises:
+        QueryError: there is none of this name, or several begin with it.
+    """
     names = [n for n in store.names("queries") if store.exists(f"{query_folder(n)}/manifest.json")]
     matches = [name] if name in names else [n for n in names if n.startswith(name)]
     if len(matches) != 1:
         found = f"{len(matches)} begin with it" if matches else f"it holds {', '.join(names[:5]) or 'none'}"
         raise QueryError(f"store {store.root} has no query {name} ({found}); see --store")
-    manifest = read_manifest(store, matches[0])
-    assert manifest is not None
-    return read_result(store, manifest)
+    return matches[0]

@@ -1,0 +1,49 @@
+"""The commands that look after what is there: a store, a committed query, this machine. Imports are late: `--help` is fast."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from raystream.errors import QueryError
+from raystream.terminal import print_result
+
+Name = Annotated[str, typer.Argument(metavar="QUERY", help="The query's name in the store, or its beginning.", show_default=False)]
+StoreUri = Annotated[str, typer.Option("--store", help="Where scored units and queries are kept.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])|0")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def gc(
+    store: StoreUri = "runs",
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; otherwise nothing is changed.")] = False,
+    drop: Annotated[list[str] | None, typer.Option("--drop", help="Forget this query and what it alone needs; may be given often.")] = None,
+    older_than: Annotated[str, typer.Option(help="Leave alone what is younger, such as 90m, 24h or 7d.")] = "24h",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Remove scored units that no committed query needs, and what unfinished runs left; a dry run unless --delete.
+
+    Queries that were never committed count while their last sign of life is younger than --older-than, and are then removed, too.
+    """
+    from raystream.engine.result import find_query
+    from raystream.engine.store import LocalStore
+    from raystream.engine.sweep import sweep
+    from raystream.exchange.upkeep_text import describe_swept
+
+    opened = LocalStore(store).check()
+    names = [find_query(opened, name) for name in drop or []]
+    swept = sweep(opened, drop=names, older_than=_seconds(older_than), delete=delete)
+    print_result(swept.summary(), lambda: describe_swept(swept), as_json)
+
+
+def _seconds(text: str) -> float:
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise QueryError(f"--older-than {text!r} is not a time, expected a number and s, m, h or d, such as 24h")
+    return float(match[1]) * _SECONDS[match[2]] if match[1] else 0.0
