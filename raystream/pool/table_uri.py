@@ -1,0 +1,95 @@
+"""The URIs of tables: which catalog or folder, and which of its versions."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from raystream.errors import DataError, QueryError, did_you_mean
+
+_FORMS = "iceberg://catalog/namespace.table, delta+s3://bucket/folder or delta+/folder"
+_OPTION = {"iceberg": "snapshot_id", "delta": "version"}
+_OPTIONS = re.compile(r"\?(?P<text>[A-Za-z_]+=[^?/]*)$")
+_PASSWORD = re.compile(r"://[^/?]*@")
+
+
+@dataclass(frozen=True)
+class TableUri:
+    """A table that a query names.
+
+    Attributes:
+        kind: of the table.
+        text: as the query has it.
+        catalog: of Iceberg, as pyiceberg's own configuration names it; "" for Delta.
+        name: `namespace.table` of Iceberg; the folder of Delta, a path or URI.
+        version: the snapshot's id or the version that was asked for; None is the newest.
+    """
+
+    kind: Literal["iceberg", "delta"]
+    text: str
+    catalog: str
+    name: str
+    version: int | None = None
+
+    @property
+    def stem(self) -> str:
+        """The table without its version, for messages that add another."""
+        return _OPTIONS.sub("", self.text)
+
+
+def is_table(uri: str) -> bool:
+    """Whether a URI names a table rather than files."""
+    return uri.startswith(("iceberg:", "delta+"))
+
+
+def parse_table(uri: str, key: str) -> TableUri:
+    """Take a table's URI apart.
+
+    Args:
+        uri: one for which `is_table` holds.
+        key: the query's key that it stands in, for messages.
+
+    Raises:
+        QueryError: it isn't one of the forms, or carries a password.
+    """
+    if _PASSWORD.search(uri):
+        raise QueryError(f"{key} holds a user or password before @; take it out of the URI, credentials come from the environment")
+    kind: Literal["iceberg", "delta"] = "iceberg" if uri.startswith("iceberg:") else "delta"
+    found = _OPTIONS.search(uri)
+    version = _version(kind, found["text"], uri, key) if found else None
+    place = uri[: found.start()] if found else uri
+    if kind == "delta":
+        folder = place.removeprefix("delta+")
+        if not folder.removeprefix("file://"):
+            raise QueryError(f"{key} {uri} names no folder; expected {_FORMS}")
+        return TableUri("delta", uri, "", folder, version)
+    catalog, _, name = place.removeprefix("iceberg://").partition("/")
+    if not place.startswith("iceberg://") or not catalog or not re.fullmatch(r"[^./]+(\.[^./]+)+", name):
+        raise QueryError(f"{key} {uri} is not a table; expected {_FORMS}")
+    return TableUri("iceberg", uri, catalog, name, version)
+
+
+def package(module: str, table: TableUri, key: str, error: type[DataError]) -> Any:
+    """Import a module of the extra that this kind of table needs.
+
+    Raises:
+        DataError: of the kind given: it isn't installed, or its import fails.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as failure:
+        name = module.partition(".")[0]
+        missing = isinstance(failure, ModuleNotFoundError) and (failure.name or "").partition(".")[0] == name
+        reason = "which is not installed" if missing else f"whose import failed: {str(failure).strip().partition(chr(10))[0]}"
+        raise error(f"{key} {table.text} needs {name}, {reason}; pip install 'raystream[{table.kind}]'") from None
+
+
+def _version(kind: str, text: str, uri: str, key: str) -> int:
+    option, _, value = text.partition("=")
+    if option != _OPTION[kind]:
+        raise QueryError(f"{key} {uri}: {option} is not an option of such a table{did_you_mean(option, [_OPTION[kind]])}")
+    if not re.fullmatch(r"[0-9]{1,19}", value):
+        raise QueryError(f"{key} {uri}: {option} is {value!r}, expected a whole number")
+    return int(value)
