@@ -124,7 +124,7 @@ def show(
     _finish(replace(result, new=True) if report else result, as_json, report)
 
 
-for _command in (upkeep.gc,):
+for _command in (upkeep.verify, upkeep.scores, upkeep.gc):
     app.command()(_command)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from raystream.errors import QueryError
-from raystream.terminal import print_result
+from raystream.terminal import print_result, reporting
 
 Name = Annotated[str, typer.Argument(metavar="QUERY", help="The query's name in the store, or its beginning.", show_default=False)]
 StoreUri = Annotated[str, typer.Option("--store", help="Where scored units and queries are kept.")]
@@ -47,3 +47,31 @@ def _seconds(text: str) -> float:
     if match is None:
         raise QueryError(f"--older-than {text!r} is not a time, expected a number and s, m, h or d, such as 24h")
     return float(match[1]) * _SECONDS[match[2]] if match[1] else 0.0
+
+
+def scores(
+    name: Name,
+    out: Annotated[str, typer.Option("--out", help="A .parquet file, a folder, or a table: iceberg://… or delta+….")],
+    store: StoreUri = "runs",
+    embeddings: Annotated[bool, typer.Option("--embeddings", help="Write the embeddings, too.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """A query's scores as one Parquet file or table: ids, scores, predictions, and embeddings if asked."""
+    from raystream.engine.store import LocalStore
+    from raystream.exchange.scores import write_scores
+    from raystream.exchange.upkeep_text import describe_written
+
+    written = write_scores(LocalStore(store).check(), name, out, embeddings=embeddings)
+    print_result(written.summary(), lambda: describe_written(written), as_json)
+
+
+def verify(name: Name, store: StoreUri = "runs", as_json: AsJson = False, debug: Debug = False) -> None:
+    """Derive a committed selection again from the store and compare: exit 0 if it is the same, 3 with the first difference."""
+    from raystream.engine.store import LocalStore
+    from raystream.engine.verify import verify as derive_again
+    from raystream.exchange.upkeep_text import describe_verified
+
+    with reporting() as reporter:
+        verified = derive_again(LocalStore(store).check(), name, reporter)
+    print_result(verified.summary(), lambda: describe_verified(verified), as_json)

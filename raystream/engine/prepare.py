@@ -78,7 +78,7 @@ def prepare(query: Query) -> Prepared:
     digest = fingerprint(query.model)
     masked = [query.model.logits] if query.model.logits else []
     pool = plan_pool(
-        query.pool, columns, query.on_error, masked=masked, also=_candidates_columns(query), texts=kind_of(query.model.kind).texts
+        query.pool, columns, query.on_error, masked=masked, also=candidates_columns(query), texts=kind_of(query.model.kind).texts
     )
     labelled = read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type) if query.pool.labelled else None
     identity = query_identity(query, pool.files, _labelled_parts(query, labelled, pool), classes, digest)
@@ -99,7 +99,7 @@ def prepare(query: Query) -> Prepared:
     )
 
 
-def _candidates_columns(query: Query) -> list[str]:
+def candidates_columns(query: Query) -> list[str]:
     """The pool's columns that are read for candidates: those of quotas and of the cost."""
     select = query.select
     columns = [quota.by for quota in select.quotas if quota.by != "prediction"]

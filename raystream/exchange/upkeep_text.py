@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from raystream.engine.sweep import Swept
+from typing import TYPE_CHECKING
+
 from raystream.exchange.figures import in_bytes, in_seconds, number_of
+
+if TYPE_CHECKING:  # one command must not wait for what another imports
+    from raystream.engine.sweep import Swept
+    from raystream.engine.verify import Verified
+    from raystream.exchange.scores import Written
 
 
 def describe_swept(swept: Swept) -> str:
@@ -27,6 +33,32 @@ def describe_swept(swept: Swept) -> str:
         f"  leftovers   {number_of(swept.leftovers.count, 'file')} {verb}, {in_bytes(swept.leftovers.bytes)}",
         f"{in_bytes(swept.bytes)} {verb}" + ("" if swept.deleted or not swept.bytes else "; --delete does it"),
     ]
+    return "\n".join(lines)
+
+
+def describe_written(written: Written) -> str:
+    """What `raystream scores` wrote."""
+    size = "" if written.bytes is None else f", {in_bytes(written.bytes)}"
+    return "\n".join(
+        [
+            f"scores of query {written.query}",
+            f"  rows        {written.rows:,}{size}",
+            f"  columns     {', '.join(written.columns)}",
+            f"scores     {written.uri}",
+        ]
+    )
+
+
+def describe_verified(verified: Verified) -> str:
+    """What `raystream verify` found to be as committed."""
+    lines = [
+        f"query {verified.query} is what its scores give: {number_of(verified.rows, 'row')} chosen again from {verified.scored:,}",
+        f"  derived     from {number_of(verified.units, 'unit')} of the store, {in_bytes(verified.bytes)}, each as its receipt says",
+        f"  the same    {', '.join(verified.same)}",
+        f"  agreeing    {', '.join(verified.close)} to {verified.tolerance:g} of their size",
+    ]
+    if verified.not_compared:
+        lines.append(f"  not looked at {', '.join(verified.not_compared)}: the pool's own columns, which the store doesn't hold")
     return "\n".join(lines)
 
 
