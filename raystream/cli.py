@@ -99,7 +99,11 @@ def score(
 def plan(
     spec: Spec, overrides: Overrides = None, store: StoreUri = None, address: Address = None, as_json: AsJson = False, debug: Debug = False
 ) -> None:
-    """What a query would read and write, and about how long it would take."""
+    """What a query would read and write, and about how long it would take.
+
+    It also counts the files that were added, rewritten or removed since the newest committed query over the same pool.uri: only
+    those added and rewritten are scored, and removed ones leave the pool.
+    """
     from raystream.engine.estimate import estimate
     from raystream.exchange.text import describe_estimate
 

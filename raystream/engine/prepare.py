@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from raystream.engine.store import LocalStore
 from raystream.errors import QueryError
 from raystream.kinds import kind_of
 from raystream.model import class_names, code_hash, fingerprint, input_columns
-from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, plan_pool, read_labelled
+from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, plan_pool, read_labelled, unsettled
 from raystream.query import Query
 
 _NAME_DIGITS = 12
@@ -80,6 +81,7 @@ def prepare(query: Query) -> Prepared:
     pool = plan_pool(
         query.pool, columns, query.on_error, masked=masked, also=candidates_columns(query), texts=kind_of(query.model.kind).texts
     )
+    time.sleep(unsettled(pool.files, time.time_ns()) / 1e9)
     labelled = read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type) if query.pool.labelled else None
     identity = query_identity(query, pool.files, _labelled_parts(query, labelled, pool), classes, digest)
     if ":" in query.select.strategy:

@@ -56,6 +56,12 @@ def describe_estimate(plan: Estimate) -> str:
         f"  to score    {_bytes(plan.bytes_to_read)} read, {_bytes(plan.bytes_to_write)} written",
         f"  time        {_time(plan)}, going by {plan.measured_on}",
     ]
+    if plan.changes is not None:
+        changes = plan.changes
+        lines.append(
+            f"  changed     {_count(changes.added, 'file')} added, {changes.rewritten:,} rewritten ({_bytes(changes.bytes)}), "
+            f"{changes.removed:,} removed since query {changes.since}"
+        )
     return "\n".join(lines + [f"  warning     {warning}" for warning in plan.warnings])
 
 
