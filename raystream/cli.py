@@ -128,7 +128,7 @@ def show(
     _finish(replace(result, new=True) if report else result, as_json, report)
 
 
-for _command in (upkeep.verify, upkeep.scores, upkeep.gc):
+for _command in (upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor):
     app.command()(_command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -75,3 +76,26 @@ def verify(name: Name, store: StoreUri = "runs", as_json: AsJson = False, debug:
     with reporting() as reporter:
         verified = derive_again(LocalStore(store).check(), name, reporter)
     print_result(verified.summary(), lambda: describe_verified(verified), as_json)
+
+
+def doctor(
+    spec: Annotated[Path | None, typer.Argument(help="A query, whose pool, store and model are looked at, too.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Replace a key of the query; may be given often.")] = None,
+    store: Annotated[str | None, typer.Option("--store", help="The store to try, instead of the query's.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Connect to the query's Ray, or start one.")] = False,
+    model: Annotated[bool, typer.Option("--model", help="Load the query's model.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """What is wrong here, a line each: packages, store, disk, memory, clock, Ray, and a query's pool and model.
+
+    Exit 0 if nothing fails, else the code of the first that does.
+    """
+    from raystream.engine.doctor import diagnose
+    from raystream.exchange.upkeep_text import describe_diagnosis
+    from raystream.query import Query
+
+    with reporting():
+        diagnosis = diagnose((lambda: Query.load(spec, overrides or [])) if spec else None, store, start_ray=ray, load_model=model)
+    print_result(diagnosis.summary(), lambda: describe_diagnosis(diagnosis), as_json)
+    return diagnosis.exit_code

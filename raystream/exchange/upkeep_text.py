@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from raystream.exchange.figures import in_bytes, in_seconds, number_of
 
 if TYPE_CHECKING:  # one command must not wait for what another imports
+    from raystream.engine.doctor import Diagnosis
     from raystream.engine.sweep import Swept
     from raystream.engine.verify import Verified
     from raystream.exchange.scores import Written
@@ -60,6 +61,12 @@ def describe_verified(verified: Verified) -> str:
     if verified.not_compared:
         lines.append(f"  not looked at {', '.join(verified.not_compared)}: the pool's own columns, which the store doesn't hold")
     return "\n".join(lines)
+
+
+def describe_diagnosis(diagnosis: Diagnosis) -> str:
+    """What `raystream doctor` found, a line each."""
+    width = max(len(finding.name) for finding in diagnosis.findings)
+    return "\n".join(f"{finding.verdict:<5} {finding.name:<{width}}  {finding.found}" for finding in diagnosis.findings)
 
 
 def _queries(count: int) -> str:
