@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from raystream import __version__
+from raystream import __version__, upkeep
 from raystream.errors import RaystreamError
 from raystream.query import Query
 from raystream.run import calibrate as fit_temperature
 from raystream.run import run
 from raystream.run import score as score_pool
-
-if TYPE_CHECKING:
-    from raystream.engine.progress import Reporter
+from raystream.terminal import print_result as _print
+from raystream.terminal import reporting as _reporter
 
 app = typer.Typer(
     help="Which rows of this lake should be labelled next?",
@@ -104,7 +100,11 @@ def score(
 def plan(
     spec: Spec, overrides: Overrides = None, store: StoreUri = None, address: Address = None, as_json: AsJson = False, debug: Debug = False
 ) -> None:
-    """What a query would read and write, and about how long it would take."""
+    """What a query would read and write, and about how long it would take.
+
+    It also counts the files that were added, rewritten or removed since the newest committed query over the same pool.uri: only
+    those added and rewritten are scored, and removed ones leave the pool.
+    """
     from raystream.engine.estimate import estimate
     from raystream.exchange.text import describe_estimate
 
@@ -148,6 +148,10 @@ def show(
     _finish(replace(result, new=True) if report else result, as_json, report)
 
 
+for _command in (upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor):
+    app.command()(_command)
+
+
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where the demo keeps its pool, store and report.")] = Path("demo"),
@@ -182,7 +186,7 @@ def _exit_code(arguments: list[str]) -> int:
     sys.path.insert(0, str(Path.cwd()))
     debug = "--debug" in arguments
     try:
-        app(arguments, standalone_mode=False)
+        returned = app(arguments, standalone_mode=False)
     except Interrupted as interrupted:
         return _say("interrupted; run the same command again to go on where it stopped", interrupted.exit_code)
     except RaystreamError as error:
@@ -197,7 +201,7 @@ def _exit_code(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         return _say(f"{type(error).__name__}: {error}; this is a defect of raystream's, --debug shows where", 1)
-    return 0
+    return returned if isinstance(returned, int) else 0
 
 
 def _say(sentence: str, exit_code: int) -> int:
@@ -218,34 +222,6 @@ def _load(spec: Path, overrides: list[str] | None, store: str | None, address: s
     return Query.load(spec, changes)
 
 
-@contextmanager
-def _reporter() -> Iterator[Reporter]:
-    """A bar on a terminal, otherwise a line every ten seconds, always on stderr.
-
-    stdout is for the result alone, and Ray prints to it what its processes have to say: that goes to stderr, too.
-    """
-    from raystream.engine.progress import Bar, Lines
-
-    with redirect_stdout(sys.stderr), _descriptor_1_on_2():
-        if sys.stderr.isatty():
-            with Bar() as bar:
-                yield bar
-        else:
-            yield Lines()
-
-
-@contextmanager
-def _descriptor_1_on_2() -> Iterator[None]:
-    """What libraries and child processes write to stdout, past Python, goes to stderr."""
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
 def _finish(result: Any, as_json: bool, report: bool) -> None:
     """Print a result; write its report first, whose failure is a warning and no more."""
     from raystream.exchange.text import describe_result
@@ -261,10 +237,6 @@ def _finish(result: Any, as_json: bool, report: bool) -> None:
             print(f"raystream: warning: the report could not be written: {type(error).__name__}: {error}", file=sys.stderr)
     found = result.place("report.html") if there else None
     _print(result.summary() | {"report": found}, lambda: describe_result(result, found), as_json)
-
-
-def _print(summary: dict[str, Any], text: Callable[[], str], as_json: bool) -> None:
-    print(json.dumps(summary) if as_json else text())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@
     │   ├── LabelsError                the labelled ids
     │   ├── StoreError (OSError)       the store can't be read or written
     │   │   └── StoreUnreachable           its server doesn't answer, or breaks off
-    │   └── StrategyContractError (AssertionError)  a strategy breaks a promise that all strategies make
+    │   ├── StrategyContractError (AssertionError)  a strategy breaks a promise that all strategies make
+    │   └── VerificationError          a committed selection is not what its scores give
     ├── UnitsFailed (RuntimeError) 4   units failed three times; everything else was scored and kept
     └── ClusterError (RuntimeError) 5  the cluster could not run the query
 
@@ -74,6 +75,10 @@ class StoreUnreachable(StoreError):
 
 class StrategyContractError(DataError, AssertionError):
     """A strategy, usually the user's own, breaks a promise that all strategies make."""
+
+
+class VerificationError(DataError):
+    """A committed selection is not what its stored scores give."""
 
 
 class UnitsFailed(RaystreamError, RuntimeError):

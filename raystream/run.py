@@ -82,7 +82,7 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
         calibrate=fitting,
     )
     warnings = [*score_warnings(prepared, receipts, session), *notes, *covered.warnings, *batch.warnings]
-    return _with_output(query, commit(prepared, pool, batch, session, seconds, warnings, labelled=covered.known))
+    return _with_output(query, commit(prepared, pool, batch, session, seconds, warnings, covered))
 
 
 def _with_output(query: Query, result: Result) -> Result:
@@ -116,8 +116,8 @@ def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
 def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fitting: float) -> Scores:
     from raystream.engine.covered import cover
     from raystream.engine.epig import with_epig
-    from raystream.engine.manifest import Seconds
-    from raystream.engine.prepare import prepare
+    from raystream.engine.manifest import Seconds, read_manifest
+    from raystream.engine.prepare import prepare, write_plan
     from raystream.engine.result import Scores
     from raystream.engine.session import Session
     from raystream.engine.stages import all_receipts, score_warnings, scored_pool
@@ -125,6 +125,8 @@ def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fi
     began = time.perf_counter()
     reporter.stage("Reading the pool's footers")
     prepared = prepare(query, calibration)
+    if read_manifest(prepared.store, prepared.name) is None:
+        write_plan(prepared)  # `raystream gc` knows by it which units are in use
     planned = time.perf_counter()
     with Session(prepared, reporter) as session:
         receipts = all_receipts(prepared, session)

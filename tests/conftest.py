@@ -16,6 +16,7 @@ import pytest
 from pools import NETS, pool_table
 
 from raystream import Query
+from raystream.cli import main
 
 
 @pytest.fixture
@@ -69,3 +70,20 @@ def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     opened.create_namespace("ns")
     yield opened
     opened.engine.dispose()
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line with these arguments: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        code = ended.value.code
+        assert isinstance(code, int)
+        assert "Traceback" not in output.err
+        return code, output.out, output.err
+
+    return run

@@ -13,7 +13,8 @@ from raystream.engine.prepare import Prepared, find_scored
 from raystream.engine.receipt import Receipt
 from raystream.engine.session import Session
 from raystream.errors import QueryError
-from raystream.pool import Labelled, Unit, labelled_units, locate_labelled
+from raystream.pool import Labelled, Unit, has_columns, labelled_units, locate_labelled
+from raystream.query import Query
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Covered:
     `mask` marks those of the scored pool; `known` counts these and those whose embedding was found elsewhere.
     `embeddings` (m, d) holds a row for each labelled row whose embedding is known, or None when the choice doesn't
     look at embeddings; `probabilities` (m, c) the same rows' class probabilities, None unless all of them have some.
+    `units` are the keys of the units elsewhere.
     """
 
     mask: np.ndarray
@@ -30,6 +32,7 @@ class Covered:
     embeddings: np.ndarray | None
     warnings: tuple[str, ...]
     probabilities: np.ndarray | None = None
+    units: tuple[str, ...] = ()
 
 
 def cover(prepared: Prepared, pool: ScoredPool, session: Session | None) -> Covered:
@@ -44,25 +47,38 @@ def cover(prepared: Prepared, pool: ScoredPool, session: Session | None) -> Cove
     labelled = prepared.labelled
     if labelled is None:
         return Covered(np.zeros(len(pool), bool), 0, None, ())
+    elsewhere: list[Receipt] = []
+    if prepared.query.needs_embedding:
+        for units in _elsewhere(prepared, labelled, pool):
+            elsewhere += _scored(prepared, units, session)
+    return covered_by(prepared.query, labelled, pool, elsewhere)
+
+
+def covered_by(query: Query, labelled: Labelled, pool: ScoredPool, elsewhere: Sequence[Receipt]) -> Covered:
+    """What the scored pool, and units over labelled rows outside it, say of the labelled rows.
+
+    Args:
+        query: says whether the choice looks at embeddings.
+        labelled: the labelled ids.
+        pool: the scored rows.
+        elsewhere: the receipts of the units outside the pool.
+    """
     mask = labelled.find(pool.ids)
     found = int(mask.sum())
-    if not prepared.query.needs_embedding:
+    if not query.needs_embedding:
         absent = len(labelled) - found
-        everywhere = not prepared.query.pool.filters
-        warning = f"{absent} of {len(labelled)} labelled ids are not in the pool" if absent and everywhere else ""
-        return Covered(mask, found, None, (warning,) if warning else ())
+        warning = f"{absent} of {len(labelled)} labelled ids are not in the pool" if absent and not query.pool.filters else ""
+        return Covered(mask, found, None, (*labelled.warnings, *([warning] if warning else [])))
+    check_same_model([*pool.receipts, *elsewhere])
     pieces = [pool.embeddings_of(np.flatnonzero(mask))]
-    beside = [pool.probabilities_of(np.flatnonzero(mask))] if prepared.query.select.traits.probabilities else []
-    vectors, others = VectorFiles(prepared.store), VectorFiles(prepared.store)
-    for units in _elsewhere(prepared, labelled.missing_from(pool.ids)):
-        receipts = _scored(prepared, units, session)
-        check_same_model([*pool.receipts, *receipts])
-        for receipt in receipts:
-            if receipt.embeddings is not None:
-                pieces += [part.array for part in vectors.parts(receipt.embeddings, receipt.rows)]
-                found += receipt.rows
-            if receipt.probabilities is not None:
-                beside += [part.array for part in others.parts(receipt.probabilities, receipt.rows)]
+    beside = [pool.probabilities_of(np.flatnonzero(mask))] if query.select.traits.probabilities else []
+    vectors, others = VectorFiles(pool.store), VectorFiles(pool.store)
+    for receipt in elsewhere:
+        if receipt.embeddings is not None:
+            pieces += [part.array for part in vectors.parts(receipt.embeddings, receipt.rows)]
+            found += receipt.rows
+        if receipt.probabilities is not None:
+            beside += [part.array for part in others.parts(receipt.probabilities, receipt.rows)]
     lost = len(labelled) - found
     warning = (
         f"{lost} of {len(labelled)} labelled ids are neither in the pool nor in labelled files that hold the input columns; "
@@ -72,16 +88,21 @@ def cover(prepared: Prepared, pool: ScoredPool, session: Session | None) -> Cove
     every = [piece for piece in beside if len(piece)]
     whole = sum(map(len, every)) == sum(map(len, filled))
     embeddings, probabilities = (np.concatenate(some) if some else None for some in (filled, every))
-    return Covered(mask, found, embeddings, (warning,) if lost else (), probabilities if whole else None)
+    warnings = (*labelled.warnings, *([warning] if lost else []))
+    return Covered(mask, found, embeddings, warnings, probabilities if whole else None, tuple(receipt.key for receipt in elsewhere))
 
 
-def _elsewhere(prepared: Prepared, absent: Labelled) -> list[list[Unit]]:
+def _elsewhere(prepared: Prepared, labelled: Labelled, pool: ScoredPool) -> list[list[Unit]]:
     """Units over the labelled rows that aren't among the scored ones: those that filters exclude, and those in files of their own."""
-    excluded: list[Unit] = []
-    if len(absent) and prepared.query.pool.filters:
-        excluded, absent = locate_labelled(prepared.pool, absent)
     model = prepared.query.model
     enough = [model.embedding] if model.kind == "columns" and model.embedding else None
+    filtered = bool(prepared.query.pool.filters)
+    if not filtered and not any(has_columns(labelled.files, prepared.pool.read.only(enough).columns)):
+        return []  # nowhere else to look: millions of labelled ids needn't be compared with the pool's
+    absent = labelled.missing_from(pool.ids)
+    excluded: list[Unit] = []
+    if len(absent) and filtered:
+        excluded, absent = locate_labelled(prepared.pool, absent)
     apart = labelled_units(absent, prepared.pool.read, enough)[0] if len(absent) else []
     return [units for units in (excluded, apart) if units]
 

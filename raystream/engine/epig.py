@@ -18,7 +18,7 @@ from raystream.engine.job import EpigTask, Task
 from raystream.engine.keys import epig_key
 from raystream.engine.manifest import query_folder
 from raystream.engine.merge import ScoredPool, check_same_model, merge
-from raystream.engine.prepare import Prepared, find_scored, read_plan
+from raystream.engine.prepare import Prepared, find_scored, pool_plan
 from raystream.engine.receipt import Receipt, read_receipt
 from raystream.engine.session import Session
 from raystream.errors import PoolError, QueryError
@@ -77,7 +77,7 @@ def _scored_targets(prepared: Prepared, pool: ScoredPool, session: Session | Non
     where = f"acquire.targets {', '.join(query.acquire.targets)}"
     of_targets = query.pool.model_copy(update={"uri": query.acquire.targets, "filters": [], "labelled": [], "keep": []})
     try:
-        plan = read_plan(query, of_targets)
+        plan = pool_plan(query, of_targets)
     except (PoolError, QueryError) as error:
         raise type(error)(f"{where}: {error}") from None
     ours = prepared.pool.read

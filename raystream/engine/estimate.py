@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from raystream.engine.changes import Changes, changes_since
 from raystream.engine.feed import Feed
 from raystream.engine.fitting import known_temperature
 from raystream.engine.prepare import Prepared, prepare
@@ -32,6 +33,7 @@ class Estimate:
     """A query's figures.
 
     `seconds` is scoring time on `workers` workers, without starting them: 0 if all is scored, None if it can't be told.
+    `changes` are those of the pool's files since the newest committed query over the same pool, None if there is none.
     """
 
     query: str
@@ -48,6 +50,7 @@ class Estimate:
     seconds: float | None
     measured_on: str
     warnings: tuple[str, ...]
+    changes: Changes | None = None
 
     def summary(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -93,6 +96,7 @@ def estimate(query: Query) -> Estimate:
         seconds=rows / rate.rows_per_second / min(workers, max(1, len(missing))) if rate.rows_per_second else None,
         measured_on=rate.measured_on,
         warnings=(*((_UNFITTED,) if unfitted else ()), *prepared.pool.warnings),
+        changes=changes_since(prepared.store, query.pool.uris, prepared.pool.snapshot),
     )
 
 

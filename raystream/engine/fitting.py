@@ -26,7 +26,7 @@ from raystream.engine.class_labels import check_label_type, check_possible, clas
 from raystream.engine.embeddings import VectorFiles
 from raystream.engine.keys import Wanted
 from raystream.engine.merge import check_same_model
-from raystream.engine.prepare import Prepared, find_scored, read_plan
+from raystream.engine.prepare import Prepared, find_scored, pool_plan
 from raystream.engine.progress import Reporter
 from raystream.engine.receipt import Receipt
 from raystream.engine.session import Session
@@ -106,7 +106,7 @@ def _prepare(query: Query) -> Prepared:
     pool = Pool(uri=uris, inputs=query.pool.inputs, storage=query.pool.storage)
     try:
         files = list_files(uris, key="model.temperature", storage=pool.options)
-        plan = read_plan(query.model_copy(update={"model": model}), pool, [label])
+        plan = pool_plan(query.model_copy(update={"model": model}), pool, [label])
     except PoolError as error:
         told = str(error)
         raise LabelsError(told if told.startswith("model.temperature") else f"model.temperature: {told}") from None

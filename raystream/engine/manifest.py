@@ -71,6 +71,8 @@ class Manifest:
     `selection` is the file of the attempt that won; `selection.parquet` is its copy. `facts` are the strategy's own, such as the
     recall of an approximate index. `selection_rounds` is None when the batch was chosen without selection actors, `calibration` when
     the temperature was given as a number. `tables` says which version was read of each table of the pool.
+    `labelled_units` are the keys of units over labelled rows outside the pool, in the order in which they were read, and
+    `labelled_digest` is that of the labelled ids; plan.parquet has the keys of the pool's own units.
     """
 
     query: str
@@ -93,6 +95,8 @@ class Manifest:
     selection_rounds: SelectionRounds | None = None
     calibration: Calibration | None = None
     tables: list[TableVersion] = field(default_factory=list)
+    labelled_units: list[str] = field(default_factory=list)
+    labelled_digest: str | None = None
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1, default=str).encode()

@@ -15,7 +15,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from raystream.engine.bucket_files import HashingWriter, RangeReader
 from raystream.engine.bucket_requests import Requests
 from raystream.engine.local_copies import local_copies
-from raystream.engine.store import StoredFile
+from raystream.engine.store import Entry, StoredFile
 from raystream.errors import QueryError, StoreError
 from raystream.lake import LOCAL, Storage
 from raystream.lake.bucket import bucket_of
@@ -158,6 +158,14 @@ class ObjectStore:
         # Whatever is left is named by no receipt: not worth failing for.
         with suppress(BaseError, OSError):
             obstore.delete(self._bucket, name)
+
+    def walk(self, folder: str) -> Iterator[Entry]:
+        pages = self._ask(lambda: list(obstore.list(self._bucket, f"{folder}/")), folder, "listed")
+        for entry in (entry for page in pages for entry in page):
+            yield Entry(entry["path"], entry["size"], entry["last_modified"].timestamp())
+
+    def discard_folder(self, folder: str) -> None:
+        """There are none in a bucket."""
 
     def names(self, folder: str) -> list[str]:
         found = self._ask(lambda: obstore.list_with_delimiter(self._bucket, f"{folder}/"), folder, "listed")

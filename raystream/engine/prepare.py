@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from raystream.engine.stores import Store, open_store
 from raystream.errors import QueryError
 from raystream.kinds import kind_of
 from raystream.model import class_names, code_hash, fingerprint, input_columns, with_local_files
-from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, list_files, plan_pool, read_labelled
+from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, list_files, plan_pool, read_labelled, unsettled
 from raystream.query import Pool, Query
 
 _NAME_DIGITS = 12
@@ -89,7 +90,8 @@ def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
     model = with_local_files(query.model, query.pool.options)
     classes = class_names(model.classes)
     digest = fingerprint(model)
-    pool = read_plan(query, query.pool, _candidates_columns(query))
+    pool = pool_plan(query, query.pool, candidates_columns(query))
+    time.sleep(unsettled(pool.files, time.time_ns()) / 1e9)
     check_inputs(calibration, pool.read)
     labelled = None
     if query.pool.labelled:
@@ -125,7 +127,7 @@ def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
     )
 
 
-def read_plan(query: Query, pool: Pool, also: Sequence[str] = ()) -> PoolPlan:
+def pool_plan(query: Query, pool: Pool, also: Sequence[str] = ()) -> PoolPlan:
     """How a pool is read for the query's model: its own, or calibration and target rows.
 
     Args:
@@ -152,7 +154,7 @@ def wanted_outputs(query: Query) -> Wanted:
     return Wanted(query.needs_embedding, traits.probabilities, query.needs_samples, query.needs_gradients)
 
 
-def _candidates_columns(query: Query) -> list[str]:
+def candidates_columns(query: Query) -> list[str]:
     """The pool's columns that are read for candidates: those of quotas and of the cost."""
     select = query.select
     columns = [quota.by for quota in select.quotas if quota.by != "prediction"]

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.engine.manifest import Manifest, Seconds, query_folder, read_manifest
-from raystream.engine.store import LocalStore, check_version
-from raystream.engine.stores import Store, store_at
+from raystream.engine.store import LocalStore
+from raystream.engine.stores import Store, existing_store
 from raystream.errors import QueryError, StoreError
 
 
@@ -101,13 +101,21 @@ def load_result(store_uri: str, name: str) -> Result:
     Raises:
         QueryError: there is none of this name, or several begin with it.
     """
-    store = store_at(store_uri)
-    check_version(store)
+    store = existing_store(store_uri)
+    manifest = read_manifest(store, find_query(store, name))
+    assert manifest is not None
+    return read_result(store, manifest)
+
+
+def find_query(store: Store, name: str) -> str:
+    """The whole name of a committed query, given that or its beginning.
+
+    Raises:
+        QueryError: there is none of this name, or several begin with it.
+    """
     names = [n for n in store.names("queries") if store.exists(f"{query_folder(n)}/manifest.json")]
     matches = [name] if name in names else [n for n in names if n.startswith(name)]
     if len(matches) != 1:
         found = f"{len(matches)} begin with it" if matches else f"it holds {', '.join(names[:5]) or 'none'}"
         raise QueryError(f"store {store.uri} has no query {name} ({found}); see --store")
-    manifest = read_manifest(store, matches[0])
-    assert manifest is not None
-    return read_result(store, manifest)
+    return matches[0]

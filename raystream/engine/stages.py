@@ -21,6 +21,7 @@ from raystream.query import MEMBER_SCORES
 
 if TYPE_CHECKING:
     from raystream.engine.choosing import Batch
+    from raystream.engine.covered import Covered
 
 
 def all_receipts(prepared: Prepared, session: Session) -> list[Receipt]:
@@ -76,7 +77,7 @@ def score_warnings(prepared: Prepared, receipts: Sequence[Receipt], session: Ses
 
 
 def commit(
-    prepared: Prepared, pool: ScoredPool, batch: Batch, session: Session, seconds: Seconds, warnings: list[str], labelled: int
+    prepared: Prepared, pool: ScoredPool, batch: Batch, session: Session, seconds: Seconds, warnings: list[str], covered: Covered
 ) -> Result:
     """Write the selection, then the manifest; a query without a manifest did not happen."""
     query = prepared.query
@@ -97,7 +98,7 @@ def commit(
         counts=Counts(
             pool=prepared.pool.rows,
             scored=len(pool),
-            labelled=labelled,
+            labelled=covered.known,
             eligible=batch.eligible,
             candidates=batch.candidates,
             chosen=batch.selection.num_rows,
@@ -115,6 +116,8 @@ def commit(
         selection_rounds=batch.rounds,
         calibration=prepared.calibration,
         tables=list(prepared.pool.tables),
+        labelled_units=list(covered.units),
+        labelled_digest=prepared.labelled.digest if prepared.labelled is not None else None,
     )
     if not prepared.store.put_if_absent(f"{folder}/manifest.json", manifest.to_json()):
         # Somebody else's query of this name was committed meanwhile: the same one, or `committed` says what differs.

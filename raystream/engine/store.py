@@ -11,7 +11,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +61,15 @@ def check_version(store: Store) -> None:
         raise StoreVersionError(
             f"store {store.uri} has version {version}, this raystream reads up to {FORMAT}; use a newer raystream or another store.uri"
         )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the store as listed: its name in the store, size in bytes, and when it was written, in seconds since the epoch."""
+
+    name: str
+    size: int
+    modified: float
 
 
 class LocalStore:
@@ -176,7 +185,9 @@ class LocalStore:
             return StoredFile(name, content.size, xxhash.xxh3_128_hexdigest(content))
 
     def discard(self, name: str) -> None:
-        self.path(name).unlink(missing_ok=True)
+        """Remove a file, if it is there."""
+        with self._explained(name, "removed"):
+            self.path(name).unlink(missing_ok=True)
 
     def names(self, folder: str) -> list[str]:
         path = self.path(folder)
@@ -194,6 +205,22 @@ class LocalStore:
 
     def local(self, file: StoredFile) -> Path:
         return self.path(file.name)
+
+    def walk(self, folder: str) -> Iterator[Entry]:
+        """Every file below a folder of the store, those that are removed meanwhile left out; in no particular order."""
+        for parent, _, names in os.walk(self.path(folder)):
+            for name in names:
+                path = Path(parent, name)
+                try:
+                    found = path.stat()
+                except FileNotFoundError:
+                    continue
+                yield Entry(path.relative_to(self.root).as_posix(), found.st_size, found.st_mtime)
+
+    def discard_folder(self, folder: str) -> None:
+        """Remove a folder that is empty; one that isn't stays."""
+        with suppress(OSError):
+            self.path(folder).rmdir()
 
     @contextmanager
     def _explained(self, name: str, what: str) -> Iterator[None]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from raystream.engine.store import LocalStore, StoredFile, prepare_store
+from raystream.engine.store import Entry, LocalStore, StoredFile, check_version, prepare_store
 from raystream.errors import QueryError
 from raystream.lake import LOCAL, Storage, is_remote
 
@@ -64,6 +65,12 @@ class Store(Protocol):
     def discard(self, name: str) -> None:
         """Remove a file that no receipt names, if it is there."""
 
+    def walk(self, folder: str) -> Iterator[Entry]:
+        """Every file below a folder of the store, those that are removed meanwhile left out; in no particular order."""
+
+    def discard_folder(self, folder: str) -> None:
+        """Remove a folder that is empty; one that isn't stays."""
+
     def names(self, folder: str) -> list[str]:
         """The entries of a folder of the store, sorted; empty if there is none."""
 
@@ -108,4 +115,15 @@ def open_store(uri: str, storage: Storage = LOCAL) -> Store:
     """
     store = store_at(uri, storage)
     prepare_store(store)
+    return store
+
+
+def existing_store(uri: str, storage: Storage = LOCAL) -> Store:
+    """The store that a URI names, left as it is.
+
+    Raises:
+        StoreVersionError: it was written by a newer raystream.
+    """
+    store = store_at(uri, storage)
+    check_version(store)
     return store

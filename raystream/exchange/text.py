@@ -8,6 +8,9 @@ from raystream.engine.calibration import Calibration
 from raystream.engine.estimate import Estimate
 from raystream.engine.manifest import Certificate, Seconds
 from raystream.engine.result import Result, Scores
+from raystream.exchange.figures import in_bytes as _bytes
+from raystream.exchange.figures import in_seconds as _duration
+from raystream.exchange.figures import number_of as _count
 
 _ROWS_SHOWN = 10
 
@@ -75,6 +78,12 @@ def describe_estimate(plan: Estimate) -> str:
         f"  to score    {_bytes(plan.bytes_to_read)} read, {_bytes(plan.bytes_to_write)} written",
         f"  time        {_time(plan)}, going by {plan.measured_on}",
     ]
+    if plan.changes is not None:
+        changes = plan.changes
+        lines.append(
+            f"  changed     {_count(changes.added, 'file')} added, {changes.rewritten:,} rewritten ({_bytes(changes.bytes)}), "
+            f"{changes.removed:,} removed since query {changes.since}"
+        )
     return "\n".join(lines + [f"  warning     {warning}" for warning in plan.warnings])
 
 
@@ -117,25 +126,5 @@ def _cell(value: object) -> str:
     return text if len(text) <= 40 else text[:18] + "…" + text[-21:]
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def _bytes(number: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"
-        number /= 1024
-    return f"{number:,.1f} TiB"
-
-
 def _time(plan: Estimate) -> str:
     return "unknown" if plan.seconds is None else f"about {_duration(plan.seconds)} on {_count(plan.workers, 'worker')}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -13,6 +13,7 @@ from raystream.pool.locate import locate_labelled
 from raystream.pool.plan import PoolPlan, plan_pool
 from raystream.pool.reader import BadRow, ReadSpec, Rows, read_unit
 from raystream.pool.rows import read_columns_at
+from raystream.pool.settled import unsettled
 from raystream.pool.tables import TableVersion
 from raystream.pool.units import Unit, cut_units, units_at
 
@@ -41,4 +42,5 @@ __all__ = [
     "read_labelled",
     "read_unit",
     "units_at",
+    "unsettled",
 ]

@@ -20,6 +20,8 @@ from raystream.pool.remote import RemoteParquet, open_remote
 from raystream.pool.table_file import TableFile
 
 _EXTENSIONS = (".parquet", ".parq", ".pq")
+_WITHOUT = " without "
+"""Between a file's version and the digest of its deleted rows, in its identity."""
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _CREDENTIALS = "check the name, the options of storage, and the credentials in the environment"
 _MAGIC = re.compile(r"[*?\[]")
@@ -58,7 +60,7 @@ class File:
     @property
     def identity(self) -> tuple[str, int, str]:
         """What keys hash: another content under the same path, or the same path in another storage, gives another identity."""
-        version = self.version if self.deletes is None else f"{self.version} without {self.deletes.digest}"
+        version = self.version if self.deletes is None else f"{self.version}{_WITHOUT}{self.deletes.digest}"
         return (f"{self.path}?{self.storage.place}" if self.storage.place else self.path, self.size, version)
 
     def part(self, low: int, high: int) -> File:
@@ -106,7 +108,8 @@ def known_files(identities: Iterable[tuple[str, int, str]], storage: Storage = L
         identities: as `File.identity` gives them.
         storage: what else is needed to reach them.
     """
-    places = [(parse(path) if is_remote(path) else None, path, size, version) for path, size, version in identities]
+    found = ((path, size, version.partition(_WITHOUT)[0]) for path, size, version in identities)
+    places = [(parse(path) if is_remote(path) else None, path, size, version) for path, size, version in found]
     return [
         File(location.uri, size, version, storage=with_options(location, storage)) if location else File(path, size, version)
         for location, path, size, version in places

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.errors import LabelsError
 from raystream.pool import Labelled, has_columns, labelled_units, list_files, locate_labelled, plan_pool, read_labelled, read_unit
+from raystream.pool.columns import plain_type
 from raystream.query import Pool
 
 
@@ -20,6 +22,7 @@ def collect(units: list, read) -> dict:
     return dict(zip(ids, [x for block in blocks for x in block.inputs[0].reshape(len(block.rows), -1)[:, 0].tolist()], strict=True))
 
 
+@settings(deadline=None)  # files are written, and the disk has other work, too
 @given(
     known=st.lists(st.integers(0, 20), max_size=25),
     asked=st.lists(st.none() | st.integers(0, 20), max_size=12),
@@ -68,13 +71,65 @@ def test_the_digest_is_that_of_the_set(write, tmp_path: Path) -> None:
         ({"k": [1, None]}, pa.int64(), "holds 1 nulls"),
         ({"k": ["1"]}, pa.int64(), "is string, but the pool's is int64"),
         ({"k": [1]}, pa.string(), "is int64, but the pool's is string"),
-        ({"k": [300]}, pa.int8(), "is int64, the pool's is int8, and an id doesn't fit"),
     ],
 )
 def test_labelled_files_that_cannot_be_used(write, column: dict, type_: pa.DataType, message: str) -> None:
     """Each mistake is an error of the labels that names the file, the column and both types."""
     with pytest.raises(LabelsError, match=message):
         read_labelled([str(write("a.parquet", column))], "k", type_)
+
+
+@settings(deadline=None)  # files are written, and the disk has other work, too
+@given(
+    files=st.lists(
+        st.tuples(
+            st.sampled_from(["int8", "uint8", "int32", "int64", "uint64"]), st.lists(st.integers(-(2**63), 2**64 - 1) | st.integers(0, 130))
+        ),
+        max_size=3,
+    ),
+    pool=st.sampled_from(["int8", "uint8", "int16", "int64", "uint64"]),
+)
+def test_integers_of_every_width_match_by_value(tmp_path_factory, files: list, pool: str) -> None:
+    """Exactly the ids that the pool's type can hold are kept, whatever widths the files have; the others match nothing and are counted."""
+    folder, given_ = tmp_path_factory.mktemp("labels"), []
+    for number, (width, ids) in enumerate(files):
+        limits = np.iinfo(width)
+        held = [i for i in ids if limits.min <= i <= limits.max]
+        pq.write_table(pa.table({"k": pa.array(held, width)}), folder / f"{number}.parquet")
+        given_ += held
+    labelled = read_labelled([str(folder)] if files else [], "k", pa.type_for_alias(pool))
+    limits = np.iinfo(pool)
+    inside = [i for i in given_ if limits.min <= i <= limits.max]
+    assert labelled.ids.to_pylist() == sorted(set(inside))
+    assert labelled.ids.type == pa.type_for_alias(pool)
+    outside = len(given_) - len(inside)
+    assert bool(labelled.warnings) == bool(outside)
+    assert not outside or f"{outside} labelled ids are beyond {pool}" in labelled.warnings[0]
+    asked = pa.array([*sorted(set(inside))[:2], 5, None], pa.type_for_alias(pool))
+    assert labelled.find(asked).tolist() == [i in inside for i in asked.to_pylist()]
+
+
+@pytest.mark.parametrize("type_", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int16(), pa.string())], ids=str)
+@pytest.mark.parametrize("pool", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.large_string())], ids=str)
+def test_texts_of_every_layout_match(write, tmp_path: Path, type_: pa.DataType, pool: pa.DataType) -> None:
+    """Strings, large strings, views and dictionaries are the same ids, from several files and folders together."""
+    one = write("a/1.parquet", {"k": pa.array(["b", "a", "ä"]).cast(type_)})
+    write("b/deep/2.parquet", {"k": ["c", "a"]})
+    labelled = read_labelled([str(one), str(tmp_path / "b")], "k", plain_type(pool))
+    assert labelled.ids.to_pylist() == ["a", "b", "c", "ä"]
+    assert labelled.find(pa.array(["ä", "z", "c", None]).cast(pool)).tolist() == [True, False, True, False]
+
+
+def test_an_id_in_several_files_is_read_from_the_first_that_can_give_it(write, vectors, tmp_path: Path) -> None:
+    """A file without the inputs doesn't hide the same id in a later file that has them."""
+    plan = plan_pool(Pool(uri=str(write("pool.parquet", {"k": [1], "v": vectors(1)})), id="k", inputs=["v"]))
+    write("labels/a.parquet", {"k": [5, 6, 300]})
+    write("labels/b.parquet", {"k": [6, 7, 6], "v": vectors(3)})
+    write("labels/c.parquet", {"k": [7, 8], "v": vectors(2, start=30)})
+    labelled = read_labelled([str(tmp_path / "labels")], "k", plan.id_type)
+    units, rest = labelled_units(labelled, plan.read)
+    assert collect(units, plan.read) == {6: 0, 7: 3, 8: 33}
+    assert rest.ids.to_pylist() == [5, 300]
 
 
 def test_missing_labelled_files_are_errors_of_the_labels(tmp_path: Path) -> None:

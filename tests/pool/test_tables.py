@@ -16,6 +16,7 @@ from lake_tables import delete_in_delta, delete_in_iceberg, delta_log
 
 from raystream.errors import LabelsError, PoolError, QueryError
 from raystream.pool import PoolPlan, locate_labelled, plan_pool, read_columns_at, read_labelled, read_unit
+from raystream.pool.labelled_ids import id_batches
 from raystream.pool.tables import list_pool
 from raystream.query import Pool
 
@@ -248,7 +249,9 @@ def test_labelled_rows_are_looked_up_before_filters_and_deletes_hold_for_them(ic
     found = plan("iceberg://lake/ns.pool", filters=[("k", ">=", 100)], labelled=[f"delta+{delta}?version=3"])
     labelled = read_labelled([f"delta+{delta}"], "k", pa.int64())
     assert set(labelled.ids.to_pylist()) == set(range(120)) - {2}
-    assert labelled.row_of[labelled.ids.to_pylist().index(3)] == 3
+    read = [batch for file in labelled.files for batch in id_batches(file, "k", pa.int64())]
+    places = {id_: row for rows, ids in read for id_, row in zip(ids.to_pylist(), rows.tolist(), strict=True)}
+    assert places[3] == 3
     units, rest = locate_labelled(found, labelled)
     located = sorted(id_ for unit in units for rows in read_unit(unit, found.read, 100) for id_ in rows.ids.to_pylist())
     assert located == [0, *range(3, 100)]

@@ -1,0 +1,53 @@
+"""What became of a pool's files since the last query over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raystream.engine.manifest import query_folder, read_manifest
+from raystream.engine.stores import Store
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Files of a pool, compared with those that the newest committed query over the same `pool.uri` saw.
+
+    Attributes:
+        since: that query.
+        added: files that are there now and weren't then.
+        rewritten: files of the same name whose size or version is another.
+        removed: files that are gone.
+        bytes: sizes of the added and rewritten files.
+    """
+
+    since: str
+    added: int
+    rewritten: int
+    removed: int
+    bytes: int
+
+
+def changes_since(store: Store, uris: Sequence[str], files: Sequence[tuple[str, int, str]]) -> Changes | None:
+    """How a pool differs from what the newest committed query over it saw; None if there is no such query.
+
+    Args:
+        store: holds the queries.
+        uris: the pool's; a query over others doesn't count, whatever files they share.
+        files: path, size and version of every file of the pool now.
+    """
+    manifests = [entry for entry in store.walk("queries") if entry.name.endswith("/manifest.json")]
+    for entry in sorted(manifests, key=lambda entry: (-entry.modified, entry.name)):
+        manifest = read_manifest(store, entry.name.removeprefix(query_folder("")).partition("/")[0])
+        if manifest is None:
+            continue
+        uri = manifest.resolved["pool"]["uri"]
+        if sorted([uri] if isinstance(uri, str) else uri) != sorted(uris):
+            continue
+        then = {path: (size, version) for path, size, version in manifest.files}
+        now = {path: (size, version) for path, size, version in files}
+        rewritten = [path for path in now if path in then and now[path] != then[path]]
+        added = [path for path in now if path not in then]
+        size = sum(now[path][0] for path in (*added, *rewritten))
+        return Changes(manifest.query, len(added), len(rewritten), len(then.keys() - now.keys()), size)
+    return None

@@ -1,0 +1,158 @@
+"""What may be wrong here, found before a query is run: cheap checks, a line each, none of which ends the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raystream.engine import machine
+from raystream.engine.finding import Finding
+from raystream.engine.store_check import check_store
+from raystream.errors import ClusterError, ModelError, RaystreamError
+from raystream.lake import LOCAL
+from raystream.query import Query
+
+CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION",
+    "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_CONNECTION_STRING",
+    "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID",
+    "HF_TOKEN", "RAY_AUTH_TOKEN",
+)  # fmt: skip
+"""Environment variables that the libraries below us read credentials from; only their names are ever shown."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings, in order."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 if nothing fails, else the code of the first that does."""
+        return next((finding.exit_code for finding in self.findings if finding.verdict == "fail"), 0)
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {"ok": not self.exit_code, "exit_code": self.exit_code, "findings": [asdict(finding) for finding in self.findings]}
+
+
+def diagnose(load: Callable[[], Query] | None, store_uri: str | None, *, start_ray: bool = False, load_model: bool = False) -> Diagnosis:
+    """Check this machine, the store, Ray, and a query's pool and model.
+
+    Args:
+        load: reads the query; None if there is none.
+        store_uri: of the store to try; left out, the query's, else `runs` if it is there.
+        start_ray: whether to connect to the query's Ray, or to start one.
+        load_model: whether to load the query's model.
+    """
+    return Diagnosis(tuple(_findings(load, store_uri, start_ray, load_model)))
+
+
+def _findings(load: Callable[[], Query] | None, store_uri: str | None, start_ray: bool, load_model: bool) -> Iterator[Finding]:
+    yield from machine.python_and_packages()
+    query: Query | None = None
+    if load is not None:
+        try:
+            query = load()
+            yield Finding("query", "ok", "its keys and values fit together")
+        except RaystreamError as error:
+            yield _failed("query", error)
+    uri = store_uri or (query.store.uri if query is not None else None) or ("runs" if os.path.isdir("runs") else None)
+    if uri is None:
+        yield Finding("store", "ok", "not tried; name one by --store, or give a query")
+    else:
+        yield from check_store(uri, query.store.options if query is not None and store_uri is None else LOCAL)
+    yield from machine.disks(uri)
+    yield machine.memory()
+    yield machine.processors()
+    yield machine.ray()
+    if start_ray:
+        yield _attempt("ray start", lambda: _start_ray(query))
+    named = [name for name in CREDENTIALS if os.environ.get(name)]
+    yield Finding("credentials", "ok", f"in the environment: {', '.join(named)}" if named else "none in the environment")
+    if query is not None:
+        yield from _query_findings(query, load_model)
+
+
+def _query_findings(query: Query, load_model: bool) -> Iterator[Finding]:
+    yield _attempt("pool", lambda: _pool(query))
+    if query.pool.labelled:
+        yield _attempt("labels", lambda: _labels(query))
+    if load_model:
+        yield _attempt("model", lambda: _model(query))
+    else:
+        yield Finding("model", "ok", "not loaded; --model does it")
+
+
+def _attempt(name: str, check: Callable[[], str]) -> Finding:
+    """What the check found; its error is the finding if it fails."""
+    try:
+        return Finding(name, "ok", check())
+    except RaystreamError as error:
+        return _failed(name, error)
+
+
+def _failed(name: str, error: RaystreamError) -> Finding:
+    return Finding(name, "fail", " ".join(str(error).split()), error.exit_code)
+
+
+def _pool(query: Query) -> str:
+    from raystream.model import input_columns
+    from raystream.pool import read_footers
+    from raystream.pool.tables import list_pool
+
+    files, _ = list_pool(query.pool.uris, storage=query.pool.options)
+    columns = input_columns(query.model) if query.model.kind == "columns" else query.pool.input_columns
+    footer = read_footers(files[:1], [*([query.pool.id] if query.pool.id else []), *columns])[0]
+    size = sum(file.size for file in files)
+    return f"{len(files):,} files of {size / 2**30:,.2f} GiB; the first, {footer.file.path}, has {footer.rows:,} rows and all columns read"
+
+
+def _labels(query: Query) -> str:
+    from raystream.pool.tables import list_pool
+
+    files, _ = list_pool(query.pool.labelled, "pool.labelled", storage=query.pool.options)
+    return f"{len(files):,} labelled files"
+
+
+def _model(query: Query) -> str:
+    from raystream.model import load, with_local_files
+
+    try:
+        local = with_local_files(query.model, query.pool.options)
+        model = load(local, embedding=query.needs_embedding, names=tuple(query.pool.input_names))
+    except RaystreamError:
+        raise
+    except Exception as error:
+        raise ModelError(f"model can't be loaded: {type(error).__name__}: {error}") from error
+    return f"kind {query.model.kind} loads, on {model.device}"
+
+
+def _start_ray(query: Query | None) -> str:
+    from raystream.engine.ray_token import own_ray_wanted, protect_own_ray
+    from raystream.query import Cluster
+
+    cluster = Cluster() if query is None else query.cluster
+    if cluster.address == "in_process":
+        return "cluster.address is in_process: no Ray is used"
+    if own_ray_wanted(cluster.address):
+        protect_own_ray()
+    from raystream.engine.ray_executor import connect, disconnect, worker_count
+
+    try:
+        ours = connect(cluster)
+        try:
+            count = worker_count(cluster)
+            return f"connected, with room for {count} worker{'' if count == 1 else 's'}"
+        finally:
+            if ours:
+                disconnect()
+    except RaystreamError:
+        raise
+    except Exception as error:
+        raise ClusterError(f"Ray can't be started: {type(error).__name__}: {error}") from error

@@ -1,0 +1,70 @@
+"""Tries a store: whether it can be written, whether it keeps the promise that commits rest on, and what its clock says."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+
+from raystream.engine.finding import Finding
+from raystream.engine.stores import Store, existing_store
+from raystream.errors import RaystreamError
+from raystream.lake import LOCAL, Storage
+
+SKEW = 2.0
+"""Seconds by which the store's clock and ours may differ: object storage says times in whole seconds."""
+
+
+def check_store(uri: str, storage: Storage = LOCAL) -> Iterator[Finding]:
+    """Put a small file, twice, read it, compare clocks, and remove it again."""
+    try:
+        store = existing_store(uri, storage)
+    except RaystreamError as error:
+        yield Finding("store", "fail", str(error), error.exit_code)
+        return
+    folder = f"probe-{uuid.uuid4().hex}"
+    name = f"{folder}/probe"
+    there = store.exists("")
+    try:
+        before = time.time()
+        first = store.put_if_absent(name, b"first")
+        after = time.time()
+        second = store.put_if_absent(name, b"second")
+        content = store.read(name)
+        written = next((entry.modified for entry in store.walk(folder)), None)
+    except RaystreamError as error:
+        yield Finding("store", "fail", str(error), error.exit_code)
+        return
+    finally:
+        _clean(store, name, folder, there)
+    if not first or second or content != b"first":
+        yield Finding(
+            "store", "fail", f"{uri} lets a second writer win, so that two runs could both commit; use another kind of storage", 3
+        )
+        return
+    yield Finding("store", "ok", f"{uri} can be written, and of two writers the first wins")
+    if written is None:
+        yield Finding("clock", "warn", f"{uri} doesn't list what was just written; raystream gc there may see too little")
+    else:
+        yield _clock(written, before, after)
+
+
+def _clock(written: float, before: float, after: float) -> Finding:
+    ahead = written - after if written > after else min(0.0, written - before)
+    if abs(ahead) <= SKEW:
+        return Finding("clock", "ok", f"the store's agrees with ours within {SKEW:g} s")
+    which = "ahead of" if ahead > 0 else "behind"
+    return Finding(
+        "clock", "warn", f"the store's is {abs(ahead):,.0f} s {which} ours; set both by NTP, since ages in raystream gc go by them"
+    )
+
+
+def _clean(store: Store, name: str, folder: str, there: bool) -> None:
+    """Leave the store as it was."""
+    try:
+        store.discard(name)
+        store.discard_folder(folder)
+        if not there:
+            store.discard_folder("")
+    except RaystreamError:
+        pass  # a store that can't be written is found out above

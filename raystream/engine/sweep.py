@@ -1,0 +1,232 @@
+"""Removes from a store what no kept query needs: scored units, what unfinished runs left, and queries that are to be forgotten.
+
+A committed query needs the units of its plan and those over labelled rows outside its pool. An unfinished one needs
+those of its plan while its folder shows a sign of life that is younger than the grace period. Nothing younger is ever removed.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raystream.engine.manifest import query_folder, read_manifest
+from raystream.engine.receipt import read_receipt
+from raystream.engine.store import Entry
+from raystream.engine.stores import Store
+from raystream.errors import StoreError
+
+GRACE = 24 * 3600.0
+"""Seconds for which files that nobody needs are left alone: a run that is under way may be about to need them."""
+
+_ATTEMPT = re.compile(r"-([0-9a-f]{12})\.[a-z]+$")
+_LEFT_BEHIND = re.compile(r"token-[0-9a-f]{32}|selection-[0-9a-f]{12}\.parquet|\..+\.[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Group:
+    """How many things and how many bytes."""
+
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What was removed from a store, or would be.
+
+    Attributes:
+        store: where.
+        deleted: whether anything was removed; if not, this is what `--delete` would remove.
+        older_than: the grace period in seconds.
+        queries_kept: committed queries.
+        dropped: queries that were to be forgotten.
+        unfinished: queries that were never committed and show no sign of life.
+        running: queries that aren't committed, but may still be.
+        units_kept: units that a kept or running query needs.
+        units_young: units that nobody needs, but that aren't old enough.
+        units: units that are removed.
+        leftovers: files of attempts and runs that ended halfway.
+    """
+
+    store: str
+    deleted: bool
+    older_than: float
+    queries_kept: int
+    dropped: tuple[str, ...]
+    unfinished: tuple[str, ...]
+    running: tuple[str, ...]
+    units_kept: Group
+    units_young: Group
+    units: Group
+    leftovers: Group
+    bytes: int
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """The queries of a store, by what becomes of them, and the keys that those which stay need."""
+
+    committed: tuple[str, ...]
+    dropped: dict[str, list[Entry]]
+    unfinished: dict[str, list[Entry]]
+    running: tuple[str, ...]
+    needed: set[str]
+    strays: list[Entry]
+
+
+def sweep(store: Store, *, drop: Collection[str] = (), older_than: float = GRACE, delete: bool = False) -> Swept:
+    """Find, and with `delete` remove, what no query needs.
+
+    Args:
+        store: to clean.
+        drop: names of queries to forget, whatever their age.
+        older_than: the grace period in seconds: younger units and leftovers stay.
+        delete: remove them; otherwise nothing is changed.
+
+    Raises:
+        StoreError: a committed query doesn't say which units it needs, or something can't be removed.
+    """
+    limit = time.time() - older_than
+    queries = _queries(store, drop, limit)
+    kept: list[list[Entry]] = []
+    young: list[list[Entry]] = []
+    units: dict[str, list[Entry]] = {}
+    halves: dict[str, list[Entry]] = {}
+    strays = list(queries.strays)
+    for key, files in _by_folder(store.walk("units"), depth=2).items():
+        if key in queries.needed:
+            stray = _stray(store, key, [file for file in files if file.modified < limit], files)
+            strays += stray
+            kept.append([file for file in files if file not in stray])
+        elif any(file.modified >= limit for file in files):
+            young.append(files)
+        else:
+            (units if any(_base(file) == "receipt.json" for file in files) else halves)[key] = files
+    forgotten = [*queries.dropped.values(), *queries.unfinished.values()]
+    if delete:
+        # A query that began meanwhile may use units that nobody needed when we looked.
+        needed = _queries(store, drop, limit).needed
+        units, halves = ({key: files for key, files in some.items() if key not in needed} for some in (units, halves))
+        for files in [*forgotten, *units.values(), *halves.values()]:
+            _remove(store, files)
+        for file in strays:
+            store.discard(file.name)
+    leftovers = _group([[file] for file in [*strays, *chain.from_iterable(halves.values())]])
+    return Swept(
+        store=store.uri,
+        deleted=delete,
+        older_than=older_than,
+        queries_kept=len(queries.committed),
+        dropped=tuple(queries.dropped),
+        unfinished=tuple(queries.unfinished),
+        running=queries.running,
+        units_kept=_group(kept),
+        units_young=_group(young),
+        units=_group(units.values()),
+        leftovers=leftovers,
+        bytes=_group([*units.values(), *forgotten]).bytes + leftovers.bytes,
+    )
+
+
+def _queries(store: Store, drop: Collection[str], limit: float) -> _Queries:
+    found = _Queries((), {}, {}, (), set(), [])
+    committed, running = [], []
+    for name, files in _by_folder(store.walk("queries"), depth=1).items():
+        manifest = None if name in drop else read_manifest(store, name)
+        if name in drop:
+            found.dropped[name] = files
+        elif manifest is not None:
+            committed.append(name)
+            found.needed.update(plan_keys(store, name), manifest.labelled_units)
+            own = manifest.selection.name
+            found.strays.extend(f for f in files if _LEFT_BEHIND.fullmatch(_base(f)) and f.name != own and f.modified < limit)
+        elif max(file.modified for file in files) < limit:
+            found.unfinished[name] = files
+        else:
+            running.append(name)
+            if any(_base(file) == "plan.parquet" for file in files):
+                found.needed.update(plan_keys(store, name))
+    return replace(found, committed=tuple(sorted(committed)), running=tuple(sorted(running)))
+
+
+def plan_keys(store: Store, name: str) -> list[str]:
+    """The keys of a query's units over its pool, in row order, then those of their EPIG, if there is any.
+
+    Raises:
+        StoreError: the plan isn't there, or can't be read.
+    """
+    plan = read_plan(store, name)
+    keys: list[str] = plan.column("key").to_pylist()
+    return keys + [key for key in further_keys(plan) if key is not None]
+
+
+def further_keys(plan: pa.Table) -> list[str | None]:
+    """The keys of the units' EPIG, one for each unit, None for units without rows; empty if the query asked for none."""
+    keys: list[str | None] = plan.column("epig_key").to_pylist() if "epig_key" in plan.column_names else []
+    return keys
+
+
+def read_plan(store: Store, name: str) -> pa.Table:
+    """The units of a query's pool in row order, as `write_plan` left them.
+
+    Raises:
+        StoreError: the plan isn't there, or can't be read.
+    """
+    data = store.read_if_there(f"{query_folder(name)}/plan.parquet")
+    try:
+        if data is not None:
+            return pq.read_table(io.BytesIO(data))
+    except pa.ArrowException:
+        pass
+    state = "is missing" if data is None else "is damaged"
+    raise StoreError(f"store: {store.place(query_folder(name))}/plan.parquet {state}, so the units of query {name} are unknown; "
+                     f"restore it, or forget the query by raystream gc --drop {name}")  # fmt: skip
+
+
+def _by_folder(files: Iterable[Entry], depth: int) -> dict[str, list[Entry]]:
+    """Files by the folder that they lie in, which is so deep in the store."""
+    folders: dict[str, list[Entry]] = {}
+    for file in files:
+        parts = file.name.split("/")
+        if len(parts) > depth + 1:
+            folders.setdefault(parts[depth], []).append(file)
+    return folders
+
+
+def _stray(store: Store, key: str, old: Sequence[Entry], files: Sequence[Entry]) -> list[Entry]:
+    """Those of a unit's old files that its receipt doesn't name."""
+    attempts = {match[1] for file in files if (match := _ATTEMPT.search(file.name))}
+    if len(attempts) <= 1 and all(_base(file) == "receipt.json" or _ATTEMPT.search(file.name) for file in files):
+        return []  # one attempt alone is the one that the receipt names, or is about to
+    receipt = read_receipt(store, key)
+    named = {file.name for file in receipt.files} if receipt is not None else {file.name for file in files if _ATTEMPT.search(file.name)}
+    return [file for file in old if file.name not in named and _base(file) != "receipt.json"]
+
+
+def _remove(store: Store, files: Sequence[Entry]) -> None:
+    """Remove a unit or a query: first what makes the rest count, so that no half of it is ever taken for whole."""
+    for file in sorted(files, key=lambda file: (_base(file) not in ("receipt.json", "manifest.json"), file.name)):
+        store.discard(file.name)
+    for folder in {file.name.rpartition("/")[0] for file in files}:
+        store.discard_folder(folder)
+
+
+def _group(things: Iterable[Sequence[Entry]]) -> Group:
+    sizes = [sum(file.size for file in files) for files in things]
+    return Group(len(sizes), sum(sizes))
+
+
+def _base(file: Entry) -> str:
+    return file.name.rpartition("/")[2]

@@ -1,0 +1,197 @@
+"""A query's scores as data: one Parquet file, or rows of a table, of every scored row of its pool in row order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from raystream.engine.embeddings import Embeddings, VectorFiles
+from raystream.engine.manifest import Manifest, read_manifest
+from raystream.engine.result import find_query
+from raystream.engine.stored_units import StoredUnit, stored_units
+from raystream.engine.stores import Store
+from raystream.errors import QueryError, StoreError
+from raystream.exchange.tables import write_table
+from raystream.lake import filesystem_of
+from raystream.pool.files import one_line
+from raystream.pool.table_uri import is_table
+
+EMBEDDING, EPIG = "embedding", "epig"
+
+_GROUP_BYTES = 64 << 20
+_GROUP_ROWS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: `columns` in their order, and where."""
+
+    query: str
+    uri: str
+    rows: int
+    columns: tuple[str, ...]
+    bytes: int | None
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return asdict(self)
+
+
+def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False) -> Written:
+    """Write the scores of all rows that a committed query chose from: its candidates, the others, and labelled ones.
+
+    Columns: the id under its own name and in its own type, every stored score (float32, higher means label sooner), `prediction`
+    (int32), `confidence`, `path`, `row`, and `embedding` if asked. A Parquet file is written a row group of at most 64 MiB at a
+    time and is there when it is whole; a table gets all rows at once, in memory.
+
+    Args:
+        store: holds the query.
+        name: the query's, or its beginning.
+        out: a file that ends in `.parquet`, a folder, which gets `scores-<query>.parquet`, or a table's URI.
+        embeddings: whether to write them, too, in the type that they are stored in.
+
+    Raises:
+        QueryError: there is no such query, the place can't be used, or the query has no embeddings.
+        StoreError: units of the query are gone, or the place can't be written.
+    """
+    manifest = read_manifest(store, find_query(store, name))
+    assert manifest is not None
+    units = [unit for unit in stored_units(store, manifest) if unit.receipt.rows]
+    if embeddings and not all(unit.receipt.embeddings for unit in units):
+        raise QueryError(f"query {manifest.query} has no embeddings, which its strategy didn't need; leave --embeddings out")
+    schema = _schema(store, manifest, units, embeddings)
+    pieces = (piece for unit in units for piece in _pieces(store, unit, schema))
+    if is_table(out):
+        rows = pa.Table.from_batches([batch for piece in pieces for batch in piece.to_batches()], schema)
+        write_table(rows, out, manifest.query, name="scores", key="--out")
+        return Written(manifest.query, out, rows.num_rows, tuple(schema.names), None)
+    with _file(out, f"scores-{manifest.query}.parquet") as (path, place):
+        count = _write(path, schema, pieces)
+        size = path.stat().st_size
+    return Written(manifest.query, place, count, tuple(schema.names), size)
+
+
+def _schema(store: Store, manifest: Manifest, units: Sequence[StoredUnit], embeddings: bool) -> pa.Schema:
+    """The columns of the file, from the first unit, and where they come from as its metadata."""
+    first = units[0].receipt
+    stored = pq.read_schema(store.source(first.scores)).remove_metadata()
+    fields = [field for field in stored if field.name != "row"]
+    if units[0].further is not None:
+        fields.append(pa.field(EPIG, pa.float32()))
+    fields += [pa.field("path", pa.string()), pa.field("row", pa.int64())]
+    if embeddings:
+        assert first.embeddings is not None
+        part = VectorFiles(store).parts(first.embeddings, first.rows)[0]
+        item = pa.field("item", pa.from_numpy_dtype(part.array.dtype), nullable=False)
+        fields.append(pa.field(EMBEDDING, pa.list_(item, part.dimension)))
+    source = {
+        "raystream.version": manifest.versions["raystream"],
+        "raystream.query": manifest.query,
+        "raystream.model": manifest.fingerprint,
+        "raystream.snapshot": hashlib.sha256(json.dumps(manifest.files).encode()).hexdigest(),
+        "raystream.pool": json.dumps(manifest.resolved["pool"]["uri"]),
+    }
+    return pa.schema(fields, source)
+
+
+def _pieces(store: Store, unit: StoredUnit, schema: pa.Schema) -> Iterator[pa.Table]:
+    """A unit's rows, some at a time."""
+    receipt = unit.receipt
+    parts = VectorFiles(store).parts(receipt.embeddings, receipt.rows) if receipt.embeddings and EMBEDDING in schema.names else []
+    further = pq.read_table(store.source(unit.further.scores), partitioning=None).column(EPIG) if unit.further is not None else None
+    start = 0
+    with pq.ParquetFile(store.source(receipt.scores), pre_buffer=False) as file:
+        for batch in file.iter_batches(_group_rows(schema)):
+            columns: dict[str, pa.Array] = {name: batch.column(name) for name in batch.schema.names}
+            columns["path"] = pa.repeat(pa.scalar(unit.path, pa.string()), batch.num_rows)
+            if further is not None:
+                columns[EPIG] = further.slice(start, batch.num_rows).combine_chunks()
+            if EMBEDDING in schema.names:
+                columns[EMBEDDING] = _vectors(parts, start, batch.num_rows, schema.field(EMBEDDING).type)
+            start += batch.num_rows
+            yield pa.table([columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
+
+
+def _vectors(parts: Sequence[Embeddings], start: int, count: int, type_: pa.DataType) -> pa.Array:
+    """The embeddings of a run of a unit's rows."""
+    found = []
+    for part in parts:
+        low, high = max(start, 0), min(start + count, part.rows)
+        if low < high:
+            found.append(np.array(part.array[low:high]))
+            part.release()
+        start -= part.rows
+    values = pa.array(np.concatenate(found).reshape(-1), type_.value_type)
+    return pa.FixedSizeListArray.from_arrays(values, type=type_)
+
+
+def _group_rows(schema: pa.Schema) -> int:
+    """Rows of a row group: 64 MiB of numbers and embeddings, but no more than a million."""
+    width = sum(field.type.bit_width // 8 if _is_fixed(field.type) else 32 for field in schema)
+    return int(min(_GROUP_ROWS, max(1, _GROUP_BYTES // width)))
+
+
+def _is_fixed(type_: pa.DataType) -> bool:
+    try:
+        return bool(type_.bit_width)
+    except ValueError:
+        return False
+
+
+def _write(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table]) -> int:
+    """Write pieces as row groups of even size; how many rows there were."""
+    size = _group_rows(schema)
+    held: list[pa.Table] = []
+    rows = count = 0
+    with pq.ParquetWriter(
+        path, schema, compression="zstd", use_dictionary=["path"], write_statistics=[name for name in schema.names if name != EMBEDDING]
+    ) as writer:
+        for piece in pieces:
+            held.append(piece)
+            rows += piece.num_rows
+            count += piece.num_rows
+            if rows >= size:
+                whole = pa.concat_tables(held)
+                full = rows - rows % size
+                writer.write_table(whole.slice(0, full), row_group_size=size)
+                held, rows = [whole.slice(full)], rows - full
+        if rows:
+            writer.write_table(pa.concat_tables(held), row_group_size=size)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return count
+
+
+@contextmanager
+def _file(out: str, name: str) -> Iterator[tuple[Path, str]]:
+    """A file to write beside the one wanted, which takes its place when the block ends; and the place that it takes."""
+    filesystem, place = filesystem_of(out, key="--out")
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        raise QueryError(f"--out {out}: scores are written to a local path or a table; name one of these and copy it there")
+    target = Path(place)
+    if target.suffix != ".parquet":
+        target = target / name
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary, str(target)
+        os.replace(temporary, target)
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        reason = error.strerror or one_line(error)
+        raise StoreError(f"--out {target} can't be written: {reason}; name another place or free some space") from None
+    finally:
+        temporary.unlink(missing_ok=True) if target.parent.is_dir() else None

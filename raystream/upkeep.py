@@ -1,0 +1,101 @@
+"""The commands that look after what is there: a store, a committed query, this machine. Imports are late: `--help` is fast."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raystream.errors import QueryError
+from raystream.terminal import print_result, reporting
+
+Name = Annotated[str, typer.Argument(metavar="QUERY", help="The query's name in the store, or its beginning.", show_default=False)]
+StoreUri = Annotated[str, typer.Option("--store", help="Where scored units and queries are kept.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])|0")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def gc(
+    store: StoreUri = "runs",
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; otherwise nothing is changed.")] = False,
+    drop: Annotated[list[str] | None, typer.Option("--drop", help="Forget this query and what it alone needs; may be given often.")] = None,
+    older_than: Annotated[str, typer.Option(help="Leave alone what is younger, such as 90m, 24h or 7d.")] = "24h",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Remove scored units that no committed query needs, and what unfinished runs left; a dry run unless --delete.
+
+    Queries that were never committed count while their last sign of life is younger than --older-than, and are then removed, too.
+    """
+    from raystream.engine.result import find_query
+    from raystream.engine.stores import existing_store
+    from raystream.engine.sweep import sweep
+    from raystream.exchange.upkeep_text import describe_swept
+
+    opened = existing_store(store)
+    names = [find_query(opened, name) for name in drop or []]
+    swept = sweep(opened, drop=names, older_than=_seconds(older_than), delete=delete)
+    print_result(swept.summary(), lambda: describe_swept(swept), as_json)
+
+
+def _seconds(text: str) -> float:
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise QueryError(f"--older-than {text!r} is not a time, expected a number and s, m, h or d, such as 24h")
+    return float(match[1]) * _SECONDS[match[2]] if match[1] else 0.0
+
+
+def scores(
+    name: Name,
+    out: Annotated[str, typer.Option("--out", help="A .parquet file, a folder, or a table: iceberg://… or delta+….")],
+    store: StoreUri = "runs",
+    embeddings: Annotated[bool, typer.Option("--embeddings", help="Write the embeddings, too.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """A query's scores as one Parquet file or table: ids, scores, predictions, and embeddings if asked."""
+    from raystream.engine.stores import existing_store
+    from raystream.exchange.scores import write_scores
+    from raystream.exchange.upkeep_text import describe_written
+
+    written = write_scores(existing_store(store), name, out, embeddings=embeddings)
+    print_result(written.summary(), lambda: describe_written(written), as_json)
+
+
+def verify(name: Name, store: StoreUri = "runs", as_json: AsJson = False, debug: Debug = False) -> None:
+    """Derive a committed selection again from the store and compare: exit 0 if it is the same, 3 with the first difference."""
+    from raystream.engine.stores import existing_store
+    from raystream.engine.verify import verify as derive_again
+    from raystream.exchange.upkeep_text import describe_verified
+
+    with reporting() as reporter:
+        verified = derive_again(existing_store(store), name, reporter)
+    print_result(verified.summary(), lambda: describe_verified(verified), as_json)
+
+
+def doctor(
+    spec: Annotated[Path | None, typer.Argument(help="A query, whose pool, store and model are looked at, too.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Replace a key of the query; may be given often.")] = None,
+    store: Annotated[str | None, typer.Option("--store", help="The store to try, instead of the query's.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Connect to the query's Ray, or start one.")] = False,
+    model: Annotated[bool, typer.Option("--model", help="Load the query's model.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """What is wrong here, a line each: packages, store, disk, memory, clock, Ray, and a query's pool and model.
+
+    Exit 0 if nothing fails, else the code of the first that does.
+    """
+    from raystream.engine.doctor import diagnose
+    from raystream.exchange.upkeep_text import describe_diagnosis
+    from raystream.query import Query
+
+    with reporting():
+        diagnosis = diagnose((lambda: Query.load(spec, overrides or [])) if spec else None, store, start_ray=ray, load_model=model)
+    print_result(diagnosis.summary(), lambda: describe_diagnosis(diagnosis), as_json)
+    return diagnosis.exit_code

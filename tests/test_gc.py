@@ -1,0 +1,198 @@
+"""`raystream gc`: removes what nobody needs, keeps what anybody does, and changes nothing unless told to."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pools import pool_table
+
+import raystream as rs
+from raystream.run import score
+
+MakeQuery = Callable[..., rs.Query]
+Cli = Callable[..., tuple[int, str, str]]
+DAY = 86400
+
+
+@pytest.fixture
+def gc(cli: Cli) -> Callable[..., dict]:
+    """`raystream gc --json` with these options; what it prints."""
+
+    def run(*options: str) -> dict:
+        code, out, err = cli("gc", "--json", *options)
+        assert (code, err) == (0, "")
+        return json.loads(out)
+
+    return run
+
+
+def files(store: Path) -> set[str]:
+    return {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
+
+
+def age(folder: Path, days: float) -> None:
+    """Make everything below a folder look older."""
+    for path in [folder, *folder.rglob("*")]:
+        found = path.stat()
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns - int(days * DAY * 1e9)))
+
+
+def test_a_dry_run_changes_nothing_and_a_delete_does_what_it_said(make_query: MakeQuery, workplace: Path, gc: Callable) -> None:
+    """The units of a dropped query go, with the same counts and bytes as announced; the other query and its units stay, byte for byte."""
+    kept = rs.run(make_query(store__query="kept"))
+    before = files(workplace / "runs")
+    rs.run(make_query(store__query="other", model__args={"hidden": 9}))
+    after = files(workplace / "runs")
+    age(workplace / "runs", 2)
+    dry = gc("--drop", "oth")
+    assert files(workplace / "runs") == after
+    assert not dry["deleted"]
+    assert (dry["queries_kept"], dry["dropped"]) == (1, ["other"])
+    assert (dry["units_kept"]["count"], dry["units"]["count"], dry["leftovers"]["count"]) == (4, 4, 0)
+    assert dry["bytes"] == sum((workplace / "runs" / name).stat().st_size for name in after - before)
+    done = gc("--drop", "other", "--delete")
+    assert done == dry | {"deleted": True}
+    assert files(workplace / "runs") == before
+    assert not [path for path in (workplace / "runs" / "units").glob("*/*") if not any(path.iterdir())]
+    again = rs.run(make_query(select__budget=5))
+    assert (again.manifest.units_scored, again.manifest.units_reused) == (0, 4)
+    assert rs.run(make_query(store__query="kept")).selection.equals(kept.selection)
+    assert gc()["bytes"] == 0
+
+
+def test_units_that_two_queries_share_outlive_one_of_them(make_query: MakeQuery, workplace: Path, gc: Callable) -> None:
+    """Forgetting one of two queries over the same scores removes no unit; forgetting both removes all."""
+    rs.run(make_query(store__query="one"))
+    rs.run(make_query(store__query="two", select__budget=5))
+    age(workplace / "runs", 2)
+    assert gc("--drop", "one", "--delete")["units"]["count"] == 0
+    assert gc("--drop", "two", "--delete")["units"]["count"] == 4
+    assert files(workplace / "runs") == {"format.json"}
+
+
+def test_what_is_young_stays(make_query: MakeQuery, workplace: Path, gc: Callable) -> None:
+    """Units that nobody needs, unfinished queries and half-written attempts stay for the grace period, and no longer."""
+    score(make_query())
+    [unit, *_] = (workplace / "runs" / "units").glob("*/*")
+    (unit / "scores-0123456789ab.parquet").write_bytes(b"half")
+    young = gc("--delete")
+    assert (young["bytes"], young["units_kept"]["count"], len(young["running"])) == (0, 4, 1)
+    age(workplace / "runs", 0.5)
+    assert gc("--delete")["bytes"] == 0
+    assert gc("--older-than", "11h")["units"]["count"] == 4
+    age(workplace / "runs", 0.6)
+    old = gc("--delete")
+    assert (old["units"]["count"], len(old["unfinished"]), old["running"]) == (4, 1, [])
+    assert files(workplace / "runs") == {"format.json"}
+
+
+def test_a_running_query_keeps_old_units(make_query: MakeQuery, workplace: Path, gc: Callable) -> None:
+    """Units scored long ago that a query planned just now is about to use stay, although nothing is committed."""
+    score(make_query())
+    age(workplace / "runs", 9)
+    score(make_query(select__budget=3))  # plans, finds all units scored, and commits nothing
+    found = gc("--delete")
+    assert (found["units"]["count"], found["units_kept"]["count"]) == (0, 4)
+    assert (len(found["running"]), len(found["unfinished"])) == (1, 1)
+
+
+def test_halves_of_attempts_go_and_the_winner_stays(make_query: MakeQuery, workplace: Path, gc: Callable) -> None:
+    """Beside a receipt, old files that it doesn't name are removed, temporaries and tokens too; what it names is not."""
+    rs.run(make_query(store__query="q"))
+    whole = files(workplace / "runs")
+    [unit, *_] = (workplace / "runs" / "units").glob("*/*")
+    lost = [
+        unit / "embeddings-0123456789ab.arrow",
+        unit / f".receipt.json.{'0' * 32}",
+        workplace / "runs/queries/q" / f"token-{'0' * 32}",
+        workplace / "runs/queries/q" / "selection-0123456789ab.parquet",
+        unit.parent / ("f" * 64) / "scores-0123456789ab.parquet",
+    ]
+    lost[-1].parent.mkdir()
+    for path in lost:
+        path.write_bytes(b"1234567")
+    (workplace / "runs/queries/q/notes.txt").write_text("mine")
+    age(workplace / "runs", 2)
+    young = unit / "scores-ba9876543210.parquet"
+    young.write_bytes(b"being written")
+    found = gc("--delete")
+    assert (found["leftovers"], found["units"]["count"]) == ({"count": 5, "bytes": 35}, 0)
+    assert files(workplace / "runs") == whole | {"queries/q/notes.txt", young.relative_to(workplace / "runs").as_posix()}
+
+
+def test_units_over_labelled_rows_outside_the_pool_are_needed(make_query: MakeQuery, workplace: Path, gc: Callable) -> None:
+    """A committed query needs the units of labelled rows that lie in files of their own, and of those that its filters exclude."""
+    pq.write_table(pool_table(30, 5000, seed=3), workplace / "labels.parquet")
+    pq.write_table(pa.table({"rid": [f"r{i:06d}" for i in range(40)]}), workplace / "ids.parquet")
+    changes = {
+        "pool__labelled": ["labels.parquet", "ids.parquet"],
+        "pool__filters": [["country", "!=", "US"]],
+        "select__strategy": "core_set",
+    }
+    scored = rs.run(make_query(**changes)).manifest.units_scored
+    age(workplace / "runs", 2)
+    found = gc("--delete")
+    assert found["bytes"] == 0
+    assert found["units_kept"]["count"] == scored > 5
+    assert rs.run(make_query(**changes, seed=1)).manifest.units_scored == 0
+
+
+def test_a_query_whose_plan_is_gone_stops_it(make_query: MakeQuery, workplace: Path, gc: Callable, cli: Cli) -> None:
+    """What it needs is unknown, so nothing is removed and the message names both ways out."""
+    rs.run(make_query(store__query="q"))
+    age(workplace / "runs", 2)
+    (workplace / "runs/queries/q/plan.parquet").write_bytes(b"PAR1")
+    code, _, err = cli("gc", "--delete")
+    assert code == 3
+    assert "plan.parquet is damaged" in err
+    assert "raystream gc --drop q" in err
+    (workplace / "runs/queries/q/plan.parquet").unlink()
+    assert "plan.parquet is missing" in cli("gc")[2]
+    assert gc("--drop", "q")["units"]["count"] == 4
+
+
+def test_as_text(make_query: MakeQuery, workplace: Path, cli: Cli) -> None:
+    """A dry run says what --delete would do; --delete says what it did; an empty store is no error."""
+    assert "0 bytes to remove" in cli("gc", "--store", "nowhere")[1]
+    assert not (workplace / "nowhere").exists()
+    score(make_query())
+    age(workplace / "runs", 2)
+    assert "--delete does it" in cli("gc")[1]
+    assert "4 removed" in cli("gc", "--delete")[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--older-than", "yesterday"], "--older-than 'yesterday' is not a time"),
+        (["--drop", "nothing"], "has no query nothing"),
+        (["--older-than", "-3h"], "--older-than '-3h' is not a time"),
+    ],
+)
+def test_wrong_arguments(workplace: Path, cli: Cli, options: list[str], says: str) -> None:
+    """Exit 2 and a sentence."""
+    code, out, err = cli("gc", *options)
+    assert (code, out) == (2, "")
+    assert says in err
+
+
+def test_a_store_that_cannot_be_changed_is_an_error(
+    make_query: MakeQuery, workplace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No permission to remove: exit 3, and the file is named."""
+    score(make_query())
+    age(workplace / "runs", 2)
+
+    def refuse(path: Path, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    code, _, err = cli("gc", "--delete")
+    assert code == 3
+    assert "can't be removed: Permission denied" in err
