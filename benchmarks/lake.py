@@ -2,7 +2,8 @@
 
 Four sections, each with the limit that it must keep:
 
-* score: seconds of scoring from S3, as a multiple of those from the disk, workers being up (1.3)
+* score: seconds of scoring from S3, as a multiple of those from the disk, workers being up (1.3); both on half of the cores, since the
+  server and the proxy, which a lake has elsewhere, run on the other half
 * plan: seconds of planning many files, as a part of reading their footers one after another (0.1)
 * filter: bytes that pass the proxy when a filter keeps 5% of the row groups, as a part of the file (0.1)
 * labels: matching labelled integer ids with a pool's: seconds (2) and the memory that it takes (200 MB)
@@ -89,14 +90,14 @@ def s3_server(folder: Path) -> Iterator[tuple[pafs.FileSystem, dict[str, Any], C
 
 
 def query(uri: str, store: Path, **pool: Any) -> Any:
-    """Margin scores of a small net, in process."""
+    """Margin scores of a small net, in process, on half of the cores; the server and the proxy have the others."""
     from raystream import Query
 
     return Query(
         pool={"uri": uri, "id": "id", "inputs": ["x"], **pool},
         model={"source": "score:network", "batch_size": 1024},
         select={"budget": 100, "strategy": "top_k"},
-        cluster={"address": "in_process", "cpus_per_worker": os.cpu_count() or 1},
+        cluster={"address": "in_process", "cpus_per_worker": max(1, (os.cpu_count() or 2) // 2)},
         store={"uri": str(store)},
     )
 

@@ -11,6 +11,7 @@ import torch
 
 from raystream.engine.job import Job, Task
 from raystream.engine.receipt import Receipt
+from raystream.engine.scheduler import IN_FLIGHT
 from raystream.engine.worker import Failure, Worker
 from raystream.errors import ModelError, RaystreamError
 
@@ -115,6 +116,15 @@ class InProcess:
             self._events.put(StartFailed(worker, error, retry=not isinstance(error, RaystreamError)))
             return
         self._events.put(WorkerReady(worker))
+        # As in an actor: while one unit is computed, the next one is read and the one before is written.
+        beside = [threading.Thread(target=self._score, args=(worker, scorer), daemon=True) for _ in range(IN_FLIGHT - 1)]
+        for thread in beside:
+            thread.start()
+        self._score(worker, scorer)
+        for thread in beside:
+            thread.join()
+
+    def _score(self, worker: int, scorer: Worker) -> None:
         while (item := self._inboxes[worker].get()) is not None and not self._closed:
             unit, task = item
             try:
@@ -124,3 +134,4 @@ class InProcess:
                 told = f"{task.unit.name}: {type(error).__name__}: {error}"
                 outcome = Failure(ModelError(told), retry=False)
             self._events.put(UnitEnded(worker, unit, outcome))
+        self._inboxes[worker].put(None)  # for the threads beside
