@@ -105,7 +105,7 @@ class Requests:
                 f"store: {self._place}/{name} can't be {what}: the environment holds no credentials, and this machine has no role; set "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS or AZURE_STORAGE_KEY"
             )
-        text = f"store: {self._place}/{name} can't be {what}: {_in_a_line(error)}"
+        text = f"store: {self._place}/{name} can't be {what}: {in_a_line(error)}"
         if not _is_refusal(error):
             return StoreUnreachable(f"{text}; asked {ATTEMPTS} times, run again to resume")
         if isinstance(error, FileNotFoundError) and (what != "read" or _NO_BUCKET.search(str(error))):
@@ -121,7 +121,7 @@ def _is_refusal(error: BaseException) -> bool:
     return isinstance(error, _FINAL) or is_final(error) or any(pattern.search(text) for pattern in (_REFUSED, _ROLE))
 
 
-def _in_a_line(error: BaseException) -> str:
+def in_a_line(error: BaseException) -> str:
     """What the server said, or what became of the connection; no options of URLs, which may be signatures."""
     text = str(error).partition("\n\nDebug source")[0]
     code, message = _CODE.search(text), _MESSAGE.search(text)
