@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from raystream.engine.manifest import query_folder, read_manifest
 from raystream.engine.stores import Store
+from raystream.query import Pool
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,13 @@ class Changes:
     bytes: int
 
 
-def changes_since(store: Store, uris: Sequence[str], files: Sequence[tuple[str, int, str]]) -> Changes | None:
+def changes_since(store: Store, pool: Pool, files: Sequence[tuple[str, int, str]]) -> Changes | None:
     """How a pool differs from what the newest committed query over it saw; None if there is no such query.
 
     Args:
         store: holds the queries.
-        uris: the pool's; a query over others doesn't count, whatever files they share.
+        pool: a query over other URIs doesn't count, whatever files they share; nor does one over a table with other filters,
+            by which the table left out other files.
         files: path, size and version of every file of the pool now.
     """
     manifests = [entry for entry in store.walk("queries") if entry.name.endswith("/manifest.json")]
@@ -41,8 +43,10 @@ def changes_since(store: Store, uris: Sequence[str], files: Sequence[tuple[str, 
         manifest = read_manifest(store, entry.name.removeprefix(query_folder("")).partition("/")[0])
         if manifest is None:
             continue
-        uri = manifest.resolved["pool"]["uri"]
-        if sorted([uri] if isinstance(uri, str) else uri) != sorted(uris):
+        asked = Pool(**manifest.resolved["pool"])
+        if sorted(asked.uris) != sorted(pool.uris):
+            continue
+        if manifest.tables and (asked.disjunction, bool(asked.labelled)) != (pool.disjunction, bool(pool.labelled)):
             continue
         then = {path: (size, version) for path, size, version in manifest.files}
         now = {path: (size, version) for path, size, version in files}

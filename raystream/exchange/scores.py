@@ -76,7 +76,9 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
     schema = _schema(store, manifest, units, embeddings)
 
     def pieces() -> Iterator[pa.Table]:
-        return (piece for unit in units for piece in _pieces(store, unit, schema))
+        for unit in units:
+            with _readable(store, unit):
+                yield from _pieces(store, unit, schema)
 
     count = sum(unit.receipt.rows for unit in units)
     if is_table(out):
@@ -92,7 +94,8 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
 def _schema(store: Store, manifest: Manifest, units: Sequence[StoredUnit], embeddings: bool) -> pa.Schema:
     """The columns of the file, from the first unit, and where they come from as its metadata."""
     first = units[0].receipt
-    stored = pq.read_schema(store.source(first.scores)).remove_metadata()
+    with _readable(store, units[0]):
+        stored = pq.read_schema(store.source(first.scores)).remove_metadata()
     fields = [field for field in stored if field.name != "row"]
     if units[0].further is not None:
         fields.append(pa.field(EPIG, pa.float32()))
@@ -110,6 +113,15 @@ def _schema(store: Store, manifest: Manifest, units: Sequence[StoredUnit], embed
         "raystream.pool": json.dumps(manifest.resolved["pool"]["uri"]),
     }
     return pa.schema(fields, source)
+
+
+@contextmanager
+def _readable(store: Store, unit: StoredUnit) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        place = store.place(unit.receipt.scores.name)
+        raise StoreError(f"store: {place}, or what belongs to it, is damaged: {one_line(error)}; see raystream verify") from None
 
 
 def _pieces(store: Store, unit: StoredUnit, schema: pa.Schema) -> Iterator[pa.Table]:

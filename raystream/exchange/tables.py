@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from raystream.errors import QueryError, RaystreamError, StoreError
 from raystream.exchange.table_rows import Rows
 from raystream.exchange.upload import uploading
-from raystream.lake import LOCAL, Location, Storage, filesystem_of, parse, redacted, with_options
+from raystream.lake import LOCAL, Location, Storage, filesystem_of, is_final, parse, redacted, with_options
 from raystream.lake.delta_options import delta_place
+from raystream.lake.reason import server_reason
 from raystream.pool.files import one_line
 from raystream.pool.table_uri import TableUri, is_table, package, parse_table
 
@@ -89,7 +90,12 @@ def write_table(
 
 
 def _explained(uri: str, error: Exception, key: str) -> StoreError:
-    return StoreError(f"{key} {redacted(uri)} can't be written: {one_line(error)}")
+    return StoreError(f"{key} {redacted(uri)} can't be written: {_told(error)}")
+
+
+def _told(error: Exception) -> str:
+    """A server's own words where there are any, else the first line."""
+    return server_reason(error) if "<Code>" in str(error) else one_line(error)
 
 
 def _place(uri: str, key: str) -> TableUri:
@@ -120,6 +126,8 @@ def _replace(rows: Rows, place: TableUri, query_id: str, key: str, storage: Stor
             written = True
         except Exception as error:
             failure = error
+            if is_final(error):
+                break
     raise failure or StoreError(f"{key} {place.text} is written by others at the same time; run the same again")
 
 

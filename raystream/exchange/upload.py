@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from raystream.errors import RaystreamError, StoreError
 from raystream.lake import LOCAL, Storage, parse, with_options
+from raystream.lake.reason import server_reason
 
 PART_BYTES = 16 << 20
 """What is sent at once; S3 takes 10,000 of them, so 160 GB."""
@@ -34,7 +35,6 @@ def uploading(uri: str, storage: Storage = LOCAL, key: str = "output") -> Iterat
     from obstore.exceptions import BaseError
 
     from raystream.engine.bucket_files import HashingWriter
-    from raystream.engine.bucket_requests import in_a_line
     from raystream.lake.bucket import bucket_of
 
     location = parse(uri, key)
@@ -50,7 +50,7 @@ def uploading(uri: str, storage: Storage = LOCAL, key: str = "output") -> Iterat
     except (BaseError, OSError) as error:
         if isinstance(error, RaystreamError):
             raise
-        what = f"{key} {location.uri} can't be written: {in_a_line(error)}"
+        what = f"{key} {location.uri} can't be written: {server_reason(error)}"
         raise StoreError(f"{what}; check the bucket, the options and the credentials in the environment") from None
     if written != writer.size:
         raise StoreError(f"{key} {location.uri} holds {written} bytes, but {writer.size} were written: the server damages uploads")

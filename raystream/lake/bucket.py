@@ -6,7 +6,9 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from raystream.errors import StoreError
 from raystream.lake.filesystem import with_options
+from raystream.lake.reason import reason
 from raystream.lake.storage import LOCAL, Storage
 from raystream.lake.uri import Location, parse
 
@@ -27,7 +29,10 @@ def bucket_of(uri: str, storage: Storage = LOCAL, key: str = "store.uri") -> S3S
 
     Raises:
         QueryError: the URI or an option can't be used.
+        StoreError: of what it takes to ask, such as credentials, only a part is given.
     """
+    from obstore.exceptions import BaseError
+
     location = parse(uri, key)
     storage = with_options(location, storage, key)
     client: dict[str, Any] = {"allow_http": storage.plain_http or (endpoint_of(location, storage) or "").startswith("http://")}
@@ -38,9 +43,12 @@ def bucket_of(uri: str, storage: Storage = LOCAL, key: str = "store.uri") -> S3S
     shared: dict[str, Any] = {"prefix": location.key or None, "client_options": client, "retry_config": _RETRY}
     if storage.anonymous:
         shared["skip_signature"] = True
-    if location.scheme == "s3":
-        return _s3(location, storage, shared)
-    return _gcs(location, storage, shared) if location.scheme == "gs" else _azure(location, storage, shared)
+    try:
+        if location.scheme == "s3":
+            return _s3(location, storage, shared)
+        return _gcs(location, storage, shared) if location.scheme == "gs" else _azure(location, storage, shared)
+    except (BaseError, OSError) as error:
+        raise StoreError(f"{key} {location.uri} can't be reached: {reason(error)}; set all that it takes in the environment") from None
 
 
 def _s3(location: Location, storage: Storage, options: dict[str, Any]) -> S3Store:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from raystream.errors import PoolError
 from raystream.lake import LOCAL, Storage, is_remote, parse, with_options
 from raystream.lake.delta_options import delta_place
+from raystream.lake.reason import server_reason
 from raystream.pool.deletes import Deletes
 from raystream.pool.files import File, one_line
 from raystream.pool.filters import Filters, filter_columns, residual, row_group_may_match
@@ -88,7 +89,7 @@ def _open(deltalake: Any, table: TableUri, key: str, storage: Storage) -> Any:
             if held and table.version not in held:
                 raise PoolError(f"{key} {table.stem} has no version {table.version}; its log holds {min(held)} to {max(held)}") from None
         raise PoolError(
-            f"{key} {table.text} can't be opened as a Delta table: {one_line(error)}; expected a folder with _delta_log"
+            f"{key} {table.text} can't be opened as a Delta table: {server_reason(error)}; expected a folder with _delta_log"
         ) from error
 
 
