@@ -82,7 +82,7 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
 
     count = sum(unit.receipt.rows for unit in units)
     if is_table(out):
-        rows = Rows(schema, count, lambda: (batch for piece in pieces() for batch in piece.to_batches()))
+        rows = Rows(schema, count, lambda: (batch for piece in pieces() for batch in piece.to_batches()), _group_rows(schema))
         write_table(rows, out, manifest.query, name="scores", key="--out")
         return Written(manifest.query, redacted(out), count, tuple(schema.names), None)
     with _file(out, f"scores-{manifest.query}.parquet") as (file, place):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 
 @dataclass(frozen=True)
 class Rows:
-    """So many rows of a schema; `batches` begins at the first one each time that it is called."""
+    """So many rows of a schema; `batches` begins at the first one each time that it is called.
+
+    `group_rows` is how many a row group may hold, which a writer keeps in memory.
+    """
 
     schema: pa.Schema
     count: int
     batches: Callable[[], Iterator[pa.RecordBatch]] = field(repr=False)
+    group_rows: int = 1 << 20
 
     @classmethod
     def of(cls, table: pa.Table) -> Rows:
@@ -32,19 +36,18 @@ class Rows:
     def marked(self, name: str, value: str) -> Rows:
         """The rows with a further column that holds one text."""
         schema = self.schema.append(pa.field(name, pa.string()))
-        return Rows(
-            schema,
-            self.count,
-            lambda: (
-                pa.record_batch([*batch.columns, pa.repeat(pa.scalar(value, pa.string()), batch.num_rows)], schema=schema)
-                for batch in self.batches()
-            ),
-        )
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for batch in self.batches():
+                marks = pa.repeat(pa.scalar(value, pa.string()), batch.num_rows)
+                yield pa.record_batch([*batch.columns, marks], schema=schema)
+
+        return replace(self, schema=schema, batches=batches)
 
     def portable(self) -> Rows:
         """The rows in types that both kinds of tables have, every value as it was."""
         schema = pa.schema([pa.field(column.name, _portable_type(column.type)) for column in self.schema])
-        return Rows(schema, self.count, lambda: (_cast(batch, schema) for batch in self.batches()))
+        return replace(self, schema=schema, batches=lambda: (_cast(batch, schema) for batch in self.batches()))
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

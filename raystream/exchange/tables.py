@@ -179,9 +179,11 @@ def _write_iceberg(rows: Rows, place: TableUri, query_id: str, key: str, exists:
 
 def _write_delta(rows: Rows, place: TableUri, query_id: str, key: str, exists: bool, storage: Storage) -> None:
     more: dict[str, Any] = {"mode": "overwrite", "predicate": _predicate(query_id), "schema_mode": "merge"}
-    write = package("deltalake", place, key, StoreError).write_deltalake
+    deltalake = package("deltalake", place, key, StoreError)
     folder, options = delta_place(place.name, storage, key)
-    write(folder, rows.reader(), storage_options=options, **(more if exists else {"mode": "error"}))
+    groups = deltalake.WriterProperties(max_row_group_size=rows.group_rows)
+    more = more if exists else {"mode": "error"}
+    deltalake.write_deltalake(folder, rows.reader(), storage_options=options, writer_properties=groups, **more)
 
 
 def _equal_to(place: TableUri, query_id: str, key: str) -> Any:
