@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from raystream.engine.manifest import query_folder, read_manifest
 from raystream.engine.stores import Store
@@ -43,10 +44,10 @@ def changes_since(store: Store, pool: Pool, files: Sequence[tuple[str, int, str]
         manifest = read_manifest(store, entry.name.removeprefix(query_folder("")).partition("/")[0])
         if manifest is None:
             continue
-        asked = Pool(**manifest.resolved["pool"])
-        if sorted(asked.uris) != sorted(pool.uris):
+        uri = manifest.resolved["pool"]["uri"]
+        if sorted([uri] if isinstance(uri, str) else uri) != sorted(pool.uris):
             continue
-        if manifest.tables and (asked.disjunction, bool(asked.labelled)) != (pool.disjunction, bool(pool.labelled)):
+        if manifest.tables and _left_out_by(manifest.resolved["pool"]) != _left_out_by(pool.model_dump(mode="json")):
             continue
         then = {path: (size, version) for path, size, version in manifest.files}
         now = {path: (size, version) for path, size, version in files}
@@ -55,3 +56,8 @@ def changes_since(store: Store, pool: Pool, files: Sequence[tuple[str, int, str]
         size = sum(now[path][0] for path in (*added, *rewritten))
         return Changes(manifest.query, len(added), len(rewritten), len(then.keys() - now.keys()), size)
     return None
+
+
+def _left_out_by(pool: dict[str, Any]) -> tuple[object, bool]:
+    """What decides which files of a table are left unread."""
+    return pool.get("filters") or [], bool(pool.get("labelled"))

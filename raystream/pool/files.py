@@ -165,13 +165,9 @@ def unreadable(file: File, what: str, error: BaseException) -> PoolError:
     """The error for a file that Arrow or a storage wouldn't read; `what` names it and says what couldn't be done."""
     if not is_remote(file.path) or not isinstance(error, OSError):
         return PoolError(f"{what}: {one_line(error)}; repair or remove the file")
-    if isinstance(error, FileNotFoundError) and file.table is not None:
-        return PoolError(
-            f"{file.table.name} lists a data file that can't be used: {file.path} does not exist; "
-            "if the version's files were removed, read a newer version"
-        )
     if isinstance(error, FileNotFoundError):
-        return PoolError(f"{file.path} has vanished since the pool was listed; restore it or run the query again")
+        hint = "restore it or run the query again" if file.table is None else f"{file.table.name} lists it, so read a newer version"
+        return PoolError(f"{file.path} has vanished since the pool was listed; {hint}")
     if is_final(error):
         return PoolError(f"{what}: {one_line(error)}; {_CREDENTIALS}")
     return UnreachableError(f"{what}, asked {ATTEMPTS} times: {one_line(error)}; run the query again once the storage answers")

@@ -19,7 +19,7 @@ import raystream as rs
 from raystream.engine.store import LocalStore
 from raystream.engine.stored_units import stored_units
 from raystream.engine.stores import store_at
-from raystream.errors import QueryError, StoreError
+from raystream.errors import PoolError, QueryError, StoreError
 from raystream.exchange import scores as scores_module
 from raystream.exchange.scores import write_scores
 from raystream.exchange.upload import uploading
@@ -294,8 +294,9 @@ def test_the_selection_goes_to_a_file_and_a_table_in_a_bucket(
 
 @pytest.mark.slow
 def test_a_delta_pool_in_a_bucket(
-    make_query: MakeQuery, said: Callable, folder: str, storage: Options, options: str, delta_options: dict[str, str], workplace: Path
-) -> None:
+    make_query: MakeQuery, said: Callable, s3: pafs.FileSystem, folder: str, storage: Options, options: str,
+    delta_options: dict[str, str], workplace: Path,
+) -> None:  # fmt: skip
     """Partitions with odd names, a version, options in the query or the URI: the rows of the local table; new files alone are scored."""
     for start in range(0, 900, 300):
         table = listed(start).append_column("part", pa.array([("a b", "ü/%", "c")[start // 300]] * 300))
@@ -319,6 +320,10 @@ def test_a_delta_pool_in_a_bucket(
     old = rs.run(make_query(pool__uri=f"{uri}{options}&version=2"))
     assert (old.manifest.units_scored, old.manifest.tables[0].version) == (0, 2)
     assert rows_of(old.selection) == rows_of(first.selection)
+    [added] = {path for path, *_ in second.manifest.files} - {path for path, *_ in first.manifest.files}
+    s3.delete_file(added.partition("?")[0].removeprefix("s3://"))
+    with pytest.raises(PoolError, match=r"has vanished.*read a newer version"):
+        rs.run(make_query(pool__uri=uri, pool__storage=storage, select__budget=4))
 
 
 @pytest.mark.slow
