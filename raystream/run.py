@@ -53,7 +53,7 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
 
     began = time.perf_counter()
     if query.output is not None:
-        check_output(query.output)
+        check_output(query.output, storage=query.pool.options)
     reporter.stage("Reading the pool's footers")
     prepared = prepare(query, calibration)
     committed = prepared.committed
@@ -92,7 +92,7 @@ def _with_output(query: Query, result: Result) -> Result:
     from raystream.exchange.tables import write_table
 
     try:
-        write_table(result.selection, query.output, result.query)
+        write_table(result.selection, query.output, result.query, storage=query.pool.options)
     except StoreError as error:
         raise StoreError(f"{error}; query {result.query} is committed, run it again to write this table") from error
     return result

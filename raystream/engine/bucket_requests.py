@@ -20,7 +20,8 @@ from obstore.exceptions import (
 )
 
 from raystream.errors import StoreError, StoreUnreachable
-from raystream.lake import is_final, reason
+from raystream.lake import is_final
+from raystream.lake.reason import server_reason
 
 ATTEMPTS = 3
 """Of what obstore itself has given up on: it doesn't ask again for a body that broke off, for one."""
@@ -32,8 +33,6 @@ _FINAL = (
     UnauthenticatedError, UnknownConfigurationKeyError,
 )  # fmt: skip
 _REFUSED = re.compile(r"\bstatus:? (?:4(?!08|29)\d\d|501)\b")
-_CODE, _MESSAGE = (re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Code", "Message"))
-_QUERY = re.compile(r"\?[^\s)]*")
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
 
 _ROLE = re.compile(r"/latest/(?:api/token|meta-data)|metadata\.google\.internal|/metadata/identity")
@@ -105,7 +104,7 @@ class Requests:
                 f"store: {self._place}/{name} can't be {what}: the environment holds no credentials, and this machine has no role; set "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS or AZURE_STORAGE_KEY"
             )
-        text = f"store: {self._place}/{name} can't be {what}: {_in_a_line(error)}"
+        text = f"store: {self._place}/{name} can't be {what}: {server_reason(error)}"
         if not _is_refusal(error):
             return StoreUnreachable(f"{text}; asked {ATTEMPTS} times, run again to resume")
         if isinstance(error, FileNotFoundError) and (what != "read" or _NO_BUCKET.search(str(error))):
@@ -119,12 +118,3 @@ def _is_refusal(error: BaseException) -> bool:
     """Whether asking again would end the same."""
     text = str(error)
     return isinstance(error, _FINAL) or is_final(error) or any(pattern.search(text) for pattern in (_REFUSED, _ROLE))
-
-
-def _in_a_line(error: BaseException) -> str:
-    """What the server said, or what became of the connection; no options of URLs, which may be signatures."""
-    text = str(error).partition("\n\nDebug source")[0]
-    code, message = _CODE.search(text), _MESSAGE.search(text)
-    if code:
-        text = f"{code[1]}: {message[1].strip().splitlines()[0]}" if message and message[1].strip() else code[1]
-    return reason(ValueError(_QUERY.sub("", " ".join(text.split()))))[:300]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from raystream.engine.manifest import query_folder, read_manifest
 from raystream.engine.stores import Store
+from raystream.query import Pool
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,13 @@ class Changes:
     bytes: int
 
 
-def changes_since(store: Store, uris: Sequence[str], files: Sequence[tuple[str, int, str]]) -> Changes | None:
+def changes_since(store: Store, pool: Pool, files: Sequence[tuple[str, int, str]]) -> Changes | None:
     """How a pool differs from what the newest committed query over it saw; None if there is no such query.
 
     Args:
         store: holds the queries.
-        uris: the pool's; a query over others doesn't count, whatever files they share.
+        pool: a query over other URIs doesn't count, whatever files they share; nor does one over a table with other filters,
+            by which the table left out other files.
         files: path, size and version of every file of the pool now.
     """
     manifests = [entry for entry in store.walk("queries") if entry.name.endswith("/manifest.json")]
@@ -42,7 +45,9 @@ def changes_since(store: Store, uris: Sequence[str], files: Sequence[tuple[str, 
         if manifest is None:
             continue
         uri = manifest.resolved["pool"]["uri"]
-        if sorted([uri] if isinstance(uri, str) else uri) != sorted(uris):
+        if sorted([uri] if isinstance(uri, str) else uri) != sorted(pool.uris):
+            continue
+        if manifest.tables and _left_out_by(manifest.resolved["pool"]) != _left_out_by(pool.model_dump(mode="json")):
             continue
         then = {path: (size, version) for path, size, version in manifest.files}
         now = {path: (size, version) for path, size, version in files}
@@ -51,3 +56,8 @@ def changes_since(store: Store, uris: Sequence[str], files: Sequence[tuple[str, 
         size = sum(now[path][0] for path in (*added, *rewritten))
         return Changes(manifest.query, len(added), len(rewritten), len(then.keys() - now.keys()), size)
     return None
+
+
+def _left_out_by(pool: dict[str, Any]) -> tuple[object, bool]:
+    """What decides which files of a table are left unread."""
+    return pool.get("filters") or [], bool(pool.get("labelled"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,13 +12,15 @@ from raystream.engine import machine
 from raystream.engine.finding import Finding
 from raystream.engine.store_check import check_store
 from raystream.errors import ClusterError, ModelError, RaystreamError
-from raystream.lake import LOCAL
+from raystream.lake import LOCAL, is_remote, redacted
+from raystream.lake.credentials import missing_credentials
 from raystream.query import Query
 
 CREDENTIALS = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION",
     "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_KEY",
     "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_CONNECTION_STRING",
     "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID",
     "HF_TOKEN", "RAY_AUTH_TOKEN",
@@ -66,23 +69,41 @@ def _findings(load: Callable[[], Query] | None, store_uri: str | None, start_ray
     if uri is None:
         yield Finding("store", "ok", "not tried; name one by --store, or give a query")
     else:
-        yield from check_store(uri, query.store.options if query is not None and store_uri is None else LOCAL)
+        yield from check_store(uri, query.store.options if query is not None and is_remote(uri) else LOCAL)
     yield from machine.disks(uri)
     yield machine.memory()
     yield machine.processors()
     yield machine.ray()
     if start_ray:
         yield _attempt("ray start", lambda: _start_ray(query))
-    named = [name for name in CREDENTIALS if os.environ.get(name)]
-    yield Finding("credentials", "ok", f"in the environment: {', '.join(named)}" if named else "none in the environment")
+    yield _credentials(uri, query)
     if query is not None:
         yield from _query_findings(query, load_model)
+
+
+def _credentials(store: str | None, query: Query | None) -> Finding:
+    """The names of the variables that are set, and of those that aren't although object storage is asked."""
+    named = [name for name in CREDENTIALS if os.environ.get(name)]
+    found = f"in the environment: {', '.join(named)}" if named else "none in the environment"
+    places = [("store.uri", store, query.store.options if query else LOCAL)] if store else []
+    if query is not None:
+        uris = [*query.pool.uris, *query.pool.labelled, *([query.output] if query.output else [])]
+        places += [("pool.uri", uri.removeprefix("delta+"), query.pool.options) for uri in uris if not uri.startswith("iceberg:")]
+    missing: dict[str, None] = {}
+    for key, uri, storage in places:
+        with suppress(RaystreamError):  # what can't be used is found by the checks of the store and the pool
+            missing |= dict.fromkeys(missing_credentials(uri, storage, key) if is_remote(uri) else ())
+    if not missing:
+        return Finding("credentials", "ok", found)
+    return Finding("credentials", "warn", f"{found}; not set: {', '.join(missing)}; set it, unless this machine has a role of its own")
 
 
 def _query_findings(query: Query, load_model: bool) -> Iterator[Finding]:
     yield _attempt("pool", lambda: _pool(query))
     if query.pool.labelled:
         yield _attempt("labels", lambda: _labels(query))
+    if query.output is not None:
+        yield _attempt("output", lambda: _output(query))
     if load_model:
         yield _attempt("model", lambda: _model(query))
     else:
@@ -118,6 +139,14 @@ def _labels(query: Query) -> str:
 
     files, _ = list_pool(query.pool.labelled, "pool.labelled", storage=query.pool.options)
     return f"{len(files):,} labelled files"
+
+
+def _output(query: Query) -> str:
+    from raystream.exchange.tables import check_output
+
+    assert query.output is not None
+    check_output(query.output, storage=query.pool.options)
+    return f"{redacted(query.output)} can be read; whether it can be written shows when it is"
 
 
 def _model(query: Query) -> str:

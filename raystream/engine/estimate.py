@@ -96,7 +96,7 @@ def estimate(query: Query) -> Estimate:
         seconds=rows / rate.rows_per_second / min(workers, max(1, len(missing))) if rate.rows_per_second else None,
         measured_on=rate.measured_on,
         warnings=(*((_UNFITTED,) if unfitted else ()), *prepared.pool.warnings),
-        changes=changes_since(prepared.store, query.pool.uris, prepared.pool.snapshot),
+        changes=changes_since(prepared.store, query.pool, prepared.pool.snapshot),
     )
 
 

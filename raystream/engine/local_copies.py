@@ -51,8 +51,8 @@ class LocalCopies:
         # invariant: name -> size of the copies that are whole, the one asked for longest ago first
         self._sizes: OrderedDict[str, int] = OrderedDict()
 
-    def path(self, store: str, file: StoredFile, content: Callable[[], Iterator[bytes]]) -> Path:
-        """Where the copy of a file lies; made from `content` if there is none.
+    def path(self, store: str, file: StoredFile, content: Callable[[], Iterator[bytes]], anew: bool = False) -> Path:
+        """Where the copy of a file lies; made from `content` if there is none, or `anew`.
 
         Raises:
             StoreError: the content isn't what was written, or there is no room for it.
@@ -63,9 +63,11 @@ class LocalCopies:
             fetching = self._fetching.setdefault(name, threading.Lock())
         with fetching:
             with self._guard:
-                if name in self._sizes:
+                if name in self._sizes and not anew:
                     self._sizes.move_to_end(name)
                     return path
+                if self._sizes.pop(name, None) is not None:
+                    path.unlink(missing_ok=True)
             self._make_room(file)
             _write(path, f"{store}/{file.name}", file, content)
             with self._guard:

@@ -159,6 +159,9 @@ class ObjectStore:
         with suppress(BaseError, OSError):
             obstore.delete(self._bucket, name)
 
+    def remove(self, name: str) -> None:
+        self._ask.if_there(lambda: obstore.delete(self._bucket, name), name, "removed")
+
     def walk(self, folder: str) -> Iterator[Entry]:
         pages = self._ask(lambda: list(obstore.list(self._bucket, f"{folder}/")), folder, "listed")
         for entry in (entry for page in pages for entry in page):
@@ -191,11 +194,18 @@ class ObjectStore:
         return pa.PythonFile(RangeReader(lambda start, length: self._range(file.name, start, length), file.size), "r")
 
     def local(self, file: StoredFile) -> Path:
+        return self._local(file, anew=False)
+
+    def is_whole(self, file: StoredFile) -> bool:
+        # Brought here, since whoever asks is going to read it; a copy made earlier would say nothing of the store.
+        return self.size(file.name) == file.size and self._local(file, anew=True).exists()
+
+    def _local(self, file: StoredFile, anew: bool) -> Path:
         def content() -> Iterator[bytes]:
             for start in range(0, file.size, PART_BYTES):
                 yield self._range(file.name, start, min(PART_BYTES, file.size - start))
 
-        return local_copies().path(self._shown, file, content)
+        return local_copies().path(self._shown, file, content, anew)
 
     def head(self, file: StoredFile, size: int) -> bytes:
         """The first bytes of a file."""

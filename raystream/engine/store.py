@@ -189,6 +189,8 @@ class LocalStore:
         with self._explained(name, "removed"):
             self.path(name).unlink(missing_ok=True)
 
+    remove = discard
+
     def names(self, folder: str) -> list[str]:
         path = self.path(folder)
         return sorted(p.name for p in path.iterdir()) if path.is_dir() else []
@@ -205,6 +207,10 @@ class LocalStore:
 
     def local(self, file: StoredFile) -> Path:
         return self.path(file.name)
+
+    def is_whole(self, file: StoredFile) -> bool:
+        with self._explained(file.name, "read"):
+            return self.stored(file.name) == file
 
     def walk(self, folder: str) -> Iterator[Entry]:
         """Every file below a folder of the store, those that are removed meanwhile left out; in no particular order."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from raystream.engine.finding import Finding
 from raystream.engine.stores import Store, existing_store
 from raystream.errors import RaystreamError
-from raystream.lake import LOCAL, Storage
+from raystream.lake import LOCAL, Storage, redacted
 
 SKEW = 2.0
 """Seconds by which the store's clock and ours may differ: object storage says times in whole seconds."""
@@ -19,12 +19,13 @@ def check_store(uri: str, storage: Storage = LOCAL) -> Iterator[Finding]:
     """Put a small file, twice, read it, compare clocks, and remove it again."""
     try:
         store = existing_store(uri, storage)
+        there = store.exists("")
     except RaystreamError as error:
         yield Finding("store", "fail", str(error), error.exit_code)
         return
+    uri = redacted(uri)
     folder = f"probe-{uuid.uuid4().hex}"
     name = f"{folder}/probe"
-    there = store.exists("")
     try:
         before = time.time()
         first = store.put_if_absent(name, b"first")

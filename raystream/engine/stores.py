@@ -63,7 +63,10 @@ class Store(Protocol):
         """What a receipt says of a file that has been written."""
 
     def discard(self, name: str) -> None:
-        """Remove a file that no receipt names, if it is there."""
+        """Remove a file that no receipt names, if it is there; in a bucket, whatever is left by that is not worth failing for."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there, or raise StoreError."""
 
     def walk(self, folder: str) -> Iterator[Entry]:
         """Every file below a folder of the store, those that are removed meanwhile left out; in no particular order."""
@@ -85,6 +88,9 @@ class Store(Protocol):
 
     def local(self, file: StoredFile) -> Path:
         """A file of this machine with the content of one of the store, to be mapped; brought here if it must be."""
+
+    def is_whole(self, file: StoredFile) -> bool:
+        """Whether the store holds what was written, by reading all of it; where that can't be found, StoreError says why."""
 
 
 def store_at(uri: str, storage: Storage = LOCAL) -> Store:

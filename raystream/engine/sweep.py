@@ -10,6 +10,7 @@ import io
 import re
 import time
 from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
@@ -26,6 +27,7 @@ from raystream.errors import StoreError
 GRACE = 24 * 3600.0
 """Seconds for which files that nobody needs are left alone: a run that is under way may be about to need them."""
 
+_REMOVE_THREADS = 32
 _ATTEMPT = re.compile(r"-([0-9a-f]{12})\.[a-z]+$")
 _LEFT_BEHIND = re.compile(r"token-[0-9a-f]{32}|selection-[0-9a-f]{12}\.parquet|\..+\.[0-9a-f]{32}")
 
@@ -119,10 +121,10 @@ def sweep(store: Store, *, drop: Collection[str] = (), older_than: float = GRACE
         # A query that began meanwhile may use units that nobody needed when we looked.
         needed = _queries(store, drop, limit).needed
         units, halves = ({key: files for key, files in some.items() if key not in needed} for some in (units, halves))
-        for files in [*forgotten, *units.values(), *halves.values()]:
-            _remove(store, files)
-        for file in strays:
-            store.discard(file.name)
+        with ThreadPoolExecutor(_REMOVE_THREADS if store.remote else 1) as threads:
+            # What can't be removed is an error of `list`'s: nothing is reported as removed that is still there.
+            list(threads.map(lambda files: _remove(store, files), [*forgotten, *units.values(), *halves.values()]))
+            list(threads.map(lambda file: store.remove(file.name), strays))
     leftovers = _group([[file] for file in [*strays, *chain.from_iterable(halves.values())]])
     return Swept(
         store=store.uri,
@@ -218,7 +220,7 @@ def _stray(store: Store, key: str, old: Sequence[Entry], files: Sequence[Entry])
 def _remove(store: Store, files: Sequence[Entry]) -> None:
     """Remove a unit or a query: first what makes the rest count, so that no half of it is ever taken for whole."""
     for file in sorted(files, key=lambda file: (_base(file) not in ("receipt.json", "manifest.json"), file.name)):
-        store.discard(file.name)
+        store.remove(file.name)
     for folder in {file.name.rpartition("/")[0] for file in files}:
         store.discard_folder(folder)
 

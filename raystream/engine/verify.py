@@ -38,6 +38,7 @@ TOLERANCE = 1e-6
 
 _CLOSE = ("gain", "distance")
 _HASH_THREADS = 4
+_FETCH_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -159,13 +160,9 @@ def _files(query: Query, receipts: Sequence[Receipt]) -> list[StoredFile]:
 
 
 def _check_whole(store: Store, files: Sequence[StoredFile]) -> None:
-    if store.remote:
-        for file in files:
-            store.local(file)  # what is brought here is compared with its size and hash
-        return
-    with ThreadPoolExecutor(_HASH_THREADS) as threads:
-        for file, now in zip(files, threads.map(lambda file: store.stored(file.name), files), strict=True):
-            if now != file:
+    with ThreadPoolExecutor(_FETCH_THREADS if store.remote else _HASH_THREADS) as threads:
+        for file, whole in zip(files, threads.map(store.is_whole, files), strict=True):
+            if not whole:
                 raise StoreError(
                     f"store: {store.place(file.name)} is damaged: its content is not what was written; remove its folder and run "
                     "raystream score with the query's query.yaml to have it again"

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raystream.engine.embeddings import Embeddings, VectorFiles
@@ -23,8 +22,10 @@ from raystream.engine.result import find_query
 from raystream.engine.stored_units import StoredUnit, stored_units
 from raystream.engine.stores import Store
 from raystream.errors import QueryError, StoreError
-from raystream.exchange.tables import write_table
-from raystream.lake import filesystem_of
+from raystream.exchange.table_rows import Rows
+from raystream.exchange.tables import file_in, write_table
+from raystream.exchange.upload import uploading
+from raystream.lake import LOCAL, parse, redacted, with_options
 from raystream.pool.files import one_line
 from raystream.pool.table_uri import is_table
 
@@ -54,12 +55,13 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
 
     Columns: the id under its own name and in its own type, every stored score (float32, higher means label sooner), `prediction`
     (int32), `confidence`, `path`, `row`, and `embedding` if asked. A Parquet file is written a row group of at most 64 MiB at a
-    time and is there when it is whole; a table gets all rows at once, in memory.
+    time and is there when it is whole, in object storage, too; a table gets as many rows at a time, in one commit.
 
     Args:
         store: holds the query.
         name: the query's, or its beginning.
-        out: a file that ends in `.parquet`, a folder, which gets `scores-<query>.parquet`, or a table's URI.
+        out: a file that ends in `.parquet`, a folder, which gets `scores-<query>.parquet`, or a table's URI; options of object
+            storage stand in the URI.
         embeddings: whether to write them, too, in the type that they are stored in.
 
     Raises:
@@ -72,21 +74,28 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
     if embeddings and not all(unit.receipt.embeddings for unit in units):
         raise QueryError(f"query {manifest.query} has no embeddings, which its strategy didn't need; leave --embeddings out")
     schema = _schema(store, manifest, units, embeddings)
-    pieces = (piece for unit in units for piece in _pieces(store, unit, schema))
+
+    def pieces() -> Iterator[pa.Table]:
+        for unit in units:
+            with _readable(store, unit):
+                yield from _pieces(store, unit, schema)
+
+    count = sum(unit.receipt.rows for unit in units)
     if is_table(out):
-        rows = pa.Table.from_batches([batch for piece in pieces for batch in piece.to_batches()], schema)
+        rows = Rows(schema, count, lambda: (batch for piece in pieces() for batch in piece.to_batches()), _group_rows(schema))
         write_table(rows, out, manifest.query, name="scores", key="--out")
-        return Written(manifest.query, out, rows.num_rows, tuple(schema.names), None)
-    with _file(out, f"scores-{manifest.query}.parquet") as (path, place):
-        count = _write(path, schema, pieces)
-        size = path.stat().st_size
+        return Written(manifest.query, redacted(out), count, tuple(schema.names), None)
+    with _file(out, f"scores-{manifest.query}.parquet") as (file, place):
+        _write(file, schema, pieces())
+        size = file.tell()
     return Written(manifest.query, place, count, tuple(schema.names), size)
 
 
 def _schema(store: Store, manifest: Manifest, units: Sequence[StoredUnit], embeddings: bool) -> pa.Schema:
     """The columns of the file, from the first unit, and where they come from as its metadata."""
     first = units[0].receipt
-    stored = pq.read_schema(store.source(first.scores)).remove_metadata()
+    with _readable(store, units[0]):
+        stored = pq.read_schema(store.source(first.scores)).remove_metadata()
     fields = [field for field in stored if field.name != "row"]
     if units[0].further is not None:
         fields.append(pa.field(EPIG, pa.float32()))
@@ -104,6 +113,15 @@ def _schema(store: Store, manifest: Manifest, units: Sequence[StoredUnit], embed
         "raystream.pool": json.dumps(manifest.resolved["pool"]["uri"]),
     }
     return pa.schema(fields, source)
+
+
+@contextmanager
+def _readable(store: Store, unit: StoredUnit) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        place = store.place(unit.receipt.scores.name)
+        raise StoreError(f"store: {place}, or what belongs to it, is damaged: {one_line(error)}; see raystream verify") from None
 
 
 def _pieces(store: Store, unit: StoredUnit, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -150,18 +168,17 @@ def _is_fixed(type_: pa.DataType) -> bool:
         return False
 
 
-def _write(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table]) -> int:
-    """Write pieces as row groups of even size; how many rows there were."""
+def _write(out: pa.NativeFile, schema: pa.Schema, pieces: Iterator[pa.Table]) -> None:
+    """Write pieces as row groups of even size."""
     size = _group_rows(schema)
     held: list[pa.Table] = []
-    rows = count = 0
+    rows = 0
     with pq.ParquetWriter(
-        path, schema, compression="zstd", use_dictionary=["path"], write_statistics=[name for name in schema.names if name != EMBEDDING]
+        out, schema, compression="zstd", use_dictionary=["path"], write_statistics=[name for name in schema.names if name != EMBEDDING]
     ) as writer:
         for piece in pieces:
             held.append(piece)
             rows += piece.num_rows
-            count += piece.num_rows
             if rows >= size:
                 whole = pa.concat_tables(held)
                 full = rows - rows % size
@@ -169,24 +186,31 @@ def _write(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table]) -> int:
                 held, rows = [whole.slice(full)], rows - full
         if rows:
             writer.write_table(pa.concat_tables(held), row_group_size=size)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return count
 
 
 @contextmanager
-def _file(out: str, name: str) -> Iterator[tuple[Path, str]]:
-    """A file to write beside the one wanted, which takes its place when the block ends; and the place that it takes."""
-    filesystem, place = filesystem_of(out, key="--out")
-    if not isinstance(filesystem, pafs.LocalFileSystem):
-        raise QueryError(f"--out {out}: scores are written to a local path or a table; name one of these and copy it there")
-    target = Path(place)
-    if target.suffix != ".parquet":
-        target = target / name
+def _file(out: str, name: str) -> Iterator[tuple[pa.NativeFile, str]]:
+    """A file to write to, which is there when the block ends, whole, or not at all; and its path or URI."""
+    location = parse(out, "--out")
+    path = file_in(location, name)
+    if location.scheme == "file":
+        with _local_file(Path(path)) as file:
+            yield file, path
+        return
+    place = location.at(path)
+    with uploading(place, with_options(location, LOCAL, "--out"), "--out") as file:
+        yield file, place
+
+
+@contextmanager
+def _local_file(target: Path) -> Iterator[pa.NativeFile]:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary, str(target)
+        with pa.OSFile(str(temporary), "wb") as file:
+            yield file
+        with temporary.open("rb") as whole:
+            os.fsync(whole.fileno())
         os.replace(temporary, target)
     except OSError as error:
         if isinstance(error, StoreError):

@@ -10,16 +10,19 @@ import os
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raystream.errors import QueryError, RaystreamError, StoreError
-from raystream.lake import filesystem_of
-from raystream.pool.delta import delta_location
+from raystream.exchange.table_rows import Rows
+from raystream.exchange.upload import uploading
+from raystream.lake import LOCAL, Location, Storage, filesystem_of, is_final, parse, redacted, with_options
+from raystream.lake.delta_options import delta_place
+from raystream.lake.reason import server_reason
 from raystream.pool.files import one_line
 from raystream.pool.table_uri import TableUri, is_table, package, parse_table
 
@@ -27,35 +30,39 @@ QUERY_ID = "query_id"
 _ATTEMPTS = 4
 
 
-def check_output(uri: str, key: str = "output") -> None:
-    """Refuse, before any work, a place that can't be written to as far as that can be told by reading.
+def check_output(uri: str, key: str = "output", storage: Storage = LOCAL) -> None:
+    """Refuse, before any work, a place that can't be written to as far as that can be told by reading; arguments as for `write_table`.
 
     Raises:
         QueryError: the URI isn't one of a table or a Parquet file or folder, or names a version.
         StoreError: the package that writes such tables is missing, the catalog can't be read, or the table there is of another kind.
     """
     if not is_table(uri):
-        filesystem_of(uri, key=key)
+        filesystem_of(uri, storage, key)
         return
     place = _place(uri, key)
     try:
-        _rows_of_query(place, "", key)
+        _rows_of_query(place, "", key, storage)
     except RaystreamError:
         raise
     except Exception as error:
         raise _explained(uri, error, key) from error
 
 
-def write_table(table: pa.Table, uri: str, query_id: str, name: str = "selection", key: str = "output") -> bool:
+def write_table(
+    table: pa.Table | Rows, uri: str, query_id: str, name: str = "selection", key: str = "output", storage: Storage = LOCAL
+) -> bool:
     """Write a query's rows to a table, in place of those that it holds of this query; other queries' rows stay.
 
     Args:
-        table: the rows; a column `query_id` is added. Columns that the table hasn't are added to it.
+        table: the rows; a column `query_id` is added. Columns that the table hasn't are added to it. `Rows` reach a table batch
+            by batch.
         uri: `iceberg://catalog/namespace.table`, `delta+s3://…`, `delta+/folder`, made if it isn't there; a file that ends
             in `.parquet`; or a folder, which gets `<name>-<query_id>.parquet`.
         query_id: the query's name.
         name: what the rows are, for the name of a file.
         key: the query's key or the option that the URI stands in, for messages.
+        storage: how to reach what is in object storage; the URI's own options come first, an Iceberg catalog has its own.
 
     Returns:
         Whether anything was written; ranked rows that stand in a table just so are left alone.
@@ -65,16 +72,17 @@ def write_table(table: pa.Table, uri: str, query_id: str, name: str = "selection
         StoreError: it can't be written.
     """
     place = _place(uri, key) if is_table(uri) else None
-    if QUERY_ID in table.column_names:
+    rows = table if isinstance(table, Rows) else Rows.of(table)
+    if QUERY_ID in rows.schema.names:
         raise StoreError(
             f"{key} {uri}: the rows have a column {QUERY_ID} of their own; rename it in the pool, or leave it out of pool.keep"
         )
-    marked = table.append_column(QUERY_ID, pa.repeat(pa.scalar(query_id, pa.string()), table.num_rows))
+    marked = rows.marked(QUERY_ID, query_id)
     try:
         if place is None:
-            _write_parquet(marked, uri, f"{name}-{query_id}.parquet", key)
+            _write_parquet(marked.table(), uri, f"{name}-{query_id}.parquet", key, storage)
             return True
-        return _replace(_portable(marked), place, query_id, key)
+        return _replace(marked.portable(), place, query_id, key, storage)
     except RaystreamError:
         raise
     except Exception as error:  # what catalogs, object stores and their packages raise has no common root
@@ -82,7 +90,12 @@ def write_table(table: pa.Table, uri: str, query_id: str, name: str = "selection
 
 
 def _explained(uri: str, error: Exception, key: str) -> StoreError:
-    return StoreError(f"{key} {uri} can't be written: {one_line(error)}")
+    return StoreError(f"{key} {redacted(uri)} can't be written: {_told(error)}")
+
+
+def _told(error: Exception) -> str:
+    """A server's own words where there are any, else the first line."""
+    return server_reason(error) if "<Code>" in str(error) else one_line(error)
 
 
 def _place(uri: str, key: str) -> TableUri:
@@ -93,29 +106,41 @@ def _place(uri: str, key: str) -> TableUri:
     return place
 
 
-def _replace(rows: pa.Table, place: TableUri, query_id: str, key: str) -> bool:
+def _replace(rows: Rows, place: TableUri, query_id: str, key: str, storage: Storage) -> bool:
     """Commit the rows until the table holds them once: of writers at the same time, both may have added theirs."""
-    write = _write_iceberg if place.kind == "iceberg" else _write_delta
     failure: Exception | None = None
     written = False
     for attempt in range(_ATTEMPTS + 1):
-        held = _rows_of_query(place, query_id, key)
-        if held is not None and written and held([QUERY_ID]).num_rows == rows.num_rows:
+        held = _rows_of_query(place, query_id, key, storage)
+        if held is not None and written and held.count() == rows.count:
             return True
-        if held is not None and not written and "rank" in rows.column_names and _same(held(None), rows):
+        if held is not None and not written and "rank" in rows.schema.names and _same(held.table(), rows.table()):
             return False
         if attempt == _ATTEMPTS:
             break
         try:
-            write(rows, place, query_id, key, held is not None)
+            if place.kind == "iceberg":
+                _write_iceberg(rows, place, query_id, key, held is not None)
+            else:
+                _write_delta(rows, place, query_id, key, held is not None, storage)
             written = True
         except Exception as error:
             failure = error
+            if is_final(error):
+                break
     raise failure or StoreError(f"{key} {place.text} is written by others at the same time; run the same again")
 
 
-def _rows_of_query(place: TableUri, query_id: str, key: str) -> Callable[[list[str] | None], pa.Table] | None:
-    """Reads what a table holds of a query, in these columns or all; None if the table isn't there."""
+@dataclass(frozen=True)
+class _Held:
+    """What a table holds of a query: how many rows, and all of them."""
+
+    count: Callable[[], int]
+    table: Callable[[], pa.Table]
+
+
+def _rows_of_query(place: TableUri, query_id: str, key: str, storage: Storage) -> _Held | None:
+    """What a table holds of a query; None if the table isn't there."""
     if place.kind == "iceberg":
         missing = package("pyiceberg.exceptions", place, key, StoreError).NoSuchTableError
         try:
@@ -123,32 +148,42 @@ def _rows_of_query(place: TableUri, query_id: str, key: str) -> Callable[[list[s
         except missing:
             return None
         _check_ours(table.schema().column_names, place, key)
-        return lambda columns: table.scan(_equal_to(place, query_id, key), selected_fields=tuple(columns or ["*"])).to_arrow()
-    deltalake, folder = package("deltalake", place, key, StoreError), delta_location(place, key)
-    if not deltalake.DeltaTable.is_deltatable(folder):
+        scan = table.scan(_equal_to(place, query_id, key))
+        return _Held(scan.count, scan.to_arrow)
+    deltalake, (folder, options) = package("deltalake", place, key, StoreError), delta_place(place.name, storage, key)
+    if not deltalake.DeltaTable.is_deltatable(folder, options):
         return None
-    opened = deltalake.DeltaTable(folder)
+    opened = deltalake.DeltaTable(folder, storage_options=options)
     _check_ours([field.name for field in opened.schema().fields], place, key)
-    return lambda columns: pa.table(opened.scan(columns, _predicate(query_id)).read_all())
+
+    def scanned(columns: list[str] | None) -> pa.RecordBatchReader:
+        return pa.RecordBatchReader.from_stream(opened.scan(columns, _predicate(query_id)))
+
+    return _Held(lambda: sum(batch.num_rows for batch in scanned([QUERY_ID])), lambda: scanned(None).read_all())
 
 
-def _write_iceberg(rows: pa.Table, place: TableUri, query_id: str, key: str, exists: bool) -> None:
+def _write_iceberg(rows: Rows, place: TableUri, query_id: str, key: str, exists: bool) -> None:
     catalog = package("pyiceberg.catalog", place, key, StoreError).load_catalog(place.catalog)
     if not exists:
         catalog.create_namespace_if_not_exists(place.name.rpartition(".")[0])
         catalog.create_table_if_not_exists(place.name, schema=rows.schema)
     table = catalog.load_table(place.name)
+    # pyiceberg takes rows one by one into tables without partitions alone.
+    content = rows.reader() if table.spec().is_unpartitioned() else rows.table()
     with warnings.catch_warnings(), table.transaction() as transaction:
         warnings.simplefilter("ignore")  # that there was nothing to replace
         with transaction.update_schema() as update:
             update.union_by_name(rows.schema)
-        transaction.overwrite(rows, overwrite_filter=_equal_to(place, query_id, key))
+        transaction.overwrite(content, overwrite_filter=_equal_to(place, query_id, key))
 
 
-def _write_delta(rows: pa.Table, place: TableUri, query_id: str, key: str, exists: bool) -> None:
-    options: dict[str, Any] = {"mode": "overwrite", "predicate": _predicate(query_id), "schema_mode": "merge"}
-    write = package("deltalake", place, key, StoreError).write_deltalake
-    write(delta_location(place, key), rows, **(options if exists else {"mode": "error"}))
+def _write_delta(rows: Rows, place: TableUri, query_id: str, key: str, exists: bool, storage: Storage) -> None:
+    more: dict[str, Any] = {"mode": "overwrite", "predicate": _predicate(query_id), "schema_mode": "merge"}
+    deltalake = package("deltalake", place, key, StoreError)
+    folder, options = delta_place(place.name, storage, key)
+    groups = deltalake.WriterProperties(max_row_group_size=rows.group_rows)
+    more = more if exists else {"mode": "error"}
+    deltalake.write_deltalake(folder, rows.reader(), storage_options=options, writer_properties=groups, **more)
 
 
 def _equal_to(place: TableUri, query_id: str, key: str) -> Any:
@@ -180,35 +215,16 @@ def _same(held: pa.Table, rows: pa.Table) -> bool:
         return False
 
 
-def _portable(rows: pa.Table) -> pa.Table:
-    """The rows in types that both kinds of tables have, every value as it was."""
-    columns = [column.cast(_portable_type(column.type)) for column in rows.columns]
-    return pa.table(columns, schema=pa.schema([pa.field(n, c.type) for n, c in zip(rows.column_names, columns, strict=True)]))
+def file_in(location: Location, name: str) -> str:
+    """The path of a file to write: the location's own if it ends in `.parquet`, else one of this name below it."""
+    return location.path if location.path.endswith(".parquet") else f"{location.path.rstrip('/')}/{name}"
 
 
-def _portable_type(type_: pa.DataType) -> pa.DataType:
-    if pa.types.is_dictionary(type_):
-        return _portable_type(type_.value_type)
-    if pa.types.is_unsigned_integer(type_) or pa.types.is_int8(type_) or pa.types.is_int16(type_):
-        return pa.int32() if type_.bit_width <= 16 else pa.int64()  # a uint64 beyond int64 is an error of the cast's
-    if pa.types.is_float16(type_):
-        return pa.float32()
-    if pa.types.is_null(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
-        return pa.string()
-    if pa.types.is_large_binary(type_) or pa.types.is_fixed_size_binary(type_):
-        return pa.binary()
-    if pa.types.is_timestamp(type_):
-        return pa.timestamp("us", "UTC" if type_.tz else None)
-    if pa.types.is_fixed_size_list(type_) or pa.types.is_list(type_) or pa.types.is_large_list(type_):
-        return pa.list_(_portable_type(type_.value_type))
-    return type_
-
-
-def _write_parquet(rows: pa.Table, uri: str, name: str, key: str) -> None:
-    filesystem, path = filesystem_of(uri, key=key)
-    path = path if path.endswith(".parquet") else f"{path.rstrip('/')}/{name}"
-    if not isinstance(filesystem, pafs.LocalFileSystem):
-        with filesystem.open_output_stream(path) as stream:  # there when it is closed, and not before
+def _write_parquet(rows: pa.Table, uri: str, name: str, key: str, storage: Storage) -> None:
+    location = parse(uri, key)
+    path = file_in(location, name)
+    if location.scheme != "file":
+        with uploading(location.at(path), with_options(location, storage, key), key) as stream:
             pq.write_table(rows, stream)
         return
     target = Path(path)

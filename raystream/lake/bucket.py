@@ -6,7 +6,9 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from raystream.errors import StoreError
 from raystream.lake.filesystem import with_options
+from raystream.lake.reason import reason
 from raystream.lake.storage import LOCAL, Storage
 from raystream.lake.uri import Location, parse
 
@@ -27,11 +29,13 @@ def bucket_of(uri: str, storage: Storage = LOCAL, key: str = "store.uri") -> S3S
 
     Raises:
         QueryError: the URI or an option can't be used.
+        StoreError: of what it takes to ask, such as credentials, only a part is given.
     """
+    from obstore.exceptions import BaseError
+
     location = parse(uri, key)
     storage = with_options(location, storage, key)
-    endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "") if not storage.host else ""
-    client: dict[str, Any] = {"allow_http": storage.plain_http or endpoint.startswith("http://")}
+    client: dict[str, Any] = {"allow_http": storage.plain_http or (endpoint_of(location, storage) or "").startswith("http://")}
     if storage.connect_timeout:
         client["connect_timeout"] = timedelta(seconds=storage.connect_timeout)
     if storage.request_timeout:
@@ -39,23 +43,21 @@ def bucket_of(uri: str, storage: Storage = LOCAL, key: str = "store.uri") -> S3S
     shared: dict[str, Any] = {"prefix": location.key or None, "client_options": client, "retry_config": _RETRY}
     if storage.anonymous:
         shared["skip_signature"] = True
-    if location.scheme == "s3":
-        return _s3(location, storage, shared)
-    return _gcs(location, storage, shared) if location.scheme == "gs" else _azure(location, storage, shared)
+    try:
+        if location.scheme == "s3":
+            return _s3(location, storage, shared)
+        return _gcs(location, storage, shared) if location.scheme == "gs" else _azure(location, storage, shared)
+    except (BaseError, OSError) as error:
+        raise StoreError(f"{key} {location.uri} can't be reached: {reason(error)}; set all that it takes in the environment") from None
 
 
 def _s3(location: Location, storage: Storage, options: dict[str, Any]) -> S3Store:
     from obstore.store import S3Store
 
-    region = storage.region
-    if region is None and not storage.host and not any(os.environ.get(name) for name in _PLACES):
-        region = _asked_region(location.bucket)
-    if region:
+    if region := region_of(location, storage):
         options["region"] = region
     if storage.host:
-        # With virtual addressing, obstore wants the bucket in the endpoint; pyarrow puts it there by itself.
-        host = f"{location.bucket}.{storage.host}" if storage.virtual_addressing else storage.host
-        options["endpoint"] = f"{_scheme(storage)}://{host}"
+        options["endpoint"] = endpoint_of(location, storage)
     return S3Store(location.bucket, virtual_hosted_style_request=storage.virtual_addressing, **options)
 
 
@@ -63,11 +65,23 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _PLACES = ("AWS_REGION", "AWS_DEFAULT_REGION", *_ENDPOINTS)
 
 
-def _asked_region(bucket: str) -> str | None:
+def endpoint_of(location: Location, storage: Storage) -> str | None:
+    """The URL of a server that isn't the provider's own: the storage's, else that of the environment."""
+    if not storage.host:
+        return next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None) if location.scheme == "s3" else None
+    # With virtual addressing, obstore wants the bucket in the endpoint; pyarrow puts it there by itself.
+    host = f"{location.bucket}.{storage.host}" if location.scheme == "s3" and storage.virtual_addressing else storage.host
+    return f"{_scheme(storage)}://{host}"
+
+
+def region_of(location: Location, storage: Storage) -> str | None:
+    """The region of an S3 bucket, asked for unless it or an endpoint is given; None leaves it to the environment."""
+    if storage.region or storage.host or any(os.environ.get(name) for name in _PLACES):
+        return storage.region
     import pyarrow.fs as pafs
 
     try:
-        return str(pafs.resolve_s3_region(bucket))
+        return str(pafs.resolve_s3_region(location.bucket))
     except OSError:
         return None  # the first request says what is wrong
 

@@ -18,6 +18,9 @@ _FINAL = re.compile(
     r"MISSING_AUTHENTICATION_TOKEN|UNRECOGNIZED_CLIENT|PERMISSION_DENIED|UNAUTHENTICATED|HTTP status (?:401|403|404)\b"
 )
 
+_CODE, _MESSAGE = (re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Code", "Message"))
+_QUERY = re.compile(r"\?[^\s)]*")
+
 
 def reason(error: BaseException) -> str:
     """The first line of an error of Arrow's or of a storage, without its full stop and without any secret of the environment."""
@@ -27,6 +30,15 @@ def reason(error: BaseException) -> str:
         if value := os.environ.get(name):
             text = text.replace(value, f"<{name}>")
     return text
+
+
+def server_reason(error: BaseException) -> str:
+    """What a server said, or what became of the connection, by obstore or deltalake; no options of URLs, which may be signatures."""
+    text = str(error).partition("\n\nDebug source")[0]
+    code, message = _CODE.search(text), _MESSAGE.search(text)
+    if code:
+        text = f"{code[1]}: {message[1].strip().splitlines()[0]}" if message and message[1].strip() else code[1]
+    return reason(ValueError(_QUERY.sub("", " ".join(text.split()))))[:300]
 
 
 def is_final(error: BaseException) -> bool:

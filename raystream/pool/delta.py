@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from raystream.errors import PoolError
-from raystream.lake import filesystem_of
+from raystream.lake import LOCAL, Storage, is_remote, parse, with_options
+from raystream.lake.delta_options import delta_place
+from raystream.lake.reason import server_reason
 from raystream.pool.deletes import Deletes
 from raystream.pool.files import File, one_line
 from raystream.pool.filters import Filters, filter_columns, residual, row_group_may_match
@@ -19,19 +21,20 @@ from raystream.pool.table_uri import TableUri, package
 from raystream.pool.tables import Listed, Listing, TableVersion, check_filter_columns, types_of
 
 
-def list_delta(table: TableUri, filters: Filters, key: str) -> Listing:
+def list_delta(table: TableUri, filters: Filters, key: str, storage: Storage = LOCAL) -> Listing:
     """List a Delta table's files.
 
     Args:
         table: which, and at which version; the newest if it names none.
         filters: files without a row that passes, by the log's partition values and statistics, are left out.
         key: of the query, for messages.
+        storage: how to reach it; the URI's own options come first.
 
     Raises:
         PoolError: the table or its version isn't there, or has features that can't be read.
     """
     deltalake = package("deltalake", table, key, PoolError)
-    opened = _open(deltalake, table, key)
+    opened = _open(deltalake, table, key, storage)
     version = TableVersion(table.text, str(opened.metadata().id), int(opened.version()))
     try:
         mapping = opened.metadata().configuration.get("delta.columnMapping.mode", "none")
@@ -56,16 +59,13 @@ def list_delta(table: TableUri, filters: Filters, key: str) -> Listing:
     for i, (path, row) in enumerate(zip(paths, rows, strict=True)):
         if not path.endswith((row["path"], unquote(row["path"]))):
             raise PoolError(f"{key} {table.text}: deltalake lists {path} where its log has {row['path']}; use another version of deltalake")
-        listed = Listed(_place(path, opened, table, key), columns, tuple((name, values[name][i]) for name in names), deleted.get(path))
+        partitions = tuple((name, values[name][i]) for name in names)
+        listed = Listed(_place(path, opened, table, key), columns, partitions, deleted.get(path), row["size_bytes"])
         if _may_match(listed, row, filters, types):
             files.append(listed)
-    return Listing(version, files, pruned=len(files) < len(paths))
-
-
-def delta_location(table: TableUri, key: str) -> str:
-    """A Delta table's folder as deltalake takes it: an absolute path, or the URI of an object store."""
-    remote = "://" in table.name and not table.name.startswith("file://")
-    return table.name if remote else filesystem_of(table.name, key=key)[1]
+    if is_remote(table.name):
+        storage = with_options(parse(table.name, key), storage, key)
+    return Listing(version, files, len(files) < len(paths), storage)
 
 
 def _place(path: str, opened: Any, table: TableUri, key: str) -> str:
@@ -73,23 +73,23 @@ def _place(path: str, opened: Any, table: TableUri, key: str) -> str:
     root = opened.table_uri.removeprefix("file://")
     if "://" in root or not path.startswith(root):
         return path
-    return f"{delta_location(table, key)}/{path.removeprefix(root)}"
+    return f"{delta_place(table.name, key=key)[0]}/{path.removeprefix(root)}"
 
 
-def _open(deltalake: Any, table: TableUri, key: str) -> Any:
-    folder = delta_location(table, key)
+def _open(deltalake: Any, table: TableUri, key: str, storage: Storage) -> Any:
+    folder, options = delta_place(table.name, storage, key)
     try:
-        return deltalake.DeltaTable(folder, version=table.version)
+        return deltalake.DeltaTable(folder, version=table.version, storage_options=options)
     except Exception as error:
         if table.version is not None:
             try:
-                held = [entry["version"] for entry in deltalake.DeltaTable(folder).history()]
+                held = [entry["version"] for entry in deltalake.DeltaTable(folder, storage_options=options).history()]
             except Exception:
                 held = []
             if held and table.version not in held:
                 raise PoolError(f"{key} {table.stem} has no version {table.version}; its log holds {min(held)} to {max(held)}") from None
         raise PoolError(
-            f"{key} {table.text} can't be opened as a Delta table: {one_line(error)}; expected a folder with _delta_log"
+            f"{key} {table.text} can't be opened as a Delta table: {server_reason(error)}; expected a folder with _delta_log"
         ) from error
 
 
@@ -118,7 +118,7 @@ def _texts(column: pa.ChunkedArray) -> list[str | None]:
 
 
 def _needed(name: str, filters: Filters) -> bool:
-    return name in ("path", "num_records") or name.partition(".")[2] in filter_columns(filters)
+    return name in ("path", "num_records", "size_bytes") or name.partition(".")[2] in filter_columns(filters)
 
 
 def _may_match(listed: Listed, row: dict[str, Any], filters: Filters, types: dict[str, pa.DataType]) -> bool:

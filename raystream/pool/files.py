@@ -166,7 +166,8 @@ def unreadable(file: File, what: str, error: BaseException) -> PoolError:
     if not is_remote(file.path) or not isinstance(error, OSError):
         return PoolError(f"{what}: {one_line(error)}; repair or remove the file")
     if isinstance(error, FileNotFoundError):
-        return PoolError(f"{file.path} has vanished since the pool was listed; restore it or run the query again")
+        hint = "restore it or run the query again" if file.table is None else f"{file.table.name} lists it, so read a newer version"
+        return PoolError(f"{file.path} has vanished since the pool was listed; {hint}")
     if is_final(error):
         return PoolError(f"{what}: {one_line(error)}; {_CREDENTIALS}")
     return UnreachableError(f"{what}, asked {ATTEMPTS} times: {one_line(error)}; run the query again once the storage answers")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import reduce
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError, RaystreamError, did_you_mean
+from raystream.lake import LOCAL, Storage, storage_from
 from raystream.pool.deletes import Deletes
 from raystream.pool.files import one_line
 from raystream.pool.filters import Filters, Term
@@ -24,13 +25,14 @@ _THREADS = 16
 _SHOWN = 5
 
 
-def list_iceberg(table: TableUri, filters: Filters, key: str) -> Listing:
+def list_iceberg(table: TableUri, filters: Filters, key: str, storage: Storage = LOCAL) -> Listing:
     """List an Iceberg table's files; the catalog is configured as pyiceberg has it, in its file or the environment.
 
     Args:
         table: which, and at which snapshot; the current one if it names none.
         filters: files without a row that passes, by the table's partitions and statistics, are left out.
         key: of the query, for messages.
+        storage: how to reach its data files; without any option, as the catalog's own properties say.
 
     Raises:
         PoolError: the table or its snapshot isn't there, or has deletes or files that can't be read.
@@ -70,8 +72,22 @@ def list_iceberg(table: TableUri, filters: Filters, key: str) -> Listing:
                 f"{key} {table.text} holds {task.file.file_path}, a file of {task.file.file_format.value}; only Parquet can be read"
             )
         columns = TableFile(table.text, types, ids, _constants(opened, schema, task.file), defaults)
-        files.append(Listed(_local(task.file.file_path), columns, (), deletes.get(task.file.file_path)))
-    return Listing(version, files, pruned)
+        files.append(Listed(_local(task.file.file_path), columns, (), deletes.get(task.file.file_path), task.file.file_size_in_bytes))
+    return Listing(version, files, pruned, storage if storage != LOCAL else _storage(opened.io.properties, key))
+
+
+_PROPERTIES = {
+    "s3.endpoint": "endpoint_override", "s3.region": "region", "s3.anonymous": "anonymous",
+    "s3.force-virtual-addressing": "virtual_addressing", "s3.connect-timeout": "connect_timeout", "s3.request-timeout": "request_timeout",
+    "adls.account-name": "account_name", "gcs.service.host": "endpoint_override",
+}  # fmt: skip
+"""pyiceberg's names of what `pool.storage` says, too; credentials that a catalog holds are not taken over."""
+
+
+def _storage(properties: Mapping[str, Any], key: str) -> Storage:
+    found = {ours: properties[theirs] for theirs, ours in _PROPERTIES.items() if properties.get(theirs) not in (None, "")}
+    whole = {name: str(int(float(value))) if name.endswith("timeout") else str(value) for name, value in found.items()}
+    return storage_from(whole, f"{key}, the catalog's properties")
 
 
 def _plan(scan: Any, expression: Any) -> tuple[list[Any], bool]:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from raystream.errors import DataError, QueryError, did_you_mean
+from raystream.lake import LOCAL, is_remote, parse, with_options
 
 _FORMS = "iceberg://catalog/namespace.table, delta+s3://bucket/folder or delta+/folder"
 _OPTION = {"iceberg": "snapshot_id", "delta": "version"}
-_OPTIONS = re.compile(r"\?(?P<text>[A-Za-z_]+=[^?/]*)$")
+_OPTIONS = re.compile(r"\?(?P<text>[A-Za-z_]+=[^?]*)$")
 _PASSWORD = re.compile(r"://[^/?]*@")
+_CONTAINER = re.compile(r"delta\+abfss?://[^/?:@]+@[^/?@]+(?:[/?]|$)")
+"""Of Azure, where what stands before the @ is no user."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class TableUri:
         kind: of the table.
         text: as the query has it.
         catalog: of Iceberg, as pyiceberg's own configuration names it; "" for Delta.
-        name: `namespace.table` of Iceberg; the folder of Delta, a path or URI.
+        name: `namespace.table` of Iceberg; the folder of Delta, a path or URI, the latter with its options of object storage.
         version: the snapshot's id or the version that was asked for; None is the newest.
     """
 
@@ -54,16 +57,23 @@ def parse_table(uri: str, key: str) -> TableUri:
     Raises:
         QueryError: it isn't one of the forms, or carries a password.
     """
-    if _PASSWORD.search(uri):
+    if _PASSWORD.search(uri) and not _CONTAINER.match(uri):
         raise QueryError(f"{key} holds a user or password before @; take it out of the URI, credentials come from the environment")
     kind: Literal["iceberg", "delta"] = "iceberg" if uri.startswith("iceberg:") else "delta"
     found = _OPTIONS.search(uri)
-    version = _version(kind, found["text"], uri, key) if found else None
     place = uri[: found.start()] if found else uri
+    options = found["text"].split("&") if found else []
+    remote = kind == "delta" and is_remote(place.removeprefix("delta+"))
+    own = [option for option in options if not remote or option.partition("=")[0] == _OPTION[kind]]
+    version = _version(kind, "&".join(own), uri, key) if own else None
     if kind == "delta":
         folder = place.removeprefix("delta+")
         if not folder.removeprefix("file://"):
             raise QueryError(f"{key} {uri} names no folder; expected {_FORMS}")
+        others = [option for option in options if option not in own]
+        if remote:
+            folder += f"?{'&'.join(others)}" if others else ""
+            with_options(parse(folder, key), LOCAL, key)  # refuses what isn't an option, and secrets
         return TableUri("delta", uri, "", folder, version)
     catalog, _, name = place.removeprefix("iceberg://").partition("/")
     if not place.startswith("iceberg://") or not catalog or not re.fullmatch(r"[^./]+(\.[^./]+)+", name):

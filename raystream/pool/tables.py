@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from raystream.errors import PoolError, did_you_mean
-from raystream.lake import LOCAL, Storage
+from raystream.lake import LOCAL, Storage, is_remote, parse
 from raystream.pool.deletes import Deletes
 from raystream.pool.files import File, list_files
 from raystream.pool.filters import Filters, filter_columns
@@ -37,21 +37,24 @@ class Listed:
         file: what the table says of its columns.
         partitions: columns whose one value stands in the table alone, as text.
         deletes: the rows of it that are deleted.
+        size: bytes, as the table has them.
     """
 
     path: str
     file: TableFile
     partitions: tuple[tuple[str, str | None], ...] = ()
     deletes: Deletes | None = None
+    size: int | None = None
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A table's data files at one version; `pruned` when its statistics left some of them out."""
+    """A table's data files at one version; `pruned` when its statistics left some of them out; `storage` reaches them."""
 
     version: TableVersion
     files: list[Listed] = field(default_factory=list)
     pruned: bool = False
+    storage: Storage = LOCAL
 
 
 def list_pool(
@@ -62,8 +65,7 @@ def list_pool(
     Args:
         uris: what to list.
         key: the query's key that they stand in, for messages.
-        storage: how to reach what is in object storage; tables have options of their own for what lists them.
-        storage: how to reach what is in object storage; what lists a table has its own.
+        storage: how to reach what is in object storage; a Delta table's URI and an Iceberg catalog may have options of their own.
         filters: files that a table's partitions and statistics prove to hold no row of these may be left out.
 
     Returns:
@@ -102,19 +104,23 @@ def _list_table(uri: str, key: str, filters: Filters, storage: Storage) -> tuple
     if table.kind == "iceberg":
         from raystream.pool.iceberg import list_iceberg
 
-        listing = list_iceberg(table, filters, key)
+        listing = list_iceberg(table, filters, key, storage)
     else:
         from raystream.pool.delta import list_delta
 
-        listing = list_delta(table, filters, key)
+        listing = list_delta(table, filters, key, storage)
     if not listing.files:
         if listing.pruned:
             raise PoolError(f"no row of {uri} is left after pool.filters, by the table's own statistics; change pool.filters")
         raise PoolError(f"{key} {uri} holds no data file in version {listing.version.version}; expected at least one")
 
     def found(listed: Listed) -> File:
+        if listed.size is not None and is_remote(listed.path):
+            # A table says the size and never replaces a file: nothing is asked until the footer is read, which pins the ETag.
+            place = parse(listed.path, key).uri
+            return File(place, listed.size, "", listed.partitions, listed.deletes, listed.file, listing.storage)
         try:
-            (file,) = list_files([listed.path], key, storage=storage)
+            (file,) = list_files([listed.path], key, storage=listing.storage)
         except PoolError as error:
             raise PoolError(
                 f"{key} {uri} lists a data file that can't be used: {error}; if the version's files were removed, read a newer version"
