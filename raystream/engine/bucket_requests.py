@@ -36,7 +36,7 @@ _CODE, _MESSAGE = (re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Code", "Me
 _QUERY = re.compile(r"\?[^\s)]*")
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
 
-_ROLE = re.compile(r"/latest/(?:api/token|meta-data)|metadata\.google\.internal|/metadata/identity")
+_ROLE = re.compile(r"/latest/(?:api/token|meta-data)|metadata\.google\.internal|/computeMetadata/|/metadata/identity")
 """Where obstore asks for the machine's own credentials when the environment holds none."""
 
 T = TypeVar("T")
