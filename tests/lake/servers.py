@@ -22,7 +22,10 @@ PARTIAL_KEY, PARTIAL_SECRET = "RAYSTREAMPARTIALKEY1", "not-a-secret-at-all"
 
 
 class SeaweedFS:
-    """An S3 server with keys on; one that may do everything, one that may only read, one that may read `open*` alone. Buckets are made by creating them."""
+    """An S3 server with keys on: of one who may do everything, one who may only read, one who may read `open*` alone.
+
+    Buckets are made by creating them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()

@@ -27,7 +27,7 @@ FILES, ROWS = 2000, 3
 
 
 def margins(table: pa.Table) -> dict[str, float]:
-    """The reference: each row's score by plain torch, the margin's complement as raystream ranks it, by id."""
+    """The reference: the difference of each row's two highest probabilities in plain torch, by id."""
     top = logits_and_embeddings(table)[0].double().softmax(-1).topk(2).values
     return dict(zip(table.column("rid").to_pylist(), (top[:, 0] - top[:, 1]).tolist(), strict=True))
 
@@ -121,7 +121,7 @@ def first():
 
 
 def test_one_file_of_two_gigabytes(make_query: MakeQuery, workplace: Path) -> None:
-    """The process that scores 2 GiB holds little more than one that scores a sixteenth of it; the rows are those known beforehand."""
+    """The process that scores 2 GiB needs at most 256 MiB more than one that scores a sixteenth of it; the rows are those known beforehand."""
     (workplace / "sure_nets.py").write_text(SURE)
     peaks = []
     for groups in (GROUPS // 16, GROUPS):
@@ -141,4 +141,4 @@ def test_one_file_of_two_gigabytes(make_query: MakeQuery, workplace: Path) -> No
     size = (workplace / f"{GROUPS}.parquet").stat().st_size
     (workplace / f"{GROUPS}.parquet").unlink()
     assert size > 2 << 30
-    assert peaks[1] - peaks[0] < size / 4, peaks
+    assert peaks[1] - peaks[0] < 256 << 20, peaks
