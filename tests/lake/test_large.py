@@ -121,7 +121,7 @@ def first():
 
 
 def test_one_file_of_two_gigabytes(make_query: MakeQuery, workplace: Path) -> None:
-    """The process that scores 2 GiB needs at most 256 MiB more than one that scores a sixteenth of it; the rows are those known beforehand."""
+    """The process that scores 2 GiB needs at most 256 MiB more than one that scores a sixteenth of it; the rows are the known ones."""
     (workplace / "sure_nets.py").write_text(SURE)
     peaks = []
     for groups in (GROUPS // 16, GROUPS):
