@@ -35,7 +35,7 @@ _FINAL = (
 _REFUSED = re.compile(r"\bstatus:? (?:4(?!08|29)\d\d|501)\b")
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
 
-_ROLE = re.compile(r"/latest/(?:api/token|meta-data)|metadata\.google\.internal|/metadata/identity")
+_ROLE = re.compile(r"/latest/(?:api/token|meta-data)|metadata\.google\.internal|/computeMetadata/|/metadata/identity")
 """Where obstore asks for the machine's own credentials when the environment holds none."""
 
 T = TypeVar("T")

@@ -91,7 +91,14 @@ def _gcs(location: Location, storage: Storage, options: dict[str, Any]) -> GCSSt
 
     if storage.host:
         options["base_url"] = f"{_scheme(storage)}://{storage.host}"
+    if storage.anonymous:
+        # Left unsigned, obstore would still ask the machine's role for a token before it writes.
+        options["credential_provider"] = _nobody
     return GCSStore(location.bucket, **options)
+
+
+def _nobody() -> Any:
+    return {"token": "", "expires_at": None}
 
 
 def _azure(location: Location, storage: Storage, options: dict[str, Any]) -> AzureStore:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from raystream.errors import ModelError
 from raystream.lake.filesystem import filesystem_of, with_options
-from raystream.lake.reason import is_final, own_reason, reason
+from raystream.lake.reason import is_final, is_no_folder, own_reason, reason
 from raystream.lake.retry import retried
 from raystream.lake.storage import LOCAL, Storage
 from raystream.lake.uri import is_remote, parse, redacted
@@ -66,7 +66,9 @@ def _files(filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[str, tuple[
 
     try:
         infos = retried(lambda: filesystem.get_file_info(pafs.FileSelector(path, recursive=True)))
-    except FileNotFoundError:
+    except OSError as error:
+        if not is_no_folder(error):
+            raise
         infos = []
     for info in infos or [retried(lambda: filesystem.get_file_info(path))]:
         if info.type == pafs.FileType.File:

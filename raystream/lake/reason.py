@@ -15,8 +15,12 @@ _SECRETS = (
 _FINAL = re.compile(
     "NO_SUCH_BUCKET|NO_SUCH_KEY|RESOURCE_NOT_FOUND|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|EXPIRED_TOKEN|"
     "InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|AccessDenied|NoSuchBucket|NoSuchKey|INVALID_CLIENT_TOKEN_ID|"
+    "AuthorizationFailure|AuthorizationPermissionMismatch|AuthenticationFailed|ContainerNotFound|ResourceNotFound|"
     r"MISSING_AUTHENTICATION_TOKEN|UNRECOGNIZED_CLIENT|PERMISSION_DENIED|UNAUTHENTICATED|HTTP status (?:401|403|404)\b"
 )
+_NO_FOLDER = re.compile(r"(?:No such file or directory|Cannot use file) '")
+_SIGNED = re.compile(r"""(https?://[^\s?'"]*)\?[^\s'"]*""")
+"""URLs that end in options; Azure's hold the shared signature, sorted otherwise than in the environment."""
 
 _CODE, _MESSAGE = (re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Code", "Message"))
 _QUERY = re.compile(r"\?[^\s)]*")
@@ -25,6 +29,7 @@ _QUERY = re.compile(r"\?[^\s)]*")
 def reason(error: BaseException) -> str:
     """The first line of an error of Arrow's or of a storage, without its full stop and without any secret of the environment."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = _SIGNED.sub(r"\1", text)
     text = re.sub(r" \(Request ID: [^)]*\)", "", text).rstrip(". ")
     for name in _SECRETS:
         if value := os.environ.get(name):
@@ -43,7 +48,12 @@ def server_reason(error: BaseException) -> str:
 
 def is_final(error: BaseException) -> bool:
     """Whether asking again would end the same: what is asked for isn't there, or not for us."""
-    return isinstance(error, FileNotFoundError | PermissionError) or _FINAL.search(str(error)) is not None
+    return isinstance(error, FileNotFoundError | PermissionError) or is_no_folder(error) or _FINAL.search(str(error)) is not None
+
+
+def is_no_folder(error: BaseException) -> bool:
+    """Whether a listing failed because nothing is there or a file is, for which Arrow's Google file system has an error of no kind."""
+    return isinstance(error, FileNotFoundError | NotADirectoryError) or _NO_FOLDER.match(str(error)) is not None
 
 
 def own_reason(filesystem: pafs.FileSystem, path: str, error: OSError) -> OSError:

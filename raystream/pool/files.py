@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from raystream.errors import PoolError, QueryError
 from raystream.lake import LOCAL, Location, Storage, filesystem_of, is_final, is_remote, own_reason, parse, reason, redacted, with_options
 from raystream.lake.filesystem import REMOTE_THREADS
+from raystream.lake.reason import is_no_folder
 from raystream.lake.retry import ATTEMPTS, ignore, retried
 from raystream.pool.deletes import Deletes
 from raystream.pool.remote import RemoteParquet, open_remote
@@ -244,7 +245,9 @@ def _below(filesystem: pafs.FileSystem, root: str, pattern: re.Pattern[str] | No
     """The Parquet files below a folder; None if there is no such folder."""
     try:
         infos = retried(lambda: filesystem.get_file_info(pafs.FileSelector(root, recursive=True)))
-    except FileNotFoundError:
+    except OSError as error:
+        if not is_no_folder(error):
+            raise
         return None
 
     def wanted(info: pafs.FileInfo) -> bool:

@@ -18,15 +18,20 @@ from urllib.request import urlopen
 
 ACCESS_KEY, SECRET_KEY = "RAYSTREAMTESTSKEY001", "not-a-secret-of-anyone"
 READER_KEY, READER_SECRET = "RAYSTREAMREADERKEY01", "not-a-secret-either"
+PARTIAL_KEY, PARTIAL_SECRET = "RAYSTREAMPARTIALKEY1", "not-a-secret-at-all"
 
 
 class SeaweedFS:
-    """An S3 server with keys on; one that may do everything, one that may only read. Buckets are made by creating them."""
+    """An S3 server with keys on: of one who may do everything, one who may only read, one who may read `open*` alone.
+
+    Buckets are made by creating them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         config = folder / "s3.json"
         people = [(ACCESS_KEY, SECRET_KEY, ["Admin", "Read", "Write", "List"]), (READER_KEY, READER_SECRET, ["Read", "List"])]
+        people.append((PARTIAL_KEY, PARTIAL_SECRET, ["List", "Read:*/open*"]))
         config.write_text(
             json.dumps(
                 {
