@@ -23,8 +23,9 @@ from raystream.engine.result import find_query
 from raystream.engine.stored_units import StoredUnit, stored_units
 from raystream.engine.stores import Store
 from raystream.errors import QueryError, StoreError
-from raystream.exchange.tables import write_table
+from raystream.exchange.tables import check_replaceable, write_table
 from raystream.lake import filesystem_of
+from raystream.pool import refuse_in_pool
 from raystream.pool.files import one_line
 from raystream.pool.table_uri import is_table
 
@@ -71,6 +72,8 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
     units = [unit for unit in stored_units(store, manifest) if unit.receipt.rows]
     if embeddings and not all(unit.receipt.embeddings for unit in units):
         raise QueryError(f"query {manifest.query} has no embeddings, which its strategy didn't need; leave --embeddings out")
+    uris = manifest.resolved["pool"]["uri"]
+    refuse_in_pool(out, [uris] if isinstance(uris, str) else uris, "--out")
     schema = _schema(store, manifest, units, embeddings)
     pieces = (piece for unit in units for piece in _pieces(store, unit, schema))
     if is_table(out):
@@ -183,6 +186,7 @@ def _file(out: str, name: str) -> Iterator[tuple[Path, str]]:
     target = Path(place)
     if target.suffix != ".parquet":
         target = target / name
+    check_replaceable(target, "--out")
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,9 @@ def check_output(uri: str, key: str = "output") -> None:
         StoreError: the package that writes such tables is missing, the catalog can't be read, or the table there is of another kind.
     """
     if not is_table(uri):
-        filesystem_of(uri, key=key)
+        filesystem, path = filesystem_of(uri, key=key)
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            check_replaceable(Path(path), key)
         return
     place = _place(uri, key)
     try:
@@ -79,6 +81,23 @@ def write_table(table: pa.Table, uri: str, query_id: str, name: str = "selection
         raise
     except Exception as error:  # what catalogs, object stores and their packages raise has no common root
         raise _explained(uri, error, key) from error
+
+
+def check_replaceable(target: Path, key: str) -> None:
+    """Refuse to replace a file that raystream didn't write: it may be somebody's pool or labels.
+
+    Raises:
+        StoreError: it is there, and neither a selection nor scores.
+    """
+    if not target.is_file():
+        return
+    try:
+        schema = pq.read_schema(target)
+        ours = QUERY_ID in schema.names or b"raystream.query" in (schema.metadata or {})
+    except (pa.ArrowInvalid, OSError):
+        ours = False
+    if not ours:
+        raise StoreError(f"{key} {target} is there already and was not written by raystream, so it is not replaced; name another file")
 
 
 def _explained(uri: str, error: Exception, key: str) -> StoreError:
