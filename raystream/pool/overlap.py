@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
-from fnmatch import fnmatch
+from dataclasses import replace
 
 from raystream.errors import QueryError
-from raystream.lake.uri import parse, redacted
+from raystream.lake.uri import Location, parse, redacted
+from raystream.pool.files import MAGIC, glob_pattern
 from raystream.pool.table_uri import is_table
-
-_GLOB = re.compile(r"[*?\[]")
 
 
 def refuse_in_pool(place: str, uris: Sequence[str], key: str, written: str = "results.parquet") -> None:
@@ -30,8 +28,10 @@ def refuse_in_pool(place: str, uris: Sequence[str], key: str, written: str = "re
     """
     if is_table(place):
         return
-    target = place if place.endswith(".parquet") else f"{place.rstrip('/')}/{written}"
-    found = next((uri for uri in uris if not is_table(uri) and _lists(uri, target, key)), None)
+    target = parse(place, key)
+    if not target.path.endswith(".parquet"):
+        target = replace(target, path=f"{target.path.rstrip('/')}/{written}")
+    found = next((uri for uri in uris if not is_table(uri) and _lists(uri, target)), None)
     if found is not None:
         raise QueryError(
             f"{key} {redacted(place)} lies in pool.uri {redacted(found)}, whose files would be replaced or joined by what is written "
@@ -39,18 +39,22 @@ def refuse_in_pool(place: str, uris: Sequence[str], key: str, written: str = "re
         )
 
 
-def _lists(uri: str, target: str, key: str) -> bool:
+def _lists(uri: str, file: Location) -> bool:
     """Whether a file, folder or glob lists a file, as `list_files` does."""
-    pool, file = parse(uri), parse(target, key)
+    pool = parse(uri)
     if (pool.scheme, pool.account) != (file.scheme, file.account):
         return False
-    globbed = _GLOB.search(pool.path) is not None
-    root = os.path.realpath(pool.path) if pool.scheme == "file" and not globbed else pool.path
-    path = os.path.realpath(file.path) if file.scheme == "file" and not globbed else file.path
-    if "**" in root:
-        return fnmatch(path, root)
-    parts, wanted = path.strip("/").split("/"), [part for part in root.strip("/").split("/") if part]
-    below = parts[len(wanted) :]
-    if len(parts) < len(wanted) or any(name.startswith(("_", ".")) for name in below):
+    parts = pool.path.split("/")
+    fixed = next((i for i, part in enumerate(parts) if MAGIC.search(part)), len(parts))
+    root, path = "/".join(parts[:fixed]) or "/", file.path
+    if pool.scheme == "file":
+        root, path = os.path.realpath(root), os.path.realpath(path)
+    if path == root:
+        return True
+    if not path.startswith(f"{root.rstrip('/')}/"):
         return False
-    return all(fnmatch(part, pattern) if globbed else part == pattern for part, pattern in zip(parts, wanted, strict=False))
+    names = path[len(root) :].strip("/").split("/")
+    if any(name.startswith(("_", ".")) for name in names):
+        return False
+    pattern = glob_pattern(parts[fixed:]) if fixed < len(parts) else None
+    return pattern is None or any(pattern.fullmatch("/".join(names[:depth])) for depth in range(1, len(names) + 1))
