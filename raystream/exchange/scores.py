@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from raystream.engine.embeddings import Embeddings, VectorFiles
 from raystream.engine.manifest import Manifest, read_manifest
+from raystream.engine.merge import damaged
 from raystream.engine.result import find_query
 from raystream.engine.stored_units import StoredUnit, stored_units
 from raystream.engine.stores import Store
@@ -75,7 +76,7 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
     uris = manifest.resolved["pool"]["uri"]
     refuse_in_pool(out, [uris] if isinstance(uris, str) else uris, "--out")
     schema = _schema(store, manifest, units, embeddings)
-    pieces = (piece for unit in units for piece in _pieces(store, unit, schema))
+    pieces = (piece for unit in units for piece in _readable(store, unit, schema))
     if is_table(out):
         rows = pa.Table.from_batches([batch for piece in pieces for batch in piece.to_batches()], schema)
         write_table(rows, out, manifest.query, name="scores", key="--out")
@@ -89,7 +90,10 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
 def _schema(store: Store, manifest: Manifest, units: Sequence[StoredUnit], embeddings: bool) -> pa.Schema:
     """The columns of the file, from the first unit, and where they come from as its metadata."""
     first = units[0].receipt
-    stored = pq.read_schema(store.source(first.scores)).remove_metadata()
+    try:
+        stored = pq.read_schema(store.source(first.scores)).remove_metadata()
+    except pa.ArrowInvalid:
+        raise damaged(store, first) from None
     fields = [field for field in stored if field.name != "row"]
     if units[0].further is not None:
         fields.append(pa.field(EPIG, pa.float32()))
@@ -107,6 +111,14 @@ def _schema(store: Store, manifest: Manifest, units: Sequence[StoredUnit], embed
         "raystream.pool": json.dumps(manifest.resolved["pool"]["uri"]),
     }
     return pa.schema(fields, source)
+
+
+def _readable(store: Store, unit: StoredUnit, schema: pa.Schema) -> Iterator[pa.Table]:
+    """A unit's rows, some at a time; an error that names its file if they can't be read."""
+    try:
+        yield from _pieces(store, unit, schema)
+    except pa.ArrowInvalid:
+        raise damaged(store, unit.receipt) from None
 
 
 def _pieces(store: Store, unit: StoredUnit, schema: pa.Schema) -> Iterator[pa.Table]:
