@@ -347,3 +347,43 @@ def test_wrong_arguments_exit_2(workplace: Path, capsys: pytest.CaptureFixture[s
     assert output.err.startswith("raystream: ")
     assert says in output.err
     assert len(output.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "says"),
+    [
+        ({"output": "pool"}, 2, "output pool lies in pool.uri pool"),
+        ({"output": "pool/year=2020/part.parquet"}, 2, "output pool/year=2020/part.parquet lies in pool.uri pool"),
+        ({"store": {"uri": "pool/runs"}}, 2, "store.uri pool/runs lies in pool.uri pool"),
+        ({"output": "mine.parquet"}, 3, "mine.parquet is there already and was not written by raystream"),
+    ],
+)
+def test_results_replace_and_join_no_files_of_others(ask: Ask, workplace: Path, changes: dict[str, Any], code: int, says: str) -> None:
+    """Not those of the pool, which would lose rows or read results as rows, and no file that isn't raystream's; nothing is written."""
+    pq.write_table(pool_table(3), workplace / "mine.parquet")
+    before = {path: path.read_bytes() for path in workplace.rglob("*.parquet")}
+    found, error = ask(**changes)
+    assert (found, says in error) == (code, True), error
+    assert {path: path.read_bytes() for path in workplace.rglob("*.parquet")} == before
+
+
+def test_texts_for_a_network_of_tensors(ask: Ask, workplace: Path) -> None:
+    """A function that makes texts for a torch module is told so, once; the pool is not tried three times."""
+    (workplace / "texts.py").write_text("def made(batch):\n    return ['a'] * batch.num_rows\n")
+    code, error = ask(model__preprocess="texts:made")
+    assert code == 3
+    assert "was given texts, but a torch module takes tensors" in error
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model__weights": ["a.pt"]}, "model.weights is ['a.pt'], expected string or at least 2 of them"),
+        ({"store": {"query": "a b"}}, "store.query is 'a b', expected text that matches ^[A-Za-z0-9]"),
+    ],
+)
+def test_what_pydantic_expects_is_said_in_words(ask: Ask, changes: dict[str, Any], says: str) -> None:
+    """No name of a library's checks shows through."""
+    code, error = ask(**changes)
+    assert code == 2
+    assert says in error

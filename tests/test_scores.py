@@ -167,3 +167,16 @@ def test_skipped_units_are_left_out(make_query: MakeQuery, workplace: Path, cli:
     rs.run(make_query(store__query="q", on_error="skip"))
     assert cli("scores", "q", "--out", "x.parquet")[0] == 0
     assert pq.read_table("x.parquet").num_rows == 900
+
+
+@pytest.mark.parametrize(("out", "code"), [("pool", 2), ("pool/year=2021/part.parquet", 2), ("mine.parquet", 3)])
+def test_files_of_others_are_not_replaced(make_query: MakeQuery, workplace: Path, cli: Cli, out: str, code: int) -> None:
+    """Neither the pool that the query scored, nor what raystream didn't write; its own scores are written anew."""
+    rs.run(make_query(store__query="q"))
+    pq.write_table(pool_table(3), "mine.parquet")
+    before = {path: path.read_bytes() for path in workplace.rglob("*.parquet")}
+    found, _, error = cli("scores", "q", "--out", out)
+    assert found == code
+    assert out in error
+    assert {path: path.read_bytes() for path in workplace.rglob("*.parquet")} == before
+    assert [cli("scores", "q", "--out", "x.parquet")[0] for _ in range(2)] == [0, 0]

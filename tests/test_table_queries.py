@@ -18,7 +18,7 @@ from raystream import cli
 from raystream.engine.manifest import read_manifest
 from raystream.engine.result import Result
 from raystream.engine.store import LocalStore
-from raystream.errors import QueryError, StoreError
+from raystream.errors import LabelsError, PoolError, QueryError, StoreError
 
 GONE = [0, 5, 63, 64, *range(128, 192), 299]
 
@@ -214,3 +214,31 @@ def test_the_command_line_says_what_is_wrong_with_a_table(
 def test_the_tests_pool_has_the_width_that_lists_hide() -> None:
     """The reference pools really hold what the nets expect."""
     assert {len(x) for x in listed(0).column("x").to_pylist()} == {DIMENSION}
+
+
+@pytest.mark.parametrize("use", ["targets", "temperature"])
+def test_targets_and_calibration_rows_may_be_tables(use: str, make_query: Any, delta_pool: tuple[str, Path], workplace: Path) -> None:
+    """Without their deleted rows, against the same rows as plain Parquet: the same scores; a version that isn't there is named."""
+    table, plain = delta_pool
+    other = f"{table}?version=9"
+
+    def ask(place: str) -> rs.Query:
+        if use == "targets":
+            return make_query(acquire={"score": "epig", "targets": [place], "mc_samples": 2}, select__strategy="top_k")
+        return make_query(model__temperature=place, pool__label="label", select__strategy="top_k")
+
+    if use == "temperature":
+        write_deltalake(workplace / "labels", listed(0).append_column("label", pa.array([i % 4 for i in range(300)])))
+        (add,) = [entry["add"] for entry in delta_log(workplace / "labels") if "add" in entry]
+        delete_in_delta(workplace / "labels", add, GONE)
+        path = workplace / "labels" / add["path"]
+        table, plain = f"delta+{workplace}/labels", survivors([str(path)], str(path), workplace / "rest")
+        other = f"{table}?version=9"
+    one, same = rs.run(ask(table)), rs.run(ask(str(plain)))
+    assert one.selection.column("rid").to_pylist() == same.selection.column("rid").to_pylist()
+    np.testing.assert_allclose(one.selection.column("score").to_numpy(), same.selection.column("score").to_numpy(), atol=1e-6)
+    if use == "temperature":
+        assert one.manifest.calibration is not None
+        assert one.manifest.calibration.rows == 300 - len(GONE)
+    with pytest.raises((PoolError, LabelsError), match=rf"{use} delta\+.* has no version 9"):
+        rs.run(ask(other))

@@ -155,3 +155,22 @@ def test_a_pool_that_changed_matters_only_where_its_columns_are_needed(make_quer
 def test_there_is_no_such_query(workplace: Path, cli: Cli) -> None:
     """Exit 2."""
     assert cli("verify", "q")[0] == 2
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "selection.parquet", "scores"])
+def test_damage_is_named_by_every_command(make_query: MakeQuery, workplace: Path, cli: Cli, name: str) -> None:
+    """A file of the store that holds something else now: exit 3 with its path, from whichever command reads it; never a defect."""
+    query = make_query(store__query="q", select__strategy="top_k")
+    rs.run(query)
+    (file, *_) = sorted(workplace.glob("runs/units/*/*/scores*" if name == "scores" else f"runs/queries/q/{name}"))
+    file.write_bytes(b"x" * file.stat().st_size)
+    (workplace / "query.yaml").write_text(query.to_yaml())
+    other = ["--set", "store.query=other", "--set", "select.budget=5"]
+    commands: list[list[str]] = [["show", "q"], ["scores", "q", "--out", "o.parquet"], ["gc"], ["select", "query.yaml", *other]]
+    found = {command[0]: cli(*command) for command in commands}
+    assert {code for code, _, _ in found.values()} <= {0, 3}
+    touched = {"manifest.json": {"show", "scores", "gc"}, "selection.parquet": {"show"}, "scores": {"scores", "select"}}[name]
+    for command in touched:
+        assert found[command][0] == 3, command
+        assert file.name in found[command][2]
+        assert "is damaged" in found[command][2]

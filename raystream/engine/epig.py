@@ -79,7 +79,7 @@ def _scored_targets(prepared: Prepared, pool: ScoredPool, session: Session | Non
     try:
         plan = pool_plan(query, of_targets)
     except (PoolError, QueryError) as error:
-        raise type(error)(f"{where}: {error}") from None
+        raise type(error)(f"{where}: {str(error).removeprefix('pool.uri ')}") from None
     ours = prepared.pool.read
     if plan.read != ours:
         differ = next((a.name for a, b in zip(plan.read.columns, ours.columns, strict=False) if a != b), "the id column")

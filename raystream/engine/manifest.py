@@ -9,6 +9,7 @@ from typing import Any
 from raystream.engine.calibration import Calibration
 from raystream.engine.store import StoredFile
 from raystream.engine.stores import Store
+from raystream.errors import StoreError
 from raystream.pool import TableVersion
 
 
@@ -133,6 +134,17 @@ def query_folder(name: str) -> str:
 
 
 def read_manifest(store: Store, name: str) -> Manifest | None:
-    """The manifest of a committed query, or None."""
-    data = store.read_if_there(f"{query_folder(name)}/manifest.json")
-    return None if data is None else Manifest.from_json(data)
+    """The manifest of a committed query, or None.
+
+    Raises:
+        StoreError: it is there, but is not what was written.
+    """
+    file = f"{query_folder(name)}/manifest.json"
+    data = store.read_if_there(file)
+    try:
+        return None if data is None else Manifest.from_json(data)
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(
+            f"store: {store.place(file)} is damaged ({type(error).__name__}), so what query {name} is made of is unknown; restore it, "
+            f"or remove {store.place(query_folder(name))}"
+        ) from None

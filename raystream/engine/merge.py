@@ -14,7 +14,7 @@ from raystream.engine.embeddings import Embeddings, VectorFiles
 from raystream.engine.receipt import Receipt
 from raystream.engine.store import StoredFile
 from raystream.engine.stores import Store
-from raystream.errors import ModelError
+from raystream.errors import ModelError, StoreError
 
 _REQUESTS = 16
 """At a time, to an object store."""
@@ -206,4 +206,15 @@ def read_all(store: Store, receipts: Sequence[Receipt], columns: Sequence[str]) 
 
 
 def _read(store: Store, receipt: Receipt, columns: Sequence[str]) -> pa.Table:
-    return pq.read_table(store.source(receipt.scores), columns=list(columns), partitioning=None)
+    try:
+        return pq.read_table(store.source(receipt.scores), columns=list(columns), partitioning=None)
+    except pa.ArrowInvalid:
+        raise damaged(store, receipt) from None
+
+
+def damaged(store: Store, receipt: Receipt) -> StoreError:
+    """What is said of a unit's scores that can't be read."""
+    return StoreError(
+        f"store: {store.place(receipt.scores.name)} is damaged: its content is not what was written; remove its folder and run "
+        "raystream score with the query's query.yaml to have it again"
+    )

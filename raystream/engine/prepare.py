@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,8 +24,8 @@ from raystream.engine.stores import Store, open_store
 from raystream.errors import QueryError
 from raystream.kinds import kind_of
 from raystream.model import class_names, code_hash, fingerprint, input_columns, with_local_files
-from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, list_files, plan_pool, read_labelled, unsettled
-from raystream.query import Pool, Query
+from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, list_pool, plan_pool, read_labelled, refuse_in_pool, unsettled
+from raystream.query import Model, Pool, Query
 
 _NAME_DIGITS = 12
 _LOOKUP_THREADS = 32
@@ -86,6 +87,7 @@ def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
         RaystreamError: of any kind; see the errors of the parts.
     """
     given, query = query, with_temperature(query, calibration)
+    refuse_in_pool(query.store.uri, query.pool.uris, "store.uri")
     store = open_store(query.store.uri, query.store.options)
     model = with_local_files(query.model, query.pool.options)
     classes = class_names(model.classes)
@@ -105,7 +107,7 @@ def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
         identity["the calibration rows"] = calibration.key
     asked = asked_of(query, classes)
     if query.acquire.targets:
-        files = list_files(query.acquire.targets, "acquire.targets", query.pool.options)
+        files, _ = list_pool(query.acquire.targets, "acquire.targets", storage=query.pool.options)
         identity["the targets' files"] = str([file.identity for file in files])
     identity |= {f"the source of {path}": code for path, code in asked.functions}
     tasks, receipts = find_scored(query, store, pool.units, pool.read, digest, asked)
@@ -142,10 +144,16 @@ def pool_plan(query: Query, pool: Pool, also: Sequence[str] = ()) -> PoolPlan:
         query.on_error,
         masked=[column for column in (model.logits, model.samples) if column],
         also=also,
-        texts=kind_of(model.kind).texts,
+        texts=_texts(model),
         images=model.images,
         prepared=planned(query),
     )
+
+
+def _texts(model: Model) -> Literal["refused", "taken", "expected"]:
+    """What columns of strings are to the model: of a committee, to all of its members."""
+    each = [kind_of(member.kind).texts for member in model.members or [model]]
+    return "refused" if "refused" in each else "expected" if "expected" in each else "taken"
 
 
 def wanted_outputs(query: Query) -> Wanted:

@@ -92,7 +92,14 @@ def read_result(store: Store, manifest: Manifest) -> Result:
     if store.size(name) != manifest.selection.size:
         # The run that committed ended before it could copy its selection.
         store.put(name, store.read(manifest.selection.name))
-    return Result(store, pq.read_table(pa.BufferReader(store.read(name)), partitioning=None), manifest, new=False)
+    try:
+        selection = pq.read_table(pa.BufferReader(store.read(name)), partitioning=None)
+    except pa.ArrowException:
+        raise StoreError(
+            f"store: {store.place(name)} is damaged: it is no Parquet file any more; remove it, and it is copied again from "
+            f"{manifest.selection.name}"
+        ) from None
+    return Result(store, selection, manifest, new=False)
 
 
 def load_result(store_uri: str, name: str) -> Result:

@@ -18,14 +18,16 @@ import pyarrow.parquet as pq
 
 from raystream.engine.embeddings import Embeddings, VectorFiles
 from raystream.engine.manifest import Manifest, read_manifest
+from raystream.engine.merge import damaged
 from raystream.engine.result import find_query
 from raystream.engine.stored_units import StoredUnit, stored_units
 from raystream.engine.stores import Store
 from raystream.errors import QueryError, StoreError
 from raystream.exchange.table_rows import Rows
-from raystream.exchange.tables import file_in, write_table
+from raystream.exchange.tables import check_replaceable, file_in, write_table
 from raystream.exchange.upload import uploading
 from raystream.lake import LOCAL, parse, redacted, with_options
+from raystream.pool import refuse_in_pool
 from raystream.pool.files import one_line
 from raystream.pool.table_uri import is_table
 
@@ -73,6 +75,8 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
     units = [unit for unit in stored_units(store, manifest) if unit.receipt.rows]
     if embeddings and not all(unit.receipt.embeddings for unit in units):
         raise QueryError(f"query {manifest.query} has no embeddings, which its strategy didn't need; leave --embeddings out")
+    uris = manifest.resolved["pool"]["uri"]
+    refuse_in_pool(out, [uris] if isinstance(uris, str) else uris, "--out")
     schema = _schema(store, manifest, units, embeddings)
 
     def pieces() -> Iterator[pa.Table]:
@@ -117,11 +121,11 @@ def _schema(store: Store, manifest: Manifest, units: Sequence[StoredUnit], embed
 
 @contextmanager
 def _readable(store: Store, unit: StoredUnit) -> Iterator[None]:
+    """Names the unit's file if it can't be read."""
     try:
         yield
-    except pa.ArrowInvalid as error:
-        place = store.place(unit.receipt.scores.name)
-        raise StoreError(f"store: {place}, or what belongs to it, is damaged: {one_line(error)}; see raystream verify") from None
+    except pa.ArrowInvalid:
+        raise damaged(store, unit.receipt) from None
 
 
 def _pieces(store: Store, unit: StoredUnit, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -194,6 +198,7 @@ def _file(out: str, name: str) -> Iterator[tuple[pa.NativeFile, str]]:
     location = parse(out, "--out")
     path = file_in(location, name)
     if location.scheme == "file":
+        check_replaceable(Path(path), "--out")
         with _local_file(Path(path)) as file:
             yield file, path
         return

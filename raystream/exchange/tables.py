@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raystream.errors import QueryError, RaystreamError, StoreError
@@ -38,7 +39,9 @@ def check_output(uri: str, key: str = "output", storage: Storage = LOCAL) -> Non
         StoreError: the package that writes such tables is missing, the catalog can't be read, or the table there is of another kind.
     """
     if not is_table(uri):
-        filesystem_of(uri, storage, key)
+        filesystem, path = filesystem_of(uri, storage, key)
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            check_replaceable(Path(path), key)
         return
     place = _place(uri, key)
     try:
@@ -87,6 +90,23 @@ def write_table(
         raise
     except Exception as error:  # what catalogs, object stores and their packages raise has no common root
         raise _explained(uri, error, key) from error
+
+
+def check_replaceable(target: Path, key: str) -> None:
+    """Refuse to replace a file that raystream didn't write: it may be somebody's pool or labels.
+
+    Raises:
+        StoreError: it is there, and neither a selection nor scores.
+    """
+    if not target.is_file():
+        return
+    try:
+        schema = pq.read_schema(target)
+        ours = QUERY_ID in schema.names or b"raystream.query" in (schema.metadata or {})
+    except (pa.ArrowInvalid, OSError):
+        ours = False
+    if not ours:
+        raise StoreError(f"{key} {target} is there already and was not written by raystream, so it is not replaced; name another file")
 
 
 def _explained(uri: str, error: Exception, key: str) -> StoreError:

@@ -99,7 +99,7 @@ class Preparation:
         values = tuple(self._array(value, name) for name, value in self._parts(returned))
         for value, (name, _) in zip(values, self._parts(returned), strict=True):
             if value.ndim < 1 or value.shape[0] != rows:
-                raise ModelError(f"{self._who} returned{name} of shape {value.shape} for {rows} rows, expected ({rows}, ...)")
+                raise ModelError(f"{self._who} returned{name} values of shape {value.shape} for {rows} rows, expected ({rows}, ...)")
         found = tuple((value.shape[1:], value.dtype) for value in values)
         with self._lock:
             if self._expected is None and rows:

@@ -126,6 +126,8 @@ class TorchPredictor:
 
     def predict(self, inputs: tuple[Tensor, ...]) -> Prediction:
         """See `Predictor.predict`. Memory that ran out halves `batch_size` for good, down to one row."""
+        if not all(isinstance(values, Tensor) for values in inputs):
+            raise ModelError(f"{self._source} was given texts, but a torch module takes tensors; make tensors of them in model.preprocess")
         rows = inputs[0].shape[0]
         pieces: list[Prediction] = []
         start = 0

@@ -16,10 +16,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from raystream.errors import ModelError
+from raystream.model.artefact import what_file
 
 _TORCH_FILES = (".pt", ".pth", ".bin", ".ckpt")
 _WRAPPERS = ("state_dict", "model_state_dict")
 """Keys under which training scripts nest the state in a checkpoint."""
+_NO_STATE = {
+    "a TorchScript archive": "save model.state_dict() as safetensors, or give the file in model.source with kind: torchscript",
+    "a torch.export archive": "save model.state_dict() as safetensors, or give the file in model.source with kind: export",
+}
+"""Files of torch's that are no checkpoint, and what to do."""
 
 
 def load_weights(network: nn.Module, path: str, trust: Literal["safe", "pickle"] = "safe") -> None:
@@ -70,6 +76,9 @@ def _read(path: str, trusted: bool) -> dict[str, Tensor]:
     try:
         if suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        found = what_file(Path(path))
+        if found in _NO_STATE:
+            raise ModelError(f"model.weights {path} is {found}, expected a state dict, names to tensors; {_NO_STATE[found]}")
         with warnings.catch_warnings():
             # torch warns of pickle protocols that it then refuses; the refusal is what the user needs to read.
             warnings.simplefilter("ignore", UserWarning)

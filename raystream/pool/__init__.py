@@ -10,11 +10,12 @@ from raystream.pool.footers import Footer, read_footers
 from raystream.pool.ids import check_unique, comparable
 from raystream.pool.labelled import Labelled, has_columns, labelled_units, read_labelled
 from raystream.pool.locate import locate_labelled
+from raystream.pool.overlap import refuse_in_pool
 from raystream.pool.plan import PoolPlan, plan_pool
 from raystream.pool.reader import BadRow, ReadSpec, Rows, read_unit
 from raystream.pool.rows import read_columns_at
 from raystream.pool.settled import unsettled
-from raystream.pool.tables import TableVersion
+from raystream.pool.tables import TableVersion, list_pool
 from raystream.pool.units import Unit, cut_units, units_at
 
 __all__ = [
@@ -35,12 +36,14 @@ __all__ = [
     "has_columns",
     "labelled_units",
     "list_files",
+    "list_pool",
     "locate_labelled",
     "plan_pool",
     "read_columns_at",
     "read_footers",
     "read_labelled",
     "read_unit",
+    "refuse_in_pool",
     "units_at",
     "unsettled",
 ]

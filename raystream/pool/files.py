@@ -25,7 +25,7 @@ _WITHOUT = " without "
 """Between a file's version and the digest of its deleted rows, in its identity."""
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _CREDENTIALS = "check the name, the options of storage, and the credentials in the environment"
-_MAGIC = re.compile(r"[*?\[]")
+MAGIC = re.compile(r"[*?\[]")
 
 
 class UnreadableFileError(PoolError):
@@ -221,11 +221,11 @@ def _list_one(uri: str, key: str, storage: Storage) -> Iterator[File]:
 
 def _infos(filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: bool) -> Iterator[tuple[pafs.FileInfo, str]]:
     """The Parquet files of a path or pattern, each with the root below which hive folders count."""
-    if _MAGIC.search(path) and not (local and filesystem.get_file_info(path).type != pafs.FileType.NotFound):
+    if MAGIC.search(path) and not (local and filesystem.get_file_info(path).type != pafs.FileType.NotFound):
         parts = path.split("/")
-        fixed = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
+        fixed = next(i for i, part in enumerate(parts) if MAGIC.search(part))
         root = "/".join(parts[:fixed]) or "/"
-        below = _below(filesystem, root, _glob(parts[fixed:]))
+        below = _below(filesystem, root, glob_pattern(parts[fixed:]))
         if below is None:
             raise PoolError(f"{key} {shown}: the folder {root} does not exist")
         yield from ((info, root) for info in below)
@@ -267,7 +267,7 @@ def _file(info: pafs.FileInfo, root: str, location: Location, storage: Storage) 
     return File(location.at(info.path), info.size, str(info.mtime_ns), tuple(keys), storage=storage)
 
 
-def _glob(parts: Iterable[str]) -> re.Pattern[str]:
+def glob_pattern(parts: Iterable[str]) -> re.Pattern[str]:
     """A regular expression for the parts of a glob; `**` stands for any number of folders."""
     pattern = ""
     for part in parts:

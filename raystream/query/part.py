@@ -63,6 +63,10 @@ def _wrong_value(details: Sequence[ErrorDetails], section: tuple[str, ...]) -> s
 
 
 def _expected(detail: ErrorDetails) -> str:
+    if detail["type"] == "too_short" and "ctx" in detail:
+        return f"at least {detail['ctx']['min_length']} of them"
+    if detail["type"] == "string_pattern_mismatch":
+        return f"text that matches {detail['ctx']['pattern']}"
     message = detail["msg"].removeprefix("Input should be ")
     return message.removeprefix("a valid ").removeprefix("Input should ")
 

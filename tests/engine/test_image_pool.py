@@ -400,7 +400,7 @@ def test_a_function_makes_named_inputs(place: Any, pixels: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("too_few", r"model.preprocess image_functions:too_few returned of shape \(6, 3, 8, 8\) for 7 rows, expected \(7, ...\)"),
+        ("too_few", r"model.preprocess image_functions:too_few returned values of shape \(6, 3, 8, 8\) for 7 rows, expected \(7, ...\)"),
         ("misspelt", r"returned 'imaeg', which is no name in pool.inputs \(image\); did you mean 'image'"),
         ("ragged", r"returned float32 \('rows', 3, 4, 8\) after float32 \('rows', 3, 8, 8\) for other rows"),
         ("nothing", r"model.preprocess image_functions:nothing: image_functions has no 'nothing'"),

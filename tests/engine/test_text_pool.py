@@ -97,3 +97,16 @@ def test_the_estimate_runs_texts(texts: list[str]) -> None:
     found = estimate(query())
     assert found.seconds is not None
     assert found.measured_on.endswith("rows run here")
+
+
+def test_a_committee_takes_texts_if_its_members_do(texts: list[str]) -> None:
+    """Members that read texts vote on them; beside one that takes tensors the column is refused."""
+    member = {"kind": "python", "source": "text_models:Lengths"}
+    result = rs.run(query(model={"members": [member, member]}, acquire={"score": "bald", "also": ["entropy"]}))
+    lengths = np.array([len(texts[row]) for row in result.selection.column("rid").to_pylist()])
+    p = 1 / (1 + np.exp(8.0 - 2 * lengths))
+    entropy = -(p * np.log(p) + (1 - p) * np.log1p(-p))
+    np.testing.assert_allclose(result.selection.column("entropy").to_numpy(), entropy, atol=1e-6)
+    np.testing.assert_allclose(result.selection.column("score").to_numpy(), 0, atol=1e-6)
+    with pytest.raises(PoolError, match=r"column text is .*string.*; expected numbers"):
+        rs.run(query(model={"members": [member, {"source": "torch.nn:Linear"}]}, acquire={"score": "bald"}))

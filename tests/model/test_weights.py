@@ -1,4 +1,5 @@
 import pickle
+import zipfile
 
 import pytest
 import safetensors.torch
@@ -176,3 +177,13 @@ def test_a_checkpoint_with_objects_is_loaded_if_it_is_trusted(tmp_path):
     path.write_bytes(b"\x80\x02garbage")
     with pytest.raises(ModelError, match=r"w\.pt is no checkpoint|can't be"):
         load_weights(target, str(path), "pickle")
+
+
+def test_an_archive_of_a_whole_model_is_no_checkpoint(tmp_path):
+    """TorchScript is named with what to do, instead of torch's own advice to run what is in it."""
+    path = tmp_path / "scripted.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("scripted/constants.pkl", b"")  # what torch.jit.save writes beside the code
+    with pytest.raises(ModelError, match=r"is a TorchScript archive, expected a state dict.*kind: torchscript") as found:
+        load_weights(nn.Linear(2, 2), str(path))
+    assert "weights_only" not in str(found.value)
