@@ -126,7 +126,7 @@ def embed_with_raystream(texts: list[str], threads: int) -> tuple[Seconds, np.nd
         pool.store.put("token", b"")
         job = Job(
             model=pool.query.model, fingerprint=pool.fingerprint, read=pool.pool.read, store=pool.store.uri, token="token",
-            embedding=True, probabilities=False, threads=threads, skip_bad_rows=False, import_paths=(),
+            embedding=True, probabilities=False, samples=False, mc_samples=0, seed=0, threads=threads, skip_bad_rows=False, import_paths=(),
         )  # fmt: skip
         worker = Worker(job)
         worker.score(warm.tasks[0])
