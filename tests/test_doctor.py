@@ -14,6 +14,7 @@ import yaml
 from raystream.engine import machine
 from raystream.engine.doctor import CREDENTIALS
 from raystream.engine.store import Entry, LocalStore
+from raystream.engine.stores import open_store
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -66,7 +67,7 @@ def test_a_healthy_place_is_all_right(doctor: Callable, workplace: Path) -> None
 
 def test_a_store_keeps_what_it_holds(doctor: Callable, workplace: Path, cli: Cli) -> None:
     """An existing store is tried and left as it was; one that is empty stays, too."""
-    LocalStore("runs").open()
+    open_store("runs")
     (workplace / "empty").mkdir()
     assert doctor()[1]["store"]["verdict"] == "ok"
     assert [path.name for path in (workplace / "runs").iterdir()] == ["format.json"]
@@ -184,7 +185,7 @@ def test_a_full_disk_fails(doctor: Callable, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_probe_is_one_that_other_commands_ignore(workplace: Path, cli: Cli) -> None:
     """What a killed doctor leaves in a store is no query and no unit."""
-    LocalStore("runs").open()
+    open_store("runs")
     LocalStore("runs").put_if_absent("probe-0/probe", b"first")
     assert cli("gc")[0] == 0
     code, _, err = cli("show", "probe-0")

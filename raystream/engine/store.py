@@ -7,7 +7,6 @@ whole. Files that a receipt or manifest does not name do not exist for a reader.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -20,11 +19,11 @@ from urllib.parse import unquote
 import pyarrow as pa
 import xxhash
 
-from raystream.errors import QueryError, StoreError, StoreVersionError
+from raystream.errors import QueryError, StoreError
 from raystream.lake import LOCAL
 
 if TYPE_CHECKING:
-    from raystream.engine.stores import Store
+    pass
 
 FORMAT = 1
 """The version of what this raystream writes; a store of a newer one is refused."""
@@ -37,30 +36,6 @@ class StoredFile:
     name: str
     size: int
     xxh3: str
-
-
-def prepare_store(store: Store) -> None:
-    """Write `format.json` unless it is there, and check what is there; see `open_store`."""
-    if store.read_if_there("format.json") is None:
-        store.put_if_absent("format.json", json.dumps({"version": FORMAT}).encode())
-    check_version(store)
-    store.check_commits()
-
-
-def check_version(store: Store) -> None:
-    """Refuse a store of a newer version; one that isn't there yet is fine."""
-    data = store.read_if_there("format.json")
-    if data is None:
-        return
-    try:
-        version = json.loads(data)["version"]
-        newer = version > FORMAT
-    except (ValueError, KeyError, TypeError):
-        raise StoreError(f"store {store.uri}: format.json is damaged; expected {{'version': {FORMAT}}}") from None
-    if newer:
-        raise StoreVersionError(
-            f"store {store.uri} has version {version}, this raystream reads up to {FORMAT}; use a newer raystream or another store.uri"
-        )
 
 
 @dataclass(frozen=True)
@@ -96,11 +71,6 @@ class LocalStore:
     @property
     def uri(self) -> str:
         return str(self.root)
-
-    def open(self) -> LocalStore:
-        """Make the folder if need be and check its version."""
-        prepare_store(self)
-        return self
 
     def place(self, name: str) -> str:
         return str(self.path(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from raystream.engine.store import Entry, LocalStore, StoredFile, check_version, prepare_store
-from raystream.errors import QueryError
+from raystream.engine.store import FORMAT, Entry, LocalStore, StoredFile
+from raystream.errors import QueryError, StoreError, StoreVersionError
 from raystream.lake import LOCAL, Storage, is_remote
 
 
@@ -133,3 +134,27 @@ def existing_store(uri: str, storage: Storage = LOCAL) -> Store:
     store = store_at(uri, storage)
     check_version(store)
     return store
+
+
+def prepare_store(store: Store) -> None:
+    """Write `format.json` unless it is there, and check what is there; see `open_store`."""
+    if store.read_if_there("format.json") is None:
+        store.put_if_absent("format.json", json.dumps({"version": FORMAT}).encode())
+    check_version(store)
+    store.check_commits()
+
+
+def check_version(store: Store) -> None:
+    """Refuse a store of a newer version; one that isn't there yet is fine."""
+    data = store.read_if_there("format.json")
+    if data is None:
+        return
+    try:
+        version = json.loads(data)["version"]
+        newer = version > FORMAT
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(f"store {store.uri}: format.json is damaged; expected {{'version': {FORMAT}}}") from None
+    if newer:
+        raise StoreVersionError(
+            f"store {store.uri} has version {version}, this raystream reads up to {FORMAT}; use a newer raystream or another store.uri"
+        )

@@ -9,13 +9,14 @@ from raystream.pool.files import File, UnreachableError, list_files
 from raystream.pool.footers import Footer, read_footers
 from raystream.pool.ids import check_unique, comparable
 from raystream.pool.labelled import Labelled, has_columns, labelled_units, read_labelled
+from raystream.pool.listing import TableVersion
 from raystream.pool.locate import locate_labelled
 from raystream.pool.overlap import refuse_in_pool
 from raystream.pool.plan import PoolPlan, plan_pool
 from raystream.pool.reader import BadRow, ReadSpec, Rows, read_unit
 from raystream.pool.rows import read_columns_at
 from raystream.pool.settled import unsettled
-from raystream.pool.tables import TableVersion, list_pool
+from raystream.pool.tables import list_pool
 from raystream.pool.units import Unit, cut_units, units_at
 
 __all__ = [

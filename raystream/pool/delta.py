@@ -16,9 +16,9 @@ from raystream.pool.deletes import Deletes
 from raystream.pool.files import File, one_line
 from raystream.pool.filters import Filters, filter_columns, residual, row_group_may_match
 from raystream.pool.footers import Statistics
+from raystream.pool.listing import Listed, Listing, TableVersion, check_filter_columns, types_of
 from raystream.pool.table_file import TableFile
 from raystream.pool.table_uri import TableUri, package
-from raystream.pool.tables import Listed, Listing, TableVersion, check_filter_columns, types_of
 
 
 def list_delta(table: TableUri, filters: Filters, key: str, storage: Storage = LOCAL) -> Listing:

@@ -17,9 +17,9 @@ from raystream.lake import LOCAL, Storage, storage_from
 from raystream.pool.deletes import Deletes
 from raystream.pool.files import one_line
 from raystream.pool.filters import Filters, Term
+from raystream.pool.listing import Listed, Listing, TableVersion, check_filter_columns, types_of
 from raystream.pool.table_file import TableFile
 from raystream.pool.table_uri import TableUri, package
-from raystream.pool.tables import Listed, Listing, TableVersion, check_filter_columns, types_of
 
 _THREADS = 16
 _SHOWN = 5

@@ -16,9 +16,10 @@ from raystream.pool.columns import RAW, Column, Texts, known_shape, plain_type
 from raystream.pool.files import File
 from raystream.pool.filters import Filters, check_filters, filter_columns, freeze, partition_types, residual
 from raystream.pool.footers import Footer, read_footers
+from raystream.pool.listing import TableVersion
 from raystream.pool.measure import input_columns
 from raystream.pool.reader import Prepared, ReadSpec
-from raystream.pool.tables import TableVersion, list_pool
+from raystream.pool.tables import list_pool
 from raystream.pool.units import TARGET_BYTES, Unit, cut_units, group_bytes
 from raystream.query import LOGIT_SCORES, Pool, Preprocess
 

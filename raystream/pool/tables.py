@@ -4,57 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-import pyarrow as pa
-
-from raystream.errors import PoolError, did_you_mean
+from raystream.errors import PoolError
 from raystream.lake import LOCAL, Storage, is_remote, parse
-from raystream.pool.deletes import Deletes
 from raystream.pool.files import File, list_files
-from raystream.pool.filters import Filters, filter_columns
-from raystream.pool.table_file import TableFile
+from raystream.pool.filters import Filters
+from raystream.pool.listing import Listed, TableVersion
 from raystream.pool.table_uri import is_table, parse_table
 
 _THREADS = 32
-
-
-@dataclass(frozen=True)
-class TableVersion:
-    """What was read of a table: its URI in the query, its own identity, and the snapshot's id or the version."""
-
-    uri: str
-    table: str
-    version: int
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A data file as its table lists it.
-
-    Attributes:
-        path: a path or URI that `raystream.pool.files` opens.
-        file: what the table says of its columns.
-        partitions: columns whose one value stands in the table alone, as text.
-        deletes: the rows of it that are deleted.
-        size: bytes, as the table has them.
-    """
-
-    path: str
-    file: TableFile
-    partitions: tuple[tuple[str, str | None], ...] = ()
-    deletes: Deletes | None = None
-    size: int | None = None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A table's data files at one version; `pruned` when its statistics left some of them out; `storage` reaches them."""
-
-    version: TableVersion
-    files: list[Listed] = field(default_factory=list)
-    pruned: bool = False
-    storage: Storage = LOCAL
 
 
 def list_pool(
@@ -92,13 +51,6 @@ def list_pool(
     return [files[path] for path in sorted(files)], tuple(versions)
 
 
-def check_filter_columns(filters: Filters, types: Sequence[str], name: str) -> None:
-    """Raise PoolError for a filter on a column that the table doesn't have."""
-    for column in filter_columns(filters):
-        if column not in types:
-            raise PoolError(f"pool.filters names column {column}, which {name} doesn't hold{did_you_mean(column, types)}")
-
-
 def _list_table(uri: str, key: str, filters: Filters, storage: Storage) -> tuple[list[File], TableVersion]:
     table = parse_table(uri, key)
     if table.kind == "iceberg":
@@ -129,8 +81,3 @@ def _list_table(uri: str, key: str, filters: Filters, storage: Storage) -> tuple
 
     with ThreadPoolExecutor(min(_THREADS, len(listing.files))) as executor:
         return list(executor.map(found, listing.files)), listing.version
-
-
-def types_of(schema: pa.Schema) -> dict[str, pa.DataType]:
-    """The columns of a table's schema with their types."""
-    return dict(zip(schema.names, schema.types, strict=True))

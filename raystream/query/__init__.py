@@ -20,10 +20,9 @@ from raystream.query.acquire import (
     LOGIT_SCORES,
     MEMBER_SCORES,
     Acquire,
-    check_gradients,
-    knows_last_layer,
 )
 from raystream.query.cluster import Cluster, Store
+from raystream.query.gradients import check_gradients, knows_last_layer
 from raystream.query.model import Model
 from raystream.query.part import Id, Part
 from raystream.query.pool import FilterTerm, Pool

@@ -11,6 +11,7 @@ import xxhash
 
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.store import FORMAT, LocalStore, StoredFile
+from raystream.engine.stores import open_store
 from raystream.errors import QueryError, StoreError, StoreVersionError
 
 
@@ -60,15 +61,15 @@ def test_a_file_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_format_is_written_once_and_checked(tmp_path: Path) -> None:
     """A store of this version opens again; a newer or damaged one is refused."""
-    LocalStore(str(tmp_path)).open()
-    LocalStore(str(tmp_path)).open()
+    open_store(str(tmp_path))
+    open_store(str(tmp_path))
     assert json.loads((tmp_path / "format.json").read_text()) == {"version": FORMAT}
     (tmp_path / "format.json").write_text(json.dumps({"version": FORMAT + 1}))
     with pytest.raises(StoreVersionError, match=f"version {FORMAT + 1}"):
-        LocalStore(str(tmp_path)).open()
+        open_store(str(tmp_path))
     (tmp_path / "format.json").write_text("{")
     with pytest.raises(StoreError, match="damaged"):
-        LocalStore(str(tmp_path)).open()
+        open_store(str(tmp_path))
 
 
 def test_an_uri_of_another_kind_is_refused() -> None:

@@ -18,8 +18,8 @@ from obstore.store import MemoryStore
 
 from raystream.engine.bucket_requests import Requests
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
-from raystream.engine.store import FORMAT, StoredFile, prepare_store
-from raystream.engine.stores import Store, open_store, store_at
+from raystream.engine.store import FORMAT, StoredFile
+from raystream.engine.stores import Store, open_store, prepare_store, store_at
 from raystream.errors import QueryError, StoreError, StoreUnreachable, StoreVersionError
 from raystream.lake import storage_from
 from raystream.lake.bucket import bucket_of
