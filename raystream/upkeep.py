@@ -92,10 +92,14 @@ def doctor(
     Exit 0 if nothing fails, else the code of the first that does.
     """
     from raystream.engine.doctor import diagnose
+    from raystream.exchange.tables import check_output
     from raystream.exchange.upkeep_text import describe_diagnosis
     from raystream.query import Query
 
     with reporting():
-        diagnosis = diagnose((lambda: Query.load(spec, overrides or [])) if spec else None, store, start_ray=ray, load_model=model)
+        load = (lambda: Query.load(spec, overrides or [])) if spec else None
+        diagnosis = diagnose(
+            load, store, lambda asked: check_output(asked.output or "", storage=asked.pool.options), start_ray=ray, load_model=model
+        )
     print_result(diagnosis.summary(), lambda: describe_diagnosis(diagnosis), as_json)
     return diagnosis.exit_code

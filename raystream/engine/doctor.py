@@ -44,19 +44,28 @@ class Diagnosis:
         return {"ok": not self.exit_code, "exit_code": self.exit_code, "findings": [asdict(finding) for finding in self.findings]}
 
 
-def diagnose(load: Callable[[], Query] | None, store_uri: str | None, *, start_ray: bool = False, load_model: bool = False) -> Diagnosis:
+CheckOutput = Callable[[Query], None]
+"""Raises what keeps the query's `output` from being written, as far as can be seen beforehand."""
+
+
+def diagnose(
+    load: Callable[[], Query] | None, store_uri: str | None, check_output: CheckOutput, *, start_ray: bool = False, load_model: bool = False
+) -> Diagnosis:
     """Check this machine, the store, Ray, and a query's pool and model.
 
     Args:
         load: reads the query; None if there is none.
         store_uri: of the store to try; left out, the query's, else `runs` if it is there.
+        check_output: looks at the query's `output`, if it has one.
         start_ray: whether to connect to the query's Ray, or to start one.
         load_model: whether to load the query's model.
     """
-    return Diagnosis(tuple(_findings(load, store_uri, start_ray, load_model)))
+    return Diagnosis(tuple(_findings(load, store_uri, check_output, start_ray, load_model)))
 
 
-def _findings(load: Callable[[], Query] | None, store_uri: str | None, start_ray: bool, load_model: bool) -> Iterator[Finding]:
+def _findings(
+    load: Callable[[], Query] | None, store_uri: str | None, check_output: CheckOutput, start_ray: bool, load_model: bool
+) -> Iterator[Finding]:
     yield from machine.python_and_packages()
     query: Query | None = None
     if load is not None:
@@ -78,7 +87,7 @@ def _findings(load: Callable[[], Query] | None, store_uri: str | None, start_ray
         yield _attempt("ray start", lambda: _start_ray(query))
     yield _credentials(uri, query)
     if query is not None:
-        yield from _query_findings(query, load_model)
+        yield from _query_findings(query, check_output, load_model)
 
 
 def _credentials(store: str | None, query: Query | None) -> Finding:
@@ -98,12 +107,12 @@ def _credentials(store: str | None, query: Query | None) -> Finding:
     return Finding("credentials", "warn", f"{found}; not set: {', '.join(missing)}; set it, unless this machine has a role of its own")
 
 
-def _query_findings(query: Query, load_model: bool) -> Iterator[Finding]:
+def _query_findings(query: Query, check_output: CheckOutput, load_model: bool) -> Iterator[Finding]:
     yield _attempt("pool", lambda: _pool(query))
     if query.pool.labelled:
         yield _attempt("labels", lambda: _labels(query))
     if query.output is not None:
-        yield _attempt("output", lambda: _output(query))
+        yield _attempt("output", lambda: _output(query, check_output))
     if load_model:
         yield _attempt("model", lambda: _model(query))
     else:
@@ -141,12 +150,9 @@ def _labels(query: Query) -> str:
     return f"{len(files):,} labelled files"
 
 
-def _output(query: Query) -> str:
-    from raystream.exchange.tables import check_output
-
-    assert query.output is not None
-    check_output(query.output, storage=query.pool.options)
-    return f"{redacted(query.output)} can be read; whether it can be written shows when it is"
+def _output(query: Query, check_output: CheckOutput) -> str:
+    check_output(query)
+    return f"{redacted(query.output or '')} can be read; whether it can be written shows when it is"
 
 
 def _model(query: Query) -> str:
