@@ -65,13 +65,12 @@ class Fetching:
         Raises:
             OSError: a piece didn't come in spite of all attempts.
         """
-        blocks = []
-        for pieces in self._pieces:
-            parts = [piece.result() for piece in pieces]
-            blocks.append(parts[0] if len(parts) == 1 else b"".join(parts))
+        # Pieces stay apart: joining them would hold Python's lock for as long as copying megabytes takes, and the model's thread with it.
+        blocks = [piece.result() for pieces in self._pieces for piece in pieces]
+        starts = [at for start, stop in self._ranges for at in range(start, stop, PIECE)]
         self._pieces = []
         rest = lambda count, at: retried(lambda: self._read_at(count, at), self._note)  # noqa: E731
-        return Fetched([start for start, _ in self._ranges], blocks, self._size, rest)
+        return Fetched(starts, blocks, self._size, rest)
 
     def cancel(self) -> None:
         """Forget what hasn't begun."""
@@ -108,11 +107,24 @@ class Fetched(io.RawIOBase):
         at = self._at
         count = max(0, self._size - at if count < 0 else min(count, self._size - at))
         self._at += count
-        index = bisect_right(self._starts, at) - 1
-        offset = at - self._starts[index] if index >= 0 else 0
-        if count and (index < 0 or offset + count > len(self._blocks[index])):
+        if not count:
+            return b""
+        parts = self._parts(at, count)
+        if parts is None:
             return self._rest(count, at)
-        return memoryview(self._blocks[index])[offset : offset + count] if count else b""
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _parts(self, at: int, count: int) -> list[memoryview] | None:
+        """These bytes where they lie; None unless all of them are there."""
+        index = bisect_right(self._starts, at) - 1
+        parts: list[memoryview] = []
+        while count:
+            if not 0 <= index < len(self._blocks) or not 0 <= at - self._starts[index] < len(self._blocks[index]):
+                return None
+            offset = at - self._starts[index]
+            parts.append(memoryview(self._blocks[index])[offset : offset + count])
+            at, count, index = at + len(parts[-1]), count - len(parts[-1]), index + 1
+        return parts
 
 
 @lru_cache(maxsize=1)
