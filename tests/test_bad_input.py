@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,14 +141,15 @@ def test_model_output_with_nan_names_the_rows(ask: Ask, workplace: Path) -> None
     """The unit and the rows whose output is NaN; under `skip` they are quarantined, counted, and the rest is chosen from."""
     code, error = ask(model__source="user_nets:Nan", model__embedding="head")
     assert code == 3
-    table = pa.concat_tables([pq.read_table(p, partitioning=None) for p in sorted(workplace.glob("pool/*/*.parquet"))])
-    bad = np.flatnonzero(np.stack(table.column("x").to_pylist())[:, 0] > 2.5)
-    first = bad[bad < 300]
-    assert f"#rg0-4: {len(first)} rows, first {first[0]}" in error or f"#rg0-4: row {first[0]}" in error
+    files = sorted(workplace.glob("pool/*/*.parquet"))
+    bad = [np.flatnonzero(np.stack(pq.read_table(p, partitioning=None).column("x").to_pylist())[:, 0] > 2.5) for p in files]
+    # Of two units that are scored at the same time, either may end the run; its first batch with such rows is told.
+    told = [rf"{re.escape(str(file))}#rg0-4: (\d+ rows, first|row) {rows[0]}\b" for file, rows in zip(files, bad, strict=True) if len(rows)]
+    assert any(re.search(unit, error) for unit in told)
     code, output = ask(model__source="user_nets:Nan", model__embedding="head", on_error="skip")
     assert code == 0
-    assert json.loads(output)["counts"]["quarantined"] == len(bad)
-    assert f"{len(bad)} rows were quarantined" in json.loads(output)["warnings"][0]
+    assert json.loads(output)["counts"]["quarantined"] == sum(map(len, bad))
+    assert f"{sum(map(len, bad))} rows were quarantined" in json.loads(output)["warnings"][0]
 
 
 def write_pool(table: pa.Table) -> None:
