@@ -8,11 +8,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from raystream.lake.filesystem import REMOTE_THREADS
 from raystream.lake.retry import ignore, retried
 
+_Result = TypeVar("_Result")
 Range = tuple[int, int]
 """First byte, and the one after the last."""
 HOLE = 64 << 10
@@ -55,7 +56,7 @@ class Fetching:
             return data
 
         def ask(start: int, stop: int) -> Future[bytes]:
-            return _threads(os.getpid()).submit(retried, lambda: fetch(start, stop), note)
+            return in_another_thread(lambda: retried(lambda: fetch(start, stop), note))
 
         self._pieces = [[ask(at, min(at + PIECE, stop)) for at in range(start, stop, PIECE)] for start, stop in self._ranges]
 
@@ -125,6 +126,11 @@ class Fetched(io.RawIOBase):
             parts.append(memoryview(self._blocks[index])[offset : offset + count])
             at, count, index = at + len(parts[-1]), count - len(parts[-1]), index + 1
         return parts
+
+
+def in_another_thread(call: Callable[[], _Result]) -> Future[_Result]:
+    """A request on its way, through the same threads as all of the process's others."""
+    return _threads(os.getpid()).submit(call)
 
 
 @lru_cache(maxsize=1)

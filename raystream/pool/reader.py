@@ -154,7 +154,8 @@ def read_unit(
         for batch, rows in _selected(unit, spec, parquet, batch_rows):
             tensors = _Tensors(spec, map if pool is None else pool.map, prepare)
             yield from _clean(unit, tensors, batch, rows, group_starts)
-    check_unchanged(unit.file)
+        if not isinstance(parquet, RemoteParquet):
+            check_unchanged(unit.file)
 
 
 def _selected(
@@ -163,7 +164,9 @@ def _selected(
     """The batches of a unit, cut down to the rows wanted, with their positions in the file."""
     id_column = unit.id or spec.id
     wanted = [*([id_column] if id_column else []), *spec.inputs, *filter_columns(unit.filters)]
-    batches = parquet.iter_batches(batch_size=batch_rows, row_groups=list(unit.row_groups), columns=list(dict.fromkeys(wanted)))
+    # a question to object storage, which is asked while the last rows are decoded
+    then = {"then": lambda: check_unchanged(unit.file)} if isinstance(parquet, RemoteParquet) else {}
+    batches = parquet.iter_batches(batch_size=batch_rows, row_groups=list(unit.row_groups), columns=list(dict.fromkeys(wanted)), **then)
     positions = None if unit.positions is None else np.asarray(unit.positions, dtype=np.int64)
     next_row = unit.first_row
     while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from itertools import chain
 from threading import Lock
 from types import TracebackType
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raystream.lake.ranges import Fetching, Range
+from raystream.lake.ranges import Fetching, Range, in_another_thread
 from raystream.lake.retry import ignore, retried
 
 READ_AHEAD = 16 << 20
@@ -56,20 +57,32 @@ class RemoteParquet:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._source.close()
 
-    def iter_batches(self, batch_size: int = 65536, row_groups: Sequence[int] | None = None, columns: Sequence[str] | None = None) -> (
-        Iterator[pa.RecordBatch]
-    ):  # fmt: skip
-        """Yield batches in order; at most two runs of row groups are held, as they are stored."""
+    def iter_batches(
+        self,
+        batch_size: int = 65536,
+        row_groups: Sequence[int] | None = None,
+        columns: Sequence[str] | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield batches in order; at most two runs of row groups are held, as they are stored.
+
+        `then` is called once all bytes have come, while the last are decoded; what it raises is raised after the last batch.
+        """
         groups = range(self.metadata.num_row_groups) if row_groups is None else row_groups
         leaves = self._leaves(columns)
         ahead: Fetching | None = None
+        ended: Future[None] | None = None
         runs = self._runs(groups, leaves)
         try:
             for at, run in enumerate(runs):
                 fetched = (ahead or self._fetch(run, leaves)).wait()
                 ahead = self._fetch(runs[at + 1], leaves) if at + 1 < len(runs) else None
+                if then and ahead is None:
+                    ended = in_another_thread(then)
                 with pq.ParquetFile(fetched, metadata=self.metadata, pre_buffer=False) as parquet:
                     yield from parquet.iter_batches(batch_size, row_groups=run, columns=None if columns is None else list(columns))
+            if ended:
+                ended.result()
         finally:
             if ahead is not None:
                 ahead.cancel()

@@ -24,6 +24,8 @@ from raystream.engine.prepare import prepare
 from raystream.errors import ModelError, PoolError, QueryError
 from raystream.lake import retry
 from raystream.model.source import build_network
+from raystream.pool import plan_pool, read_unit, remote
+from raystream.query import Pool
 
 Options = dict[str, str | int | bool]
 MakeQuery = Callable[..., Query]
@@ -252,6 +254,21 @@ def test_files_that_go_or_change_after_planning(
     result = run(make_query(pool__uri=s3_pool, pool__storage=storage, on_error="skip"))
     assert any("left out" in warning and name in warning for warning in result.manifest.warnings)
     assert not any(name in path for path in result.selection.column("path").to_pylist())
+
+
+def test_a_file_that_changes_while_it_is_read(
+    s3_pool: str, storage: Options, s3: pafs.FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of two versions never pass for one unit: whoever read the first ones is told at the end."""
+    monkeypatch.setattr(remote, "READ_AHEAD", 1)
+    plan = plan_pool(Pool(uri=f"{s3_pool}/year=2022", id="rid", inputs=["x"], storage=storage))
+    (unit,) = plan.units
+    assert len(unit.row_groups) > 3
+    blocks = read_unit(unit, plan.read, 64)
+    assert len(next(blocks).rows)
+    pq.write_table(pool_table(300, 600, seed=5), unit.file.path.removeprefix("s3://"), filesystem=s3, row_group_size=64)
+    with pytest.raises(PoolError, match=r"s3://\S+ was changed after it was listed"):
+        list(blocks)
 
 
 def test_no_secret_is_kept(make_query: MakeQuery, s3_pool: str, storage: Options, workplace: Path) -> None:
