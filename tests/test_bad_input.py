@@ -334,7 +334,7 @@ def test_scored_units_survive_an_error(ask: Ask, workplace: Path) -> None:
         (["qery", "query.yaml"], "No such command"),
         (["query", "gone.yaml"], "gone.yaml can't be read"),
         (["query", "user_nets.py"], "user_nets.py"),
-        (["show", "nothing"], "has no query nothing"),
+        (["show", "nothing"], "runs is no store of raystream's"),
         (["query", "query.yaml", "--set", "select.budget"], "section.key=value"),
         (["query", "query.yaml", "--set", "select.budget=[1"], "isn't YAML"),
     ],

@@ -24,7 +24,8 @@ CHUNK_ROWS = 16384
 _TEXT_BYTES = 1 << 10
 """What a text is taken to need, where chunks are cut; that of a page."""
 _IMAGES_BYTES = 32 << 20
-_BUFFERS = 2
+BUFFERS = 2
+"""Chunks of a unit that are in memory at a time."""
 _Buffer = torch.Tensor | np.ndarray
 
 
@@ -65,18 +66,18 @@ class Feed:
 
     def __init__(self, unit: Unit, spec: ReadSpec, batch_size: int, pin: bool, threads: int = 1, prepare: Prepare | None = None) -> None:
         spec = spec.only(unit.columns)
-        row_bytes = sum(prod(shape) * _item_bytes(dtype) for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)) or 1
-        batches = max(1, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes) // batch_size)
+        width = row_bytes(spec)
+        batches = max(1, min(CHUNK_ROWS, CHUNK_BYTES // width) // batch_size)
         # what a function of the user's makes of a row, and how large it is, shows once it has run
         self._capacity = batch_size if spec.prepared is not None else batch_size * batches
         # images are decoded into a buffer some at a time, so that no third batch is in memory
-        self._at_once = max(1, min(self._capacity, _IMAGES_BYTES // row_bytes)) if spec.decodes_images else self._capacity
+        self._at_once = max(1, min(self._capacity, _IMAGES_BYTES // width)) if spec.decodes_images else self._capacity
         self._threads, self._prepare = threads, prepare
         self._unit, self._spec, self._pin = unit, spec, pin
         self._filled: queue.Queue[tuple[Chunk, int] | BaseException | None] = queue.Queue()
         self._free: queue.Queue[int | None] = queue.Queue()
-        self._buffers: list[tuple[_Buffer, ...]] = [()] * _BUFFERS
-        for slot in range(_BUFFERS):
+        self._buffers: list[tuple[_Buffer, ...]] = [()] * BUFFERS
+        for slot in range(BUFFERS):
             self._free.put(slot)
         self._closed = False
         self.bad: list[BadRow] = []
@@ -161,6 +162,11 @@ class Feed:
     def _hand_over(self, slot: int, ids: list[pa.Array], rows: list[np.ndarray], filled: int) -> None:
         inputs = tuple(buffer[:filled] for buffer in self._buffers[slot])
         self._filled.put((Chunk(pa.concat_arrays(ids), np.concatenate(rows), inputs), slot))
+
+
+def row_bytes(spec: ReadSpec) -> int:
+    """What one row's tensors take in memory; of texts, a guess."""
+    return sum(prod(shape) * _item_bytes(dtype) for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)) or 1
 
 
 def _item_bytes(dtype: str) -> int:

@@ -6,7 +6,7 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -15,11 +15,13 @@ import pyarrow.parquet as pq
 
 from raystream.engine.asked import Asked, asked_of
 from raystream.engine.calibration import Calibration, check_inputs, with_temperature
+from raystream.engine.feed import BUFFERS, row_bytes
 from raystream.engine.job import Task
 from raystream.engine.keys import Wanted, differences, identity_digest, query_identity, unit_key
 from raystream.engine.manifest import Manifest, query_folder, read_manifest
 from raystream.engine.prepared_inputs import planned
 from raystream.engine.receipt import Receipt, read_receipt
+from raystream.engine.scheduler import IN_FLIGHT
 from raystream.engine.stores import Store, open_store
 from raystream.errors import QueryError
 from raystream.kinds import kind_of
@@ -27,6 +29,7 @@ from raystream.model import class_names, code_hash, fingerprint, input_columns, 
 from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, list_pool, plan_pool, read_labelled, refuse_in_pool, unsettled
 from raystream.query import Model, Pool, Query
 
+LARGE_BATCHES = 1 << 30
 _NAME_DIGITS = 12
 _LOOKUP_THREADS = 32
 
@@ -138,7 +141,7 @@ def pool_plan(query: Query, pool: Pool, also: Sequence[str] = ()) -> PoolPlan:
         also: further columns that are read for some rows.
     """
     model = query.model
-    return plan_pool(
+    plan = plan_pool(
         pool,
         input_columns(model) if model.kind == "columns" else pool.input_columns,
         query.on_error,
@@ -147,6 +150,19 @@ def pool_plan(query: Query, pool: Pool, also: Sequence[str] = ()) -> PoolPlan:
         texts=_texts(model),
         images=model.images,
         prepared=planned(query),
+    )
+    return replace(plan, warnings=(*plan.warnings, *_large_batches(plan, model.batch_size)))
+
+
+def _large_batches(plan: PoolPlan, batch_size: int) -> tuple[str, ...]:
+    """A warning if batches are so large that a worker needs much memory to hold them; what a user's function makes isn't known yet."""
+    rows = min(batch_size, max((unit.rows for unit in plan.units), default=0))
+    batches = BUFFERS * min(IN_FLIGHT, len(plan.units))
+    size = 0 if plan.read.prepared else batches * rows * row_bytes(plan.read)
+    if size <= LARGE_BATCHES:
+        return ()
+    return (
+        f"a worker holds up to {batches} batches of {rows:,} decoded rows, {size / 2**30:.1f} GiB; a smaller model.batch_size takes less",
     )
 
 

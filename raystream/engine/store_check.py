@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 
 from raystream.engine.finding import Finding
-from raystream.engine.stores import Store, existing_store
+from raystream.engine.stores import Store, check_version, store_at
 from raystream.errors import RaystreamError
 from raystream.lake import LOCAL, Storage, redacted
 
@@ -18,7 +18,8 @@ SKEW = 2.0
 def check_store(uri: str, storage: Storage = LOCAL) -> Iterator[Finding]:
     """Put a small file, twice, read it, compare clocks, and remove it again."""
     try:
-        store = existing_store(uri, storage)
+        store = store_at(uri, storage)
+        check_version(store)
         there = store.exists("")
     except RaystreamError as error:
         yield Finding("store", "fail", str(error), error.exit_code)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from raystream.engine.store import FORMAT, Entry, LocalStore, StoredFile
 from raystream.errors import QueryError, StoreError, StoreVersionError
-from raystream.lake import LOCAL, Storage, is_remote
+from raystream.lake import LOCAL, Storage, is_remote, redacted
 
 
 class Store(Protocol):
@@ -129,10 +129,12 @@ def existing_store(uri: str, storage: Storage = LOCAL) -> Store:
     """The store that a URI names, left as it is.
 
     Raises:
+        QueryError: raystream has written none there.
         StoreVersionError: it was written by a newer raystream.
     """
     store = store_at(uri, storage)
-    check_version(store)
+    if not check_version(store):
+        raise QueryError(f"{redacted(uri)} is no store of raystream's: it holds no format.json; see --store")
     return store
 
 
@@ -144,11 +146,11 @@ def prepare_store(store: Store) -> None:
     store.check_commits()
 
 
-def check_version(store: Store) -> None:
-    """Refuse a store of a newer version; one that isn't there yet is fine."""
+def check_version(store: Store) -> bool:
+    """Whether the store is there; one of a newer version is refused."""
     data = store.read_if_there("format.json")
     if data is None:
-        return
+        return False
     try:
         version = json.loads(data)["version"]
         newer = version > FORMAT
@@ -158,3 +160,4 @@ def check_version(store: Store) -> None:
         raise StoreVersionError(
             f"store {store.uri} has version {version}, this raystream reads up to {FORMAT}; use a newer raystream or another store.uri"
         )
+    return True

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
+_PIECE = 4
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -28,6 +30,16 @@ class Rows:
     def reader(self) -> pa.RecordBatchReader:
         """All rows, to be read once."""
         return pa.RecordBatchReader.from_batches(self.schema, self.batches())
+
+    def pieces(self) -> Iterator[pa.Table]:
+        """All rows, as many at a time as a few row groups hold; one table at least."""
+        held: list[pa.RecordBatch] = []
+        for batch in self.batches():
+            if held and sum(map(len, held)) + len(batch) > _PIECE * self.group_rows:
+                yield pa.Table.from_batches(held)
+                held = []
+            held.append(batch)
+        yield pa.Table.from_batches(held, self.schema)
 
     def table(self) -> pa.Table:
         """All rows in memory."""

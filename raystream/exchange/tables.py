@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import uuid
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,13 +188,15 @@ def _write_iceberg(rows: Rows, place: TableUri, query_id: str, key: str, exists:
         catalog.create_namespace_if_not_exists(place.name.rpartition(".")[0])
         catalog.create_table_if_not_exists(place.name, schema=rows.schema)
     table = catalog.load_table(place.name)
-    # pyiceberg takes rows one by one into tables without partitions alone.
-    content = rows.reader() if table.spec().is_unpartitioned() else rows.table()
+    # pyiceberg takes rows batch by batch into tables without partitions alone; into others some at a time, all in one commit.
+    pieces: Iterator[pa.Table | pa.RecordBatchReader] = iter([rows.reader()]) if table.spec().is_unpartitioned() else rows.pieces()
     with warnings.catch_warnings(), table.transaction() as transaction:
         warnings.simplefilter("ignore")  # that there was nothing to replace
         with transaction.update_schema() as update:
             update.union_by_name(rows.schema)
-        transaction.overwrite(content, overwrite_filter=_equal_to(place, query_id, key))
+        transaction.overwrite(next(pieces), overwrite_filter=_equal_to(place, query_id, key))
+        for piece in pieces:
+            transaction.append(piece)
 
 
 def _write_delta(rows: Rows, place: TableUri, query_id: str, key: str, exists: bool, storage: Storage) -> None:

@@ -269,6 +269,19 @@ def test_a_row_group_is_warned_of_by_its_encoded_bytes(place: Any, pixels: np.nd
     assert "the largest row group" in prepare(huge).pool.warnings[0]
 
 
+def test_large_batches_are_warned_of(place: Any, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what they take decoded: two of the unit that is scored and two of the next, none of more rows than a unit has."""
+    place({"image": pa.array([encode(image) for image in pixels])})
+    for batch_size, rows in ((1000, 45), (7, 7)):
+        ask = query(model__preprocess={"size": [50, 40]}, model__batch_size=batch_size)
+        held = 4 * rows * 50 * 40 * 3 * 4
+        monkeypatch.setattr("raystream.engine.prepare.LARGE_BATCHES", held)
+        assert not prepare(ask).pool.warnings
+        monkeypatch.setattr("raystream.engine.prepare.LARGE_BATCHES", held - 1)
+        (said,) = prepare(ask).pool.warnings
+        assert f"up to 4 batches of {rows} decoded rows, {held / 2**30:.1f} GiB" in said
+
+
 def ray_tensors(values: np.ndarray, version: int) -> tuple[pa.Array, dict[bytes, bytes]]:
     """(n, *shape) as Ray Data stores it, without Ray: a list of a row's values, and the shape in the field's metadata."""
     offsets = np.arange(len(values) + 1) * int(np.prod(values.shape[1:]))

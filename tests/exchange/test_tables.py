@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
 from raystream.errors import QueryError, StoreError
+from raystream.exchange.table_rows import Rows
 from raystream.exchange.tables import check_output, write_table
 
 
@@ -55,6 +57,28 @@ def test_names_with_quotes_replace_their_own_rows(kind: str, catalog: Any, tmp_p
         assert write_table(pa.table({"id": ids}), uri, name)
     held = catalog.load_table("ns.t").scan().to_arrow() if kind == "iceberg" else DeltaTable(tmp_path / "t").to_pyarrow_table()
     assert sorted(zip(held.column("query_id").to_pylist(), held.column("id").to_pylist(), strict=True)) == [("' or 1=1 --", 3), ("it's", 5)]
+
+
+def test_a_partitioned_table_gets_many_rows_in_one_commit(catalog: Any) -> None:
+    """Some at a time, so that no more than a few row groups are in memory; readers see all of them or none, and each once."""
+    from pyiceberg.transforms import IdentityTransform
+
+    catalog.create_namespace_if_not_exists("ns")
+    table = catalog.create_table("ns.t", schema=pa.schema([("id", pa.int64()), ("query_id", pa.string())]))
+    with table.update_spec() as spec:
+        spec.add_field("query_id", IdentityTransform(), "query_id")
+    batches = [pa.record_batch({"id": range(start, start + 10)}) for start in range(0, 300, 10)]
+    rows = Rows(batches[0].schema, 300, lambda: iter(batches), group_rows=25)
+    assert [piece.num_rows for piece in rows.pieces()] == [100, 100, 100]
+    for name in ("q", "other", "q"):
+        before = len(catalog.load_table("ns.t").metadata.metadata_log)
+        assert write_table(rows, "iceberg://lake/ns.t", name)
+        assert len(catalog.load_table("ns.t").metadata.metadata_log) == before + 1
+    held = catalog.load_table("ns.t").scan().to_arrow()
+    for name in ("q", "other"):
+        assert sorted(held.filter(pc.field("query_id") == name).column("id").to_pylist()) == list(range(300))
+    assert write_table(pa.table({"id": pa.array([], pa.int64())}), "iceberg://lake/ns.t", "q")
+    assert set(catalog.load_table("ns.t").scan().to_arrow().column("query_id").to_pylist()) == {"other"}
 
 
 def test_parquet_keeps_metadata_and_is_put_in_place_whole(tmp_path: Path) -> None:
