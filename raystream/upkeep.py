@@ -87,7 +87,7 @@ def doctor(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """What is wrong here, a line each: packages, store, disk, memory, clock, Ray, and a query's pool and model.
+    """What is wrong here, a line each: packages, store, disk, memory, clock, Ray, and what a query names.
 
     Exit 0 if nothing fails, else the code of the first that does.
     """

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -117,6 +118,38 @@ def test_the_first_failure_gives_the_code(doctor: Callable, workplace: Path) -> 
     code, found = doctor(spec(), "--set", "model.source=user_nets:no_such_net", "--model")
     assert (code, found["model"]["verdict"]) == (found["model"]["exit_code"], "fail")
     assert code in (2, 3)
+
+
+def test_all_rows_and_functions_that_a_query_names_are_looked_at(doctor: Callable, workplace: Path) -> None:
+    """Labels, calibration rows, targets and a function of the user's: each found, or what is wrong with it; the columns are looked for."""
+    rows = pq.read_table("pool/year=2021/part.parquet", partitioning=None)
+    pq.write_table(rows, "rows.parquet")
+    pq.write_table(rows.select(["rid"]), "ids.parquet")
+    (workplace / "doctor_functions.py").write_text("def prepare(batch):\n    return batch.column('x').to_pylist()\n")
+    sections: dict[str, dict[str, object]] = {
+        "pool": {"uri": "pool", "id": "rid", "inputs": ["x"], "labelled": "ids.parquet", "label": "minutes"},
+        "model": {"source": "user_nets:net", "temperature": "rows.parquet", "preprocess": "doctor_functions:prepare"},
+        "acquire": {"score": "epig", "mc_samples": 3, "targets": "rows.parquet"},
+    }
+    code, found = doctor(spec(**sections))
+    assert code == 0
+    for name in ("labels", "temperature", "targets"):
+        assert "1 file of" in found[name]["found"]
+        assert "300 rows and all columns read" in found[name]["found"]
+    assert "doctor_functions:prepare can be imported" in found["preprocess"]["found"]
+    sections["pool"]["labelled"] = "gone.parquet"
+    sections["model"] |= {"temperature": "ids.parquet", "preprocess": "doctor_functions:repair"}
+    sections["acquire"]["targets"] = "ids.parquet"
+    code, found = doctor(spec(**sections))
+    assert code == 3
+    for name, says in {
+        "labels": "pool.labelled gone.parquet does not exist",
+        "temperature": "column x is missing in",
+        "targets": "column x is missing in",
+        "preprocess": "no 'repair'",
+    }.items():
+        assert (found[name]["verdict"], found["pool"]["verdict"]) == ("fail", "ok")
+        assert says in found[name]["found"], found[name]
 
 
 def test_secrets_are_named_and_never_shown(cli: Cli, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from raystream.engine import machine
@@ -44,6 +45,7 @@ class Diagnosis:
         return {"ok": not self.exit_code, "exit_code": self.exit_code, "findings": [asdict(finding) for finding in self.findings]}
 
 
+_TABLES = {"pool.uri": "pool", "pool.labelled": "labels", "model.temperature": "temperature", "acquire.targets": "targets"}
 CheckOutput = Callable[[Query], None]
 """Raises what keeps the query's `output` from being written, as far as can be seen beforehand."""
 
@@ -96,8 +98,11 @@ def _credentials(store: str | None, query: Query | None) -> Finding:
     found = f"in the environment: {', '.join(named)}" if named else "none in the environment"
     places = [("store.uri", store, query.store.options if query else LOCAL)] if store else []
     if query is not None:
-        uris = [*query.pool.uris, *query.pool.labelled, *([query.output] if query.output else [])]
-        places += [("pool.uri", uri.removeprefix("delta+"), query.pool.options) for uri in uris if not uri.startswith("iceberg:")]
+        named_uris = [(key, uri) for key, uris, _ in _tables(query) for uri in uris]
+        named_uris += [("output", uri) for uri in [query.output] if uri]
+        weights = query.model.weights if isinstance(query.model.weights, list) else [query.model.weights]
+        named_uris += [("model.weights", uri) for uri in [*weights, query.model.source] if uri]
+        places += [(key, uri.removeprefix("delta+"), query.pool.options) for key, uri in named_uris if not uri.startswith("iceberg:")]
     missing: dict[str, None] = {}
     for key, uri, storage in places:
         with suppress(RaystreamError):  # what can't be used is found by the checks of the store and the pool
@@ -108,9 +113,11 @@ def _credentials(store: str | None, query: Query | None) -> Finding:
 
 
 def _query_findings(query: Query, check_output: CheckOutput, load_model: bool) -> Iterator[Finding]:
-    yield _attempt("pool", lambda: _pool(query))
-    if query.pool.labelled:
-        yield _attempt("labels", lambda: _labels(query))
+    for key, uris, columns in _tables(query):
+        if uris:
+            yield _attempt(_TABLES[key], partial(_table, query, key, uris, columns))
+    if query.model.prepares is not None:
+        yield _attempt("preprocess", lambda: _preprocess(query))
     if query.output is not None:
         yield _attempt("output", lambda: _output(query, check_output))
     if load_model:
@@ -131,23 +138,37 @@ def _failed(name: str, error: RaystreamError) -> Finding:
     return Finding(name, "fail", " ".join(str(error).split()), error.exit_code)
 
 
-def _pool(query: Query) -> str:
+def _tables(query: Query) -> list[tuple[str, list[str], list[str]]]:
+    """The query's keys that name rows: each with its URIs and the columns that are read there."""
     from raystream.model import input_columns
-    from raystream.pool import read_footers
-    from raystream.pool.tables import list_pool
 
-    files, _ = list_pool(query.pool.uris, storage=query.pool.options)
-    columns = input_columns(query.model) if query.model.kind == "columns" else query.pool.input_columns
-    footer = read_footers(files[:1], [*([query.pool.id] if query.pool.id else []), *columns])[0]
+    pool, inputs = query.pool, query.pool.input_columns
+    if query.model.kind == "columns":
+        inputs = input_columns(query.model)
+    return [
+        ("pool.uri", pool.uris, [*([pool.id] if pool.id else []), *inputs]),
+        ("pool.labelled", pool.labelled, [pool.id or "id"]),
+        ("model.temperature", query.model.calibration_files, [*inputs, *([pool.label] if pool.label else [])]),
+        ("acquire.targets", query.acquire.targets, list(inputs)),
+    ]
+
+
+def _table(query: Query, key: str, uris: list[str], columns: list[str]) -> str:
+    from raystream.pool import list_pool, read_footers
+
+    files, _ = list_pool(uris, key, storage=query.pool.options)
+    footer = read_footers(files[:1], columns)[0]
     size = sum(file.size for file in files)
-    return f"{len(files):,} files of {size / 2**30:,.2f} GiB; the first, {footer.file.path}, has {footer.rows:,} rows and all columns read"
+    count = "1 file" if len(files) == 1 else f"{len(files):,} files"
+    return f"{count} of {size / 2**30:,.2f} GiB; the first, {footer.file.path}, has {footer.rows:,} rows and all columns read"
 
 
-def _labels(query: Query) -> str:
-    from raystream.pool.tables import list_pool
+def _preprocess(query: Query) -> str:
+    from raystream.model import load_preparation
 
-    files, _ = list_pool(query.pool.labelled, "pool.labelled", storage=query.pool.options)
-    return f"{len(files):,} labelled files"
+    source = query.model.prepares or ""
+    load_preparation(source, query.pool.input_columns, tuple(query.pool.input_names))
+    return f"{source} can be imported"
 
 
 def _output(query: Query, check_output: CheckOutput) -> str:
