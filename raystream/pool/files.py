@@ -143,10 +143,10 @@ def open_parquet(file: File, note: Callable[[str], None] = ignore) -> pq.Parquet
         raise UnreadableFileError(f"{file.path} can't be read as Parquet: {one_line(error)}; repair or remove the file") from None
 
 
-def check_unchanged(file: File) -> None:
-    """Raise PoolError when the file is gone or isn't the one that was listed."""
+def check_unchanged(file: File, note: Callable[[str], None] = ignore) -> None:
+    """Raise PoolError when the file is gone or isn't the one that was listed; `note` is told of each request that is repeated."""
     if is_remote(file.path):
-        source, now = _opened(file, ignore)
+        source, now = _opened(file, note)
         source.close()
         _same(file, now)
         return

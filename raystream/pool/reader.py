@@ -151,7 +151,7 @@ def read_unit(
         if unit.row_groups[-1] >= len(starts) - 1 or starts[unit.row_groups[0]] != unit.first_row:
             raise PoolError(f"{unit.name} is not in the file any more; plan the query again")
         group_starts = np.asarray(starts)
-        for batch, rows in _selected(unit, spec, parquet, batch_rows):
+        for batch, rows in _selected(unit, spec, parquet, batch_rows, note):
             tensors = _Tensors(spec, map if pool is None else pool.map, prepare)
             yield from _clean(unit, tensors, batch, rows, group_starts)
         if not isinstance(parquet, RemoteParquet):
@@ -159,13 +159,13 @@ def read_unit(
 
 
 def _selected(
-    unit: Unit, spec: ReadSpec, parquet: pq.ParquetFile | RemoteParquet, batch_rows: int
+    unit: Unit, spec: ReadSpec, parquet: pq.ParquetFile | RemoteParquet, batch_rows: int, note: Callable[[str], None]
 ) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.int64]]]:
     """The batches of a unit, cut down to the rows wanted, with their positions in the file."""
     id_column = unit.id or spec.id
     wanted = [*([id_column] if id_column else []), *spec.inputs, *filter_columns(unit.filters)]
     # a question to object storage, which is asked while the last rows are decoded
-    then = {"then": lambda: check_unchanged(unit.file)} if isinstance(parquet, RemoteParquet) else {}
+    then = {"then": lambda: check_unchanged(unit.file, note)} if isinstance(parquet, RemoteParquet) else {}
     batches = parquet.iter_batches(batch_size=batch_rows, row_groups=list(unit.row_groups), columns=list(dict.fromkeys(wanted)), **then)
     positions = None if unit.positions is None else np.asarray(unit.positions, dtype=np.int64)
     next_row = unit.first_row
