@@ -5,7 +5,8 @@ process; `read_labelled` and `locate_labelled` find what is labelled already; `r
 """
 
 from raystream.pool.columns import Column
-from raystream.pool.files import File, UnreachableError, list_files
+from raystream.pool.files import File, UnreachableError
+from raystream.pool.folders import list_files
 from raystream.pool.footers import Footer, read_footers
 from raystream.pool.ids import check_unique, comparable
 from raystream.pool.labelled import Labelled, has_columns, labelled_units, read_labelled

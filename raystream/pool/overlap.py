@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from raystream.errors import QueryError
 from raystream.lake.uri import Location, parse, redacted
-from raystream.pool.files import MAGIC, glob_pattern
+from raystream.pool.folders import MAGIC, glob_pattern
 from raystream.pool.table_uri import is_table
 
 

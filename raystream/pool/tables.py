@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from raystream.errors import PoolError
 from raystream.lake import LOCAL, Storage, is_remote, parse
-from raystream.pool.files import File, list_files
+from raystream.pool.files import File
 from raystream.pool.filters import Filters
+from raystream.pool.folders import list_files
 from raystream.pool.listing import Listed, TableVersion
 from raystream.pool.table_uri import is_table, parse_table
 

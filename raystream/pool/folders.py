@@ -1,0 +1,153 @@
+"""The Parquet files under files, folders, globs and hive layouts, local or in object storage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from urllib.parse import unquote
+
+import pyarrow.fs as pafs
+
+from raystream.errors import PoolError, QueryError
+from raystream.lake import LOCAL, Location, Storage, filesystem_of, is_final, own_reason, parse, redacted, with_options
+from raystream.lake.reason import is_no_folder
+from raystream.lake.retry import retried
+from raystream.pool.files import CREDENTIALS_HINT, File, one_line
+
+_EXTENSIONS = (".parquet", ".parq", ".pq")
+_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+MAGIC = re.compile(r"[*?\[]")
+
+
+def list_files(uris: Sequence[str], key: str = "pool.uri", storage: Storage = LOCAL) -> list[File]:
+    """The Parquet files under files, folders, globs (`*`, `?`, `[..]`, `**`) and URIs, sorted by path, each once.
+
+    Folders are read recursively; names that begin with `_` or `.` and files of other types are left out.
+
+    Args:
+        uris: what to list.
+        key: the query's key that they stand in, for messages.
+        storage: how to reach what isn't on this machine.
+
+    Raises:
+        QueryError: there is no URI, or one is empty or in a place that raystream can't read.
+        PoolError: something is missing or refused, nothing was found, or the hive folders of two files have different names.
+    """
+    if not uris:
+        raise QueryError(f"{key} is empty; give a path")
+    found: dict[str, File] = {}
+    for uri in uris:
+        empty = True
+        for file in _list_one(uri, key, storage):
+            empty = False
+            known = found.get(file.path)
+            if known is None or len(file.partitions) > len(known.partitions):
+                found[file.path] = file
+        if empty:
+            raise PoolError(f"{key} {redacted(uri)} holds no Parquet file; expected names that end in {', '.join(_EXTENSIONS)}")
+    files = [found[path] for path in sorted(found)]
+    _same_partition_names(files, key)
+    return files
+
+
+def _list_one(uri: str, key: str, storage: Storage) -> Iterator[File]:
+    location = parse(uri, key)
+    storage = with_options(location, storage, key)
+    filesystem, path = filesystem_of(location.uri, storage, key)
+    try:
+        yield from (
+            _file(info, root, location, storage) for info, root in _infos(filesystem, path, key, redacted(uri), location.scheme == "file")
+        )
+    except OSError as error:
+        if isinstance(error, PoolError):
+            raise
+        if location.scheme == "file":
+            raise PoolError(f"{key} {uri} can't be listed: {one_line(error)}") from None
+        hint = CREDENTIALS_HINT if is_final(error) else "run the query again once the storage answers"
+        raise PoolError(f"{key} {redacted(uri)} can't be listed: {one_line(own_reason(filesystem, path, error))}; {hint}") from None
+
+
+def _infos(filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: bool) -> Iterator[tuple[pafs.FileInfo, str]]:
+    """The Parquet files of a path or pattern, each with the root below which hive folders count."""
+    if MAGIC.search(path) and not (local and filesystem.get_file_info(path).type != pafs.FileType.NotFound):
+        parts = path.split("/")
+        fixed = next(i for i, part in enumerate(parts) if MAGIC.search(part))
+        root = "/".join(parts[:fixed]) or "/"
+        below = _below(filesystem, root, glob_pattern(parts[fixed:]))
+        if below is None:
+            raise PoolError(f"{key} {shown}: the folder {root} does not exist")
+        yield from ((info, root) for info in below)
+        return
+    # Object storage tells why it refuses when asked for a list, but not when asked for one object.
+    below = None if local and filesystem.get_file_info(path).type == pafs.FileType.File else _below(filesystem, path, None)
+    if below is not None:
+        yield from ((info, path) for info in below)
+        return
+    info = retried(lambda: filesystem.get_file_info(path))
+    if info.type != pafs.FileType.File:
+        raise PoolError(f"{key} {shown} does not exist; expected a Parquet file, a folder or a pattern")
+    yield info, path
+
+
+def _below(filesystem: pafs.FileSystem, root: str, pattern: re.Pattern[str] | None) -> Iterator[pafs.FileInfo] | None:
+    """The Parquet files below a folder; None if there is no such folder."""
+    try:
+        infos = retried(lambda: filesystem.get_file_info(pafs.FileSelector(root, recursive=True)))
+    except OSError as error:
+        if not is_no_folder(error):
+            raise
+        return None
+
+    def wanted(info: pafs.FileInfo) -> bool:
+        names = info.path[len(root) :].strip("/").split("/")
+        if info.type != pafs.FileType.File or not info.path.endswith(_EXTENSIONS) or any(n.startswith(("_", ".")) for n in names):
+            return False
+        # A pattern that matches a folder stands for all that is in it.
+        return pattern is None or any(pattern.fullmatch("/".join(names[:depth])) for depth in range(1, len(names) + 1))
+
+    return (info for info in infos if wanted(info))
+
+
+def _file(info: pafs.FileInfo, root: str, location: Location, storage: Storage) -> File:
+    folders = info.path[len(root) :].strip("/").split("/")[:-1]
+    pairs = (folder.partition("=") for folder in folders)
+    keys = [(unquote(name), None if value == _NULL_PARTITION else unquote(value)) for name, equals, value in pairs if equals and name]
+    return File(location.at(info.path), info.size, str(info.mtime_ns), tuple(keys), storage=storage)
+
+
+def glob_pattern(parts: Iterable[str]) -> re.Pattern[str]:
+    """A regular expression for the parts of a glob; `**` stands for any number of folders."""
+    pattern = ""
+    for part in parts:
+        if part == "**":
+            pattern += "(?:[^/]+/)*"
+            continue
+        text = re.sub(r"\[[!^]?\]?[^\]]*\]|.", lambda m: _glob_piece(m[0]), part, flags=re.DOTALL)
+        pattern += f"{text}/"
+    # A trailing `**` matches a folder's whole content, every other part ends without the slash.
+    return re.compile(pattern.removesuffix("/") if not pattern.endswith(")*") else pattern + "[^/]+", re.DOTALL)
+
+
+def _glob_piece(piece: str) -> str:
+    if piece == "*":
+        return "[^/]*"
+    if piece == "?":
+        return "[^/]"
+    if len(piece) > 1:
+        inside = piece[1:-1].replace("\\", "\\\\").replace("[", "\\[")
+        return f"[^/{inside[1:]}]" if inside.startswith(("!", "^")) else f"[{inside}]"
+    return re.escape(piece)
+
+
+def _same_partition_names(files: Sequence[File], key: str) -> None:
+    first: File | None = None
+    for file in files:
+        if not file.partitions:
+            continue
+        first = first or file
+        names, expected = (sorted(name for name, _ in f.partitions) for f in (file, first))
+        if names != expected or len(set(names)) != len(names):
+            raise PoolError(
+                f"{key}: the hive folders of {file.path} are named {', '.join(names)}, those of {first.path} {', '.join(expected)}; "
+                "expected the same names for every file"
+            )
