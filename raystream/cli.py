@@ -195,7 +195,9 @@ def _exit_code(arguments: list[str]) -> int:
         return _say(str(error), error.exit_code)
     except BrokenPipeError:
         return 0
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of a library written in Rust is no Exception
         if isinstance(error, _ClickException):
             return _say(f"{error.format_message().rstrip('.')}; see raystream --help", 2)  # type: ignore[attr-defined]
         if debug:

@@ -50,11 +50,11 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
     from raystream.engine.session import Session
     from raystream.engine.stages import all_receipts, commit, score_warnings, scored_pool
     from raystream.exchange.tables import check_output
-    from raystream.pool import refuse_in_pool
+    from raystream.pool import refuse_among
 
     began = time.perf_counter()
     if query.output is not None:
-        refuse_in_pool(query.output, query.pool.uris, "output")
+        refuse_among(query.output, query.row_uris, "output")
         check_output(query.output, storage=query.pool.options)
     reporter.stage("Reading the pool's footers")
     prepared = prepare(query, calibration)

@@ -358,11 +358,17 @@ def test_wrong_arguments_exit_2(workplace: Path, capsys: pytest.CaptureFixture[s
         ({"output": "pool/year=2020/part.parquet"}, 2, "output pool/year=2020/part.parquet lies in pool.uri pool"),
         ({"store": {"uri": "pool/runs"}}, 2, "store.uri pool/runs lies in pool.uri pool"),
         ({"output": "mine.parquet"}, 3, "mine.parquet is there already and was not written by raystream"),
+        ({"output": "labels.parquet", "pool__labelled": "labels.parquet"}, 2, "output labels.parquet lies in pool.labelled"),
+        ({"output": "labels", "pool__labelled": ["labels.parquet", "labels"]}, 2, "output labels lies in pool.labelled labels,"),
+        ({"store": {"uri": "labels"}, "pool__labelled": "labels"}, 2, "store.uri labels lies in pool.labelled"),
     ],
 )
 def test_results_replace_and_join_no_files_of_others(ask: Ask, workplace: Path, changes: dict[str, Any], code: int, says: str) -> None:
     """Not those of the pool, which would lose rows or read results as rows, and no file that isn't raystream's; nothing is written."""
     pq.write_table(pool_table(3), workplace / "mine.parquet")
+    (workplace / "labels").mkdir()
+    for name in ("labels.parquet", "labels/1.parquet"):
+        pq.write_table(pool_table(3), workplace / name)
     before = {path: path.read_bytes() for path in workplace.rglob("*.parquet")}
     found, error = ask(**changes)
     assert (found, says in error) == (code, True), error

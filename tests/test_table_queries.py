@@ -155,6 +155,28 @@ def test_the_selection_is_written_to_the_output_and_only_once(kind: str, make_qu
         assert (names.count(result.query), names.count(other.query)) == (12, 7)
 
 
+@pytest.mark.parametrize("kind", ["iceberg", "delta", "parquet"])
+def test_scores_and_selections_do_not_take_each_others_place(kind: str, make_query: Any, catalog: Any, workplace: Path, cli: Any) -> None:
+    """One table or file holds either; what was there stays, and so does a file of raystream's that somebody has changed."""
+    uri, second = {
+        "iceberg": ("iceberg://lake/ns.batches", "iceberg://lake/ns.second"),
+        "delta": (f"delta+{workplace}/batches", f"delta+{workplace}/second"),
+        "parquet": ("batch.parquet", "second.parquet"),
+    }[kind]
+    result = rs.run(make_query(output=uri))
+    held = rows_in(catalog, uri)
+    code, _, error = cli("scores", result.query, "--out", uri)
+    assert (code, "holds selections, whose rows scores would take the place of" in error) == (3, True), error
+    assert rows_in(catalog, uri).equals(held)
+    assert cli("scores", result.query, "--out", second)[0] == 0
+    with pytest.raises(StoreError, match="holds scores, whose rows a selection would take the place of"):
+        rs.run(make_query(output=second, select__budget=3))
+    if kind == "parquet":
+        pq.write_table(held.append_column("label", pa.array(range(held.num_rows))).replace_schema_metadata(), uri)
+        with pytest.raises(StoreError, match="not written by raystream"):
+            rs.run(make_query(output=uri, select__budget=3))
+
+
 def versions(catalog: Any, uri: str) -> int:
     """How often a table was committed to."""
     if uri.startswith("iceberg"):

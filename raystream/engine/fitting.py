@@ -34,7 +34,7 @@ from raystream.engine.stages import all_receipts, score_warnings
 from raystream.engine.stores import Store, open_store
 from raystream.errors import LabelsError, PoolError, QueryError
 from raystream.model import check_classes, class_names, fingerprint, with_local_files
-from raystream.pool import list_pool, read_columns_at, refuse_in_pool
+from raystream.pool import list_pool, read_columns_at, refuse_among
 from raystream.query import Acquire, Pool, Query
 
 _VERSION = 1
@@ -101,7 +101,7 @@ def known_temperature(query: Query) -> Calibration | None:
 def _prepare(query: Query) -> Prepared:
     """The calibration set as a pool of its own, all of its rows, at temperature 1; its name is the fit's key."""
     model = query.model.model_copy(update={"temperature": 1.0, "embedding": None})
-    refuse_in_pool(query.store.uri, query.pool.uris, "store.uri")
+    refuse_among(query.store.uri, query.row_uris, "store.uri")
     store = open_store(query.store.uri, query.store.options)
     label, uris = query.pool.label or "", query.model.calibration_files
     pool = Pool(uri=uris, inputs=query.pool.inputs, storage=query.pool.storage)

@@ -26,7 +26,7 @@ from raystream.engine.stores import Store, open_store
 from raystream.errors import QueryError
 from raystream.kinds import kind_of
 from raystream.model import class_names, code_hash, fingerprint, input_columns, with_local_files
-from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, list_pool, plan_pool, read_labelled, refuse_in_pool, unsettled
+from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, list_pool, plan_pool, read_labelled, refuse_among, unsettled
 from raystream.query import Model, Pool, Query
 
 LARGE_BATCHES = 1 << 30
@@ -90,7 +90,7 @@ def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
         RaystreamError: of any kind; see the errors of the parts.
     """
     given, query = query, with_temperature(query, calibration)
-    refuse_in_pool(query.store.uri, query.pool.uris, "store.uri")
+    refuse_among(query.store.uri, query.row_uris, "store.uri")
     store = open_store(query.store.uri, query.store.options)
     model = with_local_files(query.model, query.pool.options)
     classes = class_names(model.classes)

@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from raystream.exchange.table_rows import Rows
 from raystream.exchange.tables import check_replaceable, file_in, write_table
 from raystream.exchange.upload import uploading
 from raystream.lake import LOCAL, parse, redacted, with_options
-from raystream.pool import refuse_in_pool
+from raystream.pool import refuse_among
 from raystream.pool.files import one_line
 from raystream.pool.table_uri import is_table
 
@@ -75,8 +75,7 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
     units = [unit for unit in stored_units(store, manifest) if unit.receipt.rows]
     if embeddings and not all(unit.receipt.embeddings for unit in units):
         raise QueryError(f"query {manifest.query} has no embeddings, which its strategy didn't need; leave --embeddings out")
-    uris = manifest.resolved["pool"]["uri"]
-    refuse_in_pool(out, [uris] if isinstance(uris, str) else uris, "--out")
+    refuse_among(out, _sources(manifest.resolved), "--out")
     schema = _schema(store, manifest, units, embeddings)
 
     def pieces() -> Iterator[pa.Table]:
@@ -93,6 +92,18 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
         _write(file, schema, pieces())
         size = file.tell()
     return Written(manifest.query, place, count, tuple(schema.names), size)
+
+
+def _sources(resolved: dict[str, Any]) -> dict[str, list[str]]:
+    """All that a committed query's rows came from, by its keys."""
+    pool, model, acquire = (resolved.get(section) or {} for section in ("pool", "model", "acquire"))
+    found = {
+        "pool.uri": pool.get("uri"),
+        "pool.labelled": pool.get("labelled"),
+        "model.temperature": model.get("temperature"),
+        "acquire.targets": acquire.get("targets"),
+    }
+    return {key: [uris] if isinstance(uris, str) else uris for key, uris in found.items() if isinstance(uris, str | list)}
 
 
 def _schema(store: Store, manifest: Manifest, units: Sequence[StoredUnit], embeddings: bool) -> pa.Schema:
@@ -197,8 +208,13 @@ def _file(out: str, name: str) -> Iterator[tuple[pa.NativeFile, str]]:
     """A file to write to, which is there when the block ends, whole, or not at all; and its path or URI."""
     location = parse(out, "--out")
     path = file_in(location, name)
+    try:
+        check_replaceable(replace(location, path=path), False, "--out")
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"--out {location.at(path)} can't be written: {one_line(error)}") from None
     if location.scheme == "file":
-        check_replaceable(Path(path), "--out")
         with _local_file(Path(path)) as file:
             yield file, path
         return

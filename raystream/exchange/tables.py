@@ -10,7 +10,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,15 @@ import pyarrow.parquet as pq
 from raystream.errors import QueryError, RaystreamError, StoreError
 from raystream.exchange.table_rows import Rows
 from raystream.exchange.upload import uploading
-from raystream.lake import LOCAL, Location, Storage, filesystem_of, is_final, parse, redacted, with_options
+from raystream.lake import LOCAL, Location, Storage, filesystem_at, is_final, parse, redacted, with_options
 from raystream.lake.delta_options import delta_place
 from raystream.lake.reason import server_reason
+from raystream.lake.retry import retried
 from raystream.pool.files import one_line
 from raystream.pool.table_uri import TableUri, is_table, package, parse_table
 
 QUERY_ID = "query_id"
+_QUERY = b"raystream.query"
 _ATTEMPTS = 4
 
 
@@ -38,14 +40,11 @@ def check_output(uri: str, key: str = "output", storage: Storage = LOCAL) -> Non
         QueryError: the URI isn't one of a table or a Parquet file or folder, or names a version.
         StoreError: the package that writes such tables is missing, the catalog can't be read, or the table there is of another kind.
     """
-    if not is_table(uri):
-        filesystem, path = filesystem_of(uri, storage, key)
-        if isinstance(filesystem, pafs.LocalFileSystem):
-            check_replaceable(Path(path), key)
-        return
-    place = _place(uri, key)
     try:
-        _rows_of_query(place, "", key, storage)
+        if is_table(uri):
+            _rows_of_query(_place(uri, key), "", True, key, storage)
+        else:
+            check_replaceable(parse(uri, key), True, key, storage)
     except RaystreamError:
         raise
     except Exception as error:
@@ -83,7 +82,7 @@ def write_table(
     marked = rows.marked(QUERY_ID, query_id)
     try:
         if place is None:
-            _write_parquet(marked.table(), uri, f"{name}-{query_id}.parquet", key, storage)
+            _write_parquet(marked.table(), uri, f"{name}-{query_id}.parquet", query_id, key, storage)
             return True
         return _replace(marked.portable(), place, query_id, key, storage)
     except RaystreamError:
@@ -92,21 +91,37 @@ def write_table(
         raise _explained(uri, error, key) from error
 
 
-def check_replaceable(target: Path, key: str) -> None:
-    """Refuse to replace a file that raystream didn't write: it may be somebody's pool or labels.
+def check_replaceable(target: Location, ranked: bool, key: str, storage: Storage = LOCAL) -> None:
+    """Refuse to replace a file that raystream didn't write, or wrote otherwise: it may be somebody's pool or labels.
+
+    Args:
+        target: a file, which needn't be there; of a folder nothing is said.
+        ranked: whether a selection is to be written; else scores.
+        key: the query's key or the option that it stands in, for messages.
+        storage: how to reach what is in object storage.
 
     Raises:
-        StoreError: it is there, and neither a selection nor scores.
+        StoreError: it is there, and neither a selection nor scores, or the one and not the other.
+        OSError: it can't be looked at.
     """
-    if not target.is_file():
+    filesystem, path = filesystem_at(target, storage, key)
+    if retried(lambda: filesystem.get_file_info(path)).type != pafs.FileType.File:
         return
     try:
-        schema = pq.read_schema(target)
-        ours = QUERY_ID in schema.names or b"raystream.query" in (schema.metadata or {})
-    except (pa.ArrowInvalid, OSError):
-        ours = False
-    if not ours:
-        raise StoreError(f"{key} {target} is there already and was not written by raystream, so it is not replaced; name another file")
+        schema = retried(lambda: pq.read_schema(path, filesystem=filesystem))
+    except pa.ArrowInvalid:
+        schema = pa.schema([])
+    # Tools that change a file, such as pandas, leave the metadata out.
+    if _QUERY not in (schema.metadata or {}):
+        raise StoreError(f"{key} {target.uri} is there already and was not written by raystream, so it is not replaced; name another file")
+    _check_kind(schema.names, ranked, f"{key} {target.uri}")
+
+
+def _check_kind(names: Sequence[str], ranked: bool, where: str) -> None:
+    """Raise StoreError if a file or table of raystream's holds scores and gets a selection, or the other way round."""
+    if "row" in names and ("rank" in names) != ranked:
+        held, written = ("scores", "a selection") if ranked else ("selections", "scores")
+        raise StoreError(f"{where} holds {held}, whose rows {written} would take the place of; name another one")
 
 
 def _explained(uri: str, error: Exception, key: str) -> StoreError:
@@ -131,7 +146,7 @@ def _replace(rows: Rows, place: TableUri, query_id: str, key: str, storage: Stor
     failure: Exception | None = None
     written = False
     for attempt in range(_ATTEMPTS + 1):
-        held = _rows_of_query(place, query_id, key, storage)
+        held = _rows_of_query(place, query_id, "rank" in rows.schema.names, key, storage)
         if held is not None and written and held.count() == rows.count:
             return True
         if held is not None and not written and "rank" in rows.schema.names and _same(held.table(), rows.table()):
@@ -159,7 +174,7 @@ class _Held:
     table: Callable[[], pa.Table]
 
 
-def _rows_of_query(place: TableUri, query_id: str, key: str, storage: Storage) -> _Held | None:
+def _rows_of_query(place: TableUri, query_id: str, ranked: bool, key: str, storage: Storage) -> _Held | None:
     """What a table holds of a query; None if the table isn't there."""
     if place.kind == "iceberg":
         missing = package("pyiceberg.exceptions", place, key, StoreError).NoSuchTableError
@@ -167,14 +182,14 @@ def _rows_of_query(place: TableUri, query_id: str, key: str, storage: Storage) -
             table = package("pyiceberg.catalog", place, key, StoreError).load_catalog(place.catalog).load_table(place.name)
         except missing:
             return None
-        _check_ours(table.schema().column_names, place, key)
+        _check_ours(table.schema().column_names, place, ranked, key)
         scan = table.scan(_equal_to(place, query_id, key))
         return _Held(scan.count, scan.to_arrow)
     deltalake, (folder, options) = package("deltalake", place, key, StoreError), delta_place(place.name, storage, key)
     if not deltalake.DeltaTable.is_deltatable(folder, options):
         return None
     opened = deltalake.DeltaTable(folder, storage_options=options)
-    _check_ours([field.name for field in opened.schema().fields], place, key)
+    _check_ours([field.name for field in opened.schema().fields], place, ranked, key)
 
     def scanned(columns: list[str] | None) -> pa.RecordBatchReader:
         return pa.RecordBatchReader.from_stream(opened.scan(columns, _predicate(query_id)))
@@ -217,11 +232,12 @@ def _predicate(query_id: str) -> str:
     return f"{QUERY_ID} = '{doubled}'"
 
 
-def _check_ours(names: Sequence[str], place: TableUri, key: str) -> None:
+def _check_ours(names: Sequence[str], place: TableUri, ranked: bool, key: str) -> None:
     if QUERY_ID not in names:
         raise StoreError(
             f"{key} {place.text} is a table without a column {QUERY_ID}, so that nothing in it can be replaced; name another table"
         )
+    _check_kind(names, ranked, f"{key} {place.text}")
 
 
 def _same(held: pa.Table, rows: pa.Table) -> bool:
@@ -242,9 +258,11 @@ def file_in(location: Location, name: str) -> str:
     return location.path if location.path.endswith(".parquet") else f"{location.path.rstrip('/')}/{name}"
 
 
-def _write_parquet(rows: pa.Table, uri: str, name: str, key: str, storage: Storage) -> None:
+def _write_parquet(rows: pa.Table, uri: str, name: str, query_id: str, key: str, storage: Storage) -> None:
     location = parse(uri, key)
     path = file_in(location, name)
+    check_replaceable(replace(location, path=path), "rank" in rows.column_names, key, storage)
+    rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), _QUERY: query_id})
     if location.scheme != "file":
         with uploading(location.at(path), with_options(location, storage, key), key) as stream:
             pq.write_table(rows, stream)

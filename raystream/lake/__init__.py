@@ -4,13 +4,13 @@ The lowest room of the house: it knows nothing of pools, models or stores, and i
 Secrets come from the environment alone, are never part of a value of this room, and never of a message.
 """
 
-from raystream.lake.filesystem import filesystem_of, with_options
+from raystream.lake.filesystem import filesystem_at, filesystem_of, with_options
 from raystream.lake.local_copy import local_copy
 from raystream.lake.reason import is_final, own_reason, reason
 from raystream.lake.storage import LOCAL, Storage, storage_from
-from raystream.lake.uri import Location, is_remote, parse, redacted
+from raystream.lake.uri import Location, is_remote, located, parse, redacted
 
 __all__ = [
-    "LOCAL", "Location", "Storage", "filesystem_of", "is_final", "is_remote", "local_copy", "own_reason", "parse", "reason", "redacted",
-    "storage_from", "with_options",
+    "LOCAL", "Location", "Storage", "filesystem_at", "filesystem_of", "is_final", "is_remote", "local_copy", "located", "own_reason",
+    "parse", "reason", "redacted", "storage_from", "with_options",
 ]  # fmt: skip

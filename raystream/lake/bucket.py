@@ -6,7 +6,7 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from raystream.errors import StoreError
+from raystream.errors import QueryError, StoreError
 from raystream.lake.filesystem import with_options
 from raystream.lake.reason import reason
 from raystream.lake.storage import LOCAL, Storage
@@ -47,6 +47,8 @@ def bucket_of(uri: str, storage: Storage = LOCAL, key: str = "store.uri") -> S3S
         if location.scheme == "s3":
             return _s3(location, storage, shared)
         return _gcs(location, storage, shared) if location.scheme == "gs" else _azure(location, storage, shared)
+    except ValueError as error:
+        raise QueryError(f"{key} {location.uri} can't be used: {reason(error)}") from None
     except (BaseError, OSError) as error:
         raise StoreError(f"{key} {location.uri} can't be reached: {reason(error)}; set all that it takes in the environment") from None
 

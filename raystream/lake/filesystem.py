@@ -34,7 +34,11 @@ def filesystem_of(uri: str, storage: Storage = LOCAL, key: str = "pool.uri") -> 
     Raises:
         QueryError: the URI or an option can't be used.
     """
-    location = parse(uri, key)
+    return filesystem_at(parse(uri, key), storage, key)
+
+
+def filesystem_at(location: Location, storage: Storage = LOCAL, key: str = "pool.uri") -> tuple[pafs.FileSystem, str]:
+    """`filesystem_of` for a URI that was taken apart."""
     return _filesystem(location.scheme, location.bucket, with_options(location, storage, key)), location.path
 
 

@@ -93,9 +93,10 @@ def storage_from(options: Mapping[str, Any], key: str = "pool.storage") -> Stora
 
 def _checked(name: str, given: Any, key: str) -> Any:
     value: Any = given
+    where = _named(key, name)
     if name not in _KINDS:
         refuse_secret(name, key)
-        raise QueryError(f"{key}.{name} is not an option of object storage{did_you_mean(name, _KINDS)}")
+        raise QueryError(f"{where} is not an option of object storage{did_you_mean(name, _KINDS)}")
     kind = _KINDS[name]
     if isinstance(value, str) and kind is bool and value.lower() in ("true", "false"):
         return value.lower() == "true"
@@ -103,12 +104,17 @@ def _checked(name: str, given: Any, key: str) -> Any:
         value = int(given)
     if type(value) is not kind or (isinstance(value, int) and kind is int and value <= 0) or value == "":
         expected = {bool: "true or false", int: "a positive number of seconds", str: "a text"}[kind]
-        raise QueryError(f"{key}.{name} is {value!r}, expected {expected}")
+        raise QueryError(f"{where} is {type(value).__name__} {value!r}, expected {expected}")
     if name == "scheme" and value not in ("http", "https"):
-        raise QueryError(f"{key}.scheme is {value!r}, expected http or https")
+        raise QueryError(f"{where} is {value!r}, expected http or https")
     if name == "endpoint_override" and "@" in str(value):
-        raise QueryError(f"{key}.endpoint_override holds credentials; remove them and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        raise QueryError(f"{where} holds credentials; remove them and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     return value
+
+
+def _named(key: str, name: str) -> str:
+    """`pool.storage.region`, or what it is called behind a URI: `option region`."""
+    return f"{key} {name}" if key.endswith("option") else f"{key}.{name}"
 
 
 def refuse_secret(name: str, key: str) -> None:
@@ -116,4 +122,5 @@ def refuse_secret(name: str, key: str) -> None:
     plain = name.lower().replace("-", "_")
     for part, variable in _SECRETS.items():
         if part in plain:
-            raise QueryError(f"{key}.{name} is a secret, which queries don't hold; remove it and set the environment variable {variable}")
+            where = _named(key, name)
+            raise QueryError(f"{where} is a secret, which queries don't hold; remove it and set the environment variable {variable}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import unquote, urlsplit
 
 from raystream.errors import QueryError
@@ -12,9 +12,11 @@ from raystream.lake.storage import refuse_secret
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SCHEMES = {"s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "gcs": "gs", "abfs": "abfs", "abfss": "abfs", "file": "file"}
-_OPTIONS = re.compile(r"\?((?:[A-Za-z_-][A-Za-z0-9_-]*=[^&?]*)(?:&[A-Za-z_-][A-Za-z0-9_-]*=[^&?]*)*)$")
-"""A question mark is an option's only before `name=value`; elsewhere it is a glob's, or part of a key."""
-_USER = re.compile(r"(://)[^/@]*@")
+OPTIONS = re.compile(r"\?([^/?]*=.*)", re.DOTALL)
+"""A question mark is an option's only before `name=`; elsewhere it is a glob's, or part of a key."""
+_SECRET = re.compile(r"\?.*?(?:secret|token|password|credential|signature|access_key|account_key|\bsig)[\w-]*=", re.DOTALL | re.IGNORECASE)
+_BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]*")
+_ANY = re.compile(r"(?:delta\+)?[A-Za-z][A-Za-z0-9+.-]*://|delta\+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,20 @@ def is_remote(uri: str) -> bool:
 
 
 def redacted(uri: str) -> str:
-    """A URI as messages may show it: without user, password and options."""
-    if not is_remote(uri):
+    """A URI, of a table too, as messages may show it: without user, password and options, however it is misspelt."""
+    scheme = _ANY.match(uri)
+    if scheme is None:
         return uri
-    options = _OPTIONS.search(uri)
+    options = OPTIONS.search(uri) or _SECRET.search(uri)
     plain = uri[: options.start()] if options else uri
-    return plain if _SCHEMES.get(plain.partition("://")[0].lower()) == "abfs" and _is_container(plain) else _USER.sub(r"\1", plain)
+    rest = plain[scheme.end() :]
+    host = rest.partition("/")[0]
+    if scheme[0].lower().removeprefix("delta+") in ("abfs://", "abfss://") and _is_container(plain):
+        return plain
+    if "://" in scheme[0] and (":" in host or "@" in host):
+        # A password may hold a slash, so that a host is all that ends before the last @.
+        rest = rest.rpartition("@")[2] if "@" in rest else f"{host.partition(':')[0]}:…"
+    return scheme[0] + rest
 
 
 def parse(uri: str, key: str = "pool.uri") -> Location:
@@ -80,7 +90,7 @@ def parse(uri: str, key: str = "pool.uri") -> Location:
         key: the query's key that it stands in, for messages.
 
     Raises:
-        QueryError: it is empty, of another scheme, names no bucket, or holds credentials.
+        QueryError: it is empty, of another scheme, names no bucket, or holds credentials or options of no form.
     """
     match = _SCHEME.match(uri)
     if not match or match[1].lower() == "file":
@@ -90,22 +100,38 @@ def parse(uri: str, key: str = "pool.uri") -> Location:
     if scheme is None:
         known = ", ".join(f"{name}://" for name in _SCHEMES)
         raise QueryError(f"{key} {redacted(uri)}: {given}:// is not a storage that raystream reads; expected a path or {known}")
-    options = _OPTIONS.search(uri)
+    options = OPTIONS.search(uri)
     pairs = [pair.partition("=") for pair in options[1].split("&")] if options else []
     for name, _, _ in pairs:
-        refuse_secret(name, f"{key} {redacted(uri)}: option ") if name not in ("account_name",) else None
+        refuse_secret(name, f"{key} {redacted(uri)}: option") if name not in ("account_name",) else None
+    if any(not name or not equals or "?" in value for name, equals, value in pairs) or (not options and _SECRET.search(uri)):
+        raise QueryError(f"{key} {redacted(uri)} is followed by what are no options; expected ?name=value&name=value")
     rest = uri[match.end() : options.start() if options else None]
     host, _, path = rest.partition("/")
     account = None
     if scheme == "abfs" and _is_container(uri):
         host, _, domain = host.partition("@")
         account = domain.partition(".")[0]
-    if "@" in host:
+    if "@" in host or (":" in host and "@" in path):
         raise QueryError(f"{key} {redacted(uri)} holds credentials; remove them from the URI and set {_VARIABLES[scheme]} instead")
     if not host:
         raise QueryError(f"{key} {redacted(uri)} names no bucket; expected {given}://bucket/path")
+    if not _BUCKET.fullmatch(host):
+        raise QueryError(f"{key} {redacted(uri)} names no bucket: expected letters, digits, dots, hyphens and underscores after {given}://")
     path = path.strip("/")
+    if {".", ".."} & set(path.split("/")):
+        raise QueryError(f"{key} {redacted(uri)} has . or .. between slashes, which object storage takes for names; write the path without")
     return Location(scheme, f"{host}/{path}" if path else host, account, tuple((name, unquote(value)) for name, _, value in pairs))
+
+
+def located(uri: str, key: str = "pool.uri") -> Location:
+    """The place of a file as listings and tables write it: all that stands behind the bucket is its key, question marks too."""
+    match = _SCHEME.match(uri)
+    if not match:
+        return Location("file", uri)
+    host, slash, path = uri[match.end() :].partition("/")
+    bucket = parse(match[0] + host, key)
+    return replace(bucket, path=bucket.path + slash + path)
 
 
 _VARIABLES = {
@@ -126,8 +152,10 @@ def _local_path(uri: str, key: str) -> str:
     if _SCHEME.match(uri):
         parts = urlsplit(uri)
         if parts.netloc not in ("", "localhost"):
-            raise QueryError(f"{key} {uri} names the host {parts.netloc!r}; expected a local path such as file:///data/pool")
+            raise QueryError(f"{key} {redacted(uri)} names a host; expected a local path such as file:///data/pool")
         uri = unquote(uri[len("file://") + len(parts.netloc) :])
+    elif uri.startswith("file:/"):
+        uri = unquote(uri.removeprefix("file:"))  # as Hadoop writes it
     if not uri.strip():
         raise QueryError(f"{key} is empty; give a path")
     return os.path.abspath(os.path.expanduser(uri))

@@ -12,7 +12,7 @@ from raystream.pool.ids import check_unique, comparable
 from raystream.pool.labelled import Labelled, has_columns, labelled_units, read_labelled
 from raystream.pool.listing import TableVersion
 from raystream.pool.locate import locate_labelled
-from raystream.pool.overlap import refuse_in_pool
+from raystream.pool.overlap import refuse_among
 from raystream.pool.plan import PoolPlan, plan_pool
 from raystream.pool.reader import BadRow, ReadSpec, Rows, read_unit
 from raystream.pool.rows import read_columns_at
@@ -45,7 +45,7 @@ __all__ = [
     "read_footers",
     "read_labelled",
     "read_unit",
-    "refuse_in_pool",
+    "refuse_among",
     "units_at",
     "unsettled",
 ]

@@ -10,7 +10,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError
-from raystream.lake import LOCAL, Storage, filesystem_of, is_final, is_remote, own_reason, parse, reason, with_options
+from raystream.lake import LOCAL, Storage, filesystem_at, is_final, is_remote, located, own_reason, reason, with_options
 from raystream.lake.filesystem import REMOTE_THREADS
 from raystream.lake.retry import ATTEMPTS, ignore
 from raystream.pool.deletes import Deletes
@@ -73,9 +73,9 @@ def known_files(identities: Iterable[tuple[str, int, str]], storage: Storage = L
         storage: what else is needed to reach them.
     """
     found = ((path, size, version.partition(_WITHOUT)[0]) for path, size, version in identities)
-    places = [(parse(path) if is_remote(path) else None, path, size, version) for path, size, version in found]
+    places = [(located(path) if is_remote(path) else None, path, size, version) for path, size, version in found]
     return [
-        File(location.uri, size, version, storage=with_options(location, storage)) if location else File(path, size, version)
+        File(path, size, version, storage=with_options(location, storage) if location else LOCAL)
         for location, path, size, version in places
     ]
 
@@ -94,7 +94,7 @@ def open_parquet(file: File, note: Callable[[str], None] = ignore) -> pq.Parquet
         if not is_remote(file.path):
             check_unchanged(file)
             # Pre-buffering would hold every row group of a unit at once; without it, one at a time.
-            return pq.ParquetFile(file.path, filesystem=filesystem_of(file.path)[0], pre_buffer=False)
+            return pq.ParquetFile(file.path, filesystem=filesystem_at(located(file.path))[0], pre_buffer=False)
         source, now = _opened(file, note)
         _same(file, now)
         return RemoteParquet(source, now.identity, note)
@@ -113,7 +113,7 @@ def check_unchanged(file: File, note: Callable[[str], None] = ignore) -> None:
         source.close()
         _same(file, now)
         return
-    filesystem, path = filesystem_of(file.path)
+    filesystem, path = filesystem_at(located(file.path))
     info = filesystem.get_file_info(path)
     if info.type != pafs.FileType.File:
         raise PoolError(f"{file.path} has vanished since the pool was listed; restore it or run the query again")
@@ -149,7 +149,7 @@ def one_line(error: BaseException) -> str:
 
 def _opened(file: File, note: Callable[[str], None]) -> tuple[pa.NativeFile, File]:
     """A remote file, opened, and what it is now."""
-    filesystem, path = filesystem_of(file.path, file.storage)
+    filesystem, path = filesystem_at(located(file.path), file.storage)
     try:
         source, tag = open_remote(filesystem, path, note)
         size = source.size()

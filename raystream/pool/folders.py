@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import unquote
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raystream.errors import PoolError, QueryError
@@ -58,9 +59,7 @@ def _list_one(uri: str, key: str, storage: Storage) -> Iterator[File]:
         yield from (
             _file(info, root, location, storage) for info, root in _infos(filesystem, path, key, redacted(uri), location.scheme == "file")
         )
-    except OSError as error:
-        if isinstance(error, PoolError):
-            raise
+    except (pa.ArrowInvalid, OSError) as error:
         if location.scheme == "file":
             raise PoolError(f"{key} {uri} can't be listed: {one_line(error)}") from None
         hint = CREDENTIALS_HINT if is_final(error) else "run the query again once the storage answers"
@@ -68,14 +67,15 @@ def _list_one(uri: str, key: str, storage: Storage) -> Iterator[File]:
 
 
 def _infos(filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: bool) -> Iterator[tuple[pafs.FileInfo, str]]:
-    """The Parquet files of a path or pattern, each with the root below which hive folders count."""
-    if MAGIC.search(path) and not (local and filesystem.get_file_info(path).type != pafs.FileType.NotFound):
-        parts = path.split("/")
-        fixed = next(i for i, part in enumerate(parts) if MAGIC.search(part))
+    """The Parquet files of a path or pattern, each with the root below which hive folders count; what is there is no pattern."""
+    parts = path.split("/")
+    wild = [i for i, part in enumerate(parts) if MAGIC.search(part)]
+    if wild and not _is_there(filesystem, path):
+        fixed = next((i for i in wild if not _is_there(filesystem, "/".join(parts[: i + 1]))), len(parts))
         root = "/".join(parts[:fixed]) or "/"
         below = _below(filesystem, root, glob_pattern(parts[fixed:]))
         if below is None:
-            raise PoolError(f"{key} {shown}: the folder {root} does not exist")
+            raise PoolError(f"{key} {shown}: {'the folder ' if fixed < len(parts) else ''}{root} does not exist")
         yield from ((info, root) for info in below)
         return
     # Object storage tells why it refuses when asked for a list, but not when asked for one object.
@@ -87,6 +87,14 @@ def _infos(filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: 
     if info.type != pafs.FileType.File:
         raise PoolError(f"{key} {shown} does not exist; expected a Parquet file, a folder or a pattern")
     yield info, path
+
+
+def _is_there(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Whether a path with `*`, `?` or brackets is the name of something; what can't be found out is found out by listing."""
+    try:
+        return bool(retried(lambda: filesystem.get_file_info(path)).type != pafs.FileType.NotFound)
+    except OSError:
+        return False
 
 
 def _below(filesystem: pafs.FileSystem, root: str, pattern: re.Pattern[str] | None) -> Iterator[pafs.FileInfo] | None:
@@ -115,15 +123,15 @@ def _file(info: pafs.FileInfo, root: str, location: Location, storage: Storage) 
     return File(location.at(info.path), info.size, str(info.mtime_ns), tuple(keys), storage=storage)
 
 
-def glob_pattern(parts: Iterable[str]) -> re.Pattern[str]:
-    """A regular expression for the parts of a glob; `**` stands for any number of folders."""
+def glob_pattern(parts: Iterable[str], names_too: bool = False) -> re.Pattern[str]:
+    """A regular expression for the parts of a glob; `**` stands for any number of folders, with `names_too` each also for itself."""
     pattern = ""
     for part in parts:
         if part == "**":
             pattern += "(?:[^/]+/)*"
             continue
         text = re.sub(r"\[[!^]?\]?[^\]]*\]|.", lambda m: _glob_piece(m[0]), part, flags=re.DOTALL)
-        pattern += f"{text}/"
+        pattern += f"(?:{text}|{re.escape(part)})/" if names_too else f"{text}/"
     # A trailing `**` matches a folder's whole content, every other part ends without the slash.
     return re.compile(pattern.removesuffix("/") if not pattern.endswith(")*") else pattern + "[^/]+", re.DOTALL)
 

@@ -1,47 +1,59 @@
-"""Whether what is written somewhere would be read as rows of a pool from then on."""
+"""Whether what is written somewhere would be read as rows from then on."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from raystream.errors import QueryError
 from raystream.lake.uri import Location, parse, redacted
 from raystream.pool.folders import MAGIC, glob_pattern
-from raystream.pool.table_uri import is_table
+from raystream.pool.table_uri import TableUri, is_table, parse_table
 
 
-def refuse_in_pool(place: str, uris: Sequence[str], key: str, written: str = "results.parquet") -> None:
-    """Refuse to write among the files of a pool: the next query would read them as rows, or find a file of the pool replaced.
+def refuse_among(place: str, sources: Mapping[str, Sequence[str]], key: str, written: str = "results.parquet") -> None:
+    """Refuse to write among the rows that a query reads: the next one would read results as rows, or find a file replaced.
 
-    Tables are no concern: what lies in their folders is not theirs until their logs say so.
+    What lies in a table's folder is no concern, unless it is the table itself: it isn't the table's until its log says so.
 
     Args:
-        place: a file that ends in `.parquet`, or a folder.
-        uris: of the pool.
+        place: a file that ends in `.parquet`, a folder, or a table.
+        sources: the URIs that the query reads rows from, by their keys: `Query.row_uris`.
         key: the query's key or the option that the place stands in, for messages.
         written: what a folder gets.
 
     Raises:
-        QueryError: the pool would list it.
+        QueryError: one of the sources would list it.
     """
-    if is_table(place):
-        return
-    target = parse(place, key)
-    if not target.path.endswith(".parquet"):
+    table = _same_table(parse_table(place, key)) if is_table(place) else None
+    target = parse(place, key) if table is None else None
+    if target is not None and not target.path.endswith(".parquet"):
         target = replace(target, path=f"{target.path.rstrip('/')}/{written}")
-    found = next((uri for uri in uris if not is_table(uri) and _lists(uri, target)), None)
-    if found is not None:
-        raise QueryError(
-            f"{key} {redacted(place)} lies in pool.uri {redacted(found)}, whose files would be replaced or joined by what is written "
-            "there; name a place outside of it, or a folder whose name begins with _"
-        )
+    for read, uris in sources.items():
+        for uri in uris:
+            if is_table(uri):
+                found = table is not None and _same_table(parse_table(uri, read)) == table
+            else:
+                found = target is not None and _lists(uri, target, read)
+            if found:
+                raise QueryError(
+                    f"{key} {redacted(place)} lies in {read} {redacted(uri)}, whose rows would be replaced or joined by what is written "
+                    "there; name a place outside of it, or a folder whose name begins with _"
+                )
 
 
-def _lists(uri: str, file: Location) -> bool:
-    """Whether a file, folder or glob lists a file, as `list_files` does."""
-    pool = parse(uri)
+def _same_table(table: TableUri) -> tuple[str, str, str]:
+    """What is equal for two URIs of one table."""
+    if table.kind == "iceberg":
+        return table.kind, table.catalog, table.name
+    place = parse(table.name)
+    return table.kind, place.scheme, os.path.realpath(place.path) if place.scheme == "file" else place.uri
+
+
+def _lists(uri: str, file: Location, key: str) -> bool:
+    """Whether a file, folder or glob lists a file, as `list_files` does; of what may be a glob or a name, as either of them."""
+    pool = parse(uri, key)
     if (pool.scheme, pool.account) != (file.scheme, file.account):
         return False
     parts = pool.path.split("/")
@@ -56,5 +68,5 @@ def _lists(uri: str, file: Location) -> bool:
     names = path[len(root) :].strip("/").split("/")
     if any(name.startswith(("_", ".")) for name in names):
         return False
-    pattern = glob_pattern(parts[fixed:]) if fixed < len(parts) else None
+    pattern = glob_pattern(parts[fixed:], names_too=True) if fixed < len(parts) else None
     return pattern is None or any(pattern.fullmatch("/".join(names[:depth])) for depth in range(1, len(names) + 1))

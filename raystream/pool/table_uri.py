@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from raystream.errors import DataError, QueryError, did_you_mean
-from raystream.lake import LOCAL, is_remote, parse, with_options
+from raystream.lake import LOCAL, is_remote, parse, redacted, with_options
+from raystream.lake.uri import OPTIONS
 
 _FORMS = "iceberg://catalog/namespace.table, delta+s3://bucket/folder or delta+/folder"
 _OPTION = {"iceberg": "snapshot_id", "delta": "version"}
-_OPTIONS = re.compile(r"\?(?P<text>[A-Za-z_]+=[^?]*)$")
 _PASSWORD = re.compile(r"://[^/?]*@")
 _CONTAINER = re.compile(r"delta\+abfss?://[^/?:@]+@[^/?@]+(?:[/?]|$)")
 """Of Azure, where what stands before the @ is no user."""
@@ -39,7 +39,7 @@ class TableUri:
     @property
     def stem(self) -> str:
         """The table without its version, for messages that add another."""
-        return _OPTIONS.sub("", self.text)
+        return OPTIONS.sub("", self.text)
 
 
 def is_table(uri: str) -> bool:
@@ -60,16 +60,16 @@ def parse_table(uri: str, key: str) -> TableUri:
     if _PASSWORD.search(uri) and not _CONTAINER.match(uri):
         raise QueryError(f"{key} holds a user or password before @; take it out of the URI, credentials come from the environment")
     kind: Literal["iceberg", "delta"] = "iceberg" if uri.startswith("iceberg:") else "delta"
-    found = _OPTIONS.search(uri)
+    found = OPTIONS.search(uri)
     place = uri[: found.start()] if found else uri
-    options = found["text"].split("&") if found else []
+    options = found[1].split("&") if found else []
     remote = kind == "delta" and is_remote(place.removeprefix("delta+"))
     own = [option for option in options if not remote or option.partition("=")[0] == _OPTION[kind]]
     version = _version(kind, "&".join(own), uri, key) if own else None
     if kind == "delta":
         folder = place.removeprefix("delta+")
         if not folder.removeprefix("file://"):
-            raise QueryError(f"{key} {uri} names no folder; expected {_FORMS}")
+            raise QueryError(f"{key} {redacted(uri)} names no folder; expected {_FORMS}")
         others = [option for option in options if option not in own]
         if remote:
             folder += f"?{'&'.join(others)}" if others else ""
@@ -77,7 +77,7 @@ def parse_table(uri: str, key: str) -> TableUri:
         return TableUri("delta", uri, "", folder, version)
     catalog, _, name = place.removeprefix("iceberg://").partition("/")
     if not place.startswith("iceberg://") or not catalog or not re.fullmatch(r"[^./]+(\.[^./]+)+", name):
-        raise QueryError(f"{key} {uri} is not a table; expected {_FORMS}")
+        raise QueryError(f"{key} {redacted(uri)} is not a table; expected {_FORMS}")
     return TableUri("iceberg", uri, catalog, name, version)
 
 
@@ -97,9 +97,10 @@ def package(module: str, table: TableUri, key: str, error: type[DataError]) -> A
 
 
 def _version(kind: str, text: str, uri: str, key: str) -> int:
-    option, _, value = text.partition("=")
-    if option != _OPTION[kind]:
-        raise QueryError(f"{key} {uri}: {option} is not an option of such a table{did_you_mean(option, [_OPTION[kind]])}")
-    if not re.fullmatch(r"[0-9]{1,19}", value):
-        raise QueryError(f"{key} {uri}: {option} is {value!r}, expected a whole number")
+    given = dict(option.partition("=")[::2] for option in text.split("&"))
+    value = given.pop(_OPTION[kind], None)
+    for option in given:
+        raise QueryError(f"{key} {redacted(uri)}: {option} is not an option of such a table{did_you_mean(option, [_OPTION[kind]])}")
+    if value is None or not re.fullmatch(r"[0-9]{1,19}", value):
+        raise QueryError(f"{key} {redacted(uri)}: {_OPTION[kind]} is {value!r}, expected a whole number")
     return int(value)

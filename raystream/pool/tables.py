@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from raystream.errors import PoolError
-from raystream.lake import LOCAL, Storage, is_remote, parse
+from raystream.lake import LOCAL, Storage, is_remote, located
 from raystream.pool.files import File
 from raystream.pool.filters import Filters
 from raystream.pool.folders import list_files
@@ -70,7 +70,7 @@ def _list_table(uri: str, key: str, filters: Filters, storage: Storage) -> tuple
     def found(listed: Listed) -> File:
         if listed.size is not None and is_remote(listed.path):
             # A table says the size and never replaces a file: nothing is asked until the footer is read, which pins the ETag.
-            place = parse(listed.path, key).uri
+            place = located(listed.path, key).uri
             return File(place, listed.size, "", listed.partitions, listed.deletes, listed.file, listing.storage)
         try:
             (file,) = list_files([listed.path], key, storage=listing.storage)

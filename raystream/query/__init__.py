@@ -121,6 +121,16 @@ class Query(Part):
                 )
 
     @property
+    def row_uris(self) -> dict[str, list[str]]:
+        """All that rows are read from, by the keys that name it."""
+        return {
+            "pool.uri": self.pool.uris,
+            "pool.labelled": self.pool.labelled,
+            "model.temperature": self.model.calibration_files,
+            "acquire.targets": self.acquire.targets,
+        }
+
+    @property
     def gives_scores(self) -> bool:
         """Whether the model yields logits or probabilities at all."""
         model = self.model

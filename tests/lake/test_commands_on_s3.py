@@ -246,14 +246,19 @@ def test_an_upload_is_whole_or_nothing(make_query: MakeQuery, s3: pafs.FileSyste
     """What breaks off after several parts leaves the object of before; a unit that can't be read leaves no new one."""
     with s3.open_output_stream(f"{folder}/x.parquet") as out:
         out.write(b"before")
+    store = LocalStore("runs")
+    committed = rs.run(make_query(store__query="q"))
+    with pytest.raises(StoreError, match=r"x\.parquet is there already and was not written by raystream"):
+        write_scores(store, "q", f"s3://{folder}/x.parquet{options}")
+    with pytest.raises(StoreError, match=r"x\.parquet is there already and was not written by raystream"):
+        rs.run(make_query(output=f"s3://{folder}/x.parquet", pool__storage=storage, select__budget=2))
     with pytest.raises(ValueError, match="broke off"), uploading(f"s3://{folder}/x.parquet", storage_from(storage)) as file:  # noqa: PT012
         for _ in range(5):
             file.write(bytes(8 << 20))
         raise ValueError("broke off")
     with s3.open_input_file(f"{folder}/x.parquet") as file:
         assert file.read() == b"before"
-    store = LocalStore("runs")
-    last = store.path(stored_units(store, rs.run(make_query(store__query="q")).manifest)[-1].receipt.scores.name)
+    last = store.path(stored_units(store, committed.manifest)[-1].receipt.scores.name)
     last.write_bytes(last.read_bytes()[:-50] + bytes(50))
     for out_uri in (f"s3://{folder}/new.parquet{options}", f"delta+s3://{folder}/new{options}"):
         with pytest.raises(StoreError, match="is damaged"):

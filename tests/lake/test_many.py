@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -10,6 +12,7 @@ import pytest
 from pools import vectors
 from servers import Proxy
 
+from raystream.errors import PoolError
 from raystream.lake import storage_from
 from raystream.pool import list_files, plan_pool, read_unit
 from raystream.pool.remote import READ_AHEAD
@@ -41,6 +44,27 @@ def test_names_are_listed_as_on_a_disk(s3: pafs.FileSystem, folder: str, storage
     assert [file.partitions for file in files] == [(("year", "2020"),), (("year", "2021"),)]
     assert [f.path for f in list_files([f"{root}/year=*/?.parquet"], storage=options)] == expected
     assert [f.path for f in list_files([f"s3://{folder}/**/year=202[1]"], storage=options)] == expected[1:]
+
+
+def test_names_that_look_like_patterns_or_options(
+    s3: pafs.FileSystem, folder: str, storage: Options, s3_keys: None, tmp_path: Path
+) -> None:
+    """A name that is there is no pattern, also in a folder on the way; a question mark in a listed name is no option."""
+    data = encoded(pa.table({"id": pa.array([1], pa.int64()), "x": vectors(np.ones((1, 2)))}))
+    names = ["a[1].parquet", "b[1]/x.parquet", "c/part?v=1.parquet", "c/country=q?x=1/p.parquet"]
+    for name in names:
+        put(s3, f"{folder}/{name}", data)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    for root, options in ((f"s3://{folder}", storage), (str(tmp_path), {})):
+        for uri, name in (("a[1].parquet", names[0]), ("b[1]/*.parquet", names[1]), ("b[1]", names[1]), ("[b]*/x.parquet", names[1])):
+            assert [file.path for file in list_files([f"{root}/{uri}"], storage=storage_from(options))] == [f"{root}/{name}"]
+        with pytest.raises(PoolError, match="does not exist"):
+            list_files([f"{root}/b[1]/gone.parquet"], storage=storage_from(options))
+        (file,) = list_files([f"{root}/c/*.parquet"], storage=storage_from(options))
+        assert file.path == f"{root}/c/part?v=1.parquet"
+        plan = plan_pool(Pool(uri=f"{root}/c/country=q?x=1" if not options else f"{root}/c/country*", inputs=["x"], storage=options))
+        assert [rows.ids.to_pylist() for rows in read_unit(plan.units[0], plan.read, 10)] == [[f"{root}/{names[3]}#0"]]
 
 
 def test_many_small_files_take_few_requests_at_the_same_time(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from raystream.errors import QueryError
-from raystream.lake import LOCAL, Storage, filesystem_of, is_remote, parse, redacted, storage_from
+from raystream.lake import LOCAL, Storage, filesystem_of, is_remote, located, parse, redacted, storage_from
+from raystream.pool.table_uri import parse_table
 from raystream.query import Pool
 
 
@@ -53,6 +54,12 @@ def test_plain_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "abfs://user:hunter2@acc.dfs.core.windows.net/a",
         "abfss://c@acc.dfs.core.windows.net/a?sas_token=hunter2",
         "gs://b/a?access_token=hunter2",
+        "s3://AKIAX:hunter2/abc@b/a",
+        "s3://AKIAX:abc/hunter2@b/a?region=eu",
+        "s3://b/a?secret_key=hunter2&x",
+        "s3://b/a?x&secret_key=hunter2",
+        "s3://b/a?secret_key=hunter2?a",
+        "s3://b/a?secret_key=hunter2=&",
     ],
 )
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
@@ -64,11 +71,54 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
     assert "hunter2" not in redacted(uri)
 
 
-@pytest.mark.parametrize("uri", ["", "  ", "s3://", "s3:///a", "ftp://host/a", "hdfs://host/a", "file://host/a"])
-def test_what_is_no_place_is_an_error_of_the_query(uri: str) -> None:
-    """Empty paths, missing buckets and schemes that nobody reads end with one sentence."""
-    with pytest.raises(QueryError):
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("", "is empty"),
+        ("  ", "is empty"),
+        ("s3://", "names no bucket"),
+        ("s3:///a", "names no bucket"),
+        ("s3://my bucket/a", "names no bucket: expected letters"),
+        ("s3://lake:9/a", r"s3://lake:…/?.* names no bucket"),
+        ("s3://b/../a", r"has \. or \.\. between slashes"),
+        ("s3://b/a?region=x&y", "what are no options"),
+        ("s3://b/a?x/y&token=hunter2", "what are no options"),
+        ("ftp://host/a", "not a storage"),
+        ("https://host/a?X-Amz-Signature=hunter2&x", "not a storage"),
+        ("hdfs://host:8020/a", "not a storage"),
+        ("file://host/a", "names a host"),
+        ("file://me:hunter2@host/a", "names a host"),
+    ],
+)
+def test_what_is_no_place_is_an_error_of_the_query(uri: str, says: str) -> None:
+    """Empty paths, missing buckets, options of no form and schemes that nobody reads end with one sentence, which holds no secret."""
+    with pytest.raises(QueryError, match=says) as caught:
         parse(uri)
+    assert "hunter2" not in str(caught.value) + redacted(uri)
+
+
+@pytest.mark.parametrize(
+    "uri", ["iceberg://lake/ns.t?token=hunter2", "delta+s3://b/p?version=x&secret_key=hunter2", "delta+s3://AKIAX:hunter2/a@b/p",
+            "delta+s3://b/p?secret_key=hunter2&x", "iceberg://me:hunter2/a@lake/ns.t", "delta+/p?version=1&token=hunter2"]
+)  # fmt: skip
+def test_no_secret_of_a_tables_uri_is_repeated(uri: str) -> None:
+    """Whatever else is wrong with it."""
+    with pytest.raises(QueryError) as caught:
+        parse_table(uri, "pool.uri")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_name_of_a_listed_file_is_a_name() -> None:
+    """Question marks and brackets are part of it, and it gives itself again."""
+    for uri in ("s3://b/a/part?v=1.parquet", "abfs://c@acc.dfs.core.windows.net/k?x=1&y", "/data/a?b=c.parquet"):
+        assert located(uri).uri == uri
+        assert not located(uri).options
+    assert located("s3a://b/country=q?x=1/p.parquet").path == "b/country=q?x=1/p.parquet"
+
+
+def test_hadoops_spelling_of_a_local_path() -> None:
+    """One slash behind the scheme, as Spark and Iceberg write it."""
+    assert parse("file:/data/a%20b").path == "/data/a b"
 
 
 @pytest.mark.parametrize(

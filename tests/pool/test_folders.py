@@ -83,7 +83,7 @@ def test_what_cannot_be_listed_is_named(tmp_path: Path) -> None:
     """Missing paths, empty folders and foreign schemes say which URI of which key is meant."""
     with pytest.raises(QueryError, match=r"pool.labelled hdfs://x/y: hdfs:// is not a storage that raystream reads"):
         list_files(["hdfs://x/y"], key="pool.labelled")
-    with pytest.raises(QueryError, match="names the host"):
+    with pytest.raises(QueryError, match="names a host"):
         list_files(["file://elsewhere/x"])
     with pytest.raises(PoolError, match=r"nothing\.parquet does not exist"):
         list_files([str(tmp_path / "nothing.parquet")])
