@@ -104,7 +104,8 @@ def _checked(name: str, given: Any, key: str) -> Any:
         value = int(given)
     if type(value) is not kind or (isinstance(value, int) and kind is int and value <= 0) or value == "":
         expected = {bool: "true or false", int: "a positive number of seconds", str: "a text"}[kind]
-        raise QueryError(f"{where} is {type(value).__name__} {value!r}, expected {expected}")
+        shown = repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+        raise QueryError(f"{where} is {shown}, expected {expected}")
     if name == "scheme" and value not in ("http", "https"):
         raise QueryError(f"{where} is {value!r}, expected http or https")
     if name == "endpoint_override" and "@" in str(value):

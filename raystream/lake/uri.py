@@ -154,6 +154,8 @@ def _local_path(uri: str, key: str) -> str:
         if parts.netloc not in ("", "localhost"):
             raise QueryError(f"{key} {redacted(uri)} names a host; expected a local path such as file:///data/pool")
         uri = unquote(uri[len("file://") + len(parts.netloc) :])
+    elif (scheme := uri.partition(":")[0].lower()) in _SCHEMES and scheme != "file":
+        raise QueryError(f"{key} begins with {scheme}: but not {scheme}://; expected {scheme}://bucket/path")
     elif uri.startswith("file:/"):
         uri = unquote(uri.removeprefix("file:"))  # as Hadoop writes it
     if not uri.strip():

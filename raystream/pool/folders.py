@@ -73,15 +73,16 @@ def _infos(filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: 
     if wild and not _is_there(filesystem, path):
         fixed = next((i for i in wild if not _is_there(filesystem, "/".join(parts[: i + 1]))), len(parts))
         root = "/".join(parts[:fixed]) or "/"
-        below = _below(filesystem, root, glob_pattern(parts[fixed:]))
-        if below is None:
+        infos = _all_below(filesystem, root)
+        if infos is None:
             raise PoolError(f"{key} {shown}: {'the folder ' if fixed < len(parts) else ''}{root} does not exist")
-        yield from ((info, root) for info in below)
+        yield from ((info, root) for info in _wanted(infos, root, glob_pattern(parts[fixed:])))
         return
     # Object storage tells why it refuses when asked for a list, but not when asked for one object.
-    below = None if local and filesystem.get_file_info(path).type == pafs.FileType.File else _below(filesystem, path, None)
-    if below is not None:
-        yield from ((info, path) for info in below)
+    infos = None if local and filesystem.get_file_info(path).type == pafs.FileType.File else _all_below(filesystem, path)
+    if infos is not None:
+        _refuse_tables(infos, f"{key} {shown}")
+        yield from ((info, path) for info in _wanted(infos, path))
         return
     info = retried(lambda: filesystem.get_file_info(path))
     if info.type != pafs.FileType.File:
@@ -97,14 +98,35 @@ def _is_there(filesystem: pafs.FileSystem, path: str) -> bool:
         return False
 
 
-def _below(filesystem: pafs.FileSystem, root: str, pattern: re.Pattern[str] | None) -> Iterator[pafs.FileInfo] | None:
-    """The Parquet files below a folder; None if there is no such folder."""
+def _all_below(filesystem: pafs.FileSystem, root: str) -> list[pafs.FileInfo] | None:
+    """What lies below a folder; None if there is no such folder."""
     try:
-        infos = retried(lambda: filesystem.get_file_info(pafs.FileSelector(root, recursive=True)))
+        return list(retried(lambda: filesystem.get_file_info(pafs.FileSelector(root, recursive=True))))
     except OSError as error:
         if not is_no_folder(error):
             raise
         return None
+
+
+def _refuse_tables(infos: Sequence[pafs.FileInfo], where: str) -> None:
+    """Raise PoolError if a folder holds a table, whose files also hold rows that it has deleted or replaced."""
+    for info in infos:
+        folder, log, _ = f"{info.path}/".partition("/_delta_log/")
+        if log:
+            raise PoolError(
+                f"{where} holds a Delta table in {folder}, with rows that it may have deleted; name it by its URI with delta+ before it, "
+                "or its files by a pattern"
+            )
+        if info.path.endswith(".metadata.json") and "/metadata/" in info.path:
+            folder = info.path.rpartition("/metadata/")[0]
+            raise PoolError(
+                f"{where} holds an Iceberg table in {folder}, with rows that it may have deleted; name it by its catalog, "
+                "iceberg://catalog/namespace.table, or its files by a pattern"
+            )
+
+
+def _wanted(infos: Sequence[pafs.FileInfo], root: str, pattern: re.Pattern[str] | None = None) -> Iterator[pafs.FileInfo]:
+    """The Parquet files that a folder or a pattern in it stands for."""
 
     def wanted(info: pafs.FileInfo) -> bool:
         names = info.path[len(root) :].strip("/").split("/")

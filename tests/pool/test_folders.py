@@ -93,6 +93,25 @@ def test_what_cannot_be_listed_is_named(tmp_path: Path) -> None:
         list_files([str(tmp_path / "no" / "*.parquet")])
 
 
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        ("_delta_log/00000000000000000000.json", "holds a Delta table in .*/t, .* delta"),
+        ("metadata/00001-5d1c.metadata.json", "holds an Iceberg table in .*/t, .* name it by its catalog"),
+    ],
+)
+def test_the_folder_of_a_table_is_not_read_as_files(write, tmp_path: Path, log: str, says: str) -> None:
+    """They also hold rows that the table has deleted; who names the files themselves gets them."""
+    path = write("lake/t/a.parquet", {"i": [1]})
+    (path.parent / log).parent.mkdir()
+    (path.parent / log).write_text("{}")
+    for uri in ("lake/t", "lake"):
+        with pytest.raises(PoolError, match=says):
+            list_files([str(tmp_path / uri)])
+    assert names(tmp_path, [str(tmp_path / "lake/t/*.parquet")]) == ["lake/t/a.parquet"]
+    assert names(tmp_path, [str(path)]) == ["lake/t/a.parquet"]
+
+
 @pytest.mark.parametrize("uris", [[], [""], [" "], ["file://"]])
 def test_nothing_is_no_path(uris: list[str]) -> None:
     """An empty path is a mistake in the query, not the current folder."""
