@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+
+from pyarrow.fs import FileType
 
 from raystream.errors import PoolError
-from raystream.lake import LOCAL, Storage, is_remote, located
+from raystream.lake import LOCAL, Storage, filesystem_at, located
+from raystream.lake.retry import retried
 from raystream.pool.files import File
 from raystream.pool.filters import Filters
 from raystream.pool.folders import list_files
@@ -68,17 +70,17 @@ def _list_table(uri: str, key: str, filters: Filters, storage: Storage) -> tuple
         raise PoolError(f"{key} {uri} holds no data file in version {listing.version.version}; expected at least one")
 
     def found(listed: Listed) -> File:
-        if listed.size is not None and is_remote(listed.path):
-            # A table says the size and never replaces a file: nothing is asked until the footer is read, which pins the ETag.
-            place = located(listed.path, key).uri
-            return File(place, listed.size, "", listed.partitions, listed.deletes, listed.file, listing.storage)
-        try:
-            (file,) = list_files([listed.path], key, storage=listing.storage)
-        except PoolError as error:
-            raise PoolError(
-                f"{key} {uri} lists a data file that can't be used: {error}; if the version's files were removed, read a newer version"
-            ) from None
-        return replace(file, partitions=listed.partitions, deletes=listed.deletes, table=listed.file)
+        place = located(listed.path, key)
+        size, version = listed.size, ""
+        if size is None or place.scheme == "file":
+            # Else nothing is asked until the footer is read, which pins the ETag: a table says the size and never replaces a file.
+            filesystem, path = filesystem_at(place, listing.storage, key)
+            info = retried(lambda: filesystem.get_file_info(path))
+            if info.type != FileType.File:
+                raise PoolError(f"{key} {uri} lists the file {place.uri}, which isn't there; restore it or read a newer version")
+            size, version = info.size, str(info.mtime_ns)
+        storage = LOCAL if place.scheme == "file" else listing.storage
+        return File(place.uri, size, version, listed.partitions, listed.deletes, listed.file, storage)
 
     with ThreadPoolExecutor(min(_THREADS, len(listing.files))) as executor:
         return list(executor.map(found, listing.files)), listing.version

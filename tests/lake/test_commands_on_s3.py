@@ -92,11 +92,11 @@ def test_commands_on_a_store_in_a_bucket(
     assert there["query"] == here["query"]
     assert there["certificate"] == here["certificate"]
     answers = []
-    for uri in ("runs", store):
+    for out, uri in (("here.parquet", "runs"), ("there.parquet", store)):
         planned = said("plan", "query.yaml", "--store", uri, "--set", "select.budget=5")
         shown = said("show", here["query"][:6], "--store", uri)
         verified = said("verify", here["query"], "--store", uri)
-        written = said("scores", here["query"], "--store", uri, "--embeddings", "--out", f"{uri.partition('/')[0]}.parquet")
+        written = said("scores", here["query"], "--store", uri, "--embeddings", "--out", out)
         table = pq.read_table(written["uri"])
         answers.append((planned["changes"], planned["units_scored"], shown["rows"], shown["new"], verified, table))
     assert answers[0] == answers[1]
