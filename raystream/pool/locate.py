@@ -11,9 +11,9 @@ import pyarrow as pa
 from raystream.pool.files import open_parquet, threads_for, unreadable
 from raystream.pool.filters import Filters, filter_columns, matching_rows, residual
 from raystream.pool.footers import Footer
+from raystream.pool.ids import derived_ids
 from raystream.pool.labelled import Labelled
 from raystream.pool.plan import PoolPlan
-from raystream.pool.reader import derived_ids
 from raystream.pool.units import Unit, units_at
 
 
@@ -41,7 +41,7 @@ def locate_labelled(plan: PoolPlan, labelled: Labelled, threads: int = 8) -> tup
         results = list(executor.map(lambda item: _excluded(item[0], item[1], plan.read.id, labelled), todo))
     units: list[Unit] = []
     for (footer, _), (positions, indices) in zip(todo, results, strict=True):
-        units += units_at(footer, positions.tolist())
+        units += units_at(footer, positions.tolist(), widened=plan.read.widened)
         rest[indices] = False
     return units, labelled.only(rest)
 
