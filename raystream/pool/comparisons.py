@@ -16,6 +16,8 @@ Value = bool | int | float | str | tuple[bool | int | float | str, ...]
 Term = tuple[str, str, Value]
 Number = int | float | Decimal
 
+UNCOMPARABLE = (pa.ArrowException, ValueError, TypeError, ArithmeticError)
+"""What is raised for a value that a column can't be compared with."""
 _COMPARISONS = {"==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _DIGITS = Context(prec=400)
 """Enough for every float, written out."""
@@ -25,7 +27,7 @@ def expression(term: Term, type_: pa.DataType) -> pc.Expression:
     """A term on a column of a type.
 
     Raises:
-        TypeError, ValueError, ArithmeticError, pa.ArrowException: the value can't be compared with such a column.
+        UNCOMPARABLE: the value can't be compared with such a column.
     """
     name, op, value = term
     plain_ = plain_type(type_)

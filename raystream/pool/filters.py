@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 
 from raystream.errors import PoolError, QueryError, did_you_mean
 from raystream.pool.columns import plain, plain_type
-from raystream.pool.comparisons import Term, expected, expression
-from raystream.pool.files import File
+from raystream.pool.comparisons import UNCOMPARABLE, Term, expected, expression
+from raystream.pool.files import File, one_line
 from raystream.pool.footers import Statistics
 
 Filters = tuple[tuple[Term, ...], ...]
@@ -75,7 +75,7 @@ def check_filters(filters: Filters, types: Mapping[str, pa.DataType]) -> None:
                 raise PoolError(f"pool.filters names column {name}, which the pool doesn't hold{did_you_mean(name, types)}")
             try:
                 pa.table({name: pa.array([], plain_type(types[name]))}).filter(expression((name, op, value), types[name]))
-            except (pa.ArrowException, ValueError, TypeError, ArithmeticError):
+            except UNCOMPARABLE:
                 shown = list(value) if isinstance(value, tuple) else value
                 hint = expected(op, value, plain_type(types[name]))
                 raise QueryError(f"pool.filters compares column {name} ({types[name]}) {op} {shown!r}; {hint}") from None
@@ -111,13 +111,20 @@ def row_group_may_match(filters: Filters, statistics: Mapping[str, Statistics], 
     return not filters or any(all(_may_match(term, statistics[term[0]], rows, types[term[0]]) for term in terms) for terms in filters)
 
 
-def matching_rows(filters: Filters, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """The indices of a batch's rows that pass, in order."""
+def matching_rows(filters: Filters, batch: pa.RecordBatch, place: str = "a batch") -> npt.NDArray[np.int64]:
+    """The indices of a batch's rows that pass, in order; `place` says where the batch is from.
+
+    Raises:
+        PoolError: a column can't be compared after all, being of another type than its table declares.
+    """
     names = filter_columns(filters)
     columns = [plain(batch.column(name)) for name in names]
     table = pa.table([*columns, pa.array(np.arange(batch.num_rows))], names=[*names, ""])
     types = {name: batch.schema.field(name).type for name in names}
-    passed = table.filter(_disjunction(filters, types)).column("")
+    try:
+        passed = table.filter(_disjunction(filters, types)).column("")
+    except UNCOMPARABLE as error:
+        raise PoolError(f"{place}: pool.filters can't be applied: {one_line(error)}; change the value that is compared") from None
     rows: npt.NDArray[np.int64] = passed.to_numpy()
     return rows
 

@@ -62,7 +62,7 @@ def _excluded(
                 ids = batch.column(id_name) if id_name else derived_ids(footer.file.path, rows)
                 index = labelled.index(ids)
                 if filters and (index >= 0).any():
-                    index[matching_rows(filters, batch)] = -1
+                    index[matching_rows(filters, batch, footer.file.path)] = -1
                 if footer.file.deletes is not None:
                     gone = np.ones(len(rows), dtype=bool)
                     gone[footer.file.deletes.kept(next_row - len(rows), len(rows))] = False

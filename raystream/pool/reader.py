@@ -19,7 +19,7 @@ from raystream.lake.retry import ignore
 from raystream.pool.column_types import cast, cast_columns
 from raystream.pool.columns import Column, Flaws, decode, known_shape, plain_batch, structural_flaws, value_flaws
 from raystream.pool.encoded import decode_npy
-from raystream.pool.files import check_unchanged, one_line, open_parquet, unreadable
+from raystream.pool.files import check_unchanged, open_parquet, unreadable
 from raystream.pool.filters import filter_columns, matching_rows
 from raystream.pool.ids import derived_ids
 from raystream.pool.images import EachRow, decode_images
@@ -188,7 +188,7 @@ def _selected(
             low, high = np.searchsorted(positions, [rows[0], rows[-1] + 1]) if len(rows) else (0, 0)
             keep = positions[low:high] - (next_row - batch.num_rows)
         elif unit.filters:
-            keep = _matching(unit, batch)
+            keep = matching_rows(unit.filters, batch, unit.name)
         if unit.file.deletes is not None and positions is None:
             left = unit.file.deletes.kept(next_row - batch.num_rows, batch.num_rows)
             keep = left if keep is None else np.intersect1d(keep, left, assume_unique=True)
@@ -196,13 +196,6 @@ def _selected(
             batch, rows = batch.take(pa.array(keep)), rows[keep]
         if len(rows):
             yield batch, rows
-
-
-def _matching(unit: Unit, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    try:
-        return matching_rows(unit.filters, batch)
-    except pa.ArrowException as error:
-        raise PoolError(f"{unit.name}: pool.filters can't be applied: {one_line(error)}; change the value that is compared") from None
 
 
 def _clean(

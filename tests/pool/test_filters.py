@@ -143,6 +143,12 @@ def test_what_should_have_been_written_is_said(type_: pa.DataType, op: str, valu
     assert says in str(caught.value)
 
 
+def test_a_batch_of_another_type_than_was_checked_is_named() -> None:
+    """As that of a table whose file holds text where the table declares numbers."""
+    with pytest.raises(PoolError, match=r"^a.parquet#rg0: pool.filters can't be applied: string is not comparable with 1; change"):
+        matching_rows(freeze([[("c", "==", 1)]]), pa.record_batch({"c": ["1"]}), "a.parquet#rg0")
+
+
 def test_an_unknown_column_is_refused() -> None:
     """The message names what was probably meant."""
     with pytest.raises(PoolError, match=r"column splt, .* did you mean 'split'"):
