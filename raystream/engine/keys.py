@@ -40,7 +40,9 @@ def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, outputs
         asked: further scores.
     """
     model = query.model
-    later = {"logits": True} if outputs.logits else {}
+    later: dict[str, Any] = {"logits": True} if outputs.logits else {}
+    if unit.casts:
+        later["casts"] = [[name, str(type_)] for name, type_ in unit.casts]
     return _digest(
         later
         | _task_parts(query)

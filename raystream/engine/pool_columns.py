@@ -73,7 +73,12 @@ def read_cost(prepared: Prepared, pool: ScoredPool, rows: np.ndarray) -> Cost | 
 
 def _quota(select: Select, by: str, values: pa.ChunkedArray | pa.Array, budget: int) -> Quota:
     column = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    encoded = column.dictionary_encode()
+    try:
+        encoded = column.dictionary_encode()
+    except pa.ArrowNotImplementedError:
+        raise PoolError(
+            f"select.quotas go by {by}, which is {column.type}; expected text, numbers or dates, so name another column"
+        ) from None
     group = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int32)
     names = [str(value) for value in encoded.dictionary.to_pylist()]
     asked = [quota for quota in select.quotas if quota.by == by]

@@ -274,10 +274,8 @@ def _flaws(array: pa.Array, shape: tuple[int, ...], rows: npt.NDArray[np.int64],
         array, rows = array.filter(pa.array(~missing)), rows[~missing]
     if not _is_list(array.type):
         return flaws
-    if pa.types.is_fixed_size_list(array.type):
-        width = array.type.list_size
-    else:
-        width = shape[0]
+    width = shape[0]
+    if not pa.types.is_fixed_size_list(array.type) or array.type.list_size != width:
         lengths = pc.list_value_length(array).to_numpy(zero_copy_only=False)
         ragged = lengths != width
         if ragged.any():

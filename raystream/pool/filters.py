@@ -6,11 +6,9 @@ Nulls are treated as pyarrow treats them: they match no comparison, but they are
 from __future__ import annotations
 
 import functools
-import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -20,15 +18,12 @@ import pyarrow.compute as pc
 
 from raystream.errors import PoolError, QueryError, did_you_mean
 from raystream.pool.columns import plain, plain_type
-from raystream.pool.files import File
+from raystream.pool.comparisons import UNCOMPARABLE, Term, expected, expression
+from raystream.pool.files import File, one_line
 from raystream.pool.footers import Statistics
 
-Value = bool | int | float | str | tuple[bool | int | float | str, ...]
-Term = tuple[str, str, Value]
 Filters = tuple[tuple[Term, ...], ...]
 """Any of the conjunctions; () lets every row pass. Hashable, and the same as JSON but for tuples."""
-
-_COMPARISONS = {"==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
 def freeze(disjunction: Sequence[Sequence[tuple[str, str, Any]]]) -> Filters:
@@ -79,11 +74,11 @@ def check_filters(filters: Filters, types: Mapping[str, pa.DataType]) -> None:
             if name not in types:
                 raise PoolError(f"pool.filters names column {name}, which the pool doesn't hold{did_you_mean(name, types)}")
             try:
-                pa.table({name: pa.array([], plain_type(types[name]))}).filter(_expression((name, op, value), types[name]))
-            except (pa.ArrowException, ValueError, TypeError, ArithmeticError):
+                pa.table({name: pa.array([], plain_type(types[name]))}).filter(expression((name, op, value), types[name]))
+            except UNCOMPARABLE:
                 shown = list(value) if isinstance(value, tuple) else value
-                hint = "a list" if (op in ("in", "not in")) != isinstance(value, tuple) else "a value of that type"
-                raise QueryError(f"pool.filters compares column {name} ({types[name]}) {op} {shown!r}; expected {hint}") from None
+                hint = expected(op, value, plain_type(types[name]))
+                raise QueryError(f"pool.filters compares column {name} ({types[name]}) {op} {shown!r}; {hint}") from None
 
 
 def residual(filters: Filters, file: File, types: Mapping[str, pa.DataType]) -> Filters | None:
@@ -116,92 +111,33 @@ def row_group_may_match(filters: Filters, statistics: Mapping[str, Statistics], 
     return not filters or any(all(_may_match(term, statistics[term[0]], rows, types[term[0]]) for term in terms) for terms in filters)
 
 
-def matching_rows(filters: Filters, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """The indices of a batch's rows that pass, in order."""
+def matching_rows(filters: Filters, batch: pa.RecordBatch, place: str = "a batch") -> npt.NDArray[np.int64]:
+    """The indices of a batch's rows that pass, in order; `place` says where the batch is from.
+
+    Raises:
+        PoolError: a column can't be compared after all, being of another type than its table declares.
+    """
     names = filter_columns(filters)
     columns = [plain(batch.column(name)) for name in names]
     table = pa.table([*columns, pa.array(np.arange(batch.num_rows))], names=[*names, ""])
     types = {name: batch.schema.field(name).type for name in names}
-    passed = table.filter(_disjunction(filters, types)).column("")
+    try:
+        passed = table.filter(_disjunction(filters, types)).column("")
+    except UNCOMPARABLE as error:
+        raise PoolError(f"{place}: pool.filters can't be applied: {one_line(error)}; change the value that is compared") from None
     rows: npt.NDArray[np.int64] = passed.to_numpy()
     return rows
 
 
 def _disjunction(filters: Filters, types: Mapping[str, pa.DataType]) -> pc.Expression:
-    both = (functools.reduce(operator.and_, (_expression(term, types[term[0]]) for term in conjunction)) for conjunction in filters)
+    both = (functools.reduce(operator.and_, (expression(term, types[term[0]]) for term in conjunction)) for conjunction in filters)
     return functools.reduce(operator.or_, both)
-
-
-def _expression(term: Term, type_: pa.DataType) -> pc.Expression:
-    name, op, value = term
-    plain_ = plain_type(type_)
-    field = pc.field(name)
-    if op in ("in", "not in"):
-        if not isinstance(value, tuple):
-            raise TypeError("a list is expected")
-        literals = [_literal(v, plain_) for v in value]
-        if pa.types.is_integer(plain_):
-            literals = [v for v in literals if _holds(plain_, v)]  # no row is equal to the others, but Arrow would truncate 0.5 to 0
-        found = field.isin(pa.array(literals, plain_) if pa.types.is_integer(plain_) or not literals else pa.array(literals))
-        return ~found if op == "not in" else found
-    if isinstance(value, tuple):
-        raise TypeError("one value is expected")
-    literal = _literal(value, plain_)
-    if pa.types.is_integer(plain_):
-        return _integer_comparison(field, op, literal, plain_)
-    return _COMPARISONS[op](field, literal if isinstance(literal, pa.Scalar) else pa.scalar(literal))
-
-
-def _integer_comparison(field: pc.Expression, op: str, value: float, type_: pa.DataType) -> pc.Expression:
-    """A comparison that is exact for every number: Arrow takes large integers to floats, and refuses what the type can't hold."""
-    if _holds(type_, value):
-        return _COMPARISONS[op](field, pa.scalar(int(value), type_))
-    least, greatest = _range(type_)
-    if value < least or value > greatest:
-        # All rows lie on the same side, so that any of them decides.
-        return field.is_valid() if _COMPARISONS[op](0, value) else pc.scalar(False)
-    if op in ("==", "!=") or value != value:
-        return field.is_valid() if op == "!=" else pc.scalar(False)
-    below = field <= pa.scalar(math.floor(value), type_)
-    return below if op in ("<", "<=") else ~below
-
-
-def _holds(type_: pa.DataType, value: float) -> bool:
-    """Whether a number is among an integer type's values."""
-    least, greatest = _range(type_)
-    return least <= value <= greatest and value == int(value)
-
-
-def _range(type_: pa.DataType) -> tuple[int, int]:
-    if pa.types.is_unsigned_integer(type_):
-        return 0, 2**type_.bit_width - 1
-    return -(2 ** (type_.bit_width - 1)), 2 ** (type_.bit_width - 1) - 1
-
-
-def _literal(value: Any, type_: pa.DataType) -> Any:
-    """The value as Arrow compares it with a column of the type; TypeError where it can't."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if pa.types.is_temporal(type_) and isinstance(value, str):
-        return pa.scalar(value).cast(type_)
-    if pa.types.is_integer(type_) and is_number:
-        return int(value) if isinstance(value, float) and value.is_integer() else value
-    if pa.types.is_floating(type_) and is_number:
-        return float(value)
-    if pa.types.is_decimal(type_) and is_number:
-        return Decimal(str(value))
-    if pa.types.is_boolean(type_) and isinstance(value, bool):
-        return value
-    if (pa.types.is_string(type_) or pa.types.is_large_string(type_)) and isinstance(value, str):
-        return value
-    if (pa.types.is_binary(type_) or pa.types.is_large_binary(type_)) and isinstance(value, str):
-        return value.encode()
-    raise TypeError(f"{type_} is not comparable with {value!r}")
 
 
 def _decide(term: Term, value: Any, type_: pa.DataType) -> bool:
     """A term on a hive key, by the same rules as on a column."""
     table = pa.table({term[0]: pa.array([value], type_)})
-    return bool(table.filter(_expression(term, type_)).num_rows)
+    return bool(table.filter(expression(term, type_)).num_rows)
 
 
 def _may_match(term: Term, found: Statistics, rows: int, type_: pa.DataType) -> bool:

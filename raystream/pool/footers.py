@@ -59,7 +59,6 @@ def read_footers(
     filter_columns: Sequence[str] = (),
     keep: Sequence[str] = (),
     threads: int = 16,
-    same_types: bool = True,
     unreadable: Callable[[File, str], None] | None = None,
 ) -> list[Footer]:
     """The footers of all files, in their order.
@@ -70,12 +69,11 @@ def read_footers(
         filter_columns: those whose statistics are wanted; in the files, or hive folders.
         keep: further columns whose types are wanted; in the files, or hive folders.
         threads: footers read at a time.
-        same_types: whether a column must have one type in all files.
         unreadable: is told, in order, of each file whose footer can't be read and why; that file is left out. Without
             it, such a file is an error.
 
     Raises:
-        PoolError: a file isn't Parquet, lacks a column, or has one under another type than the first file.
+        PoolError: a file isn't Parquet, or lacks a column.
     """
     with ThreadPoolExecutor(max_workers=threads_for(files, threads)) as executor:
         results = list(executor.map(lambda file: _try_footer(file, columns, filter_columns, keep), files))
@@ -88,8 +86,6 @@ def read_footers(
         else:
             unreadable(file, str(result))
     if footers:
-        for footer in footers[1:] if same_types else []:
-            _same_types(footers[0], footer)
         # Thousands of equal schemas would be most of a plan's memory.
         first = footers[0].schema
         footers = [Footer(f.file, first, f.row_groups) if f.schema.equals(first) else f for f in footers]
@@ -183,30 +179,3 @@ def _statistics(group: pq.RowGroupMetaData, leaves: Sequence[int], stored: int) 
         return Statistics(stored, found.min, found.max, nulls)
     except (pa.ArrowException, ValueError, OverflowError, NotImplementedError):
         return Statistics(stored, None, None, nulls)  # a type whose bounds Arrow doesn't decode prunes nothing
-
-
-def _same_types(first: Footer, other: Footer) -> None:
-    expected = {field.name: field.type for field in first.schema}
-    for field in other.schema:
-        if field.name in expected and not same_type(expected[field.name], field.type):
-            raise PoolError(
-                f"column {field.name} is {expected[field.name]} in {first.file.path} but {field.type} in {other.file.path}; "
-                "expected one type in the whole pool, so write one of them anew"
-            )
-
-
-def same_type(one: pa.DataType, other: pa.DataType) -> bool:
-    """Equality of types that overlooks how values are encoded and whether the items of lists may be null."""
-    return bool(_bare(one) == _bare(other))
-
-
-def _bare(type_: pa.DataType) -> pa.DataType:
-    if pa.types.is_dictionary(type_):
-        return _bare(type_.value_type)
-    if pa.types.is_fixed_size_list(type_):
-        return pa.list_(_bare(type_.value_type), type_.list_size)
-    if pa.types.is_large_list(type_):
-        return pa.large_list(_bare(type_.value_type))
-    if pa.types.is_struct(type_):
-        return pa.struct([(field.name, _bare(field.type)) for field in type_])
-    return pa.list_(_bare(type_.value_type)) if pa.types.is_list(type_) else type_

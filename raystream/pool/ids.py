@@ -1,4 +1,4 @@
-"""Checking that ids tell rows apart, over the whole pool."""
+"""Ids: those derived from where rows are, and whether ids tell rows apart over the whole pool."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def check_unique(ids: pa.ChunkedArray | pa.Array, name: str, where: Callable[[in
             f"met again at {', '.join(map(where, first.values()))}; "
             "expected one id a row, so correct them or leave pool.id out"
         )
+
+
+def derived_ids(path: str, rows: npt.NDArray[np.int64]) -> pa.Array:
+    """`path#row` for positions in a file: what rows are called when the pool has no id column."""
+    return pc.binary_join_element_wise(path, pa.array(rows).cast(pa.string()), "#")
 
 
 def comparable(ids: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from raystream.errors import LabelsError, PoolError
 from raystream.lake import LOCAL, Storage
-from raystream.pool.columns import Column, recognise
+from raystream.pool.columns import BYTES, TEXT, Column, recognise
 from raystream.pool.files import File, open_parquet, pinned, threads_for
 from raystream.pool.footers import read_footers
 from raystream.pool.ids import comparable
@@ -163,11 +163,12 @@ def _reading(
     """The units of those files that hold the columns: a part of the spec's, or all of them; what they reach is wanted no more."""
     read = spec.only(part)
     able = [i for i, ok in zip(indices, has_columns([labelled.files[i] for i in indices], read.columns), strict=True) if ok]
-    footers = read_footers([labelled.files[i] for i in able], [labelled.id_name, *read.inputs], same_types=False) if able else []
+    footers = read_footers([labelled.files[i] for i in able], [labelled.id_name, *read.inputs]) if able else []
     units = {}
     for index, footer in zip(able, footers, strict=True):
         rows = _take(labelled, footer.file, spec.id_type, wanted)
-        units[index] = units_at(footer, rows.tolist(), labelled.id_name if spec.id is None else None, columns=part)
+        own_id = labelled.id_name if spec.id is None else None
+        units[index] = units_at(footer, rows.tolist(), own_id, columns=part, widened=spec.widened)
     return units
 
 
@@ -219,9 +220,16 @@ def _has_columns(file: File, columns: Sequence[Column]) -> bool:
         if column.is_encoded and here.is_encoded:
             continue
         same_shape = len(here.shape) == len(column.shape) and all(h in (None, c) for h, c in zip(here.shape, column.shape, strict=True))
-        if not same_shape or here.is_encoded or column.is_encoded or column.dtype not in (here.dtype, "float32"):
+        if not same_shape or here.is_encoded or column.is_encoded or not _takes(column.dtype, here.dtype):
             raise LabelsError(
                 f"column {column.name} of the labelled file {file.path} is {type_}; "
                 f"expected what the pool holds, {column.dtype} of shape {column.shape}"
             )
     return True
+
+
+def _takes(pool: str, here: str) -> bool:
+    """Whether the pool's tensors can hold a labelled file's values: numbers become float32, integers wider ones."""
+    if pool in (here, "float32"):
+        return True
+    return {pool, here}.isdisjoint({TEXT, BYTES}) and np.dtype(pool).kind == np.dtype(here).kind and np.can_cast(here, pool)

@@ -11,9 +11,9 @@ import pyarrow as pa
 from raystream.pool.files import open_parquet, threads_for, unreadable
 from raystream.pool.filters import Filters, filter_columns, matching_rows, residual
 from raystream.pool.footers import Footer
+from raystream.pool.ids import derived_ids
 from raystream.pool.labelled import Labelled
 from raystream.pool.plan import PoolPlan
-from raystream.pool.reader import derived_ids
 from raystream.pool.units import Unit, units_at
 
 
@@ -41,7 +41,7 @@ def locate_labelled(plan: PoolPlan, labelled: Labelled, threads: int = 8) -> tup
         results = list(executor.map(lambda item: _excluded(item[0], item[1], plan.read.id, labelled), todo))
     units: list[Unit] = []
     for (footer, _), (positions, indices) in zip(todo, results, strict=True):
-        units += units_at(footer, positions.tolist())
+        units += units_at(footer, positions.tolist(), widened=plan.read.widened)
         rest[indices] = False
     return units, labelled.only(rest)
 
@@ -62,7 +62,7 @@ def _excluded(
                 ids = batch.column(id_name) if id_name else derived_ids(footer.file.path, rows)
                 index = labelled.index(ids)
                 if filters and (index >= 0).any():
-                    index[matching_rows(filters, batch)] = -1
+                    index[matching_rows(filters, batch, footer.file.path)] = -1
                 if footer.file.deletes is not None:
                     gone = np.ones(len(rows), dtype=bool)
                     gone[footer.file.deletes.kept(next_row - len(rows), len(rows))] = False

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from raystream.errors import PoolError, QueryError
+from raystream.pool.column_types import pool_types, widened
 from raystream.pool.columns import RAW, Column, Texts, known_shape, plain_type
 from raystream.pool.files import File
 from raystream.pool.filters import Filters, check_filters, filter_columns, freeze, partition_types, residual
@@ -136,10 +137,11 @@ def plan_pool(
     folders = partition_types([footer.file for footer in footers])
     if not any(footer.rows for footer in footers):
         raise PoolError(f"pool.uri {', '.join(pool.uris)} holds no row in {len(files)} files; expected at least one")
-    # A key that only some files have as a folder must be a column of the others, which their footers tell.
-    types = {name: type_ for footer in footers for name, type_ in zip(footer.schema.names, footer.schema.types, strict=True)} | folders
+    types = pool_types(footers, folders)
     check_filters(filters, types)
-    units = _cut(footers, filters, folders, target_bytes)
+    # All else that is read becomes tensors of one type.
+    wide = widened(footers, types, [*([pool.id] if pool.id else []), *(inputs if prepared else [])])
+    units = _cut(footers, filters, folders, target_bytes, wide)
     if not units:
         raise PoolError(f"no row of {len(files)} files is left after filters {_shown(filters)}; change pool.filters")
     if prepared is not None:
@@ -147,7 +149,7 @@ def plan_pool(
     else:
         measured = input_columns(units, [(name, types[name]) for name in inputs], on_error, texts, images, named=bool(pool.input_names))
     marked = tuple(dataclasses.replace(column, masked=column.name in masked) for column in measured)
-    spec = ReadSpec(pool.id, _id_type(pool.id, types), marked, on_error, pool.input_names, prepared)
+    spec = ReadSpec(pool.id, _id_type(pool.id, types), marked, on_error, pool.input_names, prepared, wide)
     keep = pa.schema([pa.field(name, plain_type(types[name])) for name in later])
     warnings = (*_left_out(unreadable), *_large_row_group(footers, units, spec))
     return PoolPlan(tuple(footers), tuple(units), spec, filters, folders, keep, warnings, tables)
@@ -175,9 +177,15 @@ def _id_type(name: str | None, types: dict[str, pa.DataType]) -> pa.DataType:
     raise PoolError(f"id column {name} is {types[name]}; expected integers, strings or binary, or leave pool.id out")
 
 
-def _cut(footers: Sequence[Footer], filters: Filters, folders: dict[str, pa.DataType], target_bytes: int) -> list[Unit]:
+def _cut(
+    footers: Sequence[Footer],
+    filters: Filters,
+    folders: dict[str, pa.DataType],
+    target_bytes: int,
+    wide: tuple[tuple[str, pa.DataType], ...],
+) -> list[Unit]:
     left = ((footer, residual(filters, footer.file, folders)) for footer in footers)
-    return [unit for footer, rest in left if rest is not None for unit in cut_units(footer, rest, target_bytes)]
+    return [unit for footer, rest in left if rest is not None for unit in cut_units(footer, rest, target_bytes, wide)]
 
 
 def _left_out(unreadable: dict[File, str]) -> tuple[str, ...]:

@@ -12,15 +12,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError
 from raystream.lake.retry import ignore
+from raystream.pool.column_types import cast, cast_columns
 from raystream.pool.columns import Column, Flaws, decode, known_shape, plain_batch, structural_flaws, value_flaws
 from raystream.pool.encoded import decode_npy
-from raystream.pool.files import check_unchanged, one_line, open_parquet, unreadable
+from raystream.pool.files import check_unchanged, open_parquet, unreadable
 from raystream.pool.filters import filter_columns, matching_rows
+from raystream.pool.ids import derived_ids
 from raystream.pool.images import EachRow, decode_images
 from raystream.pool.remote import RemoteParquet
 from raystream.pool.units import Unit
@@ -49,6 +50,8 @@ class ReadSpec:
         on_error: fail stops at the first bad row, skip leaves bad rows out and reports them.
         names: what the model calls its inputs, one for each column; empty where it gets them by position.
         prepared: set where a function of the user's makes the tensors, which `read_unit` is then given.
+        widened: the id and the columns that go to such a function as they are, where the pool's files hold them in several types:
+            names and the wider types. Other columns become tensors of one type anyway.
     """
 
     id: str | None
@@ -57,6 +60,7 @@ class ReadSpec:
     on_error: Literal["fail", "skip"] = "fail"
     names: tuple[str, ...] = ()
     prepared: Prepared | None = None
+    widened: tuple[tuple[str, pa.DataType], ...] = field(default=(), compare=False)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -153,7 +157,7 @@ def read_unit(
         group_starts = np.asarray(starts)
         for batch, rows in _selected(unit, spec, parquet, batch_rows, note):
             tensors = _Tensors(spec, map if pool is None else pool.map, prepare)
-            yield from _clean(unit, tensors, batch, rows, group_starts)
+            yield from _clean(unit, tensors, cast_columns(batch, unit.casts, unit.name), rows, group_starts)
         if not isinstance(parquet, RemoteParquet):
             check_unchanged(unit.file)
 
@@ -184,7 +188,7 @@ def _selected(
             low, high = np.searchsorted(positions, [rows[0], rows[-1] + 1]) if len(rows) else (0, 0)
             keep = positions[low:high] - (next_row - batch.num_rows)
         elif unit.filters:
-            keep = _matching(unit, batch)
+            keep = matching_rows(unit.filters, batch, unit.name)
         if unit.file.deletes is not None and positions is None:
             left = unit.file.deletes.kept(next_row - batch.num_rows, batch.num_rows)
             keep = left if keep is None else np.intersect1d(keep, left, assume_unique=True)
@@ -192,13 +196,6 @@ def _selected(
             batch, rows = batch.take(pa.array(keep)), rows[keep]
         if len(rows):
             yield batch, rows
-
-
-def _matching(unit: Unit, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    try:
-        return matching_rows(unit.filters, batch)
-    except pa.ArrowException as error:
-        raise PoolError(f"{unit.name}: pool.filters can't be applied: {one_line(error)}; change the value that is compared") from None
 
 
 def _clean(
@@ -225,7 +222,8 @@ def _clean(
         ok = report(structure, rows)
         batch, rows = batch.filter(pa.array(ok)), rows[ok]
     blocks, values = tensors.of(batch)
-    ids = _ids(unit, spec, batch, rows)
+    name = unit.id or spec.id
+    ids = cast(batch.column(name), spec.id_type, f"{unit.name}: id column {name}") if name else derived_ids(unit.file.path, rows)
     if values:
         ok = report(values, rows)
         ids, rows, blocks = ids.filter(pa.array(ok)), rows[ok], [block[ok] for block in blocks]
@@ -282,21 +280,3 @@ def _values(spec: ReadSpec, blocks: list[Tensor]) -> dict[str, Flaws]:
     if not value_flaws(blocks[0]):
         return {}
     return {column.name: flaws for i, column in enumerate(spec.columns) if (flaws := value_flaws(blocks[0][:, i].copy()))}
-
-
-def _ids(unit: Unit, spec: ReadSpec, batch: pa.RecordBatch, rows: npt.NDArray[np.int64]) -> pa.Array:
-    name = unit.id or spec.id
-    if name is None:
-        return derived_ids(unit.file.path, rows)
-    ids = batch.column(name)
-    if ids.type.equals(spec.id_type):
-        return ids
-    try:
-        return ids.cast(spec.id_type)
-    except pa.ArrowException as error:
-        raise PoolError(f"{unit.name}: id column {name} can't become {spec.id_type}: {one_line(error)}; write it as such") from None
-
-
-def derived_ids(path: str, rows: npt.NDArray[np.int64]) -> pa.Array:
-    """`path#row` for positions in a file: what rows are called when the pool has no id column."""
-    return pc.binary_join_element_wise(path, pa.array(rows).cast(pa.string()), "#")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from raystream.pool.column_types import cast
 from raystream.pool.columns import plain_table
 from raystream.pool.files import File, open_parquet, threads_for, unreadable
 from raystream.pool.filters import partition_value
@@ -65,7 +66,7 @@ def _as_schema(file: File, table: pa.Table | None, rows: int, schema: pa.Schema)
     for field in schema:
         if table is not None and field.name in table.column_names:
             column = table.column(field.name)
-            columns.append(column if column.type.equals(field.type) else column.cast(field.type))
+            columns.append(cast(column, field.type, f"column {field.name} of {file.path}"))
         else:
             columns.append(pa.repeat(pa.scalar(partition_value(file, field.name, field.type), field.type), rows))
     return pa.table(columns, schema=schema)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+
+from raystream.pool.column_types import casts
 from raystream.pool.files import File
 from raystream.pool.filters import Filters, filter_columns, row_group_may_match
 from raystream.pool.footers import Footer, RowGroup
@@ -26,6 +29,7 @@ class Unit:
         positions: if given, the sorted positions in the file of the only rows read; filters don't apply to them.
         id: the id column, where it is another one than the pool's; only labelled files have such units.
         columns: the input columns read, in the spec's order, where they aren't all of it; only labelled files have such units.
+        casts: the columns that outputs depend on by their type, where the file's is narrower than the pool's, with the pool's.
     """
 
     file: File
@@ -37,6 +41,7 @@ class Unit:
     positions: tuple[int, ...] | None = None
     id: str | None = None
     columns: tuple[str, ...] | None = None
+    casts: tuple[tuple[str, pa.DataType], ...] = ()
 
     @property
     def name(self) -> str:
@@ -45,7 +50,9 @@ class Unit:
         return f"{self.file.path}#rg{first}" if first == last else f"{self.file.path}#rg{first}-{last}"
 
 
-def cut_units(footer: Footer, filters: Filters = (), target_bytes: int = TARGET_BYTES) -> list[Unit]:
+def cut_units(
+    footer: Footer, filters: Filters = (), target_bytes: int = TARGET_BYTES, widened: Sequence[tuple[str, pa.DataType]] = ()
+) -> list[Unit]:
     """Cut a file at row groups into units of about equal bytes, in order.
 
     Row groups that are empty, all deleted, or that the statistics rule out are left out. The cut depends on this file and these
@@ -55,6 +62,7 @@ def cut_units(footer: Footer, filters: Filters = (), target_bytes: int = TARGET_
         footer: the file's, with statistics of the filters' columns.
         filters: what its hive folders left undecided.
         target_bytes: uncompressed bytes that a unit should have.
+        widened: as `ReadSpec.widened`.
     """
     types = {field.name: field.type for field in footer.schema}
     runs: list[list[int]] = []
@@ -71,7 +79,8 @@ def cut_units(footer: Footer, filters: Filters = (), target_bytes: int = TARGET_
             runs.append([index])
     names = filter_columns(filters)
     weights = [group_bytes(group, names) for group in footer.row_groups]
-    return [_unit(footer, part, weights, filters, starts) for run in runs for part in _parts(run, weights, target_bytes)]
+    narrow = casts(footer, widened)
+    return [_unit(footer, part, weights, filters, starts, narrow) for run in runs for part in _parts(run, weights, target_bytes)]
 
 
 def units_at(
@@ -80,6 +89,7 @@ def units_at(
     id_column: str | None = None,
     target_bytes: int = TARGET_BYTES,
     columns: tuple[str, ...] | None = None,
+    widened: Sequence[tuple[str, pa.DataType]] = (),
 ) -> list[Unit]:
     """Units that read these rows of a file and nothing else.
 
@@ -89,7 +99,9 @@ def units_at(
         id_column: if it isn't the pool's own.
         target_bytes: of the row groups that one unit opens.
         columns: the input columns read, if they aren't all of the pool's.
+        widened: as `ReadSpec.widened`.
     """
+    narrow = casts(footer, widened)
     units: list[Unit] = []
     weights = [group.bytes for group in footer.row_groups]
     starts = _starts(footer.row_groups)
@@ -110,7 +122,7 @@ def units_at(
             rows = tuple(position for index in part for position in held[index])
             stored = sum(weights[i] for i in part)
             file = footer.file.part(starts[part[0]], starts[part[-1] + 1])
-            units.append(Unit(file, tuple(part), starts[part[0]], len(rows), stored, (), rows, id_column, columns))
+            units.append(Unit(file, tuple(part), starts[part[0]], len(rows), stored, (), rows, id_column, columns, narrow))
     return units
 
 
@@ -136,10 +148,18 @@ def _parts(run: Sequence[int], weights: Sequence[int], target_bytes: int) -> lis
     return list(parts.values())
 
 
-def _unit(footer: Footer, part: Sequence[int], weights: Sequence[int], filters: Filters, starts: Sequence[int]) -> Unit:
+def _unit(
+    footer: Footer,
+    part: Sequence[int],
+    weights: Sequence[int],
+    filters: Filters,
+    starts: Sequence[int],
+    narrow: tuple[tuple[str, pa.DataType], ...],
+) -> Unit:
     first, end = starts[part[0]], starts[part[-1] + 1]
     deleted = footer.file.deletes.count(first, end) if footer.file.deletes else 0
-    return Unit(footer.file.part(first, end), tuple(part), first, end - first - deleted, sum(weights[i] for i in part), filters)
+    stored = sum(weights[i] for i in part)
+    return Unit(footer.file.part(first, end), tuple(part), first, end - first - deleted, stored, filters, casts=narrow)
 
 
 def _starts(groups: Sequence[RowGroup]) -> list[int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from datetime import date
+from typing import Any, Literal
 
 from pydantic import field_validator
 
@@ -47,6 +48,12 @@ class Pool(Part):
     def _one_path_is_a_list(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
 
+    @field_validator("filters", mode="before")
+    @classmethod
+    def _dates_are_text(cls, value: object) -> object:
+        _check_form(value)
+        return _with_text(value)
+
     @field_validator("storage", mode="before")
     @classmethod
     def _options_without_secrets(cls, value: object) -> object:
@@ -68,3 +75,31 @@ class Pool(Part):
         if isinstance(terms[0], tuple):
             return [[t for t in terms if isinstance(t, tuple)]]
         return [t for t in terms if isinstance(t, list)]
+
+
+def _check_form(filters: object) -> None:
+    """Refuse filters that are neither a list of terms nor a list of such lists; what is in a term is told by its types."""
+    form = "expected terms [column, op, value] of which all hold, or lists of such terms of which any holds, and not both"
+    if not isinstance(filters, (list, tuple)):
+        raise ValueError(f"pool.filters is {filters!r}; {form}")
+    flat = bool(filters) and all(_is_term(item) for item in filters)
+    for index, item in enumerate([filters] if flat else filters):
+        place = "pool.filters" if flat else f"pool.filters.{index}"
+        if isinstance(item, (list, tuple)) and not item:
+            raise ValueError(f"{place} is empty, so that every row would pass; remove it, or put terms [column, op, value] into it")
+        if not isinstance(item, (list, tuple)) or not all(_is_term(term) for term in item):
+            raise ValueError(f"{place} is {item!r}; {form}")
+        for number, term in enumerate(item):
+            if len(term) != 3:
+                raise ValueError(f"{place}.{number} is {term!r}; expected three parts, [column, op, value]")
+
+
+def _is_term(item: object) -> bool:
+    return isinstance(item, (list, tuple)) and bool(item) and not isinstance(item[0], (list, tuple))
+
+
+def _with_text(value: Any) -> Any:
+    """The filters with ISO text for dates and times, which YAML makes of unquoted ones: so that the query is the same either way."""
+    if isinstance(value, (list, tuple)):
+        return [_with_text(item) for item in value]
+    return value.isoformat() if isinstance(value, date) else value

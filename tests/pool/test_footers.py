@@ -47,18 +47,6 @@ def test_missing_and_repeated_columns_are_named(write, tmp_path: Path) -> None:
         read_footers(list_files([str(twice)]), ["i"])
 
 
-def test_types_must_agree_but_encodings_may_differ(write, tmp_path: Path) -> None:
-    """Another type names column, both files and both types; dictionaries and nullable items are no difference."""
-    nullable = pa.array([[1.0]], pa.list_(pa.float64()))
-    write("a.parquet", {"i": pa.array([1], pa.int64()), "s": pa.array(["x"]).dictionary_encode(), "v": nullable})
-    item = pa.field("element", pa.float64(), nullable=False)
-    write("b.parquet", {"i": pa.array([1], pa.int32()), "s": ["x"], "v": pa.array([[1.0]], pa.list_(item))})
-    files = list_files([str(tmp_path)])
-    assert len(read_footers(files, ["s", "v"])) == 2
-    with pytest.raises(PoolError, match=r"column i is int64 in .*a\.parquet but int32 in .*b\.parquet"):
-        read_footers(files, ["i"])
-
-
 def test_a_name_is_a_column_or_a_folder(write, tmp_path: Path) -> None:
     """A hive key that is a column too is refused, and so is an input that is a folder only."""
     write("k=1/a.parquet", {"k": [1], "i": [1]})

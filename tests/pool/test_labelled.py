@@ -200,6 +200,16 @@ def test_some_of_the_inputs_may_be_enough(write, vectors, tmp_path: Path) -> Non
     assert ([unit.columns for unit in without], rest.ids.to_pylist()) == ([None], [5, 6, 8])
 
 
+def test_labelled_inputs_may_be_narrower_integers(write) -> None:
+    """As a pool's own files may be; wider ones could hold what the pool's tensors can't."""
+    types = {32: pa.int32(), 64: pa.int64()}
+    files = {size: write(f"{size}.parquet", {"v": pa.array([[1, 2]], pa.list_(type_))}) for size, type_ in types.items()}
+    wide, narrow = (plan_pool(Pool(uri=str(files[size]), inputs=["v"])).read.columns for size in (64, 32))
+    assert has_columns(list_files([str(files[32])]), wide) == [True]
+    with pytest.raises(LabelsError, match=r"column v of the labelled file .*64\.parquet is list<element: int64>; expected .* int32"):
+        has_columns(list_files([str(files[64])]), narrow)
+
+
 def test_labelled_inputs_of_another_shape_or_kind_are_refused(write, vectors) -> None:
     """An input that is there but can't become the pool's tensor is an error, not a row left out."""
     plan = plan_pool(Pool(uri=str(write("pool.parquet", {"v": vectors(2)})), inputs=["v"]))
