@@ -6,7 +6,6 @@ import json
 import signal
 import sys
 import traceback
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ import typer
 
 from raystream import __version__, upkeep
 from raystream.errors import RaystreamError
+from raystream.lake.uri import redacted
 from raystream.query import Query
 from raystream.run import calibrate as fit_temperature
 from raystream.run import run
@@ -135,17 +135,27 @@ def calibrate(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="QUERY", help="The query's name in the store, or its beginning.", show_default=False)],
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[QUERY]", help="The query's name or its beginning; left out, all are listed.", show_default=False),
+    ] = None,
     store: Annotated[str, typer.Option("--store", help="Where scored units and queries are kept.")] = "runs",
     as_json: AsJson = False,
     report: Annotated[bool, typer.Option("--report", help="Write report.html anew.")] = False,
     debug: Debug = False,
 ) -> None:
-    """A committed query: its selection and certificate."""
+    """A committed query, its selection and certificate; without a name, all of the store."""
     from raystream.engine.result import load_result
 
-    result = load_result(store, name)
-    _finish(replace(result, new=True) if report else result, as_json, report)
+    if name is None:
+        from raystream.engine.catalogue import committed_queries
+        from raystream.engine.stores import existing_store
+        from raystream.exchange.text import describe_queries
+
+        queries = committed_queries(existing_store(store))
+        _print({"queries": [listed.summary() for listed in queries]}, lambda: describe_queries(queries, redacted(store)), as_json)
+        return
+    _finish(load_result(store, name), as_json, report, shown=True)
 
 
 for _command in (upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor):
@@ -165,6 +175,18 @@ def demo(
     with _reporter() as reporter:
         lines = run_demo(folder, workers=workers, seeds=seeds, reporter=reporter)
     print(lines)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version of raystream.")] = False,
+) -> None:
+    if show_version:
+        print(__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -199,11 +221,17 @@ def _exit_code(arguments: list[str]) -> int:
         raise
     except BaseException as error:  # a panic of a library written in Rust is no Exception
         if isinstance(error, _ClickException):
-            return _say(f"{error.format_message().rstrip('.')}; see raystream --help", 2)  # type: ignore[attr-defined]
+            return _say(f"{error.format_message().rstrip('.?')}; see {_command(error)} --help", 2)  # type: ignore[attr-defined]
         if debug:
             traceback.print_exc()
         return _say(f"{type(error).__name__}: {error}; this is a defect of raystream's, --debug shows where", 1)
     return returned if isinstance(returned, int) else 0
+
+
+def _command(error: object) -> str:
+    """What was called, as far as it was understood, for whoever wants its help."""
+    context = getattr(error, "ctx", None)
+    return f"raystream {context.info_name}" if context is not None and context.parent is not None else "raystream"
 
 
 def _say(sentence: str, exit_code: int) -> int:
@@ -224,12 +252,12 @@ def _load(spec: Path, overrides: list[str] | None, store: str | None, address: s
     return Query.load(spec, changes)
 
 
-def _finish(result: Any, as_json: bool, report: bool) -> None:
-    """Print a result; write its report first, whose failure is a warning and no more."""
+def _finish(result: Any, as_json: bool, report: bool, *, shown: bool = False) -> None:
+    """Print a result; first write its report, if that is new, missing or asked for, whose failure is a warning and no more."""
     from raystream.exchange.text import describe_result
 
     there = result.store.exists(f"queries/{result.query}/report.html")
-    if report and (result.new or not there):
+    if report and (result.new or shown or not there):
         from raystream.exchange.report import write_report
 
         try:
@@ -238,7 +266,7 @@ def _finish(result: Any, as_json: bool, report: bool) -> None:
         except Exception as error:
             print(f"raystream: warning: the report could not be written: {type(error).__name__}: {error}", file=sys.stderr)
     found = result.place("report.html") if there else None
-    _print(result.summary() | {"report": found}, lambda: describe_result(result, found), as_json)
+    _print(result.summary() | {"report": found}, lambda: describe_result(result, found, shown=shown), as_json)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The engine is imported when a query runs: describing one must not wait for torch
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raystream.errors import QueryError, StoreError
@@ -97,7 +98,7 @@ def _with_output(query: Query, result: Result) -> Result:
         write_table(result.selection, query.output, result.query, storage=query.pool.options)
     except StoreError as error:
         raise StoreError(f"{error}; query {result.query} is committed, run it again to write this table") from error
-    return result
+    return replace(result, output=query.output)
 
 
 def score(query: Query, *, reporter: Reporter | None = None) -> Scores:

@@ -80,7 +80,7 @@ def _findings(
     if uri is None:
         yield Finding("store", "ok", "not tried; name one by --store, or give a query")
     else:
-        yield from check_store(uri, query.store.options if query is not None and is_remote(uri) else LOCAL)
+        yield from check_store(uri, query.store_options if query is not None and is_remote(uri) else LOCAL)
     yield from machine.disks(uri)
     yield machine.memory()
     yield machine.processors()
@@ -96,7 +96,7 @@ def _credentials(store: str | None, query: Query | None) -> Finding:
     """The names of the variables that are set, and of those that aren't although object storage is asked."""
     named = [name for name in CREDENTIALS if os.environ.get(name)]
     found = f"in the environment: {', '.join(named)}" if named else "none in the environment"
-    places = [("store.uri", store, query.store.options if query else LOCAL)] if store else []
+    places = [("store.uri", store, query.store_options if query else LOCAL)] if store else []
     if query is not None:
         named_uris = [(key, uri) for key, uris, _ in _tables(query) for uri in uris]
         named_uris += [("output", uri) for uri in [query.output] if uri]

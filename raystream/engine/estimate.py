@@ -15,12 +15,13 @@ from raystream.engine.fitting import known_temperature
 from raystream.engine.prepare import Prepared, prepare
 from raystream.engine.prepared_inputs import preparation
 from raystream.engine.receipt import Receipt
-from raystream.model import Predictor, load
+from raystream.model import Predictor, load, with_local_files
 from raystream.query import Cluster, Query
 
 _SCORE_BYTES = 40
 """A row of a scores file without its id: five scores, prediction, confidence, row."""
 _PROBE_SECONDS = 2.0
+_RAY_START = 6.0
 _UNFITTED = (
     "model.temperature is not fitted yet, so all units count as not scored, and the rows that it is fitted on are not counted; "
     "run raystream calibrate first"
@@ -32,7 +33,8 @@ _PROBE_UNITS = 8
 class Estimate:
     """A query's figures.
 
-    `seconds` is scoring time on `workers` workers, without starting them: 0 if all is scored, None if it can't be told.
+    `seconds` is scoring time on `workers` workers: 0 if all is scored, None if it can't be told; `start_seconds` comes before it,
+    about what Ray and its workers take to start where nothing else runs.
     `changes` are those of the pool's files since the newest committed query over the same pool, None if there is none.
     """
 
@@ -48,6 +50,7 @@ class Estimate:
     bytes_to_write: int
     workers: int
     seconds: float | None
+    start_seconds: float
     measured_on: str
     warnings: tuple[str, ...]
     changes: Changes | None = None
@@ -78,7 +81,7 @@ def estimate(query: Query) -> Estimate:
     prepared = _unfitted(query) if unfitted else prepare(query, calibration)
     missing = prepared.missing
     rows = sum(task.unit.rows for task in missing)
-    rate = _rate(prepared) if missing else _Rate(1.0, 0, "nothing: all units are scored")
+    rate = _rate(prepared) if missing else _Rate(1.0, 0, "what is scored")
     workers = _workers(query.cluster)
     item = 2 if query.model.embedding_dtype == "float16" else 4
     return Estimate(
@@ -94,6 +97,7 @@ def estimate(query: Query) -> Estimate:
         bytes_to_write=rows * (_SCORE_BYTES + rate.dimension * item),
         workers=workers,
         seconds=rows / rate.rows_per_second / min(workers, max(1, len(missing))) if rate.rows_per_second else None,
+        start_seconds=_RAY_START if missing and query.cluster.address == "auto" else 0.0,
         measured_on=rate.measured_on,
         warnings=(*((_UNFITTED,) if unfitted else ()), *prepared.pool.warnings),
         changes=changes_since(prepared.store, query.pool, prepared.pool.snapshot),
@@ -131,7 +135,7 @@ def _probe(prepared: Prepared) -> _Rate:
     torch.set_num_threads(query.cluster.cpus_per_worker)
     try:
         read, threads = prepared.pool.read, query.cluster.cpus_per_worker
-        model = load(query.model, embedding=query.needs_embedding, names=read.names)
+        model = load(with_local_files(query.model, query.pool.options), embedding=query.needs_embedding, names=read.names)
         prepare = preparation(read)
         timed = _Timed(model, query.model.batch_size)
         for task in prepared.missing[:_PROBE_UNITS]:

@@ -102,7 +102,7 @@ def _prepare(query: Query) -> Prepared:
     """The calibration set as a pool of its own, all of its rows, at temperature 1; its name is the fit's key."""
     model = query.model.model_copy(update={"temperature": 1.0, "embedding": None})
     refuse_among(query.store.uri, query.row_uris, "store.uri")
-    store = open_store(query.store.uri, query.store.options)
+    store = open_store(query.store.uri, query.store_options)
     label, uris = query.pool.label or "", query.model.calibration_files
     pool = Pool(uri=uris, inputs=query.pool.inputs, storage=query.pool.storage)
     try:

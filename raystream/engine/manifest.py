@@ -73,7 +73,7 @@ class Manifest:
     recall of an approximate index. `selection_rounds` is None when the batch was chosen without selection actors, `calibration` when
     the temperature was given as a number. `tables` says which version was read of each table of the pool.
     `labelled_units` are the keys of units over labelled rows outside the pool, in the order in which they were read, and
-    `labelled_digest` is that of the labelled ids; plan.parquet has the keys of the pool's own units.
+    `labelled_digest` is that of the labelled ids; plan.parquet has the keys of the pool's own units. `committed` is the time, UTC.
     """
 
     query: str
@@ -98,6 +98,13 @@ class Manifest:
     tables: list[TableVersion] = field(default_factory=list)
     labelled_units: list[str] = field(default_factory=list)
     labelled_digest: str | None = None
+    committed: str = ""
+
+    @property
+    def gives_scores(self) -> bool:
+        """Whether the model gave scores, by which the choice went or which it shows."""
+        model = self.resolved["model"]
+        return model["kind"] != "columns" or bool(model.get("logits") or model.get("probabilities") or model.get("samples"))
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1, default=str).encode()

@@ -91,7 +91,7 @@ def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
     """
     given, query = query, with_temperature(query, calibration)
     refuse_among(query.store.uri, query.row_uris, "store.uri")
-    store = open_store(query.store.uri, query.store.options)
+    store = open_store(query.store.uri, query.store_options)
     model = with_local_files(query.model, query.pool.options)
     classes = class_names(model.classes)
     digest = fingerprint(model)

@@ -13,19 +13,22 @@ from raystream.engine.manifest import Manifest, Seconds, query_folder, read_mani
 from raystream.engine.store import LocalStore
 from raystream.engine.stores import Store, existing_store
 from raystream.errors import QueryError, StoreError
+from raystream.lake.uri import redacted
 
 
 @dataclass(frozen=True)
 class Result:
     """A committed query.
 
-    `new` is False when the very same query had been committed before; it is then returned as it was.
+    `new` is False when the very same query had been committed before; it is then returned as it was. `output` is the table or
+    file that holds the selection, too, if the run wrote one or found it there.
     """
 
     store: Store
     selection: pa.Table
     manifest: Manifest
     new: bool
+    output: str | None = None
 
     @property
     def query(self) -> str:
@@ -49,15 +52,17 @@ class Result:
         return self.place("selection.parquet")
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """What `--json` prints: what was committed, and how many units were scored for it now."""
         manifest = self.manifest
         return {
             "query": self.query,
             "selection": self.path,
+            "output": redacted(self.output) if self.output else None,
             "rows": self.selection.num_rows,
             "new": self.new,
-            "units_scored": manifest.units_scored,
-            "units_reused": manifest.units_reused,
+            "committed": manifest.committed,
+            "units_scored": manifest.units_scored if self.new else 0,
+            "units_reused": manifest.units_reused + (0 if self.new else manifest.units_scored),
             "certificate": asdict(manifest.certificate) if manifest.certificate else None,
             "warnings": manifest.warnings,
             "counts": asdict(manifest.counts),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
@@ -118,6 +119,7 @@ def commit(
         tables=list(prepared.pool.tables),
         labelled_units=list(covered.units),
         labelled_digest=prepared.labelled.digest if prepared.labelled is not None else None,
+        committed=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
     )
     if not prepared.store.put_if_absent(f"{folder}/manifest.json", manifest.to_json()):
         # Somebody else's query of this name was committed meanwhile: the same one, or `committed` says what differs.

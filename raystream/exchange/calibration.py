@@ -18,7 +18,7 @@ def write_diagram(query: Query, calibration: Calibration) -> str:
     Raises:
         StoreError: the store can't be written.
     """
-    store = store_at(query.store.uri, query.store.options)
+    store = store_at(query.store.uri, query.store_options)
     name = f"{calibration_folder(calibration.key)}/reliability.png"
     store.put(name, reliability_png(calibration))
     return store.place(name)

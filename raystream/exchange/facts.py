@@ -29,7 +29,7 @@ def title(manifest: Manifest) -> str:
 def lede(manifest: Manifest) -> str:
     """What was asked, as a sentence: budget, strategy, score and pool."""
     select, score = manifest.resolved["select"], manifest.resolved["acquire"]["score"]
-    scored = _scored(manifest)
+    scored = manifest.gives_scores
     how = f"strategy {select['strategy']}" + (f", score {score}" if scored else ", no score")
     return f"Asked for: {select['budget']:,} rows of {_pool_name(manifest.resolved['pool']['uri'])} by {how}, seed {manifest.seed}."
 
@@ -88,11 +88,6 @@ def _candidates(manifest: Manifest) -> str:
     if counts.candidates >= counts.eligible:
         return "all eligible rows entered the choice"
     return f"the highest by {manifest.resolved['acquire']['score']} of {counts.eligible:,} eligible rows"
-
-
-def _scored(manifest: Manifest) -> bool:
-    model = manifest.resolved["model"]
-    return model["kind"] != "columns" or bool(model.get("logits") or model.get("probabilities"))
 
 
 def _pool_name(uri: str | Sequence[str]) -> str:

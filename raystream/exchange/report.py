@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,6 +15,7 @@ from raystream.exchange.facts import Fact, facts, lede, title
 from raystream.exchange.pictures import Picture, pictures
 from raystream.exchange.plots import NUMBERED, pool_map, project, reliability_diagram, score_histogram
 from raystream.exchange.stored import StoredPool, chosen_embeddings, pool_scores, sampled_embeddings, stored_pool
+from raystream.lake.uri import redacted
 from raystream.query.acquire import column_of
 
 ROWS_SHOWN = 200
@@ -99,12 +101,22 @@ def gather(result: Result) -> Page:
         spec=spec.decode(),
         provenance=(
             ("query", result.query),
+            ("committed", manifest.committed or "at an unknown time"),
+            ("selection", result.path),
+            ("model", _model(manifest.resolved["model"])),
             ("model's fingerprint", manifest.fingerprint),
             ("seed", str(manifest.seed)),
             ("files of the pool", f"{len(manifest.files):,}"),
             ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
         ),
     )
+
+
+def _model(section: dict[str, Any]) -> str:
+    """Its source and weights, as the query names them."""
+    weights = section.get("weights") or []
+    parts = [section.get("source") or f"kind {section['kind']}", *([weights] if isinstance(weights, str) else weights)]
+    return ", ".join(redacted(part) for part in parts)
 
 
 def _cards(result: Result, found: dict[int, Picture]) -> list[Card]:

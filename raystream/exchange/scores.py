@@ -207,7 +207,7 @@ def _write(out: pa.NativeFile, schema: pa.Schema, pieces: Iterator[pa.Table]) ->
 def _file(out: str, name: str) -> Iterator[tuple[pa.NativeFile, str]]:
     """A file to write to, which is there when the block ends, whole, or not at all; and its path or URI."""
     location = parse(out, "--out")
-    path = file_in(location, name)
+    path = file_in(location, name, "--out")
     try:
         check_replaceable(replace(location, path=path), False, "--out")
     except OSError as error:

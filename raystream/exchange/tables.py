@@ -30,6 +30,7 @@ from raystream.pool.table_uri import TableUri, is_table, package, parse_table
 
 QUERY_ID = "query_id"
 _QUERY = b"raystream.query"
+_OTHER_FILES = ("csv", "tsv", "json", "jsonl", "txt", "arrow", "feather", "orc", "avro", "xlsx", "pq", "parq", "gz", "zip")
 _ATTEMPTS = 4
 
 
@@ -44,7 +45,9 @@ def check_output(uri: str, key: str = "output", storage: Storage = LOCAL) -> Non
         if is_table(uri):
             _rows_of_query(_place(uri, key), "", True, key, storage)
         else:
-            check_replaceable(parse(uri, key), True, key, storage)
+            location = parse(uri, key)
+            file_in(location, "", key)
+            check_replaceable(location, True, key, storage)
     except RaystreamError:
         raise
     except Exception as error:
@@ -253,14 +256,21 @@ def _same(held: pa.Table, rows: pa.Table) -> bool:
         return False
 
 
-def file_in(location: Location, name: str) -> str:
-    """The path of a file to write: the location's own if it ends in `.parquet`, else one of this name below it."""
+def file_in(location: Location, name: str, key: str) -> str:
+    """The path of a file to write: the location's own if it ends in `.parquet`, else one of this name below it.
+
+    Raises:
+        QueryError: the location ends like a file of another kind.
+    """
+    ending = location.path.rpartition("/")[2].rpartition(".")[2].lower()
+    if ending in _OTHER_FILES:
+        raise QueryError(f"{key} {location.uri} ends in .{ending}, but only Parquet is written; end it in .parquet, or name a folder")
     return location.path if location.path.endswith(".parquet") else f"{location.path.rstrip('/')}/{name}"
 
 
 def _write_parquet(rows: pa.Table, uri: str, name: str, query_id: str, key: str, storage: Storage) -> None:
     location = parse(uri, key)
-    path = file_in(location, name)
+    path = file_in(location, name, key)
     check_replaceable(replace(location, path=path), "rank" in rows.column_names, key, storage)
     rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), _QUERY: query_id})
     if location.scheme != "file":

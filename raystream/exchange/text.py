@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import pyarrow as pa
 
 from raystream.engine.calibration import Calibration
-from raystream.engine.estimate import Estimate
-from raystream.engine.manifest import Certificate, Seconds
+from raystream.engine.catalogue import Listed
+from raystream.engine.manifest import Certificate, Manifest, Seconds
 from raystream.engine.result import Result, Scores
 from raystream.exchange.figures import in_bytes as _bytes
 from raystream.exchange.figures import in_seconds as _duration
 from raystream.exchange.figures import number_of as _count
+from raystream.lake.uri import redacted
+
+if TYPE_CHECKING:  # it imports torch, which takes longer than all else that a result is shown by
+    from raystream.engine.estimate import Estimate
 
 _ROWS_SHOWN = 10
 
 
-def describe_result(result: Result, report: str | None) -> str:
-    """A committed query: what was read, the first rows, the certificate, the time, and where it all is."""
+def describe_result(result: Result, report: str | None, *, shown: bool = False) -> str:
+    """A committed query: what was asked and read, the first rows, the certificate, the time, and where it all is.
+
+    Args:
+        result: the query.
+        report: where its report is, if there is one.
+        shown: whether that is all that was asked for; else the query was run.
+    """
     manifest = result.manifest
     counts = manifest.counts
-    head = f"query {result.query}" + ("" if result.new else " (committed before; nothing was changed)")
+    when = f", committed {manifest.committed}" if manifest.committed else ", committed before"
+    head = f"query {result.query}" + ("" if result.new else when if shown else f"{when}: nothing was changed")
+    left = "" if counts.scored + counts.quarantined == counts.pool else f", {counts.scored:,} after filters"
     lines = [
         head,
-        f"  pool        {counts.pool:,} rows in {_count(len(manifest.files), 'file')}, {counts.labelled:,} labelled",
-        f"  scored      {_count(manifest.units_scored, 'unit')} now, {manifest.units_reused:,} reused from the store",
+        f"  asked       {describe_asked(manifest)}",
+        f"  pool        {counts.pool:,} rows in {_count(len(manifest.files), 'file')}{left}, {counts.labelled:,} labelled",
+        f"  scored      {_count(manifest.units_scored, 'unit')} {'now' if result.new else 'then'}, {manifest.units_reused:,} reused",
         f"  chosen      {counts.chosen:,} of {counts.candidates:,} candidates",
         f"  certificate {describe_certificate(manifest.certificate)}",
         f"  seconds     {describe_seconds(manifest.seconds)}",
@@ -32,9 +48,35 @@ def describe_result(result: Result, report: str | None) -> str:
         lines.insert(3, f"  calibrated  {describe_temperature(manifest.calibration)}")
     lines += [f"  warning     {warning}" for warning in manifest.warnings]
     lines += ["", rows_as_text(result.selection, _ROWS_SHOWN), "", f"selection  {result.path}"]
+    if result.output is not None:
+        lines.append(f"output     {redacted(result.output)}")
     if report is not None:
         lines.append(f"report     {report}")
     return "\n".join(lines)
+
+
+def describe_queries(queries: Sequence[Listed], store: str) -> str:
+    """The committed queries of a store, a line each."""
+    if not queries:
+        return f"store {store} holds no committed query"
+    rows = [["query", "committed", "rows", "asked"]]
+    for listed in queries:
+        if listed.manifest is None:
+            rows.append([listed.query, "", "", "its manifest is damaged"])
+        else:
+            rows.append([listed.query, listed.committed, f"{listed.manifest.counts.chosen:,}", describe_asked(listed.manifest)])
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in rows)
+
+
+def describe_asked(manifest: Manifest) -> str:
+    """`12 rows by k_means, score margin, of lake/images with my_project.nets:resnet18`."""
+    select, model = manifest.resolved["select"], manifest.resolved["model"]
+    score = f", score {manifest.resolved['acquire']['score']}" if manifest.gives_scores else ""
+    first, *more = [uris] if isinstance(uris := manifest.resolved["pool"]["uri"], str) else list(uris)
+    pool = redacted(first) + (f" and {len(more)} more" if more else "")
+    source = model.get("source") or f"kind {model['kind']}"
+    return f"{_count(select['budget'], 'row')} by {select['strategy']}{score}, of {pool} with {source}"
 
 
 def describe_scores(scores: Scores, store: str) -> str:
@@ -76,7 +118,7 @@ def describe_estimate(plan: Estimate) -> str:
         f"  read        {plan.unit_rows:,} rows, {_bytes(plan.bytes)}, in {_count(plan.units, 'unit')}",
         f"  scored      {plan.units_scored:,} of {_count(plan.units, 'unit')} already",
         f"  to score    {_bytes(plan.bytes_to_read)} read, {_bytes(plan.bytes_to_write)} written",
-        f"  time        {_time(plan)}, going by {plan.measured_on}",
+        f"  time        {_time(plan)}",
     ]
     if plan.changes is not None:
         changes = plan.changes
@@ -122,9 +164,20 @@ def rows_as_text(selection: pa.Table, count: int) -> str:
 def _cell(value: object) -> str:
     if value is None:
         return ""
-    text = f"{value:#.4g}".rstrip(".") if isinstance(value, float) else str(value)
+    if isinstance(value, list):
+        return _shortened(f"[{', '.join(map(_cell, value[:8]))}{', …' if len(value) > 8 else ''}]")
+    return _shortened(f"{value:#.4g}".rstrip(".") if isinstance(value, float) else str(value))
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= 40 else text[:18] + "…" + text[-21:]
 
 
 def _time(plan: Estimate) -> str:
-    return "unknown" if plan.seconds is None else f"about {_duration(plan.seconds)} on {_count(plan.workers, 'worker')}"
+    if not plan.bytes_to_read:
+        return "nothing to score"
+    start = f"about {_duration(plan.start_seconds)} to start Ray, then " if plan.start_seconds else ""
+    if plan.seconds is None:
+        return f"{start}unknown, going by {plan.measured_on}"
+    seconds = f"about {_duration(plan.seconds)}" if plan.seconds >= 1 else "less than a second"
+    return f"{start}{seconds} on {_count(plan.workers, 'worker')}, going by {plan.measured_on}"

@@ -13,6 +13,8 @@ import yaml
 from pydantic import Field, model_validator
 
 from raystream.kinds import KINDS, kind_of
+from raystream.lake.storage import Storage
+from raystream.lake.uri import is_remote, parse
 from raystream.query.acquire import (
     DEFAULT_REDUCE,
     DEFAULT_TOP,
@@ -119,6 +121,15 @@ class Query(Part):
                 raise ValueError(
                     f"pool.inputs gives names, which kind: {model.kind} doesn't know; give a list of columns in the model's order"
                 )
+
+    @property
+    def store_options(self) -> Storage:
+        """How to reach the store: `store.storage`, or without any, in object storage of the pool's kind, `pool.storage`."""
+        if self.store.storage or not is_remote(self.store.uri):
+            return self.store.options
+        plain = (uri.removeprefix("delta+") for uri in self.pool.uris if not uri.startswith("iceberg:"))
+        kinds = {parse(uri).scheme for uri in plain if is_remote(uri)}
+        return self.pool.options if parse(self.store.uri, "store.uri").scheme in kinds else self.store.options
 
     @property
     def row_uris(self) -> dict[str, list[str]]:
