@@ -221,14 +221,14 @@ def _exit_code(arguments: list[str]) -> int:
         raise
     except BaseException as error:  # a panic of a library written in Rust is no Exception
         if isinstance(error, _ClickException):
-            return _say(f"{error.format_message().rstrip('.?')}; see {_command(error)} --help", 2)  # type: ignore[attr-defined]
+            return _say(f"{error.format_message().rstrip('.?')}; see {_called(error)} --help", 2)  # type: ignore[attr-defined]
         if debug:
             traceback.print_exc()
         return _say(f"{type(error).__name__}: {error}; this is a defect of raystream's, --debug shows where", 1)
     return returned if isinstance(returned, int) else 0
 
 
-def _command(error: object) -> str:
+def _called(error: object) -> str:
     """What was called, as far as it was understood, for whoever wants its help."""
     context = getattr(error, "ctx", None)
     return f"raystream {context.info_name}" if context is not None and context.parent is not None else "raystream"

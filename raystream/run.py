@@ -50,12 +50,14 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
     from raystream.engine.result import read_result
     from raystream.engine.session import Session
     from raystream.engine.stages import all_receipts, commit, score_warnings, scored_pool
+    from raystream.engine.stores import refuse_in_store
     from raystream.exchange.tables import check_output
     from raystream.pool import refuse_among
 
     began = time.perf_counter()
     if query.output is not None:
         refuse_among(query.output, query.row_uris, "output")
+        refuse_in_store(query.output, query.store.uri, "output")
         check_output(query.output, storage=query.pool.options)
     reporter.stage("Reading the pool's footers")
     prepared = prepare(query, calibration)

@@ -23,7 +23,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def gc(
     store: StoreUri = "runs",
     delete: Annotated[bool, typer.Option("--delete", help="Remove it; otherwise nothing is changed.")] = False,
-    drop: Annotated[list[str] | None, typer.Option("--drop", help="Forget this query and what it alone needs; may be given often.")] = None,
+    drop: Annotated[list[str] | None, typer.Option("--drop", help="Forget this query, committed or not; may be given often.")] = None,
     older_than: Annotated[str, typer.Option(help="Leave alone what is younger, such as 90m, 24h or 7d.")] = "24h",
     as_json: AsJson = False,
     debug: Debug = False,
@@ -32,13 +32,13 @@ def gc(
 
     Queries that were never committed count while their last sign of life is younger than --older-than, and are then removed, too.
     """
-    from raystream.engine.result import find_query
+    from raystream.engine.result import find_dropped
     from raystream.engine.stores import existing_store
     from raystream.engine.sweep import sweep
     from raystream.exchange.upkeep_text import describe_swept
 
     opened = existing_store(store)
-    names = [find_query(opened, name) for name in drop or []]
+    names = [find_dropped(opened, name) for name in drop or []]
     swept = sweep(opened, drop=names, older_than=_seconds(older_than), delete=delete)
     print_result(swept.summary(), lambda: describe_swept(swept), as_json)
 

@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+import raystream as rs
 from raystream.engine import machine
 from raystream.engine.doctor import CREDENTIALS
 from raystream.engine.store import Entry, LocalStore
 from raystream.engine.stores import open_store
+from raystream.run import score
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -232,3 +234,26 @@ def test_ray_starts(doctor: Callable, workplace: Path) -> None:
     code, found = doctor(spec(cluster={"address": "auto", "workers": 1}), "--ray")
     assert code == 0
     assert "room for 1 worker" in found["ray start"]["found"]
+
+
+def test_queries_that_are_damaged_are_found(doctor: Callable, workplace: Path, make_query: Callable[..., rs.Query]) -> None:
+    """Manifest, plan and query.yaml of every committed query are read: exit 3 and the first file that is no more what it was."""
+    assert doctor("--store", "runs")[1]["queries"]["found"] == "none committed"
+    for name in ("one", "two"):
+        rs.run(make_query(store__query=name, select__strategy="top_k"))
+    score(make_query(store__query="three"))
+    (workplace / "runs/queries/notes.txt").write_text("mine")
+    code, found = doctor("--store", "runs")
+    assert (code, found["queries"]["verdict"]) == (0, "ok")
+    assert found["queries"]["found"].startswith("2 in the store")
+    for name, query in (("manifest.json", "one"), ("plan.parquet", "one"), ("query.yaml", "two"), ("plan.parquet", "three")):
+        file = workplace / "runs/queries" / query / name
+        whole = file.read_bytes()
+        file.write_bytes(b"{")
+        code, found = doctor("--store", "runs")
+        assert (code, found["queries"]["verdict"], found["queries"]["exit_code"]) == (3, "fail", 3)
+        assert f"{file} is damaged" in found["queries"]["found"]
+        assert "1 can't be used, first: " in found["queries"]["found"]
+        file.write_bytes(whole)
+    (workplace / "runs/queries/two/query.yaml").unlink()
+    assert doctor()[0] == 3

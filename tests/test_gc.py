@@ -51,7 +51,7 @@ def test_a_dry_run_changes_nothing_and_a_delete_does_what_it_said(make_query: Ma
     rs.run(make_query(store__query="other", model__args={"hidden": 9}))
     after = files(workplace / "runs")
     age(workplace / "runs", 2)
-    dry = gc("--drop", "oth")
+    dry = gc("--drop", "othe")
     assert files(workplace / "runs") == after
     assert not dry["deleted"]
     assert (dry["queries_kept"], dry["dropped"]) == (1, ["other"])
@@ -211,3 +211,68 @@ def test_a_store_that_cannot_be_changed_is_an_error(
     code, _, err = cli("gc", "--delete")
     assert code == 3
     assert "can't be removed: Permission denied" in err
+
+
+def test_a_damaged_query_can_be_dropped_and_nothing_else_goes(make_query: MakeQuery, workplace: Path, cli: Cli, gc: Callable) -> None:
+    """Until it is, no unit goes, for it may need any; the error names the file and the way out. Then the others keep their units."""
+    rs.run(make_query(store__query="whole"))
+    kept = files(workplace / "runs")
+    rs.run(make_query(store__query="broken", model__args={"hidden": 9}))
+    manifest = workplace / "runs/queries/broken/manifest.json"
+    manifest.write_text("{")
+    age(workplace / "runs", 2)
+    before = files(workplace / "runs")
+    code, out, err = cli("gc", "--delete")
+    assert (code, out) == (3, "")
+    assert str(manifest) in err
+    assert "raystream gc --drop broken" in err
+    assert files(workplace / "runs") == before
+    done = gc("--drop", "broken", "--delete")
+    assert (done["queries_kept"], done["dropped"], done["units"]["count"]) == (1, ["broken"], 4)
+    assert files(workplace / "runs") == kept
+
+
+def test_a_query_that_was_never_committed_can_be_dropped(make_query: MakeQuery, workplace: Path, cli: Cli, gc: Callable) -> None:
+    """By its name or the beginning of it, whether its plan can be read or not; other commands don't know it."""
+    score(make_query(store__query="halfway"))
+    plan = workplace / "runs/queries/halfway/plan.parquet"
+    plan.write_bytes(b"half")
+    code, _, err = cli("gc")
+    assert code == 3
+    assert f"{plan} is damaged" in err
+    assert "raystream gc --drop halfway" in err
+    assert cli("show", "halfway")[0] == 2
+    assert gc("--drop", "half")["dropped"] == ["halfway"]
+    assert plan.exists()
+    assert gc("--drop", "halfway", "--delete")["dropped"] == ["halfway"]
+    assert not plan.parent.exists()
+    assert cli("gc", "--drop", "halfway")[0] == 2
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t\n"])
+@pytest.mark.parametrize("command", [["show"], ["verify"], ["scores", "--out", "x.parquet"], ["gc", "--delete", "--drop"]])
+def test_no_name_is_no_query(make_query: MakeQuery, workplace: Path, cli: Cli, command: list[str], name: str) -> None:
+    """An unset variable of the shell names nothing, although the only query of the store begins with it: exit 2, nothing is removed."""
+    rs.run(make_query(store__query="only"))
+    before = files(workplace / "runs")
+    code, out, err = cli(*command, name)
+    assert (code, out) == (2, "")
+    assert "the name of a query of store" in err
+    assert "is empty (it holds only)" in err
+    assert files(workplace / "runs") == before
+
+
+def test_a_short_beginning_drops_nothing(make_query: MakeQuery, workplace: Path, cli: Cli, gc: Callable) -> None:
+    """What is forgotten is named by four characters at least, or whole; what would be forgotten is printed before."""
+    rs.run(make_query(store__query="round-1"))
+    rs.run(make_query(store__query="ab", select__budget=3))
+    for short in ("r", "rou", "a"):
+        code, out, err = cli("gc", "--drop", short, "--delete")
+        assert (code, out) == (2, "")
+        assert f"--drop {short} is the beginning of query" in err
+    code, out, _ = cli("gc", "--drop", "roun", "--drop", "ab")
+    assert code == 0
+    assert "to forget   2 queries: ab, round-1" in out
+    code, _, err = cli("gc", "--drop", "nope")
+    assert (code, "has no query nope (it holds ab, round-1)" in err) == (2, True)
+    assert sorted(gc("--drop", "round-1", "--drop", "ab", "--delete")["dropped"]) == ["ab", "round-1"]

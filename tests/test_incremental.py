@@ -147,3 +147,14 @@ def test_files_written_just_now_are_waited_for(mtime: int, now: int, wait: int) 
 def test_object_storage_is_not_waited_for() -> None:
     """Its versions are etags, or it says the time of the server."""
     assert unsettled([File("s3://lake/a.parquet", 1, str(5 * SECOND)), File("/pool/a.parquet", 1, '"etag"')], 5 * SECOND) == 0
+
+
+def test_a_damaged_query_is_not_compared_with(make_query: MakeQuery, workplace: Path, plan: Callable) -> None:
+    """The newest that can be read is; another query's damage is no reason not to plan."""
+    first = rs.run(make_query())
+    damaged = rs.run(make_query(select__budget=3))
+    assert plan()["changes"]["since"] == damaged.query
+    (damaged.folder / "manifest.json").write_text("{")
+    found = plan()
+    assert (found["changes"]["since"], found["committed"]) == (first.query, True)
+    assert counts(found) == (0, 0, 0)

@@ -180,3 +180,18 @@ def test_files_of_others_are_not_replaced(make_query: MakeQuery, workplace: Path
     assert out in error
     assert {path: path.read_bytes() for path in workplace.rglob("*.parquet")} == before
     assert [cli("scores", "q", "--out", "x.parquet")[0] for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "out", ["runs", "runs/queries/q", "runs/x.parquet", "delta+runs/table", "link/x.parquet", "pool/../runs/_own/x.parquet"]
+)
+def test_a_store_takes_no_other_files(make_query: MakeQuery, workplace: Path, cli: Cli, out: str) -> None:
+    """What isn't part of it is refused, however the place is written: exit 2, and nothing is there. A neighbour of its name is fine."""
+    rs.run(make_query(store__query="q"))
+    (workplace / "link").symlink_to(workplace / "runs")
+    before = sorted(workplace.rglob("*"))
+    code, _, err = cli("scores", "q", "--out", out)
+    assert code == 2
+    assert f"--out {out} lies in the store {workplace / 'runs'}" in err
+    assert sorted(workplace.rglob("*")) == before
+    assert cli("scores", "q", "--out", "runs-of-mine/x.parquet")[0] == 0

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raystream.engine.manifest import query_folder, read_manifest
+from raystream.engine.manifest import Manifest, query_folder, read_manifest
 from raystream.engine.stores import Store
+from raystream.errors import StoreError, StoreUnreachable
 from raystream.query import Pool
 
 
@@ -33,6 +34,8 @@ class Changes:
 def changes_since(store: Store, pool: Pool, files: Sequence[tuple[str, int, str]]) -> Changes | None:
     """How a pool differs from what the newest committed query over it saw; None if there is no such query.
 
+    Queries whose manifest is damaged don't count: `raystream doctor` names them.
+
     Args:
         store: holds the queries.
         pool: a query over other URIs doesn't count, whatever files they share; nor does one over a table with other filters,
@@ -41,11 +44,8 @@ def changes_since(store: Store, pool: Pool, files: Sequence[tuple[str, int, str]
     """
     manifests = [entry for entry in store.walk("queries") if entry.name.endswith("/manifest.json")]
     for entry in sorted(manifests, key=lambda entry: (-entry.modified, entry.name)):
-        manifest = read_manifest(store, entry.name.removeprefix(query_folder("")).partition("/")[0])
-        if manifest is None:
-            continue
-        uri = manifest.resolved["pool"]["uri"]
-        if sorted([uri] if isinstance(uri, str) else uri) != sorted(pool.uris):
+        manifest = _readable(store, entry.name.removeprefix(query_folder("")).partition("/")[0])
+        if manifest is None or sorted(manifest.pool_uris) != sorted(pool.uris):
             continue
         if manifest.tables and _left_out_by(manifest.resolved["pool"]) != _left_out_by(pool.model_dump(mode="json")):
             continue
@@ -56,6 +56,15 @@ def changes_since(store: Store, pool: Pool, files: Sequence[tuple[str, int, str]
         size = sum(now[path][0] for path in (*added, *rewritten))
         return Changes(manifest.query, len(added), len(rewritten), len(then.keys() - now.keys()), size)
     return None
+
+
+def _readable(store: Store, name: str) -> Manifest | None:
+    try:
+        return read_manifest(store, name)
+    except StoreUnreachable:
+        raise
+    except StoreError:
+        return None
 
 
 def _left_out_by(pool: dict[str, Any]) -> tuple[object, bool]:

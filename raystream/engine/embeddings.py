@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from raystream.engine.damage import check_file, check_files, damaged, reading
 from raystream.engine.store import LocalStore, StoredFile
 from raystream.engine.stores import Store
 from raystream.errors import StoreError
@@ -46,7 +47,7 @@ class MappedEmbeddings:
     """A run of embeddings (n, d) in a file of the store.
 
     The file is open only between a look at `array` and `release`: a pool has more units than a process may have
-    open files, and mapped pages count as this process's memory.
+    open files, and mapped pages count as this process's memory. `written` is what the file must be when it is looked at; None: whatever.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class MappedEmbeddings:
     rows: int
     dimension: int
     dtype: str
+    written: StoredFile | None = None
     _array: np.ndarray | None = field(default=None, repr=False)
 
     @property
@@ -64,6 +66,8 @@ class MappedEmbeddings:
     def array(self) -> np.ndarray:
         """The embeddings, (rows, dimension) of `dtype`; writing to them changes nothing on disk."""
         if self._array is None:
+            if self.written is not None:
+                check_file(self.path, self.written)
             self._array = np.memmap(self.path, self.dtype, mode="c", offset=self.offset, shape=(self.rows, self.dimension))
         return self._array
 
@@ -76,7 +80,7 @@ class MappedEmbeddings:
         self._array = None
 
 
-def map_embeddings(path: Path) -> list[MappedEmbeddings]:
+def map_embeddings(path: Path, written: StoredFile | None = None) -> list[MappedEmbeddings]:
     """The embeddings in an Arrow file that a worker wrote, a part for each of its record batches, in row order."""
     parts: list[MappedEmbeddings] = []
     with pa.memory_map(str(path)) as file:
@@ -87,7 +91,7 @@ def map_embeddings(path: Path) -> list[MappedEmbeddings]:
                 values = column.values
                 offset = values.buffers()[1].address - whole.address
                 dtype = np.dtype(values.type.to_pandas_dtype()).name
-                parts.append(MappedEmbeddings(path, offset, len(column), column.type.list_size, dtype))
+                parts.append(MappedEmbeddings(path, offset, len(column), column.type.list_size, dtype, written))
     return parts
 
 
@@ -135,23 +139,36 @@ def _mapped_once(path: Path) -> tuple[MappedEmbeddings, ...]:
 
 
 class VectorFiles:
-    """Files of one column of vectors in a store, all of one width and dtype."""
+    """Files of one column of vectors in a store, all of one width and dtype.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    Args:
+        store: holds them.
+        checked: whether files in a folder are hashed before they are looked at.
+    """
+
+    def __init__(self, store: Store, *, checked: bool = True) -> None:
+        self._store, self._checked = store, checked
         self._type: pa.FixedSizeListType | None = None
 
     def parts(self, file: StoredFile, rows: int) -> list[Embeddings]:
         """The embeddings in a file of so many rows, a part for each block that was written, in row order.
 
         Of an object store, nothing is read but the first file's schema: which blocks there are follows from it.
+
+        Raises:
+            StoreError: the file isn't one of so many rows.
         """
         if isinstance(self._store, LocalStore):
-            return list(map_embeddings(self._store.local(file)))
+            with reading(self._store, file):
+                parts = map_embeddings(self._store.local(file), file if self._checked else None)
+            if sum(part.rows for part in parts) != rows:
+                raise damaged(self._store.place(file.name))
+            return list(parts)
         if self._type is None:
             # Arrow's file format is its stream behind eight bytes.
             head = self._store.head(file, _HEAD_BYTES)
-            self._type = pa.ipc.read_schema(pa.BufferReader(head[8:])).field(0).type
+            with reading(self._store, file):
+                self._type = pa.ipc.read_schema(pa.BufferReader(head[8:])).field(0).type
         width = self._type.list_size
         block = block_rows(width, np.dtype(self._type.value_type.to_pandas_dtype()).itemsize)
         starts = range(0, rows, block)
@@ -163,8 +180,13 @@ def block_rows(dimension: int, itemsize: int) -> int:
     return max(1, EMBEDDING_BLOCK_BYTES // (dimension * itemsize))
 
 
-def fetch(parts: Iterable[Embeddings]) -> None:
-    """Copy what lies in an object store to this machine, several files at a time: they are about to be looked at."""
+def fetch(parts: Sequence[Embeddings]) -> None:
+    """Copy what lies in an object store to this machine, and hash what lies in a folder: it is about to be looked at.
+
+    Raises:
+        StoreError: a file isn't what was written.
+    """
+    check_files({part.path: part.written for part in parts if isinstance(part, MappedEmbeddings) and part.written}.items())
     files = {(part.file.name): part for part in parts if isinstance(part, FetchedEmbeddings)}
     if files:
         with ThreadPoolExecutor(_FETCHED_AT_A_TIME) as threads:

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from raystream.acquisition import fit_mean_temperature, mean_log_probabilities, relative_error, reliability_bins
@@ -25,7 +24,7 @@ from raystream.engine.calibration import Calibration, Reliability, calibration_f
 from raystream.engine.class_labels import check_label_type, check_possible, class_numbers
 from raystream.engine.embeddings import VectorFiles
 from raystream.engine.keys import Wanted
-from raystream.engine.merge import check_same_model
+from raystream.engine.merge import check_same_model, read_all
 from raystream.engine.prepare import Prepared, find_scored, pool_plan
 from raystream.engine.progress import Reporter
 from raystream.engine.receipt import Receipt
@@ -194,7 +193,8 @@ def _doubts(temperature: float, at_bound: bool, error: float | None, rows: int) 
 
 def _rows(store: Store, receipt: Receipt) -> np.ndarray:
     """(n,) where the scored rows stand in their file."""
-    rows: np.ndarray = pq.read_table(store.source(receipt.scores), columns=["row"], partitioning=None).column(0).to_numpy()
+    [table] = read_all(store, [receipt], ["row"])
+    rows: np.ndarray = table.column(0).to_numpy()
     return rows
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from raystream.engine.calibration import Calibration
 from raystream.engine.store import StoredFile
@@ -76,6 +79,8 @@ class Manifest:
     `labelled_digest` is that of the labelled ids; plan.parquet has the keys of the pool's own units. `committed` is the time, UTC.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     query: str
     identity: dict[str, str]
     resolved: dict[str, Any]
@@ -111,21 +116,26 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
-        fields = json.loads(data)
-        certificate = fields.pop("certificate")
-        rounds = fields.pop("selection_rounds", None)
-        calibration = fields.pop("calibration", None)
-        return cls(
-            counts=Counts(**fields.pop("counts")),
-            seconds=Seconds(**fields.pop("seconds")),
-            selection=StoredFile(**fields.pop("selection")),
-            certificate=Certificate(**certificate) if certificate else None,
-            selection_rounds=SelectionRounds(**rounds) if rounds else None,
-            calibration=Calibration.from_fields(calibration) if calibration else None,
-            files=[(path, size, version) for path, size, version in fields.pop("files")],
-            tables=[TableVersion(**table) for table in fields.pop("tables", [])],
-            **fields,
-        )
+        """Back from `to_json`.
+
+        Raises:
+            ValueError: a field is missing, unknown, or of another type.
+        """
+        manifest = _reader().validate_json(data, strict=True)
+        if not manifest.pool_uris or not all(isinstance(uri, str) for uri in manifest.pool_uris):
+            raise ValueError("no URI of the pool")
+        return manifest
+
+    @property
+    def pool_uris(self) -> list[str]:
+        """Of the query's pool."""
+        uri = self.resolved["pool"]["uri"]
+        return [uri] if isinstance(uri, str) else list(uri)
+
+
+@cache
+def _reader() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
 
 
 def versions() -> dict[str, str]:
@@ -148,10 +158,19 @@ def read_manifest(store: Store, name: str) -> Manifest | None:
     """
     file = f"{query_folder(name)}/manifest.json"
     data = store.read_if_there(file)
+    if data is None:
+        return None
     try:
-        return None if data is None else Manifest.from_json(data)
-    except (ValueError, TypeError, KeyError) as error:
+        manifest = Manifest.from_json(data)
+        told = None if manifest.query == name else f"it is that of query {manifest.query}"
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        told = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+    except (ValueError, TypeError, KeyError):
+        told = "resolved.pool.uri: expected a URI or several"
+    if told is not None:
         raise StoreError(
-            f"store: {store.place(file)} is damaged ({type(error).__name__}), so what query {name} is made of is unknown; restore it, "
-            f"or remove {store.place(query_folder(name))}"
-        ) from None
+            f"store: {store.place(file)} is damaged ({told}), so what query {name} is made of is unknown; restore it, or forget the query "
+            f"by raystream gc --drop {name}"
+        )
+    return manifest

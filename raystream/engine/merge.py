@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raystream.engine.damage import check_file, reading
 from raystream.engine.embeddings import Embeddings, VectorFiles
 from raystream.engine.receipt import Receipt
-from raystream.engine.store import StoredFile
+from raystream.engine.store import LocalStore, StoredFile
 from raystream.engine.stores import Store
-from raystream.errors import ModelError, StoreError
+from raystream.errors import ModelError
 
 _REQUESTS = 16
 """At a time, to an object store."""
@@ -206,15 +207,7 @@ def read_all(store: Store, receipts: Sequence[Receipt], columns: Sequence[str]) 
 
 
 def _read(store: Store, receipt: Receipt, columns: Sequence[str]) -> pa.Table:
-    try:
+    if isinstance(store, LocalStore):
+        check_file(store.path(receipt.scores.name), receipt.scores)
+    with reading(store, receipt.scores):
         return pq.read_table(store.source(receipt.scores), columns=list(columns), partitioning=None)
-    except pa.ArrowInvalid:
-        raise damaged(store, receipt) from None
-
-
-def damaged(store: Store, receipt: Receipt) -> StoreError:
-    """What is said of a unit's scores that can't be read."""
-    return StoreError(
-        f"store: {store.place(receipt.scores.name)} is damaged: its content is not what was written; remove its folder and run "
-        "raystream score with the query's query.yaml to have it again"
-    )

@@ -10,10 +10,12 @@ from typing import Any
 
 import obstore
 import pyarrow as pa
+import xxhash
 from obstore.exceptions import AlreadyExistsError, BaseError
 
 from raystream.engine.bucket_files import HashingWriter, RangeReader
 from raystream.engine.bucket_requests import Requests
+from raystream.engine.damage import damaged
 from raystream.engine.local_copies import local_copies
 from raystream.engine.store import Entry, StoredFile
 from raystream.errors import QueryError, StoreError
@@ -190,7 +192,10 @@ class ObjectStore:
 
     def source(self, file: StoredFile) -> pa.NativeFile:
         if file.size <= _WHOLE_BYTES:
-            return pa.BufferReader(self.read(file.name))
+            data = self.read(file.name)
+            if xxhash.xxh3_128_hexdigest(data) != file.xxh3:
+                raise damaged(self.place(file.name))
+            return pa.BufferReader(data)
         return pa.PythonFile(RangeReader(lambda start, length: self._range(file.name, start, length), file.size), "r")
 
     def local(self, file: StoredFile) -> Path:

@@ -8,12 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from raystream.engine.manifest import Manifest, Seconds, query_folder, read_manifest
 from raystream.engine.store import LocalStore
 from raystream.engine.stores import Store, existing_store
 from raystream.errors import QueryError, StoreError
 from raystream.lake.uri import redacted
+
+_LEAST_OF_DROPPED = 4
+"""Characters of a beginning that says which query is to be forgotten."""
 
 
 @dataclass(frozen=True)
@@ -92,19 +96,25 @@ class Scores:
 
 
 def read_result(store: Store, manifest: Manifest) -> Result:
-    """The committed query that a manifest belongs to."""
+    """The committed query that a manifest belongs to.
+
+    Raises:
+        StoreError: its selection is gone or damaged.
+    """
     name = f"{query_folder(manifest.query)}/selection.parquet"
     if store.size(name) != manifest.selection.size:
         # The run that committed ended before it could copy its selection.
-        store.put(name, store.read(manifest.selection.name))
-    try:
-        selection = pq.read_table(pa.BufferReader(store.read(name)), partitioning=None)
-    except pa.ArrowException:
-        raise StoreError(
-            f"store: {store.place(name)} is damaged: it is no Parquet file any more; remove it, and it is copied again from "
-            f"{manifest.selection.name}"
-        ) from None
-    return Result(store, selection, manifest, new=False)
+        store.put(name, _whole(store, manifest, manifest.selection.name, f"forget the query by raystream gc --drop {manifest.query}"))
+    data = _whole(store, manifest, name, f"remove it, and it is copied again from {manifest.selection.name}")
+    return Result(store, pq.read_table(pa.BufferReader(data), partitioning=None), manifest, new=False)
+
+
+def _whole(store: Store, manifest: Manifest, name: str, advice: str) -> bytes:
+    """The selection as it was committed."""
+    data = store.read(name)
+    if xxhash.xxh3_128_hexdigest(data) != manifest.selection.xxh3:
+        raise StoreError(f"store: {store.place(name)} is damaged: its content is not what was written; {advice}")
+    return data
 
 
 def load_result(store_uri: str, name: str) -> Result:
@@ -125,9 +135,35 @@ def find_query(store: Store, name: str) -> str:
     Raises:
         QueryError: there is none of this name, or several begin with it.
     """
-    names = [n for n in store.names("queries") if store.exists(f"{query_folder(n)}/manifest.json")]
+    return _only(store, name, [n for n in store.names("queries") if store.exists(f"{query_folder(n)}/manifest.json")])
+
+
+def find_dropped(store: Store, name: str) -> str:
+    """The whole name of a query that is to be forgotten, committed or not, whole or damaged.
+
+    Args:
+        store: holds it.
+        name: of the query, or its beginning, of four characters at least: what is forgotten doesn't come back.
+
+    Raises:
+        QueryError: there is none of this name, several begin with it, or it is too short a beginning.
+    """
+    found = _only(store, name, [n for n in store.names("queries") if store.names(query_folder(n))])
+    if found != name and len(name) < _LEAST_OF_DROPPED:
+        raise QueryError(f"--drop {name} is the beginning of query {found}; give {_LEAST_OF_DROPPED} characters of it at least, or all")
+    return found
+
+
+def _only(store: Store, name: str, names: list[str]) -> str:
+    """The one of these names that is meant."""
+    if not name.strip():
+        raise QueryError(f"the name of a query of store {store.uri} is empty (it holds {_some(names)}); give it, or its beginning")
     matches = [name] if name in names else [n for n in names if n.startswith(name)]
     if len(matches) != 1:
-        found = f"{len(matches)} begin with it" if matches else f"it holds {', '.join(names[:5]) or 'none'}"
+        found = f"{len(matches)} begin with it: {_some(matches)}" if matches else f"it holds {_some(names)}"
         raise QueryError(f"store {store.uri} has no query {name} ({found}); see --store")
     return matches[0]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) or "none"

@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from raystream.engine.ray_executor import first_line
 from raystream.engine.rounds import Host, Lost, Rounds, Step
-from raystream.errors import ClusterError
+from raystream.errors import ClusterError, RaystreamError
 from raystream.query import Cluster
 
 _GATHERING_SECONDS = 30
@@ -108,7 +108,9 @@ class _RayPlaces:
 def _outcome(ref: Any) -> bytes | Lost:
     try:
         answer: bytes = ray.get(ref)
-    except RayTaskError:
+    except RayTaskError as error:
+        if isinstance(error.cause, RaystreamError):
+            raise error.cause from None
         raise
     except RayError as error:
         return Lost(first_line(error))

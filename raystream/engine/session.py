@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 
+from raystream.engine.damage import just_written
 from raystream.engine.executor import Event, Executor, InProcess, StartFailed, UnitEnded, WorkerLost, WorkerReady
 from raystream.engine.job import Job, Task, importable_folders
 from raystream.engine.manifest import query_folder
@@ -94,6 +95,7 @@ class Session:
         self.units_scored += sum(tasks[order[place]].epig is None for place in scored.receipts)
         self._judge([tasks[index] for index in order], scored)
         receipts: list[Receipt | None] = [None] * len(tasks)
+        just_written(self._prepared.store, scored.receipts.values())
         for place, receipt in scored.receipts.items():
             receipts[order[place]] = receipt
         return receipts

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from raystream.engine.manifest import Manifest
 from raystream.engine.receipt import Receipt, read_receipt
+from raystream.engine.stored_plan import further_keys, read_plan
 from raystream.engine.stores import Store
-from raystream.engine.sweep import further_keys, read_plan
 from raystream.errors import StoreError
 
 _LOOKUP_THREADS = 16

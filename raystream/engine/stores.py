@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from raystream.engine.store import FORMAT, Entry, LocalStore, StoredFile
 from raystream.errors import QueryError, StoreError, StoreVersionError
-from raystream.lake import LOCAL, Storage, is_remote, redacted
+from raystream.lake import LOCAL, Storage, is_remote, parse, redacted
 
 
 class Store(Protocol):
@@ -136,6 +137,30 @@ def existing_store(uri: str, storage: Storage = LOCAL) -> Store:
     if not check_version(store):
         raise QueryError(f"{redacted(uri)} is no store of raystream's: it holds no format.json; see --store")
     return store
+
+
+def refuse_in_store(place: str, store_uri: str, key: str) -> None:
+    """Refuse to write into a store what isn't part of it: `raystream gc` takes what no query names for leftovers.
+
+    Args:
+        place: a file, a folder or a table.
+        store_uri: of the store.
+        key: the query's key or the option that the place stands in, for messages.
+
+    Raises:
+        QueryError: the place is the store or lies in it.
+    """
+    if place.startswith("iceberg:") or place == "delta+":
+        return  # no folder, or none yet
+    target, store = parse(place.removeprefix("delta+"), key), parse(store_uri, "store.uri")
+    if (target.scheme, target.account) != (store.scheme, store.account):
+        return
+    inner, outer = (os.path.realpath(p) if target.scheme == "file" else p.rstrip("/") for p in (target.path, store.path))
+    if inner == outer or inner.startswith(f"{outer.rstrip('/')}/"):
+        raise QueryError(
+            f"{key} {redacted(place)} lies in the store {redacted(store_uri)}, which holds scored units and queries alone; name a place "
+            "outside of it"
+        )
 
 
 def prepare_store(store: Store) -> None:

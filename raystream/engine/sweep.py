@@ -6,7 +6,6 @@ those of its plan while its folder shows a sign of life that is younger than the
 
 from __future__ import annotations
 
-import io
 import re
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -15,14 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from raystream.engine.manifest import query_folder, read_manifest
+from raystream.engine.manifest import read_manifest
 from raystream.engine.receipt import read_receipt
 from raystream.engine.store import Entry
+from raystream.engine.stored_plan import plan_keys
 from raystream.engine.stores import Store
-from raystream.errors import StoreError
 
 GRACE = 24 * 3600.0
 """Seconds for which files that nobody needs are left alone: a run that is under way may be about to need them."""
@@ -131,8 +127,8 @@ def sweep(store: Store, *, drop: Collection[str] = (), older_than: float = GRACE
         deleted=delete,
         older_than=older_than,
         queries_kept=len(queries.committed),
-        dropped=tuple(queries.dropped),
-        unfinished=tuple(queries.unfinished),
+        dropped=tuple(sorted(queries.dropped)),
+        unfinished=tuple(sorted(queries.unfinished)),
         running=queries.running,
         units_kept=_group(kept),
         units_young=_group(young),
@@ -161,40 +157,6 @@ def _queries(store: Store, drop: Collection[str], limit: float) -> _Queries:
             if any(_base(file) == "plan.parquet" for file in files):
                 found.needed.update(plan_keys(store, name))
     return replace(found, committed=tuple(sorted(committed)), running=tuple(sorted(running)))
-
-
-def plan_keys(store: Store, name: str) -> list[str]:
-    """The keys of a query's units over its pool, in row order, then those of their EPIG, if there is any.
-
-    Raises:
-        StoreError: the plan isn't there, or can't be read.
-    """
-    plan = read_plan(store, name)
-    keys: list[str] = plan.column("key").to_pylist()
-    return keys + [key for key in further_keys(plan) if key is not None]
-
-
-def further_keys(plan: pa.Table) -> list[str | None]:
-    """The keys of the units' EPIG, one for each unit, None for units without rows; empty if the query asked for none."""
-    keys: list[str | None] = plan.column("epig_key").to_pylist() if "epig_key" in plan.column_names else []
-    return keys
-
-
-def read_plan(store: Store, name: str) -> pa.Table:
-    """The units of a query's pool in row order, as `write_plan` left them.
-
-    Raises:
-        StoreError: the plan isn't there, or can't be read.
-    """
-    data = store.read_if_there(f"{query_folder(name)}/plan.parquet")
-    try:
-        if data is not None:
-            return pq.read_table(io.BytesIO(data))
-    except pa.ArrowException:
-        pass
-    state = "is missing" if data is None else "is damaged"
-    raise StoreError(f"store: {store.place(query_folder(name))}/plan.parquet {state}, so the units of query {name} are unknown; "
-                     f"restore it, or forget the query by raystream gc --drop {name}")  # fmt: skip
 
 
 def _by_folder(files: Iterable[Entry], depth: int) -> dict[str, list[Entry]]:

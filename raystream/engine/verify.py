@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import yaml
 
 from raystream.engine.asked import Asked
 from raystream.engine.calibration import with_temperature
 from raystream.engine.choosing import choose_batch
 from raystream.engine.covered import Covered, covered_by
+from raystream.engine.damage import damaged
 from raystream.engine.job import Task
 from raystream.engine.keys import differences, query_identity
 from raystream.engine.manifest import Certificate, Manifest, query_folder, read_manifest, versions
@@ -26,6 +26,7 @@ from raystream.engine.receipt import Receipt
 from raystream.engine.result import find_query, read_result
 from raystream.engine.session import Session
 from raystream.engine.store import StoredFile
+from raystream.engine.stored_query import read_query
 from raystream.engine.stored_units import StoredUnit, receipts_of, stored_units
 from raystream.engine.stores import Store
 from raystream.errors import LabelsError, PoolError, StoreError, VerificationError
@@ -126,14 +127,13 @@ def _pool(store: Store, query: Query, units: Sequence[StoredUnit]) -> ScoredPool
 
 def _query(store: Store, manifest: Manifest) -> Query:
     """The query as it was given; `resolved` also says what was left out, which strict keys may refuse."""
-    name = f"{query_folder(manifest.query)}/query.yaml"
-    query = Query(**yaml.safe_load(store.read(name)))
-    query = with_temperature(query, manifest.calibration)
+    query = with_temperature(read_query(store, manifest.query), manifest.calibration)
     now = query_identity(query, [], [], None, manifest.fingerprint)
     asked = [key for key in now if key in manifest.identity and not key.startswith("the ")]
     differ = differences({key: manifest.identity[key] for key in asked}, {key: now[key] for key in asked})
     if differ:
-        raise StoreError(f"store: {store.place(name)} is not the query that was committed: it differs in {differ}; restore it")
+        place = store.place(f"{query_folder(manifest.query)}/query.yaml")
+        raise StoreError(f"store: {place} is not the query that was committed: it differs in {differ}; restore it")
     return query
 
 
@@ -163,10 +163,7 @@ def _check_whole(store: Store, files: Sequence[StoredFile]) -> None:
     with ThreadPoolExecutor(_FETCH_THREADS if store.remote else _HASH_THREADS) as threads:
         for file, whole in zip(files, threads.map(store.is_whole, files), strict=True):
             if not whole:
-                raise StoreError(
-                    f"store: {store.place(file.name)} is damaged: its content is not what was written; remove its folder and run "
-                    "raystream score with the query's query.yaml to have it again"
-                )
+                raise damaged(store.place(file.name))
 
 
 def _labelled(query: Query, pool: ScoredPool, manifest: Manifest) -> Labelled | None:
@@ -229,7 +226,12 @@ def _unit(unit: StoredUnit, files: dict[str, File]) -> Unit:
 
 
 def _classes(manifest: Manifest) -> list[str] | None:
-    names: list[str] | None = json.loads(manifest.identity["the names of the classes"])
+    try:
+        names: list[str] | None = json.loads(manifest.identity["the names of the classes"])
+    except (ValueError, KeyError):
+        raise StoreError(
+            f"store: the manifest of query {manifest.query} is damaged: its identity holds no names of the classes; restore it"
+        ) from None
     return names
 
 

@@ -16,12 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raystream.engine.embeddings import Embeddings, VectorFiles
+from raystream.engine.damage import check_files, reading
+from raystream.engine.embeddings import Embeddings, VectorFiles, fetch
 from raystream.engine.manifest import Manifest, read_manifest
-from raystream.engine.merge import damaged
+from raystream.engine.merge import read_all
 from raystream.engine.result import find_query
+from raystream.engine.store import LocalStore
 from raystream.engine.stored_units import StoredUnit, stored_units
-from raystream.engine.stores import Store
+from raystream.engine.stores import Store, refuse_in_store
 from raystream.errors import QueryError, StoreError
 from raystream.exchange.table_rows import Rows
 from raystream.exchange.tables import check_replaceable, file_in, write_table
@@ -68,7 +70,7 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
 
     Raises:
         QueryError: there is no such query, the place can't be used, or the query has no embeddings.
-        StoreError: units of the query are gone, or the place can't be written.
+        StoreError: units of the query are gone or damaged, or the place can't be written.
     """
     manifest = read_manifest(store, find_query(store, name))
     assert manifest is not None
@@ -76,12 +78,12 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
     if embeddings and not all(unit.receipt.embeddings for unit in units):
         raise QueryError(f"query {manifest.query} has no embeddings, which its strategy didn't need; leave --embeddings out")
     refuse_among(out, _sources(manifest.resolved), "--out")
+    refuse_in_store(out, store.uri, "--out")
     schema = _schema(store, manifest, units, embeddings)
 
     def pieces() -> Iterator[pa.Table]:
         for unit in units:
-            with _readable(store, unit):
-                yield from _pieces(store, unit, schema)
+            yield from _pieces(store, unit, schema)
 
     count = sum(unit.receipt.rows for unit in units)
     if is_table(out):
@@ -109,7 +111,7 @@ def _sources(resolved: dict[str, Any]) -> dict[str, list[str]]:
 def _schema(store: Store, manifest: Manifest, units: Sequence[StoredUnit], embeddings: bool) -> pa.Schema:
     """The columns of the file, from the first unit, and where they come from as its metadata."""
     first = units[0].receipt
-    with _readable(store, units[0]):
+    with reading(store, first.scores):
         stored = pq.read_schema(store.source(first.scores)).remove_metadata()
     fields = [field for field in stored if field.name != "row"]
     if units[0].further is not None:
@@ -130,22 +132,16 @@ def _schema(store: Store, manifest: Manifest, units: Sequence[StoredUnit], embed
     return pa.schema(fields, source)
 
 
-@contextmanager
-def _readable(store: Store, unit: StoredUnit) -> Iterator[None]:
-    """Names the unit's file if it can't be read."""
-    try:
-        yield
-    except pa.ArrowInvalid:
-        raise damaged(store, unit.receipt) from None
-
-
 def _pieces(store: Store, unit: StoredUnit, schema: pa.Schema) -> Iterator[pa.Table]:
     """A unit's rows, some at a time."""
     receipt = unit.receipt
     parts = VectorFiles(store).parts(receipt.embeddings, receipt.rows) if receipt.embeddings and EMBEDDING in schema.names else []
-    further = pq.read_table(store.source(unit.further.scores), partitioning=None).column(EPIG) if unit.further is not None else None
+    fetch(parts)
+    if isinstance(store, LocalStore):
+        check_files((store.path(scored.scores.name), scored.scores) for scored in (receipt, unit.further) if scored is not None)
+    further = next(read_all(store, [unit.further], [EPIG])).column(0) if unit.further is not None else None
     start = 0
-    with pq.ParquetFile(store.source(receipt.scores), pre_buffer=False) as file:
+    with reading(store, receipt.scores), pq.ParquetFile(store.source(receipt.scores), pre_buffer=False) as file:
         for batch in file.iter_batches(_group_rows(schema)):
             columns: dict[str, pa.Array] = {name: batch.column(name) for name in batch.schema.names}
             columns["path"] = pa.repeat(pa.scalar(unit.path, pa.string()), batch.num_rows)

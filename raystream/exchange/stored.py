@@ -13,10 +13,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raystream.engine.damage import reading
 from raystream.engine.embeddings import VectorFiles
-from raystream.engine.manifest import query_folder
+from raystream.engine.merge import read_all
 from raystream.engine.receipt import Receipt, read_receipt
 from raystream.engine.result import Result
+from raystream.engine.stored_plan import further_keys, read_plan
 from raystream.engine.stores import Store
 
 _UNITS = 256
@@ -56,9 +58,9 @@ class StoredPool:
 def stored_pool(result: Result) -> StoredPool:
     """The units behind a committed query, by the plan that lies beside its selection."""
     store = result.store
-    plan = pq.ParquetFile(pa.BufferReader(store.read(f"{query_folder(result.query)}/plan.parquet"))).read()
+    plan = read_plan(store, result.query)
     keys = plan.column("key").to_pylist()
-    after = dict(zip(keys, plan.column("epig_key").to_pylist(), strict=True)) if "epig_key" in plan.column_names else {}
+    after = dict(zip(keys, further_keys(plan) or [None] * len(keys), strict=True))
     by_path: dict[str, list[str]] = {}
     for unit, key in zip(plan.column("unit").to_pylist(), keys, strict=True):
         by_path.setdefault(unit.rpartition("#rg")[0], []).append(key)
@@ -78,7 +80,7 @@ def pool_scores(pool: StoredPool, score: str) -> Floats:
     """One score of every row that is looked at; empty when the units hold no such column."""
     parts = []
     for receipt in (*pool.receipts, *pool.further):
-        with pq.ParquetFile(pool.store.source(receipt.scores)) as file:
+        with reading(pool.store, receipt.scores), pq.ParquetFile(pool.store.source(receipt.scores)) as file:
             if score in file.schema_arrow.names:
                 parts.append(file.read(columns=[score]).column(0).to_numpy())
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
@@ -121,8 +123,7 @@ def _find(store: Store, keys: Sequence[str], ranks: npt.NDArray[np.int64], rows:
         receipt = read_receipt(store, key)
         if receipt is None or receipt.embeddings is None or not receipt.rows:
             continue
-        with pq.ParquetFile(store.source(receipt.scores)) as file:
-            held = file.read(columns=["row"]).column(0).to_numpy()
+        held = next(read_all(store, [receipt], ["row"])).column(0).to_numpy()
         at = np.minimum(np.searchsorted(held, rows), len(held) - 1)
         here = np.flatnonzero(held[at] == rows)
         order = here[np.argsort(at[here])]
@@ -135,7 +136,7 @@ def _embeddings_at(store: Store, receipt: Receipt, rows: npt.NDArray[np.int64]) 
     assert receipt.embeddings is not None
     pieces = []
     start = 0
-    for part in VectorFiles(store).parts(receipt.embeddings, receipt.rows):
+    for part in VectorFiles(store, checked=False).parts(receipt.embeddings, receipt.rows):
         low, high = np.searchsorted(rows, [start, start + part.rows])
         if low < high:
             pieces.append(part.array[rows[low:high] - start].astype(np.float32))

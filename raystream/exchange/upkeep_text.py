@@ -26,7 +26,7 @@ def describe_swept(swept: Swept) -> str:
         lines.append(
             f"  too young   {number_of(swept.units_young.count, 'unit')} that no query needs, younger than {in_seconds(swept.older_than)}"
         )
-    for what, names in (("forgotten", swept.dropped), ("unfinished", swept.unfinished)):
+    for what, names in (("forgotten" if swept.deleted else "to forget", swept.dropped), ("unfinished", swept.unfinished)):
         if names:
             lines.append(f"  {what:<11} {_queries(len(names))}: {', '.join(names)}")
     lines += [

@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+import xxhash
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "selection"))
 from oracle import data
@@ -18,7 +20,8 @@ from oracle import data
 import raystream as rs
 from raystream.engine.embeddings import MappedEmbeddings
 from raystream.engine.selection_actors import _RayPlaces, selection_actors
-from raystream.errors import ClusterError, DataError
+from raystream.engine.store import StoredFile
+from raystream.errors import ClusterError, DataError, StoreError
 from raystream.query import Cluster
 from raystream.selection import Candidates, Chosen, LocalShards, Rows, Shards, choose
 from raystream.selection.rows import as_rows
@@ -65,6 +68,19 @@ def test_any_number_of_actors_chooses_the_same(tmp_path: Path, count: int) -> No
         found = chosen(Shards(Rows(stored(tmp_path, x)), count, rounds.spread, memory=1 << 20), x)
     assert_same(found, chosen(LocalShards.of_array(x), x))
     assert (rounds.record.actors, rounds.record.restarts) == (count, 0)
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_damage_that_an_actor_finds_is_the_error_of_the_query(tmp_path: Path) -> None:
+    """A file that isn't what was written, looked at in another process: the sentence alone, with its exit code, and no traceback."""
+    x = data("clustered", N, D, 0)
+    whole = StoredFile("x", x.nbytes, xxhash.xxh3_128_hexdigest(x.tobytes()))
+    x[N // 2] += 1
+    parts = [replace(part, written=whole) for part in stored(tmp_path, x)]
+    with pytest.raises(StoreError) as caught, selection_actors(Cluster(), 1) as rounds:
+        chosen(Shards(Rows(parts), 1, rounds.spread, memory=1 << 20), x)
+    assert str(caught.value).startswith(f"store: {tmp_path / 'x'} is damaged: its content is not what was written")
+    assert caught.value.exit_code == 3
 
 
 SHARDED = sorted(name for name, of in TRAITS.items() if of.sharded)

@@ -11,7 +11,7 @@ import xxhash
 
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.store import FORMAT, LocalStore, StoredFile
-from raystream.engine.stores import open_store
+from raystream.engine.stores import open_store, refuse_in_store
 from raystream.errors import QueryError, StoreError, StoreVersionError
 
 
@@ -105,3 +105,26 @@ def test_a_receipt_counts_only_if_its_files_are_whole(tmp_path: Path) -> None:
     assert read_receipt(store, proof.key) == proof
     store.put("units/ab/scores.parquet", b"1234")
     assert read_receipt(store, proof.key) is None
+
+
+@pytest.mark.parametrize(
+    ("place", "store", "inside"),
+    [
+        ("s3://bucket/runs/x.parquet", "s3://bucket/runs", True),
+        ("s3://bucket/runs", "s3://bucket/runs/", True),
+        ("s3://bucket/runs-2/x.parquet", "s3://bucket/runs", False),
+        ("delta+s3://bucket/runs/t?region=eu-west-1", "s3://bucket/runs?region=eu-west-1", True),
+        ("s3://other/runs/x.parquet", "s3://bucket/runs", False),
+        ("/bucket/runs/x.parquet", "s3://bucket/runs", False),
+        ("iceberg://lake/ns.runs", "runs", False),
+        ("runs", "file:///elsewhere/runs", False),
+        ("/x.parquet", "/", True),
+    ],
+)
+def test_what_lies_in_a_store_is_refused(place: str, store: str, inside: bool) -> None:
+    """By the place, whatever stands around it in the URIs."""
+    if not inside:
+        refuse_in_store(place, store, "output")
+        return
+    with pytest.raises(QueryError, match=r"output \S+ lies in the store"):
+        refuse_in_store(place, store, "output")

@@ -144,6 +144,19 @@ def test_columns_are_read_from_small_and_large_files(make: MakeStore) -> None:
         assert pq.read_table(store.source(stored), columns=["margin"], partitioning=None) == table.select(["margin"])
 
 
+def test_a_small_file_that_was_changed_is_damaged(make: MakeStore) -> None:
+    """It is read as a whole, and so is found to be of the same size but another content."""
+    store = make()
+    if not store.remote:
+        pytest.skip("a file in a folder is hashed by whoever reads it")
+    with store.writing("units/a/scores.parquet") as file:
+        file.write(b"0123456789")
+    stored = store.stored("units/a/scores.parquet")
+    store.put("units/a/scores.parquet", b"0123456780")
+    with pytest.raises(StoreError, match=r"units/a/scores\.parquet is damaged: its content is not what was written"):
+        store.source(stored)
+
+
 def test_format_is_written_once_and_checked(make: MakeStore) -> None:
     """A store of this version opens again; a newer or damaged one is refused."""
     prepare_store(make())
