@@ -140,7 +140,7 @@ def test_a_selection_with_one_byte_changed(make_query: MakeQuery, workplace: Pat
     file.write_bytes(whole[:at] + b"R" + whole[at + 1 :])
     code, out, err = cli("show", "q")
     assert (code, out) == (3, "")
-    assert f"{file} is damaged: its content is not what was written; remove it, and it is copied again" in err
+    assert f"{file} is damaged or was changed: its content is not what was committed; move it away, and it is copied again" in err
     file.unlink()
     assert cli("show", "q")[0] == 0
     file.unlink()

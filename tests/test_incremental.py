@@ -63,6 +63,21 @@ def test_the_plan_tells_what_the_query_then_does(make_query: MakeQuery, workplac
     assert counts(plan()) == (0, 0, 0)
 
 
+def test_the_plan_says_what_else_is_scored_anew_for(make_query: MakeQuery, workplace: Path, plan: Callable, cli: Cli) -> None:
+    """Other weights, arguments or source, another size of batches: named, as long as units are missing for it."""
+    rs.run(make_query())
+    assert plan(select__budget=3)["changes"]["settings"] == []
+    assert plan(model__batch_size=64)["changes"]["settings"] == ["model.batch_size"]
+    assert "changed     model.batch_size, on which scores depend" in cli("plan", "query.yaml")[1]
+    planned = plan(model__args={"hidden": 9}, pool__filters=[["url", "!=", "x"]])
+    assert planned["changes"]["settings"] == ["the model's weights, arguments or source", "pool.filters"]
+    assert planned["units_scored"] == 0
+    rs.run(make_query(model__batch_size=64, store__query="newer"))
+    planned = plan()
+    assert (planned["changes"]["settings"], planned["units_scored"]) == (["model.batch_size"], 4)
+    assert "on which scores depend" not in cli("plan", "query.yaml")[1]
+
+
 def test_the_rows_are_those_of_a_store_that_never_saw_the_old_pool(make_query: MakeQuery, workplace: Path) -> None:
     """What is reused makes no difference to what is chosen."""
     rs.run(make_query())

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -435,6 +436,48 @@ def test_user_code_that_exits_hangs_nobody(make_query: MakeQuery, workplace: Pat
         )
     with pytest.raises(rs.errors.ModelError):
         rs.run(make_query(model__source=f"user_nets:{where}"))
+
+
+def test_a_query_that_is_there_says_so(make_query: MakeQuery, workplace: Path, cli: Any) -> None:
+    """Run again, it scored nothing now, however many units it took then; `show` says what was asked and when; all are listed."""
+    assert cli("show")[0] == 2
+    query = make_query(store__query="first", pool__filters=[["minutes", "<", 5]], output=str(workplace / "out"))
+    Path("query.yaml").write_text(query.to_yaml())
+    code, out, _ = cli("query", "query.yaml", "--no-report")
+    assert code == 0
+    assert "asked       12 rows by k_means, score margin, of pool with user_nets:net" in out
+    assert "after filters" in out
+    assert "4 units now" in out
+    assert f"output     {workplace}/out" in out
+    again = json.loads(cli("query", "query.yaml", "--json", "--no-report")[1])
+    assert (again["new"], again["units_scored"], again["units_reused"], again["output"]) == (False, 0, 4, f"{workplace}/out")
+    assert "nothing was changed" in cli("query", "query.yaml", "--no-report")[1]
+    shown = cli("show", "fir")[1]
+    assert f"query first, committed {again['committed']}\n" in shown
+    assert "4 units then" in shown
+    rs.run(make_query(select__strategy="random", select__budget=3))
+    listed = json.loads(cli("show", "--json")[1])["queries"]
+    assert [(entry["query"] == "first", entry["rows"], entry["strategy"]) for entry in sorted(listed, key=lambda e: e["rows"])] == [
+        (False, 3, "random"), (True, 12, "k_means")
+    ]  # fmt: skip
+    (workplace / "runs/queries/first/manifest.json").write_text("{")
+    text = cli("show")[1]
+    assert "first" in text
+    assert "its manifest is damaged" in text
+    assert "3 rows by random" in text
+    assert cli("--version")[:2] == (0, f"{rs.__version__}\n")
+
+
+@pytest.mark.parametrize("name", ["batch.csv", "out/batch.JSON", "batch.pq"])
+def test_only_parquet_is_written(make_query: MakeQuery, workplace: Path, cli: Any, name: str) -> None:
+    """A name that ends like another kind of file is refused before any work, rather than made a folder."""
+    Path("query.yaml").write_text(make_query(output=name).to_yaml())
+    code, _, err = cli("query", "query.yaml")
+    assert (code, "but only Parquet is written" in err) == (2, True)
+    assert not (workplace / "runs").exists()
+    rs.run(make_query(store__query="q"))
+    assert cli("scores", "q", "--out", name)[0] == 2
+    assert not (workplace / name).exists()
 
 
 def test_plan_tells_what_would_be_done(make_query: MakeQuery) -> None:

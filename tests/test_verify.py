@@ -152,6 +152,27 @@ def test_a_pool_that_changed_matters_only_where_its_columns_are_needed(make_quer
     assert cli("verify", "plain")[0] == 0
 
 
+@pytest.mark.parametrize("command", ["verify", "show", "query"])
+def test_a_selection_that_was_changed_is_neither_taken_nor_replaced(
+    make_query: MakeQuery, workplace: Path, cli: Cli, command: str
+) -> None:
+    """Somebody annotated it in place, or dropped a row: exit 3 with what to do, and it stays as it is; moved away, it comes again."""
+    query = make_query(store__query="q")
+    rs.run(query)
+    (workplace / "query.yaml").write_text(query.to_yaml())
+    file = workplace / "runs/queries/q/selection.parquet"
+    whole = file.read_bytes()
+    pq.write_table(pq.read_table(file).slice(1), file)
+    changed = file.read_bytes()
+    code, _, err = cli(command, "query.yaml" if command == "query" else "q")
+    assert code == 3
+    assert f"{file} is damaged or was changed" in err
+    assert file.read_bytes() == changed
+    file.unlink()
+    assert cli(command, "query.yaml" if command == "query" else "q")[0] == 0
+    assert file.read_bytes() == whole
+
+
 def test_there_is_no_such_query(workplace: Path, cli: Cli) -> None:
     """Exit 2."""
     assert cli("verify", "q")[0] == 2

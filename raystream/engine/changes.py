@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ class Changes:
         rewritten: files of the same name whose size or version is another.
         removed: files that are gone.
         bytes: sizes of the added and rewritten files.
+        settings: what else is another than that query's of all that scores depend on, such as the model's weights, so that what it
+            scored can't be used.
     """
 
     since: str
@@ -29,9 +31,18 @@ class Changes:
     rewritten: int
     removed: int
     bytes: int
+    settings: tuple[str, ...] = ()
 
 
-def changes_since(store: Store, pool: Pool, files: Sequence[tuple[str, int, str]]) -> Changes | None:
+_SETTINGS = (
+    "the model's weights, arguments or source", "model.embedding", "model.embedding_dtype", "model.precision", "model.batch_size",
+    "model.temperature", "model.preprocess", "the source of model.preprocess", "pool.id", "pool.inputs", "pool.filters",
+    "acquire.mc_samples",
+)  # fmt: skip
+"""Of the parts of a query's identity, those that its units' keys depend on."""
+
+
+def changes_since(store: Store, pool: Pool, files: Sequence[tuple[str, int, str]], identity: Mapping[str, str]) -> Changes | None:
     """How a pool differs from what the newest committed query over it saw; None if there is no such query.
 
     Queries whose manifest is damaged don't count: `raystream doctor` names them.
@@ -41,6 +52,7 @@ def changes_since(store: Store, pool: Pool, files: Sequence[tuple[str, int, str]
         pool: a query over other URIs doesn't count, whatever files they share; nor does one over a table with other filters,
             by which the table left out other files.
         files: path, size and version of every file of the pool now.
+        identity: of the query that is planned, by part.
     """
     manifests = [entry for entry in store.walk("queries") if entry.name.endswith("/manifest.json")]
     for entry in sorted(manifests, key=lambda entry: (-entry.modified, entry.name)):
@@ -54,7 +66,8 @@ def changes_since(store: Store, pool: Pool, files: Sequence[tuple[str, int, str]
         rewritten = [path for path in now if path in then and now[path] != then[path]]
         added = [path for path in now if path not in then]
         size = sum(now[path][0] for path in (*added, *rewritten))
-        return Changes(manifest.query, len(added), len(rewritten), len(then.keys() - now.keys()), size)
+        settings = tuple(name for name in _SETTINGS if manifest.identity.get(name) != identity.get(name))
+        return Changes(manifest.query, len(added), len(rewritten), len(then.keys() - now.keys()), size, settings)
     return None
 
 

@@ -100,7 +100,7 @@ def estimate(query: Query) -> Estimate:
         start_seconds=_RAY_START if missing and query.cluster.address == "auto" else 0.0,
         measured_on=rate.measured_on,
         warnings=(*((_UNFITTED,) if unfitted else ()), *prepared.pool.warnings),
-        changes=changes_since(prepared.store, query.pool, prepared.pool.snapshot),
+        changes=changes_since(prepared.store, query.pool, prepared.pool.snapshot, prepared.identity),
     )
 
 

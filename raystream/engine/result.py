@@ -99,13 +99,13 @@ def read_result(store: Store, manifest: Manifest) -> Result:
     """The committed query that a manifest belongs to.
 
     Raises:
-        StoreError: its selection is gone or damaged.
+        StoreError: its selection is gone, damaged, or isn't what was committed.
     """
     name = f"{query_folder(manifest.query)}/selection.parquet"
-    if store.size(name) != manifest.selection.size:
+    if store.size(name) is None:
         # The run that committed ended before it could copy its selection.
         store.put(name, _whole(store, manifest, manifest.selection.name, f"forget the query by raystream gc --drop {manifest.query}"))
-    data = _whole(store, manifest, name, f"remove it, and it is copied again from {manifest.selection.name}")
+    data = _whole(store, manifest, name, f"move it away, and it is copied again from {manifest.selection.name}")
     return Result(store, pq.read_table(pa.BufferReader(data), partitioning=None), manifest, new=False)
 
 
@@ -113,7 +113,7 @@ def _whole(store: Store, manifest: Manifest, name: str, advice: str) -> bytes:
     """The selection as it was committed."""
     data = store.read(name)
     if xxhash.xxh3_128_hexdigest(data) != manifest.selection.xxh3:
-        raise StoreError(f"store: {store.place(name)} is damaged: its content is not what was written; {advice}")
+        raise StoreError(f"store: {store.place(name)} is damaged or was changed: its content is not what was committed; {advice}")
     return data
 
 

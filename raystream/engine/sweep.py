@@ -47,7 +47,7 @@ class Swept:
         queries_kept: committed queries.
         dropped: queries that were to be forgotten.
         unfinished: queries that were never committed and show no sign of life.
-        running: queries that aren't committed, but may still be.
+        running: queries that aren't committed, but younger, so that they may still be.
         units_kept: units that a kept or running query needs.
         units_young: units that nobody needs, but that aren't old enough.
         units: units that are removed.

@@ -126,6 +126,8 @@ def describe_estimate(plan: Estimate) -> str:
             f"  changed     {_count(changes.added, 'file')} added, {changes.rewritten:,} rewritten ({_bytes(changes.bytes)}), "
             f"{changes.removed:,} removed since query {changes.since}"
         )
+        if changes.settings and plan.units_scored < plan.units:
+            lines.append(f"  changed     {', '.join(changes.settings)}, on which scores depend")
     return "\n".join(lines + [f"  warning     {warning}" for warning in plan.warnings])
 
 

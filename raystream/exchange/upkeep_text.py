@@ -21,7 +21,8 @@ def describe_swept(swept: Swept) -> str:
         f"  kept        {_queries(swept.queries_kept)}, {number_of(swept.units_kept.count, 'unit')}, {in_bytes(swept.units_kept.bytes)}",
     ]
     if swept.running:
-        lines.append(f"  running     {', '.join(swept.running)}")
+        age = in_seconds(swept.older_than)
+        lines.append(f"  kept        {_queries(len(swept.running))} without a result, which may be running, younger than {age}")
     if swept.units_young.count:
         lines.append(
             f"  too young   {number_of(swept.units_young.count, 'unit')} that no query needs, younger than {in_seconds(swept.older_than)}"

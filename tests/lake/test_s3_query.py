@@ -15,11 +15,13 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
+import torch
 from pools import pool_table
 from servers import READER_KEY, READER_SECRET, Proxy, SeaweedFS, free_port
 
 from raystream import Query, run
 from raystream.cli import main
+from raystream.engine.estimate import estimate
 from raystream.engine.prepare import prepare
 from raystream.errors import ModelError, PoolError, QueryError
 from raystream.lake import retry
@@ -269,6 +271,24 @@ def test_a_file_that_changes_while_it_is_read(
     pq.write_table(pool_table(300, 600, seed=5), unit.file.path.removeprefix("s3://"), filesystem=s3, row_group_size=64)
     with pytest.raises(PoolError, match=r"s3://\S+ was changed after it was listed"):
         list(blocks)
+
+
+def test_a_plan_with_a_model_in_s3_and_a_store_beside_the_pool(
+    make_query: MakeQuery, s3_pool: str, storage: Options, s3: pafs.FileSystem, workplace: Path, folder: str
+) -> None:
+    """The plan runs the model that lies there; a store in the same kind of storage is reached as the pool is."""
+    torch.manual_seed(3)
+    safetensors.torch.save_file(build_network("user_nets:net", {}).state_dict(), "w.safetensors")
+    with s3.open_output_stream(f"{folder}/w.safetensors") as out:
+        out.write(Path("w.safetensors").read_bytes())
+    changes: dict[str, Any] = {"pool__uri": s3_pool, "pool__storage": storage, "store__uri": f"s3://{folder}/runs"}
+    asked = make_query(**changes, model__weights=f"s3://{folder}/w.safetensors")
+    planned = estimate(asked)
+    assert planned.seconds is not None
+    assert planned.measured_on.endswith("rows run here")
+    result = run(asked)
+    assert result.path == f"s3://{folder}/runs/queries/{result.query}/selection.parquet"
+    assert estimate(asked).committed
 
 
 def test_no_secret_is_kept(make_query: MakeQuery, s3_pool: str, storage: Options, workplace: Path) -> None:
