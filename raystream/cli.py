@@ -100,7 +100,7 @@ def score(
 def plan(
     spec: Spec, overrides: Overrides = None, store: StoreUri = None, address: Address = None, as_json: AsJson = False, debug: Debug = False
 ) -> None:
-    """What a query would read and write, and about how long it would take.
+    """What a query would read and write, and how long it takes.
 
     It also counts the files that were added, rewritten or removed since the newest committed query over the same pool.uri: only
     those added and rewritten are scored, and removed ones leave the pool.
@@ -118,7 +118,7 @@ def plan(
 def calibrate(
     spec: Spec, overrides: Overrides = None, store: StoreUri = None, address: Address = None, as_json: AsJson = False, debug: Debug = False
 ) -> None:
-    """Fit the query's temperature on labelled rows, and say what it is worth."""
+    """Fit the temperature on labelled rows, and say what it is worth."""
     from raystream.exchange.calibration import summary, write_diagram
     from raystream.exchange.text import describe_calibration
 
@@ -144,7 +144,10 @@ def show(
     report: Annotated[bool, typer.Option("--report", help="Write report.html anew.")] = False,
     debug: Debug = False,
 ) -> None:
-    """A committed query, its selection and certificate; without a name, all of the store."""
+    """A committed query with its selection; or all of a store.
+
+    Without a name, the store's committed queries are listed, the newest first.
+    """
     from raystream.engine.result import load_result
 
     if name is None:
@@ -169,7 +172,7 @@ def demo(
     seeds: Annotated[int, typer.Option(help="How often the comparison with random rows is repeated.", min=1)] = 5,
     debug: Debug = False,
 ) -> None:
-    """Choose 50 of 5,000 real images to label, and see what that is worth."""
+    """Choose 50 of 5,000 real images, and see what that is worth."""
     from raystream.loop.demo import run_demo
 
     with _reporter() as reporter:

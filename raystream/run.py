@@ -49,7 +49,7 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
     from raystream.engine.prepare import prepare, write_plan
     from raystream.engine.result import read_result
     from raystream.engine.session import Session
-    from raystream.engine.stages import all_receipts, commit, score_warnings, scored_pool
+    from raystream.engine.stages import all_receipts, commit, flat_scores, score_warnings, scored_pool
     from raystream.engine.stores import refuse_in_store
     from raystream.exchange.tables import check_output
     from raystream.pool import refuse_among
@@ -86,7 +86,7 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
         select=time.perf_counter() - scored,
         calibrate=fitting,
     )
-    warnings = [*score_warnings(prepared, receipts, session), *notes, *covered.warnings, *batch.warnings]
+    warnings = [*score_warnings(prepared, receipts, session), *flat_scores(prepared, pool), *notes, *covered.warnings, *batch.warnings]
     return _with_output(query, commit(prepared, pool, batch, session, seconds, warnings, covered))
 
 

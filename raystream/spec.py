@@ -24,7 +24,8 @@ def read_spec(path: str | Path, overrides: Sequence[str]) -> dict[Any, Any]:
         raise QueryError(f"query file {path} can't be read: {reason}") from None
     data = _parse(text, str(path))
     if not isinstance(data, dict):
-        raise QueryError(f"query file {path} holds {type(data).__name__}, expected sections such as pool:, model: and select:")
+        held = "nothing" if data is None else f"a {'list' if isinstance(data, list) else 'single value'}"
+        raise QueryError(f"query file {path} holds {held}, expected sections such as pool:, model: and select:")
     for override in overrides:
         _apply_override(data, override)
     return data
@@ -51,6 +52,7 @@ def _parse(text: str, where: str) -> Any:
 
 
 def _apply_override(data: dict[Any, Any], override: str) -> None:
+    """Replace a key, or with nothing or null behind the equals sign remove it."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise QueryError(f"--set {override!r} is not of the form section.key=value")
@@ -62,4 +64,8 @@ def _apply_override(data: dict[Any, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise QueryError(f"--set {key}: {section} is not a section of the query")
         data = inner
-    data[last] = _parse(text, f"--set {key}")
+    value = _parse(text, f"--set {key}")
+    if value is None:
+        data.pop(last, None)
+    else:
+        data[last] = value

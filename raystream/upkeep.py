@@ -28,9 +28,10 @@ def gc(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Remove scored units that no committed query needs, and what unfinished runs left; a dry run unless --delete.
+    """Remove what no committed query needs; a dry run unless --delete.
 
-    Queries that were never committed count while their last sign of life is younger than --older-than, and are then removed, too.
+    That is scored units, queries that were never committed, and what unfinished runs left; none of it younger than --older-than,
+    since a query that runs may be about to need it.
     """
     from raystream.engine.result import find_dropped
     from raystream.engine.stores import existing_store
@@ -58,7 +59,10 @@ def scores(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """A query's scores as one Parquet file or table: ids, scores, predictions, and embeddings if asked."""
+    """A query's scores as one Parquet file or table.
+
+    Ids, scores, predictions, and embeddings if asked, of every scored row.
+    """
     from raystream.engine.stores import existing_store
     from raystream.exchange.scores import write_scores
     from raystream.exchange.upkeep_text import describe_written
@@ -68,7 +72,10 @@ def scores(
 
 
 def verify(name: Name, store: StoreUri = "runs", as_json: AsJson = False, debug: Debug = False) -> None:
-    """Derive a committed selection again from the store and compare: exit 0 if it is the same, 3 with the first difference."""
+    """Derive a selection again from the store, and compare.
+
+    Exit 0 if it is the same, 3 with the first difference.
+    """
     from raystream.engine.stores import existing_store
     from raystream.engine.verify import verify as derive_again
     from raystream.exchange.upkeep_text import describe_verified
@@ -87,7 +94,9 @@ def doctor(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """What is wrong here, a line each: packages, store, disk, memory, clock, Ray, and what a query names.
+    """What is wrong here, a line each.
+
+    Packages, the store, disk, memory, clock, Ray, and the rows and functions that a query names.
 
     Exit 0 if nothing fails, else the code of the first that does.
     """

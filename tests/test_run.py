@@ -480,6 +480,23 @@ def test_only_parquet_is_written(make_query: MakeQuery, workplace: Path, cli: An
     assert not (workplace / name).exists()
 
 
+def test_scores_that_rank_nothing_are_warned_of(make_query: MakeQuery, workplace: Path) -> None:
+    """All rows alike to the model: the batch goes by position or distance alone, and the result says so."""
+    with (workplace / "user_nets.py").open("a") as source:
+        source.write("\n\ndef flat():\n    made = net()\n    [nn.init.zeros_(values) for values in made[-1].parameters()]\n    return made\n")
+    result = rs.run(make_query(model__source="user_nets:flat"))
+    assert any("all 1,200 rows have the same margin, 1, so it ranks nothing" in warning for warning in result.manifest.warnings)
+    assert not any("ranks nothing" in warning for warning in rs.run(make_query()).manifest.warnings)
+
+
+def test_plan_leaves_no_store(make_query: MakeQuery, workplace: Path) -> None:
+    """It looks, and writes nothing."""
+    from raystream.engine.estimate import estimate
+
+    estimate(make_query())
+    assert not (workplace / "runs").exists()
+
+
 def test_plan_tells_what_would_be_done(make_query: MakeQuery) -> None:
     """Rows, units and bytes before and after; an estimate where the model can run, none where no row passes."""
     from raystream.engine.estimate import estimate

@@ -78,16 +78,16 @@ def _findings(
             yield _failed("query", error)
     uri = store_uri or (query.store.uri if query is not None else None) or ("runs" if os.path.isdir("runs") else None)
     if uri is None:
-        yield Finding("store", "ok", "not tried; name one by --store, or give a query")
+        yield Finding("store", "skip", "not tried; name one by --store, or give a query")
     else:
         yield from check_store(uri, query.store_options if query is not None and is_remote(uri) else LOCAL)
     yield from machine.disks(uri)
     yield machine.memory()
     yield machine.processors()
     yield machine.ray()
+    yield _credentials(uri, query)  # before a Ray of our own sets its token
     if start_ray:
         yield _attempt("ray start", lambda: _start_ray(query))
-    yield _credentials(uri, query)
     if query is not None:
         yield from _query_findings(query, check_output, load_model)
 
@@ -123,7 +123,7 @@ def _query_findings(query: Query, check_output: CheckOutput, load_model: bool) -
     if load_model:
         yield _attempt("model", lambda: _model(query))
     else:
-        yield Finding("model", "ok", "not loaded; --model does it")
+        yield Finding("model", "skip", "not loaded; --model does it")
 
 
 def _attempt(name: str, check: Callable[[], str]) -> Finding:
@@ -135,7 +135,7 @@ def _attempt(name: str, check: Callable[[], str]) -> Finding:
 
 
 def _failed(name: str, error: RaystreamError) -> Finding:
-    return Finding(name, "fail", " ".join(str(error).split()), error.exit_code)
+    return Finding(name, "fail", " ".join(str(error).split()).removeprefix(f"{name}: "), error.exit_code)
 
 
 def _tables(query: Query) -> list[tuple[str, list[str], list[str]]]:
@@ -160,7 +160,8 @@ def _table(query: Query, key: str, uris: list[str], columns: list[str]) -> str:
     footer = read_footers(files[:1], columns)[0]
     size = sum(file.size for file in files)
     count = "1 file" if len(files) == 1 else f"{len(files):,} files"
-    return f"{count} of {size / 2**30:,.2f} GiB; the first, {footer.file.path}, has {footer.rows:,} rows and all columns read"
+    amount = f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+    return f"{count} of {amount}; the first, {footer.file.path}, has {footer.rows:,} rows and all columns read"
 
 
 def _preprocess(query: Query) -> str:

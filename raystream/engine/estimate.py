@@ -78,7 +78,7 @@ def estimate(query: Query) -> Estimate:
     """
     calibration = known_temperature(query)
     unfitted = bool(query.model.calibration_files) and calibration is None
-    prepared = _unfitted(query) if unfitted else prepare(query, calibration)
+    prepared = _unfitted(query) if unfitted else prepare(query, calibration, look_only=True)
     missing = prepared.missing
     rows = sum(task.unit.rows for task in missing)
     rate = _rate(prepared) if missing else _Rate(1.0, 0, "what is scored")
@@ -107,7 +107,7 @@ def estimate(query: Query) -> Estimate:
 def _unfitted(query: Query) -> Prepared:
     """The query before its temperature is known: nothing is scored at it, and unless given, it has no name yet."""
     at_one = query.model_copy(update={"model": query.model.model_copy(update={"temperature": 1.0})})
-    prepared = prepare(at_one)
+    prepared = prepare(at_one, look_only=True)
     return replace(prepared, name=query.store.query or "(unnamed)", receipts=(None,) * len(prepared.tasks))
 
 

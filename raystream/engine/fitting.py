@@ -30,7 +30,7 @@ from raystream.engine.progress import Reporter
 from raystream.engine.receipt import Receipt
 from raystream.engine.session import Session
 from raystream.engine.stages import all_receipts, score_warnings
-from raystream.engine.stores import Store, open_store
+from raystream.engine.stores import Store, open_store, store_to_read
 from raystream.errors import LabelsError, PoolError, QueryError
 from raystream.model import check_classes, class_names, fingerprint, with_local_files
 from raystream.pool import list_pool, read_columns_at, refuse_among
@@ -93,15 +93,15 @@ def known_temperature(query: Query) -> Calibration | None:
     """The query's fit, if it was made before; None as well where nothing is to be fitted."""
     if not query.model.calibration_files:
         return None
-    prepared = _prepare(query)
+    prepared = _prepare(query, look_only=True)
     return read_calibration(prepared.store, prepared.name)
 
 
-def _prepare(query: Query) -> Prepared:
+def _prepare(query: Query, *, look_only: bool = False) -> Prepared:
     """The calibration set as a pool of its own, all of its rows, at temperature 1; its name is the fit's key."""
     model = query.model.model_copy(update={"temperature": 1.0, "embedding": None})
     refuse_among(query.store.uri, query.row_uris, "store.uri")
-    store = open_store(query.store.uri, query.store_options)
+    store = (store_to_read if look_only else open_store)(query.store.uri, query.store_options)
     label, uris = query.pool.label or "", query.model.calibration_files
     pool = Pool(uri=uris, inputs=query.pool.inputs, storage=query.pool.storage)
     try:
@@ -176,7 +176,7 @@ def _fit(prepared: Prepared, label: str, receipts: Sequence[Receipt], warnings: 
         dtypes=list(read.dtypes),
         state_hash=receipts[0].state_hash,
         seconds=time.perf_counter() - began,
-        warnings=[*warnings, *_doubts(temperature, fit.at_bound, error, len(places))],
+        warnings=[*warnings, *_doubts(temperature, fit.at_bound, error, len(places)), *_no_gain(before.error, after.error)],
     )
 
 
@@ -189,6 +189,16 @@ def _doubts(temperature: float, at_bound: bool, error: float | None, rows: int) 
     if error is not None and error > _UNSURE:
         return [f"the fitted temperature {temperature:g} is known to {error:.0%} (one standard error) from {rows:,} rows; label more"]
     return []
+
+
+def _no_gain(before: float, after: float) -> list[str]:
+    """A warning if confidence is not nearer to what it says, though the labels are likelier."""
+    if after <= before:
+        return []
+    return [
+        f"the calibration error grew from {before:.4f} to {after:.4f}, although the labels became likelier: "
+        "the model was about as sure as it should be"
+    ]
 
 
 def _rows(store: Store, receipt: Receipt) -> np.ndarray:

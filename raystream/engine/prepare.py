@@ -22,7 +22,7 @@ from raystream.engine.manifest import Manifest, query_folder, read_manifest
 from raystream.engine.prepared_inputs import planned
 from raystream.engine.receipt import Receipt, read_receipt
 from raystream.engine.scheduler import IN_FLIGHT
-from raystream.engine.stores import Store, open_store
+from raystream.engine.stores import Store, open_store, store_to_read
 from raystream.errors import QueryError
 from raystream.kinds import kind_of
 from raystream.model import class_names, code_hash, fingerprint, input_columns, with_local_files
@@ -79,19 +79,20 @@ class Prepared:
         return [task for task, receipt in zip(self.tasks, self.receipts, strict=True) if receipt is None]
 
 
-def prepare(query: Query, calibration: Calibration | None = None) -> Prepared:
+def prepare(query: Query, calibration: Calibration | None = None, *, look_only: bool = False) -> Prepared:
     """Resolve a query: list the pool, read its footers, find what is scored already.
 
     Args:
         query: as asked.
         calibration: what was fitted, if `model.temperature` is to be; see `engine.fitting`.
+        look_only: make no store where there is none.
 
     Raises:
         RaystreamError: of any kind; see the errors of the parts.
     """
     given, query = query, with_temperature(query, calibration)
     refuse_among(query.store.uri, query.row_uris, "store.uri")
-    store = open_store(query.store.uri, query.store_options)
+    store = (store_to_read if look_only else open_store)(query.store.uri, query.store_options)
     model = with_local_files(query.model, query.pool.options)
     classes = class_names(model.classes)
     digest = fingerprint(model)

@@ -166,4 +166,5 @@ def _only(store: Store, name: str, names: list[str]) -> str:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) or "none"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more or "none"

@@ -77,6 +77,17 @@ def score_warnings(prepared: Prepared, receipts: Sequence[Receipt], session: Ses
     return warnings
 
 
+def flat_scores(prepared: Prepared, pool: ScoredPool) -> list[str]:
+    """A warning where the score ranks nothing."""
+    query = prepared.query
+    if not query.needs_score or query.select.strategy == "random" or len(pool) < 2:
+        return []
+    least, most = float(pool.score.min()), float(pool.score.max())
+    if least < most:
+        return []
+    return [f"all {len(pool):,} rows have the same {query.acquire.score}, {least:.4g}, so it ranks nothing; look at the model's outputs"]
+
+
 def commit(
     prepared: Prepared, pool: ScoredPool, batch: Batch, session: Session, seconds: Seconds, warnings: list[str], covered: Covered
 ) -> Result:

@@ -11,7 +11,7 @@ from raystream.engine.finding import Finding
 from raystream.engine.manifest import query_folder, read_manifest
 from raystream.engine.stored_plan import read_plan
 from raystream.engine.stored_query import read_query
-from raystream.engine.stores import Store, check_version, store_at
+from raystream.engine.stores import Store, store_to_read
 from raystream.errors import RaystreamError, StoreError, StoreUnreachable
 from raystream.lake import LOCAL, Storage, redacted
 
@@ -23,8 +23,7 @@ SKEW = 2.0
 def check_store(uri: str, storage: Storage = LOCAL) -> Iterator[Finding]:
     """Put a small file, twice, read it, compare clocks, and remove it again."""
     try:
-        store = store_at(uri, storage)
-        check_version(store)
+        store = store_to_read(uri, storage)
         there = store.exists("")
     except RaystreamError as error:
         yield Finding("store", "fail", str(error), error.exit_code)

@@ -126,6 +126,17 @@ def open_store(uri: str, storage: Storage = LOCAL) -> Store:
     return store
 
 
+def store_to_read(uri: str, storage: Storage = LOCAL) -> Store:
+    """The store that a URI names, left as it is, whether or not it is there.
+
+    Raises:
+        StoreVersionError: it was written by a newer raystream.
+    """
+    store = store_at(uri, storage)
+    check_version(store)
+    return store
+
+
 def existing_store(uri: str, storage: Storage = LOCAL) -> Store:
     """The store that a URI names, left as it is.
 

@@ -178,6 +178,7 @@ def _where_it_is(result: Result, report: str, workers: int, seconds: float) -> l
         f"seconds      {describe_seconds(result.manifest.seconds)} ({where}); the whole demo took {seconds:.0f}",
         f"selection    {_shown(result.path)}",
         f"report       {_shown(report)}",
+        f"again        raystream show {result.query} --store {_shown(result.store.uri)}",
     ]
 
 

@@ -11,6 +11,7 @@ from raystream.model.committee import mean_logits
 from raystream.model.prediction import Prediction, check_logits
 
 _SUM_TOLERANCE = 1e-3
+_ENOUGH_ROWS = 8
 _NO_DISTRIBUTION = "the probabilities are negative or don't sum to 1"
 _NO_LOG_DISTRIBUTION = "a member's samples are no log-probabilities: their exponentials don't sum to 1"
 
@@ -59,6 +60,11 @@ class ColumnsPredictor:
         reason = Prediction.reason
         if self._logits:
             logits = check_logits(inputs[0].float(), rows, f"column {self._logits} (model.logits)", self._task)
+            if self._task == "classes" and _are_probabilities(logits):
+                raise ModelError(
+                    f"column {self._logits} (model.logits) holds probabilities, since each row's numbers lie between 0 and 1 and sum to 1; "
+                    "name it in model.probabilities instead"
+                )
         elif self._probabilities:
             logits, sound = _log(inputs[0], rows, f"column {self._probabilities} (model.probabilities)")
             reason = reason if sound else _NO_DISTRIBUTION
@@ -100,6 +106,13 @@ class ColumnsPredictor:
                 "expected (rows, dimensions); give a column of lists of one length"
             )
         return embedding.flatten(1)
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    """Whether numbers that are called logits are probabilities: so many rows, not all alike, sum to 1 by no chance."""
+    if logits.shape[0] < _ENOUGH_ROWS or logits.shape[1] < 2 or not bool((logits >= 0).all()):
+        return False
+    return bool(((logits.double().sum(dim=1) - 1).abs() < _SUM_TOLERANCE).all()) and not bool((logits == logits[:1]).all())
 
 
 def _log(probabilities: Tensor, rows: int, who: str) -> tuple[Tensor, bool]:

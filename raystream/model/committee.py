@@ -52,6 +52,7 @@ class Committee:
 
     def __init__(self, members: Sequence[Predictor], names: Sequence[str], temperature: float = 1.0, task: str = "classes") -> None:
         self.device = members[0].device
+        _check_different(members, names)
         self.state_hash = hashlib.sha256("\0".join(member.state_hash for member in members).encode()).hexdigest()
         self._members, self._names, self._temperature, self._task = list(members), list(names), temperature, task
 
@@ -100,6 +101,17 @@ class Committee:
                 f"{self._names[0]} and {name} give different elements for the same rows ({tuple(first.logits.shape)} and "
                 f"{tuple(prediction.logits.shape)}, or masks that differ); a committee needs the same tokens or pixels"
             )
+
+
+def _check_different(members: Sequence[Predictor], names: Sequence[str]) -> None:
+    """Raise ModelError if two weights of one network are the same: such members agree on every row."""
+    seen: dict[str, str] = {}
+    for member, name in zip(members, names, strict=True):
+        if not name.startswith("model.weights "):
+            return
+        if member.state_hash and member.state_hash in seen:
+            raise ModelError(f"{seen[member.state_hash]} and {name} are the same, so they agree on every row; give members that differ")
+        seen[member.state_hash] = name
 
 
 def mean_outputs(samples: Tensor, temperature: float = 1.0, task: str = "classes") -> Tensor:

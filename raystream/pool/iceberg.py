@@ -116,6 +116,12 @@ def _open(table: TableUri, key: str) -> Any:
     except RaystreamError:
         raise
     except Exception as error:  # what catalogs raise has no common root
+        if "URI missing" in str(error):
+            name = table.catalog.upper()
+            raise PoolError(
+                f"{key} {table.stem}: no catalog {table.catalog} is configured; say where it is in .pyiceberg.yaml, under "
+                f"catalog.{table.catalog}, or by the variable PYICEBERG_CATALOG__{name}__URI"
+            ) from None
         raise PoolError(f"{key} {table.stem}: catalog {table.catalog} can't be read: {one_line(error)}") from error
 
 

@@ -59,14 +59,14 @@ def _wrong_value(details: Sequence[ErrorDetails], section: tuple[str, ...]) -> s
         options = [option for text in listed for option in text.replace("' or '", "', '").strip("'").split("', '")]
         near = did_you_mean(got, options)
         hint = near if near.startswith("; did") else ""
-    return f"{where} is {got!r}, expected {expected}{hint}"
+    return f"{where} is {'null' if got is None else repr(got)}, expected {expected}{hint}"
 
 
 def _expected(detail: ErrorDetails) -> str:
     if detail["type"] == "too_short" and "ctx" in detail:
         return f"at least {detail['ctx']['min_length']} of them"
     if detail["type"] == "string_pattern_mismatch":
-        return f"text that matches {detail['ctx']['pattern']}"
+        return "letters, digits, dots, hyphens and underscores, a letter or digit first, 128 at most"
     message = detail["msg"].removeprefix("Input should be ")
     return message.removeprefix("a valid ").removeprefix("Input should ")
 

@@ -43,9 +43,9 @@ class Pool(Part):
         """The model's own names of its inputs, in order; empty if they are given by position."""
         return tuple(self.inputs) if isinstance(self.inputs, dict) else ()
 
-    @field_validator("labelled", mode="before")
+    @field_validator("labelled", "inputs", "keep", mode="before")
     @classmethod
-    def _one_path_is_a_list(cls, value: object) -> object:
+    def _one_name_is_a_list(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
 
     @field_validator("filters", mode="before")

@@ -184,3 +184,12 @@ def test_a_query_with_a_committee(make_query, workplace):
     mean = torch.stack(probabilities).mean(0)
     best = torch.sort(-(mean * mean.log()).sum(1), descending=True).values[:12]
     assert one.selection["score"].to_pylist() == pytest.approx(best.tolist(), abs=1e-5)
+
+
+def test_the_same_weights_twice_are_no_committee(nets, files, tmp_path):
+    """Members that agree on every row would give scores of zero: the two are named, whatever their files are called."""
+    paths, networks = files
+    copy = str(tmp_path / "copy.safetensors")
+    safetensors.torch.save_file(networks[1].state_dict(), copy)
+    with pytest.raises(ModelError, match=rf"{paths[1]} and model.weights {copy} are the same, so they agree on every row"):
+        load(Model(source=f"{nets}:Net", weights=[*paths, copy], device="cpu"), embedding=False)

@@ -265,7 +265,7 @@ def test_bad_uris_and_tables_are_named(iceberg: Any, tmp_path: Path) -> None:
         ("iceberg://lake/ns.pool?version=1", QueryError, "version is not an option of such a table"),
         ("iceberg://lake/ns.pool?snapshot_id=new", QueryError, "snapshot_id is 'new', expected a whole number"),
         ("iceberg://lake/ns.pol", PoolError, "has no table ns.pol; did you mean 'ns.pool'"),
-        ("iceberg://elsewhere/ns.pool", PoolError, "catalog elsewhere can't be read: URI missing"),
+        ("iceberg://elsewhere/ns.pool", PoolError, "no catalog elsewhere is configured; say where it is in .pyiceberg.yaml"),
         (f"delta+{tmp_path}", PoolError, "can't be opened as a Delta table"),
         ("delta+s3://ann:hush@bucket/x", QueryError, "holds a user or password"),
     ]:
