@@ -483,7 +483,7 @@ def test_only_parquet_is_written(make_query: MakeQuery, workplace: Path, cli: An
 def test_scores_that_rank_nothing_are_warned_of(make_query: MakeQuery, workplace: Path) -> None:
     """All rows alike to the model: the batch goes by position or distance alone, and the result says so."""
     with (workplace / "user_nets.py").open("a") as source:
-        source.write("\n\ndef flat():\n    made = net()\n    [nn.init.zeros_(values) for values in made[-1].parameters()]\n    return made\n")
+        source.write("\n\ndef flat():\n    made = net()\n    [nn.init.zeros_(p) for p in made[-1].parameters()]\n    return made\n")
     result = rs.run(make_query(model__source="user_nets:flat"))
     assert any("all 1,200 rows have the same margin, 1, so it ranks nothing" in warning for warning in result.manifest.warnings)
     assert not any("ranks nothing" in warning for warning in rs.run(make_query()).manifest.warnings)
