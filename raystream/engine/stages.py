@@ -80,7 +80,7 @@ def score_warnings(prepared: Prepared, receipts: Sequence[Receipt], session: Ses
 def flat_scores(prepared: Prepared, pool: ScoredPool) -> list[str]:
     """A warning where the score ranks nothing."""
     query = prepared.query
-    if not query.needs_score or query.select.strategy == "random" or len(pool) < 2:
+    if not query.needs_score or pool.score is None or len(pool) < 2:
         return []
     least, most = float(pool.score.min()), float(pool.score.max())
     if least < most:
