@@ -181,8 +181,10 @@ def _map(result: Result, pool: StoredPool | None) -> Plot:
     uri = pool_map(plane(sample), plane(embeddings), ranks.tolist(), groups if coloured else None)
     drawn = f"the {len(ranks):,} chosen rows" if len(ranks) == result.selection.num_rows else f"{len(ranks):,} of the chosen rows"
     colours = ", coloured by what the model takes them for" if coloured else ""
+    whole = len(sample) == result.manifest.counts.scored
+    grey = f"all {len(sample):,}" if whole else f"{len(sample):,} drawn, evenly spaced"
     caption = (
-        f"The darker the grey, the more rows of the pool ({len(sample):,} drawn, evenly spaced). Points are {drawn}{colours}; the first "
+        f"The darker the grey, the more rows of the pool ({grey}). Points are {drawn}{colours}; the first "
         f"{min(NUMBERED, len(ranks))} carry their ranks. The axes are the two directions in which the embeddings vary most; they show "
         f"{plane.share:.0%} of the variance, so points that are close here may be far apart all the same."
     )
