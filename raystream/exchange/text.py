@@ -8,6 +8,7 @@ from raystream.engine.calibration import Calibration
 from raystream.engine.estimate import Estimate
 from raystream.engine.manifest import Certificate, Seconds
 from raystream.engine.result import Result, Scores
+from raystream.exchange.constraints import constraints_met
 from raystream.exchange.figures import in_bytes as _bytes
 from raystream.exchange.figures import in_seconds as _duration
 from raystream.exchange.figures import number_of as _count
@@ -25,6 +26,7 @@ def describe_result(result: Result, report: str | None) -> str:
         f"  pool        {counts.pool:,} rows in {_count(len(manifest.files), 'file')}, {counts.labelled:,} labelled",
         f"  scored      {_count(manifest.units_scored, 'unit')} now, {manifest.units_reused:,} reused from the store",
         f"  chosen      {counts.chosen:,} of {counts.candidates:,} candidates",
+        *(met.line for met in constraints_met(manifest)),
         f"  certificate {describe_certificate(manifest.certificate)}",
         f"  seconds     {describe_seconds(manifest.seconds)}",
     ]
