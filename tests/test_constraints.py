@@ -14,6 +14,9 @@ from test_run import whole_pool
 
 import raystream as rs
 from raystream.errors import PoolError, QueryError
+from raystream.exchange.constraints import constraints_met
+from raystream.exchange.report import write_report
+from raystream.exchange.text import describe_result
 from raystream.strategies import TRAITS
 
 MakeQuery = Callable[..., rs.Query]
@@ -143,6 +146,145 @@ def test_constraints_that_cannot_be_met(make_query: MakeQuery, changes: dict[str
     with pytest.raises((QueryError, PoolError, rs.errors.ModelError)) as error:
         rs.run(make_query(**changes))
     assert says in str(error.value)
+
+
+def priced(folder: Path, minutes: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> pa.Table:
+    """The pool with other costs: what `minutes` makes of the rows' numbers and of which are DE."""
+    table = whole_pool(folder)
+    german = np.asarray(table.column("country").to_pylist()) == "DE"
+    column = pa.array(minutes(np.arange(len(table)), german).astype(np.float64))
+    at = table.column_names.index("minutes")
+    table = table.set_column(at, "minutes", column)
+    pq.write_table(table, folder / "priced.parquet")
+    return table
+
+
+@every_strategy
+def test_money_is_set_aside_for_minimums(make_query: MakeQuery, workplace: Path, strategy: str) -> None:
+    """Every row costs 1 of 10 and 8 must be DE: at most 2 others come in, drawn and demanded rows among them."""
+    priced(workplace, lambda rows, german: np.ones(len(rows)))
+    query = make_query(
+        **asked(strategy), pool__uri="priced.parquet", pool__keep=["country"], select__budget=20, select__random_share=0.2,
+        select__must_include=["r000001"], select__cost={"column": "minutes", "budget": 10},
+        select__quotas=[{"by": "country", "value": "DE", "min": 8}],
+    )  # fmt: skip
+    result = rs.run(query)
+    assert Counter(result.selection.column("country").to_pylist())["DE"] >= 8
+    assert result.selection.num_rows == 10
+    assert Counter(result.selection.column("why").to_pylist())["random_share"] == 4
+    assert result.manifest.facts["cost"] == 10
+
+
+def test_the_cheapest_rows_of_a_minimum_pass_the_prefilter(make_query: MakeQuery, workplace: Path) -> None:
+    """Where the best rows by score are too dear for a minimum, the cheapest of the group are candidates, too."""
+    priced(workplace, lambda rows, german: np.where(german & (rows > 1000), 1.0, 50.0))
+    query = make_query(
+        pool__uri="priced.parquet", pool__keep=["country"], select__candidates=20, select__cost={"column": "minutes", "budget": 60},
+        select__quotas=[{"by": "country", "value": "DE", "min": 9}],
+    )  # fmt: skip
+    result = rs.run(query)
+    assert Counter(result.selection.column("country").to_pylist())["DE"] >= 9
+    assert float(result.manifest.facts["cost"]) <= 60
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        (
+            {"select__cost": {"column": "minutes", "budget": 0.5}},
+            QueryError,
+            "no row can be chosen: the cheapest of 120 candidates costs 1 by column minutes, but select.cost.budget is 0.5; raise",
+        ),
+        (
+            {"select__quotas": [{"by": "country", "max": 0}], "select__candidates": "all"},
+            QueryError,
+            "no row can be chosen: all 1200 candidates are in groups of country that are full (",
+        ),
+        (
+            {"pool__labelled": "some.parquet", "select__near_duplicates": 1e-9, "select__candidates": "all"},
+            PoolError,
+            "candidates have a cosine of at least 1e-09 with a chosen or labelled row; relax select.near_duplicates",
+        ),
+    ],
+)
+def test_no_empty_batch_is_committed(
+    make_query: MakeQuery, workplace: Path, changes: dict[str, object], error: type[Exception], says: str
+) -> None:
+    """A batch without rows is an error that says what shuts them out: the query's own numbers (2) or the pool (3)."""
+    priced(workplace, lambda rows, german: 1.0 + rows % 3)
+    pq.write_table(whole_pool(workplace).slice(0, 1000).select(["rid"]), workplace / "some.parquet")
+    with pytest.raises(error) as found:
+        rs.run(make_query(pool__uri="priced.parquet", **changes))
+    assert says in str(found.value)
+    assert not list(workplace.glob("runs/queries/*/manifest.json"))
+
+
+def test_a_warning_says_why_fewer_rows_came_back_once(make_query: MakeQuery, workplace: Path) -> None:
+    """The numbers stand in it once; more candidates are advised where they might help, not when the money is spent."""
+    priced(workplace, lambda rows, german: np.ones(len(rows)))
+    changes = {"pool__uri": "priced.parquet", "select__candidates": 100}
+    result = rs.run(make_query(**changes, select__cost={"column": "minutes", "budget": 5}))
+    assert result.manifest.warnings == [
+        "5 rows were chosen for a budget of 12: all 95 other candidates cost more than the 0 left of select.cost.budget 5"
+    ]
+    capped = rs.run(make_query(**changes, select__quotas=[{"by": "country", "max": 1}]))
+    assert capped.manifest.warnings == [
+        "3 rows were chosen for a budget of 12: all 97 other candidates are in groups of country that are full (US, FR, DE); "
+        "raise select.candidates"
+    ]
+    every = rs.run(make_query(pool__uri="priced.parquet", select__candidates="all", select__quotas=[{"by": "country", "max": 1}]))
+    assert "raise" not in every.manifest.warnings[0]
+
+
+def test_how_constraints_were_met_is_shown(make_query: MakeQuery, workplace: Path) -> None:
+    """The manifest, the text and the report say what was spent, what the quotas gave, and where rows come from."""
+    priced(workplace, lambda rows, german: 1.0 + rows % 2)
+    query = make_query(
+        pool__uri="priced.parquet", pool__keep=["country", "minutes"], select__near_duplicates=0.99, select__random_share=0.25,
+        select__must_include=["r000001"], select__cost={"column": "minutes", "budget": 30},
+        select__quotas=[{"by": "country", "max": 7, "min": 1}, {"by": "country", "value": "DE", "min": 5}, {"by": "prediction", "max": 12}],
+    )  # fmt: skip
+    result = rs.run(query)
+    table, facts = result.selection, result.manifest.facts
+    countries, predictions = Counter(table.column("country").to_pylist()), Counter(table.column("prediction").to_pylist())
+    assert facts["cost"] == sum(table.column("minutes").to_pylist())
+    assert facts["quota country=DE"] == countries["DE"] >= 5
+    assert (facts["quota country fullest"], facts["quota country emptiest"]) == (max(countries.values()), min(countries.values()))
+    assert (facts["quota prediction fullest"], facts["must_include"], facts["random_share"]) == (max(predictions.values()), 1, 3)
+    assert result.summary()["facts"] == facts
+    text = describe_result(result, None)
+    for line in (
+        f"  cost        {facts['cost']:g} of 30 minutes",
+        f"  quota       country DE {countries['DE']}, at least 5",
+        f"  quota       country {max(countries.values())} in the fullest group, at most 7",
+        f"  quota       country {min(countries.values())} in the emptiest group, at least 1",
+        "  included    1 row by must_include",
+        "  at random   3 rows by random_share 0.25",
+        f"  left out    {facts['near_duplicates']} candidate",
+    ):
+        assert line in text
+    page = Path(write_report(result)).read_text(encoding="utf-8")
+    assert f"country DE {countries['DE']}" in page
+    assert "of 30 minutes" in page
+
+
+def test_near_duplicates_that_were_left_out_are_counted(make_query: MakeQuery, workplace: Path) -> None:
+    """Candidates that are all but equal to a chosen or labelled row, and aren't chosen."""
+    table = whole_pool(workplace).slice(0, 60)
+    pq.write_table(
+        pa.concat_tables([table, table.set_column(0, "rid", pa.array([f"copy{i}" for i in range(60)]))]), workplace / "two.parquet"
+    )
+    result = rs.run(make_query(pool__uri="two.parquet", select__near_duplicates=1.0, select__strategy="core_set", select__candidates="all"))
+    assert result.manifest.facts["near_duplicates"] == 12
+
+
+def test_without_constraints_nothing_is_added(make_query: MakeQuery) -> None:
+    """No fact and no line of text tells of constraints that nobody asked for."""
+    result = rs.run(make_query())
+    assert constraints_met(result.manifest) == []
+    assert not set(result.manifest.facts) & {"cost", "near_duplicates", "must_include", "random_share"}
+    names = [line.split()[0] for line in describe_result(result, None).splitlines() if line.startswith("  ")]
+    assert names[:5] == ["pool", "scored", "chosen", "certificate", "seconds"]
 
 
 def test_more_like_these(make_query: MakeQuery, workplace: Path) -> None:

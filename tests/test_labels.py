@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pools import pool_table
+from pools import pool_table, vectors
 
 import raystream as rs
 
@@ -40,3 +40,18 @@ def test_many_more_labels_than_rows(make_query: MakeQuery, workplace: Path) -> N
     result = rs.run(make_query(pool__uri="pool.parquet", pool__labelled="labels.parquet", select={"strategy": "top_k", "budget": 600}))
     assert sorted(result.selection.column("rid").to_pylist()) == [3 * i for i in range(600) if i % 2]
     assert result.manifest.warnings[0] == "1999700 of 2000000 labelled ids are not in the pool"
+
+
+@pytest.mark.parametrize("strategy", ["core_set", "top_k"])
+def test_labelled_rows_that_were_quarantined_are_not_called_absent(make_query: MakeQuery, workplace: Path, strategy: str) -> None:
+    """Rows with NaN are in the pool, labelled or not: the warning says that they may have been quarantined."""
+    table = pool_table(100)
+    x = np.stack(table.column("x").to_pylist()).astype(np.float32)
+    x[[3, 5]] = np.nan
+    pq.write_table(table.set_column(1, "x", vectors(x)), "bad.parquet")
+    pq.write_table(table.slice(0, 10).select(["rid"]), "labels.parquet")
+    query = make_query(pool__uri="bad.parquet", pool__labelled="labels.parquet", on_error="skip", select__strategy=strategy)
+    warnings = [warning for warning in rs.run(query).manifest.warnings if "labelled ids" in warning]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("2 of 10 labelled ids are not")
+    assert "or quarantined" in warnings[0]

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from raystream.engine.constrained import Limits, how_met, nothing_chosen, nothing_left, read_limits
 from raystream.engine.covered import Covered
 from raystream.engine.entrants import Entrants, enter, hashes
 from raystream.engine.holding import held_embeddings, memory_of
 from raystream.engine.manifest import Certificate, SelectionRounds
 from raystream.engine.merge import ScoredPool
 from raystream.engine.named import Named, find_named
-from raystream.engine.pool_columns import places_of, pool_columns, read_cost, read_quotas
+from raystream.engine.pool_columns import places_of, pool_columns
 from raystream.engine.prepare import Prepared
 from raystream.engine.session import Session
 from raystream.engine.users_strategy import users_strategy
@@ -37,15 +38,25 @@ class Batch:
 
 
 def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered, session: Session) -> Batch:
-    """Choose the query's batch among the rows that aren't labelled; the session may have to connect to Ray for it."""
+    """Choose the query's batch among the rows that aren't labelled; the session may have to connect to Ray for it.
+
+    Raises:
+        QueryError: the query's own numbers leave no row, or a minimum that can't be met.
+        PoolError: there is no row to choose.
+    """
     query = prepared.query
     named = find_named(query.select, pool, covered.mask)
     entrants = enter(prepared, pool, covered.mask, named)
     rows = entrants.rows
     count = len(pool) if rows is None else len(rows)
+    if not count:
+        raise nothing_left(query, len(pool), int(covered.mask.sum()))
+    limits = read_limits(prepared, pool, np.arange(len(pool)) if rows is None else rows)
     with held_embeddings(query, pool, rows, session) as held:
-        chosen = _choose(prepared, pool, covered, named, entrants, held.shards)
+        chosen = _choose(prepared, pool, covered, named, entrants, limits, held.shards)
     rounds = None if held.rounds is None else held.rounds.record
+    if not len(chosen.rows):
+        raise nothing_chosen(query.select, limits, chosen, count, entrants.limited)
     picked = chosen.rows if rows is None else rows[chosen.rows]
     certificate = None
     if chosen.certificate is not None:
@@ -54,9 +65,11 @@ def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered, session
     warnings = list(named.warnings)
     if len(picked) < query.select.budget:
         reason = chosen.note or f"no more than {count} are eligible"
-        warnings.append(f"{len(picked)} rows were chosen for a budget of {query.select.budget}: {reason}")
+        were = "row was" if len(picked) == 1 else "rows were"
+        warnings.append(f"{len(picked)} {were} chosen for a budget of {query.select.budget}: {reason}")
     table = selection_table(prepared, pool, picked, chosen)
-    return Batch(table, entrants.eligible, count, chosen.passes, certificate, tuple(warnings), dict(chosen.facts), rounds)
+    facts = dict(chosen.facts) | how_met(query.select, limits, chosen)
+    return Batch(table, entrants.eligible, count, chosen.passes, certificate, tuple(warnings), facts, rounds)
 
 
 def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, chosen: Chosen) -> pa.Table:
@@ -87,10 +100,11 @@ def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, ch
     return pa.table(columns)
 
 
-def _choose(prepared: Prepared, pool: ScoredPool, covered: Covered, named: Named, entrants: Entrants, shards: Shards | None) -> Chosen:
+def _choose(
+    prepared: Prepared, pool: ScoredPool, covered: Covered, named: Named, entrants: Entrants, limits: Limits, shards: Shards | None
+) -> Chosen:
     query, rows = prepared.query, entrants.rows
     select = query.select
-    every = np.arange(len(pool)) if rows is None else rows
     candidates = Candidates(
         score=pool.score if rows is None or pool.score is None else pool.score[rows],
         keys=hashes(pool, query.seed, rows) if select.traits.chance else None,
@@ -111,10 +125,11 @@ def _choose(prepared: Prepared, pool: ScoredPool, covered: Covered, named: Named
         mix=select.mix,
         terms=select.terms,
         near_duplicates=select.near_duplicates,
-        quotas=read_quotas(prepared, pool, every, select.budget) if select.quotas else (),
-        cost=read_cost(prepared, pool, every),
+        quotas=limits.quotas,
+        cost=limits.cost,
         must_include=entrants.must_include,
         drawn=entrants.drawn,
+        more=entrants.limited,
         memory=memory_of(query),
         args=select.args,
     )

@@ -67,7 +67,8 @@ def covered_by(query: Query, labelled: Labelled, pool: ScoredPool, elsewhere: Se
     found = int(mask.sum())
     if not query.needs_embedding:
         absent = len(labelled) - found
-        warning = f"{absent} of {len(labelled)} labelled ids are not in the pool" if absent and not query.pool.filters else ""
+        where = "not in the pool or quarantined" if any(receipt.quarantined for receipt in pool.receipts) else "not in the pool"
+        warning = f"{absent} of {len(labelled)} labelled ids are {where}" if absent and not query.pool.filters else ""
         return Covered(mask, found, None, (*labelled.warnings, *([warning] if warning else [])))
     check_same_model([*pool.receipts, *elsewhere])
     pieces = [pool.embeddings_of(np.flatnonzero(mask))]
@@ -80,16 +81,23 @@ def covered_by(query: Query, labelled: Labelled, pool: ScoredPool, elsewhere: Se
         if receipt.probabilities is not None:
             beside += [part.array for part in others.parts(receipt.probabilities, receipt.rows)]
     lost = len(labelled) - found
-    warning = (
-        f"{lost} of {len(labelled)} labelled ids are neither in the pool nor in labelled files that hold the input columns; "
-        "they are excluded, but don't count as covered"
-    )
+    bad = sum(receipt.quarantined for receipt in [*pool.receipts, *elsewhere])
+    warning = _uncovered(lost, len(labelled), bad)
     filled = [piece for piece in pieces if len(piece)]
     every = [piece for piece in beside if len(piece)]
     whole = sum(map(len, every)) == sum(map(len, filled))
     embeddings, probabilities = (np.concatenate(some) if some else None for some in (filled, every))
     warnings = (*labelled.warnings, *([warning] if lost else []))
     return Covered(mask, found, embeddings, warnings, probabilities if whole else None, tuple(receipt.key for receipt in elsewhere))
+
+
+def _uncovered(lost: int, labelled: int, quarantined: int) -> str:
+    """What is known of labelled rows without an embedding; ids of quarantined rows are nowhere in the store."""
+    where = "neither in the pool nor in labelled files that hold the input columns"
+    if quarantined:
+        were = "row was" if quarantined == 1 else "rows were"
+        where = f"not among the scored rows: they are {where}, or quarantined, as {quarantined} {were}"
+    return f"{lost} of {labelled} labelled ids are {where}; they are excluded, but don't count as covered"
 
 
 def _elsewhere(prepared: Prepared, labelled: Labelled, pool: ScoredPool) -> list[list[Unit]]:

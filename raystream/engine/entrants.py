@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,8 @@ from raystream.engine.merge import ScoredPool
 from raystream.engine.named import Named
 from raystream.engine.pool_columns import read_cost, read_quotas
 from raystream.engine.prepare import Prepared
-from raystream.selection import Constraints, Quota, draw, random_order, row_hash, top_k, walk
+from raystream.selection import Constraints, Cost, Quota, draw, random_order, row_hash, top_k, walk
+from raystream.selection.ranking import lowest
 
 _SPARE = 2
 """Candidates of a group with a floor, for each row that must come from it: near-duplicates and costs may block some."""
@@ -25,12 +27,14 @@ class Entrants:
         rows: (n,) int64 rows of the pool, ascending; None for all of them.
         must_include, drawn: int64 candidates that are in the batch already.
         eligible: how many rows of the pool might have been chosen.
+        limited: whether the pre-filter kept some of these out.
     """
 
     rows: np.ndarray | None
     must_include: np.ndarray
     drawn: np.ndarray
     eligible: int
+    limited: bool
 
 
 def enter(prepared: Prepared, pool: ScoredPool, labelled: np.ndarray, named: Named) -> Entrants:
@@ -49,11 +53,12 @@ def enter(prepared: Prepared, pool: ScoredPool, labelled: np.ndarray, named: Nam
     free[must] = False
     drawn = _drawn(prepared, pool, np.flatnonzero(free), must)
     free[drawn] = False
-    kept = _ahead(prepared, pool, np.flatnonzero(free))
-    if len(kept) + len(must) + len(drawn) == len(pool):
-        return Entrants(None, must, drawn, eligible)
-    rows = np.union1d(kept, np.concatenate([must, drawn]))
-    return Entrants(rows, np.searchsorted(rows, must), np.searchsorted(rows, drawn), eligible)
+    given = np.concatenate([must, drawn])
+    kept = _ahead(prepared, pool, np.flatnonzero(free), given)
+    if len(kept) + len(given) == len(pool):
+        return Entrants(None, must, drawn, eligible, limited=False)
+    rows = np.union1d(kept, given)
+    return Entrants(rows, np.searchsorted(rows, must), np.searchsorted(rows, drawn), eligible, limited=len(kept) < free.sum())
 
 
 def hashes(pool: ScoredPool, seed: int, rows: np.ndarray | None) -> np.ndarray:
@@ -62,26 +67,47 @@ def hashes(pool: ScoredPool, seed: int, rows: np.ndarray | None) -> np.ndarray:
     return row_hash(seed, ids.to_numpy() if pa.types.is_integer(ids.type) else ids.to_pylist())
 
 
-def _ahead(prepared: Prepared, pool: ScoredPool, free: np.ndarray) -> np.ndarray:
-    """Those of the `free` rows that the pre-filter by score lets through, ascending, and the best of every group with a floor."""
+def _ahead(prepared: Prepared, pool: ScoredPool, free: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Those of the `free` rows that the pre-filter by score lets through, ascending, and enough of every group with a floor.
+
+    These are the best of the group by score, and where the batch, which `given` are in already, couldn't pay for them, the cheapest.
+    """
     limit = prepared.query.select.candidate_limit
     if limit is None or limit >= len(free):
         return free
     assert pool.score is not None
     score = pool.score[free]
-    kept = [free[top_k(score, limit)]]
-    if any(quota.min is not None for quota in prepared.query.select.quotas):
-        for quota in read_quotas(prepared, pool, free, prepared.query.select.budget):
-            kept += _best_of_groups(quota, free, score)
-    return np.unique(np.concatenate(kept))
+    kept = top_k(score, limit)
+    if not any(quota.min is not None for quota in prepared.query.select.quotas):
+        return np.sort(free[kept])
+    rows = np.concatenate([free, given])
+    quotas, cost = read_quotas(prepared, pool, rows, prepared.query.select.budget), read_cost(prepared, pool, rows)
+    kept = np.unique(np.concatenate([kept, *(some for quota in quotas for some in _first_of_groups(quota, -score, len(free)))]))
+    if cost is not None:
+        there = np.arange(len(free), len(rows))
+        money = cost.budget - float(cost.column[there].sum())
+        if any(_price(quota, cost, kept, there) > money for quota in quotas):
+            cheap = [some for quota in quotas for some in _first_of_groups(quota, cost.column[: len(free)], len(free))]
+            kept = np.unique(np.concatenate([kept, *cheap]))
+    return np.asarray(free[kept])
 
 
-def _best_of_groups(quota: Quota, rows: np.ndarray, score: np.ndarray) -> list[np.ndarray]:
+def _first_of_groups(quota: Quota, key: np.ndarray, count: int) -> list[np.ndarray]:
+    """Of each group with a floor, the rows among the first `count` with the lowest keys."""
     result = []
     for group in np.flatnonzero(quota.least):
-        members = np.flatnonzero(quota.group == group)
-        result.append(rows[members[top_k(score[members], _SPARE * int(quota.least[group]))]])
+        members = np.flatnonzero(quota.group[:count] == group)
+        result.append(members[lowest(key[members], _SPARE * int(quota.least[group]))])
     return result
+
+
+def _price(quota: Quota, cost: Cost, rows: np.ndarray, given: np.ndarray) -> float:
+    """What the cheapest of `rows` cost with which every floor is met beside those `given`."""
+    price = 0.0
+    for group in np.flatnonzero(quota.least):
+        need = max(int(quota.least[group]) - int((quota.group[given] == group).sum()), 0)
+        price += float(np.sort(cost.column[rows[quota.group[rows] == group]])[:need].sum())
+    return price
 
 
 def _drawn(prepared: Prepared, pool: ScoredPool, free: np.ndarray, must: np.ndarray) -> np.ndarray:
@@ -94,16 +120,26 @@ def _drawn(prepared: Prepared, pool: ScoredPool, free: np.ndarray, must: np.ndar
     if not select.quotas and select.cost is None:
         return np.asarray(free[random_order(keys, count)])
     order = free[random_order(keys, len(free))]
+    if any(quota.min is not None for quota in select.quotas):
+        return _fitting(prepared, pool, must, order, count, floors=True)
     some = _fitting(prepared, pool, must, order[: 4 * count + 64], count)
     return some if len(some) == count else _fitting(prepared, pool, must, order, count)
 
 
-def _fitting(prepared: Prepared, pool: ScoredPool, must: np.ndarray, order: np.ndarray, count: int) -> np.ndarray:
-    """The first `count` rows of `order` that fit the caps and the cost beside those of `must`."""
-    rows = np.concatenate([must, order])
-    quotas = read_quotas(prepared, pool, rows, prepared.query.select.budget)
-    caps = [replace(quota, least=np.zeros_like(quota.least)) for quota in quotas]
-    constraints = Constraints(len(rows), quotas=caps, cost=read_cost(prepared, pool, rows))
+def _fitting(prepared: Prepared, pool: ScoredPool, must: np.ndarray, order: np.ndarray, count: int, floors: bool = False) -> np.ndarray:
+    """The first `count` rows of `order` that fit the caps and the cost beside those of `must`, and leave enough for the floors."""
+    rows, budget = np.concatenate([must, order]), prepared.query.select.budget
+    quotas = read_quotas(prepared, pool, rows, budget)
+    # a batch may meet floors by several columns with the same rows: no places are kept for them here
+    places = budget if sum(quota.least.any() for quota in quotas) == 1 else len(rows)
+    limits = quotas if floors and _can_be_met(quotas, budget) else [replace(quota, least=np.zeros_like(quota.least)) for quota in quotas]
+    constraints = Constraints(places if floors else len(rows), quotas=limits, cost=read_cost(prepared, pool, rows))
     for row in range(len(must)):
-        constraints.take(row)
+        constraints.take(row, why="must_include")
     return np.asarray(rows[walk(np.arange(len(must), len(rows)), count, constraints, None)])
+
+
+def _can_be_met(quotas: Sequence[Quota], budget: int) -> bool:
+    """Whether the pool holds enough for every floor; where it doesn't, the choice says so."""
+    held = (np.bincount(quota.group[quota.group >= 0], minlength=len(quota.names)) for quota in quotas)
+    return all((quota.least <= some).all() and quota.least.sum() <= budget for quota, some in zip(quotas, held, strict=True))

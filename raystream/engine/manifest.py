@@ -73,8 +73,9 @@ class Manifest:
     """The record of one committed query; without it, the query did not happen.
 
     `selection` is the file of the attempt that won; `selection.parquet` is its copy. `facts` are the strategy's own, such as the
-    recall of an approximate index. `selection_rounds` is None when the batch was chosen without selection actors, `calibration` when
-    the temperature was given as a number. `tables` says which version was read of each table of the pool.
+    recall of an approximate index, and how constraints were met (see `engine.constrained`). `selection_rounds` is None when the batch
+    was chosen without selection actors, `calibration` when the temperature was given as a number. `tables` says which version was
+    read of each table of the pool.
     `labelled_units` are the keys of units over labelled rows outside the pool, in the order in which they were read, and
     `labelled_digest` is that of the labelled ids; plan.parquet has the keys of the pool's own units. `committed` is the time, UTC.
     """

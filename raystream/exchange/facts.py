@@ -8,6 +8,7 @@ from pathlib import PurePath
 
 from raystream.engine.calibration import Calibration
 from raystream.engine.manifest import Certificate, Manifest
+from raystream.exchange.constraints import constraints_met
 from raystream.exchange.text import describe_seconds
 
 
@@ -45,6 +46,7 @@ def facts(manifest: Manifest) -> tuple[Fact, ...]:
         Fact("rows in the pool", f"{counts.pool:,}", f"of which {' and '.join(left)}" if left else "none of them labelled"),
         Fact("candidates", f"{counts.candidates:,}", _candidates(manifest)),
         Fact("chosen", f"{counts.chosen:,}", f"for a budget of {manifest.resolved['select']['budget']:,}"),
+        *(Fact(met.name, met.value, met.asked.removeprefix(",").strip()) for met in constraints_met(manifest)),
         *_certificate(manifest.certificate, metric),
         *_temperature(manifest.calibration),
         Fact("units scored", f"{manifest.units_scored:,}", f"of {units:,}; {manifest.units_reused:,} reused from the store"),

@@ -11,6 +11,7 @@ from raystream.engine.calibration import Calibration
 from raystream.engine.catalogue import Listed
 from raystream.engine.manifest import Certificate, Manifest, Seconds
 from raystream.engine.result import Result, Scores
+from raystream.exchange.constraints import constraints_met
 from raystream.exchange.figures import in_bytes as _bytes
 from raystream.exchange.figures import in_seconds as _duration
 from raystream.exchange.figures import number_of as _count
@@ -41,6 +42,7 @@ def describe_result(result: Result, report: str | None, *, shown: bool = False) 
         f"  pool        {counts.pool:,} rows in {_count(len(manifest.files), 'file')}{left}, {counts.labelled:,} labelled",
         f"  scored      {_count(manifest.units_scored, 'unit')} {'now' if result.new else 'then'}, {manifest.units_reused:,} reused",
         f"  chosen      {counts.chosen:,} of {counts.candidates:,} candidates",
+        *(met.line for met in constraints_met(manifest)),
         f"  certificate {describe_certificate(manifest.certificate)}",
         f"  seconds     {describe_seconds(manifest.seconds)}",
     ]

@@ -11,7 +11,7 @@ from raystream.selection.check import check_strategy
 from raystream.selection.choose import Chosen, choose
 from raystream.selection.cluster_margin import cluster_margin
 from raystream.selection.combine import combine
-from raystream.selection.constraints import Constraints, Cost, Quota
+from raystream.selection.constraints import Constraints
 from raystream.selection.core_set import FarthestFirst, core_set, farthest_first
 from raystream.selection.diverse import diverse
 from raystream.selection.facility_location import facility_location
@@ -21,6 +21,7 @@ from raystream.selection.k_center_two_round import TwoRounds, k_center_two_round
 from raystream.selection.k_means import k_means
 from raystream.selection.k_means_pp import k_means_pp
 from raystream.selection.lcmd import LargestCluster, largest_cluster, lcmd
+from raystream.selection.limits import Cost, Quota
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.neighbours import Edges, Neighbours, nearest_neighbours, within
 from raystream.selection.pieces import Factory, LocalPieces, Pieces

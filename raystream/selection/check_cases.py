@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from raystream.selection.constraints import Constraints, Cost, Quota
+from raystream.selection.constraints import Constraints
 from raystream.selection.hashing import row_hash
+from raystream.selection.limits import Cost, Quota
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.rows import Array, Metric, as_rows, normalised
 from raystream.selection.shards import LocalShards

@@ -10,13 +10,15 @@ import numpy as np
 
 from raystream.errors import QueryError, did_you_mean
 from raystream.selection.bounds import Encoding
-from raystream.selection.constraints import Constraints, Cost, Quota
-from raystream.selection.near_duplicates import NearDuplicates
+from raystream.selection.constraints import Constraints
+from raystream.selection.limits import Cost, Quota
+from raystream.selection.near_duplicates import NearDuplicates, count_alike
 from raystream.selection.nearest import Centres, nearest
 from raystream.selection.registry import STRATEGIES
 from raystream.selection.represents import Covering
 from raystream.selection.rows import Array, Metric, squared_distances, vectors
 from raystream.selection.shards import DEFAULT_MEMORY
+from raystream.selection.shortfall import Obstacle, in_words
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
 
 _NO_ROWS = np.empty(0, dtype=np.int64)
@@ -46,7 +48,8 @@ class Chosen:
         certificate: None without embeddings.
         passes: how often the embeddings were read to choose.
         note: why fewer than min(budget, n) rows came back; None when there were no more candidates.
-        facts: what else the strategy has to say, for the manifest.
+        facts: what else the strategy has to say, for the manifest; `near_duplicates` counts the candidates that these left out.
+        obstacles: what kept the rest out of a batch that is smaller than that.
     """
 
     rows: Array
@@ -58,6 +61,7 @@ class Chosen:
     passes: int
     note: str | None
     facts: Mapping[str, float | int | str] = field(default_factory=dict)
+    obstacles: tuple[Obstacle, ...] = ()
 
 
 def choose(
@@ -75,6 +79,7 @@ def choose(
     cost: Cost | None = None,
     must_include: Array | None = None,
     drawn: Array | None = None,
+    more: bool = False,
     memory: int = DEFAULT_MEMORY,
     args: Mapping[str, Any] | None = None,
 ) -> Chosen:
@@ -94,6 +99,7 @@ def choose(
         cost: costs and their budget.
         must_include: int64 candidates that are in the batch whatever the strategy says.
         drawn: int64 candidates that were drawn at random for the batch.
+        more: whether a higher `select.candidates` would let in more rows; for what errors and notes advise.
         memory: bytes of embeddings that a process may hold.
         args: the strategy's own parameters.
 
@@ -109,7 +115,8 @@ def choose(
     if near_duplicates is not None and shards is None:
         raise QueryError("select.near_duplicates compares embeddings, but the model gives none; set model.embedding")
     alike = None if near_duplicates is None or shards is None else NearDuplicates(near_duplicates, shards.width, labelled)
-    constraints = Constraints(budget, near_duplicates=alike, quotas=quotas, cost=cost)
+    gather = None if shards is None else shards.gather
+    constraints = Constraints(budget, near_duplicates=alike, quotas=quotas, cost=cost, gather=gather, more=more)
     first, last = (_NO_ROWS if rows is None else rows for rows in (must_include, drawn))
     given = np.concatenate([first, last])
     x = shards.gather(given) if shards is not None and len(given) else None
@@ -134,8 +141,14 @@ def choose(
         radius = covering.radius if picked.radius is None else picked.radius
         certificate = {"radius": radius, "lower_bound": radius / 2 if proven else None}
     why = [constraints.why(int(row)) for row in rows]
-    note = _note(len(rows), budget, len(candidates), picked, constraints)
-    return Chosen(rows, gain, distance, counts, why, certificate, picked.passes, note, picked.facts)
+    facts = dict(picked.facts)
+    if near_duplicates is not None and shards is not None and labelled is not None:
+        out = count_alike(shards, near_duplicates, np.concatenate([shards.gather(rows), labelled]))
+        facts |= {} if out is None else {"near_duplicates": out - len(rows)}
+    short = len(rows) < min(budget, len(candidates))  # who gave fewer candidates than the budget knows why
+    obstacles = tuple(constraints.obstacles(len(candidates))) if short and picked.note is None else ()
+    note = (picked.note or _note(len(candidates) - len(rows), obstacles, more)) if short else None
+    return Chosen(rows, gain, distance, counts, why, certificate, picked.passes, note, facts, obstacles)
 
 
 def _strategy(strategy: str | Strategy) -> tuple[str, Strategy]:
@@ -146,13 +159,10 @@ def _strategy(strategy: str | Strategy) -> tuple[str, Strategy]:
     return strategy, STRATEGIES[strategy]
 
 
-def _note(chosen: int, budget: int, n: int, picked: Picked, constraints: Constraints) -> str | None:
-    if chosen >= min(budget, n):
-        return None  # who gave fewer candidates than the budget knows why
-    if picked.note is not None:
-        return f"{chosen} rows instead of {budget}: {picked.note}"
-    reasons = constraints.reasons()
-    return f"{chosen} rows instead of {budget}: of the {n} candidates all others {', or '.join(reasons)}; raise select.candidates"
+def _note(others: int, obstacles: Sequence[Obstacle], more: bool) -> str:
+    # a higher limit brings in rows of lower score: others in kind, but no cheaper ones when the money is spent
+    advice = "; raise select.candidates" if more and any(one.key != "cost" for one in obstacles) else ""
+    return in_words(obstacles, f"{others} other candidates") + advice
 
 
 def _distances(x: Array, labelled: Array) -> Array:

@@ -6,42 +6,20 @@ in another order, gets the same batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from raystream.errors import DataError, QueryError
+from raystream.selection.limits import Cost, Quota
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.rows import Array
+from raystream.selection.set_aside import SetAside
+from raystream.selection.shortfall import Obstacle, Shortfall
 
-
-@dataclass(frozen=True)
-class Quota:
-    """Caps and floors by one column.
-
-    Attributes:
-        by: the column's name.
-        group: (n,) int32, the group of each candidate; -1 belongs to none.
-        names: of the groups.
-        most: (g,) int64, how many rows of each group may be chosen.
-        least: (g,) int64, how many must be.
-    """
-
-    by: str
-    group: Array
-    names: Sequence[str]
-    most: Array
-    least: Array
-
-
-@dataclass(frozen=True)
-class Cost:
-    """`column` (n,) float64, at least 0, costs of the candidates, which may add up to `budget`."""
-
-    name: str
-    column: Array
-    budget: float
+_DUST = 1e-12
+"""Part of a cost budget that sums of costs may be above it where floors are asked for: three rows of 0.1 cost 0.3."""
 
 
 class Constraints:
@@ -52,6 +30,8 @@ class Constraints:
         near_duplicates: holds labelled rows already; None when off.
         quotas: one for each column.
         cost: None when rows cost nothing.
+        gather: rows (m,) int64 -> vectors (m, d) float32, for near-duplicates among rows that floors may need.
+        more: whether a higher `select.candidates` would let in more rows; for what errors and notes advise.
 
     Raises:
         QueryError: a floor above what its group holds, or floors of one column that add up to more than the budget.
@@ -59,13 +39,26 @@ class Constraints:
     """
 
     def __init__(
-        self, budget: int, *, near_duplicates: NearDuplicates | None = None, quotas: Sequence[Quota] = (), cost: Cost | None = None
+        self,
+        budget: int,
+        *,
+        near_duplicates: NearDuplicates | None = None,
+        quotas: Sequence[Quota] = (),
+        cost: Cost | None = None,
+        gather: Callable[[Array], Array] | None = None,
+        more: bool = False,
     ) -> None:
         self.left = budget
+        self._gather, self._more = gather, more
         self._near_duplicates, self._quotas, self._cost = near_duplicates, tuple(quotas), cost
         self._taken: set[int] = set()
         self._why: dict[int, str] = {}
         self._spent = 0.0
+        floors = any(quota.least.any() for quota in self._quotas)
+        self._money = 0.0 if cost is None else cost.budget * (1 + _DUST) if floors else cost.budget
+        # made when it is first asked, so that rows which had to be in the batch are paid by then
+        self._aside: SetAside | None = None
+        self._keeps_money = floors and cost is not None
         self._count = [np.zeros(len(quota.names), dtype=np.int64) for quota in self._quotas]
         # what each row may be counted towards: one floor only while the floors of all columns fit the budget side by side,
         # so that the slack never grows, which would let a blocked row back in
@@ -118,6 +111,7 @@ class Constraints:
 
     def excluded(self, n: int) -> Array:
         """The rows of n candidates, int64, that are blocked whatever their embeddings are."""
+        self._set_aside()
         alike, self._near_duplicates = self._near_duplicates, None
         try:
             return self.taken if self.free else np.flatnonzero(self.blocked(np.arange(n)))
@@ -134,7 +128,10 @@ class Constraints:
             mask |= (group >= 0) & (self._count[number] >= quota.most)[group]
         mask |= self._reserved(rows)
         if self._cost is not None:
-            mask |= self._spent + self._cost.column[rows] > self._cost.budget
+            mask |= self._spent + self._cost.column[rows] > self._money
+            aside = self._set_aside()
+            if aside is not None:
+                mask |= aside.blocked(rows)
         if self._near_duplicates is not None and not mask.all():
             assert x is not None
             free = np.flatnonzero(~mask)
@@ -143,8 +140,7 @@ class Constraints:
 
     def take(self, row: int, x: Array | None = None, why: str | None = None) -> None:
         """The candidate `row` joins the batch; `x` (d,) float32 if `vectors`. `why` is told instead of the constraint that bound it."""
-        bound = self._binding(row)
-        self._why[row] = bound if why is None else why
+        self._why[row] = self._binding(row) if why is None else why
         self._taken.add(row)
         self.left -= 1
         counted = False
@@ -161,6 +157,8 @@ class Constraints:
         if self._near_duplicates is not None:
             assert x is not None
             self._near_duplicates.add(x[None])
+        if self._aside is not None:
+            self._aside.took(row, self._money - self._spent, x)
 
     def why(self, row: int) -> str:
         """What bound a row that was taken, '' if nothing did."""
@@ -171,26 +169,29 @@ class Constraints:
         for number, quota in enumerate(self._quotas):
             short = np.flatnonzero(self._count[number] < quota.least)
             if len(short):
-                i = int(short[0])
-                group, had = f"{quota.by} {quota.names[i]}", self._count[number][i]
-                raise QueryError(
-                    f"select.quotas: of at least {quota.least[i]} rows with {group} only {had} could be chosen, "
-                    f"{quota.least[i] - had} short, because of the other constraints; relax one of them"
-                )
+                raise QueryError(self._shortfall().of_floor(number, int(short[0])))
 
-    def reasons(self) -> list[str]:
-        """What may have kept rows out, in words: for the note on a batch that is smaller than its budget."""
-        result = []
-        if self._near_duplicates is not None:
-            result.append(f"have a cosine of at least {self._near_duplicates.threshold} with a chosen or labelled row")
-        for number, quota in enumerate(self._quotas):
-            full = np.flatnonzero(self._count[number] >= quota.most)
-            if len(full):
-                some = ", ".join(quota.names[i] for i in map(int, full[:3])) + (", .." if len(full) > 3 else "")
-                result.append(f"are in groups of {quota.by} that are full ({some})")
-        if self._cost is not None:
-            result.append(f"cost more than the {self._cost.budget - self._spent:g} left of select.cost.budget {self._cost.budget:g}")
-        return result
+    def obstacles(self, n: int) -> list[Obstacle]:
+        """What keeps the rest of n candidates out of a batch that is smaller than its budget."""
+        return self._shortfall().obstacles(np.arange(n))
+
+    def _shortfall(self) -> Shortfall:
+        money = self._money - self._spent
+        return Shortfall(
+            self._quotas, self._cost, self._count, dict(self._why), self.left, money, self._near_duplicates, self._gather, self._more
+        )
+
+    def _set_aside(self) -> SetAside | None:
+        if self._keeps_money and self._aside is None:
+            assert self._cost is not None
+            money = self._money - self._spent
+            self._aside = SetAside(self._quotas, self._cost, self._count, self.taken, money, self._near_duplicates, self._gather)
+        return self._aside
+
+    def __getstate__(self) -> dict[str, Any]:
+        # pieces elsewhere have vectors of their own, and no way to those of all candidates
+        self._set_aside()
+        return self.__dict__ | {"_gather": None}
 
     def _slack(self) -> list[int]:
         """Per quota, or once for all of them if they count apart: how many rows may still be taken that meet no floor."""
@@ -216,7 +217,8 @@ class Constraints:
 
     def _binding(self, row: int) -> str:
         """The floor without which another row might have been taken."""
-        if not any(unmet.any() for unmet in self._unmet) or min(self._slack()) > 0:
+        aside = self._set_aside()
+        if not any(unmet.any() for unmet in self._unmet) or (min(self._slack()) > 0 and not (aside is not None and aside.binds)):
             return ""
         for quota, unmet in zip(self._quotas, self._unmet, strict=True):
             group = int(quota.group[row])

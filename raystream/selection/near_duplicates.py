@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from raystream.errors import QueryError
-from raystream.selection.rows import Array, normalised
+from raystream.selection.rows import Array, Rows, normalised
+from raystream.selection.shards import Shards
 
 _PAIRS = 1 << 22
+_COUNTED = 1 << 40
+"""Products of numbers that counting may take: about ten seconds of two cores."""
 
 
 def cosines(a: Array, b: Array) -> Array:
@@ -32,7 +35,7 @@ class NearDuplicates:
     def __init__(self, threshold: float, width: int, labelled: Array | None = None) -> None:
         if not 0 < threshold <= 1:
             raise QueryError(f"select.near_duplicates is {threshold}, expected a cosine in (0, 1]")
-        self.threshold = threshold
+        self.threshold, self.width = threshold, width
         self._x = np.empty((0, width), dtype=np.float32)
         self._unit = np.empty((0, width), dtype=np.float32)
         self._size = 0
@@ -79,3 +82,21 @@ class NearDuplicates:
             alike = cosines(x[row[which]], chosen[other[which]]) >= self.threshold
             result[row[which][alike]] = True
         return result
+
+
+class _Alike:
+    """Counts the near-duplicates in a stretch of the candidates, where it is."""
+
+    def __init__(self, rows: Rows, threshold: float, x: Array) -> None:
+        self._rows, self._known = rows, NearDuplicates(threshold, rows.width, x)
+
+    def count(self) -> int:
+        return sum(int(self._known.blocked(block.read()).sum()) for block in self._rows.blocks(self._rows.start, self._rows.stop, 8192))
+
+
+def count_alike(shards: Shards, threshold: float, x: Array) -> int | None:
+    """How many candidates are near-duplicates of the rows (m, d) `x`, these included; None where counting would take too long."""
+    if len(shards) * x.size > _COUNTED:
+        return None
+    counts: list[int] = shards.pieces(_Alike, threshold, x).call("count")
+    return sum(counts)

@@ -258,9 +258,7 @@ def test_files_that_go_or_change_after_planning(
     assert not any(name in path for path in result.selection.column("path").to_pylist())
 
 
-def test_a_file_that_changes_while_it_is_read(
-    s3_pool: str, storage: Options, s3: pafs.FileSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_changes_while_it_is_read(s3_pool: str, storage: Options, s3: pafs.FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of two versions never pass for one unit: whoever read the first ones is told at the end."""
     monkeypatch.setattr(remote, "READ_AHEAD", 1)
     plan = plan_pool(Pool(uri=f"{s3_pool}/year=2022", id="rid", inputs=["x"], storage=storage))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.errors import DataError, QueryError
-from raystream.selection import Candidates, Constraints, Cost, Quota, choose, row_hash, walk
+from raystream.selection import Candidates, Constraints, Cost, LocalShards, Quota, choose, row_hash, walk
+from raystream.selection.registry import STRATEGIES
+from raystream.selection.rows import as_rows
 
 
 def quota(group, by="g", most=None, least=None, budget=10):
@@ -109,7 +113,7 @@ def test_a_floor_that_other_constraints_spoil_is_an_error():
     """A batch that misses a floor never comes back: here the money runs out."""
     score = np.array([9.0, 8.0, 1.0, 0.5])
     options = {"quotas": [quota([0, 0, 1, 1], least=[0, 2])], "cost": Cost("c", np.array([0.0, 0.0, 5.0, 5.0]), 6.0)}
-    with pytest.raises(QueryError, match="of at least 2 rows with g g1 only 1 could be chosen, 1 short"):
+    with pytest.raises(QueryError, match=r"at least 2 rows with g g1 .*, but select.cost.budget 6 pays for 1 of them at most, 1 short"):
         choose(Candidates(score=score), strategy="top_k", budget=3, **options)
 
 
@@ -123,4 +127,171 @@ def test_given_rows_count_towards_quotas_and_costs():
     assert result.rows.tolist() == [3, 9, 8, 7, 0]
     assert result.why == ["must_include", "", "", "", "random_share"]
     assert "left of select.cost.budget 5" in result.note
-    assert "are in groups of g that are full (g0)" in result.note
+    assert "3 are in groups of g that are full (g0)" in result.note
+
+
+def chosen(budget, quotas=(), cost=None, **options):
+    """Rows of `top_k`, which wants the first rows first."""
+    n = len(cost.column if cost is not None else quotas[0].group)
+    candidates = Candidates(score=-np.arange(n, dtype=np.float64))
+    return choose(candidates, strategy="top_k", budget=budget, quotas=quotas, cost=cost, **options).rows
+
+
+def test_money_is_set_aside_for_a_minimum():
+    """Every row costs 1 of 20: 5 rows are free to choose, the other 15 are kept for the minimum, and say so."""
+    group = [0] * 150 + [1] * 50
+    rows = chosen(40, [quota(group, least=[0, 15], budget=40)], Cost("c", np.ones(200), 20.0))
+    assert rows.tolist() == [*range(5), *range(150, 165)]
+    constraints = Constraints(40, quotas=[quota(group, least=[0, 15], budget=40)], cost=Cost("c", np.ones(200), 20.0))
+    walk(np.arange(200), 40, constraints, None)
+    assert (constraints.why(4), constraints.why(150)) == ("", "quota g g1: at least 15")
+
+
+def test_sums_of_decimals_may_be_as_much_as_the_budget():
+    """Three rows of 0.1 cost 0.3, whatever they add up to in binary."""
+    assert len(chosen(3, [quota([0] * 3, least=[3])], Cost("c", np.full(3, 0.1), 0.3))) == 3
+
+
+@st.composite
+def minimums(draw):
+    """(budget, group, least, cost, given): small pools with minimums by one column, under a cost budget."""
+    n = draw(st.integers(1, 9))
+    group = np.asarray(draw(st.lists(st.integers(-1, 2), min_size=n, max_size=n)), dtype=np.int32)
+    held = np.bincount(group[group >= 0], minlength=3)
+    least = np.asarray([draw(st.integers(0, int(h))) for h in held])
+    budget = draw(st.integers(max(int(least.sum()), 1), max(n, 1)))
+    most = np.asarray([draw(st.integers(max(int(m), 1), n)) for m in least])
+    column = np.asarray(draw(st.lists(st.sampled_from([0.0, 0.1, 0.7, 1.0, 2.0, 5.0]), min_size=n, max_size=n)))
+    given = np.asarray(draw(st.lists(st.integers(0, n - 1), max_size=2, unique=True)), dtype=np.int64)
+    return budget, Quota("g", group, ["g0", "g1", "g2"], most, least), Cost("c", column, draw(st.sampled_from([1.0, 2.4, 4.0, 8.0]))), given
+
+
+def feasible(budget, quotas, cost, given):
+    """Whether any set of rows with those given meets everything, by trying all of them."""
+    n = len(cost.column)
+    for size in range(len(given), budget + 1):
+        for rows in map(list, combinations(range(n), size)):
+            counts = [(np.bincount(q.group[rows][q.group[rows] >= 0], minlength=len(q.names)), q) for q in quotas]
+            fits = all((c >= q.least).all() and (c <= q.most).all() for c, q in counts) and set(given.tolist()) <= set(rows)
+            if fits and cost.column[rows].sum() <= cost.budget * (1 + 1e-12):
+                return True
+    return False
+
+
+@settings(max_examples=400, deadline=None)
+@given(minimums())
+def test_a_batch_is_found_whenever_there_is_one(case):
+    """Brute force agrees whether minimums can be met under the cost; what comes back meets them and never costs more."""
+    budget, limit, cost, must = case
+    possible = len(must) <= budget and feasible(budget, [limit], cost, must)
+    try:
+        rows = chosen(budget, [limit], cost, must_include=must)
+    except QueryError:
+        assert not possible
+        return
+    counts = np.bincount(limit.group[rows][limit.group[rows] >= 0], minlength=3)
+    if possible:
+        assert (counts >= limit.least).all()
+        assert (counts <= limit.most).all()
+        assert cost.column[rows].sum() <= cost.budget * (1 + 1e-12)
+        constraints = Constraints(budget, quotas=[limit], cost=cost)
+        for row in rows:
+            constraints.take(int(row))
+        assert len(rows) == budget or constraints.blocked(np.arange(len(cost.column))).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(minimums())
+def test_a_cost_that_does_not_bind_changes_nothing(case):
+    """The batch without a cost is the batch with any budget that pays for it."""
+    budget, limit, cost, _ = case
+    free = chosen(budget, [limit])
+    paid = chosen(budget, [limit], Cost("c", cost.column, float(cost.column[free].sum()) or 1.0))
+    assert paid.tolist() == free.tolist()
+
+
+@settings(max_examples=300, deadline=None)
+@given(minimums(), st.data())
+def test_minimums_by_two_columns_that_greed_meets_are_met(case, data):
+    """What taking the cheapest rows first meets, in slots and money, is never refused, whatever is chosen before."""
+    budget, limit, cost, _ = case
+    n = len(cost.column)
+    other = np.asarray(data.draw(st.lists(st.integers(-1, 1), min_size=n, max_size=n)), dtype=np.int32)
+    least = np.minimum(np.bincount(other[other >= 0], minlength=2), [1, 1])
+    free = np.full(3, n)
+    quotas = [Quota("g", limit.group, limit.names, free, limit.least), Quota("h", other, ["h0", "h1"], free[:2], least)]
+    need, greedy = [q.least.copy() for q in quotas], []
+    for row in np.argsort(cost.column, kind="stable"):
+        if any(q.group[row] >= 0 and some[q.group[row]] > 0 for q, some in zip(quotas, need, strict=True)):
+            greedy.append(row)
+            for q, some in zip(quotas, need, strict=True):
+                if q.group[row] >= 0:
+                    some[q.group[row]] -= 1
+    if sum(int(q.least.sum()) for q in quotas) <= budget and cost.column[greedy].sum() <= cost.budget:
+        rows = chosen(budget, quotas, cost)
+        for q in quotas:
+            assert (np.bincount(q.group[rows][q.group[rows] >= 0], minlength=len(q.names)) >= q.least).all()
+        assert cost.column[rows].sum() <= cost.budget * (1 + 1e-12)
+
+
+def test_cheap_near_duplicates_do_not_count_as_the_minimums_rows():
+    """Of a group whose cheapest rows are all alike one row is planned for, and money for dearer ones is set aside."""
+    x = np.eye(12, dtype=np.float32)
+    x[7:10] = x[6]
+    group = [0] * 6 + [1] * 6
+    cost = Cost("c", np.array([2.0] * 6 + [1.0] * 4 + [3.0] * 2), 10.0)
+    candidates = Candidates(score=-np.arange(12.0), shards=LocalShards.of_array(x))
+    result = choose(candidates, strategy="top_k", budget=6, quotas=[quota(group, least=[0, 3])], cost=cost, near_duplicates=0.9)
+    assert result.rows.tolist() == [0, 6, 10, 11]
+    assert result.facts["near_duplicates"] == 3
+
+
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"batch_bald"}))
+def test_every_strategy_keeps_money_for_the_minimums(strategy):
+    """The minimum is met by all, with rows that must be in the batch and near-duplicates about, however the candidates are sharded."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 4)).astype(np.float32)
+    logits = rng.random((60, 3)).astype(np.float32)
+    group = (np.arange(60) % 4 == 0).astype(np.int32)
+    cost = Cost("c", 1.0 + (np.arange(60) % 3), 14.0)
+    score, found = rng.random(60).astype(np.float32), []
+    for shards in (1, 3):
+        candidates = Candidates(
+            score=score, keys=row_hash(0, np.arange(60)),
+            shards=LocalShards.of_array(x, shards=shards), probabilities=as_rows(logits / logits.sum(1, keepdims=True)), similar_to=x[:1],
+        )  # fmt: skip
+        limits = {"quotas": [quota(group, least=[0, 6], budget=20)], "cost": cost, "near_duplicates": 0.95, "must_include": np.array([1])}
+        found.append(choose(candidates, strategy=strategy, budget=20, **limits).rows.tolist())
+    assert found[0] == found[1]
+    assert group[found[0]].sum() >= 6
+    assert cost.column[found[0]].sum() <= 14
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"cost": Cost("c", np.ones(20), 3.0)}, "but select.cost.budget 3 pays for 3 of them at most, 2 short"),
+        (
+            {"cost": Cost("c", np.ones(20), 6.0), "must_include": np.arange(3)},
+            "pays for 3 of them at most beside the 3 that select.must_include costs, 2 short",
+        ),
+        ({"must_include": np.arange(6)}, "but select.must_include takes 6 of 10 places, which leaves 4 for the 5 rows"),
+        ({"also": quota([0, 1] * 10, "h", most=[1, 2])}, "but the max by h lets in 3 of them at most, 2 short"),
+        ({"near_duplicates": 0.9}, "but select.near_duplicates 0.9 leaves 2 of the 10 candidates that have it, 3 short"),
+        ({"near_duplicates": 0.9, "more": True}, "or raise near_duplicates, or raise select.candidates$"),
+        (
+            {"also": quota([0] * 12 + [1] * 8, "h", most=[6, 3]), "must_include": np.arange(5)},
+            r"4 could be .* all 6 others .* full \(h0, h1\), 1 s",
+        ),
+    ],
+)
+def test_the_error_names_the_constraint_that_binds(options, says):
+    """Ten of twenty rows are in the group, of which five are asked for."""
+    x = np.eye(20, dtype=np.float32)
+    if options.get("near_duplicates"):
+        x[11:19] = x[10]
+    group, options = [0] * 10 + [1] * 10, dict(options)
+    quotas = [quota(group, least=[0, 5]), *([options.pop("also")] if "also" in options else [])]
+    candidates = Candidates(score=-np.arange(20.0), shards=LocalShards.of_array(x))
+    with pytest.raises(QueryError, match=says):
+        choose(candidates, strategy="top_k", budget=10, quotas=quotas, **options)

@@ -206,7 +206,7 @@ def test_equal_rows_are_drawn_once():
     x = unit(data("one_hot", 300, 5, 0) + np.float32(0.123))
     result = choose(Candidates(shards=LocalShards.of_array(x)), strategy="k_means_pp", budget=20)
     assert len(result.rows) == 5
-    assert result.note == "5 rows instead of 20: only 5 rows differ from each other and from those already covered"
+    assert result.note == "only 5 rows differ from each other and from those already covered"
     assert len(k_means_pp(x, 20, labelled=x)) == 0
 
 

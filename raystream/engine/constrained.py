@@ -1,0 +1,83 @@
+"""How a batch met its constraints, and why there is none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raystream.engine.merge import ScoredPool
+from raystream.engine.pool_columns import read_cost, read_quotas
+from raystream.engine.prepare import Prepared
+from raystream.errors import PoolError, QueryError, RaystreamError
+from raystream.query import Query, Select
+from raystream.selection import Chosen, Cost, Quota
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The quotas and the cost of a query's candidates."""
+
+    quotas: Sequence[Quota]
+    cost: Cost | None
+
+
+def read_limits(prepared: Prepared, pool: ScoredPool, rows: np.ndarray) -> Limits:
+    """Read what the query's quotas and costs go by for these rows of the pool."""
+    select = prepared.query.select
+    quotas = read_quotas(prepared, pool, rows, select.budget) if select.quotas else []
+    return Limits(quotas, read_cost(prepared, pool, rows))
+
+
+def how_met(select: Select, limits: Limits, chosen: Chosen) -> dict[str, float | int | str]:
+    """Facts for the manifest, none for a query without constraints.
+
+    `cost`: what the batch costs. `quota BY=VALUE`: rows of the group in the batch; for quotas of all groups of a column
+    `quota BY fullest` where there is a max and `quota BY emptiest` where there is a min. `must_include` and `random_share`: rows of theirs.
+    """
+    facts: dict[str, float | int | str] = {}
+    if limits.cost is not None:
+        facts["cost"] = float(limits.cost.column[chosen.rows].sum())
+    by = {quota.by: quota for quota in limits.quotas}
+    for asked in select.quotas:
+        quota = by[asked.by]
+        group = quota.group[chosen.rows]
+        counts = np.bincount(group[group >= 0], minlength=len(quota.names))
+        if asked.value is not None:
+            facts[f"quota {asked.by}={asked.value}"] = int(counts[list(quota.names).index(str(asked.value))])
+            continue
+        if asked.max is not None:
+            facts[f"quota {asked.by} fullest"] = int(counts.max(initial=0))
+        if asked.min is not None:
+            facts[f"quota {asked.by} emptiest"] = int(counts.min(initial=len(group)))
+    given = Counter(chosen.why)
+    return facts | {key: given[key] for key in ("must_include", "random_share") if getattr(select, key)}
+
+
+def nothing_left(query: Query, rows: int, labelled: int) -> PoolError:
+    """There are no candidates at all."""
+    excluded = " and the others are in select.exclude" if labelled < rows else ""
+    return PoolError(
+        f"no row of {', '.join(query.pool.uris)} is left to choose: {labelled} of its {rows} scored rows are labelled{excluded}; "
+        "add rows to the pool, or widen pool.filters"
+    )
+
+
+def nothing_chosen(select: Select, limits: Limits, chosen: Chosen, candidates: int, limited: bool) -> RaystreamError:
+    """The constraints, or the strategy itself, leave none of the candidates."""
+    keys = {obstacle.key for obstacle in chosen.obstacles}
+    wider = " or raise select.candidates" if limited else ""
+    if keys == {"cost"} and limits.cost is not None:
+        cheapest = float(limits.cost.column.min())
+        return QueryError(
+            f"no row can be chosen: the cheapest of {candidates} candidates costs {cheapest:g} by column {limits.cost.name}, but "
+            f"select.cost.budget is {limits.cost.budget:g}; raise it{wider}"
+        )
+    if not keys:
+        return PoolError(f"strategy {select.strategy} chose none of {candidates} candidates: {chosen.note}; choose another strategy")
+    reason = (chosen.note or "").removesuffix("; raise select.candidates")
+    advice = f"relax {' or '.join(f'select.{key}' for key in sorted(keys))}{wider}"
+    # rows that are all alike to labelled ones are the pool's doing; numbers that shut out everything are the query's
+    return (PoolError if keys == {"near_duplicates"} else QueryError)(f"no row can be chosen: {reason.replace('other ', '')}; {advice}")
