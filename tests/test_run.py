@@ -17,7 +17,7 @@ import torch
 from pools import logits_and_embeddings, pool_table, vectors
 
 import raystream as rs
-from raystream.errors import PoolError, QueryError
+from raystream.errors import QueryError
 from raystream.run import score
 
 MakeQuery = Callable[..., rs.Query]
@@ -355,13 +355,14 @@ def test_files_added_after_a_richer_query_are_no_contradiction(make_query: MakeQ
     assert (result.manifest.units_scored, result.manifest.units_reused) == (1, 4)
 
 
-def test_everything_labelled_is_an_error(make_query: MakeQuery, workplace: Path) -> None:
-    """Nothing is left to label: that is said, and no empty batch is committed for somebody to find."""
+def test_everything_labelled_is_an_empty_selection(make_query: MakeQuery, workplace: Path) -> None:
+    """Nothing is left to label: no row, a warning, the columns as ever."""
     pq.write_table(whole_pool(workplace).select(["rid"]), workplace / "labelled.parquet")
     for strategy in ("k_means", "core_set", "top_k", "random"):
-        with pytest.raises(PoolError, match="no row of pool is left to choose: 1200 of its 1200 scored rows are labelled; add rows"):
-            rs.run(make_query(pool__labelled="labelled.parquet", select__strategy=strategy))
-    assert not list(workplace.glob("runs/queries/*/manifest.json"))
+        result = rs.run(make_query(pool__labelled="labelled.parquet", select__strategy=strategy))
+        assert result.selection.num_rows == 0
+        assert result.selection.column_names[:3] == ["rank", "rid", "score"]
+        assert "0 rows were chosen for a budget of 12: no more than 0 are eligible, since 1,200 of 1,200 are" in result.manifest.warnings[0]
 
 
 def test_rewritten_labelled_rows_are_another_query(make_query: MakeQuery, workplace: Path) -> None:

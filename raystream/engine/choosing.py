@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raystream.engine.constrained import Limits, how_met, nothing_chosen, nothing_left, read_limits
+from raystream.engine.constrained import Limits, how_met, read_limits, refuse_empty
 from raystream.engine.covered import Covered
 from raystream.engine.entrants import Entrants, enter, hashes
 from raystream.engine.holding import held_embeddings, memory_of
@@ -41,22 +41,19 @@ def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered, session
     """Choose the query's batch among the rows that aren't labelled; the session may have to connect to Ray for it.
 
     Raises:
-        QueryError: the query's own numbers leave no row, or a minimum that can't be met.
-        PoolError: there is no row to choose.
+        QueryError: the query's own numbers leave none of the candidates, or a minimum that can't be met.
     """
     query = prepared.query
     named = find_named(query.select, pool, covered.mask)
     entrants = enter(prepared, pool, covered.mask, named)
     rows = entrants.rows
     count = len(pool) if rows is None else len(rows)
-    if not count:
-        raise nothing_left(query, len(pool), int(covered.mask.sum()))
     limits = read_limits(prepared, pool, np.arange(len(pool)) if rows is None else rows)
     with held_embeddings(query, pool, rows, session) as held:
         chosen = _choose(prepared, pool, covered, named, entrants, limits, held.shards)
     rounds = None if held.rounds is None else held.rounds.record
     if not len(chosen.rows):
-        raise nothing_chosen(query.select, limits, chosen, count, entrants.limited)
+        refuse_empty(query.select, limits, chosen, count, entrants.limited)
     picked = chosen.rows if rows is None else rows[chosen.rows]
     certificate = None
     if chosen.certificate is not None:
@@ -64,7 +61,8 @@ def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered, session
         certificate = Certificate(chosen.certificate["radius"] or 0.0, chosen.certificate["lower_bound"], over)
     warnings = list(named.warnings)
     if len(picked) < query.select.budget:
-        reason = chosen.note or f"no more than {count} are eligible"
+        labelled = f", since {int(covered.mask.sum()):,} of {len(pool):,} are labelled" if not count else ""
+        reason = chosen.note or f"no more than {count} are eligible{labelled}"
         were = "row was" if len(picked) == 1 else "rows were"
         warnings.append(f"{len(picked)} {were} chosen for a budget of {query.select.budget}: {reason}")
     table = selection_table(prepared, pool, picked, chosen)

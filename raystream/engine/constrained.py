@@ -11,8 +11,8 @@ import numpy as np
 from raystream.engine.merge import ScoredPool
 from raystream.engine.pool_columns import read_cost, read_quotas
 from raystream.engine.prepare import Prepared
-from raystream.errors import PoolError, QueryError, RaystreamError
-from raystream.query import Query, Select
+from raystream.errors import QueryError
+from raystream.query import Select
 from raystream.selection import Chosen, Cost, Quota
 
 
@@ -56,28 +56,20 @@ def how_met(select: Select, limits: Limits, chosen: Chosen) -> dict[str, float |
     return facts | {key: given[key] for key in ("must_include", "random_share") if getattr(select, key)}
 
 
-def nothing_left(query: Query, rows: int, labelled: int) -> PoolError:
-    """There are no candidates at all."""
-    excluded = " and the others are in select.exclude" if labelled < rows else ""
-    return PoolError(
-        f"no row of {', '.join(query.pool.uris)} is left to choose: {labelled} of its {rows} scored rows are labelled{excluded}; "
-        "add rows to the pool, or widen pool.filters"
-    )
+def refuse_empty(select: Select, limits: Limits, chosen: Chosen, candidates: int, limited: bool) -> None:
+    """Raise QueryError if the query's own numbers shut all candidates out.
 
-
-def nothing_chosen(select: Select, limits: Limits, chosen: Chosen, candidates: int, limited: bool) -> RaystreamError:
-    """The constraints, or the strategy itself, leave none of the candidates."""
+    A pool of which all is labelled, or all like what is labelled, has an empty batch, with the reason.
+    """
     keys = {obstacle.key for obstacle in chosen.obstacles}
     wider = " or raise select.candidates" if limited else ""
     if keys == {"cost"} and limits.cost is not None:
         cheapest = float(limits.cost.column.min())
-        return QueryError(
+        raise QueryError(
             f"no row can be chosen: the cheapest of {candidates} candidates costs {cheapest:g} by column {limits.cost.name}, but "
             f"select.cost.budget is {limits.cost.budget:g}; raise it{wider}"
         )
-    if not keys:
-        return PoolError(f"strategy {select.strategy} chose none of {candidates} candidates: {chosen.note}; choose another strategy")
-    reason = (chosen.note or "").removesuffix("; raise select.candidates")
-    advice = f"relax {' or '.join(f'select.{key}' for key in sorted(keys))}{wider}"
-    # rows that are all alike to labelled ones are the pool's doing; numbers that shut out everything are the query's
-    return (PoolError if keys == {"near_duplicates"} else QueryError)(f"no row can be chosen: {reason.replace('other ', '')}; {advice}")
+    if keys - {"near_duplicates"}:
+        reason = (chosen.note or "").removesuffix("; raise select.candidates").replace("other ", "")
+        advice = f"relax {' or '.join(f'select.{key}' for key in sorted(keys))}{wider}"
+        raise QueryError(f"no row can be chosen: {reason}; {advice}")
