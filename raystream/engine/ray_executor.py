@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError, RayError
 
 from raystream.engine.executor import Event, StartFailed, UnitEnded, WorkerLost, WorkerReady
 from raystream.engine.job import Job, Task
+from raystream.engine.ray_address import check_answers
 from raystream.engine.ray_token import own_ray_wanted
 from raystream.engine.receipt import Receipt
 from raystream.engine.scheduler import IN_FLIGHT
@@ -163,6 +164,8 @@ def connect(cluster: Cluster) -> bool:
     if ray.is_initialized():
         return False
     own = own_ray_wanted(cluster.address)
+    if not own:
+        check_answers(cluster.address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if own:
