@@ -23,9 +23,9 @@ def check_answers(address: str) -> None:
     Raises:
         ClusterError: it doesn't.
     """
-    named, remedy = address, "correct cluster.address"
+    named, remedy = address, "correct cluster.address or set it to in_process"
     if address == "auto":
-        named, remedy = os.environ.get("RAY_ADDRESS", ""), "correct or unset RAY_ADDRESS"
+        named, remedy = os.environ.get("RAY_ADDRESS", ""), "correct or unset RAY_ADDRESS, or set cluster.address to in_process"
     place = _host_and_port(named)
     if place is None:
         return
@@ -33,10 +33,7 @@ def check_answers(address: str) -> None:
         _greet(place)
     except OSError as error:
         reason = f"nothing within {_ANSWER_SECONDS:.0f} s" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        raise ClusterError(
-            f"no Ray cluster answers at {named}: {reason}; see that it runs and lets this machine in, {remedy}, "
-            "or set cluster.address to in_process"
-        ) from error
+        raise ClusterError(f"no Ray cluster answers at {named}: {reason}; see that it runs and lets this machine in, {remedy}") from error
 
 
 def _greet(place: tuple[str, int]) -> None:
