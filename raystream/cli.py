@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from raystream import __version__, upkeep
 from raystream.errors import RaystreamError
+from raystream.interruption import RESUME, Interruption
 from raystream.lake.uri import redacted
 from raystream.query import Query
 from raystream.run import calibrate as fit_temperature
@@ -40,14 +39,6 @@ WithReport = Annotated[bool, typer.Option(help="Write report.html beside the sel
 
 # Which click typer is built on differs between its versions; its own exceptions lead to it.
 _ClickException = typer.BadParameter.__mro__[2]
-
-
-class Interrupted(BaseException):
-    """A signal asked the program to end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.exit_code = 128 + number
 
 
 @app.command()
@@ -205,30 +196,33 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _exit_code(arguments: list[str]) -> int:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _on_signal)
+    interruption = Interruption()
+    interruption.heed()
     sys.path.insert(0, str(Path.cwd()))
-    debug = "--debug" in arguments
+    returned: object = None
     try:
         returned = app(arguments, standalone_mode=False)
-    except Interrupted as interrupted:
-        return _say("interrupted; run the same command again to go on where it stopped", interrupted.exit_code)
-    except RaystreamError as error:
-        if debug:
-            traceback.print_exc()
-        return _say(str(error), error.exit_code)
-    except BrokenPipeError:
-        return 0
-    except (KeyboardInterrupt, SystemExit):
-        raise
     except BaseException as error:  # a panic of a library written in Rust is no Exception
-        if isinstance(error, _ClickException):
-            return _say(f"{error.format_message().rstrip('.?')}; see {_called(error)} --help", 2)  # type: ignore[attr-defined]
-        if debug:
-            traceback.print_exc()
-        return _say(f"{type(error).__name__}: {error}; this is a defect of raystream's, --debug shows where", 1)
+        if interruption.number is None:
+            return _failed(error, "--debug" in arguments)
+    if interruption.number is not None:  # whatever came of it: typer returns a number of its own, Ray may wrap it
+        return _say(RESUME, interruption.exit_code)
     return returned if isinstance(returned, int) else 0
+
+
+def _failed(error: BaseException, debug: bool) -> int:
+    """Say what went wrong."""
+    if isinstance(error, BrokenPipeError):
+        return 0
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        raise error
+    if isinstance(error, _ClickException):
+        return _say(f"{error.format_message().rstrip('.?')}; see {_called(error)} --help", 2)  # type: ignore[attr-defined]
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, RaystreamError):
+        return _say(str(error), error.exit_code)
+    return _say(f"{type(error).__name__}: {error}; this is a defect of raystream's, --debug shows where", 1)
 
 
 def _called(error: object) -> str:
@@ -240,10 +234,6 @@ def _called(error: object) -> str:
 def _say(sentence: str, exit_code: int) -> int:
     print(f"raystream: {' '.join(sentence.split())}", file=sys.stderr)
     return exit_code
-
-
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(number)
 
 
 def _load(spec: Path, overrides: list[str] | None, store: str | None, address: str | None) -> Query:

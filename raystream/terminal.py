@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,6 +32,18 @@ def reporting() -> Iterator[Reporter]:
 def print_result(summary: dict[str, Any], text: Callable[[], str], as_json: bool) -> None:
     """One JSON object, or the text, on stdout."""
     print(json.dumps(summary) if as_json else text())
+
+
+def say_at_once(sentence: str, *, last: bool = False) -> None:
+    """Say it on stderr from a signal handler, which may have interrupted a write: past Python's buffers, over the bar of a terminal.
+
+    Args:
+        sentence: what to say.
+        last: the process ends without another word, so the cursor that the bar hides has to come back now.
+    """
+    with suppress(OSError):
+        before, after = ("\r\x1b[2K", "\x1b[?25h" if last else "") if os.isatty(2) else ("", "")
+        os.write(2, f"{before}raystream: {sentence}\n{after}".encode())
 
 
 @contextmanager

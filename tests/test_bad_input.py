@@ -257,7 +257,7 @@ def test_damaged_pages_are_named_and_the_rest_is_chosen_from_under_skip(ask: Ask
     code, output = ask(on_error="skip")
     assert code == 0
     assert json.loads(output)["counts"]["scored"] == 900
-    assert "1 units were left out" in " ".join(json.loads(output)["warnings"])
+    assert "1 unit was left out" in " ".join(json.loads(output)["warnings"])
 
 
 def test_a_budget_above_the_pool_is_a_warning(ask: Ask) -> None:

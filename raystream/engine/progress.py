@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
 LINE_SECONDS = 10.0
 
@@ -36,15 +36,18 @@ class Lines:
 
     def __init__(self) -> None:
         self._last = time.monotonic()
+        self._left = _TimeLeft()
 
     def stage(self, text: str) -> None:
         self._last = time.monotonic()
         print(text, file=sys.stderr, flush=True)
 
     def units(self, done: int, total: int, rows: int, seconds: float) -> None:
+        left = self._left.after(done, total, seconds)
         if time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
-            print(f"scored {done} of {total} units, {rate(rows, seconds)}", file=sys.stderr, flush=True)
+            facts = [f"scored {done} of {counted(total, 'unit')}", rate(rows, seconds), left]
+            print(", ".join(fact for fact in facts if fact), file=sys.stderr, flush=True)
 
 
 class Bar:
@@ -58,11 +61,12 @@ class Bar:
             MofNCompleteColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=Console(stderr=True),
             transient=True,
         )
-        self._task = self._progress.add_task("", total=None, rate="")
+        self._task = self._progress.add_task("", total=None, rate="", left="")
+        self._left = _TimeLeft()
 
     def __enter__(self) -> Bar:
         self._progress.start()
@@ -72,10 +76,38 @@ class Bar:
         self._progress.stop()
 
     def stage(self, text: str) -> None:
-        self._progress.reset(self._task, total=None, description=text, rate="")
+        self._progress.reset(self._task, total=None, description=text, rate="", left="")
 
     def units(self, done: int, total: int, rows: int, seconds: float) -> None:
-        self._progress.update(self._task, completed=done, total=total, rate=rate(rows, seconds))
+        left = self._left.after(done, total, seconds)
+        self._progress.update(self._task, completed=done, total=total, rate=rate(rows, seconds), left=left)
+
+
+class _TimeLeft:
+    """What is left at the pace of the units that are done, counted from when the last of them was: the next one is under way since."""
+
+    def __init__(self) -> None:
+        self._done, self._when = 0, 0.0
+
+    def after(self, done: int, total: int, seconds: float) -> str:
+        """`about 12 s left`; nothing before a unit is done, after all are, and once they are overdue."""
+        if done != self._done:
+            self._done, self._when = done, seconds
+        if not done or done >= total:
+            return ""
+        left = self._when * (total - done) / done - (seconds - self._when)
+        return f"about {_in_words(left)} left" if left >= 0.5 else ""
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def counted(count: int, thing: str) -> str:
+    """`1 unit`, `4 units`."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def rate(rows: int, seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 import ray
@@ -12,6 +13,7 @@ from ray.exceptions import RayActorError, RayError
 
 from raystream.engine.executor import Event, StartFailed, UnitEnded, WorkerLost, WorkerReady
 from raystream.engine.job import Job, Task
+from raystream.engine.ray_address import check_answers
 from raystream.engine.ray_token import own_ray_wanted
 from raystream.engine.receipt import Receipt
 from raystream.engine.scheduler import IN_FLIGHT
@@ -22,6 +24,9 @@ from raystream.query import Cluster
 
 _OBJECT_STORE_BYTES = 100 << 20
 """Of a Ray of our own: nothing but receipts travels through it."""
+
+_HEAR_SECONDS = 0.2
+"""How long Ray may wait at a time: it looks for signals once a second, Python between its own instructions."""
 
 
 class _Actor:
@@ -98,8 +103,11 @@ class OnRay:
             self._refs[actor.score.remote(task)] = (worker, unit)
 
     def wait(self, timeout: float) -> list[Event]:
+        until = time.monotonic() + timeout
+        first: list[Any] = []
         try:
-            first, _ = ray.wait(list(self._refs), num_returns=1, timeout=timeout)
+            while not first and (left := until - time.monotonic()) > 0:
+                first, _ = ray.wait(list(self._refs), num_returns=1, timeout=min(left, _HEAR_SECONDS))
             ready, _ = ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0) if first else ([], [])
         except RayError as error:
             raise ClusterError(f"the connection to the Ray cluster broke: {first_line(error)}; run again to resume") from error
@@ -156,6 +164,8 @@ def connect(cluster: Cluster) -> bool:
     if ray.is_initialized():
         return False
     own = own_ray_wanted(cluster.address)
+    if not own:
+        check_answers(cluster.address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if own:
@@ -168,8 +178,13 @@ def connect(cluster: Cluster) -> bool:
         raise ClusterError(
             f"no Ray cluster answers at {where}: {first_line(error)}; check cluster.address or set it to in_process"
         ) from error
+    except BaseException as error:
+        ray.shutdown()  # of what was begun
+        if isinstance(error, SystemExit) and callable(on_sigterm):
+            on_sigterm(signal.SIGTERM, None)
+        raise
     finally:
-        # Ray puts a handler of its own in its place, which ends the process without a word of ours.
+        # Ray puts a handler of its own in its place, which exits without a word of ours.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
     return True

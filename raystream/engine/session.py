@@ -14,7 +14,7 @@ from raystream.engine.executor import Event, Executor, InProcess, StartFailed, U
 from raystream.engine.job import Job, Task, importable_folders
 from raystream.engine.manifest import query_folder
 from raystream.engine.prepare import Prepared
-from raystream.engine.progress import Reporter
+from raystream.engine.progress import Reporter, counted
 from raystream.engine.ray_token import own_ray_wanted, protect_own_ray
 from raystream.engine.receipt import Receipt
 from raystream.engine.reduced import Reduction
@@ -22,6 +22,8 @@ from raystream.engine.scoring import Scored, Scoring
 from raystream.errors import StoreError, UnitsFailed
 
 _NAMED_FAILURES = 3
+_FEW_UNITS = 2
+"""Up to so many, starting a Ray takes longer than scoring them, if they aren't large."""
 
 
 class Session:
@@ -69,6 +71,10 @@ class Session:
         with suppress(StoreError):  # events only inform
             self._prepared.store.flush()
 
+    @property
+    def _starts_own_ray(self) -> bool:
+        return not self._connected and own_ray_wanted(self._prepared.query.cluster.address)
+
     def connect(self) -> None:
         """Be connected to the query's Ray until the session ends; it may be a Ray of our own that starts now."""
         cluster = self._prepared.query.cluster
@@ -88,7 +94,7 @@ class Session:
             return []
         self._progress.begin(len(tasks))
         if self._scoring is None:
-            self._scoring = self._start()
+            self._scoring = self._start(len(tasks))
         # The largest first: what is left when the first worker runs dry is then small.
         order = sorted(range(len(tasks)), key=lambda index: -tasks[index].unit.bytes)
         scored = self._scoring.score([tasks[index] for index in order])
@@ -109,12 +115,12 @@ class Session:
             more = f" (and {count - len(causes)} more)" if count > len(causes) else ""
             names = [f"{tasks[index].unit.name}: {cause}" for index, cause in sorted(scored.failed.items())][:_NAMED_FAILURES]
             raise UnitsFailed(
-                f"{count} of {len(tasks)} units failed three times: {'; '.join(names)}{more}; the others are scored and kept, "
+                f"{count} of {counted(len(tasks), 'unit')} failed three times: {'; '.join(names)}{more}; the others are scored and kept, "
                 "mend the cause and run again, or set on_error to skip"
             )
-        self.warnings.append(f"{count} units were left out: {'; '.join(causes)}")
+        self.warnings.append(f"{counted(count, 'unit')} {'was' if count == 1 else 'were'} left out: {'; '.join(causes)}")
 
-    def _start(self) -> Scoring:
+    def _start(self, units: int) -> Scoring:
         query = self._prepared.query
         self._prepared.store.put(self._token, b"the driver was here")
         job = Job(
@@ -137,7 +143,7 @@ class Session:
             storage=query.pool.options,
             store_storage=self._prepared.store.storage,
         )
-        self._executor, workers = self._in_process(job) if query.cluster.address == "in_process" else self._on_ray(job)
+        self._executor, workers = self._in_process(job) if query.cluster.address == "in_process" else self._on_ray(job, units)
         return Scoring(self._executor, workers, keep_going=query.on_error == "skip", on_event=self._progress.on_event)
 
     def _in_process(self, job: Job) -> tuple[Executor, int]:
@@ -145,8 +151,9 @@ class Session:
         self._reporter.stage("Loading the model")
         return InProcess(job), 1 if workers == "auto" else workers
 
-    def _on_ray(self, job: Job) -> tuple[Executor, int]:
-        self._reporter.stage("Starting Ray workers")
+    def _on_ray(self, job: Job, units: int) -> tuple[Executor, int]:
+        hint = "; cluster.address: in_process needs none" if units <= _FEW_UNITS and self._starts_own_ray else ""
+        self._reporter.stage(f"Starting Ray workers{hint}")
         self.connect()
         from raystream.engine.ray_executor import OnRay, worker_count
 
@@ -160,20 +167,22 @@ class _Progress:
     def __init__(self, prepared: Prepared, reporter: Reporter, folder: str) -> None:
         self._prepared, self._reporter, self._folder = prepared, reporter, folder
         self._units = self._done = self._rows = 0
-        self._began = self._ready = 0.0
+        self._began = self._ready = self._last = 0.0
         self.start_seconds = 0.0
 
     def begin(self, units: int) -> None:
         """So many further units are to be scored."""
         self._began = time.perf_counter()
+        if self._ready:
+            self._ready += self._began - self._last  # nothing was scored in between
         self._units += units
 
     def on_event(self, event: Event | None) -> None:
-        now = time.perf_counter()
+        now = self._last = time.perf_counter()
         if isinstance(event, WorkerReady) and not self._ready:
             self._ready = now
             self.start_seconds = now - self._began
-            self._reporter.stage(f"Scoring {self._units} units")
+            self._reporter.stage(f"Scoring {counted(self._units, 'unit')}")
         if isinstance(event, UnitEnded) and isinstance(event.outcome, Receipt):
             self._done += 1
             self._rows += event.outcome.rows

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
+from commands import Command
 from pools import logits_and_embeddings, pool_table
 
 import raystream as rs
@@ -157,28 +158,6 @@ def test_actors_are_gone_after_a_query(make_query: MakeQuery) -> None:
     assert all(actor["state"] == "DEAD" for actor in ray.util.state.list_actors()) if hasattr(ray.util, "state") else True
 
 
-class Command:
-    """`raystream ARGUMENTS` in a process of its own. Its output goes to files: helpers of Ray's outlive it and would hold a pipe open."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        self._output, self._error = folder / "stdout", folder / "stderr"
-        with self._output.open("w") as output, self._error.open("w") as error:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "raystream.cli", *arguments],
-                cwd=folder,
-                env=os.environ | {"RAY_AUTH_MODE": "disabled"},
-                stdout=output,
-                stderr=error,
-                # A background job of a shell starts with SIGINT ignored, and so do its children.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )
-
-    def wait(self) -> tuple[int, str, str]:
-        """Exit code, stdout, stderr."""
-        code = self.process.wait(timeout=120)
-        return code, self._output.read_text(), self._error.read_text()
-
-
 def slow_query(folder: Path, store: str, address: str) -> Path:
     """A query whose model takes a moment for each batch, so that there is something to interrupt."""
     with (folder / "user_nets.py").open("a") as source:
@@ -203,12 +182,6 @@ def slow_query(folder: Path, store: str, address: str) -> Path:
     return path
 
 
-def wait_for_receipts(command: Command, store: Path, count: int) -> None:
-    while len(list(store.rglob("receipt.json"))) < count:
-        assert command.process.poll() is None, command.wait()
-        psutil.Process().cpu_percent(interval=0.01)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("address", ["auto", "in_process"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -217,7 +190,7 @@ def test_a_killed_query_goes_on_where_it_stopped(workplace: Path, make_query: Ma
     undisturbed = rs.run(make_query(store__uri="undisturbed"))
     spec = slow_query(workplace, "killed", address)
     command = Command(workplace, "query", str(spec), "--no-report")
-    wait_for_receipts(command, workplace / "killed", 1)
+    command.wait_for_receipts(workplace / "killed", 1)
     command.process.send_signal(how)
     code, _, error = command.wait()
     assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[how], error
