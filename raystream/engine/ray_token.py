@@ -19,4 +19,4 @@ def protect_own_ray() -> None:
 
 def own_ray_wanted(address: str) -> bool:
     """Whether `cluster.address` means a Ray of our own: `auto`, and not inside a job or with a cluster in the environment."""
-    return address == "auto" and "RAY_ADDRESS" not in os.environ
+    return address == "auto" and not os.environ.get("RAY_ADDRESS")
