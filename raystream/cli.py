@@ -128,7 +128,7 @@ def calibrate(
 def show(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[QUERY]", help="The query's name or its beginning; left out, all are listed.", show_default=False),
+        typer.Argument(metavar="QUERY", help="The query's name or its beginning; left out, all are listed.", show_default=False),
     ] = None,
     store: Annotated[str, typer.Option("--store", help="Where scored units and queries are kept.")] = "runs",
     as_json: AsJson = False,

@@ -97,7 +97,8 @@ def _with_output(query: Query, result: Result) -> Result:
     from raystream.exchange.tables import write_table
 
     try:
-        write_table(result.selection, query.output, result.query, storage=query.pool.options)
+        rows = result.selection.replace_schema_metadata(result.manifest.about)
+        write_table(rows, query.output, result.query, storage=query.pool.options)
     except StoreError as error:
         raise StoreError(f"{error}; query {result.query} is committed, run it again to write this table") from error
     return replace(result, output=query.output)

@@ -23,7 +23,9 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def gc(
     store: StoreUri = "runs",
     delete: Annotated[bool, typer.Option("--delete", help="Remove it; otherwise nothing is changed.")] = False,
-    drop: Annotated[list[str] | None, typer.Option("--drop", help="Forget this query, committed or not; may be given often.")] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option("--drop", metavar="QUERY", help="Forget this query, committed or not; may be given often.")
+    ] = None,
     older_than: Annotated[str, typer.Option(help="Leave alone what is younger, such as 90m, 24h or 7d.")] = "24h",
     as_json: AsJson = False,
     debug: Debug = False,

@@ -103,8 +103,12 @@ def test_a_table_gets_the_rows_of_each_query_once(make_query: MakeQuery, workpla
     for _ in range(2):
         code, _, err = cli("scores", result.query, "--out", f"delta+{workplace}/scores")
         assert (code, err) == (0, "")
-    rows = deltalake.DeltaTable(str(workplace / "scores")).to_pyarrow_table()
+    table = deltalake.DeltaTable(str(workplace / "scores"))
+    rows = table.to_pyarrow_table()
     assert rows.num_rows == 1200
+    last = table.history(1)[0]
+    assert (last["raystream.query"], last["raystream.model"]) == (result.query, result.manifest.fingerprint)
+    assert {"raystream.version", "raystream.snapshot"} <= set(last)
     assert set(rows.column("query_id").to_pylist()) == {result.query}
 
 

@@ -146,6 +146,8 @@ def test_the_selection_is_written_to_the_output_and_only_once(kind: str, make_qu
     assert set(held.column("query_id").to_pylist()) == {result.query}
     for name in ("rank", "rid", "score", "represents", "path", "row"):
         assert held.column(name).to_pylist() == result.selection.column(name).to_pylist()
+    if kind == "parquet":
+        assert pq.read_schema(uri).metadata[b"raystream.model"].decode() == result.manifest.fingerprint
     before = versions(catalog, uri)
     assert not rs.run(make_query(output=uri)).new
     assert versions(catalog, uri) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -105,6 +106,17 @@ class Manifest:
     labelled_units: list[str] = field(default_factory=list)
     labelled_digest: str | None = None
     committed: str = ""
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What rows of the query carry with them into other files and tables, as metadata."""
+        return {
+            "raystream.version": self.versions["raystream"],
+            "raystream.query": self.query,
+            "raystream.model": self.fingerprint,
+            "raystream.snapshot": hashlib.sha256(json.dumps(self.files).encode()).hexdigest(),
+            "raystream.pool": json.dumps(self.resolved["pool"]["uri"]),
+        }
 
     @property
     def gives_scores(self) -> bool:

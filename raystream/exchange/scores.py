@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -122,14 +120,7 @@ def _schema(store: Store, manifest: Manifest, units: Sequence[StoredUnit], embed
         part = VectorFiles(store).parts(first.embeddings, first.rows)[0]
         item = pa.field("item", pa.from_numpy_dtype(part.array.dtype), nullable=False)
         fields.append(pa.field(EMBEDDING, pa.list_(item, part.dimension)))
-    source = {
-        "raystream.version": manifest.versions["raystream"],
-        "raystream.query": manifest.query,
-        "raystream.model": manifest.fingerprint,
-        "raystream.snapshot": hashlib.sha256(json.dumps(manifest.files).encode()).hexdigest(),
-        "raystream.pool": json.dumps(manifest.resolved["pool"]["uri"]),
-    }
-    return pa.schema(fields, source)
+    return pa.schema(fields, manifest.about)
 
 
 def _pieces(store: Store, unit: StoredUnit, schema: pa.Schema) -> Iterator[pa.Table]:

@@ -56,9 +56,16 @@ class Rows:
 
         return replace(self, schema=schema, batches=batches)
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What the schema's metadata says of where the rows come from."""
+        told = {key.decode(): value.decode() for key, value in (self.schema.metadata or {}).items()}
+        return {key: value for key, value in told.items() if key.startswith("raystream.")}
+
     def portable(self) -> Rows:
         """The rows in types that both kinds of tables have, every value as it was."""
-        schema = pa.schema([pa.field(column.name, _portable_type(column.type)) for column in self.schema])
+        fields = [pa.field(column.name, _portable_type(column.type)) for column in self.schema]
+        schema = pa.schema(fields, metadata=self.schema.metadata)
         return replace(self, schema=schema, batches=lambda: (_cast(batch, schema) for batch in self.batches()))
 
 

@@ -61,7 +61,7 @@ def write_table(
 
     Args:
         table: the rows; a column `query_id` is added. Columns that the table hasn't are added to it. `Rows` reach a table batch
-            by batch.
+            by batch; what their schema says of where they come from (`raystream.…`) stands in the commit.
         uri: `iceberg://catalog/namespace.table`, `delta+s3://…`, `delta+/folder`, made if it isn't there; a file that ends
             in `.parquet`; or a folder, which gets `<name>-<query_id>.parquet`.
         query_id: the query's name.
@@ -212,9 +212,9 @@ def _write_iceberg(rows: Rows, place: TableUri, query_id: str, key: str, exists:
         warnings.simplefilter("ignore")  # that there was nothing to replace
         with transaction.update_schema() as update:
             update.union_by_name(rows.schema)
-        transaction.overwrite(next(pieces), overwrite_filter=_equal_to(place, query_id, key))
+        transaction.overwrite(next(pieces), overwrite_filter=_equal_to(place, query_id, key), snapshot_properties=rows.about)
         for piece in pieces:
-            transaction.append(piece)
+            transaction.append(piece, snapshot_properties=rows.about)
 
 
 def _write_delta(rows: Rows, place: TableUri, query_id: str, key: str, exists: bool, storage: Storage) -> None:
@@ -223,6 +223,7 @@ def _write_delta(rows: Rows, place: TableUri, query_id: str, key: str, exists: b
     folder, options = delta_place(place.name, storage, key)
     groups = deltalake.WriterProperties(max_row_group_size=rows.group_rows)
     more = more if exists else {"mode": "error"}
+    more["commit_properties"] = deltalake.CommitProperties(custom_metadata=rows.about)
     deltalake.write_deltalake(folder, rows.reader(), storage_options=options, writer_properties=groups, **more)
 
 
