@@ -106,7 +106,7 @@ def read_result(store: Store, manifest: Manifest) -> Result:
         # The run that committed ended before it could copy its selection.
         store.put(name, _whole(store, manifest, manifest.selection.name, f"forget the query by raystream gc --drop {manifest.query}"))
     data = _whole(store, manifest, name, f"move it away, and it is copied again from {manifest.selection.name}")
-    return Result(store, pq.read_table(pa.BufferReader(data), partitioning=None), manifest, new=False)
+    return Result(store, pq.ParquetFile(pa.BufferReader(data)).read(), manifest, new=False)
 
 
 def _whole(store: Store, manifest: Manifest, name: str, advice: str) -> bytes:

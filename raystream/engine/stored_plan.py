@@ -52,7 +52,7 @@ def further_keys(plan: pa.Table) -> list[str | None]:
 def _plan(data: bytes) -> pa.Table | None:
     """The table, unless this is none, or one of something else."""
     try:
-        plan = pq.read_table(io.BytesIO(data))
+        plan = pq.ParquetFile(io.BytesIO(data)).read()
     except (pa.ArrowException, OSError):
         return None
     known = {field.name: field.type for field in plan.schema}
