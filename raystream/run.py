@@ -56,7 +56,7 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
 
     began = time.perf_counter()
     if query.output is not None:
-        refuse_among(query.output, query.row_uris, "output")
+        refuse_among(query.output, query.row_uris, "output", f"selection-{query.store.query or '0' * 12}.parquet")
         refuse_in_store(query.output, query.store.uri, "output")
         check_output(query.output, storage=query.pool.options)
     reporter.stage("Reading the pool's footers")

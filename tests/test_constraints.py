@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -268,6 +269,41 @@ def test_near_duplicates_that_were_left_out_are_counted(make_query: MakeQuery, w
     )
     result = rs.run(make_query(pool__uri="two.parquet", select__near_duplicates=1.0, select__strategy="core_set", select__candidates="all"))
     assert result.manifest.facts["near_duplicates"] == 12
+
+
+@pytest.mark.parametrize("value", [1, 1.0, "1", "1.0"])
+def test_a_groups_value_is_meant_in_the_columns_type(make_query: MakeQuery, workplace: Path, value: object) -> None:
+    """A whole number names a group of doubles, however it is written; an unquoted date one of dates."""
+    priced(workplace, lambda rows, german: rows % 3)
+    changes = {"pool__uri": "priced.parquet", "pool__keep": ["minutes"], "select__budget": 60}
+    result = rs.run(make_query(**changes, select__quotas=[{"by": "minutes", "value": value, "max": 2}]))
+    assert result.selection.column("minutes").to_pylist().count(1.0) == 2
+    assert result.manifest.facts[f"quota minutes={value}"] == 2
+
+
+def test_quotas_by_a_column_of_nulls_and_of_dates(make_query: MakeQuery, workplace: Path) -> None:
+    """Nulls are in no group: a max binds nothing, a min can't be met; dates are written as YAML reads them."""
+    table = whole_pool(workplace)
+    days = pa.array([datetime.date(2024, 1, 1 + i % 3) for i in range(table.num_rows)])
+    table = table.append_column("nothing", pa.nulls(table.num_rows, pa.string())).append_column("day", days)
+    pq.write_table(table, "more.parquet")
+    changes = {"pool__uri": "more.parquet", "pool__keep": ["day"], "select__budget": 30}
+    assert rs.run(make_query(**changes, select__quotas=[{"by": "nothing", "max": 3}])).selection.num_rows == 30
+    with pytest.raises(QueryError, match="at least 3 rows with nothing"):
+        rs.run(make_query(**changes, select__quotas=[{"by": "nothing", "min": 3}]))
+    result = rs.run(make_query(**changes, select__quotas=[{"by": "day", "value": datetime.date(2024, 1, 2), "max": 1}]))
+    assert result.selection.column("day").to_pylist().count(datetime.date(2024, 1, 2)) == 1
+
+
+def test_what_must_be_included_may_go_beyond_limits_and_says_so(make_query: MakeQuery, workplace: Path) -> None:
+    """The cost and the cap that it exceeds, each in a warning."""
+    priced(workplace, lambda rows, german: np.ones(len(rows)))
+    ids = pq.read_table("priced.parquet").column("rid").to_pylist()[:3]
+    changes = {"pool__uri": "priced.parquet", "select__must_include": ids, "select__cost": {"column": "minutes", "budget": 2}}
+    warnings = " ".join(rs.run(make_query(**changes)).manifest.warnings)
+    assert "the batch costs 3, above select.cost.budget 2, since select.must_include is in it whatever it costs" in warnings
+    result = rs.run(make_query(pool__uri="priced.parquet", select__must_include=ids, select__quotas=[{"by": "minutes", "max": 2}]))
+    assert "3 rows have minutes 1.0, above the 2 that select.quotas allow" in " ".join(result.manifest.warnings)
 
 
 def test_without_constraints_nothing_is_added(make_query: MakeQuery) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raystream.engine.constrained import Limits, how_met, read_limits, refuse_empty
+from raystream.engine.constrained import Limits, exceeded, how_met, read_limits, refuse_empty
 from raystream.engine.covered import Covered
 from raystream.engine.entrants import Entrants, enter, hashes
 from raystream.engine.holding import held_embeddings, memory_of
@@ -59,7 +59,7 @@ def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered, session
     if chosen.certificate is not None:
         over = "pool" if count == entrants.eligible else "candidates"
         certificate = Certificate(chosen.certificate["radius"] or 0.0, chosen.certificate["lower_bound"], over)
-    warnings = list(named.warnings)
+    warnings = [*named.warnings, *exceeded(limits, chosen)]
     if len(picked) < query.select.budget:
         labelled = f", since {int(covered.mask.sum()):,} of {len(pool):,} are labelled" if not count else ""
         reason = chosen.note or f"no more than {count} are eligible{labelled}"

@@ -56,6 +56,23 @@ def how_met(select: Select, limits: Limits, chosen: Chosen) -> dict[str, float |
     return facts | {key: given[key] for key in ("must_include", "random_share") if getattr(select, key)}
 
 
+def exceeded(limits: Limits, chosen: Chosen) -> list[str]:
+    """Warnings of limits that rows which had to be in the batch go beyond."""
+    found = []
+    if limits.cost is not None and (spent := float(limits.cost.column[chosen.rows].sum())) > limits.cost.budget * (1 + 1e-9):
+        budget = f"select.cost.budget {limits.cost.budget:g}"
+        found.append(f"the batch costs {spent:g}, above {budget}, since select.must_include is in it whatever it costs")
+    for quota in limits.quotas:
+        group = quota.group[chosen.rows]
+        counts = np.bincount(group[group >= 0], minlength=len(quota.names))
+        for i in np.flatnonzero(counts > quota.most)[:1]:
+            found.append(
+                f"{counts[i]} rows have {quota.by} {quota.names[i]}, above the {quota.most[i]} that select.quotas allow, since "
+                "select.must_include is in the batch whatever its groups"
+            )
+    return found
+
+
 def refuse_empty(select: Select, limits: Limits, chosen: Chosen, candidates: int, limited: bool) -> None:
     """Raise QueryError if the query's own numbers shut all candidates out.
 

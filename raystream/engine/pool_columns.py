@@ -71,6 +71,14 @@ def read_cost(prepared: Prepared, pool: ScoredPool, rows: np.ndarray) -> Cost | 
     return Cost(cost.column, values, cost.budget)
 
 
+def _spelt(value: str, type_: pa.DataType) -> str:
+    """A value as the groups of a column of this type are called: `1` of doubles is `1.0`; itself where it is none of theirs."""
+    try:
+        return str(pa.scalar(value).cast(type_).as_py())
+    except pa.ArrowException:
+        return value
+
+
 def _quota(select: Select, by: str, values: pa.ChunkedArray | pa.Array, budget: int) -> Quota:
     column = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     try:
@@ -82,8 +90,13 @@ def _quota(select: Select, by: str, values: pa.ChunkedArray | pa.Array, budget: 
     group = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int32)
     names = [str(value) for value in encoded.dictionary.to_pylist()]
     asked = [quota for quota in select.quotas if quota.by == by]
-    # a group that is asked for and that no row has is a group of its own, which holds nothing
-    names += [name for name in dict.fromkeys(str(quota.value) for quota in asked if quota.value is not None) if name not in names]
+    for wanted in dict.fromkeys(str(quota.value) for quota in asked if quota.value is not None):
+        meant = _spelt(wanted, encoded.dictionary.type)
+        if wanted not in names and meant in names:
+            names[names.index(meant)] = wanted
+        elif wanted not in names:
+            names.append(wanted)  # a group that no row is in
+    names = names or ["null"]
     most, least = np.full(len(names), budget, dtype=np.int64), np.zeros(len(names), dtype=np.int64)
     for quota in sorted(asked, key=lambda quota: quota.value is not None):
         where = slice(None) if quota.value is None else slice(names.index(str(quota.value)), names.index(str(quota.value)) + 1)

@@ -75,7 +75,7 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
     units = [unit for unit in stored_units(store, manifest) if unit.receipt.rows]
     if embeddings and not all(unit.receipt.embeddings for unit in units):
         raise QueryError(f"query {manifest.query} has no embeddings, which its strategy didn't need; leave --embeddings out")
-    refuse_among(out, _sources(manifest.resolved), "--out")
+    refuse_among(out, _sources(manifest.resolved), "--out", f"scores-{manifest.query}.parquet")
     refuse_in_store(out, store.uri, "--out")
     schema = _schema(store, manifest, units, embeddings)
 

@@ -16,6 +16,9 @@ OPTIONS = re.compile(r"\?([^/?]*=.*)", re.DOTALL)
 """A question mark is an option's only before `name=`; elsewhere it is a glob's, or part of a key."""
 _SECRET = re.compile(r"\?.*?(?:secret|token|password|credential|signature|access_key|account_key|\bsig)[\w-]*=", re.DOTALL | re.IGNORECASE)
 _BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]*")
+_LOGIN = re.compile(r"[^/\s:@]+:[^@\s]*@")
+_NAMED = re.compile(r"((?:secret|token|password|credential|signature|access_key|account_key)[\w-]*(?:=|%3D))[^&\s]*", re.IGNORECASE)
+_MEANT = re.compile(r"(?:s3[an]?|gc?s|abfss?|iceberg|delta)[:/]", re.IGNORECASE)
 _ANY = re.compile(r"(?:delta\+)?[A-Za-z][A-Za-z0-9+.-]*://|delta\+")
 
 
@@ -65,21 +68,28 @@ def is_remote(uri: str) -> bool:
     return match is not None and match[1].lower() != "file"
 
 
+def is_like_a_uri(text: str) -> bool:
+    """Whether a path that isn't one of a URI's forms may have been meant as one."""
+    return text != text.strip() or _MEANT.match(text) is not None
+
+
 def redacted(uri: str) -> str:
     """A URI, of a table too, as messages may show it: without user, password and options, however it is misspelt."""
     scheme = _ANY.match(uri)
     if scheme is None:
-        return uri
+        return _NAMED.sub(r"\1…", _LOGIN.sub("…@", uri)) if is_like_a_uri(uri) else uri
     options = OPTIONS.search(uri) or _SECRET.search(uri)
     plain = uri[: options.start()] if options else uri
     rest = plain[scheme.end() :]
+    if scheme[0] == "delta+":
+        return scheme[0] + redacted(rest)
     host = rest.partition("/")[0]
     if scheme[0].lower().removeprefix("delta+") in ("abfs://", "abfss://") and _is_container(plain):
         return plain
-    if "://" in scheme[0] and (":" in host or "@" in host):
+    if ":" in host or "@" in host:
         # A password may hold a slash, so that a host is all that ends before the last @.
         rest = rest.rpartition("@")[2] if "@" in rest else f"{host.partition(':')[0]}:…"
-    return scheme[0] + rest
+    return scheme[0] + _NAMED.sub(r"\1…", rest)
 
 
 def parse(uri: str, key: str = "pool.uri") -> Location:
@@ -160,4 +170,6 @@ def _local_path(uri: str, key: str) -> str:
         uri = unquote(uri.removeprefix("file:"))  # as Hadoop writes it
     if not uri.strip():
         raise QueryError(f"{key} is empty; give a path")
+    if uri != uri.strip():
+        raise QueryError(f"{key} begins or ends with a blank; remove it")
     return os.path.abspath(os.path.expanduser(uri))

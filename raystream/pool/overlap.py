@@ -15,27 +15,29 @@ from raystream.pool.table_uri import TableUri, is_table, parse_table
 def refuse_among(place: str, sources: Mapping[str, Sequence[str]], key: str, written: str = "results.parquet") -> None:
     """Refuse to write among the rows that a query reads: the next one would read results as rows, or find a file replaced.
 
-    What lies in a table's folder is no concern, unless it is the table itself: it isn't the table's until its log says so.
+    Files in a table's folder are no concern, since they aren't the table's until its log says so; a table in a folder of files is one.
 
     Args:
         place: a file that ends in `.parquet`, a folder, or a table.
         sources: the URIs that the query reads rows from, by their keys: `Query.row_uris`.
         key: the query's key or the option that the place stands in, for messages.
-        written: what a folder gets.
+        written: what a folder gets, beside units and tables.
 
     Raises:
         QueryError: one of the sources would list it.
     """
-    table = _same_table(parse_table(place, key)) if is_table(place) else None
-    target = parse(place, key) if table is None else None
-    if target is not None and not target.path.endswith(".parquet"):
-        target = replace(target, path=f"{target.path.rstrip('/')}/{written}")
+    table = parse_table(place, key) if is_table(place) else None
+    targets: list[Location] = []
+    if table is None or table.kind == "delta":
+        target = parse(place if table is None else table.name, key)
+        file = table is None and target.path.endswith(".parquet")
+        targets = [target] if file else [replace(target, path=f"{target.path.rstrip('/')}/{name}") for name in (written, "part-0.parquet")]
     for read, uris in sources.items():
         for uri in uris:
             if is_table(uri):
-                found = table is not None and _same_table(parse_table(uri, read)) == table
+                found = table is not None and _same_table(parse_table(uri, read)) == _same_table(table)
             else:
-                found = target is not None and _lists(uri, target, read)
+                found = any(_lists(uri, target, read) for target in targets)
             if found:
                 raise QueryError(
                     f"{key} {redacted(place)} lies in {read} {redacted(uri)}, whose rows would be replaced or joined by what is written "

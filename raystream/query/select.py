@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -17,9 +18,14 @@ class Quota(Part):
     section = ("select", "quotas")
 
     by: str
-    value: bool | int | str | None = None
+    value: bool | int | float | str | None = None
     max: Annotated[int, Field(ge=0, strict=True)] | None = None
     min: Positive | None = None
+
+    @field_validator("value", mode="before")
+    @classmethod
+    def _a_date_is_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, date) else value
 
     @model_validator(mode="after")
     def _says_something(self) -> Quota:

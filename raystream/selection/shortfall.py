@@ -26,6 +26,8 @@ class Obstacle:
 
 def in_words(obstacles: Sequence[Obstacle], others: str) -> str:
     """What keeps these others out, as a sentence."""
+    if not obstacles:
+        return f"of the {others} none may be taken: places are kept for minimums that they don't meet, or they equal chosen rows"
     if len(obstacles) == 1:
         return f"all {others} {obstacles[0].words}"
     return f"of the {others} {' and '.join(f'{one.rows} {one.words}' for one in obstacles)}"

@@ -88,6 +88,7 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
         ("hdfs://host:8020/a", "not a storage"),
         ("s3:/b/a?token=hunter2", "begins with s3: but not s3://"),
         ("s3:AKIAX:hunter2@b/a", "begins with s3: but not s3://"),
+        (" s3://me:hunter2@b/a", "begins or ends with a blank"),
         ("file://host/a", "names a host"),
         ("file://me:hunter2@host/a", "names a host"),
     ],
@@ -97,6 +98,17 @@ def test_what_is_no_place_is_an_error_of_the_query(uri: str, says: str) -> None:
     with pytest.raises(QueryError, match=says) as caught:
         parse(uri)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri", [" s3://AK:hunter2@b/x", "s3//AK:hunter2@b/x", "s3://b/k;password=hunter2", "s3://b/k&secret_key=hunter2",
+            "gs://b/x?access_token%3Dhunter2", "s3://b/k#secret_key=hunter2", "iceberg:AK:hunter2@x", "delta+s3:/AK:hunter2@b"]
+)  # fmt: skip
+def test_what_is_shown_of_a_misspelt_uri_holds_no_secret(uri: str) -> None:
+    """Wherever the secret stands; paths that nobody could mean as a URI are shown as they are."""
+    assert "hunter2" not in redacted(uri)
+    for path in ("/data/a:b@c/x", "pool/year=2020", "a b/password=x"):
+        assert redacted(path) == path
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,9 @@ def test_it_refuses_what_the_pool_would_list(uri: str, place: str, tmp_path: Pat
         ("s3://lake/images", "images", False),
         ("delta+s3://lake/out?region=x&version=3", "delta+s3a://lake/out/", True),
         ("delta+s3://lake/out", "delta+s3://lake/other", False),
+        ("s3://lake/images", "delta+s3://lake/images/out", True),
+        ("s3://lake/images/*.parquet", "delta+s3://lake/images", True),
+        ("s3://lake/images", "delta+s3://lake/out", False),
         ("delta+file:///lake/out", "delta+/lake/out", True),
         ("iceberg://lake/ns.out?snapshot_id=3", "iceberg://lake/ns.out", True),
         ("iceberg://lake/ns.out", "iceberg://lake/ns.other", False),
@@ -62,3 +65,11 @@ def test_object_storage_and_tables(uri: str, place: str, inside: bool) -> None:
         return
     with pytest.raises(QueryError, match=r"lies in pool\.labelled"):
         refuse_among(place, {"pool.uri": ["elsewhere"], "pool.labelled": [uri]}, "output")
+
+
+@pytest.mark.parametrize("uri", ["outs/selection-*.parquet", "outs/selection-fix.parquet"])
+def test_the_name_that_a_folder_gets_counts(uri: str) -> None:
+    """A pattern of exactly the files that are written there would read them from then on."""
+    refuse_among("outs", {"pool.labelled": [uri]}, "output", "scores-fix.parquet")
+    with pytest.raises(QueryError, match=r"output outs lies in pool\.labelled"):
+        refuse_among("outs", {"pool.labelled": [uri]}, "output", "selection-fix.parquet")
