@@ -6,6 +6,7 @@ import copy
 import importlib
 import inspect
 import random
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -133,8 +134,18 @@ def _check_args(factory: Any, source: str, args: Mapping[str, Any]) -> None:
         raise ModelError(f"model.args do not fit {source}{signature}: {error}{hint}") from None
 
 
+_one_at_a_time = threading.RLock()
+"""The generators are the process's: two models that are made at the same time would draw from each other's."""
+
+
 @contextmanager
 def _fixed_seed() -> Iterator[None]:
+    with _one_at_a_time, _generators_kept():
+        yield
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=cuda):

@@ -1,6 +1,7 @@
 import hashlib
 import importlib
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import safetensors.torch
@@ -171,3 +172,11 @@ def test_a_named_embedding_that_is_not_there_fails_at_once(nets):
     """A wrong module name is found when the model is loaded, before any row is read."""
     with pytest.raises(ModelError, match=r"model\.embedding is 'haed'.*did you mean 'head'"):
         load(Model(source=f"{nets}:Net", embedding="haed"), embedding=True)
+
+
+def test_models_made_at_the_same_time_are_the_same(nets):
+    """Factories draw from the process's generators, one after the other: in threads, too, each gives what it gives alone."""
+    alone = load(Model(source=f"{nets}:Net", device="cpu"), embedding=False).state_hash
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: load(Model(source=f"{nets}:Net", device="cpu"), embedding=False).state_hash, range(40)))
+    assert set(made) == {alone}
