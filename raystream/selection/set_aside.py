@@ -2,7 +2,8 @@
 
 A plan holds rows that would meet every floor. A row outside it may be taken while the plan, without the dearest row that it
 makes unnecessary, can be paid beside it. With floors by one column the plan is the cheapest there is, so that nothing is refused
-that could be met; with floors by several columns it is a greedy one, which can be paid at any time if it could be at the start.
+that could be paid; with floors by several columns it is a greedy one, which can be paid at any time if it could be at the start.
+Rows that near-duplicates or caps by other columns take out of the plan are replaced if others are left, and else missed.
 """
 
 from __future__ import annotations
