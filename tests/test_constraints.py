@@ -279,6 +279,9 @@ def test_a_groups_value_is_meant_in_the_columns_type(make_query: MakeQuery, work
     result = rs.run(make_query(**changes, select__quotas=[{"by": "minutes", "value": value, "max": 2}]))
     assert result.selection.column("minutes").to_pylist().count(1.0) == 2
     assert result.manifest.facts[f"quota minutes={value}"] == 2
+    both = [{"by": "minutes", "value": value, "max": 2}, {"by": "minutes", "value": "1.00", "min": 1}]
+    with pytest.raises(QueryError, match=r"name one group of minutes as 1(\.0)? and as 1\.00; spell it alike"):
+        rs.run(make_query(**changes, select__quotas=both))
 
 
 def test_quotas_by_a_column_of_nulls_and_of_dates(make_query: MakeQuery, workplace: Path) -> None:

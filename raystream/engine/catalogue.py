@@ -8,7 +8,7 @@ from typing import Any
 
 from raystream.engine.manifest import Manifest, query_folder, read_manifest
 from raystream.engine.stores import Store
-from raystream.errors import StoreError
+from raystream.errors import StoreError, StoreUnreachable
 
 _THREADS = 16
 
@@ -46,6 +46,8 @@ def committed_queries(store: Store) -> list[Listed]:
             return None
         try:
             manifest = read_manifest(store, name)
+        except StoreUnreachable:
+            raise
         except StoreError:
             return Listed(name, "", None)
         return Listed(name, manifest.committed, manifest) if manifest is not None else None

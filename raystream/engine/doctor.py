@@ -13,6 +13,7 @@ from raystream.engine import machine
 from raystream.engine.finding import Finding
 from raystream.engine.store_check import check_store
 from raystream.errors import ClusterError, ModelError, RaystreamError
+from raystream.figures import in_bytes, number_of
 from raystream.lake import LOCAL, is_remote, redacted
 from raystream.lake.credentials import missing_credentials
 from raystream.query import Query
@@ -159,9 +160,8 @@ def _table(query: Query, key: str, uris: list[str], columns: list[str]) -> str:
     files, _ = list_pool(uris, key, storage=query.pool.options)
     footer = read_footers(files[:1], columns)[0]
     size = sum(file.size for file in files)
-    count = "1 file" if len(files) == 1 else f"{len(files):,} files"
-    amount = f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
-    return f"{count} of {amount}; the first, {footer.file.path}, has {footer.rows:,} rows and all columns read"
+    held = f"{number_of(len(files), 'file')} of {in_bytes(size)}"
+    return f"{held}; the first, {footer.file.path}, has {footer.rows:,} rows and all columns read"
 
 
 def _preprocess(query: Query) -> str:

@@ -14,6 +14,7 @@ from raystream.engine.feed import Feed
 from raystream.engine.fitting import known_temperature
 from raystream.engine.prepare import Prepared, prepare
 from raystream.engine.prepared_inputs import preparation
+from raystream.engine.ray_token import own_ray_wanted
 from raystream.engine.receipt import Receipt
 from raystream.model import Predictor, load, with_local_files
 from raystream.query import Cluster, Query
@@ -97,7 +98,7 @@ def estimate(query: Query) -> Estimate:
         bytes_to_write=rows * (_SCORE_BYTES + rate.dimension * item),
         workers=workers,
         seconds=rows / rate.rows_per_second / min(workers, max(1, len(missing))) if rate.rows_per_second else None,
-        start_seconds=_RAY_START if missing and query.cluster.address == "auto" else 0.0,
+        start_seconds=_RAY_START if missing and own_ray_wanted(query.cluster.address) else 0.0,
         measured_on=rate.measured_on,
         warnings=(*((_UNFITTED,) if unfitted else ()), *prepared.pool.warnings),
         changes=changes_since(prepared.store, query.pool, prepared.pool.snapshot, prepared.identity),

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from raystream.engine.merge import ScoredPool
 from raystream.engine.prepare import Prepared
-from raystream.errors import PoolError
+from raystream.errors import PoolError, QueryError
 from raystream.pool import File, read_columns_at
 from raystream.query import Select
 from raystream.selection import Cost, Quota
@@ -90,8 +90,11 @@ def _quota(select: Select, by: str, values: pa.ChunkedArray | pa.Array, budget: 
     group = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int32)
     names = [str(value) for value in encoded.dictionary.to_pylist()]
     asked = [quota for quota in select.quotas if quota.by == by]
+    spelt: dict[str, str] = {}
     for wanted in dict.fromkeys(str(quota.value) for quota in asked if quota.value is not None):
         meant = _spelt(wanted, encoded.dictionary.type)
+        if spelt.setdefault(meant, wanted) != wanted:
+            raise QueryError(f"select.quotas name one group of {by} as {spelt[meant]} and as {wanted}; spell it alike")
         if wanted not in names and meant in names:
             names[names.index(meant)] = wanted
         elif wanted not in names:

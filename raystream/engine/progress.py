@@ -10,6 +10,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
+from raystream.figures import in_seconds, number_of
+
 LINE_SECONDS = 10.0
 
 
@@ -46,7 +48,7 @@ class Lines:
         left = self._left.after(done, total, seconds)
         if time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
-            facts = [f"scored {done} of {counted(total, 'unit')}", rate(rows, seconds), left]
+            facts = [f"scored {done} of {number_of(total, 'unit')}", rate(rows, seconds), left]
             print(", ".join(fact for fact in facts if fact), file=sys.stderr, flush=True)
 
 
@@ -96,18 +98,9 @@ class _TimeLeft:
         if not done or done >= total:
             return ""
         left = self._when * (total - done) / done - (seconds - self._when)
-        return f"about {_in_words(left)} left" if left >= 0.5 else ""
+        return f"about {in_seconds(left)} left" if left >= 0.5 else ""
 
 
-def _in_words(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def counted(count: int, thing: str) -> str:
-    """`1 unit`, `4 units`."""
-    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def rate(rows: int, seconds: float) -> str:

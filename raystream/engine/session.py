@@ -14,12 +14,13 @@ from raystream.engine.executor import Event, Executor, InProcess, StartFailed, U
 from raystream.engine.job import Job, Task, importable_folders
 from raystream.engine.manifest import query_folder
 from raystream.engine.prepare import Prepared
-from raystream.engine.progress import Reporter, counted
+from raystream.engine.progress import Reporter
 from raystream.engine.ray_token import own_ray_wanted, protect_own_ray
 from raystream.engine.receipt import Receipt
 from raystream.engine.reduced import Reduction
 from raystream.engine.scoring import Scored, Scoring
 from raystream.errors import StoreError, UnitsFailed
+from raystream.figures import number_of
 
 _NAMED_FAILURES = 3
 _FEW_UNITS = 2
@@ -115,10 +116,10 @@ class Session:
             more = f" (and {count - len(causes)} more)" if count > len(causes) else ""
             names = [f"{tasks[index].unit.name}: {cause}" for index, cause in sorted(scored.failed.items())][:_NAMED_FAILURES]
             raise UnitsFailed(
-                f"{count} of {counted(len(tasks), 'unit')} failed three times: {'; '.join(names)}{more}; the others are scored and kept, "
+                f"{count} of {number_of(len(tasks), 'unit')} failed three times: {'; '.join(names)}{more}; the others are scored and kept, "
                 "mend the cause and run again, or set on_error to skip"
             )
-        self.warnings.append(f"{counted(count, 'unit')} {'was' if count == 1 else 'were'} left out: {'; '.join(causes)}")
+        self.warnings.append(f"{number_of(count, 'unit')} {'was' if count == 1 else 'were'} left out: {'; '.join(causes)}")
 
     def _start(self, units: int) -> Scoring:
         query = self._prepared.query
@@ -182,7 +183,7 @@ class _Progress:
         if isinstance(event, WorkerReady) and not self._ready:
             self._ready = now
             self.start_seconds = now - self._began
-            self._reporter.stage(f"Scoring {counted(self._units, 'unit')}")
+            self._reporter.stage(f"Scoring {number_of(self._units, 'unit')}")
         if isinstance(event, UnitEnded) and isinstance(event.outcome, Receipt):
             self._done += 1
             self._rows += event.outcome.rows

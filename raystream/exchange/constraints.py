@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raystream.engine.manifest import Manifest
-from raystream.exchange.figures import number_of
+from raystream.figures import number_of
 
 
 @dataclass(frozen=True)

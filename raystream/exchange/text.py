@@ -12,9 +12,9 @@ from raystream.engine.catalogue import Listed
 from raystream.engine.manifest import Certificate, Manifest, Seconds
 from raystream.engine.result import Result, Scores
 from raystream.exchange.constraints import constraints_met
-from raystream.exchange.figures import in_bytes as _bytes
-from raystream.exchange.figures import in_seconds as _duration
-from raystream.exchange.figures import number_of as _count
+from raystream.figures import in_bytes as _bytes
+from raystream.figures import in_seconds as _duration
+from raystream.figures import number_of as _count
 from raystream.lake.uri import redacted
 
 if TYPE_CHECKING:  # it imports torch, which takes longer than all else that a result is shown by

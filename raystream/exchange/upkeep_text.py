@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raystream.exchange.figures import in_bytes, in_seconds, number_of
+from raystream.figures import in_bytes, in_seconds, number_of
 
 if TYPE_CHECKING:  # one command must not wait for what another imports
     from raystream.engine.doctor import Diagnosis

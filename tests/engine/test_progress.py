@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from raystream.engine import progress
-from raystream.engine.progress import Lines, counted
+from raystream.engine.progress import Lines
+from raystream.figures import number_of
 
 
 @pytest.fixture
@@ -40,4 +41,4 @@ def test_one_unit_is_a_unit(lines: Lines, capfd: pytest.CaptureFixture[str]) -> 
     """The word agrees with the number."""
     lines.units(1, 1, 10, 1.0)
     assert capfd.readouterr().err == "scored 1 of 1 unit, 10 rows/s\n"
-    assert (counted(1, "unit"), counted(0, "unit"), counted(2, "unit")) == ("1 unit", "0 units", "2 units")
+    assert (number_of(1, "unit"), number_of(0, "unit"), number_of(2, "unit")) == ("1 unit", "0 units", "2 units")
