@@ -15,7 +15,8 @@ class Receipt:
 
     `rows` counts the rows scored, after filters and quarantine. `batch_size` is smaller than the query's when the
     device ran out of memory. `members` is how many opinions of a row there were, None for one alone. `state_hash` is
-    of the model's tensors as loaded, the same in every worker. `repeated_reads` counts the requests to object storage
+    of the model's tensors as loaded, the same in every worker; `class_labels` what the model itself calls its classes, and `notes` what
+    is to be said of it, where there is anything. `repeated_reads` counts the requests to object storage
     that broke and were made again.
     """
 
@@ -36,6 +37,8 @@ class Receipt:
     bytes_read: int
     seconds: float
     repeated_reads: int = 0
+    class_labels: tuple[str | int | float | bool, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[StoredFile]:
@@ -53,6 +56,8 @@ class Receipt:
         return cls(
             scores=StoredFile(**fields.pop("scores")),
             quarantine_reasons=tuple(fields.pop("quarantine_reasons")),
+            class_labels=None if (labels := fields.pop("class_labels", None)) is None else tuple(labels),
+            notes=tuple(fields.pop("notes", ())),
             **fields,
         )
 
