@@ -17,8 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
+from raystream.arrays import numbers
 from raystream.errors import DataError, QueryError
+from raystream.selection.arguments import checked_seed, count
 from raystream.selection.hashing import row_hash, uniform
 from raystream.selection.rows import Array
 from raystream.selection.strategy import Candidates, Picked, Request
@@ -48,28 +51,29 @@ class _Configurations:
     member: Array | None = None
 
 
-def batch_bald(log_probs: Array, budget: int, *, seed: int = 0, configurations: int | None = None) -> Array:
+def batch_bald(log_probs: ArrayLike, k: int, *, seed: int = 0, configurations: int | None = None) -> Array:
     """Choose rows greedily by the mutual information of the members and the labels of all chosen rows.
 
     The first row is the one of the highest BALD score. Ties go to the lower row.
 
     Args:
         log_probs: (n, k, c) log-probabilities of c classes by k members or dropout samples, n at most 10,000.
-        budget: how many rows, at most 50; all n when there are fewer.
+        k: how many rows, at most 50; all n when there are fewer.
         seed: of the drawn configurations.
         configurations: how many are listed, or drawn once there are more; left out, 100,000 / c, but from 1,000 to 10,000.
 
     Returns:
-        (min(budget, n),) int64 row numbers in order of choice.
+        (min(k, n),) int64 row numbers in order of choice.
 
     Raises:
-        QueryError: too large a budget, or too many rows.
+        QueryError: too large a k, or too many rows.
         DataError: log-probabilities of another shape, or that are none.
     """
-    batch = Batch(log_probs, budget, seed=seed, configurations=configurations)
+    k = count(k)
+    batch = Batch(numbers(log_probs, "log_probs"), k, seed=checked_seed(seed), configurations=configurations)
     rows: list[int] = []
     alive = np.ones(len(batch), dtype=bool)
-    while len(rows) < min(budget, len(batch)):
+    while len(rows) < min(k, len(batch)):
         row, _ = batch.best(np.flatnonzero(alive))
         batch.add(row)
         rows.append(row)
