@@ -124,8 +124,9 @@ class Feed:
                     slot = self._free.get()
                     if slot is None:
                         return
-                    # a function of the user's may return the same memory each time
-                    if len(decoded.rows) == self._capacity and not self._pin and self._prepare is None:
+                    # Of a block whose beginning has filled the buffer before, only the rest is left to hand over.
+                    # A function of the user's may return the same memory each time.
+                    if not taken and len(decoded.rows) == self._capacity and not self._pin and self._prepare is None:
                         inputs = tuple(_tensor(values) for values in decoded.inputs)
                         self._filled.put((Chunk(decoded.ids, decoded.rows, inputs), slot))
                         slot = None
