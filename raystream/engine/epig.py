@@ -19,7 +19,7 @@ from raystream.engine.keys import epig_key
 from raystream.engine.manifest import query_folder
 from raystream.engine.merge import ScoredPool, check_same_model, merge
 from raystream.engine.prepare import Prepared, find_scored, pool_plan
-from raystream.engine.receipt import Receipt, read_receipt
+from raystream.engine.receipt import Receipt, read_receipts
 from raystream.engine.session import Session
 from raystream.errors import PoolError, QueryError
 from raystream.selection import draw, random_order
@@ -96,7 +96,7 @@ def _scored_targets(prepared: Prepared, pool: ScoredPool, session: Session | Non
 
 def _receipts(prepared: Prepared, tasks: Sequence[Task], session: Session | None) -> list[Receipt]:
     """Of all tasks, stored before or scored now."""
-    receipts = [read_receipt(prepared.store, task.key) for task in tasks]
+    receipts = read_receipts(prepared.store, [task.key for task in tasks])
     missing = [task for task, receipt in zip(tasks, receipts, strict=True) if receipt is None]
     if missing and session is None:
         raise QueryError(f"epig is not computed yet for {len(missing)} units; run raystream query or raystream score first")

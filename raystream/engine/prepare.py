@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import product
+from functools import cached_property
+from itertools import chain, product
 from typing import Literal
 
 import pyarrow as pa
@@ -17,10 +18,10 @@ from raystream.engine.asked import Asked, asked_of
 from raystream.engine.calibration import Calibration, check_inputs, with_temperature
 from raystream.engine.feed import BUFFERS, row_bytes
 from raystream.engine.job import Task
-from raystream.engine.keys import Wanted, differences, identity_digest, query_identity, unit_key
+from raystream.engine.keys import UnitKeys, Wanted, differences, identity_digest, query_identity
 from raystream.engine.manifest import Manifest, query_folder, read_manifest
 from raystream.engine.prepared_inputs import planned
-from raystream.engine.receipt import Receipt, read_receipt
+from raystream.engine.receipt import Receipt, read_receipts
 from raystream.engine.scheduler import IN_FLIGHT
 from raystream.engine.stores import Store, open_store, store_to_read
 from raystream.errors import QueryError
@@ -31,7 +32,10 @@ from raystream.query import Model, Pool, Query
 
 LARGE_BATCHES = 1 << 30
 _NAME_DIGITS = 12
-_LOOKUP_THREADS = 32
+_LISTING_THREADS = 32
+_FEW_LOOKUPS = 64
+_REMOTE_NAMES, _LOCAL_NAMES = 1000, 16
+"""Names of a folder that are listed in the time of one lookup: in a bucket by one request, on a disk in some microseconds."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Prepared:
             )
         return manifest
 
-    @property
+    @cached_property
     def missing(self) -> list[Task]:
         """The tasks that are not scored yet."""
         return [task for task, receipt in zip(self.tasks, self.receipts, strict=True) if receipt is None]
@@ -212,27 +216,41 @@ def find_scored(
     scores from gradients. `needed` is what the units are to hold, if it isn't what the query wants.
     """
     needed = needed or wanted_outputs(query)
+    keys, others = UnitKeys(query, spec, fingerprint, asked), _richer(query, needed)
+    exact = [keys.of(unit, [needed])[0] for unit in units]
+    there = _folders(store, len(units) * (1 + len(others)))
+    found = dict(zip(exact, read_receipts(store, exact, there), strict=True))
+    lacking = [at for at, key in enumerate(exact) if found[key] is None] if others and (there is None or there) else []
+    richer = {at: [key for key in keys.of(units[at], others) if there is None or key in there] for at in lacking}
+    several = list(chain.from_iterable(richer.values()))
+    found |= zip(several, read_receipts(store, several), strict=True)
+    chosen = [next((key for key in [key, *richer.get(at, ())] if found[key] is not None), key) for at, key in enumerate(exact)]
+    return tuple(Task(unit, key) for unit, key in zip(units, chosen, strict=True)), tuple(found[key] for key in chosen)
+
+
+def _richer(query: Query, needed: Wanted) -> list[Wanted]:
+    """What units may hold that hold all that is needed, and more."""
     several = (outputs for outputs in product((False, True), repeat=4) if query.may_give_gradients or not outputs[3])
     every = (Wanted(*outputs)._replace(logits=needed.logits) for outputs in several)
-    richer = [outputs for outputs in every if all(given >= wanted for given, wanted in zip(outputs, needed, strict=True))]
+    enough = (outputs for outputs in every if all(given >= wanted for given, wanted in zip(outputs, needed, strict=True)))
+    return [outputs for outputs in enough if outputs != needed]
 
-    keyed = [[Task(unit, unit_key(unit, query, spec, fingerprint, outputs, asked)) for outputs in richer] for unit in units]
 
-    def look(tasks: Sequence[Task]) -> tuple[Task, Receipt | None]:
-        for task in tasks:
-            receipt = read_receipt(store, task.key) if there is None or task.key in there else None
-            if receipt is not None:
-                return task, receipt
-        return tasks[0], None
+def _folders(store: Store, lookups: int) -> set[str] | None:
+    """The keys of all units that have a folder in the store; None where it takes less to ask for each that is looked for.
 
-    with ThreadPoolExecutor(_LOOKUP_THREADS) as threads:
-        folders = sorted({task.key[:2] for tasks in keyed for task in tasks})
-        there: set[str] | None = None
-        if store.remote and len(keyed) * len(richer) > 4 * len(folders):
-            # A folder lists a thousand units in one request; most units of a new pool aren't there under any of their keys.
-            there = set().union(*threads.map(lambda folder: store.names(f"units/{folder}"), folders))
-        found = list(threads.map(look, keyed))
-    return tuple(task for task, _ in found), tuple(receipt for _, receipt in found)
+    Most units of a new pool aren't there under any of their keys, and a folder lists a thousand in one request.
+    """
+    if lookups <= _FEW_LOOKUPS:
+        return None
+    folders = store.names("units")
+    if not folders:
+        return set()
+    first = store.names(f"units/{folders[0]}")
+    if lookups < len(folders) * (1 + len(first) / (_REMOTE_NAMES if store.remote else _LOCAL_NAMES)):
+        return None
+    with ThreadPoolExecutor(_LISTING_THREADS) as threads:
+        return set(first).union(*threads.map(lambda folder: store.names(f"units/{folder}"), folders[1:]))
 
 
 def write_plan(prepared: Prepared, epig: Mapping[str, str] | None = None) -> None:

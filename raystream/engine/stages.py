@@ -67,7 +67,8 @@ def score_warnings(prepared: Prepared, receipts: Sequence[Receipt], session: Ses
     if quarantined:
         reasons = [reason for receipt in receipts for reason in receipt.quarantine_reasons]
         warnings.append(f"{quarantined} rows were quarantined, first: {'; '.join(reasons[:3])}")
-    repeated = sum(receipt.repeated_reads for receipt in receipts if receipt.key in {task.key for task in prepared.missing})
+    new = {task.key for task in prepared.missing}
+    repeated = sum(receipt.repeated_reads for receipt in receipts if receipt.key in new)
     if repeated:
         warnings.append(f"{repeated} requests to object storage broke and were made again")
     asked = prepared.query.model.batch_size

@@ -162,8 +162,10 @@ class LocalStore:
     remove = discard
 
     def names(self, folder: str) -> list[str]:
-        path = self.path(folder)
-        return sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+        try:
+            return sorted(os.listdir(self.path(folder)))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def check_commits(self) -> None:
         """Every file system that has `os.link` keeps its promise; whether the folder can be written shows when it is."""

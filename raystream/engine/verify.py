@@ -22,12 +22,12 @@ from raystream.engine.manifest import Certificate, Manifest, query_folder, read_
 from raystream.engine.merge import ScoredPool, merge
 from raystream.engine.prepare import Prepared, candidates_columns, pool_plan, wanted_outputs
 from raystream.engine.progress import Reporter, Silent
-from raystream.engine.receipt import Receipt
+from raystream.engine.receipt import Receipt, read_receipts
 from raystream.engine.result import find_query, read_result
 from raystream.engine.session import Session
 from raystream.engine.store import StoredFile
 from raystream.engine.stored_query import read_query
-from raystream.engine.stored_units import StoredUnit, receipts_of, stored_units
+from raystream.engine.stored_units import StoredUnit, stored_units
 from raystream.engine.stores import Store
 from raystream.errors import LabelsError, PoolError, StoreError, VerificationError
 from raystream.pool import File, Labelled, PoolPlan, ReadSpec, Unit, read_labelled
@@ -138,7 +138,7 @@ def _query(store: Store, manifest: Manifest) -> Query:
 
 
 def _elsewhere(store: Store, manifest: Manifest) -> list[Receipt]:
-    found = [receipt for receipt in receipts_of(store, manifest.labelled_units) if receipt is not None]
+    found = [receipt for receipt in read_receipts(store, manifest.labelled_units) if receipt is not None]
     if len(found) < len(manifest.labelled_units):
         raise StoreError(
             f"{len(manifest.labelled_units) - len(found)} units over labelled rows of query {manifest.query} are gone from "
