@@ -124,6 +124,7 @@ def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fi
     from raystream.engine.epig import with_epig
     from raystream.engine.manifest import Seconds, read_manifest
     from raystream.engine.prepare import prepare, write_plan
+    from raystream.engine.quarantine import named, quarantined_rows
     from raystream.engine.result import Scores
     from raystream.engine.session import Session
     from raystream.engine.stages import all_receipts, score_warnings, scored_pool
@@ -140,6 +141,7 @@ def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fi
         covered = cover(prepared, pool, session)
     scoring = time.perf_counter() - planned - session.start_seconds
     seconds = Seconds(start=session.start_seconds, plan=planned - began, score=scoring, calibrate=fitting)
+    every = [*receipts, *covered.elsewhere]
     return Scores(
         query=prepared.name,
         rows=len(pool),
@@ -147,6 +149,7 @@ def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fi
         units_reused=len(prepared.tasks) - len(prepared.missing),
         warnings=(*score_warnings(prepared, receipts, session), *notes, *covered.warnings),
         seconds=seconds,
+        quarantined=tuple(named(quarantined_rows(prepared.store, every), sum(receipt.quarantined for receipt in every))),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from raystream.engine.embeddings import VectorFiles
 from raystream.engine.merge import ScoredPool, check_same_model
 from raystream.engine.prepare import Prepared, find_scored
+from raystream.engine.quarantine import refuse_quarantined
 from raystream.engine.receipt import Receipt
 from raystream.engine.session import Session
 from raystream.errors import QueryError
@@ -24,7 +25,7 @@ class Covered:
     `mask` marks those of the scored pool; `known` counts these and those whose embedding was found elsewhere.
     `embeddings` (m, d) holds a row for each labelled row whose embedding is known, or None when the choice doesn't
     look at embeddings; `probabilities` (m, c) the same rows' class probabilities, None unless all of them have some.
-    `units` are the keys of the units elsewhere.
+    `elsewhere` are the receipts of the units over those that are not in the scored pool.
     """
 
     mask: np.ndarray
@@ -32,7 +33,7 @@ class Covered:
     embeddings: np.ndarray | None
     warnings: tuple[str, ...]
     probabilities: np.ndarray | None = None
-    units: tuple[str, ...] = ()
+    elsewhere: tuple[Receipt, ...] = ()
 
 
 def cover(prepared: Prepared, pool: ScoredPool, session: Session | None) -> Covered:
@@ -88,7 +89,7 @@ def covered_by(query: Query, labelled: Labelled, pool: ScoredPool, elsewhere: Se
     whole = sum(map(len, every)) == sum(map(len, filled))
     embeddings, probabilities = (np.concatenate(some) if some else None for some in (filled, every))
     warnings = (*labelled.warnings, *([warning] if lost else []))
-    return Covered(mask, found, embeddings, warnings, probabilities if whole else None, tuple(receipt.key for receipt in elsewhere))
+    return Covered(mask, found, embeddings, warnings, probabilities if whole else None, tuple(elsewhere))
 
 
 def _uncovered(lost: int, labelled: int, quarantined: int) -> str:
@@ -121,4 +122,6 @@ def _scored(prepared: Prepared, units: Sequence[Unit], session: Session | None) 
     if missing and session is None:
         raise QueryError(f"{len(missing)} units of labelled rows are not scored yet; run raystream query or raystream score first")
     scored = session.score(missing) if session is not None else []
-    return [receipt for receipt in [*receipts, *scored] if receipt is not None]
+    found = [receipt for receipt in [*receipts, *scored] if receipt is not None]
+    refuse_quarantined(prepared.query, found)
+    return found

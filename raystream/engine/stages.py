@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from raystream.engine.manifest import Counts, Manifest, Seconds, query_folder, versions
 from raystream.engine.merge import ScoredPool, merge
 from raystream.engine.prepare import Prepared, write_plan
+from raystream.engine.quarantine import refuse_quarantined, write_quarantined
 from raystream.engine.receipt import Receipt
 from raystream.engine.result import Result, read_result
 from raystream.engine.session import Session
@@ -30,13 +31,7 @@ def all_receipts(prepared: Prepared, session: Session) -> list[Receipt]:
     new = iter(session.score(prepared.missing))
     receipts = [receipt if receipt is not None else next(new) for receipt in prepared.receipts]
     found = [receipt for receipt in receipts if receipt is not None]
-    if prepared.query.on_error == "fail":
-        for receipt in found:
-            if receipt.quarantined:
-                raise PoolError(
-                    f"{receipt.unit}: {receipt.quarantined} rows were quarantined when it was scored, "
-                    f"first: {receipt.quarantine_reasons[0]}; set on_error to skip to choose from the rest"
-                )
+    refuse_quarantined(prepared.query, found)
     return found
 
 
@@ -66,7 +61,7 @@ def score_warnings(prepared: Prepared, receipts: Sequence[Receipt], session: Ses
     quarantined = sum(receipt.quarantined for receipt in receipts)
     if quarantined:
         reasons = [reason for receipt in receipts for reason in receipt.quarantine_reasons]
-        warnings.append(f"{quarantined} rows were quarantined, first: {'; '.join(reasons[:3])}")
+        warnings.append(f"{quarantined} rows were quarantined, first: {reasons[0]}")
     new = {task.key for task in prepared.missing}
     repeated = sum(receipt.repeated_reads for receipt in receipts if receipt.key in new)
     if repeated:
@@ -100,6 +95,7 @@ def commit(
     with prepared.store.writing(name) as file:
         pq.write_table(batch.selection, file)
     stored = prepared.store.stored(name)
+    quarantined = write_quarantined(prepared.store, name.replace("/selection-", "/quarantined-"), [*pool.receipts, *covered.elsewhere])
     manifest = Manifest(
         query=prepared.name,
         identity=prepared.identity,
@@ -129,17 +125,21 @@ def commit(
         selection_rounds=batch.rounds,
         calibration=prepared.calibration,
         tables=list(prepared.pool.tables),
-        labelled_units=list(covered.units),
+        labelled_units=[receipt.key for receipt in covered.elsewhere],
         labelled_digest=prepared.labelled.digest if prepared.labelled is not None else None,
         committed=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        quarantined=quarantined,
     )
     if not prepared.store.put_if_absent(f"{folder}/manifest.json", manifest.to_json()):
         # Somebody else's query of this name was committed meanwhile: the same one, or `committed` says what differs.
-        prepared.store.discard(stored.name)
+        for file in filter(None, (stored, quarantined)):
+            prepared.store.discard(file.name)
         first = prepared.committed
         assert first is not None
         return read_result(prepared.store, first)
-    prepared.store.put(f"{folder}/selection.parquet", prepared.store.read(stored.name))
+    for file, copy in ((stored, "selection.parquet"), (quarantined, "quarantined.parquet")):
+        if file is not None:
+            prepared.store.put(f"{folder}/{copy}", prepared.store.read(file.name))
     write_plan(prepared, {a.key: b.key for a, b in zip(pool.receipts, pool.further, strict=False) if b is not None})
     return Result(prepared.store, batch.selection, manifest, new=True)
 

@@ -38,7 +38,7 @@ from raystream.model import (
 )
 from raystream.pool import Unit, UnreachableError
 
-_REASONS_KEPT = 20
+_REASONS_KEPT = 3
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -109,6 +109,7 @@ class Worker:
         writer = OutputWriter(
             self._store,
             task.key,
+            unit.file.path,
             job.read.id or "id",
             model.embedding_dtype,
             model.temperature_value,
@@ -120,14 +121,13 @@ class Worker:
         try:
             pin = self._model.device.type == "cuda"
             with Feed(unit, job.read, job.model.batch_size, pin, job.threads, self._prepare) as feed:
-                quarantined: list[str] = []
                 with self._computing:
                     predictor = self._model_for(unit)
                     for chunk in feed:
                         for batch in chunk.batches(job.model.batch_size):
-                            quarantined += self._score_batch(predictor, batch, writer, unit.name)
+                            self._score_batch(predictor, batch, writer)
                     writer.compute()
-                quarantined = [str(bad) for bad in feed.bad] + quarantined
+                writer.quarantine.add_read(feed.bad, job.read.id_type)
                 repeated = len(feed.repeated)
             outputs = writer.finish()
         except ModelError as error:
@@ -152,8 +152,9 @@ class Worker:
             classes=writer.classes,
             batch_size=self._model.batch_size,
             state_hash=self._model.state_hash,
-            quarantined=len(quarantined),
-            quarantine_reasons=tuple(quarantined[:_REASONS_KEPT]),
+            quarantined=len(writer.quarantine),
+            quarantine=outputs.quarantine,
+            quarantine_reasons=tuple(writer.quarantine.first(_REASONS_KEPT)),
             bytes_read=unit.bytes,
             seconds=time.perf_counter() - started,
             repeated_reads=repeated,
@@ -198,8 +199,8 @@ class Worker:
             self._job.model.model_copy(update={"logits": None, "probabilities": None, "samples": None, "task": "classes"}), embedding=True
         )
 
-    def _score_batch(self, model: Predictor, batch: Chunk, writer: OutputWriter, name: str) -> list[str]:
-        """Run the model on a batch and hand on its outputs; what is wrong with the rows that are left out."""
+    def _score_batch(self, model: Predictor, batch: Chunk, writer: OutputWriter) -> None:
+        """Run the model on a batch and hand on its outputs, and the rows that are left out."""
         prediction = model.predict(batch.inputs)
         wrong = too_large = None
         if not self._is_sound(prediction):
@@ -207,7 +208,7 @@ class Worker:
         if wrong is None and too_large is None:
             # The inputs lie in a buffer that is filled again; logits are kept for longer than that.
             writer.add(batch.ids, batch.rows, self._wanted(_apart(prediction, batch.inputs)))
-            return []
+            return
         reasons: dict[int, str] = {}
         for rows, reason in (
             (too_large, "the embedding overflows float16; set model.embedding_dtype to float32"),
@@ -232,7 +233,9 @@ class Worker:
                 )
             ),
         )
-        return [f"{name} row {row}: {reason}" for row, reason in sorted(reasons.items())]
+        left_out = ~keep.numpy()
+        rows = batch.rows[left_out]
+        writer.quarantine.add(batch.ids.filter(pa.array(left_out)), rows, [reasons[row] for row in rows.tolist()])
 
     def _wanted(self, prediction: Prediction) -> Prediction:
         """The prediction; its logits in place of any samples, where they are to be stored like these."""

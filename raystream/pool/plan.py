@@ -158,7 +158,7 @@ def plan_pool(
 def _check_names(pool: Pool) -> None:
     id_name = pool.id or DERIVED_ID
     for key, name in [("pool.id", id_name), *(("pool.keep", name) for name in pool.keep)]:
-        if name in _OURS:
+        if name in _OURS or (key, name) == ("pool.id", "reason"):
             raise QueryError(f"{key} names column {name}, a name that raystream's own results use; rename the column in the pool")
     for name in pool.keep:
         if name == id_name:

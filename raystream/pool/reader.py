@@ -94,16 +94,22 @@ class ReadSpec:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that can't be scored: where it is and why."""
+    """A row that can't be scored: where it is, why, and its id."""
 
     path: str
     row_group: int
     row: int
     column: str
     reason: str
+    id: int | str | bytes | None = None
 
     def __str__(self) -> str:
-        return f"{self.path}#rg{self.row_group} row {self.row}: column {self.column} {self.reason}"
+        return f"{self.path}#rg{self.row_group} row {self.row}: {self.flaw}"
+
+    @property
+    def flaw(self) -> str:
+        """The column, and what is wrong in it."""
+        return f"column {self.column} {self.reason}"
 
 
 @dataclass
@@ -204,12 +210,14 @@ def _clean(
     """The batch as tensors without its bad rows, provided that anything is left to say."""
     spec = tensors.spec
     bad: list[BadRow] = []
+    name = unit.id or spec.id
+    ids = cast(batch.column(name), spec.id_type, f"{unit.name}: id column {name}") if name else derived_ids(unit.file.path, rows)
 
     def report(flaws: dict[str, Flaws], where: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         ok = np.ones(len(where), dtype=bool)
         for row, column, reason in sorted((row, column, reason) for column, of in flaws.items() for row, reason in of.items()):
             group = int(np.searchsorted(group_starts, where[row], side="right")) - 1
-            found = BadRow(unit.file.path, group, int(where[row]), column, reason)
+            found = BadRow(unit.file.path, group, int(where[row]), column, reason, ids[row].as_py())
             if spec.on_error == "fail":
                 raise PoolError(f"{found}; correct the row, or set on_error: skip to leave such rows out")
             if ok[row]:
@@ -220,10 +228,8 @@ def _clean(
     structure = {column.name: flaws for column in spec.columns if (flaws := structural_flaws(batch.column(column.name), column))}
     if structure:
         ok = report(structure, rows)
-        batch, rows = batch.filter(pa.array(ok)), rows[ok]
+        batch, rows, ids = batch.filter(pa.array(ok)), rows[ok], ids.filter(pa.array(ok))
     blocks, values = tensors.of(batch)
-    name = unit.id or spec.id
-    ids = cast(batch.column(name), spec.id_type, f"{unit.name}: id column {name}") if name else derived_ids(unit.file.path, rows)
     if values:
         ok = report(values, rows)
         ids, rows, blocks = ids.filter(pa.array(ok)), rows[ok], [block[ok] for block in blocks]
