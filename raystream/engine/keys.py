@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from raystream.engine.asked import Asked
 from raystream.engine.store import FORMAT
-from raystream.pool import File, ReadSpec, Unit
+from raystream.pool import READING, File, ReadSpec, Unit
 from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, TASKS, Acquire, Query
 
 
@@ -48,6 +48,7 @@ def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, outputs
         | _task_parts(query)
         | {
             "format": FORMAT,
+            "reading": READING,
             "file": unit.file.identity,
             "row_groups": unit.row_groups,
             "positions": unit.positions,

@@ -120,14 +120,15 @@ class Worker:
         try:
             pin = self._model.device.type == "cuda"
             with Feed(unit, job.read, job.model.batch_size, pin, job.threads, self._prepare) as feed:
-                quarantined: list[str] = []
+                unfit: dict[int, str] = {}
                 with self._computing:
                     predictor = self._model_for(unit)
                     for chunk in feed:
                         for batch in chunk.batches(job.model.batch_size):
-                            quarantined += self._score_batch(predictor, batch, writer, unit.name)
+                            unfit |= self._score_batch(predictor, batch, writer)
                     writer.compute()
-                quarantined = [str(bad) for bad in feed.bad] + quarantined
+                feed.check(writer.positions, [*(bad.row for bad in feed.bad), *unfit])
+                quarantined = [str(bad) for bad in feed.bad] + [f"{unit.name} row {row}: {unfit[row]}" for row in sorted(unfit)]
                 repeated = len(feed.repeated)
             outputs = writer.finish()
         except ModelError as error:
@@ -198,8 +199,8 @@ class Worker:
             self._job.model.model_copy(update={"logits": None, "probabilities": None, "samples": None, "task": "classes"}), embedding=True
         )
 
-    def _score_batch(self, model: Predictor, batch: Chunk, writer: OutputWriter, name: str) -> list[str]:
-        """Run the model on a batch and hand on its outputs; what is wrong with the rows that are left out."""
+    def _score_batch(self, model: Predictor, batch: Chunk, writer: OutputWriter) -> dict[int, str]:
+        """Run the model on a batch and hand on its outputs; the rows that are left out, and what is wrong with their outputs."""
         prediction = model.predict(batch.inputs)
         wrong = too_large = None
         if not self._is_sound(prediction):
@@ -207,7 +208,7 @@ class Worker:
         if wrong is None and too_large is None:
             # The inputs lie in a buffer that is filled again; logits are kept for longer than that.
             writer.add(batch.ids, batch.rows, self._wanted(_apart(prediction, batch.inputs)))
-            return []
+            return {}
         reasons: dict[int, str] = {}
         for rows, reason in (
             (too_large, "the embedding overflows float16; set model.embedding_dtype to float32"),
@@ -232,7 +233,7 @@ class Worker:
                 )
             ),
         )
-        return [f"{name} row {row}: {reason}" for row, reason in sorted(reasons.items())]
+        return reasons
 
     def _wanted(self, prediction: Prediction) -> Prediction:
         """The prediction; its logits in place of any samples, where they are to be stored like these."""
