@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from raystream.engine.asked import Asked
 from raystream.engine.store import FORMAT
-from raystream.pool import File, ReadSpec, Unit
+from raystream.pool import READING, File, ReadSpec, Unit
 from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, TASKS, Acquire, Query
 
 _text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode
@@ -77,6 +77,7 @@ class UnitKeys:
             | _task_parts(query)
             | {
                 "format": FORMAT,
+                "reading": READING,
                 "id": query.pool.id,
                 "columns": [spec.inputs, spec.shapes, spec.dtypes],
                 "model": self._fingerprint,

@@ -128,6 +128,7 @@ class Worker:
                             self._score_batch(predictor, batch, writer)
                     writer.compute()
                 writer.quarantine.add_read(feed.bad, job.read.id_type)
+                feed.check(writer.positions, writer.quarantine.positions)
                 repeated = len(feed.repeated)
             outputs = writer.finish()
         except ModelError as error:

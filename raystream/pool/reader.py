@@ -26,6 +26,8 @@ from raystream.pool.images import EachRow, decode_images
 from raystream.pool.remote import RemoteParquet
 from raystream.pool.units import Unit
 
+READING = 2
+"""Of which rows are read, and as what; part of units' keys. Before 2, rows came twice in units of more than 16,384 rows with filters."""
 Tensor = npt.NDArray[np.generic]
 Prepare = Callable[[pa.RecordBatch], tuple[tuple[Tensor, ...], Flaws]]
 """A function of the user's that makes the model's tensors of the input columns of some rows, and tells which rows it can't take."""
@@ -137,6 +139,7 @@ def read_unit(
     threads: int = 1,
     prepare: Prepare | None = None,
     note: Callable[[str], None] = ignore,
+    passing: Callable[[npt.NDArray[np.int64]], None] | None = None,
 ) -> Iterator[Rows]:
     """Yield a unit's rows that pass its filters, at most `batch_rows` at a time.
 
@@ -150,6 +153,7 @@ def read_unit(
         threads: that decode images.
         prepare: makes the tensors, where `spec.prepared` says so.
         note: told of each request to object storage that had to be repeated.
+        passing: told of the positions of the rows that pass, bad ones included, before they are decoded.
 
     Raises:
         PoolError: the file is gone, changed or damaged, or holds a bad row and `spec.on_error` is fail.
@@ -162,6 +166,8 @@ def read_unit(
             raise PoolError(f"{unit.name} is not in the file any more; plan the query again")
         group_starts = np.asarray(starts)
         for batch, rows in _selected(unit, spec, parquet, batch_rows, note):
+            if passing is not None:
+                passing(rows)
             tensors = _Tensors(spec, map if pool is None else pool.map, prepare)
             yield from _clean(unit, tensors, cast_columns(batch, unit.casts, unit.name), rows, group_starts)
         if not isinstance(parquet, RemoteParquet):
