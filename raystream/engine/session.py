@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 import uuid
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from raystream.engine.damage import just_written
-from raystream.engine.executor import Event, Executor, InProcess, StartFailed, UnitEnded, WorkerLost, WorkerReady
+from raystream.engine.executor import Event, Executor, InProcess, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady
 from raystream.engine.job import Job, Task, importable_folders
 from raystream.engine.manifest import query_folder
 from raystream.engine.prepare import Prepared
@@ -22,6 +23,7 @@ from raystream.engine.scoring import Scored, Scoring
 from raystream.errors import StoreError, UnitsFailed
 from raystream.figures import number_of
 
+_log = logging.getLogger("raystream")
 _NAMED_FAILURES = 3
 _FEW_UNITS = 2
 """Up to so many, starting a Ray takes longer than scoring them, if they aren't large."""
@@ -68,8 +70,8 @@ class Session:
         if self._executor is not None:
             self._executor.close()
         self._executor = self._scoring = None
-        self._prepared.store.discard(self._token)
-        with suppress(StoreError):  # events only inform
+        with suppress(StoreError):  # a token that is left says nothing, and events only inform
+            self._prepared.store.discard(self._token)
             self._prepared.store.flush()
 
     @property
@@ -159,7 +161,8 @@ class Session:
         from raystream.engine.ray_executor import OnRay, worker_count
 
         cluster = self._prepared.query.cluster
-        return OnRay(job, cluster), worker_count(cluster)
+        grows = not (self._connected and own_ray_wanted(cluster.address))
+        return OnRay(job, cluster), worker_count(cluster, grows=grows)
 
 
 class _Progress:
@@ -187,8 +190,11 @@ class _Progress:
         if isinstance(event, UnitEnded) and isinstance(event.outcome, Receipt):
             self._done += 1
             self._rows += event.outcome.rows
+        if isinstance(event, Told):
+            _log.warning("%s", event.text)
         if event is not None:
-            self._log(event)
+            with suppress(StoreError):  # events only inform
+                self._log(event)
         if self._ready:
             self._reporter.units(self._done, self._units, self._rows, now - self._ready)
 
@@ -202,4 +208,6 @@ class _Progress:
                 entry["repeated_reads"] = outcome.repeated_reads
         if isinstance(event, StartFailed | WorkerLost):
             entry["error"] = str(event.error)
+        if isinstance(event, Told):
+            entry["text"] = event.text
         self._prepared.store.append(f"{self._folder}/events.jsonl", json.dumps(entry).encode() + b"\n")

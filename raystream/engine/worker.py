@@ -23,9 +23,13 @@ from raystream.engine.outputs import OutputWriter
 from raystream.engine.prepared_inputs import preparation
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.reduced import ReducedPredictor
+from raystream.engine.store import WriteBroken
 from raystream.engine.stores import store_at
 from raystream.engine.users_scores import users_score
 from raystream.errors import ClusterError, DataError, ModelError, QueryError, RaystreamError, StoreUnreachable
+from raystream.lake import is_remote
+from raystream.lake.reason import is_outage
+from raystream.lake.retry import Patience, retried
 from raystream.model import (
     Prediction,
     Predictor,
@@ -36,8 +40,11 @@ from raystream.model import (
     load,
     with_local_files,
 )
-from raystream.pool import Unit, UnreachableError
+from raystream.pool import OutageError, Unit, UnreachableError
 
+PATIENCE = Patience(from_start=True)
+_UNIT_PAUSE = 1.0
+"""Seconds before a unit is begun again, at first."""
 _REASONS_KEPT = 3
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -48,6 +55,8 @@ class Failure:
 
     error: RaystreamError
     retry: bool
+    outage: bool = False
+    """Whether a storage was away for longer than it is waited for: no unit is to blame, and no other one would do better."""
 
 
 class Worker:
@@ -56,16 +65,20 @@ class Worker:
     Calls may overlap, from different threads: while one computes, the next one reads and the one before waits for the
     disk. Only one computes at a time.
 
+    Args:
+        job: what all units share.
+        patience: with storages that are away; they have answered the driver, so they are waited for from the start.
+
     Raises:
         ModelError: the model can't be loaded, or isn't the one that was planned with.
         ClusterError: this process doesn't see the driver's store.
     """
 
-    def __init__(self, job: Job) -> None:
-        job = replace(job, model=with_local_files(job.model, job.storage))
+    def __init__(self, job: Job, patience: Patience = PATIENCE) -> None:
+        job = replace(job, model=with_local_files(job.model, job.storage, patience))
         sys.path.extend(p for p in job.import_paths if p not in sys.path and Path(p).exists())
-        self._job = job
-        self._store = store_at(job.store, job.store_storage)
+        self._job, self._patience = job, patience
+        self._store = store_at(job.store, job.store_storage, patience)
         if not self._store.exists(job.token):
             raise ClusterError(
                 f"store {job.store} as this worker sees it lacks what the driver wrote; give store.uri a folder that every node shares"
@@ -168,15 +181,37 @@ class Worker:
         A device that is lost is raised: nothing that this process computes from here on can be trusted.
         """
         try:
-            return self.score(task)
+            return self._in_spite_of_outages(task)
         except (DataError, QueryError) as error:
-            return Failure(error, retry=isinstance(error, UnreachableError | StoreUnreachable))
+            outage = isinstance(error, OutageError | StoreUnreachable)
+            return Failure(error, retry=isinstance(error, UnreachableError) and not outage, outage=outage)
         except Exception as error:
             if is_device_failure(error):
                 raise
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{task.unit.name}: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
             return Failure(RaystreamError(text), retry=True)
+
+    def _in_spite_of_outages(self, task: Task) -> Receipt:
+        """`score`, from the beginning again where a storage went away in the middle of a file, which can't be taken up there."""
+
+        def again() -> Receipt:
+            try:
+                return self.score(task)
+            except WriteBroken as error:
+                self._store.exists(self._job.token)  # which waits until it answers again
+                raise _Interrupted(error) from None
+            except OutageError as error:
+                if is_remote(task.unit.file.path):
+                    raise  # each request has waited by itself
+                raise _Interrupted(error) from None
+
+        try:
+            return retried(
+                again, patience=self._patience, place=f"the storage of {task.unit.name}", errors=(_Interrupted,), first_pause=_UNIT_PAUSE
+            )
+        except _Interrupted as error:
+            raise error.cause from None
 
     def _commit(self, receipt: Receipt) -> Receipt:
         name = f"{unit_folder(receipt.key)}/receipt.json"
@@ -188,8 +223,10 @@ class Worker:
             # The receipt that is there names files that are gone or cut short.
             self._store.put(name, receipt.to_json())
             return receipt
+        kept = {file.name for file in winner.files}
         for file in receipt.files:
-            self._store.discard(file.name)
+            if file.name not in kept:  # it may be our own after all, told to be another's
+                self._store.discard(file.name)
         return winner
 
     def _model_for(self, unit: Unit) -> Predictor:
@@ -262,6 +299,19 @@ class Worker:
             return None
         rows = torch.isinf(embedding.half()).any(dim=1) & torch.isfinite(embedding).all(dim=1)
         return rows if bool(rows.any()) else None
+
+
+class _Interrupted(ConnectionError):
+    """A unit that is to be scored from the beginning again once its storage is back."""
+
+    def __init__(self, cause: DataError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def started(job: Job, patience: Patience = PATIENCE) -> Worker:
+    """A worker, in spite of outages of file systems that its model and the user's code lie on; what it asks of storages waits by itself."""
+    return retried(lambda: Worker(job, patience), patience=patience, place="what a worker starts from", final=lambda e: not is_outage(e))
 
 
 def _kept(values: torch.Tensor | None, keep: torch.Tensor) -> torch.Tensor | None:

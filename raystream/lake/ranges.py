@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from raystream.lake.filesystem import REMOTE_THREADS
-from raystream.lake.retry import ignore, retried
+from raystream.lake.retry import LASTING, ignore, retried
 
 _Result = TypeVar("_Result")
 Range = tuple[int, int]
@@ -41,12 +41,18 @@ class Fetching:
         size: of the file.
         ranges: those wanted.
         note: told of each request that is repeated.
+        place: where it lies, for people.
     """
 
     def __init__(
-        self, read_at: Callable[[int, int], bytes], size: int, ranges: Iterable[Range], note: Callable[[str], None] = ignore
+        self,
+        read_at: Callable[[int, int], bytes],
+        size: int,
+        ranges: Iterable[Range],
+        note: Callable[[str], None] = ignore,
+        place: str = "object storage",
     ) -> None:
-        self._size, self._note, self._read_at = size, note, read_at
+        self._size, self._note, self._read_at, self._place = size, note, read_at, place
         self._ranges = joined(ranges)
 
         def fetch(start: int, stop: int) -> bytes:
@@ -56,7 +62,7 @@ class Fetching:
             return data
 
         def ask(start: int, stop: int) -> Future[bytes]:
-            return in_another_thread(lambda: retried(lambda: fetch(start, stop), note))
+            return in_another_thread(lambda: retried(lambda: fetch(start, stop), note, patience=LASTING, place=place))
 
         self._pieces = [[ask(at, min(at + PIECE, stop)) for at in range(start, stop, PIECE)] for start, stop in self._ranges]
 
@@ -70,7 +76,7 @@ class Fetching:
         blocks = [piece.result() for pieces in self._pieces for piece in pieces]
         starts = [at for start, stop in self._ranges for at in range(start, stop, PIECE)]
         self._pieces = []
-        rest = lambda count, at: retried(lambda: self._read_at(count, at), self._note)  # noqa: E731
+        rest = lambda count, at: retried(lambda: self._read_at(count, at), self._note, patience=LASTING, place=self._place)  # noqa: E731
         return Fetched(starts, blocks, self._size, rest)
 
     def cancel(self) -> None:

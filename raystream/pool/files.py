@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from raystream.errors import PoolError
 from raystream.lake import LOCAL, Storage, filesystem_at, is_final, is_remote, located, own_reason, reason, with_options
 from raystream.lake.filesystem import REMOTE_THREADS
-from raystream.lake.retry import ATTEMPTS, ignore
+from raystream.lake.reason import is_outage
+from raystream.lake.retry import ATTEMPTS, LASTING, ignore, in_words, retried
 from raystream.pool.deletes import Deletes
 from raystream.pool.remote import RemoteParquet, open_remote
 from raystream.pool.table_file import TableFile
@@ -28,6 +29,10 @@ class UnreadableFileError(PoolError):
 
 class UnreachableError(PoolError):
     """A storage that didn't answer, or not in full, in spite of all attempts; another time it may."""
+
+
+class OutageError(UnreachableError):
+    """A storage that is away: it is to be waited for, and says nothing about the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +97,14 @@ def open_parquet(file: File, note: Callable[[str], None] = ignore) -> pq.Parquet
     """
     try:
         if not is_remote(file.path):
-            check_unchanged(file)
-            # Pre-buffering would hold every row group of a unit at once; without it, one at a time.
-            return pq.ParquetFile(file.path, filesystem=filesystem_at(located(file.path))[0], pre_buffer=False)
+            return retried(lambda: _opened_here(file), patience=LASTING, place=f"the disk of {file.path}", final=lambda e: not is_outage(e))
         source, now = _opened(file, note)
         _same(file, now)
         return RemoteParquet(source, now.identity, note)
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, PoolError):
             raise
-        if is_remote(file.path) and not isinstance(error, pa.ArrowInvalid):
+        if is_outage(error) or (is_remote(file.path) and not isinstance(error, pa.ArrowInvalid)):
             raise unreadable(file, f"{file.path} can't be read", error) from None
         raise UnreadableFileError(f"{file.path} can't be read as Parquet: {one_line(error)}; repair or remove the file") from None
 
@@ -127,6 +130,9 @@ def pinned(file: File, parquet: pq.ParquetFile | RemoteParquet) -> File:
 
 def unreadable(file: File, what: str, error: BaseException) -> PoolError:
     """The error for a file that Arrow or a storage wouldn't read; `what` names it and says what couldn't be done."""
+    if is_outage(error):
+        waited = f", waited for it for {in_words(LASTING.seconds)}" if is_remote(file.path) else ""
+        return OutageError(f"{what}: {one_line(error)}{waited}; run the query again once the storage answers")
     if not is_remote(file.path) or not isinstance(error, OSError):
         return PoolError(f"{what}: {one_line(error)}; repair or remove the file")
     if isinstance(error, FileNotFoundError):
@@ -145,6 +151,12 @@ def threads_for(files: Sequence[File], threads: int) -> int:
 def one_line(error: BaseException) -> str:
     """The first line of an error of Arrow's or a storage's, without its full stop."""
     return reason(error)
+
+
+def _opened_here(file: File) -> pq.ParquetFile:
+    check_unchanged(file)
+    # Pre-buffering would hold every row group of a unit at once; without it, one at a time.
+    return pq.ParquetFile(file.path, filesystem=filesystem_at(located(file.path))[0], pre_buffer=False)
 
 
 def _opened(file: File, note: Callable[[str], None]) -> tuple[pa.NativeFile, File]:

@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raystream.lake.ranges import Fetching, Range, in_another_thread
-from raystream.lake.retry import ignore, retried
+from raystream.lake.retry import LASTING, ignore, retried
 
 READ_AHEAD = 16 << 20
 """Bytes fetched at a time, unless one row group is more; while they are decoded, as many are on their way."""
@@ -129,7 +129,7 @@ class RemoteParquet:
 
     def _fetch(self, run: Sequence[int], leaves: Sequence[int]) -> Fetching:
         wanted = chain.from_iterable(self._ranges(group, leaves) for group in run)
-        return Fetching(self._source.read_at, self._size, wanted, self._note)
+        return Fetching(self._source.read_at, self._size, wanted, self._note, _bucket(self.version[0]))
 
 
 def _within(path: str, names: set[str]) -> bool:
@@ -148,12 +148,17 @@ def _footer(source: pa.NativeFile, version: tuple[str, int, str], note: Callable
     with _footers_lock:
         known = _footers.get(version)
     if known is None:
-        known = retried(lambda: pq.read_metadata(source), note)
+        known = retried(lambda: pq.read_metadata(source), note, patience=LASTING, place=_bucket(version[0]))
         with _footers_lock:
             _footers[version] = known
             while len(_footers) > _FOOTERS_KEPT:
                 _footers.popitem(last=False)
     return known
+
+
+def _bucket(path: str) -> str:
+    """What is waited for when a file doesn't come, by the file's path or URI."""
+    return f"bucket {path.rpartition('://')[2].partition('/')[0]}"
 
 
 def open_remote(filesystem: pafs.FileSystem, path: str, note: Callable[[str], None] = ignore) -> tuple[pa.NativeFile, str | None]:
@@ -163,7 +168,8 @@ def open_remote(filesystem: pafs.FileSystem, path: str, note: Callable[[str], No
         FileNotFoundError: there is none.
         OSError: it can't be opened in spite of all attempts.
     """
-    source = retried(lambda: filesystem.open_input_file(path), note)
+    # Whoever opens a file has listed it, so its storage is there, and is waited for.
+    source = retried(lambda: filesystem.open_input_file(path), note, patience=LASTING, place=_bucket(path))
     facts = {str(key).lower(): value for key, value in (source.metadata() or {}).items()}
     tag = facts.get("etag")
     return source, (tag.decode() if isinstance(tag, bytes) else tag).strip('"') if tag else None
