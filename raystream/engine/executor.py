@@ -85,7 +85,7 @@ class InProcess:
         self._inboxes: dict[int, queue.Queue[tuple[int, Task] | None]] = {}
         self._threads: list[threading.Thread] = []
         self._closed = threading.Event()
-        self._patience = replace(PATIENCE, pause=self._closed.wait)
+        self._patience = replace(PATIENCE, pause=self.pause)
         self._loading = threading.Lock()
         self._threads_before = torch.get_num_threads()
 
@@ -114,6 +114,10 @@ class InProcess:
         for thread in self._threads:
             thread.join()
         torch.set_num_threads(self._threads_before)
+
+    def pause(self, seconds: float) -> bool:
+        """Wait for a storage that is away; whether the run ended meanwhile."""
+        return self._closed.wait(seconds)
 
     def _work(self, worker: int) -> None:
         try:

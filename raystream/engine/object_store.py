@@ -149,9 +149,10 @@ class ObjectStore:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[pa.NativeFile]:
-        writer = HashingWriter(obstore.open_writer(self._bucket, name, buffer_size=PART_BYTES, max_concurrency=_PARTS_AT_A_TIME))
         try:
             with self._ask.explained(name, "written"):
+                opened = obstore.open_writer(self._bucket, name, buffer_size=PART_BYTES, max_concurrency=_PARTS_AT_A_TIME)
+                writer = HashingWriter(opened)
                 try:
                     with pa.PythonFile(writer, "wb") as file:
                         yield file

@@ -98,7 +98,8 @@ class Placing:
         total = {name: sum(resources.get(name, 0.0) for resources in machines) for name in self._needed}
         short = [name for name, amount in self._needed.items() if total[name] < amount]
         if short:
-            return f"needed {', '.join(f'{name}: {self._needed[name]:g} a {self._noun}, the cluster has {total[name]:g}' for name in short)}"
+            each = (f"{name}: {self._needed[name]:g} a {self._noun}, the cluster has {total[name]:g}" for name in short)
+            return f"needed {'; '.join(each)}"
         if not any(all(resources.get(name, 0.0) >= amount for name, amount in self._needed.items()) for resources in machines):
             return f"none of its {number_of(len(machines), 'node')} has {self._size}"
         return f"others hold it, free are {', '.join(f'{name}: {free.get(name, 0.0):g} of {total[name]:g}' for name in self._needed)}"
