@@ -49,7 +49,7 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
     from raystream.engine.prepare import prepare, write_plan
     from raystream.engine.result import read_result
     from raystream.engine.session import Session
-    from raystream.engine.stages import all_receipts, commit, flat_scores, score_warnings, scored_pool
+    from raystream.engine.stages import all_receipts, commit, flat_scores, model_notes, score_warnings, scored_pool, with_class_names
     from raystream.engine.stores import refuse_in_store
     from raystream.exchange.tables import check_output
     from raystream.pool import refuse_among
@@ -72,6 +72,7 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
     planned = time.perf_counter()
     with Session(prepared, reporter) as session:
         receipts = all_receipts(prepared, session)
+        prepared = with_class_names(prepared, receipts)
         scored = time.perf_counter()
         reporter.stage("Merging the scores")
         pool, notes = with_epig(prepared, scored_pool(prepared, receipts, session), session if may_score else None)
@@ -87,6 +88,7 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
         calibrate=fitting,
     )
     warnings = [*score_warnings(prepared, receipts, session), *flat_scores(prepared, pool), *notes, *covered.warnings, *batch.warnings]
+    warnings += model_notes(receipts)
     return _with_output(query, commit(prepared, pool, batch, session, seconds, warnings, covered))
 
 
@@ -127,7 +129,7 @@ def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fi
     from raystream.engine.quarantine import named, quarantined_rows
     from raystream.engine.result import Scores
     from raystream.engine.session import Session
-    from raystream.engine.stages import all_receipts, score_warnings, scored_pool
+    from raystream.engine.stages import all_receipts, model_notes, score_warnings, scored_pool, with_class_names
 
     began = time.perf_counter()
     reporter.stage("Reading the pool's footers")
@@ -137,6 +139,7 @@ def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fi
     planned = time.perf_counter()
     with Session(prepared, reporter) as session:
         receipts = all_receipts(prepared, session)
+        prepared = with_class_names(prepared, receipts)
         pool, notes = with_epig(prepared, scored_pool(prepared, receipts, session), session)
         covered = cover(prepared, pool, session)
     scoring = time.perf_counter() - planned - session.start_seconds
@@ -147,7 +150,7 @@ def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fi
         rows=len(pool),
         units_scored=session.units_scored,
         units_reused=len(prepared.tasks) - len(prepared.missing),
-        warnings=(*score_warnings(prepared, receipts, session), *notes, *covered.warnings),
+        warnings=(*score_warnings(prepared, receipts, session), *notes, *covered.warnings, *model_notes(receipts)),
         seconds=seconds,
         quarantined=tuple(named(quarantined_rows(prepared.store, every), sum(receipt.quarantined for receipt in every))),
     )

@@ -15,6 +15,9 @@ from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, TASKS, Acquire, Query
 
 _text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode
 
+_OUTPUTS = 1
+"""Of what is made of a model's outputs: raised when the same model comes to give other numbers for the same rows."""
+
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(_text(value).encode()).hexdigest()
@@ -86,6 +89,7 @@ class UnitKeys:
                 "samples": outputs.samples,
                 "mc_dropout": [query.acquire.mc_samples, query.seed] if query.acquire.mc_samples else None,
                 "precision": model.precision,
+                "outputs": [_OUTPUTS, *(member.output for member in model.members or [model])],
                 "batch_size": model.batch_size,
                 "temperature": model.temperature,
                 **_inputs(spec),
@@ -171,7 +175,7 @@ def query_identity(
 
 
 _LATER: dict[str, dict[str, Any]] = {
-    "model": {"task": "classes"},
+    "model": {"task": "classes", "output": "logits"},
     "acquire": {"class_weights": {}, "targets": [], "args": {}},
 }
 """Keys of the query's sections that came after the first queries were committed, and their defaults."""

@@ -146,9 +146,12 @@ def pool_plan(query: Query, pool: Pool, also: Sequence[str] = ()) -> PoolPlan:
         also: further columns that are read for some rows.
     """
     model = query.model
+    if model.kind == "columns":
+        # by names, so that a column of single numbers isn't stacked with others, and may stand beside lists
+        pool = pool.model_copy(update={"inputs": {f"input {place}": name for place, name in enumerate(input_columns(model))}})
     plan = plan_pool(
         pool,
-        input_columns(model) if model.kind == "columns" else pool.input_columns,
+        pool.input_columns,
         query.on_error,
         masked=[column for column in (model.logits, model.samples) if column],
         also=also,

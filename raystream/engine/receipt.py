@@ -22,9 +22,10 @@ class Receipt:
 
     `rows` counts the rows scored, after filters and quarantine. `batch_size` is smaller than the query's when the
     device ran out of memory. `members` is how many opinions of a row there were, None for one alone. `state_hash` is
-    of the model's tensors as loaded, the same in every worker. `repeated_reads` counts the requests to object storage
-    that broke and were made again. `quarantine` is the file of all rows left out, None if there are none; `quarantine_reasons`
-    says what is wrong with the first few.
+    of the model's tensors as loaded, the same in every worker; `class_labels` what the model itself calls its classes, and `notes` what
+    is to be said of it, where there is anything. `repeated_reads` counts the requests to object storage that broke and were made
+    again. `quarantine` is the file of all rows left out, None if there are none; `quarantine_reasons` says what is wrong with the
+    first few.
     """
 
     key: str
@@ -45,6 +46,8 @@ class Receipt:
     seconds: float
     repeated_reads: int = 0
     quarantine: StoredFile | None = None
+    class_labels: tuple[str | int | float | bool, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[StoredFile]:
@@ -65,6 +68,8 @@ class Receipt:
         return cls(
             scores=StoredFile(**fields.pop("scores")),
             quarantine_reasons=tuple(fields.pop("quarantine_reasons")),
+            class_labels=None if (labels := fields.pop("class_labels", None)) is None else tuple(labels),
+            notes=tuple(fields.pop("notes", ())),
             **fields,
         )
 

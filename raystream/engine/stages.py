@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
+from raystream.engine.class_labels import named_classes
 from raystream.engine.manifest import Counts, Manifest, Seconds, query_folder, versions
 from raystream.engine.merge import ScoredPool, merge
 from raystream.engine.prepare import Prepared, write_plan
@@ -55,6 +57,11 @@ def scored_pool(prepared: Prepared, receipts: Sequence[Receipt], session: Sessio
     return pool
 
 
+def with_class_names(prepared: Prepared, receipts: Sequence[Receipt]) -> Prepared:
+    """The query with the names of the model's classes, where it gives none and the model has some."""
+    return replace(prepared, classes=named_classes(prepared.classes, receipts))
+
+
 def score_warnings(prepared: Prepared, receipts: Sequence[Receipt], session: Session) -> list[str]:
     """What the scoring has to say to the user."""
     warnings = [*(prepared.calibration.warnings if prepared.calibration else ()), *prepared.pool.warnings, *session.warnings]
@@ -71,6 +78,11 @@ def score_warnings(prepared: Prepared, receipts: Sequence[Receipt], session: Ses
     if smallest < asked:
         warnings.append(f"the device ran out of memory and batches were cut from {asked} to {smallest} rows; scores agree to 1e-6")
     return warnings
+
+
+def model_notes(receipts: Sequence[Receipt]) -> list[str]:
+    """What the workers that scored the units have to say of the model."""
+    return list(dict.fromkeys(note for receipt in receipts for note in receipt.notes))
 
 
 def flat_scores(prepared: Prepared, pool: ScoredPool) -> list[str]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from raystream.engine.asked import Asked
 from raystream.engine.calibration import with_temperature
 from raystream.engine.choosing import choose_batch
+from raystream.engine.class_labels import named_classes
 from raystream.engine.covered import Covered, covered_by
 from raystream.engine.damage import damaged
 from raystream.engine.job import Task
@@ -196,7 +197,7 @@ def _prepared(
         query=query.model_copy(update={"pool": query.pool.model_copy(update={"keep": []})}),
         store=store,
         pool=plan,
-        classes=_classes(manifest),
+        classes=named_classes(_classes(manifest), [unit.receipt for unit in units]),
         labelled=labelled,
         fingerprint=manifest.fingerprint,
         identity=manifest.identity,

@@ -17,6 +17,7 @@ import torch
 
 from raystream.engine.epig_unit import score_epig
 from raystream.engine.feed import Chunk, Feed
+from raystream.engine.first_rows import first_rows, probe
 from raystream.engine.further_scores import FurtherScores
 from raystream.engine.job import Job, Task
 from raystream.engine.outputs import OutputWriter
@@ -31,6 +32,7 @@ from raystream.lake import is_remote
 from raystream.lake.reason import is_outage
 from raystream.lake.retry import Patience, retried
 from raystream.model import (
+    PROBE_ROWS,
     Prediction,
     Predictor,
     bad_output_rows,
@@ -84,7 +86,7 @@ class Worker:
                 f"store {job.store} as this worker sees it lacks what the driver wrote; give store.uri a folder that every node shares"
             )
         _set_threads(job.threads)
-        self._model: Predictor = load(
+        promised = load(
             job.model,
             embedding=job.embedding or job.asked.gradients,
             mc_samples=job.mc_samples,
@@ -93,8 +95,6 @@ class Worker:
             gradient_classes=job.asked.egl_classes,
             names=job.read.names,
         )
-        if job.reduction is not None:
-            self._model = ReducedPredictor(self._model, job.reduction)
         if fingerprint(job.model) != job.fingerprint:
             raise ModelError("the model's weights or source changed while the query was being started; run it again")
         self._functions = [users_score(path) for path, _ in job.asked.functions]
@@ -102,6 +102,11 @@ class Worker:
         if changed:
             raise ModelError(f"the source of acquisition function {changed} changed while the query was being started; run it again")
         self._prepare = preparation(job.read)
+        first = first_rows(job.first, job.read, min(job.model.batch_size, PROBE_ROWS), self._prepare, job.threads)
+        if first is not None:
+            probe(promised, first, lenient=True)
+        self._promised = promised
+        self._model: Predictor = promised if job.reduction is None else ReducedPredictor(promised, job.reduction)
         self._computing = threading.Lock()
 
     def score(self, task: Task) -> Receipt:
@@ -129,7 +134,7 @@ class Worker:
             embedding=job.embedding,
             probabilities=job.probabilities,
             samples=job.samples,
-            further=FurtherScores(job.asked, self._functions, model.temperature_value),
+            further=FurtherScores(job.asked, self._functions, model.temperature_value, self._promised.class_labels),
         )
         try:
             pin = self._model.device.type == "cuda"
@@ -172,6 +177,8 @@ class Worker:
             bytes_read=unit.bytes,
             seconds=time.perf_counter() - started,
             repeated_reads=repeated,
+            class_labels=self._promised.class_labels,
+            notes=self._promised.notes,
         )
         return self._commit(receipt)
 
