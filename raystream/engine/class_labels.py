@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 
 from raystream.errors import LabelsError
-from raystream.pool import File
-
-Places = Sequence[tuple[File, int]]
-"""The file of each row, and the row in it."""
+from raystream.pool import Places
 
 
 def check_label_type(who: str, type_: pa.DataType, named: bool) -> None:

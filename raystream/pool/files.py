@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from raystream.errors import PoolError
 from raystream.lake import LOCAL, Storage, filesystem_at, is_final, is_remote, located, own_reason, reason, with_options
 from raystream.lake.filesystem import REMOTE_THREADS
-from raystream.lake.retry import ATTEMPTS, ignore
+from raystream.lake.retry import ATTEMPTS, ignore, retried
 from raystream.pool.deletes import Deletes
 from raystream.pool.remote import RemoteParquet, open_remote
 from raystream.pool.table_file import TableFile
+from raystream.pool.text_files import TextIds, TextParquet, open_text, text_format
 
 _WITHOUT = " without "
 """Between a file's version and the digest of its deleted rows, in its identity."""
@@ -42,6 +43,7 @@ class File:
         deletes: of the table that lists the file, if there are any; in a unit, those among its rows.
         table: what that table says of the columns, while planning.
         storage: how to reach it.
+        ids: of a file of text, how its column of ids is read.
     """
 
     path: str
@@ -51,6 +53,7 @@ class File:
     deletes: Deletes | None = None
     table: TableFile | None = field(default=None, compare=False, repr=False)
     storage: Storage = LOCAL
+    ids: TextIds | None = None
 
     @property
     def identity(self) -> tuple[str, int, str]:
@@ -81,7 +84,7 @@ def known_files(identities: Iterable[tuple[str, int, str]], storage: Storage = L
 
 
 def open_parquet(file: File, note: Callable[[str], None] = ignore) -> pq.ParquetFile | RemoteParquet:
-    """Open a file and read its footer, provided that it is still the one that was listed.
+    """Open a file and read its footer, provided that it is still the one that was listed; one of text is read and made into Parquet.
 
     Args:
         file: as listed.
@@ -91,6 +94,8 @@ def open_parquet(file: File, note: Callable[[str], None] = ignore) -> pq.Parquet
         PoolError: the file is gone or was changed; UnreadableFileError if it isn't Parquet, UnreachableError if it didn't come.
     """
     try:
+        if text_format(file.path):
+            return _open_text(file, note)
         if not is_remote(file.path):
             check_unchanged(file)
             # Pre-buffering would hold every row group of a unit at once; without it, one at a time.
@@ -122,7 +127,7 @@ def check_unchanged(file: File, note: Callable[[str], None] = ignore) -> None:
 
 def pinned(file: File, parquet: pq.ParquetFile | RemoteParquet) -> File:
     """The file as it was when opened: of one in object storage, whose listing knows no more than the time, with its ETag."""
-    return replace(file, version=parquet.version[2]) if isinstance(parquet, RemoteParquet) else file
+    return replace(file, version=parquet.version[2]) if isinstance(parquet, RemoteParquet | TextParquet) else file
 
 
 def unreadable(file: File, what: str, error: BaseException) -> PoolError:
@@ -145,6 +150,17 @@ def threads_for(files: Sequence[File], threads: int) -> int:
 def one_line(error: BaseException) -> str:
     """The first line of an error of Arrow's or a storage's, without its full stop."""
     return reason(error)
+
+
+def _open_text(file: File, note: Callable[[str], None]) -> TextParquet:
+    if not is_remote(file.path):
+        check_unchanged(file)
+        with filesystem_at(located(file.path))[0].open_input_file(located(file.path).path) as local:
+            return open_text((file.path, file.size, file.version), file.ids, local.read)
+    source, now = _opened(file, note)
+    with source:
+        _same(file, now)
+        return open_text((now.path, now.size, now.version), file.ids, lambda: retried(lambda: source.read_at(now.size, 0), note))
 
 
 def _opened(file: File, note: Callable[[str], None]) -> tuple[pa.NativeFile, File]:
