@@ -12,11 +12,16 @@ from raystream.engine.merge import ScoredPool
 from raystream.engine.named import Named
 from raystream.engine.pool_columns import read_cost, read_quotas
 from raystream.engine.prepare import Prepared
+from raystream.pool.id_hashes import BLOCK_ROWS, id_blocks, id_bytes
 from raystream.selection import Constraints, Cost, Quota, draw, random_order, row_hash, top_k, walk
+from raystream.selection.hashing import bytes_hash
 from raystream.selection.ranking import lowest
 
 _SPARE = 2
 """Candidates of a group with a floor, for each row that must come from it: near-duplicates and costs may block some."""
+
+_AT_ONCE = 1 << 20
+"""Rows whose scores are compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -51,35 +56,56 @@ def enter(prepared: Prepared, pool: ScoredPool, labelled: np.ndarray, named: Nam
     eligible = int(free.sum())
     must = named.must_include
     free[must] = False
-    drawn = _drawn(prepared, pool, np.flatnonzero(free), must)
+    drawn = _drawn(prepared, pool, free, must)
     free[drawn] = False
     given = np.concatenate([must, drawn])
-    kept = _ahead(prepared, pool, np.flatnonzero(free), given)
-    if len(kept) + len(given) == len(pool):
+    left, limit = int(free.sum()), prepared.query.select.candidate_limit
+    limited = limit is not None and limit < left
+    if limited:
+        rows = np.union1d(_ahead(prepared, pool, free, given), given)
+    elif left + len(given) == len(pool):
         return Entrants(None, must, drawn, eligible, limited=False)
-    rows = np.union1d(kept, given)
-    return Entrants(rows, np.searchsorted(rows, must), np.searchsorted(rows, drawn), eligible, limited=len(kept) < free.sum())
+    else:
+        free[given] = True
+        rows = np.flatnonzero(free)
+    return Entrants(rows, np.searchsorted(rows, must), np.searchsorted(rows, drawn), eligible, limited=len(rows) < left + len(given))
 
 
 def hashes(pool: ScoredPool, seed: int, rows: np.ndarray | None) -> np.ndarray:
-    """(n,) uint64 hashes of the rows' ids."""
-    ids = pool.ids if rows is None else pool.ids.take(pa.array(rows))
-    return row_hash(seed, ids.to_numpy() if pa.types.is_integer(ids.type) else ids.to_pylist())
+    """(n,) uint64 hashes of the rows' ids, ascending or not; of all rows for None."""
+    found = np.empty(len(pool) if rows is None else len(rows), np.uint64)
+    if rows is None:
+        for start, block in id_blocks(pool.ids):
+            found[start : start + len(block)] = _hashes(seed, block)
+        return found
+    for start in range(0, len(rows), BLOCK_ROWS):
+        found[start : start + BLOCK_ROWS] = _hashes(seed, pool.ids_at(rows[start : start + BLOCK_ROWS]))
+    return found
 
 
-def _ahead(prepared: Prepared, pool: ScoredPool, free: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Those of the `free` rows that the pre-filter by score lets through, ascending, and enough of every group with a floor.
+def _hashes(seed: int, ids: pa.Array) -> np.ndarray:
+    return row_hash(seed, ids.to_numpy()) if pa.types.is_integer(ids.type) else bytes_hash(seed, *id_bytes(ids))
+
+
+def _ahead(prepared: Prepared, pool: ScoredPool, mask: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Those of the free rows that the pre-filter by score lets through, ascending, and enough of every group with a floor.
 
     These are the best of the group by score, and where the batch, which `given` are in already, couldn't pay for them, the cheapest.
+
+    Args:
+        prepared: the query, which has a limit of candidates.
+        pool: its scored rows.
+        mask: (n,) which of them are free.
+        given: those that are candidates anyway.
     """
     limit = prepared.query.select.candidate_limit
-    if limit is None or limit >= len(free):
-        return free
+    assert limit is not None
     assert pool.score is not None
+    if not any(quota.min is not None for quota in prepared.query.select.quotas):
+        return _best(pool.score, mask, limit)
+    free = np.flatnonzero(mask)
     score = pool.score[free]
     kept = top_k(score, limit)
-    if not any(quota.min is not None for quota in prepared.query.select.quotas):
-        return np.sort(free[kept])
     rows = np.concatenate([free, given])
     quotas, cost = read_quotas(prepared, pool, rows, prepared.query.select.budget), read_cost(prepared, pool, rows)
     kept = np.unique(np.concatenate([kept, *(some for quota in quotas for some in _first_of_groups(quota, -score, len(free)))]))
@@ -90,6 +116,18 @@ def _ahead(prepared: Prepared, pool: ScoredPool, free: np.ndarray, given: np.nda
             cheap = [some for quota in quotas for some in _first_of_groups(quota, cost.column[: len(free)], len(free))]
             kept = np.unique(np.concatenate([kept, *cheap]))
     return np.asarray(free[kept])
+
+
+def _best(score: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
+    """The `count` masked rows of the highest scores, ties to the lower row, ascending; some at a time, so that no copy of all is made."""
+    found = np.empty(0, np.int64)
+    for start in range(0, len(score), _AT_ONCE):
+        block = start + np.flatnonzero(mask[start : start + _AT_ONCE])
+        found = np.concatenate([found, block[np.sort(top_k(score[block], count))]])
+        if len(found) >= 2 * count:
+            found = found[np.sort(top_k(score[found], count))]
+    rows: np.ndarray = found[np.sort(top_k(score[found], count))]
+    return rows
 
 
 def _first_of_groups(quota: Quota, key: np.ndarray, count: int) -> list[np.ndarray]:
@@ -110,12 +148,13 @@ def _price(quota: Quota, cost: Cost, rows: np.ndarray, given: np.ndarray) -> flo
     return price
 
 
-def _drawn(prepared: Prepared, pool: ScoredPool, free: np.ndarray, must: np.ndarray) -> np.ndarray:
-    """The rows of `select.random_share`: the first by hash among `free`, which caps and costs may pass over."""
+def _drawn(prepared: Prepared, pool: ScoredPool, mask: np.ndarray, must: np.ndarray) -> np.ndarray:
+    """The rows of `select.random_share`: the first by hash among the masked ones, which caps and costs may pass over."""
     select = prepared.query.select
-    count = min(round(select.random_share * select.budget), select.budget - len(must), len(free))
+    count = min(round(select.random_share * select.budget), select.budget - len(must), int(mask.sum()))
     if count <= 0:
         return np.empty(0, dtype=np.int64)
+    free = np.flatnonzero(mask)
     keys = draw(hashes(pool, prepared.query.seed, free), "random_share")
     if not select.quotas and select.cost is None:
         return np.asarray(free[random_order(keys, count)])

@@ -25,6 +25,7 @@ from raystream.engine.class_labels import check_label_type, check_possible, clas
 from raystream.engine.embeddings import VectorFiles
 from raystream.engine.keys import Wanted
 from raystream.engine.merge import check_same_model, read_all
+from raystream.engine.pool_columns import places_in
 from raystream.engine.prepare import Prepared, find_scored, pool_plan
 from raystream.engine.progress import Reporter
 from raystream.engine.receipt import Receipt
@@ -139,8 +140,10 @@ def _prepare(query: Query, *, look_only: bool = False) -> Prepared:
 
 def _fit(prepared: Prepared, label: str, receipts: Sequence[Receipt], warnings: Sequence[str], began: float) -> Calibration:
     check_same_model(receipts)
-    file_of = {task.unit.name: task.unit.file for task in prepared.tasks}
-    places = [(file_of[receipt.unit], int(row)) for receipt in receipts for row in _rows(prepared.store, receipt)]
+    units = np.repeat(np.arange(len(receipts)), [receipt.rows for receipt in receipts])
+    tables = read_all(prepared.store, receipts, ["row"])
+    rows = np.concatenate([np.empty(0, np.int64), *(table.column(0).to_numpy() for table in tables)])
+    places = places_in(prepared, receipts, units, rows)
     if len(places) < LEAST_ROWS:
         raise LabelsError(
             f"model.temperature: {', '.join(prepared.given.model.calibration_files)} holds {len(places)} rows to fit a temperature on, "
@@ -202,13 +205,6 @@ def _no_gain(before: float, after: float) -> list[str]:
         f"the calibration error grew from {before:.4f} to {after:.4f}, although the labels became likelier: "
         "the model was about as sure as it should be"
     ]
-
-
-def _rows(store: Store, receipt: Receipt) -> np.ndarray:
-    """(n,) where the scored rows stand in their file."""
-    [table] = read_all(store, [receipt], ["row"])
-    rows: np.ndarray = table.column(0).to_numpy()
-    return rows
 
 
 def _samples(store: Store, receipt: Receipt) -> np.ndarray:

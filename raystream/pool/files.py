@@ -17,6 +17,7 @@ from raystream.lake.retry import ATTEMPTS, LASTING, ignore, in_words, retried
 from raystream.pool.deletes import Deletes
 from raystream.pool.remote import RemoteParquet, open_remote
 from raystream.pool.table_file import TableFile
+from raystream.pool.text_files import TextIds, TextParquet, open_text, text_format
 
 _WITHOUT = " without "
 """Between a file's version and the digest of its deleted rows, in its identity."""
@@ -47,6 +48,7 @@ class File:
         deletes: of the table that lists the file, if there are any; in a unit, those among its rows.
         table: what that table says of the columns, while planning.
         storage: how to reach it.
+        ids: of a file of text, how its column of ids is read.
     """
 
     path: str
@@ -56,6 +58,7 @@ class File:
     deletes: Deletes | None = None
     table: TableFile | None = field(default=None, compare=False, repr=False)
     storage: Storage = LOCAL
+    ids: TextIds | None = None
 
     @property
     def identity(self) -> tuple[str, int, str]:
@@ -86,7 +89,7 @@ def known_files(identities: Iterable[tuple[str, int, str]], storage: Storage = L
 
 
 def open_parquet(file: File, note: Callable[[str], None] = ignore) -> pq.ParquetFile | RemoteParquet:
-    """Open a file and read its footer, provided that it is still the one that was listed.
+    """Open a file and read its footer, provided that it is still the one that was listed; one of text is read and made into Parquet.
 
     Args:
         file: as listed.
@@ -96,6 +99,8 @@ def open_parquet(file: File, note: Callable[[str], None] = ignore) -> pq.Parquet
         PoolError: the file is gone or was changed; UnreadableFileError if it isn't Parquet, UnreachableError if it didn't come.
     """
     try:
+        if text_format(file.path):
+            return _open_text(file, note)
         if not is_remote(file.path):
             return retried(lambda: _opened_here(file), patience=LASTING, place=f"the disk of {file.path}", final=lambda e: not is_outage(e))
         source, now = _opened(file, note)
@@ -125,7 +130,7 @@ def check_unchanged(file: File, note: Callable[[str], None] = ignore) -> None:
 
 def pinned(file: File, parquet: pq.ParquetFile | RemoteParquet) -> File:
     """The file as it was when opened: of one in object storage, whose listing knows no more than the time, with its ETag."""
-    return replace(file, version=parquet.version[2]) if isinstance(parquet, RemoteParquet) else file
+    return replace(file, version=parquet.version[2]) if isinstance(parquet, RemoteParquet | TextParquet) else file
 
 
 def unreadable(file: File, what: str, error: BaseException) -> PoolError:
@@ -157,6 +162,17 @@ def _opened_here(file: File) -> pq.ParquetFile:
     check_unchanged(file)
     # Pre-buffering would hold every row group of a unit at once; without it, one at a time.
     return pq.ParquetFile(file.path, filesystem=filesystem_at(located(file.path))[0], pre_buffer=False)
+
+
+def _open_text(file: File, note: Callable[[str], None]) -> TextParquet:
+    if not is_remote(file.path):
+        check_unchanged(file)
+        with filesystem_at(located(file.path))[0].open_input_file(located(file.path).path) as local:
+            return open_text((file.path, file.size, file.version), file.ids, local.read)
+    source, now = _opened(file, note)
+    with source:
+        _same(file, now)
+        return open_text((now.path, now.size, now.version), file.ids, lambda: retried(lambda: source.read_at(now.size, 0), note, patience=LASTING, place=now.path))
 
 
 def _opened(file: File, note: Callable[[str], None]) -> tuple[pa.NativeFile, File]:

@@ -45,6 +45,7 @@ class PoolPlan:
         keep_schema: the kept columns, and those read for candidates, with their types, as `read_columns_at` takes it.
         warnings: sentences for the user.
         tables: the tables that the files were listed by, each at one version.
+        unreadable: how many files were left out, whose footers can't be read.
     """
 
     footers: tuple[Footer, ...]
@@ -55,6 +56,7 @@ class PoolPlan:
     keep_schema: pa.Schema
     warnings: tuple[str, ...]
     tables: tuple[TableVersion, ...] = ()
+    unreadable: int = 0
 
     @property
     def files(self) -> tuple[File, ...]:
@@ -152,7 +154,7 @@ def plan_pool(
     spec = ReadSpec(pool.id, _id_type(pool.id, types), marked, on_error, pool.input_names, prepared, wide)
     keep = pa.schema([pa.field(name, plain_type(types[name])) for name in later])
     warnings = (*_left_out(unreadable), *_large_row_group(footers, units, spec))
-    return PoolPlan(tuple(footers), tuple(units), spec, filters, folders, keep, warnings, tables)
+    return PoolPlan(tuple(footers), tuple(units), spec, filters, folders, keep, warnings, tables, len(unreadable))
 
 
 def _check_names(pool: Pool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -16,7 +17,35 @@ from raystream.pool.files import File, open_parquet, threads_for, unreadable
 from raystream.pool.filters import partition_value
 
 
-def read_columns_at(places: Sequence[tuple[File, int]], schema: pa.Schema) -> pa.Table:
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where rows are: (n,) the number of each row's file among `files`, and its position in it; there may be as many as a pool has rows."""
+
+    files: tuple[File, ...]
+    of: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.int64]
+
+    @classmethod
+    def of_pairs(cls, pairs: Sequence[tuple[File, int]]) -> Places:
+        """The same of files and rows given one by one."""
+        files = {file.path: file for file, _ in pairs}
+        numbers = {path: number for number, path in enumerate(files)}
+        of = np.array([numbers[file.path] for file, _ in pairs], dtype=np.int32)
+        return cls(tuple(files.values()), of, np.array([row for _, row in pairs], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[File, int]:
+        return self.files[self.of[index]], int(self.rows[index])
+
+    @property
+    def paths(self) -> pa.Array:
+        """(n,) each row's file."""
+        return pa.array([file.path for file in self.files], pa.string()).take(pa.array(self.of))
+
+
+def read_columns_at(places: Places | Sequence[tuple[File, int]], schema: pa.Schema) -> pa.Table:
     """Columns of chosen rows, in the order given; only the row groups that hold them are read, one at a time.
 
     Args:
@@ -26,18 +55,21 @@ def read_columns_at(places: Sequence[tuple[File, int]], schema: pa.Schema) -> pa
     Raises:
         PoolError: a file is gone, changed or damaged.
     """
-    if not places:
+    if not isinstance(places, Places):
+        places = Places.of_pairs(places)
+    if not len(places):
         return schema.empty_table()
-    files = {file.path: file for file, _ in places}
-    numbers = {path: number for number, path in enumerate(sorted(files))}
-    of = np.array([numbers[file.path] for file, _ in places])
-    rows = np.array([row for _, row in places], dtype=np.int64)
-    order = np.lexsort((rows, of))
-    with ThreadPoolExecutor(threads_for(list(files.values()), 1)) as executor:
-        tables = executor.map(lambda path: _read_file(files[path], rows[order[of[order] == numbers[path]]], schema), numbers)
+    order = np.lexsort((places.rows, places.of))
+    rows = places.rows[order]
+    edges = np.searchsorted(places.of[order], np.arange(len(places.files) + 1))
+    held = [(file, low, high) for file, low, high in zip(places.files, edges, edges[1:], strict=False) if low < high]
+    with ThreadPoolExecutor(threads_for([file for file, _, _ in held], 1)) as executor:
+        tables = executor.map(lambda found: _read_file(found[0], rows[found[1] : found[2]], schema), held)
         parts = [table for found in tables for table in found]
     # The table is in sorted order; the inverse permutation restores the one asked for.
-    return pa.concat_tables(parts).take(pa.array(np.argsort(order)))
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return pa.concat_tables(parts).take(pa.array(back))
 
 
 def _read_file(file: File, rows: npt.NDArray[np.int64], schema: pa.Schema) -> list[pa.Table]:
