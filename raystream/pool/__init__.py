@@ -21,7 +21,6 @@ from raystream.pool.tables import list_pool
 from raystream.pool.units import Unit, cut_units, units_at
 
 __all__ = [
-    "READING",
     "BadRow",
     "Column",
     "File",
@@ -30,6 +29,7 @@ __all__ = [
     "OutageError",
     "Places",
     "PoolPlan",
+    "READING",
     "ReadSpec",
     "Rows",
     "TableVersion",

@@ -172,7 +172,11 @@ def _open_text(file: File, note: Callable[[str], None]) -> TextParquet:
     source, now = _opened(file, note)
     with source:
         _same(file, now)
-        return open_text((now.path, now.size, now.version), file.ids, lambda: retried(lambda: source.read_at(now.size, 0), note, patience=LASTING, place=now.path))
+
+        def read() -> bytes:
+            return retried(lambda: source.read_at(now.size, 0), note, patience=LASTING, place=now.path)
+
+        return open_text((now.path, now.size, now.version), file.ids, read)
 
 
 def _opened(file: File, note: Callable[[str], None]) -> tuple[pa.NativeFile, File]:
