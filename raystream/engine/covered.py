@@ -54,14 +54,13 @@ def cover(prepared: Prepared, pool: ScoredPool, session: Session | None) -> Cove
     labelled = prepared.labelled
     if labelled is None:
         return Covered(np.zeros(len(pool), bool), 0, None, ())
-    elsewhere: list[Receipt] = []
     found = _Found.of(labelled, pool)
-    if prepared.query.needs_embedding or not found.any:
-        units = _elsewhere(prepared, labelled, pool, found)
-        if not found.any and not units:
-            _refuse_foreign(prepared, labelled, pool)
-        if prepared.query.needs_embedding:
-            elsewhere = [receipt for some in units for receipt in _scored(prepared, some, session)]
+    filtered, apart = _elsewhere(prepared, labelled, pool, found)
+    if not found.any and not filtered and not apart:
+        _refuse_foreign(prepared, labelled, pool)
+    if not prepared.query.needs_embedding:
+        return _covered(prepared.query, labelled, pool, found, (), sum(unit.rows for unit in filtered))
+    elsewhere = [receipt for units in (filtered, apart) if units for receipt in _scored(prepared, units, session)]
     return _covered(prepared.query, labelled, pool, found, elsewhere)
 
 
@@ -94,13 +93,16 @@ class _Found:
         return bool(self.labelled.any() or self.excluded.any())
 
 
-def _covered(query: Query, labelled: Labelled, pool: ScoredPool, here: _Found, elsewhere: Sequence[Receipt]) -> Covered:
+def _covered(
+    query: Query, labelled: Labelled, pool: ScoredPool, here: _Found, elsewhere: Sequence[Receipt], filtered: int = 0
+) -> Covered:
+    """See `covered_by`; `filtered` counts labelled rows that the filters exclude, where these aren't scored."""
     found, mask = int(here.labelled.sum()), here.labelled | here.excluded
     if not query.needs_embedding:
-        absent = len(labelled) - found
+        absent = len(labelled) - found - filtered
         where = "not in the pool or quarantined" if any(receipt.quarantined for receipt in pool.receipts) else "not in the pool"
-        warning = f"{absent} of {len(labelled)} labelled ids are {where}" if absent and not query.pool.filters else ""
-        return Covered(mask, found, None, (*labelled.warnings, *([warning] if warning else [])))
+        told = [f"{absent} of {len(labelled)} labelled ids are {where}"] if absent else []
+        return Covered(mask, found, None, (*labelled.warnings, *told))
     check_same_model([*pool.receipts, *elsewhere])
     rows = np.flatnonzero(here.labelled)
     pieces = [pool.embeddings_of(rows)]
@@ -132,17 +134,17 @@ def _uncovered(lost: int, labelled: int, quarantined: int) -> str:
     return f"{lost} of {labelled} labelled ids are {where}; they are excluded, but don't count as covered"
 
 
-def _elsewhere(prepared: Prepared, labelled: Labelled, pool: ScoredPool, found: _Found) -> list[list[Unit]]:
+def _elsewhere(prepared: Prepared, labelled: Labelled, pool: ScoredPool, found: _Found) -> tuple[list[Unit], list[Unit]]:
     """Units over the labelled rows that aren't among the scored ones: those that filters exclude, and those in files of their own."""
     filtered = bool(prepared.query.pool.filters)
-    if not filtered and not _carry_inputs(prepared, labelled):
-        return []  # nowhere else to look: millions of labelled ids needn't be compared with the pool's
+    in_files = prepared.query.needs_embedding and _carry_inputs(prepared, labelled)
+    if not filtered and not in_files:
+        return [], []  # nowhere else to look: millions of labelled ids needn't be compared with the pool's
     absent = labelled.missing_from(pool.ids) if found.labelled.any() else labelled
     excluded: list[Unit] = []
     if len(absent) and filtered:
         excluded, absent = locate_labelled(prepared.pool, absent)
-    apart = labelled_units(absent, prepared.pool.read, _enough(prepared))[0] if len(absent) else []
-    return [units for units in (excluded, apart) if units]
+    return excluded, labelled_units(absent, prepared.pool.read, _enough(prepared))[0] if len(absent) and in_files else []
 
 
 def _enough(prepared: Prepared) -> list[str] | None:

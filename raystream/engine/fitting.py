@@ -34,7 +34,8 @@ from raystream.engine.stages import all_receipts, score_warnings
 from raystream.engine.stores import Store, open_store, store_to_read
 from raystream.errors import LabelsError, PoolError, QueryError
 from raystream.model import check_classes, class_names, fingerprint, with_local_files
-from raystream.pool import list_pool, read_columns_at, refuse_among
+from raystream.pool import Places, list_pool, read_columns_at, refuse_among
+from raystream.pool.labelled_ids import labelled_rows
 from raystream.query import Acquire, Pool, Query
 
 _VERSION = 1
@@ -106,8 +107,8 @@ def _prepare(query: Query, *, look_only: bool = False) -> Prepared:
     label, uris = query.pool.label or "", query.model.calibration_files
     pool = Pool(uri=uris, inputs=query.pool.inputs, storage=query.pool.storage)
     try:
-        files, _ = list_pool(uris, "model.temperature", storage=pool.options)
-        plan = pool_plan(query.model_copy(update={"model": model}), pool, [label])
+        files, _ = list_pool(uris, "model.temperature", storage=pool.options, texts=True)
+        plan = pool_plan(query.model_copy(update={"model": model}), pool, [label], labels=True)
     except PoolError as error:
         told = str(error).removeprefix("pool.uri ")
         raise LabelsError(told if told.startswith("model.temperature") else f"model.temperature: {told}") from None
@@ -144,12 +145,14 @@ def _fit(prepared: Prepared, label: str, receipts: Sequence[Receipt], warnings: 
     tables = read_all(prepared.store, receipts, ["row"])
     rows = np.concatenate([np.empty(0, np.int64), *(table.column(0).to_numpy() for table in tables)])
     places = places_in(prepared, receipts, units, rows)
+    kept = _labelled(places)
+    places = Places(places.files, places.of[kept], places.rows[kept])
     if len(places) < LEAST_ROWS:
         raise LabelsError(
             f"model.temperature: {', '.join(prepared.given.model.calibration_files)} holds {len(places)} rows to fit a temperature on, "
             f"expected at least {LEAST_ROWS}; label more, or give a number"
         )
-    samples = torch.from_numpy(np.concatenate([_samples(prepared.store, receipt) for receipt in receipts if receipt.rows]))
+    samples = torch.from_numpy(np.concatenate([_samples(prepared.store, receipt) for receipt in receipts if receipt.rows])[kept])
     count = samples.shape[2]
     check_classes(prepared.classes, count)
     column = read_columns_at(places, prepared.pool.keep_schema).column(label)
@@ -205,6 +208,16 @@ def _no_gain(before: float, after: float) -> list[str]:
         f"the calibration error grew from {before:.4f} to {after:.4f}, although the labels became likelier: "
         "the model was about as sure as it should be"
     ]
+
+
+def _labelled(places: Places) -> np.ndarray:
+    """(n,) bool: not where a file says that a row was skipped or rejected, or is a draft or deleted."""
+    mask = np.ones(len(places), dtype=bool)
+    for number, file in enumerate(places.files):
+        rows = labelled_rows(file)
+        if rows is not None:
+            mask &= (places.of != number) | np.isin(places.rows, rows)
+    return mask
 
 
 def _samples(store: Store, receipt: Receipt) -> np.ndarray:

@@ -105,6 +105,7 @@ def plan_pool(
     texts: Texts = "refused",
     images: Preprocess | None = None,
     prepared: Prepared | None = None,
+    labels: bool = False,
 ) -> PoolPlan:
     """List a pool, read its footers and cut its units.
 
@@ -119,6 +120,7 @@ def plan_pool(
         texts: whether the model takes columns of strings, or nothing else.
         images: what becomes of encoded images.
         prepared: the function of the user's that makes tensors of the input columns, whatever these hold.
+        labels: whether these are labelled rows, which may stand in files of text, too.
 
     Raises:
         QueryError: a name or a filter of the query can't be used.
@@ -128,7 +130,7 @@ def plan_pool(
     _check_names(pool)
     filters = freeze(pool.disjunction)
     # Labelled rows count as covered whatever the filters say: then files that the filters leave nothing of are looked at, too.
-    files, tables = list_pool(pool.uris, filters=() if pool.labelled else filters, storage=pool.options)
+    files, tables = list_pool(pool.uris, filters=() if pool.labelled else filters, storage=pool.options, texts=labels)
     read = [*([pool.id] if pool.id else []), *inputs]
     later = list(dict.fromkeys([*pool.keep, *also]))
     unreadable: dict[File, str] = {}
