@@ -50,6 +50,7 @@ def with_epig(prepared: Prepared, pool: ScoredPool, session: Session | None) -> 
     prepared.store.put(name, data.getvalue())
     units = {task.key: task.unit for task in prepared.tasks}
     tasks = [Task(units[r.key], epig_key(r.key, digest), EpigTask(r.key, name)) for r in pool.receipts if r.rows]
+    prepared.needs(tasks)
     found = iter(_receipts(prepared, tasks, session))
     further = tuple(next(found) if receipt.rows else None for receipt in pool.receipts)
     pool = replace(pool, further=further)
@@ -85,6 +86,7 @@ def _scored_targets(prepared: Prepared, pool: ScoredPool, session: Session | Non
         differ = next((a.name for a, b in zip(plan.read.columns, ours.columns, strict=False) if a != b), "the id column")
         raise PoolError(f"{where}: {differ} is of another type or shape than in the pool; targets are read as the pool's rows are")
     tasks, receipts = find_scored(query, prepared.store, plan.units, plan.read, prepared.fingerprint, prepared.asked)
+    prepared.needs(tasks)
     missing = iter(_receipts(prepared, [task for task, receipt in zip(tasks, receipts, strict=True) if receipt is None], session))
     scored = [next(missing) if receipt is None else receipt for receipt in receipts]
     check_same_model([*pool.receipts, *scored])

@@ -24,6 +24,7 @@ from raystream.engine.calibration import Calibration, Reliability, calibration_f
 from raystream.engine.class_labels import check_label_type, check_possible, class_numbers, named_classes
 from raystream.engine.embeddings import VectorFiles
 from raystream.engine.keys import Wanted
+from raystream.engine.life import SignOfLife
 from raystream.engine.merge import check_same_model, read_all
 from raystream.engine.pool_columns import places_in
 from raystream.engine.prepare import Prepared, find_scored, pool_plan
@@ -83,7 +84,10 @@ def fitted_temperature(query: Query, reporter: Reporter, *, may_score: bool = Tr
     if not may_score:
         raise QueryError("model.temperature is not fitted yet; run raystream calibrate, query or score first")
     began = time.perf_counter()
-    with Session(prepared, reporter, calibration_folder(prepared.name)) as session:
+    folder = calibration_folder(prepared.name)
+    with SignOfLife() as life, Session(prepared, reporter, folder, life) as session:
+        life.begin(prepared.store, folder)
+        life.needs(task.key for task in prepared.tasks)
         receipts = all_receipts(prepared, session)
         session.end_workers()
         reporter.stage("Fitting the temperature")

@@ -18,10 +18,12 @@ from raystream.engine.calibration import Calibration, check_inputs, with_tempera
 from raystream.engine.feed import BUFFERS, row_bytes
 from raystream.engine.job import Task
 from raystream.engine.keys import UnitKeys, Wanted, differences, identity_digest, query_identity
+from raystream.engine.life import SignOfLife
 from raystream.engine.manifest import Manifest, query_folder, read_manifest
 from raystream.engine.prepared_inputs import planned
 from raystream.engine.receipt import Receipt, read_receipts
 from raystream.engine.scheduler import IN_FLIGHT
+from raystream.engine.stored_plan import parsed_plan
 from raystream.engine.stores import Store, open_store, store_to_read
 from raystream.errors import QueryError
 from raystream.kinds import kind_of
@@ -44,7 +46,7 @@ class Prepared:
 
     `tasks` are all units in row order, each under the key that it is or will be stored by; `receipts` has one entry
     a task, None where the unit isn't scored yet. `asked` is the query as it was given; in `query` a temperature that was fitted
-    is a number, and `calibration` says how it came about. `wanted` is what units are to hold.
+    is a number, and `calibration` says how it came about. `wanted` is what units are to hold. `life` gives the run's signs of life.
     """
 
     query: Query
@@ -61,6 +63,12 @@ class Prepared:
     wanted: Wanted
     asked: Asked
     calibration: Calibration | None = None
+    life: SignOfLife | None = None
+
+    def needs(self, tasks: Sequence[Task]) -> None:
+        """The run uses these units beside those of its plan: `raystream gc` is told to leave them."""
+        if self.life is not None:
+            self.life.needs(task.key for task in tasks)
 
     @property
     def committed(self) -> Manifest | None:
@@ -83,13 +91,16 @@ class Prepared:
         return [task for task, receipt in zip(self.tasks, self.receipts, strict=True) if receipt is None]
 
 
-def prepare(query: Query, calibration: Calibration | None = None, *, look_only: bool = False) -> Prepared:
+def prepare(
+    query: Query, calibration: Calibration | None = None, *, look_only: bool = False, life: SignOfLife | None = None
+) -> Prepared:
     """Resolve a query: list the pool, read its footers, find what is scored already.
 
     Args:
         query: as asked.
         calibration: what was fitted, if `model.temperature` is to be; see `engine.fitting`.
         look_only: make no store where there is none.
+        life: begins to give signs of life before any unit is looked for, unless the query is committed.
 
     Raises:
         RaystreamError: of any kind; see the errors of the parts.
@@ -118,6 +129,9 @@ def prepare(query: Query, calibration: Calibration | None = None, *, look_only: 
         files, _ = list_pool(query.acquire.targets, "acquire.targets", storage=query.pool.options)
         identity["the targets' files"] = str([file.identity for file in files])
     identity |= {f"the source of {path}": code for path, code in asked.functions}
+    name = query.store.query or identity_digest(identity)[:_NAME_DIGITS]
+    if life is not None and not store.exists(f"{query_folder(name)}/manifest.json"):
+        life.begin(store, query_folder(name))
     tasks, receipts = find_scored(query, store, pool.units, pool.read, digest, asked)
     return Prepared(
         query=query,
@@ -127,13 +141,14 @@ def prepare(query: Query, calibration: Calibration | None = None, *, look_only: 
         labelled=labelled,
         fingerprint=digest,
         identity=identity,
-        name=query.store.query or identity_digest(identity)[:_NAME_DIGITS],
+        name=name,
         tasks=tasks,
         receipts=receipts,
         given=given,
         asked=asked,
         wanted=wanted_outputs(query),
         calibration=calibration,
+        life=life,
     )
 
 
@@ -259,12 +274,17 @@ def _folders(store: Store, lookups: int) -> set[str] | None:
         return set(first).union(*threads.map(lambda folder: store.names(f"units/{folder}"), folders[1:]))
 
 
-def write_plan(prepared: Prepared, epig: Mapping[str, str] | None = None) -> None:
-    """Leave the resolved query and its units in the query's folder, for people.
+def write_plan(prepared: Prepared, epig: Mapping[str, str] | None = None) -> bytes | None:
+    """Leave the query and its units in its folder, for people and for `raystream gc`.
+
+    A plan of the same units that is there stays: another run of the query, which is further on, may have written more into it.
 
     Args:
         prepared: the query.
         epig: by the key of a unit, the key of its EPIG, if the query asks for that.
+
+    Returns:
+        The plan of other units that this one took the place of, if there was one.
     """
     folder = query_folder(prepared.name)
     table = pa.table(
@@ -282,4 +302,18 @@ def write_plan(prepared: Prepared, epig: Mapping[str, str] | None = None) -> Non
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     prepared.store.put(f"{folder}/query.yaml", prepared.given.to_yaml().encode())
-    prepared.store.put(f"{folder}/plan.parquet", buffer.getvalue())
+    name = f"{folder}/plan.parquet"
+    if prepared.store.put_if_absent(name, buffer.getvalue()):
+        return None
+    there = prepared.store.read_if_there(name)
+    if there is not None and _holds(there, table):
+        return None
+    prepared.store.put(name, buffer.getvalue())
+    return there
+
+
+def _holds(data: bytes, plan: pa.Table) -> bool:
+    """Whether a stored plan says all that this one does; what was scored then is none of it."""
+    found = parsed_plan(data)
+    names = [name for name in plan.column_names if name != "scored"]
+    return found is not None and set(names) <= set(found.column_names) and found.select(names).equals(plan.select(names))

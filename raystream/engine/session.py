@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -14,6 +13,7 @@ from raystream.engine.damage import just_written
 from raystream.engine.executor import Event, Executor, InProcess, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady
 from raystream.engine.first_rows import PROBE_UNITS
 from raystream.engine.job import Job, Task, importable_folders
+from raystream.engine.life import SignOfLife
 from raystream.engine.manifest import query_folder
 from raystream.engine.prepare import Prepared
 from raystream.engine.progress import Reporter
@@ -37,17 +37,18 @@ class Session:
         prepared: the query.
         reporter: told how far it is.
         folder: of the store, where its events are kept; the query's own if left out.
+        life: the run's signs of life; left out, there are some while workers are up.
     """
 
-    def __init__(self, prepared: Prepared, reporter: Reporter, folder: str | None = None) -> None:
+    def __init__(self, prepared: Prepared, reporter: Reporter, folder: str | None = None, life: SignOfLife | None = None) -> None:
         self._prepared = prepared
-        folder = folder or query_folder(prepared.name)
+        self._folder = folder = folder or query_folder(prepared.name)
+        self._life, self._own_life = life or SignOfLife(), life is None
         self._progress = _Progress(prepared, reporter, folder)
         self._reporter = reporter
         self._executor: Executor | None = None
         self._scoring: Scoring | None = None
         self._connected = False
-        self._token = f"{folder}/token-{uuid.uuid4().hex}"
         self.warnings: list[str] = []
         self.units_scored = 0
 
@@ -71,8 +72,10 @@ class Session:
         if self._executor is not None:
             self._executor.close()
         self._executor = self._scoring = None
-        with suppress(StoreError):  # a token that is left says nothing, and events only inform
-            self._prepared.store.discard(self._token)
+        if self._own_life:
+            self._life.end()
+            self._life = SignOfLife()
+        with suppress(StoreError):  # events only inform
             self._prepared.store.flush()
 
     @property
@@ -126,13 +129,14 @@ class Session:
 
     def _start(self, units: int) -> Scoring:
         query = self._prepared.query
-        self._prepared.store.put(self._token, b"the driver was here")
+        if not self._life.begun:
+            self._life.begin(self._prepared.store, self._folder)
         job = Job(
             model=query.model,
             fingerprint=self._prepared.fingerprint,
             read=self._prepared.pool.read,
             store=self._prepared.store.uri,
-            token=self._token,
+            token=self._life.token,
             embedding=self._prepared.wanted.embedding,
             probabilities=self._prepared.wanted.probabilities,
             samples=self._prepared.wanted.samples,

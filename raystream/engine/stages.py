@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 
 from raystream.engine.class_labels import named_classes
-from raystream.engine.manifest import Counts, Manifest, Seconds, query_folder, versions
+from raystream.engine.manifest import Counts, Manifest, Seconds, query_folder, read_manifest, versions
 from raystream.engine.merge import ScoredPool, merge
 from raystream.engine.prepare import Prepared, write_plan
 from raystream.engine.quarantine import refuse_quarantined, write_quarantined
@@ -99,7 +99,10 @@ def flat_scores(prepared: Prepared, pool: ScoredPool) -> list[str]:
 def commit(
     prepared: Prepared, pool: ScoredPool, batch: Batch, session: Session, seconds: Seconds, warnings: list[str], covered: Covered
 ) -> Result:
-    """Write the selection, then the manifest; a query without a manifest did not happen."""
+    """Write the selection and the plan, then the manifest, last of all; a query without a manifest did not happen."""
+    first = prepared.committed
+    if first is not None:
+        return read_result(prepared.store, first)
     query = prepared.query
     missing = {task.key for task in prepared.missing}
     folder = query_folder(prepared.name)
@@ -142,18 +145,36 @@ def commit(
         committed=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         quarantined=quarantined,
     )
-    if not prepared.store.put_if_absent(f"{folder}/manifest.json", manifest.to_json()):
-        # Somebody else's query of this name was committed meanwhile: the same one, or `committed` says what differs.
-        for file in filter(None, (stored, quarantined)):
-            prepared.store.discard(file.name)
-        first = prepared.committed
-        assert first is not None
-        return read_result(prepared.store, first)
+    replaced = write_plan(prepared, {a.key: b.key for a, b in zip(pool.receipts, pool.further, strict=False) if b is not None})
     for file, copy in ((stored, "selection.parquet"), (quarantined, "quarantined.parquet")):
         if file is not None:
             prepared.store.put(f"{folder}/{copy}", prepared.store.read(file.name))
-    write_plan(prepared, {a.key: b.key for a, b in zip(pool.receipts, pool.further, strict=False) if b is not None})
+    if not prepared.store.put_if_absent(f"{folder}/manifest.json", manifest.to_json()):
+        # Somebody else's query of this name was committed meanwhile: the same one, or `committed` says what differs.
+        return _lost(prepared, manifest, replaced)
     return Result(prepared.store, batch.selection, manifest, new=True)
+
+
+def _lost(prepared: Prepared, ours: Manifest, plan: bytes | None) -> Result:
+    """What another run committed under this query's name; nothing of `ours` stays, and `plan` comes back, which ours replaced."""
+    store = prepared.store
+    winner = read_manifest(store, prepared.name)
+    assert winner is not None
+    folder = query_folder(prepared.name)
+    if winner.selection.name != ours.selection.name:
+        for file in filter(None, (ours.selection, ours.quarantined)):
+            store.discard(file.name)
+    if winner.identity != ours.identity:
+        store.put(f"{folder}/selection.parquet", store.read(winner.selection.name))
+        if winner.quarantined is not None:
+            store.put(f"{folder}/quarantined.parquet", store.read(winner.quarantined.name))
+        elif ours.quarantined is not None:
+            store.discard(f"{folder}/quarantined.parquet")
+        if plan is not None:
+            store.put(f"{folder}/plan.parquet", plan)
+    first = prepared.committed
+    assert first is not None
+    return read_result(store, first)
 
 
 def _check(prepared: Prepared, pool: ScoredPool) -> None:

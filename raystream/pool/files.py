@@ -174,7 +174,8 @@ def _open_text(file: File, note: Callable[[str], None]) -> TextParquet:
         _same(file, now)
 
         def read() -> bytes:
-            return retried(lambda: source.read_at(now.size, 0), note, patience=LASTING, place=now.path)
+            data: bytes = retried(lambda: source.read_at(now.size, 0), note, patience=LASTING, place=now.path)
+            return data
 
         return open_text((now.path, now.size, now.version), file.ids, read)
 
