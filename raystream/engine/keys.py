@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from raystream.engine.asked import Asked
 from raystream.engine.store import FORMAT
-from raystream.pool import READING, File, ReadSpec, Unit
+from raystream.pool import File, ReadSpec, Unit
+from raystream.pool.reader import READING
 from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, TASKS, Acquire, Query
 
 

@@ -14,14 +14,13 @@ from raystream.pool.listing import TableVersion
 from raystream.pool.locate import locate_labelled
 from raystream.pool.overlap import refuse_among
 from raystream.pool.plan import PoolPlan, plan_pool
-from raystream.pool.reader import READING, BadRow, ReadSpec, Rows, read_unit
+from raystream.pool.reader import BadRow, ReadSpec, Rows, read_unit
 from raystream.pool.rows import read_columns_at
 from raystream.pool.settled import unsettled
 from raystream.pool.tables import list_pool
 from raystream.pool.units import Unit, cut_units, units_at
 
 __all__ = [
-    "READING",
     "BadRow",
     "Column",
     "File",

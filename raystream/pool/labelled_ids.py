@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raystream.errors import LabelsError, did_you_mean
-from raystream.pool.columns import plain
-from raystream.pool.files import File, open_parquet, unreadable
+from raystream.pool.files import File, open_parquet, schema_of
 from raystream.pool.ids import comparable
+from raystream.pool.scan import check_text, scan
 
 _BATCH = 1 << 18
 
@@ -27,7 +27,11 @@ def read_integers(files: Sequence[File], name: str, id_type: pa.DataType, thread
     dtype = id_type.to_pandas_dtype()
     with ThreadPoolExecutor(threads) as executor:
         rows = list(executor.map(_rows, files))
-        values = np.empty(sum(rows), dtype)
+        try:
+            values = np.empty(sum(rows), dtype)
+        except (MemoryError, ValueError):
+            most = files[int(np.argmax(rows))].path
+            raise LabelsError(f"there is no memory for {sum(rows)} labelled ids, most of them in {most}; check that file") from None
         starts = [0, *accumulate(rows)]
 
         def fill(number: int) -> int:
@@ -63,28 +67,25 @@ def id_batches(file: File, name: str, id_type: pa.DataType) -> Iterator[tuple[np
         LabelsError: the column is missing, unreadable, null, or of another kind than the pool's ids.
     """
     with open_parquet(file) as parquet:
-        names = parquet.schema_arrow.names
-        if name not in names:
-            raise LabelsError(f"id column {name} is missing in the labelled file {file.path}{did_you_mean(name, names)}")
-        found, start = parquet.schema_arrow.field(name).type, 0
-        try:
-            for batch in parquet.iter_batches(_BATCH, columns=[name]):
-                ids, rows = comparable(plain(batch.column(0))), np.arange(start, start + batch.num_rows)
-                start += batch.num_rows
-                if file.deletes is not None:
-                    kept = file.deletes.kept(int(rows[0]), len(rows)) if len(rows) else rows
-                    ids, rows = ids.take(pa.array(kept)), rows[kept]
-                if ids.null_count:
-                    raise LabelsError(
-                        f"id column {name} of {file.path} holds {_nulls(file, name)} nulls; expected an id in every labelled row"
-                    )
-                if _family(ids.type) != _family(comparable(pa.array([], id_type)).type):
-                    raise LabelsError(f"id column {name} of {file.path} is {found}, but the pool's is {id_type}; write it as {id_type}")
-                yield rows, ids
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, LabelsError):
-                raise
-            raise unreadable(file, f"id column {name} of {file.path} can't be read", error) from None
+        schema = schema_of(file, parquet)
+        if name not in schema.names:
+            raise LabelsError(f"id column {name} is missing in the labelled file {file.path}{did_you_mean(name, schema.names)}")
+        if schema.names.count(name) > 1:
+            raise LabelsError(
+                f"id column {name} stands {schema.names.count(name)} times in the labelled file {file.path}; rename all but one"
+            )
+        for start, batch in scan(file, parquet, [name], _BATCH, what=f"id column {name} of {file.path}"):
+            ids, rows = comparable(batch.column(name)), np.arange(start, start + batch.num_rows)
+            check_text(ids, f"id column {name} of {file.path}")
+            if file.deletes is not None:
+                kept = file.deletes.kept(start, len(rows))
+                ids, rows = ids.take(pa.array(kept)), rows[kept]
+            if ids.null_count:
+                raise LabelsError(f"id column {name} of {file.path} holds {_nulls(file, name)} nulls; expected an id in every labelled row")
+            if _family(ids.type) != _family(comparable(pa.array([], id_type)).type):
+                found = schema.field(name).type
+                raise LabelsError(f"id column {name} of {file.path} is {found}, but the pool's is {id_type}; write it as {id_type}")
+            yield rows, ids
 
 
 def within(ids: pa.Array, type_: pa.DataType) -> pa.Array:
@@ -103,7 +104,7 @@ def _rows(file: File) -> int:
 
 def _nulls(file: File, name: str) -> int:
     with open_parquet(file) as parquet:
-        return int(sum(batch.column(0).null_count for batch in parquet.iter_batches(_BATCH, columns=[name])))
+        return int(sum(batch.column(name).null_count for _, batch in scan(file, parquet, [name], _BATCH)))
 
 
 def _family(type_: pa.DataType) -> str:
