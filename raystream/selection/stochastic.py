@@ -119,7 +119,7 @@ def _perturbed_order(value: Array, keys: Array, k: int) -> tuple[Array, Array]:
 
 def _checked_beta(beta: float) -> float:
     if not 0 < beta < np.inf:
-        raise QueryError(f"select.args.beta is {beta}, expected a number above 0")
+        raise QueryError(f"`beta` is {beta}, expected a number above 0")
     return beta
 
 
