@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike
 from raystream.arrays import numbers, plain
 from raystream.errors import DataError, QueryError, did_you_mean
 from raystream.selection.hashing import row_hash
-from raystream.selection.rows import Array, Metric, Rows, as_rows, vectors
+from raystream.selection.rows import Array, Metric, Rows, as_rows, not_finite, vectors
 from raystream.selection.shards import DEFAULT_MEMORY, LocalShards
+from raystream.selection.strategy import Candidates
 
 _SUMMED = 1 << 22
 """Numbers that are looked through at a time."""
@@ -157,3 +158,19 @@ def positions(rows: ArrayLike, n: int, name: str) -> Array:
     if len(outside):
         raise QueryError(f"`{name}` names row {outside[0]}, expected rows in 0 .. {n - 1}")
     return np.asarray(list(dict.fromkeys(array.tolist())), dtype=np.int64)
+
+
+def check_candidates(candidates: Candidates) -> None:
+    """Raise DataError for embeddings without width or that are not finite, and for columns of another length than the rest."""
+    n, shards = len(candidates), candidates.shards
+    beside = {"score": candidates.score, "keys": candidates.keys, "probabilities": candidates.probabilities}
+    for name, values in (beside | {"log_probs": candidates.samples}).items():
+        if values is not None and len(values) != n:
+            raise DataError(f"`{name}` has {len(values)} values, expected {n}, one for each candidate")
+    if shards is None or not n:
+        return
+    if not shards.width:
+        raise DataError("the candidates' embeddings have width 0, expected at least 1")
+    survey = shards.survey()
+    if survey.bad:
+        raise not_finite(survey.bad, survey.first_bad)

@@ -125,7 +125,7 @@ def badge_strategy(candidates: Candidates, request: Request) -> Picked:
     shards = embeddings(candidates, "badge")
     p = candidates.probabilities
     if p is None:
-        raise QueryError("select.strategy badge needs class probabilities, but the candidates have none")
+        raise QueryError("badge needs class `probabilities`, but the candidates have none")
     args = dict(request.args)
     covered = args.pop("covered", False)
     taken = request.constraints.taken  # they are part of this batch
@@ -133,7 +133,7 @@ def badge_strategy(candidates: Candidates, request: Request) -> Picked:
     labelled = 0 if candidates.labelled is None else len(candidates.labelled)
     if covered and labelled:
         if candidates.labelled_probabilities is None:
-            raise QueryError("select.args.covered is true, which needs the class probabilities of labelled rows, but they have none")
+            raise QueryError("`covered` is true, which needs `labelled_probabilities`, but there are none")
         fixed = _vectors(candidates.labelled_probabilities, candidates.labelled, p.width, shards)
         centres = joined([fixed, centres])
     found = sample(shards, p, request.budget, centres=centres, seed=request.seed, constraints=request.constraints, **args)

@@ -94,10 +94,10 @@ class Batch:
     def __init__(self, log_probs: Array, rows: int, *, seed: int = 0, configurations: int | None = None) -> None:
         self._log_p = _checked(log_probs)
         if rows > MOST_ROWS:
-            raise QueryError(f"select.budget is {rows}, but batch_bald chooses at most {MOST_ROWS} rows; lower it, or choose by bald")
+            raise QueryError(f"`k` is {rows}, but batch_bald chooses at most {MOST_ROWS} rows; lower it, or choose by bald")
         n, members, classes = self._log_p.shape
         if n > MOST_CANDIDATES:
-            raise QueryError(f"batch_bald has {n} candidates, but compares at most {MOST_CANDIDATES}; lower select.candidates")
+            raise QueryError(f"batch_bald has {n} candidates, but compares at most {MOST_CANDIDATES}; give fewer `candidates`")
         self._most = min(max(_PROBABILITIES // classes, _FEWEST), _MOST) if configurations is None else configurations
         self._p = np.exp(self._log_p)
         self._entropy = -(self._p * np.where(self._p > 0, self._log_p, 0.0)).sum(axis=2)
@@ -214,8 +214,7 @@ def batch_bald_strategy(candidates: Candidates, request: Request) -> Picked:
     """`batch_bald` in a query; rows that had to be in the batch are part of it from the start."""
     if candidates.samples is None:
         raise QueryError(
-            "select.strategy batch_bald needs the probabilities of several members, but the candidates have none; give the model "
-            "acquire.mc_samples, or several weights"
+            "batch_bald needs the log-probabilities of several members, but the candidates have none; give `log_probs`"
         )
     constraints, shards = request.constraints, candidates.shards
     taken = constraints.taken

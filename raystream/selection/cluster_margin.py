@@ -74,7 +74,7 @@ def cluster_margin_strategy(candidates: Candidates, request: Request) -> Picked:
 
 def _spread(x: Array, score: Array, budget: int, constraints: Constraints, seed: int, count: int | None, m: float) -> Array:
     if m < 1:
-        raise QueryError(f"select.args.m is {m:g}, expected at least 1: the shortlist can't be shorter than the batch")
+        raise QueryError(f"`m` is {m:g}, expected at least 1: the shortlist can't be shorter than the batch")
     if len(score) != len(x):
         raise QueryError(f"score has {len(score)} values, expected {len(x)}, one for each row")
     rows: list[Array] = [np.empty(0, dtype=np.int64)]

@@ -107,20 +107,20 @@ def checked_terms(terms: Mapping[str, float], *, score: bool, similar_to: bool) 
     """The strengths above 0 by name, those of the default where none are given."""
     for name, strength in terms.items():
         if name not in TERMS:
-            raise QueryError(f"select.terms.{name} is unknown{did_you_mean(name, TERMS)}")
+            raise QueryError(f"`terms.{name}` is unknown{did_you_mean(name, TERMS)}")
         if not 0 <= strength < math.inf:
-            raise QueryError(f"select.terms.{name} is {strength}, expected a strength of at least 0")
+            raise QueryError(f"`terms.{name}` is {strength}, expected a strength of at least 0")
     if not terms:
         terms = {"score": 1.0, "distance": 1.0} | ({"similarity": 1.0} if similar_to else {})
     used = {name: float(strength) for name, strength in terms.items() if strength > 0}
     if not used:
-        raise QueryError("select.terms has no strength above 0, which would leave nothing to choose by; raise one")
+        raise QueryError("`terms` have no strength above 0, which would leave nothing to choose by; raise one")
     if "score" in used and not score:
-        raise QueryError("select.terms.score needs a score, but the candidates have none; leave it out and name other terms")
+        raise QueryError("`terms.score` needs a `score`, but the candidates have none; give one, or name other `terms`")
     if "similarity" in used and not similar_to:
-        raise QueryError("select.terms.similarity needs rows to be similar to; name their ids in select.similar_to")
+        raise QueryError("`terms.similarity` needs rows to be similar to; give `similar_to`")
     if similar_to and "similarity" not in terms:
-        raise QueryError("select.similar_to does nothing without select.terms.similarity; give it a strength or remove the rows")
+        raise QueryError("`similar_to` does nothing without `terms.similarity`; give it a strength or remove the rows")
     return used
 
 

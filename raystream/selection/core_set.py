@@ -94,16 +94,16 @@ def core_set(
 def score_weights(score: Array | None, weight: float, n: int) -> Array | None:
     """(n,) float64 score^weight, which multiplies distances; None when the weight is 0."""
     if weight < 0:
-        raise QueryError(f"select.weight is {weight}, expected at least 0: with a negative one the gain would grow as rows are chosen")
+        raise QueryError(f"`weight` is {weight}, expected at least 0: with a negative one the gain would grow as rows are chosen")
     if weight == 0:
         return None
     if score is None:
-        raise QueryError(f"select.weight is {weight}, which needs a score for each row")
+        raise QueryError(f"`weight` is {weight}, which needs a `score` for each row")
     checked = checked_weights(score, n)
     with np.errstate(over="ignore"):
         result: Array = np.power(checked, weight)
     if not np.isfinite(result).all():
-        raise QueryError(f"the largest score, {checked.max():g}, to the power of {weight:g} is beyond float64; lower select.weight")
+        raise QueryError(f"the largest score, {checked.max():g}, to the power of {weight:g} is beyond float64; lower `weight`")
     return result
 
 
@@ -133,7 +133,7 @@ def farthest_first(
         leaders: how many rows the shards return at first; has no influence on the result.
     """
     if outliers < 0:
-        raise QueryError(f"select.args.outliers is {outliers}, expected a whole number of at least 0")
+        raise QueryError(f"`outliers` is {outliers}, expected a whole number of at least 0")
     fixed = np.empty((0, shards.width), dtype=np.float32) if labelled is None else labelled
     if len(shards) == 0 or k <= 0:
         return FarthestFirst(_NO_ROWS, np.empty(0), np.empty(0), 0, 0, 0)

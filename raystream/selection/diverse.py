@@ -56,7 +56,7 @@ def diverse_strategy(candidates: Candidates, request: Request) -> Picked:
 
 def _mixed(shards: Shards, k: int, score: Array, mix: float, labelled: Array | None, constraints: Constraints | None) -> FarthestFirst:
     if not 0 <= mix <= 1:
-        raise QueryError(f"select.mix is {mix}, expected a number from 0 to 1")
+        raise QueryError(f"`mix` is {mix}, expected a number from 0 to 1")
     n = len(shards)
     checked = checked_weights(score, n)
     most = float(checked.max(initial=0.0))

@@ -100,7 +100,7 @@ def two_rounds(
         memory: bytes for a piece's working copy.
     """
     if not 0 < eps < np.inf or piece < 1:
-        raise QueryError(f"select.args.eps is {eps} and piece {piece}, expected a number above 0 and a whole number of at least 1")
+        raise QueryError(f"`eps` is {eps} and `piece` {piece}, expected a number above 0 and a whole number of at least 1")
     n = len(shards)
     if n == 0 or k <= 0:
         return TwoRounds(_NO_ROWS, np.empty(0), np.empty(0), 0, 0.0, 1.0, 0, 0)

@@ -76,7 +76,7 @@ def prob_cover_strategy(candidates: Candidates, request: Request) -> Picked:
     shards, args, constraints = embeddings(candidates, "prob_cover"), request.args, request.constraints
     delta = args.get("delta")
     if delta is not None and not delta > 0:
-        raise QueryError(f"select.args.delta is {delta}, expected a number above 0")
+        raise QueryError(f"`delta` is {delta}, expected a number above 0")
     if not len(shards) or request.budget <= 0:
         return Picked(np.empty(0, dtype=np.int64), np.empty(0))
     x = gathered(shards.rows, request.memory, "prob_cover")

@@ -132,7 +132,7 @@ def _noise(keys: Array) -> Array:
 
 def _checked_beta(beta: float) -> float:
     if not 0 < beta < np.inf:
-        raise QueryError(f"select.args.beta is {beta}, expected a number above 0")
+        raise QueryError(f"`beta` is {beta}, expected a number above 0")
     return beta
 
 

@@ -112,7 +112,7 @@ def _coverage(shards: Shards, chosen: Array, score: Array, labelled: Array, delt
     x = normalised(shards.gather(chosen))
     width = default_delta(x, normalised(labelled)) if delta is None else delta
     if not width > 0:
-        raise QueryError(f"select.args.delta is {width}, expected a number above 0")
+        raise QueryError(f"`delta` is {width}, expected a number above 0")
     return Coverage(x, weight if weight.any() else np.ones(len(weight)), Gaussian(width)), width
 
 

@@ -52,7 +52,7 @@ READERS: dict[str, tuple[str, Callable[[PoolPlan], object]]] = {
     "filters": ("z", scored),
     "kept columns": ("z", lambda plan: read_columns_at([(plan.files[0], 1)], plan.keep_schema)),
     "labelled ids": ("k", lambda plan: read_labelled([plan.files[0].path], "k", pa.int64())),
-    "labelled rows outside the filters": ("z", lambda plan: locate_labelled(plan, Labelled("k", pa.array([1]), ()))),
+    "labelled rows outside the filters": ("z", lambda plan: locate_labelled(plan, Labelled("k", pa.array([1]), (), pa.array([], pa.int64())))),
 }
 
 

@@ -1,12 +1,19 @@
 """The whole choice on arrays: what a query does, without one."""
 
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from oracle import data
 
 from raystream.errors import DataError, QueryError
 from raystream.selection import Cost, Quota, core_set, k_means, power, select, top_k
 from raystream.strategies import TRAITS
-from tests.selection.oracle import data
 
 N, K = 60, 8
 
