@@ -129,14 +129,16 @@ def schema_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> pa.Schema:
         raise UnreadableFileError(f"{file.path} has a schema that can't be read: {one_line(error)}; write the file anew") from None
 
 
-def footer_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> bytes:
-    """The bytes from where an opened file's footer begins; of a damaged file, whatever stands there.
+def footer_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> tuple[bytes, int]:
+    """The bytes from where an opened file's footer begins, and the file's size; of a damaged file, whatever stands there.
 
     Raises:
         EncryptedFooterError: they can't be read without a key.
         OSError: they can't be read.
     """
-    return parquet.footer if isinstance(parquet, RemoteParquet | TextParquet) else _local_footer(file)
+    if isinstance(parquet, TextParquet):
+        return parquet.footer
+    return parquet.footer if isinstance(parquet, RemoteParquet) else _local_footer(file), file.size
 
 
 def _local_footer(file: File) -> bytes:
