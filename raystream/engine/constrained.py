@@ -11,6 +11,7 @@ import numpy as np
 from raystream.engine.merge import ScoredPool
 from raystream.engine.pool_columns import read_cost, read_quotas
 from raystream.engine.prepare import Prepared
+from raystream.engine.wording import in_query
 from raystream.errors import QueryError
 from raystream.query import Select
 from raystream.selection import Chosen, Cost, Quota
@@ -91,6 +92,6 @@ def refuse_empty(select: Select, limits: Limits, chosen: Chosen, candidates: int
             f"select.cost.budget is {limits.cost.budget:g}; raise it{wider}"
         )
     if keys - {"near_duplicates"}:
-        reason = (chosen.note or "").removesuffix("; raise select.candidates").replace("other ", "")
+        reason = in_query(chosen.note or "").removesuffix("; raise select.candidates").replace("other ", "")
         advice = f"relax {' or '.join(f'select.{key}' for key in sorted(keys))}{wider}"
         raise QueryError(f"no row can be chosen: {reason}; {advice}")

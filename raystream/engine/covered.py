@@ -180,6 +180,7 @@ def _refuse_foreign(prepared: Prepared, labelled: Labelled, pool: ScoredPool) ->
 
 def _scored(prepared: Prepared, units: Sequence[Unit], session: Session | None) -> list[Receipt]:
     tasks, receipts = find_scored(prepared.query, prepared.store, units, prepared.pool.read, prepared.fingerprint, prepared.asked)
+    prepared.needs(tasks)
     missing = [task for task, receipt in zip(tasks, receipts, strict=True) if receipt is None]
     if missing and session is None:
         raise QueryError(f"{len(missing)} units of labelled rows are not scored yet; run raystream query or raystream score first")

@@ -21,9 +21,10 @@ import torch
 from raystream.acquisition import fit_mean_temperature, mean_log_probabilities, relative_error, reliability_bins
 from raystream.engine.asked import Asked
 from raystream.engine.calibration import Calibration, Reliability, calibration_folder, read_calibration, write_calibration
-from raystream.engine.class_labels import check_label_type, check_possible, class_numbers
+from raystream.engine.class_labels import check_label_type, check_possible, class_numbers, named_classes
 from raystream.engine.embeddings import VectorFiles
 from raystream.engine.keys import Wanted
+from raystream.engine.life import SignOfLife
 from raystream.engine.merge import check_same_model, read_all
 from raystream.engine.pool_columns import places_in
 from raystream.engine.prepare import Prepared, find_scored, pool_plan
@@ -83,7 +84,10 @@ def fitted_temperature(query: Query, reporter: Reporter, *, may_score: bool = Tr
     if not may_score:
         raise QueryError("model.temperature is not fitted yet; run raystream calibrate, query or score first")
     began = time.perf_counter()
-    with Session(prepared, reporter, calibration_folder(prepared.name)) as session:
+    folder = calibration_folder(prepared.name)
+    with SignOfLife() as life, Session(prepared, reporter, folder, life) as session:
+        life.begin(prepared.store, folder)
+        life.needs(task.key for task in prepared.tasks)
         receipts = all_receipts(prepared, session)
         session.end_workers()
         reporter.stage("Fitting the temperature")
@@ -112,7 +116,8 @@ def _prepare(query: Query, *, look_only: bool = False) -> Prepared:
     except PoolError as error:
         told = str(error).removeprefix("pool.uri ")
         raise LabelsError(told if told.startswith("model.temperature") else f"model.temperature: {told}") from None
-    check_label_type(f"column {label} of {files[0].path} (pool.label)", plan.keep_schema.field(label).type, model.classes is not None)
+    type_, named = plan.keep_schema.field(label).type, model.classes is not None
+    check_label_type(f"column {label} of {files[0].path} (pool.label)", type_, named, query.names_classes)
     scored = query.model_copy(update={"pool": pool, "model": model, "acquire": Acquire()})
     digest = fingerprint(with_local_files(model, pool.options))
     committee = isinstance(model.weights, list) or model.members is not None or model.samples is not None
@@ -155,7 +160,9 @@ def _fit(prepared: Prepared, label: str, receipts: Sequence[Receipt], warnings: 
     count = samples.shape[2]
     check_classes(prepared.classes, count)
     column = read_columns_at(places, prepared.pool.keep_schema).column(label)
-    labels = class_numbers(f"column {label} (pool.label)", places, column, prepared.classes, count)
+    named_classes(prepared.classes, receipts)  # names in another order than the model's are refused
+    own = next((receipt.class_labels for receipt in receipts if receipt.class_labels is not None), None)
+    labels = class_numbers(f"column {label} (pool.label)", places, column, prepared.classes, count, own)
     check_possible(places, samples, labels)
     fit = fit_mean_temperature(samples, labels)
     temperature = float(f"{fit.temperature:.{_DIGITS}g}")

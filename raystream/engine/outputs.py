@@ -104,6 +104,11 @@ class OutputWriter:
         """The embedding's width, once there is one."""
         return self._vectors["embedding"].dimension if "embedding" in self._vectors else None
 
+    @property
+    def positions(self) -> np.ndarray:
+        """(n,) int64, where the rows taken so far stand in their file."""
+        return np.concatenate(self._rows) if self._rows else np.empty(0, np.int64)
+
     def add(self, ids: pa.Array, rows: np.ndarray, prediction: Prediction) -> None:
         """Take the outputs of a batch: logits (n, c), samples (n, k, c) and embedding (n, d), on any device."""
         self._ids.append(ids)
@@ -173,7 +178,7 @@ class OutputWriter:
     def _table(self) -> pa.Table:
         columns: dict[str, pa.Array] = {self._id_name: pa.chunked_array(self._ids) if self._ids else pa.array([], pa.string())}
         columns |= {name: pa.array(np.concatenate(parts)) for name, parts in self._columns.items()}
-        columns["row"] = pa.array(np.concatenate(self._rows) if self._rows else np.empty(0, np.int64))
+        columns["row"] = pa.array(self.positions)
         return pa.table(columns)
 
     def _score(self) -> None:

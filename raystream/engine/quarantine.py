@@ -41,6 +41,11 @@ class Quarantine:
     def __len__(self) -> int:
         return len(self._reasons)
 
+    @property
+    def positions(self) -> np.ndarray:
+        """(n,) int64, where the rows stand in the file, in the order in which they were left out."""
+        return np.concatenate(self._rows) if self._rows else np.empty(0, np.int64)
+
     def add(self, ids: pa.Array, rows: np.ndarray, reasons: Sequence[str]) -> None:
         """Leave these rows out: their ids, (n,) positions in the file, and what is wrong with each."""
         if len(rows):
@@ -58,7 +63,7 @@ class Quarantine:
 
     def table(self) -> pa.Table:
         """All of them, by row; at least one."""
-        rows = np.concatenate(self._rows)
+        rows = self.positions
         columns = {
             self._id_name: pa.concat_arrays(self._ids),
             "path": pa.repeat(pa.scalar(self._path, pa.string()), len(rows)),

@@ -14,6 +14,7 @@ import pyarrow as pa
 from raystream.engine.asked import Asked
 from raystream.engine.calibration import with_temperature
 from raystream.engine.choosing import choose_batch
+from raystream.engine.class_labels import named_classes
 from raystream.engine.covered import Covered, covered_by
 from raystream.engine.damage import damaged
 from raystream.engine.job import Task
@@ -23,12 +24,12 @@ from raystream.engine.merge import ScoredPool, merge
 from raystream.engine.prepare import Prepared, candidates_columns, pool_plan, wanted_outputs
 from raystream.engine.progress import Reporter, Silent
 from raystream.engine.quarantine import quarantined_rows
-from raystream.engine.receipt import Receipt
+from raystream.engine.receipt import Receipt, read_receipts
 from raystream.engine.result import committed_table, find_query, read_result
 from raystream.engine.session import Session
 from raystream.engine.store import StoredFile
 from raystream.engine.stored_query import read_query
-from raystream.engine.stored_units import StoredUnit, receipts_of, stored_units
+from raystream.engine.stored_units import StoredUnit, stored_units
 from raystream.engine.stores import Store
 from raystream.errors import LabelsError, PoolError, StoreError, VerificationError
 from raystream.pool import File, Labelled, PoolPlan, ReadSpec, Unit, read_labelled
@@ -140,7 +141,7 @@ def _query(store: Store, manifest: Manifest) -> Query:
 
 
 def _elsewhere(store: Store, manifest: Manifest) -> list[Receipt]:
-    found = [receipt for receipt in receipts_of(store, manifest.labelled_units) if receipt is not None]
+    found = [receipt for receipt in read_receipts(store, manifest.labelled_units) if receipt is not None]
     if len(found) < len(manifest.labelled_units):
         raise StoreError(
             f"{len(manifest.labelled_units) - len(found)} units over labelled rows of query {manifest.query} are gone from "
@@ -196,7 +197,7 @@ def _prepared(
         query=query.model_copy(update={"pool": query.pool.model_copy(update={"keep": []})}),
         store=store,
         pool=plan,
-        classes=_classes(manifest),
+        classes=named_classes(_classes(manifest), [unit.receipt for unit in units]),
         labelled=labelled,
         fingerprint=manifest.fingerprint,
         identity=manifest.identity,

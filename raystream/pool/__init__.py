@@ -5,7 +5,7 @@ process; `read_labelled` and `locate_labelled` find what is labelled already; `r
 """
 
 from raystream.pool.columns import Column
-from raystream.pool.files import File, UnreachableError
+from raystream.pool.files import File, OutageError, UnreachableError
 from raystream.pool.folders import list_files
 from raystream.pool.footers import Footer, read_footers
 from raystream.pool.ids import check_unique, comparable
@@ -26,6 +26,7 @@ __all__ = [
     "File",
     "Footer",
     "Labelled",
+    "OutageError",
     "Places",
     "PoolPlan",
     "ReadSpec",

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from raystream.errors import LabelsError, PoolError
 from raystream.lake import LOCAL, Storage
 from raystream.pool.columns import BYTES, TEXT, Column, recognise
-from raystream.pool.files import File, open_parquet, pinned, threads_for
+from raystream.pool.files import File, open_parquet, pinned, schema_of, threads_for
 from raystream.pool.footers import read_footers
 from raystream.pool.id_hashes import id_blocks, id_bytes
 from raystream.pool.ids import comparable
@@ -231,7 +231,7 @@ def _take(labelled: Labelled, file: File, id_type: pa.DataType, wanted: Mask) ->
 
 def _has_columns(file: File, columns: Sequence[Column]) -> bool:
     with open_parquet(file) as parquet:
-        schema = parquet.schema_arrow
+        schema = schema_of(file, parquet)
     if any(column.name not in schema.names for column in columns):
         return False
     for column in columns:

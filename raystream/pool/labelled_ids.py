@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raystream.errors import LabelsError, did_you_mean
-from raystream.pool.columns import plain
-from raystream.pool.files import File, open_parquet, unreadable
+from raystream.pool.files import File, open_parquet, schema_of
 from raystream.pool.ids import comparable
+from raystream.pool.scan import check_text, scan
 
 STATE = "state"
 """The column that says what became of a row, if a labelled file has it; a null says that the row is labelled."""
@@ -70,7 +70,11 @@ def read_integers(files: Sequence[File], name: str, id_type: pa.DataType, thread
     dtype = id_type.to_pandas_dtype()
     with ThreadPoolExecutor(threads) as executor:
         rows = list(executor.map(_rows, files))
-        values = np.empty(sum(rows), dtype)
+        try:
+            values = np.empty(sum(rows), dtype)
+        except (MemoryError, ValueError):
+            most = files[int(np.argmax(rows))].path
+            raise LabelsError(f"there is no memory for {sum(rows)} labelled ids, most of them in {most}; check that file") from None
         starts = [0, *accumulate(rows)]
 
         def fill(number: int) -> tuple[int, int, list[npt.NDArray[np.integer]]]:
@@ -120,33 +124,31 @@ def id_batches(file: File, name: str, id_type: pa.DataType) -> Iterator[tuple[np
 def _batches(file: File, name: str, id_type: pa.DataType) -> Iterator[_LabelledRows]:
     """See `id_batches`; with the rows that were skipped or rejected."""
     with open_parquet(file) as parquet:
-        names = parquet.schema_arrow.names
-        if name not in names:
-            raise LabelsError(f"id column {name} is missing in the labelled file {file.path}{did_you_mean(name, names)}")
-        found, start = parquet.schema_arrow.field(name).type, 0
-        try:
-            for batch in parquet.iter_batches(_BATCH, columns=list(dict.fromkeys([name, *([STATE] if STATE in names else [])]))):
-                ids, rows = comparable(plain(batch.column(name))), np.arange(start, start + batch.num_rows)
-                kept, labelled = _states(file, batch, start)
-                start += batch.num_rows
-                if file.deletes is not None:
-                    there = np.zeros(len(rows), bool)
-                    there[file.deletes.kept(int(rows[0]), len(rows)) if len(rows) else []] = True
-                    kept = there if kept is None else kept & there
-                if kept is not None:
-                    ids, rows = ids.filter(pa.array(kept)), rows[kept]
-                    labelled = None if labelled is None else labelled[kept]
-                if ids.null_count:
-                    raise LabelsError(
-                        f"id column {name} of {file.path} holds {_nulls(file, name)} nulls; expected an id in every labelled row"
-                    )
-                if _family(ids.type) != _family(comparable(pa.array([], id_type)).type):
-                    raise LabelsError(f"id column {name} of {file.path} is {found}, but the pool's is {id_type}; write it as {id_type}")
-                yield _LabelledRows(rows, ids, labelled)
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, LabelsError):
-                raise
-            raise unreadable(file, f"id column {name} of {file.path} can't be read", error) from None
+        schema = schema_of(file, parquet)
+        if name not in schema.names:
+            raise LabelsError(f"id column {name} is missing in the labelled file {file.path}{did_you_mean(name, schema.names)}")
+        if schema.names.count(name) > 1:
+            raise LabelsError(
+                f"id column {name} stands {schema.names.count(name)} times in the labelled file {file.path}; rename all but one"
+            )
+        columns = list(dict.fromkeys([name, *([STATE] if STATE in schema.names else [])]))
+        for start, batch in scan(file, parquet, columns, _BATCH, what=f"id column {name} of {file.path}"):
+            ids, rows = comparable(batch.column(name)), np.arange(start, start + batch.num_rows)
+            check_text(ids, f"id column {name} of {file.path}")
+            kept, labelled = _states(file, batch, start)
+            if file.deletes is not None:
+                there = np.zeros(len(rows), bool)
+                there[file.deletes.kept(start, len(rows))] = True
+                kept = there if kept is None else kept & there
+            if kept is not None:
+                ids, rows = ids.filter(pa.array(kept)), rows[kept]
+                labelled = None if labelled is None else labelled[kept]
+            if ids.null_count:
+                raise LabelsError(f"id column {name} of {file.path} holds {_nulls(file, name)} nulls; expected an id in every labelled row")
+            if _family(ids.type) != _family(comparable(pa.array([], id_type)).type):
+                found = schema.field(name).type
+                raise LabelsError(f"id column {name} of {file.path} is {found}, but the pool's is {id_type}; write it as {id_type}")
+            yield _LabelledRows(rows, ids, labelled)
 
 
 def labelled_rows(file: File) -> npt.NDArray[np.int64] | None:
@@ -156,21 +158,16 @@ def labelled_rows(file: File) -> npt.NDArray[np.int64] | None:
             found = _states(file, pa.record_batch({"": [None]}), 0)
             return None if found == (None, None) else np.empty(0, np.int64)
         rows = [np.empty(0, np.int64)]
-        start = 0
-        try:
-            for batch in parquet.iter_batches(_BATCH, columns=[STATE]):
-                kept, labelled = (np.ones(batch.num_rows, bool) if mask is None else mask for mask in _states(file, batch, start))
-                rows.append(start + np.flatnonzero(kept & labelled))
-                start += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(file, f"column {STATE} of {file.path} can't be read", error) from None
+        for start, batch in scan(file, parquet, [STATE], _BATCH, what=f"column {STATE} of {file.path}"):
+            kept, labelled = (np.ones(batch.num_rows, bool) if mask is None else mask for mask in _states(file, batch, start))
+            rows.append(start + np.flatnonzero(kept & labelled))
     return np.concatenate(rows)
 
 
 def _states(file: File, batch: pa.RecordBatch, start: int) -> tuple[Mask | None, Mask | None]:
     """(n,) which rows don't count as absent, and which are labelled; None for all of them."""
     if STATE in batch.schema.names:
-        states = plain(batch.column(STATE))
+        states = batch.column(STATE)
     elif STATE in dict(file.partitions):
         states = pa.repeat(pa.scalar(dict(file.partitions)[STATE], pa.string()), batch.num_rows)
     else:
@@ -210,7 +207,7 @@ def _rows(file: File) -> int:
 
 def _nulls(file: File, name: str) -> int:
     with open_parquet(file) as parquet:
-        return int(sum(batch.column(0).null_count for batch in parquet.iter_batches(_BATCH, columns=[name])))
+        return int(sum(batch.column(name).null_count for _, batch in scan(file, parquet, [name], _BATCH)))
 
 
 def _family(type_: pa.DataType) -> str:

@@ -6,26 +6,30 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError
 from raystream.lake.retry import ignore
 from raystream.pool.column_types import cast, cast_columns
-from raystream.pool.columns import Column, Flaws, decode, known_shape, plain_batch, structural_flaws, value_flaws
+from raystream.pool.columns import Column, Flaws, decode, known_shape, structural_flaws, text_flaws, value_flaws
 from raystream.pool.encoded import decode_npy
-from raystream.pool.files import check_unchanged, open_parquet, unreadable
+from raystream.pool.files import check_unchanged, open_parquet
 from raystream.pool.filters import filter_columns, matching_rows
 from raystream.pool.ids import derived_ids
 from raystream.pool.images import EachRow, decode_images
 from raystream.pool.remote import RemoteParquet
+from raystream.pool.scan import group_starts, scan
 from raystream.pool.units import Unit
 
+READING = 2
+"""Of which rows are read, and as what; part of units' keys. Before 2, rows came twice in units of more than 16,384 rows with filters."""
 Tensor = npt.NDArray[np.generic]
 Prepare = Callable[[pa.RecordBatch], tuple[tuple[Tensor, ...], Flaws]]
 """A function of the user's that makes the model's tensors of the input columns of some rows, and tells which rows it can't take."""
@@ -137,6 +141,7 @@ def read_unit(
     threads: int = 1,
     prepare: Prepare | None = None,
     note: Callable[[str], None] = ignore,
+    passing: Callable[[npt.NDArray[np.int64]], None] | None = None,
 ) -> Iterator[Rows]:
     """Yield a unit's rows that pass its filters, at most `batch_rows` at a time.
 
@@ -150,6 +155,7 @@ def read_unit(
         threads: that decode images.
         prepare: makes the tensors, where `spec.prepared` says so.
         note: told of each request to object storage that had to be repeated.
+        passing: told of the positions of the rows that pass, bad ones included, before they are decoded.
 
     Raises:
         PoolError: the file is gone, changed or damaged, or holds a bad row and `spec.on_error` is fail.
@@ -157,13 +163,14 @@ def read_unit(
     spec = spec.only(unit.columns)
     pooled = threads > 1 and spec.decodes_images
     with open_parquet(unit.file, note) as parquet, ThreadPoolExecutor(threads) if pooled else nullcontext() as pool:
-        starts = [0, *accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups))]
+        starts = group_starts(parquet)
         if unit.row_groups[-1] >= len(starts) - 1 or starts[unit.row_groups[0]] != unit.first_row:
             raise PoolError(f"{unit.name} is not in the file any more; plan the query again")
-        group_starts = np.asarray(starts)
         for batch, rows in _selected(unit, spec, parquet, batch_rows, note):
+            if passing is not None:
+                passing(rows)
             tensors = _Tensors(spec, map if pool is None else pool.map, prepare)
-            yield from _clean(unit, tensors, cast_columns(batch, unit.casts, unit.name), rows, group_starts)
+            yield from _clean(unit, tensors, cast_columns(batch, unit.casts, unit.name), rows, np.asarray(starts))
         if not isinstance(parquet, RemoteParquet):
             check_unchanged(unit.file)
 
@@ -175,28 +182,18 @@ def _selected(
     id_column = unit.id or spec.id
     wanted = [*([id_column] if id_column else []), *spec.inputs, *filter_columns(unit.filters)]
     # a question to object storage, which is asked while the last rows are decoded
-    then = {"then": lambda: check_unchanged(unit.file, note)} if isinstance(parquet, RemoteParquet) else {}
-    batches = parquet.iter_batches(batch_size=batch_rows, row_groups=list(unit.row_groups), columns=list(dict.fromkeys(wanted)), **then)
+    then = partial(check_unchanged, unit.file, note)
     positions = None if unit.positions is None else np.asarray(unit.positions, dtype=np.int64)
-    next_row = unit.first_row
-    while True:
-        try:
-            batch = next(batches, None)
-            batch = None if batch is None else plain_batch(batch)
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(unit.file, f"{unit.name} can't be read near row {next_row}", error) from None
-        if batch is None:
-            return
-        rows = np.arange(next_row, next_row + batch.num_rows)
-        next_row += batch.num_rows
+    for first, batch in scan(unit.file, parquet, list(dict.fromkeys(wanted)), batch_rows, unit.row_groups, then, unit.name):
+        rows = np.arange(first, first + batch.num_rows)
         keep: npt.NDArray[np.int64] | None = None
         if positions is not None:
             low, high = np.searchsorted(positions, [rows[0], rows[-1] + 1]) if len(rows) else (0, 0)
-            keep = positions[low:high] - (next_row - batch.num_rows)
+            keep = positions[low:high] - first
         elif unit.filters:
             keep = matching_rows(unit.filters, batch, unit.name)
         if unit.file.deletes is not None and positions is None:
-            left = unit.file.deletes.kept(next_row - batch.num_rows, batch.num_rows)
+            left = unit.file.deletes.kept(first, batch.num_rows)
             keep = left if keep is None else np.intersect1d(keep, left, assume_unique=True)
         if keep is not None and len(keep) < batch.num_rows:
             batch, rows = batch.take(pa.array(keep)), rows[keep]
@@ -226,6 +223,9 @@ def _clean(
         return ok
 
     structure = {column.name: flaws for column in spec.columns if (flaws := structural_flaws(batch.column(column.name), column))}
+    if name and (flaws := text_flaws(batch.column(name))):
+        structure[name] = structure.get(name, {}) | flaws
+        ids = pc.if_else(pa.array(np.isin(np.arange(len(ids)), list(flaws))), pa.scalar(None, ids.type), ids)  # no id that can be told
     if structure:
         ok = report(structure, rows)
         batch, rows, ids = batch.filter(pa.array(ok)), rows[ok], ids.filter(pa.array(ok))

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from raystream.pool.column_types import cast
-from raystream.pool.columns import plain_table
-from raystream.pool.files import File, open_parquet, threads_for, unreadable
+from raystream.pool.files import File, open_parquet, threads_for
 from raystream.pool.filters import partition_value
+from raystream.pool.scan import check_text, group_starts, scan
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,31 +72,31 @@ def read_columns_at(places: Places | Sequence[tuple[File, int]], schema: pa.Sche
 
 
 def _read_file(file: File, rows: npt.NDArray[np.int64], schema: pa.Schema) -> list[pa.Table]:
-    """The tables of a file's sorted rows, one a row group."""
+    """The tables of a file's sorted rows, some rows each, in order."""
     folders = {name for name, _ in file.partitions}
     stored = [name for name in schema.names if name not in folders]
     if not stored:
         return [_as_schema(file, None, len(rows), schema)]
     tables: list[pa.Table] = []
     with open_parquet(file) as parquet:
-        starts = [0, *accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups))]
+        starts = group_starts(parquet)
         edges = np.searchsorted(rows, starts)
         for group, (low, high) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)):
             if low == high:
                 continue
-            try:
-                table = parquet.read_row_group(group, columns=stored)
-            except (pa.ArrowException, OSError) as error:
-                raise unreadable(file, f"{file.path}#rg{group} can't be read", error) from None
-            tables.append(_as_schema(file, plain_table(table).take(pa.array(rows[low:high] - starts[group])), high - low, schema))
+            for first, batch in scan(file, parquet, stored, groups=[group], what=f"{file.path}#rg{group}"):
+                here = rows[slice(*np.searchsorted(rows, [first, first + batch.num_rows]))]
+                if len(here):
+                    tables.append(_as_schema(file, batch.take(pa.array(here - first)), len(here), schema))
     return tables
 
 
-def _as_schema(file: File, table: pa.Table | None, rows: int, schema: pa.Schema) -> pa.Table:
+def _as_schema(file: File, batch: pa.RecordBatch | None, rows: int, schema: pa.Schema) -> pa.Table:
     columns = []
     for field in schema:
-        if table is not None and field.name in table.column_names:
-            column = table.column(field.name)
+        if batch is not None and field.name in batch.schema.names:
+            column = batch.column(field.name)
+            check_text(column, f"column {field.name} of {file.path}")
             columns.append(cast(column, field.type, f"column {field.name} of {file.path}"))
         else:
             columns.append(pa.repeat(pa.scalar(partition_value(file, field.name, field.type), field.type), rows))

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from raystream.errors import PoolError
 from raystream.lake import reason
+from raystream.pool.chunks import footer_bytes
 from raystream.pool.id_hashes import id_bytes
 
 SUFFIXES = {".csv": "CSV", ".jsonl": "JSON Lines", ".ndjson": "JSON Lines"}
@@ -44,7 +45,12 @@ class TextParquet(pq.ParquetFile):  # type: ignore[misc] # pyarrow has no types
 
     def __init__(self, content: pa.Buffer, version: tuple[str, int, str]) -> None:
         super().__init__(pa.BufferReader(content), pre_buffer=False)
-        self.version = version
+        self.version, self._content = version, content
+
+    @property
+    def footer(self) -> bytes:
+        """The bytes from where the Parquet footer begins."""
+        return footer_bytes(lambda count, at: self._content.slice(at, count).to_pybytes(), self._content.size)
 
 
 _converted: OrderedDict[tuple[tuple[str, int, str], TextIds | None], pa.Buffer] = OrderedDict()
