@@ -15,6 +15,7 @@ from raystream.engine.prepare import Prepared, write_plan
 from raystream.engine.receipt import Receipt
 from raystream.engine.result import Result, read_result
 from raystream.engine.session import Session
+from raystream.engine.stores import unbroken
 from raystream.errors import ModelError, PoolError
 from raystream.model import check_classes
 from raystream.pool import check_unique
@@ -100,8 +101,12 @@ def commit(
     missing = {task.key for task in prepared.missing}
     folder = query_folder(prepared.name)
     name = f"{folder}/selection-{uuid.uuid4().hex[:12]}.parquet"
-    with prepared.store.writing(name) as file:
-        pq.write_table(batch.selection, file)
+
+    def write() -> None:
+        with prepared.store.writing(name) as file:
+            pq.write_table(batch.selection, file)
+
+    unbroken(prepared.store, write)
     stored = prepared.store.stored(name)
     manifest = Manifest(
         query=prepared.name,
