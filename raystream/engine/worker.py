@@ -28,8 +28,7 @@ from raystream.engine.stores import store_at, unbroken
 from raystream.engine.users_scores import users_score
 from raystream.errors import ClusterError, DataError, ModelError, QueryError, RaystreamError, StoreUnreachable
 from raystream.lake import is_remote
-from raystream.lake.reason import is_outage
-from raystream.lake.retry import Patience, retried
+from raystream.lake.retry import Patience, on_disk
 from raystream.model import (
     Prediction,
     Predictor,
@@ -286,7 +285,7 @@ class Worker:
 
 def started(job: Job, patience: Patience = PATIENCE) -> Worker:
     """A worker, in spite of outages of file systems that its model and the user's code lie on; what it asks of storages waits by itself."""
-    return retried(lambda: Worker(job, patience), patience=patience, place="what a worker starts from", final=lambda e: not is_outage(e))
+    return on_disk(lambda: Worker(job, patience), "what a worker starts from", patience)
 
 
 def _kept(values: torch.Tensor | None, keep: torch.Tensor) -> torch.Tensor | None:
