@@ -50,7 +50,7 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
     from raystream.engine.prepare import prepare, write_plan
     from raystream.engine.result import read_result
     from raystream.engine.session import Session
-    from raystream.engine.stages import all_receipts, commit, flat_scores, score_warnings, scored_pool
+    from raystream.engine.stages import all_receipts, commit, flat_scores, model_notes, score_warnings, scored_pool, with_class_names
     from raystream.engine.stores import refuse_in_store
     from raystream.exchange.tables import check_output
     from raystream.pool import refuse_among
@@ -74,6 +74,7 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
         planned = time.perf_counter()
         with Session(prepared, reporter, life=life) as session:
             receipts = all_receipts(prepared, session)
+            prepared = with_class_names(prepared, receipts)
             scored = time.perf_counter()
             reporter.stage("Merging the scores")
             pool, notes = with_epig(prepared, scored_pool(prepared, receipts, session), session if may_score else None)
@@ -89,6 +90,7 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
             calibrate=fitting,
         )
         warnings = [*score_warnings(prepared, receipts, session), *flat_scores(prepared, pool), *notes, *covered.warnings, *batch.warnings]
+        warnings += model_notes(receipts)
         result = commit(prepared, pool, batch, session, seconds, warnings, covered)
     return _with_output(query, result)
 
@@ -128,9 +130,10 @@ def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fi
     from raystream.engine.life import SignOfLife
     from raystream.engine.manifest import Seconds, read_manifest
     from raystream.engine.prepare import prepare, write_plan
+    from raystream.engine.quarantine import named, quarantined_rows
     from raystream.engine.result import Scores
     from raystream.engine.session import Session
-    from raystream.engine.stages import all_receipts, score_warnings, scored_pool
+    from raystream.engine.stages import all_receipts, model_notes, score_warnings, scored_pool, with_class_names
 
     began = time.perf_counter()
     with SignOfLife() as life:
@@ -141,17 +144,20 @@ def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fi
         planned = time.perf_counter()
         with Session(prepared, reporter, life=life) as session:
             receipts = all_receipts(prepared, session)
+            prepared = with_class_names(prepared, receipts)
             pool, notes = with_epig(prepared, scored_pool(prepared, receipts, session), session)
             covered = cover(prepared, pool, session)
     scoring = time.perf_counter() - planned - session.start_seconds
     seconds = Seconds(start=session.start_seconds, plan=planned - began, score=scoring, calibrate=fitting)
+    every = [*receipts, *covered.elsewhere]
     return Scores(
         query=prepared.name,
         rows=len(pool),
         units_scored=session.units_scored,
         units_reused=len(prepared.tasks) - len(prepared.missing),
-        warnings=(*score_warnings(prepared, receipts, session), *notes, *covered.warnings),
+        warnings=(*score_warnings(prepared, receipts, session), *notes, *covered.warnings, *model_notes(receipts)),
         seconds=seconds,
+        quarantined=tuple(named(quarantined_rows(prepared.store, every), sum(receipt.quarantined for receipt in every))),
     )
 
 

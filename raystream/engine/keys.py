@@ -11,9 +11,13 @@ from typing import Any, NamedTuple
 from raystream.engine.asked import Asked
 from raystream.engine.store import FORMAT
 from raystream.pool import File, ReadSpec, Unit
+from raystream.pool.reader import READING
 from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, TASKS, Acquire, Query
 
 _text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode
+
+_OUTPUTS = 1
+"""Of what is made of a model's outputs: raised when the same model comes to give other numbers for the same rows."""
 
 
 def _digest(value: Any) -> str:
@@ -77,6 +81,7 @@ class UnitKeys:
             | _task_parts(query)
             | {
                 "format": FORMAT,
+                "reading": READING,
                 "id": query.pool.id,
                 "columns": [spec.inputs, spec.shapes, spec.dtypes],
                 "model": self._fingerprint,
@@ -85,6 +90,7 @@ class UnitKeys:
                 "samples": outputs.samples,
                 "mc_dropout": [query.acquire.mc_samples, query.seed] if query.acquire.mc_samples else None,
                 "precision": model.precision,
+                "outputs": [_OUTPUTS, *(member.output for member in model.members or [model])],
                 "batch_size": model.batch_size,
                 "temperature": model.temperature,
                 **_inputs(spec),
@@ -170,7 +176,7 @@ def query_identity(
 
 
 _LATER: dict[str, dict[str, Any]] = {
-    "model": {"task": "classes"},
+    "model": {"task": "classes", "output": "logits"},
     "acquire": {"class_weights": {}, "targets": [], "args": {}},
 }
 """Keys of the query's sections that came after the first queries were committed, and their defaults."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,7 +28,8 @@ from raystream.engine.stores import Store, open_store, store_to_read
 from raystream.errors import QueryError
 from raystream.kinds import kind_of
 from raystream.model import class_names, code_hash, fingerprint, input_columns, with_local_files
-from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, list_pool, plan_pool, read_labelled, refuse_among, unsettled
+from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, list_pool, plan_pool, read_labelled, refuse_among
+from raystream.pool.settled import settle
 from raystream.query import Model, Pool, Query
 
 LARGE_BATCHES = 1 << 30
@@ -111,11 +111,11 @@ def prepare(
     classes = class_names(model.classes)
     digest = fingerprint(model)
     pool = pool_plan(query, query.pool, candidates_columns(query))
-    time.sleep(unsettled(pool.files, time.time_ns()) / 1e9)
     check_inputs(calibration, pool.read)
     labelled = None
     if query.pool.labelled:
         labelled = read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type, storage=query.pool.options)
+        settle(labelled.files)
     identity = query_identity(query, pool.files, _labelled_parts(query, labelled, pool), classes, digest)
     if ":" in query.select.strategy:
         identity["the strategy's source"] = code_hash(query.select.strategy, "select.strategy")
@@ -151,25 +151,31 @@ def prepare(
     )
 
 
-def pool_plan(query: Query, pool: Pool, also: Sequence[str] = ()) -> PoolPlan:
+def pool_plan(query: Query, pool: Pool, also: Sequence[str] = (), *, labels: bool = False) -> PoolPlan:
     """How a pool is read for the query's model: its own, or calibration and target rows.
 
     Args:
         query: says what the model takes.
         pool: where the rows are.
         also: further columns that are read for some rows.
+        labels: whether these are labelled rows, which may stand in files of text, too.
     """
     model = query.model
+    if model.kind == "columns":
+        # by names, so that a column of single numbers isn't stacked with others, and may stand beside lists
+        pool = pool.model_copy(update={"inputs": {f"input {place}": name for place, name in enumerate(input_columns(model))}})
     plan = plan_pool(
         pool,
-        input_columns(model) if model.kind == "columns" else pool.input_columns,
+        pool.input_columns,
         query.on_error,
         masked=[column for column in (model.logits, model.samples) if column],
         also=also,
         texts=_texts(model),
         images=model.images,
         prepared=planned(query),
+        labels=labels,
     )
+    settle(plan.files)
     return replace(plan, warnings=(*plan.warnings, *_large_batches(plan, model.batch_size)))
 
 

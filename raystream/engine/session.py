@@ -11,6 +11,7 @@ from types import TracebackType
 
 from raystream.engine.damage import just_written
 from raystream.engine.executor import Event, Executor, InProcess, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady
+from raystream.engine.first_rows import PROBE_UNITS
 from raystream.engine.job import Job, Task, importable_folders
 from raystream.engine.life import SignOfLife
 from raystream.engine.manifest import query_folder
@@ -149,6 +150,7 @@ class Session:
             reduction=Reduction.of(query.model, query.acquire),
             storage=query.pool.options,
             store_storage=self._prepared.store.storage,
+            first=self._prepared.pool.units[:PROBE_UNITS],
         )
         self._executor, workers = self._in_process(job) if query.cluster.address == "in_process" else self._on_ray(job, units)
         return Scoring(self._executor, workers, keep_going=query.on_error == "skip", on_event=self._progress.on_event)

@@ -28,7 +28,7 @@ GRACE = 24 * 3600.0
 
 _REMOVE_THREADS = 32
 _ATTEMPT = re.compile(r"-([0-9a-f]{12})\.[a-z]+$")
-_LEFT_BEHIND = re.compile(r"(?:token|needs)-[0-9a-f]{32}|selection-[0-9a-f]{12}\.parquet|\..+\.[0-9a-f]{32}")
+_LEFT_BEHIND = re.compile(r"(?:token|needs)-[0-9a-f]{32}|(?:selection|quarantined)-[0-9a-f]{12}\.parquet|\..+\.[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _
         elif manifest is not None:
             committed.append(name)
             found.needed.update(plan_keys(store, name), manifest.labelled_units)
-            own = manifest.selection.name
-            found.strays.extend(f for f in files if _LEFT_BEHIND.fullmatch(_base(f)) and f.name != own and f.modified < limit)
+            own = {file.name for file in (manifest.selection, manifest.quarantined) if file is not None}
+            found.strays.extend(f for f in files if _LEFT_BEHIND.fullmatch(_base(f)) and f.name not in own and f.modified < limit)
         elif not alive and max(file.modified for file in files) < limit:
             found.unfinished[name] = files
         else:

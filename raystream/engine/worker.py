@@ -17,6 +17,7 @@ import torch
 
 from raystream.engine.epig_unit import score_epig
 from raystream.engine.feed import Chunk, Feed
+from raystream.engine.first_rows import first_rows, probe
 from raystream.engine.further_scores import FurtherScores
 from raystream.engine.job import Job, Task
 from raystream.engine.outputs import OutputWriter
@@ -30,6 +31,7 @@ from raystream.errors import ClusterError, DataError, ModelError, QueryError, Ra
 from raystream.lake import is_remote
 from raystream.lake.retry import Patience, on_disk
 from raystream.model import (
+    PROBE_ROWS,
     Prediction,
     Predictor,
     bad_output_rows,
@@ -42,7 +44,7 @@ from raystream.model import (
 from raystream.pool import OutageError, Unit, UnreachableError
 
 PATIENCE = Patience(from_start=True)
-_REASONS_KEPT = 20
+_REASONS_KEPT = 3
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -81,7 +83,7 @@ class Worker:
                 f"store {job.store} as this worker sees it lacks what the driver wrote; give store.uri a folder that every node shares"
             )
         _set_threads(job.threads)
-        self._model: Predictor = load(
+        promised = load(
             job.model,
             embedding=job.embedding or job.asked.gradients,
             mc_samples=job.mc_samples,
@@ -90,8 +92,6 @@ class Worker:
             gradient_classes=job.asked.egl_classes,
             names=job.read.names,
         )
-        if job.reduction is not None:
-            self._model = ReducedPredictor(self._model, job.reduction)
         if fingerprint(job.model) != job.fingerprint:
             raise ModelError("the model's weights or source changed while the query was being started; run it again")
         self._functions = [users_score(path) for path, _ in job.asked.functions]
@@ -99,6 +99,11 @@ class Worker:
         if changed:
             raise ModelError(f"the source of acquisition function {changed} changed while the query was being started; run it again")
         self._prepare = preparation(job.read)
+        first = first_rows(job.first, job.read, min(job.model.batch_size, PROBE_ROWS), self._prepare, job.threads)
+        if first is not None:
+            probe(promised, first, lenient=True)
+        self._promised = promised
+        self._model: Predictor = promised if job.reduction is None else ReducedPredictor(promised, job.reduction)
         self._computing = threading.Lock()
 
     def score(self, task: Task) -> Receipt:
@@ -119,25 +124,26 @@ class Worker:
         writer = OutputWriter(
             self._store,
             task.key,
+            unit.file.path,
             job.read.id or "id",
             model.embedding_dtype,
             model.temperature_value,
             embedding=job.embedding,
             probabilities=job.probabilities,
             samples=job.samples,
-            further=FurtherScores(job.asked, self._functions, model.temperature_value),
+            further=FurtherScores(job.asked, self._functions, model.temperature_value, self._promised.class_labels),
         )
         try:
             pin = self._model.device.type == "cuda"
             with Feed(unit, job.read, job.model.batch_size, pin, job.threads, self._prepare) as feed:
-                quarantined: list[str] = []
                 with self._computing:
                     predictor = self._model_for(unit)
                     for chunk in feed:
                         for batch in chunk.batches(job.model.batch_size):
-                            quarantined += self._score_batch(predictor, batch, writer, unit.name)
+                            self._score_batch(predictor, batch, writer)
                     writer.compute()
-                quarantined = [str(bad) for bad in feed.bad] + quarantined
+                writer.quarantine.add_read(feed.bad, job.read.id_type)
+                feed.check(writer.positions, writer.quarantine.positions)
                 repeated = len(feed.repeated)
             outputs = writer.finish()
         except ModelError as error:
@@ -162,11 +168,14 @@ class Worker:
             classes=writer.classes,
             batch_size=self._model.batch_size,
             state_hash=self._model.state_hash,
-            quarantined=len(quarantined),
-            quarantine_reasons=tuple(quarantined[:_REASONS_KEPT]),
+            quarantined=len(writer.quarantine),
+            quarantine=outputs.quarantine,
+            quarantine_reasons=tuple(writer.quarantine.first(_REASONS_KEPT)),
             bytes_read=unit.bytes,
             seconds=time.perf_counter() - started,
             repeated_reads=repeated,
+            class_labels=self._promised.class_labels,
+            notes=self._promised.notes,
         )
         return self._commit(receipt)
 
@@ -221,8 +230,8 @@ class Worker:
             self._job.model.model_copy(update={"logits": None, "probabilities": None, "samples": None, "task": "classes"}), embedding=True
         )
 
-    def _score_batch(self, model: Predictor, batch: Chunk, writer: OutputWriter, name: str) -> list[str]:
-        """Run the model on a batch and hand on its outputs; what is wrong with the rows that are left out."""
+    def _score_batch(self, model: Predictor, batch: Chunk, writer: OutputWriter) -> None:
+        """Run the model on a batch and hand on its outputs, and the rows that are left out."""
         prediction = model.predict(batch.inputs)
         wrong = too_large = None
         if not self._is_sound(prediction):
@@ -230,7 +239,7 @@ class Worker:
         if wrong is None and too_large is None:
             # The inputs lie in a buffer that is filled again; logits are kept for longer than that.
             writer.add(batch.ids, batch.rows, self._wanted(_apart(prediction, batch.inputs)))
-            return []
+            return
         reasons: dict[int, str] = {}
         for rows, reason in (
             (too_large, "the embedding overflows float16; set model.embedding_dtype to float32"),
@@ -255,7 +264,9 @@ class Worker:
                 )
             ),
         )
-        return [f"{name} row {row}: {reason}" for row, reason in sorted(reasons.items())]
+        left_out = ~keep.numpy()
+        rows = batch.rows[left_out]
+        writer.quarantine.add(batch.ids.filter(pa.array(left_out)), rows, [reasons[row] for row in rows.tolist()])
 
     def _wanted(self, prediction: Prediction) -> Prediction:
         """The prediction; its logits in place of any samples, where they are to be stored like these."""

@@ -87,7 +87,12 @@ class Fetching:
 
 
 class Fetched(io.RawIOBase):
-    """A read-only file of which some ranges are there, as pyarrow reads it; what lies elsewhere is asked for one by one."""
+    """A read-only file of which some ranges are there, as pyarrow reads it; what lies elsewhere is asked for one by one.
+
+    `failed` says whether any of that didn't come in spite of all attempts.
+    """
+
+    failed = False
 
     def __init__(self, starts: Sequence[int], blocks: Sequence[bytes], size: int, rest: Callable[[int, int], bytes]) -> None:
         self._starts, self._blocks, self._size, self._rest, self._at = starts, blocks, size, rest, 0
@@ -118,7 +123,11 @@ class Fetched(io.RawIOBase):
             return b""
         parts = self._parts(at, count)
         if parts is None:
-            return self._rest(count, at)
+            try:
+                return self._rest(count, at)
+            except OSError:
+                self.failed = True
+                raise
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _parts(self, at: int, count: int) -> list[memoryview] | None:

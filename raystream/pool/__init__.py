@@ -15,7 +15,7 @@ from raystream.pool.locate import locate_labelled
 from raystream.pool.overlap import refuse_among
 from raystream.pool.plan import PoolPlan, plan_pool
 from raystream.pool.reader import BadRow, ReadSpec, Rows, read_unit
-from raystream.pool.rows import read_columns_at
+from raystream.pool.rows import Places, read_columns_at
 from raystream.pool.settled import unsettled
 from raystream.pool.tables import list_pool
 from raystream.pool.units import Unit, cut_units, units_at
@@ -27,6 +27,7 @@ __all__ = [
     "Footer",
     "Labelled",
     "OutageError",
+    "Places",
     "PoolPlan",
     "ReadSpec",
     "Rows",

@@ -61,6 +61,6 @@ def test_string_hashes():
 def test_random_is_uniform_and_nested():
     """Each row is drawn equally often, and a larger batch begins with the smaller one."""
     ids = np.arange(20)
-    counts = np.bincount(np.concatenate([random(ids, 5, seed) for seed in range(2000)]), minlength=20)
+    counts = np.bincount(np.concatenate([random(ids, 5, seed=seed) for seed in range(2000)]), minlength=20)
     assert (np.abs(counts - 500) < 6 * np.sqrt(500 * 0.75)).all()
-    np.testing.assert_array_equal(random(ids, 3, 1), random(ids, 10, 1)[:3])
+    np.testing.assert_array_equal(random(ids, 3, seed=1), random(ids, 10, seed=1)[:3])
