@@ -13,7 +13,7 @@ from raystream.errors import PoolError
 from raystream.lake import LOCAL, Storage, filesystem_at, is_final, is_remote, located, own_reason, reason, with_options
 from raystream.lake.filesystem import REMOTE_THREADS
 from raystream.lake.reason import is_outage
-from raystream.lake.retry import ATTEMPTS, LASTING, ignore, in_words, retried
+from raystream.lake.retry import ATTEMPTS, LASTING, ignore, in_words, on_disk, retried
 from raystream.pool.chunks import EncryptedFooterError, footer_bytes
 from raystream.pool.deletes import Deletes
 from raystream.pool.remote import READ_AS, RemoteParquet, open_remote
@@ -105,7 +105,7 @@ def open_parquet(file: File, note: Callable[[str], None] = ignore) -> pq.Parquet
         if text_format(file.path):
             return _open_text(file, note)
         if not is_remote(file.path):
-            return retried(lambda: _opened_here(file), patience=LASTING, place=f"the disk of {file.path}", final=lambda e: not is_outage(e))
+            return on_disk(lambda: _opened_here(file), f"the disk of {file.path}")
         source, now = _opened(file, note)
         _same(file, now)
         return RemoteParquet(source, now.identity, note)
