@@ -16,10 +16,8 @@ from torch import Tensor
 
 from raystream.engine.receipt import Receipt
 from raystream.errors import LabelsError, ModelError
-from raystream.pool import File
+from raystream.pool import Places
 
-Places = Sequence[tuple[File, int]]
-"""The file of each row, and the row in it."""
 ClassLabel = str | int | float | bool
 """What a model itself calls a class."""
 

@@ -160,7 +160,7 @@ def _tables(query: Query) -> list[tuple[str, list[str], list[str]]]:
 def _table(query: Query, key: str, uris: list[str], columns: list[str]) -> str:
     from raystream.pool import list_pool, read_footers
 
-    files, _ = list_pool(uris, key, storage=query.pool.options)
+    files, _ = list_pool(uris, key, storage=query.pool.options, texts=key in ("pool.labelled", "model.temperature"))
     footer = read_footers(files[:1], columns)[0]
     size = sum(file.size for file in files)
     held = f"{number_of(len(files), 'file')} of {in_bytes(size)}"

@@ -17,8 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
+from raystream.arrays import numbers
 from raystream.errors import DataError, QueryError
+from raystream.selection.arguments import checked_seed, count
 from raystream.selection.hashing import row_hash, uniform
 from raystream.selection.rows import Array
 from raystream.selection.strategy import Candidates, Picked, Request
@@ -48,28 +51,29 @@ class _Configurations:
     member: Array | None = None
 
 
-def batch_bald(log_probs: Array, budget: int, *, seed: int = 0, configurations: int | None = None) -> Array:
+def batch_bald(log_probs: ArrayLike, k: int, *, seed: int = 0, configurations: int | None = None) -> Array:
     """Choose rows greedily by the mutual information of the members and the labels of all chosen rows.
 
     The first row is the one of the highest BALD score. Ties go to the lower row.
 
     Args:
         log_probs: (n, k, c) log-probabilities of c classes by k members or dropout samples, n at most 10,000.
-        budget: how many rows, at most 50; all n when there are fewer.
+        k: how many rows, at most 50; all n when there are fewer.
         seed: of the drawn configurations.
         configurations: how many are listed, or drawn once there are more; left out, 100,000 / c, but from 1,000 to 10,000.
 
     Returns:
-        (min(budget, n),) int64 row numbers in order of choice.
+        (min(k, n),) int64 row numbers in order of choice.
 
     Raises:
-        QueryError: too large a budget, or too many rows.
+        QueryError: too large a k, or too many rows.
         DataError: log-probabilities of another shape, or that are none.
     """
-    batch = Batch(log_probs, budget, seed=seed, configurations=configurations)
+    k = count(k)
+    batch = Batch(numbers(log_probs, "log_probs"), k, seed=checked_seed(seed), configurations=configurations)
     rows: list[int] = []
     alive = np.ones(len(batch), dtype=bool)
-    while len(rows) < min(budget, len(batch)):
+    while len(rows) < min(k, len(batch)):
         row, _ = batch.best(np.flatnonzero(alive))
         batch.add(row)
         rows.append(row)
@@ -90,10 +94,10 @@ class Batch:
     def __init__(self, log_probs: Array, rows: int, *, seed: int = 0, configurations: int | None = None) -> None:
         self._log_p = _checked(log_probs)
         if rows > MOST_ROWS:
-            raise QueryError(f"select.budget is {rows}, but batch_bald chooses at most {MOST_ROWS} rows; lower it, or choose by bald")
+            raise QueryError(f"`k` is {rows}, but batch_bald chooses at most {MOST_ROWS} rows; lower it, or choose by bald")
         n, members, classes = self._log_p.shape
         if n > MOST_CANDIDATES:
-            raise QueryError(f"batch_bald has {n} candidates, but compares at most {MOST_CANDIDATES}; lower select.candidates")
+            raise QueryError(f"batch_bald has {n} candidates, but compares at most {MOST_CANDIDATES}; give fewer `candidates`")
         self._most = min(max(_PROBABILITIES // classes, _FEWEST), _MOST) if configurations is None else configurations
         self._p = np.exp(self._log_p)
         self._entropy = -(self._p * np.where(self._p > 0, self._log_p, 0.0)).sum(axis=2)
@@ -210,8 +214,7 @@ def batch_bald_strategy(candidates: Candidates, request: Request) -> Picked:
     """`batch_bald` in a query; rows that had to be in the batch are part of it from the start."""
     if candidates.samples is None:
         raise QueryError(
-            "select.strategy batch_bald needs the probabilities of several members, but the candidates have none; give the model "
-            "acquire.mc_samples, or several weights"
+            "batch_bald needs the log-probabilities of several members, but the candidates have none; give `log_probs`"
         )
     constraints, shards = request.constraints, candidates.shards
     taken = constraints.taken

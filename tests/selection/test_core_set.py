@@ -267,7 +267,7 @@ def test_embeddings_that_are_not_finite(value):
     """The error says how many rows are bad, and which come first."""
     x = data("normal", 40, 3, 0)
     x[[4, 9, 20, 30], 1] = value
-    with pytest.raises(DataError, match=r"4 candidate embeddings .* rows 4, 9, 20"):
+    with pytest.raises(DataError, match=r"4 rows of `x` hold .* rows 4, 9, 20"):
         core_set(x, 3)
     with pytest.raises(DataError, match="1 labelled"):
         core_set(x[:4], 3, labelled=x[4:5])

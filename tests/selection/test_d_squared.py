@@ -295,7 +295,7 @@ def test_embeddings_that_are_not_finite():
     """The error says how many rows are bad, and which."""
     x = data("normal", 40, 3, 0)
     x[[4, 9], 1] = np.nan
-    with pytest.raises(DataError, match=r"2 candidate embeddings .* rows 4, 9"):
+    with pytest.raises(DataError, match=r"2 rows of `x` hold .* rows 4, 9"):
         k_means_pp(x, 3)
 
 
