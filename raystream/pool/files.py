@@ -172,6 +172,8 @@ def pinned(file: File, parquet: pq.ParquetFile | RemoteParquet) -> File:
 
 def unreadable(file: File, what: str, error: BaseException) -> PoolError:
     """The error for a file that Arrow or a storage wouldn't read; `what` names it and says what couldn't be done."""
+    if "decrypt" in str(error):
+        return PoolError(f"{what}: it is encrypted, and raystream holds no keys; write it without encryption")
     if not is_remote(file.path) or not isinstance(error, OSError):
         return PoolError(f"{what}: {one_line(error)}; repair or remove the file")
     if isinstance(error, FileNotFoundError):
