@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,6 +85,7 @@ def score(
     asked = _load(spec, overrides, store, address)
     with _reporter() as reporter:
         scores = score_pool(asked, reporter=reporter)
+    _warn(scores.quarantined)
     _print(scores.summary(), lambda: describe_scores(scores, asked.store.uri), as_json)
 
 
@@ -245,6 +247,12 @@ def _load(spec: Path, overrides: list[str] | None, store: str | None, address: s
     return Query.load(spec, changes)
 
 
+def _warn(lines: Sequence[str]) -> None:
+    """Say on stderr what is worth a line for each case, below a first one for all."""
+    if lines:
+        print("raystream: warning: " + "\n  ".join(lines), file=sys.stderr)
+
+
 def _finish(result: Any, as_json: bool, report: bool, *, shown: bool = False) -> None:
     """Print a result; first write its report, if that is new, missing or asked for, whose failure is a warning and no more."""
     from raystream.exchange.text import describe_result
@@ -258,6 +266,8 @@ def _finish(result: Any, as_json: bool, report: bool, *, shown: bool = False) ->
             there = True
         except Exception as error:
             print(f"raystream: warning: the report could not be written: {type(error).__name__}: {error}", file=sys.stderr)
+    if result.new:
+        _warn(result.quarantined_named)
     found = result.place("report.html") if there else None
     _print(result.summary() | {"report": found}, lambda: describe_result(result, found, shown=shown), as_json)
 

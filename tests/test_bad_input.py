@@ -74,6 +74,7 @@ def ask(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
         ({"model": {"kind": "onnx", "source": "m.onnx", "weights": "w.pt"}}, "model.weights is not used by kind: onnx"),
         ({"model__trust": "all"}, "model.trust is 'all'"),
         ({"pool__keep": ["score"]}, "score, a name that raystream's own results use"),
+        ({"pool__id": "reason"}, "reason, a name that raystream's own results use"),
         ({"pool__filters": [["country", "==", 3]]}, "pool.filters"),
         ({"pool__filters": [["x", "==", 3]]}, "columns of that type can't be filtered on, so filter by another column"),
         ({"pool__filters": [["country", "==", "DE"], [["country", "==", "FR"]]]}, "filters.0 is ['country', '==', 'DE']; expected"),

@@ -50,7 +50,7 @@ def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered, session
         entrants = enter(prepared, pool, covered, named)
     rows = entrants.rows
     count = len(pool) if rows is None else len(rows)
-    limits = read_limits(prepared, pool, np.arange(len(pool)) if rows is None else rows)
+    limits = read_limits(prepared, pool, rows)
     with held_embeddings(query, pool, rows, session) as held, words_of_query():
         chosen = _choose(prepared, pool, covered, named, entrants, limits, held.shards)
     rounds = None if held.rounds is None else held.rounds.record
@@ -81,7 +81,7 @@ def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, ch
     places = places_of(prepared, pool, picked)
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "rank": pa.array(np.arange(len(picked)), pa.int32()),
-        query.pool.id or "id": pool.ids.take(pa.array(picked)),
+        query.pool.id or "id": pool.ids_at(picked),
         "score": more.column(query.acquire.column) if query.gives_scores else pa.nulls(len(picked), pa.float32()),
         "gain": _nullable(chosen.gain),
         "distance": pa.nulls(len(picked), pa.float64()) if chosen.distance is None else _nullable(chosen.distance),
@@ -97,8 +97,8 @@ def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, ch
     if query.pool.keep:
         kept = pool_columns(prepared, pool, picked, query.pool.keep)
         columns |= {name: kept.column(name) for name in query.pool.keep}
-    columns["path"] = pa.array([file.path for file, _ in places], pa.string())
-    columns["row"] = pa.array([row for _, row in places], pa.int64())
+    columns["path"] = places.paths
+    columns["row"] = pa.array(places.rows, pa.int64())
     return pa.table(columns)
 
 

@@ -25,9 +25,13 @@ class Limits:
     cost: Cost | None
 
 
-def read_limits(prepared: Prepared, pool: ScoredPool, rows: np.ndarray) -> Limits:
-    """Read what the query's quotas and costs go by for these rows of the pool."""
+def read_limits(prepared: Prepared, pool: ScoredPool, rows: np.ndarray | None) -> Limits:
+    """Read what the query's quotas and costs go by for these rows of the pool; for all rows for None."""
     select = prepared.query.select
+    if not select.quotas and select.cost is None:
+        return Limits([], None)
+    if rows is None:
+        rows = np.arange(len(pool))
     quotas = read_quotas(prepared, pool, rows, select.budget) if select.quotas else []
     return Limits(quotas, read_cost(prepared, pool, rows))
 

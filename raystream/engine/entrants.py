@@ -14,12 +14,17 @@ from raystream.engine.merge import ScoredPool
 from raystream.engine.named import Named
 from raystream.engine.pool_columns import read_cost, read_quotas
 from raystream.engine.prepare import Prepared
+from raystream.pool.id_hashes import BLOCK_ROWS, id_blocks, id_bytes
 from raystream.selection import Constraints, Cost, Quota, Rows, draw, random_order, row_hash, walk
+from raystream.selection.hashing import bytes_hash
 from raystream.selection.prefilter import Ahead, ahead
 from raystream.selection.ranking import best, lowest
 
 _SPARE = 2
 """Candidates of a group with a floor, for each row that must come from it: near-duplicates and costs may block some."""
+
+_AT_ONCE = 1 << 20
+"""Rows whose scores are compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -58,24 +63,38 @@ def enter(prepared: Prepared, pool: ScoredPool, covered: Covered, named: Named) 
     eligible = int(free.sum())
     must = named.must_include
     free[must] = False
-    drawn = _drawn(prepared, pool, np.flatnonzero(free), must)
+    drawn = _drawn(prepared, pool, free, must)
     free[drawn] = False
     given = np.concatenate([must, drawn])
+    left, limit = int(free.sum()), prepared.query.select.candidate_limit
     prefilter = _Prefilter(prepared, pool, covered, given)
-    kept = prefilter.keep(np.flatnonzero(free))
-    if len(kept) + len(given) == len(pool):
+    if limit is not None and limit < left:
+        rows = np.union1d(prefilter.keep(free, limit), given)
+    elif left + len(given) == len(pool):
         return Entrants(None, must, drawn, eligible, limited=False)
-    rows = np.union1d(kept, given)
-    limited = bool(len(kept) < free.sum())
+    else:
+        free[given] = True
+        rows = np.flatnonzero(free)
+    limited = len(rows) < left + len(given)
     return Entrants(
         rows, np.searchsorted(rows, must), np.searchsorted(rows, drawn), eligible, limited, prefilter.others, prefilter.repeats
     )
 
 
 def hashes(pool: ScoredPool, seed: int, rows: np.ndarray | None) -> np.ndarray:
-    """(n,) uint64 hashes of the rows' ids."""
-    ids = pool.ids if rows is None else pool.ids.take(pa.array(rows))
-    return row_hash(seed, ids.to_numpy() if pa.types.is_integer(ids.type) else ids.to_pylist())
+    """(n,) uint64 hashes of the rows' ids, ascending or not; of all rows for None."""
+    found = np.empty(len(pool) if rows is None else len(rows), np.uint64)
+    if rows is None:
+        for start, block in id_blocks(pool.ids):
+            found[start : start + len(block)] = _hashes(seed, block)
+        return found
+    for start in range(0, len(rows), BLOCK_ROWS):
+        found[start : start + BLOCK_ROWS] = _hashes(seed, pool.ids_at(rows[start : start + BLOCK_ROWS]))
+    return found
+
+
+def _hashes(seed: int, ids: pa.Array) -> np.ndarray:
+    return row_hash(seed, ids.to_numpy()) if pa.types.is_integer(ids.type) else bytes_hash(seed, *id_bytes(ids))
 
 
 class _Prefilter:
@@ -91,24 +110,23 @@ class _Prefilter:
         self._covered = covered.embeddings
         self.others, self.repeats = False, 0
 
-    def keep(self, free: np.ndarray) -> np.ndarray:
-        """Those of the `free` rows that are let through, ascending: the best by score, and enough of every group with a floor.
+    def keep(self, mask: np.ndarray, limit: int) -> np.ndarray:
+        """Those of the masked rows that are let through, ascending: the `limit` best by score, and enough of every group with a floor.
 
         These are the best of the group by score, and where the batch, which `given` are in already, couldn't pay for them, the cheapest.
         """
-        limit = self._select.candidate_limit
-        if limit is None or limit >= len(free):
-            return free
-        assert self._pool.score is not None
-        score = self._pool.score[free]
+        every = self._pool.score
+        assert every is not None
         if self._select.passes_over_repeats and len(self._given):
             vectors = self._pool.embeddings_of(self._given)
             self._covered = vectors if self._covered is None else np.concatenate([self._covered, vectors])
-        first = self._first(lambda count: free[best(score, count)], len(free), limit)
+        first = self._first(lambda count: _best(every, mask, count), int(mask.sum()), limit)
         self.others, self.repeats = first.others, first.passed
         kept = np.sort(first.rows)
         if not any(quota.min is not None for quota in self._select.quotas):
             return kept
+        free = np.flatnonzero(mask)
+        score = every[free]
         rows = np.concatenate([free, self._given])
         quotas, cost = read_quotas(self._prepared, self._pool, rows, self._select.budget), read_cost(self._prepared, self._pool, rows)
         kept = np.unique(np.concatenate([kept, *(some for quota in quotas for some in self._of_groups(quota, -score, free))]))
@@ -153,6 +171,18 @@ class _Prefilter:
         return groups, None if cost is None else cost.column
 
 
+def _best(score: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
+    """The `count` masked rows of the highest scores, highest first, ties to the lower row; a part at a time, without a copy of all."""
+    found = np.empty(0, np.int64)
+    for start in range(0, len(score), _AT_ONCE):
+        block = start + np.flatnonzero(mask[start : start + _AT_ONCE])
+        found = np.concatenate([found, block[np.sort(best(score[block], count))]])
+        if len(found) >= 2 * count:
+            found = found[np.sort(best(score[found], count))]
+    rows: np.ndarray = found[best(score[found], count)]
+    return rows
+
+
 def _price(quota: Quota, cost: Cost, rows: np.ndarray, given: np.ndarray) -> float:
     """What the cheapest of `rows` cost with which every floor is met beside those `given`."""
     price = 0.0
@@ -162,12 +192,13 @@ def _price(quota: Quota, cost: Cost, rows: np.ndarray, given: np.ndarray) -> flo
     return price
 
 
-def _drawn(prepared: Prepared, pool: ScoredPool, free: np.ndarray, must: np.ndarray) -> np.ndarray:
-    """The rows of `select.random_share`: the first by hash among `free`, which caps and costs may pass over."""
+def _drawn(prepared: Prepared, pool: ScoredPool, mask: np.ndarray, must: np.ndarray) -> np.ndarray:
+    """The rows of `select.random_share`: the first by hash among the masked ones, which caps and costs may pass over."""
     select = prepared.query.select
-    count = min(round(select.random_share * select.budget), select.budget - len(must), len(free))
+    count = min(round(select.random_share * select.budget), select.budget - len(must), int(mask.sum()))
     if count <= 0:
         return np.empty(0, dtype=np.int64)
+    free = np.flatnonzero(mask)
     keys = draw(hashes(pool, prepared.query.seed, free), "random_share")
     if not select.quotas and select.cost is None:
         return np.asarray(free[random_order(keys, count)])

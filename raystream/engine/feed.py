@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from raystream.errors import RaystreamError
 from raystream.pool import BadRow, ReadSpec, Rows, Unit, read_unit
 from raystream.pool.columns import RAW, TEXT
 from raystream.pool.reader import Prepare
@@ -81,6 +82,7 @@ class Feed:
             self._free.put(slot)
         self._closed = False
         self.bad: list[BadRow] = []
+        self._passing: list[np.ndarray] = []
         self.repeated: list[str] = []
         self._thread = threading.Thread(target=self._read, name="raystream-feed", daemon=True)
 
@@ -104,6 +106,29 @@ class Feed:
             yield chunk
             self._free.put(slot)
 
+    def check(self, scored: np.ndarray, left_out: np.ndarray) -> None:
+        """Compare what became of the unit's rows with those that passed its filters as they were read, once all chunks have been.
+
+        Args:
+            scored: (n,) int64, the positions of the rows that were scored.
+            left_out: (m,) int64, those of the quarantined rows.
+
+        Raises:
+            RaystreamError: a row is missing, comes twice, or is none that passed.
+        """
+        passing = np.concatenate(self._passing) if self._passing else np.empty(0, np.int64)
+        became = np.sort(np.concatenate([scored, left_out]), kind="stable") if len(left_out) else scored
+        if np.array_equal(passing, became):
+            return
+        same = min(len(passing), len(became))
+        differ = np.flatnonzero(passing[:same] != became[:same])
+        first = int(differ[0]) if len(differ) else same
+        row = min(int(rows[first]) for rows in (passing, became) if first < len(rows))
+        raise RaystreamError(
+            f"{self._unit.name}: of {len(passing)} rows that pass the filters {len(scored)} were scored and {len(left_out)} left out, "
+            f"the first that is missing or too many is row {row}; this is a defect of raystream, so report it"
+        )
+
     def _read(self) -> None:
         try:
             self._fill_buffers()
@@ -116,7 +141,8 @@ class Feed:
         ids: list[pa.Array] = []
         rows: list[np.ndarray] = []
         filled = 0
-        for decoded in read_unit(self._unit, self._spec, self._at_once, self._threads, self._prepare, self.repeated.append):
+        blocks = read_unit(self._unit, self._spec, self._at_once, self._threads, self._prepare, self.repeated.append, self._passing.append)
+        for decoded in blocks:
             self.bad += decoded.bad
             taken = 0
             while taken < len(decoded.rows):
@@ -124,8 +150,9 @@ class Feed:
                     slot = self._free.get()
                     if slot is None:
                         return
-                    # a function of the user's may return the same memory each time
-                    if len(decoded.rows) == self._capacity and not self._pin and self._prepare is None:
+                    # Of a block whose beginning has filled the buffer before, only the rest is left to hand over.
+                    # A function of the user's may return the same memory each time.
+                    if not taken and len(decoded.rows) == self._capacity and not self._pin and self._prepare is None:
                         inputs = tuple(_tensor(values) for values in decoded.inputs)
                         self._filled.put((Chunk(decoded.ids, decoded.rows, inputs), slot))
                         slot = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from raystream.engine.receipt import Receipt
 from raystream.engine.store import LocalStore, StoredFile
 from raystream.engine.stores import Store
 from raystream.errors import ModelError
+from raystream.pool.ids import take_ids
 
 _REQUESTS = 16
 """At a time, to an object store."""
@@ -38,6 +40,10 @@ class ScoredPool:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def ids_at(self, rows: np.ndarray) -> pa.Array:
+        """The ids of these rows of the pool, in the order asked for."""
+        return take_ids(self.ids, rows)
 
     def columns_at(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Further columns of the scores, for these rows of the pool, in the order asked for."""
@@ -203,7 +209,13 @@ def read_all(store: Store, receipts: Sequence[Receipt], columns: Sequence[str]) 
         yield from (_read(store, receipt, columns) for receipt in receipts)
         return
     with ThreadPoolExecutor(_REQUESTS) as threads:
-        yield from threads.map(lambda receipt: _read(store, receipt, columns), receipts)
+        ahead: deque[Future[pa.Table]] = deque()
+        for receipt in receipts:
+            if len(ahead) == _REQUESTS:  # what nobody has taken yet is in memory
+                yield ahead.popleft().result()
+            ahead.append(threads.submit(_read, store, receipt, columns))
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _read(store: Store, receipt: Receipt, columns: Sequence[str]) -> pa.Table:

@@ -14,6 +14,7 @@ import torch
 from raystream.acquisition import log_probabilities, logit_scores, member_scores
 from raystream.engine.embeddings import block_rows
 from raystream.engine.further_scores import FurtherScores
+from raystream.engine.quarantine import Quarantine
 from raystream.engine.receipt import unit_folder
 from raystream.engine.store import StoredFile
 from raystream.engine.stores import Store
@@ -38,6 +39,7 @@ class Outputs:
     embeddings: StoredFile | None
     probabilities: StoredFile | None
     samples: StoredFile | None
+    quarantine: StoredFile | None
 
 
 class OutputWriter:
@@ -46,6 +48,7 @@ class OutputWriter:
     Args:
         store: where to.
         key: the unit's.
+        path: of the unit's file.
         id_name: the name of the id column.
         embedding_dtype: float16 or float32.
         temperature: of the softmax.
@@ -53,12 +56,16 @@ class OutputWriter:
         probabilities: whether to write the class probabilities, in the embeddings' dtype.
         samples: whether to write the log-probabilities of every member or dropout sample, in float32.
         further: scores beyond those that every unit holds.
+
+    Attributes:
+        quarantine: the rows that are left out; whoever finds them adds them.
     """
 
     def __init__(
         self,
         store: Store,
         key: str,
+        path: str,
         id_name: str,
         embedding_dtype: str,
         temperature: float,
@@ -71,6 +78,8 @@ class OutputWriter:
         self._store = store
         attempt = uuid.uuid4().hex[:12]
         self._scores_name = f"{unit_folder(key)}/scores-{attempt}.parquet"
+        self._quarantine_name = f"{unit_folder(key)}/quarantined-{attempt}.parquet"
+        self.quarantine = Quarantine(id_name, path)
         self._id_name, self._dtype, self._temperature = id_name, embedding_dtype, temperature
         self._ids: list[pa.Array] = []
         self._rows: list[np.ndarray] = []
@@ -93,6 +102,11 @@ class OutputWriter:
     def dimension(self) -> int | None:
         """The embedding's width, once there is one."""
         return self._vectors["embedding"].dimension if "embedding" in self._vectors else None
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(n,) int64, where the rows taken so far stand in their file."""
+        return np.concatenate(self._rows) if self._rows else np.empty(0, np.int64)
 
     def add(self, ids: pa.Array, rows: np.ndarray, prediction: Prediction) -> None:
         """Take the outputs of a batch: logits (n, c), samples (n, k, c) and embedding (n, d), on any device."""
@@ -146,20 +160,24 @@ class OutputWriter:
         with self._store.writing(self._scores_name) as file:
             pq.write_table(self._table(), file, use_dictionary=False, compression="none", write_statistics=False)
         scores = self._store.stored(self._scores_name)
-        return Outputs(scores, stored.get("embedding"), stored.get("probabilities"), stored.get("samples"))
+        if len(self.quarantine):
+            with self._store.writing(self._quarantine_name) as file:
+                pq.write_table(self.quarantine.table(), file)
+            stored["quarantine"] = self._store.stored(self._quarantine_name)
+        return Outputs(scores, *(stored.get(kind) for kind in ("embedding", "probabilities", "samples", "quarantine")))
 
     def abandon(self) -> None:
         """Leave nothing of this attempt behind."""
         for file in self._vectors.values():
             file.abandon()
-        for name in (*self._names.values(), self._scores_name):
+        for name in (*self._names.values(), self._scores_name, self._quarantine_name):
             if name is not None:
                 self._store.discard(name)
 
     def _table(self) -> pa.Table:
         columns: dict[str, pa.Array] = {self._id_name: pa.chunked_array(self._ids) if self._ids else pa.array([], pa.string())}
         columns |= {name: pa.array(np.concatenate(parts)) for name, parts in self._columns.items()}
-        columns["row"] = pa.array(np.concatenate(self._rows) if self._rows else np.empty(0, np.int64))
+        columns["row"] = pa.array(self.positions)
         return pa.table(columns)
 
     def _score(self) -> None:

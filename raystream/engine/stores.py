@@ -14,6 +14,7 @@ import pyarrow as pa
 from raystream.engine.store import FORMAT, Entry, LocalStore, StoredFile
 from raystream.errors import QueryError, StoreError, StoreVersionError
 from raystream.lake import LOCAL, Storage, is_remote, parse, redacted
+from raystream.lake.retry import LASTING, Patience
 
 
 class Store(Protocol):
@@ -95,12 +96,13 @@ class Store(Protocol):
         """Whether the store holds what was written, by reading all of it; where that can't be found, StoreError says why."""
 
 
-def store_at(uri: str, storage: Storage = LOCAL) -> Store:
+def store_at(uri: str, storage: Storage = LOCAL, patience: Patience = LASTING) -> Store:
     """The store that a URI names.
 
     Args:
         uri: a folder, or `s3://bucket/prefix`, `gs://`, `abfs://`.
         storage: options of the object storage, as `pool.storage` has them.
+        patience: with a server that is away.
 
     Raises:
         QueryError: no store can be there, or the options aren't for it.
@@ -108,10 +110,10 @@ def store_at(uri: str, storage: Storage = LOCAL) -> Store:
     if is_remote(uri):
         from raystream.engine.object_store import ObjectStore
 
-        return ObjectStore(uri, storage)
+        return ObjectStore(uri, storage, patience)
     if storage != LOCAL:
         raise QueryError(f"store.storage is for object storage, but store.uri {uri} is a folder; remove it")
-    return LocalStore(uri)
+    return LocalStore(uri, patience)
 
 
 def open_store(uri: str, storage: Storage = LOCAL) -> Store:

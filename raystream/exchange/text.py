@@ -48,6 +48,8 @@ def describe_result(result: Result, report: str | None, *, shown: bool = False) 
     ]
     if manifest.calibration is not None:
         lines.insert(3, f"  calibrated  {describe_temperature(manifest.calibration)}")
+    if (left_out := result.quarantined) is not None:
+        lines.append(f"  quarantined {_count(left_out.num_rows, 'row')}, all of them named in {result.place('quarantined.parquet')}")
     lines += [f"  warning     {warning}" for warning in manifest.warnings]
     lines += ["", rows_as_text(result.selection, _ROWS_SHOWN), "", f"selection  {result.path}"]
     if result.output is not None:

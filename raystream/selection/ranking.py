@@ -13,6 +13,9 @@ from raystream.selection.constraints import Constraints
 from raystream.selection.rows import Array
 from raystream.selection.strategy import Candidates, Picked, Request, row_keys, scores
 
+_AT_ONCE = 1 << 20
+"""Keys among which the lowest are looked for at a time."""
+
 
 def top_k(score: ArrayLike, k: int) -> Array:
     """The k rows of the highest scores, ties to the lower row.
@@ -64,15 +67,23 @@ def lowest(key: Array, k: int) -> Array:
     k = min(max(k, 0), n)
     if k == 0:
         return np.empty(0, dtype=np.int64)
-    if k < n:
-        last = np.partition(key, k - 1)[k - 1]
-        below = np.flatnonzero(key < last)
-        rows = np.concatenate([below, np.flatnonzero(key == last)[: k - len(below)]])
-        rows.sort()
-    else:
-        rows = np.arange(n)
+    rows = _among_lowest(key, k)
     result: Array = rows[np.argsort(key[rows], kind="stable")].astype(np.int64)
     return result
+
+
+def _among_lowest(key: Array, k: int) -> Array:
+    """The rows of `lowest`, ascending."""
+    if k >= len(key):
+        return np.arange(len(key))
+    if len(key) > _AT_ONCE and 4 * k <= _AT_ONCE:  # block by block: a partition copies what it looks at
+        rows = np.concatenate([start + _among_lowest(key[start : start + _AT_ONCE], k) for start in range(0, len(key), _AT_ONCE)])
+        return np.asarray(rows[_among_lowest(key[rows], k)])
+    last = np.partition(key, k - 1)[k - 1]
+    below = np.flatnonzero(key < last)
+    rows = np.concatenate([below, np.flatnonzero(key == last)[: k - len(below)]])
+    rows.sort()
+    return rows
 
 
 def walk(order: Array, budget: int, constraints: Constraints, gather: Callable[[Array], Array] | None) -> Array:

@@ -77,13 +77,17 @@ def softrank_strategy(candidates: Candidates, request: Request) -> Picked:
     return _drawn(_softrank_value, "softrank", candidates, request)
 
 
+_AT_ONCE = 1 << 16
+"""Rows that are given noise at a time, so that what it is made of takes no memory a row."""
+
 _Value = Callable[[Array, float], Array]
 """(n,) scores and beta -> (n,) float64 logarithms of the weights, -inf for a weight of 0."""
 
 
 def _power_value(score: Array, beta: float) -> Array:
     with np.errstate(divide="ignore"):
-        result: Array = beta * np.log(checked_weights(score, len(score)))
+        result: Array = np.log(checked_weights(score, len(score)))
+    result *= beta
     return result
 
 
@@ -105,16 +109,25 @@ def _softrank_value(score: Array, beta: float) -> Array:
 
 
 def _perturbed_order(value: Array, keys: Array, k: int) -> tuple[Array, Array]:
-    """(min(k, n),) rows by value + Gumbel noise, ties to the lower row, then those of value -inf by noise alone; (n,) the sums."""
-    # one purpose for the three laws: with the same keys they differ by their weights, not by luck
-    noise = -np.log(-np.log(uniform(keys, "power")))
-    perturbed = value + noise
-    possible = np.flatnonzero(value > -np.inf)
-    order = possible[lowest(-perturbed[possible], k)]
+    """(min(k, n),) rows by value + Gumbel noise, ties to the lower row, then those of value -inf by noise alone; (n,) the sums, negated.
+
+    `value` is written over with these.
+    """
+    for start in range(0, len(value), _AT_ONCE):
+        block = slice(start, start + _AT_ONCE)
+        np.negative(value[block] + _noise(keys[block]), out=value[block])
+    order = lowest(value, k)
+    order = order[value[order] < np.inf]
     if len(order) < min(k, len(value)):
-        never = np.flatnonzero(value == -np.inf)
-        order = np.concatenate([order, never[lowest(-noise[never], k - len(order))]])
-    return order, perturbed
+        never = np.flatnonzero(value == np.inf)
+        order = np.concatenate([order, never[lowest(-_noise(keys[never]), k - len(order))]])
+    return order, value
+
+
+def _noise(keys: Array) -> Array:
+    """(n,) Gumbel noise; one purpose for the three laws: with the same keys they differ by their weights, not by luck."""
+    result: Array = -np.log(-np.log(uniform(keys, "power")))
+    return result
 
 
 def _checked_beta(beta: float) -> float:
@@ -132,6 +145,6 @@ def _draw(law: _Value, score: ArrayLike, k: int, beta: float, ids: Ids | None, s
 def _drawn(law: _Value, name: str, candidates: Candidates, request: Request) -> Picked:
     value = law(scores(candidates, name), _checked_beta(float(request.args.get("beta", 1.0))))
     reach = len(value) if request.constraints.reach is None else request.constraints.reach
-    order, perturbed = _perturbed_order(value, row_keys(candidates, name), reach)
+    order, lowered = _perturbed_order(value, row_keys(candidates, name), reach)
     rows = walk(order, request.budget, request.constraints, None if candidates.shards is None else candidates.shards.gather)
-    return Picked(rows, perturbed[rows])
+    return Picked(rows, -lowered[rows])

@@ -123,11 +123,9 @@ def test_texts_and_the_steps_embedding(tmp_path):
         load(spec.model_copy(update={"embedding": "truncatedsv"}), embedding=True)
 
 
-def test_what_has_no_embedding_or_no_probabilities(data, tmp_path):
-    """A classifier alone has no embedding, and margins are no probabilities; each error says what to do."""
+def test_what_has_no_probabilities(data, tmp_path):
+    """Margins are none; the error says what to do."""
     rows, labels, _ = data
-    with pytest.raises(ModelError, match=r"is LogisticRegression alone, which has no embedding; put a transformer before it"):
-        load(saved(LogisticRegression().fit(rows, labels), tmp_path), embedding=True)
     with pytest.raises(ModelError, match=r"is LinearSVC without predict_proba.*CalibratedClassifierCV"):
         load(saved(LinearSVC().fit(rows, labels), tmp_path), embedding=False)
 
