@@ -182,6 +182,8 @@ def pinned(file: File, parquet: pq.ParquetFile | RemoteParquet) -> File:
 
 def unreadable(file: File, what: str, error: BaseException) -> PoolError:
     """The error for a file that Arrow or a storage wouldn't read; `what` names it and says what couldn't be done."""
+    if "decrypt" in str(error):
+        return PoolError(f"{what}: it is encrypted, and raystream holds no keys; write it without encryption")
     if is_outage(error):
         waited = f", waited for it for {in_words(LASTING.seconds)}" if is_remote(file.path) else ""
         return OutageError(f"{what}: {one_line(error)}{waited}; run the query again once the storage answers")
