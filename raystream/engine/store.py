@@ -21,7 +21,7 @@ import xxhash
 
 from raystream.errors import QueryError, StoreError, StoreUnreachable
 from raystream.lake import LOCAL
-from raystream.lake.reason import is_outage
+from raystream.lake.reason import is_no_outage, is_outage
 from raystream.lake.retry import LASTING, Patience, Place, in_words
 
 _Result = TypeVar("_Result")
@@ -219,7 +219,7 @@ class LocalStore:
     def _ask(self, call: Callable[[], _Result], name: str, what: str) -> _Result:
         """What a call of the file system gives; an outage is waited for."""
         with self._explained(name, what):
-            return self._place.ask(call, final=_is_refusal)
+            return self._place.ask(call, final=is_no_outage)
 
     def _if_there(self, call: Callable[[], _Result], name: str) -> _Result | None:
         """The same, None if there is nothing of that name."""
@@ -271,11 +271,6 @@ _HINTS = {
     errno.ENOTDIR: "; a file stands where a folder is needed, set another store.uri",
     errno.EEXIST: "; a file stands where a folder is needed, set another store.uri",
 }
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether a file system would say the same again."""
-    return not is_outage(error)
 
 
 @contextmanager

@@ -25,12 +25,11 @@ from raystream.engine.prepared_inputs import preparation
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.reduced import ReducedPredictor
 from raystream.engine.store import WriteBroken
-from raystream.engine.stores import store_at
+from raystream.engine.stores import store_at, unbroken
 from raystream.engine.users_scores import users_score
 from raystream.errors import ClusterError, DataError, ModelError, QueryError, RaystreamError, StoreUnreachable
 from raystream.lake import is_remote
-from raystream.lake.reason import is_outage
-from raystream.lake.retry import Patience, retried
+from raystream.lake.retry import Patience, on_disk
 from raystream.model import (
     PROBE_ROWS,
     Prediction,
@@ -45,8 +44,6 @@ from raystream.model import (
 from raystream.pool import OutageError, Unit, UnreachableError
 
 PATIENCE = Patience(from_start=True)
-_UNIT_PAUSE = 1.0
-"""Seconds before a unit is begun again, at first."""
 _REASONS_KEPT = 3
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -201,24 +198,13 @@ class Worker:
 
     def _in_spite_of_outages(self, task: Task) -> Receipt:
         """`score`, from the beginning again where a storage went away in the middle of a file, which can't be taken up there."""
+        unit = task.unit
+        here = not is_remote(unit.file.path)  # else each request has waited by itself
 
-        def again() -> Receipt:
-            try:
-                return self.score(task)
-            except WriteBroken as error:
-                self._store.exists(self._job.token)  # which waits until it answers again
-                raise _Interrupted(error) from None
-            except OutageError as error:
-                if is_remote(task.unit.file.path):
-                    raise  # each request has waited by itself
-                raise _Interrupted(error) from None
+        def broken(error: DataError) -> bool:
+            return isinstance(error, WriteBroken) or (here and isinstance(error, OutageError))
 
-        try:
-            return retried(
-                again, patience=self._patience, place=f"the storage of {task.unit.name}", errors=(_Interrupted,), first_pause=_UNIT_PAUSE
-            )
-        except _Interrupted as error:
-            raise error.cause from None
+        return unbroken(self._store, lambda: self.score(task), self._patience, broken, f"the storage of {unit.name}")
 
     def _commit(self, receipt: Receipt) -> Receipt:
         name = f"{unit_folder(receipt.key)}/receipt.json"
@@ -308,17 +294,9 @@ class Worker:
         return rows if bool(rows.any()) else None
 
 
-class _Interrupted(ConnectionError):
-    """A unit that is to be scored from the beginning again once its storage is back."""
-
-    def __init__(self, cause: DataError) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
 def started(job: Job, patience: Patience = PATIENCE) -> Worker:
     """A worker, in spite of outages of file systems that its model and the user's code lie on; what it asks of storages waits by itself."""
-    return retried(lambda: Worker(job, patience), patience=patience, place="what a worker starts from", final=lambda e: not is_outage(e))
+    return on_disk(lambda: Worker(job, patience), "what a worker starts from", patience)
 
 
 def _kept(values: torch.Tensor | None, keep: torch.Tensor) -> torch.Tensor | None:
