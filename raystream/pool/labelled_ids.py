@@ -154,7 +154,7 @@ def _batches(file: File, name: str, id_type: pa.DataType) -> Iterator[_LabelledR
 def labelled_rows(file: File) -> npt.NDArray[np.int64] | None:
     """The rows of a file that are labelled, ascending; None for all of them, as where it says nothing of their state."""
     with open_parquet(file) as parquet:
-        if STATE not in parquet.schema_arrow.names:
+        if STATE not in schema_of(file, parquet).names:
             found = _states(file, pa.record_batch({"": [None]}), 0)
             return None if found == (None, None) else np.empty(0, np.int64)
         rows = [np.empty(0, np.int64)]
