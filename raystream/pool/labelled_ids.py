@@ -104,9 +104,7 @@ def read_strings(files: Sequence[File], name: str, id_type: pa.DataType, threads
     with ThreadPoolExecutor(threads) as executor:
         batches = list(executor.map(lambda file: [found.ids_by_state() for found in _batches(file, name, id_type)], files))
     target = comparable(pa.array([], id_type)).type
-    labelled, excluded = (
-        pc.unique(pa.chunked_array([pair[kind] for of_file in batches for pair in of_file], target)) for kind in (0, 1)
-    )
+    labelled, excluded = (pc.unique(pa.chunked_array([pair[kind] for of_file in batches for pair in of_file], target)) for kind in (0, 1))
     excluded = excluded.filter(pc.invert(pc.is_in(excluded, value_set=labelled)))
     return FoundIds(*(ids.take(pc.array_sort_indices(ids)) for ids in (labelled, excluded)))
 
