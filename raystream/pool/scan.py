@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError
+from raystream.lake.reason import is_outage
 from raystream.pool.columns import plain_batch
 from raystream.pool.files import FOREIGN, File, one_line, unreadable
 from raystream.pool.remote import RemoteParquet
@@ -68,7 +69,7 @@ def scan(
         except PoolError:
             raise  # of `then`
         except FOREIGN as error:
-            if not further or not isinstance(error, OSError):  # else it didn't come, and wouldn't column by column
+            if not is_outage(error) and (not further or not isinstance(error, OSError)):  # else it wouldn't come column by column either
                 _check_columns(file, parquet, columns, groups, starts)
             raise unreadable(file, f"{what or file.path} can't be read near row {row}", error) from None
         if batch is None or row + batch.num_rows > end:
