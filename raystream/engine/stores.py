@@ -93,6 +93,9 @@ class Store(Protocol):
     def head(self, file: StoredFile, size: int) -> bytes:
         """The first bytes of a file."""
 
+    def range(self, file: StoredFile, start: int, length: int) -> bytes:
+        """Some bytes of a file."""
+
     def local(self, file: StoredFile) -> Path:
         """A file of this machine with the content of one of the store, to be mapped; brought here if it must be."""
 

@@ -129,14 +129,16 @@ def schema_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> pa.Schema:
         raise UnreadableFileError(f"{file.path} has a schema that can't be read: {one_line(error)}; write the file anew") from None
 
 
-def footer_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> bytes:
-    """The bytes from where an opened file's footer begins; of a damaged file, whatever stands there.
+def footer_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> tuple[bytes, int]:
+    """The bytes from where an opened file's footer begins, and the file's size; of a damaged file, whatever stands there.
 
     Raises:
         EncryptedFooterError: they can't be read without a key.
         OSError: they can't be read.
     """
-    return parquet.footer if isinstance(parquet, RemoteParquet | TextParquet) else _local_footer(file)
+    if isinstance(parquet, TextParquet):
+        return parquet.footer
+    return parquet.footer if isinstance(parquet, RemoteParquet) else _local_footer(file), file.size
 
 
 def _local_footer(file: File) -> bytes:
@@ -180,6 +182,8 @@ def pinned(file: File, parquet: pq.ParquetFile | RemoteParquet) -> File:
 
 def unreadable(file: File, what: str, error: BaseException) -> PoolError:
     """The error for a file that Arrow or a storage wouldn't read; `what` names it and says what couldn't be done."""
+    if "decrypt" in str(error):
+        return PoolError(f"{what}: it is encrypted, and raystream holds no keys; write it without encryption")
     if is_outage(error):
         waited = f", waited for it for {in_words(LASTING.seconds)}" if is_remote(file.path) else ""
         return OutageError(f"{what}: {one_line(error)}{waited}; run the query again once the storage answers")

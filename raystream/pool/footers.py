@@ -108,7 +108,8 @@ def _read_footer(file: File, columns: Sequence[str], filter_columns: Sequence[st
         schema = schema_of(file, parquet)
         try:
             leaves = _leaf_columns(parquet)
-            data, file = footer_of(file, parquet), pinned(file, parquet)
+            file = pinned(file, parquet)
+            footer = footer_of(file, parquet)
         except FOREIGN as error:
             raise UnreadableFileError(f"{file.path} has a footer that can't be read: {one_line(error)}; write the file anew") from None
         rows = parquet.metadata.num_rows
@@ -125,7 +126,7 @@ def _read_footer(file: File, columns: Sequence[str], filter_columns: Sequence[st
     for name in in_file:
         _check_column(file, schema.names, name, folders)
     fields = {name: _declared(schema.field(name), leaves, file.table) for name in in_file}
-    groups = _row_groups(file, data, rows, columns, [fields[name] for name in filter_columns if name in fields], leaves, in_file)
+    groups = _row_groups(file, footer, rows, columns, [fields[name] for name in filter_columns if name in fields], leaves, in_file)
     return Footer(file, pa.schema(fields.values()), groups)
 
 
@@ -192,13 +193,19 @@ def _leaf_columns(parquet: pq.ParquetFile | RemoteParquet) -> list[_Leaf]:
 
 
 def _row_groups(
-    file: File, data: bytes, rows: int, columns: Sequence[str], filters: Sequence[pa.Field], leaves: Sequence[_Leaf], names: Sequence[str]
+    file: File,
+    footer: tuple[bytes, int],
+    rows: int,
+    columns: Sequence[str],
+    filters: Sequence[pa.Field],
+    leaves: Sequence[_Leaf],
+    names: Sequence[str],
 ) -> tuple[RowGroup, ...]:
     """The row groups, once it is certain that the columns can be read, as far as the footer tells.
 
     Args:
         file: for messages.
-        data: the footer's bytes.
+        footer: its bytes, and the size of the file.
         rows: of the file.
         columns: those that every unit reads.
         filters: the fields of the filters' columns.
@@ -207,7 +214,8 @@ def _row_groups(
     """
     of = {name: [i for i, leaf in enumerate(leaves) if leaf.path == name or leaf.path.startswith(f"{name}.")] for name in names}
     try:
-        groups = read_groups(data, [leaf for found in of.values() for leaf in found], len(leaves), file.size)
+        data, size = footer
+        groups = read_groups(data, [leaf for found in of.values() for leaf in found], len(leaves), size)
         if sum(group.rows for group in groups) != rows:
             raise DamagedFooterError(f"its row groups have {sum(group.rows for group in groups)} rows, but the file {rows}")
         for number, group in enumerate(groups):

@@ -48,9 +48,10 @@ class TextParquet(pq.ParquetFile):  # type: ignore[misc] # pyarrow has no types
         self.version, self._content = version, content
 
     @property
-    def footer(self) -> bytes:
-        """The bytes from where the Parquet footer begins."""
-        return footer_bytes(lambda count, at: self._content.slice(at, count).to_pybytes(), self._content.size)
+    def footer(self) -> tuple[bytes, int]:
+        """The bytes from where the Parquet footer begins, and the size of it all."""
+        size = self._content.size
+        return footer_bytes(lambda count, at: self._content.slice(at, count).to_pybytes(), size), size
 
 
 _converted: OrderedDict[tuple[tuple[str, int, str], TextIds | None], pa.Buffer] = OrderedDict()
