@@ -49,7 +49,7 @@ def first_rows(units: Sequence[Unit], spec: ReadSpec, count: int, prepare: Prepa
         at least one row; None if there is none.
 
     Raises:
-        OutageError: their storage is away.
+        OutageError: the storage of one is away.
     """
     parts: list[tuple[np.ndarray, ...]] = []
     names: list[str] = []
@@ -64,7 +64,7 @@ def first_rows(units: Sequence[Unit], spec: ReadSpec, count: int, prepare: Prepa
                 if left <= 0:
                     break
         except OutageError:
-            raise  # workers that saw more of the rows might decide otherwise
+            raise  # another worker, at another time, would take other rows
         except RaystreamError:
             continue
         if left <= 0:
