@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from raystream.engine.feed import rows_at_once
 from raystream.errors import ModelError, RaystreamError
 from raystream.model import Promised
 from raystream.pool import ReadSpec, Unit, read_unit
@@ -20,6 +21,8 @@ from raystream.pool.reader import Prepare
 
 PROBE_UNITS = 8
 """From so many units, at most, the rows are taken: they may hold few, or under filters none."""
+_FEWEST = 2
+"""Rows with which it can be told whether all of them sum to 1 by no chance."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def first_rows(units: Sequence[Unit], spec: ReadSpec, count: int, prepare: Prepa
     Args:
         units: the pool's first, in its order.
         spec: which columns, and what they become.
-        count: the most rows.
+        count: the most rows; fewer of large images.
         prepare: makes the tensors, where `spec.prepared` says so.
         threads: that decode images.
 
@@ -47,10 +50,11 @@ def first_rows(units: Sequence[Unit], spec: ReadSpec, count: int, prepare: Prepa
     """
     parts: list[tuple[np.ndarray, ...]] = []
     names: list[str] = []
-    left = count
+    at_once = rows_at_once(spec, count)
+    left = min(count, max(at_once, _FEWEST))
     for unit in units:
         try:
-            for rows in read_unit(unit, spec, count, threads, prepare):
+            for rows in read_unit(unit, spec, at_once, threads, prepare):
                 parts.append(tuple(values[:left].copy() for values in rows.inputs))
                 left -= len(parts[-1][0])
                 names.append(unit.name)

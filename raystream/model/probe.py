@@ -26,7 +26,7 @@ from raystream.model.device import is_device_failure, is_out_of_memory
 from raystream.model.inputs_embedding import inputs_embedding
 from raystream.model.prediction import Prediction, Predictor
 from raystream.model.promise import Promise, tolerance
-from raystream.model.steadiness import Watch, watched
+from raystream.model.steadiness import batch_statistics, draws
 from raystream.model.task_output import class_axis
 from raystream.query import TASKS
 
@@ -59,7 +59,7 @@ class Promised:
     ) -> None:
         self._model, self._spec, self._members, self._inputs_embedded = model, spec, tuple(members), inputs_embedded
         self._who = _called(spec)
-        self._network = getattr(model, "network", None) if watched else None
+        self._network: nn.Module | None = getattr(model, "network", None) if watched else None
         self._seen: dict[str, int] = {}
         self._probed = False
         for _, member in members:
@@ -135,40 +135,34 @@ class Promised:
         self._probed = True
 
     def _probe_outputs(self, first: Prediction, inputs: tuple[Any, ...]) -> None:
-        again, watch = self._again(inputs)
-        if watch is not None and watch.mixes:
+        self._same(first, self._run(_copied(inputs)), inputs)
+        place = batch_statistics(self._network, lambda: self._run(_copied(inputs))) if self._network is not None else ""
+        if place:
             raise ModelError(
                 f"{self._who} takes the statistics of the batch in evaluation mode, so that a row's output depends on the rows beside it: "
-                f"{watch.mixes}; leave batch norm in evaluation mode, with the statistics of training"
+                f"{place}; leave batch norm in evaluation mode, with the statistics of training{self._saved}"
             )
-        self._same(first, again, "" if watch is None else watch.draws)
         for values in (first.logits, *(() if first.samples is None else first.samples.unbind(1))):
             if values is not None:
                 self._logits_or_probabilities(values, first.mask)
 
-    def _again(self, inputs: tuple[Any, ...]) -> tuple[Prediction, Watch | None]:
-        """A second pass, watched if that is possible."""
-        if isinstance(self._network, nn.Module):
-            try:
-                with watched(self._network) as watch:
-                    return self._run(_copied(inputs)), watch
-            except Exception as error:
-                if is_device_failure(error) or is_out_of_memory(error):
-                    raise
-        return self._run(_copied(inputs)), None
-
-    def _same(self, first: Prediction, again: Prediction, place: str) -> None:
+    def _same(self, first: Prediction, again: Prediction, inputs: tuple[Any, ...]) -> None:
         """Raise ModelError if two passes over the same rows gave different numbers."""
         allowed = _TOLERANCE.get(self.device.type, _GPU_TOLERANCE) if self._spec.precision == "float32" else _AUTOCAST_TOLERANCE
         for part in _PARTS:
             one, other = getattr(first, part), getattr(again, part)
             if one is None or other is None or _close(one, other, allowed):
                 continue
-            saved = ", and save the model after model.eval()" if self._spec.kind in _SAVED else ""
+            place = draws(self._network, lambda: self._run(_copied(inputs))) if self._network is not None else ""
             raise ModelError(
                 f"{self._who} is random in evaluation mode: two passes over {len(one)} rows gave different {part.replace('_', ' ')}"
-                f"{': ' if place else ''}{place}; pass training=self.training to dropout and leave out noise while not training{saved}"
+                f"{': ' if place else ''}{place}; pass training=self.training to dropout and leave out noise in evaluation{self._saved}"
             )
+
+    @property
+    def _saved(self) -> str:
+        """What else to do about a model that is a file."""
+        return ", and save the model after model.eval()" if self._spec.kind in _SAVED else ""
 
     def _logits_or_probabilities(self, values: Tensor, mask: Tensor | None) -> None:
         """Raise ModelError if what was given isn't what it is called."""
