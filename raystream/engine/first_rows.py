@@ -16,7 +16,7 @@ import torch
 from raystream.engine.feed import rows_at_once
 from raystream.errors import ModelError, RaystreamError
 from raystream.model import Promised
-from raystream.pool import ReadSpec, Unit, read_unit
+from raystream.pool import OutageError, ReadSpec, Unit, read_unit
 from raystream.pool.reader import Prepare
 
 PROBE_UNITS = 8
@@ -47,6 +47,9 @@ def first_rows(units: Sequence[Unit], spec: ReadSpec, count: int, prepare: Prepa
 
     Returns:
         at least one row; None if there is none.
+
+    Raises:
+        OutageError: the storage of one is away.
     """
     parts: list[tuple[np.ndarray, ...]] = []
     names: list[str] = []
@@ -60,6 +63,8 @@ def first_rows(units: Sequence[Unit], spec: ReadSpec, count: int, prepare: Prepa
                 names.append(unit.name)
                 if left <= 0:
                     break
+        except OutageError:
+            raise  # another worker, at another time, would take other rows
         except RaystreamError:
             continue
         if left <= 0:
