@@ -100,7 +100,13 @@ class Worker:
         if changed:
             raise ModelError(f"the source of acquisition function {changed} changed while the query was being started; run it again")
         self._prepare = preparation(job.read)
-        first = first_rows(job.first, job.read, min(job.model.batch_size, PROBE_ROWS), self._prepare, job.threads)
+        first = unbroken(
+            self._store,
+            lambda: first_rows(job.first, job.read, min(job.model.batch_size, PROBE_ROWS), self._prepare, job.threads),
+            patience,
+            lambda error: isinstance(error, OutageError) and not any(is_remote(unit.file.path) for unit in job.first),
+            "the storage of the pool",
+        )
         if first is not None:
             probe(promised, first, lenient=True)
         self._promised = promised

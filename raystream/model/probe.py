@@ -5,7 +5,9 @@ decided alike for the whole query, however its units are spread, and nothing of 
 worker reads them itself, and the passes over them are the model's first, which are slow in any case.
 
 * Two passes over the same rows must give the same numbers, and batch norm must not look at the batch.
-* What is called logits must not be probabilities: a softmax would be taken twice, which changes the order of rows.
+* What is called logits must not be probabilities: a softmax would be taken twice, which changes the order of rows. They are if in none
+  of the rows a number is negative and all rows sum to 1. A pool whose rows are one-hot is refused, too: a softmax that is sure gives
+  such rows, and of logits that are so by chance the same can be said in other numbers, a constant higher.
 * What is called probabilities must be some: those of most rows a distribution, those of labels not one by chance.
 
 Every later batch is held to the shapes of the first, which costs nothing.
@@ -34,6 +36,7 @@ PROBE_ROWS = 16
 _TOLERANCE = {"cpu": 1e-5}
 _GPU_TOLERANCE, _AUTOCAST_TOLERANCE = 1e-4, 1e-2
 """Of a difference between two passes, relative to the largest number: sums may be taken in another order."""
+_BY_CHANCE = "logits that look so by chance say the same with a constant added to all of them"
 _PARTS = ("logits", "embedding", "samples", "gradient_lengths")
 
 
@@ -216,12 +219,11 @@ class Promised:
         if self._spec.kind == "columns":
             return (
                 f"{self._who} holds probabilities, since each row's numbers lie between 0 and 1 and sum to 1; "
-                "name it in model.probabilities instead"
+                f"name it in model.probabilities instead ({_BY_CHANCE})"
             )
         return (
             f"{self._who} gives probabilities where logits are expected: in each of its first rows none is negative and they sum to 1, so "
-            "that a second softmax would change the order of rows; set model.output to probabilities (logits that are so by chance stay "
-            "what they are if a constant is added to all of them)"
+            f"that a second softmax would change the order of rows; set model.output to probabilities ({_BY_CHANCE})"
         )
 
     def _perhaps(self, what: str) -> str:

@@ -87,7 +87,8 @@ class Object:
         self.ending, self.named = ending, named
 
     def predict(self, inputs):
-        return {self.named: ENDINGS[self.ending](inputs[0] @ W)}
+        made = ENDINGS[self.ending](inputs[0] @ W)
+        return {self.named: made} if self.named else made
 """
 
 
@@ -232,6 +233,18 @@ def test_wrapped_outputs_are_read(make: Callable[..., Any], ending: str) -> None
     found = load(spec, embedding=True).predict(inputs)
     np.testing.assert_allclose(found.logits.double().softmax(1).numpy(), softmax(Z), atol=1e-6)
     np.testing.assert_allclose(found.embedding.numpy(), X, atol=1e-6)
+
+
+@pytest.mark.parametrize("ending", ["out", "dataclass", "tuple", "named probabilities", "logits"])
+def test_wrapped_outputs_of_an_object_are_read(make: Callable[..., Any], ending: str) -> None:
+    """By the same names, where they hold nothing that is no part of a prediction; else they are refused with that part."""
+    spec, inputs = make("python", ending)
+    model = load(spec.model_copy(update={"args": {"ending": ending, "named": ""}}), embedding=False)
+    if ending == "out":
+        with pytest.raises(ModelError, match="returned 'aux', which is no part of a prediction"):
+            model.predict(inputs)
+    else:
+        np.testing.assert_allclose(model.predict(inputs).logits.double().softmax(1).numpy(), softmax(Z), atol=1e-6)
 
 
 def test_outputs_that_can_be_read_in_two_ways_are_refused(make: Callable[..., Any]) -> None:
