@@ -157,7 +157,7 @@ def test_refusals():
         ({"terms": {"distance": 0.0}}, "have no strength above 0"),
         ({"terms": {"similarity": 1.0}}, "`similar_to`"),
         ({"terms": {"distance": 1.0}, "similar_to": x[:1]}, r"`similar_to` does nothing without `terms\.similarity`"),
-        ({}, "needs a score"),
+        ({}, r"`terms\.score` needs a `score`"),
         ({"score": -score}, "negative score"),
         ({"terms": {"typicality": 1.0}, "memory": 1}, "combine gathers its 10 candidates"),
     ):
