@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from raystream.engine.feed import rows_at_once
-from raystream.errors import ModelError, RaystreamError
-from raystream.model import Promised
+from raystream.errors import ModelError
+from raystream.model import Promised, is_device_failure
 from raystream.pool import OutageError, ReadSpec, Unit, read_unit
 from raystream.pool.reader import Prepare
 
@@ -36,7 +36,8 @@ class FirstRows:
 def first_rows(units: Sequence[Unit], spec: ReadSpec, count: int, prepare: Prepare | None, threads: int) -> FirstRows | None:
     """The first clean rows of these units.
 
-    A unit that can't be read, or not on without a bad row, is left at that: what is wrong with it is said when it is scored.
+    A unit that can't be read, or not on without a bad row, is left at that: what is wrong with it is said when it is scored. Where a
+    storage doesn't answer, which has been waited for by then, no other unit is tried.
 
     Args:
         units: the pool's first, in its order.
@@ -65,8 +66,9 @@ def first_rows(units: Sequence[Unit], spec: ReadSpec, count: int, prepare: Prepa
                     break
         except OutageError:
             raise  # another worker, at another time, would take other rows
-        except RaystreamError:
-            continue
+        except (Exception, SystemExit) as error:  # the user's code may run here
+            if is_device_failure(error):
+                raise
         if left <= 0:
             break
     parts = [part for part in parts if len(part[0])]
