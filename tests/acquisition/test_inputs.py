@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from reference import entropy_of, member_scores_of, softmax
+from acquisition.reference import entropy_of, member_scores_of, softmax
 
 from raystream import acquisition as a
 from raystream.errors import DataError, QueryError
