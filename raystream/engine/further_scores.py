@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from raystream.acquisition import badge_norm, class_weighted, egl
+from raystream.acquisition.gradients import expected_length, top_length
+from raystream.acquisition.weights import weighted
 from raystream.engine.asked import Asked
 from raystream.engine.class_labels import ClassLabel, number_of_class
 from raystream.engine.users_scores import UsersScore
@@ -59,8 +60,8 @@ class FurtherScores:
             lengths, self._lengths = torch.cat(self._lengths), []
             if not bool(lengths.sum().isfinite()):
                 raise ModelError("the input of the last layer is too large for its length to be a float32; scale it, or take entropy")
-            columns["egl"] = egl(logits, lengths, bias=self._bias, temperature=self._temperature)
-            columns["badge_norm"] = badge_norm(logits, lengths, bias=self._bias, temperature=self._temperature)
+            columns["egl"] = expected_length(logits, lengths, self._bias, self._temperature)
+            columns["badge_norm"] = top_length(logits, lengths, self._bias, self._temperature)
         if self._asked.egl_classes is not None:
             columns["egl_parameters"], self._gradients = torch.cat(self._gradients), []
         for function in self._functions:
@@ -107,6 +108,6 @@ def class_weights(asked: Asked, classes: int, labels: Sequence[ClassLabel] | Non
 
 def _weighted(name: str, scores: Tensor, logits: Tensor, weights: Tensor, temperature: float) -> Tensor:
     try:
-        return class_weighted(scores, logits.to(scores.device), weights.to(scores.device), temperature=temperature)
+        return weighted(scores, logits.to(scores.device), weights.to(scores.device), temperature)
     except QueryError as error:
         raise QueryError(f"acquire.class_weights can't weight {name}: {error}") from None

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from raystream.acquisition import log_probabilities, logit_scores, member_scores
+from raystream.acquisition import member_scores
+from raystream.acquisition.logits import block_scores
+from raystream.acquisition.members import softened
 from raystream.engine.embeddings import block_rows
 from raystream.engine.further_scores import FurtherScores
 from raystream.engine.pages import as_metadata, page_hashes
@@ -185,13 +187,13 @@ class OutputWriter:
         if not self._logits:
             return
         logits = torch.cat(self._logits)
-        result = logit_scores(logits, self._temperature)
+        result = block_scores(logits, self._temperature)
         self._logits, self._kept = [], 0
         columns = {**result.scores, "prediction": result.prediction, "confidence": result.confidence}
         self._write("probabilities", torch.softmax(logits.float() / self._temperature, dim=1))
         log_probs = log_mean = None
         if self._samples:
-            log_probs = log_probabilities(torch.cat(self._samples), self._temperature)
+            log_probs = softened(torch.cat(self._samples), self._temperature)
             self._samples = []
             of_members = member_scores(log_probs, MEMBER_SCORES)
             columns |= of_members.scores
