@@ -2,7 +2,8 @@
 
 The rows are the first ones of the pool, the same for every worker, before any of them scores a unit: what is decided by them is
 decided alike for the whole query, however its units are spread, and nothing of it depends on which worker is first. They are few, each
-worker reads them itself, and the passes over them are the model's first, which are slow in any case.
+worker reads them itself, and the passes over them are the model's first, which are slow in any case. The driver doesn't do it: it may
+have no room for the model, nor the device that it runs on.
 
 * Two passes over the same rows must give the same numbers, and batch norm must not look at the batch.
 * What is called logits must not be probabilities: a softmax would be taken twice, which changes the order of rows. They are if in none
@@ -147,7 +148,7 @@ class Promised:
             )
         for values in (first.logits, *(() if first.samples is None else first.samples.unbind(1))):
             if values is not None:
-                self._logits_or_probabilities(values, first.mask)
+                self._logits_or_probabilities(values.cpu(), None if first.mask is None else first.mask.cpu())
 
     def _same(self, first: Prediction, again: Prediction, inputs: tuple[Any, ...]) -> None:
         """Raise ModelError if two passes over the same rows gave different numbers."""

@@ -197,6 +197,21 @@ def test_a_link_that_was_made_counts_whatever_is_said_of_it(tmp_path: Path, brok
     assert store.names("queries/q") == ["manifest.json"]
 
 
+def test_a_rename_that_was_made_counts_whatever_is_said_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second try finds nothing to rename; the file that is there says that it is done."""
+    real = os.replace
+
+    def replaced(source: Any, target: Any) -> None:
+        real(source, target)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source), None, str(target))
+
+    monkeypatch.setattr(os, "replace", replaced)
+    store = LocalStore(str(tmp_path))
+    store.put("x", b"one")
+    store.put("x", b"two")
+    assert store.read("x") == b"two"
+
+
 def test_a_run_on_such_a_file_system_keeps_what_it_wrote(make_query: MakeQuery, broken_link: list[str], workplace: Path) -> None:
     """Every receipt's files are there, the commit is the run's own, and a second query reuses every unit."""
     result = rs.run(make_query())

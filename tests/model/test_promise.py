@@ -506,7 +506,8 @@ def test_inputs_are_an_embedding(make: Callable[..., Any]) -> None:
         np.testing.assert_array_equal(found.embedding.numpy(), X)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
+@pytest.mark.slow  # to import torch's compiler takes seconds
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its own
 def test_compiled_networks_are_unwrapped(write_module: Callable[..., Any]) -> None:
     """What torch.compile wraps, whole or in part, runs as the network itself: hooks, dropout samples and state are the plain one's."""
     write_module(
