@@ -35,16 +35,16 @@ def spec(workplace: Path, make_query: MakeQuery) -> Callable[..., str]:
 
 
 @pytest.mark.usefixtures("job")
-@pytest.mark.parametrize("command", ["query", "score", "plan", "select", "calibrate"])
 @pytest.mark.parametrize(
-    ("changes", "key"),
+    ("command", "changes", "key"),
     [
-        ({"pool__uri": "pool"}, "pool.uri pool"),
-        ({"pool__uri": ["/elsewhere", "pool/*.parquet"]}, "pool.uri pool/"),
-        ({"store__uri": "runs"}, "store.uri runs"),
-        ({"store__uri": None}, "store.uri runs"),
-        ({"output": "batch.parquet"}, "output batch.parquet"),
-        ({"output": "delta+tables/batch"}, "output delta+tables/batch"),
+        ("query", {"pool__uri": "pool"}, "pool.uri pool"),
+        ("plan", {"pool__uri": ["/elsewhere", "pool/*.parquet"]}, "pool.uri pool/"),
+        ("score", {"store__uri": "runs"}, "store.uri runs"),
+        ("select", {"store__uri": None}, "store.uri runs"),
+        ("calibrate", {"store__uri": "runs"}, "store.uri runs"),
+        ("query", {"output": "batch.parquet"}, "output batch.parquet"),
+        ("query", {"output": "delta+tables/batch"}, "output delta+tables/batch"),
     ],
 )
 def test_relative_places_are_refused(spec: Callable[..., str], cli: Cli, workplace: Path, command: str, changes: dict, key: str) -> None:

@@ -1,7 +1,8 @@
 """Files of the store that are not what was written: what is said of them, and hashes that find them out before they are looked at.
 
 Damage to numbers doesn't show in them. So a file in a folder is hashed once a process, and again when somebody wrote to it; a copy of
-one in a bucket is hashed when it is brought here. A million rows of 256 are hashed in 0.03 s from memory.
+one in a bucket is hashed when it is brought here. A million rows of 256 are hashed in 0.03 s from memory. Where few vectors of a file
+are wanted, only the pages that hold them are hashed; see `engine.pages`.
 """
 
 from __future__ import annotations

@@ -123,8 +123,17 @@ class LocalStore:
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file whole, in place of any that is there. For what only informs: plans, events, reports."""
-        path = self.path(name)
-        self._ask(lambda: os.replace(self._write_temporary(path, data), path), name, "written")
+        self._ask(lambda: self._replace(self.path(name), data), name, "written")
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        temporary = self._write_temporary(path, data)
+        try:
+            os.replace(temporary, path)
+        except FileNotFoundError:
+            # A rename whose answer got lost finds nothing to rename the second time.
+            with _asked_again_if_gone():
+                if path.read_bytes() != data:
+                    raise
 
     def append(self, name: str, data: bytes) -> None:
         def add() -> None:

@@ -45,6 +45,7 @@ from raystream.pool import OutageError, Unit, UnreachableError
 
 PATIENCE = Patience(from_start=True)
 _REASONS_KEPT = 3
+_START = "what a worker starts from"
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -99,7 +100,13 @@ class Worker:
         if changed:
             raise ModelError(f"the source of acquisition function {changed} changed while the query was being started; run it again")
         self._prepare = preparation(job.read)
-        first = first_rows(job.first, job.read, min(job.model.batch_size, PROBE_ROWS), self._prepare, job.threads)
+        first = unbroken(
+            self._store,
+            lambda: first_rows(job.first, job.read, min(job.model.batch_size, PROBE_ROWS), self._prepare, job.threads),
+            patience,
+            lambda error: isinstance(error, OutageError) and not any(is_remote(unit.file.path) for unit in job.first),
+            "the storage of the pool",
+        )
         if first is not None:
             probe(promised, first, lenient=True)
         self._promised = promised
@@ -295,8 +302,16 @@ class Worker:
 
 
 def started(job: Job, patience: Patience = PATIENCE) -> Worker:
-    """A worker, in spite of outages of file systems that its model and the user's code lie on; what it asks of storages waits by itself."""
-    return on_disk(lambda: Worker(job, patience), "what a worker starts from", patience)
+    """A worker, in spite of outages of the disks that its model and the first rows lie on; requests to storages wait by themselves."""
+    here = not any(is_remote(unit.file.path) for unit in job.first)
+
+    def broken(error: DataError) -> bool:
+        return here and isinstance(error, OutageError)
+
+    def start() -> Worker:
+        return on_disk(lambda: Worker(job, patience), _START, patience)
+
+    return unbroken(store_at(job.store, job.store_storage, patience), start, patience, broken, _START)
 
 
 def _kept(values: torch.Tensor | None, keep: torch.Tensor) -> torch.Tensor | None:

@@ -116,7 +116,10 @@ def retried(
                 answered = True
                 return result
             except errors as error:
-                if isinstance(error, RaystreamError) or final(error):
+                if isinstance(error, RaystreamError):
+                    raise
+                if final(error):
+                    answered = True  # if only that there is no such thing
                     raise
                 now = patience.clock()
                 began = now if began is None else began

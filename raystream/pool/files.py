@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -142,9 +143,13 @@ def footer_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> tuple[byte
 
 
 def _local_footer(file: File) -> bytes:
-    filesystem, path = filesystem_at(located(file.path))
-    with filesystem.open_input_file(path) as source:
-        return footer_bytes(source.read_at, source.size())
+    with open(located(file.path).path, "rb") as source:
+
+        def read_at(count: int, at: int) -> bytes:
+            source.seek(at)
+            return source.read(count)
+
+        return footer_bytes(read_at, source.seek(0, os.SEEK_END))
 
 
 def _not_parquet(file: File, error: BaseException) -> UnreadableFileError:

@@ -27,7 +27,8 @@ SUFFIXES = {".csv": "CSV", ".jsonl": "JSON Lines", ".ndjson": "JSON Lines"}
 _BLOCK_BYTES = 16 << 20
 """Rows of text are read so many bytes at a time; a single row must fit."""
 _GROUP_ROWS = 1 << 16
-_KEPT = 4
+_KEPT_BYTES = 256 << 20
+"""Of what files of text became: each is opened several times, to list, to look for ids, and by whoever scores its rows."""
 _NUMBER = pa.decimal128(38, 0)
 """Takes integers of any width, whether written as numbers or as text."""
 
@@ -80,7 +81,7 @@ def open_text(version: tuple[str, int, str], ids: TextIds | None, read: Callable
         known = _as_parquet(version[0], ids, read())
         with _converted_lock:
             _converted[version, ids] = known
-            while len(_converted) > _KEPT:
+            while sum(content.size for content in _converted.values()) > _KEPT_BYTES:
                 _converted.popitem(last=False)
     return TextParquet(known, version)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,7 +73,7 @@ def test_candidates_are_the_best_whatever_is_looked_at_together(score: list[int]
         patch.setattr(entrants, "_AT_ONCE", at_once)
         found = entrants._best(values, mask, count)
     order = sorted(np.flatnonzero(mask).tolist(), key=lambda row: (-score[row], row))
-    assert found.tolist() == sorted(order[:count])
+    assert found.tolist() == order[:count]
 
 
 def test_named_rows_are_found_in_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +102,20 @@ def test_units_are_read_ahead_but_not_all(monkeypatch: pytest.MonkeyPatch) -> No
         assert next(tables) == number
         assert len(read) <= number + 1 + merge._REQUESTS
     assert sorted(read) == list(range(100))
+
+
+def test_no_python_object_a_row_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing strings makes 8 bytes a row, and what a block takes: not a string and an entry of a list for each row at once."""
+    monkeypatch.setattr(id_hashes, "BLOCK_ROWS", 1000)
+    n = 50_000
+    pool = pool_of(pa.chunked_array([pa.array([f"{i:060d}" for i in range(n)])]))
+    tracemalloc.start()
+    try:
+        hashes(pool, 0, None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * n + 400_000
 
 
 @pytest.mark.slow

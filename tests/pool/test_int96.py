@@ -87,7 +87,7 @@ def test_labelled_rows_outside_such_filters_are_found(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": pa.array([2.0, 3.0], pa.float32()), "t": later}), tmp_path / "b.parquet")
     plan = plan_pool(Pool(uri=str(tmp_path), inputs=["x"], filters=[["t", ">=", "2025-01-01T00:00:00Z"]]))
     ids = pa.array([f"{file.path}#{row}" for file in plan.files for row in (0, 1)], pa.large_string())
-    units, rest = locate_labelled(plan, Labelled("id", ids, ()))
+    units, rest = locate_labelled(plan, Labelled("id", ids, (), ids.slice(0, 0)))
     assert [(Path(unit.file.path).name, unit.positions) for unit in units] == [("a.parquet", (0,)), ("b.parquet", (0,))]
     assert len(rest) == 2
 

@@ -14,7 +14,7 @@ import pytest
 import raystream as rs
 from raystream.errors import DataError, PoolError
 from raystream.pool import PoolPlan, locate_labelled, plan_pool, read_columns_at, read_footers, read_labelled, read_unit
-from raystream.pool.files import File
+from raystream.pool.files import File, UnreachableError
 from raystream.pool.folders import list_files
 from raystream.pool.labelled import Labelled
 from raystream.pool.remote import RemoteParquet
@@ -131,6 +131,25 @@ class Source(io.FileIO):
     def read_at(self, count: int, at: int) -> bytes:
         self.seek(at)
         return self.read(count)
+
+
+def test_damaged_pages_in_object_storage_are_not_asked_for_again(tmp_path: Path) -> None:
+    """They came, so asking once more would give the same: no outage, but an error with the file; so is a damaged footer."""
+    path = tmp_path / "a.parquet"
+    table = pa.table({"s": [f"{i} " * 20 for i in range(200)]})
+    pq.write_table(table, path, compression="snappy", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[60:400] = bytes(255 - byte for byte in content[60:400])
+    path.write_bytes(content)
+    file = File("s3://lake/damaged.parquet", len(content), "1")
+    with RemoteParquet(Source(path), (file.path, file.size, "1")) as parquet, pytest.raises(PoolError, match="repair or remove") as failed:
+        list(scan(file, parquet, ["s"]))
+    assert not isinstance(failed.value, UnreachableError)
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    content[start : start + 30] = bytes(30)
+    path.write_bytes(content)
+    with Source(path) as source, pytest.raises(pa.ArrowInvalid):
+        RemoteParquet(source, (file.path, file.size, "2"))
 
 
 @pytest.mark.parametrize("holds", [0, 3])

@@ -141,9 +141,9 @@ def test_fifty_certain_rows_do_not_underflow():
 
 def test_refusals():
     """No samples, too many rows and numbers that are no log-probabilities are errors that say what to do."""
-    with pytest.raises(QueryError, match=r"acquire\.mc_samples"):
+    with pytest.raises(QueryError, match="give `log_probs`"):
         choose(Candidates(score=np.ones(3)), strategy="batch_bald", budget=1)
-    with pytest.raises(QueryError, match=r"select\.budget is 51, but batch_bald chooses at most 50"):
+    with pytest.raises(QueryError, match=r"`k` is 51, but batch_bald chooses at most 50"):
         batch_bald(samples(60, 2, 2, 0), 51)
     with pytest.raises(QueryError, match="10001 candidates"):
         batch_bald(np.full((10_001, 1, 1), 0.0), 2)
