@@ -225,16 +225,16 @@ def test_labelled_rows_are_covered_only_if_asked():
     shards, labelled = LocalShards.of_array(h), np.arange(40)
     plain = Candidates(shards=shards, probabilities=as_rows(p), labelled=h[labelled])
     everything = len(np.unique(p, axis=0))
-    assert len(choose(plain, strategy="badge", budget=60).rows) == everything
-    with pytest.raises(QueryError, match=r"select\.args\.covered"):
-        choose(plain, strategy="badge", budget=60, args={"covered": True})
+    assert len(choose(plain, strategy="badge", budget=60, near_duplicates=False).rows) == everything
+    with pytest.raises(QueryError, match="`covered` is true, which needs `labelled_probabilities`"):
+        choose(plain, strategy="badge", budget=60, near_duplicates=False, args={"covered": True})
     known = Candidates(shards=shards, probabilities=as_rows(p), labelled=h[labelled], labelled_probabilities=p[labelled])
     left = everything - len(np.unique(p[labelled], axis=0))
     assert left > 0
-    assert len(choose(known, strategy="badge", budget=60, args={"covered": True}).rows) == left
+    assert len(choose(known, strategy="badge", budget=60, near_duplicates=False, args={"covered": True}).rows) == left
     assert len(badge(h, 60, probabilities=p, labelled=h[labelled], labelled_probabilities=p[labelled])) == left
     assert len(badge(h, 60, probabilities=p, labelled=h, labelled_probabilities=p)) == 0
-    found = choose(plain, strategy="badge", budget=60, must_include=np.array([7])).rows
+    found = choose(plain, strategy="badge", budget=60, near_duplicates=False, must_include=np.array([7])).rows
     assert found[0] == 7
     assert (p[found] == p[7]).all(axis=1).sum() == 1
 
@@ -255,7 +255,7 @@ def test_refusals():
     """Missing, misshapen or impossible probabilities are named."""
     h = data("normal", 10, 3, 0)
     p = probabilities(10, 3, 0)
-    with pytest.raises(QueryError, match="needs class probabilities"):
+    with pytest.raises(QueryError, match="needs class `probabilities`"):
         choose(Candidates(shards=LocalShards.of_array(h)), strategy="badge", budget=2)
     with pytest.raises(DataError, match="9 candidates have probabilities and 10 have embeddings"):
         badge(h, 2, probabilities=p[:9])

@@ -88,7 +88,7 @@ def test_in_a_query():
 def test_refusals():
     """A shortlist shorter than the batch, scores that are NaN, and a score too few are errors."""
     x = data("normal", 10, 3, 0)
-    with pytest.raises(QueryError, match=r"select\.args\.m is 0\.5"):
+    with pytest.raises(QueryError, match=r"`m` is 0\.5"):
         cluster_margin(x, 2, score=np.ones(10), m=0.5)
     with pytest.raises(DataError, match="NaN"):
         cluster_margin(x, 2, score=np.full(10, np.nan))

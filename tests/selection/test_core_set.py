@@ -170,7 +170,7 @@ def test_a_gain_is_checked():
         chosen(x, 2, gain=Gain(offset=np.full(5, np.nan)))
     with pytest.raises(QueryError, match=r"gain\.weight has shape \(4,\)"):
         chosen(x, 2, gain=Gain(np.ones(4)))
-    with pytest.raises(QueryError, match=r"select\.args\.outliers is -1"):
+    with pytest.raises(QueryError, match=r"`outliers` is -1"):
         core_set(x, 2, outliers=-1)
 
 
@@ -284,11 +284,11 @@ def test_wrong_widths_and_scores():
         core_set(x, 3, score=np.arange(10) - 2.5, weight=1.0)
     with pytest.raises(QueryError, match="2 of 10 candidates have a score that is NaN or infinite"):
         core_set(x, 3, score=[1, 2, 3, np.nan, np.inf, 1, 1, 1, 1, 1], weight=1.0)
-    with pytest.raises(QueryError, match=r"1e\+200, to the power of 2 is beyond float64; lower select\.weight"):
+    with pytest.raises(QueryError, match=r"1e\+200, to the power of 2 is beyond float64; lower `weight`"):
         core_set(x, 3, score=np.full(10, 1e200), weight=2.0)
-    with pytest.raises(QueryError, match=r"select\.weight is -1"):
+    with pytest.raises(QueryError, match=r"`weight` is -1"):
         core_set(x, 3, score=np.ones(10), weight=-1.0)
-    with pytest.raises(QueryError, match="needs a score"):
+    with pytest.raises(QueryError, match="needs a `score`"):
         core_set(x, 3, weight=1.0)
 
 

@@ -100,7 +100,7 @@ def test_order_is_that_of_plain_greedy(pool, m, shards, seed):
         ("facility_location", plain_greedy(x, k, cosine, labelled=labelled), {}),
         ("u_herding", plain_greedy(x, k, gaussian(0.5), weight=weight, labelled=labelled), {"delta": 0.5}),
     ):
-        found = choose(candidates, strategy=strategy, budget=k, args=args)
+        found = choose(candidates, strategy=strategy, budget=k, args=args, near_duplicates=False)
         rows, gain = plain
         added = int(np.count_nonzero(found.gain))
         # sums of equal numbers in another order differ in the last bits
@@ -236,7 +236,7 @@ def test_refusals():
     x = data("normal", 10, 3, 0)
     with pytest.raises(QueryError, match="energy can be negative"):
         u_herding(x, 2, score=-np.ones(10))
-    with pytest.raises(QueryError, match=r"select\.args\.delta is 0"):
+    with pytest.raises(QueryError, match=r"`delta` is 0"):
         u_herding(x, 2, score=np.ones(10), delta=0)
     with pytest.raises(DataError, match="rows 5"):
         facility_location(np.where(np.arange(10)[:, None] == 5, np.nan, x), 2)

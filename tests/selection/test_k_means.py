@@ -100,7 +100,7 @@ def test_refusals():
     x = data("normal", 10, 3, 0)
     with pytest.raises(QueryError, match=r"10 of 10 candidates have a negative score, the lowest -1; .* energy can be negative"):
         k_means(x, 2, score=-np.ones(10))
-    with pytest.raises(QueryError, match=r"takes 120 bytes, but select\.memory is 100"):
+    with pytest.raises(QueryError, match=r"takes 120 bytes, but `memory` is 100"):
         k_means(x, 2, memory=100)
     x[5] = np.nan
     with pytest.raises(DataError, match="rows 5"):

@@ -110,5 +110,5 @@ def test_refusals():
         with pytest.raises(DataError, match="NaN"):
             draw(np.array([1.0, np.nan]), 1)
     for draw in (power, softmax, softrank):
-        with pytest.raises(QueryError, match=r"select\.args\.beta is 0"):
+        with pytest.raises(QueryError, match=r"`beta` is 0"):
             draw(np.ones(2), 1, beta=0)
