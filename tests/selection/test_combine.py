@@ -167,7 +167,7 @@ def test_refusals():
         combine(x, 3, score=score, similar_to=np.ones((1, 2)))
     with pytest.raises(DataError, match="1 rows of `x` hold"):
         combine(np.where(np.arange(10)[:, None] == 4, np.nan, x), 3, terms={"similarity": 1.0}, similar_to=x[:1])
-    with pytest.raises(QueryError, match=r"`terms\.scor` is unknown; did you mean 'score'"):
+    with pytest.raises(QueryError, match=r"select\.terms\.scor is unknown; did you mean 'score'"):
         Select(strategy="combine", budget=1, terms={"scor": 1.0})
 
 
