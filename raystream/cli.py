@@ -13,6 +13,7 @@ import typer
 
 from raystream import __version__, upkeep
 from raystream.errors import RaystreamError
+from raystream.in_job import check_place, check_places
 from raystream.interruption import RESUME, Interruption
 from raystream.lake.uri import redacted
 from raystream.query import Query
@@ -143,6 +144,7 @@ def show(
     """
     from raystream.engine.result import load_result
 
+    check_place("--store", store)
     if name is None:
         from raystream.engine.catalogue import committed_queries
         from raystream.engine.stores import existing_store
@@ -244,7 +246,7 @@ def _load(spec: Path, overrides: list[str] | None, store: str | None, address: s
         changes.append(f"store.uri={json.dumps(store, ensure_ascii=False)}")
     if address is not None:
         changes.append(f"cluster.address={json.dumps(address, ensure_ascii=False)}")
-    return Query.load(spec, changes)
+    return check_places(Query.load(spec, changes))
 
 
 def _warn(lines: Sequence[str]) -> None:

@@ -174,7 +174,7 @@ def calibrate(query: Query, *, reporter: Reporter | None = None) -> Fitted:
     with fitted_temperature(query, reporter or Silent()) as fitted:
         if fitted is None:
             raise QueryError(
-                f"model.temperature is {query.model.temperature}, expected labelled Parquet to fit it on; "
+                f"model.temperature is {query.model.temperature}, expected labelled Parquet, CSV or JSON Lines to fit it on; "
                 "give its path there, and the column of its labels in pool.label"
             )
         return fitted

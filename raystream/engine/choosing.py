@@ -112,7 +112,7 @@ def _choose(
         keys=hashes(pool, query.seed, rows) if select.traits.chance else None,
         shards=shards,
         labelled=covered.embeddings,
-        probabilities=Rows(*pool.probabilities(rows)) if select.traits.probabilities else None,
+        probabilities=Rows(*pool.probabilities(rows, memory_of(query))) if select.traits.probabilities else None,
         labelled_probabilities=covered.probabilities,
         samples=pool.samples(rows) if select.traits.samples else None,
         similar_to=pool.embeddings_of(named.similar_to) if select.similar_to else None,

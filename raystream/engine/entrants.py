@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from raystream.engine.covered import Covered
 from raystream.engine.embeddings import fetch
+from raystream.engine.holding import memory_of
 from raystream.engine.merge import ScoredPool
 from raystream.engine.named import Named
 from raystream.engine.pool_columns import read_cost, read_quotas
@@ -159,7 +160,7 @@ class _Prefilter:
         return ahead(order, total, limit, opened=self._opened, covered=self._covered, kinds=kinds)
 
     def _opened(self, rows: np.ndarray) -> Rows:
-        parts, positions = self._pool.embeddings(rows)
+        parts, positions = self._pool.embeddings(rows, memory_of(self._prepared.query))
         fetch(parts)
         return Rows(parts, positions)
 

@@ -71,8 +71,7 @@ class Feed:
         batches = max(1, min(CHUNK_ROWS, CHUNK_BYTES // width) // batch_size)
         # what a function of the user's makes of a row, and how large it is, shows once it has run
         self._capacity = batch_size if spec.prepared is not None else batch_size * batches
-        # images are decoded into a buffer some at a time, so that no third batch is in memory
-        self._at_once = max(1, min(self._capacity, _IMAGES_BYTES // width)) if spec.decodes_images else self._capacity
+        self._at_once = rows_at_once(spec, self._capacity)
         self._threads, self._prepare = threads, prepare
         self._unit, self._spec, self._pin = unit, spec, pin
         self._filled: queue.Queue[tuple[Chunk, int] | BaseException | None] = queue.Queue()
@@ -189,6 +188,11 @@ class Feed:
     def _hand_over(self, slot: int, ids: list[pa.Array], rows: list[np.ndarray], filled: int) -> None:
         inputs = tuple(buffer[:filled] for buffer in self._buffers[slot])
         self._filled.put((Chunk(pa.concat_arrays(ids), np.concatenate(rows), inputs), slot))
+
+
+def rows_at_once(spec: ReadSpec, most: int) -> int:
+    """How many rows are decoded at a time: images are, into a buffer of more of them, so that no third batch is in memory."""
+    return max(1, min(most, _IMAGES_BYTES // row_bytes(spec))) if spec.decodes_images else most
 
 
 def row_bytes(spec: ReadSpec) -> int:

@@ -240,6 +240,9 @@ class ObjectStore:
         """The first bytes of a file."""
         return self._range(file.name, 0, min(size, file.size))
 
+    def range(self, file: StoredFile, start: int, length: int) -> bytes:
+        return self._range(file.name, start, length)
+
     def _verify(self, name: str, written: int) -> None:
         """Some servers store uploads of some clients damaged, and say nothing."""
         found = self.size(name)

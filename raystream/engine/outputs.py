@@ -16,6 +16,7 @@ from raystream.acquisition.logits import block_scores
 from raystream.acquisition.members import softened
 from raystream.engine.embeddings import block_rows
 from raystream.engine.further_scores import FurtherScores
+from raystream.engine.pages import as_metadata, page_hashes
 from raystream.engine.quarantine import Quarantine
 from raystream.engine.receipt import unit_folder
 from raystream.engine.store import StoredFile
@@ -214,6 +215,7 @@ class _VectorFile:
         rows = block_rows(dimension, np.dtype(dtype).itemsize)
         self._buffer = np.empty((rows, dimension), dtype)
         self._filled = 0
+        self._hashes: list[bytes] = []
         self._open = ExitStack()
         file = self._open.enter_context(store.writing(name))
         self._ipc = self._open.enter_context(pa.ipc.new_file(file, self._schema))
@@ -231,6 +233,8 @@ class _VectorFile:
 
     def close(self) -> None:
         self._flush()
+        empty = pa.record_batch([pa.array([], self._kind)], schema=self._schema)
+        self._ipc.write_batch(empty, custom_metadata=as_metadata(b"".join(self._hashes)))
         self._open.close()
 
     def abandon(self) -> None:
@@ -239,6 +243,7 @@ class _VectorFile:
     def _flush(self) -> None:
         if not self._filled:
             return
+        self._hashes.append(page_hashes(self._buffer[: self._filled]))
         values = pa.Array.from_buffers(self._kind.value_type, self._filled * self.dimension, [None, pa.py_buffer(self._buffer)])
         array = pa.Array.from_buffers(self._kind, self._filled, [None], children=[values])
         self._ipc.write_batch(pa.record_batch([array], schema=self._schema))

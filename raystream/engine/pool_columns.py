@@ -13,6 +13,7 @@ from raystream.engine.prepare import Prepared
 from raystream.engine.receipt import Receipt
 from raystream.errors import PoolError, QueryError
 from raystream.pool import Places, read_columns_at
+from raystream.pool.columns import readable
 from raystream.query import Select
 from raystream.selection import Cost, Quota
 
@@ -82,7 +83,7 @@ def read_cost(prepared: Prepared, pool: ScoredPool, rows: np.ndarray) -> Cost | 
 def _spelt(value: str, type_: pa.DataType) -> str:
     """A value as the groups of a column of this type are called: `1` of doubles is `1.0`; itself where it is none of theirs."""
     try:
-        return str(pa.scalar(value).cast(type_).as_py())
+        return str(readable(pa.array([value]).cast(type_))[0])
     except pa.ArrowException:
         return value
 
@@ -96,7 +97,7 @@ def _quota(select: Select, by: str, values: pa.ChunkedArray | pa.Array, budget: 
             f"select.quotas go by {by}, which is {column.type}; expected text, numbers or dates, so name another column"
         ) from None
     group = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int32)
-    names = [str(value) for value in encoded.dictionary.to_pylist()]
+    names = [str(value) for value in readable(encoded.dictionary)]
     asked = [quota for quota in select.quotas if quota.by == by]
     spelt: dict[str, str] = {}
     for wanted in dict.fromkeys(str(quota.value) for quota in asked if quota.value is not None):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, product
@@ -20,6 +19,7 @@ from raystream.engine.job import Task
 from raystream.engine.keys import UnitKeys, Wanted, differences, identity_digest, query_identity
 from raystream.engine.life import SignOfLife
 from raystream.engine.manifest import Manifest, query_folder, read_manifest
+from raystream.engine.many import in_threads
 from raystream.engine.prepared_inputs import planned
 from raystream.engine.receipt import Receipt, read_receipts
 from raystream.engine.scheduler import IN_FLIGHT
@@ -34,7 +34,6 @@ from raystream.query import Model, Pool, Query
 
 LARGE_BATCHES = 1 << 30
 _NAME_DIGITS = 12
-_LISTING_THREADS = 32
 _FEW_LOOKUPS = 64
 _REMOTE_NAMES, _LOCAL_NAMES = 1000, 16
 """Names of a folder that are listed in the time of one lookup: in a bucket by one request, on a disk in some microseconds."""
@@ -270,8 +269,7 @@ def _folders(store: Store, lookups: int) -> set[str] | None:
     first = store.names(f"units/{folders[0]}")
     if lookups < len(folders) * (1 + len(first) / (_REMOTE_NAMES if store.remote else _LOCAL_NAMES)):
         return None
-    with ThreadPoolExecutor(_LISTING_THREADS) as threads:
-        return set(first).union(*threads.map(lambda folder: store.names(f"units/{folder}"), folders[1:]))
+    return set(first).union(*in_threads(lambda folder: store.names(f"units/{folder}"), folders[1:]))
 
 
 def write_plan(prepared: Prepared, epig: Mapping[str, str] | None = None) -> bytes | None:

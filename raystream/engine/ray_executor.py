@@ -9,7 +9,8 @@ import queue
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -25,9 +26,6 @@ from raystream.engine.worker import Failure, Worker, started
 from raystream.errors import ClusterError, RaystreamError
 from raystream.model import is_device_failure
 from raystream.query import Cluster
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _OBJECT_STORE_BYTES = 100 << 20
 """Of a Ray of our own: nothing but receipts travels through it."""

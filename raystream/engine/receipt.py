@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import chain
 
+from raystream.engine.many import in_threads
 from raystream.engine.store import StoredFile
 from raystream.engine.stores import Store
-
-_THREADS = 32
-_AT_A_TIME = 64
-"""Receipts that a thread reads before it is handed more: to hand them over one by one takes as long as to read them."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +94,4 @@ def read_receipts(store: Store, keys: Sequence[str], there: Collection[str] | No
         keys: of the units.
         there: the only keys that are looked for; None: all.
     """
-    size = min(_AT_A_TIME, -(-len(keys) // _THREADS)) or 1
-
-    def read(start: int) -> list[Receipt | None]:
-        return [read_receipt(store, key) if there is None or key in there else None for key in keys[start : start + size]]
-
-    with ThreadPoolExecutor(_THREADS) as threads:
-        return list(chain.from_iterable(threads.map(read, range(0, len(keys), size))))
+    return in_threads(lambda key: read_receipt(store, key) if there is None or key in there else None, keys)

@@ -18,6 +18,7 @@ from raystream.engine.quarantine import refuse_quarantined, write_quarantined
 from raystream.engine.receipt import Receipt
 from raystream.engine.result import Result, read_result
 from raystream.engine.session import Session
+from raystream.engine.stores import unbroken
 from raystream.errors import ModelError, PoolError
 from raystream.model import check_classes
 from raystream.pool import check_unique
@@ -107,10 +108,15 @@ def commit(
     missing = {task.key for task in prepared.missing}
     folder = query_folder(prepared.name)
     name = f"{folder}/selection-{uuid.uuid4().hex[:12]}.parquet"
-    with prepared.store.writing(name) as file:
-        pq.write_table(batch.selection, file)
+
+    def write() -> None:
+        with prepared.store.writing(name) as file:
+            pq.write_table(batch.selection, file)
+
+    unbroken(prepared.store, write)
     stored = prepared.store.stored(name)
-    quarantined = write_quarantined(prepared.store, name.replace("/selection-", "/quarantined-"), [*pool.receipts, *covered.elsewhere])
+    left_out = name.replace("/selection-", "/quarantined-")
+    quarantined = unbroken(prepared.store, lambda: write_quarantined(prepared.store, left_out, [*pool.receipts, *covered.elsewhere]))
     manifest = Manifest(
         query=prepared.name,
         identity=prepared.identity,

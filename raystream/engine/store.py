@@ -21,7 +21,7 @@ import xxhash
 
 from raystream.errors import QueryError, StoreError, StoreUnreachable
 from raystream.lake import LOCAL
-from raystream.lake.reason import is_outage
+from raystream.lake.reason import is_no_outage, is_outage
 from raystream.lake.retry import LASTING, Patience, Place, in_words
 
 _Result = TypeVar("_Result")
@@ -123,8 +123,17 @@ class LocalStore:
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file whole, in place of any that is there. For what only informs: plans, events, reports."""
-        path = self.path(name)
-        self._ask(lambda: os.replace(self._write_temporary(path, data), path), name, "written")
+        self._ask(lambda: self._replace(self.path(name), data), name, "written")
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        temporary = self._write_temporary(path, data)
+        try:
+            os.replace(temporary, path)
+        except FileNotFoundError:
+            # A rename whose answer got lost finds nothing to rename the second time.
+            with _asked_again_if_gone():
+                if path.read_bytes() != data:
+                    raise
 
     def append(self, name: str, data: bytes) -> None:
         def add() -> None:
@@ -188,6 +197,14 @@ class LocalStore:
 
         return self._ask(beginning, file.name, "read")
 
+    def range(self, file: StoredFile, start: int, length: int) -> bytes:
+        with self._explained(file.name, "read"):
+            descriptor = os.open(self.path(file.name), os.O_RDONLY)
+            try:
+                return os.pread(descriptor, length, start)
+            finally:
+                os.close(descriptor)
+
     def local(self, file: StoredFile) -> Path:
         return self.path(file.name)
 
@@ -211,7 +228,7 @@ class LocalStore:
     def _ask(self, call: Callable[[], _Result], name: str, what: str) -> _Result:
         """What a call of the file system gives; an outage is waited for."""
         with self._explained(name, what):
-            return self._place.ask(call, final=_is_refusal)
+            return self._place.ask(call, final=is_no_outage)
 
     def _if_there(self, call: Callable[[], _Result], name: str) -> _Result | None:
         """The same, None if there is nothing of that name."""
@@ -263,11 +280,6 @@ _HINTS = {
     errno.ENOTDIR: "; a file stands where a folder is needed, set another store.uri",
     errno.EEXIST: "; a file stands where a folder is needed, set another store.uri",
 }
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether a file system would say the same again."""
-    return not is_outage(error)
 
 
 @contextmanager

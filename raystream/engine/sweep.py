@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
 
 from raystream.engine.life import announced, is_alive, server_time
 from raystream.engine.manifest import read_manifest
+from raystream.engine.many import in_threads
 from raystream.engine.receipt import read_receipt
 from raystream.engine.store import Entry
 from raystream.engine.stored_plan import plan_keys
@@ -127,10 +127,10 @@ def sweep(store: Store, *, drop: Collection[str] = (), older_than: float = GRACE
         units, halves = ({key: files for key, files in some.items() if key not in taken} for some in (units, halves))
         unfinished = {name: files for name, files in unfinished.items() if name in again.unfinished}
         forgotten = [*queries.dropped.values(), *unfinished.values()]
-        with ThreadPoolExecutor(_REMOVE_THREADS if store.remote else 1) as threads:
-            # What can't be removed is an error of `list`'s: nothing is reported as removed that is still there.
-            list(threads.map(lambda files: _remove(store, files), [*forgotten, *units.values(), *halves.values()]))
-            list(threads.map(lambda file: store.remove(file.name), strays))
+        threads = _REMOVE_THREADS if store.remote else 1
+        # What can't be removed is an error: nothing is reported as removed that is still there.
+        in_threads(lambda files: _remove(store, files), [*forgotten, *units.values(), *halves.values()], threads)
+        in_threads(lambda file: store.remove(file.name), strays, threads)
     leftovers = _group([[file] for file in [*strays, *chain.from_iterable(halves.values())]])
     return Swept(
         store=store.uri,

@@ -25,12 +25,11 @@ from raystream.engine.prepared_inputs import preparation
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.reduced import ReducedPredictor
 from raystream.engine.store import WriteBroken
-from raystream.engine.stores import store_at
+from raystream.engine.stores import store_at, unbroken
 from raystream.engine.users_scores import users_score
 from raystream.errors import ClusterError, DataError, ModelError, QueryError, RaystreamError, StoreUnreachable
 from raystream.lake import is_remote
-from raystream.lake.reason import is_outage
-from raystream.lake.retry import Patience, retried
+from raystream.lake.retry import Patience, on_disk
 from raystream.model import (
     PROBE_ROWS,
     Prediction,
@@ -45,9 +44,8 @@ from raystream.model import (
 from raystream.pool import OutageError, Unit, UnreachableError
 
 PATIENCE = Patience(from_start=True)
-_UNIT_PAUSE = 1.0
-"""Seconds before a unit is begun again, at first."""
 _REASONS_KEPT = 3
+_START = "what a worker starts from"
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -102,7 +100,13 @@ class Worker:
         if changed:
             raise ModelError(f"the source of acquisition function {changed} changed while the query was being started; run it again")
         self._prepare = preparation(job.read)
-        first = first_rows(job.first, job.read, min(job.model.batch_size, PROBE_ROWS), self._prepare, job.threads)
+        first = unbroken(
+            self._store,
+            lambda: first_rows(job.first, job.read, min(job.model.batch_size, PROBE_ROWS), self._prepare, job.threads),
+            patience,
+            lambda error: isinstance(error, OutageError) and not any(is_remote(unit.file.path) for unit in job.first),
+            "the storage of the pool",
+        )
         if first is not None:
             probe(promised, first, lenient=True)
         self._promised = promised
@@ -201,24 +205,13 @@ class Worker:
 
     def _in_spite_of_outages(self, task: Task) -> Receipt:
         """`score`, from the beginning again where a storage went away in the middle of a file, which can't be taken up there."""
+        unit = task.unit
+        here = not is_remote(unit.file.path)  # else each request has waited by itself
 
-        def again() -> Receipt:
-            try:
-                return self.score(task)
-            except WriteBroken as error:
-                self._store.exists(self._job.token)  # which waits until it answers again
-                raise _Interrupted(error) from None
-            except OutageError as error:
-                if is_remote(task.unit.file.path):
-                    raise  # each request has waited by itself
-                raise _Interrupted(error) from None
+        def broken(error: DataError) -> bool:
+            return isinstance(error, WriteBroken) or (here and isinstance(error, OutageError))
 
-        try:
-            return retried(
-                again, patience=self._patience, place=f"the storage of {task.unit.name}", errors=(_Interrupted,), first_pause=_UNIT_PAUSE
-            )
-        except _Interrupted as error:
-            raise error.cause from None
+        return unbroken(self._store, lambda: self.score(task), self._patience, broken, f"the storage of {unit.name}")
 
     def _commit(self, receipt: Receipt) -> Receipt:
         name = f"{unit_folder(receipt.key)}/receipt.json"
@@ -308,17 +301,17 @@ class Worker:
         return rows if bool(rows.any()) else None
 
 
-class _Interrupted(ConnectionError):
-    """A unit that is to be scored from the beginning again once its storage is back."""
-
-    def __init__(self, cause: DataError) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
 def started(job: Job, patience: Patience = PATIENCE) -> Worker:
-    """A worker, in spite of outages of file systems that its model and the user's code lie on; what it asks of storages waits by itself."""
-    return retried(lambda: Worker(job, patience), patience=patience, place="what a worker starts from", final=lambda e: not is_outage(e))
+    """A worker, in spite of outages of the disks that its model and the first rows lie on; requests to storages wait by themselves."""
+    here = not any(is_remote(unit.file.path) for unit in job.first)
+
+    def broken(error: DataError) -> bool:
+        return here and isinstance(error, OutageError)
+
+    def start() -> Worker:
+        return on_disk(lambda: Worker(job, patience), _START, patience)
+
+    return unbroken(store_at(job.store, job.store_storage, patience), start, patience, broken, _START)
 
 
 def _kept(values: torch.Tensor | None, keep: torch.Tensor) -> torch.Tensor | None:

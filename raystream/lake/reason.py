@@ -77,6 +77,11 @@ def is_outage(error: BaseException) -> bool:
     return _OUTAGE.search(str(error)) is not None
 
 
+def is_no_outage(error: BaseException) -> bool:
+    """The contrary, of file systems: whatever else they say, they say again."""
+    return not is_outage(error)
+
+
 def in_short(error: BaseException) -> str:
     """The few words of an error that tell one outage from another."""
     if isinstance(error, OSError) and error.strerror:

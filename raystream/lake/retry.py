@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from raystream.errors import RaystreamError
-from raystream.lake.reason import in_short, is_final, is_outage, reason
+from raystream.lake.reason import in_short, is_final, is_no_outage, is_outage, reason
 
 ATTEMPTS = 6
 FIRST_PAUSE = 0.1
@@ -116,7 +116,10 @@ def retried(
                 answered = True
                 return result
             except errors as error:
-                if isinstance(error, RaystreamError) or final(error):
+                if isinstance(error, RaystreamError):
+                    raise
+                if final(error):
+                    answered = True  # if only that there is no such thing
                     raise
                 now = patience.clock()
                 began = now if began is None else began
@@ -133,6 +136,11 @@ def retried(
     finally:
         if said:
             _end_waiting(place, patience.clock(), answered)
+
+
+def on_disk(call: Callable[[], _Result], place: str, patience: Patience = LASTING) -> _Result:
+    """`retried`, for a file system of this machine: what one says is final, unless its server is away."""
+    return retried(call, patience=patience, place=place, final=is_no_outage)
 
 
 class Place:

@@ -2,10 +2,13 @@
 
 The rows are the first ones of the pool, the same for every worker, before any of them scores a unit: what is decided by them is
 decided alike for the whole query, however its units are spread, and nothing of it depends on which worker is first. They are few, each
-worker reads them itself, and the passes over them are the model's first, which are slow in any case.
+worker reads them itself, and the passes over them are the model's first, which are slow in any case. The driver doesn't do it: it may
+have no room for the model, nor the device that it runs on.
 
 * Two passes over the same rows must give the same numbers, and batch norm must not look at the batch.
-* What is called logits must not be probabilities: a softmax would be taken twice, which changes the order of rows.
+* What is called logits must not be probabilities: a softmax would be taken twice, which changes the order of rows. They are if in none
+  of the rows a number is negative and all rows sum to 1. A pool whose rows are one-hot is refused, too: a softmax that is sure gives
+  such rows, and of logits that are so by chance the same can be said in other numbers, a constant higher.
 * What is called probabilities must be some: those of most rows a distribution, those of labels not one by chance.
 
 Every later batch is held to the shapes of the first, which costs nothing.
@@ -26,7 +29,7 @@ from raystream.model.device import is_device_failure, is_out_of_memory
 from raystream.model.inputs_embedding import inputs_embedding
 from raystream.model.prediction import Prediction, Predictor
 from raystream.model.promise import Promise, tolerance
-from raystream.model.steadiness import Watch, watched
+from raystream.model.steadiness import batch_statistics, draws
 from raystream.model.task_output import class_axis
 from raystream.query import TASKS
 
@@ -34,6 +37,7 @@ PROBE_ROWS = 16
 _TOLERANCE = {"cpu": 1e-5}
 _GPU_TOLERANCE, _AUTOCAST_TOLERANCE = 1e-4, 1e-2
 """Of a difference between two passes, relative to the largest number: sums may be taken in another order."""
+_BY_CHANCE = "logits that look so by chance say the same with a constant added to all of them"
 _PARTS = ("logits", "embedding", "samples", "gradient_lengths")
 
 
@@ -59,7 +63,7 @@ class Promised:
     ) -> None:
         self._model, self._spec, self._members, self._inputs_embedded = model, spec, tuple(members), inputs_embedded
         self._who = _called(spec)
-        self._network = getattr(model, "network", None) if watched else None
+        self._network: nn.Module | None = getattr(model, "network", None) if watched else None
         self._seen: dict[str, int] = {}
         self._probed = False
         for _, member in members:
@@ -135,40 +139,34 @@ class Promised:
         self._probed = True
 
     def _probe_outputs(self, first: Prediction, inputs: tuple[Any, ...]) -> None:
-        again, watch = self._again(inputs)
-        if watch is not None and watch.mixes:
+        self._same(first, self._run(_copied(inputs)), inputs)
+        place = batch_statistics(self._network, lambda: self._run(_copied(inputs))) if self._network is not None else ""
+        if place:
             raise ModelError(
                 f"{self._who} takes the statistics of the batch in evaluation mode, so that a row's output depends on the rows beside it: "
-                f"{watch.mixes}; leave batch norm in evaluation mode, with the statistics of training"
+                f"{place}; leave batch norm in evaluation mode, with the statistics of training{self._saved}"
             )
-        self._same(first, again, "" if watch is None else watch.draws)
         for values in (first.logits, *(() if first.samples is None else first.samples.unbind(1))):
             if values is not None:
-                self._logits_or_probabilities(values, first.mask)
+                self._logits_or_probabilities(values.cpu(), None if first.mask is None else first.mask.cpu())
 
-    def _again(self, inputs: tuple[Any, ...]) -> tuple[Prediction, Watch | None]:
-        """A second pass, watched if that is possible."""
-        if isinstance(self._network, nn.Module):
-            try:
-                with watched(self._network) as watch:
-                    return self._run(_copied(inputs)), watch
-            except Exception as error:
-                if is_device_failure(error) or is_out_of_memory(error):
-                    raise
-        return self._run(_copied(inputs)), None
-
-    def _same(self, first: Prediction, again: Prediction, place: str) -> None:
+    def _same(self, first: Prediction, again: Prediction, inputs: tuple[Any, ...]) -> None:
         """Raise ModelError if two passes over the same rows gave different numbers."""
         allowed = _TOLERANCE.get(self.device.type, _GPU_TOLERANCE) if self._spec.precision == "float32" else _AUTOCAST_TOLERANCE
         for part in _PARTS:
             one, other = getattr(first, part), getattr(again, part)
             if one is None or other is None or _close(one, other, allowed):
                 continue
-            saved = ", and save the model after model.eval()" if self._spec.kind in _SAVED else ""
+            place = draws(self._network, lambda: self._run(_copied(inputs))) if self._network is not None else ""
             raise ModelError(
                 f"{self._who} is random in evaluation mode: two passes over {len(one)} rows gave different {part.replace('_', ' ')}"
-                f"{': ' if place else ''}{place}; pass training=self.training to dropout and leave out noise while not training{saved}"
+                f"{': ' if place else ''}{place}; pass training=self.training to dropout and leave out noise in evaluation{self._saved}"
             )
+
+    @property
+    def _saved(self) -> str:
+        """What else to do about a model that is a file."""
+        return ", and save the model after model.eval()" if self._spec.kind in _SAVED else ""
 
     def _logits_or_probabilities(self, values: Tensor, mask: Tensor | None) -> None:
         """Raise ModelError if what was given isn't what it is called."""
@@ -222,12 +220,11 @@ class Promised:
         if self._spec.kind == "columns":
             return (
                 f"{self._who} holds probabilities, since each row's numbers lie between 0 and 1 and sum to 1; "
-                "name it in model.probabilities instead"
+                f"name it in model.probabilities instead ({_BY_CHANCE})"
             )
         return (
             f"{self._who} gives probabilities where logits are expected: in each of its first rows none is negative and they sum to 1, so "
-            "that a second softmax would change the order of rows; set model.output to probabilities (logits that are so by chance stay "
-            "what they are if a constant is added to all of them)"
+            f"that a second softmax would change the order of rows; set model.output to probabilities ({_BY_CHANCE})"
         )
 
     def _perhaps(self, what: str) -> str:

@@ -137,7 +137,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def _logarithms(values: Tensor, axis: int) -> Tensor:
-    exact = values.double()
+    exact = _exact(values)
     wrong = (exact < 0).any(dim=axis, keepdim=True) | ((exact.sum(dim=axis, keepdim=True) - 1).abs() > tolerance(values.dtype))
     return exact.log().masked_fill(wrong, torch.inf).float()
 
@@ -153,7 +153,12 @@ def _log_odds(values: Tensor) -> Tensor:
     return (exact.log() - torch.log1p(-exact)).clamp(-_SURE, _SURE).masked_fill(wrong, torch.nan).float()
 
 
+def _exact(values: Tensor) -> Tensor:
+    """In float64, where the device has it: 1 - p keeps its digits."""
+    return values.float() if values.device.type == "mps" else values.double()
+
+
 def _clipped(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities in float64, rounding above 1 cut off, and bool of the same shape where they are none."""
-    exact = values.double()
+    """Exact probabilities, rounding above 1 cut off, and bool of the same shape where they are none."""
+    exact = _exact(values)
     return exact.clamp(max=1), (exact < 0) | (exact > 1 + tolerance(values.dtype))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from raystream.model.batches import BatchPredictor
 from raystream.model.imported import check_imported
 from raystream.model.prediction import Prediction, Predictor
 from raystream.model.promise import Promise
+from raystream.model.returned import named, scored_name
 from raystream.model.source import build
 from raystream.model.task_output import check_mask
 from raystream.query import TASKS
@@ -31,9 +32,9 @@ def load(spec: query.Model, *, embedding: bool, names: Sequence[str] = ()) -> Ba
     * `inputs` is a tuple with one value per column of `pool.inputs`: a tensor (rows, ...) on the processor, not to be kept,
       or a list of str; at most `model.batch_size` rows. Where `pool.inputs` is a mapping, it is a dict of these by their names;
     * it returns a mapping with `logits` or `probabilities` (rows, classes), `embedding` (rows, dimensions), and of a committee
-      `samples`, the members' logits or log-probabilities (rows, members, classes); or a `Prediction`; or the logits alone.
-      Values are tensors or arrays. An embedding may be left out if the query needs none. Where `model.output` is probabilities,
-      what is called logits or returned alone is such, and the samples are, too;
+      `samples`, the members' logits or log-probabilities (rows, members, classes); or a `Prediction`; or the logits alone. A dataclass
+      may stand for the mapping, and `out` for `logits`. Values are tensors or arrays. An embedding may be left out if the query needs
+      none. Where `model.output` is probabilities, what is called logits or returned alone is such, and the samples are, too;
     * the same rows in the same batch give the same numbers in every process.
 
     What it reads beside `args` and `weights` is not part of its fingerprint: `model.version` can stand for it.
@@ -118,12 +119,14 @@ def _parts(returned: object, who: str) -> dict[str, Tensor]:
     """What was returned, by name, as tensors on the processor."""
     if isinstance(returned, Prediction):
         returned = {"logits": returned.logits, "embedding": returned.embedding, "samples": returned.samples, "mask": returned.mask}
-    if not isinstance(returned, Mapping):
-        returned = {"logits": returned}
+    if isinstance(returned, tuple) and len(returned) == 1:
+        returned = returned[0]
+    found = named(returned)
+    found = {"logits": returned} if found is None else found
+    if scored_name(found) == "out":
+        found["logits"] = found.pop("out")
     parts = {}
-    for name, value in returned.items():
-        if value is None:
-            continue
+    for name, value in found.items():
         if not isinstance(value, Tensor | np.ndarray):
             raise ModelError(f"{who}: predict returned {type(value).__name__} as {name}, expected a tensor or an array")
         parts[str(name)] = (torch.from_numpy(value) if isinstance(value, np.ndarray) else value).detach().cpu()

@@ -131,9 +131,10 @@ class SklearnClassifier:
             )
         if several or classes is None:
             return None
-        if len(classes) < 2:
-            raise ModelError(f"{self._who} is {kind} fitted on rows of one class alone, {classes[0]!r}; fit it on two or more")
-        return tuple(np.asarray(classes).tolist())
+        labels = tuple(np.asarray(classes).tolist())
+        if len(labels) < 2:
+            raise ModelError(f"{self._who} is {kind} fitted on rows of one class alone, {labels[0]!r}; fit it on two or more")
+        return labels
 
     def _check_width(self, values: Any) -> None:
         expected = getattr(self._classifier, "n_features_in_", None)

@@ -22,6 +22,8 @@ from raystream.model.device import is_device_failure
 _FACTORY_SEED = 0
 """Of what a factory draws, the same in every process; part of what a fingerprint means, so it never changes."""
 _OTHER_SEED = 1
+_LARGEST_REBUILT = 1 << 30
+"""Bytes of parameters beyond which a network isn't made a second time: a worker may have no room for two."""
 _LONGEST_HINT = 300
 
 
@@ -76,9 +78,13 @@ def untrained(network: nn.Module, source: str, args: Mapping[str, Any]) -> tuple
         source: of it.
         args: of it.
     """
-    if not any(True for _ in network.parameters()) or isinstance(find(source, "model.source"), nn.Module):
+    size = sum(values.numel() * values.element_size() for values in network.parameters() if not is_lazy(values))
+    if not size or size > _LARGEST_REBUILT or isinstance(find(source, "model.source"), nn.Module):
         return ()  # a module that was made when its file was imported can't be made again
-    again = build(source, args, _OTHER_SEED)
+    try:
+        again = build(source, args, _OTHER_SEED)
+    except ModelError:
+        return ()  # it can't be called twice
     others = dict(plain_network(again).named_parameters()) if isinstance(again, nn.Module) else {}
     drawn = [name for name, values in network.named_parameters() if name not in others or not _alike(values, others[name])]
     if not drawn:

@@ -146,21 +146,16 @@ def _tensors(content: object, path: str) -> dict[str, Tensor]:
 
 def _without_prefix(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """What trainers put before every name, in all ways that it can be left out, the shortest first, with the tensors so renamed."""
-    names = list(tensors)
-    if not names:
-        return
-    parts = [name.split(".")[:-1] for name in names]
-    depth = next((place for place, of in enumerate(zip(*parts, strict=False)) if len(set(of)) > 1), min(map(len, parts)))
-    for prefix in (".".join(parts[0][: place + 1]) + "." for place in range(depth)):
+    parts = [name.split(".")[:-1] for name in tensors]
+    depth = 0
+    while parts and all(len(of) > depth for of in parts) and len({of[depth] for of in parts}) == 1:
+        depth += 1
+    prefixes = [".".join(parts[0][:place]) + "." for place in range(1, depth + 1)]
+    for prefix in prefixes:
         yield prefix, {name.removeprefix(prefix): values for name, values in tensors.items()}
-        if any(_COMPILED in name.removeprefix(prefix) for name in names):
-            yield f"{prefix} and {_COMPILED}", _renamed(tensors, prefix)
-    if any(_COMPILED in name for name in names):
-        yield _COMPILED, _renamed(tensors, "")
-
-
-def _renamed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix).replace(_COMPILED, ""): values for name, values in tensors.items()}
+    for prefix in ("", *prefixes):
+        renamed = {name.removeprefix(prefix).replace(_COMPILED, ""): values for name, values in tensors.items()}
+        yield f"{prefix} and {_COMPILED}" if prefix else _COMPILED, renamed
 
 
 def _misfit(expected: Mapping[str, object], given: Mapping[str, object]) -> str:

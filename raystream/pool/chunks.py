@@ -1,30 +1,47 @@
 """What a Parquet footer says of column chunks, read without pyarrow.
 
 pyarrow ends the process where it comes upon a chunk that it can't make sense of: one that is encrypted, whose type isn't the
-schema's, or whose statistics are cut short. Here such a chunk is an error, or has no bounds.
-
-A footer is one Thrift struct in the compact protocol. A field is a byte, the distance to the field's number before and the kind of
-its value, then the value; 0 ends a struct. Numbers are of 7 bits a byte, lowest first, and zigzag: 0, -1, 1, -2.
+schema's, or whose statistics are cut short. Here such a chunk is said to be encrypted, or is an error, or has no bounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+
+import pyarrow.parquet as pq
+
+from raystream.pool.thrift import (
+    LISTS,
+    MANY,
+    NUMBERS,
+    STRUCT,
+    Fields,
+    ThriftError,
+    empty_structs,
+    read_count,
+    read_field,
+    read_number,
+    read_struct,
+    skip,
+    texts,
+)
 
 _TAIL = 1 << 16
 """Bytes at the end of a file that are read at once; most footers are smaller."""
 _ENCRYPTED = b"PARE"
-_BOOLEANS, _BINARY, _LISTS, _STRUCT = (1, 2), 8, (9, 10), 12
-_FIXED = {3: 1, 7: 8}
-"""Bytes of single bytes and floating numbers."""
-_NUMBERS = (4, 5, 6)
-_LONG_LIST = 15
 _BYTE_ARRAYS = 6
 """Physical types from here on are bytes."""
-_Fields = dict[int, Any]
-"""The fields of a struct by their numbers: int, bytes, or the fields of another struct; no list is kept."""
+_LIST = b"\x19"
+"""The head of a list in the field that follows another one: of a column's path among others, and of the columns' orders."""
+_STATISTICS = 12
+"""A field of a column chunk's description."""
+_ORDERED, _UNORDERED = (6, 5), (2, 1)
+"""The fields of statistics that are the least and the greatest value: by the column's order, and as writers have it that say none."""
+_END = 8
+"""Bytes after a footer: its length, and the magic number."""
+_BY_TYPE = 1
+"""The field of a column's order which says that its values are ordered as their type is."""
 
 
 class DamagedFooterError(ValueError):
@@ -44,7 +61,6 @@ class Chunk:
 
     Attributes:
         encrypted: whether nothing else can be known without a key.
-        physical: the number of its physical type in Parquet's own list.
         values: how many it holds, nulls included.
         start: where its first page lies in the file.
         stored: bytes of its pages.
@@ -55,7 +71,6 @@ class Chunk:
     """
 
     encrypted: bool
-    physical: int = -1
     values: int = 0
     start: int = 0
     stored: int = 0
@@ -90,11 +105,43 @@ def footer_bytes(read_at: Callable[[int, int], bytes], size: int) -> bytes:
     return read_at(length, size - length) if len(data) < length <= size else data[-length:]
 
 
-def read_groups(footer: bytes, leaves: Collection[int], columns: int, size: int) -> list[Group]:
-    """The row groups of a file.
+def find_groups(footer: bytes, leaves: Mapping[int, str], metadata: pq.FileMetaData, size: int) -> list[Group]:
+    """The row groups of a file, their chunks found by the columns' names where that is certain; else by `read_groups`.
+
+    Files of a thousand columns are read for a few of them, and taking all of a footer apart takes 5 us a chunk.
 
     Args:
-        footer: the bytes that the struct begins with.
+        footer: the bytes that the footer begins with.
+        leaves: the leaf columns wanted, and the paths of these.
+        metadata: the same footer as pyarrow has it, of which only the row groups' numbers are taken.
+        size: of the file.
+
+    Raises:
+        DamagedFooterError: a row group is none of such a file.
+    """
+    columns = metadata.num_columns
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    odd = next((group.num_columns for group in groups if group.num_columns != columns), columns)
+    if odd != columns:
+        raise _wrong_count(odd, columns)
+    found: list[Group] = [Group(group.num_rows, {}) for group in groups]
+    signed = metadata.serialized_size != len(footer) - _END  # as those are of files with encrypted columns
+    if signed or footer.rfind(_LIST + empty_structs(columns, _BY_TYPE)) < 0:
+        return read_groups(footer, leaves, columns, size)
+    for leaf, path in leaves.items():
+        chunks = _by_path(footer, path, len(groups), size)
+        if chunks is None:
+            return read_groups(footer, leaves, columns, size)
+        for group, chunk in zip(found, chunks, strict=True):
+            group.chunks[leaf] = chunk
+    return _checked(found)
+
+
+def read_groups(footer: bytes, leaves: Collection[int], columns: int, size: int) -> list[Group]:
+    """The row groups of a file, by taking all of the footer apart.
+
+    Args:
+        footer: the bytes that the footer begins with.
         leaves: the leaf columns wanted.
         columns: how many leaf columns the schema has.
         size: of the file.
@@ -103,70 +150,89 @@ def read_groups(footer: bytes, leaves: Collection[int], columns: int, size: int)
         DamagedFooterError: the bytes are no footer, or a row group is none of such a file.
     """
     wanted = frozenset(leaves)
-    found: list[tuple[int, dict[int, _Fields]]] = []
-    orders: list[_Fields] = []
+    found: list[tuple[int, dict[int, Fields]]] = []
+    orders: list[Fields] = []
     try:
         at, field = 0, 0
         while head := footer[at]:
-            at, field = _field(footer, at, field)
-            if field == 4 and head & 15 in _LISTS:
-                count, at = _list(footer, at)
+            at, field = read_field(footer, at, field)
+            if field == 4 and head & 15 in LISTS:
+                count, at = read_count(footer, at)
                 for _ in range(count):
                     rows, chunks, at = _group(footer, at, wanted, columns)
                     found.append((rows, chunks))
-            elif field == 7 and head & 15 in _LISTS:
-                count, at = _list(footer, at)
+            elif field == 7 and head & 15 in LISTS:
+                count, at = read_count(footer, at)
                 for _ in range(count):
-                    order, at = _struct(footer, at)
+                    order, at = read_struct(footer, at)
                     orders.append(order)
             else:
-                at = _skip(footer, at, head & 15)
+                at = skip(footer, at, head & 15)
+    except ThriftError as error:
+        raise DamagedFooterError(str(error)) from None
     except (IndexError, RecursionError):
         raise DamagedFooterError("it ends early") from None
     # Writers that say no order compared all bytes as signed ones, so what they say of texts is no bound; others have fields of their own.
-    fields = {leaf: (6, 5) if leaf < len(orders) and 1 in orders[leaf] else None if orders else (2, 1) for leaf in wanted}
-    return [Group(rows, {leaf: _chunk(of, fields[leaf], size) for leaf, of in chunks.items()}) for rows, chunks in found]
+    fields = {leaf: _ORDERED if leaf < len(orders) and _BY_TYPE in orders[leaf] else None if orders else _UNORDERED for leaf in wanted}
+    return _checked([Group(rows, {leaf: _chunk(of, fields[leaf], size) for leaf, of in chunks.items()}) for rows, chunks in found])
 
 
-def _group(data: bytes, at: int, wanted: frozenset[int], columns: int) -> tuple[int, dict[int, _Fields], int]:
+def _by_path(footer: bytes, path: str, count: int, size: int) -> list[Chunk] | None:
+    """The chunks of a column, found by its path; None unless that stands in the footer just as often as there are row groups.
+
+    It stands there more often where a value looks like it, and less often where a chunk is damaged.
+    """
+    ways = [_LIST + texts(parts) for parts in {(path,), tuple(path.split("."))} if len(parts) < MANY]
+    standing = [way for way in ways if footer.count(way) == count]
+    if len(standing) != 1:
+        return None
+    found, at = [], 0
+    try:
+        for _ in range(count):
+            at = footer.index(standing[0], at) + len(standing[0])
+            description, _ = read_struct(footer, at, field=3, last=_STATISTICS)
+            found.append(_chunk({3: description}, _ORDERED, size))
+    except (IndexError, RecursionError, ThriftError, DamagedFooterError):
+        return None  # if it is damaged, `read_groups` says how
+    return found
+
+
+def _group(data: bytes, at: int, wanted: frozenset[int], columns: int) -> tuple[int, dict[int, Fields], int]:
     rows, count, field = -1, 0, 0
-    chunks: dict[int, _Fields] = {}
+    chunks: dict[int, Fields] = {}
     while head := data[at]:
-        at, field = _field(data, at, field)
-        if field == 1 and head & 15 in _LISTS:
-            count, at = _list(data, at)
+        at, field = read_field(data, at, field)
+        if field == 1 and head & 15 in LISTS:
+            count, at = read_count(data, at)
             for leaf in range(count):
                 if leaf in wanted:
-                    chunks[leaf], at = _struct(data, at)
+                    chunks[leaf], at = read_struct(data, at)
                 else:
-                    at = _skip(data, at, _STRUCT)
-        elif field == 3 and head & 15 in _NUMBERS:
-            rows, at = _number(data, at)
+                    at = skip(data, at, STRUCT)
+        elif field == 3 and head & 15 in NUMBERS:
+            rows, at = read_number(data, at)
         else:
-            at = _skip(data, at, head & 15)
+            at = skip(data, at, head & 15)
     if count != columns:
-        raise DamagedFooterError(f"a row group has {count} columns, expected the schema's {columns}")
-    if rows < 0:
-        raise DamagedFooterError(f"a row group has {rows} rows")
+        raise _wrong_count(count, columns)
     return rows, chunks, at + 1
 
 
-def _chunk(fields: _Fields, bounds: tuple[int, int] | None, size: int) -> Chunk:
-    """A column chunk, with the fields of its statistics that are bounds."""
+def _chunk(fields: Fields, bounds: tuple[int, int] | None, size: int) -> Chunk:
+    """A column chunk of a file of that size; `bounds` are the fields of its statistics that are its least and its greatest value."""
     if 8 in fields:
         return Chunk(encrypted=True)
     try:
-        meta: _Fields = fields[3]
-        physical, values, plain, stored, start = meta[1], meta[5], meta[6], meta[7], meta[9]
-        dictionary: int = meta.get(11, 0)
-        statistics: _Fields = meta.get(12, {})
-        nulls, least, greatest = (statistics.get(field) for field in (3, *(bounds or (0, 0))))
-        if bounds == (2, 1) and physical >= _BYTE_ARRAYS:
-            least = greatest = None
-        found = Chunk(False, physical, values, min(start, dictionary) if dictionary > 0 else start, stored, plain, nulls, least, greatest)
-        known = all(bound is None or isinstance(bound, bytes) for bound in (least, greatest))
-        sound = known and min(found.values, found.start, found.stored, found.size, found.nulls or 0) >= 0
-        sound = sound and found.start + found.stored <= size
+        meta: Fields = fields[3]
+        values, plain, stored, start, dictionary = meta[5], meta[6], meta[7], meta[9], meta.get(11, 0)
+        statistics: Fields = meta.get(_STATISTICS, {})
+        nulls, least, greatest = statistics.get(3), None, None
+        if bounds is not None and (bounds == _ORDERED or meta[1] < _BYTE_ARRAYS):
+            least, greatest = statistics.get(bounds[0]), statistics.get(bounds[1])
+        found = Chunk(False, values, min(start, dictionary) if dictionary > 0 else start, stored, plain, nulls, least, greatest)
+        sound = values >= 0 and found.start >= 0 and stored >= 0 and plain >= 0 and (nulls is None or nulls >= 0)
+        sound = sound and found.start + stored <= size
+        sound = sound and (least is None or isinstance(least, bytes)) and (greatest is None or isinstance(greatest, bytes))
     except (KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
@@ -174,94 +240,12 @@ def _chunk(fields: _Fields, bounds: tuple[int, int] | None, size: int) -> Chunk:
     return found
 
 
-def _field(data: bytes, at: int, before: int) -> tuple[int, int]:
-    """Where the value of a field starts, and the field's number."""
-    head = data[at]
-    if head > 15:
-        return at + 1, before + (head >> 4)
-    number, at = _number(data, at + 1)
-    return at, number
+def _checked(groups: list[Group]) -> list[Group]:
+    fewest = min((group.rows for group in groups), default=0)
+    if fewest < 0:
+        raise DamagedFooterError(f"a row group has {fewest} rows")
+    return groups
 
 
-def _unsigned(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while (byte := data[at]) > 127:
-        value |= (byte & 127) << shift
-        shift += 7
-        at += 1
-    return value | byte << shift, at + 1
-
-
-def _number(data: bytes, at: int) -> tuple[int, int]:
-    value, at = _unsigned(data, at)
-    return (value >> 1) ^ -(value & 1), at
-
-
-def _list(data: bytes, at: int) -> tuple[int, int]:
-    """How many items a list of structs has, and where the first starts."""
-    head = data[at]
-    if head & 15 != _STRUCT:
-        raise DamagedFooterError("it holds numbers where it should describe row groups and columns")
-    return (head >> 4, at + 1) if head >> 4 < _LONG_LIST else _unsigned(data, at + 1)
-
-
-def _struct(data: bytes, at: int) -> tuple[_Fields, int]:
-    found: _Fields = {}
-    field = 0
-    while head := data[at]:
-        at, field = (at + 1, field + (head >> 4)) if head > 15 else _field(data, at, field)
-        kind = head & 15
-        if kind in _NUMBERS:
-            found[field], at = _number(data, at)
-        elif kind == _BINARY:
-            length, at = _unsigned(data, at)
-            found[field] = data[at : at + length]
-            at += length
-        elif kind == _STRUCT:
-            found[field], at = _struct(data, at)
-        else:
-            at = _skip(data, at, kind)
-    return found, at + 1
-
-
-def _skip(data: bytes, at: int, kind: int) -> int:
-    """Where a value ends. Most of a footer is skipped: so this makes nothing of it, and calls nothing for numbers and short texts."""
-    if kind == _STRUCT:
-        while head := data[at]:
-            at += 1
-            if head < 16:
-                _, at = _unsigned(data, at)
-            kind = head & 15
-            if kind in _NUMBERS:
-                while data[at] > 127:
-                    at += 1
-                at += 1
-            elif kind == _BINARY and data[at] < 128:
-                at += data[at] + 1
-            else:
-                at = _skip(data, at, kind)
-        return at + 1
-    if kind in _LISTS:
-        count, of = data[at] >> 4, data[at] & 15
-        count, at = (count, at + 1) if count < _LONG_LIST else _unsigned(data, at + 1)
-        for _ in range(count):
-            if of in _NUMBERS:
-                while data[at] > 127:
-                    at += 1
-                at += 1
-            elif of == _BINARY and data[at] < 128:
-                at += data[at] + 1
-            else:
-                # a boolean is one with the kind of its field, but has a byte of its own in a list
-                at = at + 1 if of in _BOOLEANS else _skip(data, at, of)
-        return at
-    if kind in _NUMBERS:
-        return _unsigned(data, at)[1]
-    if kind == _BINARY:
-        length, at = _unsigned(data, at)
-        return at + length
-    if kind in _BOOLEANS:
-        return at
-    if kind in _FIXED:
-        return at + _FIXED[kind]
-    raise DamagedFooterError(f"it holds a value of kind {kind}, which no part of a footer is")
+def _wrong_count(count: int, columns: int) -> DamagedFooterError:
+    return DamagedFooterError(f"a row group has {count} columns, expected the schema's {columns}")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ BYTES = "bytes"
 RAW = "raw"
 """The dtype of a column that goes as it is to a function of the user's."""
 Texts = Literal["refused", "taken", "expected"]
+_UNREADABLE = (ValueError, OverflowError, pa.ArrowException)
 Flaws = dict[int, str]
 """Row of a block -> what is wrong with it."""
 
@@ -144,6 +145,28 @@ def plain(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 def plain_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with all columns in their plain types."""
     return batch if _is_plain(batch.schema) else pa.record_batch([plain(column) for column in batch.columns], names=batch.schema.names)
+
+
+def readable(array: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """The values as Python's, for people; as text where Python has none, such as times after the year 9999."""
+    try:
+        return list(array.to_pylist())
+    except _UNREADABLE:
+        return [_readable(value) for value in array]
+
+
+def _readable(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except _UNREADABLE:
+        pass
+    type_ = value.type
+    try:
+        if pa.types.is_timestamp(type_) and type_.tz is not None:
+            return f"{value.cast(pa.timestamp(type_.unit)).cast(pa.string()).as_py()}Z"
+        return value.cast(pa.string()).as_py()
+    except _UNREADABLE:
+        return f"a value of type {type_}"
 
 
 def _is_plain(schema: pa.Schema) -> bool:

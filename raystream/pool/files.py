@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +14,7 @@ from raystream.errors import PoolError
 from raystream.lake import LOCAL, Storage, filesystem_at, is_final, is_remote, located, own_reason, reason, with_options
 from raystream.lake.filesystem import REMOTE_THREADS
 from raystream.lake.reason import is_outage
-from raystream.lake.retry import ATTEMPTS, LASTING, ignore, in_words, retried
+from raystream.lake.retry import ATTEMPTS, LASTING, ignore, in_words, on_disk, retried
 from raystream.pool.chunks import EncryptedFooterError, footer_bytes
 from raystream.pool.deletes import Deletes
 from raystream.pool.remote import READ_AS, RemoteParquet, open_remote
@@ -105,7 +106,7 @@ def open_parquet(file: File, note: Callable[[str], None] = ignore) -> pq.Parquet
         if text_format(file.path):
             return _open_text(file, note)
         if not is_remote(file.path):
-            return retried(lambda: _opened_here(file), patience=LASTING, place=f"the disk of {file.path}", final=lambda e: not is_outage(e))
+            return on_disk(lambda: _opened_here(file), f"the disk of {file.path}")
         source, now = _opened(file, note)
         _same(file, now)
         return RemoteParquet(source, now.identity, note)
@@ -129,20 +130,26 @@ def schema_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> pa.Schema:
         raise UnreadableFileError(f"{file.path} has a schema that can't be read: {one_line(error)}; write the file anew") from None
 
 
-def footer_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> bytes:
-    """The bytes from where an opened file's footer begins; of a damaged file, whatever stands there.
+def footer_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> tuple[bytes, int]:
+    """The bytes from where an opened file's footer begins, and the file's size; of a damaged file, whatever stands there.
 
     Raises:
         EncryptedFooterError: they can't be read without a key.
         OSError: they can't be read.
     """
-    return parquet.footer if isinstance(parquet, RemoteParquet | TextParquet) else _local_footer(file)
+    if isinstance(parquet, TextParquet):
+        return parquet.footer
+    return parquet.footer if isinstance(parquet, RemoteParquet) else _local_footer(file), file.size
 
 
 def _local_footer(file: File) -> bytes:
-    filesystem, path = filesystem_at(located(file.path))
-    with filesystem.open_input_file(path) as source:
-        return footer_bytes(source.read_at, source.size())
+    with open(located(file.path).path, "rb") as source:
+
+        def read_at(count: int, at: int) -> bytes:
+            source.seek(at)
+            return source.read(count)
+
+        return footer_bytes(read_at, source.seek(0, os.SEEK_END))
 
 
 def _not_parquet(file: File, error: BaseException) -> UnreadableFileError:
@@ -180,6 +187,8 @@ def pinned(file: File, parquet: pq.ParquetFile | RemoteParquet) -> File:
 
 def unreadable(file: File, what: str, error: BaseException) -> PoolError:
     """The error for a file that Arrow or a storage wouldn't read; `what` names it and says what couldn't be done."""
+    if "decrypt" in str(error):
+        return PoolError(f"{what}: it is encrypted, and raystream holds no keys; write it without encryption")
     if is_outage(error):
         waited = f", waited for it for {in_words(LASTING.seconds)}" if is_remote(file.path) else ""
         return OutageError(f"{what}: {one_line(error)}{waited}; run the query again once the storage answers")

@@ -63,7 +63,7 @@ def partition_value(file: File, name: str, type_: pa.DataType) -> Any:
         return text
     try:
         return int(text) if pa.types.is_integer(type_) else pa.scalar(text).cast(type_).as_py()
-    except (ValueError, pa.ArrowException):
+    except (ValueError, OverflowError, pa.ArrowException):
         raise PoolError(f"partition {name} of {file.path} is {text!r}, expected {type_}; repair the table") from None
 
 

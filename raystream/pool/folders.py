@@ -74,9 +74,7 @@ def _list_one(uri: str, key: str, storage: Storage, texts: bool) -> Iterator[Fil
         raise PoolError(f"{key} {redacted(uri)} can't be listed: {one_line(own_reason(filesystem, path, error))}; {hint}") from None
 
 
-def _infos(
-    filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: bool, texts: bool
-) -> Iterator[tuple[pafs.FileInfo, str]]:
+def _infos(filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: bool, texts: bool) -> Iterator[tuple[pafs.FileInfo, str]]:
     """The Parquet files of a path or pattern, each with the root below which hive folders count; what is there is no pattern."""
     parts = path.split("/")
     wild = [i for i, part in enumerate(parts) if MAGIC.search(part)]

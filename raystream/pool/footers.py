@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError, did_you_mean
-from raystream.pool.chunks import DamagedFooterError, Group, read_groups
+from raystream.pool.chunks import Chunk, DamagedFooterError, Group, find_groups
 from raystream.pool.columns import plain_type
 from raystream.pool.files import FOREIGN, File, UnreadableFileError, footer_of, one_line, open_parquet, pinned, schema_of, threads_for
 from raystream.pool.remote import RemoteParquet
@@ -108,12 +108,13 @@ def _read_footer(file: File, columns: Sequence[str], filter_columns: Sequence[st
         schema = schema_of(file, parquet)
         try:
             leaves = _leaf_columns(parquet)
-            data, file = footer_of(file, parquet), pinned(file, parquet)
+            file = pinned(file, parquet)
+            footer = footer_of(file, parquet)
         except FOREIGN as error:
             raise UnreadableFileError(f"{file.path} has a footer that can't be read: {one_line(error)}; write the file anew") from None
-        rows = parquet.metadata.num_rows
+        metadata = parquet.metadata
     if file.table is not None:
-        file = _completed(file, file.table, rows, schema, [*columns, *filter_columns, *keep])
+        file = _completed(file, file.table, metadata.num_rows, schema, [*columns, *filter_columns, *keep])
     folders = [name for name, _ in file.partitions]
     for name in columns:
         if name in folders and name not in schema.names:
@@ -125,13 +126,13 @@ def _read_footer(file: File, columns: Sequence[str], filter_columns: Sequence[st
     for name in in_file:
         _check_column(file, schema.names, name, folders)
     fields = {name: _declared(schema.field(name), leaves, file.table) for name in in_file}
-    groups = _row_groups(file, data, rows, columns, [fields[name] for name in filter_columns if name in fields], leaves, in_file)
+    groups = _row_groups(file, footer, metadata, columns, [fields[name] for name in filter_columns if name in fields], leaves, in_file)
     return Footer(file, pa.schema(fields.values()), groups)
 
 
 def _declared(field: pa.Field, leaves: Sequence[_Leaf], table: TableFile | None) -> pa.Field:
     found = field.with_type(declared_type(field)).remove_metadata()
-    if not any(leaf.path == field.name and leaf.physical == _INT96 for leaf in leaves):
+    if not any(leaf.path == field.name and leaf.int96 for leaf in leaves):
         return found
     said = table.types.get(field.name) if table is not None else None
     zone = said.tz if said is not None and pa.types.is_timestamp(said) else None
@@ -140,15 +141,14 @@ def _declared(field: pa.Field, leaves: Sequence[_Leaf], table: TableFile | None)
 
 INT96 = b"raystream:int96"
 """In the metadata of fields that are stored as INT96, which says no zone: the zone that a table says, or nothing."""
-_PHYSICAL = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY", "UNKNOWN")
-_INT96 = _PHYSICAL.index("INT96")
+_TEXT = "text"
 _FORMS: tuple[tuple[Callable[[pa.DataType], bool], str], ...] = (
     (lambda type_: (pa.types.is_integer(type_) and type_.bit_width <= 16) or type_ == pa.int32(), "<i"),
     (pa.types.is_int64, "<q"),
     (pa.types.is_float32, "<f"),
     (pa.types.is_float64, "<d"),
     (pa.types.is_boolean, "<?"),
-    (lambda type_: pa.types.is_string(type_) or pa.types.is_large_string(type_), "text"),
+    (lambda type_: pa.types.is_string(type_) or pa.types.is_large_string(type_), _TEXT),
 )
 """How bounds of columns are encoded, by the columns' plain types."""
 _NOT_IN_FILE = {True: "is a hive folder", False: "is a partition column, or was added to the table after the file was written"}
@@ -181,25 +181,31 @@ class _Leaf(NamedTuple):
     """A leaf column of the schema."""
 
     path: str
-    physical: int
+    int96: bool
     repeated: bool
 
 
 def _leaf_columns(parquet: pq.ParquetFile | RemoteParquet) -> list[_Leaf]:
     schema = parquet.metadata.schema
     columns = (schema.column(i) for i in range(parquet.metadata.num_columns))
-    return [_Leaf(column.path, _PHYSICAL.index(column.physical_type), column.max_repetition_level > 0) for column in columns]
+    return [_Leaf(column.path, column.physical_type == "INT96", column.max_repetition_level > 0) for column in columns]
 
 
 def _row_groups(
-    file: File, data: bytes, rows: int, columns: Sequence[str], filters: Sequence[pa.Field], leaves: Sequence[_Leaf], names: Sequence[str]
+    file: File,
+    footer: tuple[bytes, int],
+    metadata: pq.FileMetaData,
+    columns: Sequence[str],
+    filters: Sequence[pa.Field],
+    leaves: Sequence[_Leaf],
+    names: Sequence[str],
 ) -> tuple[RowGroup, ...]:
     """The row groups, once it is certain that the columns can be read, as far as the footer tells.
 
     Args:
         file: for messages.
-        data: the footer's bytes.
-        rows: of the file.
+        footer: its bytes, and the size of the file.
+        metadata: the same as pyarrow has it.
         columns: those that every unit reads.
         filters: the fields of the filters' columns.
         leaves: all of the schema.
@@ -207,56 +213,58 @@ def _row_groups(
     """
     of = {name: [i for i, leaf in enumerate(leaves) if leaf.path == name or leaf.path.startswith(f"{name}.")] for name in names}
     try:
-        groups = read_groups(data, [leaf for found in of.values() for leaf in found], len(leaves), file.size)
-        if sum(group.rows for group in groups) != rows:
-            raise DamagedFooterError(f"its row groups have {sum(group.rows for group in groups)} rows, but the file {rows}")
-        for number, group in enumerate(groups):
-            for name, found in of.items():
-                for leaf in found:
-                    _check_chunk(f"column {name} of {file.path}", f"{file.path}#rg{number}", group, leaf, leaves[leaf])
+        data, size = footer
+        groups = find_groups(data, {leaf: leaves[leaf].path for found in of.values() for leaf in found}, metadata, size)
+        rows = sum(group.rows for group in groups)
+        if rows != metadata.num_rows:
+            raise DamagedFooterError(f"its row groups have {rows} rows, but the file {metadata.num_rows}")
     except DamagedFooterError as error:
         raise UnreadableFileError(f"the footer of {file.path} is damaged: {error}; repair or remove the file") from None
+
+    for number, group in enumerate(groups):
+        for name, found in of.items():
+            for leaf in found:
+                chunk = group.chunks[leaf]
+                if chunk.encrypted or chunk.values < group.rows or (chunk.values > group.rows and not leaves[leaf].repeated):
+                    raise _unreadable_chunk(f"column {name} of {file.path}", f"{file.path}#rg{number}", chunk, group.rows)
 
     def stored(group: Group, name: str) -> int:
         return sum(group.chunks[leaf].size for leaf in of[name])
 
-    def statistics(group: Group, field: pa.Field) -> Statistics:
-        found = [group.chunks[leaf] for leaf in of[field.name]]
-        if len(found) != 1:
-            return Statistics(stored(group, field.name), None, None, None)
-        least, greatest = (_bound(encoded, field.type) for encoded in (found[0].least, found[0].greatest))
-        return Statistics(found[0].size, least, None if least is None else greatest, found[0].nulls)
+    forms = {field.name: next((form for holds, form in _FORMS if holds(plain_type(field.type))), None) for field in filters}
 
+    def statistics(group: Group, name: str) -> Statistics:
+        if len(of[name]) != 1:
+            return Statistics(stored(group, name), None, None, None)
+        chunk = group.chunks[of[name][0]]
+        least, greatest = _bound(chunk.least, forms[name]), _bound(chunk.greatest, forms[name])
+        return Statistics(chunk.size, least, None if least is None else greatest, chunk.nulls)
+
+    always = list(dict.fromkeys(columns))
     return tuple(
         RowGroup(
             group.rows,
-            sum(stored(group, name) for name in dict.fromkeys(columns)),
-            tuple((field.name, statistics(group, field)) for field in filters),
+            sum(stored(group, name) for name in always),
+            tuple((field.name, statistics(group, field.name)) for field in filters),
         )
         for group in groups
     )
 
 
-def _check_chunk(column: str, where: str, group: Group, number: int, leaf: _Leaf) -> None:
-    """Raise UnreadableFileError for a column chunk that can't be read or holds another number of values than there are rows."""
-    chunk = group.chunks[number]
+def _unreadable_chunk(column: str, where: str, chunk: Chunk, rows: int) -> UnreadableFileError:
+    """The error for a column chunk that is encrypted, or holds another number of values than there are rows."""
     if chunk.encrypted:
-        raise UnreadableFileError(f"{column} is encrypted, and raystream holds no keys; write it without encryption, or read other columns")
-    if chunk.physical != leaf.physical:
-        raise DamagedFooterError(f"the schema's type of column {leaf.path} isn't that of its values in {where}")
-    if chunk.values < group.rows or (chunk.values > group.rows and not leaf.repeated):
-        raise UnreadableFileError(
-            f"{column} holds {chunk.values} values in {where}, which has {group.rows} rows; write the file anew"
+        return UnreadableFileError(
+            f"{column} is encrypted, and raystream holds no keys; write it without encryption, or read other columns"
         )
+    return UnreadableFileError(f"{column} holds {chunk.values} values in {where}, which has {rows} rows; write the file anew")
 
 
-def _bound(encoded: bytes | None, type_: pa.DataType) -> Any:
+def _bound(encoded: bytes | None, form: str | None) -> Any:
     """A bound as Python's value, of the types that `row_group_may_match` compares; None of others, and where it can't be one."""
-    plain = plain_type(type_)
-    form = next((form for holds, form in _FORMS if holds(plain)), None)
     if encoded is None or form is None:
         return None
     try:
-        return encoded.decode() if form == "text" else struct.unpack(form, encoded)[0]
+        return encoded.decode() if form == _TEXT else struct.unpack(form, encoded)[0]
     except (struct.error, UnicodeDecodeError):  # cut short by whoever wrote it, or damaged
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -50,7 +50,7 @@ class Labelled:
     id_name: str
     ids: pa.Array
     files: tuple[File, ...]
-    excluded: pa.Array
+    excluded: pa.Array = field(default_factory=lambda: pa.array([], pa.int64()))
     outside: int = 0
 
     def __len__(self) -> int:

@@ -104,9 +104,7 @@ def read_strings(files: Sequence[File], name: str, id_type: pa.DataType, threads
     with ThreadPoolExecutor(threads) as executor:
         batches = list(executor.map(lambda file: [found.ids_by_state() for found in _batches(file, name, id_type)], files))
     target = comparable(pa.array([], id_type)).type
-    labelled, excluded = (
-        pc.unique(pa.chunked_array([pair[kind] for of_file in batches for pair in of_file], target)) for kind in (0, 1)
-    )
+    labelled, excluded = (pc.unique(pa.chunked_array([pair[kind] for of_file in batches for pair in of_file], target)) for kind in (0, 1))
     excluded = excluded.filter(pc.invert(pc.is_in(excluded, value_set=labelled)))
     return FoundIds(*(ids.take(pc.array_sort_indices(ids)) for ids in (labelled, excluded)))
 
@@ -154,7 +152,7 @@ def _batches(file: File, name: str, id_type: pa.DataType) -> Iterator[_LabelledR
 def labelled_rows(file: File) -> npt.NDArray[np.int64] | None:
     """The rows of a file that are labelled, ascending; None for all of them, as where it says nothing of their state."""
     with open_parquet(file) as parquet:
-        if STATE not in parquet.schema_arrow.names:
+        if STATE not in schema_of(file, parquet).names:
             found = _states(file, pa.record_batch({"": [None]}), 0)
             return None if found == (None, None) else np.empty(0, np.int64)
         rows = [np.empty(0, np.int64)]

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from raystream.lake.ranges import Fetched, Fetching, Range, in_another_thread
 from raystream.lake.retry import LASTING, ignore, retried
-from raystream.pool.chunks import Group, footer_bytes, read_groups
+from raystream.pool.chunks import Group, find_groups, footer_bytes
 
 READ_AHEAD = 16 << 20
 """Bytes fetched at a time, unless one row group is more; while they are decoded, as many are on their way."""
@@ -42,7 +42,8 @@ class _Footer:
         """The row groups with the chunks of these leaf columns."""
         key = tuple(leaves)
         if key not in self._groups:
-            self._groups = {key: read_groups(self.data, leaves, self.metadata.num_columns, self._size)}
+            paths = {leaf: self.metadata.schema.column(leaf).path for leaf in leaves}
+            self._groups = {key: find_groups(self.data, paths, self.metadata, self._size)}
         return self._groups[key]
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from raystream.errors import PoolError
 from raystream.pool.columns import plain_batch
-from raystream.pool.files import FOREIGN, File, one_line, unreadable
+from raystream.pool.files import FOREIGN, File, UnreachableError, one_line, unreadable
 from raystream.pool.remote import RemoteParquet
 
 _ROWS = 1 << 16
@@ -68,9 +68,10 @@ def scan(
         except PoolError:
             raise  # of `then`
         except FOREIGN as error:
-            if not further or not isinstance(error, OSError):  # else it didn't come, and wouldn't column by column
+            failure = unreadable(file, f"{what or file.path} can't be read near row {row}", error)
+            if not isinstance(failure, UnreachableError):  # else it didn't come, and wouldn't column by column
                 _check_columns(file, parquet, columns, groups, starts)
-            raise unreadable(file, f"{what or file.path} can't be read near row {row}", error) from None
+            raise failure from None
         if batch is None or row + batch.num_rows > end:
             break
         yield row, batch

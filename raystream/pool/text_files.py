@@ -27,7 +27,8 @@ SUFFIXES = {".csv": "CSV", ".jsonl": "JSON Lines", ".ndjson": "JSON Lines"}
 _BLOCK_BYTES = 16 << 20
 """Rows of text are read so many bytes at a time; a single row must fit."""
 _GROUP_ROWS = 1 << 16
-_KEPT = 4
+_KEPT_BYTES = 256 << 20
+"""Of what files of text became: each is opened several times, to list, to look for ids, and by whoever scores its rows."""
 _NUMBER = pa.decimal128(38, 0)
 """Takes integers of any width, whether written as numbers or as text."""
 
@@ -48,9 +49,10 @@ class TextParquet(pq.ParquetFile):  # type: ignore[misc] # pyarrow has no types
         self.version, self._content = version, content
 
     @property
-    def footer(self) -> bytes:
-        """The bytes from where the Parquet footer begins."""
-        return footer_bytes(lambda count, at: self._content.slice(at, count).to_pybytes(), self._content.size)
+    def footer(self) -> tuple[bytes, int]:
+        """The bytes from where the Parquet footer begins, and the size of it all."""
+        size = self._content.size
+        return footer_bytes(lambda count, at: self._content.slice(at, count).to_pybytes(), size), size
 
 
 _converted: OrderedDict[tuple[tuple[str, int, str], TextIds | None], pa.Buffer] = OrderedDict()
@@ -79,7 +81,7 @@ def open_text(version: tuple[str, int, str], ids: TextIds | None, read: Callable
         known = _as_parquet(version[0], ids, read())
         with _converted_lock:
             _converted[version, ids] = known
-            while len(_converted) > _KEPT:
+            while sum(content.size for content in _converted.values()) > _KEPT_BYTES:
                 _converted.popitem(last=False)
     return TextParquet(known, version)
 

@@ -114,7 +114,7 @@ class Query(Part):
         if wanted and not self.gives_scores:
             raise ValueError("model.temperature is to be fitted, but the model gives an embedding alone; remove it or give model.logits")
         if self.pool.label is not None and not wanted:
-            raise ValueError("pool.label is used only where model.temperature names labelled Parquet to fit it on; remove it or name that")
+            raise ValueError("pool.label is used only where model.temperature names labelled rows to fit it on; remove it or name that")
 
     def _model_takes_names(self) -> None:
         for model in self.model.members or [self.model]:

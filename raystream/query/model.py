@@ -121,7 +121,7 @@ class Model(Part):
 
     @property
     def calibration_files(self) -> list[str]:
-        """The labelled Parquet to fit the temperature on, as files, folders or globs; none where it is a number."""
+        """The labelled rows to fit the temperature on, as files, folders or globs; none where it is a number."""
         if isinstance(self.temperature, float | int):
             return []
         return [self.temperature] if isinstance(self.temperature, str) else self.temperature

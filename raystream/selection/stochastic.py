@@ -85,8 +85,9 @@ _Value = Callable[[Array, float], Array]
 
 
 def _power_value(score: Array, beta: float) -> Array:
+    weights = checked_weights(score, len(score))
     with np.errstate(divide="ignore"):
-        result: Array = np.log(checked_weights(score, len(score)))
+        result: Array = np.log(weights, out=None if np.may_share_memory(weights, score) else weights)
     result *= beta
     return result
 

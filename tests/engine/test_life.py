@@ -103,8 +103,10 @@ def lake(workplace: Path) -> None:
 
 
 @pytest.mark.usefixtures("memory", "lake")
-@pytest.mark.parametrize("uri", STORES)
-@pytest.mark.parametrize("kind", QUERIES)
+@pytest.mark.parametrize(
+    ("uri", "kind"),
+    [pytest.param(uri, kind, marks=() if uri == "runs" or kind == "plain" else pytest.mark.slow) for uri in STORES for kind in QUERIES],
+)
 def test_nothing_that_a_run_needs_goes_while_it_runs(make_query: MakeQuery, monkeypatch: pytest.MonkeyPatch, uri: str, kind: str) -> None:
     """`gc --delete --older-than 0` at each step of a run: it ends as if nothing had been, and the next query scores nothing."""
     changes = QUERIES[kind]

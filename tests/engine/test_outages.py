@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -25,6 +26,7 @@ from raystream.engine.store import LocalStore, WriteBroken
 from raystream.engine.stores import Store, store_at
 from raystream.engine.worker import Worker
 from raystream.errors import ClusterError, StoreError, StoreUnreachable
+from raystream.lake import LOCAL
 from raystream.lake.retry import Patience
 from raystream.query import Cluster
 
@@ -195,6 +197,21 @@ def test_a_link_that_was_made_counts_whatever_is_said_of_it(tmp_path: Path, brok
     assert store.names("queries/q") == ["manifest.json"]
 
 
+def test_a_rename_that_was_made_counts_whatever_is_said_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second try finds nothing to rename; the file that is there says that it is done."""
+    real = os.replace
+
+    def replaced(source: Any, target: Any) -> None:
+        real(source, target)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source), None, str(target))
+
+    monkeypatch.setattr(os, "replace", replaced)
+    store = LocalStore(str(tmp_path))
+    store.put("x", b"one")
+    store.put("x", b"two")
+    assert store.read("x") == b"two"
+
+
 def test_a_run_on_such_a_file_system_keeps_what_it_wrote(make_query: MakeQuery, broken_link: list[str], workplace: Path) -> None:
     """Every receipt's files are there, the commit is the run's own, and a second query reuses every unit."""
     result = rs.run(make_query())
@@ -354,7 +371,7 @@ def test_what_workers_wait_for_is_said_by_the_driver(make_query: MakeQuery, work
     result = rs.run(make_query(model__source="user_nets:talking", cluster={"workers": 1}))
     assert caplog.messages.count("the store is away") >= 1
     events = [json.loads(line) for line in (result.folder / "events.jsonl").read_text().splitlines()]
-    assert [event["text"] for event in events if event["event"] == "Told"] == ["the store is away"]
+    assert {event["text"] for event in events if event["event"] == "Told"} == {"the store is away"}
 
 
 NODES = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}}]
@@ -436,15 +453,16 @@ def test_a_ray_of_our_own_does_not_grow() -> None:
         worker_count(cluster, grows=False)
 
 
-def test_a_worker_starts_in_spite_of_an_outage(make_query: MakeQuery, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_starts_in_spite_of_an_outage(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system that fails under the user's code or weights is waited for like a store; other failures are the model's."""
     from raystream.engine import worker
 
+    job: Any = SimpleNamespace(first=(), store="runs", store_storage=LOCAL)
     monkeypatch.setattr(worker, "Worker", failing(OSError(errno.ESTALE, "Stale file handle"), 12, lambda job, patience: (job, patience)))
-    assert worker.started("job", Patience())[0] == "job"  # type: ignore[arg-type, index]
+    assert worker.started(job, Patience())[0] is job  # type: ignore[index]
     monkeypatch.setattr(worker, "Worker", failing(OSError("no such thing"), 1, Worker))
     with pytest.raises(OSError, match="no such thing"):
-        worker.started("job", Patience())  # type: ignore[arg-type]
+        worker.started(job, Patience())
 
 
 def test_lines_of_the_log_reach_stderr_once(capsys: pytest.CaptureFixture[str]) -> None:

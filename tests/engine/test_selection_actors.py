@@ -145,7 +145,7 @@ def test_errors_of_ours_and_of_the_store(tmp_path: Path) -> None:
             chosen(shards, x)
         (tmp_path / "x").unlink()
         with pytest.raises(ClusterError, match=r"can't see .*/x; give store\.uri"):
-            shards.survey()
+            Shards(rows, 1, rounds.spread, memory=0).survey()
     assert is_gone(actor)
 
 

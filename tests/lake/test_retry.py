@@ -109,6 +109,19 @@ def test_an_outage_is_waited_for_with_growing_pauses(caplog: pytest.LogCaptureFi
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
 
+def test_a_refusal_is_an_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever waits to hear that there is no such file has heard from the place."""
+    left = [20]
+
+    def call() -> None:
+        left[0] -= 1
+        raise TimeoutError if left[0] else FileNotFoundError("no such key")
+
+    with pytest.raises(FileNotFoundError):
+        retried(call, patience=Time().patience(600), place="/nfs")
+    assert "/nfs answers again" in caplog.messages[-1]
+
+
 def test_a_short_one_is_not_worth_a_word(caplog: pytest.LogCaptureFixture) -> None:
     """What passes within the few attempts of any failure is counted, no more."""
     told: list[str] = []

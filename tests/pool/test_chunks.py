@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raystream.pool.chunks import DamagedFooterError, EncryptedFooterError, footer_bytes, read_groups
+from raystream.pool.chunks import DamagedFooterError, EncryptedFooterError, find_groups, footer_bytes, read_groups
 
 ENCODED = {"INT32": "<i", "INT64": "<q", "FLOAT": "<f", "DOUBLE": "<d", "BOOLEAN": "<?"}
 COLUMNS = {
@@ -53,6 +53,7 @@ def test_chunks_are_what_pyarrow_says(data: st.DataObject, names: list[str], row
     metadata = pq.read_metadata(io.BytesIO(content))
     leaves = data.draw(st.sets(st.integers(0, metadata.num_columns - 1)))
     groups = read_groups(footer(content), leaves, metadata.num_columns, len(content))
+    assert find_groups(footer(content), {leaf: metadata.schema.column(leaf).path for leaf in leaves}, metadata, len(content)) == groups
     assert [found.rows for found in groups] == [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     for number, found in enumerate(groups):
         assert found.chunks.keys() == leaves
@@ -106,3 +107,31 @@ def test_what_no_footer_can_say_is_damage() -> None:
         read_groups(whole, [1], 2, 50)
     with pytest.raises(EncryptedFooterError, match="encrypted"):
         footer(content[:-4] + b"PARE")
+
+
+def test_values_that_look_like_a_columns_path_lead_nowhere() -> None:
+    """A chunk is found by its column's path only where that stands as often as there are row groups."""
+    table = pa.table({"k": range(4), "s": ["\x19\x18\x01k"] * 4, "a.b": range(4), "a": [{"b": i} for i in range(4)]})
+    content = written(table, row_group_size=2)
+    metadata = pq.read_metadata(io.BytesIO(content))
+    paths = {leaf: metadata.schema.column(leaf).path for leaf in range(4)}
+    assert sorted(paths.values()) == ["a.b", "a.b", "k", "s"]
+    expected = read_groups(footer(content), paths, 4, len(content))
+    assert expected[1].chunks[0].least == (2).to_bytes(8, "little")
+    for leaf in paths:
+        found = find_groups(footer(content), {leaf: paths[leaf]}, metadata, len(content))
+        assert [group.chunks[leaf] for group in found] == [group.chunks[leaf] for group in expected]
+
+
+@pytest.mark.parametrize(
+    ("change", "known"), [((b"\x19\x2c\x1c", b"\x49\x2c\x1c"), [True, False]), ((b"\x19\x2c\x1c", b"\x19\x2c\x2c"), [False, True])]
+)
+def test_bounds_without_an_order(change: tuple[bytes, bytes], known: list[bool]) -> None:
+    """Of a writer that says no order, those of numbers hold; of one that says another order, none does."""
+    content = written(pa.table({"k": [1, 2], "s": ["x", "y"]}))
+    data = footer(content)
+    assert data.count(change[0]) == 1
+    changed = data.replace(*change)
+    metadata = pq.read_metadata(pa.BufferReader(changed))
+    for groups in (read_groups(changed, [0, 1], 2, len(content)), find_groups(changed, {0: "k", 1: "s"}, metadata, len(content))):
+        assert [groups[0].chunks[leaf].least is not None for leaf in (0, 1)] == known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.errors import LabelsError, PoolError
-from raystream.pool import has_columns, labelled_units, list_pool, plan_pool, read_labelled, read_unit
+from raystream.pool import has_columns, labelled_units, list_pool, plan_pool, read_labelled, read_unit, text_files
 from raystream.pool.text_files import text_format
 from raystream.query import Pool
 
@@ -136,6 +137,16 @@ def test_a_file_written_anew_is_read_anew(tmp_path: Path) -> None:
         path.write_text("k\n" + "\n".join(ids))
         assert read_labelled([str(path)], "k", pa.string()).ids.to_pylist() == ids
         assert read_labelled([str(path)], "k", pa.int64()).ids.to_pylist() == [int(id_) for id_ in ids]
+
+
+def test_what_is_kept_of_texts_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By bytes, the first read going first; more than that is read anew, to the same ids."""
+    monkeypatch.setattr(text_files, "_KEPT_BYTES", 3000)
+    monkeypatch.setattr(text_files, "_converted", OrderedDict())
+    for number in range(9):
+        (tmp_path / f"{number}.csv").write_text(f"k\n{number}\n{number + 1}\n")
+    assert read_labelled([str(tmp_path)], "k", pa.int64()).ids.to_pylist() == list(range(10))
+    assert 0 < sum(content.size for content in text_files._converted.values()) <= 3000
 
 
 def test_inputs_stand_in_texts_too(write: Callable[..., Path], vectors: Callable[..., pa.Array], tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_equal_rows_are_drawn_once():
     """More rows than distinct ones are asked for: the batch ends with a note, no loop, and labelled rows are never repeated."""
     assert len(k_means_pp(np.ones((50, 3)), 80)) == 1
     x = unit(data("one_hot", 300, 5, 0) + np.float32(0.123))
-    result = choose(Candidates(shards=LocalShards.of_array(x)), strategy="k_means_pp", budget=20)
+    result = choose(Candidates(shards=LocalShards.of_array(x)), strategy="k_means_pp", budget=20, near_duplicates=False)
     assert len(result.rows) == 5
     assert result.note == "only 5 rows differ from each other and from those already covered"
     assert len(k_means_pp(x, 20, labelled=x)) == 0
