@@ -11,7 +11,7 @@ taken pairwise and elementwise, so that a row's score doesn't depend on the rows
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from raystream.errors import QueryError
+from raystream.threads import each
 
 UNDERFLOW = -1000.0
 """exp() of it is 0 in float64; being finite, it makes 0 * log 0 come out as 0."""
@@ -86,24 +87,42 @@ class MemberParts:
         return counts / len(self.members) + self.broken
 
 
-def blocks(log_probs: Tensor, parts: Collection[str] = ()) -> Iterator[tuple[slice, MemberParts]]:
-    """The parts of (n, k, c) log-probabilities, block by block, with those named; an error if a row of them is no distribution."""
-    for rows in row_blocks(log_probs):
-        members = rows_innermost(log_probs[rows])
-        largest = members.amax(dim=0).double().clamp_(min=UNDERFLOW)
-        share, more = torch.empty_like(largest), {name: torch.empty_like(largest) for name in parts}
-        for classes in _chunks(members):
-            below = members[:, classes].to(torch.float64, copy=True).sub_(largest[classes]).clamp_(min=UNDERFLOW)
-            ratio = below.exp()
-            share[classes] = _over_members(ratio)
-            if WITHIN in more:
-                more[WITHIN][classes] = _over_members(below.mul_(ratio))
-            if VARIANCES in more:
-                square = _over_members(ratio.sub_(1)).square_()
-                more[VARIANCES][classes] = _over_members(ratio.square_()).sub_(square).clamp_(min=0)
-        mass = total(largest.exp() * share)
-        check_mass(mass, rows.start)
-        yield rows, MemberParts(members, largest, share, mass * 0, more)
+def by_blocks(log_probs: Tensor, see: Callable[[slice, MemberParts], None], parts: Collection[str] = ()) -> None:
+    """Show the parts of (n, k, c) log-probabilities, block by block, with those named; an error if a row of them is no distribution."""
+    each_block(log_probs, lambda rows: see(rows, _parts(log_probs, rows, parts)))
+
+
+def each_block(samples: Tensor, work: Callable[[slice], None]) -> None:
+    """Do the work on all blocks of rows of (n, k, c) samples; on a processor each thread takes blocks of its own."""
+    if samples.device.type != "cpu":
+        for rows in row_blocks(samples):
+            work(rows)
+        return
+    inference = torch.is_inference_mode_enabled()  # a thread begins outside
+
+    def here(rows: slice) -> None:
+        with torch.inference_mode(inference):
+            work(rows)
+
+    each(row_blocks(samples), lambda: here)
+
+
+def _parts(log_probs: Tensor, rows: slice, parts: Collection[str]) -> MemberParts:
+    members = rows_innermost(log_probs[rows])
+    largest = members.amax(dim=0).double().clamp_(min=UNDERFLOW)
+    share, more = torch.empty_like(largest), {name: torch.empty_like(largest) for name in parts}
+    for classes in _chunks(members):
+        below = members[:, classes].to(torch.float64, copy=True).sub_(largest[classes]).clamp_(min=UNDERFLOW)
+        ratio = below.exp()
+        share[classes] = _over_members(ratio)
+        if WITHIN in more:
+            more[WITHIN][classes] = _over_members(below.mul_(ratio))
+        if VARIANCES in more:
+            square = _over_members(ratio.sub_(1)).square_()
+            more[VARIANCES][classes] = _over_members(ratio.square_()).sub_(square).clamp_(min=0)
+    mass = total(largest.exp() * share)
+    check_mass(mass, rows.start)
+    return MemberParts(members, largest, share, mass * 0, more)
 
 
 def _chunks(members: Tensor) -> Iterator[slice]:

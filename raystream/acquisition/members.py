@@ -27,8 +27,9 @@ from raystream.acquisition.member_parts import (
     VARIANCES,
     WITHIN,
     MemberParts,
-    blocks,
+    by_blocks,
     check_mass,
+    each_block,
     mean,
     row_blocks,
     rows_innermost,
@@ -155,12 +156,15 @@ def member_scores(log_probs: ArrayLike, names: Iterable[str]) -> MemberScores:
         torch.empty(n, dtype=torch.float32, device=log_probs.device),
     )
     prediction = torch.empty(n, dtype=torch.int32, device=log_probs.device)
-    for rows, parts in blocks(log_probs, {_PARTS[name] for name in names if name in _PARTS}):
+
+    def see(rows: slice, parts: MemberParts) -> None:
         for name in names:
             scores[name][rows] = _FORMULAS[name](parts)
         log_mean[:, rows] = parts.log_mean
         likeliest = parts.mean.max(dim=0)
         confidence[rows], prediction[rows] = likeliest.values, likeliest.indices
+
+    by_blocks(log_probs, see, {_PARTS[name] for name in names if name in _PARTS})
     return MemberScores(scores, log_mean.t(), prediction, confidence)
 
 
@@ -188,7 +192,8 @@ def softened(logits: Tensor, temperature: float) -> Tensor:
     logits = checked_members(logits, "logits")
     n, members, classes = logits.shape
     out = torch.empty(members, classes, n, dtype=logits.dtype, device=logits.device)
-    for rows in row_blocks(logits):
+
+    def work(rows: slice) -> None:
         below = out[:, :, rows]
         below.copy_(rows_innermost(logits[rows]))
         top, winner = below.max(dim=1, keepdim=True)
@@ -197,6 +202,8 @@ def softened(logits: Tensor, temperature: float) -> Tensor:
             below /= temperature
         rest = below.exp().scatter_(1, winner, 0.0)
         below -= torch.log1p(total(rest.transpose(0, 1))).unsqueeze(1)
+
+    each_block(logits, work)
     return out.permute(2, 0, 1)
 
 
@@ -207,8 +214,11 @@ def _one(name: str, log_probs: ArrayLike | None, probabilities: ArrayLike | None
             check_mass(members[rows].double().exp().mean(dim=1).sum(dim=1), rows.start)
         members = softened(members, temperature)
     scores = torch.empty(len(members), dtype=torch.float64, device=members.device)
-    for rows, parts in blocks(members, {_PARTS[name]} if name in _PARTS else ()):
+
+    def see(rows: slice, parts: MemberParts) -> None:
         scores[rows] = _FORMULAS[name](parts)
+
+    by_blocks(members, see, {_PARTS[name]} if name in _PARTS else ())
     return in_kind(scores, log_probs, probabilities)
 
 

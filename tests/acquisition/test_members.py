@@ -224,6 +224,24 @@ def test_inputs_stay_as_they_were():
         assert not any(values.requires_grad for values in found.scores.values())
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_and_inference_mode_change_nothing(threads):
+    """Blocks are shared out among threads, in inference mode too, whose tensors may not be written to outside of it."""
+    logits = torch.randn(9000, 3, 20, generator=torch.Generator().manual_seed(1))
+    before = torch.get_num_threads()
+    expected = member_scores(log_probabilities(logits), FUNCTIONS).scores
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            found = member_scores(log_probabilities(logits.clone()), FUNCTIONS).scores
+            one = bald(log_probabilities(logits, 2.0))
+    finally:
+        torch.set_num_threads(before)
+    for name, scores in expected.items():
+        assert torch.equal(scores, found[name])
+    assert torch.equal(one, bald(log_probabilities(logits, 2.0)))
+
+
 def test_no_rows_give_no_scores():
     """An empty block is a block."""
     nothing = log_probabilities(torch.zeros(0, 3, 4))

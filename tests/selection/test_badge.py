@@ -226,8 +226,8 @@ def test_labelled_rows_are_covered_only_if_asked():
     plain = Candidates(shards=shards, probabilities=as_rows(p), labelled=h[labelled])
     everything = len(np.unique(p, axis=0))
     assert len(choose(plain, strategy="badge", budget=60, near_duplicates=False).rows) == everything
-    with pytest.raises(QueryError, match=r"`covered`"):
-        choose(plain, strategy="badge", budget=60, args={"covered": True})
+    with pytest.raises(QueryError, match="`covered` is true, which needs `labelled_probabilities`"):
+        choose(plain, strategy="badge", budget=60, near_duplicates=False, args={"covered": True})
     known = Candidates(shards=shards, probabilities=as_rows(p), labelled=h[labelled], labelled_probabilities=p[labelled])
     left = everything - len(np.unique(p[labelled], axis=0))
     assert left > 0

@@ -155,7 +155,7 @@ def test_refusals():
         ({"terms": {"distanc": 1.0}}, r"`terms\.distanc` is unknown; did you mean 'distance'"),
         ({"terms": {"distance": -1.0}}, r"`terms\.distance` is -1\.0, expected a strength of at least 0"),
         ({"terms": {"distance": 0.0}}, "have no strength above 0"),
-        ({"terms": {"similarity": 1.0}}, "`similar_to`"),
+        ({"terms": {"similarity": 1.0}}, "needs rows to be similar to; give `similar_to`"),
         ({"terms": {"distance": 1.0}, "similar_to": x[:1]}, r"`similar_to` does nothing without `terms\.similarity`"),
         ({}, r"`terms\.score` needs a `score`"),
         ({"score": -score}, "negative score"),
