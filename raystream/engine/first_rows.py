@@ -16,7 +16,7 @@ import torch
 from raystream.engine.feed import rows_at_once
 from raystream.errors import ModelError
 from raystream.model import Promised, is_device_failure
-from raystream.pool import OutageError, ReadSpec, Unit, read_unit
+from raystream.pool import OutageError, ReadSpec, Unit, UnreachableError, read_unit
 from raystream.pool.reader import Prepare
 
 PROBE_UNITS = 8
@@ -66,6 +66,8 @@ def first_rows(units: Sequence[Unit], spec: ReadSpec, count: int, prepare: Prepa
                     break
         except OutageError:
             raise  # another worker, at another time, would take other rows
+        except UnreachableError:
+            break
         except (Exception, SystemExit) as error:  # the user's code may run here
             if is_device_failure(error):
                 raise

@@ -139,7 +139,9 @@ def footer_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> tuple[byte
     """
     if isinstance(parquet, TextParquet):
         return parquet.footer
-    return parquet.footer if isinstance(parquet, RemoteParquet) else _local_footer(file), file.size
+    if isinstance(parquet, RemoteParquet):
+        return parquet.footer, file.size
+    return on_disk(lambda: _local_footer(file), f"the disk of {file.path}"), file.size
 
 
 def _local_footer(file: File) -> bytes:

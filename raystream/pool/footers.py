@@ -14,7 +14,19 @@ import pyarrow.parquet as pq
 from raystream.errors import PoolError, did_you_mean
 from raystream.pool.chunks import Chunk, DamagedFooterError, Group, find_groups
 from raystream.pool.columns import plain_type
-from raystream.pool.files import FOREIGN, File, UnreadableFileError, footer_of, one_line, open_parquet, pinned, schema_of, threads_for
+from raystream.pool.files import (
+    FOREIGN,
+    File,
+    UnreachableError,
+    UnreadableFileError,
+    footer_of,
+    one_line,
+    open_parquet,
+    pinned,
+    schema_of,
+    threads_for,
+    unreadable,
+)
 from raystream.pool.remote import RemoteParquet
 from raystream.pool.table_file import TableFile
 from raystream.pool.tensor_types import declared_type
@@ -111,6 +123,9 @@ def _read_footer(file: File, columns: Sequence[str], filter_columns: Sequence[st
             file = pinned(file, parquet)
             footer = footer_of(file, parquet)
         except FOREIGN as error:
+            failure = unreadable(file, f"the footer of {file.path} can't be read", error)
+            if isinstance(failure, UnreachableError):
+                raise failure from None
             raise UnreadableFileError(f"{file.path} has a footer that can't be read: {one_line(error)}; write the file anew") from None
         metadata = parquet.metadata
     if file.table is not None:
