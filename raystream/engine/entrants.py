@@ -16,13 +16,10 @@ from raystream.engine.named import Named
 from raystream.engine.pool_columns import read_cost, read_quotas
 from raystream.engine.prepare import Prepared
 from raystream.pool.id_hashes import BLOCK_ROWS, id_blocks, id_bytes
-from raystream.selection import Constraints, Cost, Quota, Rows, draw, random_order, row_hash, walk
+from raystream.selection import Constraints, Quota, Rows, draw, random_order, row_hash, walk
 from raystream.selection.hashing import bytes_hash
-from raystream.selection.prefilter import Ahead, ahead
-from raystream.selection.ranking import best, lowest
-
-_SPARE = 2
-"""Candidates of a group with a floor, for each row that must come from it: near-duplicates and costs may block some."""
+from raystream.selection.prefilter import Ahead, ahead, with_floors
+from raystream.selection.ranking import best
 
 _AT_ONCE = 1 << 20
 """Rows whose scores are compared at a time."""
@@ -130,27 +127,7 @@ class _Prefilter:
         score = every[free]
         rows = np.concatenate([free, self._given])
         quotas, cost = read_quotas(self._prepared, self._pool, rows, self._select.budget), read_cost(self._prepared, self._pool, rows)
-        kept = np.unique(np.concatenate([kept, *(some for quota in quotas for some in self._of_groups(quota, -score, free))]))
-        if cost is not None:
-            there = np.arange(len(free), len(rows))
-            money = cost.budget - float(cost.column[there].sum())
-            if any(_price(quota, cost, np.searchsorted(free, kept), there) > money for quota in quotas):
-                cheap = [some for quota in quotas for some in self._of_groups(quota, cost.column[: len(free)], free)]
-                kept = np.unique(np.concatenate([kept, *cheap]))
-        return kept
-
-    def _of_groups(self, quota: Quota, key: np.ndarray, free: np.ndarray) -> list[np.ndarray]:
-        """Of each group with a floor, the `free` rows with the lowest keys."""
-        result = []
-        for group in np.flatnonzero(quota.least):
-            members = np.flatnonzero(quota.group[: len(free)] == group)
-            keys = key[members]
-
-            def order(count: int, members: np.ndarray = members, keys: np.ndarray = keys) -> np.ndarray:
-                return np.asarray(free[members[lowest(keys, count)]])
-
-            result.append(self._first(order, len(members), _SPARE * int(quota.least[group])).rows)
-        return result
+        return with_floors(kept, free, score, quotas, cost, self._first)
 
     def _first(self, order: Callable[[int], np.ndarray], total: int, limit: int) -> Ahead:
         """The first rows of an order, exact repeats passed over where the choice passes over them."""
@@ -182,15 +159,6 @@ def _best(score: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
             found = found[np.sort(best(score[found], count))]
     rows: np.ndarray = found[best(score[found], count)]
     return rows
-
-
-def _price(quota: Quota, cost: Cost, rows: np.ndarray, given: np.ndarray) -> float:
-    """What the cheapest of `rows` cost with which every floor is met beside those `given`."""
-    price = 0.0
-    for group in np.flatnonzero(quota.least):
-        need = max(int(quota.least[group]) - int((quota.group[given] == group).sum()), 0)
-        price += float(np.sort(cost.column[rows[quota.group[rows] == group]])[:need].sum())
-    return price
 
 
 def _drawn(prepared: Prepared, pool: ScoredPool, mask: np.ndarray, must: np.ndarray) -> np.ndarray:

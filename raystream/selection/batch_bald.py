@@ -35,6 +35,8 @@ _BLOCK = 1 << 18
 """Numbers that are computed at once."""
 _AT_ONCE = 1 << 24
 """The same where blocks are added up, which rounds otherwise for each size: above all that were whole so far."""
+_SLACK = 0.05
+"""How far probabilities may be from summing to 1: bfloat16 is some thousandths off."""
 _NOTHING = 1e-12
 """Information, in nats, that can't be told from rounding."""
 
@@ -230,7 +232,7 @@ def _checked(log_probs: Array) -> Array:
     step = _block(log_p.shape[1] * log_p.shape[2])
     for begin in range(0, len(log_p), step):
         total = np.exp(log_p[begin : begin + step], dtype=np.float64).sum(axis=2)
-        bad += (begin + np.flatnonzero(~(np.abs(total - 1) <= 1e-3).all(axis=1))).tolist()
+        bad += (begin + np.flatnonzero(~(np.abs(total - 1) <= _SLACK).all(axis=1))).tolist()
     if bad:
         raise DataError(
             f"the samples of {len(bad)} candidates are not log-probabilities, first at row {bad[0]}: expected numbers whose exponentials "

@@ -20,7 +20,7 @@ from raystream.selection.registry import STRATEGIES
 from raystream.selection.repeats import Repeats, find_repeats
 from raystream.selection.represents import Covering
 from raystream.selection.rows import Array, Metric, squared_distances, vectors
-from raystream.selection.shards import DEFAULT_MEMORY
+from raystream.selection.shards import DEFAULT_MEMORY, Shards
 from raystream.selection.shortfall import Obstacle, in_words
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
 from raystream.strategies import TRAITS, USERS_OWN
@@ -151,26 +151,40 @@ def choose(
             distance = _distances(x, labelled)
         else:
             distance = np.concatenate([picked.distance, np.zeros(len(filled))])
-        everything = np.concatenate([x, labelled])
-        covering = shards.cover(everything, len(x)) if len(everything) else Covering(np.empty(0, dtype=np.int64), 0.0, -1)
+        covering = _covering(shards, x, labelled)
         counts = covering.counts
         free = threshold is None and not quotas and cost is None and not len(given)
         proven = name == "core_set" and weight == 0 and free and not (args or {}).get("outliers")
         radius = covering.radius if picked.radius is None else picked.radius
         certificate = {"radius": radius, "lower_bound": radius / 2 if proven else None}
     why = [constraints.why(int(row)) for row in rows]
-    facts = dict(picked.facts)
-    if threshold is not None and shards is not None and labelled is not None:
-        out = count_alike(shards, threshold, np.concatenate([shards.gather(rows), labelled]))
-        facts |= {} if out is None else {"near_duplicates": out - len(rows)}
+    facts = dict(picked.facts) | _left_out(candidates, rows, labelled, threshold)
     if repeats is not None:
-        left = np.setdiff1d(np.arange(len(candidates)), rows)
-        counts_of = {"exact_repeats": int(repeats.covered(left).sum()), "exact_repeats_chosen": len(filled)}
-        facts |= {key: count for key, count in counts_of.items() if count}
+        facts |= _repeats_left_out(repeats, np.setdiff1d(np.arange(len(candidates)), rows), filled)
     short = len(rows) < min(budget, len(candidates))  # who gave fewer candidates than the budget knows why
     obstacles = tuple(constraints.obstacles(len(candidates))) if short and picked.note is None else ()
     note = (picked.note or _note(len(candidates) - len(rows), obstacles, more)) if short else None
     return Chosen(rows, gain, distance, counts, why, certificate, picked.passes, note, facts, obstacles)
+
+
+def _covering(shards: Shards, x: Array, labelled: Array) -> Covering:
+    """How the chosen rows `x`, before labelled ones, cover all candidates."""
+    everything = np.concatenate([x, labelled])
+    return shards.cover(everything, len(x)) if len(everything) else Covering(np.empty(0, dtype=np.int64), 0.0, -1)
+
+
+def _left_out(candidates: Candidates, rows: Array, labelled: Array | None, threshold: float | None) -> dict[str, int]:
+    """How many candidates are near-duplicates of the batch `rows` and of labelled rows; nothing where counting takes too long."""
+    if threshold is None or candidates.shards is None or labelled is None:
+        return {}
+    out = count_alike(candidates.shards, threshold, np.concatenate([candidates.shards.gather(rows), labelled]))
+    return {} if out is None else {"near_duplicates": out - len(rows)}
+
+
+def _repeats_left_out(repeats: Repeats, left: Array, filled: Array) -> dict[str, int]:
+    """How many exact repeats are among the candidates `left`, and how many were chosen."""
+    counts = {"exact_repeats": int(repeats.covered(left).sum()), "exact_repeats_chosen": len(filled)}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _strategy(strategy: str | Strategy) -> tuple[str, Strategy]:

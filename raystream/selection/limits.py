@@ -48,6 +48,8 @@ class Quota:
             raise DataError(f"`values` has shape {groups.shape}, expected a group for each row")
         if max is None and min is None:
             raise QueryError(f"the quota by {by} has neither `max` nor `min`; give one")
+        if (max is not None and max < 0) or (min is not None and min < 0) or (max is not None and min is not None and min > max):
+            raise QueryError(f"the quota by {by} has `min` {min} and `max` {max}, expected numbers of at least 0, `min` not above `max`")
         known, group = _grouped(groups)
         if value is not None and value not in known:
             known.append(value)  # a group that no row is in

@@ -5,17 +5,21 @@ Of a long order only as much is looked at as it takes to find enough distinct ro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from raystream.selection.limits import Cost, Quota
+from raystream.selection.ranking import lowest
 from raystream.selection.repeats import as_stored, equal, first_equal, hashes_of, hashes_of_rows
 from raystream.selection.rows import Array, Rows
 
 Kinds = Callable[[Array], tuple[Array, Array | None]]
 """Rows (m,) int64 -> their groups by each quota, (m, q) int, and what they cost, (m,) float64 or None."""
 _COMPARED = 4096
+_SPARE = 2
+"""Candidates of a group with a floor, for each row that must come from it: near-duplicates and costs may block some."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class Ahead:
     rows: Array
     passed: int
     others: bool
+
+
+First = Callable[[Callable[[int], Array], int, int], Ahead]
+"""The order, how many rows there are, how many are to go through -> the first of them; such as `ahead`."""
 
 
 def ahead(
@@ -74,6 +82,53 @@ def ahead(
     if lacking > 0:
         through[np.flatnonzero(~through[:end])[:lacking]] = True
     return Ahead(looked.rows[through], end - int(through.sum()), end < total)
+
+
+def with_floors(kept: Array, free: Array, score: Array, quotas: Sequence[Quota], cost: Cost | None, first: First) -> Array:
+    """The rows `kept` by score, and enough of every group with a floor, int64, ascending.
+
+    These are the best of the group by score, and where the batch couldn't pay for them, the cheapest.
+
+    Args:
+        kept: int64, some of the `free` rows.
+        free: (n,) int64 rows that may be chosen, ascending.
+        score: (n,) of theirs.
+        quotas: over the free rows and, behind them, those that are in the batch already.
+        cost: of the same rows.
+        first: what goes through of an order.
+    """
+    n = len(free)
+    kept = np.unique(np.concatenate([kept, *(some for quota in quotas for some in _of_groups(quota, -score, free, first))]))
+    if cost is None:
+        return kept
+    there = np.arange(n, len(cost.column))
+    money = cost.budget - float(cost.column[there].sum())
+    if not any(_price(quota, cost, np.searchsorted(free, kept), there) > money for quota in quotas):
+        return kept
+    return np.unique(np.concatenate([kept, *(some for quota in quotas for some in _of_groups(quota, cost.column[:n], free, first))]))
+
+
+def _of_groups(quota: Quota, key: Array, free: Array, first: First) -> list[Array]:
+    """Of each group with a floor, the `free` rows with the lowest keys."""
+    result = []
+    for group in np.flatnonzero(quota.least):
+        members = np.flatnonzero(quota.group[: len(free)] == group)
+
+        def order(count: int, rows: Array = free[members], keys: Array = key[members]) -> Array:
+            ordered: Array = rows[lowest(keys, count)]
+            return ordered
+
+        result.append(first(order, len(members), _SPARE * int(quota.least[group])).rows)
+    return result
+
+
+def _price(quota: Quota, cost: Cost, rows: Array, given: Array) -> float:
+    """What the cheapest of `rows` cost with which every floor is met beside those `given`."""
+    price = 0.0
+    for group in np.flatnonzero(quota.least):
+        need = max(int(quota.least[group]) - int((quota.group[given] == group).sum()), 0)
+        price += float(np.sort(cost.column[rows[quota.group[rows] == group]])[:need].sum())
+    return price
 
 
 class _Looked:

@@ -25,7 +25,7 @@ from raystream.selection.arguments import (
 )
 from raystream.selection.choose import choose
 from raystream.selection.limits import Cost, Quota
-from raystream.selection.prefilter import Ahead, Kinds, ahead
+from raystream.selection.prefilter import Ahead, First, ahead, with_floors
 from raystream.selection.ranking import best
 from raystream.selection.rows import Array, ArrayPart, Metric, Rows, as_rows
 from raystream.selection.shards import DEFAULT_MEMORY, LocalShards
@@ -116,7 +116,7 @@ def select(
     if limit is not None and scores is not None and limit < len(kept.rows):
         passes = near_duplicates is not False and (traits.embedding or near_duplicates is not None)
         seen = [some for some in (known, array[must] if array is not None and len(must) else None) if some is not None and len(some)]
-        kept = _ahead(kept.rows, scores, limit, array if passes else None, seen, _kinds(quotas, cost))
+        kept = _ahead(kept.rows, scores, limit, _first(array if passes else None, seen, quotas, cost), quotas, cost, must)
     rows = np.union1d(kept.rows, must)
     p, samples = optional(probabilities, "probabilities"), optional(log_probs, "log_probs")
     room = max(DEFAULT_MEMORY, 0 if array is None else 4 * array.size) if memory is None else memory
@@ -185,29 +185,27 @@ def _limit(candidates: int | str | None, k: int, traits: Traits, scored: bool) -
     return limit
 
 
-def _ahead(free: Array, score: Array, limit: int, x: Array | None, covered: Sequence[Array], kinds: Kinds | None) -> Ahead:
-    """Those of the `free` rows that the pre-filter by score lets through; exact repeats are passed over, given `x`."""
+def _ahead(free: Array, score: Array, limit: int, first: First, quotas: Sequence[Quota], cost: Cost | None, must: Array) -> Ahead:
+    """Those of the `free` rows that the pre-filter by score lets through."""
     among = score[free]
+    kept = first(lambda count: free[best(among, count)], len(free), limit)
+    if not any(quota.least.any() for quota in quotas):
+        return kept
+    rows = np.concatenate([free, must])
+    of_rows = [replace(quota, group=quota.group[rows]) for quota in quotas]
+    paid = None if cost is None else replace(cost, column=cost.column[rows])
+    return replace(kept, rows=with_floors(kept.rows, free, among, of_rows, paid, first))
+
+
+def _first(x: Array | None, covered: Sequence[Array], quotas: Sequence[Quota], cost: Cost | None) -> First:
+    """The first rows of an order; exact repeats are passed over, given `x`."""
     if x is None:
-        return Ahead(free[best(among, limit)], 0, True)
-    part = ArrayPart(x)
-    return ahead(
-        lambda count: free[best(among, count)],
-        len(free),
-        limit,
-        opened=lambda rows: Rows([part], [rows]),
-        covered=np.concatenate(covered) if covered else None,
-        kinds=kinds,
-    )
-
-
-def _kinds(quotas: Sequence[Quota], cost: Cost | None) -> Kinds | None:
-    """What quotas and costs tell rows apart by."""
-    if not quotas and cost is None:
-        return None
-    groups = np.column_stack([quota.group for quota in quotas]) if quotas else None
+        return lambda order, total, limit: Ahead(order(limit), 0, limit < total)
+    part, known = ArrayPart(x), np.concatenate(covered) if covered else None
+    groups = np.column_stack([quota.group for quota in quotas]) if quotas else np.empty((len(x), 0))
 
     def kinds(rows: Array) -> tuple[Array, Array | None]:
-        return np.empty((len(rows), 0)) if groups is None else groups[rows], None if cost is None else cost.column[rows]
+        return groups[rows], None if cost is None else cost.column[rows]
 
-    return kinds
+    told_apart = kinds if quotas or cost is not None else None
+    return lambda order, total, limit: ahead(order, total, limit, opened=lambda rows: Rows([part], [rows]), covered=known, kinds=told_apart)

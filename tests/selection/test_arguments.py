@@ -84,7 +84,7 @@ def test_log_probabilities_and_ids_are_taken_in_any_form():
     """`batch_bald`, `random`, `power` with ids."""
     log_p = np.log(np.full((N, 3, 2), 0.5)) + 0.0
     log_p[::2, 0] = [[np.log(0.25), np.log(0.75)]]
-    for give in (np.ndarray.tolist, torch.from_numpy, lambda x: torch.from_numpy(x).requires_grad_(), lambda x: x.astype(np.float32)):
+    for give in FORMS.values():
         np.testing.assert_array_equal(selection.batch_bald(give(log_p), 3), selection.batch_bald(log_p, 3))
     ids = np.arange(N) * 3
     for given in (ids.tolist(), torch.from_numpy(ids), ids.astype(np.int32), tuple(ids.tolist())):

@@ -304,3 +304,10 @@ def test_streaming_releases_every_part():
     shards = LocalShards([Mapped(part) for part in np.split(x, [100, 300])], memory=100)
     np.testing.assert_array_equal(farthest_first(shards, 40, leaders=32).rows, greedy(x, 40)[0])
     assert set(released) == {100, 200}
+
+
+@pytest.mark.parametrize("k", [1990, 2000])
+def test_as_many_rows_as_there_are_in_the_order_of_greedy(k):
+    """Past the front of leaders, where more rows are gone than left, the order is still that of sequential greedy."""
+    x = np.random.default_rng(0).standard_normal((2000, 3)).astype(np.float32)
+    np.testing.assert_array_equal(core_set(x, k), greedy(x, k)[0])

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from oracle import data
 
-from raystream.selection import Candidates, LocalShards, Quota, choose, row_hash
+from raystream.errors import QueryError
+from raystream.selection import Candidates, Constraints, Cost, LocalShards, Quota, choose, row_hash
 from raystream.selection import repeats as module
 from raystream.selection.prefilter import ahead
 from raystream.selection.registry import STRATEGIES
@@ -256,3 +257,42 @@ def test_others_have_no_such_rule(strategy):
     without = Candidates(score=with_x.score, keys=with_x.keys)
     found = [choose(candidates, strategy=strategy, budget=7).rows for candidates in (with_x, without)]
     np.testing.assert_array_equal(*found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_repeats_beside_every_constraint(draw):
+    """Brute force over caps, floors, costs, labelled rows and rows that had to be in it: repeats come when nothing else can."""
+    n, seed = draw.draw(st.integers(4, 40)), draw.draw(st.integers(0, 999))
+    rng = np.random.default_rng(seed)
+    x = repeated(n, draw.draw(st.integers(1, 12)), 2, seed, np.float32)
+    labelled = x[: draw.draw(st.integers(0, 2))]
+    group = rng.integers(-1, 2, n).astype(np.int32)
+    held = np.bincount(group[group >= 0], minlength=2)
+    most = np.array([draw.draw(st.integers(0, n)), n])
+    budget = draw.draw(st.integers(1, n))
+    least = np.array([0, min(draw.draw(st.integers(0, 3)), held[1], budget)])
+    quotas = draw.draw(st.sampled_from([(), (Quota("g", group, ["a", "b"], most, least),)]))
+    cost = draw.draw(st.sampled_from([None, Cost("c", np.round(rng.random(n) + 0.01, 2), 4.0)]))
+    must = np.asarray(draw.draw(st.sampled_from([[], [n - 1]])), dtype=np.int64)
+    options = {"strategy": draw.draw(st.sampled_from(["core_set", "k_means", "diverse", "k_center_two_round"])), "budget": budget,
+               "quotas": quotas, "cost": cost, "must_include": must}  # fmt: skip
+    try:
+        found, again = (choose(asked(x, shards, labelled), **options) for shards in (1, 3))
+    except QueryError:
+        assert least.any() or len(must)  # floors that costs or rows that had to be in it leave nothing for
+        return
+    np.testing.assert_array_equal(found.rows, again.rows)
+    keys, known = groups_by_values(x, labelled)
+    constraints, seen, everyone = Constraints(budget, quotas=quotas, cost=cost), set(), np.arange(n)
+    passing = True
+    for rank, row in enumerate(map(int, found.rows)):
+        if rank >= len(must):
+            free = ~constraints.blocked(everyone)
+            others = [i for i in everyone if free[i] and not known[i] and keys[i] not in seen]
+            passing = passing and bool(others)
+            assert free[row]
+            assert not passing or row in others
+        constraints.take(row)
+        seen.add(keys[row])
+    assert constraints.blocked(everyone).all()

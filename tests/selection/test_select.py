@@ -73,6 +73,36 @@ def test_constraints():
     assert (rows + 1).sum() <= 30
 
 
+def test_floors_reach_below_the_prefilter():
+    """The best rows of a group with a floor are candidates whatever their scores, repeats passed over; or the cheapest."""
+    x, score = data("normal", 200, 4, 0), np.linspace(1, 0, 200)
+    group = np.where(np.arange(200) < 150, "ahead", "behind")
+    x[150:160] = x[150]
+    rows = select(x, 6, strategy="core_set", score=score, candidates=6, quotas=[Quota.of(group, value="behind", min=2)])
+    behind = rows[rows >= 150]
+    assert len(rows) == 6
+    assert set(behind.tolist()) <= {150, 160, 161, 162}
+    assert len(behind) == 2
+    cost = Cost("minutes", np.where(np.arange(200) >= 190, 1.0, 50.0), 10.0)
+    rows = select(x, 6, strategy="core_set", score=score, candidates=6, cost=cost, quotas=[Quota.of(group, value="behind", min=2)])
+    assert len(rows) >= 2
+    assert (rows >= 190).all()
+
+
+def test_exact_repeats():
+    """They are passed over before candidates are counted, in float64 that is stored as float32, too; unless they shall not be."""
+    few = data("normal", 3, 4, 1).astype(np.float64) / 3
+    x = np.concatenate([few[np.arange(160) % 3], data("normal", 40, 4, 2).astype(np.float64) / 3])
+    score = np.linspace(1, 0, 200)
+    for strategy in ("k_means", "core_set", "diverse", "typiclust"):
+        rows = select(x, 20, strategy=strategy, score=score, candidates=30 if strategy != "typiclust" else None)
+        assert len(np.unique(x[rows], axis=0)) == 20
+        labelled = select(x, 20, strategy=strategy, score=score, labelled=x[[1, 170]], exclude=[1, 170])
+        assert not (x[labelled][:, None] == x[[1, 170]][None]).all(axis=2).any()
+        assert len(select(x, 60, strategy=strategy, score=score)) == 60
+    assert len(np.unique(x[select(x, 20, score=score, candidates=30, near_duplicates=False)], axis=0)) == 3
+
+
 def test_refusals():
     """What is wrong is named as the argument that it is."""
     x = data("normal", 10, 3, 0)
@@ -86,5 +116,15 @@ def test_refusals():
         select(x, 2, candidates=1)
     with pytest.raises(QueryError, match="there are no rows to choose from"):
         select(None, 2)
+    with pytest.raises(QueryError, match="`metric` is not used by strategy facility_location"):
+        select(x, 2, strategy="facility_location", metric="cosine")
+    with pytest.raises(QueryError, match="`weight` is not used by strategy k_means"):
+        select(x, 2, weight=1.0)
+    with pytest.raises(QueryError, match="k_center_two_round needs embeddings, but the candidates have none; give `x`"):
+        select(None, 2, strategy="k_center_two_round", score=np.ones(10))
+    with pytest.raises(QueryError, match="top_k needs a score, but the candidates have none; give `score`"):
+        select(x, 2, strategy="top_k")
+    with pytest.raises(QueryError, match="`min` 3 and `max` 2"):
+        Quota.of([1, 2], min=3, max=2)
     with pytest.raises(QueryError, match="`args` iteration is not a parameter of k_means; did you mean 'iterations'"):
         select(x, 2, args={"iteration": 3})
