@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,9 @@ def embed_with_encode(texts: list[str], threads: int) -> tuple[Seconds, np.ndarr
 def embed_with_raystream(texts: list[str], threads: int) -> tuple[Seconds, np.ndarray]:
     """Seconds of one worker, from Parquet to the store, and what it stored."""
     from raystream import Query
-    from raystream.scoring.job import Job
-    from raystream.scoring.plan import prepare
+    from raystream.scoring.plan import resolve
     from raystream.scoring.worker import Worker
+    from raystream.store.receipts import EMBEDDINGS
     from raystream.store.vectors import map_embeddings
 
     with tempfile.TemporaryDirectory() as folder:
@@ -120,20 +121,19 @@ def embed_with_raystream(texts: list[str], threads: int) -> tuple[Seconds, np.nd
                 select={"strategy": "core_set", "budget": 10, "candidates": "all"},
                 store={"uri": f"{folder}/store"},
             )
-            return prepare(query)
+            return resolve(query)
 
         warm, pool = prepared("warm"), prepared("pool")
         pool.store.put("token", b"")
-        job = Job(
-            model=pool.query.model, fingerprint=pool.fingerprint, read=pool.pool.read, store=pool.store.uri, token="token",
-            embedding=True, probabilities=False, samples=False, mc_samples=0, seed=0, threads=threads, skip_bad_rows=False, import_paths=(),
-        )  # fmt: skip
+        warm_up, plan = (asked.plan(asked.pool.units) for asked in (warm, pool))
+        job = replace(pool.job, token="token", threads=threads, import_paths=())
         worker = Worker(job)
-        worker.score(warm.tasks[0])
+        worker.score(warm_up.missing[0])
         clock = Clock()
-        receipts = [worker.score(task) for task in pool.tasks]
+        units = [worker.score(task) for task in plan.missing]
         seconds = clock.seconds()
-        parts = [part.array for receipt in receipts for part in map_embeddings(pool.store.path(receipt.embeddings.name))]
+        files = [receipt.file for unit in units if (receipt := unit.of(EMBEDDINGS)) is not None]
+        parts = [part.array for file in files for part in map_embeddings(pool.store.path(file.name))]
         return seconds, np.concatenate(parts).astype(np.float32)
 
 

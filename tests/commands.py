@@ -39,7 +39,7 @@ class Command:
 
     def wait_for_receipts(self, store: Path, count: int) -> None:
         """Wait until so many units are in the store."""
-        self._wait_until(lambda: len(list(store.rglob("receipt.json"))) >= count)
+        self._wait_until(lambda: len(list(store.rglob("scores-*.receipt.json"))) >= count)
 
     def _wait_until(self, true: Callable[[], bool]) -> None:
         while not true():

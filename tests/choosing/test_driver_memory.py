@@ -18,13 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import raystream as rs
-from raystream.choosing import candidates, scored_pool
+from raystream.choosing import candidates
 from raystream.choosing.candidates import hashes
 from raystream.choosing.named_rows import find_named
-from raystream.choosing.scored_pool import ScoredPool
 from raystream.errors import QueryError
 from raystream.pool import id_hashes
+from raystream.scoring.scored_pool import ScoredPool
 from raystream.selection import row_hash
+from raystream.store import unit_columns
 from raystream.store.local import LocalStore
 
 MakeQuery = Callable[..., rs.Query]
@@ -32,7 +33,7 @@ MakeQuery = Callable[..., rs.Query]
 
 def pool_of(ids: pa.ChunkedArray) -> ScoredPool:
     """A scored pool of these ids and nothing else."""
-    return ScoredPool(LocalStore("nowhere"), (), np.zeros(0, np.int64), ids, None)
+    return ScoredPool(LocalStore("nowhere"), (), (), np.zeros(0, np.int64), ids, None)
 
 
 KINDS = {
@@ -95,12 +96,12 @@ def test_named_rows_are_found_in_every_block(monkeypatch: pytest.MonkeyPatch) ->
 def test_units_are_read_ahead_but_not_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a store where each request takes its time, no more tables are in memory than are asked for at once."""
     read: list[int] = []
-    monkeypatch.setattr(scored_pool, "_read", lambda store, receipt, columns: read.append(receipt) or receipt)
+    monkeypatch.setattr(unit_columns, "_read", lambda store, unit, columns: read.append(unit) or unit)
     store = SimpleNamespace(remote=True)
-    tables = scored_pool.read_all(store, list(range(100)), ["a"])  # type: ignore[arg-type]
+    tables = unit_columns.read_columns(store, list(range(100)), ["a"])  # type: ignore[arg-type]
     for number in range(100):
         assert next(tables) == number
-        assert len(read) <= number + 1 + scored_pool._REQUESTS
+        assert len(read) <= number + 1 + unit_columns.REQUESTS
     assert sorted(read) == list(range(100))
 
 
