@@ -1,8 +1,8 @@
 """Strategies that look at the whole pool, in units of P, on three pools: seconds, peak memory, what the batch is worth.
 
-    python benchmarks/whole_pool.py                                              1M x 256, 1000 picks, every pool and strategy: hours on two cores
-    python benchmarks/whole_pool.py --shapes 10000x128x100 --rounds 3            one size, rows x width x picks
-    python benchmarks/whole_pool.py --before ../old --only core_set,lcmd         beside another checkout of this project
+    python benchmarks/whole_pool.py                                      everything at 1M x 256, 1000 picks: hours on two cores
+    python benchmarks/whole_pool.py --shapes 10000x128x100 --rounds 3    one size, rows x width x picks
+    python benchmarks/whole_pool.py --before ../old --only core_set,lcmd  beside another checkout of this project
 
 P is one float32 product of the pool with 1,000 vectors, on the same cores and in the same process as the run it stands beside. The
 pools: `normal`, no structure at all; `clustered`, 1,000 normal centres and noise of .5; `mixed`, 40 centres with noise of .3 to 1.
@@ -222,17 +222,16 @@ def main() -> None:
         {"shape": shape, "pool": pool, "strategy": strategy, "tree": name, **summary(results)}
         for (shape, pool, strategy, name), results in found.items()
     ]
-    print(
-        f"{'rows x width x picks':22}{'pool':11}{'strategy':19}{'':8}{'warm s':>9}{'fresh s':>9}{'in P':>8}{'fresh':>8}{'of':>6}{'peak GiB':>10}  worth"
-    )
+    heads = f"{'warm s':>9}{'fresh s':>9}{'in P':>8}{'fresh':>8}{'of':>6}{'peak GiB':>10}"
+    print(f"{'rows x width x picks':22}{'pool':11}{'strategy':19}{'':8}{heads}  worth")
     for row in table:
         head = f"{row['shape']:22}{row['pool']:11}{row['strategy']:19}{row['tree']:8}"
         if "failed" in row:
             print(f"{head}  {row['failed']}")
             continue
         limit = f"{TARGETS[row['strategy']][0 if units else 1]:6.1f}" if row["shape"] == FULL else " " * 6
-        figures = f"{row['seconds']:9.2f}{row['fresh_seconds']:9.2f}{row['in_p']:8.1f}{row['fresh_in_p']:8.1f}{limit}{row['peak_gib']:10.2f}"
-        print(f"{head}{figures}  {row['worth']:.6f}")
+        seconds = f"{row['seconds']:9.2f}{row['fresh_seconds']:9.2f}{row['in_p']:8.1f}{row['fresh_in_p']:8.1f}"
+        print(f"{head}{seconds}{limit}{row['peak_gib']:10.2f}  {row['worth']:.6f}")
     print(json.dumps({"benchmark": "whole_pool", "units": units, "table": table, **here}))
 
 
