@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from raystream.errors import did_you_mean
+from raystream.query.catalogue import OPTIONAL_KEYS, TERMS, TRAITS, Traits, traits
 from raystream.query.part import Id, Part, Positive
-from raystream.strategies import OPTIONAL_KEYS, TERMS, TRAITS, Traits, traits
 
 
 class Quota(Part):
@@ -123,8 +123,7 @@ class Select(Part):
     @property
     def needs_score(self) -> bool:
         """Whether rows can't be chosen without an acquisition score."""
-        by_terms = self.strategy == "combine" and (not self.terms or self.terms.get("score", 0) > 0)
-        return self.traits.score or self.weight > 0 or self.candidate_limit is not None or by_terms
+        return self.traits.needs_score(self.terms) or self.weight > 0 or self.candidate_limit is not None
 
     @property
     def candidate_limit(self) -> int | None:
