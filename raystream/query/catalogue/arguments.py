@@ -33,7 +33,9 @@ class Arg:
         """The default as a reader of the reference wants it."""
         if self.default is None:
             return self.otherwise
-        return str(self.default).lower() if isinstance(self.default, bool) else f"{self.default:,}" if self.default != 1 else "1"
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
+        return f"{self.default:,}" if isinstance(self.default, int) else f"{self.default:g}"
 
 
 def _is_number(value: object) -> bool:
