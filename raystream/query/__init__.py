@@ -36,14 +36,23 @@ class Query(Part):
     """One question: which rows of this pool should be labelled next?"""
 
     pool: Pool
+    """The unlabelled rows."""
     model: Model
+    """What turns rows into logits and embeddings."""
     acquire: Acquire = Acquire()
+    """How rows are scored; may be left out for strategies that need no score."""
     select: Select
+    """How the batch is chosen."""
     cluster: Cluster = Cluster()
+    """Where the workers run; has no influence on what is chosen."""
     store: Store = Store()
+    """Where scored units and queries are kept."""
     output: str | None = None
+    """A table or a Parquet file that gets the selection as well."""
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
+    """Of every draw."""
     on_error: Literal["fail", "skip"] = "fail"
+    """`skip`: leave out bad rows and unreadable units, choose from the rest, and say so."""
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Query:

@@ -45,13 +45,22 @@ class Acquire(Part):
     section = ("acquire",)
 
     score: Score | ImportPath = "margin"
+    """What ranks: a score by name, or the import path of a function of your own."""
     also: list[Score | ImportPath] = []
+    """Further scores as columns of the selection, from the same pass."""
     mc_samples: Positive | None = None
+    """MC dropout: so many fixed sub-networks, at least 2. A committee needs none."""
     reduce: str | None = None
+    """How a row's pixels, tokens or labels become one score: `mean`, `max`, `sum`, or `top_mean` of pixels and tokens. Left out,
+    `mean`."""
     top: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The share of elements that `top_mean` takes. Left out, 0.1."""
     class_weights: dict[int | str, float] | list[float] | None = None
+    """Each score times the weight that the model expects of the row's class: by name or index, the others 1, or a list."""
     targets: list[str] = []
+    """For `epig`: rows that the model should become good at. Left out, a sample of the pool."""
     args: dict[str, Any] = {}
+    """The scores' own parameters."""
 
     @field_validator("targets", mode="before")
     @classmethod

@@ -19,25 +19,45 @@ class Model(Part):
     section = ("model",)
 
     kind: str = "torch"
+    """What `source` is."""
     task: TaskName = "classes"
+    """What an output means for a row."""
     output: Literal["logits", "probabilities"] = "logits"
+    """What the model returns: `probabilities` of one that ends in a softmax or sigmoid."""
     source: str | None = None
+    """An import path, a file or a folder, as the kind has it."""
     args: dict[str, Any] = {}
+    """Arguments of the factory or class; of text models `max_length`."""
     weights: str | Annotated[list[str], Field(min_length=2)] | None = None
+    """Safetensors, or a checkpoint that holds tensors alone; a list makes a committee."""
     members: Annotated[list[Model], Field(min_length=2)] | None = None
+    """A committee of models of several kinds, each with `kind`, `source` and what else is its own."""
     embedding: str | None = None
+    """The module, step, output or column that gives the embedding, or `inputs`: the row's own numbers. Left out, what the kind has."""
     embedding_dtype: Literal["float16", "float32"] = "float16"
+    """Of stored embeddings and probabilities."""
     logits: str | None = None
+    """The column of logits."""
     probabilities: str | None = None
+    """The column of probabilities."""
     samples: str | None = None
+    """The column of the members' log-probabilities, (members, classes)."""
     classes: list[str] | str | None = None
+    """The classes' names, or a file of them, a line each. Left out, the model's own, or numbers."""
     preprocess: Preprocess | str | None = None
+    """How encoded images become tensors, or the import path of a function that makes the inputs."""
     batch_size: Positive = 1024
+    """Rows at once; running out of memory halves it, and the result says so."""
     device: str = "auto"
+    """`auto`: a GPU where there is one. Or a device of torch, such as `cpu` or `cuda:1`."""
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """`float16` and `bfloat16`: autocast, on parameters in float32."""
     temperature: Annotated[float, Field(gt=0)] | str | Annotated[list[str], Field(min_length=1)] = 1.0
+    """What logits are divided by, or labelled rows to fit it on, whose labels stand in `pool.label`."""
     version: str | None = None
+    """Stands for what the fingerprint of the source doesn't cover; another text scores all rows anew."""
     trust: Literal["safe", "pickle"] = "safe"
+    """`pickle`: load files that can run code."""
 
     @field_validator("preprocess", mode="before")
     @classmethod
