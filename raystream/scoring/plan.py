@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.errors import LabelsError, QueryError
-from raystream.kinds import kind_of
 from raystream.model import class_names, code_hash, fingerprint, input_columns, with_local_files
 from raystream.pool import (
     Labelled,
@@ -28,6 +27,7 @@ from raystream.pool import (
 )
 from raystream.pool.settled import settle
 from raystream.query import Model, Pool, Query
+from raystream.query.catalogue import kind_of
 from raystream.scoring.batch_reader import BUFFERS, row_bytes
 from raystream.scoring.class_weights import class_weights_of
 from raystream.scoring.first_rows import PROBE_UNITS, planned
