@@ -100,7 +100,7 @@ def test_the_first_difference_is_named(make_query: MakeQuery, workplace: Path, c
 def test_damage_is_found(make_query: MakeQuery, workplace: Path, cli: Cli) -> None:
     """One flipped bit in the embeddings, in the scores or in the selection is exit 3, and the file is named."""
     rs.run(make_query(store__query="q"))
-    for pattern in ("units/*/*/embeddings-*", "units/*/*/scores-*", "queries/q/selection-*"):
+    for pattern in ("units/*/*/embeddings-*.arrow", "units/*/*/scores-*.parquet", "queries/q/selection-*"):
         [path, *_] = (workplace / "runs").glob(pattern)
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
