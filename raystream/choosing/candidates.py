@@ -14,7 +14,7 @@ from raystream.choosing.named_rows import Named
 from raystream.choosing.pool_columns import PoolColumns
 from raystream.pool.id_hashes import BLOCK_ROWS, id_blocks, id_bytes
 from raystream.query import Query, Select
-from raystream.scoring.scored_pool import ScoredPool
+from raystream.scoring.scored_pool import ScoredPool, StoredIds
 from raystream.selection import Constraints, Quota, Rows, draw, random_order, row_hash, walk
 from raystream.selection.hashing import bytes_hash
 from raystream.selection.prefilter import Ahead, ahead, with_floors
@@ -82,6 +82,8 @@ def find_candidates(query: Query, columns: PoolColumns, covered: LabelledRows, n
 
 def hashes(pool: ScoredPool, seed: int, rows: np.ndarray | None) -> np.ndarray:
     """(n,) uint64 hashes of the rows' ids, ascending or not; of all rows for None."""
+    if rows is not None and 2 * len(rows) > len(pool) and isinstance(pool.ids, StoredIds):
+        return np.asarray(hashes(pool, seed, None)[rows])  # each id is read once
     found = np.empty(len(pool) if rows is None else len(rows), np.uint64)
     if rows is None:
         for start, block in id_blocks(pool.ids):

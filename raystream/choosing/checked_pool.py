@@ -70,7 +70,7 @@ def _check(asked: ResolvedQuery, pool: ScoredPool) -> None:
         reasons = [reason for unit in pool.units for reason in unit.reasons]
         first = f"; the first of the rows left out: {reasons[0]}" if reasons else ""
         raise PoolError(f"no row of {', '.join(query.pool.uris)} is left to choose from after pool.filters and on_error{first}")
-    check_unique(pool.ids, query.pool.id or "id", pool.place)
+    check_unique(pool.ids, query.pool.id or "id", pool.place, pool.ids_at)
     named_classes(asked.classes, pool.units)
     classes = next((unit.classes for unit in pool.units if unit.classes is not None), None)
     if asked.classes is not None and classes is not None:

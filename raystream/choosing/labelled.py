@@ -163,7 +163,8 @@ def _refuse_foreign(asked: ResolvedQuery, labelled: Labelled, pool: ScoredPool) 
         return
     if locate_labelled(asked.pool, replace(labelled, ids=labelled.excluded))[0]:
         return
-    ids, own = (", ".join(map(repr, some.slice(0, _SHOWN).to_pylist())) for some in (every.ids, pool.ids))
+    few = pool.ids_at(np.arange(min(_SHOWN, len(pool))))
+    ids, own = (", ".join(map(repr, some.slice(0, _SHOWN).to_pylist())) for some in (every.ids, few))
     first = f" ({ids}{', ..' if len(every) > _SHOWN else ''})" if ids else ""
     raise LabelsError(
         f"none of the {len(every) + labelled.outside} ids{first} in pool.labelled {', '.join(asked.query.pool.labelled)} is in the "

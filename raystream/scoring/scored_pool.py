@@ -16,10 +16,32 @@ from raystream.store.receipts import EMBEDDINGS, PROBABILITIES, UnitOutputs, che
 from raystream.store.unit_columns import read_columns
 from raystream.store.vectors import Embeddings, VectorFiles
 
+HELD_ROWS = 1 << 21
+"""Up to so many rows, ids are held; of more they are read again where they lie in a folder, and held where each request takes its time."""
 _FILES = 8
 """Of which a few rows are read at a time there, each by several requests."""
 _UNLIMITED = 1 << 62
 """Bytes that may be held of what is held anyway."""
+
+
+@dataclass(frozen=True)
+class StoredIds:
+    """The ids of units, read again each time that they are looked at: of many rows, they would take more memory than all else."""
+
+    store: Store
+    units: tuple[UnitOutputs, ...]
+    name: str
+    type: pa.DataType
+    rows: int
+
+    def __len__(self) -> int:
+        return self.rows
+
+    @property
+    def chunks(self) -> Iterator[pa.Array]:
+        """All of them in order, those of one unit at a time."""
+        for table in read_columns(self.store, (unit for unit in self.units if unit.rows), [self.name]):
+            yield from table.column(0).chunks
 
 
 @dataclass(frozen=True)
@@ -33,7 +55,7 @@ class ScoredPool:
     units: tuple[UnitOutputs, ...]
     files: tuple[File, ...]
     starts: np.ndarray
-    ids: pa.ChunkedArray
+    ids: pa.ChunkedArray | StoredIds
     score: np.ndarray | None
 
     def __len__(self) -> int:
@@ -41,6 +63,8 @@ class ScoredPool:
 
     def ids_at(self, rows: np.ndarray) -> pa.Array:
         """The ids of these rows of the pool, in the order asked for."""
+        if isinstance(self.ids, StoredIds):
+            return self.columns_at(rows, [self.ids.name]).column(0).combine_chunks()
         return take_ids(self.ids, rows)
 
     def columns_at(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
@@ -213,16 +237,22 @@ def merge(store: Store, units: Sequence[UnitOutputs], files: Sequence[File], id_
     check_same_model(units)
     counts = np.array([unit.rows for unit in units], dtype=np.int64)
     starts = np.cumsum(counts) - counts
-    wanted = [id_name] + ([score] if score else [])
-    chunks: list[pa.Array] = []
-    scores = np.empty(int(counts.sum()), np.float32) if score else None
+    rows = int(counts.sum())
     filled = [(unit, start) for unit, start in zip(units, starts, strict=True) if unit.rows]
-    tables = read_columns(store, (unit for unit, _ in filled), wanted)
-    for table, (unit, start) in zip(tables, filled, strict=True):
-        chunks += table.column(0).chunks
+    holds = store.remote or rows <= HELD_ROWS
+    wanted = [id_name] * holds + ([] if score is None else [score])
+    chunks: list[pa.Array] = []
+    scores = np.empty(rows, np.float32) if score else None
+    tables = read_columns(store, (unit for unit, _ in filled), wanted) if wanted else iter(())
+    for (unit, start), table in zip(filled, tables, strict=bool(wanted)):
+        if holds:
+            chunks += table.column(0).chunks
         if scores is not None:
-            scores[start : start + unit.rows] = table.column(1).to_numpy()
+            scores[start : start + unit.rows] = table.column(len(wanted) - 1).to_numpy()
     ids = pa.chunked_array(chunks) if chunks else pa.chunked_array([pa.array([], pa.string())])
+    if not holds:
+        first = next(read_columns(store, [unit for unit, _ in filled[:1]], [id_name]))
+        ids = StoredIds(store, tuple(units), id_name, first.column(0).type, rows)
     return ScoredPool(store, tuple(units), tuple(files), starts, ids, scores)
 
 
