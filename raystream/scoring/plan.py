@@ -39,9 +39,10 @@ from raystream.scoring.score_reduction import Reduction
 from raystream.store.calibration import Calibration
 from raystream.store.manifest import Manifest
 from raystream.store.opening import open_store, store_to_read
+from raystream.store.packs import read_receipts
 from raystream.store.protocol import Store
 from raystream.store.queries import PLAN_OUTPUTS, parsed_plan, plan_outputs, query_folder, read_manifest
-from raystream.store.receipts import Receipt, UnitOutputs, read_receipts
+from raystream.store.receipts import Receipt, UnitOutputs
 from raystream.store.requests import in_threads
 
 LARGE_BATCHES = 1 << 30

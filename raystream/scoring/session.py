@@ -20,6 +20,7 @@ from raystream.scoring.plan import ScoringPlan
 from raystream.scoring.progress import Reporter
 from raystream.store.integrity import just_written
 from raystream.store.life import SignOfLife
+from raystream.store.packs import write_packs
 from raystream.store.protocol import Store
 from raystream.store.receipts import UnitOutputs
 from raystream.store.unit_columns import aligned
@@ -98,6 +99,8 @@ class Session:
             UnitsFailed: units failed three times, and the query says to fail.
         """
         found = plan.complete(self.compute(plan.missing))
+        with suppress(StoreError):  # packs only spare later lookups
+            write_packs(self._store, found, plan.keys, [output.name for output in plan.outputs])
         whole = iter(aligned(self._store, [unit for unit in found if unit is not None]))
         return [unit if unit is None else next(whole) for unit in found]
 

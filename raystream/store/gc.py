@@ -16,6 +16,7 @@ from typing import Any
 
 from raystream.errors import StoreError
 from raystream.store.life import announced, is_alive, server_time
+from raystream.store.packs import PACKS, pack_names
 from raystream.store.protocol import Entry, Store
 from raystream.store.queries import plan_outputs, read_manifest, read_plan
 from raystream.store.receipts import read_receipt
@@ -86,6 +87,8 @@ class _Queries:
     needed: dict[str, frozenset[str] | None]
     """By the units' keys, the names of the outputs; None: all."""
     strays: list[Entry]
+    packs: set[str]
+    """Of receipts, that the plans of those which stay may have."""
     planning: bool = False
     """Whether a run has only begun, so that what it needs isn't known yet: it may be any unit."""
 
@@ -126,6 +129,9 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
                 outputs[key, output] = own
         strays += gone
         kept.append([file for output, own in _by_output(files).items() if (key, output) not in outputs for file in own if file not in gone])
+    # Packs are an index, which whoever needs it makes again: they go before anything that they may name does.
+    removing = bool(units or outputs)
+    packs = [file for file in store.walk(PACKS) if file.name not in queries.packs and (removing or file.modified < limit)]
     unfinished = queries.unfinished
     forgotten = [*queries.dropped.values(), *unfinished.values()]
     if delete:
@@ -141,10 +147,11 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
         unfinished = {name: files for name, files in unfinished.items() if name in again.unfinished}
         forgotten = [*queries.dropped.values(), *unfinished.values()]
         threads = _REMOVE_THREADS if store.remote else 1
+        in_threads(lambda file: store.remove(file.name), packs, threads)
         # What can't be removed is an error: nothing is reported as removed that is still there.
         in_threads(lambda files: _remove(store, files), [*forgotten, *units.values(), *halves.values(), *outputs.values()], threads)
         in_threads(lambda file: store.remove(file.name), strays, threads)
-    leftovers = _group([[file] for file in [*strays, *chain.from_iterable(halves.values())]])
+    leftovers = _group([[file] for file in [*strays, *packs, *chain.from_iterable(halves.values())]])
     return Collected(
         store=store.uri,
         deleted=delete,
@@ -173,7 +180,7 @@ def _now(store: Store, *, needed: bool) -> float:
 
 
 def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _Queries:
-    found = _Queries((), {}, {}, (), {}, [])
+    found = _Queries((), {}, {}, (), {}, [], set())
     committed, running, planning = [], [], False
     for name, files in _by_folder(store.walk("queries"), depth=1).items():
         alive = is_alive(files, now)
@@ -184,7 +191,7 @@ def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _
             found.dropped[name] = files
         elif manifest is not None:
             committed.append(name)
-            _add_plan(found.needed, store, name, manifest.labelled_units)
+            _add_plan(found, store, name, manifest.labelled_units)
             own = {file.name for file in (manifest.selection, manifest.quarantined) if file is not None}
             found.strays.extend(f for f in files if _LEFT_BEHIND.fullmatch(_base(f)) and f.name not in own and f.modified < limit)
         elif not alive and max(file.modified for file in files) < limit:
@@ -192,7 +199,7 @@ def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _
         else:
             running.append(name)
             if any(_base(file) == "plan.parquet" for file in files):
-                _add_plan(found.needed, store, name)
+                _add_plan(found, store, name)
             else:
                 planning = planning or alive
     for files in _by_folder(store.walk("calibrations"), depth=1).values():
@@ -213,13 +220,15 @@ def _by_folder(files: Iterable[Entry], depth: int) -> dict[str, list[Entry]]:
     return folders
 
 
-def _add_plan(needed: dict[str, frozenset[str] | None], store: Store, name: str, labelled: Sequence[str] = ()) -> None:
+def _add_plan(found: _Queries, store: Store, name: str, labelled: Sequence[str] = ()) -> None:
     """Note what a query needs: the outputs that its plan names of its units, and of those over labelled rows."""
     plan = read_plan(store, name)
     outputs = frozenset(plan_outputs(plan))
-    for key in chain(plan.column("key").to_pylist(), labelled):
-        before = needed.get(key, outputs)
-        needed[key] = outputs if before is outputs else None if before is None else before | outputs
+    keys = plan.column("key").to_pylist()
+    found.packs.update(pack_names(keys, plan_outputs(plan)))
+    for key in chain(keys, labelled):
+        before = found.needed.get(key, outputs)
+        found.needed[key] = outputs if before is outputs else None if before is None else before | outputs
 
 
 def _needs(outputs: frozenset[str] | None, output: str) -> bool:

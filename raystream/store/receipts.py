@@ -7,14 +7,13 @@ whose embedding can't be stored still has its scores: a query that reads several
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
 from raystream.errors import ModelError
 from raystream.store.protocol import Store, StoredFile
-from raystream.store.requests import in_threads
 
 SCORES, EMBEDDINGS, PROBABILITIES, SAMPLES = "scores", "embeddings", "probabilities", "samples"
 
@@ -178,26 +177,12 @@ def read_receipt(store: Store, key: str, output: str) -> Receipt | None:
         receipt = Receipt.from_json(data)
     except (ValueError, TypeError, KeyError):
         return None  # cut short by a crash of the machine: computed again
-    return receipt if all(store.size(file.name) == file.size for file in receipt.files) else None
+    return receipt if is_whole(store, receipt) else None
 
 
-def read_receipts(
-    store: Store, keys: Sequence[str], outputs: Sequence[str], there: Collection[str] | None = None
-) -> list[tuple[Receipt | None, ...]]:
-    """The receipts of units, one for each of `outputs`, None for what isn't in the store whole.
-
-    Args:
-        store: to look in.
-        keys: of the units.
-        outputs: the names of their outputs.
-        there: the only keys that are looked for; None: all.
-    """
-    nothing = (None,) * len(outputs)
-
-    def look(key: str) -> tuple[Receipt | None, ...]:
-        return tuple(read_receipt(store, key, output) for output in outputs) if there is None or key in there else nothing
-
-    return in_threads(look, keys)
+def is_whole(store: Store, receipt: Receipt) -> bool:
+    """Whether the files that a receipt names are there in full."""
+    return all(store.size(file.name) == file.size for file in receipt.files)
 
 
 def check_same_model(units: Sequence[UnitOutputs]) -> None:

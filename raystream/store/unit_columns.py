@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from raystream.errors import StoreError
 from raystream.store.integrity import check_file, reading
 from raystream.store.local import LocalStore
+from raystream.store.packs import read_receipts
 from raystream.store.protocol import Store, StoredFile
-from raystream.store.receipts import SCORES, UnitOutputs, read_receipts
+from raystream.store.receipts import SCORES, UnitOutputs
 
 COMPUTED = "epig-"
 """How outputs begin that are computed from stored ones; see `scoring.output_kinds`."""
