@@ -16,9 +16,7 @@ from raystream.scoring.session import refuse_quarantined
 from raystream.store.receipts import EMBEDDINGS, UnitOutputs
 
 
-def read_pool(
-    asked: ResolvedQuery, plan: ScoringPlan, scored: Sequence[UnitOutputs | None], warnings: Sequence[str] = ()
-) -> ScoredPool:
+def read_pool(asked: ResolvedQuery, plan: ScoringPlan, scored: Sequence[UnitOutputs | None], warnings: Sequence[str] = ()) -> ScoredPool:
     """The merged pool, once it is known to be sound: rows to choose from, unique ids, outputs of one shape.
 
     Args:

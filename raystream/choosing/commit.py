@@ -112,5 +112,3 @@ def _lost(asked: ResolvedQuery, ours: Manifest, plan: bytes | None) -> Result:
     first = asked.committed
     assert first is not None
     return read_result(store, first)
-
-

@@ -189,19 +189,3 @@ class ActorPool:
         self._placing.gone(worker)
         if actor is not None:
             ray.kill(actor, no_restart=True)
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -177,11 +177,6 @@ class Query(Part):
         return any(score in GRADIENT_SCORES for score in self.acquire.asked)
 
     @property
-    def may_give_gradients(self) -> bool:
-        """Whether another query over the same model may have asked for such a score."""
-        return self.gives_scores and knows_last_layer(self.model)
-
-    @property
     def gives_predictions(self) -> bool:
         """Whether rows get a predicted class and a confidence."""
         return self.gives_scores and TASKS[self.model.task].predicts

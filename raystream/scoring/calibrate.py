@@ -224,8 +224,3 @@ def _labelled(places: Places) -> np.ndarray:
 
 def _known(values: torch.Tensor) -> list[float | None]:
     return [None if math.isnan(value) else value for value in values.tolist()]
-
-
-
-
-

@@ -370,7 +370,6 @@ def with_temperature(query: Query, calibration: Calibration | None) -> Query:
     )
 
 
-
 def check_inputs(calibration: Calibration | None, read: ReadSpec) -> None:
     """Refuse a fit on inputs of another shape or dtype than the pool's: the model saw something else.
 

@@ -48,8 +48,15 @@ class Session:
     """
 
     def __init__(
-        self, job: Job, store: Store, folder: str, reporter: Reporter, processes: Processes, life: SignOfLife | None = None,
-        *, may_score: bool = True,
+        self,
+        job: Job,
+        store: Store,
+        folder: str,
+        reporter: Reporter,
+        processes: Processes,
+        life: SignOfLife | None = None,
+        *,
+        may_score: bool = True,
     ) -> None:
         self._job, self._store, self._folder, self._processes = job, store, folder, processes
         self._life, self._own_life = life or SignOfLife(), life is None

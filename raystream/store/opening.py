@@ -15,13 +15,6 @@ from raystream.store.protocol import Store
 _Result = TypeVar("_Result")
 
 
-
-
-
-
-
-
-
 FORMAT = 2
 """The version of what this raystream writes; a store of another one is refused."""
 

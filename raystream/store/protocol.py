@@ -23,7 +23,6 @@ class StoredFile:
     xxh3: str
 
 
-
 @dataclass(frozen=True)
 class Entry:
     """A file of the store as listed: its name in the store, size in bytes, and when it was written, in seconds since the epoch."""
@@ -31,7 +30,6 @@ class Entry:
     name: str
     size: int
     modified: float
-
 
 
 class WriteBroken(StoreUnreachable):

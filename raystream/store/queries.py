@@ -137,7 +137,6 @@ def stored_labelled_units(store: Store, manifest: Manifest) -> list[UnitOutputs]
     return found
 
 
-
 _THREADS = 16
 
 
@@ -190,7 +189,6 @@ def query_folder(name: str) -> str:
     return f"queries/{name}"
 
 
-
 def read_manifest(store: Store, name: str) -> Manifest | None:
     """The manifest of a committed query, or None.
 
@@ -221,7 +219,6 @@ _LEAST_OF_DROPPED = 4
 """Characters of a beginning that says which query is to be forgotten."""
 
 
-
 def find_query(store: Store, name: str) -> str:
     """The whole name of a committed query, given that or its beginning.
 
@@ -229,7 +226,6 @@ def find_query(store: Store, name: str) -> str:
         QueryError: there is none of this name, or several begin with it.
     """
     return _only(store, name, [n for n in store.names("queries") if store.exists(f"{query_folder(n)}/manifest.json")])
-
 
 
 def find_dropped(store: Store, name: str) -> str:
@@ -248,7 +244,6 @@ def find_dropped(store: Store, name: str) -> str:
     return found
 
 
-
 def _only(store: Store, name: str, names: list[str]) -> str:
     """The one of these names that is meant."""
     if not name.strip():
@@ -258,7 +253,6 @@ def _only(store: Store, name: str, names: list[str]) -> str:
         found = f"{len(matches)} begin with it: {_some(matches)}" if matches else f"it holds {_some(names)}"
         raise QueryError(f"store {store.uri} has no query {name} ({found}); see --store")
     return matches[0]
-
 
 
 def _some(names: list[str]) -> str:
