@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -51,7 +52,7 @@ class UnitKeys:
 
     def of(self, unit: Unit) -> str:
         """A unit's key."""
-        return hashlib.sha256(self.text(unit).encode()).hexdigest()
+        return sys.intern(hashlib.sha256(self.text(unit).encode()).hexdigest())
 
     def text(self, unit: Unit) -> str:
         """What the key is the hash of."""

@@ -14,7 +14,7 @@ from raystream.errors import StoreUnreachable
 from raystream.lake import Storage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredFile:
     """A file that was written whole: its name in the store, size in bytes and XXH3 (128 bits, against damage, not malice)."""
 

@@ -7,6 +7,7 @@ whose embedding can't be stored still has its scores: a query that reads several
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
@@ -18,7 +19,7 @@ from raystream.store.protocol import Store, StoredFile
 SCORES, EMBEDDINGS, PROBABILITIES, SAMPLES = "scores", "embeddings", "probabilities", "samples"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """Proof that one kind of a unit's outputs is kept: written last, and only if there is none yet.
 
@@ -80,7 +81,9 @@ class Receipt:
         for name in ("file", "quarantine"):
             fields[name] = StoredFile(**fields[name]) if fields[name] else None
         for name in ("columns", "quarantine_reasons", "notes"):
-            fields[name] = tuple(fields[name])
+            fields[name] = tuple(map(sys.intern, fields[name]))
+        for name in ("key", "output", "unit", "state_hash"):  # of a million receipts, most are the same
+            fields[name] = sys.intern(fields[name])
         labels = fields.pop("class_labels")
         return cls(class_labels=None if labels is None else tuple(labels), **fields)
 
