@@ -193,7 +193,7 @@ def test_a_killed_query_goes_on_where_it_stopped(workplace: Path, make_query: Ma
     assert "Traceback" not in error
     if how != signal.SIGKILL:
         assert "run the same command again" in error
-    scored = len(list((workplace / "killed").rglob("scores-*.receipt.json")))
+    scored = len(list((workplace / "killed").rglob("embeddings-*.receipt.json")))
     assert 1 <= scored < 4
     assert not list((workplace / "killed").rglob("manifest.json"))
     code, output, error = Command(workplace, "query", str(spec), "--no-report", "--json").wait()
