@@ -220,16 +220,22 @@ class Rows:
 
     def gather(self, rows: Array) -> Array:
         """(m, d) float32, the candidates `rows` (int64, in any order)."""
+        if len(self.parts) == 1:
+            return self._taken(0, rows)
         result = np.empty((len(rows), self.width), dtype=np.float32)
         part_of = np.searchsorted(self._starts, rows, side="right") - 1
         with one_thread():  # a few rows from each of many parts
             for part in np.unique(part_of):
                 here = np.flatnonzero(part_of == part)
-                positions, which = self.positions[part], rows[here] - self._starts[part]
-                array = self.parts[part].array
-                result[here] = Block(0, len(here), array, which if positions is None else positions[which], self.metric).read()
-                self.parts[part].release()
+                result[here] = self._taken(part, rows[here])
         return result
+
+    def _taken(self, part: int, rows: Array) -> Array:
+        """The candidates `rows`, all of them in one part, in memory of their own."""
+        positions, which = self.positions[part], rows - self._starts[part]
+        x = Block(0, len(rows), self.parts[part].array, which if positions is None else positions[which], self.metric).read()
+        self.parts[part].release()
+        return x
 
 
 def as_rows(x: Array, metric: Metric = "euclidean") -> Rows:
