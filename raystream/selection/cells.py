@@ -162,7 +162,9 @@ class Cells:
 
     def _unit(self) -> int:
         """p, from the largest distance at present: sums are of multiples of 2^-p."""
-        if math.frexp(float(self.squared[self._peak]))[1] != self._exponent:  # else no other row has lost the exponent for all
+        peak = float(self.squared[self._peak])
+        # while the peak keeps its exponent, it is that of the largest distance; zero's means nothing
+        if not peak or math.frexp(peak)[1] != self._exponent:
             self._peak = int(np.argmax(self.squared))
             self._exponent = math.frexp(float(self.squared[self._peak]))[1]
         return _SUM_BITS - math.ceil(math.log2(max(len(self._x), 2))) - self._exponent

@@ -105,6 +105,16 @@ def test_blocked_rows_are_passed_over(pool, threshold, covered, seed):
     np.testing.assert_array_equal(found.rows, rows)
 
 
+def test_sums_keep_their_digits_once_the_far_rows_are_gone():
+    """What is left may be far smaller than the first distances: sums are of units that follow the largest one."""
+    x = np.array([[0.9], [1e-12], [0], [3e-12], [0], [2e-9], [5e-12]], dtype=np.float32)
+    found = largest_cluster(LocalShards.of_array(x), 7, labelled=np.zeros((1, 1), dtype=np.float32))
+    rows, sums, distance = brute(x, 7, np.zeros((1, 1)))
+    np.testing.assert_array_equal(found.rows, rows)
+    np.testing.assert_array_equal(found.distance, distance)
+    np.testing.assert_allclose(found.gain, sums, rtol=1e-12)
+
+
 def test_quotas_and_rows_that_are_taken():
     """A full group is passed over in whole clusters, the first row included; rows that had to be in the batch are centres."""
     x = data("clustered", 300, 4, 0)
