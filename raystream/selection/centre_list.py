@@ -12,8 +12,15 @@ _NARROW, _WIDE = 16, 64
 """Products are made for a multiple of so many centres: other numbers take as long, and their minimum longer."""
 AT_ONCE = 1024
 """Centres that rows are multiplied with at a time."""
+ROWS_UNIT = 128
+"""The same of rows: oneDNN makes code for each shape of a bfloat16 product, which takes as long as a small one."""
 _STANDING = 256
 """Up to so many centres, the minimum is faster over products that lie centre by centre."""
+
+
+def whole_units(rows: int) -> int:
+    """At least so many rows, of which products are made."""
+    return -(-rows // ROWS_UNIT) * ROWS_UNIT
 
 
 class CentreList:
@@ -72,6 +79,12 @@ class CentreList:
     def operand(self) -> torch.Tensor:
         """(k, width)."""
         return self._operand[: self._size]
+
+    def products(self, rows: torch.Tensor, begin: int, room: torch.Tensor) -> torch.Tensor:
+        """The products of (m, width) rows with the AT_ONCE centres from number `begin` on, or as many as there are: (m, c)."""
+        count = min(self._size - begin, AT_ONCE)
+        centres = self._operand[begin : begin + self._columns(count)]
+        return torch.mm(rows, centres.T, out=room[: len(rows) * len(centres)].view(len(rows), len(centres)))[:, :count]
 
     def smallest_products(self, rows: torch.Tensor, since: int, room: torch.Tensor) -> torch.Tensor:
         """(m,) the smallest of the products of (m, width) rows with the centres from number `since` on, of which there must be one.

@@ -31,9 +31,9 @@ from raystream.selection.weights import checked_weights
 
 _LEADERS = 16384
 _ROWS_FOR_A_LEADER, _FEWEST_LEADERS = 256, 1024
-"""Passes over a working copy cost little, rows that lead in vain cost more."""
+"""Passes over a working copy cost little, rows that lead in vain cost more; at least so many from each stretch."""
 _LEADER_BYTES = 1 << 28
-_FEW_PICKS, _POOR_PASSES = 32, 8
+_FEW_PICKS, _POOR_PASSES = 32, 3
 """More rows lead once so many passes in a row have found fewer rows to take."""
 _SAMPLE = 4096
 """The most rows whose mean bounds are taken around."""
@@ -256,7 +256,7 @@ class _Choice:
         self._constraints = constraints
         self._among = outliers + 1
         self._reads = shards.reads(encoding)
-        most = leaders if self._reads else max(len(shards) // _ROWS_FOR_A_LEADER, _FEWEST_LEADERS)
+        most = leaders if self._reads else max(len(shards) // _ROWS_FOR_A_LEADER, _FEWEST_LEADERS * shards.count)
         self._leaders = max(min(leaders, most), 2 * outliers)
         self._most_leaders = max(_LEADER_BYTES // (4 * max(shards.width, 1)), self._leaders)
         self._rows: list[int] = []

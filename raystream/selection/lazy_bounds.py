@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from raystream.selection.bounds import Encoding, unfilled
-from raystream.selection.centre_list import AT_ONCE, CentreList
+from raystream.selection.centre_list import AT_ONCE, ROWS_UNIT, CentreList, whole_units
 from raystream.selection.encoded_rows import EncodedRows
 from raystream.selection.gain import Gain
 from raystream.selection.nearest import pair_distances
@@ -95,11 +96,12 @@ class LazyBounds:
 
         def start() -> Callable[[_Some], None]:
             room = unfilled((_EXACT_ROWS * AT_ONCE,), self._encoding.dtype)
+            encoded = unfilled((_EXACT_ROWS, self._encoding.width), self._encoding.dtype)
 
             def work(some: _Some) -> None:
                 x = self._rows.gather(some.rows + self._rows.start)
                 if some.since < len(self._centres):
-                    self._settle(some, x, room)
+                    self._settle(some, x, encoded, room)
                 if keep is not None:
                     keep.index_copy_(0, torch.from_numpy(np.searchsorted(rows, some.rows)), torch.from_numpy(x))
 
@@ -108,11 +110,16 @@ class LazyBounds:
         each(self._groups(rows, self._exact, _EXACT_ROWS), start)
 
     def _groups(self, rows: Array, known: Array, size: int) -> Iterator[_Some]:
-        """The rows at these places, ascending, by how many centres they know, `size` at most at a time."""
-        count = known[rows]
-        for since in np.unique(count):
-            group = rows[count == since]
-            yield from (_Some(group[begin : begin + size], int(since)) for begin in range(0, len(group), size))
+        """The rows at these places by how many centres they know, up to `size` at a time; a few join those that know more."""
+        order = np.argsort(known[rows], kind="stable")
+        count = known[rows[order]]
+        edges = [0]
+        for edge in [*np.flatnonzero(np.diff(count)) + 1, len(rows)]:
+            if edge - edges[-1] >= ROWS_UNIT or edge == len(rows):
+                edges.append(int(edge))
+        for first, last in pairwise(edges):
+            for begin in range(first, last, size):
+                yield _Some(np.sort(rows[order[begin : min(begin + size, last)]]), int(count[begin]))
 
     def _update(self, rows: Array) -> None:
         """Bring the rows at these places, ascending, up to date."""
@@ -137,8 +144,8 @@ class LazyBounds:
 
         def work(some: _Some) -> None:
             which = torch.from_numpy(some.rows)
-            rows = torch.index_select(operand, 0, which, out=gathered[: len(which)])
-            self._shrink(some.rows, rows, slack[which], some.since, room)
+            torch.index_select(operand, 0, which, out=gathered[: len(which)])
+            self._shrink(some.rows, gathered[: whole_units(len(which))], slack[which], some.since, room)
 
         return work
 
@@ -163,8 +170,8 @@ class LazyBounds:
                 return
             x = block.read()
             x = x if len(rows) == len(x) else x[rows - begin]
-            operand, slack = self._encoding.rows(x, encoded[: len(x)])
-            self._shrink(rows, operand, slack, int(self._known[rows].min()), room)
+            slack = self._encoding.rows(x, encoded[: len(x)])[1]
+            self._shrink(rows, encoded[: whole_units(len(x))], slack, int(self._known[rows].min()), room)
 
         return work
 
@@ -172,8 +179,8 @@ class LazyBounds:
         return unfilled((_ROWS * AT_ONCE,), self._encoding.dtype)
 
     def _shrink(self, rows: Array | slice, operand: torch.Tensor, slack: torch.Tensor, since: int, room: torch.Tensor) -> None:
-        """Bring bounds down to those by the centres from number `since` on."""
-        smallest = self._centres.smallest_products(operand, since, room)
+        """Bring bounds down to those by the centres from number `since` on; operands behind those of the rows are of no account."""
+        smallest = self._centres.smallest_products(operand, since, room)[: len(slack)]
         upper = self._encoding.upper(smallest, slack.double() + self._centres.slack)
         self._set(rows, np.minimum(upper, self.squared[rows]))
         self._known[rows] = len(self._centres)
@@ -186,19 +193,19 @@ class LazyBounds:
             gain[self.gain[rows] == -np.inf] = -np.inf
         self.squared[rows], self.gain[rows] = squared, gain
 
-    def _settle(self, some: _Some, x: Array, room: torch.Tensor) -> None:
+    def _settle(self, some: _Some, x: Array, encoded: torch.Tensor, room: torch.Tensor) -> None:
         """Float64 for the pairs that products can't rule out."""
         encoding, centres = self._encoding, self._centres
-        operand, slack = encoding.rows(x)
+        operand, slack = encoding.rows(x, encoded[: len(x)])
         squared = self.squared[some.rows]
         square = encoding.row_squares(operand) + centres.largest_square
         bits = torch.int16 if encoding.bfloat16 else torch.int32
+        whole = encoded[: whole_units(len(x))]
         for begin in range(some.since, len(centres), AT_ONCE):
-            columns = centres.operand[begin : begin + AT_ONCE]
-            product = torch.mm(operand, columns.T, out=room[: len(operand) * len(columns)].view(len(operand), len(columns)))
+            product = centres.products(whole, begin, room)[: len(x)]
             limit = encoding.limit(squared, slack.double() + centres.slack, square)
             flat = np.flatnonzero(product.view(bits).numpy() <= limit.view(bits).numpy()[:, None])
-            row, centre = np.divmod(flat, len(columns))
+            row, centre = np.divmod(flat, product.shape[1])
             if len(row):
                 first = np.flatnonzero(np.diff(row, prepend=-1))
                 exact = np.minimum.reduceat(pair_distances(x, centres.x, row, centre + begin), first)

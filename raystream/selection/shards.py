@@ -55,12 +55,13 @@ class Shards:
     Attributes:
         rows: all candidates; whoever gathers them reads them here.
         memory: as given.
+        count: as given.
     """
 
     def __init__(self, rows: Rows, count: int, spread: Spread, *, memory: float, block: int = _BLOCK) -> None:
         self.rows = rows
         self.memory = memory
-        self._count, self._spread = count, spread
+        self.count, self._spread = count, spread
         self._stretches = self._cut(1)
         self._surveyed: Survey | None = None
         self._pieces = self.pieces(Shard, block)
@@ -78,7 +79,7 @@ class Shards:
         return self._spread(factory, [(*(rows.slice(start, stop) for rows in every), *args) for start, stop in self._cut(block)])
 
     def _cut(self, block: int) -> list[tuple[int, int]]:
-        edges = np.linspace(0, -(-len(self.rows) // block), self._count + 1).astype(np.int64) * block
+        edges = np.linspace(0, -(-len(self.rows) // block), self.count + 1).astype(np.int64) * block
         return [(int(start), int(stop)) for start, stop in pairwise(np.minimum(edges, len(self.rows)))]
 
     def __len__(self) -> int:
@@ -172,7 +173,7 @@ class Shards:
         return LocalShards(rows.parts, rows.positions, metric=self.metric, memory=memory)
 
     def _share(self, count: int, least: int) -> int:
-        return max(count // self._count, least)
+        return max(count // self.count, least)
 
 
 class LocalShards(Shards):
