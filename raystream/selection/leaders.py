@@ -16,7 +16,9 @@ from raystream.selection.nearest import pair_distances
 from raystream.selection.rows import Array, squared_distances
 from raystream.selection.shard import Answer
 
-_FRONT = 512
+_FRONT, _LONGEST_FRONT = 512, 8192
+_FEW_TAKEN = 8
+"""A front that is formed anew after fewer rows were taken gets twice as long."""
 _CENTRES = 512
 """Centres that rows are compared with at a time, when they come to the head."""
 _NOWHERE = (-np.inf, -1)
@@ -33,13 +35,15 @@ class Leaders:
     def __init__(self, answer: Answer, centres: CentreList, gain: Gain, count: int) -> None:
         self.rows, self.x, self._bound = answer.rows, answer.x, answer.bound
         self._centres, self._encoding = centres, centres.encoding
-        self._gain_of, self._count = gain.at(self.rows), count
+        self._gain_of = gain.at(self.rows)
         # invariant: _squared[i] is the squared distance to the nearest of the first _known[i] centres
         self._squared, self._gain = answer.squared, self._gain_of.of(answer.squared)
         self._known = np.full(len(self.rows), len(centres))
         self._operand = unfilled((len(self.rows), centres.encoding.width), torch.float32)
         # bounds of their squared lengths, as in _operand; -1 before that is made
         self._square = np.full(len(self.rows), -1.0)
+        # how long the front is to be, and how many centres there were when it was formed
+        self._size, self._renewed = max(_FRONT, 2 * count), -_FEW_TAKEN
         # invariant: the rows at _front, ascending, know all centres; all others come at _floor, a (gain, place), or after it
         self._front, self._floor = np.empty(0, dtype=np.int64), (np.inf, -1)
         self._front_operand, self._front_limit = self._operand[:0], np.empty(0)
@@ -122,7 +126,9 @@ class Leaders:
     def _renew(self) -> None:
         """Let the front hold the rows that are first by what is known, and bring them up to date."""
         self._known[self._front] = len(self._centres)
-        size = max(_FRONT, 2 * self._count)
+        if len(self._centres) - self._renewed < _FEW_TAKEN and self._size < _LONGEST_FRONT:
+            self._size *= 2
+        size, self._renewed = self._size, len(self._centres)
         rows = np.flatnonzero(self._gain > -np.inf)
         if len(rows) > size:
             gain = self._gain[rows]
