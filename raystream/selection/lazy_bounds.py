@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, islice, pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ from raystream.selection.encoded_rows import EncodedRows
 from raystream.selection.gain import Gain
 from raystream.selection.nearest import pair_distances
 from raystream.selection.rows import Array, Block, Rows
-from raystream.selection.threads import each
+from raystream.selection.threads import each, one_thread
+
+_Item = TypeVar("_Item")
 
 _ROWS = 2048
 """Rows that are multiplied at a time."""
@@ -107,7 +110,7 @@ class LazyBounds:
 
             return work
 
-        each(self._groups(rows, self._exact, _EXACT_ROWS), start)
+        _each(self._groups(rows, self._exact, _EXACT_ROWS), start)
 
     def _groups(self, rows: Array, known: Array, size: int) -> Iterator[_Some]:
         """The rows at these places by how many centres they know, up to `size` at a time; a few join those that know more."""
@@ -128,14 +131,14 @@ class LazyBounds:
         if not len(rows):
             return
         if self._encoded.copy is None:
-            each(self._rows.blocks(self._rows.start, self._rows.stop, _ROWS), lambda: self._from_blocks(rows))
+            _each(self._rows.blocks(self._rows.start, self._rows.stop, _ROWS), lambda: self._from_blocks(rows))
             return
         since = int(self._known[rows].min())
         apart = len(rows) * (_GATHERED + m) - int(self._known[rows].sum(dtype=np.int64))
         if apart < n * (_GATHERED // 4 + m - since):
-            each(self._groups(rows, self._known, _ROWS), self._from_anywhere)
+            _each(self._groups(rows, self._known, _ROWS), self._from_anywhere)
         else:
-            each((slice(begin, min(begin + _ROWS, n)) for begin in range(0, n, _ROWS)), lambda: self._in_passing(since))
+            _each((slice(begin, min(begin + _ROWS, n)) for begin in range(0, n, _ROWS)), lambda: self._in_passing(since))
 
     def _from_anywhere(self) -> Callable[[_Some], None]:
         assert self._encoded.copy is not None
@@ -212,6 +215,16 @@ class LazyBounds:
                 squared[row[first]] = np.minimum(squared[row[first]], exact)
         self._set(some.rows, squared)
         self._known[some.rows] = self._exact[some.rows] = len(centres)
+
+
+def _each(items: Iterator[_Item], start: Callable[[], Callable[[_Item], None]]) -> None:
+    """`each`; a single item, too, by one thread: torch's own would take longer to meet than so few rows take."""
+    first = list(islice(items, 2))
+    if len(first) > 1:
+        each(chain(first, items), start)
+        return
+    with one_thread():
+        each(first, start)
 
 
 def rough_rank(value: Array, count: int) -> float:
