@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,6 +47,21 @@ def test_order_holds_on_larger_data(kind, precision):
     x = data(kind, 1500, 24, 1)
     result = chosen(x, 120, shards=3, leaders=48, block=100, precision=precision)
     np.testing.assert_array_equal(result.rows, greedy(x, 120)[0])
+
+
+@pytest.mark.parametrize("kind", ["unit", pytest.param("normal", marks=pytest.mark.slow), pytest.param("duplicated", marks=pytest.mark.slow)])
+def test_any_threads_and_stretches_past_every_block(kind):
+    """More rows, centres and leaders than are looked at a time, by 1, 2 and 4 threads, in 1, 2 and 7 stretches: float64 greedy's order."""
+    x, threads = data(kind, 6000, 9, 3), torch.get_num_threads()
+    labelled = x[:1100] + np.float32(0.5)
+    expected = greedy(x, 150, labelled=labelled)[0]
+    try:
+        for count, shards, leaders, precision in [(1, 7, 16384, "float32"), (2, 1, 1500, "bfloat16"), (4, 2, 16384, "bfloat16")]:
+            torch.set_num_threads(count)
+            found = chosen(x, 150, labelled=labelled, shards=shards, leaders=leaders, precision=precision)
+            np.testing.assert_array_equal(found.rows, expected)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("kind", ["normal", "one_hot", "duplicated", "equal"])

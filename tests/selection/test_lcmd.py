@@ -81,15 +81,15 @@ def test_order_holds_on_larger_data(kind, precision):
 
 
 def test_several_blocks():
-    """Rows beyond the first block belong to clusters as all others do."""
+    """Rows beyond the first block belong to clusters as all others do, and more rows are chosen than are foreseen at a time."""
     x = np.concatenate([data("clustered", 20000, 3, 0), data("normal", 3000, 3, 1)])
     expected, squared, of = [int(core_set(x, 1)[0])], distances_to(x, x[core_set(x, 1)[0]]), np.zeros(len(x), dtype=int)
-    for number in range(1, 30):
+    for number in range(1, 150):
         best = int(np.argmax(np.bincount(of, weights=squared)))
         expected.append(int(np.argmax(np.where(of == best, squared, -1))))
         update = distances_to(x, x[expected[-1]])
         of, squared = np.where(update < squared, number, of), np.minimum(update, squared)
-    np.testing.assert_array_equal(lcmd(x, 30), expected)
+    np.testing.assert_array_equal(lcmd(x, 150), expected)
 
 
 @settings(max_examples=40, deadline=None)
