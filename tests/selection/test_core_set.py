@@ -49,7 +49,7 @@ def test_order_holds_on_larger_data(kind, precision):
     np.testing.assert_array_equal(result.rows, greedy(x, 120)[0])
 
 
-@pytest.mark.parametrize("kind", ["unit", pytest.param("normal", marks=pytest.mark.slow), pytest.param("duplicated", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["unit", "duplicated"])
 def test_any_threads_and_stretches_past_every_block(kind):
     """More rows, centres and leaders than are looked at a time, by 1, 2 and 4 threads, in 1, 2 and 7 stretches: float64 greedy's order."""
     x, threads = data(kind, 6000, 9, 3), torch.get_num_threads()
