@@ -30,8 +30,8 @@ from raystream.selection.threads import one_thread
 from raystream.selection.weights import checked_weights
 
 _LEADERS = 16384
-_ROWS_FOR_A_LEADER, _FEWEST_LEADERS = 256, 1024
-"""Passes over a working copy cost little, rows that lead in vain cost more; at least so many from each stretch."""
+_ROWS_FOR_A_LEADER, _ROWS_READ_FOR_A_LEADER, _FEWEST_LEADERS = 256, 16, 1024
+"""Passes over a working copy cost little, rows that lead in vain more, and reading most; at least so many lead from each stretch."""
 _LEADER_BYTES = 1 << 28
 _FEW_PICKS, _POOR_PASSES = 32, 3
 """More rows lead once so many passes in a row have found fewer rows to take."""
@@ -256,8 +256,8 @@ class _Choice:
         self._constraints = constraints
         self._among = outliers + 1
         self._reads = shards.reads(encoding)
-        most = leaders if self._reads else max(len(shards) // _ROWS_FOR_A_LEADER, _FEWEST_LEADERS * shards.count)
-        self._leaders = max(min(leaders, most), 2 * outliers)
+        most = len(shards) // (_ROWS_READ_FOR_A_LEADER if self._reads else _ROWS_FOR_A_LEADER)
+        self._leaders = max(min(leaders, max(most, _FEWEST_LEADERS * shards.count)), 2 * outliers)
         self._most_leaders = max(_LEADER_BYTES // (4 * max(shards.width, 1)), self._leaders)
         self._rows: list[int] = []
         self._gain: list[float] = []

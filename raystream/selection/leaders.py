@@ -70,6 +70,8 @@ class Leaders:
         self._gain[place] = -np.inf
         operand = self._encoding.as_centre(self._operand[place])
         self._centres.append(self.x[place], operand, float(self._square[place]))
+        if self._squared[place] == 0:  # it equals a centre, so that none is nearer to it
+            return
         product = torch.mv(self._front_operand, operand).numpy()
         near = np.flatnonzero(product <= self._front_limit)
         if not len(near):
