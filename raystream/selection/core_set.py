@@ -33,7 +33,7 @@ _LEADERS = 16384
 _ROWS_FOR_A_LEADER, _ROWS_READ_FOR_A_LEADER, _FEWEST_LEADERS = 256, 16, 1024
 """Passes over a working copy cost little, rows that lead in vain more, and reading most; at least so many lead from each stretch."""
 _LEADER_BYTES = 1 << 28
-_FEW_PICKS, _POOR_PASSES = 32, 3
+_FEW_PICKS, _POOR_PASSES = 32, 8
 """More rows lead once so many passes in a row have found fewer rows to take."""
 _SAMPLE = 4096
 """The most rows whose mean bounds are taken around."""

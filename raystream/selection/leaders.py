@@ -16,7 +16,7 @@ from raystream.selection.nearest import pair_distances
 from raystream.selection.rows import Array, squared_distances
 from raystream.selection.shard import Answer
 
-_FRONT, _LONGEST_FRONT = 512, 8192
+_FRONT, _LONGEST_FRONT = 512, 4096
 _FEW_TAKEN = 8
 """A front that is formed anew after fewer rows were taken gets twice as long."""
 _CENTRES = 512
