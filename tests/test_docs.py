@@ -103,3 +103,10 @@ def test_commands_are_those_that_there_are() -> None:
 def test_the_readme_is_short() -> None:
     """A newcomer reads it to its end."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@every_page
+def test_named_files_are_there(page: Path) -> None:
+    """Files and folders of the repository that a page names exist."""
+    named = re.findall(r"`((?:raystream|tests|benchmarks|docs|jobs)/[\w./]*)`", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
