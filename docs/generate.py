@@ -200,6 +200,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "acquire args": lambda: arguments(listings()["scores"], "score"),
     "strategies": strategies,
     "strategies when": when,
+    "sharded": lambda: (
+        f"These are {', '.join(f'`{name}`' for name, of in TRAITS.items() if of.sharded)}; the others gather their candidates."
+    ),
     "scores": scores,
     "kinds": kinds,
 }
