@@ -201,7 +201,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "strategies": strategies,
     "strategies when": when,
     "sharded": lambda: (
-        f"These are {', '.join(f'`{name}`' for name, of in TRAITS.items() if of.sharded)}; the others gather their candidates."
+        f"These are {', '.join(f'`{name}`' for name, of in TRAITS.items() if of.sharded)}; of the others that read embeddings, all candidates are held by one process."
     ),
     "scores": scores,
     "kinds": kinds,
