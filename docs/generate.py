@@ -170,6 +170,12 @@ def when() -> str:
     return "\n\n".join(parts)
 
 
+def sharded() -> str:
+    """The strategies whose candidates may lie on several machines."""
+    names = ", ".join(f"`{name}`" for name, of in TRAITS.items() if of.sharded)
+    return f"These are {names}; of the others that read embeddings, all candidates are held by one process."
+
+
 def scores() -> str:
     """All scores in one table."""
     rows = [[f"`{entry.name}`", entry.does, *entry.needs, entry.facts["tasks"]] for entry in listings()["scores"]]
@@ -200,11 +206,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "acquire args": lambda: arguments(listings()["scores"], "score"),
     "strategies": strategies,
     "strategies when": when,
-    "sharded": lambda: (
-        f"These are {', '.join(f'`{name}`' for name, of in TRAITS.items() if of.sharded)}; of the others that read embeddings, all candidates are held by one process."
-    ),
-    "scores": scores,
-    "kinds": kinds,
+    "sharded": sharded,
 }
 
 _GENERATED = re.compile(r"<!-- generated: ([a-z ]+) -->.*?<!-- end -->", re.DOTALL)
