@@ -207,6 +207,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "strategies": strategies,
     "strategies when": when,
     "sharded": sharded,
+    "scores": scores,
+    "kinds": kinds,
 }
 
 _GENERATED = re.compile(r"<!-- generated: ([a-z ]+) -->.*?<!-- end -->", re.DOTALL)
