@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.environment import environment
 from benchmarks.glosses import Missing, embedded
-from raystream.acquisition import entropy, margin
+from raystream.acquisition import entropy, fit_temperature, margin
 from raystream.selection import Candidates, LocalShards, choose, row_hash, top_k
 from raystream.selection.registry import STRATEGIES
 from raystream.selection.rows import as_rows
@@ -56,11 +56,20 @@ NO_ERROR_POINTS = 2.5
 
 @dataclass(frozen=True)
 class Contender:
-    """A strategy, the score it is given, and whether only the ten-fold top by that score are its candidates."""
+    """A strategy, the score it is given, and how.
+
+    Attributes:
+        strategy: its name.
+        score: that of the candidates.
+        tenfold: only the ten-fold top by that score are candidates.
+        calibrated: logits are divided by the temperature under which the labels known so far are likeliest, each judged by a model
+            fitted to the other folds of five.
+    """
 
     strategy: str
     score: str = "margin"
     tenfold: bool = False
+    calibrated: bool = False
 
 
 CONTENDERS = {
@@ -73,6 +82,7 @@ CONTENDERS = {
     "typiclust": Contender("typiclust"),
     "margin, 10 x, k_means": Contender("k_means", tenfold=True),
     "u_herding": Contender("u_herding"),
+    "u_herding, calibrated": Contender("u_herding", calibrated=True),
 }
 
 
@@ -226,13 +236,30 @@ def curve(protocol: Protocol, contender: Contender, seed: int) -> dict[int, floa
         accuracy[int(known.sum())] = 100 * float(model.score(data.test, data.test_labels))
         if known.sum() >= max(protocol.at):
             return accuracy
-        known[_batch(data.pool, known, model, contender, min(protocol.batch, max(protocol.at) - int(known.sum())), seed)] = True
+        logits = model.decision_function(data.pool[~known])
+        if contender.calibrated:
+            logits /= temperature(data.pool[known], data.pool_labels[known], protocol.model)
+        known[_batch(data.pool, known, logits, contender, min(protocol.batch, max(protocol.at) - int(known.sum())), seed)] = True
 
 
-def _batch(pool: Array, known: Array, model: LogisticRegression, contender: Contender, budget: int, seed: int) -> Array:
+def temperature(x: Array, labels: Array, arguments: dict[str, float]) -> float:
+    """The one that fits the labels, from logits of models that were fitted to the other folds of five."""
+    classes, number = np.unique(labels, return_inverse=True)
+    logits, fold = np.full((len(x), len(classes)), -np.inf), np.random.default_rng(0).permutation(len(x)) % 5
+    for i in range(5):
+        model = LogisticRegression(**arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(x[fold != i], number[fold != i])
+        logits[np.ix_(fold == i, model.classes_)] = model.decision_function(x[fold == i])
+    # a class of which all rows are in one fold has no logit there
+    seen = np.isfinite(logits[np.arange(len(x)), number])
+    return fit_temperature(logits[seen], number[seen]).temperature
+
+
+def _batch(pool: Array, known: Array, decisions: Array, contender: Contender, budget: int, seed: int) -> Array:
     """The rows of the pool that the contender wants labelled next."""
-    rows = np.flatnonzero(~known)
-    logits = torch.from_numpy(model.decision_function(pool[rows]))
+    rows, logits = np.flatnonzero(~known), torch.from_numpy(decisions)
     score = SCORES[contender.score](logits).numpy()
     if contender.tenfold:
         kept = np.sort(top_k(score, 10 * budget))
