@@ -85,7 +85,7 @@ def default_delta(targets: Array, labelled: Array) -> float:
 
 
 def _typical(x: Array, k: int) -> float | None:
-    """The median distance, above 0, of rows to their k-th neighbour among them, or to the last if there are fewer; None if all are equal."""
+    """The median distance, above 0, of rows to their k-th neighbour, or to the last if there are fewer; None if all are equal."""
     if len(x) < 2:
         return None
     step = -(-len(x) // _ASKED)
