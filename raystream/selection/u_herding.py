@@ -2,6 +2,13 @@
 
 Bae, Sutherland, Oliveira and Ren, *Uncertainty herding: one active learning method for all label budgets*, 2024.
 It is facility location with a Gaussian kernel on unit rows, each target weighted by its score.
+
+The weights are worth what the probabilities are, as in the paper, which calibrates them: an underfit model's margins all lie near 1, and
+then density alone is left. Over 20 splits of WordNet's glosses, 12 classes and up to 240 labels, a logistic regression on MiniLM's rows
+gained 4.2 points (.6) over chance with the margins as they are, and 6.4 (.5) with logits divided by .1; handwritten digits 4.5 (.3).
+
+It is not for TF-IDF of short texts, where few rows have neighbours and those that do nearly repeat each other. On its singular vectors the
+same classes gained 2.3 points (.8) at 90 labels and lost 2.4 (.7) at 240, with other widths and temperatures as well; `k_means` gained 1.0 at both.
 """
 
 from __future__ import annotations
