@@ -8,7 +8,8 @@ then density alone is left. Over 20 splits of WordNet's glosses, 12 classes and 
 gained 4.2 points (.6) over chance with the margins as they are, and 6.4 (.5) with logits divided by .1; handwritten digits 4.5 (.3).
 
 It is not for TF-IDF of short texts, where few rows have neighbours and those that do nearly repeat each other. On its singular vectors the
-same classes gained 2.3 points (.8) at 90 labels and lost 2.4 (.7) at 240, with other widths and temperatures as well; `k_means` gained 1.0 at both.
+same classes gained 2.3 points (.8) at 90 labels and lost 2.4 (.7) at 240, with other widths and temperatures as well; `k_means` gained
+1.0 at both.
 """
 
 from __future__ import annotations
