@@ -110,6 +110,7 @@ def embedded(name: str) -> tuple[Array, Array]:
     if not held.exists():
         texts, classes = sample()
         x = EMBEDDINGS[name](texts)
+        DATA.mkdir(parents=True, exist_ok=True)
         part = held.with_suffix(".part.npz")
         np.savez(part, x=x, classes=classes)
         part.rename(held)
