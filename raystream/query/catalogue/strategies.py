@@ -253,14 +253,19 @@ TRAITS: Mapping[str, Traits] = {
     ),
     "u_herding": Traits(
         "the rows that explain most of the uncertainty around them",
-        "score and density should count together, from the first batch to the last.",
+        "score and density should count together, from the first batch to the last, embeddings come from a trained network and "
+        "`model.temperature` is fitted: scores that are all alike leave density alone. Not on TF-IDF of short texts; take `k_means` there.",
         "raystream.selection.u_herding:u_herding_strategy",
         score=True,
         embedding=True,
         chance=True,
         keys=_keys(),
         args={
-            "delta": positive(None, "the kernel's width", "the median distance of targets to their 20th neighbour"),
+            "delta": positive(
+                None,
+                "the kernel's width",
+                "the median distance of targets to their 20th neighbour, or of labelled rows to their nearest labelled one, if less",
+            ),
             "targets": count(None, "rows to explain, drawn by hashes", "as of `facility_location`"),
         },
     ),
