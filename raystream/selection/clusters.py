@@ -1,19 +1,38 @@
-"""All rows in clusters: k-means fitted on a sample of bounded size, then every row with its nearest centre."""
+"""k-means: greedy k-means++ on some rows, iterations on more, the last ones on all, and every row with its nearest centre.
+
+What a strategy clusters by, all of them. The same centres come from any number of threads.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from raystream.selection.hashing import row_hash
-from raystream.selection.k_means import ONE_LEVEL, fit_centres
+from raystream.selection.lloyd import lloyd
+from raystream.selection.points import Points, cost, drawn, encoding_of, rounding_costs
 from raystream.selection.ranking import lowest
 from raystream.selection.represents import assign
 from raystream.selection.rows import Array, as_rows
+from raystream.selection.seeding import greedy_seeds
 
+ONE_LEVEL = 20_000
+"""Above this many centres, k-means runs on coarse clusters first and then within each."""
 _POINTS = 1 << 17
 _POINTS_A_CENTRE = 64
+_SEED_NUMBERS = 1 << 22
+"""The first centres are found among rows of about so many numbers in all; more of them where rows are narrow."""
+_SEED_POINTS = 1 << 12
+_SEED_POINTS_A_CENTRE = 8
+_STARTS, _SMALL = 3, 1 << 18
+"""Where rows x centres are no more than this, the best of so many starts counts, which is some percent better than one."""
+_WORTH, _WIDE = 1 << 19, 64
+"""From so many rows x centres, and this width on, rounded products are worth asking what they cost."""
+_COST = 1e-3
+"""Share of the sum of squares that they may cost."""
+_COST_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -47,8 +66,8 @@ def clusters(x: Array, count: int, seed: int, *, iterations: int = 10, points_a_
         points_a_centre: beyond 131,072 rows, this many for each centre are enough to fit it.
     """
     count = min(count, len(x))
-    some = x[sample(len(x), max(points_a_centre * count, _POINTS), seed)]
-    centres = some if count == len(some) else fit_centres(some, np.ones(len(some)), count, seed, iterations, ONE_LEVEL)
+    fit = max(points_a_centre * count, _POINTS)
+    centres = x if count == len(x) else fit_centres(x, np.ones(len(x)), count, seed, iterations, fit_on=fit)
     nearest = assign(as_rows(x), centres).nearest
     return Clusters(centres, nearest, np.bincount(nearest, minlength=count))
 
@@ -59,3 +78,88 @@ def sample(n: int, count: int, seed: int) -> Array:
         return np.arange(n)
     result: Array = np.sort(lowest(row_hash(seed, np.arange(n)), count))
     return result
+
+
+def fit_centres(
+    x: Array, weight: Array, k: int, seed: int, iterations: int, one_level: int = ONE_LEVEL, *, fit_on: int | None = None
+) -> Array:
+    """(k, d) float32 centres of weighted k-means; k is below the number of rows.
+
+    Args:
+        x: (n, d) float32, finite.
+        weight: (n,) float64, at least 0, some above.
+        k: how many centres.
+        seed: of samples and first centres.
+        iterations: of Lloyd's algorithm; in large pools the first half of them see a sample.
+        one_level: see `ONE_LEVEL`.
+        fit_on: at most so many rows are seen at all; left out, the last iterations see every one.
+    """
+    power = scale_power(x)
+    if power:
+        return np.ldexp(fit_centres(np.ldexp(x, power), weight, k, seed, iterations, one_level, fit_on=fit_on), -power)
+    if k <= one_level:
+        return _fit(x, weight, k, seed, iterations, fit_on)
+    coarse = _fit(x, weight, min(math.ceil(math.sqrt(k)), one_level), seed, iterations, fit_on)
+    nearest = assign(as_rows(x), coarse).nearest
+    share = _shares(np.bincount(nearest, weights=weight, minlength=len(coarse)), np.bincount(nearest, minlength=len(coarse)), k)
+    found = []
+    for part in np.flatnonzero(share):
+        here = np.flatnonzero(nearest == part)
+        inner = weight[here] if weight[here].any() else np.ones(len(here))
+        count = int(share[part])
+        found.append(x[here] if count == len(here) else fit_centres(x[here], inner, count, seed, iterations, one_level, fit_on=fit_on))
+    return np.concatenate(found)
+
+
+def _fit(x: Array, weight: Array, k: int, seed: int, iterations: int, fit_on: int | None) -> Array:
+    """`fit_centres` on one level."""
+    worth = len(x) * k >= _WORTH and x.shape[1] >= _WIDE
+    encoding = encoding_of(x, seed, "auto" if worth else "float32")
+    many = max(_POINTS_A_CENTRE * k, _POINTS) if fit_on is None else fit_on
+    rows, weights = drawn(x, weight, many, seed, "k-means, iterations", encoding.shift)
+    points = Points.of(x if len(rows) == len(x) else x[rows], weights, encoding)
+    centres = _seeds(points, k, seed)
+    if encoding.bfloat16 and rounding_costs(points, centres, _COST_ROWS) > _COST:
+        points = Points.of(points.x, weights, replace(encoding, bfloat16=False))
+        centres = _seeds(points, k, seed)
+    if len(x) * k <= _SMALL:
+        starts = [lloyd(points, centres, iterations)]
+        starts += [lloyd(points, _seeds(points, k, seed, start), iterations) for start in range(1, _STARTS)]
+        return min(starts, key=lambda found: cost(points, found))
+    if fit_on is not None or len(points) == len(x):
+        return lloyd(points, centres, iterations)
+    centres = lloyd(points, centres, iterations // 2)
+    return lloyd(Points.of(x, weight, points.encoding), centres, iterations - iterations // 2)
+
+
+def _seeds(points: Points, k: int, seed: int, start: int = 0) -> Array:
+    """(k, d) first centres, found among as many of the points as can be afforded."""
+    count = max(_SEED_POINTS_A_CENTRE * k, _SEED_POINTS, _SEED_NUMBERS // (points.x.shape[1] + 32))
+    rows, weights = drawn(points.x, points.weight, count, seed, "k-means, seeds", points.encoding.shift)
+    some = points.kept() if len(rows) == len(points) else Points.of(points.x[rows], weights, points.encoding).kept()
+    result: Array = some.x[greedy_seeds(some, k, seed, start)]
+    return result
+
+
+def _shares(weight: Array, room: Array, k: int) -> Array:
+    """(c,) int64: k centres shared out in proportion to the weights, at most `room` each; k is at most the sum of room."""
+    share = np.zeros(len(weight), dtype=np.int64)
+    while share.sum() < k:
+        open_ = share < room
+        asked = np.where(open_, weight, 0.0)
+        asked = asked if asked.any() else open_.astype(np.float64)
+        left = int(k - share.sum())
+        part = asked / asked.sum() * left
+        more = np.minimum(np.floor(part).astype(np.int64), room - share)
+        if not more.any():  # fewer left than parts: one each to the largest
+            order = np.argsort(-part, kind="stable")
+            order = order[open_[order]][:left]
+            more[order] = 1
+        share += more
+    return share
+
+
+def scale_power(x: Array) -> int:
+    """p such that 2^p x has norms near one; 0 where the squares of x are far from float32's limits already."""
+    exponent = math.frexp(max(float(x.max(initial=0.0)), -float(x.min(initial=0.0))) * math.sqrt(x.shape[1]))[1]
+    return 0 if -30 <= exponent <= 60 else -exponent

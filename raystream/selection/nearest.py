@@ -9,6 +9,7 @@ import torch
 
 from raystream.selection.bounds import Encoding, smallest_products
 from raystream.selection.rows import Array, squared_distances, tensor
+from raystream.selection.threads import one_thread
 
 _PRODUCTS = 1 << 21
 """Products that are kept at a time: with the operands they stay in the processor's second-level caches."""
@@ -42,7 +43,8 @@ class Centres:
     @classmethod
     def of(cls, x: Array, encoding: Encoding) -> Centres:
         """Encode (k, d) float32 vectors."""
-        operand, slack = encoding.centres(x)
+        with one_thread():  # too little for threads, which would wait for each other a dozen times
+            operand, slack = encoding.centres(x)
         pieces = 3 if encoding.bfloat16 else 1
         first = x.shape[1] + pieces
         largest = float(operand[:, first : first + pieces].double().sum(1).max()) if len(x) else 0.0
@@ -60,14 +62,15 @@ def nearest(x: Array, centres: Centres, *, exact_distance: bool = False) -> Near
     operand, slack = centres.encoding.rows(x)
     out = torch.empty((len(x), len(centres.x)), dtype=centres.encoding.dtype)
     smallest = smallest_products(operand, centres.operand, out)
-    limit = centres.encoding.reach(smallest, slack, centres.slack, operand, centres.largest_square)
+    near_slack, near_square = _largest_near(operand, slack, smallest, centres)
+    limit = centres.encoding.reach(smallest, slack, near_slack, operand, near_square)
     bits = torch.int16 if out.dtype == torch.bfloat16 else torch.int32
     within = out.view(bits).numpy() <= limit.view(bits).numpy()[:, None]
     flat = np.flatnonzero(within)
     row, centre = np.divmod(flat, len(centres.x))
     starts = np.flatnonzero(np.diff(row, prepend=-1))
     index = centre[starts]
-    upper = centres.encoding.upper(smallest, slack.double() + centres.slack)
+    upper = centres.encoding.upper(smallest, slack.double() + near_slack)
     if centres.encoding.exact:
         return Nearest(index, upper)
     # a row with one pair left is decided already
@@ -75,6 +78,20 @@ def nearest(x: Array, centres: Centres, *, exact_distance: bool = False) -> Near
     pairs = undecided[row]
     index[undecided], upper[undecided] = _resolve(x, centres.x, row[pairs], centre[pairs], exact_distance)
     return Nearest(index, upper)
+
+
+def _largest_near(operand: torch.Tensor, slack: torch.Tensor, smallest: torch.Tensor, centres: Centres) -> tuple[torch.Tensor, ...]:
+    """(m,) float64 bounds of the slack and the square of those centres that may be nearest to each row.
+
+    Their distance is at most that of the centre of the smallest product, and their length at most that much more than the row's. Without
+    this, one centre far from all the others would put every centre in doubt for every row.
+    """
+    d = centres.x.shape[1]
+    length = operand[:, d].double().mul_(1 + 2.0**-7).sqrt_() + slack
+    # rounding takes at most 2^-8 of a length, and of the length of a difference
+    farthest = (length + smallest.double().clamp_(min=0.0).sqrt_() + slack).mul_(1 + 2.0**-5)
+    near_slack = farthest.mul(2.0**-8).add_(2.0**-50).clamp_(max=centres.slack)
+    return near_slack, farthest.square_().add_(2.0**-80).clamp_(max=centres.largest_square)
 
 
 def _resolve(x: Array, c: Array, row: Array, centre: Array, exact_distance: bool) -> tuple[Array, Array]:

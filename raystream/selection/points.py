@@ -1,0 +1,171 @@
+"""Weighted rows as k-means takes them: encoded once for products with centres, and drawn so that few stand for many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from raystream.selection.bounds import Encoding, Precision
+from raystream.selection.hashing import row_hash, uniform
+from raystream.selection.nearest import Centres, nearest
+from raystream.selection.ranking import lowest
+from raystream.selection.rows import Array, tensor
+from raystream.selection.threads import Result, each, one_thread
+
+BLOCK = 2048
+"""Rows that are multiplied at a time."""
+_SHIFT_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Points:
+    """n rows and what each of them counts.
+
+    Attributes:
+        x: (n, d) float32.
+        weight: (n,) float64, at least 0, some above.
+        encoding: of rows and centres.
+        operand: (n, width), the rows encoded; None where they are encoded again each time, which in float32 takes little beside a product.
+    """
+
+    x: Array
+    weight: Array
+    encoding: Encoding
+    operand: torch.Tensor | None
+
+    @classmethod
+    def of(cls, x: Array, weight: Array, encoding: Encoding) -> Points:
+        """Encode the rows, unless in float32."""
+        points = cls(x, weight, encoding, None)
+        return points.kept() if encoding.bfloat16 else points
+
+    def kept(self) -> Points:
+        """The same with every row encoded."""
+        if self.operand is not None:
+            return self
+        x, encoding = self.x, self.encoding
+        operand = torch.empty((len(x), encoding.width), dtype=encoding.dtype)
+
+        def encode(at: slice) -> None:
+            encoding.rows(x[at], operand[at])
+
+        by_blocks(slices(len(x), BLOCK), lambda: encode)
+        return replace(self, operand=operand)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def rows(self, at: slice) -> torch.Tensor:
+        """(m, width), some rows encoded."""
+        return self.encoding.rows(self.x[at])[0] if self.operand is None else self.operand[at]
+
+    def label(self, centres: Array) -> Callable[[], Callable[[slice], Array]]:
+        """For each thread what finds the nearest of the (k, d) float32 centres, (m,) int64, to at most `BLOCK` rows.
+
+        In float32 it is the nearest, whatever a product's rounding. In bfloat16 it is the one of the smallest product, the lowest at a
+        tie, which may be farther by what `rounding_costs` measures.
+        """
+        encoded, operand = Centres.of(centres, self.encoding), self.operand
+        if operand is None or not self.encoding.bfloat16:
+            return lambda: lambda at: nearest(self.x[at], encoded).index
+
+        def start() -> Callable[[slice], Array]:
+            room = torch.empty((BLOCK, len(centres)), dtype=torch.bfloat16)
+
+            def find(at: slice) -> Array:
+                rows = operand[at]
+                # integers of the same bits are in the same order, and are compared ten times as fast
+                bits = torch.mm(rows, encoded.operand.T, out=room[: len(rows)]).view(torch.int16)
+                result: Array = np.argmin(bits.numpy(), axis=1)
+                return result
+
+            return find
+
+        return start
+
+
+def encoding_of(x: Array, seed: int, precision: Precision) -> Encoding:
+    """How to encode rows around the median of some of them: beside outliers, which move a mean, the others keep their digits."""
+    some = x if len(x) <= _SHIFT_ROWS else x[lowest(row_hash(seed, np.arange(len(x))), _SHIFT_ROWS)]
+    largest = max(float(x.max()), -float(x.min()))
+    return Encoding.fit(np.median(some, axis=0), largest, on_grid=False, precision=precision)
+
+
+def slices(n: int, size: int) -> list[slice]:
+    """The rows [0, n), `size` at a time."""
+    return [slice(begin, min(begin + size, n)) for begin in range(0, n, size)]
+
+
+def by_blocks(blocks: Sequence[slice], start: Callable[[], Callable[[slice], Result]]) -> list[Result]:
+    """`each`, a single thread for each block even where there is one only: how a product is shared out may change its last bits."""
+    if len(blocks) > 1:
+        return each(blocks, start)
+    with one_thread():
+        work = start()
+        return [work(block) for block in blocks]
+
+
+def squared_to(x: Array, centres: Array, label: Array | None = None) -> Array:
+    """(n,) float32 squared distances by differences, of the (n, d) rows to `centres[label]`, or all to the first."""
+    result = np.empty(len(x), dtype=np.float32)
+    wide = tensor(centres)
+
+    def see(at: slice) -> None:
+        to = wide[0] if label is None else wide[torch.from_numpy(label[at])]
+        result[at] = (tensor(x[at]) - to).square_().sum(1).numpy()
+
+    by_blocks(slices(len(x), BLOCK), lambda: see)
+    return result
+
+
+def drawn(x: Array, weight: Array, count: int, seed: int, purpose: str, point: Array) -> tuple[Array, Array]:
+    """At most `count` rows (int64, ascending) that stand for all, and the weights (float64) that they stand for.
+
+    Half of them in proportion to the weights, half to the weighted squared distances to `point`, so that the few outliers which
+    make up a sum of squares are among them (as in Bachem et al., *Scalable k-means clustering via lightweight coresets*, 2018).
+    Drawn without replacement, by priority (Duffield et al., *Priority sampling for estimation of arbitrary subset sums*, 2007):
+    a sum over the rows drawn has the sum over all for its expectation.
+    """
+    n = len(x)
+    if count >= n:
+        return np.arange(n), weight
+    chance = _chance(weight, count / 2) + _chance(weight * squared_to(x, point[None]), count / 2)
+    luck = uniform(row_hash(seed, np.arange(n)), purpose)
+    with np.errstate(divide="ignore"):
+        priority = luck / chance  # the lowest first
+    order = lowest(priority, count + 1)
+    rows = np.sort(order[:-1])
+    with np.errstate(invalid="ignore"):
+        true = np.minimum(chance[rows] * priority[order[-1]], 1.0)  # nan where there are fewer rows of any weight
+    return rows, np.divide(weight[rows], true, out=weight[rows], where=true > 0)
+
+
+def _chance(share: Array, count: float) -> Array:
+    """(n,) float64 in proportion to `share`, but at most 1; adds up to `count` where so many are above 0."""
+    most = math.ceil(count)
+    parts = np.partition(share, len(share) - most)
+    top = np.sort(parts[len(share) - most :])[::-1]
+    # what the r-th largest and all below it add up to
+    rest = parts[: len(share) - most].sum() + np.cumsum(top[::-1])[::-1]
+    certain = int(np.argmax(top * (count - np.arange(most)) <= rest))
+    unit = rest[certain] / (count - certain)
+    result: Array = np.minimum(share / unit, 1.0) if unit > 0 else (share > 0).astype(np.float64)
+    return result
+
+
+def cost(points: Points, centres: Array) -> float:
+    """The weighted sum of squared distances to the centres that the points find."""
+    label = np.concatenate(by_blocks(slices(len(points), BLOCK), points.label(centres)))
+    return float((points.weight * squared_to(points.x, centres, label)).sum())
+
+
+def rounding_costs(points: Points, centres: Array, most: int) -> float:
+    """By how much labels from rounded products raise the sum of squared distances of some of the rows, as a share of it."""
+    some = slice(None, None, max(len(points) // most, 1))
+    x, weight, encoding = points.x[some], points.weight[some], points.encoding
+    least, found = (cost(Points.of(x, weight, replace(encoding, bfloat16=rounded)), centres) for rounded in (False, True))
+    return found / least - 1 if least > 0 else (0.0 if found == 0 else math.inf)
