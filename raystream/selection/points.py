@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from raystream.selection.bounds import Encoding, Precision
+from raystream.selection.bounds import Encoding
 from raystream.selection.hashing import row_hash, uniform
 from raystream.selection.nearest import Centres, nearest
 from raystream.selection.ranking import lowest
@@ -28,71 +28,54 @@ class Points:
     Attributes:
         x: (n, d) float32.
         weight: (n,) float64, at least 0, some above.
-        encoding: of rows and centres.
-        operand: (n, width), the rows encoded; None where they are encoded again each time, which in float32 takes little beside a product.
+        encoding: of rows and centres, which has no influence on what is found.
+        operand, slack: the rows encoded; None where they are encoded again each time, which takes little beside a product in float32.
     """
 
     x: Array
     weight: Array
     encoding: Encoding
-    operand: torch.Tensor | None
+    operand: torch.Tensor | None = None
+    slack: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, x: Array, weight: Array, encoding: Encoding) -> Points:
-        """Encode the rows, unless in float32."""
-        points = cls(x, weight, encoding, None)
-        return points.kept() if encoding.bfloat16 else points
-
-    def kept(self) -> Points:
-        """The same with every row encoded."""
-        if self.operand is not None:
-            return self
-        x, encoding = self.x, self.encoding
-        operand = torch.empty((len(x), encoding.width), dtype=encoding.dtype)
+    def of(cls, x: Array, weight: Array, encoding: Encoding, *, keep: bool) -> Points:
+        """Encode the rows, if they are to be kept encoded."""
+        if not keep:
+            return cls(x, weight, encoding)
+        operand, slack = torch.empty((len(x), encoding.width), dtype=encoding.dtype), torch.empty(len(x))
 
         def encode(at: slice) -> None:
-            encoding.rows(x[at], operand[at])
+            slack[at] = encoding.rows(x[at], operand[at])[1]
 
         by_blocks(slices(len(x), BLOCK), lambda: encode)
-        return replace(self, operand=operand)
+        return cls(x, weight, encoding, operand, slack)
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def rows(self, at: slice) -> torch.Tensor:
-        """(m, width), some rows encoded."""
-        return self.encoding.rows(self.x[at])[0] if self.operand is None else self.operand[at]
+    def encoded(self, at: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Operand (m, width) and slack (m,) of some rows."""
+        if self.operand is None or self.slack is None:
+            return self.encoding.rows(self.x[at])
+        return self.operand[at], self.slack[at]
 
     def label(self, centres: Array) -> Callable[[], Callable[[slice], Array]]:
-        """For each thread what finds the nearest of the (k, d) float32 centres, (m,) int64, to at most `BLOCK` rows.
-
-        In float32 it is the nearest, whatever a product's rounding. In bfloat16 it is the one of the smallest product, the lowest at a
-        tie, which may be farther by what `rounding_costs` measures.
-        """
-        encoded, operand = Centres.of(centres, self.encoding), self.operand
-        if operand is None or not self.encoding.bfloat16:
-            return lambda: lambda at: nearest(self.x[at], encoded).index
+        """For each thread what finds the nearest of the (k, d) float32 centres, (m,) int64, to at most `BLOCK` rows: as in float64."""
+        compared = Centres.of(centres, self.encoding)
 
         def start() -> Callable[[slice], Array]:
-            room = torch.empty((BLOCK, len(centres)), dtype=torch.bfloat16)
-
-            def find(at: slice) -> Array:
-                rows = operand[at]
-                # integers of the same bits are in the same order, and are compared ten times as fast
-                bits = torch.mm(rows, encoded.operand.T, out=room[: len(rows)]).view(torch.int16)
-                result: Array = np.argmin(bits.numpy(), axis=1)
-                return result
-
-            return find
+            room = torch.empty((BLOCK, len(centres)), dtype=self.encoding.dtype)
+            return lambda at: nearest(self.x[at], compared, encoded=self.encoded(at), room=room).index
 
         return start
 
 
-def encoding_of(x: Array, seed: int, precision: Precision) -> Encoding:
+def encoding_of(x: Array, seed: int) -> Encoding:
     """How to encode rows around the median of some of them: beside outliers, which move a mean, the others keep their digits."""
     some = x if len(x) <= _SHIFT_ROWS else x[lowest(row_hash(seed, np.arange(len(x))), _SHIFT_ROWS)]
     largest = max(float(x.max()), -float(x.min()))
-    return Encoding.fit(np.median(some, axis=0), largest, on_grid=False, precision=precision)
+    return Encoding.fit(np.median(some, axis=0), largest, on_grid=False, precision="auto")
 
 
 def slices(n: int, size: int) -> list[slice]:
@@ -161,11 +144,3 @@ def cost(points: Points, centres: Array) -> float:
     """The weighted sum of squared distances to the centres that the points find."""
     label = np.concatenate(by_blocks(slices(len(points), BLOCK), points.label(centres)))
     return float((points.weight * squared_to(points.x, centres, label)).sum())
-
-
-def rounding_costs(points: Points, centres: Array, most: int) -> float:
-    """By how much labels from rounded products raise the sum of squared distances of some of the rows, as a share of it."""
-    some = slice(None, None, max(len(points) // most, 1))
-    x, weight, encoding = points.x[some], points.weight[some], points.encoding
-    least, found = (cost(Points.of(x, weight, replace(encoding, bfloat16=rounded)), centres) for rounded in (False, True))
-    return found / least - 1 if least > 0 else (0.0 if found == 0 else math.inf)

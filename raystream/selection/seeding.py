@@ -18,18 +18,23 @@ from raystream.selection.points import Points, by_blocks, slices
 from raystream.selection.rows import Array
 from raystream.selection.threads import one_thread
 
-_TRIALS = 8
-"""Rows among which each seed is the best; 16 leave a sum smaller by half a percent, at twice the cost."""
 _PROPOSALS = 64
 _BLOCK = 4096
 
 
-def greedy_seeds(points: Points, k: int, seed: int, start: int = 0) -> Array:
-    """(k,) int64 distinct rows, k at most their number; others for each `start`.
+def greedy_seeds(points: Points, k: int, trials: int, seed: int, start: int = 0) -> Array:
+    """(k,) int64 distinct rows.
 
     Once every row that has a weight is at no distance from a seed, the lowest of the rest follow, those with a weight first.
+
+    Args:
+        points: the rows, at least k of them.
+        k: how many seeds.
+        trials: among how many rows each seed is the best; at most 64.
+        seed: of every draw.
+        start: another draws others.
     """
-    seeding = _Seeding(points, seed, f"k-means++ {start}")
+    seeding = _Seeding(points, trials, seed, f"k-means++ {start}")
     with one_thread():
         rows = [seeding.first()]
     while len(rows) < k and (proposed := seeding.propose()) is not None:
@@ -56,8 +61,9 @@ class _Proposed:
 class _Seeding:
     """D of every row, and the distances to the rows proposed."""
 
-    def __init__(self, points: Points, seed: int, purpose: str) -> None:
-        self._points, self._seed, self._purpose, self._drawn = points, seed, purpose, 0
+    def __init__(self, points: Points, trials: int, seed: int, purpose: str) -> None:
+        self._points, self._trials = points, trials
+        self._seed, self._purpose, self._drawn = seed, purpose, 0
         self._weight = torch.from_numpy((points.weight / points.weight.max()).astype(np.float32))
         self._squared = torch.empty((_PROPOSALS, len(points)))
         self._nearest, self._room = torch.empty(0), torch.empty(len(points))
@@ -92,7 +98,7 @@ class _Seeding:
         centres = Centres.of(self._points.x[rows], self._points.encoding).operand
 
         def multiply(at: slice) -> None:
-            self._squared[: len(rows), at] = torch.mm(centres, self._points.rows(at).T).clamp_(min=0)
+            self._squared[: len(rows), at] = torch.mm(centres, self._points.encoded(at)[0].T).clamp_(min=0)
 
         by_blocks(slices(len(self._points), _BLOCK), lambda: multiply)
 
@@ -100,10 +106,10 @@ class _Seeding:
         """The best of the next rows accepted, from now on a seed; None when too few are left."""
         left = slice(proposed.at, None)
         accepted = np.flatnonzero(proposed.limit[left] < self._nearest[torch.from_numpy(proposed.rows[left])].double().numpy())
-        if len(accepted) < _TRIALS:
+        if len(accepted) < self._trials:
             return None
-        tried = proposed.at + accepted[:_TRIALS]
-        proposed.at += int(accepted[_TRIALS - 1]) + 1
+        tried = proposed.at + accepted[: self._trials]
+        proposed.at += int(accepted[self._trials - 1]) + 1
         left_over = [float(torch.dot(torch.minimum(self._squared[i], self._nearest, out=self._room), self._weight)) for i in tried]
         best = int(tried[np.argmin(left_over)])
         row = int(proposed.rows[best])
