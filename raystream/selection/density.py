@@ -14,13 +14,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from raystream.selection.bounds import Encoding, Precision
 from raystream.selection.nearest import near_bounds, pair_distances
-from raystream.selection.points import slices
+from raystream.selection.points import encoding_of, slices
 from raystream.selection.rows import Array
 
 _BLOCK = 1024
 """Rows whose products with all others are kept at a time."""
+_SHIFT_ROWS = 64
 _FEWEST, _MOST = 16, 512
 """Rows whose means are taken at a time, twice as many each time."""
 _PAIRS_A_NEIGHBOUR = 8
@@ -56,11 +56,6 @@ def densest(x: Array, group: Array, neighbours: int) -> Iterator[tuple[int, floa
         yield int(group[place]), mean
 
 
-def _encoding(x: Array, precision: Precision) -> Encoding:
-    largest = max(float(x.max()), -float(x.min()))
-    return Encoding.fit(x.mean(axis=0, dtype=np.float64), largest, on_grid=False, precision=precision)
-
-
 def _products(rows: torch.Tensor, others: torch.Tensor, own: Array) -> Array:
     """(m, n) as integers in the same order, a row's product with itself being the largest."""
     products = torch.mm(rows, others.T).clamp_(min=0.0)
@@ -71,7 +66,7 @@ def _products(rows: torch.Tensor, others: torch.Tensor, own: Array) -> Array:
 
 def _lower_bounds(x: Array, count: int) -> Array:
     """(m,) float64, at most the mean distance of each of the (m, d) rows to its `count` nearest others."""
-    encoding = _encoding(x, "auto")
+    encoding = encoding_of(x, looked_at=_SHIFT_ROWS)
     rows, slack = encoding.rows(x)
     others = encoding.centres(x)[0]
     result = np.empty(len(x))
@@ -89,7 +84,7 @@ def _lower_bounds(x: Array, count: int) -> Array:
 
 def _means(x: Array, which: Array, count: int) -> Array:
     """(r,) float64 mean distances of some of the rows, `which` (int64), to their `count` nearest others."""
-    encoding = _encoding(x, "float32")
+    encoding = encoding_of(x, "float32", looked_at=_SHIFT_ROWS)
     operand, slack = encoding.rows(x)
     rows = operand[torch.from_numpy(which)]
     products = _products(rows, encoding.centres(x)[0], which)

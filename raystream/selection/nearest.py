@@ -111,7 +111,7 @@ def _resolve(x: Array, c: Array, row: Array, centre: Array, exact_distance: bool
     """(index, upper) for the rows that occur among the pairs (row, centre), which are sorted by row, then centre."""
     if not len(row):
         return row, np.empty(0)
-    value = _float32_distances(x, c, row, centre)
+    value = float32_distances(x, c, row, centre)
     error = (x.shape[1] + 8) * 2.0**-23  # twice what summing d squares of differences in float32 can err by, relatively
     tiny = x.shape[1] * 2.0**-120
     first = np.diff(row, prepend=-1) != 0
@@ -129,8 +129,8 @@ def _resolve(x: Array, c: Array, row: Array, centre: Array, exact_distance: bool
     return centre[winner], best if exact_distance else best * (1 + error) + tiny
 
 
-def _float32_distances(x: Array, c: Array, row: Array, centre: Array) -> Array:
-    """(pairs,) float64 squared distances computed in float32; overflow only means that float64 decides."""
+def float32_distances(x: Array, c: Array, row: Array, centre: Array) -> Array:
+    """(pairs,) float64 squared distances of x[row] and c[centre] in float32: 0 for equal ones, infinite where squares overflow."""
     result = np.empty(len(row), dtype=np.float64)
     step = max(_PAIR_BYTES // (8 * max(x.shape[1], 1)), 1)
     with np.errstate(over="ignore"):

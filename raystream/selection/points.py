@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from raystream.selection.bounds import Encoding
+from raystream.selection.bounds import Encoding, Precision
 from raystream.selection.hashing import row_hash, uniform
 from raystream.selection.nearest import Centres, nearest
 from raystream.selection.ranking import lowest
@@ -71,11 +71,10 @@ class Points:
         return start
 
 
-def encoding_of(x: Array, seed: int) -> Encoding:
-    """How to encode rows around the median of some of them: beside outliers, which move a mean, the others keep their digits."""
-    some = x if len(x) <= _SHIFT_ROWS else x[lowest(row_hash(seed, np.arange(len(x))), _SHIFT_ROWS)]
+def encoding_of(x: Array, precision: Precision = "auto", *, looked_at: int = _SHIFT_ROWS) -> Encoding:
+    """How to encode rows, around the median of about so many of them: beside outliers, which move a mean, the others keep their digits."""
     largest = max(float(x.max()), -float(x.min()))
-    return Encoding.fit(np.median(some, axis=0), largest, on_grid=False, precision="auto")
+    return Encoding.fit(np.median(x[:: -(-len(x) // looked_at)], axis=0), largest, on_grid=False, precision=precision)
 
 
 def slices(n: int, size: int) -> list[slice]:
@@ -128,7 +127,7 @@ def drawn(x: Array, weight: Array, count: int, seed: int, purpose: str, point: A
 
 
 def _chance(share: Array, count: float) -> Array:
-    """(n,) float64 in proportion to `share`, but at most 1; adds up to `count` where so many are above 0."""
+    """(n,) float64 in proportion to `share`, which add up to `count` if each counts as at most 1; infinite if none has to be below."""
     most = math.ceil(count)
     parts = np.partition(share, len(share) - most)
     top = np.sort(parts[len(share) - most :])[::-1]
@@ -136,8 +135,7 @@ def _chance(share: Array, count: float) -> Array:
     rest = parts[: len(share) - most].sum() + np.cumsum(top[::-1])[::-1]
     certain = int(np.argmax(top * (count - np.arange(most)) <= rest))
     unit = rest[certain] / (count - certain)
-    result: Array = np.minimum(share / unit, 1.0) if unit > 0 else (share > 0).astype(np.float64)
-    return result
+    return share / unit if unit > 0 else np.where(share > 0, np.inf, 0.0)
 
 
 def cost(points: Points, centres: Array) -> float:

@@ -13,30 +13,33 @@ import numpy as np
 import torch
 
 from raystream.selection.hashing import philox
-from raystream.selection.nearest import Centres
-from raystream.selection.points import Points, by_blocks, slices
-from raystream.selection.rows import Array
+from raystream.selection.nearest import float32_distances
+from raystream.selection.points import by_blocks, slices
+from raystream.selection.rows import Array, tensor
 from raystream.selection.threads import one_thread
 
 _PROPOSALS = 64
 _BLOCK = 4096
+_DOUBTFUL = 2.0**-17
+"""Products this small, beside the squares that they are the difference of, may be little but rounding."""
 
 
-def greedy_seeds(points: Points, k: int, trials: int, seed: int, start: int = 0) -> Array:
+def greedy_seeds(x: Array, weight: Array, k: int, trials: int, shift: Array, seed: int, start: int = 0) -> Array:
     """(k,) int64 distinct rows.
 
-    Once every row that has a weight is at no distance from a seed, the lowest of the rest follow, those with a weight first.
+    Once every row that has a weight is equal to a seed, the lowest of the rest follow, those with a weight first.
 
     Args:
-        points: the rows, at least k of them.
+        x: (n, d) float32, at least k rows, whose squares are far from float32's limits.
+        weight: (n,) float64, at least 0, some above.
         k: how many seeds.
         trials: among how many rows each seed is the best; at most 64.
+        shift: (d,) float32, a point among the rows.
         seed: of every draw.
         start: another draws others.
     """
-    seeding = _Seeding(points, trials, seed, f"k-means++ {start}")
-    with one_thread():
-        rows = [seeding.first()]
+    seeding = _Seeding(x, weight, trials, shift, seed, f"k-means++ {start}")
+    rows = [seeding.first()]
     while len(rows) < k and (proposed := seeding.propose()) is not None:
         with one_thread():  # a few million operations: threads would take longer to meet
             while len(rows) < k and (row := seeding.next(proposed)) is not None:
@@ -44,8 +47,8 @@ def greedy_seeds(points: Points, k: int, trials: int, seed: int, start: int = 0)
     chosen = np.asarray(rows, dtype=np.int64)
     if len(chosen) == k:
         return chosen
-    left = np.setdiff1d(np.arange(len(points)), chosen)
-    left = left[np.argsort(points.weight[left] == 0, kind="stable")]
+    left = np.setdiff1d(np.arange(len(x)), chosen)
+    left = left[np.argsort(weight[left] == 0, kind="stable")]
     return np.concatenate([chosen, left[: k - len(chosen)]])
 
 
@@ -61,58 +64,73 @@ class _Proposed:
 class _Seeding:
     """D of every row, and the distances to the rows proposed."""
 
-    def __init__(self, points: Points, trials: int, seed: int, purpose: str) -> None:
-        self._points, self._trials = points, trials
+    def __init__(self, x: Array, weight: Array, trials: int, shift: Array, seed: int, purpose: str) -> None:
+        self._x, self._trials = x, trials
         self._seed, self._purpose, self._drawn = seed, purpose, 0
-        self._weight = torch.from_numpy((points.weight / points.weight.max()).astype(np.float32))
-        self._squared = torch.empty((_PROPOSALS, len(points)))
-        self._nearest, self._room = torch.empty(0), torch.empty(len(points))
+        self._mass = weight  # what the next rows are drawn in proportion to
+        self._weight = torch.from_numpy((weight / weight.max()).astype(np.float32))
+        self._squared = torch.empty((_PROPOSALS, len(x)))
+        self._nearest, self._room = torch.empty(0), torch.empty(len(x))
+        # [y, |y|^2, 1], of which the product with [-2 z, 1, |z|^2] is |y - z|^2
+        self._operand = torch.ones((len(x), x.shape[1] + 2))
+
+        def encode(at: slice) -> None:
+            y = torch.sub(tensor(x[at]), tensor(shift), out=self._operand[at, :-2])
+            torch.sum(y.square(), 1, out=self._operand[at, -2])
+
+        by_blocks(slices(len(x), _BLOCK), lambda: encode)
 
     def first(self) -> int:
         """A row drawn by weight alone."""
-        row = int(self._draw(np.cumsum(self._points.weight), 1)[0][0])
+        row = int(self._draw(1)[0][0])
         self._measure(np.asarray([row]))
         self._nearest = self._squared[0].clone()
-        self._nearest[row] = 0
         return row
 
-    def _draw(self, mass: Array, count: int) -> tuple[Array, Array]:
-        """`count` rows by prefix sums, and another uniform number for each."""
+    def _draw(self, count: int) -> tuple[Array, Array]:
+        """`count` rows by prefix sums of the mass, and another uniform number for each."""
         words = philox(self._seed, self._purpose, self._drawn, count)
         self._drawn += count
         u, v = ((words >> np.uint64(11)) * 2.0**-53).T
+        sums = np.cumsum(self._mass, dtype=np.float64)
         # u is below 1 by at least as much as its product with the whole sum may be rounded up: a row without mass is never met
-        return np.searchsorted(mass, u * mass[-1], side="right"), v
+        return np.searchsorted(sums, u * sums[-1], side="right"), v
 
     def propose(self) -> _Proposed | None:
         """Rows in proportion to D as it is; None when it is zero throughout."""
-        mass = np.cumsum((self._nearest * self._weight).numpy(), dtype=np.float64)
-        if not mass[-1] > 0:
+        self._mass = (self._nearest * self._weight).numpy()
+        if not self._mass.any():
             return None
-        rows, luck = self._draw(mass, _PROPOSALS)
+        rows, luck = self._draw(_PROPOSALS)
         self._measure(rows)
-        return _Proposed(rows, luck, self._nearest[torch.from_numpy(rows)].double().numpy())
+        return _Proposed(rows, luck, self._nearest.numpy()[rows].astype(np.float64))
 
     def _measure(self, rows: Array) -> None:
         """Squared distances of all rows to some."""
-        centres = Centres.of(self._points.x[rows], self._points.encoding).operand
+        d = self._x.shape[1]
+        chosen = self._operand[torch.from_numpy(rows)]
+        centres = torch.cat([chosen[:, :d] * -2, chosen[:, d + 1 :], chosen[:, d : d + 1]], dim=1)
+        square = chosen[:, d]
 
         def multiply(at: slice) -> None:
-            self._squared[: len(rows), at] = torch.mm(centres, self._points.encoded(at)[0].T).clamp_(min=0)
+            products = torch.mm(centres, self._operand[at].T, out=self._squared[: len(rows), at])
+            least = (square + self._operand[at, d].max()) * _DOUBTFUL
+            some = torch.nonzero(products.amin(1) <= least)[:, 0]
+            doubt = products[some] <= (square[some, None] + self._operand[at, d]) * _DOUBTFUL
+            which, row = torch.nonzero(doubt, as_tuple=True)
+            exact = float32_distances(self._x, self._x, at.start + row.numpy(), rows[some[which].numpy()])
+            products[some[which], row] = torch.from_numpy(exact).float()
 
-        by_blocks(slices(len(self._points), _BLOCK), lambda: multiply)
+        by_blocks(slices(len(self._x), _BLOCK), lambda: multiply)
 
     def next(self, proposed: _Proposed) -> int | None:
         """The best of the next rows accepted, from now on a seed; None when too few are left."""
-        left = slice(proposed.at, None)
-        accepted = np.flatnonzero(proposed.limit[left] < self._nearest[torch.from_numpy(proposed.rows[left])].double().numpy())
+        accepted = proposed.at + np.flatnonzero(proposed.limit[proposed.at :] < self._nearest.numpy()[proposed.rows[proposed.at :]])
         if len(accepted) < self._trials:
             return None
-        tried = proposed.at + accepted[: self._trials]
-        proposed.at += int(accepted[self._trials - 1]) + 1
-        left_over = [float(torch.dot(torch.minimum(self._squared[i], self._nearest, out=self._room), self._weight)) for i in tried]
-        best = int(tried[np.argmin(left_over)])
-        row = int(proposed.rows[best])
+        tried = accepted[: self._trials]
+        proposed.at = int(tried[-1]) + 1
+        sums = [float(torch.dot(torch.minimum(self._squared[i], self._nearest, out=self._room), self._weight)) for i in tried]
+        best = int(tried[np.argmin(sums)])
         torch.minimum(self._squared[best], self._nearest, out=self._nearest)
-        self._nearest[row] = 0  # which rounding may not make it
-        return row
+        return int(proposed.rows[best])
