@@ -14,7 +14,7 @@ from raystream.selection.hashing import row_hash, uniform
 from raystream.selection.nearest import Centres, nearest
 from raystream.selection.ranking import lowest
 from raystream.selection.rows import Array, tensor
-from raystream.selection.threads import Result, each, one_thread
+from raystream.threads import Result, each, one_thread
 
 BLOCK = 2048
 """Rows that are multiplied at a time."""
