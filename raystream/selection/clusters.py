@@ -114,14 +114,14 @@ def _fit(x: Array, weight: Array, k: int, seed: int, iterations: int, fit_on: in
     encoding = encoding_of(x)
     many = max(_POINTS_A_CENTRE * k, _POINTS) if fit_on is None else fit_on
     rows, weights = drawn(x, weight, many, seed, "k-means, iterations", encoding.shift)
-    points = Points.of(x if len(rows) == len(x) else x[rows], weights, encoding, keep=encoding.bfloat16)
+    points = Points.of(x if len(rows) == len(x) else x[rows], weights, encoding)
     last = 0 if fit_on is not None or len(points) == len(x) else math.ceil(iterations / 3)
     seen = len(points) * (iterations - last) + len(x) * last
     if len(x) * k <= _SMALL:
         starts = [lloyd(points, _seeds(points, k, seen, seed, start), iterations) for start in range(_STARTS)]
         return min(starts, key=lambda found: cost(points, found))
     centres = lloyd(points, _seeds(points, k, seen, seed), iterations - last)
-    return lloyd(Points.of(x, weight, encoding, keep=encoding.bfloat16), centres, last) if last else centres
+    return lloyd(Points.of(x, weight, encoding), centres, last) if last else centres
 
 
 def _seeds(points: Points, k: int, seen: int, seed: int, start: int = 0) -> Array:

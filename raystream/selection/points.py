@@ -19,6 +19,8 @@ from raystream.threads import Result, each, one_thread
 BLOCK = 2048
 """Rows that are multiplied at a time."""
 _SHIFT_ROWS = 1024
+_KEPT_BYTES = 1 << 26
+"""Rows of more bytes are not kept a second time in float32."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Points:
         x: (n, d) float32.
         weight: (n,) float64, at least 0, some above.
         encoding: of rows and centres, which has no influence on what is found.
-        operand, slack: the rows encoded; None where they are encoded again each time, which takes little beside a product in float32.
+        operand, slack: the rows encoded; None where they are encoded again each time, which takes little beside a large product in float32.
     """
 
     x: Array
@@ -39,9 +41,9 @@ class Points:
     slack: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, x: Array, weight: Array, encoding: Encoding, *, keep: bool) -> Points:
+    def of(cls, x: Array, weight: Array, encoding: Encoding) -> Points:
         """Encode the rows, if they are to be kept encoded."""
-        if not keep:
+        if not encoding.bfloat16 and x.nbytes > _KEPT_BYTES:
             return cls(x, weight, encoding)
         operand, slack = torch.empty((len(x), encoding.width), dtype=encoding.dtype), torch.empty(len(x))
 

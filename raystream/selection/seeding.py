@@ -72,11 +72,12 @@ class _Seeding:
         self._squared = torch.empty((_PROPOSALS, len(x)))
         self._nearest, self._room = torch.empty(0), torch.empty(len(x))
         # [y, |y|^2, 1], of which the product with [-2 z, 1, |z|^2] is |y - z|^2
-        self._operand = torch.ones((len(x), x.shape[1] + 2))
+        self._operand = torch.empty((len(x), x.shape[1] + 2))
 
         def encode(at: slice) -> None:
             y = torch.sub(tensor(x[at]), tensor(shift), out=self._operand[at, :-2])
             torch.sum(y.square(), 1, out=self._operand[at, -2])
+            self._operand[at, -1] = 1.0
 
         by_blocks(slices(len(x), _BLOCK), lambda: encode)
 
@@ -108,8 +109,9 @@ class _Seeding:
     def _measure(self, rows: Array) -> None:
         """Squared distances of all rows to some."""
         d = self._x.shape[1]
-        chosen = self._operand[torch.from_numpy(rows)]
-        centres = torch.cat([chosen[:, :d] * -2, chosen[:, d + 1 :], chosen[:, d : d + 1]], dim=1)
+        with one_thread():
+            chosen = self._operand[torch.from_numpy(rows)]
+            centres = torch.cat([chosen[:, :d] * -2, chosen[:, d + 1 :], chosen[:, d : d + 1]], dim=1)
         square = chosen[:, d]
 
         def multiply(at: slice) -> None:

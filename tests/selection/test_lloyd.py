@@ -22,7 +22,7 @@ FEW = ("normal", "clustered", "duplicated", "equal", "binary", "one_hot", "count
 def points(x, weight=None, rounded=False):
     """Rows as the iterations take them."""
     encoding = replace(encoding_of(x), bfloat16=rounded)
-    return Points.of(x, np.ones(len(x)) if weight is None else weight, encoding, keep=rounded)
+    return Points.of(x, np.ones(len(x)) if weight is None else weight, encoding)
 
 
 def brute(x, weight, centres):

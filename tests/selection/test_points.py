@@ -24,7 +24,8 @@ def test_labels_are_those_of_float64(pool, rounded, keep):
     """The nearest centre by float64 differences, ties to the lower, encoded before or not, in bfloat16 or float32."""
     x, k = pool
     centres = x[:: max(len(x) // k, 1)] + np.float32(0.25) * (np.arange(x.shape[1]) % 2).astype(np.float32)
-    points = Points.of(x, np.ones(len(x)), replace(encoding_of(x), bfloat16=rounded), keep=keep)
+    points = Points.of(x, np.ones(len(x)), replace(encoding_of(x), bfloat16=rounded))
+    points = points if keep else replace(points, operand=None, slack=None)
     label = points.label(centres)()(slice(0, len(x)))
     squared = np.array([distances_to(x, c) for c in centres])
     np.testing.assert_array_equal(label, squared.argmin(axis=0))
