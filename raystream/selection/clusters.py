@@ -12,7 +12,7 @@ import numpy as np
 
 from raystream.selection.hashing import row_hash
 from raystream.selection.lloyd import lloyd
-from raystream.selection.points import Points, cost, drawn, encoding_of
+from raystream.selection.points import Points, cost, distinct, drawn, encoding_of
 from raystream.selection.ranking import lowest
 from raystream.selection.represents import assign
 from raystream.selection.rows import Array, as_rows
@@ -39,7 +39,7 @@ class Clusters:
 
     Attributes:
         centres: (c, d) float32.
-        nearest: (n,) int32, each row's cluster.
+        nearest: (n,) int64, each row's cluster.
         size: (c,) int64, which may be 0.
     """
 
@@ -66,8 +66,15 @@ def clusters(x: Array, count: int, seed: int, *, iterations: int = 10, points_a_
     count = min(count, len(x))
     fit = max(points_a_centre * count, _POINTS)
     centres = x if count == len(x) else fit_centres(x, np.ones(len(x)), count, seed, iterations, fit_on=fit)
-    nearest = assign(as_rows(x), centres).nearest
+    nearest = nearest_centre(x, centres)
     return Clusters(centres, nearest, np.bincount(nearest, minlength=count))
+
+
+def nearest_centre(x: Array, centres: Array) -> Array:
+    """(n,) int64: for each of the (n, d) rows its nearest of the (k, d) centres, exactly, the lowest at a tie."""
+    compared = distinct(centres)
+    result: Array = compared[assign(as_rows(x), centres[compared]).nearest]
+    return result
 
 
 def sample(n: int, count: int, seed: int) -> Array:
@@ -98,7 +105,7 @@ def fit_centres(
     if k <= one_level:
         return _fit(x, weight, k, seed, iterations, fit_on)
     coarse = _fit(x, weight, min(math.ceil(math.sqrt(k)), one_level), seed, iterations, fit_on)
-    nearest = assign(as_rows(x), coarse).nearest
+    nearest = nearest_centre(x, coarse)
     share = _shares(np.bincount(nearest, weights=weight, minlength=len(coarse)), np.bincount(nearest, minlength=len(coarse)), k)
     found = []
     for part in np.flatnonzero(share):

@@ -45,13 +45,7 @@ class Points:
         """Encode the rows, if they are to be kept encoded."""
         if not encoding.bfloat16 and x.nbytes > _KEPT_BYTES:
             return cls(x, weight, encoding)
-        operand, slack = torch.empty((len(x), encoding.width), dtype=encoding.dtype), torch.empty(len(x))
-
-        def encode(at: slice) -> None:
-            slack[at] = encoding.rows(x[at], operand[at])[1]
-
-        by_blocks(slices(len(x), BLOCK), lambda: encode)
-        return cls(x, weight, encoding, operand, slack)
+        return cls(x, weight, encoding, *encode(x, encoding))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -64,19 +58,39 @@ class Points:
 
     def label(self, centres: Array) -> Callable[[], Callable[[slice], Array]]:
         """For each thread what finds the nearest of the (k, d) float32 centres, (m,) int64, to at most `BLOCK` rows: as in float64."""
-        compared = Centres.of(centres, self.encoding)
+        compared = distinct(centres)
+        among = Centres.of(centres[compared], self.encoding)
 
         def start() -> Callable[[slice], Array]:
-            room = torch.empty((BLOCK, len(centres)), dtype=self.encoding.dtype)
-            return lambda at: nearest(self.x[at], compared, encoded=self.encoded(at), room=room).index
+            room = torch.empty((BLOCK, len(compared)), dtype=self.encoding.dtype)
+            return lambda at: compared[nearest(self.x[at], among, encoded=self.encoded(at), room=room).index]
 
         return start
+
+
+def encode(x: Array, encoding: Encoding) -> tuple[torch.Tensor, torch.Tensor]:
+    """Operand (n, width) and slack (n,) of (n, d) rows, some at a time, so that nothing else of their size is needed."""
+    operand, slack = torch.empty((len(x), encoding.width), dtype=encoding.dtype), torch.empty(len(x))
+
+    def see(at: slice) -> None:
+        slack[at] = encoding.rows(x[at], operand[at])[1]
+
+    by_blocks(slices(len(x), BLOCK), lambda: see)
+    return operand, slack
 
 
 def encoding_of(x: Array, precision: Precision = "auto", *, looked_at: int = _SHIFT_ROWS) -> Encoding:
     """How to encode rows, around the median of about so many of them: beside outliers, which move a mean, the others keep their digits."""
     largest = max(float(x.max()), -float(x.min()))
     return Encoding.fit(np.median(x[:: -(-len(x) // looked_at)], axis=0), largest, on_grid=False, precision=precision)
+
+
+def distinct(centres: Array) -> Array:
+    """The first of all (k, d) centres that are equal, int64, ascending: with the others, every row beside them is a tie to be decided."""
+    if len(np.unique(centres[:, 0])) == len(centres):
+        return np.arange(len(centres))
+    first: Array = np.sort(np.unique(centres, axis=0, return_index=True)[1])
+    return first
 
 
 def slices(n: int, size: int) -> list[slice]:

@@ -25,7 +25,7 @@ def brute(x, group, neighbours):
 
 
 @pytest.mark.parametrize("units", [False, True])
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(pool=pools(), neighbours=st.integers(1, 20))
 def test_brute_force(units, pool, neighbours):
     """Every row of the group comes once, in the order of its mean distance, whatever products its bounds come from."""

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from oracle import data, distances_to, pools
 
-from raystream.selection.points import BLOCK, Points, by_blocks, cost, drawn, encoding_of, slices, squared_to
+from raystream.selection.points import BLOCK, Points, by_blocks, cost, distinct, drawn, encoding_of, slices, squared_to
 
 FEW = ("normal", "clustered", "duplicated", "equal", "binary", "one_hot", "counts", "unit", "offset")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(pools(kinds=FEW), st.booleans(), st.booleans())
 def test_labels_are_those_of_float64(pool, rounded, keep):
     """The nearest centre by float64 differences, ties to the lower, encoded before or not, in bfloat16 or float32."""
@@ -30,6 +30,12 @@ def test_labels_are_those_of_float64(pool, rounded, keep):
     squared = np.array([distances_to(x, c) for c in centres])
     np.testing.assert_array_equal(label, squared.argmin(axis=0))
     assert cost(points, centres) == pytest.approx(squared.min(axis=0).sum(), rel=1e-5)
+
+
+def test_the_first_of_equal_centres_stands_for_them():
+    """In order, whether or not their first numbers tell them apart."""
+    np.testing.assert_array_equal(distinct(np.array([[3.0, 1], [1, 1], [3, 1], [3, 2], [1, 1], [0, 1]])), [0, 1, 3, 5])
+    np.testing.assert_array_equal(distinct(np.array([[3.0, 1], [1, 1], [2, 1]])), [0, 1, 2])
 
 
 def test_outliers_leave_the_others_their_digits():
