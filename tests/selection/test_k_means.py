@@ -66,7 +66,11 @@ def test_rows_are_the_nearest_unused_to_the_centres(pool, seed):
 
 
 def test_threads_parts_and_units_change_nothing(monkeypatch):
-    """The same rows from 1, 2 and 4 threads, from 1 to 64 parts and from products in either precision, past every block."""
+    """The same rows from 1, 2 and 4 threads, from 1 to 64 parts and from products in either precision, past every block.
+
+    The first iterations see a sample, the last ones all rows.
+    """
+    monkeypatch.setattr("raystream.selection.clusters._POINTS", 3000)
     x = data("clustered", 9000, 16, 0).astype(np.float16)
     weight = np.random.default_rng(0).random(len(x))
     before, found = torch.get_num_threads(), []
