@@ -93,21 +93,23 @@ def data_sets() -> dict[str, tuple[Array, int]]:
     return {name: (np.ascontiguousarray(x, dtype=np.float32), k) for name, (x, k) in sets.items()}
 
 
-def cases() -> list[tuple[str, Array, int, Array]]:
+def cases(names: list[str]) -> list[tuple[str, Array, int, Array]]:
     """(name, rows, number of centres, weights)."""
     found = []
     for name, (x, k) in data_sets().items():
+        if name not in names:
+            continue
         found += [(name, x, k, np.ones(len(x))), (f"{name} weighted", x, k, np.random.default_rng(1).random(len(x)) ** 4)]
     return found
 
 
-def ours(seeds: int) -> dict[str, list[float]]:
+def ours(names: list[str], seeds: int) -> dict[str, list[float]]:
     """Median inertia and distance, by the package that this process imports."""
     from raystream.selection import k_means
     from raystream.selection.clusters import fit_centres
 
     result = {}
-    for name, x, k, weight in cases():
+    for name, x, k, weight in cases(names):
         pairs = []
         for seed in range(seeds):
             centres = fit_centres(x, weight, k, seed, ITERATIONS, ONE_LEVEL)
@@ -116,14 +118,14 @@ def ours(seeds: int) -> dict[str, list[float]]:
     return result
 
 
-def theirs(seeds: int) -> dict[str, list[float]]:
+def theirs(names: list[str], seeds: int) -> dict[str, list[float]]:
     """The same by scikit-learn."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
     warnings.simplefilter("ignore", ConvergenceWarning)
     result = {}
-    for name, x, k, weight in cases():
+    for name, x, k, weight in cases(names):
         pairs = []
         for seed in range(seeds):
             centres = KMeans(k, n_init=1, random_state=seed).fit(x, sample_weight=weight).cluster_centers_
@@ -132,9 +134,9 @@ def theirs(seeds: int) -> dict[str, list[float]]:
     return result
 
 
-def elsewhere(tree: Path, seeds: int) -> dict[str, list[float]]:
+def elsewhere(tree: Path, names: list[str], seeds: int) -> dict[str, list[float]]:
     """`ours` by the package of another checkout, in another process."""
-    command = [sys.executable, __file__, "--tree", str(tree), "--seeds", str(seeds)]
+    command = [sys.executable, __file__, "--tree", str(tree), "--seeds", str(seeds), "--sets", ",".join(names)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -142,10 +144,10 @@ def elsewhere(tree: Path, seeds: int) -> dict[str, list[float]]:
     return result
 
 
-def quality(seeds: int, before: str | None) -> dict[str, dict[str, float]]:
+def quality(names: list[str], seeds: int, before: str | None) -> dict[str, dict[str, float]]:
     """Medians, and their ratios to those of scikit-learn and of the other checkout."""
-    found = ours(seeds)
-    others = {"sklearn": theirs(seeds)} | ({"before": elsewhere(Path(before).resolve(), seeds)} if before else {})
+    found = ours(names, seeds)
+    others = {"sklearn": theirs(names, seeds)} | ({"before": elsewhere(Path(before).resolve(), names, seeds)} if before else {})
     rows = {}
     for name, pair in found.items():
         rows[name] = dict(zip(("inertia", "distance"), pair, strict=True))
@@ -194,6 +196,7 @@ def rival(kind: str, n: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="quality,rival")
+    parser.add_argument("--sets", default=",".join(data_sets()), help="of `quality`")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--pools", default="normal,clustered,mixed", help="of `rival`")
     parser.add_argument("--rows", type=int, default=100_000, help="of `rival`")
@@ -202,14 +205,14 @@ def main() -> None:
     args = parser.parse_args()
     sys.path.insert(0, args.tree or str(HERE))
     if args.tree:
-        print(json.dumps(ours(args.seeds)))
+        print(json.dumps(ours(args.sets.split(","), args.seeds)))
         return
     from benchmarks.environment import environment
 
     result: dict[str, Any] = {"benchmark": "k_means", "width": WIDTH, "picks": PICKS, **environment()}
     parts = args.parts.split(",")
     if "quality" in parts:
-        result |= {"seeds": args.seeds, "quality": quality(args.seeds, args.before)}
+        result |= {"seeds": args.seeds, "quality": quality(args.sets.split(","), args.seeds, args.before)}
     if "rival" in parts:
         result["rival"] = []
         for kind in args.pools.split(","):
