@@ -26,9 +26,10 @@ _SEED_NUMBERS = 1 << 22
 """The first centres are found among rows of about so many numbers in all; more of them where rows are narrow."""
 _SEED_POINTS = 1 << 12
 _SEED_POINTS_A_CENTRE = 4
-_FEWEST_TRIALS, _MOST_TRIALS, _SEEN_A_TRIAL = 8, 32, 8
-"""Rows of which each first centre is the best: more of them where the iterations take many times as long. On 1,000 clusters of
-100 rows each, 8 leave a sum of squares of 70, 16 of 66, 32 of 64.6; scikit-learn's 2 + log k = 8 on all rows 67."""
+_TRIALS_AN_ITERATION, _MOST_TRIALS, _SEEN_A_TRIAL = 0.4, 32, 8
+"""Rows of which each first centre is the best: 8 beside 20 iterations, so that they take no longer than these, and more where the
+iterations see many times as many rows. On 1,000 clusters of 100 rows each, 8 leave a sum of squares of 70, 16 of 66, 32 of 64.6;
+scikit-learn's 2 + log k = 8 on all rows 67."""
 _STARTS, _SMALL = 3, 1 << 18
 """Where rows x centres are no more than this, the best of so many starts counts, which is some percent better than one."""
 
@@ -125,18 +126,18 @@ def _fit(x: Array, weight: Array, k: int, seed: int, iterations: int, fit_on: in
     last = 0 if fit_on is not None or len(points) == len(x) else math.ceil(iterations / 3)
     seen = len(points) * (iterations - last) + len(x) * last
     if len(x) * k <= _SMALL:
-        starts = [lloyd(points, _seeds(points, k, seen, seed, start), iterations) for start in range(_STARTS)]
+        starts = [lloyd(points, _seeds(points, k, seen, iterations, seed, start), iterations) for start in range(_STARTS)]
         return min(starts, key=lambda found: cost(points, found))
-    centres = lloyd(points, _seeds(points, k, seen, seed), iterations - last)
+    centres = lloyd(points, _seeds(points, k, seen, iterations, seed), iterations - last)
     return lloyd(Points.of(x, weight, encoding), centres, last) if last else centres
 
 
-def _seeds(points: Points, k: int, seen: int, seed: int, start: int = 0) -> Array:
-    """(k, d) first centres, found among as many of the points as can be afforded beside iterations that see so many rows."""
+def _seeds(points: Points, k: int, seen: int, iterations: int, seed: int, start: int = 0) -> Array:
+    """(k, d) first centres, found among as many of the points as can be afforded beside iterations that see so many rows in all."""
     count = max(_SEED_POINTS_A_CENTRE * k, _SEED_POINTS, _SEED_NUMBERS // (points.x.shape[1] + 32))
     rows, weight = drawn(points.x, points.weight, count, seed, "k-means, seeds", points.encoding.shift)
     x = points.x if len(rows) == len(points) else points.x[rows]
-    trials = min(max(seen // (_SEEN_A_TRIAL * len(x)), _FEWEST_TRIALS), _MOST_TRIALS)
+    trials = min(max(seen // (_SEEN_A_TRIAL * len(x)), math.ceil(_TRIALS_AN_ITERATION * iterations), 1), _MOST_TRIALS)
     result: Array = x[greedy_seeds(x, weight, k, trials, points.encoding.shift, seed, start)]
     return result
 
