@@ -23,6 +23,8 @@ _BLOCK = 1024
 _SHIFT_ROWS = 64
 _FEWEST, _MOST = 16, 512
 """Rows whose means are taken at a time, twice as many each time."""
+_WHOLE = 64
+"""The means of groups of up to so many rows are taken at once: bounds would take as long."""
 _PAIRS_A_NEIGHBOUR = 8
 """Where float32 leaves more pairs in doubt than this many times the neighbours asked for, the nearest of them are looked at."""
 _PRODUCT_UP = 1 + 1.01 * 2.0**-8
@@ -41,9 +43,10 @@ def densest(x: Array, group: Array, neighbours: int) -> Iterator[tuple[int, floa
     if count < 1:
         yield from ((int(row), math.inf) for row in group)
         return
-    low = _lower_bounds(x[group], count)
+    whole = len(group) <= _WHOLE
+    low = np.zeros(len(group)) if whole else _lower_bounds(x[group], count)
     order = np.argsort(low, kind="stable")
-    at, step = 0, _FEWEST
+    at, step = 0, _WHOLE if whole else _FEWEST
     known: list[tuple[float, int]] = []  # a heap of means and places in the group
     while at < len(order) or known:
         if at < len(order) and not (known and known[0] <= (low[order[at]], order[at])):

@@ -26,13 +26,14 @@ def brute(x, group, neighbours):
 
 @pytest.mark.parametrize("units", [False, True])
 @settings(max_examples=40, deadline=None)
-@given(pool=pools(), neighbours=st.integers(1, 20))
-def test_brute_force(units, pool, neighbours):
-    """Every row of the group comes once, in the order of its mean distance, whatever products its bounds come from."""
+@given(pool=pools(), neighbours=st.integers(1, 20), whole=st.sampled_from([0, 64]))
+def test_brute_force(units, pool, neighbours, whole):
+    """Every row of the group comes once, in the order of its mean distance, whatever products its bounds come from, if any."""
     x, k = pool
     group = np.flatnonzero(np.arange(len(x)) % 3 != k % 3) if len(x) > 2 else np.arange(len(x))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bounds, "has_bfloat16_units", lambda: units)
+        patch.setattr("raystream.selection.density._WHOLE", whole)
         found = list(densest(x, group, neighbours))
     expected = brute(x, group, neighbours)
     assert [row for row, _ in found] == [row for row, _ in expected]
