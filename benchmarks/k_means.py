@@ -71,8 +71,11 @@ def data_sets() -> dict[str, tuple[Array, int]]:
     def normal(n: int, d: int) -> Array:
         return rng.standard_normal((n, d))
 
+    def unit(x: Array) -> Array:
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
     groups = np.repeat(np.arange(60), rng.permutation(np.geomspace(2, 400, 60).astype(int)))
-    far, unit = normal(2000, 16), normal(2000, 24)
+    far = normal(2000, 16)
     far[:20] *= 100
     sets: dict[str, tuple[Array, int]] = {
         "random": (normal(2000, 32), 50),
@@ -81,7 +84,7 @@ def data_sets() -> dict[str, tuple[Array, int]]:
         "near_copies": (np.repeat(normal(100, 8), 15, axis=0) + 1e-3 * normal(1500, 8), 100),
         "binary": (rng.integers(0, 2, (2000, 20)), 60),
         "counts": (rng.poisson(1.0, (2000, 12)), 40),
-        "unit": (unit / np.linalg.norm(unit, axis=1, keepdims=True), 50),
+        "unit": (unit(normal(2000, 24)), 50),
         "one_dimension": (normal(1500, 1), 50),
         "wide": (normal(600, 4096), 30),
         "cauchy": (rng.standard_cauchy((1500, 10)), 50),
