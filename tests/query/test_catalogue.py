@@ -82,3 +82,13 @@ def test_a_key_of_one_kind_names_it() -> None:
         Model(kind="torch", source="a:b", logits="z")
     with pytest.raises(QueryError, match=r"model.trust is not used by kind: onnx \(only by torch, sklearn\)"):
         Model(kind="onnx", source="a.onnx", trust="pickle")
+
+
+def test_parameters_have_their_defaults() -> None:
+    """A score's parameter is what the query gives, else what the entry says."""
+    assert (Acquire(score="egl_parameters").arg("egl_classes"), Acquire(score="epig").arg("targets"), Acquire().arg("bias")) == (
+        10,
+        1000,
+        None,
+    )
+    assert Acquire(score="epig", args={"targets": 5}).arg("targets") == 5
