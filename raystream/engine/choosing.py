@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from raystream.engine.constrained import Limits, exceeded, how_met, read_limits, refuse_empty
 from raystream.engine.covered import Covered
+from raystream.engine.derived import results_over
 from raystream.engine.entrants import Entrants, enter, hashes
 from raystream.engine.holding import held_embeddings, memory_of
 from raystream.engine.manifest import Certificate, SelectionRounds
@@ -22,6 +23,7 @@ from raystream.engine.wording import in_query, words_of_query
 from raystream.query import Query
 from raystream.query.acquire import column_of
 from raystream.selection import Candidates, Chosen, Rows, Shards, choose
+from raystream.selection.derived import Kept
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,13 @@ class Batch:
     rounds: SelectionRounds | None
 
 
-def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered, session: Session) -> Batch:
+def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered, session: Session, *, anew: bool = False) -> Batch:
     """Choose the query's batch among the rows that aren't labelled; the session may have to connect to Ray for it.
+
+    Args:
+        prepared, pool, covered: the query, what its model made of the pool, and the labelled rows.
+        session: connects when a strategy needs selection actors.
+        anew: compute clusters and neighbour graphs, too, which the store may keep.
 
     Raises:
         QueryError: the query's own numbers leave none of the candidates, or a minimum that can't be met.
@@ -52,7 +59,8 @@ def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered, session
     count = len(pool) if rows is None else len(rows)
     limits = read_limits(prepared, pool, rows)
     with held_embeddings(query, pool, rows, session) as held, words_of_query():
-        chosen = _choose(prepared, pool, covered, named, entrants, limits, held.shards)
+        kept = None if anew or held.shards is None else results_over(pool, rows, query.select.metric)
+        chosen = _choose(prepared, pool, covered, named, entrants, limits, held.shards, kept)
     rounds = None if held.rounds is None else held.rounds.record
     if not len(chosen.rows):
         refuse_empty(query.select, limits, chosen, count, entrants.limited)
@@ -103,7 +111,14 @@ def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, ch
 
 
 def _choose(
-    prepared: Prepared, pool: ScoredPool, covered: Covered, named: Named, entrants: Entrants, limits: Limits, shards: Shards | None
+    prepared: Prepared,
+    pool: ScoredPool,
+    covered: Covered,
+    named: Named,
+    entrants: Entrants,
+    limits: Limits,
+    shards: Shards | None,
+    kept: Kept | None,
 ) -> Chosen:
     query, rows = prepared.query, entrants.rows
     select = query.select
@@ -116,6 +131,7 @@ def _choose(
         labelled_probabilities=covered.probabilities,
         samples=pool.samples(rows) if select.traits.samples else None,
         similar_to=pool.embeddings_of(named.similar_to) if select.similar_to else None,
+        kept=kept,
     )
     return choose(
         candidates,

@@ -2,7 +2,8 @@
 
 A committed query needs the units of its plan and those over labelled rows outside its pool. An unfinished one needs
 those of its plan, and those that it says it uses, while it gives signs of life (see `engine.life`) or its folder is younger than the
-grace period. Nothing younger is ever removed. Ages go by the store's clock.
+grace period. Nothing younger is ever removed. Ages go by the store's clock. What selection keeps of embeddings (`engine.derived`) no
+query needs: it goes with the grace period.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Swept:
         units_young: units that nobody needs, but that aren't old enough.
         units: units that are removed.
         leftovers: files of attempts and runs that ended halfway.
+        derived: clusters and neighbour graphs that are removed; the next query that wants one computes it again.
     """
 
     store: str
@@ -68,6 +70,7 @@ class Swept:
     units_young: Group
     units: Group
     leftovers: Group
+    derived: Group
     bytes: int
 
     def summary(self) -> dict[str, Any]:
@@ -118,6 +121,7 @@ def sweep(store: Store, *, drop: Collection[str] = (), older_than: float = GRACE
             young.append(files)
         else:
             (units if any(_base(file) == "receipt.json" for file in files) else halves)[key] = files
+    derived = [files for files in _by_folder(store.walk("derived"), depth=2).values() if all(file.modified < limit for file in files)]
     unfinished = queries.unfinished
     forgotten = [*queries.dropped.values(), *unfinished.values()]
     if delete:
@@ -129,7 +133,7 @@ def sweep(store: Store, *, drop: Collection[str] = (), older_than: float = GRACE
         forgotten = [*queries.dropped.values(), *unfinished.values()]
         threads = _REMOVE_THREADS if store.remote else 1
         # What can't be removed is an error: nothing is reported as removed that is still there.
-        in_threads(lambda files: _remove(store, files), [*forgotten, *units.values(), *halves.values()], threads)
+        in_threads(lambda files: _remove(store, files), [*forgotten, *units.values(), *halves.values(), *derived], threads)
         in_threads(lambda file: store.remove(file.name), strays, threads)
     leftovers = _group([[file] for file in [*strays, *chain.from_iterable(halves.values())]])
     return Swept(
@@ -144,7 +148,8 @@ def sweep(store: Store, *, drop: Collection[str] = (), older_than: float = GRACE
         units_young=_group(young),
         units=_group(units.values()),
         leftovers=leftovers,
-        bytes=_group([*units.values(), *forgotten]).bytes + leftovers.bytes,
+        derived=_group(derived),
+        bytes=_group([*units.values(), *forgotten, *derived]).bytes + leftovers.bytes,
     )
 
 

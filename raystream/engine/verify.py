@@ -100,7 +100,7 @@ def verify(store: Store, name: str, reporter: Reporter | None = None) -> Verifie
     prepared = _prepared(query, store, manifest, units, labelled, pool)
     covered = Covered(np.zeros(len(pool), bool), 0, None, ()) if labelled is None else covered_by(query, labelled, pool, elsewhere)
     with Session(prepared, reporter) as session:
-        batch = choose_batch(prepared, pool, covered, session)
+        batch = choose_batch(prepared, pool, covered, session, anew=True)
     committed = read_result(store, manifest).selection
     compared = _compare(committed, batch.selection, query, manifest)
     _compare_certificates(manifest, batch.certificate)
