@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from raystream.store.integrity import check_file
 from raystream.choosing.scored_pool import ScoredPool
-from raystream.store.protocol import Store, StoredFile
 from raystream.errors import StoreError
 from raystream.selection.derived import Arrays, Parameters
+from raystream.store.integrity import check_file
+from raystream.store.protocol import Store, StoredFile
 
 FEWEST = 50_000
 """Candidates from which on results are kept; those of fewer take seconds."""

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from raystream.choosing.derived import StoredResults
-from raystream.store.opening import open_store
 from raystream.store.gc import collect
+from raystream.store.opening import open_store
 
 ARRAYS = {"start": np.arange(5), "index": np.zeros((0, 3), np.int32), "centres": np.eye(3, dtype=np.float32)}
 
