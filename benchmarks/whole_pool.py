@@ -119,10 +119,13 @@ def one(strategy: str, pool: str, n: int, width: int, picks: int, *, units: bool
     """What a single process measures."""
     import torch
 
+    try:
+        from raystream.query.catalogue import TRAITS
+    except ModuleNotFoundError:  # an older checkout
+        from raystream.strategies import TRAITS
     from raystream.selection import Candidates, Constraints, LocalShards, Request, Rows, bounds, row_hash
     from raystream.selection.registry import STRATEGIES
     from raystream.selection.rows import ArrayPart
-    from raystream.strategies import TRAITS
 
     x = data(pool, n, width)
     score = np.random.default_rng(1).random(n, dtype=np.float32)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raystream import __version__, upkeep
+from raystream import __version__, listed, upkeep
 from raystream.errors import RaystreamError
 from raystream.in_job import check_place, check_places
 from raystream.interruption import RESUME, Interruption
@@ -157,7 +157,7 @@ def show(
     _finish(load_result(store, name), as_json, report, shown=True)
 
 
-for _command in (upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor):
+for _command in (upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, listed.strategies):
     app.command()(_command)
 
 

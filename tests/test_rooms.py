@@ -9,13 +9,13 @@ from pathlib import Path
 import raystream
 
 ROOT = Path(raystream.__file__).parents[1]
-BELOW_ALL = {"errors", "arrays", "figures", "kinds", "spec", "strategies", "threads"}
+BELOW_ALL = {"errors", "arrays", "figures", "spec", "threads"}
 """Modules beside the rooms that any of these may use; of each other, only errors."""
 ARROWS = {
     "lake": set(),
     "query": {"lake"},
     "acquisition": {"query"},
-    "selection": set(),
+    "selection": {"query"},
     "pool": {"lake", "query"},
     "model": {"lake", "query", "acquisition"},
     "store": {"lake", "query"},

@@ -11,17 +11,18 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from raystream.choosing.scored_pool import ScoredPool
 from raystream.errors import StoreError
+from raystream.scoring.scored_pool import ScoredPool
 from raystream.selection.derived import Arrays, Parameters
 from raystream.store.integrity import check_file
 from raystream.store.protocol import Store, StoredFile
+from raystream.store.receipts import EMBEDDINGS
 
 FEWEST = 50_000
 """Candidates from which on results are kept; those of fewer take seconds."""
@@ -92,8 +93,13 @@ def results_over(pool: ScoredPool, rows: np.ndarray | None, metric: str) -> Stor
     """
     if (len(pool) if rows is None else len(rows)) < FEWEST:
         return None
-    files: Sequence[StoredFile | None] = [receipt.embeddings for receipt in pool.receipts]
-    digest = hashlib.sha256(json.dumps([metric, [file and (file.size, file.xxh3) for file in files]]).encode())
+    digest = hashlib.sha256(metric.encode())
+    for unit in pool.units:
+        receipt = unit.of(EMBEDDINGS)
+        if receipt is not None and receipt.file is not None:
+            digest.update(f"{receipt.file.xxh3} {unit.rows} ".encode())
+            if receipt.output in unit.kept:
+                digest.update(np.ascontiguousarray(unit.kept[receipt.output], dtype="<i8").tobytes())
     if rows is not None:
         digest.update(np.ascontiguousarray(rows, dtype="<i8").tobytes())
     return StoredResults(pool.store, digest.hexdigest())

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from raystream.errors import RaystreamError
 from raystream.query import Select
-from raystream.strategies import TRAITS
+from raystream.query.catalogue import TRAITS
 
 _KEYS = {
     **{name: f"select.args.{name}" for traits in TRAITS.values() for name in traits.args},

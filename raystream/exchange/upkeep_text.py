@@ -38,6 +38,8 @@ def describe_collected(swept: Collected) -> str:
         f"  leftovers   {number_of(swept.leftovers.count, 'file')} {verb}, {in_bytes(swept.leftovers.bytes)}",
         f"{in_bytes(swept.bytes)} {verb}" + ("" if swept.deleted or not swept.bytes else "; --delete does it"),
     ]
+    if swept.outputs.count:
+        lines.insert(-2, f"  outputs     {swept.outputs.count:,} {verb} of units that stay, {in_bytes(swept.outputs.bytes)}")
     return "\n".join(lines)
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pools import vectors
 
-from raystream.choosing.derived import StoredResults
+import raystream as rs
+from raystream.choosing.derived import FEWEST, StoredResults
+from raystream.run import verify
 from raystream.store.gc import collect
 from raystream.store.opening import open_store
 
@@ -85,3 +92,32 @@ def test_gc_removes_what_is_old(results: StoredResults) -> None:
     collect(results.store, older_than=-5, delete=True)
     assert results.get("graph", {}) is None
     assert not list(results.store.walk("derived"))
+
+
+@pytest.mark.parametrize("strategy", ["typiclust", "cluster_margin"])
+def test_the_next_query_over_the_same_embeddings_computes_nothing_again(
+    make_query: Callable[..., rs.Query], workplace: Path, strategy: str
+) -> None:
+    """The same batch as by a store that holds nothing; other candidates have results of their own; `verify` computes all anew."""
+    n = FEWEST + 10
+    rng = np.random.default_rng(0)
+    rows = {"rid": np.arange(n), "x": vectors(rng.standard_normal((n, 8))), "part": np.arange(n) % 4}
+    pq.write_table(pa.table(rows), workplace / "large.parquet")
+    asked: dict[str, Any] = {"pool__uri": "large.parquet", "model__batch_size": 4096, "select__strategy": strategy}
+
+    def found(**changes: Any) -> list[str]:
+        rs.run(make_query(**asked, **changes))
+        return sorted(str(path) for path in workplace.glob("runs/derived/*/*/*"))
+
+    first = found()
+    assert len(first) == 3
+    other: dict[str, Any] = {"select__quotas": [{"by": "part", "max": 3}]}
+    assert found(**other) == first
+    alone = rs.run(make_query(**asked, **other, store__uri="other"))
+    again = rs.run(make_query(**asked, **other))
+    assert again.selection.equals(alone.selection)
+    for path in workplace.glob("runs/derived/*/*/nearest-*.npy"):
+        np.save(path, np.zeros(3))
+    verify(again.store, again.query)
+    assert found() == first  # whoever had read it would have thrown it away; the result itself is committed and not chosen again
+    assert len(found(select__exclude=[7])) == 6

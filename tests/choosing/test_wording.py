@@ -13,7 +13,7 @@ from raystream import selection
 from raystream.choosing.wording import in_query, words_of_query
 from raystream.errors import DataError, LabelsError, QueryError
 from raystream.query import Select
-from raystream.strategies import TRAITS
+from raystream.query.catalogue import TRAITS
 
 MakeQuery = Callable[..., rs.Query]
 

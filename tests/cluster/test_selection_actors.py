@@ -21,11 +21,11 @@ import raystream as rs
 from raystream.cluster.selection_actors import _ActorHosts, selection_actors
 from raystream.errors import ClusterError, DataError, StoreError
 from raystream.query import Cluster
+from raystream.query.catalogue import TRAITS
 from raystream.selection import Candidates, Chosen, LocalShards, Rows, Shards, choose
 from raystream.selection.rows import as_rows
 from raystream.store.protocol import StoredFile
 from raystream.store.vectors import MappedEmbeddings
-from raystream.strategies import TRAITS
 
 MakeQuery = Callable[..., rs.Query]
 OPTIONS = {"strategy": "core_set", "budget": 40, "weight": 0.5, "near_duplicates": 0.97}
