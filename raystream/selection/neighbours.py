@@ -8,15 +8,16 @@ of the time at equal recall, and nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import faiss
 import numpy as np
 
+from raystream.selection.clusters import scale_power
 from raystream.selection.inverted_lists import InvertedLists, inverted_lists
-from raystream.selection.k_means import one_faiss_thread, scale_power
 from raystream.selection.rows import Array, squared_distances
 from raystream.selection.threads import each
 
@@ -214,6 +215,17 @@ def _probes(near: _Near, n: int, lists: InvertedLists, k: int, compared: int) ->
     allowed = max(compared * len(lists.members) // n, 1)
     probes = min(int(np.searchsorted(recall, RECALL)) + 1, allowed, len(lists.members))
     return probes, float(recall[probes - 1])
+
+
+@contextmanager
+def one_faiss_thread() -> Iterator[None]:
+    """How a matrix product is shared out among threads may change its last bits, and with them a selection."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _padded(y: Array) -> Array:

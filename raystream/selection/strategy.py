@@ -10,8 +10,9 @@ import numpy as np
 
 from raystream.errors import QueryError
 from raystream.selection.constraints import Constraints
-from raystream.selection.rows import Array, Rows, not_finite
+from raystream.selection.rows import Array, Block, Rows, not_finite
 from raystream.selection.shards import Shards
+from raystream.selection.threads import each
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,13 @@ def gathered(rows: Rows, memory: int, strategy: str) -> Array:
             "give fewer `candidates` or raise `memory`"
         )
     x = np.empty((len(rows), rows.width), dtype=np.float32)
-    for block in rows.blocks(0, len(rows), 8192):
-        x[block.start : block.stop] = block.read()
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+
+    def read(block: Block) -> Array:
+        here = x[block.start : block.stop]
+        here[:] = block.read()
+        return block.start + np.flatnonzero(~np.isfinite(here).all(axis=1))
+
+    bad = np.concatenate([np.empty(0, dtype=np.int64), *each(rows.blocks(0, len(rows), 4096), lambda: read)])
     if len(bad):
         raise not_finite(len(bad), [int(row) for row in bad[:3]])
     return x
