@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from raystream.choosing.candidates import CandidateRows, find_candidates, hashes
 from raystream.choosing.constraints import Limits, exceeded, how_met, read_limits, refuse_empty
+from raystream.choosing.derived import results_over
 from raystream.choosing.holding import Actors, held_embeddings, memory_of
 from raystream.choosing.labelled import LabelledRows
 from raystream.choosing.named_rows import Named, find_named
@@ -20,6 +21,7 @@ from raystream.query import Query
 from raystream.query.acquire import column_of
 from raystream.scoring.scored_pool import ScoredPool
 from raystream.selection import Candidates, Chosen, Rows, Shards, Strategy, choose
+from raystream.selection.derived import Kept
 from raystream.store.manifest import Certificate, SelectionRounds
 from raystream.store.receipts import SAMPLES
 
@@ -38,8 +40,13 @@ class Batch:
     rounds: SelectionRounds | None
 
 
-def choose_batch(query: Query, columns: PoolColumns, covered: LabelledRows, actors: Actors) -> Batch:
+def choose_batch(query: Query, columns: PoolColumns, covered: LabelledRows, actors: Actors, *, anew: bool = False) -> Batch:
     """Choose the query's batch among the rows that aren't labelled; its embeddings may be held by selection actors.
+
+    Args:
+        query, columns, covered: what is asked, the scored pool with its columns, and the labelled rows.
+        actors: hold embeddings that are too many for this process.
+        anew: compute clusters and neighbour graphs, too, which the store may keep.
 
     Raises:
         QueryError: the query's own numbers leave none of the candidates, or a minimum that can't be met.
@@ -52,7 +59,8 @@ def choose_batch(query: Query, columns: PoolColumns, covered: LabelledRows, acto
     count = len(pool) if rows is None else len(rows)
     limits = read_limits(query.select, columns, rows)
     with held_embeddings(query, pool, rows, actors) as held, words_of_query():
-        chosen = _choose(query, pool, covered, named, entered, limits, held.shards)
+        kept = None if anew or held.shards is None else results_over(pool, rows, query.select.metric)
+        chosen = _choose(query, pool, covered, named, entered, limits, held.shards, kept)
     rounds = None if held.rounds is None else held.rounds.record
     if not len(chosen.rows):
         refuse_empty(query.select, limits, chosen, count, entered.limited)
@@ -110,6 +118,7 @@ def _choose(
     entered: CandidateRows,
     limits: Limits,
     shards: Shards | None,
+    kept: Kept | None,
 ) -> Chosen:
     rows, select = entered.rows, query.select
     candidates = Candidates(
@@ -121,6 +130,7 @@ def _choose(
         labelled_probabilities=covered.probabilities,
         samples=pool.samples(SAMPLES, rows) if select.traits.samples else None,
         similar_to=pool.embeddings_of(named.similar_to) if select.similar_to else None,
+        kept=kept,
     )
     return choose(
         candidates,

@@ -103,7 +103,7 @@ def verify(
     covered = none if labelled is None else labelled_rows_of(query, labelled, pool, elsewhere)
     asked = query.model_copy(update={"pool": query.pool.model_copy(update={"keep": []})})
     with connect(query) as actors:
-        batch = choose_batch(asked, columns, covered, actors)
+        batch = choose_batch(asked, columns, covered, actors, anew=True)
     committed = read_result(store, manifest).selection
     compared = _compare(committed, batch.selection, query, manifest)
     _compare_certificates(manifest, batch.certificate)

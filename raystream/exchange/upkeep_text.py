@@ -30,6 +30,9 @@ def describe_collected(swept: Collected) -> str:
     for what, names in (("forgotten" if swept.deleted else "to forget", swept.dropped), ("unfinished", swept.unfinished)):
         if names:
             lines.append(f"  {what:<11} {_queries(len(names))}: {', '.join(names)}")
+    if swept.derived.count:
+        what = number_of(swept.derived.count, "result")
+        lines.append(f"  derived     {what} of selection {verb}, {in_bytes(swept.derived.bytes)}")
     lines += [
         f"  units       {swept.units.count:,} {verb}, {in_bytes(swept.units.bytes)}",
         f"  leftovers   {number_of(swept.leftovers.count, 'file')} {verb}, {in_bytes(swept.leftovers.bytes)}",

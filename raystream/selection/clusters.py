@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raystream.selection.derived import Arrays, Kept, derive
 from raystream.selection.hashing import row_hash
 from raystream.selection.lloyd import lloyd
 from raystream.selection.points import Points, cost, distinct, drawn, encoding_of
@@ -54,7 +55,9 @@ class Clusters:
         return np.split(order, np.cumsum(self.size)[:-1])
 
 
-def clusters(x: Array, count: int, seed: int, *, iterations: int = 10, points_a_centre: int = _POINTS_A_CENTRE) -> Clusters:
+def clusters(
+    x: Array, count: int, seed: int, *, iterations: int = 10, points_a_centre: int = _POINTS_A_CENTRE, kept: Kept | None = None
+) -> Clusters:
     """min(count, n) clusters of the (n, d) float32 rows, the same from any number of threads.
 
     Args:
@@ -63,12 +66,17 @@ def clusters(x: Array, count: int, seed: int, *, iterations: int = 10, points_a_
         seed: of the sample and the first centres.
         iterations: of Lloyd's algorithm.
         points_a_centre: beyond 131,072 rows, this many for each centre are enough to fit it.
+        kept: where clusters of these rows may lie already.
     """
     count = min(count, len(x))
     fit = max(points_a_centre * count, _POINTS)
-    centres = x if count == len(x) else fit_centres(x, np.ones(len(x)), count, seed, iterations, fit_on=fit)
-    nearest = nearest_centre(x, centres)
-    return Clusters(centres, nearest, np.bincount(nearest, minlength=count))
+
+    def fitted() -> Arrays:
+        centres = x if count == len(x) else fit_centres(x, np.ones(len(x)), count, seed, iterations, fit_on=fit)
+        return {"centres": centres, "nearest": nearest_centre(x, centres)}
+
+    found = derive(kept, "clusters", {"count": count, "seed": seed, "iterations": iterations, "fit": fit}, fitted)
+    return Clusters(found["centres"], found["nearest"], np.bincount(found["nearest"], minlength=count))
 
 
 def nearest_centre(x: Array, centres: Array) -> Array:

@@ -10,6 +10,7 @@ import numpy as np
 
 from raystream.errors import QueryError
 from raystream.selection.constraints import Constraints
+from raystream.selection.derived import Kept
 from raystream.selection.rows import Array, Block, Rows, not_finite
 from raystream.selection.shards import Shards
 from raystream.selection.threads import each
@@ -28,6 +29,7 @@ class Candidates:
         labelled_probabilities: (m, c) of the labelled rows, for `badge` with `covered`; None when nothing asks for them.
         samples: (n, k, c) log-probabilities of k members or dropout samples, for `batch_bald`.
         similar_to: (m, d) embeddings of the rows that the batch should resemble.
+        kept: where clusters and neighbour graphs of the embeddings are kept from one choice to the next; None: nowhere.
     """
 
     score: Array | None = None
@@ -38,6 +40,7 @@ class Candidates:
     samples: Array | None = None
     similar_to: Array | None = None
     labelled_probabilities: Array | None = None
+    kept: Kept | None = None
 
     def __len__(self) -> int:
         parts = (self.shards, self.score, self.keys, self.probabilities, self.samples)

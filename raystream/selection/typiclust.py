@@ -17,6 +17,7 @@ from raystream.selection.arguments import checked_seed, count, labelled_of, rows
 from raystream.selection.clusters import clusters as fit_clusters
 from raystream.selection.constraints import Constraints
 from raystream.selection.density import densest
+from raystream.selection.derived import Kept
 from raystream.selection.neighbours import nearest_neighbours
 from raystream.selection.represents import assign
 from raystream.selection.rows import Array, Metric, as_rows, vectors
@@ -79,13 +80,15 @@ def typiclust_strategy(candidates: Candidates, request: Request) -> Picked:
     x = gathered(shards.rows, request.memory, "typiclust")
     labelled = vectors(request.labelled, shards.width, "euclidean")
     most, neighbours = int(request.args.get("clusters", CLUSTERS)), int(request.args.get("neighbours", NEIGHBOURS))
-    return _typical(x, request.budget, labelled, request.constraints, request.seed, most, neighbours)
+    return _typical(x, request.budget, labelled, request.constraints, request.seed, most, neighbours, candidates.kept)
 
 
-def _typical(x: Array, budget: int, labelled: Array, constraints: Constraints, seed: int, most: int, neighbours: int) -> Picked:
+def _typical(
+    x: Array, budget: int, labelled: Array, constraints: Constraints, seed: int, most: int, neighbours: int, kept: Kept | None = None
+) -> Picked:
     if not len(x) or budget <= 0:
         return Picked(np.empty(0, dtype=np.int64), np.empty(0))
-    found = fit_clusters(x, min(len(labelled) + budget, most), seed, iterations=20)
+    found = fit_clusters(x, min(len(labelled) + budget, most), seed, iterations=20, kept=kept)
     covered = np.zeros(len(found.size), dtype=np.int64)
     if len(labelled):
         covered += np.bincount(assign(as_rows(labelled), found.centres).nearest, minlength=len(covered))

@@ -2,7 +2,8 @@
 
 A committed query needs the units of its plan and those over labelled rows outside its pool. An unfinished one needs
 those of its plan, and those that it says it uses, while it gives signs of life (see `store.life`) or its folder is younger than the
-grace period. Nothing younger is ever removed. Ages go by the store's clock.
+grace period. Nothing younger is ever removed. Ages go by the store's clock. What selection keeps of embeddings no query needs: it goes
+with the grace period.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Collected:
         units: units that are removed.
         outputs: outputs that are removed of units of which others are needed.
         leftovers: files of attempts and runs that ended halfway.
+        derived: clusters and neighbour graphs that are removed; the next query that wants one computes it again.
     """
 
     store: str
@@ -69,6 +71,7 @@ class Collected:
     units: Group
     outputs: Group
     leftovers: Group
+    derived: Group
     bytes: int
 
     def summary(self) -> dict[str, Any]:
@@ -132,6 +135,7 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
     # Packs are an index, which whoever needs it makes again: they go before anything that they may name does.
     removing = bool(units or outputs)
     packs = [file for file in store.walk(PACKS) if file.name not in queries.packs and (removing or file.modified < limit)]
+    derived = [files for files in _by_folder(store.walk("derived"), depth=2).values() if all(file.modified < limit for file in files)]
     unfinished = queries.unfinished
     forgotten = [*queries.dropped.values(), *unfinished.values()]
     if delete:
@@ -149,7 +153,8 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
         threads = _REMOVE_THREADS if store.remote else 1
         in_threads(lambda file: store.remove(file.name), packs, threads)
         # What can't be removed is an error: nothing is reported as removed that is still there.
-        in_threads(lambda files: _remove(store, files), [*forgotten, *units.values(), *halves.values(), *outputs.values()], threads)
+        groups = [*forgotten, *units.values(), *halves.values(), *outputs.values(), *derived]
+        in_threads(lambda files: _remove(store, files), groups, threads)
         in_threads(lambda file: store.remove(file.name), strays, threads)
     leftovers = _group([[file] for file in [*strays, *packs, *chain.from_iterable(halves.values())]])
     return Collected(
@@ -165,7 +170,8 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
         units=_group(units.values()),
         outputs=_group(outputs.values()),
         leftovers=leftovers,
-        bytes=_group([*units.values(), *outputs.values(), *forgotten]).bytes + leftovers.bytes,
+        derived=_group(derived),
+        bytes=_group([*units.values(), *outputs.values(), *forgotten, *derived]).bytes + leftovers.bytes,
     )
 
 
