@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from raystream.choosing.batch import choose_batch
 from raystream.choosing.checked_pool import flat_scores, read_pool
-from raystream.choosing.commit import Scoring, commit
+from raystream.choosing.commit import ScoringFacts, commit
 from raystream.choosing.epig import with_epig
 from raystream.choosing.labelled import find_labelled_rows
 from raystream.choosing.pool_columns import PoolColumns
@@ -79,7 +79,7 @@ def _run(query: Query, fitted: Fitted | None, reporter: Reporter, processes: Pro
         )
         warnings = [*asked.warnings, *score_warnings(asked.query, pool.units, session), *flat_scores(asked.query, pool), *notes]
         warnings += [*covered.warnings, *batch.warnings, *model_notes(pool.units)]
-        scoring = Scoring(plan, also, session.units_scored, session.bytes_read)
+        scoring = ScoringFacts(plan, also, session.units_scored, session.bytes_read)
         return commit(asked, scoring, pool, covered, batch, seconds, warnings)
 
 

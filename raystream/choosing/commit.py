@@ -22,7 +22,7 @@ from raystream.store.result import Result, read_result
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScoringFacts:
     """What was scored for a query: its plan, the outputs that came after the plan's, and how many units and bytes were read for it."""
 
     plan: ScoringPlan
@@ -32,7 +32,13 @@ class Scoring:
 
 
 def commit(
-    asked: ResolvedQuery, scoring: Scoring, pool: ScoredPool, covered: LabelledRows, batch: Batch, seconds: Seconds, warnings: list[str]
+    asked: ResolvedQuery,
+    scoring: ScoringFacts,
+    pool: ScoredPool,
+    covered: LabelledRows,
+    batch: Batch,
+    seconds: Seconds,
+    warnings: list[str],
 ) -> Result:
     """Write the selection and the plan, then the manifest, last of all; a query without a manifest did not happen."""
     first = asked.committed

@@ -32,7 +32,7 @@ _TELLING = "telling"
 """The concurrency group of calls that end when the actor has something to say, so that no unit waits for them."""
 
 
-class _Actor:
+class _ScoringActor:
     """A worker in a process of its own."""
 
     def __init__(self, job: Job) -> None:
@@ -98,7 +98,7 @@ class ActorPool:
         needed = {"CPU": float(cluster.cpus_per_worker), "GPU": gpus}
         self._placing = Placing(needed, cluster_now, clock)
         self._job = ray.put(job)
-        self._actor_class = ray.remote(concurrency_groups={_TELLING: 1})(_Actor).options(
+        self._actor_class = ray.remote(concurrency_groups={_TELLING: 1})(_ScoringActor).options(
             num_cpus=cluster.cpus_per_worker,
             num_gpus=gpus,
             max_restarts=0,

@@ -24,7 +24,7 @@ _GATHERING_SECONDS = 30
 """How long to wait for all actors to be placed; the choice then goes on with those that are."""
 
 
-class _Actor:
+class _SelectionActor:
     """Pieces in a process of its own."""
 
     def __init__(self, threads: int) -> None:
@@ -49,7 +49,7 @@ class _ActorHosts:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._class = ray.remote(_Actor).options(
+        self._class = ray.remote(_SelectionActor).options(
             num_cpus=cluster.cpus_per_worker, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
         )
         self._actors: list[Any] = []

@@ -24,10 +24,10 @@ from raystream.pool import Places, PoolPlan, list_pool, read_columns_at, refuse_
 from raystream.pool.labelled_ids import labelled_rows
 from raystream.query import Acquire, Pool, Query
 from raystream.scoring.class_labels import check_label_type, check_possible, class_numbers, named_classes
-from raystream.scoring.executor import Processes
+from raystream.scoring.executor import WorkerSource
 from raystream.scoring.job import Job
 from raystream.scoring.keys import UnitKeys
-from raystream.scoring.output_kinds import LOGITS, Outputs
+from raystream.scoring.output_kinds import LOGITS, QueryOutputs
 from raystream.scoring.plan import ScoringPlan, job_of, plan_scoring, pool_plan
 from raystream.scoring.progress import Reporter
 from raystream.scoring.scored_pool import ScoredPool, merge
@@ -56,7 +56,7 @@ class Fitted:
     new: bool
 
 
-def fitted_temperature(query: Query, reporter: Reporter, processes: Processes, *, may_score: bool = True) -> Fitted | None:
+def fitted_temperature(query: Query, reporter: Reporter, processes: WorkerSource, *, may_score: bool = True) -> Fitted | None:
     """The temperature that the query asks to be fitted; None if it gives a number.
 
     Args:
@@ -132,7 +132,7 @@ def _calibration_set(query: Query, *, look_only: bool = False) -> _CalibrationSe
     committee = isinstance(model.weights, list) or model.members is not None or model.samples is not None
     # A committee's mean depends on the temperature, so its members are needed; any other confidence follows from the logits.
     kind = SAMPLES if committee else LOGITS
-    kinds = Outputs(scored, None)
+    kinds = QueryOutputs(scored, None)
     plan = plan_scoring(store, UnitKeys(scored, read.read, digest), read.units, (kinds.of(SCORES), kinds.of(kind)))
     parts = [_VERSION, plan.keys, [output.name for output in plan.outputs], label, classes, query.on_error]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()

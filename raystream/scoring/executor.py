@@ -76,7 +76,7 @@ class Executor(Protocol):
         """End all workers; what they had not committed is not scored."""
 
 
-class Processes(Protocol):
+class WorkerSource(Protocol):
     """Where workers run. Nothing is started until they are asked for."""
 
     def workers(self, job: Job, units: int) -> tuple[Executor, int]:

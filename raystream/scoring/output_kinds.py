@@ -51,7 +51,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Block:
+class OutputBlock:
     """What some rows' outputs are computed from, on the model's device.
 
     Attributes:
@@ -89,21 +89,21 @@ class OutputKind:
 
     stored: Literal["table", "vectors"]
     parameters: tuple[str, ...]
-    made: Callable[[Block, Output, UsersScore | None], dict[str, Tensor] | Tensor | None] | None = None
+    made: Callable[[OutputBlock, Output, UsersScore | None], dict[str, Tensor] | Tensor | None] | None = None
 
 
-def _scores(block: Block, output: Output, function: UsersScore | None) -> dict[str, Tensor]:
+def _scores(block: OutputBlock, output: Output, function: UsersScore | None) -> dict[str, Tensor]:
     result = block_scores(block.logits, block.temperature)
     columns = {**result.scores, "prediction": result.prediction, "confidence": result.confidence}
     return columns if block.members is None else columns | block.members.scores
 
 
-def _function(block: Block, output: Output, function: UsersScore | None) -> dict[str, Tensor]:
+def _function(block: OutputBlock, output: Output, function: UsersScore | None) -> dict[str, Tensor]:
     assert function is not None  # the worker has loaded it
     return {function.column: function(block.logits / block.temperature, block.log_probs)}
 
 
-def _gradients(block: Block, output: Output, function: UsersScore | None) -> dict[str, Tensor]:
+def _gradients(block: OutputBlock, output: Output, function: UsersScore | None) -> dict[str, Tensor]:
     assert block.lengths is not None  # the model was loaded for it
     if not bool(block.lengths.sum().isfinite()):
         raise ModelError("the input of the last layer is too large for its length to be a float32; scale it, or take entropy")
@@ -112,20 +112,20 @@ def _gradients(block: Block, output: Output, function: UsersScore | None) -> dic
     return {name: formula(*given) for name, formula in formulas("last_layer").items()}
 
 
-def _parameter_gradients(block: Block, output: Output, function: UsersScore | None) -> dict[str, Tensor]:
+def _parameter_gradients(block: OutputBlock, output: Output, function: UsersScore | None) -> dict[str, Tensor]:
     assert block.gradient_lengths is not None  # the model was loaded for it
     return dict.fromkeys(PARAMETER_SCORES, block.gradient_lengths)
 
 
-def _probabilities(block: Block, output: Output, function: UsersScore | None) -> Tensor:
+def _probabilities(block: OutputBlock, output: Output, function: UsersScore | None) -> Tensor:
     return torch.softmax(block.logits.float() / block.temperature, dim=1)
 
 
-def _samples(block: Block, output: Output, function: UsersScore | None) -> Tensor | None:
+def _samples(block: OutputBlock, output: Output, function: UsersScore | None) -> Tensor | None:
     return None if block.log_probs is None else block.log_probs.flatten(1)
 
 
-def _logits(block: Block, output: Output, function: UsersScore | None) -> Tensor:
+def _logits(block: OutputBlock, output: Output, function: UsersScore | None) -> Tensor:
     return softened(block.logits.unsqueeze(1), block.temperature).flatten(1)
 
 
@@ -147,7 +147,7 @@ KINDS: Mapping[str, OutputKind] = {
 a row, `logits` those of the one that confidence follows from, both float32: rounded, they are no distribution any more."""
 
 
-class Outputs:
+class QueryOutputs:
     """The outputs that a query's parameters name.
 
     Args:
@@ -209,7 +209,7 @@ def _task(query: Query) -> tuple[str, str | None, float | None] | None:
 
 
 def computed(
-    output: Output, block: Block, labels: Sequence[ClassLabel] | None, functions: Mapping[str, UsersScore]
+    output: Output, block: OutputBlock, labels: Sequence[ClassLabel] | None, functions: Mapping[str, UsersScore]
 ) -> dict[str, Tensor] | Tensor | None:
     """An output of a block of rows, its scores weighted by class where that is asked for; None where the model doesn't give it.
 

@@ -18,7 +18,7 @@ from raystream.model import Prediction, RowScores
 from raystream.pool import BadRow
 from raystream.scoring.class_labels import ClassLabel
 from raystream.scoring.job import UnitTask
-from raystream.scoring.output_kinds import FUNCTION, GRADIENTS, KINDS, Block, Output, computed
+from raystream.scoring.output_kinds import FUNCTION, GRADIENTS, KINDS, Output, OutputBlock, computed
 from raystream.scoring.users_scores import UsersScore
 from raystream.store.protocol import Store, StoredFile
 from raystream.store.quarantined import described
@@ -238,7 +238,7 @@ class OutputWriter:
         parts = {name: torch.cat(values) for name, values in self._parts.items()}
         self._parts, self._kept = {}, 0
         samples = parts.get("samples")
-        block = Block(
+        block = OutputBlock(
             logits=parts["logits"],
             log_probs=None if samples is None else softened(samples, self._temperature),
             lengths=parts.get("lengths"),

@@ -33,7 +33,7 @@ from raystream.scoring.class_weights import class_weights_of
 from raystream.scoring.first_rows import PROBE_UNITS, planned
 from raystream.scoring.job import Job, UnitTask, importable_folders
 from raystream.scoring.keys import UnitKeys, differences, identity_digest, query_identity
-from raystream.scoring.output_kinds import FUNCTION, Output, Outputs
+from raystream.scoring.output_kinds import FUNCTION, Output, QueryOutputs
 from raystream.scoring.scheduler import IN_FLIGHT
 from raystream.scoring.score_reduction import Reduction
 from raystream.store.calibration import Calibration
@@ -72,7 +72,7 @@ class ResolvedQuery:
     fingerprint: str
     identity: dict[str, str]
     name: str
-    kinds: Outputs
+    kinds: QueryOutputs
     calibration: Calibration | None = None
 
     @property
@@ -216,7 +216,7 @@ def resolve(query: Query, calibration: Calibration | None = None, *, look_only: 
         identity["the source of model.preprocess"] = pool.read.prepared.code
     if calibration is not None:
         identity["the calibration rows"] = calibration.key
-    kinds = Outputs(query, class_weights_of(query, classes))
+    kinds = QueryOutputs(query, class_weights_of(query, classes))
     functions = {output["function"]: output["code"] for output in kinds.needed() if output.kind == FUNCTION}
     if query.acquire.targets:
         files, _ = list_pool(query.acquire.targets, "acquire.targets", storage=query.pool.options)

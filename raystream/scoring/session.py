@@ -14,7 +14,7 @@ from raystream.errors import PoolError, StoreError, UnitsFailed
 from raystream.figures import number_of
 from raystream.query import Query
 from raystream.scoring.dispatch import Scored, Scoring
-from raystream.scoring.executor import Event, Executor, Processes, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady
+from raystream.scoring.executor import Event, Executor, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady, WorkerSource
 from raystream.scoring.job import Job, UnitTask
 from raystream.scoring.plan import ScoringPlan
 from raystream.scoring.progress import Reporter
@@ -53,7 +53,7 @@ class Session:
         store: Store,
         folder: str,
         reporter: Reporter,
-        processes: Processes,
+        processes: WorkerSource,
         life: SignOfLife | None = None,
         *,
         may_score: bool = True,

@@ -23,8 +23,8 @@ class Changes:
         rewritten: files of the same name whose size or version is another.
         removed: files that are gone.
         bytes: sizes of the added and rewritten files.
-        settings: what else is another than that query's of all that scores depend on, such as the model's weights, so that what it
-            scored can't be used.
+        settings: what else is another than that query's of all that outputs depend on, such as the model's weights, so that not all of
+            what it scored can be used.
     """
 
     since: str
@@ -40,7 +40,7 @@ _SETTINGS = (
     "model.temperature", "model.preprocess", "the source of model.preprocess", "pool.id", "pool.inputs", "pool.filters",
     "acquire.mc_samples",
 )  # fmt: skip
-"""Of the parts of a query's identity, those that its units' keys depend on."""
+"""Of the parts of a query's identity, those that its units' keys, or the kinds of their outputs, depend on."""
 
 
 def changes_since(store: Store, pool: Pool, files: Sequence[tuple[str, int, str]], identity: Mapping[str, str]) -> Changes | None:

@@ -17,7 +17,7 @@ from raystream.pool.files import File
 from raystream.scoring.class_weights import class_weights_of
 from raystream.scoring.job import UnitTask
 from raystream.scoring.keys import UnitKeys
-from raystream.scoring.output_kinds import Output, Outputs
+from raystream.scoring.output_kinds import Output, QueryOutputs
 from raystream.scoring.plan import plan_scoring
 from raystream.store.local import LocalStore
 from raystream.store.protocol import StoredFile
@@ -51,7 +51,7 @@ def keys_of(query: rs.Query) -> UnitKeys:
 def test_what_is_there_is_left_alone(make_query: MakeQuery, tmp_path: Path, others: int) -> None:
     """Every set of kinds that a unit holds: the others are to be computed, and no more; asked for one by one or by listed folders."""
     query = make_query(select__strategy="badge", acquire={"score": "egl"})
-    outputs = Outputs(query, None).needed()
+    outputs = QueryOutputs(query, None).needed()
     assert [output.kind for output in outputs] == ["scores", "embeddings", "probabilities", "gradients"]
     [unit, *more] = some_units(1 + others)
     for held in product((False, True), repeat=4):
@@ -82,9 +82,9 @@ def test_parameters_name_the_kinds_that_depend_on_them(make_query: MakeQuery, ch
     plain = make_query(select__strategy="badge")
     [unit] = some_units(1)
     assert keys_of(query).of(unit) == keys_of(plain).of(unit)
-    outputs = {output.kind: (output.name, Outputs(plain, None).of(output.kind).name) for output in Outputs(query, None).needed()}
+    outputs = {output.kind: (output.name, QueryOutputs(plain, None).of(output.kind).name) for output in QueryOutputs(query, None).needed()}
     weights = class_weights_of(query, None)
-    outputs |= {"scores": (Outputs(query, weights).of("scores").name, Outputs(plain, None).of("scores").name)}
+    outputs |= {"scores": (QueryOutputs(query, weights).of("scores").name, QueryOutputs(plain, None).of("scores").name)}
     assert {kind for kind, (name, before) in outputs.items() if name != before} == differ
 
 
@@ -110,7 +110,7 @@ def test_a_lookup_costs_the_same_however_many_units_there_are(make_query: MakeQu
     query, store, units = make_query(select__strategy="badge"), Counting(str(tmp_path / "store")), some_units(count)
     for i in range(256):
         (tmp_path / f"store/units/{i:02x}/{i:02x}{'0' * 62}").mkdir(parents=True)
-    outputs = Outputs(query, None).needed()
+    outputs = QueryOutputs(query, None).needed()
     assert len(plan_scoring(store, keys_of(query), units, outputs).missing) == count
     assert (store.lists, store.reads) == (257, 0)
     for unit in units:
@@ -125,7 +125,7 @@ def test_a_lookup_costs_the_same_however_many_units_there_are(make_query: MakeQu
 def test_an_empty_store_is_not_searched(make_query: MakeQuery, tmp_path: Path) -> None:
     """One listing says that no unit is there."""
     query, store = make_query(), Counting(str(tmp_path / "store"))
-    plan_scoring(store, keys_of(query), some_units(500), Outputs(query, None).needed())
+    plan_scoring(store, keys_of(query), some_units(500), QueryOutputs(query, None).needed())
     assert (store.lists, store.reads) == (1, 0)
 
 
