@@ -16,7 +16,8 @@ from raystream.errors import DataError, QueryError
 from raystream.query import Select
 from raystream.selection import ArrayPart, Candidates, Cost, LocalShards, Quota, choose, facility_location, row_hash, u_herding
 from raystream.selection.constraints import Constraints
-from raystream.selection.coverage import Cosine, Coverage, Gaussian
+from raystream.selection.coverage import Coverage
+from raystream.selection.kernels import Cosine, Gaussian
 from raystream.selection.facility_location import target_count, target_rows
 from raystream.selection.hashing import draw
 from raystream.selection.lazy_greedy import LazyGreedy

@@ -1,0 +1,213 @@
+"""Upper bounds of what many candidates add, each made at some time in the past, and how to lower them by few products.
+
+Candidates whose bounds were made at one time form a cohort: the bounds hold with the similarities that the targets were
+represented with then, `since`. As targets come to be represented better, a bound may be lowered by what is lost on *any* of
+them, sum over t of w_t (clamp(kappa, since_t, best_t) - since_t). So the targets that changed most are multiplied first, as many as
+some of the candidates show to be enough to bring nearly all of them below a floor, and only the rest are multiplied with all targets.
+Those that were lowered are a cohort again: their bounds hold with `best` on the targets that were multiplied and `since` on the
+others, and, as bounds hold all the more with greater similarities, with the largest `since` of several cohorts together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raystream.selection.bounds import has_bfloat16_units
+from raystream.selection.coverage import Coverage
+from raystream.selection.pairs import Aim, Operand, Pairs, Room
+from raystream.selection.rows import Array, Block, Rows, normalised
+from raystream.selection.threads import each, one_thread
+
+_ROWS = 1024
+_FEWEST = 2048
+"""Of fewer candidates, all are multiplied with all targets."""
+_PILOT = 512
+_MOST = 64
+_COARSEST = 0.25
+"""Bfloat16 is of no use where it may change a similarity by more."""
+
+Measure = Callable[[Operand, Room], Array]
+
+
+def measured(rows: Rows, which: Array, pairs: Pairs, measure: Measure, size: int = _ROWS) -> Array:
+    """What `measure` makes of the candidates `which`, int64 and ascending, read from `rows`; 0 for rows of zeros."""
+
+    def start() -> Callable[[Block], Array]:
+        room = pairs.room(size)
+
+        def work(block: Block) -> Array:
+            x = normalised(block.read())
+            result = measure(pairs.rows(x), room)
+            result[~x.any(axis=1)] = 0.0
+            return result
+
+        return work
+
+    return _each(rows.subset(which).blocks(0, len(which), size), start, len(which) <= size)
+
+
+def _each(items: Iterable[Block] | Iterable[Array], start: Callable[[], Callable[[Block], Array]] | Callable[[], Callable[[Array], Array]], alone: bool) -> Array:
+    if alone:
+        with one_thread():
+            return np.concatenate(each(items, start))
+    return np.concatenate(each(items, start))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The operands of all candidates; `zero` (n,) bool are rows of zeros."""
+
+    y: torch.Tensor
+    spread: Array
+    moved: Array
+    zero: Array
+
+
+class Cohorts:
+    """The candidates of `rows`, of which none has a bound yet.
+
+    Args:
+        rows: the candidates.
+        coverage: of the targets.
+        memory: bytes that operands may take; when they don't fit, rows are read again and again.
+
+    Attributes:
+        pairs: what bounds in the precision of the operands.
+        read: how many rows' embeddings were read.
+    """
+
+    def __init__(self, rows: Rows, coverage: Coverage, memory: float) -> None:
+        self._rows, self._coverage = rows, coverage
+        self.pairs = coverage.pairs(torch.bfloat16 if has_bfloat16_units() else torch.float32)
+        if self.pairs.coarse > _COARSEST:
+            self.pairs = coverage.pairs(torch.float32)
+        self.read = 0
+        # invariant: the bound of a candidate of cohort i holds with the similarities _since[i]
+        self._cohort = np.zeros(len(rows), dtype=np.int32)
+        self._since: list[Array] = [coverage.best.copy()]
+        fits = len(rows) * (self.pairs.columns * self.pairs.dtype.itemsize + 17) <= memory
+        self._held = self._hold() if fits and len(rows) else None
+
+    def _hold(self) -> _Held:
+        n, pairs = len(self._rows), self.pairs
+        held = _Held(torch.empty((n, pairs.columns), dtype=pairs.dtype), np.empty(n), np.empty(n), np.empty(n, dtype=bool))
+
+        def see(block: Block) -> None:
+            x, at = normalised(block.read()), slice(block.start, block.stop)
+            operand = pairs.rows(x, held.y[at])
+            held.spread[at], held.moved[at], held.zero[at] = operand.spread, operand.moved, ~x.any(axis=1)
+
+        each(self._rows.blocks(0, n, _ROWS), lambda: see)
+        self.read += n
+        return held
+
+    def bounds(self, which: Array) -> Array:
+        """(r,) float64 upper bounds of what the candidates `which` (int64, ascending) add now; 0 for rows of zeros."""
+        aims = [self._coverage.aim(self.pairs.dtype, together=together) for together in self.pairs.ways]
+        aim = aims[0]
+        if len(aims) > 1:
+            some = _spaced(which)
+            aim = min(aims, key=lambda aim: float(self._measured(some, lambda rows, room: self.pairs.above(rows, aim, room)).sum()))
+        self.now(which)
+        return np.ldexp(self._measured(which, lambda rows, room: self.pairs.above(rows, aim, room)), self._coverage.power)
+
+    def now(self, which: Array) -> None:
+        """Bounds of `which` were made with all targets as they are represented now."""
+        if not np.array_equal(self._since[-1], self._coverage.best):
+            self._since.append(self._coverage.best.copy())
+        self._cohort[which] = len(self._since) - 1
+
+    def lower(self, which: Array, bound: Array, floor: float) -> tuple[Array, Array]:
+        """Lower the bounds of `which` (int64, ascending) until they are at most `floor`, if they can be.
+
+        Returns:
+            (r,) float64 bounds, and (r,) bool, those that were made with all targets as they are represented now.
+        """
+        self._merge()
+        bound, fresh, lowered, since = bound.copy(), np.zeros(len(which), dtype=bool), [], []
+        cohort = self._cohort[which]
+        order = np.argsort(cohort, kind="stable")
+        for at in np.split(order, np.flatnonzero(np.diff(cohort[order])) + 1):
+            found = self._lower(which[at], bound[at], floor, self._since[cohort[at[0]]]) if len(at) >= _FEWEST else None
+            if found is not None:
+                bound[at] = found[0]
+                lowered.append(at[found[0] <= floor])
+                since.append(found[1])
+        left = np.flatnonzero(bound > floor)
+        if lowered:
+            self._since.append(np.maximum.reduce(since))
+            self._cohort[which[np.concatenate(lowered)]] = len(self._since) - 1
+        if len(left):
+            bound[left] = np.fmin(bound[left], self.bounds(which[left]))
+            fresh[left] = True
+        return bound, fresh
+
+    def _lower(self, which: Array, bound: Array, floor: float, since: Array) -> tuple[Array, Array] | None:
+        """Lower bounds of one cohort, and with what they hold now; None if all targets are better multiplied at once."""
+        best, weight, power = self._coverage.best, self._coverage.weight, self._coverage.power
+        change = weight * (best - since)
+        targets = np.argsort(-change, kind="stable")[: np.count_nonzero(change > 0)]
+        if not len(targets):
+            return None
+        every = max(len(which) // _PILOT, 1)
+        chosen: tuple[float, int, bool] = (0.9, 0, False)
+        for together in self.pairs.ways:
+            aim = self.pairs.aim(targets, since[targets], best[targets], up=False, together=together)
+            lost = np.ldexp(self._measured(which[::every], lambda rows, room: self.pairs.below(rows, aim, room)), power)
+            left = (bound[::every, None] - lost > floor).mean(axis=0)
+            ends = np.asarray([part.stop for part in aim.parts])
+            cost = ends / len(self._coverage.open) + left
+            least = int(np.argmin(cost))
+            chosen = min(chosen, (float(cost[least]), int(ends[least]), together))
+        _, count, together = chosen
+        if not count:
+            return None
+        targets = targets[:count]
+        aim = self.pairs.aim(targets, since[targets], best[targets], up=False, together=together)
+        lost = np.ldexp(self._measured(which, lambda rows, room: self.pairs.below(rows, aim, room)[:, -1]), power)
+        since = since.copy()
+        since[targets] = best[targets]
+        return bound - np.maximum(lost, 0.0), since
+
+    def _measured(self, which: Array, measure: Measure) -> Array:
+        held = self._held
+        if held is None:
+            self.read += len(which)
+            return measured(self._rows, which, self.pairs, measure)
+
+        def start() -> Callable[[Array], Array]:
+            room = self.pairs.room(_ROWS)
+
+            def work(some: Array) -> Array:
+                result = measure(Operand(held.y[torch.from_numpy(some)], held.spread[some], held.moved[some]), room)
+                result[held.zero[some]] = 0.0
+                return result
+
+            return work
+
+        return _each((which[begin : begin + _ROWS] for begin in range(0, len(which), _ROWS)), start, len(which) <= _ROWS)
+
+    def _merge(self) -> None:
+        """Keep the number of cohorts small: neighbours in time with the fewest candidates become one."""
+        if len(self._since) <= _MOST:
+            return
+        count = np.bincount(self._cohort, minlength=len(self._since))
+        groups = [[i] for i in np.flatnonzero(count)]
+        sizes = [int(count[i]) for [i] in groups]
+        while len(groups) > _MOST // 2:
+            at = int(np.argmin(np.add(sizes[:-1], sizes[1:])))
+            groups[at] += groups.pop(at + 1)
+            sizes[at] += sizes.pop(at + 1)
+        place = np.zeros(len(self._since), dtype=np.int32)
+        for number, group in enumerate(groups):
+            place[group] = number
+        self._since = [np.maximum.reduce([self._since[i] for i in group]) for group in groups]
+        self._cohort = place[self._cohort]
+
+
+def _spaced(which: Array) -> Array:
+    return which[:: max(len(which) // _PILOT, 1)]
