@@ -23,10 +23,13 @@ from raystream.selection.rows import Array, Block, Rows, normalised
 from raystream.selection.threads import each, one_thread
 
 _ROWS = 1024
-_FEWEST = 2048
+_FEWEST = 512
 """Of fewer candidates, all are multiplied with all targets."""
 _PILOT = 512
-_MOST = 64
+_DEAREST = 0.9
+_COHORT = 2048
+_MOST = 32
+_SAMPLE = 512
 _COARSEST = 0.25
 """Bfloat16 is of no use where it may change a similarity by more."""
 
@@ -83,7 +86,7 @@ class Cohorts:
     def __init__(self, rows: Rows, coverage: Coverage, memory: float) -> None:
         self._rows, self._coverage = rows, coverage
         self.pairs = coverage.pairs(torch.bfloat16 if has_bfloat16_units() else torch.float32)
-        if self.pairs.coarse > _COARSEST:
+        if self.pairs.blur > _COARSEST:
             self.pairs = coverage.pairs(torch.float32)
         self.read = 0
         # invariant: the bound of a candidate of cohort i holds with the similarities _since[i]
@@ -107,11 +110,7 @@ class Cohorts:
 
     def bounds(self, which: Array) -> Array:
         """(r,) float64 upper bounds of what the candidates `which` (int64, ascending) add now; 0 for rows of zeros."""
-        aims = [self._coverage.aim(self.pairs.dtype, together=together) for together in self.pairs.ways]
-        aim = aims[0]
-        if len(aims) > 1:
-            some = _spaced(which)
-            aim = min(aims, key=lambda aim: float(self._measured(some, lambda rows, room: self.pairs.above(rows, aim, room)).sum()))
+        aim, _ = self._coverage.aim(self.pairs.dtype)
         self.now(which)
         return np.ldexp(self._measured(which, lambda rows, room: self.pairs.above(rows, aim, room)), self._coverage.power)
 
@@ -137,10 +136,10 @@ class Cohorts:
                 bound[at] = found[0]
                 lowered.append(at[found[0] <= floor])
                 since.append(found[1])
-        left = np.flatnonzero(bound > floor)
         if lowered:
             self._since.append(np.maximum.reduce(since))
             self._cohort[which[np.concatenate(lowered)]] = len(self._since) - 1
+        left = np.flatnonzero(bound > floor)
         if len(left):
             bound[left] = np.fmin(bound[left], self.bounds(which[left]))
             fresh[left] = True
@@ -148,30 +147,30 @@ class Cohorts:
 
     def _lower(self, which: Array, bound: Array, floor: float, since: Array) -> tuple[Array, Array] | None:
         """Lower bounds of one cohort, and with what they hold now; None if all targets are better multiplied at once."""
-        best, weight, power = self._coverage.best, self._coverage.weight, self._coverage.power
+        best, weight = self._coverage.best, self._coverage.weight
         change = weight * (best - since)
         targets = np.argsort(-change, kind="stable")[: np.count_nonzero(change > 0)]
         if not len(targets):
             return None
-        every = max(len(which) // _PILOT, 1)
-        chosen: tuple[float, int, bool] = (0.9, 0, False)
-        for together in self.pairs.ways:
-            aim = self.pairs.aim(targets, since[targets], best[targets], up=False, together=together)
-            lost = np.ldexp(self._measured(which[::every], lambda rows, room: self.pairs.below(rows, aim, room)), power)
-            left = (bound[::every, None] - lost > floor).mean(axis=0)
-            ends = np.asarray([part.stop for part in aim.parts])
-            cost = ends / len(self._coverage.open) + left
-            least = int(np.argmin(cost))
-            chosen = min(chosen, (float(cost[least]), int(ends[least]), together))
-        _, count, together = chosen
-        if not count:
+        pilot = np.zeros(len(which), dtype=bool)
+        pilot[:: max(len(which) // _PILOT, 8)] = True
+        aim = self.pairs.aim(targets, since[targets], best[targets], up=False)
+        lost = np.empty(len(which))
+        known = self._lost(which[pilot], aim, len(aim.parts))
+        left = (bound[pilot, None] - known > floor).mean(axis=0)
+        cost = np.asarray([part.stop for part in aim.parts]) / len(self._coverage.open) + left
+        parts = int(np.argmin(cost)) + 1
+        if cost[parts - 1] > _DEAREST:
             return None
-        targets = targets[:count]
-        aim = self.pairs.aim(targets, since[targets], best[targets], up=False, together=together)
-        lost = np.ldexp(self._measured(which, lambda rows, room: self.pairs.below(rows, aim, room)[:, -1]), power)
-        since = since.copy()
-        since[targets] = best[targets]
+        lost[pilot], lost[~pilot] = known[:, parts - 1], self._lost(which[~pilot], aim, parts)[:, -1]
+        since, done = since.copy(), targets[: aim.parts[parts - 1].stop]
+        since[done] = best[done]
         return bound - np.maximum(lost, 0.0), since
+
+    def _lost(self, which: Array, aim: Aim, parts: int) -> Array:
+        """(r, parts) by how much less the candidates `which` add, at least, up to the end of each of the first parts."""
+        lost = self._measured(which, lambda rows, room: self.pairs.below(rows, aim, room, parts))
+        return np.ldexp(lost, self._coverage.power)
 
     def _measured(self, which: Array, measure: Measure) -> Array:
         held = self._held
@@ -192,16 +191,23 @@ class Cohorts:
         return _each((which[begin : begin + _ROWS] for begin in range(0, len(which), _ROWS)), start, len(which) <= _ROWS)
 
     def _merge(self) -> None:
-        """Keep the number of cohorts small: neighbours in time with the fewest candidates become one."""
-        if len(self._since) <= _MOST:
+        """Keep cohorts few: those go together that lose least by it."""
+        most = min(max(len(self._cohort) // _COHORT, 2), _MOST)
+        if len(self._since) <= 2 * most:
             return
-        count = np.bincount(self._cohort, minlength=len(self._since))
-        groups = [[i] for i in np.flatnonzero(count)]
-        sizes = [int(count[i]) for [i] in groups]
-        while len(groups) > _MOST // 2:
-            at = int(np.argmin(np.add(sizes[:-1], sizes[1:])))
-            groups[at] += groups.pop(at + 1)
-            sizes[at] += sizes.pop(at + 1)
+        size = np.bincount(self._cohort, minlength=len(self._since)).astype(np.float64)
+        groups = [[int(i)] for i in np.flatnonzero(size)]
+        size = size[size > 0]
+        some = slice(None, None, max(len(self._coverage.targets) // _SAMPLE, 1))
+        since = np.stack([self._since[i][some] for [i] in groups]) * self._coverage.weight[some]
+        lost = np.stack([_loss(since, size, i) for i in range(len(groups))])
+        while len(groups) > most:
+            i, j = sorted(np.unravel_index(np.argmin(lost), lost.shape))
+            groups[i] += groups.pop(j)
+            since[i], size[i] = np.maximum(since[i], since[j]), size[i] + size[j]
+            since, size = np.delete(since, j, axis=0), np.delete(size, j)
+            lost = np.delete(np.delete(lost, j, axis=0), j, axis=1)
+            lost[i] = lost[:, i] = _loss(since, size, i)
         place = np.zeros(len(self._since), dtype=np.int32)
         for number, group in enumerate(groups):
             place[group] = number
@@ -209,5 +215,9 @@ class Cohorts:
         self._cohort = place[self._cohort]
 
 
-def _spaced(which: Array) -> Array:
-    return which[:: max(len(which) // _PILOT, 1)]
+def _loss(since: Array, size: Array, i: int) -> Array:
+    """(c,) by how much bounds can be lowered less when a cohort and the i-th become one; infinite for itself."""
+    both = np.maximum(since, since[i]).sum(axis=1)
+    loss: Array = size * (both - since.sum(axis=1)) + size[i] * (both - since[i].sum())
+    loss[i] = np.inf
+    return loss

@@ -46,7 +46,8 @@ class Coverage:
         self.weight = np.ldexp(weight, -self.power)
         self._typical = _typical(targets, self.weight, kernel)
         self._pairs: dict[torch.dtype, Pairs] = {}
-        self._aims: dict[tuple[torch.dtype, bool], Aim] = {}
+        self._aims: dict[torch.dtype, tuple[Aim, Array]] = {}
+        self._changed: dict[torch.dtype, list[Array]] = {}
         self._last: tuple[Array, Array, Array] | None = None
         self._room: Room | None = None
 
@@ -66,12 +67,25 @@ class Coverage:
         """Whether no row can add anything."""
         return not len(self.open)
 
-    def aim(self, dtype: torch.dtype, *, together: bool = False) -> Aim:
-        """For upper bounds of what rows add now, but for the `power`."""
-        if (dtype, together) not in self._aims:
-            which = self.open
-            self._aims[dtype, together] = self.pairs(dtype).aim(which, self.best[which], None, up=True, together=together)
-        return self._aims[dtype, together]
+    def aim(self, dtype: torch.dtype) -> tuple[Aim, Array]:
+        """For upper bounds of what rows add now, but for the `power`, and the targets (m,) int64 that it is at."""
+        if dtype in self._aims:
+            aim, which = self._aims[dtype]
+            if 2 * len(self.open) >= len(which):
+                self._renew(dtype, aim, which, self._changed[dtype])
+                self._changed[dtype] = []
+                return aim, which
+        which = self.open
+        self._aims[dtype] = self.pairs(dtype).aim(which, self.best[which], None, up=True), which
+        self._changed[dtype] = []
+        return self._aims[dtype]
+
+    def _renew(self, dtype: torch.dtype, aim: Aim, which: Array, changed: list[Array]) -> None:
+        if changed:
+            every = np.unique(np.concatenate(changed))
+            at = np.searchsorted(which, every)
+            at = at[which[np.minimum(at, len(which) - 1)] == every]
+            self.pairs(dtype).renew(aim, at, which[at], self.best[which[at]], None)
 
     def cover(self, x: Array) -> None:
         """Rows (r, d) float32, of length one or zero, are labelled."""
@@ -86,12 +100,15 @@ class Coverage:
                 squared = nearest(self.targets[at], centres, exact_distance=True).upper
                 np.maximum(self.best[at], self.kernel.of(squared), out=self.best[at])
         self._aims.clear()
+        self._changed.clear()
 
     def add(self, x: Array) -> None:
         """The unit row `x` (d,) float32 is chosen."""
         which, kappa = self._near(x)
-        self.best[which] = np.maximum(self.best[which], kappa)
-        self._aims.clear()
+        better = kappa > self.best[which]
+        self.best[which[better]] = kappa[better]
+        for changed in self._changed.values():
+            changed.append(which[better])
         self._last = None
 
     def gain(self, x: Array) -> float:
@@ -114,11 +131,11 @@ class Coverage:
 
     def _better(self, x: Array) -> Array:
         """int64 targets that `x` may represent better, by float32."""
-        pairs, aim, which = self.pairs(torch.float32), self.aim(torch.float32), self.open
-        self._room = pairs.room(1) if self._room is None else self._room
+        pairs, (aim, which) = self.pairs(torch.float32), self.aim(torch.float32)
+        self._room = pairs.room(1, len(self.targets)) if self._room is None else self._room
         with one_thread():
-            reached = [found[0].numpy() > 0 for _, found in pairs.reached(pairs.rows(x[None]), aim, self._room)]
-        return which[np.concatenate(reached)] if reached else which
+            result: Array = which[pairs.reaches(pairs.rows(x[None]), aim, self._room)[0]]
+        return result
 
 
 def _typical(targets: Array, weight: Array, kernel: Kernel) -> float:

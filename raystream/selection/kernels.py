@@ -31,8 +31,11 @@ class Kernel(Protocol):
     def of(self, squared: Array) -> Array:
         """float64 D -> float64 kappa: the definition."""
 
-    def origin(self, kappa: Array, typical: float) -> Array:
-        """The D at which kappa is reached, but none far above `typical`, which is the same for all targets."""
+    def reach(self, kappa: Array) -> Array:
+        """The D at which kappa is reached."""
+
+    def origin(self, reach: Array, typical: float) -> Array:
+        """`reach`, but none far above `typical`, which is the same for all targets."""
 
     def scale(self, origin: Array) -> Array:
         """float64, for each target."""
@@ -69,11 +72,15 @@ class Gaussian:
         result: Array = np.where(exponent <= _FAR, np.exp(-exponent), 0.0)
         return result
 
-    def origin(self, kappa: Array, typical: float) -> Array:
+    def reach(self, kappa: Array) -> Array:
         """See `Kernel`."""
         with np.errstate(divide="ignore"):
-            reached = -np.log(kappa) * self._square
-        return np.minimum(reached, self._middle(typical))
+            return -np.log(kappa) * self._square
+
+    def origin(self, reach: Array, typical: float) -> Array:
+        """See `Kernel`."""
+        # rounding moves exponents in proportion to their sizes
+        return np.where(reach > typical + 4 * self._square, self._middle(typical), reach)
 
     def _middle(self, typical: float) -> float:
         return min(typical, _FAR / 2 * self._square)
@@ -115,10 +122,13 @@ class Cosine:
         result: Array = np.maximum(1 - squared / 2, 0.0)
         return result
 
-    def origin(self, kappa: Array, typical: float) -> Array:
+    def reach(self, kappa: Array) -> Array:
         """See `Kernel`."""
-        reached = 2 - 2 * kappa
-        return np.where(reached > 2 * typical, typical, reached)
+        return 2 - 2 * kappa
+
+    def origin(self, reach: Array, typical: float) -> Array:
+        """See `Kernel`."""
+        return np.where(reach > 2 * typical, typical, reach)
 
     def scale(self, origin: Array) -> Array:
         """See `Kernel`."""

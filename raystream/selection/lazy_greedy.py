@@ -84,7 +84,7 @@ class LazyGreedy:
                 continue
             loose = self._above(floor)
             stale = loose[self._level(loose) == _STALE]
-            if size > 4 * _FEW and len(stale) > _MANY:
+            if size > _FEW and len(stale) > _MANY:
                 self._lower(stale, floor)
                 continue
             rows = self._first(loose, size)
@@ -147,7 +147,7 @@ class LazyGreedy:
             self._bound[rows] = self._defined(rows)
         elif len(rows):
             dtype = torch.float32 if level == _SINGLE else torch.float64
-            pairs, aim = self._coverage.pairs(dtype), self._coverage.aim(dtype)
+            pairs, aim = self._coverage.pairs(dtype), self._coverage.aim(dtype)[0]
             above = measured(self._shards.rows, rows, pairs, lambda some, room: pairs.above(some, aim, room), _BLOCK)
             self._bound[rows] = np.minimum(self._bound[rows], np.ldexp(above, self._coverage.power))
             self._cohorts.now(rows)

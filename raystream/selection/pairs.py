@@ -9,12 +9,10 @@ the same product: `m` = gamma (q_r + q_t + |q_r - c| + |origin_t - q_t - c|), ga
 errs by at most gamma |y_r||y_t|, plus 5 u (q_r + q_t) for rounding y and 4 (d + 32) 2^-53 (q_r + q_t) for the definition itself.
 
 In bfloat16 rounding moves y by up to 2^-8 of its length, to yb: e = y_r.y_t - yb_r.yb_t = (y_r - yb_r).y_t + yb_r.(y_t - yb_t).
-There are two ways to reckon with it, and either may be the tighter one:
-
-* pair by pair: 2 |e| <= |y_r - yb_r|^2 / tau + tau q_r + the same of t, for any tau, here a typical |y - yb| / |y|;
-* as a sum: sum_t w_t |e_t| <= sqrt(sum_t w_t) sqrt(sum_t w_t e_t^2), and the last is a quadratic form of y_r - yb_r with the
-  targets' matrix of second moments, plus one of yb_r with that of what rounding moved the targets. It is a small part of the first
-  where the targets lie in many directions.
+Of one pair nothing better is known than 2 |e| <= |y_r - yb_r|^2 / tau + tau q_r + the same of t, for any tau. But of all,
+sum_t w_t e_t^2 is a quadratic form of y_r - yb_r with the targets' matrix of second moments, plus one of yb_r with that of what rounding
+moved the targets: where these lie in many directions, the errors of a row's pairs are small together. They count only for the
+targets of which the row reaches something, or might, S: sum_S w_t |e_t| <= sqrt(sum_S w_t) sqrt(sum_t w_t e_t^2).
 
 The product also comes back rounded to bfloat16, by at most 2^-8 of v: origins stand near the distances that decide.
 """
@@ -22,7 +20,6 @@ The product also comes back rounded to bfloat16, by at most 2^-8 of v: origins s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +30,7 @@ from raystream.selection.rows import Array
 
 _TAU = 1.65 * 2.0**-10
 _WIDEST_FORM = 512
-"""Beyond this width the sum's quadratic form costs as much as the products, and errors are reckoned pair by pair."""
+"""Beyond this width the first form costs too much, and its largest value takes its place."""
 _UP = 1 + 2.0**-7
 _PART = 512
 """Targets that are multiplied at a time, at most: with their rows they stay in the second-level cache."""
@@ -45,7 +42,7 @@ class Operand:
 
     Attributes:
         y: (r, columns).
-        spread: (r,) float64, at least sqrt(sum_t w_t e_t^2); infinite where that isn't known.
+        spread: (r,) float64, at least sqrt(sum_t w_t e_t^2).
         moved: (r,) float64, the rows' share of 2 |e|, pair by pair.
     """
 
@@ -54,39 +51,32 @@ class Operand:
     moved: Array
 
 
-@dataclass(frozen=True)
 class Aim:
-    """Targets, and the stretch of similarity that is measured on each, of which a row gets what it reaches.
+    """Targets, and a stretch of similarity on each, of which a row gets what it reaches; made by `Pairs`.
 
     Attributes:
         up: whether the bounds are from above.
-        together: whether bfloat16's error is reckoned as a sum, not pair by pair.
         y: (m, columns), the targets' operands.
-        low: (m,) where the stretch begins, in the units of `Kernel.form`; None if all are 0.
+        low: (m,) where the stretch begins, in the units of `Kernel.form`.
+        flat: whether all begin at 0.
+        edge: whether all begin at the origin, where v is 0.
         span: (m,) how long it is.
         weight: (m,) of what a row reaches, times 2^power.
-        square: (m,) of the square of that, times 4^power; None if the slope doesn't grow.
+        square: (m,) of the square of that, times 4^power.
+        steep: (m,) the weight times the square of the largest slope in the stretch, or at its low end if the slope grows; times 4^power.
         power: see there.
-        nudge: by how much v may err, relatively, unless `inflation` holds that.
-        inflation: by how much a sum may err, relatively.
         parts: stretches of targets that are summed by themselves.
-        slope: (parts,) float64, what a spread of 1 makes of the sum up to the end of each part.
         moved: the targets' share of 2 |e|, the largest.
     """
 
-    up: bool
-    together: bool
-    y: torch.Tensor
-    low: torch.Tensor | None
-    span: torch.Tensor
-    weight: torch.Tensor
-    square: torch.Tensor | None
-    power: int
-    nudge: float
-    inflation: float
-    parts: list[slice]
-    slope: Array
-    moved: float
+    def __init__(self, count: int, pairs: Pairs, part: int, *, up: bool) -> None:
+        wide = pairs.wide
+        self.up = up
+        self.y = torch.zeros((count, pairs.columns), dtype=pairs.dtype)
+        self.low, self.span, self.weight, self.square, self.steep = (torch.zeros(count, dtype=wide) for _ in range(5))
+        self.flat = self.edge = True
+        self.power, self.moved = 0, 0.0
+        self.parts = [slice(first, min(first + part, count)) for first in range(0, count, part)]
 
 
 class Pairs:
@@ -102,12 +92,12 @@ class Pairs:
 
     def __init__(self, x: Array, weight: Array, kernel: Kernel, typical: float, dtype: torch.dtype) -> None:
         self._kernel, self._weight, self._typical, self.dtype = kernel, weight, typical, dtype
-        self._wide = torch.float32 if dtype == torch.bfloat16 else dtype
+        self.wide = torch.float32 if dtype == torch.bfloat16 else dtype
         self._pieces = 3 if dtype == torch.bfloat16 else 1
         self._width = x.shape[1]
-        columns = self._width + 2 * self._pieces + 2
-        self.columns = -(-columns // 32) * 32 if dtype == torch.bfloat16 else columns
-        eps = torch.finfo(self._wide).eps
+        columns = self._width + 2 * self._pieces + 1
+        self.columns = -(-columns // 32) * 32 if self.coarse else columns
+        eps = torch.finfo(self.wide).eps
         unit = (self.columns + 16) * eps / 2
         self._gamma = unit / (1 - unit)
         self._own = 2.5 * eps + 4 * (self._width + 32) * 2.0**-53 + self._gamma
@@ -120,36 +110,39 @@ class Pairs:
 
     def _moved(self, x: Array) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Array]:
         """(y, y as stored, what that moved it by, q in float64)."""
-        y = torch.from_numpy(x).to(self._wide) - self._shift.to(self._wide)
+        y = torch.from_numpy(x).to(self.wide) - self._shift.to(self.wide)
         stored = y.to(self.dtype)
-        return y, stored, y - stored.to(self._wide), y.double().square().sum(1).numpy()
+        return y, stored, y - stored.to(self.wide), y.double().square().sum(1).numpy()
 
     def _shares(self, rest: torch.Tensor, q: Array) -> Array:
         """(m,) float64: 2 |e| of a pair is at most the sum of its two."""
-        if self.dtype != torch.bfloat16:
+        if not self.coarse:
             return np.zeros(len(q))
         return (rest.double().square_().sum(1).numpy() / _TAU + _TAU * q) * _UP
 
-    def _moments(self, y: torch.Tensor, rest: torch.Tensor) -> tuple[torch.Tensor, float] | None:
-        """The second moments of the targets, (d, d), and the largest eigenvalue of those of what rounding moved them by."""
-        if self.dtype != torch.bfloat16 or self._width > _WIDEST_FORM or not len(y):
-            return None
+    def _moments(self, y: torch.Tensor, rest: torch.Tensor) -> tuple[torch.Tensor | float, float]:
+        """The second moments of the targets, (d, d), or at least their largest eigenvalue; that of those of what rounding moved."""
+        if not self.coarse or not len(y):
+            return 0.0, 0.0
         root = torch.from_numpy(np.sqrt(self._weight))[:, None]
+        if self._width > _WIDEST_FORM:
+            return _largest((root * y).float()), _largest((root * rest).float())
         of_rest, of_all = root * rest, root * y
-        largest = torch.linalg.eigvalsh(torch.mm(of_rest.T, of_rest))[-1]
-        return torch.mm(of_all.T, of_all).float(), float(largest)
+        return torch.mm(of_all.T, of_all).float(), _largest((root * rest).float())
 
     @property
-    def ways(self) -> list[bool]:
-        """Values of `together` that are worth trying."""
-        if self.dtype != torch.bfloat16:
-            return [False]
-        return [False] if self._forms is None else [True, False]
+    def coarse(self) -> bool:
+        """Whether operands are bfloat16."""
+        return self.dtype == torch.bfloat16
 
     @property
-    def coarse(self) -> float:
-        """By how much rounding may change the similarity of a typical pair, relatively, if that depends on it."""
+    def blur(self) -> float:
+        """By how much rounding may change a similarity, relatively, where that depends on it."""
         return self._kernel.growth * 2 * float(self._share.mean()) if len(self._share) else 0.0
+
+    def room(self, rows: int, targets: int = _PART) -> Room:
+        """Memory for so many rows and targets at a time."""
+        return Room(rows * targets, self)
 
     def rows(self, x: Array, out: torch.Tensor | None = None) -> Operand:
         """(r, d) float32 unit rows as operands, into `out` (r, columns)."""
@@ -158,26 +151,26 @@ class Pairs:
         d, p = self._width, self._pieces
         moved = self._shares(rest, q)
         out[:, :d] = stored
-        out[:, d : d + p] = self._split(torch.from_numpy(q - self._centre).to(self._wide))
+        out[:, d : d + p] = self._split(torch.from_numpy(q - self._centre).to(self.wide))
         # the piece itself is rounded to nearest
-        own = self._own * q + (self._gamma + torch.finfo(self._wide).eps) * np.abs(q - self._centre)
+        own = self._own * q + (self._gamma + torch.finfo(self.wide).eps) * np.abs(q - self._centre)
         out[:, d + p] = torch.from_numpy(own * _UP * _UP)
-        out[:, d + p + 1] = torch.from_numpy(moved * _UP)
-        out[:, d + p + 2 : d + 2 * p + 2] = 1.0
-        out[:, d + 2 * p + 2 :] = 0.0
+        out[:, d + p + 1 : d + 2 * p + 1] = 1.0
+        out[:, d + 2 * p + 1 :] = 0.0
         return Operand(out, self._spread(rest, q), moved)
 
     def _spread(self, rest: torch.Tensor, q: Array) -> Array:
-        if self.dtype != torch.bfloat16:
+        if not self.coarse:
             return np.zeros(len(q))
-        if self._forms is None:
-            return np.full(len(q), np.inf)
         moments, largest = self._forms
-        form = torch.mm(rest, moments).mul_(rest).sum(1).double().numpy()
         square = rest.double().square_().sum(1).numpy()
-        # in float32 the form errs in proportion to its terms' sizes, which the trace bounds
-        slack = float(moments.diagonal().sum()) * self._width * 2.0**-22
-        result: Array = (np.sqrt(np.maximum(form, 0.0) + slack * square) + np.sqrt(largest * q * _UP)) * _UP
+        if isinstance(moments, float):
+            form = moments * square
+        else:
+            # in float32 the form errs in proportion to its terms' sizes, which the trace bounds
+            slack = float(moments.diagonal().sum()) * self._width * 2.0**-22
+            form = np.maximum(torch.mm(rest, moments).mul_(rest).sum(1).double().numpy(), 0.0) + slack * square
+        result: Array = (np.sqrt(form) + np.sqrt(largest * q * _UP)) * _UP
         return result
 
     def _split(self, value: torch.Tensor) -> torch.Tensor:
@@ -190,113 +183,142 @@ class Pairs:
             value = value - parts[-1]
         return torch.stack(parts, dim=1)
 
-    def aim(self, which: Array, low: Array, high: Array | None, *, up: bool, together: bool) -> Aim:
+    def aim(self, which: Array, low: Array, high: Array | None, *, up: bool) -> Aim:
         """At targets `which` (m,) int64, from similarity `low` (m,) to `high`, or to 1."""
-        kernel, d, p = self._kernel, self._width, self._pieces
+        aim = Aim(len(which), self, min(max(-(-len(self._q) // 16), 128), _PART), up=up)
+        scale = self._kernel.scale(self._kernel.origin(self._kernel.reach(low), self._typical))
+        aim.power = -math.frexp(float((self._weight[which] * scale).max(initial=0.0)))[1]
+        aim.moved = float(self._share[which].max(initial=0.0)) * _UP
+        d, p = self._width, self._pieces
+        torch.index_select(self._stored, 0, torch.from_numpy(which), out=aim.y[:, :d])
+        aim.y[:, d : d + p] = -1.0
+        aim.y[:, d + p] = 1 if up else -1
+        self.renew(aim, np.arange(len(which)), which, low, high)
+        return aim
+
+    def renew(self, aim: Aim, at: Array, which: Array, low: Array, high: Array | None) -> None:
+        """Other stretches of similarity for the targets `which` (r,), which stand at the places `at` (r,)."""
+        kernel, d, p, up = self._kernel, self._width, self._pieces, aim.up
         sign = 1 if up else -1
-        origin = kernel.origin(low, self._typical)
+        reach = kernel.reach(low)
+        origin = kernel.origin(reach, self._typical)
         scale = kernel.scale(origin)
         piece = origin - self._q[which] - self._centre
-        own = self._own * self._q[which] + self._gamma * np.abs(piece) + 2.0**-100
-        moved = np.zeros(len(which)) if together else self._share[which] * _UP
-        y = torch.zeros((len(which), self.columns), dtype=self.dtype)
-        y[:, :d] = self._stored[torch.from_numpy(which)]
-        y[:, d : d + p] = -1.0
-        y[:, d + p] = sign
-        y[:, d + p + 1] = 0 if together else sign
-        y[:, d + p + 2 : d + 2 * p + 2] = self._split(self._rounded(piece + sign * _UP * (own + moved), up))
-        eps = torch.finfo(self._wide).eps
-        roundoff = 32 * eps * sign
+        margin = _UP * (self._own * self._q[which] + self._gamma * np.abs(piece) + 2.0**-100)
+        place = torch.from_numpy(at)
+        aim.y[place, d + p + 1 : d + 2 * p + 1] = self._split(self._rounded(piece + sign * margin, up)).to(self.dtype)
         start = kernel.level(low, origin)
         end = kernel.level(np.ones(len(which)) if high is None else high, origin)
-        begin = start * (1 - roundoff) if kernel.growth else start
-        nudge = (2.0**-8 * 1.01 if self.dtype == torch.bfloat16 else 0.0) + (4 * eps if kernel.growth else 0.0)
-        flat, count = not start.any(), len(which)
-        linear = flat and not kernel.growth  # what v errs by, relatively, the sum errs by
-        size = min(max(-(-len(self._q) // 16), 128), _PART)
-        parts = [slice(first, min(first + size, count)) for first in range(0, count, size)]
-        weight = self._weight[which] * scale
-        power = -math.frexp(float(weight.max(initial=0.0)))[1]
-        grows = up and together and kernel.growth > 0
-        slopes = kernel.slope(low if up or high is None else high)
-        ends = [part.stop - 1 for part in parts]
-        return Aim(
-            up,
-            together,
-            y,
-            None if flat else self._rounded(begin, not up),
-            self._rounded(end - begin, up),
-            self._rounded(np.ldexp(weight, power), up),
-            self._rounded(np.ldexp(weight * scale, 2 * power), up) if grows else None,
-            power,
-            0.0 if linear else nudge,
-            (_PART + 64) * eps + 2 * abs(roundoff) + count * 2.0**-52 + (nudge if linear else 0.0),
-            parts,
-            2 * np.sqrt(np.cumsum(self._weight[which] * np.square(slopes)))[ends] * _UP,
-            float(self._share[which].max(initial=0.0)) * _UP,
-        )
+        # what forms err by, relatively, may as well be taken from the level that they are compared with
+        begin = start * (1 - sign * self._roundoff) if kernel.growth else start
+        weight = self._weight[which]
+        aim.low[place] = self._rounded(begin, not up)
+        aim.span[place] = self._rounded(end - begin, up)
+        aim.weight[place] = self._rounded(np.ldexp(weight * scale, aim.power), up)
+        aim.square[place] = self._rounded(np.ldexp(weight * scale * scale, 2 * aim.power), True)
+        slope = kernel.slope(low if up or high is None else high)
+        aim.steep[place] = self._rounded(np.ldexp(weight * slope * slope, 2 * aim.power), True)
+        aim.flat = not start.any() and (aim.flat or not aim.low.any())
+        aim.edge = bool((origin == reach).all()) and (aim.edge or len(at) == len(aim.low))
+
+    @property
+    def _roundoff(self) -> float:
+        return 32 * torch.finfo(self.wide).eps
+
+    def _errors(self, aim: Aim) -> tuple[float, float]:
+        """By how much v may err, relatively, and by how much a sum of what is made of it may."""
+        eps = torch.finfo(self.wide).eps
+        nudge = (2.0**-8 * 1.01 if self.coarse else 0.0) + (4 * eps if self._kernel.growth else 0.0)
+        sums = (_PART + 64) * eps + 2 * self._roundoff + len(aim.low) * 2.0**-52
+        linear = aim.flat and not self._kernel.growth
+        return (0.0, sums + nudge) if linear else (nudge, sums)
 
     def _rounded(self, value: Array, up: bool) -> torch.Tensor:
         """float64 -> the wide dtype, never below, or never above."""
         exact = torch.from_numpy(value)
-        near = exact.to(self._wide)
+        near = exact.to(self.wide)
         wrong = near.double() < exact if up else near.double() > exact
         return torch.where(wrong, torch.nextafter(near, torch.full_like(near, math.inf if up else -math.inf)), near)
 
-    def room(self, rows: int) -> Room:
-        """Memory for `rows` rows at a time."""
-        return Room(
-            torch.empty(rows * _PART, dtype=self.dtype),
-            torch.empty(rows * _PART, dtype=self._wide),
-            torch.empty(rows * _PART, dtype=self._wide),
-        )
-
     def above(self, rows: Operand, aim: Aim, room: Room) -> Array:
         """(r,) float64 upper bounds of the weighted sums of what the rows reach."""
-        total, squares = np.zeros(len(rows.y)), np.zeros(len(rows.y))
-        for part, reached in self.reached(rows, aim, room):
+        total, near, squares = np.zeros((3, len(rows.y)))
+        growth = self._kernel.growth
+        for part in aim.parts:
+            v = self._product(rows, aim, room, part)
+            near += self._near(rows, v, aim, room, part)
+            reached = self._reached(v, aim, room, part)
             total += torch.mv(reached, aim.weight[part]).double().numpy()
-            if aim.square is not None:
+            if growth and self.coarse:
                 squares += torch.mv(reached.square_(), aim.square[part]).double().numpy()
-        total *= 1 + aim.inflation
-        if aim.together and len(aim.parts):
-            growth = self._kernel.growth
+        total *= 1 + self._errors(aim)[1]
+        if self.coarse:
             with np.errstate(over="ignore", invalid="ignore"):
-                slope = np.ldexp(aim.slope[-1], aim.power) + 2 * growth * _UP * np.sqrt(squares)
+                slope = 2 * _UP * (np.sqrt(near) + growth * np.sqrt(squares))
                 total += slope * rows.spread * np.exp(growth * (rows.moved + aim.moved))
-        return np.ldexp(np.nan_to_num(total, nan=np.inf, posinf=np.inf), -aim.power)
+            total[np.isnan(total)] = np.inf
+        return np.ldexp(total, -aim.power)
 
-    def below(self, rows: Operand, aim: Aim, room: Room) -> Array:
-        """(r, parts) float64 lower bounds of the weighted sums up to the end of each part."""
-        result = np.empty((len(rows.y), len(aim.parts)))
-        for number, (part, reached) in enumerate(self.reached(rows, aim, room)):
-            result[:, number] = torch.mv(reached, aim.weight[part]).numpy()
-        np.cumsum(result, axis=1, out=result)
-        result *= 1 - aim.inflation
-        if aim.together:
-            result -= np.ldexp(aim.slope, aim.power) * rows.spread[:, None]
+    def below(self, rows: Operand, aim: Aim, room: Room, parts: int) -> Array:
+        """(r, parts) float64 lower bounds of the weighted sums up to the end of each of the first parts."""
+        result, near = np.zeros((2, len(rows.y), parts))
+        for number, part in enumerate(aim.parts[:parts]):
+            v = self._product(rows, aim, room, part)
+            near[:, number] = self._near(rows, v, aim, room, part)
+            result[:, number] = torch.mv(self._reached(v, aim, room, part), aim.weight[part]).numpy()
+        result = np.cumsum(result, axis=1) * (1 - self._errors(aim)[1])
+        if self.coarse:
+            result -= 2 * _UP * np.sqrt(np.cumsum(near, axis=1)) * rows.spread[:, None]
         return np.ldexp(result, -aim.power)
 
-    def reached(self, rows: Operand, aim: Aim, room: Room) -> Iterator[tuple[slice, torch.Tensor]]:
-        """For each part (r, its targets) how much of the stretch the rows reach; overwritten by the next."""
-        count, sign = len(rows.y), 1 if aim.up else -1
-        for part in aim.parts:
-            size = count * (part.stop - part.start)
-            out = room.product[:size].view(count, -1)
-            torch.mm(rows.y, aim.y[part].T, out=out)
-            v = room.wide[:size].view(count, -1).copy_(out) if self.dtype == torch.bfloat16 else out
-            if aim.nudge:
-                v.add_(torch.abs(v, out=room.sizes[:size].view(count, -1)), alpha=sign * aim.nudge)
-            v = self._kernel.form(v, self._typical)
-            if aim.low is not None:
-                v.sub_(aim.low[part])
-            yield part, torch.minimum(v.relu_(), aim.span[part], out=v)
+    def reaches(self, rows: Operand, aim: Aim, room: Room) -> Array:
+        """(r, m) bool: of which targets the rows reach something."""
+        every = slice(0, len(aim.low))
+        result: Array = self._reached(self._product(rows, aim, room, every), aim, room, every).numpy() > 0
+        return result
+
+    def _product(self, rows: Operand, aim: Aim, room: Room, part: slice) -> torch.Tensor:
+        """v, (r, targets `part`)."""
+        size = len(rows.y) * (part.stop - part.start)
+        out = room.product[:size].view(len(rows.y), -1)
+        torch.mm(rows.y, aim.y[part].T, out=out)
+        return room.wide[:size].view(len(out), -1).copy_(out) if self.coarse else out
+
+    def _near(self, rows: Operand, v: torch.Tensor, aim: Aim, room: Room, part: slice) -> Array | float:
+        """(r,) the sum of `steep` over the targets of which something may be reached, for all that bfloat16 leaves open."""
+        if not self.coarse:
+            return 0.0
+        if not aim.edge:
+            return float(aim.steep[part].double().sum())
+        reach = float(rows.moved.max()) + aim.moved + 1e-30
+        share = torch.add(room.two, v, alpha=1 / reach, out=room.sizes[: v.numel()].view(v.shape)).clamp_(0, 1)
+        result: Array = torch.mv(share, aim.steep[part]).double().numpy()
+        return result
+
+    def _reached(self, v: torch.Tensor, aim: Aim, room: Room, part: slice) -> torch.Tensor:
+        """How much of the stretches is reached; overwrites v."""
+        nudge = self._errors(aim)[0]
+        if nudge:
+            v.add_(torch.abs(v, out=room.sizes[: v.numel()].view(v.shape)), alpha=nudge if aim.up else -nudge)
+        v = self._kernel.form(v, self._typical)
+        if not aim.flat:
+            v.sub_(aim.low[part])
+        return torch.minimum(v.relu_(), aim.span[part], out=v)
 
 
-@dataclass(frozen=True)
 class Room:
     """What one thread works in."""
 
-    product: torch.Tensor
-    wide: torch.Tensor
-    sizes: torch.Tensor
+    def __init__(self, size: int, pairs: Pairs) -> None:
+        self.product = torch.empty(size, dtype=pairs.dtype)
+        self.wide, self.sizes = (torch.empty(size, dtype=pairs.wide) for _ in range(2))
+        self.two = torch.tensor(2.0, dtype=pairs.wide)
+
+
+def _largest(x: torch.Tensor) -> float:
+    """At least the largest eigenvalue of the second moments of the (m, d) float32 rows."""
+    moments = torch.mm(x.T, x)
+    slack = float(moments.diagonal().sum()) * len(x) * 2.0**-23
+    if len(moments) <= _WIDEST_FORM:
+        return float(torch.linalg.eigvalsh(moments.double())[-1]) + slack
+    return math.sqrt(float(torch.linalg.matrix_norm(torch.mm(moments, moments)))) * 1.001 + slack
