@@ -27,8 +27,8 @@ _FEWEST = 512
 """Of fewer candidates, all are multiplied with all targets."""
 _PILOT = 512
 _DEAREST = 0.9
-_COHORT = 2048
-_MOST = 32
+_COHORT = 4096
+_MOST = 16
 _SAMPLE = 512
 _COARSEST = 0.25
 """Bfloat16 is of no use where it may change a similarity by more."""
@@ -127,18 +127,15 @@ class Cohorts:
             (r,) float64 bounds, and (r,) bool, those that were made with all targets as they are represented now.
         """
         self._merge()
-        bound, fresh, lowered, since = bound.copy(), np.zeros(len(which), dtype=bool), [], []
+        bound, fresh = bound.copy(), np.zeros(len(which), dtype=bool)
         cohort = self._cohort[which]
         order = np.argsort(cohort, kind="stable")
         for at in np.split(order, np.flatnonzero(np.diff(cohort[order])) + 1):
             found = self._lower(which[at], bound[at], floor, self._since[cohort[at[0]]]) if len(at) >= _FEWEST else None
             if found is not None:
                 bound[at] = found[0]
-                lowered.append(at[found[0] <= floor])
-                since.append(found[1])
-        if lowered:
-            self._since.append(np.maximum.reduce(since))
-            self._cohort[which[np.concatenate(lowered)]] = len(self._since) - 1
+                self._cohort[which[at]] = len(self._since)
+                self._since.append(found[1])
         left = np.flatnonzero(bound > floor)
         if len(left):
             bound[left] = np.fmin(bound[left], self.bounds(which[left]))
@@ -192,8 +189,8 @@ class Cohorts:
 
     def _merge(self) -> None:
         """Keep cohorts few: those go together that lose least by it."""
-        most = min(max(len(self._cohort) // _COHORT, 2), _MOST)
-        if len(self._since) <= 2 * most:
+        most = min(max(len(self._cohort) // _COHORT, 4), _MOST)
+        if len(self._since) <= most:
             return
         size = np.bincount(self._cohort, minlength=len(self._since)).astype(np.float64)
         groups = [[int(i)] for i in np.flatnonzero(size)]

@@ -24,6 +24,7 @@ _FEWEST = 4
 _MANY = 256
 _BLOCK = 256
 _LEAST = 5e-324
+_BACK = 4
 _FRONT = 16384
 
 
@@ -87,7 +88,7 @@ class LazyGreedy:
             if size > _FEW and len(stale) > _MANY:
                 self._lower(stale, floor)
                 continue
-            rows = self._first(loose, size)
+            rows = self._first(loose, self._expected(loose), size)
             self._sharpen(rows, _SINGLE)
             best = rows[np.argmax(self._bound[rows])]
             if self._bound[best] > floor:
@@ -120,19 +121,27 @@ class LazyGreedy:
             rows = np.flatnonzero(self._bound >= floor)
         return rows[self._level(rows) < _SINGLE]
 
-    def _first(self, rows: Array, size: int) -> Array:
-        """Those of `rows` with the largest bounds, about `size`, ascending."""
+    def _expected(self, rows: Array) -> Array:
+        """(r,) about what the rows add: their bounds, less for each pick since as the largest gains have become less."""
+        back = min(len(self.gain) - 1, _BACK)
+        if back < 1:
+            return self._bound[rows]
+        age = len(self.rows) - self._found[rows] // _LEVELS
+        result: Array = self._bound[rows] * (self.gain[-1] / self.gain[-1 - back]) ** (age / back)
+        return result
+
+    def _first(self, rows: Array, value: Array, size: int) -> Array:
+        """About `size` of `rows`, those with the largest values, ascending."""
         if len(rows) <= size:
             return rows
-        bound = self._bound[rows]
-        return rows[bound >= np.sort(bound)[len(bound) - size]]
+        return rows[value >= np.sort(value)[len(value) - size]]
 
     def _refine(self, lead: int, level: int, floor: float) -> float:
         """Bring `lead`, and others of its level that are worth looking at with it, to the next one; the largest gain that is exact now."""
         rows = self._front[self._bound[self._front] >= max(floor, _LEAST)]
         rows = rows[self._level(rows) == level]
         if level == _SINGLE and len(rows) > _FEWEST:
-            self._sharpen(self._first(rows, _FEW // 4), _DOUBLE)
+            self._sharpen(self._first(rows, self._bound[rows], _FEW // 4), _DOUBLE)
             return 0.0
         if level == _DOUBLE:
             rows = rows[self._bound[rows] >= self._bound[lead] * (1 - 2.0**-30)]  # all that may be equal
