@@ -28,13 +28,10 @@ class InvertedLists:
     near: Array
 
     def probed(self, number: int, probes: int, least: int) -> Array:
-        """int64 rows of the `probes` lists nearest to one list, or of more of them if those hold fewer than `least` rows."""
-        rows = [self.members[other] for other in self.near[number, :probes]]
-        for other in self.near[number, probes:]:
-            if sum(map(len, rows)) >= least:
-                break
-            rows.append(self.members[other])
-        return np.concatenate(rows)
+        """int32, the `probes` lists nearest to one list, or more of them if those hold fewer than `least` rows."""
+        held = np.cumsum([len(self.members[other]) for other in self.near[number]])
+        result: Array = self.near[number, : max(probes, int(np.searchsorted(held, least)) + 1)]
+        return result
 
     def rank(self, rows: Array, others: Array) -> Array:
         """(m, k): at which place the list of each row of `others` (m, k) stands, as seen from the list of its row of `rows` (m,)."""
