@@ -16,7 +16,8 @@ from raystream.selection.bounds import Encoding
 from raystream.selection.rows import Array
 from raystream.selection.threads import each
 
-_COLUMNS = 4096
+_PRODUCTS = 1 << 22
+"""Products at a time."""
 _ENCODED = 8192
 _SPARE = 8
 _TIED = 256
@@ -66,12 +67,13 @@ class NearRows:
 
         each(range(0, n, _ENCODED), lambda: see)
 
-    def find(self, places: Array, stretches: Stretches, k: int, radius: float) -> Near:
+    def find(self, places: Array, stretches: Stretches, k: int | None, radius: float) -> Near:
         """Of the rows in `stretches`, others that may be within `radius` of, and among the k nearest to, those at `places`.
 
         Where products can't tell which are the k nearest, k + 8 that float32 says are.
         """
-        stretches = [(first, min(first + _COLUMNS, stop)) for start, stop in stretches for first in range(start, stop, _COLUMNS)]
+        size = max(_PRODUCTS // len(places), 1)
+        stretches = [(first, min(first + size, stop)) for start, stop in stretches for first in range(start, stop, size)]
         search = _Search(self, places, k, radius)
         for start, stop in stretches:
             search.see(start, stop)
@@ -109,13 +111,13 @@ def _as_centres(operand: torch.Tensor, encoding: Encoding) -> torch.Tensor:
 class _Search:
     """One block's."""
 
-    def __init__(self, rows: NearRows, places: Array, k: int, radius: float) -> None:
-        self._rows, self._places, self._k = rows, places, k
+    def __init__(self, rows: NearRows, places: Array, k: int | None, radius: float) -> None:
+        self._rows, self._places, self._cut, self._k = rows, places, k is not None, k or 0
         self._centres = _as_centres(rows.operand[torch.from_numpy(places)], rows.encoding)
         # invariant: of others that are farther, nothing is wanted; a root is rounded, so that a little more is
         self._reach = np.full(len(places), np.square(np.float64(radius)) * (1 + 2.0**-50))
         infinite = bits(torch.tensor([torch.inf], dtype=rows.encoding.dtype))
-        self._least = np.full((len(places), k + 1), infinite)
+        self._least = np.full((len(places), self._k + 1), infinite)
         self._many = np.zeros(len(places), dtype=np.int64)
         self._tied = np.zeros(len(places), dtype=bool)
         self._seen: list[tuple[Array, Array, Array]] = []
@@ -127,12 +129,13 @@ class _Search:
         slack, square = float(self._rows.slack[start:stop].max()), float(self._rows.square[start:stop].max())
         self._slack, self._square = max(self._slack, slack), max(self._square, square)
         flat = np.flatnonzero(found <= self._limit(slack, square)[:, None])
-        if len(flat) > len(found) * self._k / 8:
+        if self._cut and len(flat) > len(found) * self._k / 8:
             self._tighten(found)
             flat = np.flatnonzero(found <= self._limit(slack, square)[:, None])
         row, column = np.divmod(flat, found.shape[1])
-        self._many += np.bincount(row, minlength=len(self._many))
-        self._tied |= self._many > 4 * self._k + _TIED
+        if self._cut:
+            self._many += np.bincount(row, minlength=len(self._many))
+            self._tied |= self._many > 4 * self._k + _TIED
         self._seen.append((row, column + start, found.ravel()[flat]))
 
     def _tighten(self, found: Array) -> None:

@@ -6,18 +6,18 @@ pools the rows of one list of a coarse k-means are compared, all at once, with t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from raystream.selection.inverted_lists import InvertedLists, inverted_lists
-from raystream.selection.near_rows import Near, NearRows, bits
+from raystream.selection.inverted_lists import inverted_lists
+from raystream.selection.near_rows import Near, NearRows, Stretches, bits
 from raystream.selection.nearest import pair_distances
 from raystream.selection.rows import Array
-from raystream.selection.threads import each
+from raystream.selection.threads import each, one_thread
 
 EXACT = 100_000
 """Up to this many rows, every row is compared with every other one."""
@@ -85,11 +85,11 @@ def nearest_neighbours(x: Array, k: int, *, seed: int = 0, exact: int = EXACT, c
     k = max(min(k, len(x) - 1), 0)
     distance, index = np.empty((len(x), k)), np.empty((len(x), k), dtype=np.int32)
 
-    def keep(block: _Block) -> None:
+    def keep(block: Block) -> None:
         index[block.rows], squared = block.nearest(k)
         distance[block.rows] = np.sqrt(squared)
 
-    _, facts = _search(x, k, np.inf, keep, seed, exact, compared)
+    _, facts = Index(x, seed, exact).search(k, np.inf, keep, compared)
     return Neighbours(distance, index, facts)
 
 
@@ -102,24 +102,11 @@ def within(x: Array, radius: float, most: int, *, seed: int = 0, exact: int = EX
         most: neighbours for each row.
         seed, exact, compared: see `nearest_neighbours`.
     """
-    n, most = len(x), max(min(most, len(x) - 1), 0)
-    count = np.zeros(n, dtype=np.int64)
-
-    def keep(block: _Block) -> tuple[Array, Array]:
-        count[block.rows], index = block.within(radius, most)
-        return block.rows, index
-
-    blocks, facts = _search(x, most, radius, keep, seed, exact, compared)
-    start = np.concatenate([[0], np.cumsum(count)])
-    index = np.empty(start[-1], dtype=np.int32)
-    for rows, kept in blocks:
-        ends = np.cumsum(count[rows])
-        index[np.arange(len(kept)) + np.repeat(start[rows] - (ends - count[rows]), count[rows])] = kept
-    return Edges(start, index, count >= most, facts)
+    return Index(x, seed, exact).edges(radius, most, compared)
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """The rows at `places`, and the `near` ones that were found for them."""
 
     all_rows: NearRows
@@ -142,7 +129,7 @@ class _Block:
         return other[first], squared[first]
 
     def within(self, radius: float, most: int) -> tuple[Array, Array]:
-        """(m,) how many others are within the radius, at most `most`, the nearest; and these, int64, ascending for each row."""
+        """(m,) how many others are within the radius, at most `most`, the nearest; and these, int32, ascending for each row."""
         x, near, number = self.all_rows.x, self.near, self.rows
         other = self.all_rows.order[near.place]
         inside = near.upper <= np.square(radius) * (1 - 2.0**-50)
@@ -153,7 +140,7 @@ class _Block:
             inside[self._beyond(np.flatnonzero(inside & (count > most)[near.row]), most)] = False
             count = np.minimum(count, most)
         key = np.sort(near.row[inside] * len(x) + other[inside])
-        return count, key % len(x)
+        return count, (key % len(x)).astype(np.int32)
 
     def _beyond(self, pairs: Array, most: int) -> Array:
         """Those of `pairs` (numbers in `near`, more than `most` of each of their rows) that are not among the `most` nearest of their row."""
@@ -176,48 +163,88 @@ class _Block:
         return result
 
 
-def _search(x: Array, k: int, radius: float, keep: Callable[[_Block], Kept], seed: int, exact: int, compared: int) -> tuple[list[Kept], Facts]:
-    """What `keep` makes of one block of rows after another and what is near them."""
-    n = len(x)
-    if k == 0:
-        return [], {"index": "exact", "recall": 1.0}
-    if n <= exact:
-        rows = NearRows(x, np.arange(n))
+class Index:
+    """The (n, d) float32 rows `x`, in an order in which those to be compared lie side by side."""
 
-        def compare(begin: int) -> Kept:
-            places = np.arange(begin, min(begin + _QUERIES, n))
-            return keep(_Block(rows, places, rows.find(places, [(0, n)], k, radius)))
+    def __init__(self, x: Array, seed: int, exact: int = EXACT) -> None:
+        self._lists = inverted_lists(x, seed) if len(x) > exact else None
+        members = [np.arange(len(x))] if self._lists is None else self._lists.members
+        self._rows = NearRows(x, np.concatenate(members))
+        self._start = np.concatenate([[0], np.cumsum([len(rows) for rows in members])])
+        self._place = np.empty(len(x), dtype=np.int64)
+        self._place[self._rows.order] = np.arange(len(x))
+        self._spans: Array | None = None
 
-        return each(range(0, n, _QUERIES), lambda: compare), {"index": "exact", "recall": 1.0}
-    lists = inverted_lists(x, seed)
-    rows = NearRows(x, np.concatenate(lists.members))
-    start = np.concatenate([[0], np.cumsum([len(members) for members in lists.members])])
-    probes, recall = _probes(rows, lists, k, compared)
+    def search(self, k: int, radius: float, keep: Callable[[Block], Kept], compared: int = COMPARED) -> tuple[list[Kept], Facts]:
+        """What `keep` makes of one block of rows after another with those near them: within the radius, and among the k nearest."""
+        if k == 0:
+            return [], {"index": "exact", "recall": 1.0}
+        probes, facts = self._probes(k, compared)
 
-    def probe(item: tuple[int, int]) -> Kept:
-        number, begin = item
-        places = np.arange(begin, min(begin + _QUERIES, start[number + 1]))
-        stretches = [(int(start[other]), int(start[other + 1])) for other in lists.probed(number, probes, k + 1)]
-        return keep(_Block(rows, places, rows.find(places, stretches, k, radius)))
+        def compare(item: tuple[int, int]) -> Kept:
+            number, begin = item
+            places = np.arange(begin, min(begin + _QUERIES, self._start[number + 1]))
+            probed = [0] if self._lists is None else self._lists.probed(number, probes, k + 1)
+            return keep(Block(self._rows, places, self._rows.find(places, self._stretches(probed), k, radius)))
 
-    facts: Facts = {"index": f"{len(lists.members)} inverted lists, {probes} probed", "recall": round(recall, 4)}
-    blocks = ((number, begin) for number in range(len(lists.members)) for begin in range(start[number], start[number + 1], _QUERIES))
-    return each(blocks, lambda: probe), facts
+        count = len(self._start) - 1
+        return each(((i, begin) for i in range(count) for begin in range(self._start[i], self._start[i + 1], _QUERIES)), lambda: compare), facts
 
+    def _stretches(self, lists: Iterable[int]) -> Stretches:
+        return [(int(self._start[number]), int(self._start[number + 1])) for number in lists]
 
-def _probes(rows: NearRows, lists: InvertedLists, k: int, compared: int) -> tuple[int, float]:
-    """How many lists to compare each list with, and the recall: the share of true neighbours of some fixed rows that are in them."""
-    n = len(rows.x)
-    place = np.empty(n, dtype=np.int64)
-    place[rows.order] = np.arange(n)
-    some = np.unique(np.linspace(0, n - 1, _SAMPLE).astype(np.int64))
+    def _probes(self, k: int, compared: int) -> tuple[int, Facts]:
+        """How many lists to compare each list with, and the recall: the share of true neighbours of some fixed rows that are in them."""
+        rows, lists, n = self._rows, self._lists, len(self._rows.x)
+        if lists is None:
+            return 1, {"index": "exact", "recall": 1.0}
+        some = np.unique(np.linspace(0, n - 1, _SAMPLE).astype(np.int64))
 
-    def compare(begin: int) -> Array:
-        places = place[some[begin : begin + _SAMPLED]]
-        return lists.rank(rows.order[places], _Block(rows, places, rows.find(places, [(0, n)], k, np.inf)).nearest(k)[0])
+        def compare(begin: int) -> Array:
+            places = self._place[some[begin : begin + _SAMPLED]]
+            return lists.rank(rows.order[places], Block(rows, places, rows.find(places, [(0, n)], k, np.inf)).nearest(k)[0])
 
-    needed = np.concatenate(each(range(0, len(some), _SAMPLED), lambda: compare))
-    recall = np.cumsum(np.bincount(needed.ravel(), minlength=len(lists.members))) / needed.size
-    allowed = max(compared * len(lists.members) // n, 1)
-    probes = min(int(np.searchsorted(recall, RECALL)) + 1, allowed, len(lists.members))
-    return probes, float(recall[probes - 1])
+        needed = np.concatenate(each(range(0, len(some), _SAMPLED), lambda: compare))
+        recall = np.cumsum(np.bincount(needed.ravel(), minlength=len(lists.members))) / needed.size
+        allowed = max(compared * len(lists.members) // n, 1)
+        probes = min(int(np.searchsorted(recall, RECALL)) + 1, allowed, len(lists.members))
+        facts: Facts = {"index": f"{len(lists.members)} inverted lists, {probes} probed", "recall": round(float(recall[probes - 1]), 4)}
+        return probes, facts
+
+    def edges(self, radius: float, most: int, compared: int = COMPARED) -> Edges:
+        """See `within`."""
+        n = len(self._place)
+        most = max(min(most, n - 1), 0)
+        count = np.zeros(n, dtype=np.int64)
+
+        def keep(block: Block) -> tuple[Array, Array]:
+            count[block.rows], index = block.within(radius, most)
+            return block.rows, index
+
+        blocks, facts = self.search(most, radius, keep, compared)
+        start = np.concatenate([[0], np.cumsum(count)])
+        index = np.empty(start[-1], dtype=np.int32)
+        for rows, kept in blocks:
+            ends = np.cumsum(count[rows])
+            index[np.arange(len(kept)) + np.repeat(start[rows] - (ends - count[rows]), count[rows])] = kept
+        return Edges(start, index, count >= most, facts)
+
+    def ball(self, row: int, radius: float) -> Array:
+        """int64 rows within the radius of `row`, itself included, ascending: all there are."""
+        places, near = self._place[row : row + 1], np.zeros(1, dtype=np.int64)
+        if self._lists is not None:
+            self._spans = self._lists.spans(self._rows.x) if self._spans is None else self._spans
+            near = self._lists.meeting(self._spans, self._rows.x[row], radius)
+        with one_thread():
+            block = Block(self._rows, places, self._rows.find(places, self._joined(near), None, radius))
+        return np.sort(np.append(block.within(radius, len(self._place))[1], row))
+
+    def _joined(self, lists: Iterable[int]) -> Stretches:
+        """Ascending `lists`, those beside each other as one."""
+        result: Stretches = []
+        for start, stop in self._stretches(lists):
+            if result and result[-1][1] == start:
+                result[-1] = result[-1][0], stop
+            else:
+                result.append((start, stop))
+        return result
