@@ -21,9 +21,6 @@ class Balls:
 
     def uncovered(self, row: int, covered: Array) -> Array:
         """int64 rows of the whole ball around `row`, itself included, that are not `covered` (n,) bool; ascending."""
-        if self.edges.full[row]:
-            ball = self._index.ball(row, self._radius)
-        else:
-            ball = np.sort(np.append(self.edges.of(np.asarray([row])), row))
+        ball = self._index.ball(row, self._radius) if self.edges.full[row] else np.sort(np.append(self.edges.of(np.asarray([row])), row))
         result: Array = ball[~covered[ball]]
         return result

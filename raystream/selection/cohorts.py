@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ _SAMPLE = 512
 _COARSEST = 0.25
 """Bfloat16 is of no use where it may change a similarity by more."""
 
+Item = TypeVar("Item")
 Measure = Callable[[Operand, Room], Array]
 
 
@@ -53,8 +55,8 @@ def measured(rows: Rows, which: Array, pairs: Pairs, measure: Measure, size: int
     return _each(rows.subset(which).blocks(0, len(which), size), start, len(which) <= size)
 
 
-def _each(items: Iterable[Block] | Iterable[Array], start: Callable[[], Callable[[Block], Array]] | Callable[[], Callable[[Array], Array]], alone: bool) -> Array:
-    if alone:
+def _each(items: Iterable[Item], start: Callable[[], Callable[[Item], Array]], alone: bool) -> Array:
+    if alone:  # torch's own threads are of no use, and to be woken takes them long where others use the processor
         with one_thread():
             return np.concatenate(each(items, start))
     return np.concatenate(each(items, start))
@@ -117,6 +119,8 @@ class Cohorts:
     def now(self, which: Array) -> None:
         """Bounds of `which` were made with all targets as they are represented now."""
         if not np.array_equal(self._since[-1], self._coverage.best):
+            if len(self._since) > 4 * _MOST:
+                self._merge()
             self._since.append(self._coverage.best.copy())
         self._cohort[which] = len(self._since) - 1
 
@@ -199,7 +203,7 @@ class Cohorts:
         since = np.stack([self._since[i][some] for [i] in groups]) * self._coverage.weight[some]
         lost = np.stack([_loss(since, size, i) for i in range(len(groups))])
         while len(groups) > most:
-            i, j = sorted(np.unravel_index(np.argmin(lost), lost.shape))
+            i, j = sorted(divmod(int(np.argmin(lost)), len(groups)))
             groups[i] += groups.pop(j)
             since[i], size[i] = np.maximum(since[i], since[j]), size[i] + size[j]
             since, size = np.delete(since, j, axis=0), np.delete(size, j)

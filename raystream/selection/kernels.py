@@ -124,7 +124,8 @@ class Cosine:
 
     def reach(self, kappa: Array) -> Array:
         """See `Kernel`."""
-        return 2 - 2 * kappa
+        result: Array = 2 - 2 * kappa
+        return result
 
     def origin(self, reach: Array, typical: float) -> Array:
         """See `Kernel`."""
@@ -136,7 +137,8 @@ class Cosine:
 
     def level(self, kappa: Array, origin: Array) -> Array:
         """See `Kernel`."""
-        return origin - (2 - 2 * kappa)
+        result: Array = origin - (2 - 2 * kappa)
+        return result
 
     def slope(self, kappa: Array) -> Array:
         """See `Kernel`."""

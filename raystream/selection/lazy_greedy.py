@@ -134,7 +134,8 @@ class LazyGreedy:
         """About `size` of `rows`, those with the largest values, ascending."""
         if len(rows) <= size:
             return rows
-        return rows[value >= np.sort(value)[len(value) - size]]
+        result: Array = rows[value >= np.sort(value)[len(value) - size]]
+        return result
 
     def _refine(self, lead: int, level: int, floor: float) -> float:
         """Bring `lead`, and others of its level that are worth looking at with it, to the next one; the largest gain that is exact now."""

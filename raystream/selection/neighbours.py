@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -143,7 +144,7 @@ class Block:
         return count, (key % len(x)).astype(np.int32)
 
     def _beyond(self, pairs: Array, most: int) -> Array:
-        """Those of `pairs` (numbers in `near`, more than `most` of each of their rows) that are not among the `most` nearest of their row."""
+        """Which of `pairs` (numbers in `near`, more than `most` of each of their rows) are not among the `most` nearest of their row."""
         rows, near = self.all_rows, self.near
         row, place, product = near.row[pairs], near.place[pairs], near.product[torch.from_numpy(pairs)]
         order = np.lexsort((bits(product), row))
@@ -187,8 +188,10 @@ class Index:
             probed = [0] if self._lists is None else self._lists.probed(number, probes, k + 1)
             return keep(Block(self._rows, places, self._rows.find(places, self._stretches(probed), k, radius)))
 
-        count = len(self._start) - 1
-        return each(((i, begin) for i in range(count) for begin in range(self._start[i], self._start[i + 1], _QUERIES)), lambda: compare), facts
+        blocks = (
+            (number, begin) for number, (start, stop) in enumerate(pairwise(self._start.tolist())) for begin in range(start, stop, _QUERIES)
+        )
+        return each(blocks, lambda: compare), facts
 
     def _stretches(self, lists: Iterable[int]) -> Stretches:
         return [(int(self._start[number]), int(self._start[number + 1])) for number in lists]

@@ -59,11 +59,12 @@ class Aim:
         y: (m, columns), the targets' operands.
         low: (m,) where the stretch begins, in the units of `Kernel.form`.
         flat: whether all begin at 0.
-        edge: whether all begin at the origin, where v is 0.
         span: (m,) how long it is.
         weight: (m,) of what a row reaches, times 2^power.
         square: (m,) of the square of that, times 4^power.
-        steep: (m,) the weight times the square of the largest slope in the stretch, or at its low end if the slope grows; times 4^power.
+        steep: (m,) the weight times the square of the largest slope in the stretch, or at its low end if the slope grows; times 4^power;
+            0 where the stretch doesn't begin at the origin, so that v doesn't tell whether something is reached.
+        open: (m,) float64, the same of those.
         power: see there.
         parts: stretches of targets that are summed by themselves.
         moved: the targets' share of 2 |e|, the largest.
@@ -74,8 +75,8 @@ class Aim:
         self.up = up
         self.y = torch.zeros((count, pairs.columns), dtype=pairs.dtype)
         self.low, self.span, self.weight, self.square, self.steep = (torch.zeros(count, dtype=wide) for _ in range(5))
-        self.flat = self.edge = True
-        self.power, self.moved = 0, 0.0
+        self.open = np.zeros(count)
+        self.flat, self.power, self.moved = True, 0, 0.0
         self.parts = [slice(first, min(first + part, count)) for first in range(0, count, part)]
 
 
@@ -127,8 +128,8 @@ class Pairs:
         root = torch.from_numpy(np.sqrt(self._weight))[:, None]
         if self._width > _WIDEST_FORM:
             return _largest((root * y).float()), _largest((root * rest).float())
-        of_rest, of_all = root * rest, root * y
-        return torch.mm(of_all.T, of_all).float(), _largest((root * rest).float())
+        weighted = root * y
+        return torch.mm(weighted.T, weighted).float(), _largest((root * rest).float())
 
     @property
     def coarse(self) -> bool:
@@ -147,7 +148,7 @@ class Pairs:
     def rows(self, x: Array, out: torch.Tensor | None = None) -> Operand:
         """(r, d) float32 unit rows as operands, into `out` (r, columns)."""
         out = torch.empty((len(x), self.columns), dtype=self.dtype) if out is None else out
-        y, stored, rest, q = self._moved(x)
+        _, stored, rest, q = self._moved(x)
         d, p = self._width, self._pieces
         moved = self._shares(rest, q)
         out[:, :d] = stored
@@ -216,10 +217,10 @@ class Pairs:
         aim.span[place] = self._rounded(end - begin, up)
         aim.weight[place] = self._rounded(np.ldexp(weight * scale, aim.power), up)
         aim.square[place] = self._rounded(np.ldexp(weight * scale * scale, 2 * aim.power), True)
-        slope = kernel.slope(low if up or high is None else high)
-        aim.steep[place] = self._rounded(np.ldexp(weight * slope * slope, 2 * aim.power), True)
+        steep = np.ldexp(weight * np.square(kernel.slope(low if up or high is None else high)), 2 * aim.power)
+        aim.steep[place] = self._rounded(np.where(origin == reach, steep, 0.0), True)
+        aim.open[at] = np.where(origin == reach, 0.0, steep)
         aim.flat = not start.any() and (aim.flat or not aim.low.any())
-        aim.edge = bool((origin == reach).all()) and (aim.edge or len(at) == len(aim.low))
 
     @property
     def _roundoff(self) -> float:
@@ -288,11 +289,10 @@ class Pairs:
         """(r,) the sum of `steep` over the targets of which something may be reached, for all that bfloat16 leaves open."""
         if not self.coarse:
             return 0.0
-        if not aim.edge:
-            return float(aim.steep[part].double().sum())
         reach = float(rows.moved.max()) + aim.moved + 1e-30
-        share = torch.add(room.two, v, alpha=1 / reach, out=room.sizes[: v.numel()].view(v.shape)).clamp_(0, 1)
-        result: Array = torch.mv(share, aim.steep[part]).double().numpy()
+        # 1 wherever v is at least -reach, its rounding included
+        share = torch.add(room.shift, v, alpha=1 / reach, out=room.sizes[: v.numel()].view(v.shape)).clamp_(0, 1)
+        result: Array = torch.mv(share, aim.steep[part]).double().numpy() + aim.open[part].sum()
         return result
 
     def _reached(self, v: torch.Tensor, aim: Aim, room: Room, part: slice) -> torch.Tensor:
@@ -312,7 +312,7 @@ class Room:
     def __init__(self, size: int, pairs: Pairs) -> None:
         self.product = torch.empty(size, dtype=pairs.dtype)
         self.wide, self.sizes = (torch.empty(size, dtype=pairs.wide) for _ in range(2))
-        self.two = torch.tensor(2.0, dtype=pairs.wide)
+        self.shift = torch.tensor(2.02, dtype=pairs.wide)
 
 
 def _largest(x: torch.Tensor) -> float:
@@ -321,4 +321,4 @@ def _largest(x: torch.Tensor) -> float:
     slack = float(moments.diagonal().sum()) * len(x) * 2.0**-23
     if len(moments) <= _WIDEST_FORM:
         return float(torch.linalg.eigvalsh(moments.double())[-1]) + slack
-    return math.sqrt(float(torch.linalg.matrix_norm(torch.mm(moments, moments)))) * 1.001 + slack
+    return math.sqrt(float(torch.linalg.matrix_norm(torch.mm(moments, moments)))) * (1 + len(moments) ** 1.5 * 2.0**-23) + slack
