@@ -273,7 +273,7 @@ class Pairs:
         return np.ldexp(result, -aim.power)
 
     def reaches(self, rows: Operand, aim: Aim, room: Room) -> Array:
-        """(r, m) bool: of which targets the rows reach something."""
+        """(r, m) bool: of which targets the rows reach something, at least; not in bfloat16, of which pairs don't tell alone."""
         every = slice(0, len(aim.low))
         result: Array = self._reached(self._product(rows, aim, room, every), aim, room, every).numpy() > 0
         return result
