@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 
 from raystream import __version__, upkeep
 from raystream.errors import RaystreamError
+from raystream.in_job import check_place, check_places
 from raystream.interruption import RESUME, Interruption
 from raystream.lake.uri import redacted
 from raystream.query import Query
@@ -84,6 +86,7 @@ def score(
     asked = _load(spec, overrides, store, address)
     with _reporter() as reporter:
         scores = score_pool(asked, reporter=reporter)
+    _warn(scores.quarantined)
     _print(scores.summary(), lambda: describe_scores(scores, asked.store.uri), as_json)
 
 
@@ -141,6 +144,7 @@ def show(
     """
     from raystream.engine.result import load_result
 
+    check_place("--store", store)
     if name is None:
         from raystream.engine.catalogue import committed_queries
         from raystream.engine.stores import existing_store
@@ -242,7 +246,13 @@ def _load(spec: Path, overrides: list[str] | None, store: str | None, address: s
         changes.append(f"store.uri={json.dumps(store, ensure_ascii=False)}")
     if address is not None:
         changes.append(f"cluster.address={json.dumps(address, ensure_ascii=False)}")
-    return Query.load(spec, changes)
+    return check_places(Query.load(spec, changes))
+
+
+def _warn(lines: Sequence[str]) -> None:
+    """Say on stderr what is worth a line for each case, below a first one for all."""
+    if lines:
+        print("raystream: warning: " + "\n  ".join(lines), file=sys.stderr)
 
 
 def _finish(result: Any, as_json: bool, report: bool, *, shown: bool = False) -> None:
@@ -258,6 +268,8 @@ def _finish(result: Any, as_json: bool, report: bool, *, shown: bool = False) ->
             there = True
         except Exception as error:
             print(f"raystream: warning: the report could not be written: {type(error).__name__}: {error}", file=sys.stderr)
+    if result.new:
+        _warn(result.quarantined_named)
     found = result.place("report.html") if there else None
     _print(result.summary() | {"report": found}, lambda: describe_result(result, found, shown=shown), as_json)
 

@@ -7,6 +7,7 @@ import signal
 import time
 from types import FrameType
 
+from raystream.lake.retry import stop_waiting, wait_again
 from raystream.terminal import say_at_once
 
 RESUME = "interrupted; run the same command again to go on where it stopped"
@@ -33,6 +34,7 @@ class Interruption:
 
     def heed(self) -> None:
         """Listen from now on, but to no signal that whoever started the program has it ignore."""
+        wait_again()
         for number in (signal.SIGTERM, signal.SIGINT):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
@@ -40,6 +42,7 @@ class Interruption:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.number is None:
             self.number, self._since = number, time.monotonic()
+            stop_waiting()
             say_at_once("interrupted; ending, again to stop at once")
             raise KeyboardInterrupt
         if number == signal.SIGTERM and time.monotonic() - self._since < _SAME_SECONDS:

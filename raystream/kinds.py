@@ -32,6 +32,7 @@ OPTIONAL_KEYS = frozenset(
 
 ALL_TASKS = frozenset({"classes", "segmentation", "tokens", "multi_label", "regression"})
 _CLASSES_ALONE = frozenset({"classes"})
+_CLASSES_OR_LABELS = frozenset({"classes", "multi_label"})
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Kind:
         scores: whether it gives logits; else an embedding alone. Of columns, the query's own keys decide.
         tasks: what `model.task` may be.
         named: whether its inputs have names, so that `pool.inputs` may be a mapping.
+        gives: what its scores come from, if the kind alone decides; None where `model.output` does.
+        names_classes: whether the model itself may say what its classes are called.
     """
 
     source: str
@@ -53,6 +56,8 @@ class Kind:
     scores: bool = True
     tasks: frozenset[str] = ALL_TASKS
     named: bool = False
+    gives: Literal["probabilities"] | None = None
+    names_classes: bool = False
 
 
 def _keys(*names: str) -> frozenset[str]:
@@ -69,7 +74,14 @@ KINDS: Mapping[str, Kind] = {
     "export": Kind("a .pt2 file that torch.export.save wrote", _keys("source", "embedding", "device"), named=True),
     "torchscript": Kind("a .pt file that torch.jit.save wrote", _keys("source", "embedding", "device"), named=True),
     "onnx": Kind("a .onnx file", _keys("source", "embedding", "device"), named=True),
-    "sklearn": Kind("a .skops file that skops.io.dump wrote", _keys("source", "embedding", "trust"), texts="taken", tasks=_CLASSES_ALONE),
+    "sklearn": Kind(
+        "a .skops file that skops.io.dump wrote",
+        _keys("source", "embedding", "trust"),
+        texts="taken",
+        tasks=_CLASSES_OR_LABELS,
+        gives="probabilities",
+        names_classes=True,
+    ),
     "transformers": Kind(
         "a folder that save_pretrained wrote",
         _keys("source", "args", "embedding", "device", "precision"),

@@ -45,11 +45,12 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
     from raystream.engine.choosing import choose_batch
     from raystream.engine.covered import cover
     from raystream.engine.epig import with_epig
+    from raystream.engine.life import SignOfLife
     from raystream.engine.manifest import Seconds
     from raystream.engine.prepare import prepare, write_plan
     from raystream.engine.result import read_result
     from raystream.engine.session import Session
-    from raystream.engine.stages import all_receipts, commit, flat_scores, score_warnings, scored_pool
+    from raystream.engine.stages import all_receipts, commit, flat_scores, model_notes, score_warnings, scored_pool, with_class_names
     from raystream.engine.stores import refuse_in_store
     from raystream.exchange.tables import check_output
     from raystream.pool import refuse_among
@@ -59,35 +60,39 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
         refuse_among(query.output, query.row_uris, "output", f"selection-{query.store.query or '0' * 12}.parquet")
         refuse_in_store(query.output, query.store.uri, "output")
         check_output(query.output, storage=query.pool.options)
-    reporter.stage("Reading the pool's footers")
-    prepared = prepare(query, calibration)
-    committed = prepared.committed
-    if committed is not None:
-        return _with_output(query, read_result(prepared.store, committed))
-    if not may_score and prepared.missing:
-        raise QueryError(
-            f"{len(prepared.missing)} of {len(prepared.tasks)} units are not scored yet; run raystream query or raystream score first"
+    with SignOfLife() as life:
+        reporter.stage("Reading the pool's footers")
+        prepared = prepare(query, calibration, life=life)
+        committed = prepared.committed
+        if committed is not None:
+            return _with_output(query, read_result(prepared.store, committed))
+        if not may_score and prepared.missing:
+            raise QueryError(
+                f"{len(prepared.missing)} of {len(prepared.tasks)} units are not scored yet; run raystream query or raystream score first"
+            )
+        write_plan(prepared)
+        planned = time.perf_counter()
+        with Session(prepared, reporter, life=life) as session:
+            receipts = all_receipts(prepared, session)
+            prepared = with_class_names(prepared, receipts)
+            scored = time.perf_counter()
+            reporter.stage("Merging the scores")
+            pool, notes = with_epig(prepared, scored_pool(prepared, receipts, session), session if may_score else None)
+            covered = cover(prepared, pool, session if may_score else None)
+            session.end_workers()
+            reporter.stage(f"Choosing {query.select.budget} rows by {query.select.strategy}")
+            batch = choose_batch(prepared, pool, covered, session)
+        seconds = Seconds(
+            start=session.start_seconds,
+            plan=planned - began,
+            score=scored - planned - session.start_seconds,
+            select=time.perf_counter() - scored,
+            calibrate=fitting,
         )
-    write_plan(prepared)
-    planned = time.perf_counter()
-    with Session(prepared, reporter) as session:
-        receipts = all_receipts(prepared, session)
-        scored = time.perf_counter()
-        reporter.stage("Merging the scores")
-        pool, notes = with_epig(prepared, scored_pool(prepared, receipts, session), session if may_score else None)
-        covered = cover(prepared, pool, session if may_score else None)
-        session.end_workers()
-        reporter.stage(f"Choosing {query.select.budget} rows by {query.select.strategy}")
-        batch = choose_batch(prepared, pool, covered, session)
-    seconds = Seconds(
-        start=session.start_seconds,
-        plan=planned - began,
-        score=scored - planned - session.start_seconds,
-        select=time.perf_counter() - scored,
-        calibrate=fitting,
-    )
-    warnings = [*score_warnings(prepared, receipts, session), *flat_scores(prepared, pool), *notes, *covered.warnings, *batch.warnings]
-    return _with_output(query, commit(prepared, pool, batch, session, seconds, warnings, covered))
+        warnings = [*score_warnings(prepared, receipts, session), *flat_scores(prepared, pool), *notes, *covered.warnings, *batch.warnings]
+        warnings += model_notes(receipts)
+        result = commit(prepared, pool, batch, session, seconds, warnings, covered)
+    return _with_output(query, result)
 
 
 def _with_output(query: Query, result: Result) -> Result:
@@ -122,31 +127,37 @@ def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
 def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fitting: float) -> Scores:
     from raystream.engine.covered import cover
     from raystream.engine.epig import with_epig
+    from raystream.engine.life import SignOfLife
     from raystream.engine.manifest import Seconds, read_manifest
     from raystream.engine.prepare import prepare, write_plan
+    from raystream.engine.quarantine import named, quarantined_rows
     from raystream.engine.result import Scores
     from raystream.engine.session import Session
-    from raystream.engine.stages import all_receipts, score_warnings, scored_pool
+    from raystream.engine.stages import all_receipts, model_notes, score_warnings, scored_pool, with_class_names
 
     began = time.perf_counter()
-    reporter.stage("Reading the pool's footers")
-    prepared = prepare(query, calibration)
-    if read_manifest(prepared.store, prepared.name) is None:
-        write_plan(prepared)  # `raystream gc` knows by it which units are in use
-    planned = time.perf_counter()
-    with Session(prepared, reporter) as session:
-        receipts = all_receipts(prepared, session)
-        pool, notes = with_epig(prepared, scored_pool(prepared, receipts, session), session)
-        covered = cover(prepared, pool, session)
+    with SignOfLife() as life:
+        reporter.stage("Reading the pool's footers")
+        prepared = prepare(query, calibration, life=life)
+        if read_manifest(prepared.store, prepared.name) is None:
+            write_plan(prepared)  # `raystream gc` knows by it which units are in use
+        planned = time.perf_counter()
+        with Session(prepared, reporter, life=life) as session:
+            receipts = all_receipts(prepared, session)
+            prepared = with_class_names(prepared, receipts)
+            pool, notes = with_epig(prepared, scored_pool(prepared, receipts, session), session)
+            covered = cover(prepared, pool, session)
     scoring = time.perf_counter() - planned - session.start_seconds
     seconds = Seconds(start=session.start_seconds, plan=planned - began, score=scoring, calibrate=fitting)
+    every = [*receipts, *covered.elsewhere]
     return Scores(
         query=prepared.name,
         rows=len(pool),
         units_scored=session.units_scored,
         units_reused=len(prepared.tasks) - len(prepared.missing),
-        warnings=(*score_warnings(prepared, receipts, session), *notes, *covered.warnings),
+        warnings=(*score_warnings(prepared, receipts, session), *notes, *covered.warnings, *model_notes(receipts)),
         seconds=seconds,
+        quarantined=tuple(named(quarantined_rows(prepared.store, every), sum(receipt.quarantined for receipt in every))),
     )
 
 
@@ -163,7 +174,7 @@ def calibrate(query: Query, *, reporter: Reporter | None = None) -> Fitted:
     with fitted_temperature(query, reporter or Silent()) as fitted:
         if fitted is None:
             raise QueryError(
-                f"model.temperature is {query.model.temperature}, expected labelled Parquet to fit it on; "
+                f"model.temperature is {query.model.temperature}, expected labelled Parquet, CSV or JSON Lines to fit it on; "
                 "give its path there, and the column of its labels in pool.label"
             )
         return fitted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raystream.engine.progress import Reporter
+
+_SAME_SECONDS = 60.0
 
 
 @contextmanager
@@ -23,10 +26,39 @@ def reporting() -> Iterator[Reporter]:
 
     with redirect_stdout(sys.stderr), _descriptor_1_on_2():
         if sys.stderr.isatty():
-            with Bar() as bar:
+            with Bar() as bar, _saying(bar.say):
                 yield bar
         else:
-            yield Lines()
+            lines = Lines()
+            with _saying(lines.say):
+                yield lines
+
+
+@contextmanager
+def _saying(say: Callable[[str], None]) -> Iterator[None]:
+    """Have what raystream logs, such as a store that is waited for, said as a line."""
+    handler = _Saying(say)
+    logger = logging.getLogger("raystream")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Saying(logging.Handler):
+    """Says each message, once a minute if many workers have the same to say."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._say = say
+        self._last: dict[str, float] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.created - self._last.get(text, float("-inf")) >= _SAME_SECONDS:
+            self._last[text] = record.created
+            self._say(f"raystream: {text}")
 
 
 def print_result(summary: dict[str, Any], text: Callable[[], str], as_json: bool) -> None:

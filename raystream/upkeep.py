@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from raystream.errors import QueryError
+from raystream.in_job import check_place, check_places
 from raystream.terminal import print_result, reporting
 
 Name = Annotated[str, typer.Argument(metavar="QUERY", help="The query's name in the store, or its beginning.", show_default=False)]
@@ -40,7 +41,7 @@ def gc(
     from raystream.engine.sweep import sweep
     from raystream.exchange.upkeep_text import describe_swept
 
-    opened = existing_store(store)
+    opened = existing_store(check_place("--store", store))
     names = [find_dropped(opened, name) for name in drop or []]
     swept = sweep(opened, drop=names, older_than=_seconds(older_than), delete=delete)
     print_result(swept.summary(), lambda: describe_swept(swept), as_json)
@@ -69,7 +70,7 @@ def scores(
     from raystream.exchange.scores import write_scores
     from raystream.exchange.upkeep_text import describe_written
 
-    written = write_scores(existing_store(store), name, out, embeddings=embeddings)
+    written = write_scores(existing_store(check_place("--store", store)), name, check_place("--out", out), embeddings=embeddings)
     print_result(written.summary(), lambda: describe_written(written), as_json)
 
 
@@ -83,7 +84,7 @@ def verify(name: Name, store: StoreUri = "runs", as_json: AsJson = False, debug:
     from raystream.exchange.upkeep_text import describe_verified
 
     with reporting() as reporter:
-        verified = derive_again(existing_store(store), name, reporter)
+        verified = derive_again(existing_store(check_place("--store", store)), name, reporter)
     print_result(verified.summary(), lambda: describe_verified(verified), as_json)
 
 
@@ -108,7 +109,7 @@ def doctor(
     from raystream.query import Query
 
     with reporting():
-        load = (lambda: Query.load(spec, overrides or [])) if spec else None
+        load = (lambda: check_places(Query.load(spec, overrides or []))) if spec else None
         diagnosis = diagnose(
             load, store, lambda asked: check_output(asked.output or "", storage=asked.pool.options), start_ray=ray, load_model=model
         )

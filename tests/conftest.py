@@ -13,10 +13,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, settings
 from pools import NETS, pool_table
 
 from raystream import Query
 from raystream.cli import main
+
+# A busy machine is no defect: nothing here is judged by the clock.
+settings.register_profile("raystream", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("raystream")
 
 
 @pytest.fixture

@@ -15,6 +15,10 @@ import torch
 from torch import nn
 
 def net(d=8, c=4, hidden=16):
+    torch.manual_seed(0)  # the same parameters whatever the seed, as if they were trained
+    return layers(d, c, hidden)
+
+def layers(d=8, c=4, hidden=16):
     return nn.Sequential(nn.Linear(d, hidden), nn.ReLU(), nn.Dropout(0.2), nn.Linear(hidden, c))
 
 class Nan(nn.Module):
@@ -27,7 +31,7 @@ class Nan(nn.Module):
 def drifting():
     import secrets
     torch.manual_seed(secrets.randbits(40))
-    return net()
+    return layers()
 """
 
 

@@ -74,6 +74,7 @@ def ask(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
         ({"model": {"kind": "onnx", "source": "m.onnx", "weights": "w.pt"}}, "model.weights is not used by kind: onnx"),
         ({"model__trust": "all"}, "model.trust is 'all'"),
         ({"pool__keep": ["score"]}, "score, a name that raystream's own results use"),
+        ({"pool__id": "reason"}, "reason, a name that raystream's own results use"),
         ({"pool__filters": [["country", "==", 3]]}, "pool.filters"),
         ({"pool__filters": [["x", "==", 3]]}, "columns of that type can't be filtered on, so filter by another column"),
         ({"pool__filters": [["country", "==", "DE"], [["country", "==", "FR"]]]}, "filters.0 is ['country', '==', 'DE']; expected"),
@@ -301,8 +302,10 @@ def test_labelled_ids_of_another_kind(ask: Ask) -> None:
 
 
 def test_a_factory_that_drifts_is_found_out(ask: Ask) -> None:
-    """A model that is another one in every worker is refused by the hash of its state."""
-    code, error = ask(model__source="user_nets:drifting", cluster__workers=2, cluster__address="in_process")
+    """A model that is another one each time it is made is refused by the hash of its state: here the units of 2020 are there already."""
+    year = {"uri": "pool/year=2020", "id": "rid", "inputs": ["x"]}
+    assert ask(model__source="user_nets:drifting", pool=year)[0] == 0
+    code, error = ask(model__source="user_nets:drifting")
     assert code == 3
     assert "differs between units" in error
 

@@ -395,6 +395,48 @@ def test_bad_rows_are_left_out_only_if_asked(ask: MakeQuery, workplace: Path) ->
         rs.run(ask(model__temperature="broken.parquet"))
 
 
+def test_rows_as_text(make_query: MakeQuery, workplace: Path) -> None:
+    """Lists in JSON Lines, and plain numbers in CSV, give the temperature that the same rows in Parquet give; class names may be `NA`."""
+    (workplace / "loud.py").write_text(LOUD)
+    x, y = labelled_rows(60)
+    wide = {f"x{i}": x[:, i].astype(np.float64) for i in range(DIMENSION)}
+    pool = np.stack(pool_table(40).column("x").to_pylist())
+    pq.write_table(pa.table({f"x{i}": pool[:, i] for i in range(DIMENSION)} | {"rid": range(40)}), "wide.parquet")
+    named = ["NA", "null", "7", "dog"]
+    pq.write_table(pa.table(wide | {"y": [named[i] for i in y]}), "fit.parquet")
+    rows = [",".join([*map(repr, map(float, row)), named[i]]) for row, i in zip(x, y, strict=True)]
+    Path("fit.csv").write_text("\n".join([",".join([*wide, "y"]), *rows]) + "\n")
+    Path("fit.jsonl").write_text("\n".join(json.dumps({k: v[i] for k, v in wide.items()} | {"y": named[y[i]]}) for i in range(60)))
+    found = [
+        fitted(
+            rs.run(
+                make_query(
+                    pool={"uri": "wide.parquet", "id": "rid", "inputs": list(wide), "label": "y"},
+                    model={"source": "loud:Loud", "classes": named, "temperature": f"fit.{suffix}"},
+                    select={"strategy": "top_k", "budget": 3},
+                )
+            )
+        )
+        for suffix in ("parquet", "csv", "jsonl")
+    ]
+    assert found[0].temperature == found[1].temperature == found[2].temperature
+    assert {fit.rows for fit in found} == {60}
+
+
+def test_only_labelled_rows_are_fitted_on(ask: MakeQuery, workplace: Path) -> None:
+    """Rows that a column `state` calls skipped, rejected, drafts or deleted don't count, labelled or not: the fit is that of the rest."""
+    x, y = labelled_rows(300)
+    states = np.array(["labelled", "skipped", "rejected", "draft", "deleted", None], dtype=object)[np.arange(300) % 6]
+    shown = pa.array(np.where(np.isin(states, ["draft"]), None, y), pa.int32(), from_pandas=True)
+    kept = np.isin(np.arange(300) % 6, [0, 5])
+    pq.write_table(pa.table({"x": vectors(x), "y": shown, "state": pa.array(states)}), "stated.parquet", row_group_size=70)
+    pq.write_table(pa.table({"x": vectors(x[kept]), "y": y[kept].astype(np.int32)}), "rest.parquet")
+    stated, rest = (fitted(rs.run(ask(model__temperature=name))) for name in ("stated.parquet", "rest.parquet"))
+    assert (stated.rows, rest.rows) == (100, 100)
+    assert stated.temperature == rest.temperature
+    assert stated.nll_before == pytest.approx(rest.nll_before)
+
+
 def test_plan_says_that_it_is_not_fitted(ask: MakeQuery) -> None:
     """Planning runs no fit; afterwards it finds one."""
     from raystream.engine.estimate import estimate

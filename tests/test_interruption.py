@@ -133,6 +133,7 @@ def test_a_second_ctrl_c_ends_at_once(workplace: Path, gate: Path, address: str)
 def handlers() -> Iterator[None]:
     """The signals' handlers as they were, after the test."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job of a shell ignores
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

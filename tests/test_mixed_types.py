@@ -148,3 +148,28 @@ def test_labelled_rows_beside_a_pool_whose_ids_become_wider(workplace: Path, mak
     for file in range(2):
         pq.write_table(retyped(numbered(100 * file), number=pa.int64()), f"plain/{file}.parquet")
     same_choice(after, rs.run(make_query(**asked | {"pool__uri": "plain"})))
+
+
+def test_a_column_of_nulls_and_times_of_every_age_through_a_whole_query(make_query: Any, workplace: Path, cli: Any) -> None:
+    """Quotas and kept columns where one file holds nulls alone; a time after Python's last is kept, shown, and a quota's group."""
+    (workplace / "aged").mkdir()
+    forever = pa.scalar(253402300800000000, pa.timestamp("us"))  # 10000-01-01
+    table = numbered(0, 50).append_column("t", pa.array([0] * 50, pa.timestamp("us")))
+    pq.write_table(table.append_column("c", pa.nulls(50)), workplace / "aged/a.parquet")
+    table = numbered(50, 50).append_column("t", pa.array([forever] * 50)).append_column("c", pa.array(["u", "v"] * 25))
+    pq.write_table(table, workplace / "aged/b.parquet")
+    quotas = [{"by": "c", "max": 3}, {"by": "t", "value": "10000-01-01 00:00:00.000000", "max": 4}]
+    spec = workplace / "aged.yaml"
+    spec.write_text(
+        make_query(pool__uri="aged", pool__keep=["c", "t"], select__strategy="top_k", select__budget=7, select__quotas=quotas).to_yaml()
+    )
+    code, _, told = cli("query", spec)
+    assert (code, "could not be written" in told) == (0, False), told
+    result = rs.run(rs.Query.load(spec))
+    groups = result.selection.column("c").to_pylist()
+    assert len(groups) == 7
+    assert groups.count(None) == 3
+    assert max(groups.count("u"), groups.count("v")) <= 3
+    code, shown, _ = cli("show", result.manifest.query)
+    assert code == 0
+    assert "10000-01-01 00:00:00.000000" in shown

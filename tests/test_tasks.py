@@ -356,7 +356,7 @@ def _huge() -> str:
         ("regression", {"acquire": {"mc_samples": 3}}, "acquire.score is margin, but model.task regression gives variance"),
         ("regression", {"acquire": VARIANCE, "model__temperature": 2.0}, "temperature is not used"),
         ("regression", {"acquire": VARIANCE, "select__quotas": [{"by": "prediction", "max": 1}]}, "does not give"),
-        ("tokens", {"model": {"kind": "sklearn", "source": "m.skops", "task": "tokens"}}, "kind: sklearn gives classes alone"),
+        ("tokens", {"model": {"kind": "sklearn", "source": "m.skops", "task": "tokens"}}, "sklearn gives classes or multi_label alone"),
         ("dense", {}, "model.task is 'dense', expected"),
     ],
 )  # fmt: skip

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from raystream.acquisition.inputs import checked_labels, checked_logits
+from raystream.acquisition.inputs import checked_labels, checked_logits, given_logits
 from raystream.errors import LabelsError, QueryError
 
 LOWEST, HIGHEST = 0.05, 20.0
@@ -60,7 +61,7 @@ class ReliabilityBins:
         return float((gaps * self.count).sum() / self.count.sum())
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> TemperatureFit:
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> TemperatureFit:
     """The temperature under which labels are likeliest, by safeguarded Newton steps in 1 / T, in which the problem is convex.
 
     It multiplies with the logits: T of s z is s times T of z, within the bounds. No prediction changes.
@@ -72,17 +73,22 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> TemperatureFit:
     Raises:
         LabelsError: fewer than `LEAST_ROWS` rows, a label that is no class or a masked one, or logits that are NaN or +inf.
     """
-    logits = checked_logits(logits).double().cpu()
-    labels = checked_labels(labels, *logits.shape).cpu()
-    if len(logits) < LEAST_ROWS:
-        raise LabelsError(f"there are {len(logits)} labelled rows to fit a temperature on, expected at least {LEAST_ROWS}; label more")
-    below = logits - logits.amax(dim=1, keepdim=True)
-    true = below.gather(1, labels.unsqueeze(1))
+    return fitted(given_logits(logits, None), labels)
+
+
+def fitted(logits: Tensor, labels: ArrayLike) -> TemperatureFit:
+    """`fit_temperature` of a model's outputs, whatever they are."""
+    z = checked_logits(logits).double().cpu()
+    classes = checked_labels(labels, *z.shape).cpu()
+    if len(z) < LEAST_ROWS:
+        raise LabelsError(f"there are {len(z)} labelled rows to fit a temperature on, expected at least {LEAST_ROWS}; label more")
+    below = z - z.amax(dim=1, keepdim=True)
+    true = below.gather(1, classes.unsqueeze(1))
     bad = torch.nonzero(~true.isfinite().squeeze(1)).flatten()
     if len(bad):
         row = int(bad[0])
         raise LabelsError(
-            f"the logits of row {row} are {_shown(logits[row])} with the label {int(labels[row])}, expected a finite one of its class"
+            f"the logits of row {row} are {_shown(z[row])} with the label {int(classes[row])}, expected a finite one of its class"
         )
     below = below.clamp_(min=_MASKED)
     temperature = _fit(below, true)
@@ -90,13 +96,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> TemperatureFit:
         temperature,
         nll_before=_loss(below, true, 1.0),
         nll_after=_loss(below, true, temperature),
-        ece_before=expected_calibration_error(below.softmax(dim=1), labels),
-        ece_after=expected_calibration_error((below / temperature).softmax(dim=1), labels),
+        ece_before=expected_calibration_error(below.softmax(dim=1), classes),
+        ece_after=expected_calibration_error((below / temperature).softmax(dim=1), classes),
         at_bound=temperature in (LOWEST, HIGHEST),
     )
 
 
-def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
     """How far confidence is from accuracy, mean over rows by bins of equal width: 0 is calibrated, at most 1.
 
     Args and Raises as `reliability_bins`.
@@ -107,7 +113,7 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
     return reliability_bins(probabilities, labels, bins).error
 
 
-def reliability_bins(probabilities: Tensor, labels: Tensor, bins: int = 15) -> ReliabilityBins:
+def reliability_bins(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> ReliabilityBins:
     """Confidence and accuracy of the predictions, by bins of confidence of equal width.
 
     Args:
@@ -120,7 +126,7 @@ def reliability_bins(probabilities: Tensor, labels: Tensor, bins: int = 15) -> R
         QueryError: what is no probability.
     """
     p = checked_logits(probabilities).double().cpu()
-    labels = checked_labels(labels, *p.shape).cpu()
+    true = checked_labels(labels, *p.shape).cpu()
     if bins < 1:
         raise QueryError(f"bins is {bins}, expected at least 1")
     if not len(p):
@@ -133,7 +139,7 @@ def reliability_bins(probabilities: Tensor, labels: Tensor, bins: int = 15) -> R
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
     where = torch.searchsorted(edges[1:-1], confidence)
     count = torch.bincount(where, minlength=bins)
-    sums = [torch.bincount(where, weights=values, minlength=bins) for values in (confidence, (prediction == labels).double())]
+    sums = [torch.bincount(where, weights=values, minlength=bins) for values in (confidence, (prediction == true).double())]
     return ReliabilityBins(edges, count, *(values / count for values in sums))
 
 

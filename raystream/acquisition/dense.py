@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from raystream.acquisition.inputs import checked_temperature
-from raystream.acquisition.logits import logit_scores
-from raystream.acquisition.members import log_probabilities, member_scores
+from raystream.acquisition.inputs import InKind, checked_temperature, given_outputs, in_kind, tensor_of
+from raystream.acquisition.logits import block_scores
+from raystream.acquisition.members import member_scores, softened
 from raystream.errors import PoolError, QueryError, did_you_mean
 from raystream.query import LOGIT_SCORES, MEMBER_SCORES
 
@@ -20,24 +21,26 @@ _BLOCK = 1 << 22
 
 
 def dense_scores(
-    logits: Tensor,
+    logits: ArrayLike | None = None,
     score: str | Callable[[Tensor], Tensor] = "entropy",
     *,
+    probabilities: ArrayLike | None = None,
     members: bool = False,
-    mask: Tensor | None = None,
+    mask: ArrayLike | None = None,
     reduce: str = "mean",
     top: float = 0.1,
     temperature: float = 1.0,
-) -> Tensor:
+) -> InKind:
     """Score every element of a row, then reduce over its valid elements.
 
     `mean` compares rows of any length; `sum` favours long rows; `max` goes by one element, so by outliers; `top_mean`, the mean of the
     highest `top` of a row's elements, finds rows with an unsure part, however large the sure rest.
 
     Args:
-        logits: floating; (n_rows, n_tokens, n_classes), or (n_rows, n_classes, height, width) and further dimensions.
+        logits: (n_rows, n_tokens, n_classes), or (n_rows, n_classes, height, width) and further dimensions.
         score: a score of `logit_scores`, with `members` one of `member_scores`, or a function from (n_elements, n_classes) logits,
             with `members` from (n_elements, n_members, n_classes) log-probabilities, to (n_elements,).
+        probabilities: of these shapes, which sum to 1 over classes, instead of logits.
         members: whether the second axis of logits is that of members: (n_rows, n_members, n_tokens, n_classes) and so on.
         mask: bool or integers, (n_rows, n_tokens) or (n_rows, height, width): the elements that count, as an attention mask. What
             the others hold doesn't matter, NaN neither. None: all count.
@@ -46,20 +49,21 @@ def dense_scores(
         temperature: T in p = softmax(z / T).
 
     Returns:
-        float32 (n_rows,).
+        float32 (n_rows,); a tensor where one is given, else a NumPy array.
 
     Raises:
         PoolError: rows without any valid element.
-        QueryError: names that are unknown, or shapes that don't fit.
+        QueryError: names that are unknown, shapes that don't fit, or probabilities given as logits.
 
     References:
         Settles and Craven, An Analysis of Active Learning Strategies for Sequence Labeling Tasks, 2008 (total and mean token entropy).
     """
     _check_reduction(reduce, top)
     function = _function(score, members, checked_temperature(temperature))
-    elements, valid = _elements_first(logits, members), _valid(mask, logits, members)
+    z = given_outputs(logits, probabilities, lambda values: _class_axis(values, members))
+    elements, valid = _elements_first(z, members), _valid(mask, z, members)
     found = _reduced(elements, valid, lambda block: {"score": function(block)}, lambda _: reduce, top)
-    return found["score"]
+    return in_kind(found["score"], logits, probabilities)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def all_dense_scores(
     elements, valid = _elements_first(logits, False), _valid(mask, logits, False)
 
     def of_one(block: Tensor) -> dict[str, Tensor]:
-        found = logit_scores(block, temperature)
+        found = block_scores(block, temperature)
         return {**found.scores, _CONFIDENCE: found.confidence, _CLASS: found.prediction}
 
     made = _reduced(elements, valid, of_one, lambda name: "mean" if name == _CONFIDENCE else reduce, top)
@@ -104,7 +108,7 @@ def all_dense_scores(
         made |= _reduced(
             _elements_first(samples, True),
             valid,
-            lambda block: member_scores(log_probabilities(block, temperature), MEMBER_SCORES).scores,
+            lambda block: member_scores(softened(block, temperature), MEMBER_SCORES).scores,
             lambda _: reduce,
             top,
         )
@@ -166,13 +170,13 @@ def _function(score: str | Callable[[Tensor], Tensor], members: bool, temperatur
     """From logits of elements to their scores."""
     if callable(score):
         if members:
-            return lambda logits: score(log_probabilities(logits, temperature))
+            return lambda logits: score(softened(logits, temperature))
         return lambda logits: score(logits if temperature == 1.0 else logits.float() / temperature)
     if members:
-        return lambda logits: member_scores(log_probabilities(logits, temperature), [score]).scores[score]
+        return lambda logits: member_scores(softened(logits, temperature), [score]).scores[score]
     if score not in LOGIT_SCORES:
         raise QueryError(f"score {score!r} is not one of logits{did_you_mean(score, LOGIT_SCORES)}")
-    return lambda logits: logit_scores(logits, temperature).scores[score]
+    return lambda logits: block_scores(logits, temperature).scores[score]
 
 
 def _elements_first(logits: Tensor, members: bool) -> Tensor:
@@ -180,11 +184,16 @@ def _elements_first(logits: Tensor, members: bool) -> Tensor:
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         got = f"a tensor of {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
         raise QueryError(f"logits are {got}, expected a floating tensor; convert them first")
-    axes = 1 + members
-    if logits.ndim - axes == 2:
+    if _class_axis(logits, members) == -1:
         return logits.detach().movedim(-2, 1)
-    if logits.ndim - axes >= 3:
-        return logits.detach().flatten(axes + 1).movedim(-1, 1)
+    return logits.detach().flatten(2 + members).movedim(-1, 1)
+
+
+def _class_axis(logits: Tensor, members: bool) -> int:
+    """Where the classes are: last of tokens, else behind rows and members."""
+    axes = 1 + members
+    if logits.ndim - axes >= 2:
+        return -1 if logits.ndim - axes == 2 else axes
     expected = (
         "(rows, members, tokens, classes) or (rows, members, classes, height, width)"
         if members
@@ -193,16 +202,17 @@ def _elements_first(logits: Tensor, members: bool) -> Tensor:
     raise QueryError(f"logits have the shape {tuple(logits.shape)}, expected {expected}")
 
 
-def _valid(mask: Tensor | None, logits: Tensor, members: bool) -> Tensor:
+def _valid(mask: ArrayLike | None, logits: Tensor, members: bool) -> Tensor:
     """bool (n, elements)."""
     rest = logits.shape[1 + members :]
     shape = (len(logits), *(rest[:-1] if len(rest) == 2 else rest[1:]))
     if mask is None:
         return torch.ones(shape, dtype=torch.bool, device=logits.device).flatten(1)
-    if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.shape != shape:
-        got = f"a tensor of {mask.dtype}, shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+    counted = tensor_of(mask, "the mask")
+    if counted.is_floating_point() or counted.shape != shape:
+        got = f"a tensor of {counted.dtype}, shape {tuple(counted.shape)}"
         raise QueryError(f"the mask is {got}, expected bool or integers of shape {shape}, 0 where an element doesn't count")
-    return mask.to(logits.device).bool().flatten(1)
+    return counted.to(logits.device).bool().flatten(1)
 
 
 def _sum(values: Tensor, valid: Tensor, top: float) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from raystream.acquisition.inputs import checked_members
+from raystream.acquisition.inputs import InKind, given_members, in_kind
 from raystream.acquisition.member_parts import check_mass
 from raystream.errors import QueryError
 
@@ -35,19 +36,20 @@ class EpigTargets:
         return self.probabilities.shape[1] // self.classes
 
 
-def epig_targets(log_probs: Tensor) -> EpigTargets:
+def epig_targets(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike | None = None) -> EpigTargets:
     """Prepare target rows: those for which the model should become good.
 
     Args:
-        log_probs: floating, (n_targets, n_members, n_classes), log-probabilities of the same members in the same order as the rows'.
+        log_probs: (n_targets, n_members, n_classes), log-probabilities of the same members in the same order as the rows'.
+        probabilities: of them, instead.
 
     Raises:
         QueryError: no targets, or NaN or infinity among them.
     """
-    log_probs = checked_members(log_probs, "log-probabilities of targets")
-    if not len(log_probs):
+    given = given_members(log_probs, probabilities)
+    if not len(given):
         raise QueryError("there are no targets, expected at least one row for which the model should become good")
-    p = log_probs.double().exp()
+    p = given.double().exp()
     mass = p.mean(dim=1).sum(dim=1)
     if not bool(mass.isfinite().all()):
         raise QueryError(f"target {int(mass.isfinite().logical_not().nonzero()[0])} holds NaN or infinity; leave it out")
@@ -56,7 +58,7 @@ def epig_targets(log_probs: Tensor) -> EpigTargets:
     return EpigTargets(p.transpose(0, 1).reshape(p.shape[1], -1), entropy, p.shape[2])
 
 
-def epig(log_probs: Tensor, targets: EpigTargets | Tensor) -> Tensor:
+def epig(log_probs: ArrayLike | None, targets: EpigTargets | ArrayLike, *, probabilities: ArrayLike | None = None) -> InKind:
     """Expected predictive information gain, H(p_x) + mean_* H(p_*) - mean_* H(joint of x and *), in nats.
 
     It is the mutual information of a row's label and a target's, mean over targets: `bald` asks what a label tells about the model,
@@ -66,33 +68,34 @@ def epig(log_probs: Tensor, targets: EpigTargets | Tensor) -> Tensor:
     Time is n_rows x n_targets x n_classes²; memory some MB beside arguments and result.
 
     Args:
-        log_probs: floating, (n_rows, n_members, n_classes), log-probabilities as of `log_probabilities`.
-        targets: what `epig_targets` made, or (n_targets, n_members, n_classes) log-probabilities.
+        log_probs: (n_rows, n_members, n_classes), log-probabilities as of `log_probabilities`; None with probabilities.
+        targets: what `epig_targets` made, or (n_targets, n_members, n_classes) of what the rows are given as.
+        probabilities: (n_rows, n_members, n_classes) that sum to 1, instead of log_probs.
 
     Returns:
-        float64 (n_rows,), NaN for a row that holds NaN or +inf.
+        float64 (n_rows,), NaN for a row that holds NaN or +inf; a tensor where rows are given as one, else a NumPy array.
 
     References:
         Bickford Smith, Kirsch, Farquhar, Gal, Foster and Rainforth, Prediction-Oriented Bayesian Active Learning, 2023.
     """
-    log_probs = checked_members(log_probs, "log-probabilities")
+    rows = given_members(log_probs, probabilities)
     if not isinstance(targets, EpigTargets):
-        targets = epig_targets(targets)
-    n, members, classes = log_probs.shape
+        targets = epig_targets(targets) if probabilities is None else epig_targets(probabilities=targets)
+    n, members, classes = rows.shape
     if (members, classes) != (len(targets.probabilities), targets.classes):
         theirs = f"targets {len(targets.probabilities)} and {targets.classes}"
         raise QueryError(f"rows have {members} members and {classes} classes, {theirs}, expected the same members for both")
-    scores = torch.empty(n, dtype=torch.float64, device=log_probs.device)
+    scores = torch.empty(n, dtype=torch.float64, device=rows.device)
     size = max(1, _BLOCK_ROWS // classes)
     for start in range(0, n, size):
-        p = log_probs[start : start + size].double().exp()
+        p = rows[start : start + size].double().exp()
         mean = p.mean(dim=1)
         mass = mean.sum(dim=1)
         check_mass(mass, start)
         apart = torch.special.entr(mean).sum(dim=1) + targets.entropy
         gain = (apart - _joint_entropy(p, targets)).clamp_(min=0)
         scores[start : start + size] = gain + mass * 0  # NaN or infinity in, NaN out
-    return scores
+    return in_kind(scores, log_probs, probabilities)
 
 
 def _joint_entropy(p: Tensor, targets: EpigTargets) -> Tensor:

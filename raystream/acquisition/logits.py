@@ -17,9 +17,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from raystream.acquisition.inputs import checked_logits, checked_temperature
+from raystream.acquisition.inputs import InKind, checked_logits, checked_temperature, given_logits, in_kind
 
 _UNDERFLOW = -1000.0
 """exp() of it is 0 even in float64; being finite, it makes 0 * log 0 come out as 0."""
@@ -48,22 +49,29 @@ class _Parts:
     spread: Tensor
 
 
-def entropy(logits: Tensor) -> Tensor:
+def entropy(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
     """Entropy of the predicted classes in nats, -sum p log p: 0 when certain, log(n_classes) when uniform.
 
     Args:
-        logits: floating, (n_rows, n_classes) with at least two classes.
+        logits: (n_rows, n_classes) with at least two classes: a list, a NumPy array or a tensor.
+        probabilities: (n_rows, n_classes) that sum to 1, instead of logits.
+        temperature: T in p = softmax(z / T).
 
     Returns:
-        (n_rows,), float32 or the wider dtype of the logits.
+        (n_rows,), float32 or the wider dtype of what is given; a tensor where a tensor is, else a NumPy array.
+
+    Raises:
+        QueryError: another shape, or probabilities given as logits.
 
     References:
         Shannon, A Mathematical Theory of Communication, 1948; Settles, Active Learning Literature Survey, 2009.
     """
-    return _entropy(_parts(checked_logits(logits)))
+    return in_kind(_entropy(_parts(given_logits(logits, probabilities), checked_temperature(temperature))), logits, probabilities)
 
 
-def least_confidence(logits: Tensor) -> Tensor:
+def least_confidence(
+    logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0
+) -> InKind:
     """One minus the top probability: 0 when certain, 1 - 1/n_classes when uniform.
 
     Args and Returns as `entropy`; exact down to the smallest floats, where 1 - p would be 0.
@@ -71,25 +79,26 @@ def least_confidence(logits: Tensor) -> Tensor:
     References:
         Lewis and Gale, A Sequential Algorithm for Training Text Classifiers, 1994.
     """
-    return _least_confidence(_parts(checked_logits(logits)))
+    parts = _parts(given_logits(logits, probabilities), checked_temperature(temperature))
+    return in_kind(_least_confidence(parts), logits, probabilities)
 
 
-def margin(logits: Tensor) -> Tensor:
+def margin(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
     """One minus the gap between the two largest probabilities, 1 - (p1 - p2): 0 when certain, 1 at a tie.
 
-    Args:
-        logits: floating, (n_rows, n_classes) with at least two classes.
+    Args as `entropy`.
 
     Returns:
-        float64 (n_rows,), computed in float64, since rows are ranked by it and crowd near 1.
+        float64 (n_rows,), computed in float64, since rows are ranked by it and crowd near 1; else as `entropy`.
 
     References:
         Scheffer, Decomain and Wrobel, Active Hidden Markov Models for Information Extraction, 2001.
     """
-    return _margin(_parts(checked_logits(logits).double()))
+    parts = _parts(given_logits(logits, probabilities).double(), checked_temperature(temperature))
+    return in_kind(_margin(parts), logits, probabilities)
 
 
-def ratio(logits: Tensor) -> Tensor:
+def ratio(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
     """The second largest probability over the largest, p2 / p1: 0 when certain, 1 at a tie.
 
     Args and Returns as `entropy`.
@@ -97,28 +106,36 @@ def ratio(logits: Tensor) -> Tensor:
     References:
         Settles, Active Learning Literature Survey, 2009.
     """
-    return _parts(checked_logits(logits)).gap.exp()
+    return in_kind(_parts(given_logits(logits, probabilities), checked_temperature(temperature)).gap.exp(), logits, probabilities)
 
 
-def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+def energy(logits: ArrayLike, *, temperature: float = 1.0) -> InKind:
     """Free energy -T logsumexp(z / T): high where all logits are low, so far from what was trained on.
 
-    It depends on the offset of the logits and may be negative. Args and Returns as `entropy`.
+    It depends on the offset of the logits, which probabilities have lost, and may be negative. Args and Returns as `entropy`.
 
     References:
         Liu, Wang, Owens and Li, Energy-based Out-of-distribution Detection, 2020.
     """
-    return _energy(_parts(checked_logits(logits), checked_temperature(temperature)), temperature)
+    return in_kind(_energy(_parts(given_logits(logits, None), checked_temperature(temperature)), temperature), logits)
 
 
-def logit_scores(logits: Tensor, temperature: float = 1.0) -> LogitScores:
-    """All five scores, the prediction and the confidence, in one pass.
+def logit_scores(logits: ArrayLike, temperature: float = 1.0) -> LogitScores:
+    """All five scores, the prediction and the confidence, in one pass, as tensors.
 
     Args:
-        logits: floating, (n_rows, n_classes) with at least two classes.
+        logits: (n_rows, n_classes) with at least two classes.
         temperature: T in p = softmax(z / T); the prediction doesn't depend on it.
+
+    Raises:
+        QueryError: another shape, or probabilities given as logits.
     """
-    parts = _parts(checked_logits(logits), checked_temperature(temperature))
+    return block_scores(given_logits(logits, None), checked_temperature(temperature))
+
+
+def block_scores(logits: Tensor, temperature: float) -> LogitScores:
+    """`logit_scores` of a block of a model's outputs, whatever they are."""
+    parts = _parts(checked_logits(logits), temperature)
     scores = {
         "entropy": _entropy(parts),
         "least_confidence": _least_confidence(parts),

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from raystream.acquisition.calibration import HIGHEST, LEAST_ROWS, LOWEST, TemperatureFit, expected_calibration_error, fit_temperature
-from raystream.acquisition.inputs import checked_labels, checked_members, checked_temperature
+from raystream.acquisition.calibration import HIGHEST, LEAST_ROWS, LOWEST, TemperatureFit, expected_calibration_error, fitted
+from raystream.acquisition.inputs import InKind, checked_labels, checked_members, checked_temperature, in_kind
 from raystream.errors import LabelsError
 
 _GRID = 25
@@ -24,7 +25,7 @@ _BLOCK = 1 << 22
 _CURVATURE_STEP = 0.02
 
 
-def mean_log_probabilities(samples: Tensor, temperature: float = 1.0) -> Tensor:
+def mean_log_probabilities(samples: ArrayLike, temperature: float = 1.0) -> InKind:
     """log p_mean of opinions that are softened first, log mean_k softmax(z_k / T).
 
     Args:
@@ -32,15 +33,15 @@ def mean_log_probabilities(samples: Tensor, temperature: float = 1.0) -> Tensor:
         temperature: T.
 
     Returns:
-        float64 (n_rows, n_classes) on the processor; -inf where every member masks the class.
+        float64 (n_rows, n_classes) on the processor; -inf where every member masks the class. A tensor where one is given, else NumPy's.
     """
-    samples = checked_members(samples, "logits")
+    members = checked_members(samples, "logits")
     checked_temperature(temperature)
-    each = (samples.double().cpu() / temperature).log_softmax(dim=2)
-    return each.logsumexp(dim=1) - math.log(samples.shape[1])
+    each = (members.double().cpu() / temperature).log_softmax(dim=2)
+    return in_kind(each.logsumexp(dim=1) - math.log(members.shape[1]), samples)
 
 
-def fit_mean_temperature(samples: Tensor, labels: Tensor) -> TemperatureFit:
+def fit_mean_temperature(samples: ArrayLike, labels: ArrayLike) -> TemperatureFit:
     """The temperature under which labels are likeliest for the mean of the members' probabilities.
 
     Of one member it is that of `fit_temperature`. Of several, it softens each member, as `mean_log_probabilities` does; the mean
@@ -53,11 +54,13 @@ def fit_mean_temperature(samples: Tensor, labels: Tensor) -> TemperatureFit:
     Raises:
         LabelsError: too few rows, a label that is no class, or one that every member masks.
     """
-    samples = checked_members(samples, "logits")
-    if samples.shape[1] == 1:
-        return fit_temperature(samples[:, 0], labels)
-    samples = samples.cpu()
-    labels = checked_labels(labels, samples.shape[0], samples.shape[2]).cpu()
+    z = checked_members(samples, "logits").cpu()
+    if z.shape[1] == 1:
+        return fitted(z[:, 0], labels)
+    return _fit_members(z, checked_labels(labels, z.shape[0], z.shape[2]).cpu())
+
+
+def _fit_members(samples: Tensor, labels: Tensor) -> TemperatureFit:
     if len(samples) < LEAST_ROWS:
         raise LabelsError(f"there are {len(samples)} labelled rows to fit a temperature on, expected at least {LEAST_ROWS}; label more")
     if not math.isfinite(mean_loss(samples, labels, 1.0)):
@@ -87,14 +90,16 @@ def mean_loss(samples: Tensor, labels: Tensor, temperature: float) -> float:
     return total / n + math.log(members)
 
 
-def relative_error(samples: Tensor, labels: Tensor, temperature: float) -> float | None:
+def relative_error(samples: ArrayLike, labels: ArrayLike, temperature: float) -> float | None:
     """The standard error of a fitted temperature as a part of it, from the curvature of the loss; None where that is not positive.
 
     With L the mean loss of n rows in u = log T, it is 1 / sqrt(n L''(u)). As `temperature`, the one fitted on these rows.
     """
-    below, at, above = (mean_loss(samples, labels, temperature * math.exp(step * _CURVATURE_STEP)) for step in (-1, 0, 1))
+    z = checked_members(samples, "logits")
+    true = checked_labels(labels, z.shape[0], z.shape[2])
+    below, at, above = (mean_loss(z, true, temperature * math.exp(step * _CURVATURE_STEP)) for step in (-1, 0, 1))
     curvature = (below - 2 * at + above) / _CURVATURE_STEP**2
-    return 1 / math.sqrt(len(labels) * curvature) if curvature > 0 else None
+    return 1 / math.sqrt(len(z) * curvature) if curvature > 0 else None
 
 
 def _fit(samples: Tensor, labels: Tensor) -> float:

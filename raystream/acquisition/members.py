@@ -11,13 +11,25 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from raystream.acquisition.inputs import checked_members, checked_temperature
+from raystream.acquisition.inputs import (
+    InKind,
+    checked_members,
+    checked_temperature,
+    given_members,
+    in_kind,
+    refuse_probabilities,
+)
 from raystream.acquisition.member_parts import (
     UNDERFLOW,
+    VARIANCES,
+    WITHIN,
     MemberParts,
-    blocks,
+    by_blocks,
+    check_mass,
+    each_block,
     mean,
     row_blocks,
     rows_innermost,
@@ -40,26 +52,31 @@ class MemberScores:
     """The probability of that class; float32 (n_rows,)."""
 
 
-def bald(log_probs: Tensor) -> Tensor:
+def bald(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
     """How much the members disagree: mean_k KL(p_k ‖ p_mean) = H(p_mean) - mean_k H(p_k), in nats.
 
     It is the mutual information of the label and the choice of the member: 0 when all say the same, however unsure they are, and at
     most min(log n_members, log n_classes).
 
     Args:
-        log_probs: floating, (n_rows, n_members, n_classes), log-probabilities as of `log_probabilities`.
+        log_probs: (n_rows, n_members, n_classes), log-probabilities as of `log_probabilities`: lists, a NumPy array or a tensor.
+        probabilities: (n_rows, n_members, n_classes) that sum to 1, instead of log_probs.
+        temperature: softens each member, p^(1/T) scaled to sum to 1.
 
     Returns:
-        float64 (n_rows,).
+        float64 (n_rows,); a tensor where a tensor is given, else a NumPy array.
+
+    Raises:
+        QueryError: another shape, or what are no log-probabilities, such as logits.
 
     References:
         Houlsby, Huszár, Ghahramani and Lengyel, Bayesian Active Learning for Classification and Preference Learning, 2011; with
         dropout samples: Gal, Islam and Ghahramani, Deep Bayesian Active Learning with Image Data, 2017.
     """
-    return _one(log_probs, "bald")
+    return _one("bald", log_probs, probabilities, temperature)
 
 
-def consensus_entropy(log_probs: Tensor) -> Tensor:
+def consensus_entropy(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
     """Entropy of the mean prediction in nats, H(p_mean): unsure members and disagreeing members both raise it.
 
     Args and Returns as `bald`; between 0 and log n_classes, and never below `bald`.
@@ -67,10 +84,10 @@ def consensus_entropy(log_probs: Tensor) -> Tensor:
     References:
         Settles, Active Learning, 2012, section 3.2 (soft vote entropy).
     """
-    return _one(log_probs, "consensus_entropy")
+    return _one("consensus_entropy", log_probs, probabilities, temperature)
 
 
-def vote_entropy(log_probs: Tensor) -> Tensor:
+def vote_entropy(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
     """Entropy in nats of the classes that the members vote for, -sum_c v_c/K log(v_c/K), a tied member voting for its lowest class.
 
     Args and Returns as `bald`; 0 when all vote for one class, at most min(log n_members, log n_classes).
@@ -78,10 +95,10 @@ def vote_entropy(log_probs: Tensor) -> Tensor:
     References:
         Dagan and Engelson, Committee-Based Sampling for Training Probabilistic Classifiers, 1995.
     """
-    return _one(log_probs, "vote_entropy")
+    return _one("vote_entropy", log_probs, probabilities, temperature)
 
 
-def variation_ratio(log_probs: Tensor) -> Tensor:
+def variation_ratio(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
     """The part of the members that doesn't vote for the commonest class, 1 - max_c v_c/K.
 
     Args and Returns as `bald`; 0 when all vote for one class, below 1.
@@ -89,10 +106,10 @@ def variation_ratio(log_probs: Tensor) -> Tensor:
     References:
         Freeman, Elementary Applied Statistics, 1965; Gal, Islam and Ghahramani, 2017.
     """
-    return _one(log_probs, "variation_ratio")
+    return _one("variation_ratio", log_probs, probabilities, temperature)
 
 
-def mean_std(log_probs: Tensor) -> Tensor:
+def mean_std(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
     """How far probabilities vary between members: the population standard deviation over members, mean over classes.
 
     Args and Returns as `bald`; between 0 and 1/2.
@@ -101,10 +118,10 @@ def mean_std(log_probs: Tensor) -> Tensor:
         Kampffmeyer, Salberg and Jenssen, Semantic Segmentation of Small Objects and Modeling of Uncertainty, 2016; Gal, Islam and
         Ghahramani, 2017.
     """
-    return _one(log_probs, "mean_std")
+    return _one("mean_std", log_probs, probabilities, temperature)
 
 
-def variance(log_probs: Tensor) -> Tensor:
+def variance(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
     """How far probabilities vary between members: the population variance over members, summed over classes.
 
     Args and Returns as `bald`; between 0 and 1.
@@ -112,16 +129,16 @@ def variance(log_probs: Tensor) -> Tensor:
     References:
         Smith and Gal, Understanding Measures of Uncertainty for Adversarial Example Detection, 2018.
     """
-    return _one(log_probs, "variance")
+    return _one("variance", log_probs, probabilities, temperature)
 
 
-def member_scores(log_probs: Tensor, names: Iterable[str]) -> MemberScores:
-    """Any of the scores in one pass over the members, with the mean and what it predicts.
+def member_scores(log_probs: ArrayLike, names: Iterable[str]) -> MemberScores:
+    """Any of the scores in one pass over the members, with the mean and what it predicts, as tensors.
 
     Works through the rows in blocks: beside arguments and results it takes some MB, however many the rows.
 
     Args:
-        log_probs: floating, (n_rows, n_members, n_classes), log-probabilities as of `log_probabilities`, whose memory order is the fastest.
+        log_probs: (n_rows, n_members, n_classes), log-probabilities as of `log_probabilities`, whose memory order is the fastest.
         names: of the functions of this module that score.
 
     Raises:
@@ -131,7 +148,7 @@ def member_scores(log_probs: Tensor, names: Iterable[str]) -> MemberScores:
     for name in names:
         if name not in _FORMULAS:
             raise QueryError(f"score {name!r} is not one of members{did_you_mean(name, _FORMULAS)}")
-    log_probs = checked_members(log_probs, "log-probabilities")
+    log_probs = given_members(log_probs, None)
     n, _, classes = log_probs.shape
     scores = {name: torch.empty(n, dtype=torch.float32, device=log_probs.device) for name in names}
     log_mean, confidence = (
@@ -139,31 +156,44 @@ def member_scores(log_probs: Tensor, names: Iterable[str]) -> MemberScores:
         torch.empty(n, dtype=torch.float32, device=log_probs.device),
     )
     prediction = torch.empty(n, dtype=torch.int32, device=log_probs.device)
-    for rows, parts in blocks(log_probs):
+
+    def see(rows: slice, parts: MemberParts) -> None:
         for name in names:
             scores[name][rows] = _FORMULAS[name](parts)
         log_mean[:, rows] = parts.log_mean
         likeliest = parts.mean.max(dim=0)
         confidence[rows], prediction[rows] = likeliest.values, likeliest.indices
+
+    by_blocks(log_probs, see, {_PARTS[name] for name in names if name in _PARTS})
     return MemberScores(scores, log_mean.t(), prediction, confidence)
 
 
-def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+def log_probabilities(logits: ArrayLike, temperature: float = 1.0) -> InKind:
     """Log-probabilities log softmax(z / T) of each member, to full relative precision, where the top class is near 0 as well.
 
     Args:
-        logits: floating, (n_rows, n_members, n_classes).
+        logits: (n_rows, n_members, n_classes).
         temperature: T.
 
     Returns:
         (n_rows, n_members, n_classes), float32 or the wider dtype of the logits; rows are innermost in memory. A logit of -inf
         stays -inf; a member that holds NaN or +inf, or nothing but -inf, is NaN in every class.
+
+    Raises:
+        QueryError: another shape, or probabilities given as logits.
     """
+    values = checked_members(logits, "logits")
+    refuse_probabilities(values, logits)
+    return in_kind(softened(values, checked_temperature(temperature)), logits)
+
+
+def softened(logits: Tensor, temperature: float) -> Tensor:
+    """`log_probabilities` of a block of the members' outputs, whatever they are."""
     logits = checked_members(logits, "logits")
-    checked_temperature(temperature)
     n, members, classes = logits.shape
     out = torch.empty(members, classes, n, dtype=logits.dtype, device=logits.device)
-    for rows in row_blocks(logits):
+
+    def work(rows: slice) -> None:
         below = out[:, :, rows]
         below.copy_(rows_innermost(logits[rows]))
         top, winner = below.max(dim=1, keepdim=True)
@@ -172,22 +202,30 @@ def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
             below /= temperature
         rest = below.exp().scatter_(1, winner, 0.0)
         below -= torch.log1p(total(rest.transpose(0, 1))).unsqueeze(1)
+
+    each_block(logits, work)
     return out.permute(2, 0, 1)
 
 
-def _one(log_probs: Tensor, name: str) -> Tensor:
-    log_probs = checked_members(log_probs, "log-probabilities")
-    scores = torch.empty(len(log_probs), dtype=torch.float64, device=log_probs.device)
-    for rows, parts in blocks(log_probs):
+def _one(name: str, log_probs: ArrayLike | None, probabilities: ArrayLike | None, temperature: float) -> InKind:
+    members = given_members(log_probs, probabilities)
+    if checked_temperature(temperature) != 1.0:
+        for rows in row_blocks(members):  # logits would be softened, too
+            check_mass(members[rows].double().exp().mean(dim=1).sum(dim=1), rows.start)
+        members = softened(members, temperature)
+    scores = torch.empty(len(members), dtype=torch.float64, device=members.device)
+
+    def see(rows: slice, parts: MemberParts) -> None:
         scores[rows] = _FORMULAS[name](parts)
-    return scores
+
+    by_blocks(members, see, {_PARTS[name]} if name in _PARTS else ())
+    return in_kind(scores, log_probs, probabilities)
 
 
 def _bald(parts: MemberParts) -> Tensor:
     """mean_k KL(p_k ‖ p_mean) as sum_c exp(largest) (mean_k ratio log ratio - share log share), each term >= 0 by Jensen."""
-    within = mean(parts.ratio * parts.below)
     between = parts.share * parts.log_share.clamp(min=UNDERFLOW)
-    return total((within - between).clamp_(min=0) * parts.largest.exp())
+    return total((parts.within - between).clamp_(min=0) * parts.largest.exp())
 
 
 def _consensus_entropy(parts: MemberParts) -> Tensor:
@@ -209,6 +247,9 @@ def _mean_std(parts: MemberParts) -> Tensor:
 def _variance(parts: MemberParts) -> Tensor:
     return total(parts.variances)
 
+
+_PARTS = {"bald": WITHIN, "mean_std": VARIANCES, "variance": VARIANCES}
+"""What a score needs beyond what all have."""
 
 _FORMULAS: dict[str, Callable[[MemberParts], Tensor]] = {
     "bald": _bald,

@@ -5,14 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from raystream.acquisition.inputs import checked_label_logits, checked_label_samples, checked_temperature
-from raystream.acquisition.members import log_probabilities, member_scores
+from raystream.acquisition.inputs import (
+    InKind,
+    checked_label_logits,
+    checked_label_samples,
+    checked_temperature,
+    given_label_logits,
+    in_kind,
+)
+from raystream.acquisition.members import member_scores, softened
 from raystream.errors import QueryError, did_you_mean
 
 
-def multi_label_scores(logits: Tensor, score: str = "entropy", *, reduce: str = "mean", temperature: float = 1.0) -> Tensor:
+def multi_label_scores(
+    logits: ArrayLike | None = None,
+    score: str = "entropy",
+    *,
+    probabilities: ArrayLike | None = None,
+    reduce: str = "mean",
+    temperature: float = 1.0,
+) -> InKind:
     """Score each label as the two-class problem that it is, p = sigmoid(z / T), then reduce over labels.
 
     With a = |z| / T, so that sigmoid(-a) is the smaller of p and 1 - p, and nothing cancels for sure labels:
@@ -24,17 +39,23 @@ def multi_label_scores(logits: Tensor, score: str = "entropy", *, reduce: str = 
     `sum` and `mean` favour rows of which many labels are unsure, `max` rows with one label that is very unsure.
 
     Args:
-        logits: floating, (n_rows, n_labels) with at least one label; +inf and -inf are sure and score 0.
+        logits: (n_rows, n_labels) with at least one label; +inf and -inf are sure and score 0.
         score: entropy, least_confidence or margin.
+        probabilities: (n_rows, n_labels) of each label, instead of logits.
         reduce: mean, max or sum, over labels.
         temperature: T.
 
     Returns:
-        (n_rows,), float32 or the wider dtype of the logits; NaN where a row holds NaN.
+        (n_rows,), float32 or the wider dtype of the logits; NaN where a row holds NaN. A tensor where one is given, else a NumPy array.
 
     References:
         Reyes, Morell and Ventura, Effective active learning strategy for multi-label learning, 2018 (uncertainty by label).
     """
+    return in_kind(label_scores(given_label_logits(logits, probabilities), score, reduce, temperature), logits, probabilities)
+
+
+def label_scores(logits: Tensor, score: str, reduce: str, temperature: float) -> Tensor:
+    """`multi_label_scores` of a block of a model's outputs, whatever they are."""
     for name, known, what in ((score, _SCORES, "score"), (reduce, _REDUCTIONS, "reduce")):
         if name not in known:
             raise QueryError(f"{what} {name!r} is not one for labels{did_you_mean(name, known)}")
@@ -43,12 +64,12 @@ def multi_label_scores(logits: Tensor, score: str = "entropy", *, reduce: str = 
 
 
 def multi_label_member_scores(
-    samples: Tensor, names: Sequence[str], *, reduce: str = "mean", temperature: float = 1.0
+    samples: ArrayLike, names: Sequence[str], *, reduce: str = "mean", temperature: float = 1.0
 ) -> dict[str, Tensor]:
-    """Scores of members, label by label as the two-class problem that it is, reduced over labels.
+    """Scores of members, label by label as the two-class problem that it is, reduced over labels, as tensors.
 
     Args:
-        samples: floating logits, (n_rows, n_members, n_labels).
+        samples: logits, (n_rows, n_members, n_labels).
         names: of the scores of `member_scores`.
         reduce: mean, max or sum, over labels.
         temperature: T in p = sigmoid(z / T).
@@ -58,11 +79,11 @@ def multi_label_member_scores(
     """
     if reduce not in _REDUCTIONS:
         raise QueryError(f"reduce {reduce!r} is not one for labels{did_you_mean(reduce, _REDUCTIONS)}")
-    samples = checked_label_samples(samples)
-    n, members, labels = samples.shape
-    logits = samples.transpose(1, 2).reshape(n * labels, members, 1)
+    checked = checked_label_samples(samples)
+    n, members, labels = checked.shape
+    logits = checked.transpose(1, 2).reshape(n * labels, members, 1)
     pairs = torch.cat([torch.zeros_like(logits), logits], dim=2)  # softmax over (0, z) is the sigmoid of z
-    found = member_scores(log_probabilities(pairs, temperature), names).scores
+    found = member_scores(softened(pairs, checked_temperature(temperature)), names).scores
     return {name: _REDUCTIONS[reduce](values.double().view(n, labels)).float() for name, values in found.items()}
 
 

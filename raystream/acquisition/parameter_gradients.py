@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-from raystream.acquisition.gradients import badge_factors
+from raystream.acquisition.gradients import factors
 from raystream.acquisition.inputs import checked_logits, checked_temperature
+from raystream.acquisition.odds import by_blocks
 from raystream.errors import ModelError, QueryError, did_you_mean
 
 
@@ -88,7 +89,7 @@ def _lengths(
     likeliest, weights = ordered.indices[:, :classes], ordered.values[:, :classes]
     steps = nn.functional.one_hot(likeliest, logits.shape[1]).to(logits.dtype)
     # e_top - e_y first: exactly 0 for y = top, so that p - e_top keeps its digits
-    residuals = (steps[:, :1] - steps) + badge_factors(logits, temperature).unsqueeze(1)
+    residuals = (steps[:, :1] - steps) + by_blocks(factors, logits, temperature).unsqueeze(1)
 
     def lengths_of_row(residuals: Tensor, *row: Tensor) -> Tensor:
         def logits_of(parameters: dict[str, Tensor]) -> Tensor:

@@ -22,14 +22,15 @@ class Asked:
         bias: whether the last layer has one; None: look.
         egl_classes: how many of the likeliest classes count in `egl_parameters`; None: it isn't asked for.
         functions: the user's own, as import path and hash of its code, sorted.
-        class_weights: a weight for each class, or pairs of class and weight, the others being 1; None: no score is weighted.
+        class_weights: a weight for each class, or pairs of class and weight, the others being 1; None: no score is weighted. Classes are
+            indices, or where only the model knows their names, these.
     """
 
     gradients: bool = False
     bias: bool | None = None
     egl_classes: int | None = None
     functions: tuple[tuple[str, str], ...] = ()
-    class_weights: tuple[float, ...] | tuple[tuple[int, float], ...] | None = None
+    class_weights: tuple[float, ...] | tuple[tuple[int | str, float], ...] | None = None
 
     def key_parts(self, gradients: bool) -> dict[str, Any]:
         """What a unit's key holds of it; nothing where nothing is asked for.
@@ -59,19 +60,21 @@ def asked_of(query: Query, classes: Sequence[str] | None) -> Asked:
         bias=acquire.args.get("bias"),
         egl_classes=acquire.args.get("egl_classes", _EGL_CLASSES) if "egl_parameters" in acquire.asked else None,
         functions=tuple(sorted((path, code_hash(path, "acquire")) for path in acquire.asked if ":" in path)),
-        class_weights=_weights(acquire.class_weights, classes),
+        class_weights=_weights(acquire.class_weights, classes, query.names_classes),
     )
 
 
 def _weights(
-    given: dict[int | str, float] | list[float] | None, classes: Sequence[str] | None
-) -> tuple[float, ...] | tuple[tuple[int, float], ...] | None:
+    given: dict[int | str, float] | list[float] | None, classes: Sequence[str] | None, named_later: bool
+) -> tuple[float, ...] | tuple[tuple[int | str, float], ...] | None:
     if given is None:
         return None
     if isinstance(given, list):
         if classes is not None and len(given) != len(classes):
             raise QueryError(f"acquire.class_weights holds {len(given)} weights, but model.classes names {len(classes)} classes")
         return tuple(given)
+    if classes is None and named_later:
+        return tuple(sorted((str(key), weight) for key, weight in given.items()))
     weights: dict[int, float] = {}
     for key, weight in given.items():
         index = _index(key, classes)

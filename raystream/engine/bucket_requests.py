@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -21,12 +20,13 @@ from obstore.exceptions import (
 
 from raystream.errors import StoreError, StoreUnreachable
 from raystream.lake import is_final
-from raystream.lake.reason import server_reason
+from raystream.lake.reason import is_outage, server_reason
+from raystream.lake.retry import LASTING, Patience, Place, in_words
 
 ATTEMPTS = 3
 """Of what obstore itself has given up on: it doesn't ask again for a body that broke off, for one."""
 FIRST_WAIT = 0.2
-"""Seconds before the second attempt; doubled before each further one."""
+"""Seconds before the second attempt; doubled before each further one, see `raystream.lake.retry`."""
 
 _FINAL = (
     FileNotFoundError, PermissionError, AlreadyExistsError, InvalidPathError, NotSupportedError, PermissionDeniedError, PreconditionError,
@@ -44,12 +44,16 @@ T = TypeVar("T")
 class Requests:
     """Makes requests to one store.
 
+    Args:
+        place: of the store, for people.
+        patience: with its server while that is away.
+
     Attributes:
         retries: requests that were asked again, those that obstore repeats by itself left out.
     """
 
-    def __init__(self, place: str) -> None:
-        self._place = place
+    def __init__(self, place: str, patience: Patience = LASTING) -> None:
+        self._place = Place(place, patience)
         self.retries = 0
 
     def __call__(self, request: Callable[[], T], name: str, what: str) -> T:
@@ -78,15 +82,12 @@ class Requests:
             return asked()
 
     def _answer(self, request: Callable[[], T]) -> T:
-        for attempt in range(1, ATTEMPTS):
-            try:
-                return request()
-            except (BaseError, OSError) as error:
-                if _is_refusal(error):
-                    raise
-            self.retries += 1
-            time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
-        return request()
+        return self._place.ask(
+            request, self._count, errors=(BaseError, OSError), final=_is_refusal, attempts=ATTEMPTS, first_pause=FIRST_WAIT
+        )
+
+    def _count(self, why: str) -> None:
+        self.retries += 1
 
     @contextmanager
     def explained(self, name: str, what: str) -> Iterator[None]:
@@ -101,12 +102,14 @@ class Requests:
     def _error(self, error: BaseException, name: str, what: str) -> StoreError:
         if _ROLE.search(str(error)):
             return StoreError(
-                f"store: {self._place}/{name} can't be {what}: the environment holds no credentials, and this machine has no role; set "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS or AZURE_STORAGE_KEY"
+                f"store: {self._place.name}/{name} can't be {what}: the environment holds no credentials, and this machine has no role; "
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS or AZURE_STORAGE_KEY"
             )
-        text = f"store: {self._place}/{name} can't be {what}: {server_reason(error)}"
+        text = f"store: {self._place.name}/{name} can't be {what}: {server_reason(error)}"
         if not _is_refusal(error):
-            return StoreUnreachable(f"{text}; asked {ATTEMPTS} times, run again to resume")
+            waited = self._place.patience.seconds if is_outage(error) else 0
+            asked = f"waited for it for {in_words(waited)}" if waited else f"asked {ATTEMPTS} times"
+            return StoreUnreachable(f"{text}; {asked}, run again to resume")
         if isinstance(error, FileNotFoundError) and (what != "read" or _NO_BUCKET.search(str(error))):
             return StoreError(f"{text}; make the bucket or correct store.uri")
         if isinstance(error, PermissionDeniedError | UnauthenticatedError) or is_final(error):

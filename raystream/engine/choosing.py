@@ -18,6 +18,7 @@ from raystream.engine.pool_columns import places_of, pool_columns
 from raystream.engine.prepare import Prepared
 from raystream.engine.session import Session
 from raystream.engine.users_strategy import users_strategy
+from raystream.engine.wording import in_query, words_of_query
 from raystream.query import Query
 from raystream.query.acquire import column_of
 from raystream.selection import Candidates, Chosen, Rows, Shards, choose
@@ -45,11 +46,12 @@ def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered, session
     """
     query = prepared.query
     named = find_named(query.select, pool, covered.mask)
-    entrants = enter(prepared, pool, covered.mask, named)
+    with words_of_query():
+        entrants = enter(prepared, pool, covered, named)
     rows = entrants.rows
     count = len(pool) if rows is None else len(rows)
-    limits = read_limits(prepared, pool, np.arange(len(pool)) if rows is None else rows)
-    with held_embeddings(query, pool, rows, session) as held:
+    limits = read_limits(prepared, pool, rows)
+    with held_embeddings(query, pool, rows, session) as held, words_of_query():
         chosen = _choose(prepared, pool, covered, named, entrants, limits, held.shards)
     rounds = None if held.rounds is None else held.rounds.record
     if not len(chosen.rows):
@@ -62,11 +64,13 @@ def choose_batch(prepared: Prepared, pool: ScoredPool, covered: Covered, session
     warnings = [*named.warnings, *exceeded(limits, chosen)]
     if len(picked) < query.select.budget:
         labelled = f", since {int(covered.mask.sum()):,} of {len(pool):,} are labelled" if not count else ""
-        reason = chosen.note or f"no more than {count} are eligible{labelled}"
+        reason = in_query(chosen.note or "") or f"no more than {count} are eligible{labelled}"
         were = "row was" if len(picked) == 1 else "rows were"
         warnings.append(f"{len(picked)} {were} chosen for a budget of {query.select.budget}: {reason}")
     table = selection_table(prepared, pool, picked, chosen)
     facts = dict(chosen.facts) | how_met(query.select, limits, chosen)
+    if entrants.repeats:
+        facts["exact_repeats"] = int(facts.get("exact_repeats", 0)) + entrants.repeats
     return Batch(table, entrants.eligible, count, chosen.passes, certificate, tuple(warnings), facts, rounds)
 
 
@@ -77,7 +81,7 @@ def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, ch
     places = places_of(prepared, pool, picked)
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "rank": pa.array(np.arange(len(picked)), pa.int32()),
-        query.pool.id or "id": pool.ids.take(pa.array(picked)),
+        query.pool.id or "id": pool.ids_at(picked),
         "score": more.column(query.acquire.column) if query.gives_scores else pa.nulls(len(picked), pa.float32()),
         "gain": _nullable(chosen.gain),
         "distance": pa.nulls(len(picked), pa.float64()) if chosen.distance is None else _nullable(chosen.distance),
@@ -93,8 +97,8 @@ def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, ch
     if query.pool.keep:
         kept = pool_columns(prepared, pool, picked, query.pool.keep)
         columns |= {name: kept.column(name) for name in query.pool.keep}
-    columns["path"] = pa.array([file.path for file, _ in places], pa.string())
-    columns["row"] = pa.array([row for _, row in places], pa.int64())
+    columns["path"] = places.paths
+    columns["row"] = pa.array(places.rows, pa.int64())
     return pa.table(columns)
 
 
@@ -108,7 +112,7 @@ def _choose(
         keys=hashes(pool, query.seed, rows) if select.traits.chance else None,
         shards=shards,
         labelled=covered.embeddings,
-        probabilities=Rows(*pool.probabilities(rows)) if select.traits.probabilities else None,
+        probabilities=Rows(*pool.probabilities(rows, memory_of(query))) if select.traits.probabilities else None,
         labelled_probabilities=covered.probabilities,
         samples=pool.samples(rows) if select.traits.samples else None,
         similar_to=pool.embeddings_of(named.similar_to) if select.similar_to else None,
@@ -128,6 +132,7 @@ def _choose(
         must_include=entrants.must_include,
         drawn=entrants.drawn,
         more=entrants.limited,
+        others=entrants.others,
         memory=memory_of(query),
         args=select.args,
     )

@@ -11,6 +11,7 @@ import numpy as np
 from raystream.engine.merge import ScoredPool
 from raystream.engine.pool_columns import read_cost, read_quotas
 from raystream.engine.prepare import Prepared
+from raystream.engine.wording import in_query
 from raystream.errors import QueryError
 from raystream.query import Select
 from raystream.selection import Chosen, Cost, Quota
@@ -24,9 +25,13 @@ class Limits:
     cost: Cost | None
 
 
-def read_limits(prepared: Prepared, pool: ScoredPool, rows: np.ndarray) -> Limits:
-    """Read what the query's quotas and costs go by for these rows of the pool."""
+def read_limits(prepared: Prepared, pool: ScoredPool, rows: np.ndarray | None) -> Limits:
+    """Read what the query's quotas and costs go by for these rows of the pool; for all rows for None."""
     select = prepared.query.select
+    if not select.quotas and select.cost is None:
+        return Limits([], None)
+    if rows is None:
+        rows = np.arange(len(pool))
     quotas = read_quotas(prepared, pool, rows, select.budget) if select.quotas else []
     return Limits(quotas, read_cost(prepared, pool, rows))
 
@@ -87,6 +92,6 @@ def refuse_empty(select: Select, limits: Limits, chosen: Chosen, candidates: int
             f"select.cost.budget is {limits.cost.budget:g}; raise it{wider}"
         )
     if keys - {"near_duplicates"}:
-        reason = (chosen.note or "").removesuffix("; raise select.candidates").replace("other ", "")
+        reason = in_query(chosen.note or "").removesuffix("; raise select.candidates").replace("other ", "")
         advice = f"relax {' or '.join(f'select.{key}' for key in sorted(keys))}{wider}"
         raise QueryError(f"no row can be chosen: {reason}; {advice}")

@@ -1,7 +1,8 @@
 """Files of the store that are not what was written: what is said of them, and hashes that find them out before they are looked at.
 
 Damage to numbers doesn't show in them. So a file in a folder is hashed once a process, and again when somebody wrote to it; a copy of
-one in a bucket is hashed when it is brought here. A million rows of 256 are hashed in 0.03 s from memory.
+one in a bucket is hashed when it is brought here. A million rows of 256 are hashed in 0.03 s from memory. Where few vectors of a file
+are wanted, only the pages that hold them are hashed; see `engine.pages`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from raystream.engine.receipt import Receipt
 from raystream.engine.store import LocalStore, StoredFile
 from raystream.engine.stores import Store
 from raystream.errors import RaystreamError, StoreError
+from raystream.lake.retry import on_disk
 
 _HASH_THREADS = 4
 _MOST_KNOWN = 1 << 17
@@ -67,12 +69,16 @@ def check_file(path: Path, file: StoredFile) -> None:
     Raises:
         StoreError: it isn't what was written, or can't be read.
     """
-    try:
+
+    def look() -> tuple[tuple[int, int], bool]:
         state = _state(path)
         if _known.get(path) == state:
-            return
+            return state, True
         with pa.memory_map(str(path)) as content:
-            whole = content.size() == file.size and xxhash.xxh3_128_hexdigest(content.read_buffer()) == file.xxh3
+            return state, content.size() == file.size and xxhash.xxh3_128_hexdigest(content.read_buffer()) == file.xxh3
+
+    try:
+        state, whole = on_disk(look, f"the disk of {path}")
     except OSError as error:
         raise StoreError(f"store: {path} can't be read: {error.strerror or error}; run the command again") from None
     if not whole:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raystream.engine import machine
 from raystream.engine.finding import Finding
@@ -17,6 +17,9 @@ from raystream.figures import in_bytes, number_of
 from raystream.lake import LOCAL, is_remote, redacted
 from raystream.lake.credentials import missing_credentials
 from raystream.query import Query
+
+if TYPE_CHECKING:
+    from raystream.engine.first_rows import FirstRows
 
 CREDENTIALS = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -122,7 +125,7 @@ def _query_findings(query: Query, check_output: CheckOutput, load_model: bool) -
     if query.output is not None:
         yield _attempt("output", lambda: _output(query, check_output))
     if load_model:
-        yield _attempt("model", lambda: _model(query))
+        yield _model(query)
     else:
         yield Finding("model", "skip", "not loaded; --model does it")
 
@@ -157,7 +160,7 @@ def _tables(query: Query) -> list[tuple[str, list[str], list[str]]]:
 def _table(query: Query, key: str, uris: list[str], columns: list[str]) -> str:
     from raystream.pool import list_pool, read_footers
 
-    files, _ = list_pool(uris, key, storage=query.pool.options)
+    files, _ = list_pool(uris, key, storage=query.pool.options, texts=key in ("pool.labelled", "model.temperature"))
     footer = read_footers(files[:1], columns)[0]
     size = sum(file.size for file in files)
     held = f"{number_of(len(files), 'file')} of {in_bytes(size)}"
@@ -177,17 +180,39 @@ def _output(query: Query, check_output: CheckOutput) -> str:
     return f"{redacted(query.output or '')} can be read; whether it can be written shows when it is"
 
 
-def _model(query: Query) -> str:
+def _model(query: Query) -> Finding:
+    """Load the query's model and probe it with the pool's first rows, as workers do before they score."""
+    from raystream.engine.first_rows import probe
     from raystream.model import load, with_local_files
 
     try:
         local = with_local_files(query.model, query.pool.options)
         model = load(local, embedding=query.needs_embedding, names=tuple(query.pool.input_names))
-    except RaystreamError:
-        raise
+        loaded = f"kind {query.model.kind} loads, on {model.device}"
+        try:
+            first = _first_rows(query)
+        except RaystreamError as error:
+            return Finding("model", "warn", f"{loaded}; not run, since the pool can't be read: {error}")
+        if first is None:
+            return Finding("model", "warn", f"{loaded}; not run, since the pool's first units hold no row that can be used")
+        probe(model, first)
+    except RaystreamError as error:
+        return _failed("model", error)
     except Exception as error:
-        raise ModelError(f"model can't be loaded: {type(error).__name__}: {error}") from error
-    return f"kind {query.model.kind} loads, on {model.device}"
+        return _failed("model", ModelError(f"model can't be loaded: {type(error).__name__}: {error}"))
+    told = f"{loaded}, and gives the same outputs for the same {len(first.inputs[0])} rows twice"
+    return Finding("model", "warn" if model.notes else "ok", "; ".join((told, *model.notes)))
+
+
+def _first_rows(query: Query) -> FirstRows | None:
+    from raystream.engine.first_rows import PROBE_UNITS, first_rows
+    from raystream.engine.prepare import pool_plan
+    from raystream.engine.prepared_inputs import preparation
+    from raystream.model import PROBE_ROWS
+
+    plan = pool_plan(query, query.pool)
+    count = min(query.model.batch_size, PROBE_ROWS)
+    return first_rows(plan.units[:PROBE_UNITS], plan.read, count, preparation(plan.read), query.cluster.cpus_per_worker)
 
 
 def _start_ray(query: Query | None) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from raystream.engine.damage import check_file, check_files, damaged, reading
+from raystream.engine.pages import read_vectors
 from raystream.engine.store import LocalStore, StoredFile
 from raystream.engine.stores import Store
 from raystream.errors import StoreError
@@ -27,8 +28,13 @@ _FETCHED_AT_A_TIME = 4
 class Embeddings(Protocol):
     """A run of embeddings (n, d) in a file of a store."""
 
-    rows: int
-    dimension: int
+    @property
+    def rows(self) -> int:
+        """n."""
+
+    @property
+    def dimension(self) -> int:
+        """d."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -88,6 +94,8 @@ def map_embeddings(path: Path, written: StoredFile | None = None) -> list[Mapped
         with pa.ipc.open_file(whole) as reader:
             for index in range(reader.num_record_batches):
                 column = reader.get_batch(index).column(0)
+                if not len(column):
+                    continue  # it holds the hashes of pages
                 values = column.values
                 offset = values.buffers()[1].address - whole.address
                 dtype = np.dtype(values.type.to_pandas_dtype()).name
@@ -132,6 +140,28 @@ class FetchedEmbeddings:
         self._mapped = None
 
 
+@dataclass(frozen=True)
+class HeldEmbeddings:
+    """Embeddings of a few rows that were read into memory, (rows, dimension)."""
+
+    array: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        return len(self.array)
+
+    @property
+    def dimension(self) -> int:
+        return int(self.array.shape[1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, self.dimension
+
+    def release(self) -> None:
+        """Nothing to drop."""
+
+
 @lru_cache(maxsize=1 << 14)
 def _mapped_once(path: Path) -> tuple[MappedEmbeddings, ...]:
     """The parts of a copy; a name stands for its content, so they stay true when it is brought again."""
@@ -173,6 +203,16 @@ class VectorFiles:
         block = block_rows(width, np.dtype(self._type.value_type.to_pandas_dtype()).itemsize)
         starts = range(0, rows, block)
         return [FetchedEmbeddings(self._store, file, i, min(block, rows - start), width) for i, start in enumerate(starts)]
+
+
+    def few(self, file: StoredFile, rows: int, wanted: np.ndarray) -> HeldEmbeddings | None:
+        """The embeddings of some rows of a file, int64, ascending; None where it is better read whole.
+
+        Raises:
+            StoreError: the file can't be read, or isn't what was written where these rows are.
+        """
+        found = read_vectors(self._store, file, rows, wanted, block_rows)
+        return None if found is None else HeldEmbeddings(found)
 
 
 def block_rows(dimension: int, itemsize: int) -> int:

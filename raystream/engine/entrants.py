@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
+from raystream.engine.covered import Covered
+from raystream.engine.embeddings import fetch
+from raystream.engine.holding import memory_of
 from raystream.engine.merge import ScoredPool
 from raystream.engine.named import Named
 from raystream.engine.pool_columns import read_cost, read_quotas
 from raystream.engine.prepare import Prepared
-from raystream.selection import Constraints, Cost, Quota, draw, random_order, row_hash, top_k, walk
-from raystream.selection.ranking import lowest
+from raystream.pool.id_hashes import BLOCK_ROWS, id_blocks, id_bytes
+from raystream.selection import Constraints, Quota, Rows, draw, random_order, row_hash, walk
+from raystream.selection.hashing import bytes_hash
+from raystream.selection.prefilter import Ahead, ahead, with_floors
+from raystream.selection.ranking import best
 
-_SPARE = 2
-"""Candidates of a group with a floor, for each row that must come from it: near-duplicates and costs may block some."""
+_AT_ONCE = 1 << 20
+"""Rows whose scores are compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class Entrants:
         must_include, drawn: int64 candidates that are in the batch already.
         eligible: how many rows of the pool might have been chosen.
         limited: whether the pre-filter kept some of these out.
+        others: whether some of those may be no exact repeats.
+        repeats: how many exact repeats it passed over.
     """
 
     rows: np.ndarray | None
@@ -35,87 +43,131 @@ class Entrants:
     drawn: np.ndarray
     eligible: int
     limited: bool
+    others: bool = False
+    repeats: int = 0
 
 
-def enter(prepared: Prepared, pool: ScoredPool, labelled: np.ndarray, named: Named) -> Entrants:
+def enter(prepared: Prepared, pool: ScoredPool, covered: Covered, named: Named) -> Entrants:
     """Decide which rows of the pool are candidates.
 
     Args:
         prepared: the query.
         pool: its scored rows.
-        labelled: (n,) bool, which of them are labelled.
+        covered: which of them are labelled, and the embeddings of those.
         named: the rows that the query names.
     """
-    free = ~labelled
+    free = ~covered.mask
     free[named.exclude] = False
     eligible = int(free.sum())
     must = named.must_include
     free[must] = False
-    drawn = _drawn(prepared, pool, np.flatnonzero(free), must)
+    drawn = _drawn(prepared, pool, free, must)
     free[drawn] = False
     given = np.concatenate([must, drawn])
-    kept = _ahead(prepared, pool, np.flatnonzero(free), given)
-    if len(kept) + len(given) == len(pool):
+    left, limit = int(free.sum()), prepared.query.select.candidate_limit
+    prefilter = _Prefilter(prepared, pool, covered, given)
+    if limit is not None and limit < left:
+        rows = np.union1d(prefilter.keep(free, limit), given)
+    elif left + len(given) == len(pool):
         return Entrants(None, must, drawn, eligible, limited=False)
-    rows = np.union1d(kept, given)
-    return Entrants(rows, np.searchsorted(rows, must), np.searchsorted(rows, drawn), eligible, limited=len(kept) < free.sum())
+    else:
+        free[given] = True
+        rows = np.flatnonzero(free)
+    limited = len(rows) < left + len(given)
+    return Entrants(
+        rows, np.searchsorted(rows, must), np.searchsorted(rows, drawn), eligible, limited, prefilter.others, prefilter.repeats
+    )
 
 
 def hashes(pool: ScoredPool, seed: int, rows: np.ndarray | None) -> np.ndarray:
-    """(n,) uint64 hashes of the rows' ids."""
-    ids = pool.ids if rows is None else pool.ids.take(pa.array(rows))
-    return row_hash(seed, ids.to_numpy() if pa.types.is_integer(ids.type) else ids.to_pylist())
+    """(n,) uint64 hashes of the rows' ids, ascending or not; of all rows for None."""
+    found = np.empty(len(pool) if rows is None else len(rows), np.uint64)
+    if rows is None:
+        for start, block in id_blocks(pool.ids):
+            found[start : start + len(block)] = _hashes(seed, block)
+        return found
+    for start in range(0, len(rows), BLOCK_ROWS):
+        found[start : start + BLOCK_ROWS] = _hashes(seed, pool.ids_at(rows[start : start + BLOCK_ROWS]))
+    return found
 
 
-def _ahead(prepared: Prepared, pool: ScoredPool, free: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Those of the `free` rows that the pre-filter by score lets through, ascending, and enough of every group with a floor.
+def _hashes(seed: int, ids: pa.Array) -> np.ndarray:
+    return row_hash(seed, ids.to_numpy()) if pa.types.is_integer(ids.type) else bytes_hash(seed, *id_bytes(ids))
 
-    These are the best of the group by score, and where the batch, which `given` are in already, couldn't pay for them, the cheapest.
+
+class _Prefilter:
+    """Which rows are candidates by their scores.
+
+    Attributes:
+        others, repeats: see `Entrants`; of the last call of `keep`.
     """
-    limit = prepared.query.select.candidate_limit
-    if limit is None or limit >= len(free):
-        return free
-    assert pool.score is not None
-    score = pool.score[free]
-    kept = top_k(score, limit)
-    if not any(quota.min is not None for quota in prepared.query.select.quotas):
-        return np.sort(free[kept])
-    rows = np.concatenate([free, given])
-    quotas, cost = read_quotas(prepared, pool, rows, prepared.query.select.budget), read_cost(prepared, pool, rows)
-    kept = np.unique(np.concatenate([kept, *(some for quota in quotas for some in _first_of_groups(quota, -score, len(free)))]))
-    if cost is not None:
-        there = np.arange(len(free), len(rows))
-        money = cost.budget - float(cost.column[there].sum())
-        if any(_price(quota, cost, kept, there) > money for quota in quotas):
-            cheap = [some for quota in quotas for some in _first_of_groups(quota, cost.column[: len(free)], len(free))]
-            kept = np.unique(np.concatenate([kept, *cheap]))
-    return np.asarray(free[kept])
+
+    def __init__(self, prepared: Prepared, pool: ScoredPool, covered: Covered, given: np.ndarray) -> None:
+        self._prepared, self._pool, self._given = prepared, pool, given
+        self._select = prepared.query.select
+        self._covered = covered.embeddings
+        self.others, self.repeats = False, 0
+
+    def keep(self, mask: np.ndarray, limit: int) -> np.ndarray:
+        """Those of the masked rows that are let through, ascending: the `limit` best by score, and enough of every group with a floor.
+
+        These are the best of the group by score, and where the batch, which `given` are in already, couldn't pay for them, the cheapest.
+        """
+        every = self._pool.score
+        assert every is not None
+        if self._select.passes_over_repeats and len(self._given):
+            vectors = self._pool.embeddings_of(self._given)
+            self._covered = vectors if self._covered is None else np.concatenate([self._covered, vectors])
+        first = self._first(lambda count: _best(every, mask, count), int(mask.sum()), limit)
+        self.others, self.repeats = first.others, first.passed
+        kept = np.sort(first.rows)
+        if not any(quota.min is not None for quota in self._select.quotas):
+            return kept
+        free = np.flatnonzero(mask)
+        score = every[free]
+        rows = np.concatenate([free, self._given])
+        quotas, cost = read_quotas(self._prepared, self._pool, rows, self._select.budget), read_cost(self._prepared, self._pool, rows)
+        return with_floors(kept, free, score, quotas, cost, self._first)
+
+    def _first(self, order: Callable[[int], np.ndarray], total: int, limit: int) -> Ahead:
+        """The first rows of an order, exact repeats passed over where the choice passes over them."""
+        if not self._select.passes_over_repeats:
+            return Ahead(order(limit), 0, limit < total)
+        kinds = self._kinds if self._select.quotas or self._select.cost is not None else None
+        return ahead(order, total, limit, opened=self._opened, covered=self._covered, kinds=kinds)
+
+    def _opened(self, rows: np.ndarray) -> Rows:
+        parts, positions = self._pool.embeddings(rows, memory_of(self._prepared.query))
+        fetch(parts)
+        return Rows(parts, positions)
+
+    def _kinds(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """What quotas and costs tell rows apart by."""
+        quotas = read_quotas(self._prepared, self._pool, rows, self._select.budget) if self._select.quotas else []
+        cost = read_cost(self._prepared, self._pool, rows)
+        groups = np.column_stack([quota.group for quota in quotas]) if quotas else np.empty((len(rows), 0), dtype=np.int32)
+        return groups, None if cost is None else cost.column
 
 
-def _first_of_groups(quota: Quota, key: np.ndarray, count: int) -> list[np.ndarray]:
-    """Of each group with a floor, the rows among the first `count` with the lowest keys."""
-    result = []
-    for group in np.flatnonzero(quota.least):
-        members = np.flatnonzero(quota.group[:count] == group)
-        result.append(members[lowest(key[members], _SPARE * int(quota.least[group]))])
-    return result
+def _best(score: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
+    """The `count` masked rows of the highest scores, highest first, ties to the lower row; a part at a time, without a copy of all."""
+    found = np.empty(0, np.int64)
+    for start in range(0, len(score), _AT_ONCE):
+        block = start + np.flatnonzero(mask[start : start + _AT_ONCE])
+        found = np.concatenate([found, block[np.sort(best(score[block], count))]])
+        if len(found) >= 2 * count:
+            found = found[np.sort(best(score[found], count))]
+    rows: np.ndarray = found[best(score[found], count)]
+    return rows
 
 
-def _price(quota: Quota, cost: Cost, rows: np.ndarray, given: np.ndarray) -> float:
-    """What the cheapest of `rows` cost with which every floor is met beside those `given`."""
-    price = 0.0
-    for group in np.flatnonzero(quota.least):
-        need = max(int(quota.least[group]) - int((quota.group[given] == group).sum()), 0)
-        price += float(np.sort(cost.column[rows[quota.group[rows] == group]])[:need].sum())
-    return price
-
-
-def _drawn(prepared: Prepared, pool: ScoredPool, free: np.ndarray, must: np.ndarray) -> np.ndarray:
-    """The rows of `select.random_share`: the first by hash among `free`, which caps and costs may pass over."""
+def _drawn(prepared: Prepared, pool: ScoredPool, mask: np.ndarray, must: np.ndarray) -> np.ndarray:
+    """The rows of `select.random_share`: the first by hash among the masked ones, which caps and costs may pass over."""
     select = prepared.query.select
-    count = min(round(select.random_share * select.budget), select.budget - len(must), len(free))
+    count = min(round(select.random_share * select.budget), select.budget - len(must), int(mask.sum()))
     if count <= 0:
         return np.empty(0, dtype=np.int64)
+    free = np.flatnonzero(mask)
     keys = draw(hashes(pool, prepared.query.seed, free), "random_share")
     if not select.quotas and select.cost is None:
         return np.asarray(free[random_order(keys, count)])

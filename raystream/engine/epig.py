@@ -19,7 +19,7 @@ from raystream.engine.keys import epig_key
 from raystream.engine.manifest import query_folder
 from raystream.engine.merge import ScoredPool, check_same_model, merge
 from raystream.engine.prepare import Prepared, find_scored, pool_plan
-from raystream.engine.receipt import Receipt, read_receipt
+from raystream.engine.receipt import Receipt, read_receipts
 from raystream.engine.session import Session
 from raystream.errors import PoolError, QueryError
 from raystream.selection import draw, random_order
@@ -50,6 +50,7 @@ def with_epig(prepared: Prepared, pool: ScoredPool, session: Session | None) -> 
     prepared.store.put(name, data.getvalue())
     units = {task.key: task.unit for task in prepared.tasks}
     tasks = [Task(units[r.key], epig_key(r.key, digest), EpigTask(r.key, name)) for r in pool.receipts if r.rows]
+    prepared.needs(tasks)
     found = iter(_receipts(prepared, tasks, session))
     further = tuple(next(found) if receipt.rows else None for receipt in pool.receipts)
     pool = replace(pool, further=further)
@@ -85,6 +86,7 @@ def _scored_targets(prepared: Prepared, pool: ScoredPool, session: Session | Non
         differ = next((a.name for a, b in zip(plan.read.columns, ours.columns, strict=False) if a != b), "the id column")
         raise PoolError(f"{where}: {differ} is of another type or shape than in the pool; targets are read as the pool's rows are")
     tasks, receipts = find_scored(query, prepared.store, plan.units, plan.read, prepared.fingerprint, prepared.asked)
+    prepared.needs(tasks)
     missing = iter(_receipts(prepared, [task for task, receipt in zip(tasks, receipts, strict=True) if receipt is None], session))
     scored = [next(missing) if receipt is None else receipt for receipt in receipts]
     check_same_model([*pool.receipts, *scored])
@@ -96,7 +98,7 @@ def _scored_targets(prepared: Prepared, pool: ScoredPool, session: Session | Non
 
 def _receipts(prepared: Prepared, tasks: Sequence[Task], session: Session | None) -> list[Receipt]:
     """Of all tasks, stored before or scored now."""
-    receipts = [read_receipt(prepared.store, task.key) for task in tasks]
+    receipts = read_receipts(prepared.store, [task.key for task in tasks])
     missing = [task for task, receipt in zip(tasks, receipts, strict=True) if receipt is None]
     if missing and session is None:
         raise QueryError(f"epig is not computed yet for {len(missing)} units; run raystream query or raystream score first")

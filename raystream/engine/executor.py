@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from raystream.engine.job import Job, Task
 from raystream.engine.receipt import Receipt
 from raystream.engine.scheduler import IN_FLIGHT
-from raystream.engine.worker import Failure, Worker
+from raystream.engine.worker import PATIENCE, Failure, Worker, started
 from raystream.errors import ModelError, RaystreamError
 
 
@@ -49,7 +49,15 @@ class WorkerLost:
     error: BaseException
 
 
-Event = WorkerReady | StartFailed | UnitEnded | WorkerLost
+@dataclass(frozen=True)
+class Told:
+    """A worker of another process has something to say to people."""
+
+    worker: int
+    text: str
+
+
+Event = WorkerReady | StartFailed | UnitEnded | WorkerLost | Told
 
 
 class Executor(Protocol):
@@ -76,7 +84,8 @@ class InProcess:
         self._events: queue.Queue[Event] = queue.Queue()
         self._inboxes: dict[int, queue.Queue[tuple[int, Task] | None]] = {}
         self._threads: list[threading.Thread] = []
-        self._closed = False
+        self._closed = threading.Event()
+        self._patience = replace(PATIENCE, pause=self.pause)
         self._loading = threading.Lock()
         self._threads_before = torch.get_num_threads()
 
@@ -99,18 +108,22 @@ class InProcess:
         return events
 
     def close(self) -> None:
-        self._closed = True
+        self._closed.set()
         for inbox in self._inboxes.values():
             inbox.put(None)
         for thread in self._threads:
             thread.join()
         torch.set_num_threads(self._threads_before)
 
+    def pause(self, seconds: float) -> bool:
+        """Wait for a storage that is away; whether the run ended meanwhile."""
+        return self._closed.wait(seconds)
+
     def _work(self, worker: int) -> None:
         try:
             # Factories run under a seed, and the generators are the whole process's.
             with self._loading:
-                scorer = Worker(self._job)
+                scorer = started(self._job, self._patience)
         except BaseException as error:
             # SystemExit from the user's code, too: a thread that ends without a word would be waited for for ever.
             self._events.put(StartFailed(worker, error, retry=not isinstance(error, RaystreamError)))
@@ -125,7 +138,7 @@ class InProcess:
             thread.join()
 
     def _score(self, worker: int, scorer: Worker) -> None:
-        while (item := self._inboxes[worker].get()) is not None and not self._closed:
+        while (item := self._inboxes[worker].get()) is not None and not self._closed.is_set():
             unit, task = item
             try:
                 outcome = scorer.attempt(task)

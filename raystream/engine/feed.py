@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from raystream.errors import RaystreamError
 from raystream.pool import BadRow, ReadSpec, Rows, Unit, read_unit
 from raystream.pool.columns import RAW, TEXT
 from raystream.pool.reader import Prepare
@@ -70,8 +71,7 @@ class Feed:
         batches = max(1, min(CHUNK_ROWS, CHUNK_BYTES // width) // batch_size)
         # what a function of the user's makes of a row, and how large it is, shows once it has run
         self._capacity = batch_size if spec.prepared is not None else batch_size * batches
-        # images are decoded into a buffer some at a time, so that no third batch is in memory
-        self._at_once = max(1, min(self._capacity, _IMAGES_BYTES // width)) if spec.decodes_images else self._capacity
+        self._at_once = rows_at_once(spec, self._capacity)
         self._threads, self._prepare = threads, prepare
         self._unit, self._spec, self._pin = unit, spec, pin
         self._filled: queue.Queue[tuple[Chunk, int] | BaseException | None] = queue.Queue()
@@ -81,6 +81,7 @@ class Feed:
             self._free.put(slot)
         self._closed = False
         self.bad: list[BadRow] = []
+        self._passing: list[np.ndarray] = []
         self.repeated: list[str] = []
         self._thread = threading.Thread(target=self._read, name="raystream-feed", daemon=True)
 
@@ -104,6 +105,29 @@ class Feed:
             yield chunk
             self._free.put(slot)
 
+    def check(self, scored: np.ndarray, left_out: np.ndarray) -> None:
+        """Compare what became of the unit's rows with those that passed its filters as they were read, once all chunks have been.
+
+        Args:
+            scored: (n,) int64, the positions of the rows that were scored.
+            left_out: (m,) int64, those of the quarantined rows.
+
+        Raises:
+            RaystreamError: a row is missing, comes twice, or is none that passed.
+        """
+        passing = np.concatenate(self._passing) if self._passing else np.empty(0, np.int64)
+        became = np.sort(np.concatenate([scored, left_out]), kind="stable") if len(left_out) else scored
+        if np.array_equal(passing, became):
+            return
+        same = min(len(passing), len(became))
+        differ = np.flatnonzero(passing[:same] != became[:same])
+        first = int(differ[0]) if len(differ) else same
+        row = min(int(rows[first]) for rows in (passing, became) if first < len(rows))
+        raise RaystreamError(
+            f"{self._unit.name}: of {len(passing)} rows that pass the filters {len(scored)} were scored and {len(left_out)} left out, "
+            f"the first that is missing or too many is row {row}; this is a defect of raystream, so report it"
+        )
+
     def _read(self) -> None:
         try:
             self._fill_buffers()
@@ -116,7 +140,8 @@ class Feed:
         ids: list[pa.Array] = []
         rows: list[np.ndarray] = []
         filled = 0
-        for decoded in read_unit(self._unit, self._spec, self._at_once, self._threads, self._prepare, self.repeated.append):
+        blocks = read_unit(self._unit, self._spec, self._at_once, self._threads, self._prepare, self.repeated.append, self._passing.append)
+        for decoded in blocks:
             self.bad += decoded.bad
             taken = 0
             while taken < len(decoded.rows):
@@ -124,8 +149,9 @@ class Feed:
                     slot = self._free.get()
                     if slot is None:
                         return
-                    # a function of the user's may return the same memory each time
-                    if len(decoded.rows) == self._capacity and not self._pin and self._prepare is None:
+                    # Of a block whose beginning has filled the buffer before, only the rest is left to hand over.
+                    # A function of the user's may return the same memory each time.
+                    if not taken and len(decoded.rows) == self._capacity and not self._pin and self._prepare is None:
                         inputs = tuple(_tensor(values) for values in decoded.inputs)
                         self._filled.put((Chunk(decoded.ids, decoded.rows, inputs), slot))
                         slot = None
@@ -162,6 +188,11 @@ class Feed:
     def _hand_over(self, slot: int, ids: list[pa.Array], rows: list[np.ndarray], filled: int) -> None:
         inputs = tuple(buffer[:filled] for buffer in self._buffers[slot])
         self._filled.put((Chunk(pa.concat_arrays(ids), np.concatenate(rows), inputs), slot))
+
+
+def rows_at_once(spec: ReadSpec, most: int) -> int:
+    """How many rows are decoded at a time: images are, into a buffer of more of them, so that no third batch is in memory."""
+    return max(1, min(most, _IMAGES_BYTES // row_bytes(spec))) if spec.decodes_images else most
 
 
 def row_bytes(spec: ReadSpec) -> int:

@@ -21,10 +21,12 @@ import torch
 from raystream.acquisition import fit_mean_temperature, mean_log_probabilities, relative_error, reliability_bins
 from raystream.engine.asked import Asked
 from raystream.engine.calibration import Calibration, Reliability, calibration_folder, read_calibration, write_calibration
-from raystream.engine.class_labels import check_label_type, check_possible, class_numbers
+from raystream.engine.class_labels import check_label_type, check_possible, class_numbers, named_classes
 from raystream.engine.embeddings import VectorFiles
 from raystream.engine.keys import Wanted
+from raystream.engine.life import SignOfLife
 from raystream.engine.merge import check_same_model, read_all
+from raystream.engine.pool_columns import places_in
 from raystream.engine.prepare import Prepared, find_scored, pool_plan
 from raystream.engine.progress import Reporter
 from raystream.engine.receipt import Receipt
@@ -33,7 +35,8 @@ from raystream.engine.stages import all_receipts, score_warnings
 from raystream.engine.stores import Store, open_store, store_to_read
 from raystream.errors import LabelsError, PoolError, QueryError
 from raystream.model import check_classes, class_names, fingerprint, with_local_files
-from raystream.pool import list_pool, read_columns_at, refuse_among
+from raystream.pool import Places, list_pool, read_columns_at, refuse_among
+from raystream.pool.labelled_ids import labelled_rows
 from raystream.query import Acquire, Pool, Query
 
 _VERSION = 1
@@ -81,7 +84,10 @@ def fitted_temperature(query: Query, reporter: Reporter, *, may_score: bool = Tr
     if not may_score:
         raise QueryError("model.temperature is not fitted yet; run raystream calibrate, query or score first")
     began = time.perf_counter()
-    with Session(prepared, reporter, calibration_folder(prepared.name)) as session:
+    folder = calibration_folder(prepared.name)
+    with SignOfLife() as life, Session(prepared, reporter, folder, life) as session:
+        life.begin(prepared.store, folder)
+        life.needs(task.key for task in prepared.tasks)
         receipts = all_receipts(prepared, session)
         session.end_workers()
         reporter.stage("Fitting the temperature")
@@ -105,12 +111,13 @@ def _prepare(query: Query, *, look_only: bool = False) -> Prepared:
     label, uris = query.pool.label or "", query.model.calibration_files
     pool = Pool(uri=uris, inputs=query.pool.inputs, storage=query.pool.storage)
     try:
-        files, _ = list_pool(uris, "model.temperature", storage=pool.options)
-        plan = pool_plan(query.model_copy(update={"model": model}), pool, [label])
+        files, _ = list_pool(uris, "model.temperature", storage=pool.options, texts=True)
+        plan = pool_plan(query.model_copy(update={"model": model}), pool, [label], labels=True)
     except PoolError as error:
         told = str(error).removeprefix("pool.uri ")
         raise LabelsError(told if told.startswith("model.temperature") else f"model.temperature: {told}") from None
-    check_label_type(f"column {label} of {files[0].path} (pool.label)", plan.keep_schema.field(label).type, model.classes is not None)
+    type_, named = plan.keep_schema.field(label).type, model.classes is not None
+    check_label_type(f"column {label} of {files[0].path} (pool.label)", type_, named, query.names_classes)
     scored = query.model_copy(update={"pool": pool, "model": model, "acquire": Acquire()})
     digest = fingerprint(with_local_files(model, pool.options))
     committee = isinstance(model.weights, list) or model.members is not None or model.samples is not None
@@ -138,18 +145,24 @@ def _prepare(query: Query, *, look_only: bool = False) -> Prepared:
 
 def _fit(prepared: Prepared, label: str, receipts: Sequence[Receipt], warnings: Sequence[str], began: float) -> Calibration:
     check_same_model(receipts)
-    file_of = {task.unit.name: task.unit.file for task in prepared.tasks}
-    places = [(file_of[receipt.unit], int(row)) for receipt in receipts for row in _rows(prepared.store, receipt)]
+    units = np.repeat(np.arange(len(receipts)), [receipt.rows for receipt in receipts])
+    tables = read_all(prepared.store, receipts, ["row"])
+    rows = np.concatenate([np.empty(0, np.int64), *(table.column(0).to_numpy() for table in tables)])
+    places = places_in(prepared, receipts, units, rows)
+    kept = _labelled(places)
+    places = Places(places.files, places.of[kept], places.rows[kept])
     if len(places) < LEAST_ROWS:
         raise LabelsError(
             f"model.temperature: {', '.join(prepared.given.model.calibration_files)} holds {len(places)} rows to fit a temperature on, "
             f"expected at least {LEAST_ROWS}; label more, or give a number"
         )
-    samples = torch.from_numpy(np.concatenate([_samples(prepared.store, receipt) for receipt in receipts if receipt.rows]))
+    samples = torch.from_numpy(np.concatenate([_samples(prepared.store, receipt) for receipt in receipts if receipt.rows])[kept])
     count = samples.shape[2]
     check_classes(prepared.classes, count)
     column = read_columns_at(places, prepared.pool.keep_schema).column(label)
-    labels = class_numbers(f"column {label} (pool.label)", places, column, prepared.classes, count)
+    named_classes(prepared.classes, receipts)  # names in another order than the model's are refused
+    own = next((receipt.class_labels for receipt in receipts if receipt.class_labels is not None), None)
+    labels = class_numbers(f"column {label} (pool.label)", places, column, prepared.classes, count, own)
     check_possible(places, samples, labels)
     fit = fit_mean_temperature(samples, labels)
     temperature = float(f"{fit.temperature:.{_DIGITS}g}")
@@ -201,11 +214,14 @@ def _no_gain(before: float, after: float) -> list[str]:
     ]
 
 
-def _rows(store: Store, receipt: Receipt) -> np.ndarray:
-    """(n,) where the scored rows stand in their file."""
-    [table] = read_all(store, [receipt], ["row"])
-    rows: np.ndarray = table.column(0).to_numpy()
-    return rows
+def _labelled(places: Places) -> np.ndarray:
+    """(n,) bool: not where a file says that a row was skipped or rejected, or is a draft or deleted."""
+    mask = np.ones(len(places), dtype=bool)
+    for number, file in enumerate(places.files):
+        rows = labelled_rows(file)
+        if rows is not None:
+            mask &= (places.of != number) | np.isin(places.rows, rows)
+    return mask
 
 
 def _samples(store: Store, receipt: Receipt) -> np.ndarray:

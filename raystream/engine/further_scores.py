@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from raystream.acquisition import badge_norm, class_weighted, egl
+from raystream.acquisition.gradients import expected_length, top_length
+from raystream.acquisition.weights import weighted
 from raystream.engine.asked import Asked
+from raystream.engine.class_labels import ClassLabel, number_of_class
 from raystream.engine.users_scores import UsersScore
-from raystream.errors import ModelError, QueryError
+from raystream.errors import ModelError, QueryError, did_you_mean
 from raystream.model import Prediction
 from raystream.query import MEMBER_SCORES
 
@@ -22,10 +24,13 @@ class FurtherScores:
         asked: which.
         functions: the user's, loaded.
         temperature: of the softmax.
+        labels: what the model calls its classes, if it does.
     """
 
-    def __init__(self, asked: Asked, functions: Sequence[UsersScore], temperature: float) -> None:
-        self._asked, self._functions, self._temperature = asked, functions, temperature
+    def __init__(
+        self, asked: Asked, functions: Sequence[UsersScore], temperature: float, labels: Sequence[ClassLabel] | None = None
+    ) -> None:
+        self._asked, self._functions, self._temperature, self._labels = asked, functions, temperature, labels
         self._lengths: list[Tensor] = []
         self._gradients: list[Tensor] = []
         self._bias = True
@@ -55,8 +60,8 @@ class FurtherScores:
             lengths, self._lengths = torch.cat(self._lengths), []
             if not bool(lengths.sum().isfinite()):
                 raise ModelError("the input of the last layer is too large for its length to be a float32; scale it, or take entropy")
-            columns["egl"] = egl(logits, lengths, bias=self._bias, temperature=self._temperature)
-            columns["badge_norm"] = badge_norm(logits, lengths, bias=self._bias, temperature=self._temperature)
+            columns["egl"] = expected_length(logits, lengths, self._bias, self._temperature)
+            columns["badge_norm"] = top_length(logits, lengths, self._bias, self._temperature)
         if self._asked.egl_classes is not None:
             columns["egl_parameters"], self._gradients = torch.cat(self._gradients), []
         for function in self._functions:
@@ -67,7 +72,7 @@ class FurtherScores:
     def _weight(self, columns: dict[str, Tensor], logits: Tensor, log_mean: Tensor | None) -> None:
         """Multiply every score by the weight that the model expects of the row's class; members' scores by what they say together."""
         of_members = {*MEMBER_SCORES, *(function.column for function in self._functions if function.given != "logits")}
-        weights = class_weights(self._asked, logits.shape[1])
+        weights = class_weights(self._asked, logits.shape[1], self._labels)
         for name in columns.keys() - {"energy", "prediction", "confidence"}:  # energy may be negative, and isn't asked for
             if log_mean is not None and name in of_members:
                 weighted = _weighted(name, columns[name], log_mean, weights, 1.0)
@@ -76,7 +81,7 @@ class FurtherScores:
             columns[name] = weighted.to(columns[name].dtype)
 
 
-def class_weights(asked: Asked, classes: int) -> Tensor:
+def class_weights(asked: Asked, classes: int, labels: Sequence[ClassLabel] | None = None) -> Tensor:
     """(classes,) float64, the weight of each class.
 
     Raises:
@@ -90,7 +95,11 @@ def class_weights(asked: Asked, classes: int) -> Tensor:
             raise QueryError(f"acquire.class_weights holds {len(given)} weights, but the model has {classes} classes; give one for each")
         return torch.tensor(given, dtype=torch.float64)
     weights = torch.ones(classes, dtype=torch.float64)
-    for index, weight in pairs:
+    for key, weight in pairs:
+        index = key if isinstance(key, int) else number_of_class(key, labels or range(classes))
+        if index is None:
+            known = [str(label) for label in labels or range(classes)]
+            raise QueryError(f"acquire.class_weights names class {key!r}, which is none of the model's{did_you_mean(str(key), known)}")
         if index >= classes:
             raise QueryError(f"acquire.class_weights names class {index}, but the model has {classes}, 0 to {classes - 1}")
         weights[index] = weight
@@ -99,6 +108,6 @@ def class_weights(asked: Asked, classes: int) -> Tensor:
 
 def _weighted(name: str, scores: Tensor, logits: Tensor, weights: Tensor, temperature: float) -> Tensor:
     try:
-        return class_weighted(scores, logits.to(scores.device), weights.to(scores.device), temperature=temperature)
+        return weighted(scores, logits.to(scores.device), weights.to(scores.device), temperature)
     except QueryError as error:
         raise QueryError(f"acquire.class_weights can't weight {name}: {error}") from None

@@ -45,13 +45,15 @@ def held_embeddings(query: Query, pool: ScoredPool, candidates: np.ndarray | Non
         yield Held()
         return
     memory = memory_of(query)
-    parts, positions = pool.embeddings(candidates)
-    rows = Rows(parts, positions, query.select.metric)
-    processes = math.ceil(working_bytes(len(rows), rows.width) / memory)
+    size = working_bytes(len(pool) if candidates is None else len(candidates), pool.dimension)
+    processes = math.ceil(size / memory)
     if processes <= 1 or not query.select.traits.sharded or query.cluster.address == "in_process":
+        # what fits as a working copy may be held as it is stored, too
+        parts, positions = pool.embeddings(candidates, memory if processes <= 1 else 0)
         fetch(parts)
-        yield Held(Shards(rows, 1, LocalPieces, memory=memory))
+        yield Held(Shards(Rows(parts, positions, query.select.metric), 1, LocalPieces, memory=memory))
         return
+    rows = Rows(*pool.embeddings(candidates), query.select.metric)
     session.connect()
     from raystream.engine.ray_executor import worker_count
     from raystream.engine.selection_actors import selection_actors

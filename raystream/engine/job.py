@@ -19,7 +19,8 @@ class Job:
 
     `logits` says that the log-probabilities of the logits are stored as if they were the only sample.
     `token` is a file of the store that the driver wrote: a worker that can't read it doesn't see the same store. `storage` says
-    how to reach the model's files where they are remote, `store_storage` the same of the store.
+    how to reach the model's files where they are remote, `store_storage` the same of the store. `first` are the units whose first rows
+    the model is probed with: the pool's first, for all workers.
     """
 
     model: Model
@@ -40,6 +41,7 @@ class Job:
     reduction: Reduction | None = None
     storage: Storage = LOCAL
     store_storage: Storage = LOCAL
+    first: tuple[Unit, ...] = ()
 
 
 @dataclass(frozen=True)

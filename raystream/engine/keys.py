@@ -5,16 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from raystream.engine.asked import Asked
 from raystream.engine.store import FORMAT
 from raystream.pool import File, ReadSpec, Unit
+from raystream.pool.reader import READING
 from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, TASKS, Acquire, Query
+
+_text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode
+
+_OUTPUTS = 1
+"""Of what is made of a model's outputs: raised when the same model comes to give other numbers for the same rows."""
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()
+    return hashlib.sha256(_text(value).encode()).hexdigest()
 
 
 class Wanted(NamedTuple):
@@ -28,46 +35,81 @@ class Wanted(NamedTuple):
     """Whether `samples` are to be of the logits that `confidence` follows from, whatever samples the model gives."""
 
 
-def unit_key(unit: Unit, query: Query, spec: ReadSpec, fingerprint: str, outputs: Wanted, asked: Asked) -> str:
-    """The key under which a unit's outputs are kept: equal exactly when the outputs would be.
+class UnitKeys:
+    """The keys under which units' outputs are kept: equal exactly when the outputs would be.
+
+    A key hashes the canonical JSON of all that they depend on. What the units of a query share is written out once, not once a unit.
 
     Args:
-        unit: what is read.
-        query: says how it is scored.
-        spec: how its columns become the model's tensors.
+        query: says how units are scored.
+        spec: how their columns become the model's tensors.
         fingerprint: the model's.
-        outputs: what is written beside the scores.
         asked: further scores.
     """
-    model = query.model
-    later: dict[str, Any] = {"logits": True} if outputs.logits else {}
-    if unit.casts:
-        later["casts"] = [[name, str(type_)] for name, type_ in unit.casts]
-    return _digest(
-        later
-        | _task_parts(query)
-        | {
-            "format": FORMAT,
-            "file": unit.file.identity,
-            "row_groups": unit.row_groups,
-            "positions": unit.positions,
-            "unit_id": unit.id,
-            "filters": unit.filters,
-            "id": query.pool.id,
-            "columns": [spec.inputs, spec.shapes, spec.dtypes],
-            "unit_columns": unit.columns,
-            "model": fingerprint,
-            "embedding": [model.embedding, model.embedding_dtype] if outputs.embedding else None,
-            "probabilities": model.embedding_dtype if outputs.probabilities else None,
-            "samples": outputs.samples,
-            "mc_dropout": [query.acquire.mc_samples, query.seed] if query.acquire.mc_samples else None,
-            "precision": model.precision,
-            "batch_size": model.batch_size,
-            "temperature": model.temperature,
-            **_inputs(spec),
-        }
-        | asked.key_parts(outputs.gradients)
-    )
+
+    def __init__(self, query: Query, spec: ReadSpec, fingerprint: str, asked: Asked) -> None:
+        self._query, self._spec, self._fingerprint, self._asked = query, spec, fingerprint, asked
+        self._between: dict[tuple[Wanted, tuple[str, ...]], list[str]] = {}
+
+    def of(self, unit: Unit, outputs: Sequence[Wanted]) -> list[str]:
+        """A unit's keys by what is written of it beside the scores, one for each of `outputs`."""
+        return [hashlib.sha256(text.encode()).hexdigest() for text in self.texts(unit, outputs)]
+
+    def texts(self, unit: Unit, outputs: Sequence[Wanted]) -> list[str]:
+        """What these keys are the hashes of."""
+        own = _unit_parts(unit)
+        names = tuple(sorted(own))
+        values = [_text(own[name]) for name in names]
+        return ["".join(chain(*zip(self._shared(wanted, names), [*values, ""], strict=True))) for wanted in outputs]
+
+    def _shared(self, outputs: Wanted, own: tuple[str, ...]) -> list[str]:
+        """The text before, between and after the values of a unit's own parts, which are called `own`."""
+        if (outputs, own) not in self._between:
+            shared = self._parts(outputs)
+            named = [f"{_text(name)}:" + ("\0" if name in own else _text(shared[name])) for name in sorted([*shared, *own])]
+            # JSON has no such character, whatever the values are.
+            self._between[outputs, own] = f"{{{','.join(named)}}}".split("\0")
+        return self._between[outputs, own]
+
+    def _parts(self, outputs: Wanted) -> dict[str, Any]:
+        """What the key of every unit holds."""
+        query, spec = self._query, self._spec
+        model = query.model
+        later: dict[str, Any] = {"logits": True} if outputs.logits else {}
+        return (
+            later
+            | _task_parts(query)
+            | {
+                "format": FORMAT,
+                "reading": READING,
+                "id": query.pool.id,
+                "columns": [spec.inputs, spec.shapes, spec.dtypes],
+                "model": self._fingerprint,
+                "embedding": [model.embedding, model.embedding_dtype] if outputs.embedding else None,
+                "probabilities": model.embedding_dtype if outputs.probabilities else None,
+                "samples": outputs.samples,
+                "mc_dropout": [query.acquire.mc_samples, query.seed] if query.acquire.mc_samples else None,
+                "precision": model.precision,
+                "outputs": [_OUTPUTS, *(member.output for member in model.members or [model])],
+                "batch_size": model.batch_size,
+                "temperature": model.temperature,
+                **_inputs(spec),
+            }
+            | self._asked.key_parts(outputs.gradients)
+        )
+
+
+def _unit_parts(unit: Unit) -> dict[str, Any]:
+    """What a unit's key holds of the unit itself."""
+    later: dict[str, Any] = {"casts": [[name, str(type_)] for name, type_ in unit.casts]} if unit.casts else {}
+    return later | {
+        "file": unit.file.identity,
+        "row_groups": unit.row_groups,
+        "positions": unit.positions,
+        "unit_id": unit.id,
+        "filters": unit.filters,
+        "unit_columns": unit.columns,
+    }
 
 
 def epig_key(unit: str, targets: str) -> str:
@@ -134,7 +176,7 @@ def query_identity(
 
 
 _LATER: dict[str, dict[str, Any]] = {
-    "model": {"task": "classes"},
+    "model": {"task": "classes", "output": "logits"},
     "acquire": {"class_weights": {}, "targets": [], "args": {}},
 }
 """Keys of the query's sections that came after the first queries were committed, and their defaults."""

@@ -73,7 +73,8 @@ class SelectionRounds:
 class Manifest:
     """The record of one committed query; without it, the query did not happen.
 
-    `selection` is the file of the attempt that won; `selection.parquet` is its copy. `facts` are the strategy's own, such as the
+    `selection` is the file of the attempt that won; `selection.parquet` is its copy. `quarantined` are the rows that were left out,
+    copied to `quarantined.parquet` likewise; None if there are none. `facts` are the strategy's own, such as the
     recall of an approximate index, and how constraints were met (see `engine.constrained`). `selection_rounds` is None when the batch
     was chosen without selection actors, `calibration` when the temperature was given as a number. `tables` says which version was
     read of each table of the pool.
@@ -106,6 +107,7 @@ class Manifest:
     labelled_units: list[str] = field(default_factory=list)
     labelled_digest: str | None = None
     committed: str = ""
+    quarantined: StoredFile | None = None
 
     @property
     def about(self) -> dict[str, str]:

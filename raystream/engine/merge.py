@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +17,14 @@ from raystream.engine.receipt import Receipt
 from raystream.engine.store import LocalStore, StoredFile
 from raystream.engine.stores import Store
 from raystream.errors import ModelError
+from raystream.pool.ids import take_ids
 
 _REQUESTS = 16
 """At a time, to an object store."""
+_FILES = 8
+"""Of which a few rows are read at a time there, each by several requests."""
+_UNLIMITED = 1 << 62
+"""Bytes that may be held of what is held anyway."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,10 @@ class ScoredPool:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def ids_at(self, rows: np.ndarray) -> pa.Array:
+        """The ids of these rows of the pool, in the order asked for."""
+        return take_ids(self.ids, rows)
 
     def columns_at(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Further columns of the scores, for these rows of the pool, in the order asked for."""
@@ -82,54 +92,32 @@ class ScoredPool:
         """The number of the unit that holds each row."""
         return np.searchsorted(self.starts, rows, "right") - 1
 
-    def embeddings(self, rows: np.ndarray | None) -> tuple[list[Embeddings], list[np.ndarray | None]]:
+    @property
+    def dimension(self) -> int:
+        """The embeddings' width; 0 if there are none."""
+        return next((receipt.dimension or 0 for receipt in self.receipts if receipt.embeddings is not None), 0)
+
+    def embeddings(self, rows: np.ndarray | None, memory: int = 0) -> tuple[list[Embeddings], list[np.ndarray | None]]:
         """The embeddings of these rows of the pool, given in ascending order; of all rows for None.
+
+        Args:
+            rows: int64.
+            memory: bytes that may be held: where few rows of a file are wanted, these are read now, and not the rest.
 
         Returns:
             The parts that hold any of them, and for each part the positions in it (None: the whole part).
         """
-        return self._vectors([receipt.embeddings for receipt in self.receipts], rows)
+        return self._vectors([receipt.embeddings for receipt in self.receipts], rows, memory)
 
-    def probabilities(self, rows: np.ndarray | None) -> tuple[list[Embeddings], list[np.ndarray | None]]:
+    def probabilities(self, rows: np.ndarray | None, memory: int = 0) -> tuple[list[Embeddings], list[np.ndarray | None]]:
         """The class probabilities, as `embeddings` gives embeddings."""
-        return self._vectors([receipt.probabilities for receipt in self.receipts], rows)
+        return self._vectors([receipt.probabilities for receipt in self.receipts], rows, memory)
 
     def samples(self, rows: np.ndarray | None) -> np.ndarray:
         """(m, k, c) float32 log-probabilities of the members, for these rows in ascending order; of all rows for None."""
-        parts, positions = self._vectors([receipt.samples for receipt in self.receipts], rows)
         members = next(receipt.members for receipt in self.receipts if receipt.members is not None)
-        pieces = []
-        for part, inside in zip(parts, positions, strict=True):
-            pieces.append(np.asarray(part.array if inside is None else part.array[inside], dtype=np.float32))
-            part.release()
-        return np.concatenate(pieces).reshape(sum(map(len, pieces)), members, -1)
-
-    def _vectors(self, files: Sequence[StoredFile | None], rows: np.ndarray | None) -> tuple[list[Embeddings], list[np.ndarray | None]]:
-        """The vectors in these files, one for each unit; see `embeddings`."""
-        parts: list[Embeddings] = []
-        positions: list[np.ndarray | None] = []
-        start = 0
-        vectors = VectorFiles(self.store)
-        for receipt, file in zip(self.receipts, files, strict=True):
-            if file is None:
-                start += receipt.rows
-                continue
-            if rows is not None:
-                low, high = np.searchsorted(rows, [start, start + receipt.rows])
-                if low == high:
-                    start += receipt.rows
-                    continue
-            for part in vectors.parts(file, receipt.rows):
-                if rows is None:
-                    parts.append(part)
-                    positions.append(None)
-                else:
-                    low, high = np.searchsorted(rows, [start, start + part.rows])
-                    if low < high:
-                        parts.append(part)
-                        positions.append(None if high - low == part.rows else rows[low:high] - start)
-                start += part.rows
-        return parts, positions
+        found = self._held([receipt.samples for receipt in self.receipts], rows)
+        return found.astype(np.float32, copy=False).reshape(len(found), members, -1)
 
     def embeddings_of(self, rows: np.ndarray) -> np.ndarray:
         """(m, d) stored embeddings of these rows of the pool, given in any order."""
@@ -139,17 +127,74 @@ class ScoredPool:
         """(m, c) stored class probabilities of these rows of the pool, given in any order."""
         return self._vectors_of([receipt.probabilities for receipt in self.receipts], rows)
 
-    def _vectors_of(self, files: Sequence[StoredFile | None], rows: np.ndarray) -> np.ndarray:
-        order = np.argsort(rows, kind="stable")
-        parts, positions = self._vectors(files, rows[order])
+    def _vectors(
+        self, files: Sequence[StoredFile | None], rows: np.ndarray | None, memory: int
+    ) -> tuple[list[Embeddings], list[np.ndarray | None]]:
+        """The vectors in these files, one for each unit; see `embeddings`."""
+        parts: list[Embeddings] = []
+        positions: list[np.ndarray | None] = []
+        vectors = VectorFiles(self.store)
+        wanted = list(self._wanted(files, rows))
+        for (file, count, inside), held in zip(wanted, self._few(vectors, wanted, memory), strict=True):
+            if held is not None:
+                parts.append(held)
+                positions.append(None)
+                continue
+            start = 0
+            for part in vectors.parts(file, count):
+                if inside is None:
+                    parts.append(part)
+                    positions.append(None)
+                else:
+                    low, high = np.searchsorted(inside, [start, start + part.rows])
+                    if low < high:
+                        parts.append(part)
+                        positions.append(None if high - low == part.rows else inside[low:high] - start)
+                start += part.rows
+        return parts, positions
+
+    def _wanted(
+        self, files: Sequence[StoredFile | None], rows: np.ndarray | None
+    ) -> Iterator[tuple[StoredFile, int, np.ndarray | None]]:
+        """The files that hold any of these rows of the pool, how many rows each has, and which of them are wanted; None: all."""
+        for receipt, file, start in zip(self.receipts, files, self.starts, strict=True):
+            if file is None:
+                continue
+            if rows is None:
+                yield file, receipt.rows, None
+                continue
+            low, high = np.searchsorted(rows, [start, start + receipt.rows])
+            if low < high:
+                yield file, receipt.rows, rows[low:high] - start
+
+    def _few(
+        self, vectors: VectorFiles, wanted: Sequence[tuple[StoredFile, int, np.ndarray | None]], memory: int
+    ) -> list[Embeddings | None]:
+        """Of each file the wanted rows alone, where that is worth it, and all of them together fit the memory; else None."""
+        size = sum(file.size * (count if inside is None else len(inside)) // max(count, 1) for file, count, inside in wanted)
+        if size > memory:
+            return [None] * len(wanted)
+
+        def read(found: tuple[StoredFile, int, np.ndarray | None]) -> Embeddings | None:
+            file, count, inside = found
+            return None if inside is None else vectors.few(file, count, inside)
+
+        with ThreadPoolExecutor(_FILES if self.store.remote else 1) as threads:
+            return list(threads.map(read, wanted))
+
+    def _held(self, files: Sequence[StoredFile | None], rows: np.ndarray | None) -> np.ndarray:
+        """The vectors of these rows, in ascending order, as one array; (0, 0) where there are none."""
         pieces = []
-        for part, inside in zip(parts, positions, strict=True):
+        for part, inside in zip(*self._vectors(files, rows, _UNLIMITED), strict=True):
             pieces.append(np.array(part.array if inside is None else part.array[inside]))
             part.release()
-        if not pieces:
-            return np.empty((0, 0), np.float16)
-        result = np.empty_like(np.concatenate(pieces))
-        result[order] = np.concatenate(pieces)
+        return np.concatenate(pieces) if pieces else np.empty((0, 0), np.float16)
+
+    def _vectors_of(self, files: Sequence[StoredFile | None], rows: np.ndarray) -> np.ndarray:
+        order = np.argsort(rows, kind="stable")
+        found = self._held(files, rows[order])
+        result = np.empty_like(found)
+        result[order] = found
         return result
 
 
@@ -203,7 +248,13 @@ def read_all(store: Store, receipts: Sequence[Receipt], columns: Sequence[str]) 
         yield from (_read(store, receipt, columns) for receipt in receipts)
         return
     with ThreadPoolExecutor(_REQUESTS) as threads:
-        yield from threads.map(lambda receipt: _read(store, receipt, columns), receipts)
+        ahead: deque[Future[pa.Table]] = deque()
+        for receipt in receipts:
+            if len(ahead) == _REQUESTS:  # what nobody has taken yet is in memory
+                yield ahead.popleft().result()
+            ahead.append(threads.submit(_read, store, receipt, columns))
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _read(store: Store, receipt: Receipt, columns: Sequence[str]) -> pa.Table:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from raystream.engine.merge import ScoredPool
 from raystream.errors import QueryError
 from raystream.pool import comparable
+from raystream.pool.id_hashes import id_blocks
 from raystream.query import Id, Select
 
 _SHOWN = 3
@@ -65,13 +66,14 @@ def _rows(pool: ScoredPool, ids: Sequence[Id]) -> tuple[np.ndarray, list[Id]]:
     """The rows of the ids that are there, and the ids that are not."""
     if not ids:
         return np.empty(0, dtype=np.int64), []
-    known = comparable(pool.ids)
-    usable = [_as_type(id_, known.type) for id_ in ids]
-    wanted = pa.array(usable, known.type)
-    # one pass over the pool finds where each wanted id stands
-    found = pc.index_in(known, value_set=pc.drop_null(wanted))
-    places = pc.indices_nonzero(found.is_valid()).to_numpy()
-    of = dict(zip((known[int(place)].as_py() for place in places), places.tolist(), strict=True))
+    type_ = comparable(pa.array([], pool.ids.type)).type
+    usable = [_as_type(id_, type_) for id_ in ids]
+    wanted = pc.drop_null(pa.array(usable, type_))
+    of: dict[object, int] = {}
+    for start, block in id_blocks(pool.ids):
+        known = comparable(block)
+        there = np.asarray(pc.indices_nonzero(pc.is_in(known, value_set=wanted)))
+        of |= zip(known.take(pa.array(there)).to_pylist(), (start + there).tolist(), strict=True)
     rows = [of.get(value) if value is not None else None for value in usable]
     absent = [id_ for id_, row in zip(ids, rows, strict=True) if row is None]
     return np.asarray([row for row in rows if row is not None], dtype=np.int64), absent

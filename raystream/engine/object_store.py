@@ -17,10 +17,11 @@ from raystream.engine.bucket_files import HashingWriter, RangeReader
 from raystream.engine.bucket_requests import Requests
 from raystream.engine.damage import damaged
 from raystream.engine.local_copies import local_copies
-from raystream.engine.store import Entry, StoredFile
-from raystream.errors import QueryError, StoreError
+from raystream.engine.store import Entry, StoredFile, WriteBroken
+from raystream.errors import QueryError, StoreError, StoreUnreachable
 from raystream.lake import LOCAL, Storage
 from raystream.lake.bucket import bucket_of
+from raystream.lake.retry import LASTING, Patience
 from raystream.lake.uri import parse, redacted
 
 PART_BYTES = 8 << 20
@@ -39,19 +40,20 @@ class ObjectStore:
     Args:
         uri: of the bucket, which must exist, and the prefix of all names.
         storage: how to reach it.
+        patience: with its server while that is away.
 
     Raises:
         QueryError: the URI or an option can't be used.
     """
 
-    def __init__(self, uri: str, storage: Storage = LOCAL) -> None:
+    def __init__(self, uri: str, storage: Storage = LOCAL, patience: Patience = LASTING) -> None:
         location = parse(uri, "store.uri")
         if location.scheme == "file":
             raise QueryError(f"store.uri {uri} is a folder, not object storage")
         self._given, self.storage = uri, storage
         self._shown = redacted(uri).rstrip("/")
         self._bucket: Any = bucket_of(uri, storage)
-        self._ask = Requests(self._shown)
+        self._ask = Requests(self._shown, patience)
         self._guard = threading.Lock()
         self._written: dict[str, StoredFile] = {}
         self._appended: dict[str, bytearray] = {}
@@ -61,8 +63,8 @@ class ObjectStore:
     def __repr__(self) -> str:
         return f"ObjectStore({self._shown!r})"
 
-    def __reduce__(self) -> tuple[type[ObjectStore], tuple[str, Storage]]:
-        return type(self), (self._given, self.storage)
+    def __reduce__(self) -> tuple[type[ObjectStore], tuple[str, Storage, Patience]]:
+        return type(self), (self._given, self.storage, Patience(from_start=True))
 
     @property
     def uri(self) -> str:
@@ -111,11 +113,29 @@ class ObjectStore:
         return True
 
     def _create(self, name: str, data: bytes) -> None:
-        # In parts, it would be no condition: S3 takes none for them.
-        obstore.put(self._bucket, name, data, mode="create", use_multipart=False)
+        try:
+            # In parts, it would be no condition: S3 takes none for them.
+            obstore.put(self._bucket, name, data, mode="create", use_multipart=False)
+        except AlreadyExistsError:
+            self._refuse_nothing(name)
+            raise
+
+    def _refuse_nothing(self, name: str) -> None:
+        """Ask again where a server says that a file is there, and it isn't: another writer was at it, and left nothing."""
+        try:
+            obstore.head(self._bucket, name)
+        except FileNotFoundError:
+            raise ConnectionAbortedError("another request for it was under way") from None
 
     def put(self, name: str, data: bytes) -> None:
-        self._ask(lambda: obstore.put(self._bucket, name, data, use_multipart=False), name, "written")
+        self._ask(lambda: self._replace(name, data), name, "written")
+
+    def _replace(self, name: str, data: bytes) -> None:
+        try:
+            obstore.put(self._bucket, name, data, use_multipart=False)
+        except AlreadyExistsError as error:
+            # What a server says of two requests at once, 409, is no answer to this one.
+            raise ConnectionAbortedError(str(error)) from None
 
     def append(self, name: str, data: bytes) -> None:
         if name not in self._appended:
@@ -129,17 +149,21 @@ class ObjectStore:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[pa.NativeFile]:
-        writer = HashingWriter(obstore.open_writer(self._bucket, name, buffer_size=PART_BYTES, max_concurrency=_PARTS_AT_A_TIME))
-        with self._ask.explained(name, "written"):
-            try:
-                with pa.PythonFile(writer, "wb") as file:
-                    yield file
-                self._finish(writer, name)
-            except BaseException:
-                with suppress(Exception):
-                    writer.finish()  # ends the upload; its parts would stay in the bucket for ever
-                self.discard(name)
-                raise
+        try:
+            with self._ask.explained(name, "written"):
+                opened = obstore.open_writer(self._bucket, name, buffer_size=PART_BYTES, max_concurrency=_PARTS_AT_A_TIME)
+                writer = HashingWriter(opened)
+                try:
+                    with pa.PythonFile(writer, "wb") as file:
+                        yield file
+                    self._finish(writer, name)
+                except BaseException:
+                    with suppress(Exception):
+                        writer.finish()  # ends the upload; its parts would stay in the bucket for ever
+                    self.discard(name)
+                    raise
+        except StoreUnreachable as error:
+            raise WriteBroken(str(error)) from None
         self._verify(name, writer.size)
         with self._guard:
             self._written[name] = StoredFile(name, writer.size, writer.xxh3)
@@ -215,6 +239,9 @@ class ObjectStore:
     def head(self, file: StoredFile, size: int) -> bytes:
         """The first bytes of a file."""
         return self._range(file.name, 0, min(size, file.size))
+
+    def range(self, file: StoredFile, start: int, length: int) -> bytes:
+        return self._range(file.name, start, length)
 
     def _verify(self, name: str, written: int) -> None:
         """Some servers store uploads of some clients damaged, and say nothing."""

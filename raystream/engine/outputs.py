@@ -11,9 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from raystream.acquisition import log_probabilities, logit_scores, member_scores
+from raystream.acquisition import member_scores
+from raystream.acquisition.logits import block_scores
+from raystream.acquisition.members import softened
 from raystream.engine.embeddings import block_rows
 from raystream.engine.further_scores import FurtherScores
+from raystream.engine.pages import as_metadata, page_hashes
+from raystream.engine.quarantine import Quarantine
 from raystream.engine.receipt import unit_folder
 from raystream.engine.store import StoredFile
 from raystream.engine.stores import Store
@@ -38,6 +42,7 @@ class Outputs:
     embeddings: StoredFile | None
     probabilities: StoredFile | None
     samples: StoredFile | None
+    quarantine: StoredFile | None
 
 
 class OutputWriter:
@@ -46,6 +51,7 @@ class OutputWriter:
     Args:
         store: where to.
         key: the unit's.
+        path: of the unit's file.
         id_name: the name of the id column.
         embedding_dtype: float16 or float32.
         temperature: of the softmax.
@@ -53,12 +59,16 @@ class OutputWriter:
         probabilities: whether to write the class probabilities, in the embeddings' dtype.
         samples: whether to write the log-probabilities of every member or dropout sample, in float32.
         further: scores beyond those that every unit holds.
+
+    Attributes:
+        quarantine: the rows that are left out; whoever finds them adds them.
     """
 
     def __init__(
         self,
         store: Store,
         key: str,
+        path: str,
         id_name: str,
         embedding_dtype: str,
         temperature: float,
@@ -71,6 +81,8 @@ class OutputWriter:
         self._store = store
         attempt = uuid.uuid4().hex[:12]
         self._scores_name = f"{unit_folder(key)}/scores-{attempt}.parquet"
+        self._quarantine_name = f"{unit_folder(key)}/quarantined-{attempt}.parquet"
+        self.quarantine = Quarantine(id_name, path)
         self._id_name, self._dtype, self._temperature = id_name, embedding_dtype, temperature
         self._ids: list[pa.Array] = []
         self._rows: list[np.ndarray] = []
@@ -93,6 +105,11 @@ class OutputWriter:
     def dimension(self) -> int | None:
         """The embedding's width, once there is one."""
         return self._vectors["embedding"].dimension if "embedding" in self._vectors else None
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(n,) int64, where the rows taken so far stand in their file."""
+        return np.concatenate(self._rows) if self._rows else np.empty(0, np.int64)
 
     def add(self, ids: pa.Array, rows: np.ndarray, prediction: Prediction) -> None:
         """Take the outputs of a batch: logits (n, c), samples (n, k, c) and embedding (n, d), on any device."""
@@ -146,33 +163,37 @@ class OutputWriter:
         with self._store.writing(self._scores_name) as file:
             pq.write_table(self._table(), file, use_dictionary=False, compression="none", write_statistics=False)
         scores = self._store.stored(self._scores_name)
-        return Outputs(scores, stored.get("embedding"), stored.get("probabilities"), stored.get("samples"))
+        if len(self.quarantine):
+            with self._store.writing(self._quarantine_name) as file:
+                pq.write_table(self.quarantine.table(), file)
+            stored["quarantine"] = self._store.stored(self._quarantine_name)
+        return Outputs(scores, *(stored.get(kind) for kind in ("embedding", "probabilities", "samples", "quarantine")))
 
     def abandon(self) -> None:
         """Leave nothing of this attempt behind."""
         for file in self._vectors.values():
             file.abandon()
-        for name in (*self._names.values(), self._scores_name):
+        for name in (*self._names.values(), self._scores_name, self._quarantine_name):
             if name is not None:
                 self._store.discard(name)
 
     def _table(self) -> pa.Table:
         columns: dict[str, pa.Array] = {self._id_name: pa.chunked_array(self._ids) if self._ids else pa.array([], pa.string())}
         columns |= {name: pa.array(np.concatenate(parts)) for name, parts in self._columns.items()}
-        columns["row"] = pa.array(np.concatenate(self._rows) if self._rows else np.empty(0, np.int64))
+        columns["row"] = pa.array(self.positions)
         return pa.table(columns)
 
     def _score(self) -> None:
         if not self._logits:
             return
         logits = torch.cat(self._logits)
-        result = logit_scores(logits, self._temperature)
+        result = block_scores(logits, self._temperature)
         self._logits, self._kept = [], 0
         columns = {**result.scores, "prediction": result.prediction, "confidence": result.confidence}
         self._write("probabilities", torch.softmax(logits.float() / self._temperature, dim=1))
         log_probs = log_mean = None
         if self._samples:
-            log_probs = log_probabilities(torch.cat(self._samples), self._temperature)
+            log_probs = softened(torch.cat(self._samples), self._temperature)
             self._samples = []
             of_members = member_scores(log_probs, MEMBER_SCORES)
             columns |= of_members.scores
@@ -194,6 +215,7 @@ class _VectorFile:
         rows = block_rows(dimension, np.dtype(dtype).itemsize)
         self._buffer = np.empty((rows, dimension), dtype)
         self._filled = 0
+        self._hashes: list[bytes] = []
         self._open = ExitStack()
         file = self._open.enter_context(store.writing(name))
         self._ipc = self._open.enter_context(pa.ipc.new_file(file, self._schema))
@@ -211,6 +233,8 @@ class _VectorFile:
 
     def close(self) -> None:
         self._flush()
+        empty = pa.record_batch([pa.array([], self._kind)], schema=self._schema)
+        self._ipc.write_batch(empty, custom_metadata=as_metadata(b"".join(self._hashes)))
         self._open.close()
 
     def abandon(self) -> None:
@@ -219,6 +243,7 @@ class _VectorFile:
     def _flush(self) -> None:
         if not self._filled:
             return
+        self._hashes.append(page_hashes(self._buffer[: self._filled]))
         values = pa.Array.from_buffers(self._kind.value_type, self._filled * self.dimension, [None, pa.py_buffer(self._buffer)])
         array = pa.Array.from_buffers(self._kind, self._filled, [None], children=[values])
         self._ipc.write_batch(pa.record_batch([array], schema=self._schema))

@@ -10,8 +10,10 @@ import pyarrow.compute as pc
 
 from raystream.engine.merge import ScoredPool
 from raystream.engine.prepare import Prepared
+from raystream.engine.receipt import Receipt
 from raystream.errors import PoolError, QueryError
-from raystream.pool import File, read_columns_at
+from raystream.pool import Places, read_columns_at
+from raystream.pool.columns import readable
 from raystream.query import Select
 from raystream.selection import Cost, Quota
 
@@ -19,12 +21,19 @@ PREDICTION = "prediction"
 """In a quota's `by`: the predicted class instead of a column."""
 
 
-def places_of(prepared: Prepared, pool: ScoredPool, rows: np.ndarray) -> list[tuple[File, int]]:
+def places_of(prepared: Prepared, pool: ScoredPool, rows: np.ndarray) -> Places:
     """The file of each row of the scored pool, and its row in it."""
-    unit_of_task = {task.unit.name: task.unit for task in prepared.tasks}
-    files = [unit_of_task[receipt.unit].file for receipt in pool.receipts]
-    inside = pool.columns_at(rows, ["row"]).column("row").to_numpy()
-    return [(files[unit], int(row)) for unit, row in zip(pool.unit_of(rows), inside, strict=True)]
+    return places_in(prepared, pool.receipts, pool.unit_of(rows), pool.columns_at(rows, ["row"]).column("row").to_numpy())
+
+
+def places_in(prepared: Prepared, receipts: Sequence[Receipt], units: np.ndarray, rows: np.ndarray) -> Places:
+    """Places by the numbers of their units among the receipts, (n,), and their rows in the file, (n,)."""
+    file_of = {task.unit.name: task.unit.file for task in prepared.tasks}
+    every = [file_of[receipt.unit] for receipt in receipts]
+    files = {file.path: file for file in every}
+    numbers = {path: number for number, path in enumerate(files)}
+    of = np.array([numbers[file.path] for file in every], dtype=np.int32)
+    return Places(tuple(files.values()), of[units], rows)
 
 
 def pool_columns(prepared: Prepared, pool: ScoredPool, rows: np.ndarray, names: Sequence[str]) -> pa.Table:
@@ -63,7 +72,7 @@ def read_cost(prepared: Prepared, pool: ScoredPool, rows: np.ndarray) -> Cost | 
         raise PoolError(f"select.cost.column {cost.column} is {column.type}, expected numbers; name another column") from None
     bad = np.flatnonzero(~np.isfinite(values) | (values < 0))
     if len(bad):
-        ids = pool.ids.take(pa.array(rows[bad[:3]])).to_pylist()
+        ids = pool.ids_at(rows[bad[:3]]).to_pylist()
         raise PoolError(
             f"select.cost.column {cost.column} is null, negative or not finite for {len(bad)} candidates, "
             f"first with ids {', '.join(map(str, ids))}; expected costs of at least 0"
@@ -74,7 +83,7 @@ def read_cost(prepared: Prepared, pool: ScoredPool, rows: np.ndarray) -> Cost | 
 def _spelt(value: str, type_: pa.DataType) -> str:
     """A value as the groups of a column of this type are called: `1` of doubles is `1.0`; itself where it is none of theirs."""
     try:
-        return str(pa.scalar(value).cast(type_).as_py())
+        return str(readable(pa.array([value]).cast(type_))[0])
     except pa.ArrowException:
         return value
 
@@ -88,7 +97,7 @@ def _quota(select: Select, by: str, values: pa.ChunkedArray | pa.Array, budget: 
             f"select.quotas go by {by}, which is {column.type}; expected text, numbers or dates, so name another column"
         ) from None
     group = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int32)
-    names = [str(value) for value in encoded.dictionary.to_pylist()]
+    names = [str(value) for value in readable(encoded.dictionary)]
     asked = [quota for quota in select.quotas if quota.by == by]
     spelt: dict[str, str] = {}
     for wanted in dict.fromkeys(str(quota.value) for quota in asked if quota.value is not None):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import product
+from functools import cached_property
+from itertools import chain, product
 from typing import Literal
 
 import pyarrow as pa
@@ -17,21 +16,27 @@ from raystream.engine.asked import Asked, asked_of
 from raystream.engine.calibration import Calibration, check_inputs, with_temperature
 from raystream.engine.feed import BUFFERS, row_bytes
 from raystream.engine.job import Task
-from raystream.engine.keys import Wanted, differences, identity_digest, query_identity, unit_key
+from raystream.engine.keys import UnitKeys, Wanted, differences, identity_digest, query_identity
+from raystream.engine.life import SignOfLife
 from raystream.engine.manifest import Manifest, query_folder, read_manifest
+from raystream.engine.many import in_threads
 from raystream.engine.prepared_inputs import planned
-from raystream.engine.receipt import Receipt, read_receipt
+from raystream.engine.receipt import Receipt, read_receipts
 from raystream.engine.scheduler import IN_FLIGHT
+from raystream.engine.stored_plan import parsed_plan
 from raystream.engine.stores import Store, open_store, store_to_read
 from raystream.errors import QueryError
 from raystream.kinds import kind_of
 from raystream.model import class_names, code_hash, fingerprint, input_columns, with_local_files
-from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, list_pool, plan_pool, read_labelled, refuse_among, unsettled
+from raystream.pool import Labelled, PoolPlan, ReadSpec, Unit, has_columns, list_pool, plan_pool, read_labelled, refuse_among
+from raystream.pool.settled import settle
 from raystream.query import Model, Pool, Query
 
 LARGE_BATCHES = 1 << 30
 _NAME_DIGITS = 12
-_LOOKUP_THREADS = 32
+_FEW_LOOKUPS = 64
+_REMOTE_NAMES, _LOCAL_NAMES = 1000, 16
+"""Names of a folder that are listed in the time of one lookup: in a bucket by one request, on a disk in some microseconds."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Prepared:
 
     `tasks` are all units in row order, each under the key that it is or will be stored by; `receipts` has one entry
     a task, None where the unit isn't scored yet. `asked` is the query as it was given; in `query` a temperature that was fitted
-    is a number, and `calibration` says how it came about. `wanted` is what units are to hold.
+    is a number, and `calibration` says how it came about. `wanted` is what units are to hold. `life` gives the run's signs of life.
     """
 
     query: Query
@@ -57,6 +62,12 @@ class Prepared:
     wanted: Wanted
     asked: Asked
     calibration: Calibration | None = None
+    life: SignOfLife | None = None
+
+    def needs(self, tasks: Sequence[Task]) -> None:
+        """The run uses these units beside those of its plan: `raystream gc` is told to leave them."""
+        if self.life is not None:
+            self.life.needs(task.key for task in tasks)
 
     @property
     def committed(self) -> Manifest | None:
@@ -73,19 +84,22 @@ class Prepared:
             )
         return manifest
 
-    @property
+    @cached_property
     def missing(self) -> list[Task]:
         """The tasks that are not scored yet."""
         return [task for task, receipt in zip(self.tasks, self.receipts, strict=True) if receipt is None]
 
 
-def prepare(query: Query, calibration: Calibration | None = None, *, look_only: bool = False) -> Prepared:
+def prepare(
+    query: Query, calibration: Calibration | None = None, *, look_only: bool = False, life: SignOfLife | None = None
+) -> Prepared:
     """Resolve a query: list the pool, read its footers, find what is scored already.
 
     Args:
         query: as asked.
         calibration: what was fitted, if `model.temperature` is to be; see `engine.fitting`.
         look_only: make no store where there is none.
+        life: begins to give signs of life before any unit is looked for, unless the query is committed.
 
     Raises:
         RaystreamError: of any kind; see the errors of the parts.
@@ -97,11 +111,11 @@ def prepare(query: Query, calibration: Calibration | None = None, *, look_only: 
     classes = class_names(model.classes)
     digest = fingerprint(model)
     pool = pool_plan(query, query.pool, candidates_columns(query))
-    time.sleep(unsettled(pool.files, time.time_ns()) / 1e9)
     check_inputs(calibration, pool.read)
     labelled = None
     if query.pool.labelled:
         labelled = read_labelled(query.pool.labelled, query.pool.id, pool.read.id_type, storage=query.pool.options)
+        settle(labelled.files)
     identity = query_identity(query, pool.files, _labelled_parts(query, labelled, pool), classes, digest)
     if ":" in query.select.strategy:
         identity["the strategy's source"] = code_hash(query.select.strategy, "select.strategy")
@@ -114,6 +128,9 @@ def prepare(query: Query, calibration: Calibration | None = None, *, look_only: 
         files, _ = list_pool(query.acquire.targets, "acquire.targets", storage=query.pool.options)
         identity["the targets' files"] = str([file.identity for file in files])
     identity |= {f"the source of {path}": code for path, code in asked.functions}
+    name = query.store.query or identity_digest(identity)[:_NAME_DIGITS]
+    if life is not None and not store.exists(f"{query_folder(name)}/manifest.json"):
+        life.begin(store, query_folder(name))
     tasks, receipts = find_scored(query, store, pool.units, pool.read, digest, asked)
     return Prepared(
         query=query,
@@ -123,35 +140,42 @@ def prepare(query: Query, calibration: Calibration | None = None, *, look_only: 
         labelled=labelled,
         fingerprint=digest,
         identity=identity,
-        name=query.store.query or identity_digest(identity)[:_NAME_DIGITS],
+        name=name,
         tasks=tasks,
         receipts=receipts,
         given=given,
         asked=asked,
         wanted=wanted_outputs(query),
         calibration=calibration,
+        life=life,
     )
 
 
-def pool_plan(query: Query, pool: Pool, also: Sequence[str] = ()) -> PoolPlan:
+def pool_plan(query: Query, pool: Pool, also: Sequence[str] = (), *, labels: bool = False) -> PoolPlan:
     """How a pool is read for the query's model: its own, or calibration and target rows.
 
     Args:
         query: says what the model takes.
         pool: where the rows are.
         also: further columns that are read for some rows.
+        labels: whether these are labelled rows, which may stand in files of text, too.
     """
     model = query.model
+    if model.kind == "columns":
+        # by names, so that a column of single numbers isn't stacked with others, and may stand beside lists
+        pool = pool.model_copy(update={"inputs": {f"input {place}": name for place, name in enumerate(input_columns(model))}})
     plan = plan_pool(
         pool,
-        input_columns(model) if model.kind == "columns" else pool.input_columns,
+        pool.input_columns,
         query.on_error,
         masked=[column for column in (model.logits, model.samples) if column],
         also=also,
         texts=_texts(model),
         images=model.images,
         prepared=planned(query),
+        labels=labels,
     )
+    settle(plan.files)
     return replace(plan, warnings=(*plan.warnings, *_large_batches(plan, model.batch_size)))
 
 
@@ -212,35 +236,53 @@ def find_scored(
     scores from gradients. `needed` is what the units are to hold, if it isn't what the query wants.
     """
     needed = needed or wanted_outputs(query)
+    keys, others = UnitKeys(query, spec, fingerprint, asked), _richer(query, needed)
+    exact = [keys.of(unit, [needed])[0] for unit in units]
+    there = _folders(store, len(units) * (1 + len(others)))
+    found = dict(zip(exact, read_receipts(store, exact, there), strict=True))
+    lacking = [at for at, key in enumerate(exact) if found[key] is None] if others and (there is None or there) else []
+    richer = {at: [key for key in keys.of(units[at], others) if there is None or key in there] for at in lacking}
+    several = list(chain.from_iterable(richer.values()))
+    found |= zip(several, read_receipts(store, several), strict=True)
+    chosen = [next((key for key in [key, *richer.get(at, ())] if found[key] is not None), key) for at, key in enumerate(exact)]
+    return tuple(Task(unit, key) for unit, key in zip(units, chosen, strict=True)), tuple(found[key] for key in chosen)
+
+
+def _richer(query: Query, needed: Wanted) -> list[Wanted]:
+    """What units may hold that hold all that is needed, and more."""
     several = (outputs for outputs in product((False, True), repeat=4) if query.may_give_gradients or not outputs[3])
     every = (Wanted(*outputs)._replace(logits=needed.logits) for outputs in several)
-    richer = [outputs for outputs in every if all(given >= wanted for given, wanted in zip(outputs, needed, strict=True))]
-
-    keyed = [[Task(unit, unit_key(unit, query, spec, fingerprint, outputs, asked)) for outputs in richer] for unit in units]
-
-    def look(tasks: Sequence[Task]) -> tuple[Task, Receipt | None]:
-        for task in tasks:
-            receipt = read_receipt(store, task.key) if there is None or task.key in there else None
-            if receipt is not None:
-                return task, receipt
-        return tasks[0], None
-
-    with ThreadPoolExecutor(_LOOKUP_THREADS) as threads:
-        folders = sorted({task.key[:2] for tasks in keyed for task in tasks})
-        there: set[str] | None = None
-        if store.remote and len(keyed) * len(richer) > 4 * len(folders):
-            # A folder lists a thousand units in one request; most units of a new pool aren't there under any of their keys.
-            there = set().union(*threads.map(lambda folder: store.names(f"units/{folder}"), folders))
-        found = list(threads.map(look, keyed))
-    return tuple(task for task, _ in found), tuple(receipt for _, receipt in found)
+    enough = (outputs for outputs in every if all(given >= wanted for given, wanted in zip(outputs, needed, strict=True)))
+    return [outputs for outputs in enough if outputs != needed]
 
 
-def write_plan(prepared: Prepared, epig: Mapping[str, str] | None = None) -> None:
-    """Leave the resolved query and its units in the query's folder, for people.
+def _folders(store: Store, lookups: int) -> set[str] | None:
+    """The keys of all units that have a folder in the store; None where it takes less to ask for each that is looked for.
+
+    Most units of a new pool aren't there under any of their keys, and a folder lists a thousand in one request.
+    """
+    if lookups <= _FEW_LOOKUPS:
+        return None
+    folders = store.names("units")
+    if not folders:
+        return set()
+    first = store.names(f"units/{folders[0]}")
+    if lookups < len(folders) * (1 + len(first) / (_REMOTE_NAMES if store.remote else _LOCAL_NAMES)):
+        return None
+    return set(first).union(*in_threads(lambda folder: store.names(f"units/{folder}"), folders[1:]))
+
+
+def write_plan(prepared: Prepared, epig: Mapping[str, str] | None = None) -> bytes | None:
+    """Leave the query and its units in its folder, for people and for `raystream gc`.
+
+    A plan of the same units that is there stays: another run of the query, which is further on, may have written more into it.
 
     Args:
         prepared: the query.
         epig: by the key of a unit, the key of its EPIG, if the query asks for that.
+
+    Returns:
+        The plan of other units that this one took the place of, if there was one.
     """
     folder = query_folder(prepared.name)
     table = pa.table(
@@ -258,4 +300,18 @@ def write_plan(prepared: Prepared, epig: Mapping[str, str] | None = None) -> Non
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     prepared.store.put(f"{folder}/query.yaml", prepared.given.to_yaml().encode())
-    prepared.store.put(f"{folder}/plan.parquet", buffer.getvalue())
+    name = f"{folder}/plan.parquet"
+    if prepared.store.put_if_absent(name, buffer.getvalue()):
+        return None
+    there = prepared.store.read_if_there(name)
+    if there is not None and _holds(there, table):
+        return None
+    prepared.store.put(name, buffer.getvalue())
+    return there
+
+
+def _holds(data: bytes, plan: pa.Table) -> bool:
+    """Whether a stored plan says all that this one does; what was scored then is none of it."""
+    found = parsed_plan(data)
+    names = [name for name in plan.column_names if name != "scored"]
+    return found is not None and set(names) <= set(found.column_names) and found.select(names).equals(plan.select(names))

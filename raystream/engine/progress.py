@@ -16,7 +16,7 @@ LINE_SECONDS = 10.0
 
 
 class Reporter(Protocol):
-    """What a run tells while it goes on."""
+    """What a run tells while it goes on. What it waits for, such as a store that is away, it logs as `raystream`'s."""
 
     def stage(self, text: str) -> None:
         """A new stage has begun."""
@@ -42,6 +42,10 @@ class Lines:
 
     def stage(self, text: str) -> None:
         self._last = time.monotonic()
+        print(text, file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
         print(text, file=sys.stderr, flush=True)
 
     def units(self, done: int, total: int, rows: int, seconds: float) -> None:
@@ -79,6 +83,10 @@ class Bar:
 
     def stage(self, text: str) -> None:
         self._progress.reset(self._task, total=None, description=text, rate="", left="")
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        self._progress.console.print(text, markup=False, highlight=False)
 
     def units(self, done: int, total: int, rows: int, seconds: float) -> None:
         left = self._left.after(done, total, seconds)

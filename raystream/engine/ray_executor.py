@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import logging.handlers
 import os
+import queue
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from raystream.engine.executor import Event, StartFailed, UnitEnded, WorkerLost, WorkerReady
+from raystream.engine.executor import Event, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady
 from raystream.engine.job import Job, Task
 from raystream.engine.ray_address import check_answers
+from raystream.engine.ray_placing import Placing
 from raystream.engine.ray_token import own_ray_wanted
 from raystream.engine.receipt import Receipt
 from raystream.engine.scheduler import IN_FLIGHT
-from raystream.engine.worker import Failure, Worker
+from raystream.engine.worker import Failure, Worker, started
 from raystream.errors import ClusterError, RaystreamError
 from raystream.model import is_device_failure
 from raystream.query import Cluster
@@ -29,6 +34,10 @@ _HEAR_SECONDS = 0.2
 """How long Ray may wait at a time: it looks for signals once a second, Python between its own instructions."""
 
 
+_TELLING = "telling"
+"""The concurrency group of calls that end when the actor has something to say, so that no unit waits for them."""
+
+
 class _Actor:
     """A worker in a process of its own."""
 
@@ -38,11 +47,23 @@ class _Actor:
         pa.set_cpu_count(job.threads)
         self._job = job
         self._worker: Worker | None = None
+        self._told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        logging.getLogger("raystream").addHandler(logging.handlers.QueueHandler(self._told))
+
+    @ray.method(concurrency_group=_TELLING)  # type: ignore[untyped-decorator]
+    def placed(self) -> None:
+        """Answers once the actor has a place."""
+
+    @ray.method(concurrency_group=_TELLING)  # type: ignore[untyped-decorator]
+    def told(self) -> str:
+        """What the worker has to say to people, once there is something: Ray's own logs go nowhere that they would look."""
+        message: str = self._told.get().getMessage()
+        return message
 
     def load(self) -> RaystreamError | None:
         """Load the model; the model's own error comes back as a value."""
         try:
-            self._worker = Worker(self._job)
+            self._worker = started(self._job)
         except RaystreamError as error:
             return error
         except BaseException as error:
@@ -75,12 +96,15 @@ class OnRay:
     Args:
         job: what they are told.
         cluster: how large each of them is.
+        clock: seconds.
     """
 
-    def __init__(self, job: Job, cluster: Cluster) -> None:
+    def __init__(self, job: Job, cluster: Cluster, clock: Callable[[], float] = time.monotonic) -> None:
         gpus = _gpus_per_worker(cluster)
+        needed = {"CPU": float(cluster.cpus_per_worker), "GPU": gpus}
+        self._placing = Placing(needed, cluster_now, clock)
         self._job = ray.put(job)
-        self._actor_class = ray.remote(_Actor).options(
+        self._actor_class = ray.remote(concurrency_groups={_TELLING: 1})(_Actor).options(
             num_cpus=cluster.cpus_per_worker,
             num_gpus=gpus,
             max_restarts=0,
@@ -89,11 +113,15 @@ class OnRay:
         )
         self._actors: dict[int, Any] = {}
         self._refs: dict[Any, tuple[int, int | None]] = {}
+        # invariant: a call that says of a worker that it has its place, or what it has to tell -> the worker
+        self._ears: dict[Any, int] = {}
         self._lost: set[int] = set()
 
     def start_worker(self, worker: int) -> None:
         actor = self._actor_class.remote(self._job)
         self._actors[worker] = actor
+        self._placing.asked(worker)
+        self._ears[actor.placed.remote()] = worker
         self._refs[actor.load.remote()] = (worker, None)
 
     def assign(self, worker: int, unit: int, task: Task) -> None:
@@ -107,12 +135,14 @@ class OnRay:
         first: list[Any] = []
         try:
             while not first and (left := until - time.monotonic()) > 0:
-                first, _ = ray.wait(list(self._refs), num_returns=1, timeout=min(left, _HEAR_SECONDS))
-            ready, _ = ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0) if first else ([], [])
+                first, _ = ray.wait([*self._refs, *self._ears], num_returns=1, timeout=min(left, _HEAR_SECONDS))
+            every = [*self._refs, *self._ears]
+            ready, _ = ray.wait(every, num_returns=len(every), timeout=0) if first else ([], [])
         except RayError as error:
             raise ClusterError(f"the connection to the Ray cluster broke: {first_line(error)}; run again to resume") from error
         # Results before losses: what a worker finished before it died counts.
-        events = [event for ref in ready if (event := self._event(ref)) is not None]
+        events = [event for ref in ready if (event := self._event(ref) if ref in self._refs else self._heard(ref)) is not None]
+        self._placing.check()
         return sorted(events, key=lambda event: isinstance(event, WorkerLost))
 
     def close(self) -> None:
@@ -120,6 +150,7 @@ class OnRay:
             ray.kill(actor, no_restart=True)
         self._actors.clear()
         self._refs.clear()
+        self._ears.clear()
 
     def _event(self, ref: Any) -> Event | None:
         worker, unit = self._refs.pop(ref)
@@ -138,16 +169,30 @@ class OnRay:
             return WorkerReady(worker)
         return StartFailed(worker, outcome, retry=False)
 
+    def _heard(self, ref: Any) -> Event | None:
+        """What a worker says beside its work: that it has a place, and now and then a sentence."""
+        worker = self._ears.pop(ref)
+        try:
+            text = ray.get(ref)
+        except RayError as error:
+            return self._died(worker, error)
+        self._placing.placed(worker)
+        actor = self._actors.get(worker)
+        if actor is not None:
+            self._ears[actor.told.remote()] = worker
+        return None if text is None else Told(worker, text)
+
     def _died(self, worker: int, error: Exception) -> Event | None:
         if worker in self._lost:
             return None
-        self._lost.add(worker)
         self._end(worker)
         return WorkerLost(worker, RaystreamError(f"the worker died: {first_line(error)}"))
 
     def _end(self, worker: int) -> None:
         """Unavailable is not dead, and an actor without a model still holds the device that its successor needs."""
         actor = self._actors.pop(worker, None)
+        self._lost.add(worker)
+        self._placing.gone(worker)
         if actor is not None:
             ray.kill(actor, no_restart=True)
 
@@ -195,7 +240,7 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-def worker_count(cluster: Cluster, *, on_cpu: bool = False) -> int:
+def worker_count(cluster: Cluster, *, on_cpu: bool = False, grows: bool = True) -> int:
     """How many workers to keep alive: as the query says, or as many as the cluster has room for now.
 
     A number in the query is taken at its word: a cluster that grows by itself may have no room yet.
@@ -203,6 +248,7 @@ def worker_count(cluster: Cluster, *, on_cpu: bool = False) -> int:
     Args:
         cluster: how large a worker is.
         on_cpu: they use no GPU, whatever the query gives those that score.
+        grows: whether the cluster may; a Ray of our own doesn't.
 
     Raises:
         ClusterError: not even one fits on any node.
@@ -214,11 +260,9 @@ def worker_count(cluster: Cluster, *, on_cpu: bool = False) -> int:
             resources = node["Resources"]
             by_cpu = int(resources.get("CPU", 0) // cpus)
             fits += min(by_cpu, int(resources.get("GPU", 0) // gpus)) if gpus else by_cpu
-    if cluster.workers != "auto":
-        return cluster.workers
-    if not fits:
+    if not fits and (cluster.workers == "auto" or not grows):
         raise ClusterError(_no_room(cpus, gpus))
-    return fits
+    return fits if cluster.workers == "auto" else cluster.workers
 
 
 def _no_room(cpus: int, gpus: float) -> str:
@@ -228,6 +272,11 @@ def _no_room(cpus: int, gpus: float) -> str:
         f"(all nodes together: {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs); "
         "lower cluster.cpus_per_worker or gpus_per_worker, or set cluster.workers if the cluster adds nodes by itself"
     )
+
+
+def cluster_now() -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The nodes of the cluster that this process is connected to, and what of their resources is free."""
+    return ray.nodes(), ray.available_resources()
 
 
 def _gpus_per_worker(cluster: Cluster) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
+from raystream.engine.many import in_threads
 from raystream.engine.store import StoredFile
 from raystream.engine.stores import Store
 
@@ -15,8 +17,10 @@ class Receipt:
 
     `rows` counts the rows scored, after filters and quarantine. `batch_size` is smaller than the query's when the
     device ran out of memory. `members` is how many opinions of a row there were, None for one alone. `state_hash` is
-    of the model's tensors as loaded, the same in every worker. `repeated_reads` counts the requests to object storage
-    that broke and were made again.
+    of the model's tensors as loaded, the same in every worker; `class_labels` what the model itself calls its classes, and `notes` what
+    is to be said of it, where there is anything. `repeated_reads` counts the requests to object storage that broke and were made
+    again. `quarantine` is the file of all rows left out, None if there are none; `quarantine_reasons` says what is wrong with the
+    first few.
     """
 
     key: str
@@ -36,11 +40,15 @@ class Receipt:
     bytes_read: int
     seconds: float
     repeated_reads: int = 0
+    quarantine: StoredFile | None = None
+    class_labels: tuple[str | int | float | bool, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[StoredFile]:
         """All that the unit has in the store beside this receipt."""
-        return [file for file in (self.scores, self.embeddings, self.probabilities, self.samples) if file is not None]
+        every = (self.scores, self.embeddings, self.probabilities, self.samples, self.quarantine)
+        return [file for file in every if file is not None]
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -48,11 +56,15 @@ class Receipt:
     @classmethod
     def from_json(cls, data: bytes) -> Receipt:
         fields = json.loads(data)
-        for name in ("embeddings", "probabilities", "samples"):
-            fields[name] = StoredFile(**fields[name]) if fields[name] else None
+        for name in ("embeddings", "probabilities", "samples", "quarantine"):
+            fields[name] = StoredFile(**fields[name]) if fields.get(name) else None
+        if fields["quarantined"] and fields["quarantine"] is None:
+            raise ValueError("of an earlier version, which didn't keep all rows that were left out")
         return cls(
             scores=StoredFile(**fields.pop("scores")),
             quarantine_reasons=tuple(fields.pop("quarantine_reasons")),
+            class_labels=None if (labels := fields.pop("class_labels", None)) is None else tuple(labels),
+            notes=tuple(fields.pop("notes", ())),
             **fields,
         )
 
@@ -72,3 +84,14 @@ def read_receipt(store: Store, key: str) -> Receipt | None:
     except (ValueError, TypeError, KeyError):
         return None  # cut short by a crash of the machine, or of another layout: the unit is scored again
     return receipt if all(store.size(file.name) == file.size for file in receipt.files) else None
+
+
+def read_receipts(store: Store, keys: Sequence[str], there: Collection[str] | None = None) -> list[Receipt | None]:
+    """The receipts of units, None for those that aren't in the store whole.
+
+    Args:
+        store: to look in.
+        keys: of the units.
+        there: the only keys that are looked for; None: all.
+    """
+    return in_threads(lambda key: read_receipt(store, key) if there is None or key in there else None, keys)

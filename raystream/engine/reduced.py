@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raystream.acquisition import all_dense_scores, multi_label_member_scores, multi_label_scores, regression_variance
+from raystream.acquisition import all_dense_scores, multi_label_member_scores, regression_variance
+from raystream.acquisition.multi_label import label_scores
 from raystream.model import Prediction, Predictor, RowScores
 from raystream.model.device import is_out_of_memory
 from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, MEMBER_SCORES, TASKS, Acquire, Model
@@ -121,7 +122,7 @@ def _dense(prediction: Prediction, how: Reduction) -> tuple[RowScores, Tensor]:
 def _multi_label(logits: Tensor, samples: Tensor | None, how: Reduction) -> RowScores:
     """The prediction is the likeliest label, and the confidence that label's own probability."""
     names = TASKS["multi_label"].scores
-    scores = {name: multi_label_scores(logits, name, reduce=how.reduce, temperature=how.temperature).float() for name in names}
+    scores = {name: label_scores(logits, name, how.reduce, how.temperature).float() for name in names}
     if samples is not None:
         of_members = multi_label_member_scores(samples, MEMBER_SCORES, reduce=how.reduce, temperature=how.temperature)
         scores |= of_members

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from raystream.engine.manifest import Manifest, Seconds, query_folder, read_manifest
-from raystream.engine.store import LocalStore
+from raystream.engine.quarantine import named
+from raystream.engine.store import LocalStore, StoredFile
 from raystream.engine.stores import Store, existing_store
 from raystream.errors import QueryError, StoreError
 from raystream.lake.uri import redacted
@@ -55,6 +56,21 @@ class Result:
         """The path or URI of the selection."""
         return self.place("selection.parquet")
 
+    @property
+    def quarantined(self) -> pa.Table | None:
+        """All rows that were left out: the id under its own name, `path`, `row` and `reason`; None if there are none.
+
+        Raises:
+            StoreError: the file of them is gone or damaged.
+        """
+        return committed_table(self.store, self.manifest, self.manifest.quarantined) if self.manifest.quarantined else None
+
+    @property
+    def quarantined_named(self) -> list[str]:
+        """How many rows were left out, and a line for each of the first ten; nothing if none was."""
+        table = self.quarantined
+        return [] if table is None else named([table], table.num_rows)
+
     def summary(self) -> dict[str, Any]:
         """What `--json` prints: what was committed, and how many units were scored for it now."""
         manifest = self.manifest
@@ -69,6 +85,7 @@ class Result:
             "units_reused": manifest.units_reused + (0 if self.new else manifest.units_scored),
             "certificate": asdict(manifest.certificate) if manifest.certificate else None,
             "warnings": manifest.warnings,
+            "quarantined": self.place("quarantined.parquet") if manifest.quarantined else None,
             "counts": asdict(manifest.counts),
             "seconds": asdict(manifest.seconds),
             "passes": manifest.passes,
@@ -81,7 +98,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Scores:
-    """What scoring alone did."""
+    """What scoring alone did; `quarantined` counts the rows that were left out, and names the first."""
 
     query: str
     rows: int
@@ -89,31 +106,50 @@ class Scores:
     units_reused: int
     warnings: tuple[str, ...]
     seconds: Seconds
+    quarantined: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """What `--json` prints; nothing was chosen, so there is neither selection nor certificate."""
-        return {"selection": None, "certificate": None, **asdict(self)}
+        found = {"selection": None, "certificate": None, **asdict(self)}
+        del found["quarantined"]
+        return found
 
 
 def read_result(store: Store, manifest: Manifest) -> Result:
     """The committed query that a manifest belongs to.
 
     Raises:
-        StoreError: its selection is gone, damaged, or isn't what was committed.
+        StoreError: its selection, or the file of its quarantined rows, is gone, damaged, or isn't what was committed.
     """
-    name = f"{query_folder(manifest.query)}/selection.parquet"
-    if store.size(name) is None:
-        # The run that committed ended before it could copy its selection.
-        store.put(name, _whole(store, manifest, manifest.selection.name, f"forget the query by raystream gc --drop {manifest.query}"))
-    data = _whole(store, manifest, name, f"move it away, and it is copied again from {manifest.selection.name}")
+    data = _copy(store, manifest, manifest.selection, "selection.parquet")
+    if manifest.quarantined is not None:
+        _copy(store, manifest, manifest.quarantined, "quarantined.parquet")
     return Result(store, pq.ParquetFile(pa.BufferReader(data)).read(), manifest, new=False)
 
 
-def _whole(store: Store, manifest: Manifest, name: str, advice: str) -> bytes:
-    """The selection as it was committed."""
-    data = store.read(name)
-    if xxhash.xxh3_128_hexdigest(data) != manifest.selection.xxh3:
-        raise StoreError(f"store: {store.place(name)} is damaged or was changed: its content is not what was committed; {advice}")
+def committed_table(store: Store, manifest: Manifest, file: StoredFile) -> pa.Table:
+    """What one of a query's files that its manifest names holds.
+
+    Raises:
+        StoreError: it is gone or isn't what was committed.
+    """
+    return pq.ParquetFile(pa.BufferReader(_whole(store, manifest, file))).read()
+
+
+def _copy(store: Store, manifest: Manifest, file: StoredFile, name: str) -> bytes:
+    """What the copy of a committed file holds under its plain name; made now if the run that committed ended before it could."""
+    place = f"{query_folder(manifest.query)}/{name}"
+    if store.size(place) is None:
+        store.put(place, _whole(store, manifest, file))
+    return _whole(store, manifest, replace(file, name=place), f"move it away, and it is copied again from {file.name}")
+
+
+def _whole(store: Store, manifest: Manifest, file: StoredFile, advice: str = "") -> bytes:
+    """A file as it was committed."""
+    data = store.read(file.name)
+    if xxhash.xxh3_128_hexdigest(data) != file.xxh3:
+        advice = advice or f"forget the query by raystream gc --drop {manifest.query}"
+        raise StoreError(f"store: {store.place(file.name)} is damaged or was changed: its content is not what was committed; {advice}")
     return data
 
 

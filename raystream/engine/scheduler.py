@@ -6,7 +6,7 @@ distributed run is a few plain calls in a test.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 IN_FLIGHT = 2
@@ -45,6 +45,8 @@ Instruction = StartWorker | Assign | Abort
 class Scheduler:
     """The state machine of one scoring run: a unit is pending, running or done.
 
+    An event costs the same however many units and workers there are.
+
     Args:
         units: how many units there are; they are known by their numbers.
         workers: how many workers to keep alive.
@@ -52,8 +54,6 @@ class Scheduler:
 
     units: int
     workers: int
-    pending: deque[int] = field(init=False)
-    """Units that no worker holds, next one first. Disjoint from every worker's list and from `done`."""
     held: dict[int, list[int]] = field(default_factory=dict, init=False)
     """Units in flight by ready worker, oldest first; the oldest is taken to be the one that is running."""
     starting: set[int] = field(default_factory=set, init=False)
@@ -66,9 +66,22 @@ class Scheduler:
     failed_starts: int = field(default=0, init=False)
     """Starts that failed since a worker was last ready."""
     _next_worker: int = field(default=0, init=False)
+    _fresh: deque[int] = field(init=False)
+    """Units that no worker holds and that were never charged, next one first. One that is done meanwhile is passed over when its
+    turn comes: to look for it here would take as long as there are units."""
+    _charged: deque[int] = field(default_factory=deque, init=False)
+    """Units that no worker holds and that were charged before; the same."""
+    _free: list[OrderedDict[int, None]] = field(init=False)
+    """Workers that may be given a unit, by how many they hold, longest waiting first; none that holds a charged one."""
 
     def __post_init__(self) -> None:
-        self.pending = deque(range(self.units))
+        self._fresh = deque(range(self.units))
+        self._free = [OrderedDict() for _ in range(IN_FLIGHT)]
+
+    @property
+    def pending(self) -> list[int]:
+        """Units that no worker holds, next one first: those that were charged before come last."""
+        return [unit for units in (self._fresh, self._charged) for unit in units if unit not in self.done]
 
     @property
     def finished(self) -> bool:
@@ -81,7 +94,7 @@ class Scheduler:
 
     def add(self, units: int) -> list[Instruction]:
         """So many further units, numbered on from the last; workers that are ready take them at once."""
-        self.pending.extend(range(self.units, self.units + units))
+        self._fresh.extend(range(self.units, self.units + units))
         self.units += units
         return self._replace_workers() + self._assign()
 
@@ -92,6 +105,7 @@ class Scheduler:
         self.starting.discard(worker)
         self.failed_starts = 0
         self.held[worker] = []
+        self._place(worker)
         return self._assign()
 
     def start_failed(self, worker: int, cause: BaseException, retry: bool) -> list[Instruction]:
@@ -107,75 +121,90 @@ class Scheduler:
         self._take_back(worker, unit)
         self.done.add(unit)
         self.poisoned.pop(unit, None)
-        if unit in self.pending:
-            self.pending.remove(unit)
         return self._assign()
 
     def failed(self, worker: int, unit: int, cause: BaseException) -> list[Instruction]:
         """A unit failed for a reason that may pass; the worker lives."""
-        self._take_back(worker, unit)
-        self._charge(unit, cause)
+        if self._take_back(worker, unit):
+            self._charge(unit, cause)
         return self._assign()
 
     def rejected(self, worker: int, unit: int, cause: BaseException) -> list[Instruction]:
         """A unit failed for a reason that no second try will change."""
         self._take_back(worker, unit)
-        self.charges.setdefault(unit, []).append(cause)
-        self._poison(unit, cause)
+        if unit not in self.done:
+            self.charges.setdefault(unit, []).append(cause)
+            self._poison(unit, cause)
         return self._assign()
 
     def worker_lost(self, worker: int, cause: BaseException) -> list[Instruction]:
         """A worker died: all it held goes back, and only the unit that was running is charged."""
         if worker in self.starting:
             return self.start_failed(worker, cause, retry=True)
-        units = self.held.pop(worker, [])
-        for unit in reversed(units[1:]):
-            self.pending.appendleft(unit)
+        # One of them may be done: another worker, given up for dead, had it before.
+        units = [unit for unit in self.held.pop(worker, []) if unit not in self.done]
+        self._place(worker)
+        self._fresh.extendleft(reversed(units[1:]))
         if units:
             self._charge(units[0], cause)
         return self._replace_workers() + self._assign()
 
     def _charge(self, unit: int, cause: BaseException) -> None:
-        if unit in self.done or unit in self.pending or any(unit in units for units in self.held.values()):
+        """Hold a failure against a unit that no worker holds any more."""
+        if unit in self.done:
             return
         causes = self.charges.setdefault(unit, [])
         causes.append(cause)
         if len(causes) >= ATTEMPTS:
             self._poison(unit, cause)
         else:
-            # Last in the queue: if the unit kills its worker, the rest of the pool has gone before.
-            self.pending.append(unit)
+            # Behind all others: if the unit kills its worker, the rest of the pool has gone before.
+            self._charged.append(unit)
 
     def _poison(self, unit: int, cause: BaseException) -> None:
-        if unit in self.done:
-            return
         self.done.add(unit)
         self.poisoned[unit] = cause
 
-    def _take_back(self, worker: int, unit: int) -> None:
+    def _take_back(self, worker: int, unit: int) -> bool:
+        """Whether the worker held the unit, which it doesn't from now on."""
         units = self.held.get(worker, [])
-        if unit in units:
-            units.remove(unit)
+        if unit not in units:
+            return False
+        units.remove(unit)
+        self._place(worker)
+        return True
+
+    def _place(self, worker: int) -> None:
+        """File a worker by how many units it holds, or not at all if it may be given none.
+
+        A unit that was charged before has its worker to itself. Which of two units a worker died of can't always be told: the older
+        one may have been waiting for the disk. Alone, an innocent unit clears itself, and a guilty one is charged for certain.
+        """
+        for workers in self._free:
+            workers.pop(worker, None)
+        units = self.held.get(worker)
+        if units is not None and len(units) < IN_FLIGHT and not any(unit in self.charges for unit in units):
+            self._free[len(units)][worker] = None
 
     def _assign(self) -> list[Instruction]:
+        """The emptiest worker takes the next unit, as long as there are both."""
         instructions: list[Instruction] = []
-        while (found := self._next_assignment()) is not None:
-            self.pending.remove(found.unit)
-            self.held[found.worker].append(found.unit)
-            instructions.append(found)
+        for count, workers in enumerate(self._free):
+            while workers and (unit := self._take_next(alone=not count)) is not None:
+                worker = next(iter(workers))
+                self.held[worker].append(unit)
+                self._place(worker)
+                instructions.append(Assign(worker, unit))
         return instructions
 
-    def _next_assignment(self) -> Assign | None:
-        """The emptiest worker takes the next unit; a unit that was charged before has its worker to itself.
-
-        Which of two units a worker died of can't always be told: the older one may have been waiting for the disk.
-        Alone, an innocent unit clears itself, and a guilty one is charged for certain.
-        """
-        free = [w for w, units in self.held.items() if len(units) < IN_FLIGHT and not any(u in self.charges for u in units)]
-        if not free:
-            return None
-        worker = min(free, key=lambda w: (len(self.held[w]), w))
-        return next((Assign(worker, unit) for unit in self.pending if unit not in self.charges or not self.held[worker]), None)
+    def _take_next(self, alone: bool) -> int | None:
+        """The next unit, one that was charged before only for a worker that is `alone` with it."""
+        for units in (self._fresh, self._charged) if alone else (self._fresh,):
+            while units:
+                unit = units.popleft()
+                if unit not in self.done:
+                    return unit
+        return None
 
     def _replace_workers(self) -> list[Instruction]:
         alive = len(self.held) + len(self.starting)

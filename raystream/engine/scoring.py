@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from raystream.engine.executor import Event, Executor, StartFailed, UnitEnded, WorkerLost, WorkerReady
+from raystream.engine.executor import Event, Executor, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady
 from raystream.engine.job import Task
 from raystream.engine.receipt import Receipt
 from raystream.engine.scheduler import Abort, Assign, Instruction, Scheduler
@@ -80,9 +80,13 @@ def _tell(scheduler: Scheduler, event: Event, keep_going: bool) -> list[Instruct
         return scheduler.start_failed(event.worker, event.error, event.retry)
     if isinstance(event, WorkerLost):
         return scheduler.worker_lost(event.worker, event.error)
+    if isinstance(event, Told):
+        return []
     outcome = event.outcome
     if isinstance(outcome, Receipt):
         return scheduler.succeeded(event.worker, event.unit)
+    if outcome.outage:
+        return [Abort(outcome.error)]
     if outcome.retry:
         return scheduler.failed(event.worker, event.unit, outcome.error)
     if keep_going and not isinstance(outcome.error, QueryError):  # what no unit can be asked

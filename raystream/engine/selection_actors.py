@@ -11,15 +11,17 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from raystream.engine.ray_executor import first_line
+from raystream.engine.ray_executor import cluster_now, first_line
+from raystream.engine.ray_placing import PLACING_SECONDS, Placing
 from raystream.engine.rounds import Host, Lost, Rounds, Step
-from raystream.errors import ClusterError, RaystreamError
+from raystream.errors import RaystreamError
 from raystream.query import Cluster
 
+_PLACING_SECONDS = PLACING_SECONDS
+_ADVICE = "free some, lower cluster.cpus_per_worker or raise select.memory"
+_HEAR_SECONDS = 1.0
 _GATHERING_SECONDS = 30
 """How long to wait for all actors to be placed; the choice then goes on with those that are."""
-_PLACING_SECONDS = 600
-"""How long to wait for a single one: a cluster that grows by itself takes minutes."""
 
 
 class _Actor:
@@ -59,7 +61,7 @@ class _RayPlaces:
         """Bring up `count` actors, or as many as find a place within half a minute.
 
         Raises:
-            ClusterError: not even one does.
+            ClusterError: not even one does, for as long as a cluster takes to grow.
         """
         for _ in range(count):
             self._actors.append(self._class.remote(self._cluster.cpus_per_worker))
@@ -96,13 +98,15 @@ class _RayPlaces:
         return self._actors[place].run.remote(told, *(step.common for step in steps))
 
     def _wait(self, refs: list[Any]) -> list[Any]:
-        placed, _ = ray.wait(refs, num_returns=1, timeout=_PLACING_SECONDS)
-        if not placed:
-            raise ClusterError(
-                f"the cluster found no room for a selection actor of {self._cluster.cpus_per_worker} CPUs within "
-                f"{_PLACING_SECONDS} seconds; free some, lower cluster.cpus_per_worker or raise select.memory, and run again"
-            )
-        return list(placed)
+        """Those that have a place, once one has."""
+        needed = {"CPU": float(self._cluster.cpus_per_worker)}
+        placing = Placing(needed, cluster_now, limit=_PLACING_SECONDS, noun="selection actor", advice=_ADVICE)
+        placing.asked(0)
+        placed: list[Any] = []
+        while not placed:
+            placed, _ = ray.wait(refs, num_returns=1, timeout=min(_HEAR_SECONDS, _PLACING_SECONDS))
+            placing.check()
+        return placed
 
 
 def _outcome(ref: Any) -> bytes | Lost:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 
 from raystream.engine.damage import just_written
-from raystream.engine.executor import Event, Executor, InProcess, StartFailed, UnitEnded, WorkerLost, WorkerReady
+from raystream.engine.executor import Event, Executor, InProcess, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady
+from raystream.engine.first_rows import PROBE_UNITS
 from raystream.engine.job import Job, Task, importable_folders
+from raystream.engine.life import SignOfLife
 from raystream.engine.manifest import query_folder
 from raystream.engine.prepare import Prepared
 from raystream.engine.progress import Reporter
@@ -22,6 +24,7 @@ from raystream.engine.scoring import Scored, Scoring
 from raystream.errors import StoreError, UnitsFailed
 from raystream.figures import number_of
 
+_log = logging.getLogger("raystream")
 _NAMED_FAILURES = 3
 _FEW_UNITS = 2
 """Up to so many, starting a Ray takes longer than scoring them, if they aren't large."""
@@ -34,17 +37,18 @@ class Session:
         prepared: the query.
         reporter: told how far it is.
         folder: of the store, where its events are kept; the query's own if left out.
+        life: the run's signs of life; left out, there are some while workers are up.
     """
 
-    def __init__(self, prepared: Prepared, reporter: Reporter, folder: str | None = None) -> None:
+    def __init__(self, prepared: Prepared, reporter: Reporter, folder: str | None = None, life: SignOfLife | None = None) -> None:
         self._prepared = prepared
-        folder = folder or query_folder(prepared.name)
+        self._folder = folder = folder or query_folder(prepared.name)
+        self._life, self._own_life = life or SignOfLife(), life is None
         self._progress = _Progress(prepared, reporter, folder)
         self._reporter = reporter
         self._executor: Executor | None = None
         self._scoring: Scoring | None = None
         self._connected = False
-        self._token = f"{folder}/token-{uuid.uuid4().hex}"
         self.warnings: list[str] = []
         self.units_scored = 0
 
@@ -68,7 +72,9 @@ class Session:
         if self._executor is not None:
             self._executor.close()
         self._executor = self._scoring = None
-        self._prepared.store.discard(self._token)
+        if self._own_life:
+            self._life.end()
+            self._life = SignOfLife()
         with suppress(StoreError):  # events only inform
             self._prepared.store.flush()
 
@@ -123,13 +129,14 @@ class Session:
 
     def _start(self, units: int) -> Scoring:
         query = self._prepared.query
-        self._prepared.store.put(self._token, b"the driver was here")
+        if not self._life.begun:
+            self._life.begin(self._prepared.store, self._folder)
         job = Job(
             model=query.model,
             fingerprint=self._prepared.fingerprint,
             read=self._prepared.pool.read,
             store=self._prepared.store.uri,
-            token=self._token,
+            token=self._life.token,
             embedding=self._prepared.wanted.embedding,
             probabilities=self._prepared.wanted.probabilities,
             samples=self._prepared.wanted.samples,
@@ -143,6 +150,7 @@ class Session:
             reduction=Reduction.of(query.model, query.acquire),
             storage=query.pool.options,
             store_storage=self._prepared.store.storage,
+            first=self._prepared.pool.units[:PROBE_UNITS],
         )
         self._executor, workers = self._in_process(job) if query.cluster.address == "in_process" else self._on_ray(job, units)
         return Scoring(self._executor, workers, keep_going=query.on_error == "skip", on_event=self._progress.on_event)
@@ -159,7 +167,8 @@ class Session:
         from raystream.engine.ray_executor import OnRay, worker_count
 
         cluster = self._prepared.query.cluster
-        return OnRay(job, cluster), worker_count(cluster)
+        grows = not (self._connected and own_ray_wanted(cluster.address))
+        return OnRay(job, cluster), worker_count(cluster, grows=grows)
 
 
 class _Progress:
@@ -187,8 +196,11 @@ class _Progress:
         if isinstance(event, UnitEnded) and isinstance(event.outcome, Receipt):
             self._done += 1
             self._rows += event.outcome.rows
+        if isinstance(event, Told):
+            _log.warning("%s", event.text)
         if event is not None:
-            self._log(event)
+            with suppress(StoreError):  # events only inform
+                self._log(event)
         if self._ready:
             self._reporter.units(self._done, self._units, self._rows, now - self._ready)
 
@@ -202,4 +214,6 @@ class _Progress:
                 entry["repeated_reads"] = outcome.repeated_reads
         if isinstance(event, StartFailed | WorkerLost):
             entry["error"] = str(event.error)
+        if isinstance(event, Told):
+            entry["text"] = event.text
         self._prepared.store.append(f"{self._folder}/events.jsonl", json.dumps(entry).encode() + b"\n")

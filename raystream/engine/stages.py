@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
-from raystream.engine.manifest import Counts, Manifest, Seconds, query_folder, versions
+from raystream.engine.class_labels import named_classes
+from raystream.engine.manifest import Counts, Manifest, Seconds, query_folder, read_manifest, versions
 from raystream.engine.merge import ScoredPool, merge
 from raystream.engine.prepare import Prepared, write_plan
+from raystream.engine.quarantine import refuse_quarantined, write_quarantined
 from raystream.engine.receipt import Receipt
 from raystream.engine.result import Result, read_result
 from raystream.engine.session import Session
+from raystream.engine.stores import unbroken
 from raystream.errors import ModelError, PoolError
 from raystream.model import check_classes
 from raystream.pool import check_unique
@@ -30,13 +34,7 @@ def all_receipts(prepared: Prepared, session: Session) -> list[Receipt]:
     new = iter(session.score(prepared.missing))
     receipts = [receipt if receipt is not None else next(new) for receipt in prepared.receipts]
     found = [receipt for receipt in receipts if receipt is not None]
-    if prepared.query.on_error == "fail":
-        for receipt in found:
-            if receipt.quarantined:
-                raise PoolError(
-                    f"{receipt.unit}: {receipt.quarantined} rows were quarantined when it was scored, "
-                    f"first: {receipt.quarantine_reasons[0]}; set on_error to skip to choose from the rest"
-                )
+    refuse_quarantined(prepared.query, found)
     return found
 
 
@@ -60,14 +58,20 @@ def scored_pool(prepared: Prepared, receipts: Sequence[Receipt], session: Sessio
     return pool
 
 
+def with_class_names(prepared: Prepared, receipts: Sequence[Receipt]) -> Prepared:
+    """The query with the names of the model's classes, where it gives none and the model has some."""
+    return replace(prepared, classes=named_classes(prepared.classes, receipts))
+
+
 def score_warnings(prepared: Prepared, receipts: Sequence[Receipt], session: Session) -> list[str]:
     """What the scoring has to say to the user."""
     warnings = [*(prepared.calibration.warnings if prepared.calibration else ()), *prepared.pool.warnings, *session.warnings]
     quarantined = sum(receipt.quarantined for receipt in receipts)
     if quarantined:
         reasons = [reason for receipt in receipts for reason in receipt.quarantine_reasons]
-        warnings.append(f"{quarantined} rows were quarantined, first: {'; '.join(reasons[:3])}")
-    repeated = sum(receipt.repeated_reads for receipt in receipts if receipt.key in {task.key for task in prepared.missing})
+        warnings.append(f"{quarantined} rows were quarantined, first: {reasons[0]}")
+    new = {task.key for task in prepared.missing}
+    repeated = sum(receipt.repeated_reads for receipt in receipts if receipt.key in new)
     if repeated:
         warnings.append(f"{repeated} requests to object storage broke and were made again")
     asked = prepared.query.model.batch_size
@@ -75,6 +79,11 @@ def score_warnings(prepared: Prepared, receipts: Sequence[Receipt], session: Ses
     if smallest < asked:
         warnings.append(f"the device ran out of memory and batches were cut from {asked} to {smallest} rows; scores agree to 1e-6")
     return warnings
+
+
+def model_notes(receipts: Sequence[Receipt]) -> list[str]:
+    """What the workers that scored the units have to say of the model."""
+    return list(dict.fromkeys(note for receipt in receipts for note in receipt.notes))
 
 
 def flat_scores(prepared: Prepared, pool: ScoredPool) -> list[str]:
@@ -91,14 +100,23 @@ def flat_scores(prepared: Prepared, pool: ScoredPool) -> list[str]:
 def commit(
     prepared: Prepared, pool: ScoredPool, batch: Batch, session: Session, seconds: Seconds, warnings: list[str], covered: Covered
 ) -> Result:
-    """Write the selection, then the manifest; a query without a manifest did not happen."""
+    """Write the selection and the plan, then the manifest, last of all; a query without a manifest did not happen."""
+    first = prepared.committed
+    if first is not None:
+        return read_result(prepared.store, first)
     query = prepared.query
     missing = {task.key for task in prepared.missing}
     folder = query_folder(prepared.name)
     name = f"{folder}/selection-{uuid.uuid4().hex[:12]}.parquet"
-    with prepared.store.writing(name) as file:
-        pq.write_table(batch.selection, file)
+
+    def write() -> None:
+        with prepared.store.writing(name) as file:
+            pq.write_table(batch.selection, file)
+
+    unbroken(prepared.store, write)
     stored = prepared.store.stored(name)
+    left_out = name.replace("/selection-", "/quarantined-")
+    quarantined = unbroken(prepared.store, lambda: write_quarantined(prepared.store, left_out, [*pool.receipts, *covered.elsewhere]))
     manifest = Manifest(
         query=prepared.name,
         identity=prepared.identity,
@@ -128,19 +146,41 @@ def commit(
         selection_rounds=batch.rounds,
         calibration=prepared.calibration,
         tables=list(prepared.pool.tables),
-        labelled_units=list(covered.units),
+        labelled_units=[receipt.key for receipt in covered.elsewhere],
         labelled_digest=prepared.labelled.digest if prepared.labelled is not None else None,
         committed=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        quarantined=quarantined,
     )
+    replaced = write_plan(prepared, {a.key: b.key for a, b in zip(pool.receipts, pool.further, strict=False) if b is not None})
+    for file, copy in ((stored, "selection.parquet"), (quarantined, "quarantined.parquet")):
+        if file is not None:
+            prepared.store.put(f"{folder}/{copy}", prepared.store.read(file.name))
     if not prepared.store.put_if_absent(f"{folder}/manifest.json", manifest.to_json()):
         # Somebody else's query of this name was committed meanwhile: the same one, or `committed` says what differs.
-        prepared.store.discard(stored.name)
-        first = prepared.committed
-        assert first is not None
-        return read_result(prepared.store, first)
-    prepared.store.put(f"{folder}/selection.parquet", prepared.store.read(stored.name))
-    write_plan(prepared, {a.key: b.key for a, b in zip(pool.receipts, pool.further, strict=False) if b is not None})
+        return _lost(prepared, manifest, replaced)
     return Result(prepared.store, batch.selection, manifest, new=True)
+
+
+def _lost(prepared: Prepared, ours: Manifest, plan: bytes | None) -> Result:
+    """What another run committed under this query's name; nothing of `ours` stays, and `plan` comes back, which ours replaced."""
+    store = prepared.store
+    winner = read_manifest(store, prepared.name)
+    assert winner is not None
+    folder = query_folder(prepared.name)
+    if winner.selection.name != ours.selection.name:
+        for file in filter(None, (ours.selection, ours.quarantined)):
+            store.discard(file.name)
+    if winner.identity != ours.identity:
+        store.put(f"{folder}/selection.parquet", store.read(winner.selection.name))
+        if winner.quarantined is not None:
+            store.put(f"{folder}/quarantined.parquet", store.read(winner.quarantined.name))
+        elif ours.quarantined is not None:
+            store.discard(f"{folder}/quarantined.parquet")
+        if plan is not None:
+            store.put(f"{folder}/plan.parquet", plan)
+    first = prepared.committed
+    assert first is not None
+    return read_result(store, first)
 
 
 def _check(prepared: Prepared, pool: ScoredPool) -> None:

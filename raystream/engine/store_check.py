@@ -95,7 +95,7 @@ def _clock(written: float, before: float, after: float) -> Finding:
         return Finding("clock", "ok", f"the store's agrees with ours within {SKEW:g} s")
     which = "ahead of" if ahead > 0 else "behind"
     return Finding(
-        "clock", "warn", f"the store's is {abs(ahead):,.0f} s {which} ours; set both by NTP, since ages in raystream gc go by them"
+        "clock", "warn", f"the store's is {abs(ahead):,.0f} s {which} ours; set both by NTP; ages in raystream gc go by the store's"
     )
 
 

@@ -22,7 +22,7 @@ def read_plan(store: Store, name: str) -> pa.Table:
     """
     file = f"{query_folder(name)}/plan.parquet"
     data = store.read_if_there(file)
-    plan = None if data is None else _plan(data)
+    plan = None if data is None else parsed_plan(data)
     if plan is None:
         state = "is missing" if data is None else "is damaged"
         raise StoreError(
@@ -49,8 +49,8 @@ def further_keys(plan: pa.Table) -> list[str | None]:
     return keys
 
 
-def _plan(data: bytes) -> pa.Table | None:
-    """The table, unless this is none, or one of something else."""
+def parsed_plan(data: bytes) -> pa.Table | None:
+    """The table that a file holds, unless it is none, or one of something else."""
     try:
         plan = pq.ParquetFile(io.BytesIO(data)).read()
     except (pa.ArrowException, OSError):

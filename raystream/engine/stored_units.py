@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from raystream.engine.manifest import Manifest
-from raystream.engine.receipt import Receipt, read_receipt
+from raystream.engine.receipt import Receipt, read_receipts
 from raystream.engine.stored_plan import further_keys, read_plan
 from raystream.engine.stores import Store
 from raystream.errors import StoreError
-
-_LOOKUP_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -33,9 +29,9 @@ def stored_units(store: Store, manifest: Manifest) -> list[StoredUnit]:
         StoreError: some are gone.
     """
     plan = read_plan(store, manifest.query)
-    receipts = receipts_of(store, plan.column("key").to_pylist())
+    receipts = read_receipts(store, plan.column("key").to_pylist())
     after = further_keys(plan) or [None] * plan.num_rows
-    known = dict(zip(after, receipts_of(store, [key or "" for key in after]), strict=True)) if any(after) else {}
+    known = dict(zip(after, read_receipts(store, [key or "" for key in after]), strict=True)) if any(after) else {}
     names, first_rows = plan.column("unit").to_pylist(), plan.column("first_row").to_pylist()
     units = [
         StoredUnit(name, name.rpartition("#rg")[0], first_row, receipt, known.get(key))
@@ -50,8 +46,3 @@ def stored_units(store: Store, manifest: Manifest) -> list[StoredUnit]:
         )
     return units
 
-
-def receipts_of(store: Store, keys: Sequence[str]) -> list[Receipt | None]:
-    """The receipts of units, None for those that aren't in the store whole."""
-    with ThreadPoolExecutor(_LOOKUP_THREADS) as threads:
-        return list(threads.map(lambda key: read_receipt(store, key), keys))

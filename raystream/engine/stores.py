@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
-from raystream.engine.store import FORMAT, Entry, LocalStore, StoredFile
-from raystream.errors import QueryError, StoreError, StoreVersionError
+from raystream.engine.store import FORMAT, Entry, LocalStore, StoredFile, WriteBroken
+from raystream.errors import DataError, QueryError, StoreError, StoreVersionError
 from raystream.lake import LOCAL, Storage, is_remote, parse, redacted
+from raystream.lake.retry import LASTING, Patience, retried
+
+_AGAIN_SECONDS = 1.0
+"""Before broken work is begun again, at first."""
+_Result = TypeVar("_Result")
 
 
 class Store(Protocol):
@@ -88,6 +93,9 @@ class Store(Protocol):
     def head(self, file: StoredFile, size: int) -> bytes:
         """The first bytes of a file."""
 
+    def range(self, file: StoredFile, start: int, length: int) -> bytes:
+        """Some bytes of a file."""
+
     def local(self, file: StoredFile) -> Path:
         """A file of this machine with the content of one of the store, to be mapped; brought here if it must be."""
 
@@ -95,12 +103,61 @@ class Store(Protocol):
         """Whether the store holds what was written, by reading all of it; where that can't be found, StoreError says why."""
 
 
-def store_at(uri: str, storage: Storage = LOCAL) -> Store:
+class _Again(ConnectionError):
+    """What broke in the middle and is to be done from the beginning."""
+
+    def __init__(self, cause: DataError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def _is_broken(error: DataError) -> bool:
+    return isinstance(error, WriteBroken)
+
+
+def unbroken(
+    store: Store,
+    work: Callable[[], _Result],
+    patience: Patience = LASTING,
+    broken: Callable[[DataError], bool] = _is_broken,
+    place: str | None = None,
+) -> _Result:
+    """What some work gives that writes files piece by piece, done again if a storage went away in the middle, and is back.
+
+    Args:
+        store: that it writes to.
+        work: leaves nothing behind when it fails.
+        patience: with storages that are away.
+        broken: whether the work failed by an outage that it didn't wait for itself.
+        place: what it needs, for people; left out, the store.
+
+    Raises:
+        DataError: of the work, in the end.
+    """
+
+    def attempt() -> _Result:
+        try:
+            return work()
+        except DataError as error:
+            if not broken(error):
+                raise
+            store.exists("format.json")  # which waits until the store answers
+            raise _Again(error) from None
+
+    place = place or store.place("").rstrip("/")
+    try:
+        return retried(attempt, patience=patience, place=place, errors=(_Again,), first_pause=_AGAIN_SECONDS)
+    except _Again as again:
+        raise again.cause from None
+
+
+def store_at(uri: str, storage: Storage = LOCAL, patience: Patience = LASTING) -> Store:
     """The store that a URI names.
 
     Args:
         uri: a folder, or `s3://bucket/prefix`, `gs://`, `abfs://`.
         storage: options of the object storage, as `pool.storage` has them.
+        patience: with a server that is away.
 
     Raises:
         QueryError: no store can be there, or the options aren't for it.
@@ -108,10 +165,10 @@ def store_at(uri: str, storage: Storage = LOCAL) -> Store:
     if is_remote(uri):
         from raystream.engine.object_store import ObjectStore
 
-        return ObjectStore(uri, storage)
+        return ObjectStore(uri, storage, patience)
     if storage != LOCAL:
         raise QueryError(f"store.storage is for object storage, but store.uri {uri} is a folder; remove it")
-    return LocalStore(uri)
+    return LocalStore(uri, patience)
 
 
 def open_store(uri: str, storage: Storage = LOCAL) -> Store:

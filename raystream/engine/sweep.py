@@ -1,7 +1,8 @@
 """Removes from a store what no kept query needs: scored units, what unfinished runs left, and queries that are to be forgotten.
 
 A committed query needs the units of its plan and those over labelled rows outside its pool. An unfinished one needs
-those of its plan while its folder shows a sign of life that is younger than the grace period. Nothing younger is ever removed.
+those of its plan, and those that it says it uses, while it gives signs of life (see `engine.life`) or its folder is younger than the
+grace period. Nothing younger is ever removed. Ages go by the store's clock.
 """
 
 from __future__ import annotations
@@ -9,23 +10,25 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
 
+from raystream.engine.life import announced, is_alive, server_time
 from raystream.engine.manifest import read_manifest
+from raystream.engine.many import in_threads
 from raystream.engine.receipt import read_receipt
 from raystream.engine.store import Entry
 from raystream.engine.stored_plan import plan_keys
 from raystream.engine.stores import Store
+from raystream.errors import StoreError
 
 GRACE = 24 * 3600.0
 """Seconds for which files that nobody needs are left alone: a run that is under way may be about to need them."""
 
 _REMOVE_THREADS = 32
 _ATTEMPT = re.compile(r"-([0-9a-f]{12})\.[a-z]+$")
-_LEFT_BEHIND = re.compile(r"token-[0-9a-f]{32}|selection-[0-9a-f]{12}\.parquet|\..+\.[0-9a-f]{32}")
+_LEFT_BEHIND = re.compile(r"(?:token|needs)-[0-9a-f]{32}|(?:selection|quarantined)-[0-9a-f]{12}\.parquet|\..+\.[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Swept:
         older_than: the grace period in seconds.
         queries_kept: committed queries.
         dropped: queries that were to be forgotten.
-        unfinished: queries that were never committed and show no sign of life.
-        running: queries that aren't committed, but younger, so that they may still be.
+        unfinished: queries that were never committed, give no sign of life, and are old.
+        running: queries that aren't committed, but run or are younger, so that they may still be.
         units_kept: units that a kept or running query needs.
         units_young: units that nobody needs, but that aren't old enough.
         units: units that are removed.
@@ -82,6 +85,8 @@ class _Queries:
     running: tuple[str, ...]
     needed: set[str]
     strays: list[Entry]
+    planning: bool = False
+    """Whether a run has only begun, so that what it needs isn't known yet: it may be any unit."""
 
 
 def sweep(store: Store, *, drop: Collection[str] = (), older_than: float = GRACE, delete: bool = False) -> Swept:
@@ -96,8 +101,9 @@ def sweep(store: Store, *, drop: Collection[str] = (), older_than: float = GRACE
     Raises:
         StoreError: a committed query doesn't say which units it needs, or something can't be removed.
     """
-    limit = time.time() - older_than
-    queries = _queries(store, drop, limit)
+    now = _now(store, needed=delete)
+    limit = now - older_than
+    queries = _queries(store, drop, limit, now)
     kept: list[list[Entry]] = []
     young: list[list[Entry]] = []
     units: dict[str, list[Entry]] = {}
@@ -108,19 +114,23 @@ def sweep(store: Store, *, drop: Collection[str] = (), older_than: float = GRACE
             stray = _stray(store, key, [file for file in files if file.modified < limit], files)
             strays += stray
             kept.append([file for file in files if file not in stray])
-        elif any(file.modified >= limit for file in files):
+        elif queries.planning or any(file.modified >= limit for file in files):
             young.append(files)
         else:
             (units if any(_base(file) == "receipt.json" for file in files) else halves)[key] = files
-    forgotten = [*queries.dropped.values(), *queries.unfinished.values()]
+    unfinished = queries.unfinished
+    forgotten = [*queries.dropped.values(), *unfinished.values()]
     if delete:
         # A query that began meanwhile may use units that nobody needed when we looked.
-        needed = _queries(store, drop, limit).needed
-        units, halves = ({key: files for key, files in some.items() if key not in needed} for some in (units, halves))
-        with ThreadPoolExecutor(_REMOVE_THREADS if store.remote else 1) as threads:
-            # What can't be removed is an error of `list`'s: nothing is reported as removed that is still there.
-            list(threads.map(lambda files: _remove(store, files), [*forgotten, *units.values(), *halves.values()]))
-            list(threads.map(lambda file: store.remove(file.name), strays))
+        again = _queries(store, drop, limit, _now(store, needed=True))
+        taken = units.keys() | halves.keys() if again.planning else again.needed
+        units, halves = ({key: files for key, files in some.items() if key not in taken} for some in (units, halves))
+        unfinished = {name: files for name, files in unfinished.items() if name in again.unfinished}
+        forgotten = [*queries.dropped.values(), *unfinished.values()]
+        threads = _REMOVE_THREADS if store.remote else 1
+        # What can't be removed is an error: nothing is reported as removed that is still there.
+        in_threads(lambda files: _remove(store, files), [*forgotten, *units.values(), *halves.values()], threads)
+        in_threads(lambda file: store.remove(file.name), strays, threads)
     leftovers = _group([[file] for file in [*strays, *chain.from_iterable(halves.values())]])
     return Swept(
         store=store.uri,
@@ -128,7 +138,7 @@ def sweep(store: Store, *, drop: Collection[str] = (), older_than: float = GRACE
         older_than=older_than,
         queries_kept=len(queries.committed),
         dropped=tuple(sorted(queries.dropped)),
-        unfinished=tuple(sorted(queries.unfinished)),
+        unfinished=tuple(sorted(unfinished)),
         running=queries.running,
         units_kept=_group(kept),
         units_young=_group(young),
@@ -138,25 +148,45 @@ def sweep(store: Store, *, drop: Collection[str] = (), older_than: float = GRACE
     )
 
 
-def _queries(store: Store, drop: Collection[str], limit: float) -> _Queries:
+def _now(store: Store, *, needed: bool) -> float:
+    """The time by the store's clock; where nothing can be written, and nothing is to be removed, by ours."""
+    try:
+        return server_time(store)
+    except StoreError:
+        if needed:
+            raise
+        return time.time()
+
+
+def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _Queries:
     found = _Queries((), {}, {}, (), set(), [])
-    committed, running = [], []
+    committed, running, planning = [], [], False
     for name, files in _by_folder(store.walk("queries"), depth=1).items():
+        alive = is_alive(files, now)
+        if alive:
+            found.needed.update(announced(store, files))
         manifest = None if name in drop else read_manifest(store, name)
         if name in drop:
             found.dropped[name] = files
         elif manifest is not None:
             committed.append(name)
             found.needed.update(plan_keys(store, name), manifest.labelled_units)
-            own = manifest.selection.name
-            found.strays.extend(f for f in files if _LEFT_BEHIND.fullmatch(_base(f)) and f.name != own and f.modified < limit)
-        elif max(file.modified for file in files) < limit:
+            own = {file.name for file in (manifest.selection, manifest.quarantined) if file is not None}
+            found.strays.extend(f for f in files if _LEFT_BEHIND.fullmatch(_base(f)) and f.name not in own and f.modified < limit)
+        elif not alive and max(file.modified for file in files) < limit:
             found.unfinished[name] = files
         else:
             running.append(name)
             if any(_base(file) == "plan.parquet" for file in files):
                 found.needed.update(plan_keys(store, name))
-    return replace(found, committed=tuple(sorted(committed)), running=tuple(sorted(running)))
+            else:
+                planning = planning or alive
+    for files in _by_folder(store.walk("calibrations"), depth=1).values():
+        if is_alive(files, now):
+            found.needed.update(announced(store, files))
+        else:
+            found.strays.extend(file for file in files if _LEFT_BEHIND.fullmatch(_base(file)) and file.modified < limit)
+    return replace(found, committed=tuple(sorted(committed)), running=tuple(sorted(running)), planning=planning)
 
 
 def _by_folder(files: Iterable[Entry], depth: int) -> dict[str, list[Entry]]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from raystream.engine.asked import Asked
 from raystream.engine.calibration import with_temperature
 from raystream.engine.choosing import choose_batch
+from raystream.engine.class_labels import named_classes
 from raystream.engine.covered import Covered, covered_by
 from raystream.engine.damage import damaged
 from raystream.engine.job import Task
@@ -22,12 +23,13 @@ from raystream.engine.manifest import Certificate, Manifest, query_folder, read_
 from raystream.engine.merge import ScoredPool, merge
 from raystream.engine.prepare import Prepared, candidates_columns, pool_plan, wanted_outputs
 from raystream.engine.progress import Reporter, Silent
-from raystream.engine.receipt import Receipt
-from raystream.engine.result import find_query, read_result
+from raystream.engine.quarantine import quarantined_rows
+from raystream.engine.receipt import Receipt, read_receipts
+from raystream.engine.result import committed_table, find_query, read_result
 from raystream.engine.session import Session
 from raystream.engine.store import StoredFile
 from raystream.engine.stored_query import read_query
-from raystream.engine.stored_units import StoredUnit, receipts_of, stored_units
+from raystream.engine.stored_units import StoredUnit, stored_units
 from raystream.engine.stores import Store
 from raystream.errors import LabelsError, PoolError, StoreError, VerificationError
 from raystream.pool import File, Labelled, PoolPlan, ReadSpec, Unit, read_labelled
@@ -91,6 +93,7 @@ def verify(store: Store, name: str, reporter: Reporter | None = None) -> Verifie
     elsewhere = _elsewhere(store, manifest)
     files = _files(query, [*(unit.receipt for unit in units), *elsewhere])
     _check_whole(store, [manifest.selection, *files])
+    _compare_quarantined(store, manifest, [*(unit.receipt for unit in units), *elsewhere])
     reporter.stage(f"Choosing {query.select.budget} rows by {query.select.strategy} again")
     pool = _pool(store, query, units)
     labelled = _labelled(query, pool, manifest)
@@ -138,7 +141,7 @@ def _query(store: Store, manifest: Manifest) -> Query:
 
 
 def _elsewhere(store: Store, manifest: Manifest) -> list[Receipt]:
-    found = [receipt for receipt in receipts_of(store, manifest.labelled_units) if receipt is not None]
+    found = [receipt for receipt in read_receipts(store, manifest.labelled_units) if receipt is not None]
     if len(found) < len(manifest.labelled_units):
         raise StoreError(
             f"{len(manifest.labelled_units) - len(found)} units over labelled rows of query {manifest.query} are gone from "
@@ -153,6 +156,7 @@ def _files(query: Query, receipts: Sequence[Receipt]) -> list[StoredFile]:
     found: list[StoredFile | None] = []
     for receipt in receipts:
         found.append(receipt.scores)
+        found.append(receipt.quarantine)
         found.append(receipt.embeddings if query.needs_embedding else None)
         found.append(receipt.probabilities if traits.probabilities else None)
         found.append(receipt.samples if traits.samples else None)
@@ -193,7 +197,7 @@ def _prepared(
         query=query.model_copy(update={"pool": query.pool.model_copy(update={"keep": []})}),
         store=store,
         pool=plan,
-        classes=_classes(manifest),
+        classes=named_classes(_classes(manifest), [unit.receipt for unit in units]),
         labelled=labelled,
         fingerprint=manifest.fingerprint,
         identity=manifest.identity,
@@ -269,6 +273,23 @@ def _compare_certificates(manifest: Manifest, now: Certificate | None) -> None:
         _close(getattr(then, name), getattr(now, name)) for name in ("radius", "lower_bound")
     ):  # fmt: skip
         raise VerificationError(f"query {manifest.query}: its certificate is {then}, but its scores give {now}")
+
+
+def _compare_quarantined(store: Store, manifest: Manifest, receipts: Sequence[Receipt]) -> None:
+    """Hold the rows that were left out against the units' own.
+
+    Raises:
+        StoreError: the file of them is gone or isn't what was committed.
+        VerificationError: it holds other rows than the units left out.
+    """
+    found = list(quarantined_rows(store, receipts))
+    then = None if manifest.quarantined is None else committed_table(store, manifest, manifest.quarantined)
+    now = pa.concat_tables(found) if found else None
+    if (then is None) != (now is None) or (then is not None and not then.equals(now)):
+        counts = [0 if table is None else table.num_rows for table in (then, now)]
+        raise VerificationError(
+            f"query {manifest.query}: quarantined.parquet names {counts[0]} rows, but its units left out {counts[1]}, or others"
+        )
 
 
 def _close(then: float | None, now: float | None) -> bool:

@@ -17,16 +17,21 @@ import torch
 
 from raystream.engine.epig_unit import score_epig
 from raystream.engine.feed import Chunk, Feed
+from raystream.engine.first_rows import first_rows, probe
 from raystream.engine.further_scores import FurtherScores
 from raystream.engine.job import Job, Task
 from raystream.engine.outputs import OutputWriter
 from raystream.engine.prepared_inputs import preparation
 from raystream.engine.receipt import Receipt, read_receipt, unit_folder
 from raystream.engine.reduced import ReducedPredictor
-from raystream.engine.stores import store_at
+from raystream.engine.store import WriteBroken
+from raystream.engine.stores import store_at, unbroken
 from raystream.engine.users_scores import users_score
 from raystream.errors import ClusterError, DataError, ModelError, QueryError, RaystreamError, StoreUnreachable
+from raystream.lake import is_remote
+from raystream.lake.retry import Patience, on_disk
 from raystream.model import (
+    PROBE_ROWS,
     Prediction,
     Predictor,
     bad_output_rows,
@@ -36,9 +41,11 @@ from raystream.model import (
     load,
     with_local_files,
 )
-from raystream.pool import Unit, UnreachableError
+from raystream.pool import OutageError, Unit, UnreachableError
 
-_REASONS_KEPT = 20
+PATIENCE = Patience(from_start=True)
+_REASONS_KEPT = 3
+_START = "what a worker starts from"
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -48,6 +55,8 @@ class Failure:
 
     error: RaystreamError
     retry: bool
+    outage: bool = False
+    """Whether a storage was away for longer than it is waited for: no unit is to blame, and no other one would do better."""
 
 
 class Worker:
@@ -56,22 +65,26 @@ class Worker:
     Calls may overlap, from different threads: while one computes, the next one reads and the one before waits for the
     disk. Only one computes at a time.
 
+    Args:
+        job: what all units share.
+        patience: with storages that are away; they have answered the driver, so they are waited for from the start.
+
     Raises:
         ModelError: the model can't be loaded, or isn't the one that was planned with.
         ClusterError: this process doesn't see the driver's store.
     """
 
-    def __init__(self, job: Job) -> None:
-        job = replace(job, model=with_local_files(job.model, job.storage))
+    def __init__(self, job: Job, patience: Patience = PATIENCE) -> None:
+        job = replace(job, model=with_local_files(job.model, job.storage, patience))
         sys.path.extend(p for p in job.import_paths if p not in sys.path and Path(p).exists())
-        self._job = job
-        self._store = store_at(job.store, job.store_storage)
+        self._job, self._patience = job, patience
+        self._store = store_at(job.store, job.store_storage, patience)
         if not self._store.exists(job.token):
             raise ClusterError(
                 f"store {job.store} as this worker sees it lacks what the driver wrote; give store.uri a folder that every node shares"
             )
         _set_threads(job.threads)
-        self._model: Predictor = load(
+        promised = load(
             job.model,
             embedding=job.embedding or job.asked.gradients,
             mc_samples=job.mc_samples,
@@ -80,8 +93,6 @@ class Worker:
             gradient_classes=job.asked.egl_classes,
             names=job.read.names,
         )
-        if job.reduction is not None:
-            self._model = ReducedPredictor(self._model, job.reduction)
         if fingerprint(job.model) != job.fingerprint:
             raise ModelError("the model's weights or source changed while the query was being started; run it again")
         self._functions = [users_score(path) for path, _ in job.asked.functions]
@@ -89,6 +100,17 @@ class Worker:
         if changed:
             raise ModelError(f"the source of acquisition function {changed} changed while the query was being started; run it again")
         self._prepare = preparation(job.read)
+        first = unbroken(
+            self._store,
+            lambda: first_rows(job.first, job.read, min(job.model.batch_size, PROBE_ROWS), self._prepare, job.threads),
+            patience,
+            lambda error: isinstance(error, OutageError) and not any(is_remote(unit.file.path) for unit in job.first),
+            "the storage of the pool",
+        )
+        if first is not None:
+            probe(promised, first, lenient=True)
+        self._promised = promised
+        self._model: Predictor = promised if job.reduction is None else ReducedPredictor(promised, job.reduction)
         self._computing = threading.Lock()
 
     def score(self, task: Task) -> Receipt:
@@ -109,25 +131,26 @@ class Worker:
         writer = OutputWriter(
             self._store,
             task.key,
+            unit.file.path,
             job.read.id or "id",
             model.embedding_dtype,
             model.temperature_value,
             embedding=job.embedding,
             probabilities=job.probabilities,
             samples=job.samples,
-            further=FurtherScores(job.asked, self._functions, model.temperature_value),
+            further=FurtherScores(job.asked, self._functions, model.temperature_value, self._promised.class_labels),
         )
         try:
             pin = self._model.device.type == "cuda"
             with Feed(unit, job.read, job.model.batch_size, pin, job.threads, self._prepare) as feed:
-                quarantined: list[str] = []
                 with self._computing:
                     predictor = self._model_for(unit)
                     for chunk in feed:
                         for batch in chunk.batches(job.model.batch_size):
-                            quarantined += self._score_batch(predictor, batch, writer, unit.name)
+                            self._score_batch(predictor, batch, writer)
                     writer.compute()
-                quarantined = [str(bad) for bad in feed.bad] + quarantined
+                writer.quarantine.add_read(feed.bad, job.read.id_type)
+                feed.check(writer.positions, writer.quarantine.positions)
                 repeated = len(feed.repeated)
             outputs = writer.finish()
         except ModelError as error:
@@ -152,11 +175,14 @@ class Worker:
             classes=writer.classes,
             batch_size=self._model.batch_size,
             state_hash=self._model.state_hash,
-            quarantined=len(quarantined),
-            quarantine_reasons=tuple(quarantined[:_REASONS_KEPT]),
+            quarantined=len(writer.quarantine),
+            quarantine=outputs.quarantine,
+            quarantine_reasons=tuple(writer.quarantine.first(_REASONS_KEPT)),
             bytes_read=unit.bytes,
             seconds=time.perf_counter() - started,
             repeated_reads=repeated,
+            class_labels=self._promised.class_labels,
+            notes=self._promised.notes,
         )
         return self._commit(receipt)
 
@@ -166,15 +192,26 @@ class Worker:
         A device that is lost is raised: nothing that this process computes from here on can be trusted.
         """
         try:
-            return self.score(task)
+            return self._in_spite_of_outages(task)
         except (DataError, QueryError) as error:
-            return Failure(error, retry=isinstance(error, UnreachableError | StoreUnreachable))
+            outage = isinstance(error, OutageError | StoreUnreachable)
+            return Failure(error, retry=isinstance(error, UnreachableError) and not outage, outage=outage)
         except Exception as error:
             if is_device_failure(error):
                 raise
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{task.unit.name}: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
             return Failure(RaystreamError(text), retry=True)
+
+    def _in_spite_of_outages(self, task: Task) -> Receipt:
+        """`score`, from the beginning again where a storage went away in the middle of a file, which can't be taken up there."""
+        unit = task.unit
+        here = not is_remote(unit.file.path)  # else each request has waited by itself
+
+        def broken(error: DataError) -> bool:
+            return isinstance(error, WriteBroken) or (here and isinstance(error, OutageError))
+
+        return unbroken(self._store, lambda: self.score(task), self._patience, broken, f"the storage of {unit.name}")
 
     def _commit(self, receipt: Receipt) -> Receipt:
         name = f"{unit_folder(receipt.key)}/receipt.json"
@@ -186,8 +223,10 @@ class Worker:
             # The receipt that is there names files that are gone or cut short.
             self._store.put(name, receipt.to_json())
             return receipt
+        kept = {file.name for file in winner.files}
         for file in receipt.files:
-            self._store.discard(file.name)
+            if file.name not in kept:  # it may be our own after all, told to be another's
+                self._store.discard(file.name)
         return winner
 
     def _model_for(self, unit: Unit) -> Predictor:
@@ -198,8 +237,8 @@ class Worker:
             self._job.model.model_copy(update={"logits": None, "probabilities": None, "samples": None, "task": "classes"}), embedding=True
         )
 
-    def _score_batch(self, model: Predictor, batch: Chunk, writer: OutputWriter, name: str) -> list[str]:
-        """Run the model on a batch and hand on its outputs; what is wrong with the rows that are left out."""
+    def _score_batch(self, model: Predictor, batch: Chunk, writer: OutputWriter) -> None:
+        """Run the model on a batch and hand on its outputs, and the rows that are left out."""
         prediction = model.predict(batch.inputs)
         wrong = too_large = None
         if not self._is_sound(prediction):
@@ -207,7 +246,7 @@ class Worker:
         if wrong is None and too_large is None:
             # The inputs lie in a buffer that is filled again; logits are kept for longer than that.
             writer.add(batch.ids, batch.rows, self._wanted(_apart(prediction, batch.inputs)))
-            return []
+            return
         reasons: dict[int, str] = {}
         for rows, reason in (
             (too_large, "the embedding overflows float16; set model.embedding_dtype to float32"),
@@ -232,7 +271,9 @@ class Worker:
                 )
             ),
         )
-        return [f"{name} row {row}: {reason}" for row, reason in sorted(reasons.items())]
+        left_out = ~keep.numpy()
+        rows = batch.rows[left_out]
+        writer.quarantine.add(batch.ids.filter(pa.array(left_out)), rows, [reasons[row] for row in rows.tolist()])
 
     def _wanted(self, prediction: Prediction) -> Prediction:
         """The prediction; its logits in place of any samples, where they are to be stored like these."""
@@ -258,6 +299,19 @@ class Worker:
             return None
         rows = torch.isinf(embedding.half()).any(dim=1) & torch.isfinite(embedding).all(dim=1)
         return rows if bool(rows.any()) else None
+
+
+def started(job: Job, patience: Patience = PATIENCE) -> Worker:
+    """A worker, in spite of outages of the disks that its model and the first rows lie on; requests to storages wait by themselves."""
+    here = not any(is_remote(unit.file.path) for unit in job.first)
+
+    def broken(error: DataError) -> bool:
+        return here and isinstance(error, OutageError)
+
+    def start() -> Worker:
+        return on_disk(lambda: Worker(job, patience), _START, patience)
+
+    return unbroken(store_at(job.store, job.store_storage, patience), start, patience, broken, _START)
 
 
 def _kept(values: torch.Tensor | None, keep: torch.Tensor) -> torch.Tensor | None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from raystream.pool.columns import readable
+
 _LONGEST = 80
 _HIDDEN = frozenset({"path", "row"})
 
@@ -31,7 +33,7 @@ def sheet(selection: pa.Table, count: int) -> Sheet:
     columns: list[tuple[str, bool]] = []
     cells: list[list[str]] = []
     for name in selection.column_names:
-        texts = [short(value) for value in head.column(name).to_pylist()]
+        texts = [short(value) for value in readable(head.column(name))]
         named = name == "prediction" and "prediction_name" in selection.column_names
         if name in _HIDDEN or named or not any(texts):
             continue

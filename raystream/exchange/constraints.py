@@ -36,6 +36,11 @@ def constraints_met(manifest: Manifest) -> list[Met]:
         found.append(Met("included", number_of(int(facts["must_include"]), "row"), " by must_include"))
     if "random_share" in facts:
         found.append(Met("at random", number_of(int(facts["random_share"]), "row"), f" by random_share {select['random_share']:g}"))
+    if "exact_repeats" in facts:
+        found.append(Met("left out", number_of(int(facts["exact_repeats"]), "row"), " as exact repeats of chosen or labelled ones"))
+    if "exact_repeats_chosen" in facts:
+        count = int(facts["exact_repeats_chosen"])
+        found.append(Met("repeats", number_of(count, "row"), " chosen that equal others, since nothing else was left"))
     if "near_duplicates" in facts:
         alike = f" as near-duplicates, cosine at least {select['near_duplicates']:g}"
         found.append(Met("left out", number_of(int(facts["near_duplicates"]), "candidate"), alike))

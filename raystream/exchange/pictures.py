@@ -16,10 +16,10 @@ from PIL import Image
 from raystream.engine.result import Result
 from raystream.errors import PoolError, RaystreamError
 from raystream.lake import storage_from
-from raystream.pool import File, read_columns_at
+from raystream.pool import File, read_columns_at, read_footers
 from raystream.pool.columns import decode, plain_type, recognise
 from raystream.pool.encoded import UndecodableError, cells, holds_bytes
-from raystream.pool.files import known_files, open_parquet
+from raystream.pool.files import known_files, open_parquet, schema_of
 from raystream.pool.images import open_image, upright
 from raystream.pool.tensor_types import declared_type
 
@@ -59,7 +59,7 @@ def pictures(result: Result, count: int) -> Pictures | None:
     places = [(files[path], row) for path, row in zip(head.column("path").to_pylist(), head.column("row").to_pylist(), strict=True)]
     try:
         with open_parquet(places[0][0]) as file:
-            schema = file.schema_arrow
+            schema = schema_of(places[0][0], file)
         field = next((schema.field(name) for name in names if name in schema.names and _may_be_images(schema.field(name))), None)
         if field is None:
             return None
@@ -150,19 +150,9 @@ def _affordable(places: Sequence[tuple[File, int]], column: str) -> list[int]:
 
 def _row_groups(listed: File, column: str) -> tuple[npt.NDArray[np.int64], list[int]]:
     """Where a file's row groups start, and the bytes of a column in each."""
-    with open_parquet(listed) as file:
-        footer = file.metadata
-        groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
-    starts = [0, *accumulate(group.num_rows for group in groups)][:-1]
-    sizes = [
-        sum(
-            group.column(i).total_uncompressed_size
-            for i in range(group.num_columns)
-            if group.column(i).path_in_schema.split(".")[0] == column.split(".")[0]
-        )
-        for group in groups
-    ]
-    return np.array(starts, dtype=np.int64), sizes
+    [footer] = read_footers([listed], [column])
+    starts = [0, *accumulate(group.rows for group in footer.row_groups)][:-1]
+    return np.array(starts, dtype=np.int64), [group.bytes for group in footer.row_groups]
 
 
 def _shrunk(image: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:

@@ -134,9 +134,13 @@ def _find(store: Store, keys: Sequence[str], ranks: npt.NDArray[np.int64], rows:
 def _embeddings_at(store: Store, receipt: Receipt, rows: npt.NDArray[np.int64]) -> Floats:
     """The embeddings of ascending rows of one unit, as float32."""
     assert receipt.embeddings is not None
+    vectors = VectorFiles(store, checked=False)
+    held = vectors.few(receipt.embeddings, receipt.rows, rows)
+    if held is not None:
+        return held.array.astype(np.float32)
     pieces = []
     start = 0
-    for part in VectorFiles(store, checked=False).parts(receipt.embeddings, receipt.rows):
+    for part in vectors.parts(receipt.embeddings, receipt.rows):
         low, high = np.searchsorted(rows, [start, start + part.rows])
         if low < high:
             pieces.append(part.array[rows[low:high] - start].astype(np.float32))

@@ -16,6 +16,7 @@ from raystream.figures import in_bytes as _bytes
 from raystream.figures import in_seconds as _duration
 from raystream.figures import number_of as _count
 from raystream.lake.uri import redacted
+from raystream.pool.columns import readable
 
 if TYPE_CHECKING:  # it imports torch, which takes longer than all else that a result is shown by
     from raystream.engine.estimate import Estimate
@@ -48,6 +49,8 @@ def describe_result(result: Result, report: str | None, *, shown: bool = False) 
     ]
     if manifest.calibration is not None:
         lines.insert(3, f"  calibrated  {describe_temperature(manifest.calibration)}")
+    if (left_out := result.quarantined) is not None:
+        lines.append(f"  quarantined {_count(left_out.num_rows, 'row')}, all of them named in {result.place('quarantined.parquet')}")
     lines += [f"  warning     {warning}" for warning in manifest.warnings]
     lines += ["", rows_as_text(result.selection, _ROWS_SHOWN), "", f"selection  {result.path}"]
     if result.output is not None:
@@ -157,7 +160,7 @@ def rows_as_text(selection: pa.Table, count: int) -> str:
     if "why" in names and not any(selection.column("why").to_pylist()):
         names.remove("why")
     head = selection.select(names).slice(0, count)
-    columns = [[name, *(_cell(value) for value in head.column(name).to_pylist())] for name in names]
+    columns = [[name, *(_cell(value) for value in readable(head.column(name)))] for name in names]
     widths = [max(map(len, column)) for column in columns]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in zip(*columns, strict=True)]
     if selection.num_rows > count:

@@ -8,15 +8,15 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raystream.errors import ModelError
 from raystream.lake.filesystem import filesystem_of, with_options
 from raystream.lake.reason import is_final, is_no_folder, own_reason, reason
-from raystream.lake.retry import retried
+from raystream.lake.retry import BRIEF, LASTING, Patience, retried
 from raystream.lake.storage import LOCAL, Storage
 from raystream.lake.uri import is_remote, parse, redacted
 
@@ -24,13 +24,20 @@ if TYPE_CHECKING:
     import pyarrow.fs as pafs
 
 _PIECE = 8 << 20
+_Ask = Callable[[Callable[[], Any]], Any]
 
 
-def local_copy(uri: str, storage: Storage = LOCAL, key: str = "model.weights") -> str:
+def local_copy(uri: str, storage: Storage = LOCAL, key: str = "model.weights", patience: Patience = BRIEF) -> str:
     """The path of a copy of a remote file or folder; a plain path as it is.
 
     The copy lies in the system's folder for temporary files under a name made of the URI and of each file's size and ETag
     or time, so that what was replaced is fetched again and what wasn't is not.
+
+    Args:
+        uri: of the file or folder.
+        storage: how to reach it.
+        key: the query's key that names it, for messages.
+        patience: with a server that is away before anything is known to be there; what was listed is always waited for.
 
     Raises:
         QueryError: the URI can't be used.
@@ -42,13 +49,13 @@ def local_copy(uri: str, storage: Storage = LOCAL, key: str = "model.weights") -
     storage = with_options(location, storage, key)
     filesystem, path = filesystem_of(location.uri, storage, key)
     try:
-        files = dict(_files(filesystem, path))
+        files = dict(_files(filesystem, path, partial(retried, patience=patience, place=redacted(uri))))
         if not files:
             raise ModelError(f"{key} {redacted(uri)} does not exist; give the URI of a file or folder that every worker can read")
         digest = hashlib.sha256(repr((location.uri, storage.place, sorted(files.items()))).encode()).hexdigest()[:32]
         target = _cache() / digest / path.rpartition("/")[2]
         if not target.exists():
-            _fetch(filesystem, path, files, target)
+            _fetch(filesystem, path, files, target, partial(retried, patience=LASTING, place=redacted(uri)))
     except OSError as error:
         if isinstance(error, ModelError):
             raise
@@ -60,24 +67,24 @@ def local_copy(uri: str, storage: Storage = LOCAL, key: str = "model.weights") -
     return str(target)
 
 
-def _files(filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[str, tuple[int, str]]]:
+def _files(filesystem: pafs.FileSystem, path: str, ask: _Ask) -> Iterator[tuple[str, tuple[int, str]]]:
     """The files of a folder, or the one file, by what follows the path: their sizes and versions."""
     import pyarrow.fs as pafs
 
     try:
-        infos = retried(lambda: filesystem.get_file_info(pafs.FileSelector(path, recursive=True)))
+        infos = ask(lambda: filesystem.get_file_info(pafs.FileSelector(path, recursive=True)))
     except OSError as error:
         if not is_no_folder(error):
             raise
         infos = []
-    for info in infos or [retried(lambda: filesystem.get_file_info(path))]:
+    for info in infos or [ask(lambda: filesystem.get_file_info(path))]:
         if info.type == pafs.FileType.File:
-            with retried(partial(filesystem.open_input_file, info.path)) as file:
+            with ask(partial(filesystem.open_input_file, info.path)) as file:
                 facts = {str(name).lower(): value for name, value in (file.metadata() or {}).items()}
             yield info.path[len(path) :].lstrip("/"), (info.size, str(facts.get("etag") or info.mtime_ns))
 
 
-def _fetch(filesystem: pafs.FileSystem, path: str, files: dict[str, tuple[int, str]], target: Path) -> None:
+def _fetch(filesystem: pafs.FileSystem, path: str, files: dict[str, tuple[int, str]], target: Path, ask: _Ask) -> None:
     """Copy beside the target, then rename: what is there is whole, whoever else fetches it at the same time."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part-{uuid.uuid4().hex}")
@@ -86,9 +93,9 @@ def _fetch(filesystem: pafs.FileSystem, path: str, files: dict[str, tuple[int, s
             to = part / name if name else part
             to.parent.mkdir(parents=True, exist_ok=True)
             source = f"{path}/{name}" if name else path
-            with retried(partial(filesystem.open_input_file, source)) as file, open(to, "wb") as out:
+            with ask(partial(filesystem.open_input_file, source)) as file, open(to, "wb") as out:
                 for at in range(0, size, _PIECE):
-                    out.write(retried(partial(file.read_at, min(_PIECE, size - at), at)))
+                    out.write(ask(partial(file.read_at, min(_PIECE, size - at), at)))
             if to.stat().st_size != size:
                 raise OSError(f"{to.stat().st_size} bytes came of {size}")
         os.replace(part, target)

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from raystream.lake.filesystem import REMOTE_THREADS
-from raystream.lake.retry import ignore, retried
+from raystream.lake.retry import LASTING, ignore, retried
 
 _Result = TypeVar("_Result")
 Range = tuple[int, int]
@@ -41,12 +41,18 @@ class Fetching:
         size: of the file.
         ranges: those wanted.
         note: told of each request that is repeated.
+        place: where it lies, for people.
     """
 
     def __init__(
-        self, read_at: Callable[[int, int], bytes], size: int, ranges: Iterable[Range], note: Callable[[str], None] = ignore
+        self,
+        read_at: Callable[[int, int], bytes],
+        size: int,
+        ranges: Iterable[Range],
+        note: Callable[[str], None] = ignore,
+        place: str = "object storage",
     ) -> None:
-        self._size, self._note, self._read_at = size, note, read_at
+        self._size, self._note, self._read_at, self._place = size, note, read_at, place
         self._ranges = joined(ranges)
 
         def fetch(start: int, stop: int) -> bytes:
@@ -56,7 +62,7 @@ class Fetching:
             return data
 
         def ask(start: int, stop: int) -> Future[bytes]:
-            return in_another_thread(lambda: retried(lambda: fetch(start, stop), note))
+            return in_another_thread(lambda: retried(lambda: fetch(start, stop), note, patience=LASTING, place=place))
 
         self._pieces = [[ask(at, min(at + PIECE, stop)) for at in range(start, stop, PIECE)] for start, stop in self._ranges]
 
@@ -70,7 +76,7 @@ class Fetching:
         blocks = [piece.result() for pieces in self._pieces for piece in pieces]
         starts = [at for start, stop in self._ranges for at in range(start, stop, PIECE)]
         self._pieces = []
-        rest = lambda count, at: retried(lambda: self._read_at(count, at), self._note)  # noqa: E731
+        rest = lambda count, at: retried(lambda: self._read_at(count, at), self._note, patience=LASTING, place=self._place)  # noqa: E731
         return Fetched(starts, blocks, self._size, rest)
 
     def cancel(self) -> None:
@@ -81,7 +87,12 @@ class Fetching:
 
 
 class Fetched(io.RawIOBase):
-    """A read-only file of which some ranges are there, as pyarrow reads it; what lies elsewhere is asked for one by one."""
+    """A read-only file of which some ranges are there, as pyarrow reads it; what lies elsewhere is asked for one by one.
+
+    `failed` says whether any of that didn't come in spite of all attempts.
+    """
+
+    failed = False
 
     def __init__(self, starts: Sequence[int], blocks: Sequence[bytes], size: int, rest: Callable[[int, int], bytes]) -> None:
         self._starts, self._blocks, self._size, self._rest, self._at = starts, blocks, size, rest, 0
@@ -112,7 +123,11 @@ class Fetched(io.RawIOBase):
             return b""
         parts = self._parts(at, count)
         if parts is None:
-            return self._rest(count, at)
+            try:
+                return self._rest(count, at)
+            except OSError:
+                self.failed = True
+                raise
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _parts(self, at: int, count: int) -> list[memoryview] | None:

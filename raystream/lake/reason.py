@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from typing import TYPE_CHECKING
@@ -17,6 +18,22 @@ _FINAL = re.compile(
     "InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|AccessDenied|NoSuchBucket|NoSuchKey|INVALID_CLIENT_TOKEN_ID|"
     "AuthorizationFailure|AuthorizationPermissionMismatch|AuthenticationFailed|ContainerNotFound|ResourceNotFound|"
     r"MISSING_AUTHENTICATION_TOKEN|UNRECOGNIZED_CLIENT|PERMISSION_DENIED|UNAUTHENTICATED|HTTP status (?:401|403|404)\b"
+)
+_OUTAGE = re.compile(
+    r"(?:status(?: code)?:?|Azure Error: \[[^]]*\]) (?:408|429|5(?!0[157])\d\d)\b|HTTP error: |NETWORK_CONNECTION|"
+    "SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|THROTTLING|REQUEST_TIMEOUT|"
+    r"Status\((?:UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL|ABORTED)\b|Error while sending request"
+)
+"""What obstore and Arrow's S3, Google and Azure say of servers that are busy, broken or gone, and of connections that break."""
+_OUTAGES = frozenset(
+    {
+        errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET,
+        errno.ENOTCONN, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EREMOTEIO, errno.ENOLINK, errno.ESHUTDOWN,
+    }
+)  # fmt: skip
+"""What a network file system says while its server is away. A full disk is none: nothing but its owner mends that."""
+_SHORT = re.compile(
+    r"status(?: code)?:? (\d+(?: [A-Z][\w ]*)?)|curlCode: \d+, ([^;]+)|CURL error \[\d+\]=([^;]+?)(?: error_info|$)|HTTP error: ([^\n]*)"
 )
 _NO_FOLDER = re.compile(r"(?:No such file or directory|Cannot use file) '")
 _SIGNED = re.compile(r"""(https?://[^\s?'"]*)\?[^\s'"]*""")
@@ -49,6 +66,28 @@ def server_reason(error: BaseException) -> str:
 def is_final(error: BaseException) -> bool:
     """Whether asking again would end the same: what is asked for isn't there, or not for us."""
     return isinstance(error, FileNotFoundError | PermissionError) or is_no_folder(error) or _FINAL.search(str(error)) is not None
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether a server or a network is away for now: to ask again in a while may end otherwise."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _OUTAGES
+    return _OUTAGE.search(str(error)) is not None
+
+
+def is_no_outage(error: BaseException) -> bool:
+    """The contrary, of file systems: whatever else they say, they say again."""
+    return not is_outage(error)
+
+
+def in_short(error: BaseException) -> str:
+    """The few words of an error that tell one outage from another."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    found = _SHORT.search(str(error).partition("\n")[0])
+    return next(words.strip() for words in found.groups() if words) if found else reason(error)[:120]
 
 
 def is_no_folder(error: BaseException) -> bool:

@@ -1,41 +1,207 @@
-"""Asking again when a connection broke: a limit, growing pauses, and a count."""
+"""Asking again: what breaks now and then is repeated, and an outage is waited for. The one policy of pools, models and stores.
+
+A failure is one of three. What is *final* ends the same however often it is asked. An *outage* (a connection that breaks, a server
+that is busy or broken, a network file system that doesn't answer) passes, so it is waited for with growing pauses, which is said
+once; `raystream.lake.reason` tells them apart. Anything else is asked a few times.
+"""
 
 from __future__ import annotations
 
+import logging
 import random
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from raystream.lake.reason import is_final, reason
+from raystream.errors import RaystreamError
+from raystream.lake.reason import in_short, is_final, is_no_outage, is_outage, reason
 
 ATTEMPTS = 6
 FIRST_PAUSE = 0.1
 """Seconds; each pause is about twice the one before: three seconds in all."""
+LONGEST_PAUSE = 30.0
+OUTAGE_SECONDS = 600.0
+"""How long an outage is waited for: longer than a server takes to fail over, shorter than a night of idle machines."""
+
 _Result = TypeVar("_Result")
+_log = logging.getLogger("raystream")
+_ended = threading.Event()
+_guard = threading.Lock()
+# invariant: name of a place -> how many threads of this process wait for it, and since when
+_waiting: dict[str, tuple[int, float]] = {}
+
+
+def stop_waiting() -> None:
+    """The program is ending: whoever waits for an outage to pass gives up now, and nobody waits from here on."""
+    _ended.set()
+
+
+def wait_again() -> None:
+    """Undo `stop_waiting`, for a program that begins anew in the same process."""
+    _ended.clear()
+
+
+def pause(seconds: float) -> bool:
+    """Wait; whether to give up instead of asking again."""
+    return _ended.wait(seconds)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long an outage is waited for.
+
+    Attributes:
+        seconds: since it began; 0 asks the few times of any other failure.
+        from_start: whether a place that has not answered yet is waited for, too: whoever says so knows that it is there.
+        pause: waits, and says whether to give up; left out, `raystream.lake.retry.pause`.
+        clock: seconds.
+    """
+
+    seconds: float = OUTAGE_SECONDS
+    from_start: bool = False
+    pause: Callable[[float], object] | None = None
+    clock: Callable[[], float] = time.monotonic
+
+    def gives_up_after(self, seconds: float) -> bool:
+        """Pause for about so long. Workers that failed together must not ask again together."""
+        return bool((self.pause or pause)(seconds * (0.5 + random.random())))
+
+
+BRIEF = Patience(0.0)
+"""For the first look at a place: whoever misspelt its name should hear of it in seconds."""
+LASTING = Patience()
+"""For what has been listed or read before."""
 
 
 def ignore(why: str) -> None:
     """For those who don't count what was asked again."""
 
 
-def retried(call: Callable[[], _Result], note: Callable[[str], None] = ignore) -> _Result:
+def retried(
+    call: Callable[[], _Result],
+    note: Callable[[str], None] = ignore,
+    *,
+    patience: Patience = BRIEF,
+    place: str = "storage",
+    errors: tuple[type[BaseException], ...] = (OSError,),
+    final: Callable[[BaseException], bool] = is_final,
+    attempts: int = ATTEMPTS,
+    first_pause: float | None = None,
+) -> _Result:
     """What `call` returns, called again while it fails for a reason that may pass.
 
     Args:
-        call: a request that changes nothing.
+        call: may be carried out twice.
         note: told the reason each time that it is repeated.
+        patience: with outages.
+        place: what is asked, for people.
+        errors: that it may fail with; our own errors are never repeated, since whoever raised them has been patient.
+        final: whether one of them would be the same again.
+        attempts: for what is neither final nor an outage.
+        first_pause: seconds.
 
     Raises:
-        OSError: of the last attempt, or at once where asking again would end the same.
+        OSError: or another of `errors`, of the last attempt, or at once where asking again would end the same.
     """
-    for attempt in range(1, ATTEMPTS):
-        try:
-            return call()
-        except OSError as error:
-            if is_final(error):
-                raise
-            note(reason(error))
-        # Workers that failed together must not ask again together.
-        time.sleep(FIRST_PAUSE * 2 ** (attempt - 1) * (0.5 + random.random()))
-    return call()
+    began: float | None = None
+    attempt, said, answered = 0, False, False
+    length = FIRST_PAUSE if first_pause is None else first_pause
+    try:
+        while True:
+            attempt += 1
+            try:
+                result = call()
+                answered = True
+                return result
+            except errors as error:
+                if isinstance(error, RaystreamError):
+                    raise
+                if final(error):
+                    answered = True  # if only that there is no such thing
+                    raise
+                now = patience.clock()
+                began = now if began is None else began
+                left = patience.seconds - (now - began) if is_outage(error) else 0.0
+                if attempt >= attempts and left <= 0:
+                    raise
+                if attempt >= attempts and not said:
+                    said = True
+                    _begin_waiting(place, began, f"{in_short(error)}; waiting for it, for up to {in_words(patience.seconds)}")
+                note(reason(error))
+                if patience.gives_up_after(min(length, LONGEST_PAUSE, left if left > 0 else LONGEST_PAUSE)):
+                    raise
+                length *= 2
+    finally:
+        if said:
+            _end_waiting(place, patience.clock(), answered)
+
+
+def on_disk(call: Callable[[], _Result], place: str, patience: Patience = LASTING) -> _Result:
+    """`retried`, for a file system of this machine: what one says is final, unless its server is away."""
+    return retried(call, patience=patience, place=place, final=is_no_outage)
+
+
+class Place:
+    """A storage as one process asks it: once it has answered, it is waited for.
+
+    Args:
+        name: for people.
+        patience: with it.
+    """
+
+    def __init__(self, name: str, patience: Patience = LASTING) -> None:
+        self.name = name
+        self._patience = patience
+        self._known = patience.from_start
+
+    @property
+    def patience(self) -> Patience:
+        """With it as it is known now."""
+        return self._patience if self._known else replace(self._patience, seconds=0.0)
+
+    def ask(
+        self,
+        call: Callable[[], _Result],
+        note: Callable[[str], None] = ignore,
+        *,
+        errors: tuple[type[BaseException], ...] = (OSError,),
+        final: Callable[[BaseException], bool] = is_final,
+        attempts: int = ATTEMPTS,
+        first_pause: float | None = None,
+    ) -> _Result:
+        """`retried`, with as much patience as the place deserves."""
+
+        def refused(error: BaseException) -> bool:
+            known = final(error)
+            self._known = self._known or known
+            return known
+
+        result = retried(
+            call, note, patience=self.patience, place=self.name, errors=errors, final=refused, attempts=attempts, first_pause=first_pause
+        )
+        self._known = True
+        return result
+
+
+def _begin_waiting(place: str, now: float, why: str) -> None:
+    with _guard:
+        count, since = _waiting.get(place, (0, now))
+        _waiting[place] = count + 1, since
+    if not count:
+        _log.warning("%s doesn't answer: %s", place, why)
+
+
+def _end_waiting(place: str, now: float, answered: bool) -> None:
+    with _guard:
+        count, since = _waiting.pop(place)
+        if count > 1:
+            _waiting[place] = count - 1, since
+    if count == 1 and answered:
+        _log.warning("%s answers again, after %s", place, in_words(now - since))
+
+
+def in_words(seconds: float) -> str:
+    """A length of time for people."""
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"

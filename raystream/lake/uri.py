@@ -62,6 +62,12 @@ class Location:
         return f"{self.scheme}://{host}{slash}{key}"
 
 
+def is_relative(uri: str) -> bool:
+    """Whether a path or URI, also of a table, depends on the current folder."""
+    path = uri.removeprefix("delta+")
+    return not _SCHEME.match(path) and not os.path.isabs(os.path.expanduser(path))
+
+
 def is_remote(uri: str) -> bool:
     """Whether a URI names object storage rather than a path of this machine."""
     match = _SCHEME.match(uri)

@@ -1,8 +1,9 @@
 """The user's model: load it, run it on batches, say what it is.
 
-`load` turns the `model` section of a query into a `Predictor`; everything behind it sees logits and embeddings and
-never asks where they come from. A further kind is a module with a `load` of the same signature, a line in `_LOADERS` and one in
-`raystream.kinds`; another package registers such a function as an entry point of the group `raystream.models`.
+`load` turns the `model` section of a query into a `Predictor`; everything behind it sees logits and embeddings and never asks where
+they come from. What these are to be, `promise` says, and `probe` tries on a few rows, for all kinds alike. A further kind is a module
+with a `load` of the same signature, a line in `_LOADERS` and one in `raystream.kinds`; another package registers such a function as an
+entry point of the group `raystream.models`.
 """
 
 from __future__ import annotations
@@ -28,13 +29,17 @@ from raystream.model.columns_model import input_columns
 from raystream.model.committee import Committee, member_names, member_specs
 from raystream.model.device import is_device_failure
 from raystream.model.fingerprint import code_hash, fingerprint
+from raystream.model.inputs_embedding import INPUTS
 from raystream.model.local_files import with_local_files
 from raystream.model.prediction import Prediction, Predictor, RowScores, bad_output_rows
 from raystream.model.preparation import load_preparation
+from raystream.model.probe import PROBE_ROWS, Promised
 
 __all__ = [
+    "PROBE_ROWS",
     "Prediction",
     "Predictor",
+    "Promised",
     "RowScores",
     "bad_output_rows",
     "check_classes",
@@ -80,7 +85,7 @@ def load(
     last_layer: bool = False,
     gradient_classes: int | None = None,
     names: Sequence[str] = (),
-) -> Predictor:
+) -> Promised:
     """Make the model of a query ready to predict; a committee, where it has several weights or members.
 
     Args:
@@ -100,7 +105,8 @@ def load(
         raise ModelError("acquire.mc_samples is given, but the model is a committee, whose members are the samples; remove it")
     if members:
         loaded = [load(member, embedding=embedding and position == 0, names=names) for position, member in enumerate(members)]
-        return Committee(loaded, member_names(spec), spec.temperature_value, spec.task)
+        named = list(zip(member_names(spec), loaded, strict=True))
+        return Promised(Committee(loaded, member_names(spec), spec.temperature_value, spec.task), spec, members=named)
     if mc_samples and spec.kind not in _SAMPLED:
         raise ModelError(
             f"acquire.mc_samples is given, but model.kind is {spec.kind}: {_NO_DROPOUT.get(spec.kind, _UNKNOWN_DROPOUT)}; "
@@ -109,8 +115,10 @@ def load(
     loader = _LOADERS.get(spec.kind, python_model.load_registered)
     # kinds that know no names or samples don't have the argument
     further: dict[str, Any] = {"mc_samples": mc_samples, "seed": seed} if mc_samples else {}
-    if names:
+    if names and spec.kind != "columns":
         further["names"] = tuple(names)
     if spec.kind == "torch" and (last_layer or gradient_classes is not None):
         further |= {"last_layer": last_layer, "gradient_classes": gradient_classes}
-    return loader(spec, embedding=embedding, **further)
+    inputs_embedded = embedding and spec.embedding == INPUTS and spec.kind not in ("columns", "sklearn")
+    model = loader(spec, embedding=embedding and not inputs_embedded, **further)
+    return Promised(model, spec, watched=not mc_samples and gradient_classes is None, inputs_embedded=inputs_embedded)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raystream.errors import ModelError
 from raystream.model.device import is_device_failure, is_out_of_memory
 from raystream.model.prediction import Prediction
+from raystream.model.promise import NOT_FINITE, Promise
 from raystream.model.task_output import padded
 
 Forward = Callable[[tuple[Any, ...]], Prediction]
@@ -19,20 +21,33 @@ Forward = Callable[[tuple[Any, ...]], Prediction]
 class BatchPredictor:
     """A `Predictor` around a forward function: the pieces, memory that runs out and what is said of a failure."""
 
-    def __init__(self, forward: Forward, *, who: str, device: torch.device, batch_size: int, state_hash: str = "") -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        *,
+        promise: Promise,
+        device: torch.device,
+        batch_size: int,
+        state_hash: str = "",
+        network: nn.Module | None = None,
+        class_labels: tuple[Any, ...] | None = None,
+    ) -> None:
         """
         Args:
             forward: runs rows at once, and raises ModelError for what it can explain.
-            who: names the model in errors.
+            promise: what its outputs are to be; names the model in errors.
             device: where it runs.
             batch_size: the most rows that run at once.
             state_hash: of its parameters and buffers, if it has them in this process.
+            network: that runs, if it is one of torch's.
+            class_labels: what the model itself calls its classes, if it does.
         """
         self.device = device
         self.batch_size = batch_size
         self.state_hash = state_hash
+        self.network, self.class_labels = network, class_labels
         self._forward = forward
-        self._who = who
+        self.promise, self._who = promise, promise.who
 
     def predict(self, inputs: tuple[Any, ...]) -> Prediction:
         """See `Predictor.predict`. Memory that ran out halves `batch_size` for good, down to one row."""
@@ -50,7 +65,8 @@ class BatchPredictor:
         """The prediction for one batch, or None when it did not fit and `batch_size` was halved."""
         try:
             with torch.inference_mode():
-                return self._forward(inputs)
+                made = self._forward(inputs)
+                return replace(made, reason=self.promise.reason(made.logits, made.samples)) if self.promise.probabilities else made
         except Exception as error:
             if not is_out_of_memory(error):
                 if isinstance(error, ModelError) or is_device_failure(error):
@@ -78,11 +94,13 @@ def join(pieces: Sequence[Prediction]) -> Prediction:
         present = [value for value in values if value is not None]
         return torch.cat(present) if present else None
 
-    parts = [{name: getattr(piece, name) for name in ("logits", "embedding", "samples", "mask")} for piece in pieces]
+    names = ("logits", "embedding", "samples", "mask", "gradient_lengths")
+    parts = [{name: getattr(piece, name) for name in names} for piece in pieces]
     if len({part["mask"].shape[1:] for part in parts if part["mask"] is not None}) > 1:
         parts = padded(parts)
-    joined = {name: together([part[name] for part in parts]) for name in parts[0]}
-    return Prediction(joined["logits"], joined["embedding"], pieces[0].reason, samples=joined["samples"], mask=joined["mask"])
+    joined: dict[str, Any] = {name: together([part[name] for part in parts]) for name in parts[0]}
+    reason = next((piece.reason for piece in pieces if piece.reason != NOT_FINITE), NOT_FINITE)
+    return replace(pieces[0], reason=reason, **joined)
 
 
 def described(inputs: Sequence[Any]) -> str:

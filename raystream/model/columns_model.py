@@ -8,11 +8,10 @@ from torch import Tensor
 from raystream import query
 from raystream.errors import ModelError
 from raystream.model.committee import mean_logits
-from raystream.model.prediction import Prediction, check_logits
+from raystream.model.prediction import Prediction
+from raystream.model.promise import NOT_FINITE, Promise
 
 _SUM_TOLERANCE = 1e-3
-_ENOUGH_ROWS = 8
-_NO_DISTRIBUTION = "the probabilities are negative or don't sum to 1"
 _NO_LOG_DISTRIBUTION = "a member's samples are no log-probabilities: their exponentials don't sum to 1"
 
 
@@ -35,8 +34,8 @@ def load(spec: query.Model, *, embedding: bool) -> ColumnsPredictor:
 class ColumnsPredictor:
     """Passes the pool's own logits, or the logarithm of its probabilities, its samples and embeddings through.
 
-    Samples, (n_rows, n_members, n_classes), are log-probabilities: those of the members of a committee, or of dropout
-    samples. Without logits or probabilities beside them, the logits are those of the members' mean.
+    Samples, (n_rows, n_members, n_classes), are log-probabilities, or where `model.output` is probabilities such: those of the members
+    of a committee, or of dropout samples. Without logits or probabilities beside them, the logits are those of the members' mean.
     """
 
     def __init__(self, spec: query.Model, *, embedding: bool) -> None:
@@ -44,8 +43,10 @@ class ColumnsPredictor:
         self.state_hash = ""
         self.batch_size = spec.batch_size
         self._columns = input_columns(spec)
-        self._logits = spec.logits
-        self._probabilities = spec.probabilities
+        self._scored = spec.logits or spec.probabilities
+        who = f"column {self._scored} (model.{'logits' if spec.logits else 'probabilities'})"
+        self.promise = Promise(who, spec.task, "probabilities" if spec.probabilities else "logits", "holds")
+        self._of_samples = Promise(f"column {spec.samples} (model.samples)", spec.task, spec.output, "holds")
         self._task = spec.task
         self._samples = spec.samples
         self._temperature = spec.temperature_value
@@ -57,32 +58,44 @@ class ColumnsPredictor:
             raise ModelError(f"{len(inputs)} input columns came, expected {len(self._columns)}: {', '.join(self._columns)}")
         rows = inputs[0].shape[0]
         logits = None
-        reason = Prediction.reason
-        if self._logits:
-            logits = check_logits(inputs[0].float(), rows, f"column {self._logits} (model.logits)", self._task)
-            if self._task == "classes" and _are_probabilities(logits):
-                raise ModelError(
-                    f"column {self._logits} (model.logits) holds probabilities, since each row's numbers lie between 0 and 1 and sum to 1; "
-                    "name it in model.probabilities instead"
-                )
-        elif self._probabilities:
-            logits, sound = _log(inputs[0], rows, f"column {self._probabilities} (model.probabilities)")
-            reason = reason if sound else _NO_DISTRIBUTION
+        reason = NOT_FINITE
+        if self._scored:
+            values = inputs[0] if inputs[0].is_floating_point() else inputs[0].float()
+            logits = self.promise.logits(values, rows)
+            reason = self.promise.reason(logits)
         samples = None
         if self._samples:
             given = inputs[1 if logits is not None else 0]
             if self._task == "regression":
                 return self._numbers(given, inputs, rows)
-            samples, sound = _members(given, rows, self._samples)
-            reason = reason if sound else _NO_LOG_DISTRIBUTION
+            samples, sound = self._members(given, rows)
+            reason = reason if sound else self._of_samples.reason(samples) if self._of_samples.probabilities else _NO_LOG_DISTRIBUTION
             logits = mean_logits(samples, self._temperature) if logits is None else logits
             if logits.shape[1] != samples.shape[2]:
                 raise ModelError(
-                    f"column {self._samples} (model.samples) has {samples.shape[2]} classes, but {self._logits or self._probabilities} "
+                    f"column {self._samples} (model.samples) has {samples.shape[2]} classes, but {self._scored} "
                     f"has {logits.shape[1]}; both need the same classes in the same order"
                 )
         embedding = self._vectors(inputs, rows)
         return Prediction(logits, embedding, reason, samples=samples)
+
+    def _members(self, samples: Tensor, rows: int) -> tuple[Tensor, bool]:
+        """Log-probabilities of members, float32 (rows, members, classes), and whether all are; rows that aren't hold no such number."""
+        shape = tuple(samples.shape)
+        what = "probabilities" if self._of_samples.probabilities else "log-probabilities"
+        if samples.ndim != 3 or shape[0] != rows or shape[1] < 2 or shape[2] < 2 or not samples.is_floating_point():
+            raise ModelError(
+                f"column {self._samples} (model.samples) is {samples.dtype} of shape {shape} for {rows} rows, expected {what} (rows, "
+                "members, classes) with at least two of each; give a column of lists of lists, all of one shape"
+            )
+        if self._of_samples.probabilities:
+            made = self._of_samples.members(samples)
+            return made, not bool((made == torch.inf).any())
+        bad = ((samples.double().exp().sum(dim=2) - 1).abs() > _SUM_TOLERANCE).any(dim=1)
+        samples = samples.float()
+        if not bool(bad.any()):
+            return samples, True
+        return samples.masked_fill(bad[:, None, None], torch.nan), False
 
     def _numbers(self, given: Tensor, inputs: tuple[Tensor, ...], rows: int) -> Prediction:
         """Of regression: what each member says, (rows, members) or (rows, members, outputs)."""
@@ -106,39 +119,3 @@ class ColumnsPredictor:
                 "expected (rows, dimensions); give a column of lists of one length"
             )
         return embedding.flatten(1)
-
-
-def _are_probabilities(logits: Tensor) -> bool:
-    """Whether numbers that are called logits are probabilities: so many rows, not all alike, sum to 1 by no chance."""
-    if logits.shape[0] < _ENOUGH_ROWS or logits.shape[1] < 2 or not bool((logits >= 0).all()):
-        return False
-    return bool(((logits.double().sum(dim=1) - 1).abs() < _SUM_TOLERANCE).all()) and not bool((logits == logits[:1]).all())
-
-
-def _log(probabilities: Tensor, rows: int, who: str) -> tuple[Tensor, bool]:
-    """Logarithms of probabilities, and whether every row is a distribution; those that aren't become NaN for the caller to find.
-
-    Zeros become -inf, and rows with NaN hold it still.
-    """
-    check_logits(probabilities.float(), rows, who)
-    exact = probabilities.double()
-    bad = (exact < 0).any(dim=1) | ((exact.sum(dim=1) - 1).abs() > _SUM_TOLERANCE)
-    logits = exact.log().float()
-    if not bool(bad.any()):
-        return logits, True
-    return logits.masked_fill(bad[:, None], torch.nan), False
-
-
-def _members(samples: Tensor, rows: int, column: str) -> tuple[Tensor, bool]:
-    """Log-probabilities of members, float32 (rows, members, classes), and whether all are; rows that aren't become NaN."""
-    shape = tuple(samples.shape)
-    if samples.ndim != 3 or shape[0] != rows or shape[1] < 2 or shape[2] < 2 or not samples.is_floating_point():
-        raise ModelError(
-            f"column {column} (model.samples) is {samples.dtype} of shape {shape} for {rows} rows, expected log-probabilities (rows, "
-            "members, classes) with at least two of each; give a column of lists of lists, all of one shape"
-        )
-    bad = ((samples.double().exp().sum(dim=2) - 1).abs() > _SUM_TOLERANCE).any(dim=1)
-    samples = samples.float()
-    if not bool(bad.any()):
-        return samples, True
-    return samples.masked_fill(bad[:, None, None], torch.nan), False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ class Committee:
     def __init__(self, members: Sequence[Predictor], names: Sequence[str], temperature: float = 1.0, task: str = "classes") -> None:
         self.device = members[0].device
         _check_different(members, names)
+        self.class_labels = _same_classes(members, names)
         self.state_hash = hashlib.sha256("\0".join(member.state_hash for member in members).encode()).hexdigest()
         self._members, self._names, self._temperature, self._task = list(members), list(names), temperature, task
 
@@ -112,6 +114,20 @@ def _check_different(members: Sequence[Predictor], names: Sequence[str]) -> None
         if member.state_hash and member.state_hash in seen:
             raise ModelError(f"{seen[member.state_hash]} and {name} are the same, so they agree on every row; give members that differ")
         seen[member.state_hash] = name
+
+
+def _same_classes(members: Sequence[Predictor], names: Sequence[str]) -> tuple[Any, ...] | None:
+    """What the members call their classes, if any of them does.
+
+    Raises:
+        ModelError: two of them call them otherwise, or in another order.
+    """
+    told = [(name, labels) for name, member in zip(names, members, strict=True) if (labels := getattr(member, "class_labels", None))]
+    for name, labels in told:
+        if labels != told[0][1]:
+            shown = " and ".join(f"{which} has the classes {', '.join(map(repr, of[:5]))}" for which, of in (told[0], (name, labels)))
+            raise ModelError(f"{shown}; a committee needs the same classes in the same order, so fit its members on the same labels")
+    return told[0][1] if told else None
 
 
 def mean_outputs(samples: Tensor, temperature: float = 1.0, task: str = "classes") -> Tensor:

@@ -171,7 +171,7 @@ def _close(output: object, expected: object) -> bool:
 
 def _watched(network: nn.Module, run: Forward, inputs: tuple[Tensor, ...]) -> _Run:
     calls: list[tuple[DropoutCall, tuple[int, ...], nn.Module | None]] = []
-    with _running(network) as modules:
+    with running_modules(network) as modules:
 
         def note(call: DropoutCall, values: Tensor) -> Tensor:
             calls.append((call, tuple(values.shape), modules[-1] if modules else None))
@@ -183,7 +183,7 @@ def _watched(network: nn.Module, run: Forward, inputs: tuple[Tensor, ...]) -> _R
 
 
 @contextmanager
-def _running(network: nn.Module) -> Iterator[list[nn.Module]]:
+def running_modules(network: nn.Module) -> Iterator[list[nn.Module]]:
     """The modules whose forward pass is under way, the innermost last."""
     stack: list[nn.Module] = []
 

@@ -6,23 +6,28 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from raystream.errors import ModelError, QueryError
-from raystream.model.task_output import pooled
+from raystream.model.promise import Promise
+from raystream.model.task_output import class_axis, pooled
 
 _PROBE_ROWS = 2
 _NAMES_SHOWN = 5
+_ALIKE = 1e-2
+"""How near probabilities are to the softmax of the layer they come from, in whatever precision."""
 
 
 class EmbeddingTap:
     """Hooks on a network that catch the embedding of each batch.
 
-    By name it is the output of that module, of its last call if there are several. By default it is the input of the
-    last Linear that ran and whose output is the logits. Which one that is, a few rows of the first batch tell, with all
-    Linear layers hooked; that run is thrown away, since torch's transformer layers leave their fused path, and may round
-    differently, under hooks, and a worker's first batch must not differ from its later ones.
+    By name it is the output of that module, of its last call if there are several. By default it is the input of the last Linear that
+    ran and whose output is the logits, or a view of it, or of a model that gives probabilities what they are the softmax or sigmoid of.
+    Which one that is, a few rows of the first batch tell, with all Linear layers hooked; that run is thrown away, since torch's
+    transformer layers leave their fused path, and may round differently, under hooks, and a worker's first batch must not differ from
+    its later ones.
     """
 
     def __init__(self, network: nn.Module, name: str | None, task: str = "classes", *, last_layer: bool = False) -> None:
@@ -43,15 +48,17 @@ class EmbeddingTap:
         self._where, self._last_layer = name, last_layer
         self.bias = True  # of the layer whose input is the embedding
         self._ready = name is not None
+        self._itself = True  # whether that layer's output is the very tensor that the network returns
         if name is not None:
             find_module(network, name).register_forward_hook(self._catch_output)
 
-    def prepare(self, run: Callable[[tuple[Tensor, ...]], object], inputs: tuple[Tensor, ...]) -> None:
+    def prepare(self, run: Callable[[tuple[Tensor, ...]], object], inputs: tuple[Tensor, ...], promise: Promise | None = None) -> None:
         """Find the default place on the first batch; afterwards and for a named module, nothing.
 
         Args:
-            run: the network's forward pass, to its logits.
+            run: the network's forward pass, to the tensor that is scored.
             inputs: the first batch; `run` sees its first rows.
+            promise: says whether that tensor holds probabilities; None: logits.
         """
         if self._ready:
             return
@@ -62,6 +69,10 @@ class EmbeddingTap:
                     handles.append(module.register_forward_hook(self._catch_input, with_kwargs=True))
             logits = run(tuple(values[:_PROBE_ROWS] for values in inputs))
             layer = next((module for module, _, output in reversed(self._caught) if output is logits), None)
+            self._itself = layer is not None
+            if layer is None and isinstance(logits, Tensor):
+                squashed = promise is not None and promise.probabilities
+                layer = next((module for module, _, made in reversed(self._caught) if _stems(logits, made, self._task, squashed)), None)
         finally:
             for handle in handles:
                 handle.remove()
@@ -92,7 +103,7 @@ class EmbeddingTap:
         caught, where = self._caught, f"model.embedding {self._where}"
         self.clear()
         if self._where is None:
-            caught = [call for call in caught if call[2] is logits]
+            caught = [call for call in caught if call[2] is logits or not self._itself]
             where = "the input of the last Linear layer"
         if not caught:
             raise ModelError(f"{where} did not run in the forward pass that gave the logits; name another module in model.embedding")
@@ -120,6 +131,20 @@ class EmbeddingTap:
         if isinstance(output, Tensor):
             output = output.clone()  # an in-place activation may follow
         self._caught = [(module, None, output)]
+
+
+def _stems(values: Tensor, made: object, task: str, squashed: bool) -> bool:
+    """Whether what is scored is a view of a layer's output, or where it is probabilities what becomes of that by softmax or sigmoid."""
+    if not isinstance(made, Tensor) or made.numel() != values.numel():
+        return False
+    if made.data_ptr() == values.data_ptr():
+        return True
+    if not squashed or made.shape != values.shape or values.ndim < 2:
+        return False
+    axis = class_axis(task)
+    each = task == "multi_label" or values.shape[axis] == 1
+    expected = made.float().sigmoid() if each else made.float().softmax(dim=axis)
+    return torch.allclose(expected, values.float(), rtol=_ALIKE, atol=_ALIKE)
 
 
 def find_module(network: nn.Module, name: str) -> nn.Module:

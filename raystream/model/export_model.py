@@ -18,6 +18,7 @@ from raystream.model.batches import BatchPredictor, last_line
 from raystream.model.device import choose_device
 from raystream.model.dropout_mode import ATTENTION, DROPOUTS
 from raystream.model.prediction import Prediction
+from raystream.model.promise import Promise
 from raystream.model.sampled import SampledForward
 from raystream.model.signature import Input, Outputs, Signature, in_order
 from raystream.model.weights import state_hash
@@ -47,7 +48,8 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
     signature = Signature(_inputs(program), who)
     order = in_order(names, signature.names, who)
     network = program.module()
-    outputs = Outputs(embedding, spec.embedding, who, _HOW, spec.task)
+    promise = Promise(who, spec.task, spec.output)
+    outputs = Outputs(embedding, spec.embedding, promise, _HOW)
 
     def run(given: tuple[Tensor, ...]) -> Prediction:
         return outputs.prediction(network(*given), len(given[0]))
@@ -61,7 +63,8 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
         given = [values.to(device, non_blocking=device.type == "cuda") for values in order(inputs)]
         return passed(signature.fit(given))
 
-    return BatchPredictor(forward, who=who, device=device, batch_size=spec.batch_size, state_hash=state_hash(network))
+    hashed = state_hash(network)
+    return BatchPredictor(forward, promise=promise, device=device, batch_size=spec.batch_size, state_hash=hashed, network=network)
 
 
 def _check_dropout(program: torch.export.ExportedProgram, who: str) -> None:

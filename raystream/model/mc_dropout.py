@@ -21,9 +21,8 @@ from raystream.model.device import is_device_failure, is_out_of_memory, keep_fre
 from raystream.model.dropout_calls import Forward, Probe, probe
 from raystream.model.dropout_masks import Masks
 from raystream.model.dropout_mode import DropoutCall, DropoutMode
-from raystream.model.prediction import check_logits
+from raystream.model.promise import Promise
 from raystream.model.scripted_dropout import ScriptedDropoutMode, check_scripted, probe_scripted
-from raystream.model.task_output import check_mask, split
 
 _PASS_BYTES = {"cpu": 32 << 20, "cuda": 2 << 30}
 """What the tensors of one pass may take, by estimate. On a processor no more than its caches hold a good part of."""
@@ -67,6 +66,7 @@ class MCDropout:
         embedding: hooks on the network, prepared, or None.
         autocast: whether it runs in mixed precision, which rounds more.
         task: `model.task`, which says what the output of a forward pass is.
+        output: `model.output`, logits or probabilities.
         scripted: whether the network is TorchScript.
 
     Raises:
@@ -85,6 +85,7 @@ class MCDropout:
         embedding: Embedding | None = None,
         autocast: bool = False,
         task: str = "classes",
+        output: str = "logits",
         scripted: bool = False,
     ) -> None:
         if scripted:
@@ -92,7 +93,7 @@ class MCDropout:
         else:
             _refuse_recurrent(network, who)
         self._network, self._run, self._who, self._embedding = network, run, who, embedding
-        self._task = task
+        self.promise = Promise(who, task, output)
         self._samples, self._device = samples, device
         keep_freed_memory()
         self._masks = Masks(samples, seed, device)
@@ -141,7 +142,7 @@ class MCDropout:
         if self._scripted:
             found = probe_scripted(self._run, inputs, self._who)
         else:
-            found = probe(self._network, lambda given: split(self._run(given), self._task)[0], inputs, self._who)
+            found = probe(self._network, lambda given: self.promise.read(self._run(given), given[0].shape[0]).raw, inputs, self._who)
         if not any(call.active for call in found.calls):
             raise ModelError(
                 f"{self._who}: no dropout was active, so all of acquire.mc_samples would be equal and every disagreement 0; "
@@ -177,13 +178,12 @@ class MCDropout:
         rows = inputs[0].shape[0]
         mode = ScriptedDropoutMode if self._scripted else DropoutMode
         with mode(lambda call, values: self._replaced(call, values, rows, sample)):
-            output, given = split(self._run(inputs), self._task)
-        made = {"logits": check_logits(output, rows, self._who, self._task)}
-        mask = check_mask(given, made["logits"], self._who, self._task)
-        if mask is not None:
-            made["mask"] = mask
+            read = self.promise.read(self._run(inputs), rows)
+        made = {"logits": read.logits}
+        if read.mask is not None:
+            made["mask"] = read.mask
         if self._embedding is not None:
-            made["embedding"] = self._embedding.take(output, rows, mask)
+            made["embedding"] = self._embedding.take(read.raw, rows, read.mask)
         return made
 
     def _replaced(self, call: DropoutCall, values: Tensor, rows: int, sample: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from raystream.model.batches import BatchPredictor, last_line
 from raystream.model.device import choose_device
 from raystream.model.optional import optional
 from raystream.model.prediction import Prediction
+from raystream.model.promise import Promise
 from raystream.model.signature import Input, Outputs, Signature, in_order
 from raystream.query import TASKS
 
@@ -48,8 +49,9 @@ def load(spec: query.Model, *, embedding: bool, names: Sequence[str] = ()) -> Ba
     signature = Signature([_input(of, who) for of in session.get_inputs()], who)
     order = in_order(names, signature.names, who)
     given_back = [of.name for of in session.get_outputs()]
-    outputs = Outputs(embedding, spec.embedding, who, _HOW, spec.task)
-    logits = "logits" if "logits" in given_back else given_back[0]
+    promise = Promise(who, spec.task, spec.output)
+    outputs = Outputs(embedding, spec.embedding, promise, _HOW)
+    logits = outputs.scored(given_back)
     wanted = [logits, outputs.embedding_name(given_back, logits)] if embedding else [logits]
     if TASKS[spec.task].dense:
         wanted = given_back  # a mask may be among them
@@ -61,7 +63,7 @@ def load(spec: query.Model, *, embedding: bool, names: Sequence[str] = ()) -> Ba
         return outputs.prediction(made, len(inputs[0]))
 
     # Whatever device the session runs on, it takes and returns arrays of the processor's.
-    return BatchPredictor(forward, who=who, device=torch.device("cpu"), batch_size=spec.batch_size)
+    return BatchPredictor(forward, promise=promise, device=torch.device("cpu"), batch_size=spec.batch_size)
 
 
 def _device(runtime: Any, name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""What a model gives for a batch of rows, and the two checks of it."""
+"""What a model gives for a batch of rows, and which rows of it can't be used."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from raystream.errors import ModelError
-from raystream.model.task_output import check_task_logits
+from raystream.model.promise import NOT_FINITE
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Prediction:
     """float32 (n_rows, n_classes), or as `model.task` says; None if the pool's columns hold an embedding alone, or with `scores`."""
     embedding: Tensor | None
     """float32 (n_rows, n_dimensions); None if not wanted."""
-    reason: str = "the model's output holds NaN or infinity"
+    reason: str = NOT_FINITE
     """What is wrong with the rows that `bad_output_rows` finds."""
     samples: Tensor | None = None
     """float32 (n_rows, n_samples, n_classes), logits of each MC dropout sample or member of a committee; None for neither."""
@@ -91,38 +90,9 @@ class Predictor(Protocol):
             the prediction for all rows; may share memory with the inputs.
 
         Raises:
-            ModelError: the model refuses the rows, its output is no (rows, classes) tensor, or one row does not fit
+            ModelError: the model refuses the rows, its output isn't what `raystream.model.promise` says, or one row does not fit
                 into memory.
         """
-
-
-def check_logits(output: object, rows: int, who: str, task: str = "classes") -> Tensor:
-    """The output of a model as float32 logits.
-
-    Args:
-        output: what the model returned.
-        rows: how many rows it was given.
-        who: names the model in errors.
-        task: `model.task`, which decides what shape is expected; (rows, classes) unless it says otherwise.
-
-    Raises:
-        ModelError: it isn't a floating tensor of that shape with at least two classes.
-    """
-    if task != "classes":
-        return check_task_logits(output, rows, who, task)
-    if not isinstance(output, Tensor):
-        raise ModelError(
-            f"{who} returned {type(output).__name__}, expected one tensor of logits, (rows, classes); "
-            "wrap the model so that it returns its logits alone"
-        )
-    shape = tuple(output.shape)
-    if output.ndim != 2 or shape[0] != rows:
-        raise ModelError(f"{who} returned a tensor of shape {shape} for {rows} rows, expected logits of shape ({rows}, classes)")
-    if shape[1] < 2:
-        raise ModelError(f"{who} returned a tensor of shape {shape}, expected at least two classes; for a binary model return (0, logit)")
-    if not output.is_floating_point():
-        raise ModelError(f"{who} returned {output.dtype}, expected floating logits, not predicted classes")
-    return output.float()
 
 
 def bad_output_rows(prediction: Prediction) -> Tensor | None:

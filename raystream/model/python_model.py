@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from raystream.errors import ModelError, did_you_mean
 from raystream.kinds import entry_point
 from raystream.model.batches import BatchPredictor
 from raystream.model.imported import check_imported
-from raystream.model.prediction import Prediction, Predictor, check_logits
+from raystream.model.prediction import Prediction, Predictor
+from raystream.model.promise import Promise
+from raystream.model.returned import named, scored_name
 from raystream.model.source import build
 from raystream.model.task_output import check_mask
 from raystream.query import TASKS
@@ -30,8 +32,9 @@ def load(spec: query.Model, *, embedding: bool, names: Sequence[str] = ()) -> Ba
     * `inputs` is a tuple with one value per column of `pool.inputs`: a tensor (rows, ...) on the processor, not to be kept,
       or a list of str; at most `model.batch_size` rows. Where `pool.inputs` is a mapping, it is a dict of these by their names;
     * it returns a mapping with `logits` or `probabilities` (rows, classes), `embedding` (rows, dimensions), and of a committee
-      `samples`, the members' logits or log-probabilities (rows, members, classes); or a `Prediction`; or the logits alone.
-      Values are tensors or arrays. An embedding may be left out if the query needs none;
+      `samples`, the members' logits or log-probabilities (rows, members, classes); or a `Prediction`; or the logits alone. A dataclass
+      may stand for the mapping, and `out` for `logits`. Values are tensors or arrays. An embedding may be left out if the query needs
+      none. Where `model.output` is probabilities, what is called logits or returned alone is such, and the samples are, too;
     * the same rows in the same batch give the same numbers in every process.
 
     What it reads beside `args` and `weights` is not part of its fingerprint: `model.version` can stand for it.
@@ -43,6 +46,7 @@ def load(spec: query.Model, *, embedding: bool, names: Sequence[str] = ()) -> Ba
     who = f"model.source {spec.source}"
     model = build(spec.source, spec.args | ({"weights": spec.weights} if spec.weights else {}))
     check_imported(spec.source)
+    promise = Promise(f"{who}: predict", spec.task, spec.output)
     predict = getattr(model, "predict", None)
     if not callable(predict):
         raise ModelError(f"{who} made {type(model).__name__}, expected an object with a method predict(inputs)")
@@ -50,9 +54,9 @@ def load(spec: query.Model, *, embedding: bool, names: Sequence[str] = ()) -> Ba
     def forward(inputs: tuple[Any, ...]) -> Prediction:
         given = tuple(values if isinstance(values, Tensor) else values.tolist() for values in inputs)
         returned = predict(dict(zip(names, given, strict=True)) if names else given)
-        return _checked(returned, len(inputs[0]), who, embedding, spec.task)
+        return _checked(returned, len(inputs[0]), who, embedding, promise)
 
-    return BatchPredictor(forward, who=who, device=torch.device("cpu"), batch_size=spec.batch_size)
+    return BatchPredictor(forward, promise=promise, device=torch.device("cpu"), batch_size=spec.batch_size)
 
 
 def load_registered(spec: query.Model, *, embedding: bool) -> Predictor:
@@ -73,7 +77,7 @@ def load_registered(spec: query.Model, *, embedding: bool) -> Predictor:
     return predictor
 
 
-def _checked(returned: object, rows: int, who: str, wanted: bool, task: str) -> Prediction:
+def _checked(returned: object, rows: int, who: str, wanted: bool, promise: Promise) -> Prediction:
     parts = _parts(returned, who)
     unknown = next((name for name in parts if name not in _PARTS), None)
     if unknown is not None:
@@ -84,28 +88,30 @@ def _checked(returned: object, rows: int, who: str, wanted: bool, task: str) -> 
         raise ModelError(f"{who}: predict returned {', '.join(parts) or 'nothing'}, expected logits or probabilities among it")
     if wanted and "embedding" not in parts:
         raise ModelError(f"{who}: predict returned no embedding, but one is needed; return it, or choose a strategy that needs none")
-    if task != "classes" and "logits" not in parts:
-        raise ModelError(f"{who}: predict returned probabilities, expected logits or numbers {TASKS[task].output} for model.task {task}")
-    if "logits" in parts:
-        logits = check_logits(parts["logits"], rows, f"{who}: predict", task)
-    else:
-        logits = check_logits(parts["probabilities"], rows, f"{who}: predict").double().log().float()
+    if promise.task == "regression" and "logits" not in parts:
+        raise ModelError(f"{who}: predict returned probabilities, expected numbers {TASKS['regression'].output} for model.task regression")
+    given = parts["logits"] if "logits" in parts else parts["probabilities"]
+    # A mapping may call its probabilities so; its samples are what model.output says.
+    named_so = promise if "logits" in parts else Promise(promise.who, promise.task, "probabilities")
+    logits = named_so.logits(given, rows)
     embedding = parts.get("embedding") if wanted else None
     samples = parts.get("samples")
-    for name, value, axes in (("embedding", embedding, 2), ("samples", samples, logits.ndim + 1)):
+    for name, value, axes in (("embedding", embedding, 2), ("samples", samples, given.ndim + 1)):
         if value is not None and (
             value.ndim != axes
-            or (name == "samples" and value.shape[2:] != logits.shape[1:])
+            or (name == "samples" and value.shape[2:] != given.shape[1:])
             or value.shape[0] != rows
             or not value.is_floating_point()
         ):
-            expected = ", ".join([str(rows), "dimensions"] if axes == 2 else [str(rows), "members", *map(str, logits.shape[1:])])
+            expected = ", ".join([str(rows), "dimensions"] if axes == 2 else [str(rows), "members", *map(str, given.shape[1:])])
             raise ModelError(f"{who}: predict returned {name} {value.dtype} {tuple(value.shape)}, expected floating numbers ({expected})")
+    members = None if samples is None else promise.members(samples)
     return Prediction(
         logits,
         None if embedding is None else embedding.float(),
-        samples=None if samples is None else samples.float(),
-        mask=check_mask(parts.get("mask"), logits, f"{who}: predict", task) if TASKS[task].dense else None,
+        named_so.reason(logits, members),
+        samples=members,
+        mask=check_mask(parts.get("mask"), logits, promise.who, promise.task) if TASKS[promise.task].dense else None,
     )
 
 
@@ -113,12 +119,14 @@ def _parts(returned: object, who: str) -> dict[str, Tensor]:
     """What was returned, by name, as tensors on the processor."""
     if isinstance(returned, Prediction):
         returned = {"logits": returned.logits, "embedding": returned.embedding, "samples": returned.samples, "mask": returned.mask}
-    if not isinstance(returned, Mapping):
-        returned = {"logits": returned}
+    if isinstance(returned, tuple) and len(returned) == 1:
+        returned = returned[0]
+    found = named(returned)
+    found = {"logits": returned} if found is None else found
+    if scored_name(found) == "out":
+        found["logits"] = found.pop("out")
     parts = {}
-    for name, value in returned.items():
-        if value is None:
-            continue
+    for name, value in found.items():
         if not isinstance(value, Tensor | np.ndarray):
             raise ModelError(f"{who}: predict returned {type(value).__name__} as {name}, expected a tensor or an array")
         parts[str(name)] = (torch.from_numpy(value) if isinstance(value, np.ndarray) else value).detach().cpu()

@@ -15,9 +15,10 @@ from raystream.model.artefact import find_folder
 from raystream.model.batches import BatchPredictor
 from raystream.model.device import choose_device
 from raystream.model.huggingface import check_args, check_tokenizer, loading, read_json, text_package
+from raystream.model.precision import AUTOCAST, in_float32
 from raystream.model.prediction import Prediction
+from raystream.model.promise import Promise
 from raystream.model.texts import PADDED_TOKENS, by_length, text_columns
-from raystream.model.torch_model import AUTOCAST
 from raystream.model.weights import state_hash
 
 _INSTEAD = "save the model there by SentenceTransformer.save"
@@ -37,6 +38,7 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
     package = text_package("sentence_transformers", "sentence_transformers")
     device = choose_device(spec.device)
     model = _read(package, folder, device, who)
+    in_float32(model)
     if max_length is not None:
         model.max_seq_length = max_length
     autocast = AUTOCAST[spec.precision]
@@ -50,7 +52,9 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
         back = torch.from_numpy(np.argsort(np.concatenate(cuts))).to(found.device)
         return Prediction(None, found[back].float())
 
-    return BatchPredictor(forward, who=who, device=device, batch_size=spec.batch_size, state_hash=state_hash(model))
+    return BatchPredictor(
+        forward, promise=Promise(who), device=device, batch_size=spec.batch_size, state_hash=state_hash(model), network=model
+    )
 
 
 def _lengths(model: Any, texts: list[str]) -> list[int]:

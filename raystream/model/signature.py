@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from raystream.errors import ModelError, did_you_mean
-from raystream.model.prediction import Prediction, check_logits
+from raystream.model.prediction import Prediction
+from raystream.model.promise import Promise
+from raystream.model.returned import PROBABILITIES, named, scored_name
 from raystream.model.task_output import check_mask, pooled
 from raystream.query import TASKS
 
@@ -132,21 +134,27 @@ def _check_names(names: Sequence[str], takes: Sequence[str], needed: Sequence[st
 class Outputs:
     """Chooses among the outputs of a model.
 
-    The logits are the output named `logits`, or else the first one. The embedding, if wanted, is the output that `model.embedding`
-    names, or else the one named `embedding`, or else the second one. Outputs without names are called 0, 1, ... The
-    mask of a dense task is the output named `mask`, or else the one of booleans or integers.
+    The logits are the output named `logits`, `probabilities` or `out`, or else the first one. The embedding, if wanted, is the output
+    that `model.embedding` names, or else the one named `embedding`, or else the second one. Outputs without names are called 0, 1, ...
+    The mask of a dense task is the output named `mask`, or else the one of booleans or integers.
     """
 
-    def __init__(self, wanted: bool, name: str | None, who: str, how: str, task: str = "classes") -> None:
+    def __init__(self, wanted: bool, name: str | None, promise: Promise, how: str) -> None:
         """
         Args:
             wanted: whether the embedding is.
             name: `model.embedding`.
-            who: names the model in errors.
+            promise: what the scored output is to be.
             how: the way to a model that gives an embedding, for messages.
-            task: `model.task`.
         """
-        self._wanted, self._name, self._who, self._how, self._task = wanted, name, who, how, task
+        self._wanted, self._name, self._promise, self._how = wanted, name, promise, how
+        self._who, self._task = promise.who, promise.task
+
+    def scored(self, names: Sequence[str]) -> str:
+        """Which of the outputs is scored."""
+        found = scored_name(names) or next(iter(names), "")
+        self._promise.probabilities = self._promise.probabilities or found == PROBABILITIES
+        return found
 
     def prediction(self, output: object, rows: int) -> Prediction:
         """The logits and the embedding of what the model returned: a tensor, a list or tuple of them, or a mapping.
@@ -155,8 +163,8 @@ class Outputs:
             ModelError: there is no embedding, or one of the two can't be one.
         """
         outputs = _named(output)
-        logits_name = "logits" if "logits" in outputs else next(iter(outputs), "")
-        logits = check_logits(outputs.get(logits_name, output), rows, self._who, self._task)
+        logits_name = self.scored(list(outputs))
+        logits = self._promise.logits(outputs.get(logits_name, output), rows)
         mask_name = _mask_name(outputs) if TASKS[self._task].dense else None
         mask = check_mask(outputs[mask_name], logits, self._who, self._task) if mask_name is not None else None
         if not self._wanted:
@@ -192,8 +200,9 @@ def _mask_name(outputs: Mapping[str, object]) -> str | None:
 
 
 def _named(output: object) -> dict[str, object]:
-    if isinstance(output, Mapping):
-        return {str(name): value for name, value in output.items()}
+    parts = named(output)
+    if parts is not None:
+        return parts
     if isinstance(output, list | tuple):
         return {str(i): value for i, value in enumerate(output)}
     return {"0": output}

@@ -15,8 +15,10 @@ from raystream import query
 from raystream.errors import ModelError, did_you_mean
 from raystream.model.artefact import find_file, what_file
 from raystream.model.batches import BatchPredictor, last_line
+from raystream.model.inputs_embedding import INPUTS, inputs_embedding
 from raystream.model.optional import optional
-from raystream.model.prediction import Prediction, check_logits
+from raystream.model.prediction import Prediction
+from raystream.model.promise import Promise
 
 Array = npt.NDArray[np.generic]
 
@@ -40,42 +42,51 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
 
     Raises:
         ModelError: scikit-learn or skops is missing; the file is a pickle that isn't trusted, or no classifier with
-            probabilities; an embedding is wanted and there is none.
+            probabilities of what `model.task` says.
     """
     assert spec.source is not None  # the query checks it
     who = f"model.source {spec.source}"
     optional("sklearn", "sklearn", "sklearn")
     model = _read(spec.source, spec.trust == "pickle")
     _one_thread_each(model)
-    classifier = SklearnClassifier(model, who, spec.embedding, embedding=embedding)
-    return BatchPredictor(classifier.predict, who=who, device=torch.device("cpu"), batch_size=spec.batch_size)
+    promise = Promise(who, spec.task, "probabilities")
+    classifier = SklearnClassifier(model, promise, spec.embedding, embedding=embedding)
+    return BatchPredictor(
+        classifier.predict,
+        promise=promise,
+        device=torch.device("cpu"),
+        batch_size=spec.batch_size,
+        class_labels=classifier.class_labels,
+    )
 
 
 class SklearnClassifier:
-    """A fitted classifier, alone or at the end of a pipeline.
+    """A fitted classifier, alone or at the end of a pipeline; of one class a row, or of labels with a yes or no each.
 
     The embedding is what a step of the pipeline gives: the one that `model.embedding` names, or else the last before the classifier.
+    Of a classifier alone it is its inputs.
     """
 
-    def __init__(self, model: Any, who: str, step: str | None, *, embedding: bool) -> None:
-        self._who = who
+    def __init__(self, model: Any, promise: Promise, step: str | None, *, embedding: bool) -> None:
+        self._who, self._promise = promise.who, promise
         steps = list(model.steps) if hasattr(model, "steps") else [("", model)]
         self._before, self._classifier = steps[:-1], steps[-1][1]
         if not hasattr(self._classifier, "predict_proba"):
             raise ModelError(
-                f"{who} is {type(self._classifier).__name__} without predict_proba, expected a classifier that gives probabilities; "
+                f"{self._who} is {type(self._classifier).__name__} without predict_proba, expected a classifier that gives probabilities; "
                 "wrap it in sklearn.calibration.CalibratedClassifierCV"
             )
         self._step = self._embedding_step(step) if embedding else None
+        self.class_labels = self._check_classes()
         self._members = _members(self._classifier)
 
     def predict(self, inputs: tuple[Any, ...]) -> Prediction:
-        """Logarithms of probabilities, those of the members, and the embedding, for one tensor (n, ...) or texts (n,)."""
+        """Logarithms or log-odds of probabilities, those of the members, and the embedding, for one tensor (n, ...) or texts (n,)."""
         if len(inputs) != 1:
             raise ModelError(f"{self._who} takes one input, but pool.inputs gives {len(inputs)}; put them into one list column")
         values = inputs[0].flatten(1).numpy() if isinstance(inputs[0], Tensor) else inputs[0]
         rows = len(values)
-        embedding = None
+        embedding = inputs_embedding(inputs, self._who) if self._step == INPUTS else None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="X does not have valid feature names")  # the pool's columns come by order
             for name, step in self._before:
@@ -83,10 +94,47 @@ class SklearnClassifier:
                 if name == self._step:
                     embedding = self._dense(name, values, rows)
             self._check_width(values)
-            members = [np.asarray(member(values)) for member in self._members]
-            mean = np.mean(members, axis=0, dtype=np.float64) if members else self._classifier.predict_proba(values)
-        logits = check_logits(_log(mean) if isinstance(mean, np.ndarray) else mean, rows, self._who)
-        return Prediction(logits, embedding, samples=_log(np.stack(members, axis=1)) if members else None)
+            members = [self._probabilities(member(values)) for member in self._members]
+            mean = np.mean(np.stack(members), axis=0) if members else self._probabilities(self._classifier.predict_proba(values))
+        samples = self._promise.members(torch.from_numpy(np.stack(members, axis=1))) if members else None
+        return Prediction(self._promise.logits(torch.from_numpy(mean), rows), embedding, samples=samples)
+
+    def _probabilities(self, found: Any) -> npt.NDArray[np.float64]:
+        """Of classes (n, classes), of labels (n, labels): what `predict_proba` gave, which is a list where there are several outputs."""
+        if isinstance(found, list):
+            return np.stack([self._yes(np.asarray(one, dtype=np.float64), label) for label, one in enumerate(found)], axis=1)
+        return np.asarray(found, dtype=np.float64)
+
+    def _yes(self, found: npt.NDArray[np.float64], label: int) -> npt.NDArray[np.float64]:
+        """(n,) the probability of one label, out of that of its two classes, or of the only one that it was fitted on."""
+        classes = list(self._classifier.classes_[label])
+        yes = [position for position, value in enumerate(classes) if value in (1, True)]
+        if set(classes) - {0, 1}:
+            raise ModelError(
+                f"{self._who}: output {label} is one of the classes {', '.join(map(str, classes))}, expected labels that are 0 or 1, one "
+                "output for each; fit one on each of them, or one classifier for each output"
+            )
+        return found[:, yes[0]] if yes else np.zeros(len(found))
+
+    def _check_classes(self) -> tuple[Any, ...] | None:
+        """The classes, as the classifier calls them; None of one whose outputs are labels.
+
+        Raises:
+            ModelError: its outputs are what `model.task` isn't, or it knows one class alone.
+        """
+        classes, several = getattr(self._classifier, "classes_", None), self._promise.task == "multi_label"
+        kind = type(self._classifier).__name__
+        if not several and (isinstance(classes, list) or getattr(self._classifier, "multilabel_", False)):
+            raise ModelError(
+                f"{self._who} is {kind} fitted on several labels a row, whose probabilities are no one distribution, but model.task is "
+                "classes; set it to multi_label"
+            )
+        if several or classes is None:
+            return None
+        labels = tuple(np.asarray(classes).tolist())
+        if len(labels) < 2:
+            raise ModelError(f"{self._who} is {kind} fitted on rows of one class alone, {labels[0]!r}; fit it on two or more")
+        return labels
 
     def _check_width(self, values: Any) -> None:
         expected = getattr(self._classifier, "n_features_in_", None)
@@ -96,16 +144,11 @@ class SklearnClassifier:
 
     def _embedding_step(self, name: str | None) -> str:
         names = [known for known, _ in self._before]
-        if not names:
+        if name is not None and name != INPUTS and name not in names:
             raise ModelError(
-                f"{self._who} is {type(self._classifier).__name__} alone, which has no embedding; put a transformer before it in a "
-                "Pipeline, or choose a strategy that needs no embedding, such as top_k"
+                f"model.embedding is {name!r}, which is no step of {self._who} before the classifier{did_you_mean(name, [*names, INPUTS])}"
             )
-        if name is not None and name not in names:
-            raise ModelError(
-                f"model.embedding is {name!r}, which is no step of {self._who} before the classifier{did_you_mean(name, names)}"
-            )
-        return name or names[-1]
+        return name or (names[-1] if names else INPUTS)
 
     def _dense(self, name: str, values: Any, rows: int) -> Tensor:
         if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or values.shape[:1] != (rows,):
@@ -161,18 +204,12 @@ def _one_thread_each(model: Any) -> None:
         model.set_params(**jobs)
 
 
-def _log(probabilities: Array) -> Tensor:
-    """Logarithms in float32; 0 becomes -inf, which masks a class."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return torch.from_numpy(np.log(np.asarray(probabilities, dtype=np.float64)).astype(np.float32))
-
-
 def _members(classifier: Any) -> list[Any]:
     """Functions from inputs to the probabilities of each member, if the classifier's own are the mean of these; else none."""
     from sklearn.ensemble import BaggingClassifier, VotingClassifier
     from sklearn.ensemble._forest import ForestClassifier
 
-    if isinstance(classifier, ForestClassifier) and not isinstance(classifier.classes_, list):
+    if isinstance(classifier, ForestClassifier):
         return [lambda values, tree=tree: tree.predict_proba(values) for tree in classifier.estimators_]
     if isinstance(classifier, VotingClassifier) and classifier.weights is None:
         return [member.predict_proba for member in classifier.estimators_]

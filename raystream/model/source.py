@@ -13,13 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from raystream.errors import ModelError, QueryError, did_you_mean
 from raystream.model.device import is_device_failure
 
 _FACTORY_SEED = 0
 """Of what a factory draws, the same in every process; part of what a fingerprint means, so it never changes."""
+_OTHER_SEED = 1
+_LARGEST_REBUILT = 1 << 30
+"""Bytes of parameters beyond which a network isn't made a second time: a worker may have no room for two."""
 _LONGEST_HINT = 300
 
 
@@ -46,22 +50,69 @@ def build_network(source: str, args: Mapping[str, Any]) -> nn.Module:
     made = build(source, args)
     if not isinstance(made, nn.Module):
         raise ModelError(f"model.source {source} returned {type(made).__name__}, expected a torch.nn.Module")
-    return made
+    return plain_network(made)
 
 
-def build(source: str, args: Mapping[str, Any]) -> object:
+def plain_network(network: nn.Module) -> nn.Module:
+    """The network without what torch.compile put around it, or around parts of it."""
+    while _is_compiled(network):
+        network = network.get_submodule("_orig_mod")
+    for module in network.modules():
+        module.__dict__.pop("_compiled_call_impl", None)  # of `module.compile()`
+        for name, child in list(module.named_children()):
+            if _is_compiled(child):
+                setattr(module, name, plain_network(child))
+    return network
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Told by its name: importing torch's compiler takes a second."""
+    return type(module).__name__ == "OptimizedModule" and "_orig_mod" in dict(module.named_children())
+
+
+def untrained(network: nn.Module, source: str, args: Mapping[str, Any]) -> tuple[str, ...]:
+    """A note if a network that was given no weights has none of its own: its factory draws its parameters anew for every seed.
+
+    Args:
+        network: as `build_network` made it.
+        source: of it.
+        args: of it.
+    """
+    size = sum(values.numel() * values.element_size() for values in network.parameters() if not is_lazy(values))
+    if not size or size > _LARGEST_REBUILT or isinstance(find(source, "model.source"), nn.Module):
+        return ()  # a module that was made when its file was imported can't be made again
+    try:
+        again = build(source, args, _OTHER_SEED)
+    except ModelError:
+        return ()  # it can't be called twice
+    others = dict(plain_network(again).named_parameters()) if isinstance(again, nn.Module) else {}
+    drawn = [name for name, values in network.named_parameters() if name not in others or not _alike(values, others[name])]
+    if not drawn:
+        return ()
+    own = [name for name, values in network.named_parameters() if name not in drawn and bool((values != values.flatten()[:1]).any())]
+    shown = ", ".join(drawn[:3]) + (f" and {len(drawn) - 3} more" if len(drawn) > 3 else "")
+    what = f"{shown} of its parameters are drawn at random" if own else "its parameters are drawn at random"
+    return (f"model.weights is not given, and {what} by model.source {source}: its scores are those of a random network; give its weights",)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return not is_lazy(one) and not is_lazy(other) and one.shape == other.shape and torch.equal(one, other)
+
+
+def build(source: str, args: Mapping[str, Any], seed: int = _FACTORY_SEED) -> object:
     """Import the source and call it with `args`, under a fixed seed; the random generators stay as they were.
 
     Args:
         source: `module:attribute` of a class or factory, or of an instance of `nn.Module`, which is copied.
         args: keyword arguments of the class or factory.
+        seed: of what it draws.
 
     Raises:
         ModelError: it can't be imported or called.
     """
     with _fixed_seed():
         factory = _find(source)
-    with _fixed_seed():  # anew: the import draws only if it is the process's first
+    with _fixed_seed(seed):  # anew: the import draws only if it is the process's first
         return _call(factory, source, args)
 
 
@@ -114,7 +165,7 @@ def _call(factory: object, source: str, args: Mapping[str, Any]) -> object:
     else:
         raise ModelError(f"model.source {source} is {type(factory).__name__}, expected a class, a factory or a torch.nn.Module")
     try:
-        return copy.deepcopy(factory) if isinstance(factory, nn.Module) else factory(**args)
+        return copy.deepcopy(plain_network(factory)) if isinstance(factory, nn.Module) else factory(**args)
     except (Exception, SystemExit) as error:
         if is_device_failure(error):
             raise
@@ -139,19 +190,19 @@ _one_at_a_time = threading.RLock()
 
 
 @contextmanager
-def _fixed_seed() -> Iterator[None]:
-    with _one_at_a_time, _generators_kept():
+def _fixed_seed(seed: int = _FACTORY_SEED) -> Iterator[None]:
+    with _one_at_a_time, _generators_kept(seed):
         yield
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
+def _generators_kept(seed: int) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=cuda):
-        random.seed(_FACTORY_SEED)
-        np.random.seed(_FACTORY_SEED)
-        torch.manual_seed(_FACTORY_SEED)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
         try:
             yield
         finally:

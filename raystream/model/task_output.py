@@ -1,8 +1,7 @@
-"""Outputs with more than one class a row: pixels, tokens, labels, numbers. Their shapes, which elements count, and their embedding."""
+"""The shapes of what models give by their task; of pixels and tokens which of them count, and what a row's embedding is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,45 +10,13 @@ from torch import Tensor
 from raystream.errors import ModelError
 from raystream.query import TASKS
 
-_AXES = {"classes": (2,), "multi_label": (2,), "regression": (2,), "tokens": (3,), "segmentation": (4, 5)}
-"""How many axes a task's logits have; regression's of one axis are given a second."""
-
-
-def split(output: object, task: str) -> tuple[object, object]:
-    """The logits and, of a dense task, the mask of what a model returned: logits, (logits, mask), or a mapping of both names."""
-    if not TASKS[task].dense:
-        return output, None
-    if isinstance(output, Mapping):
-        return output.get("logits"), output.get("mask")
-    if isinstance(output, tuple | list) and len(output) == 2:
-        return output[0], output[1]
-    return output, None
+AXES = {"classes": (2,), "multi_label": (2,), "regression": (2,), "tokens": (3,), "segmentation": (4, 5)}
+"""How many axes a task's logits have; a single one of two is given the second."""
 
 
 def class_axis(task: str) -> int:
     """Where the classes are in the logits of a batch."""
     return 2 if task == "tokens" else 1
-
-
-def check_task_logits(output: object, rows: int, who: str, task: str) -> Tensor:
-    """The output of a model as float32, in the shape of its task.
-
-    Raises:
-        ModelError: it has another shape, too few classes, or isn't floating.
-    """
-    expected = f"a floating tensor {TASKS[task].output} for model.task {task}"
-    if not isinstance(output, Tensor):
-        hint = "; beside it, it may return a mask of the elements that count: (logits, mask)" if TASKS[task].dense else ""
-        raise ModelError(f"{who} returned {type(output).__name__}, expected {expected}{hint}")
-    if task == "regression" and output.ndim == 1:
-        output = output.unsqueeze(1)
-    wrong = output.ndim not in _AXES[task] or output.shape[0] != rows or not output.is_floating_point()
-    if wrong or 0 in output.shape[1:]:
-        got = f"{str(output.dtype).removeprefix('torch.')} {tuple(output.shape)} for {rows} rows"
-        raise ModelError(f"{who} returned {got}, expected {expected}; check model.task, or wrap the model so that it returns this")
-    if TASKS[task].dense and output.shape[class_axis(task)] < 2:
-        raise ModelError(f"{who} returned {tuple(output.shape)}, expected at least two classes on axis {class_axis(task)}")
-    return output.float()
 
 
 def check_mask(mask: object, logits: Tensor, who: str, task: str) -> Tensor | None:

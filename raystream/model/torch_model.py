@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from raystream import query
 from raystream.errors import ModelError
+from raystream.model.batches import join
 from raystream.model.device import choose_device, is_device_failure, is_out_of_memory
 from raystream.model.embedding import EmbeddingTap
 from raystream.model.gradient_lengths import GradientLengths
 from raystream.model.imported import check_imported
 from raystream.model.mc_dropout import MCDropout
-from raystream.model.prediction import Prediction, check_logits
+from raystream.model.precision import AUTOCAST, in_float32
+from raystream.model.prediction import Prediction
+from raystream.model.promise import Promise
 from raystream.model.signature import check_forward
-from raystream.model.source import build_network
-from raystream.model.task_output import check_mask, split
+from raystream.model.source import build_network, untrained
 from raystream.model.weights import load_weights, state_hash
-
-AUTOCAST = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def load(
@@ -34,14 +34,17 @@ def load(
     gradient_classes: int | None = None,
     names: Sequence[str] = (),
 ) -> TorchPredictor:
-    """Build the network of `spec.source`, fill it from `spec.weights` and put it on its device."""
+    """Build the network of `spec.source`, fill it from `spec.weights` and put it on its device, its parameters in float32.
+
+    What torch.compile wraps is taken out of it: hooks and dropout samples need the modules themselves, and a unit's scores may not
+    depend on whether the query asked for these.
+    """
     assert spec.source is not None  # the query checks it
     assert not isinstance(spec.weights, list)  # a committee loads its members one by one
     device = choose_device(spec.device)
     network = build_network(spec.source, spec.args)
     check_imported(spec.source)
-    if spec.weights is not None:
-        load_weights(network, spec.weights, spec.trust)
+    notes = load_weights(network, spec.weights, spec.trust) if spec.weights else untrained(network, spec.source, spec.args)
     if names:
         check_forward(network.forward, names, f"model.source {spec.source}")
     return TorchPredictor(
@@ -52,10 +55,12 @@ def load(
         autocast=AUTOCAST[spec.precision],
         embedding=EmbeddingTap(network, spec.embedding, spec.task, last_layer=last_layer) if embedding else None,
         task=spec.task,
+        output=spec.output,
         mc_samples=mc_samples,
         seed=seed,
         gradients=GradientLengths(network, gradient_classes, spec.temperature_value, names) if gradient_classes is not None else None,
         names=names,
+        notes=notes,
     )
 
 
@@ -72,10 +77,12 @@ class TorchPredictor:
         autocast: torch.dtype | None = None,
         embedding: EmbeddingTap | None = None,
         task: str = "classes",
+        output: str = "logits",
         mc_samples: int = 0,
         seed: int = 0,
         gradients: GradientLengths | None = None,
         names: Sequence[str] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -86,26 +93,30 @@ class TorchPredictor:
             autocast: the dtype of mixed precision; None for none.
             embedding: hooks on this network; None if embeddings aren't wanted.
             task: `model.task`: what its output is.
+            output: `model.output`: logits or probabilities.
             mc_samples: how many MC dropout samples each prediction holds; 0: none.
             seed: of their masks.
             gradients: of this network; None if `Prediction.gradient_lengths` isn't wanted.
             names: the arguments of its forward that the inputs are; empty if they come by position.
+            notes: what the user should know of the network.
         """
+        self._built_in = in_float32(network)
         self.state_hash = state_hash(network)
         self.device = device
         self.batch_size = batch_size
         self._source = f"model.source {source}"
-        self._network = self._placed(network.eval())
+        self.network = self._placed(network.eval())
+        self.notes = tuple(notes)
         self._autocast = autocast
         self._embedding = embedding
         self._gradients = gradients
-        self._task = task
+        self.promise = Promise(self._source, task, output)
         self._names = tuple(names)
         self._dropout = self._make_dropout(mc_samples, seed) if mc_samples else None
 
     def _make_dropout(self, samples: int, seed: int) -> MCDropout:
         return MCDropout(
-            self._network,
+            self.network,
             self._run,
             samples=samples,
             seed=seed,
@@ -113,7 +124,8 @@ class TorchPredictor:
             device=self.device,
             embedding=self._embedding,
             autocast=self._autocast is not None,
-            task=self._task,
+            task=self.promise.task,
+            output="probabilities" if self.promise.probabilities else "logits",
         )
 
     def _placed(self, network: nn.Module) -> nn.Module:
@@ -137,7 +149,7 @@ class TorchPredictor:
             if prediction is not None:
                 pieces.append(prediction)
                 start += self.batch_size
-        return pieces[0] if len(pieces) == 1 else _concatenate(pieces)
+        return join(pieces)
 
     def _fit(self, inputs: tuple[Tensor, ...]) -> Prediction | None:
         """The prediction for one batch, or None when it did not fit and `batch_size` was halved."""
@@ -163,57 +175,47 @@ class TorchPredictor:
         rows = inputs[0].shape[0]
         inputs = tuple(values.to(self.device, non_blocking=self.device.type == "cuda") for values in inputs)
         if self._embedding is not None:
-            self._embedding.prepare(self._probe, inputs)
+            self._embedding.prepare(self._probe, inputs, self.promise)
         bias = self._embedding is None or self._embedding.bias
         if self._dropout is not None:
             made = self._dropout(inputs)
+            reason = self._dropout.promise.reason(made.logits, made.samples)
+            lengths = self._lengths(inputs, self._dropout.promise)
             return Prediction(
-                made.logits, made.embedding, samples=made.samples, mask=made.mask, bias=bias, gradient_lengths=self._lengths(inputs)
+                made.logits, made.embedding, reason, samples=made.samples, mask=made.mask, bias=bias, gradient_lengths=lengths
             )
-        output, given = split(self._run(inputs), self._task)
-        logits = check_logits(output, rows, self._source, self._task)
-        mask = check_mask(given, logits, self._source, self._task)
-        embedding = None if self._embedding is None else self._embedding.take(output, rows, mask)
-        return Prediction(logits, embedding, mask=mask, bias=bias, gradient_lengths=self._lengths(inputs))
+        output = self._run(inputs)
+        read = self.promise.read(output, rows)
+        embedding = None if self._embedding is None else self._embedding.take(read.raw, rows, read.mask)
+        # egl_parameters names the network in its errors, so that it is wrapped only where it must be.
+        as_it_is = read.raw is output and read.raw.shape == read.logits.shape and not self.promise.probabilities
+        lengths = self._lengths(inputs, None if as_it_is else self.promise)
+        reason = self.promise.reason(read.logits)
+        return Prediction(read.logits, embedding, reason, mask=read.mask, bias=bias, gradient_lengths=lengths)
 
-    def _lengths(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
+    def _lengths(self, inputs: tuple[Tensor, ...], promise: Promise | None) -> Tensor | None:
         if self._gradients is None:
             return None
         try:
-            return self._gradients(inputs)
+            return self._gradients(inputs, promise)
         finally:
             if self._embedding is not None:
                 self._embedding.clear()  # the hooks ran again
 
     def _probe(self, inputs: tuple[Tensor, ...]) -> object:
-        """The raw output, once it is known to be logits: what to say of a wrong one must not depend on embeddings."""
-        output, _ = split(self._run(inputs), self._task)
-        check_logits(output, inputs[0].shape[0], self._source, self._task)
-        return output
+        """What is scored, once it is known to keep its promise: what to say of a wrong one must not depend on embeddings."""
+        return self.promise.read(self._run(inputs), inputs[0].shape[0]).raw
 
     def _run(self, inputs: tuple[Tensor, ...]) -> object:
         try:
             with torch.autocast(self.device.type, self._autocast) if self._autocast else nullcontext():
-                return self._network(**dict(zip(self._names, inputs, strict=True))) if self._names else self._network(*inputs)
+                return self.network(**dict(zip(self._names, inputs, strict=True))) if self._names else self.network(*inputs)
         except Exception as error:
             if isinstance(error, ModelError) or is_out_of_memory(error) or is_device_failure(error):
                 raise
             shapes = ", ".join(f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}" for values in inputs)
             told = f"{type(error).__name__}: {error}"
+            built = f", its parameters being float32 in place of {self._built_in}, as model.precision says" if self._built_in else ""
             raise ModelError(
-                f"{self._source} raised {told} on inputs {shapes}; check that pool.inputs are what its forward takes"
+                f"{self._source} raised {told} on inputs {shapes}{built}; check that pool.inputs are what its forward takes"
             ) from error
-
-
-def _concatenate(pieces: list[Prediction]) -> Prediction:
-    logits, embedding, samples, mask, lengths = (
-        torch.cat(parts) if parts else None
-        for parts in (
-            [piece.logits for piece in pieces if piece.logits is not None],
-            [piece.embedding for piece in pieces if piece.embedding is not None],
-            [piece.samples for piece in pieces if piece.samples is not None],
-            [piece.mask for piece in pieces if piece.mask is not None],
-            [piece.gradient_lengths for piece in pieces if piece.gradient_lengths is not None],
-        )
-    )
-    return Prediction(logits, embedding, samples=samples, mask=mask, bias=pieces[0].bias, gradient_lengths=lengths)

@@ -15,6 +15,7 @@ from raystream.model.artefact import find_file
 from raystream.model.batches import BatchPredictor, last_line
 from raystream.model.device import choose_device
 from raystream.model.prediction import Prediction
+from raystream.model.promise import Promise
 from raystream.model.sampled import SampledForward
 from raystream.model.signature import Outputs, in_order
 from raystream.model.weights import state_hash
@@ -33,7 +34,9 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
     path = find_file(spec.source, "a TorchScript archive", "save the model with torch.jit.save, or set model.kind to what it is")
     who = f"model.source {spec.source}"
     network = _load(str(path), device, who)
-    outputs = Outputs(embedding, spec.embedding, who, _HOW, spec.task)
+    promise = Promise(who, spec.task, spec.output)
+    outputs = Outputs(embedding, spec.embedding, promise, _HOW)
+    floating = _dtype(network)
     arguments = [of.name for of in network.forward.schema.arguments[1:]]  # without self
     takes = len(arguments)
     order = in_order(names, arguments, who)
@@ -53,9 +56,16 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
     def forward(inputs: tuple[Any, ...]) -> Prediction:
         if len(inputs) > takes:
             raise ModelError(f"{who} takes {takes} inputs, but pool.inputs gives {len(inputs)}; name one for each")
-        return passed(tuple(values.to(device, non_blocking=device.type == "cuda") for values in order(inputs)))
+        given = (values.to(device, non_blocking=device.type == "cuda") for values in order(inputs))
+        return passed(tuple(values.to(floating) if values.is_floating_point() else values for values in given))
 
-    return BatchPredictor(forward, who=who, device=device, batch_size=spec.batch_size, state_hash=state_hash(network))
+    hashed = state_hash(network)
+    return BatchPredictor(forward, promise=promise, device=device, batch_size=spec.batch_size, state_hash=hashed, network=network)
+
+
+def _dtype(network: Any) -> torch.dtype:
+    """What its floating parameters are, and so its inputs: a file runs in the precision that it was saved in."""
+    return next((values.dtype for values in network.parameters() if values.is_floating_point()), torch.float32)
 
 
 def _load(path: str, device: torch.device, who: str) -> Any:

@@ -16,11 +16,12 @@ from raystream.model.artefact import find_folder
 from raystream.model.batches import BatchPredictor, join
 from raystream.model.device import choose_device
 from raystream.model.hidden import HiddenState
-from raystream.model.huggingface import check_args, check_tokenizer, loading, text_package
-from raystream.model.prediction import Prediction, check_logits
+from raystream.model.huggingface import check_args, check_tokenizer, loading, read_json, text_package
+from raystream.model.precision import AUTOCAST, in_float32
+from raystream.model.prediction import Prediction
+from raystream.model.promise import Promise
 from raystream.model.sampled import SampledForward
 from raystream.model.texts import PADDED_TOKENS, by_length, text_columns
-from raystream.model.torch_model import AUTOCAST
 from raystream.model.weights import state_hash
 
 _INSTEAD = "save the model and its tokenizer there by save_pretrained"
@@ -40,20 +41,23 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
     transformers = text_package("transformers", "transformers")
     device = choose_device(spec.device)
     network, tokenizer = _read(transformers, folder, who, spec.task)
+    in_float32(network)  # a folder may say that it is loaded in the precision it was saved in
     network = network.eval().to(device)
+    promise = Promise(who, spec.task, spec.output)
     classifier = TextClassifier(
         network,
         tokenizer,
-        who=who,
+        promise=promise,
         device=device,
         max_length=max_length or _longest(network, tokenizer),
         autocast=AUTOCAST[spec.precision],
         hidden=HiddenState(network, spec.embedding) if embedding else None,
-        task=spec.task,
         mc_samples=mc_samples,
         seed=seed,
     )
-    return BatchPredictor(classifier.predict, who=who, device=device, batch_size=spec.batch_size, state_hash=state_hash(network))
+    return BatchPredictor(
+        classifier.predict, promise=promise, device=device, batch_size=spec.batch_size, state_hash=state_hash(network), network=network
+    )
 
 
 class TextClassifier:
@@ -64,12 +68,11 @@ class TextClassifier:
         network: Any,
         tokenizer: Any,
         *,
-        who: str,
+        promise: Promise,
         device: torch.device,
         max_length: int | None,
         autocast: torch.dtype | None,
         hidden: HiddenState | None,
-        task: str = "classes",
         mc_samples: int = 0,
         seed: int = 0,
     ) -> None:
@@ -77,18 +80,17 @@ class TextClassifier:
         Args:
             network: in evaluation mode, on its device.
             tokenizer: the one that it was trained with.
-            who: names the model in errors.
+            promise: what its logits are to be; names the model in errors.
             device: the network's.
             max_length: tokens at which texts are cut off; None if it takes any number.
             autocast: the dtype of mixed precision; None for none.
             hidden: a hook on this network; None if embeddings aren't wanted.
-            task: `model.task`.
             mc_samples: how many MC dropout samples each prediction holds; 0: none.
             seed: of their masks.
         """
         self._network, self._tokenizer, self._hidden = network, tokenizer, hidden
-        self._who, self._device, self._max_length, self._autocast = who, device, max_length, autocast
-        self._task, self._samples, self._seed = task, mc_samples, seed
+        self._promise, self._device, self._max_length, self._autocast = promise, device, max_length, autocast
+        self._who, self._task, self._samples, self._seed = promise.who, promise.task, mc_samples, seed
         self._sampled: SampledForward | None = None
         self._names: list[str] = []
 
@@ -129,7 +131,7 @@ class TextClassifier:
         special = batch.pop("special_tokens_mask", None)
         with torch.autocast(self._device.type, self._autocast) if self._autocast else nullcontext():
             output = self._network(**batch)
-        logits = check_logits(output.logits, len(given[0]), self._who, self._task)
+        logits = self._promise.logits(output.logits, len(given[0]))
         embedding = None if self._hidden is None else self._hidden.take(batch["attention_mask"])
         return Prediction(logits, embedding, mask=None if special is None else _words(batch["attention_mask"], special))
 
@@ -157,6 +159,7 @@ def _words(attention: Tensor, special: Tensor) -> Tensor:
 
 def _read(transformers: Any, folder: Path, who: str, task: str) -> tuple[Any, Any]:
     local = {"local_files_only": True, "trust_remote_code": False}
+    _check_head(folder, task, who)
     with loading(who):
         auto = transformers.AutoModelForTokenClassification if task == "tokens" else transformers.AutoModelForSequenceClassification
         network, report = auto.from_pretrained(folder, output_loading_info=True, **local)
@@ -166,7 +169,7 @@ def _read(transformers: Any, folder: Path, who: str, task: str) -> tuple[Any, An
                 f"{who} is no trained classifier: its weights lack {', '.join(missing[:3])}; fine-tune it first, "
                 "or set model.kind to sentence_transformers to use its embedding alone"
             )
-        _check_problem(network.config.problem_type, task, who)
+        _check_problem(network.config, task, who)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
     check_tokenizer(folder, tokenizer, who)
     if tokenizer.pad_token is None:
@@ -180,10 +183,25 @@ _PROBLEMS = {"single_label_classification": "classes", "multi_label_classificati
 """What a config's `problem_type` is as `model.task`; a config may leave it open."""
 
 
-def _check_problem(problem: str | None, task: str, who: str) -> None:
+def _check_head(folder: Path, task: str, who: str) -> None:
+    """Refuse a head of the other sort: their weights often have the same names and shapes."""
+    for name in read_json(folder / "config.json", who).get("architectures") or []:
+        if str(name).endswith("ForTokenClassification") and task != "tokens":
+            raise ModelError(f"{who} is a classifier of tokens ({name}), but model.task is {task}; set it to tokens")
+        if str(name).endswith("ForSequenceClassification") and task == "tokens":
+            raise ModelError(f"{who} is a classifier of whole texts ({name}), but model.task is tokens; set it to classes")
+
+
+def _check_problem(config: Any, task: str, who: str) -> None:
+    problem = config.problem_type
     meant = _PROBLEMS.get(problem or "", task)
     if task != "tokens" and meant != task:
         raise ModelError(f"{who} was trained for {problem}, but model.task is {task}; set it to {meant}")
+    if task == "classes" and config.num_labels == 1:
+        raise ModelError(
+            f"{who} has num_labels 1, which transformers trains as a regression, but model.task is classes, which needs 2 or more; "
+            "set model.task to regression, or to multi_label if it is one yes or no"
+        )
 
 
 def _longest(network: Any, tokenizer: Any) -> int | None:

@@ -1,11 +1,13 @@
-"""Weights: read a file of tensors, fit it to a network strictly, hash what came of it."""
+"""Weights: read a file of tensors, as trainers write them, fit it to a network strictly, hash what came of it."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -18,9 +20,13 @@ from torch.nn.parameter import is_lazy
 from raystream.errors import ModelError
 from raystream.model.artefact import what_file
 
-_TORCH_FILES = (".pt", ".pth", ".bin", ".ckpt")
-_WRAPPERS = ("state_dict", "model_state_dict")
-"""Keys under which training scripts nest the state in a checkpoint."""
+_TORCH_FILES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
+_ENTRIES = ("state_dict", "model_state_dict", "model")
+"""Keys under which training scripts nest the state in a checkpoint: Lightning, timm, the tutorials of torch."""
+_HARMLESS = [argparse.Namespace]
+"""What trainers put beside the tensors, and holds nothing but what is in the file."""
+_COMPILED = "_orig_mod."
+"""In the names of a network of which torch.compile wrapped a part."""
 _NO_STATE = {
     "a TorchScript archive": "save model.state_dict() as safetensors, or give the file in model.source with kind: torchscript",
     "a torch.export archive": "save model.state_dict() as safetensors, or give the file in model.source with kind: export",
@@ -28,22 +34,33 @@ _NO_STATE = {
 """Files of torch's that are no checkpoint, and what to do."""
 
 
-def load_weights(network: nn.Module, path: str, trust: Literal["safe", "pickle"] = "safe") -> None:
-    """Fill a network from a file; every tensor of both must fit.
+def load_weights(network: nn.Module, path: str, trust: Literal["safe", "pickle"] = "safe") -> tuple[str, ...]:
+    """Fill a network from a file; every tensor of both must fit, by its name or without a prefix that all of the file's have.
 
     Args:
         network: to be filled.
         path: of the file.
         trust: whether a torch checkpoint may be a pickle, which can run code.
 
+    Returns:
+        what the user should know: which prefix was left out.
+
     Raises:
         ModelError: the file is missing, unreadable or holds more than tensors, or its tensors don't fit.
     """
     tensors = _read(path, trust == "pickle")
-    problem = _misfit(network.state_dict(), tensors)
+    expected = network.state_dict()
+    problem = _misfit(expected, tensors)
+    notes: tuple[str, ...] = ()
     if problem:
-        raise ModelError(f"model.weights {path} does not fit the model: {problem}; check model.source and model.args")
+        for left_out, renamed in _without_prefix(tensors):
+            if len(renamed) == len(tensors) and not _misfit(expected, renamed):
+                tensors, notes = renamed, (f"model.weights {path}: {left_out!r} was left out of the names of its {len(renamed)} tensors",)
+                break
+        else:
+            raise ModelError(f"model.weights {path} does not fit the model: {problem}; check model.source and model.args")
     network.load_state_dict(tensors, strict=False)  # strict by _misfit, which knows tied weights
+    return notes
 
 
 def state_hash(network: nn.Module) -> str:
@@ -67,7 +84,8 @@ def state_hash(network: nn.Module) -> str:
 
 
 def _read(path: str, trusted: bool) -> dict[str, Tensor]:
-    suffix = Path(path).suffix.lower()
+    name = Path(path).name.lower()
+    suffix = next((known for known in (".safetensors", *_TORCH_FILES) if name.endswith(known)), Path(path).suffix)
     if suffix != ".safetensors" and suffix not in _TORCH_FILES:
         known = ", ".join((".safetensors", *_TORCH_FILES))
         raise ModelError(f"model.weights {path} ends in {suffix!r}, expected one of {known}; save the state dict in such a file")
@@ -82,7 +100,8 @@ def _read(path: str, trusted: bool) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             # torch warns of pickle protocols that it then refuses; the refusal is what the user needs to read.
             warnings.simplefilter("ignore", UserWarning)
-            return _tensors(torch.load(path, map_location="cpu", weights_only=not trusted), path)
+            with _harmless():
+                return _tensors(torch.load(path, map_location="cpu", weights_only=not trusted), path)
     except pickle.UnpicklingError as error:
         if trusted:
             raise ModelError(f"model.weights {path} is no checkpoint: {error}; save model.state_dict() as safetensors") from None
@@ -101,19 +120,42 @@ def _read(path: str, trusted: bool) -> dict[str, Tensor]:
         raise ModelError(f"model.weights {path} can't be read: {type(error).__name__}: {first_line}; save the checkpoint again") from None
 
 
+def _harmless() -> AbstractContextManager[object]:
+    """Lets torch.load, which otherwise takes tensors and plain values alone, take what holds nothing else."""
+    allowed = getattr(torch.serialization, "safe_globals", None)  # torch 2.5
+    return nullcontext() if allowed is None else allowed(_HARMLESS)
+
+
 def _tensors(content: object, path: str) -> dict[str, Tensor]:
     if isinstance(content, nn.Module):  # a whole pickled model, loaded because it is trusted
         content = content.state_dict()
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+    while isinstance(content, Mapping) and (entries := [key for key in _ENTRIES if isinstance(content.get(key), Mapping | nn.Module)]):
+        if len(entries) > 1:
+            raise ModelError(
+                f"model.weights {path} holds {' and '.join(entries)}, expected one state; save that of the model alone, as safetensors"
+            )
+        entry = content[entries[0]]
+        content = entry.state_dict() if isinstance(entry, nn.Module) else entry
     if not isinstance(content, Mapping):
         raise ModelError(f"model.weights {path} holds {type(content).__name__}, expected a state dict, names to tensors")
     for name, value in content.items():
         if not isinstance(value, Tensor) and not str(name).endswith("_extra_state"):
             raise ModelError(f"model.weights {path} holds {type(value).__name__} at {name!r}, expected a state dict, names to tensors")
     return dict(content)
+
+
+def _without_prefix(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """What trainers put before every name, in all ways that it can be left out, the shortest first, with the tensors so renamed."""
+    parts = [name.split(".")[:-1] for name in tensors]
+    depth = 0
+    while parts and all(len(of) > depth for of in parts) and len({of[depth] for of in parts}) == 1:
+        depth += 1
+    prefixes = [".".join(parts[0][:place]) + "." for place in range(1, depth + 1)]
+    for prefix in prefixes:
+        yield prefix, {name.removeprefix(prefix): values for name, values in tensors.items()}
+    for prefix in ("", *prefixes):
+        renamed = {name.removeprefix(prefix).replace(_COMPILED, ""): values for name, values in tensors.items()}
+        yield f"{prefix} and {_COMPILED}" if prefix else _COMPILED, renamed
 
 
 def _misfit(expected: Mapping[str, object], given: Mapping[str, object]) -> str:

@@ -5,7 +5,7 @@ process; `read_labelled` and `locate_labelled` find what is labelled already; `r
 """
 
 from raystream.pool.columns import Column
-from raystream.pool.files import File, UnreachableError
+from raystream.pool.files import File, OutageError, UnreachableError
 from raystream.pool.folders import list_files
 from raystream.pool.footers import Footer, read_footers
 from raystream.pool.ids import check_unique, comparable
@@ -15,7 +15,7 @@ from raystream.pool.locate import locate_labelled
 from raystream.pool.overlap import refuse_among
 from raystream.pool.plan import PoolPlan, plan_pool
 from raystream.pool.reader import BadRow, ReadSpec, Rows, read_unit
-from raystream.pool.rows import read_columns_at
+from raystream.pool.rows import Places, read_columns_at
 from raystream.pool.settled import unsettled
 from raystream.pool.tables import list_pool
 from raystream.pool.units import Unit, cut_units, units_at
@@ -26,6 +26,8 @@ __all__ = [
     "File",
     "Footer",
     "Labelled",
+    "OutageError",
+    "Places",
     "PoolPlan",
     "ReadSpec",
     "Rows",

@@ -1,6 +1,7 @@
 """The one type of a column whose files hold it in several, as tables whose schema has changed do, and writers that spell types differently.
 
 Integers of one signedness, float32 and float64, and decimals of one scale become the wider one; strings, binary and lists one spelling.
+Times that are stored as INT96 have the zone of the others, and a column that is all null in a file is of the others' type.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import pyarrow as pa
 from raystream.errors import PoolError
 from raystream.pool.columns import plain_type
 from raystream.pool.files import one_line
-from raystream.pool.footers import Footer
+from raystream.pool.footers import INT96, Footer
 
 _WRITE_ANEW = "expected one type in the whole pool, so write one of them anew"
 
@@ -31,19 +32,35 @@ def pool_types(footers: Sequence[Footer], folders: Mapping[str, pa.DataType]) ->
     """
     types: dict[str, pa.DataType] = {}
     first: dict[str, tuple[pa.DataType, str]] = {}
+    instants: dict[str, str] = {}
+    nulls: set[str] = set()
     seen: pa.Schema | None = None
     for footer in footers:
         if footer.schema is seen:  # as of thousands of files that are written alike
             continue
         seen = footer.schema
         for field in footer.schema:
-            met, path = first.setdefault(field.name, (field.type, footer.file.path))
-            common = wider(types.get(field.name, field.type), field.type)
+            zone = (field.metadata or {}).get(INT96)
+            if pa.types.is_null(field.type):
+                nulls.add(field.name)
+                continue
+            if zone == b"":
+                instants.setdefault(field.name, footer.file.path)
+                continue
+            type_ = pa.timestamp("us", zone.decode()) if zone else field.type
+            met, path = first.setdefault(field.name, (type_, footer.file.path))
+            common = wider(types.get(field.name, type_), type_)
             if common is None:
-                raise PoolError(f"column {field.name} is {met} in {path} but {field.type} in {footer.file.path}; {_WRITE_ANEW}")
+                raise PoolError(f"column {field.name} is {met} in {path} but {type_} in {footer.file.path}; {_WRITE_ANEW}")
             types[field.name] = common
+    for name, path in instants.items():
+        met, where = first.setdefault(name, (pa.timestamp("us"), path))
+        if not pa.types.is_timestamp(met):
+            raise PoolError(f"column {name} is {met} in {where} but a time, stored as INT96, in {path}; {_WRITE_ANEW}")
+        types[name] = pa.timestamp("us", met.tz)
+    types = dict.fromkeys(nulls, pa.null()) | types
     declared = {name for footer in footers if footer.file.table for name, _ in footer.file.partitions if name in footer.file.table.types}
-    for name in folders.keys() & types.keys() - declared:
+    for name in folders.keys() & first.keys() - declared:
         if not _fits_folder(plain_type(types[name]), folders[name]):
             folder = next(footer.file.path for footer in footers if name in dict(footer.file.partitions))
             raise PoolError(
@@ -73,6 +90,8 @@ def cast(array: pa.Array | pa.ChunkedArray, type_: pa.DataType, what: str) -> pa
     """
     if array.type.equals(type_):
         return array
+    if pa.types.is_null(array.type):  # which Arrow can't cast to every type
+        return pa.nulls(len(array), type_)
     try:
         return array.cast(type_)
     except pa.ArrowException as error:
@@ -107,19 +126,24 @@ def wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if all(map(_is_list, both)):
         return _wider_list(one, other)
     if all(map(pa.types.is_struct, both)) and [field.name for field in one] == [field.name for field in other]:
-        fields = [(a.name, wider(a.type, b.type)) for a, b in zip(one, other, strict=True)]
+        fields = [(a.name, _wider_or_null(a.type, b.type)) for a, b in zip(one, other, strict=True)]
         return None if any(type_ is None for _, type_ in fields) else pa.struct(fields)
     return None
 
 
 def _wider_list(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    item = wider(one.value_type, other.value_type)
+    item = _wider_or_null(one.value_type, other.value_type)
     if item is None:
         return None
     sizes = [type_.list_size for type_ in (one, other) if pa.types.is_fixed_size_list(type_)]
     if len(sizes) == 2:
         return pa.list_(item, sizes[0]) if sizes[0] == sizes[1] else None
     return pa.large_list(item) if pa.types.is_large_list(one) and pa.types.is_large_list(other) else pa.list_(item)
+
+
+def _wider_or_null(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The same of what lies inside another type, where a file may hold nothing but nulls."""
+    return other if pa.types.is_null(one) else one if pa.types.is_null(other) else wider(one, other)
 
 
 def _fits_folder(column: pa.DataType, folder: pa.DataType) -> bool:

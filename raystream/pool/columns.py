@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ BYTES = "bytes"
 RAW = "raw"
 """The dtype of a column that goes as it is to a function of the user's."""
 Texts = Literal["refused", "taken", "expected"]
+_UNREADABLE = (ValueError, OverflowError, pa.ArrowException)
 Flaws = dict[int, str]
 """Row of a block -> what is wrong with it."""
 
@@ -146,9 +147,26 @@ def plain_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch if _is_plain(batch.schema) else pa.record_batch([plain(column) for column in batch.columns], names=batch.schema.names)
 
 
-def plain_table(table: pa.Table) -> pa.Table:
-    """The table with all columns in their plain types."""
-    return table if _is_plain(table.schema) else pa.table([plain(column) for column in table.columns], names=table.column_names)
+def readable(array: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """The values as Python's, for people; as text where Python has none, such as times after the year 9999."""
+    try:
+        return list(array.to_pylist())
+    except _UNREADABLE:
+        return [_readable(value) for value in array]
+
+
+def _readable(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except _UNREADABLE:
+        pass
+    type_ = value.type
+    try:
+        if pa.types.is_timestamp(type_) and type_.tz is not None:
+            return f"{value.cast(pa.timestamp(type_.unit)).cast(pa.string()).as_py()}Z"
+        return value.cast(pa.string()).as_py()
+    except _UNREADABLE:
+        return f"a value of type {type_}"
 
 
 def _is_plain(schema: pa.Schema) -> bool:
@@ -174,11 +192,25 @@ def row_shapes(array: pa.Array, column: Column) -> list[tuple[int, ...]]:
 def structural_flaws(array: pa.Array, column: Column) -> Flaws:
     """The rows that are null, hold nulls, or don't have the column's shape; empty for a sound block."""
     if column.is_raw:
-        return {}
+        return text_flaws(array)
     if column.is_encoded:
         return encoded.missing(array)
+    if column.is_text and (flaws := text_flaws(array)):
+        return flaws | dict.fromkeys(np.flatnonzero(np.asarray(array.is_null())).tolist(), "is null")
     array = _storage(array)
     return _flaws(array, _storage_shape(array, column), np.arange(len(array)))
+
+
+def text_flaws(array: pa.Array) -> Flaws:
+    """The rows of a column of strings that aren't UTF-8, which Parquet and Arrow let through, but Python doesn't."""
+    if not pa.types.is_string(array.type) and not pa.types.is_large_string(array.type):
+        return {}
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid:
+        rows = enumerate(array.cast(pa.large_binary()).to_pylist())
+        return {row: "is no UTF-8" for row, value in rows if value is not None and value.decode(errors="ignore").encode() != value}
+    return {}
 
 
 def decode(array: pa.Array, column: Column) -> npt.NDArray[np.generic]:

@@ -7,6 +7,7 @@ import operator
 from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,8 +24,14 @@ _DIGITS = Context(prec=400)
 """Enough for every float, written out."""
 
 
-def expression(term: Term, type_: pa.DataType) -> pc.Expression:
+def expression(term: Term, type_: pa.DataType, *, stored: bool = False) -> pc.Expression:
     """A term on a column of a type.
+
+    Args:
+        term: column, operator and value.
+        type_: of the column.
+        stored: whether the type is one file's, where the pool's fits the value: then a column may hold nulls alone, and times
+            without a zone are UTC where the value has one, since those are stored as INT96.
 
     Raises:
         UNCOMPARABLE: the value can't be compared with such a column.
@@ -32,6 +39,13 @@ def expression(term: Term, type_: pa.DataType) -> pc.Expression:
     name, op, value = term
     plain_ = plain_type(type_)
     field = pc.field(name)
+    if stored and pa.types.is_null(plain_):
+        return pc.scalar(op == "not in")  # a null matches nothing else
+    if stored and pa.types.is_timestamp(plain_) and plain_.tz is None and _has_zone(value, plain_.unit):
+        plain_ = pa.timestamp(plain_.unit, "UTC")
+        field = field.cast(plain_)
+    if pa.types.is_float16(plain_):
+        field = field.cast(pa.float32())  # Arrow compares no halves
     if op in ("in", "not in"):
         if not isinstance(value, tuple):
             raise TypeError("a list is expected")
@@ -62,7 +76,7 @@ def expected(op: str, value: Value, type_: pa.DataType) -> str:
 
 def _is_comparable(type_: pa.DataType) -> bool:
     types = pa.types
-    numbers = (types.is_integer, types.is_float32, types.is_float64, types.is_decimal, types.is_boolean)
+    numbers = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
     others = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary, types.is_date, types.is_timestamp)
     return any(is_one(type_) for is_one in (*numbers, *others))
 
@@ -71,7 +85,19 @@ def _value_set(literals: list[Any], type_: pa.DataType) -> pa.Array:
     if _is_exact(type_):
         # No row is equal to the others, but Arrow would truncate 0.5 to 0, or refuse it.
         return pa.array([_floor(v, type_) for v in literals if _holds(type_, v)], type_)
+    if pa.types.is_float16(type_):
+        with np.errstate(over="ignore"):
+            return pa.array(np.array(literals, np.float16).astype(np.float32))
     return pa.array(literals) if literals else pa.array([], type_)
+
+
+def _has_zone(value: Value, unit: str) -> bool:
+    """Whether a text, or the first of several, is a time with its zone."""
+    first = value[0] if isinstance(value, tuple) and value else value
+    try:
+        return isinstance(first, str) and bool(pa.scalar(first).cast(pa.timestamp(unit, "UTC")).is_valid)
+    except pa.ArrowException:
+        return False
 
 
 def _exact_comparison(field: pc.Expression, op: str, value: Number, type_: pa.DataType) -> pc.Expression:

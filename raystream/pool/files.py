@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,22 +13,31 @@ import pyarrow.parquet as pq
 from raystream.errors import PoolError
 from raystream.lake import LOCAL, Storage, filesystem_at, is_final, is_remote, located, own_reason, reason, with_options
 from raystream.lake.filesystem import REMOTE_THREADS
-from raystream.lake.retry import ATTEMPTS, ignore
+from raystream.lake.reason import is_outage
+from raystream.lake.retry import ATTEMPTS, LASTING, ignore, in_words, on_disk, retried
+from raystream.pool.chunks import EncryptedFooterError, footer_bytes
 from raystream.pool.deletes import Deletes
-from raystream.pool.remote import RemoteParquet, open_remote
+from raystream.pool.remote import READ_AS, RemoteParquet, open_remote
 from raystream.pool.table_file import TableFile
+from raystream.pool.text_files import TextIds, TextParquet, open_text, text_format
 
 _WITHOUT = " without "
 """Between a file's version and the digest of its deleted rows, in its identity."""
+FOREIGN = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError, RecursionError)
+"""What reading bytes that others wrote may raise: pyarrow's own errors, and Python's, where names and extension types are taken apart."""
 CREDENTIALS_HINT = "check the name, the options of storage, and the credentials in the environment"
 
 
 class UnreadableFileError(PoolError):
-    """A file that is there but isn't Parquet, or not all of it."""
+    """A file that is there but isn't Parquet, or not all of it, or is encrypted."""
 
 
 class UnreachableError(PoolError):
     """A storage that didn't answer, or not in full, in spite of all attempts; another time it may."""
+
+
+class OutageError(UnreachableError):
+    """A storage that is away: it is to be waited for, and says nothing about the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,7 @@ class File:
         deletes: of the table that lists the file, if there are any; in a unit, those among its rows.
         table: what that table says of the columns, while planning.
         storage: how to reach it.
+        ids: of a file of text, how its column of ids is read.
     """
 
     path: str
@@ -51,6 +62,7 @@ class File:
     deletes: Deletes | None = None
     table: TableFile | None = field(default=None, compare=False, repr=False)
     storage: Storage = LOCAL
+    ids: TextIds | None = None
 
     @property
     def identity(self) -> tuple[str, int, str]:
@@ -81,7 +93,7 @@ def known_files(identities: Iterable[tuple[str, int, str]], storage: Storage = L
 
 
 def open_parquet(file: File, note: Callable[[str], None] = ignore) -> pq.ParquetFile | RemoteParquet:
-    """Open a file and read its footer, provided that it is still the one that was listed.
+    """Open a file and read its footer, provided that it is still the one that was listed; one of text is read and made into Parquet.
 
     Args:
         file: as listed.
@@ -91,19 +103,69 @@ def open_parquet(file: File, note: Callable[[str], None] = ignore) -> pq.Parquet
         PoolError: the file is gone or was changed; UnreadableFileError if it isn't Parquet, UnreachableError if it didn't come.
     """
     try:
+        if text_format(file.path):
+            return _open_text(file, note)
         if not is_remote(file.path):
-            check_unchanged(file)
-            # Pre-buffering would hold every row group of a unit at once; without it, one at a time.
-            return pq.ParquetFile(file.path, filesystem=filesystem_at(located(file.path))[0], pre_buffer=False)
+            return on_disk(lambda: _opened_here(file), f"the disk of {file.path}")
         source, now = _opened(file, note)
         _same(file, now)
         return RemoteParquet(source, now.identity, note)
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, PoolError):
-            raise
-        if is_remote(file.path) and not isinstance(error, pa.ArrowInvalid):
+    except PoolError:
+        raise
+    except FOREIGN as error:
+        if is_outage(error) or (is_remote(file.path) and isinstance(error, OSError) and not isinstance(error, pa.ArrowInvalid)):
             raise unreadable(file, f"{file.path} can't be read", error) from None
-        raise UnreadableFileError(f"{file.path} can't be read as Parquet: {one_line(error)}; repair or remove the file") from None
+        raise _not_parquet(file, error) from None
+
+
+def schema_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> pa.Schema:
+    """An opened file's schema as Arrow's.
+
+    Raises:
+        UnreadableFileError: it has none.
+    """
+    try:
+        return parquet.schema_arrow
+    except FOREIGN as error:
+        raise UnreadableFileError(f"{file.path} has a schema that can't be read: {one_line(error)}; write the file anew") from None
+
+
+def footer_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> tuple[bytes, int]:
+    """The bytes from where an opened file's footer begins, and the file's size; of a damaged file, whatever stands there.
+
+    Raises:
+        EncryptedFooterError: they can't be read without a key.
+        OSError: they can't be read.
+    """
+    if isinstance(parquet, TextParquet):
+        return parquet.footer
+    if isinstance(parquet, RemoteParquet):
+        return parquet.footer, file.size
+    return on_disk(lambda: _local_footer(file), f"the disk of {file.path}"), file.size
+
+
+def _local_footer(file: File) -> bytes:
+    with open(located(file.path).path, "rb") as source:
+
+        def read_at(count: int, at: int) -> bytes:
+            source.seek(at)
+            return source.read(count)
+
+        return footer_bytes(read_at, source.seek(0, os.SEEK_END))
+
+
+def _not_parquet(file: File, error: BaseException) -> UnreadableFileError:
+    """The error for what pyarrow won't open."""
+    try:
+        if not is_remote(file.path):
+            _local_footer(file)  # pyarrow doesn't say plainly that a file is encrypted
+    except EncryptedFooterError as encrypted:
+        error = encrypted
+    except OSError:
+        pass
+    if isinstance(error, EncryptedFooterError):
+        return UnreadableFileError(f"{file.path} can't be read: {error}; write it without encryption")
+    return UnreadableFileError(f"{file.path} can't be read as Parquet: {one_line(error)}; repair or remove the file")
 
 
 def check_unchanged(file: File, note: Callable[[str], None] = ignore) -> None:
@@ -122,11 +184,16 @@ def check_unchanged(file: File, note: Callable[[str], None] = ignore) -> None:
 
 def pinned(file: File, parquet: pq.ParquetFile | RemoteParquet) -> File:
     """The file as it was when opened: of one in object storage, whose listing knows no more than the time, with its ETag."""
-    return replace(file, version=parquet.version[2]) if isinstance(parquet, RemoteParquet) else file
+    return replace(file, version=parquet.version[2]) if isinstance(parquet, RemoteParquet | TextParquet) else file
 
 
 def unreadable(file: File, what: str, error: BaseException) -> PoolError:
     """The error for a file that Arrow or a storage wouldn't read; `what` names it and says what couldn't be done."""
+    if "decrypt" in str(error):
+        return PoolError(f"{what}: it is encrypted, and raystream holds no keys; write it without encryption")
+    if is_outage(error):
+        waited = f", waited for it for {in_words(LASTING.seconds)}" if is_remote(file.path) else ""
+        return OutageError(f"{what}: {one_line(error)}{waited}; run the query again once the storage answers")
     if not is_remote(file.path) or not isinstance(error, OSError):
         return PoolError(f"{what}: {one_line(error)}; repair or remove the file")
     if isinstance(error, FileNotFoundError):
@@ -145,6 +212,28 @@ def threads_for(files: Sequence[File], threads: int) -> int:
 def one_line(error: BaseException) -> str:
     """The first line of an error of Arrow's or a storage's, without its full stop."""
     return reason(error)
+
+
+def _opened_here(file: File) -> pq.ParquetFile:
+    check_unchanged(file)
+    # Pre-buffering would hold every row group of a unit at once; without it, one at a time.
+    return pq.ParquetFile(file.path, filesystem=filesystem_at(located(file.path))[0], pre_buffer=False, **READ_AS)
+
+
+def _open_text(file: File, note: Callable[[str], None]) -> TextParquet:
+    if not is_remote(file.path):
+        check_unchanged(file)
+        with filesystem_at(located(file.path))[0].open_input_file(located(file.path).path) as local:
+            return open_text((file.path, file.size, file.version), file.ids, local.read)
+    source, now = _opened(file, note)
+    with source:
+        _same(file, now)
+
+        def read() -> bytes:
+            data: bytes = retried(lambda: source.read_at(now.size, 0), note, patience=LASTING, place=now.path)
+            return data
+
+        return open_text((now.path, now.size, now.version), file.ids, read)
 
 
 def _opened(file: File, note: Callable[[str], None]) -> tuple[pa.NativeFile, File]:

@@ -63,7 +63,7 @@ def partition_value(file: File, name: str, type_: pa.DataType) -> Any:
         return text
     try:
         return int(text) if pa.types.is_integer(type_) else pa.scalar(text).cast(type_).as_py()
-    except (ValueError, pa.ArrowException):
+    except (ValueError, OverflowError, pa.ArrowException):
         raise PoolError(f"partition {name} of {file.path} is {text!r}, expected {type_}; repair the table") from None
 
 
@@ -119,19 +119,24 @@ def matching_rows(filters: Filters, batch: pa.RecordBatch, place: str = "a batch
     """
     names = filter_columns(filters)
     columns = [plain(batch.column(name)) for name in names]
-    table = pa.table([*columns, pa.array(np.arange(batch.num_rows))], names=[*names, ""])
-    types = {name: batch.schema.field(name).type for name in names}
+    # by numbers, since a column may have any name, even none
+    table = pa.table([*columns, pa.array(np.arange(batch.num_rows))], names=[str(i) for i in range(len(names) + 1)])
     try:
-        passed = table.filter(_disjunction(filters, types)).column("")
+        passed = table.filter(_disjunction(filters, names, table.schema)).column(len(names))
     except UNCOMPARABLE as error:
         raise PoolError(f"{place}: pool.filters can't be applied: {one_line(error)}; change the value that is compared") from None
     rows: npt.NDArray[np.int64] = passed.to_numpy()
     return rows
 
 
-def _disjunction(filters: Filters, types: Mapping[str, pa.DataType]) -> pc.Expression:
-    both = (functools.reduce(operator.and_, (expression(term, types[term[0]]) for term in conjunction)) for conjunction in filters)
-    return functools.reduce(operator.or_, both)
+def _disjunction(filters: Filters, names: Sequence[str], schema: pa.Schema) -> pc.Expression:
+    """The filters on columns that are called by their numbers among the names."""
+
+    def of(term: Term) -> pc.Expression:
+        number = names.index(term[0])
+        return expression((str(number), term[1], term[2]), schema.field(number).type, stored=True)
+
+    return functools.reduce(operator.or_, (functools.reduce(operator.and_, map(of, conjunction)) for conjunction in filters))
 
 
 def _decide(term: Term, value: Any, type_: pa.DataType) -> bool:

@@ -14,13 +14,14 @@ from raystream.lake import LOCAL, Location, Storage, filesystem_of, is_final, ow
 from raystream.lake.reason import is_no_folder
 from raystream.lake.retry import retried
 from raystream.pool.files import CREDENTIALS_HINT, File, one_line
+from raystream.pool.text_files import SUFFIXES, text_format
 
 _EXTENSIONS = (".parquet", ".parq", ".pq")
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 MAGIC = re.compile(r"[*?\[]")
 
 
-def list_files(uris: Sequence[str], key: str = "pool.uri", storage: Storage = LOCAL) -> list[File]:
+def list_files(uris: Sequence[str], key: str = "pool.uri", storage: Storage = LOCAL, *, texts: bool = False) -> list[File]:
     """The Parquet files under files, folders, globs (`*`, `?`, `[..]`, `**`) and URIs, sorted by path, each once.
 
     Folders are read recursively; names that begin with `_` or `.` and files of other types are left out.
@@ -29,6 +30,7 @@ def list_files(uris: Sequence[str], key: str = "pool.uri", storage: Storage = LO
         uris: what to list.
         key: the query's key that they stand in, for messages.
         storage: how to reach what isn't on this machine.
+        texts: whether files of text are taken, too, as labels are; see `pool.text_files`.
 
     Raises:
         QueryError: there is no URI, or one is empty or in a place that raystream can't read.
@@ -39,25 +41,31 @@ def list_files(uris: Sequence[str], key: str = "pool.uri", storage: Storage = LO
     found: dict[str, File] = {}
     for uri in uris:
         empty = True
-        for file in _list_one(uri, key, storage):
+        for file in _list_one(uri, key, storage, texts):
             empty = False
             known = found.get(file.path)
             if known is None or len(file.partitions) > len(known.partitions):
                 found[file.path] = file
         if empty:
-            raise PoolError(f"{key} {redacted(uri)} holds no Parquet file; expected names that end in {', '.join(_EXTENSIONS)}")
+            what = "file of labels" if texts else "Parquet file"
+            raise PoolError(f"{key} {redacted(uri)} holds no {what}; expected names that end in {', '.join(_extensions(texts))}")
     files = [found[path] for path in sorted(found)]
     _same_partition_names(files, key)
     return files
 
 
-def _list_one(uri: str, key: str, storage: Storage) -> Iterator[File]:
+def _extensions(texts: bool) -> tuple[str, ...]:
+    return (*_EXTENSIONS, *SUFFIXES) if texts else _EXTENSIONS
+
+
+def _list_one(uri: str, key: str, storage: Storage, texts: bool) -> Iterator[File]:
     location = parse(uri, key)
     storage = with_options(location, storage, key)
     filesystem, path = filesystem_of(location.uri, storage, key)
     try:
         yield from (
-            _file(info, root, location, storage) for info, root in _infos(filesystem, path, key, redacted(uri), location.scheme == "file")
+            _file(info, root, location, storage)
+            for info, root in _infos(filesystem, path, key, redacted(uri), location.scheme == "file", texts)
         )
     except (pa.ArrowInvalid, OSError) as error:
         if location.scheme == "file":
@@ -66,7 +74,7 @@ def _list_one(uri: str, key: str, storage: Storage) -> Iterator[File]:
         raise PoolError(f"{key} {redacted(uri)} can't be listed: {one_line(own_reason(filesystem, path, error))}; {hint}") from None
 
 
-def _infos(filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: bool) -> Iterator[tuple[pafs.FileInfo, str]]:
+def _infos(filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: bool, texts: bool) -> Iterator[tuple[pafs.FileInfo, str]]:
     """The Parquet files of a path or pattern, each with the root below which hive folders count; what is there is no pattern."""
     parts = path.split("/")
     wild = [i for i, part in enumerate(parts) if MAGIC.search(part)]
@@ -76,17 +84,19 @@ def _infos(filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: 
         infos = _all_below(filesystem, root)
         if infos is None:
             raise PoolError(f"{key} {shown}: {'the folder ' if fixed < len(parts) else ''}{root} does not exist")
-        yield from ((info, root) for info in _wanted(infos, root, glob_pattern(parts[fixed:])))
+        yield from ((info, root) for info in _wanted(infos, root, _extensions(texts), glob_pattern(parts[fixed:])))
         return
     # Object storage tells why it refuses when asked for a list, but not when asked for one object.
     infos = None if local and filesystem.get_file_info(path).type == pafs.FileType.File else _all_below(filesystem, path)
     if infos is not None:
         _refuse_tables(infos, f"{key} {shown}")
-        yield from ((info, path) for info in _wanted(infos, path))
+        yield from ((info, path) for info in _wanted(infos, path, _extensions(texts)))
         return
     info = retried(lambda: filesystem.get_file_info(path))
     if info.type != pafs.FileType.File:
         raise PoolError(f"{key} {shown} does not exist; expected a Parquet file, a folder or a pattern")
+    if not texts and (what := text_format(path)):
+        raise PoolError(f"{key} {shown} is {what}, which is taken for labels alone; expected Parquet, so write the rows as such")
     yield info, path
 
 
@@ -125,12 +135,14 @@ def _refuse_tables(infos: Sequence[pafs.FileInfo], where: str) -> None:
             )
 
 
-def _wanted(infos: Sequence[pafs.FileInfo], root: str, pattern: re.Pattern[str] | None = None) -> Iterator[pafs.FileInfo]:
-    """The Parquet files that a folder or a pattern in it stands for."""
+def _wanted(
+    infos: Sequence[pafs.FileInfo], root: str, extensions: tuple[str, ...], pattern: re.Pattern[str] | None = None
+) -> Iterator[pafs.FileInfo]:
+    """The files with these extensions that a folder or a pattern in it stands for."""
 
     def wanted(info: pafs.FileInfo) -> bool:
         names = info.path[len(root) :].strip("/").split("/")
-        if info.type != pafs.FileType.File or not info.path.endswith(_EXTENSIONS) or any(n.startswith(("_", ".")) for n in names):
+        if info.type != pafs.FileType.File or not info.path.endswith(extensions) or any(n.startswith(("_", ".")) for n in names):
             return False
         # A pattern that matches a folder stands for all that is in it.
         return pattern is None or any(pattern.fullmatch("/".join(names[:depth])) for depth in range(1, len(names) + 1))

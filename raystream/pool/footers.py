@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError, did_you_mean
-from raystream.pool.files import File, UnreadableFileError, one_line, open_parquet, pinned, threads_for
+from raystream.pool.chunks import Chunk, DamagedFooterError, Group, find_groups
+from raystream.pool.columns import plain_type
+from raystream.pool.files import (
+    FOREIGN,
+    File,
+    UnreachableError,
+    UnreadableFileError,
+    footer_of,
+    one_line,
+    open_parquet,
+    pinned,
+    schema_of,
+    threads_for,
+    unreadable,
+)
+from raystream.pool.remote import RemoteParquet
 from raystream.pool.table_file import TableFile
 from raystream.pool.tensor_types import declared_type
 
@@ -88,7 +104,7 @@ def read_footers(
     if footers:
         # Thousands of equal schemas would be most of a plan's memory.
         first = footers[0].schema
-        footers = [Footer(f.file, first, f.row_groups) if f.schema.equals(first) else f for f in footers]
+        footers = [Footer(f.file, first, f.row_groups) if f.schema.equals(first, check_metadata=True) else f for f in footers]
     return footers
 
 
@@ -101,11 +117,17 @@ def _try_footer(file: File, columns: Sequence[str], filter_columns: Sequence[str
 
 def _read_footer(file: File, columns: Sequence[str], filter_columns: Sequence[str], keep: Sequence[str]) -> Footer:
     with open_parquet(file) as parquet:
+        schema = schema_of(file, parquet)
         try:
-            metadata, schema = parquet.metadata, parquet.schema_arrow
+            leaves = _leaf_columns(parquet)
             file = pinned(file, parquet)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            raise UnreadableFileError(f"{file.path} has a schema that can't be read: {one_line(error)}; write the file anew") from None
+            footer = footer_of(file, parquet)
+        except FOREIGN as error:
+            failure = unreadable(file, f"the footer of {file.path} can't be read", error)
+            if isinstance(failure, UnreachableError):
+                raise failure from None
+            raise UnreadableFileError(f"{file.path} has a footer that can't be read: {one_line(error)}; write the file anew") from None
+        metadata = parquet.metadata
     if file.table is not None:
         file = _completed(file, file.table, metadata.num_rows, schema, [*columns, *filter_columns, *keep])
     folders = [name for name, _ in file.partitions]
@@ -118,16 +140,32 @@ def _read_footer(file: File, columns: Sequence[str], filter_columns: Sequence[st
     in_file = [name for name in wanted if name not in folders or name in schema.names]
     for name in in_file:
         _check_column(file, schema.names, name, folders)
-    filters = [name for name in filter_columns if name in in_file]
-    leaves = _leaves(metadata, in_file)
-    groups = (_row_group(metadata.row_group(i), columns, filters, leaves) for i in range(metadata.num_row_groups))
-    return Footer(file, pa.schema([_declared(schema.field(name)) for name in in_file]), tuple(groups))
+    fields = {name: _declared(schema.field(name), leaves, file.table) for name in in_file}
+    groups = _row_groups(file, footer, metadata, columns, [fields[name] for name in filter_columns if name in fields], leaves, in_file)
+    return Footer(file, pa.schema(fields.values()), groups)
 
 
-def _declared(field: pa.Field) -> pa.Field:
-    return field.remove_metadata().with_type(declared_type(field))
+def _declared(field: pa.Field, leaves: Sequence[_Leaf], table: TableFile | None) -> pa.Field:
+    found = field.with_type(declared_type(field)).remove_metadata()
+    if not any(leaf.path == field.name and leaf.int96 for leaf in leaves):
+        return found
+    said = table.types.get(field.name) if table is not None else None
+    zone = said.tz if said is not None and pa.types.is_timestamp(said) else None
+    return found.with_metadata({INT96: zone or ""})
 
 
+INT96 = b"raystream:int96"
+"""In the metadata of fields that are stored as INT96, which says no zone: the zone that a table says, or nothing."""
+_TEXT = "text"
+_FORMS: tuple[tuple[Callable[[pa.DataType], bool], str], ...] = (
+    (lambda type_: (pa.types.is_integer(type_) and type_.bit_width <= 16) or type_ == pa.int32(), "<i"),
+    (pa.types.is_int64, "<q"),
+    (pa.types.is_float32, "<f"),
+    (pa.types.is_float64, "<d"),
+    (pa.types.is_boolean, "<?"),
+    (lambda type_: pa.types.is_string(type_) or pa.types.is_large_string(type_), _TEXT),
+)
+"""How bounds of columns are encoded, by the columns' plain types."""
 _NOT_IN_FILE = {True: "is a hive folder", False: "is a partition column, or was added to the table after the file was written"}
 
 
@@ -154,28 +192,94 @@ def _check_column(file: File, names: Sequence[str], name: str, folders: Sequence
         raise PoolError(f"column {name} stands {count} times in {file.path}; expected different names, so rename all but one")
 
 
-def _leaves(metadata: pq.FileMetaData, names: Sequence[str]) -> dict[str, list[int]]:
-    """Column -> the Parquet leaf columns that it is stored in."""
-    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-    return {name: [i for i, path in enumerate(paths) if path == name or path.startswith(f"{name}.")] for name in names}
+class _Leaf(NamedTuple):
+    """A leaf column of the schema."""
+
+    path: str
+    int96: bool
+    repeated: bool
 
 
-def _row_group(group: pq.RowGroupMetaData, columns: Sequence[str], filters: Sequence[str], leaves: dict[str, list[int]]) -> RowGroup:
-    def stored(name: str) -> int:
-        return sum(group.column(leaf).total_uncompressed_size for leaf in leaves[name])
-
-    statistics = tuple((name, _statistics(group, leaves[name], stored(name))) for name in filters)
-    return RowGroup(group.num_rows, sum(stored(name) for name in dict.fromkeys(columns)), statistics)
+def _leaf_columns(parquet: pq.ParquetFile | RemoteParquet) -> list[_Leaf]:
+    schema = parquet.metadata.schema
+    columns = (schema.column(i) for i in range(parquet.metadata.num_columns))
+    return [_Leaf(column.path, column.physical_type == "INT96", column.max_repetition_level > 0) for column in columns]
 
 
-def _statistics(group: pq.RowGroupMetaData, leaves: Sequence[int], stored: int) -> Statistics:
-    found = group.column(leaves[0]).statistics if len(leaves) == 1 else None
-    if found is None:
-        return Statistics(stored, None, None, None)
-    nulls = found.null_count if found.has_null_count else None
-    if not found.has_min_max:
-        return Statistics(stored, None, None, nulls)
+def _row_groups(
+    file: File,
+    footer: tuple[bytes, int],
+    metadata: pq.FileMetaData,
+    columns: Sequence[str],
+    filters: Sequence[pa.Field],
+    leaves: Sequence[_Leaf],
+    names: Sequence[str],
+) -> tuple[RowGroup, ...]:
+    """The row groups, once it is certain that the columns can be read, as far as the footer tells.
+
+    Args:
+        file: for messages.
+        footer: its bytes, and the size of the file.
+        metadata: the same as pyarrow has it.
+        columns: those that every unit reads.
+        filters: the fields of the filters' columns.
+        leaves: all of the schema.
+        names: the columns that may be read.
+    """
+    of = {name: [i for i, leaf in enumerate(leaves) if leaf.path == name or leaf.path.startswith(f"{name}.")] for name in names}
     try:
-        return Statistics(stored, found.min, found.max, nulls)
-    except (pa.ArrowException, ValueError, OverflowError, NotImplementedError):
-        return Statistics(stored, None, None, nulls)  # a type whose bounds Arrow doesn't decode prunes nothing
+        data, size = footer
+        groups = find_groups(data, {leaf: leaves[leaf].path for found in of.values() for leaf in found}, metadata, size)
+        rows = sum(group.rows for group in groups)
+        if rows != metadata.num_rows:
+            raise DamagedFooterError(f"its row groups have {rows} rows, but the file {metadata.num_rows}")
+    except DamagedFooterError as error:
+        raise UnreadableFileError(f"the footer of {file.path} is damaged: {error}; repair or remove the file") from None
+
+    for number, group in enumerate(groups):
+        for name, found in of.items():
+            for leaf in found:
+                chunk = group.chunks[leaf]
+                if chunk.encrypted or chunk.values < group.rows or (chunk.values > group.rows and not leaves[leaf].repeated):
+                    raise _unreadable_chunk(f"column {name} of {file.path}", f"{file.path}#rg{number}", chunk, group.rows)
+
+    def stored(group: Group, name: str) -> int:
+        return sum(group.chunks[leaf].size for leaf in of[name])
+
+    forms = {field.name: next((form for holds, form in _FORMS if holds(plain_type(field.type))), None) for field in filters}
+
+    def statistics(group: Group, name: str) -> Statistics:
+        if len(of[name]) != 1:
+            return Statistics(stored(group, name), None, None, None)
+        chunk = group.chunks[of[name][0]]
+        least, greatest = _bound(chunk.least, forms[name]), _bound(chunk.greatest, forms[name])
+        return Statistics(chunk.size, least, None if least is None else greatest, chunk.nulls)
+
+    always = list(dict.fromkeys(columns))
+    return tuple(
+        RowGroup(
+            group.rows,
+            sum(stored(group, name) for name in always),
+            tuple((field.name, statistics(group, field.name)) for field in filters),
+        )
+        for group in groups
+    )
+
+
+def _unreadable_chunk(column: str, where: str, chunk: Chunk, rows: int) -> UnreadableFileError:
+    """The error for a column chunk that is encrypted, or holds another number of values than there are rows."""
+    if chunk.encrypted:
+        return UnreadableFileError(
+            f"{column} is encrypted, and raystream holds no keys; write it without encryption, or read other columns"
+        )
+    return UnreadableFileError(f"{column} holds {chunk.values} values in {where}, which has {rows} rows; write the file anew")
+
+
+def _bound(encoded: bytes | None, form: str | None) -> Any:
+    """A bound as Python's value, of the types that `row_group_may_match` compares; None of others, and where it can't be one."""
+    if encoded is None or form is None:
+        return None
+    try:
+        return encoded.decode() if form == _TEXT else struct.unpack(form, encoded)[0]
+    except (struct.error, UnicodeDecodeError):  # cut short by whoever wrote it, or damaged
+        return None

@@ -185,7 +185,11 @@ def _read_deletes(io: Any, file: Any, table: TableUri, key: str) -> Iterable[tup
             raise PoolError(
                 f"{key} {table.text} has deletes in {file.file_path}, a file of {form}; only Parquet can be read, compact the table"
             )
-        held = pq.read_table(stream, columns=["file_path", "pos"])
+        held = pq.read_table(stream, columns=["file_path", "pos"], page_checksum_verification=True)
+    if held.num_rows != file.record_count:  # deleted rows would be back
+        raise PoolError(
+            f"{key} {table.text}: {file.file_path} holds {held.num_rows} deletes, but the table counts {file.record_count}; repair it"
+        )
     paths = held.column("file_path").combine_chunks().dictionary_encode()
     codes, positions = paths.indices.to_numpy(), held.column("pos").to_numpy()
     order = np.argsort(codes, kind="stable")

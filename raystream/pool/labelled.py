@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +17,17 @@ import pyarrow.compute as pc
 from raystream.errors import LabelsError, PoolError
 from raystream.lake import LOCAL, Storage
 from raystream.pool.columns import BYTES, TEXT, Column, recognise
-from raystream.pool.files import File, open_parquet, pinned, threads_for
+from raystream.pool.files import File, open_parquet, pinned, schema_of, threads_for
 from raystream.pool.footers import read_footers
+from raystream.pool.id_hashes import id_blocks, id_bytes
 from raystream.pool.ids import comparable
+from raystream.pool.known_ids import KnownIds
 from raystream.pool.labelled_ids import id_batches, read_integers, read_strings, within
 from raystream.pool.plan import DERIVED_ID
 from raystream.pool.reader import ReadSpec
 from raystream.pool.tables import list_pool
 from raystream.pool.tensor_types import declared_type
+from raystream.pool.text_files import TextIds, text_format
 from raystream.pool.units import Unit, units_at
 
 Mask = npt.NDArray[np.bool_]
@@ -38,40 +43,58 @@ class Labelled:
         id_name: the id column in the labelled files.
         ids: sorted; strings and binary with 64-bit offsets, integers in the pool's type.
         files: where they were read.
-        warnings: sentences for the user.
+        excluded: the same of ids that are never chosen either, but not labelled: of rows that were skipped or rejected.
+        outside: how many rows hold an id beyond the pool's type.
     """
 
     id_name: str
     ids: pa.Array
     files: tuple[File, ...]
-    warnings: tuple[str, ...] = ()
+    excluded: pa.Array = field(default_factory=lambda: pa.array([], pa.int64()))
+    outside: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences for the user."""
+        if not self.outside:
+            return ()
+        column = f"the type of the pool's id column {self.id_name}"
+        return (f"{self.outside} labelled ids are beyond {self.ids.type}, {column}, and can't be rows of it",)
+
+    @property
     def digest(self) -> str:
-        """SHA-256 of the set of ids, the same whatever files they came in; hexadecimal."""
-        digest = hashlib.sha256(f"{self.ids.type} {len(self)}".encode())
-        if pa.types.is_integer(self.ids.type):
-            values = self.ids.to_numpy()
-            for start in range(0, len(values), _BLOCK):
-                digest.update(values[start : start + _BLOCK].astype("<i8" if pa.types.is_signed_integer(self.ids.type) else "<u8").data)
-        elif len(self):
-            offsets = np.frombuffer(self.ids.buffers()[1], dtype=np.int64)[self.ids.offset :][: len(self) + 1]
-            digest.update((offsets - offsets[0]).tobytes())
-            digest.update(memoryview(self.ids.buffers()[2] or b"")[int(offsets[0]) : int(offsets[-1])])
+        """SHA-256 of the sets of ids, the same whatever files they came in; hexadecimal."""
+        digest = hashlib.sha256()
+        _add_ids(digest, self.ids)
+        if len(self.excluded):
+            _add_ids(digest, self.excluded)
         return digest.hexdigest()
 
     def find(self, ids: pa.Array | pa.ChunkedArray) -> Mask:
         """(n,) whether each id is labelled; a null never is."""
-        return self.index(ids) >= 0
+        return self._are_in(ids, self._known)
+
+    @property
+    def every(self) -> Labelled:
+        """The same as if all ids were labelled, also those that were skipped or rejected."""
+        if not len(self.excluded):
+            return self
+        ids = pa.concat_arrays([self.ids, self.excluded])
+        return replace(self, ids=ids.take(pc.array_sort_indices(ids)), excluded=self.excluded.slice(0, 0))
+
+    def find_excluded(self, ids: pa.Array | pa.ChunkedArray) -> Mask:
+        """(n,) whether each id was skipped or rejected."""
+        return self._are_in(ids, KnownIds(self.excluded))
 
     def missing_from(self, ids: pa.Array | pa.ChunkedArray) -> Labelled:
         """The labelled ids that are not among the given ones."""
         missing = np.ones(len(self), dtype=bool)
-        where = self.index(ids)
-        missing[where[where >= 0]] = False
+        for _, block in id_blocks(ids):
+            where = self.index(block)
+            missing[where[where >= 0]] = False
         return self.only(missing)
 
     def only(self, mask: Mask) -> Labelled:
@@ -80,23 +103,27 @@ class Labelled:
 
     def index(self, ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
         """(n,) the position of each id among the labelled ones, -1 where it isn't labelled."""
-        if not len(self):
-            return np.full(len(ids), -1, dtype=np.int64)
-        ids = comparable(ids)
-        if not ids.type.equals(self.ids.type):
-            ids = ids.cast(self.ids.type)
-        if pa.types.is_integer(ids.type):
-            return _search(self.ids.to_numpy(), ids)
-        found = pc.fill_null(pc.index_in(ids, value_set=self.ids), -1).cast(pa.int64())
-        index: npt.NDArray[np.int64] = np.array(found)
-        return index
+        found = np.empty(len(ids), dtype=np.int64)
+        for start, block in id_blocks(ids):
+            found[start : start + len(block)] = self._known.index(block)
+        return found
+
+    @cached_property
+    def _known(self) -> KnownIds:
+        return KnownIds(self.ids)
+
+    def _are_in(self, ids: pa.Array | pa.ChunkedArray, known: KnownIds) -> Mask:
+        found = np.zeros(len(ids), dtype=bool)
+        for start, block in id_blocks(ids) if len(known) else ():
+            found[start : start + len(block)] = known.index(block) >= 0
+        return found
 
 
 def read_labelled(uris: Sequence[str], id_name: str | None, id_type: pa.DataType, threads: int = 8, storage: Storage = LOCAL) -> Labelled:
-    """Read the id column, and nothing else, of Parquet files with labelled rows.
+    """Read the ids and states, and nothing else, of files with labelled rows: Parquet, CSV or JSON Lines.
 
     Integers of another width than the pool's are matched by value. Those that the pool's type can't hold are no rows
-    of it: they are left out, with a warning.
+    of it: they are left out, with a warning. Rows that are drafts or deleted count as absent.
 
     Args:
         uris: files, folders or globs; none gives no labelled ids.
@@ -106,21 +133,20 @@ def read_labelled(uris: Sequence[str], id_name: str | None, id_type: pa.DataType
         storage: how to reach those that aren't on this machine.
 
     Raises:
-        LabelsError: a file or its id column is missing, unreadable, null, or of another kind than the pool's ids.
+        LabelsError: a file or its id column is missing, unreadable, null, or of another kind than the pool's ids, or a state is none.
     """
     name = id_name or DERIVED_ID
     target = comparable(pa.array([], id_type)).type
     read = read_integers if pa.types.is_integer(target) else read_strings
     try:
-        listed = list_pool(uris, key="pool.labelled", storage=storage)[0] if uris else []
+        listed = list_pool(uris, key="pool.labelled", storage=storage, texts=True)[0] if uris else []
         at_once = threads_for(listed, threads)
         with ThreadPoolExecutor(at_once) as executor:
-            files = tuple(executor.map(_opened, listed))
-        ids, outside = read(files, name, id_type, at_once)
+            files = tuple(executor.map(lambda file: _opened(file, TextIds(name, id_type)), listed))
+        found = read(files, name, id_type, at_once)
     except PoolError as error:
         raise LabelsError(str(error)) from None
-    warning = f"{outside} labelled ids are beyond {id_type}, the type of the pool's id column {name}, and can't be rows of it"
-    return Labelled(name, ids, files, (warning,) if outside else ())
+    return Labelled(name, found.labelled, files, found.excluded, found.outside)
 
 
 def has_columns(files: Sequence[File], columns: Sequence[Column]) -> list[bool]:
@@ -172,9 +198,23 @@ def _reading(
     return units
 
 
-def _opened(file: File) -> File:
+def _opened(file: File, ids: TextIds) -> File:
+    file = replace(file, ids=ids) if text_format(file.path) else file
     with open_parquet(file) as parquet:
         return pinned(file, parquet)
+
+
+def _add_ids(digest: Any, ids: pa.Array) -> None:
+    """Tell a hash of these sorted ids."""
+    digest.update(f"{ids.type} {len(ids)}".encode())
+    if pa.types.is_integer(ids.type):
+        values = ids.to_numpy()
+        for start in range(0, len(values), _BLOCK):
+            digest.update(values[start : start + _BLOCK].astype("<i8" if pa.types.is_signed_integer(ids.type) else "<u8").data)
+    elif len(ids):
+        data, offsets = id_bytes(ids)
+        digest.update((offsets - offsets[0]).tobytes())
+        digest.update(data[offsets[0] : offsets[-1]].data)
 
 
 def _take(labelled: Labelled, file: File, id_type: pa.DataType, wanted: Mask) -> npt.NDArray[np.int64]:
@@ -189,24 +229,9 @@ def _take(labelled: Labelled, file: File, id_type: pa.DataType, wanted: Mask) ->
     return np.concatenate(rows)
 
 
-def _search(known: npt.NDArray[np.integer], ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """(n,) the position of each id in `known`, sorted; -1 where it isn't there. Arrow would hash all known ids anew at each call."""
-    values = pc.fill_null(ids, 0).to_numpy()
-    found = np.empty(len(values), dtype=np.int64)
-    for start in range(0, len(values), _BLOCK):
-        block = values[start : start + _BLOCK]
-        # Neighbours in order are found in memory that the one before has fetched: 1M of 10M in 0.2 s, not in 1 s.
-        order = np.argsort(block)
-        at = np.minimum(np.searchsorted(known, block[order]), len(known) - 1)
-        found[start + order] = np.where(known[at] == block[order], at, -1)
-    if ids.null_count:
-        found[np.asarray(ids.is_null())] = -1
-    return found
-
-
 def _has_columns(file: File, columns: Sequence[Column]) -> bool:
     with open_parquet(file) as parquet:
-        schema = parquet.schema_arrow
+        schema = schema_of(file, parquet)
     if any(column.name not in schema.names for column in columns):
         return False
     for column in columns:

@@ -6,14 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from raystream.pool.files import open_parquet, threads_for, unreadable
+from raystream.pool.files import open_parquet, threads_for
 from raystream.pool.filters import Filters, filter_columns, matching_rows, residual
 from raystream.pool.footers import Footer
 from raystream.pool.ids import derived_ids
 from raystream.pool.labelled import Labelled
 from raystream.pool.plan import PoolPlan
+from raystream.pool.scan import scan
 from raystream.pool.units import Unit, units_at
 
 
@@ -53,22 +53,17 @@ def _excluded(
     columns = list(dict.fromkeys([*([id_name] if id_name else []), *filter_columns(filters or ())]))
     positions: list[npt.NDArray[np.int64]] = []
     indices: list[npt.NDArray[np.int64]] = []
-    next_row = 0
     with open_parquet(footer.file) as parquet:
-        try:
-            for batch in parquet.iter_batches(columns=columns):
-                rows = np.arange(next_row, next_row + batch.num_rows)
-                next_row += batch.num_rows
-                ids = batch.column(id_name) if id_name else derived_ids(footer.file.path, rows)
-                index = labelled.index(ids)
-                if filters and (index >= 0).any():
-                    index[matching_rows(filters, batch, footer.file.path)] = -1
-                if footer.file.deletes is not None:
-                    gone = np.ones(len(rows), dtype=bool)
-                    gone[footer.file.deletes.kept(next_row - len(rows), len(rows))] = False
-                    index[gone] = -1
-                positions.append(rows[index >= 0])
-                indices.append(index[index >= 0])
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(footer.file, f"{footer.file.path} can't be read near row {next_row}", error) from None
+        for first, batch in scan(footer.file, parquet, columns):
+            rows = np.arange(first, first + batch.num_rows)
+            ids = batch.column(id_name) if id_name else derived_ids(footer.file.path, rows)
+            index = labelled.index(ids)
+            if filters and (index >= 0).any():
+                index[matching_rows(filters, batch, footer.file.path)] = -1
+            if footer.file.deletes is not None:
+                gone = np.ones(len(rows), dtype=bool)
+                gone[footer.file.deletes.kept(first, len(rows))] = False
+                index[gone] = -1
+            positions.append(rows[index >= 0])
+            indices.append(index[index >= 0])
     return np.concatenate(positions), np.concatenate(indices)

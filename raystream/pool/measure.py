@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from raystream.errors import PoolError, QueryError
-from raystream.pool.columns import Column, Texts, check_mixture, plain, recognise, row_shapes
+from raystream.pool.columns import Column, Texts, check_mixture, recognise, row_shapes
 from raystream.pool.encoded import UndecodableError, beginning, cells, format_of, npy_dtype, npy_header
-from raystream.pool.files import File, open_parquet, unreadable
+from raystream.pool.files import File, open_parquet
 from raystream.pool.images import Decoding, installed_decoder
+from raystream.pool.scan import scan
 from raystream.pool.units import Unit
 from raystream.query import Preprocess
 
@@ -122,14 +123,14 @@ def _first_bytes(units: Sequence[Unit], column: Column) -> str:
 
 def _arrays(unit: Unit, column: Column, on_error: str) -> Iterator[pa.Array]:
     """A column of a unit, some rows at a time; under `skip` damage ends it, and is left to the reader."""
-    deletes, next_row = unit.file.deletes, unit.first_row
+    deletes, what = unit.file.deletes, f"column {column.name} of {unit.file.path}"
     with open_parquet(unit.file) as parquet:
         try:
             for group in unit.row_groups:  # one by one: what object storage sends of the others would be thrown away
-                for batch in parquet.iter_batches(_SAMPLED_ROWS, row_groups=[group], columns=[column.name]):
-                    values = plain(batch.column(column.name))
-                    yield values if deletes is None else values.take(pa.array(deletes.kept(next_row, len(values))))
-                    next_row += len(values)
-        except (pa.ArrowException, OSError) as error:
+                for first, batch in scan(unit.file, parquet, [column.name], _SAMPLED_ROWS, [group], what=what):
+                    values = batch.column(column.name)
+                    if not pa.types.is_null(values.type):
+                        yield values if deletes is None else values.take(pa.array(deletes.kept(first, len(values))))
+        except PoolError:
             if on_error == "fail":
-                raise unreadable(unit.file, f"column {column.name} of {unit.file.path} can't be read", error) from None
+                raise

@@ -45,6 +45,7 @@ class PoolPlan:
         keep_schema: the kept columns, and those read for candidates, with their types, as `read_columns_at` takes it.
         warnings: sentences for the user.
         tables: the tables that the files were listed by, each at one version.
+        unreadable: how many files were left out, whose footers can't be read.
     """
 
     footers: tuple[Footer, ...]
@@ -55,6 +56,7 @@ class PoolPlan:
     keep_schema: pa.Schema
     warnings: tuple[str, ...]
     tables: tuple[TableVersion, ...] = ()
+    unreadable: int = 0
 
     @property
     def files(self) -> tuple[File, ...]:
@@ -103,6 +105,7 @@ def plan_pool(
     texts: Texts = "refused",
     images: Preprocess | None = None,
     prepared: Prepared | None = None,
+    labels: bool = False,
 ) -> PoolPlan:
     """List a pool, read its footers and cut its units.
 
@@ -117,6 +120,7 @@ def plan_pool(
         texts: whether the model takes columns of strings, or nothing else.
         images: what becomes of encoded images.
         prepared: the function of the user's that makes tensors of the input columns, whatever these hold.
+        labels: whether these are labelled rows, which may stand in files of text, too.
 
     Raises:
         QueryError: a name or a filter of the query can't be used.
@@ -126,7 +130,7 @@ def plan_pool(
     _check_names(pool)
     filters = freeze(pool.disjunction)
     # Labelled rows count as covered whatever the filters say: then files that the filters leave nothing of are looked at, too.
-    files, tables = list_pool(pool.uris, filters=() if pool.labelled else filters, storage=pool.options)
+    files, tables = list_pool(pool.uris, filters=() if pool.labelled else filters, storage=pool.options, texts=labels)
     read = [*([pool.id] if pool.id else []), *inputs]
     later = list(dict.fromkeys([*pool.keep, *also]))
     unreadable: dict[File, str] = {}
@@ -152,13 +156,13 @@ def plan_pool(
     spec = ReadSpec(pool.id, _id_type(pool.id, types), marked, on_error, pool.input_names, prepared, wide)
     keep = pa.schema([pa.field(name, plain_type(types[name])) for name in later])
     warnings = (*_left_out(unreadable), *_large_row_group(footers, units, spec))
-    return PoolPlan(tuple(footers), tuple(units), spec, filters, folders, keep, warnings, tables)
+    return PoolPlan(tuple(footers), tuple(units), spec, filters, folders, keep, warnings, tables, len(unreadable))
 
 
 def _check_names(pool: Pool) -> None:
     id_name = pool.id or DERIVED_ID
     for key, name in [("pool.id", id_name), *(("pool.keep", name) for name in pool.keep)]:
-        if name in _OURS:
+        if name in _OURS or (key, name) == ("pool.id", "reason"):
             raise QueryError(f"{key} names column {name}, a name that raystream's own results use; rename the column in the pool")
     for name in pool.keep:
         if name == id_name:

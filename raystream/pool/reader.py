@@ -6,26 +6,30 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError
 from raystream.lake.retry import ignore
 from raystream.pool.column_types import cast, cast_columns
-from raystream.pool.columns import Column, Flaws, decode, known_shape, plain_batch, structural_flaws, value_flaws
+from raystream.pool.columns import Column, Flaws, decode, known_shape, structural_flaws, text_flaws, value_flaws
 from raystream.pool.encoded import decode_npy
-from raystream.pool.files import check_unchanged, open_parquet, unreadable
+from raystream.pool.files import check_unchanged, open_parquet
 from raystream.pool.filters import filter_columns, matching_rows
 from raystream.pool.ids import derived_ids
 from raystream.pool.images import EachRow, decode_images
 from raystream.pool.remote import RemoteParquet
+from raystream.pool.scan import group_starts, scan
 from raystream.pool.units import Unit
 
+READING = 2
+"""Of which rows are read, and as what; part of units' keys. Before 2, rows came twice in units of more than 16,384 rows with filters."""
 Tensor = npt.NDArray[np.generic]
 Prepare = Callable[[pa.RecordBatch], tuple[tuple[Tensor, ...], Flaws]]
 """A function of the user's that makes the model's tensors of the input columns of some rows, and tells which rows it can't take."""
@@ -94,16 +98,22 @@ class ReadSpec:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that can't be scored: where it is and why."""
+    """A row that can't be scored: where it is, why, and its id."""
 
     path: str
     row_group: int
     row: int
     column: str
     reason: str
+    id: int | str | bytes | None = None
 
     def __str__(self) -> str:
-        return f"{self.path}#rg{self.row_group} row {self.row}: column {self.column} {self.reason}"
+        return f"{self.path}#rg{self.row_group} row {self.row}: {self.flaw}"
+
+    @property
+    def flaw(self) -> str:
+        """The column, and what is wrong in it."""
+        return f"column {self.column} {self.reason}"
 
 
 @dataclass
@@ -131,6 +141,7 @@ def read_unit(
     threads: int = 1,
     prepare: Prepare | None = None,
     note: Callable[[str], None] = ignore,
+    passing: Callable[[npt.NDArray[np.int64]], None] | None = None,
 ) -> Iterator[Rows]:
     """Yield a unit's rows that pass its filters, at most `batch_rows` at a time.
 
@@ -144,6 +155,7 @@ def read_unit(
         threads: that decode images.
         prepare: makes the tensors, where `spec.prepared` says so.
         note: told of each request to object storage that had to be repeated.
+        passing: told of the positions of the rows that pass, bad ones included, before they are decoded.
 
     Raises:
         PoolError: the file is gone, changed or damaged, or holds a bad row and `spec.on_error` is fail.
@@ -151,13 +163,14 @@ def read_unit(
     spec = spec.only(unit.columns)
     pooled = threads > 1 and spec.decodes_images
     with open_parquet(unit.file, note) as parquet, ThreadPoolExecutor(threads) if pooled else nullcontext() as pool:
-        starts = [0, *accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups))]
+        starts = group_starts(parquet)
         if unit.row_groups[-1] >= len(starts) - 1 or starts[unit.row_groups[0]] != unit.first_row:
             raise PoolError(f"{unit.name} is not in the file any more; plan the query again")
-        group_starts = np.asarray(starts)
         for batch, rows in _selected(unit, spec, parquet, batch_rows, note):
+            if passing is not None:
+                passing(rows)
             tensors = _Tensors(spec, map if pool is None else pool.map, prepare)
-            yield from _clean(unit, tensors, cast_columns(batch, unit.casts, unit.name), rows, group_starts)
+            yield from _clean(unit, tensors, cast_columns(batch, unit.casts, unit.name), rows, np.asarray(starts))
         if not isinstance(parquet, RemoteParquet):
             check_unchanged(unit.file)
 
@@ -169,28 +182,18 @@ def _selected(
     id_column = unit.id or spec.id
     wanted = [*([id_column] if id_column else []), *spec.inputs, *filter_columns(unit.filters)]
     # a question to object storage, which is asked while the last rows are decoded
-    then = {"then": lambda: check_unchanged(unit.file, note)} if isinstance(parquet, RemoteParquet) else {}
-    batches = parquet.iter_batches(batch_size=batch_rows, row_groups=list(unit.row_groups), columns=list(dict.fromkeys(wanted)), **then)
+    then = partial(check_unchanged, unit.file, note)
     positions = None if unit.positions is None else np.asarray(unit.positions, dtype=np.int64)
-    next_row = unit.first_row
-    while True:
-        try:
-            batch = next(batches, None)
-            batch = None if batch is None else plain_batch(batch)
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(unit.file, f"{unit.name} can't be read near row {next_row}", error) from None
-        if batch is None:
-            return
-        rows = np.arange(next_row, next_row + batch.num_rows)
-        next_row += batch.num_rows
+    for first, batch in scan(unit.file, parquet, list(dict.fromkeys(wanted)), batch_rows, unit.row_groups, then, unit.name):
+        rows = np.arange(first, first + batch.num_rows)
         keep: npt.NDArray[np.int64] | None = None
         if positions is not None:
             low, high = np.searchsorted(positions, [rows[0], rows[-1] + 1]) if len(rows) else (0, 0)
-            keep = positions[low:high] - (next_row - batch.num_rows)
+            keep = positions[low:high] - first
         elif unit.filters:
             keep = matching_rows(unit.filters, batch, unit.name)
         if unit.file.deletes is not None and positions is None:
-            left = unit.file.deletes.kept(next_row - batch.num_rows, batch.num_rows)
+            left = unit.file.deletes.kept(first, batch.num_rows)
             keep = left if keep is None else np.intersect1d(keep, left, assume_unique=True)
         if keep is not None and len(keep) < batch.num_rows:
             batch, rows = batch.take(pa.array(keep)), rows[keep]
@@ -204,12 +207,14 @@ def _clean(
     """The batch as tensors without its bad rows, provided that anything is left to say."""
     spec = tensors.spec
     bad: list[BadRow] = []
+    name = unit.id or spec.id
+    ids = cast(batch.column(name), spec.id_type, f"{unit.name}: id column {name}") if name else derived_ids(unit.file.path, rows)
 
     def report(flaws: dict[str, Flaws], where: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         ok = np.ones(len(where), dtype=bool)
         for row, column, reason in sorted((row, column, reason) for column, of in flaws.items() for row, reason in of.items()):
             group = int(np.searchsorted(group_starts, where[row], side="right")) - 1
-            found = BadRow(unit.file.path, group, int(where[row]), column, reason)
+            found = BadRow(unit.file.path, group, int(where[row]), column, reason, ids[row].as_py())
             if spec.on_error == "fail":
                 raise PoolError(f"{found}; correct the row, or set on_error: skip to leave such rows out")
             if ok[row]:
@@ -218,12 +223,13 @@ def _clean(
         return ok
 
     structure = {column.name: flaws for column in spec.columns if (flaws := structural_flaws(batch.column(column.name), column))}
+    if name and (flaws := text_flaws(batch.column(name))):
+        structure[name] = structure.get(name, {}) | flaws
+        ids = pc.if_else(pa.array(np.isin(np.arange(len(ids)), list(flaws))), pa.scalar(None, ids.type), ids)  # no id that can be told
     if structure:
         ok = report(structure, rows)
-        batch, rows = batch.filter(pa.array(ok)), rows[ok]
+        batch, rows, ids = batch.filter(pa.array(ok)), rows[ok], ids.filter(pa.array(ok))
     blocks, values = tensors.of(batch)
-    name = unit.id or spec.id
-    ids = cast(batch.column(name), spec.id_type, f"{unit.name}: id column {name}") if name else derived_ids(unit.file.path, rows)
     if values:
         ok = report(values, rows)
         ids, rows, blocks = ids.filter(pa.array(ok)), rows[ok], [block[ok] for block in blocks]

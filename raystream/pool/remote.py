@@ -8,20 +8,43 @@ from concurrent.futures import Future
 from itertools import chain
 from threading import Lock
 from types import TracebackType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raystream.lake.ranges import Fetching, Range, in_another_thread
-from raystream.lake.retry import ignore, retried
+from raystream.lake.ranges import Fetched, Fetching, Range, in_another_thread
+from raystream.lake.retry import LASTING, ignore, retried
+from raystream.pool.chunks import Group, find_groups, footer_bytes
 
 READ_AHEAD = 16 << 20
 """Bytes fetched at a time, unless one row group is more; while they are decoded, as many are on their way."""
+READ_AS: dict[str, Any] = {"coerce_int96_timestamp_unit": "us", "page_checksum_verification": True}
+"""How pyarrow reads columns, wherever the file is. Nanoseconds, its own choice for INT96, end in 2262 and begin anew in 1677."""
 _FOOTERS_KEPT = 4
-_WHOLE = 1 << 20
-_footers: OrderedDict[tuple[str, int, str], pq.FileMetaData] = OrderedDict()
+_footers: OrderedDict[tuple[str, int, str], _Footer] = OrderedDict()
 _footers_lock = Lock()
+
+
+class _Footer:
+    """A file's footer, as pyarrow has it and as bytes, and where its columns' pages lie."""
+
+    def __init__(self, data: bytes, size: int) -> None:
+        self.data, self._size = data, size
+        try:
+            self.metadata: pq.FileMetaData = pq.read_metadata(pa.BufferReader(data))
+        except OSError as error:  # which is what pyarrow calls bytes that are no footer, too
+            raise pa.ArrowInvalid(str(error)) from None
+        self._groups: dict[tuple[int, ...], list[Group]] = {}
+
+    def groups(self, leaves: Sequence[int]) -> list[Group]:
+        """The row groups with the chunks of these leaf columns."""
+        key = tuple(leaves)
+        if key not in self._groups:
+            paths = {leaf: self.metadata.schema.column(leaf).path for leaf in leaves}
+            self._groups = {key: find_groups(self.data, paths, self.metadata, self._size)}
+        return self._groups[key]
 
 
 class RemoteParquet:
@@ -35,11 +58,13 @@ class RemoteParquet:
     Raises:
         OSError: the footer didn't come in spite of all attempts.
         pa.ArrowInvalid: this isn't Parquet.
+        EncryptedFooterError: it can't be read without a key.
     """
 
     def __init__(self, source: pa.NativeFile, version: tuple[str, int, str], note: Callable[[str], None] = ignore) -> None:
         self._source, self._note, self._size, self.version = source, note, version[1], version
-        self.metadata = _footer(source, version, note)
+        self._footer = _footer(source, version, note)
+        self.metadata, self.footer = self._footer.metadata, self._footer.data
 
     @property
     def schema_arrow(self) -> pa.Schema:
@@ -48,7 +73,7 @@ class RemoteParquet:
         Raises:
             pa.ArrowException: it has none.
         """
-        with pq.ParquetFile(pa.BufferReader(b""), metadata=self.metadata) as parquet:
+        with pq.ParquetFile(pa.BufferReader(b""), metadata=self.metadata, **READ_AS) as parquet:
             return parquet.schema_arrow
 
     def __enter__(self) -> RemoteParquet:
@@ -79,28 +104,15 @@ class RemoteParquet:
                 ahead = self._fetch(runs[at + 1], leaves) if at + 1 < len(runs) else None
                 if then and ahead is None:
                     ended = in_another_thread(then)
-                with pq.ParquetFile(fetched, metadata=self.metadata, pre_buffer=False) as parquet:
-                    yield from parquet.iter_batches(batch_size, row_groups=run, columns=None if columns is None else list(columns))
+                with pq.ParquetFile(fetched, metadata=self.metadata, pre_buffer=False, **READ_AS) as parquet:
+                    batches = parquet.iter_batches(batch_size, row_groups=run, columns=None if columns is None else list(columns))
+                    while (batch := _next(batches, fetched)) is not None:
+                        yield batch
             if ended:
                 ended.result()
         finally:
             if ahead is not None:
                 ahead.cancel()
-
-    def read_row_group(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """One row group."""
-        return self._table([index], columns)
-
-    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The whole file."""
-        return self._table(None, columns)
-
-    def _table(self, groups: Sequence[int] | None, columns: Sequence[str] | None) -> pa.Table:
-        batches = list(self.iter_batches(_WHOLE, groups, columns))
-        if batches:
-            return pa.Table.from_batches(batches)
-        schema = self.schema_arrow
-        return (schema if columns is None else pa.schema([schema.field(name) for name in columns])).empty_table()
 
     def _leaves(self, columns: Sequence[str] | None) -> list[int]:
         """The leaf columns that hold the wanted ones."""
@@ -124,12 +136,27 @@ class RemoteParquet:
         return runs
 
     def _ranges(self, group: int, leaves: Sequence[int]) -> list[Range]:
-        found = self.metadata.row_group(group)
-        return [_range(found.column(leaf)) for leaf in leaves] if found.num_rows else []
+        found = self._footer.groups(leaves)[group]
+        return [(chunk.start, chunk.start + chunk.stored) for chunk in found.chunks.values()] if found.rows else []
 
     def _fetch(self, run: Sequence[int], leaves: Sequence[int]) -> Fetching:
         wanted = chain.from_iterable(self._ranges(group, leaves) for group in run)
-        return Fetching(self._source.read_at, self._size, wanted, self._note)
+        return Fetching(self._source.read_at, self._size, wanted, self._note, _bucket(self.version[0]))
+
+
+def _next(batches: Iterator[pa.RecordBatch], fetched: Fetched) -> pa.RecordBatch | None:
+    """The next batch, None after the last.
+
+    Raises:
+        OSError: bytes didn't come.
+        pa.ArrowInvalid: they came, and are damaged, which pyarrow calls an OSError as well.
+    """
+    try:
+        return next(batches, None)
+    except OSError as error:
+        if fetched.failed:
+            raise
+        raise pa.ArrowInvalid(str(error)) from None
 
 
 def _within(path: str, names: set[str]) -> bool:
@@ -137,23 +164,27 @@ def _within(path: str, names: set[str]) -> bool:
     return any(path == name or path.startswith(f"{name}.") for name in names)
 
 
-def _range(chunk: pq.ColumnChunkMetaData) -> Range:
-    start = chunk.data_page_offset
-    if chunk.has_dictionary_page and chunk.dictionary_page_offset is not None:
-        start = min(start, chunk.dictionary_page_offset)
-    return start, start + chunk.total_compressed_size
-
-
-def _footer(source: pa.NativeFile, version: tuple[str, int, str], note: Callable[[str], None]) -> pq.FileMetaData:
+def _footer(source: pa.NativeFile, version: tuple[str, int, str], note: Callable[[str], None]) -> _Footer:
     with _footers_lock:
         known = _footers.get(version)
     if known is None:
-        known = retried(lambda: pq.read_metadata(source), note)
+        size = version[1]
+
+        def read_at(count: int, at: int) -> bytes:
+            data: bytes = retried(lambda: source.read_at(count, at), note, patience=LASTING, place=_bucket(version[0]))
+            return data
+
+        known = _Footer(footer_bytes(read_at, size), size)
         with _footers_lock:
             _footers[version] = known
             while len(_footers) > _FOOTERS_KEPT:
                 _footers.popitem(last=False)
     return known
+
+
+def _bucket(path: str) -> str:
+    """What is waited for when a file doesn't come, by the file's path or URI."""
+    return f"bucket {path.rpartition('://')[2].partition('/')[0]}"
 
 
 def open_remote(filesystem: pafs.FileSystem, path: str, note: Callable[[str], None] = ignore) -> tuple[pa.NativeFile, str | None]:
@@ -163,7 +194,8 @@ def open_remote(filesystem: pafs.FileSystem, path: str, note: Callable[[str], No
         FileNotFoundError: there is none.
         OSError: it can't be opened in spite of all attempts.
     """
-    source = retried(lambda: filesystem.open_input_file(path), note)
+    # Whoever opens a file has listed it, so its storage is there, and is waited for.
+    source = retried(lambda: filesystem.open_input_file(path), note, patience=LASTING, place=_bucket(path))
     facts = {str(key).lower(): value for key, value in (source.metadata() or {}).items()}
     tag = facts.get("etag")
     return source, (tag.decode() if isinstance(tag, bytes) else tag).strip('"') if tag else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from raystream.pool.files import File
@@ -10,6 +11,11 @@ FINE = 20_000_000
 """Nanoseconds between two times that a kernel gives to files at least: a tick of its clock, 10 ms at most, and some."""
 COARSE = 2_000_000_000
 """The same for file systems that keep whole seconds, or every second one."""
+
+
+def settle(files: Iterable[File]) -> None:
+    """Wait until files that may be scored can be told from the same files rewritten: those of a pool, of labels, of targets."""
+    time.sleep(unsettled(files, time.time_ns()) / 1e9)
 
 
 def unsettled(files: Iterable[File], now: int) -> int:

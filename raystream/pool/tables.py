@@ -20,7 +20,7 @@ _THREADS = 32
 
 
 def list_pool(
-    uris: Sequence[str], key: str = "pool.uri", filters: Filters = (), storage: Storage = LOCAL
+    uris: Sequence[str], key: str = "pool.uri", filters: Filters = (), storage: Storage = LOCAL, *, texts: bool = False
 ) -> tuple[list[File], tuple[TableVersion, ...]]:
     """The files under URIs of files, folders, globs and tables, sorted by path, each once.
 
@@ -29,6 +29,7 @@ def list_pool(
         key: the query's key that they stand in, for messages.
         storage: how to reach what is in object storage; a Delta table's URI and an Iceberg catalog may have options of their own.
         filters: files that a table's partitions and statistics prove to hold no row of these may be left out.
+        texts: whether files of text are taken, too, as labels are.
 
     Returns:
         The files, and for each table the version that was read.
@@ -38,7 +39,7 @@ def list_pool(
         PoolError: something is missing or can't be read.
     """
     plain = [uri for uri in uris if not is_table(uri)]
-    files = {file.path: file for file in list_files(plain, key, storage=storage)} if plain or not uris else {}
+    files = {file.path: file for file in list_files(plain, key, storage, texts=texts)} if plain or not uris else {}
     versions: list[TableVersion] = []
     for uri in uris:
         if not is_table(uri):

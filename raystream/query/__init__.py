@@ -98,7 +98,8 @@ class Query(Part):
             raise ValueError(f"select.strategy {self.select.strategy} needs an embedding; name its column in model.embedding")
         check_gradients(self.acquire, self.model)
         weights = self.acquire.class_weights
-        if isinstance(weights, dict) and self.model.classes is None and not all(_is_index(key) for key in weights):
+        named = self.model.classes is not None or self.names_classes
+        if isinstance(weights, dict) and not named and not all(_is_index(key) for key in weights):
             name = next(key for key in weights if not _is_index(key))
             raise ValueError(f"acquire.class_weights names class {name!r}, but model.classes gives no names; give them, or indices from 0")
         taken = [name for name in (*self.pool.keep, self.pool.id) if name in self.acquire.columns]
@@ -113,7 +114,7 @@ class Query(Part):
         if wanted and not self.gives_scores:
             raise ValueError("model.temperature is to be fitted, but the model gives an embedding alone; remove it or give model.logits")
         if self.pool.label is not None and not wanted:
-            raise ValueError("pool.label is used only where model.temperature names labelled Parquet to fit it on; remove it or name that")
+            raise ValueError("pool.label is used only where model.temperature names labelled rows to fit it on; remove it or name that")
 
     def _model_takes_names(self) -> None:
         for model in self.model.members or [self.model]:
@@ -148,6 +149,11 @@ class Query(Part):
         if model.task == "regression":
             return self.gives_samples
         return bool(model.logits or model.probabilities or model.samples) if model.kind == "columns" else kind_of(model.kind).scores
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether the model itself may say what its classes are called, once it is loaded."""
+        return any(kind_of(member.kind).names_classes for member in self.model.members or [self.model])
 
     @property
     def gives_samples(self) -> bool:

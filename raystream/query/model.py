@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from raystream.errors import QueryError
-from raystream.kinds import KINDS, kind_of
+from raystream.kinds import KINDS, Kind, kind_of
 from raystream.kinds import OPTIONAL_KEYS as MODEL_KEYS
 from raystream.query.part import Part, Positive
 from raystream.query.preprocess import Preprocess
@@ -21,6 +21,7 @@ class Model(Part):
 
     kind: str = "torch"
     task: TaskName = "classes"
+    output: Literal["logits", "probabilities"] = "logits"
     source: str | None = None
     args: dict[str, Any] = {}
     weights: str | Annotated[list[str], Field(min_length=2)] | None = None
@@ -87,12 +88,28 @@ class Model(Part):
             raise ValueError(f"model.{key} is not used by kind: {self.kind} (only by {users}); remove it")
         if kind.texts == "expected" and self.images is not None:
             raise ValueError(f"model.preprocess decodes images, but kind: {self.kind} takes texts; remove it")
+        self._output_fits(kind)
         if self.kind == "columns":
             if self.logits and self.probabilities:
                 raise ValueError("model.logits and model.probabilities are both given; name one of them")
             if not (self.logits or self.probabilities or self.samples or self.embedding):
                 raise ValueError("kind: columns names no column; give model.logits, model.probabilities, model.samples or model.embedding")
         return self
+
+    def _output_fits(self, kind: Kind) -> None:
+        """Whether what the query says of the model's outputs can be."""
+        if "output" not in self.model_fields_set:
+            return
+        if not kind.scores:
+            raise ValueError(f"model.output is not used by kind: {self.kind}, which gives an embedding alone; remove it")
+        if kind.gives is not None and self.output != kind.gives:
+            raise ValueError(f"model.output is {self.output}, but kind: {self.kind} gives {kind.gives}; remove it")
+        if self.output == "probabilities" and self.task == "regression":
+            raise ValueError("model.output is probabilities, but model.task is regression, whose outputs are numbers; remove it")
+        if self.kind == "columns" and self.output == "probabilities" and self.logits:
+            raise ValueError(f"model.output is probabilities, but model.logits names {self.logits}; name it in model.probabilities")
+        if self.kind == "columns" and self.output == "logits" and self.probabilities:
+            raise ValueError(f"model.output is logits, but model.probabilities names {self.probabilities}; name it in model.logits")
 
     @field_validator("temperature", mode="before")
     @classmethod
@@ -104,7 +121,7 @@ class Model(Part):
 
     @property
     def calibration_files(self) -> list[str]:
-        """The labelled Parquet to fit the temperature on, as files, folders or globs; none where it is a number."""
+        """The labelled rows to fit the temperature on, as files, folders or globs; none where it is a number."""
         if isinstance(self.temperature, float | int):
             return []
         return [self.temperature] if isinstance(self.temperature, str) else self.temperature
@@ -123,11 +140,13 @@ class Model(Part):
         return float(self.temperature)
 
     def _members_fit_together(self, members: list[Model]) -> None:
-        own = self.model_fields_set & {"kind", "source", "args", "weights", "version", "logits", "probabilities", "samples"}
+        own = self.model_fields_set & {"kind", "source", "args", "weights", "output", "version", "logits", "probabilities", "samples"}
         if own:
             raise ValueError(f"model.{min(own)} and model.members are both given; move it into the members")
         shared = {"batch_size", "classes", "device", "embedding", "embedding_dtype", "precision", "preprocess", "task", "temperature"}
         for position, member in enumerate(members):
+            if member.output == "probabilities" and self.task == "regression":
+                raise ValueError(f"model.members.{position}.output is probabilities, but model.task is regression; remove it")
             if member.kind == "columns":
                 raise ValueError(f"model.members.{position} is of kind columns, which runs on no rows; remove it")
             if member.members is not None or isinstance(member.weights, list):

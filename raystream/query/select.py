@@ -58,7 +58,7 @@ class Select(Part):
     mix: Annotated[float, Field(ge=0, le=1)] = 0.5
     terms: dict[str, Annotated[float, Field(ge=0)]] = {}
     similar_to: list[Id] = []
-    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = None
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | Literal[False] | None = None
     quotas: list[Quota] = []
     must_include: list[Id] = []
     exclude: list[Id] = []
@@ -75,6 +75,13 @@ class Select(Part):
                 f"select.strategy is {value!r}, expected {', '.join(sorted(TRAITS))} or an import path module:function"
                 f"{did_you_mean(value, TRAITS)}"
             )
+        return value
+
+    @field_validator("near_duplicates", mode="before")
+    @classmethod
+    def _is_a_cosine_or_false(cls, value: object) -> object:
+        if value is True or (value == 0 and value is not False):
+            raise ValueError(f"select.near_duplicates is {value!r}, expected a cosine above 0, at most 1, or false")
         return value
 
     @field_validator("terms")
@@ -129,4 +136,9 @@ class Select(Part):
     @property
     def needs_embedding(self) -> bool:
         """Whether the choice can't be made without embeddings."""
-        return self.traits.embedding or self.near_duplicates is not None
+        return self.traits.embedding or bool(self.near_duplicates)
+
+    @property
+    def passes_over_repeats(self) -> bool:
+        """Whether rows with the same embedding as a labelled or chosen one are passed over."""
+        return self.needs_embedding and self.near_duplicates is not False

@@ -106,7 +106,5 @@ def _check_columns(query: Query) -> None:
     model, name = query.model, query.model.task
     if name == "regression" and (model.logits or model.probabilities or not model.samples):
         raise ValueError("model.task regression with kind: columns takes the members' numbers alone; name their column in model.samples")
-    if name not in ("classes", "regression"):
-        for key, column in (("probabilities", model.probabilities), ("samples", model.samples)):
-            if column:
-                raise ValueError(f"model.{key} is not used by model.task {name} with kind: columns; give model.logits")
+    if name not in ("classes", "regression") and model.samples:
+        raise ValueError(f"model.samples is not used by model.task {name} with kind: columns; give model.logits or probabilities")

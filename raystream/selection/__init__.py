@@ -29,6 +29,7 @@ from raystream.selection.prob_cover import prob_cover
 from raystream.selection.ranking import random, random_order, top_k, walk
 from raystream.selection.represents import Assignment, assign, represents
 from raystream.selection.rows import Rows
+from raystream.selection.select import select
 from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards, working_bytes
 from raystream.selection.stochastic import power, softmax, softrank
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
@@ -84,6 +85,7 @@ __all__ = [
     "random_order",
     "represents",
     "row_hash",
+    "select",
     "softmax",
     "softrank",
     "top_k",

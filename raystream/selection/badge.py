@@ -7,8 +7,11 @@ lower bounds*, 2020. `gradients` has the formulas.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from raystream.errors import DataError, QueryError
+from raystream.selection.arguments import checked_seed, count, optional, shards_of
+from raystream.selection.arguments import embeddings as checked
 from raystream.selection.bounds import Precision, has_bfloat16_units
 from raystream.selection.constraints import Constraints
 from raystream.selection.d_squared import DSquared, d_squared
@@ -17,32 +20,32 @@ from raystream.selection.geometry import Vectors, joined
 from raystream.selection.gradients import Gradients
 from raystream.selection.k_means_pp import picked
 from raystream.selection.rows import Array, Rows, as_rows, not_finite, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
+from raystream.selection.shards import Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings
 
 
 def badge(
-    probabilities: Array,
-    h: Array,
+    x: ArrayLike,
     k: int,
     *,
-    bias: bool = True,
+    probabilities: ArrayLike,
+    labelled: ArrayLike | None = None,
+    labelled_probabilities: ArrayLike | None = None,
     seed: int = 0,
-    labelled_probabilities: Array | None = None,
-    labelled: Array | None = None,
+    bias: bool = True,
 ) -> Array:
     """Draw k rows, each with probability proportional to the squared distance of its gradient to those drawn before.
 
     The first is the row with the largest gradient, the lowest at a tie, unless there are labelled rows.
 
     Args:
-        probabilities: (n, c) of the classes.
-        h: (n, d) input of the last layer; taken as float32 unless float16.
+        x: (n, d) input of the last layer; taken as float32 unless float16.
         k: how many rows.
-        bias: the last layer has a bias, which is part of the gradient.
+        probabilities: (n, c) of the classes.
+        labelled: (m, d) of labelled rows, if these count as drawn already; they don't in the paper.
+        labelled_probabilities: (m, c), theirs.
         seed: another seed draws other rows.
-        labelled_probabilities: (m, c) of labelled rows, if these count as drawn already; they don't in the paper.
-        labelled: (m, d), theirs.
+        bias: the last layer has a bias, which is part of the gradient.
 
     Returns:
         (b,) int64 row numbers in order of choice; b < min(k, n) only when the gradients of the rest are equal to chosen ones.
@@ -50,10 +53,10 @@ def badge(
     Raises:
         DataError: numbers that are not finite, or probabilities above 1, or shapes that don't fit.
     """
-    memory = max(DEFAULT_MEMORY, 2 * np.asarray(h).nbytes)
-    shards, p = LocalShards.of_array(h, memory=memory), as_rows(probabilities)
-    centres = _vectors(labelled_probabilities, labelled, p.width, shards)
-    return sample(shards, p, k, centres=centres, bias=bias, seed=seed).rows
+    shards, p = shards_of(x), as_rows(checked(probabilities, "probabilities"))
+    fixed = optional(labelled_probabilities, "labelled_probabilities"), optional(labelled, "labelled")
+    centres = _vectors(*fixed, p.width, shards)
+    return sample(shards, p, count(k), centres=centres, bias=bias, seed=checked_seed(seed)).rows
 
 
 def _vectors(p: Array | None, h: Array | None, classes: int, shards: Shards) -> Vectors:
@@ -122,7 +125,7 @@ def badge_strategy(candidates: Candidates, request: Request) -> Picked:
     shards = embeddings(candidates, "badge")
     p = candidates.probabilities
     if p is None:
-        raise QueryError("select.strategy badge needs class probabilities, but the candidates have none")
+        raise QueryError("badge needs class `probabilities`, but the candidates have none")
     args = dict(request.args)
     covered = args.pop("covered", False)
     taken = request.constraints.taken  # they are part of this batch
@@ -130,7 +133,7 @@ def badge_strategy(candidates: Candidates, request: Request) -> Picked:
     labelled = 0 if candidates.labelled is None else len(candidates.labelled)
     if covered and labelled:
         if candidates.labelled_probabilities is None:
-            raise QueryError("select.args.covered is true, which needs the class probabilities of labelled rows, but they have none")
+            raise QueryError("`covered` is true, which needs `labelled_probabilities`, but there are none")
         fixed = _vectors(candidates.labelled_probabilities, candidates.labelled, p.width, shards)
         centres = joined([fixed, centres])
     found = sample(shards, p, request.budget, centres=centres, seed=request.seed, constraints=request.constraints, **args)

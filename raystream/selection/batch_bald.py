@@ -17,8 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
+from raystream.arrays import numbers
 from raystream.errors import DataError, QueryError
+from raystream.selection.arguments import checked_seed, count
 from raystream.selection.hashing import row_hash, uniform
 from raystream.selection.rows import Array
 from raystream.selection.strategy import Candidates, Picked, Request
@@ -29,6 +32,11 @@ MOST_CANDIDATES = 10_000
 _PROBABILITIES = 100_000
 _FEWEST, _MOST = 1000, 10_000
 _BLOCK = 1 << 18
+"""Numbers that are computed at once."""
+_AT_ONCE = 1 << 24
+"""The same where blocks are added up, which rounds otherwise for each size: above all that were whole so far."""
+_SLACK = 0.05
+"""How far probabilities may be from summing to 1: bfloat16 is some thousandths off."""
 _NOTHING = 1e-12
 """Information, in nats, that can't be told from rounding."""
 
@@ -48,28 +56,29 @@ class _Configurations:
     member: Array | None = None
 
 
-def batch_bald(log_probs: Array, budget: int, *, seed: int = 0, configurations: int | None = None) -> Array:
+def batch_bald(log_probs: ArrayLike, k: int, *, seed: int = 0, configurations: int | None = None) -> Array:
     """Choose rows greedily by the mutual information of the members and the labels of all chosen rows.
 
     The first row is the one of the highest BALD score. Ties go to the lower row.
 
     Args:
         log_probs: (n, k, c) log-probabilities of c classes by k members or dropout samples, n at most 10,000.
-        budget: how many rows, at most 50; all n when there are fewer.
+        k: how many rows, at most 50; all n when there are fewer.
         seed: of the drawn configurations.
         configurations: how many are listed, or drawn once there are more; left out, 100,000 / c, but from 1,000 to 10,000.
 
     Returns:
-        (min(budget, n),) int64 row numbers in order of choice.
+        (min(k, n),) int64 row numbers in order of choice.
 
     Raises:
-        QueryError: too large a budget, or too many rows.
+        QueryError: too large a k, or too many rows.
         DataError: log-probabilities of another shape, or that are none.
     """
-    batch = Batch(log_probs, budget, seed=seed, configurations=configurations)
+    k = count(k)
+    batch = Batch(numbers(log_probs, "log_probs"), k, seed=checked_seed(seed), configurations=configurations)
     rows: list[int] = []
     alive = np.ones(len(batch), dtype=bool)
-    while len(rows) < min(budget, len(batch)):
+    while len(rows) < min(k, len(batch)):
         row, _ = batch.best(np.flatnonzero(alive))
         batch.add(row)
         rows.append(row)
@@ -90,21 +99,26 @@ class Batch:
     def __init__(self, log_probs: Array, rows: int, *, seed: int = 0, configurations: int | None = None) -> None:
         self._log_p = _checked(log_probs)
         if rows > MOST_ROWS:
-            raise QueryError(f"select.budget is {rows}, but batch_bald chooses at most {MOST_ROWS} rows; lower it, or choose by bald")
+            raise QueryError(f"`k` is {rows}, but batch_bald chooses at most {MOST_ROWS} rows; lower it, or choose by bald")
         n, members, classes = self._log_p.shape
         if n > MOST_CANDIDATES:
-            raise QueryError(f"batch_bald has {n} candidates, but compares at most {MOST_CANDIDATES}; lower select.candidates")
+            raise QueryError(f"batch_bald has {n} candidates, but compares at most {MOST_CANDIDATES}; give fewer `candidates`")
         self._most = min(max(_PROBABILITIES // classes, _FEWEST), _MOST) if configurations is None else configurations
-        self._p = np.exp(self._log_p)
-        self._entropy = -(self._p * np.where(self._p > 0, self._log_p, 0.0)).sum(axis=2)
-        # as the right-hand side of a product with posteriors
-        self._flat = torch.from_numpy(np.ascontiguousarray(self._p.transpose(1, 0, 2)))
+        self._entropy = np.empty((n, members))
+        for begin in range(0, n, _block(members * classes)):
+            log_p = self._wide(slice(begin, begin + _block(members * classes)))
+            p = np.exp(log_p)
+            self._entropy[begin : begin + len(p)] = -(p * np.where(p > 0, log_p, 0.0)).sum(axis=2)
         self._keys = row_hash(seed, np.arange(self._most))
         self._rows: list[int] = []
         self._now = _Configurations(np.ones(1), np.full((1, members), -np.log(members)))
 
     def __len__(self) -> int:
         return len(self._log_p)
+
+    def _wide(self, rows: Array | slice | int) -> Array:
+        """Log-probabilities of some rows in float64; all rows' would take more memory than what is given."""
+        return np.asarray(self._log_p[rows], dtype=np.float64)
 
     def best(self, rows: Array) -> tuple[int, float]:
         """(row, gain): which of `rows` (int64, ascending, not empty) adds most information, in nats, and how much."""
@@ -113,19 +127,26 @@ class Batch:
             return int(rows[0]), 0.0
         # the last bits of a product depend on where a row stands in it: those that may tie are computed one by one
         near = rows[rough >= rough.max() - _NOTHING]
-        log_p = np.ascontiguousarray(self._log_p[near]).reshape(len(near), -1)
-        _, first, same = np.unique(log_p.view(np.dtype((np.void, log_p.shape[1] * 8))).ravel(), return_index=True, return_inverse=True)
-        gain = np.asarray([self.gain(int(near[i])) for i in first])[same]
+        known: dict[bytes, float] = {}
+        gain = np.empty(len(near))
+        for i, row in enumerate(map(int, near)):
+            same = self._log_p[row].tobytes()
+            if same not in known:
+                known[same] = self.gain(row)
+            gain[i] = known[same]
         at = int(np.argmax(gain))
         return int(near[at]), float(gain[at])
 
     def gain(self, row: int) -> float:
         """By how many nats the labels of the batch tell more about the members with `row` than without."""
-        posterior = np.exp(self._now.log_posterior)
-        mixture = np.zeros((len(posterior), self._p.shape[2]))
-        for member in range(posterior.shape[1]):
-            mixture += posterior[:, member, None] * self._p[row, member]
-        entropy = -(mixture * np.log(np.where(mixture > 0, mixture, 1.0))).sum(axis=1)
+        posterior, p = np.exp(self._now.log_posterior), np.exp(self._wide(row))
+        entropy = np.zeros(len(posterior))
+        step = _block(len(posterior), most=_AT_ONCE)
+        for begin in range(0, p.shape[1], step):
+            mixture = np.zeros((len(posterior), min(step, p.shape[1] - begin)))
+            for member in range(posterior.shape[1]):
+                mixture += posterior[:, member, None] * p[member, begin : begin + step]
+            entropy -= (mixture * np.log(np.where(mixture > 0, mixture, 1.0))).sum(axis=1)
         return max(float((self._now.weight * (entropy - (posterior * self._entropy[row]).sum(axis=1))).sum()), 0.0)
 
     def add(self, row: int) -> None:
@@ -134,7 +155,7 @@ class Batch:
         now = self._now
         if now.member is None:
             members, classes = self._log_p.shape[1:]
-            joint = now.log_posterior[:, None, :] + self._log_p[row].T[None]
+            joint = now.log_posterior[:, None, :] + self._wide(row).T[None]
             listed = _listed(now.weight, joint.reshape(-1, members), classes)
             if len(listed.weight) <= self._most:
                 self._now = listed
@@ -153,10 +174,11 @@ class Batch:
         """Draw a label of `row`, the one at `place` of the batch, for each configuration from its member."""
         now = self._now
         assert now.member is not None
-        steps = np.cumsum(self._p[row], axis=1)
+        log_p = self._wide(row)
+        steps = np.cumsum(np.exp(log_p), axis=1)
         chance = uniform(self._keys, f"batch_bald {place}") * steps[now.member, -1]
         label = np.minimum((chance[:, None] >= steps[now.member]).sum(axis=1), steps.shape[1] - 1)
-        joint = now.log_posterior + self._log_p[row][:, label].T
+        joint = now.log_posterior + log_p[:, label].T
         self._now = _Configurations(now.weight, joint - np.logaddexp.reduce(joint, axis=1, keepdims=True), now.member)
 
     def _gains(self, rows: Array) -> Array:
@@ -164,16 +186,21 @@ class Batch:
         now = self._now
         posterior = torch.from_numpy(np.exp(now.log_posterior))
         weight = torch.from_numpy(now.weight)
-        classes = self._p.shape[2]
+        members, classes = self._log_p.shape[1:]
         expected = self._entropy[rows] @ (weight @ posterior).numpy()
-        step = max(_BLOCK // (len(posterior) * classes), 1)
+        step = min(_block(len(posterior) * classes), _block(members * classes))
+        columns = _block(len(posterior))
 
         def start() -> Callable[[int], Array]:
             def work(begin: int) -> Array:
-                which = torch.from_numpy(rows[begin : begin + step])
-                mixture = torch.mm(posterior, self._flat[:, which].reshape(posterior.shape[1], -1))
-                logarithm = mixture.clamp(min=2.0**-1000).log_().mul_(mixture)
-                result: Array = -(weight @ logarithm).view(-1, classes).sum(1).numpy()
+                which = rows[begin : begin + step]
+                # (k, rows x classes), the right-hand side of a product with posteriors
+                p = torch.from_numpy(np.exp(self._wide(which).transpose(1, 0, 2)).reshape(members, -1))
+                entropy = []
+                for some in torch.split(p, columns, dim=1):
+                    mixture = torch.mm(posterior, some)
+                    entropy.append(-(weight @ mixture.clamp(min=2.0**-1000).log_().mul_(mixture)))
+                result: Array = torch.cat(entropy).view(-1, classes).sum(1).numpy()
                 return result
 
             return work
@@ -181,6 +208,11 @@ class Batch:
         entropy = np.concatenate(each(range(0, len(rows), step), start))
         result: Array = entropy - expected
         return result
+
+
+def _block(numbers: int, most: int = _BLOCK) -> int:
+    """How many of so many numbers each are computed at once."""
+    return max(most // max(numbers, 1), 1)
 
 
 def _listed(weight: Array, joint: Array, classes: int) -> _Configurations:
@@ -192,26 +224,28 @@ def _listed(weight: Array, joint: Array, classes: int) -> _Configurations:
 
 
 def _checked(log_probs: Array) -> Array:
-    """(n, k, c) float64 log-probabilities."""
-    log_p = np.asarray(log_probs, dtype=np.float64)
+    """(n, k, c) log-probabilities, float32 or float64."""
+    log_p = np.asarray(log_probs)
     if log_p.ndim != 3 or not log_p.shape[1] or not log_p.shape[2]:
         raise DataError(f"samples have shape {log_p.shape}; expected log-probabilities (rows, members, classes)")
-    total = np.exp(log_p).sum(axis=2)
-    bad = np.flatnonzero(~(np.abs(total - 1) <= 1e-3).all(axis=1))
-    if len(bad):
+    bad: list[int] = []
+    step = _block(log_p.shape[1] * log_p.shape[2])
+    for begin in range(0, len(log_p), step):
+        total = np.exp(log_p[begin : begin + step], dtype=np.float64).sum(axis=2)
+        bad += (begin + np.flatnonzero(~(np.abs(total - 1) <= _SLACK).all(axis=1))).tolist()
+    if bad:
         raise DataError(
             f"the samples of {len(bad)} candidates are not log-probabilities, first at row {bad[0]}: expected numbers whose exponentials "
             "add up to 1 over the classes"
         )
-    return np.ascontiguousarray(log_p)
+    return log_p
 
 
 def batch_bald_strategy(candidates: Candidates, request: Request) -> Picked:
     """`batch_bald` in a query; rows that had to be in the batch are part of it from the start."""
     if candidates.samples is None:
         raise QueryError(
-            "select.strategy batch_bald needs the probabilities of several members, but the candidates have none; give the model "
-            "acquire.mc_samples, or several weights"
+            "batch_bald needs the log-probabilities of several members, but the candidates have none; give `log_probs`"
         )
     constraints, shards = request.constraints, candidates.shards
     taken = constraints.taken

@@ -21,9 +21,9 @@ from raystream.selection.strategy import Candidates, Picked, Request, Strategy
 def check_strategy(strategy: str | Strategy, *, args: Mapping[str, Any] | None = None, terms: Mapping[str, float] | None = None) -> None:
     """Try a strategy on small pools of every awkward kind, and say which promise it breaks first.
 
-    What is promised: distinct candidates, min(budget, those not blocked) of them, none that is blocked or taken already; the
-    constraints are told of each; the same answer when asked again and from any number of shards; what is given is left as it was;
-    `gain` is (b,) float64, and `distance`, if not None, (b,) float64 and true.
+    What is promised: distinct candidates, min(budget, those not blocked) of them, none that is blocked, as exact repeats of chosen and
+    labelled rows are, or taken already; the constraints are told of each; the same answer when asked again and from any number of
+    shards; what is given is left as it was; `gain` is (b,) float64, and `distance`, if not None, (b,) float64 and true.
 
     Args:
         strategy: the function, or the name of one of ours.
@@ -100,13 +100,15 @@ class _Trial:
 
     def _check_constraints(self, chosen: Chosen) -> None:
         """Go through the batch again under constraints that the strategy has never seen."""
-        constraints, x = self._case.constraints(), self._case.space(self._case.x)
+        repeats, x = self._case.repeats(), self._case.space(self._case.x)
+        constraints, everyone = self._case.constraints(repeats), np.arange(len(x))
         given = 0 if self._case.must_include is None else len(self._case.must_include)
         for rank, row in enumerate(map(int, chosen.rows)):
+            if repeats is not None and rank >= given and constraints.blocked(everyone).all():
+                repeats.passed_over = False  # nothing else is left
             blocked = rank >= given and constraints.blocked(np.asarray([row]), x[row : row + 1])[0]
             self._require(not blocked, f"must not choose blocked rows, but chose {row}, which the constraints had blocked by then")
             constraints.take(row, x[row])
-        everyone = np.arange(len(x))
         free = everyone[~constraints.blocked(everyone, x)]
         words = f"must choose min(budget, those not blocked) rows or say in `note` why not, but chose {len(chosen.rows) - given}"
         self._require(not len(free) or self._note is not None, f"{words} and left out {free[:3]}, which nothing blocked")

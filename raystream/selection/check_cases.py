@@ -12,6 +12,7 @@ from raystream.selection.constraints import Constraints
 from raystream.selection.hashing import row_hash
 from raystream.selection.limits import Cost, Quota
 from raystream.selection.near_duplicates import NearDuplicates
+from raystream.selection.repeats import Repeats, find_repeats
 from raystream.selection.rows import Array, Metric, as_rows, normalised
 from raystream.selection.shards import LocalShards
 from raystream.selection.strategy import Candidates
@@ -28,7 +29,7 @@ class Case:
         pool: its rows, in words.
         x: (n, d) float32 embeddings.
         budget: rows asked for, those of `must_include` included.
-        labelled: (m, d) float32.
+        labelled: (m, d) float32 of the same width.
     """
 
     pool: str
@@ -78,12 +79,16 @@ class Case:
             "must_include": self.must_include,
         }
 
-    def constraints(self) -> Constraints:
+    def constraints(self, repeats: Repeats | None) -> Constraints:
         """The same as `choose` makes, of which the strategy under test knows nothing."""
         alike = None
         if self.near_duplicates is not None:
             alike = NearDuplicates(self.near_duplicates, self.x.shape[1], self.space(self.labelled))
-        return Constraints(self.budget, near_duplicates=alike, quotas=self.quotas, cost=self.cost)
+        return Constraints(self.budget, near_duplicates=alike, quotas=self.quotas, cost=self.cost, repeats=repeats)
+
+    def repeats(self) -> Repeats | None:
+        """Rows that equal each other or labelled ones; None where near-duplicates say more."""
+        return None if self.near_duplicates is not None else find_repeats(LocalShards.of_array(self.x), self.labelled)
 
     def space(self, x: Array) -> Array:
         """`x` in the metric's space."""
@@ -91,11 +96,10 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """Every pool with budgets of 1, some, all and more; every constraint; labelled rows that are none, some or the pool."""
-    none = np.empty((0, 3), dtype=np.float32)
+    """Every pool with budgets of some and more, some of 1 and all; every constraint; labelled rows that are none, some or the pool."""
     for name, x in _pools():
-        n = len(x)
-        for budget in sorted({1, min(7, n), n, n + 3}):
+        n, none = len(x), x[:0]
+        for budget in sorted({min(7, n), n + 3} | ({1, n} if name in ("random", "duplicated") else set())):
             yield Case(name, x, budget, none)
         yield Case(name, x, min(7, n), x[:2] + np.float32(0.5))
         yield Case(name, x, min(7, n), x)
@@ -129,5 +133,7 @@ def _pools() -> list[tuple[str, Array]]:
         ("all-zero", np.zeros((9, 3), dtype=np.float32)),
         ("unit-norm", normalised(random[:20])),
         ("0/1", rng.integers(0, 2, (20, 3)).astype(np.float32)),
+        ("mostly repeated", np.concatenate([random[np.arange(30) % 3], random[:10]])),
+        ("one-dimensional", random[:12, :1]),
         ("single", random[:1]),
     ]

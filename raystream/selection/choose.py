@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
 from raystream.errors import QueryError, did_you_mean
+from raystream.selection.arguments import check_candidates, checked_metric, count
 from raystream.selection.bounds import Encoding
 from raystream.selection.constraints import Constraints
 from raystream.selection.limits import Cost, Quota
 from raystream.selection.near_duplicates import NearDuplicates, count_alike
 from raystream.selection.nearest import Centres, nearest
+from raystream.selection.ranking import best, walk
 from raystream.selection.registry import STRATEGIES
+from raystream.selection.repeats import Repeats, find_repeats
 from raystream.selection.represents import Covering
 from raystream.selection.rows import Array, Metric, squared_distances, vectors
-from raystream.selection.shards import DEFAULT_MEMORY
+from raystream.selection.shards import DEFAULT_MEMORY, Shards
 from raystream.selection.shortfall import Obstacle, in_words
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
+from raystream.strategies import TRAITS, USERS_OWN
 
 _NO_ROWS = np.empty(0, dtype=np.int64)
 
@@ -37,7 +41,7 @@ class Certificate(TypedDict):
 
 @dataclass(frozen=True)
 class Chosen:
-    """The batch in rank order: rows that had to be in it, then the strategy's, then those drawn at random.
+    """The batch in rank order: rows that had to be in it, the strategy's, exact repeats that had to be taken, those drawn at random.
 
     Attributes:
         rows: (b,) int64 numbers of the candidates.
@@ -48,7 +52,8 @@ class Chosen:
         certificate: None without embeddings.
         passes: how often the embeddings were read to choose.
         note: why fewer than min(budget, n) rows came back; None when there were no more candidates.
-        facts: what else the strategy has to say, for the manifest; `near_duplicates` counts the candidates that these left out.
+        facts: what else the strategy has to say, for the manifest; `near_duplicates` counts the candidates that these left out,
+            `exact_repeats` those left out since they equal a chosen or labelled row, `exact_repeats_chosen` those that were taken.
         obstacles: what kept the rest out of a batch that is smaller than that.
     """
 
@@ -74,12 +79,13 @@ def choose(
     weight: float = 0.0,
     mix: float = 0.5,
     terms: Mapping[str, float] | None = None,
-    near_duplicates: float | None = None,
+    near_duplicates: float | Literal[False] | None = None,
     quotas: Sequence[Quota] = (),
     cost: Cost | None = None,
     must_include: Array | None = None,
     drawn: Array | None = None,
     more: bool = False,
+    others: bool = False,
     memory: int = DEFAULT_MEMORY,
     args: Mapping[str, Any] | None = None,
 ) -> Chosen:
@@ -94,12 +100,14 @@ def choose(
         weight: see `core_set`.
         mix: see `diverse`.
         terms: see `combine`.
-        near_duplicates: the cosine from which only one of two rows is kept; None is off.
+        near_duplicates: the cosine from which only one of two rows is kept; None: strategies that read embeddings pass over exact
+            repeats of chosen and labelled rows, as long as there is anything else; False: neither.
         quotas: caps and floors by columns.
         cost: costs and their budget.
         must_include: int64 candidates that are in the batch whatever the strategy says.
         drawn: int64 candidates that were drawn at random for the batch.
-        more: whether a higher `select.candidates` would let in more rows; for what errors and notes advise.
+        more: whether higher `candidates` would let in more rows; for what errors and notes advise.
+        others: whether the pool holds rows beyond the candidates that may be no repeats, so that no repeat is chosen but for floors.
         memory: bytes of embeddings that a process may hold.
         args: the strategy's own parameters.
 
@@ -108,15 +116,20 @@ def choose(
         DataError: embeddings, scores or costs that are not numbers.
     """
     name, function = _strategy(strategy)
+    budget, metric = count(budget), checked_metric(metric)
+    check_candidates(candidates)
     shards = candidates.shards
     if shards is not None and shards.metric != metric:
-        raise QueryError(f"the embeddings were opened for metric {shards.metric}, but select.metric is {metric}")
+        raise QueryError(f"the embeddings were opened for metric {shards.metric}, but `metric` is {metric}")
     labelled = None if shards is None else vectors(candidates.labelled if len(shards) else None, shards.width, metric)
-    if near_duplicates is not None and shards is None:
-        raise QueryError("select.near_duplicates compares embeddings, but the model gives none; set model.embedding")
-    alike = None if near_duplicates is None or shards is None else NearDuplicates(near_duplicates, shards.width, labelled)
+    threshold = None if near_duplicates is False else near_duplicates
+    if threshold is not None and shards is None:
+        raise QueryError("`near_duplicates` compares embeddings, but the candidates have none; give `x`")
+    alike = None if threshold is None or shards is None else NearDuplicates(threshold, shards.width, labelled)
+    reads = near_duplicates is None and TRAITS.get(name, USERS_OWN).embedding
+    repeats = find_repeats(shards, candidates.labelled) if reads and shards is not None and len(shards) else None
     gather = None if shards is None else shards.gather
-    constraints = Constraints(budget, near_duplicates=alike, quotas=quotas, cost=cost, gather=gather, more=more)
+    constraints = Constraints(budget, near_duplicates=alike, quotas=quotas, cost=cost, repeats=repeats, gather=gather, more=more)
     first, last = (_NO_ROWS if rows is None else rows for rows in (must_include, drawn))
     given = np.concatenate([first, last])
     x = shards.gather(given) if shards is not None and len(given) else None
@@ -126,42 +139,82 @@ def choose(
     request = Request(budget - len(given), seed, covered, constraints, weight, mix, memory, terms or {}, args or {})
     nothing = Picked(_NO_ROWS, np.empty(0))
     picked = function(candidates, request) if len(candidates) and request.budget > 0 else nothing
+    filled = _NO_ROWS if repeats is None else _fill(candidates, constraints, repeats, others)
     constraints.check_floors()
-    rows = np.concatenate([first, picked.rows, last])
-    gain = np.concatenate([np.full(len(first), np.nan), picked.gain, np.full(len(last), np.nan)])
+    rows = np.concatenate([first, picked.rows, filled, last])
+    gain = np.concatenate([np.full(len(first), np.nan), picked.gain, np.full(len(filled) + len(last), np.nan)])
     distance = counts = None
     certificate: Certificate | None = None
     if shards is not None and labelled is not None:
         x = shards.gather(rows)
-        distance = picked.distance if picked.distance is not None and not len(given) else _distances(x, labelled)
-        everything = np.concatenate([x, labelled])
-        covering = shards.cover(everything, len(x)) if len(everything) else Covering(np.empty(0, dtype=np.int64), 0.0, -1)
+        if picked.distance is None or len(given):
+            distance = _distances(x, labelled)
+        else:
+            distance = np.concatenate([picked.distance, np.zeros(len(filled))])
+        covering = _covering(shards, x, labelled)
         counts = covering.counts
-        proven = name == "core_set" and weight == 0 and constraints.free and not len(given) and not (args or {}).get("outliers")
+        free = threshold is None and not quotas and cost is None and not len(given)
+        proven = name == "core_set" and weight == 0 and free and not (args or {}).get("outliers")
         radius = covering.radius if picked.radius is None else picked.radius
         certificate = {"radius": radius, "lower_bound": radius / 2 if proven else None}
     why = [constraints.why(int(row)) for row in rows]
-    facts = dict(picked.facts)
-    if near_duplicates is not None and shards is not None and labelled is not None:
-        out = count_alike(shards, near_duplicates, np.concatenate([shards.gather(rows), labelled]))
-        facts |= {} if out is None else {"near_duplicates": out - len(rows)}
+    facts = dict(picked.facts) | _left_out(candidates, rows, labelled, threshold)
+    if repeats is not None:
+        facts |= _repeats_left_out(repeats, np.setdiff1d(np.arange(len(candidates)), rows), filled)
     short = len(rows) < min(budget, len(candidates))  # who gave fewer candidates than the budget knows why
     obstacles = tuple(constraints.obstacles(len(candidates))) if short and picked.note is None else ()
     note = (picked.note or _note(len(candidates) - len(rows), obstacles, more)) if short else None
     return Chosen(rows, gain, distance, counts, why, certificate, picked.passes, note, facts, obstacles)
 
 
+def _covering(shards: Shards, x: Array, labelled: Array) -> Covering:
+    """How the chosen rows `x`, before labelled ones, cover all candidates."""
+    everything = np.concatenate([x, labelled])
+    return shards.cover(everything, len(x)) if len(everything) else Covering(np.empty(0, dtype=np.int64), 0.0, -1)
+
+
+def _left_out(candidates: Candidates, rows: Array, labelled: Array | None, threshold: float | None) -> dict[str, int]:
+    """How many candidates are near-duplicates of the batch `rows` and of labelled rows; nothing where counting takes too long."""
+    if threshold is None or candidates.shards is None or labelled is None:
+        return {}
+    out = count_alike(candidates.shards, threshold, np.concatenate([candidates.shards.gather(rows), labelled]))
+    return {} if out is None else {"near_duplicates": out - len(rows)}
+
+
+def _repeats_left_out(repeats: Repeats, left: Array, filled: Array) -> dict[str, int]:
+    """How many exact repeats are among the candidates `left`, and how many were chosen."""
+    counts = {"exact_repeats": int(repeats.covered(left).sum()), "exact_repeats_chosen": len(filled)}
+    return {name: count for name, count in counts.items() if count}
+
+
 def _strategy(strategy: str | Strategy) -> tuple[str, Strategy]:
     if not isinstance(strategy, str):
         return getattr(strategy, "__name__", "strategy"), strategy
     if strategy not in STRATEGIES:
-        raise QueryError(f"select.strategy {strategy!r} is unknown{did_you_mean(strategy, STRATEGIES)}")
+        raise QueryError(f"`strategy` {strategy!r} is unknown{did_you_mean(strategy, STRATEGIES)}")
     return strategy, STRATEGIES[strategy]
+
+
+def _fill(candidates: Candidates, constraints: Constraints, repeats: Repeats, others: bool) -> Array:
+    """Exact repeats, the highest scores first, which there is nothing left to take instead of; for floors alone if there are `others`."""
+    everyone = np.arange(len(candidates))
+    if constraints.left <= 0 or (not others and not constraints.blocked(everyone).all()):
+        return _NO_ROWS
+    order = everyone if candidates.score is None else best(candidates.score, len(everyone))
+    order = order[repeats.covered(order)]
+    repeats.passed_over = False
+    if not others:
+        return walk(order, constraints.left, constraints, None)
+    rows: list[int] = []
+    while len(order := order[~constraints.blocked(order)]) and len(needed := order[constraints.needed(order)]):
+        rows.append(int(needed[0]))
+        constraints.take(rows[-1])
+    return np.asarray(rows, dtype=np.int64)
 
 
 def _note(others: int, obstacles: Sequence[Obstacle], more: bool) -> str:
     # a higher limit brings in rows of lower score: others in kind, but no cheaper ones when the money is spent
-    advice = "; raise select.candidates" if more and any(one.key != "cost" for one in obstacles) else ""
+    advice = "; raise `candidates`" if more and any(one.key != "cost" for one in obstacles) else ""
     return in_words(obstacles, f"{others} other candidates") + advice
 
 

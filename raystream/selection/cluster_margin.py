@@ -6,12 +6,15 @@ Citovsky et al., *Batch active learning at scale*, 2021; k-means here where they
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from raystream.errors import QueryError
+from raystream.selection.arguments import checked_seed, column, rows_of
+from raystream.selection.arguments import count as checked_count
 from raystream.selection.clusters import clusters as fit_clusters
 from raystream.selection.constraints import Constraints
 from raystream.selection.ranking import top_k, walk
-from raystream.selection.rows import Array, Metric, as_rows
+from raystream.selection.rows import Array, Metric
 from raystream.selection.shards import DEFAULT_MEMORY
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings, gathered, scores
 
@@ -22,14 +25,14 @@ _ITERATIONS = 5
 
 
 def cluster_margin(
-    x: Array,
-    score: Array,
+    x: ArrayLike,
     k: int,
     *,
+    score: ArrayLike,
+    metric: Metric = "euclidean",
+    seed: int = 0,
     clusters: int | None = None,
     m: float = SHORTLIST,
-    seed: int = 0,
-    metric: Metric = "euclidean",
     memory: int = DEFAULT_MEMORY,
 ) -> Array:
     """Choose the rows of highest score, one from each cluster in turn, the smallest cluster first.
@@ -40,12 +43,12 @@ def cluster_margin(
 
     Args:
         x: (n, d) embeddings.
-        score: (n,), higher = label sooner; `margin` in the paper.
         k: how many rows; all n when there are fewer.
+        score: (n,), higher = label sooner; `margin` in the paper.
+        metric: `cosine` works on rows divided by their lengths.
+        seed: of the first centres.
         clusters: of all rows; left out, 4 k.
         m: at least 1; 1.25 for clean pools to 10 for redundant ones.
-        seed: of the first centres.
-        metric: `cosine` works on rows divided by their lengths.
         memory: bytes that the rows may take as float32.
 
     Returns:
@@ -55,8 +58,9 @@ def cluster_margin(
         DataError: embeddings that are not finite, or a score that is NaN.
         QueryError: an m below 1, or rows that don't fit `memory`.
     """
-    vectors = gathered(as_rows(x, metric), memory, "cluster_margin")
-    return _spread(vectors, np.asarray(score), k, Constraints(k), seed, clusters, m)
+    rows, k = rows_of(x, metric), checked_count(k)
+    vectors = gathered(rows, memory, "cluster_margin")
+    return _spread(vectors, column(score, len(rows)), k, Constraints(k), checked_seed(seed), clusters, m)
 
 
 def cluster_margin_strategy(candidates: Candidates, request: Request) -> Picked:
@@ -70,7 +74,7 @@ def cluster_margin_strategy(candidates: Candidates, request: Request) -> Picked:
 
 def _spread(x: Array, score: Array, budget: int, constraints: Constraints, seed: int, count: int | None, m: float) -> Array:
     if m < 1:
-        raise QueryError(f"select.args.m is {m:g}, expected at least 1: the shortlist can't be shorter than the batch")
+        raise QueryError(f"`m` is {m:g}, expected at least 1: the shortlist can't be shorter than the batch")
     if len(score) != len(x):
         raise QueryError(f"score has {len(score)} values, expected {len(x)}, one for each row")
     rows: list[Array] = [np.empty(0, dtype=np.int64)]

@@ -11,15 +11,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from raystream.errors import QueryError, did_you_mean
+from raystream.selection.arguments import count, labelled_of, optional, optional_column, shards_of
 from raystream.selection.constraints import Constraints
 from raystream.selection.core_set import covering_radius, farthest_first
 from raystream.selection.gain import Gain
 from raystream.selection.neighbours import Facts
 from raystream.selection.ranking import top_k, walk
 from raystream.selection.rows import Array, Metric, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
+from raystream.selection.shards import DEFAULT_MEMORY, Shards
 from raystream.selection.similarity import similarity
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings, gathered
 from raystream.selection.typicality import typicality
@@ -28,14 +30,14 @@ from raystream.strategies import TERMS
 
 
 def combine(
-    x: Array,
+    x: ArrayLike,
     k: int,
     *,
-    terms: Mapping[str, float] | None = None,
-    score: Array | None = None,
-    similar_to: Array | None = None,
-    labelled: Array | None = None,
+    score: ArrayLike | None = None,
+    labelled: ArrayLike | None = None,
     metric: Metric = "euclidean",
+    terms: Mapping[str, float] | None = None,
+    similar_to: ArrayLike | None = None,
     memory: int = DEFAULT_MEMORY,
 ) -> Array:
     """Choose k rows by the product of utilities, each to the power of its strength; greedy, exact, ties to the lower row.
@@ -48,12 +50,12 @@ def combine(
     Args:
         x: (n, d) embeddings; taken as float32 unless float16.
         k: how many rows; all n when there are fewer.
-        terms: name -> strength, at least 0. Left out: score and distance, and similarity if there is
-            something to be similar to, of strength 1 each.
         score: (n,), at least 0, higher = label sooner.
-        similar_to: (m, d) rows that the batch should resemble.
         labelled: (m, d) rows that count as chosen already.
         metric: of distances; `cosine` works on rows divided by their lengths.
+        terms: name -> strength, at least 0. Left out: score and distance, and similarity if there is
+            something to be similar to, of strength 1 each.
+        similar_to: (m, d) rows that the batch should resemble.
         memory: bytes that the rows may take as float32, for `typicality` alone.
 
     Returns:
@@ -63,10 +65,10 @@ def combine(
         DataError: embeddings that are not finite, or not of one width.
         QueryError: an unknown term, a negative strength, a term without what it needs, or `similar_to` without its term.
     """
-    shards = LocalShards.of_array(x, metric=metric, memory=max(DEFAULT_MEMORY, 2 * np.asarray(x).nbytes))
-    candidates = Candidates(score, shards=shards, similar_to=similar_to)
+    shards, k = shards_of(x, metric), count(k)
+    candidates = Candidates(optional_column(score, len(shards)), shards=shards, similar_to=optional(similar_to, "similar_to"))
     constraints = Constraints(min(k, len(shards)))
-    request = Request(max(k, 0), 0, vectors(labelled, shards.width, metric), constraints, memory=memory, terms=terms or {})
+    request = Request(k, 0, labelled_of(labelled, shards.width, metric), constraints, memory=memory, terms=terms or {})
     return combine_strategy(candidates, request).rows
 
 
@@ -105,20 +107,20 @@ def checked_terms(terms: Mapping[str, float], *, score: bool, similar_to: bool) 
     """The strengths above 0 by name, those of the default where none are given."""
     for name, strength in terms.items():
         if name not in TERMS:
-            raise QueryError(f"select.terms.{name} is unknown{did_you_mean(name, TERMS)}")
+            raise QueryError(f"`terms.{name}` is unknown{did_you_mean(name, TERMS)}")
         if not 0 <= strength < math.inf:
-            raise QueryError(f"select.terms.{name} is {strength}, expected a strength of at least 0")
+            raise QueryError(f"`terms.{name}` is {strength}, expected a strength of at least 0")
     if not terms:
         terms = {"score": 1.0, "distance": 1.0} | ({"similarity": 1.0} if similar_to else {})
     used = {name: float(strength) for name, strength in terms.items() if strength > 0}
     if not used:
-        raise QueryError("select.terms has no strength above 0, which would leave nothing to choose by; raise one")
+        raise QueryError("`terms` have no strength above 0, which would leave nothing to choose by; raise one")
     if "score" in used and not score:
-        raise QueryError("select.terms.score needs a score, but the candidates have none; leave it out and name other terms")
+        raise QueryError("`terms.score` needs a `score`, but the candidates have none; give one, or name other `terms`")
     if "similarity" in used and not similar_to:
-        raise QueryError("select.terms.similarity needs rows to be similar to; name their ids in select.similar_to")
+        raise QueryError("`terms.similarity` needs rows to be similar to; give `similar_to`")
     if similar_to and "similarity" not in terms:
-        raise QueryError("select.similar_to does nothing without select.terms.similarity; give it a strength or remove the rows")
+        raise QueryError("`similar_to` does nothing without `terms.similarity`; give it a strength or remove the rows")
     return used
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from raystream.errors import DataError, QueryError
 from raystream.selection.limits import Cost, Quota
 from raystream.selection.near_duplicates import NearDuplicates
+from raystream.selection.repeats import Repeats
 from raystream.selection.rows import Array
 from raystream.selection.set_aside import SetAside
 from raystream.selection.shortfall import Obstacle, Shortfall
@@ -30,8 +31,9 @@ class Constraints:
         near_duplicates: holds labelled rows already; None when off.
         quotas: one for each column.
         cost: None when rows cost nothing.
+        repeats: exact repeats among the candidates; None where they don't matter, or there are none.
         gather: rows (m,) int64 -> vectors (m, d) float32, for near-duplicates among rows that floors may need.
-        more: whether a higher `select.candidates` would let in more rows; for what errors and notes advise.
+        more: whether higher `candidates` would let in more rows; for what errors and notes advise.
 
     Raises:
         QueryError: a floor above what its group holds, or floors of one column that add up to more than the budget.
@@ -45,12 +47,14 @@ class Constraints:
         near_duplicates: NearDuplicates | None = None,
         quotas: Sequence[Quota] = (),
         cost: Cost | None = None,
+        repeats: Repeats | None = None,
         gather: Callable[[Array], Array] | None = None,
         more: bool = False,
     ) -> None:
         self.left = budget
         self._gather, self._more = gather, more
         self._near_duplicates, self._quotas, self._cost = near_duplicates, tuple(quotas), cost
+        self._repeats = repeats
         self._taken: set[int] = set()
         self._why: dict[int, str] = {}
         self._spent = 0.0
@@ -70,15 +74,15 @@ class Constraints:
         for quota in self._quotas:
             held = np.bincount(quota.group[quota.group >= 0], minlength=len(quota.names))
             for i in map(int, np.flatnonzero(quota.least > np.minimum(held, quota.most))):
-                what = f"{held[i]} candidates have it" if quota.least[i] > held[i] else f"select.quotas allows at most {quota.most[i]}"
+                what = f"{held[i]} candidates have it" if quota.least[i] > held[i] else f"`quotas` allow at most {quota.most[i]}"
                 raise QueryError(
-                    f"select.quotas: at least {quota.least[i]} rows with {quota.by} {quota.names[i]} are asked for, but {what}, "
+                    f"`quotas`: at least {quota.least[i]} rows with {quota.by} {quota.names[i]} are asked for, but {what}, "
                     f"{quota.least[i] - min(held[i], quota.most[i])} short; lower min, or widen what may be chosen"
                 )
             if quota.least.sum() > budget:
                 raise QueryError(
-                    f"select.quotas by {quota.by} ask for {quota.least.sum()} rows in all, {quota.least.sum() - budget} above "
-                    f"select.budget {budget}; lower min or raise the budget"
+                    f"`quotas` by {quota.by} ask for {quota.least.sum()} rows in all, {quota.least.sum() - budget} above "
+                    f"`k` {budget}; lower min or raise `k`"
                 )
         if self._cost is not None:
             column = self._cost.column
@@ -86,7 +90,7 @@ class Constraints:
             if len(bad):
                 raise DataError(
                     f"{len(bad)} candidates have a {self._cost.name} that is negative, null or not a number, first {column[bad[0]]:g}; "
-                    "expected costs of at least 0 in select.cost.column"
+                    "expected costs of at least 0 in `cost.column`"
                 )
 
     @property
@@ -97,7 +101,7 @@ class Constraints:
     @property
     def free(self) -> bool:
         """Whether nothing but the size and what is taken already restricts the batch."""
-        return self._near_duplicates is None and not self._quotas and self._cost is None
+        return self._near_duplicates is None and not self._quotas and self._cost is None and self._repeats is None
 
     @property
     def taken(self) -> Array:
@@ -123,6 +127,8 @@ class Constraints:
         if self.left <= 0:
             return np.ones(len(rows), dtype=bool)
         mask = np.fromiter((int(row) in self._taken for row in rows), dtype=bool, count=len(rows))
+        if self._repeats is not None:
+            mask |= self._repeats.blocked(rows)
         for number, quota in enumerate(self._quotas):
             group = quota.group[rows]
             mask |= (group >= 0) & (self._count[number] >= quota.most)[group]
@@ -154,11 +160,21 @@ class Constraints:
                 counted = True
         if self._cost is not None:
             self._spent += float(self._cost.column[row])
+        if self._repeats is not None:
+            self._repeats.take(row)
         if self._near_duplicates is not None:
             assert x is not None
             self._near_duplicates.add(x[None])
         if self._aside is not None:
             self._aside.took(row, self._money - self._spent, x)
+
+    def needed(self, rows: Array) -> Array:
+        """(m,) bool: which of the rows meet a floor that isn't met yet."""
+        result = np.zeros(len(rows), dtype=bool)
+        for quota, unmet in zip(self._quotas, self._unmet, strict=True):
+            group = quota.group[rows]
+            result |= (group >= 0) & (unmet > 0)[group]
+        return result
 
     def why(self, row: int) -> str:
         """What bound a row that was taken, '' if nothing did."""

@@ -13,14 +13,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from raystream.errors import QueryError
+from raystream.selection.arguments import count, labelled_of, optional_column, shards_of
 from raystream.selection.bounds import Encoding, Precision, grid_power
 from raystream.selection.constraints import Constraints
 from raystream.selection.gain import Gain
 from raystream.selection.leaders import CentreList, Leaders
-from raystream.selection.rows import Array, Metric, not_finite, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
+from raystream.selection.rows import Array, Metric, not_finite
+from raystream.selection.shards import Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings
 from raystream.selection.threads import one_thread
 from raystream.selection.weights import checked_weights
@@ -52,13 +54,13 @@ class FarthestFirst:
 
 
 def core_set(
-    x: Array,
+    x: ArrayLike,
     k: int,
     *,
-    score: Array | None = None,
-    weight: float = 0.0,
-    labelled: Array | None = None,
+    score: ArrayLike | None = None,
+    labelled: ArrayLike | None = None,
     metric: Metric = "euclidean",
+    weight: float = 0.0,
     outliers: int = 0,
 ) -> Array:
     """Choose k rows so that every row is near a chosen one: each next row is the farthest from those before it.
@@ -71,9 +73,9 @@ def core_set(
         x: (n, d) embeddings; taken as float32 unless float16.
         k: how many rows; all n when there are fewer.
         score: (n,), at least 0; needed if `weight` is above 0. When all are 0, distance alone decides.
-        weight: 0 is distance alone.
         labelled: (m, d) rows that count as chosen already.
         metric: `cosine` works on rows divided by their lengths.
+        weight: 0 is distance alone.
         outliers: at each step this many rows, the first in order, are passed over for the next one; they stay
             candidates. When no more are left, the last one is taken.
 
@@ -84,24 +86,24 @@ def core_set(
         DataError: embeddings that are not finite, or not as wide as the labelled ones.
         QueryError: a negative score, weight or number of outliers.
     """
-    shards = LocalShards.of_array(x, metric=metric, memory=max(DEFAULT_MEMORY, 2 * np.asarray(x).nbytes))
-    gain = Gain(score_weights(score, weight, len(shards)))
-    return farthest_first(shards, k, gain=gain, labelled=vectors(labelled, shards.width, metric), outliers=outliers).rows
+    shards = shards_of(x, metric)
+    gain = Gain(score_weights(optional_column(score, len(shards)), weight, len(shards)))
+    return farthest_first(shards, count(k), gain=gain, labelled=labelled_of(labelled, shards.width, metric), outliers=outliers).rows
 
 
 def score_weights(score: Array | None, weight: float, n: int) -> Array | None:
     """(n,) float64 score^weight, which multiplies distances; None when the weight is 0."""
     if weight < 0:
-        raise QueryError(f"select.weight is {weight}, expected at least 0: with a negative one the gain would grow as rows are chosen")
+        raise QueryError(f"`weight` is {weight}, expected at least 0: with a negative one the gain would grow as rows are chosen")
     if weight == 0:
         return None
     if score is None:
-        raise QueryError(f"select.weight is {weight}, which needs a score for each row")
+        raise QueryError(f"`weight` is {weight}, which needs a `score` for each row")
     checked = checked_weights(score, n)
     with np.errstate(over="ignore"):
         result: Array = np.power(checked, weight)
     if not np.isfinite(result).all():
-        raise QueryError(f"the largest score, {checked.max():g}, to the power of {weight:g} is beyond float64; lower select.weight")
+        raise QueryError(f"the largest score, {checked.max():g}, to the power of {weight:g} is beyond float64; lower `weight`")
     return result
 
 
@@ -131,7 +133,7 @@ def farthest_first(
         leaders: how many rows the shards return at first; has no influence on the result.
     """
     if outliers < 0:
-        raise QueryError(f"select.args.outliers is {outliers}, expected a whole number of at least 0")
+        raise QueryError(f"`outliers` is {outliers}, expected a whole number of at least 0")
     fixed = np.empty((0, shards.width), dtype=np.float32) if labelled is None else labelled
     if len(shards) == 0 or k <= 0:
         return FarthestFirst(_NO_ROWS, np.empty(0), np.empty(0), 0, 0, 0)

@@ -7,18 +7,22 @@ summaries*, 1998, with distances in place of similarities.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from raystream.errors import QueryError
+from raystream.selection.arguments import column, count, labelled_of, shards_of
 from raystream.selection.constraints import Constraints
 from raystream.selection.core_set import FarthestFirst, covering_radius, farthest_first
 from raystream.selection.gain import Gain
-from raystream.selection.rows import Array, Metric, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
+from raystream.selection.rows import Array, Metric
+from raystream.selection.shards import Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings, scores
 from raystream.selection.weights import checked_weights
 
 
-def diverse(x: Array, k: int, score: Array, *, mix: float = 0.5, labelled: Array | None = None, metric: Metric = "euclidean") -> Array:
+def diverse(
+    x: ArrayLike, k: int, *, score: ArrayLike, labelled: ArrayLike | None = None, metric: Metric = "euclidean", mix: float = 0.5
+) -> Array:
     """Choose k rows by (1 - mix) * score + mix * distance to the nearest row chosen before or labelled.
 
     Both are divided by their largest value at the start; with nothing labelled the first distance is to
@@ -28,9 +32,9 @@ def diverse(x: Array, k: int, score: Array, *, mix: float = 0.5, labelled: Array
         x: (n, d) embeddings; taken as float32 unless float16.
         k: how many rows; all n when there are fewer.
         score: (n,), at least 0, higher = label sooner.
-        mix: from 0, the score alone, to 1, the distance alone.
         labelled: (m, d) rows that count as chosen already.
         metric: `cosine` works on rows divided by their lengths.
+        mix: from 0, the score alone, to 1, the distance alone.
 
     Returns:
         (min(k, n),) int64 rows in order of choice.
@@ -39,8 +43,8 @@ def diverse(x: Array, k: int, score: Array, *, mix: float = 0.5, labelled: Array
         DataError: embeddings that are not finite, or not as wide as the labelled ones.
         QueryError: a negative score, or a mix outside 0 .. 1.
     """
-    shards = LocalShards.of_array(x, metric=metric, memory=max(DEFAULT_MEMORY, 2 * np.asarray(x).nbytes))
-    return _mixed(shards, k, score, mix, vectors(labelled, shards.width, metric), None).rows
+    shards = shards_of(x, metric)
+    return _mixed(shards, count(k), column(score, len(shards)), mix, labelled_of(labelled, shards.width, metric), None).rows
 
 
 def diverse_strategy(candidates: Candidates, request: Request) -> Picked:
@@ -52,7 +56,7 @@ def diverse_strategy(candidates: Candidates, request: Request) -> Picked:
 
 def _mixed(shards: Shards, k: int, score: Array, mix: float, labelled: Array | None, constraints: Constraints | None) -> FarthestFirst:
     if not 0 <= mix <= 1:
-        raise QueryError(f"select.mix is {mix}, expected a number from 0 to 1")
+        raise QueryError(f"`mix` is {mix}, expected a number from 0 to 1")
     n = len(shards)
     checked = checked_weights(score, n)
     most = float(checked.max(initial=0.0))

@@ -11,7 +11,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from raystream.selection.arguments import checked_seed, count, labelled_of, shards_of
 from raystream.selection.constraints import Constraints
 from raystream.selection.core_set import farthest_first
 from raystream.selection.coverage import Coverage
@@ -19,8 +21,8 @@ from raystream.selection.hashing import draw, row_hash
 from raystream.selection.kernels import Cosine
 from raystream.selection.lazy_greedy import LazyGreedy
 from raystream.selection.ranking import lowest
-from raystream.selection.rows import Array, normalised, not_finite, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
+from raystream.selection.rows import Array, normalised, not_finite
+from raystream.selection.shards import DEFAULT_MEMORY, Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings, row_keys
 
 TARGETS = 20_000
@@ -46,7 +48,7 @@ class Representatives:
 
 
 def facility_location(
-    x: Array, k: int, *, targets: int | None = None, labelled: Array | None = None, seed: int = 0, memory: int = DEFAULT_MEMORY
+    x: ArrayLike, k: int, *, labelled: ArrayLike | None = None, seed: int = 0, targets: int | None = None, memory: int = DEFAULT_MEMORY
 ) -> Array:
     """Choose k rows that represent the pool: each next one adds most to sum over targets of the largest max(cos, 0).
 
@@ -56,9 +58,9 @@ def facility_location(
     Args:
         x: (n, d) embeddings; taken as float32 unless float16.
         k: how many rows; all n when there are fewer.
-        targets: how many rows to represent, drawn by hashes of (seed, row); see `target_count`.
         labelled: (m, d) rows that represent targets already.
         seed: of the draw.
+        targets: how many rows to represent, drawn by hashes of (seed, row); see `target_count`.
         memory: bytes of working copies.
 
     Returns:
@@ -67,10 +69,10 @@ def facility_location(
     Raises:
         DataError: embeddings that are not finite, or not as wide as the labelled ones.
     """
-    shards = LocalShards.of_array(x, memory=memory)
-    chosen = target_rows(row_hash(seed, np.arange(len(shards))), targets)
+    shards = shards_of(x, memory=memory)
+    chosen = target_rows(row_hash(checked_seed(seed), np.arange(len(shards))), targets)
     coverage = Coverage(normalised(shards.gather(chosen)), np.ones(len(chosen)), Cosine())
-    return represent(shards, coverage, k, labelled=vectors(labelled, shards.width, "euclidean")).rows
+    return represent(shards, coverage, count(k), labelled=labelled_of(labelled, shards.width, "euclidean")).rows
 
 
 def target_count(n: int) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,18 +22,42 @@ def row_hash(seed: int, ids: Array | Sequence[str] | Sequence[bytes]) -> Array:
         seed: what makes one draw differ from another.
         ids: integers of any signed or unsigned type, or strings, or bytes.
     """
+    if not isinstance(ids, np.ndarray) and len(ids) and isinstance(ids[0], str | bytes):
+        return _blake2b(seed, map(_encoded, ids))  # as an array they would take as much room each as the longest of them
     array = np.asarray(ids)
     if array.dtype.kind in "iu":
         wide = array.astype(np.int64).view(np.uint64) if array.dtype.kind == "i" else array.astype(np.uint64)
         return _splitmix64(wide ^ _splitmix64(np.asarray([seed % 2**64], dtype=np.uint64)))
-    key = (seed % 2**64).to_bytes(8, "little")
-    result = np.empty(len(ids), dtype=np.uint64)
-    for i, value in enumerate(ids):
-        if not isinstance(value, str | bytes):
-            raise QueryError(f"id {value!r} is a {type(value).__name__}, expected integers, strings or bytes")
-        data = value.encode() if isinstance(value, str) else value
-        result[i] = int.from_bytes(hashlib.blake2b(data, digest_size=8, key=key).digest(), "little")
-    return result
+    return _blake2b(seed, map(_encoded, ids))
+
+
+def bytes_hash(seed: int, data: Array, offsets: Array) -> Array:
+    """`row_hash` of strings and bytes that lie one after the other: (n,) uint64.
+
+    Args:
+        seed: as there.
+        data: uint8, the bytes of all ids.
+        offsets: (n + 1,) where each begins, and the last ends.
+    """
+    view, places = data.data, offsets.tolist()
+    return _blake2b(seed, (view[begin:end] for begin, end in pairwise(places)))
+
+
+def _encoded(id_: object) -> bytes:
+    if not isinstance(id_, str | bytes):
+        raise QueryError(f"id {id_!r} is a {type(id_).__name__}, expected integers, strings or bytes")
+    return id_.encode() if isinstance(id_, str) else id_
+
+
+def _blake2b(seed: int, ids: Iterable[bytes | memoryview]) -> Array:
+    keyed = hashlib.blake2b(digest_size=8, key=(seed % 2**64).to_bytes(8, "little"))
+
+    def digest(id_: bytes | memoryview) -> bytes:
+        hashed = keyed.copy()  # half the time of making one anew
+        hashed.update(id_)
+        return hashed.digest()
+
+    return np.frombuffer(b"".join(map(digest, ids)), "<u8").astype(np.uint64)
 
 
 def _splitmix64(x: Array) -> Array:

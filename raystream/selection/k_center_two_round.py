@@ -11,12 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from raystream.errors import QueryError
+from raystream.selection.arguments import count as checked_count
+from raystream.selection.arguments import labelled_of, shards_of
 from raystream.selection.constraints import Constraints
 from raystream.selection.core_set import FarthestFirst, covered, covering_radius, farthest_first
-from raystream.selection.rows import Array, Metric, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
+from raystream.selection.rows import Array, Metric
+from raystream.selection.shards import DEFAULT_MEMORY, Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings
 
 PIECE = 262_144
@@ -51,7 +54,7 @@ class TwoRounds:
 
 
 def k_center_two_round(
-    x: Array, k: int, *, eps: float = 0.5, piece: int = PIECE, labelled: Array | None = None, metric: Metric = "euclidean"
+    x: ArrayLike, k: int, *, labelled: ArrayLike | None = None, metric: Metric = "euclidean", eps: float = 0.5, piece: int = PIECE
 ) -> Array:
     """Choose k rows so that every row is near a chosen one, in two rounds.
 
@@ -61,10 +64,10 @@ def k_center_two_round(
     Args:
         x: (n, d) embeddings; taken as float32 unless float16.
         k: how many rows; all n when there are fewer.
-        eps: above 0; the smaller, the more rows a piece hands on.
-        piece: rows of a piece, counted from the first row.
         labelled: (m, d) rows that count as chosen already, in both rounds.
         metric: `cosine` works on rows divided by their lengths.
+        eps: above 0; the smaller, the more rows a piece hands on.
+        piece: rows of a piece, counted from the first row.
 
     Returns:
         (min(k, n),) int64 rows in order of choice.
@@ -73,8 +76,8 @@ def k_center_two_round(
         DataError: embeddings that are not finite, or not as wide as the labelled ones.
         QueryError: eps or piece out of range.
     """
-    shards = LocalShards.of_array(x, metric=metric)
-    return two_rounds(shards, k, eps=eps, piece=piece, labelled=vectors(labelled, shards.width, metric)).rows
+    shards = shards_of(x, metric)
+    return two_rounds(shards, checked_count(k), eps=eps, piece=piece, labelled=labelled_of(labelled, shards.width, metric)).rows
 
 
 def two_rounds(
@@ -97,7 +100,7 @@ def two_rounds(
         memory: bytes for a piece's working copy.
     """
     if not 0 < eps < np.inf or piece < 1:
-        raise QueryError(f"select.args.eps is {eps} and piece {piece}, expected a number above 0 and a whole number of at least 1")
+        raise QueryError(f"`eps` is {eps} and `piece` {piece}, expected a number above 0 and a whole number of at least 1")
     n = len(shards)
     if n == 0 or k <= 0:
         return TwoRounds(_NO_ROWS, np.empty(0), np.empty(0), 0, 0.0, 1.0, 0, 0)

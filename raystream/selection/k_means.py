@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
+from raystream.selection.arguments import checked_seed, count, optional_column, rows_of
 from raystream.selection.bounds import Encoding
 from raystream.selection.constraints import Constraints
 from raystream.selection.represents import assign
@@ -36,13 +38,13 @@ class Clustered:
 
 
 def k_means(
-    x: Array,
+    x: ArrayLike,
     k: int,
     *,
-    weight: Array | None = None,
+    score: ArrayLike | None = None,
+    metric: Metric = "euclidean",
     seed: int = 0,
     iterations: int = 20,
-    metric: Metric = "euclidean",
     memory: int = DEFAULT_MEMORY,
 ) -> Array:
     """Choose the rows nearest to the centres of weighted k-means.
@@ -53,10 +55,10 @@ def k_means(
     Args:
         x: (n, d) embeddings; taken as float32 unless float16.
         k: how many rows; all n when there are fewer.
-        weight: (n,), at least 0; left out or all zero means uniform.
+        score: (n,), at least 0, by which rows pull centres; left out or all zero, they do so equally.
+        metric: `cosine` works on rows divided by their lengths.
         seed: of the first centres.
         iterations: of Lloyd's algorithm.
-        metric: `cosine` works on rows divided by their lengths.
         memory: bytes that the rows may take as float32.
 
     Returns:
@@ -64,10 +66,11 @@ def k_means(
 
     Raises:
         DataError: embeddings that are not finite.
-        QueryError: a negative weight, or rows that don't fit `memory`.
+        QueryError: a negative score, or rows that don't fit `memory`.
     """
-    rows = as_rows(x, metric)
-    return cluster(rows, k, weight=weight, seed=seed, iterations=iterations, memory=memory).rows
+    rows = rows_of(x, metric)
+    weight = optional_column(score, len(rows))
+    return cluster(rows, count(k), weight=weight, seed=checked_seed(seed), iterations=iterations, memory=memory).rows
 
 
 def cluster(

@@ -6,19 +6,21 @@ Arthur and Vassilvitskii, *k-means++: the advantages of careful seeding*, 2007.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from raystream.selection.arguments import checked_seed, count, labelled_of, shards_of
 from raystream.selection.bounds import Precision
 from raystream.selection.constraints import Constraints
 from raystream.selection.core_set import prepare
 from raystream.selection.d_squared import DSquared, d_squared
 from raystream.selection.d_squared_piece import BLOCK, DSquaredPiece
 from raystream.selection.euclidean import Euclidean
-from raystream.selection.rows import Array, Metric, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
+from raystream.selection.rows import Array, Metric
+from raystream.selection.shards import Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings
 
 
-def k_means_pp(x: Array, k: int, *, labelled: Array | None = None, metric: Metric = "euclidean", seed: int = 0) -> Array:
+def k_means_pp(x: ArrayLike, k: int, *, labelled: ArrayLike | None = None, metric: Metric = "euclidean", seed: int = 0) -> Array:
     """Draw k rows, each with probability proportional to D, its squared distance to the nearest row drawn before or labelled.
 
     With nothing labelled the first is drawn uniformly. The draws depend on the seed and the data alone.
@@ -36,8 +38,8 @@ def k_means_pp(x: Array, k: int, *, labelled: Array | None = None, metric: Metri
     Raises:
         DataError: embeddings that are not finite, or not as wide as the labelled ones.
     """
-    shards = LocalShards.of_array(x, metric=metric, memory=max(DEFAULT_MEMORY, 2 * np.asarray(x).nbytes))
-    return sample(shards, k, labelled=vectors(labelled, shards.width, metric), seed=seed).rows
+    shards = shards_of(x, metric)
+    return sample(shards, count(k), labelled=labelled_of(labelled, shards.width, metric), seed=checked_seed(seed)).rows
 
 
 def sample(

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
+from raystream.selection.arguments import count, labelled_of, shards_of
 from raystream.selection.bounds import Encoding, Precision
 from raystream.selection.constraints import Constraints
 from raystream.selection.core_set import prepare
 from raystream.selection.nearest import Centres, block_rows, nearest
-from raystream.selection.rows import Array, Metric, squared_distances, vectors
+from raystream.selection.rows import Array, Metric, squared_distances
 from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings, gathered
 from raystream.selection.threads import each
@@ -46,7 +48,9 @@ class LargestCluster:
     distance: Array
 
 
-def lcmd(x: Array, k: int, *, labelled: Array | None = None, metric: Metric = "euclidean", memory: int = DEFAULT_MEMORY) -> Array:
+def lcmd(
+    x: ArrayLike, k: int, *, labelled: ArrayLike | None = None, metric: Metric = "euclidean", memory: int = DEFAULT_MEMORY
+) -> Array:
     """Choose k rows, each the farthest from its centre in the cluster with the largest sum of squared distances.
 
     A row's cluster is that of the nearest row chosen before or labelled, the earlier one at a tie. With nothing
@@ -67,8 +71,8 @@ def lcmd(x: Array, k: int, *, labelled: Array | None = None, metric: Metric = "e
         DataError: embeddings that are not finite, or not as wide as the labelled ones.
         QueryError: rows that don't fit `memory`.
     """
-    shards = LocalShards.of_array(x, metric=metric)
-    return largest_cluster(shards, k, labelled=vectors(labelled, shards.width, metric), memory=memory).rows
+    shards = shards_of(x, metric)
+    return largest_cluster(shards, count(k), labelled=labelled_of(labelled, shards.width, metric), memory=memory).rows
 
 
 def largest_cluster(

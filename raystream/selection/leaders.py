@@ -134,8 +134,9 @@ class Leaders:
             stale = self._stale(lead, size)
             if len(self._centres) - int(self._known[stale].min()) > _LONG:
                 # many centres to compare with: worth it for more rows at once, and not for those that lack few
-                stale = self._stale(lead, min(16 * size, _MANY))
-                stale = stale[len(self._centres) - self._known[stale] > _LONG]
+                more = self._stale(lead, min(16 * size, _MANY))
+                more = more[len(self._centres) - self._known[more] > _LONG]
+                stale = more if len(more) else stale  # none of them where many tie
             self._refresh(stale)
             size = min(4 * size, _MANY)
 

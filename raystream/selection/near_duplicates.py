@@ -34,7 +34,7 @@ class NearDuplicates:
 
     def __init__(self, threshold: float, width: int, labelled: Array | None = None) -> None:
         if not 0 < threshold <= 1:
-            raise QueryError(f"select.near_duplicates is {threshold}, expected a cosine in (0, 1]")
+            raise QueryError(f"`near_duplicates` is {threshold}, expected a cosine in (0, 1]")
         self.threshold, self.width = threshold, width
         self._x = np.empty((0, width), dtype=np.float32)
         self._unit = np.empty((0, width), dtype=np.float32)

@@ -321,4 +321,5 @@ def _largest(x: torch.Tensor) -> float:
     slack = float(moments.diagonal().sum()) * len(x) * 2.0**-23
     if len(moments) <= _WIDEST_FORM:
         return float(torch.linalg.eigvalsh(moments.double())[-1]) + slack
-    return math.sqrt(float(torch.linalg.matrix_norm(torch.mm(moments, moments)))) * (1 + len(moments) ** 1.5 * 2.0**-23) + slack
+    largest: float = math.sqrt(float(torch.linalg.matrix_norm(torch.mm(moments, moments)))) * (1 + len(moments) ** 1.5 * 2.0**-23)
+    return largest + slack

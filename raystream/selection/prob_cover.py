@@ -6,15 +6,17 @@ Yehuda et al., *Active learning through a covering lens*, 2022.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from raystream.errors import QueryError
+from raystream.selection.arguments import checked_seed, count, labelled_of, shards_of
 from raystream.selection.balls import Balls
 from raystream.selection.constraints import Constraints
 from raystream.selection.core_set import farthest_first
 from raystream.selection.pure_radius import pure_radius
 from raystream.selection.represents import assign
 from raystream.selection.rows import Array, Metric, as_rows, squared_distances, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards
+from raystream.selection.shards import DEFAULT_MEMORY
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings, gathered
 
 PURITY = 0.95
@@ -26,16 +28,16 @@ _OUT = -(1 << 40)
 
 
 def prob_cover(
-    x: Array,
+    x: ArrayLike,
     k: int,
     *,
+    labelled: ArrayLike | None = None,
+    metric: Metric = "euclidean",
+    seed: int = 0,
     delta: float | None = None,
-    labelled: Array | None = None,
     purity: float = PURITY,
     clusters: int | None = None,
     edges: int | None = None,
-    seed: int = 0,
-    metric: Metric = "euclidean",
     memory: int = DEFAULT_MEMORY,
 ) -> Array:
     """Choose, one after the other, the row within `delta` of which the most rows are not covered yet, ties to the lower row.
@@ -45,14 +47,14 @@ def prob_cover(
     Args:
         x: (n, d) embeddings.
         k: how many rows; all n when there are fewer.
-        delta: the radius that a label is believed in, above 0; left out, that of `pure_radius`.
         labelled: (m, d) rows whose balls are covered already.
+        metric: `cosine` works on rows divided by their lengths.
+        seed: of the pseudo-labels and the index.
+        delta: the radius that a label is believed in, above 0; left out, that of `pure_radius`.
         purity: see `pure_radius`.
         clusters: the number of pseudo-labels, see `pure_radius`.
         edges: how many of the nearest rows of each row the gains are counted by; left out, all in pools of up to
             8,192 rows, 671 at 100,000, 67 at a million. What a chosen row covers is its whole ball.
-        seed: of the pseudo-labels and the index.
-        metric: `cosine` works on rows divided by their lengths.
         memory: bytes that the rows may take as float32.
 
     Returns:
@@ -62,10 +64,10 @@ def prob_cover(
         DataError: embeddings that are not finite.
         QueryError: a delta not above 0, a purity out of range, or rows that don't fit `memory`.
     """
-    shards = LocalShards(as_rows(x, metric).parts, metric=metric, memory=memory)
+    shards, k = shards_of(x, metric, memory), count(k)
     args = {"delta": delta, "purity": purity, "clusters": clusters, "edges": edges}
     given = {name: value for name, value in args.items() if value is not None}
-    request = Request(k, seed, vectors(labelled, shards.width, metric), Constraints(k), memory=memory, args=given)
+    request = Request(k, checked_seed(seed), labelled_of(labelled, shards.width, metric), Constraints(k), memory=memory, args=given)
     return prob_cover_strategy(Candidates(shards=shards), request).rows
 
 
@@ -74,7 +76,7 @@ def prob_cover_strategy(candidates: Candidates, request: Request) -> Picked:
     shards, args, constraints = embeddings(candidates, "prob_cover"), request.args, request.constraints
     delta = args.get("delta")
     if delta is not None and not delta > 0:
-        raise QueryError(f"select.args.delta is {delta}, expected a number above 0")
+        raise QueryError(f"`delta` is {delta}, expected a number above 0")
     if not len(shards) or request.budget <= 0:
         return Picked(np.empty(0, dtype=np.int64), np.empty(0))
     x = gathered(shards.rows, request.memory, "prob_cover")

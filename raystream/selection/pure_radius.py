@@ -37,7 +37,7 @@ def pure_radius(x: Array, *, purity: float = 0.95, count: int | None = None, see
         QueryError: a purity out of range.
     """
     if not 0 < purity <= 1:
-        raise QueryError(f"select.args.purity is {purity}, expected a number above 0, at most 1")
+        raise QueryError(f"`purity` is {purity}, expected a number above 0, at most 1")
     label = clusters(x, count or min(50, max(len(x) // 20, 2)), seed).nearest
     rows = sample(len(x), _SAMPLE, seed)
     free = _nearest_other(x, label, rows)

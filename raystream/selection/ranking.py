@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from raystream.errors import DataError
+from raystream.selection.arguments import Ids, checked_seed, column, count, keys_of
 from raystream.selection.constraints import Constraints
-from raystream.selection.hashing import row_hash
 from raystream.selection.rows import Array
 from raystream.selection.strategy import Candidates, Picked, Request, row_keys, scores
 
+_AT_ONCE = 1 << 20
+"""Keys among which the lowest are looked for at a time."""
 
-def top_k(score: Array, k: int) -> Array:
+
+def top_k(score: ArrayLike, k: int) -> Array:
     """The k rows of the highest scores, ties to the lower row.
 
     Args:
@@ -26,15 +30,19 @@ def top_k(score: Array, k: int) -> Array:
     Raises:
         DataError: a score is NaN.
     """
-    array = np.asarray(score)
-    bad = np.flatnonzero(np.isnan(array))
+    return best(column(score), count(k))
+
+
+def best(score: Array, k: int) -> Array:
+    """`top_k` of a (n,) array."""
+    bad = np.flatnonzero(np.isnan(score))
     if len(bad):
         raise DataError(f"{len(bad)} scores are NaN, first at row {bad[0]}; expected numbers")
     # complementing integers and negating floats turn "highest first" into "lowest first" without overflow
-    return lowest(~array if array.dtype.kind in "iu" else -array, k)
+    return lowest(~score if score.dtype.kind in "iub" else -score, k)
 
 
-def random(ids: Array | Sequence[str] | Sequence[bytes], k: int, seed: int = 0) -> Array:
+def random(ids: Ids, k: int, *, seed: int = 0) -> Array:
     """k rows by chance: those of the lowest hashes of (seed, id), so that a row's luck doesn't depend on the other rows.
 
     Args:
@@ -45,7 +53,7 @@ def random(ids: Array | Sequence[str] | Sequence[bytes], k: int, seed: int = 0) 
     Returns:
         (min(k, n),) int64, in the order of the draw.
     """
-    return random_order(row_hash(seed, ids), k)
+    return random_order(keys_of(ids, None, checked_seed(seed)), count(k))
 
 
 def random_order(keys: Array, k: int) -> Array:
@@ -59,15 +67,23 @@ def lowest(key: Array, k: int) -> Array:
     k = min(max(k, 0), n)
     if k == 0:
         return np.empty(0, dtype=np.int64)
-    if k < n:
-        last = np.partition(key, k - 1)[k - 1]
-        below = np.flatnonzero(key < last)
-        rows = np.concatenate([below, np.flatnonzero(key == last)[: k - len(below)]])
-        rows.sort()
-    else:
-        rows = np.arange(n)
+    rows = _among_lowest(key, k)
     result: Array = rows[np.argsort(key[rows], kind="stable")].astype(np.int64)
     return result
+
+
+def _among_lowest(key: Array, k: int) -> Array:
+    """The rows of `lowest`, ascending."""
+    if k >= len(key):
+        return np.arange(len(key))
+    if len(key) > _AT_ONCE and 4 * k <= _AT_ONCE:  # block by block: a partition copies what it looks at
+        rows = np.concatenate([start + _among_lowest(key[start : start + _AT_ONCE], k) for start in range(0, len(key), _AT_ONCE)])
+        return np.asarray(rows[_among_lowest(key[rows], k)])
+    last = np.partition(key, k - 1)[k - 1]
+    below = np.flatnonzero(key < last)
+    rows = np.concatenate([below, np.flatnonzero(key == last)[: k - len(below)]])
+    rows.sort()
+    return rows
 
 
 def walk(order: Array, budget: int, constraints: Constraints, gather: Callable[[Array], Array] | None) -> Array:
@@ -100,7 +116,7 @@ def walk(order: Array, budget: int, constraints: Constraints, gather: Callable[[
 def top_k_strategy(candidates: Candidates, request: Request) -> Picked:
     """`top_k` in a query."""
     score = scores(candidates, "top_k")
-    rows = _walked(top_k(score, _reach(request, len(score))), candidates, request)
+    rows = _walked(best(score, _reach(request, len(score))), candidates, request)
     return Picked(rows, score[rows].astype(np.float64))
 
 

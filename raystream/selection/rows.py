@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -77,8 +77,12 @@ class Block:
 
     def read(self) -> Array:
         """(m, d) float32, in the metric's space, which may be a view of the part and must not be written to."""
-        taken = self.array if self.positions is None else self.array[self.positions]
+        taken = self.stored()
         return normalised(taken) if self.metric == "cosine" else float32(taken)
+
+    def stored(self) -> Array:
+        """(m, d) float16 or float32, as they lie in the part, which must not be written to."""
+        return self.array if self.positions is None else self.array[self.positions]
 
 
 def tensor(x: Array) -> torch.Tensor:
@@ -220,14 +224,30 @@ class Rows:
 
     def gather(self, rows: Array) -> Array:
         """(m, d) float32, the candidates `rows` (int64, in any order)."""
-        result = np.empty((len(rows), self.width), dtype=np.float32)
+        return self._gathered(rows, np.dtype(np.float32), Block.read)
+
+    def stored(self, rows: Array) -> Array:
+        """(m, d) of `dtype`, the candidates `rows` (int64, in any order) as they are stored."""
+        return self._gathered(rows, self.dtype, Block.stored)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the parts, float16 or float32; float32 where there are none."""
+        if not self.parts:
+            return np.dtype(np.float32)
+        dtype = self.parts[0].array.dtype
+        self.parts[0].release()
+        return dtype
+
+    def _gathered(self, rows: Array, dtype: np.dtype[Any], read: Callable[[Block], Array]) -> Array:
+        result = np.empty((len(rows), self.width), dtype=dtype)
         part_of = np.searchsorted(self._starts, rows, side="right") - 1
         with one_thread():  # a few rows from each of many parts
             for part in np.unique(part_of):
                 here = np.flatnonzero(part_of == part)
                 positions, which = self.positions[part], rows[here] - self._starts[part]
                 array = self.parts[part].array
-                result[here] = Block(0, len(here), array, which if positions is None else positions[which], self.metric).read()
+                result[here] = read(Block(0, len(here), array, which if positions is None else positions[which], self.metric))
                 self.parts[part].release()
         return result
 

@@ -61,6 +61,7 @@ class Shards:
         self.memory = memory
         self._count, self._spread = count, spread
         self._stretches = self._cut(1)
+        self._surveyed: Survey | None = None
         self._pieces = self.pieces(Shard, block)
 
     def pieces(self, factory: Factory, *args: Any, beside: Sequence[Rows] = (), block: int = 1) -> Pieces:
@@ -93,10 +94,12 @@ class Shards:
         return self.rows.metric
 
     def survey(self) -> Survey:
-        """The largest absolute value, and the rows that hold NaN or infinities."""
-        surveys = self._pieces.call("survey")
-        bad = np.concatenate([rows for _, rows in surveys])
-        return Survey(max(largest for largest, _ in surveys), len(bad), tuple(int(row) for row in bad[:3]))
+        """The largest absolute value, and the rows that hold NaN or infinities; looked for once."""
+        if self._surveyed is None:
+            surveys = self._pieces.call("survey")
+            bad = np.concatenate([rows for _, rows in surveys])
+            self._surveyed = Survey(max(largest for largest, _ in surveys), len(bad), tuple(int(row) for row in bad[:3]))
+        return self._surveyed
 
     def total(self, power: int, grid: int) -> tuple[Array, bool]:
         """(d,) the exact sum of the rows rounded to multiples of 2^-power; whether all are multiples of 2^-grid."""

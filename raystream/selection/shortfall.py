@@ -54,7 +54,7 @@ class Shortfall:
         money: what is left of the cost budget.
         alike: the near-duplicates of the batch; None when off.
         gather: rows (m,) int64 -> vectors (m, d) float32.
-        more: whether a higher `select.candidates` would let in more rows.
+        more: whether higher `candidates` would let in more rows.
     """
 
     quotas: Sequence[Quota]
@@ -82,7 +82,7 @@ class Shortfall:
             out = self.cost.column[left] > self.money
             if out.any():
                 left_over = self.money if self.money > 1e-9 * self.cost.budget else 0.0
-                words = f"cost more than the {left_over:g} left of select.cost.budget {self.cost.budget:g}"
+                words = f"cost more than the {left_over:g} left of `cost.budget` {self.cost.budget:g}"
                 result.append(Obstacle("cost", int(out.sum()), words))
             left = left[~out]
         if self.alike is not None and len(left):
@@ -95,7 +95,7 @@ class Shortfall:
         quota = self.quotas[number]
         least, binding = int(quota.least[group]), self._binding(number, group)
         return (
-            f"select.quotas: at least {least} rows with {quota.by} {quota.names[group]} are asked for, but {binding.words}, "
+            f"`quotas`: at least {least} rows with {quota.by} {quota.names[group]} are asked for, but {binding.words}, "
             f"{least - binding.most} short; lower min{binding.remedy}"
         )
 
@@ -108,8 +108,8 @@ class Shortfall:
         if found is None and self.alike is not None and self.gather is not None:
             free = had + self._apart(others)
             if free < least:
-                words = f"select.near_duplicates {self.alike.threshold:g} leaves {free} of the {len(members)} candidates that have it"
-                found = Binding(free, words, f" or raise near_duplicates{', or raise select.candidates' if self.more else ''}")
+                words = f"`near_duplicates` {self.alike.threshold:g} leaves {free} of the {len(members)} candidates that have it"
+                found = Binding(free, words, f" or raise `near_duplicates`{', or raise `candidates`' if self.more else ''}")
         if found is not None:
             return found
         why = in_words(self.obstacles(members), f"{len(others)} others") if self.places > 0 else "other minimums took the places"
@@ -119,7 +119,7 @@ class Shortfall:
         """The rows that were in the batch before the strategy began, and which keys put them there."""
         rows = [row for row, why in self.why.items() if why in _GIVEN]
         keys = [key for key in _GIVEN if key in self.why.values()]
-        return np.asarray(rows, dtype=np.int64), " and ".join(f"select.{key}" for key in keys)
+        return np.asarray(rows, dtype=np.int64), " and ".join(f"`{key}`" for key in keys)
 
     def _by_places(self, number: int, group: int) -> Binding | None:
         """Rows that had to be in the batch leave no places."""
@@ -131,7 +131,7 @@ class Shortfall:
             return None
         verb = "takes" if " and " not in keys else "take"
         words = f"{keys} {verb} {len(given)} of {budget} places, which leaves {budget - len(given)} for the {short} rows that minimums need"
-        return Binding(int(quota.least[group]) - (short - budget + len(given)), words, ", raise select.budget or name fewer rows")
+        return Binding(int(quota.least[group]) - (short - budget + len(given)), words, ", raise `k` or name fewer rows")
 
     def _by_caps(self, number: int, members: Array, least: int) -> Binding | None:
         """The caps of another column let in too few."""
@@ -158,13 +158,13 @@ class Shortfall:
             price += float(cheapest[need - 1]) if need else 0.0
             asked += int(quota.least[g])
         beside = f" beside the {spent:g} that {keys} cost{'s' if ' and ' not in keys else ''}" if spent else ""
-        remedy = " or raise select.cost.budget"
+        remedy = " or raise `cost.budget`"
         if pays < quota.least[group]:
-            return Binding(pays, f"select.cost.budget {cost.budget:g} pays for {pays} of them at most{beside}", remedy)
+            return Binding(pays, f"`cost.budget` {cost.budget:g} pays for {pays} of them at most{beside}", remedy)
         if price > money * (1 + 1e-12):
             every = f"the cheapest {asked} rows that meet the minimums by {quota.by}"
             had = int(self.count[number][group])
-            return Binding(had, f"select.cost.budget {cost.budget:g} doesn't pay for {every}, which cost {price:g}{beside}", remedy)
+            return Binding(had, f"`cost.budget` {cost.budget:g} doesn't pay for {every}, which cost {price:g}{beside}", remedy)
         return None
 
     def _others(self, rows: Array) -> Array:

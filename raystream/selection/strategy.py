@@ -99,21 +99,21 @@ Strategy = Callable[[Candidates, Request], Picked]
 def embeddings(candidates: Candidates, strategy: str) -> Shards:
     """The candidates' embeddings, or a QueryError that names the strategy."""
     if candidates.shards is None:
-        raise QueryError(f"select.strategy {strategy} needs embeddings, but the candidates have none")
+        raise QueryError(f"{strategy} needs embeddings, but the candidates have none; give `x`")
     return candidates.shards
 
 
 def scores(candidates: Candidates, strategy: str) -> Array:
     """(n,) scores, or a QueryError that names the strategy."""
     if candidates.score is None:
-        raise QueryError(f"select.strategy {strategy} needs a score, but the candidates have none")
+        raise QueryError(f"{strategy} needs a score, but the candidates have none; give `score`")
     return np.asarray(candidates.score)
 
 
 def row_keys(candidates: Candidates, strategy: str) -> Array:
     """(n,) uint64 keys, or a QueryError that names the strategy."""
     if candidates.keys is None:
-        raise QueryError(f"select.strategy {strategy} needs hashes of the ids, but the candidates have none")
+        raise QueryError(f"{strategy} needs hashes of the ids, but the candidates have none")
     return np.asarray(candidates.keys, dtype=np.uint64)
 
 
@@ -127,8 +127,8 @@ def gathered(rows: Rows, memory: int, strategy: str) -> Array:
     need = len(rows) * rows.width * 4
     if need > memory:
         raise QueryError(
-            f"{strategy} gathers its {len(rows)} candidates, which takes {need} bytes, but select.memory is {memory}; "
-            "lower select.candidates or raise select.memory"
+            f"{strategy} gathers its {len(rows)} candidates, which takes {need} bytes, but `memory` is {memory}; "
+            "give fewer `candidates` or raise `memory`"
         )
     x = np.empty((len(rows), rows.width), dtype=np.float32)
     for block in rows.blocks(0, len(rows), 8192):

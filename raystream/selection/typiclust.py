@@ -8,7 +8,9 @@ from __future__ import annotations
 import heapq
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from raystream.selection.arguments import checked_seed, count, labelled_of, rows_of
 from raystream.selection.clusters import clusters as fit_clusters
 from raystream.selection.constraints import Constraints
 from raystream.selection.neighbours import nearest_neighbours
@@ -26,14 +28,14 @@ _EXACT = 20_000
 
 
 def typiclust(
-    x: Array,
+    x: ArrayLike,
     k: int,
     *,
-    labelled: Array | None = None,
+    labelled: ArrayLike | None = None,
+    metric: Metric = "euclidean",
+    seed: int = 0,
     clusters: int = CLUSTERS,
     neighbours: int = NEIGHBOURS,
-    seed: int = 0,
-    metric: Metric = "euclidean",
     memory: int = DEFAULT_MEMORY,
 ) -> Array:
     """Choose the densest row of the clusters that have the fewest labels.
@@ -46,10 +48,10 @@ def typiclust(
         x: (n, d) embeddings.
         k: how many rows; all n when there are fewer.
         labelled: (m, d) rows that are labelled already; each counts for the cluster with the nearest centre.
+        metric: `cosine` works on rows divided by their lengths.
+        seed: of the first centres.
         clusters: how many at most; beyond it every cluster is gone to again.
         neighbours: how many the density looks at.
-        seed: of the first centres.
-        metric: `cosine` works on rows divided by their lengths.
         memory: bytes that the rows may take as float32.
 
     Returns:
@@ -59,9 +61,9 @@ def typiclust(
         DataError: embeddings that are not finite.
         QueryError: rows that don't fit `memory`.
     """
-    rows = as_rows(x, metric)
-    fixed = vectors(labelled, rows.width, metric)
-    return _typical(gathered(rows, memory, "typiclust"), k, fixed, Constraints(k), seed, clusters, neighbours).rows
+    rows, k = rows_of(x, metric), count(k)
+    fixed = labelled_of(labelled, rows.width, metric)
+    return _typical(gathered(rows, memory, "typiclust"), k, fixed, Constraints(k), checked_seed(seed), clusters, neighbours).rows
 
 
 def typiclust_strategy(candidates: Candidates, request: Request) -> Picked:

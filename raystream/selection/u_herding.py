@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from raystream.errors import QueryError
+from raystream.selection.arguments import checked_seed, column, count, labelled_of, shards_of
 from raystream.selection.bounds import Encoding
 from raystream.selection.coverage import Coverage
 from raystream.selection.facility_location import represent, target_rows
 from raystream.selection.hashing import row_hash
 from raystream.selection.kernels import Gaussian
-from raystream.selection.rows import Array, normalised, squared_distances, vectors
-from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards
+from raystream.selection.rows import Array, normalised, squared_distances
+from raystream.selection.shards import DEFAULT_MEMORY, Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings, row_keys, scores
 from raystream.selection.weights import checked_weights
 
@@ -26,14 +28,14 @@ _AT_ONCE = 128
 
 
 def u_herding(
-    x: Array,
+    x: ArrayLike,
     k: int,
-    score: Array,
     *,
+    score: ArrayLike,
+    labelled: ArrayLike | None = None,
+    seed: int = 0,
     delta: float | None = None,
     targets: int | None = None,
-    labelled: Array | None = None,
-    seed: int = 0,
     memory: int = DEFAULT_MEMORY,
 ) -> Array:
     """Choose k rows, each of which adds most to sum over targets t of score_t * max over chosen c of exp(-|c - t|^2 / delta^2).
@@ -45,10 +47,10 @@ def u_herding(
         x: (n, d) embeddings; taken as float32 unless float16.
         k: how many rows; all n when there are fewer.
         score: (n,), at least 0; all zero means uniform.
-        delta: the kernel's width; left out, `default_delta`.
-        targets: how many rows to represent, drawn by hashes of (seed, row); see `target_count`.
         labelled: (m, d) rows that represent targets already.
         seed: of the draw.
+        delta: the kernel's width; left out, `default_delta`.
+        targets: how many rows to represent, drawn by hashes of (seed, row); see `target_count`.
         memory: bytes of working copies.
 
     Returns:
@@ -58,11 +60,11 @@ def u_herding(
         DataError: embeddings that are not finite, or not as wide as the labelled ones.
         QueryError: a negative score, or a delta that is not above 0.
     """
-    shards = LocalShards.of_array(x, memory=memory)
-    covered = vectors(labelled, shards.width, "euclidean")
-    chosen = target_rows(row_hash(seed, np.arange(len(shards))), targets)
-    coverage, _ = _coverage(shards, chosen, score, covered, delta)
-    return represent(shards, coverage, k, labelled=covered).rows
+    shards = shards_of(x, memory=memory)
+    covered = labelled_of(labelled, shards.width, "euclidean")
+    chosen = target_rows(row_hash(checked_seed(seed), np.arange(len(shards))), targets)
+    coverage, _ = _coverage(shards, chosen, column(score, len(shards)), covered, delta)
+    return represent(shards, coverage, count(k), labelled=covered).rows
 
 
 def default_delta(targets: Array, labelled: Array) -> float:
@@ -111,7 +113,7 @@ def _coverage(shards: Shards, chosen: Array, score: Array, labelled: Array, delt
     x = normalised(shards.gather(chosen))
     width = default_delta(x, normalised(labelled)) if delta is None else delta
     if not width > 0:
-        raise QueryError(f"select.args.delta is {width}, expected a number above 0")
+        raise QueryError(f"`delta` is {width}, expected a number above 0")
     return Coverage(x, weight if weight.any() else np.ones(len(weight)), Gaussian(width)), width
 
 

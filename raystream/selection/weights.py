@@ -16,12 +16,12 @@ def checked_weights(score: Array, n: int) -> Array:
     """
     wide = np.ascontiguousarray(score, dtype=np.float64)
     if wide.shape != (n,):
-        raise QueryError(f"score has shape {wide.shape}, expected ({n},), one for each candidate")
+        raise QueryError(f"`score` has shape {wide.shape}, expected ({n},), one for each candidate")
     negative = int(np.count_nonzero(wide < 0))
     if negative:
         raise QueryError(
             f"{negative} of {n} candidates have a negative score, the lowest {np.nanmin(wide):g}; a score used as a weight must be >= 0, "
-            "and energy can be negative: choose another acquire.score"
+            "and energy can be negative: take another `score`"
         )
     bad = n - int(np.count_nonzero(np.isfinite(wide)))
     if bad:

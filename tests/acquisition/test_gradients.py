@@ -73,7 +73,7 @@ def test_agrees_with_whole_gradients(layer, bias, temperature):
 def test_factors_of_badge(layer):
     """badge_factors is p - e_top, sums to 0, and its length times that of h~ is badge_norm, under temperature too."""
     logits, inputs = (torch.from_numpy(values) for values in layer)
-    a = badge_factors(logits, 2.0)
+    a = badge_factors(logits, temperature=2.0)
     p = softmax(layer[0] / 2)
     expected = p - np.eye(p.shape[1])[layer[0].argmax(axis=1)]
     np.testing.assert_allclose(a.numpy(), expected, rtol=1e-9, atol=1e-12)

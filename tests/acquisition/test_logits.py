@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 import raystream.acquisition as acquisition
 from raystream.acquisition import energy, entropy, least_confidence, logit_scores, margin, ratio
-from raystream.errors import QueryError
+from raystream.errors import DataError, QueryError
 from raystream.query import LOGIT_SCORES
 
 FUNCTIONS = {"entropy": entropy, "least_confidence": least_confidence, "margin": margin, "ratio": ratio, "energy": energy}
@@ -220,13 +220,14 @@ def test_no_rows_give_no_scores():
         (torch.zeros(3, 1), r"shape \(3, 1\).*at least two classes"),
         (torch.zeros(3, 2, 2), r"shape \(3, 2, 2\)"),
         (torch.zeros(3, 2, dtype=torch.int64), r"torch\.int64"),
-        ([[1.0, 2.0]], "list"),
+        ([["a", "b"]], "real numbers"),
+        (None, "logits is missing"),
     ],
 )
 def test_what_is_not_logits_is_refused(logits, message):
     """Anything but a floating (rows, classes) tensor is an error that says what came."""
     for function in (*FUNCTIONS.values(), logit_scores):
-        with pytest.raises(QueryError, match=message):
+        with pytest.raises((QueryError, DataError), match=message):
             function(logits)
 
 

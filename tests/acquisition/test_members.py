@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import hypothesis.strategies as st
 import numpy as np
@@ -19,6 +20,7 @@ from raystream.acquisition import (
     variation_ratio,
     vote_entropy,
 )
+from raystream.acquisition.member_parts import row_blocks
 from raystream.errors import QueryError
 
 FUNCTIONS = {
@@ -222,6 +224,24 @@ def test_inputs_stay_as_they_were():
         assert not any(values.requires_grad for values in found.scores.values())
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_and_inference_mode_change_nothing(threads):
+    """Blocks are shared out among threads, in inference mode too, whose tensors may not be written to outside of it."""
+    logits = torch.randn(9000, 3, 20, generator=torch.Generator().manual_seed(1))
+    before = torch.get_num_threads()
+    expected = member_scores(log_probabilities(logits), FUNCTIONS).scores
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            found = member_scores(log_probabilities(logits.clone()), FUNCTIONS).scores
+            one = bald(log_probabilities(logits, 2.0))
+    finally:
+        torch.set_num_threads(before)
+    for name, scores in expected.items():
+        assert torch.equal(scores, found[name])
+    assert torch.equal(one, bald(log_probabilities(logits, 2.0)))
+
+
 def test_no_rows_give_no_scores():
     """An empty block is a block."""
     nothing = log_probabilities(torch.zeros(0, 3, 4))
@@ -238,7 +258,7 @@ def test_no_rows_give_no_scores():
         (torch.zeros(3, 0, 2), r"shape \(3, 0, 2\).*at least one member"),
         (torch.zeros(3, 2, 1), r"two classes"),
         (torch.zeros(3, 2, 2, dtype=torch.int64), r"torch\.int64"),
-        (np.zeros((3, 2, 2)), "ndarray"),
+        (np.zeros((3, 2, 2), dtype=np.int32), r"torch\.int32"),
     ],
 )
 def test_what_is_not_members_is_refused(given_, message):
@@ -268,3 +288,23 @@ def test_temperature_must_be_positive(temperature):
     """A temperature that is no finite number above 0 is refused."""
     with pytest.raises(QueryError, match="temperature"):
         log_probabilities(torch.zeros(2, 2, 2), temperature)
+
+
+@pytest.mark.parametrize("layout", ["natural", "rows innermost"])
+def test_many_classes(layout):
+    """3,000 classes: the scores of the textbook, a row scored as it is alone, and blocks that don't grow with the classes."""
+    z = torch.randn(40, 6, 3000, generator=torch.Generator().manual_seed(0)).double() * 2
+    log_probs = torch.log_softmax(z, 2) if layout == "natural" else log_probabilities(z)
+    expected = member_scores_of(softmax(z.numpy()))
+    found = member_scores(log_probs, FUNCTIONS)
+    for name, function in FUNCTIONS.items():
+        scores = function(log_probs)
+        np.testing.assert_allclose(scores.numpy(), expected[name], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(found.scores[name].numpy(), expected[name], rtol=1e-6, atol=1e-9)
+        for row in (0, 7, 39):
+            assert function(log_probs[row : row + 1].clone()).item() == scores[row].item()
+    for classes in (10, 1000, 11_000):
+        step = 10 * classes if layout == "natural" else 1
+        samples = SimpleNamespace(shape=(4000, 10, classes), stride=lambda _, step=step: step, device=torch.device("cpu"))
+        longest = max(rows.stop - rows.start for rows in row_blocks(samples))
+        assert longest * 10 * classes <= max(1 << 18, (1 if layout == "natural" else 16) * 10 * classes)

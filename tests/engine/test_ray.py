@@ -212,7 +212,10 @@ def test_a_killed_query_goes_on_where_it_stopped(workplace: Path, make_query: Ma
 
 @pytest.mark.slow
 def test_a_submitted_job_chooses_the_same(workplace: Path, make_query: MakeQuery) -> None:
-    """`ray job submit` runs jobs/query.py on a head that the test started, and stops by its process id."""
+    """`ray job submit` runs a query on a head that the test started, and stops by its process id.
+
+    As jobs/query.py and as the README's line; submitted again, it scores nothing; with a store that would go with the job, it fails.
+    """
     root = Path(__file__).parents[2]
     alone = rs.run(make_query(store__uri="alone"))
     spec = yaml.safe_load(make_query(store__uri=str(workplace / "job-store")).to_yaml())
@@ -232,20 +235,33 @@ def test_a_submitted_job_chooses_the_same(workplace: Path, make_query: MakeQuery
     try:
         _wait_for("http://127.0.0.1:28265/api/version")
         _wait_for("http://127.0.0.1:28266/api/local_raylet_healthz")
-        submit = [bin_folder / "ray", "job", "submit", "--address", "http://127.0.0.1:28265", "--working-dir", ".", "--",
-                  sys.executable, "job.py", "query.yaml", "--json", "--no-report"]  # fmt: skip
-        for _ in range(10):
-            done = subprocess.run(submit, cwd=workplace, env=environment, capture_output=True, text=True, timeout=180)
-            # The head hears of its own agent a moment after the agent answers.
-            if "No available agent" not in done.stderr:
-                break
-            psutil.Process().cpu_percent(interval=1)
-        assert done.returncode == 0, done.stdout + done.stderr
-        [line] = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        import pyarrow.parquet as pq
 
-        selection = pq.read_table(json.loads(line)["selection"])
-        assert selection.equals(alone.selection)
+        def submit(*command: str) -> subprocess.CompletedProcess[str]:
+            line = [bin_folder / "ray", "job", "submit", "--address", "http://127.0.0.1:28265", "--working-dir", ".", "--", *command]
+            for _ in range(10):
+                done = subprocess.run(line, cwd=workplace, env=environment, capture_output=True, text=True, timeout=180)
+                # The head hears of its own agent a moment after the agent answers.
+                if "No available agent" not in done.stderr:
+                    break
+                psutil.Process().cpu_percent(interval=1)
+            return done
+
+        def summary(*command: str) -> dict[str, object]:
+            done = submit(*command, "query.yaml", "--json", "--no-report")
+            assert done.returncode == 0, done.stdout + done.stderr
+            [line] = [line for line in done.stdout.splitlines() if line.startswith("{")]
+            found: dict[str, object] = json.loads(line)
+            return found
+
+        first = summary(sys.executable, "job.py")
+        assert pq.read_table(first["selection"]).equals(alone.selection)
+        assert first["units_scored"] == 4
+        again = summary("raystream", "query")
+        assert (again["new"], again["units_scored"], again["selection"]) == (False, 0, first["selection"])
+        failed = submit("raystream", "query", "query.yaml", "--store", "runs")
+        assert failed.returncode == 1  # Ray's own, for a command that ended with 2
+        assert "store.uri runs is relative, but in a job of a cluster" in failed.stdout
+        assert "exit code 2" in failed.stdout
     finally:
         children = psutil.Process(head.pid).children(recursive=True)
         head.terminate()

@@ -134,18 +134,20 @@ def test_losses_at_any_moment_change_nothing(pool, count, seed, weight, m, thres
     np.testing.assert_array_equal(found.distance, alone.distance)
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_a_whole_choice_is_the_same(metric):
-    """What is reported of the batch, too: represents and the certificate come from the pieces."""
+@pytest.mark.parametrize(("metric", "alike"), [("euclidean", 0.99), ("cosine", 0.99), ("cosine", None)])
+def test_a_whole_choice_is_the_same(metric, alike):
+    """What is reported of the batch, too: represents and the certificate come from the pieces, as do exact repeats."""
     x = data("duplicated", 500, 5, 3)
     score = np.random.default_rng(1).random(500)
-    options = {"strategy": "core_set", "budget": 40, "weight": 0.5, "metric": metric, "near_duplicates": 0.99}
+    options = {"strategy": "core_set", "budget": 40, "weight": 0.5, "metric": metric, "near_duplicates": alike}
     shards, rounds = spread(as_rows(x, metric), Losing(3, AtRandom(5)))
     found = choose(Candidates(score=score, shards=shards, labelled=x[:3]), **options)
     alone = choose(Candidates(score=score, shards=LocalShards.of_array(x, metric=metric), labelled=x[:3]), **options)
     np.testing.assert_array_equal(found.rows, alone.rows)
     np.testing.assert_array_equal(found.represents, alone.represents)
     assert found.certificate == alone.certificate
+    assert found.facts == alone.facts
+    assert ("exact_repeats" in found.facts) == (alike is None)
     assert rounds.record.restarts > 0
 
 

@@ -143,6 +143,79 @@ def test_a_lost_worker_is_reported_once() -> None:
     assert [len(causes) for causes in scheduler.charges.values()] == [1]
 
 
+def test_a_unit_rejected_by_a_worker_given_up_is_not_tried_again() -> None:
+    """The word of a worker that was taken for dead comes late: the unit, put back meanwhile, is done and nobody gets it."""
+    scheduler = running(3, 1)
+    scheduler.worker_lost(0, RuntimeError("unavailable"))
+    scheduler.rejected(0, 0, ValueError("NaN"))
+    scheduler.rejected(0, 1, ValueError("NaN"))
+    assert scheduler.pending == [2]
+    assert assigned(scheduler.worker_ready(1)) == [(1, 2)]
+    scheduler.succeeded(1, 2)
+    assert scheduler.finished
+    assert sorted(scheduler.poisoned) == [0, 1]
+
+
+def test_a_rejection_after_the_receipt_changes_nothing() -> None:
+    """Evidence beats suspicion, whichever comes first; nobody is charged."""
+    scheduler = running(2, 1)
+    scheduler.succeeded(0, 0)
+    scheduler.rejected(0, 0, ValueError("NaN"))
+    assert not scheduler.poisoned
+    assert not scheduler.charges
+
+
+def test_a_worker_that_dies_over_a_unit_that_is_done_charges_the_next_one() -> None:
+    """Its receipt came from a worker given up before; it isn't scored again, and whatever the worker died of, it wasn't that."""
+    scheduler = running(3, 1)
+    scheduler.worker_lost(0, RuntimeError("unavailable"))
+    assert assigned(scheduler.worker_ready(1)) == [(1, 1), (1, 2)]
+    scheduler.succeeded(0, 1)
+    scheduler.worker_lost(1, RuntimeError("killed"))
+    assert sorted(scheduler.charges) == [0, 2]
+    assert scheduler.pending == [0, 2]
+
+
+class Compared(int):
+    """A unit's number that counts how often it is compared with another one."""
+
+    times = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
+
+@pytest.mark.parametrize("workers", [1, 40])
+def test_an_event_costs_the_same_however_many_units_there_are(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 units, of which some fail and some workers die: every number is looked at a few times, not once for each other unit."""
+    monkeypatch.setattr(Compared, "times", 0)
+    count, events = 2000, 0
+    scheduler = Scheduler(count, workers)
+    held: dict[int, list[int]] = {}
+    follow = scheduler.start()
+    while not scheduler.finished:
+        for instruction in follow:
+            if isinstance(instruction, Assign):
+                held[instruction.worker].append(instruction.unit)
+        follow = []
+        for worker in sorted(scheduler.starting):
+            held[worker] = []
+            follow += scheduler.worker_ready(worker)
+        for worker in [] if follow else sorted(held):
+            events += 1
+            if events % 97 == 0:
+                del held[worker]
+                follow += scheduler.worker_lost(worker, RuntimeError("killed"))
+            elif held[worker]:
+                unit = Compared(held[worker].pop(0))
+                follow += scheduler.failed(worker, unit, OSError("x")) if events % 13 == 0 else scheduler.succeeded(worker, unit)
+    assert len(scheduler.done) == count
+    assert Compared.times <= 10 * events
+
+
 def test_workers_that_cannot_start_abort_with_the_models_own_error() -> None:
     """After three failed starts in a row the first cause is not hidden behind a cluster error."""
     scheduler = Scheduler(9, 1)

@@ -89,10 +89,11 @@ SHARDED = sorted(name for name, of in TRAITS.items() if of.sharded)
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_ray")
 def test_every_strategy_that_shards_runs_on_actors(tmp_path: Path) -> None:
-    """The same rows, gains and certificate from two actors as from this process, for each of them."""
+    """The same rows, gains and certificate from two actors as from this process, for each of them, exact repeats passed over."""
     assert {"core_set", "diverse", "badge", "k_means_pp"} <= set(SHARDED)
-    x = data("clustered", N, D, 0)
     rng = np.random.default_rng(1)
+    x = data("clustered", N, D, 0)
+    x = np.where(rng.random(N)[:, None] < 0.7, x[rng.integers(0, 20, N)], x)
     score, p = rng.random(N), rng.dirichlet(np.ones(4), N).astype(np.float32)
 
     def choice(strategy: str, shards: Shards) -> Chosen:
@@ -103,6 +104,8 @@ def test_every_strategy_that_shards_runs_on_actors(tmp_path: Path) -> None:
         with selection_actors(Cluster(), 2) as rounds:
             found = choice(strategy, Shards(Rows(stored(tmp_path, x)), 2, rounds.spread, memory=1 << 20))
         assert_same(found, choice(strategy, LocalShards.of_array(x)))
+        assert found.facts["exact_repeats"] > 100
+        assert len(np.unique(x[found.rows], axis=0)) == 40
 
 
 @pytest.mark.slow
@@ -145,7 +148,7 @@ def test_errors_of_ours_and_of_the_store(tmp_path: Path) -> None:
             chosen(shards, x)
         (tmp_path / "x").unlink()
         with pytest.raises(ClusterError, match=r"can't see .*/x; give store\.uri"):
-            shards.survey()
+            Shards(rows, 1, rounds.spread, memory=0).survey()
     assert is_gone(actor)
 
 

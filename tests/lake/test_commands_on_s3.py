@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from pools import pool_table
+from pools import pool_table, vectors
 from servers import READER_KEY, READER_SECRET, SECRET_KEY, Proxy
 
 import raystream as rs
@@ -416,3 +417,36 @@ def test_a_store_that_refuses_to_remove_says_so(monkeypatch: pytest.MonkeyPatch)
     store.discard("units/x")
     with pytest.raises(StoreError, match=r"units/x can't be removed"):
         store.remove("units/x")
+
+
+@pytest.mark.slow
+def test_labels_as_text_and_quarantined_rows_in_a_bucket(
+    make_query: MakeQuery, said: Callable, s3: pafs.FileSystem, folder: str, options: str, storage: Options
+) -> None:
+    """CSV and JSON Lines there mean what the same labels mean in Parquet here, with inputs of their own; rows left out are named there."""
+    for place in ("bad.parquet", "own.parquet"):
+        table = pool_table(300, 7000) if place == "own.parquet" else pool_table(300)
+        x = np.stack(table.column("x").to_pylist()).astype(np.float32)
+        x[40] = np.nan
+        pq.write_table(table.set_column(1, "x", vectors(x)), place)
+    own = pq.read_table("own.parquet").slice(0, 30).select(["rid", "x"])
+    stated = {"rid": ["r000001", "r000002", "r000003"], "state": ["labelled", "skipped", "draft"]}
+    pq.write_table(pa.table(stated), "stated.parquet")
+    pq.write_table(own, "own.parquet")
+    with s3.open_output_stream(f"{folder}/labels/a.csv") as out:
+        out.write(b"rid,state\n" + b"".join(f"{i},{s}\n".encode() for i, s in zip(*stated.values(), strict=True)))
+    with s3.open_output_stream(f"{folder}/labels/b.jsonl") as out:
+        out.write("".join(json.dumps(row) + "\n" for row in own.to_pylist()).encode())
+    changes = {"pool__uri": "bad.parquet", "on_error": "skip", "select__strategy": "core_set", "select__candidates": "all"}
+    Path("here.yaml").write_text(make_query(**changes, pool__labelled=["stated.parquet", "own.parquet"]).to_yaml())
+    labels = {"pool__labelled": [f"s3://{folder}/labels{options}"]}
+    Path("there.yaml").write_text(make_query(**changes, **labels, store__uri=f"s3://{folder}/runs{options}").to_yaml())
+    here, there = said("query", "here.yaml", "--no-report"), said("query", "there.yaml", "--no-report")
+    chosen = [pq.read_table(here["selection"]), pq.read_table(there["selection"].removeprefix("s3://"), filesystem=s3)]
+    assert rows_of(chosen[0]) == rows_of(chosen[1])
+    assert here["counts"] == there["counts"]
+    assert here["counts"]["labelled"] == 31
+    left_out = pq.read_table(there["quarantined"].removeprefix("s3://"), filesystem=s3)
+    assert left_out.equals(pq.read_table(here["quarantined"]))
+    assert left_out.column("rid").to_pylist() == ["r000040"]
+    said("verify", there["query"], "--store", f"s3://{folder}/runs{options}")

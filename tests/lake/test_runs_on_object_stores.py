@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from commands import Command
 from obstore.store import MemoryStore
 from pools import pool_table
 
@@ -344,3 +345,39 @@ def test_ray_workers_and_selection_actors_use_the_bucket(
     chosen = load_result(f"{runs}?{'&'.join(f'{name}={value}' for name, value in storage.items())}", said["query"]).selection
     for column in ("rid", "gain", "distance", "row"):
         assert chosen.column(column).equals(expected.column(column))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["in_process", "auto"])
+def test_a_store_that_goes_away_in_a_run_is_waited_for(
+    make_query: MakeQuery, workplace: Path, runs: str, through_proxy: dict[str, Any], proxy: Any, address: str
+) -> None:
+    """No connection comes through from the first scored unit until it is said on stderr: then the run goes on, and nothing is missing."""
+    with (workplace / "user_nets.py").open("a") as source:
+        source.write(
+            "\n\nclass Slow(nn.Sequential):\n"
+            "    def forward(self, x):\n"
+            "        import time\n"
+            "        time.sleep(0.05)\n"
+            "        return super().forward(x)\n\n\n"
+            "def slow():\n"
+            "    return Slow(*net())\n"
+        )
+    expected = selection_of(rs.run(make_query()))
+    cluster = {"address": address, "workers": 1}
+    query = make_query(model__source="user_nets:slow", on_error="skip", store__uri=runs, store__storage=through_proxy, cluster=cluster)
+    (workplace / "query.yaml").write_text(query.to_yaml())
+    command = Command(workplace, "query", "query.yaml", "--json", "--no-report")
+    command.wait_until_it_says("Scoring 4 units")
+    proxy.faults.refused = 10**9
+    proxy.cut()
+    command.wait_until_it_says("doesn't answer: ")
+    proxy.faults.refused = 0
+    code, output, error = command.wait()
+    assert code == 0, error
+    said = json.loads(output)
+    assert (said["units_scored"], said["warnings"]) == (4, [])
+    assert "answers again, after" in error
+    assert "for up to 10 minutes" in error
+    chosen = load_result(f"{runs}?{'&'.join(f'{name}={value}' for name, value in through_proxy.items())}", said["query"])
+    assert selection_of(chosen) == expected

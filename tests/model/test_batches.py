@@ -5,6 +5,7 @@ import torch
 from raystream.errors import ModelError
 from raystream.model.batches import BatchPredictor
 from raystream.model.prediction import Prediction
+from raystream.model.promise import Promise
 
 CPU = torch.device("cpu")
 
@@ -22,7 +23,7 @@ def test_pieces_are_put_together_in_order():
         seen.append(len(inputs[0]))
         return squares(inputs)
 
-    found = BatchPredictor(forward, who="m", device=CPU, batch_size=4).predict((torch.arange(10),))
+    found = BatchPredictor(forward, promise=Promise("m"), device=CPU, batch_size=4).predict((torch.arange(10),))
     assert seen == [4, 4, 2]
     assert found.logits[:, 1].tolist() == [i * i for i in range(10)]
     assert found.embedding[:, 0].tolist() == list(range(10))
@@ -38,7 +39,7 @@ def test_memory_that_runs_out_halves_the_batch_for_good():
             raise torch.OutOfMemoryError("out of memory")
         return squares(inputs)
 
-    model = BatchPredictor(forward, who="m", device=CPU, batch_size=16)
+    model = BatchPredictor(forward, promise=Promise("m"), device=CPU, batch_size=16)
     assert model.predict((torch.arange(13),)).logits[:, 0].tolist() == list(range(13))
     assert model.batch_size == 3
 
@@ -50,7 +51,7 @@ def test_one_row_that_does_not_fit():
         raise MemoryError("no room")
 
     with pytest.raises(ModelError, match=r"^m: one row does not fit into the memory of cpu \(no room\)"):
-        BatchPredictor(forward, who="m", device=CPU, batch_size=4).predict((torch.arange(9),))
+        BatchPredictor(forward, promise=Promise("m"), device=CPU, batch_size=4).predict((torch.arange(9),))
 
 
 def test_what_the_model_raises_becomes_one_sentence():
@@ -61,7 +62,7 @@ def test_what_the_model_raises_becomes_one_sentence():
 
     values = (torch.zeros(2, 3, dtype=torch.uint8), np.array(["a", "b"], dtype=object))
     with pytest.raises(ModelError, match=r"^m raised ValueError: the reason on inputs uint8 \(2, 3\), texts \(2,\); check"):
-        BatchPredictor(forward, who="m", device=CPU, batch_size=4).predict(values)
+        BatchPredictor(forward, promise=Promise("m"), device=CPU, batch_size=4).predict(values)
 
 
 def test_a_lost_device_is_not_the_models_fault():
@@ -71,4 +72,4 @@ def test_a_lost_device_is_not_the_models_fault():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     with pytest.raises(RuntimeError, match=r"^CUDA error"):
-        BatchPredictor(forward, who="m", device=CPU, batch_size=4).predict((torch.arange(9),))
+        BatchPredictor(forward, promise=Promise("m"), device=CPU, batch_size=4).predict((torch.arange(9),))

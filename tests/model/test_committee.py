@@ -55,7 +55,7 @@ def test_the_first_member_gives_the_embedding(nets, files):
     model = load(Model(source=f"{nets}:Net", weights=files[0], embedding="body", device="cpu"), embedding=True)
     rows = torch.randn(4, 6)
     torch.testing.assert_close(model.predict((rows,)).embedding, files[1][0].body(rows).detach())
-    assert [any(m._forward_hooks for m in member._network.modules()) for member in model._members] == [True, False, False]
+    assert [any(m._forward_hooks for m in member._model.network.modules()) for _, member in model._members] == [True, False, False]
     assert load(Model(source=f"{nets}:Net", weights=files[0], device="cpu"), embedding=False).predict((rows,)).embedding is None
 
 

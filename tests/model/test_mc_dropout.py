@@ -525,7 +525,7 @@ def test_mixed_precision():
     """Under autocast samples are float32 and near those of float32; vmap and the loop agree."""
     rows = torch.randn(5, 4, 8)
     exact = predictor(Encoder(True).eval())
-    rounded = predictor(copy.deepcopy(exact._network), autocast=torch.bfloat16)
+    rounded = predictor(copy.deepcopy(exact.network), autocast=torch.bfloat16)
     found = rounded.predict((rows,))
     assert rounded._dropout._vmap
     assert found.samples.dtype == found.logits.dtype == torch.float32

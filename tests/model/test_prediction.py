@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from raystream.errors import ModelError
 from raystream.model import Prediction, bad_output_rows
-from raystream.model.prediction import check_logits
+from raystream.model.promise import Promise
 
 numbers = st.one_of(st.floats(allow_nan=False, allow_infinity=False, width=32), st.sampled_from([math.nan, math.inf, -math.inf]))
 
@@ -40,22 +40,21 @@ def test_bad_rows_of_half_a_prediction():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_logits_become_float32(dtype):
     """Logits of any floating dtype come out as float32."""
-    assert check_logits(torch.ones(2, 3, dtype=dtype), 2, "m").dtype == torch.float32
+    assert Promise("m").logits(torch.ones(2, 3, dtype=dtype), 2).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ({"logits": torch.zeros(2, 3)}, "m returned dict, expected one tensor"),
-        ((torch.zeros(2, 3),), "m returned tuple"),
-        (torch.zeros(2), r"shape \(2,\) for 2 rows"),
-        (torch.zeros(3, 2), r"shape \(3, 2\) for 2 rows"),
-        (torch.zeros(2, 3, 4), r"shape \(2, 3, 4\) for 2 rows"),
-        (torch.zeros(2, 1), "at least two classes"),
-        (torch.zeros(2, 3, dtype=torch.int64), r"torch\.int64, expected floating"),
+        ({"a": torch.zeros(2, 3), "b": torch.zeros(2)}, r"m returned dict, expected one tensor.* a float32 \(2, 3\), b float32 \(2,\)"),
+        ((torch.zeros(2, 3), torch.zeros(2, 5)), r"m returned tuple.* float32 \(2, 3\), float32 \(2, 5\)"),
+        (torch.zeros(3, 2), r"float32 \(3, 2\) for 2 rows"),
+        (torch.zeros(2, 3, 4), r"\(2, 3, 4\) for 2 rows, expected logits of shape \(2, classes\); that is what model.task tokens"),
+        (torch.zeros(2, 3, dtype=torch.int64), r"int64 \(2, 3\), expected logits .* floating numbers, not classes"),
+        ("three", "m returned str"),
     ],
 )
 def test_what_is_not_logits_is_refused(output, message):
-    """Any output but a floating (rows, classes) tensor is an error that says what came."""
+    """Any output in which no floating (rows, classes) tensor can be told is an error that says what came."""
     with pytest.raises(ModelError, match=message):
-        check_logits(output, 2, "m")
+        Promise("m").read(output, 2)

@@ -39,7 +39,7 @@ class Returns:
         return {
             "tensor": ones, "prediction": Prediction(ones, ones), "probabilities": {"probabilities": ones / 2},
             "unknown": {"logit": ones}, "both": {"logits": ones, "probabilities": ones}, "nothing": {"embedding": ones},
-            "list": {"logits": [1, 2]}, "narrow": {"logits": ones[:, :1]}, "flat": {"logits": ones, "embedding": ones[:, 0]},
+            "list": {"logits": [1, 2]}, "deep": {"logits": ones[:, :, None]}, "flat": {"logits": ones, "embedding": ones[:, 0]},
             "few": {"logits": ones, "samples": ones},
         }[self.what]
 
@@ -96,7 +96,7 @@ def test_what_predict_may_return(models, what, logit):
         ("both", "returned logits and probabilities"),
         ("nothing", "returned embedding, expected logits or probabilities"),
         ("list", "returned list as logits"),
-        ("narrow", r"predict returned a tensor of shape \(4, 1\), expected at least two classes"),
+        ("deep", r"predict returned float32 \(4, 2, 1\) for 4 rows, expected logits of shape \(4, classes\)"),
         ("flat", r"returned embedding torch.float32 \(4,\), expected floating numbers \(4, dimensions\)"),
         ("few", r"returned samples torch.float32 \(4, 2\), expected floating numbers \(4, members, 2\)"),
         ("tensor", "returned no embedding, but one is needed"),

@@ -103,3 +103,15 @@ def test_a_real_model_knows_what_is_alike():
     assert found.shape == (3, 384)
     likeness = found @ found.T
     assert likeness[0, 1] > 0.5 > likeness[0, 2] + 0.2
+
+
+def test_a_folder_in_half_precision_runs_in_float32(saved, tmp_path):
+    """Whatever its config says it was saved in."""
+    folder, _ = saved
+    shutil.copytree(folder, tmp_path / "half")
+    model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    model.bfloat16().save(str(tmp_path / "half"))
+    predictor = load(spec_of(tmp_path / "half"), embedding=True)
+    assert {values.dtype for values in predictor._model.network.parameters()} == {torch.float32}
+    expected = model.float().encode(TEXTS.tolist(), show_progress_bar=False)
+    np.testing.assert_allclose(predictor.predict((TEXTS,)).embedding.numpy(), expected, rtol=1e-4, atol=1e-5)

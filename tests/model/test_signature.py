@@ -6,6 +6,7 @@ import torch
 
 from raystream.errors import ModelError
 from raystream.model import load
+from raystream.model.promise import Promise
 from raystream.model.signature import Input, Outputs, Signature, check_forward, in_order
 from raystream.query import Model
 
@@ -56,10 +57,10 @@ LOGITS, EMBEDDING, OTHER = torch.ones(2, 3), torch.full((2, 2, 2), 7.0), torch.z
 )
 def test_outputs_are_chosen_by_name_then_by_order(output, name, expected):
     """`logits` or the first are the logits; the named, `embedding` or the next one is the embedding, flattened."""
-    found = Outputs(True, name, "m", "do so").prediction(output, 2)
+    found = Outputs(True, name, Promise("m"), "do so").prediction(output, 2)
     assert torch.equal(found.logits, LOGITS)
     assert torch.equal(found.embedding, expected.flatten(1))
-    assert Outputs(False, None, "m", "do so").prediction(output, 2).embedding is None
+    assert Outputs(False, None, Promise("m"), "do so").prediction(output, 2).embedding is None
 
 
 @pytest.mark.parametrize(
@@ -70,14 +71,14 @@ def test_outputs_are_chosen_by_name_then_by_order(output, name, expected):
         ((LOGITS, OTHER), "body", "it has 0, 1"),
         ((LOGITS, OTHER[0]), None, r"output 1 is torch.float32 \(5,\), expected floating numbers \(2, ...\)"),
         ((LOGITS, [OTHER]), None, "output 1 is list"),
-        ((torch.ones(2, 3).long(), OTHER), None, "expected floating logits"),
-        ([], None, "returned list"),
+        ((torch.ones(2, 3).long(), OTHER), None, "floating numbers, not classes"),
+        ([], None, "returned an empty list"),
     ],
 )
 def test_outputs_that_can_not_be_used(output, name, says):
     """An output that isn't there, or is no embedding, is named, with the nearest name."""
     with pytest.raises(ModelError, match=says):
-        Outputs(True, name, "m", "do so").prediction(output, 2)
+        Outputs(True, name, Promise("m"), "do so").prediction(output, 2)
 
 
 def test_names_put_inputs_into_the_models_order() -> None:

@@ -15,6 +15,7 @@ from sklearn.ensemble import (
 )
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.multioutput import ClassifierChain, MultiOutputClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -123,11 +124,9 @@ def test_texts_and_the_steps_embedding(tmp_path):
         load(spec.model_copy(update={"embedding": "truncatedsv"}), embedding=True)
 
 
-def test_what_has_no_embedding_or_no_probabilities(data, tmp_path):
-    """A classifier alone has no embedding, and margins are no probabilities; each error says what to do."""
+def test_what_has_no_probabilities(data, tmp_path):
+    """Margins are none; the error says what to do."""
     rows, labels, _ = data
-    with pytest.raises(ModelError, match=r"is LogisticRegression alone, which has no embedding; put a transformer before it"):
-        load(saved(LogisticRegression().fit(rows, labels), tmp_path), embedding=True)
     with pytest.raises(ModelError, match=r"is LinearSVC without predict_proba.*CalibratedClassifierCV"):
         load(saved(LinearSVC().fit(rows, labels), tmp_path), embedding=False)
 
@@ -188,3 +187,86 @@ def test_the_fingerprint_follows_the_weights(data, tmp_path):
     one = fingerprint(saved(LogisticRegression().fit(rows, labels), tmp_path))
     assert one == fingerprint(Model(kind="sklearn", source=str(tmp_path / "LogisticRegression.skops"), trust="pickle"))
     assert one != fingerprint(saved(LogisticRegression().fit(rows, 1 - (labels > 0)), tmp_path))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        RandomForestClassifier(6, max_depth=3, random_state=0),
+        ExtraTreesClassifier(5, random_state=0),
+        KNeighborsClassifier(3),
+        MultiOutputClassifier(LogisticRegression()),
+        ClassifierChain(LogisticRegression(), random_state=0),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_labels_are_taken_one_by_one(model, data, tmp_path):
+    """Whether predict_proba gives an array or a list of pairs; a label never seen has a probability of 0, and members stay samples."""
+    rows, _, others = data
+    y = np.stack([rows[:, 0] > 0, np.zeros(len(rows)), rows[:, 1] + rows[:, 2] > 0], 1).astype(int)
+    if isinstance(model, MultiOutputClassifier | ClassifierChain):
+        y[0, 1] = 1  # a linear model needs both
+    model.fit(rows, y)
+    spec = saved(model, tmp_path, task="multi_label", trust="pickle", batch_size=16)
+    found = load(spec, embedding=True).predict((torch.from_numpy(others),))
+
+    def probabilities(model):
+        given = model.predict_proba(others)
+        if not isinstance(given, list):
+            return given
+        pairs = zip(given, model.classes_, strict=True)
+        return np.stack([one[:, 1] if one.shape[1] == 2 else one[:, 0] * classes[0] for one, classes in pairs], 1)
+
+    np.testing.assert_allclose(found.logits.double().sigmoid().numpy(), probabilities(model), atol=1e-6)
+    assert bool(torch.isfinite(found.logits).all())
+    np.testing.assert_array_equal(found.embedding.numpy(), others)
+    if hasattr(model, "estimators_") and hasattr(model, "n_outputs_"):
+        each = np.stack([probabilities(tree) for tree in model.estimators_], 1)
+        np.testing.assert_allclose(found.samples.double().sigmoid().numpy(), each, atol=1e-6)
+    with pytest.raises(ModelError, match=r"fitted on several labels|don't sum to 1"):
+        load(saved(model, tmp_path, trust="pickle"), embedding=False).predict((torch.from_numpy(others),))
+
+
+def test_outputs_of_several_classes_each_are_refused(data, tmp_path):
+    """A label is a yes or a no."""
+    rows, labels, others = data
+    model = RandomForestClassifier(3, random_state=0).fit(rows, np.stack([labels, labels], 1))
+    with pytest.raises(ModelError, match=r"output 0 is one of the classes 0, 1, 2, expected labels that are 0 or 1"):
+        load(saved(model, tmp_path, task="multi_label"), embedding=False).predict((torch.from_numpy(others),))
+
+
+def test_one_distribution_is_no_set_of_labels(data, tmp_path):
+    """A classifier of classes run with task multi_label, and one that knows a single class, are refused."""
+    rows, labels, others = data
+    model = LogisticRegression().fit(rows, labels)
+    with pytest.raises(ModelError, match=r"sum to 1 in each .* set it to classes"):
+        load(saved(model, tmp_path, task="multi_label"), embedding=False).predict((torch.from_numpy(others),))
+    model = RandomForestClassifier(2).fit(rows, np.full(len(rows), "cat"))
+    with pytest.raises(ModelError, match=r"fitted on rows of one class alone, 'cat'; fit it on two or more"):
+        load(saved(model, tmp_path), embedding=False)
+
+
+def test_an_embedding_by_default_and_by_name(data, tmp_path):
+    """A bare estimator's is its inputs; a pipeline's is its last step's, and its inputs where they are named."""
+    rows, labels, others = data
+    bare = load(saved(RandomForestClassifier(3, random_state=0).fit(rows, labels), tmp_path), embedding=True)
+    np.testing.assert_array_equal(bare.predict((torch.from_numpy(others),)).embedding.numpy(), others)
+    spec = saved(make_pipeline(StandardScaler(), LogisticRegression()).fit(rows, labels), tmp_path, embedding="inputs")
+    np.testing.assert_array_equal(load(spec, embedding=True).predict((torch.from_numpy(others),)).embedding.numpy(), others)
+
+
+@pytest.mark.parametrize("names", [["cat", "ant", "bee"], [1, 3, 7], [0.0, 1.0, 2.0], [False, True]])
+def test_classes_are_the_models_own(data, tmp_path, names):
+    """In the order of the outputs, as plain values."""
+    rows, labels, _ = data
+    model = LogisticRegression().fit(rows, np.array(names)[labels % len(names)])
+    assert load(saved(model, tmp_path), embedding=False).class_labels == tuple(sorted(names))
+
+
+def test_members_must_mean_the_same_classes(data, tmp_path):
+    """Fitted on other labels, the same column is another class: refused with both, when the committee is loaded."""
+    rows, labels, _ = data
+    first = saved(LogisticRegression().fit(rows, labels), tmp_path)
+    other = saved(RandomForestClassifier(2).fit(rows, labels + 1), tmp_path)
+    with pytest.raises(ModelError, match=r"has the classes 0, 1, 2 and model.members 1 .* has the classes 1, 2, 3; a committee needs"):
+        load(Model(members=[dict(kind="sklearn", source=one.source) for one in (first, other)]), embedding=False)

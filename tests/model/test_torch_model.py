@@ -57,7 +57,7 @@ def test_without_embedding_no_hook_is_set(nets):
     """When embeddings aren't wanted there are none, and nothing slows the network, even with a name that is wrong."""
     model = load(Model(source=f"{nets}:Net", embedding="nowhere"), embedding=False)
     assert model.predict((torch.randn(2, 6),)).embedding is None
-    assert not any(module._forward_hooks for module in model._network.modules())
+    assert not any(module._forward_hooks for module in model._model.network.modules())
 
 
 def test_a_network_without_weights_is_the_same_everywhere(nets):
@@ -156,10 +156,17 @@ def test_several_inputs_are_passed_in_order():
     assert found.logits.tolist() == [[n, n * 10] for n in range(5)]
 
 
+class Tall(nn.Module):
+    """Gives each number as a row of its own."""
+
+    def forward(self, rows):
+        return rows.reshape(-1, 1)
+
+
 def test_an_output_that_is_not_logits_names_the_source():
     """The model that gives something else than logits is named."""
-    with pytest.raises(ModelError, match=r"model\.source nets:Net returned a tensor of shape \(4, 1\)"):
-        predictor(nn.Linear(4, 1)).predict((torch.randn(4, 4),))
+    with pytest.raises(ModelError, match=r"^model\.source nets:Net returned float32 \(16, 1\) for 4 rows, expected logits"):
+        predictor(Tall()).predict((torch.randn(4, 4),))
 
 
 def test_no_rows_give_no_logits():

@@ -262,3 +262,49 @@ def test_labels_and_numbers(tmp_path, problem, task):
     network, tokenizer = save(tmp_path, problem_type=problem)
     found = load(spec_of(tmp_path, task=task), embedding=False).predict((TEXTS,))
     torch.testing.assert_close(found.logits, one_by_one(network, tokenizer, TEXTS)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_folder_in_half_precision_runs_in_float32(tmp_path, dtype):
+    """Whatever its config says it was saved in: the same numbers as of the float32 network of these weights."""
+    network, tokenizer = save(tmp_path)
+    network.to(dtype).save_pretrained(tmp_path)
+    assert str(dtype) == f"torch.{json.loads((tmp_path / 'config.json').read_text()).get('dtype')}"
+    model = load(spec_of(tmp_path), embedding=True)
+    assert {values.dtype for values in model._model.network.parameters()} == {torch.float32}
+    logits, hidden = one_by_one(network.float(), tokenizer, TEXTS)
+    found = model.predict((TEXTS,))
+    torch.testing.assert_close(found.logits, logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.embedding, hidden, rtol=1e-4, atol=1e-5)
+
+
+def test_heads_of_another_task_are_named(tmp_path):
+    """Their weights fit each other; what the head is says the config."""
+    save(tmp_path / "tokens", kind="tokens")
+    save(tmp_path / "texts")
+    for task in ("classes", "multi_label"):
+        with pytest.raises(ModelError, match=rf"classifier of tokens \(BertForTokenClassification\), .* is {task}; set it to tokens"):
+            load(spec_of(tmp_path / "tokens", task=task), embedding=False)
+    with pytest.raises(ModelError, match=r"of whole texts \(BertForSequenceClassification\), .* is tokens; set it to classes"):
+        load(spec_of(tmp_path / "texts", task="tokens"), embedding=False)
+
+
+def test_one_label_is_a_regression(tmp_path):
+    """num_labels 1 is what transformers trains as a number; as one yes or no it is a task of labels."""
+    network, _ = save(tmp_path)
+    network.config.num_labels = 1
+    network = transformers.BertForSequenceClassification(network.config)
+    network.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"has num_labels 1, .* set model.task to regression, or to multi_label"):
+        load(spec_of(tmp_path), embedding=False)
+    for task in ("regression", "multi_label"):
+        assert load(spec_of(tmp_path, task=task), embedding=False).predict((TEXTS,)).logits.shape == (len(TEXTS), 1)
+
+
+def test_a_head_that_is_random_is_named(bert, monkeypatch):
+    """Text models are run twice like all others."""
+    folder, *_ = bert
+    model = load(spec_of(folder), embedding=False)
+    monkeypatch.setattr(model._model.network.dropout, "forward", lambda values: torch.nn.functional.dropout(values, 0.5))
+    with pytest.raises(ModelError, match=r"is random in evaluation mode: .* 7 rows .*: module dropout \(Dropout\) calls dropout"):
+        model.predict((TEXTS,))

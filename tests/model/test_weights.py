@@ -1,5 +1,7 @@
+import argparse
 import pickle
 import zipfile
+from collections import OrderedDict
 
 import pytest
 import safetensors.torch
@@ -187,3 +189,66 @@ def test_an_archive_of_a_whole_model_is_no_checkpoint(tmp_path):
     with pytest.raises(ModelError, match=r"is a TorchScript archive, expected a state dict.*kind: torchscript") as found:
         load_weights(nn.Linear(2, 2), str(path))
     assert "weights_only" not in str(found.value)
+
+
+PREFIXES = ["module.", "_orig_mod.", "model.", "net.", "module._orig_mod.", "model.net.", "_orig_mod.module.model.", "students.first."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_prefix_that_every_tensor_has_is_left_out(tmp_path, prefix, suffix):
+    """As DataParallel, torch.compile and trainers write it, in any combination; what was left out is said."""
+    trained, other = network(), network()
+    path = save({prefix + name: values for name, values in trained.state_dict().items()}, tmp_path / f"w{suffix}")
+    assert load_weights(other, path) == (f"model.weights {path}: {prefix!r} was left out of the names of its 9 tensors",)
+    assert state_hash(other) == state_hash(trained)
+    assert load_weights(other, save(trained.state_dict(), tmp_path / f"plain{suffix}")) == ()
+
+
+def test_a_prefix_that_belongs_to_the_network_stays(tmp_path):
+    """Names that fit are left alone, and no more is left out than is needed; what fits in no way is refused by its own names."""
+    whole = nn.ModuleDict({"model": network()})
+    trained = nn.ModuleDict({"model": network()})
+    assert load_weights(whole, save(trained.state_dict(), tmp_path / "a.pt")) == ()
+    assert state_hash(whole) == state_hash(trained)
+    doubled = {f"model.{name}": values for name, values in trained.state_dict().items()}
+    assert "'model.' was" in load_weights(whole, save(doubled, tmp_path / "b.pt"))[0]
+    some = {(f"model.{name}" if "0" in name else name): values for name, values in network().state_dict().items()}
+    with pytest.raises(ModelError, match=r"unexpected model\.0\.weight"):
+        load_weights(network(), save(some, tmp_path / "c.pt"))
+
+
+def test_a_network_of_which_a_part_was_compiled(tmp_path):
+    """torch.compile puts its name in the middle, then; the network that it is loaded into is the plain one."""
+    trained, other = network(), network()
+    state = {name.replace("0.", "0._orig_mod."): values for name, values in trained.state_dict().items()}
+    assert "'_orig_mod.' was left out" in load_weights(other, save(state, tmp_path / "w.pt"))[0]
+    assert state_hash(other) == state_hash(trained)
+    assert "'module. and _orig_mod.'" in load_weights(other, save({f"module.{k}": v for k, v in state.items()}, tmp_path / "m.pt"))[0]
+
+
+LIGHTNING = {"epoch": 3, "global_step": 40, "pytorch-lightning_version": "2.4.0", "loops": {}, "callbacks": {}, "optimizer_states": [{}]}
+TIMM = {"epoch": 3, "arch": "resnet", "optimizer": {"state": {}}, "metric": 0.7, "args": argparse.Namespace(model="resnet", lr=0.1)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("last.ckpt", lambda state: {**LIGHTNING, "state_dict": OrderedDict({f"model.{key}": values for key, values in state.items()})}),
+        ("model_best.pth.tar", lambda state: {**TIMM, "state_dict": state, "state_dict_ema": state}),
+        ("checkpoint.pth", lambda state: {"model": {f"module.{key}": values for key, values in state.items()}, "lr_scheduler": {}}),
+        ("both.pt", lambda state: {"model": {"state_dict": state}}),
+    ],
+)
+def test_checkpoints_as_trainers_write_them(tmp_path, name, content):
+    """Lightning's, timm's and torchvision's are opened without running code."""
+    trained, other = network(), network()
+    load_weights(other, save(content(trained.state_dict()), tmp_path / name))
+    assert state_hash(other) == state_hash(trained)
+
+
+def test_a_checkpoint_with_two_states_is_refused(tmp_path):
+    """Which one is meant can't be told."""
+    state = network().state_dict()
+    with pytest.raises(ModelError, match="holds state_dict and model, expected one state"):
+        load_weights(network(), save({"state_dict": state, "model": state}, tmp_path / "w.pt"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from itertools import permutations
 from pathlib import Path
 
@@ -213,3 +214,93 @@ def test_a_function_of_the_users_gets_one_type(write, tmp_path: Path) -> None:
     assert [array.type for array in got] == [pa.list_(pa.float64())] * 3
     assert [array.to_pylist() for array in got] == [[[number, 1, 2]] for number in range(3)]
     assert [unit.casts for unit in plan.units] == [(("x", pa.list_(pa.float64())),)] * 3
+
+
+WITH_NULLS = [
+    pa.int32(), pa.string(), pa.large_binary(), pa.timestamp("us", "UTC"), pa.date32(), pa.decimal128(9, 2), pa.bool_(), pa.float16(),
+    pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.float32(), 2), pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+    pa.fixed_shape_tensor(pa.float32(), [2]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("type_", WITH_NULLS, ids=str)
+def test_a_column_that_is_null_in_one_file_is_of_the_others_type(write, tmp_path: Path, type_: pa.DataType, first: bool) -> None:
+    """Kept, whichever file comes first; also where it is null in a part of a file."""
+    write(f"{'a' if first else 'z'}.parquet", {"x": [1.0, 2.0], "c": pa.nulls(2)})
+    write("m.parquet", {"x": [3.0], "c": pa.nulls(1, type_)})
+    plan = plan_pool(Pool(uri=str(tmp_path), inputs=["x"], keep=["c"]))
+    kept = read_columns_at([(file, 0) for file in plan.files], plan.keep_schema)
+    assert kept["c"].type == (type_.value_type if pa.types.is_dictionary(type_) else type_)
+    assert kept["c"].null_count == 2
+
+
+def test_lists_and_structs_of_nulls_are_of_the_others_type(write, tmp_path: Path) -> None:
+    """As writers without a schema make of empty lists and missing paths."""
+    write("a.parquet", {"x": [1.0], "l": pa.array([[]], pa.list_(pa.null())), "s": [{"bytes": b"b", "path": None}]})
+    write("b.parquet", {"x": [1.0], "l": [["y"]], "s": [{"bytes": b"b", "path": "p"}]})
+    plan = plan_pool(Pool(uri=str(tmp_path), inputs=["x"], keep=["l", "s"]))
+    kept = read_columns_at([(file, 0) for file in plan.files], plan.keep_schema).to_pydict()
+    assert kept == {"l": [[], ["y"]], "s": [{"bytes": b"b", "path": path} for path in (None, "p")]}
+
+
+@pytest.mark.parametrize(
+    ("filters", "passing"),
+    [
+        ([("c", "==", "u")], [("b", 0)]), ([("c", "!=", "u")], [("b", 1)]), ([("c", "in", ["u", "v"])], [("b", 0), ("b", 1)]),
+        ([("c", "not in", ["u"])], [("a", 0), ("a", 1), ("b", 1), ("b", 2)]), ([("c", "<", "z"), ("x", ">", 2)], [("b", 0), ("b", 1)]),
+        ([[("c", "==", "u")], [("x", "==", 1)]], [("a", 0), ("b", 0)]),
+    ],
+)  # fmt: skip
+def test_filters_on_a_column_that_is_null_in_one_file(write, tmp_path: Path, filters: list, passing: list) -> None:
+    """Nulls match nothing, but are `not in` every list, whatever type a file gives them."""
+    write("a.parquet", {"x": [1, 2], "c": pa.nulls(2)})
+    write("b.parquet", {"x": [3, 4, 5], "c": ["u", "v", None]})
+    plan = plan_pool(Pool(uri=str(tmp_path), inputs=["x"], filters=filters))
+    assert [(Path(u.file.path).stem, row) for u in plan.units for rows in read_unit(u, plan.read, 4) for row in rows.rows] == passing
+
+
+@pytest.mark.parametrize("name", ["x", "k"])
+def test_inputs_and_ids_that_are_null_in_one_file_are_bad_rows(write, tmp_path: Path, name: str) -> None:
+    """As they are where the file says their type: inputs by row, ids to be counted over the whole pool."""
+    columns = {"x": pa.array([1.0, 2.0]), "k": pa.array(["a", "b"])}
+    write("a.parquet", columns | {name: pa.nulls(2)})
+    write("b.parquet", columns)
+    plan = plan_pool(Pool(uri=str(tmp_path), id="k", inputs=["x"]), on_error="skip")
+    blocks = read_all(plan)
+    assert {block.ids.type for block in blocks} == {pa.string()}
+    assert [(bad.row, bad.column, bad.reason) for block in blocks for bad in block.bad] == (
+        [(0, "x", "is null"), (1, "x", "is null")] * (name == "x")
+    )
+    assert sum(block.ids.null_count for block in blocks) == 2 * (name == "k")
+
+
+@pytest.mark.parametrize("kind", ["list", "text", "image", "raw"])
+def test_other_inputs_that_are_null_in_one_file(write, tmp_path: Path, kind: str) -> None:
+    """Lists whose width the other files tell, texts, bytes; a function of the user's gets nulls of the pool's type."""
+    npy = io.BytesIO()
+    np.save(npy, np.ones(2, np.float32))
+    value = {"list": [1.0, 2.0], "text": "t", "image": npy.getvalue(), "raw": "t"}[kind]
+    write("a.parquet", {"v": pa.nulls(2)})
+    write("b.parquet", {"v": [value, None]})
+    prepared = Prepared("module:function", "0") if kind == "raw" else None
+    texts = "taken" if kind == "text" else "refused"
+    plan = plan_pool(Pool(uri=str(tmp_path), inputs=["v"]), on_error="skip", prepared=prepared, texts=texts)
+    got: list[pa.DataType] = []
+
+    def prepare(batch: pa.RecordBatch) -> tuple:
+        got.append(batch.schema.field("v").type)
+        return (np.zeros((len(batch), 1), np.float32),), {}
+
+    blocks = [rows for unit in plan.units for rows in read_unit(unit, plan.read, 4, prepare=prepare)]
+    assert [len(block.rows) for block in blocks] == ([2, 2] if kind == "raw" else [0, 1])
+    assert [len(block.bad) for block in blocks] == ([0, 0] if kind == "raw" else [2, 1])
+    assert got == [pa.string()] * (2 * (kind == "raw"))
+
+
+def test_a_hive_key_beside_a_column_of_nulls(write, tmp_path: Path) -> None:
+    """Files without the folder may hold nulls instead."""
+    write("c=u/a.parquet", {"x": [1.0]})
+    write("b.parquet", {"x": [2.0], "c": pa.nulls(1)})
+    plan = plan_pool(Pool(uri=str(tmp_path), inputs=["x"], keep=["c"]))
+    assert read_columns_at([(file, 0) for file in plan.files], plan.keep_schema)["c"].to_pylist() == [None, "u"]

@@ -131,7 +131,7 @@ def test_a_value_that_cannot_be_compared_is_refused(type_: pa.DataType, op: str,
         (pa.int64(), "==", [1], "expected one value, or the operator in"),
         (pa.int64(), "==", "1", "expected a value of that type"),
         *((type_, "==", "x", "columns of that type can't be filtered on, so filter by another column") for type_ in (
-            pa.binary(4), pa.duration("s"), pa.list_(pa.int8()), pa.struct({"a": pa.int8()}), pa.time64("us"), pa.null(), pa.float16(),
+            pa.binary(4), pa.duration("s"), pa.list_(pa.int8()), pa.struct({"a": pa.int8()}), pa.time64("us"), pa.null(),
             pa.map_(pa.string(), pa.string()),
         )),
     ],
@@ -316,3 +316,31 @@ def test_dates_that_yaml_reads_are_the_text(form: str, value: str) -> None:
     assert Pool(**yaml.safe_load(yaml.safe_dump(dumped))) == loose
     zoned = Pool(uri="x", filters=[("day", ">", dt.datetime(2024, 1, 5, tzinfo=dt.UTC))])
     assert zoned.filters == [("day", ">", "2024-01-05T00:00:00+00:00")]
+
+
+HALVES = [-2.5, 0.0, 0.1, 1.0, 65504.0, math.inf, math.nan, None]
+
+
+@pytest.mark.parametrize("op", [*OPERATORS, "in", "not in"])
+@pytest.mark.parametrize("value", [0.1, 1, -2.5, 65504, 1e6, 0])
+def test_halves_are_compared_as_the_numbers_they_are(tmp_path: Path, op: str, value: float) -> None:
+    """One number as it is, so that 0.1 is none of them; those of a list rounded to halves, as to any column's type."""
+    stored = np.array([math.nan if half is None else half for half in HALVES], np.float16)
+    column = pa.array(stored, pa.float16(), mask=np.array([half is None for half in HALVES]))
+    pq.write_table(pa.table({"c": column, "x": range(len(HALVES))}), tmp_path / "a.parquet", row_group_size=3)
+    known = [None if half is None else float(number) for half, number in zip(HALVES, stored, strict=True)]
+    if op in OPERATORS:
+        expected = [i for i, half in enumerate(known) if half is not None and COMPARE[op](half, value)]
+    else:
+        with np.errstate(over="ignore"):
+            expected = [i for i, half in enumerate(known) if (half == float(np.float16(value))) == (op == "in")]
+    assert passing(Pool(uri=str(tmp_path), inputs=["x"], filters=[("c", op, [value] if "in" in op else value)])) == expected
+
+
+@pytest.mark.parametrize("names", [("", "x"), ("0", ""), ("a.b", "1"), (".a", "2")])
+def test_a_column_may_have_any_name(tmp_path: Path, names: tuple[str, str]) -> None:
+    """None at all, a number, one with a dot."""
+    one, other = names
+    pq.write_table(pa.table({one: [1, 2, 3, 4], other: [4, 3, 2, 1], "in": [0.5] * 4}), tmp_path / "a.parquet", row_group_size=3)
+    assert passing(Pool(uri=str(tmp_path), inputs=["in"], filters=[(one, ">", 1), (other, ">", 1)])) == [1, 2]
+    assert passing(Pool(uri=str(tmp_path), id=one, inputs=["in"], filters=[[(one, "==", 1)], [(other, "in", [1])]])) == [0, 3]

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
+import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.errors import PoolError
 from raystream.pool import check_unique
+from raystream.pool.id_hashes import BLOCK_ROWS, id_numbers
+from raystream.pool.ids import take_ids
 
 TYPES = [pa.int64(), pa.uint8(), pa.string(), pa.large_string(), pa.binary(), pa.binary(1), pa.dictionary(pa.int8(), pa.string())]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=12), st.sampled_from(TYPES))
 def test_repeated_ids_are_counted_and_the_first_are_named(values: list[int], type_: pa.DataType) -> None:
     """For every id type and chunking: silence if all differ, else the number of repeated ids and three, first met first."""
@@ -42,3 +48,53 @@ def test_null_ids_are_counted_and_the_first_are_placed() -> None:
     with pytest.raises(PoolError, match=r"1 ids of column k are null, first: row 1; expected"):
         check_unique(pa.array(["a", None]), "k")
     check_unique(pa.array([3, 1, 2]), "k")
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.one_of(st.binary(max_size=20), st.binary(min_size=250, max_size=260)), max_size=30),
+    st.sampled_from([pa.binary(), pa.large_binary(), pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.binary())]),
+    st.integers(0, 3),
+)
+def test_equal_ids_have_equal_numbers_wherever_they_stand(values: list[bytes], type_: pa.DataType, skip: int) -> None:
+    """As many different numbers as different ids, whatever lies before and behind an id in memory, in slices and any layout."""
+    text = type_ in (pa.string(), pa.large_string())
+    given_ = [value.hex() if text else value for value in values]
+    ids = pa.chunked_array([pa.array(given_, type_).slice(min(skip, len(given_))), pa.array(given_[::-1], type_)])
+    numbers = id_numbers(ids)
+    assert numbers.dtype == np.uint64 or not len(ids)
+    of: dict[object, set[int]] = {}
+    for id_, number in zip(ids.to_pylist(), numbers.tolist(), strict=True):
+        of.setdefault(id_, set()).add(number)
+    assert all(len(found) == 1 for found in of.values())
+    assert len(set(numbers.tolist())) == len(of)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_repeat_many_blocks_later(text: bool) -> None:
+    """Among more ids than are looked at together, in several chunks: found, with the row where it is met again."""
+    numbers = np.random.default_rng(0).permutation(3 * BLOCK_ROWS) * 3
+    numbers[-5], numbers[2 * BLOCK_ROWS + 1] = numbers[7], numbers[6]
+    ids = pa.chunked_array([numbers[:1000], numbers[1000:]])
+    if text:
+        ids = ids.cast(pa.string())
+    with pytest.raises(PoolError, match=rf"2 ids of column k are not unique, first: {numbers[6]}, {numbers[7]}, met again at row "
+                       rf"{2 * BLOCK_ROWS + 1}, row {3 * BLOCK_ROWS - 5};"):  # fmt: skip
+        check_unique(ids, "k")
+
+
+def test_ids_of_the_same_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clash of hashes is settled by the ids: different ones are no repeat, and equal ones among them are."""
+    monkeypatch.setattr("raystream.pool.id_hashes._hashes", lambda data, offsets: np.zeros(len(offsets) - 1, np.uint64))
+    check_unique(pa.array(["a", "b", "c"]), "k")
+    with pytest.raises(PoolError, match="1 ids of column k are not unique, first: b, met again at row 3;"):
+        check_unique(pa.chunked_array([["a", "b"], ["c", "b"]]), "k")
+
+
+@given(st.lists(st.integers(0, 20), max_size=30), st.lists(st.integers(0, 5), max_size=6))
+def test_rows_are_taken_in_the_order_asked_for(rows: list[int], lengths: list[int]) -> None:
+    """From chunks of any length, empty ones too, repeats included."""
+    every = [f"id{i}" for i in range(21)]
+    edges = [0, *np.minimum(np.cumsum(lengths), 21).tolist(), 21]
+    ids = pa.chunked_array([pa.array(every[low:high], pa.string()) for low, high in pairwise(edges)])
+    assert take_ids(ids, np.array(rows, np.int64)).to_pylist() == [every[row] for row in rows]

@@ -87,6 +87,15 @@ def test_rows_that_iceberg_has_deleted_are_not_there(iceberg: Any, form: str) ->
     assert len(found.units) == 14  # a row group without rows left is none
 
 
+def test_deletes_that_are_lost_are_an_error(iceberg: Any) -> None:
+    """A file of fewer deletes than its table counts would bring deleted rows back."""
+    delete_in_iceberg(iceberg, {data_files(iceberg)[0]: [0, 7, 8]})
+    [path] = Path(iceberg.location().removeprefix("file://")).rglob("deletes-*.parquet")
+    pq.write_table(pq.read_table(path).slice(0, 2), path)
+    with pytest.raises(PoolError, match=r"iceberg://lake/ns\.pool: .*deletes-.* holds 2 deletes, but the table counts 3; repair it"):
+        plan("iceberg://lake/ns.pool")
+
+
 def test_deletes_rescope_the_files_they_are_about_and_no_others(iceberg: Any) -> None:
     """A file's identity changes with its deletes alone; what units carry are the deletes among their own rows."""
     files = data_files(iceberg)

@@ -175,7 +175,7 @@ def test_first_pick_is_the_largest_gradient():
     p = np.array([[0.98, 0.01, 0.01], [0.4, 0.3, 0.3], [0.4, 0.3, 0.3]], dtype=np.float32)
     h = np.array([[2, 0], [1, 1], [1, 1]], dtype=np.float32)
     for seed in range(5):
-        assert badge(p, h, 1, seed=seed)[0] == 1
+        assert badge(h, 1, probabilities=p, seed=seed)[0] == 1
     large_p, large_h = probabilities(3000, 4, 0), data("normal", 3000, 5, 0)
     norm = np.square(explicit(large_p, large_h)).sum(axis=1)
     found = drawn(large_p, large_h, 2, shards=3, block=256)
@@ -215,7 +215,7 @@ def test_sure_rows_are_one_point():
     assert len(result.rows) == 5
     assert (result.rows >= 4).sum() == 1
     assert "only 5 rows differ" in result.note
-    assert badge(p[4:], h[4:], 10).tolist() == [0]
+    assert badge(h[4:], 10, probabilities=p[4:]).tolist() == [0]
 
 
 def test_labelled_rows_are_covered_only_if_asked():
@@ -225,23 +225,23 @@ def test_labelled_rows_are_covered_only_if_asked():
     shards, labelled = LocalShards.of_array(h), np.arange(40)
     plain = Candidates(shards=shards, probabilities=as_rows(p), labelled=h[labelled])
     everything = len(np.unique(p, axis=0))
-    assert len(choose(plain, strategy="badge", budget=60).rows) == everything
-    with pytest.raises(QueryError, match=r"select\.args\.covered"):
-        choose(plain, strategy="badge", budget=60, args={"covered": True})
+    assert len(choose(plain, strategy="badge", budget=60, near_duplicates=False).rows) == everything
+    with pytest.raises(QueryError, match="`covered` is true, which needs `labelled_probabilities`"):
+        choose(plain, strategy="badge", budget=60, near_duplicates=False, args={"covered": True})
     known = Candidates(shards=shards, probabilities=as_rows(p), labelled=h[labelled], labelled_probabilities=p[labelled])
     left = everything - len(np.unique(p[labelled], axis=0))
     assert left > 0
-    assert len(choose(known, strategy="badge", budget=60, args={"covered": True}).rows) == left
-    assert len(badge(p, h, 60, labelled=h[labelled], labelled_probabilities=p[labelled])) == left
-    assert len(badge(p, h, 60, labelled=h, labelled_probabilities=p)) == 0
-    found = choose(plain, strategy="badge", budget=60, must_include=np.array([7])).rows
+    assert len(choose(known, strategy="badge", budget=60, near_duplicates=False, args={"covered": True}).rows) == left
+    assert len(badge(h, 60, probabilities=p, labelled=h[labelled], labelled_probabilities=p[labelled])) == left
+    assert len(badge(h, 60, probabilities=p, labelled=h, labelled_probabilities=p)) == 0
+    found = choose(plain, strategy="badge", budget=60, near_duplicates=False, must_include=np.array([7])).rows
     assert found[0] == 7
     assert (p[found] == p[7]).all(axis=1).sum() == 1
 
 
 def test_k_is_n():
     """Every row of a pool of distinct rows comes back once."""
-    assert sorted(badge(probabilities(150, 5, 0), data("normal", 150, 3, 0), 400)) == list(range(150))
+    assert sorted(badge(data("normal", 150, 3, 0), 400, probabilities=probabilities(150, 5, 0))) == list(range(150))
 
 
 def test_few_passes():
@@ -255,14 +255,14 @@ def test_refusals():
     """Missing, misshapen or impossible probabilities are named."""
     h = data("normal", 10, 3, 0)
     p = probabilities(10, 3, 0)
-    with pytest.raises(QueryError, match="needs class probabilities"):
+    with pytest.raises(QueryError, match="needs class `probabilities`"):
         choose(Candidates(shards=LocalShards.of_array(h)), strategy="badge", budget=2)
     with pytest.raises(DataError, match="9 candidates have probabilities and 10 have embeddings"):
-        badge(p[:9], h, 2)
+        badge(h, 2, probabilities=p[:9])
     with pytest.raises(DataError, match="are they logits"):
-        badge(p * 5, h, 2)
-    with pytest.raises(DataError, match=r"1 candidates have probabilities that are NaN or infinite, first at row 3"):
-        badge(np.where(np.arange(10)[:, None] == 3, np.float32(np.nan), p), h, 2)
+        badge(h, 2, probabilities=p * 5)
+    with pytest.raises(DataError, match=r"1 rows of `probabilities` hold NaN or infinite values, first at rows 3"):
+        badge(h, 2, probabilities=np.where(np.arange(10)[:, None] == 3, np.float32(np.nan), p))
     with pytest.raises(DataError, match="2 labelled rows have probabilities and 0 have embeddings"):
-        badge(p, h, 2, labelled_probabilities=p[:2])
-    assert len(badge(p[:0], h[:0], 3)) == 0
+        badge(h, 2, probabilities=p, labelled_probabilities=p[:2])
+    assert len(badge(h[:0], 3, probabilities=p[:0])) == 0

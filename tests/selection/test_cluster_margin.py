@@ -43,7 +43,7 @@ def test_brute_force(pool, count, m, seed):
     """The rows are those of the algorithm written down with lists; ties of scores go to the lower row."""
     x, k = pool
     score = np.random.default_rng(seed).integers(-3, 9, len(x)) / 4
-    np.testing.assert_array_equal(cluster_margin(x, score, k, clusters=count, m=m, seed=2), brute(x, score, k, count, m, 2))
+    np.testing.assert_array_equal(cluster_margin(x, k, score=score, clusters=count, m=m, seed=2), brute(x, score, k, count, m, 2))
 
 
 def test_copies_of_the_least_certain_row_do_not_fill_the_batch():
@@ -55,7 +55,7 @@ def test_copies_of_the_least_certain_row_do_not_fill_the_batch():
     assert (of[np.argsort(-score)[:20]] == 0).all()
     seed = next(seed for seed in range(99) if sorted(clusters(x, 4, seed, iterations=5).size) == [5, 10, 40, 45])
     # 60 rows are shortlisted: 40, 10, 5 and 5 of the groups; the last two are equally small
-    rows = cluster_margin(x, score, 6, clusters=4, m=10, seed=seed)
+    rows = cluster_margin(x, 6, score=score, clusters=4, m=10, seed=seed)
     assert sorted(of[rows[:2]]) == sorted(of[rows[4:]]) == [2, 3]
     assert of[rows[2:4]].tolist() == [1, 0]
     for group in range(4):
@@ -69,10 +69,10 @@ def test_the_shortlist_grows_until_it_covers_enough_clusters():
     x = (of[:, None] * np.array([[100.0, 0]]) + np.arange(60)[:, None] % 10 * 0.01).astype(np.float32)
     score = 60.0 - np.arange(60)
     seed = next(seed for seed in range(999) if clusters(x, 6, seed, iterations=5).size.tolist() == [10] * 6)
-    rows = cluster_margin(x, score, 3, clusters=6, m=1, seed=seed)
+    rows = cluster_margin(x, 3, score=score, clusters=6, m=1, seed=seed)
     assert of[rows[0]] == 5
     assert len(set(of[rows].tolist())) == 3
-    assert of[cluster_margin(x, score, 4, clusters=6, m=1, seed=seed)].tolist() == [0, 0, 0, 0]
+    assert of[cluster_margin(x, 4, score=score, clusters=6, m=1, seed=seed)].tolist() == [0, 0, 0, 0]
 
 
 def test_in_a_query():
@@ -88,9 +88,9 @@ def test_in_a_query():
 def test_refusals():
     """A shortlist shorter than the batch, scores that are NaN, and a score too few are errors."""
     x = data("normal", 10, 3, 0)
-    with pytest.raises(QueryError, match=r"select\.args\.m is 0\.5"):
-        cluster_margin(x, np.ones(10), 2, m=0.5)
+    with pytest.raises(QueryError, match=r"`m` is 0\.5"):
+        cluster_margin(x, 2, score=np.ones(10), m=0.5)
     with pytest.raises(DataError, match="NaN"):
-        cluster_margin(x, np.full(10, np.nan), 2)
-    with pytest.raises(QueryError, match="9 values, expected 10"):
-        cluster_margin(x, np.ones(9), 2)
+        cluster_margin(x, 2, score=np.full(10, np.nan))
+    with pytest.raises(DataError, match=r"`score` has shape \(9,\), expected \(10,\)"):
+        cluster_margin(x, 2, score=np.ones(9))

@@ -40,7 +40,7 @@ def gains(alike, best, weight):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("memory", [0, 1 << 30])
 def test_bounds_are_lowered_and_never_too_far(units, kernel, memory):
-    """Whatever the candidates are asked about and whenever: no bound is below what a row adds, most reach the floor, few products are made."""
+    """Whatever is asked and whenever: no bound is below what a row adds, most reach the floor, few products are made."""
     x = data("normal", N, 16, 0)
     x[7] = 0
     targets, weight = unit(x[:TARGETS]), np.random.default_rng(0).random(TARGETS)
@@ -118,7 +118,8 @@ def test_threads_and_memory_change_nothing():
     for threads, memory in ((1, 0), (2, 1 << 30), (4, 1 << 30)):
         torch.set_num_threads(threads)
         try:
-            lazy = LazyGreedy(LocalShards.of_array(x, memory=memory), Coverage(unit(x[:TARGETS]), np.ones(TARGETS), Cosine()), Constraints(30))
+            coverage = Coverage(unit(x[:TARGETS]), np.ones(TARGETS), Cosine())
+            lazy = LazyGreedy(LocalShards.of_array(x, memory=memory), coverage, Constraints(30))
             lazy.run(30)
         finally:
             torch.set_num_threads(before)

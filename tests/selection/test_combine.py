@@ -61,7 +61,7 @@ def test_each_pick_has_the_largest_product(pool, m, terms, shards, seed):
     labelled, similar = x[rng.integers(0, len(x), m)], x[rng.integers(0, len(x), 2)] + np.float32(0.25)
     similar = similar if "similarity" in terms else None
     candidates = Candidates(score, shards=LocalShards.of_array(x, shards=shards, block=7), labelled=labelled, similar_to=similar)
-    found = choose(candidates, strategy="combine", budget=k, terms=terms)
+    found = choose(candidates, strategy="combine", budget=k, terms=terms, near_duplicates=False)
     assert len(set(found.rows.tolist())) == len(found.rows) == min(k, len(x))
     static = worth(x, terms, score, similar)
     centres = list(labelled) or [x.astype(np.float64).mean(axis=0)]
@@ -152,12 +152,12 @@ def test_refusals():
     """Terms that are unknown, negative, without what they need or without any effect are refused by name."""
     x, score = data("normal", 10, 3, 0), np.ones(10)
     for options, message in (
-        ({"terms": {"distanc": 1.0}}, r"select\.terms\.distanc is unknown; did you mean 'distance'"),
-        ({"terms": {"distance": -1.0}}, r"select\.terms\.distance is -1\.0, expected a strength of at least 0"),
-        ({"terms": {"distance": 0.0}}, "has no strength above 0"),
-        ({"terms": {"similarity": 1.0}}, r"name their ids in select\.similar_to"),
-        ({"terms": {"distance": 1.0}, "similar_to": x[:1]}, r"select\.similar_to does nothing without select\.terms\.similarity"),
-        ({}, r"select\.terms\.score needs a score"),
+        ({"terms": {"distanc": 1.0}}, r"`terms\.distanc` is unknown; did you mean 'distance'"),
+        ({"terms": {"distance": -1.0}}, r"`terms\.distance` is -1\.0, expected a strength of at least 0"),
+        ({"terms": {"distance": 0.0}}, "have no strength above 0"),
+        ({"terms": {"similarity": 1.0}}, "needs rows to be similar to; give `similar_to`"),
+        ({"terms": {"distance": 1.0}, "similar_to": x[:1]}, r"`similar_to` does nothing without `terms\.similarity`"),
+        ({}, r"`terms\.score` needs a `score`"),
         ({"score": -score}, "negative score"),
         ({"terms": {"typicality": 1.0}, "memory": 1}, "combine gathers its 10 candidates"),
     ):
@@ -165,7 +165,7 @@ def test_refusals():
             combine(x, 3, **options)
     with pytest.raises(DataError, match="similar_to embeddings have shape"):
         combine(x, 3, score=score, similar_to=np.ones((1, 2)))
-    with pytest.raises(DataError, match="1 candidate embeddings"):
+    with pytest.raises(DataError, match="1 rows of `x` hold"):
         combine(np.where(np.arange(10)[:, None] == 4, np.nan, x), 3, terms={"similarity": 1.0}, similar_to=x[:1])
     with pytest.raises(QueryError, match=r"select\.terms\.scor is unknown; did you mean 'score'"):
         Select(strategy="combine", budget=1, terms={"scor": 1.0})

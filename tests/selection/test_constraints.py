@@ -98,8 +98,8 @@ def test_why_names_the_floor_that_bound_a_row():
     ("make", "says"),
     [
         (lambda: Constraints(5, quotas=[quota([0, 0, 1], least=[0, 2])]), "g g1 are asked for, but 1 candidates have it, 1 short"),
-        (lambda: Constraints(5, quotas=[quota([0, 0, 0], most=[1], least=[2])]), "select.quotas allows at most 1, 1 short"),
-        (lambda: Constraints(2, quotas=[quota([0, 0, 1, 1], least=[2, 2])]), "ask for 4 rows in all, 2 above select.budget 2"),
+        (lambda: Constraints(5, quotas=[quota([0, 0, 0], most=[1], least=[2])]), "`quotas` allow at most 1, 1 short"),
+        (lambda: Constraints(2, quotas=[quota([0, 0, 1, 1], least=[2, 2])]), "ask for 4 rows in all, 2 above `k` 2"),
         (lambda: Constraints(2, cost=Cost("c", np.array([1.0, -1.0]), 3.0)), "1 candidates have a c that is negative"),
     ],
 )
@@ -113,7 +113,7 @@ def test_a_floor_that_other_constraints_spoil_is_an_error():
     """A batch that misses a floor never comes back: here the money runs out."""
     score = np.array([9.0, 8.0, 1.0, 0.5])
     options = {"quotas": [quota([0, 0, 1, 1], least=[0, 2])], "cost": Cost("c", np.array([0.0, 0.0, 5.0, 5.0]), 6.0)}
-    with pytest.raises(QueryError, match=r"at least 2 rows with g g1 .*, but select.cost.budget 6 pays for 1 of them at most, 1 short"):
+    with pytest.raises(QueryError, match=r"at least 2 rows with g g1 .*, but `cost.budget` 6 pays for 1 of them at most, 1 short"):
         choose(Candidates(score=score), strategy="top_k", budget=3, **options)
 
 
@@ -126,7 +126,7 @@ def test_given_rows_count_towards_quotas_and_costs():
     )  # fmt: skip
     assert result.rows.tolist() == [3, 9, 8, 7, 0]
     assert result.why == ["must_include", "", "", "", "random_share"]
-    assert "left of select.cost.budget 5" in result.note
+    assert "left of `cost.budget` 5" in result.note
     assert "3 are in groups of g that are full (g0)" in result.note
 
 
@@ -206,7 +206,7 @@ def test_a_cost_that_does_not_bind_changes_nothing(case):
     """The batch without a cost is the batch with any budget that pays for it."""
     budget, limit, cost, _ = case
     free = chosen(budget, [limit])
-    paid = chosen(budget, [limit], Cost("c", cost.column, float(cost.column[free].sum()) or 1.0))
+    paid = chosen(budget, [limit], Cost("c", cost.column, sum(cost.column[free].tolist()) or 1.0))
     assert paid.tolist() == free.tolist()
 
 
@@ -270,15 +270,15 @@ def test_every_strategy_keeps_money_for_the_minimums(strategy):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"cost": Cost("c", np.ones(20), 3.0)}, "but select.cost.budget 3 pays for 3 of them at most, 2 short"),
+        ({"cost": Cost("c", np.ones(20), 3.0)}, "but `cost.budget` 3 pays for 3 of them at most, 2 short"),
         (
             {"cost": Cost("c", np.ones(20), 6.0), "must_include": np.arange(3)},
-            "pays for 3 of them at most beside the 3 that select.must_include costs, 2 short",
+            "pays for 3 of them at most beside the 3 that `must_include` costs, 2 short",
         ),
-        ({"must_include": np.arange(6)}, "but select.must_include takes 6 of 10 places, which leaves 4 for the 5 rows"),
+        ({"must_include": np.arange(6)}, "but `must_include` takes 6 of 10 places, which leaves 4 for the 5 rows"),
         ({"also": quota([0, 1] * 10, "h", most=[1, 2])}, "but the max by h lets in 3 of them at most, 2 short"),
-        ({"near_duplicates": 0.9}, "but select.near_duplicates 0.9 leaves 2 of the 10 candidates that have it, 3 short"),
-        ({"near_duplicates": 0.9, "more": True}, "or raise near_duplicates, or raise select.candidates$"),
+        ({"near_duplicates": 0.9}, "but `near_duplicates` 0.9 leaves 2 of the 10 candidates that have it, 3 short"),
+        ({"near_duplicates": 0.9, "more": True}, "or raise `near_duplicates`, or raise `candidates`$"),
         (
             {"also": quota([0] * 12 + [1] * 8, "h", most=[6, 3]), "must_include": np.arange(5)},
             r"4 could be .* all 6 others .* full \(h0, h1\), 1 s",

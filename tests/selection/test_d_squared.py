@@ -204,7 +204,7 @@ def test_equal_rows_are_drawn_once():
     """More rows than distinct ones are asked for: the batch ends with a note, no loop, and labelled rows are never repeated."""
     assert len(k_means_pp(np.ones((50, 3)), 80)) == 1
     x = unit(data("one_hot", 300, 5, 0) + np.float32(0.123))
-    result = choose(Candidates(shards=LocalShards.of_array(x)), strategy="k_means_pp", budget=20)
+    result = choose(Candidates(shards=LocalShards.of_array(x)), strategy="k_means_pp", budget=20, near_duplicates=False)
     assert len(result.rows) == 5
     assert result.note == "only 5 rows differ from each other and from those already covered"
     assert len(k_means_pp(x, 20, labelled=x)) == 0
@@ -295,7 +295,7 @@ def test_embeddings_that_are_not_finite():
     """The error says how many rows are bad, and which."""
     x = data("normal", 40, 3, 0)
     x[[4, 9], 1] = np.nan
-    with pytest.raises(DataError, match=r"2 candidate embeddings .* rows 4, 9"):
+    with pytest.raises(DataError, match=r"2 rows of `x` hold .* rows 4, 9"):
         k_means_pp(x, 3)
 
 

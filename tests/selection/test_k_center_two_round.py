@@ -124,6 +124,6 @@ def test_refusals():
     """eps and piece out of range are refused by name, and nothing to choose from is an empty answer."""
     x = data("normal", 10, 3, 0)
     for options in ({"eps": 0.0}, {"piece": 0}):
-        with pytest.raises(QueryError, match=r"select\.args\.eps"):
+        with pytest.raises(QueryError, match=r"`eps`"):
             k_center_two_round(x, 3, **options)
     assert len(k_center_two_round(x, 0)) == len(k_center_two_round(x[:0], 3)) == 0

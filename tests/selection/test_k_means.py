@@ -38,7 +38,7 @@ def test_one_row_for_each_group_the_heaviest_first():
     """Well separated groups get a row each, nearest to their weighted mean, in order of their weights."""
     x = np.array([[0.0, 0], [0, 1], [0, 0.4], [10, 0], [10, 1], [10, 0.5], [20, 5]], dtype=np.float32)
     np.testing.assert_array_equal(k_means(x, 3, seed=1), [2, 5, 6])
-    np.testing.assert_array_equal(k_means(x, 3, weight=[1, 9, 1, 1, 1, 1, 30], seed=1), [6, 1, 5])
+    np.testing.assert_array_equal(k_means(x, 3, score=[1, 9, 1, 1, 1, 1, 30], seed=1), [6, 1, 5])
 
 
 def test_rows_are_those_nearest_to_faiss_centres():
@@ -52,7 +52,7 @@ def test_rows_are_those_nearest_to_faiss_centres():
     expected = []
     for centre in np.argsort(-heavy, kind="stable"):
         expected.append(min(set(range(300)) - set(expected), key=lambda row: (squared[centre, row], row)))
-    np.testing.assert_array_equal(k_means(x, 12, weight=weight, seed=4), expected)
+    np.testing.assert_array_equal(k_means(x, 12, score=weight, seed=4), expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -99,8 +99,8 @@ def test_refusals():
     """Negative weights, rows beyond the memory, and NaN are errors that say what to do."""
     x = data("normal", 10, 3, 0)
     with pytest.raises(QueryError, match=r"10 of 10 candidates have a negative score, the lowest -1; .* energy can be negative"):
-        k_means(x, 2, weight=-np.ones(10))
-    with pytest.raises(QueryError, match=r"takes 120 bytes, but select\.memory is 100"):
+        k_means(x, 2, score=-np.ones(10))
+    with pytest.raises(QueryError, match=r"takes 120 bytes, but `memory` is 100"):
         k_means(x, 2, memory=100)
     x[5] = np.nan
     with pytest.raises(DataError, match="rows 5"):

@@ -143,6 +143,6 @@ def test_refusals():
     x = data("normal", 10, 3, 0)
     with pytest.raises(QueryError, match="lcmd gathers its 10 candidates"):
         lcmd(x, 3, memory=100)
-    with pytest.raises(DataError, match="1 candidate embeddings"):
+    with pytest.raises(DataError, match="1 rows of `x` hold"):
         lcmd(np.where(np.arange(10)[:, None] == 4, np.nan, x), 3)
     assert len(lcmd(x, 0)) == len(lcmd(x[:0], 3)) == 0

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raystream.errors import DataError, QueryError
-from raystream.selection import random, random_order, row_hash, top_k
+from raystream.selection import random, random_order, ranking, row_hash, top_k
 
 
 @given(st.lists(st.integers(-3, 3), max_size=40), st.integers(0, 45))
@@ -61,6 +61,15 @@ def test_string_hashes():
 def test_random_is_uniform_and_nested():
     """Each row is drawn equally often, and a larger batch begins with the smaller one."""
     ids = np.arange(20)
-    counts = np.bincount(np.concatenate([random(ids, 5, seed) for seed in range(2000)]), minlength=20)
+    counts = np.bincount(np.concatenate([random(ids, 5, seed=seed) for seed in range(2000)]), minlength=20)
     assert (np.abs(counts - 500) < 6 * np.sqrt(500 * 0.75)).all()
-    np.testing.assert_array_equal(random(ids, 3, 1), random(ids, 10, 1)[:3])
+    np.testing.assert_array_equal(random(ids, 3, seed=1), random(ids, 10, seed=1)[:3])
+
+
+@given(st.lists(st.integers(0, 6), max_size=80), st.integers(0, 90), st.integers(4, 40))
+def test_the_lowest_are_the_same_block_by_block(key: list[int], k: int, at_once: int) -> None:
+    """As a stable sort of all keys at once, however many are looked at together."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "_AT_ONCE", at_once)
+        found = ranking.lowest(np.array(key, dtype=np.int64), k)
+    assert found.tolist() == sorted(range(len(key)), key=lambda row: (key[row], row))[:k]

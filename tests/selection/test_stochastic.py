@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from raystream.errors import DataError, QueryError
 from raystream.selection import Candidates, choose, power, row_hash, softmax, softrank
+from raystream.selection.hashing import uniform
 
 SCORE = np.array([0.1, 0.7, 0.2, 0.4])
 LAWS = [
@@ -110,5 +111,23 @@ def test_refusals():
         with pytest.raises(DataError, match="NaN"):
             draw(np.array([1.0, np.nan]), 1)
     for draw in (power, softmax, softrank):
-        with pytest.raises(QueryError, match=r"select\.args\.beta is 0"):
+        with pytest.raises(QueryError, match=r"`beta` is 0"):
             draw(np.ones(2), 1, beta=0)
+
+
+def test_many_rows_are_drawn_as_in_one_piece():
+    """More rows than are given noise at a time: by beta log score + Gumbel noise, then rows of score 0 by noise alone."""
+    n = 140_000
+    score = np.random.default_rng(0).random(n, np.float32)
+    score[::5] = 0
+    noise = -np.log(-np.log(uniform(row_hash(2, np.arange(n)), "power")))
+    with np.errstate(divide="ignore"):
+        perturbed = 2.0 * np.log(score.astype(np.float64)) + noise
+    order = np.lexsort((np.arange(n), -noise, -perturbed))
+    np.testing.assert_array_equal(power(score, n, beta=2.0, seed=2), order)
+    np.testing.assert_array_equal(power(score, 300, beta=2.0, seed=2), order[:300])
+    kept = score.astype(np.float64)
+    power(kept, 10)
+    np.testing.assert_array_equal(kept, score)  # what was given stays as it was
+    chosen = choose(Candidates(score, row_hash(2, np.arange(n))), strategy="power", budget=50, args={"beta": 2.0})
+    np.testing.assert_array_equal(chosen.gain, perturbed[chosen.rows])

@@ -45,7 +45,9 @@ def test_brute_force(pool, m, most, neighbours):
     """The rows and their typicality are those of the algorithm written down row by row."""
     x, k = pool
     candidates = Candidates(shards=LocalShards.of_array(x), labelled=x[:m])
-    result = choose(candidates, strategy="typiclust", budget=k, seed=3, args={"clusters": most, "neighbours": neighbours})
+    result = choose(
+        candidates, strategy="typiclust", budget=k, seed=3, args={"clusters": most, "neighbours": neighbours}, near_duplicates=False
+    )
     rows, typicality = brute(x, k, x[:m], most, neighbours, 3)
     np.testing.assert_allclose(result.gain, typicality, rtol=1e-12)
     np.testing.assert_array_equal(result.rows, rows)
