@@ -125,4 +125,4 @@ def test_bytes_a_row() -> None:
     command = [sys.executable, str(script), "--rows", "200000", "1000000", "--ids", "strings"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = {result["strategy"]: result["beyond"] for result in json.loads(done.stdout.splitlines()[-1])["results"]}
-    assert max(found.values()) < 70, found
+    assert max(found.values()) < 90, found  # a str of 60 characters takes 109
