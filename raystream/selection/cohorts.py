@@ -23,7 +23,9 @@ from raystream.selection.pairs import Aim, Operand, Pairs, Room
 from raystream.selection.rows import Array, Block, Rows, normalised
 from raystream.selection.threads import each, one_thread
 
-_ROWS = 1024
+_ROWS = 2048
+_FEWEST_ROWS = 256
+_BLOCKS = 16
 _FEWEST = 512
 """Of fewer candidates, all are multiplied with all targets."""
 _PILOT = 512
@@ -38,8 +40,14 @@ Item = TypeVar("Item")
 Measure = Callable[[Operand, Room], Array]
 
 
-def measured(rows: Rows, which: Array, pairs: Pairs, measure: Measure, size: int = _ROWS) -> Array:
+def _block(count: int) -> int:
+    """Of so many candidates, how many a thread takes at a time: large blocks pay, but each thread is to have some."""
+    return min(max(count // _BLOCKS, _FEWEST_ROWS), _ROWS)
+
+
+def measured(rows: Rows, which: Array, pairs: Pairs, measure: Measure) -> Array:
     """What `measure` makes of the candidates `which`, int64 and ascending, read from `rows`; 0 for rows of zeros."""
+    size = _block(len(which))
 
     def start() -> Callable[[Block], Array]:
         room = pairs.room(size)
@@ -179,17 +187,20 @@ class Cohorts:
             self.read += len(which)
             return measured(self._rows, which, self.pairs, measure)
 
+        size = _block(len(which))
+
         def start() -> Callable[[Array], Array]:
-            room = self.pairs.room(_ROWS)
+            room, y = self.pairs.room(size), torch.empty((size, self.pairs.columns), dtype=self.pairs.dtype)
 
             def work(some: Array) -> Array:
-                result = measure(Operand(held.y[torch.from_numpy(some)], held.spread[some], held.moved[some]), room)
+                torch.index_select(held.y, 0, torch.from_numpy(some), out=y[: len(some)])
+                result = measure(Operand(y[: len(some)], held.spread[some], held.moved[some]), room)
                 result[held.zero[some]] = 0.0
                 return result
 
             return work
 
-        return _each((which[begin : begin + _ROWS] for begin in range(0, len(which), _ROWS)), start, len(which) <= _ROWS)
+        return _each((which[begin : begin + size] for begin in range(0, len(which), size)), start, len(which) <= size)
 
     def _merge(self) -> None:
         """Keep cohorts few: those go together that lose least by it."""

@@ -22,7 +22,6 @@ _LEVELS = 8
 _FEW = 64
 _FEWEST = 4
 _MANY = 256
-_BLOCK = 256
 _LEAST = 5e-324
 _BACK = 4
 _FRONT = 16384
@@ -158,7 +157,7 @@ class LazyGreedy:
         elif len(rows):
             dtype = torch.float32 if level == _SINGLE else torch.float64
             pairs, aim = self._coverage.pairs(dtype), self._coverage.aim(dtype)[0]
-            above = measured(self._shards.rows, rows, pairs, lambda some, room: pairs.above(some, aim, room), _BLOCK)
+            above = measured(self._shards.rows, rows, pairs, lambda some, room: pairs.above(some, aim, room))
             self._bound[rows] = np.minimum(self._bound[rows], np.ldexp(above, self._coverage.power))
             self._cohorts.now(rows)
         self._found[rows] = _LEVELS * len(self.rows) + level

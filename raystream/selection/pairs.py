@@ -27,6 +27,7 @@ import torch
 
 from raystream.selection.kernels import Kernel
 from raystream.selection.rows import Array
+from raystream.selection.threads import one_thread
 
 _TAU = 1.65 * 2.0**-10
 _WIDEST_FORM = 512
@@ -91,6 +92,7 @@ class Pairs:
         dtype: of the products' operands.
     """
 
+    @one_thread()
     def __init__(self, x: Array, weight: Array, kernel: Kernel, typical: float, dtype: torch.dtype) -> None:
         self._kernel, self._weight, self._typical, self.dtype = kernel, weight, typical, dtype
         self.wide = torch.float32 if dtype == torch.bfloat16 else dtype
@@ -184,6 +186,7 @@ class Pairs:
             value = value - parts[-1]
         return torch.stack(parts, dim=1)
 
+    @one_thread()
     def aim(self, which: Array, low: Array, high: Array | None, *, up: bool) -> Aim:
         """At targets `which` (m,) int64, from similarity `low` (m,) to `high`, or to 1."""
         aim = Aim(len(which), self, min(max(-(-len(self._q) // 16), 128), _PART), up=up)
@@ -197,6 +200,7 @@ class Pairs:
         self.renew(aim, np.arange(len(which)), which, low, high)
         return aim
 
+    @one_thread()
     def renew(self, aim: Aim, at: Array, which: Array, low: Array, high: Array | None) -> None:
         """Other stretches of similarity for the targets `which` (r,), which stand at the places `at` (r,)."""
         kernel, d, p, up = self._kernel, self._width, self._pieces, aim.up
@@ -244,15 +248,15 @@ class Pairs:
     def above(self, rows: Operand, aim: Aim, room: Room) -> Array:
         """(r,) float64 upper bounds of the weighted sums of what the rows reach."""
         total, near, squares = np.zeros((3, len(rows.y)))
-        growth = self._kernel.growth
+        growth, (nudge, sums) = self._kernel.growth, self._errors(aim)
         for part in aim.parts:
             v = self._product(rows, aim, room, part)
             near += self._near(rows, v, aim, room, part)
-            reached = self._reached(v, aim, room, part)
+            reached = self._reached(v, aim, room, part, nudge)
             total += torch.mv(reached, aim.weight[part]).double().numpy()
             if growth and self.coarse:
                 squares += torch.mv(reached.square_(), aim.square[part]).double().numpy()
-        total *= 1 + self._errors(aim)[1]
+        total *= 1 + sums
         if self.coarse:
             with np.errstate(over="ignore", invalid="ignore"):
                 slope = 2 * _UP * (np.sqrt(near) + growth * np.sqrt(squares))
@@ -263,19 +267,23 @@ class Pairs:
     def below(self, rows: Operand, aim: Aim, room: Room, parts: int) -> Array:
         """(r, parts) float64 lower bounds of the weighted sums up to the end of each of the first parts."""
         result, near = np.zeros((2, len(rows.y), parts))
+        nudge, sums = self._errors(aim)
         for number, part in enumerate(aim.parts[:parts]):
             v = self._product(rows, aim, room, part)
             near[:, number] = self._near(rows, v, aim, room, part)
-            result[:, number] = torch.mv(self._reached(v, aim, room, part), aim.weight[part]).numpy()
-        result = np.cumsum(result, axis=1) * (1 - self._errors(aim)[1])
+            result[:, number] = torch.mv(self._reached(v, aim, room, part, nudge), aim.weight[part]).numpy()
+        result = np.cumsum(result, axis=1) * (1 - sums)
         if self.coarse:
-            result -= 2 * _UP * np.sqrt(np.cumsum(near, axis=1)) * rows.spread[:, None]
+            with np.errstate(invalid="ignore"):
+                result -= 2 * _UP * np.sqrt(np.cumsum(near, axis=1)) * rows.spread[:, None]
+            result[np.isnan(result)] = -np.inf
         return np.ldexp(result, -aim.power)
 
     def reaches(self, rows: Operand, aim: Aim, room: Room) -> Array:
         """(r, m) bool: of which targets the rows reach something, at least; not in bfloat16, of which pairs don't tell alone."""
         every = slice(0, len(aim.low))
-        result: Array = self._reached(self._product(rows, aim, room, every), aim, room, every).numpy() > 0
+        nudge, _ = self._errors(aim)
+        result: Array = self._reached(self._product(rows, aim, room, every), aim, room, every, nudge).numpy() > 0
         return result
 
     def _product(self, rows: Operand, aim: Aim, room: Room, part: slice) -> torch.Tensor:
@@ -295,9 +303,8 @@ class Pairs:
         result: Array = torch.mv(share, aim.steep[part]).double().numpy() + aim.open[part].sum()
         return result
 
-    def _reached(self, v: torch.Tensor, aim: Aim, room: Room, part: slice) -> torch.Tensor:
-        """How much of the stretches is reached; overwrites v."""
-        nudge = self._errors(aim)[0]
+    def _reached(self, v: torch.Tensor, aim: Aim, room: Room, part: slice, nudge: float) -> torch.Tensor:
+        """How much of the stretches is reached; overwrites v, which may err by a share of `nudge`."""
         if nudge:
             v.add_(torch.abs(v, out=room.sizes[: v.numel()].view(v.shape)), alpha=nudge if aim.up else -nudge)
         v = self._kernel.form(v, self._typical)
