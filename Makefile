@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all lint docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ test-all: .venv/made ## all tests
 lint: .venv/made ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+docs: .venv/made ## write the tables in docs/ from the code
+	$(BIN)/python docs/generate.py
 
 bench: .venv/made ## the benchmarks; results go to benchmarks/results/
 	for name in score core_set memory driver_memory second_query badge selection quality acquisition text images labels lake gpu; do \

@@ -1,4 +1,4 @@
-"""Decoding images: what raystream's feed hands to a model, beside a hand-written loop of Pillow in as many threads.
+"""Decoding images: what raystream's reader hands to a model, beside a hand-written loop of Pillow in as many threads.
 
     python benchmarks/images.py                     600 photographs of 500 x 375, five rounds, two threads
     python benchmarks/images.py --rows 200 --rounds 3
@@ -29,10 +29,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.environment import environment
-from raystream.engine.feed import Feed
 from raystream.pool import Column, ReadSpec, Unit, list_files
 from raystream.pool.images import Decoding, installed_decoder
 from raystream.query import Preprocess
+from raystream.scoring.batch_reader import BatchReader
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE, BATCH = 224, 64
@@ -77,8 +77,8 @@ def by_feed(path: Path, threads: int, decoder: str) -> int:
     unit = Unit(file, tuple(range(metadata.num_row_groups)), 0, metadata.num_rows, 0)
     settings = Preprocess(size=(SIDE, SIDE), mean=MEAN, std=STD)
     column = Column("image", settings.shape, "float32", image=Decoding(settings, decoder))  # type: ignore[arg-type]
-    with Feed(unit, ReadSpec(None, pa.string(), (column,)), BATCH, pin=False, threads=threads) as feed:
-        return sum(len(chunk) for chunk in feed)
+    with BatchReader(unit, ReadSpec(None, pa.string(), (column,)), BATCH, pin=False, threads=threads) as reader:
+        return sum(len(chunk) for chunk in reader)
 
 
 def main() -> None:

@@ -56,12 +56,13 @@ def write(folder: Path, rows: int, labels: int) -> None:
 
 def merge(folder: Path, labelled: bool) -> None:
     """In a process of its own: plan, join and mark, and print seconds of what the labels take part in, and the peak in MB."""
-    from raystream.engine.covered import cover
-    from raystream.engine.prepare import prepare
-    from raystream.engine.progress import Silent
-    from raystream.engine.session import Session
-    from raystream.engine.stages import all_receipts, scored_pool
+    from raystream.choosing.labelled import find_labelled_rows
+    from raystream.choosing.scored_pool import scored_pool
+    from raystream.cluster.processes import Processes
     from raystream.pool import read_labelled
+    from raystream.scoring.plan import prepare
+    from raystream.scoring.progress import Silent
+    from raystream.scoring.session import Session, all_receipts
 
     before = _memory("VmRSS")
     asked = query(folder, labelled)
@@ -70,11 +71,11 @@ def merge(folder: Path, labelled: bool) -> None:
         read_labelled(asked.pool.labelled, "k", pa.int64())
     read, read_cpu = time.perf_counter() - began, time.process_time() - used
     prepared = prepare(asked)
-    with Session(prepared, Silent()) as session:
+    with Processes(asked.cluster, Silent()) as processes, Session(prepared, Silent(), processes) as session:
         receipts = all_receipts(prepared, session)
         began, used = time.perf_counter(), time.process_time()
         pool = scored_pool(prepared, receipts, session)
-        covered = cover(prepared, pool, session)
+        covered = find_labelled_rows(prepared, pool, session)
         seconds, cpu = time.perf_counter() - began, read_cpu + time.process_time() - used
     print(json.dumps({"read": read, "merge": seconds, "cpu": cpu, "mb": _memory("VmHWM") - before, "labelled": covered.known}))
 

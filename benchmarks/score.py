@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 import torch
 
 from raystream import Query
-from raystream.engine.outputs import embedding_type
+from raystream.scoring.outputs import embedding_type
 
 sys.path.insert(0, str(Path(__file__).parent))
 from environment import environment
@@ -249,11 +249,13 @@ def query(pool: Path, store: Path) -> Query:
 
 def run_raystream(pool: Path, out: Path) -> float:
     """Seconds from the first unit assigned to the last receipt, with all workers up before."""
-    from raystream.engine.prepare import prepare
-    from raystream.engine.progress import Silent
-    from raystream.engine.session import Session
+    from raystream.cluster.processes import Processes
+    from raystream.scoring.plan import prepare
+    from raystream.scoring.progress import Silent
+    from raystream.scoring.session import Session
 
-    with Session(prepare(query(pool, out)), Silent()) as session:
+    first = prepare(query(pool, out))
+    with Processes(first.query.cluster, Silent()) as processes, Session(first, Silent(), processes) as session:
         for _ in range(TIMES):
             shutil.rmtree(out / "units", ignore_errors=True)
             os.sync()

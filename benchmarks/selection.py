@@ -50,10 +50,10 @@ def data(n: int) -> np.ndarray:
 
 def ours(strategy: str, x: np.ndarray, picks: int) -> tuple[float, int, dict[str, Any]]:
     """Seconds, passes and facts of one choice."""
+    from raystream.query.catalogue import TRAITS
     from raystream.selection import Candidates, Constraints, LocalShards, Request, Rows, row_hash
     from raystream.selection.registry import STRATEGIES
     from raystream.selection.shards import ArrayPart
-    from raystream.strategies import TRAITS
 
     rng, n, traits = np.random.default_rng(1), len(x), TRAITS[strategy]
     logits = rng.standard_normal((n, CLASSES), dtype=np.float32) * 2
@@ -209,7 +209,7 @@ def measure(name: str, rows: int, picks: int, limit: float) -> dict[str, Any] | 
 
 def plan(rows: list[int], picks: list[int], only: list[str]) -> list[tuple[str, int, int]]:
     """What to run: ours, each with its rivals behind it."""
-    from raystream.strategies import TRAITS
+    from raystream.query.catalogue import TRAITS
 
     runs = []
     for strategy in sorted(TRAITS):

@@ -104,10 +104,10 @@ def embed_with_encode(texts: list[str], threads: int) -> tuple[Seconds, np.ndarr
 def embed_with_raystream(texts: list[str], threads: int) -> tuple[Seconds, np.ndarray]:
     """Seconds of one worker, from Parquet to the store, and what it stored."""
     from raystream import Query
-    from raystream.engine.embeddings import map_embeddings
-    from raystream.engine.job import Job
-    from raystream.engine.prepare import prepare
-    from raystream.engine.worker import Worker
+    from raystream.scoring.job import Job
+    from raystream.scoring.plan import prepare
+    from raystream.scoring.worker import Worker
+    from raystream.store.vectors import map_embeddings
 
     with tempfile.TemporaryDirectory() as folder:
         pq.write_table(pa.table({"id": range(len(texts)), "text": texts}), f"{folder}/pool.parquet", row_group_size=ROWS_PER_GROUP)

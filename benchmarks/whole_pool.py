@@ -119,10 +119,10 @@ def one(strategy: str, pool: str, n: int, width: int, picks: int, *, units: bool
     """What a single process measures."""
     import torch
 
+    from raystream.query.catalogue import TRAITS
     from raystream.selection import Candidates, Constraints, LocalShards, Request, Rows, bounds, row_hash
     from raystream.selection.registry import STRATEGIES
     from raystream.selection.rows import ArrayPart
-    from raystream.strategies import TRAITS
 
     x = data(pool, n, width)
     score = np.random.default_rng(1).random(n, dtype=np.float32)

@@ -13,7 +13,7 @@ from raystream.query import Acquire, Cluster, Model, Pool, Query, Select, Store
 from raystream.run import run
 
 if TYPE_CHECKING:
-    from raystream.engine.result import Result
+    from raystream.store.result import Result
 
 __version__ = "0.1.0"
 
@@ -23,7 +23,7 @@ __all__ = ["Acquire", "Cluster", "Model", "Pool", "Query", "Result", "Select", "
 def __getattr__(name: str) -> Any:
     # A result holds a table; pyarrow is imported with it, not with the description of a query.
     if name == "Result":
-        from raystream.engine.result import Result
+        from raystream.store.result import Result
 
         return Result
     raise AttributeError(f"module 'raystream' has no attribute {name!r}")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raystream import __version__, upkeep
+from raystream import __version__, listed, upkeep
 from raystream.errors import RaystreamError
 from raystream.in_job import check_place, check_places
 from raystream.interruption import RESUME, Interruption
@@ -99,12 +99,13 @@ def plan(
     It also counts the files that were added, rewritten or removed since the newest committed query over the same pool.uri: only
     those added and rewritten are scored, and removed ones leave the pool.
     """
-    from raystream.engine.estimate import estimate
+    from raystream.cluster.address import own_ray_wanted
     from raystream.exchange.text import describe_estimate
+    from raystream.scoring.estimate import estimate
 
     asked = _load(spec, overrides, store, address)
     with _reporter():
-        figures = estimate(asked)
+        figures = estimate(asked, starts_ray=own_ray_wanted(asked.cluster.address))
     _print(figures.summary(), lambda: describe_estimate(figures), as_json)
 
 
@@ -142,13 +143,13 @@ def show(
 
     Without a name, the store's committed queries are listed, the newest first.
     """
-    from raystream.engine.result import load_result
+    from raystream.store.result import load_result
 
     check_place("--store", store)
     if name is None:
-        from raystream.engine.catalogue import committed_queries
-        from raystream.engine.stores import existing_store
         from raystream.exchange.text import describe_queries
+        from raystream.store.opening import existing_store
+        from raystream.store.queries import committed_queries
 
         queries = committed_queries(existing_store(store))
         _print({"queries": [listed.summary() for listed in queries]}, lambda: describe_queries(queries, redacted(store)), as_json)
@@ -156,7 +157,7 @@ def show(
     _finish(load_result(store, name), as_json, report, shown=True)
 
 
-for _command in (upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor):
+for _command in (upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, listed.strategies):
     app.command()(_command)
 
 

@@ -1,6 +1,6 @@
 """Runs a query: plan, score, select, commit. The one path that every front end takes.
 
-The engine is imported when a query runs: describing one must not wait for torch and pyarrow.
+The rooms behind it are imported when a query runs: describing one must not wait for torch and pyarrow.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from raystream.errors import QueryError, StoreError
 from raystream.query import Query
 
 if TYPE_CHECKING:
-    from raystream.engine.calibration import Calibration
-    from raystream.engine.fitting import Fitted
-    from raystream.engine.progress import Reporter
-    from raystream.engine.result import Result, Scores
+    from raystream.choosing.verify import Verified
+    from raystream.cluster.processes import Processes
+    from raystream.scoring.calibrate import Fitted
+    from raystream.scoring.progress import Reporter
+    from raystream.store.protocol import Store
+    from raystream.store.result import Result, Scores
 
 
 def run(query: Query, *, reporter: Reporter | None = None, may_score: bool = True) -> Result:
@@ -32,28 +34,31 @@ def run(query: Query, *, reporter: Reporter | None = None, may_score: bool = Tru
     Raises:
         RaystreamError: see `raystream.errors` for the kinds.
     """
-    from raystream.engine.fitting import fitted_temperature
-    from raystream.engine.progress import Silent
+    from raystream.cluster.processes import Processes
+    from raystream.scoring.calibrate import fitted_temperature
+    from raystream.scoring.progress import Silent
 
     reporter = reporter or Silent()
     began = time.perf_counter()
-    with fitted_temperature(query, reporter, may_score=may_score) as fitted:
-        return _run(query, fitted.calibration if fitted else None, reporter, may_score, time.perf_counter() - began)
+    with Processes(query.cluster, reporter) as processes:
+        fitted = fitted_temperature(query, reporter, processes, may_score=may_score)
+        return _run(query, fitted, reporter, processes, may_score, time.perf_counter() - began)
 
 
-def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_score: bool, fitting: float) -> Result:
-    from raystream.engine.choosing import choose_batch
-    from raystream.engine.covered import cover
-    from raystream.engine.epig import with_epig
-    from raystream.engine.life import SignOfLife
-    from raystream.engine.manifest import Seconds
-    from raystream.engine.prepare import prepare, write_plan
-    from raystream.engine.result import read_result
-    from raystream.engine.session import Session
-    from raystream.engine.stages import all_receipts, commit, flat_scores, model_notes, score_warnings, scored_pool, with_class_names
-    from raystream.engine.stores import refuse_in_store
+def _run(query: Query, fitted: Fitted | None, reporter: Reporter, processes: Processes, may_score: bool, fitting: float) -> Result:
+    from raystream.choosing.batch import choose_batch
+    from raystream.choosing.commit import commit
+    from raystream.choosing.epig import with_epig
+    from raystream.choosing.labelled import find_labelled_rows
+    from raystream.choosing.scored_pool import flat_scores, scored_pool
     from raystream.exchange.tables import check_output
     from raystream.pool import refuse_among
+    from raystream.scoring.plan import prepare, write_plan
+    from raystream.scoring.session import Session, all_receipts, model_notes, score_warnings, with_class_names
+    from raystream.store.life import SignOfLife
+    from raystream.store.manifest import Seconds
+    from raystream.store.opening import refuse_in_store
+    from raystream.store.result import read_result
 
     began = time.perf_counter()
     if query.output is not None:
@@ -62,7 +67,7 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
         check_output(query.output, storage=query.pool.options)
     with SignOfLife() as life:
         reporter.stage("Reading the pool's footers")
-        prepared = prepare(query, calibration, life=life)
+        prepared = prepare(query, fitted.calibration if fitted else None, life=life)
         committed = prepared.committed
         if committed is not None:
             return _with_output(query, read_result(prepared.store, committed))
@@ -72,16 +77,16 @@ def _run(query: Query, calibration: Calibration | None, reporter: Reporter, may_
             )
         write_plan(prepared)
         planned = time.perf_counter()
-        with Session(prepared, reporter, life=life) as session:
+        with Session(prepared, reporter, processes, life=life) as session:
             receipts = all_receipts(prepared, session)
             prepared = with_class_names(prepared, receipts)
             scored = time.perf_counter()
             reporter.stage("Merging the scores")
             pool, notes = with_epig(prepared, scored_pool(prepared, receipts, session), session if may_score else None)
-            covered = cover(prepared, pool, session if may_score else None)
+            covered = find_labelled_rows(prepared, pool, session if may_score else None)
             session.end_workers()
             reporter.stage(f"Choosing {query.select.budget} rows by {query.select.strategy}")
-            batch = choose_batch(prepared, pool, covered, session)
+            batch = choose_batch(prepared, pool, covered, processes)
         seconds = Seconds(
             start=session.start_seconds,
             plan=planned - began,
@@ -115,38 +120,41 @@ def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
     Raises:
         RaystreamError: see `raystream.errors` for the kinds.
     """
-    from raystream.engine.fitting import fitted_temperature
-    from raystream.engine.progress import Silent
+    from raystream.cluster.processes import Processes
+    from raystream.scoring.calibrate import fitted_temperature
+    from raystream.scoring.progress import Silent
 
     reporter = reporter or Silent()
     began = time.perf_counter()
-    with fitted_temperature(query, reporter) as fitted:
-        return _score(query, fitted.calibration if fitted else None, reporter, time.perf_counter() - began)
+    with Processes(query.cluster, reporter) as processes:
+        fitted = fitted_temperature(query, reporter, processes)
+        return _score(query, fitted, reporter, processes, time.perf_counter() - began)
 
 
-def _score(query: Query, calibration: Calibration | None, reporter: Reporter, fitting: float) -> Scores:
-    from raystream.engine.covered import cover
-    from raystream.engine.epig import with_epig
-    from raystream.engine.life import SignOfLife
-    from raystream.engine.manifest import Seconds, read_manifest
-    from raystream.engine.prepare import prepare, write_plan
-    from raystream.engine.quarantine import named, quarantined_rows
-    from raystream.engine.result import Scores
-    from raystream.engine.session import Session
-    from raystream.engine.stages import all_receipts, model_notes, score_warnings, scored_pool, with_class_names
+def _score(query: Query, fitted: Fitted | None, reporter: Reporter, processes: Processes, fitting: float) -> Scores:
+    from raystream.choosing.epig import with_epig
+    from raystream.choosing.labelled import find_labelled_rows
+    from raystream.choosing.scored_pool import scored_pool
+    from raystream.scoring.plan import prepare, write_plan
+    from raystream.scoring.session import Session, all_receipts, model_notes, score_warnings, with_class_names
+    from raystream.store.life import SignOfLife
+    from raystream.store.manifest import Seconds
+    from raystream.store.quarantined import named, quarantined_rows
+    from raystream.store.queries import read_manifest
+    from raystream.store.result import Scores
 
     began = time.perf_counter()
     with SignOfLife() as life:
         reporter.stage("Reading the pool's footers")
-        prepared = prepare(query, calibration, life=life)
+        prepared = prepare(query, fitted.calibration if fitted else None, life=life)
         if read_manifest(prepared.store, prepared.name) is None:
             write_plan(prepared)  # `raystream gc` knows by it which units are in use
         planned = time.perf_counter()
-        with Session(prepared, reporter, life=life) as session:
+        with Session(prepared, reporter, processes, life=life) as session:
             receipts = all_receipts(prepared, session)
             prepared = with_class_names(prepared, receipts)
             pool, notes = with_epig(prepared, scored_pool(prepared, receipts, session), session)
-            covered = cover(prepared, pool, session)
+            covered = find_labelled_rows(prepared, pool, session)
     scoring = time.perf_counter() - planned - session.start_seconds
     seconds = Seconds(start=session.start_seconds, plan=planned - began, score=scoring, calibrate=fitting)
     every = [*receipts, *covered.elsewhere]
@@ -168,13 +176,26 @@ def calibrate(query: Query, *, reporter: Reporter | None = None) -> Fitted:
         QueryError: the query gives the temperature as a number.
         RaystreamError: see `raystream.errors` for the kinds.
     """
-    from raystream.engine.fitting import fitted_temperature
-    from raystream.engine.progress import Silent
+    from raystream.cluster.processes import Processes
+    from raystream.scoring.calibrate import fitted_temperature
+    from raystream.scoring.progress import Silent
 
-    with fitted_temperature(query, reporter or Silent()) as fitted:
-        if fitted is None:
-            raise QueryError(
-                f"model.temperature is {query.model.temperature}, expected labelled Parquet, CSV or JSON Lines to fit it on; "
-                "give its path there, and the column of its labels in pool.label"
-            )
-        return fitted
+    reporter = reporter or Silent()
+    with Processes(query.cluster, reporter) as processes:
+        fitted = fitted_temperature(query, reporter, processes)
+    if fitted is None:
+        raise QueryError(
+            f"model.temperature is {query.model.temperature}, expected labelled Parquet, CSV or JSON Lines to fit it on; "
+            "give its path there, and the column of its labels in pool.label"
+        )
+    return fitted
+
+
+def verify(store: Store, name: str, reporter: Reporter | None = None) -> Verified:
+    """Derive a committed selection again from the store and compare it; see `raystream.choosing.verify`."""
+    from raystream.choosing.verify import verify as derive_again
+    from raystream.cluster.processes import Processes
+    from raystream.scoring.progress import Silent
+
+    reporter = reporter or Silent()
+    return derive_again(store, name, lambda query: Processes(query.cluster, reporter), reporter)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raystream.engine.progress import Reporter
+    from raystream.scoring.progress import Reporter
 
 _SAME_SECONDS = 60.0
 
@@ -22,7 +22,7 @@ def reporting() -> Iterator[Reporter]:
 
     stdout is for the result alone, and Ray prints to it what its processes have to say: that goes to stderr, too.
     """
-    from raystream.engine.progress import Bar, Lines
+    from raystream.scoring.progress import Bar, Lines
 
     with redirect_stdout(sys.stderr), _descriptor_1_on_2():
         if sys.stderr.isatty():

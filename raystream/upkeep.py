@@ -36,15 +36,15 @@ def gc(
     That is scored units, queries that were never committed, and what unfinished runs left; none of it younger than --older-than,
     since a query that runs may be about to need it.
     """
-    from raystream.engine.result import find_dropped
-    from raystream.engine.stores import existing_store
-    from raystream.engine.sweep import sweep
-    from raystream.exchange.upkeep_text import describe_swept
+    from raystream.exchange.upkeep_text import describe_collected
+    from raystream.store.gc import collect
+    from raystream.store.opening import existing_store
+    from raystream.store.queries import find_dropped
 
     opened = existing_store(check_place("--store", store))
     names = [find_dropped(opened, name) for name in drop or []]
-    swept = sweep(opened, drop=names, older_than=_seconds(older_than), delete=delete)
-    print_result(swept.summary(), lambda: describe_swept(swept), as_json)
+    swept = collect(opened, drop=names, older_than=_seconds(older_than), delete=delete)
+    print_result(swept.summary(), lambda: describe_collected(swept), as_json)
 
 
 def _seconds(text: str) -> float:
@@ -66,9 +66,9 @@ def scores(
 
     Ids, scores, predictions, and embeddings if asked, of every scored row.
     """
-    from raystream.engine.stores import existing_store
     from raystream.exchange.scores import write_scores
     from raystream.exchange.upkeep_text import describe_written
+    from raystream.store.opening import existing_store
 
     written = write_scores(existing_store(check_place("--store", store)), name, check_place("--out", out), embeddings=embeddings)
     print_result(written.summary(), lambda: describe_written(written), as_json)
@@ -79,9 +79,9 @@ def verify(name: Name, store: StoreUri = "runs", as_json: AsJson = False, debug:
 
     Exit 0 if it is the same, 3 with the first difference.
     """
-    from raystream.engine.stores import existing_store
-    from raystream.engine.verify import verify as derive_again
     from raystream.exchange.upkeep_text import describe_verified
+    from raystream.run import verify as derive_again
+    from raystream.store.opening import existing_store
 
     with reporting() as reporter:
         verified = derive_again(existing_store(check_place("--store", store)), name, reporter)
@@ -103,7 +103,7 @@ def doctor(
 
     Exit 0 if nothing fails, else the code of the first that does.
     """
-    from raystream.engine.doctor import diagnose
+    from raystream.doctor import diagnose
     from raystream.exchange.tables import check_output
     from raystream.exchange.upkeep_text import describe_diagnosis
     from raystream.query import Query

@@ -7,7 +7,7 @@ import sys
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pools import NETS, pool_table
 
 from raystream import Query
 from raystream.cli import main
+from raystream.query import Cluster
 
 # A busy machine is no defect: nothing here is judged by the clock.
 settings.register_profile("raystream", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -92,3 +93,13 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return code, output.out, output.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def own_ray() -> Iterator[None]:
+    """A Ray of this machine's own, started once and ended with its own connection."""
+    from raystream.cluster.connection import connect, disconnect
+
+    assert connect(Cluster(workers=3))
+    yield
+    disconnect()

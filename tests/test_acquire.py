@@ -19,13 +19,13 @@ from test_run import whole_pool
 from torch import Tensor
 
 import raystream as rs
-from raystream.engine.prepare import prepare
 from raystream.errors import ModelError, PoolError, QueryError
 from raystream.exchange.report import write_report
 from raystream.exchange.stored import pool_scores, stored_pool
 from raystream.model.source import build_network
 from raystream.query import Cluster
 from raystream.run import score
+from raystream.scoring.plan import prepare
 
 MakeQuery = Callable[..., rs.Query]
 
@@ -79,7 +79,7 @@ number = 3
 @pytest.fixture(scope="module")
 def own_ray() -> Iterator[None]:
     """A Ray of this machine's own, or the one that other tests of this process have started."""
-    from raystream.engine.ray_executor import connect, disconnect
+    from raystream.cluster.connection import connect, disconnect
 
     ours = connect(Cluster(workers=2))
     yield
@@ -294,7 +294,7 @@ def test_epig_again_computes_nothing(make_query: MakeQuery, committee: list[str]
     def refuse(*_: object) -> None:
         raise AssertionError("nothing is to be scored")
 
-    monkeypatch.setattr("raystream.engine.session.Session._start", refuse)
+    monkeypatch.setattr("raystream.scoring.session.Session._start", refuse)
     result = rs.run(make_query(model__weights=committee, acquire=acquire, select__budget=7, select__strategy="top_k"), may_score=False)
     assert result.selection.num_rows == 7
     other = make_query(model__weights=committee, acquire={"score": "epig", "args": {"targets": 49}}, select__strategy="top_k")

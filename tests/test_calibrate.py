@@ -19,8 +19,8 @@ from test_run import whole_pool
 
 import raystream as rs
 from raystream.cli import _exit_code
-from raystream.engine.calibration import Calibration
 from raystream.errors import LabelsError, ModelError, PoolError, QueryError
+from raystream.store.calibration import Calibration
 
 MakeQuery = Callable[..., rs.Query]
 TRUE = 2.5
@@ -167,7 +167,7 @@ def test_it_is_fitted_once(ask: MakeQuery, labels: Path, monkeypatch: pytest.Mon
     """A second query, and the same one again, run no model for it; other labels or another model are fitted anew."""
     first = rs.run(ask())
     loaded: list[str] = []
-    from raystream.engine import worker
+    from raystream.scoring import worker
 
     load = worker.load
     monkeypatch.setattr(worker, "load", lambda *args, **kwargs: loaded.append("once") or load(*args, **kwargs))
@@ -439,8 +439,8 @@ def test_only_labelled_rows_are_fitted_on(ask: MakeQuery, workplace: Path) -> No
 
 def test_plan_says_that_it_is_not_fitted(ask: MakeQuery) -> None:
     """Planning runs no fit; afterwards it finds one."""
-    from raystream.engine.estimate import estimate
     from raystream.run import calibrate
+    from raystream.scoring.estimate import estimate
 
     before = estimate(ask())
     assert before.units_scored == 0

@@ -18,7 +18,7 @@ from raystream.errors import PoolError, QueryError
 from raystream.exchange.constraints import constraints_met
 from raystream.exchange.report import write_report
 from raystream.exchange.text import describe_result
-from raystream.strategies import TRAITS
+from raystream.query.catalogue import TRAITS
 
 MakeQuery = Callable[..., rs.Query]
 STRATEGIES = list(TRAITS)
@@ -398,17 +398,3 @@ def test_every_parameter_reaches_its_strategy(make_query: MakeQuery, strategy: s
     assert len(set(ids(result))) == 12
     with pytest.raises(QueryError, match=f"select.args.{arg} is 'x'; expected"):
         make_query(**asked(strategy), select__args={arg: "x"})
-
-
-def test_every_parameter_in_the_readme_is_one() -> None:
-    """The table of strategies names as parameters exactly what queries take."""
-    lines = (Path(__file__).parents[1] / "README.md").read_text().splitlines()
-    taken = {strategy: {*traits.args, *traits.keys} for strategy, traits in TRAITS.items()}
-    table = [
-        [cell.split("`")[1::2] for cell in line.split("|")] for line in lines if line.startswith("| `") and line.split("`")[1] in TRAITS
-    ]
-    assert {name for row in table for name in row[1]} == set(TRAITS)
-    for row in table:
-        named = {text.split(":")[0] for text in row[3]}
-        for strategy in row[1]:
-            assert set(TRAITS[strategy].args) <= named <= taken[strategy], strategy

@@ -12,10 +12,10 @@ import pytest
 from pools import pool_table
 
 import raystream as rs
-from raystream.engine import damage, merge
-from raystream.engine.store import StoredFile
 from raystream.errors import StoreError
 from raystream.exchange.stored import pool_scores, stored_pool
+from raystream.store import integrity, unit_columns
+from raystream.store.protocol import StoredFile
 
 MakeQuery = Callable[..., rs.Query]
 Cli = Callable[..., tuple[int, str, str]]
@@ -108,7 +108,7 @@ def test_labelled_rows_outside_the_pool(make_query: MakeQuery, workplace: Path) 
 def test_files_are_hashed_once_for_as_long_as_they_stay(make_query: MakeQuery, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those scored by this run not at all, reused ones by the first query that looks at them, and again when they were written to."""
     hashed: list[str] = []
-    hexdigest = damage.xxhash.xxh3_128_hexdigest
+    hexdigest = integrity.xxhash.xxh3_128_hexdigest
 
     class Counting:
         @staticmethod
@@ -116,10 +116,10 @@ def test_files_are_hashed_once_for_as_long_as_they_stay(make_query: MakeQuery, w
             hashed.append("a file")
             return hexdigest(data)
 
-    monkeypatch.setattr(damage, "xxhash", Counting)
+    monkeypatch.setattr(integrity, "xxhash", Counting)
     rs.run(make_query())
     assert not hashed
-    damage._known.clear()  # what another process would know
+    integrity._known.clear()  # what another process would know
     rs.run(make_query(seed=1))
     assert len(hashed) == 4 + 4
     rs.run(make_query(seed=2))
@@ -238,12 +238,12 @@ def test_queries(make_query: MakeQuery, workplace: Path, cli: Cli, text: str, sa
 def test_files_that_vanish_while_they_are_read(make_query: MakeQuery, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Removed by somebody else after the plan: exit 3 and the file, no defect."""
     rs.run(make_query())
-    check = merge.check_file
+    check = unit_columns.check_file
 
     def gone(path: Path, file: StoredFile) -> None:
         path.unlink()
         check(path, file)
 
-    monkeypatch.setattr(merge, "check_file", gone)
+    monkeypatch.setattr(unit_columns, "check_file", gone)
     with pytest.raises(StoreError, match=r"scores-.* can't be read: No such file or directory"):
         rs.run(make_query(seed=1))

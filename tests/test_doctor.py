@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 import raystream as rs
-from raystream.engine import machine
-from raystream.engine.doctor import CREDENTIALS
-from raystream.engine.store import Entry, LocalStore
-from raystream.engine.stores import open_store
+from raystream import machine
+from raystream.doctor import CREDENTIALS
 from raystream.run import score
+from raystream.store.local import LocalStore
+from raystream.store.opening import open_store
+from raystream.store.protocol import Entry
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -13,8 +13,8 @@ import pytest
 from pools import pool_table
 
 import raystream as rs
-from raystream.engine.stores import open_store
 from raystream.run import score
+from raystream.store.opening import open_store
 
 MakeQuery = Callable[..., rs.Query]
 Cli = Callable[..., tuple[int, str, str]]

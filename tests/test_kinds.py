@@ -8,8 +8,9 @@ import pytest
 
 import raystream as rs
 from raystream.errors import QueryError
-from raystream.kinds import KINDS, OPTIONAL_KEYS
 from raystream.query import Model
+from raystream.query.catalogue import KINDS
+from raystream.query.catalogue import MODEL_KEYS as OPTIONAL_KEYS
 
 VALUES: dict[str, Any] = {
     "source": "m", "args": {"a": 1}, "weights": "w", "embedding": "e", "device": "cpu", "precision": "float16", "version": "1",

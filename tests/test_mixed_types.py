@@ -13,8 +13,8 @@ from deltalake import DeltaTable, write_deltalake
 from pools import pool_table
 
 import raystream as rs
-from raystream.engine.result import Result
 from raystream.errors import PoolError
+from raystream.store.result import Result
 
 X = pool_table(1).schema.field("x").type
 

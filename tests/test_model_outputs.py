@@ -18,10 +18,9 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
 import raystream as rs
-from raystream.engine.stores import open_store
-from raystream.engine.verify import verify
 from raystream.errors import LabelsError, ModelError, QueryError
-from raystream.run import calibrate, score
+from raystream.run import calibrate, score, verify
+from raystream.store.opening import open_store
 
 skops_io = pytest.importorskip("skops.io")
 

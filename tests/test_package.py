@@ -62,16 +62,3 @@ def test_jobs_are_importable_without_running() -> None:
     """jobs/query.py does nothing on import."""
     done = subprocess.run([sys.executable, "-c", "import runpy; runpy.run_path('jobs/query.py')"], cwd=ROOT, capture_output=True)
     assert (done.returncode, done.stdout) == (0, b"")
-
-
-def test_only_the_engine_imports_ray() -> None:
-    """Only `engine/` and `service/` import ray; `acquisition/` and `selection/` import no pyarrow either."""
-    root = Path(raystream.__file__).parent
-    for path in root.rglob("*.py"):
-        lines = [line.lstrip() for line in path.read_text().splitlines()]
-        imports = [line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))]
-        room = path.relative_to(root).parts[0]
-        if room not in ("engine", "service"):
-            assert "ray" not in imports, path
-        if room in ("acquisition", "selection"):
-            assert not {"pyarrow", "os", "pathlib"} & set(imports), path

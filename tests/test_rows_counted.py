@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import raystream as rs
-from raystream.engine import feed
-from raystream.engine.feed import Chunk, Feed
-from raystream.engine.fitting import fitted_temperature
-from raystream.engine.merge import merge
-from raystream.engine.prepare import prepare
-from raystream.engine.progress import Silent
+from raystream.choosing.scored_pool import merge
+from raystream.cluster.processes import Processes
 from raystream.errors import UnitsFailed
+from raystream.scoring import batch_reader
+from raystream.scoring.batch_reader import BatchReader, Chunk
+from raystream.scoring.calibrate import fitted_temperature
+from raystream.scoring.plan import prepare
+from raystream.scoring.progress import Silent
 
 MakeQuery = Callable[..., rs.Query]
 ROWS, FIRST = 60_000, 10_040
@@ -50,16 +51,17 @@ def test_a_filter_over_many_blocks_scores_each_row_once(make_query: MakeQuery, w
 
 def test_a_temperature_is_fitted_on_each_good_row_once(make_query: MakeQuery, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the first block's rows are bad and skipped; those of the second are counted once."""
-    monkeypatch.setattr(feed, "CHUNK_ROWS", 512)
+    monkeypatch.setattr(batch_reader, "CHUNK_ROWS", 512)
     x = np.arange(1024, dtype=np.float32) / 512
     write_pool(workplace / "labels", pa.array(x, mask=np.arange(1024) < 256))
     query = make_query(
         pool={"uri": "labels", "inputs": ["x"], "label": "label"}, model__args={"d": 1}, model__batch_size=64,
         model__temperature=str(workplace / "labels"), on_error="skip",
     )  # fmt: skip
-    with fitted_temperature(query, Silent()) as fitted:
-        assert fitted is not None
-        assert fitted.calibration.rows == 768
+    with Processes(query.cluster, Silent()) as processes:
+        fitted = fitted_temperature(query, Silent(), processes)
+    assert fitted is not None
+    assert fitted.calibration.rows == 768
 
 
 @pytest.mark.parametrize("fault", ["twice", "lost"])
@@ -68,11 +70,11 @@ def test_a_unit_whose_rows_dont_add_up_gets_no_receipt(
 ) -> None:
     """Whatever goes wrong between reading and writing: an error that says how many and which row, and nothing is left of the unit."""
 
-    def faulty(self: Feed, iterate: Callable[[Feed], Iterator[Chunk]] = Feed.__iter__) -> Iterator[Chunk]:
+    def faulty(self: BatchReader, iterate: Callable[[BatchReader], Iterator[Chunk]] = BatchReader.__iter__) -> Iterator[Chunk]:
         for chunk in iterate(self):
             yield from [chunk, chunk] if fault == "twice" else []
 
-    monkeypatch.setattr(Feed, "__iter__", faulty)
+    monkeypatch.setattr(BatchReader, "__iter__", faulty)
     scored = 600 if fault == "twice" else 0
     with pytest.raises(UnitsFailed, match=f"of 300 rows that pass the filters {scored} were scored and 0 left out, .* is row 0;"):
         rs.run(make_query(pool__uri="pool/year=2020"))

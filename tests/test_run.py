@@ -388,16 +388,16 @@ def test_names_of_classes_belong_to_the_query(make_query: MakeQuery, workplace: 
 
 def test_the_loser_of_a_race_destroys_nothing(make_query: MakeQuery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two queries under one name: the one that commits second is refused, and the first one's files are as they were."""
-    from raystream.engine import stages
+    from raystream.choosing import commit as module
 
-    commit = stages.commit
+    commit = module.commit
 
     def commit_second(*args: object, **options: object) -> object:
-        monkeypatch.setattr(stages, "commit", commit)
+        monkeypatch.setattr(module, "commit", commit)
         rs.run(make_query(store__query="mine", select__budget=3))
         return commit(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stages, "commit", commit_second)
+    monkeypatch.setattr(module, "commit", commit_second)
     with pytest.raises(QueryError, match="mine is taken by another query"):
         rs.run(make_query(store__query="mine", select__budget=7))
     winner = rs.run(make_query(store__query="mine", select__budget=3))
@@ -418,7 +418,7 @@ def test_score_covers_labelled_rows_too(make_query: MakeQuery, workplace: Path) 
 
 def test_weights_that_change_under_way_are_refused(make_query: MakeQuery, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a unit is stored under is what it was scored with: a model replaced between plan and load is refused."""
-    from raystream.engine import worker
+    from raystream.scoring import worker
 
     monkeypatch.setattr(worker, "fingerprint", lambda spec: "another")
     with pytest.raises(rs.errors.ModelError, match="changed while the query was being started"):
@@ -491,7 +491,7 @@ def test_scores_that_rank_nothing_are_warned_of(make_query: MakeQuery, workplace
 
 def test_plan_leaves_no_store(make_query: MakeQuery, workplace: Path) -> None:
     """It looks, and writes nothing."""
-    from raystream.engine.estimate import estimate
+    from raystream.scoring.estimate import estimate
 
     estimate(make_query())
     assert not (workplace / "runs").exists()
@@ -499,7 +499,7 @@ def test_plan_leaves_no_store(make_query: MakeQuery, workplace: Path) -> None:
 
 def test_plan_tells_what_would_be_done(make_query: MakeQuery) -> None:
     """Rows, units and bytes before and after; an estimate where the model can run, none where no row passes."""
-    from raystream.engine.estimate import estimate
+    from raystream.scoring.estimate import estimate
 
     before = estimate(make_query())
     assert (before.rows, before.units, before.units_scored, before.files) == (1200, 4, 0, 4)

@@ -14,10 +14,10 @@ import torch
 from pools import logits_and_embeddings, pool_table
 
 import raystream as rs
-from raystream.engine.store import LocalStore
 from raystream.errors import StoreError
 from raystream.exchange import scores as scores_module
 from raystream.exchange.scores import write_scores
+from raystream.store.local import LocalStore
 
 MakeQuery = Callable[..., rs.Query]
 Cli = Callable[..., tuple[int, str, str]]

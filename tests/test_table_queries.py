@@ -15,10 +15,10 @@ from pools import DIMENSION, pool_table
 
 import raystream as rs
 from raystream import cli
-from raystream.engine.manifest import read_manifest
-from raystream.engine.result import Result
-from raystream.engine.store import LocalStore
 from raystream.errors import LabelsError, PoolError, QueryError, StoreError
+from raystream.store.local import LocalStore
+from raystream.store.queries import read_manifest
+from raystream.store.result import Result
 
 GONE = [0, 5, 63, 64, *range(128, 192), 299]
 

@@ -14,7 +14,7 @@ from raystream.acquisition.inputs import InKind, checked_temperature, given_outp
 from raystream.acquisition.logits import block_scores
 from raystream.acquisition.members import member_scores, softened
 from raystream.errors import PoolError, QueryError, did_you_mean
-from raystream.query import LOGIT_SCORES, MEMBER_SCORES
+from raystream.query.catalogue import LOGIT_SCORES, MEMBER_SCORES
 
 _BLOCK = 1 << 22
 """Numbers of a block of rows; one row is always computed whole."""

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from raystream.acquisition.inputs import InKind, checked_logits, checked_temperature, given_logits, in_kind
+from raystream.query.catalogue import formulas
 
 _UNDERFLOW = -1000.0
 """exp() of it is 0 even in float64; being finite, it makes 0 * log 0 come out as 0."""
@@ -31,7 +32,7 @@ class LogitScores:
     """Every score from logits, of one block of rows."""
 
     scores: dict[str, Tensor]
-    """By name, in the order of `raystream.query.LOGIT_SCORES`; each float32 (n_rows,)."""
+    """By name, in the order of the catalogue, `raystream.query.LOGIT_SCORES`; each float32 (n_rows,)."""
     prediction: Tensor
     """The likeliest class, the lowest at a tie; int32 (n_rows,)."""
     confidence: Tensor
@@ -39,7 +40,7 @@ class LogitScores:
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """What all scores share, under temperature; each `(n_rows,)`, `prediction` in int64."""
 
     top: Tensor  # z1 itself, not divided by the temperature
@@ -47,6 +48,7 @@ class _Parts:
     gap: Tensor
     rest: Tensor
     spread: Tensor
+    temperature: float
 
 
 def entropy(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
@@ -66,12 +68,10 @@ def entropy(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None 
     References:
         Shannon, A Mathematical Theory of Communication, 1948; Settles, Active Learning Literature Survey, 2009.
     """
-    return in_kind(_entropy(_parts(given_logits(logits, probabilities), checked_temperature(temperature))), logits, probabilities)
+    return in_kind(entropy_of(_parts(given_logits(logits, probabilities), checked_temperature(temperature))), logits, probabilities)
 
 
-def least_confidence(
-    logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0
-) -> InKind:
+def least_confidence(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
     """One minus the top probability: 0 when certain, 1 - 1/n_classes when uniform.
 
     Args and Returns as `entropy`; exact down to the smallest floats, where 1 - p would be 0.
@@ -80,7 +80,7 @@ def least_confidence(
         Lewis and Gale, A Sequential Algorithm for Training Text Classifiers, 1994.
     """
     parts = _parts(given_logits(logits, probabilities), checked_temperature(temperature))
-    return in_kind(_least_confidence(parts), logits, probabilities)
+    return in_kind(least_confidence_of(parts), logits, probabilities)
 
 
 def margin(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
@@ -95,7 +95,7 @@ def margin(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None =
         Scheffer, Decomain and Wrobel, Active Hidden Markov Models for Information Extraction, 2001.
     """
     parts = _parts(given_logits(logits, probabilities).double(), checked_temperature(temperature))
-    return in_kind(_margin(parts), logits, probabilities)
+    return in_kind(margin_of(parts), logits, probabilities)
 
 
 def ratio(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
@@ -106,7 +106,7 @@ def ratio(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = 
     References:
         Settles, Active Learning Literature Survey, 2009.
     """
-    return in_kind(_parts(given_logits(logits, probabilities), checked_temperature(temperature)).gap.exp(), logits, probabilities)
+    return in_kind(ratio_of(_parts(given_logits(logits, probabilities), checked_temperature(temperature))), logits, probabilities)
 
 
 def energy(logits: ArrayLike, *, temperature: float = 1.0) -> InKind:
@@ -117,11 +117,11 @@ def energy(logits: ArrayLike, *, temperature: float = 1.0) -> InKind:
     References:
         Liu, Wang, Owens and Li, Energy-based Out-of-distribution Detection, 2020.
     """
-    return in_kind(_energy(_parts(given_logits(logits, None), checked_temperature(temperature)), temperature), logits)
+    return in_kind(energy_of(_parts(given_logits(logits, None), checked_temperature(temperature))), logits)
 
 
 def logit_scores(logits: ArrayLike, temperature: float = 1.0) -> LogitScores:
-    """All five scores, the prediction and the confidence, in one pass, as tensors.
+    """All scores, the prediction and the confidence, in one pass, as tensors.
 
     Args:
         logits: (n_rows, n_classes) with at least two classes.
@@ -136,21 +136,14 @@ def logit_scores(logits: ArrayLike, temperature: float = 1.0) -> LogitScores:
 def block_scores(logits: Tensor, temperature: float) -> LogitScores:
     """`logit_scores` of a block of a model's outputs, whatever they are."""
     parts = _parts(checked_logits(logits), temperature)
-    scores = {
-        "entropy": _entropy(parts),
-        "least_confidence": _least_confidence(parts),
-        "margin": _margin(parts),
-        "ratio": parts.gap.exp(),
-        "energy": _energy(parts, temperature),
-    }
     return LogitScores(
-        scores={name: values.float() for name, values in scores.items()},
+        scores={name: formula(parts).float() for name, formula in formulas("logits").items()},
         prediction=parts.prediction.int(),
         confidence=(1 / (1 + parts.rest)).float(),
     )
 
 
-def _parts(logits: Tensor, temperature: float = 1.0) -> _Parts:
+def _parts(logits: Tensor, temperature: float) -> Parts:
     """One pass over checked logits; in place on its own copy, since the block is large and this is the hot path."""
     top, prediction = logits.max(dim=1, keepdim=True)
     top = top + top * 0  # NaN when not finite, and so is all that follows
@@ -163,22 +156,30 @@ def _parts(logits: Tensor, temperature: float = 1.0) -> _Parts:
     weights = below.exp()
     rest = weights.sum(dim=1)
     spread = weights.mul_(below).sum(dim=1)
-    return _Parts(top.squeeze(1), prediction.squeeze(1), gap, rest, spread)
+    return Parts(top.squeeze(1), prediction.squeeze(1), gap, rest, spread, temperature)
 
 
-def _entropy(parts: _Parts) -> Tensor:
+def entropy_of(parts: Parts) -> Tensor:
+    """`entropy`, from the parts."""
     return torch.log1p(parts.rest) - parts.spread / (1 + parts.rest)  # two terms >= 0: nothing cancels
 
 
-def _least_confidence(parts: _Parts) -> Tensor:
+def least_confidence_of(parts: Parts) -> Tensor:
+    """`least_confidence`, from the parts."""
     return parts.rest / (1 + parts.rest)
 
 
-def _margin(parts: _Parts) -> Tensor:
-    """1 - (p1 - p2) as (rest + p2/p1) / (1 + rest): full relative precision at both ends, near 0 and near 1."""
+def margin_of(parts: Parts) -> Tensor:
+    """`margin`, from the parts: 1 - (p1 - p2) as (rest + p2/p1) / (1 + rest): full precision near 0 and near 1."""
     rest = parts.rest.double()
     return (rest + parts.gap.double().exp()) / (1 + rest)
 
 
-def _energy(parts: _Parts, temperature: float) -> Tensor:
-    return -(parts.top + temperature * torch.log1p(parts.rest))
+def ratio_of(parts: Parts) -> Tensor:
+    """`ratio`, from the parts."""
+    return parts.gap.exp()
+
+
+def energy_of(parts: Parts) -> Tensor:
+    """`energy`, from the parts."""
+    return -(parts.top + parts.temperature * torch.log1p(parts.rest))

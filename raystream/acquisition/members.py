@@ -7,7 +7,7 @@ same number. A row that holds NaN or +inf scores NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +24,6 @@ from raystream.acquisition.inputs import (
 )
 from raystream.acquisition.member_parts import (
     UNDERFLOW,
-    VARIANCES,
-    WITHIN,
     MemberParts,
     by_blocks,
     check_mass,
@@ -36,6 +34,7 @@ from raystream.acquisition.member_parts import (
     total,
 )
 from raystream.errors import QueryError, did_you_mean
+from raystream.query.catalogue import SCORES, formulas
 
 
 @dataclass(frozen=True)
@@ -144,10 +143,11 @@ def member_scores(log_probs: ArrayLike, names: Iterable[str]) -> MemberScores:
     Raises:
         QueryError: a name is unknown, or the members of a row don't hold log-probabilities.
     """
+    known = formulas("members")
     names = list(dict.fromkeys(names))
     for name in names:
-        if name not in _FORMULAS:
-            raise QueryError(f"score {name!r} is not one of members{did_you_mean(name, _FORMULAS)}")
+        if name not in known:
+            raise QueryError(f"score {name!r} is not one of members{did_you_mean(name, known)}")
     log_probs = given_members(log_probs, None)
     n, _, classes = log_probs.shape
     scores = {name: torch.empty(n, dtype=torch.float32, device=log_probs.device) for name in names}
@@ -159,12 +159,12 @@ def member_scores(log_probs: ArrayLike, names: Iterable[str]) -> MemberScores:
 
     def see(rows: slice, parts: MemberParts) -> None:
         for name in names:
-            scores[name][rows] = _FORMULAS[name](parts)
+            scores[name][rows] = known[name](parts)
         log_mean[:, rows] = parts.log_mean
         likeliest = parts.mean.max(dim=0)
         confidence[rows], prediction[rows] = likeliest.values, likeliest.indices
 
-    by_blocks(log_probs, see, {_PARTS[name] for name in names if name in _PARTS})
+    by_blocks(log_probs, see, {part for name in names for part in SCORES[name].parts})
     return MemberScores(scores, log_mean.t(), prediction, confidence)
 
 
@@ -213,50 +213,41 @@ def _one(name: str, log_probs: ArrayLike | None, probabilities: ArrayLike | None
         for rows in row_blocks(members):  # logits would be softened, too
             check_mass(members[rows].double().exp().mean(dim=1).sum(dim=1), rows.start)
         members = softened(members, temperature)
-    scores = torch.empty(len(members), dtype=torch.float64, device=members.device)
+    scores, formula = torch.empty(len(members), dtype=torch.float64, device=members.device), formulas("members")[name]
 
     def see(rows: slice, parts: MemberParts) -> None:
-        scores[rows] = _FORMULAS[name](parts)
+        scores[rows] = formula(parts)
 
-    by_blocks(members, see, {_PARTS[name]} if name in _PARTS else ())
+    by_blocks(members, see, SCORES[name].parts)
     return in_kind(scores, log_probs, probabilities)
 
 
-def _bald(parts: MemberParts) -> Tensor:
-    """mean_k KL(p_k ‖ p_mean) as sum_c exp(largest) (mean_k ratio log ratio - share log share), each term >= 0 by Jensen."""
+def bald_of(parts: MemberParts) -> Tensor:
+    """`bald`, from the parts: sum_c exp(largest) (mean_k ratio log ratio - share log share), each term >= 0 by Jensen."""
     between = parts.share * parts.log_share.clamp(min=UNDERFLOW)
     return total((parts.within - between).clamp_(min=0) * parts.largest.exp())
 
 
-def _consensus_entropy(parts: MemberParts) -> Tensor:
+def consensus_entropy_of(parts: MemberParts) -> Tensor:
+    """`consensus_entropy`, from the parts."""
     return -total(parts.mean * parts.log_mean.clamp(min=UNDERFLOW, max=0))
 
 
-def _vote_entropy(parts: MemberParts) -> Tensor:
+def vote_entropy_of(parts: MemberParts) -> Tensor:
+    """`vote_entropy`, from the parts."""
     return total(torch.special.entr(parts.votes))
 
 
-def _variation_ratio(parts: MemberParts) -> Tensor:
+def variation_ratio_of(parts: MemberParts) -> Tensor:
+    """`variation_ratio`, from the parts."""
     return 1 - parts.votes.amax(dim=0)
 
 
-def _mean_std(parts: MemberParts) -> Tensor:
+def mean_std_of(parts: MemberParts) -> Tensor:
+    """`mean_std`, from the parts."""
     return mean(parts.variances.sqrt())
 
 
-def _variance(parts: MemberParts) -> Tensor:
+def variance_of(parts: MemberParts) -> Tensor:
+    """`variance`, from the parts."""
     return total(parts.variances)
-
-
-_PARTS = {"bald": WITHIN, "mean_std": VARIANCES, "variance": VARIANCES}
-"""What a score needs beyond what all have."""
-
-_FORMULAS: dict[str, Callable[[MemberParts], Tensor]] = {
-    "bald": _bald,
-    "consensus_entropy": _consensus_entropy,
-    "vote_entropy": _vote_entropy,
-    "variation_ratio": _variation_ratio,
-    "mean_std": _mean_std,
-    "variance": _variance,
-}
-"""By name, from the parts of a block to float64 (b,)."""

@@ -18,6 +18,7 @@ from raystream.acquisition.inputs import (
 )
 from raystream.acquisition.members import member_scores, softened
 from raystream.errors import QueryError, did_you_mean
+from raystream.query.catalogue import label_formulas
 
 
 def multi_label_scores(
@@ -56,11 +57,12 @@ def multi_label_scores(
 
 def label_scores(logits: Tensor, score: str, reduce: str, temperature: float) -> Tensor:
     """`multi_label_scores` of a block of a model's outputs, whatever they are."""
-    for name, known, what in ((score, _SCORES, "score"), (reduce, _REDUCTIONS, "reduce")):
+    formulas = label_formulas()
+    for name, known, what in ((score, formulas, "score"), (reduce, _REDUCTIONS, "reduce")):
         if name not in known:
             raise QueryError(f"{what} {name!r} is not one for labels{did_you_mean(name, known)}")
     sure = (checked_label_logits(logits) / checked_temperature(temperature)).abs().clamp_(max=_SURE)
-    return _REDUCTIONS[reduce](_SCORES[score](sure))
+    return _REDUCTIONS[reduce](formulas[score](sure))
 
 
 def multi_label_member_scores(
@@ -90,11 +92,21 @@ def multi_label_member_scores(
 _SURE = 1000.0
 """A label that is as good as certain: the scores of it are 0 in float64; being finite, it makes a sigmoid(-a) come out as 0."""
 
-_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
-    "entropy": lambda a: (-a).exp().log1p() + a * (-a).sigmoid(),
-    "least_confidence": lambda a: (-a).sigmoid(),
-    "margin": lambda a: 2 * (-a).sigmoid(),
-}
+
+def entropy_of_label(a: Tensor) -> Tensor:
+    """`entropy` of labels of absolute logit a, under temperature."""
+    return (-a).exp().log1p() + a * (-a).sigmoid()
+
+
+def least_confidence_of_label(a: Tensor) -> Tensor:
+    """`least_confidence` of labels of absolute logit a, under temperature."""
+    return (-a).sigmoid()
+
+
+def margin_of_label(a: Tensor) -> Tensor:
+    """`margin` of labels of absolute logit a, under temperature."""
+    return 2 * (-a).sigmoid()
+
 
 _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda values: values.mean(dim=1),

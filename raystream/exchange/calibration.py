@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from raystream.engine.calibration import Calibration, calibration_folder
-from raystream.engine.fitting import Fitted
-from raystream.engine.stores import store_at
 from raystream.exchange.plots import reliability_png
 from raystream.query import Query
+from raystream.scoring.calibrate import Fitted
+from raystream.store.calibration import Calibration, calibration_folder
+from raystream.store.opening import store_at
 
 
 def write_diagram(query: Query, calibration: Calibration) -> str:

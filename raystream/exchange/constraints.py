@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raystream.engine.manifest import Manifest
 from raystream.figures import number_of
+from raystream.store.manifest import Manifest
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from raystream.engine.calibration import Calibration
-from raystream.engine.manifest import Certificate, Manifest
 from raystream.exchange.constraints import constraints_met
 from raystream.exchange.text import describe_seconds
+from raystream.store.calibration import Calibration
+from raystream.store.manifest import Certificate, Manifest
 
 
 @dataclass(frozen=True)

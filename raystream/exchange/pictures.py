@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from raystream.engine.result import Result
 from raystream.errors import PoolError, RaystreamError
 from raystream.lake import storage_from
 from raystream.pool import File, read_columns_at, read_footers
@@ -22,6 +21,7 @@ from raystream.pool.encoded import UndecodableError, cells, holds_bytes
 from raystream.pool.files import known_files, open_parquet, schema_of
 from raystream.pool.images import open_image, upright
 from raystream.pool.tensor_types import declared_type
+from raystream.store.result import Result
 
 SIDE = 96
 _SMALLEST, _LARGEST = 8, 512

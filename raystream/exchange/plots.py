@@ -18,7 +18,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from raystream.engine.calibration import Calibration, Reliability
+from raystream.store.calibration import Calibration, Reliability
 
 NUMBERED = 20
 _INK, _MUTED, _RULE, _POOL, _CHOSEN = "#1f2933", "#5f6b76", "#d5dae0", "#b6c0ca", "#b3401f"

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from raystream.engine.manifest import query_folder
-from raystream.engine.result import Result
 from raystream.exchange.cells import Sheet, name_of_prediction, sheet, short
 from raystream.exchange.facts import Fact, facts, lede, title
 from raystream.exchange.pictures import Picture, pictures
@@ -17,6 +15,8 @@ from raystream.exchange.plots import NUMBERED, pool_map, project, reliability_di
 from raystream.exchange.stored import StoredPool, chosen_embeddings, pool_scores, sampled_embeddings, stored_pool
 from raystream.lake.uri import redacted
 from raystream.query.acquire import column_of
+from raystream.store.queries import query_folder
+from raystream.store.result import Result
 
 ROWS_SHOWN = 200
 _COLOURS = 10

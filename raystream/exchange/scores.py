@@ -14,14 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raystream.engine.damage import check_files, reading
-from raystream.engine.embeddings import Embeddings, VectorFiles, fetch
-from raystream.engine.manifest import Manifest, read_manifest
-from raystream.engine.merge import read_all
-from raystream.engine.result import find_query
-from raystream.engine.store import LocalStore
-from raystream.engine.stored_units import StoredUnit, stored_units
-from raystream.engine.stores import Store, refuse_in_store
 from raystream.errors import QueryError, StoreError
 from raystream.exchange.table_rows import Rows
 from raystream.exchange.tables import check_replaceable, file_in, write_table
@@ -30,6 +22,14 @@ from raystream.lake import LOCAL, parse, redacted, with_options
 from raystream.pool import refuse_among
 from raystream.pool.files import one_line
 from raystream.pool.table_uri import is_table
+from raystream.store.integrity import check_files, reading
+from raystream.store.local import LocalStore
+from raystream.store.manifest import Manifest
+from raystream.store.opening import refuse_in_store
+from raystream.store.protocol import Store
+from raystream.store.queries import StoredUnit, find_query, read_manifest, stored_units
+from raystream.store.unit_columns import read_all
+from raystream.store.vectors import Embeddings, VectorFiles, fetch
 
 EMBEDDING, EPIG = "embedding", "epig"
 

@@ -13,13 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raystream.engine.damage import reading
-from raystream.engine.embeddings import VectorFiles
-from raystream.engine.merge import read_all
-from raystream.engine.receipt import Receipt, read_receipt
-from raystream.engine.result import Result
-from raystream.engine.stored_plan import further_keys, read_plan
-from raystream.engine.stores import Store
+from raystream.store.integrity import reading
+from raystream.store.protocol import Store
+from raystream.store.queries import further_keys, read_plan
+from raystream.store.receipts import Receipt, read_receipt
+from raystream.store.result import Result
+from raystream.store.unit_columns import read_all
+from raystream.store.vectors import VectorFiles
 
 _UNITS = 256
 _SAMPLE_ROWS = 20_000

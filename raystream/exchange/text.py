@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from raystream.engine.calibration import Calibration
-from raystream.engine.catalogue import Listed
-from raystream.engine.manifest import Certificate, Manifest, Seconds
-from raystream.engine.result import Result, Scores
 from raystream.exchange.constraints import constraints_met
 from raystream.figures import in_bytes as _bytes
 from raystream.figures import in_seconds as _duration
 from raystream.figures import number_of as _count
 from raystream.lake.uri import redacted
 from raystream.pool.columns import readable
+from raystream.store.calibration import Calibration
+from raystream.store.manifest import Certificate, Manifest, Seconds
+from raystream.store.queries import CommittedQuery
+from raystream.store.result import Result, Scores
 
 if TYPE_CHECKING:  # it imports torch, which takes longer than all else that a result is shown by
-    from raystream.engine.estimate import Estimate
+    from raystream.scoring.estimate import Estimate
 
 _ROWS_SHOWN = 10
 
@@ -60,7 +60,7 @@ def describe_result(result: Result, report: str | None, *, shown: bool = False) 
     return "\n".join(lines)
 
 
-def describe_queries(queries: Sequence[Listed], store: str) -> str:
+def describe_queries(queries: Sequence[CommittedQuery], store: str) -> str:
     """The committed queries of a store, a line each."""
     if not queries:
         return f"store {store} holds no committed query"

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from raystream.figures import in_bytes, in_seconds, number_of
 
 if TYPE_CHECKING:  # one command must not wait for what another imports
-    from raystream.engine.doctor import Diagnosis
-    from raystream.engine.sweep import Swept
-    from raystream.engine.verify import Verified
+    from raystream.choosing.verify import Verified
+    from raystream.doctor import Diagnosis
     from raystream.exchange.scores import Written
+    from raystream.store.gc import Collected
 
 
-def describe_swept(swept: Swept) -> str:
+def describe_collected(swept: Collected) -> str:
     """What `raystream gc` removed, or would."""
     verb = "removed" if swept.deleted else "to remove"
     lines = [

@@ -34,8 +34,8 @@ def uploading(uri: str, storage: Storage = LOCAL, key: str = "output") -> Iterat
     import obstore
     from obstore.exceptions import BaseError
 
-    from raystream.engine.bucket_files import HashingWriter
     from raystream.lake.bucket import bucket_of
+    from raystream.store.bucket_files import HashingWriter
 
     location = parse(uri, key)
     folder, _, name = location.path.rpartition("/")

@@ -2,28 +2,17 @@
 
 `load` turns the `model` section of a query into a `Predictor`; everything behind it sees logits and embeddings and never asks where
 they come from. What these are to be, `promise` says, and `probe` tries on a few rows, for all kinds alike. A further kind is a module
-with a `load` of the same signature, a line in `_LOADERS` and one in `raystream.kinds`; another package registers such a function as an
-entry point of the group `raystream.models`.
+with a `load` of the same signature, and an entry in `raystream.query.catalogue`; another package registers such a function as an entry
+point of the group `raystream.models`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from raystream import query
 from raystream.errors import ModelError
-from raystream.model import (
-    columns_model,
-    export_model,
-    onnx_model,
-    python_model,
-    sentence_model,
-    sklearn_model,
-    torch_model,
-    torchscript_model,
-    transformers_model,
-)
 from raystream.model.classes import check_classes, class_names
 from raystream.model.columns_model import input_columns
 from raystream.model.committee import Committee, member_names, member_specs
@@ -34,6 +23,7 @@ from raystream.model.local_files import with_local_files
 from raystream.model.prediction import Prediction, Predictor, RowScores, bad_output_rows
 from raystream.model.preparation import load_preparation
 from raystream.model.probe import PROBE_ROWS, Promised
+from raystream.query.catalogue import kind_of
 
 __all__ = [
     "PROBE_ROWS",
@@ -52,28 +42,6 @@ __all__ = [
     "load_preparation",
     "with_local_files",
 ]
-
-_LOADERS: dict[str, Callable[..., Predictor]] = {
-    "columns": columns_model.load,
-    "export": export_model.load,
-    "onnx": onnx_model.load,
-    "python": python_model.load,
-    "sentence_transformers": sentence_model.load,
-    "sklearn": sklearn_model.load,
-    "torch": torch_model.load,
-    "torchscript": torchscript_model.load,
-    "transformers": transformers_model.load,
-}
-_NO_DROPOUT = {
-    "columns": "the pool's columns are its output already, with no dropout to switch on",
-    "onnx": "dropout was folded away or optimised out when the graph was exported",
-    "sentence_transformers": "it gives an embedding alone",
-    "sklearn": "a scikit-learn model has no dropout, though forests and bagging are committees as they are",
-}
-_SAMPLED = ("torch", "export", "torchscript", "transformers")
-"""The kinds that MC dropout works with; their loaders take `mc_samples` and `seed`."""
-_UNKNOWN_DROPOUT = "raystream doesn't know where its dropout is"
-"""Why a kind of model can't give MC dropout samples."""
 
 
 def load(
@@ -107,18 +75,18 @@ def load(
         loaded = [load(member, embedding=embedding and position == 0, names=names) for position, member in enumerate(members)]
         named = list(zip(member_names(spec), loaded, strict=True))
         return Promised(Committee(loaded, member_names(spec), spec.temperature_value, spec.task), spec, members=named)
-    if mc_samples and spec.kind not in _SAMPLED:
+    kind = kind_of(spec.kind)
+    if mc_samples and kind.no_dropout:
         raise ModelError(
-            f"acquire.mc_samples is given, but model.kind is {spec.kind}: {_NO_DROPOUT.get(spec.kind, _UNKNOWN_DROPOUT)}; "
+            f"acquire.mc_samples is given, but model.kind is {spec.kind}: {kind.no_dropout}; "
             "use kind torch or export, or a committee in model.weights or model.members"
         )
-    loader = _LOADERS.get(spec.kind, python_model.load_registered)
     # kinds that know no names or samples don't have the argument
     further: dict[str, Any] = {"mc_samples": mc_samples, "seed": seed} if mc_samples else {}
-    if names and spec.kind != "columns":
+    if names and kind.named:
         further["names"] = tuple(names)
-    if spec.kind == "torch" and (last_layer or gradient_classes is not None):
+    if kind.parameters and (last_layer or gradient_classes is not None):
         further |= {"last_layer": last_layer, "gradient_classes": gradient_classes}
-    inputs_embedded = embedding and spec.embedding == INPUTS and spec.kind not in ("columns", "sklearn")
-    model = loader(spec, embedding=embedding and not inputs_embedded, **further)
+    inputs_embedded = embedding and spec.embedding == INPUTS and not kind.own_inputs
+    model = kind.loader(spec, embedding=embedding and not inputs_embedded, **further)
     return Promised(model, spec, watched=not mc_samples and gradient_classes is None, inputs_embedded=inputs_embedded)

@@ -32,9 +32,9 @@ from typing import Any
 
 from raystream import query
 from raystream.errors import ModelError, QueryError
-from raystream.kinds import KINDS, entry_point
 from raystream.model.artefact import contents
 from raystream.model.source import is_import_path, split_source
+from raystream.query.catalogue import REGISTERED, entry_point, kind_of
 
 
 def fingerprint(spec: query.Model) -> str:
@@ -53,21 +53,21 @@ def fingerprint(spec: query.Model) -> str:
             digest.add("member", fingerprint(member).encode())
         return digest.hex()
     digest.add("kind", spec.kind.encode())
-    if spec.kind == "columns":
+    kind = kind_of(spec.kind)
+    if kind.carried:
         for key, column in (("logits", spec.logits), ("probabilities", spec.probabilities), ("embedding", spec.embedding)):
             digest.add(key, (column or "").encode())
         if spec.samples is not None:
             digest.add("samples", spec.samples.encode())
         return digest.hex()
-    imported = spec.kind in ("torch", "python")
-    digest.add("source", (spec.source or "").encode() if imported else b"")
+    digest.add("source", (spec.source or "").encode() if kind.imported else b"")
     digest.add("args", _canonical(spec.args))
     digest.add("version", (spec.version or "").encode())
     for path in [spec.weights] if isinstance(spec.weights, str) else spec.weights or []:
         digest.add("weights", _file_hash(path, f"model.weights {path}"))
-    if imported:
+    if kind.imported:
         _add_sources(digest, spec.source or "", f"model.source {spec.source}")
-    elif spec.kind not in KINDS:
+    elif kind is REGISTERED:
         _add_registered(digest, spec)
     else:
         _add_contents(digest, spec.source or "")

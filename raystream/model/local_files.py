@@ -5,6 +5,7 @@ from __future__ import annotations
 from raystream import query
 from raystream.lake import LOCAL, Storage, local_copy
 from raystream.lake.retry import BRIEF, Patience
+from raystream.query.catalogue import kind_of
 
 
 def with_local_files(spec: query.Model, storage: Storage = LOCAL, patience: Patience = BRIEF) -> query.Model:
@@ -25,7 +26,7 @@ def with_local_files(spec: query.Model, storage: Storage = LOCAL, patience: Pati
         changes["weights"] = [local_copy(path, storage, "model.weights", patience) for path in spec.weights]
     elif spec.weights is not None:
         changes["weights"] = local_copy(spec.weights, storage, "model.weights", patience)
-    if spec.source is not None and spec.kind not in ("torch", "python"):
+    if spec.source is not None and not kind_of(spec.kind).imported:
         changes["source"] = local_copy(spec.source, storage, "model.source", patience)
     if isinstance(spec.classes, str):
         changes["classes"] = local_copy(spec.classes, storage, "model.classes", patience)

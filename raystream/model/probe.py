@@ -32,6 +32,7 @@ from raystream.model.promise import Promise, tolerance
 from raystream.model.steadiness import batch_statistics, draws
 from raystream.model.task_output import class_axis
 from raystream.query import TASKS
+from raystream.query.catalogue import kind_of
 
 PROBE_ROWS = 16
 _TOLERANCE = {"cpu": 1e-5}
@@ -166,7 +167,7 @@ class Promised:
     @property
     def _saved(self) -> str:
         """What else to do about a model that is a file."""
-        return ", and save the model after model.eval()" if self._spec.kind in _SAVED else ""
+        return ", and save the model after model.eval()" if kind_of(self._spec.kind).saved else ""
 
     def _logits_or_probabilities(self, values: Tensor, mask: Tensor | None) -> None:
         """Raise ModelError if what was given isn't what it is called."""
@@ -210,14 +211,14 @@ class Promised:
         return promise.probabilities if isinstance(promise, Promise) else self._spec.output == "probabilities"
 
     def _or_logits(self) -> str:
-        if self._spec.kind == "sklearn":
+        if kind_of(self._spec.kind).gives == "probabilities":
             return ""
-        return ", and if they are logits, name the column in model.logits" if self._spec.kind == "columns" else (
+        return ", and if they are logits, name the column in model.logits" if self._spec.carried else (
             ", and if they are logits, model.output to logits"
         )
 
     def _second_softmax(self) -> str:
-        if self._spec.kind == "columns":
+        if self._spec.carried:
             return (
                 f"{self._who} holds probabilities, since each row's numbers lie between 0 and 1 and sum to 1; "
                 f"name it in model.probabilities instead ({_BY_CHANCE})"
@@ -251,12 +252,8 @@ class Promised:
                 )
 
 
-_SAVED = ("export", "torchscript", "onnx")
-"""The kinds that are files, in whatever mode they were saved."""
-
-
 def _called(spec: query.Model) -> str:
-    if spec.kind == "columns":
+    if spec.carried:
         column = spec.logits or spec.probabilities or spec.samples or spec.embedding
         key = "logits" if spec.logits else "probabilities" if spec.probabilities else "samples" if spec.samples else "embedding"
         return f"column {column} (model.{key})"

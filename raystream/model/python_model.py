@@ -11,7 +11,6 @@ from torch import Tensor
 
 from raystream import query
 from raystream.errors import ModelError, did_you_mean
-from raystream.kinds import entry_point
 from raystream.model.batches import BatchPredictor
 from raystream.model.imported import check_imported
 from raystream.model.prediction import Prediction, Predictor
@@ -20,6 +19,7 @@ from raystream.model.returned import named, scored_name
 from raystream.model.source import build
 from raystream.model.task_output import check_mask
 from raystream.query import TASKS
+from raystream.query.catalogue import entry_point
 
 _PARTS = ("logits", "probabilities", "embedding", "samples", "mask")
 

@@ -12,11 +12,12 @@ from raystream.errors import PoolError
 from raystream.lake import LOCAL, Storage, is_remote, parse, with_options
 from raystream.lake.delta_options import delta_place
 from raystream.lake.reason import server_reason
+from raystream.lake.table_version import TableVersion
 from raystream.pool.deletes import Deletes
 from raystream.pool.files import File, one_line
 from raystream.pool.filters import Filters, filter_columns, residual, row_group_may_match
 from raystream.pool.footers import Statistics
-from raystream.pool.listing import Listed, Listing, TableVersion, check_filter_columns, types_of
+from raystream.pool.listing import Listed, Listing, check_filter_columns, types_of
 from raystream.pool.table_file import TableFile
 from raystream.pool.table_uri import TableUri, package
 

@@ -9,18 +9,10 @@ import pyarrow as pa
 
 from raystream.errors import PoolError, did_you_mean
 from raystream.lake import LOCAL, Storage
+from raystream.lake.table_version import TableVersion
 from raystream.pool.deletes import Deletes
 from raystream.pool.filters import Filters, filter_columns
 from raystream.pool.table_file import TableFile
-
-
-@dataclass(frozen=True)
-class TableVersion:
-    """What was read of a table: its URI in the query, its own identity, and the snapshot's id or the version."""
-
-    uri: str
-    table: str
-    version: int
 
 
 @dataclass(frozen=True)

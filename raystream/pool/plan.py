@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from raystream.errors import PoolError, QueryError
+from raystream.lake.table_version import TableVersion
 from raystream.pool.column_types import pool_types, widened
 from raystream.pool.columns import RAW, Column, Texts, known_shape, plain_type
 from raystream.pool.files import File
 from raystream.pool.filters import Filters, check_filters, filter_columns, freeze, partition_types, residual
 from raystream.pool.footers import Footer, read_footers
-from raystream.pool.listing import TableVersion
 from raystream.pool.measure import input_columns
 from raystream.pool.reader import Prepared, ReadSpec
 from raystream.pool.tables import list_pool

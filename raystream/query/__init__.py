@@ -12,17 +12,10 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from raystream.kinds import KINDS, kind_of
 from raystream.lake.storage import Storage
 from raystream.lake.uri import is_remote, parse
-from raystream.query.acquire import (
-    DEFAULT_REDUCE,
-    DEFAULT_TOP,
-    GRADIENT_SCORES,
-    LOGIT_SCORES,
-    MEMBER_SCORES,
-    Acquire,
-)
+from raystream.query.acquire import DEFAULT_REDUCE, DEFAULT_TOP, Acquire
+from raystream.query.catalogue import GRADIENT_SCORES, LOGIT_SCORES, MEMBER_SCORES, SAMPLE_SCORES, SCORES, kind_of
 from raystream.query.cluster import Cluster, Store
 from raystream.query.gradients import check_gradients, knows_last_layer
 from raystream.query.model import Model
@@ -43,21 +36,32 @@ class Query(Part):
     """One question: which rows of this pool should be labelled next?"""
 
     pool: Pool
+    """The unlabelled rows."""
     model: Model
+    """What turns rows into logits and embeddings."""
     acquire: Acquire = Acquire()
+    """How rows are scored; may be left out for strategies that need no score."""
     select: Select
+    """How the batch is chosen."""
     cluster: Cluster = Cluster()
+    """Where the workers run; has no influence on what is chosen."""
     store: Store = Store()
+    """Where scored units and queries are kept."""
     output: str | None = None
+    """A table or a Parquet file that gets the selection as well."""
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
+    """Of every draw."""
     on_error: Literal["fail", "skip"] = "fail"
+    """`skip`: leave out bad rows and unreadable units, choose from the rest, and say so."""
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Query:
-        if self.model.kind != "columns" and not self.pool.inputs:
+        if not self.model.carried and not self.pool.inputs:
             raise ValueError("pool.inputs is missing; name the columns that the model sees")
-        if self.model.kind == "columns" and self.pool.inputs:
-            raise ValueError("pool.inputs is not used by model.kind columns; name columns in model.logits, probabilities, embedding")
+        if self.model.carried and self.pool.inputs:
+            raise ValueError(
+                f"pool.inputs is not used by model.kind {self.model.kind}; name columns in model.logits, probabilities, embedding"
+            )
         check_task(self)
         if self.model.task == "regression" and not self.gives_scores and (self.needs_score or self.model_fields_set & {"acquire"}):
             raise ValueError(
@@ -79,7 +83,7 @@ class Query(Part):
         if any(quota.by == "prediction" for quota in self.select.quotas) and not self.gives_scores:
             raise ValueError("select.quotas go by prediction, but the model gives an embedding alone; give model.logits or another column")
         self._temperature_can_be_fitted()
-        asked = [score for score in self.acquire.asked if score in (*MEMBER_SCORES, "epig")]
+        asked = [score for score in self.acquire.asked if score in SAMPLE_SCORES]
         if asked and not self.gives_samples:
             raise ValueError(
                 f"acquire asks for {asked[0]}, which compares several opinions of a row, but the model has one; "
@@ -94,7 +98,7 @@ class Query(Part):
             raise ValueError("acquire.mc_samples is 1, but one sample can't disagree with itself; expected at least 2")
         if self.select.traits.probabilities and not self.gives_scores:
             raise ValueError(f"select.strategy {self.select.strategy} needs class probabilities, but the model gives an embedding alone")
-        if self.needs_embedding and self.model.kind == "columns" and not self.model.embedding:
+        if self.needs_embedding and self.model.carried and not self.model.embedding:
             raise ValueError(f"select.strategy {self.select.strategy} needs an embedding; name its column in model.embedding")
         check_gradients(self.acquire, self.model)
         weights = self.acquire.class_weights
@@ -148,7 +152,7 @@ class Query(Part):
         model = self.model
         if model.task == "regression":
             return self.gives_samples
-        return bool(model.logits or model.probabilities or model.samples) if model.kind == "columns" else kind_of(model.kind).scores
+        return bool(model.logits or model.probabilities or model.samples) if model.carried else kind_of(model.kind).scores
 
     @property
     def names_classes(self) -> bool:
@@ -160,12 +164,12 @@ class Query(Part):
         """Whether the model may have several opinions of a row; of kinds whose files decide, only loading them tells."""
         model = self.model
         committee = isinstance(model.weights, list) or model.members is not None or model.samples is not None
-        return bool(self.acquire.mc_samples) or committee or model.kind in ("sklearn", "python") or model.kind not in KINDS
+        return bool(self.acquire.mc_samples) or committee or kind_of(model.kind).opinions
 
     @property
     def needs_samples(self) -> bool:
         """Whether the choice looks at every member's opinion of a row, so that they must be stored."""
-        return self.select.traits.samples or "epig" in self.acquire.asked
+        return self.select.traits.samples or any(score in SCORES and "targets" in SCORES[score].keys for score in self.acquire.asked)
 
     @property
     def needs_gradients(self) -> bool:

@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from raystream.errors import did_you_mean
+from raystream.query.catalogue import SCORES
 from raystream.query.part import Part, Positive
-from raystream.strategies import COUNT, FLAG, Arg
 
-LOGIT_SCORES = ("entropy", "least_confidence", "margin", "ratio", "energy")
-"""The scores that need nothing but logits; every scored unit holds all of them."""
-
-MEMBER_SCORES = ("bald", "consensus_entropy", "vote_entropy", "variation_ratio", "mean_std", "variance")
-"""The scores that need several opinions of a row: MC dropout samples or the members of a committee; stored whenever there are any."""
-
-GRADIENT_SCORES = ("egl", "badge_norm")
-"""The scores that need the input of the layer that gives the logits; both are stored where a query asks for one."""
-
-Score = Literal[
-    "entropy", "least_confidence", "margin", "ratio", "energy",
-    "bald", "consensus_entropy", "vote_entropy", "variation_ratio", "mean_std", "variance",
-    "egl", "badge_norm", "egl_parameters", "epig",
-]  # fmt: skip
+if TYPE_CHECKING:
+    Score = str
+else:
+    Score = Literal[tuple(SCORES)]
 
 DEFAULT_REDUCE, DEFAULT_TOP = "mean", 0.1
 """How scores of a row's many outputs become one unless the query says otherwise, and the share that `top_mean` takes."""
 
-_ARGS: Mapping[str, tuple[Arg, tuple[str, ...]]] = {
-    "bias": (FLAG, GRADIENT_SCORES),
-    "egl_classes": (COUNT, ("egl_parameters",)),
-    "targets": (COUNT, ("epig",)),
-}
-"""The parameters in `acquire.args`: what each must be, and the scores that use it."""
+_ARGS = {name: arg for entry in SCORES.values() for name, arg in entry.args.items()}
+"""The parameters in `acquire.args`; scores that share one mean the same by it."""
 
 _TAKEN = frozenset(
     {"id", "rank", "score", "gain", "distance", "represents", "why", "prediction", "prediction_name", "confidence", "path", "row"}
@@ -60,13 +45,22 @@ class Acquire(Part):
     section = ("acquire",)
 
     score: Score | ImportPath = "margin"
+    """What ranks: a score by name, or the import path of a function of your own."""
     also: list[Score | ImportPath] = []
+    """Further scores as columns of the selection, from the same pass."""
     mc_samples: Positive | None = None
+    """MC dropout: so many fixed sub-networks, at least 2. A committee needs none."""
     reduce: str | None = None
+    """How a row's pixels, tokens or labels become one score: `mean`, `max`, `sum`, or `top_mean` of pixels and tokens. Left out,
+    `mean`."""
     top: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The share of elements that `top_mean` takes. Left out, 0.1."""
     class_weights: dict[int | str, float] | list[float] | None = None
+    """Each score times the weight that the model expects of the row's class: by name or index, the others 1, or a list."""
     targets: list[str] = []
+    """For `epig`: rows that the model should become good at. Left out, a sample of the pool."""
     args: dict[str, Any] = {}
+    """The scores' own parameters."""
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -79,13 +73,14 @@ class Acquire(Part):
         for name, value in self.args.items():
             if name not in _ARGS:
                 raise ValueError(f"acquire.args.{name} is not a parameter of any score{did_you_mean(name, _ARGS)}")
-            arg, users = _ARGS[name]
-            if not arg.accepts(value):
-                raise ValueError(f"acquire.args.{name} is {value!r}, expected {arg.expected}")
+            if not _ARGS[name].accepts(value):
+                raise ValueError(f"acquire.args.{name} is {value!r}, expected {_ARGS[name].expected}")
+            users = [score for score, entry in SCORES.items() if name in entry.args]
             if not set(users) & set(asked):
                 raise ValueError(f"acquire.args.{name} is used by {' and '.join(users)} only, which isn't asked for; remove it")
-        if self.targets and "epig" not in asked:
-            raise ValueError("acquire.targets are used by score epig only, which isn't asked for; remove them")
+        users = [score for score, entry in SCORES.items() if "targets" in entry.keys]
+        if self.targets and not set(users) & set(asked):
+            raise ValueError(f"acquire.targets are used by score {' and '.join(users)} only, which isn't asked for; remove them")
         self._check_names()
         self._check_weights()
         return self
@@ -93,7 +88,7 @@ class Acquire(Part):
     def _check_names(self) -> None:
         """Users' functions are columns by their own names."""
         paths = {path for path in self.asked if ":" in path}
-        known = {*LOGIT_SCORES, *MEMBER_SCORES, *GRADIENT_SCORES, "egl_parameters", "epig", *_TAKEN}
+        known = {*SCORES, *_TAKEN}
         seen: dict[str, str] = {}
         for path in sorted(paths):
             name = column_of(path)
@@ -110,8 +105,9 @@ class Acquire(Part):
         values = list(weights.values()) if isinstance(weights, dict) else weights
         if not values or not all(math.isfinite(value) and value >= 0 for value in values):
             raise ValueError(f"acquire.class_weights is {weights}, expected finite numbers >= 0, at least one")
-        if "energy" in self.asked:
-            raise ValueError("acquire.class_weights can't weight energy, which may be negative; take another score or remove them")
+        signed = next((score for score in self.asked if score in SCORES and SCORES[score].signed), None)
+        if signed is not None:
+            raise ValueError(f"acquire.class_weights can't weight {signed}, which may be negative; take another score or remove them")
 
     @property
     def asked(self) -> tuple[str, ...]:

@@ -16,9 +16,14 @@ class Cluster(Part):
     section = ("cluster",)
 
     address: str = "auto"
+    """`auto`: the cluster of `RAY_ADDRESS` or of the job it runs in, else a Ray of its own on this machine. `in_process`: no Ray. Or
+    an address."""
     workers: Positive | Literal["auto"] = "auto"
+    """How many score at once; `auto`: as many as the cluster has room for."""
     cpus_per_worker: Positive = 1
+    """Processors, and threads, of a worker."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """GPUs, or a share of one; `auto`: one where the model's device and the cluster have it."""
 
 
 class Store(Part):
@@ -27,8 +32,11 @@ class Store(Part):
     section = ("store",)
 
     uri: str = "runs"
+    """A folder, or `s3://`, `gs://`, `abfs://` and a prefix."""
     storage: dict[str, bool | int | str] = {}
+    """How to reach it; left out, `pool.storage`, if the pool is of the same kind of storage."""
     query: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] | None = None
+    """The query's name in the store; left out, a digest of what it asks."""
 
     @property
     def options(self) -> Storage:

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from raystream.errors import QueryError
-from raystream.kinds import KINDS, Kind, kind_of
-from raystream.kinds import OPTIONAL_KEYS as MODEL_KEYS
+from raystream.query.catalogue import KINDS, MODEL_KEYS, REGISTERED, KindEntry, kind_of
 from raystream.query.part import Part, Positive
 from raystream.query.preprocess import Preprocess
 from raystream.query.task import TaskName
@@ -20,25 +19,45 @@ class Model(Part):
     section = ("model",)
 
     kind: str = "torch"
+    """What `source` is."""
     task: TaskName = "classes"
+    """What an output means for a row."""
     output: Literal["logits", "probabilities"] = "logits"
+    """What the model returns: `probabilities` of one that ends in a softmax or sigmoid."""
     source: str | None = None
+    """An import path, a file or a folder, as the kind has it."""
     args: dict[str, Any] = {}
+    """Arguments of the factory or class; of text models `max_length`."""
     weights: str | Annotated[list[str], Field(min_length=2)] | None = None
+    """Safetensors, or a checkpoint that holds tensors alone; a list makes a committee."""
     members: Annotated[list[Model], Field(min_length=2)] | None = None
+    """A committee of models of several kinds, each with `kind`, `source` and what else is its own."""
     embedding: str | None = None
+    """The module, step, output or column that gives the embedding, or `inputs`: the row's own numbers. Left out, what the kind has."""
     embedding_dtype: Literal["float16", "float32"] = "float16"
+    """Of stored embeddings and probabilities."""
     logits: str | None = None
+    """The column of logits."""
     probabilities: str | None = None
+    """The column of probabilities."""
     samples: str | None = None
+    """The column of the members' log-probabilities, (members, classes)."""
     classes: list[str] | str | None = None
+    """The classes' names, or a file of them, a line each. Left out, the model's own, or numbers."""
     preprocess: Preprocess | str | None = None
+    """How encoded images become tensors, or the import path of a function that makes the inputs."""
     batch_size: Positive = 1024
+    """Rows at once; running out of memory halves it, and the result says so."""
     device: str = "auto"
+    """`auto`: a GPU where there is one. Or a device of torch, such as `cpu` or `cuda:1`."""
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """`float16` and `bfloat16`: autocast, on parameters in float32."""
     temperature: Annotated[float, Field(gt=0)] | str | Annotated[list[str], Field(min_length=1)] = 1.0
+    """What logits are divided by, or labelled rows to fit it on, whose labels stand in `pool.label`."""
     version: str | None = None
+    """Stands for what the fingerprint of the source doesn't cover; another text scores all rows anew."""
     trust: Literal["safe", "pickle"] = "safe"
+    """`pickle`: load files that can run code."""
 
     @field_validator("preprocess", mode="before")
     @classmethod
@@ -79,24 +98,24 @@ class Model(Part):
             self._members_fit_together(self.members)
             return self
         kind = kind_of(self.kind)
-        if "source" in kind.keys and self.kind in KINDS and not self.source:
+        if "source" in kind.keys and kind is not REGISTERED and not self.source:
             raise ValueError(f"model.source is missing; give {kind.source}")
         for key in sorted(self.model_fields_set & MODEL_KEYS - kind.keys):
-            if key in ("logits", "probabilities", "samples"):
-                raise ValueError(f"model.{key} is used by kind: columns only; remove it or set model.kind to columns")
-            users = ", ".join(name for name, of in KINDS.items() if key in of.keys)
-            raise ValueError(f"model.{key} is not used by kind: {self.kind} (only by {users}); remove it")
+            users = [name for name, of in KINDS.items() if key in of.keys]
+            if len(users) == 1:
+                raise ValueError(f"model.{key} is used by kind: {users[0]} only; remove it or set model.kind to {users[0]}")
+            raise ValueError(f"model.{key} is not used by kind: {self.kind} (only by {', '.join(users)}); remove it")
         if kind.texts == "expected" and self.images is not None:
             raise ValueError(f"model.preprocess decodes images, but kind: {self.kind} takes texts; remove it")
         self._output_fits(kind)
-        if self.kind == "columns":
+        if kind.carried:
             if self.logits and self.probabilities:
                 raise ValueError("model.logits and model.probabilities are both given; name one of them")
             if not (self.logits or self.probabilities or self.samples or self.embedding):
                 raise ValueError("kind: columns names no column; give model.logits, model.probabilities, model.samples or model.embedding")
         return self
 
-    def _output_fits(self, kind: Kind) -> None:
+    def _output_fits(self, kind: KindEntry) -> None:
         """Whether what the query says of the model's outputs can be."""
         if "output" not in self.model_fields_set:
             return
@@ -106,9 +125,9 @@ class Model(Part):
             raise ValueError(f"model.output is {self.output}, but kind: {self.kind} gives {kind.gives}; remove it")
         if self.output == "probabilities" and self.task == "regression":
             raise ValueError("model.output is probabilities, but model.task is regression, whose outputs are numbers; remove it")
-        if self.kind == "columns" and self.output == "probabilities" and self.logits:
+        if kind.carried and self.output == "probabilities" and self.logits:
             raise ValueError(f"model.output is probabilities, but model.logits names {self.logits}; name it in model.probabilities")
-        if self.kind == "columns" and self.output == "logits" and self.probabilities:
+        if kind.carried and self.output == "logits" and self.probabilities:
             raise ValueError(f"model.output is logits, but model.probabilities names {self.probabilities}; name it in model.logits")
 
     @field_validator("temperature", mode="before")
@@ -118,6 +137,11 @@ class Model(Part):
             return float(value) if isinstance(value, str) else value
         except ValueError:
             return value
+
+    @property
+    def carried(self) -> bool:
+        """Whether the pool's columns are its outputs, so that no model runs."""
+        return kind_of(self.kind).carried
 
     @property
     def calibration_files(self) -> list[str]:
@@ -147,8 +171,8 @@ class Model(Part):
         for position, member in enumerate(members):
             if member.output == "probabilities" and self.task == "regression":
                 raise ValueError(f"model.members.{position}.output is probabilities, but model.task is regression; remove it")
-            if member.kind == "columns":
-                raise ValueError(f"model.members.{position} is of kind columns, which runs on no rows; remove it")
+            if member.carried:
+                raise ValueError(f"model.members.{position} is of kind {member.kind}, which runs on no rows; remove it")
             if member.members is not None or isinstance(member.weights, list):
                 raise ValueError(f"model.members.{position} is a committee itself; list its members")
             wrong = member.model_fields_set & shared

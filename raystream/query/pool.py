@@ -20,13 +20,24 @@ class Pool(Part):
     section = ("pool",)
 
     uri: str | list[str]
+    """A Parquet file, a folder, a glob, a hive layout, a table, or a list of them; local or in object storage."""
     id: str | None = None
+    """The column that names rows, unique; integers, strings or bytes. Left out, rows are called `path#row`."""
     inputs: list[str] | dict[str, str] = []
+    """The columns that the model sees, in order, or a mapping from the model's own names of its inputs to columns. Needed by all
+    kinds but `columns`."""
     filters: list[FilterTerm] | list[list[FilterTerm]] = []
+    """Terms `[column, op, value]` of which all hold, or a list of such lists of which any holds; pushed down to hive folders,
+    tables' partitions and row-group statistics."""
     labelled: list[str] = []
+    """Ids that have labels: never chosen, and already covered. Parquet, CSV or JSON Lines in files, folders, buckets or tables, with
+    the pool's id column."""
     label: str | None = None
+    """The column of labels in the rows that `model.temperature` names."""
     keep: list[str] = []
+    """Columns carried into the selection."""
     storage: dict[str, bool | int | str] = {}
+    """How to reach object storage, for all URIs of the query; never secrets."""
 
     @property
     def uris(self) -> list[str]:

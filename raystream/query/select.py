@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from raystream.errors import did_you_mean
+from raystream.query.catalogue import OPTIONAL_KEYS, TERMS, TRAITS, Traits, traits
 from raystream.query.part import Id, Part, Positive
-from raystream.strategies import OPTIONAL_KEYS, TERMS, TRAITS, Traits, traits
 
 
 class Quota(Part):
@@ -18,9 +18,13 @@ class Quota(Part):
     section = ("select", "quotas")
 
     by: str
+    """A column of the pool, or `prediction`."""
     value: bool | int | float | str | None = None
+    """The one group that it is about; left out, each group."""
     max: Annotated[int, Field(ge=0, strict=True)] | None = None
+    """Rows at most."""
     min: Positive | None = None
+    """Rows at least."""
 
     @field_validator("value", mode="before")
     @classmethod
@@ -42,7 +46,9 @@ class Cost(Part):
     section = ("select", "cost")
 
     column: str
+    """The pool's column that holds them."""
     budget: Annotated[float, Field(gt=0)]
+    """What all chosen rows may cost together."""
 
 
 class Select(Part):
@@ -51,21 +57,38 @@ class Select(Part):
     section = ("select",)
 
     strategy: str = "k_means"
+    """A strategy by name, or the import path of a function of your own."""
     budget: Positive
+    """How many rows to choose."""
     candidates: Positive | Literal["all"] | None = None
+    """How many rows, the best by score, are chosen among, or `all`. Left out, 10 x budget or all, as the strategy has it."""
     metric: Literal["euclidean", "cosine"] = "euclidean"
+    """Of distances between embeddings."""
     weight: Annotated[float, Field(ge=0)] = 0.0
+    """`core_set` maximises score^weight x distance."""
     mix: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """`diverse` maximises (1 - mix) x score + mix x distance, each divided by its largest value at the start."""
     terms: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """The objectives that `combine` multiplies, each to the power of its strength: `score`, `distance`, `typicality`, `similarity`.
+    Left out, score and distance, and similarity where `similar_to` is given."""
     similar_to: list[Id] = []
+    """Ids of rows that the batch should be like."""
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | Literal[False] | None = None
+    """Of rows with this cosine or more only one is chosen. Left out, exact repeats alone are passed over; `false`: neither."""
     quotas: list[Quota] = []
+    """Caps and floors for the rows of each group."""
     must_include: list[Id] = []
+    """Ids that are in the batch whatever their score."""
     exclude: list[Id] = []
+    """Ids that are never in it."""
     cost: Cost | None = None
+    """What each row costs, and what the batch may cost in all."""
     random_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """This part of the batch is drawn at random and marked, so that you can measure what selection buys you."""
     memory: Positive | Literal["auto"] = "auto"
+    """Bytes of embeddings that one process may hold while choosing; `auto`: 2 GiB."""
     args: dict[str, Any] = {}
+    """The strategy's own parameters."""
 
     @field_validator("strategy")
     @classmethod
@@ -123,8 +146,7 @@ class Select(Part):
     @property
     def needs_score(self) -> bool:
         """Whether rows can't be chosen without an acquisition score."""
-        by_terms = self.strategy == "combine" and (not self.terms or self.terms.get("score", 0) > 0)
-        return self.traits.score or self.weight > 0 or self.candidate_limit is not None or by_terms
+        return self.traits.needs_score(self.terms) or self.weight > 0 or self.candidate_limit is not None
 
     @property
     def candidate_limit(self) -> int | None:

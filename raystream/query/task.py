@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from raystream.errors import did_you_mean
-from raystream.kinds import kind_of
-from raystream.query.acquire import LOGIT_SCORES, MEMBER_SCORES
+from raystream.query.catalogue import kind_of, scores_of_task
 
 if TYPE_CHECKING:
     from raystream.query import Query
@@ -39,12 +38,17 @@ class Task:
 
 _OVER_ELEMENTS = ("mean", "max", "sum", "top_mean")
 
+
+def _task(name: TaskName, output: str, reductions: tuple[str, ...] = (), *, dense: bool = False, predicts: bool = True) -> Task:
+    return Task(output, scores_of_task(name, "logits"), scores_of_task(name, "members"), reductions, dense, predicts)
+
+
 TASKS: Mapping[str, Task] = {
-    "classes": Task("(rows, classes)", LOGIT_SCORES, MEMBER_SCORES),
-    "segmentation": Task("(rows, classes, height, width)", LOGIT_SCORES, MEMBER_SCORES, _OVER_ELEMENTS, dense=True),
-    "tokens": Task("(rows, tokens, classes)", LOGIT_SCORES, MEMBER_SCORES, _OVER_ELEMENTS, dense=True),
-    "multi_label": Task("(rows, labels)", ("entropy", "least_confidence", "margin"), MEMBER_SCORES, ("mean", "max", "sum")),
-    "regression": Task("(rows, outputs) or (rows,)", (), ("variance",), predicts=False),
+    "classes": _task("classes", "(rows, classes)"),
+    "segmentation": _task("segmentation", "(rows, classes, height, width)", _OVER_ELEMENTS, dense=True),
+    "tokens": _task("tokens", "(rows, tokens, classes)", _OVER_ELEMENTS, dense=True),
+    "multi_label": _task("multi_label", "(rows, labels)", ("mean", "max", "sum")),
+    "regression": _task("regression", "(rows, outputs) or (rows,)", predicts=False),
 }
 """What `model.task` may be."""
 
@@ -61,7 +65,7 @@ def check_task(query: Query) -> None:
         tasks = kind_of(member.kind).tasks
         if name not in tasks:
             raise ValueError(f"model.task is {name}, but kind: {member.kind} gives {' or '.join(sorted(tasks))} alone; use another kind")
-    if query.model.kind == "columns":
+    if query.model.carried:
         _check_columns(query)
     _check_reduce(query, task)
     traits = query.select.traits

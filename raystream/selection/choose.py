@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 
 from raystream.errors import QueryError, did_you_mean
+from raystream.query.catalogue import TRAITS, USERS_OWN
 from raystream.selection.arguments import check_candidates, checked_metric, count
 from raystream.selection.bounds import Encoding
 from raystream.selection.constraints import Constraints
@@ -23,7 +24,6 @@ from raystream.selection.rows import Array, Metric, squared_distances, vectors
 from raystream.selection.shards import DEFAULT_MEMORY, Shards
 from raystream.selection.shortfall import Obstacle, in_words
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
-from raystream.strategies import TRAITS, USERS_OWN
 
 _NO_ROWS = np.empty(0, dtype=np.int64)
 
@@ -126,7 +126,8 @@ def choose(
     if threshold is not None and shards is None:
         raise QueryError("`near_duplicates` compares embeddings, but the candidates have none; give `x`")
     alike = None if threshold is None or shards is None else NearDuplicates(threshold, shards.width, labelled)
-    reads = near_duplicates is None and TRAITS.get(name, USERS_OWN).embedding
+    traits = TRAITS.get(name, USERS_OWN)
+    reads = near_duplicates is None and traits.embedding
     repeats = find_repeats(shards, candidates.labelled) if reads and shards is not None and len(shards) else None
     gather = None if shards is None else shards.gather
     constraints = Constraints(budget, near_duplicates=alike, quotas=quotas, cost=cost, repeats=repeats, gather=gather, more=more)
@@ -154,7 +155,7 @@ def choose(
         covering = _covering(shards, x, labelled)
         counts = covering.counts
         free = threshold is None and not quotas and cost is None and not len(given)
-        proven = name == "core_set" and weight == 0 and free and not (args or {}).get("outliers")
+        proven = traits.proves_radius and weight == 0 and free and traits.leaves_defaults(args or {})
         radius = covering.radius if picked.radius is None else picked.radius
         certificate = {"radius": radius, "lower_bound": radius / 2 if proven else None}
     why = [constraints.why(int(row)) for row in rows]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from raystream.errors import QueryError, did_you_mean
+from raystream.query.catalogue import TERMS
 from raystream.selection.arguments import count, labelled_of, optional, optional_column, shards_of
 from raystream.selection.constraints import Constraints
 from raystream.selection.core_set import covering_radius, farthest_first
@@ -26,7 +27,6 @@ from raystream.selection.similarity import similarity
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings, gathered
 from raystream.selection.typicality import typicality
 from raystream.selection.weights import checked_weights
-from raystream.strategies import TERMS
 
 
 def combine(

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from raystream.arrays import plain
 from raystream.errors import DataError, QueryError, did_you_mean
+from raystream.query.catalogue import TRAITS, Traits
 from raystream.selection.arguments import (
     Ids,
     checked_metric,
@@ -30,7 +31,6 @@ from raystream.selection.ranking import best
 from raystream.selection.rows import Array, ArrayPart, Metric, Rows, as_rows
 from raystream.selection.shards import DEFAULT_MEMORY, LocalShards
 from raystream.selection.strategy import Candidates
-from raystream.strategies import TRAITS, Traits
 
 _NO_ROWS = np.empty(0, dtype=np.int64)
 

@@ -18,10 +18,10 @@ from emulators import AZURE_ACCOUNT, AZURE_KEY, GoogleWrites, azurite, fake_gcs
 from pools import pool_table
 
 from raystream import Query, run
-from raystream.engine.result import Result, load_result
-from raystream.engine.stores import store_at
 from raystream.errors import ModelError
 from raystream.lake import filesystem_of, local_copy, retry, storage_from
+from raystream.store.opening import store_at
+from raystream.store.result import Result, load_result
 
 pytestmark = pytest.mark.slow
 MakeQuery = Callable[..., Query]

@@ -17,9 +17,6 @@ from pools import pool_table, vectors
 from servers import READER_KEY, READER_SECRET, SECRET_KEY, Proxy
 
 import raystream as rs
-from raystream.engine.store import LocalStore
-from raystream.engine.stored_units import stored_units
-from raystream.engine.stores import store_at
 from raystream.errors import PoolError, QueryError, StoreError
 from raystream.exchange import scores as scores_module
 from raystream.exchange.scores import write_scores
@@ -28,6 +25,9 @@ from raystream.lake import storage_from
 from raystream.lake.credentials import missing_credentials
 from raystream.pool.table_uri import parse_table
 from raystream.pool.tables import list_pool
+from raystream.store.local import LocalStore
+from raystream.store.opening import store_at
+from raystream.store.queries import stored_units
 
 Options = dict[str, str | int | bool]
 MakeQuery = Callable[..., rs.Query]
@@ -405,7 +405,7 @@ def test_a_store_that_refuses_to_remove_says_so(monkeypatch: pytest.MonkeyPatch)
     from obstore.exceptions import PermissionDeniedError
     from obstore.store import MemoryStore
 
-    monkeypatch.setattr("raystream.engine.object_store.bucket_of", lambda uri, storage: MemoryStore())
+    monkeypatch.setattr("raystream.store.bucket.bucket_of", lambda uri, storage: MemoryStore())
     store = store_at("s3://bucket/runs")
     store.remove("units/nothing")
     store.discard("units/nothing")

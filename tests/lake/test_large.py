@@ -18,7 +18,7 @@ from pools import logits_and_embeddings, pool_table, vectors
 from servers import Proxy
 
 from raystream import Query, run
-from raystream.engine.prepare import prepare
+from raystream.scoring.plan import prepare
 
 pytestmark = pytest.mark.slow
 Options = dict[str, str | int | bool]

@@ -16,13 +16,13 @@ import xxhash
 from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
-from raystream.engine.bucket_requests import Requests
-from raystream.engine.receipt import Receipt, read_receipt, unit_folder
-from raystream.engine.store import FORMAT, StoredFile
-from raystream.engine.stores import Store, open_store, prepare_store, store_at
 from raystream.errors import QueryError, StoreError, StoreUnreachable, StoreVersionError
 from raystream.lake import storage_from
 from raystream.lake.bucket import bucket_of
+from raystream.store.bucket import Requests
+from raystream.store.opening import FORMAT, open_store, prepare_store, store_at
+from raystream.store.protocol import Store, StoredFile
+from raystream.store.receipts import Receipt, read_receipt, unit_folder
 
 MakeStore = Callable[[], Store]
 
@@ -34,7 +34,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         return lambda: store_at(str(tmp_path / "runs"))
     if request.param == "memory":
         bucket = MemoryStore()
-        monkeypatch.setattr("raystream.engine.object_store.bucket_of", lambda uri, storage: bucket)
+        monkeypatch.setattr("raystream.store.bucket.bucket_of", lambda uri, storage: bucket)
         return lambda: store_at("s3://bucket")
     request.getfixturevalue("s3_keys")
     uri = f"s3://{request.getfixturevalue('folder')}/prefix"
@@ -208,9 +208,9 @@ def careless(monkeypatch: pytest.MonkeyPatch, **faults: Any) -> Store:
     import obstore
 
     bucket = MemoryStore()
-    monkeypatch.setattr("raystream.engine.object_store.bucket_of", lambda uri, storage: bucket)
-    monkeypatch.setattr("raystream.engine.object_store.obstore", Careless(obstore, **faults))
-    monkeypatch.setattr("raystream.engine.bucket_requests.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("raystream.store.bucket.bucket_of", lambda uri, storage: bucket)
+    monkeypatch.setattr("raystream.store.bucket.obstore", Careless(obstore, **faults))
+    monkeypatch.setattr("raystream.store.bucket.FIRST_WAIT", 0.001)
     return store_at("s3://bucket/runs")
 
 

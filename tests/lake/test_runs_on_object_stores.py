@@ -17,12 +17,12 @@ from obstore.store import MemoryStore
 from pools import pool_table
 
 import raystream as rs
-from raystream.engine.local_copies import local_copies
-from raystream.engine.result import Result, load_result
-from raystream.engine.stores import Store
 from raystream.errors import QueryError, RaystreamError
 from raystream.exchange.report import write_report
 from raystream.run import score
+from raystream.store.local_copies import local_copies
+from raystream.store.protocol import Store
+from raystream.store.result import Result, load_result
 
 MakeQuery = Callable[..., rs.Query]
 
@@ -31,7 +31,7 @@ MakeQuery = Callable[..., rs.Query]
 def memory(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
     """A bucket in this process that all URIs lead to."""
     bucket = MemoryStore()
-    monkeypatch.setattr("raystream.engine.object_store.bucket_of", lambda uri, storage: bucket)
+    monkeypatch.setattr("raystream.store.bucket.bucket_of", lambda uri, storage: bucket)
     return bucket
 
 
@@ -147,7 +147,7 @@ def test_a_run_that_dies_between_two_files_goes_on(
                 raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr("raystream.engine.object_store.obstore", Dying())
+        patched.setattr("raystream.store.bucket.obstore", Dying())
         try:
             rs.run(make_query(store__uri="s3://bucket/runs"))
         except (Killed, RaystreamError):
@@ -182,13 +182,14 @@ def test_embeddings_are_brought_here_once_and_only_when_looked_at(
     make_query: MakeQuery, memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To know which parts there are, no file of embeddings is copied; looked at twice, each is copied once."""
-    from raystream.engine.prepare import prepare
-    from raystream.engine.progress import Silent
-    from raystream.engine.session import Session
-    from raystream.engine.stages import all_receipts, scored_pool
+    from raystream.choosing.scored_pool import scored_pool
+    from raystream.cluster.processes import Processes
+    from raystream.scoring.plan import prepare
+    from raystream.scoring.progress import Silent
+    from raystream.scoring.session import Session, all_receipts
 
     prepared = prepare(make_query(store__uri="s3://bucket/runs"))
-    with Session(prepared, Silent()) as session:
+    with Processes(prepared.query.cluster, Silent()) as processes, Session(prepared, Silent(), processes) as session:
         pool = scored_pool(prepared, all_receipts(prepared, session), session)
     copied = []
     copies = local_copies()
@@ -208,7 +209,7 @@ def test_planning_lists_what_is_scored_instead_of_asking_for_each_unit(
     """A new pool of 300 files is planned without asking for a single receipt; scored in part, each that is there is found."""
     import obstore
 
-    from raystream.engine.prepare import prepare
+    from raystream.scoring.plan import prepare
 
     (tmp_path / "many").mkdir()
     for file in range(300):
@@ -223,7 +224,7 @@ def test_planning_lists_what_is_scored_instead_of_asking_for_each_unit(
             asked.append(name)
             return obstore.get(bucket, name)
 
-    monkeypatch.setattr("raystream.engine.object_store.obstore", Counting())
+    monkeypatch.setattr("raystream.store.bucket.obstore", Counting())
     query = make_query(store__uri="s3://bucket/runs", pool__uri="many")
     tasks = prepare(query).tasks
     assert len(tasks) == 300
@@ -270,7 +271,7 @@ def test_a_link_that_resets_changes_nothing(
     make_query: MakeQuery, runs: str, through_proxy: dict[str, Any], proxy: Any, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers break off while units and the selection are committed and read: the selection is that of an undisturbed run."""
-    monkeypatch.setattr("raystream.engine.bucket_requests.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("raystream.store.bucket.FIRST_WAIT", 0.01)
     expected = selection_of(rs.run(make_query()))
     query = make_query(store__uri=runs, store__storage=through_proxy)
     proxy.faults = EveryThird(proxy, after)

@@ -21,14 +21,14 @@ from servers import READER_KEY, READER_SECRET, Proxy, SeaweedFS, free_port
 
 from raystream import Query, run
 from raystream.cli import main
-from raystream.engine.estimate import estimate
-from raystream.engine.prepare import prepare
-from raystream.engine.worker import Worker
 from raystream.errors import ModelError, PoolError, QueryError
 from raystream.lake import retry
 from raystream.model.source import build_network
 from raystream.pool import plan_pool, read_unit, remote
 from raystream.query import Pool
+from raystream.scoring.estimate import estimate
+from raystream.scoring.plan import prepare
+from raystream.scoring.worker import Worker
 
 Options = dict[str, str | int | bool]
 MakeQuery = Callable[..., Query]
@@ -124,7 +124,7 @@ def after_planning(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -
         act()
         return prepared
 
-    monkeypatch.setattr("raystream.engine.prepare.prepare", prepare_then)
+    monkeypatch.setattr("raystream.scoring.plan.prepare", prepare_then)
 
 
 @pytest.mark.parametrize("fault", ["delay", "reset", "cut"])

@@ -1,8 +1,8 @@
 import pytest
 
-from raystream.engine.progress import Silent
 from raystream.loop.demo import Comparison, demo_query, describe_comparisons, run_demo
 from raystream.query import Cluster
+from raystream.scoring.progress import Silent
 
 COMPARISONS = [Comparison(0, 0.80, 0.90, 0.85), Comparison(1, 0.82, 0.88, 0.89), Comparison(2, 0.81, 0.91, 0.86)]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from raystream.errors import ModelError, QueryError
-from raystream.kinds import ENTRY_POINTS
 from raystream.model import fingerprint, load
 from raystream.query import Model
+from raystream.query.catalogue import ENTRY_POINTS
 
 MODELS = """
 from pathlib import Path

@@ -14,6 +14,7 @@ from oracle import data, distances_to, greedy, pools, unit
 
 from raystream.errors import DataError, QueryError
 from raystream.query import Select
+from raystream.query.catalogue import TRAITS
 from raystream.selection import ArrayPart, Candidates, Cost, LocalShards, Quota, choose, facility_location, row_hash, u_herding
 from raystream.selection.constraints import Constraints
 from raystream.selection.coverage import Coverage
@@ -23,7 +24,6 @@ from raystream.selection.kernels import Cosine, Gaussian
 from raystream.selection.lazy_greedy import LazyGreedy
 from raystream.selection.near_duplicates import cosines
 from raystream.selection.u_herding import default_delta
-from raystream.strategies import TRAITS
 
 
 def cosine(squared):

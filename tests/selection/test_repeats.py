@@ -14,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from oracle import data
 
 from raystream.errors import QueryError
+from raystream.query.catalogue import TRAITS
 from raystream.selection import Candidates, Constraints, Cost, LocalShards, Quota, choose, row_hash
 from raystream.selection import repeats as module
 from raystream.selection.prefilter import ahead
 from raystream.selection.registry import STRATEGIES
 from raystream.selection.repeats import find_repeats, first_equal, not_alone, row_hashes
 from raystream.selection.rows import ArrayPart, Rows
-from raystream.strategies import TRAITS
 
 
 def groups_by_values(x, labelled=()):

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from oracle import data
 
 from raystream.errors import DataError, QueryError
+from raystream.query.catalogue import TRAITS
 from raystream.selection import Cost, Quota, core_set, k_means, power, select, top_k
-from raystream.strategies import TRAITS
 
 N, K = 60, 8
 

@@ -1,0 +1,220 @@
+"""Write the tables in docs/ that come from the query's models and from the catalogue.
+
+    python docs/generate.py             # rewrites them in place
+    python docs/generate.py --check     # ends with 1 if one of them is out of date
+
+A table stands between `<!-- generated: NAME -->` and `<!-- end -->`; everything else in the files is written by hand.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from raystream.query import Acquire, Cluster, Cost, Model, Pool, Preprocess, Query, Quota, Select, Store
+from raystream.query.catalogue import KINDS, MODEL_KEYS, OPTIONAL_KEYS, TRAITS
+from raystream.query.catalogue.arguments import Arg
+from raystream.query.catalogue.listing import Listing, listings
+from raystream.query.part import Part
+
+DOCS = Path(__file__).parent
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def meanings(part: type[Part]) -> dict[str, str]:
+    """The sentence below each key in the source of a section."""
+    body = ast.parse(inspect.getsource(part)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for key, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name) and isinstance(below, ast.Expr):
+            assert isinstance(below.value, ast.Constant)
+            found[key.target.id] = " ".join(str(below.value.value).split())
+    return found
+
+
+def takes(schema: Mapping[str, Any]) -> str:
+    """What a key takes, in words, from its JSON schema."""
+    if "anyOf" in schema:
+        options = [takes(option) for option in schema["anyOf"] if option.get("type") != "null"]
+        return " or ".join(dict.fromkeys(options))
+    if "$ref" in schema:
+        return f"[mapping](#{schema['$ref'].rpartition('/')[2].lower()})"
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{str(schema['const']).lower()}`"
+    kind = schema.get("type")
+    if kind == "array":
+        if "prefixItems" in schema:
+            return f"{len(schema['prefixItems'])} of {takes(schema['prefixItems'][0])}" if schema["prefixItems"] else "list"
+        return f"list of {' or '.join(f'{item}s' for item in takes(schema.get('items', {})).split(' or '))}"
+    if kind == "object":
+        return "mapping"
+    limits = [words.format(schema[key]) for key, words in _LIMITS.items() if key in schema]
+    return " ".join([_TYPES.get(str(kind), "value"), ", ".join(limits)]).strip()
+
+
+_TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true` or `false`"}
+_LIMITS = {"exclusiveMinimum": "above {}", "minimum": "from {}", "maximum": "to {}", "exclusiveMaximum": "below {}"}
+
+
+def section(part: type[Part], users: Callable[[str], str] = lambda key: "") -> str:
+    """The keys of one section of a query, with what they take, their defaults and their meaning."""
+    schema, said = part.model_json_schema(), meanings(part)
+    properties = schema.get("properties") or schema["$defs"][part.__name__]["properties"]
+    rows = []
+    for key, field in part.model_fields.items():
+        words = _TAKES.get((part.__name__, key)) or takes(properties[key])
+        rows.append([f"`{key}`", words, _default(field.get_default(), field.is_required()), f"{said[key]}{users(key)}"])
+    return table(["key", "takes", "default", "meaning"], rows)
+
+
+_TAKES = {
+    ("Query", "seed"): "whole number from 0",
+    ("Pool", "filters"): "list of terms, or list of such lists",
+    ("Acquire", "score"): "a [score](scores.md#all-scores), or import path",
+    ("Acquire", "also"): "list of scores or import paths",
+    ("Select", "strategy"): "a [strategy](strategies.md#all-strategies), or import path",
+    ("Model", "kind"): "a [kind](models.md#kinds)",
+    ("Model", "members"): "list of mappings like this one, at least 2",
+    ("Model", "weights"): "text, or list of texts, at least 2",
+    ("Select", "quotas"): "list of [mappings](#quotas)",
+    ("Select", "near_duplicates"): "number above 0 to 1, or `false`",
+}
+"""What the schema says in more words than a reader needs."""
+
+
+def _default(value: object, required: bool) -> str:
+    if required:
+        return "**needed**"
+    if isinstance(value, Part):
+        return "its defaults"
+    if value is None or value in ([], {}):
+        return "none"
+    if isinstance(value, float):
+        return "1/255" if value == 1 / 255 else f"`{value:g}`"
+    return f"`{list(value)}`" if isinstance(value, tuple) else f"`{value}`"
+
+
+def _select_users(key: str) -> str:
+    """Which strategies use a key that not all do."""
+    if key == "candidates":
+        return f" 10 x budget: {', '.join(f'`{name}`' for name, of in TRAITS.items() if of.tenfold)}."
+    if key not in OPTIONAL_KEYS:
+        return ""
+    users = [name for name, of in TRAITS.items() if key in of.keys]
+    others = [name for name, of in TRAITS.items() if key not in of.keys]
+    return _users("Strategies: ", users, others)
+
+
+def _model_users(key: str) -> str:
+    """Which kinds use a key that not all do."""
+    if key not in MODEL_KEYS:
+        return ""
+    return _users(
+        "Kinds: ", [name for name, of in KINDS.items() if key in of.keys], [name for name, of in KINDS.items() if key not in of.keys]
+    )
+
+
+def _users(head: str, users: list[str], others: list[str]) -> str:
+    named, but = (", ".join(f"`{name}`" for name in names) for names in (users, others))
+    return f" {head}{named}." if len(users) <= len(others) else f" {head}all but {but}."
+
+
+def arguments(entries: Iterable[Listing], what: str) -> str:
+    """The parameters of all entries."""
+    rows = [[f"`{entry.name}`", f"`{name}`", *_argument(arg)] for entry in entries for name, arg in entry.args.items()]
+    return table([what, "argument", "takes", "default", "meaning"], rows)
+
+
+def _argument(arg: Arg) -> list[str]:
+    return [arg.expected, arg.default_words if arg.default is None else f"`{str(arg.default).lower()}`", arg.meaning]
+
+
+def strategies() -> str:
+    """All strategies in one table."""
+    rows = [
+        [f"[`{entry.name}`](#{entry.name})", entry.does, ", ".join(entry.needs) or "nothing", entry.facts["candidates"],
+         ", ".join(f"`{name}`" for name in [*(key for key in entry.keys if key not in ("metric", "memory")), *entry.args])]
+        for entry in listings()["strategies"]
+    ]  # fmt: skip
+    return table(["strategy", "chooses", "needs", "candidates", "keys and args of its own"], rows)
+
+
+def when() -> str:
+    """Each strategy with whom it serves and its parameters."""
+    parts = []
+    for entry in listings()["strategies"]:
+        keys = ", ".join(f"`{key}`" for key in entry.keys)
+        parts.append(f"### {entry.name}\n\nUse it when {entry.facts['use_when']}{f' Keys of `select`: {keys}.' if keys else ''}")
+        parts += [arguments([entry], "strategy")] if entry.args else []
+    return "\n\n".join(parts)
+
+
+def scores() -> str:
+    """All scores in one table."""
+    rows = [[f"`{entry.name}`", entry.does, *entry.needs, entry.facts["tasks"]] for entry in listings()["scores"]]
+    return table(["score", "measures", "needs", "`model.task`"], rows)
+
+
+def kinds() -> str:
+    """The kinds of model in one table."""
+    rows = [
+        [f"`{name}`", of.does, of.source or "none", of.embedding, f"`[{of.extra}]`" if of.extra else "", "no" if of.no_dropout else "yes"]
+        for name, of in KINDS.items()
+    ]
+    return table(["`model.kind`", "is", "`model.source`", "embedding", "extra", "MC dropout"], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "query": lambda: section(Query),
+    "pool": lambda: section(Pool),
+    "model": lambda: section(Model, _model_users),
+    "preprocess": lambda: section(Preprocess),
+    "acquire": lambda: section(Acquire),
+    "select": lambda: section(Select, _select_users),
+    "quotas": lambda: section(Quota),
+    "cost": lambda: section(Cost),
+    "cluster": lambda: section(Cluster),
+    "store": lambda: section(Store),
+    "select args": lambda: arguments(listings()["strategies"], "strategy"),
+    "acquire args": lambda: arguments(listings()["scores"], "score"),
+    "strategies": strategies,
+    "strategies when": when,
+    "scores": scores,
+    "kinds": kinds,
+}
+
+_GENERATED = re.compile(r"<!-- generated: ([a-z ]+) -->.*?<!-- end -->", re.DOTALL)
+
+
+def generated(text: str) -> str:
+    """A document with its tables written anew."""
+    return _GENERATED.sub(lambda found: f"<!-- generated: {found[1]} -->\n\n{TABLES[found[1]]()}\n\n<!-- end -->", text)
+
+
+def main() -> int:
+    """Rewrite what is out of date, or with `--check` name it."""
+    stale = [path for path in sorted(DOCS.glob("*.md")) if generated(path.read_text()) != path.read_text()]
+    for path in stale:
+        if "--check" in sys.argv:
+            print(f"{path.name} is out of date; run make docs", file=sys.stderr)
+        else:
+            path.write_text(generated(path.read_text()))
+    return int("--check" in sys.argv and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

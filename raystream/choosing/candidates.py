@@ -1,0 +1,197 @@
+"""Which rows find_candidates the choice: those ahead by score, those the query names, those drawn at random, enough for every floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from raystream.choosing.holding import memory_of
+from raystream.choosing.labelled import LabelledRows
+from raystream.choosing.named_rows import Named
+from raystream.choosing.pool_columns import read_cost, read_quotas
+from raystream.choosing.scored_pool import ScoredPool
+from raystream.pool.id_hashes import BLOCK_ROWS, id_blocks, id_bytes
+from raystream.scoring.plan import Prepared
+from raystream.selection import Constraints, Quota, Rows, draw, random_order, row_hash, walk
+from raystream.selection.hashing import bytes_hash
+from raystream.selection.prefilter import Ahead, ahead, with_floors
+from raystream.selection.ranking import best
+from raystream.store.vectors import fetch
+
+_AT_ONCE = 1 << 20
+"""Rows whose scores are compared at a time."""
+
+
+@dataclass(frozen=True)
+class CandidateRows:
+    """The candidates.
+
+    Attributes:
+        rows: (n,) int64 rows of the pool, ascending; None for all of them.
+        must_include, drawn: int64 candidates that are in the batch already.
+        eligible: how many rows of the pool might have been chosen.
+        limited: whether the pre-filter kept some of these out.
+        others: whether some of those may be no exact repeats.
+        repeats: how many exact repeats it passed over.
+    """
+
+    rows: np.ndarray | None
+    must_include: np.ndarray
+    drawn: np.ndarray
+    eligible: int
+    limited: bool
+    others: bool = False
+    repeats: int = 0
+
+
+def find_candidates(prepared: Prepared, pool: ScoredPool, covered: LabelledRows, named: Named) -> CandidateRows:
+    """Decide which rows of the pool are candidates.
+
+    Args:
+        prepared: the query.
+        pool: its scored rows.
+        covered: which of them are labelled, and the embeddings of those.
+        named: the rows that the query names.
+    """
+    free = ~covered.mask
+    free[named.exclude] = False
+    eligible = int(free.sum())
+    must = named.must_include
+    free[must] = False
+    drawn = _drawn(prepared, pool, free, must)
+    free[drawn] = False
+    given = np.concatenate([must, drawn])
+    left, limit = int(free.sum()), prepared.query.select.candidate_limit
+    prefilter = _Prefilter(prepared, pool, covered, given)
+    if limit is not None and limit < left:
+        rows = np.union1d(prefilter.keep(free, limit), given)
+    elif left + len(given) == len(pool):
+        return CandidateRows(None, must, drawn, eligible, limited=False)
+    else:
+        free[given] = True
+        rows = np.flatnonzero(free)
+    limited = len(rows) < left + len(given)
+    return CandidateRows(
+        rows, np.searchsorted(rows, must), np.searchsorted(rows, drawn), eligible, limited, prefilter.others, prefilter.repeats
+    )
+
+
+def hashes(pool: ScoredPool, seed: int, rows: np.ndarray | None) -> np.ndarray:
+    """(n,) uint64 hashes of the rows' ids, ascending or not; of all rows for None."""
+    found = np.empty(len(pool) if rows is None else len(rows), np.uint64)
+    if rows is None:
+        for start, block in id_blocks(pool.ids):
+            found[start : start + len(block)] = _hashes(seed, block)
+        return found
+    for start in range(0, len(rows), BLOCK_ROWS):
+        found[start : start + BLOCK_ROWS] = _hashes(seed, pool.ids_at(rows[start : start + BLOCK_ROWS]))
+    return found
+
+
+def _hashes(seed: int, ids: pa.Array) -> np.ndarray:
+    return row_hash(seed, ids.to_numpy()) if pa.types.is_integer(ids.type) else bytes_hash(seed, *id_bytes(ids))
+
+
+class _Prefilter:
+    """Which rows are candidates by their scores.
+
+    Attributes:
+        others, repeats: see `CandidateRows`; of the last call of `keep`.
+    """
+
+    def __init__(self, prepared: Prepared, pool: ScoredPool, covered: LabelledRows, given: np.ndarray) -> None:
+        self._prepared, self._pool, self._given = prepared, pool, given
+        self._select = prepared.query.select
+        self._covered = covered.embeddings
+        self.others, self.repeats = False, 0
+
+    def keep(self, mask: np.ndarray, limit: int) -> np.ndarray:
+        """Those of the masked rows that are let through, ascending: the `limit` best by score, and enough of every group with a floor.
+
+        These are the best of the group by score, and where the batch, which `given` are in already, couldn't pay for them, the cheapest.
+        """
+        every = self._pool.score
+        assert every is not None
+        if self._select.passes_over_repeats and len(self._given):
+            vectors = self._pool.embeddings_of(self._given)
+            self._covered = vectors if self._covered is None else np.concatenate([self._covered, vectors])
+        first = self._first(lambda count: _best(every, mask, count), int(mask.sum()), limit)
+        self.others, self.repeats = first.others, first.passed
+        kept = np.sort(first.rows)
+        if not any(quota.min is not None for quota in self._select.quotas):
+            return kept
+        free = np.flatnonzero(mask)
+        score = every[free]
+        rows = np.concatenate([free, self._given])
+        quotas, cost = read_quotas(self._prepared, self._pool, rows, self._select.budget), read_cost(self._prepared, self._pool, rows)
+        return with_floors(kept, free, score, quotas, cost, self._first)
+
+    def _first(self, order: Callable[[int], np.ndarray], total: int, limit: int) -> Ahead:
+        """The first rows of an order, exact repeats passed over where the choice passes over them."""
+        if not self._select.passes_over_repeats:
+            return Ahead(order(limit), 0, limit < total)
+        kinds = self._kinds if self._select.quotas or self._select.cost is not None else None
+        return ahead(order, total, limit, opened=self._opened, covered=self._covered, kinds=kinds)
+
+    def _opened(self, rows: np.ndarray) -> Rows:
+        parts, positions = self._pool.embeddings(rows, memory_of(self._prepared.query))
+        fetch(parts)
+        return Rows(parts, positions)
+
+    def _kinds(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """What quotas and costs tell rows apart by."""
+        quotas = read_quotas(self._prepared, self._pool, rows, self._select.budget) if self._select.quotas else []
+        cost = read_cost(self._prepared, self._pool, rows)
+        groups = np.column_stack([quota.group for quota in quotas]) if quotas else np.empty((len(rows), 0), dtype=np.int32)
+        return groups, None if cost is None else cost.column
+
+
+def _best(score: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
+    """The `count` masked rows of the highest scores, highest first, ties to the lower row; a part at a time, without a copy of all."""
+    found = np.empty(0, np.int64)
+    for start in range(0, len(score), _AT_ONCE):
+        block = start + np.flatnonzero(mask[start : start + _AT_ONCE])
+        found = np.concatenate([found, block[np.sort(best(score[block], count))]])
+        if len(found) >= 2 * count:
+            found = found[np.sort(best(score[found], count))]
+    rows: np.ndarray = found[best(score[found], count)]
+    return rows
+
+
+def _drawn(prepared: Prepared, pool: ScoredPool, mask: np.ndarray, must: np.ndarray) -> np.ndarray:
+    """The rows of `select.random_share`: the first by hash among the masked ones, which caps and costs may pass over."""
+    select = prepared.query.select
+    count = min(round(select.random_share * select.budget), select.budget - len(must), int(mask.sum()))
+    if count <= 0:
+        return np.empty(0, dtype=np.int64)
+    free = np.flatnonzero(mask)
+    keys = draw(hashes(pool, prepared.query.seed, free), "random_share")
+    if not select.quotas and select.cost is None:
+        return np.asarray(free[random_order(keys, count)])
+    order = free[random_order(keys, len(free))]
+    if any(quota.min is not None for quota in select.quotas):
+        return _fitting(prepared, pool, must, order, count, floors=True)
+    some = _fitting(prepared, pool, must, order[: 4 * count + 64], count)
+    return some if len(some) == count else _fitting(prepared, pool, must, order, count)
+
+
+def _fitting(prepared: Prepared, pool: ScoredPool, must: np.ndarray, order: np.ndarray, count: int, floors: bool = False) -> np.ndarray:
+    """The first `count` rows of `order` that fit the caps and the cost beside those of `must`, and leave enough for the floors."""
+    rows, budget = np.concatenate([must, order]), prepared.query.select.budget
+    quotas = read_quotas(prepared, pool, rows, budget)
+    # a batch may meet floors by several columns with the same rows: no places are kept for them here
+    places = budget if sum(quota.least.any() for quota in quotas) == 1 else len(rows)
+    limits = quotas if floors and _can_be_met(quotas, budget) else [replace(quota, least=np.zeros_like(quota.least)) for quota in quotas]
+    constraints = Constraints(places if floors else len(rows), quotas=limits, cost=read_cost(prepared, pool, rows))
+    for row in range(len(must)):
+        constraints.take(row, why="must_include")
+    return np.asarray(rows[walk(np.arange(len(must), len(rows)), count, constraints, None)])
+
+
+def _can_be_met(quotas: Sequence[Quota], budget: int) -> bool:
+    """Whether the pool holds enough for every floor; where it doesn't, the choice says so."""
+    held = (np.bincount(quota.group[quota.group >= 0], minlength=len(quota.names)) for quota in quotas)
+    return all((quota.least <= some).all() and quota.least.sum() <= budget for quota, some in zip(quotas, held, strict=True))

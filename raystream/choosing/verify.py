@@ -1,0 +1,309 @@
+"""Derives a committed selection again, from the store, and compares: the same scores must give the same rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raystream.choosing.batch import choose_batch
+from raystream.choosing.holding import Actors
+from raystream.choosing.labelled import LabelledRows, labelled_rows_of
+from raystream.choosing.scored_pool import ScoredPool, merge
+from raystream.errors import LabelsError, PoolError, StoreError, VerificationError
+from raystream.pool import File, Labelled, PoolPlan, ReadSpec, Unit, read_labelled
+from raystream.pool.files import known_files
+from raystream.query import Query
+from raystream.scoring.asked import Asked
+from raystream.scoring.class_labels import named_classes
+from raystream.scoring.job import Task
+from raystream.scoring.keys import differences, query_identity
+from raystream.scoring.plan import Prepared, candidates_columns, pool_plan, wanted_outputs, with_temperature
+from raystream.scoring.progress import Reporter, Silent
+from raystream.store.integrity import damaged
+from raystream.store.manifest import Certificate, Manifest, versions
+from raystream.store.protocol import Store, StoredFile
+from raystream.store.quarantined import quarantined_rows
+from raystream.store.queries import StoredUnit, find_query, query_folder, read_manifest, read_query, stored_units
+from raystream.store.receipts import Receipt, read_receipts
+from raystream.store.result import committed_table, read_result
+
+TOLERANCE = 1e-6
+"""By how much of their size gains, distances and the certificate may differ: they may be summed up in another order."""
+
+_CLOSE = ("gain", "distance")
+_HASH_THREADS = 4
+_FETCH_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What of a committed query was found to be as committed.
+
+    `same` columns agree exactly, `close` ones to `tolerance` times their size; `not_compared` are kept columns, which only
+    the pool holds. `scored` rows in `units` units of `bytes` bytes are what it was derived from.
+    """
+
+    query: str
+    rows: int
+    scored: int
+    units: int
+    bytes: int
+    same: tuple[str, ...]
+    close: tuple[str, ...]
+    not_compared: tuple[str, ...]
+    tolerance: float
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return asdict(self)
+
+
+def verify(
+    store: Store, name: str, connect: Callable[[Query], AbstractContextManager[Actors]], reporter: Reporter | None = None
+) -> Verified:
+    """Derive a committed selection again and compare it.
+
+    Scores, embeddings and ids come from the store; the labelled ids from their files; from the pool only columns that
+    quotas and costs go by. Nothing is scored and nothing is changed.
+
+    Args:
+        store: holds the query.
+        name: the query's, or its beginning.
+        connect: where selection actors come from, if the query needs some.
+        reporter: told how far it is.
+
+    Raises:
+        QueryError: there is no such query.
+        StoreError: what it was derived from is gone or damaged.
+        LabelsError, PoolError: labelled ids, or files of a pool whose columns it needs, have changed since.
+        VerificationError: the selection isn't what its scores give.
+    """
+    reporter = reporter or Silent()
+    manifest = read_manifest(store, find_query(store, name))
+    assert manifest is not None
+    query = _query(store, manifest)
+    reporter.stage("Checking the stored units")
+    units = stored_units(store, manifest)
+    elsewhere = _elsewhere(store, manifest)
+    files = _files(query, [*(unit.receipt for unit in units), *elsewhere])
+    _check_whole(store, [manifest.selection, *files])
+    _compare_quarantined(store, manifest, [*(unit.receipt for unit in units), *elsewhere])
+    reporter.stage(f"Choosing {query.select.budget} rows by {query.select.strategy} again")
+    pool = _pool(store, query, units)
+    labelled = _labelled(query, pool, manifest)
+    prepared = _prepared(query, store, manifest, units, labelled, pool)
+    none = LabelledRows(np.zeros(len(pool), bool), 0, None, ())
+    covered = none if labelled is None else labelled_rows_of(query, labelled, pool, elsewhere)
+    with connect(query) as actors:
+        batch = choose_batch(prepared, pool, covered, actors)
+    committed = read_result(store, manifest).selection
+    compared = _compare(committed, batch.selection, query, manifest)
+    _compare_certificates(manifest, batch.certificate)
+    return Verified(
+        query=manifest.query,
+        rows=committed.num_rows,
+        scored=len(pool),
+        units=len(units) + len(elsewhere),
+        bytes=sum(file.size for file in files),
+        same=tuple(column for column in compared if column not in _CLOSE),
+        close=(*_CLOSE, *(["certificate"] if manifest.certificate else [])),
+        not_compared=tuple(query.pool.keep),
+        tolerance=TOLERANCE,
+    )
+
+
+def _pool(store: Store, query: Query, units: Sequence[StoredUnit]) -> ScoredPool:
+    """The scored rows, with their EPIG if the query asked for that."""
+    column = query.acquire.column if query.needs_score else None
+    pool = merge(store, [unit.receipt for unit in units], query.pool.id or "id", None if column == "epig" else column)
+    further = tuple(unit.further for unit in units)
+    if not any(further):
+        return pool
+    pool = replace(pool, further=further)
+    return replace(pool, score=pool.further_column("epig")) if column == "epig" else pool
+
+
+def _query(store: Store, manifest: Manifest) -> Query:
+    """The query as it was given; `resolved` also says what was left out, which strict keys may refuse."""
+    query = with_temperature(read_query(store, manifest.query), manifest.calibration)
+    now = query_identity(query, [], [], None, manifest.fingerprint)
+    asked = [key for key in now if key in manifest.identity and not key.startswith("the ")]
+    differ = differences({key: manifest.identity[key] for key in asked}, {key: now[key] for key in asked})
+    if differ:
+        place = store.place(f"{query_folder(manifest.query)}/query.yaml")
+        raise StoreError(f"store: {place} is not the query that was committed: it differs in {differ}; restore it")
+    return query
+
+
+def _elsewhere(store: Store, manifest: Manifest) -> list[Receipt]:
+    found = [receipt for receipt in read_receipts(store, manifest.labelled_units) if receipt is not None]
+    if len(found) < len(manifest.labelled_units):
+        raise StoreError(
+            f"{len(manifest.labelled_units) - len(found)} units over labelled rows of query {manifest.query} are gone from "
+            f"store {store.uri}; run raystream score with its query.yaml to have them again"
+        )
+    return found
+
+
+def _files(query: Query, receipts: Sequence[Receipt]) -> list[StoredFile]:
+    """The files of units that the choice reads."""
+    traits = query.select.traits
+    found: list[StoredFile | None] = []
+    for receipt in receipts:
+        found.append(receipt.scores)
+        found.append(receipt.quarantine)
+        found.append(receipt.embeddings if query.needs_embedding else None)
+        found.append(receipt.probabilities if traits.probabilities else None)
+        found.append(receipt.samples if traits.samples else None)
+    return [file for file in found if file is not None]
+
+
+def _check_whole(store: Store, files: Sequence[StoredFile]) -> None:
+    with ThreadPoolExecutor(_FETCH_THREADS if store.remote else _HASH_THREADS) as threads:
+        for file, whole in zip(files, threads.map(store.is_whole, files), strict=True):
+            if not whole:
+                raise damaged(store.place(file.name))
+
+
+def _labelled(query: Query, pool: ScoredPool, manifest: Manifest) -> Labelled | None:
+    if not query.pool.labelled:
+        return None
+    labelled = read_labelled(query.pool.labelled, query.pool.id, pool.ids.type, storage=query.pool.options)
+    if manifest.labelled_digest is not None and labelled.digest != manifest.labelled_digest:
+        raise LabelsError(
+            f"pool.labelled {', '.join(query.pool.labelled)} holds other ids now ({len(labelled):,} of them) than when query "
+            f"{manifest.query} was committed; restore the files of then"
+        )
+    return labelled
+
+
+def _prepared(
+    query: Query, store: Store, manifest: Manifest, units: Sequence[StoredUnit], labelled: Labelled | None, pool: ScoredPool
+) -> Prepared:
+    """The query as it was prepared then; the pool's files are looked at only if the choice needs their columns."""
+    needed = candidates_columns(query)
+    plan = PoolPlan((), (), ReadSpec(query.pool.id, pool.ids.type, (), query.on_error), (), {}, pa.schema([]), ())
+    files = {file.path: file for file in known_files(manifest.files, query.pool.options)}
+    if needed:
+        plan = pool_plan(query, query.pool, needed)
+        files = _unchanged(plan, manifest, needed)
+    tasks = tuple(Task(_unit(unit, files), unit.receipt.key) for unit in units)
+    return Prepared(
+        query=query.model_copy(update={"pool": query.pool.model_copy(update={"keep": []})}),
+        store=store,
+        pool=plan,
+        classes=named_classes(_classes(manifest), [unit.receipt for unit in units]),
+        labelled=labelled,
+        fingerprint=manifest.fingerprint,
+        identity=manifest.identity,
+        name=manifest.query,
+        tasks=tasks,
+        receipts=tuple(unit.receipt for unit in units),
+        given=query,
+        asked=Asked(),
+        wanted=wanted_outputs(query),
+        calibration=manifest.calibration,
+    )
+
+
+def _unchanged(plan: PoolPlan, manifest: Manifest, needed: Sequence[str]) -> dict[str, File]:
+    """The pool's files, provided that they are those of then."""
+    now = {file.path: file for file in plan.files}
+    then = {path: (path, size, version) for path, size, version in manifest.files}
+    changed = sorted(path for path in {**then, **now} if path not in now or now[path].identity != then.get(path))
+    if changed:
+        raise PoolError(
+            f"query {manifest.query} goes by {', '.join(needed)}, which only the pool holds, and {len(changed)} of its files were added, "
+            f"rewritten or removed since it was committed, first: {changed[0]}; restore them to verify it"
+        )
+    return now
+
+
+def _unit(unit: StoredUnit, files: dict[str, File]) -> Unit:
+    row_groups = tuple(int(number) for number in unit.name.rpartition("#rg")[2].split("-"))
+    return Unit(files[unit.path], row_groups, unit.first_row, unit.receipt.rows, 0)
+
+
+def _classes(manifest: Manifest) -> list[str] | None:
+    try:
+        names: list[str] | None = json.loads(manifest.identity["the names of the classes"])
+    except (ValueError, KeyError):
+        raise StoreError(
+            f"store: the manifest of query {manifest.query} is damaged: its identity holds no names of the classes; restore it"
+        ) from None
+    return names
+
+
+def _compare(then: pa.Table, now: pa.Table, query: Query, manifest: Manifest) -> list[str]:
+    """The columns that agree.
+
+    Raises:
+        VerificationError: names the first rank and column in which they don't.
+    """
+    columns = [name for name in now.column_names if name != "rank"]
+    if missing := [name for name in columns if name not in then.column_names]:
+        raise VerificationError(f"query {manifest.query}: its selection has no column {missing[0]}")
+    old, new = ({name: table.column(name).to_pylist() for name in columns} for table in (then, now))
+    for rank in range(min(then.num_rows, now.num_rows)):
+        for name in columns:
+            before, after = old[name][rank], new[name][rank]
+            if not (_close(before, after) if name in _CLOSE else before == after or (before != before and after != after)):
+                raise VerificationError(
+                    f"query {manifest.query} is not what its scores give: at rank {rank}, {name} is {before!r} in the selection and "
+                    f"{after!r} now; {_suspects(query, manifest)}"
+                )
+    if then.num_rows != now.num_rows:
+        raise VerificationError(
+            f"query {manifest.query} is not what its scores give: {then.num_rows} rows are in the selection, {now.num_rows} are "
+            f"chosen now, the first {min(then.num_rows, now.num_rows)} of them the same; {_suspects(query, manifest)}"
+        )
+    return columns
+
+
+def _compare_certificates(manifest: Manifest, now: Certificate | None) -> None:
+    then = manifest.certificate
+    if then is None and now is None:
+        return
+    if then is None or now is None or then.over != now.over or not all(
+        _close(getattr(then, name), getattr(now, name)) for name in ("radius", "lower_bound")
+    ):  # fmt: skip
+        raise VerificationError(f"query {manifest.query}: its certificate is {then}, but its scores give {now}")
+
+
+def _compare_quarantined(store: Store, manifest: Manifest, receipts: Sequence[Receipt]) -> None:
+    """Hold the rows that were left out against the units' own.
+
+    Raises:
+        StoreError: the file of them is gone or isn't what was committed.
+        VerificationError: it holds other rows than the units left out.
+    """
+    found = list(quarantined_rows(store, receipts))
+    then = None if manifest.quarantined is None else committed_table(store, manifest, manifest.quarantined)
+    now = pa.concat_tables(found) if found else None
+    if (then is None) != (now is None) or (then is not None and not then.equals(now)):
+        counts = [0 if table is None else table.num_rows for table in (then, now)]
+        raise VerificationError(
+            f"query {manifest.query}: quarantined.parquet names {counts[0]} rows, but its units left out {counts[1]}, or others"
+        )
+
+
+def _close(then: float | None, now: float | None) -> bool:
+    if then is None or now is None:
+        return then is now
+    return abs(then - now) <= TOLERANCE * max(abs(then), abs(now)) + 1e-12
+
+
+def _suspects(query: Query, manifest: Manifest) -> str:
+    """What may have changed beside the store."""
+    now = versions()
+    changed = [f"{name} {then} then, {now.get(name)} now" for name, then in manifest.versions.items() if now.get(name) != then]
+    if ":" in query.select.strategy:
+        changed.append(f"the source of {query.select.strategy}")
+    return f"what may differ: {', '.join(changed)}" if changed else "the selection or the store was changed"

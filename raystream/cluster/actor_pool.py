@@ -1,0 +1,207 @@
+"""Workers as Ray actors, and the Ray that they run on."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import queue
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from raystream.cluster.connection import _gpus_per_worker, cluster_now, first_line
+from raystream.cluster.placing import Placing
+from raystream.errors import ClusterError, RaystreamError
+from raystream.model import is_device_failure
+from raystream.query import Cluster
+from raystream.scoring.executor import Event, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady
+from raystream.scoring.job import Job, Task
+from raystream.scoring.scheduler import IN_FLIGHT
+from raystream.scoring.worker import Failure, Worker, started
+from raystream.store.receipts import Receipt
+
+_HEAR_SECONDS = 0.2
+"""How long Ray may wait at a time: it looks for signals once a second, Python between its own instructions."""
+
+
+_TELLING = "telling"
+"""The concurrency group of calls that end when the actor has something to say, so that no unit waits for them."""
+
+
+class _Actor:
+    """A worker in a process of its own."""
+
+    def __init__(self, job: Job) -> None:
+        import pyarrow as pa
+
+        pa.set_cpu_count(job.threads)
+        self._job = job
+        self._worker: Worker | None = None
+        self._told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        logging.getLogger("raystream").addHandler(logging.handlers.QueueHandler(self._told))
+
+    @ray.method(concurrency_group=_TELLING)  # type: ignore[untyped-decorator]
+    def placed(self) -> None:
+        """Answers once the actor has a place."""
+
+    @ray.method(concurrency_group=_TELLING)  # type: ignore[untyped-decorator]
+    def told(self) -> str:
+        """What the worker has to say to people, once there is something: Ray's own logs go nowhere that they would look."""
+        message: str = self._told.get().getMessage()
+        return message
+
+    def load(self) -> RaystreamError | None:
+        """Load the model; the model's own error comes back as a value."""
+        try:
+            self._worker = started(self._job)
+        except RaystreamError as error:
+            return error
+        except BaseException as error:
+            _end_if_device_is_lost(error)
+            raise
+        return None
+
+    def score(self, task: Task) -> Receipt | Failure:
+        import pyarrow as pa
+
+        assert self._worker is not None
+        try:
+            return self._worker.attempt(task)
+        except BaseException as error:
+            _end_if_device_is_lost(error)
+            raise
+        finally:
+            pa.default_memory_pool().release_unused()
+
+
+def _end_if_device_is_lost(error: BaseException) -> None:
+    """A process whose device is lost can't be used again: Ray starts another one in its place."""
+    if is_device_failure(error):
+        os._exit(70)
+
+
+class ActorPool:
+    """Ray actors as workers.
+
+    Args:
+        job: what they are told.
+        cluster: how large each of them is.
+        clock: seconds.
+    """
+
+    def __init__(self, job: Job, cluster: Cluster, clock: Callable[[], float] = time.monotonic) -> None:
+        gpus = _gpus_per_worker(cluster)
+        needed = {"CPU": float(cluster.cpus_per_worker), "GPU": gpus}
+        self._placing = Placing(needed, cluster_now, clock)
+        self._job = ray.put(job)
+        self._actor_class = ray.remote(concurrency_groups={_TELLING: 1})(_Actor).options(
+            num_cpus=cluster.cpus_per_worker,
+            num_gpus=gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=IN_FLIGHT,
+        )
+        self._actors: dict[int, Any] = {}
+        self._refs: dict[Any, tuple[int, int | None]] = {}
+        # invariant: a call that says of a worker that it has its place, or what it has to tell -> the worker
+        self._ears: dict[Any, int] = {}
+        self._lost: set[int] = set()
+
+    def start_worker(self, worker: int) -> None:
+        actor = self._actor_class.remote(self._job)
+        self._actors[worker] = actor
+        self._placing.asked(worker)
+        self._ears[actor.placed.remote()] = worker
+        self._refs[actor.load.remote()] = (worker, None)
+
+    def assign(self, worker: int, unit: int, task: Task) -> None:
+        actor = self._actors.get(worker)
+        # A worker may end a unit and die before it is heard of: its loss comes behind the unit in the same events.
+        if actor is not None:
+            self._refs[actor.score.remote(task)] = (worker, unit)
+
+    def wait(self, timeout: float) -> list[Event]:
+        until = time.monotonic() + timeout
+        first: list[Any] = []
+        try:
+            while not first and (left := until - time.monotonic()) > 0:
+                first, _ = ray.wait([*self._refs, *self._ears], num_returns=1, timeout=min(left, _HEAR_SECONDS))
+            every = [*self._refs, *self._ears]
+            ready, _ = ray.wait(every, num_returns=len(every), timeout=0) if first else ([], [])
+        except RayError as error:
+            raise ClusterError(f"the connection to the Ray cluster broke: {first_line(error)}; run again to resume") from error
+        # Results before losses: what a worker finished before it died counts.
+        events = [event for ref in ready if (event := self._event(ref) if ref in self._refs else self._heard(ref)) is not None]
+        self._placing.check()
+        return sorted(events, key=lambda event: isinstance(event, WorkerLost))
+
+    def close(self) -> None:
+        for actor in self._actors.values():
+            ray.kill(actor, no_restart=True)
+        self._actors.clear()
+        self._refs.clear()
+        self._ears.clear()
+
+    def _event(self, ref: Any) -> Event | None:
+        worker, unit = self._refs.pop(ref)
+        try:
+            outcome = ray.get(ref)
+        except RayActorError as error:
+            return self._died(worker, error)
+        except RayError as error:
+            if unit is None:
+                self._end(worker)
+                return StartFailed(worker, RaystreamError(first_line(error)), retry=True)
+            return UnitEnded(worker, unit, Failure(RaystreamError(first_line(error)), retry=True))
+        if unit is not None:
+            return UnitEnded(worker, unit, outcome)
+        if outcome is None:
+            return WorkerReady(worker)
+        return StartFailed(worker, outcome, retry=False)
+
+    def _heard(self, ref: Any) -> Event | None:
+        """What a worker says beside its work: that it has a place, and now and then a sentence."""
+        worker = self._ears.pop(ref)
+        try:
+            text = ray.get(ref)
+        except RayError as error:
+            return self._died(worker, error)
+        self._placing.placed(worker)
+        actor = self._actors.get(worker)
+        if actor is not None:
+            self._ears[actor.told.remote()] = worker
+        return None if text is None else Told(worker, text)
+
+    def _died(self, worker: int, error: Exception) -> Event | None:
+        if worker in self._lost:
+            return None
+        self._end(worker)
+        return WorkerLost(worker, RaystreamError(f"the worker died: {first_line(error)}"))
+
+    def _end(self, worker: int) -> None:
+        """Unavailable is not dead, and an actor without a model still holds the device that its successor needs."""
+        actor = self._actors.pop(worker, None)
+        self._lost.add(worker)
+        self._placing.gone(worker)
+        if actor is not None:
+            ray.kill(actor, no_restart=True)
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+

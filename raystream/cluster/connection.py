@@ -1,0 +1,133 @@
+"""The Ray that a query runs on: a cluster that is there, or one of our own on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from raystream.cluster.address import check_answers, own_ray_wanted
+from raystream.errors import ClusterError
+from raystream.query import Cluster
+
+_OBJECT_STORE_BYTES = 100 << 20
+"""Of a Ray of our own: nothing but receipts travels through it."""
+
+
+
+def connect(cluster: Cluster) -> bool:
+    """Connect to the query's cluster, or start a Ray of our own on this machine.
+
+    Returns:
+        Whether the connection was made here, and is to be ended with `disconnect`.
+
+    Raises:
+        ClusterError: there is no cluster at the address, or it has no room for a worker.
+    """
+    if ray.is_initialized():
+        return False
+    own = own_ray_wanted(cluster.address)
+    if not own:
+        check_answers(cluster.address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        if own:
+            _start_own(cluster)
+        else:
+            # `auto` takes RAY_ADDRESS, which is how `ray job submit` tells a job its cluster.
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
+        where = "this machine" if own else cluster.address
+        raise ClusterError(
+            f"no Ray cluster answers at {where}: {first_line(error)}; check cluster.address or set it to in_process"
+        ) from error
+    except BaseException as error:
+        ray.shutdown()  # of what was begun
+        if isinstance(error, SystemExit) and callable(on_sigterm):
+            on_sigterm(signal.SIGTERM, None)
+        raise
+    finally:
+        # Ray puts a handler of its own in its place, which exits without a word of ours.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
+    return True
+
+
+
+def disconnect() -> None:
+    """Leave the cluster; a Ray of our own ends with it."""
+    ray.shutdown()
+
+
+
+def worker_count(cluster: Cluster, *, on_cpu: bool = False, grows: bool = True) -> int:
+    """How many workers to keep alive: as the query says, or as many as the cluster has room for now.
+
+    A number in the query is taken at its word: a cluster that grows by itself may have no room yet.
+
+    Args:
+        cluster: how large a worker is.
+        on_cpu: they use no GPU, whatever the query gives those that score.
+        grows: whether the cluster may; a Ray of our own doesn't.
+
+    Raises:
+        ClusterError: not even one fits on any node.
+    """
+    cpus, gpus = cluster.cpus_per_worker, 0.0 if on_cpu else _gpus_per_worker(cluster)
+    fits = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            resources = node["Resources"]
+            by_cpu = int(resources.get("CPU", 0) // cpus)
+            fits += min(by_cpu, int(resources.get("GPU", 0) // gpus)) if gpus else by_cpu
+    if not fits and (cluster.workers == "auto" or not grows):
+        raise ClusterError(_no_room(cpus, gpus))
+    return fits if cluster.workers == "auto" else cluster.workers
+
+
+
+def _no_room(cpus: int, gpus: float) -> str:
+    total = ray.cluster_resources()
+    return (
+        f"no node of the cluster has room for one worker of {cpus} CPUs and {gpus:g} GPUs "
+        f"(all nodes together: {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs); "
+        "lower cluster.cpus_per_worker or gpus_per_worker, or set cluster.workers if the cluster adds nodes by itself"
+    )
+
+
+
+def cluster_now() -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The nodes of the cluster that this process is connected to, and what of their resources is free."""
+    return ray.nodes(), ray.available_resources()
+
+
+
+def _gpus_per_worker(cluster: Cluster) -> float:
+    if cluster.gpus_per_worker != "auto":
+        return cluster.gpus_per_worker
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+
+def _start_own(cluster: Cluster) -> None:
+    cpus = os.cpu_count() or 1
+    if cluster.workers != "auto":
+        cpus = max(cpus, cluster.workers * cluster.cpus_per_worker)
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=_OBJECT_STORE_BYTES,
+    )
+
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of Ray's says, without its stack."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

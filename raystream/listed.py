@@ -1,0 +1,84 @@
+"""`raystream strategies`: what the catalogue holds, for people and for programs."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from typing import Annotated
+
+import typer
+
+from raystream.errors import QueryError, did_you_mean
+from raystream.query.catalogue.arguments import Arg
+from raystream.query.catalogue.listing import Listing, listings
+from raystream.terminal import print_result
+
+
+def strategies(
+    name: Annotated[str | None, typer.Argument(help="Of a strategy, a score or a kind of model: all about it.", show_default=False)] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="The acquisition scores instead.")] = False,
+    kinds: Annotated[bool, typer.Option("--kinds", help="The kinds of model instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """What a query may choose by: strategies, scores, kinds of model.
+
+    Each with what it does, what it needs and its arguments with their defaults; with a name, in full.
+    """
+    if scores and kinds:
+        raise QueryError("--scores and --kinds are both given; give one of them")
+    found = listings()
+    if scores or kinds or name is None:
+        found = {table: found[table] for table in ["scores" if scores else "kinds" if kinds else "strategies"]}
+    if name is not None:
+        known = [entry.name for entries in found.values() for entry in entries]
+        if name not in known:
+            words = " or ".join(_ONE[table] for table in found)
+            raise QueryError(f"{name!r} is no {words}{did_you_mean(name, known)}")
+        found = {table: chosen for table, entries in found.items() if (chosen := [entry for entry in entries if entry.name == name])}
+    summary = {table: [entry.summary() for entry in entries] for table, entries in found.items()}
+    print_result(summary, lambda: _full(found) if name is not None else _table(found), as_json)
+
+
+_ONE = {"strategies": "strategy", "scores": "score", "kinds": "kind of model"}
+_MARGIN = 22
+
+
+def _table(found: dict[str, list[Listing]]) -> str:
+    """Two lines or more an entry: what it does, then what it needs and takes."""
+    lines: list[str] = []
+    for entries in found.values():
+        for entry in entries:
+            lines += _wrapped(entry.name, entry.does)
+            lines += _wrapped("", " · ".join([*_needs(entry), *(f"{name}: {arg.default_words}" for name, arg in entry.args.items())]))
+    return "\n".join(lines)
+
+
+def _needs(entry: Listing) -> list[str]:
+    return [f"needs {', '.join(entry.needs)}"] if entry.needs else []
+
+
+def _full(found: dict[str, list[Listing]]) -> str:
+    lines: list[str] = []
+    for table, entries in found.items():
+        for entry in entries:
+            lines += _wrapped(_ONE[table], f"{entry.name}: {entry.does}")
+            lines += _wrapped("needs", ", ".join(entry.needs) or "nothing")
+            for fact, words in entry.facts.items():
+                lines += _wrapped(fact.replace("_", " "), words)
+            lines += _wrapped("keys", ", ".join(entry.keys))
+            for name, arg in entry.args.items():
+                lines += _wrapped(f"args.{name}", _explained(arg))
+            lines += _wrapped("code", entry.code)
+    return "\n".join(lines)
+
+
+def _explained(arg: Arg) -> str:
+    return f"{arg.meaning}; {arg.expected}; default: {arg.default_words}"
+
+
+def _wrapped(head: str, text: str) -> list[str]:
+    """The text beside its head, in the terminal's width; nothing without text."""
+    width = max(60, shutil.get_terminal_size((100, 24)).columns)
+    lines = textwrap.wrap(text, width - _MARGIN)
+    return [(head if not number else "").ljust(_MARGIN) + line for number, line in enumerate(lines)]

@@ -1,0 +1,186 @@
+"""The acquisition scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from types import MappingProxyType
+from typing import Any, Literal
+
+from raystream.query.catalogue.arguments import Arg, count, flag, load
+
+Source = Literal["logits", "members", "last_layer", "parameters", "targets"]
+
+_CLASSES = frozenset({"classes"})
+_ELEMENTS = _CLASSES | {"segmentation", "tokens"}
+_LABELS = _ELEMENTS | {"multi_label"}
+
+_BIAS = flag(None, "the last layer has a bias", "the layer is looked at")
+
+
+@dataclass(frozen=True)
+class ScoreEntry:
+    """One score.
+
+    Attributes:
+        does: what it measures, in a line.
+        source: what it is computed from: the `logits` of one opinion of a row; the log-probabilities of several `members` or dropout
+            samples; the gradient of the `last_layer`; the gradients of all `parameters`; the members' opinions of a row and of `targets`.
+        code: the import path of its function. From logits and members it takes a block's parts (`raystream.acquisition.logits.Parts`,
+            `raystream.acquisition.member_parts.MemberParts`) and is all that the pass over the pool needs. The function for arrays is
+            called by the score's name and stands in `raystream.acquisition`.
+        tasks: what `model.task` may be.
+        of_label: the import path of its function for one label, from the absolute logit; for scores from logits with multi_label.
+        parts: which parts of a block of members it needs beyond those that all have.
+        signed: it may be negative, so that it can't be weighted by class.
+        keys: the keys of `acquire` that it uses beyond those of all scores.
+        args: its own parameters, in `acquire.args`.
+    """
+
+    does: str
+    source: Source
+    code: str
+    tasks: frozenset[str] = _CLASSES
+    of_label: str = ""
+    parts: tuple[str, ...] = ()
+    signed: bool = False
+    keys: frozenset[str] = frozenset()
+    args: Mapping[str, Arg] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> str:
+        """What a query must have for it, in words."""
+        return _NEEDS[self.source]
+
+
+_NEEDS: Mapping[Source, str] = {
+    "logits": "logits or probabilities",
+    "members": "several opinions of a row: a committee or mc_samples",
+    "last_layer": "logits, and the input of the last Linear as embedding",
+    "parameters": "a network of kind torch",
+    "targets": "several opinions of a row, and target rows",
+}
+
+SCORES: Mapping[str, ScoreEntry] = {
+    "entropy": ScoreEntry(
+        "-sum p log p, in nats: how spread the probabilities are over all classes",
+        "logits",
+        "raystream.acquisition.logits:entropy_of",
+        _LABELS,
+        of_label="raystream.acquisition.multi_label:entropy_of_label",
+    ),
+    "least_confidence": ScoreEntry(
+        "1 - p1: how far the likeliest class is from certain",
+        "logits",
+        "raystream.acquisition.logits:least_confidence_of",
+        _LABELS,
+        of_label="raystream.acquisition.multi_label:least_confidence_of_label",
+    ),
+    "margin": ScoreEntry(
+        "1 - (p1 - p2): how near the two likeliest classes are; the default",
+        "logits",
+        "raystream.acquisition.logits:margin_of",
+        _LABELS,
+        of_label="raystream.acquisition.multi_label:margin_of_label",
+    ),
+    "ratio": ScoreEntry("p2 / p1, of the two likeliest classes", "logits", "raystream.acquisition.logits:ratio_of", _ELEMENTS),
+    "energy": ScoreEntry(
+        "-T logsumexp(z / T): high far from what the model was trained on; may be negative",
+        "logits",
+        "raystream.acquisition.logits:energy_of",
+        _ELEMENTS,
+        signed=True,
+    ),
+    "bald": ScoreEntry(
+        "H(mean p) - mean H(p): how much the members disagree, however unsure each of them is",
+        "members",
+        "raystream.acquisition.members:bald_of",
+        _LABELS,
+        parts=("within",),
+    ),
+    "consensus_entropy": ScoreEntry(
+        "the entropy of the members' mean", "members", "raystream.acquisition.members:consensus_entropy_of", _LABELS
+    ),
+    "vote_entropy": ScoreEntry("the entropy of the members' votes", "members", "raystream.acquisition.members:vote_entropy_of", _LABELS),
+    "variation_ratio": ScoreEntry(
+        "the part of the members that is outvoted", "members", "raystream.acquisition.members:variation_ratio_of", _LABELS
+    ),
+    "mean_std": ScoreEntry(
+        "the standard deviation of a class's probability over members, mean over classes",
+        "members",
+        "raystream.acquisition.members:mean_std_of",
+        _LABELS,
+        parts=("variances",),
+    ),
+    "variance": ScoreEntry(
+        "the variance over members, summed over classes; of regression over outputs",
+        "members",
+        "raystream.acquisition.members:variance_of",
+        _LABELS | {"regression"},
+        parts=("variances",),
+    ),
+    "egl": ScoreEntry(
+        "the expected length of the last layer's gradient: how far a step on the row would move it",
+        "last_layer",
+        "raystream.acquisition.gradients:egl",
+        args={"bias": _BIAS},
+    ),
+    "badge_norm": ScoreEntry(
+        "the length of the last layer's gradient if the likeliest class is right",
+        "last_layer",
+        "raystream.acquisition.gradients:badge_norm",
+        args={"bias": _BIAS},
+    ),
+    "egl_parameters": ScoreEntry(
+        "the expected length of the gradient of all parameters; a backward pass a class",
+        "parameters",
+        "raystream.acquisition.parameter_gradients:egl_parameters",
+        args={"egl_classes": count(10, "how many of the likeliest classes count")},
+    ),
+    "epig": ScoreEntry(
+        "what a row's label would tell about the labels of target rows",
+        "targets",
+        "raystream.acquisition.epig:epig",
+        keys=frozenset({"targets"}),
+        args={"targets": count(1000, "target rows, at most")},
+    ),
+}
+"""What `acquire.score` may be, but for functions that users write. Those of one source come in the order of the stored columns."""
+
+
+def _of(source: Source) -> tuple[str, ...]:
+    return tuple(name for name, entry in SCORES.items() if entry.source == source)
+
+
+LOGIT_SCORES = _of("logits")
+"""The scores that need nothing but logits; every scored unit holds all of them."""
+
+MEMBER_SCORES = _of("members")
+"""The scores that need several opinions of a row: MC dropout samples or the members of a committee; stored whenever there are any."""
+
+GRADIENT_SCORES = _of("last_layer")
+"""The scores that need the input of the layer that gives the logits; all are stored where a query asks for one."""
+
+PARAMETER_SCORES = _of("parameters")
+"""The scores that need the gradients of a network's parameters."""
+
+SAMPLE_SCORES = (*MEMBER_SCORES, *_of("targets"))
+"""The scores that compare several opinions of a row."""
+
+
+def scores_of_task(task: str, source: Source) -> tuple[str, ...]:
+    """Those of one source that a task has."""
+    return tuple(name for name, entry in SCORES.items() if entry.source == source and task in entry.tasks)
+
+
+@cache
+def formulas(source: Source) -> Mapping[str, Callable[..., Any]]:
+    """The functions of the scores of one source, loaded, by name."""
+    return MappingProxyType({name: load(SCORES[name].code) for name in _of(source)})
+
+
+@cache
+def label_formulas() -> Mapping[str, Callable[..., Any]]:
+    """The functions for one label, loaded, by name."""
+    return MappingProxyType({name: load(entry.of_label) for name, entry in SCORES.items() if entry.of_label})

@@ -1,0 +1,282 @@
+"""The selection strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raystream.query.catalogue.arguments import Arg, count, flag, fraction, load, natural, positive
+
+
+@dataclass(frozen=True)
+class Traits:
+    """One strategy.
+
+    Attributes:
+        does: what it chooses, in a line.
+        use_when: whom it serves, a sentence or two.
+        code: the import path of its function, `(Candidates, Request) -> Picked`. The function for arrays is called by the strategy's
+            name and stands in `raystream.selection`.
+        score: it can't do without an acquisition score.
+        embedding: it can't do without embeddings.
+        probabilities: it needs the class probabilities of every candidate.
+        samples: it needs the log-probabilities that several members or dropout samples give every candidate.
+        chance: it draws from the rows' hashes.
+        tenfold: its candidates are ten times the budget unless the query says otherwise; else all rows.
+        sharded: it works through `Shards`, so that candidates may lie on several machines.
+        proves_radius: it goes farthest-first, so that by distance alone, with every parameter left as it is, no batch of the size has
+            less than half its covering radius.
+        keys: the keys of `select` that it uses beyond those of all strategies.
+        args: its own parameters, in `select.args`.
+    """
+
+    does: str
+    use_when: str
+    code: str
+    score: bool = False
+    embedding: bool = False
+    probabilities: bool = False
+    samples: bool = False
+    chance: bool = False
+    tenfold: bool = False
+    sharded: bool = False
+    proves_radius: bool = False
+    keys: frozenset[str] = frozenset()
+    args: Mapping[str, Arg] = field(default_factory=dict)
+
+    @property
+    def function(self) -> Any:
+        """The code, loaded."""
+        return load(self.code)
+
+    def leaves_defaults(self, args: Mapping[str, Any]) -> bool:
+        """Whether all its parameters are what they would be if none were given."""
+        return all(value == self.args[name].default for name, value in args.items() if name in self.args)
+
+    def needs_score(self, terms: Mapping[str, float]) -> bool:
+        """Whether it can't do without a score, given `select.terms`, which name it where the strategy takes terms; by default they do."""
+        return self.score or ("terms" in self.keys and (not terms or terms.get("score", 0) > 0))
+
+
+TERMS = ("score", "distance", "typicality", "similarity")
+"""The objectives that a strategy with terms multiplies, `select.terms`."""
+
+OPTIONAL_KEYS = frozenset({"metric", "weight", "mix", "memory", "terms", "similar_to"})
+"""The keys of `select` that only some strategies use; any other strategy refuses them."""
+
+
+def _keys(*names: str) -> frozenset[str]:
+    return frozenset(names) | {"memory"}
+
+
+TRAITS: Mapping[str, Traits] = {
+    "badge": Traits(
+        "by the size and direction of the last layer's gradient: D-squared sampling, exact, factorised",
+        "a network's classes matter more than its embedding alone, and batches are small or medium. It needs no score of its own.",
+        "raystream.selection.badge:badge_strategy",
+        embedding=True,
+        probabilities=True,
+        tenfold=True,
+        sharded=True,
+        keys=_keys(),
+        args={
+            "bias": flag(True, "the last layer has a bias, which is part of the gradient"),
+            "covered": flag(False, "labelled rows count as drawn already; in the paper they don't"),
+        },
+    ),
+    "batch_bald": Traits(
+        "the rows that tell most about the model together; to 50 rows, needs samples",
+        "you have a committee or MC dropout, each label is dear, and the batch is of at most 50 rows.",
+        "raystream.selection.batch_bald:batch_bald_strategy",
+        samples=True,
+        tenfold=True,
+        args={
+            "configurations": count(
+                None, "of labels that are listed, or drawn once there are more", "100,000 / classes, from 1,000 to 10,000"
+            )
+        },
+    ),
+    "cluster_margin": Traits(
+        "smallest margins, round-robin over clusters",
+        "batches are of thousands of rows, and the pool is redundant.",
+        "raystream.selection.cluster_margin:cluster_margin_strategy",
+        score=True,
+        embedding=True,
+        keys=_keys("metric"),
+        args={
+            "clusters": count(None, "of all candidates", "4 x budget"),
+            "m": positive(10.0, "m x budget rows are shortlisted; at least 1: 1.25 for clean pools to 10 for redundant ones"),
+        },
+    ),
+    "combine": Traits(
+        "a product of objectives, each to the power of its strength",
+        "you want to weigh uncertainty, distance, density and likeness yourself; `similar_to: [ids]` asks for more like these.",
+        "raystream.selection.combine:combine_strategy",
+        embedding=True,
+        keys=_keys("metric", "terms", "similar_to"),
+    ),
+    "core_set": Traits(
+        "the row farthest from all chosen ones, exactly, in a handful of passes",
+        "the pool must be covered, rare rows included, and a bound on how well matters; it needs no score.",
+        "raystream.selection.core_set:core_set_strategy",
+        embedding=True,
+        tenfold=True,
+        sharded=True,
+        proves_radius=True,
+        keys=_keys("metric", "weight"),
+        args={"outliers": natural(0, "so many of the farthest rows are skipped at each step")},
+    ),
+    "diverse": Traits(
+        "(1 - mix) x score + mix x distance, greedily",
+        "you want one knob between the highest scores and a spread batch.",
+        "raystream.selection.diverse:diverse_strategy",
+        score=True,
+        embedding=True,
+        tenfold=True,
+        sharded=True,
+        keys=_keys("metric", "mix"),
+    ),
+    "facility_location": Traits(
+        "the rows most similar to all others",
+        "the batch should represent the pool as a whole, and outliers aren't worth a label.",
+        "raystream.selection.facility_location:facility_location_strategy",
+        embedding=True,
+        chance=True,
+        keys=_keys(),
+        args={
+            "targets": count(None, "rows to represent, drawn by hashes", "20,000, down to 2,000 where pairs with the candidates pass 2^32")
+        },
+    ),
+    "k_center_two_round": Traits(
+        "a core set in two rounds, for pools far beyond one machine",
+        "a core set is wanted of so many rows that the exact passes take too long.",
+        "raystream.selection.k_center_two_round:k_center_two_round_strategy",
+        embedding=True,
+        keys=_keys("metric"),
+        args={
+            "eps": positive(0.5, "the smaller, the more rows a piece hands on"),
+            "piece": count(262_144, "rows of a piece, counted from the first row"),
+        },
+    ),
+    "k_means": Traits(
+        "the row nearest to each centre of k-means weighted by the score; the default",
+        "you have no reason for another: with `margin` it did best in our comparisons.",
+        "raystream.selection.k_means:k_means_strategy",
+        score=True,
+        embedding=True,
+        tenfold=True,
+        keys=_keys("metric"),
+        args={"iterations": count(20, "of Lloyd's algorithm")},
+    ),
+    "k_means_pp": Traits(
+        "D-squared sampling of embeddings",
+        "you want a spread batch drawn at random, so that several draws differ; outliers come less often than by a core set.",
+        "raystream.selection.k_means_pp:k_means_pp_strategy",
+        embedding=True,
+        sharded=True,
+        keys=_keys("metric"),
+    ),
+    "lcmd": Traits(
+        "the farthest row of the widest cluster; for regression",
+        "the model predicts numbers, or no score is to be had.",
+        "raystream.selection.lcmd:lcmd_strategy",
+        embedding=True,
+        keys=_keys("metric"),
+    ),
+    "power": Traits(
+        "the highest scores, with noise against redundancy: in proportion to score^beta",
+        "there is no embedding, or choosing must cost nothing; scores are at least 0.",
+        "raystream.selection.stochastic:power_strategy",
+        score=True,
+        chance=True,
+        args={"beta": positive(1.0, "near 0 it is chance, far above 1 it is `top_k`")},
+    ),
+    "prob_cover": Traits(
+        "balls that cover most rows",
+        "few rows are labelled, embeddings are good, and typical rows should come first.",
+        "raystream.selection.prob_cover:prob_cover_strategy",
+        embedding=True,
+        keys=_keys("metric"),
+        args={
+            "delta": positive(None, "the radius that a label is believed in", "the largest whose balls are pure in pseudo-labels"),
+            "purity": fraction(0.95, "of the balls, by which `delta` is found"),
+            "edges": count(
+                None,
+                "of the nearest rows of each row, by which gains are counted",
+                "all up to 8,192 rows, 671 at 100,000, 67 at a million",
+            ),
+            "clusters": count(
+                None, "of pseudo-labels, by which `delta` is found: the classes, if you know how many", "50, or one for every 20 rows"
+            ),
+        },
+    ),
+    "random": Traits(
+        "chance alone; the control",
+        "you want to know what selection buys you, or an unbiased sample.",
+        "raystream.selection.ranking:random_strategy",
+        chance=True,
+    ),
+    "softmax": Traits(
+        "the highest scores, with noise: in proportion to exp(beta x score)",
+        "as `power`, but scores may be negative.",
+        "raystream.selection.stochastic:softmax_strategy",
+        score=True,
+        chance=True,
+        args={"beta": positive(1.0, "near 0 it is chance, far above it `top_k`")},
+    ),
+    "softrank": Traits(
+        "the highest scores, with noise: in proportion to rank^-beta",
+        "as `power`, but only the order of the scores should matter.",
+        "raystream.selection.stochastic:softrank_strategy",
+        score=True,
+        chance=True,
+        args={"beta": positive(1.0, "near 0 it is chance, far above 1 it is `top_k`")},
+    ),
+    "top_k": Traits(
+        "the highest scores; the control",
+        "rows are labelled one at a time or the pool holds no two alike.",
+        "raystream.selection.ranking:top_k_strategy",
+        score=True,
+    ),
+    "typiclust": Traits(
+        "the densest row of each cluster; for a first batch without labels",
+        "nothing or little is labelled, so that scores mean nothing yet, and embeddings come from a pretrained model.",
+        "raystream.selection.typiclust:typiclust_strategy",
+        embedding=True,
+        keys=_keys("metric"),
+        args={
+            "clusters": count(500, "at most; beyond it every cluster is gone to again"),
+            "neighbours": count(20, "that the density looks at"),
+        },
+    ),
+    "u_herding": Traits(
+        "the rows that explain most of the uncertainty around them",
+        "score and density should count together, from the first batch to the last.",
+        "raystream.selection.u_herding:u_herding_strategy",
+        score=True,
+        embedding=True,
+        chance=True,
+        keys=_keys(),
+        args={
+            "delta": positive(None, "the kernel's width", "the median distance of targets to their 20th neighbour"),
+            "targets": count(None, "rows to explain, drawn by hashes", "as of `facility_location`"),
+        },
+    ),
+}
+"""What `select.strategy` may be, but for strategies that users write."""
+
+USERS_OWN = Traits(
+    "what its own code says",
+    "none of the others does what you need; `raystream.selection.check_strategy` tells whether it keeps the contract.",
+    "",
+    embedding=True,
+    chance=True,
+    keys=_keys("metric"),
+)
+"""A strategy by import path: it is given all there is."""
+
+
+def traits(strategy: str) -> Traits:
+    """Of a strategy by name, or by import path."""
+    return USERS_OWN if ":" in strategy else TRAITS[strategy]

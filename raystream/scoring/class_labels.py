@@ -1,0 +1,154 @@
+"""What classes are called, by the query or by the model itself, and labels of a calibration set as their numbers.
+
+A class has its place among the model's outputs, which is what a prediction is; a name, if `model.classes` gives any; and of a model of
+scikit-learn a label, the value that it was fitted on. Names that nobody gives are the labels as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from raystream.errors import LabelsError, ModelError
+from raystream.pool import Places
+from raystream.store.receipts import Receipt
+
+ClassLabel = str | int | float | bool
+"""What a model itself calls a class."""
+
+
+def number_of_class(value: ClassLabel, labels: Sequence[ClassLabel], names: Sequence[str] | None = None) -> int | None:
+    """The place of a class among the model's outputs, given its label, its name, or its label as text; None if it is none.
+
+    Args:
+        value: as somebody wrote it.
+        labels: the model's own, in the order of its outputs.
+        names: those that the query gives instead.
+    """
+    for known in (labels, names or (), [str(label) for label in labels]):
+        # True is 1 to Python; a class that is one of the two is told from a text by its type alone
+        found = [place for place, label in enumerate(known) if isinstance(label, str) == isinstance(value, str) and label == value]
+        if found:
+            return found[0]
+    return number_of_class(str(value), labels, names) if not isinstance(value, str) else None
+
+
+def named_classes(names: list[str] | None, receipts: Sequence[Receipt]) -> list[str] | None:
+    """The names of the classes: those that the query gives, else what the model that scored the units calls them.
+
+    Raises:
+        ModelError: the query's names are the model's own in another order.
+    """
+    labels = next((receipt.class_labels for receipt in receipts if receipt.class_labels is not None), None)
+    if labels is None or names is None:
+        return names if labels is None else [str(label) for label in labels]
+    own = [str(label) for label in labels]
+    moved = [name for place, name in enumerate(names) if name in own and own.index(name) != place]
+    if moved:
+        raise ModelError(
+            f"model.classes gives {moved[0]!r} as class {names.index(moved[0])}, but to the model it is class {own.index(moved[0])} of "
+            f"{', '.join(own[:5])}{', ..' if len(own) > 5 else ''}; leave model.classes out, or list its names in that order"
+        )
+    return names
+
+
+def check_label_type(who: str, type_: pa.DataType, named: bool, own: bool = False) -> None:
+    """Refuse a column that holds neither numbers nor names of classes, or names that nothing gives numbers to.
+
+    Args:
+        who: the column, for messages.
+        type_: its type.
+        named: whether the query names the classes.
+        own: whether the model itself may have labels for its classes.
+
+    Raises:
+        LabelsError: it is of such a type.
+    """
+    if pa.types.is_integer(type_) or pa.types.is_null(type_):
+        return
+    if own and (pa.types.is_boolean(type_) or pa.types.is_floating(type_) or pa.types.is_string(type_) or pa.types.is_large_string(type_)):
+        return
+    if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
+        raise LabelsError(f"{who} is {type_}, expected the numbers of classes, 0 .. c-1, or their names")
+    if not named:
+        raise LabelsError(f"{who} holds names, but model.classes gives none; list them in the order of the model's outputs")
+
+
+def class_numbers(
+    who: str,
+    places: Places,
+    column: pa.ChunkedArray,
+    classes: Sequence[str] | None,
+    count: int,
+    labels: Sequence[ClassLabel] | None = None,
+) -> Tensor:
+    """int64 (n_rows,), the class of each row.
+
+    Args:
+        who: the column, for messages.
+        places: (n_rows,) where the rows are, for messages.
+        column: (n_rows,) integers, which are indices, or strings, which are names; or where the model has labels of its own, these.
+        classes: the names, by index.
+        count: of the model's classes.
+        labels: what the model itself calls its classes, if it does.
+
+    Raises:
+        LabelsError: a label is null or no class.
+    """
+    missing = np.flatnonzero(column.is_null().to_numpy())
+    if len(missing):
+        raise LabelsError(f"{who} is null in {_counted(missing, places)}; expected a class in every row, so label it or leave it out")
+    if labels is not None:
+        numbers = _by_label(column, labels, classes)
+        expected = f"one of the model's classes, {', '.join(map(repr, labels[:5]))}{', ..' if len(labels) > 5 else ''}"
+    elif pa.types.is_integer(column.type):
+        numbers = column.to_numpy()
+        expected = f"the number of a class, 0 .. {count - 1}"
+    else:
+        numbers = pc.fill_null(pc.index_in(column, value_set=pa.array(classes, column.type)), -1).to_numpy()
+        expected = "one of model.classes"
+    bad = np.flatnonzero((numbers < 0) | (numbers >= count))
+    if len(bad):
+        value = column[int(bad[0])].as_py()
+        raise LabelsError(f"{who} is {value!r} in {_counted(bad, places)}; expected {expected}")
+    return torch.from_numpy(numbers.astype(np.int64))
+
+
+def _by_label(column: pa.ChunkedArray, labels: Sequence[ClassLabel], names: Sequence[str] | None) -> np.ndarray:
+    """(n_rows,) the places of labels among the model's classes, -1 where there is none."""
+    encoded = column.combine_chunks().dictionary_encode()
+    found = [number_of_class(value, labels, names) for value in encoded.dictionary.to_pylist()]
+    numbers = np.array([-1 if number is None else number for number in found], dtype=np.int64)
+    places: np.ndarray = encoded.indices.to_numpy(zero_copy_only=False)
+    return numbers[places] if len(numbers) else np.full(len(column), -1, dtype=np.int64)
+
+
+def check_possible(places: Places, samples: Tensor, labels: Tensor) -> None:
+    """Refuse labels that the model says can't be: no temperature makes them possible, and their loss is infinite.
+
+    Args:
+        places: (n_rows,) where the rows are, for messages.
+        samples: (n_rows, n_members, n_classes) logits or log-probabilities.
+        labels: int64 (n_rows,).
+
+    Raises:
+        LabelsError: every member gives some row's label a probability of 0.
+    """
+    of_label = samples.gather(2, labels.view(-1, 1, 1).expand(-1, samples.shape[1], 1)).squeeze(2)
+    bad = torch.nonzero(of_label.amax(dim=1) == -torch.inf).flatten().numpy()
+    if len(bad):
+        raise LabelsError(
+            f"the model gives the label {int(labels[int(bad[0])])} a probability of exactly 0 in {_counted(bad, places)}, which no "
+            "temperature mends; correct the label, or the model's masked classes, or give a number in model.temperature"
+        )
+
+
+def _counted(rows: np.ndarray, places: Places) -> str:
+    file, row = places[int(rows[0])]
+    first = f"row {row} of {file.path}"
+    return first if len(rows) == 1 else f"{len(rows)} rows, first {first}"

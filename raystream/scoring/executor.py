@@ -1,0 +1,157 @@
+"""The seam between the decisions and the processes: workers are started, given units, and heard of again."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from raystream.errors import ModelError, RaystreamError
+from raystream.scoring.job import Job, Task
+from raystream.scoring.scheduler import IN_FLIGHT
+from raystream.scoring.worker import PATIENCE, Failure, Worker, started
+from raystream.store.receipts import Receipt
+
+
+@dataclass(frozen=True)
+class WorkerReady:
+    """The worker has loaded the model."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class StartFailed:
+    """The worker could not start; with `retry` False, no other one can either."""
+
+    worker: int
+    error: BaseException
+    retry: bool
+
+
+@dataclass(frozen=True)
+class UnitEnded:
+    """The worker is through with a unit, well or not."""
+
+    worker: int
+    unit: int
+    outcome: Receipt | Failure
+
+
+@dataclass(frozen=True)
+class WorkerLost:
+    """The worker died; what it held may or may not be scored."""
+
+    worker: int
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class Told:
+    """A worker of another process has something to say to people."""
+
+    worker: int
+    text: str
+
+
+Event = WorkerReady | StartFailed | UnitEnded | WorkerLost | Told
+
+
+class Executor(Protocol):
+    """Runs workers somewhere. Calls come from one thread; events are fetched, never pushed."""
+
+    def start_worker(self, worker: int) -> None:
+        """Begin to start a worker under this number; `WorkerReady` or `StartFailed` follows."""
+
+    def assign(self, worker: int, unit: int, task: Task) -> None:
+        """Send a unit to a worker that is ready; `UnitEnded` or `WorkerLost` follows."""
+
+    def wait(self, timeout: float) -> list[Event]:
+        """What happened since; waits up to `timeout` seconds for the first of it."""
+
+    def close(self) -> None:
+        """End all workers; what they had not committed is not scored."""
+
+
+class Processes(Protocol):
+    """Where workers run. Nothing is started until they are asked for."""
+
+    def workers(self, job: Job, units: int) -> tuple[Executor, int]:
+        """An executor for so many units, and how many workers to keep alive in it."""
+
+
+class InProcess:
+    """Workers as threads of this process, without Ray. For small pools and for tests."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._events: queue.Queue[Event] = queue.Queue()
+        self._inboxes: dict[int, queue.Queue[tuple[int, Task] | None]] = {}
+        self._threads: list[threading.Thread] = []
+        self._closed = threading.Event()
+        self._patience = replace(PATIENCE, pause=self.pause)
+        self._loading = threading.Lock()
+        self._threads_before = torch.get_num_threads()
+
+    def start_worker(self, worker: int) -> None:
+        self._inboxes[worker] = queue.Queue()
+        thread = threading.Thread(target=self._work, args=(worker,), name=f"raystream-worker-{worker}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def assign(self, worker: int, unit: int, task: Task) -> None:
+        self._inboxes[worker].put((unit, task))
+
+    def wait(self, timeout: float) -> list[Event]:
+        try:
+            events = [self._events.get(timeout=timeout)]
+        except queue.Empty:
+            return []
+        while not self._events.empty():
+            events.append(self._events.get())
+        return events
+
+    def close(self) -> None:
+        self._closed.set()
+        for inbox in self._inboxes.values():
+            inbox.put(None)
+        for thread in self._threads:
+            thread.join()
+        torch.set_num_threads(self._threads_before)
+
+    def pause(self, seconds: float) -> bool:
+        """Wait for a storage that is away; whether the run ended meanwhile."""
+        return self._closed.wait(seconds)
+
+    def _work(self, worker: int) -> None:
+        try:
+            # Factories run under a seed, and the generators are the whole process's.
+            with self._loading:
+                scorer = started(self._job, self._patience)
+        except BaseException as error:
+            # SystemExit from the user's code, too: a thread that ends without a word would be waited for for ever.
+            self._events.put(StartFailed(worker, error, retry=not isinstance(error, RaystreamError)))
+            return
+        self._events.put(WorkerReady(worker))
+        # As in an actor: while one unit is computed, the next one is read and the one before is written.
+        beside = [threading.Thread(target=self._score, args=(worker, scorer), daemon=True) for _ in range(IN_FLIGHT - 1)]
+        for thread in beside:
+            thread.start()
+        self._score(worker, scorer)
+        for thread in beside:
+            thread.join()
+
+    def _score(self, worker: int, scorer: Worker) -> None:
+        while (item := self._inboxes[worker].get()) is not None and not self._closed.is_set():
+            unit, task = item
+            try:
+                outcome = scorer.attempt(task)
+            except BaseException as error:
+                # A lost device, or the user's code asking to exit: there is no other process to try in.
+                told = f"{task.unit.name}: {type(error).__name__}: {error}"
+                outcome = Failure(ModelError(told), retry=False)
+            self._events.put(UnitEnded(worker, unit, outcome))
+        self._inboxes[worker].put(None)  # for the threads beside

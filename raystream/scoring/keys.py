@@ -1,0 +1,210 @@
+"""What makes a unit or a query the same as an earlier one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+from raystream.pool import File, ReadSpec, Unit
+from raystream.pool.reader import READING
+from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, TASKS, Acquire, Query
+from raystream.scoring.asked import Asked
+from raystream.store.opening import FORMAT
+
+_text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode
+
+_OUTPUTS = 1
+"""Of what is made of a model's outputs: raised when the same model comes to give other numbers for the same rows."""
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(_text(value).encode()).hexdigest()
+
+
+class Wanted(NamedTuple):
+    """What a unit's outputs hold beside scores."""
+
+    embedding: bool
+    probabilities: bool
+    samples: bool
+    gradients: bool = False
+    logits: bool = False
+    """Whether `samples` are to be of the logits that `confidence` follows from, whatever samples the model gives."""
+
+
+class UnitKeys:
+    """The keys under which units' outputs are kept: equal exactly when the outputs would be.
+
+    A key hashes the canonical JSON of all that they depend on. What the units of a query share is written out once, not once a unit.
+
+    Args:
+        query: says how units are scored.
+        spec: how their columns become the model's tensors.
+        fingerprint: the model's.
+        asked: further scores.
+    """
+
+    def __init__(self, query: Query, spec: ReadSpec, fingerprint: str, asked: Asked) -> None:
+        self._query, self._spec, self._fingerprint, self._asked = query, spec, fingerprint, asked
+        self._between: dict[tuple[Wanted, tuple[str, ...]], list[str]] = {}
+
+    def of(self, unit: Unit, outputs: Sequence[Wanted]) -> list[str]:
+        """A unit's keys by what is written of it beside the scores, one for each of `outputs`."""
+        return [hashlib.sha256(text.encode()).hexdigest() for text in self.texts(unit, outputs)]
+
+    def texts(self, unit: Unit, outputs: Sequence[Wanted]) -> list[str]:
+        """What these keys are the hashes of."""
+        own = _unit_parts(unit)
+        names = tuple(sorted(own))
+        values = [_text(own[name]) for name in names]
+        return ["".join(chain(*zip(self._shared(wanted, names), [*values, ""], strict=True))) for wanted in outputs]
+
+    def _shared(self, outputs: Wanted, own: tuple[str, ...]) -> list[str]:
+        """The text before, between and after the values of a unit's own parts, which are called `own`."""
+        if (outputs, own) not in self._between:
+            shared = self._parts(outputs)
+            named = [f"{_text(name)}:" + ("\0" if name in own else _text(shared[name])) for name in sorted([*shared, *own])]
+            # JSON has no such character, whatever the values are.
+            self._between[outputs, own] = f"{{{','.join(named)}}}".split("\0")
+        return self._between[outputs, own]
+
+    def _parts(self, outputs: Wanted) -> dict[str, Any]:
+        """What the key of every unit holds."""
+        query, spec = self._query, self._spec
+        model = query.model
+        later: dict[str, Any] = {"logits": True} if outputs.logits else {}
+        return (
+            later
+            | _task_parts(query)
+            | {
+                "format": FORMAT,
+                "reading": READING,
+                "id": query.pool.id,
+                "columns": [spec.inputs, spec.shapes, spec.dtypes],
+                "model": self._fingerprint,
+                "embedding": [model.embedding, model.embedding_dtype] if outputs.embedding else None,
+                "probabilities": model.embedding_dtype if outputs.probabilities else None,
+                "samples": outputs.samples,
+                "mc_dropout": [query.acquire.mc_samples, query.seed] if query.acquire.mc_samples else None,
+                "precision": model.precision,
+                "outputs": [_OUTPUTS, *(member.output for member in model.members or [model])],
+                "batch_size": model.batch_size,
+                "temperature": model.temperature,
+                **_inputs(spec),
+            }
+            | self._asked.key_parts(outputs.gradients)
+        )
+
+
+def _unit_parts(unit: Unit) -> dict[str, Any]:
+    """What a unit's key holds of the unit itself."""
+    later: dict[str, Any] = {"casts": [[name, str(type_)] for name, type_ in unit.casts]} if unit.casts else {}
+    return later | {
+        "file": unit.file.identity,
+        "row_groups": unit.row_groups,
+        "positions": unit.positions,
+        "unit_id": unit.id,
+        "filters": unit.filters,
+        "unit_columns": unit.columns,
+    }
+
+
+def epig_key(unit: str, targets: str) -> str:
+    """The key of a unit's EPIG: of the unit's own key, and the hash of the targets' samples."""
+    return _digest({"epig": unit, "targets": targets})
+
+
+def _task_parts(query: Query) -> dict[str, Any]:
+    """What tasks beyond one class a row add to a unit's key: how the scores of a row's many outputs become one."""
+    task, acquire = TASKS[query.model.task], query.acquire
+    if query.model.task == "classes":
+        return {}
+    return {"task": [query.model.task, (acquire.reduce or DEFAULT_REDUCE) if task.reductions else None, _top(acquire)]}
+
+
+def _top(acquire: Acquire) -> float | None:
+    return (acquire.top or DEFAULT_TOP) if acquire.reduce == "top_mean" else None
+
+
+def _inputs(spec: ReadSpec) -> dict[str, Any]:
+    """What else the model's tensors depend on; nothing for columns of numbers and texts that come by position."""
+    found: dict[str, Any] = {}
+    if spec.names:
+        found["names"] = spec.names
+    if spec.prepared is not None:
+        found["prepared"] = [spec.prepared.source, spec.prepared.code]
+    if spec.decodes_images:
+        found["images"] = [
+            [column.image.settings.model_dump(mode="json"), column.image.jpeg] if column.image else None for column in spec.columns
+        ]
+    return found
+
+
+def query_identity(
+    query: Query, files: Sequence[File], labelled: Sequence[object], classes: Sequence[str] | None, fingerprint: str
+) -> dict[str, str]:
+    """What a query's name stands for, by part; the identity is the digest of all parts together.
+
+    The cluster, the store and the output have no influence on what is chosen and are left out.
+
+    Args:
+        query: as resolved.
+        files: the pool's.
+        labelled: the digest of the labelled ids, and the identities of labelled files that may be scored.
+        classes: the names, wherever they were read.
+        fingerprint: the model's.
+    """
+    # Keys that are left out say nothing, so that one that is new in a later version changes no name. What the options of storage
+    # decide of the bytes read stands in the files' identities.
+    left_out: Any = {"cluster": True, "store": True, "output": True, "pool": {"storage"}}
+    resolved = _as_before(query.model_dump(mode="json", exclude=left_out, exclude_none=True))
+    parts = {
+        f"{section}.{key}": json.dumps(value)
+        for section in resolved
+        if isinstance(resolved[section], dict)
+        for key, value in resolved[section].items()
+    }
+    parts |= {key: json.dumps(value) for key, value in resolved.items() if not isinstance(value, dict)}
+    parts["the pool's files"] = _digest([file.identity for file in files])
+    parts["the labelled rows"] = _digest(labelled) if labelled else ""
+    parts["the names of the classes"] = json.dumps(classes)
+    parts["the model's weights, arguments or source"] = fingerprint
+    return parts
+
+
+_LATER: dict[str, dict[str, Any]] = {
+    "model": {"task": "classes", "output": "logits"},
+    "acquire": {"class_weights": {}, "targets": [], "args": {}},
+}
+"""Keys of the query's sections that came after the first queries were committed, and their defaults."""
+
+
+def _as_before(resolved: dict[str, Any]) -> dict[str, Any]:
+    """A query's dump without later keys that are at their defaults, so that queries that don't use them keep their names."""
+    found = {name: _without(part, _LATER[name]) if name in _LATER else part for name, part in resolved.items()}
+    if found["model"].get("members"):
+        found["model"]["members"] = [_without(member, _LATER["model"]) for member in found["model"]["members"]]
+    return found
+
+
+def _without(part: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key not in defaults or value != defaults[key]}
+
+
+def identity_digest(parts: dict[str, str]) -> str:
+    """The identity as one string; its first 12 digits are the query's default name."""
+    return _digest(parts)
+
+
+def differences(before: dict[str, str], now: dict[str, str]) -> str:
+    """What differs between two identities, in words."""
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    words = []
+    for name in changed:
+        old, new = before.get(name, "nothing"), now.get(name, "nothing")
+        short = name.startswith("the ") or len(old) + len(new) > 80
+        words.append(name if short else f"{name} ({old} then, {new} now)")
+    return ", ".join(words)

@@ -1,0 +1,295 @@
+"""The store: scored units and committed queries in a folder or a bucket, and the one way in which things are committed.
+
+Everything durable goes through `put_if_absent`: of any number of writers exactly one wins, and what it wrote is
+whole. Files that a receipt or manifest does not name do not exist for a reader. Names are relative, with slashes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import unquote
+
+import pyarrow as pa
+import xxhash
+
+from raystream.errors import QueryError, StoreError, StoreUnreachable
+from raystream.lake import LOCAL
+from raystream.lake.reason import is_no_outage, is_outage
+from raystream.lake.retry import LASTING, Patience, Place, in_words
+from raystream.store.protocol import Entry, StoredFile, WriteBroken
+
+_Result = TypeVar("_Result")
+
+
+
+
+
+
+
+
+
+class LocalStore:
+    """A store in a folder of a local or shared file system.
+
+    Args:
+        uri: the folder; made if it isn't there.
+        patience: with a shared file system whose server is away.
+
+    Raises:
+        QueryError: the URI is of another kind of store.
+        StoreError: the folder can't be made or written.
+        StoreVersionError: it was written by a newer raystream.
+    """
+
+    def __init__(self, uri: str, patience: Patience = LASTING) -> None:
+        path = unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
+        if "://" in path:
+            raise QueryError(f"store.uri {uri} is not a local folder; this version keeps its store on a file system")
+        self.root = Path(path).expanduser().absolute()
+        self._place = Place(str(self.root), patience)
+
+    storage = LOCAL
+    remote = False
+
+    @property
+    def uri(self) -> str:
+        return str(self.root)
+
+    def place(self, name: str) -> str:
+        return str(self.path(name))
+
+    def path(self, name: str) -> Path:
+        """Where a file of the store lies."""
+        return self.root / name
+
+    def exists(self, name: str) -> bool:
+        return self._ask(self.path(name).exists, name, "read")
+
+    def size(self, name: str) -> int | None:
+        return self._if_there(lambda: self.path(name).stat().st_size, name)
+
+    def read(self, name: str) -> bytes:
+        return self._ask(self.path(name).read_bytes, name, "read")
+
+    def read_if_there(self, name: str) -> bytes | None:
+        return self._if_there(self.path(name).read_bytes, name)
+
+    def put_if_absent(self, name: str, data: bytes, *, wait: bool = True) -> bool:
+        """Write a file whole unless it is there; False if somebody else's is there already.
+
+        A link that was made may be told to be refused: NFS asks again when an answer got lost, and finds the name taken. A file that
+        holds exactly `data` therefore counts as one's own. What writers race for names their attempt and differs.
+        With `wait`, its name is on disk, too, when this returns: a crash of the machine can't undo it.
+        """
+        return self._ask(lambda: self._create(self.path(name), data, wait), name, "written")
+
+    def _create(self, path: Path, data: bytes, wait: bool) -> bool:
+        temporary = self._write_temporary(path, data)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            with _asked_again_if_gone():
+                if path.read_bytes() != data:
+                    return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        if wait:
+            _sync(path.parent)
+        return True
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file whole, in place of any that is there. For what only informs: plans, events, reports."""
+        self._ask(lambda: self._replace(self.path(name), data), name, "written")
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        temporary = self._write_temporary(path, data)
+        try:
+            os.replace(temporary, path)
+        except FileNotFoundError:
+            # A rename whose answer got lost finds nothing to rename the second time.
+            with _asked_again_if_gone():
+                if path.read_bytes() != data:
+                    raise
+
+    def append(self, name: str, data: bytes) -> None:
+        def add() -> None:
+            path = self.path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                file.write(data)
+
+        self._ask(add, name, "written")
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[pa.NativeFile]:
+        path = self.path(name)
+        with self._explained(name, "written", broken=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with pa.OSFile(str(path), "wb") as file:
+                    yield file
+                _sync(path)
+            except BaseException:
+                with suppress(OSError):
+                    path.unlink()
+                raise
+
+    def stored(self, name: str) -> StoredFile:
+        def hashed() -> StoredFile:
+            with pa.memory_map(str(self.path(name))) as file:
+                content = file.read_buffer()
+                return StoredFile(name, content.size, xxhash.xxh3_128_hexdigest(content))
+
+        return self._ask(hashed, name, "read")
+
+    def discard(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        self._ask(lambda: self.path(name).unlink(missing_ok=True), name, "removed")
+
+    remove = discard
+
+    def names(self, folder: str) -> list[str]:
+        def listed() -> list[str]:
+            try:
+                return sorted(os.listdir(self.path(folder)))
+            except NotADirectoryError:
+                return []
+
+        return self._if_there(listed, folder) or []
+
+    def check_commits(self) -> None:
+        """Every file system that has `os.link` keeps its promise; whether the folder can be written shows when it is."""
+
+    def source(self, file: StoredFile) -> Path:
+        return self.path(file.name)
+
+    def head(self, file: StoredFile, size: int) -> bytes:
+        def beginning() -> bytes:
+            with self.path(file.name).open("rb") as content:
+                return content.read(size)
+
+        return self._ask(beginning, file.name, "read")
+
+    def range(self, file: StoredFile, start: int, length: int) -> bytes:
+        with self._explained(file.name, "read"):
+            descriptor = os.open(self.path(file.name), os.O_RDONLY)
+            try:
+                return os.pread(descriptor, length, start)
+            finally:
+                os.close(descriptor)
+
+    def local(self, file: StoredFile) -> Path:
+        return self.path(file.name)
+
+    def is_whole(self, file: StoredFile) -> bool:
+        return self.stored(file.name) == file
+
+    def walk(self, folder: str) -> Iterator[Entry]:
+        """Every file below a folder of the store, those that are removed meanwhile left out; in no particular order."""
+        folders = [folder]
+        while folders:
+            parent = folders.pop()
+            found = self._if_there(lambda at=parent: _entries(self.path(at)), parent) or []  # type: ignore[misc]
+            folders += [f"{parent}/{name}" for name, stat in found if stat is None]
+            yield from (Entry(f"{parent}/{name}", stat.st_size, stat.st_mtime) for name, stat in found if stat is not None)
+
+    def discard_folder(self, folder: str) -> None:
+        """Remove a folder that is empty; one that isn't stays."""
+        with suppress(OSError):
+            self.path(folder).rmdir()
+
+    def _ask(self, call: Callable[[], _Result], name: str, what: str) -> _Result:
+        """What a call of the file system gives; an outage is waited for."""
+        with self._explained(name, what):
+            return self._place.ask(call, final=is_no_outage)
+
+    def _if_there(self, call: Callable[[], _Result], name: str) -> _Result | None:
+        """The same, None if there is nothing of that name."""
+
+        def asked() -> _Result | None:
+            try:
+                return call()
+            except FileNotFoundError:
+                return None
+
+        return self._ask(asked, name, "read")
+
+    @contextmanager
+    def _explained(self, name: str, what: str, *, broken: bool = False) -> Iterator[None]:
+        """What the file system raises inside, as an error of the store's; `broken`: by what is written piece by piece."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, StoreError) or error.errno is None:
+                raise
+            text = f"store: {self.path(name)} can't be {what}: {error.strerror}"
+            if is_outage(error):
+                waited = self._place.patience.seconds
+                asked = f"waited for it for {in_words(waited)}, " if waited and not broken else ""
+                raise (WriteBroken if broken else StoreUnreachable)(f"{text}; {asked}run again to resume") from error
+            raise StoreError(f"{text}{_HINTS.get(error.errno, '')}") from error
+
+    @staticmethod
+    def _write_temporary(path: Path, data: bytes) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        return temporary
+
+
+_HINTS = {
+    errno.ENOSPC: "; free some space and run again",
+    errno.EDQUOT: "; free some space and run again",
+    errno.EACCES: "; give write permission or set another store.uri",
+    errno.EROFS: "; set another store.uri",
+    errno.ENOTDIR: "; a file stands where a folder is needed, set another store.uri",
+    errno.EEXIST: "; a file stands where a folder is needed, set another store.uri",
+}
+
+
+@contextmanager
+def _asked_again_if_gone() -> Iterator[None]:
+    """A name that was taken and is not there any more, or not seen yet by this machine, may be free the next time."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), error.filename) from None
+
+
+def _entries(folder: Path) -> list[tuple[str, os.stat_result | None]]:
+    """The names in a folder with what is known of files, None for folders; nothing of what is removed meanwhile."""
+    found: list[tuple[str, os.stat_result | None]] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                if entry.is_dir(follow_symlinks=False):
+                    found.append((entry.name, None))
+                elif not entry.is_dir():
+                    found.append((entry.name, entry.stat()))
+    return found
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,251 @@
+"""The units of a query, as `write_plan` left them in its folder: by their keys, `raystream gc` knows what the query needs."""
+
+from __future__ import annotations
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from pydantic import ValidationError
+
+from raystream.errors import QueryError, StoreError, StoreUnreachable
+from raystream.query import Query
+from raystream.store.manifest import Manifest
+from raystream.store.protocol import Store
+from raystream.store.receipts import Receipt, read_receipts
+
+_TYPES = {"unit": pa.string(), "key": pa.string(), "first_row": pa.int64()}
+
+
+def read_plan(store: Store, name: str) -> pa.Table:
+    """The units of a query's pool in row order.
+
+    Raises:
+        StoreError: the plan isn't there, or isn't one.
+    """
+    file = f"{query_folder(name)}/plan.parquet"
+    data = store.read_if_there(file)
+    plan = None if data is None else parsed_plan(data)
+    if plan is None:
+        state = "is missing" if data is None else "is damaged"
+        raise StoreError(
+            f"store: {store.place(file)} {state}, so the units of query {name} are unknown; restore it, or forget the query by "
+            f"raystream gc --drop {name}"
+        )
+    return plan
+
+
+def plan_keys(store: Store, name: str) -> list[str]:
+    """The keys of a query's units over its pool, in row order, then those of their EPIG, if there is any.
+
+    Raises:
+        StoreError: the plan isn't there, or isn't one.
+    """
+    plan = read_plan(store, name)
+    keys: list[str] = plan.column("key").to_pylist()
+    return keys + [key for key in further_keys(plan) if key is not None]
+
+
+def further_keys(plan: pa.Table) -> list[str | None]:
+    """The keys of the units' EPIG, one for each unit, None for units without rows; empty if the query asked for none."""
+    keys: list[str | None] = plan.column("epig_key").to_pylist() if "epig_key" in plan.column_names else []
+    return keys
+
+
+def parsed_plan(data: bytes) -> pa.Table | None:
+    """The table that a file holds, unless it is none, or one of something else."""
+    try:
+        plan = pq.ParquetFile(io.BytesIO(data)).read()
+    except (pa.ArrowException, OSError):
+        return None
+    known = {field.name: field.type for field in plan.schema}
+    if any(known.get(name) != type_ or plan.column(name).null_count for name, type_ in _TYPES.items()):
+        return None
+    return plan if known.get("epig_key", pa.string()) == pa.string() else None
+
+
+def read_query(store: Store, name: str) -> Query:
+    """What `query.yaml` holds.
+
+    Raises:
+        StoreError: it isn't there, or is no query.
+    """
+    file = f"{query_folder(name)}/query.yaml"
+    try:
+        return Query(**yaml.safe_load(store.read(file)))
+    except StoreError:
+        raise
+    except (yaml.YAMLError, QueryError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split()) if isinstance(error, QueryError) else "it holds no keys and values"
+        raise StoreError(
+            f"store: {store.place(file)} is damaged ({told}), so what query {name} asked for is unknown; restore it, or forget the query "
+            f"by raystream gc --drop {name}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class StoredUnit:
+    """A scored unit, the file of the pool that its rows stand in, and its EPIG, if the query asked for that."""
+
+    name: str
+    path: str
+    first_row: int
+    receipt: Receipt
+    further: Receipt | None = None
+
+
+def stored_units(store: Store, manifest: Manifest) -> list[StoredUnit]:
+    """The units of a query's pool, in row order; those that it left out under `on_error: skip` are left out.
+
+    Raises:
+        StoreError: some are gone.
+    """
+    plan = read_plan(store, manifest.query)
+    receipts = read_receipts(store, plan.column("key").to_pylist())
+    after = further_keys(plan) or [None] * plan.num_rows
+    known = dict(zip(after, read_receipts(store, [key or "" for key in after]), strict=True)) if any(after) else {}
+    names, first_rows = plan.column("unit").to_pylist(), plan.column("first_row").to_pylist()
+    units = [
+        StoredUnit(name, name.rpartition("#rg")[0], first_row, receipt, known.get(key))
+        for name, first_row, receipt, key in zip(names, first_rows, receipts, after, strict=True)
+        if receipt is not None
+    ]
+    rows = sum(unit.receipt.rows for unit in units)
+    if rows != manifest.counts.scored:
+        raise StoreError(
+            f"{len(names) - len(units)} of the {len(names)} units of query {manifest.query} are gone from store {store.uri}: "
+            f"{rows:,} of its {manifest.counts.scored:,} scored rows are left; run raystream score with its query.yaml to have them again"
+        )
+    return units
+
+
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class CommittedQuery:
+    """A committed query: its name, when it was committed, and its manifest, which is None if it is damaged."""
+
+    query: str
+    committed: str
+    manifest: Manifest | None
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints of it."""
+        if self.manifest is None:
+            return {"query": self.query, "damaged": True}
+        resolved = self.manifest.resolved
+        return {
+            "query": self.query,
+            "committed": self.committed,
+            "rows": self.manifest.counts.chosen,
+            "strategy": resolved["select"]["strategy"],
+            "score": resolved["acquire"]["score"] if self.manifest.gives_scores else None,
+            "pool": resolved["pool"]["uri"],
+            "model": resolved["model"].get("source") or resolved["model"]["kind"],
+            "counts": asdict(self.manifest.counts),
+        }
+
+
+def committed_queries(store: Store) -> list[CommittedQuery]:
+    """All committed queries, the newest first."""
+
+    def look(name: str) -> CommittedQuery | None:
+        if not store.exists(f"{query_folder(name)}/manifest.json"):
+            return None
+        try:
+            manifest = read_manifest(store, name)
+        except StoreUnreachable:
+            raise
+        except StoreError:
+            return CommittedQuery(name, "", None)
+        return CommittedQuery(name, manifest.committed, manifest) if manifest is not None else None
+
+    with ThreadPoolExecutor(_THREADS if store.remote else 1) as threads:
+        found = [listed for listed in threads.map(look, store.names("queries")) if listed is not None]
+    return sorted(found, key=lambda listed: (listed.committed, listed.query), reverse=True)
+
+
+def query_folder(name: str) -> str:
+    """The query's folder in the store."""
+    return f"queries/{name}"
+
+
+
+def read_manifest(store: Store, name: str) -> Manifest | None:
+    """The manifest of a committed query, or None.
+
+    Raises:
+        StoreError: it is there, but is not what was written.
+    """
+    file = f"{query_folder(name)}/manifest.json"
+    data = store.read_if_there(file)
+    if data is None:
+        return None
+    try:
+        manifest = Manifest.from_json(data)
+        told = None if manifest.query == name else f"it is that of query {manifest.query}"
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        told = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+    except (ValueError, TypeError, KeyError):
+        told = "resolved.pool.uri: expected a URI or several"
+    if told is not None:
+        raise StoreError(
+            f"store: {store.place(file)} is damaged ({told}), so what query {name} is made of is unknown; restore it, or forget the query "
+            f"by raystream gc --drop {name}"
+        )
+    return manifest
+
+
+_LEAST_OF_DROPPED = 4
+"""Characters of a beginning that says which query is to be forgotten."""
+
+
+
+def find_query(store: Store, name: str) -> str:
+    """The whole name of a committed query, given that or its beginning.
+
+    Raises:
+        QueryError: there is none of this name, or several begin with it.
+    """
+    return _only(store, name, [n for n in store.names("queries") if store.exists(f"{query_folder(n)}/manifest.json")])
+
+
+
+def find_dropped(store: Store, name: str) -> str:
+    """The whole name of a query that is to be forgotten, committed or not, whole or damaged.
+
+    Args:
+        store: holds it.
+        name: of the query, or its beginning, of four characters at least: what is forgotten doesn't come back.
+
+    Raises:
+        QueryError: there is none of this name, several begin with it, or it is too short a beginning.
+    """
+    found = _only(store, name, [n for n in store.names("queries") if store.names(query_folder(n))])
+    if found != name and len(name) < _LEAST_OF_DROPPED:
+        raise QueryError(f"--drop {name} is the beginning of query {found}; give {_LEAST_OF_DROPPED} characters of it at least, or all")
+    return found
+
+
+
+def _only(store: Store, name: str, names: list[str]) -> str:
+    """The one of these names that is meant."""
+    if not name.strip():
+        raise QueryError(f"the name of a query of store {store.uri} is empty (it holds {_some(names)}); give it, or its beginning")
+    matches = [name] if name in names else [n for n in names if n.startswith(name)]
+    if len(matches) != 1:
+        found = f"{len(matches)} begin with it: {_some(matches)}" if matches else f"it holds {_some(names)}"
+        raise QueryError(f"store {store.uri} has no query {name} ({found}); see --store")
+    return matches[0]
+
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more or "none"

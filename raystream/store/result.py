@@ -1,0 +1,172 @@
+"""What a run returns: the committed selection with its manifest, or what scoring alone did."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from raystream.errors import StoreError
+from raystream.lake.uri import redacted
+from raystream.store.local import LocalStore
+from raystream.store.manifest import Manifest, Seconds
+from raystream.store.opening import existing_store
+from raystream.store.protocol import Store, StoredFile
+from raystream.store.quarantined import named
+from raystream.store.queries import find_query, query_folder, read_manifest
+
+
+@dataclass(frozen=True)
+class Result:
+    """A committed query.
+
+    `new` is False when the very same query had been committed before; it is then returned as it was. `output` is the table or
+    file that holds the selection, too, if the run wrote one or found it there.
+    """
+
+    store: Store
+    selection: pa.Table
+    manifest: Manifest
+    new: bool
+    output: str | None = None
+
+    @property
+    def query(self) -> str:
+        """The query's name in the store."""
+        return self.manifest.query
+
+    @property
+    def folder(self) -> Path:
+        """The query's folder, of a store that is one; elsewhere, `place` says where its files are."""
+        if not isinstance(self.store, LocalStore):
+            raise StoreError(f"store {self.store.uri} is no folder of this machine; ask result.place(name) for the URI of a file")
+        return self.store.path(query_folder(self.query))
+
+    def place(self, name: str) -> str:
+        """The path or URI of a file of the query's."""
+        return self.store.place(f"{query_folder(self.query)}/{name}")
+
+    @property
+    def path(self) -> str:
+        """The path or URI of the selection."""
+        return self.place("selection.parquet")
+
+    @property
+    def quarantined(self) -> pa.Table | None:
+        """All rows that were left out: the id under its own name, `path`, `row` and `reason`; None if there are none.
+
+        Raises:
+            StoreError: the file of them is gone or damaged.
+        """
+        return committed_table(self.store, self.manifest, self.manifest.quarantined) if self.manifest.quarantined else None
+
+    @property
+    def quarantined_named(self) -> list[str]:
+        """How many rows were left out, and a line for each of the first ten; nothing if none was."""
+        table = self.quarantined
+        return [] if table is None else named([table], table.num_rows)
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints: what was committed, and how many units were scored for it now."""
+        manifest = self.manifest
+        return {
+            "query": self.query,
+            "selection": self.path,
+            "output": redacted(self.output) if self.output else None,
+            "rows": self.selection.num_rows,
+            "new": self.new,
+            "committed": manifest.committed,
+            "units_scored": manifest.units_scored if self.new else 0,
+            "units_reused": manifest.units_reused + (0 if self.new else manifest.units_scored),
+            "certificate": asdict(manifest.certificate) if manifest.certificate else None,
+            "warnings": manifest.warnings,
+            "quarantined": self.place("quarantined.parquet") if manifest.quarantined else None,
+            "counts": asdict(manifest.counts),
+            "seconds": asdict(manifest.seconds),
+            "passes": manifest.passes,
+            "facts": manifest.facts,
+            "selection_rounds": asdict(manifest.selection_rounds) if manifest.selection_rounds else None,
+            "calibration": asdict(manifest.calibration) if manifest.calibration else None,
+            "bytes_read": manifest.bytes_read,
+        }
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What scoring alone did; `quarantined` counts the rows that were left out, and names the first."""
+
+    query: str
+    rows: int
+    units_scored: int
+    units_reused: int
+    warnings: tuple[str, ...]
+    seconds: Seconds
+    quarantined: tuple[str, ...] = ()
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints; nothing was chosen, so there is neither selection nor certificate."""
+        found = {"selection": None, "certificate": None, **asdict(self)}
+        del found["quarantined"]
+        return found
+
+
+def read_result(store: Store, manifest: Manifest) -> Result:
+    """The committed query that a manifest belongs to.
+
+    Raises:
+        StoreError: its selection, or the file of its quarantined rows, is gone, damaged, or isn't what was committed.
+    """
+    data = _copy(store, manifest, manifest.selection, "selection.parquet")
+    if manifest.quarantined is not None:
+        _copy(store, manifest, manifest.quarantined, "quarantined.parquet")
+    return Result(store, pq.ParquetFile(pa.BufferReader(data)).read(), manifest, new=False)
+
+
+def committed_table(store: Store, manifest: Manifest, file: StoredFile) -> pa.Table:
+    """What one of a query's files that its manifest names holds.
+
+    Raises:
+        StoreError: it is gone or isn't what was committed.
+    """
+    return pq.ParquetFile(pa.BufferReader(_whole(store, manifest, file))).read()
+
+
+def _copy(store: Store, manifest: Manifest, file: StoredFile, name: str) -> bytes:
+    """What the copy of a committed file holds under its plain name; made now if the run that committed ended before it could."""
+    place = f"{query_folder(manifest.query)}/{name}"
+    if store.size(place) is None:
+        store.put(place, _whole(store, manifest, file))
+    return _whole(store, manifest, replace(file, name=place), f"move it away, and it is copied again from {file.name}")
+
+
+def _whole(store: Store, manifest: Manifest, file: StoredFile, advice: str = "") -> bytes:
+    """A file as it was committed."""
+    data = store.read(file.name)
+    if xxhash.xxh3_128_hexdigest(data) != file.xxh3:
+        advice = advice or f"forget the query by raystream gc --drop {manifest.query}"
+        raise StoreError(f"store: {store.place(file.name)} is damaged or was changed: its content is not what was committed; {advice}")
+    return data
+
+
+def load_result(store_uri: str, name: str) -> Result:
+    """A committed query, by its name or by the beginning of it.
+
+    Raises:
+        QueryError: there is none of this name, or several begin with it.
+    """
+    store = existing_store(store_uri)
+    manifest = read_manifest(store, find_query(store, name))
+    assert manifest is not None
+    return read_result(store, manifest)
+
+
+
+
+
+
+
+
