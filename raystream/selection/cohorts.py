@@ -25,7 +25,7 @@ from raystream.selection.threads import each, one_thread
 
 _ROWS = 2048
 _FEWEST_ROWS = 256
-_BLOCKS = 16
+_BLOCKS = 4
 _FEWEST = 512
 """Of fewer candidates, all are multiplied with all targets."""
 _PILOT = 512
@@ -42,7 +42,7 @@ Measure = Callable[[Operand, Room], Array]
 
 def _block(count: int) -> int:
     """Of so many candidates, how many a thread takes at a time: large blocks pay, but each thread is to have some."""
-    return min(max(count // _BLOCKS, _FEWEST_ROWS), _ROWS)
+    return min(max(-(-count // _BLOCKS), _FEWEST_ROWS), _ROWS)
 
 
 def measured(rows: Rows, which: Array, pairs: Pairs, measure: Measure) -> Array:

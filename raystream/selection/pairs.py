@@ -99,29 +99,28 @@ class Pairs:
         self._pieces = 3 if dtype == torch.bfloat16 else 1
         self._width = x.shape[1]
         columns = self._width + 2 * self._pieces + 1
-        self.columns = -(-columns // 32) * 32 if self.coarse else columns
+        self.columns = -(-columns // 8) * 8 if self.coarse else columns
         eps = torch.finfo(self.wide).eps
         unit = (self.columns + 16) * eps / 2
         self._gamma = unit / (1 - unit)
         self._own = 2.5 * eps + 4 * (self._width + 32) * 2.0**-53 + self._gamma
         self._shift = torch.from_numpy(x.mean(axis=0, dtype=np.float64).astype(np.float32) if len(x) else np.zeros(self._width, np.float32))
-        y, stored, rest, self._q = self._moved(x)
+        y, stored, rest, self._q, lost = self._moved(x)
         self._centre = float(self._q.mean()) if len(x) else 0.0
         self._stored = stored.mul(2)
-        self._share = self._shares(rest, self._q)
+        self._share = self._shares(lost, self._q)
         self._forms = self._moments(y, rest)
 
-    def _moved(self, x: Array) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Array]:
-        """(y, y as stored, what that moved it by, q in float64)."""
+    def _moved(self, x: Array) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Array, Array]:
+        """(y, y as stored, what that moved it by, and the squared lengths of the first and the last in float64)."""
         y = torch.from_numpy(x).to(self.wide) - self._shift.to(self.wide)
         stored = y.to(self.dtype)
-        return y, stored, y - stored.to(self.wide), y.double().square().sum(1).numpy()
+        rest, q = y - stored.to(self.wide), y.double().square().sum(1).numpy()
+        return y, stored, rest, q, rest.double().square_().sum(1).numpy() if self.coarse else np.zeros(len(q))
 
-    def _shares(self, rest: torch.Tensor, q: Array) -> Array:
+    def _shares(self, lost: Array, q: Array) -> Array:
         """(m,) float64: 2 |e| of a pair is at most the sum of its two."""
-        if not self.coarse:
-            return np.zeros(len(q))
-        return (rest.double().square_().sum(1).numpy() / _TAU + _TAU * q) * _UP
+        return (lost / _TAU + _TAU * q) * _UP if self.coarse else lost
 
     def _moments(self, y: torch.Tensor, rest: torch.Tensor) -> tuple[torch.Tensor | float, float]:
         """The second moments of the targets, (d, d), or at least their largest eigenvalue; that of those of what rounding moved."""
@@ -150,9 +149,9 @@ class Pairs:
     def rows(self, x: Array, out: torch.Tensor | None = None) -> Operand:
         """(r, d) float32 unit rows as operands, into `out` (r, columns)."""
         out = torch.empty((len(x), self.columns), dtype=self.dtype) if out is None else out
-        _, stored, rest, q = self._moved(x)
+        _, stored, rest, q, lost = self._moved(x)
         d, p = self._width, self._pieces
-        moved = self._shares(rest, q)
+        moved = self._shares(lost, q)
         out[:, :d] = stored
         out[:, d : d + p] = self._split(torch.from_numpy(q - self._centre).to(self.wide))
         # the piece itself is rounded to nearest
@@ -160,19 +159,18 @@ class Pairs:
         out[:, d + p] = torch.from_numpy(own * _UP * _UP)
         out[:, d + p + 1 : d + 2 * p + 1] = 1.0
         out[:, d + 2 * p + 1 :] = 0.0
-        return Operand(out, self._spread(rest, q), moved)
+        return Operand(out, self._spread(rest, q, lost), moved)
 
-    def _spread(self, rest: torch.Tensor, q: Array) -> Array:
+    def _spread(self, rest: torch.Tensor, q: Array, lost: Array) -> Array:
         if not self.coarse:
             return np.zeros(len(q))
         moments, largest = self._forms
-        square = rest.double().square_().sum(1).numpy()
         if isinstance(moments, float):
-            form = moments * square
+            form = moments * lost
         else:
             # in float32 the form errs in proportion to its terms' sizes, which the trace bounds
             slack = float(moments.diagonal().sum()) * self._width * 2.0**-22
-            form = np.maximum(torch.mm(rest, moments).mul_(rest).sum(1).double().numpy(), 0.0) + slack * square
+            form = np.maximum(torch.mm(rest, moments).mul_(rest).sum(1).double().numpy(), 0.0) + slack * lost
         result: Array = (np.sqrt(form) + np.sqrt(largest * q * _UP)) * _UP
         return result
 

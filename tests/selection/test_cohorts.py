@@ -88,8 +88,9 @@ def test_dull_rows_cost_a_part_of_the_targets(units):
     "kind", ["normal", "one_hot", pytest.param("clustered", marks=pytest.mark.slow), pytest.param("duplicated", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_order_is_plain_greedys_past_every_size(units, kind, kernel):
+def test_order_is_plain_greedys_past_every_size(units, kind, kernel, monkeypatch):
     """More candidates than a block, a front and a cohort's least, more targets than a part: rows and gains of plain greedy in float64."""
+    monkeypatch.setattr("raystream.selection.lazy_greedy._FRONT", 500)
     x, k = data(kind, N, 24, 1), 25
     weight = np.random.default_rng(1).integers(1, 4, TARGETS) / 4.0
     targets = unit(x[:TARGETS])
