@@ -128,10 +128,11 @@ class _Search:
         found = bits(torch.mm(self._centres, self._rows.operand[start:stop].T))
         slack, square = float(self._rows.slack[start:stop].max()), float(self._rows.square[start:stop].max())
         self._slack, self._square = max(self._slack, slack), max(self._square, square)
-        flat = np.flatnonzero(found <= self._limit(slack, square)[:, None])
-        if self._cut and len(flat) > len(found) * self._k / 8:
+        near = found <= self._limit(slack, square)[:, None]
+        if self._cut and np.count_nonzero(near) > len(found) * self._k / 8:
             self._tighten(found)
-            flat = np.flatnonzero(found <= self._limit(slack, square)[:, None])
+            near = found <= self._limit(slack, square)[:, None]
+        flat = np.flatnonzero(near)
         row, column = np.divmod(flat, found.shape[1])
         if self._cut:
             self._many += np.bincount(row, minlength=len(self._many))
