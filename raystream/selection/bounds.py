@@ -36,6 +36,8 @@ Precision = Literal["auto", "bfloat16", "float32"]
 
 _BFLOAT16_UP = 1 + 1.01 * 2.0**-8
 _FLOAT64_UP = 1 + 2.0**-44
+_NUMBERS = 1 << 18
+"""Numbers that are encoded at a time: they stay in the caches."""
 
 
 @functools.cache
@@ -61,6 +63,12 @@ def grid_power(width: int, largest: float) -> int:
     if largest == 0:
         return 0
     return math.floor((22 - math.log2(max(width, 1))) / 2 - math.log2(largest) - 1e-9)
+
+
+def on_grid(x: Array, power: int) -> bool:
+    """Whether all numbers are multiples of 2^-power."""
+    scaled = x.astype(np.float64) * 2.0**power
+    return bool((scaled == np.rint(scaled)).all())
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,11 @@ class Encoding:
         bfloat16 = not on_grid and (has_bfloat16_units() if precision == "auto" else precision == "bfloat16")
         shift = np.zeros(width, dtype=np.float32) if on_grid else mean.astype(np.float32)
         return cls(shift, power, bfloat16, on_grid)
+
+    def same(self, other: Encoding) -> bool:
+        """Whether the two make the same of every row."""
+        settings = (self.power, self.bfloat16, self.exact)
+        return settings == (other.power, other.bfloat16, other.exact) and np.array_equal(self.shift, other.shift)
 
     @property
     def width(self) -> int:
@@ -124,34 +137,72 @@ class Encoding:
         operand, slack = self._encode(x, None, centre=True)
         return operand, float(slack.max()) if len(slack) else 0.0
 
-    def _encode(self, x: Array, out: torch.Tensor | None, *, centre: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def as_centre(self, row: torch.Tensor) -> torch.Tensor:
+        """(width,) operand of a row -> of the same vector as a centre."""
+        d, pieces = len(self.shift), self._pieces
+        result = row.clone()
+        result[:d] *= -2.0
+        result[d : d + pieces] = 1.0
+        result[d + pieces : d + 2 * pieces] = row[d : d + pieces]
+        return result
+
+    def squares(self, centres: torch.Tensor) -> torch.Tensor:
+        """(m,) float64, the bounds a of the squared lengths in (m, width) operands of centres."""
+        first = len(self.shift) + self._pieces
+        return centres[:, first : first + self._pieces].double().sum(1)
+
+    def row_squares(self, rows: torch.Tensor) -> torch.Tensor:
+        """(m,) float64, the same in operands of rows."""
         d = len(self.shift)
-        out = torch.empty((len(x), self.width), dtype=self.dtype) if out is None else out
-        scale = 2.0**self.power
-        # scaling by a power of two is exact, so that y is rounded once
-        y = torch.add(tensor(self.shift) * -scale, tensor(x), alpha=scale)
+        return rows[:, d : d + self._pieces].double().sum(1)
+
+    def radius(self, rows: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        """(m,) float64, in the data's own scale, never below the distances of rows with these operands to the shift."""
+        return (self.row_squares(rows).sqrt_() * (1 + 2.0**-20) + slack).mul_(2.0**-self.power)
+
+    @property
+    def _pieces(self) -> int:
+        return 3 if self.bfloat16 else 1
+
+    def _encode(self, x: Array, out: torch.Tensor | None, *, centre: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        out = unfilled((len(x), self.width), self.dtype) if out is None else out
+        slack = torch.zeros(len(x))
+        # memory that is larger, or made anew for each operation, costs more in page faults than the arithmetic
+        step = max(_NUMBERS // max(x.shape[1], 1), 16)
+        room = unfilled((2, min(step, len(x)), x.shape[1]), torch.float32)
+        tail = torch.zeros((room.shape[1], self.width - x.shape[1]))
+        shift = tensor(self.shift) * -(2.0**self.power)
+        for begin in range(0, len(x), step):
+            at = slice(begin, begin + step)
+            y, other = room[:, : len(out[at])]
+            # scaling by a power of two is exact, so that y is rounded once
+            torch.add(shift, tensor(x[at]), alpha=2.0**self.power, out=y)
+            self._encode_some(y, other, tail[: len(y)], out[at], slack[at], centre=centre)
+        return out, slack
+
+    def _encode_some(
+        self, y: torch.Tensor, room: torch.Tensor, tail: torch.Tensor, out: torch.Tensor, slack: torch.Tensor, *, centre: bool
+    ) -> None:
+        d, pieces = len(self.shift), self._pieces
         body = out[:, :d]
         body.copy_(y)
-        slack = torch.zeros(len(x))
         if self.bfloat16:
-            stored = body.float()
+            stored = room.copy_(body)
             moved = y.sub_(stored).square_().sum(1).double()
             square = stored.square_().sum(1).double()
-            slack = _round_up((moved.sqrt_() + 2.0**-22 * square.sqrt() + 2.0**-60) * (1 + self._inflation))
+            slack.copy_(_round_up((moved.sqrt_() + 2.0**-22 * square.sqrt() + 2.0**-60) * (1 + self._inflation)))
         else:
             square = y.square_().sum(1).double()
         bound = square.float() if self.exact else _round_up(square * (1 + self._inflation) + self._underflow)
-        pieces = 3 if self.bfloat16 else 1
-        norm_at, one_at = (d + pieces, d) if centre else (d, d + pieces)
+        norm_at, one_at = (pieces, 0) if centre else (0, pieces)
         for piece in range(pieces):
             part = bound.view(torch.int32).bitwise_and(-65536).view(torch.float32) if self.bfloat16 else bound
-            out[:, norm_at + piece] = part
+            tail[:, norm_at + piece] = part
             bound = bound - part
-        out[:, one_at : one_at + pieces] = 1.0
-        out[:, d + 2 * pieces :] = 0.0
+        tail[:, one_at : one_at + pieces] = 1.0
+        out[:, d:] = tail
         if centre:
             body.mul_(-2.0)
-        return out, slack
 
     def upper(self, product: torch.Tensor, slack: torch.Tensor | float) -> Array:
         """float64 upper bounds of the squared distances behind products; slack is row's plus centre's."""
@@ -200,6 +251,12 @@ class Encoding:
         if not self.bfloat16:
             return _round_up((scaled + width) * _FLOAT64_UP)
         return _bfloat16_up((scaled.sqrt_().add_(slack).square_() + width) * (_BFLOAT16_UP * _FLOAT64_UP))
+
+
+def unfilled(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor whose values don't matter yet. NumPy asks for large pages, which take a tenth of the time to be handed out."""
+    kind = {2: np.int16, 4: np.float32, 8: np.float64}[dtype.itemsize]
+    return torch.from_numpy(np.empty(shape, dtype=kind)).view(dtype)
 
 
 def _round_up(x: torch.Tensor) -> torch.Tensor:

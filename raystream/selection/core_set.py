@@ -17,10 +17,12 @@ from numpy.typing import ArrayLike
 
 from raystream.errors import QueryError
 from raystream.selection.arguments import count, labelled_of, optional_column, shards_of
-from raystream.selection.bounds import Encoding, Precision, grid_power
+from raystream.selection.bounds import Encoding, Precision, grid_power, on_grid
+from raystream.selection.centre_list import CentreList
 from raystream.selection.constraints import Constraints
+from raystream.selection.encoded_rows import Look
 from raystream.selection.gain import Gain
-from raystream.selection.leaders import CentreList, Leaders
+from raystream.selection.leaders import Leaders
 from raystream.selection.rows import Array, Metric, not_finite
 from raystream.selection.shards import Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings
@@ -28,7 +30,13 @@ from raystream.selection.threads import one_thread
 from raystream.selection.weights import checked_weights
 
 _LEADERS = 16384
+_ROWS_FOR_A_LEADER, _ROWS_READ_FOR_A_LEADER, _FEWEST_LEADERS = 256, 16, 1024
+"""Passes over a working copy cost little, rows that lead in vain more, and reading most; at least so many lead from each stretch."""
 _LEADER_BYTES = 1 << 28
+_FEW_PICKS, _POOR_PASSES = 32, 8
+"""More rows lead once so many passes in a row have found fewer rows to take."""
+_SAMPLE = 4096
+"""The most rows whose mean bounds are taken around."""
 _NO_ROWS = np.empty(0, dtype=np.int64)
 
 
@@ -130,7 +138,7 @@ def farthest_first(
         constraints: rows that they block are passed over and do not become centres; they are told of the chosen rows.
         outliers: see `core_set`; rows that are blocked are not counted.
         precision: of the bounds; has no influence on the result.
-        leaders: how many rows the shards return at first; has no influence on the result.
+        leaders: how many rows the shards return at most, until passes find too few; has no influence on the result.
     """
     if outliers < 0:
         raise QueryError(f"`outliers` is {outliers}, expected a whole number of at least 0")
@@ -139,8 +147,9 @@ def farthest_first(
         return FarthestFirst(_NO_ROWS, np.empty(0), np.empty(0), 0, 0, 0)
     excluded = _NO_ROWS if exclude is None else exclude
     gain = Gain() if gain is None else gain.among(len(shards), excluded)
-    encoding, mean = prepare(shards, fixed, precision)
-    shards.begin(encoding, gain)
+    encoding, look = glance(shards, fixed, precision)
+    total = shards.begin(encoding, look, gain)
+    mean = None if look.power is None else total / len(shards)
     return _Choice(shards, k, encoding, mean, fixed, gain, constraints, outliers, leaders).run(excluded)
 
 
@@ -180,21 +189,49 @@ def covered(shards: Shards, labelled: Array | None, rows: Array) -> Array:
     return x if labelled is None else np.concatenate([labelled, x])
 
 
+def glance(shards: Shards, labelled: Array, precision: Precision) -> tuple[Encoding, Look]:
+    """The encoding for these rows and centres, around the mean of a sample, and what to look at: the sum only if nothing is labelled."""
+    sizes = _sizes(shards, labelled)
+    near = sizes.sample.mean(axis=0, dtype=np.float64).astype(np.float32)
+    encoding = Encoding.fit(near, sizes.largest, on_grid=sizes.on_grid, precision=precision)
+    return encoding, Look(near, None if len(labelled) else sizes.power)
+
+
 def prepare(shards: Shards, labelled: Array, precision: Precision) -> tuple[Encoding, Array]:
-    """The encoding for these rows and centres, and the rows' mean, (d,) float64, the same for any sharding."""
+    """The encoding for these rows and centres, around the rows' mean, and that, (d,) float64; the same for any sharding."""
+    sizes = _sizes(shards, labelled)
+    mean = shards.total(sizes.power) / len(shards)
+    return Encoding.fit(mean, sizes.largest, on_grid=sizes.on_grid, precision=precision), mean
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What encodings need to know.
+
+    Attributes:
+        largest: absolute value of rows and labelled ones.
+        power: see `Look`.
+        on_grid: whether products of them are exact.
+        sample: (s, d) float32, some rows.
+    """
+
+    largest: float
+    power: int
+    on_grid: bool
+    sample: Array
+
+
+def _sizes(shards: Shards, labelled: Array) -> _Sizes:
     survey = shards.survey()
     if survey.bad:
         raise not_finite(survey.bad, survey.first_bad)
-    largest = survey.largest
-    everything = max(largest, float(np.abs(labelled).max())) if labelled.size else largest
+    largest = max(survey.largest, float(np.abs(labelled).max())) if labelled.size else survey.largest
     # integers up to 2^(52 - log2 n) in size: every partial sum is exact, so their order is of no account
-    power = 0 if largest == 0 else 52 - int(np.ceil(np.log2(len(shards)))) - int(np.frexp(largest)[1])
-    grid = grid_power(shards.width, everything)
-    total, on_grid = shards.total(power, grid)
-    scaled = labelled.astype(np.float64) * 2.0**grid
-    on_grid = on_grid and bool((scaled == np.rint(scaled)).all())
-    mean = total * 2.0**-power / len(shards)
-    return Encoding.fit(mean, everything, on_grid=on_grid, precision=precision), mean
+    power = 52 - int(np.ceil(np.log2(len(shards)))) - int(np.frexp(survey.largest)[1]) if survey.largest else 0
+    sample, grid = shards.sample(min(len(shards) // 64 + 1, _SAMPLE)), grid_power(shards.width, largest)
+    # a few rows tell most data apart from whole numbers
+    exact = all(on_grid(x, grid) for x in (sample[:16], sample, labelled)) and shards.on_grid(grid)
+    return _Sizes(largest, power, exact, sample)
 
 
 class _Choice:
@@ -205,7 +242,7 @@ class _Choice:
         shards: Shards,
         k: int,
         encoding: Encoding,
-        mean: Array,
+        mean: Array | None,
         labelled: Array,
         gain: Gain,
         constraints: Constraints | None,
@@ -214,10 +251,13 @@ class _Choice:
     ) -> None:
         self._shards, self._mean, self._gain_of = shards, mean, gain
         self._budget = min(k, len(shards))
-        self._centres = CentreList(replace(encoding, bfloat16=False), labelled, self._budget)
+        self._centres = CentreList(replace(encoding, bfloat16=False), len(labelled) + self._budget)
+        self._centres.add(labelled)
         self._constraints = constraints
         self._among = outliers + 1
-        self._leaders = max(leaders, 2 * outliers)
+        self._reads = shards.reads(encoding)
+        most = len(shards) // (_ROWS_READ_FOR_A_LEADER if self._reads else _ROWS_FOR_A_LEADER)
+        self._leaders = max(min(leaders, max(most, _FEWEST_LEADERS * shards.count)), 2 * outliers)
         self._most_leaders = max(_LEADER_BYTES // (4 * max(shards.width, 1)), self._leaders)
         self._rows: list[int] = []
         self._gain: list[float] = []
@@ -226,10 +266,10 @@ class _Choice:
 
     def run(self, exclude: Array) -> FarthestFirst:
         sent, gone = 0, exclude
-        if len(self._centres) == 0:
-            gone = self._first(exclude)
+        if self._mean is not None:
+            gone = self._first(self._mean, exclude)
         refine: float | None = None
-        leaders: Leaders | None = None
+        poor = 0
         while len(self._rows) < self._budget and len(self._centres):
             before = len(self._rows)
             if refine is None:
@@ -239,30 +279,33 @@ class _Choice:
                 answer = self._shards.refine(refine, self._leaders, self._among)
                 self._refinements += 1
             self._passes += 1
+            if not len(answer.rows):
+                break
             with one_thread():
-                leaders = Leaders(answer, self._centres, self._gain_of, leaders)
+                leaders = Leaders(answer, self._centres, self._gain_of, self._among)
                 gone = self._choose(leaders)
-                if not len(answer.rows):
-                    break
                 refine = leaders.best(self._among) if not len(gone) and leaders.left else None
-            if len(self._rows) - before < (self._budget - before) / 4:
+            few = (self._budget - before) // 4 if self._reads else _FEW_PICKS
+            poor = poor + 1 if len(self._rows) - before < few else 0
+            if poor >= (1 if self._reads else _POOR_PASSES):
                 self._leaders = min(2 * self._leaders, self._most_leaders)
         rows = np.asarray(self._rows, dtype=np.int64)
         gain, distance = np.asarray(self._gain, dtype=np.float64), np.asarray(self._distance, dtype=np.float64)
         return FarthestFirst(rows, gain, distance, self._passes, self._refinements, self._blocked)
 
-    def _first(self, exclude: Array) -> Array:
+    def _first(self, mean: Array, exclude: Array) -> Array:
         """Choose by the distance to the mean; all rows that are out from now on, int64."""
         gone, count = exclude, self._among
         while True:
-            gain, rows = self._shards.farthest(self._mean, gone, count)
+            gain, rows = self._shards.farthest(mean, gone, count)
             x = self._shards.gather(rows)
             blocked = np.zeros(len(rows), dtype=bool) if self._constraints is None else self._constraints.blocked(rows, x)
             free = np.flatnonzero(~blocked)
             if len(rows) < count or len(free) >= self._among:
                 if len(free):
                     last = int(free[: self._among][-1])
-                    self._take(int(rows[last]), float(gain[last]), np.nan, x[last : last + 1])
+                    self._centres.add(x[last : last + 1])
+                    self._take(int(rows[last]), float(gain[last]), np.nan, x[last])
                     gone = np.append(gone, rows[last])
                 return gone
             self._blocked += int(blocked.sum())
@@ -273,9 +316,8 @@ class _Choice:
         self._rows.append(row)
         self._gain.append(gain)
         self._distance.append(distance)
-        self._centres.add(x)
         if self._constraints is not None:
-            self._constraints.take(row, x[0])
+            self._constraints.take(row, x)
 
     def _choose(self, leaders: Leaders) -> Array:
         """Choose among the leaders while that is certain; the rows that are chosen or blocked, int64."""
@@ -289,11 +331,9 @@ class _Choice:
                     gone.append(self._drop(leaders, first[blocked]))
                     continue
             lead = int(first[-1])
-            self._take(
-                int(leaders.rows[lead]), float(leaders.gain[lead]), float(np.sqrt(leaders.squared[lead])), leaders.x[lead : lead + 1]
-            )
+            self._take(int(leaders.rows[lead]), leaders.gain(lead), leaders.distance(lead), leaders.x[lead])
             gone.append(leaders.rows[lead : lead + 1])
-            leaders.remove(lead)
+            leaders.take(lead)
         return np.concatenate(gone) if gone else _NO_ROWS
 
     def _drop(self, leaders: Leaders, which: Array) -> Array:

@@ -19,7 +19,8 @@ Operands = tuple[torch.Tensor, ...]
 Bound = Callable[[Operands], Array]
 """(m,) float64, never below the squared distances of m rows to the nearest of the centres it was made for."""
 
-_PAIR_BYTES = 1 << 23
+_PAIR_BYTES = 1 << 20
+"""Differences that are kept at a time, within the caches."""
 CENTRES_AT_ONCE = 1024
 
 

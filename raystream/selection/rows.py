@@ -240,16 +240,22 @@ class Rows:
         return dtype
 
     def _gathered(self, rows: Array, dtype: np.dtype[Any], read: Callable[[Block], Array]) -> Array:
+        if len(self.parts) == 1:
+            return self._taken(0, rows, read)
         result = np.empty((len(rows), self.width), dtype=dtype)
         part_of = np.searchsorted(self._starts, rows, side="right") - 1
         with one_thread():  # a few rows from each of many parts
             for part in np.unique(part_of):
                 here = np.flatnonzero(part_of == part)
-                positions, which = self.positions[part], rows[here] - self._starts[part]
-                array = self.parts[part].array
-                result[here] = read(Block(0, len(here), array, which if positions is None else positions[which], self.metric))
-                self.parts[part].release()
+                result[here] = self._taken(part, rows[here], read)
         return result
+
+    def _taken(self, part: int, rows: Array, read: Callable[[Block], Array]) -> Array:
+        """The candidates `rows`, all of them in one part, in memory of their own."""
+        positions, which = self.positions[part], rows - self._starts[part]
+        x = read(Block(0, len(rows), self.parts[part].array, which if positions is None else positions[which], self.metric))
+        self.parts[part].release()
+        return x
 
 
 def as_rows(x: Array, metric: Metric = "euclidean") -> Rows:

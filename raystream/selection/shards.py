@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from raystream.selection.bounds import Encoding, has_bfloat16_units
+from raystream.selection.encoded_rows import Look
 from raystream.selection.gain import Gain
 from raystream.selection.pieces import Factory, LocalPieces, Pieces, Spread
 from raystream.selection.represents import Covering
@@ -54,12 +55,13 @@ class Shards:
     Attributes:
         rows: all candidates; whoever gathers them reads them here.
         memory: as given.
+        count: as given.
     """
 
     def __init__(self, rows: Rows, count: int, spread: Spread, *, memory: float, block: int = _BLOCK) -> None:
         self.rows = rows
         self.memory = memory
-        self._count, self._spread = count, spread
+        self.count, self._spread = count, spread
         self._stretches = self._cut(1)
         self._surveyed: Survey | None = None
         self._pieces = self.pieces(Shard, block)
@@ -77,7 +79,7 @@ class Shards:
         return self._spread(factory, [(*(rows.slice(start, stop) for rows in every), *args) for start, stop in self._cut(block)])
 
     def _cut(self, block: int) -> list[tuple[int, int]]:
-        edges = np.linspace(0, -(-len(self.rows) // block), self._count + 1).astype(np.int64) * block
+        edges = np.linspace(0, -(-len(self.rows) // block), self.count + 1).astype(np.int64) * block
         return [(int(start), int(stop)) for start, stop in pairwise(np.minimum(edges, len(self.rows)))]
 
     def __len__(self) -> int:
@@ -101,19 +103,36 @@ class Shards:
             self._surveyed = Survey(max(largest for largest, _ in surveys), len(bad), tuple(int(row) for row in bad[:3]))
         return self._surveyed
 
-    def total(self, power: int, grid: int) -> tuple[Array, bool]:
-        """(d,) the exact sum of the rows rounded to multiples of 2^-power; whether all are multiples of 2^-grid."""
-        totals = self._pieces.call("total", power, grid)
-        total: Array = np.stack([total for total, _ in totals]).sum(axis=0)
-        return total, all(on_grid for _, on_grid in totals)
+    def sample(self, count: int) -> Array:
+        """(s, d) float32, about `count` rows at even distances, the same for any sharding."""
+        return np.concatenate(self._pieces.call("sample", max(len(self) // count, 1)))
 
-    def begin(self, encoding: Encoding, gain: Gain) -> None:
-        """Forget every centre; rows are ordered by `gain` from now on."""
-        self._pieces.call(
+    def on_grid(self, power: int) -> bool:
+        """Whether all numbers are multiples of 2^-power."""
+        return all(self._pieces.call("on_grid", power))
+
+    def total(self, power: int) -> Array:
+        """(d,) float64, the exact sum of the rows rounded to multiples of 2^-power."""
+        total: Array = np.stack(self._pieces.call("total", power)).sum(axis=0)
+        return total
+
+    def begin(self, encoding: Encoding, look: Look, gain: Gain) -> Array:
+        """Forget every centre; rows are ordered by `gain` from now on. Returns the sum of the rows, (d,), see `Look`."""
+        totals = self._pieces.call(
             "begin",
             encoding,
-            apart=[(gain.at(slice(start, stop)), encoding.row_bytes * (stop - start) <= self.memory) for start, stop in self._stretches],
+            look,
+            apart=[(gain.at(slice(start, stop)), self._fits(encoding, stop - start)) for start, stop in self._stretches],
         )
+        total: Array = np.stack(totals).sum(axis=0)
+        return total
+
+    def reads(self, encoding: Encoding) -> bool:
+        """Whether some rows have no working copy of this encoding, so that each pass reads them from the parts."""
+        return not all(self._fits(encoding, stop - start) for start, stop in self._stretches)
+
+    def _fits(self, encoding: Encoding, rows: int) -> bool:
+        return encoding.row_bytes * rows <= self.memory
 
     def farthest(self, point: Array, exclude: Array, count: int) -> tuple[Array, Array]:
         """(gains, rows) of the first `count` in order, exactly, D being to a float64 `point`; fewer if no more are left."""
@@ -121,15 +140,16 @@ class Shards:
         return ordered(np.concatenate([gain for gain, _ in found]), np.concatenate([rows for _, rows in found]), count)
 
     def advance(self, centres: Array, taken: Array, count: int, least: int = 1) -> Answer:
-        """Apply (m, d) float32 centres, take the rows `taken` out, and return about `count` rows that lead the order.
+        """Apply (m, d) float32 centres, take the rows `taken` out, and return the rows that lead the order.
 
-        A shard that holds rows back returns at least `least`.
+        About `count` rows are looked at; those that come before the bound are returned, and from each shard the first
+        `least`, where it has as many.
         """
-        return merge(self._pieces.call("advance", centres, taken, self._share(count, least)))
+        return merge(self._pieces.call("advance", centres, taken, self._share(count, least), least))
 
     def refine(self, gain: float, count: int, least: int = 1) -> Answer:
         """Make the distances of rows that may gain at least `gain` exact, and answer as `advance` does."""
-        return merge(self._pieces.call("refine", gain, self._share(count, least)))
+        return merge(self._pieces.call("refine", gain, self._share(count, least), least))
 
     def cover(self, centres: Array, chosen: int) -> Covering:
         """How (k, d) float32 centres, of which the first are `chosen`, cover all candidates; exactly, in one pass.
@@ -153,7 +173,7 @@ class Shards:
         return LocalShards(rows.parts, rows.positions, metric=self.metric, memory=memory)
 
     def _share(self, count: int, least: int) -> int:
-        return max(count // self._count, least)
+        return max(count // self.count, least)
 
 
 class LocalShards(Shards):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,10 +49,25 @@ def test_order_holds_on_larger_data(kind, precision):
     np.testing.assert_array_equal(result.rows, greedy(x, 120)[0])
 
 
+@pytest.mark.parametrize("kind", ["unit", "duplicated"])
+def test_any_threads_and_stretches_past_every_block(kind):
+    """More rows, centres and leaders than are looked at a time, by 1, 2 and 4 threads, in 1, 2 and 7 stretches: float64 greedy's order."""
+    x, threads = data(kind, 6000, 9, 3), torch.get_num_threads()
+    labelled = x[:1100] + np.float32(0.5)
+    expected = greedy(x, 150, labelled=labelled)[0]
+    try:
+        for count, shards, leaders, precision in [(1, 7, 16384, "float32"), (2, 1, 1500, "bfloat16"), (4, 2, 16384, "bfloat16")]:
+            torch.set_num_threads(count)
+            found = chosen(x, 150, labelled=labelled, shards=shards, leaders=leaders, precision=precision)
+            np.testing.assert_array_equal(found.rows, expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("kind", ["normal", "one_hot", "duplicated", "equal"])
 def test_many_tied_leaders(kind):
-    """Thousands of returned rows with equal gains are told apart by row, within one pass."""
-    x = data(kind, 3000, 10, 2)
+    """A thousand returned rows with equal gains are told apart by row, within one pass."""
+    x = data(kind, 1000, 10, 2)
     result = chosen(x, 400)
     np.testing.assert_array_equal(result.rows, greedy(x, 400)[0])
     assert result.passes == 1

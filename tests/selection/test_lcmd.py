@@ -81,15 +81,15 @@ def test_order_holds_on_larger_data(kind, precision):
 
 
 def test_several_blocks():
-    """Rows beyond the first block belong to clusters as all others do."""
+    """Rows beyond the first block belong to clusters as all others do, and more rows are chosen than are foreseen at a time."""
     x = np.concatenate([data("clustered", 20000, 3, 0), data("normal", 3000, 3, 1)])
     expected, squared, of = [int(core_set(x, 1)[0])], distances_to(x, x[core_set(x, 1)[0]]), np.zeros(len(x), dtype=int)
-    for number in range(1, 30):
+    for number in range(1, 150):
         best = int(np.argmax(np.bincount(of, weights=squared)))
         expected.append(int(np.argmax(np.where(of == best, squared, -1))))
         update = distances_to(x, x[expected[-1]])
         of, squared = np.where(update < squared, number, of), np.minimum(update, squared)
-    np.testing.assert_array_equal(lcmd(x, 30), expected)
+    np.testing.assert_array_equal(lcmd(x, 150), expected)
 
 
 @settings(max_examples=40, deadline=None)
@@ -103,6 +103,16 @@ def test_blocked_rows_are_passed_over(pool, threshold, covered, seed):
     found = largest_cluster(LocalShards.of_array(x), k, labelled=labelled, constraints=constraints)
     rows, _, _ = brute(x, k, labelled, blocks=lambda a, b: cosines(a, b) >= threshold)
     np.testing.assert_array_equal(found.rows, rows)
+
+
+def test_sums_keep_their_digits_once_the_far_rows_are_gone():
+    """What is left may be far smaller than the first distances: sums are of units that follow the largest one."""
+    x = np.array([[0.9], [1e-12], [0], [3e-12], [0], [2e-9], [5e-12]], dtype=np.float32)
+    found = largest_cluster(LocalShards.of_array(x), 7, labelled=np.zeros((1, 1), dtype=np.float32))
+    rows, sums, distance = brute(x, 7, np.zeros((1, 1)))
+    np.testing.assert_array_equal(found.rows, rows)
+    np.testing.assert_array_equal(found.distance, distance)
+    np.testing.assert_allclose(found.gain, sums, rtol=1e-12)
 
 
 def test_quotas_and_rows_that_are_taken():
