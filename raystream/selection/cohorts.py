@@ -19,13 +19,15 @@ import torch
 
 from raystream.selection.bounds import has_bfloat16_units
 from raystream.selection.coverage import Coverage
-from raystream.selection.pairs import Aim, Operand, Pairs, Room
+from raystream.selection.pairs import TARGETS_UNIT, Aim, Operand, Pairs, Room
 from raystream.selection.rows import Array, Block, Rows, normalised
 from raystream.selection.threads import each, one_thread
 
 _ROWS = 2048
 _FEWEST_ROWS = 256
 _BLOCKS = 4
+_UNIT = 128
+"""Candidates are multiplied in multiples of this many: each shape of bfloat16 products needs code of its own, 0.4 ms to make."""
 _FEWEST = 512
 """Of fewer candidates, all are multiplied with all targets."""
 _PILOT = 512
@@ -42,7 +44,7 @@ Measure = Callable[[Operand, Room], Array]
 
 def _block(count: int) -> int:
     """Of so many candidates, how many a thread takes at a time: large blocks pay, but each thread is to have some."""
-    return min(max(-(-count // _BLOCKS), _FEWEST_ROWS), _ROWS)
+    return min(max(-(-count // (_BLOCKS * _UNIT)) * _UNIT, _FEWEST_ROWS), _ROWS)
 
 
 def measured(rows: Rows, which: Array, pairs: Pairs, measure: Measure) -> Array:
@@ -158,9 +160,11 @@ class Cohorts:
         """Lower bounds of one cohort, and with what they hold now; None if all targets are better multiplied at once."""
         best, weight = self._coverage.best, self._coverage.weight
         change = weight * (best - since)
-        targets = np.argsort(-change, kind="stable")[: np.count_nonzero(change > 0)]
-        if not len(targets):
+        changed = np.count_nonzero(change > 0)
+        if not changed:
             return None
+        # whole units, also of targets: those that didn't change add nothing
+        targets = np.argsort(-change, kind="stable")[: -(-changed // TARGETS_UNIT) * TARGETS_UNIT]
         pilot = np.zeros(len(which), dtype=bool)
         pilot[:: max(len(which) // _PILOT, 8)] = True
         aim = self.pairs.aim(targets, since[targets], best[targets], up=False)
@@ -193,8 +197,9 @@ class Cohorts:
             room, y = self.pairs.room(size), torch.empty((size, self.pairs.columns), dtype=self.pairs.dtype)
 
             def work(some: Array) -> Array:
-                torch.index_select(held.y, 0, torch.from_numpy(some), out=y[: len(some)])
-                result = measure(Operand(y[: len(some)], held.spread[some], held.moved[some]), room)
+                whole = np.pad(some, (0, -len(some) % _UNIT), mode="edge")
+                torch.index_select(held.y, 0, torch.from_numpy(whole), out=y[: len(whole)])
+                result = measure(Operand(y[: len(whole)], held.spread[whole], held.moved[whole]), room)[: len(some)]
                 result[held.zero[some]] = 0.0
                 return result
 

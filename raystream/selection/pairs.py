@@ -35,6 +35,9 @@ _WIDEST_FORM = 512
 _UP = 1 + 2.0**-7
 _PART = 512
 """Targets that are multiplied at a time, at most: with their rows they stay in the second-level cache."""
+_PARTS = 16
+TARGETS_UNIT = 64
+"""Parts are multiples of this many targets, so that there are few shapes of products."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,8 @@ class Pairs:
     @one_thread()
     def aim(self, which: Array, low: Array, high: Array | None, *, up: bool) -> Aim:
         """At targets `which` (m,) int64, from similarity `low` (m,) to `high`, or to 1."""
-        aim = Aim(len(which), self, min(max(-(-len(self._q) // 16), 128), _PART), up=up)
+        part = -(-len(self._q) // (_PARTS * TARGETS_UNIT)) * TARGETS_UNIT
+        aim = Aim(len(which), self, min(max(part, 2 * TARGETS_UNIT), _PART), up=up)
         scale = self._kernel.scale(self._kernel.origin(self._kernel.reach(low), self._typical))
         aim.power = -math.frexp(float((self._weight[which] * scale).max(initial=0.0)))[1]
         aim.moved = float(self._share[which].max(initial=0.0)) * _UP
