@@ -56,26 +56,30 @@ def write(folder: Path, rows: int, labels: int) -> None:
 
 def merge(folder: Path, labelled: bool) -> None:
     """In a process of its own: plan, join and mark, and print seconds of what the labels take part in, and the peak in MB."""
+    from raystream.choosing.checked_pool import read_pool
     from raystream.choosing.labelled import find_labelled_rows
-    from raystream.choosing.scored_pool import scored_pool
     from raystream.cluster.processes import Processes
     from raystream.pool import read_labelled
-    from raystream.scoring.plan import prepare
+    from raystream.scoring.plan import resolve
     from raystream.scoring.progress import Silent
-    from raystream.scoring.session import Session, all_receipts
+    from raystream.scoring.session import Session
 
     before = _memory("VmRSS")
     asked = query(folder, labelled)
     began, used = time.perf_counter(), time.process_time()
-    if labelled:  # by itself, since `prepare` has other work, too; what is read is let go of
+    if labelled:  # by itself, since `resolve` has other work, too; what is read is let go of
         read_labelled(asked.pool.labelled, "k", pa.int64())
     read, read_cpu = time.perf_counter() - began, time.process_time() - used
-    prepared = prepare(asked)
-    with Processes(asked.cluster, Silent()) as processes, Session(prepared, Silent(), processes) as session:
-        receipts = all_receipts(prepared, session)
+    resolved = resolve(asked)
+    plan = resolved.plan(resolved.pool.units)
+    with (
+        Processes(asked.cluster, Silent()) as processes,
+        Session(resolved.job, resolved.store, resolved.folder, Silent(), processes) as session,
+    ):
+        units = session.score(plan)
         began, used = time.perf_counter(), time.process_time()
-        pool = scored_pool(prepared, receipts, session)
-        covered = find_labelled_rows(prepared, pool, session)
+        pool = read_pool(resolved, plan, units)
+        covered = find_labelled_rows(resolved, pool, session)
         seconds, cpu = time.perf_counter() - began, read_cpu + time.process_time() - used
     print(json.dumps({"read": read, "merge": seconds, "cpu": cpu, "mb": _memory("VmHWM") - before, "labelled": covered.known}))
 

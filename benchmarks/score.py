@@ -250,20 +250,23 @@ def query(pool: Path, store: Path) -> Query:
 def run_raystream(pool: Path, out: Path) -> float:
     """Seconds from the first unit assigned to the last receipt, with all workers up before."""
     from raystream.cluster.processes import Processes
-    from raystream.scoring.plan import prepare
+    from raystream.scoring.plan import resolve
     from raystream.scoring.progress import Silent
     from raystream.scoring.session import Session
 
-    first = prepare(query(pool, out))
-    with Processes(first.query.cluster, Silent()) as processes, Session(first, Silent(), processes) as session:
+    asked = resolve(query(pool, out))
+    with (
+        Processes(asked.query.cluster, Silent()) as processes,
+        Session(asked.job, asked.store, asked.folder, Silent(), processes) as session,
+    ):
         for _ in range(TIMES):
             shutil.rmtree(out / "units", ignore_errors=True)
             os.sync()
-            prepared = prepare(query(pool, out))
+            plan = asked.plan(asked.pool.units)
             began = time.perf_counter()
-            receipts = session.score(prepared.missing)
+            units = session.score(plan)
             seconds = time.perf_counter() - began
-    assert sum(receipt.rows for receipt in receipts if receipt) == prepared.pool.rows
+    assert sum(unit.rows for unit in units if unit) == asked.pool.rows
     return seconds
 
 

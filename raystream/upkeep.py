@@ -84,7 +84,7 @@ def verify(name: Name, store: StoreUri = "runs", as_json: AsJson = False, debug:
     from raystream.store.opening import existing_store
 
     with reporting() as reporter:
-        verified = derive_again(existing_store(check_place("--store", store)), name, reporter)
+        verified = derive_again(existing_store(check_place("--store", store)), name, reporter=reporter)
     print_result(verified.summary(), lambda: describe_verified(verified), as_json)
 
 

@@ -38,8 +38,8 @@ class Command:
         self._wait_until(lambda: words in self._error.read_text())
 
     def wait_for_receipts(self, store: Path, count: int) -> None:
-        """Wait until so many units are in the store."""
-        self._wait_until(lambda: len(list(store.rglob("receipt.json"))) >= count)
+        """Wait until so many units are in the store, with the embeddings, whose receipt comes last."""
+        self._wait_until(lambda: len(list(store.rglob("embeddings-*.receipt.json"))) >= count)
 
     def _wait_until(self, true: Callable[[], bool]) -> None:
         while not true():

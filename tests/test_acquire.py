@@ -15,6 +15,7 @@ import pytest
 import torch
 from pools import logits_and_embeddings, pool_table, vectors
 from safetensors.torch import load_file, save_file
+from scored import file_of, planned, stored_outputs
 from test_run import whole_pool
 from torch import Tensor
 
@@ -25,7 +26,8 @@ from raystream.exchange.stored import pool_scores, stored_pool
 from raystream.model.source import build_network
 from raystream.query import Cluster
 from raystream.run import score
-from raystream.scoring.plan import prepare
+from raystream.store.receipts import EMBEDDINGS, SAMPLES
+from raystream.store.unit_columns import read_columns
 
 MakeQuery = Callable[..., rs.Query]
 
@@ -109,10 +111,9 @@ def committee(workplace: Path) -> list[str]:
 
 def stored(query: rs.Query, *columns: str) -> pa.Table:
     """Columns of every row of the pool, as they lie in the store, in row order; the query must have been run."""
-    prepared = prepare(query)
-    assert not prepared.missing
-    files = [prepared.store.path(receipt.scores.name) for receipt in prepared.receipts if receipt is not None]
-    return pa.concat_tables([pq.read_table(file, columns=list(columns), partitioning=None) for file in files])
+    asked, plan = planned(query)
+    assert not plan.missing
+    return pa.concat_tables(list(read_columns(asked.store, stored_outputs(query), columns)))
 
 
 def inputs(table: pa.Table) -> Tensor:
@@ -164,7 +165,7 @@ def test_egl_and_badge_norm_are_the_formulas(make_query: MakeQuery, workplace: P
     ids = whole_pool(workplace).column("rid").to_pylist()
     assert set(result.selection.column("rid").to_pylist()) == {ids[i] for i in np.argsort(-egl.numpy())[:12]}
     assert {"badge_norm", "margin"} <= set(result.selection.column_names)
-    assert all(receipt is not None and receipt.embeddings is None for receipt in prepare(query).receipts)
+    assert not any(unit.of(EMBEDDINGS) for unit in stored_outputs(query))
 
 
 def test_a_layer_without_bias_and_the_users_word(make_query: MakeQuery, workplace: Path) -> None:
@@ -228,8 +229,8 @@ def test_egl_parameters_are_per_row_gradients(make_query: MakeQuery, workplace: 
         assert found[row] == pytest.approx(expected, rel=1e-5)
 
 
-def test_less_is_found_where_more_was_stored(make_query: MakeQuery) -> None:
-    """After a query by egl, one by margin over the same model scores nothing; the other way round it must."""
+def test_each_kind_is_computed_once(make_query: MakeQuery) -> None:
+    """After a query by egl, one by margin over the same model scores nothing; the other way round, gradients alone are written."""
     assert rs.run(make_query(acquire={"score": "egl"}, select__strategy="top_k")).manifest.units_scored == 4
     assert rs.run(make_query(acquire={"score": "margin"}, select__strategy="top_k")).manifest.units_scored == 0
     assert rs.run(make_query(acquire={"score": "badge_norm"}, select__strategy="top_k")).manifest.units_scored == 0
@@ -237,10 +238,11 @@ def test_less_is_found_where_more_was_stored(make_query: MakeQuery) -> None:
 
 def test_keys_and_names_of_other_queries_stay(make_query: MakeQuery, workplace: Path) -> None:
     """A query that asks for none of this has nothing of it in its identity; weights of 1 for all are something asked for."""
-    plain = prepare(make_query())
+    plain, units = planned(make_query())
     assert not any("class_weights" in name or "acquire.targets" in name or "acquire.args" in name for name in plain.identity)
-    weighted = prepare(make_query(acquire={"class_weights": [1, 1, 1, 1]}))
-    assert not {task.key for task in plain.tasks} & {task.key for task in weighted.tasks}
+    weighted, others = planned(make_query(acquire={"class_weights": [1, 1, 1, 1]}))
+    assert units.keys == others.keys
+    assert len({output.name for plan in (units, others) for output in plan.outputs}) == 3  # the embeddings are the same
     assert plain.name != weighted.name
 
 
@@ -306,12 +308,9 @@ def test_epig_with_dropout_uses_the_same_masks_for_targets(make_query: MakeQuery
     """With targets that are the pool itself a row's EPIG is that of its own stored samples, so masks are shared."""
     query = make_query(acquire={"score": "epig", "mc_samples": 6, "args": {"targets": 2000}}, select__strategy="batch_bald")
     result = rs.run(query)
-    prepared = prepare(query)
     samples = []
-    for receipt in prepared.receipts:
-        assert receipt is not None
-        assert receipt.samples is not None
-        with pa.memory_map(str(prepared.store.path(receipt.samples.name))) as file:
+    for unit in stored_outputs(query):
+        with pa.memory_map(str(file_of(query, unit, SAMPLES))) as file:
             column = pa.ipc.open_file(file).read_all().column(0).combine_chunks()
             samples.append(column.values.to_numpy().reshape(len(column), 6, 4))
     p = torch.from_numpy(np.concatenate(samples)).double().exp()
@@ -372,7 +371,7 @@ def test_a_query_with_weights_is_the_same_from_yaml(make_query: MakeQuery, workp
     """Classes by number survive being written down."""
     query = make_query(acquire={"class_weights": {1: 3.0}})
     (workplace / "query.yaml").write_text(query.to_yaml())
-    assert [task.key for task in prepare(rs.Query.load("query.yaml")).tasks] == [task.key for task in prepare(query).tasks]
+    assert planned(rs.Query.load("query.yaml"))[1].outputs == planned(query)[1].outputs
 
 
 def test_a_function_of_the_users_own(make_query: MakeQuery, workplace: Path, functions: Path) -> None:

@@ -41,7 +41,7 @@ def test_scores_with_one_byte_changed(make_query: MakeQuery, workplace: Path, cl
     query = make_query(store__query="q", select__strategy="top_k")
     result = rs.run(query)
     (workplace / "query.yaml").write_text(query.to_yaml())
-    file = flip(stored("units/*/*/scores-*"), at)
+    file = flip(stored("units/*/*/scores-*.parquet"), at)
     other = ["--set", "store.query=other", "--set", "select.budget=5"]
     for command in (["select", "query.yaml", *other], ["scores", "q", "--out", "out/s.parquet"], ["verify", "q"]):
         code, out, err = cli(*command)
@@ -57,11 +57,11 @@ def test_scores_with_one_byte_changed(make_query: MakeQuery, workplace: Path, cl
 @pytest.mark.parametrize(
     ("pattern", "changes"),
     [
-        ("embeddings-*", {}),
-        ("embeddings-*", {"select__strategy": "core_set", "select__candidates": "all"}),
-        ("probabilities-*", {"select__strategy": "badge"}),
-        ("samples-*", {"select__strategy": "batch_bald", "acquire": {"score": "bald", "mc_samples": 3}}),
-        ("samples-*", EPIG),
+        ("embeddings-*.arrow", {}),
+        ("embeddings-*.arrow", {"select__strategy": "core_set", "select__candidates": "all"}),
+        ("probabilities-*.arrow", {"select__strategy": "badge"}),
+        ("samples-*.arrow", {"select__strategy": "batch_bald", "acquire": {"score": "bald", "mc_samples": 3}}),
+        ("samples-*.arrow", EPIG),
     ],
     ids=["k_means", "core_set", "badge", "batch_bald", "epig"],
 )
@@ -76,7 +76,7 @@ def test_vectors_with_one_byte_changed(make_query: MakeQuery, workplace: Path, p
 def test_embeddings_are_not_written_out_damaged(make_query: MakeQuery, workplace: Path, cli: Cli) -> None:
     """`scores --embeddings` reads them all: exit 3, the file, and none is written. Without the option they are no concern."""
     rs.run(make_query(store__query="q"))
-    file = flip(stored("units/*/*/embeddings-*"), 0.5)
+    file = flip(stored("units/*/*/embeddings-*.arrow"), 0.5)
     code, _, err = cli("scores", "q", "--out", "s.parquet", "--embeddings")
     assert code == 3
     assert f"{file} is damaged" in err
@@ -87,9 +87,8 @@ def test_embeddings_are_not_written_out_damaged(make_query: MakeQuery, workplace
 
 def test_epig_with_one_byte_changed(make_query: MakeQuery, workplace: Path, cli: Cli) -> None:
     """The stored EPIG of a unit is a file of its own, and is named when it is damaged."""
-    result = rs.run(make_query(store__query="q", **EPIG))
-    [key, *_] = pq.read_table(result.folder / "plan.parquet").column("epig_key").to_pylist()
-    file = flip(stored(f"units/*/{key}/scores-*"), 0.2)
+    rs.run(make_query(store__query="q", **EPIG))
+    file = flip(stored("units/*/*/epig-*.parquet"), 0.2)
     code, _, err = cli("scores", "q", "--out", "s.parquet")
     assert code == 3
     assert f"{file} is damaged" in err
@@ -100,7 +99,7 @@ def test_labelled_rows_outside_the_pool(make_query: MakeQuery, workplace: Path) 
     pq.write_table(pool_table(20, 7000), "own.parquet")
     changes = {"pool__labelled": "own.parquet", "select__strategy": "core_set"}
     [key] = rs.run(make_query(**changes)).manifest.labelled_units
-    file = flip(stored(f"units/*/{key}/embeddings-*"), 0.5)
+    file = flip(stored(f"units/*/{key}/embeddings-*.arrow"), 0.5)
     with pytest.raises(StoreError, match=f"{file.name} is damaged"):
         rs.run(make_query(seed=1, **changes))
 
@@ -124,7 +123,7 @@ def test_files_are_hashed_once_for_as_long_as_they_stay(make_query: MakeQuery, w
     assert len(hashed) == 4 + 4
     rs.run(make_query(seed=2))
     assert len(hashed) == 4 + 4
-    for file in (stored("units/*/*/embeddings-*"), stored("units/*/*/scores-*")):
+    for file in (stored("units/*/*/embeddings-*.arrow"), stored("units/*/*/scores-*.parquet")):
         file.write_bytes(file.read_bytes())
     rs.run(make_query(seed=3))
     assert len(hashed) == 4 + 4 + 2
@@ -193,7 +192,7 @@ PLANS = {
     "no keys": pa.table({"a": [1]}),
     "keys of numbers": pa.table({"unit": ["p#rg0"], "key": [1], "first_row": [0]}),
     "keys of nothing": pa.table({"unit": ["p#rg0"], "key": pa.nulls(1, pa.string()), "first_row": [0]}),
-    "epig of numbers": pa.table({"unit": ["p#rg0"], "key": ["k"], "first_row": [0], "epig_key": [1]}),
+    "no outputs": pa.table({"unit": ["p#rg0"], "key": ["k"], "first_row": [0]}),
 }
 
 

@@ -110,7 +110,7 @@ def test_halves_of_attempts_go_and_the_winner_stays(make_query: MakeQuery, workp
     [unit, *_] = (workplace / "runs" / "units").glob("*/*")
     lost = [
         unit / "embeddings-0123456789ab.arrow",
-        unit / f".receipt.json.{'0' * 32}",
+        unit / f".scores-0123456789ab.receipt.json.{'0' * 32}",
         workplace / "runs/queries/q" / f"token-{'0' * 32}",
         workplace / "runs/queries/q" / "selection-0123456789ab.parquet",
         unit.parent / ("f" * 64) / "scores-0123456789ab.parquet",

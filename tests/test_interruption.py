@@ -111,7 +111,7 @@ def test_in_process_it_says_at_once_that_it_is_ending(workplace: Path, gate: Pat
         code, _, error = command.wait()
     assert code == 130
     assert error.endswith(ENDING + RESUME)
-    assert len(list((workplace / "runs").rglob("receipt.json"))) > 1
+    assert len(list((workplace / "runs").rglob("embeddings-*.receipt.json"))) > 1
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_a_second_ctrl_c_ends_at_once(workplace: Path, gate: Path, address: str)
     code, _, error = command.wait()
     assert code == 130
     assert error.endswith(ENDING + RESUME)
-    assert len(list((workplace / "runs").rglob("receipt.json"))) == 1
+    assert len(list((workplace / "runs").rglob("embeddings-*.receipt.json"))) == 1
 
 
 @pytest.fixture

@@ -95,10 +95,10 @@ def test_the_first_rows_of_the_pool_decide_for_every_worker(ask: MakeQuery, pool
         cluster = {"address": "in_process", "workers": workers}
         result = rs.run(ask(pool=columns, model={"kind": "columns", "logits": "a"}, cluster=cluster, store=store))
         np.testing.assert_allclose(by_id(result, "score"), entropy(softmax(mixed[0])), atol=1e-6)
-        before = len(list(Path(store["uri"]).rglob("receipt.json")))
+        before = len(list(Path(store["uri"]).rglob("scores-*.receipt.json")))
         with pytest.raises(ModelError, match=r"rows/0.parquet#rg0: column b \(model.logits\) holds probabilities, .*model.probabilities"):
             rs.run(ask(pool=columns, model={"kind": "columns", "logits": "b"}, cluster=cluster, store=store))
-        assert len(list(Path(store["uri"]).rglob("receipt.json"))) == before == FILES
+        assert len(list(Path(store["uri"]).rglob("scores-*.receipt.json"))) == before == FILES
 
 
 def test_bad_rows_and_filters_do_not_hide_the_first_rows(ask: MakeQuery, pool: dict[str, np.ndarray]) -> None:
@@ -280,7 +280,7 @@ def test_a_random_model_is_refused_before_a_unit_is_scored(ask: MakeQuery, addre
     model = {"source": "promised_nets:Net", "args": {"random": True}}
     with pytest.raises(ModelError, match=r"rows/0.parquet#rg0: model.source promised_nets:Net is random .*: its forward calls dropout"):
         rs.run(ask(model=model, cluster={"address": address, "workers": 2}))
-    assert not list(Path("runs").rglob("receipt.json"))
+    assert not list(Path("runs").rglob("scores-*.receipt.json"))
 
 
 def test_doctor_runs_the_model(ask: MakeQuery, cli: Callable[..., tuple[int, str, str]]) -> None:

@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scored import planned
 
 import raystream as rs
-from raystream.choosing.scored_pool import merge
+from raystream.choosing.checked_pool import read_pool
 from raystream.cluster.processes import Processes
 from raystream.errors import UnitsFailed
 from raystream.scoring import batch_reader
 from raystream.scoring.batch_reader import BatchReader, Chunk
 from raystream.scoring.calibrate import fitted_temperature
-from raystream.scoring.plan import prepare
 from raystream.scoring.progress import Silent
 
 MakeQuery = Callable[..., rs.Query]
@@ -43,9 +43,9 @@ def test_a_filter_over_many_blocks_scores_each_row_once(make_query: MakeQuery, w
     write_pool(workplace / "large", np.linspace(-1, 1, ROWS, dtype=np.float32))
     query = large(make_query, "large")
     rs.run(query)
-    prepared = prepare(query)
-    assert [receipt.rows for receipt in prepared.receipts if receipt] == [ROWS - FIRST]
-    scored = merge(prepared.store, [receipt for receipt in prepared.receipts if receipt], "k", "margin")
+    asked, plan = planned(query)
+    scored = read_pool(asked, plan, plan.complete([]))
+    assert [unit.rows for unit in scored.units] == [ROWS - FIRST]
     assert np.array_equal(scored.ids.to_numpy(), np.arange(FIRST, ROWS))
 
 

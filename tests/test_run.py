@@ -388,7 +388,7 @@ def test_names_of_classes_belong_to_the_query(make_query: MakeQuery, workplace: 
 
 def test_the_loser_of_a_race_destroys_nothing(make_query: MakeQuery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two queries under one name: the one that commits second is refused, and the first one's files are as they were."""
-    from raystream.choosing import commit as module
+    from raystream import steps as module
 
     commit = module.commit
 

@@ -137,7 +137,7 @@ def test_units_that_are_gone_are_an_error(make_query: MakeQuery, workplace: Path
     query = make_query(store__query="q")
     rs.run(query)
     [unit, *_] = (workplace / "runs" / "units").glob("*/*")
-    (unit / "receipt.json").unlink()
+    next(unit.glob("scores-*.receipt.json")).unlink()
     code, _, err = cli("scores", "q", "--out", "x.parquet")
     assert code == 3
     assert "1 of the 4 units of query q are gone" in err

@@ -100,7 +100,7 @@ def test_the_first_difference_is_named(make_query: MakeQuery, workplace: Path, c
 def test_damage_is_found(make_query: MakeQuery, workplace: Path, cli: Cli) -> None:
     """One flipped bit in the embeddings, in the scores or in the selection is exit 3, and the file is named."""
     rs.run(make_query(store__query="q"))
-    for pattern in ("units/*/*/embeddings-*", "units/*/*/scores-*", "queries/q/selection-*"):
+    for pattern in ("units/*/*/embeddings-*.arrow", "units/*/*/scores-*.parquet", "queries/q/selection-*"):
         [path, *_] = (workplace / "runs").glob(pattern)
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
@@ -126,7 +126,7 @@ def test_what_it_came_from_has_changed(make_query: MakeQuery, workplace: Path, c
     assert "select.budget (12 then, 13 now)" in err
     edited.write_text(given)
     key = result.manifest.labelled_units[0]
-    receipt = workplace / "runs" / "units" / key[:2] / key / "receipt.json"
+    [receipt] = (workplace / "runs" / "units" / key[:2] / key).glob("scores-*.receipt.json")
     receipt.rename(workplace / "kept.json")
     code, _, err = cli("verify", "q")
     assert code == 3

@@ -10,18 +10,20 @@ import pyarrow as pa
 
 from raystream.choosing.candidates import CandidateRows, find_candidates, hashes
 from raystream.choosing.constraints import Limits, exceeded, how_met, read_limits, refuse_empty
+from raystream.choosing.derived import results_over
 from raystream.choosing.holding import Actors, held_embeddings, memory_of
 from raystream.choosing.labelled import LabelledRows
 from raystream.choosing.named_rows import Named, find_named
-from raystream.choosing.pool_columns import places_of, pool_columns
-from raystream.choosing.scored_pool import ScoredPool
+from raystream.choosing.pool_columns import PoolColumns
 from raystream.choosing.wording import in_query, words_of_query
 from raystream.errors import QueryError, did_you_mean
 from raystream.query import Query
 from raystream.query.acquire import column_of
-from raystream.scoring.plan import Prepared
+from raystream.scoring.scored_pool import ScoredPool
 from raystream.selection import Candidates, Chosen, Rows, Shards, Strategy, choose
+from raystream.selection.derived import Kept
 from raystream.store.manifest import Certificate, SelectionRounds
+from raystream.store.receipts import SAMPLES
 
 
 @dataclass(frozen=True)
@@ -38,21 +40,27 @@ class Batch:
     rounds: SelectionRounds | None
 
 
-def choose_batch(prepared: Prepared, pool: ScoredPool, covered: LabelledRows, actors: Actors) -> Batch:
+def choose_batch(query: Query, columns: PoolColumns, covered: LabelledRows, actors: Actors, *, anew: bool = False) -> Batch:
     """Choose the query's batch among the rows that aren't labelled; its embeddings may be held by selection actors.
+
+    Args:
+        query, columns, covered: what is asked, the scored pool with its columns, and the labelled rows.
+        actors: hold embeddings that are too many for this process.
+        anew: compute clusters and neighbour graphs, too, which the store may keep.
 
     Raises:
         QueryError: the query's own numbers leave none of the candidates, or a minimum that can't be met.
     """
-    query = prepared.query
+    pool = columns.pool
     named = find_named(query.select, pool, covered.mask)
     with words_of_query():
-        entered = find_candidates(prepared, pool, covered, named)
+        entered = find_candidates(query, columns, covered, named)
     rows = entered.rows
     count = len(pool) if rows is None else len(rows)
-    limits = read_limits(prepared, pool, rows)
+    limits = read_limits(query.select, columns, rows)
     with held_embeddings(query, pool, rows, actors) as held, words_of_query():
-        chosen = _choose(prepared, pool, covered, named, entered, limits, held.shards)
+        kept = None if anew or held.shards is None else results_over(pool, rows, query.select.metric)
+        chosen = _choose(query, pool, covered, named, entered, limits, held.shards, kept)
     rounds = None if held.rounds is None else held.rounds.record
     if not len(chosen.rows):
         refuse_empty(query.select, limits, chosen, count, entered.limited)
@@ -67,19 +75,19 @@ def choose_batch(prepared: Prepared, pool: ScoredPool, covered: LabelledRows, ac
         reason = in_query(chosen.note or "") or f"no more than {count} are eligible{labelled}"
         were = "row was" if len(picked) == 1 else "rows were"
         warnings.append(f"{len(picked)} {were} chosen for a budget of {query.select.budget}: {reason}")
-    table = selection_table(prepared, pool, picked, chosen)
+    table = selection_table(query, columns, picked, chosen)
     facts = dict(chosen.facts) | how_met(query.select, limits, chosen)
     if entered.repeats:
         facts["exact_repeats"] = int(facts.get("exact_repeats", 0)) + entered.repeats
     return Batch(table, entered.eligible, count, chosen.passes, certificate, tuple(warnings), facts, rounds)
 
 
-def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, chosen: Chosen) -> pa.Table:
+def selection_table(query: Query, columns: PoolColumns, picked: np.ndarray, chosen: Chosen) -> pa.Table:
     """The ranked table of a selection; its columns are part of the public contract."""
-    query = prepared.query
+    pool = columns.pool
     more = _stored_columns(query, pool, picked)
-    places = places_of(prepared, pool, picked)
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {
+    places = pool.places(picked)
+    table: dict[str, pa.Array | pa.ChunkedArray] = {
         "rank": pa.array(np.arange(len(picked)), pa.int32()),
         query.pool.id or "id": pool.ids_at(picked),
         "score": more.column(query.acquire.column) if query.gives_scores else pa.nulls(len(picked), pa.float32()),
@@ -89,30 +97,30 @@ def selection_table(prepared: Prepared, pool: ScoredPool, picked: np.ndarray, ch
         "why": pa.array(chosen.why, pa.string()),
         "prediction": more.column("prediction") if query.gives_predictions else pa.nulls(len(picked), pa.int32()),
     }
-    if prepared.classes is not None:
-        names = pa.array(prepared.classes, pa.string())
-        columns["prediction_name"] = names.take(columns["prediction"].combine_chunks())
-    columns["confidence"] = more.column("confidence") if query.gives_predictions else pa.nulls(len(picked), pa.float32())
-    columns |= {name: more.column(name) for name in map(column_of, query.acquire.also) if name in more.column_names}
+    if columns.classes is not None:
+        names = pa.array(columns.classes, pa.string())
+        table["prediction_name"] = names.take(table["prediction"].combine_chunks())
+    table["confidence"] = more.column("confidence") if query.gives_predictions else pa.nulls(len(picked), pa.float32())
+    table |= {name: more.column(name) for name in map(column_of, query.acquire.also) if name in more.column_names}
     if query.pool.keep:
-        kept = pool_columns(prepared, pool, picked, query.pool.keep)
-        columns |= {name: kept.column(name) for name in query.pool.keep}
-    columns["path"] = places.paths
-    columns["row"] = pa.array(places.rows, pa.int64())
-    return pa.table(columns)
+        kept = columns.read(picked, query.pool.keep)
+        table |= {name: kept.column(name) for name in query.pool.keep}
+    table["path"] = places.paths
+    table["row"] = pa.array(places.rows, pa.int64())
+    return pa.table(table)
 
 
 def _choose(
-    prepared: Prepared,
+    query: Query,
     pool: ScoredPool,
     covered: LabelledRows,
     named: Named,
     entered: CandidateRows,
     limits: Limits,
     shards: Shards | None,
+    kept: Kept | None,
 ) -> Chosen:
-    query, rows = prepared.query, entered.rows
-    select = query.select
+    rows, select = entered.rows, query.select
     candidates = Candidates(
         score=pool.score if rows is None or pool.score is None else pool.score[rows],
         keys=hashes(pool, query.seed, rows) if select.traits.chance else None,
@@ -120,8 +128,9 @@ def _choose(
         labelled=covered.embeddings,
         probabilities=Rows(*pool.probabilities(rows, memory_of(query))) if select.traits.probabilities else None,
         labelled_probabilities=covered.probabilities,
-        samples=pool.samples(rows) if select.traits.samples else None,
+        samples=pool.samples(SAMPLES, rows) if select.traits.samples else None,
         similar_to=pool.embeddings_of(named.similar_to) if select.similar_to else None,
+        kept=kept,
     )
     return choose(
         candidates,

@@ -11,10 +11,10 @@ import pyarrow as pa
 from raystream.choosing.holding import memory_of
 from raystream.choosing.labelled import LabelledRows
 from raystream.choosing.named_rows import Named
-from raystream.choosing.pool_columns import read_cost, read_quotas
-from raystream.choosing.scored_pool import ScoredPool
+from raystream.choosing.pool_columns import PoolColumns
 from raystream.pool.id_hashes import BLOCK_ROWS, id_blocks, id_bytes
-from raystream.scoring.plan import Prepared
+from raystream.query import Query, Select
+from raystream.scoring.scored_pool import ScoredPool, StoredIds
 from raystream.selection import Constraints, Quota, Rows, draw, random_order, row_hash, walk
 from raystream.selection.hashing import bytes_hash
 from raystream.selection.prefilter import Ahead, ahead, with_floors
@@ -47,25 +47,26 @@ class CandidateRows:
     repeats: int = 0
 
 
-def find_candidates(prepared: Prepared, pool: ScoredPool, covered: LabelledRows, named: Named) -> CandidateRows:
+def find_candidates(query: Query, columns: PoolColumns, covered: LabelledRows, named: Named) -> CandidateRows:
     """Decide which rows of the pool are candidates.
 
     Args:
-        prepared: the query.
-        pool: its scored rows.
+        query: says how many.
+        columns: the scored rows, and the columns of the pool that constraints go by.
         covered: which of them are labelled, and the embeddings of those.
         named: the rows that the query names.
     """
+    pool, select = columns.pool, query.select
     free = ~covered.mask
     free[named.exclude] = False
     eligible = int(free.sum())
     must = named.must_include
     free[must] = False
-    drawn = _drawn(prepared, pool, free, must)
+    drawn = _drawn(query, columns, free, must)
     free[drawn] = False
     given = np.concatenate([must, drawn])
-    left, limit = int(free.sum()), prepared.query.select.candidate_limit
-    prefilter = _Prefilter(prepared, pool, covered, given)
+    left, limit = int(free.sum()), select.candidate_limit
+    prefilter = _Prefilter(query, columns, covered, given)
     if limit is not None and limit < left:
         rows = np.union1d(prefilter.keep(free, limit), given)
     elif left + len(given) == len(pool):
@@ -81,6 +82,8 @@ def find_candidates(prepared: Prepared, pool: ScoredPool, covered: LabelledRows,
 
 def hashes(pool: ScoredPool, seed: int, rows: np.ndarray | None) -> np.ndarray:
     """(n,) uint64 hashes of the rows' ids, ascending or not; of all rows for None."""
+    if rows is not None and 2 * len(rows) > len(pool) and isinstance(pool.ids, StoredIds):
+        return np.asarray(hashes(pool, seed, None)[rows])  # each id is read once
     found = np.empty(len(pool) if rows is None else len(rows), np.uint64)
     if rows is None:
         for start, block in id_blocks(pool.ids):
@@ -102,9 +105,9 @@ class _Prefilter:
         others, repeats: see `CandidateRows`; of the last call of `keep`.
     """
 
-    def __init__(self, prepared: Prepared, pool: ScoredPool, covered: LabelledRows, given: np.ndarray) -> None:
-        self._prepared, self._pool, self._given = prepared, pool, given
-        self._select = prepared.query.select
+    def __init__(self, query: Query, columns: PoolColumns, covered: LabelledRows, given: np.ndarray) -> None:
+        self._columns, self._pool, self._given = columns, columns.pool, given
+        self._select, self._memory = query.select, memory_of(query)
         self._covered = covered.embeddings
         self.others, self.repeats = False, 0
 
@@ -126,7 +129,7 @@ class _Prefilter:
         free = np.flatnonzero(mask)
         score = every[free]
         rows = np.concatenate([free, self._given])
-        quotas, cost = read_quotas(self._prepared, self._pool, rows, self._select.budget), read_cost(self._prepared, self._pool, rows)
+        quotas, cost = self._columns.quotas(self._select, rows), self._columns.cost(self._select, rows)
         return with_floors(kept, free, score, quotas, cost, self._first)
 
     def _first(self, order: Callable[[int], np.ndarray], total: int, limit: int) -> Ahead:
@@ -137,14 +140,14 @@ class _Prefilter:
         return ahead(order, total, limit, opened=self._opened, covered=self._covered, kinds=kinds)
 
     def _opened(self, rows: np.ndarray) -> Rows:
-        parts, positions = self._pool.embeddings(rows, memory_of(self._prepared.query))
+        parts, positions = self._pool.embeddings(rows, self._memory)
         fetch(parts)
         return Rows(parts, positions)
 
     def _kinds(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """What quotas and costs tell rows apart by."""
-        quotas = read_quotas(self._prepared, self._pool, rows, self._select.budget) if self._select.quotas else []
-        cost = read_cost(self._prepared, self._pool, rows)
+        quotas = self._columns.quotas(self._select, rows) if self._select.quotas else []
+        cost = self._columns.cost(self._select, rows)
         groups = np.column_stack([quota.group for quota in quotas]) if quotas else np.empty((len(rows), 0), dtype=np.int32)
         return groups, None if cost is None else cost.column
 
@@ -161,31 +164,31 @@ def _best(score: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
     return rows
 
 
-def _drawn(prepared: Prepared, pool: ScoredPool, mask: np.ndarray, must: np.ndarray) -> np.ndarray:
+def _drawn(query: Query, columns: PoolColumns, mask: np.ndarray, must: np.ndarray) -> np.ndarray:
     """The rows of `select.random_share`: the first by hash among the masked ones, which caps and costs may pass over."""
-    select = prepared.query.select
+    select = query.select
     count = min(round(select.random_share * select.budget), select.budget - len(must), int(mask.sum()))
     if count <= 0:
         return np.empty(0, dtype=np.int64)
     free = np.flatnonzero(mask)
-    keys = draw(hashes(pool, prepared.query.seed, free), "random_share")
+    keys = draw(hashes(columns.pool, query.seed, free), "random_share")
     if not select.quotas and select.cost is None:
         return np.asarray(free[random_order(keys, count)])
     order = free[random_order(keys, len(free))]
     if any(quota.min is not None for quota in select.quotas):
-        return _fitting(prepared, pool, must, order, count, floors=True)
-    some = _fitting(prepared, pool, must, order[: 4 * count + 64], count)
-    return some if len(some) == count else _fitting(prepared, pool, must, order, count)
+        return _fitting(select, columns, must, order, count, floors=True)
+    some = _fitting(select, columns, must, order[: 4 * count + 64], count)
+    return some if len(some) == count else _fitting(select, columns, must, order, count)
 
 
-def _fitting(prepared: Prepared, pool: ScoredPool, must: np.ndarray, order: np.ndarray, count: int, floors: bool = False) -> np.ndarray:
+def _fitting(select: Select, columns: PoolColumns, must: np.ndarray, order: np.ndarray, count: int, floors: bool = False) -> np.ndarray:
     """The first `count` rows of `order` that fit the caps and the cost beside those of `must`, and leave enough for the floors."""
-    rows, budget = np.concatenate([must, order]), prepared.query.select.budget
-    quotas = read_quotas(prepared, pool, rows, budget)
+    rows, budget = np.concatenate([must, order]), select.budget
+    quotas = columns.quotas(select, rows)
     # a batch may meet floors by several columns with the same rows: no places are kept for them here
     places = budget if sum(quota.least.any() for quota in quotas) == 1 else len(rows)
     limits = quotas if floors and _can_be_met(quotas, budget) else [replace(quota, least=np.zeros_like(quota.least)) for quota in quotas]
-    constraints = Constraints(places if floors else len(rows), quotas=limits, cost=read_cost(prepared, pool, rows))
+    constraints = Constraints(places if floors else len(rows), quotas=limits, cost=columns.cost(select, rows))
     for row in range(len(must)):
         constraints.take(row, why="must_include")
     return np.asarray(rows[walk(np.arange(len(must), len(rows)), count, constraints, None)])

@@ -1,124 +1,114 @@
-"""The steps of a run between the workers and the choice: all receipts, the checks over the whole pool, the commit."""
+"""The commit of a query: the selection and the plan, then the manifest."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
-from raystream.choosing.scored_pool import ScoredPool
-from raystream.scoring.plan import Prepared, write_plan
-from raystream.scoring.session import Session
+from raystream.choosing.batch import Batch
+from raystream.choosing.labelled import LabelledRows
+from raystream.scoring.output_kinds import Output
+from raystream.scoring.plan import ResolvedQuery, ScoringPlan, write_plan
+from raystream.scoring.scored_pool import ScoredPool
 from raystream.store.manifest import Counts, Manifest, Seconds, versions
 from raystream.store.quarantined import write_quarantined
-from raystream.store.queries import query_folder, read_manifest
+from raystream.store.queries import read_manifest
 from raystream.store.requests import unbroken
 from raystream.store.result import Result, read_result
 
-if TYPE_CHECKING:
-    from raystream.choosing.batch import Batch
-    from raystream.choosing.labelled import LabelledRows
 
+@dataclass(frozen=True)
+class Scoring:
+    """What was scored for a query: its plan, the outputs that came after the plan's, and how many units and bytes were read for it."""
 
-
-
-
-
-
-
-
-
-
-
+    plan: ScoringPlan
+    also: Sequence[Output]
+    units_scored: int
+    bytes_read: int
 
 
 def commit(
-    prepared: Prepared, pool: ScoredPool, batch: Batch, session: Session, seconds: Seconds, warnings: list[str], covered: LabelledRows
+    asked: ResolvedQuery, scoring: Scoring, pool: ScoredPool, covered: LabelledRows, batch: Batch, seconds: Seconds, warnings: list[str]
 ) -> Result:
     """Write the selection and the plan, then the manifest, last of all; a query without a manifest did not happen."""
-    first = prepared.committed
+    first = asked.committed
     if first is not None:
-        return read_result(prepared.store, first)
-    query = prepared.query
-    missing = {task.key for task in prepared.missing}
-    folder = query_folder(prepared.name)
-    name = f"{folder}/selection-{uuid.uuid4().hex[:12]}.parquet"
+        return read_result(asked.store, first)
+    query = asked.query
+    name = f"{asked.folder}/selection-{uuid.uuid4().hex[:12]}.parquet"
 
     def write() -> None:
-        with prepared.store.writing(name) as file:
+        with asked.store.writing(name) as file:
             pq.write_table(batch.selection, file)
 
-    unbroken(prepared.store, write)
-    stored = prepared.store.stored(name)
+    unbroken(asked.store, write)
+    stored = asked.store.stored(name)
     left_out = name.replace("/selection-", "/quarantined-")
-    quarantined = unbroken(prepared.store, lambda: write_quarantined(prepared.store, left_out, [*pool.receipts, *covered.elsewhere]))
+    quarantined = unbroken(asked.store, lambda: write_quarantined(asked.store, left_out, [*pool.units, *covered.elsewhere]))
     manifest = Manifest(
-        query=prepared.name,
-        identity=prepared.identity,
+        query=asked.name,
+        identity=asked.identity,
         resolved=query.model_dump(mode="json"),
-        files=prepared.pool.snapshot,
-        fingerprint=prepared.fingerprint,
+        files=asked.pool.snapshot,
+        fingerprint=asked.fingerprint,
         versions=versions(),
         seed=query.seed,
         counts=Counts(
-            pool=prepared.pool.rows,
+            pool=asked.pool.rows,
             scored=len(pool),
             labelled=covered.known,
             eligible=batch.eligible,
             candidates=batch.candidates,
             chosen=batch.selection.num_rows,
-            quarantined=sum(receipt.quarantined for receipt in pool.receipts),
+            quarantined=sum(unit.quarantined for unit in pool.units),
         ),
-        units_scored=session.units_scored,
-        units_reused=len(prepared.tasks) - len(missing),
+        units_scored=scoring.units_scored,
+        units_reused=len(scoring.plan.units) - len(scoring.plan.missing),
         seconds=seconds,
-        bytes_read=sum(receipt.bytes_read for receipt in pool.receipts if receipt.key in missing),
+        bytes_read=scoring.bytes_read,
         passes=batch.passes,
         certificate=batch.certificate,
         warnings=warnings,
         selection=stored,
         facts=batch.facts,
         selection_rounds=batch.rounds,
-        calibration=prepared.calibration,
-        tables=list(prepared.pool.tables),
-        labelled_units=[receipt.key for receipt in covered.elsewhere],
-        labelled_digest=prepared.labelled.digest if prepared.labelled is not None else None,
+        calibration=asked.calibration,
+        tables=list(asked.pool.tables),
+        labelled_units=[unit.key for unit in covered.elsewhere],
+        labelled_digest=asked.labelled.digest if asked.labelled is not None else None,
         committed=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         quarantined=quarantined,
     )
-    replaced = write_plan(prepared, {a.key: b.key for a, b in zip(pool.receipts, pool.further, strict=False) if b is not None})
+    replaced = write_plan(asked, scoring.plan, scoring.also)
     for file, copy in ((stored, "selection.parquet"), (quarantined, "quarantined.parquet")):
         if file is not None:
-            prepared.store.put(f"{folder}/{copy}", prepared.store.read(file.name))
-    if not prepared.store.put_if_absent(f"{folder}/manifest.json", manifest.to_json()):
+            asked.store.put(f"{asked.folder}/{copy}", asked.store.read(file.name))
+    if not asked.store.put_if_absent(f"{asked.folder}/manifest.json", manifest.to_json()):
         # Somebody else's query of this name was committed meanwhile: the same one, or `committed` says what differs.
-        return _lost(prepared, manifest, replaced)
-    return Result(prepared.store, batch.selection, manifest, new=True)
+        return _lost(asked, manifest, replaced)
+    return Result(asked.store, batch.selection, manifest, new=True)
 
 
-def _lost(prepared: Prepared, ours: Manifest, plan: bytes | None) -> Result:
+def _lost(asked: ResolvedQuery, ours: Manifest, plan: bytes | None) -> Result:
     """What another run committed under this query's name; nothing of `ours` stays, and `plan` comes back, which ours replaced."""
-    store = prepared.store
-    winner = read_manifest(store, prepared.name)
+    store = asked.store
+    winner = read_manifest(store, asked.name)
     assert winner is not None
-    folder = query_folder(prepared.name)
     if winner.selection.name != ours.selection.name:
         for file in filter(None, (ours.selection, ours.quarantined)):
             store.discard(file.name)
     if winner.identity != ours.identity:
-        store.put(f"{folder}/selection.parquet", store.read(winner.selection.name))
+        store.put(f"{asked.folder}/selection.parquet", store.read(winner.selection.name))
         if winner.quarantined is not None:
-            store.put(f"{folder}/quarantined.parquet", store.read(winner.quarantined.name))
+            store.put(f"{asked.folder}/quarantined.parquet", store.read(winner.quarantined.name))
         elif ours.quarantined is not None:
-            store.discard(f"{folder}/quarantined.parquet")
+            store.discard(f"{asked.folder}/quarantined.parquet")
         if plan is not None:
-            store.put(f"{folder}/plan.parquet", plan)
-    first = prepared.committed
+            store.put(f"{asked.folder}/plan.parquet", plan)
+    first = asked.committed
     assert first is not None
     return read_result(store, first)
-
-
-
-

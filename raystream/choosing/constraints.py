@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raystream.choosing.pool_columns import read_cost, read_quotas
-from raystream.choosing.scored_pool import ScoredPool
+from raystream.choosing.pool_columns import PoolColumns
 from raystream.choosing.wording import in_query
 from raystream.errors import QueryError
 from raystream.query import Select
-from raystream.scoring.plan import Prepared
 from raystream.selection import Chosen, Cost, Quota
 
 
@@ -25,15 +23,14 @@ class Limits:
     cost: Cost | None
 
 
-def read_limits(prepared: Prepared, pool: ScoredPool, rows: np.ndarray | None) -> Limits:
+def read_limits(select: Select, columns: PoolColumns, rows: np.ndarray | None) -> Limits:
     """Read what the query's quotas and costs go by for these rows of the pool; for all rows for None."""
-    select = prepared.query.select
     if not select.quotas and select.cost is None:
         return Limits([], None)
     if rows is None:
-        rows = np.arange(len(pool))
-    quotas = read_quotas(prepared, pool, rows, select.budget) if select.quotas else []
-    return Limits(quotas, read_cost(prepared, pool, rows))
+        rows = np.arange(len(columns.pool))
+    quotas = columns.quotas(select, rows) if select.quotas else []
+    return Limits(quotas, columns.cost(select, rows))
 
 
 def how_met(select: Select, limits: Limits, chosen: Chosen) -> dict[str, float | int | str]:

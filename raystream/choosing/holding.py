@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from raystream.choosing.rounds import Rounds
-from raystream.choosing.scored_pool import ScoredPool
 from raystream.query import Query
+from raystream.scoring.scored_pool import ScoredPool
 from raystream.selection import LocalPieces, Rows, Shards, working_bytes
 from raystream.selection.shards import DEFAULT_MEMORY
 from raystream.store.vectors import fetch
@@ -61,6 +61,5 @@ def held_embeddings(query: Query, pool: ScoredPool, candidates: np.ndarray | Non
         yield Held(Shards(Rows(parts, positions, query.select.metric), 1, LocalPieces, memory=memory))
         return
     rows = Rows(*pool.embeddings(candidates), query.select.metric)
-
     with actors.selection_actors(processes) as rounds:
         yield Held(Shards(rows, rounds.processes, rounds.spread, memory=memory), rounds)

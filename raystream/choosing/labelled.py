@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from raystream.choosing.scored_pool import ScoredPool
 from raystream.errors import LabelsError, QueryError
 from raystream.pool import Labelled, Unit, has_columns, labelled_units, locate_labelled
 from raystream.query import Query
-from raystream.scoring.plan import Prepared, find_scored
+from raystream.scoring.plan import ResolvedQuery
+from raystream.scoring.scored_pool import ScoredPool, unit_vectors
 from raystream.scoring.session import Session, refuse_quarantined
 from raystream.store.quarantined import quarantined_rows
-from raystream.store.receipts import Receipt, check_same_model
-from raystream.store.vectors import VectorFiles
+from raystream.store.receipts import EMBEDDINGS, PROBABILITIES, UnitOutputs, check_same_model
 
 _SHOWN = 3
 
@@ -28,7 +27,7 @@ class LabelledRows:
     labelled ones, and those whose embedding was found elsewhere.
     `embeddings` (m, d) holds a row for each labelled row whose embedding is known, or None when the choice doesn't
     look at embeddings; `probabilities` (m, c) the same rows' class probabilities, None unless all of them have some.
-    `elsewhere` are the receipts of the units over those that are not in the scored pool.
+    `elsewhere` are the units over those that are not in the scored pool.
     """
 
     mask: np.ndarray
@@ -36,42 +35,41 @@ class LabelledRows:
     embeddings: np.ndarray | None
     warnings: tuple[str, ...]
     probabilities: np.ndarray | None = None
-    elsewhere: tuple[Receipt, ...] = ()
+    elsewhere: tuple[UnitOutputs, ...] = ()
 
 
-def find_labelled_rows(prepared: Prepared, pool: ScoredPool, session: Session | None) -> LabelledRows:
+def find_labelled_rows(asked: ResolvedQuery, pool: ScoredPool, session: Session) -> LabelledRows:
     """Find the labelled rows and, where the choice needs them, their embeddings.
 
     Args:
-        prepared: the query.
+        asked: the query.
         pool: its scored rows.
-        session: scores labelled rows that the pool's filters exclude or that lie in files of their own; None when
-            nothing may be scored.
+        session: scores labelled rows that the pool's filters exclude or that lie in files of their own, if it may.
 
     Raises:
         LabelsError: none of the labelled rows is in the pool, and none can be scored from its own file.
     """
-    labelled = prepared.labelled
+    labelled = asked.labelled
     if labelled is None:
         return LabelledRows(np.zeros(len(pool), bool), 0, None, ())
     found = _Found.of(labelled, pool)
-    filtered, apart = _elsewhere(prepared, labelled, pool, found)
+    filtered, apart = _elsewhere(asked, labelled, pool, found)
     if not found.any and not filtered and not apart:
-        _refuse_foreign(prepared, labelled, pool)
-    if not prepared.query.needs_embedding:
-        return _covered(prepared.query, labelled, pool, found, (), sum(unit.rows for unit in filtered))
-    elsewhere = [receipt for units in (filtered, apart) if units for receipt in _scored(prepared, units, session)]
-    return _covered(prepared.query, labelled, pool, found, elsewhere)
+        _refuse_foreign(asked, labelled, pool)
+    if not asked.query.needs_embedding:
+        return _covered(asked.query, labelled, pool, found, (), sum(unit.rows for unit in filtered))
+    elsewhere = [unit for units in (filtered, apart) if units for unit in _scored(asked, units, session)]
+    return _covered(asked.query, labelled, pool, found, elsewhere)
 
 
-def labelled_rows_of(query: Query, labelled: Labelled, pool: ScoredPool, elsewhere: Sequence[Receipt]) -> LabelledRows:
+def labelled_rows_of(query: Query, labelled: Labelled, pool: ScoredPool, elsewhere: Sequence[UnitOutputs]) -> LabelledRows:
     """What the scored pool, and units over labelled rows outside it, say of the labelled rows.
 
     Args:
         query: says whether the choice looks at embeddings.
         labelled: the labelled ids.
         pool: the scored rows.
-        elsewhere: the receipts of the units outside the pool.
+        elsewhere: the units outside the pool.
     """
     return _covered(query, labelled, pool, _Found.of(labelled, pool), elsewhere)
 
@@ -94,28 +92,24 @@ class _Found:
 
 
 def _covered(
-    query: Query, labelled: Labelled, pool: ScoredPool, here: _Found, elsewhere: Sequence[Receipt], filtered: int = 0
+    query: Query, labelled: Labelled, pool: ScoredPool, here: _Found, elsewhere: Sequence[UnitOutputs], filtered: int = 0
 ) -> LabelledRows:
     """See `labelled_rows_of`; `filtered` counts labelled rows that the filters exclude, where these aren't scored."""
     found, mask = int(here.labelled.sum()), here.labelled | here.excluded
     if not query.needs_embedding:
         absent = len(labelled) - found - filtered
-        where = "not in the pool or quarantined" if any(receipt.quarantined for receipt in pool.receipts) else "not in the pool"
+        where = "not in the pool or quarantined" if any(unit.quarantined for unit in pool.units) else "not in the pool"
         told = [f"{absent} of {len(labelled)} labelled ids are {where}"] if absent else []
         return LabelledRows(mask, found, None, (*labelled.warnings, *told))
-    check_same_model([*pool.receipts, *elsewhere])
+    check_same_model([*pool.units, *elsewhere])
     rows = np.flatnonzero(here.labelled)
-    pieces = [pool.embeddings_of(rows)]
-    beside = [pool.probabilities_of(rows)] if query.select.traits.probabilities else []
-    vectors, others = VectorFiles(pool.store), VectorFiles(pool.store)
-    for receipt in elsewhere:
-        if receipt.embeddings is not None:
-            pieces += [part.array for part in vectors.parts(receipt.embeddings, receipt.rows)]
-            found += receipt.rows
-        if receipt.probabilities is not None:
-            beside += [part.array for part in others.parts(receipt.probabilities, receipt.rows)]
+    pieces = [pool.embeddings_of(rows), *unit_vectors(pool.store, elsewhere, EMBEDDINGS)]
+    beside = []
+    if query.select.traits.probabilities:
+        beside = [pool.probabilities_of(rows), *unit_vectors(pool.store, elsewhere, PROBABILITIES)]
+    found += sum(map(len, pieces[1:]))
     lost = len(labelled) - found
-    bad = sum(receipt.quarantined for receipt in [*pool.receipts, *elsewhere])
+    bad = sum(unit.quarantined for unit in [*pool.units, *elsewhere])
     warning = _uncovered(lost, len(labelled), bad)
     filled = [piece for piece in pieces if len(piece)]
     every = [piece for piece in beside if len(piece)]
@@ -134,57 +128,56 @@ def _uncovered(lost: int, labelled: int, quarantined: int) -> str:
     return f"{lost} of {labelled} labelled ids are {where}; they are excluded, but don't count as covered"
 
 
-def _elsewhere(prepared: Prepared, labelled: Labelled, pool: ScoredPool, found: _Found) -> tuple[list[Unit], list[Unit]]:
+def _elsewhere(asked: ResolvedQuery, labelled: Labelled, pool: ScoredPool, found: _Found) -> tuple[list[Unit], list[Unit]]:
     """Units over the labelled rows that aren't among the scored ones: those that filters exclude, and those in files of their own."""
-    filtered = bool(prepared.query.pool.filters)
-    in_files = prepared.query.needs_embedding and _carry_inputs(prepared, labelled)
+    filtered = bool(asked.query.pool.filters)
+    in_files = asked.query.needs_embedding and _carry_inputs(asked, labelled)
     if not filtered and not in_files:
         return [], []  # nowhere else to look: millions of labelled ids needn't be compared with the pool's
     absent = labelled.missing_from(pool.ids) if found.labelled.any() else labelled
     excluded: list[Unit] = []
     if len(absent) and filtered:
-        excluded, absent = locate_labelled(prepared.pool, absent)
-    return excluded, labelled_units(absent, prepared.pool.read, _enough(prepared))[0] if len(absent) and in_files else []
+        excluded, absent = locate_labelled(asked.pool, absent)
+    return excluded, labelled_units(absent, asked.pool.read, _enough(asked))[0] if len(absent) and in_files else []
 
 
-def _enough(prepared: Prepared) -> list[str] | None:
+def _enough(asked: ResolvedQuery) -> list[str] | None:
     """The input columns that suffice in labelled files; None for all of them."""
-    model = prepared.query.model
+    model = asked.query.model
     return [model.embedding] if model.kind == "columns" and model.embedding else None
 
 
-def _carry_inputs(prepared: Prepared, labelled: Labelled) -> bool:
+def _carry_inputs(asked: ResolvedQuery, labelled: Labelled) -> bool:
     """Whether rows of any labelled file can be scored by what stands in the file."""
-    return any(has_columns(labelled.files, prepared.pool.read.only(_enough(prepared)).columns))
+    return any(has_columns(labelled.files, asked.pool.read.only(_enough(asked)).columns))
 
 
-def _refuse_foreign(prepared: Prepared, labelled: Labelled, pool: ScoredPool) -> None:
+def _refuse_foreign(asked: ResolvedQuery, labelled: Labelled, pool: ScoredPool) -> None:
     """Refuse labels of which none is a row of the pool, unless some of its rows are unknown: their ids may be written otherwise."""
     every = labelled.every
-    if not (len(every) or labelled.outside) or _carry_inputs(prepared, labelled):
+    if not (len(every) or labelled.outside) or _carry_inputs(asked, labelled):
         return
-    if len(pool.receipts) < len(prepared.tasks) or prepared.pool.unreadable:
+    if len(pool.units) < len(asked.pool.units) or asked.pool.unreadable:
         return
-    if any(every.find(table.column(0)).any() for table in quarantined_rows(pool.store, pool.receipts)):
+    if any(every.find(table.column(0)).any() for table in quarantined_rows(pool.store, pool.units)):
         return
-    if locate_labelled(prepared.pool, replace(labelled, ids=labelled.excluded))[0]:
+    if locate_labelled(asked.pool, replace(labelled, ids=labelled.excluded))[0]:
         return
-    ids, own = (", ".join(map(repr, some.slice(0, _SHOWN).to_pylist())) for some in (every.ids, pool.ids))
+    few = pool.ids_at(np.arange(min(_SHOWN, len(pool))))
+    ids, own = (", ".join(map(repr, some.slice(0, _SHOWN).to_pylist())) for some in (every.ids, few))
     first = f" ({ids}{', ..' if len(every) > _SHOWN else ''})" if ids else ""
     raise LabelsError(
-        f"none of the {len(every) + labelled.outside} ids{first} in pool.labelled {', '.join(prepared.query.pool.labelled)} is in the "
+        f"none of the {len(every) + labelled.outside} ids{first} in pool.labelled {', '.join(asked.query.pool.labelled)} is in the "
         f"pool, whose ids are {own}.., and no labelled file holds the input columns; check pool.id and how the ids are written, or "
         "remove pool.labelled"
     )
 
 
-def _scored(prepared: Prepared, units: Sequence[Unit], session: Session | None) -> list[Receipt]:
-    tasks, receipts = find_scored(prepared.query, prepared.store, units, prepared.pool.read, prepared.fingerprint, prepared.asked)
-    prepared.needs(tasks)
-    missing = [task for task, receipt in zip(tasks, receipts, strict=True) if receipt is None]
-    if missing and session is None:
-        raise QueryError(f"{len(missing)} units of labelled rows are not scored yet; run raystream query or raystream score first")
-    scored = session.score(missing) if session is not None else []
-    found = [receipt for receipt in [*receipts, *scored] if receipt is not None]
-    refuse_quarantined(prepared.query, found)
+def _scored(asked: ResolvedQuery, units: Sequence[Unit], session: Session) -> list[UnitOutputs]:
+    plan = asked.plan(units)
+    session.needs(plan)
+    if plan.missing and not session.may_score:
+        raise QueryError(f"{len(plan.missing)} units of labelled rows are not scored yet; run raystream query or raystream score first")
+    found = [unit for unit in session.score(plan) if unit is not None]
+    refuse_quarantined(asked.query, found)
     return found

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raystream.choosing.scored_pool import ScoredPool
 from raystream.errors import QueryError
 from raystream.pool import comparable
 from raystream.pool.id_hashes import id_blocks
 from raystream.query import Id, Select
+from raystream.scoring.scored_pool import ScoredPool
 
 _SHOWN = 3
 

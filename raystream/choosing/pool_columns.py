@@ -3,72 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raystream.choosing.scored_pool import ScoredPool
 from raystream.errors import PoolError, QueryError
-from raystream.pool import Places, read_columns_at
+from raystream.pool import read_columns_at
 from raystream.pool.columns import readable
 from raystream.query import Select
-from raystream.scoring.plan import Prepared, places_in
+from raystream.scoring.scored_pool import ScoredPool
 from raystream.selection import Cost, Quota
 
 PREDICTION = "prediction"
 """In a quota's `by`: the predicted class instead of a column."""
 
 
-def places_of(prepared: Prepared, pool: ScoredPool, rows: np.ndarray) -> Places:
-    """The file of each row of the scored pool, and its row in it."""
-    return places_in(prepared, pool.receipts, pool.unit_of(rows), pool.columns_at(rows, ["row"]).column("row").to_numpy())
+@dataclass(frozen=True)
+class PoolColumns:
+    """What is read of a pool's own files for some of its scored rows.
 
+    Attributes:
+        pool: the scored rows.
+        schema: the columns that may be read, with their types, as `PoolPlan.keep_schema`.
+        classes: the names of the predicted classes, if they have any.
+    """
 
+    pool: ScoredPool
+    schema: pa.Schema
+    classes: list[str] | None
 
+    def read(self, rows: np.ndarray, names: Sequence[str]) -> pa.Table:
+        """These columns, one row for each of `rows`, in their order."""
+        return read_columns_at(self.pool.places(rows), pa.schema([field for field in self.schema if field.name in names]))
 
-def pool_columns(prepared: Prepared, pool: ScoredPool, rows: np.ndarray, names: Sequence[str]) -> pa.Table:
-    """Columns of the pool's files, one row for each of `rows`, in their order."""
-    schema = pa.schema([field for field in prepared.pool.keep_schema if field.name in names])
-    return read_columns_at(places_of(prepared, pool, rows), schema)
+    def quotas(self, select: Select, rows: np.ndarray) -> list[Quota]:
+        """The query's quotas over these rows of the pool, one for each column that they go by."""
+        columns = list(dict.fromkeys(quota.by for quota in select.quotas))
+        stored = [name for name in columns if name != PREDICTION]
+        table = self.read(rows, stored) if stored else None
+        result = []
+        for name in columns:
+            if name == PREDICTION or table is None:
+                values = self.pool.columns_at(rows, [PREDICTION]).column(0)
+                if self.classes is not None:
+                    values = pa.array(self.classes, pa.string()).take(values.combine_chunks())
+            else:
+                values = table.column(name)
+            result.append(_quota(select, name, values, select.budget))
+        return result
 
-
-def read_quotas(prepared: Prepared, pool: ScoredPool, rows: np.ndarray, budget: int) -> list[Quota]:
-    """The query's quotas over these rows of the pool, one for each column that they go by."""
-    select = prepared.query.select
-    columns = list(dict.fromkeys(quota.by for quota in select.quotas))
-    stored = [name for name in columns if name != PREDICTION]
-    table = pool_columns(prepared, pool, rows, stored) if stored else None
-    result = []
-    for name in columns:
-        if name == PREDICTION or table is None:
-            values = pool.columns_at(rows, [PREDICTION]).column(0)
-            if prepared.classes is not None:
-                values = pa.array(prepared.classes, pa.string()).take(values.combine_chunks())
-        else:
-            values = table.column(name)
-        result.append(_quota(select, name, values, budget))
-    return result
-
-
-def read_cost(prepared: Prepared, pool: ScoredPool, rows: np.ndarray) -> Cost | None:
-    """What these rows cost; None if the query has no cost."""
-    cost = prepared.query.select.cost
-    if cost is None:
-        return None
-    column = pool_columns(prepared, pool, rows, [cost.column]).column(cost.column)
-    try:
-        values = column.cast(pa.float64()).to_numpy()
-    except pa.ArrowException:
-        raise PoolError(f"select.cost.column {cost.column} is {column.type}, expected numbers; name another column") from None
-    bad = np.flatnonzero(~np.isfinite(values) | (values < 0))
-    if len(bad):
-        ids = pool.ids_at(rows[bad[:3]]).to_pylist()
-        raise PoolError(
-            f"select.cost.column {cost.column} is null, negative or not finite for {len(bad)} candidates, "
-            f"first with ids {', '.join(map(str, ids))}; expected costs of at least 0"
-        )
-    return Cost(cost.column, values, cost.budget)
+    def cost(self, select: Select, rows: np.ndarray) -> Cost | None:
+        """What these rows cost; None if the query has no cost."""
+        cost = select.cost
+        if cost is None:
+            return None
+        column = self.read(rows, [cost.column]).column(cost.column)
+        try:
+            values = column.cast(pa.float64()).to_numpy()
+        except pa.ArrowException:
+            raise PoolError(f"select.cost.column {cost.column} is {column.type}, expected numbers; name another column") from None
+        bad = np.flatnonzero(~np.isfinite(values) | (values < 0))
+        if len(bad):
+            ids = self.pool.ids_at(rows[bad[:3]]).to_pylist()
+            raise PoolError(
+                f"select.cost.column {cost.column} is null, negative or not finite for {len(bad)} candidates, "
+                f"first with ids {', '.join(map(str, ids))}; expected costs of at least 0"
+            )
+        return Cost(cost.column, values, cost.budget)
 
 
 def _spelt(value: str, type_: pa.DataType) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,23 +15,22 @@ import pyarrow as pa
 from raystream.choosing.batch import choose_batch
 from raystream.choosing.holding import Actors
 from raystream.choosing.labelled import LabelledRows, labelled_rows_of
-from raystream.choosing.scored_pool import ScoredPool, merge
+from raystream.choosing.pool_columns import PoolColumns
 from raystream.errors import LabelsError, PoolError, StoreError, VerificationError
-from raystream.pool import File, Labelled, PoolPlan, ReadSpec, Unit, read_labelled
+from raystream.pool import File, Labelled, PoolPlan, read_labelled
 from raystream.pool.files import known_files
 from raystream.query import Query
-from raystream.scoring.asked import Asked
 from raystream.scoring.class_labels import named_classes
-from raystream.scoring.job import Task
 from raystream.scoring.keys import differences, query_identity
-from raystream.scoring.plan import Prepared, candidates_columns, pool_plan, wanted_outputs, with_temperature
+from raystream.scoring.plan import candidates_columns, pool_plan, with_temperature
 from raystream.scoring.progress import Reporter, Silent
+from raystream.scoring.scored_pool import ScoredPool, merge
 from raystream.store.integrity import damaged
 from raystream.store.manifest import Certificate, Manifest, versions
 from raystream.store.protocol import Store, StoredFile
 from raystream.store.quarantined import quarantined_rows
-from raystream.store.queries import StoredUnit, find_query, query_folder, read_manifest, read_query, stored_units
-from raystream.store.receipts import Receipt, read_receipts
+from raystream.store.queries import StoredUnit, find_query, query_folder, read_manifest, read_query, stored_labelled_units, stored_units
+from raystream.store.receipts import EMBEDDINGS, PROBABILITIES, SAMPLES, UnitOutputs
 from raystream.store.result import committed_table, read_result
 
 TOLERANCE = 1e-6
@@ -91,18 +90,20 @@ def verify(
     query = _query(store, manifest)
     reporter.stage("Checking the stored units")
     units = stored_units(store, manifest)
-    elsewhere = _elsewhere(store, manifest)
-    files = _files(query, [*(unit.receipt for unit in units), *elsewhere])
+    elsewhere = stored_labelled_units(store, manifest)
+    every = [*(unit.outputs for unit in units), *elsewhere]
+    files = _files(query, every)
     _check_whole(store, [manifest.selection, *files])
-    _compare_quarantined(store, manifest, [*(unit.receipt for unit in units), *elsewhere])
+    _compare_quarantined(store, manifest, every)
     reporter.stage(f"Choosing {query.select.budget} rows by {query.select.strategy} again")
-    pool = _pool(store, query, units)
+    columns = _columns(store, query, manifest, units)
+    pool = columns.pool
     labelled = _labelled(query, pool, manifest)
-    prepared = _prepared(query, store, manifest, units, labelled, pool)
     none = LabelledRows(np.zeros(len(pool), bool), 0, None, ())
     covered = none if labelled is None else labelled_rows_of(query, labelled, pool, elsewhere)
+    asked = query.model_copy(update={"pool": query.pool.model_copy(update={"keep": []})})
     with connect(query) as actors:
-        batch = choose_batch(prepared, pool, covered, actors)
+        batch = choose_batch(asked, columns, covered, actors, anew=True)
     committed = read_result(store, manifest).selection
     compared = _compare(committed, batch.selection, query, manifest)
     _compare_certificates(manifest, batch.certificate)
@@ -119,15 +120,17 @@ def verify(
     )
 
 
-def _pool(store: Store, query: Query, units: Sequence[StoredUnit]) -> ScoredPool:
-    """The scored rows, with their EPIG if the query asked for that."""
+def _columns(store: Store, query: Query, manifest: Manifest, units: Sequence[StoredUnit]) -> PoolColumns:
+    """The scored rows as they were merged then; the pool's files are looked at only if the choice needs their columns."""
+    needed = candidates_columns(query)
+    schema, files = pa.schema([]), {file.path: file for file in known_files(manifest.files, query.pool.options)}
+    if needed:
+        plan = pool_plan(query, query.pool, needed)
+        schema, files = plan.keep_schema, _unchanged(plan, manifest, needed)
+    outputs = [unit.outputs for unit in units]
     column = query.acquire.column if query.needs_score else None
-    pool = merge(store, [unit.receipt for unit in units], query.pool.id or "id", None if column == "epig" else column)
-    further = tuple(unit.further for unit in units)
-    if not any(further):
-        return pool
-    pool = replace(pool, further=further)
-    return replace(pool, score=pool.further_column("epig")) if column == "epig" else pool
+    pool = merge(store, outputs, [files[unit.path] for unit in units], query.pool.id or "id", column)
+    return PoolColumns(pool, schema, named_classes(_classes(manifest), outputs))
 
 
 def _query(store: Store, manifest: Manifest) -> Query:
@@ -142,27 +145,13 @@ def _query(store: Store, manifest: Manifest) -> Query:
     return query
 
 
-def _elsewhere(store: Store, manifest: Manifest) -> list[Receipt]:
-    found = [receipt for receipt in read_receipts(store, manifest.labelled_units) if receipt is not None]
-    if len(found) < len(manifest.labelled_units):
-        raise StoreError(
-            f"{len(manifest.labelled_units) - len(found)} units over labelled rows of query {manifest.query} are gone from "
-            f"store {store.uri}; run raystream score with its query.yaml to have them again"
-        )
-    return found
-
-
-def _files(query: Query, receipts: Sequence[Receipt]) -> list[StoredFile]:
+def _files(query: Query, units: Sequence[UnitOutputs]) -> list[StoredFile]:
     """The files of units that the choice reads."""
     traits = query.select.traits
-    found: list[StoredFile | None] = []
-    for receipt in receipts:
-        found.append(receipt.scores)
-        found.append(receipt.quarantine)
-        found.append(receipt.embeddings if query.needs_embedding else None)
-        found.append(receipt.probabilities if traits.probabilities else None)
-        found.append(receipt.samples if traits.samples else None)
-    return [file for file in found if file is not None]
+    vectors = {EMBEDDINGS: query.needs_embedding, PROBABILITIES: traits.probabilities, SAMPLES: traits.samples}
+    read = [receipt for unit in units for receipt in unit.receipts if vectors.get(receipt.kind, True)]
+    left_out = [receipt.quarantine for unit in units for receipt in unit.receipts]
+    return [file for file in dict.fromkeys([*(receipt.file for receipt in read), *left_out]) if file is not None]
 
 
 def _check_whole(store: Store, files: Sequence[StoredFile]) -> None:
@@ -184,35 +173,6 @@ def _labelled(query: Query, pool: ScoredPool, manifest: Manifest) -> Labelled | 
     return labelled
 
 
-def _prepared(
-    query: Query, store: Store, manifest: Manifest, units: Sequence[StoredUnit], labelled: Labelled | None, pool: ScoredPool
-) -> Prepared:
-    """The query as it was prepared then; the pool's files are looked at only if the choice needs their columns."""
-    needed = candidates_columns(query)
-    plan = PoolPlan((), (), ReadSpec(query.pool.id, pool.ids.type, (), query.on_error), (), {}, pa.schema([]), ())
-    files = {file.path: file for file in known_files(manifest.files, query.pool.options)}
-    if needed:
-        plan = pool_plan(query, query.pool, needed)
-        files = _unchanged(plan, manifest, needed)
-    tasks = tuple(Task(_unit(unit, files), unit.receipt.key) for unit in units)
-    return Prepared(
-        query=query.model_copy(update={"pool": query.pool.model_copy(update={"keep": []})}),
-        store=store,
-        pool=plan,
-        classes=named_classes(_classes(manifest), [unit.receipt for unit in units]),
-        labelled=labelled,
-        fingerprint=manifest.fingerprint,
-        identity=manifest.identity,
-        name=manifest.query,
-        tasks=tasks,
-        receipts=tuple(unit.receipt for unit in units),
-        given=query,
-        asked=Asked(),
-        wanted=wanted_outputs(query),
-        calibration=manifest.calibration,
-    )
-
-
 def _unchanged(plan: PoolPlan, manifest: Manifest, needed: Sequence[str]) -> dict[str, File]:
     """The pool's files, provided that they are those of then."""
     now = {file.path: file for file in plan.files}
@@ -224,11 +184,6 @@ def _unchanged(plan: PoolPlan, manifest: Manifest, needed: Sequence[str]) -> dic
             f"rewritten or removed since it was committed, first: {changed[0]}; restore them to verify it"
         )
     return now
-
-
-def _unit(unit: StoredUnit, files: dict[str, File]) -> Unit:
-    row_groups = tuple(int(number) for number in unit.name.rpartition("#rg")[2].split("-"))
-    return Unit(files[unit.path], row_groups, unit.first_row, unit.receipt.rows, 0)
 
 
 def _classes(manifest: Manifest) -> list[str] | None:
@@ -277,14 +232,14 @@ def _compare_certificates(manifest: Manifest, now: Certificate | None) -> None:
         raise VerificationError(f"query {manifest.query}: its certificate is {then}, but its scores give {now}")
 
 
-def _compare_quarantined(store: Store, manifest: Manifest, receipts: Sequence[Receipt]) -> None:
+def _compare_quarantined(store: Store, manifest: Manifest, units: Sequence[UnitOutputs]) -> None:
     """Hold the rows that were left out against the units' own.
 
     Raises:
         StoreError: the file of them is gone or isn't what was committed.
         VerificationError: it holds other rows than the units left out.
     """
-    found = list(quarantined_rows(store, receipts))
+    found = list(quarantined_rows(store, units))
     then = None if manifest.quarantined is None else committed_table(store, manifest, manifest.quarantined)
     now = pa.concat_tables(found) if found else None
     if (then is None) != (now is None) or (then is not None and not then.equals(now)):

@@ -19,10 +19,10 @@ from raystream.errors import ClusterError, RaystreamError
 from raystream.model import is_device_failure
 from raystream.query import Cluster
 from raystream.scoring.executor import Event, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady
-from raystream.scoring.job import Job, Task
+from raystream.scoring.job import Job, UnitTask
 from raystream.scoring.scheduler import IN_FLIGHT
 from raystream.scoring.worker import Failure, Worker, started
-from raystream.store.receipts import Receipt
+from raystream.store.receipts import UnitOutputs
 
 _HEAR_SECONDS = 0.2
 """How long Ray may wait at a time: it looks for signals once a second, Python between its own instructions."""
@@ -65,7 +65,7 @@ class _Actor:
             raise
         return None
 
-    def score(self, task: Task) -> Receipt | Failure:
+    def score(self, task: UnitTask) -> UnitOutputs | Failure:
         import pyarrow as pa
 
         assert self._worker is not None
@@ -118,7 +118,7 @@ class ActorPool:
         self._ears[actor.placed.remote()] = worker
         self._refs[actor.load.remote()] = (worker, None)
 
-    def assign(self, worker: int, unit: int, task: Task) -> None:
+    def assign(self, worker: int, unit: int, task: UnitTask) -> None:
         actor = self._actors.get(worker)
         # A worker may end a unit and die before it is heard of: its loss comes behind the unit in the same events.
         if actor is not None:
@@ -189,19 +189,3 @@ class ActorPool:
         self._placing.gone(worker)
         if actor is not None:
             ray.kill(actor, no_restart=True)
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -18,7 +18,6 @@ _OBJECT_STORE_BYTES = 100 << 20
 """Of a Ray of our own: nothing but receipts travels through it."""
 
 
-
 def connect(cluster: Cluster) -> bool:
     """Connect to the query's cluster, or start a Ray of our own on this machine.
 
@@ -57,11 +56,9 @@ def connect(cluster: Cluster) -> bool:
     return True
 
 
-
 def disconnect() -> None:
     """Leave the cluster; a Ray of our own ends with it."""
     ray.shutdown()
-
 
 
 def worker_count(cluster: Cluster, *, on_cpu: bool = False, grows: bool = True) -> int:
@@ -89,7 +86,6 @@ def worker_count(cluster: Cluster, *, on_cpu: bool = False, grows: bool = True) 
     return fits if cluster.workers == "auto" else cluster.workers
 
 
-
 def _no_room(cpus: int, gpus: float) -> str:
     total = ray.cluster_resources()
     return (
@@ -99,18 +95,15 @@ def _no_room(cpus: int, gpus: float) -> str:
     )
 
 
-
 def cluster_now() -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The nodes of the cluster that this process is connected to, and what of their resources is free."""
     return ray.nodes(), ray.available_resources()
-
 
 
 def _gpus_per_worker(cluster: Cluster) -> float:
     if cluster.gpus_per_worker != "auto":
         return cluster.gpus_per_worker
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-
 
 
 def _start_own(cluster: Cluster) -> None:
@@ -125,7 +118,6 @@ def _start_own(cluster: Cluster) -> None:
         logging_level="ERROR",
         object_store_memory=_OBJECT_STORE_BYTES,
     )
-
 
 
 def first_line(error: BaseException) -> str:

@@ -22,17 +22,17 @@ from raystream.lake import LOCAL, parse, redacted, with_options
 from raystream.pool import refuse_among
 from raystream.pool.files import one_line
 from raystream.pool.table_uri import is_table
-from raystream.store.integrity import check_files, reading
-from raystream.store.local import LocalStore
+from raystream.store.integrity import reading
 from raystream.store.manifest import Manifest
 from raystream.store.opening import refuse_in_store
 from raystream.store.protocol import Store
 from raystream.store.queries import StoredUnit, find_query, read_manifest, stored_units
-from raystream.store.unit_columns import read_all
+from raystream.store.receipts import EMBEDDINGS, Receipt
+from raystream.store.unit_columns import read_columns
 from raystream.store.vectors import Embeddings, VectorFiles, fetch
 
-EMBEDDING, EPIG = "embedding", "epig"
-
+EMBEDDING = "embedding"
+"""The column of embeddings."""
 _GROUP_BYTES = 64 << 20
 _GROUP_ROWS = 1 << 20
 
@@ -72,8 +72,8 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
     """
     manifest = read_manifest(store, find_query(store, name))
     assert manifest is not None
-    units = [unit for unit in stored_units(store, manifest) if unit.receipt.rows]
-    if embeddings and not all(unit.receipt.embeddings for unit in units):
+    units = [unit for unit in stored_units(store, manifest) if unit.outputs.rows]
+    if embeddings and not all(unit.outputs.of(EMBEDDINGS) for unit in units):
         raise QueryError(f"query {manifest.query} has no embeddings, which its strategy didn't need; leave --embeddings out")
     refuse_among(out, _sources(manifest.resolved), "--out", f"scores-{manifest.query}.parquet")
     refuse_in_store(out, store.uri, "--out")
@@ -83,7 +83,7 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
         for unit in units:
             yield from _pieces(store, unit, schema)
 
-    count = sum(unit.receipt.rows for unit in units)
+    count = sum(unit.outputs.rows for unit in units)
     if is_table(out):
         rows = Rows(schema, count, lambda: (batch for piece in pieces() for batch in piece.to_batches()), _group_rows(schema))
         write_table(rows, out, manifest.query, name="scores", key="--out")
@@ -108,51 +108,57 @@ def _sources(resolved: dict[str, Any]) -> dict[str, list[str]]:
 
 def _schema(store: Store, manifest: Manifest, units: Sequence[StoredUnit], embeddings: bool) -> pa.Schema:
     """The columns of the file, from the first unit, and where they come from as its metadata."""
-    first = units[0].receipt
-    with reading(store, first.scores):
-        stored = pq.read_schema(store.source(first.scores)).remove_metadata()
-    fields = [field for field in stored if field.name != "row"]
-    if units[0].further is not None:
-        fields.append(pa.field(EPIG, pa.float32()))
+    first = units[0].outputs
+    types = {name: type_ for receipt in first.receipts for name, type_ in _types(store, receipt).items()}
+    columns = [name for receipt in first.receipts for name in receipt.columns if name != "row"]
+    fields = [pa.field(name, types[name]) for name in columns]
     fields += [pa.field("path", pa.string()), pa.field("row", pa.int64())]
-    if embeddings:
-        assert first.embeddings is not None
-        part = VectorFiles(store).parts(first.embeddings, first.rows)[0]
+    vectors = first.of(EMBEDDINGS)
+    if embeddings and vectors is not None and vectors.file is not None:
+        part = VectorFiles(store).parts(vectors.file, vectors.rows)[0]
         item = pa.field("item", pa.from_numpy_dtype(part.array.dtype), nullable=False)
         fields.append(pa.field(EMBEDDING, pa.list_(item, part.dimension)))
     return pa.schema(fields, manifest.about)
 
 
+def _types(store: Store, receipt: Receipt) -> dict[str, pa.DataType]:
+    """The types of an output's columns; none of vectors."""
+    if receipt.file is None or not receipt.columns:
+        return {}
+    with reading(store, receipt.file):
+        schema = pq.read_schema(store.source(receipt.file))
+    return {name: schema.field(name).type for name in receipt.columns}
+
+
 def _pieces(store: Store, unit: StoredUnit, schema: pa.Schema) -> Iterator[pa.Table]:
     """A unit's rows, some at a time."""
-    receipt = unit.receipt
-    parts = VectorFiles(store).parts(receipt.embeddings, receipt.rows) if receipt.embeddings and EMBEDDING in schema.names else []
+    outputs = unit.outputs
+    vectors = outputs.of(EMBEDDINGS) if EMBEDDING in schema.names else None
+    kept = None if vectors is None else outputs.kept.get(vectors.output)
+    parts = [] if vectors is None or vectors.file is None else VectorFiles(store).parts(vectors.file, vectors.rows)
     fetch(parts)
-    if isinstance(store, LocalStore):
-        check_files((store.path(scored.scores.name), scored.scores) for scored in (receipt, unit.further) if scored is not None)
-    further = next(read_all(store, [unit.further], [EPIG])).column(0) if unit.further is not None else None
-    start = 0
-    with reading(store, receipt.scores), pq.ParquetFile(store.source(receipt.scores), pre_buffer=False) as file:
-        for batch in file.iter_batches(_group_rows(schema)):
-            columns: dict[str, pa.Array] = {name: batch.column(name) for name in batch.schema.names}
-            columns["path"] = pa.repeat(pa.scalar(unit.path, pa.string()), batch.num_rows)
-            if further is not None:
-                columns[EPIG] = further.slice(start, batch.num_rows).combine_chunks()
-            if EMBEDDING in schema.names:
-                columns[EMBEDDING] = _vectors(parts, start, batch.num_rows, schema.field(EMBEDDING).type)
-            start += batch.num_rows
-            yield pa.table([columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
+    stored = [name for name in schema.names if name not in ("path", EMBEDDING)]
+    table = next(read_columns(store, [outputs], stored))
+    size = _group_rows(schema)
+    for start in range(0, table.num_rows, size):
+        rows = table.slice(start, size)
+        columns: dict[str, pa.Array | pa.ChunkedArray] = dict(zip(stored, rows.columns, strict=True))
+        columns["path"] = pa.repeat(pa.scalar(unit.path, pa.string()), rows.num_rows)
+        if vectors is not None:
+            wanted = np.arange(start, start + rows.num_rows) if kept is None else kept[start : start + size]
+            columns[EMBEDDING] = _vectors(parts, wanted, schema.field(EMBEDDING).type)
+        yield pa.table([columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
 
 
-def _vectors(parts: Sequence[Embeddings], start: int, count: int, type_: pa.DataType) -> pa.Array:
-    """The embeddings of a run of a unit's rows."""
-    found = []
+def _vectors(parts: Sequence[Embeddings], rows: np.ndarray, type_: pa.DataType) -> pa.Array:
+    """The embeddings of ascending rows of a unit."""
+    found, start = [], 0
     for part in parts:
-        low, high = max(start, 0), min(start + count, part.rows)
+        low, high = np.searchsorted(rows, [start, start + part.rows])
         if low < high:
-            found.append(np.array(part.array[low:high]))
+            found.append(np.array(part.array[rows[low:high] - start]))
             part.release()
-        start -= part.rows
+        start += part.rows
     values = pa.array(np.concatenate(found).reshape(-1), type_.value_type)
     return pa.FixedSizeListArray.from_arrays(values, type=type_)
 

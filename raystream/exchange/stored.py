@@ -11,14 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from raystream.store.integrity import reading
 from raystream.store.protocol import Store
-from raystream.store.queries import further_keys, read_plan
-from raystream.store.receipts import Receipt, read_receipt
+from raystream.store.queries import plan_outputs, read_plan
+from raystream.store.receipts import EMBEDDINGS, UnitOutputs
 from raystream.store.result import Result
-from raystream.store.unit_columns import read_all
+from raystream.store.unit_columns import read_columns, read_outputs
 from raystream.store.vectors import VectorFiles
 
 _UNITS = 256
@@ -32,72 +30,60 @@ class StoredPool:
     """A pool's stored outputs, or as many of them as a report looks at.
 
     Attributes:
-        units: of the whole pool.
-        receipts: of the units that are looked at, in row order.
+        total: units of the whole pool.
+        units: those that are looked at, in row order.
         by_path: the keys of all units by the file they belong to.
-        further: the receipts of their EPIG, if the query asked for it.
+        outputs: what the query reads of each.
     """
 
     store: Store
-    units: int
-    receipts: tuple[Receipt, ...]
+    total: int
+    units: tuple[UnitOutputs, ...]
     by_path: dict[str, list[str]]
-    further: tuple[Receipt, ...] = ()
+    outputs: tuple[str, ...]
 
     @property
     def rows(self) -> int:
         """Rows of the units that are looked at."""
-        return sum(receipt.rows for receipt in self.receipts)
+        return sum(unit.rows for unit in self.units)
 
     @property
     def is_sample(self) -> bool:
         """Whether some units are not looked at."""
-        return len(self.receipts) < self.units
+        return len(self.units) < self.total
 
 
 def stored_pool(result: Result) -> StoredPool:
     """The units behind a committed query, by the plan that lies beside its selection."""
     store = result.store
     plan = read_plan(store, result.query)
-    keys = plan.column("key").to_pylist()
-    after = dict(zip(keys, further_keys(plan) or [None] * len(keys), strict=True))
+    keys, outputs = plan.column("key").to_pylist(), plan_outputs(plan)
     by_path: dict[str, list[str]] = {}
     for unit, key in zip(plan.column("unit").to_pylist(), keys, strict=True):
         by_path.setdefault(unit.rpartition("#rg")[0], []).append(key)
     looked_at = keys if len(keys) <= _UNITS else [keys[i] for i in np.linspace(0, len(keys) - 1, _UNITS).round().astype(int)]
-    receipts = (read_receipt(store, key) for key in looked_at)
-    further = (read_receipt(store, after[key]) for key in looked_at if after.get(key))
-    return StoredPool(
-        store,
-        len(keys),
-        tuple(receipt for receipt in receipts if receipt is not None and receipt.rows),
-        by_path,
-        tuple(receipt for receipt in further if receipt is not None),
-    )
+    units = (unit for unit in read_outputs(store, looked_at, outputs) if unit is not None and unit.rows)
+    return StoredPool(store, len(keys), tuple(units), by_path, outputs)
 
 
 def pool_scores(pool: StoredPool, score: str) -> Floats:
     """One score of every row that is looked at; empty when the units hold no such column."""
-    parts = []
-    for receipt in (*pool.receipts, *pool.further):
-        with reading(pool.store, receipt.scores), pq.ParquetFile(pool.store.source(receipt.scores)) as file:
-            if score in file.schema_arrow.names:
-                parts.append(file.read(columns=[score]).column(0).to_numpy())
+    units = [unit for unit in pool.units if any(score in receipt.columns for receipt in unit.receipts)]
+    parts = [table.column(0).to_numpy() for table in read_columns(pool.store, units, [score])]
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
 def sampled_embeddings(pool: StoredPool) -> Floats:
     """(at most 20,000, d) evenly spaced rows of the stored embeddings; (0, 0) when there are none."""
-    total = sum(receipt.rows for receipt in pool.receipts if receipt.embeddings)
+    units = [unit for unit in pool.units if unit.of(EMBEDDINGS) is not None]
+    total = sum(unit.rows for unit in units)
     wanted = np.linspace(0, total - 1, min(total, _SAMPLE_ROWS)).round().astype(np.int64)
     parts: list[Floats] = []
     start = 0
-    for receipt in pool.receipts:
-        if receipt.embeddings is None:
-            continue
-        inside = wanted[slice(*np.searchsorted(wanted, [start, start + receipt.rows]))] - start
-        parts.append(_embeddings_at(pool.store, receipt, inside))
-        start += receipt.rows
+    for unit in units:
+        inside = wanted[slice(*np.searchsorted(wanted, [start, start + unit.rows]))] - start
+        parts.append(_embeddings_at(pool.store, unit, inside))
+        start += unit.rows
     return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
 
@@ -112,38 +98,43 @@ def chosen_embeddings(pool: StoredPool, selection: pa.Table) -> tuple[npt.NDArra
         if opened > _UNITS and found:
             break
         ranks = np.array([rank for rank, other in enumerate(paths) if other == path])
-        _find(pool.store, keys, ranks, rows[ranks], found)
+        _find(pool, keys, ranks, rows[ranks], found)
     ranks = np.array(sorted(found), dtype=np.int64)
     return ranks, np.stack([found[rank] for rank in ranks.tolist()]) if found else np.empty((0, 0), np.float32)
 
 
-def _find(store: Store, keys: Sequence[str], ranks: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], found: dict[int, Floats]) -> None:
+def _find(
+    pool: StoredPool, keys: Sequence[str], ranks: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], found: dict[int, Floats]
+) -> None:
     """Add the embeddings of these rows of a file; which unit holds a row, only the units know."""
-    for key in keys:
-        receipt = read_receipt(store, key)
-        if receipt is None or receipt.embeddings is None or not receipt.rows:
+    for unit in read_outputs(pool.store, keys, pool.outputs):
+        if unit is None or unit.of(EMBEDDINGS) is None or not unit.rows:
             continue
-        held = next(read_all(store, [receipt], ["row"])).column(0).to_numpy()
+        held = next(read_columns(pool.store, [unit], ["row"])).column(0).to_numpy()
         at = np.minimum(np.searchsorted(held, rows), len(held) - 1)
         here = np.flatnonzero(held[at] == rows)
         order = here[np.argsort(at[here])]
-        for rank, value in zip(ranks[order].tolist(), _embeddings_at(store, receipt, at[order]), strict=True):
+        for rank, value in zip(ranks[order].tolist(), _embeddings_at(pool.store, unit, at[order]), strict=True):
             found[rank] = value
 
 
-def _embeddings_at(store: Store, receipt: Receipt, rows: npt.NDArray[np.int64]) -> Floats:
+def _embeddings_at(store: Store, unit: UnitOutputs, rows: npt.NDArray[np.int64]) -> Floats:
     """The embeddings of ascending rows of one unit, as float32."""
-    assert receipt.embeddings is not None
+    receipt = unit.of(EMBEDDINGS)
+    assert receipt is not None  # whoever asks has seen to it
+    assert receipt.file is not None
+    if receipt.output in unit.kept:
+        rows = unit.kept[receipt.output][rows]
     vectors = VectorFiles(store, checked=False)
-    held = vectors.few(receipt.embeddings, receipt.rows, rows)
+    held = vectors.few(receipt.file, receipt.rows, rows)
     if held is not None:
         return held.array.astype(np.float32)
     pieces = []
     start = 0
-    for part in vectors.parts(receipt.embeddings, receipt.rows):
+    for part in vectors.parts(receipt.file, receipt.rows):
         low, high = np.searchsorted(rows, [start, start + part.rows])
         if low < high:
             pieces.append(part.array[rows[low:high] - start].astype(np.float32))
             part.release()
         start += part.rows
-    return np.concatenate(pieces) if pieces else np.empty((0, receipt.dimension or 0), np.float32)
+    return np.concatenate(pieces) if pieces else np.empty((0, receipt.width or 0), np.float32)

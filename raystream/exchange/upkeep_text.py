@@ -30,11 +30,16 @@ def describe_collected(swept: Collected) -> str:
     for what, names in (("forgotten" if swept.deleted else "to forget", swept.dropped), ("unfinished", swept.unfinished)):
         if names:
             lines.append(f"  {what:<11} {_queries(len(names))}: {', '.join(names)}")
+    if swept.derived.count:
+        what = number_of(swept.derived.count, "result")
+        lines.append(f"  derived     {what} of selection {verb}, {in_bytes(swept.derived.bytes)}")
     lines += [
         f"  units       {swept.units.count:,} {verb}, {in_bytes(swept.units.bytes)}",
         f"  leftovers   {number_of(swept.leftovers.count, 'file')} {verb}, {in_bytes(swept.leftovers.bytes)}",
         f"{in_bytes(swept.bytes)} {verb}" + ("" if swept.deleted or not swept.bytes else "; --delete does it"),
     ]
+    if swept.outputs.count:
+        lines.insert(-2, f"  outputs     {swept.outputs.count:,} {verb} of units that stay, {in_bytes(swept.outputs.bytes)}")
     return "\n".join(lines)
 
 

@@ -5,7 +5,8 @@ Two ids of the same number may differ: whoever finds some compares the ids thems
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,17 +25,29 @@ _SHIFT = np.uint64(29)
 Numbers = npt.NDArray[np.integer]
 
 
-def id_blocks(ids: pa.ChunkedArray | pa.Array) -> Iterator[tuple[int, pa.Array]]:
+class Ids(Protocol):
+    """Ids of one type in order, in pieces: an Arrow chunked array, or what reads them again each time that they are looked at."""
+
+    @property
+    def type(self) -> pa.DataType: ...
+
+    @property
+    def chunks(self) -> Iterable[pa.Array]: ...
+
+    def __len__(self) -> int: ...
+
+
+def id_blocks(ids: Ids | pa.Array) -> Iterator[tuple[int, pa.Array]]:
     """Runs of ids in order, in their plain type, each with the number of its first row."""
     row = 0
-    for chunk in ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids]:
+    for chunk in [ids] if isinstance(ids, pa.Array) else ids.chunks:
         for start in range(0, len(chunk), BLOCK_ROWS):
             block = plain(chunk.slice(start, BLOCK_ROWS))
             yield row, block
             row += len(block)
 
 
-def id_numbers(ids: pa.ChunkedArray | pa.Array) -> Numbers:
+def id_numbers(ids: Ids | pa.Array) -> Numbers:
     """(n,) equal for equal ids: integers themselves, uint64 hashes of strings and bytes. No id may be null."""
     numbers: Numbers | None = None
     for start, block in id_blocks(ids):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -11,41 +11,63 @@ import pyarrow.compute as pc
 
 from raystream.errors import PoolError
 from raystream.pool.columns import plain
-from raystream.pool.id_hashes import BLOCK_ROWS, id_blocks, id_numbers, numbers_of
+from raystream.pool.id_hashes import BLOCK_ROWS, Ids, Numbers, id_blocks, numbers_of
 
 _SHOWN = 3
 
 
-def check_unique(ids: pa.ChunkedArray | pa.Array, name: str, where: Callable[[int], str] | None = None) -> None:
+def check_unique(
+    ids: Ids | pa.Array,
+    name: str,
+    where: Callable[[int], str] | None = None,
+    take: Callable[[npt.NDArray[np.int64]], pa.Array] | None = None,
+) -> None:
     """Raise PoolError if ids are null or occur more than once.
 
     Args:
-        ids: of all rows, in row order.
+        ids: of all rows, in row order; looked at twice, and once more if two of them have one number.
         name: the id column's, for messages.
         where: names the place of a row of `ids`, as in `/pool/a.parquet row 17`; left out, the row's number does.
+        take: the ids of some rows, if there is a shorter way to them than through all.
     """
     where = where or "row {}".format
-    if ids.null_count:
-        rows = pc.indices_nonzero(ids.is_null())[:_SHOWN].to_pylist()
+    try:
+        suspects = _suspects(ids)
+    except _NullIds:
+        nulls = [start + np.flatnonzero(np.asarray(block.is_null())) for start, block in id_blocks(ids) if block.null_count]
+        first = [row for rows in nulls for row in rows[:_SHOWN].tolist()][:_SHOWN]
         raise PoolError(
-            f"{ids.null_count} ids of column {name} are null, first: {', '.join(map(where, rows))}; "
+            f"{sum(map(len, nulls))} ids of column {name} are null, first: {', '.join(map(where, first))}; "
             "expected one id a row, so fill them or leave pool.id out"
-        )
-    suspects = _suspects(ids)
-    found = comparable(take_ids(ids, suspects))
+        ) from None
+    found = comparable(take(suspects) if take is not None and len(suspects) else take_ids(ids, suspects))
     repeated = _repeated(found)
     if len(repeated):
-        first = {id_: int(suspects[place]) for id_, place in _first_repeats(found, repeated).items()}
+        places = {id_: int(suspects[place]) for id_, place in _first_repeats(found, repeated).items()}
         raise PoolError(
-            f"{len(repeated)} ids of column {name} are not unique, first: {', '.join(map(str, first))}, "
-            f"met again at {', '.join(map(where, first.values()))}; "
+            f"{len(repeated)} ids of column {name} are not unique, first: {', '.join(map(str, places))}, "
+            f"met again at {', '.join(map(where, places.values()))}; "
             "expected one id a row, so correct them or leave pool.id out"
         )
 
 
-def take_ids(ids: pa.ChunkedArray | pa.Array, rows: npt.NDArray[np.int64]) -> pa.Array:
+class _NullIds(Exception):
+    """Some id is null."""
+
+
+def _whole_blocks(ids: Ids | pa.Array) -> Iterator[tuple[int, pa.Array]]:
+    """`id_blocks`, unless an id is null."""
+    for start, block in id_blocks(ids):
+        if block.null_count:
+            raise _NullIds
+        yield start, block
+
+
+def take_ids(ids: Ids | pa.Array, rows: npt.NDArray[np.int64]) -> pa.Array:
     """The ids of these rows, in the order asked for; Arrow would first make one array of all chunks, which may be too long for its type."""
-    chunks = ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids]
+    if not len(rows):
+        return pa.array([], ids.type)
+    chunks = [ids] if isinstance(ids, pa.Array) else list(ids.chunks)
     starts = np.cumsum([0, *map(len, chunks)])
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
@@ -55,8 +77,6 @@ def take_ids(ids: pa.ChunkedArray | pa.Array, rows: npt.NDArray[np.int64]) -> pa
         for chunk, start, low, high in zip(chunks, starts, edges, edges[1:], strict=False)
         if low < high
     ]
-    if not pieces:
-        return pa.array([], ids.type)
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     return pa.concat_arrays(pieces).take(pa.array(back))
@@ -77,16 +97,23 @@ def comparable(ids: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     return ids
 
 
-def _suspects(ids: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.int64]:
+def _suspects(ids: Ids | pa.Array) -> npt.NDArray[np.int64]:
     """The rows, ascending, of all ids that some other id has the number of."""
     if pa.types.is_integer(ids.type) and _ascend(ids):
         return np.empty(0, np.int64)
-    numbers = id_numbers(ids)
+    numbers: Numbers | None = None
+    for start, block in _whole_blocks(ids):
+        found = numbers_of(block)
+        if numbers is None:
+            numbers = np.empty(len(ids), found.dtype)
+        numbers[start : start + len(found)] = found
+    if numbers is None:
+        return np.empty(0, np.int64)
     numbers.sort()
     same = [np.empty(0, numbers.dtype)]
     for start in range(0, len(numbers), BLOCK_ROWS):
-        block = numbers[start : start + BLOCK_ROWS + 1]
-        same.append(block[1:][block[1:] == block[:-1]])
+        run = numbers[start : start + BLOCK_ROWS + 1]
+        same.append(run[1:][run[1:] == run[:-1]])
     del numbers
     again = np.unique(np.concatenate(same))
     rows = [np.empty(0, np.int64)]
@@ -97,10 +124,10 @@ def _suspects(ids: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.int64]:
     return np.concatenate(rows)
 
 
-def _ascend(ids: pa.ChunkedArray | pa.Array) -> bool:
+def _ascend(ids: Ids | pa.Array) -> bool:
     """Whether each integer is above the one before, so that there is nothing to sort."""
     last: np.integer | None = None
-    for _, block in id_blocks(ids):
+    for _, block in _whole_blocks(ids):
         values = block.to_numpy()
         if not (values[1:] > values[:-1]).all() or (last is not None and values[0] <= last):
             return False

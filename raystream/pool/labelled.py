@@ -19,7 +19,7 @@ from raystream.lake import LOCAL, Storage
 from raystream.pool.columns import BYTES, TEXT, Column, recognise
 from raystream.pool.files import File, open_parquet, pinned, schema_of, threads_for
 from raystream.pool.footers import read_footers
-from raystream.pool.id_hashes import id_blocks, id_bytes
+from raystream.pool.id_hashes import Ids, id_blocks, id_bytes
 from raystream.pool.ids import comparable
 from raystream.pool.known_ids import KnownIds
 from raystream.pool.labelled_ids import id_batches, read_integers, read_strings, within
@@ -73,7 +73,7 @@ class Labelled:
             _add_ids(digest, self.excluded)
         return digest.hexdigest()
 
-    def find(self, ids: pa.Array | pa.ChunkedArray) -> Mask:
+    def find(self, ids: Ids | pa.Array) -> Mask:
         """(n,) whether each id is labelled; a null never is."""
         return self._are_in(ids, self._known)
 
@@ -85,11 +85,11 @@ class Labelled:
         ids = pa.concat_arrays([self.ids, self.excluded])
         return replace(self, ids=ids.take(pc.array_sort_indices(ids)), excluded=self.excluded.slice(0, 0))
 
-    def find_excluded(self, ids: pa.Array | pa.ChunkedArray) -> Mask:
+    def find_excluded(self, ids: Ids | pa.Array) -> Mask:
         """(n,) whether each id was skipped or rejected."""
         return self._are_in(ids, KnownIds(self.excluded))
 
-    def missing_from(self, ids: pa.Array | pa.ChunkedArray) -> Labelled:
+    def missing_from(self, ids: Ids | pa.Array) -> Labelled:
         """The labelled ids that are not among the given ones."""
         missing = np.ones(len(self), dtype=bool)
         for _, block in id_blocks(ids):
@@ -101,7 +101,7 @@ class Labelled:
         """The ids for which the (len(self),) mask is true."""
         return replace(self, ids=self.ids.filter(pa.array(mask)))
 
-    def index(self, ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    def index(self, ids: Ids | pa.Array) -> npt.NDArray[np.int64]:
         """(n,) the position of each id among the labelled ones, -1 where it isn't labelled."""
         found = np.empty(len(ids), dtype=np.int64)
         for start, block in id_blocks(ids):
@@ -112,7 +112,7 @@ class Labelled:
     def _known(self) -> KnownIds:
         return KnownIds(self.ids)
 
-    def _are_in(self, ids: pa.Array | pa.ChunkedArray, known: KnownIds) -> Mask:
+    def _are_in(self, ids: Ids | pa.Array, known: KnownIds) -> Mask:
         found = np.zeros(len(ids), dtype=bool)
         for start, block in id_blocks(ids) if len(known) else ():
             found[start : start + len(block)] = known.index(block) >= 0

@@ -17,7 +17,7 @@ from raystream.lake.uri import is_remote, parse
 from raystream.query.acquire import DEFAULT_REDUCE, DEFAULT_TOP, Acquire
 from raystream.query.catalogue import GRADIENT_SCORES, LOGIT_SCORES, MEMBER_SCORES, SAMPLE_SCORES, SCORES, kind_of
 from raystream.query.cluster import Cluster, Store
-from raystream.query.gradients import check_gradients, knows_last_layer
+from raystream.query.gradients import check_gradients
 from raystream.query.model import Model
 from raystream.query.part import Id, Part
 from raystream.query.pool import FilterTerm, Pool
@@ -175,11 +175,6 @@ class Query(Part):
     def needs_gradients(self) -> bool:
         """Whether a score needs the input of the layer that gives the logits."""
         return any(score in GRADIENT_SCORES for score in self.acquire.asked)
-
-    @property
-    def may_give_gradients(self) -> bool:
-        """Whether another query over the same model may have asked for such a score."""
-        return self.gives_scores and knows_last_layer(self.model)
 
     @property
     def gives_predictions(self) -> bool:

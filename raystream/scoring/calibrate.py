@@ -20,23 +20,23 @@ import torch
 from raystream.acquisition import fit_mean_temperature, mean_log_probabilities, relative_error, reliability_bins
 from raystream.errors import LabelsError, PoolError, QueryError
 from raystream.model import check_classes, class_names, fingerprint, with_local_files
-from raystream.pool import Places, list_pool, read_columns_at, refuse_among
+from raystream.pool import Places, PoolPlan, list_pool, read_columns_at, refuse_among
 from raystream.pool.labelled_ids import labelled_rows
 from raystream.query import Acquire, Pool, Query
-from raystream.scoring.asked import Asked
 from raystream.scoring.class_labels import check_label_type, check_possible, class_numbers, named_classes
 from raystream.scoring.executor import Processes
-from raystream.scoring.keys import Wanted
-from raystream.scoring.plan import Prepared, find_scored, places_in, pool_plan
+from raystream.scoring.job import Job
+from raystream.scoring.keys import UnitKeys
+from raystream.scoring.output_kinds import LOGITS, Outputs
+from raystream.scoring.plan import ScoringPlan, job_of, plan_scoring, pool_plan
 from raystream.scoring.progress import Reporter
-from raystream.scoring.session import Session, all_receipts, score_warnings
+from raystream.scoring.scored_pool import ScoredPool, merge
+from raystream.scoring.session import Session, refuse_quarantined, score_warnings
 from raystream.store.calibration import Calibration, Reliability, calibration_folder, read_calibration, write_calibration
 from raystream.store.life import SignOfLife
 from raystream.store.opening import open_store, store_to_read
 from raystream.store.protocol import Store
-from raystream.store.receipts import Receipt, check_same_model
-from raystream.store.unit_columns import read_all
-from raystream.store.vectors import VectorFiles
+from raystream.store.receipts import SAMPLES, SCORES
 
 _VERSION = 1
 """Of how a temperature is fitted; part of a fit's key."""
@@ -71,34 +71,48 @@ def fitted_temperature(query: Query, reporter: Reporter, processes: Processes, *
     """
     if not query.model.calibration_files:
         return None
-    prepared = _prepare(query)
-    known = read_calibration(prepared.store, prepared.name)
+    rows = _calibration_set(query)
+    known = read_calibration(rows.store, rows.key)
     if known is not None:
         return Fitted(known, new=False)
     if not may_score:
         raise QueryError("model.temperature is not fitted yet; run raystream calibrate, query or score first")
     began = time.perf_counter()
-    folder = calibration_folder(prepared.name)
-    with SignOfLife() as life, Session(prepared, reporter, processes, folder, life) as session:
-        life.begin(prepared.store, folder)
-        life.needs(task.key for task in prepared.tasks)
-        receipts = all_receipts(prepared, session)
+    folder = calibration_folder(rows.key)
+    with SignOfLife() as life, Session(rows.job, rows.store, folder, reporter, processes, life) as session:
+        life.begin(rows.store, folder)
+        session.needs(rows.plan)
+        pool = _scored(rows, session)
         session.end_workers()
         reporter.stage("Fitting the temperature")
-        calibration = _fit(prepared, query.pool.label or "", receipts, score_warnings(prepared, receipts, session), began)
-        return Fitted(write_calibration(prepared.store, calibration), new=True)
+        warnings = [*rows.read.warnings, *score_warnings(rows.query, pool.units, session)]
+        return Fitted(write_calibration(rows.store, _fit(rows, pool, warnings, began)), new=True)
 
 
 def known_temperature(query: Query) -> Calibration | None:
     """The query's fit, if it was made before; None as well where nothing is to be fitted."""
     if not query.model.calibration_files:
         return None
-    prepared = _prepare(query, look_only=True)
-    return read_calibration(prepared.store, prepared.name)
+    rows = _calibration_set(query, look_only=True)
+    return read_calibration(rows.store, rows.key)
 
 
-def _prepare(query: Query, *, look_only: bool = False) -> Prepared:
-    """The calibration set as a pool of its own, all of its rows, at temperature 1; its name is the fit's key."""
+@dataclass(frozen=True)
+class _CalibrationSet:
+    """The labelled rows as a pool of their own, scored at temperature 1; `key` is the fit's, and `kind` says what it goes by."""
+
+    key: str
+    query: Query
+    store: Store
+    read: PoolPlan
+    classes: list[str] | None
+    label: str
+    kind: str
+    plan: ScoringPlan
+    job: Job
+
+
+def _calibration_set(query: Query, *, look_only: bool = False) -> _CalibrationSet:
     model = query.model.model_copy(update={"temperature": 1.0, "embedding": None})
     refuse_among(query.store.uri, query.row_uris, "store.uri")
     store = (store_to_read if look_only else open_store)(query.store.uri, query.store_options)
@@ -106,65 +120,55 @@ def _prepare(query: Query, *, look_only: bool = False) -> Prepared:
     pool = Pool(uri=uris, inputs=query.pool.inputs, storage=query.pool.storage)
     try:
         files, _ = list_pool(uris, "model.temperature", storage=pool.options, texts=True)
-        plan = pool_plan(query.model_copy(update={"model": model}), pool, [label], labels=True)
+        read = pool_plan(query.model_copy(update={"model": model}), pool, [label], labels=True)
     except PoolError as error:
         told = str(error).removeprefix("pool.uri ")
         raise LabelsError(told if told.startswith("model.temperature") else f"model.temperature: {told}") from None
-    type_, named = plan.keep_schema.field(label).type, model.classes is not None
+    type_, named = read.keep_schema.field(label).type, model.classes is not None
     check_label_type(f"column {label} of {files[0].path} (pool.label)", type_, named, query.names_classes)
     scored = query.model_copy(update={"pool": pool, "model": model, "acquire": Acquire()})
-    digest = fingerprint(with_local_files(model, pool.options))
+    local = with_local_files(model, pool.options)
+    digest, classes = fingerprint(local), class_names(local.classes)
     committee = isinstance(model.weights, list) or model.members is not None or model.samples is not None
     # A committee's mean depends on the temperature, so its members are needed; any other confidence follows from the logits.
-    wanted = Wanted(embedding=False, probabilities=False, samples=True, logits=not committee)
-    tasks, receipts = find_scored(scored, store, plan.units, plan.read, digest, Asked(), wanted)
-    classes = class_names(with_local_files(model, pool.options).classes)
-    parts = [_VERSION, [task.key for task in tasks], label, classes, query.on_error]
-    return Prepared(
-        query=scored,
-        store=store,
-        pool=plan,
-        classes=classes,
-        labelled=None,
-        fingerprint=digest,
-        identity={},
-        name=hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
-        tasks=tasks,
-        receipts=receipts,
-        given=query,
-        asked=Asked(),
-        wanted=wanted,
-    )
+    kind = SAMPLES if committee else LOGITS
+    kinds = Outputs(scored, None)
+    plan = plan_scoring(store, UnitKeys(scored, read.read, digest), read.units, (kinds.of(SCORES), kinds.of(kind)))
+    parts = [_VERSION, plan.keys, [output.name for output in plan.outputs], label, classes, query.on_error]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return _CalibrationSet(key, scored, store, read, classes, label, kind, plan, job_of(scored, store, read, digest, plan.outputs))
 
 
-def _fit(prepared: Prepared, label: str, receipts: Sequence[Receipt], warnings: Sequence[str], began: float) -> Calibration:
-    check_same_model(receipts)
-    units = np.repeat(np.arange(len(receipts)), [receipt.rows for receipt in receipts])
-    tables = read_all(prepared.store, receipts, ["row"])
-    rows = np.concatenate([np.empty(0, np.int64), *(table.column(0).to_numpy() for table in tables)])
-    places = places_in(prepared, receipts, units, rows)
+def _scored(rows: _CalibrationSet, session: Session) -> ScoredPool:
+    found = [(unit, file.file) for unit, file in zip(session.score(rows.plan), rows.plan.units, strict=True) if unit is not None]
+    refuse_quarantined(rows.query, [unit for unit, _ in found])
+    return merge(rows.store, [unit for unit, _ in found], [file for _, file in found], rows.query.pool.id or "id", None)
+
+
+def _fit(rows: _CalibrationSet, pool: ScoredPool, warnings: Sequence[str], began: float) -> Calibration:
+    places = pool.places(np.arange(len(pool)))
     kept = _labelled(places)
     places = Places(places.files, places.of[kept], places.rows[kept])
     if len(places) < LEAST_ROWS:
         raise LabelsError(
-            f"model.temperature: {', '.join(prepared.given.model.calibration_files)} holds {len(places)} rows to fit a temperature on, "
+            f"model.temperature: {', '.join(rows.query.pool.uris)} holds {len(places)} rows to fit a temperature on, "
             f"expected at least {LEAST_ROWS}; label more, or give a number"
         )
-    samples = torch.from_numpy(np.concatenate([_samples(prepared.store, receipt) for receipt in receipts if receipt.rows])[kept])
+    samples = torch.from_numpy(pool.samples(rows.kind, None)[kept])
     count = samples.shape[2]
-    check_classes(prepared.classes, count)
-    column = read_columns_at(places, prepared.pool.keep_schema).column(label)
-    named_classes(prepared.classes, receipts)  # names in another order than the model's are refused
-    own = next((receipt.class_labels for receipt in receipts if receipt.class_labels is not None), None)
-    labels = class_numbers(f"column {label} (pool.label)", places, column, prepared.classes, count, own)
+    check_classes(rows.classes, count)
+    column = read_columns_at(places, rows.read.keep_schema).column(rows.label)
+    named_classes(rows.classes, pool.units)  # names in another order than the model's are refused
+    own = next((unit.class_labels for unit in pool.units if unit.class_labels is not None), None)
+    labels = class_numbers(f"column {rows.label} (pool.label)", places, column, rows.classes, count, own)
     check_possible(places, samples, labels)
     fit = fit_mean_temperature(samples, labels)
     temperature = float(f"{fit.temperature:.{_DIGITS}g}")
     before, after = (reliability_bins(mean_log_probabilities(samples, t).exp(), labels) for t in (1.0, temperature))
     error = None if fit.at_bound else relative_error(samples, labels, temperature)
-    read = prepared.pool.read
+    read = rows.read.read
     return Calibration(
-        key=prepared.name,
+        key=rows.key,
         temperature=temperature,
         relative_error=error,
         at_bound=fit.at_bound,
@@ -176,12 +180,12 @@ def _fit(prepared: Prepared, label: str, receipts: Sequence[Receipt], warnings: 
         ece_after=after.error,
         before=Reliability(before.count.tolist(), _known(before.confidence), _known(before.accuracy)),
         after=Reliability(after.count.tolist(), _known(after.confidence), _known(after.accuracy)),
-        label=label,
-        files=prepared.pool.snapshot,
+        label=rows.label,
+        files=rows.read.snapshot,
         columns=list(read.inputs),
         shapes=[list(shape) for shape in read.shapes],
         dtypes=list(read.dtypes),
-        state_hash=receipts[0].state_hash,
+        state_hash=pool.units[0].receipts[0].state_hash,
         seconds=time.perf_counter() - began,
         warnings=[*warnings, *_doubts(temperature, fit.at_bound, error, len(places)), *_no_gain(before.error, after.error)],
     )
@@ -218,17 +222,5 @@ def _labelled(places: Places) -> np.ndarray:
     return mask
 
 
-def _samples(store: Store, receipt: Receipt) -> np.ndarray:
-    """float32 (n_rows, n_members, n_classes), log-probabilities at temperature 1."""
-    assert receipt.samples is not None  # the fit's units are all scored with them
-    parts = [part.array for part in VectorFiles(store).parts(receipt.samples, receipt.rows)]
-    return np.concatenate(parts).reshape(receipt.rows, receipt.members or 1, -1)
-
-
 def _known(values: torch.Tensor) -> list[float | None]:
     return [None if math.isnan(value) else value for value in values.tolist()]
-
-
-
-
-

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raystream.errors import LabelsError, ModelError
 from raystream.pool import Places
-from raystream.store.receipts import Receipt
+from raystream.store.receipts import UnitOutputs
 
 ClassLabel = str | int | float | bool
 """What a model itself calls a class."""
@@ -38,13 +38,13 @@ def number_of_class(value: ClassLabel, labels: Sequence[ClassLabel], names: Sequ
     return number_of_class(str(value), labels, names) if not isinstance(value, str) else None
 
 
-def named_classes(names: list[str] | None, receipts: Sequence[Receipt]) -> list[str] | None:
+def named_classes(names: list[str] | None, units: Sequence[UnitOutputs]) -> list[str] | None:
     """The names of the classes: those that the query gives, else what the model that scored the units calls them.
 
     Raises:
         ModelError: the query's names are the model's own in another order.
     """
-    labels = next((receipt.class_labels for receipt in receipts if receipt.class_labels is not None), None)
+    labels = next((unit.class_labels for unit in units if unit.class_labels is not None), None)
     if labels is None or names is None:
         return names if labels is None else [str(label) for label in labels]
     own = [str(label) for label in labels]

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 from raystream.errors import QueryError, RaystreamError
 from raystream.scoring.executor import Event, Executor, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady
-from raystream.scoring.job import Task
+from raystream.scoring.job import UnitTask
 from raystream.scoring.scheduler import Abort, Assign, Instruction, Scheduler
-from raystream.store.receipts import Receipt
+from raystream.store.receipts import UnitOutputs
 
 _POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What became of the units, by their numbers: each has a receipt or a reason why not."""
+    """What became of the units, by their numbers: each has outputs or a reason why not."""
 
-    receipts: dict[int, Receipt]
+    outputs: dict[int, UnitOutputs]
     failed: dict[int, BaseException]
 
 
@@ -35,10 +35,10 @@ class Scoring:
     def __init__(self, executor: Executor, workers: int, *, keep_going: bool, on_event: Callable[[Event | None], None]) -> None:
         self._executor, self._keep_going, self._on_event = executor, keep_going, on_event
         self._scheduler = Scheduler(0, workers)
-        self._tasks: list[Task] = []
-        self._receipts: dict[int, Receipt] = {}
+        self._tasks: list[UnitTask] = []
+        self._outputs: dict[int, UnitOutputs] = {}
 
-    def score(self, tasks: Sequence[Task]) -> Scored:
+    def score(self, tasks: Sequence[UnitTask]) -> Scored:
         """Score the tasks.
 
         Raises:
@@ -50,8 +50,8 @@ class Scoring:
         while not self._scheduler.finished:
             events = self._executor.wait(_POLL_SECONDS)
             for event in events:
-                if isinstance(event, UnitEnded) and isinstance(event.outcome, Receipt):
-                    self._receipts[event.unit] = event.outcome
+                if isinstance(event, UnitEnded) and isinstance(event.outcome, UnitOutputs):
+                    self._outputs[event.unit] = event.outcome
                 self._on_event(event)
                 self._follow(_tell(self._scheduler, event, self._keep_going))
             if not events:
@@ -59,7 +59,7 @@ class Scoring:
         numbers = range(first, len(self._tasks))
         poisoned = self._scheduler.poisoned
         return Scored(
-            {i - first: self._receipts[i] for i in numbers if i in self._receipts},
+            {i - first: self._outputs[i] for i in numbers if i in self._outputs},
             {i - first: poisoned[i] for i in numbers if i in poisoned},
         )
 
@@ -83,7 +83,7 @@ def _tell(scheduler: Scheduler, event: Event, keep_going: bool) -> list[Instruct
     if isinstance(event, Told):
         return []
     outcome = event.outcome
-    if isinstance(outcome, Receipt):
+    if isinstance(outcome, UnitOutputs):
         return scheduler.succeeded(event.worker, event.unit)
     if outcome.outage:
         return [Abort(outcome.error)]

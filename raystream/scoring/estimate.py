@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,9 +15,10 @@ from raystream.query import Cluster, Query
 from raystream.scoring.batch_reader import BatchReader
 from raystream.scoring.calibrate import known_temperature
 from raystream.scoring.first_rows import preparation
-from raystream.scoring.plan import Prepared, prepare
+from raystream.scoring.job import UnitTask
+from raystream.scoring.plan import ResolvedQuery, ScoringPlan, resolve
 from raystream.store.changes import Changes, changes_since
-from raystream.store.receipts import Receipt
+from raystream.store.receipts import EMBEDDINGS
 
 _SCORE_BYTES = 40
 """A row of a scores file without its id: five scores, prediction, confidence, row."""
@@ -78,37 +80,38 @@ def estimate(query: Query, *, starts_ray: bool = False) -> Estimate:
     """
     calibration = known_temperature(query)
     unfitted = bool(query.model.calibration_files) and calibration is None
-    prepared = _unfitted(query) if unfitted else prepare(query, calibration, look_only=True)
-    missing = prepared.missing
+    asked = resolve(_at_one(query) if unfitted else query, calibration, look_only=True)
+    plan = asked.plan(asked.pool.units)
+    if unfitted:  # nothing is scored at a temperature that isn't known
+        plan = replace(plan, found=((None,) * len(plan.outputs),) * len(plan.units))
+    missing = plan.missing
     rows = sum(task.unit.rows for task in missing)
-    rate = _rate(prepared) if missing else _Rate(1.0, 0, "what is scored")
+    rate = _rate(asked, plan) if missing else _Rate(1.0, 0, "what is scored")
     workers = _workers(query.cluster)
     item = 2 if query.model.embedding_dtype == "float16" else 4
     return Estimate(
-        query=prepared.name,
-        committed=not unfitted and prepared.committed is not None,
-        files=len(prepared.pool.files),
-        rows=prepared.pool.rows,
-        unit_rows=prepared.pool.unit_rows,
-        bytes=prepared.pool.bytes,
-        units=len(prepared.tasks),
-        units_scored=len(prepared.tasks) - len(missing),
+        query=(query.store.query or "(unnamed)") if unfitted else asked.name,
+        committed=not unfitted and asked.committed is not None,
+        files=len(asked.pool.files),
+        rows=asked.pool.rows,
+        unit_rows=asked.pool.unit_rows,
+        bytes=asked.pool.bytes,
+        units=len(plan.units),
+        units_scored=len(plan.units) - len(missing),
         bytes_to_read=sum(task.unit.bytes for task in missing),
         bytes_to_write=rows * (_SCORE_BYTES + rate.dimension * item),
         workers=workers,
         seconds=rows / rate.rows_per_second / min(workers, max(1, len(missing))) if rate.rows_per_second else None,
         start_seconds=_RAY_START if missing and starts_ray else 0.0,
         measured_on=rate.measured_on,
-        warnings=(*((_UNFITTED,) if unfitted else ()), *prepared.pool.warnings),
-        changes=changes_since(prepared.store, query.pool, prepared.pool.snapshot, prepared.identity),
+        warnings=(*((_UNFITTED,) if unfitted else ()), *asked.pool.warnings),
+        changes=changes_since(asked.store, query.pool, asked.pool.snapshot, asked.identity),
     )
 
 
-def _unfitted(query: Query) -> Prepared:
-    """The query before its temperature is known: nothing is scored at it, and unless given, it has no name yet."""
-    at_one = query.model_copy(update={"model": query.model.model_copy(update={"temperature": 1.0})})
-    prepared = prepare(at_one, look_only=True)
-    return replace(prepared, name=query.store.query or "(unnamed)", receipts=(None,) * len(prepared.tasks))
+def _at_one(query: Query) -> Query:
+    """The query before its temperature is known."""
+    return query.model_copy(update={"model": query.model.model_copy(update={"temperature": 1.0})})
 
 
 def _workers(cluster: Cluster) -> int:
@@ -117,28 +120,27 @@ def _workers(cluster: Cluster) -> int:
     return 1 if cluster.address == "in_process" else max(1, (os.cpu_count() or 1) // cluster.cpus_per_worker)
 
 
-def _rate(prepared: Prepared) -> _Rate:
-    known = [receipt for receipt in prepared.receipts if receipt is not None and receipt.rows]
-    return _from_receipts(known) if known else _probe(prepared)
+def _rate(asked: ResolvedQuery, plan: ScoringPlan) -> _Rate:
+    """By the units that have a receipt, whichever outputs they lack; else by running the model."""
+    known = [there for found in plan.found if (there := [receipt for receipt in found if receipt is not None and receipt.rows])]
+    if not known:
+        return _probe(asked, plan.missing)
+    rows, seconds = (sum(getattr(there[0], name) for there in known) for name in ("rows", "seconds"))
+    width = next((receipt.width for receipt in known[0] if receipt.kind == EMBEDDINGS and receipt.width), 0)
+    return _Rate(rows / max(seconds, 1e-9), width, f"{len(known)} units that are scored already")
 
 
-def _from_receipts(receipts: list[Receipt]) -> _Rate:
-    rows = sum(receipt.rows for receipt in receipts)
-    seconds = sum(receipt.seconds for receipt in receipts)
-    return _Rate(rows / max(seconds, 1e-9), receipts[0].dimension or 0, f"{len(receipts)} units that are scored already")
-
-
-def _probe(prepared: Prepared) -> _Rate:
+def _probe(asked: ResolvedQuery, missing: Sequence[UnitTask]) -> _Rate:
     """Run the model on the first rows that aren't scored, until it has run for long enough."""
-    query = prepared.query
+    query = asked.query
     before = torch.get_num_threads()
     torch.set_num_threads(query.cluster.cpus_per_worker)
     try:
-        read, threads = prepared.pool.read, query.cluster.cpus_per_worker
+        read, threads = asked.pool.read, query.cluster.cpus_per_worker
         model = load(with_local_files(query.model, query.pool.options), embedding=query.needs_embedding, names=read.names)
         prepare = preparation(read)
         timed = _Timed(model, query.model.batch_size)
-        for task in prepared.missing[:_PROBE_UNITS]:
+        for task in missing[:_PROBE_UNITS]:
             with BatchReader(task.unit, read, query.model.batch_size, model.device.type == "cuda", threads, prepare) as reader:
                 for chunk in reader:
                     timed.run(chunk.inputs)

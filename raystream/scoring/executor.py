@@ -10,10 +10,10 @@ from typing import Protocol
 import torch
 
 from raystream.errors import ModelError, RaystreamError
-from raystream.scoring.job import Job, Task
+from raystream.scoring.job import Job, UnitTask
 from raystream.scoring.scheduler import IN_FLIGHT
 from raystream.scoring.worker import PATIENCE, Failure, Worker, started
-from raystream.store.receipts import Receipt
+from raystream.store.receipts import UnitOutputs
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class UnitEnded:
 
     worker: int
     unit: int
-    outcome: Receipt | Failure
+    outcome: UnitOutputs | Failure
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Executor(Protocol):
     def start_worker(self, worker: int) -> None:
         """Begin to start a worker under this number; `WorkerReady` or `StartFailed` follows."""
 
-    def assign(self, worker: int, unit: int, task: Task) -> None:
+    def assign(self, worker: int, unit: int, task: UnitTask) -> None:
         """Send a unit to a worker that is ready; `UnitEnded` or `WorkerLost` follows."""
 
     def wait(self, timeout: float) -> list[Event]:
@@ -89,7 +89,7 @@ class InProcess:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._events: queue.Queue[Event] = queue.Queue()
-        self._inboxes: dict[int, queue.Queue[tuple[int, Task] | None]] = {}
+        self._inboxes: dict[int, queue.Queue[tuple[int, UnitTask] | None]] = {}
         self._threads: list[threading.Thread] = []
         self._closed = threading.Event()
         self._patience = replace(PATIENCE, pause=self.pause)
@@ -102,7 +102,7 @@ class InProcess:
         self._threads.append(thread)
         thread.start()
 
-    def assign(self, worker: int, unit: int, task: Task) -> None:
+    def assign(self, worker: int, unit: int, task: UnitTask) -> None:
         self._inboxes[worker].put((unit, task))
 
     def wait(self, timeout: float) -> list[Event]:

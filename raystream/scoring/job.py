@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from raystream.lake import LOCAL, Storage
 from raystream.pool import ReadSpec, Unit
 from raystream.query import Model
-from raystream.scoring.asked import Asked
+from raystream.scoring.output_kinds import Output
 from raystream.scoring.score_reduction import Reduction
 
 
@@ -17,48 +17,47 @@ from raystream.scoring.score_reduction import Reduction
 class Job:
     """Everything that all units of a run share; small, and travels to each worker once.
 
-    `logits` says that the log-probabilities of the logits are stored as if they were the only sample.
-    `token` is a file of the store that the driver wrote: a worker that can't read it doesn't see the same store. `storage` says
-    how to reach the model's files where they are remote, `store_storage` the same of the store. `first` are the units whose first rows
-    the model is probed with: the pool's first, for all workers.
+    Attributes:
+        outputs: all that units may be asked for, so what the model must be able to give.
+        token: a file of the store that the driver wrote: a worker that can't read it doesn't see the same store.
+        storage: how to reach the model's files where they are remote; `store_storage` the same of the store.
+        first: the units whose first rows the model is probed with: the pool's first, for all workers.
     """
 
     model: Model
     fingerprint: str
     read: ReadSpec
     store: str
-    token: str
-    embedding: bool
-    probabilities: bool
-    samples: bool
+    outputs: tuple[Output, ...]
     mc_samples: int
     seed: int
     threads: int
     skip_bad_rows: bool
     import_paths: tuple[str, ...]
-    logits: bool = False
-    asked: Asked = field(default_factory=Asked)
     reduction: Reduction | None = None
     storage: Storage = LOCAL
     store_storage: Storage = LOCAL
     first: tuple[Unit, ...] = ()
+    token: str = ""
+
+    def asks_for(self, kind: str) -> Output | None:
+        """The output of that kind, if units may be asked for it."""
+        return next((output for output in self.outputs if output.kind == kind), None)
 
 
 @dataclass(frozen=True)
-class EpigTask:
-    """What epig is computed from: the key of the unit as it was scored, with samples, and the targets' samples, a file of the store."""
+class UnitTask:
+    """Outputs of one unit to be computed and kept under its key.
 
-    scored: str
-    targets: str
-
-
-@dataclass(frozen=True)
-class Task:
-    """One unit to score and the key to keep it under; with `epig`, from what is stored of it."""
+    `samples` and `targets` are set for EPIG alone, which comes from what is stored: the unit's samples as an output, and a file of the
+    store with those of the targets.
+    """
 
     unit: Unit
     key: str
-    epig: EpigTask | None = None
+    outputs: tuple[Output, ...]
+    samples: str | None = None
+    targets: str | None = None
 
 
 def importable_folders() -> tuple[str, ...]:

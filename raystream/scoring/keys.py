@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 from raystream.pool import File, ReadSpec, Unit
 from raystream.pool.reader import READING
-from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, TASKS, Acquire, Query
-from raystream.scoring.asked import Asked
+from raystream.query import Query
 from raystream.store.opening import FORMAT
 
 _text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode
@@ -24,79 +24,46 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(_text(value).encode()).hexdigest()
 
 
-class Wanted(NamedTuple):
-    """What a unit's outputs hold beside scores."""
-
-    embedding: bool
-    probabilities: bool
-    samples: bool
-    gradients: bool = False
-    logits: bool = False
-    """Whether `samples` are to be of the logits that `confidence` follows from, whatever samples the model gives."""
-
-
 class UnitKeys:
-    """The keys under which units' outputs are kept: equal exactly when the outputs would be.
+    """The keys under which units' outputs are kept: equal exactly when all that every kind of output depends on is.
 
-    A key hashes the canonical JSON of all that they depend on. What the units of a query share is written out once, not once a unit.
+    A key hashes canonical JSON. What the units of a query share is written out once, not once a unit.
 
     Args:
-        query: says how units are scored.
-        spec: how their columns become the model's tensors.
+        query: says what runs.
+        spec: how the units' columns become the model's tensors.
         fingerprint: the model's.
-        asked: further scores.
     """
 
-    def __init__(self, query: Query, spec: ReadSpec, fingerprint: str, asked: Asked) -> None:
-        self._query, self._spec, self._fingerprint, self._asked = query, spec, fingerprint, asked
-        self._between: dict[tuple[Wanted, tuple[str, ...]], list[str]] = {}
+    def __init__(self, query: Query, spec: ReadSpec, fingerprint: str) -> None:
+        model = query.model
+        self._shared = {
+            "format": FORMAT,
+            "reading": READING,
+            "id": query.pool.id,
+            "columns": [spec.inputs, spec.shapes, spec.dtypes],
+            "model": fingerprint,
+            "precision": model.precision,
+            "outputs": [_OUTPUTS, *(member.output for member in model.members or [model])],
+            "batch_size": model.batch_size,
+            **_inputs(spec),
+        }
+        self._between: dict[tuple[str, ...], list[str]] = {}
 
-    def of(self, unit: Unit, outputs: Sequence[Wanted]) -> list[str]:
-        """A unit's keys by what is written of it beside the scores, one for each of `outputs`."""
-        return [hashlib.sha256(text.encode()).hexdigest() for text in self.texts(unit, outputs)]
+    def of(self, unit: Unit) -> str:
+        """A unit's key."""
+        return sys.intern(hashlib.sha256(self.text(unit).encode()).hexdigest())
 
-    def texts(self, unit: Unit, outputs: Sequence[Wanted]) -> list[str]:
-        """What these keys are the hashes of."""
+    def text(self, unit: Unit) -> str:
+        """What the key is the hash of."""
         own = _unit_parts(unit)
         names = tuple(sorted(own))
-        values = [_text(own[name]) for name in names]
-        return ["".join(chain(*zip(self._shared(wanted, names), [*values, ""], strict=True))) for wanted in outputs]
-
-    def _shared(self, outputs: Wanted, own: tuple[str, ...]) -> list[str]:
-        """The text before, between and after the values of a unit's own parts, which are called `own`."""
-        if (outputs, own) not in self._between:
-            shared = self._parts(outputs)
-            named = [f"{_text(name)}:" + ("\0" if name in own else _text(shared[name])) for name in sorted([*shared, *own])]
+        if names not in self._between:
+            named = (f"{_text(name)}:" + ("\0" if name in own else _text(self._shared[name])) for name in sorted([*self._shared, *own]))
             # JSON has no such character, whatever the values are.
-            self._between[outputs, own] = f"{{{','.join(named)}}}".split("\0")
-        return self._between[outputs, own]
-
-    def _parts(self, outputs: Wanted) -> dict[str, Any]:
-        """What the key of every unit holds."""
-        query, spec = self._query, self._spec
-        model = query.model
-        later: dict[str, Any] = {"logits": True} if outputs.logits else {}
-        return (
-            later
-            | _task_parts(query)
-            | {
-                "format": FORMAT,
-                "reading": READING,
-                "id": query.pool.id,
-                "columns": [spec.inputs, spec.shapes, spec.dtypes],
-                "model": self._fingerprint,
-                "embedding": [model.embedding, model.embedding_dtype] if outputs.embedding else None,
-                "probabilities": model.embedding_dtype if outputs.probabilities else None,
-                "samples": outputs.samples,
-                "mc_dropout": [query.acquire.mc_samples, query.seed] if query.acquire.mc_samples else None,
-                "precision": model.precision,
-                "outputs": [_OUTPUTS, *(member.output for member in model.members or [model])],
-                "batch_size": model.batch_size,
-                "temperature": model.temperature,
-                **_inputs(spec),
-            }
-            | self._asked.key_parts(outputs.gradients)
-        )
+            self._between[names] = f"{{{','.join(named)}}}".split("\0")
+        values = [_text(own[name]) for name in names]
+        return "".join(chain(*zip(self._between[names], [*values, ""], strict=True)))
 
 
 def _unit_parts(unit: Unit) -> dict[str, Any]:
@@ -110,23 +77,6 @@ def _unit_parts(unit: Unit) -> dict[str, Any]:
         "filters": unit.filters,
         "unit_columns": unit.columns,
     }
-
-
-def epig_key(unit: str, targets: str) -> str:
-    """The key of a unit's EPIG: of the unit's own key, and the hash of the targets' samples."""
-    return _digest({"epig": unit, "targets": targets})
-
-
-def _task_parts(query: Query) -> dict[str, Any]:
-    """What tasks beyond one class a row add to a unit's key: how the scores of a row's many outputs become one."""
-    task, acquire = TASKS[query.model.task], query.acquire
-    if query.model.task == "classes":
-        return {}
-    return {"task": [query.model.task, (acquire.reduce or DEFAULT_REDUCE) if task.reductions else None, _top(acquire)]}
-
-
-def _top(acquire: Acquire) -> float | None:
-    return (acquire.top or DEFAULT_TOP) if acquire.reduce == "top_mean" else None
 
 
 def _inputs(spec: ReadSpec) -> dict[str, Any]:

@@ -1,29 +1,31 @@
-"""Writes what a worker computed for one unit: a Parquet file of scores, Arrow files of embeddings and probabilities."""
+"""Writes what a worker computed for one unit: Parquet files of scores, Arrow files of vectors, one for each output."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import xxhash
 
-from raystream.acquisition import member_scores
-from raystream.acquisition.logits import block_scores
 from raystream.acquisition.members import softened
 from raystream.model import Prediction, RowScores
 from raystream.pool import BadRow
-from raystream.query import MEMBER_SCORES
-from raystream.scoring.further_scores import FurtherScores
+from raystream.scoring.class_labels import ClassLabel
+from raystream.scoring.job import UnitTask
+from raystream.scoring.output_kinds import FUNCTION, GRADIENTS, KINDS, Block, Output, computed
+from raystream.scoring.users_scores import UsersScore
 from raystream.store.protocol import Store, StoredFile
 from raystream.store.quarantined import described
-from raystream.store.receipts import unit_folder
+from raystream.store.receipts import EMBEDDINGS, SAMPLES, SCORES, Receipt, unit_folder
 from raystream.store.vectors import as_metadata, block_rows, page_hashes
 
+_REASONS_KEPT = 3
 SCORE_BLOCK = 1 << 20
 """Logits that are kept before they are turned into scores: large blocks, since each operation has a fixed cost."""
 
@@ -34,15 +36,28 @@ def embedding_type(dimension: int, dtype: str) -> pa.DataType:
     return pa.list_(pa.field("item", item, nullable=False), dimension)
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """The files of one attempt at a unit."""
+class TakenRows:
+    """The rows that one attempt at a unit takes into some of its outputs, and those that it leaves out of them.
 
-    scores: StoredFile
-    embeddings: StoredFile | None
-    probabilities: StoredFile | None
-    samples: StoredFile | None
-    quarantine: StoredFile | None
+    Args:
+        id_name: the id column.
+        path: of the unit's file.
+    """
+
+    def __init__(self, id_name: str, path: str) -> None:
+        self._rows: list[np.ndarray] = []
+        self.quarantine = Quarantine(id_name, path)
+        self.count = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """Take rows that stand at these positions in the file."""
+        self._rows.append(rows)
+        self.count += len(rows)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(n,) int64, where the rows taken so far stand in their file."""
+        return np.concatenate(self._rows) if self._rows else np.empty(0, np.int64)
 
 
 class OutputWriter:
@@ -50,159 +65,193 @@ class OutputWriter:
 
     Args:
         store: where to.
-        key: the unit's.
-        path: of the unit's file.
+        task: the unit, and the outputs that are written of it.
         id_name: the name of the id column.
-        embedding_dtype: float16 or float32.
         temperature: of the softmax.
-        embedding: whether to write the embeddings.
-        probabilities: whether to write the class probabilities, in the embeddings' dtype.
-        samples: whether to write the log-probabilities of every member or dropout sample, in float32.
-        further: scores beyond those that every unit holds.
+        functions: the user's own, by import path.
+        labels: what the model calls its classes, if it does.
 
     Attributes:
-        quarantine: the rows that are left out; whoever finds them adds them.
+        scored: the rows of all outputs but the embedding, and those that are left out of them; whoever finds these adds them.
+        embedded: those of the embedding.
     """
 
     def __init__(
         self,
         store: Store,
-        key: str,
-        path: str,
+        task: UnitTask,
         id_name: str,
-        embedding_dtype: str,
         temperature: float,
-        *,
-        embedding: bool = True,
-        probabilities: bool = False,
-        samples: bool = False,
-        further: FurtherScores | None = None,
+        functions: Mapping[str, UsersScore],
+        labels: Sequence[ClassLabel] | None,
     ) -> None:
-        self._store = store
+        self._store, self._task, self._id_name, self._temperature = store, task, id_name, temperature
+        self._functions, self._labels = functions, labels
         attempt = uuid.uuid4().hex[:12]
-        self._scores_name = f"{unit_folder(key)}/scores-{attempt}.parquet"
-        self._quarantine_name = f"{unit_folder(key)}/quarantined-{attempt}.parquet"
-        self.quarantine = Quarantine(id_name, path)
-        self._id_name, self._dtype, self._temperature = id_name, embedding_dtype, temperature
+        self._names = {output.name: f"{unit_folder(task.key)}/{output.name}-{attempt}" for output in task.outputs}
+        self._in_blocks = [output for output in task.outputs if KINDS[output.kind].made is not None]
+        self._embedding = next((output for output in task.outputs if output.kind == EMBEDDINGS), None)
+        self._compares = any(output.kind in (SCORES, SAMPLES, FUNCTION) for output in task.outputs)
+        self._measures = any(output.kind == GRADIENTS for output in task.outputs)
+        self.scored, self.embedded = (TakenRows(id_name, task.unit.file.path) for _ in range(2))
         self._ids: list[pa.Array] = []
-        self._rows: list[np.ndarray] = []
-        self._logits: list[torch.Tensor] = []
+        self._parts: dict[str, list[torch.Tensor]] = {}
         self._kept = 0
-        self._columns: dict[str, list[np.ndarray]] = {}
-        self._names = {
-            "embedding": f"{unit_folder(key)}/embeddings-{attempt}.arrow" if embedding else None,
-            "probabilities": f"{unit_folder(key)}/probabilities-{attempt}.arrow" if probabilities else None,
-            "samples": f"{unit_folder(key)}/samples-{attempt}.arrow" if samples else None,
-        }
+        self._bias = True
+        self._columns: dict[str, dict[str, list[np.ndarray]]] = {output.name: {} for output in task.outputs}
         self._vectors: dict[str, _VectorFile] = {}
-        self._samples: list[torch.Tensor] = []
-        self._further = further
+        self._files: dict[str, StoredFile] = {}
+        self._left_out: dict[str, StoredFile] = {}
         self.members: int | None = None
         self.classes: int | None = None
-        self.rows = 0
-
-    @property
-    def dimension(self) -> int | None:
-        """The embedding's width, once there is one."""
-        return self._vectors["embedding"].dimension if "embedding" in self._vectors else None
-
-    @property
-    def positions(self) -> np.ndarray:
-        """(n,) int64, where the rows taken so far stand in their file."""
-        return np.concatenate(self._rows) if self._rows else np.empty(0, np.int64)
 
     def add(self, ids: pa.Array, rows: np.ndarray, prediction: Prediction) -> None:
-        """Take the outputs of a batch: logits (n, c), samples (n, k, c) and embedding (n, d), on any device."""
+        """Take a batch's logits (n, c), samples (n, k, c) and what else goes with them, on any device."""
         self._ids.append(ids)
-        self._rows.append(rows)
-        self.rows += len(rows)
-        if prediction.logits is not None:
-            self.classes = prediction.logits.shape[1]
-            self._logits.append(prediction.logits)
-            self._kept += prediction.logits.numel()
-            if prediction.samples is not None:
-                self.members = prediction.samples.shape[1]
-                self._samples.append(prediction.samples)
-                self._kept += prediction.samples.numel()
-            if self._further is not None:
-                self._further.add(prediction)
-            if self._kept >= SCORE_BLOCK:
-                self._score()
+        self.scored.add(rows)
         if prediction.scores is not None:
             self._keep(prediction.scores)
-        if prediction.embedding is not None:
-            self._write("embedding", prediction.embedding)
+        if prediction.logits is None:
+            return
+        self.classes = prediction.logits.shape[1]
+        self.members = None if prediction.samples is None else prediction.samples.shape[1]
+        if not self._in_blocks:
+            return
+        self._hold("logits", prediction.logits)
+        if self._compares:
+            self._hold("samples", prediction.samples)
+        if self._measures:
+            assert prediction.embedding is not None  # the worker asks for it
+            self._hold("lengths", torch.linalg.vector_norm(prediction.embedding, dim=1, keepdim=True))
+            self._bias = prediction.bias
+        self._hold("gradient_lengths", prediction.gradient_lengths)
+        if self._kept >= SCORE_BLOCK:
+            self._score()
+
+    def add_embedding(self, rows: np.ndarray, embedding: torch.Tensor | None) -> None:
+        """Take a batch's embeddings (n, d), on any device, if these are written."""
+        if self._embedding is None:
+            return
+        self.embedded.add(rows)
+        if embedding is not None:
+            self._write(self._embedding, embedding)
+
+    def _hold(self, name: str, values: torch.Tensor | None) -> None:
+        if values is not None:
+            self._parts.setdefault(name, []).append(values)
+            self._kept += values.numel()
 
     def _keep(self, rows: RowScores) -> None:
         """Take scores that are there already."""
         self.classes, self.members = rows.classes, rows.members
         more = {name: values for name, values in (("prediction", rows.prediction), ("confidence", rows.confidence)) if values is not None}
-        for name, values in {**rows.scores, **more}.items():
-            self._columns.setdefault(name, []).append(values.cpu().numpy())
+        scores = next((output for output in self._in_blocks if output.kind == SCORES), None)
+        if scores is not None:
+            self._add_columns(scores, {**rows.scores, **more})
 
-    def _write(self, column: str, vectors: torch.Tensor) -> None:
-        """Append (n, d) vectors to the file of that column, if it is wanted."""
-        name = self._names[column]
-        if name is None:
-            return
-        if column not in self._vectors:
-            dtype = "float32" if column == "samples" else self._dtype  # rounded log-probabilities are no distribution any more
-            self._vectors[column] = _VectorFile(self._store, name, column, vectors.shape[1], dtype)
-        self._vectors[column].add(vectors)
+    def _add_columns(self, output: Output, columns: dict[str, torch.Tensor]) -> None:
+        for name, values in columns.items():
+            self._columns[output.name].setdefault(name, []).append(values.cpu().numpy())
+
+    def _write(self, output: Output, vectors: torch.Tensor) -> None:
+        """Append (n, d) vectors to an output's file."""
+        if output.name not in self._vectors:
+            dtype = dict(output.parameters).get("dtype", "float32")
+            name = f"{self._names[output.name]}.arrow"
+            self._vectors[output.name] = _VectorFile(self._store, name, output.kind, vectors.shape[1], dtype)
+        self._vectors[output.name].add(vectors)
 
     def compute(self) -> None:
-        """Turn what is left into scores: the last work for the device."""
+        """Turn what is left into outputs: the last work for the device."""
         self._score()
 
-    def finish(self) -> Outputs:
-        """Write the scores and wait until all is on disk."""
-        stored = {}
-        for column, file in self._vectors.items():
-            file.close()
-            stored[column] = self._store.stored(file.name)
-        with self._store.writing(self._scores_name) as file:
-            pq.write_table(self._table(), file, use_dictionary=False, compression="none", write_statistics=False)
-        scores = self._store.stored(self._scores_name)
-        if len(self.quarantine):
-            with self._store.writing(self._quarantine_name) as file:
-                pq.write_table(self.quarantine.table(), file)
-            stored["quarantine"] = self._store.stored(self._quarantine_name)
-        return Outputs(scores, *(stored.get(kind) for kind in ("embedding", "probabilities", "samples", "quarantine")))
+    def finish(self) -> None:
+        """Write the tables and wait until all is on disk."""
+        for name, vectors in self._vectors.items():
+            vectors.close()
+            self._files[name] = self._store.stored(vectors.name)
+        for output in self._task.outputs:
+            name = self._names[output.name]
+            table = self._table(output)
+            if table.num_columns:
+                with self._store.writing(f"{name}.parquet") as file:
+                    pq.write_table(table, file, use_dictionary=False, compression="none", write_statistics=False)
+                self._files[output.name] = self._store.stored(f"{name}.parquet")
+            quarantine = self._taken(output).quarantine
+            if len(quarantine):
+                with self._store.writing(f"{name}.quarantined.parquet") as file:
+                    pq.write_table(quarantine.table(), file)
+                self._left_out[output.name] = self._store.stored(f"{name}.quarantined.parquet")
+
+    def receipts(self, **facts: Any) -> tuple[Receipt, ...]:
+        """What was written of each output.
+
+        Args:
+            facts: fields of the receipts that only the worker knows.
+        """
+        return tuple(self._receipt(output, facts) for output in self._task.outputs)
+
+    def _receipt(self, output: Output, facts: Mapping[str, Any]) -> Receipt:
+        taken, vectors = self._taken(output), self._vectors.get(output.name)
+        columns = [*self._columns[output.name]]
+        return Receipt(
+            key=self._task.key,
+            output=output.name,
+            unit=self._task.unit.name,
+            rows=taken.count,
+            positions=xxhash.xxh3_64_hexdigest(taken.positions.astype(np.int64).data),
+            file=self._files.get(output.name),
+            columns=tuple([self._id_name, *columns, "row"] if output.kind == SCORES else columns),
+            width=None if vectors is None else vectors.dimension,
+            members=None if output.kind == EMBEDDINGS else self.members,
+            classes=None if output.kind == EMBEDDINGS else self.classes,
+            quarantined=len(taken.quarantine),
+            quarantine=self._left_out.get(output.name),
+            quarantine_reasons=tuple(taken.quarantine.first(_REASONS_KEPT)),
+            **facts,
+        )
+
+    def _taken(self, output: Output) -> TakenRows:
+        return self.embedded if output.kind == EMBEDDINGS else self.scored
 
     def abandon(self) -> None:
         """Leave nothing of this attempt behind."""
-        for file in self._vectors.values():
-            file.abandon()
-        for name in (*self._names.values(), self._scores_name, self._quarantine_name):
-            if name is not None:
+        for vectors in self._vectors.values():
+            vectors.abandon()
+        for output in self._task.outputs:
+            suffix = ".parquet" if KINDS[output.kind].stored == "table" else ".arrow"
+            for name in (f"{self._names[output.name]}{suffix}", f"{self._names[output.name]}.quarantined.parquet"):
                 self._store.discard(name)
 
-    def _table(self) -> pa.Table:
-        columns: dict[str, pa.Array] = {self._id_name: pa.chunked_array(self._ids) if self._ids else pa.array([], pa.string())}
-        columns |= {name: pa.array(np.concatenate(parts)) for name, parts in self._columns.items()}
-        columns["row"] = pa.array(self.positions)
+    def _table(self, output: Output) -> pa.Table:
+        columns: dict[str, pa.Array] = {}
+        if output.kind == SCORES:
+            columns[self._id_name] = pa.chunked_array(self._ids) if self._ids else pa.array([], pa.string())
+        columns |= {name: pa.array(np.concatenate(parts)) for name, parts in self._columns[output.name].items()}
+        if output.kind == SCORES:
+            columns["row"] = pa.array(self.scored.positions)
         return pa.table(columns)
 
     def _score(self) -> None:
-        if not self._logits:
+        if not self._parts:
             return
-        logits = torch.cat(self._logits)
-        result = block_scores(logits, self._temperature)
-        self._logits, self._kept = [], 0
-        columns = {**result.scores, "prediction": result.prediction, "confidence": result.confidence}
-        self._write("probabilities", torch.softmax(logits.float() / self._temperature, dim=1))
-        log_probs = log_mean = None
-        if self._samples:
-            log_probs = softened(torch.cat(self._samples), self._temperature)
-            self._samples = []
-            of_members = member_scores(log_probs, MEMBER_SCORES)
-            columns |= of_members.scores
-            log_mean = of_members.log_mean
-            self._write("samples", log_probs.flatten(1))
-        if self._further is not None:
-            self._further.complete(columns, logits, log_probs, log_mean)
-        for name, values in columns.items():
-            self._columns.setdefault(name, []).append(values.cpu().numpy())
+        parts = {name: torch.cat(values) for name, values in self._parts.items()}
+        self._parts, self._kept = {}, 0
+        samples = parts.get("samples")
+        block = Block(
+            logits=parts["logits"],
+            log_probs=None if samples is None else softened(samples, self._temperature),
+            lengths=parts.get("lengths"),
+            bias=self._bias,
+            gradient_lengths=parts.get("gradient_lengths"),
+            temperature=self._temperature,
+        )
+        for output in self._in_blocks:
+            found = computed(output, block, self._labels, self._functions)
+            if isinstance(found, torch.Tensor):
+                self._write(output, found)
+            elif found is not None:
+                self._add_columns(output, found)
 
 
 class _VectorFile:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, product
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,7 +16,6 @@ from raystream.errors import LabelsError, QueryError
 from raystream.model import class_names, code_hash, fingerprint, input_columns, with_local_files
 from raystream.pool import (
     Labelled,
-    Places,
     PoolPlan,
     ReadSpec,
     Unit,
@@ -30,19 +28,21 @@ from raystream.pool import (
 from raystream.pool.settled import settle
 from raystream.query import Model, Pool, Query
 from raystream.query.catalogue import kind_of
-from raystream.scoring.asked import Asked, asked_of
 from raystream.scoring.batch_reader import BUFFERS, row_bytes
-from raystream.scoring.first_rows import planned
-from raystream.scoring.job import Task
-from raystream.scoring.keys import UnitKeys, Wanted, differences, identity_digest, query_identity
+from raystream.scoring.class_weights import class_weights_of
+from raystream.scoring.first_rows import PROBE_UNITS, planned
+from raystream.scoring.job import Job, UnitTask, importable_folders
+from raystream.scoring.keys import UnitKeys, differences, identity_digest, query_identity
+from raystream.scoring.output_kinds import FUNCTION, Output, Outputs
 from raystream.scoring.scheduler import IN_FLIGHT
+from raystream.scoring.score_reduction import Reduction
 from raystream.store.calibration import Calibration
-from raystream.store.life import SignOfLife
 from raystream.store.manifest import Manifest
 from raystream.store.opening import open_store, store_to_read
+from raystream.store.packs import read_receipts
 from raystream.store.protocol import Store
-from raystream.store.queries import parsed_plan, query_folder, read_manifest
-from raystream.store.receipts import Receipt, read_receipts
+from raystream.store.queries import PLAN_OUTPUTS, parsed_plan, plan_outputs, query_folder, read_manifest
+from raystream.store.receipts import Receipt, UnitOutputs
 from raystream.store.requests import in_threads
 
 LARGE_BATCHES = 1 << 30
@@ -53,15 +53,18 @@ _REMOTE_NAMES, _LOCAL_NAMES = 1000, 16
 
 
 @dataclass(frozen=True)
-class Prepared:
+class ResolvedQuery:
     """A query, resolved against its pool, model and store.
 
-    `tasks` are all units in row order, each under the key that it is or will be stored by; `receipts` has one entry
-    a task, None where the unit isn't scored yet. `asked` is the query as it was given; in `query` a temperature that was fitted
-    is a number, and `calibration` says how it came about. `wanted` is what units are to hold. `life` gives the run's signs of life.
+    Attributes:
+        given: the query as it was given; in `query` a temperature that was fitted is a number, and `calibration` says how it came about.
+        classes: their names, where the query gives them.
+        identity: what the query's name stands for, by part.
+        kinds: the outputs that its parameters name.
     """
 
     query: Query
+    given: Query
     store: Store
     pool: PoolPlan
     classes: list[str] | None
@@ -69,18 +72,13 @@ class Prepared:
     fingerprint: str
     identity: dict[str, str]
     name: str
-    tasks: tuple[Task, ...]
-    receipts: tuple[Receipt | None, ...]
-    given: Query
-    wanted: Wanted
-    asked: Asked
+    kinds: Outputs
     calibration: Calibration | None = None
-    life: SignOfLife | None = None
 
-    def needs(self, tasks: Sequence[Task]) -> None:
-        """The run uses these units beside those of its plan: `raystream gc` is told to leave them."""
-        if self.life is not None:
-            self.life.needs(task.key for task in tasks)
+    @property
+    def folder(self) -> str:
+        """The query's, in the store."""
+        return query_folder(self.name)
 
     @property
     def committed(self) -> Manifest | None:
@@ -97,22 +95,104 @@ class Prepared:
             )
         return manifest
 
+    @property
+    def is_committed(self) -> bool:
+        """Whether a query of this name is, this one or another."""
+        return self.store.exists(f"{self.folder}/manifest.json")
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is to be said of it before anything is scored."""
+        return [*(self.calibration.warnings if self.calibration else ()), *self.pool.warnings]
+
     @cached_property
-    def missing(self) -> list[Task]:
-        """The tasks that are not scored yet."""
-        return [task for task, receipt in zip(self.tasks, self.receipts, strict=True) if receipt is None]
+    def outputs(self) -> tuple[Output, ...]:
+        """What the model is run for."""
+        return self.kinds.needed()
+
+    @cached_property
+    def keys(self) -> UnitKeys:
+        """Under which its units are kept, and any others that are read as the pool's are."""
+        return UnitKeys(self.query, self.pool.read, self.fingerprint)
+
+    def plan(self, units: Sequence[Unit]) -> ScoringPlan:
+        """What is there of these units, which are read as the pool's are, and what is missing."""
+        return plan_scoring(self.store, self.keys, units, self.outputs)
+
+    @property
+    def job(self) -> Job:
+        """What workers are told."""
+        return job_of(self.query, self.store, self.pool, self.fingerprint, self.outputs)
 
 
-def prepare(
-    query: Query, calibration: Calibration | None = None, *, look_only: bool = False, life: SignOfLife | None = None
-) -> Prepared:
-    """Resolve a query: list the pool, read its footers, find what is scored already.
+@dataclass(frozen=True)
+class ScoringPlan:
+    """Units, the keys that they are kept under, and what is there of the outputs that are asked of each.
+
+    `found` has an entry a unit, and in it one for each of `outputs`: the receipt, or None.
+    """
+
+    units: tuple[Unit, ...]
+    keys: tuple[str, ...]
+    outputs: tuple[Output, ...]
+    found: tuple[tuple[Receipt | None, ...], ...]
+
+    @cached_property
+    def missing(self) -> list[UnitTask]:
+        """What is to be computed: the outputs that aren't there, of the units that lack any."""
+        return [
+            UnitTask(unit, key, tuple(output for output, receipt in zip(self.outputs, found, strict=True) if receipt is None))
+            for unit, key, found in zip(self.units, self.keys, self.found, strict=True)
+            if None in found
+        ]
+
+    def complete(self, computed: Iterable[UnitOutputs | None]) -> list[UnitOutputs | None]:
+        """All units' outputs, given those of the missing tasks, in their order; None where there are none."""
+        new = iter(computed)
+        return [_joined(self.outputs, found, next(new)) if None in found else _joined(self.outputs, found, None) for found in self.found]
+
+
+def _joined(outputs: Sequence[Output], found: tuple[Receipt | None, ...], new: UnitOutputs | None) -> UnitOutputs | None:
+    written = {} if new is None else {receipt.output: receipt for receipt in new.receipts}
+    receipts = [receipt or written.get(output.name) for output, receipt in zip(outputs, found, strict=True)]
+    whole = tuple(receipt for receipt in receipts if receipt is not None)
+    return UnitOutputs(whole) if len(whole) == len(outputs) else None
+
+
+def plan_scoring(store: Store, keys: UnitKeys, units: Sequence[Unit], outputs: tuple[Output, ...]) -> ScoringPlan:
+    """The units' keys, and the receipts of the outputs that are in the store."""
+    of = tuple(keys.of(unit) for unit in units)
+    found = read_receipts(store, of, [output.name for output in outputs], _folders(store, len(units) * len(outputs)))
+    return ScoringPlan(tuple(units), of, outputs, tuple(found))
+
+
+def job_of(query: Query, store: Store, pool: PoolPlan, fingerprint: str, outputs: tuple[Output, ...]) -> Job:
+    """What workers are told that score units of a pool, and others that are read like these."""
+    return Job(
+        model=query.model,
+        fingerprint=fingerprint,
+        read=pool.read,
+        store=store.uri,
+        outputs=outputs,
+        mc_samples=query.acquire.mc_samples or 0,
+        seed=query.seed,
+        threads=query.cluster.cpus_per_worker,
+        skip_bad_rows=query.on_error == "skip",
+        import_paths=importable_folders(),
+        reduction=Reduction.of(query.model, query.acquire),
+        storage=query.pool.options,
+        store_storage=store.storage,
+        first=pool.units[:PROBE_UNITS],
+    )
+
+
+def resolve(query: Query, calibration: Calibration | None = None, *, look_only: bool = False) -> ResolvedQuery:
+    """Resolve a query: list the pool, read its footers, look at the labelled rows and the model's files.
 
     Args:
         query: as asked.
         calibration: what was fitted, if `model.temperature` is to be; see `raystream.scoring.calibrate`.
         look_only: make no store where there is none.
-        life: begins to give signs of life before any unit is looked for, unless the query is committed.
 
     Raises:
         RaystreamError: of any kind; see the errors of the parts.
@@ -136,32 +216,14 @@ def prepare(
         identity["the source of model.preprocess"] = pool.read.prepared.code
     if calibration is not None:
         identity["the calibration rows"] = calibration.key
-    asked = asked_of(query, classes)
+    kinds = Outputs(query, class_weights_of(query, classes))
+    functions = {output["function"]: output["code"] for output in kinds.needed() if output.kind == FUNCTION}
     if query.acquire.targets:
         files, _ = list_pool(query.acquire.targets, "acquire.targets", storage=query.pool.options)
         identity["the targets' files"] = str([file.identity for file in files])
-    identity |= {f"the source of {path}": code for path, code in asked.functions}
+    identity |= {f"the source of {path}": code for path, code in functions.items()}
     name = query.store.query or identity_digest(identity)[:_NAME_DIGITS]
-    if life is not None and not store.exists(f"{query_folder(name)}/manifest.json"):
-        life.begin(store, query_folder(name))
-    tasks, receipts = find_scored(query, store, pool.units, pool.read, digest, asked)
-    return Prepared(
-        query=query,
-        store=store,
-        pool=pool,
-        classes=classes,
-        labelled=labelled,
-        fingerprint=digest,
-        identity=identity,
-        name=name,
-        tasks=tasks,
-        receipts=receipts,
-        given=given,
-        asked=asked,
-        wanted=wanted_outputs(query),
-        calibration=calibration,
-        life=life,
-    )
+    return ResolvedQuery(query, given, store, pool, classes, labelled, digest, identity, name, kinds, calibration)
 
 
 def pool_plan(query: Query, pool: Pool, also: Sequence[str] = (), *, labels: bool = False) -> PoolPlan:
@@ -210,12 +272,6 @@ def _texts(model: Model) -> Literal["refused", "taken", "expected"]:
     return "refused" if "refused" in each else "expected" if "expected" in each else "taken"
 
 
-def wanted_outputs(query: Query) -> Wanted:
-    """What the query's units hold beside scores."""
-    traits = query.select.traits
-    return Wanted(query.needs_embedding, traits.probabilities, query.needs_samples, query.needs_gradients)
-
-
 def candidates_columns(query: Query) -> list[str]:
     """The pool's columns that are read for candidates: those of quotas and of the cost."""
     select = query.select
@@ -234,41 +290,6 @@ def _labelled_parts(query: Query, labelled: Labelled | None, pool: PoolPlan) -> 
     return [labelled.digest, *(file.identity for file, ok in zip(labelled.files, usable, strict=True) if ok)]
 
 
-def find_scored(
-    query: Query,
-    store: Store,
-    units: Sequence[Unit],
-    spec: ReadSpec,
-    fingerprint: str,
-    asked: Asked,
-    needed: Wanted | None = None,
-) -> tuple[tuple[Task, ...], tuple[Receipt | None, ...]]:
-    """The units' tasks, and the receipts of those that are scored.
-
-    A query that needs less takes what was stored with more: scores beside embeddings, both beside probabilities, samples or
-    scores from gradients. `needed` is what the units are to hold, if it isn't what the query wants.
-    """
-    needed = needed or wanted_outputs(query)
-    keys, others = UnitKeys(query, spec, fingerprint, asked), _richer(query, needed)
-    exact = [keys.of(unit, [needed])[0] for unit in units]
-    there = _folders(store, len(units) * (1 + len(others)))
-    found = dict(zip(exact, read_receipts(store, exact, there), strict=True))
-    lacking = [at for at, key in enumerate(exact) if found[key] is None] if others and (there is None or there) else []
-    richer = {at: [key for key in keys.of(units[at], others) if there is None or key in there] for at in lacking}
-    several = list(chain.from_iterable(richer.values()))
-    found |= zip(several, read_receipts(store, several), strict=True)
-    chosen = [next((key for key in [key, *richer.get(at, ())] if found[key] is not None), key) for at, key in enumerate(exact)]
-    return tuple(Task(unit, key) for unit, key in zip(units, chosen, strict=True)), tuple(found[key] for key in chosen)
-
-
-def _richer(query: Query, needed: Wanted) -> list[Wanted]:
-    """What units may hold that hold all that is needed, and more."""
-    several = (outputs for outputs in product((False, True), repeat=4) if query.may_give_gradients or not outputs[3])
-    every = (Wanted(*outputs)._replace(logits=needed.logits) for outputs in several)
-    enough = (outputs for outputs in every if all(given >= wanted for given, wanted in zip(outputs, needed, strict=True)))
-    return [outputs for outputs in enough if outputs != needed]
-
-
 def _folders(store: Store, lookups: int) -> set[str] | None:
     """The keys of all units that have a folder in the store; None where it takes less to ask for each that is looked for.
 
@@ -285,41 +306,40 @@ def _folders(store: Store, lookups: int) -> set[str] | None:
     return set(first).union(*in_threads(lambda folder: store.names(f"units/{folder}"), folders[1:]))
 
 
-def write_plan(prepared: Prepared, epig: Mapping[str, str] | None = None) -> bytes | None:
+def write_plan(asked: ResolvedQuery, plan: ScoringPlan, also: Sequence[Output] = ()) -> bytes | None:
     """Leave the query and its units in its folder, for people and for `raystream gc`.
 
     A plan of the same units that is there stays: another run of the query, which is further on, may have written more into it.
 
     Args:
-        prepared: the query.
-        epig: by the key of a unit, the key of its EPIG, if the query asks for that.
+        asked: the query.
+        plan: its units.
+        also: outputs that come after the plan's.
 
     Returns:
         The plan of other units that this one took the place of, if there was one.
     """
-    folder = query_folder(prepared.name)
     table = pa.table(
         {
-            "unit": [task.unit.name for task in prepared.tasks],
-            "key": [task.key for task in prepared.tasks],
-            "first_row": pa.array([task.unit.first_row for task in prepared.tasks], pa.int64()),
-            "rows": pa.array([task.unit.rows for task in prepared.tasks], pa.int64()),
-            "bytes": pa.array([task.unit.bytes for task in prepared.tasks], pa.int64()),
-            "scored": [receipt is not None for receipt in prepared.receipts],
+            "unit": [unit.name for unit in plan.units],
+            "key": plan.keys,
+            "first_row": pa.array([unit.first_row for unit in plan.units], pa.int64()),
+            "rows": pa.array([unit.rows for unit in plan.units], pa.int64()),
+            "bytes": pa.array([unit.bytes for unit in plan.units], pa.int64()),
+            "scored": [None not in found for found in plan.found],
         }
     )
-    if epig:
-        table = table.append_column("epig_key", pa.array([epig.get(task.key) for task in prepared.tasks], pa.string()))
+    table = table.replace_schema_metadata({PLAN_OUTPUTS: json.dumps([output.name for output in (*plan.outputs, *also)])})
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    prepared.store.put(f"{folder}/query.yaml", prepared.given.to_yaml().encode())
-    name = f"{folder}/plan.parquet"
-    if prepared.store.put_if_absent(name, buffer.getvalue()):
+    asked.store.put(f"{asked.folder}/query.yaml", asked.given.to_yaml().encode())
+    name = f"{asked.folder}/plan.parquet"
+    if asked.store.put_if_absent(name, buffer.getvalue()):
         return None
-    there = prepared.store.read_if_there(name)
+    there = asked.store.read_if_there(name)
     if there is not None and _holds(there, table):
         return None
-    prepared.store.put(name, buffer.getvalue())
+    asked.store.put(name, buffer.getvalue())
     return there
 
 
@@ -327,17 +347,9 @@ def _holds(data: bytes, plan: pa.Table) -> bool:
     """Whether a stored plan says all that this one does; what was scored then is none of it."""
     found = parsed_plan(data)
     names = [name for name in plan.column_names if name != "scored"]
-    return found is not None and set(names) <= set(found.column_names) and found.select(names).equals(plan.select(names))
-
-
-def places_in(prepared: Prepared, receipts: Sequence[Receipt], units: np.ndarray, rows: np.ndarray) -> Places:
-    """Places by the numbers of their units among the receipts, (n,), and their rows in the file, (n,)."""
-    file_of = {task.unit.name: task.unit.file for task in prepared.tasks}
-    every = [file_of[receipt.unit] for receipt in receipts]
-    files = {file.path: file for file in every}
-    numbers = {path: number for number, path in enumerate(files)}
-    of = np.array([numbers[file.path] for file in every], dtype=np.int32)
-    return Places(tuple(files.values()), of[units], rows)
+    if found is None or not set(names) <= set(found.column_names) or not set(plan_outputs(plan)) <= set(plan_outputs(found)):
+        return False
+    return bool(found.select(names).equals(plan.select(names)))
 
 
 def with_temperature(query: Query, calibration: Calibration | None) -> Query:
@@ -356,7 +368,6 @@ def with_temperature(query: Query, calibration: Calibration | None) -> Query:
             "pool": query.pool.model_copy(update={"label": None}),
         }
     )
-
 
 
 def check_inputs(calibration: Calibration | None, read: ReadSpec) -> None:

@@ -109,8 +109,6 @@ class _TimeLeft:
         return f"about {in_seconds(left)} left" if left >= 0.5 else ""
 
 
-
-
 def rate(rows: int, seconds: float) -> str:
     """Rows a second, in words."""
     if not rows or seconds <= 0:

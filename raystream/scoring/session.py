@@ -9,26 +9,21 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from raystream.errors import PoolError, StoreError, UnitsFailed
 from raystream.figures import number_of
 from raystream.query import Query
-from raystream.scoring.class_labels import named_classes
 from raystream.scoring.dispatch import Scored, Scoring
 from raystream.scoring.executor import Event, Executor, Processes, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady
-from raystream.scoring.first_rows import PROBE_UNITS
-from raystream.scoring.job import Job, Task, importable_folders
-from raystream.scoring.plan import Prepared
+from raystream.scoring.job import Job, UnitTask
+from raystream.scoring.plan import ScoringPlan
 from raystream.scoring.progress import Reporter
-from raystream.scoring.score_reduction import Reduction
 from raystream.store.integrity import just_written
 from raystream.store.life import SignOfLife
-from raystream.store.queries import query_folder
-from raystream.store.receipts import Receipt
-
-if TYPE_CHECKING:
-    pass
+from raystream.store.packs import write_packs
+from raystream.store.protocol import Store
+from raystream.store.receipts import UnitOutputs
+from raystream.store.unit_columns import aligned
 
 _log = logging.getLogger("raystream")
 _NAMED_FAILURES = 3
@@ -38,24 +33,40 @@ class Session:
     """The workers of one run. Nothing is started until something must be scored.
 
     Args:
-        prepared: the query.
+        job: what they are told.
+        store: where they write to.
+        folder: of the store, where the run's events are kept.
         reporter: told how far it is.
         processes: where workers run.
-        folder: of the store, where its events are kept; the query's own if left out.
         life: the run's signs of life; left out, there are some while workers are up.
+        may_score: whether anything may be computed; see there.
+
+    Attributes:
+        units_scored: units for which the model ran.
+        bytes_read: of the pool, by these.
+        warnings: what is to be said of units that were left out, and of requests that broke.
     """
 
     def __init__(
-        self, prepared: Prepared, reporter: Reporter, processes: Processes, folder: str | None = None, life: SignOfLife | None = None
+        self,
+        job: Job,
+        store: Store,
+        folder: str,
+        reporter: Reporter,
+        processes: Processes,
+        life: SignOfLife | None = None,
+        *,
+        may_score: bool = True,
     ) -> None:
-        self._prepared, self._processes = prepared, processes
-        self._folder = folder = folder or query_folder(prepared.name)
+        self._job, self._store, self._folder, self._processes = job, store, folder, processes
         self._life, self._own_life = life or SignOfLife(), life is None
-        self._progress = _Progress(prepared, reporter, folder)
+        self._progress = _Progress(store, reporter, folder)
         self._executor: Executor | None = None
         self._scoring: Scoring | None = None
-        self.warnings: list[str] = []
-        self.units_scored = 0
+        self._left_out: list[str] = []
+        self._repeated = 0
+        self.units_scored = self.bytes_read = 0
+        self.may_score = may_score
 
     @property
     def start_seconds(self) -> float:
@@ -77,14 +88,31 @@ class Session:
             self._life.end()
             self._life = SignOfLife()
         with suppress(StoreError):  # events only inform
-            self._prepared.store.flush()
+            self._store.flush()
 
-    def score(self, tasks: Sequence[Task]) -> list[Receipt | None]:
-        """Score the tasks; a receipt for each, or None for what `on_error: skip` leaves out.
+    @property
+    def warnings(self) -> list[str]:
+        again = [f"{self._repeated} requests to object storage broke and were made again"] if self._repeated else []
+        return [*self._left_out, *again]
+
+    def needs(self, plan: ScoringPlan) -> None:
+        """The run uses what this plan names beside the plan in its folder: `raystream gc` is told to leave these units whole."""
+        self._life.needs(plan.keys)
+
+    def score(self, plan: ScoringPlan) -> list[UnitOutputs | None]:
+        """The outputs of all units of a plan, what the store lacks computed now; None for units that `on_error: skip` leaves out.
 
         Raises:
             UnitsFailed: units failed three times, and the query says to fail.
         """
+        found = plan.complete(self.compute(plan.missing))
+        with suppress(StoreError):  # packs only spare later lookups
+            write_packs(self._store, found, plan.keys, [output.name for output in plan.outputs])
+        whole = iter(aligned(self._store, [unit for unit in found if unit is not None]))
+        return [unit if unit is None else next(whole) for unit in found]
+
+    def compute(self, tasks: Sequence[UnitTask]) -> list[UnitOutputs | None]:
+        """Compute and keep what the tasks say, one entry for each; see `score`."""
         if not tasks:
             return []
         self._progress.begin(len(tasks))
@@ -93,62 +121,43 @@ class Session:
         # The largest first: what is left when the first worker runs dry is then small.
         order = sorted(range(len(tasks)), key=lambda index: -tasks[index].unit.bytes)
         scored = self._scoring.score([tasks[index] for index in order])
-        self.units_scored += sum(tasks[order[place]].epig is None for place in scored.receipts)
         self._judge([tasks[index] for index in order], scored)
-        receipts: list[Receipt | None] = [None] * len(tasks)
-        just_written(self._prepared.store, scored.receipts.values())
-        for place, receipt in scored.receipts.items():
-            receipts[order[place]] = receipt
-        return receipts
+        outputs: list[UnitOutputs | None] = [None] * len(tasks)
+        just_written(self._store, (file for unit in scored.outputs.values() for file in unit.files))
+        for place, unit in scored.outputs.items():
+            outputs[order[place]] = unit
+            if tasks[order[place]].targets is None:
+                self.units_scored += 1
+                self.bytes_read += unit.receipts[0].bytes_read
+                self._repeated += unit.receipts[0].repeated_reads
+        return outputs
 
-    def _judge(self, tasks: Sequence[Task], scored: Scored) -> None:
+    def _judge(self, tasks: Sequence[UnitTask], scored: Scored) -> None:
         if not scored.failed:
             return
         causes = [str(cause) for _, cause in sorted(scored.failed.items())][:_NAMED_FAILURES]
         count = len(scored.failed)
-        if self._prepared.query.on_error == "fail":
+        if not self._job.skip_bad_rows:
             more = f" (and {count - len(causes)} more)" if count > len(causes) else ""
             names = [f"{tasks[index].unit.name}: {cause}" for index, cause in sorted(scored.failed.items())][:_NAMED_FAILURES]
             raise UnitsFailed(
                 f"{count} of {number_of(len(tasks), 'unit')} failed three times: {'; '.join(names)}{more}; the others are scored and kept, "
                 "mend the cause and run again, or set on_error to skip"
             )
-        self.warnings.append(f"{number_of(count, 'unit')} {'was' if count == 1 else 'were'} left out: {'; '.join(causes)}")
+        self._left_out.append(f"{number_of(count, 'unit')} {'was' if count == 1 else 'were'} left out: {'; '.join(causes)}")
 
     def _start(self, units: int) -> Scoring:
-        query = self._prepared.query
         if not self._life.begun:
-            self._life.begin(self._prepared.store, self._folder)
-        job = Job(
-            model=query.model,
-            fingerprint=self._prepared.fingerprint,
-            read=self._prepared.pool.read,
-            store=self._prepared.store.uri,
-            token=self._life.token,
-            embedding=self._prepared.wanted.embedding,
-            probabilities=self._prepared.wanted.probabilities,
-            samples=self._prepared.wanted.samples,
-            logits=self._prepared.wanted.logits,
-            mc_samples=query.acquire.mc_samples or 0,
-            seed=query.seed,
-            threads=query.cluster.cpus_per_worker,
-            skip_bad_rows=query.on_error == "skip",
-            import_paths=importable_folders(),
-            asked=self._prepared.asked,
-            reduction=Reduction.of(query.model, query.acquire),
-            storage=query.pool.options,
-            store_storage=self._prepared.store.storage,
-            first=self._prepared.pool.units[:PROBE_UNITS],
-        )
-        self._executor, workers = self._processes.workers(job, units)
-        return Scoring(self._executor, workers, keep_going=query.on_error == "skip", on_event=self._progress.on_event)
+            self._life.begin(self._store, self._folder)
+        self._executor, workers = self._processes.workers(replace(self._job, token=self._life.token), units)
+        return Scoring(self._executor, workers, keep_going=self._job.skip_bad_rows, on_event=self._progress.on_event)
 
 
 class _Progress:
     """Follows the events of a run for the reporter and for `events.jsonl`."""
 
-    def __init__(self, prepared: Prepared, reporter: Reporter, folder: str) -> None:
-        self._prepared, self._reporter, self._folder = prepared, reporter, folder
+    def __init__(self, store: Store, reporter: Reporter, folder: str) -> None:
+        self._store, self._reporter, self._folder = store, reporter, folder
         self._units = self._done = self._rows = 0
         self._began = self._ready = self._last = 0.0
         self.start_seconds = 0.0
@@ -166,7 +175,7 @@ class _Progress:
             self._ready = now
             self.start_seconds = now - self._began
             self._reporter.stage(f"Scoring {number_of(self._units, 'unit')}")
-        if isinstance(event, UnitEnded) and isinstance(event.outcome, Receipt):
+        if isinstance(event, UnitEnded) and isinstance(event.outcome, UnitOutputs):
             self._done += 1
             self._rows += event.outcome.rows
         if isinstance(event, Told):
@@ -181,66 +190,46 @@ class _Progress:
         entry: dict[str, object] = {"time": round(time.time(), 3), "event": type(event).__name__, "worker": event.worker}
         if isinstance(event, UnitEnded):
             outcome = event.outcome
-            entry["unit"] = outcome.unit if isinstance(outcome, Receipt) else event.unit
-            entry |= {"rows": outcome.rows, "seconds": outcome.seconds} if isinstance(outcome, Receipt) else {"error": str(outcome.error)}
-            if isinstance(outcome, Receipt) and outcome.repeated_reads:
-                entry["repeated_reads"] = outcome.repeated_reads
+            if isinstance(outcome, UnitOutputs):
+                written = outcome.receipts[0]
+                entry |= {"unit": outcome.unit, "rows": outcome.rows, "seconds": written.seconds}
+                entry |= {"repeated_reads": written.repeated_reads} if written.repeated_reads else {}
+            else:
+                entry |= {"unit": event.unit, "error": str(outcome.error)}
         if isinstance(event, StartFailed | WorkerLost):
             entry["error"] = str(event.error)
         if isinstance(event, Told):
             entry["text"] = event.text
-        self._prepared.store.append(f"{self._folder}/events.jsonl", json.dumps(entry).encode() + b"\n")
+        self._store.append(f"{self._folder}/events.jsonl", json.dumps(entry).encode() + b"\n")
 
 
-def refuse_quarantined(query: Query, receipts: Sequence[Receipt]) -> None:
+def refuse_quarantined(query: Query, units: Sequence[UnitOutputs]) -> None:
     """Refuse units that were scored with rows left out for a query that must not leave out any.
 
     Raises:
         PoolError: there is one.
     """
-    for receipt in receipts:
-        if receipt.quarantined and query.on_error == "fail":
+    for unit in units:
+        if unit.quarantined and query.on_error == "fail":
             raise PoolError(
-                f"{receipt.unit}: {receipt.quarantined} rows were quarantined when it was scored, "
-                f"first: {receipt.quarantine_reasons[0]}; set on_error to skip to choose from the rest"
+                f"{unit.unit}: {unit.quarantined} rows were quarantined when it was scored, "
+                f"first: {unit.reasons[0]}; set on_error to skip to choose from the rest"
             )
 
 
-def all_receipts(prepared: Prepared, session: Session) -> list[Receipt]:
-    """Receipts of all units in row order, those scored before and those scored now."""
-    new = iter(session.score(prepared.missing))
-    receipts = [receipt if receipt is not None else next(new) for receipt in prepared.receipts]
-    found = [receipt for receipt in receipts if receipt is not None]
-    refuse_quarantined(prepared.query, found)
-    return found
-
-
-
-def score_warnings(prepared: Prepared, receipts: Sequence[Receipt], session: Session) -> list[str]:
+def score_warnings(query: Query, units: Sequence[UnitOutputs], session: Session) -> list[str]:
     """What the scoring has to say to the user."""
-    warnings = [*(prepared.calibration.warnings if prepared.calibration else ()), *prepared.pool.warnings, *session.warnings]
-    quarantined = sum(receipt.quarantined for receipt in receipts)
+    warnings = session.warnings
+    quarantined = sum(unit.quarantined for unit in units)
     if quarantined:
-        reasons = [reason for receipt in receipts for reason in receipt.quarantine_reasons]
-        warnings.append(f"{quarantined} rows were quarantined, first: {reasons[0]}")
-    new = {task.key for task in prepared.missing}
-    repeated = sum(receipt.repeated_reads for receipt in receipts if receipt.key in new)
-    if repeated:
-        warnings.append(f"{repeated} requests to object storage broke and were made again")
-    asked = prepared.query.model.batch_size
-    smallest = min((receipt.batch_size for receipt in receipts), default=asked)
-    if smallest < asked:
-        warnings.append(f"the device ran out of memory and batches were cut from {asked} to {smallest} rows; scores agree to 1e-6")
+        warnings.append(f"{quarantined} rows were quarantined, first: {next(reason for unit in units for reason in unit.reasons)}")
+    size = query.model.batch_size
+    smallest = min((unit.batch_size for unit in units), default=size)
+    if smallest < size:
+        warnings.append(f"the device ran out of memory and batches were cut from {size} to {smallest} rows; scores agree to 1e-6")
     return warnings
 
 
-
-def model_notes(receipts: Sequence[Receipt]) -> list[str]:
+def model_notes(units: Sequence[UnitOutputs]) -> list[str]:
     """What the workers that scored the units have to say of the model."""
-    return list(dict.fromkeys(note for receipt in receipts for note in receipt.notes))
-
-
-
-def with_class_names(prepared: Prepared, receipts: Sequence[Receipt]) -> Prepared:
-    """The query with the names of the model's classes, where it gives none and the model has some."""
-    return replace(prepared, classes=named_classes(prepared.classes, receipts))
+    return list(dict.fromkeys(note for unit in units for note in unit.notes))

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,18 +34,17 @@ from raystream.pool import OutageError, Unit, UnreachableError
 from raystream.scoring.batch_reader import BatchReader, Chunk
 from raystream.scoring.epig import score_epig
 from raystream.scoring.first_rows import first_rows, preparation, probe
-from raystream.scoring.further_scores import FurtherScores
-from raystream.scoring.job import Job, Task
-from raystream.scoring.outputs import OutputWriter
+from raystream.scoring.job import Job, UnitTask
+from raystream.scoring.output_kinds import FUNCTION, GRADIENTS, PARAMETER_GRADIENTS
+from raystream.scoring.outputs import OutputWriter, TakenRows
 from raystream.scoring.score_reduction import ReducedPredictor
 from raystream.scoring.users_scores import users_score
 from raystream.store.opening import store_at
 from raystream.store.protocol import WriteBroken
-from raystream.store.receipts import Receipt, read_receipt, unit_folder
+from raystream.store.receipts import EMBEDDINGS, Receipt, UnitOutputs, read_receipt, receipt_name
 from raystream.store.requests import unbroken
 
 PATIENCE = Patience(from_start=True)
-_REASONS_KEPT = 3
 _START = "what a worker starts from"
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -86,17 +86,18 @@ class Worker:
         _set_threads(job.threads)
         promised = load(
             job.model,
-            embedding=job.embedding or job.asked.gradients,
+            embedding=any(job.asks_for(kind) for kind in (EMBEDDINGS, GRADIENTS)),
             mc_samples=job.mc_samples,
             seed=job.seed,
-            last_layer=job.asked.gradients,
-            gradient_classes=job.asked.egl_classes,
+            last_layer=job.asks_for(GRADIENTS) is not None,
+            gradient_classes=None if (lengths := job.asks_for(PARAMETER_GRADIENTS)) is None else lengths["classes"],
             names=job.read.names,
         )
         if fingerprint(job.model) != job.fingerprint:
             raise ModelError("the model's weights or source changed while the query was being started; run it again")
-        self._functions = [users_score(path) for path, _ in job.asked.functions]
-        changed = next((path for path, code in job.asked.functions if code_hash(path, "acquire") != code), None)
+        functions = {output["function"]: output["code"] for output in job.outputs if output.kind == FUNCTION}
+        self._functions = {path: users_score(path) for path in functions}
+        changed = next((path for path, code in functions.items() if code_hash(path, "acquire") != code), None)
         if changed:
             raise ModelError(f"the source of acquisition function {changed} changed while the query was being started; run it again")
         self._prepare = preparation(job.read)
@@ -113,8 +114,8 @@ class Worker:
         self._model: Predictor = promised if job.reduction is None else ReducedPredictor(promised, job.reduction)
         self._computing = threading.Lock()
 
-    def score(self, task: Task) -> Receipt:
-        """Score one unit and commit it.
+    def score(self, task: UnitTask) -> UnitOutputs:
+        """Compute outputs of one unit and commit them.
 
         Raises:
             PoolError: a row or a file can't be read.
@@ -124,22 +125,14 @@ class Worker:
         started = time.perf_counter()
         job, unit = self._job, task.unit
         _set_threads(job.threads)
-        if task.epig is not None:
+        if task.targets is not None:
             with self._computing:
-                return self._commit(score_epig(self._store, task, job.asked))
-        model = job.model
+                return self._commit([score_epig(self._store, task)])
         writer = OutputWriter(
-            self._store,
-            task.key,
-            unit.file.path,
-            job.read.id or "id",
-            model.embedding_dtype,
-            model.temperature_value,
-            embedding=job.embedding,
-            probabilities=job.probabilities,
-            samples=job.samples,
-            further=FurtherScores(job.asked, self._functions, model.temperature_value, self._promised.class_labels),
+            self._store, task, job.read.id or "id", job.model.temperature_value, self._functions, self._promised.class_labels
         )
+        kinds = {output.kind for output in task.outputs}
+        taken = [writer.embedded] * (EMBEDDINGS in kinds) + [writer.scored] * bool(kinds - {EMBEDDINGS})
         try:
             pin = self._model.device.type == "cuda"
             with BatchReader(unit, job.read, job.model.batch_size, pin, job.threads, self._prepare) as reader:
@@ -147,12 +140,13 @@ class Worker:
                     predictor = self._model_for(unit)
                     for chunk in reader:
                         for batch in chunk.batches(job.model.batch_size):
-                            self._score_batch(predictor, batch, writer)
+                            self._score_batch(predictor, batch, kinds, writer)
                     writer.compute()
-                writer.quarantine.add_read(reader.bad, job.read.id_type)
-                reader.check(writer.positions, writer.quarantine.positions)
+                for rows in taken:
+                    rows.quarantine.add_read(reader.bad, job.read.id_type)
+                    reader.check(rows.positions, rows.quarantine.positions)
                 repeated = len(reader.repeated)
-            outputs = writer.finish()
+            writer.finish()
         except ModelError as error:
             writer.abandon()
             raise ModelError(f"{unit.name}: {error}") from error
@@ -162,31 +156,19 @@ class Worker:
         except BaseException:
             writer.abandon()
             raise
-        receipt = Receipt(
-            key=task.key,
-            unit=unit.name,
-            rows=writer.rows,
-            scores=outputs.scores,
-            embeddings=outputs.embeddings,
-            probabilities=outputs.probabilities,
-            samples=outputs.samples,
-            members=writer.members,
-            dimension=writer.dimension,
-            classes=writer.classes,
-            batch_size=self._model.batch_size,
-            state_hash=self._model.state_hash,
-            quarantined=len(writer.quarantine),
-            quarantine=outputs.quarantine,
-            quarantine_reasons=tuple(writer.quarantine.first(_REASONS_KEPT)),
-            bytes_read=unit.bytes,
-            seconds=time.perf_counter() - started,
-            repeated_reads=repeated,
-            class_labels=self._promised.class_labels,
-            notes=self._promised.notes,
+        return self._commit(
+            writer.receipts(
+                batch_size=self._model.batch_size,
+                state_hash=self._model.state_hash,
+                bytes_read=unit.bytes,
+                seconds=time.perf_counter() - started,
+                repeated_reads=repeated,
+                class_labels=self._promised.class_labels,
+                notes=self._promised.notes,
+            )
         )
-        return self._commit(receipt)
 
-    def attempt(self, task: Task) -> Receipt | Failure:
+    def attempt(self, task: UnitTask) -> UnitOutputs | Failure:
         """`score`, with what went wrong as a value: it has to travel between processes.
 
         A device that is lost is raised: nothing that this process computes from here on can be trusted.
@@ -203,7 +185,7 @@ class Worker:
             text = f"{task.unit.name}: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
             return Failure(RaystreamError(text), retry=True)
 
-    def _in_spite_of_outages(self, task: Task) -> Receipt:
+    def _in_spite_of_outages(self, task: UnitTask) -> UnitOutputs:
         """`score`, from the beginning again where a storage went away in the middle of a file, which can't be taken up there."""
         unit = task.unit
         here = not is_remote(unit.file.path)  # else each request has waited by itself
@@ -213,12 +195,16 @@ class Worker:
 
         return unbroken(self._store, lambda: self.score(task), self._patience, broken, f"the storage of {unit.name}")
 
-    def _commit(self, receipt: Receipt) -> Receipt:
-        name = f"{unit_folder(receipt.key)}/receipt.json"
-        # A receipt whose name is lost in a crash of the machine costs this unit, which is not worth waiting for the disk.
+    def _commit(self, receipts: Sequence[Receipt]) -> UnitOutputs:
+        return UnitOutputs(tuple(self._committed(receipt) for receipt in receipts))
+
+    def _committed(self, receipt: Receipt) -> Receipt:
+        """The receipt that is kept of an output: this one, or that of whoever was first."""
+        name = receipt_name(receipt.key, receipt.output)
+        # A receipt whose name is lost in a crash of the machine costs this output, which is not worth waiting for the disk.
         if self._store.put_if_absent(name, receipt.to_json(), wait=False):
             return receipt
-        winner = read_receipt(self._store, receipt.key)
+        winner = read_receipt(self._store, receipt.key, receipt.output)
         if winner is None:
             # The receipt that is there names files that are gone or cut short.
             self._store.put(name, receipt.to_json())
@@ -237,49 +223,49 @@ class Worker:
             self._job.model.model_copy(update={"logits": None, "probabilities": None, "samples": None, "task": "classes"}), embedding=True
         )
 
-    def _score_batch(self, model: Predictor, batch: Chunk, writer: OutputWriter) -> None:
-        """Run the model on a batch and hand on its outputs, and the rows that are left out."""
+    def _score_batch(self, model: Predictor, batch: Chunk, kinds: Collection[str], writer: OutputWriter) -> None:
+        """Run the model on a batch and hand on its outputs, and the rows that are left out of them."""
         prediction = model.predict(batch.inputs)
-        wrong = too_large = None
+        measured = GRADIENTS in kinds  # then a score needs the embedding, too
+        if EMBEDDINGS not in kinds and not measured:
+            prediction = replace(prediction, embedding=None)
+        if PARAMETER_GRADIENTS not in kinds:
+            prediction = replace(prediction, gradient_lengths=None)
+        wrong = unkept = too_large = None
         if not self._is_sound(prediction):
-            wrong, too_large = bad_output_rows(prediction), self._too_large(prediction.embedding)
-        if wrong is None and too_large is None:
+            wrong = bad_output_rows(prediction if measured else replace(prediction, embedding=None))
+            if EMBEDDINGS in kinds and prediction.embedding is not None:
+                unkept = bad_output_rows(Prediction(None, prediction.embedding))
+                too_large = self._too_large(prediction.embedding)
+        if wrong is None and unkept is None and too_large is None:
             # The inputs lie in a buffer that is filled again; logits are kept for longer than that.
-            writer.add(batch.ids, batch.rows, self._wanted(_apart(prediction, batch.inputs)))
+            writer.add(batch.ids, batch.rows, _apart(prediction, batch.inputs))
+            writer.add_embedding(batch.rows, prediction.embedding)
             return
-        reasons: dict[int, str] = {}
+        of_scores = {} if wrong is None else _reasons(batch, wrong, prediction.reason)
+        of_embedding: dict[int, str] = {}
         for rows, reason in (
-            (too_large, "the embedding overflows float16; set model.embedding_dtype to float32"),
-            (wrong, prediction.reason),
-        ):
-            if rows is not None:
-                reasons |= dict.fromkeys(batch.rows[rows.cpu().numpy()].tolist(), reason)
+            (too_large, "the embedding overflows float16; set model.embedding_dtype to float32"), (unkept, prediction.reason)
+        ):  # fmt: skip
+            of_embedding |= {} if rows is None else _reasons(batch, rows, reason)
         if not self._job.skip_bad_rows:
-            raise ModelError(f"{_counted(reasons)}; correct it, or set on_error to skip to leave such rows out")
-        keep = torch.from_numpy(~np.isin(batch.rows, list(reasons)))
+            raise ModelError(f"{_counted(of_embedding | of_scores)}; correct it, or set on_error to skip to leave such rows out")
+        ids, positions, keep = _parted(batch, of_scores, writer.scored)
         writer.add(
-            batch.ids.filter(pa.array(keep.numpy())),
-            batch.rows[keep.numpy()],
-            self._wanted(
-                Prediction(
-                    _kept(prediction.logits, keep),
-                    _kept(prediction.embedding, keep),
-                    samples=_kept(prediction.samples, keep),
-                    scores=None if prediction.scores is None else prediction.scores.kept(keep),
-                    bias=prediction.bias,
-                    gradient_lengths=_kept(prediction.gradient_lengths, keep),
-                )
+            ids,
+            positions,
+            Prediction(
+                _kept(prediction.logits, keep),
+                _kept(prediction.embedding, keep),
+                samples=_kept(prediction.samples, keep),
+                scores=None if prediction.scores is None else prediction.scores.kept(keep),
+                bias=prediction.bias,
+                gradient_lengths=_kept(prediction.gradient_lengths, keep),
             ),
         )
-        left_out = ~keep.numpy()
-        rows = batch.rows[left_out]
-        writer.quarantine.add(batch.ids.filter(pa.array(left_out)), rows, [reasons[row] for row in rows.tolist()])
-
-    def _wanted(self, prediction: Prediction) -> Prediction:
-        """The prediction; its logits in place of any samples, where they are to be stored like these."""
-        if not self._job.logits or prediction.logits is None:
-            return prediction
-        return replace(prediction, samples=prediction.logits.unsqueeze(1))
+        if EMBEDDINGS in kinds:
+            _, positions, keep = _parted(batch, of_embedding, writer.embedded)
+            writer.add_embedding(positions, _kept(prediction.embedding, keep))
 
     def _is_sound(self, prediction: Prediction) -> bool:
         """Whether two sums alone show that every number is finite and can be stored, as they nearly always do.
@@ -293,9 +279,9 @@ class Worker:
         summed = [values for values in (prediction.logits, prediction.samples, prediction.gradient_lengths) if values is not None]
         return sound and all(math.isfinite(float(values.sum())) for values in summed)
 
-    def _too_large(self, embedding: torch.Tensor | None) -> torch.Tensor | None:
+    def _too_large(self, embedding: torch.Tensor) -> torch.Tensor | None:
         """(n,) which rows overflow when stored, or None if none does."""
-        if embedding is None or not self._job.embedding or self._job.model.embedding_dtype != "float16":
+        if self._job.model.embedding_dtype != "float16":
             return None
         rows = torch.isinf(embedding.half()).any(dim=1) & torch.isfinite(embedding).all(dim=1)
         return rows if bool(rows.any()) else None
@@ -312,6 +298,19 @@ def started(job: Job, patience: Patience = PATIENCE) -> Worker:
         return on_disk(lambda: Worker(job, patience), _START, patience)
 
     return unbroken(store_at(job.store, job.store_storage, patience), start, patience, broken, _START)
+
+
+def _reasons(batch: Chunk, bad: torch.Tensor, reason: str) -> dict[int, str]:
+    """What is wrong with each of these rows, by their positions in the file."""
+    return dict.fromkeys(batch.rows[bad.cpu().numpy()].tolist(), reason)
+
+
+def _parted(batch: Chunk, reasons: dict[int, str], taken: TakenRows) -> tuple[pa.Array, np.ndarray, torch.Tensor]:
+    """Leave these rows of a batch out; the ids and positions of the others, and (n,) bool, which they are."""
+    keep = ~np.isin(batch.rows, list(reasons))
+    rows = batch.rows[~keep]
+    taken.quarantine.add(batch.ids.filter(pa.array(~keep)), rows, [reasons[row] for row in rows.tolist()])
+    return batch.ids.filter(pa.array(keep)), batch.rows[keep], torch.from_numpy(keep)
 
 
 def _kept(values: torch.Tensor | None, keep: torch.Tensor) -> torch.Tensor | None:

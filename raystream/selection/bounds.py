@@ -217,14 +217,20 @@ class Encoding:
         return np.zeros_like(square) if self.exact else 2.2 * self._inflation * square + 8 * self._underflow
 
     def reach(
-        self, smallest: torch.Tensor, slack: torch.Tensor, largest_slack: float, rows: torch.Tensor, largest_square: float
+        self,
+        smallest: torch.Tensor,
+        slack: torch.Tensor,
+        largest_slack: float | torch.Tensor,
+        rows: torch.Tensor,
+        largest_square: float | torch.Tensor,
     ) -> torch.Tensor:
         """The product up to which another centre may still be nearer than the one with the smallest product.
 
         Args:
             smallest: (m,) the smallest product of each row.
             slack: (m,) of the rows, and `largest_slack` of the centres.
-            rows: (m, width) the rows' operands; `largest_square` is the largest a_j of the centres.
+            rows: (m, width) the rows' operands; `largest_square` is the largest a_j of the centres. Both may be (m,) float64, for
+                each row the largest of the centres that may be nearest to it.
         """
         low = smallest.double().clamp_(min=0.0)
         if self.exact:

@@ -13,6 +13,7 @@ from raystream.selection.arguments import checked_seed, column, rows_of
 from raystream.selection.arguments import count as checked_count
 from raystream.selection.clusters import clusters as fit_clusters
 from raystream.selection.constraints import Constraints
+from raystream.selection.derived import Kept
 from raystream.selection.ranking import top_k, walk
 from raystream.selection.rows import Array, Metric
 from raystream.selection.shards import DEFAULT_MEMORY
@@ -68,11 +69,13 @@ def cluster_margin_strategy(candidates: Candidates, request: Request) -> Picked:
     score = scores(candidates, "cluster_margin")
     x = gathered(embeddings(candidates, "cluster_margin").rows, request.memory, "cluster_margin")
     count, m = request.args.get("clusters"), float(request.args.get("m", SHORTLIST))
-    rows = _spread(x, score, request.budget, request.constraints, request.seed, count, m)
+    rows = _spread(x, score, request.budget, request.constraints, request.seed, count, m, candidates.kept)
     return Picked(rows, score[rows].astype(np.float64), passes=1)
 
 
-def _spread(x: Array, score: Array, budget: int, constraints: Constraints, seed: int, count: int | None, m: float) -> Array:
+def _spread(
+    x: Array, score: Array, budget: int, constraints: Constraints, seed: int, count: int | None, m: float, kept: Kept | None = None
+) -> Array:
     if m < 1:
         raise QueryError(f"`m` is {m:g}, expected at least 1: the shortlist can't be shorter than the batch")
     if len(score) != len(x):
@@ -81,7 +84,7 @@ def _spread(x: Array, score: Array, budget: int, constraints: Constraints, seed:
     left = min(budget, len(x))
     if left <= 0:
         return rows[0]
-    cluster = fit_clusters(x, count or _CLUSTERS_A_ROW * budget, seed, iterations=_ITERATIONS).nearest
+    cluster = fit_clusters(x, count or _CLUSTERS_A_ROW * budget, seed, iterations=_ITERATIONS, kept=kept).nearest
     order = top_k(score, len(x))
     order = order[~np.isin(order, constraints.taken)]
     while left > 0 and len(order):  # again only if constraints blocked so much of the shortlist

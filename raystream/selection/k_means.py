@@ -5,27 +5,22 @@ The weights are usually the acquisition score, as in Zhdanov, *Diverse mini-batc
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
 from raystream.selection.arguments import checked_seed, count, optional_column, rows_of
-from raystream.selection.bounds import Encoding
+from raystream.selection.clusters import ONE_LEVEL, fit_centres, nearest_centre
 from raystream.selection.constraints import Constraints
-from raystream.selection.represents import assign
-from raystream.selection.rows import Array, Metric, Rows, as_rows, squared_distances
+from raystream.selection.points import BLOCK, encode, encoding_of, slices
+from raystream.selection.rows import Array, Metric, Rows, squared_distances
 from raystream.selection.shards import DEFAULT_MEMORY
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings, gathered
+from raystream.selection.threads import each
 from raystream.selection.weights import checked_weights
 
-ONE_LEVEL = 20_000
-"""Above this many centres, k-means runs on coarse clusters first and then within each."""
 _PRODUCTS = 1 << 23
 
 
@@ -49,8 +44,8 @@ def k_means(
 ) -> Array:
     """Choose the rows nearest to the centres of weighted k-means.
 
-    To each centre, in descending weight of its cluster (ties to the lower centre), the nearest row that
-    is not taken yet; distances in float64, ties to the lower row.
+    To each centre, in descending weight of its cluster (ties to the lower centre), the nearest row that is not taken yet, of those
+    that are nearer to it than to other centres, or of all when none of those is left; distances in float64, ties to the lower row.
 
     Args:
         x: (n, d) embeddings; taken as float32 unless float16.
@@ -58,7 +53,7 @@ def k_means(
         score: (n,), at least 0, by which rows pull centres; left out or all zero, they do so equally.
         metric: `cosine` works on rows divided by their lengths.
         seed: of the first centres.
-        iterations: of Lloyd's algorithm.
+        iterations: of Lloyd's algorithm, of which the first two thirds see 131,072 rows or 64 k, if there are more.
         memory: bytes that the rows may take as float32.
 
     Returns:
@@ -92,9 +87,8 @@ def cluster(
         return Clustered(np.empty(0, dtype=np.int64), np.empty(0))
     x = gathered(rows, memory, "k_means")
     centres = x if k == n else fit_centres(x, checked, k, seed, iterations, one_level)
-    heavy = np.bincount(assign(as_rows(x), centres).nearest, weights=checked, minlength=k)
-    order = np.argsort(-heavy, kind="stable")
-    return _nearest_unused(x, centres[order], heavy[order], constraints)
+    nearest = nearest_centre(x, centres)
+    return _chosen(x, centres, nearest, np.bincount(nearest, weights=checked, minlength=k), constraints)
 
 
 def _weights(weight: Array | None, n: int) -> Array:
@@ -105,110 +99,107 @@ def _weights(weight: Array | None, n: int) -> Array:
     return checked if checked.any() else np.ones(n)
 
 
-def fit_centres(x: Array, weight: Array, k: int, seed: int, iterations: int, one_level: int) -> Array:
-    """(k, d) float32; k is below the number of rows."""
-    if k <= one_level:
-        return _faiss(x, weight, k, seed, iterations)
-    coarse = _faiss(x, weight, min(int(np.ceil(np.sqrt(k))), one_level), seed, iterations)
-    nearest = assign(as_rows(x), coarse).nearest
-    share = _shares(np.bincount(nearest, weights=weight, minlength=len(coarse)), np.bincount(nearest, minlength=len(coarse)), k)
-    found = []
-    for part in np.flatnonzero(share):
-        here = np.flatnonzero(nearest == part)
-        inner = weight[here] if weight[here].any() else np.ones(len(here))
-        count = int(share[part])
-        found.append(x[here] if count == len(here) else fit_centres(x[here], inner, count, seed, iterations, one_level))
-    return np.concatenate(found)
-
-
-def _shares(weight: Array, room: Array, k: int) -> Array:
-    """(c,) int64: k centres shared out in proportion to the weights, at most `room` each; k is at most the sum of room."""
-    share = np.zeros(len(weight), dtype=np.int64)
-    while share.sum() < k:
-        open_ = share < room
-        asked = np.where(open_, weight, 0.0)
-        asked = asked if asked.any() else open_.astype(np.float64)
-        left = int(k - share.sum())
-        part = asked / asked.sum() * left
-        more = np.minimum(np.floor(part).astype(np.int64), room - share)
-        if not more.any():  # fewer left than parts: one each to the largest
-            order = np.argsort(-part, kind="stable")
-            order = order[open_[order]][:left]
-            more[order] = 1
-        share += more
-    return share
-
-
-def _faiss(x: Array, weight: Array, k: int, seed: int, iterations: int) -> Array:
-    """FAISS subsamples to 256 points a centre unless told otherwise, and ends the process when float32 squares overflow."""
-    power = scale_power(x)
-    if power:
-        scaled = np.ldexp(x, power)
-        return np.ldexp(_faiss(scaled, weight, k, seed, iterations), -power)
-    inner = faiss.Kmeans(x.shape[1], k, niter=iterations, seed=seed % 2**31, max_points_per_centroid=2**31 - 1, min_points_per_centroid=1)
-    with one_faiss_thread():
-        # a common factor doesn't move centres, and keeps large weights finite in float32
-        inner.train(x, weights=np.ascontiguousarray(weight / weight.max(), dtype=np.float32))
-    centres: Array = np.asarray(inner.centroids, dtype=np.float32).reshape(k, x.shape[1])
-    return centres
-
-
-def scale_power(x: Array) -> int:
-    """p such that 2^p x has norms near one; 0 where the squares of x are far from float32's limits already."""
-    exponent = math.frexp(max(float(x.max(initial=0.0)), -float(x.min(initial=0.0))) * math.sqrt(x.shape[1]))[1]
-    return 0 if -30 <= exponent <= 60 else -exponent
-
-
-@contextmanager
-def one_faiss_thread() -> Iterator[None]:
-    """How a matrix product is shared out among threads may change its last bits, and with them a selection."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
-
-
-def _nearest_unused(x: Array, centres: Array, weight: Array, constraints: Constraints | None) -> Clustered:
-    """To each centre in turn the nearest row that is neither used nor blocked."""
-    largest = max(float(np.abs(x).max()), float(np.abs(centres).max()))
-    encoding = Encoding.fit(x.mean(axis=0, dtype=np.float64), largest, on_grid=False, precision="float32")
-    operand = encoding.rows(x)[0]
-    largest_square = float(operand[:, -2].max())
-    used = np.zeros(len(x), dtype=bool)
+def _chosen(x: Array, centres: Array, nearest: Array, weight: Array, constraints: Constraints | None) -> Clustered:
+    """For each centre in descending weight of its cluster, (k,) float64, a row that is neither used nor blocked."""
+    order = np.argsort(-weight, kind="stable")
+    squared = _squared_to_own(x, centres, nearest)
+    by_cluster = np.lexsort((squared, nearest))
+    ends = np.cumsum(np.bincount(nearest, minlength=len(centres)))
+    unused = _Unused(x, centres[order], constraints)
     rows: list[int] = []
-    gain: list[float] = []
-    step = max(_PRODUCTS // len(x), 1)
-    for begin in range(0, len(centres), step):
-        block = centres[begin : begin + step]
-        centre_operand, _ = encoding.centres(block)
-        products = torch.mm(centre_operand, operand.T).numpy()
-        for i, centre in enumerate(block):
-            width = float(encoding.width_of(np.asarray(largest_square + float(centre_operand[i, -1]))))
-            row = _nearest_free(x, centre, products[i], width, used, constraints)
-            if row is None:
-                return Clustered(np.asarray(rows, dtype=np.int64), np.asarray(gain))
-            rows.append(row)
-            gain.append(float(weight[begin + i]))
-    return Clustered(np.asarray(rows, dtype=np.int64), np.asarray(gain))
+    for place, centre in enumerate(order):
+        own = by_cluster[ends[centre - 1] if centre else 0 : ends[centre]]
+        row = unused.first(own)
+        row = unused.nearest(place) if row is None else row
+        if row is None:
+            break
+        rows.append(row)
+    return Clustered(np.asarray(rows, dtype=np.int64), weight[order[: len(rows)]])
 
 
-def _nearest_free(x: Array, centre: Array, product: Array, width: float, used: Array, constraints: Constraints | None) -> int | None:
-    """The nearest free row, which is marked as used; so are the blocked ones met on the way."""
-    while True:
-        free = np.where(used, np.float32(np.inf), product)
+def _squared_to_own(x: Array, centres: Array, nearest: Array) -> Array:
+    """(n,) float64 squared distances by the definition."""
+    result = np.empty(len(x))
+
+    def see(at: slice) -> None:
+        result[at] = squared_distances(x[at], centres[nearest[at]])
+
+    each(slices(len(x), BLOCK), lambda: see)
+    return result
+
+
+class _Unused:
+    """The rows that may still be taken."""
+
+    def __init__(self, x: Array, centres: Array, constraints: Constraints | None) -> None:
+        self._x, self._centres, self._constraints = x, centres, constraints
+        self._gone = np.zeros(len(x), dtype=bool)  # taken or blocked: what is blocked stays so
+        self._products: _Products | None = None
+
+    def first(self, rows: Array) -> int | None:
+        """The first of `rows` (int64) that can be taken, which it is from now on."""
+        at, step = 0, 1
+        while at < len(rows):
+            some = rows[at : at + step]
+            some = some[~self._gone[some]]
+            if self._constraints is not None and len(some):
+                blocked = self._constraints.blocked(some, self._x[some])
+                self._gone[some[blocked]] = True
+                some = some[~blocked]
+            if len(some):
+                row = int(some[0])
+                self._gone[row] = True
+                if self._constraints is not None:
+                    self._constraints.take(row, self._x[row])
+                return row
+            at, step = at + step, min(2 * step, 4096)
+        return None
+
+    def nearest(self, place: int) -> int | None:
+        """The nearest row to the centre in this place that can be taken."""
+        if self._products is None:
+            self._products = _Products(self._x, self._centres)
+        while (close := self._products.close(place, self._gone)) is not None:
+            row = self.first(np.asarray([self._closest(close, self._centres[place])]))
+            if row is not None:
+                return row
+        return None
+
+    def _closest(self, rows: Array, centre: Array) -> int:
+        """The lowest of `rows` (int64, ascending) at the least distance; of many copies of the centre only some are looked at."""
+        least, found = np.inf, -1
+        for at in slices(len(rows), BLOCK):
+            squared = squared_distances(self._x[rows[at]], centre)
+            if squared.min() < least:
+                least, found = float(squared.min()), int(rows[at][np.argmin(squared)])
+            if least == 0:
+                break
+        return found
+
+
+class _Products:
+    """Which rows may be nearest to a centre, from products of some centres at a time with all rows."""
+
+    def __init__(self, x: Array, centres: Array) -> None:
+        self._encoding = encoding_of(x, "float32")
+        self._operand = encode(x, self._encoding)[0]
+        self._of_centres = self._encoding.centres(centres)[0]
+        self._largest_square = float(self._operand[:, -2].max())
+        self._step = max(_PRODUCTS // len(x), 1)
+        self._at, self._now = -self._step, np.empty(0)
+
+    def close(self, place: int, gone: Array) -> Array | None:
+        """int64 rows, not gone, among which the nearest to the centre in this place is; None when all are gone."""
+        if not self._at <= place < self._at + self._step:
+            self._at = place
+            self._now = torch.mm(self._of_centres[place : place + self._step], self._operand.T).numpy()
+        free = np.where(gone, np.float32(np.inf), self._now[place - self._at])
         least = float(free.min())
         if least == np.inf:
             return None
-        close = np.flatnonzero(free <= np.nextafter(np.float32(max(least, 0.0) + width), np.float32(np.inf)))
-        row = int(close[np.argmin(squared_distances(x[close], centre))])
-        used[row] = True
-        if constraints is None:
-            return row
-        if not constraints.blocked(np.asarray([row]), x[row : row + 1])[0]:
-            constraints.take(row, x[row])
-            return row
+        square = self._largest_square + float(self._of_centres[place, -1])
+        width = float(self._encoding.width_of(np.asarray(square)))
+        return np.flatnonzero(free <= np.nextafter(np.float32(max(least, 0.0) + width), np.float32(np.inf)))
 
 
 def k_means_strategy(candidates: Candidates, request: Request) -> Picked:

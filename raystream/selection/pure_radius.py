@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from raystream.errors import QueryError
-from raystream.selection.clusters import clusters, sample
-from raystream.selection.k_means import scale_power
+from raystream.selection.clusters import clusters, sample, scale_power
 from raystream.selection.rows import Array, squared_distances
 from raystream.selection.threads import each
 

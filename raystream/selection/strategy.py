@@ -10,8 +10,10 @@ import numpy as np
 
 from raystream.errors import QueryError
 from raystream.selection.constraints import Constraints
-from raystream.selection.rows import Array, Rows, not_finite
+from raystream.selection.derived import Kept
+from raystream.selection.rows import Array, Block, Rows, not_finite
 from raystream.selection.shards import Shards
+from raystream.selection.threads import each
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Candidates:
         labelled_probabilities: (m, c) of the labelled rows, for `badge` with `covered`; None when nothing asks for them.
         samples: (n, k, c) log-probabilities of k members or dropout samples, for `batch_bald`.
         similar_to: (m, d) embeddings of the rows that the batch should resemble.
+        kept: where clusters and neighbour graphs of the embeddings are kept from one choice to the next; None: nowhere.
     """
 
     score: Array | None = None
@@ -37,6 +40,7 @@ class Candidates:
     samples: Array | None = None
     similar_to: Array | None = None
     labelled_probabilities: Array | None = None
+    kept: Kept | None = None
 
     def __len__(self) -> int:
         parts = (self.shards, self.score, self.keys, self.probabilities, self.samples)
@@ -131,9 +135,13 @@ def gathered(rows: Rows, memory: int, strategy: str) -> Array:
             "give fewer `candidates` or raise `memory`"
         )
     x = np.empty((len(rows), rows.width), dtype=np.float32)
-    for block in rows.blocks(0, len(rows), 8192):
-        x[block.start : block.stop] = block.read()
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+
+    def read(block: Block) -> Array:
+        here = x[block.start : block.stop]
+        here[:] = block.read()
+        return block.start + np.flatnonzero(~np.isfinite(here).all(axis=1))
+
+    bad = np.concatenate([np.empty(0, dtype=np.int64), *each(rows.blocks(0, len(rows), 4096), lambda: read)])
     if len(bad):
         raise not_finite(len(bad), [int(row) for row in bad[:3]])
     return x

@@ -2,6 +2,14 @@
 
 Bae, Sutherland, Oliveira and Ren, *Uncertainty herding: one active learning method for all label budgets*, 2024.
 It is facility location with a Gaussian kernel on unit rows, each target weighted by its score.
+
+The weights are worth what the probabilities are, as in the paper, which calibrates them: an underfit model's margins all lie near 1, and
+then density alone is left. Over 20 splits of WordNet's glosses, 12 classes and up to 240 labels, a logistic regression on MiniLM's rows
+gained 4.2 points (.6) over chance with the margins as they are, and 6.4 (.5) with logits divided by .1; handwritten digits 4.5 (.3).
+
+It is not for TF-IDF of short texts, where few rows have neighbours and those that do nearly repeat each other. On its singular vectors the
+same classes gained 2.3 points (.8) at 90 labels and lost 2.4 (.7) at 240, with other widths and temperatures as well; `k_means` gained
+1.0 at both.
 """
 
 from __future__ import annotations
@@ -68,23 +76,31 @@ def u_herding(
 
 
 def default_delta(targets: Array, labelled: Array) -> float:
-    """The median distance of targets to their 20th neighbour among them, but at most the least one between labelled rows.
+    """The median distance of targets to their 20th neighbour, or of labelled rows to their nearest labelled one where that is less.
 
-    Equal rows don't count: distances of 0 are left out of the median, and of the least one. Up to 1,024 evenly spaced
-    targets are asked.
+    The more is labelled, the closer it lies, and the finer is what is left to explain. The paper takes the least distance of two
+    labelled rows; among texts some pair is nearly equal, under whose distance every row resembles itself alone. Equal rows don't
+    count: distances of 0 are left out. Up to 1,024 evenly spaced rows are asked.
 
     Args:
         targets: (m, d) float32 unit rows.
         labelled: (l, d) float32 unit rows.
     """
-    step = -(-len(targets) // _ASKED) if len(targets) else 1
-    distance = np.sqrt(_neighbours(targets[::step], targets, min(_NEIGHBOUR, len(targets) - 1)))
+    delta = _typical(targets, _NEIGHBOUR)
+    apart = _typical(np.unique(labelled, axis=0), 1)
+    if delta is None:
+        return 1.0 if apart is None else min(apart, 1.0)
+    return delta if apart is None else min(delta, apart)
+
+
+def _typical(x: Array, k: int) -> float | None:
+    """The median distance, above 0, of rows to their k-th neighbour, or to the last if there are fewer; None if all are equal."""
+    if len(x) < 2:
+        return None
+    step = -(-len(x) // _ASKED)
+    distance = np.sqrt(_neighbours(x[::step], x, min(k, len(x) - 1)))
     apart = distance[distance > 0]
-    delta = float(np.median(apart)) if len(apart) else 1.0
-    distinct = np.unique(labelled, axis=0)
-    if len(distinct) < 2:
-        return delta
-    return min(delta, float(np.sqrt(_neighbours(distinct, distinct, 1).min())))
+    return float(np.median(apart)) if len(apart) else None
 
 
 def _neighbours(asked: Array, x: Array, k: int) -> Array:

@@ -81,7 +81,3 @@ def write_calibration(store: Store, calibration: Calibration) -> Calibration:
             return found
         store.put(name, data)
     return calibration
-
-
-
-

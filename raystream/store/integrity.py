@@ -19,7 +19,6 @@ from raystream.errors import RaystreamError, StoreError
 from raystream.lake.retry import on_disk
 from raystream.store.local import LocalStore
 from raystream.store.protocol import Store, StoredFile
-from raystream.store.receipts import Receipt
 
 _HASH_THREADS = 4
 _MOST_KNOWN = 1 << 17
@@ -86,10 +85,10 @@ def check_file(path: Path, file: StoredFile) -> None:
     _remember(path, state)
 
 
-def just_written(store: Store, receipts: Iterable[Receipt]) -> None:
-    """These units were scored a moment ago: their files need no hashing until somebody writes to them."""
+def just_written(store: Store, files: Iterable[StoredFile]) -> None:
+    """These files were written a moment ago: they need no hashing until somebody writes to them."""
     if isinstance(store, LocalStore):
-        for file in (file for receipt in receipts for file in receipt.files):
+        for file in files:
             path = store.path(file.name)
             if path.exists():
                 _remember(path, _state(path))

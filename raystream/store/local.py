@@ -27,13 +27,6 @@ from raystream.store.protocol import Entry, StoredFile, WriteBroken
 _Result = TypeVar("_Result")
 
 
-
-
-
-
-
-
-
 class LocalStore:
     """A store in a folder of a local or shared file system.
 

@@ -156,7 +156,3 @@ def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("raystream", "torch", "numpy", "pyarrow", "faiss-cpu", "ray")}
-
-
-
-

@@ -15,12 +15,8 @@ from raystream.store.protocol import Store
 _Result = TypeVar("_Result")
 
 
-
-
-
-
-
-
+FORMAT = 2
+"""The version of what this raystream writes; a store of another one is refused."""
 
 
 def store_at(uri: str, storage: Storage = LOCAL, patience: Patience = LASTING) -> Store:
@@ -112,21 +108,22 @@ def prepare_store(store: Store) -> None:
 
 
 def check_version(store: Store) -> bool:
-    """Whether the store is there; one of a newer version is refused."""
+    """Whether the store is there; one of another version is refused."""
     data = store.read_if_there("format.json")
     if data is None:
         return False
     try:
         version = json.loads(data)["version"]
-        newer = version > FORMAT
+        newer, older = version > FORMAT, version < FORMAT
     except (ValueError, KeyError, TypeError):
         raise StoreError(f"store {store.uri}: format.json is damaged; expected {{'version': {FORMAT}}}") from None
     if newer:
         raise StoreVersionError(
-            f"store {store.uri} has version {version}, this raystream reads up to {FORMAT}; use a newer raystream or another store.uri"
+            f"store {store.uri} has version {version}, this raystream reads {FORMAT}; use a newer raystream or another store.uri"
+        )
+    if older:
+        raise StoreError(
+            f"store {store.uri} has version {version}, an older layout than {FORMAT}, which this raystream reads; set another store.uri "
+            "and run the queries again, or read it with the raystream that wrote it"
         )
     return True
-
-
-FORMAT = 1
-"""The version of what this raystream writes; a store of a newer one is refused."""

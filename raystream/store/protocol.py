@@ -14,14 +14,13 @@ from raystream.errors import StoreUnreachable
 from raystream.lake import Storage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredFile:
     """A file that was written whole: its name in the store, size in bytes and XXH3 (128 bits, against damage, not malice)."""
 
     name: str
     size: int
     xxh3: str
-
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,6 @@ class Entry:
     name: str
     size: int
     modified: float
-
 
 
 class WriteBroken(StoreUnreachable):

@@ -1,47 +1,46 @@
-"""Rows that were left out under `on_error: skip`: each unit keeps all of its own in a file, and a query has them in one.
+"""Rows that were left out under `on_error: skip`: each kind of a unit's outputs keeps its own in a file, a query has all in one.
 
 The columns are the id under its own name, `path`, `row` and `reason`; the rows stand in the pool's order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.figures import number_of
-from raystream.store.integrity import check_file, reading
-from raystream.store.local import LocalStore
 from raystream.store.protocol import Store, StoredFile
-from raystream.store.receipts import Receipt
+from raystream.store.receipts import Receipt, UnitOutputs
+from raystream.store.unit_columns import read_table
 
 NAMED = 10
 """Rows that are named one by one where people look; the file has all of them."""
 
 
-
-
-
-
-def quarantined_rows(store: Store, receipts: Sequence[Receipt]) -> Iterator[pa.Table]:
-    """The rows that these units left out, unit by unit.
+def quarantined_rows(store: Store, units: Iterable[UnitOutputs]) -> Iterator[pa.Table]:
+    """The rows that some kind of these units' outputs left out, unit by unit, each row once.
 
     Raises:
         StoreError: a file isn't what was written.
     """
-    for receipt in receipts:
-        if receipt.quarantine is None:
-            continue
-        if isinstance(store, LocalStore):
-            check_file(store.path(receipt.quarantine.name), receipt.quarantine)
-        with reading(store, receipt.quarantine):
-            yield pq.ParquetFile(store.source(receipt.quarantine), pre_buffer=False).read()
+    for unit in units:
+        apart: dict[str, Receipt] = {}  # kinds that hold the same rows left out the same
+        for receipt in unit.receipts:
+            apart.setdefault(receipt.positions, receipt)
+        tables = [read_table(store, receipt.quarantine) for receipt in apart.values() if receipt.quarantine is not None]
+        if len(tables) > 1:
+            every = pa.concat_tables(tables)
+            _, first = np.unique(every.column("row").to_numpy(), return_index=True)
+            tables = [every.take(pa.array(first))]
+        yield from tables
 
 
-def write_quarantined(store: Store, name: str, receipts: Sequence[Receipt]) -> StoredFile | None:
+def write_quarantined(store: Store, name: str, units: Iterable[UnitOutputs]) -> StoredFile | None:
     """Write the rows that these units left out into one file, a unit at a time; None if there are none."""
-    tables = quarantined_rows(store, receipts)
+    tables = quarantined_rows(store, units)
     first = next(tables, None)
     if first is None:
         return None

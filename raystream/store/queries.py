@@ -1,8 +1,12 @@
-"""The units of a query, as `write_plan` left them in its folder: by their keys, `raystream gc` knows what the query needs."""
+"""Queries in a store: the plan, the query as it was given, the manifest, and the scored units that these lead to.
+
+By the plan, which names the units' keys and the outputs that the query reads of them, `raystream gc` knows what the query needs.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,8 +20,11 @@ from raystream.errors import QueryError, StoreError, StoreUnreachable
 from raystream.query import Query
 from raystream.store.manifest import Manifest
 from raystream.store.protocol import Store
-from raystream.store.receipts import Receipt, read_receipts
+from raystream.store.receipts import UnitOutputs
+from raystream.store.unit_columns import COMPUTED, read_outputs
 
+PLAN_OUTPUTS = "raystream.outputs"
+"""In the metadata of a plan: a JSON list of the names of the outputs that the query reads of each unit."""
 _TYPES = {"unit": pa.string(), "key": pa.string(), "first_row": pa.int64()}
 
 
@@ -39,21 +46,9 @@ def read_plan(store: Store, name: str) -> pa.Table:
     return plan
 
 
-def plan_keys(store: Store, name: str) -> list[str]:
-    """The keys of a query's units over its pool, in row order, then those of their EPIG, if there is any.
-
-    Raises:
-        StoreError: the plan isn't there, or isn't one.
-    """
-    plan = read_plan(store, name)
-    keys: list[str] = plan.column("key").to_pylist()
-    return keys + [key for key in further_keys(plan) if key is not None]
-
-
-def further_keys(plan: pa.Table) -> list[str | None]:
-    """The keys of the units' EPIG, one for each unit, None for units without rows; empty if the query asked for none."""
-    keys: list[str | None] = plan.column("epig_key").to_pylist() if "epig_key" in plan.column_names else []
-    return keys
+def plan_outputs(plan: pa.Table) -> tuple[str, ...]:
+    """The names of the outputs that a query reads of each unit."""
+    return tuple(json.loads((plan.schema.metadata or {})[PLAN_OUTPUTS.encode()]))
 
 
 def parsed_plan(data: bytes) -> pa.Table | None:
@@ -65,7 +60,11 @@ def parsed_plan(data: bytes) -> pa.Table | None:
     known = {field.name: field.type for field in plan.schema}
     if any(known.get(name) != type_ or plan.column(name).null_count for name, type_ in _TYPES.items()):
         return None
-    return plan if known.get("epig_key", pa.string()) == pa.string() else None
+    try:
+        plan_outputs(plan)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return plan
 
 
 def read_query(store: Store, name: str) -> Query:
@@ -89,13 +88,12 @@ def read_query(store: Store, name: str) -> Query:
 
 @dataclass(frozen=True)
 class StoredUnit:
-    """A scored unit, the file of the pool that its rows stand in, and its EPIG, if the query asked for that."""
+    """A scored unit, and the file of the pool that its rows stand in."""
 
     name: str
     path: str
     first_row: int
-    receipt: Receipt
-    further: Receipt | None = None
+    outputs: UnitOutputs
 
 
 def stored_units(store: Store, manifest: Manifest) -> list[StoredUnit]:
@@ -105,22 +103,38 @@ def stored_units(store: Store, manifest: Manifest) -> list[StoredUnit]:
         StoreError: some are gone.
     """
     plan = read_plan(store, manifest.query)
-    receipts = read_receipts(store, plan.column("key").to_pylist())
-    after = further_keys(plan) or [None] * plan.num_rows
-    known = dict(zip(after, read_receipts(store, [key or "" for key in after]), strict=True)) if any(after) else {}
+    found = read_outputs(store, plan.column("key").to_pylist(), plan_outputs(plan))
     names, first_rows = plan.column("unit").to_pylist(), plan.column("first_row").to_pylist()
     units = [
-        StoredUnit(name, name.rpartition("#rg")[0], first_row, receipt, known.get(key))
-        for name, first_row, receipt, key in zip(names, first_rows, receipts, after, strict=True)
-        if receipt is not None
+        StoredUnit(name, name.rpartition("#rg")[0], first_row, outputs)
+        for name, first_row, outputs in zip(names, first_rows, found, strict=True)
+        if outputs is not None
     ]
-    rows = sum(unit.receipt.rows for unit in units)
+    rows = sum(unit.outputs.rows for unit in units)
     if rows != manifest.counts.scored:
         raise StoreError(
             f"{len(names) - len(units)} of the {len(names)} units of query {manifest.query} are gone from store {store.uri}: "
             f"{rows:,} of its {manifest.counts.scored:,} scored rows are left; run raystream score with its query.yaml to have them again"
         )
     return units
+
+
+def stored_labelled_units(store: Store, manifest: Manifest) -> list[UnitOutputs]:
+    """The units over labelled rows outside a query's pool, as they were read.
+
+    Raises:
+        StoreError: some are gone.
+    """
+    keys = manifest.labelled_units
+    plan = read_plan(store, manifest.query)
+    outputs = [name for name in plan_outputs(plan) if not name.startswith(COMPUTED)]
+    found = [unit for unit in read_outputs(store, keys, outputs) if unit is not None]
+    if len(found) < len(keys):
+        raise StoreError(
+            f"{len(keys) - len(found)} units over labelled rows of query {manifest.query} are gone from store {store.uri}; run raystream "
+            "score with its query.yaml to have them again"
+        )
+    return found
 
 
 _THREADS = 16
@@ -175,7 +189,6 @@ def query_folder(name: str) -> str:
     return f"queries/{name}"
 
 
-
 def read_manifest(store: Store, name: str) -> Manifest | None:
     """The manifest of a committed query, or None.
 
@@ -206,7 +219,6 @@ _LEAST_OF_DROPPED = 4
 """Characters of a beginning that says which query is to be forgotten."""
 
 
-
 def find_query(store: Store, name: str) -> str:
     """The whole name of a committed query, given that or its beginning.
 
@@ -214,7 +226,6 @@ def find_query(store: Store, name: str) -> str:
         QueryError: there is none of this name, or several begin with it.
     """
     return _only(store, name, [n for n in store.names("queries") if store.exists(f"{query_folder(n)}/manifest.json")])
-
 
 
 def find_dropped(store: Store, name: str) -> str:
@@ -233,7 +244,6 @@ def find_dropped(store: Store, name: str) -> str:
     return found
 
 
-
 def _only(store: Store, name: str, names: list[str]) -> str:
     """The one of these names that is meant."""
     if not name.strip():
@@ -243,7 +253,6 @@ def _only(store: Store, name: str, names: list[str]) -> str:
         found = f"{len(matches)} begin with it: {_some(matches)}" if matches else f"it holds {_some(names)}"
         raise QueryError(f"store {store.uri} has no query {name} ({found}); see --store")
     return matches[0]
-
 
 
 def _some(names: list[str]) -> str:

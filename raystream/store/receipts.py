@@ -1,40 +1,55 @@
-"""What a unit's scoring yields, and where it lies in the store."""
+"""Receipts of units' outputs: what is kept of each kind, and where it lies in the store.
+
+A unit has one folder, and in it each kind of its outputs a receipt of its own. Kinds of one unit may hold different rows, since a row
+whose embedding can't be stored still has its scores: a query that reads several kinds sees the rows that all of them hold.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
 
 from raystream.errors import ModelError
 from raystream.store.protocol import Store, StoredFile
-from raystream.store.requests import in_threads
 
-if TYPE_CHECKING:
-    pass
+SCORES, EMBEDDINGS, PROBABILITIES, SAMPLES = "scores", "embeddings", "probabilities", "samples"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
-    """Proof that a unit is scored: written last, and only if there is none yet.
+    """Proof that one kind of a unit's outputs is kept: written last, and only if there is none yet.
 
-    `rows` counts the rows scored, after filters and quarantine. `batch_size` is smaller than the query's when the
-    device ran out of memory. `members` is how many opinions of a row there were, None for one alone. `state_hash` is
-    of the model's tensors as loaded, the same in every worker; `class_labels` what the model itself calls its classes, and `notes` what
-    is to be said of it, where there is anything. `repeated_reads` counts the requests to object storage that broke and were made
-    again. `quarantine` is the file of all rows left out, None if there are none; `quarantine_reasons` says what is wrong with the
-    first few.
+    Attributes:
+        key: the unit's.
+        output: the kind, and after a dash the digest of the parameters that name it.
+        unit: its name.
+        rows: how many the file holds, after filters and quarantine.
+        positions: hash of where they stand in the pool's file; kinds of equal ones hold the same rows.
+        file: what holds them; None for vectors of a unit without rows.
+        columns: of a table.
+        width: of vectors.
+        members: how many opinions of a row there were, None for one alone.
+        classes: of the model.
+        batch_size: smaller than the query's when the device ran out of memory.
+        state_hash: of the model's tensors as loaded, the same in every worker.
+        quarantined, quarantine_reasons, quarantine: how many rows were left out, what is wrong with the first few, and the file of all.
+        bytes_read, seconds, repeated_reads: of the pass over the unit; the last are requests to object storage that broke.
+        class_labels: what the model itself calls its classes, and `notes` what is to be said of it, where there is anything.
     """
 
     key: str
+    output: str
     unit: str
     rows: int
-    scores: StoredFile
-    embeddings: StoredFile | None
-    probabilities: StoredFile | None
-    samples: StoredFile | None
+    positions: str
+    file: StoredFile | None
+    columns: tuple[str, ...]
+    width: int | None
     members: int | None
-    dimension: int | None
     classes: int | None
     batch_size: int
     state_hash: str
@@ -48,10 +63,14 @@ class Receipt:
     notes: tuple[str, ...] = ()
 
     @property
+    def kind(self) -> str:
+        """Of the output, whatever its parameters."""
+        return self.output.rpartition("-")[0]
+
+    @property
     def files(self) -> list[StoredFile]:
-        """All that the unit has in the store beside this receipt."""
-        every = (self.scores, self.embeddings, self.probabilities, self.samples, self.quarantine)
-        return [file for file in every if file is not None]
+        """All that the output has in the store beside this receipt."""
+        return [file for file in (self.file, self.quarantine) if file is not None]
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -59,17 +78,87 @@ class Receipt:
     @classmethod
     def from_json(cls, data: bytes) -> Receipt:
         fields = json.loads(data)
-        for name in ("embeddings", "probabilities", "samples", "quarantine"):
-            fields[name] = StoredFile(**fields[name]) if fields.get(name) else None
-        if fields["quarantined"] and fields["quarantine"] is None:
-            raise ValueError("of an earlier version, which didn't keep all rows that were left out")
-        return cls(
-            scores=StoredFile(**fields.pop("scores")),
-            quarantine_reasons=tuple(fields.pop("quarantine_reasons")),
-            class_labels=None if (labels := fields.pop("class_labels", None)) is None else tuple(labels),
-            notes=tuple(fields.pop("notes", ())),
-            **fields,
-        )
+        for name in ("file", "quarantine"):
+            fields[name] = StoredFile(**fields[name]) if fields[name] else None
+        for name in ("columns", "quarantine_reasons", "notes"):
+            fields[name] = tuple(map(sys.intern, fields[name]))
+        for name in ("key", "output", "unit", "state_hash"):  # of a million receipts, most are the same
+            fields[name] = sys.intern(fields[name])
+        labels = fields.pop("class_labels")
+        return cls(class_labels=None if labels is None else tuple(labels), **fields)
+
+
+@dataclass(frozen=True)
+class UnitOutputs:
+    """What is kept of one unit, for a query that reads these kinds of it.
+
+    Attributes:
+        receipts: one a kind, but for functions of the user's, which have one each.
+        kept: by output, which rows of its file all kinds hold; empty where they hold the same rows.
+        left_out: how many rows some kind left out, where they don't.
+    """
+
+    receipts: tuple[Receipt, ...]
+    kept: Mapping[str, np.ndarray] = field(default_factory=dict)
+    left_out: int | None = None
+
+    @property
+    def key(self) -> str:
+        return self.receipts[0].key
+
+    @property
+    def unit(self) -> str:
+        """The unit's name."""
+        return self.receipts[0].unit
+
+    @property
+    def rows(self) -> int:
+        """Rows that all kinds hold."""
+        return len(next(iter(self.kept.values()))) if self.kept else self.receipts[0].rows
+
+    @property
+    def quarantined(self) -> int:
+        """Rows that some kind left out."""
+        return self.receipts[0].quarantined if self.left_out is None else self.left_out
+
+    @property
+    def reasons(self) -> list[str]:
+        """What is wrong with the first few of them."""
+        return list(dict.fromkeys(reason for receipt in self.receipts for reason in receipt.quarantine_reasons))
+
+    @property
+    def batch_size(self) -> int:
+        """The smallest that any of them was computed with."""
+        return min(receipt.batch_size for receipt in self.receipts)
+
+    @property
+    def members(self) -> int | None:
+        return next((receipt.members for receipt in self.receipts if receipt.members is not None), None)
+
+    @property
+    def classes(self) -> int | None:
+        return next((receipt.classes for receipt in self.receipts if receipt.classes is not None), None)
+
+    @property
+    def class_labels(self) -> tuple[str | int | float | bool, ...] | None:
+        return next((receipt.class_labels for receipt in self.receipts if receipt.class_labels is not None), None)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What workers have to say of the model."""
+        return tuple(note for receipt in self.receipts for note in receipt.notes)
+
+    @property
+    def files(self) -> list[StoredFile]:
+        return [file for receipt in self.receipts for file in receipt.files]
+
+    def of(self, kind: str) -> Receipt | None:
+        """The receipt of a kind, if it is among them and has a file."""
+        return next((receipt for receipt in self.receipts if receipt.kind == kind and receipt.file is not None), None)
+
+    def and_also(self, receipts: Iterable[Receipt]) -> UnitOutputs:
+        """These outputs and others of the same unit."""
+        return replace(self, receipts=(*self.receipts, *receipts))
 
 
 def unit_folder(key: str) -> str:
@@ -77,40 +166,45 @@ def unit_folder(key: str) -> str:
     return f"units/{key[:2]}/{key}"
 
 
-def read_receipt(store: Store, key: str) -> Receipt | None:
-    """The unit's receipt, if it is scored and the files that the receipt names are there in full."""
-    data = store.read_if_there(f"{unit_folder(key)}/receipt.json")
+def receipt_name(key: str, output: str) -> str:
+    """The file of the store that an output's receipt is."""
+    return f"{unit_folder(key)}/{output}.receipt.json"
+
+
+def read_receipt(store: Store, key: str, output: str) -> Receipt | None:
+    """The receipt of a unit's output, if there is one and the files that it names are there in full."""
+    data = store.read_if_there(receipt_name(key, output))
     if data is None:
         return None
     try:
         receipt = Receipt.from_json(data)
     except (ValueError, TypeError, KeyError):
-        return None  # cut short by a crash of the machine, or of another layout: the unit is scored again
-    return receipt if all(store.size(file.name) == file.size for file in receipt.files) else None
+        return None  # cut short by a crash of the machine: computed again
+    return receipt if is_whole(store, receipt) else None
 
 
-def read_receipts(store: Store, keys: Sequence[str], there: Collection[str] | None = None) -> list[Receipt | None]:
-    """The receipts of units, None for those that aren't in the store whole.
-
-    Args:
-        store: to look in.
-        keys: of the units.
-        there: the only keys that are looked for; None: all.
-    """
-    return in_threads(lambda key: read_receipt(store, key) if there is None or key in there else None, keys)
+def is_whole(store: Store, receipt: Receipt) -> bool:
+    """Whether the files that a receipt names are there in full."""
+    return all(store.size(file.name) == file.size for file in receipt.files)
 
 
-def check_same_model(receipts: Sequence[Receipt]) -> None:
+def check_same_model(units: Sequence[UnitOutputs]) -> None:
     """Refuse units that different models scored, or one model with outputs of different shapes."""
-    for what, values in (
-        ("the model's state", {r.unit: r.state_hash for r in receipts}),
-        ("the embedding's width", {r.unit: r.dimension for r in receipts if r.embeddings is not None}),
-        ("the number of classes", {r.unit: r.classes for r in receipts if r.classes is not None}),
+
+    def differing(values: Iterator[tuple[str, object]]) -> tuple[str, str] | None:
+        first = next(values, None)
+        other = next((unit for unit, value in values if first is not None and value != first[1]), None)
+        return None if first is None or other is None else (first[0], other)
+
+    for what, kinds, value in (
+        ("the model's state", None, "state_hash"),
+        ("the embedding's width", (EMBEDDINGS,), "width"),
+        ("the number of classes", None, "classes"),
     ):
-        if len(set(values.values())) > 1:
-            first = next(iter(values))
-            other = next(unit for unit, value in values.items() if value != values[first])
+        receipts = (receipt for unit in units for receipt in unit.receipts if kinds is None or receipt.kind in kinds)
+        pair = differing((receipt.unit, found) for receipt in receipts if (found := getattr(receipt, value)) is not None)
+        if pair is not None:
             raise ModelError(
-                f"{what} differs between units {first} and {other}: the factory does not build the same model every time; "
+                f"{what} differs between units {pair[0]} and {pair[1]}: the factory does not build the same model every time; "
                 "make it deterministic or give model.weights"
             )

@@ -33,7 +33,6 @@ _AGAIN_SECONDS = 1.0
 """Before broken work is begun again, at first."""
 
 
-
 class _Again(ConnectionError):
     """What broke in the middle and is to be done from the beginning."""
 
@@ -42,10 +41,8 @@ class _Again(ConnectionError):
         self.cause = cause
 
 
-
 def _is_broken(error: DataError) -> bool:
     return isinstance(error, WriteBroken)
-
 
 
 def unbroken(

@@ -162,11 +162,3 @@ def load_result(store_uri: str, name: str) -> Result:
     manifest = read_manifest(store, find_query(store, name))
     assert manifest is not None
     return read_result(store, manifest)
-
-
-
-
-
-
-
-

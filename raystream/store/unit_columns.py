@@ -1,47 +1,96 @@
-"""Columns of the scores of units, read one unit after the other."""
+"""Columns of units' outputs, read one unit after the other, and the rows that all kinds of a unit hold."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raystream.errors import StoreError
 from raystream.store.integrity import check_file, reading
 from raystream.store.local import LocalStore
-from raystream.store.protocol import Store
-from raystream.store.receipts import Receipt
+from raystream.store.packs import read_receipts
+from raystream.store.protocol import Store, StoredFile
+from raystream.store.receipts import SCORES, UnitOutputs
 
-if TYPE_CHECKING:
-    pass
-
-_REQUESTS = 16
+COMPUTED = "epig-"
+"""How outputs begin that are computed from stored ones; see `scoring.output_kinds`."""
+REQUESTS = 16
 """At a time, to an object store."""
 
 
+def read_outputs(store: Store, keys: Sequence[str], outputs: Sequence[str]) -> list[UnitOutputs | None]:
+    """These outputs of units; None for a unit that lacks one. Of a unit without rows, nothing is computed from what is stored."""
+    whole = []
+    for found in read_receipts(store, keys, outputs):
+        there = tuple(receipt for receipt in found if receipt is not None)
+        needed = [name for name in outputs if not (name.startswith(COMPUTED) and there and not there[0].rows)]
+        whole.append(UnitOutputs(there) if len(there) == len(needed) else None)
+    complete = iter(aligned(store, [unit for unit in whole if unit is not None]))
+    return [unit if unit is None else next(complete) for unit in whole]
 
-def read_all(store: Store, receipts: Sequence[Receipt], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """These columns of the units' scores, one table after the other; read ahead where each request takes its time."""
+
+def read_columns(store: Store, units: Iterable[UnitOutputs], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """These columns of units' tables, one table after the other; read ahead where each request takes its time."""
     if not store.remote:
-        yield from (_read(store, receipt, columns) for receipt in receipts)
+        yield from (_read(store, unit, columns) for unit in units)
         return
-    with ThreadPoolExecutor(_REQUESTS) as threads:
+    with ThreadPoolExecutor(REQUESTS) as threads:
         ahead: deque[Future[pa.Table]] = deque()
-        for receipt in receipts:
-            if len(ahead) == _REQUESTS:  # what nobody has taken yet is in memory
+        for unit in units:
+            if len(ahead) == REQUESTS:  # what nobody has taken yet is in memory
                 yield ahead.popleft().result()
-            ahead.append(threads.submit(_read, store, receipt, columns))
+            ahead.append(threads.submit(_read, store, unit, columns))
         while ahead:
             yield ahead.popleft().result()
 
 
-
-def _read(store: Store, receipt: Receipt, columns: Sequence[str]) -> pa.Table:
+def read_table(store: Store, file: StoredFile, columns: Sequence[str] | None = None) -> pa.Table:
+    """A table of the store, checked, or some of its columns in the order asked for."""
     if isinstance(store, LocalStore):
-        check_file(store.path(receipt.scores.name), receipt.scores)
-    with reading(store, receipt.scores):
+        check_file(store.path(file.name), file)
+    with reading(store, file):
         # `read_table` would import pandas, where that is installed: a quarter of a second of every query.
-        return pq.ParquetFile(store.source(receipt.scores), pre_buffer=False).read(list(columns)).select(list(columns))
+        table = pq.ParquetFile(store.source(file), pre_buffer=False).read(None if columns is None else list(columns))
+        return table if columns is None else table.select(list(columns))
+
+
+def aligned(store: Store, units: Sequence[UnitOutputs]) -> list[UnitOutputs]:
+    """The units, with the rows that all of their kinds hold where these aren't the same: a kind may have left out more than another."""
+    return [unit if len({receipt.positions for receipt in unit.receipts}) == 1 else _aligned(store, unit) for unit in units]
+
+
+def _read(store: Store, unit: UnitOutputs, columns: Sequence[str]) -> pa.Table:
+    found: dict[str, pa.ChunkedArray] = {}
+    for receipt in unit.receipts:
+        names = [name for name in columns if name in receipt.columns and name not in found]
+        if names and receipt.file is not None:
+            table = read_table(store, receipt.file, names)
+            if receipt.output in unit.kept:
+                table = table.take(pa.array(unit.kept[receipt.output]))
+            found |= zip(names, table.columns, strict=True)
+    lacking = next((name for name in columns if name not in found), None)
+    if lacking is not None:
+        raise StoreError(f"store: {unit.unit} holds no column {lacking}; remove units/{unit.key[:2]}/{unit.key} and score it again")
+    return pa.table({name: found[name] for name in columns})
+
+
+def _aligned(store: Store, unit: UnitOutputs) -> UnitOutputs:
+    scores = next(receipt for receipt in unit.receipts if receipt.kind == SCORES)
+    assert scores.file is not None
+    out = {receipt.output: _rows_of(store, receipt.quarantine) for receipt in unit.receipts}
+    every = np.union1d(read_table(store, scores.file, ["row"]).column(0).to_numpy(), out[scores.output])
+    lost = np.unique(np.concatenate(list(out.values())))
+    common = np.setdiff1d(every, lost, assume_unique=True)
+    kept = {name: np.searchsorted(np.setdiff1d(every, gone, assume_unique=True), common) for name, gone in out.items()}
+    return replace(unit, kept=kept, left_out=len(lost))
+
+
+def _rows_of(store: Store, file: StoredFile | None) -> np.ndarray:
+    found: np.ndarray = np.empty(0, np.int64) if file is None else read_table(store, file, ["row"]).column(0).to_numpy()
+    return found

@@ -380,7 +380,6 @@ class VectorFiles:
         starts = range(0, rows, block)
         return [FetchedEmbeddings(self._store, file, i, min(block, rows - start), width) for i, start in enumerate(starts)]
 
-
     def few(self, file: StoredFile, rows: int, wanted: np.ndarray) -> HeldEmbeddings | None:
         """The embeddings of some rows of a file, int64, ascending; None where it is better read whole.
 

@@ -13,7 +13,7 @@ from raystream.acquisition import energy, entropy, least_confidence, logit_score
 from raystream.errors import DataError, QueryError
 from raystream.query import LOGIT_SCORES
 
-FUNCTIONS = {"entropy": entropy, "least_confidence": least_confidence, "margin": margin, "ratio": ratio, "energy": energy}
+FUNCTIONS = {name: getattr(acquisition, name) for name in LOGIT_SCORES}
 
 rows = st.tuples(st.integers(1, 5), st.integers(2, 5)).flatmap(
     lambda shape: arrays(np.float64, shape, elements=st.floats(-60, 60, allow_nan=False))
@@ -154,7 +154,7 @@ def test_the_uncertain_row_scores_higher():
 
 
 def test_names_dtypes_and_ties():
-    """logit_scores holds the five names in the query's order, float32 scores and the lowest class at a tie."""
+    """logit_scores holds all names in the query's order, float32 scores and the lowest class at a tie."""
     found = logit_scores(torch.tensor([[0.0, 1.0, 1.0], [5.0, 5.0, 5.0]], dtype=torch.float64))
     assert tuple(found.scores) == LOGIT_SCORES
     assert {values.dtype for values in found.scores.values()} == {torch.float32}
@@ -180,7 +180,7 @@ def test_a_masked_class_counts_for_nothing():
     for function in FUNCTIONS.values():
         torch.testing.assert_close(function(masked), function(without))
     only = logit_scores(torch.tensor([[-math.inf, 3.0]]))
-    assert [only.scores[name].item() for name in LOGIT_SCORES] == [0, 0, 0, 0, -3]
+    assert {name: only.scores[name].item() for name in LOGIT_SCORES} == {**dict.fromkeys(LOGIT_SCORES, 0), "energy": -3}
     assert only.prediction.item() == 1
     assert only.confidence.item() == 1
 

@@ -9,6 +9,7 @@ from acquisition.reference import THREE, TWO, member_scores_of, members_of, soft
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
+from raystream import acquisition
 from raystream.acquisition import (
     bald,
     consensus_entropy,
@@ -22,15 +23,9 @@ from raystream.acquisition import (
 )
 from raystream.acquisition.member_parts import row_blocks
 from raystream.errors import QueryError
+from raystream.query import MEMBER_SCORES
 
-FUNCTIONS = {
-    "bald": bald,
-    "consensus_entropy": consensus_entropy,
-    "vote_entropy": vote_entropy,
-    "variation_ratio": variation_ratio,
-    "mean_std": mean_std,
-    "variance": variance,
-}
+FUNCTIONS = {name: getattr(acquisition, name) for name in MEMBER_SCORES}
 CERTAIN = [(1.0, 0.0), (0.0, 1.0)]
 
 samples = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(2, 5)).flatmap(

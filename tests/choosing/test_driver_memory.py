@@ -13,18 +13,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import raystream as rs
-from raystream.choosing import candidates, scored_pool
+from raystream.choosing import candidates
 from raystream.choosing.candidates import hashes
 from raystream.choosing.named_rows import find_named
-from raystream.choosing.scored_pool import ScoredPool
-from raystream.errors import QueryError
+from raystream.errors import PoolError, QueryError
 from raystream.pool import id_hashes
+from raystream.scoring import scored_pool
+from raystream.scoring.scored_pool import ScoredPool
 from raystream.selection import row_hash
+from raystream.store import unit_columns
 from raystream.store.local import LocalStore
 
 MakeQuery = Callable[..., rs.Query]
@@ -32,7 +35,7 @@ MakeQuery = Callable[..., rs.Query]
 
 def pool_of(ids: pa.ChunkedArray) -> ScoredPool:
     """A scored pool of these ids and nothing else."""
-    return ScoredPool(LocalStore("nowhere"), (), np.zeros(0, np.int64), ids, None)
+    return ScoredPool(LocalStore("nowhere"), (), (), np.zeros(0, np.int64), ids, None)
 
 
 KINDS = {
@@ -95,13 +98,51 @@ def test_named_rows_are_found_in_every_block(monkeypatch: pytest.MonkeyPatch) ->
 def test_units_are_read_ahead_but_not_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a store where each request takes its time, no more tables are in memory than are asked for at once."""
     read: list[int] = []
-    monkeypatch.setattr(scored_pool, "_read", lambda store, receipt, columns: read.append(receipt) or receipt)
+    monkeypatch.setattr(unit_columns, "_read", lambda store, unit, columns: read.append(unit) or unit)
     store = SimpleNamespace(remote=True)
-    tables = scored_pool.read_all(store, list(range(100)), ["a"])  # type: ignore[arg-type]
+    tables = unit_columns.read_columns(store, list(range(100)), ["a"])  # type: ignore[arg-type]
     for number in range(100):
         assert next(tables) == number
-        assert len(read) <= number + 1 + scored_pool._REQUESTS
+        assert len(read) <= number + 1 + unit_columns.REQUESTS
     assert sorted(read) == list(range(100))
+
+
+READ_AGAIN: dict[str, dict[str, Any]] = {
+    "by score": {"select__strategy": "top_k"},
+    "by chance": {"select__strategy": "power", "select__random_share": 0.5},
+    "named and labelled": {
+        "pool__labelled": "labels.parquet", "select__must_include": ["r000907", "r000003"], "select__exclude": ["r000500"],
+        "select__strategy": "core_set", "select__candidates": "all",
+    },
+    "integers": {"pool__id": "number", "pool__labelled": "numbers.parquet", "select__quotas": [{"by": "country", "max": 5}]},
+    "derived": {"pool__id": None, "select__strategy": "random"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", READ_AGAIN)
+def test_ids_that_are_read_again_choose_the_same(
+    make_query: MakeQuery, workplace: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Beyond some rows, no ids are held: the same rows, and the same words where two are alike."""
+    for number, path in enumerate(sorted(workplace.glob("pool/*/*"))):
+        table = pq.read_table(path, partitioning=None)
+        pq.write_table(table.append_column("number", pa.array((np.arange(300) * 7919 + number) % 100_003)), path, row_group_size=64)
+    pq.write_table(pa.table({"rid": [f"r{i:06d}" for i in range(100, 400)]}), "labels.parquet")
+    pq.write_table(pa.table({"number": [0, 7919, 1]}), "numbers.parquet")
+    changes = READ_AGAIN[kind]
+    held = rs.run(make_query(**changes))
+    monkeypatch.setattr(scored_pool, "HELD_ROWS", 1199)
+    again = rs.run(make_query(**changes, store__query="again"))
+    assert again.selection.equals(held.selection)
+    assert again.manifest.counts == held.manifest.counts
+    assert again.manifest.units_scored == 0
+    table = pq.read_table("pool/year=2022/part.parquet", partitioning=None)
+    for name in ("number", "rid"):
+        table = table.set_column(table.column_names.index(name), name, table.column(name).take(pa.array([*range(299), 4])))
+    pq.write_table(table, "pool/year=2022/part.parquet", row_group_size=64)
+    if "pool__id" not in changes or changes["pool__id"]:
+        with pytest.raises(PoolError, match=r"1 ids of column (rid|number) are not unique, .*part\.parquet#rg0-4 row 299"):
+            rs.run(make_query(**changes, select__budget=9))
 
 
 def test_no_python_object_a_row_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

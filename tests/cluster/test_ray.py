@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -19,14 +20,13 @@ import ray
 import yaml
 from commands import Command
 from pools import logits_and_embeddings, pool_table
+from scored import planned
 
 import raystream as rs
 from raystream.cluster.actor_pool import ActorPool
 from raystream.errors import ClusterError
 from raystream.query import Cluster
 from raystream.scoring.executor import WorkerReady
-from raystream.scoring.job import Job, importable_folders
-from raystream.scoring.plan import prepare
 
 MakeQuery = Callable[..., rs.Query]
 
@@ -109,7 +109,7 @@ def test_a_unit_that_kills_its_worker_three_times_is_poison(make_query: MakeQuer
     with pytest.raises(rs.errors.UnitsFailed, match=r"1 of 4 units failed three times: .*year=2021/part.parquet#rg0-4") as failed:
         rs.run(query)
     assert failed.value.exit_code == 4
-    assert len(list((workplace / "runs").rglob("receipt.json"))) == 3
+    assert len(list((workplace / "runs").rglob("scores-*.receipt.json"))) == 3
     skipped = rs.run(make_query(model__source="user_nets:deadly", cluster={"workers": 2}, on_error="skip"))
     assert skipped.manifest.counts.scored == 900
     assert skipped.manifest.units_reused == 3
@@ -118,20 +118,16 @@ def test_a_unit_that_kills_its_worker_three_times_is_poison(make_query: MakeQuer
 @pytest.mark.usefixtures("own_ray")
 def test_a_unit_for_a_worker_that_has_just_died_waits_for_its_loss(make_query: MakeQuery) -> None:
     """A worker ends a unit and dies at once: the next unit may be assigned to it before its loss is told, and nothing breaks."""
-    prepared = prepare(make_query())
-    prepared.store.put("token", b"")
-    job = Job(
-        model=prepared.query.model, fingerprint=prepared.fingerprint, read=prepared.pool.read, store=prepared.store.uri,
-        token="token", embedding=True, probabilities=False, samples=False,
-        mc_samples=0, seed=0, threads=1, skip_bad_rows=False, import_paths=importable_folders(),
-    )  # fmt: skip
+    asked, plan = planned(make_query())
+    asked.store.put("token", b"")
+    job = replace(asked.job, token="token")
     executor = ActorPool(job, Cluster())
     executor.start_worker(0)
     while not (events := executor.wait(1.0)):
         pass
     assert events == [WorkerReady(0)]
     executor._end(0)
-    executor.assign(0, 0, prepared.tasks[0])
+    executor.assign(0, 0, plan.missing[0])
     assert executor._refs == {}
     executor.close()
 
@@ -197,7 +193,7 @@ def test_a_killed_query_goes_on_where_it_stopped(workplace: Path, make_query: Ma
     assert "Traceback" not in error
     if how != signal.SIGKILL:
         assert "run the same command again" in error
-    scored = len(list((workplace / "killed").rglob("receipt.json")))
+    scored = len(list((workplace / "killed").rglob("embeddings-*.receipt.json")))
     assert 1 <= scored < 4
     assert not list((workplace / "killed").rglob("manifest.json"))
     code, output, error = Command(workplace, "query", str(spec), "--no-report", "--json").wait()

@@ -19,7 +19,7 @@ def test_the_whole_of_a_small_pool_is_read(ask, columns_pool):
     assert len(scores) == 120
     assert np.isin(result.selection.column("score").to_numpy(), scores).all()
     assert not pool.is_sample
-    assert pool.units == 3
+    assert pool.total == 3
 
 
 def test_chosen_rows_are_found_in_their_units(ask, columns_pool):

@@ -15,10 +15,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from pools import logits_and_embeddings, pool_table, vectors
+from scored import planned
 from servers import Proxy
 
 from raystream import Query, run
-from raystream.scoring.plan import prepare
 
 pytestmark = pytest.mark.slow
 Options = dict[str, str | int | bool]
@@ -76,7 +76,7 @@ def test_two_thousand_small_files_in_s3(
         list(executor.map(put, sorted(many[0].iterdir())))
     query = make_query(pool__uri=f"s3://{folder}", pool__storage=through_proxy, select={"strategy": "top_k", "budget": 20})
     proxy.faults.delay = 0.01
-    prepare(query)
+    planned(query)
     assert proxy.requests <= 2 * FILES + 20
     assert proxy.most_at_once >= 8
     proxy.reset()

@@ -22,7 +22,7 @@ from raystream.lake.bucket import bucket_of
 from raystream.store.bucket import Requests
 from raystream.store.opening import FORMAT, open_store, prepare_store, store_at
 from raystream.store.protocol import Store, StoredFile
-from raystream.store.receipts import Receipt, read_receipt, unit_folder
+from raystream.store.receipts import Receipt, read_receipt, receipt_name
 
 MakeStore = Callable[[], Store]
 
@@ -173,17 +173,17 @@ def test_format_is_written_once_and_checked(make: MakeStore) -> None:
 def test_a_receipt_counts_only_if_its_files_are_whole(make: MakeStore) -> None:
     """A unit whose scores are gone or cut short is not scored."""
     proof = Receipt(
-        key="ab" * 32, unit="p#rg0", rows=3, scores=StoredFile("units/ab/scores.parquet", 5, "0"), embeddings=None, probabilities=None,
-        samples=None, members=None, dimension=None, classes=4, batch_size=32, state_hash="s", quarantined=0, quarantine_reasons=(),
+        key="ab" * 32, output="scores-0", unit="p#rg0", rows=3, positions="0", file=StoredFile("units/ab/scores.parquet", 5, "0"),
+        columns=("id",), width=None, members=None, classes=4, batch_size=32, state_hash="s", quarantined=0, quarantine_reasons=(),
         bytes_read=1, seconds=0.1,
     )  # fmt: skip
     store = make()
-    store.put_if_absent(f"{unit_folder(proof.key)}/receipt.json", proof.to_json())
-    assert read_receipt(store, proof.key) is None
+    store.put_if_absent(receipt_name(proof.key, proof.output), proof.to_json())
+    assert read_receipt(store, proof.key, proof.output) is None
     store.put("units/ab/scores.parquet", b"12345")
-    assert read_receipt(store, proof.key) == proof
+    assert read_receipt(store, proof.key, proof.output) == proof
     store.put("units/ab/scores.parquet", b"1234")
-    assert read_receipt(store, proof.key) is None
+    assert read_receipt(store, proof.key, proof.output) is None
 
 
 class Careless:

@@ -15,13 +15,16 @@ import pytest
 from commands import Command
 from obstore.store import MemoryStore
 from pools import pool_table
+from scored import planned, receipt_of
 
 import raystream as rs
+from raystream.choosing.checked_pool import read_pool
 from raystream.errors import QueryError, RaystreamError
 from raystream.exchange.report import write_report
 from raystream.run import score
 from raystream.store.local_copies import local_copies
 from raystream.store.protocol import Store
+from raystream.store.receipts import EMBEDDINGS
 from raystream.store.result import Result, load_result
 
 MakeQuery = Callable[..., rs.Query]
@@ -182,15 +185,10 @@ def test_embeddings_are_brought_here_once_and_only_when_looked_at(
     make_query: MakeQuery, memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To know which parts there are, no file of embeddings is copied; looked at twice, each is copied once."""
-    from raystream.choosing.scored_pool import scored_pool
-    from raystream.cluster.processes import Processes
-    from raystream.scoring.plan import prepare
-    from raystream.scoring.progress import Silent
-    from raystream.scoring.session import Session, all_receipts
-
-    prepared = prepare(make_query(store__uri="s3://bucket/runs"))
-    with Processes(prepared.query.cluster, Silent()) as processes, Session(prepared, Silent(), processes) as session:
-        pool = scored_pool(prepared, all_receipts(prepared, session), session)
+    query = make_query(store__uri="s3://bucket/runs")
+    score(query)
+    asked, plan = planned(query)
+    pool = read_pool(asked, plan, plan.complete([]))
     copied = []
     copies = local_copies()
     monkeypatch.setattr(copies, "_make_room", lambda file: copied.append(file.name))
@@ -200,7 +198,7 @@ def test_embeddings_are_brought_here_once_and_only_when_looked_at(
     for part in [*parts, *parts]:
         assert part.array.shape == part.shape
         part.release()
-    assert sorted(copied) == sorted(receipt.embeddings.name for receipt in pool.receipts if receipt.embeddings)
+    assert sorted(copied) == sorted(receipt_of(unit, EMBEDDINGS).file.name for unit in pool.units)  # type: ignore[union-attr]
 
 
 def test_planning_lists_what_is_scored_instead_of_asking_for_each_unit(
@@ -208,8 +206,6 @@ def test_planning_lists_what_is_scored_instead_of_asking_for_each_unit(
 ) -> None:
     """A new pool of 300 files is planned without asking for a single receipt; scored in part, each that is there is found."""
     import obstore
-
-    from raystream.scoring.plan import prepare
 
     (tmp_path / "many").mkdir()
     for file in range(300):
@@ -226,13 +222,11 @@ def test_planning_lists_what_is_scored_instead_of_asking_for_each_unit(
 
     monkeypatch.setattr("raystream.store.bucket.obstore", Counting())
     query = make_query(store__uri="s3://bucket/runs", pool__uri="many")
-    tasks = prepare(query).tasks
-    assert len(tasks) == 300
+    assert len(planned(query)[1].missing) == 300
     assert asked
     assert not [name for name in asked if name.endswith("receipt.json")]
     score(make_query(store__uri="s3://bucket/runs", pool__uri=[f"many/{file:03}.parquet" for file in (3, 77, 299)]))
-    receipts = prepare(query).receipts
-    assert [index for index, receipt in enumerate(receipts) if receipt is not None] == [3, 77, 299]
+    assert [index for index, found in enumerate(planned(query)[1].found) if None not in found] == [3, 77, 299]
 
 
 @pytest.mark.slow

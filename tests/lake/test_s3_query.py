@@ -27,7 +27,7 @@ from raystream.model.source import build_network
 from raystream.pool import plan_pool, read_unit, remote
 from raystream.query import Pool
 from raystream.scoring.estimate import estimate
-from raystream.scoring.plan import prepare
+from raystream.scoring.plan import write_plan
 from raystream.scoring.worker import Worker
 
 Options = dict[str, str | int | bool]
@@ -119,12 +119,11 @@ def test_labels_weights_and_class_names_in_s3(
 def after_planning(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Do something between the plan and the reading."""
 
-    def prepare_then(*args: Any, **options: Any) -> Any:
-        prepared = prepare(*args, **options)
+    def write_then(*args: Any) -> Any:
+        write_plan(*args)
         act()
-        return prepared
 
-    monkeypatch.setattr("raystream.scoring.plan.prepare", prepare_then)
+    monkeypatch.setattr("raystream.steps.write_plan", write_then)
 
 
 @pytest.mark.parametrize("fault", ["delay", "reset", "cut"])

@@ -42,17 +42,17 @@ def test_a_model_of_one_batch_size_is_refused():
         Signature([Input("rows", torch.float32, (4, 6))], "m")
 
 
-LOGITS, EMBEDDING, OTHER = torch.ones(2, 3), torch.full((2, 2, 2), 7.0), torch.zeros(2, 5)
+LOGITS, EMBEDDINGS, OTHER = torch.ones(2, 3), torch.full((2, 2, 2), 7.0), torch.zeros(2, 5)
 
 
 @pytest.mark.parametrize(
     ("output", "name", "expected"),
     [
-        ((LOGITS, EMBEDDING), None, EMBEDDING),
-        ([LOGITS, OTHER, EMBEDDING], "2", EMBEDDING),
-        ({"x": OTHER, "embedding": EMBEDDING, "logits": LOGITS}, None, EMBEDDING),
-        ({"x": EMBEDDING, "logits": LOGITS}, None, EMBEDDING),
-        ({"out": LOGITS, "x": OTHER, "y": EMBEDDING}, "y", EMBEDDING),
+        ((LOGITS, EMBEDDINGS), None, EMBEDDINGS),
+        ([LOGITS, OTHER, EMBEDDINGS], "2", EMBEDDINGS),
+        ({"x": OTHER, "embedding": EMBEDDINGS, "logits": LOGITS}, None, EMBEDDINGS),
+        ({"x": EMBEDDINGS, "logits": LOGITS}, None, EMBEDDINGS),
+        ({"out": LOGITS, "x": OTHER, "y": EMBEDDINGS}, "y", EMBEDDINGS),
     ],
 )
 def test_outputs_are_chosen_by_name_then_by_order(output, name, expected):

@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from scored import planned
 
 import raystream as rs
 from raystream.errors import ModelError, PoolError, QueryError
 from raystream.model.source import build_network
 from raystream.pool import images as images_module
 from raystream.scoring.estimate import estimate
-from raystream.scoring.plan import prepare
+from raystream.scoring.plan import resolve
 
 SIDE = 8
 SHAPE = (3, SIDE, SIDE)
@@ -182,7 +183,7 @@ def test_the_decoder_is_part_of_the_key(place: Any, pixels: np.ndarray, monkeypa
     keys = []
     for decoder in ("simplejpeg", "pillow"):
         monkeypatch.setattr("raystream.pool.measure.installed_decoder", lambda found=decoder: found)
-        keys.append({task.key for task in prepare(query()).tasks})
+        keys.append(set(planned(query())[1].keys))
     assert keys[0].isdisjoint(keys[1])
 
 
@@ -231,11 +232,11 @@ def test_what_preprocess_is_for(place: Any, pixels: np.ndarray) -> None:
     place({"image": pa.array([encode(image) for image in pixels]), "x": pa.array([[0.5] * 3] * 90), "other": pa.array([b"abc"] * 90)})
     plain = {"source": "image_nets:Net"}
     with pytest.raises(QueryError, match=r"column image holds encoded images, but model.preprocess is missing"):
-        prepare(query(model=plain))
+        resolve(query(model=plain))
     with pytest.raises(QueryError, match=r"no input column holds encoded ones \(x\)"):
-        prepare(query(pool__inputs=["x"]))
+        resolve(query(pool__inputs=["x"]))
     with pytest.raises(PoolError, match=r"column other holds bytes that start with 61 62 63, expected JPEG"):
-        prepare(query(pool__inputs=["other"], model=plain))
+        resolve(query(pool__inputs=["other"], model=plain))
     for wrong, message in (
         ({"sise": [8, 8]}, r"model.preprocess.sise is not a key of the query; did you mean 'size'"),
         ({"resize": "fit"}, r"model.preprocess.resize is 'fit'"),
@@ -264,9 +265,9 @@ def test_a_row_group_is_warned_of_by_its_encoded_bytes(place: Any, pixels: np.nd
     place({"image": pa.array([encode(image) for image in pixels])})
     monkeypatch.setattr("raystream.pool.plan.LARGE_ROW_GROUP", 1 << 20)
     huge = query(model__preprocess={"size": [512, 512]})
-    assert not prepare(huge).pool.warnings
+    assert not resolve(huge).pool.warnings
     monkeypatch.setattr("raystream.pool.plan.LARGE_ROW_GROUP", 100)
-    assert "the largest row group" in prepare(huge).pool.warnings[0]
+    assert "the largest row group" in resolve(huge).pool.warnings[0]
 
 
 def test_large_batches_are_warned_of(place: Any, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,9 +277,9 @@ def test_large_batches_are_warned_of(place: Any, pixels: np.ndarray, monkeypatch
         ask = query(model__preprocess={"size": [50, 40]}, model__batch_size=batch_size)
         held = 4 * rows * 50 * 40 * 3 * 4
         monkeypatch.setattr("raystream.scoring.plan.LARGE_BATCHES", held)
-        assert not prepare(ask).pool.warnings
+        assert not resolve(ask).pool.warnings
         monkeypatch.setattr("raystream.scoring.plan.LARGE_BATCHES", held - 1)
-        (said,) = prepare(ask).pool.warnings
+        (said,) = resolve(ask).pool.warnings
         assert f"up to 4 batches of {rows} decoded rows, {held / 2**30:.1f} GiB" in said
 
 
@@ -318,7 +319,7 @@ def test_tensors_of_other_libraries(place: Any, pixels: np.ndarray, form: str) -
             pq.write_table(table.cast(table.schema.set(1, field)), f"pool/{file}.parquet", row_group_size=15)
     plain = {"source": "image_nets:Net", "batch_size": 7}
     check(rs.run(query(model=plain)), by_hand(values))
-    [column] = prepare(query(model=plain)).pool.read.columns
+    [column] = resolve(query(model=plain)).pool.read.columns
     assert column.shape == SHAPE
 
 
@@ -390,11 +391,11 @@ def test_a_function_makes_the_inputs(place: Any, pixels: np.ndarray) -> None:
     place({"image": pa.array([encode(image) for image in pixels])})
     by_function = query(model__preprocess="image_functions:prepare")
     check(rs.run(by_function), by_hand(unit_pixels(pixels)))
-    before = {task.key for task in prepare(by_function).tasks}
-    assert before.isdisjoint(task.key for task in prepare(query()).tasks)
+    before = set(planned(by_function)[1].keys)
+    assert before.isdisjoint(planned(query())[1].keys)
     source = Path("image_functions.py")
     source.write_text(source.read_text() + "\n# changed\n")
-    assert before.isdisjoint(task.key for task in prepare(by_function).tasks)
+    assert before.isdisjoint(planned(by_function)[1].keys)
 
 
 def test_a_function_makes_named_inputs(place: Any, pixels: np.ndarray) -> None:
@@ -443,7 +444,7 @@ def test_what_travels_and_what_is_written_down(place: Any, pixels: np.ndarray, t
     """The way to read reaches workers as it is, a query survives YAML, and the estimate decodes images and calls functions, too."""
     place({"image": pa.array([encode(image) for image in pixels])})
     asked = query(model__preprocess={"size": [SIDE, SIDE], "mean": [0.1, 0.2, 0.3]}, pool__inputs={"x": "image"})
-    read = prepare(asked).pool.read
+    read = resolve(asked).pool.read
     assert pickle.loads(pickle.dumps(read)) == read
     Path("query.yaml").write_text(asked.to_yaml())
     assert rs.Query.load("query.yaml") == asked

@@ -156,7 +156,7 @@ def test_an_outage_beyond_all_patience_ends_the_run_and_the_same_command_goes_on
     def down(name: str, path: str) -> bool:
         if name == "put" and path.endswith("receipt.json"):
             receipts.append(path)
-        return len(set(receipts)) > 2 and path.startswith("units/")
+        return len(set(receipts)) > 4 and path.startswith("units/")
 
     away(down)
     with pytest.raises(StoreUnreachable, match=r"units/\S+ can't be written: .*503 Service Unavailable.*run again to resume") as ended:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from pools import pool_table, vectors
 
 import raystream as rs
 from raystream.errors import PoolError, StoreError
-from raystream.store.receipts import read_receipt
 
 MakeQuery = Callable[..., rs.Query]
 Cli = Callable[..., tuple[int, str, str]]
@@ -165,7 +165,7 @@ def test_verify_holds_them_against_the_units(make_query: MakeQuery, workplace: P
     assert code == 3
     assert "names 2 rows, but its units left out 3" in err
     file.write_bytes(whole)
-    [of_unit] = (workplace / "runs/units").glob("*/*/quarantined-*")
+    [of_unit] = (workplace / "runs/units").glob("*/*/*.quarantined.parquet")
     of_unit.write_bytes(of_unit.read_bytes()[:-1] + b"?")
     code, _, err = cli("verify", result.query)
     assert code == 3
@@ -176,9 +176,10 @@ def test_gc_keeps_what_is_named_and_removes_the_rest(make_query: MakeQuery, work
     """The files of quarantined rows of units and queries stay, those of attempts that lost go, and with the query all of them."""
     spoil(sorted(workplace.glob("pool/*/*"))[0], 100)
     result = rs.run(make_query(on_error="skip", select__strategy="top_k", store__query="q"))
-    [of_unit] = (workplace / "runs/units").glob("*/*/quarantined-*")
+    [of_unit] = (workplace / "runs/units").glob("*/*/*.quarantined.parquet")
     kept = {path for path in (workplace / "runs").rglob("*") if path.is_file()}
-    lost = [of_unit.with_name("quarantined-0123456789ab.parquet"), result.folder / "quarantined-0123456789ab.parquet"]
+    other = re.sub("-[0-9a-f]{12}.quarantined", "-0123456789ab.quarantined", of_unit.name)
+    lost = [of_unit.with_name(other), result.folder / "quarantined-0123456789ab.parquet"]
     for path in lost:
         path.write_bytes(b"")
     for path in (workplace / "runs").rglob("*"):
@@ -190,13 +191,11 @@ def test_gc_keeps_what_is_named_and_removes_the_rest(make_query: MakeQuery, work
 
 
 def test_units_that_kept_no_file_of_them_are_scored_again(make_query: MakeQuery, workplace: Path) -> None:
-    """A receipt that counts rows left out without naming their file is none."""
+    """A receipt whose file of the rows that were left out is gone is none."""
     spoil(sorted(workplace.glob("pool/*/*"))[0], 100)
     result = rs.run(make_query(on_error="skip", select__strategy="top_k"))
-    [of_unit] = (workplace / "runs/units").glob("*/*/quarantined-*")
-    receipt = of_unit.with_name("receipt.json")
-    receipt.write_text(json.dumps(json.loads(receipt.read_text()) | {"quarantine": None}))
-    assert read_receipt(result.store, receipt.parent.name) is None
+    [of_unit] = (workplace / "runs/units").glob("*/*/*.quarantined.parquet")
+    of_unit.unlink()
     again = rs.run(make_query(on_error="skip", select__strategy="top_k", seed=1))
     assert (again.manifest.units_scored, again.manifest.units_reused) == (1, 3)
     assert again.quarantined == result.quarantined

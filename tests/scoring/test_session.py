@@ -12,7 +12,7 @@ import raystream as rs
 from raystream.scoring import session
 from raystream.scoring.executor import UnitEnded, WorkerReady
 from raystream.store.protocol import StoredFile
-from raystream.store.receipts import Receipt
+from raystream.store.receipts import Receipt, UnitOutputs
 
 MakeQuery = Callable[..., rs.Query]
 
@@ -50,13 +50,13 @@ def test_time_in_which_nothing_is_scored_does_not_count(monkeypatch: pytest.Monk
     """A second set of units comes after other work: the pace, and the time left, are those of the scoring alone."""
     heard, clock = Heard(), iter([0.0, 10.0, 14.0, 100.0, 103.0])
     monkeypatch.setattr(session.time, "perf_counter", lambda: next(clock))
-    prepared: Any = SimpleNamespace(store=SimpleNamespace(append=lambda *_: None))
-    progress = session._Progress(prepared, heard, "queries/q")
-    unit = Receipt(
-        key="k", unit="a#rg0", rows=50, scores=StoredFile("scores.parquet", 1, "0"), embeddings=None, probabilities=None, samples=None,
-        members=None, dimension=None, classes=4, batch_size=32, state_hash="0",
-        quarantined=0, quarantine_reasons=(), bytes_read=1, seconds=1.0,
+    store: Any = SimpleNamespace(append=lambda *_: None)
+    progress = session._Progress(store, heard, "queries/q")
+    receipt = Receipt(
+        key="k", output="scores-0", unit="a#rg0", rows=50, positions="0", file=StoredFile("scores.parquet", 1, "0"), columns=("id",),
+        width=None, members=None, classes=4, batch_size=32, state_hash="0", quarantined=0, quarantine_reasons=(), bytes_read=1, seconds=1.0,
     )  # fmt: skip
+    unit = UnitOutputs((receipt,))
     progress.begin(1)
     progress.on_event(WorkerReady(0))
     progress.on_event(UnitEnded(0, 0, unit))

@@ -13,7 +13,7 @@ import raystream as rs
 from raystream.errors import PoolError
 from raystream.scoring.batch_reader import BatchReader
 from raystream.scoring.estimate import estimate
-from raystream.scoring.plan import prepare
+from raystream.scoring.plan import resolve
 
 MODEL = """
 import numpy as np
@@ -57,10 +57,10 @@ def query(**changes: object) -> rs.Query:
 def test_the_feed_hands_texts_on(texts: list[str], batch: int) -> None:
     """Every text once, in order, as str, in whole batches, filtered or not."""
     for filters, expected in (([], texts), ([["even", "==", 1]], texts[1::2])):
-        prepared = prepare(query(pool={"uri": "pool", "id": "rid", "inputs": ["text"], "filters": filters}))
+        asked = resolve(query(pool={"uri": "pool", "id": "rid", "inputs": ["text"], "filters": filters}))
         found: list[str] = []
-        for task in prepared.tasks:
-            with BatchReader(task.unit, prepared.pool.read, batch, pin=False) as reader:
+        for unit in asked.pool.units:
+            with BatchReader(unit, asked.pool.read, batch, pin=False) as reader:
                 for chunk in reader:
                     for piece in chunk.batches(batch):
                         found += piece.inputs[0].tolist()
@@ -86,10 +86,10 @@ def test_labelled_texts_outside_the_pool_count_as_covered(texts: list[str]) -> N
 def test_texts_for_a_network_are_refused(texts: list[str], tmp_path: Path) -> None:
     """A network of tensors keeps its error; a model of texts refuses numbers."""
     with pytest.raises(PoolError, match=r"column text is dictionary.*; expected numbers, booleans, or lists of them"):
-        prepare(query(model={"source": "text_models:Lengths"}))
+        resolve(query(model={"source": "text_models:Lengths"}))
     (tmp_path / "m").mkdir()
     with pytest.raises(PoolError, match=r"column even is int64; expected strings"):
-        prepare(query(pool={"uri": "pool", "inputs": ["even"]}, model={"kind": "transformers", "source": "m"}))
+        resolve(query(pool={"uri": "pool", "inputs": ["even"]}, model={"kind": "transformers", "source": "m"}))
 
 
 def test_the_estimate_runs_texts(texts: list[str]) -> None:

@@ -10,36 +10,31 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from pools import logits_and_embeddings, vectors
+from scored import file_of, planned
 
 import raystream as rs
 from raystream.errors import ClusterError
 from raystream.scoring.batch_reader import BatchReader
-from raystream.scoring.job import Job
-from raystream.scoring.plan import Prepared, prepare
+from raystream.scoring.plan import ResolvedQuery
 from raystream.scoring.worker import Failure, Worker
-from raystream.store.receipts import read_receipt
+from raystream.store.receipts import EMBEDDINGS, SCORES, read_receipt
 from raystream.store.vectors import map_embeddings
 
 MakeQuery = Callable[..., rs.Query]
 
 
-def job_of(prepared: Prepared, **changes: object) -> Job:
-    prepared.store.put("token", b"")
-    job = Job(
-        model=prepared.query.model, fingerprint=prepared.fingerprint, read=prepared.pool.read, store=prepared.store.uri,
-        token="token", embedding=True, probabilities=False, samples=False,
-        mc_samples=0, seed=0, threads=1, skip_bad_rows=False, import_paths=(),
-    )  # fmt: skip
-    return replace(job, **changes)  # type: ignore[arg-type]
+def worker_of(asked: ResolvedQuery, **changes: object) -> Worker:
+    asked.store.put("token", b"")
+    return Worker(replace(asked.job, token="token", **changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64, 100, 5000])
 def test_the_feed_yields_every_row_once_in_whole_batches(make_query: MakeQuery, batch: int) -> None:
     """Chunks are whole inference batches but for the last, in the file's order, with the inputs as stored."""
-    prepared = prepare(make_query())
-    unit = prepared.tasks[0].unit
+    asked, plan = planned(make_query())
+    unit = plan.units[0]
     rows, ids, values = [], [], []
-    with BatchReader(unit, prepared.pool.read, batch, pin=False) as reader:
+    with BatchReader(unit, asked.pool.read, batch, pin=False) as reader:
         for chunk in reader:
             rows.append(chunk.rows)
             ids += chunk.ids.to_pylist()
@@ -53,8 +48,8 @@ def test_the_feed_yields_every_row_once_in_whole_batches(make_query: MakeQuery, 
 
 def test_the_feed_rebatches_filtered_rows(make_query: MakeQuery) -> None:
     """Filters leave ragged blocks; inference batches are full all the same."""
-    prepared = prepare(make_query(pool__filters=[["country", "==", "DE"]]))
-    with BatchReader(prepared.tasks[0].unit, prepared.pool.read, 16, pin=False) as reader:
+    asked, plan = planned(make_query(pool__filters=[["country", "==", "DE"]]))
+    with BatchReader(plan.units[0], asked.pool.read, 16, pin=False) as reader:
         sizes = [len(chunk) for chunk in reader]
     assert all(size % 16 == 0 for size in sizes[:-1])
     assert 60 < sum(sizes) < 140
@@ -62,9 +57,9 @@ def test_the_feed_rebatches_filtered_rows(make_query: MakeQuery) -> None:
 
 def test_a_feed_that_is_left_early_ends_its_thread(make_query: MakeQuery) -> None:
     """Leaving after the first chunk, or before it, hangs nobody."""
-    prepared = prepare(make_query())
+    asked, plan = planned(make_query())
     for wanted in (0, 1):
-        with BatchReader(prepared.tasks[0].unit, prepared.pool.read, 1, pin=False) as reader:
+        with BatchReader(plan.units[0], asked.pool.read, 1, pin=False) as reader:
             for _ in zip(range(wanted), reader, strict=False):
                 pass
         assert not reader._thread.is_alive()
@@ -72,17 +67,17 @@ def test_a_feed_that_is_left_early_ends_its_thread(make_query: MakeQuery) -> Non
 
 def test_stored_outputs_are_the_models(make_query: MakeQuery) -> None:
     """Scores and float16 embeddings in the store equal a plain torch pass over the same rows."""
-    prepared = prepare(make_query())
-    receipt = Worker(job_of(prepared)).score(prepared.tasks[1])
-    table = pq.read_table(prepared.tasks[1].unit.file.path, partitioning=None)
+    asked, plan = planned(make_query())
+    unit = worker_of(asked).score(plan.missing[1])
+    table = pq.read_table(plan.units[1].file.path, partitioning=None)
     logits, embedding = logits_and_embeddings(table)
-    stored = np.concatenate([part.array for part in map_embeddings(prepared.store.path(receipt.embeddings.name))])  # type: ignore[union-attr]
+    stored = np.concatenate([part.array for part in map_embeddings(file_of(asked.query, unit, EMBEDDINGS))])
     assert stored.dtype == np.float16
     np.testing.assert_allclose(stored, embedding.numpy(), rtol=2e-3, atol=1e-6)
-    scores = pq.read_table(prepared.store.path(receipt.scores.name))
+    scores = pq.read_table(file_of(asked.query, unit, SCORES))
     energy = -logits.double().logsumexp(1).numpy()
     np.testing.assert_allclose(scores.column("energy").to_numpy(), energy, atol=1e-6)
-    assert read_receipt(prepared.store, receipt.key) == receipt
+    assert [read_receipt(asked.store, unit.key, receipt.output) for receipt in unit.receipts] == list(unit.receipts)
 
 
 def test_out_of_memory_halves_the_batch_and_the_receipt_says_so(make_query: MakeQuery, workplace: Path) -> None:
@@ -106,24 +101,25 @@ def test_out_of_memory_halves_the_batch_and_the_receipt_says_so(make_query: Make
 
 def test_two_attempts_at_a_unit_leave_one(make_query: MakeQuery) -> None:
     """The second receipt loses: the first stays, and the loser's files are gone."""
-    prepared = prepare(make_query())
-    worker = Worker(job_of(prepared))
-    first = worker.score(prepared.tasks[0])
-    second = worker.score(prepared.tasks[0])
+    asked, plan = planned(make_query())
+    worker = worker_of(asked)
+    first = worker.score(plan.missing[0])
+    second = worker.score(plan.missing[0])
     assert second == first
-    folder = prepared.store.path(first.scores.name).parent
-    assert len(list(folder.iterdir())) == 3
+    folder = file_of(asked.query, first, SCORES).parent
+    assert len(list(folder.iterdir())) == 4
 
 
 def test_a_receipt_whose_files_are_gone_is_replaced(make_query: MakeQuery) -> None:
     """A unit that lost its scores is scored again for good."""
-    prepared = prepare(make_query())
-    worker = Worker(job_of(prepared))
-    first = worker.score(prepared.tasks[0])
-    prepared.store.discard(first.scores.name)
-    second = worker.score(prepared.tasks[0])
-    assert second.scores.name != first.scores.name
-    assert read_receipt(prepared.store, first.key) == second
+    asked, plan = planned(make_query())
+    worker = worker_of(asked)
+    first = worker.score(plan.missing[0])
+    file_of(asked.query, first, SCORES).unlink()
+    second = worker.score(plan.missing[0])
+    kept = [a == b for a, b in zip(first.receipts, second.receipts, strict=True)]
+    assert kept == [False, True]
+    assert [read_receipt(asked.store, first.key, receipt.output) for receipt in second.receipts] == list(second.receipts)
 
 
 def test_embedding_overflow_names_the_row(make_query: MakeQuery, workplace: Path) -> None:
@@ -133,34 +129,34 @@ def test_embedding_overflow_names_the_row(make_query: MakeQuery, workplace: Path
     x = np.stack(table.column("x").to_pylist())
     x[17] = 1e6
     pq.write_table(table.set_column(1, "x", vectors(x)), path, row_group_size=64)
-    prepared = prepare(make_query())
-    failure = Worker(job_of(prepared)).attempt(prepared.tasks[0])
+    asked, plan = planned(make_query())
+    failure = worker_of(asked).attempt(plan.missing[0])
     assert isinstance(failure, Failure)
     assert "row 17: the embedding overflows float16; set model.embedding_dtype to float32" in str(failure.error)
-    wide = prepare(make_query(model__embedding_dtype="float32"))
-    receipt = Worker(job_of(wide)).score(wide.tasks[0])
-    [part] = map_embeddings(wide.store.path(receipt.embeddings.name))  # type: ignore[union-attr]
+    wide, plan = planned(make_query(model__embedding_dtype="float32"))
+    unit = worker_of(wide).score(plan.missing[0])
+    [part] = map_embeddings(file_of(wide.query, unit, EMBEDDINGS))
     assert part.array.dtype == np.float32
 
 
 def test_unexpected_errors_are_retried_and_bad_data_is_not(make_query: MakeQuery, monkeypatch: pytest.MonkeyPatch) -> None:
     """An OSError may pass; bad rows won't."""
-    prepared = prepare(make_query())
-    worker = Worker(job_of(prepared))
+    asked, plan = planned(make_query())
+    worker = worker_of(asked)
 
     def broken(*_: object) -> None:
         raise OSError("the disk hiccuped")
 
     monkeypatch.setattr(worker, "_score_batch", broken)
-    failure = worker.attempt(prepared.tasks[0])
+    failure = worker.attempt(plan.missing[0])
     assert isinstance(failure, Failure)
     assert failure.retry
     assert "the disk hiccuped" in str(failure.error)
-    assert not list(prepared.store.path("units").rglob("*.arrow"))
+    assert not list(Path(asked.store.uri, "units").rglob("*.arrow"))
 
 
 def test_a_worker_that_sees_another_store_refuses(make_query: MakeQuery) -> None:
     """Without the driver's token, the store isn't shared: exit 5."""
-    prepared = prepare(make_query())
+    asked, _ = planned(make_query())
     with pytest.raises(ClusterError, match=r"give store\.uri a folder that every node shares"):
-        Worker(job_of(prepared, token="never-written"))
+        Worker(replace(asked.job, token="never-written"))

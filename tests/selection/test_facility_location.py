@@ -201,17 +201,29 @@ def test_zero_rows_and_opposites_resemble_nothing():
 
 
 def test_delta_is_the_median_distance_to_the_20th_neighbour():
-    """As by brute force; the least distance between labelled rows that differ takes its place if it is less."""
+    """As by brute force, however few rows there are; equal rows don't count."""
     x = unit(data("normal", 400, 6, 0))
     apart = np.sqrt(np.sort([distances_to(x, row) for row in x], axis=1)[:, 20])
     none = np.empty((0, 6), dtype=np.float32)
     assert default_delta(x, none) == np.median(apart)
     assert default_delta(x, x[[0, 0]]) == np.median(apart)
-    near = unit(x[:1] + np.float32(1e-3))
-    labelled = np.concatenate([x[:3], x[:1], near])
-    assert default_delta(x, labelled) == np.sqrt(distances_to(x[:1], near[0])[0])
-    assert default_delta(x[:1], none) == 1.0
+    assert default_delta(x[:1], none) == default_delta(none, none) == 1.0
     assert default_delta(np.repeat(x[:2], 30, axis=0), none) == 1.0
+
+
+def test_delta_is_at_most_the_median_distance_of_labelled_rows_to_their_nearest():
+    """As by brute force, up to as many as are asked; one pair that is nearly equal changes it as much as any other pair."""
+    x = unit(data("normal", 400, 6, 0))
+    for rows in (x[:2], x[::2], np.concatenate([x[:300], x[:40]])):
+        distinct = np.unique(rows, axis=0)
+        apart = np.sqrt([np.sort(distances_to(distinct, row))[1] for row in distinct])
+        assert default_delta(x, rows) == min(np.median(apart), default_delta(x, x[:0]))
+    assert default_delta(x, x[::2]) < default_delta(x, x[:0])
+    many = unit(data("normal", 2100, 3, 1))
+    asked = [np.sort(distances_to(np.unique(many, axis=0), row))[1] for row in np.unique(many, axis=0)[::3]]
+    assert default_delta(many[:5], many) == np.median(np.sqrt(asked))
+    near = unit(x[:1] + np.float32(1e-3))
+    assert 0.9 * default_delta(x, x[::2]) < default_delta(x, np.concatenate([x[::2], near])) <= default_delta(x, x[::2])
 
 
 def test_the_manifest_says_what_was_represented():

@@ -3,9 +3,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from oracle import data, distances_to, pools
 
 from raystream.errors import DataError, QueryError
-from raystream.selection import ArrayPart, LocalShards, k_means
+from raystream.selection import ArrayPart, LocalShards, bounds, k_means
+from raystream.selection.clusters import fit_centres
 from raystream.selection.constraints import Constraints
 from raystream.selection.k_means import cluster
 from raystream.selection.near_duplicates import NearDuplicates
@@ -22,7 +23,7 @@ from raystream.selection.rows import as_rows
 FEW = ("normal", "clustered", "duplicated", "equal", "binary", "one_hot", "counts", "unit", "offset")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(pools(kinds=FEW), st.integers(0, 10**6))
 def test_exactly_as_many_distinct_rows_as_there_can_be(pool, seed):
     """min(k, n) distinct rows, on duplicates, constants and zero weights too, the heaviest cluster first."""
@@ -41,33 +42,48 @@ def test_one_row_for_each_group_the_heaviest_first():
     np.testing.assert_array_equal(k_means(x, 3, score=[1, 9, 1, 1, 1, 1, 30], seed=1), [6, 1, 5])
 
 
-def test_rows_are_those_nearest_to_faiss_centres():
-    """The rows equal brute force on the centres that FAISS finds, each row used once."""
-    x = data("normal", 300, 5, 0)
-    weight = np.random.default_rng(0).random(300)
-    inner = faiss.Kmeans(5, 12, niter=20, seed=4, max_points_per_centroid=2**31 - 1, min_points_per_centroid=1)
-    inner.train(x, weights=(weight / weight.max()).astype(np.float32))
-    squared = np.array([distances_to(x, c) for c in inner.centroids])
-    heavy = np.bincount(squared.argmin(axis=0), weights=weight, minlength=12)
-    expected = []
+@settings(max_examples=40, deadline=None)
+@given(pools(kinds=FEW), st.integers(0, 10**6))
+def test_rows_are_the_nearest_unused_to_the_centres(pool, seed):
+    """By brute force: to each centre, the heaviest first, its nearest own row, or the nearest of all when its own are used."""
+    x, k = pool
+    k = min(k, len(x) - 1)
+    weight = np.random.default_rng(seed).integers(1, 9, len(x)) / 8
+    if k < 1:
+        return
+    centres = fit_centres(x, weight, k, seed, 20)
+    squared = np.array([distances_to(x, c) for c in centres])
+    nearest = squared.argmin(axis=0)
+    heavy = np.bincount(nearest, weights=weight, minlength=k)
+    rows = []
     for centre in np.argsort(-heavy, kind="stable"):
-        expected.append(min(set(range(300)) - set(expected), key=lambda row: (squared[centre, row], row)))
-    np.testing.assert_array_equal(k_means(x, 12, score=weight, seed=4), expected)
+        left = set(range(len(x))) - set(rows)
+        own = {row for row in left if nearest[row] == centre}
+        rows.append(min(own or left, key=lambda row: (squared[centre, row], row)))
+    found = cluster(as_rows(x), k, weight=weight, seed=seed)
+    np.testing.assert_array_equal(found.rows, rows)
+    np.testing.assert_array_equal(found.gain, np.sort(heavy)[::-1])
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_threads_and_parts_change_nothing(threads):
-    """The same rows from any number of FAISS threads and parts; the number of threads is left as it was."""
-    x = data("clustered", 2000, 16, 0).astype(np.float16)
-    parts = LocalShards([ArrayPart(part) for part in np.split(x, [1, 900])]).rows
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(threads)
+def test_threads_parts_and_units_change_nothing(monkeypatch):
+    """The same rows from 1, 2 and 4 threads, from 1 to 64 parts and from products in either precision, past every block.
+
+    The first iterations see a sample, the last ones all rows.
+    """
+    monkeypatch.setattr("raystream.selection.clusters._POINTS", 3000)
+    x = data("clustered", 9000, 16, 0).astype(np.float16)
+    weight = np.random.default_rng(0).random(len(x))
+    before, found = torch.get_num_threads(), []
     try:
-        rows = cluster(parts, 50, seed=1).rows
-        assert faiss.omp_get_max_threads() == threads
+        for threads, parts, units in ((1, 64, False), (2, 1, True), (4, 2, False), (2, 7, True), (1, 1, True)):
+            torch.set_num_threads(threads)
+            monkeypatch.setattr(bounds, "has_bfloat16_units", lambda units=units: units)
+            rows = LocalShards([ArrayPart(part) for part in np.array_split(x, parts)]).rows
+            found.append(cluster(rows, 50, weight=weight, seed=1).rows.tolist())
+            assert torch.get_num_threads() == threads
     finally:
-        faiss.omp_set_num_threads(before)
-    np.testing.assert_array_equal(rows, k_means(x.astype(np.float32), 50, seed=1))
+        torch.set_num_threads(before)
+    assert all(rows == found[0] for rows in found)
 
 
 @pytest.mark.parametrize("power", [-120, -60, 40, 63, 126])
@@ -86,6 +102,14 @@ def test_two_levels_find_as_many_rows():
         found = cluster(as_rows(x), 100, weight=given_weight, one_level=10)
         assert len(set(found.rows.tolist())) == 100
     assert len(set(cluster(as_rows(x), 399, one_level=10).rows.tolist())) == 399
+
+
+def test_copies_beyond_every_block():
+    """Where the rows are copies of three, those come first, then the lowest of the rest, whichever centre they stand for."""
+    x = np.repeat(data("normal", 3, 4, 0), 3000, axis=0)
+    rows = k_means(x, 200)
+    assert sorted(rows[:3].tolist()) == [0, 3000, 6000]
+    assert len(set(rows.tolist())) == 200
 
 
 def test_near_duplicates_give_way_to_the_next_row():

@@ -15,19 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 from obstore.store import MemoryStore
 from pools import logits_and_embeddings, pool_table
+from scored import planned
 
 import raystream as rs
 from raystream.errors import QueryError, StoreError, StoreUnreachable
 from raystream.run import calibrate, score
-from raystream.scoring.plan import prepare, write_plan
+from raystream.scoring.plan import write_plan
 from raystream.store.gc import collect
 from raystream.store.life import ALIVE_SECONDS, BEAT_SECONDS, SignOfLife, is_alive, server_time
 from raystream.store.local import LocalStore
 from raystream.store.opening import open_store
 from raystream.store.protocol import Entry, Store
-from raystream.store.queries import plan_keys
-from raystream.store.receipts import read_receipt
-from raystream.store.result import load_result
+from raystream.store.queries import plan_outputs, read_plan, stored_units
+from raystream.store.result import Result, load_result
 
 MakeQuery = Callable[..., rs.Query]
 
@@ -124,15 +124,16 @@ def test_nothing_that_a_run_needs_goes_while_it_runs(make_query: MakeQuery, monk
 
         monkeypatch.setattr(module, name, call)
 
-    from raystream.choosing import batch, epig, labelled
-    from raystream.scoring import plan as preparing
-    from raystream.scoring import session
+    from raystream import steps
+    from raystream.choosing import epig
+    from raystream.scoring import plan
+    from raystream.scoring.session import Session
 
-    for module, name in ((preparing, "write_plan"), (session, "all_receipts"), (labelled, "find_labelled_rows"), (batch, "choose_batch")):
+    for module, name in (
+        (steps, "write_plan"), (steps, "read_pool"), (steps, "find_labelled_rows"), (steps, "choose_batch"), (plan, "plan_scoring"),
+        (epig, "plan_scoring"), (Session, "compute"),
+    ):  # fmt: skip
         after(module, name)
-    for where in (labelled, epig, preparing):
-        after(where, "find_scored")
-    after(session.Session, "score")
     result = rs.run(make_query(**changes, store__uri=uri))
     monkeypatch.undo()
     assert len(swept) >= 6
@@ -153,15 +154,15 @@ def test_units_that_nobody_kept_are_safe_once_a_run_uses_them(
     assert {key for key in (workplace / "runs/units").glob("*/*")} == before
     for path in (workplace / "runs/units").rglob("*"):
         os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns - int(9 * 86400e9)))
-    from raystream.choosing import batch
+    from raystream import steps
 
-    real, swept = batch.choose_batch, []
+    real, swept = steps.choose_batch, []
 
     def call(*arguments: Any) -> Any:
         swept.append(collect(LocalStore("runs"), older_than=86400.0, delete=True))
         return real(*arguments)
 
-    monkeypatch.setattr(batch, "choose_batch", call)
+    monkeypatch.setattr(steps, "choose_batch", call)
     result = rs.run(make_query(**changes, store__query="new"))
     assert result.manifest.units_scored == 0
     assert len(swept) == 1
@@ -250,6 +251,11 @@ def test_runs_that_end_leave_no_sign(make_query: MakeQuery, workplace: Path) -> 
     assert [path for path in (workplace / "runs").rglob("*") if path.name.startswith(("token-", "needs-"))] == []
 
 
+def kept(result: Result) -> tuple[str, ...]:
+    """The outputs that a query's plan names."""
+    return plan_outputs(read_plan(result.store, result.query))
+
+
 @pytest.mark.usefixtures("lake")
 def test_the_manifest_is_the_last_write(make_query: MakeQuery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Selection, its copy and the plan with all keys come before it: whoever sees it sees all of them."""
@@ -260,20 +266,21 @@ def test_the_manifest_is_the_last_write(make_query: MakeQuery, monkeypatch: pyte
     result = rs.run(make_query(**QUERIES["epig"]))
     last = [path.rpartition("/")[2].partition("-")[0] for path in written if "token-" not in path]
     assert last[-5:] == ["query.yaml", "plan.parquet", "plan.parquet", "selection.parquet", "manifest.json"]
-    assert all(read_receipt(result.store, key) for key in plan_keys(result.store, result.query))
-    assert len(plan_keys(result.store, result.query)) == 8
+    assert [outputs.rpartition("-")[0] for outputs in kept(result)] == ["scores", "samples", "epig"]
+    assert len(stored_units(result.store, result.manifest)) == 4
 
 
 @pytest.mark.usefixtures("lake")
 def test_a_run_that_begins_late_keeps_the_plan_of_one_that_is_further_on(make_query: MakeQuery) -> None:
     """The same query once more, planned before the first was committed: the keys of EPIG stay in the plan, and so do its units."""
     query = make_query(**QUERIES["epig"])
-    late = prepare(query)
+    late = planned(query)
     result = rs.run(query)
-    write_plan(late)
-    assert len(plan_keys(result.store, result.query)) == 8
+    write_plan(*late)
+    assert len(kept(result)) == 3
     found = collect(result.store, older_than=0.0, delete=True)
-    assert (found.units.count, found.units_kept.count) == (1, 8)  # the targets' own unit, which only their samples were needed of
+    assert (found.units.count, found.units_kept.count) == (1, 4)  # the targets' own unit, which only their samples were needed of
+    assert len(stored_units(result.store, result.manifest)) == 4
 
 
 def test_who_loses_a_name_leaves_the_winners_files(make_query: MakeQuery, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,23 +300,23 @@ def test_who_loses_a_name_leaves_the_winners_files(make_query: MakeQuery, monkey
         rs.run(make_query(store__query="q"))
     found = load_result("runs", "q")
     assert found.selection.equals(winner[0].selection)
-    assert len(plan_keys(found.store, "q")) == 1
+    assert read_plan(found.store, "q").num_rows == 1
     assert len([name for name in found.store.names("queries/q") if name.startswith("selection-")]) == 1
 
 
 def test_a_run_whose_query_was_committed_meanwhile_changes_nothing(make_query: MakeQuery, monkeypatch: pytest.MonkeyPatch) -> None:
     """It gives back what was committed first, and writes not even a copy."""
     first: list[Any] = []
-    from raystream.choosing import batch
+    from raystream import steps
 
-    real = batch.choose_batch
+    real = steps.choose_batch
 
     def late(*arguments: Any) -> Any:
-        monkeypatch.setattr(batch, "choose_batch", real)
+        monkeypatch.setattr(steps, "choose_batch", real)
         first.append(rs.run(make_query()))
         return real(*arguments)
 
-    monkeypatch.setattr(batch, "choose_batch", late)
+    monkeypatch.setattr(steps, "choose_batch", late)
     result = rs.run(make_query())
     assert not result.new
     assert result.manifest == first[0].manifest

@@ -13,7 +13,7 @@ from raystream.errors import QueryError, StoreError, StoreVersionError
 from raystream.store.local import LocalStore
 from raystream.store.opening import FORMAT, open_store, refuse_in_store
 from raystream.store.protocol import StoredFile
-from raystream.store.receipts import Receipt, read_receipt, unit_folder
+from raystream.store.receipts import Receipt, read_receipt, receipt_name
 
 
 def test_of_many_writers_one_wins(tmp_path: Path) -> None:
@@ -81,9 +81,9 @@ def test_an_uri_of_another_kind_is_refused() -> None:
 
 def receipt(**changes: object) -> Receipt:
     fields = {
-        "key": "ab" * 32, "unit": "p#rg0", "rows": 3, "scores": StoredFile("units/ab/scores.parquet", 5, "0"), "embeddings": None,
-        "probabilities": None, "samples": None,
-        "members": None, "dimension": None, "classes": 4, "batch_size": 32, "state_hash": "s", "quarantined": 0,
+        "key": "ab" * 32, "output": "scores-0", "unit": "p#rg0", "rows": 3, "positions": "0", "columns": ("id", "margin"),
+        "file": StoredFile("units/ab/scores.parquet", 5, "0"), "width": None, "members": None, "classes": 4,
+        "batch_size": 32, "state_hash": "s", "quarantined": 0,
         "quarantine_reasons": ("x",), "bytes_read": 1, "seconds": 0.1,
     }  # fmt: skip
     return Receipt(**(fields | changes))  # type: ignore[arg-type]
@@ -91,8 +91,8 @@ def receipt(**changes: object) -> Receipt:
 
 def test_receipts_survive_json() -> None:
     """What is read is what was written."""
-    for embeddings in (None, StoredFile("e.arrow", 9, "1")):
-        written = receipt(embeddings=embeddings, probabilities=embeddings, samples=embeddings, members=3)
+    for file in (None, StoredFile("e.arrow", 9, "1")):
+        written = receipt(file=file, quarantine=file, members=3, class_labels=("a", 1), notes=("note",))
         assert Receipt.from_json(written.to_json()) == written
 
 
@@ -100,12 +100,12 @@ def test_a_receipt_counts_only_if_its_files_are_whole(tmp_path: Path) -> None:
     """A unit whose scores are gone or cut short is not scored."""
     store = LocalStore(str(tmp_path))
     proof = receipt()
-    store.put_if_absent(f"{unit_folder(proof.key)}/receipt.json", proof.to_json())
-    assert read_receipt(store, proof.key) is None
+    store.put_if_absent(receipt_name(proof.key, proof.output), proof.to_json())
+    assert read_receipt(store, proof.key, proof.output) is None
     store.put("units/ab/scores.parquet", b"12345")
-    assert read_receipt(store, proof.key) == proof
+    assert read_receipt(store, proof.key, proof.output) == proof
     store.put("units/ab/scores.parquet", b"1234")
-    assert read_receipt(store, proof.key) is None
+    assert read_receipt(store, proof.key, proof.output) is None
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ OPTIONAL_KEYS = frozenset(
 )
 """The keys of `model` that only some kinds use; any other kind refuses them."""
 
-ALL_TASKS = frozenset({"classes", "segmentation", "tokens", "multi_label", "regression"})
+ALL_TASKS = ("classes", "segmentation", "tokens", "multi_label", "regression")
 _CLASSES_ALONE = frozenset({"classes"})
 _CLASSES_OR_LABELS = frozenset({"classes", "multi_label"})
 
@@ -71,7 +71,7 @@ class KindEntry:
     extra: str = ""
     texts: Literal["refused", "taken", "expected"] = "refused"
     scores: bool = True
-    tasks: frozenset[str] = ALL_TASKS
+    tasks: frozenset[str] = frozenset(ALL_TASKS)
     named: bool = False
     gives: Literal["probabilities"] | None = None
     names_classes: bool = False
@@ -171,7 +171,7 @@ KINDS: Mapping[str, KindEntry] = {
         "the mean of the last hidden state, or a module",
         extra="text",
         texts="expected",
-        tasks=ALL_TASKS - {"segmentation"},
+        tasks=frozenset(ALL_TASKS) - {"segmentation"},
     ),
     "sentence_transformers": KindEntry(
         "a sentence encoder; no scores, so for strategies that need none",

@@ -70,15 +70,18 @@ def _strategy(name: str, traits: Traits) -> Listing:
 
 
 def _score(name: str, entry: ScoreEntry) -> Listing:
-    tasks = ", ".join(sorted(entry.tasks))
-    return Listing(name, entry.does, (entry.needs,), {"tasks": tasks}, tuple(sorted(entry.keys)), entry.args, entry.code)
+    return Listing(name, entry.does, (entry.needs,), {"tasks": _tasks(entry.tasks)}, tuple(sorted(entry.keys)), entry.args, entry.code)
+
+
+def _tasks(tasks: frozenset[str]) -> str:
+    return "all" if tasks == frozenset(ALL_TASKS) else ", ".join(task for task in ALL_TASKS if task in tasks)
 
 
 def _kind(name: str, entry: KindEntry) -> Listing:
     facts = {
         "source": entry.source or "none",
         "embedding": entry.embedding,
-        "tasks": ", ".join(sorted(entry.tasks)) if entry.tasks != ALL_TASKS else "all",
+        "tasks": _tasks(entry.tasks),
         "texts": entry.texts,
         "mc_dropout": f"no: {entry.no_dropout}" if entry.no_dropout else "yes",
     }

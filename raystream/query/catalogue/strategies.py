@@ -73,7 +73,7 @@ def _keys(*names: str) -> frozenset[str]:
 TRAITS: Mapping[str, Traits] = {
     "badge": Traits(
         "by the size and direction of the last layer's gradient: D-squared sampling, exact, factorised",
-        "a network's classes matter more than its embedding alone, and batches are small or medium. It needs no score of its own.",
+        "predicted classes as well as embeddings should tell rows apart, by the gradients of the last layer.",
         "raystream.selection.badge:badge_strategy",
         embedding=True,
         probabilities=True,
@@ -111,14 +111,15 @@ TRAITS: Mapping[str, Traits] = {
     ),
     "combine": Traits(
         "a product of objectives, each to the power of its strength",
-        "you want to weigh uncertainty, distance, density and likeness yourself; `similar_to: [ids]` asks for more like these.",
+        "you want to weigh uncertainty, distance, density and likeness yourself, as in `terms: {score: 1, distance: 1, typicality: 1, "
+        "similarity: 2}`; `similar_to: [ids]` asks for more like these.",
         "raystream.selection.combine:combine_strategy",
         embedding=True,
         keys=_keys("metric", "terms", "similar_to"),
     ),
     "core_set": Traits(
         "the row farthest from all chosen ones, exactly, in a handful of passes",
-        "the pool must be covered, rare rows included, and a bound on how well matters; it needs no score.",
+        "the pool must be covered, rare rows included, and a bound on how well matters; with `candidates: all` it needs no score.",
         "raystream.selection.core_set:core_set_strategy",
         embedding=True,
         tenfold=True,
@@ -223,7 +224,7 @@ TRAITS: Mapping[str, Traits] = {
         "raystream.selection.stochastic:softmax_strategy",
         score=True,
         chance=True,
-        args={"beta": positive(1.0, "near 0 it is chance, far above it `top_k`")},
+        args={"beta": positive(1.0, "near 0 it is chance; the larger, the nearer to `top_k`")},
     ),
     "softrank": Traits(
         "the highest scores, with noise: in proportion to rank^-beta",
@@ -252,14 +253,19 @@ TRAITS: Mapping[str, Traits] = {
     ),
     "u_herding": Traits(
         "the rows that explain most of the uncertainty around them",
-        "score and density should count together, from the first batch to the last.",
+        "score and density should count together, from the first batch to the last, embeddings come from a trained network and "
+        "`model.temperature` is fitted: scores that are all alike leave density alone. Not on TF-IDF of short texts; take `k_means` there.",
         "raystream.selection.u_herding:u_herding_strategy",
         score=True,
         embedding=True,
         chance=True,
         keys=_keys(),
         args={
-            "delta": positive(None, "the kernel's width", "the median distance of targets to their 20th neighbour"),
+            "delta": positive(
+                None,
+                "the kernel's width",
+                "the median distance of targets to their 20th neighbour, or of labelled rows to their nearest labelled one, if less",
+            ),
             "targets": count(None, "rows to explain, drawn by hashes", "as of `facility_location`"),
         },
     ),

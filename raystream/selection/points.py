@@ -1,0 +1,160 @@
+"""Weighted rows as k-means takes them: encoded once for products with centres, and drawn so that few stand for many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raystream.selection.bounds import Encoding, Precision
+from raystream.selection.hashing import row_hash, uniform
+from raystream.selection.nearest import Centres, nearest
+from raystream.selection.ranking import lowest
+from raystream.selection.rows import Array, tensor
+from raystream.threads import Result, each, one_thread
+
+BLOCK = 2048
+"""Rows that are multiplied at a time."""
+_SHIFT_ROWS = 1024
+_KEPT_BYTES = 1 << 26
+"""Rows of more bytes are not kept a second time in float32."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """n rows and what each of them counts.
+
+    Attributes:
+        x: (n, d) float32.
+        weight: (n,) float64, at least 0, some above.
+        encoding: of rows and centres, which has no influence on what is found.
+        operand, slack: the rows encoded; None where they are encoded again each time, which takes little beside a large product in float32.
+    """
+
+    x: Array
+    weight: Array
+    encoding: Encoding
+    operand: torch.Tensor | None = None
+    slack: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, x: Array, weight: Array, encoding: Encoding) -> Points:
+        """Encode the rows, if they are to be kept encoded."""
+        if not encoding.bfloat16 and x.nbytes > _KEPT_BYTES:
+            return cls(x, weight, encoding)
+        return cls(x, weight, encoding, *encode(x, encoding))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def encoded(self, at: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Operand (m, width) and slack (m,) of some rows."""
+        if self.operand is None or self.slack is None:
+            return self.encoding.rows(self.x[at])
+        return self.operand[at], self.slack[at]
+
+    def label(self, centres: Array) -> Callable[[], Callable[[slice], Array]]:
+        """For each thread what finds the nearest of the (k, d) float32 centres, (m,) int64, to at most `BLOCK` rows: as in float64."""
+        compared = distinct(centres)
+        among = Centres.of(centres[compared], self.encoding)
+
+        def start() -> Callable[[slice], Array]:
+            room = torch.empty((BLOCK, len(compared)), dtype=self.encoding.dtype)
+            return lambda at: compared[nearest(self.x[at], among, encoded=self.encoded(at), room=room).index]
+
+        return start
+
+
+def encode(x: Array, encoding: Encoding) -> tuple[torch.Tensor, torch.Tensor]:
+    """Operand (n, width) and slack (n,) of (n, d) rows, some at a time, so that nothing else of their size is needed."""
+    operand, slack = torch.empty((len(x), encoding.width), dtype=encoding.dtype), torch.empty(len(x))
+
+    def see(at: slice) -> None:
+        slack[at] = encoding.rows(x[at], operand[at])[1]
+
+    by_blocks(slices(len(x), BLOCK), lambda: see)
+    return operand, slack
+
+
+def encoding_of(x: Array, precision: Precision = "auto", *, looked_at: int = _SHIFT_ROWS) -> Encoding:
+    """How to encode rows, around the median of about so many of them: beside outliers, which move a mean, the others keep their digits."""
+    largest = max(float(x.max()), -float(x.min()))
+    return Encoding.fit(np.median(x[:: -(-len(x) // looked_at)], axis=0), largest, on_grid=False, precision=precision)
+
+
+def distinct(centres: Array) -> Array:
+    """The first of all (k, d) centres that are equal, int64, ascending: with the others, every row beside them is a tie to be decided."""
+    if len(np.unique(centres[:, 0])) == len(centres):
+        return np.arange(len(centres))
+    first: Array = np.sort(np.unique(centres, axis=0, return_index=True)[1])
+    return first
+
+
+def slices(n: int, size: int) -> list[slice]:
+    """The rows [0, n), `size` at a time."""
+    return [slice(begin, min(begin + size, n)) for begin in range(0, n, size)]
+
+
+def by_blocks(blocks: Sequence[slice], start: Callable[[], Callable[[slice], Result]]) -> list[Result]:
+    """`each`, a single thread for each block even where there is one only: how a product is shared out may change its last bits."""
+    if len(blocks) > 1:
+        return each(blocks, start)
+    with one_thread():
+        work = start()
+        return [work(block) for block in blocks]
+
+
+def squared_to(x: Array, centres: Array, label: Array | None = None) -> Array:
+    """(n,) float32 squared distances by differences, of the (n, d) rows to `centres[label]`, or all to the first."""
+    result = np.empty(len(x), dtype=np.float32)
+    wide = tensor(centres)
+
+    def see(at: slice) -> None:
+        to = wide[0] if label is None else wide[torch.from_numpy(label[at])]
+        result[at] = (tensor(x[at]) - to).square_().sum(1).numpy()
+
+    by_blocks(slices(len(x), BLOCK), lambda: see)
+    return result
+
+
+def drawn(x: Array, weight: Array, count: int, seed: int, purpose: str, point: Array) -> tuple[Array, Array]:
+    """At most `count` rows (int64, ascending) that stand for all, and the weights (float64) that they stand for.
+
+    Half of them in proportion to the weights, half to the weighted squared distances to `point`, so that the few outliers which
+    make up a sum of squares are among them (as in Bachem et al., *Scalable k-means clustering via lightweight coresets*, 2018).
+    Drawn without replacement, by priority (Duffield et al., *Priority sampling for estimation of arbitrary subset sums*, 2007):
+    a sum over the rows drawn has the sum over all for its expectation.
+    """
+    n = len(x)
+    if count >= n:
+        return np.arange(n), weight
+    chance = _chance(weight, count / 2) + _chance(weight * squared_to(x, point[None]), count / 2)
+    luck = uniform(row_hash(seed, np.arange(n)), purpose)
+    with np.errstate(divide="ignore"):
+        priority = luck / chance  # the lowest first
+    order = lowest(priority, count + 1)
+    rows = np.sort(order[:-1])
+    with np.errstate(invalid="ignore"):
+        true = np.minimum(chance[rows] * priority[order[-1]], 1.0)  # nan where there are fewer rows of any weight
+    return rows, np.divide(weight[rows], true, out=weight[rows], where=true > 0)
+
+
+def _chance(share: Array, count: float) -> Array:
+    """(n,) float64 in proportion to `share`, which add up to `count` if each counts as at most 1; infinite if none has to be below."""
+    most = math.ceil(count)
+    parts = np.partition(share, len(share) - most)
+    top = np.sort(parts[len(share) - most :])[::-1]
+    # what the r-th largest and all below it add up to
+    rest = parts[: len(share) - most].sum() + np.cumsum(top[::-1])[::-1]
+    certain = int(np.argmax(top * (count - np.arange(most)) <= rest))
+    unit = rest[certain] / (count - certain)
+    return share / unit if unit > 0 else np.where(share > 0, np.inf, 0.0)
+
+
+def cost(points: Points, centres: Array) -> float:
+    """The weighted sum of squared distances to the centres that the points find."""
+    label = np.concatenate(by_blocks(slices(len(points), BLOCK), points.label(centres)))
+    return float((points.weight * squared_to(points.x, centres, label)).sum())

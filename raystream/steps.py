@@ -1,0 +1,144 @@
+"""The steps of a run: plan, score, merge, choose, commit. What `raystream.run` does, with all that it takes imported."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from raystream.choosing.batch import choose_batch
+from raystream.choosing.checked_pool import flat_scores, read_pool
+from raystream.choosing.commit import Scoring, commit
+from raystream.choosing.epig import with_epig
+from raystream.choosing.labelled import find_labelled_rows
+from raystream.choosing.pool_columns import PoolColumns
+from raystream.choosing.verify import Verified
+from raystream.choosing.verify import verify as derive_again
+from raystream.cluster.processes import Processes
+from raystream.errors import QueryError, StoreError
+from raystream.exchange.tables import check_output, write_table
+from raystream.pool import refuse_among
+from raystream.query import Query
+from raystream.scoring.calibrate import Fitted, fitted_temperature
+from raystream.scoring.class_labels import named_classes
+from raystream.scoring.plan import resolve, write_plan
+from raystream.scoring.progress import Reporter
+from raystream.scoring.session import Session, model_notes, score_warnings
+from raystream.store.life import SignOfLife
+from raystream.store.manifest import Seconds
+from raystream.store.opening import refuse_in_store
+from raystream.store.protocol import Store
+from raystream.store.quarantined import named, quarantined_rows
+from raystream.store.result import Result, Scores, read_result
+
+
+def run(query: Query, reporter: Reporter, may_score: bool) -> Result:
+    """See `raystream.run.run`."""
+    with Processes(query.cluster, reporter) as processes:
+        began = time.perf_counter()
+        fitted = fitted_temperature(query, reporter, processes, may_score=may_score)
+        result = _run(query, fitted, reporter, processes, may_score, time.perf_counter() - began)
+    return _with_output(query, result)
+
+
+def _run(query: Query, fitted: Fitted | None, reporter: Reporter, processes: Processes, may_score: bool, fitting: float) -> Result:
+    began = time.perf_counter()
+    if query.output is not None:
+        refuse_among(query.output, query.row_uris, "output", f"selection-{query.store.query or '0' * 12}.parquet")
+        refuse_in_store(query.output, query.store.uri, "output")
+        check_output(query.output, storage=query.pool.options)
+    with SignOfLife() as life:
+        reporter.stage("Reading the pool's footers")
+        asked = resolve(query, fitted.calibration if fitted else None)
+        committed = asked.committed
+        if committed is not None:
+            return read_result(asked.store, committed)
+        life.begin(asked.store, asked.folder)
+        plan = asked.plan(asked.pool.units)
+        if plan.missing and not may_score:
+            raise QueryError(
+                f"{len(plan.missing)} of {len(plan.units)} units are not scored yet; run raystream query or raystream score first"
+            )
+        write_plan(asked, plan)
+        planned = time.perf_counter()
+        with Session(asked.job, asked.store, asked.folder, reporter, processes, life, may_score=may_score) as session:
+            units = session.score(plan)
+            scored = time.perf_counter()
+            reporter.stage("Merging the scores")
+            pool, also, notes = with_epig(asked, plan, read_pool(asked, plan, units, session.warnings), session)
+            covered = find_labelled_rows(asked, pool, session)
+            session.end_workers()
+            reporter.stage(f"Choosing {query.select.budget} rows by {query.select.strategy}")
+            columns = PoolColumns(pool, asked.pool.keep_schema, named_classes(asked.classes, pool.units))
+            batch = choose_batch(asked.query, columns, covered, processes)
+        seconds = Seconds(
+            start=session.start_seconds,
+            plan=planned - began,
+            score=scored - planned - session.start_seconds,
+            select=time.perf_counter() - scored,
+            calibrate=fitting,
+        )
+        warnings = [*asked.warnings, *score_warnings(asked.query, pool.units, session), *flat_scores(asked.query, pool), *notes]
+        warnings += [*covered.warnings, *batch.warnings, *model_notes(pool.units)]
+        scoring = Scoring(plan, also, session.units_scored, session.bytes_read)
+        return commit(asked, scoring, pool, covered, batch, seconds, warnings)
+
+
+def _with_output(query: Query, result: Result) -> Result:
+    """The result, once the table that the query names holds it, too."""
+    if query.output is None:
+        return result
+    try:
+        rows = result.selection.replace_schema_metadata(result.manifest.about)
+        write_table(rows, query.output, result.query, storage=query.pool.options)
+    except StoreError as error:
+        raise StoreError(f"{error}; query {result.query} is committed, run it again to write this table") from error
+    return replace(result, output=query.output)
+
+
+def score(query: Query, reporter: Reporter) -> Scores:
+    """See `raystream.run.score`."""
+    with Processes(query.cluster, reporter) as processes, SignOfLife() as life:
+        began = time.perf_counter()
+        fitted = fitted_temperature(query, reporter, processes)
+        fitting = time.perf_counter() - began
+        reporter.stage("Reading the pool's footers")
+        asked = resolve(query, fitted.calibration if fitted else None)
+        committed = asked.is_committed
+        if not committed:
+            life.begin(asked.store, asked.folder)
+        plan = asked.plan(asked.pool.units)
+        if not committed:
+            write_plan(asked, plan)  # `raystream gc` knows by it which units are in use
+        planned = time.perf_counter()
+        with Session(asked.job, asked.store, asked.folder, reporter, processes, life) as session:
+            pool, _, notes = with_epig(asked, plan, read_pool(asked, plan, session.score(plan), session.warnings), session)
+            covered = find_labelled_rows(asked, pool, session)
+    scoring = time.perf_counter() - planned - session.start_seconds
+    every = [*pool.units, *covered.elsewhere]
+    told = [*asked.warnings, *score_warnings(asked.query, pool.units, session), *notes, *covered.warnings, *model_notes(pool.units)]
+    return Scores(
+        query=asked.name,
+        rows=len(pool),
+        units_scored=session.units_scored,
+        units_reused=len(plan.units) - len(plan.missing),
+        warnings=tuple(told),
+        seconds=Seconds(start=session.start_seconds, plan=planned - began - fitting, score=scoring, calibrate=fitting),
+        quarantined=tuple(named(quarantined_rows(asked.store, every), sum(unit.quarantined for unit in every))),
+    )
+
+
+def calibrate(query: Query, reporter: Reporter) -> Fitted:
+    """See `raystream.run.calibrate`."""
+    with Processes(query.cluster, reporter) as processes:
+        fitted = fitted_temperature(query, reporter, processes)
+    if fitted is None:
+        raise QueryError(
+            f"model.temperature is {query.model.temperature}, expected labelled Parquet, CSV or JSON Lines to fit it on; "
+            "give its path there, and the column of its labels in pool.label"
+        )
+    return fitted
+
+
+def verify(store: Store, name: str, reporter: Reporter) -> Verified:
+    """See `raystream.choosing.verify`."""
+    return derive_again(store, name, lambda query: Processes(query.cluster, reporter), reporter)

@@ -1,0 +1,112 @@
+"""README, CONTRIBUTING and docs/: links lead somewhere, tables are up to date, snippets are true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.main import get_command
+
+import raystream
+from raystream import cli
+from raystream.query import Query
+from raystream.spec import read_spec
+
+ROOT = Path(raystream.__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """Those of a page's headings: lower case, spaces as hyphens, punctuation left out."""
+    heads = re.findall(r"^#+ (.*)$", without_code(page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def snippets(page: Path, language: str) -> list[str]:
+    found = re.findall(rf"^ *```{language}\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(code) for code in found]
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every link to a file finds it, and every anchor a heading."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text()))
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        if target.startswith(("http:", "https:")):
+            continue
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), target
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    """Whoever follows links from README comes to every document."""
+    seen, left = set(), [ROOT / "README.md"]
+    while left:
+        page = left.pop().resolve()
+        if page in seen or page.suffix != ".md":
+            continue
+        seen.add(page)
+        targets = (target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())))
+        left += [page.parent / target for target in targets if target and not target.startswith("http")]
+    assert {page.resolve() for page in PAGES} <= seen
+
+
+def test_generated_tables_are_up_to_date() -> None:
+    """`make docs` would change nothing."""
+    done = subprocess.run([sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@every_page
+def test_yaml_snippets_are_queries(page: Path, tmp_path: Path) -> None:
+    """Each is a whole query, or becomes one with the sections that it leaves out."""
+    for code in snippets(page, "yaml"):
+        given = yaml.safe_load(code)
+        whole = {"pool": {"uri": "pool", "inputs": ["x"]}, "model": {"source": "m:net"}, "select": {"budget": 1000}} | given
+        (tmp_path / "query.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
+        assert Query(**read_spec(tmp_path / "query.yaml", [])) == Query(**whole)
+
+
+@every_page
+def test_python_snippets_run(page: Path) -> None:
+    """Those that need neither a query file nor the code around them run as they stand; the others are at least Python."""
+    for code in snippets(page, "python"):
+        compile(code, page.name, "exec")
+        if "import" in code and "query.yaml" not in code:
+            exec(code, {"__name__": "snippet"})
+
+
+def test_commands_are_those_that_there_are() -> None:
+    """docs/cli.md lists every command, and no page shows one that isn't there."""
+    known = set(get_command(cli.app).commands)  # type: ignore[attr-defined]
+    listed = set(re.findall(r"`(?:raystream )?([a-z]+)[^`]*`", (ROOT / "docs" / "cli.md").read_text().partition("## ")[0]))
+    assert known - {"version"} <= listed
+    for page in PAGES:
+        code = " ".join(re.findall(r"```\n.*?```|`[^`\n]+`", page.read_text(), re.DOTALL))
+        shown = set(re.findall(r"(?:`|\n|-- )raystream ([a-z]+)", code))
+        assert shown <= known, page.name
+
+
+def test_the_readme_is_short() -> None:
+    """A newcomer reads it to its end."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@every_page
+def test_named_files_are_there(page: Path) -> None:
+    """Files and folders of the repository that a page names exist."""
+    named = re.findall(r"`((?:raystream|tests|benchmarks|docs|jobs)/[\w./]*)`", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
