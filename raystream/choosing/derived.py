@@ -58,7 +58,7 @@ class StoredResults:
         try:
             for name, array in arrays.items():
                 with self.store.writing(names[name]) as file:
-                    np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+                    np.lib.format.write_array(file, np.asarray(array, order="C"), allow_pickle=False)
             receipt = json.dumps({name: asdict(self.store.stored(file)) for name, file in names.items()}).encode()
             if self.store.put_if_absent(f"{folder}/receipt.json", receipt):
                 return

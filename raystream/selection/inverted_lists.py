@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raystream.selection.clusters import clusters
+from raystream.selection.derived import Kept
 from raystream.selection.rows import Array, squared_distances
 from raystream.selection.threads import each
 
@@ -67,10 +68,10 @@ def _distances(x: Array, point: Array) -> tuple[Array, Array]:
     return below, np.sqrt(squared * (1 + error) + tiny)
 
 
-def inverted_lists(x: Array, seed: int) -> InvertedLists:
-    """About sqrt(n) lists of the (n, d) float32 rows."""
+def inverted_lists(x: Array, seed: int, kept: Kept | None = None) -> InvertedLists:
+    """About sqrt(n) lists of the (n, d) float32 rows; `kept` may hold their clusters."""
     n = len(x)
-    found = clusters(x, round(np.sqrt(n)), seed)
+    found = clusters(x, round(np.sqrt(n)), seed, kept=kept)
     longest = _LARGEST * int(np.ceil(n / len(found.size)))
     members: list[Array] = []
     centre: list[int] = []

@@ -6,6 +6,7 @@ pools the rows of one list of a coarse k-means are compared, all at once, with t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from raystream.selection.derived import Arrays, Kept
 from raystream.selection.inverted_lists import inverted_lists
 from raystream.selection.near_rows import Near, NearRows, Stretches, bits
 from raystream.selection.nearest import pair_distances
@@ -31,7 +33,7 @@ _SAMPLED = 250
 _QUERIES = 1024
 
 Facts = dict[str, float | int | str]
-Kept = TypeVar("Kept")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,15 @@ class Edges:
     index: Array
     full: Array
     facts: Facts
+
+    @classmethod
+    def kept(cls, arrays: Arrays) -> Edges:
+        """Edges from `arrays`."""
+        return cls(arrays["start"], arrays["index"], arrays["full"], json.loads(str(arrays["facts"])))
+
+    def arrays(self) -> Arrays:
+        """All of it as arrays by name, to be kept."""
+        return {"start": self.start, "index": self.index, "full": self.full, "facts": np.asarray(json.dumps(self.facts))}
 
     def of(self, rows: Array) -> Array:
         """int64 neighbours of all these rows, one row's after another's."""
@@ -165,10 +176,10 @@ class Block:
 
 
 class Index:
-    """The (n, d) float32 rows `x`, in an order in which those to be compared lie side by side."""
+    """The (n, d) float32 rows `x`, in an order in which those to be compared lie side by side; `kept` may hold their clusters."""
 
-    def __init__(self, x: Array, seed: int, exact: int = EXACT) -> None:
-        self._lists = inverted_lists(x, seed) if len(x) > exact else None
+    def __init__(self, x: Array, seed: int, exact: int = EXACT, kept: Kept | None = None) -> None:
+        self._lists = inverted_lists(x, seed, kept) if len(x) > exact else None
         members = [np.arange(len(x))] if self._lists is None else self._lists.members
         self._rows = NearRows(x, np.concatenate(members))
         self._start = np.concatenate([[0], np.cumsum([len(rows) for rows in members])])
@@ -176,13 +187,13 @@ class Index:
         self._place[self._rows.order] = np.arange(len(x))
         self._spans: Array | None = None
 
-    def search(self, k: int, radius: float, keep: Callable[[Block], Kept], compared: int = COMPARED) -> tuple[list[Kept], Facts]:
+    def search(self, k: int, radius: float, keep: Callable[[Block], Result], compared: int = COMPARED) -> tuple[list[Result], Facts]:
         """What `keep` makes of one block of rows after another with those near them: within the radius, and among the k nearest."""
         if k == 0:
             return [], {"index": "exact", "recall": 1.0}
         probes, facts = self._probes(k, compared)
 
-        def compare(item: tuple[int, int]) -> Kept:
+        def compare(item: tuple[int, int]) -> Result:
             number, begin = item
             places = np.arange(begin, min(begin + _QUERIES, self._start[number + 1]))
             probed = [0] if self._lists is None else self._lists.probed(number, probes, k + 1)

@@ -82,9 +82,9 @@ def prob_cover_strategy(candidates: Candidates, request: Request) -> Picked:
     x = gathered(shards.rows, request.memory, "prob_cover")
     labelled = vectors(request.labelled, shards.width, "euclidean")
     if delta is None:
-        delta = pure_radius(x, purity=args.get("purity", PURITY), count=args.get("clusters"), seed=request.seed)
+        delta = pure_radius(x, purity=args.get("purity", PURITY), count=args.get("clusters"), seed=request.seed, kept=candidates.kept)
     most = args.get("edges", max(_EDGES // len(x), _FEWEST_EDGES))
-    cover = _Cover(x, Balls(x, float(delta), most, request.seed), _near_labelled(x, labelled, float(delta)))
+    cover = _Cover(x, Balls(x, float(delta), most, request.seed, kept=candidates.kept), _near_labelled(x, labelled, float(delta)))
     rows, gain = cover.choose(request.budget, constraints)
     facts = {"delta": float(delta), "covered": float(cover.covered.mean()), **cover.balls.edges.facts}
     if len(rows) < request.budget and (len(rows) or len(labelled)):  # else every row was blocked from the start

@@ -10,6 +10,7 @@ import torch
 
 from raystream.errors import QueryError
 from raystream.selection.clusters import clusters, sample, scale_power
+from raystream.selection.derived import Kept, derive
 from raystream.selection.rows import Array, squared_distances
 from raystream.selection.threads import each
 
@@ -19,7 +20,7 @@ _SPARE = 4
 """Rows of each block whose distances float64 looks at, since float32 leaves the order of the nearest uncertain."""
 
 
-def pure_radius(x: Array, *, purity: float = 0.95, count: int | None = None, seed: int = 0) -> float:
+def pure_radius(x: Array, *, purity: float = 0.95, count: int | None = None, seed: int = 0, kept: Kept | None = None) -> float:
     """The largest radius at which the balls around a share `purity` of the rows hold rows of one pseudo-label only.
 
     Args:
@@ -28,6 +29,7 @@ def pure_radius(x: Array, *, purity: float = 0.95, count: int | None = None, see
         count: of the clusters of k-means, which are the pseudo-labels: the classes, if their number is known;
             left out, 50, or one for every 20 rows.
         seed: of the clusters and of the up to 1,000 rows whose balls are looked at.
+        kept: where the radius, or the clusters, of these rows may lie already.
 
     Returns:
         The radius; a radius that reaches everything when there is one pseudo-label only.
@@ -37,7 +39,15 @@ def pure_radius(x: Array, *, purity: float = 0.95, count: int | None = None, see
     """
     if not 0 < purity <= 1:
         raise QueryError(f"`purity` is {purity}, expected a number above 0, at most 1")
-    label = clusters(x, count or min(50, max(len(x) // 20, 2)), seed).nearest
+    count = count or min(50, max(len(x) // 20, 2))
+    parameters = {"purity": purity, "count": count, "seed": seed}
+    found = derive(kept, "pure_radius", parameters, lambda: {"radius": np.asarray(_pure_radius(x, purity, count, seed, kept))})
+    return float(found["radius"])
+
+
+def _pure_radius(x: Array, purity: float, count: int, seed: int, kept: Kept | None) -> float:
+    """See `pure_radius`."""
+    label = clusters(x, count, seed, kept=kept).nearest
     rows = sample(len(x), _SAMPLE, seed)
     free = _nearest_other(x, label, rows)
     # a ball is pure while its radius is below the distance to the nearest row with another label

@@ -19,7 +19,7 @@ from raystream.run import verify
 from raystream.store.gc import collect
 from raystream.store.opening import open_store
 
-ARRAYS = {"start": np.arange(5), "index": np.zeros((0, 3), np.int32), "centres": np.eye(3, dtype=np.float32)}
+ARRAYS = {"radius": np.asarray(0.5), "start": np.arange(5), "index": np.zeros((0, 3), np.int32), "centres": np.eye(3, dtype=np.float32)}
 
 
 @pytest.fixture
@@ -94,9 +94,9 @@ def test_gc_removes_what_is_old(results: StoredResults) -> None:
     assert not list(results.store.walk("derived"))
 
 
-@pytest.mark.parametrize("strategy", ["typiclust", "cluster_margin"])
+@pytest.mark.parametrize(("strategy", "files"), [("typiclust", 3), ("cluster_margin", 3), ("prob_cover", 10)])
 def test_the_next_query_over_the_same_embeddings_computes_nothing_again(
-    make_query: Callable[..., rs.Query], workplace: Path, strategy: str
+    make_query: Callable[..., rs.Query], workplace: Path, strategy: str, files: int
 ) -> None:
     """The same batch as by a store that holds nothing; other candidates have results of their own; `verify` computes all anew."""
     n = FEWEST + 10
@@ -110,7 +110,7 @@ def test_the_next_query_over_the_same_embeddings_computes_nothing_again(
         return sorted(str(path) for path in workplace.glob("runs/derived/*/*/*"))
 
     first = found()
-    assert len(first) == 3
+    assert len(first) == files
     other: dict[str, Any] = {"select__quotas": [{"by": "part", "max": 3}]}
     assert found(**other) == first
     alone = rs.run(make_query(**asked, **other, store__uri="other"))
@@ -120,4 +120,4 @@ def test_the_next_query_over_the_same_embeddings_computes_nothing_again(
         np.save(path, np.zeros(3))
     verify(again.store, again.query)
     assert found() == first  # whoever had read it would have thrown it away; the result itself is committed and not chosen again
-    assert len(found(select__exclude=[7])) == 6
+    assert len(found(select__exclude=[7])) == 2 * files

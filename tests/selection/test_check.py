@@ -113,7 +113,7 @@ def another_gain_each_time(candidates, request):
 
 def by_shard(candidates, request):
     """The order depends on how many pieces there are."""
-    order = np.roll(np.arange(len(candidates)), candidates.shards._count)
+    order = np.roll(np.arange(len(candidates)), candidates.shards.count)
     rows = walk(order, request.budget, request.constraints, candidates.shards.gather)
     return Picked(rows, np.full(len(rows), np.nan))
 
