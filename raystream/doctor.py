@@ -157,7 +157,7 @@ def _tables(query: Query) -> list[tuple[str, list[str], list[str]]]:
     from raystream.model import input_columns
 
     pool, inputs = query.pool, query.pool.input_columns
-    if query.model.kind == "columns":
+    if query.model.carried:
         inputs = input_columns(query.model)
     return [
         ("pool.uri", pool.uris, [*([pool.id] if pool.id else []), *inputs]),

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from raystream.errors import ModelError, PoolError
 from raystream.model import check_classes
 from raystream.pool import check_unique
-from raystream.query import MEMBER_SCORES, Query
+from raystream.query import Query
+from raystream.query.catalogue import SAMPLE_SCORES
 from raystream.scoring.class_labels import named_classes
 from raystream.scoring.output_kinds import EPIG
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan
@@ -36,7 +37,7 @@ def read_pool(asked: ResolvedQuery, plan: ScoringPlan, scored: Sequence[UnitOutp
         reason = f": {warnings[0]}" if warnings else ""
         raise PoolError(f"no unit of {', '.join(query.pool.uris)} could be scored{reason}")
     lacking = next((unit.unit for unit in units if unit.rows and unit.members is None), None)
-    compared = [score for score in query.acquire.asked if score in (*MEMBER_SCORES, EPIG)]
+    compared = [score for score in query.acquire.asked if score in SAMPLE_SCORES]
     if lacking and (compared or query.select.traits.samples):
         raise ModelError(
             f"{compared[0] if compared else query.select.strategy} compares several opinions of a row, but the model gave one in unit "

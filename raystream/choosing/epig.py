@@ -21,9 +21,6 @@ from raystream.scoring.session import Session
 from raystream.selection import draw, random_order
 from raystream.store.receipts import SAMPLES, UnitOutputs, check_same_model
 
-_TARGETS = 1000
-"""Target rows, unless the query says otherwise: the time grows with them, the mean over them hardly changes."""
-
 
 def with_epig(asked: ResolvedQuery, plan: ScoringPlan, pool: ScoredPool, session: Session) -> tuple[ScoredPool, list[Output], list[str]]:
     """The pool with its EPIG, if the query asks for that; what its units hold beside the outputs of the plan; warnings.
@@ -64,7 +61,7 @@ def with_epig(asked: ResolvedQuery, plan: ScoringPlan, pool: ScoredPool, session
 def _targets(asked: ResolvedQuery, pool: ScoredPool, session: Session) -> tuple[np.ndarray, list[str]]:
     """(m, k, c) float32 log-probabilities of the targets: at most as many as asked for, the first by the hash of their ids."""
     acquire = asked.query.acquire
-    most = int(acquire.args.get("targets", _TARGETS))
+    most = int(acquire.arg("targets"))
     warnings = []
     if acquire.targets:
         pool = _scored_targets(asked, pool, session)

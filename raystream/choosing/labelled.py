@@ -144,7 +144,7 @@ def _elsewhere(asked: ResolvedQuery, labelled: Labelled, pool: ScoredPool, found
 def _enough(asked: ResolvedQuery) -> list[str] | None:
     """The input columns that suffice in labelled files; None for all of them."""
     model = asked.query.model
-    return [model.embedding] if model.kind == "columns" and model.embedding else None
+    return [model.embedding] if model.carried and model.embedding else None
 
 
 def _carry_inputs(asked: ResolvedQuery, labelled: Labelled) -> bool:

@@ -109,6 +109,10 @@ class Acquire(Part):
         if signed is not None:
             raise ValueError(f"acquire.class_weights can't weight {signed}, which may be negative; take another score or remove them")
 
+    def arg(self, name: str) -> Any:
+        """A score's parameter: as given, else its default."""
+        return self.args.get(name, _ARGS[name].default)
+
     @property
     def asked(self) -> tuple[str, ...]:
         """Every score that the query names, each once."""

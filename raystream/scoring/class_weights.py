@@ -10,6 +10,7 @@ from torch import Tensor
 from raystream.acquisition.weights import weighted
 from raystream.errors import QueryError, did_you_mean
 from raystream.query import LOGIT_SCORES, Query
+from raystream.query.catalogue import SCORES
 from raystream.scoring.class_labels import ClassLabel, number_of_class
 
 Weights = tuple[float, ...] | tuple[tuple[int | str, float], ...]
@@ -77,7 +78,7 @@ def weigh(
     of_class = weights_by_class(weights, logits.shape[1], labels)
     found = {}
     for name, scores in columns.items():
-        if name in ("energy", "prediction", "confidence"):  # energy may be negative, and isn't asked for
+        if name in ("prediction", "confidence") or (name in SCORES and SCORES[name].signed):  # which isn't asked for
             found[name] = scores
             continue
         by_members = together is not None and name not in LOGIT_SCORES

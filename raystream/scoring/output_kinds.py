@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from raystream.acquisition import member_scores
-from raystream.acquisition.gradients import expected_length, top_length
 from raystream.acquisition.logits import block_scores
 from raystream.acquisition.members import MemberScores, softened
 from raystream.errors import ModelError
 from raystream.model import code_hash
-from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, MEMBER_SCORES, TASKS, Query
+from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, GRADIENT_SCORES, LOGIT_SCORES, MEMBER_SCORES, TASKS, Query
+from raystream.query.catalogue import PARAMETER_SCORES, formulas
 from raystream.scoring.class_labels import ClassLabel
 from raystream.scoring.class_weights import Weights, weigh
 from raystream.scoring.users_scores import UsersScore
@@ -31,7 +31,6 @@ from raystream.store.receipts import EMBEDDINGS, PROBABILITIES, SAMPLES, SCORES
 LOGITS, FUNCTION, GRADIENTS, PARAMETER_GRADIENTS, EPIG = "logits", "function", "gradients", "parameter_gradients", "epig"
 
 _DIGITS = 12
-_EGL_CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -110,12 +109,12 @@ def _gradients(block: OutputBlock, output: Output, function: UsersScore | None) 
         raise ModelError("the input of the last layer is too large for its length to be a float32; scale it, or take entropy")
     bias = block.bias if output["bias"] is None else output["bias"]
     given = (block.logits, block.lengths, bias, block.temperature)
-    return {"egl": expected_length(*given), "badge_norm": top_length(*given)}
+    return {name: formula(*given) for name, formula in formulas("last_layer").items()}
 
 
 def _parameter_gradients(block: OutputBlock, output: Output, function: UsersScore | None) -> dict[str, Tensor]:
     assert block.gradient_lengths is not None  # the model was loaded for it
-    return {"egl_parameters": block.gradient_lengths}
+    return dict.fromkeys(PARAMETER_SCORES, block.gradient_lengths)
 
 
 def _probabilities(block: OutputBlock, output: Output, function: UsersScore | None) -> Tensor:
@@ -130,14 +129,17 @@ def _logits(block: OutputBlock, output: Output, function: UsersScore | None) -> 
     return softened(block.logits.unsqueeze(1), block.temperature).flatten(1)
 
 
+_COLUMNS: Mapping[str, tuple[str, ...]] = {SCORES: (*LOGIT_SCORES, *MEMBER_SCORES), GRADIENTS: GRADIENT_SCORES}
+"""The scores of a kind that the catalogue decides: with a further one, rows are scored anew."""
+
 KINDS: Mapping[str, OutputKind] = {
-    SCORES: OutputKind("table", ("temperature", "mc_dropout", "task", "class_weights"), _scores),
+    SCORES: OutputKind("table", ("columns", "temperature", "mc_dropout", "task", "class_weights"), _scores),
     EMBEDDINGS: OutputKind("vectors", ("embedding", "dtype")),
     PROBABILITIES: OutputKind("vectors", ("temperature", "dtype"), _probabilities),
     SAMPLES: OutputKind("vectors", ("temperature", "mc_dropout"), _samples),
     LOGITS: OutputKind("vectors", ("temperature",), _logits),
     FUNCTION: OutputKind("table", ("temperature", "mc_dropout", "class_weights", "function", "code"), _function),
-    GRADIENTS: OutputKind("table", ("temperature", "class_weights", "bias"), _gradients),
+    GRADIENTS: OutputKind("table", ("columns", "temperature", "class_weights", "bias"), _gradients),
     PARAMETER_GRADIENTS: OutputKind("table", ("temperature", "class_weights", "classes"), _parameter_gradients),
     EPIG: OutputKind("table", ("temperature", "mc_dropout", "class_weights", "targets")),
 }
@@ -172,7 +174,7 @@ class QueryOutputs:
             kind: one of `KINDS`.
             own: those of its parameters that the query's sections don't give.
         """
-        settings = self._settings | own
+        settings = self._settings | {"columns": _COLUMNS.get(kind)} | own
         return Output(kind, tuple((name, settings[name]) for name in KINDS[kind].parameters))
 
     def needed(self) -> tuple[Output, ...]:
@@ -181,7 +183,7 @@ class QueryOutputs:
         Raises:
             ModelError: the module of a function of the user's isn't there.
         """
-        query, asked, args = self._query, self._query.acquire.asked, self._query.acquire.args
+        query, acquire, asked = self._query, self._query.acquire, self._query.acquire.asked
         found = [self.of(SCORES)]
         if query.needs_embedding:
             found.append(self.of(EMBEDDINGS))
@@ -190,9 +192,9 @@ class QueryOutputs:
         if query.needs_samples:
             found.append(self.of(SAMPLES))
         if query.needs_gradients:
-            found.append(self.of(GRADIENTS, bias=args.get("bias")))
-        if "egl_parameters" in asked:
-            found.append(self.of(PARAMETER_GRADIENTS, classes=args.get("egl_classes", _EGL_CLASSES)))
+            found.append(self.of(GRADIENTS, bias=acquire.arg("bias")))
+        if set(PARAMETER_SCORES) & set(asked):
+            found.append(self.of(PARAMETER_GRADIENTS, classes=acquire.arg("egl_classes")))
         found += [self.of(FUNCTION, function=path, code=code_hash(path, "acquire")) for path in sorted(asked) if ":" in path]
         return tuple(found)
 

@@ -236,7 +236,7 @@ def pool_plan(query: Query, pool: Pool, also: Sequence[str] = (), *, labels: boo
         labels: whether these are labelled rows, which may stand in files of text, too.
     """
     model = query.model
-    if model.kind == "columns":
+    if model.carried:
         # by names, so that a column of single numbers isn't stacked with others, and may stand beside lists
         pool = pool.model_copy(update={"inputs": {f"input {place}": name for place, name in enumerate(input_columns(model))}})
     plan = plan_pool(
@@ -285,7 +285,7 @@ def _labelled_parts(query: Query, labelled: Labelled | None, pool: PoolPlan) -> 
         return []
     if not query.needs_embedding:
         return [labelled.digest]
-    enough = [query.model.embedding] if query.model.kind == "columns" and query.model.embedding else None
+    enough = [query.model.embedding] if query.model.carried and query.model.embedding else None
     usable = has_columns(labelled.files, pool.read.only(enough).columns)
     return [labelled.digest, *(file.identity for file, ok in zip(labelled.files, usable, strict=True) if ok)]
 

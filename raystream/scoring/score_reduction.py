@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raystream.acquisition import all_dense_scores, multi_label_member_scores, regression_variance
+from raystream.acquisition import all_dense_scores, multi_label_member_scores
 from raystream.acquisition.multi_label import label_scores
 from raystream.model import Prediction, Predictor, RowScores
 from raystream.model.device import is_out_of_memory
 from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, MEMBER_SCORES, TASKS, Acquire, Model
+from raystream.query.catalogue import number_formulas
 
 _NOTHING_COUNTS = "its mask leaves no element to score"
 
@@ -135,7 +136,7 @@ def _regression(numbers: Tensor, samples: Tensor | None) -> RowScores:
     sound = torch.isfinite(numbers).all(dim=1)
     if samples is None:
         return RowScores({}, None, None, sound, None, None)
-    scores = {"variance": regression_variance(samples).float()}
+    scores = {name: formula(samples).float() for name, formula in number_formulas().items()}
     return RowScores(scores, None, None, sound & _finite(scores), None, _count(samples))
 
 

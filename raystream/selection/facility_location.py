@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike
 from raystream.selection.arguments import checked_seed, count, labelled_of, shards_of
 from raystream.selection.constraints import Constraints
 from raystream.selection.core_set import farthest_first
-from raystream.selection.coverage import Cosine, Coverage
+from raystream.selection.coverage import Coverage
 from raystream.selection.hashing import draw, row_hash
+from raystream.selection.kernels import Cosine
 from raystream.selection.lazy_greedy import LazyGreedy
 from raystream.selection.ranking import lowest
 from raystream.selection.rows import Array, normalised, not_finite

@@ -1,25 +1,24 @@
 """Each row's nearest other rows: exact for pools of moderate size, through inverted lists of measured recall above.
 
-FAISS compares the rows, a block at a time and in single threads, which makes the result independent of
-how many there are. In large pools the rows of one list of a coarse k-means are compared, all at once, with those
-of the lists nearest to it: matrix products, where an inverted-file index scans vector by vector, take a third
-of the time at equal recall, and nothing is copied.
+Rows are compared block by block, in single threads, which makes the result independent of how many there are. In large
+pools the rows of one list of a coarse k-means are compared, all at once, with those of the lists nearest to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
-import faiss
 import numpy as np
+import torch
 
-from raystream.selection.clusters import scale_power
-from raystream.selection.inverted_lists import InvertedLists, inverted_lists
-from raystream.selection.rows import Array, squared_distances
-from raystream.selection.threads import each
+from raystream.selection.inverted_lists import inverted_lists
+from raystream.selection.near_rows import Near, NearRows, Stretches, bits
+from raystream.selection.nearest import pair_distances
+from raystream.selection.rows import Array
+from raystream.selection.threads import each, one_thread
 
 EXACT = 100_000
 """Up to this many rows, every row is compared with every other one."""
@@ -28,13 +27,8 @@ RECALL = 0.95
 COMPARED = 1 << 16
 """At most about this many rows are compared with each row of larger pools, even if the recall is lower then."""
 _SAMPLE = 1000
+_SAMPLED = 250
 _QUERIES = 1024
-_LEAST_QUERIES = 512
-_DATABASE = 1 << 16
-_DIFFERENCES = 1 << 20
-_FOUND = 1 << 21
-_SPARE = 8
-"""Rows found beyond those asked for: float32 leaves the order of the last few uncertain, float64 then decides."""
 
 Facts = dict[str, float | int | str]
 Kept = TypeVar("Kept")
@@ -92,13 +86,11 @@ def nearest_neighbours(x: Array, k: int, *, seed: int = 0, exact: int = EXACT, c
     k = max(min(k, len(x) - 1), 0)
     distance, index = np.empty((len(x), k)), np.empty((len(x), k), dtype=np.int32)
 
-    def keep(found: _Found) -> None:
-        squared = _squared(x, found.rows, found.index)
-        order = np.lexsort((found.index, squared), axis=-1)[:, :k]
-        index[found.rows] = np.take_along_axis(found.index, order, axis=1)
-        distance[found.rows] = np.sqrt(np.take_along_axis(squared, order, axis=1))
+    def keep(block: Block) -> None:
+        index[block.rows], squared = block.nearest(k)
+        distance[block.rows] = np.sqrt(squared)
 
-    _, facts = _search(x, k, keep, seed, exact, compared)
+    _, facts = Index(x, seed, exact).search(k, np.inf, keep, compared)
     return Neighbours(distance, index, facts)
 
 
@@ -111,133 +103,151 @@ def within(x: Array, radius: float, most: int, *, seed: int = 0, exact: int = EX
         most: neighbours for each row.
         seed, exact, compared: see `nearest_neighbours`.
     """
-    n, most = len(x), max(min(most, len(x) - 1), 0)
-    count = np.zeros(n, dtype=np.int64)
-
-    def keep(found: _Found) -> tuple[Array, Array]:
-        near = np.sqrt(np.maximum(found.squared - found.error, 0)) <= radius
-        unsure = near & (np.sqrt(found.squared + found.error) > radius)
-        for i in np.flatnonzero(unsure.any(axis=1)):
-            which = np.flatnonzero(unsure[i])
-            near[i, which] = np.sqrt(squared_distances(x[found.index[i, which]], x[found.rows[i]])) <= radius
-        near &= np.cumsum(near, axis=1) <= most
-        count[found.rows] = near.sum(axis=1)
-        order = np.argsort(np.where(near, found.index, n), axis=1)
-        kept = np.take_along_axis(found.index, order, axis=1)
-        return found.rows, kept[np.arange(kept.shape[1]) < count[found.rows][:, None]]
-
-    blocks, facts = _search(x, most, keep, seed, exact, compared)
-    start = np.concatenate([[0], np.cumsum(count)])
-    index = np.empty(start[-1], dtype=np.int32)
-    for rows, kept in blocks:
-        ends = np.cumsum(count[rows])
-        index[np.arange(len(kept)) + np.repeat(start[rows] - (ends - count[rows]), count[rows])] = kept
-    return Edges(start, index, count >= most, facts)
+    return Index(x, seed, exact).edges(radius, most, compared)
 
 
 @dataclass(frozen=True)
-class _Found:
-    """For m `rows` (int64): `index` (m, k') int32 by ascending `squared` (m, k') float64, which errs by at most `error`."""
+class Block:
+    """The rows at `places`, and the `near` ones that were found for them."""
 
-    rows: Array
-    index: Array
-    squared: Array
-    error: Array
+    all_rows: NearRows
+    places: Array
+    near: Near
 
-
-class _Near:
-    """Rows as FAISS compares them: around their mean and scaled by a power of two, so that products neither cancel nor overflow."""
-
-    def __init__(self, x: Array) -> None:
-        self._x, self._power = x, scale_power(x)
-        self._mean = np.ldexp(x.mean(axis=0, dtype=np.float64), self._power).astype(np.float32)
-
-    def of(self, rows: Array | slice) -> Array:
-        """(m, d) float32."""
-        x = self._x[rows]
-        result: Array = np.subtract(np.ldexp(x, self._power) if self._power else x, self._mean)
+    @property
+    def rows(self) -> Array:
+        """(m,) int64, their numbers."""
+        result: Array = self.all_rows.order[self.places]
         return result
 
-    def find(self, rows: Array, others: Array, near: Array, k: int) -> _Found:
-        """The k nearest, and some to spare, of `others` (int64), which `near` holds, to each of `rows`, itself left out."""
-        y = self.of(rows)
-        with one_faiss_thread():
-            squared, at = faiss.knn(_padded(y), near, min(k + 1 + _SPARE, len(others)))
-        index, squared = others[at[: len(rows)]].astype(np.int32), squared[: len(rows)]
-        drop = index == rows[:, None]
-        drop[~drop.any(axis=1), -1] = True  # crowded out by equal rows, or among others
-        shape = (len(rows), index.shape[1] - 1)
-        index, squared = index[~drop].reshape(shape), squared[~drop].reshape(shape).astype(np.float64)
-        norm = np.square(y, dtype=np.float64).sum(axis=1)
-        # |y_j|^2 <= 2 |y_i|^2 + 2 |y_i - y_j|^2; a sum of d products errs by d 2^-24 of their sizes
-        error = 8 * (y.shape[1] + 8) * 2.0**-24 * (norm[:, None] + squared) + 2.0**-120
-        return _Found(rows, index, np.ldexp(squared, -2 * self._power), np.ldexp(error, -2 * self._power))
+    def nearest(self, k: int) -> tuple[Array, Array]:
+        """(m, k) int64 of the nearest others, and their squared distances by the definition."""
+        row, other = self.near.row, self.all_rows.order[self.near.place]
+        squared = pair_distances(self.all_rows.x, self.all_rows.x, self.rows[row], other)
+        order = np.lexsort((other, squared, row))
+        starts = np.searchsorted(row, np.arange(len(self.places)))
+        first = order[starts[:, None] + np.arange(k)]
+        return other[first], squared[first]
+
+    def within(self, radius: float, most: int) -> tuple[Array, Array]:
+        """(m,) how many others are within the radius, at most `most`, the nearest; and these, int32, ascending for each row."""
+        x, near, number = self.all_rows.x, self.near, self.rows
+        other = self.all_rows.order[near.place]
+        inside = near.upper <= np.square(radius) * (1 - 2.0**-50)
+        unsure = np.flatnonzero(~inside)
+        inside[unsure] = np.sqrt(pair_distances(x, x, number[near.row[unsure]], other[unsure])) <= radius
+        count = np.bincount(near.row[inside], minlength=len(number))
+        if (count > most).any():
+            inside[self._beyond(np.flatnonzero(inside & (count > most)[near.row]), most)] = False
+            count = np.minimum(count, most)
+        key = np.sort(near.row[inside] * len(x) + other[inside])
+        return count, (key % len(x)).astype(np.int32)
+
+    def _beyond(self, pairs: Array, most: int) -> Array:
+        """Which of `pairs` (numbers in `near`, more than `most` of each of their rows) are not among the `most` nearest of their row."""
+        rows, near = self.all_rows, self.near
+        row, place, product = near.row[pairs], near.place[pairs], near.product[torch.from_numpy(pairs)]
+        order = np.lexsort((bits(product), row))
+        starts = np.flatnonzero(np.diff(row, prepend=-1))
+        group = np.cumsum(np.diff(row, prepend=-1) != 0) - 1
+        # of those from this product on, too many are left out for one that is certainly nearer to be among them
+        next_one = product[torch.from_numpy(order[starts + most])]
+        slack, square = (float(of[torch.from_numpy(place)].max()) for of in (rows.slack, rows.square))
+        limit = rows.limit(near.upper[pairs], self.places[row], slack, square)
+        certain = (next_one[torch.from_numpy(group)] > limit).numpy()
+        asked = np.flatnonzero(~certain)
+        squared = pair_distances(rows.x, rows.x, self.rows[row[asked]], rows.order[place[asked]])
+        asked = asked[np.lexsort((rows.order[place[asked]], squared, row[asked]))]
+        left = most - np.bincount(group[certain], minlength=len(starts))
+        before = np.arange(len(asked)) - np.searchsorted(group[asked], group[asked])
+        result: Array = pairs[asked[before >= left[group[asked]]]]
+        return result
 
 
-def _search(x: Array, k: int, keep: Callable[[_Found], Kept], seed: int, exact: int, compared: int) -> tuple[list[Kept], Facts]:
-    """What `keep` makes of the neighbours of one block of rows after another."""
-    n = len(x)
-    if k == 0:
-        return [], {"index": "exact", "recall": 1.0}
-    near = _Near(x)
-    if n <= exact:
-        everyone, all_near = np.arange(n), near.of(slice(None))
-        step = min(max(_FOUND // k, 1), _QUERIES)
+class Index:
+    """The (n, d) float32 rows `x`, in an order in which those to be compared lie side by side."""
 
-        def compare(begin: int) -> Kept:
-            return keep(near.find(everyone[begin : begin + step], everyone, all_near, k))
+    def __init__(self, x: Array, seed: int, exact: int = EXACT) -> None:
+        self._lists = inverted_lists(x, seed) if len(x) > exact else None
+        members = [np.arange(len(x))] if self._lists is None else self._lists.members
+        self._rows = NearRows(x, np.concatenate(members))
+        self._start = np.concatenate([[0], np.cumsum([len(rows) for rows in members])])
+        self._place = np.empty(len(x), dtype=np.int64)
+        self._place[self._rows.order] = np.arange(len(x))
+        self._spans: Array | None = None
 
-        return each(range(0, n, step), lambda: compare), {"index": "exact", "recall": 1.0}
-    lists = inverted_lists(x, seed)
-    probes, recall = _probes(near, n, lists, k, compared)
+    def search(self, k: int, radius: float, keep: Callable[[Block], Kept], compared: int = COMPARED) -> tuple[list[Kept], Facts]:
+        """What `keep` makes of one block of rows after another with those near them: within the radius, and among the k nearest."""
+        if k == 0:
+            return [], {"index": "exact", "recall": 1.0}
+        probes, facts = self._probes(k, compared)
 
-    def probe(number: int) -> Kept:
-        others = lists.probed(number, probes, k + 1)
-        return keep(near.find(lists.members[number], others, near.of(others), k))
+        def compare(item: tuple[int, int]) -> Kept:
+            number, begin = item
+            places = np.arange(begin, min(begin + _QUERIES, self._start[number + 1]))
+            probed = [0] if self._lists is None else self._lists.probed(number, probes, k + 1)
+            return keep(Block(self._rows, places, self._rows.find(places, self._stretches(probed), k, radius)))
 
-    facts: Facts = {"index": f"{len(lists.members)} inverted lists, {probes} probed", "recall": round(recall, 4)}
-    return each((number for number, rows in enumerate(lists.members) if len(rows)), lambda: probe), facts
+        blocks = (
+            (number, begin) for number, (start, stop) in enumerate(pairwise(self._start.tolist())) for begin in range(start, stop, _QUERIES)
+        )
+        return each(blocks, lambda: compare), facts
 
+    def _stretches(self, lists: Iterable[int]) -> Stretches:
+        return [(int(self._start[number]), int(self._start[number + 1])) for number in lists]
 
-def _probes(near: _Near, n: int, lists: InvertedLists, k: int, compared: int) -> tuple[int, float]:
-    """How many lists to compare each list with, and the recall: the share of true neighbours of some fixed rows that are in them."""
-    rows = np.unique(np.linspace(0, n - 1, _SAMPLE).astype(np.int64))
+    def _probes(self, k: int, compared: int) -> tuple[int, Facts]:
+        """How many lists to compare each list with, and the recall: the share of true neighbours of some fixed rows that are in them."""
+        rows, lists, n = self._rows, self._lists, len(self._rows.x)
+        if lists is None:
+            return 1, {"index": "exact", "recall": 1.0}
+        some = np.unique(np.linspace(0, n - 1, _SAMPLE).astype(np.int64))
 
-    def compare(begin: int) -> _Found:
-        others = np.arange(begin, min(begin + _DATABASE, n))
-        return near.find(rows, others, near.of(slice(begin, begin + _DATABASE)), k)
+        def compare(begin: int) -> Array:
+            places = self._place[some[begin : begin + _SAMPLED]]
+            return lists.rank(rows.order[places], Block(rows, places, rows.find(places, [(0, n)], k, np.inf)).nearest(k)[0])
 
-    parts = each(range(0, n, _DATABASE), lambda: compare)
-    index, squared = np.concatenate([part.index for part in parts], axis=1), np.concatenate([part.squared for part in parts], axis=1)
-    true = np.take_along_axis(index, np.argsort(squared, axis=1, kind="stable")[:, :k], axis=1)
-    needed = lists.rank(rows, true)
-    recall = np.cumsum(np.bincount(needed.ravel(), minlength=len(lists.members))) / needed.size
-    allowed = max(compared * len(lists.members) // n, 1)
-    probes = min(int(np.searchsorted(recall, RECALL)) + 1, allowed, len(lists.members))
-    return probes, float(recall[probes - 1])
+        needed = np.concatenate(each(range(0, len(some), _SAMPLED), lambda: compare))
+        recall = np.cumsum(np.bincount(needed.ravel(), minlength=len(lists.members))) / needed.size
+        allowed = max(compared * len(lists.members) // n, 1)
+        probes = min(int(np.searchsorted(recall, RECALL)) + 1, allowed, len(lists.members))
+        facts: Facts = {"index": f"{len(lists.members)} inverted lists, {probes} probed", "recall": round(float(recall[probes - 1]), 4)}
+        return probes, facts
 
+    def edges(self, radius: float, most: int, compared: int = COMPARED) -> Edges:
+        """See `within`."""
+        n = len(self._place)
+        most = max(min(most, n - 1), 0)
+        count = np.zeros(n, dtype=np.int64)
 
-@contextmanager
-def one_faiss_thread() -> Iterator[None]:
-    """How a matrix product is shared out among threads may change its last bits, and with them a selection."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
+        def keep(block: Block) -> tuple[Array, Array]:
+            count[block.rows], index = block.within(radius, most)
+            return block.rows, index
 
+        blocks, facts = self.search(most, radius, keep, compared)
+        start = np.concatenate([[0], np.cumsum(count)])
+        index = np.empty(start[-1], dtype=np.int32)
+        for rows, kept in blocks:
+            ends = np.cumsum(count[rows])
+            index[np.arange(len(kept)) + np.repeat(start[rows] - (ends - count[rows]), count[rows])] = kept
+        return Edges(start, index, count >= most, facts)
 
-def _padded(y: Array) -> Array:
-    """Fewer queries than this take FAISS longer than this many do: 12 ms for 250 beside 2,000 rows, 6 ms for 512."""
-    return y if len(y) >= _LEAST_QUERIES else np.concatenate([y, np.zeros((_LEAST_QUERIES - len(y), y.shape[1]), dtype=np.float32)])
+    def ball(self, row: int, radius: float) -> Array:
+        """int64 rows within the radius of `row`, itself included, ascending: all there are."""
+        places, near = self._place[row : row + 1], np.zeros(1, dtype=np.int64)
+        if self._lists is not None:
+            self._spans = self._lists.spans(self._rows.x) if self._spans is None else self._spans
+            near = self._lists.meeting(self._spans, self._rows.x[row], radius)
+        with one_thread():
+            block = Block(self._rows, places, self._rows.find(places, self._joined(near), None, radius))
+        return np.sort(np.append(block.within(radius, len(self._place))[1], row))
 
-
-def _squared(x: Array, rows: Array, index: Array) -> Array:
-    """(m, k) float64 by the definition."""
-    result = np.empty(index.shape)
-    step = max(_DIFFERENCES // max(index.shape[1] * x.shape[1], 1), 1)
-    for begin in range(0, len(rows), step):
-        which = slice(begin, begin + step)
-        result[which] = squared_distances(x[index[which]], x[rows[which]][:, None])
-    return result
+    def _joined(self, lists: Iterable[int]) -> Stretches:
+        """Ascending `lists`, those beside each other as one."""
+        result: Stretches = []
+        for start, stop in self._stretches(lists):
+            if result and result[-1][1] == start:
+                result[-1] = result[-1][0], stop
+            else:
+                result.append((start, stop))
+        return result

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter
 
 from raystream.lake.table_version import TableVersion
+from raystream.query.catalogue import KINDS
 from raystream.store.calibration import Calibration
 from raystream.store.protocol import StoredFile
 
@@ -122,7 +123,8 @@ class Manifest:
     def gives_scores(self) -> bool:
         """Whether the model gave scores, by which the choice went or which it shows."""
         model = self.resolved["model"]
-        return model["kind"] != "columns" or bool(model.get("logits") or model.get("probabilities") or model.get("samples"))
+        carried = model["kind"] in KINDS and KINDS[model["kind"]].carried
+        return not carried or bool(model.get("logits") or model.get("probabilities") or model.get("samples"))
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1, default=str).encode()

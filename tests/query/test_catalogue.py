@@ -50,10 +50,9 @@ def test_a_kind_is_as_declared(kind: str) -> None:
 
 
 def test_only_the_catalogue_tells_entries_apart_by_name() -> None:
-    """In the rooms of queries, models, scores and selection, no other module compares anything with an entry's name."""
+    """No other module compares anything with an entry's name."""
     names = {*TRAITS, *SCORES, *KINDS}
-    rooms = ("query", "model", "acquisition", "selection")
-    for path in sorted(path for room in rooms for path in (ROOT / room).rglob("*.py") if path.name != "check_cases.py"):
+    for path in sorted(path for path in ROOT.rglob("*.py") if path.name != "check_cases.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Compare):
                 compared = {leaf.value for part in node.comparators for leaf in ast.walk(part) if isinstance(leaf, ast.Constant)}
@@ -83,3 +82,13 @@ def test_a_key_of_one_kind_names_it() -> None:
         Model(kind="torch", source="a:b", logits="z")
     with pytest.raises(QueryError, match=r"model.trust is not used by kind: onnx \(only by torch, sklearn\)"):
         Model(kind="onnx", source="a.onnx", trust="pickle")
+
+
+def test_parameters_have_their_defaults() -> None:
+    """A score's parameter is what the query gives, else what the entry says."""
+    assert (Acquire(score="egl_parameters").arg("egl_classes"), Acquire(score="epig").arg("targets"), Acquire().arg("bias")) == (
+        10,
+        1000,
+        None,
+    )
+    assert Acquire(score="epig", args={"targets": 5}).arg("targets") == 5

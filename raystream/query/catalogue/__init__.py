@@ -18,6 +18,7 @@ from raystream.query.catalogue.scores import (
     ScoreEntry,
     formulas,
     label_formulas,
+    number_formulas,
     scores_of_task,
 )
 from raystream.query.catalogue.strategies import OPTIONAL_KEYS, TERMS, TRAITS, USERS_OWN, Traits, traits
@@ -45,6 +46,7 @@ __all__ = [
     "formulas",
     "kind_of",
     "label_formulas",
+    "number_formulas",
     "scores_of_task",
     "traits",
 ]

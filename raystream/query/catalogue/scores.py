@@ -28,10 +28,12 @@ class ScoreEntry:
         source: what it is computed from: the `logits` of one opinion of a row; the log-probabilities of several `members` or dropout
             samples; the gradient of the `last_layer`; the gradients of all `parameters`; the members' opinions of a row and of `targets`.
         code: the import path of its function. From logits and members it takes a block's parts (`raystream.acquisition.logits.Parts`,
-            `raystream.acquisition.member_parts.MemberParts`) and is all that the pass over the pool needs. The function for arrays is
-            called by the score's name and stands in `raystream.acquisition`.
+            `raystream.acquisition.member_parts.MemberParts`), from the last layer logits, the lengths of its inputs, bias and temperature,
+            and is all that the pass over the pool needs. The function for arrays is called by the score's name and stands in
+            `raystream.acquisition`.
         tasks: what `model.task` may be.
         of_label: the import path of its function for one label, from the absolute logit; for scores from logits with multi_label.
+        of_numbers: the import path of its function from the numbers of members; for scores with regression.
         parts: which parts of a block of members it needs beyond those that all have.
         signed: it may be negative, so that it can't be weighted by class.
         keys: the keys of `acquire` that it uses beyond those of all scores.
@@ -43,6 +45,7 @@ class ScoreEntry:
     code: str
     tasks: frozenset[str] = _CLASSES
     of_label: str = ""
+    of_numbers: str = ""
     parts: tuple[str, ...] = ()
     signed: bool = False
     keys: frozenset[str] = frozenset()
@@ -118,18 +121,19 @@ SCORES: Mapping[str, ScoreEntry] = {
         "members",
         "raystream.acquisition.members:variance_of",
         _LABELS | {"regression"},
+        of_numbers="raystream.acquisition.regression:regression_variance",
         parts=("variances",),
     ),
     "egl": ScoreEntry(
         "the expected length of the last layer's gradient: how far a step on the row would move it",
         "last_layer",
-        "raystream.acquisition.gradients:egl",
+        "raystream.acquisition.gradients:expected_length",
         args={"bias": _BIAS},
     ),
     "badge_norm": ScoreEntry(
         "the length of the last layer's gradient if the likeliest class is right",
         "last_layer",
-        "raystream.acquisition.gradients:badge_norm",
+        "raystream.acquisition.gradients:top_length",
         args={"bias": _BIAS},
     ),
     "egl_parameters": ScoreEntry(
@@ -184,3 +188,9 @@ def formulas(source: Source) -> Mapping[str, Callable[..., Any]]:
 def label_formulas() -> Mapping[str, Callable[..., Any]]:
     """The functions for one label, loaded, by name."""
     return MappingProxyType({name: load(entry.of_label) for name, entry in SCORES.items() if entry.of_label})
+
+
+@cache
+def number_formulas() -> Mapping[str, Callable[..., Any]]:
+    """The functions for numbers of members, loaded, by name."""
+    return MappingProxyType({name: load(entry.of_numbers) for name, entry in SCORES.items() if entry.of_numbers})
