@@ -277,7 +277,7 @@ def _group(things: Iterable[Sequence[Entry]]) -> Group:
 
 
 def _is_receipt(file: Entry) -> bool:
-    return file.name.endswith(".receipt.json")
+    return file.name.endswith(("/receipt.json", ".receipt.json"))
 
 
 def _base(file: Entry) -> str:
