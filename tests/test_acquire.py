@@ -21,10 +21,10 @@ from torch import Tensor
 
 import raystream as rs
 from raystream.errors import ModelError, PoolError, QueryError
-from raystream.exchange.report import write_report
-from raystream.exchange.stored import pool_scores, stored_pool
 from raystream.model.source import build_network
 from raystream.query import Cluster
+from raystream.report.page import write_report
+from raystream.report.stored import pool_scores, stored_pool
 from raystream.run import score
 from raystream.store.receipts import EMBEDDINGS, SAMPLES
 from raystream.store.unit_columns import read_columns

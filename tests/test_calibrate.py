@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from test_run import whole_pool
 
 import raystream as rs
-from raystream.cli import _exit_code
+from raystream.cli.commands import _exit_code
 from raystream.errors import LabelsError, ModelError, PoolError, QueryError
 from raystream.store.calibration import Calibration
 
@@ -479,8 +479,8 @@ def test_the_command_fits_prints_and_draws(ask: MakeQuery, workplace: Path, capf
 
 def test_the_result_and_the_report_say_it(ask: MakeQuery) -> None:
     """The fitted temperature is in the text, the JSON summary and on the page, with its diagram."""
-    from raystream.exchange.report import write_report
-    from raystream.exchange.text import describe_result
+    from raystream.report.page import write_report
+    from raystream.report.text import describe_result
 
     result = rs.run(ask())
     found = fitted(result)

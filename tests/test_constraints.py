@@ -15,10 +15,9 @@ from test_run import whole_pool
 
 import raystream as rs
 from raystream.errors import PoolError, QueryError
-from raystream.exchange.constraints import constraints_met
-from raystream.exchange.report import write_report
-from raystream.exchange.text import describe_result
 from raystream.query.catalogue import TRAITS
+from raystream.report.page import write_report
+from raystream.report.text import constraints_met, describe_result
 
 MakeQuery = Callable[..., rs.Query]
 STRATEGIES = list(TRAITS)

@@ -13,7 +13,7 @@ from pools import pool_table
 
 import raystream as rs
 from raystream.errors import StoreError
-from raystream.exchange.stored import pool_scores, stored_pool
+from raystream.report.stored import pool_scores, stored_pool
 from raystream.store import integrity, unit_columns
 from raystream.store.protocol import StoredFile
 

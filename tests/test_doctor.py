@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 import raystream as rs
-from raystream import machine
-from raystream.doctor import CREDENTIALS
+from raystream.cli import machine
+from raystream.cli.doctor import CREDENTIALS
 from raystream.run import score
 from raystream.store.local import LocalStore
 from raystream.store.opening import open_store

@@ -15,7 +15,7 @@ from pools import vectors
 import raystream as rs
 from raystream.acquisition import margin
 from raystream.errors import QueryError
-from raystream.exchange.constraints import constraints_met
+from raystream.report.text import constraints_met
 from raystream.selection import k_means, select
 
 MakeQuery = Callable[..., rs.Query]

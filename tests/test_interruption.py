@@ -16,7 +16,7 @@ from commands import Command
 
 import raystream as rs
 from raystream.cli import main
-from raystream.interruption import Interruption
+from raystream.cli.interruption import Interruption
 
 MakeQuery = Callable[..., rs.Query]
 ENDING = "raystream: interrupted; ending, again to stop at once\n"
@@ -152,7 +152,7 @@ def test_whatever_becomes_of_the_interruption_it_is_one(
         except KeyboardInterrupt as error:
             raise SystemError("returned a result with an exception set") from error
 
-    monkeypatch.setattr("raystream.cli.app", wrapped)
+    monkeypatch.setattr("raystream.cli.commands.app", wrapped)
     with pytest.raises(SystemExit) as ended:
         main(["version"])
     assert ended.value.code == 128 + how

@@ -1,1 +1,1 @@
-"""What leaves raystream and comes back: text for terminals, report pages, and files for labelling tools."""
+"""Results as data that other programs read: files and tables."""

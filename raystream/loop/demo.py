@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 
-from raystream.exchange.report import write_report
-from raystream.exchange.text import describe_certificate, describe_seconds, rows_as_text
 from raystream.loop import mnist
 from raystream.loop.mnist import Images
 from raystream.loop.train import accuracy, train
 from raystream.query import Cluster, Model, Pool, Query, Select, Store
+from raystream.report.page import write_report
+from raystream.report.text import describe_certificate, describe_seconds, rows_as_text
 from raystream.run import run
 from raystream.scoring.progress import Reporter
 from raystream.store.result import Result

@@ -20,7 +20,7 @@ from scored import planned, receipt_of
 import raystream as rs
 from raystream.choosing.checked_pool import read_pool
 from raystream.errors import QueryError, RaystreamError
-from raystream.exchange.report import write_report
+from raystream.report.page import write_report
 from raystream.run import score
 from raystream.store.local_copies import local_copies
 from raystream.store.protocol import Store

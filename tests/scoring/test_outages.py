@@ -469,7 +469,7 @@ def test_a_worker_starts_in_spite_of_an_outage(workplace: Path, monkeypatch: pyt
 
 def test_lines_of_the_log_reach_stderr_once(capsys: pytest.CaptureFixture[str]) -> None:
     """What eight workers have to say in the same words is said once, on stderr, while a command reports; not afterwards."""
-    from raystream.terminal import reporting
+    from raystream.cli.terminal import reporting
 
     log = logging.getLogger("raystream")
     before = list(log.handlers)

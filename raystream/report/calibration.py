@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from raystream.exchange.plots import reliability_png
 from raystream.query import Query
+from raystream.report.plots import reliability_png
 from raystream.scoring.calibrate import Fitted
 from raystream.store.calibration import Calibration, calibration_folder
 from raystream.store.opening import store_at

@@ -11,17 +11,18 @@ from typing import Annotated, Any
 
 import typer
 
-from raystream import __version__, listed, upkeep
+from raystream import __version__
+from raystream.cli import catalogue, upkeep
+from raystream.cli.in_job import check_place, check_places
+from raystream.cli.interruption import RESUME, Interruption
+from raystream.cli.terminal import print_result as _print
+from raystream.cli.terminal import reporting as _reporter
 from raystream.errors import RaystreamError
-from raystream.in_job import check_place, check_places
-from raystream.interruption import RESUME, Interruption
 from raystream.lake.uri import redacted
 from raystream.query import Query
 from raystream.run import calibrate as fit_temperature
 from raystream.run import run
 from raystream.run import score as score_pool
-from raystream.terminal import print_result as _print
-from raystream.terminal import reporting as _reporter
 
 app = typer.Typer(
     help="Which rows of this lake should be labelled next?",
@@ -81,7 +82,7 @@ def score(
     spec: Spec, overrides: Overrides = None, store: StoreUri = None, address: Address = None, as_json: AsJson = False, debug: Debug = False
 ) -> None:
     """Score the pool and choose nothing."""
-    from raystream.exchange.text import describe_scores
+    from raystream.report.text import describe_scores
 
     asked = _load(spec, overrides, store, address)
     with _reporter() as reporter:
@@ -100,7 +101,7 @@ def plan(
     those added and rewritten are scored, and removed ones leave the pool.
     """
     from raystream.cluster.address import own_ray_wanted
-    from raystream.exchange.text import describe_estimate
+    from raystream.report.text import describe_estimate
     from raystream.scoring.estimate import estimate
 
     asked = _load(spec, overrides, store, address)
@@ -114,8 +115,8 @@ def calibrate(
     spec: Spec, overrides: Overrides = None, store: StoreUri = None, address: Address = None, as_json: AsJson = False, debug: Debug = False
 ) -> None:
     """Fit the temperature on labelled rows, and say what it is worth."""
-    from raystream.exchange.calibration import summary, write_diagram
-    from raystream.exchange.text import describe_calibration
+    from raystream.report.calibration import summary, write_diagram
+    from raystream.report.text import describe_calibration
 
     asked = _load(spec, overrides, store, address)
     with _reporter() as reporter:
@@ -132,7 +133,7 @@ def calibrate(
 def show(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="QUERY", help="The query's name or its beginning; left out, all are listed.", show_default=False),
+        typer.Argument(metavar="QUERY", help="The query's name or its beginning; left out, all are catalogue.", show_default=False),
     ] = None,
     store: Annotated[str, typer.Option("--store", help="Where scored units and queries are kept.")] = "runs",
     as_json: AsJson = False,
@@ -147,7 +148,7 @@ def show(
 
     check_place("--store", store)
     if name is None:
-        from raystream.exchange.text import describe_queries
+        from raystream.report.text import describe_queries
         from raystream.store.opening import existing_store
         from raystream.store.queries import committed_queries
 
@@ -157,7 +158,7 @@ def show(
     _finish(load_result(store, name), as_json, report, shown=True)
 
 
-for _command in (upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, listed.strategies):
+for _command in (upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies):
     app.command()(_command)
 
 
@@ -258,11 +259,11 @@ def _warn(lines: Sequence[str]) -> None:
 
 def _finish(result: Any, as_json: bool, report: bool, *, shown: bool = False) -> None:
     """Print a result; first write its report, if that is new, missing or asked for, whose failure is a warning and no more."""
-    from raystream.exchange.text import describe_result
+    from raystream.report.text import describe_result
 
     there = result.store.exists(f"queries/{result.query}/report.html")
     if report and (result.new or shown or not there):
-        from raystream.exchange.report import write_report
+        from raystream.report.page import write_report
 
         try:
             write_report(result)
@@ -274,6 +275,3 @@ def _finish(result: Any, as_json: bool, report: bool, *, shown: bool = False) ->
     found = result.place("report.html") if there else None
     _print(result.summary() | {"report": found}, lambda: describe_result(result, found, shown=shown), as_json)
 
-
-if __name__ == "__main__":
-    main()

@@ -6,20 +6,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from raystream.exchange.cells import Sheet, name_of_prediction, sheet, short
-from raystream.exchange.facts import Fact, facts, lede, title
-from raystream.exchange.pictures import Picture, pictures
-from raystream.exchange.plots import NUMBERED, pool_map, project, reliability_diagram, score_histogram
-from raystream.exchange.stored import StoredPool, chosen_embeddings, pool_scores, sampled_embeddings, stored_pool
 from raystream.lake.uri import redacted
+from raystream.pool.columns import readable
 from raystream.query.acquire import column_of
+from raystream.report.facts import Fact, facts, lede, title
+from raystream.report.pictures import Picture, pictures
+from raystream.report.plots import NUMBERED, pool_map, project, reliability_diagram, score_histogram
+from raystream.report.stored import StoredPool, chosen_embeddings, pool_scores, sampled_embeddings, stored_pool
 from raystream.store.queries import query_folder
 from raystream.store.result import Result
 
 ROWS_SHOWN = 200
 _COLOURS = 10
+_LONGEST = 80
+_HIDDEN = frozenset({"path", "row"})
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,21 @@ class Plot:
 
     uri: str | None
     caption: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The first rows of a selection.
+
+    Attributes:
+        columns: name and whether it holds numbers.
+        rows: as text, one entry a column.
+        total: rows of the whole selection.
+    """
+
+    columns: tuple[tuple[str, bool], ...]
+    rows: tuple[tuple[str, ...], ...]
+    total: int
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,7 @@ def write_report(result: Result) -> str:
         StoreError: the query's folder can't be written.
     """
     environment = Environment(
-        loader=PackageLoader("raystream.exchange"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("raystream.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     html = environment.get_template("report.html").render(page=gather(result))
     result.store.put(f"{query_folder(result.query)}/report.html", html.encode("utf-8", "replace"))
@@ -189,3 +207,35 @@ def _map(result: Result, pool: StoredPool | None) -> Plot:
         f"{plane.share:.0%} of the variance, so points that are close here may be far apart all the same."
     )
     return Plot(uri, caption)
+
+
+def sheet(selection: pa.Table, count: int) -> Sheet:
+    """The first rows, without the columns that say nothing: all null, all empty, or where a row lies."""
+    head = selection.slice(0, count)
+    columns: list[tuple[str, bool]] = []
+    cells: list[list[str]] = []
+    for name in selection.column_names:
+        texts = [short(value) for value in readable(head.column(name))]
+        named = name == "prediction" and "prediction_name" in selection.column_names
+        if name in _HIDDEN or named or not any(texts):
+            continue
+        kind = selection.schema.field(name).type
+        columns.append((name, bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))))
+        cells.append(texts)
+    return Sheet(tuple(columns), tuple(zip(*cells, strict=True)), selection.num_rows)
+
+
+def name_of_prediction(selection: pa.Table) -> list[str | None]:
+    """The predicted class of each row, by its name where classes have names."""
+    named = "prediction_name" in selection.column_names
+    return [None if v is None else str(v) for v in selection.column("prediction_name" if named else "prediction").to_pylist()]
+
+
+def short(value: object) -> str:
+    """A value as short text: four digits of a float, hexadecimal for bytes, nothing for null."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:#.4g}".rstrip(".")  # trailing zeros kept: columns align
+    text = value.hex() if isinstance(value, bytes) else str(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST // 2] + "…" + text[-_LONGEST // 2 + 1 :]

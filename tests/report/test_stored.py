@@ -1,7 +1,7 @@
 import numpy as np
 
-from raystream.exchange import stored
-from raystream.exchange.stored import chosen_embeddings, pool_scores, sampled_embeddings, stored_pool
+from raystream.report import stored
+from raystream.report.stored import chosen_embeddings, pool_scores, sampled_embeddings, stored_pool
 
 MODEL = {"kind": "columns", "logits": "logits", "embedding": "embedding"}
 

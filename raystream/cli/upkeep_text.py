@@ -8,7 +8,7 @@ from raystream.figures import in_bytes, in_seconds, number_of
 
 if TYPE_CHECKING:  # one command must not wait for what another imports
     from raystream.choosing.verify import Verified
-    from raystream.doctor import Diagnosis
+    from raystream.cli.doctor import Diagnosis
     from raystream.exchange.scores import Written
     from raystream.store.gc import Collected
 

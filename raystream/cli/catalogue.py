@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+from raystream.cli.terminal import print_result
 from raystream.errors import QueryError, did_you_mean
 from raystream.query.catalogue.arguments import Arg
 from raystream.query.catalogue.listing import Listing, listings
-from raystream.terminal import print_result
 
 
 def strategies(

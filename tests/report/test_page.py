@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raystream.exchange.report import write_report
+from raystream.report.page import write_report
 
 COLUMNS = {"kind": "columns", "logits": "logits", "embedding": "embedding"}
 NET = {"source": "raystream.loop.mnist:network"}

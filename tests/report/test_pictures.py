@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from raystream.exchange import pictures as module
-from raystream.exchange.pictures import pictures
+from raystream.report import pictures as module
+from raystream.report.pictures import pictures
 
 NET = {"source": "raystream.loop.mnist:network"}
 

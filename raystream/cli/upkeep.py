@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from raystream.cli.in_job import check_place, check_places
+from raystream.cli.terminal import print_result, reporting
 from raystream.errors import QueryError
-from raystream.in_job import check_place, check_places
-from raystream.terminal import print_result, reporting
 
 Name = Annotated[str, typer.Argument(metavar="QUERY", help="The query's name in the store, or its beginning.", show_default=False)]
 StoreUri = Annotated[str, typer.Option("--store", help="Where scored units and queries are kept.")]
@@ -36,7 +36,7 @@ def gc(
     That is scored units, queries that were never committed, and what unfinished runs left; none of it younger than --older-than,
     since a query that runs may be about to need it.
     """
-    from raystream.exchange.upkeep_text import describe_collected
+    from raystream.cli.upkeep_text import describe_collected
     from raystream.store.gc import collect
     from raystream.store.opening import existing_store
     from raystream.store.queries import find_dropped
@@ -66,8 +66,8 @@ def scores(
 
     Ids, scores, predictions, and embeddings if asked, of every scored row.
     """
+    from raystream.cli.upkeep_text import describe_written
     from raystream.exchange.scores import write_scores
-    from raystream.exchange.upkeep_text import describe_written
     from raystream.store.opening import existing_store
 
     written = write_scores(existing_store(check_place("--store", store)), name, check_place("--out", out), embeddings=embeddings)
@@ -79,7 +79,7 @@ def verify(name: Name, store: StoreUri = "runs", as_json: AsJson = False, debug:
 
     Exit 0 if it is the same, 3 with the first difference.
     """
-    from raystream.exchange.upkeep_text import describe_verified
+    from raystream.cli.upkeep_text import describe_verified
     from raystream.run import verify as derive_again
     from raystream.store.opening import existing_store
 
@@ -103,9 +103,9 @@ def doctor(
 
     Exit 0 if nothing fails, else the code of the first that does.
     """
-    from raystream.doctor import diagnose
+    from raystream.cli.doctor import diagnose
+    from raystream.cli.upkeep_text import describe_diagnosis
     from raystream.exchange.tables import check_output
-    from raystream.exchange.upkeep_text import describe_diagnosis
     from raystream.query import Query
 
     with reporting():

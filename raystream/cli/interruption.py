@@ -7,8 +7,8 @@ import signal
 import time
 from types import FrameType
 
+from raystream.cli.terminal import say_at_once
 from raystream.lake.retry import stop_waiting, wait_again
-from raystream.terminal import say_at_once
 
 RESUME = "interrupted; run the same command again to go on where it stopped"
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from raystream.exchange.constraints import constraints_met
-from raystream.exchange.text import describe_seconds
+from raystream.report.text import constraints_met, describe_seconds
 from raystream.store.calibration import Calibration
 from raystream.store.manifest import Certificate, Manifest
 

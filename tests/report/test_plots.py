@@ -3,7 +3,7 @@ import base64
 import numpy as np
 import pytest
 
-from raystream.exchange.plots import pool_map, project, score_histogram
+from raystream.report.plots import pool_map, project, score_histogram
 
 
 def svg(uri):

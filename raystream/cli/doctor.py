@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from raystream import machine
+from raystream.cli import machine
+from raystream.cli.machine import Finding
 from raystream.errors import ClusterError, ModelError, RaystreamError
 from raystream.figures import in_bytes, number_of
 from raystream.lake import LOCAL, is_remote, redacted
 from raystream.lake.credentials import missing_credentials
-from raystream.machine import Finding
 from raystream.query import Query
 
 if TYPE_CHECKING:

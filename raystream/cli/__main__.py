@@ -1,0 +1,5 @@
+"""`python -m raystream.cli`."""
+
+from raystream.cli.commands import main
+
+main()
