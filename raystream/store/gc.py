@@ -119,7 +119,7 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
     strays = list(queries.strays)
     for key, files in _by_folder(store.walk("units"), depth=2).items():
         if key not in queries.needed:
-            if queries.planning or any(file.modified >= limit for file in files):
+            if queries.planning or any(file.modified > limit for file in files):
                 young.append(files)
             else:
                 (units if any(_is_receipt(file) for file in files) else halves)[key] = files
@@ -127,15 +127,15 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
         gone: list[Entry] = []
         for output, own in _by_output(files).items():
             if _needs(queries.needed[key], output):
-                gone += _stray(store, key, output, [file for file in own if file.modified < limit], own)
-            elif not queries.planning and all(file.modified < limit for file in own):
+                gone += _stray(store, key, output, [file for file in own if file.modified <= limit], own)
+            elif not queries.planning and all(file.modified <= limit for file in own):
                 outputs[key, output] = own
         strays += gone
         kept.append([file for output, own in _by_output(files).items() if (key, output) not in outputs for file in own if file not in gone])
     # Packs are an index, which whoever needs it makes again: they go before anything that they may name does.
     removing = bool(units or outputs)
-    packs = [file for file in store.walk(PACKS) if file.name not in queries.packs and (removing or file.modified < limit)]
-    derived = [files for files in _by_folder(store.walk("derived"), depth=2).values() if all(file.modified < limit for file in files)]
+    packs = [file for file in store.walk(PACKS) if file.name not in queries.packs and (removing or file.modified <= limit)]
+    derived = [files for files in _by_folder(store.walk("derived"), depth=2).values() if all(file.modified <= limit for file in files)]
     unfinished = queries.unfinished
     forgotten = [*queries.dropped.values(), *unfinished.values()]
     if delete:
@@ -199,8 +199,8 @@ def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _
             committed.append(name)
             _add_plan(found, store, name, manifest.labelled_units)
             own = {file.name for file in (manifest.selection, manifest.quarantined) if file is not None}
-            found.strays.extend(f for f in files if _LEFT_BEHIND.fullmatch(_base(f)) and f.name not in own and f.modified < limit)
-        elif not alive and max(file.modified for file in files) < limit:
+            found.strays.extend(f for f in files if _LEFT_BEHIND.fullmatch(_base(f)) and f.name not in own and f.modified <= limit)
+        elif not alive and max(file.modified for file in files) <= limit:
             found.unfinished[name] = files
         else:
             running.append(name)
@@ -212,7 +212,7 @@ def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _
         if is_alive(files, now):
             found.needed.update(dict.fromkeys(announced(store, files)))
         else:
-            found.strays.extend(file for file in files if _LEFT_BEHIND.fullmatch(_base(file)) and file.modified < limit)
+            found.strays.extend(file for file in files if _LEFT_BEHIND.fullmatch(_base(file)) and file.modified <= limit)
     return replace(found, committed=tuple(sorted(committed)), running=tuple(sorted(running)), planning=planning)
 
 

@@ -127,7 +127,7 @@ def test_gc_does_not_count_what_is_still_there(
     assert said(*command)["units"]["count"] == 4
     code, out, err = cli(*command, "--delete")
     assert (code, out) == (3, "")
-    assert "can't be removed" in err
+    assert "can't be written" in err  # the file by which the store's clock is asked: nothing is removed by a clock that isn't known
     assert below(s3, f"{folder}/runs") == before
 
 
