@@ -5,7 +5,6 @@ By the plan, which names the units' keys and the outputs that the query reads of
 
 from __future__ import annotations
 
-import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -51,10 +50,18 @@ def plan_outputs(plan: pa.Table) -> tuple[str, ...]:
     return tuple(json.loads((plan.schema.metadata or {})[PLAN_OUTPUTS.encode()]))
 
 
+def read_parquet(data: bytes) -> pa.Table:
+    """The table in the bytes of a Parquet file, read by this thread alone.
+
+    Arrow's own threads may let go of the bytes later than the interpreter ends, which aborts the process after its result is printed.
+    """
+    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
+
+
 def parsed_plan(data: bytes) -> pa.Table | None:
     """The table that a file holds, unless it is none, or one of something else."""
     try:
-        plan = pq.ParquetFile(io.BytesIO(data)).read()
+        plan = read_parquet(data)
     except (pa.ArrowException, OSError):
         return None
     known = {field.name: field.type for field in plan.schema}

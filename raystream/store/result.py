@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from raystream.errors import StoreError
@@ -17,7 +16,7 @@ from raystream.store.manifest import Manifest, Seconds
 from raystream.store.opening import existing_store
 from raystream.store.protocol import Store, StoredFile
 from raystream.store.quarantined import named
-from raystream.store.queries import find_query, query_folder, read_manifest
+from raystream.store.queries import find_query, query_folder, read_manifest, read_parquet
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def read_result(store: Store, manifest: Manifest) -> Result:
     data = _copy(store, manifest, manifest.selection, "selection.parquet")
     if manifest.quarantined is not None:
         _copy(store, manifest, manifest.quarantined, "quarantined.parquet")
-    return Result(store, pq.ParquetFile(pa.BufferReader(data)).read(), manifest, new=False)
+    return Result(store, read_parquet(data), manifest, new=False)
 
 
 def committed_table(store: Store, manifest: Manifest, file: StoredFile) -> pa.Table:
@@ -132,7 +131,7 @@ def committed_table(store: Store, manifest: Manifest, file: StoredFile) -> pa.Ta
     Raises:
         StoreError: it is gone or isn't what was committed.
     """
-    return pq.ParquetFile(pa.BufferReader(_whole(store, manifest, file))).read()
+    return read_parquet(_whole(store, manifest, file))
 
 
 def _copy(store: Store, manifest: Manifest, file: StoredFile, name: str) -> bytes:
