@@ -56,7 +56,7 @@ def read_table(store: Store, file: StoredFile, columns: Sequence[str] | None = N
         check_file(store.path(file.name), file)
     with reading(store, file):
         # `read_table` would import pandas, where that is installed: a quarter of a second of every query.
-        # What comes from a bucket is Python's memory, which Arrow's threads may let go of beyond the end of the process; see `read_parquet`.
+        # A bucket's bytes are Python's, which Arrow's threads may let go of beyond the end of the process; see `queries.read_parquet`.
         parquet = pq.ParquetFile(store.source(file), pre_buffer=False)
         table = parquet.read(None if columns is None else list(columns), use_threads=not store.remote)
         return table if columns is None else table.select(list(columns))
