@@ -107,8 +107,8 @@ def torch_sequential(p: np.ndarray, h: np.ndarray, k: int, seed: int) -> np.ndar
 def ours(p: np.ndarray, h: np.ndarray, k: int, seed: int, precision: Any) -> Any:
     """BADGE as a query runs it."""
     from raystream.selection import LocalShards
-    from raystream.selection.badge import sample
     from raystream.selection.rows import as_rows
+    from raystream.selection.strategies.badge import sample
 
     return sample(LocalShards.of_array(h), as_rows(p), k, centres=(p[:0], h[:0]), seed=seed, precision=precision)
 

@@ -56,7 +56,7 @@ def write(folder: Path, rows: int, labels: int) -> None:
 
 def merge(folder: Path, labelled: bool) -> None:
     """In a process of its own: plan, join and mark, and print seconds of what the labels take part in, and the peak in MB."""
-    from raystream.choosing.checked_pool import read_pool
+    from raystream.choosing.candidates import read_pool
     from raystream.choosing.labelled import find_labelled_rows
     from raystream.cluster.processes import Processes
     from raystream.pool import read_labelled

@@ -46,7 +46,7 @@ from benchmarks.environment import environment
 from benchmarks.glosses import Missing, embedded
 from raystream.acquisition import entropy, fit_temperature, margin
 from raystream.selection import Candidates, LocalShards, choose, row_hash, top_k
-from raystream.selection.registry import STRATEGIES
+from raystream.selection.choose import STRATEGIES
 from raystream.selection.rows import as_rows
 
 Array = np.ndarray

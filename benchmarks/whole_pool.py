@@ -124,7 +124,7 @@ def one(strategy: str, pool: str, n: int, width: int, picks: int, *, units: bool
     except ModuleNotFoundError:  # an older checkout
         from raystream.strategies import TRAITS
     from raystream.selection import Candidates, Constraints, LocalShards, Request, Rows, bounds, row_hash
-    from raystream.selection.registry import STRATEGIES
+    from raystream.selection.choose import STRATEGIES
     from raystream.selection.rows import ArrayPart
 
     x = data(pool, n, width)

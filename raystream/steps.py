@@ -6,16 +6,16 @@ import time
 from dataclasses import replace
 
 from raystream.choosing.batch import choose_batch
-from raystream.choosing.checked_pool import flat_scores, read_pool
+from raystream.choosing.candidates import flat_scores, read_pool
 from raystream.choosing.commit import ScoringFacts, commit
+from raystream.choosing.constraints import PoolColumns
 from raystream.choosing.epig import with_epig
 from raystream.choosing.labelled import find_labelled_rows
-from raystream.choosing.pool_columns import PoolColumns
 from raystream.choosing.verify import Verified
 from raystream.choosing.verify import verify as derive_again
 from raystream.cluster.processes import Processes
 from raystream.errors import QueryError, StoreError
-from raystream.exchange.tables import check_output, write_table
+from raystream.lake.table_writer import check_output, write_table
 from raystream.pool import refuse_among
 from raystream.query import Query
 from raystream.scoring.calibrate import Fitted, fitted_temperature
@@ -27,8 +27,8 @@ from raystream.store.life import SignOfLife
 from raystream.store.manifest import Seconds
 from raystream.store.opening import refuse_in_store
 from raystream.store.protocol import Store
-from raystream.store.quarantined import named, quarantined_rows
 from raystream.store.result import Result, Scores, read_result
+from raystream.store.unit_columns import named, quarantined_rows
 
 
 def run(query: Query, reporter: Reporter, may_score: bool) -> Result:

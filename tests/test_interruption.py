@@ -16,7 +16,7 @@ from commands import Command
 
 import raystream as rs
 from raystream.cli import main
-from raystream.cli.interruption import Interruption
+from raystream.cli.terminal import Interruption
 
 MakeQuery = Callable[..., rs.Query]
 ENDING = "raystream: interrupted; ending, again to stop at once\n"

@@ -15,7 +15,7 @@ from pools import logits_and_embeddings, pool_table, vectors
 
 import raystream as rs
 from raystream.errors import LabelsError
-from raystream.pool import settled
+from raystream.pool import files as settled
 
 MakeQuery = Callable[..., rs.Query]
 Cli = Callable[..., tuple[int, str, str]]

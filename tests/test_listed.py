@@ -48,7 +48,7 @@ def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
 def test_one_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     """A strategy, a score or a kind by its name; another name is exit 2, with the nearest."""
     out = said(capsys, "core_set")[1]
-    assert "raystream.selection.core_set:core_set_strategy" in out
+    assert "raystream.selection.strategies.core_set:core_set_strategy" in out
     assert "default: 0" in out
     assert "score" in said(capsys, "bald")[1].split()[0]
     assert "a .onnx file" in said(capsys, "onnx")[1]

@@ -15,8 +15,8 @@ from pools import logits_and_embeddings, vectors
 from scored import planned, stored_outputs
 
 import raystream as rs
+from raystream.choosing.scores_table import write_scores
 from raystream.errors import StoreError
-from raystream.exchange.scores import write_scores
 from raystream.run import score, verify
 from raystream.store.gc import collect
 from raystream.store.opening import FORMAT, open_store

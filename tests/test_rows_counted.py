@@ -12,7 +12,7 @@ import pytest
 from scored import planned
 
 import raystream as rs
-from raystream.choosing.checked_pool import read_pool
+from raystream.choosing.candidates import read_pool
 from raystream.cluster.processes import Processes
 from raystream.errors import UnitsFailed
 from raystream.scoring import batch_reader

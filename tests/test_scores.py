@@ -14,9 +14,9 @@ import torch
 from pools import logits_and_embeddings, pool_table
 
 import raystream as rs
+from raystream.choosing import scores_table as scores_module
+from raystream.choosing.scores_table import write_scores
 from raystream.errors import StoreError
-from raystream.exchange import scores as scores_module
-from raystream.exchange.scores import write_scores
 from raystream.store.local import LocalStore
 
 MakeQuery = Callable[..., rs.Query]

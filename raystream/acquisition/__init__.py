@@ -15,13 +15,16 @@ from raystream.acquisition.calibration import (
     ReliabilityBins,
     TemperatureFit,
     expected_calibration_error,
+    fit_mean_temperature,
     fit_temperature,
+    mean_log_probabilities,
+    relative_error,
     reliability_bins,
 )
 from raystream.acquisition.check import check_acquisition
 from raystream.acquisition.dense import DenseScores, all_dense_scores, dense_scores
 from raystream.acquisition.epig import EpigTargets, epig, epig_targets
-from raystream.acquisition.gradients import badge_factors, badge_norm, egl
+from raystream.acquisition.gradients import badge_factors, badge_norm, egl, egl_parameters
 from raystream.acquisition.logits import (
     LogitScores,
     energy,
@@ -31,7 +34,6 @@ from raystream.acquisition.logits import (
     margin,
     ratio,
 )
-from raystream.acquisition.mean_temperature import fit_mean_temperature, mean_log_probabilities, relative_error
 from raystream.acquisition.members import (
     MemberScores,
     bald,
@@ -39,13 +41,12 @@ from raystream.acquisition.members import (
     log_probabilities,
     mean_std,
     member_scores,
+    regression_variance,
     variance,
     variation_ratio,
     vote_entropy,
 )
 from raystream.acquisition.multi_label import multi_label_member_scores, multi_label_scores
-from raystream.acquisition.parameter_gradients import egl_parameters
-from raystream.acquisition.regression import regression_variance
 from raystream.acquisition.weights import class_weighted
 
 __all__ = [

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from raystream.acquisition.inputs import InKind, given_members, in_kind
-from raystream.acquisition.member_parts import check_mass
+from raystream.acquisition.members import check_mass
 from raystream.errors import QueryError
 
 _BLOCK = 1 << 18

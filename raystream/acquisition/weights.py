@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from raystream.acquisition.inputs import InKind, given_logits, in_kind, tensor_of
-from raystream.acquisition.odds import Odds, by_blocks
+from raystream.acquisition.logits import Odds, by_blocks
 from raystream.errors import QueryError
 
 

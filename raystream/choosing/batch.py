@@ -8,20 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raystream.choosing.candidates import CandidateRows, find_candidates, hashes
-from raystream.choosing.constraints import Limits, exceeded, how_met, read_limits, refuse_empty
+from raystream.choosing.candidates import CandidateRows, Named, find_candidates, find_named, hashes
+from raystream.choosing.constraints import Limits, PoolColumns, exceeded, how_met, in_query, read_limits, refuse_empty, words_of_query
 from raystream.choosing.derived import results_over
 from raystream.choosing.holding import Actors, held_embeddings, memory_of
 from raystream.choosing.labelled import LabelledRows
-from raystream.choosing.named_rows import Named, find_named
-from raystream.choosing.pool_columns import PoolColumns
-from raystream.choosing.wording import in_query, words_of_query
 from raystream.errors import QueryError, did_you_mean
 from raystream.query import Query
 from raystream.query.acquire import column_of
 from raystream.scoring.scored_pool import ScoredPool
 from raystream.selection import Candidates, Chosen, Rows, Shards, Strategy, choose
-from raystream.selection.derived import Kept
+from raystream.selection.strategy import Kept
 from raystream.store.manifest import Certificate, SelectionRounds
 from raystream.store.receipts import SAMPLES
 

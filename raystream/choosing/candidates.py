@@ -1,4 +1,7 @@
-"""Which rows find_candidates the choice: those ahead by score, those the query names, those drawn at random, enough for every floor."""
+"""The candidates of a query: rows ahead by score, rows that it names by their ids, rows drawn at random, enough for every floor.
+
+The scored pool that they come from is read here, and refused where it can't be chosen from.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,103 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from raystream.choosing.constraints import PoolColumns
 from raystream.choosing.holding import memory_of
 from raystream.choosing.labelled import LabelledRows
-from raystream.choosing.named_rows import Named
-from raystream.choosing.pool_columns import PoolColumns
-from raystream.pool.id_hashes import BLOCK_ROWS, id_blocks, id_bytes
-from raystream.query import Query, Select
-from raystream.scoring.scored_pool import ScoredPool, StoredIds
+from raystream.errors import ModelError, PoolError, QueryError
+from raystream.model import check_classes
+from raystream.pool import check_unique, comparable
+from raystream.pool.ids import BLOCK_ROWS, id_blocks, id_bytes
+from raystream.query import Id, Query, Select
+from raystream.query.catalogue import SAMPLE_SCORES
+from raystream.scoring.class_labels import named_classes
+from raystream.scoring.output_kinds import EPIG
+from raystream.scoring.plan import ResolvedQuery, ScoringPlan
+from raystream.scoring.scored_pool import ScoredPool, StoredIds, merge
+from raystream.scoring.session import refuse_quarantined
 from raystream.selection import Constraints, Quota, Rows, draw, random_order, row_hash, walk
 from raystream.selection.hashing import bytes_hash
 from raystream.selection.prefilter import Ahead, ahead, with_floors
-from raystream.selection.ranking import best
+from raystream.selection.strategies.ranking import best
+from raystream.store.receipts import EMBEDDINGS, UnitOutputs
 from raystream.store.vectors import fetch
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Named:
+    """Rows of the scored pool, int64, each in the order of the query: `must_include`, `exclude` and `similar_to`."""
+
+    must_include: np.ndarray
+    exclude: np.ndarray
+    similar_to: np.ndarray
+    warnings: tuple[str, ...]
+
+
+def find_named(select: Select, pool: ScoredPool, labelled: np.ndarray) -> Named:
+    """Look up the ids that `select` names.
+
+    Args:
+        select: of the query.
+        pool: its scored rows.
+        labelled: (n,) bool, which of them are labelled.
+
+    Raises:
+        QueryError: an id of `must_include` or `similar_to` isn't in the pool, or one of `must_include` is labelled already.
+    """
+    must, absent = _rows(pool, select.must_include)
+    _refuse(absent, "must_include", len(select.must_include))
+    done = [id_ for id_, row in zip(select.must_include, must, strict=True) if labelled[row]]
+    if done:
+        raise QueryError(f"select.must_include names {_shown(done)}, already labelled; remove it")
+    similar, absent = _rows(pool, select.similar_to)
+    _refuse(absent, "similar_to", len(select.similar_to))
+    exclude, absent = _rows(pool, select.exclude)
+    warnings = [f"{len(absent)} of {len(select.exclude)} ids of select.exclude are not in the pool: {_shown(absent)}"] if absent else []
+    return Named(np.asarray(list(dict.fromkeys(must.tolist())), dtype=np.int64), exclude, similar, tuple(warnings))
+
+
+def _refuse(absent: Sequence[Id], key: str, count: int) -> None:
+    if absent:
+        raise QueryError(
+            f"{len(absent)} of {count} ids of select.{key} are not in the pool after its filters: {_shown(absent)}; correct or remove them"
+        )
+
+
+def _shown(ids: Sequence[Id]) -> str:
+    return ", ".join(map(repr, ids[:_SHOWN])) + (", .." if len(ids) > _SHOWN else "")
+
+
+def _rows(pool: ScoredPool, ids: Sequence[Id]) -> tuple[np.ndarray, list[Id]]:
+    """The rows of the ids that are there, and the ids that are not."""
+    if not ids:
+        return np.empty(0, dtype=np.int64), []
+    type_ = comparable(pa.array([], pool.ids.type)).type
+    usable = [_as_type(id_, type_) for id_ in ids]
+    wanted = pc.drop_null(pa.array(usable, type_))
+    of: dict[object, int] = {}
+    for start, block in id_blocks(pool.ids):
+        known = comparable(block)
+        there = np.asarray(pc.indices_nonzero(pc.is_in(known, value_set=wanted)))
+        of |= zip(known.take(pa.array(there)).to_pylist(), (start + there).tolist(), strict=True)
+    rows = [of.get(value) if value is not None else None for value in usable]
+    absent = [id_ for id_, row in zip(ids, rows, strict=True) if row is None]
+    return np.asarray([row for row in rows if row is not None], dtype=np.int64), absent
+
+
+def _as_type(value: Id, type_: pa.DataType) -> int | str | bytes | None:
+    """The id as the pool has it; None if it can't be one."""
+    if pa.types.is_integer(type_):
+        try:
+            return int(pa.scalar(value if isinstance(value, int) else None, type_).as_py())
+        except (pa.ArrowInvalid, OverflowError, TypeError):
+            return None
+    text = str(value)
+    return text.encode() if pa.types.is_large_binary(type_) else text
+
 
 _AT_ONCE = 1 << 20
 """Rows whose scores are compared at a time."""
@@ -198,3 +285,70 @@ def _can_be_met(quotas: Sequence[Quota], budget: int) -> bool:
     """Whether the pool holds enough for every floor; where it doesn't, the choice says so."""
     held = (np.bincount(quota.group[quota.group >= 0], minlength=len(quota.names)) for quota in quotas)
     return all((quota.least <= some).all() and quota.least.sum() <= budget for quota, some in zip(quotas, held, strict=True))
+
+
+def read_pool(asked: ResolvedQuery, plan: ScoringPlan, scored: Sequence[UnitOutputs | None], warnings: Sequence[str] = ()) -> ScoredPool:
+    """The merged pool, once it is known to be sound: rows to choose from, unique ids, outputs of one shape.
+
+    Args:
+        asked: the query.
+        plan: its units.
+        scored: the outputs of each, None for those that are left out.
+        warnings: why they are.
+
+    Raises:
+        DataError: it can't be chosen from.
+    """
+    query = asked.query
+    found = [(unit, of.file) for unit, of in zip(scored, plan.units, strict=True) if unit is not None]
+    units = [unit for unit, _ in found]
+    refuse_quarantined(query, units)
+    if not units:
+        reason = f": {warnings[0]}" if warnings else ""
+        raise PoolError(f"no unit of {', '.join(query.pool.uris)} could be scored{reason}")
+    lacking = next((unit.unit for unit in units if unit.rows and unit.members is None), None)
+    compared = [score for score in query.acquire.asked if score in SAMPLE_SCORES]
+    if lacking and (compared or query.select.traits.samples):
+        raise ModelError(
+            f"{compared[0] if compared else query.select.strategy} compares several opinions of a row, but the model gave one in unit "
+            f"{lacking}; use a committee, such as a forest, or MC dropout"
+        )
+    pool = merge(asked.store, units, [file for _, file in found], query.pool.id or "id", ranking_column(query))
+    _check(asked, pool)
+    return pool
+
+
+def ranking_column(query: Query) -> str | None:
+    """The column that rows are ranked by, if they are and it is there once they are scored."""
+    return query.acquire.column if query.needs_score and query.acquire.score != EPIG else None
+
+
+def flat_scores(query: Query, pool: ScoredPool) -> list[str]:
+    """A warning where the score ranks nothing."""
+    if not query.needs_score or pool.score is None or len(pool) < 2:
+        return []
+    least, most = float(pool.score.min()), float(pool.score.max())
+    if least < most:
+        return []
+    return [f"all {len(pool):,} rows have the same {query.acquire.score}, {least:.4g}, so it ranks nothing; look at the model's outputs"]
+
+
+def _check(asked: ResolvedQuery, pool: ScoredPool) -> None:
+    query = asked.query
+    if not len(pool):
+        reasons = [reason for unit in pool.units for reason in unit.reasons]
+        first = f"; the first of the rows left out: {reasons[0]}" if reasons else ""
+        raise PoolError(f"no row of {', '.join(query.pool.uris)} is left to choose from after pool.filters and on_error{first}")
+    check_unique(pool.ids, query.pool.id or "id", pool.place, pool.ids_at)
+    named_classes(asked.classes, pool.units)
+    classes = next((unit.classes for unit in pool.units if unit.classes is not None), None)
+    if asked.classes is not None and classes is not None:
+        check_classes(asked.classes, classes)
+    if query.needs_embedding and not pool.holds(EMBEDDINGS):
+        raise ModelError("the model gave no embedding; name the module in model.embedding")
+    calibration = asked.calibration
+    if calibration is not None and any(unit.receipts[0].state_hash != calibration.state_hash for unit in pool.units):
+        raise ModelError(
+            "the model that scored the pool isn't the one that model.temperature was fitted with: the factory does not build the same "
+            "model every time; make it deterministic or give model.weights"
+        )

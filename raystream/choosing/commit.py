@@ -15,10 +15,10 @@ from raystream.scoring.output_kinds import Output
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan, write_plan
 from raystream.scoring.scored_pool import ScoredPool
 from raystream.store.manifest import Counts, Manifest, Seconds, versions
-from raystream.store.quarantined import write_quarantined
+from raystream.store.packs import unbroken
 from raystream.store.queries import read_manifest
-from raystream.store.requests import unbroken
 from raystream.store.result import Result, read_result
+from raystream.store.unit_columns import write_quarantined
 
 
 @dataclass(frozen=True)

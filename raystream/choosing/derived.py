@@ -19,7 +19,7 @@ import numpy as np
 
 from raystream.errors import StoreError
 from raystream.scoring.scored_pool import ScoredPool
-from raystream.selection.derived import Arrays, Parameters
+from raystream.selection.strategy import Arrays, Parameters
 from raystream.store.integrity import check_file
 from raystream.store.protocol import Store, StoredFile
 from raystream.store.receipts import EMBEDDINGS

@@ -1,21 +1,211 @@
-"""Where the candidates' embeddings are held while a batch is chosen: in this process, or with selection actors."""
+"""Where the candidates' embeddings are held while a batch is chosen: in this process, or with selection actors.
+
+Processes may be lost: what each was told is kept, and told again to the one that takes its place. A round is one message to every
+process and what they answer. Knows no Ray: `selection_actors` has the processes.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import chain
+from typing import Any, Protocol
 
 import numpy as np
 
-from raystream.choosing.rounds import Rounds
+from raystream.errors import ClusterError, RaystreamError
 from raystream.query import Query
 from raystream.scoring.scored_pool import ScoredPool
-from raystream.selection import LocalPieces, Rows, Shards, working_bytes
+from raystream.selection import Factory, LocalPieces, Pieces, Rows, Shards, working_bytes
 from raystream.selection.shards import DEFAULT_MEMORY
+from raystream.store.manifest import SelectionRounds
 from raystream.store.vectors import fetch
+
+LOSSES = 3
+"""A process that is lost for the third time is not started again: it is what it is asked to do that ends it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that a process is told.
+
+    Attributes:
+        pieces: the number of a set of pieces, of which each process holds one.
+        method: to call on that piece; None makes the piece.
+        common: pickled arguments that are the same for every process, as `Hosts.share` gave them; the factory comes first.
+        apart: pickled further arguments for this process alone.
+    """
+
+    pieces: int
+    method: str | None
+    common: Any
+    apart: bytes
+
+
+class Host:
+    """The pieces that one process holds, one of each set."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[int, Any] = {}
+
+    def run(self, steps: Sequence[Step]) -> bytes:
+        """Take the steps in order; the pickled answer to the last, or the error of ours that one of them raised."""
+        answer: Any = None
+        try:
+            for step in steps:
+                answer = self._take(step)
+        except RaystreamError as error:
+            answer = error
+        except FileNotFoundError as error:
+            answer = ClusterError(f"a selection actor can't see {error.filename}; give store.uri a folder that every node shares")
+        return pickle.dumps(answer, protocol=5)
+
+    def _take(self, step: Step) -> Any:
+        args: tuple[Any, ...] = pickle.loads(step.common) + pickle.loads(step.apart)
+        if step.method is not None:
+            return getattr(self._pieces[step.pieces], step.method)(*args)
+        self._pieces[step.pieces] = args[0](*args[1:])
+        return None
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A process has gone, with all it held."""
+
+    reason: str
+
+
+class Hosts(Protocol):
+    """Processes with a `Host` in each."""
+
+    def __len__(self) -> int:
+        """How many; stays the same."""
+
+    def share(self, data: bytes) -> Any:
+        """What stands for the data in the steps of any process."""
+
+    def run(self, scripts: Mapping[int, Sequence[Step]]) -> dict[int, bytes | Lost]:
+        """What `Host.run` answers to the steps in each process, all at the same time."""
+
+    def renew(self, place: int) -> None:
+        """Start an empty process in place of a lost one."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A step for every process."""
+
+    pieces: int
+    method: str | None
+    common: Any
+    common_bytes: int
+    apart: tuple[bytes, ...]
+
+    def step(self, place: int) -> Step:
+        return Step(self.pieces, self.method, self.common, self.apart[place])
+
+    def bytes(self, place: int) -> int:
+        return self.common_bytes + len(self.apart[place])
+
+
+class Rounds:
+    """Asks all processes at once, and rebuilds those that are lost, so that nobody who asks notices.
+
+    A rebuilt piece is made by the same factory, which reads the store again, and is told once more what changed it.
+
+    Attributes:
+        processes: how many there are, and pieces in each set.
+    """
+
+    def __init__(self, places: Hosts) -> None:
+        self._places = places
+        self.processes = len(places)
+        # invariant: after these calls, set by set, a new piece is as the one that it replaces
+        self._log: list[list[_Call]] = []
+        self._lost = [0] * self.processes
+        self._bytes: list[int] = []
+
+    def spread(self, factory: Factory, args: Sequence[tuple[Any, ...]]) -> Pieces:
+        """A set of pieces, `factory(*args[i])` in process i; a `raystream.selection.Spread`."""
+        number = len(self._log)
+        made = self._prepare(number, None, (factory,), args)
+        self._log.append([])
+        self._ask(made)
+        self._log[number] = [made]
+        return _Set(self, number, factory)
+
+    def call(self, number: int, factory: Factory, method: str, args: tuple[Any, ...], apart: Sequence[tuple[Any, ...]] | None) -> list[Any]:
+        """What the pieces of a set answer, in order.
+
+        Raises:
+            ClusterError: a process was lost three times.
+            RaystreamError: what a piece raised; that of the first one, if several did.
+        """
+        call = self._prepare(number, method, args, apart)
+        answers = self._ask(call)
+        if method in getattr(factory, "fresh", ()):
+            self._log[number] = [self._log[number][0], call]
+        elif method not in getattr(factory, "pure", ()):
+            self._log[number].append(call)
+        return answers
+
+    @property
+    def record(self) -> SelectionRounds:
+        """What the manifest says of them."""
+        return SelectionRounds(self.processes, sum(self._lost), len(self._bytes), sum(self._bytes), list(self._bytes))
+
+    def _prepare(self, number: int, method: str | None, args: tuple[Any, ...], apart: Sequence[tuple[Any, ...]] | None) -> _Call:
+        common = pickle.dumps(args, protocol=5)
+        each = [()] * self.processes if apart is None else apart
+        if len(each) != self.processes:
+            raise ValueError(f"arguments for {len(each)} pieces, but there are {self.processes}")
+        return _Call(number, method, self._places.share(common), len(common), tuple(pickle.dumps(own, protocol=5) for own in each))
+
+    def _ask(self, call: _Call) -> list[Any]:
+        waiting = {place: [call] for place in range(self.processes)}
+        answers: dict[int, bytes] = {}
+        travelled = 0
+        while waiting:
+            travelled += sum(one.bytes(place) for place, calls in waiting.items() for one in calls)
+            scripts = {place: [one.step(place) for one in calls] for place, calls in waiting.items()}
+            for place, answer in self._places.run(scripts).items():
+                if isinstance(answer, Lost):
+                    self._renew(place, answer)
+                    waiting[place] = [*chain.from_iterable(self._log), call]
+                else:
+                    travelled += len(answer)
+                    answers[place] = answer
+                    del waiting[place]
+        self._bytes.append(travelled)
+        result = [pickle.loads(answers.pop(place)) for place in range(self.processes)]
+        for answer in result:
+            if isinstance(answer, RaystreamError):
+                raise answer
+        return result
+
+    def _renew(self, place: int, lost: Lost) -> None:
+        self._lost[place] += 1
+        if self._lost[place] == LOSSES:
+            raise ClusterError(
+                f"selection actor {place + 1} of {self.processes} was lost {LOSSES} times, last: {lost.reason}; "
+                "lower select.memory if its node ran out of memory, and run again: the scores are kept"
+            )
+        self._places.renew(place)
+
+
+@dataclass(frozen=True)
+class _Set:
+    """One set of pieces."""
+
+    rounds: Rounds
+    number: int
+    factory: Factory
+
+    def call(self, method: str, *args: Any, apart: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+        return self.rounds.call(self.number, self.factory, method, args, apart)
 
 
 class Actors(Protocol):

@@ -13,8 +13,8 @@ from raystream.query import Query
 from raystream.scoring.plan import ResolvedQuery
 from raystream.scoring.scored_pool import ScoredPool, unit_vectors
 from raystream.scoring.session import Session, refuse_quarantined
-from raystream.store.quarantined import quarantined_rows
 from raystream.store.receipts import EMBEDDINGS, PROBABILITIES, UnitOutputs, check_same_model
+from raystream.store.unit_columns import quarantined_rows
 
 _SHOWN = 3
 

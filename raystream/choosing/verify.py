@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from raystream.choosing.batch import choose_batch
+from raystream.choosing.constraints import PoolColumns
 from raystream.choosing.holding import Actors
 from raystream.choosing.labelled import LabelledRows, labelled_rows_of
-from raystream.choosing.pool_columns import PoolColumns
 from raystream.errors import LabelsError, PoolError, StoreError, VerificationError
 from raystream.pool import File, Labelled, PoolPlan, read_labelled
 from raystream.pool.files import known_files
@@ -28,10 +28,10 @@ from raystream.scoring.scored_pool import ScoredPool, merge
 from raystream.store.integrity import damaged
 from raystream.store.manifest import Certificate, Manifest, versions
 from raystream.store.protocol import Store, StoredFile
-from raystream.store.quarantined import quarantined_rows
 from raystream.store.queries import StoredUnit, find_query, query_folder, read_manifest, read_query, stored_labelled_units, stored_units
 from raystream.store.receipts import EMBEDDINGS, PROBABILITIES, SAMPLES, UnitOutputs
 from raystream.store.result import committed_table, read_result
+from raystream.store.unit_columns import quarantined_rows
 
 TOLERANCE = 1e-6
 """By how much of their size gains, distances and the certificate may differ: they may be summed up in another order."""

@@ -14,7 +14,7 @@ import typer
 from raystream import __version__
 from raystream.cli import catalogue, upkeep
 from raystream.cli.in_job import check_place, check_places
-from raystream.cli.interruption import RESUME, Interruption
+from raystream.cli.terminal import RESUME, Interruption
 from raystream.cli.terminal import print_result as _print
 from raystream.cli.terminal import reporting as _reporter
 from raystream.errors import RaystreamError
@@ -100,7 +100,7 @@ def plan(
     It also counts the files that were added, rewritten or removed since the newest committed query over the same pool.uri: only
     those added and rewritten are scored, and removed ones leave the pool.
     """
-    from raystream.cluster.address import own_ray_wanted
+    from raystream.cluster.connection import own_ray_wanted
     from raystream.report.text import describe_estimate
     from raystream.scoring.estimate import estimate
 

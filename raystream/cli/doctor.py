@@ -14,11 +14,11 @@ from raystream.cli.machine import Finding
 from raystream.errors import ClusterError, ModelError, RaystreamError
 from raystream.figures import in_bytes, number_of
 from raystream.lake import LOCAL, is_remote, redacted
-from raystream.lake.credentials import missing_credentials
+from raystream.lake.filesystem import missing_credentials
 from raystream.query import Query
 
 if TYPE_CHECKING:
-    from raystream.scoring.first_rows import FirstRows
+    from raystream.scoring.batch_reader import FirstRows
 
 
 import time
@@ -193,7 +193,7 @@ def _output(query: Query, check_output: CheckOutput) -> str:
 def _model(query: Query) -> Finding:
     """Load the query's model and probe it with the pool's first rows, as workers do before they score."""
     from raystream.model import load, with_local_files
-    from raystream.scoring.first_rows import probe
+    from raystream.scoring.batch_reader import probe
 
     try:
         local = with_local_files(query.model, query.pool.options)
@@ -216,7 +216,7 @@ def _model(query: Query) -> Finding:
 
 def _first_rows(query: Query) -> FirstRows | None:
     from raystream.model import PROBE_ROWS
-    from raystream.scoring.first_rows import PROBE_UNITS, first_rows, preparation
+    from raystream.scoring.batch_reader import PROBE_UNITS, first_rows, preparation
     from raystream.scoring.plan import pool_plan
 
     plan = pool_plan(query, query.pool)
@@ -225,7 +225,7 @@ def _first_rows(query: Query) -> FirstRows | None:
 
 
 def _start_ray(query: Query | None) -> str:
-    from raystream.cluster.address import own_ray_wanted, protect_own_ray
+    from raystream.cluster.connection import own_ray_wanted, protect_own_ray
     from raystream.query import Cluster
 
     cluster = Cluster() if query is None else query.cluster

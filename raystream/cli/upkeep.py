@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raystream.cli.in_job import check_place, check_places
 from raystream.cli.terminal import print_result, reporting
 from raystream.errors import QueryError
+from raystream.figures import in_bytes, in_seconds, number_of
+
+if TYPE_CHECKING:
+    from raystream.choosing.scores_table import Written
+    from raystream.choosing.verify import Verified
+    from raystream.cli.doctor import Diagnosis
+    from raystream.store.gc import Collected
 
 Name = Annotated[str, typer.Argument(metavar="QUERY", help="The query's name in the store, or its beginning.", show_default=False)]
 StoreUri = Annotated[str, typer.Option("--store", help="Where scored units and queries are kept.")]
@@ -36,7 +43,7 @@ def gc(
     That is scored units, queries that were never committed, and what unfinished runs left; none of it younger than --older-than,
     since a query that runs may be about to need it.
     """
-    from raystream.cli.upkeep_text import describe_collected
+    from raystream.cli.upkeep import describe_collected
     from raystream.store.gc import collect
     from raystream.store.opening import existing_store
     from raystream.store.queries import find_dropped
@@ -66,8 +73,8 @@ def scores(
 
     Ids, scores, predictions, and embeddings if asked, of every scored row.
     """
-    from raystream.cli.upkeep_text import describe_written
-    from raystream.exchange.scores import write_scores
+    from raystream.choosing.scores_table import write_scores
+    from raystream.cli.upkeep import describe_written
     from raystream.store.opening import existing_store
 
     written = write_scores(existing_store(check_place("--store", store)), name, check_place("--out", out), embeddings=embeddings)
@@ -79,7 +86,7 @@ def verify(name: Name, store: StoreUri = "runs", as_json: AsJson = False, debug:
 
     Exit 0 if it is the same, 3 with the first difference.
     """
-    from raystream.cli.upkeep_text import describe_verified
+    from raystream.cli.upkeep import describe_verified
     from raystream.run import verify as derive_again
     from raystream.store.opening import existing_store
 
@@ -104,8 +111,8 @@ def doctor(
     Exit 0 if nothing fails, else the code of the first that does.
     """
     from raystream.cli.doctor import diagnose
-    from raystream.cli.upkeep_text import describe_diagnosis
-    from raystream.exchange.tables import check_output
+    from raystream.cli.upkeep import describe_diagnosis
+    from raystream.lake.table_writer import check_output
     from raystream.query import Query
 
     with reporting():
@@ -115,3 +122,69 @@ def doctor(
         )
     print_result(diagnosis.summary(), lambda: describe_diagnosis(diagnosis), as_json)
     return diagnosis.exit_code
+
+
+def describe_collected(swept: Collected) -> str:
+    """What `raystream gc` removed, or would."""
+    verb = "removed" if swept.deleted else "to remove"
+    lines = [
+        f"store {swept.store}",
+        f"  kept        {_queries(swept.queries_kept)}, {number_of(swept.units_kept.count, 'unit')}, {in_bytes(swept.units_kept.bytes)}",
+    ]
+    if swept.running:
+        age = in_seconds(swept.older_than)
+        lines.append(f"  kept        {_queries(len(swept.running))} without a result, which may be running, younger than {age}")
+    if swept.units_young.count:
+        lines.append(
+            f"  too young   {number_of(swept.units_young.count, 'unit')} that no query needs, younger than {in_seconds(swept.older_than)}"
+        )
+    for what, names in (("forgotten" if swept.deleted else "to forget", swept.dropped), ("unfinished", swept.unfinished)):
+        if names:
+            lines.append(f"  {what:<11} {_queries(len(names))}: {', '.join(names)}")
+    if swept.derived.count:
+        what = number_of(swept.derived.count, "result")
+        lines.append(f"  derived     {what} of selection {verb}, {in_bytes(swept.derived.bytes)}")
+    lines += [
+        f"  units       {swept.units.count:,} {verb}, {in_bytes(swept.units.bytes)}",
+        f"  leftovers   {number_of(swept.leftovers.count, 'file')} {verb}, {in_bytes(swept.leftovers.bytes)}",
+        f"{in_bytes(swept.bytes)} {verb}" + ("" if swept.deleted or not swept.bytes else "; --delete does it"),
+    ]
+    if swept.outputs.count:
+        lines.insert(-2, f"  outputs     {swept.outputs.count:,} {verb} of units that stay, {in_bytes(swept.outputs.bytes)}")
+    return "\n".join(lines)
+
+
+def describe_written(written: Written) -> str:
+    """What `raystream scores` wrote."""
+    size = "" if written.bytes is None else f", {in_bytes(written.bytes)}"
+    return "\n".join(
+        [
+            f"scores of query {written.query}",
+            f"  rows        {written.rows:,}{size}",
+            f"  columns     {', '.join(written.columns)}",
+            f"scores     {written.uri}",
+        ]
+    )
+
+
+def describe_verified(verified: Verified) -> str:
+    """What `raystream verify` found to be as committed."""
+    lines = [
+        f"query {verified.query} is what its scores give: {number_of(verified.rows, 'row')} chosen again from {verified.scored:,}",
+        f"  derived     from {number_of(verified.units, 'unit')} of the store, {in_bytes(verified.bytes)}, each as its receipt says",
+        f"  the same    {', '.join(verified.same)}",
+        f"  agreeing    {', '.join(verified.close)} to {verified.tolerance:g} of their size",
+    ]
+    if verified.not_compared:
+        lines.append(f"  not looked at {', '.join(verified.not_compared)}: the pool's own columns, which the store doesn't hold")
+    return "\n".join(lines)
+
+
+def describe_diagnosis(diagnosis: Diagnosis) -> str:
+    """What `raystream doctor` found, a line each."""
+    width = max(len(finding.name) for finding in diagnosis.findings)
+    return "\n".join(f"{finding.verdict:<5} {finding.name:<{width}}  {finding.found}" for finding in diagnosis.findings)
+
+
+def _queries(count: int) -> str:
+    return "1 query" if count == 1 else f"{count:,} queries"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from types import TracebackType
 
-from raystream.choosing.rounds import Rounds
-from raystream.cluster.address import own_ray_wanted, protect_own_ray
+from raystream.choosing.holding import Rounds
+from raystream.cluster.connection import own_ray_wanted, protect_own_ray
 from raystream.query import Cluster
 from raystream.scoring.executor import Executor, InProcess
 from raystream.scoring.job import Job

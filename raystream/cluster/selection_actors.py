@@ -11,9 +11,9 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from raystream.choosing.rounds import Host, Lost, Rounds, Step
+from raystream.choosing.holding import Host, Lost, Rounds, Step
+from raystream.cluster.actor_pool import PLACING_SECONDS, Placing
 from raystream.cluster.connection import cluster_now, first_line
-from raystream.cluster.placing import PLACING_SECONDS, Placing
 from raystream.errors import RaystreamError
 from raystream.query import Cluster
 

@@ -1,14 +1,21 @@
-"""The same places and options for obstore, which writes only if absent; `filesystem` has them for pyarrow, which reads tables."""
+"""Places and options for obstore, which writes only if absent, and as texts by name for deltalake; `filesystem` has them for pyarrow.
+
+A bucket's objects also as files for pyarrow: one to write piece by piece, one to read at any place.
+"""
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import xxhash
+
 from raystream.errors import QueryError, StoreError
 from raystream.lake.filesystem import with_options
-from raystream.lake.reason import reason
+from raystream.lake.retry import reason
 from raystream.lake.storage import LOCAL, Storage
 from raystream.lake.uri import Location, parse
 
@@ -121,3 +128,111 @@ def _azure(location: Location, storage: Storage, options: dict[str, Any]) -> Azu
 
 def _scheme(storage: Storage) -> str:
     return "http" if storage.plain_http else "https"
+
+
+def delta_place(uri: str, storage: Storage = LOCAL, key: str = "pool.uri") -> tuple[str, dict[str, str]]:
+    """A table's folder as deltalake takes it, and its `storage_options`, which may hold secrets: never keep or show them.
+
+    Raises:
+        QueryError: the URI or an option can't be used.
+    """
+    location = parse(uri, key)
+    if location.scheme == "file":
+        return location.path, {}
+    storage = with_options(location, storage, key)
+    endpoint = endpoint_of(location, storage)
+    # Left out, a server that is down is asked for three minutes.
+    options = {"max_retries": str(RETRIES), "retry_timeout": "120s", "allow_http": _text((endpoint or "").startswith("http://"))}
+    if storage.connect_timeout:
+        options["connect_timeout"] = f"{storage.connect_timeout}s"
+    if storage.request_timeout:
+        options["timeout"] = f"{storage.request_timeout}s"
+    more: dict[str, str | None] = {}
+    if location.scheme == "s3":
+        more = {"aws_region": region_of(location, storage), "aws_endpoint": endpoint}
+        more["aws_virtual_hosted_style_request"] = _text(storage.virtual_addressing)
+        more["aws_skip_signature"] = "true" if storage.anonymous else None
+    elif location.scheme == "gs":
+        more = {"google_base_url": endpoint, "google_skip_signature": "true" if storage.anonymous else None}
+    else:
+        account = storage.account_name or os.environ.get("AZURE_STORAGE_ACCOUNT")
+        sas = os.environ.get("AZURE_STORAGE_SAS_TOKEN", "").removeprefix("?")
+        more = {"azure_storage_account_name": account, "azure_storage_endpoint": endpoint and f"{endpoint}/{account}"}
+        more["azure_storage_account_key"] = os.environ.get("AZURE_STORAGE_KEY")
+        more["azure_storage_sas_token"] = sas if not more["azure_storage_account_key"] else None
+        more["azure_skip_signature"] = "true" if storage.anonymous else None
+    return location.uri, options | {name: value for name, value in more.items() if value}
+
+
+def _text(value: bool) -> str:
+    return str(value).lower()
+
+
+class HashingWriter:
+    """Passes on what is written and knows its size and hash."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+        self._digest = xxhash.xxh3_128()
+        self.size = 0
+        self.closed = False
+
+    @property
+    def xxh3(self) -> str:
+        """Of all that was written."""
+        return self._digest.hexdigest()
+
+    def write(self, data: Any) -> int:
+        content = memoryview(data).cast("B")
+        # A copy: parts are sent later, from where they lie, and whoever writes may fill the same buffer again meanwhile.
+        self._writer.write(bytes(content))
+        self._digest.update(content)
+        self.size += len(content)
+        return len(content)
+
+    def flush(self) -> None:
+        """Nothing: a part is sent when it is full."""
+
+    def close(self) -> None:
+        """Nothing yet: whoever writes may be leaving because of an error."""
+        self.closed = True
+
+    def finish(self) -> None:
+        """Send the rest; the file is there, whole, when this returns."""
+        self._writer.close()
+
+
+class RangeReader(io.RawIOBase):
+    """A file that is read by ranges.
+
+    Args:
+        fetch: the bytes of a range, by its start and length.
+        size: of the file.
+    """
+
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
+        self._fetch, self._size, self._at = fetch, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        length = self._size - self._at if size is None or size < 0 else min(size, self._size - self._at)
+        if length <= 0:
+            return b""
+        data = self._fetch(self._at, length)
+        self._at += len(data)
+        return data
+
+    def size(self) -> int:
+        return self._size

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from raystream.errors import ModelError
 from raystream.lake.filesystem import filesystem_of, with_options
-from raystream.lake.reason import is_final, is_no_folder, own_reason, reason
-from raystream.lake.retry import BRIEF, LASTING, Patience, retried
+from raystream.lake.retry import BRIEF, LASTING, Patience, is_final, is_no_folder, own_reason, reason, retried
 from raystream.lake.storage import LOCAL, Storage
 from raystream.lake.uri import is_remote, parse, redacted
 

@@ -1,4 +1,7 @@
-"""Paths and URIs: which storage they name, what lies there, and how they may be shown."""
+"""Paths and URIs: which storage they name, what lies there, and how they may be shown.
+
+Of a table, also which version was read.
+"""
 
 from __future__ import annotations
 
@@ -179,3 +182,12 @@ def _local_path(uri: str, key: str) -> str:
     if uri != uri.strip():
         raise QueryError(f"{key} begins or ends with a blank; remove it")
     return os.path.abspath(os.path.expanduser(uri))
+
+
+@dataclass(frozen=True)
+class TableVersion:
+    """What was read of a table: its URI in the query, its own identity, and the snapshot's id or the version."""
+
+    uri: str
+    table: str
+    version: int

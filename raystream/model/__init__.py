@@ -13,14 +13,13 @@ from typing import Any
 
 from raystream import query
 from raystream.errors import ModelError
-from raystream.model.classes import check_classes, class_names
+from raystream.model.artefact import with_local_files
+from raystream.model.batches import is_device_failure
 from raystream.model.columns_model import input_columns
 from raystream.model.committee import Committee, member_names, member_specs
-from raystream.model.device import is_device_failure
+from raystream.model.embedding import INPUTS
 from raystream.model.fingerprint import code_hash, fingerprint
-from raystream.model.inputs_embedding import INPUTS
-from raystream.model.local_files import with_local_files
-from raystream.model.prediction import Prediction, Predictor, RowScores, bad_output_rows
+from raystream.model.prediction import Prediction, Predictor, RowScores, bad_output_rows, check_classes, class_names
 from raystream.model.preparation import load_preparation
 from raystream.model.probe import PROBE_ROWS, Promised
 from raystream.query.catalogue import kind_of

@@ -14,7 +14,7 @@ from raystream import query
 from raystream.errors import ModelError
 from raystream.model.batches import join
 from raystream.model.prediction import Prediction, Predictor
-from raystream.model.task_output import class_axis
+from raystream.model.promise import class_axis
 
 
 def member_specs(spec: query.Model) -> list[query.Model]:

@@ -5,22 +5,146 @@ dropout, dropout1d to 3d, alpha_dropout and feature_alpha_dropout, which torch's
 and torch.ops.aten, and the dropout of attention weights in scaled_dot_product_attention and MultiheadAttention, whose fused
 path torch leaves under any such mode. Not seen are the dropout between the layers of torch's recurrent modules, and calls
 inside scripted or compiled code. In-place calls return their result and leave their input alone.
+
+What is put in its place: masks that are a function of (seed, sample, call, coordinates) and of nothing else. A mask is no stream of
+random numbers but a hash of where each of its numbers stands. So it is the same in every worker, for every number of rows, on every
+device and whatever was drawn before, and a shorter sequence sees the first part of the mask that a longer one sees: drawn for the
+longest length, and sliced.
+
+Operations that treat each row by itself run under vmap with the samples as more rows. vmap has a rule of its own for most of them, but
+batch norm's shuffles the whole tensor (five times its time), attention's runs one sample after another, and none of them sees autocast.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from raystream.model.per_row import per_row
+_CACHE_BYTES = 1 << 30
+"""Of masks kept for the next batch, one byte a number; beyond it they are drawn again each time."""
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_RESOLUTION = 1 << 32
+
+
+def keep_mask(seed: int, sample: int, call: int, shape: Sequence[int], p: float) -> npt.NDArray[np.bool_]:
+    """Which numbers a dropout call keeps, in one sample.
+
+    Args:
+        seed: of the query.
+        sample: which of the sub-networks.
+        call: the number of the dropout call in the forward pass.
+        shape: of the mask; the value at a coordinate doesn't depend on it.
+        p: probability of being dropped, to the nearest of 2^-32.
+
+    Returns:
+        bool, of that shape, True where kept.
+    """
+    state = np.zeros((), dtype=np.uint64)
+    for key in (seed, sample, call):
+        state = _mix(state, np.array(key, dtype=np.uint64))
+    for size in shape:
+        state = _mix(state[..., None], np.arange(size, dtype=np.uint64))
+    return np.asarray((state >> np.uint64(32)) >= np.uint64(round(p * _RESOLUTION)))
+
+
+def _mix(state: npt.NDArray[np.uint64], key: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """One step of splitmix64 (Steele, Lea and Flood, 2014) from each state by each key."""
+    with np.errstate(over="ignore"):
+        mixed = state + (key + np.uint64(1)) * _GOLDEN
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
+
+
+class Masks:
+    """The masks of all samples, and of one more, the last, that keeps everything: the deterministic network."""
+
+    def __init__(self, samples: int, seed: int, device: torch.device) -> None:
+        self._samples, self._seed, self._device = samples, seed, device
+        self._drawn: dict[int, tuple[float, Tensor]] = {}
+        self._bytes = 0
+
+    def of_call(self, call: int, shape: Sequence[int], p: float) -> Tensor:
+        """bool (samples + 1, *shape), on the device; not to be written to."""
+        known = self._drawn.get(call)
+        if known is not None and known[0] == p and known[1].ndim == len(shape) + 1:
+            longest = tuple(known[1].shape[1:])
+            if any(size > drawn for size, drawn in zip(shape, longest, strict=True)):
+                longest = tuple(max(pair) for pair in zip(shape, longest, strict=True))
+                known = self._keep(call, longest, p)
+        else:
+            known = self._keep(call, tuple(shape), p)
+        return known[1][(slice(None), *(slice(size) for size in shape))]
+
+    def _keep(self, call: int, shape: tuple[int, ...], p: float) -> tuple[float, Tensor]:
+        keep = np.ones((self._samples + 1, *shape), dtype=np.bool_)
+        for sample in range(self._samples):
+            keep[sample] = keep_mask(self._seed, sample, call, shape, p)
+        drawn = (p, torch.from_numpy(keep).to(self._device))
+        before = self._drawn.pop(call, None)
+        self._bytes -= before[1].numel() if before else 0
+        if self._bytes + drawn[1].numel() <= _CACHE_BYTES:
+            self._drawn[call] = drawn
+            self._bytes += drawn[1].numel()
+        return drawn
+
+
+_FEWEST_AXES = {F.linear: 2, F.conv1d: 3, F.conv2d: 4, F.conv3d: 5}
+
+
+def per_row(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`func(*args, **kwargs)`, which may be any function of torch's."""
+    rows = _row_arguments(func, args, kwargs)
+    if not rows:
+        return func(*args, **kwargs)
+    return _PerRow.apply(func, rows, tuple(kwargs), *args, *kwargs.values())  # type: ignore[no-untyped-call]
+
+
+def _row_arguments(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """How many of the leading arguments hold rows in axis 0, the others being the same for every row; 0: unknown."""
+    if func in _FEWEST_AXES:
+        return int(bool(args) and args[0].ndim >= _FEWEST_AXES[func])
+    if func is F.batch_norm:
+        return int(not (args[5] if len(args) > 5 else kwargs.get("training")))
+    if func is F.scaled_dot_product_attention and len(args) == 4 and args[0].ndim > 2:
+        query, mask = args[0], args[3]
+        return 4 if mask is not None and mask.ndim == query.ndim and mask.shape[0] == query.shape[0] else 3
+    return 0
+
+
+class _PerRow(torch.autograd.Function):
+    @staticmethod
+    def forward(func: Callable[..., Tensor], rows: int, names: tuple[str, ...], *values: Any) -> Tensor:
+        positional = len(values) - len(names)
+        return func(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing is kept: there are no gradients."""
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], func: Callable[..., Tensor], rows: int, names: tuple[str, ...], *values: Any
+    ) -> tuple[Tensor, int]:
+        samples, dims = info.batch_size, in_dims[3:]
+        if any(isinstance(dim, int) for dim in dims[rows:]):  # of a tuple, such as a stride, it is a tuple
+            raise NotImplementedError(f"the parameters of {func.__name__} differ between the samples")
+        parts = [
+            value.expand(samples, *value.shape) if dim is None else value.movedim(dim, 0)
+            for dim, value in zip(dims[:rows], values[:rows], strict=True)
+        ]
+        folded = _PerRow.forward(func, rows, names, *(part.flatten(0, 1) for part in parts), *values[rows:])
+        return folded.reshape(samples, -1, *folded.shape[1:]), 0
 
 
 @dataclass(frozen=True)

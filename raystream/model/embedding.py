@@ -1,4 +1,7 @@
-"""The embedding: a tensor caught inside the network while it runs."""
+"""The embedding: a tensor caught inside the network while it runs.
+
+With `model.embedding: inputs` it is the model's own inputs, for models of any kind that takes tensors.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from raystream.errors import ModelError, QueryError
-from raystream.model.promise import Promise
-from raystream.model.task_output import class_axis, pooled
+from raystream.model.promise import Promise, class_axis, pooled
 
 _PROBE_ROWS = 2
 _NAMES_SHOWN = 5
@@ -165,3 +167,18 @@ def _last_names(network: nn.Module) -> str:
     """The modules nearest to the output, innermost ones only, as examples."""
     names = [name for name, module in network.named_modules() if name and next(module.children(), None) is None]
     return ", ".join(names[-_NAMES_SHOWN:]) or "none: it is a single module, so wrap it in one that has parts"
+
+
+INPUTS = "inputs"
+
+
+def inputs_embedding(inputs: tuple[Any, ...], who: str) -> Tensor:
+    """All numbers of a row's inputs, float32 (rows, dimensions).
+
+    Raises:
+        ModelError: there are texts among them.
+    """
+    if not all(isinstance(values, Tensor) for values in inputs):
+        raise ModelError(f"{who} takes texts, which are no embedding; name a step or module in model.embedding, or leave it out")
+    each = [values.float().flatten(1) if values.ndim > 1 else values.float().unsqueeze(1) for values in inputs]
+    return each[0] if len(each) == 1 else torch.cat(each, dim=1)

@@ -4,12 +4,12 @@ Each sample is one fixed sub-network: its masks have no axis for the rows, so it
 device (`dropout_masks`). All samples run under one torch.vmap, in which what lies before the first dropout is computed once.
 One more sample, which drops nothing, is the deterministic network. Only dropout is switched on (`dropout_mode`): the network
 stays in evaluation mode, batch norm with it. Where vmap refuses an operation, the samples run one after another, with the
-same masks.
+same masks. So do the samples of models whose forward pass makes a whole prediction at once, such as exported programs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from raystream.errors import ModelError
-from raystream.model.device import is_device_failure, is_out_of_memory, keep_freed_memory
-from raystream.model.dropout_calls import Forward, Probe, probe
-from raystream.model.dropout_masks import Masks
-from raystream.model.dropout_mode import DropoutCall, DropoutMode
+from raystream.model.batches import is_device_failure, is_out_of_memory, keep_freed_memory
+from raystream.model.dropout_calls import Forward, Probe, ScriptedDropoutMode, check_scripted, probe, probe_scripted
+from raystream.model.dropout_mode import DropoutCall, DropoutMode, Masks
+from raystream.model.prediction import Prediction
 from raystream.model.promise import Promise
-from raystream.model.scripted_dropout import ScriptedDropoutMode, check_scripted, probe_scripted
 
 _PASS_BYTES = {"cpu": 32 << 20, "cuda": 2 << 30}
 """What the tensors of one pass may take, by estimate. On a processor no more than its caches hold a good part of."""
@@ -257,3 +256,72 @@ def _concatenate(pieces: Sequence[Samples]) -> Samples:
         torch.cat(embeddings) if embeddings else None,
         torch.cat(masks) if masks else None,
     )
+
+
+class SampledForward:
+    """Gives predictions that hold dropout samples.
+
+    Args:
+        network: in evaluation mode, on its device.
+        forward: runs it on tensors, each (n_rows, ...), on that device; logits, embedding and mask as one pass gives them.
+        samples: how many sub-networks.
+        seed: which ones.
+        who: names the network in errors.
+        autocast: whether it runs in mixed precision.
+        embedding: whether predictions hold one.
+        task: `model.task`.
+        scripted: whether the network is TorchScript.
+
+    Raises:
+        ModelError: see `MCDropout`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        forward: Callable[[tuple[Tensor, ...]], Prediction],
+        *,
+        samples: int,
+        seed: int,
+        who: str,
+        device: torch.device,
+        embedding: bool,
+        task: str,
+        autocast: bool = False,
+        scripted: bool = False,
+    ) -> None:
+        self._forward = forward
+        self._made: Prediction | None = None
+        self._dropout = MCDropout(
+            network,
+            self._run,
+            samples=samples,
+            seed=seed,
+            who=who,
+            device=device,
+            embedding=self if embedding else None,
+            autocast=autocast,
+            task=task,
+            scripted=scripted,
+        )
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Prediction:
+        """The prediction of the deterministic network with the samples beside it."""
+        try:
+            made = self._dropout(inputs)
+        finally:
+            self._made = None
+        return Prediction(made.logits, made.embedding, samples=made.samples, mask=made.mask)
+
+    def take(self, logits: object, rows: int, mask: Tensor | None = None, /) -> Tensor:
+        """The embedding of the pass that just ran; forgets it."""
+        made, self._made = self._made, None
+        assert made is not None  # a pass has run
+        assert made.embedding is not None  # it is asked for
+        return made.embedding
+
+    def _run(self, inputs: tuple[Tensor, ...]) -> object:
+        """Logits, or (logits, mask); the embedding waits for `take`."""
+        made = self._forward(inputs)
+        self._made = made
+        return made.logits if made.mask is None else (made.logits, made.mask)

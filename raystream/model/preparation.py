@@ -12,9 +12,8 @@ import pyarrow as pa
 import torch
 
 from raystream.errors import ModelError, did_you_mean
-from raystream.model.device import is_device_failure
-from raystream.model.imported import check_imported
-from raystream.model.source import find
+from raystream.model.batches import is_device_failure
+from raystream.model.source import check_imported, find
 
 Array = npt.NDArray[np.generic]
 

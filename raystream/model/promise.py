@@ -7,19 +7,170 @@
 * **One column** of classes, (rows,) or (rows, 1), is the second of two: a probability p is (1 - p, p), a logit z is (0, z).
 * **The same outputs for the same batch**, whoever runs it, and for the whole query either logits or probabilities: only running the
   model can tell, see `raystream.model.probe`.
+
+A forward pass may return a tensor, a mapping, a dataclass or a tuple; of pixels and tokens the task says which of them count.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from raystream.errors import ModelError
-from raystream.model.returned import opened, told
-from raystream.model.task_output import AXES, check_mask, class_axis
 from raystream.query import TASKS
+
+AXES = {"classes": (2,), "multi_label": (2,), "regression": (2,), "tokens": (3,), "segmentation": (4, 5)}
+"""How many axes a task's logits have; a single one of two is given the second."""
+
+
+def class_axis(task: str) -> int:
+    """Where the classes are in the logits of a batch."""
+    return 2 if task == "tokens" else 1
+
+
+def check_mask(mask: object, logits: Tensor, who: str, task: str) -> Tensor | None:
+    """The mask of the elements that count, bool (rows, tokens) or (rows, height, width); None if all do.
+
+    Raises:
+        ModelError: it has another shape, or isn't of booleans or integers.
+    """
+    if mask is None:
+        return None
+    shape = tuple(size for axis, size in enumerate(logits.shape) if axis != class_axis(task))
+    if not isinstance(mask, Tensor) or mask.is_floating_point() or tuple(mask.shape) != shape:
+        got = f"{str(mask.dtype).removeprefix('torch.')} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ModelError(f"{who} returned a mask of {got}, expected booleans or integers {shape}, 0 at what doesn't count")
+    return mask.bool()
+
+
+def pooled(value: Tensor, mask: Tensor | None, task: str, who: str) -> Tensor:
+    """An embedding of rows, float32 (rows, dimensions), out of one that may have several positions.
+
+    Of a dense task, the mean over the positions that count: (rows, positions, dimensions) over its second axis, and
+    (rows, dimensions, height, width) over all but the first two. A feature map that is coarser than the mask is averaged
+    whole. Of other tasks, all numbers of a row.
+
+    Raises:
+        ModelError: a sequence has another length than the mask.
+    """
+    value = value.float()
+    if not TASKS[task].dense or value.ndim == 2:
+        return value.flatten(1)
+    if value.ndim > 3:
+        value, fits = value.flatten(2).transpose(1, 2), mask is not None and value.shape[2:] == mask.shape[1:]
+    else:
+        fits = mask is not None and value.shape[1] == mask.flatten(1).shape[1]
+        if task == "tokens" and mask is not None and not fits:
+            raise ModelError(
+                f"{who} gives {value.shape[1]} vectors a row for {mask.shape[1]} tokens, so the mask doesn't fit; name another module"
+            )
+    if mask is None or not fits:
+        return value.mean(dim=1)
+    counts = mask.flatten(1).unsqueeze(2)
+    kept = torch.where(counts, value, torch.zeros((), dtype=value.dtype, device=value.device))  # what doesn't count may be NaN
+    return kept.sum(dim=1) / counts.sum(dim=1).clamp(min=1)
+
+
+def padded(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parts of predictions of tokens, padded to one length with tokens that don't count."""
+    longest = max(piece["mask"].shape[1] for piece in pieces)
+
+    def longer(piece: dict[str, Any]) -> dict[str, Any]:
+        more = longest - piece["mask"].shape[1]
+        pads = {"logits": (0, 0, 0, more), "samples": (0, 0, 0, more), "mask": (0, more)}
+        widened = {name: torch.nn.functional.pad(piece[name], pad) for name, pad in pads.items() if piece[name] is not None and more}
+        return piece | widened
+
+    return [longer(piece) for piece in pieces]
+
+
+PROBABILITIES = "probabilities"
+_NAMES = ("logits", PROBABILITIES, "out")
+"""What outputs that are scored are called, the first that is there; `out` by torchvision's networks."""
+_SHOWN = 4
+
+
+def scored_name(names: Iterable[str]) -> str | None:
+    """Which of several outputs is the one to score, by its name; None if none is called so."""
+    known = set(names)
+    return next((name for name in _NAMES if name in known), None)
+
+
+def named(output: object) -> dict[str, Any] | None:
+    """The parts of what has names: a mapping, a dataclass, a named tuple. Those that are None are left out; else None."""
+    if isinstance(output, Mapping):
+        pairs = [(str(name), value) for name, value in output.items()]
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        pairs = [(field.name, getattr(output, field.name)) for field in dataclasses.fields(output)]
+    elif isinstance(output, tuple) and hasattr(output, "_fields"):
+        pairs = list(zip(output._fields, output, strict=True))
+    else:
+        return None
+    return {name: value for name, value in pairs if value is not None}
+
+
+def opened(output: object, who: str, task: str) -> tuple[object, object, bool]:
+    """The output to score, the mask beside it, and whether its name says that it is probabilities.
+
+    Of what has names it is `logits`, `probabilities` or `out`, or all there is; of a tuple the only one, or of a dense task the
+    first of two, whose second is the mask. Any other tuple could be read in two ways.
+
+    Args:
+        output: what the model returned.
+        who: names the model in errors.
+        task: `model.task`.
+
+    Raises:
+        ModelError: which output is meant can't be told.
+    """
+    dense = TASKS[task].dense
+    parts = named(output)
+    if parts is not None:
+        mask = parts.pop("mask", None) if dense else None
+        name = scored_name(parts) or (next(iter(parts)) if len(parts) == 1 else None)
+        if name is None:
+            raise ModelError(f"{who} returned {_kind(output)}, expected {_wanted(task)}; it holds {told(output)}: name one of them logits")
+        return parts[name], mask, name == PROBABILITIES
+    if isinstance(output, tuple | list):
+        if len(output) == 1:
+            return output[0], None, False
+        if dense and len(output) == 2:
+            return output[0], output[1], False
+        raise ModelError(
+            f"{who} returned {_kind(output)}, expected {_wanted(task)}; it holds {told(output)}: return the logits alone, or as a mapping "
+            "in which they are called logits"
+        )
+    return output, None, False
+
+
+def told(output: object) -> str:
+    """What something is, in words: the dtypes and shapes of tensors, and of what holds them the names."""
+    if isinstance(output, Tensor):
+        return f"{str(output.dtype).removeprefix('torch.')} {tuple(output.shape)}"
+    parts = named(output)
+    if parts is not None:
+        shown = [f"{name} {told(value)}" for name, value in parts.items()]
+    elif isinstance(output, tuple | list):
+        shown = [told(value) for value in output]
+    else:
+        return _kind(output)
+    return ", ".join(shown[:_SHOWN]) + (f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else "") or f"an empty {_kind(output)}"
+
+
+def _kind(output: object) -> str:
+    return type(output).__name__
+
+
+def _wanted(task: str) -> str:
+    if task == "classes":
+        return "one tensor of logits, (rows, classes)"
+    return f"a floating tensor {TASKS[task].output} for model.task {task}{' or (logits, mask)' if TASKS[task].dense else ''}"
+
 
 NOT_FINITE = "the model's output holds NaN or infinity"
 NO_DISTRIBUTION = "the probabilities are negative or don't sum to 1"

@@ -12,12 +12,9 @@ from torch import Tensor
 from raystream import query
 from raystream.errors import ModelError, did_you_mean
 from raystream.model.batches import BatchPredictor
-from raystream.model.imported import check_imported
 from raystream.model.prediction import Prediction, Predictor
-from raystream.model.promise import Promise
-from raystream.model.returned import named, scored_name
-from raystream.model.source import build
-from raystream.model.task_output import check_mask
+from raystream.model.promise import Promise, check_mask, named, scored_name
+from raystream.model.source import build, check_imported
 from raystream.query import TASKS
 from raystream.query.catalogue import entry_point
 

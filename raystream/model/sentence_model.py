@@ -12,13 +12,19 @@ import torch
 from raystream import query
 from raystream.errors import ModelError
 from raystream.model.artefact import find_folder
-from raystream.model.batches import BatchPredictor
-from raystream.model.device import choose_device
-from raystream.model.huggingface import check_args, check_tokenizer, loading, read_json, text_package
-from raystream.model.precision import AUTOCAST, in_float32
+from raystream.model.batches import AUTOCAST, BatchPredictor, choose_device, in_float32
+from raystream.model.huggingface import (
+    PADDED_TOKENS,
+    by_length,
+    check_args,
+    check_tokenizer,
+    loading,
+    read_json,
+    text_columns,
+    text_package,
+)
 from raystream.model.prediction import Prediction
 from raystream.model.promise import Promise
-from raystream.model.texts import PADDED_TOKENS, by_length, text_columns
 from raystream.model.weights import state_hash
 
 _INSTEAD = "save the model there by SentenceTransformer.save"

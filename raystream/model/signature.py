@@ -13,9 +13,7 @@ from torch import Tensor
 
 from raystream.errors import ModelError, did_you_mean
 from raystream.model.prediction import Prediction
-from raystream.model.promise import Promise
-from raystream.model.returned import PROBABILITIES, named, scored_name
-from raystream.model.task_output import check_mask, pooled
+from raystream.model.promise import PROBABILITIES, Promise, check_mask, named, pooled, scored_name
 from raystream.query import TASKS
 
 _BATCH_AXIS = "export it again with a first axis of any length"

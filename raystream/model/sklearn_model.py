@@ -15,10 +15,10 @@ from raystream import query
 from raystream.errors import ModelError, did_you_mean
 from raystream.model.artefact import find_file, what_file
 from raystream.model.batches import BatchPredictor, last_line
-from raystream.model.inputs_embedding import INPUTS, inputs_embedding
-from raystream.model.optional import optional
+from raystream.model.embedding import INPUTS, inputs_embedding
 from raystream.model.prediction import Prediction
 from raystream.model.promise import Promise
+from raystream.model.source import optional
 
 Array = npt.NDArray[np.generic]
 

@@ -1,14 +1,23 @@
-"""From an import path, `module:callable`, to the network that it makes."""
+"""From an import path, `module:callable`, to the network that it makes.
+
+A fingerprint hashes files, and Python imports a file once: in a process that lives on while its source is edited, such
+as a notebook's, old code would be stored under the new code's fingerprint, so that is refused. Packages that only some kinds
+of model need are imported here, or named where they are missing.
+"""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import inspect
 import random
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from raystream.errors import ModelError, QueryError, did_you_mean
-from raystream.model.device import is_device_failure
+from raystream.model.batches import is_device_failure
 
 _FACTORY_SEED = 0
 """Of what a factory draws, the same in every process; part of what a fingerprint means, so it never changes."""
@@ -212,3 +221,59 @@ def _generators_kept(seed: int) -> Iterator[None]:
 
 def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
+
+
+_seen: dict[str, tuple[ModuleSpec, str]] = {}
+"""By module: the spec it was imported by, which a reload replaces, and its file's hash when a model was first loaded from it."""
+
+
+def check_imported(source: str, key: str = "model.source") -> None:
+    """Refuse a source whose modules were edited after this process imported them.
+
+    Args:
+        source: `module:attribute`, imported already.
+        key: of the query that holds it, for messages.
+
+    Raises:
+        ModelError: a module of its top-level package is older here than on disk.
+    """
+    top = split_source(source)[0].partition(".")[0]
+    for name, module in list(sys.modules.items()):
+        spec = getattr(module, "__spec__", None)
+        if spec is None or not (name == top or name.startswith(f"{top}.")) or not (spec.origin or "").endswith(".py"):
+            continue
+        try:
+            content = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+        except OSError:
+            continue
+        known = _seen.get(name)
+        if known is not None and known[0] is spec and known[1] != content:
+            raise ModelError(
+                f"{key} {source}: {spec.origin} was edited after this process imported it, so what would run is the old code; "
+                "restart the process, or reload the module"
+            )
+        _seen[name] = (spec, content)
+
+
+def optional(module: str, kind: str, extra: str) -> Any:
+    """Import a module of an extra.
+
+    Args:
+        module: its full name.
+        kind: of the model that needs it.
+        extra: of raystream that installs it.
+
+    Raises:
+        ModelError: it isn't installed, or its import fails.
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == package:
+            raise ModelError(f"model.kind {kind} needs {package}, which is not installed; pip install 'raystream[{extra}]'") from None
+        reason = str(error)
+    except ImportError as error:
+        reason = str(error)
+    first = reason.strip().partition("\n")[0]
+    raise ModelError(f"model.kind {kind} needs {package}, whose import failed: {first}; reinstall it: pip install 'raystream[{extra}]'")

@@ -1,27 +1,81 @@
-"""kind: torch, a network of the user's own code, run in evaluation mode."""
+"""kind: torch, a network of the user's own code, run in evaluation mode.
+
+Expected gradient lengths over all of its parameters are computed beside, batch by batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raystream import query
+from raystream.acquisition import egl_parameters
 from raystream.errors import ModelError
-from raystream.model.batches import join
-from raystream.model.device import choose_device, is_device_failure, is_out_of_memory
+from raystream.model.batches import AUTOCAST, choose_device, in_float32, is_device_failure, is_out_of_memory, join
 from raystream.model.embedding import EmbeddingTap
-from raystream.model.gradient_lengths import GradientLengths
-from raystream.model.imported import check_imported
 from raystream.model.mc_dropout import MCDropout
-from raystream.model.precision import AUTOCAST, in_float32
 from raystream.model.prediction import Prediction
 from raystream.model.promise import Promise
 from raystream.model.signature import check_forward
-from raystream.model.source import build_network, untrained
+from raystream.model.source import build_network, check_imported, untrained
 from raystream.model.weights import load_weights, state_hash
+
+
+class GradientLengths:
+    """`raystream.acquisition.egl_parameters` of a network, in its parameters' own precision, with all dropout off.
+
+    Args:
+        network: on its device.
+        classes: how many of the likeliest classes count.
+        temperature: of the softmax.
+        names: the arguments of its forward that the inputs are; empty if they come by position.
+    """
+
+    def __init__(self, network: nn.Module, classes: int, temperature: float, names: Sequence[str] = ()) -> None:
+        self._network, self._classes, self._temperature, self._names = network, classes, temperature, names
+
+    def __call__(self, inputs: tuple[Tensor, ...], promise: Promise | None = None) -> Tensor:
+        """(n_rows,), float32.
+
+        Args:
+            inputs: each (n_rows, ...).
+            promise: makes logits of what the network returns; None if it returns just these.
+
+        Raises:
+            ModelError: the network can't be differentiated row by row.
+        """
+        network = self._network if promise is None else _AsLogits(self._network, promise)
+        with _evaluating(network):
+            return egl_parameters(network, inputs, classes=self._classes, temperature=self._temperature, names=self._names).float()
+
+
+class _AsLogits(nn.Module):
+    """A network that returns logits, whatever the one inside returns."""
+
+    def __init__(self, network: nn.Module, promise: Promise) -> None:
+        super().__init__()
+        self.network, self._promise = network, promise
+
+    def forward(self, *inputs: Tensor, **named: Any) -> Tensor:
+        rows = next(iter((*inputs, *named.values()))).shape[0]
+        return self._promise.read(self.network(*inputs, **named), rows).logits
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """In evaluation mode through and through: MC dropout leaves modules in training mode that ask for it."""
+    training = [module for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def load(

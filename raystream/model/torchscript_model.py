@@ -12,11 +12,10 @@ from torch import Tensor
 from raystream import query
 from raystream.errors import ModelError
 from raystream.model.artefact import find_file
-from raystream.model.batches import BatchPredictor, last_line
-from raystream.model.device import choose_device
+from raystream.model.batches import BatchPredictor, choose_device, last_line
+from raystream.model.mc_dropout import SampledForward
 from raystream.model.prediction import Prediction
 from raystream.model.promise import Promise
-from raystream.model.sampled import SampledForward
 from raystream.model.signature import Outputs, in_order
 from raystream.model.weights import state_hash
 

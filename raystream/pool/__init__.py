@@ -4,19 +4,16 @@
 process; `read_labelled` and `locate_labelled` find what is labelled already; `read_columns_at` fetches columns of chosen rows.
 """
 
-from raystream.lake.table_version import TableVersion
+from raystream.lake.uri import TableVersion
 from raystream.pool.columns import Column
-from raystream.pool.files import File, OutageError, UnreachableError
-from raystream.pool.folders import list_files
+from raystream.pool.files import File, OutageError, UnreachableError, unsettled
+from raystream.pool.folders import list_files, refuse_among
 from raystream.pool.footers import Footer, read_footers
 from raystream.pool.ids import check_unique, comparable
-from raystream.pool.labelled import Labelled, has_columns, labelled_units, read_labelled
-from raystream.pool.locate import locate_labelled
-from raystream.pool.overlap import refuse_among
+from raystream.pool.labelled import Labelled, has_columns, labelled_units, locate_labelled, read_labelled
 from raystream.pool.plan import PoolPlan, plan_pool
 from raystream.pool.reader import BadRow, ReadSpec, Rows, read_unit
-from raystream.pool.rows import Places, read_columns_at
-from raystream.pool.settled import unsettled
+from raystream.pool.scan import Places, read_columns_at
 from raystream.pool.tables import list_pool
 from raystream.pool.units import Unit, cut_units, units_at
 

@@ -10,16 +10,14 @@ import pyarrow as pa
 
 from raystream.errors import PoolError
 from raystream.lake import LOCAL, Storage, is_remote, parse, with_options
-from raystream.lake.delta_options import delta_place
-from raystream.lake.reason import server_reason
-from raystream.lake.table_version import TableVersion
-from raystream.pool.deletes import Deletes
-from raystream.pool.files import File, one_line
+from raystream.lake.bucket import delta_place
+from raystream.lake.retry import server_reason
+from raystream.lake.table_uri import TableUri, package
+from raystream.lake.uri import TableVersion
+from raystream.pool.files import Deletes, File, TableFile, one_line
 from raystream.pool.filters import Filters, filter_columns, residual, row_group_may_match
 from raystream.pool.footers import Statistics
 from raystream.pool.listing import Listed, Listing, check_filter_columns, types_of
-from raystream.pool.table_file import TableFile
-from raystream.pool.table_uri import TableUri, package
 
 
 def list_delta(table: TableUri, filters: Filters, key: str, storage: Storage = LOCAL) -> Listing:

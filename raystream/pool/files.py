@@ -1,25 +1,120 @@
-"""One Parquet file of a pool: what it was when listed, opening it, and whether it is still the same."""
+"""One Parquet file of a pool: what it was when listed, opening it, and whether it is still the same.
+
+A file that was written just now can't be told from the same file rewritten, so it is waited for. A file of a table brings what the
+table knows of it: the columns' types, and which rows are deleted although the file still holds them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raystream.errors import PoolError
+from raystream.errors import PoolError, did_you_mean
 from raystream.lake import LOCAL, Storage, filesystem_at, is_final, is_remote, located, own_reason, reason, with_options
 from raystream.lake.filesystem import REMOTE_THREADS
-from raystream.lake.reason import is_outage
-from raystream.lake.retry import ATTEMPTS, LASTING, ignore, in_words, on_disk, retried
-from raystream.pool.chunks import EncryptedFooterError, footer_bytes
-from raystream.pool.deletes import Deletes
+from raystream.lake.retry import ATTEMPTS, LASTING, ignore, in_words, is_outage, on_disk, retried
+from raystream.pool.footer_bytes import EncryptedFooterError, footer_bytes
 from raystream.pool.remote import READ_AS, RemoteParquet, open_remote
-from raystream.pool.table_file import TableFile
 from raystream.pool.text_files import TextIds, TextParquet, open_text, text_format
+
+_FIELD_ID = b"PARQUET:field_id"
+
+
+@dataclass(frozen=True, slots=True)
+class TableFile:
+    """A table's columns as they hold for one file; only planning needs it.
+
+    Attributes:
+        name: the table, for messages.
+        types: of the table's columns.
+        ids: of the columns, by which Iceberg knows them when they are renamed; Delta has none.
+        constants: columns that the file needn't hold because the table knows their one value, as text.
+        defaults: columns that rows written before the column was added are given a value for.
+    """
+
+    name: str
+    types: Mapping[str, pa.DataType]
+    ids: Mapping[str, int] = field(default_factory=dict)
+    constants: Mapping[str, str | None] = field(default_factory=dict)
+    defaults: frozenset[str] = frozenset()
+
+    def absent(self, path: str, schema: pa.Schema, names: Sequence[str]) -> list[tuple[str, str | None]]:
+        """Those of the columns that the file doesn't hold, with the one value that its rows have.
+
+        A column that was added after the file was written is null there.
+
+        Raises:
+            PoolError: a column isn't the table's, or was renamed, or replaced by another of its name, after the file was written.
+        """
+        found: list[tuple[str, str | None]] = []
+        in_file = {int(f.metadata[_FIELD_ID]): f.name for f in schema if f.metadata and _FIELD_ID in f.metadata}
+        for name in dict.fromkeys(names):
+            if name not in self.types:
+                raise PoolError(f"column {name} is not in {self.name}{did_you_mean(name, self.types)}")
+            here = in_file.get(self.ids.get(name, -1))
+            if here is not None and here != name:
+                self._refuse(path, name, f"was renamed after {path} was written, where it is {here}")
+            if name in schema.names:
+                if here is None and name in in_file.values() and self.ids:
+                    self._refuse(path, name, f"is another one than the column of that name in {path}, which the table has dropped since")
+                continue
+            if name in self.defaults and name not in self.constants:
+                self._refuse(path, name, f"was added after {path} was written, with a default value")
+            found.append((name, self.constants.get(name)))
+        return found
+
+    def _refuse(self, path: str, name: str, what: str) -> None:
+        raise PoolError(f"column {name} of {self.name} {what}; rewrite the table's files (compaction does), then run the query again")
+
+
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Deletes:
+    """The deleted rows of one file, or of a run of its rows.
+
+    Two are equal when they belong to equal deletes of the whole file: what a unit carries of them is no part of its identity.
+
+    Attributes:
+        digest: of all deleted positions of the file.
+        positions: (n,) int64, sorted, each once; positions in the file.
+    """
+
+    digest: str
+    positions: Positions = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, parts: Sequence[npt.ArrayLike]) -> Deletes | None:
+        """The union of several lists of positions, in any order; None if nothing is deleted."""
+        positions = np.unique(np.concatenate([np.asarray(part, dtype=np.int64) for part in parts] or [np.empty(0, np.int64)]))
+        return cls(hashlib.sha256(positions.astype("<i8").tobytes()).hexdigest()[:16], positions) if len(positions) else None
+
+    def within(self, low: int, high: int) -> Deletes:
+        """Those from position `low` up to, but not including, `high`."""
+        first, end = np.searchsorted(self.positions, [low, high])
+        return Deletes(self.digest, self.positions[first:end].copy())
+
+    def count(self, low: int, high: int) -> int:
+        """How many of these positions are deleted, `high` not included."""
+        first, end = np.searchsorted(self.positions, [low, high])
+        return int(end - first)
+
+    def kept(self, first: int, rows: int) -> Positions:
+        """Offsets of the rows that are left among `rows` rows from position `first` on."""
+        keep = np.ones(rows, dtype=bool)
+        keep[self.within(first, first + rows).positions - first] = False
+        return np.flatnonzero(keep)
+
 
 _WITHOUT = " without "
 """Between a file's version and the digest of its deleted rows, in its identity."""
@@ -252,3 +347,36 @@ def _same(file: File, now: File) -> None:
     changed = now.version != file.version and (file.version.startswith("etag:") or not now.version.startswith("etag:"))
     if now.size != file.size or changed:
         raise PoolError(f"{file.path} was changed after it was listed ({file.size} bytes then, {now.size} now); run the query again")
+
+
+FINE = 20_000_000
+"""Nanoseconds between two times that a kernel gives to files at least: a tick of its clock, 10 ms at most, and some."""
+COARSE = 2_000_000_000
+"""The same for file systems that keep whole seconds, or every second one."""
+
+
+def settle(files: Iterable[File]) -> None:
+    """Wait until files that may be scored can be told from the same files rewritten: those of a pool, of labels, of targets."""
+    time.sleep(unsettled(files, time.time_ns()) / 1e9)
+
+
+def unsettled(files: Iterable[File], now: int) -> int:
+    """Nanoseconds to wait until a rewrite of any of these local files, of the same size, gives it another mtime.
+
+    A file read within the tick in which it was written, and rewritten within it, would keep its name, size and mtime:
+    its old scores would stand for its new rows.
+
+    Args:
+        files: as listed.
+        now: the time in nanoseconds since the epoch.
+    """
+    longest = 0
+    for file in files:
+        if "://" in file.path or not file.version.isdigit():
+            continue  # object storage gives every content a version of its own
+        written = int(file.version)
+        age = now - written
+        tick = FINE if written % 1_000_000_000 else COARSE
+        if 0 <= age < tick:
+            longest = max(longest, tick - age)
+    return longest

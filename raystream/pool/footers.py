@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError, did_you_mean
-from raystream.pool.chunks import Chunk, DamagedFooterError, Group, find_groups
-from raystream.pool.columns import plain_type
+from raystream.pool.columns import declared_type, plain_type
 from raystream.pool.files import (
     FOREIGN,
     File,
+    TableFile,
     UnreachableError,
     UnreadableFileError,
     footer_of,
@@ -27,9 +27,8 @@ from raystream.pool.files import (
     threads_for,
     unreadable,
 )
+from raystream.pool.footer_bytes import Chunk, DamagedFooterError, Group, find_groups
 from raystream.pool.remote import RemoteParquet
-from raystream.pool.table_file import TableFile
-from raystream.pool.tensor_types import declared_type
 
 
 @dataclass(frozen=True, slots=True)

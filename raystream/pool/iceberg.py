@@ -14,14 +14,11 @@ import pyarrow.parquet as pq
 
 from raystream.errors import PoolError, RaystreamError, did_you_mean
 from raystream.lake import LOCAL, Storage, storage_from
-from raystream.lake.table_version import TableVersion
-from raystream.pool.comparisons import Term
-from raystream.pool.deletes import Deletes
-from raystream.pool.files import one_line
-from raystream.pool.filters import Filters
+from raystream.lake.table_uri import TableUri, package
+from raystream.lake.uri import TableVersion
+from raystream.pool.files import Deletes, TableFile, one_line
+from raystream.pool.filters import Filters, Term
 from raystream.pool.listing import Listed, Listing, check_filter_columns, types_of
-from raystream.pool.table_file import TableFile
-from raystream.pool.table_uri import TableUri, package
 
 _THREADS = 16
 _SHOWN = 5

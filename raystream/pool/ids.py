@@ -1,17 +1,111 @@
-"""Ids: those derived from where rows are, and whether ids tell rows apart over the whole pool."""
+"""Ids: those derived from where rows are, and whether ids tell rows apart over the whole pool.
+
+Millions of ids are compared as numbers of 64 bits, in no more memory than the numbers take. Two ids of the same number may differ:
+numbers find, the ids themselves decide.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from raystream.errors import PoolError
 from raystream.pool.columns import plain
-from raystream.pool.id_hashes import BLOCK_ROWS, Ids, Numbers, id_blocks, numbers_of
+
+BLOCK_ROWS = 1 << 16
+"""Ids that are looked at together: what is made of them on the way is small beside the ids."""
+_LONG = 256
+"""Bytes of an id from which a call for each id is cheaper than a step for every eight bytes of all."""
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_SHIFT = np.uint64(29)
+
+Numbers = npt.NDArray[np.integer]
+
+
+class Ids(Protocol):
+    """Ids of one type in order, in pieces: an Arrow chunked array, or what reads them again each time that they are looked at."""
+
+    @property
+    def type(self) -> pa.DataType: ...
+
+    @property
+    def chunks(self) -> Iterable[pa.Array]: ...
+
+    def __len__(self) -> int: ...
+
+
+def id_blocks(ids: Ids | pa.Array) -> Iterator[tuple[int, pa.Array]]:
+    """Runs of ids in order, in their plain type, each with the number of its first row."""
+    row = 0
+    for chunk in [ids] if isinstance(ids, pa.Array) else ids.chunks:
+        for start in range(0, len(chunk), BLOCK_ROWS):
+            block = plain(chunk.slice(start, BLOCK_ROWS))
+            yield row, block
+            row += len(block)
+
+
+def id_numbers(ids: Ids | pa.Array) -> Numbers:
+    """(n,) equal for equal ids: integers themselves, uint64 hashes of strings and bytes. No id may be null."""
+    numbers: Numbers | None = None
+    for start, block in id_blocks(ids):
+        found = numbers_of(block)
+        if numbers is None:
+            numbers = np.empty(len(ids), found.dtype)
+        numbers[start : start + len(found)] = found
+    return np.empty(0, np.uint64) if numbers is None else numbers
+
+
+def numbers_of(block: pa.Array) -> Numbers:
+    """`id_numbers` of one block."""
+    if pa.types.is_integer(block.type):
+        values: Numbers = block.to_numpy()
+        return values
+    return _hashes(*id_bytes(block))
+
+
+def id_bytes(block: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """The bytes of some ids, one after the other as they lie in Arrow's buffer, and (n + 1,) where each begins and the last ends."""
+    if pa.types.is_fixed_size_binary(block.type):
+        block = block.cast(pa.binary())
+    wide = pa.types.is_large_string(block.type) or pa.types.is_large_binary(block.type)
+    _, where, content = block.buffers()
+    dtype = np.int64 if wide else np.int32
+    offsets = np.frombuffer(where, dtype, len(block) + 1, block.offset * dtype().itemsize) if len(block) else np.zeros(1, dtype)
+    data = np.frombuffer(content, np.uint8) if content is not None and content.size else np.empty(0, np.uint8)
+    return data, offsets.astype(np.int64)
+
+
+def _hashes(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """(n,) uint64 hashes of the bytes between these offsets: eight bytes of all ids at a time are mixed into them."""
+    length = np.diff(offsets)
+    hashes = length.astype(np.uint64) * _FACTOR
+    if len(data) < 8:
+        data = np.concatenate([data, np.zeros(8, np.uint8)])
+    words = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))
+    last = len(words) - 1
+    rows = np.flatnonzero((length > 0) & (length < _LONG))
+    begin, left = offsets[rows], length[rows]
+    while len(rows):
+        at = np.minimum(begin, last)
+        word = words[at] >> ((begin - at).astype(np.uint64) << np.uint64(3))  # at the very end, eight bytes that begin earlier
+        unused = np.maximum(8 - left, 0).astype(np.uint64) << np.uint64(3)
+        mixed = (hashes[rows] ^ (word << unused)) * _FACTOR
+        hashes[rows] = mixed ^ (mixed >> _SHIFT)
+        going = left > 8
+        if not going.all():
+            rows, begin, left = rows[going], begin[going], left[going]
+        begin, left = begin + 8, left - 8
+    view = data.data
+    for row in np.flatnonzero(length >= _LONG).tolist():
+        hashes[row] = xxhash.xxh3_64_intdigest(view[offsets[row] : offsets[row + 1]])
+    return hashes
+
 
 _SHOWN = 3
 
@@ -148,3 +242,60 @@ def _first_repeats(ids: pa.ChunkedArray | pa.Array, repeated: pa.Array) -> dict[
     again = np.delete(np.arange(len(values)), np.unique(values, return_index=True)[1])
     first = again[np.sort(np.unique(values[again], return_index=True)[1])[:_SHOWN]]
     return {repeated[int(values[i])].as_py(): int(rows[i]) for i in first}
+
+
+Index = npt.NDArray[np.int64]
+
+
+class KnownIds:
+    """Where ids stand among known ones; 16 bytes a known id for strings and bytes, nothing for integers.
+
+    Args:
+        ids: sorted, each once, without nulls; strings and bytes with 64-bit offsets.
+    """
+
+    def __init__(self, ids: pa.Array) -> None:
+        self._ids = ids
+        self._order: Index | None = None
+        if pa.types.is_integer(ids.type):
+            self._numbers = ids.to_numpy()
+        else:
+            self._numbers = id_numbers(ids)
+            self._order = np.argsort(self._numbers)
+            self._numbers = self._numbers[self._order]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def index(self, block: pa.Array) -> Index:
+        """(n,) the position of each of some ids of the same kind, -1 where it isn't known, as a null never is."""
+        if not len(self):
+            return np.full(len(block), -1, dtype=np.int64)
+        if self._order is None:
+            return self._integers(block if block.type.equals(self._ids.type) else block.cast(self._ids.type))
+        at, found = self._at(numbers_of(block))
+        index = np.where(found, self._order[at], -1)
+        index[np.asarray(block.is_null())] = -1
+        same = np.flatnonzero(index >= 0)
+        if len(same):
+            given = comparable(block.take(pa.array(same)))
+            other = ~np.asarray(pc.equal(given, self._ids.take(pa.array(index[same]))))
+            if other.any():  # hashes that clash
+                exact = pc.fill_null(pc.index_in(given.filter(pa.array(other)), value_set=self._ids), -1)
+                index[same[other]] = np.asarray(exact)
+        return index
+
+    def _integers(self, block: pa.Array) -> Index:
+        at, found = self._at(pc.fill_null(block, 0).to_numpy())
+        index = np.where(found, at, -1)
+        if block.null_count:
+            index[np.asarray(block.is_null())] = -1
+        return index
+
+    def _at(self, numbers: npt.NDArray[np.integer]) -> tuple[Index, npt.NDArray[np.bool_]]:
+        """Where each number would stand among the known ones, and whether it does."""
+        # Neighbours in order are found in memory that the one before has fetched: 1M of 10M in 0.2 s, not in 1 s.
+        order = np.argsort(numbers)
+        at = np.empty(len(numbers), dtype=np.int64)
+        at[order] = np.minimum(np.searchsorted(self._numbers, numbers[order]), len(self._numbers) - 1)
+        return at, self._numbers[at] == numbers

@@ -9,10 +9,9 @@ import pyarrow as pa
 
 from raystream.errors import PoolError, did_you_mean
 from raystream.lake import LOCAL, Storage
-from raystream.lake.table_version import TableVersion
-from raystream.pool.deletes import Deletes
+from raystream.lake.uri import TableVersion
+from raystream.pool.files import Deletes, TableFile
 from raystream.pool.filters import Filters, filter_columns
-from raystream.pool.table_file import TableFile
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,10 @@ from raystream.errors import PoolError
 from raystream.lake.retry import ignore
 from raystream.pool.column_types import cast, cast_columns
 from raystream.pool.columns import Column, Flaws, decode, known_shape, structural_flaws, text_flaws, value_flaws
-from raystream.pool.encoded import decode_npy
 from raystream.pool.files import check_unchanged, open_parquet
 from raystream.pool.filters import filter_columns, matching_rows
 from raystream.pool.ids import derived_ids
-from raystream.pool.images import EachRow, decode_images
+from raystream.pool.images import EachRow, decode_images, decode_npy
 from raystream.pool.remote import RemoteParquet
 from raystream.pool.scan import group_starts, scan
 from raystream.pool.units import Unit

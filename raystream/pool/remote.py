@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from raystream.lake.ranges import Fetched, Fetching, Range, in_another_thread
 from raystream.lake.retry import LASTING, ignore, retried
-from raystream.pool.chunks import Group, find_groups, footer_bytes
+from raystream.pool.footer_bytes import Group, find_groups, footer_bytes
 
 READ_AHEAD = 16 << 20
 """Bytes fetched at a time, unless one row group is more; while they are decoded, as many are on their way."""

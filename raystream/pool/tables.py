@@ -10,12 +10,12 @@ from pyarrow.fs import FileType
 from raystream.errors import PoolError
 from raystream.lake import LOCAL, Storage, filesystem_at, located
 from raystream.lake.retry import retried
-from raystream.lake.table_version import TableVersion
+from raystream.lake.table_uri import is_table, parse_table
+from raystream.lake.uri import TableVersion
 from raystream.pool.files import File
 from raystream.pool.filters import Filters
 from raystream.pool.folders import list_files
 from raystream.pool.listing import Listed
-from raystream.pool.table_uri import is_table, parse_table
 
 _THREADS = 32
 

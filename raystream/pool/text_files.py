@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from raystream.errors import PoolError
 from raystream.lake import reason
-from raystream.pool.chunks import footer_bytes
-from raystream.pool.id_hashes import id_bytes
+from raystream.pool.footer_bytes import footer_bytes
+from raystream.pool.ids import id_bytes
 
 SUFFIXES = {".csv": "CSV", ".jsonl": "JSON Lines", ".ndjson": "JSON Lines"}
 """By which files of text are told, and what they hold."""

@@ -14,14 +14,12 @@ from pydantic import Field, model_validator
 
 from raystream.lake.storage import Storage
 from raystream.lake.uri import is_remote, parse
-from raystream.query.acquire import DEFAULT_REDUCE, DEFAULT_TOP, Acquire
+from raystream.query.acquire import DEFAULT_REDUCE, DEFAULT_TOP, Acquire, check_gradients
 from raystream.query.catalogue import GRADIENT_SCORES, LOGIT_SCORES, MEMBER_SCORES, SAMPLE_SCORES, SCORES, kind_of
 from raystream.query.cluster import Cluster, Store
-from raystream.query.gradients import check_gradients
-from raystream.query.model import Model
+from raystream.query.model import Model, Preprocess
 from raystream.query.part import Id, Part
 from raystream.query.pool import FilterTerm, Pool
-from raystream.query.preprocess import Preprocess
 from raystream.query.select import Cost, Quota, Select
 from raystream.query.task import TASKS, Task, check_task
 from raystream.spec import read_spec

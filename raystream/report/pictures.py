@@ -16,11 +16,9 @@ from PIL import Image
 from raystream.errors import PoolError, RaystreamError
 from raystream.lake import storage_from
 from raystream.pool import File, read_columns_at, read_footers
-from raystream.pool.columns import decode, plain_type, recognise
-from raystream.pool.encoded import UndecodableError, cells, holds_bytes
+from raystream.pool.columns import declared_type, decode, plain_type, recognise
 from raystream.pool.files import known_files, open_parquet, schema_of
-from raystream.pool.images import open_image, upright
-from raystream.pool.tensor_types import declared_type
+from raystream.pool.images import UndecodableError, cells, holds_bytes, open_image, upright
 from raystream.store.result import Result
 
 SIDE = 96

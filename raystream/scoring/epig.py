@@ -14,7 +14,7 @@ import torch
 
 from raystream.acquisition import class_weighted, epig, epig_targets
 from raystream.errors import PoolError
-from raystream.scoring.class_weights import weights_by_class
+from raystream.scoring.class_labels import weights_by_class
 from raystream.scoring.job import UnitTask
 from raystream.scoring.output_kinds import EPIG
 from raystream.store.protocol import Store

@@ -12,12 +12,11 @@ import torch
 
 from raystream.model import Predictor, load, with_local_files
 from raystream.query import Cluster, Query
-from raystream.scoring.batch_reader import BatchReader
+from raystream.scoring.batch_reader import BatchReader, preparation
 from raystream.scoring.calibrate import known_temperature
-from raystream.scoring.first_rows import preparation
 from raystream.scoring.job import UnitTask
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan, resolve
-from raystream.store.changes import Changes, changes_since
+from raystream.store.queries import Changes, changes_since
 from raystream.store.receipts import EMBEDDINGS
 
 _SCORE_BYTES = 40

@@ -23,8 +23,7 @@ from raystream.errors import ModelError
 from raystream.model import code_hash
 from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, GRADIENT_SCORES, LOGIT_SCORES, MEMBER_SCORES, TASKS, Query
 from raystream.query.catalogue import PARAMETER_SCORES, formulas
-from raystream.scoring.class_labels import ClassLabel
-from raystream.scoring.class_weights import Weights, weigh
+from raystream.scoring.class_labels import ClassLabel, Weights, weigh
 from raystream.scoring.users_scores import UsersScore
 from raystream.store.receipts import EMBEDDINGS, PROBABILITIES, SAMPLES, SCORES
 

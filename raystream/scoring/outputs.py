@@ -21,8 +21,8 @@ from raystream.scoring.job import UnitTask
 from raystream.scoring.output_kinds import FUNCTION, GRADIENTS, KINDS, Output, OutputBlock, computed
 from raystream.scoring.users_scores import UsersScore
 from raystream.store.protocol import Store, StoredFile
-from raystream.store.quarantined import described
 from raystream.store.receipts import EMBEDDINGS, SAMPLES, SCORES, Receipt, unit_folder
+from raystream.store.unit_columns import described
 from raystream.store.vectors import as_metadata, block_rows, page_hashes
 
 _REASONS_KEPT = 3

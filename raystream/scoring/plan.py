@@ -25,12 +25,11 @@ from raystream.pool import (
     read_labelled,
     refuse_among,
 )
-from raystream.pool.settled import settle
+from raystream.pool.files import settle
 from raystream.query import Model, Pool, Query
 from raystream.query.catalogue import kind_of
-from raystream.scoring.batch_reader import BUFFERS, row_bytes
-from raystream.scoring.class_weights import class_weights_of
-from raystream.scoring.first_rows import PROBE_UNITS, planned
+from raystream.scoring.batch_reader import BUFFERS, PROBE_UNITS, planned, row_bytes
+from raystream.scoring.class_labels import class_weights_of
 from raystream.scoring.job import Job, UnitTask, importable_folders
 from raystream.scoring.keys import UnitKeys, differences, identity_digest, query_identity
 from raystream.scoring.output_kinds import FUNCTION, Output, QueryOutputs
@@ -39,11 +38,10 @@ from raystream.scoring.score_reduction import Reduction
 from raystream.store.calibration import Calibration
 from raystream.store.manifest import Manifest
 from raystream.store.opening import open_store, store_to_read
-from raystream.store.packs import read_receipts
+from raystream.store.packs import in_threads, read_receipts
 from raystream.store.protocol import Store
 from raystream.store.queries import PLAN_OUTPUTS, parsed_plan, plan_outputs, query_folder, read_manifest
 from raystream.store.receipts import Receipt, UnitOutputs
-from raystream.store.requests import in_threads
 
 LARGE_BATCHES = 1 << 30
 _NAME_DIGITS = 12

@@ -11,7 +11,7 @@ from torch import Tensor
 from raystream.acquisition import all_dense_scores, multi_label_member_scores
 from raystream.acquisition.multi_label import label_scores
 from raystream.model import Prediction, Predictor, RowScores
-from raystream.model.device import is_out_of_memory
+from raystream.model.batches import is_out_of_memory
 from raystream.query import DEFAULT_REDUCE, DEFAULT_TOP, MEMBER_SCORES, TASKS, Acquire, Model
 from raystream.query.catalogue import number_formulas
 

@@ -13,8 +13,7 @@ from types import TracebackType
 from raystream.errors import PoolError, StoreError, UnitsFailed
 from raystream.figures import number_of
 from raystream.query import Query
-from raystream.scoring.dispatch import Scored, Scoring
-from raystream.scoring.executor import Event, Executor, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady, WorkerSource
+from raystream.scoring.executor import Event, Executor, Scored, Scoring, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady, WorkerSource
 from raystream.scoring.job import Job, UnitTask
 from raystream.scoring.plan import ScoringPlan
 from raystream.scoring.progress import Reporter

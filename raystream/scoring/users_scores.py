@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raystream.errors import ModelError, QueryError, did_you_mean
 from raystream.model import is_device_failure
-from raystream.model.imported import check_imported
+from raystream.model.source import check_imported
 from raystream.query.acquire import column_of
 
 _GIVEN = ("logits", "log_probs")

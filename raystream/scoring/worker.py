@@ -31,18 +31,17 @@ from raystream.model import (
     with_local_files,
 )
 from raystream.pool import OutageError, Unit, UnreachableError
-from raystream.scoring.batch_reader import BatchReader, Chunk
+from raystream.scoring.batch_reader import BatchReader, Chunk, first_rows, preparation, probe
 from raystream.scoring.epig import score_epig
-from raystream.scoring.first_rows import first_rows, preparation, probe
 from raystream.scoring.job import Job, UnitTask
 from raystream.scoring.output_kinds import FUNCTION, GRADIENTS, PARAMETER_GRADIENTS
 from raystream.scoring.outputs import OutputWriter, TakenRows
 from raystream.scoring.score_reduction import ReducedPredictor
 from raystream.scoring.users_scores import users_score
 from raystream.store.opening import store_at
+from raystream.store.packs import unbroken
 from raystream.store.protocol import WriteBroken
 from raystream.store.receipts import EMBEDDINGS, Receipt, UnitOutputs, read_receipt, receipt_name
-from raystream.store.requests import unbroken
 
 PATIENCE = Patience(from_start=True)
 _START = "what a worker starts from"

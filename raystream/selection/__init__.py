@@ -5,36 +5,34 @@ Nothing here reads, writes or knows a cluster. Each strategy is a function in a 
 `shards.Shards`, so that they may lie in this process, on its disk or with others.
 """
 
-from raystream.selection.badge import badge
-from raystream.selection.batch_bald import batch_bald
 from raystream.selection.check import check_strategy
 from raystream.selection.choose import Chosen, choose
-from raystream.selection.cluster_margin import cluster_margin
-from raystream.selection.combine import combine
 from raystream.selection.constraints import Constraints
-from raystream.selection.core_set import FarthestFirst, core_set, farthest_first
-from raystream.selection.diverse import diverse
-from raystream.selection.facility_location import facility_location
-from raystream.selection.gain import Gain
 from raystream.selection.hashing import draw, row_hash, uniform
-from raystream.selection.k_center_two_round import TwoRounds, k_center_two_round, two_rounds
-from raystream.selection.k_means import k_means
-from raystream.selection.k_means_pp import k_means_pp
-from raystream.selection.lcmd import LargestCluster, largest_cluster, lcmd
+from raystream.selection.lazy_bounds import Gain
 from raystream.selection.limits import Cost, Quota
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.neighbours import Edges, Neighbours, nearest_neighbours, within
-from raystream.selection.pieces import Factory, LocalPieces, Pieces
-from raystream.selection.prob_cover import prob_cover
-from raystream.selection.ranking import random, random_order, top_k, walk
 from raystream.selection.represents import Assignment, assign, represents
 from raystream.selection.rows import Rows
 from raystream.selection.select import select
-from raystream.selection.shards import ArrayPart, EmbeddingPart, LocalShards, Shards, working_bytes
-from raystream.selection.stochastic import power, softmax, softrank
+from raystream.selection.shards import ArrayPart, EmbeddingPart, Factory, LocalPieces, LocalShards, Pieces, Shards, working_bytes
+from raystream.selection.strategies.badge import badge
+from raystream.selection.strategies.batch_bald import batch_bald
+from raystream.selection.strategies.cluster_margin import cluster_margin
+from raystream.selection.strategies.combine import combine
+from raystream.selection.strategies.core_set import FarthestFirst, core_set, farthest_first
+from raystream.selection.strategies.diverse import diverse
+from raystream.selection.strategies.facility_location import facility_location
+from raystream.selection.strategies.k_center_two_round import TwoRounds, k_center_two_round, two_rounds
+from raystream.selection.strategies.k_means import k_means
+from raystream.selection.strategies.k_means_pp import k_means_pp
+from raystream.selection.strategies.lcmd import LargestCluster, largest_cluster, lcmd
+from raystream.selection.strategies.prob_cover import prob_cover
+from raystream.selection.strategies.ranking import power, random, random_order, softmax, softrank, top_k, walk
+from raystream.selection.strategies.typiclust import typiclust
+from raystream.selection.strategies.u_herding import u_herding
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
-from raystream.selection.typiclust import typiclust
-from raystream.selection.u_herding import u_herding
 
 __all__ = [
     "ArrayPart",

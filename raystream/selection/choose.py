@@ -1,4 +1,7 @@
-"""From scored candidates to a ranked batch: any strategy, the constraints around it, and what is reported of the rows."""
+"""From scored candidates to a ranked batch: any strategy, the constraints around it, and what is reported of the rows.
+
+`STRATEGIES` has the strategies' functions by name, as the catalogue names their code.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,19 @@ from raystream.query.catalogue import TRAITS, USERS_OWN
 from raystream.selection.arguments import check_candidates, checked_metric, count
 from raystream.selection.bounds import Encoding
 from raystream.selection.constraints import Constraints
-from raystream.selection.limits import Cost, Quota
+from raystream.selection.limits import Cost, Obstacle, Quota, in_words
 from raystream.selection.near_duplicates import NearDuplicates, count_alike
 from raystream.selection.nearest import Centres, nearest
-from raystream.selection.ranking import best, walk
-from raystream.selection.registry import STRATEGIES
 from raystream.selection.repeats import Repeats, find_repeats
 from raystream.selection.represents import Covering
 from raystream.selection.rows import Array, Metric, squared_distances, vectors
 from raystream.selection.shards import DEFAULT_MEMORY, Shards
-from raystream.selection.shortfall import Obstacle, in_words
+from raystream.selection.strategies.ranking import best, walk
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
+
+STRATEGIES: dict[str, Strategy] = {name: traits.function for name, traits in TRAITS.items()}
+"""What `select.strategy` may be."""
+
 
 _NO_ROWS = np.empty(0, dtype=np.int64)
 

@@ -1,23 +1,222 @@
 """k-means: greedy k-means++ on some rows, iterations on more, the last ones on all, and every row with its nearest centre.
 
-What a strategy clusters by, all of them. The same centres come from any number of threads.
+All strategies that cluster do it by this. The same digits come from any number of threads: a block of rows at a fixed place is one
+thread's. Products find each row's centre; what moves the centres are the float32 differences from them, so that rows far from the
+origin, or close together beside the whole, lose nothing. Blocks are added in float64, in their order.
+
+Seeding is Arthur and Vassilvitskii, *k-means++: the advantages of careful seeding*, 2007, section 5: of several rows drawn with
+probability proportional to their weighted squared distance D to the seeds so far, the one that leaves the least sum.
+
+Rows are proposed many at a time in proportion to a D computed some seeds ago, an upper bound, and accepted with probability D now / D
+then: those accepted follow the law of drawing one after another, and one product gives the distances to all that are proposed.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from raystream.selection.derived import Arrays, Kept, derive
-from raystream.selection.hashing import row_hash
-from raystream.selection.lloyd import lloyd
-from raystream.selection.points import Points, cost, distinct, drawn, encoding_of
-from raystream.selection.ranking import lowest
+from raystream.selection.hashing import philox, row_hash
+from raystream.selection.nearest import float32_distances
+from raystream.selection.points import BLOCK, Points, by_blocks, cost, distinct, drawn, encoding_of, slices, squared_to
 from raystream.selection.represents import assign
-from raystream.selection.rows import Array, as_rows
-from raystream.selection.seeding import greedy_seeds
+from raystream.selection.rows import Array, as_rows, tensor
+from raystream.selection.strategies.ranking import lowest
+from raystream.selection.strategy import Arrays, Kept, derive
+from raystream.threads import one_thread
+
+_SUM_ROWS = 32768
+"""At most so many rows' differences are added in float32."""
+_PARTS = 16
+"""Or fewer, so that this many threads have something to do."""
+_SUMS_BYTES = 1 << 28
+"""Sums that are kept at a time; where there are many centres, more rows are added before they are."""
+
+
+def lloyd(points: Points, centres: Array, iterations: int) -> Array:
+    """(k, d) float32 centres after so many iterations, or fewer once no row changes its centre.
+
+    A centre without rows moves to the row that adds most to the weighted sum of squared distances, several to several such rows.
+    """
+    label = np.full(len(points), -1, dtype=np.int64)
+    for _ in range(iterations):
+        moved = _moved(points, centres, label)
+        if moved is None:
+            break
+        centres = moved
+    return centres
+
+
+def _moved(points: Points, centres: Array, label: Array) -> Array | None:
+    """The centres moved to the means of their rows, which `label` (n,) int64 then says; None if all labels are as they were."""
+    weight = points.weight / points.weight.max()
+    narrow = tensor(weight.astype(np.float32))[:, None]
+    uniform = bool((weight == 1).all())
+    find, wide = points.label(centres), tensor(centres)
+
+    def start() -> Callable[[slice], tuple[torch.Tensor, bool]]:
+        nearest, room = find(), torch.empty((BLOCK, centres.shape[1]))
+
+        def see(part: slice) -> tuple[torch.Tensor, bool]:
+            total, same = torch.zeros(centres.shape), True
+            for begin in range(part.start, part.stop, BLOCK):
+                at = slice(begin, min(begin + BLOCK, part.stop))
+                found = nearest(at)
+                same = same and bool((found == label[at]).all())
+                label[at] = found
+                index, difference = torch.from_numpy(found), room[: len(found)]
+                torch.sub(tensor(points.x[at]), torch.index_select(wide, 0, index, out=difference), out=difference)
+                total.index_add_(0, index, difference if uniform else difference.mul_(narrow[at]))
+            return total, same
+
+        return see
+
+    found = by_blocks(slices(len(points), _part_rows(len(points), centres.nbytes)), start)
+    if all(same for _, same in found):
+        return None
+    counted = np.bincount(label, weights=weight, minlength=len(centres))
+    total = np.zeros(centres.shape)
+    for part, _ in found:
+        total += part.numpy()
+    result = (centres + total / np.where(counted > 0, counted, 1.0)[:, None]).astype(np.float32)
+    empty = np.flatnonzero(counted == 0)
+    if len(empty):
+        far = weight * squared_to(points.x, centres, label)
+        rows = lowest(-far, len(empty))
+        rows = rows[far[rows] > 0]
+        result[empty[: len(rows)]] = points.x[rows]
+    return result
+
+
+def _part_rows(n: int, sum_bytes: int) -> int:
+    """How many rows to add up in float32, whole blocks of them."""
+    rows = max(min(_SUM_ROWS, -(-n // _PARTS)), -(-n * sum_bytes // _SUMS_BYTES))
+    return -(-rows // BLOCK) * BLOCK
+
+
+_PROPOSALS = 64
+_BLOCK = 4096
+_DOUBTFUL = 2.0**-17
+"""Products this small, beside the squares that they are the difference of, may be little but rounding."""
+
+
+def greedy_seeds(x: Array, weight: Array, k: int, trials: int, shift: Array, seed: int, start: int = 0) -> Array:
+    """(k,) int64 distinct rows.
+
+    Once every row that has a weight is equal to a seed, the lowest of the rest follow, those with a weight first.
+
+    Args:
+        x: (n, d) float32, at least k rows, whose squares are far from float32's limits.
+        weight: (n,) float64, at least 0, some above.
+        k: how many seeds.
+        trials: among how many rows each seed is the best; at most 64.
+        shift: (d,) float32, a point among the rows.
+        seed: of every draw.
+        start: another draws others.
+    """
+    seeding = _Seeding(x, weight, trials, shift, seed, f"k-means++ {start}")
+    rows = [seeding.first()]
+    while len(rows) < k and (proposed := seeding.propose()) is not None:
+        with one_thread():  # a few million operations: threads would take longer to meet
+            while len(rows) < k and (row := seeding.next(proposed)) is not None:
+                rows.append(row)
+    chosen = np.asarray(rows, dtype=np.int64)
+    if len(chosen) == k:
+        return chosen
+    left = np.setdiff1d(np.arange(len(x)), chosen)
+    left = left[np.argsort(weight[left] == 0, kind="stable")]
+    return np.concatenate([chosen, left[: k - len(chosen)]])
+
+
+class _Proposed:
+    """Rows that were drawn together, and what has become of them."""
+
+    def __init__(self, rows: Array, luck: Array, then: Array) -> None:
+        self.rows = rows  # (p,) int64
+        self.limit = luck * then  # accepted while D is above; (p,) float64
+        self.at = 0  # those before it have been used
+
+
+class _Seeding:
+    """D of every row, and the distances to the rows proposed."""
+
+    def __init__(self, x: Array, weight: Array, trials: int, shift: Array, seed: int, purpose: str) -> None:
+        self._x, self._trials = x, trials
+        self._seed, self._purpose, self._drawn = seed, purpose, 0
+        self._mass = weight  # what the next rows are drawn in proportion to
+        self._weight = torch.from_numpy((weight / weight.max()).astype(np.float32))
+        self._squared = torch.empty((_PROPOSALS, len(x)))
+        self._nearest, self._room = torch.empty(0), torch.empty(len(x))
+        # [y, |y|^2, 1], of which the product with [-2 z, 1, |z|^2] is |y - z|^2
+        self._operand = torch.empty((len(x), x.shape[1] + 2))
+
+        def encode(at: slice) -> None:
+            y = torch.sub(tensor(x[at]), tensor(shift), out=self._operand[at, :-2])
+            torch.sum(y.square(), 1, out=self._operand[at, -2])
+            self._operand[at, -1] = 1.0
+
+        by_blocks(slices(len(x), _BLOCK), lambda: encode)
+
+    def first(self) -> int:
+        """A row drawn by weight alone."""
+        row = int(self._draw(1)[0][0])
+        self._measure(np.asarray([row]))
+        self._nearest = self._squared[0].clone()
+        return row
+
+    def _draw(self, count: int) -> tuple[Array, Array]:
+        """`count` rows by prefix sums of the mass, and another uniform number for each."""
+        words = philox(self._seed, self._purpose, self._drawn, count)
+        self._drawn += count
+        u, v = ((words >> np.uint64(11)) * 2.0**-53).T
+        sums = np.cumsum(self._mass, dtype=np.float64)
+        # u is below 1 by at least as much as its product with the whole sum may be rounded up: a row without mass is never met
+        return np.searchsorted(sums, u * sums[-1], side="right"), v
+
+    def propose(self) -> _Proposed | None:
+        """Rows in proportion to D as it is; None when it is zero throughout."""
+        self._mass = (self._nearest * self._weight).numpy()
+        if not self._mass.any():
+            return None
+        rows, luck = self._draw(_PROPOSALS)
+        self._measure(rows)
+        return _Proposed(rows, luck, self._nearest.numpy()[rows].astype(np.float64))
+
+    def _measure(self, rows: Array) -> None:
+        """Squared distances of all rows to some."""
+        d = self._x.shape[1]
+        with one_thread():
+            chosen = self._operand[torch.from_numpy(rows)]
+            centres = torch.cat([chosen[:, :d] * -2, chosen[:, d + 1 :], chosen[:, d : d + 1]], dim=1)
+        square = chosen[:, d]
+
+        def multiply(at: slice) -> None:
+            products = torch.mm(centres, self._operand[at].T, out=self._squared[: len(rows), at])
+            least = (square + self._operand[at, d].max()) * _DOUBTFUL
+            some = torch.nonzero(products.amin(1) <= least)[:, 0]
+            doubt = products[some] <= (square[some, None] + self._operand[at, d]) * _DOUBTFUL
+            which, row = torch.nonzero(doubt, as_tuple=True)
+            exact = float32_distances(self._x, self._x, at.start + row.numpy(), rows[some[which].numpy()])
+            products[some[which], row] = torch.from_numpy(exact).float()
+
+        by_blocks(slices(len(self._x), _BLOCK), lambda: multiply)
+
+    def next(self, proposed: _Proposed) -> int | None:
+        """The best of the next rows accepted, from now on a seed; None when too few are left."""
+        accepted = proposed.at + np.flatnonzero(proposed.limit[proposed.at :] < self._nearest.numpy()[proposed.rows[proposed.at :]])
+        if len(accepted) < self._trials:
+            return None
+        tried = accepted[: self._trials]
+        proposed.at = int(tried[-1]) + 1
+        sums = [float(torch.dot(torch.minimum(self._squared[i], self._nearest, out=self._room), self._weight)) for i in tried]
+        best = int(tried[np.argmin(sums)])
+        torch.minimum(self._squared[best], self._nearest, out=self._nearest)
+        return int(proposed.rows[best])
+
 
 ONE_LEVEL = 20_000
 """Above this many centres, k-means runs on coarse clusters first and then within each."""

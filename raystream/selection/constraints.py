@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from raystream.errors import DataError, QueryError
-from raystream.selection.limits import Cost, Quota
+from raystream.selection.limits import Cost, Obstacle, Quota, Shortfall
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.repeats import Repeats
 from raystream.selection.rows import Array
 from raystream.selection.set_aside import SetAside
-from raystream.selection.shortfall import Obstacle, Shortfall
 
 _DUST = 1e-12
 """Part of a cost budget that sums of costs may be above it where floors are asked for: three rows of 0.1 cost 0.3."""

@@ -17,7 +17,7 @@ from raystream.selection.kernels import Kernel
 from raystream.selection.nearest import Centres, nearest
 from raystream.selection.pairs import Aim, Pairs, Room
 from raystream.selection.rows import Array, squared_distances
-from raystream.selection.threads import one_thread
+from raystream.threads import one_thread
 
 _AT_ONCE = 2048
 _SAMPLE, _EVERY = 1024, 16

@@ -1,14 +1,19 @@
-"""What D-squared sampling asks of a space: distances by their definition, estimates that rule most of them out, and cheap upper bounds."""
+"""What D-squared sampling asks of a space: distances by their definition, estimates that rule most of them out, and cheap upper bounds.
+
+Embeddings are points of such a space: bounds from one matrix product a pass, exact pairs in float64.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from raystream.selection.rows import Array
+from raystream.selection.bounds import Encoding, smallest_products
+from raystream.selection.rows import Array, squared_distances
 
 Vectors = tuple[Array, ...]
 """m rows as float32 arrays (m, w): the embedding, or probabilities and the embedding; the embedding is the last."""
@@ -73,3 +78,80 @@ def nearest_squared(geometry: Geometry, x: Wide, centres: Sequence[Wide]) -> Arr
             i, j = row[begin : begin + step], centre[begin : begin + step]
             np.minimum.at(best, i, geometry.squared(take(x, i), take(chunk, j)))
     return best
+
+
+_PRODUCTS = 1 << 21
+_FEWEST_CENTRES = 32
+"""A narrower product takes as long; centres are repeated up to this number."""
+
+
+@dataclass(frozen=True)
+class Euclidean:
+    """Squared Euclidean distances; vectors are one array (m, d), operands what `encoding` makes of it.
+
+    With float64 products, |x|^2 + |y|^2 - 2 x.y errs by at most (d + 8) 2^-52 (|x|^2 + |y|^2), and the
+    definition by less.
+    """
+
+    encoding: Encoding
+
+    @property
+    def row_bytes(self) -> int:
+        """See `Geometry`."""
+        return self.encoding.row_bytes
+
+    @property
+    def exact(self) -> bool:
+        """See `Geometry`."""
+        return self.encoding.exact
+
+    def rows(self, x: Vectors) -> Operands:
+        """See `Geometry`: (m, width) products' operands and (m,) their slack."""
+        return self.encoding.rows(x[0])
+
+    def bounds(self, centres: Vectors) -> Callable[[], Bound]:
+        """See `Geometry`."""
+        chunks = [self._centres(centres[0][i : i + CENTRES_AT_ONCE]) for i in range(0, len(centres[0]), CENTRES_AT_ONCE)]
+        widest = max(len(operand) for operand, _ in chunks)
+        step = max(_PRODUCTS // widest, 256)
+
+        def start() -> Bound:
+            room = torch.empty(step * widest, dtype=self.encoding.dtype)
+
+            def bound(rows: Operands) -> Array:
+                result = np.full(len(rows[0]), np.inf)
+                for begin in range(0, len(result), step):
+                    at = slice(begin, begin + step)
+                    operand, slack = rows[0][at], rows[1][at].double()
+                    for centre, centre_slack in chunks:
+                        out = room[: len(operand) * len(centre)].view(len(operand), len(centre))
+                        smallest = smallest_products(operand, centre, out)
+                        np.minimum(result[at], self.encoding.upper(smallest, slack + centre_slack), out=result[at])
+                return result
+
+            return bound
+
+        return start
+
+    def _centres(self, x: Array) -> tuple[torch.Tensor, float]:
+        operand, slack = self.encoding.centres(x)
+        if len(operand) < _FEWEST_CENTRES and self.encoding.bfloat16:
+            operand = operand.repeat(-(-_FEWEST_CENTRES // len(operand)), 1)
+        return operand, slack
+
+    def wide(self, x: Vectors) -> Wide:
+        """See `Geometry`: the rows less the shift, in float64, and their squares."""
+        moved = np.subtract(x[0], self.encoding.shift, dtype=np.float64)
+        return x[0], moved, np.square(moved).sum(axis=1)
+
+    def estimate(self, x: Wide, y: Wide) -> tuple[Array, Array]:
+        """See `Geometry`."""
+        product = torch.mm(torch.from_numpy(x[1]), torch.from_numpy(y[1]).T).numpy()
+        product *= -2.0
+        product += x[2][:, None]
+        product += y[2]
+        return product, (x[1].shape[1] + 16) * 2.0**-51 * (x[2] + y[2].max(initial=0.0))
+
+    def squared(self, x: Wide, y: Wide) -> Array:
+        """See `Geometry`."""
+        return squared_distances(x[0], y[0])

@@ -4,23 +4,253 @@ Minoux, *Accelerated greedy algorithms for maximizing submodular set functions*,
 computed some picks ago bounds today's. A few rows that lead by such bounds show what is to be beaten, the floor. The bounds of
 all that lie above it are lowered, first by coarse products, then by float32 and float64 ones, and by the definition
 when they still lead: the order is that of plain greedy.
+
+Candidates whose bounds were made at one time form a cohort: the bounds hold with the similarities that the targets were
+represented with then, `since`. As targets come to be represented better, a bound may be lowered by what is lost on *any* of
+them, sum over t of w_t (clamp(kappa, since_t, best_t) - since_t). So the targets that changed most are multiplied first, as many as
+some of the candidates show to be enough to bring nearly all of them below a floor, and only the rest are multiplied with all targets.
+Those that were lowered are a cohort again: their bounds hold with `best` on the targets that were multiplied and `since` on the
+others, and, as bounds hold all the more with greater similarities, with the largest `since` of several cohorts together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
 import numpy as np
 import torch
 
-from raystream.selection.cohorts import Cohorts, measured
+from raystream.selection.bounds import has_bfloat16_units
 from raystream.selection.constraints import Constraints
 from raystream.selection.coverage import Coverage
-from raystream.selection.rows import Array, normalised
+from raystream.selection.pairs import TARGETS_UNIT, Aim, Operand, Pairs, Room
+from raystream.selection.rows import Array, Block, Rows, normalised
 from raystream.selection.shards import Shards
+from raystream.threads import each, one_thread
+
+_ROWS = 2048
+_FEWEST_ROWS = 256
+_BLOCKS = 4
+_UNIT = 128
+"""Candidates are multiplied in multiples of this many: each shape of bfloat16 products needs code of its own, 0.4 ms to make."""
+_FEWEST = 512
+"""Of fewer candidates, all are multiplied with all targets."""
+_PILOT = 512
+_DEAREST = 0.9
+_COHORT = 4096
+_MOST = 16
+_SAMPLE = 512
+_COARSEST = 0.25
+"""Bfloat16 is of no use where it may change a similarity by more."""
+
+Item = TypeVar("Item")
+Measure = Callable[[Operand, Room], Array]
+
+
+def _block(count: int) -> int:
+    """Of so many candidates, how many a thread takes at a time: large blocks pay, but each thread is to have some."""
+    return min(max(-(-count // (_BLOCKS * _UNIT)) * _UNIT, _FEWEST_ROWS), _ROWS)
+
+
+def measured(rows: Rows, which: Array, pairs: Pairs, measure: Measure) -> Array:
+    """What `measure` makes of the candidates `which`, int64 and ascending, read from `rows`; 0 for rows of zeros."""
+    size = _block(len(which))
+
+    def start() -> Callable[[Block], Array]:
+        room = pairs.room(size)
+
+        def work(block: Block) -> Array:
+            x = normalised(block.read())
+            result = measure(pairs.rows(x), room)
+            result[~x.any(axis=1)] = 0.0
+            return result
+
+        return work
+
+    return _each(rows.subset(which).blocks(0, len(which), size), start, len(which) <= size)
+
+
+def _each(items: Iterable[Item], start: Callable[[], Callable[[Item], Array]], alone: bool) -> Array:
+    if alone:  # torch's own threads are of no use, and to be woken takes them long where others use the processor
+        with one_thread():
+            return np.concatenate(each(items, start))
+    return np.concatenate(each(items, start))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The operands of all candidates; `zero` (n,) bool are rows of zeros."""
+
+    y: torch.Tensor
+    spread: Array
+    moved: Array
+    zero: Array
+
+
+class Cohorts:
+    """The candidates of `rows`, of which none has a bound yet.
+
+    Args:
+        rows: the candidates.
+        coverage: of the targets.
+        memory: bytes that operands may take; when they don't fit, rows are read again and again.
+
+    Attributes:
+        pairs: what bounds in the precision of the operands.
+        read: how many rows' embeddings were read.
+    """
+
+    def __init__(self, rows: Rows, coverage: Coverage, memory: float) -> None:
+        self._rows, self._coverage = rows, coverage
+        self.pairs = coverage.pairs(torch.bfloat16 if has_bfloat16_units() else torch.float32)
+        if self.pairs.blur > _COARSEST:
+            self.pairs = coverage.pairs(torch.float32)
+        self.read = 0
+        # invariant: the bound of a candidate of cohort i holds with the similarities _since[i]
+        self._cohort = np.zeros(len(rows), dtype=np.int32)
+        self._since: list[Array] = [coverage.best.copy()]
+        fits = len(rows) * (self.pairs.columns * self.pairs.dtype.itemsize + 17) <= memory
+        self._held = self._hold() if fits and len(rows) else None
+
+    def _hold(self) -> _Held:
+        n, pairs = len(self._rows), self.pairs
+        held = _Held(torch.empty((n, pairs.columns), dtype=pairs.dtype), np.empty(n), np.empty(n), np.empty(n, dtype=bool))
+
+        def see(block: Block) -> None:
+            x, at = normalised(block.read()), slice(block.start, block.stop)
+            operand = pairs.rows(x, held.y[at])
+            held.spread[at], held.moved[at], held.zero[at] = operand.spread, operand.moved, ~x.any(axis=1)
+
+        each(self._rows.blocks(0, n, _ROWS), lambda: see)
+        self.read += n
+        return held
+
+    def bounds(self, which: Array) -> Array:
+        """(r,) float64 upper bounds of what the candidates `which` (int64, ascending) add now; 0 for rows of zeros."""
+        aim, _ = self._coverage.aim(self.pairs.dtype)
+        self.now(which)
+        return np.ldexp(self._measured(which, lambda rows, room: self.pairs.above(rows, aim, room)), self._coverage.power)
+
+    def now(self, which: Array) -> None:
+        """Bounds of `which` were made with all targets as they are represented now."""
+        if not np.array_equal(self._since[-1], self._coverage.best):
+            if len(self._since) > 4 * _MOST:
+                self._merge()
+            self._since.append(self._coverage.best.copy())
+        self._cohort[which] = len(self._since) - 1
+
+    def lower(self, which: Array, bound: Array, floor: float) -> tuple[Array, Array]:
+        """Lower the bounds of `which` (int64, ascending) until they are at most `floor`, if they can be.
+
+        Returns:
+            (r,) float64 bounds, and (r,) bool, those that were made with all targets as they are represented now.
+        """
+        self._merge()
+        bound, fresh = bound.copy(), np.zeros(len(which), dtype=bool)
+        cohort = self._cohort[which]
+        order = np.argsort(cohort, kind="stable")
+        for at in np.split(order, np.flatnonzero(np.diff(cohort[order])) + 1):
+            found = self._lower(which[at], bound[at], floor, self._since[cohort[at[0]]]) if len(at) >= _FEWEST else None
+            if found is not None:
+                bound[at] = found[0]
+                self._cohort[which[at]] = len(self._since)
+                self._since.append(found[1])
+        left = np.flatnonzero(bound > floor)
+        if len(left):
+            bound[left] = np.fmin(bound[left], self.bounds(which[left]))
+            fresh[left] = True
+        return bound, fresh
+
+    def _lower(self, which: Array, bound: Array, floor: float, since: Array) -> tuple[Array, Array] | None:
+        """Lower bounds of one cohort, and with what they hold now; None if all targets are better multiplied at once."""
+        best, weight = self._coverage.best, self._coverage.weight
+        change = weight * (best - since)
+        changed = np.count_nonzero(change > 0)
+        if not changed:
+            return None
+        # whole units, also of targets: those that didn't change add nothing
+        targets = np.argsort(-change, kind="stable")[: -(-changed // TARGETS_UNIT) * TARGETS_UNIT]
+        pilot = np.zeros(len(which), dtype=bool)
+        pilot[:: max(len(which) // _PILOT, 8)] = True
+        aim = self.pairs.aim(targets, since[targets], best[targets], up=False)
+        lost = np.empty(len(which))
+        known = self._lost(which[pilot], aim, len(aim.parts))
+        left = (bound[pilot, None] - known > floor).mean(axis=0)
+        cost = np.asarray([part.stop for part in aim.parts]) / len(self._coverage.open) + left
+        parts = int(np.argmin(cost)) + 1
+        if cost[parts - 1] > _DEAREST:
+            return None
+        lost[pilot], lost[~pilot] = known[:, parts - 1], self._lost(which[~pilot], aim, parts)[:, -1]
+        since, done = since.copy(), targets[: aim.parts[parts - 1].stop]
+        since[done] = best[done]
+        return bound - np.maximum(lost, 0.0), since
+
+    def _lost(self, which: Array, aim: Aim, parts: int) -> Array:
+        """(r, parts) by how much less the candidates `which` add, at least, up to the end of each of the first parts."""
+        lost = self._measured(which, lambda rows, room: self.pairs.below(rows, aim, room, parts))
+        return np.ldexp(lost, self._coverage.power)
+
+    def _measured(self, which: Array, measure: Measure) -> Array:
+        held = self._held
+        if held is None:
+            self.read += len(which)
+            return measured(self._rows, which, self.pairs, measure)
+
+        size = _block(len(which))
+
+        def start() -> Callable[[Array], Array]:
+            room, y = self.pairs.room(size), torch.empty((size, self.pairs.columns), dtype=self.pairs.dtype)
+
+            def work(some: Array) -> Array:
+                whole = np.pad(some, (0, -len(some) % _UNIT), mode="edge")
+                torch.index_select(held.y, 0, torch.from_numpy(whole), out=y[: len(whole)])
+                result = measure(Operand(y[: len(whole)], held.spread[whole], held.moved[whole]), room)[: len(some)]
+                result[held.zero[some]] = 0.0
+                return result
+
+            return work
+
+        return _each((which[begin : begin + size] for begin in range(0, len(which), size)), start, len(which) <= size)
+
+    def _merge(self) -> None:
+        """Keep cohorts few: those go together that lose least by it."""
+        most = min(max(len(self._cohort) // _COHORT, 4), _MOST)
+        if len(self._since) <= most:
+            return
+        size = np.bincount(self._cohort, minlength=len(self._since)).astype(np.float64)
+        groups = [[int(i)] for i in np.flatnonzero(size)]
+        size = size[size > 0]
+        some = slice(None, None, max(len(self._coverage.targets) // _SAMPLE, 1))
+        since = np.stack([self._since[i][some] for [i] in groups]) * self._coverage.weight[some]
+        lost = np.stack([_loss(since, size, i) for i in range(len(groups))])
+        while len(groups) > most:
+            i, j = sorted(divmod(int(np.argmin(lost)), len(groups)))
+            groups[i] += groups.pop(j)
+            since[i], size[i] = np.maximum(since[i], since[j]), size[i] + size[j]
+            since, size = np.delete(since, j, axis=0), np.delete(size, j)
+            lost = np.delete(np.delete(lost, j, axis=0), j, axis=1)
+            lost[i] = lost[:, i] = _loss(since, size, i)
+        place = np.zeros(len(self._since), dtype=np.int32)
+        for number, group in enumerate(groups):
+            place[group] = number
+        self._since = [np.maximum.reduce([self._since[i] for i in group]) for group in groups]
+        self._cohort = place[self._cohort]
+
+
+def _loss(since: Array, size: Array, i: int) -> Array:
+    """(c,) by how much bounds can be lowered less when a cohort and the i-th become one; infinite for itself."""
+    both = np.maximum(since, since[i]).sum(axis=1)
+    loss: Array = size * (both - since.sum(axis=1)) + size[i] * (both - since[i].sum())
+    loss[i] = np.inf
+    return loss
+
 
 _STALE, _COARSE, _SINGLE, _DOUBLE, _EXACT = range(5)
 _LEVELS = 8
 _FEW = 64
-_FEWEST = 4
+_FEWEST_SINGLE = 4
 _MANY = 256
 _LEAST = 5e-324
 _BACK = 4
@@ -140,7 +370,7 @@ class LazyGreedy:
         """Bring `lead`, and others of its level that are worth looking at with it, to the next one; the largest gain that is exact now."""
         rows = self._front[self._bound[self._front] >= max(floor, _LEAST)]
         rows = rows[self._level(rows) == level]
-        if level == _SINGLE and len(rows) > _FEWEST:
+        if level == _SINGLE and len(rows) > _FEWEST_SINGLE:
             self._sharpen(self._first(rows, self._bound[rows], _FEW // 4), _DOUBLE)
             return 0.0
         if level == _DOUBLE:

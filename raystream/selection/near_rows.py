@@ -14,7 +14,7 @@ import torch
 
 from raystream.selection.bounds import Encoding
 from raystream.selection.rows import Array
-from raystream.selection.threads import each
+from raystream.threads import each
 
 _PRODUCTS = 1 << 22
 """Products at a time."""

@@ -27,7 +27,7 @@ import torch
 
 from raystream.selection.kernels import Kernel
 from raystream.selection.rows import Array
-from raystream.selection.threads import one_thread
+from raystream.threads import one_thread
 
 _TAU = 1.65 * 2.0**-10
 _WIDEST_FORM = 512

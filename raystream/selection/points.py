@@ -12,8 +12,8 @@ import torch
 from raystream.selection.bounds import Encoding, Precision
 from raystream.selection.hashing import row_hash, uniform
 from raystream.selection.nearest import Centres, nearest
-from raystream.selection.ranking import lowest
 from raystream.selection.rows import Array, tensor
+from raystream.selection.strategies.ranking import lowest
 from raystream.threads import Result, each, one_thread
 
 BLOCK = 2048

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from raystream.selection.limits import Cost, Quota
-from raystream.selection.ranking import lowest
 from raystream.selection.repeats import as_stored, equal, first_equal, hashes_of, hashes_of_rows
 from raystream.selection.rows import Array, Rows
+from raystream.selection.strategies.ranking import lowest
 
 Kinds = Callable[[Array], tuple[Array, Array | None]]
 """Rows (m,) int64 -> their groups by each quota, (m, q) int, and what they cost, (m,) float64 or None."""

@@ -14,7 +14,7 @@ import numpy as np
 from raystream.selection.hashing import draw
 from raystream.selection.rows import Array, Block, Rows
 from raystream.selection.shards import Shards
-from raystream.selection.threads import each
+from raystream.threads import each
 
 _BLOCK = 4096
 _TWIN_BYTES = 1 << 26

@@ -13,7 +13,7 @@ from raystream.errors import QueryError
 from raystream.selection.bounds import Encoding, Precision, grid_power
 from raystream.selection.nearest import Centres, block_rows, nearest
 from raystream.selection.rows import Array, Block, Rows, not_finite, squared_distances, tensor
-from raystream.selection.threads import each
+from raystream.threads import each
 
 _CENTRES_AT_ONCE = 4096
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from raystream.errors import DataError
-from raystream.selection.threads import one_thread
+from raystream.threads import one_thread
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Metric = Literal["euclidean", "cosine"]

@@ -27,9 +27,9 @@ from raystream.selection.arguments import (
 from raystream.selection.choose import choose
 from raystream.selection.limits import Cost, Quota
 from raystream.selection.prefilter import Ahead, First, ahead, with_floors
-from raystream.selection.ranking import best
 from raystream.selection.rows import Array, ArrayPart, Metric, Rows, as_rows
 from raystream.selection.shards import DEFAULT_MEMORY, LocalShards
+from raystream.selection.strategies.ranking import best
 from raystream.selection.strategy import Candidates
 
 _NO_ROWS = np.empty(0, dtype=np.int64)

@@ -1,4 +1,8 @@
-"""One stretch of the candidates, and which of its rows lead the order of farthest-first."""
+"""One stretch of the candidates, and which of its rows lead the order of farthest-first.
+
+Those are chosen from one after the other. A few rows at the head, the front, are compared with every row that is chosen. The others wait
+with what they were worth at first, and are brought up to date, many at once, when they come to the head.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from raystream.selection.bounds import Encoding, on_grid
-from raystream.selection.encoded_rows import EncodedRows, Look, Total, encode_rows
-from raystream.selection.gain import Gain
-from raystream.selection.lazy_bounds import LazyBounds, rough_rank
+from raystream.selection.bounds import Encoding, on_grid, unfilled
+from raystream.selection.encoded_rows import CentreList, EncodedRows, Look, Total, encode_rows
+from raystream.selection.lazy_bounds import Gain, LazyBounds, rough_rank
+from raystream.selection.nearest import pair_distances
 from raystream.selection.represents import Covering, cover
 from raystream.selection.rows import Array, Block, Rows, squared_distances, tensor
-from raystream.selection.threads import each
+from raystream.threads import each
 
 
 @dataclass(frozen=True)
@@ -200,3 +204,173 @@ def _leading(gain: Array, count: int) -> Array:
     above = rows[value > last]
     ties = rows[value == last][: count - len(above)]
     return np.concatenate([above, ties])
+
+
+_FRONT, _LONGEST_FRONT = 512, 4096
+_FEW_TAKEN = 8
+"""A front that is formed anew after fewer rows were taken gets twice as long."""
+_CENTRES = 512
+"""Centres that rows are compared with at a time, when they come to the head."""
+_NOWHERE = (-np.inf, -1)
+
+
+class Leaders:
+    """The rows that one answer of the shards returned, still to be chosen from.
+
+    Attributes:
+        rows: (q,) int64, ascending, so that the first of equal gains is the lowest row.
+        x: (q, d) float32.
+    """
+
+    def __init__(self, answer: Answer, centres: CentreList, gain: Gain, count: int) -> None:
+        self.rows, self.x, self._bound = answer.rows, answer.x, answer.bound
+        self._centres, self._encoding = centres, centres.encoding
+        self._gain_of = gain.at(self.rows)
+        # invariant: _squared[i] is the squared distance to the nearest of the first _known[i] centres
+        self._squared, self._gain = answer.squared, self._gain_of.of(answer.squared)
+        self._known = np.full(len(self.rows), len(centres))
+        self._operand = unfilled((len(self.rows), centres.encoding.width), torch.float32)
+        # bounds of their squared lengths, as in _operand; -1 before that is made
+        self._square = np.full(len(self.rows), -1.0)
+        # how long the front is to be, and how many centres there were when it was formed
+        self._size, self._renewed = max(_FRONT, 2 * count), -_FEW_TAKEN
+        # invariant: the rows at _front, ascending, know all centres; all others come at _floor, a (gain, place), or after it
+        self._front, self._floor = np.empty(0, dtype=np.int64), (np.inf, -1)
+        self._front_operand, self._front_limit = self._operand[:0], np.empty(0)
+
+    def distance(self, place: int) -> float:
+        """Of a row that `first` returned."""
+        return float(np.sqrt(self._squared[place]))
+
+    def gain(self, place: int) -> float:
+        """Of a row that `first` returned."""
+        return float(self._gain[place])
+
+    def remove(self, which: Array) -> None:
+        """Rows at these places can't be chosen."""
+        self._gain[which] = -np.inf
+
+    @property
+    def left(self) -> bool:
+        """Whether a row is left to choose."""
+        return bool((self._gain > -np.inf).any())
+
+    def take(self, place: int) -> None:
+        """A row that `first` returned becomes a centre."""
+        self._gain[place] = -np.inf
+        operand = self._encoding.as_centre(self._operand[place])
+        self._centres.append(self.x[place], operand, float(self._square[place]))
+        if self._squared[place] == 0:  # it equals a centre, so that none is nearer to it
+            return
+        product = torch.mv(self._front_operand, operand).numpy()
+        near = np.flatnonzero(product <= self._front_limit)
+        if not len(near):
+            return
+        places = self._front[near]
+        if self._encoding.exact:
+            squared = np.maximum(product[near], 0.0, dtype=np.float64) * 4.0**-self._encoding.power
+        else:
+            squared = squared_distances(self.x[places], self.x[place])
+        nearer = squared < self._squared[places]
+        places, squared = places[nearer], squared[nearer]
+        self._squared[places] = squared
+        left = self._gain[places] > -np.inf
+        self._gain[places[left]] = self._gain_of.of(squared[left], places[left])
+        self._front_limit[near[nearer]] = self._limit(places)
+
+    def first(self, count: int) -> Array | None:
+        """The places of the first `count` of all candidates, in order; fewer if no more are left; None when the shards have to be asked."""
+        while True:
+            first = self._in_front(count)
+            if len(first) == count:
+                last = int(first[-1])
+                gain = float(self._gain[last])
+                if gain > self._floor[0] or (gain == self._floor[0] and last < self._floor[1]):
+                    return first if self._before_bound(last) else None
+            elif self._floor == _NOWHERE:
+                return first if self._bound is None and len(first) else None
+            self._renew()
+
+    def best(self, count: int) -> float:
+        """The gain of the last of the first `count` rows that are left, of which there must be one."""
+        bound, self._bound = self._bound, None
+        first = self.first(count)
+        self._bound = bound
+        assert first is not None
+        return float(self._gain[first[-1]])
+
+    def _in_front(self, count: int) -> Array:
+        gain = self._gain[self._front]
+        if count == 1:
+            lead = int(np.argmax(gain)) if len(gain) else 0
+            return self._front[lead : lead + 1] if len(gain) and gain[lead] > -np.inf else self._front[:0]
+        order = np.argsort(-gain, kind="stable")[:count]
+        result: Array = self._front[order[gain[order] > -np.inf]]
+        return result
+
+    def _before_bound(self, place: int) -> bool:
+        """Whether the row comes before every row that was not returned."""
+        if self._bound is None:
+            return True
+        gain = float(self._gain[place])
+        return gain > self._bound[0] or (gain == self._bound[0] and bool(self.rows[place] < self._bound[1]))
+
+    def _renew(self) -> None:
+        """Let the front hold the rows that are first by what is known, and bring them up to date."""
+        self._known[self._front] = len(self._centres)
+        if len(self._centres) - self._renewed < _FEW_TAKEN and self._size < _LONGEST_FRONT:
+            self._size *= 2
+        size, self._renewed = self._size, len(self._centres)
+        rows = np.flatnonzero(self._gain > -np.inf)
+        if len(rows) > size:
+            gain = self._gain[rows]
+            value = np.sort(gain)[len(gain) - size]  # numpy's partition is slow on ties, its sort is not
+            above, ties = rows[gain > value], rows[gain == value]
+            spare = size - len(above)
+            self._front = np.sort(np.concatenate([above, ties[:spare]]))
+            if len(ties) > spare:
+                self._floor = (float(value), int(ties[spare]))
+            else:
+                below = np.where(gain < value, gain, -np.inf)
+                lead = int(np.argmax(below))
+                self._floor = (float(below[lead]), int(rows[lead]))
+        else:
+            self._front, self._floor = rows, _NOWHERE
+        self._encode(self._front[self._square[self._front] < 0])
+        stale = self._front[(self._known[self._front] < len(self._centres)) & (self._squared[self._front] > 0)]
+        if len(stale):
+            self._refresh(stale)
+        self._front_operand, self._front_limit = self._operand[torch.from_numpy(self._front)], self._limit(self._front)
+
+    def _encode(self, which: Array) -> None:
+        if len(which):
+            operand = self._encoding.rows(self.x[which])[0]
+            self._operand[torch.from_numpy(which)] = operand
+            self._square[which] = self._encoding.row_squares(operand).numpy()
+
+    def _refresh(self, which: Array) -> None:
+        """Bring the rows at these places up to date: float64 for the pairs that a float32 product can't rule out."""
+        rows, squared, known = self._operand[torch.from_numpy(which)], self._squared[which], self._known[which]
+        scale, width = 4.0**self._encoding.power, self._width(which)
+        for begin in range(int(known.min()), len(self._centres), _CENTRES):
+            product = torch.mm(rows, self._centres.operand[begin : begin + _CENTRES].T).numpy()
+            smallest = np.maximum(product.min(axis=1), 0.0, dtype=np.float64)
+            if self._encoding.exact:
+                np.minimum(squared, smallest * 4.0**-self._encoding.power, out=squared)
+                continue
+            near = product <= (np.minimum(smallest, squared * scale) + width)[:, None]
+            row, centre = np.nonzero(near)
+            new = centre + begin >= known[row]
+            row, centre = row[new], centre[new]
+            if len(row):
+                np.minimum.at(squared, row, pair_distances(self.x, self._centres.x, which[row], centre + begin))
+        self._squared[which], self._gain[which] = squared, self._gain_of.of(squared, which)
+
+    def _limit(self, places: Array) -> Array:
+        """(m,) the products above which a centre is certainly farther than the row's nearest one."""
+        result: Array = self._squared[places] * 4.0**self._encoding.power + self._width(places)
+        return result
+
+    def _width(self, places: Array) -> Array:
+        """What a product may exceed another and still be that of the nearer centre."""
+        return self._encoding.width_of(self._square[places] + self._centres.largest_square)

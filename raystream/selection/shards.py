@@ -2,26 +2,58 @@
 
 Every question and answer is small (row numbers, vectors, gains), never the data. `LocalShards` answers from arrays and
 memory maps of this process; with another `Spread`, actors answer in its place.
+
+`Pieces` is the seam between an algorithm and the processes that hold its data: objects that each answer for a stretch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from raystream.selection.bounds import Encoding, has_bfloat16_units
 from raystream.selection.encoded_rows import Look
-from raystream.selection.gain import Gain
-from raystream.selection.pieces import Factory, LocalPieces, Pieces, Spread
+from raystream.selection.lazy_bounds import Gain
 from raystream.selection.represents import Covering
 from raystream.selection.rows import Array, ArrayPart, EmbeddingPart, Metric, Rows, as_rows
 from raystream.selection.shard import Answer, Shard, first_in_order, merge, ordered
 
 __all__ = ["DEFAULT_MEMORY", "Answer", "ArrayPart", "EmbeddingPart", "LocalShards", "Shards", "Survey", "working_bytes"]
+
+Factory = Callable[..., Any]
+"""Makes a piece; importable, as are its arguments picklable, since the piece may live in another process.
+
+It may say of its methods, for whoever has to make a lost piece again: `pure`, the names of those that change nothing in
+the piece, and `fresh`, of those after which no call before matters. All others are made again, in order.
+"""
+
+
+class Pieces(Protocol):
+    """Objects made by one factory, in this process or in others, which may be lost and made again."""
+
+    def call(self, method: str, *args: Any, apart: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+        """What each piece answers to `method(*args, *apart[i])`, in row order."""
+
+
+Spread = Callable[[Factory, Sequence[tuple[Any, ...]]], Pieces]
+"""Makes `factory(*args)` for each of the arguments, one piece for each stretch of rows."""
+
+
+class LocalPieces:
+    """Pieces in this process, asked one after the other: each uses all threads."""
+
+    def __init__(self, factory: Factory, args: Sequence[tuple[Any, ...]]) -> None:
+        self._pieces = [factory(*own) for own in args]
+
+    def call(self, method: str, *args: Any, apart: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+        """See `Pieces`."""
+        each = [()] * len(self._pieces) if apart is None else apart
+        return [getattr(piece, method)(*args, *own) for piece, own in zip(self._pieces, each, strict=True)]
+
 
 DEFAULT_MEMORY = 2 << 30
 """Bytes that a process may hold of the candidates' embeddings, unless it is told otherwise."""

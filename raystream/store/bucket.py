@@ -25,11 +25,9 @@ from obstore.exceptions import (
 
 from raystream.errors import QueryError, StoreError, StoreUnreachable
 from raystream.lake import LOCAL, Storage, is_final
-from raystream.lake.bucket import bucket_of
-from raystream.lake.reason import is_outage, server_reason
-from raystream.lake.retry import LASTING, Patience, Place, in_words
+from raystream.lake.bucket import HashingWriter, RangeReader, bucket_of
+from raystream.lake.retry import LASTING, Patience, Place, in_words, is_outage, server_reason
 from raystream.lake.uri import parse, redacted
-from raystream.store.bucket_files import HashingWriter, RangeReader
 from raystream.store.integrity import damaged
 from raystream.store.local_copies import local_copies
 from raystream.store.protocol import Entry, StoredFile, WriteBroken

@@ -17,11 +17,10 @@ from typing import Any
 
 from raystream.errors import StoreError
 from raystream.store.life import announced, is_alive, server_time
-from raystream.store.packs import PACKS, pack_names
+from raystream.store.packs import PACKS, in_threads, pack_names
 from raystream.store.protocol import Entry, Store
 from raystream.store.queries import plan_outputs, read_manifest, read_plan
 from raystream.store.receipts import read_receipt
-from raystream.store.requests import in_threads
 
 GRACE = 24 * 3600.0
 """Seconds for which files that nobody needs are left alone: a run that is under way may be about to need them."""

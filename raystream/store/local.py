@@ -20,8 +20,7 @@ import xxhash
 
 from raystream.errors import QueryError, StoreError, StoreUnreachable
 from raystream.lake import LOCAL
-from raystream.lake.reason import is_no_outage, is_outage
-from raystream.lake.retry import LASTING, Patience, Place, in_words
+from raystream.lake.retry import LASTING, Patience, Place, in_words, is_no_outage, is_outage
 from raystream.store.protocol import Entry, StoredFile, WriteBroken
 
 _Result = TypeVar("_Result")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
-from raystream.lake.table_version import TableVersion
+from raystream.lake.uri import TableVersion
 from raystream.query.catalogue import KINDS
 from raystream.store.calibration import Calibration
 from raystream.store.protocol import StoredFile

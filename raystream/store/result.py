@@ -15,8 +15,8 @@ from raystream.store.local import LocalStore
 from raystream.store.manifest import Manifest, Seconds
 from raystream.store.opening import existing_store
 from raystream.store.protocol import Store, StoredFile
-from raystream.store.quarantined import named
 from raystream.store.queries import find_query, query_folder, read_manifest, read_parquet
+from raystream.store.unit_columns import named
 
 
 @dataclass(frozen=True)

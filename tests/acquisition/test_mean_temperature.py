@@ -6,7 +6,7 @@ import torch
 from acquisition.reference import softmax
 
 from raystream.acquisition import fit_mean_temperature, fit_temperature, mean_log_probabilities, relative_error
-from raystream.acquisition.mean_temperature import mean_loss
+from raystream.acquisition.calibration import mean_loss
 from raystream.errors import LabelsError, QueryError
 
 
@@ -71,7 +71,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
     """The loss is a sum over rows, however many are held at once."""
     z, labels = committee(n=37)
     whole = mean_loss(z, labels, 1.3)
-    monkeypatch.setattr("raystream.acquisition.mean_temperature._BLOCK", 60)
+    monkeypatch.setattr("raystream.acquisition.calibration._BLOCK", 60)
     assert mean_loss(z, labels, 1.3) == pytest.approx(whole, rel=1e-12)
 
 

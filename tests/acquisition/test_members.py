@@ -21,7 +21,7 @@ from raystream.acquisition import (
     variation_ratio,
     vote_entropy,
 )
-from raystream.acquisition.member_parts import row_blocks
+from raystream.acquisition.members import row_blocks
 from raystream.errors import QueryError
 from raystream.query import MEMBER_SCORES
 

@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 
 import raystream as rs
 from raystream.choosing import candidates
-from raystream.choosing.candidates import hashes
-from raystream.choosing.named_rows import find_named
+from raystream.choosing.candidates import find_named, hashes
 from raystream.errors import PoolError, QueryError
-from raystream.pool import id_hashes
+from raystream.pool import ids as id_hashes
 from raystream.scoring import scored_pool
 from raystream.scoring.scored_pool import ScoredPool
 from raystream.selection import row_hash

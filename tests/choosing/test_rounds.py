@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1] / "selection"))
 from oracle import data, pools
 
-from raystream.choosing.rounds import LOSSES, Host, Lost, Rounds, Step
+from raystream.choosing.holding import LOSSES, Host, Lost, Rounds, Step
 from raystream.errors import ClusterError, DataError
 from raystream.selection import Candidates, Constraints, LocalShards, NearDuplicates, Rows, Shards, choose, farthest_first
-from raystream.selection.core_set import score_weights
-from raystream.selection.gain import Gain
+from raystream.selection.lazy_bounds import Gain
 from raystream.selection.rows import as_rows
+from raystream.selection.strategies.core_set import score_weights
 from raystream.store.vectors import MappedEmbeddings
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import raystream as rs
 from raystream import selection
-from raystream.choosing.wording import in_query, words_of_query
+from raystream.choosing.constraints import in_query, words_of_query
 from raystream.errors import DataError, LabelsError, QueryError
 from raystream.query import Select
 from raystream.query.catalogue import TRAITS

@@ -14,8 +14,8 @@ import yaml
 from commands import Command
 
 import raystream as rs
-from raystream.cluster import address
-from raystream.cluster.address import check_answers
+from raystream.cluster import connection as address
+from raystream.cluster.connection import check_answers
 from raystream.errors import ClusterError
 
 

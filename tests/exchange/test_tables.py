@@ -14,8 +14,7 @@ import pytest
 from deltalake import DeltaTable
 
 from raystream.errors import QueryError, StoreError
-from raystream.exchange.table_rows import Rows
-from raystream.exchange.tables import check_output, write_table
+from raystream.lake.table_writer import Rows, check_output, write_table
 
 
 def every_type() -> pa.Table:

@@ -17,13 +17,13 @@ from pools import pool_table, vectors
 from servers import READER_KEY, READER_SECRET, SECRET_KEY, Proxy
 
 import raystream as rs
+from raystream.choosing import scores_table as scores_module
+from raystream.choosing.scores_table import write_scores
 from raystream.errors import PoolError, QueryError, StoreError
-from raystream.exchange import scores as scores_module
-from raystream.exchange.scores import write_scores
-from raystream.exchange.upload import uploading
 from raystream.lake import storage_from
-from raystream.lake.credentials import missing_credentials
-from raystream.pool.table_uri import parse_table
+from raystream.lake.filesystem import missing_credentials
+from raystream.lake.table_uri import parse_table
+from raystream.lake.table_writer import uploading
 from raystream.pool.tables import list_pool
 from raystream.store.local import LocalStore
 from raystream.store.opening import store_at

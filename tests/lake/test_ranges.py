@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from raystream.lake import ranges, retry
 from raystream.lake.ranges import Fetching, joined
-from raystream.lake.reason import is_final, reason
-from raystream.lake.retry import ATTEMPTS, retried
+from raystream.lake.retry import ATTEMPTS, is_final, reason, retried
 
 DATA = bytes(range(256)) * 40
 RANGES = st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 240)).map(lambda r: (r[0], r[0] + r[1])), min_size=1, max_size=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raystream.lake.reason import is_final, is_no_folder, reason
+from raystream.lake.retry import is_final, is_no_folder, reason
 
 
 @pytest.mark.parametrize("quote", ["", "'"])

@@ -14,8 +14,7 @@ from obstore.exceptions import GenericError
 
 from raystream.errors import StoreUnreachable
 from raystream.lake import retry
-from raystream.lake.reason import in_short, is_final, is_outage
-from raystream.lake.retry import ATTEMPTS, LASTING, LONGEST_PAUSE, Patience, Place, retried
+from raystream.lake.retry import ATTEMPTS, LASTING, LONGEST_PAUSE, Patience, Place, in_short, is_final, is_outage, retried
 
 BUSY = "Server returned non-2xx status code: 503 Service Unavailable: <Error><Code>SlowDown</Code></Error>"
 

@@ -18,7 +18,7 @@ from pools import pool_table
 from scored import planned, receipt_of
 
 import raystream as rs
-from raystream.choosing.checked_pool import read_pool
+from raystream.choosing.candidates import read_pool
 from raystream.errors import QueryError, RaystreamError
 from raystream.report.page import write_report
 from raystream.run import score

@@ -9,7 +9,7 @@ import pytest
 
 from raystream.errors import QueryError
 from raystream.lake import LOCAL, Storage, filesystem_of, is_remote, located, parse, redacted, storage_from
-from raystream.pool.table_uri import parse_table
+from raystream.lake.table_uri import parse_table
 from raystream.query import Pool
 
 

@@ -3,7 +3,7 @@ import torch
 
 from raystream.errors import ModelError
 from raystream.model import is_device_failure
-from raystream.model.device import choose_device, is_out_of_memory
+from raystream.model.batches import choose_device, is_out_of_memory
 
 
 def test_auto_is_a_gpu_when_there_is_one():

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raystream.model import dropout_masks
-from raystream.model.dropout_masks import Masks, keep_mask
+from raystream.model import dropout_mode as dropout_masks
+from raystream.model.dropout_mode import Masks, keep_mask
 
 CPU = torch.device("cpu")
 WORD = (1 << 64) - 1

@@ -8,7 +8,7 @@ from torch import nn
 
 from raystream.errors import ModelError
 from raystream.model import load
-from raystream.model.dropout_masks import keep_mask
+from raystream.model.dropout_mode import keep_mask
 from raystream.model.source import build_network
 from raystream.model.torch_model import TorchPredictor
 from raystream.query import Model

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from raystream.errors import ModelError
-from raystream.model.hidden import HiddenState
+from raystream.model.huggingface import HiddenState
 
 MASK = torch.tensor([[1, 1, 0], [1, 0, 0]])
 TOKENS = torch.arange(12.0).reshape(2, 3, 2)

@@ -1,7 +1,7 @@
 import pytest
 
 from raystream.errors import ModelError
-from raystream.model.optional import optional
+from raystream.model.source import optional
 
 
 def test_a_package_that_is_not_installed():

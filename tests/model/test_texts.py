@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raystream.errors import ModelError
-from raystream.model.texts import by_length, text_columns
+from raystream.model.huggingface import by_length, text_columns
 
 
 @given(st.lists(st.integers(0, 300), max_size=60), st.integers(1, 20), st.integers(1, 500))

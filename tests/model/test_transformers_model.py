@@ -191,7 +191,7 @@ def dropped_one_by_one(monkeypatch, network, tokenizer, texts):
     """The reference: every sample and text alone, in training mode, with each dropout call multiplied by its own fixed mask."""
     import torch.nn.functional as F
 
-    from raystream.model.dropout_masks import keep_mask
+    from raystream.model.dropout_mode import keep_mask
 
     now = {"sample": None, "call": 0}
 

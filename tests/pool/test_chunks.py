@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raystream.pool.chunks import DamagedFooterError, EncryptedFooterError, find_groups, footer_bytes, read_groups
+from raystream.pool.footer_bytes import DamagedFooterError, EncryptedFooterError, find_groups, footer_bytes, read_groups
 
 ENCODED = {"INT32": "<i", "INT64": "<q", "FLOAT": "<f", "DOUBLE": "<d", "BOOLEAN": "<?"}
 COLUMNS = {

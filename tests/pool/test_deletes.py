@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.pool import ReadSpec, cut_units, list_files, read_footers, read_unit
-from raystream.pool.deletes import Deletes
-from raystream.pool.files import File
+from raystream.pool.files import Deletes, File
 
 positions = st.lists(st.integers(0, 60), max_size=40)
 

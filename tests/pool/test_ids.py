@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from raystream.errors import PoolError
 from raystream.pool import check_unique
-from raystream.pool.id_hashes import BLOCK_ROWS, id_numbers
-from raystream.pool.ids import take_ids
+from raystream.pool.ids import BLOCK_ROWS, id_numbers, take_ids
 
 TYPES = [pa.int64(), pa.uint8(), pa.string(), pa.large_string(), pa.binary(), pa.binary(1), pa.dictionary(pa.int8(), pa.string())]
 
@@ -85,7 +84,7 @@ def test_a_repeat_many_blocks_later(text: bool) -> None:
 
 def test_ids_of_the_same_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clash of hashes is settled by the ids: different ones are no repeat, and equal ones among them are."""
-    monkeypatch.setattr("raystream.pool.id_hashes._hashes", lambda data, offsets: np.zeros(len(offsets) - 1, np.uint64))
+    monkeypatch.setattr("raystream.pool.ids._hashes", lambda data, offsets: np.zeros(len(offsets) - 1, np.uint64))
     check_unique(pa.array(["a", "b", "c"]), "k")
     with pytest.raises(PoolError, match="1 ids of column k are not unique, first: b, met again at row 3;"):
         check_unique(pa.chunked_array([["a", "b"], ["c", "b"]]), "k")

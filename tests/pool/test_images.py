@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from raystream.pool.encoded import UndecodableError
-from raystream.pool.images import Decoding, decode_images, installed_decoder, open_image, orientation
+from raystream.pool.images import Decoding, UndecodableError, decode_images, installed_decoder, open_image, orientation
 from raystream.query import Preprocess
 
 

@@ -14,8 +14,7 @@ import pytest
 
 from raystream.errors import PoolError, QueryError
 from raystream.pool import PoolPlan, plan_pool, read_columns_at, read_unit
-from raystream.pool.labelled import Labelled
-from raystream.pool.locate import locate_labelled
+from raystream.pool.labelled import Labelled, locate_labelled
 from raystream.pool.reader import Prepared
 from raystream.query import Pool
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from raystream.errors import RaystreamError
 from raystream.pool import Unit, cut_units, plan_pool, units_at
-from raystream.pool.deletes import Deletes
+from raystream.pool.files import Deletes
 from raystream.query import Pool
 from raystream.scoring import batch_reader as feeding
 from raystream.scoring.batch_reader import CHUNK_ROWS, BatchReader

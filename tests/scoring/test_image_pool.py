@@ -182,7 +182,7 @@ def test_the_decoder_is_part_of_the_key(place: Any, pixels: np.ndarray, monkeypa
     place({"image": pa.array([encode(image, "JPEG") for image in pixels])})
     keys = []
     for decoder in ("simplejpeg", "pillow"):
-        monkeypatch.setattr("raystream.pool.measure.installed_decoder", lambda found=decoder: found)
+        monkeypatch.setattr("raystream.pool.plan.installed_decoder", lambda found=decoder: found)
         keys.append(set(planned(query())[1].keys))
     assert keys[0].isdisjoint(keys[1])
 

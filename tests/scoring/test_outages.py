@@ -18,9 +18,8 @@ from obstore.exceptions import AlreadyExistsError, GenericError
 from obstore.store import MemoryStore
 
 import raystream as rs
-from raystream.cluster.actor_pool import ActorPool
+from raystream.cluster.actor_pool import PLACING_SECONDS, ActorPool, Placing
 from raystream.cluster.connection import worker_count
-from raystream.cluster.placing import PLACING_SECONDS, Placing
 from raystream.errors import ClusterError, StoreError, StoreUnreachable
 from raystream.lake import LOCAL
 from raystream.lake.retry import Patience

@@ -14,7 +14,7 @@ import pytest
 import raystream as rs
 from raystream.pool import ReadSpec, Unit
 from raystream.pool.files import File
-from raystream.scoring.class_weights import class_weights_of
+from raystream.scoring.class_labels import class_weights_of
 from raystream.scoring.job import UnitTask
 from raystream.scoring.keys import UnitKeys
 from raystream.scoring.output_kinds import Output, QueryOutputs

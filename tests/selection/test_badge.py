@@ -14,12 +14,11 @@ from oracle import KINDS, data, pools
 
 from raystream.errors import DataError, QueryError
 from raystream.selection import Candidates, LocalShards, badge, choose, d_squared
-from raystream.selection.badge import sample
-from raystream.selection.d_squared_piece import DSquaredPiece
+from raystream.selection.d_squared import DSquaredPiece
 from raystream.selection.geometry import nearest_squared
-from raystream.selection.gradients import Gradients
-from raystream.selection.pieces import LocalPieces
 from raystream.selection.rows import as_rows
+from raystream.selection.shards import LocalPieces
+from raystream.selection.strategies.badge import Gradients, sample
 
 quick = settings(max_examples=25, deadline=None)
 FEW = tuple(kind for kind in KINDS if kind not in ("tiny", "huge"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from raystream.errors import DataError, QueryError
 from raystream.selection import Candidates, batch_bald, choose
-from raystream.selection.batch_bald import Batch
+from raystream.selection.strategies.batch_bald import Batch
 
 TWO = np.log([[0.9, 0.1], [0.1, 0.9]])
 

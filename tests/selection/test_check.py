@@ -9,8 +9,8 @@ import pytest
 
 from raystream.errors import QueryError, StrategyContractError
 from raystream.selection import Picked, check_strategy
-from raystream.selection.ranking import random_order, walk
-from raystream.selection.registry import STRATEGIES
+from raystream.selection.choose import STRATEGIES
+from raystream.selection.strategies.ranking import random_order, walk
 
 
 def sound(candidates, request):

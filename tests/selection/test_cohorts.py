@@ -11,10 +11,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from oracle import data, distances_to, unit
 
 from raystream.selection import ArrayPart, Constraints, LocalShards, Rows
-from raystream.selection.cohorts import Cohorts
 from raystream.selection.coverage import Coverage
 from raystream.selection.kernels import Cosine, Gaussian
-from raystream.selection.lazy_greedy import LazyGreedy
+from raystream.selection.lazy_greedy import Cohorts, LazyGreedy
 from raystream.selection.rows import as_rows
 
 N, TARGETS = 3000, 400
@@ -24,7 +23,7 @@ KERNELS = [Cosine(), Gaussian(0.8)]
 @pytest.fixture(params=[True, False], ids=["coarse", "float32"])
 def units(request, monkeypatch):
     """Whether the processor is taken to have bfloat16 units."""
-    monkeypatch.setattr("raystream.selection.cohorts.has_bfloat16_units", lambda: request.param)
+    monkeypatch.setattr("raystream.selection.lazy_greedy.has_bfloat16_units", lambda: request.param)
     return request.param
 
 

@@ -14,10 +14,10 @@ from oracle import KINDS, data, distances_to, pools
 from raystream.errors import DataError, QueryError
 from raystream.query import Select
 from raystream.selection import Candidates, LocalShards, choose, combine, core_set, top_k
+from raystream.selection.kernels import similarity
 from raystream.selection.near_duplicates import cosines
 from raystream.selection.rows import as_rows
-from raystream.selection.similarity import similarity
-from raystream.selection.typicality import typicality
+from raystream.selection.strategies.typiclust import typicality
 
 TAME = tuple(kind for kind in KINDS if kind not in ("tiny", "huge"))
 strengths = st.fixed_dictionaries(

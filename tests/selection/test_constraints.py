@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from raystream.errors import DataError, QueryError
 from raystream.selection import Candidates, Constraints, Cost, LocalShards, Quota, choose, row_hash, walk
-from raystream.selection.registry import STRATEGIES
+from raystream.selection.choose import STRATEGIES
 from raystream.selection.rows import as_rows
 
 

@@ -16,9 +16,9 @@ from oracle import KINDS, data, distances_to, greedy, pools, unit
 from raystream.errors import DataError, QueryError
 from raystream.selection import ArrayPart, LocalShards, core_set, farthest_first
 from raystream.selection.constraints import Constraints, Quota
-from raystream.selection.core_set import covering_radius, score_weights
-from raystream.selection.gain import Gain
+from raystream.selection.lazy_bounds import Gain
 from raystream.selection.near_duplicates import NearDuplicates, cosines
+from raystream.selection.strategies.core_set import covering_radius, score_weights
 
 quick = settings(max_examples=60, deadline=None)
 precisions = pytest.mark.parametrize("precision", ["float32", "bfloat16"])

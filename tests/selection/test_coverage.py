@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from oracle import data, distances_to, pools, unit
 
-from raystream.selection.cohorts import measured
 from raystream.selection.coverage import Coverage
 from raystream.selection.kernels import Cosine, Gaussian
+from raystream.selection.lazy_greedy import measured
 from raystream.selection.rows import ArrayPart, Rows, as_rows
 
 KERNELS = [Cosine(), Gaussian(1.0), Gaussian(0.05), Gaussian(1e-7), Gaussian(1e-200), Gaussian(1e200)]

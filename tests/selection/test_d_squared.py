@@ -17,14 +17,13 @@ from raystream.errors import DataError
 from raystream.selection import Candidates, LocalShards, Quota, Shards, choose, d_squared, k_means_pp
 from raystream.selection.bounds import Encoding
 from raystream.selection.constraints import Constraints
-from raystream.selection.d_squared_piece import DSquaredPiece
-from raystream.selection.euclidean import Euclidean
-from raystream.selection.geometry import nearest_squared
+from raystream.selection.d_squared import DSquaredPiece
+from raystream.selection.geometry import Euclidean, nearest_squared
 from raystream.selection.hashing import philox
-from raystream.selection.k_means_pp import sample
 from raystream.selection.near_duplicates import NearDuplicates
-from raystream.selection.pieces import LocalPieces
 from raystream.selection.rows import as_rows
+from raystream.selection.shards import LocalPieces
+from raystream.selection.strategies.k_means_pp import sample
 
 quick = settings(max_examples=40, deadline=None)
 SHARDS = (1, 2, 7, 64)

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from oracle import KINDS, data, distances_to, pools
 
 from raystream.selection import bounds
-from raystream.selection.density import densest
+from raystream.selection.strategies.typiclust import densest
 
 
 def brute(x, group, neighbours):
@@ -33,7 +33,7 @@ def test_brute_force(units, pool, neighbours, whole):
     group = np.flatnonzero(np.arange(len(x)) % 3 != k % 3) if len(x) > 2 else np.arange(len(x))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bounds, "has_bfloat16_units", lambda: units)
-        patch.setattr("raystream.selection.density._WHOLE", whole)
+        patch.setattr("raystream.selection.strategies.typiclust._WHOLE", whole)
         found = list(densest(x, group, neighbours))
     expected = brute(x, group, neighbours)
     assert [row for row, _ in found] == [row for row, _ in expected]

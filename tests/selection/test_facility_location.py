@@ -18,12 +18,12 @@ from raystream.query.catalogue import TRAITS
 from raystream.selection import ArrayPart, Candidates, Cost, LocalShards, Quota, choose, facility_location, row_hash, u_herding
 from raystream.selection.constraints import Constraints
 from raystream.selection.coverage import Coverage
-from raystream.selection.facility_location import target_count, target_rows
 from raystream.selection.hashing import draw
 from raystream.selection.kernels import Cosine, Gaussian
 from raystream.selection.lazy_greedy import LazyGreedy
 from raystream.selection.near_duplicates import cosines
-from raystream.selection.u_herding import default_delta
+from raystream.selection.strategies.facility_location import target_count, target_rows
+from raystream.selection.strategies.u_herding import default_delta
 
 
 def cosine(squared):

@@ -15,10 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from oracle import KINDS, data, distances_to, pools
 
 from raystream.selection.bounds import Encoding
-from raystream.selection.centre_list import AT_ONCE, CentreList
-from raystream.selection.encoded_rows import Look, encode_rows
-from raystream.selection.gain import Gain
-from raystream.selection.lazy_bounds import LazyBounds
+from raystream.selection.encoded_rows import AT_ONCE, CentreList, Look, encode_rows
+from raystream.selection.lazy_bounds import Gain, LazyBounds
 from raystream.selection.rows import as_rows
 
 

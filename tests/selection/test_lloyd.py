@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from oracle import data, distances_to, pools
 
-from raystream.selection.lloyd import lloyd
+from raystream.selection.clusters import lloyd
 from raystream.selection.points import Points, encoding_of
 
 FEW = ("normal", "clustered", "duplicated", "equal", "binary", "one_hot", "counts", "unit", "offset")

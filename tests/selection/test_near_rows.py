@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from oracle import KINDS, data, distances_to, pools
 
-from raystream.selection.inverted_lists import inverted_lists
 from raystream.selection.near_rows import NearRows
-from raystream.selection.neighbours import Index, nearest_neighbours, within
+from raystream.selection.neighbours import Index, inverted_lists, nearest_neighbours, within
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["coarse", "float32"])

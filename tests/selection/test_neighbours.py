@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from oracle import KINDS, data, distances_to, pools
 
-from raystream.selection.inverted_lists import inverted_lists
-from raystream.selection.neighbours import nearest_neighbours, within
+from raystream.selection.neighbours import inverted_lists, nearest_neighbours, within
 
 
 def all_squared(x):

@@ -13,9 +13,8 @@ from oracle import KINDS, data, distances_to, greedy, pools
 
 from raystream.errors import DataError, QueryError
 from raystream.selection import Candidates, LocalShards, choose, prob_cover
-from raystream.selection.balls import Balls
 from raystream.selection.clusters import clusters
-from raystream.selection.pure_radius import pure_radius
+from raystream.selection.strategies.prob_cover import Balls, pure_radius
 
 FEW = ("normal", "clustered", "duplicated", "equal", "binary", "one_hot", "counts", "unit", "offset")
 

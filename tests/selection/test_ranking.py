@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raystream.errors import DataError, QueryError
-from raystream.selection import random, random_order, ranking, row_hash, top_k
+from raystream.selection import random, random_order, row_hash, top_k
+from raystream.selection.strategies import ranking
 
 
 @given(st.lists(st.integers(-3, 3), max_size=40), st.integers(0, 45))

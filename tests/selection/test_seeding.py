@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from laws import chi_squared, critical, sequences
 from oracle import data, distances_to
 
-from raystream.selection.seeding import greedy_seeds
+from raystream.selection.clusters import greedy_seeds
 
 
 def seeds(x, k, trials, seed, weight=None, start=0):

@@ -13,7 +13,7 @@ from oracle import data, greedy
 
 from raystream.errors import DataError
 from raystream.selection import Candidates, LocalShards, assign, choose
-from raystream.selection.threads import each, one_thread
+from raystream.threads import each, one_thread
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ class ScoreEntry:
         source: what it is computed from: the `logits` of one opinion of a row; the log-probabilities of several `members` or dropout
             samples; the gradient of the `last_layer`; the gradients of all `parameters`; the members' opinions of a row and of `targets`.
         code: the import path of its function. From logits and members it takes a block's parts (`raystream.acquisition.logits.Parts`,
-            `raystream.acquisition.member_parts.MemberParts`), from the last layer logits, the lengths of its inputs, bias and temperature,
+            `raystream.acquisition.members.MemberParts`), from the last layer logits, the lengths of its inputs, bias and temperature,
             and is all that the pass over the pool needs. The function for arrays is called by the score's name and stands in
             `raystream.acquisition`.
         tasks: what `model.task` may be.
@@ -121,7 +121,7 @@ SCORES: Mapping[str, ScoreEntry] = {
         "members",
         "raystream.acquisition.members:variance_of",
         _LABELS | {"regression"},
-        of_numbers="raystream.acquisition.regression:regression_variance",
+        of_numbers="raystream.acquisition.members:regression_variance",
         parts=("variances",),
     ),
     "egl": ScoreEntry(
@@ -139,7 +139,7 @@ SCORES: Mapping[str, ScoreEntry] = {
     "egl_parameters": ScoreEntry(
         "the expected length of the gradient of all parameters; a backward pass a class",
         "parameters",
-        "raystream.acquisition.parameter_gradients:egl_parameters",
+        "raystream.acquisition.gradients:egl_parameters",
         args={"egl_classes": count(10, "how many of the likeliest classes count")},
     ),
     "epig": ScoreEntry(

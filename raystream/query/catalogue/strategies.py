@@ -74,7 +74,7 @@ TRAITS: Mapping[str, Traits] = {
     "badge": Traits(
         "by the size and direction of the last layer's gradient: D-squared sampling, exact, factorised",
         "predicted classes as well as embeddings should tell rows apart, by the gradients of the last layer.",
-        "raystream.selection.badge:badge_strategy",
+        "raystream.selection.strategies.badge:badge_strategy",
         embedding=True,
         probabilities=True,
         tenfold=True,
@@ -88,7 +88,7 @@ TRAITS: Mapping[str, Traits] = {
     "batch_bald": Traits(
         "the rows that tell most about the model together; to 50 rows, needs samples",
         "you have a committee or MC dropout, each label is dear, and the batch is of at most 50 rows.",
-        "raystream.selection.batch_bald:batch_bald_strategy",
+        "raystream.selection.strategies.batch_bald:batch_bald_strategy",
         samples=True,
         tenfold=True,
         args={
@@ -100,7 +100,7 @@ TRAITS: Mapping[str, Traits] = {
     "cluster_margin": Traits(
         "smallest margins, round-robin over clusters",
         "batches are of thousands of rows, and the pool is redundant.",
-        "raystream.selection.cluster_margin:cluster_margin_strategy",
+        "raystream.selection.strategies.cluster_margin:cluster_margin_strategy",
         score=True,
         embedding=True,
         keys=_keys("metric"),
@@ -113,14 +113,14 @@ TRAITS: Mapping[str, Traits] = {
         "a product of objectives, each to the power of its strength",
         "you want to weigh uncertainty, distance, density and likeness yourself, as in `terms: {score: 1, distance: 1, typicality: 1, "
         "similarity: 2}`; `similar_to: [ids]` asks for more like these.",
-        "raystream.selection.combine:combine_strategy",
+        "raystream.selection.strategies.combine:combine_strategy",
         embedding=True,
         keys=_keys("metric", "terms", "similar_to"),
     ),
     "core_set": Traits(
         "the row farthest from all chosen ones, exactly, in a handful of passes",
         "the pool must be covered, rare rows included, and a bound on how well matters; with `candidates: all` it needs no score.",
-        "raystream.selection.core_set:core_set_strategy",
+        "raystream.selection.strategies.core_set:core_set_strategy",
         embedding=True,
         tenfold=True,
         sharded=True,
@@ -131,7 +131,7 @@ TRAITS: Mapping[str, Traits] = {
     "diverse": Traits(
         "(1 - mix) x score + mix x distance, greedily",
         "you want one knob between the highest scores and a spread batch.",
-        "raystream.selection.diverse:diverse_strategy",
+        "raystream.selection.strategies.diverse:diverse_strategy",
         score=True,
         embedding=True,
         tenfold=True,
@@ -141,7 +141,7 @@ TRAITS: Mapping[str, Traits] = {
     "facility_location": Traits(
         "the rows most similar to all others",
         "the batch should represent the pool as a whole, and outliers aren't worth a label.",
-        "raystream.selection.facility_location:facility_location_strategy",
+        "raystream.selection.strategies.facility_location:facility_location_strategy",
         embedding=True,
         chance=True,
         keys=_keys(),
@@ -152,7 +152,7 @@ TRAITS: Mapping[str, Traits] = {
     "k_center_two_round": Traits(
         "a core set in two rounds, for pools far beyond one machine",
         "a core set is wanted of so many rows that the exact passes take too long.",
-        "raystream.selection.k_center_two_round:k_center_two_round_strategy",
+        "raystream.selection.strategies.k_center_two_round:k_center_two_round_strategy",
         embedding=True,
         keys=_keys("metric"),
         args={
@@ -163,7 +163,7 @@ TRAITS: Mapping[str, Traits] = {
     "k_means": Traits(
         "the row nearest to each centre of k-means weighted by the score; the default",
         "you have no reason for another: with `margin` it did best in our comparisons.",
-        "raystream.selection.k_means:k_means_strategy",
+        "raystream.selection.strategies.k_means:k_means_strategy",
         score=True,
         embedding=True,
         tenfold=True,
@@ -173,7 +173,7 @@ TRAITS: Mapping[str, Traits] = {
     "k_means_pp": Traits(
         "D-squared sampling of embeddings",
         "you want a spread batch drawn at random, so that several draws differ; outliers come less often than by a core set.",
-        "raystream.selection.k_means_pp:k_means_pp_strategy",
+        "raystream.selection.strategies.k_means_pp:k_means_pp_strategy",
         embedding=True,
         sharded=True,
         keys=_keys("metric"),
@@ -181,14 +181,14 @@ TRAITS: Mapping[str, Traits] = {
     "lcmd": Traits(
         "the farthest row of the widest cluster; for regression",
         "the model predicts numbers, or no score is to be had.",
-        "raystream.selection.lcmd:lcmd_strategy",
+        "raystream.selection.strategies.lcmd:lcmd_strategy",
         embedding=True,
         keys=_keys("metric"),
     ),
     "power": Traits(
         "the highest scores, with noise against redundancy: in proportion to score^beta",
         "there is no embedding, or choosing must cost nothing; scores are at least 0.",
-        "raystream.selection.stochastic:power_strategy",
+        "raystream.selection.strategies.ranking:power_strategy",
         score=True,
         chance=True,
         args={"beta": positive(1.0, "near 0 it is chance, far above 1 it is `top_k`")},
@@ -196,7 +196,7 @@ TRAITS: Mapping[str, Traits] = {
     "prob_cover": Traits(
         "balls that cover most rows",
         "few rows are labelled, embeddings are good, and typical rows should come first.",
-        "raystream.selection.prob_cover:prob_cover_strategy",
+        "raystream.selection.strategies.prob_cover:prob_cover_strategy",
         embedding=True,
         keys=_keys("metric"),
         args={
@@ -215,13 +215,13 @@ TRAITS: Mapping[str, Traits] = {
     "random": Traits(
         "chance alone; the control",
         "you want to know what selection buys you, or an unbiased sample.",
-        "raystream.selection.ranking:random_strategy",
+        "raystream.selection.strategies.ranking:random_strategy",
         chance=True,
     ),
     "softmax": Traits(
         "the highest scores, with noise: in proportion to exp(beta x score)",
         "as `power`, but scores may be negative.",
-        "raystream.selection.stochastic:softmax_strategy",
+        "raystream.selection.strategies.ranking:softmax_strategy",
         score=True,
         chance=True,
         args={"beta": positive(1.0, "near 0 it is chance; the larger, the nearer to `top_k`")},
@@ -229,7 +229,7 @@ TRAITS: Mapping[str, Traits] = {
     "softrank": Traits(
         "the highest scores, with noise: in proportion to rank^-beta",
         "as `power`, but only the order of the scores should matter.",
-        "raystream.selection.stochastic:softrank_strategy",
+        "raystream.selection.strategies.ranking:softrank_strategy",
         score=True,
         chance=True,
         args={"beta": positive(1.0, "near 0 it is chance, far above 1 it is `top_k`")},
@@ -237,13 +237,13 @@ TRAITS: Mapping[str, Traits] = {
     "top_k": Traits(
         "the highest scores; the control",
         "rows are labelled one at a time or the pool holds no two alike.",
-        "raystream.selection.ranking:top_k_strategy",
+        "raystream.selection.strategies.ranking:top_k_strategy",
         score=True,
     ),
     "typiclust": Traits(
         "the densest row of each cluster; for a first batch without labels",
         "nothing or little is labelled, so that scores mean nothing yet, and embeddings come from a pretrained model.",
-        "raystream.selection.typiclust:typiclust_strategy",
+        "raystream.selection.strategies.typiclust:typiclust_strategy",
         embedding=True,
         keys=_keys("metric"),
         args={
@@ -255,7 +255,7 @@ TRAITS: Mapping[str, Traits] = {
         "the rows that explain most of the uncertainty around them",
         "score and density should count together, from the first batch to the last, embeddings come from a trained network and "
         "`model.temperature` is fitted: scores that are all alike leave density alone. Not on TF-IDF of short texts; take `k_means` there.",
-        "raystream.selection.u_herding:u_herding_strategy",
+        "raystream.selection.strategies.u_herding:u_herding_strategy",
         score=True,
         embedding=True,
         chance=True,

@@ -1,1 +1,0 @@
-"""Results as data that other programs read: files and tables."""
