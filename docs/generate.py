@@ -19,7 +19,7 @@ from typing import Any
 from raystream.query import Acquire, Cluster, Cost, Model, Pool, Preprocess, Query, Quota, Select, Store
 from raystream.query.catalogue import KINDS, MODEL_KEYS, OPTIONAL_KEYS, TRAITS
 from raystream.query.catalogue.arguments import Arg
-from raystream.query.catalogue.listing import Listing, listings
+from raystream.query.catalogue.listing import Listed, listings
 from raystream.query.part import Part
 
 DOCS = Path(__file__).parent
@@ -133,7 +133,7 @@ def _users(head: str, users: list[str], others: list[str]) -> str:
     return f" {head}{named}." if len(users) <= len(others) else f" {head}all but {but}."
 
 
-def arguments(entries: Iterable[Listing], what: str) -> str:
+def arguments(entries: Iterable[Listed], what: str) -> str:
     """The parameters of all entries."""
     rows = [[f"`{entry.name}`", f"`{name}`", *_argument(arg)] for entry in entries for name, arg in entry.args.items()]
     return table([what, "argument", "takes", "default", "meaning"], rows)

@@ -20,7 +20,6 @@ ARROWS = {
     "model": {"lake", "query", "acquisition"},
     "store": {"lake", "query"},
     "report": {"lake", "query", "pool", "store", "scoring"},
-    "exchange": {"lake", "query", "pool", "store"},
     "scoring": {"lake", "query", "acquisition", "pool", "model", "store"},
     "choosing": {"lake", "query", "acquisition", "pool", "model", "store", "selection", "scoring"},
     "cluster": {"lake", "query", "pool", "model", "store", "selection", "scoring", "choosing"},

@@ -16,7 +16,7 @@ from raystream.choosing.candidates import read_pool
 from raystream.cluster.processes import Processes
 from raystream.errors import UnitsFailed
 from raystream.scoring import batch_reader
-from raystream.scoring.batch_reader import BatchReader, Chunk
+from raystream.scoring.batch_reader import BatchReader, BufferedRows
 from raystream.scoring.calibrate import fitted_temperature
 from raystream.scoring.progress import Silent
 
@@ -70,7 +70,7 @@ def test_a_unit_whose_rows_dont_add_up_gets_no_receipt(
 ) -> None:
     """Whatever goes wrong between reading and writing: an error that says how many and which row, and nothing is left of the unit."""
 
-    def faulty(self: BatchReader, iterate: Callable[[BatchReader], Iterator[Chunk]] = BatchReader.__iter__) -> Iterator[Chunk]:
+    def faulty(self: BatchReader, iterate: Callable[..., Iterator[BufferedRows]] = BatchReader.__iter__) -> Iterator[BufferedRows]:
         for chunk in iterate(self):
             yield from [chunk, chunk] if fault == "twice" else []
 

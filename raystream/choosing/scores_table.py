@@ -15,11 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.errors import QueryError, StoreError
-from raystream.lake import LOCAL, parse, redacted, with_options
+from raystream.lake import LOCAL, parse, reason, redacted, with_options
 from raystream.lake.table_uri import is_table
-from raystream.lake.table_writer import Rows, check_replaceable, file_in, uploading, write_table
+from raystream.lake.table_writer import TableRows, check_replaceable, file_in, uploading, write_table
 from raystream.pool import refuse_among
-from raystream.pool.files import one_line
 from raystream.store.integrity import reading
 from raystream.store.manifest import Manifest
 from raystream.store.opening import refuse_in_store
@@ -83,7 +82,7 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
 
     count = sum(unit.outputs.rows for unit in units)
     if is_table(out):
-        rows = Rows(schema, count, lambda: (batch for piece in pieces() for batch in piece.to_batches()), _group_rows(schema))
+        rows = TableRows(schema, count, lambda: (batch for piece in pieces() for batch in piece.to_batches()), _group_rows(schema))
         write_table(rows, out, manifest.query, name="scores", key="--out")
         return Written(manifest.query, redacted(out), count, tuple(schema.names), None)
     with _file(out, f"scores-{manifest.query}.parquet") as (file, place):
@@ -204,7 +203,7 @@ def _file(out: str, name: str) -> Iterator[tuple[pa.NativeFile, str]]:
     except OSError as error:
         if isinstance(error, StoreError):
             raise
-        raise StoreError(f"--out {location.at(path)} can't be written: {one_line(error)}") from None
+        raise StoreError(f"--out {location.at(path)} can't be written: {reason(error)}") from None
     if location.scheme == "file":
         with _local_file(Path(path)) as file:
             yield file, path
@@ -227,7 +226,7 @@ def _local_file(target: Path) -> Iterator[pa.NativeFile]:
     except OSError as error:
         if isinstance(error, StoreError):
             raise
-        reason = error.strerror or one_line(error)
-        raise StoreError(f"--out {target} can't be written: {reason}; name another place or free some space") from None
+        why = error.strerror or reason(error)
+        raise StoreError(f"--out {target} can't be written: {why}; name another place or free some space") from None
     finally:
         temporary.unlink(missing_ok=True) if target.parent.is_dir() else None

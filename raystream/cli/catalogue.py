@@ -11,7 +11,7 @@ import typer
 from raystream.cli.terminal import print_result
 from raystream.errors import QueryError, did_you_mean
 from raystream.query.catalogue.arguments import Arg
-from raystream.query.catalogue.listing import Listing, listings
+from raystream.query.catalogue.listing import Listed, listings
 
 
 def strategies(
@@ -44,7 +44,7 @@ _ONE = {"strategies": "strategy", "scores": "score", "kinds": "kind of model"}
 _MARGIN = 22
 
 
-def _table(found: dict[str, list[Listing]]) -> str:
+def _table(found: dict[str, list[Listed]]) -> str:
     """Two lines or more an entry: what it does, then what it needs and takes."""
     lines: list[str] = []
     for entries in found.values():
@@ -54,11 +54,11 @@ def _table(found: dict[str, list[Listing]]) -> str:
     return "\n".join(lines)
 
 
-def _needs(entry: Listing) -> list[str]:
+def _needs(entry: Listed) -> list[str]:
     return [f"needs {', '.join(entry.needs)}"] if entry.needs else []
 
 
-def _full(found: dict[str, list[Listing]]) -> str:
+def _full(found: dict[str, list[Listed]]) -> str:
     lines: list[str] = []
     for table, entries in found.items():
         for entry in entries:

@@ -21,17 +21,16 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raystream.errors import QueryError, RaystreamError, StoreError
-from raystream.lake import LOCAL, Location, Storage, filesystem_at, is_final, parse, redacted, with_options
+from raystream.lake import LOCAL, Location, Storage, filesystem_at, is_final, parse, reason, redacted, with_options
 from raystream.lake.bucket import delta_place
 from raystream.lake.retry import retried, server_reason
 from raystream.lake.table_uri import TableUri, is_table, package, parse_table
-from raystream.pool.files import one_line
 
 _PIECE = 4
 
 
 @dataclass(frozen=True)
-class Rows:
+class TableRows:
     """So many rows of a schema; `batches` begins at the first one each time that it is called.
 
     `group_rows` is how many a row group may hold, which a writer keeps in memory.
@@ -43,7 +42,7 @@ class Rows:
     group_rows: int = 1 << 20
 
     @classmethod
-    def of(cls, table: pa.Table) -> Rows:
+    def of(cls, table: pa.Table) -> TableRows:
         """The rows of a table in memory."""
         return cls(table.schema, table.num_rows, lambda: iter(table.to_batches()))
 
@@ -65,7 +64,7 @@ class Rows:
         """All rows in memory."""
         return self.reader().read_all()
 
-    def marked(self, name: str, value: str) -> Rows:
+    def marked(self, name: str, value: str) -> TableRows:
         """The rows with a further column that holds one text."""
         schema = self.schema.append(pa.field(name, pa.string()))
 
@@ -82,7 +81,7 @@ class Rows:
         told = {key.decode(): value.decode() for key, value in (self.schema.metadata or {}).items()}
         return {key: value for key, value in told.items() if key.startswith("raystream.")}
 
-    def portable(self) -> Rows:
+    def portable(self) -> TableRows:
         """The rows in types that both kinds of tables have, every value as it was."""
         fields = [pa.field(column.name, _portable_type(column.type)) for column in self.schema]
         schema = pa.schema(fields, metadata=self.schema.metadata)
@@ -180,7 +179,7 @@ def check_output(uri: str, key: str = "output", storage: Storage = LOCAL) -> Non
 
 
 def write_table(
-    table: pa.Table | Rows, uri: str, query_id: str, name: str = "selection", key: str = "output", storage: Storage = LOCAL
+    table: pa.Table | TableRows, uri: str, query_id: str, name: str = "selection", key: str = "output", storage: Storage = LOCAL
 ) -> bool:
     """Write a query's rows to a table, in place of those that it holds of this query; other queries' rows stay.
 
@@ -202,7 +201,7 @@ def write_table(
         StoreError: it can't be written.
     """
     place = _place(uri, key) if is_table(uri) else None
-    rows = table if isinstance(table, Rows) else Rows.of(table)
+    rows = table if isinstance(table, TableRows) else TableRows.of(table)
     if QUERY_ID in rows.schema.names:
         raise StoreError(
             f"{key} {uri}: the rows have a column {QUERY_ID} of their own; rename it in the pool, or leave it out of pool.keep"
@@ -258,7 +257,7 @@ def _explained(uri: str, error: Exception, key: str) -> StoreError:
 
 def _told(error: Exception) -> str:
     """A server's own words where there are any, else the first line."""
-    return server_reason(error) if "<Code>" in str(error) else one_line(error)
+    return server_reason(error) if "<Code>" in str(error) else reason(error)
 
 
 def _place(uri: str, key: str) -> TableUri:
@@ -269,7 +268,7 @@ def _place(uri: str, key: str) -> TableUri:
     return place
 
 
-def _replace(rows: Rows, place: TableUri, query_id: str, key: str, storage: Storage) -> bool:
+def _replace(rows: TableRows, place: TableUri, query_id: str, key: str, storage: Storage) -> bool:
     """Commit the rows until the table holds them once: of writers at the same time, both may have added theirs."""
     failure: Exception | None = None
     written = False
@@ -325,7 +324,7 @@ def _rows_of_query(place: TableUri, query_id: str, ranked: bool, key: str, stora
     return _Held(lambda: sum(batch.num_rows for batch in scanned([QUERY_ID])), lambda: scanned(None).read_all())
 
 
-def _write_iceberg(rows: Rows, place: TableUri, query_id: str, key: str, exists: bool) -> None:
+def _write_iceberg(rows: TableRows, place: TableUri, query_id: str, key: str, exists: bool) -> None:
     catalog = package("pyiceberg.catalog", place, key, StoreError).load_catalog(place.catalog)
     if not exists:
         catalog.create_namespace_if_not_exists(place.name.rpartition(".")[0])
@@ -342,7 +341,7 @@ def _write_iceberg(rows: Rows, place: TableUri, query_id: str, key: str, exists:
             transaction.append(piece, snapshot_properties=rows.about)
 
 
-def _write_delta(rows: Rows, place: TableUri, query_id: str, key: str, exists: bool, storage: Storage) -> None:
+def _write_delta(rows: TableRows, place: TableUri, query_id: str, key: str, exists: bool, storage: Storage) -> None:
     more: dict[str, Any] = {"mode": "overwrite", "predicate": _predicate(query_id), "schema_mode": "merge"}
     deltalake = package("deltalake", place, key, StoreError)
     folder, options = delta_place(place.name, storage, key)

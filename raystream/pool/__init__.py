@@ -12,7 +12,7 @@ from raystream.pool.footers import Footer, read_footers
 from raystream.pool.ids import check_unique, comparable
 from raystream.pool.labelled import Labelled, has_columns, labelled_units, locate_labelled, read_labelled
 from raystream.pool.plan import PoolPlan, plan_pool
-from raystream.pool.reader import BadRow, ReadSpec, Rows, read_unit
+from raystream.pool.reader import BadRow, ReadSpec, UnitRows, read_unit
 from raystream.pool.scan import Places, read_columns_at
 from raystream.pool.tables import list_pool
 from raystream.pool.units import Unit, cut_units, units_at
@@ -27,9 +27,9 @@ __all__ = [
     "Places",
     "PoolPlan",
     "ReadSpec",
-    "Rows",
     "TableVersion",
     "Unit",
+    "UnitRows",
     "UnreachableError",
     "check_unique",
     "comparable",

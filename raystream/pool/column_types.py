@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 import pyarrow as pa
 
 from raystream.errors import PoolError
+from raystream.lake import reason
 from raystream.pool.columns import plain_type
-from raystream.pool.files import one_line
 from raystream.pool.footers import INT96, Footer
 
 _WRITE_ANEW = "expected one type in the whole pool, so write one of them anew"
@@ -95,7 +95,7 @@ def cast(array: pa.Array | pa.ChunkedArray, type_: pa.DataType, what: str) -> pa
     try:
         return array.cast(type_)
     except pa.ArrowException as error:
-        raise PoolError(f"{what} is {array.type} and can't become {type_}, the pool's type: {one_line(error)}; write it as such") from None
+        raise PoolError(f"{what} is {array.type} and can't become {type_}, the pool's type: {reason(error)}; write it as such") from None
 
 
 def cast_columns(batch: pa.RecordBatch, to: Sequence[tuple[str, pa.DataType]], place: str) -> pa.RecordBatch:

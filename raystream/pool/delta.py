@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from raystream.errors import PoolError
-from raystream.lake import LOCAL, Storage, is_remote, parse, with_options
+from raystream.lake import LOCAL, Storage, is_remote, parse, reason, with_options
 from raystream.lake.bucket import delta_place
 from raystream.lake.retry import server_reason
 from raystream.lake.table_uri import TableUri, package
 from raystream.lake.uri import TableVersion
-from raystream.pool.files import Deletes, File, TableFile, one_line
+from raystream.pool.files import Deletes, File, TableFile
 from raystream.pool.filters import Filters, filter_columns, residual, row_group_may_match
 from raystream.pool.footers import Statistics
 from raystream.pool.listing import Listed, Listing, check_filter_columns, types_of
@@ -44,7 +44,7 @@ def list_delta(table: TableUri, filters: Filters, key: str, storage: Storage = L
     except PoolError:
         raise
     except Exception as error:  # deltalake's errors have no common root
-        raise PoolError(f"{key} {table.text} can't be read as a Delta table: {one_line(error)}") from error
+        raise PoolError(f"{key} {table.text} can't be read as a Delta table: {reason(error)}") from error
     if mapping != "none":
         raise PoolError(
             f"{key} {table.text} maps its columns to other names in the files (mode {mapping}), which can't be read; rewrite it"

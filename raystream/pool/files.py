@@ -222,7 +222,7 @@ def schema_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> pa.Schema:
     try:
         return parquet.schema_arrow
     except FOREIGN as error:
-        raise UnreadableFileError(f"{file.path} has a schema that can't be read: {one_line(error)}; write the file anew") from None
+        raise UnreadableFileError(f"{file.path} has a schema that can't be read: {reason(error)}; write the file anew") from None
 
 
 def footer_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> tuple[bytes, int]:
@@ -260,7 +260,7 @@ def _not_parquet(file: File, error: BaseException) -> UnreadableFileError:
         pass
     if isinstance(error, EncryptedFooterError):
         return UnreadableFileError(f"{file.path} can't be read: {error}; write it without encryption")
-    return UnreadableFileError(f"{file.path} can't be read as Parquet: {one_line(error)}; repair or remove the file")
+    return UnreadableFileError(f"{file.path} can't be read as Parquet: {reason(error)}; repair or remove the file")
 
 
 def check_unchanged(file: File, note: Callable[[str], None] = ignore) -> None:
@@ -288,25 +288,21 @@ def unreadable(file: File, what: str, error: BaseException) -> PoolError:
         return PoolError(f"{what}: it is encrypted, and raystream holds no keys; write it without encryption")
     if is_outage(error):
         waited = f", waited for it for {in_words(LASTING.seconds)}" if is_remote(file.path) else ""
-        return OutageError(f"{what}: {one_line(error)}{waited}; run the query again once the storage answers")
+        return OutageError(f"{what}: {reason(error)}{waited}; run the query again once the storage answers")
     if not is_remote(file.path) or not isinstance(error, OSError):
-        return PoolError(f"{what}: {one_line(error)}; repair or remove the file")
+        return PoolError(f"{what}: {reason(error)}; repair or remove the file")
     if isinstance(error, FileNotFoundError):
         hint = "restore it or run the query again" if file.table is None else f"{file.table.name} lists it, so read a newer version"
         return PoolError(f"{file.path} has vanished since the pool was listed; {hint}")
     if is_final(error):
-        return PoolError(f"{what}: {one_line(error)}; {CREDENTIALS_HINT}")
-    return UnreachableError(f"{what}, asked {ATTEMPTS} times: {one_line(error)}; run the query again once the storage answers")
+        return PoolError(f"{what}: {reason(error)}; {CREDENTIALS_HINT}")
+    return UnreachableError(f"{what}, asked {ATTEMPTS} times: {reason(error)}; run the query again once the storage answers")
 
 
 def threads_for(files: Sequence[File], threads: int) -> int:
     """How many files to open at a time: in object storage, where each takes two round trips, as many as there are connections."""
     return max(1, min(REMOTE_THREADS if any(is_remote(file.path) for file in files) else threads, len(files)))
 
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error of Arrow's or a storage's, without its full stop."""
-    return reason(error)
 
 
 def _opened_here(file: File) -> pq.ParquetFile:

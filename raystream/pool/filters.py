@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raystream.errors import PoolError, QueryError, did_you_mean
+from raystream.lake import reason
 from raystream.pool.columns import plain, plain_type
-from raystream.pool.files import File, one_line
+from raystream.pool.files import File
 from raystream.pool.footers import Statistics
 
 Value = bool | int | float | str | tuple[bool | int | float | str, ...]
@@ -273,7 +274,7 @@ def matching_rows(filters: Filters, batch: pa.RecordBatch, place: str = "a batch
     try:
         passed = table.filter(_disjunction(filters, names, table.schema)).column(len(names))
     except UNCOMPARABLE as error:
-        raise PoolError(f"{place}: pool.filters can't be applied: {one_line(error)}; change the value that is compared") from None
+        raise PoolError(f"{place}: pool.filters can't be applied: {reason(error)}; change the value that is compared") from None
     rows: npt.NDArray[np.int64] = passed.to_numpy()
     return rows
 

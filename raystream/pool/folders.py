@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raystream.errors import PoolError, QueryError
-from raystream.lake import LOCAL, Location, Storage, filesystem_of, is_final, own_reason, parse, redacted, with_options
+from raystream.lake import LOCAL, Location, Storage, filesystem_of, is_final, own_reason, parse, reason, redacted, with_options
 from raystream.lake.retry import is_no_folder, retried
 from raystream.lake.table_uri import TableUri, is_table, parse_table
-from raystream.pool.files import CREDENTIALS_HINT, File, one_line
+from raystream.pool.files import CREDENTIALS_HINT, File
 from raystream.pool.text_files import SUFFIXES, text_format
 
 _EXTENSIONS = (".parquet", ".parq", ".pq")
@@ -74,9 +74,9 @@ def _list_one(uri: str, key: str, storage: Storage, texts: bool) -> Iterator[Fil
         )
     except (pa.ArrowInvalid, OSError) as error:
         if location.scheme == "file":
-            raise PoolError(f"{key} {uri} can't be listed: {one_line(error)}") from None
+            raise PoolError(f"{key} {uri} can't be listed: {reason(error)}") from None
         hint = CREDENTIALS_HINT if is_final(error) else "run the query again once the storage answers"
-        raise PoolError(f"{key} {redacted(uri)} can't be listed: {one_line(own_reason(filesystem, path, error))}; {hint}") from None
+        raise PoolError(f"{key} {redacted(uri)} can't be listed: {reason(own_reason(filesystem, path, error))}; {hint}") from None
 
 
 def _infos(filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: bool, texts: bool) -> Iterator[tuple[pafs.FileInfo, str]]:

@@ -178,7 +178,7 @@ class EncryptedFooterError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class ColumnChunk:
     """A column chunk.
 
     Attributes:
@@ -203,11 +203,11 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class GroupChunks:
     """A row group: its rows, and those of its column chunks that were asked for, by their leaf columns."""
 
     rows: int
-    chunks: dict[int, Chunk]
+    chunks: dict[int, ColumnChunk]
 
 
 def footer_bytes(read_at: Callable[[int, int], bytes], size: int) -> bytes:
@@ -227,7 +227,7 @@ def footer_bytes(read_at: Callable[[int, int], bytes], size: int) -> bytes:
     return read_at(length, size - length) if len(data) < length <= size else data[-length:]
 
 
-def find_groups(footer: bytes, leaves: Mapping[int, str], metadata: pq.FileMetaData, size: int) -> list[Group]:
+def find_groups(footer: bytes, leaves: Mapping[int, str], metadata: pq.FileMetaData, size: int) -> list[GroupChunks]:
     """The row groups of a file, their chunks found by the columns' names where that is certain; else by `read_groups`.
 
     Files of a thousand columns are read for a few of them, and taking all of a footer apart takes 5 us a chunk.
@@ -246,7 +246,7 @@ def find_groups(footer: bytes, leaves: Mapping[int, str], metadata: pq.FileMetaD
     odd = next((group.num_columns for group in groups if group.num_columns != columns), columns)
     if odd != columns:
         raise _wrong_count(odd, columns)
-    found: list[Group] = [Group(group.num_rows, {}) for group in groups]
+    found: list[GroupChunks] = [GroupChunks(group.num_rows, {}) for group in groups]
     signed = metadata.serialized_size != len(footer) - _END  # as those are of files with encrypted columns
     if signed or footer.rfind(_LIST + empty_structs(columns, _BY_TYPE)) < 0:
         return read_groups(footer, leaves, columns, size)
@@ -259,7 +259,7 @@ def find_groups(footer: bytes, leaves: Mapping[int, str], metadata: pq.FileMetaD
     return _checked(found)
 
 
-def read_groups(footer: bytes, leaves: Collection[int], columns: int, size: int) -> list[Group]:
+def read_groups(footer: bytes, leaves: Collection[int], columns: int, size: int) -> list[GroupChunks]:
     """The row groups of a file, by taking all of the footer apart.
 
     Args:
@@ -296,10 +296,10 @@ def read_groups(footer: bytes, leaves: Collection[int], columns: int, size: int)
         raise DamagedFooterError("it ends early") from None
     # Writers that say no order compared all bytes as signed ones, so what they say of texts is no bound; others have fields of their own.
     fields = {leaf: _ORDERED if leaf < len(orders) and _BY_TYPE in orders[leaf] else None if orders else _UNORDERED for leaf in wanted}
-    return _checked([Group(rows, {leaf: _chunk(of, fields[leaf], size) for leaf, of in chunks.items()}) for rows, chunks in found])
+    return _checked([GroupChunks(rows, {leaf: _chunk(of, fields[leaf], size) for leaf, of in chunks.items()}) for rows, chunks in found])
 
 
-def _by_path(footer: bytes, path: str, count: int, size: int) -> list[Chunk] | None:
+def _by_path(footer: bytes, path: str, count: int, size: int) -> list[ColumnChunk] | None:
     """The chunks of a column, found by its path; None unless that stands in the footer just as often as there are row groups.
 
     It stands there more often where a value looks like it, and less often where a chunk is damaged.
@@ -340,10 +340,10 @@ def _group(data: bytes, at: int, wanted: frozenset[int], columns: int) -> tuple[
     return rows, chunks, at + 1
 
 
-def _chunk(fields: Fields, bounds: tuple[int, int] | None, size: int) -> Chunk:
+def _chunk(fields: Fields, bounds: tuple[int, int] | None, size: int) -> ColumnChunk:
     """A column chunk of a file of that size; `bounds` are the fields of its statistics that are its least and its greatest value."""
     if 8 in fields:
-        return Chunk(encrypted=True)
+        return ColumnChunk(encrypted=True)
     try:
         meta: Fields = fields[3]
         values, plain, stored, start, dictionary = meta[5], meta[6], meta[7], meta[9], meta.get(11, 0)
@@ -351,7 +351,7 @@ def _chunk(fields: Fields, bounds: tuple[int, int] | None, size: int) -> Chunk:
         nulls, least, greatest = statistics.get(3), None, None
         if bounds is not None and (bounds == _ORDERED or meta[1] < _BYTE_ARRAYS):
             least, greatest = statistics.get(bounds[0]), statistics.get(bounds[1])
-        found = Chunk(False, values, min(start, dictionary) if dictionary > 0 else start, stored, plain, nulls, least, greatest)
+        found = ColumnChunk(False, values, min(start, dictionary) if dictionary > 0 else start, stored, plain, nulls, least, greatest)
         sound = values >= 0 and found.start >= 0 and stored >= 0 and plain >= 0 and (nulls is None or nulls >= 0)
         sound = sound and found.start + stored <= size
         sound = sound and (least is None or isinstance(least, bytes)) and (greatest is None or isinstance(greatest, bytes))
@@ -362,7 +362,7 @@ def _chunk(fields: Fields, bounds: tuple[int, int] | None, size: int) -> Chunk:
     return found
 
 
-def _checked(groups: list[Group]) -> list[Group]:
+def _checked(groups: list[GroupChunks]) -> list[GroupChunks]:
     fewest = min((group.rows for group in groups), default=0)
     if fewest < 0:
         raise DamagedFooterError(f"a row group has {fewest} rows")

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError, did_you_mean
+from raystream.lake import reason
 from raystream.pool.columns import declared_type, plain_type
 from raystream.pool.files import (
     FOREIGN,
@@ -20,14 +21,13 @@ from raystream.pool.files import (
     UnreachableError,
     UnreadableFileError,
     footer_of,
-    one_line,
     open_parquet,
     pinned,
     schema_of,
     threads_for,
     unreadable,
 )
-from raystream.pool.footer_bytes import Chunk, DamagedFooterError, Group, find_groups
+from raystream.pool.footer_bytes import ColumnChunk, DamagedFooterError, GroupChunks, find_groups
 from raystream.pool.remote import RemoteParquet
 
 
@@ -125,7 +125,7 @@ def _read_footer(file: File, columns: Sequence[str], filter_columns: Sequence[st
             failure = unreadable(file, f"the footer of {file.path} can't be read", error)
             if isinstance(failure, UnreachableError):
                 raise failure from None
-            raise UnreadableFileError(f"{file.path} has a footer that can't be read: {one_line(error)}; write the file anew") from None
+            raise UnreadableFileError(f"{file.path} has a footer that can't be read: {reason(error)}; write the file anew") from None
         metadata = parquet.metadata
     if file.table is not None:
         file = _completed(file, file.table, metadata.num_rows, schema, [*columns, *filter_columns, *keep])
@@ -242,12 +242,12 @@ def _row_groups(
                 if chunk.encrypted or chunk.values < group.rows or (chunk.values > group.rows and not leaves[leaf].repeated):
                     raise _unreadable_chunk(f"column {name} of {file.path}", f"{file.path}#rg{number}", chunk, group.rows)
 
-    def stored(group: Group, name: str) -> int:
+    def stored(group: GroupChunks, name: str) -> int:
         return sum(group.chunks[leaf].size for leaf in of[name])
 
     forms = {field.name: next((form for holds, form in _FORMS if holds(plain_type(field.type))), None) for field in filters}
 
-    def statistics(group: Group, name: str) -> Statistics:
+    def statistics(group: GroupChunks, name: str) -> Statistics:
         if len(of[name]) != 1:
             return Statistics(stored(group, name), None, None, None)
         chunk = group.chunks[of[name][0]]
@@ -265,7 +265,7 @@ def _row_groups(
     )
 
 
-def _unreadable_chunk(column: str, where: str, chunk: Chunk, rows: int) -> UnreadableFileError:
+def _unreadable_chunk(column: str, where: str, chunk: ColumnChunk, rows: int) -> UnreadableFileError:
     """The error for a column chunk that is encrypted, or holds another number of values than there are rows."""
     if chunk.encrypted:
         return UnreadableFileError(

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError, RaystreamError, did_you_mean
-from raystream.lake import LOCAL, Storage, storage_from
+from raystream.lake import LOCAL, Storage, reason, storage_from
 from raystream.lake.table_uri import TableUri, package
 from raystream.lake.uri import TableVersion
-from raystream.pool.files import Deletes, TableFile, one_line
+from raystream.pool.files import Deletes, TableFile
 from raystream.pool.filters import Filters, Term
 from raystream.pool.listing import Listed, Listing, check_filter_columns, types_of
 
@@ -61,7 +61,7 @@ def list_iceberg(table: TableUri, filters: Filters, key: str, storage: Storage =
                 f"{key} {table.text} has equality deletes in snapshot {version.version}, which can't be applied to row positions; "
                 "compact the table, which writes them into the files (rewrite_data_files), then run the query again"
             ) from None
-        raise PoolError(f"{key} {table.text} can't be read: {one_line(error)}") from error
+        raise PoolError(f"{key} {table.text} can't be read: {reason(error)}") from error
     ids = {field.name: field.field_id for field in schema.fields}
     defaults = frozenset(field.name for field in schema.fields if field.initial_default is not None)
     files = []
@@ -120,7 +120,7 @@ def _open(table: TableUri, key: str) -> Any:
                 f"{key} {table.stem}: no catalog {table.catalog} is configured; say where it is in .pyiceberg.yaml, under "
                 f"catalog.{table.catalog}, or by the variable PYICEBERG_CATALOG__{name}__URI"
             ) from None
-        raise PoolError(f"{key} {table.stem}: catalog {table.catalog} can't be read: {one_line(error)}") from error
+        raise PoolError(f"{key} {table.stem}: catalog {table.catalog} can't be read: {reason(error)}") from error
 
 
 def _no_snapshot(opened: Any, table: TableUri, key: str) -> str:

@@ -116,7 +116,7 @@ class BadRow:
 
 
 @dataclass
-class Rows:
+class UnitRows:
     """Clean rows in the file's order.
 
     Attributes:
@@ -141,7 +141,7 @@ def read_unit(
     prepare: Prepare | None = None,
     note: Callable[[str], None] = ignore,
     passing: Callable[[npt.NDArray[np.int64]], None] | None = None,
-) -> Iterator[Rows]:
+) -> Iterator[UnitRows]:
     """Yield a unit's rows that pass its filters, at most `batch_rows` at a time.
 
     Memory is bounded by a row group as it is stored, by two runs of `pool.remote.READ_AHEAD` bytes of a file in object storage, and by
@@ -202,7 +202,7 @@ def _selected(
 
 def _clean(
     unit: Unit, tensors: _Tensors, batch: pa.RecordBatch, rows: npt.NDArray[np.int64], group_starts: npt.NDArray[np.int64]
-) -> Iterator[Rows]:
+) -> Iterator[UnitRows]:
     """The batch as tensors without its bad rows, provided that anything is left to say."""
     spec = tensors.spec
     bad: list[BadRow] = []
@@ -233,7 +233,7 @@ def _clean(
         ok = report(values, rows)
         ids, rows, blocks = ids.filter(pa.array(ok)), rows[ok], [block[ok] for block in blocks]
     if len(rows) or bad:
-        yield Rows(ids, rows, tuple(blocks), sorted(bad, key=lambda found: found.row))
+        yield UnitRows(ids, rows, tuple(blocks), sorted(bad, key=lambda found: found.row))
 
 
 @dataclass(frozen=True)

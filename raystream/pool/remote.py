@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from raystream.lake.ranges import Fetched, Fetching, Range, in_another_thread
 from raystream.lake.retry import LASTING, ignore, retried
-from raystream.pool.footer_bytes import Group, find_groups, footer_bytes
+from raystream.pool.footer_bytes import GroupChunks, find_groups, footer_bytes
 
 READ_AHEAD = 16 << 20
 """Bytes fetched at a time, unless one row group is more; while they are decoded, as many are on their way."""
@@ -36,9 +36,9 @@ class _Footer:
             self.metadata: pq.FileMetaData = pq.read_metadata(pa.BufferReader(data))
         except OSError as error:  # which is what pyarrow calls bytes that are no footer, too
             raise pa.ArrowInvalid(str(error)) from None
-        self._groups: dict[tuple[int, ...], list[Group]] = {}
+        self._groups: dict[tuple[int, ...], list[GroupChunks]] = {}
 
-    def groups(self, leaves: Sequence[int]) -> list[Group]:
+    def groups(self, leaves: Sequence[int]) -> list[GroupChunks]:
         """The row groups with the chunks of these leaf columns."""
         key = tuple(leaves)
         if key not in self._groups:

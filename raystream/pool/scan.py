@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError
+from raystream.lake import reason
 from raystream.pool.column_types import cast
 from raystream.pool.columns import plain_batch
-from raystream.pool.files import FOREIGN, File, UnreachableError, one_line, open_parquet, threads_for, unreadable
+from raystream.pool.files import FOREIGN, File, UnreachableError, open_parquet, threads_for, unreadable
 from raystream.pool.filters import partition_value
 from raystream.pool.remote import RemoteParquet
 
@@ -35,7 +36,7 @@ def check_text(array: pa.Array, what: str) -> None:
     try:
         array.validate(full=True)
     except pa.ArrowInvalid as error:
-        raise PoolError(f"{what} is damaged: {one_line(error)}; write it anew") from None
+        raise PoolError(f"{what} is damaged: {reason(error)}; write it anew") from None
 
 
 def scan(

@@ -21,7 +21,7 @@ import torch
 
 from raystream.errors import ModelError, RaystreamError
 from raystream.model import Promised, code_hash, is_device_failure, load_preparation
-from raystream.pool import BadRow, OutageError, ReadSpec, Rows, Unit, UnreachableError, read_unit
+from raystream.pool import BadRow, OutageError, ReadSpec, Unit, UnitRows, UnreachableError, read_unit
 from raystream.pool.columns import RAW, TEXT
 from raystream.pool.reader import Prepare, Prepared
 from raystream.query import Query
@@ -38,7 +38,7 @@ _Buffer = torch.Tensor | np.ndarray
 
 
 @dataclass
-class Chunk:
+class BufferedRows:
     """Clean rows of a unit, a whole number of inference batches unless they are the last.
 
     `inputs` are views into a buffer that is filled again once the next chunk is asked for: tensors, and for a column of texts
@@ -52,11 +52,11 @@ class Chunk:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batches(self, size: int) -> Iterator[Chunk]:
+    def batches(self, size: int) -> Iterator[BufferedRows]:
         """Its inference batches."""
         for start in range(0, len(self), size):
             stop = start + size
-            yield Chunk(self.ids[start:stop], self.rows[start:stop], tuple(values[start:stop] for values in self.inputs))
+            yield BufferedRows(self.ids[start:stop], self.rows[start:stop], tuple(values[start:stop] for values in self.inputs))
 
 
 class BatchReader:
@@ -81,7 +81,7 @@ class BatchReader:
         self._at_once = rows_at_once(spec, self._capacity)
         self._threads, self._prepare = threads, prepare
         self._unit, self._spec, self._pin = unit, spec, pin
-        self._filled: queue.Queue[tuple[Chunk, int] | BaseException | None] = queue.Queue()
+        self._filled: queue.Queue[tuple[BufferedRows, int] | BaseException | None] = queue.Queue()
         self._free: queue.Queue[int | None] = queue.Queue()
         self._buffers: list[tuple[_Buffer, ...]] = [()] * BUFFERS
         for slot in range(BUFFERS):
@@ -101,7 +101,7 @@ class BatchReader:
         self._free.put(None)
         self._thread.join()
 
-    def __iter__(self) -> Iterator[Chunk]:
+    def __iter__(self) -> Iterator[BufferedRows]:
         while True:
             item = self._filled.get()
             if item is None:
@@ -160,7 +160,7 @@ class BatchReader:
                     # A function of the user's may return the same memory each time.
                     if not taken and len(decoded.rows) == self._capacity and not self._pin and self._prepare is None:
                         inputs = tuple(_tensor(values) for values in decoded.inputs)
-                        self._filled.put((Chunk(decoded.ids, decoded.rows, inputs), slot))
+                        self._filled.put((BufferedRows(decoded.ids, decoded.rows, inputs), slot))
                         slot = None
                         break
                     self._make_buffer(slot, decoded)
@@ -180,7 +180,7 @@ class BatchReader:
         if slot is not None and filled:
             self._hand_over(slot, ids, rows, filled)
 
-    def _make_buffer(self, slot: int, decoded: Rows) -> None:
+    def _make_buffer(self, slot: int, decoded: UnitRows) -> None:
         if self._buffers[slot]:
             return
         capacity = min(self._capacity, self._unit.rows)
@@ -194,7 +194,7 @@ class BatchReader:
 
     def _hand_over(self, slot: int, ids: list[pa.Array], rows: list[np.ndarray], filled: int) -> None:
         inputs = tuple(buffer[:filled] for buffer in self._buffers[slot])
-        self._filled.put((Chunk(pa.concat_arrays(ids), np.concatenate(rows), inputs), slot))
+        self._filled.put((BufferedRows(pa.concat_arrays(ids), np.concatenate(rows), inputs), slot))
 
 
 def rows_at_once(spec: ReadSpec, most: int) -> int:

@@ -31,7 +31,7 @@ from raystream.model import (
     with_local_files,
 )
 from raystream.pool import OutageError, Unit, UnreachableError
-from raystream.scoring.batch_reader import BatchReader, Chunk, first_rows, preparation, probe
+from raystream.scoring.batch_reader import BatchReader, BufferedRows, first_rows, preparation, probe
 from raystream.scoring.epig import score_epig
 from raystream.scoring.job import Job, UnitTask
 from raystream.scoring.output_kinds import FUNCTION, GRADIENTS, PARAMETER_GRADIENTS
@@ -222,7 +222,7 @@ class Worker:
             self._job.model.model_copy(update={"logits": None, "probabilities": None, "samples": None, "task": "classes"}), embedding=True
         )
 
-    def _score_batch(self, model: Predictor, batch: Chunk, kinds: Collection[str], writer: OutputWriter) -> None:
+    def _score_batch(self, model: Predictor, batch: BufferedRows, kinds: Collection[str], writer: OutputWriter) -> None:
         """Run the model on a batch and hand on its outputs, and the rows that are left out of them."""
         prediction = model.predict(batch.inputs)
         measured = GRADIENTS in kinds  # then a score needs the embedding, too
@@ -299,12 +299,12 @@ def started(job: Job, patience: Patience = PATIENCE) -> Worker:
     return unbroken(store_at(job.store, job.store_storage, patience), start, patience, broken, _START)
 
 
-def _reasons(batch: Chunk, bad: torch.Tensor, reason: str) -> dict[int, str]:
+def _reasons(batch: BufferedRows, bad: torch.Tensor, reason: str) -> dict[int, str]:
     """What is wrong with each of these rows, by their positions in the file."""
     return dict.fromkeys(batch.rows[bad.cpu().numpy()].tolist(), reason)
 
 
-def _parted(batch: Chunk, reasons: dict[int, str], taken: TakenRows) -> tuple[pa.Array, np.ndarray, torch.Tensor]:
+def _parted(batch: BufferedRows, reasons: dict[int, str], taken: TakenRows) -> tuple[pa.Array, np.ndarray, torch.Tensor]:
     """Leave these rows of a batch out; the ids and positions of the others, and (n,) bool, which they are."""
     keep = ~np.isin(batch.rows, list(reasons))
     rows = batch.rows[~keep]

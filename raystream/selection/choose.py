@@ -33,7 +33,7 @@ STRATEGIES: dict[str, Strategy] = {name: traits.function for name, traits in TRA
 _NO_ROWS = np.empty(0, dtype=np.int64)
 
 
-class Certificate(TypedDict):
+class CertificateFacts(TypedDict):
     """How well the batch covers the candidates.
 
     `radius` is the largest distance of a candidate to the chosen and labelled rows. No batch of this size has a
@@ -67,7 +67,7 @@ class Chosen:
     distance: Array | None
     represents: Array | None
     why: list[str]
-    certificate: Certificate | None
+    certificate: CertificateFacts | None
     passes: int
     note: str | None
     facts: Mapping[str, float | int | str] = field(default_factory=dict)
@@ -150,7 +150,7 @@ def choose(
     rows = np.concatenate([first, picked.rows, filled, last])
     gain = np.concatenate([np.full(len(first), np.nan), picked.gain, np.full(len(filled) + len(last), np.nan)])
     distance = counts = None
-    certificate: Certificate | None = None
+    certificate: CertificateFacts | None = None
     if shards is not None and labelled is not None:
         x = shards.gather(rows)
         if picked.distance is None or len(given):

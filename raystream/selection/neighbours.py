@@ -178,7 +178,7 @@ def nearest_neighbours(x: Array, k: int, *, seed: int = 0, exact: int = EXACT, c
     k = max(min(k, len(x) - 1), 0)
     distance, index = np.empty((len(x), k)), np.empty((len(x), k), dtype=np.int32)
 
-    def keep(block: Block) -> None:
+    def keep(block: NearBlock) -> None:
         index[block.rows], squared = block.nearest(k)
         distance[block.rows] = np.sqrt(squared)
 
@@ -199,7 +199,7 @@ def within(x: Array, radius: float, most: int, *, seed: int = 0, exact: int = EX
 
 
 @dataclass(frozen=True)
-class Block:
+class NearBlock:
     """The rows at `places`, and the `near` ones that were found for them."""
 
     all_rows: NearRows
@@ -268,7 +268,7 @@ class Index:
         self._place[self._rows.order] = np.arange(len(x))
         self._spans: Array | None = None
 
-    def search(self, k: int, radius: float, keep: Callable[[Block], Result], compared: int = COMPARED) -> tuple[list[Result], Facts]:
+    def search(self, k: int, radius: float, keep: Callable[[NearBlock], Result], compared: int = COMPARED) -> tuple[list[Result], Facts]:
         """What `keep` makes of one block of rows after another with those near them: within the radius, and among the k nearest."""
         if k == 0:
             return [], {"index": "exact", "recall": 1.0}
@@ -278,7 +278,7 @@ class Index:
             number, begin = item
             places = np.arange(begin, min(begin + _QUERIES, self._start[number + 1]))
             probed = [0] if self._lists is None else self._lists.probed(number, probes, k + 1)
-            return keep(Block(self._rows, places, self._rows.find(places, self._stretches(probed), k, radius)))
+            return keep(NearBlock(self._rows, places, self._rows.find(places, self._stretches(probed), k, radius)))
 
         blocks = (
             (number, begin) for number, (start, stop) in enumerate(pairwise(self._start.tolist())) for begin in range(start, stop, _QUERIES)
@@ -297,7 +297,7 @@ class Index:
 
         def compare(begin: int) -> Array:
             places = self._place[some[begin : begin + _SAMPLED]]
-            return lists.rank(rows.order[places], Block(rows, places, rows.find(places, [(0, n)], k, np.inf)).nearest(k)[0])
+            return lists.rank(rows.order[places], NearBlock(rows, places, rows.find(places, [(0, n)], k, np.inf)).nearest(k)[0])
 
         needed = np.concatenate(each(range(0, len(some), _SAMPLED), lambda: compare))
         recall = np.cumsum(np.bincount(needed.ravel(), minlength=len(lists.members))) / needed.size
@@ -312,7 +312,7 @@ class Index:
         most = max(min(most, n - 1), 0)
         count = np.zeros(n, dtype=np.int64)
 
-        def keep(block: Block) -> tuple[Array, Array]:
+        def keep(block: NearBlock) -> tuple[Array, Array]:
             count[block.rows], index = block.within(radius, most)
             return block.rows, index
 
@@ -331,7 +331,7 @@ class Index:
             self._spans = self._lists.spans(self._rows.x) if self._spans is None else self._spans
             near = self._lists.meeting(self._spans, self._rows.x[row], radius)
         with one_thread():
-            block = Block(self._rows, places, self._rows.find(places, self._joined(near), None, radius))
+            block = NearBlock(self._rows, places, self._rows.find(places, self._joined(near), None, radius))
         return np.sort(np.append(block.within(radius, len(self._place))[1], row))
 
     def _joined(self, lists: Iterable[int]) -> Stretches:

@@ -12,19 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raystream.errors import PoolError
-from raystream.pool import PoolPlan, Rows, plan_pool, read_unit, units_at
+from raystream.pool import PoolPlan, UnitRows, plan_pool, read_unit, units_at
 from raystream.query import Pool
 
 
-def read_all(plan: PoolPlan, batch_rows: int = 3) -> list[Rows]:
+def read_all(plan: PoolPlan, batch_rows: int = 3) -> list[UnitRows]:
     return [rows for unit in plan.units for rows in read_unit(unit, plan.read, batch_rows)]
 
 
-def ids(blocks: list[Rows]) -> list:
+def ids(blocks: list[UnitRows]) -> list:
     return [value for block in blocks for value in block.ids.to_pylist()]
 
 
-def positions(blocks: list[Rows]) -> list[int]:
+def positions(blocks: list[UnitRows]) -> list[int]:
     return [row for block in blocks for row in block.rows.tolist()]
 
 

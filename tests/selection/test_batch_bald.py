@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from raystream.errors import DataError, QueryError
 from raystream.selection import Candidates, batch_bald, choose
-from raystream.selection.strategies.batch_bald import Batch
+from raystream.selection.strategies.batch_bald import JointBatch
 
 TWO = np.log([[0.9, 0.1], [0.1, 0.9]])
 
@@ -45,7 +45,7 @@ def plain_greedy(log_p, k):
 
 def gains(log_p, rows, **options):
     """What each of `rows` adds to those before it."""
-    batch, found = Batch(log_p, len(rows), **options), []
+    batch, found = JointBatch(log_p, len(rows), **options), []
     for row in rows:
         found.append(batch.gain(int(row)))
         batch.add(int(row))
@@ -164,5 +164,5 @@ def test_many_classes():
         mean = p.mean(axis=1)
         gains = -(mean * np.log(mean)).sum(axis=1) + (p * np.log(p)).sum(axis=2).mean(axis=1)
         assert rows[0] == np.argmax(gains)
-        assert Batch(form, 2).gain(int(rows[0])) == pytest.approx(gains.max(), rel=1e-12)
-        assert Batch(form, 2).best(np.arange(12))[1] == pytest.approx(gains.max(), rel=1e-12)
+        assert JointBatch(form, 2).gain(int(rows[0])) == pytest.approx(gains.max(), rel=1e-12)
+        assert JointBatch(form, 2).best(np.arange(12))[1] == pytest.approx(gains.max(), rel=1e-12)

@@ -75,7 +75,7 @@ def batch_bald(log_probs: ArrayLike, k: int, *, seed: int = 0, configurations: i
         DataError: log-probabilities of another shape, or that are none.
     """
     k = count(k)
-    batch = Batch(numbers(log_probs, "log_probs"), k, seed=checked_seed(seed), configurations=configurations)
+    batch = JointBatch(numbers(log_probs, "log_probs"), k, seed=checked_seed(seed), configurations=configurations)
     rows: list[int] = []
     alive = np.ones(len(batch), dtype=bool)
     while len(rows) < min(k, len(batch)):
@@ -86,7 +86,7 @@ def batch_bald(log_probs: ArrayLike, k: int, *, seed: int = 0, configurations: i
     return np.asarray(rows, dtype=np.int64)
 
 
-class Batch:
+class JointBatch:
     """The rows chosen so far, as the configurations of their labels.
 
     Args:
@@ -249,7 +249,7 @@ def batch_bald_strategy(candidates: Candidates, request: Request) -> Picked:
         )
     constraints, shards = request.constraints, candidates.shards
     taken = constraints.taken
-    batch = Batch(candidates.samples, request.budget + len(taken), seed=request.seed, **request.args)
+    batch = JointBatch(candidates.samples, request.budget + len(taken), seed=request.seed, **request.args)
     for row in taken:
         batch.add(int(row))
     left = np.setdiff1d(np.arange(len(batch)), taken)

@@ -14,7 +14,7 @@ import pytest
 from deltalake import DeltaTable
 
 from raystream.errors import QueryError, StoreError
-from raystream.lake.table_writer import Rows, check_output, write_table
+from raystream.lake.table_writer import TableRows, check_output, write_table
 
 
 def every_type() -> pa.Table:
@@ -67,7 +67,7 @@ def test_a_partitioned_table_gets_many_rows_in_one_commit(catalog: Any) -> None:
     with table.update_spec() as spec:
         spec.add_field("query_id", IdentityTransform(), "query_id")
     batches = [pa.record_batch({"id": range(start, start + 10)}) for start in range(0, 300, 10)]
-    rows = Rows(batches[0].schema, 300, lambda: iter(batches), group_rows=25)
+    rows = TableRows(batches[0].schema, 300, lambda: iter(batches), group_rows=25)
     assert [piece.num_rows for piece in rows.pieces()] == [100, 100, 100]
     for name in ("q", "other", "q"):
         before = len(catalog.load_table("ns.t").metadata.metadata_log)
