@@ -137,7 +137,7 @@ def test_floors_reach_below_the_prefilter(make_query: MakeQuery, workplace: Path
         ({"select__random_share": 1.5}, "select.random_share is 1.5"),
         ({"select__must_include": ["r000001"], "select__exclude": ["r000001"]}, "both name 'r000001'"),
         ({"select__must_include": [f"r{i:06d}" for i in range(13)]}, "names 13 rows, above select.budget 12"),
-        ({"select__strategy": "user_nets:nothing"}, "'nothing' is not in user_nets"),
+        ({"select__strategy": "user_nets:nothing"}, "user_nets has no 'nothing'"),
         ({"select__strategy": "no_such_module:fn"}, "no module 'no_such_module'"),
     ],
 )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,8 @@ from raystream.choosing.constraints import Limits, PoolColumns, exceeded, how_me
 from raystream.choosing.derived import results_over
 from raystream.choosing.holding import Actors, held_embeddings, memory_of
 from raystream.choosing.labelled import LabelledRows
-from raystream.errors import QueryError, did_you_mean
+from raystream.errors import QueryError
+from raystream.imports import find
 from raystream.query import Query
 from raystream.query.acquire import column_of
 from raystream.scoring.scored_pool import ScoredPool
@@ -170,17 +170,8 @@ def users_strategy(source: str) -> Strategy:
     Raises:
         QueryError: it can't be imported, or isn't a function.
     """
-    name, _, attribute = source.partition(":")
-    try:
-        module = importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        told = f"{type(error).__name__}: {error}"
-        raise QueryError(
-            f"select.strategy {source}: importing {name} raised {told}; run from the project's folder or fix the module"
-        ) from error
-    found = getattr(module, attribute, None)
+    found = find(source, "select.strategy")
     if not callable(found):
-        what = "is no function" if found is not None else f"is not in {name}{did_you_mean(attribute, dir(module))}"
-        raise QueryError(f"select.strategy {source}: {attribute!r} {what}; expected a function (Candidates, Request) -> Picked")
+        raise QueryError(f"select.strategy {source} is no function; expected one from (Candidates, Request) to Picked")
     strategy: Strategy = found
     return strategy

@@ -109,15 +109,7 @@ class BatchPredictor:
 
     def predict(self, inputs: tuple[Any, ...]) -> Prediction:
         """See `Predictor.predict`. Memory that ran out halves `batch_size` for good, down to one row."""
-        rows = len(inputs[0])
-        pieces: list[Prediction] = []
-        start = 0
-        while start < rows or not pieces:
-            prediction = self._fit(tuple(values[start : start + self.batch_size] for values in inputs))
-            if prediction is not None:
-                pieces.append(prediction)
-                start += self.batch_size
-        return join(pieces)
+        return in_batches(inputs, lambda: self.batch_size, self._fit)
 
     def _fit(self, inputs: tuple[Any, ...]) -> Prediction | None:
         """The prediction for one batch, or None when it did not fit and `batch_size` was halved."""
@@ -134,13 +126,40 @@ class BatchPredictor:
                     f"{self._who} raised {told} on inputs {described(inputs)}; check that pool.inputs are what it takes"
                 ) from error
             reason = str(error).partition("\n")[0]
-        rows = len(inputs[0])
-        if rows <= 1:
-            raise ModelError(f"{self._who}: one row does not fit into the memory of {self.device} ({reason}); use a larger device")
-        self.batch_size = rows // 2
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # after the except clause, whose traceback held the batch's tensors
+        self.batch_size = halved(len(inputs[0]), self._who, self.device, reason)
         return None
+
+
+def in_batches(inputs: tuple[Any, ...], size: Callable[[], int], fit: Callable[[tuple[Any, ...]], Prediction | None]) -> Prediction:
+    """Predict batch after batch, and again what did not fit.
+
+    Args:
+        inputs: each (n, ...), n 0 or more.
+        size: rows of the next batch; smaller once one did not fit.
+        fit: predicts for one batch, or gives None when memory ran out and a smaller one is to be tried.
+    """
+    rows, start = len(inputs[0]), 0
+    pieces: list[Prediction] = []
+    while start < rows or not pieces:
+        batch = size()
+        prediction = fit(tuple(values[start : start + batch] for values in inputs))
+        if prediction is not None:
+            pieces.append(prediction)
+            start += batch
+    return join(pieces)
+
+
+def halved(rows: int, who: str, device: torch.device, reason: str) -> int:
+    """Half of the rows that did not fit; to be called after the except clause, whose traceback holds the batch's tensors.
+
+    Raises:
+        ModelError: it was one row.
+    """
+    if rows <= 1:
+        raise ModelError(f"{who}: one row does not fit into the memory of {device} ({reason}); use a larger device")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return rows // 2
 
 
 def join(pieces: Sequence[Prediction]) -> Prediction:

@@ -32,8 +32,8 @@ from typing import Any
 
 from raystream import query
 from raystream.errors import ModelError, QueryError
+from raystream.imports import is_import_path, split_path
 from raystream.model.artefact import contents
-from raystream.model.source import is_import_path, split_source
 from raystream.query.catalogue import REGISTERED, entry_point, kind_of
 
 
@@ -108,7 +108,7 @@ def _add_registered(digest: _Digest, spec: query.Model) -> None:
 
 
 def _add_sources(digest: _Digest, source: str, what: str) -> None:
-    top = split_source(source)[0].partition(".")[0]
+    top = split_path(source, "model.source")[0].partition(".")[0]
     for name, content in _sources(top, what):
         digest.add(f"file {name}", content)
 

@@ -25,7 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from raystream.errors import ModelError, QueryError, did_you_mean
+from raystream.errors import ModelError, did_you_mean
+from raystream.imports import find as find_import
+from raystream.imports import split_path
 from raystream.model.batches import is_device_failure
 
 _FACTORY_SEED = 0
@@ -33,21 +35,6 @@ _FACTORY_SEED = 0
 _OTHER_SEED = 1
 _LARGEST_REBUILT = 1 << 30
 """Bytes of parameters beyond which a network isn't made a second time: a worker may have no room for two."""
-_LONGEST_HINT = 300
-
-
-def is_import_path(source: str) -> bool:
-    """Whether it is of the form `package.module:attribute`."""
-    module, separator, attribute = source.partition(":")
-    return bool(separator and attribute) and all(part.isidentifier() for part in module.split("."))
-
-
-def split_source(source: str) -> tuple[str, str]:
-    """`package.module:attribute` as its two halves."""
-    module, _, attribute = source.partition(":")
-    if not is_import_path(source):
-        raise QueryError(f"model.source is {source!r}, expected an import path of the form package.module:callable")
-    return module, attribute
 
 
 def build_network(source: str, args: Mapping[str, Any]) -> nn.Module:
@@ -120,7 +107,7 @@ def build(source: str, args: Mapping[str, Any], seed: int = _FACTORY_SEED) -> ob
         ModelError: it can't be imported or called.
     """
     with _fixed_seed():
-        factory = _find(source)
+        factory = find_import(source, "model.source", ModelError)
     with _fixed_seed(seed):  # anew: the import draws only if it is the process's first
         return _call(factory, source, args)
 
@@ -136,33 +123,7 @@ def find(source: str, key: str) -> object:
         ModelError: it can't be imported, or isn't there.
     """
     with _fixed_seed():
-        return _find(source, key)
-
-
-def _find(source: str, key: str = "model.source") -> object:
-    name, attribute = split_source(source)
-    found: object = _import(name, source, key)
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            public = [known for known in dir(found) if not known.startswith("_") and callable(getattr(found, known, None))]
-            hint = did_you_mean(part, public)
-            raise ModelError(f"{key} {source}: {name} has no {attribute!r}{hint if len(hint) <= _LONGEST_HINT else ''}")
-        found = getattr(found, part)
-    return found
-
-
-def _import(name: str, source: str, key: str) -> object:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if missing == name or name.startswith(f"{missing}."):
-            raise ModelError(
-                f"{key} {source}: there is no module {missing!r}; run from the project's folder or install the package"
-            ) from None
-        raise ModelError(f"{key} {source}: importing {name} raised {_told(error)}; install what it imports") from error
-    except (Exception, SystemExit) as error:
-        raise ModelError(f"{key} {source}: importing {name} raised {_told(error)}; fix the module") from error
+        return find_import(source, key, ModelError)
 
 
 def _call(factory: object, source: str, args: Mapping[str, Any]) -> object:
@@ -237,7 +198,7 @@ def check_imported(source: str, key: str = "model.source") -> None:
     Raises:
         ModelError: a module of its top-level package is older here than on disk.
     """
-    top = split_source(source)[0].partition(".")[0]
+    top = split_path(source, key)[0].partition(".")[0]
     for name, module in list(sys.modules.items()):
         spec = getattr(module, "__spec__", None)
         if spec is None or not (name == top or name.startswith(f"{top}.")) or not (spec.origin or "").endswith(".py"):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from raystream import query
 from raystream.acquisition import egl_parameters
 from raystream.errors import ModelError
-from raystream.model.batches import AUTOCAST, choose_device, in_float32, is_device_failure, is_out_of_memory, join
+from raystream.model.batches import AUTOCAST, choose_device, halved, in_batches, in_float32, is_device_failure, is_out_of_memory
 from raystream.model.embedding import EmbeddingTap
 from raystream.model.mc_dropout import MCDropout
 from raystream.model.prediction import Prediction
@@ -194,16 +194,7 @@ class TorchPredictor:
         """See `Predictor.predict`. Memory that ran out halves `batch_size` for good, down to one row."""
         if not all(isinstance(values, Tensor) for values in inputs):
             raise ModelError(f"{self._source} was given texts, but a torch module takes tensors; make tensors of them in model.preprocess")
-        rows = inputs[0].shape[0]
-        pieces: list[Prediction] = []
-        start = 0
-        while start < rows or not pieces:
-            piece = tuple(values[start : start + self.batch_size] for values in inputs)
-            prediction = self._fit(piece)
-            if prediction is not None:
-                pieces.append(prediction)
-                start += self.batch_size
-        return join(pieces)
+        return in_batches(inputs, lambda: self.batch_size, self._fit)
 
     def _fit(self, inputs: tuple[Tensor, ...]) -> Prediction | None:
         """The prediction for one batch, or None when it did not fit and `batch_size` was halved."""
@@ -217,11 +208,9 @@ class TorchPredictor:
             if self._embedding is not None:
                 self._embedding.clear()
         rows = inputs[0].shape[0] if self._dropout is None else self._dropout.rows_at_once(inputs[0].shape[0])
-        if rows <= 1 and not (self._dropout and self._dropout.halve_samples()):
-            raise ModelError(f"{self._source}: one row does not fit into the memory of {self.device} ({reason}); use a larger device")
-        self.batch_size = max(1, rows // 2)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # after the except clause, whose traceback held the batch's tensors
+        if rows <= 1 and self._dropout is not None and self._dropout.halve_samples():
+            rows = 2  # one row again, of fewer samples at a time
+        self.batch_size = halved(rows, self._source, self.device, reason)
         return None
 
     @torch.inference_mode()

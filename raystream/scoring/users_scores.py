@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from raystream.errors import ModelError, QueryError, did_you_mean
+from raystream.errors import ModelError, QueryError
+from raystream.imports import find
 from raystream.model import is_device_failure
 from raystream.model.source import check_imported
 from raystream.query.acquire import column_of
@@ -90,21 +90,9 @@ def users_score(path: str) -> UsersScore:
         QueryError: it can't be imported, or isn't a function.
         ModelError: its source was edited after this process imported it.
     """
-    name, _, attribute = path.partition(":")
-    try:
-        found: object = importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        told = f"{type(error).__name__}: {error}"
-        raise QueryError(
-            f"acquire asks for {path}: importing {name} raised {told}; run from the project's folder or fix the module"
-        ) from error
-    for part in attribute.split("."):
-        known = [name for name in dir(found) if not name.startswith("_")]
-        found = getattr(found, part, None)
-        if found is None:
-            raise QueryError(f"acquire asks for {path}: {attribute!r} is not in {name}{did_you_mean(part, known)}")
+    found = find(path, "acquire asks for")
     if not callable(found):
-        raise QueryError(f"acquire asks for {path}: {attribute!r} is no function; expected one from (n, c) or (n, k, c) to (n,)")
+        raise QueryError(f"acquire asks for {path}, which is no function; expected one from (n, c) or (n, k, c) to (n,)")
     given = getattr(found, "given", None)
     if given not in (None, *_GIVEN):
         raise QueryError(f"acquisition function {path} has given = {given!r}, expected 'logits' or 'log_probs'")

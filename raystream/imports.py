@@ -1,0 +1,61 @@
+"""Import paths of the user's own code, `package.module:attribute`: how they are written, and what they name."""
+
+from __future__ import annotations
+
+import importlib
+
+from raystream.errors import QueryError, RaystreamError, did_you_mean
+
+_LONGEST_HINT = 300
+
+
+def is_import_path(path: str) -> bool:
+    """Whether it is of the form `package.module:attribute`."""
+    module, separator, attribute = path.partition(":")
+    return bool(separator and attribute) and all(part.isidentifier() for part in module.split("."))
+
+
+def split_path(path: str, what: str) -> tuple[str, str]:
+    """`package.module:attribute` as its two halves.
+
+    Raises:
+        QueryError: it has another form.
+    """
+    module, _, attribute = path.partition(":")
+    if not is_import_path(path):
+        raise QueryError(f"{what} is {path!r}, expected an import path of the form package.module:callable")
+    return module, attribute
+
+
+def find(path: str, what: str, error: type[RaystreamError] = QueryError) -> object:
+    """Import what a path names, as it is.
+
+    Args:
+        path: `module:attribute`; the attribute may have dots.
+        what: names it, such as the key of the query that holds it, for messages.
+        error: raised if it can't be imported, or isn't there.
+
+    Raises:
+        QueryError: the path has another form.
+    """
+    name, attribute = split_path(path, what)
+    found: object = _imported(name, f"{what} {path}", error)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [known for known in dir(found) if not known.startswith("_") and callable(getattr(found, known, None))]
+            hint = did_you_mean(part, public)
+            raise error(f"{what} {path}: {name} has no {attribute!r}{hint if len(hint) <= _LONGEST_HINT else ''}")
+        found = getattr(found, part)
+    return found
+
+
+def _imported(name: str, place: str, kind: type[RaystreamError]) -> object:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing == name or name.startswith(f"{missing}."):
+            raise kind(f"{place}: there is no module {missing!r}; run from the project's folder or install the package") from None
+        raise kind(f"{place}: importing {name} raised {type(error).__name__}: {error}; install what it imports") from error
+    except (Exception, SystemExit) as error:
+        raise kind(f"{place}: importing {name} raised {type(error).__name__}: {error}; fix the module") from error
