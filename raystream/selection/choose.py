@@ -149,28 +149,30 @@ def choose(
     constraints.check_floors()
     rows = np.concatenate([first, picked.rows, filled, last])
     gain = np.concatenate([np.full(len(first), np.nan), picked.gain, np.full(len(filled) + len(last), np.nan)])
-    distance = counts = None
-    certificate: CertificateFacts | None = None
-    if shards is not None and labelled is not None:
-        x = shards.gather(rows)
-        if picked.distance is None or len(given):
-            distance = _distances(x, labelled)
-        else:
-            distance = np.concatenate([picked.distance, np.zeros(len(filled))])
-        covering = _covering(shards, x, labelled)
-        counts = covering.counts
-        free = threshold is None and not quotas and cost is None and not len(given)
-        proven = traits.proves_radius and weight == 0 and free and traits.leaves_defaults(args or {})
-        radius = covering.radius if picked.radius is None else picked.radius
-        certificate = {"radius": radius, "lower_bound": radius / 2 if proven else None}
-    why = [constraints.why(int(row)) for row in rows]
     facts = dict(picked.facts) | _left_out(candidates, rows, labelled, threshold)
     if repeats is not None:
         facts |= _repeats_left_out(repeats, np.setdiff1d(np.arange(len(candidates)), rows), filled)
+    distance = counts = certificate = None
+    if shards is not None and labelled is not None:
+        free = threshold is None and not quotas and cost is None and not len(given)
+        proven = traits.proves_radius and weight == 0 and free and traits.leaves_defaults(args or {})
+        distance, counts, certificate = _spread(shards, rows, labelled, picked, filled, proven=proven, given=len(given))
     short = len(rows) < min(budget, len(candidates))  # who gave fewer candidates than the budget knows why
     obstacles = tuple(constraints.obstacles(len(candidates))) if short and picked.note is None else ()
     note = (picked.note or _note(len(candidates) - len(rows), obstacles, more)) if short else None
+    why = [constraints.why(int(row)) for row in rows]
     return Chosen(rows, gain, distance, counts, why, certificate, picked.passes, note, facts, obstacles)
+
+
+def _spread(
+    shards: Shards, rows: Array, labelled: Array, picked: Picked, filled: Array, *, proven: bool, given: int
+) -> tuple[Array, Array, CertificateFacts]:
+    """Each chosen row's distance to those before it and how many candidates it represents, and how far the farthest of all is."""
+    x = shards.gather(rows)
+    distance = _distances(x, labelled) if picked.distance is None or given else np.concatenate([picked.distance, np.zeros(len(filled))])
+    covering = _covering(shards, x, labelled)
+    radius = covering.radius if picked.radius is None else picked.radius
+    return distance, covering.counts, {"radius": radius, "lower_bound": radius / 2 if proven else None}
 
 
 def _covering(shards: Shards, x: Array, labelled: Array) -> Covering:
