@@ -259,7 +259,10 @@ class Leaders:
         """A row that `first` returned becomes a centre."""
         self._gain[place] = -np.inf
         operand = self._encoding.as_centre(self._operand[place])
+        reached = self._centres.largest_square
         self._centres.append(self.x[place], operand, float(self._square[place]))
+        if self._centres.largest_square > reached:  # products with a longer centre err by more
+            self._front_limit = self._limit(self._front)
         if self._squared[place] == 0:  # it equals a centre, so that none is nearer to it
             return
         product = torch.mv(self._front_operand, operand).numpy()

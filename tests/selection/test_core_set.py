@@ -327,3 +327,11 @@ def test_as_many_rows_as_there_are_in_the_order_of_greedy(k):
     """Past the front of leaders, where more rows are gone than left, the order is still that of sequential greedy."""
     x = np.random.default_rng(0).standard_normal((2000, 3)).astype(np.float32)
     np.testing.assert_array_equal(core_set(x, k), greedy(x, k)[0])
+
+
+def test_a_centre_farther_out_than_all_before():
+    """A row is brought up to date although the centre's products err by more than those of all centres before."""
+    x = np.array([[0, 1], [1, 0], [0, 1], [1, 1], [0, 1], [1, 1], [1, 1], [1, 0], [1, 0], [1, 1], [1, 1], [0, 0]], dtype=np.float32)
+    result = farthest_first(LocalShards.of_array(x, metric="cosine"), 2, labelled=unit(x[:1] + np.float32(0.5)))
+    assert result.rows.tolist() == [1, 11]
+    assert result.distance[1] == 1.0  # to the first of the two; the labelled row lies 2e-8 farther
