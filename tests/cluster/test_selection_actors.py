@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,6 @@ import numpy as np
 import pytest
 import ray
 import xxhash
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "selection"))
 from oracle import data
 
 import raystream as rs

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from uuid import uuid4
 
 import pyarrow.fs as pafs
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
 from servers import ACCESS_KEY, SECRET_KEY, Proxy, SeaweedFS
 
 

@@ -1,13 +1,8 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from oracle import data, distances_to, unit
 
 from raystream.selection import ArrayPart, Constraints, LocalShards, Rows

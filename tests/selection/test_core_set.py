@@ -1,16 +1,12 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parent))
 from oracle import KINDS, data, distances_to, greedy, pools, unit
 
 from raystream.errors import DataError, QueryError

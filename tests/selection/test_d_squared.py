@@ -1,15 +1,11 @@
 from __future__ import annotations
 
 import pickle
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parent))
 from laws import chi_squared, critical, sequences
 from oracle import KINDS, data, distances_to, pools, unit
 

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parent))
 from oracle import data, distances_to, greedy, pools, unit
 
 from raystream.errors import DataError, QueryError

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.quality import CONTENDERS, PROTOCOLS, measure
 
 pytestmark = pytest.mark.slow

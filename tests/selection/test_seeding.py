@@ -1,14 +1,10 @@
 from __future__ import annotations
 
 import collections
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from laws import chi_squared, critical, sequences
 from oracle import data, distances_to
 

@@ -1,14 +1,10 @@
 from __future__ import annotations
 
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from oracle import data, greedy
 
 from raystream.errors import DataError
