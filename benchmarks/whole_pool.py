@@ -136,7 +136,7 @@ def one(strategy: str, pool: str, n: int, width: int, picks: int, *, units: bool
         probabilities = Rows([ArrayPart(p)])
     if not units:
         bounds.has_bfloat16_units.cache_clear()
-        bounds._seconds = lambda _: 1.0
+        torch.cpu.get_capabilities = dict
         assert not bounds.has_bfloat16_units()
     empty, took, base = np.empty((0, width), np.float32), [], float("inf")
     for _ in range(times):

@@ -14,6 +14,7 @@ from raystream.choosing.labelled import LabelledRows
 from raystream.scoring.output_kinds import Output
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan, write_plan
 from raystream.scoring.scored_pool import ScoredPool
+from raystream.selection.bounds import has_bfloat16_units
 from raystream.store.manifest import Counts, Manifest, Seconds, versions
 from raystream.store.packs import unbroken
 from raystream.store.queries import read_manifest
@@ -61,7 +62,7 @@ def commit(
         resolved=query.model_dump(mode="json"),
         files=asked.pool.snapshot,
         fingerprint=asked.fingerprint,
-        versions=versions(),
+        versions=surroundings(),
         seed=query.seed,
         counts=Counts(
             pool=asked.pool.rows,
@@ -118,3 +119,8 @@ def _lost(asked: ResolvedQuery, ours: Manifest, plan: bytes | None) -> Result:
     first = asked.committed
     assert first is not None
     return read_result(store, first)
+
+
+def surroundings() -> dict[str, str]:
+    """Return what a choice may depend on beside the query: versions, and the processor's units, which BADGE and k-means++ draw by."""
+    return versions() | {"bfloat16 units": "yes" if has_bfloat16_units() else "no"}

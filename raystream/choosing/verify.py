@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from raystream.choosing.batch import choose_batch
+from raystream.choosing.commit import surroundings
 from raystream.choosing.constraints import PoolColumns
 from raystream.choosing.holding import Actors
 from raystream.choosing.labelled import LabelledRows, labelled_rows_of
@@ -26,7 +27,7 @@ from raystream.scoring.plan import candidates_columns, pool_plan, with_temperatu
 from raystream.scoring.progress import Reporter, Silent
 from raystream.scoring.scored_pool import ScoredPool, merge
 from raystream.store.integrity import damaged
-from raystream.store.manifest import Certificate, Manifest, versions
+from raystream.store.manifest import Certificate, Manifest
 from raystream.store.protocol import Store, StoredFile
 from raystream.store.queries import StoredUnit, find_query, query_folder, read_manifest, read_query, stored_labelled_units, stored_units
 from raystream.store.receipts import EMBEDDINGS, PROBABILITIES, SAMPLES, UnitOutputs
@@ -257,7 +258,7 @@ def _close(then: float | None, now: float | None) -> bool:
 
 def _suspects(query: Query, manifest: Manifest) -> str:
     """What may have changed beside the store."""
-    now = versions()
+    now = surroundings()
     changed = [f"{name} {then} then, {now.get(name)} now" for name, then in manifest.versions.items() if now.get(name) != then]
     if ":" in query.select.strategy:
         changed.append(f"the source of {query.select.strategy}")
