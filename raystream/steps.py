@@ -28,6 +28,7 @@ from raystream.store.manifest import Seconds
 from raystream.store.opening import refuse_in_store
 from raystream.store.protocol import Store
 from raystream.store.result import Result, Scores, read_result
+from raystream.store.scored_units import with_losses
 from raystream.store.unit_columns import named, quarantined_rows
 
 
@@ -54,9 +55,9 @@ def _run(query: Query, fitted: Fitted | None, reporter: Reporter, processes: Pro
             return read_result(asked.store, committed)
         life.begin(asked.store, asked.folder)
         plan = asked.plan(asked.pool.units)
-        if plan.missing and not may_score:
+        if len(plan.to_compute) and not may_score:
             raise QueryError(
-                f"{len(plan.missing)} of {len(plan.units)} units are not scored yet; run raystream query or raystream score first"
+                f"{len(plan.to_compute)} of {len(plan.units)} units are not scored yet; run raystream query or raystream score first"
             )
         write_plan(asked, plan)
         planned = time.perf_counter()
@@ -114,16 +115,16 @@ def score(query: Query, reporter: Reporter) -> Scores:
             pool, _, notes = with_epig(asked, plan, read_pool(asked, plan, session.score(plan), session.warnings), session)
             covered = find_labelled_rows(asked, pool, session)
     scoring = time.perf_counter() - planned - session.start_seconds
-    every = [*pool.units, *covered.elsewhere]
+    every = [pool.units, covered.elsewhere]
     told = [*asked.warnings, *score_warnings(asked.query, pool.units, session), *notes, *covered.warnings, *model_notes(pool.units)]
     return Scores(
         query=asked.name,
         rows=len(pool),
         units_scored=session.units_scored,
-        units_reused=len(plan.units) - len(plan.missing),
+        units_reused=len(plan.units) - len(plan.to_compute),
         warnings=tuple(told),
         seconds=Seconds(start=session.start_seconds, plan=planned - began - fitting, score=scoring, calibrate=fitting),
-        quarantined=tuple(named(quarantined_rows(asked.store, every), sum(unit.quarantined for unit in every))),
+        quarantined=tuple(named(quarantined_rows(asked.store, *every), sum(unit.quarantined for unit in with_losses(every)))),
     )
 
 

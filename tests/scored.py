@@ -19,8 +19,7 @@ def planned(query: Query) -> tuple[ResolvedQuery, ScoringPlan]:
 def stored_outputs(query: Query) -> list[UnitOutputs]:
     """What is kept of each of its units; it must have been run."""
     asked, plan = planned(query)
-    found = read_outputs(asked.store, plan.keys, [output.name for output in plan.outputs])
-    return [unit for unit in found if unit is not None]
+    return list(read_outputs(asked.store, plan.keys, [output.name for output in plan.outputs]))
 
 
 def receipt_of(unit: UnitOutputs, kind: str) -> Receipt:

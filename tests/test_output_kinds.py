@@ -122,7 +122,7 @@ def test_a_unit_has_one_key(make_query: MakeQuery) -> None:
     """Whatever is asked of it; the plan says which outputs, and a query that needs several of a kind's parameters has them side by side."""
     queries = [make_query(**PLAIN, **changes) for changes in ({}, {"model__temperature": 2.0}, {"acquire": {"score": "egl"}})]
     queries.append(make_query(**COVER))
-    assert len({planned(query)[1].keys for query in queries}) == 1
+    assert len({tuple(planned(query)[1].keys) for query in queries}) == 1
     for query in queries:
         score(query)
     folders = list(Path("runs/units").glob("*/*"))

@@ -19,6 +19,7 @@ from raystream.scoring import batch_reader
 from raystream.scoring.batch_reader import BatchReader, BufferedRows
 from raystream.scoring.calibrate import fitted_temperature
 from raystream.scoring.progress import Silent
+from raystream.store.unit_columns import whole_units
 
 MakeQuery = Callable[..., rs.Query]
 ROWS, FIRST = 60_000, 10_040
@@ -44,7 +45,7 @@ def test_a_filter_over_many_blocks_scores_each_row_once(make_query: MakeQuery, w
     query = large(make_query, "large")
     rs.run(query)
     asked, plan = planned(query)
-    scored = read_pool(asked, plan, plan.complete([]))
+    scored = read_pool(asked, plan, whole_units(asked.store, plan.found))
     assert [unit.rows for unit in scored.units] == [ROWS - FIRST]
     assert np.array_equal(scored.ids.to_numpy(), np.arange(FIRST, ROWS))
 

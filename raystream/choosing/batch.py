@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raystream.choosing.candidates import CandidateRows, Named, find_candidates, find_named, hashes
+from raystream.choosing.candidates import CandidateRows, Named, find_candidates, find_named
 from raystream.choosing.constraints import Limits, PoolColumns, exceeded, how_met, in_query, read_limits, refuse_empty, words_of_query
 from raystream.choosing.derived import results_over
 from raystream.choosing.holding import Actors, held_embeddings, memory_of
 from raystream.choosing.labelled import LabelledRows
+from raystream.choosing.row_hashes import hashes_of
 from raystream.errors import QueryError
 from raystream.imports import find
 from raystream.query import Query
@@ -120,7 +121,7 @@ def _choose(
     rows, select = entered.rows, query.select
     candidates = Candidates(
         score=pool.score if rows is None or pool.score is None else pool.score[rows],
-        keys=hashes(pool, query.seed, rows) if select.traits.chance else None,
+        keys=hashes_of(pool, query.seed, rows) if select.traits.chance else None,
         shards=shards,
         labelled=covered.embeddings,
         probabilities=Rows(*pool.probabilities(rows, memory_of(query))) if select.traits.probabilities else None,

@@ -15,22 +15,23 @@ import pyarrow.compute as pc
 from raystream.choosing.constraints import PoolColumns
 from raystream.choosing.holding import memory_of
 from raystream.choosing.labelled import LabelledRows
+from raystream.choosing.row_hashes import RowHashes, goes_by_all_hashes, hashes_of
 from raystream.errors import ModelError, PoolError, QueryError
 from raystream.model import check_classes
-from raystream.pool import check_unique, comparable
-from raystream.pool.ids import BLOCK_ROWS, id_blocks, id_bytes
+from raystream.pool import LabelledMarks, UniqueIds, comparable
+from raystream.pool.ids import id_blocks
 from raystream.query import Id, Query, Select
 from raystream.query.catalogue import SAMPLE_SCORES
 from raystream.scoring.class_labels import named_classes
 from raystream.scoring.output_kinds import EPIG
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan
-from raystream.scoring.scored_pool import ScoredPool, StoredIds, merge
+from raystream.scoring.scored_pool import ScoredPool, merge
 from raystream.scoring.session import refuse_quarantined
-from raystream.selection import Constraints, Quota, Rows, draw, random_order, row_hash, walk
-from raystream.selection.hashing import bytes_hash
+from raystream.selection import Constraints, Quota, Rows, draw, random_order, walk
 from raystream.selection.prefilter import Ahead, ahead, with_floors
 from raystream.selection.strategies.ranking import best
-from raystream.store.receipts import EMBEDDINGS, UnitOutputs
+from raystream.store.receipts import EMBEDDINGS
+from raystream.store.scored_units import ScoredUnits
 from raystream.store.vectors import fetch
 
 _SHOWN = 3
@@ -167,24 +168,6 @@ def find_candidates(query: Query, columns: PoolColumns, covered: LabelledRows, n
     )
 
 
-def hashes(pool: ScoredPool, seed: int, rows: np.ndarray | None) -> np.ndarray:
-    """(n,) uint64 hashes of the rows' ids, ascending or not; of all rows for None."""
-    if rows is not None and 2 * len(rows) > len(pool) and isinstance(pool.ids, StoredIds):
-        return np.asarray(hashes(pool, seed, None)[rows])  # each id is read once
-    found = np.empty(len(pool) if rows is None else len(rows), np.uint64)
-    if rows is None:
-        for start, block in id_blocks(pool.ids):
-            found[start : start + len(block)] = _hashes(seed, block)
-        return found
-    for start in range(0, len(rows), BLOCK_ROWS):
-        found[start : start + BLOCK_ROWS] = _hashes(seed, pool.ids_at(rows[start : start + BLOCK_ROWS]))
-    return found
-
-
-def _hashes(seed: int, ids: pa.Array) -> np.ndarray:
-    return row_hash(seed, ids.to_numpy()) if pa.types.is_integer(ids.type) else bytes_hash(seed, *id_bytes(ids))
-
-
 class _Prefilter:
     """Which rows are candidates by their scores.
 
@@ -258,7 +241,7 @@ def _drawn(query: Query, columns: PoolColumns, mask: np.ndarray, must: np.ndarra
     if count <= 0:
         return np.empty(0, dtype=np.int64)
     free = np.flatnonzero(mask)
-    keys = draw(hashes(columns.pool, query.seed, free), "random_share")
+    keys = draw(hashes_of(columns.pool, query.seed, free), "random_share")
     if not select.quotas and select.cost is None:
         return np.asarray(free[random_order(keys, count)])
     order = free[random_order(keys, len(free))]
@@ -287,35 +270,39 @@ def _can_be_met(quotas: Sequence[Quota], budget: int) -> bool:
     return all((quota.least <= some).all() and quota.least.sum() <= budget for quota, some in zip(quotas, held, strict=True))
 
 
-def read_pool(asked: ResolvedQuery, plan: ScoringPlan, scored: Sequence[UnitOutputs | None], warnings: Sequence[str] = ()) -> ScoredPool:
+def read_pool(asked: ResolvedQuery, plan: ScoringPlan, units: ScoredUnits, warnings: Sequence[str] = ()) -> ScoredPool:
     """The merged pool, once it is known to be sound: rows to choose from, unique ids, outputs of one shape.
 
     Args:
         asked: the query.
         plan: its units.
-        scored: the outputs of each, None for those that are left out.
-        warnings: why they are.
+        units: the outputs of those that aren't left out.
+        warnings: why others are.
 
     Raises:
         DataError: it can't be chosen from.
     """
     query = asked.query
-    found = [(unit, of.file) for unit, of in zip(scored, plan.units, strict=True) if unit is not None]
-    units = [unit for unit, _ in found]
     refuse_quarantined(query, units)
     if not units:
         reason = f": {warnings[0]}" if warnings else ""
         raise PoolError(f"no unit of {', '.join(query.pool.uris)} could be scored{reason}")
-    lacking = next((unit.unit for unit in units if unit.rows and unit.members is None), None)
     compared = [score for score in query.acquire.asked if score in SAMPLE_SCORES]
-    if lacking and (compared or query.select.traits.samples):
+    lacking = np.flatnonzero((units.rows > 0) & ~units.say("members"))
+    if len(lacking) and (compared or query.select.traits.samples):
         raise ModelError(
             f"{compared[0] if compared else query.select.strategy} compares several opinions of a row, but the model gave one in unit "
-            f"{lacking}; use a committee, such as a forest, or MC dropout"
+            f"{units[int(lacking[0])].unit}; use a committee, such as a forest, or MC dropout"
         )
-    pool = merge(asked.store, units, [file for _, file in found], query.pool.id or "id", ranking_column(query))
-    _check(asked, pool)
-    return pool
+    file_of = plan.units.file_of[units.places]
+    rows, id_name = int(units.rows.sum()), query.pool.id or "id"
+    marks = None if asked.labelled is None else LabelledMarks(asked.labelled, rows)
+    hashes = RowHashes(query.seed, rows) if goes_by_all_hashes(query) else None
+    with UniqueIds(rows, id_name) as unique:
+        watch = [one for one in (unique, marks, hashes) if one is not None]
+        pool = merge(asked.store, units, plan.units.files, file_of, id_name, ranking_column(query), watch)
+        _check(asked, pool, unique)
+    return replace(pool, labelled=marks, hashes=None if hashes is None else hashes.found)
 
 
 def ranking_column(query: Query) -> str | None:
@@ -333,21 +320,21 @@ def flat_scores(query: Query, pool: ScoredPool) -> list[str]:
     return [f"all {len(pool):,} rows have the same {query.acquire.score}, {least:.4g}, so it ranks nothing; look at the model's outputs"]
 
 
-def _check(asked: ResolvedQuery, pool: ScoredPool) -> None:
+def _check(asked: ResolvedQuery, pool: ScoredPool, unique: UniqueIds) -> None:
     query = asked.query
     if not len(pool):
-        reasons = [reason for unit in pool.units for reason in unit.reasons]
+        reasons = [reason for unit in pool.units.with_losses() for reason in unit.reasons]
         first = f"; the first of the rows left out: {reasons[0]}" if reasons else ""
         raise PoolError(f"no row of {', '.join(query.pool.uris)} is left to choose from after pool.filters and on_error{first}")
-    check_unique(pool.ids, query.pool.id or "id", pool.place, pool.ids_at)
+    unique.check(pool.ids, pool.place)
     named_classes(asked.classes, pool.units)
-    classes = next((unit.classes for unit in pool.units if unit.classes is not None), None)
+    classes = next((receipt.classes for receipt in pool.units.of_models() if receipt.classes is not None), None)
     if asked.classes is not None and classes is not None:
         check_classes(asked.classes, classes)
     if query.needs_embedding and not pool.holds(EMBEDDINGS):
         raise ModelError("the model gave no embedding; name the module in model.embedding")
     calibration = asked.calibration
-    if calibration is not None and any(unit.receipts[0].state_hash != calibration.state_hash for unit in pool.units):
+    if calibration is not None and any(receipt.state_hash != calibration.state_hash for receipt in pool.units.of_models()):
         raise ModelError(
             "the model that scored the pool isn't the one that model.temperature was fitted with: the factory does not build the same "
             "model every time; make it deterministic or give model.weights"

@@ -55,7 +55,7 @@ def commit(
     unbroken(asked.store, write)
     stored = asked.store.stored(name)
     left_out = name.replace("/selection-", "/quarantined-")
-    quarantined = unbroken(asked.store, lambda: write_quarantined(asked.store, left_out, [*pool.units, *covered.elsewhere]))
+    quarantined = unbroken(asked.store, lambda: write_quarantined(asked.store, left_out, pool.units, covered.elsewhere))
     manifest = Manifest(
         query=asked.name,
         identity=asked.identity,
@@ -71,10 +71,10 @@ def commit(
             eligible=batch.eligible,
             candidates=batch.candidates,
             chosen=batch.selection.num_rows,
-            quarantined=sum(unit.quarantined for unit in pool.units),
+            quarantined=int(pool.units.quarantined.sum()),
         ),
         units_scored=scoring.units_scored,
-        units_reused=len(scoring.plan.units) - len(scoring.plan.missing),
+        units_reused=len(scoring.plan.units) - len(scoring.plan.to_compute),
         seconds=seconds,
         bytes_read=scoring.bytes_read,
         passes=batch.passes,

@@ -12,14 +12,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from raystream.choosing.candidates import hashes
+from raystream.choosing.row_hashes import hashes_of
 from raystream.errors import PoolError, QueryError
+from raystream.pool import UnitNames
 from raystream.scoring.output_kinds import EPIG, Output
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan, plan_scoring, pool_plan
 from raystream.scoring.scored_pool import ScoredPool, merge
 from raystream.scoring.session import Session
 from raystream.selection import draw, random_order
-from raystream.store.receipts import SAMPLES, UnitOutputs, check_same_model
+from raystream.store.receipts import SAMPLES
+from raystream.store.scored_units import check_same_model
 
 
 def with_epig(asked: ResolvedQuery, plan: ScoringPlan, pool: ScoredPool, session: Session) -> tuple[ScoredPool, list[Output], list[str]]:
@@ -44,18 +46,17 @@ def with_epig(asked: ResolvedQuery, plan: ScoringPlan, pool: ScoredPool, session
     name = f"{asked.folder}/targets-{digest[:12]}.npy"
     asked.store.put(name, data.getvalue())
     output = asked.kinds.of(EPIG, targets=digest)
-    filled = {unit.key for unit in pool.units if unit.rows}
-    units = [unit for unit, key in zip(plan.units, plan.keys, strict=True) if key in filled]
-    compared = plan_scoring(asked.store, asked.keys, units, (output,))
+    filled = pool.units.places[pool.units.rows > 0]
+    compared = plan_scoring(asked.store, asked.keys, plan.units.take(filled), (output,))
     session.needs(compared)
     samples = asked.kinds.of(SAMPLES).name
-    tasks = [replace(task, samples=samples, targets=name) for task in compared.missing]
-    if tasks and not session.may_score:
-        raise QueryError(f"epig is not computed yet for {len(tasks)} units; run raystream query or raystream score first")
-    found = iter(_all(compared, compared.complete(session.compute(tasks))))
-    every = [unit.and_also(next(found).receipts) if unit.rows else unit for unit in pool.units]
+    if len(compared.to_compute) and not session.may_score:
+        raise QueryError(f"epig is not computed yet for {len(compared.to_compute)} units; run raystream query or raystream score first")
+    session.compute(compared, lambda task: replace(task, samples=samples, targets=name))
+    [table] = compared.found
+    _check_all(compared, table.there)
     ranks = asked.query.needs_score and asked.query.acquire.score == EPIG
-    return pool.with_outputs(every, EPIG if ranks else None), [output], warnings
+    return pool.with_output(table.spread(filled, plan.keys, UnitNames(plan.units)), EPIG if ranks else None), [output], warnings
 
 
 def _targets(asked: ResolvedQuery, pool: ScoredPool, session: Session) -> tuple[np.ndarray, list[str]]:
@@ -67,7 +68,7 @@ def _targets(asked: ResolvedQuery, pool: ScoredPool, session: Session) -> tuple[
         pool = _scored_targets(asked, pool, session)
         if len(pool) > most:
             warnings.append(f"{most} of the {len(pool)} rows of acquire.targets are used, drawn at random; raise acquire.args.targets")
-    keys = draw(hashes(pool, asked.query.seed, None), "epig_targets")
+    keys = draw(hashes_of(pool, asked.query.seed, None), "epig_targets")
     return pool.samples(SAMPLES, np.sort(random_order(keys, min(most, len(pool))))), warnings
 
 
@@ -86,23 +87,23 @@ def _scored_targets(asked: ResolvedQuery, pool: ScoredPool, session: Session) ->
         raise PoolError(f"{where}: {differ} is of another type or shape than in the pool; targets are read as the pool's rows are")
     plan = asked.plan(read.units)
     session.needs(plan)
-    if plan.missing and not session.may_score:
-        raise QueryError(f"epig is not computed yet for {len(plan.missing)} units; run raystream query or raystream score first")
-    scored = _all(plan, session.score(plan))
-    check_same_model([*pool.units, *scored])
-    targets = merge(asked.store, scored, [unit.file for unit in plan.units], query.pool.id or "id", None)
+    if len(plan.to_compute) and not session.may_score:
+        raise QueryError(f"epig is not computed yet for {len(plan.to_compute)} units; run raystream query or raystream score first")
+    scored = session.score(plan)
+    _check_all(plan, np.isin(np.arange(len(plan.units)), scored.places))
+    check_same_model(pool.units, scored)
+    targets = merge(asked.store, scored, plan.units.files, plan.units.file_of, query.pool.id or "id", None)
     if not len(targets):
         raise PoolError(f"{where} holds no row that can be scored")
     return targets
 
 
-def _all(plan: ScoringPlan, units: list[UnitOutputs | None]) -> list[UnitOutputs]:
-    """The outputs of all units.
+def _check_all(plan: ScoringPlan, there: np.ndarray) -> None:
+    """See that all units have outputs; (n,) which of them do.
 
     Raises:
         PoolError: one has none.
     """
-    lost = next((unit for unit, outputs in zip(plan.units, units, strict=True) if outputs is None), None)
-    if lost is not None:
-        raise PoolError(f"{lost.name} could not be scored, and epig needs it; see the events of the query, and run it again")
-    return [unit for unit in units if unit is not None]
+    if not there.all():
+        lost = plan.units[int(np.argmin(there))].name
+        raise PoolError(f"{lost} could not be scored, and epig needs it; see the events of the query, and run it again")

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from raystream.errors import LabelsError, QueryError
-from raystream.pool import Labelled, Unit, has_columns, labelled_units, locate_labelled
+from raystream.pool import Labelled, LabelledMarks, Unit, has_columns, labelled_units, locate_labelled
 from raystream.query import Query
 from raystream.scoring.plan import ResolvedQuery
 from raystream.scoring.scored_pool import ScoredPool, unit_vectors
 from raystream.scoring.session import Session, refuse_quarantined
-from raystream.store.receipts import EMBEDDINGS, PROBABILITIES, UnitOutputs, check_same_model
+from raystream.store.receipts import EMBEDDINGS, PROBABILITIES, UnitOutputs
+from raystream.store.scored_units import check_same_model, with_losses
 from raystream.store.unit_columns import quarantined_rows
 
 _SHOWN = 3
@@ -52,9 +53,9 @@ def find_labelled_rows(asked: ResolvedQuery, pool: ScoredPool, session: Session)
     labelled = asked.labelled
     if labelled is None:
         return LabelledRows(np.zeros(len(pool), bool), 0, None, ())
-    found = _Found.of(labelled, pool)
+    found = pool.labelled or LabelledMarks.of(labelled, pool.ids)
     filtered, apart = _elsewhere(asked, labelled, pool, found)
-    if not found.any and not filtered and not apart:
+    if not (found.labelled.any() or found.excluded.any()) and not filtered and not apart:
         _refuse_foreign(asked, labelled, pool)
     if not asked.query.needs_embedding:
         return _covered(asked.query, labelled, pool, found, (), sum(unit.rows for unit in filtered))
@@ -71,37 +72,20 @@ def labelled_rows_of(query: Query, labelled: Labelled, pool: ScoredPool, elsewhe
         pool: the scored rows.
         elsewhere: the units outside the pool.
     """
-    return _covered(query, labelled, pool, _Found.of(labelled, pool), elsewhere)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """(n,) which of the scored rows are labelled, and which were skipped or rejected."""
-
-    labelled: np.ndarray
-    excluded: np.ndarray
-
-    @classmethod
-    def of(cls, labelled: Labelled, pool: ScoredPool) -> _Found:
-        return cls(labelled.find(pool.ids), labelled.find_excluded(pool.ids))
-
-    @property
-    def any(self) -> bool:
-        """Whether there is any row of either kind."""
-        return bool(self.labelled.any() or self.excluded.any())
+    return _covered(query, labelled, pool, pool.labelled or LabelledMarks.of(labelled, pool.ids), elsewhere)
 
 
 def _covered(
-    query: Query, labelled: Labelled, pool: ScoredPool, here: _Found, elsewhere: Sequence[UnitOutputs], filtered: int = 0
+    query: Query, labelled: Labelled, pool: ScoredPool, here: LabelledMarks, elsewhere: Sequence[UnitOutputs], filtered: int = 0
 ) -> LabelledRows:
     """See `labelled_rows_of`; `filtered` counts labelled rows that the filters exclude, where these aren't scored."""
     found, mask = int(here.labelled.sum()), here.labelled | here.excluded
     if not query.needs_embedding:
         absent = len(labelled) - found - filtered
-        where = "not in the pool or quarantined" if any(unit.quarantined for unit in pool.units) else "not in the pool"
+        where = "not in the pool or quarantined" if any(pool.units.quarantined) else "not in the pool"
         told = [f"{absent} of {len(labelled)} labelled ids are {where}"] if absent else []
         return LabelledRows(mask, found, None, (*labelled.warnings, *told))
-    check_same_model([*pool.units, *elsewhere])
+    check_same_model(pool.units, elsewhere)
     rows = np.flatnonzero(here.labelled)
     pieces = [pool.embeddings_of(rows), *unit_vectors(pool.store, elsewhere, EMBEDDINGS)]
     beside = []
@@ -109,7 +93,7 @@ def _covered(
         beside = [pool.probabilities_of(rows), *unit_vectors(pool.store, elsewhere, PROBABILITIES)]
     found += sum(map(len, pieces[1:]))
     lost = len(labelled) - found
-    bad = sum(unit.quarantined for unit in [*pool.units, *elsewhere])
+    bad = sum(unit.quarantined for unit in with_losses([pool.units, elsewhere]))
     warning = _uncovered(lost, len(labelled), bad)
     filled = [piece for piece in pieces if len(piece)]
     every = [piece for piece in beside if len(piece)]
@@ -128,13 +112,13 @@ def _uncovered(lost: int, labelled: int, quarantined: int) -> str:
     return f"{lost} of {labelled} labelled ids are {where}; they are excluded, but don't count as covered"
 
 
-def _elsewhere(asked: ResolvedQuery, labelled: Labelled, pool: ScoredPool, found: _Found) -> tuple[list[Unit], list[Unit]]:
+def _elsewhere(asked: ResolvedQuery, labelled: Labelled, pool: ScoredPool, found: LabelledMarks) -> tuple[list[Unit], list[Unit]]:
     """Units over the labelled rows that aren't among the scored ones: those that filters exclude, and those in files of their own."""
     filtered = bool(asked.query.pool.filters)
     in_files = asked.query.needs_embedding and _carry_inputs(asked, labelled)
     if not filtered and not in_files:
         return [], []  # nowhere else to look: millions of labelled ids needn't be compared with the pool's
-    absent = labelled.missing_from(pool.ids) if found.labelled.any() else labelled
+    absent = labelled.only(found.missing)
     excluded: list[Unit] = []
     if len(absent) and filtered:
         excluded, absent = locate_labelled(asked.pool, absent)
@@ -178,6 +162,6 @@ def _scored(asked: ResolvedQuery, units: Sequence[Unit], session: Session) -> li
     session.needs(plan)
     if plan.missing and not session.may_score:
         raise QueryError(f"{len(plan.missing)} units of labelled rows are not scored yet; run raystream query or raystream score first")
-    found = [unit for unit in session.score(plan) if unit is not None]
+    found = list(session.score(plan))
     refuse_quarantined(asked.query, found)
     return found

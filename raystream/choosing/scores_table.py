@@ -23,8 +23,8 @@ from raystream.store.integrity import reading
 from raystream.store.manifest import Manifest
 from raystream.store.opening import refuse_in_store
 from raystream.store.protocol import Store
-from raystream.store.queries import StoredUnit, find_query, read_manifest, stored_units
-from raystream.store.receipts import EMBEDDINGS, Receipt
+from raystream.store.queries import find_query, read_manifest, stored_units
+from raystream.store.receipts import EMBEDDINGS, Receipt, UnitOutputs
 from raystream.store.unit_columns import read_columns
 from raystream.store.vectors import Embeddings, VectorFiles, fetch
 
@@ -69,18 +69,20 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
     """
     manifest = read_manifest(store, find_query(store, name))
     assert manifest is not None
-    units = [unit for unit in stored_units(store, manifest) if unit.outputs.rows]
-    if embeddings and not all(unit.outputs.of(EMBEDDINGS) for unit in units):
+    units = stored_units(store, manifest)
+    filled = np.flatnonzero(units.outputs.rows)
+    if embeddings and not all(units.outputs[index].of(EMBEDDINGS) for index in filled.tolist()):
         raise QueryError(f"query {manifest.query} has no embeddings, which its strategy didn't need; leave --embeddings out")
     refuse_among(out, _sources(manifest.resolved), "--out", f"scores-{manifest.query}.parquet")
     refuse_in_store(out, store.uri, "--out")
-    schema = _schema(store, manifest, units, embeddings)
+    schema = _schema(store, manifest, units.outputs[int(filled[0])], embeddings)
+    files = VectorFiles(store)
 
     def pieces() -> Iterator[pa.Table]:
-        for unit in units:
-            yield from _pieces(store, unit, schema)
+        for index in filled.tolist():
+            yield from _pieces(store, files, units.outputs[index], units.paths[units.path_of[index]], schema)
 
-    count = sum(unit.outputs.rows for unit in units)
+    count = int(units.outputs.rows.sum())
     if is_table(out):
         rows = TableRows(schema, count, lambda: (batch for piece in pieces() for batch in piece.to_batches()), _group_rows(schema))
         write_table(rows, out, manifest.query, name="scores", key="--out")
@@ -103,9 +105,8 @@ def _sources(resolved: dict[str, Any]) -> dict[str, list[str]]:
     return {key: [uris] if isinstance(uris, str) else uris for key, uris in found.items() if isinstance(uris, str | list)}
 
 
-def _schema(store: Store, manifest: Manifest, units: Sequence[StoredUnit], embeddings: bool) -> pa.Schema:
+def _schema(store: Store, manifest: Manifest, first: UnitOutputs, embeddings: bool) -> pa.Schema:
     """The columns of the file, from the first unit, and where they come from as its metadata."""
-    first = units[0].outputs
     types = {name: type_ for receipt in first.receipts for name, type_ in _types(store, receipt).items()}
     columns = [name for receipt in first.receipts for name in receipt.columns if name != "row"]
     fields = [pa.field(name, types[name]) for name in columns]
@@ -127,12 +128,11 @@ def _types(store: Store, receipt: Receipt) -> dict[str, pa.DataType]:
     return {name: schema.field(name).type for name in receipt.columns}
 
 
-def _pieces(store: Store, unit: StoredUnit, schema: pa.Schema) -> Iterator[pa.Table]:
-    """A unit's rows, some at a time."""
-    outputs = unit.outputs
+def _pieces(store: Store, files: VectorFiles, outputs: UnitOutputs, path: str, schema: pa.Schema) -> Iterator[pa.Table]:
+    """A unit's rows, which are of this file of the pool, some at a time."""
     vectors = outputs.of(EMBEDDINGS) if EMBEDDING in schema.names else None
     kept = None if vectors is None else outputs.kept.get(vectors.output)
-    parts = [] if vectors is None or vectors.file is None else VectorFiles(store).parts(vectors.file, vectors.rows)
+    parts = [] if vectors is None or vectors.file is None else files.parts(vectors.file, vectors.rows)
     fetch(parts)
     stored = [name for name in schema.names if name not in ("path", EMBEDDING)]
     table = next(read_columns(store, [outputs], stored))
@@ -140,7 +140,7 @@ def _pieces(store: Store, unit: StoredUnit, schema: pa.Schema) -> Iterator[pa.Ta
     for start in range(0, table.num_rows, size):
         rows = table.slice(start, size)
         columns: dict[str, pa.Array | pa.ChunkedArray] = dict(zip(stored, rows.columns, strict=True))
-        columns["path"] = pa.repeat(pa.scalar(unit.path, pa.string()), rows.num_rows)
+        columns["path"] = pa.repeat(pa.scalar(path, pa.string()), rows.num_rows)
         if vectors is not None:
             wanted = np.arange(start, start + rows.num_rows) if kept is None else kept[start : start + size]
             columns[EMBEDDING] = _vectors(parts, wanted, schema.field(EMBEDDING).type)

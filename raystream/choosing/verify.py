@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,9 @@ from raystream.scoring.progress import Reporter, Silent
 from raystream.scoring.scored_pool import ScoredPool, merge
 from raystream.store.integrity import damaged
 from raystream.store.manifest import Certificate, Manifest
+from raystream.store.packs import in_threads
 from raystream.store.protocol import Store, StoredFile
-from raystream.store.queries import StoredUnit, find_query, query_folder, read_manifest, read_query, stored_labelled_units, stored_units
+from raystream.store.queries import StoredUnits, find_query, query_folder, read_manifest, read_query, stored_labelled_units, stored_units
 from raystream.store.receipts import EMBEDDINGS, PROBABILITIES, SAMPLES, UnitOutputs
 from raystream.store.result import committed_table, read_result
 from raystream.store.unit_columns import quarantined_rows
@@ -40,6 +41,7 @@ TOLERANCE = 1e-6
 _CLOSE = ("gain", "distance")
 _HASH_THREADS = 4
 _FETCH_THREADS = 16
+_FILES_AT_ONCE = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,8 @@ def verify(
     reporter.stage("Checking the stored units")
     units = stored_units(store, manifest)
     elsewhere = stored_labelled_units(store, manifest)
-    every = [*(unit.outputs for unit in units), *elsewhere]
-    files = _files(query, every)
-    _check_whole(store, [manifest.selection, *files])
+    every = (units.outputs, elsewhere)
+    bytes_ = _check_whole(store, chain([manifest.selection], _files(query, every))) - manifest.selection.size
     _compare_quarantined(store, manifest, every)
     reporter.stage(f"Choosing {query.select.budget} rows by {query.select.strategy} again")
     columns = _columns(store, query, manifest, units)
@@ -112,8 +113,8 @@ def verify(
         query=manifest.query,
         rows=committed.num_rows,
         scored=len(pool),
-        units=len(units) + len(elsewhere),
-        bytes=sum(file.size for file in files),
+        units=len(units.outputs) + len(elsewhere),
+        bytes=bytes_,
         same=tuple(column for column in compared if column not in _CLOSE),
         close=(*_CLOSE, *(["certificate"] if manifest.certificate else [])),
         not_compared=tuple(query.pool.keep),
@@ -121,17 +122,16 @@ def verify(
     )
 
 
-def _columns(store: Store, query: Query, manifest: Manifest, units: Sequence[StoredUnit]) -> PoolColumns:
+def _columns(store: Store, query: Query, manifest: Manifest, units: StoredUnits) -> PoolColumns:
     """The scored rows as they were merged then; the pool's files are looked at only if the choice needs their columns."""
     needed = candidates_columns(query)
     schema, files = pa.schema([]), {file.path: file for file in known_files(manifest.files, query.pool.options)}
     if needed:
         plan = pool_plan(query, query.pool, needed)
         schema, files = plan.keep_schema, _unchanged(plan, manifest, needed)
-    outputs = [unit.outputs for unit in units]
     column = query.acquire.column if query.needs_score else None
-    pool = merge(store, outputs, [files[unit.path] for unit in units], query.pool.id or "id", column)
-    return PoolColumns(pool, schema, named_classes(_classes(manifest), outputs))
+    pool = merge(store, units.outputs, [files[path] for path in units.paths], units.path_of, query.pool.id or "id", column)
+    return PoolColumns(pool, schema, named_classes(_classes(manifest), units.outputs))
 
 
 def _query(store: Store, manifest: Manifest) -> Query:
@@ -146,20 +146,25 @@ def _query(store: Store, manifest: Manifest) -> Query:
     return query
 
 
-def _files(query: Query, units: Sequence[UnitOutputs]) -> list[StoredFile]:
+def _files(query: Query, groups: Iterable[Iterable[UnitOutputs]]) -> Iterator[StoredFile]:
     """The files of units that the choice reads."""
     traits = query.select.traits
     vectors = {EMBEDDINGS: query.needs_embedding, PROBABILITIES: traits.probabilities, SAMPLES: traits.samples}
-    read = [receipt for unit in units for receipt in unit.receipts if vectors.get(receipt.kind, True)]
-    left_out = [receipt.quarantine for unit in units for receipt in unit.receipts]
-    return [file for file in dict.fromkeys([*(receipt.file for receipt in read), *left_out]) if file is not None]
+    for unit in chain.from_iterable(groups):
+        read = [receipt.file for receipt in unit.receipts if vectors.get(receipt.kind, True)]
+        left_out = [receipt.quarantine for receipt in unit.receipts]
+        yield from (file for file in dict.fromkeys([*read, *left_out]) if file is not None)
 
 
-def _check_whole(store: Store, files: Sequence[StoredFile]) -> None:
-    with ThreadPoolExecutor(_FETCH_THREADS if store.remote else _HASH_THREADS) as threads:
-        for file, whole in zip(files, threads.map(store.is_whole, files), strict=True):
+def _check_whole(store: Store, files: Iterator[StoredFile]) -> int:
+    """The size of all files together, each of which is what was written."""
+    total, threads = 0, _FETCH_THREADS if store.remote else _HASH_THREADS
+    while some := list(islice(files, _FILES_AT_ONCE)):
+        for file, whole in zip(some, in_threads(store.is_whole, some, threads), strict=True):
             if not whole:
                 raise damaged(store.place(file.name))
+            total += file.size
+    return total
 
 
 def _labelled(query: Query, pool: ScoredPool, manifest: Manifest) -> Labelled | None:
@@ -233,14 +238,14 @@ def _compare_certificates(manifest: Manifest, now: Certificate | None) -> None:
         raise VerificationError(f"query {manifest.query}: its certificate is {then}, but its scores give {now}")
 
 
-def _compare_quarantined(store: Store, manifest: Manifest, units: Sequence[UnitOutputs]) -> None:
+def _compare_quarantined(store: Store, manifest: Manifest, groups: Iterable[Iterable[UnitOutputs]]) -> None:
     """Hold the rows that were left out against the units' own.
 
     Raises:
         StoreError: the file of them is gone or isn't what was committed.
         VerificationError: it holds other rows than the units left out.
     """
-    found = list(quarantined_rows(store, units))
+    found = list(quarantined_rows(store, *groups))
     then = None if manifest.quarantined is None else committed_table(store, manifest, manifest.quarantined)
     now = pa.concat_tables(found) if found else None
     if (then is None) != (now is None) or (then is not None and not then.equals(now)):

@@ -1,4 +1,4 @@
-"""Ids: those derived from where rows are, and whether ids tell rows apart over the whole pool.
+"""Ids: those derived from where rows are, those of some rows, and the types that they are compared in.
 
 Millions of ids are compared as numbers of 64 bits, in no more memory than the numbers take. Two ids of the same number may differ:
 numbers find, the ids themselves decide.
@@ -6,7 +6,7 @@ numbers find, the ids themselves decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from raystream.errors import PoolError
 from raystream.pool.columns import plain
 
 BLOCK_ROWS = 1 << 16
 """Ids that are looked at together: what is made of them on the way is small beside the ids."""
 _LONG = 256
 """Bytes of an id from which a call for each id is cheaper than a step for every eight bytes of all."""
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+FACTOR = np.uint64(0x9E3779B97F4A7C15)
+"""Mixes numbers by multiplication: the highest bits of the product depend on all of theirs."""
 _SHIFT = np.uint64(29)
 
 Numbers = npt.NDArray[np.integer]
@@ -84,7 +84,7 @@ def id_bytes(block: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int
 def _hashes(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
     """(n,) uint64 hashes of the bytes between these offsets: eight bytes of all ids at a time are mixed into them."""
     length = np.diff(offsets)
-    hashes = length.astype(np.uint64) * _FACTOR
+    hashes = length.astype(np.uint64) * FACTOR
     if len(data) < 8:
         data = np.concatenate([data, np.zeros(8, np.uint8)])
     words = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))
@@ -95,7 +95,7 @@ def _hashes(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> npt.
         at = np.minimum(begin, last)
         word = words[at] >> ((begin - at).astype(np.uint64) << np.uint64(3))  # at the very end, eight bytes that begin earlier
         unused = np.maximum(8 - left, 0).astype(np.uint64) << np.uint64(3)
-        mixed = (hashes[rows] ^ (word << unused)) * _FACTOR
+        mixed = (hashes[rows] ^ (word << unused)) * FACTOR
         hashes[rows] = mixed ^ (mixed >> _SHIFT)
         going = left > 8
         if not going.all():
@@ -105,56 +105,6 @@ def _hashes(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> npt.
     for row in np.flatnonzero(length >= _LONG).tolist():
         hashes[row] = xxhash.xxh3_64_intdigest(view[offsets[row] : offsets[row + 1]])
     return hashes
-
-
-_SHOWN = 3
-
-
-def check_unique(
-    ids: Ids | pa.Array,
-    name: str,
-    where: Callable[[int], str] | None = None,
-    take: Callable[[npt.NDArray[np.int64]], pa.Array] | None = None,
-) -> None:
-    """Raise PoolError if ids are null or occur more than once.
-
-    Args:
-        ids: of all rows, in row order; looked at twice, and once more if two of them have one number.
-        name: the id column's, for messages.
-        where: names the place of a row of `ids`, as in `/pool/a.parquet row 17`; left out, the row's number does.
-        take: the ids of some rows, if there is a shorter way to them than through all.
-    """
-    where = where or "row {}".format
-    try:
-        suspects = _suspects(ids)
-    except _NullIds:
-        nulls = [start + np.flatnonzero(np.asarray(block.is_null())) for start, block in id_blocks(ids) if block.null_count]
-        first = [row for rows in nulls for row in rows[:_SHOWN].tolist()][:_SHOWN]
-        raise PoolError(
-            f"{sum(map(len, nulls))} ids of column {name} are null, first: {', '.join(map(where, first))}; "
-            "expected one id a row, so fill them or leave pool.id out"
-        ) from None
-    found = comparable(take(suspects) if take is not None and len(suspects) else take_ids(ids, suspects))
-    repeated = _repeated(found)
-    if len(repeated):
-        places = {id_: int(suspects[place]) for id_, place in _first_repeats(found, repeated).items()}
-        raise PoolError(
-            f"{len(repeated)} ids of column {name} are not unique, first: {', '.join(map(str, places))}, "
-            f"met again at {', '.join(map(where, places.values()))}; "
-            "expected one id a row, so correct them or leave pool.id out"
-        )
-
-
-class _NullIds(Exception):
-    """Some id is null."""
-
-
-def _whole_blocks(ids: Ids | pa.Array) -> Iterator[tuple[int, pa.Array]]:
-    """`id_blocks`, unless an id is null."""
-    for start, block in id_blocks(ids):
-        if block.null_count:
-            raise _NullIds
-        yield start, block
 
 
 def take_ids(ids: Ids | pa.Array, rows: npt.NDArray[np.int64]) -> pa.Array:
@@ -189,59 +139,6 @@ def comparable(ids: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     if pa.types.is_binary(ids.type) or pa.types.is_fixed_size_binary(ids.type):
         return ids.cast(pa.large_binary())
     return ids
-
-
-def _suspects(ids: Ids | pa.Array) -> npt.NDArray[np.int64]:
-    """The rows, ascending, of all ids that some other id has the number of."""
-    if pa.types.is_integer(ids.type) and _ascend(ids):
-        return np.empty(0, np.int64)
-    numbers: Numbers | None = None
-    for start, block in _whole_blocks(ids):
-        found = numbers_of(block)
-        if numbers is None:
-            numbers = np.empty(len(ids), found.dtype)
-        numbers[start : start + len(found)] = found
-    if numbers is None:
-        return np.empty(0, np.int64)
-    numbers.sort()
-    same = [np.empty(0, numbers.dtype)]
-    for start in range(0, len(numbers), BLOCK_ROWS):
-        run = numbers[start : start + BLOCK_ROWS + 1]
-        same.append(run[1:][run[1:] == run[:-1]])
-    del numbers
-    again = np.unique(np.concatenate(same))
-    rows = [np.empty(0, np.int64)]
-    for start, array in id_blocks(ids) if len(again) else ():
-        found = numbers_of(array)
-        at = np.minimum(np.searchsorted(again, found), len(again) - 1)
-        rows.append(start + np.flatnonzero(again[at] == found))
-    return np.concatenate(rows)
-
-
-def _ascend(ids: Ids | pa.Array) -> bool:
-    """Whether each integer is above the one before, so that there is nothing to sort."""
-    last: np.integer | None = None
-    for _, block in _whole_blocks(ids):
-        values = block.to_numpy()
-        if not (values[1:] > values[:-1]).all() or (last is not None and values[0] <= last):
-            return False
-        last = values[-1]
-    return True
-
-
-def _repeated(ids: pa.Array) -> pa.Array:
-    """The ids that occur more than once."""
-    counts = pc.value_counts(ids)
-    return counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-
-
-def _first_repeats(ids: pa.ChunkedArray | pa.Array, repeated: pa.Array) -> dict[object, int]:
-    """The ids that are met again first, in row order, with the rows where they are."""
-    found = pc.index_in(ids, value_set=repeated)
-    rows, values = pc.indices_nonzero(found.is_valid()).to_numpy(), found.drop_null().to_numpy()
-    again = np.delete(np.arange(len(values)), np.unique(values, return_index=True)[1])
-    first = again[np.sort(np.unique(values[again], return_index=True)[1])[:_SHOWN]]
-    return {repeated[int(values[i])].as_py(): int(rows[i]) for i in first}
 
 
 Index = npt.NDArray[np.int64]

@@ -77,7 +77,10 @@ class Labelled:
 
     def find(self, ids: Ids | pa.Array) -> Mask:
         """(n,) whether each id is labelled; a null never is."""
-        return self._are_in(ids, self._known)
+        found = np.zeros(len(ids), dtype=bool)
+        for start, block in id_blocks(ids) if len(self) else ():
+            found[start : start + len(block)] = self._known.index(block) >= 0
+        return found
 
     @property
     def every(self) -> Labelled:
@@ -86,18 +89,6 @@ class Labelled:
             return self
         ids = pa.concat_arrays([self.ids, self.excluded])
         return replace(self, ids=ids.take(pc.array_sort_indices(ids)), excluded=self.excluded.slice(0, 0))
-
-    def find_excluded(self, ids: Ids | pa.Array) -> Mask:
-        """(n,) whether each id was skipped or rejected."""
-        return self._are_in(ids, KnownIds(self.excluded))
-
-    def missing_from(self, ids: Ids | pa.Array) -> Labelled:
-        """The labelled ids that are not among the given ones."""
-        missing = np.ones(len(self), dtype=bool)
-        for _, block in id_blocks(ids):
-            where = self.index(block)
-            missing[where[where >= 0]] = False
-        return self.only(missing)
 
     def only(self, mask: Mask) -> Labelled:
         """The ids for which the (len(self),) mask is true."""
@@ -114,11 +105,43 @@ class Labelled:
     def _known(self) -> KnownIds:
         return KnownIds(self.ids)
 
-    def _are_in(self, ids: Ids | pa.Array, known: KnownIds) -> Mask:
-        found = np.zeros(len(ids), dtype=bool)
-        for start, block in id_blocks(ids) if len(known) else ():
-            found[start : start + len(block)] = known.index(block) >= 0
-        return found
+
+class LabelledMarks:
+    """Which rows are labelled, as their ids come by in row order.
+
+    Args:
+        labelled: the ids.
+        rows: how many rows there will be.
+
+    Attributes:
+        labelled, excluded: (n,) which rows are labelled, and which were skipped or rejected.
+        missing: (len(labelled),) which labelled ids didn't come by.
+    """
+
+    def __init__(self, labelled: Labelled, rows: int) -> None:
+        self._known, self._others = KnownIds(labelled.ids), KnownIds(labelled.excluded)
+        self.labelled, self.excluded = np.zeros(rows, bool), np.zeros(rows, bool)
+        self.missing = np.ones(len(labelled), bool)
+        self._row = 0
+
+    @classmethod
+    def of(cls, labelled: Labelled, ids: Ids | pa.Array) -> LabelledMarks:
+        """Those of rows of these ids."""
+        marks = cls(labelled, len(ids))
+        for chunk in [ids] if isinstance(ids, pa.Array) else ids.chunks:
+            marks.add(chunk)
+        return marks
+
+    def add(self, ids: pa.Array) -> None:
+        """Take the ids of the next rows."""
+        for _, block in id_blocks(ids):
+            here = slice(self._row, self._row + len(block))
+            where = self._known.index(block)
+            self.labelled[here] = where >= 0
+            self.missing[where[where >= 0]] = False
+            if len(self._others):
+                self.excluded[here] = self._others.index(block) >= 0
+            self._row += len(block)
 
 
 def read_labelled(uris: Sequence[str], id_name: str | None, id_type: pa.DataType, threads: int = 8, storage: Storage = LOCAL) -> Labelled:

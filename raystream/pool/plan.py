@@ -26,6 +26,7 @@ from raystream.pool.images import Decoding, UndecodableError, beginning, cells, 
 from raystream.pool.reader import Prepared, ReadSpec
 from raystream.pool.scan import scan
 from raystream.pool.tables import list_pool
+from raystream.pool.unit_table import Units
 from raystream.pool.units import TARGET_BYTES, Unit, cut_units, group_bytes
 from raystream.query import LOGIT_SCORES, Pool, Preprocess
 
@@ -173,7 +174,7 @@ class PoolPlan:
     """
 
     footers: tuple[Footer, ...]
-    units: tuple[Unit, ...]
+    units: Units
     read: ReadSpec
     filters: Filters
     partition_types: dict[str, pa.DataType]
@@ -195,12 +196,12 @@ class PoolPlan:
     @property
     def unit_rows(self) -> int:
         """Rows of the units, before row filters."""
-        return sum(unit.rows for unit in self.units)
+        return int(self.units.rows.sum())
 
     @property
     def bytes(self) -> int:
         """Uncompressed bytes of what the units read."""
-        return sum(unit.bytes for unit in self.units)
+        return int(self.units.bytes.sum())
 
     @property
     def id_name(self) -> str:
@@ -280,7 +281,7 @@ def plan_pool(
     spec = ReadSpec(pool.id, _id_type(pool.id, types), marked, on_error, pool.input_names, prepared, wide)
     keep = pa.schema([pa.field(name, plain_type(types[name])) for name in later])
     warnings = (*_left_out(unreadable), *_large_row_group(footers, units, spec))
-    return PoolPlan(tuple(footers), tuple(units), spec, filters, folders, keep, warnings, tables, len(unreadable))
+    return PoolPlan(tuple(footers), units, spec, filters, folders, keep, warnings, tables, len(unreadable))
 
 
 def _check_names(pool: Pool) -> None:
@@ -311,9 +312,9 @@ def _cut(
     folders: dict[str, pa.DataType],
     target_bytes: int,
     wide: tuple[tuple[str, pa.DataType], ...],
-) -> list[Unit]:
+) -> Units:
     left = ((footer, residual(filters, footer.file, folders)) for footer in footers)
-    return [unit for footer, rest in left if rest is not None for unit in cut_units(footer, rest, target_bytes, wide)]
+    return Units.of(unit for footer, rest in left if rest is not None for unit in cut_units(footer, rest, target_bytes, wide))
 
 
 def _left_out(unreadable: dict[File, str]) -> tuple[str, ...]:
@@ -324,7 +325,7 @@ def _left_out(unreadable: dict[File, str]) -> tuple[str, ...]:
     return (f"{files} left out{', first' if count > _SHOWN else ''}: {reasons}",) if count else ()
 
 
-def _large_row_group(footers: Sequence[Footer], units: Sequence[Unit], spec: ReadSpec) -> tuple[str, ...]:
+def _large_row_group(footers: Sequence[Footer], units: Units, spec: ReadSpec) -> tuple[str, ...]:
     """A warning if a row group is so large that a worker needs much memory to read it."""
     # Encoded integers take less room in the file than in memory.
     # Of what is decoded, only a batch is in memory at a time.

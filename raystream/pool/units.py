@@ -46,8 +46,12 @@ class Unit:
     @property
     def name(self) -> str:
         """`path#rg3-5` or `path#rg3`, as messages show it."""
-        first, last = self.row_groups[0], self.row_groups[-1]
-        return f"{self.file.path}#rg{first}" if first == last else f"{self.file.path}#rg{first}-{last}"
+        return unit_name(self.file.path, self.row_groups[0], len(self.row_groups))
+
+
+def unit_name(path: str, group: int, groups: int) -> str:
+    """What a unit of so many row groups of a file is called."""
+    return f"{path}#rg{group}" if groups == 1 else f"{path}#rg{group}-{group + groups - 1}"
 
 
 def cut_units(

@@ -5,7 +5,6 @@ The time must not grow with the pool: beyond `_UNITS` units, evenly spaced ones 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raystream.store.protocol import Store
-from raystream.store.queries import plan_outputs, read_plan
+from raystream.store.queries import ColumnOfNames, paths_of, plan_outputs, read_plan
 from raystream.store.receipts import EMBEDDINGS, UnitOutputs
 from raystream.store.result import Result
+from raystream.store.scored_units import ScoredUnits
 from raystream.store.unit_columns import read_columns, read_outputs
+from raystream.store.unit_keys import Keys
 from raystream.store.vectors import VectorFiles
 
 _UNITS = 256
@@ -31,21 +32,24 @@ class StoredPool:
 
     Attributes:
         total: units of the whole pool.
-        units: those that are looked at, in row order.
-        by_path: the keys of all units by the file they belong to.
+        units: those that are looked at, in row order, without those that have no rows.
+        keys, names: of all units, in the order of the plan.
+        by_path: the places of all units in the plan by the file they belong to.
         outputs: what the query reads of each.
     """
 
     store: Store
     total: int
-    units: tuple[UnitOutputs, ...]
-    by_path: dict[str, list[str]]
+    units: ScoredUnits
+    keys: Keys
+    names: ColumnOfNames
+    by_path: dict[str, npt.NDArray[np.int64]]
     outputs: tuple[str, ...]
 
     @property
     def rows(self) -> int:
         """Rows of the units that are looked at."""
-        return sum(unit.rows for unit in self.units)
+        return int(self.units.rows.sum())
 
     @property
     def is_sample(self) -> bool:
@@ -57,13 +61,13 @@ def stored_pool(result: Result) -> StoredPool:
     """The units behind a committed query, by the plan that lies beside its selection."""
     store = result.store
     plan = read_plan(store, result.query)
-    keys, outputs = plan.column("key").to_pylist(), plan_outputs(plan)
-    by_path: dict[str, list[str]] = {}
-    for unit, key in zip(plan.column("unit").to_pylist(), keys, strict=True):
-        by_path.setdefault(unit.rpartition("#rg")[0], []).append(key)
-    looked_at = keys if len(keys) <= _UNITS else [keys[i] for i in np.linspace(0, len(keys) - 1, _UNITS).round().astype(int)]
-    units = (unit for unit in read_outputs(store, looked_at, outputs) if unit is not None and unit.rows)
-    return StoredPool(store, len(keys), tuple(units), by_path, outputs)
+    keys, names, outputs = Keys.of_column(plan.column("key")), ColumnOfNames(plan.column("unit")), plan_outputs(plan.schema)
+    paths, of = paths_of(plan)
+    order = np.argsort(of, kind="stable")
+    by_path = dict(zip(paths, np.split(order, np.flatnonzero(np.diff(of[order])) + 1), strict=True))
+    looked_at = np.unique(np.linspace(0, len(keys) - 1, min(len(keys), _UNITS)).round().astype(np.int64))
+    found = read_outputs(store, keys, outputs, names, looked_at)
+    return StoredPool(store, len(keys), found.filled, keys, names, by_path, outputs)
 
 
 def pool_scores(pool: StoredPool, score: str) -> Floats:
@@ -76,56 +80,62 @@ def pool_scores(pool: StoredPool, score: str) -> Floats:
 def sampled_embeddings(pool: StoredPool) -> Floats:
     """(at most 20,000, d) evenly spaced rows of the stored embeddings; (0, 0) when there are none."""
     units = [unit for unit in pool.units if unit.of(EMBEDDINGS) is not None]
-    total = sum(unit.rows for unit in units)
+    total, vectors = sum(unit.rows for unit in units), VectorFiles(pool.store, checked=False)
     wanted = np.linspace(0, total - 1, min(total, _SAMPLE_ROWS)).round().astype(np.int64)
     parts: list[Floats] = []
     start = 0
     for unit in units:
         inside = wanted[slice(*np.searchsorted(wanted, [start, start + unit.rows]))] - start
-        parts.append(_embeddings_at(pool.store, unit, inside))
+        parts.append(_embeddings_at(vectors, unit, inside))
         start += unit.rows
     return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
 
 def chosen_embeddings(pool: StoredPool, selection: pa.Table) -> tuple[npt.NDArray[np.int64], Floats]:
     """The embeddings of chosen rows: their ranks, ascending, and (n, d) values; those in too many units are left out."""
-    paths, rows = selection.column("path").to_pylist(), selection.column("row").to_numpy()
-    opened = 0
-    found: dict[int, Floats] = {}
-    for path in dict.fromkeys(paths):
-        keys = pool.by_path.get(path, [])
-        opened += len(keys)
-        if opened > _UNITS and found:
+    paths, rows = np.array(selection.column("path").to_pylist(), object), selection.column("row").to_numpy()
+    opened: dict[str, npt.NDArray[np.int64]] = {}
+    for path in dict.fromkeys(paths.tolist()):
+        places = pool.by_path.get(path, np.empty(0, np.int64))
+        if opened and sum(map(len, opened.values())) + len(places) > _UNITS:
             break
-        ranks = np.array([rank for rank, other in enumerate(paths) if other == path])
-        _find(pool, keys, ranks, rows[ranks], found)
+        opened[path] = places
+    of = {place: path for path, places in opened.items() for place in places.tolist()}
+    units = read_outputs(pool.store, pool.keys, pool.outputs, pool.names, np.array(sorted(of), np.int64))
+    found: dict[int, Floats] = {}
+    vectors = VectorFiles(pool.store, checked=False)
+    for place, unit in zip(units.places.tolist(), units, strict=True):
+        if unit.of(EMBEDDINGS) is not None and unit.rows:
+            ranks = np.flatnonzero(paths == of[place])
+            _find(pool.store, vectors, unit, ranks, rows[ranks], found)
     ranks = np.array(sorted(found), dtype=np.int64)
     return ranks, np.stack([found[rank] for rank in ranks.tolist()]) if found else np.empty((0, 0), np.float32)
 
 
 def _find(
-    pool: StoredPool, keys: Sequence[str], ranks: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], found: dict[int, Floats]
+    store: Store,
+    vectors: VectorFiles,
+    unit: UnitOutputs,
+    ranks: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    found: dict[int, Floats],
 ) -> None:
-    """Add the embeddings of these rows of a file; which unit holds a row, only the units know."""
-    for unit in read_outputs(pool.store, keys, pool.outputs):
-        if unit is None or unit.of(EMBEDDINGS) is None or not unit.rows:
-            continue
-        held = next(read_columns(pool.store, [unit], ["row"])).column(0).to_numpy()
-        at = np.minimum(np.searchsorted(held, rows), len(held) - 1)
-        here = np.flatnonzero(held[at] == rows)
-        order = here[np.argsort(at[here])]
-        for rank, value in zip(ranks[order].tolist(), _embeddings_at(pool.store, unit, at[order]), strict=True):
-            found[rank] = value
+    """Add the embeddings of those of these rows of a file that a unit holds; which unit that is, only the units know."""
+    held = next(read_columns(store, [unit], ["row"])).column(0).to_numpy()
+    at = np.minimum(np.searchsorted(held, rows), len(held) - 1)
+    here = np.flatnonzero(held[at] == rows)
+    order = here[np.argsort(at[here])]
+    for rank, value in zip(ranks[order].tolist(), _embeddings_at(vectors, unit, at[order]) if len(order) else (), strict=True):
+        found[rank] = value
 
 
-def _embeddings_at(store: Store, unit: UnitOutputs, rows: npt.NDArray[np.int64]) -> Floats:
+def _embeddings_at(vectors: VectorFiles, unit: UnitOutputs, rows: npt.NDArray[np.int64]) -> Floats:
     """The embeddings of ascending rows of one unit, as float32."""
     receipt = unit.of(EMBEDDINGS)
     assert receipt is not None  # whoever asks has seen to it
     assert receipt.file is not None
     if receipt.output in unit.kept:
         rows = unit.kept[receipt.output][rows]
-    vectors = VectorFiles(store, checked=False)
     held = vectors.few(receipt.file, receipt.rows, rows)
     if held is not None:
         return held.array.astype(np.float32)

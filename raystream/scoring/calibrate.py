@@ -134,15 +134,15 @@ def _calibration_set(query: Query, *, look_only: bool = False) -> _CalibrationSe
     kind = SAMPLES if committee else LOGITS
     kinds = QueryOutputs(scored, None)
     plan = plan_scoring(store, UnitKeys(scored, read.read, digest), read.units, (kinds.of(SCORES), kinds.of(kind)))
-    parts = [_VERSION, plan.keys, [output.name for output in plan.outputs], label, classes, query.on_error]
+    parts = [_VERSION, plan.keys[:], [output.name for output in plan.outputs], label, classes, query.on_error]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return _CalibrationSet(key, scored, store, read, classes, label, kind, plan, job_of(scored, store, read, digest, plan.outputs))
 
 
 def _scored(rows: _CalibrationSet, session: Session) -> ScoredPool:
-    found = [(unit, file.file) for unit, file in zip(session.score(rows.plan), rows.plan.units, strict=True) if unit is not None]
-    refuse_quarantined(rows.query, [unit for unit, _ in found])
-    return merge(rows.store, [unit for unit, _ in found], [file for _, file in found], rows.query.pool.id or "id", None)
+    found, units = session.score(rows.plan), rows.plan.units
+    refuse_quarantined(rows.query, found)
+    return merge(rows.store, found, units.files, units.file_of[found.places], rows.query.pool.id or "id", None)
 
 
 def _fit(rows: _CalibrationSet, pool: ScoredPool, warnings: Sequence[str], began: float) -> Calibration:
@@ -159,7 +159,7 @@ def _fit(rows: _CalibrationSet, pool: ScoredPool, warnings: Sequence[str], began
     check_classes(rows.classes, count)
     column = read_columns_at(places, rows.read.keep_schema).column(rows.label)
     named_classes(rows.classes, pool.units)  # names in another order than the model's are refused
-    own = next((unit.class_labels for unit in pool.units if unit.class_labels is not None), None)
+    own = next((receipt.class_labels for receipt in pool.units.of_models() if receipt.class_labels is not None), None)
     labels = class_numbers(f"column {rows.label} (pool.label)", places, column, rows.classes, count, own)
     check_possible(places, samples, labels)
     fit = fit_mean_temperature(samples, labels)

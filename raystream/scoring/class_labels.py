@@ -8,7 +8,7 @@ A query may give classes weights: scores are multiplied by the weight that the m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from raystream.pool import Places
 from raystream.query import LOGIT_SCORES, Query
 from raystream.query.catalogue import SCORES
 from raystream.store.receipts import UnitOutputs
+from raystream.store.scored_units import of_models
 
 ClassLabel = str | int | float | bool
 """What a model itself calls a class."""
@@ -43,13 +44,13 @@ def number_of_class(value: ClassLabel, labels: Sequence[ClassLabel], names: Sequ
     return number_of_class(str(value), labels, names) if not isinstance(value, str) else None
 
 
-def named_classes(names: list[str] | None, units: Sequence[UnitOutputs]) -> list[str] | None:
+def named_classes(names: list[str] | None, units: Iterable[UnitOutputs]) -> list[str] | None:
     """The names of the classes: those that the query gives, else what the model that scored the units calls them.
 
     Raises:
         ModelError: the query's names are the model's own in another order.
     """
-    labels = next((unit.class_labels for unit in units if unit.class_labels is not None), None)
+    labels = next((receipt.class_labels for receipt in of_models([units]) if receipt.class_labels is not None), None)
     if labels is None or names is None:
         return names if labels is None else [str(label) for label in labels]
     own = [str(label) for label in labels]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from raystream.model import Predictor, load, with_local_files
@@ -17,6 +18,7 @@ from raystream.scoring.calibrate import known_temperature
 from raystream.scoring.job import UnitTask
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan, resolve
 from raystream.store.queries import Changes, changes_since
+from raystream.store.receipt_table import ReceiptTable
 from raystream.store.receipts import EMBEDDINGS
 
 _SCORE_BYTES = 40
@@ -82,9 +84,10 @@ def estimate(query: Query, *, starts_ray: bool = False) -> Estimate:
     asked = resolve(_at_one(query) if unfitted else query, calibration, look_only=True)
     plan = asked.plan(asked.pool.units)
     if unfitted:  # nothing is scored at a temperature that isn't known
-        plan = replace(plan, found=((None,) * len(plan.outputs),) * len(plan.units))
+        nothing = tuple(ReceiptTable(output.name, plan.keys) for output in plan.outputs)
+        plan = replace(plan, found=nothing, to_compute=np.arange(len(plan.units)))
     missing = plan.missing
-    rows = sum(task.unit.rows for task in missing)
+    rows = int(plan.units.rows[plan.to_compute].sum())
     rate = _rate(asked, plan) if missing else _Rate(1.0, 0, "what is scored")
     workers = _workers(query.cluster)
     item = 2 if query.model.embedding_dtype == "float16" else 4
@@ -97,7 +100,7 @@ def estimate(query: Query, *, starts_ray: bool = False) -> Estimate:
         bytes=asked.pool.bytes,
         units=len(plan.units),
         units_scored=len(plan.units) - len(missing),
-        bytes_to_read=sum(task.unit.bytes for task in missing),
+        bytes_to_read=int(plan.units.bytes[plan.to_compute].sum()),
         bytes_to_write=rows * (_SCORE_BYTES + rate.dimension * item),
         workers=workers,
         seconds=rows / rate.rows_per_second / min(workers, max(1, len(missing))) if rate.rows_per_second else None,
@@ -121,12 +124,16 @@ def _workers(cluster: Cluster) -> int:
 
 def _rate(asked: ResolvedQuery, plan: ScoringPlan) -> _Rate:
     """By the units that have a receipt, whichever outputs they lack; else by running the model."""
-    known = [there for found in plan.found if (there := [receipt for receipt in found if receipt is not None and receipt.rows])]
-    if not known:
+    rows, seconds = np.zeros(len(plan.units), np.int64), np.zeros(len(plan.units))
+    for table in reversed(plan.found):  # the first that is there counts
+        filled = table.rows > 0
+        rows[filled], seconds[filled] = table.rows[filled], table.seconds[filled]
+    known = np.flatnonzero(rows)
+    if not len(known):
         return _probe(asked, plan.missing)
-    rows, seconds = (sum(getattr(there[0], name) for there in known) for name in ("rows", "seconds"))
-    width = next((receipt.width for receipt in known[0] if receipt.kind == EMBEDDINGS and receipt.width), 0)
-    return _Rate(rows / max(seconds, 1e-9), width, f"{len(known)} units that are scored already")
+    receipts = [table.at(int(known[0])) for table in plan.found if table.kind == EMBEDDINGS]
+    width = next((receipt.width for receipt in receipts if receipt is not None and receipt.width), 0)
+    return _Rate(int(rows.sum()) / max(float(seconds.sum()), 1e-9), width, f"{len(known)} units that are scored already")
 
 
 def _probe(asked: ResolvedQuery, missing: Sequence[UnitTask]) -> _Rate:

@@ -164,14 +164,6 @@ class InProcess:
 _POLL_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class Scored:
-    """What became of the units, by their numbers: each has outputs or a reason why not."""
-
-    outputs: dict[int, UnitOutputs]
-    failed: dict[int, BaseException]
-
-
 class Scoring:
     """Scores units on one set of workers, which stay up from one call to the next.
 
@@ -185,40 +177,41 @@ class Scoring:
     def __init__(self, executor: Executor, workers: int, *, keep_going: bool, on_event: Callable[[Event | None], None]) -> None:
         self._executor, self._keep_going, self._on_event = executor, keep_going, on_event
         self._scheduler = Scheduler(0, workers)
-        self._tasks: list[UnitTask] = []
-        self._outputs: dict[int, UnitOutputs] = {}
+        self._tasks: Sequence[UnitTask] = ()
+        self._first = 0
 
-    def score(self, tasks: Sequence[UnitTask]) -> Scored:
+    def score(self, tasks: Sequence[UnitTask], keep: Callable[[int, UnitOutputs], None]) -> dict[int, BaseException]:
         """Score the tasks.
+
+        Args:
+            tasks: looked at one by one, some more than once.
+            keep: takes the outputs of each, with its number among them, as they come; maybe twice.
+
+        Returns:
+            why tasks have none, by their numbers.
 
         Raises:
             RaystreamError: bad data or bad model output without `keep_going`, or workers that can't start.
         """
-        first = len(self._tasks)
-        self._tasks += tasks
+        self._first, self._tasks = self._scheduler.units, tasks
         self._follow(self._scheduler.add(len(tasks)))
         while not self._scheduler.finished:
             events = self._executor.wait(_POLL_SECONDS)
             for event in events:
-                if isinstance(event, UnitEnded) and isinstance(event.outcome, UnitOutputs):
-                    self._outputs[event.unit] = event.outcome
+                if isinstance(event, UnitEnded) and isinstance(event.outcome, UnitOutputs) and event.unit >= self._first:
+                    keep(event.unit - self._first, event.outcome)
                 self._on_event(event)
                 self._follow(_tell(self._scheduler, event, self._keep_going))
             if not events:
                 self._on_event(None)
-        numbers = range(first, len(self._tasks))
-        poisoned = self._scheduler.poisoned
-        return Scored(
-            {i - first: self._outputs[i] for i in numbers if i in self._outputs},
-            {i - first: poisoned[i] for i in numbers if i in poisoned},
-        )
+        return {unit - self._first: cause for unit, cause in self._scheduler.poisoned.items() if unit >= self._first}
 
     def _follow(self, instructions: list[Instruction]) -> None:
         for instruction in instructions:
             if isinstance(instruction, Abort):
                 raise _as_ours(instruction.cause)
             if isinstance(instruction, Assign):
-                self._executor.assign(instruction.worker, instruction.unit, self._tasks[instruction.unit])
+                self._executor.assign(instruction.worker, instruction.unit, self._tasks[instruction.unit - self._first])
             else:
                 self._executor.start_worker(instruction.worker)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from raystream.pool import File, ReadSpec, Unit
+import numpy as np
+
+from raystream.pool import File, ReadSpec, Unit, Units
 from raystream.pool.reader import READING
 from raystream.query import Query
 from raystream.store.opening import FORMAT
+from raystream.store.unit_keys import KEY_BYTES, Keys
 
 _text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode
 
@@ -50,28 +52,53 @@ class UnitKeys:
         }
         self._between: dict[tuple[str, ...], list[str]] = {}
 
-    def of(self, unit: Unit) -> str:
-        """A unit's key."""
-        return sys.intern(hashlib.sha256(self.text(unit).encode()).hexdigest())
+    def of(self, units: Units) -> Keys:
+        """The units' keys."""
+        digests = np.empty((len(units), KEY_BYTES), np.uint8)
+        for first, end in units.alike():
+            before, after = (text.encode() for text in self._around(units[first]))
+            begun = hashlib.sha256(before)
+            found = []
+            for group, groups in units.row_groups(first, end):
+                digest = begun.copy()
+                digest.update(_listed(group, groups).encode() + after)
+                found.append(digest.digest())
+            digests[first:end] = np.frombuffer(b"".join(found), np.uint8).reshape(-1, KEY_BYTES)
+        return Keys(digests)
 
     def text(self, unit: Unit) -> str:
         """What the key is the hash of."""
+        before, after = self._around(unit)
+        return f"{before}{_listed(unit.row_groups[0], len(unit.row_groups))}{after}"
+
+    def _around(self, unit: Unit) -> tuple[str, str]:
+        """That text before and behind the row groups, by which alone most units of a file differ."""
         own = _unit_parts(unit)
-        names = tuple(sorted(own))
+        names = tuple(sorted([*own, _GROUPS]))
         if names not in self._between:
-            named = (f"{_text(name)}:" + ("\0" if name in own else _text(self._shared[name])) for name in sorted([*self._shared, *own]))
+            named = (f"{_text(name)}:" + ("\0" if name in names else _text(self._shared[name])) for name in sorted([*self._shared, *names]))
             # JSON has no such character, whatever the values are.
             self._between[names] = f"{{{','.join(named)}}}".split("\0")
-        values = [_text(own[name]) for name in names]
-        return "".join(chain(*zip(self._between[names], [*values, ""], strict=True)))
+        between, at = self._between[names], names.index(_GROUPS)
+        values = [_text(own[name]) if name != _GROUPS else "" for name in names]
+        before = chain(*zip(["", *values[:at]], between[: at + 1], strict=True))
+        after = chain(*zip(between[at + 1 :], [*values[at + 1 :], ""], strict=True))
+        return "".join(before), "".join(after)
+
+
+_GROUPS = "row_groups"
+
+
+def _listed(group: int, groups: int) -> str:
+    """Row groups as JSON."""
+    return f"[{','.join(map(str, range(group, group + groups)))}]"
 
 
 def _unit_parts(unit: Unit) -> dict[str, Any]:
-    """What a unit's key holds of the unit itself."""
+    """What a unit's key holds of the unit itself, beside its row groups."""
     later: dict[str, Any] = {"casts": [[name, str(type_)] for name, type_ in unit.casts]} if unit.casts else {}
     return later | {
         "file": unit.file.identity,
-        "row_groups": unit.row_groups,
         "positions": unit.positions,
         "unit_id": unit.id,
         "filters": unit.filters,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,6 +20,8 @@ from raystream.pool import (
     PoolPlan,
     ReadSpec,
     Unit,
+    UnitNames,
+    Units,
     has_columns,
     list_pool,
     plan_pool,
@@ -38,16 +41,14 @@ from raystream.scoring.score_reduction import Reduction
 from raystream.store.calibration import Calibration
 from raystream.store.manifest import Manifest
 from raystream.store.opening import open_store, store_to_read
-from raystream.store.packs import in_threads, read_receipts
+from raystream.store.packs import read_receipts
 from raystream.store.protocol import Store
-from raystream.store.queries import PLAN_OUTPUTS, parsed_plan, plan_outputs, query_folder, read_manifest
-from raystream.store.receipts import Receipt, UnitOutputs
+from raystream.store.queries import PLAN_OUTPUTS, plan_outputs, query_folder, read_manifest
+from raystream.store.receipt_table import ReceiptTable
+from raystream.store.unit_keys import Keys
 
 LARGE_BATCHES = 1 << 30
 _NAME_DIGITS = 12
-_FEW_LOOKUPS = 64
-_REMOTE_NAMES, _LOCAL_NAMES = 1000, 16
-"""Names of a folder that are listed in the time of one lookup: in a bucket by one request, on a disk in some microseconds."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class ResolvedQuery:
         """Under which its units are kept, and any others that are read as the pool's are."""
         return UnitKeys(self.query, self.pool.read, self.fingerprint)
 
-    def plan(self, units: Sequence[Unit]) -> ScoringPlan:
+    def plan(self, units: Iterable[Unit]) -> ScoringPlan:
         """What is there of these units, which are read as the pool's are, and what is missing."""
         return plan_scoring(self.store, self.keys, units, self.outputs)
 
@@ -123,45 +124,59 @@ class ResolvedQuery:
         return job_of(self.query, self.store, self.pool, self.fingerprint, self.outputs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScoringPlan:
     """Units, the keys that they are kept under, and what is there of the outputs that are asked of each.
 
-    `found` has an entry a unit, and in it one for each of `outputs`: the receipt, or None.
+    Attributes:
+        units, keys: in the pool's order.
+        outputs: what is asked of each unit.
+        found: a table for each of `outputs`; what is computed comes in beside what was there.
+        to_compute: (m,) the places of the units that lacked any output when they were looked up.
     """
 
-    units: tuple[Unit, ...]
-    keys: tuple[str, ...]
+    units: Units
+    keys: Keys
     outputs: tuple[Output, ...]
-    found: tuple[tuple[Receipt | None, ...], ...]
+    found: tuple[ReceiptTable, ...]
+    to_compute: np.ndarray
 
-    @cached_property
-    def missing(self) -> list[UnitTask]:
-        """What is to be computed: the outputs that aren't there, of the units that lack any."""
-        return [
-            UnitTask(unit, key, tuple(output for output, receipt in zip(self.outputs, found, strict=True) if receipt is None))
-            for unit, key, found in zip(self.units, self.keys, self.found, strict=True)
-            if None in found
-        ]
-
-    def complete(self, computed: Iterable[UnitOutputs | None]) -> list[UnitOutputs | None]:
-        """All units' outputs, given those of the missing tasks, in their order; None where there are none."""
-        new = iter(computed)
-        return [_joined(self.outputs, found, next(new)) if None in found else _joined(self.outputs, found, None) for found in self.found]
+    @property
+    def missing(self) -> Tasks:
+        """What is to be computed: the outputs that aren't there, of the units that lacked any."""
+        return Tasks(self, self.to_compute)
 
 
-def _joined(outputs: Sequence[Output], found: tuple[Receipt | None, ...], new: UnitOutputs | None) -> UnitOutputs | None:
-    written = {} if new is None else {receipt.output: receipt for receipt in new.receipts}
-    receipts = [receipt or written.get(output.name) for output, receipt in zip(outputs, found, strict=True)]
-    whole = tuple(receipt for receipt in receipts if receipt is not None)
-    return UnitOutputs(whole) if len(whole) == len(outputs) else None
+class Tasks(Sequence[UnitTask]):
+    """What is to be computed of a plan's units at these places, as `told`; a task is made when one is handed out."""
+
+    def __init__(self, plan: ScoringPlan, places: np.ndarray, told: Callable[[UnitTask], UnitTask] | None = None) -> None:
+        self._plan, self.places, self._told = plan, places, told
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> UnitTask: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Tasks: ...
+
+    def __getitem__(self, index: int | slice) -> UnitTask | Tasks:
+        if isinstance(index, slice):
+            return Tasks(self._plan, self.places[index], self._told)
+        plan, place = self._plan, int(self.places[index])
+        lacking = tuple(output for output, table in zip(plan.outputs, plan.found, strict=True) if not table.there[place])
+        task = UnitTask(plan.units[place], plan.keys[place], lacking)
+        return task if self._told is None else self._told(task)
 
 
-def plan_scoring(store: Store, keys: UnitKeys, units: Sequence[Unit], outputs: tuple[Output, ...]) -> ScoringPlan:
+def plan_scoring(store: Store, keys: UnitKeys, units: Iterable[Unit], outputs: tuple[Output, ...]) -> ScoringPlan:
     """The units' keys, and the receipts of the outputs that are in the store."""
-    of = tuple(keys.of(unit) for unit in units)
-    found = read_receipts(store, of, [output.name for output in outputs], _folders(store, len(units) * len(outputs)))
-    return ScoringPlan(tuple(units), of, outputs, tuple(found))
+    table = Units.of(units)
+    of = keys.of(table)
+    found = read_receipts(store, of, [output.name for output in outputs], UnitNames(table))
+    return ScoringPlan(table, of, outputs, found, np.flatnonzero(~np.all([receipts.there for receipts in found], axis=0)))
 
 
 def job_of(query: Query, store: Store, pool: PoolPlan, fingerprint: str, outputs: tuple[Output, ...]) -> Job:
@@ -180,7 +195,7 @@ def job_of(query: Query, store: Store, pool: PoolPlan, fingerprint: str, outputs
         reduction=Reduction.of(query.model, query.acquire),
         storage=query.pool.options,
         store_storage=store.storage,
-        first=pool.units[:PROBE_UNITS],
+        first=tuple(pool.units[:PROBE_UNITS]),
     )
 
 
@@ -254,7 +269,7 @@ def pool_plan(query: Query, pool: Pool, also: Sequence[str] = (), *, labels: boo
 
 def _large_batches(plan: PoolPlan, batch_size: int) -> tuple[str, ...]:
     """A warning if batches are so large that a worker needs much memory to hold them; what a user's function makes isn't known yet."""
-    rows = min(batch_size, max((unit.rows for unit in plan.units), default=0))
+    rows = min(batch_size, int(plan.units.rows.max(initial=0)))
     batches = BUFFERS * min(IN_FLIGHT, len(plan.units))
     size = 0 if plan.read.prepared else batches * rows * row_bytes(plan.read)
     if size <= LARGE_BATCHES:
@@ -288,22 +303,6 @@ def _labelled_parts(query: Query, labelled: Labelled | None, pool: PoolPlan) -> 
     return [labelled.digest, *(file.identity for file, ok in zip(labelled.files, usable, strict=True) if ok)]
 
 
-def _folders(store: Store, lookups: int) -> set[str] | None:
-    """The keys of all units that have a folder in the store; None where it takes less to ask for each that is looked for.
-
-    Most units of a new pool aren't there under any of their keys, and a folder lists a thousand in one request.
-    """
-    if lookups <= _FEW_LOOKUPS:
-        return None
-    folders = store.names("units")
-    if not folders:
-        return set()
-    first = store.names(f"units/{folders[0]}")
-    if lookups < len(folders) * (1 + len(first) / (_REMOTE_NAMES if store.remote else _LOCAL_NAMES)):
-        return None
-    return set(first).union(*in_threads(lambda folder: store.names(f"units/{folder}"), folders[1:]))
-
-
 def write_plan(asked: ResolvedQuery, plan: ScoringPlan, also: Sequence[Output] = ()) -> bytes | None:
     """Leave the query and its units in its folder, for people and for `raystream gc`.
 
@@ -317,37 +316,53 @@ def write_plan(asked: ResolvedQuery, plan: ScoringPlan, also: Sequence[Output] =
     Returns:
         The plan of other units that this one took the place of, if there was one.
     """
-    table = pa.table(
-        {
-            "unit": [unit.name for unit in plan.units],
-            "key": plan.keys,
-            "first_row": pa.array([unit.first_row for unit in plan.units], pa.int64()),
-            "rows": pa.array([unit.rows for unit in plan.units], pa.int64()),
-            "bytes": pa.array([unit.bytes for unit in plan.units], pa.int64()),
-            "scored": [None not in found for found in plan.found],
-        }
-    )
-    table = table.replace_schema_metadata({PLAN_OUTPUTS: json.dumps([output.name for output in (*plan.outputs, *also)])})
+    metadata = {PLAN_OUTPUTS: json.dumps([output.name for output in (*plan.outputs, *also)])}
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+    with pq.ParquetWriter(buffer, _PLAN.with_metadata(metadata), compression="zstd", write_statistics=False) as writer:
+        for start in range(0, len(plan.units), _PLAN_ROWS):
+            writer.write_table(_plan_rows(plan, start, start + _PLAN_ROWS))
     asked.store.put(f"{asked.folder}/query.yaml", asked.given.to_yaml().encode())
     name = f"{asked.folder}/plan.parquet"
     if asked.store.put_if_absent(name, buffer.getvalue()):
         return None
     there = asked.store.read_if_there(name)
-    if there is not None and _holds(there, table):
+    if there is not None and _holds(there, plan, json.loads(metadata[PLAN_OUTPUTS])):
         return None
     asked.store.put(name, buffer.getvalue())
     return there
 
 
-def _holds(data: bytes, plan: pa.Table) -> bool:
+_PLAN_ROWS = 1 << 16
+_COUNTS = ("first_row", "rows", "bytes")
+_PLAN = pa.schema({"unit": pa.string(), "key": pa.string(), **dict.fromkeys(_COUNTS, pa.int64()), "scored": pa.bool_()})
+
+
+def _plan_rows(plan: ScoringPlan, start: int, stop: int) -> pa.Table:
+    """Some units of a plan as they are written; what is scored is what was when they were looked up."""
+    units = plan.units[start:stop]
+    scored = np.ones(len(units), bool)
+    low, high = np.searchsorted(plan.to_compute, [start, stop])
+    scored[plan.to_compute[low:high] - start] = False
+    names = UnitNames(units)[:]
+    return pa.table([names, plan.keys[start:stop], units.first_rows, units.rows, units.bytes, scored], schema=_PLAN)
+
+
+def _holds(data: bytes, plan: ScoringPlan, outputs: Sequence[str]) -> bool:
     """Whether a stored plan says all that this one does; what was scored then is none of it."""
-    found = parsed_plan(data)
-    names = [name for name in plan.column_names if name != "scored"]
-    if found is None or not set(names) <= set(found.column_names) or not set(plan_outputs(plan)) <= set(plan_outputs(found)):
-        return False
-    return bool(found.select(names).equals(plan.select(names)))
+    start = 0
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as found:
+            if not set(outputs) <= set(plan_outputs(found.schema_arrow)):
+                return False
+            for number in range(found.num_row_groups):
+                some = found.read_row_group(number, [name for name in _PLAN.names if name != "scored"], use_threads=False)
+                stop = start + some.num_rows
+                if not some.replace_schema_metadata().equals(_plan_rows(plan, start, stop).drop_columns(["scored"])):
+                    return False
+                start = stop
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return False  # damaged
+    return start == len(plan.units)
 
 
 def with_temperature(query: Query, calibration: Calibration | None) -> Query:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from raystream.pool import File, Places
+from raystream.pool import File, LabelledMarks, Places
 from raystream.pool.ids import take_ids
 from raystream.store.protocol import Store, StoredFile
-from raystream.store.receipts import EMBEDDINGS, PROBABILITIES, UnitOutputs, check_same_model
+from raystream.store.receipt_table import ReceiptTable
+from raystream.store.receipts import EMBEDDINGS, PROBABILITIES, UnitOutputs
+from raystream.store.scored_units import ScoredUnits, check_same_model
 from raystream.store.unit_columns import read_columns
 from raystream.store.vectors import Embeddings, VectorFiles
 
 HELD_ROWS = 1 << 21
-"""Up to so many rows, ids are held; of more they are read again where they lie in a folder, and held where each request takes its time."""
+"""Up to so many rows, ids are held; of more, they are read again by whoever looks at all of them later."""
 _FILES = 8
 """Of which a few rows are read at a time there, each by several requests."""
 _UNLIMITED = 1 << 62
@@ -29,7 +32,7 @@ class StoredIds:
     """The ids of units, read again each time that they are looked at: of many rows, they would take more memory than all else."""
 
     store: Store
-    units: tuple[UnitOutputs, ...]
+    units: ScoredUnits
     name: str
     type: pa.DataType
     rows: int
@@ -40,7 +43,7 @@ class StoredIds:
     @property
     def chunks(self) -> Iterator[pa.Array]:
         """All of them in order, those of one unit at a time."""
-        for table in read_columns(self.store, (unit for unit in self.units if unit.rows), [self.name]):
+        for table in read_columns(self.store, _filled(self.units), [self.name]):
             yield from table.column(0).chunks
 
 
@@ -48,15 +51,21 @@ class StoredIds:
 class ScoredPool:
     """Every scored row of the pool: what is read of it, and where the rest lies.
 
-    Row i belongs to unit `np.searchsorted(starts, i, "right") - 1`; `starts` has one entry a unit, and so has `files`, those of the pool.
+    `labelled` says which rows are, and `hashes` (n,) are those of the ids, where somebody asked for them while the ids came by.
+
+    Row i belongs to unit `np.searchsorted(starts, i, "right") - 1`; `starts` has one entry a unit. `files` are the pool's, and `file_of`
+    has the place among them of each unit's.
     """
 
     store: Store
-    units: tuple[UnitOutputs, ...]
+    units: ScoredUnits
     files: tuple[File, ...]
+    file_of: np.ndarray
     starts: np.ndarray
     ids: pa.ChunkedArray | StoredIds
     score: np.ndarray | None
+    labelled: LabelledMarks | None = None
+    hashes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -70,7 +79,7 @@ class ScoredPool:
     def columns_at(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Further columns of the scores, for these rows of the pool, in the order asked for."""
         if not len(rows):
-            unit = next((unit for unit in self.units if unit.rows), self.units[0])
+            unit = self.units[int(np.argmax(self.unit_rows > 0))]
             return next(read_columns(self.store, [unit], columns)).slice(0, 0)
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
@@ -83,21 +92,26 @@ class ScoredPool:
         back[order] = np.arange(len(order))
         return pa.concat_tables(pieces).take(pa.array(back))
 
-    def with_outputs(self, units: Sequence[UnitOutputs], score: str | None) -> ScoredPool:
-        """The same rows with further outputs of their units, and ranked by a column of these, unless it is None."""
-        pool = replace(self, units=tuple(units))
+    def with_output(self, table: ReceiptTable, score: str | None) -> ScoredPool:
+        """The same rows with a further output of their units, and ranked by a column of it, unless it is None."""
+        pool = replace(self, units=self.units.and_also(table))
         return pool if score is None else replace(pool, score=pool.column(score))
+
+    @property
+    def unit_rows(self) -> np.ndarray:
+        """(m,) rows of each unit."""
+        return np.diff(self.starts, append=len(self))
 
     def column(self, name: str) -> np.ndarray:
         """(n,) one score of all rows."""
-        tables = read_columns(self.store, (unit for unit in self.units if unit.rows), [name])
+        tables = read_columns(self.store, _filled(self.units), [name])
         return np.concatenate([np.empty(0, np.float32), *(table.column(0).to_numpy() for table in tables)])
 
     def places(self, rows: np.ndarray) -> Places:
         """The file of each of these rows, and its row in it."""
         files = {file.path: file for file in self.files}
         numbers = {path: number for number, path in enumerate(files)}
-        of = np.array([numbers[file.path] for file in self.files], dtype=np.int32)
+        of = np.array([numbers[file.path] for file in self.files], dtype=np.int32)[self.file_of]
         return Places(tuple(files.values()), of[self.unit_of(rows)], self.columns_at(rows, ["row"]).column("row").to_numpy())
 
     def place(self, row: int) -> str:
@@ -113,11 +127,13 @@ class ScoredPool:
     @property
     def dimension(self) -> int:
         """The embeddings' width; 0 if there are none."""
-        return next((receipt.width or 0 for unit in self.units if (receipt := unit.of(EMBEDDINGS)) is not None), 0)
+        return next(
+            (receipt.width or 0 for receipt in self.units.of_models() if receipt.kind == EMBEDDINGS and receipt.file is not None), 0
+        )
 
     def holds(self, kind: str) -> bool:
         """Whether any unit has outputs of a kind."""
-        return any(unit.of(kind) is not None for unit in self.units)
+        return any(receipt.kind == kind and receipt.file is not None for receipt in self.units.of_models())
 
     def embeddings(self, rows: np.ndarray | None, memory: int = 0) -> tuple[list[Embeddings], list[np.ndarray | None]]:
         """The embeddings of these rows of the pool, given in ascending order; of all rows for None.
@@ -137,7 +153,7 @@ class ScoredPool:
 
     def samples(self, kind: str, rows: np.ndarray | None) -> np.ndarray:
         """(m, k, c) float32 log-probabilities of that kind, for these rows in ascending order; of all rows for None."""
-        classes = next(unit.classes for unit in self.units if unit.classes is not None)
+        classes = next(receipt.classes for receipt in self.units.of_models() if receipt.classes is not None)
         found = self._held(kind, rows)
         return found.astype(np.float32, copy=False).reshape(len(found), -1, classes)
 
@@ -175,7 +191,9 @@ class ScoredPool:
 
     def _wanted(self, kind: str, rows: np.ndarray | None) -> Iterator[tuple[StoredFile, int, np.ndarray | None]]:
         """The files that hold any of these rows of the pool, how many rows each has, and which of them are wanted; None: all."""
-        for unit, start in zip(self.units, self.starts, strict=True):
+        touched = range(len(self.units)) if rows is None else np.unique(self.unit_of(rows)).tolist()
+        for index in touched:
+            unit, start = self.units[index], self.starts[index]
             receipt = unit.of(kind)
             if receipt is None or receipt.file is None:
                 continue
@@ -221,39 +239,62 @@ class ScoredPool:
         return result
 
 
-def merge(store: Store, units: Sequence[UnitOutputs], files: Sequence[File], id_name: str, score: str | None) -> ScoredPool:
-    """Read the ids and one score of all units.
+class Watch(Protocol):
+    """Looks at ids as they come by in row order, so that they needn't be read again."""
+
+    def add(self, ids: pa.Array) -> None:
+        """Take the ids of the next rows."""
+
+
+def merge(
+    store: Store,
+    units: ScoredUnits,
+    files: Sequence[File],
+    file_of: np.ndarray,
+    id_name: str,
+    score: str | None,
+    watch: Sequence[Watch] = (),
+) -> ScoredPool:
+    """Read the ids and one score of all units, once.
 
     Args:
         store: holds the units.
         units: in row order.
-        files: of the pool, that each of them is of.
+        files: of the pool.
+        file_of: (m,) the place among these of each unit's.
         id_name: the id column.
         score: the score column that ranks; None if the choice needs none.
+        watch: what is told of all ids.
 
     Raises:
         ModelError: workers ran different models, or the model's outputs differ in shape.
     """
     check_same_model(units)
-    counts = np.array([unit.rows for unit in units], dtype=np.int64)
+    counts = units.rows
     starts = np.cumsum(counts) - counts
     rows = int(counts.sum())
-    filled = [(unit, start) for unit, start in zip(units, starts, strict=True) if unit.rows]
-    holds = store.remote or rows <= HELD_ROWS
-    wanted = [id_name] * holds + ([] if score is None else [score])
+    held = rows <= HELD_ROWS
+    wanted = [id_name, *([] if score is None else [score])]
     chunks: list[pa.Array] = []
     scores = np.empty(rows, np.float32) if score else None
-    tables = read_columns(store, (unit for unit, _ in filled), wanted) if wanted else iter(())
-    for (unit, start), table in zip(filled, tables, strict=bool(wanted)):
-        if holds:
-            chunks += table.column(0).chunks
+    row, type_ = 0, pa.string()
+    for table in read_columns(store, _filled(units), wanted if held or watch else wanted[1:] or wanted):
+        if table.column_names[0] == id_name:
+            type_ = table.column(0).type
+            chunks += table.column(0).chunks if held else []
+            for one in watch:
+                for chunk in table.column(0).chunks:
+                    one.add(chunk)
         if scores is not None:
-            scores[start : start + unit.rows] = table.column(len(wanted) - 1).to_numpy()
-    ids = pa.chunked_array(chunks) if chunks else pa.chunked_array([pa.array([], pa.string())])
-    if not holds:
-        first = next(read_columns(store, [unit for unit, _ in filled[:1]], [id_name]))
-        ids = StoredIds(store, tuple(units), id_name, first.column(0).type, rows)
-    return ScoredPool(store, tuple(units), tuple(files), starts, ids, scores)
+            scores[row : row + table.num_rows] = table.column(table.num_columns - 1).to_numpy()
+        row += table.num_rows
+    ids = pa.chunked_array(chunks, type_) if held else StoredIds(store, units, id_name, type_, rows)
+    return ScoredPool(store, units, tuple(files), file_of, starts, ids, scores)
+
+
+def _filled(units: ScoredUnits) -> Iterator[UnitOutputs]:
+    """The units that have rows."""
+    return (units[index] for index in np.flatnonzero(units.rows).tolist())
 
 
 def unit_vectors(store: Store, units: Sequence[UnitOutputs], kind: str) -> list[np.ndarray]:

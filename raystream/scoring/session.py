@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 
+import numpy as np
+
 from raystream.errors import PoolError, StoreError, UnitsFailed
 from raystream.figures import number_of
 from raystream.query import Query
-from raystream.scoring.executor import Event, Executor, Scored, Scoring, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady, WorkerSource
+from raystream.scoring.executor import Event, Executor, Scoring, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady, WorkerSource
 from raystream.scoring.job import Job, UnitTask
-from raystream.scoring.plan import ScoringPlan
+from raystream.scoring.plan import ScoringPlan, Tasks
 from raystream.scoring.progress import Reporter
 from raystream.store.integrity import just_written
 from raystream.store.life import SignOfLife
 from raystream.store.packs import write_packs
 from raystream.store.protocol import Store
 from raystream.store.receipts import UnitOutputs
-from raystream.store.unit_columns import aligned
+from raystream.store.scored_units import ScoredUnits, of_models, with_losses
+from raystream.store.unit_columns import whole_units
 
 _log = logging.getLogger("raystream")
 _NAMED_FAILURES = 3
@@ -86,8 +89,7 @@ class Session:
         if self._own_life:
             self._life.end()
             self._life = SignOfLife()
-        with suppress(StoreError):  # events only inform
-            self._store.flush()
+        self._progress.end()
 
     @property
     def warnings(self) -> list[str]:
@@ -98,47 +100,66 @@ class Session:
         """The run uses what this plan names beside the plan in its folder: `raystream gc` is told to leave these units whole."""
         self._life.needs(plan.keys)
 
-    def score(self, plan: ScoringPlan) -> list[UnitOutputs | None]:
-        """The outputs of all units of a plan, what the store lacks computed now; None for units that `on_error: skip` leaves out.
+    def score(self, plan: ScoringPlan) -> ScoredUnits:
+        """The outputs of a plan's units, what the store lacks computed now; units that `on_error: skip` leaves out are not among them.
 
         Raises:
             UnitsFailed: units failed three times, and the query says to fail.
         """
-        found = plan.complete(self.compute(plan.missing))
-        with suppress(StoreError):  # packs only spare later lookups
-            write_packs(self._store, found, plan.keys, [output.name for output in plan.outputs])
-        whole = iter(aligned(self._store, [unit for unit in found if unit is not None]))
-        return [unit if unit is None else next(whole) for unit in found]
+        self.compute(plan)
+        return whole_units(self._store, plan.found)
 
-    def compute(self, tasks: Sequence[UnitTask]) -> list[UnitOutputs | None]:
-        """Compute and keep what the tasks say, one entry for each; see `score`."""
-        if not tasks:
-            return []
-        self._progress.begin(len(tasks))
+    def compute(self, plan: ScoringPlan, task_of: Callable[[UnitTask], UnitTask] | None = None) -> None:
+        """Compute and keep what the store lacks of a plan's outputs, which comes into its tables; see `score`.
+
+        Args:
+            plan: says what.
+            task_of: what a worker is to be told instead of each task; left out, the task.
+        """
+        try:
+            self._compute(plan, task_of)
+        except UnitsFailed:
+            self._pack(plan)  # the others are scored
+            raise
+        self._pack(plan)
+
+    def _pack(self, plan: ScoringPlan) -> None:
+        with suppress(StoreError):  # packs only spare later lookups
+            write_packs(self._store, plan.found)
+
+    def _compute(self, plan: ScoringPlan, task_of: Callable[[UnitTask], UnitTask] | None) -> None:
+        missing = plan.missing
+        if not missing:
+            return
+        self._progress.begin(len(missing))
         if self._scoring is None:
-            self._scoring = self._start(len(tasks))
+            self._scoring = self._start(len(missing))
         # The largest first: what is left when the first worker runs dry is then small.
-        order = sorted(range(len(tasks)), key=lambda index: -tasks[index].unit.bytes)
-        scored = self._scoring.score([tasks[index] for index in order])
-        self._judge([tasks[index] for index in order], scored)
-        outputs: list[UnitOutputs | None] = [None] * len(tasks)
-        just_written(self._store, (file for unit in scored.outputs.values() for file in unit.files))
-        for place, unit in scored.outputs.items():
-            outputs[order[place]] = unit
-            if tasks[order[place]].targets is None:
+        order = missing.places[np.argsort(-plan.units.bytes[missing.places], kind="stable")]
+        tasks = Tasks(plan, order, task_of)
+        tables = {table.output: table for table in plan.found}
+
+        def keep(index: int, unit: UnitOutputs) -> None:
+            place = int(order[index])
+            new = not all(tables[receipt.output].there[place] for receipt in unit.receipts)  # they may come twice
+            just_written(self._store, unit.files)
+            for receipt in unit.receipts:
+                tables[receipt.output].add(place, receipt)
+            if new and task_of is None:
                 self.units_scored += 1
                 self.bytes_read += unit.receipts[0].bytes_read
                 self._repeated += unit.receipts[0].repeated_reads
-        return outputs
 
-    def _judge(self, tasks: Sequence[UnitTask], scored: Scored) -> None:
-        if not scored.failed:
+        self._judge(tasks, self._scoring.score(tasks, keep))
+
+    def _judge(self, tasks: Sequence[UnitTask], failed: Mapping[int, BaseException]) -> None:
+        if not failed:
             return
-        causes = [str(cause) for _, cause in sorted(scored.failed.items())][:_NAMED_FAILURES]
-        count = len(scored.failed)
+        causes = [str(cause) for _, cause in sorted(failed.items())][:_NAMED_FAILURES]
+        count = len(failed)
         if not self._job.skip_bad_rows:
             more = f" (and {count - len(causes)} more)" if count > len(causes) else ""
-            names = [f"{tasks[index].unit.name}: {cause}" for index, cause in sorted(scored.failed.items())][:_NAMED_FAILURES]
+            names = [f"{tasks[index].unit.name}: {cause}" for index, cause in sorted(failed.items())][:_NAMED_FAILURES]
             raise UnitsFailed(
                 f"{count} of {number_of(len(tasks), 'unit')} failed three times: {'; '.join(names)}{more}; the others are scored and kept, "
                 "mend the cause and run again, or set on_error to skip"
@@ -158,7 +179,8 @@ class _Progress:
     def __init__(self, store: Store, reporter: Reporter, folder: str) -> None:
         self._store, self._reporter, self._folder = store, reporter, folder
         self._units = self._done = self._rows = 0
-        self._began = self._ready = self._last = 0.0
+        self._began = self._ready = self._last = self._kept = 0.0
+        self._lines: list[bytes] = []
         self.start_seconds = 0.0
 
     def begin(self, units: int) -> None:
@@ -180,55 +202,78 @@ class _Progress:
         if isinstance(event, Told):
             _log.warning("%s", event.text)
         if event is not None:
-            with suppress(StoreError):  # events only inform
-                self._log(event)
+            self._lines.append(json.dumps(_entry(event)).encode() + b"\n")
+        if event is None or now - self._kept > _KEPT_SECONDS:
+            self._kept = now
+            self._write()
         if self._ready:
             self._reporter.units(self._done, self._units, self._rows, now - self._ready)
 
-    def _log(self, event: Event) -> None:
-        entry: dict[str, object] = {"time": round(time.time(), 3), "event": type(event).__name__, "worker": event.worker}
-        if isinstance(event, UnitEnded):
-            outcome = event.outcome
-            if isinstance(outcome, UnitOutputs):
-                written = outcome.receipts[0]
-                entry |= {"unit": outcome.unit, "rows": outcome.rows, "seconds": written.seconds}
-                entry |= {"repeated_reads": written.repeated_reads} if written.repeated_reads else {}
-            else:
-                entry |= {"unit": event.unit, "error": str(outcome.error)}
-        if isinstance(event, StartFailed | WorkerLost):
-            entry["error"] = str(event.error)
-        if isinstance(event, Told):
-            entry["text"] = event.text
-        self._store.append(f"{self._folder}/events.jsonl", json.dumps(entry).encode() + b"\n")
+    def end(self) -> None:
+        """No further event: keep all."""
+        self._write()
+        with suppress(StoreError):  # events only inform
+            self._store.flush()
+
+    def _write(self) -> None:
+        if self._lines:
+            with suppress(StoreError):
+                self._store.append(f"{self._folder}/events.jsonl", b"".join(self._lines))
+            self._lines = []
 
 
-def refuse_quarantined(query: Query, units: Sequence[UnitOutputs]) -> None:
+_KEPT_SECONDS = 0.2
+"""For which events are held back, since to write many at once takes no longer than to write one."""
+
+
+def _entry(event: Event) -> dict[str, object]:
+    """A line of `events.jsonl`."""
+    entry: dict[str, object] = {"time": round(time.time(), 3), "event": type(event).__name__, "worker": event.worker}
+    if isinstance(event, UnitEnded):
+        outcome = event.outcome
+        if isinstance(outcome, UnitOutputs):
+            written = outcome.receipts[0]
+            entry |= {"unit": outcome.unit, "rows": outcome.rows, "seconds": written.seconds}
+            entry |= {"repeated_reads": written.repeated_reads} if written.repeated_reads else {}
+        else:
+            entry |= {"unit": event.unit, "error": str(outcome.error)}
+    if isinstance(event, StartFailed | WorkerLost):
+        entry["error"] = str(event.error)
+    if isinstance(event, Told):
+        entry["text"] = event.text
+    return entry
+
+
+def refuse_quarantined(query: Query, units: Iterable[UnitOutputs]) -> None:
     """Refuse units that were scored with rows left out for a query that must not leave out any.
 
     Raises:
         PoolError: there is one.
     """
-    for unit in units:
-        if unit.quarantined and query.on_error == "fail":
-            raise PoolError(
-                f"{unit.unit}: {unit.quarantined} rows were quarantined when it was scored, "
-                f"first: {unit.reasons[0]}; set on_error to skip to choose from the rest"
-            )
+    if query.on_error != "fail":
+        return
+    for unit in with_losses([units]):
+        raise PoolError(
+            f"{unit.unit}: {unit.quarantined} rows were quarantined when it was scored, "
+            f"first: {unit.reasons[0]}; set on_error to skip to choose from the rest"
+        )
 
 
-def score_warnings(query: Query, units: Sequence[UnitOutputs], session: Session) -> list[str]:
+def score_warnings(query: Query, units: Iterable[UnitOutputs], session: Session) -> list[str]:
     """What the scoring has to say to the user."""
     warnings = session.warnings
-    quarantined = sum(unit.quarantined for unit in units)
-    if quarantined:
-        warnings.append(f"{quarantined} rows were quarantined, first: {next(reason for unit in units for reason in unit.reasons)}")
+    lost = with_losses([units])
+    first = next(lost, None)
+    if first is not None:
+        count = first.quarantined + sum(unit.quarantined for unit in lost)
+        warnings.append(f"{count} rows were quarantined, first: {first.reasons[0]}")
     size = query.model.batch_size
-    smallest = min((unit.batch_size for unit in units), default=size)
+    smallest = min((receipt.batch_size for receipt in of_models([units])), default=size)
     if smallest < size:
         warnings.append(f"the device ran out of memory and batches were cut from {size} to {smallest} rows; scores agree to 1e-6")
     return warnings
 
 
-def model_notes(units: Sequence[UnitOutputs]) -> list[str]:
+def model_notes(units: Iterable[UnitOutputs]) -> list[str]:
     """What the workers that scored the units have to say of the model."""
-    return list(dict.fromkeys(note for unit in units for note in unit.notes))
+    return list(dict.fromkeys(note for receipt in of_models([units]) for note in receipt.notes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -193,6 +193,9 @@ class ObjectStore:
         found = self._ask.if_there(lambda: obstore.head(self._bucket, name), name, "read")
         return None if found is None else found["size"]
 
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        return [self.size(name) for name in names]
+
     def read(self, name: str) -> bytes:
         return self._ask(lambda: self._get(name), name, "read")
 
@@ -297,9 +300,22 @@ class ObjectStore:
         self._ask.if_there(lambda: obstore.delete(self._bucket, name), name, "removed")
 
     def walk(self, folder: str) -> Iterator[Entry]:
-        pages = self._ask(lambda: list(obstore.list(self._bucket, f"{folder}/")), folder, "listed")
-        for entry in (entry for page in pages for entry in page):
-            yield Entry(entry["path"], entry["size"], entry["last_modified"].timestamp())
+        pages: Any = None
+        last: str | None = None
+
+        def page() -> Any:
+            nonlocal pages
+            try:
+                if pages is None:  # the first time, and on from where it broke
+                    pages = iter(obstore.list(self._bucket, f"{folder}/", offset=last))
+                return next(pages, None)
+            except (BaseError, OSError):
+                pages = None
+                raise
+
+        while (entries := self._ask(page, folder, "listed")) is not None:
+            yield from (Entry(entry["path"], entry["size"], entry["last_modified"].timestamp()) for entry in entries)
+            last = entries[-1]["path"] if entries else last
 
     def discard_folder(self, folder: str) -> None:
         """There are none in a bucket."""
@@ -334,12 +350,21 @@ class ObjectStore:
         return self._local(file, anew=False)
 
     def is_whole(self, file: StoredFile) -> bool:
+        found = self._ask.if_there(lambda: self._beginning(file), file.name, "read")
+        if found is None or found[0] != file.size:
+            return False
         # Brought here, since whoever asks is going to read it; a copy made earlier would say nothing of the store.
-        return self.size(file.name) == file.size and self._local(file, anew=True).exists()
+        return self._local(file, anew=True, beginning=found[1]).exists()
 
-    def _local(self, file: StoredFile, anew: bool) -> Path:
+    def _beginning(self, file: StoredFile) -> tuple[int, bytes]:
+        """The size of the whole file as it is now, and its first part."""
+        found = obstore.get(self._bucket, file.name, options={"range": (0, max(1, min(PART_BYTES, file.size)))})
+        return found.meta["size"], found.bytes().to_bytes()
+
+    def _local(self, file: StoredFile, anew: bool, beginning: bytes = b"") -> Path:
         def content() -> Iterator[bytes]:
-            for start in range(0, file.size, PART_BYTES):
+            yield beginning
+            for start in range(len(beginning), file.size, PART_BYTES):
                 yield self._range(file.name, start, min(PART_BYTES, file.size - start))
 
         return local_copies().path(self._shown, file, content, anew)

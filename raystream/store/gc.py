@@ -10,22 +10,28 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
+
+import numpy as np
 
 from raystream.errors import StoreError
 from raystream.store.life import announced, is_alive, server_time
 from raystream.store.packs import PACKS, in_threads, pack_names
 from raystream.store.protocol import Entry, Store
-from raystream.store.queries import plan_outputs, read_manifest, read_plan
+from raystream.store.queries import labelled_keys, plan_outputs, read_manifest, read_plan
 from raystream.store.receipts import read_receipt
+from raystream.store.unit_keys import Keys, is_key
 
 GRACE = 24 * 3600.0
 """Seconds for which files that nobody needs are left alone: a run that is under way may be about to need them."""
 
 _REMOVE_THREADS = 32
+_FOLDERS_AT_ONCE = 8
+_FEW_FILES = 16_000
+"""Of a bucket's units, that are listed at once: a thousand come with a request."""
 _OUTPUT = re.compile(r"(.+-[0-9a-f]{12})(?:-([0-9a-f]{12})\.(?:quarantined\.)?[a-z]+|\.receipt\.json)")
 _LEFT_BEHIND = re.compile(r"(?:token|needs)-[0-9a-f]{32}|(?:selection|quarantined)-[0-9a-f]{12}\.parquet|\..+\.[0-9a-f]{32}")
 
@@ -86,8 +92,7 @@ class _Queries:
     dropped: dict[str, list[Entry]]
     unfinished: dict[str, list[Entry]]
     running: tuple[str, ...]
-    needed: dict[str, frozenset[str] | None]
-    """By the units' keys, the names of the outputs; None: all."""
+    needed: _Needed
     strays: list[Entry]
     packs: set[str]
     """Of receipts, that the plans of those which stay may have."""
@@ -110,27 +115,30 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
     now = _now(store, needed=delete)
     limit = now - older_than
     queries = _queries(store, drop, limit, now)
-    kept: list[list[Entry]] = []
-    young: list[list[Entry]] = []
+    kept, young = _Tally(), _Tally()
     units: dict[str, list[Entry]] = {}
     halves: dict[str, list[Entry]] = {}
     outputs: dict[tuple[str, str], list[Entry]] = {}
     strays = list(queries.strays)
-    for key, files in _by_folder(store.walk("units"), depth=2).items():
-        if key not in queries.needed:
+    for key, files in _units(store):
+        needed, those = queries.needed.outputs_of(key)
+        if not needed:
             if queries.planning or any(file.modified > limit for file in files):
-                young.append(files)
+                young.add(files)
             else:
                 (units if any(_is_receipt(file) for file in files) else halves)[key] = files
             continue
-        gone: list[Entry] = []
+        stay: list[Entry] = []
         for output, own in _by_output(files).items():
-            if _needs(queries.needed[key], output):
-                gone += _stray(store, key, output, [file for file in own if file.modified <= limit], own)
+            if _needs(those, output):
+                gone = _stray(store, key, output, own, limit)
+                strays += gone
+                stay += [file for file in own if file not in gone] if gone else own
             elif not queries.planning and all(file.modified <= limit for file in own):
                 outputs[key, output] = own
-        strays += gone
-        kept.append([file for output, own in _by_output(files).items() if (key, output) not in outputs for file in own if file not in gone])
+            else:
+                stay += own
+        kept.add(stay)
     # Packs are an index, which whoever needs it makes again: they go before anything that they may name does.
     removing = bool(units or outputs)
     packs = [file for file in store.walk(PACKS) if file.name not in queries.packs and (removing or file.modified <= limit)]
@@ -143,10 +151,12 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
         outputs = {
             (key, output): files
             for (key, output), files in outputs.items()
-            if not again.planning and not (key in again.needed and _needs(again.needed[key], output))
+            if not again.planning and not (again.needed.outputs_of(key)[0] and _needs(again.needed.outputs_of(key)[1], output))
         }
-        taken = units.keys() | halves.keys() if again.planning else again.needed.keys()
-        units, halves = ({key: files for key, files in some.items() if key not in taken} for some in (units, halves))
+        units, halves = (
+            {key: files for key, files in some.items() if not again.planning and not again.needed.outputs_of(key)[0]}
+            for some in (units, halves)
+        )
         unfinished = {name: files for name, files in unfinished.items() if name in again.unfinished}
         forgotten = [*queries.dropped.values(), *unfinished.values()]
         threads = _REMOVE_THREADS if store.remote else 1
@@ -164,8 +174,8 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
         dropped=tuple(sorted(queries.dropped)),
         unfinished=tuple(sorted(unfinished)),
         running=queries.running,
-        units_kept=_group(kept),
-        units_young=_group(young),
+        units_kept=kept.group,
+        units_young=young.group,
         units=_group(units.values()),
         outputs=_group(outputs.values()),
         leftovers=leftovers,
@@ -185,12 +195,12 @@ def _now(store: Store, *, needed: bool) -> float:
 
 
 def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _Queries:
-    found = _Queries((), {}, {}, (), {}, [], set())
+    found = _Queries((), {}, {}, (), _Needed(), [], set())
     committed, running, planning = [], [], False
     for name, files in _by_folder(store.walk("queries"), depth=1).items():
         alive = is_alive(files, now)
         if alive:
-            found.needed.update(dict.fromkeys(announced(store, files)))
+            found.needed.add(Keys.of(key for key in announced(store, files) if is_key(key)), None)
         manifest = None if name in drop else read_manifest(store, name)
         if name in drop:
             found.dropped[name] = files
@@ -209,10 +219,78 @@ def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _
                 planning = planning or alive
     for files in _by_folder(store.walk("calibrations"), depth=1).values():
         if is_alive(files, now):
-            found.needed.update(dict.fromkeys(announced(store, files)))
+            found.needed.add(Keys.of(key for key in announced(store, files) if is_key(key)), None)
         else:
             found.strays.extend(file for file in files if _LEFT_BEHIND.fullmatch(_base(file)) and file.modified <= limit)
     return replace(found, committed=tuple(sorted(committed)), running=tuple(sorted(running)), planning=planning)
+
+
+class _Needed:
+    """The units that queries need, and which outputs of them, some bytes a unit.
+
+    Units go by the first digits of their keys: two that share them are both taken to be needed if one is, and nothing is lost.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = np.empty(0, np.uint64)
+        self._which = np.empty(0, np.int32)
+        # invariant: names of outputs, each set once; None: all
+        self._outputs: list[frozenset[str] | None] = []
+
+    def add(self, keys: Keys, outputs: frozenset[str] | None) -> None:
+        """Need these outputs of units, whatever else is needed of them; None: all."""
+        numbers = np.unique(keys.numbers)
+        every = np.union1d(self._numbers, numbers)
+        which = np.full(len(every), -1, np.int32)
+        which[np.searchsorted(every, self._numbers)] = self._which
+        at = np.searchsorted(every, numbers)
+        before = which[at]
+        for number in np.unique(before).tolist():
+            which[at[before == number]] = self._number(outputs if number < 0 else _both(self._outputs[number], outputs))
+        self._numbers, self._which = every, which
+
+    def outputs_of(self, key: str) -> tuple[bool, frozenset[str] | None]:
+        """Whether a unit is needed, and which outputs of it; None: all."""
+        if not is_key(key):
+            return False, None
+        number = np.uint64(int(key[:16], 16))
+        at = int(np.searchsorted(self._numbers, number))
+        if at == len(self._numbers) or self._numbers[at] != number:
+            return False, None
+        return True, self._outputs[self._which[at]]
+
+    def _number(self, outputs: frozenset[str] | None) -> int:
+        if outputs not in self._outputs:
+            self._outputs.append(outputs)
+        return self._outputs.index(outputs)
+
+
+def _both(some: frozenset[str] | None, others: frozenset[str] | None) -> frozenset[str] | None:
+    return None if some is None or others is None else some | others
+
+
+class _Tally:
+    """Counts things and their bytes, without holding them."""
+
+    def __init__(self) -> None:
+        self.group = Group(0, 0)
+
+    def add(self, files: Sequence[Entry]) -> None:
+        self.group = Group(self.group.count + 1, self.group.bytes + sum(file.size for file in files))
+
+
+def _units(store: Store) -> Iterator[tuple[str, list[Entry]]]:
+    """The units of a store with their files; those of a few folders at a time are held, or all where they are few."""
+    if store.remote:
+        first = list(islice(store.walk("units"), _FEW_FILES + 1))
+        if len(first) <= _FEW_FILES:
+            yield from _by_folder(first, depth=2).items()
+            return
+    folders = store.names("units")
+    for start in range(0, len(folders), _FOLDERS_AT_ONCE):
+        some = folders[start : start + _FOLDERS_AT_ONCE]
+        for files in in_threads(lambda folder: list(store.walk(f"units/{folder}")), some, _FOLDERS_AT_ONCE if store.remote else 1):
+            yield from _by_folder(files, depth=2).items()
 
 
 def _by_folder(files: Iterable[Entry], depth: int) -> dict[str, list[Entry]]:
@@ -228,12 +306,10 @@ def _by_folder(files: Iterable[Entry], depth: int) -> dict[str, list[Entry]]:
 def _add_plan(found: _Queries, store: Store, name: str, labelled: Sequence[str] = ()) -> None:
     """Note what a query needs: the outputs that its plan names of its units, and of those over labelled rows."""
     plan = read_plan(store, name)
-    outputs = frozenset(plan_outputs(plan))
-    keys = plan.column("key").to_pylist()
-    found.packs.update(pack_names(keys, plan_outputs(plan)))
-    for key in chain(keys, labelled):
-        before = found.needed.get(key, outputs)
-        found.needed[key] = outputs if before is outputs else None if before is None else before | outputs
+    outputs, keys = plan_outputs(plan.schema), Keys.of_column(plan.column("key"))
+    found.packs.update(pack_names(keys, outputs))
+    found.needed.add(keys, frozenset(outputs))
+    found.needed.add(labelled_keys(labelled, name), frozenset(outputs))
 
 
 def _needs(outputs: frozenset[str] | None, output: str) -> bool:
@@ -250,14 +326,15 @@ def _by_output(files: Sequence[Entry]) -> dict[str, list[Entry]]:
     return outputs
 
 
-def _stray(store: Store, key: str, output: str, old: Sequence[Entry], files: Sequence[Entry]) -> list[Entry]:
-    """Those of an output's old files that its receipt doesn't name."""
-    if not output:
-        return list(old)
+def _stray(store: Store, key: str, output: str, files: Sequence[Entry], limit: float) -> list[Entry]:
+    """Those of an output's files that are old, and that its receipt doesn't name."""
+    old = [file for file in files if file.modified <= limit]
+    if not output or not old:
+        return old
     attempts = {match[2] for file in files if (match := _OUTPUT.fullmatch(_base(file)))} - {None}
     if len(attempts) <= 1:
         return []  # one attempt alone is the one that the receipt names, or is about to
-    receipt = read_receipt(store, key, output)
+    receipt = read_receipt(store, key, output, {file.name: file.size for file in files})
     named = {file.name for file in (files if receipt is None else receipt.files)}
     return [file for file in old if file.name not in named and not _is_receipt(file)]
 

@@ -7,9 +7,10 @@ are wanted, only the pages that hold them are hashed; see `raystream.store.vecto
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,7 +25,7 @@ _HASH_THREADS = 4
 _MOST_KNOWN = 1 << 17
 
 # invariant: path -> what `_state` said of it when its content was, or had just been written as, what its receipt says
-_known: dict[Path, tuple[int, int]] = {}
+_known: dict[str, tuple[int, int]] = {}
 
 
 def damaged(place: str) -> StoreError:
@@ -69,11 +70,13 @@ def check_file(path: Path, file: StoredFile) -> None:
         StoreError: it isn't what was written, or can't be read.
     """
 
+    name = str(path)
+
     def look() -> tuple[tuple[int, int], bool]:
-        state = _state(path)
-        if _known.get(path) == state:
+        state = _state(name)
+        if _known.get(name) == state:
             return state, True
-        with pa.memory_map(str(path)) as content:
+        with pa.memory_map(name) as content:
             return state, content.size() == file.size and xxhash.xxh3_128_hexdigest(content.read_buffer()) == file.xxh3
 
     try:
@@ -81,26 +84,26 @@ def check_file(path: Path, file: StoredFile) -> None:
     except OSError as error:
         raise StoreError(f"store: {path} can't be read: {error.strerror or error}; run the command again") from None
     if not whole:
-        raise damaged(str(path))
-    _remember(path, state)
+        raise damaged(name)
+    _remember(name, state)
 
 
 def just_written(store: Store, files: Iterable[StoredFile]) -> None:
     """These files were written a moment ago: they need no hashing until somebody writes to them."""
     if isinstance(store, LocalStore):
         for file in files:
-            path = store.path(file.name)
-            if path.exists():
+            path = f"{store.root}/{file.name}"
+            with suppress(FileNotFoundError):
                 _remember(path, _state(path))
 
 
-def _remember(path: Path, state: tuple[int, int]) -> None:
+def _remember(path: str, state: tuple[int, int]) -> None:
     if len(_known) >= _MOST_KNOWN:
         _known.clear()
     _known[path] = state
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _state(path: str) -> tuple[int, int]:
     """Another one as soon as the file is written to, whatever becomes of its times."""
-    found = path.stat()
+    found = os.stat(path)
     return found.st_mtime_ns, found.st_ctime_ns

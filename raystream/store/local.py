@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -65,6 +65,19 @@ class LocalStore:
 
     def size(self, name: str) -> int | None:
         return self._if_there(lambda: self.path(name).stat().st_size, name)
+
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        root, found = f"{self.root}/", list[int | None]()
+
+        def ask() -> None:
+            for name in names[len(found) :]:  # after an outage, on from where it was
+                try:
+                    found.append(os.stat(root + name).st_size)
+                except FileNotFoundError:
+                    found.append(None)
+
+        self._ask(ask, names[0] if names else "", "read")
+        return found
 
     def read(self, name: str) -> bytes:
         return self._ask(self.path(name).read_bytes, name, "read")
@@ -187,12 +200,13 @@ class LocalStore:
 
     def walk(self, folder: str) -> Iterator[Entry]:
         """Every file below a folder of the store, those that are removed meanwhile left out; in no particular order."""
-        folders = [folder]
+        folders, root = [folder], f"{self.root}/"
         while folders:
-            parent = folders.pop()
-            found = self._if_there(lambda at=parent: _entries(self.path(at)), parent) or []  # type: ignore[misc]
-            folders += [f"{parent}/{name}" for name, stat in found if stat is None]
-            yield from (Entry(f"{parent}/{name}", stat.st_size, stat.st_mtime) for name, stat in found if stat is not None)
+            some, folders = folders[-_FOLDERS_AT_ONCE:], folders[:-_FOLDERS_AT_ONCE]
+            listed = self._ask(lambda some=some: [_entries(root + parent) for parent in some], some[0], "read")  # type: ignore[misc]
+            for parent, found in zip(some, listed, strict=True):
+                folders += [f"{parent}/{name}" for name, stat in found if stat is None]
+                yield from (Entry(f"{parent}/{name}", stat.st_size, stat.st_mtime) for name, stat in found if stat is not None)
 
     def discard_folder(self, folder: str) -> None:
         """Remove a folder that is empty; one that isn't stays."""
@@ -265,10 +279,14 @@ def _asked_again_if_gone() -> Iterator[None]:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), error.filename) from None
 
 
-def _entries(folder: Path) -> list[tuple[str, os.stat_result | None]]:
+_FOLDERS_AT_ONCE = 256
+"""Folders that are listed by one question."""
+
+
+def _entries(folder: str) -> list[tuple[str, os.stat_result | None]]:
     """The names in a folder with what is known of files, None for folders; nothing of what is removed meanwhile."""
     found: list[tuple[str, os.stat_result | None]] = []
-    with os.scandir(folder) as entries:
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):
                 if entry.is_dir(follow_symlinks=False):

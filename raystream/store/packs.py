@@ -1,4 +1,4 @@
-"""Packs of receipts: those of a thousand units or so in one file, so that a lookup asks for none of them alone.
+"""Looking units up: packs of receipts first, those of a thousand units or so in one file, then single ones that no pack has.
 
 A pack holds one output's receipts of a run of units that follow each other in a plan. Where a run ends, the units' keys decide, so that
 files that are added to a pool move no other run; its name is the hash of its keys, so that whoever has a plan knows what to ask for.
@@ -10,15 +10,19 @@ Single receipts are asked for many at a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, islice
 from typing import TypeVar
+
+import numpy as np
 
 from raystream.errors import DataError
 from raystream.lake.retry import LASTING, Patience, retried
 from raystream.store.protocol import Store, WriteBroken
-from raystream.store.receipts import Receipt, UnitOutputs, is_whole, read_receipt
+from raystream.store.receipt_table import Integers, Mask, ReceiptTable
+from raystream.store.receipts import read_receipt, receipt_name
+from raystream.store.unit_keys import Keys
 
 _AT_A_TIME = 64
 """Items that a thread takes before it is handed more: to hand over a small request takes as long as to make it."""
@@ -94,92 +98,204 @@ PACKS = "receipts"
 FEWEST = 64
 """Units below which receipts are read one by one."""
 _RUN_BITS = 10
+_FEW_ASKED = 64
+_NAMES_LISTED = 16
+"""Of a folder on a disk, in the time of one question."""
+_PAGE, _MOST_PAGES = 1000, 16
+"""Files that a bucket lists in one request, and the most requests that are made one after the other."""
+_AT_A_TIME = 32
+_ASKED_AT_ONCE = {True: 8, False: 512}
+"""Sizes that a thread asks for before it takes on more, by whether each is a request."""
+_PACKS_AT_ONCE, _PACK_THREADS = 64, 16
 
 
 def read_receipts(
-    store: Store, keys: Sequence[str], outputs: Sequence[str], there: Collection[str] | None = None
-) -> list[tuple[Receipt | None, ...]]:
-    """The receipts of units, one for each of `outputs`, None for what isn't in the store whole.
+    store: Store, keys: Keys, outputs: Sequence[str], names: Sequence[str] | None = None, places: Integers | None = None
+) -> tuple[ReceiptTable, ...]:
+    """The receipts of units that are in the store whole, a table for each of `outputs`.
 
-    Of many units, packs are read first. In a folder, the files that they name are looked for; in a bucket, where that is a request
-    each, a unit that has its folder still is taken to be as it was packed.
+    Of many units, packs are read first; that what they name is there is asked for in a folder, and in a bucket, where that is a request
+    each, seen in a listing. Then come the single receipts of the others, of which a listing says whether there are any.
 
     Args:
         store: to look in.
         keys: of the units, in the order of their plan.
         outputs: the names of their outputs.
-        there: the only keys that are looked for; None: all.
+        names: the units'; left out, the receipts say them.
+        places: of the only units that are looked for, which are going to be read: in a bucket, packs are believed then; left out, all.
     """
-    packed: list[list[Receipt | None]] = [[None] * len(keys) for _ in outputs]
-    if len(keys) >= FEWEST and (there or (there is None and not store.remote)):
-        packed = [_packed(store, keys, output) for output in outputs]
-
-    def look(place: int) -> tuple[Receipt | None, ...]:
-        key = keys[place]
-        if there is not None and key not in there:
-            return (None,) * len(outputs)
-        found = []
-        for output, receipts in zip(outputs, packed, strict=True):
-            receipt = receipts[place]
-            known = receipt is not None and (store.remote or is_whole(store, receipt))
-            found.append(receipt if known else read_receipt(store, key, output))
-        return tuple(found)
-
-    return in_threads(look, range(len(keys)))
+    tables = tuple(ReceiptTable(output, keys, names) for output in outputs)
+    lookup = _Lookup(store, keys, tables)
+    wanted = np.arange(len(keys)) if places is None else places
+    if len(keys) < FEWEST and len(wanted) * len(outputs) <= _FEW_ASKED:
+        lookup.ask(wanted)
+    elif not store.remote:
+        lookup.in_folder(wanted)
+    elif places is None:
+        lookup.in_bucket(wanted)
+    else:
+        lookup.unpack(wanted)
+        lookup.ask(wanted[~lookup.complete(wanted)])
+    return tables
 
 
-def _packed(store: Store, keys: Sequence[str], output: str) -> list[Receipt | None]:
-    """The receipts of an output of these units as far as they are packed, None for the others."""
-
-    def read(run: tuple[int, int]) -> list[Receipt | None]:
-        start, stop = run
-        data = store.read_if_there(pack_name(keys[start:stop], output))
-        lines = [] if data is None else data.splitlines()
-        if len(lines) != stop - start:
-            return [None] * (stop - start)
-        try:
-            return [Receipt.from_json(line) for line in lines]
-        except (ValueError, TypeError, KeyError):
-            return [None] * (stop - start)  # cut short by a crash of the machine
-
-    return list(chain.from_iterable(in_threads(read, list(runs(keys)))))
+def write_packs(store: Store, tables: Sequence[ReceiptTable]) -> None:
+    """Pack receipts where some came from elsewhere than a pack."""
+    for table in tables:
+        if len(table) < FEWEST:
+            continue
+        for start, stop in runs(table.keys):
+            if table.loose[start:stop].any():
+                store.put(pack_name(table.keys[start:stop], table.output), table.packed(start, stop))
 
 
-def write_packs(store: Store, units: Sequence[UnitOutputs | None], keys: Sequence[str], outputs: Sequence[str]) -> None:
-    """Pack the receipts of these units, where a whole run of them is there and isn't packed yet.
+class _Lookup:
+    """Finds out what of some receipts is in the store.
 
     Args:
-        store: where to.
-        units: in the order of their plan.
-        keys: theirs, also of those that have no outputs.
-        outputs: whose receipts.
+        store: to look in.
+        keys: of the units.
+        tables: to be filled.
     """
-    if len(keys) < FEWEST:
-        return
-    for start, stop in runs(keys):
-        some = units[start:stop]
-        for output in outputs:
-            receipts = [receipt for unit in some if unit is not None for receipt in unit.receipts if receipt.output == output]
-            name = pack_name(keys[start:stop], output)
-            if len(receipts) == stop - start and not store.exists(name):
-                store.put(name, b"\n".join(receipt.to_json() for receipt in receipts))
+
+    def __init__(self, store: Store, keys: Keys, tables: Sequence[ReceiptTable]) -> None:
+        self._store, self._keys, self._tables = store, keys, tables
+
+    def complete(self, places: Integers) -> Mask:
+        """(m,) which of these units have all receipts."""
+        return np.asarray(np.all([table.there[places] for table in self._tables], axis=0))
+
+    def in_folder(self, places: Integers) -> None:
+        """Look these units up in a folder: what packs name is asked for, and the rest in the way that takes less."""
+        folders = self._store.names("units")
+        if not folders:
+            return
+        self.unpack(places)
+        self._confirm(places)
+        lacking = places[~self.complete(places)]
+        count = len(lacking) * len(self._tables)
+        few = count <= _FEW_ASKED or count < len(folders)
+        first = [] if few else self._store.names(f"units/{folders[0]}")
+        if few or count < len(folders) * (1 + len(first) / _NAMES_LISTED):
+            self.ask(lacking)
+            return
+        inside = self._by_folder(lacking)
+
+        def look(folder: str) -> None:
+            listed = set(first if folder == folders[0] else self._store.names(f"units/{folder}"))
+            for place in inside.get(folder, np.empty(0, np.int64)).tolist():
+                if self._keys[place] in listed:
+                    self._read(place)
+
+        in_threads(look, folders)
+
+    def in_bucket(self, places: Integers) -> None:
+        """Look these units up in a bucket: hold what packs name against a listing, or ask where that is fewer requests."""
+        count = len(places) * len(self._tables)
+        limit = _PAGE * max(1, min(_MOST_PAGES, count // _AT_A_TIME))
+        listed = list(islice(self._store.walk("units"), limit + 1))
+        if not listed:
+            return
+        self.unpack(places)
+        if len(listed) <= limit:
+            self._look(places, {entry.name: entry.size for entry in listed})
+        elif count < 256 + limit / _share(listed[-1].name) / _PAGE:
+            self._confirm(places)
+            self.ask(places[~self.complete(places)])
+        else:
+
+            def look(of: tuple[str, Integers]) -> None:
+                folder, inside = of
+                self._look(inside, {entry.name: entry.size for entry in self._store.walk(f"units/{folder}")})
+
+            in_threads(look, list(self._by_folder(places).items()))
+
+    def ask(self, places: Integers) -> None:
+        """Ask for the receipts of these units that no table has, one by one."""
+        in_threads(self._read, places.tolist())
+
+    def unpack(self, places: Integers) -> None:
+        """Take the receipts that are packed, of runs in which there is any of these units."""
+        if len(self._keys) < FEWEST:
+            return
+        touched = [(start, stop) for start, stop in runs(self._keys) if np.diff(np.searchsorted(places, [start, stop])).any()]
+
+        def read(run: tuple[ReceiptTable, int, int]) -> bytes | None:
+            table, start, stop = run
+            return self._store.read_if_there(pack_name(self._keys[start:stop], table.output))
+
+        for table in self._tables:
+            for begin in range(0, len(touched), _PACKS_AT_ONCE):  # a table is filled by one thread
+                some = [(table, start, stop) for start, stop in touched[begin : begin + _PACKS_AT_ONCE]]
+                for (_, start, stop), data in zip(some, in_threads(read, some, _PACK_THREADS), strict=True):
+                    if data is not None:
+                        table.unpack(start, stop, data)
+
+    def _by_folder(self, places: Integers) -> dict[str, Integers]:
+        """Units by the folder that theirs lies in."""
+        of = self._keys.first_bytes[places]
+        order = np.argsort(of, kind="stable")
+        found, first = np.unique(of[order], return_index=True)
+        return {f"{byte:02x}": places[some] for byte, some in zip(found.tolist(), np.split(order, first[1:]), strict=True)}
+
+    def _confirm(self, places: Integers) -> None:
+        """Ask for what the tables name of these units, and forget what isn't there in full."""
+
+        def ask(run: tuple[ReceiptTable, Integers]) -> None:
+            table, some = run
+            files = table.files(some)
+            for (place, _, size), found in zip(files, self._store.sizes([name for _, name, _ in files]), strict=True):
+                if found != size:
+                    table.remove(place)
+
+        size = _ASKED_AT_ONCE[self._store.remote]
+        in_threads(ask, [(table, places[i : i + size]) for table in self._tables for i in range(0, len(places), size)])
+
+    def _look(self, places: Integers, listed: Mapping[str, int]) -> None:
+        """Hold what packs name of these units against files that are listed with their sizes, and read receipts that are beside them."""
+        for table in self._tables:
+            for place, name, size in table.files(places):
+                if listed.get(name) != size:
+                    table.remove(place)
+        for place in places[~self.complete(places)].tolist():
+            self._read(place, listed)
+
+    def _read(self, place: int, listed: Mapping[str, int] | None = None) -> None:
+        """Read the receipts of a unit that no table has; where files are listed, those that are whole by that."""
+        key = self._keys[place]
+        for table in self._tables:
+            if table.there[place] or (listed is not None and receipt_name(key, table.output) not in listed):
+                continue
+            receipt = read_receipt(self._store, key, table.output, listed)
+            if receipt is not None:
+                table.add(place, receipt)
 
 
-def pack_names(keys: Sequence[str], outputs: Sequence[str]) -> Iterator[str]:
+def _share(name: str) -> float:
+    """How much of all units comes up to this file's in a listing."""
+    try:
+        return (int(name.split("/")[2][:4], 16) + 1) / 65536
+    except (IndexError, ValueError):
+        return 1.0
+
+
+def pack_names(keys: Keys, outputs: Sequence[str]) -> Iterator[str]:
     """The packs that a plan of these units may have."""
-    yield from (pack_name(keys[start:stop], output) for start, stop in runs(keys) for output in outputs)
+    for start, stop in runs(keys):
+        some = keys[start:stop]
+        yield from (pack_name(some, output) for output in outputs)
 
 
-def runs(keys: Sequence[str]) -> Iterator[tuple[int, int]]:
+def runs(keys: Keys) -> Iterator[tuple[int, int]]:
     """Where the units that are packed together begin and end."""
-    start = 0
-    for place, key in enumerate(keys, 1):
-        if int(key[-8:], 16) % (1 << _RUN_BITS) == 0 or place == len(keys):
-            yield start, place
-            start = place
+    last = np.ascontiguousarray(keys.digests[:, -4:]).view(">u4").reshape(-1)
+    ends = np.flatnonzero(last % (1 << _RUN_BITS) == 0) + 1
+    if len(keys) and (not len(ends) or ends[-1] != len(keys)):
+        ends = np.append(ends, len(keys))
+    yield from zip([0, *ends[:-1].tolist()], ends.tolist(), strict=False)
 
 
 def pack_name(keys: Sequence[str], output: str) -> str:
     """The file of the store that holds the receipts of an output of a run of units."""
     digest = hashlib.sha256("\n".join([output, *keys]).encode()).hexdigest()
-    return f"{PACKS}/{digest[:2]}/{digest}.jsonl"
+    return f"{PACKS}/{digest[:2]}/{digest}.arrow"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class StoredFile:
     xxh3: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A file of the store as listed: its name in the store, size in bytes, and when it was written, in seconds since the epoch."""
 
@@ -61,6 +61,9 @@ class Store(Protocol):
 
     def size(self, name: str) -> int | None:
         """Size in bytes, or None if there is no such file."""
+
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        """Sizes in bytes of several files, None for each that isn't there."""
 
     def read(self, name: str) -> bytes: ...
 

@@ -11,9 +11,12 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
@@ -22,8 +25,9 @@ from raystream.errors import QueryError, StoreError, StoreUnreachable
 from raystream.query import Pool, Query
 from raystream.store.manifest import Manifest
 from raystream.store.protocol import Store
-from raystream.store.receipts import UnitOutputs
+from raystream.store.scored_units import ScoredUnits
 from raystream.store.unit_columns import COMPUTED, read_outputs
+from raystream.store.unit_keys import Keys
 
 PLAN_OUTPUTS = "raystream.outputs"
 """In the metadata of a plan: a JSON list of the names of the outputs that the query reads of each unit."""
@@ -48,9 +52,9 @@ def read_plan(store: Store, name: str) -> pa.Table:
     return plan
 
 
-def plan_outputs(plan: pa.Table) -> tuple[str, ...]:
-    """The names of the outputs that a query reads of each unit."""
-    return tuple(json.loads((plan.schema.metadata or {})[PLAN_OUTPUTS.encode()]))
+def plan_outputs(schema: pa.Schema) -> tuple[str, ...]:
+    """The names of the outputs that a query reads of each unit, by its plan's schema."""
+    return tuple(json.loads((schema.metadata or {})[PLAN_OUTPUTS.encode()]))
 
 
 def read_parquet(data: bytes) -> pa.Table:
@@ -71,10 +75,10 @@ def parsed_plan(data: bytes) -> pa.Table | None:
     if any(known.get(name) != type_ or plan.column(name).null_count for name, type_ in _TYPES.items()):
         return None
     try:
-        plan_outputs(plan)
+        Keys.of_column(plan.column("key"))
+        return plan if plan_outputs(plan.schema) else None
     except (KeyError, TypeError, ValueError):
         return None
-    return plan
 
 
 def read_query(store: Store, name: str) -> Query:
@@ -96,49 +100,91 @@ def read_query(store: Store, name: str) -> Query:
         ) from None
 
 
-@dataclass(frozen=True)
-class StoredUnit:
-    """A scored unit, and the file of the pool that its rows stand in."""
+@dataclass(frozen=True, eq=False)
+class StoredUnits:
+    """The scored units of a query's pool, in row order.
 
-    name: str
-    path: str
-    first_row: int
-    outputs: UnitOutputs
+    Attributes:
+        outputs: of each.
+        paths: the files of the pool that units are of, sorted.
+        path_of: (m,) the place among `paths` of each unit's file.
+    """
+
+    outputs: ScoredUnits
+    paths: tuple[str, ...]
+    path_of: npt.NDArray[np.int32]
 
 
-def stored_units(store: Store, manifest: Manifest) -> list[StoredUnit]:
+def stored_units(store: Store, manifest: Manifest) -> StoredUnits:
     """The units of a query's pool, in row order; those that it left out under `on_error: skip` are left out.
 
     Raises:
         StoreError: some are gone.
     """
     plan = read_plan(store, manifest.query)
-    found = read_outputs(store, plan.column("key").to_pylist(), plan_outputs(plan))
-    names, first_rows = plan.column("unit").to_pylist(), plan.column("first_row").to_pylist()
-    units = [
-        StoredUnit(name, name.rpartition("#rg")[0], first_row, outputs)
-        for name, first_row, outputs in zip(names, first_rows, found, strict=True)
-        if outputs is not None
-    ]
-    rows = sum(unit.outputs.rows for unit in units)
+    names = ColumnOfNames(plan.column("unit"))
+    outputs = read_outputs(store, Keys.of_column(plan.column("key")), plan_outputs(plan.schema), names)
+    rows = int(outputs.rows.sum())
     if rows != manifest.counts.scored:
         raise StoreError(
-            f"{len(names) - len(units)} of the {len(names)} units of query {manifest.query} are gone from store {store.uri}: "
+            f"{len(names) - len(outputs)} of the {len(names)} units of query {manifest.query} are gone from store {store.uri}: "
             f"{rows:,} of its {manifest.counts.scored:,} scored rows are left; run raystream score with its query.yaml to have them again"
         )
-    return units
+    paths, of = paths_of(plan)
+    return StoredUnits(outputs, paths, of[outputs.places])
 
 
-def stored_labelled_units(store: Store, manifest: Manifest) -> list[UnitOutputs]:
+def paths_of(plan: pa.Table) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
+    """The files that the units of a plan are of, in the plan's order, and (n,) the place among them of each unit's file."""
+    paths = pc.replace_substring_regex(plan.column("unit"), r"#rg[0-9]+(-[0-9]+)?$", "").combine_chunks()
+    encoded = paths.dictionary_encode()
+    return tuple(encoded.dictionary.to_pylist()), encoded.indices.to_numpy()
+
+
+class ColumnOfNames(Sequence[str]):
+    """The names of a plan's units."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        found: str | list[str] = self._column[place].to_pylist() if isinstance(place, slice) else self._column[place].as_py()
+        return found
+
+
+def labelled_keys(keys: Sequence[str], name: str) -> Keys:
+    """The keys that the manifest of a query gives of units over labelled rows.
+
+    Raises:
+        StoreError: one of them is none.
+    """
+    try:
+        return Keys.of(keys)
+    except ValueError:
+        raise StoreError(
+            f"store: the manifest of query {name} is damaged (labelled_units holds what is no key of a unit); restore it, or forget the "
+            f"query by raystream gc --drop {name}"
+        ) from None
+
+
+def stored_labelled_units(store: Store, manifest: Manifest) -> ScoredUnits:
     """The units over labelled rows outside a query's pool, as they were read.
 
     Raises:
         StoreError: some are gone.
     """
-    keys = manifest.labelled_units
+    keys = labelled_keys(manifest.labelled_units, manifest.query)
     plan = read_plan(store, manifest.query)
-    outputs = [name for name in plan_outputs(plan) if not name.startswith(COMPUTED)]
-    found = [unit for unit in read_outputs(store, keys, outputs) if unit is not None]
+    found = read_outputs(store, keys, [name for name in plan_outputs(plan.schema) if not name.startswith(COMPUTED)])
     if len(found) < len(keys):
         raise StoreError(
             f"{len(keys) - len(found)} units over labelled rows of query {manifest.query} are gone from store {store.uri}; run raystream "

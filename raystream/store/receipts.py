@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from raystream.errors import ModelError
 from raystream.store.protocol import Store, StoredFile
 
 SCORES, EMBEDDINGS, PROBABILITIES, SAMPLES = "scores", "embeddings", "probabilities", "samples"
@@ -156,10 +155,6 @@ class UnitOutputs:
         """The receipt of a kind, if it is among them and has a file."""
         return next((receipt for receipt in self.receipts if receipt.kind == kind and receipt.file is not None), None)
 
-    def and_also(self, receipts: Iterable[Receipt]) -> UnitOutputs:
-        """These outputs and others of the same unit."""
-        return replace(self, receipts=(*self.receipts, *receipts))
-
 
 def unit_folder(key: str) -> str:
     """The unit's folder in the store."""
@@ -171,8 +166,15 @@ def receipt_name(key: str, output: str) -> str:
     return f"{unit_folder(key)}/{output}.receipt.json"
 
 
-def read_receipt(store: Store, key: str, output: str) -> Receipt | None:
-    """The receipt of a unit's output, if there is one and the files that it names are there in full."""
+def read_receipt(store: Store, key: str, output: str, listed: Mapping[str, int] | None = None) -> Receipt | None:
+    """The receipt of a unit's output, if there is one and the files that it names are there in full.
+
+    Args:
+        store: to look in.
+        key: the unit's.
+        output: the kind, and the digest of its parameters.
+        listed: the files of the unit's folder with their sizes; left out, the store is asked.
+    """
     data = store.read_if_there(receipt_name(key, output))
     if data is None:
         return None
@@ -180,31 +182,5 @@ def read_receipt(store: Store, key: str, output: str) -> Receipt | None:
         receipt = Receipt.from_json(data)
     except (ValueError, TypeError, KeyError):
         return None  # cut short by a crash of the machine: computed again
-    return receipt if is_whole(store, receipt) else None
-
-
-def is_whole(store: Store, receipt: Receipt) -> bool:
-    """Whether the files that a receipt names are there in full."""
-    return all(store.size(file.name) == file.size for file in receipt.files)
-
-
-def check_same_model(units: Sequence[UnitOutputs]) -> None:
-    """Refuse units that different models scored, or one model with outputs of different shapes."""
-
-    def differing(values: Iterator[tuple[str, object]]) -> tuple[str, str] | None:
-        first = next(values, None)
-        other = next((unit for unit, value in values if first is not None and value != first[1]), None)
-        return None if first is None or other is None else (first[0], other)
-
-    for what, kinds, value in (
-        ("the model's state", None, "state_hash"),
-        ("the embedding's width", (EMBEDDINGS,), "width"),
-        ("the number of classes", None, "classes"),
-    ):
-        receipts = (receipt for unit in units for receipt in unit.receipts if kinds is None or receipt.kind in kinds)
-        pair = differing((receipt.unit, found) for receipt in receipts if (found := getattr(receipt, value)) is not None)
-        if pair is not None:
-            raise ModelError(
-                f"{what} differs between units {pair[0]} and {pair[1]}: the factory does not build the same model every time; "
-                "make it deterministic or give model.weights"
-            )
+    size = store.size if listed is None else listed.get
+    return receipt if all(size(file.name) == file.size for file in receipt.files) else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,10 @@ from raystream.store.integrity import check_file, reading
 from raystream.store.local import LocalStore
 from raystream.store.packs import read_receipts
 from raystream.store.protocol import Store, StoredFile
+from raystream.store.receipt_table import Integers, ReceiptTable
 from raystream.store.receipts import SCORES, Receipt, UnitOutputs
+from raystream.store.scored_units import Kept, ScoredUnits, differing, with_losses
+from raystream.store.unit_keys import Keys
 
 COMPUTED = "epig-"
 """How outputs begin that are computed from stored ones; see `scoring.output_kinds`."""
@@ -29,15 +31,37 @@ REQUESTS = 16
 """At a time, to an object store."""
 
 
-def read_outputs(store: Store, keys: Sequence[str], outputs: Sequence[str]) -> list[UnitOutputs | None]:
-    """These outputs of units; None for a unit that lacks one. Of a unit without rows, nothing is computed from what is stored."""
-    whole = []
-    for found in read_receipts(store, keys, outputs):
-        there = tuple(receipt for receipt in found if receipt is not None)
-        needed = [name for name in outputs if not (name.startswith(COMPUTED) and there and not there[0].rows)]
-        whole.append(UnitOutputs(there) if len(there) == len(needed) else None)
-    complete = iter(aligned(store, [unit for unit in whole if unit is not None]))
-    return [unit if unit is None else next(complete) for unit in whole]
+def read_outputs(
+    store: Store, keys: Keys, outputs: Sequence[str], names: Sequence[str] | None = None, places: Integers | None = None
+) -> ScoredUnits:
+    """These outputs of units, as far as they have all of them. Of a unit without rows, nothing is computed from what is stored.
+
+    Args:
+        store: holds them.
+        keys: the units', in the order of their plan.
+        outputs: the names of their outputs.
+        names: the units'; left out, the receipts say them.
+        places: of the only units that are looked for; see `read_receipts`.
+    """
+    return whole_units(store, read_receipts(store, keys, outputs, names, places), places)
+
+
+def whole_units(store: Store, tables: Sequence[ReceiptTable], among: Integers | None = None) -> ScoredUnits:
+    """The units that have all outputs, and of each the rows that all of its kinds hold: a kind may have left out more than another.
+
+    Args:
+        store: holds them.
+        tables: one for each output.
+        among: the places of the only units that are meant; left out, all.
+    """
+    whole = np.ones(len(tables[0]), bool)
+    for table in tables:
+        empty = tables[0].there & (tables[0].rows == 0) if table.output.startswith(COMPUTED) else np.zeros(1, bool)
+        whole &= table.there | empty
+    places = np.flatnonzero(whole) if among is None else among[whole[among]]
+    plain = ScoredUnits(tables, places, {})
+    odd = differing(tables, places)
+    return ScoredUnits(tables, places, {int(place): _kept(store, plain[int(np.searchsorted(places, place))]) for place in odd})
 
 
 def read_columns(store: Store, units: Iterable[UnitOutputs], columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -67,11 +91,6 @@ def read_table(store: Store, file: StoredFile, columns: Sequence[str] | None = N
         return table if columns is None else table.select(list(columns))
 
 
-def aligned(store: Store, units: Sequence[UnitOutputs]) -> list[UnitOutputs]:
-    """The units, with the rows that all of their kinds hold where these aren't the same: a kind may have left out more than another."""
-    return [unit if len({receipt.positions for receipt in unit.receipts}) == 1 else _aligned(store, unit) for unit in units]
-
-
 def _read(store: Store, unit: UnitOutputs, columns: Sequence[str]) -> pa.Table:
     found: dict[str, pa.ChunkedArray] = {}
     for receipt in unit.receipts:
@@ -87,15 +106,15 @@ def _read(store: Store, unit: UnitOutputs, columns: Sequence[str]) -> pa.Table:
     return pa.table({name: found[name] for name in columns})
 
 
-def _aligned(store: Store, unit: UnitOutputs) -> UnitOutputs:
+def _kept(store: Store, unit: UnitOutputs) -> Kept:
+    """The rows that all kinds of a unit hold."""
     scores = next(receipt for receipt in unit.receipts if receipt.kind == SCORES)
     assert scores.file is not None
     out = {receipt.output: _rows_of(store, receipt.quarantine) for receipt in unit.receipts}
     every = np.union1d(read_table(store, scores.file, ["row"]).column(0).to_numpy(), out[scores.output])
     lost = np.unique(np.concatenate(list(out.values())))
     common = np.setdiff1d(every, lost, assume_unique=True)
-    kept = {name: np.searchsorted(np.setdiff1d(every, gone, assume_unique=True), common) for name, gone in out.items()}
-    return replace(unit, kept=kept, left_out=len(lost))
+    return {name: np.searchsorted(np.setdiff1d(every, gone, assume_unique=True), common) for name, gone in out.items()}, len(lost)
 
 
 def _rows_of(store: Store, file: StoredFile | None) -> np.ndarray:
@@ -107,13 +126,13 @@ NAMED = 10
 """Rows that are named one by one where people look; the file has all of them."""
 
 
-def quarantined_rows(store: Store, units: Iterable[UnitOutputs]) -> Iterator[pa.Table]:
+def quarantined_rows(store: Store, *groups: Iterable[UnitOutputs]) -> Iterator[pa.Table]:
     """The rows that some kind of these units' outputs left out, unit by unit, each row once.
 
     Raises:
         StoreError: a file isn't what was written.
     """
-    for unit in units:
+    for unit in with_losses(groups):
         apart: dict[str, Receipt] = {}  # kinds that hold the same rows left out the same
         for receipt in unit.receipts:
             apart.setdefault(receipt.positions, receipt)
@@ -125,9 +144,9 @@ def quarantined_rows(store: Store, units: Iterable[UnitOutputs]) -> Iterator[pa.
         yield from tables
 
 
-def write_quarantined(store: Store, name: str, units: Iterable[UnitOutputs]) -> StoredFile | None:
+def write_quarantined(store: Store, name: str, *groups: Iterable[UnitOutputs]) -> StoredFile | None:
     """Write the rows that these units left out into one file, a unit at a time; None if there are none."""
-    tables = quarantined_rows(store, units)
+    tables = quarantined_rows(store, *groups)
     first = next(tables, None)
     if first is None:
         return None

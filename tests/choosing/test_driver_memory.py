@@ -19,10 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import raystream as rs
-from raystream.choosing import candidates
-from raystream.choosing.candidates import find_named, hashes
+from raystream.choosing import candidates, row_hashes
+from raystream.choosing.candidates import find_named
 from raystream.errors import PoolError, QueryError
 from raystream.pool import ids as id_hashes
+from raystream.pool import unique_ids
 from raystream.scoring import scored_pool
 from raystream.scoring.scored_pool import ScoredPool
 from raystream.selection import row_hash
@@ -34,7 +35,7 @@ MakeQuery = Callable[..., rs.Query]
 
 def pool_of(ids: pa.ChunkedArray) -> ScoredPool:
     """A scored pool of these ids and nothing else."""
-    return ScoredPool(LocalStore("nowhere"), (), (), np.zeros(0, np.int64), ids, None)
+    return ScoredPool(LocalStore("nowhere"), (), (), np.zeros(0, np.int64), np.zeros(0, np.int64), ids, None)
 
 
 KINDS = {
@@ -51,14 +52,14 @@ KINDS = {
 def test_hashes_are_those_of_the_ids(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """For every type of id, all rows or some in any order, over several chunks and blocks: the values that batches have always gone by."""
     monkeypatch.setattr(id_hashes, "BLOCK_ROWS", 16)
-    monkeypatch.setattr(candidates, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(row_hashes, "BLOCK_ROWS", 16)
     array = KINDS[kind](200)
     pool = pool_of(pa.chunked_array([array[:7], array[7:7], array[7:90], array[90:]]))
     values = array.to_pylist()
     known = row_hash(5, np.array(values) if pa.types.is_integer(array.type) else values)
-    np.testing.assert_array_equal(hashes(pool, 5, None), known)
+    np.testing.assert_array_equal(row_hashes.hashes_of(pool, 5, None), known)
     rows = np.random.default_rng(0).permutation(200)[:77]
-    np.testing.assert_array_equal(hashes(pool, 5, rows), known[rows])
+    np.testing.assert_array_equal(row_hashes.hashes_of(pool, 5, rows), known[rows])
     assert pool.ids_at(rows).to_pylist() == [values[row] for row in rows]
 
 
@@ -131,6 +132,7 @@ def test_ids_that_are_read_again_choose_the_same(
     changes = READ_AGAIN[kind]
     held = rs.run(make_query(**changes))
     monkeypatch.setattr(scored_pool, "HELD_ROWS", 1199)
+    monkeypatch.setattr(unique_ids, "HELD_NUMBERS", 100)
     again = rs.run(make_query(**changes, store__query="again"))
     assert again.selection.equals(held.selection)
     assert again.manifest.counts == held.manifest.counts
@@ -151,7 +153,7 @@ def test_no_python_object_a_row_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
     pool = pool_of(pa.chunked_array([pa.array([f"{i:060d}" for i in range(n)])]))
     tracemalloc.start()
     try:
-        hashes(pool, 0, None)
+        row_hashes.hashes_of(pool, 0, None)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -259,7 +259,7 @@ def test_an_upload_is_whole_or_nothing(make_query: MakeQuery, s3: pafs.FileSyste
         raise ValueError("broke off")
     with s3.open_input_file(f"{folder}/x.parquet") as file:
         assert file.read() == b"before"
-    last = store.path(stored_units(store, committed.manifest)[-1].outputs.files[0].name)
+    last = store.path(stored_units(store, committed.manifest).outputs[-1].files[0].name)
     last.write_bytes(last.read_bytes()[:-50] + bytes(50))
     for out_uri in (f"s3://{folder}/new.parquet{options}", f"delta+s3://{folder}/new{options}"):
         with pytest.raises(StoreError, match="is damaged"):

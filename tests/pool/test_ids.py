@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import tracemalloc
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raystream.errors import PoolError
-from raystream.pool import check_unique
+from raystream.errors import PoolError, StoreError
+from raystream.pool import UniqueIds, check_unique, unique_ids
+from raystream.pool import ids as id_hashes
 from raystream.pool.ids import BLOCK_ROWS, id_numbers, take_ids
 
 TYPES = [pa.int64(), pa.uint8(), pa.string(), pa.large_string(), pa.binary(), pa.binary(1), pa.dictionary(pa.int8(), pa.string())]
@@ -97,3 +101,89 @@ def test_rows_are_taken_in_the_order_asked_for(rows: list[int], lengths: list[in
     edges = [0, *np.minimum(np.cumsum(lengths), 21).tolist(), 21]
     ids = pa.chunked_array([pa.array(every[low:high], pa.string()) for low, high in pairwise(edges)])
     assert take_ids(ids, np.array(rows, np.int64)).to_pylist() == [every[row] for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["numbers", "texts", "all the same", "all twice", "a clash"])
+@pytest.mark.parametrize("held", [50, 4000])
+def test_hashes_on_disk_find_what_those_in_memory_do(monkeypatch: pytest.MonkeyPatch, kind: str, held: int) -> None:
+    """Beyond some rows, over many partitions and blocks: the same verdict, with ids looked at again only where hashes are alike."""
+    monkeypatch.setattr(unique_ids, "HELD_NUMBERS", held)
+    monkeypatch.setattr("raystream.pool.ids.BLOCK_ROWS", 300)
+    order = np.random.default_rng(0).permutation(3000)
+    if kind == "a clash":
+        real = id_hashes._hashes
+        monkeypatch.setattr(id_hashes, "_hashes", lambda data, offsets: real(data, offsets) >> np.uint64(54))
+    values = {"all the same": order * 0, "all twice": order // 2}.get(kind, order)
+    array = pa.array(values if kind == "numbers" else [f"image-{value:060d}" for value in values.tolist()])
+    chunks = [array[:700], array[700:700], array[700:]]
+    looked: list[int] = []
+
+    class Again:
+        type = array.type
+
+        @property
+        def chunks(self) -> list[pa.Array]:
+            looked.append(1)
+            return chunks
+
+        def __len__(self) -> int:
+            return len(array)
+
+    def verdict(ids: pa.Array, again: Any) -> str:
+        with UniqueIds(len(ids), "k") as unique:
+            unique.add(ids)
+            try:
+                unique.check(again)
+            except PoolError as error:
+                return str(error)
+        return ""
+
+    found = verdict(array, Again())
+    repeated = len(values) - len(set(values.tolist()))
+    assert len(looked) == (1 if repeated or kind == "a clash" else 0)
+    assert bool(found) == bool(repeated)
+    if repeated:
+        firsts = [row for row in range(3000) if values[row] in values[:row]]
+        shown = list({str(array[row]): row for row in reversed(firsts)})[::-1][:3]
+        assert found.startswith(f"{len(set(values.tolist()))} ids of column k are not unique, first: {', '.join(shown)}, met again at row ")
+        monkeypatch.setattr(unique_ids, "_MOST_SUSPECTS", 100)
+        assert verdict(array, Again()) == found
+    if kind != "a clash":
+        one_more = pa.concat_arrays([array, array[5:6]])
+        told = verdict(one_more, pa.chunked_array([one_more]))
+        assert ("met again at row 3000" in told) == (not repeated)
+    with_nulls = pa.concat_arrays([pa.nulls(1, array.type), array, pa.nulls(1, array.type)])
+    assert verdict(with_nulls, with_nulls).startswith("2 ids of column k are null, first: row 0, row 3001;")
+
+
+def test_no_room_for_hashes_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the folder, and what to set."""
+
+    def full(**options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(unique_ids.tempfile, "TemporaryFile", full)
+    with pytest.raises(StoreError, match=r"hashes of the ids, 8 bytes a row: No space left on device; free some space or set TMPDIR"):
+        UniqueIds(unique_ids.HELD_NUMBERS + 1, "k")
+
+
+@pytest.mark.parametrize(("text", "rows"), [(False, 320_000), (True, 100_000)])
+def test_hashes_that_are_on_disk_take_no_memory(monkeypatch: pytest.MonkeyPatch, text: bool, rows: int) -> None:
+    """Over many times as many rows as are held: less than half of what their hashes take, whatever is looked at together."""
+    monkeypatch.setattr(unique_ids, "HELD_NUMBERS", 20_000)
+    block = 2_000
+
+    def ids(start: int) -> pa.Array:
+        numbers = np.arange(start, start + block) * 7919 % 1_000_003
+        return pa.array([f"images/{number:053d}" for number in numbers.tolist()]) if text else pa.array(numbers)
+
+    tracemalloc.start()
+    try:
+        with UniqueIds(rows, "k") as unique:
+            for start in range(0, rows, block):
+                unique.add(ids(start))
+            unique.check(pa.nulls(0, ids(0).type))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * rows / 2 + 300 * block * text  # Python's own strings of a block

@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.errors import LabelsError
-from raystream.pool import Labelled, has_columns, labelled_units, list_files, locate_labelled, plan_pool, read_labelled, read_unit
+from raystream.pool import (
+    Labelled,
+    LabelledMarks,
+    has_columns,
+    labelled_units,
+    list_files,
+    locate_labelled,
+    plan_pool,
+    read_labelled,
+    read_unit,
+)
 from raystream.pool.columns import plain_type
 from raystream.query import Pool
 
@@ -43,7 +53,7 @@ def test_finding_agrees_with_a_set(tmp_path_factory, known: list[int], asked: li
     assert labelled.ids.to_pylist() == sorted(set(spell(known)))
     ids = pa.chunked_array([pa.array(spell(asked), type_)])
     assert labelled.find(ids).tolist() == [v is not None and v in known for v in asked]
-    assert labelled.missing_from(ids).ids.to_pylist() == sorted(set(spell(known)) - set(spell(asked)))
+    assert labelled.only(LabelledMarks.of(labelled, ids).missing).ids.to_pylist() == sorted(set(spell(known)) - set(spell(asked)))
 
 
 def test_the_digest_is_that_of_the_set(write, tmp_path: Path) -> None:
@@ -60,7 +70,7 @@ def test_the_digest_is_that_of_the_set(write, tmp_path: Path) -> None:
         return read_labelled([str(write(f"{len(list(tmp_path.iterdir()))}.parquet", {"k": ids}))], "k", pa.string())
 
     assert texts("ab", "c").digest == texts("c", "ab").digest != texts("a", "bc").digest
-    assert texts("ab", "c").missing_from(pa.array(["ab"])).digest == texts("c").digest
+    assert texts("ab", "c").only(LabelledMarks.of(texts("ab", "c"), pa.array(["ab"])).missing).digest == texts("c").digest
     assert len(read_labelled([], "k", pa.int64())) == 0
 
 
@@ -156,7 +166,7 @@ def test_labelled_rows_outside_the_filters_are_located(write, tmp_path: Path, id
     assert collect(units, plan.read) == {name(k): k for k in (0, 9, 21, 29)}
     assert set(rest.ids.to_pylist()) == {name(2), name(15), ids[-1]}
     scored = collect(list(plan.units), plan.read)
-    assert rest.missing_from(pa.array(scored, plan.id_type)).ids.to_pylist() == [ids[-1]]
+    assert rest.only(LabelledMarks.of(rest, pa.array(scored, plan.id_type)).missing).ids.to_pylist() == [ids[-1]]
 
 
 def test_nothing_is_located_without_filters(write) -> None:

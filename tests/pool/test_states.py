@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.errors import LabelsError
-from raystream.pool import File, Labelled, labelled_units, list_files, plan_pool, read_labelled, read_unit
+from raystream.pool import File, Labelled, LabelledMarks, labelled_units, list_files, plan_pool, read_labelled, read_unit
 from raystream.pool.labelled_ids import STATES, labelled_rows
 from raystream.query import Pool
 
@@ -63,7 +63,7 @@ def test_what_the_states_say(tmp_path_factory: pytest.TempPathFactory, files: li
     assert found.excluded.to_pylist() == spelt(excluded)
     asked = pa.array(spelt(set(range(10))))
     assert found.find(asked).tolist() == [i in labelled for i in range(10)]
-    assert found.find_excluded(asked).tolist() == [i in excluded for i in range(10)]
+    assert LabelledMarks.of(found, asked).excluded.tolist() == [i in excluded for i in range(10)]
     assert found.every.ids.to_pylist() == spelt(labelled | excluded)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import compress, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 import raystream as rs
-from raystream.pool import ReadSpec, Unit
+from raystream.pool import ReadSpec, Unit, UnitNames, Units
 from raystream.pool.files import File
 from raystream.scoring.class_labels import class_weights_of
 from raystream.scoring.job import UnitTask
@@ -47,6 +50,10 @@ def keys_of(query: rs.Query) -> UnitKeys:
     return UnitKeys(query, SPEC, "f" * 64)
 
 
+def key_of(query: rs.Query, unit: Unit) -> str:
+    return keys_of(query).of(Units.of([unit]))[0]
+
+
 @pytest.mark.parametrize("others", [0, 8])
 def test_what_is_there_is_left_alone(make_query: MakeQuery, tmp_path: Path, others: int) -> None:
     """Every set of kinds that a unit holds: the others are to be computed, and no more; asked for one by one or by listed folders."""
@@ -56,12 +63,12 @@ def test_what_is_there_is_left_alone(make_query: MakeQuery, tmp_path: Path, othe
     [unit, *more] = some_units(1 + others)
     for held in product((False, True), repeat=4):
         store = LocalStore(str(tmp_path / "-".join(map(str, held))))
-        receipts = [keep_receipt(store, keys_of(query).of(unit), output) for output in compress(outputs, held)]
+        receipts = [keep_receipt(store, key_of(query, unit), output) for output in compress(outputs, held)]
         plan = plan_scoring(store, keys_of(query), [unit, *more], outputs)
-        assert [receipt for receipt in plan.found[0] if receipt is not None] == receipts
+        assert [receipt for table in plan.found if (receipt := table.at(0)) is not None] == receipts
         lacking = tuple(output for output, there in zip(outputs, held, strict=True) if not there)
-        expected = [UnitTask(each, keys_of(query).of(each), lacking if each is unit else outputs) for each in [unit, *more]]
-        assert plan.missing == [task for task in expected if task.outputs]
+        expected = [UnitTask(each, key_of(query, each), lacking if each is unit else outputs) for each in [unit, *more]]
+        assert list(plan.missing) == [task for task in expected if task.outputs]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +88,7 @@ def test_parameters_name_the_kinds_that_depend_on_them(make_query: MakeQuery, ch
     query = make_query(select__strategy="badge", **changes)
     plain = make_query(select__strategy="badge")
     [unit] = some_units(1)
-    assert keys_of(query).of(unit) == keys_of(plain).of(unit)
+    assert key_of(query, unit) == key_of(plain, unit)
     outputs = {output.kind: (output.name, QueryOutputs(plain, None).of(output.kind).name) for output in QueryOutputs(query, None).needed()}
     weights = class_weights_of(query, None)
     outputs |= {"scores": (QueryOutputs(query, weights).of("scores").name, QueryOutputs(plain, None).of("scores").name)}
@@ -115,7 +122,7 @@ def test_a_lookup_costs_the_same_however_many_units_there_are(make_query: MakeQu
     assert (store.lists, store.reads) == (257, 0)
     for unit in units:
         for output in outputs:
-            keep_receipt(store, keys_of(query).of(unit), output)
+            keep_receipt(store, key_of(query, unit), output)
     store.lists = 0
     assert not plan_scoring(store, keys_of(query), units, outputs).missing
     assert store.lists <= 257
@@ -140,3 +147,34 @@ def test_a_key_hashes_canonical_json(make_query: MakeQuery, casts: Any) -> None:
     assert json.dumps(found, sort_keys=True, separators=(",", ":")) == text
     assert (found["file"], found["positions"], found["id"]) == (['/lake/"é\0.parquet', 1, "2"], [1, 2], 'a"\\é\0')
     assert ("casts" in found, found["filters"]) == (bool(casts), [[["s", "==", '\0","file":']]])
+
+
+def test_keys_are_made_of_units_together(make_query: MakeQuery) -> None:
+    """Each is the hash of its own unit's text, whatever the units around it share, past a block of the table."""
+    query, few = make_query(), some_units(40)
+    odd = [replace(few[3], positions=(1, 5)), few[4], replace(few[5], filters=((("s", "==", 1),),)), replace(few[6], row_groups=(6, 7, 8))]
+    units = [*few, *odd, replace(odd[0], id="other", columns=("y",)), *some_units(20_000)]
+    keys = keys_of(query).of(Units.of(units))
+    sample = [*range(60), 16_383, 16_384, len(units) - 1]
+    assert [keys[i] for i in sample] == [hashlib.sha256(keys_of(query).text(units[i]).encode()).hexdigest() for i in sample]
+    assert len(set(keys[:])) == len(set(map(keys_of(query).text, units)))
+
+
+def test_a_table_of_units_gives_back_what_it_was_made_of() -> None:
+    """Units, their names, slices and parts of them, whichever fields they have."""
+    few = some_units(30)
+    units = [
+        *few,
+        replace(few[0], positions=(3, 4)),
+        replace(few[9], row_groups=(1, 2, 3), casts=(("x", pa.int64()),)),
+        replace(few[9], id="k", columns=("y",), filters=((("s", "!=", None),),)),
+        replace(few[2], positions=()),
+    ]
+    table = Units.of(iter(units))
+    assert list(table) == units
+    assert table[-2] == units[-2]
+    assert list(table[5:33]) == units[5:33]
+    assert list(table.take(np.array([33, 0, 30]))) == [units[33], units[0], units[30]]
+    assert UnitNames(table)[:] == [UnitNames(table)[i] for i in range(len(units))] == [unit.name for unit in units]
+    assert [int(table.rows.sum()), int(table.bytes.sum())] == [sum(u.rows for u in units), sum(u.bytes for u in units)]
+    assert list(Units.of([])) == list(Units.of([]).alike()) == []

@@ -253,7 +253,7 @@ def test_runs_that_end_leave_no_sign(make_query: MakeQuery, workplace: Path) -> 
 
 def kept(result: Result) -> tuple[str, ...]:
     """The outputs that a query's plan names."""
-    return plan_outputs(read_plan(result.store, result.query))
+    return plan_outputs(read_plan(result.store, result.query).schema)
 
 
 @pytest.mark.usefixtures("lake")
@@ -267,7 +267,7 @@ def test_the_manifest_is_the_last_write(make_query: MakeQuery, monkeypatch: pyte
     last = [path.rpartition("/")[2].partition("-")[0] for path in written if "token-" not in path]
     assert last[-5:] == ["query.yaml", "plan.parquet", "plan.parquet", "selection.parquet", "manifest.json"]
     assert [outputs.rpartition("-")[0] for outputs in kept(result)] == ["scores", "samples", "epig"]
-    assert len(stored_units(result.store, result.manifest)) == 4
+    assert len(stored_units(result.store, result.manifest).outputs) == 4
 
 
 @pytest.mark.usefixtures("lake")
@@ -280,7 +280,7 @@ def test_a_run_that_begins_late_keeps_the_plan_of_one_that_is_further_on(make_qu
     assert len(kept(result)) == 3
     found = collect(result.store, older_than=0.0, delete=True)
     assert (found.units.count, found.units_kept.count) == (1, 4)  # the targets' own unit, which only their samples were needed of
-    assert len(stored_units(result.store, result.manifest)) == 4
+    assert len(stored_units(result.store, result.manifest).outputs) == 4
 
 
 def test_who_loses_a_name_leaves_the_winners_files(make_query: MakeQuery, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,216 @@
+"""Whether ids tell rows apart over a whole pool: by hashes, which many rows' are kept on disk, in partitions; the ids settle what clashes.
+
+Ids come by once, as they are merged, and eight bytes of each are kept: in memory of some millions, of more in files without names in
+the temporary folder (`TMPDIR`), one for each range of hashes. A file is read, not mapped, and sorted by itself. Only if two hashes are
+alike are the ids looked at again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raystream.errors import PoolError, StoreError
+from raystream.pool.ids import FACTOR, Ids, comparable, id_blocks, numbers_of
+
+HELD_NUMBERS = 1 << 21
+"""Ids whose hashes are kept in memory: of more, they are on disk, and about as many are in a partition."""
+_MOST_PARTITIONS = 256
+_MOST_SUSPECTS = 1 << 20
+"""Ids that are compared with each other where hashes are alike; of more, hashes alone are counted: 64 bits of them."""
+_SHOWN = 3
+
+Hashes = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.int64]
+
+
+class UniqueIds:
+    """Sees whether ids are whole and unique, as they come by in row order.
+
+    Args:
+        rows: how many there will be.
+        name: the id column's, for messages.
+    """
+
+    def __init__(self, rows: int, name: str) -> None:
+        self._name = name
+        self._held: list[Hashes] = []
+        self._bits = 0
+        self._partitions: list[IO[bytes]] = []
+        if rows > HELD_NUMBERS:
+            self._bits = min(_MOST_PARTITIONS, 2 * rows // HELD_NUMBERS).bit_length() - 1
+            self._partitions = [self._file() for _ in range(1 << self._bits)]
+        self._ascending, self._last = True, None
+        self._row = self._nulls = 0
+        self._first_nulls: list[int] = []
+
+    def __enter__(self) -> UniqueIds:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._partitions:
+            file.close()
+
+    def add(self, ids: pa.Array) -> None:
+        """Take the ids of the next rows."""
+        for _, block in id_blocks(ids):
+            if block.null_count:
+                nulls = np.flatnonzero(np.asarray(block.is_null()))
+                self._nulls += len(nulls)
+                self._first_nulls += (self._row + nulls[: _SHOWN - len(self._first_nulls)]).tolist()
+            elif not self._nulls:
+                self._keep(block)
+            self._row += len(block)
+
+    def check(self, ids: Ids | pa.Array, where: Callable[[int], str] | None = None) -> None:
+        """Raise PoolError if ids are null or occur more than once.
+
+        Args:
+            ids: all of them, which are looked at again if two have one hash.
+            where: names the place of a row, as in `/pool/a.parquet row 17`; left out, the row's number does.
+        """
+        where = where or "row {}".format
+        if self._nulls:
+            raise PoolError(
+                f"{self._nulls} ids of column {self._name} are null, first: {', '.join(map(where, self._first_nulls))}; "
+                "expected one id a row, so fill them or leave pool.id out"
+            )
+        again = np.concatenate([np.empty(0, np.uint64), *self._repeated()])
+        again.sort()
+        count, places = _repeats(ids, again) if len(again) else (0, {})
+        if count:
+            raise PoolError(
+                f"{count} ids of column {self._name} are not unique, first: {', '.join(map(str, places))}, "
+                f"met again at {', '.join(map(where, places.values()))}; "
+                "expected one id a row, so correct them or leave pool.id out"
+            )
+
+    def _keep(self, block: pa.Array) -> None:
+        numbers = _hashes(block)
+        if not self._partitions:
+            self._ascending = self._ascending and pa.types.is_integer(block.type) and self._ascends(block.to_numpy())
+            self._held.append(numbers)
+            return
+        of = (numbers * FACTOR) >> np.uint64(64 - self._bits)
+        order = np.argsort(of.astype(np.uint8), kind="stable")
+        ends = np.cumsum(np.bincount(of.astype(np.int64), minlength=len(self._partitions))).tolist()
+        numbers = numbers[order]
+        try:
+            for file, start, end in zip(self._partitions, [0, *ends[:-1]], ends, strict=True):
+                file.write(numbers[start:end].data)
+        except OSError as error:
+            raise _no_room(error) from None
+
+    def _ascends(self, values: npt.NDArray[np.integer]) -> bool:
+        """Whether each integer is above the one before, so that there is nothing to sort."""
+        before, self._last = self._last, values[-1]
+        return bool((values[1:] > values[:-1]).all()) and (before is None or values[0] > before)
+
+    def _repeated(self) -> Iterator[Hashes]:
+        """The hashes that occur more than once, of one partition at a time."""
+        if not self._partitions:
+            if self._held and not self._ascending:
+                yield _twice(np.concatenate(self._held))
+            return
+        for file in self._partitions:
+            seen, again = np.empty(0, np.uint64), np.empty(0, np.uint64)
+            try:
+                file.seek(0)
+            except OSError as error:  # what was still to be written
+                raise _no_room(error) from None
+            while len(some := np.fromfile(file, np.uint64, 2 * HELD_NUMBERS)):
+                if len(seen):  # of ids that are nearly all the same
+                    again, seen = np.union1d(again, _twice(np.concatenate([seen, np.unique(some)]))), np.union1d(seen, some)
+                else:
+                    seen = some
+                again = np.union1d(again, _twice(some))
+            yield again
+
+    @staticmethod
+    def _file() -> IO[bytes]:
+        try:
+            return tempfile.TemporaryFile(prefix="raystream-ids-", buffering=1 << 14)
+        except OSError as error:
+            raise _no_room(error) from None
+
+
+def check_unique(ids: Ids | pa.Array, name: str, where: Callable[[int], str] | None = None) -> None:
+    """Raise PoolError if ids are null or occur more than once; see `UniqueIds.check`."""
+    with UniqueIds(len(ids), name) as unique:
+        for chunk in [ids] if isinstance(ids, pa.Array) else ids.chunks:
+            unique.add(chunk)
+        unique.check(ids, where)
+
+
+def _no_room(error: OSError) -> StoreError:
+    return StoreError(
+        f"the temporary folder {tempfile.gettempdir()} can't hold hashes of the ids, 8 bytes a row: {error.strerror or error}; free some "
+        "space or set TMPDIR"
+    )
+
+
+def _hashes(block: pa.Array) -> Hashes:
+    """(n,) equal for equal ids; of integers, nothing else has the same."""
+    numbers = numbers_of(block)
+    wide = np.int64 if numbers.dtype.kind == "i" else np.uint64
+    return numbers.astype(wide, copy=False).view(np.uint64)
+
+
+def _twice(hashes: Hashes) -> Hashes:
+    """Those that occur more than once, each once, ascending."""
+    hashes = np.sort(hashes)
+    found: Hashes = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+    return found
+
+
+def _repeats(ids: Ids | pa.Array, again: Hashes) -> tuple[int, dict[object, int]]:
+    """How many ids occur more than once, and the first that are met again, in row order, with the rows where they are.
+
+    Args:
+        ids: all of them.
+        again: the hashes that occur more than once, ascending.
+    """
+    rows, suspects, count = [np.empty(0, np.int64)], [], 0
+    seen = np.zeros(len(again), bool)
+    met: dict[object, int] = {}
+    for start, block in id_blocks(ids):
+        found = _hashes(block)
+        at = np.minimum(np.searchsorted(again, found), len(again) - 1)
+        inside = np.flatnonzero(again[at] == found)
+        count += len(inside)
+        if count <= _MOST_SUSPECTS:
+            rows.append(start + inside)
+            suspects.append(comparable(block.take(pa.array(inside))))
+        if len(met) < _SHOWN:
+            which, first = np.unique(at[inside], return_index=True)
+            new = np.zeros(len(inside), bool)
+            new[first[~seen[which]]] = True
+            for place in inside[~new].tolist():
+                if len(met) == _SHOWN:
+                    break
+                met.setdefault(block[place].as_py(), start + place)
+            seen[which] = True
+    if count > _MOST_SUSPECTS:
+        return len(again), met
+    every = pa.chunked_array(suspects).combine_chunks()
+    counts = pc.value_counts(every)
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    places = np.concatenate(rows)
+    return len(repeated), {id_: int(places[place]) for id_, place in _first_repeats(every, repeated).items()}
+
+
+def _first_repeats(ids: pa.Array, repeated: pa.Array) -> dict[object, int]:
+    """The ids that are met again first, with their places."""
+    if not len(repeated):
+        return {}
+    found = pc.index_in(ids, value_set=repeated)
+    rows, values = pc.indices_nonzero(found.is_valid()).to_numpy(), found.drop_null().to_numpy()
+    again = np.delete(np.arange(len(values)), np.unique(values, return_index=True)[1])
+    first = again[np.sort(np.unique(values[again], return_index=True)[1])[:_SHOWN]]
+    return {repeated[int(values[i])].as_py(): int(rows[i]) for i in first}
