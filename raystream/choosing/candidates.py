@@ -174,14 +174,15 @@ def hashes(pool: ScoredPool, seed: int, rows: np.ndarray | None) -> np.ndarray:
     found = np.empty(len(pool) if rows is None else len(rows), np.uint64)
     if rows is None:
         for start, block in id_blocks(pool.ids):
-            found[start : start + len(block)] = _hashes(seed, block)
+            found[start : start + len(block)] = block_hashes(seed, block)
         return found
     for start in range(0, len(rows), BLOCK_ROWS):
-        found[start : start + BLOCK_ROWS] = _hashes(seed, pool.ids_at(rows[start : start + BLOCK_ROWS]))
+        found[start : start + BLOCK_ROWS] = block_hashes(seed, pool.ids_at(rows[start : start + BLOCK_ROWS]))
     return found
 
 
-def _hashes(seed: int, ids: pa.Array) -> np.ndarray:
+def block_hashes(seed: int, ids: pa.Array) -> np.ndarray:
+    """(n,) uint64 hashes of some ids."""
     return row_hash(seed, ids.to_numpy()) if pa.types.is_integer(ids.type) else bytes_hash(seed, *id_bytes(ids))
 
 
