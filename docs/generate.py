@@ -20,7 +20,11 @@ from raystream.query import Acquire, Cluster, Cost, Model, Pool, Preprocess, Que
 from raystream.query.catalogue import KINDS, MODEL_KEYS, OPTIONAL_KEYS, TRAITS
 from raystream.query.catalogue.arguments import Arg
 from raystream.query.catalogue.listing import Listed, listings
+from raystream.query.catalogue.metrics import METRICS
+from raystream.query.catalogue.rules import RULES
+from raystream.query.loop import LoopSettings, Start, Stop
 from raystream.query.part import Part
+from raystream.query.simulate import Contestant, Simulate
 
 DOCS = Path(__file__).parent
 
@@ -90,8 +94,15 @@ _TAKES = {
     ("Model", "kind"): "a [kind](models.md#kinds)",
     ("Model", "members"): "list of mappings like this one, at least 2",
     ("Model", "weights"): "text, or list of texts, at least 2",
+    ("Simulate", "strategies"): "list of strategies or mappings",
     ("Select", "quotas"): "list of [mappings](#quotas)",
     ("Select", "near_duplicates"): "number above 0 to 1, or `false`",
+    ("LoopSettings", "oracle"): "text, list of texts, or `{column: name}`",
+    ("LoopSettings", "evaluate"): "text, list of texts, or number above 0, below 1",
+    ("LoopSettings", "metrics"): "list of [metrics](#metrics)",
+    ("LoopSettings", "start"): "[mapping](#the-first-batch)",
+    ("LoopSettings", "stop"): "[mapping](#when-to-stop)",
+    ("Stop", "rules"): "list of [rules](#when-to-stop), or of mappings of a rule to its parameters",
 }
 """What the schema says in more words than a reader needs."""
 
@@ -103,6 +114,8 @@ def _default(value: object, required: bool) -> str:
         return "its defaults"
     if value is None or value in ([], {}):
         return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
     if isinstance(value, float):
         return "1/255" if value == 1 / 255 else f"`{value:g}`"
     return f"`{list(value)}`" if isinstance(value, tuple) else f"`{value}`"
@@ -191,6 +204,32 @@ def kinds() -> str:
     return table(["`model.kind`", "is", "`model.source`", "embedding", "extra", "MC dropout"], rows)
 
 
+def rules() -> str:
+    """The stopping rules with their parameters."""
+    rows = [
+        [f"`{name}`", of.does, of.needs, ", ".join(f"`{key}` {arg.meaning} ({_default_of(arg)})" for key, arg in of.args.items())]
+        for name, of in RULES.items()
+    ]
+    return table(["rule", "stops when", "looks at", "parameters"], rows)
+
+
+def metrics() -> str:
+    """The metrics and their tasks."""
+    rows = [
+        [f"`{name}`", of.does, "lower" if of.lower_is_better else "higher", ", ".join(f"`{task}`" for task in sorted(of.tasks))]
+        for name, of in METRICS.items()
+    ]
+    return table(["metric", "is", "better is", "`model.task`"], rows)
+
+
+def trainer() -> str:
+    """The arguments of trainer torch; loaded here, since it imports torch."""
+    from raystream.loop.torch_trainer import ARGS
+
+    rows = [[f"`{name}`", arg.expected, _default_of(arg), arg.meaning] for name, arg in ARGS.items()]
+    return table(["argument", "takes", "default", "meaning"], rows)
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "query": lambda: section(Query),
     "pool": lambda: section(Pool),
@@ -199,6 +238,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "acquire": lambda: section(Acquire),
     "select": lambda: section(Select, _select_users),
     "quotas": lambda: section(Quota),
+    "simulate": lambda: section(Simulate),
+    "contestant": lambda: section(Contestant),
     "cost": lambda: section(Cost),
     "cluster": lambda: section(Cluster),
     "store": lambda: section(Store),
@@ -209,6 +250,12 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "sharded": sharded,
     "scores": scores,
     "kinds": kinds,
+    "loop": lambda: section(LoopSettings),
+    "loop start": lambda: section(Start),
+    "loop stop": lambda: section(Stop),
+    "rules": rules,
+    "metrics": metrics,
+    "trainer torch": trainer,
 }
 
 _GENERATED = re.compile(r"<!-- generated: ([a-z ]+) -->.*?<!-- end -->", re.DOTALL)

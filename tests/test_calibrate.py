@@ -330,7 +330,7 @@ def write_bad(folder: Path) -> None:
         ({"model__temperature": "whole.parquet", "model__source": "loud:Loud"}, (LabelsError, ModelError), r"whole.parquet"),
         ({"model__temperature": "nowhere.parquet"}, LabelsError, r"model.temperature nowhere.parquet does not exist"),
         ({"model__temperature": "good.parquet", "model__classes": NAMES[:3]}, ModelError, r"names 3 classes, but the model has 4"),
-        ({"model__temperature": 2.0}, QueryError, r"pool.label is used only where model.temperature"),
+        ({"pool__label": "x"}, QueryError, r"pool.label x is among pool.inputs: the model would see what it is to tell"),
         ({"pool__label": None}, QueryError, r"pool.label is missing; name the column of labels \(model.temperature\)"),
         ({"model__temperature": -1.0, "pool__label": None}, QueryError, r"model.temperature is -1.0, expected greater than 0"),
         ({"model__temperature": [], "pool__label": None}, QueryError, r"model.temperature is \[\]"),

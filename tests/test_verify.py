@@ -32,6 +32,7 @@ QUERIES = {
     "badge": {"select__strategy": "badge", "pool__keep": ["url"], "model__classes": ["a", "b", "c", "d"]},
     "chance": {"select": {"budget": 12, "random_share": 0.5, "exclude": ["r000001"], "must_include": ["r000002"]}, "pool__id": "rid"},
     "no score": {"select__strategy": "random", "pool__id": None},
+    "auto": {"select": {"budget": 12, "strategy": "auto"}, "pool__labelled": "labels.parquet"},
     "labels alone": {"select__strategy": "top_k", "pool__labelled": "labels.parquet"},
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from raystream.choosing.auto import with_strategy
 from raystream.choosing.candidates import CandidateRows, Named, find_candidates, find_named
 from raystream.choosing.constraints import Limits, PoolColumns, exceeded, how_met, in_query, read_limits, refuse_empty, words_of_query
 from raystream.choosing.derived import results_over
@@ -50,6 +51,7 @@ def choose_batch(query: Query, columns: PoolColumns, covered: LabelledRows, acto
         QueryError: the query's own numbers leave none of the candidates, or a minimum that can't be met.
     """
     pool = columns.pool
+    query, picked_by_rule = with_strategy(query, pool, covered)
     named = find_named(query.select, pool, covered.mask)
     with words_of_query():
         entered = find_candidates(query, columns, covered, named)
@@ -74,7 +76,7 @@ def choose_batch(query: Query, columns: PoolColumns, covered: LabelledRows, acto
         were = "row was" if len(picked) == 1 else "rows were"
         warnings.append(f"{len(picked)} {were} chosen for a budget of {query.select.budget}: {reason}")
     table = selection_table(query, columns, picked, chosen)
-    facts = dict(chosen.facts) | how_met(query.select, limits, chosen)
+    facts = dict(chosen.facts) | picked_by_rule | how_met(query.select, limits, chosen)
     if entered.repeats:
         facts["exact_repeats"] = int(facts.get("exact_repeats", 0)) + entered.repeats
     return Batch(table, entered.eligible, count, chosen.passes, certificate, tuple(warnings), facts, rounds)

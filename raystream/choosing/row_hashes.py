@@ -31,7 +31,7 @@ class RowHashes:
         """Take the ids of the next rows; those of nulls are of no use."""
         for _, block in id_blocks(ids):
             if not block.null_count:
-                self.found[self._row : self._row + len(block)] = _hashes(self._seed, block)
+                self.found[self._row : self._row + len(block)] = block_hashes(self._seed, block)
             self._row += len(block)
 
 
@@ -54,9 +54,10 @@ def hashes_of(pool: ScoredPool, seed: int, rows: np.ndarray | None) -> np.ndarra
         return every.found if rows is None else np.asarray(every.found[rows])
     found = np.empty(len(rows), np.uint64)
     for start in range(0, len(rows), BLOCK_ROWS):
-        found[start : start + BLOCK_ROWS] = _hashes(seed, pool.ids_at(rows[start : start + BLOCK_ROWS]))
+        found[start : start + BLOCK_ROWS] = block_hashes(seed, pool.ids_at(rows[start : start + BLOCK_ROWS]))
     return found
 
 
-def _hashes(seed: int, ids: pa.Array) -> np.ndarray:
+def block_hashes(seed: int, ids: pa.Array) -> np.ndarray:
+    """(n,) uint64 hashes of some ids, integers or text or bytes; none may be null."""
     return row_hash(seed, ids.to_numpy()) if pa.types.is_integer(ids.type) else bytes_hash(seed, *id_bytes(ids))

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from raystream import __version__
-from raystream.cli import catalogue, upkeep
+from raystream.cli import catalogue, simulation, upkeep
 from raystream.cli.in_job import check_place, check_places
+from raystream.cli.loop import loop
 from raystream.cli.terminal import RESUME, Interruption
 from raystream.cli.terminal import print_result as _print
 from raystream.cli.terminal import reporting as _reporter
@@ -158,7 +159,7 @@ def show(
     _finish(load_result(store, name), as_json, report, shown=True)
 
 
-for _command in (upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies):
+for _command in (loop, simulation.simulate, upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies):
     app.command()(_command)
 
 
@@ -167,13 +168,19 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="Where the demo keeps its pool, store and report.")] = Path("demo"),
     workers: Annotated[int, typer.Option(help="Ray workers.", min=1)] = 2,
     seeds: Annotated[int, typer.Option(help="How often the comparison with random rows is repeated.", min=1)] = 5,
+    rounds: Annotated[bool, typer.Option("--loop", help="Play five rounds of a loop instead, beside random rows.")] = False,
     debug: Debug = False,
 ) -> None:
     """Choose 50 of 5,000 real images, and see what that is worth."""
-    from raystream.loop.demo import run_demo
-
     with _reporter() as reporter:
-        lines = run_demo(folder, workers=workers, seeds=seeds, reporter=reporter)
+        if rounds:
+            from raystream.loop.loop_demo import run_loop_demo
+
+            lines = run_loop_demo(folder, reporter=reporter)
+        else:
+            from raystream.loop.demo import run_demo
+
+            lines = run_demo(folder, workers=workers, seeds=seeds, reporter=reporter)
     print(lines)
 
 
@@ -274,4 +281,3 @@ def _finish(result: Any, as_json: bool, report: bool, *, shown: bool = False) ->
         _warn(result.quarantined_named)
     found = result.place("report.html") if there else None
     _print(result.summary() | {"report": found}, lambda: describe_result(result, found, shown=shown), as_json)
-

@@ -98,12 +98,8 @@ def write_pool(images: Images, folder: Path) -> None:
     A file that holds the same bytes already is left alone: a pool's identity includes the files' times.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kind = pa.fixed_shape_tensor(pa.uint8(), (1, SIDE, SIDE))
     for number, rows in enumerate(np.array_split(np.arange(len(images)), POOL_FILES)):
-        storage = pa.FixedSizeListArray.from_arrays(pa.array(images.pixels[rows].reshape(-1)), SIDE * SIDE)
-        table = pa.table(
-            {"image_id": pa.array(images.ids[rows].tolist()), "pixels": pa.ExtensionArray.from_storage(kind, storage)},
-        )
+        table = _as_table(images.at(rows))
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, row_group_size=-(-len(rows) // ROW_GROUPS))
         _write_if_different(folder / f"part-{number}.parquet", sink.getvalue().to_pybytes())
@@ -115,6 +111,20 @@ def write_labels(images: Images, path: Path) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     _write_if_different(path, sink.getvalue().to_pybytes())
+
+
+def write_rows(images: Images, path: Path) -> None:
+    """Write images with their labels: rows to judge a model by."""
+    table = _as_table(images).append_column("label", pa.array(images.labels))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    _write_if_different(path, sink.getvalue().to_pybytes())
+
+
+def _as_table(images: Images) -> pa.Table:
+    kind = pa.fixed_shape_tensor(pa.uint8(), (1, SIDE, SIDE))
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(images.pixels.reshape(-1)), SIDE * SIDE)
+    return pa.table({"image_id": pa.array(images.ids.tolist()), "pixels": pa.ExtensionArray.from_storage(kind, storage)})
 
 
 class Network(nn.Module):

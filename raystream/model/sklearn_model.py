@@ -27,6 +27,7 @@ _TRUSTED = (
     "sklearn.calibration._SigmoidCalibration",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.metrics._dist_metrics.EuclideanDistance64",
+    "sklearn.multiclass._ConstantPredictor",
     "sklearn.neighbors._ball_tree.BallTree",
     "sklearn.neighbors._kd_tree.KDTree",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
@@ -47,8 +48,8 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
     assert spec.source is not None  # the query checks it
     who = f"model.source {spec.source}"
     optional("sklearn", "sklearn", "sklearn")
-    model = _read(spec.source, spec.trust == "pickle")
-    _one_thread_each(model)
+    model = read_estimator(spec.source, spec.trust == "pickle")
+    one_thread_each(model)
     promise = Promise(who, spec.task, "probabilities")
     classifier = SklearnClassifier(model, promise, spec.embedding, embedding=embedding)
     return BatchPredictor(
@@ -160,7 +161,12 @@ class SklearnClassifier:
         return torch.from_numpy(values.astype(np.float32)).flatten(1)
 
 
-def _read(path: str, trusted: bool) -> Any:
+def read_estimator(path: str, trusted: bool) -> Any:
+    """The estimator in a skops file, or in a pickle that is trusted.
+
+    Raises:
+        ModelError: it is missing, something else, or can run code and isn't trusted.
+    """
     known = Path(path)
     found = what_file(known) if known.is_file() else ""
     if found == "a pickle":
@@ -197,7 +203,7 @@ def _unpickle(path: str) -> Any:
         raise ModelError(f"model.source {path} is a pickle that can't be loaded here: {told}; save the model by skops.io.dump") from None
 
 
-def _one_thread_each(model: Any) -> None:
+def one_thread_each(model: Any) -> None:
     """Keep every part to this worker's one process: a model may have been saved with n_jobs=-1."""
     if hasattr(model, "get_params"):
         jobs = {key: None for key, value in model.get_params().items() if key.rpartition("__")[2] == "n_jobs" and value is not None}

@@ -164,12 +164,31 @@ def labelled_rows(file: File) -> npt.NDArray[np.int64] | None:
 
 def _states(file: File, batch: pa.RecordBatch, start: int) -> tuple[Mask | None, Mask | None]:
     """(n,) which rows don't count as absent, and which are labelled; None for all of them."""
+    states = states_of(file, batch, start)
+    if states is None:
+        return None, None
+    kept = ~np.asarray(pc.is_in(states, value_set=pa.array(ABSENT)))
+    labelled = np.asarray(pc.equal(states, LABELLED))
+    return None if kept.all() else kept, None if labelled[kept].all() else labelled
+
+
+def states_of(file: File, batch: pa.RecordBatch, start: int) -> pa.Array | None:
+    """What became of each row, one of `STATES`; None where the file says nothing of it.
+
+    Args:
+        file: a labelled file.
+        batch: some of its rows, with the column `state` if the file has it.
+        start: the row of the file that is the first of these.
+
+    Raises:
+        LabelsError: a state is none.
+    """
     if STATE in batch.schema.names:
         states = batch.column(STATE)
     elif STATE in dict(file.partitions):
         states = pa.repeat(pa.scalar(dict(file.partitions)[STATE], pa.string()), batch.num_rows)
     else:
-        return None, None
+        return None
     if not (pa.types.is_null(states.type) or pa.types.is_string(states.type) or pa.types.is_large_string(states.type)):
         raise LabelsError(f"column {STATE} of {file.path} is {states.type}; expected text, {_spelt_states()}")
     states = pc.fill_null(states.cast(pa.string()), LABELLED)
@@ -180,9 +199,7 @@ def _states(file: File, batch: pa.RecordBatch, start: int) -> tuple[Mask | None,
             f"column {STATE} of {file.path} is {states[at].as_py()!r} in row {start + at}; expected {_spelt_states()}, or nothing for "
             "labelled rows; rename the column if it means something else"
         )
-    kept = ~np.asarray(pc.is_in(states, value_set=pa.array(ABSENT)))
-    labelled = np.asarray(pc.equal(states, LABELLED))
-    return None if kept.all() else kept, None if labelled[kept].all() else labelled
+    return states
 
 
 def _spelt_states() -> str:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from raystream.lake.storage import Storage
 from raystream.lake.uri import is_remote, parse
 from raystream.query.acquire import DEFAULT_REDUCE, DEFAULT_TOP, Acquire, check_gradients
-from raystream.query.catalogue import GRADIENT_SCORES, LOGIT_SCORES, MEMBER_SCORES, SAMPLE_SCORES, SCORES, kind_of
+from raystream.query.catalogue import AUTO, GRADIENT_SCORES, LOGIT_SCORES, MEMBER_SCORES, SAMPLE_SCORES, SCORES, kind_of
 from raystream.query.cluster import Cluster, Store
 from raystream.query.model import Model, Preprocess
 from raystream.query.part import Id, Part
@@ -24,9 +24,12 @@ from raystream.query.select import Cost, Quota, Select
 from raystream.query.task import TASKS, Task, check_task
 from raystream.spec import read_spec
 
+LOOP_SECTIONS = frozenset({"loop", "simulate", "stream"})
+"""Sections of the same file for other commands; a query leaves them alone."""
+
 __all__ = [
-    "DEFAULT_REDUCE", "DEFAULT_TOP", "GRADIENT_SCORES", "LOGIT_SCORES", "MEMBER_SCORES", "TASKS", "Acquire", "Cluster", "Cost",
-    "FilterTerm", "Id", "Model", "Pool", "Preprocess", "Query", "Quota", "Select", "Store", "Task",
+    "DEFAULT_REDUCE", "DEFAULT_TOP", "GRADIENT_SCORES", "LOGIT_SCORES", "LOOP_SECTIONS", "MEMBER_SCORES", "TASKS", "Acquire", "Cluster",
+    "Cost", "FilterTerm", "Id", "Model", "Pool", "Preprocess", "Query", "Quota", "Select", "Store", "Task",
 ]  # fmt: skip
 
 
@@ -115,8 +118,8 @@ class Query(Part):
             raise ValueError(f"pool.label is missing; name the column of {wanted[0]} (model.temperature) that holds the labels")
         if wanted and not self.gives_scores:
             raise ValueError("model.temperature is to be fitted, but the model gives an embedding alone; remove it or give model.logits")
-        if self.pool.label is not None and not wanted:
-            raise ValueError("pool.label is used only where model.temperature names labelled rows to fit it on; remove it or name that")
+        if self.pool.label is not None and self.pool.label in self.pool.input_columns:
+            raise ValueError(f"pool.label {self.pool.label} is among pool.inputs: the model would see what it is to tell; remove it there")
 
     def _model_takes_names(self) -> None:
         for model in self.model.members or [self.model]:
@@ -181,17 +184,23 @@ class Query(Part):
 
     @property
     def needs_score(self) -> bool:
-        """Whether rows can't be chosen without an acquisition score."""
-        return self.select.needs_score
+        """Whether rows can't be chosen without an acquisition score; `auto` goes by one where the model gives it."""
+        return self.select.needs_score and (self.gives_scores or self.select.strategy != AUTO)
 
     @property
     def needs_embedding(self) -> bool:
         """Whether the pass over the pool yields embeddings: chosen by them, asked for by name, or all that the model gives."""
-        return self.select.needs_embedding or self.model.embedding is not None or not self.gives_scores
+        return self._chooses_by_embedding or self.model.embedding is not None or not self.gives_scores
+
+    @property
+    def _chooses_by_embedding(self) -> bool:
+        """Whether the choice looks at embeddings; `auto` does where the model gives them: of columns, those that it names."""
+        absent = self.select.strategy == AUTO and self.model.carried and not self.model.embedding and not self.select.near_duplicates
+        return self.select.needs_embedding and not absent
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Query:
-        """Read a query from a YAML file.
+        """Read a query from a YAML file; sections for other commands (`loop`, `simulate`, `stream`) are left out.
 
         Args:
             path: the file.
@@ -201,7 +210,7 @@ class Query(Part):
             QueryError: the file is missing or isn't YAML, a key is unknown, or a value is wrong.
         """
         data = read_spec(path, overrides)
-        return cls(**{str(key): value for key, value in data.items()})
+        return cls(**{str(key): value for key, value in data.items() if key not in LOOP_SECTIONS})
 
     def to_yaml(self) -> str:
         """The query as YAML, as far as it was given; `load` reads it back."""

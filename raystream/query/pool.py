@@ -33,7 +33,7 @@ class Pool(Part):
     """Ids that have labels: never chosen, and already covered. Parquet, CSV or JSON Lines in files, folders, buckets or tables, with
     the pool's id column."""
     label: str | None = None
-    """The column of labels in the rows that `model.temperature` names."""
+    """The column of labels: in the rows that `model.temperature` names, and wherever a loop reads labels."""
     keep: list[str] = []
     """Columns carried into the selection."""
     storage: dict[str, bool | int | str] = {}

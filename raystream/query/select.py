@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from raystream.errors import did_you_mean
-from raystream.query.catalogue import OPTIONAL_KEYS, TERMS, TRAITS, Traits, traits
+from raystream.query.catalogue import AUTO, OPTIONAL_KEYS, TERMS, TRAITS, Traits, traits
 from raystream.query.part import Id, Part, Positive
 
 
@@ -57,7 +57,7 @@ class Select(Part):
     section = ("select",)
 
     strategy: str = "k_means"
-    """A strategy by name, or the import path of a function of your own."""
+    """A strategy by name, or the import path of a function of your own; `auto`: by a written rule, which the result states."""
     budget: Positive
     """How many rows to choose."""
     candidates: Positive | Literal["all"] | None = None
@@ -93,10 +93,11 @@ class Select(Part):
     @field_validator("strategy")
     @classmethod
     def _is_known(cls, value: str) -> str:
-        if ":" not in value and value not in TRAITS:
+        known = [*TRAITS, AUTO]
+        if ":" not in value and value not in known:
             raise ValueError(
-                f"select.strategy is {value!r}, expected {', '.join(sorted(TRAITS))} or an import path module:function"
-                f"{did_you_mean(value, TRAITS)}"
+                f"select.strategy is {value!r}, expected {', '.join(sorted(known))} or an import path module:function"
+                f"{did_you_mean(value, known)}"
             )
         return value
 
@@ -127,6 +128,8 @@ class Select(Part):
                     raise ValueError(f"select.args.{name} is not a parameter of {self.strategy}{did_you_mean(name, own.args)}")
                 if not own.args[name].accepts(value):
                     raise ValueError(f"select.args.{name} is {value!r}; expected {own.args[name].expected}")
+        if self.strategy == AUTO and self.candidates is not None:
+            raise ValueError("select.candidates is not used by strategy auto, which leaves it to what it picks; remove it")
         if isinstance(self.candidates, int) and self.candidates < self.budget:
             raise ValueError(f"select.candidates is {self.candidates}, below select.budget {self.budget}; raise it or leave it out")
         if len(self.must_include) > self.budget:

@@ -208,6 +208,8 @@ def constraints_met(manifest: Manifest) -> list[Met]:
     """One for each constraint of the query; none for a query without, or one committed before the manifest told of them."""
     facts, select = manifest.facts, manifest.resolved["select"]
     found = []
+    if "strategy_why" in facts:
+        found.append(Met("auto", str(facts["strategy"]), f": {facts['strategy_why']}"))
     if "cost" in facts:
         cost = select["cost"]
         found.append(Met("cost", f"{facts['cost']:g}", f" of {cost['budget']:g} {cost['column']}"))

@@ -4,7 +4,8 @@ from functools import cache
 
 import pytest
 
-from benchmarks.quality import CONTENDERS, PROTOCOLS, measure
+from benchmarks.curves import PROTOCOLS
+from benchmarks.quality import measure
 
 pytestmark = pytest.mark.slow
 SEEDS = 20
@@ -14,9 +15,7 @@ SEEDS = 20
 @cache
 def accuracy(table, name, labels):
     """Mean accuracy in percent, by the benchmark's protocol over more seeds."""
-    protocol = PROTOCOLS[table]
-    found = measure(protocol, CONTENDERS[name], SEEDS)
-    return found[list(protocol.at).index(labels)][0]
+    return measure(table, name, SEEDS)[list(PROTOCOLS[table].at).index(labels)][0]
 
 
 def test_margin_beats_chance_on_digits():

@@ -6,6 +6,7 @@ with its algorithm and an entry here; a new score a function and an entry; a new
 """
 
 from raystream.query.catalogue.arguments import Arg
+from raystream.query.catalogue.auto import AUTO, CONTROL
 from raystream.query.catalogue.kinds import ENTRY_POINTS, KINDS, REGISTERED, KindEntry, entry_point, kind_of
 from raystream.query.catalogue.kinds import OPTIONAL_KEYS as MODEL_KEYS
 from raystream.query.catalogue.scores import (
@@ -24,6 +25,8 @@ from raystream.query.catalogue.scores import (
 from raystream.query.catalogue.strategies import OPTIONAL_KEYS, TERMS, TRAITS, USERS_OWN, Traits, traits
 
 __all__ = [
+    "AUTO",
+    "CONTROL",
     "ENTRY_POINTS",
     "GRADIENT_SCORES",
     "KINDS",

@@ -66,6 +66,16 @@ def fraction(default: float | None, meaning: str, otherwise: str = "") -> Arg:
     return Arg("a number above 0, at most 1", lambda v: _is_number(v) and 0 < v <= 1, default, meaning, otherwise)  # type: ignore[operator]
 
 
+def share(default: float | None, meaning: str, otherwise: str = "") -> Arg:
+    """A number from 0 to 1."""
+    return Arg("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1, default, meaning, otherwise)  # type: ignore[operator]
+
+
+def text(meaning: str, otherwise: str) -> Arg:
+    """A name."""
+    return Arg("text", lambda v: isinstance(v, str) and bool(v), None, meaning, otherwise)
+
+
 def flag(default: bool | None, meaning: str, otherwise: str = "") -> Arg:
     """True or false."""
     return Arg("true or false", lambda v: isinstance(v, bool), default, meaning, otherwise)

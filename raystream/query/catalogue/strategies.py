@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raystream.query.catalogue.arguments import Arg, count, flag, fraction, load, natural, positive
+from raystream.query.catalogue.auto import AUTO
 
 
 @dataclass(frozen=True)
@@ -283,6 +284,20 @@ USERS_OWN = Traits(
 """A strategy by import path: it is given all there is."""
 
 
+PICKED = Traits(
+    "what the written rule picks, see `raystream.query.catalogue.auto`",
+    "you don't want to choose a strategy.",
+    "",
+    score=True,
+    embedding=True,
+    chance=True,
+    keys=frozenset({"memory"}),
+)
+"""`auto`: all that any strategy that it picks may need."""
+
+
 def traits(strategy: str) -> Traits:
-    """Of a strategy by name, or by import path."""
+    """Of a strategy by name, of `auto`, or by import path."""
+    if strategy == AUTO:
+        return PICKED
     return USERS_OWN if ":" in strategy else TRAITS[strategy]

@@ -44,9 +44,7 @@ class LargestCluster:
     distance: Array
 
 
-def lcmd(
-    x: ArrayLike, k: int, *, labelled: ArrayLike | None = None, metric: Metric = "euclidean", memory: int = DEFAULT_MEMORY
-) -> Array:
+def lcmd(x: ArrayLike, k: int, *, labelled: ArrayLike | None = None, metric: Metric = "euclidean", memory: int = DEFAULT_MEMORY) -> Array:
     """Choose k rows, each the farthest from its centre in the cluster with the largest sum of squared distances.
 
     A row's cluster is that of the nearest row chosen before or labelled, the earlier one at a tie. With nothing

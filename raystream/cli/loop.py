@@ -1,0 +1,42 @@
+"""`raystream loop`: rounds of asking for labels, training and judging."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raystream.cli.in_job import check_place
+from raystream.cli.terminal import print_result, reporting
+
+
+def loop(
+    spec: Annotated[Path, typer.Argument(help="The loop: a query file with a section loop.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Replace a key, such as loop.rounds=5; may be given often.")] = None,
+    store: Annotated[str | None, typer.Option("--store", help="Where the loop is kept, instead of the spec's store.uri.")] = None,
+    address: Annotated[str | None, typer.Option("--address", help="The Ray cluster, or in_process, instead of cluster.address.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")] = False,
+    report: Annotated[bool, typer.Option(help="Write report.html beside the history.")] = True,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Ask for labels, train, judge: as far as the labels that are there allow.
+
+    Each call ends waiting for labels, finished, or stopped by a rule; the same command goes on.
+    """
+    from raystream.query.loop import Loop
+
+    changes = list(overrides or [])
+    changes += [] if store is None else [f"store.uri={json.dumps(store, ensure_ascii=False)}"]
+    changes += [] if address is None else [f"cluster.address={json.dumps(address, ensure_ascii=False)}"]
+    asked = Loop.load(spec, changes)
+    for key, uris in {"pool.uri": asked.pool.uris, "store.uri": [asked.store.uri], "loop.oracle": asked.loop.oracle_uris}.items():
+        for uri in uris:
+            check_place(key, uri)
+    from raystream.loop.campaign import ActiveLearningLoop
+    from raystream.report.loop_text import describe_loop
+
+    with reporting() as reporter:
+        state: Any = ActiveLearningLoop(asked, reporter, report=report).step()
+    print_result(state.summary(), lambda: describe_loop(state.summary()), as_json)

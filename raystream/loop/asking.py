@@ -1,0 +1,143 @@
+"""Choosing the batches of a loop: a query a round, and control rows last."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raystream.loop.control import controls_in
+from raystream.loop.first_batch import first_batch
+from raystream.loop.journal import Asked
+from raystream.loop.labels import Answers, Id
+from raystream.loop.ledger import Ledger
+from raystream.loop.models import Models
+from raystream.loop.round_labels import TRAIN, RoundLabels
+from raystream.loop.training import seed_of
+from raystream.query.catalogue import TRAITS
+from raystream.query.catalogue.auto import AUTO, pick
+from raystream.run import run
+from raystream.store.result import Result
+
+_QUERY = 1
+"""The purpose of the seed."""
+_OF_ANY_STRATEGY = frozenset({"near_duplicates", "quotas", "cost", "random_share", "memory"})
+"""What `select` says that holds for another strategy than its own."""
+
+
+def ask(ledger: Ledger, models: Models, round_: int) -> Asked | None:
+    """Choose a round's batch, or find the one that was chosen before; None where no row is left."""
+    known = ledger.journal.asked(round_)
+    if known is not None:
+        return known
+    began = time.perf_counter()
+    labels = ledger.labels_of(round_ - 1) or RoundLabels.of(Answers(), (), (), ())
+    budget = _batch_size(ledger, round_, labels)
+    controls = ledger.next_controls(round_, min(controls_in(budget, ledger.loop.loop.control), budget - 1), labels)
+    held = ledger.pool.find(ledger.reserved("evaluate"))
+    barred = sorted({*ledger.asked_ids(round_), *ledger.reserved("control"), *held})
+    left = ledger.pool.eligible([*barred, *labels.ids])
+    result, strategy, why = None, "control", ""
+    if left:
+        result, strategy, why = _chosen(ledger, models, round_, min(budget - len(controls), left), labels, barred)
+    rows = 0 if result is None else result.selection.num_rows
+    if not rows and not controls:
+        return None
+    table = with_controls(ledger, None if result is None else result.selection, controls)
+    return ledger.journal.commit_asked(
+        Asked(
+            round=round_,
+            query="" if result is None else result.query,
+            strategy=strategy,
+            why=why,
+            batch=ledger.journal.put_table(round_, "selection", table),
+            controls=len(controls),
+            warnings=[] if result is None else list(result.manifest.warnings),
+            seconds=time.perf_counter() - began,
+        )
+    )
+
+
+def with_controls(ledger: Ledger, batch: pa.Table | None, controls: Sequence[Id]) -> pa.Table:
+    """A batch with its control rows, last; nothing says what the model takes these for."""
+    if not controls:
+        assert batch is not None
+        return batch
+    places = ledger.pool.find(controls)
+    pairs = [places[id_] for id_ in controls]
+    first = 0 if batch is None else batch.num_rows
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {
+        "rank": pa.array(np.arange(first, first + len(controls)), pa.int32()),
+        ledger.pool.id_name: ledger.pool.array(controls),
+        "why": pa.array(["control"] * len(controls), pa.string()),
+        "path": pa.array([file.path for file, _ in pairs], pa.string()),
+        "row": pa.array([row for _, row in pairs], pa.int64()),
+    }
+    if ledger.loop.pool.keep:
+        kept = ledger.pool.columns(pairs, ledger.loop.pool.keep)
+        columns |= {name: kept.column(name) for name in kept.column_names}
+    if batch is None:
+        return pa.table(columns)
+    filled = {name: columns.get(name, pa.nulls(len(controls), batch.schema.field(name).type)) for name in batch.column_names}
+    return pa.concat_tables([batch, pa.table(filled).cast(batch.schema)])
+
+
+def _batch_size(ledger: Ledger, round_: int, labels: RoundLabels) -> int:
+    """Rows of a batch: the start's where nothing is labelled, and no more than the budget of labels has left."""
+    loop = ledger.loop
+    wanted = loop.start_budget if round_ == 1 and ledger.journal.judged(0) is None else loop.select.budget
+    return wanted if loop.loop.budget is None else max(1, min(wanted, loop.loop.budget - labels.count))
+
+
+def _chosen(ledger: Ledger, models: Models, round_: int, budget: int, labels: RoundLabels, barred: Sequence[Id]) -> tuple[Result, str, str]:
+    """What the round's query chose, its strategy, and why that one."""
+    loop, journal = ledger.loop, ledger.journal
+    told = labels.told(ledger.pool.id_name, ledger.pool.id_type, barred)
+    known = [] if told is None else [journal.store.place(journal.in_round(round_, journal.put_table(round_, "known", told)))]
+    section, strategy, why = _how(ledger, models, round_, labels)
+    untrained = ledger.trained_before(round_) is None
+    query = loop.query_with(
+        section,
+        pool=loop.pool.model_copy(update={"labelled": known, "label": None, "storage": {**loop.store.storage, **loop.pool.storage}}),
+        select=_select(ledger, strategy, budget, untrained),
+        store=loop.store.model_copy(update={"query": f"{loop.name}-r{round_}"}),
+        seed=seed_of(loop.seed, round_, _QUERY),
+        **({"acquire": None} if untrained else {}),
+    )
+    return run(query, reporter=ledger.reporter), strategy, why
+
+
+def _select(ledger: Ledger, strategy: str, budget: int, untrained: bool) -> dict[str, Any]:
+    """The query's section; what is said there of one strategy is not said of another."""
+    given = ledger.loop.select
+    if strategy == given.strategy:
+        select = given.model_dump(exclude_unset=True) | {"budget": budget}
+        if isinstance(given.candidates, int):
+            select["candidates"] = max(given.candidates, budget)
+    else:
+        select = given.model_dump(include=set(_OF_ANY_STRATEGY & given.model_fields_set), exclude_unset=True)
+        select |= {"budget": budget, "strategy": strategy}
+    if untrained:
+        # there is no score to take candidates by, and no prediction
+        select["quotas"] = [quota for quota in select.get("quotas", []) if quota["by"] != "prediction"]
+        select |= {"candidates": "all"} if strategy in TRAITS and TRAITS[strategy].tenfold else {}
+    return select
+
+
+def _how(ledger: Ledger, models: Models, round_: int, labels: RoundLabels) -> tuple[dict[str, Any], str, str]:
+    """The model's section, the strategy, and why that one."""
+    loop = ledger.loop
+    trained = ledger.trained_before(round_)
+    if trained is None:
+        first = first_batch(loop, ledger.pool.plan.read)
+        return dict(first.model), first.strategy, first.why
+    section = models.section(trained)
+    if loop.select.strategy != AUTO:
+        return section, loop.select.strategy, ""
+    rows, said = labels.labelled(TRAIN)
+    classes = 0 if loop.task == "regression" else len(ledger.values.known(said))
+    picked = pick(len(rows), classes, task=loop.task, embedding=True, score=loop.task != "regression" or loop.loop.committee > 1)
+    return section, picked.strategy, picked.why

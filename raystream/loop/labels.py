@@ -1,0 +1,200 @@
+"""What people said of rows: labels and states out of files, the newest of each row.
+
+A file may say `state` (labelled, skipped, rejected, draft, deleted), `labelled_at` and more. Drafts count as absent. Of several
+answers for a row the one with the newest `labelled_at` wins, those without any being the oldest; different answers of one time are a
+conflict, which is kept apart until a newer answer settles it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from raystream.errors import LabelsError, PoolError, did_you_mean
+from raystream.lake import LOCAL, Storage
+from raystream.loop.label_values import LabelValues
+from raystream.pool.columns import plain
+from raystream.pool.files import File, NothingThereError, open_parquet, schema_of
+from raystream.pool.ids import comparable
+from raystream.pool.labelled_ids import LABELLED, STATE, states_of, within
+from raystream.pool.scan import check_text, scan
+from raystream.pool.tables import list_pool
+from raystream.pool.text_files import TextIds, text_format
+
+LABELLED_AT = "labelled_at"
+DRAFT, DELETED = "draft", "deleted"
+Id = int | str | bytes
+_BATCH = 1 << 16
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of a row: its state, and where it is labelled its label, as `LabelValues` gives it."""
+
+    state: str
+    label: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What is said of rows, each row's newest answer.
+
+    Attributes:
+        by_id: by the pool's ids; conflicts and labels of unknown classes are left out.
+        conflicts: ids of which two newest answers differ.
+        repeated: answers that say again what another one of the same row says.
+        unknown: ids whose label is none that the model can learn, with the label.
+    """
+
+    by_id: Mapping[Id, Answer] = field(default_factory=dict)
+    conflicts: tuple[Id, ...] = ()
+    repeated: int = 0
+    unknown: tuple[tuple[Id, str], ...] = ()
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences for the user."""
+        found = []
+        if self.conflicts:
+            count, first = len(self.conflicts), ", ".join(map(str, self.conflicts[:_SHOWN]))
+            rows = "1 row has" if count == 1 else f"{count:,} rows have"
+            found.append(f"{rows} conflicting labels of one time and count as unlabelled until a newer one settles it, first: {first}")
+        if self.unknown:
+            count, (id_, label) = len(self.unknown), self.unknown[0]
+            rows = "1 row is" if count == 1 else f"{count:,} rows are"
+            found.append(f"{rows} labelled as what is no class and count as unlabelled, first: {label} of {id_!r}")
+        return found
+
+
+def read_answers(
+    uris: Sequence[str],
+    id_name: str,
+    id_type: pa.DataType,
+    label: str,
+    values: LabelValues,
+    storage: Storage = LOCAL,
+    key: str = "loop.oracle",
+) -> Answers:
+    """Read what people said; paths under which nothing lies yet say nothing.
+
+    Args:
+        uris: files, folders, globs or tables.
+        id_name: the column of ids.
+        id_type: of the pool's ids.
+        label: the column of labels.
+        values: what a label may be.
+        storage: how to reach what isn't on this machine.
+        key: of the query in which the paths stand, for messages.
+
+    Raises:
+        LabelsError: a file can't be read, lacks a column, or holds what is no id, state or time.
+    """
+    found: list[tuple[Id, float, str, Any]] = []
+    try:
+        for uri in uris:
+            try:
+                files, _ = list_pool([uri], key, storage=storage, texts=True)
+            except NothingThereError:
+                continue
+            for file in files:
+                found += _rows(file, id_name, id_type, label, key)
+    except LabelsError:
+        raise
+    except PoolError as error:
+        raise LabelsError(str(error)) from None
+    return newest(found, values)
+
+
+def newest(found: Sequence[tuple[Id, float, str, Any]], values: LabelValues) -> Answers:
+    """The newest answer of each row, of rows (id, time, state, label) in any order."""
+    times: dict[Id, float] = {}
+    answers: dict[Id, list[Answer]] = {}
+    repeated, bad = 0, {}
+    for id_, time, state, raw in found:
+        if state == DRAFT:
+            continue
+        if time < times.get(id_, -math.inf):
+            continue
+        if time > times.get(id_, -math.inf):
+            answers[id_] = []
+        times[id_] = time
+        label = values.label_of(raw) if state == LABELLED else None
+        answer = Answer(state, label)
+        same = answers.setdefault(id_, [])
+        if answer in same:
+            repeated += 1
+            continue
+        same.append(answer)
+        if state == LABELLED and label is None:
+            bad[id_] = "nothing" if raw is None else repr(raw)
+        else:
+            bad.pop(id_, None)
+    conflicts = tuple(sorted(id_ for id_, same in answers.items() if len(same) > 1))
+    unknown = tuple((id_, bad[id_]) for id_ in sorted(id_ for id_ in bad if len(answers[id_]) == 1))
+    left_out = {*conflicts, *bad}
+    return Answers({id_: answers[id_][0] for id_ in sorted(answers.keys() - left_out)}, conflicts, repeated, unknown)
+
+
+def _rows(file: File, id_name: str, id_type: pa.DataType, label: str, key: str) -> list[tuple[Id, float, str, Any]]:
+    if text_format(file.path):
+        file = File(file.path, file.size, file.version, file.partitions, storage=file.storage, ids=TextIds(id_name, id_type))
+    rows: list[tuple[Id, float, str, Any]] = []
+    with open_parquet(file) as parquet:
+        names = schema_of(file, parquet).names
+        for name in (id_name, *([] if label in names or STATE in names else [label])):
+            if name not in names:
+                raise LabelsError(f"{key}: column {name} is missing in {file.path}{did_you_mean(name, names)}")
+        columns = [name for name in dict.fromkeys((id_name, label, STATE, LABELLED_AT)) if name in names]
+        for start, batch in scan(file, parquet, columns, _BATCH, what=f"{file.path}"):
+            ids = _ids(batch.column(id_name), file, id_name, id_type)
+            states = states_of(file, batch, start)
+            times = _times(batch.column(LABELLED_AT), file) if LABELLED_AT in columns else [-math.inf] * batch.num_rows
+            labels = plain(batch.column(label)).to_pylist() if label in columns else [None] * batch.num_rows
+            named = [LABELLED] * batch.num_rows if states is None else states.to_pylist()
+            kept = range(batch.num_rows)
+            if file.deletes is not None:
+                kept = file.deletes.kept(start, batch.num_rows).tolist()
+            rows += [(ids[i], times[i], named[i], labels[i]) for i in kept]
+    return rows
+
+
+def _ids(column: pa.Array, file: File, name: str, id_type: pa.DataType) -> list[Any]:
+    """The ids as Python has them, of the pool's type as far as it can hold them."""
+    ids = comparable(column)
+    check_text(ids, f"id column {name} of {file.path}")
+    if ids.null_count:
+        raise LabelsError(f"id column {name} of {file.path} holds nulls; expected an id in every row")
+    wanted = comparable(pa.array([], id_type)).type
+    if pa.types.is_integer(ids.type) != pa.types.is_integer(wanted) or (not pa.types.is_integer(wanted) and ids.type != wanted):
+        raise LabelsError(f"id column {name} of {file.path} is {column.type}, but the pool's is {id_type}; write it as {id_type}")
+    return list(
+        within(ids, id_type).to_pylist() if pa.types.is_integer(wanted) and not within(ids, id_type).null_count else ids.to_pylist()
+    )
+
+
+def _times(column: pa.Array, file: File) -> list[float]:
+    """Seconds since the epoch; nothing is older than all."""
+    return [_time(value, file) for value in plain(column).to_pylist()]
+
+
+def _time(value: object, file: File) -> float:
+    if value is None or value == "":
+        return -math.inf
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    try:
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        if isinstance(value, date) and not isinstance(value, datetime):
+            value = datetime(value.year, value.month, value.day)
+        if isinstance(value, datetime):
+            return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    except ValueError:
+        pass
+    raise LabelsError(f"column {LABELLED_AT} of {file.path} holds {value!r}, expected times such as 2026-01-31T12:00:00Z, or seconds")

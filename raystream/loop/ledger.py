@@ -1,0 +1,201 @@
+"""What a loop knows at one moment: its pool, what was asked, what people said, which rows are set apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import pyarrow as pa
+
+from raystream.loop import evaluation
+from raystream.loop.control import controls_in
+from raystream.loop.evaluation import EvaluationRows
+from raystream.loop.journal import Asked, Closed, Journal, Reserved, Trained
+from raystream.loop.label_values import LabelValues
+from raystream.loop.labels import Answer, Answers, Id, read_answers
+from raystream.loop.pool_rows import PoolRows
+from raystream.loop.round_labels import RoundLabels, counted
+from raystream.model import class_names
+from raystream.pool.labelled_ids import LABELLED
+from raystream.query import Query
+from raystream.query.catalogue.trainers import trainer_entry
+from raystream.query.loop import Loop
+from raystream.scoring.progress import Reporter
+
+
+class Ledger:
+    """See the module.
+
+    Args:
+        loop: what is asked.
+        journal: its records.
+        reporter: told how far it is.
+    """
+
+    def __init__(self, loop: Loop, journal: Journal, reporter: Reporter) -> None:
+        self.loop, self.journal, self.reporter = loop, journal, reporter
+        self.warnings: list[str] = []
+        self._batches: dict[int, pa.Table] = {}
+
+    # what doesn't change while this process lives
+
+    @cached_property
+    def pool(self) -> PoolRows:
+        """The pool's rows."""
+        self.reporter.stage("Reading the pool's footers")
+        return PoolRows.of(self.loop, self.query)
+
+    @cached_property
+    def query(self) -> Query:
+        """One of the loop's queries, for what does not depend on the round."""
+        return self.loop.query_with(self.loop.trained_model())
+
+    @cached_property
+    def values(self) -> LabelValues:
+        """What labels may be."""
+        given = self.loop.model.get("classes")
+        names = None if given is None else class_names(given)
+        return LabelValues(self.loop.task, None if names is None else tuple(names), trainer_entry(self.loop.loop.trainer).numbered)
+
+    @cached_property
+    def evaluation(self) -> EvaluationRows | None:
+        """The rows to judge by; None where the loop names none."""
+        loop = self.loop
+        if loop.loop.evaluate is None:
+            return None
+        if loop.loop.evaluate_uris:
+            return evaluation.rows_in_files(loop, self.query, self.pool, self.values)
+        ids = self.reserved("evaluate")
+        assert loop.loop.column is not None
+        places = self.pool.find(ids)
+        raw = self.pool.columns([places[id_] for id_ in ids], [loop.loop.column]).column(0).to_pylist()
+        return evaluation.rows_in_pool(self.pool, places, ids, [self.values.label_of(value) for value in raw], loop)
+
+    # rows that are set apart
+
+    def reserved(self, use: str) -> list[Id]:
+        """Rows that were set apart, in order: `control`, `sample` or `evaluate`."""
+        return [id_ for rows in self._set_apart for id_ in getattr(rows, use)]
+
+    def reserve(self) -> None:
+        """Set rows apart before round 1, if they aren't yet."""
+        if self._set_apart:
+            return
+        loop = self.loop
+        self.reporter.stage("Setting rows apart")
+        judged: list[Id] = []
+        if isinstance(loop.loop.evaluate, float):
+            assert loop.loop.column is not None
+            judged = evaluation.drawn_share(self.pool, loop.loop.column, loop.loop.evaluate, loop.seed, self.values)
+        elif loop.loop.evaluate_uris:
+            judged = evaluation.ids_in_files(loop, self.pool)
+        controls = max(1, controls_in(loop.planned_labels, loop.loop.control)) if loop.loop.control else 0
+        control, sample = self.pool.reserve(loop.seed, controls, judged)
+        self._commit_reserved(Reserved(control, sample, judged))
+
+    def next_controls(self, round_: int, count: int, labels: RoundLabels) -> list[Id]:
+        """The control rows of a round's batch; where the reserved ones are used up, further ones are set apart."""
+        if not count:
+            return []
+        gone = {*self.asked_ids(round_), *labels.ids}
+        left = [id_ for id_ in self.reserved("control") if id_ not in gone]
+        if len(left) < count:
+            barred = [*gone, *self.reserved("control"), *self.reserved("evaluate")]
+            further, _ = self.pool.reserve(self.loop.seed, count - len(left), barred)
+            if further:
+                self._commit_reserved(Reserved(further, [], []))
+                self.warnings.append(
+                    f"{len(further):,} further control rows were reserved in round {round_}, by hash among rows never chosen: more labels "
+                    "are asked for than were planned at the beginning"
+                )
+                left = [id_ for id_ in self.reserved("control") if id_ not in gone]
+        return left[:count]
+
+    def _commit_reserved(self, rows: Reserved) -> None:
+        self.journal.commit_reserved(len(self._set_apart) + 1, rows, self.pool.id_type)
+        del self._set_apart
+
+    @cached_property
+    def _set_apart(self) -> list[Reserved]:
+        found: list[Reserved] = []
+        while (rows := self.journal.reserved(len(found) + 1)) is not None:
+            found.append(rows)
+        return found
+
+    # what was asked
+
+    def last_asked(self) -> int:
+        """The number of the last batch; 0 before the first."""
+        number = 0
+        while self.journal.asked(number + 1) is not None:
+            number += 1
+        return number
+
+    def batch(self, asked: Asked) -> pa.Table:
+        """The rows of a batch."""
+        if asked.round not in self._batches:
+            self._batches[asked.round] = self.journal.read_table(asked.round, asked.batch)
+        return self._batches[asked.round]
+
+    def ids_of(self, asked: Asked) -> list[Id]:
+        """Their ids, in order."""
+        return list(self.batch(asked).column(self.pool.id_name).to_pylist())
+
+    def asked_ids(self, before: int) -> list[Id]:
+        """All rows that were asked for before a round."""
+        found: list[Id] = []
+        for number in range(1, before):
+            asked = self.journal.asked(number)
+            if asked is not None:
+                found += self.ids_of(asked)
+        return found
+
+    # what people said
+
+    def labels_now(self) -> tuple[RoundLabels, list[str]]:
+        """All answers as they are now, and what is to be said of them."""
+        loop = self.loop
+        if loop.loop.column is not None:
+            answers = self._simulated(loop.loop.column)
+        else:
+            uris = [*loop.pool.labelled, *loop.loop.oracle_uris]
+            answers = read_answers(uris, self.pool.id_name, self.pool.id_type, loop.label, self.values, loop.pool.options)
+        inside = self.pool.find(list(answers.by_id))
+        return RoundLabels.of(answers, inside, self.reserved("control"), self.reserved("evaluate")), answers.warnings
+
+    def close(self, round_: int, labels: RoundLabels, batch: Sequence[Id], warnings: Sequence[str]) -> Closed:
+        """Commit the labels of a round as they are."""
+        counts = labels.counts(batch, self.asked_ids(round_))
+        name = self.journal.put_table(round_, "labels", labels.as_table(self.pool.id_type))
+        return self.journal.commit_closed(Closed(round_, labels.digest, name, counts, [*counted(counts), *warnings]))
+
+    def labels_of(self, round_: int) -> RoundLabels | None:
+        """All answers as they were when a round closed; None while it is open."""
+        closed = self.journal.closed(round_)
+        return None if closed is None else RoundLabels.from_table(self.journal.read_table(round_, closed.labels))
+
+    def trained_before(self, round_: int) -> Trained | None:
+        """The newest model before a round."""
+        for number in range(round_ - 1, -1, -1):
+            trained = self.journal.trained(number)
+            if trained is not None and trained.model is not None:
+                return trained
+        return None
+
+    def cost(self, labels: Sequence[Id]) -> float | None:
+        """What labels cost together, by the pool's column; None where the query has no cost."""
+        if self.loop.select.cost is None:
+            return None
+        places = self.pool.find(labels)
+        column = self.pool.columns([places[id_] for id_ in labels], [self.loop.select.cost.column]).column(0)
+        return float(sum(value for value in column.to_pylist() if value is not None))
+
+    def _simulated(self, column: str) -> Answers:
+        """What the pool's own column says of the rows that were asked for; rows without a label are skipped."""
+        asked = self.asked_ids(self.last_asked() + 1)
+        places = self.pool.find(asked)
+        raw = self.pool.columns([places[id_] for id_ in asked], [column]).column(0).to_pylist() if asked else []
+        labels = [self.values.label_of(value) for value in raw]
+        return Answers(
+            {id_: Answer("skipped") if label is None else Answer(LABELLED, label) for id_, label in zip(asked, labels, strict=True)}
+        )

@@ -1,0 +1,114 @@
+"""Trainers by their names, and committees: several models trained on rows drawn anew, whose disagreement is a score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raystream import query
+from raystream.errors import ModelError, QueryError, did_you_mean
+from raystream.loop.committee import bootstrap_rows
+from raystream.loop.training import Array, ClassLabel, Fitted, Predicted, Trainer, TrainingRows, seed_of
+from raystream.loop.users_trainer import UsersTrainer
+from raystream.query.catalogue.trainers import TRAINERS
+
+
+def make_trainer(trainer: str, args: Mapping[str, Any], model: query.Model | None = None) -> Trainer:
+    """The trainer that `loop.trainer` names.
+
+    Args:
+        trainer: `torch`, `sklearn`, or the import path of a function.
+        args: `loop.train`.
+        model: the query's section, as far as it is given; `torch` needs its source.
+
+    Raises:
+        QueryError: there is none, or its arguments are wrong.
+    """
+    if trainer in TRAINERS:
+        made: Trainer = TRAINERS[trainer].make(args, model)
+        return made
+    if ":" not in trainer:
+        near = did_you_mean(trainer, TRAINERS)
+        raise QueryError(f"loop.trainer is {trainer!r}, expected {', '.join(TRAINERS)}, or the import path of a function{near}")
+    return UsersTrainer.of(trainer, args, model)
+
+
+def fit(trainer: Trainer, rows: TrainingRows, previous: Fitted | None, seed: int, members: int = 1) -> Fitted:
+    """Train one model, or a committee by bootstrap: each member on as many rows, drawn anew with replacement.
+
+    Args:
+        trainer: trains each.
+        rows: the labelled rows.
+        previous: to go on from; of a committee each member goes on from its own.
+        seed: of the draws and of the training.
+        members: how many.
+
+    Raises:
+        ModelError: see `Trainer.fit`.
+    """
+    if members == 1:
+        return trainer.fit(rows, previous, seed)
+    before = previous.members if isinstance(previous, CommitteeFitted) and len(previous.members) == members else [None] * members
+    fitted = [trainer.fit(rows.at(member_rows(rows, member, seed)), before[member], seed_of(seed, member, 1)) for member in range(members)]
+    return CommitteeFitted(fitted)
+
+
+def member_rows(rows: TrainingRows, member: int, seed: int) -> npt.NDArray[np.int64]:
+    """A member's rows, and one of each class that the draw missed: members must agree on which classes there are."""
+    drawn = bootstrap_rows(len(rows), member, seed)
+    if rows.task != "classes":
+        return drawn
+    missed = np.setdiff1d(rows.labels, rows.labels[drawn])
+    pick = np.random.default_rng([seed, member, 2])
+    return np.concatenate([drawn, *(pick.choice(np.flatnonzero(rows.labels == number), 1) for number in missed)])
+
+
+class CommitteeFitted:
+    """Several trained models, whose mean counts."""
+
+    def __init__(self, members: list[Fitted]) -> None:
+        self.members = members
+        self.native = [member.native for member in members]
+
+    @property
+    def classes(self) -> tuple[ClassLabel, ...] | None:
+        """See `Fitted.classes`."""
+        return self.members[0].classes
+
+    def predict(self, inputs: tuple[Array, ...], *, embedding: bool = False) -> Predicted:
+        """The mean of the members; the embedding is the first one's, as workers have it."""
+        found = [member.predict(inputs, embedding=embedding and place == 0) for place, member in enumerate(self.members)]
+        if len({each.values.shape for each in found}) > 1:
+            raise ModelError("the members of the committee give different numbers of classes; make the trainer give each all of them")
+        return Predicted(np.mean([each.values for each in found], axis=0), found[0].embedding)
+
+    def samples(self, inputs: tuple[Array, ...]) -> Array:
+        """Float64 (n, members, classes), what each member says."""
+        return np.stack([member.predict(inputs).values for member in self.members], axis=1)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """See `Fitted.save`: `weights` as a list, or `members`, as the kind has it."""
+        sections = []
+        for place, member in enumerate(self.members):
+            own = folder / f"member-{place}"
+            own.mkdir()
+            section = member.save(own)
+            moved = {key: f"{own.name}/{section[key]}" for key in ("source", "weights") if key in section and (own / section[key]).exists()}
+            sections.append(section | moved)
+        if all(set(section) == {"weights"} for section in sections):
+            return {"weights": [section["weights"] for section in sections]}
+        return {"members": sections}
+
+
+def load_fitted(trainer: Trainer, section: query.Model, classes: tuple[ClassLabel, ...] | None) -> Fitted:
+    """What `fit` made, given the section that `save` led to, with paths of this machine."""
+    if section.members is not None:
+        shared = {key: getattr(section, key) for key in ("task", "embedding", "device", "batch_size", "precision")}
+        return CommitteeFitted([trainer.load(member.model_copy(update=shared), classes) for member in section.members])
+    if isinstance(section.weights, list):
+        return CommitteeFitted([trainer.load(section.model_copy(update={"weights": path}), classes) for path in section.weights])
+    return trainer.load(section, classes)

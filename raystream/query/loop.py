@@ -1,0 +1,360 @@
+"""A loop as data: a query, and how rounds of it ask for labels, train, judge and stop.
+
+A loop's file is a query file with a section `loop`; `raystream query` reads the same file and leaves that section alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from raystream.errors import QueryError, did_you_mean
+from raystream.query import LOOP_SECTIONS, Acquire, Cluster, Model, Pool, Query, Select, Store
+from raystream.query.catalogue import TRAITS, kind_of
+from raystream.query.catalogue.auto import AUTO
+from raystream.query.catalogue.metrics import DEFAULT_METRICS, METRICS
+from raystream.query.catalogue.rules import RULES
+from raystream.query.catalogue.trainers import TRAINERS, trainer_entry
+from raystream.query.part import Part, Positive
+from raystream.spec import read_spec
+
+CHANGEABLE = frozenset({"loop.rounds", "loop.budget", "loop.stop", "loop.wait"})
+"""What may be changed in the middle of a loop, beside where it runs."""
+_WEIGHTED = frozenset({"k_means", "u_herding"})
+"""Strategies that a score weights, but that do without: where all scores are equal."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+class Start(Part):
+    """The first batch, while nothing is labelled."""
+
+    section = ("loop", "start")
+
+    strategy: str = AUTO
+    """A strategy that needs no score; `auto`: `typiclust` where there is an embedding that needs no training, else `random`."""
+    budget: Positive | None = None
+    """Rows of the first batch; left out, `select.budget`."""
+
+    @field_validator("strategy")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value != AUTO and ":" not in value and value not in TRAITS:
+            raise ValueError(f"loop.start.strategy is {value!r}, expected auto or a strategy{did_you_mean(value, TRAITS)}")
+        traits = TRAITS.get(value)
+        if traits and (traits.probabilities or traits.samples or (traits.score and value not in _WEIGHTED)):
+            raise ValueError(
+                f"loop.start.strategy is {value}, which needs a trained model's scores, and nothing is labelled yet; use auto, typiclust, "
+                "k_means, prob_cover, core_set or random"
+            )
+        return value
+
+
+class Stop(Part):
+    """The rules by which a loop stops before its rounds or its budget are used up."""
+
+    section = ("loop", "stop")
+
+    rules: Annotated[list[str | dict[str, dict[str, Any]]], Field(min_length=1)]
+    """Rules by name, or a name with its parameters: `[kappa, {target: {value: 0.95}}]`."""
+    when: Literal["any", "all"] = "any"
+    """Whether one of them is enough."""
+    advise: bool = False
+    """Only say what they would do."""
+
+    @field_validator("rules")
+    @classmethod
+    def _are_known(cls, value: list[str | dict[str, dict[str, Any]]]) -> list[str | dict[str, dict[str, Any]]]:
+        for rule in value:
+            if isinstance(rule, dict) and len(rule) != 1:
+                raise ValueError(f"loop.stop.rules holds {rule!r}, expected a rule's name, or one name with its parameters")
+            name = rule if isinstance(rule, str) else next(iter(rule))
+            if name not in RULES:
+                raise ValueError(f"loop.stop.rules names {name!r}, which is no rule{did_you_mean(name, RULES)}")
+        names = [rule if isinstance(rule, str) else next(iter(rule)) for rule in value]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"loop.stop.rules names {twice} twice; name each rule once")
+        return value
+
+    @property
+    def named(self) -> dict[str, dict[str, Any]]:
+        """The rules with their parameters."""
+        return {name: args for rule in self.rules for name, args in ([(rule, {})] if isinstance(rule, str) else rule.items())}
+
+
+class LoopSettings(Part):
+    """The section `loop`."""
+
+    section = ("loop",)
+
+    name: str | None = None
+    """What the loop is called in the store; of a file, left out, the file's name without its ending."""
+    start: Start = Start()
+    """The first batch, while nothing is labelled."""
+    oracle: str | list[str] | dict[str, str]
+    """Where people's labels appear: Parquet, CSV or JSON Lines in files, folders, buckets or tables. Or `{column: label}`: the pool's
+    own column, to simulate."""
+    complete: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """A round closes when this share of its batch is labelled, skipped, rejected or deleted; drafts don't count."""
+    committee: Positive = 1
+    """Models to train each round by bootstrap; their disagreement can be a score."""
+    calibrate: bool = False
+    """Fit the temperature on a fifth of the labelled rows, which is held back from training."""
+    trainer: str
+    """`torch`, `sklearn`, or the import path of a function `(labelled table, previous model or None, seed, args)` that returns a module,
+    an estimator or the path of a model's file."""
+    train: dict[str, Any] = {}
+    """The trainer's arguments."""
+    warm_start: bool = False
+    """Go on training the last round's model, rather than a new one."""
+    evaluate: Annotated[float, Field(gt=0, lt=1)] | str | list[str] | None = None
+    """Labelled rows that are never trained on or chosen; or in a simulation a share of the pool."""
+    metrics: Annotated[list[str], Field(min_length=1)] | None = None
+    """What models are judged by. Left out, `accuracy`, of regression `rmse`, of multi-label `micro_f1`."""
+    rounds: Positive | None = None
+    """How many rounds; this or `budget` is needed."""
+    budget: Positive | None = None
+    """How many labels in all."""
+    stop: Stop | None = None
+    """Rules by which it stops before."""
+    control: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """This share of each batch are control rows: drawn by hash before round 1, labelled, never trained on."""
+    wait: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds to wait for labels; then the command ends, and goes on when it is run again."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        return None if value is None else checked_name(value, "loop")
+
+    @field_validator("oracle", mode="before")
+    @classmethod
+    def _oracle_is_one_of_two(cls, value: object) -> object:
+        if isinstance(value, dict) and set(value) == {"tool"} | (set(value) & {"url", "project"}):
+            raise ValueError("loop.oracle names a labelling tool, which this version doesn't pull from; give the folder of its labels")
+        if isinstance(value, dict) and (set(value) != {"column"} or not isinstance(value["column"], str)):
+            raise ValueError(f"loop.oracle is {value!r}, expected a path of labels, several, or {{column: name}} of the pool's own labels")
+        if value in ("", []):
+            raise ValueError("loop.oracle is empty; give the path at which labels appear")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> LoopSettings:
+        if self.rounds is None and self.budget is None:
+            raise ValueError("loop.rounds is missing from the query; give it, or loop.budget, the labels in all")
+        if isinstance(self.evaluate, float) and self.column is None:
+            raise ValueError(
+                f"loop.evaluate is {self.evaluate:g}, a share of the pool, whose labels only a simulation knows (oracle {{column: …}}); "
+                "give labelled rows"
+            )
+        if self.trainer not in TRAINERS and ":" not in self.trainer:
+            near = did_you_mean(self.trainer, TRAINERS)
+            raise ValueError(f"loop.trainer is {self.trainer!r}, expected torch, sklearn, or the import path of a function{near}")
+        return self
+
+    @property
+    def column(self) -> str | None:
+        """The pool's column of labels, in a simulation."""
+        return self.oracle["column"] if isinstance(self.oracle, dict) else None
+
+    @property
+    def oracle_uris(self) -> list[str]:
+        """Where people's labels appear; none in a simulation."""
+        return [self.oracle] if isinstance(self.oracle, str) else list(self.oracle) if isinstance(self.oracle, list) else []
+
+    @property
+    def evaluate_uris(self) -> list[str]:
+        """The files of the rows to judge by."""
+        return [self.evaluate] if isinstance(self.evaluate, str) else list(self.evaluate) if isinstance(self.evaluate, list) else []
+
+
+class Loop(Part):
+    """A campaign: rounds of one query, from no labels to a stop."""
+
+    pool: Pool
+    """See `Query`; `label` names the column of labels wherever these are read."""
+    model: dict[str, Any] = {}
+    """The model's section, of which the trainer may make `source` and `weights`."""
+    acquire: Acquire = Acquire()
+    """See `Query`."""
+    select: Select
+    """See `Query`; `budget` is that of each round."""
+    cluster: Cluster = Cluster()
+    """See `Query`."""
+    store: Store = Store()
+    """See `Query`; queries are named after the loop."""
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
+    """Of every draw and every training."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """See `Query`."""
+    loop: LoopSettings
+    """How rounds go."""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _a_model_is_its_keys(cls, value: object) -> object:
+        return value.model_dump(mode="json", exclude_unset=True) if isinstance(value, Model) else value
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Loop:
+        settings = self.loop
+        if settings.name is None:
+            raise ValueError("loop.name is missing; a loop that is not read from a file needs one")
+        if self.store.query is not None:
+            raise ValueError("store.query is given, but a loop names its queries itself, <name>-r<round>; remove it")
+        if self.pool.label is None and settings.column is None:
+            raise ValueError("pool.label is missing; name the column that holds the labels")
+        if settings.column is not None and self.pool.label not in (None, settings.column):
+            raise ValueError(f"loop.oracle reads column {settings.column}, but pool.label is {self.pool.label}; name one column")
+        if self.select.must_include:
+            raise ValueError("select.must_include is given, but a loop asks for no row twice; remove it")
+        if self.task not in DEFAULT_METRICS:
+            raise ValueError(f"model.task is {self.task}, but a loop judges {', '.join(sorted(DEFAULT_METRICS))} alone")
+        for metric in self.metrics:
+            known = [name for name, entry in METRICS.items() if self.task in entry.tasks]
+            if metric not in known:
+                raise ValueError(f"loop.metrics names {metric!r}, which is none of model.task {self.task}{did_you_mean(metric, known)}")
+        for name in settings.stop.named if settings.stop else ():
+            if RULES[name].tasks and self.task not in RULES[name].tasks:
+                raise ValueError(f"loop.stop.rules names {name}, which needs classes, but model.task is {self.task}; remove it")
+            looked = settings.stop.named[name].get("metric", self.metrics[0]) if settings.stop else ""
+            judged = settings.evaluate is not None or (settings.control > 0 and looked == "accuracy" and self.task == "classes")
+            if RULES[name].needs == RULES["plateau"].needs and not judged:
+                raise ValueError(
+                    f"loop.stop.rules names {name}, which looks at {looked}, but nothing tells that: give labelled rows in loop.evaluate"
+                    f"{', or control rows in loop.control' if looked == 'accuracy' and self.task == 'classes' else ''}"
+                )
+        if settings.calibrate and self.task != "classes":
+            raise ValueError(f"loop.calibrate fits a temperature, which needs one class a row, but model.task is {self.task}; remove it")
+        if self.label in self.pool.input_columns:
+            raise ValueError(f"pool.label {self.label} is among pool.inputs: the model would see what it is to tell; remove it there")
+        self.query_with(self.trained_model())
+        return self
+
+    @property
+    def name(self) -> str:
+        """The loop's."""
+        assert self.loop.name is not None
+        return self.loop.name
+
+    @property
+    def task(self) -> str:
+        """`model.task`."""
+        return str(self.model.get("task", "classes"))
+
+    @property
+    def label(self) -> str:
+        """The column of labels."""
+        return self.loop.column or str(self.pool.label)
+
+    @property
+    def metrics(self) -> list[str]:
+        """What models are judged by."""
+        return self.loop.metrics or [DEFAULT_METRICS[self.task]]
+
+    @property
+    def start_budget(self) -> int:
+        """Rows of the first batch."""
+        return self.loop.start.budget or self.select.budget
+
+    @property
+    def planned_labels(self) -> int:
+        """Labels in all, as far as the spec says; skipped rows and rows labelled by others aside."""
+        by_rounds = None if self.loop.rounds is None else self.start_budget + (self.loop.rounds - 1) * self.select.budget
+        return min(count for count in (by_rounds, self.loop.budget) if count is not None)
+
+    def trained_model(self) -> dict[str, Any]:
+        """The model's section as it will be once something is trained, with stand-ins for the files."""
+        given, settings = dict(self.model), self.loop
+        kind = given.get("kind")
+        if kind is not None and kind_of(kind).carried:
+            raise QueryError(f"model.kind is {kind}, so that no model runs, but a loop trains one; give another kind, and pool.inputs")
+        made = dict(trainer_entry(settings.trainer).made.get(self.task, {}))
+        if made and (settings.trainer in TRAINERS or not {"source", "kind"} & set(given)):
+            for key in ("source", "weights", "kind"):
+                if key in given and given[key] != made.get(key):
+                    raise QueryError(f"model.{key} is given, but trainer {settings.trainer} makes the model itself; remove it")
+            given.pop("kind", None)
+            return given | ({"members": [made] * settings.committee} if settings.committee > 1 else made)
+        if isinstance(given.get("weights"), list) or "members" in given:
+            raise QueryError("model.weights is a committee, but a loop trains its own; give one file to start from, and loop.committee")
+        if settings.committee > 1:
+            return given | {"weights": [f"member-{place}.safetensors" for place in range(settings.committee)]}
+        return given
+
+    def query_with(self, model: Mapping[str, Any], **changes: Any) -> Query:
+        """A round's query, with the model as given; `changes` replace sections, or with None leave one out."""
+        sections = {
+            "pool": self.pool.model_copy(update={"label": None, "labelled": []}),
+            "model": Model(**model),
+            # a section that asks for scores is refused where the model gives none, a default isn't
+            "acquire": self.acquire if "acquire" in self.model_fields_set else None,
+            "select": self.select,
+            "cluster": self.cluster,
+            "store": self.store,
+            "seed": self.seed,
+            "on_error": self.on_error,
+            **changes,
+        }
+        return Query(**{name: section for name, section in sections.items() if section is not None})
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What may not change in the middle, by key."""
+        left_out: Any = {"cluster": True, "store": True, "pool": {"storage"}, "loop": {"name"}}
+        dumped = self.model_dump(mode="json", exclude=left_out, exclude_unset=True)
+        flat = {f"{part}.{key}": value for part, of in dumped.items() if isinstance(of, dict) for key, value in of.items()}
+        flat |= {key: value for key, value in dumped.items() if not isinstance(value, dict)}
+        return {key: str(value) for key, value in flat.items() if key not in CHANGEABLE and value is not None}
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Loop:
+        """Read a loop from a YAML file; see `Query.load`.
+
+        Raises:
+            QueryError: the file is missing or isn't YAML, it has no section `loop`, a key is unknown, or a value is wrong.
+        """
+        data = {str(key): value for key, value in read_spec(path, overrides).items()}
+        if "loop" not in data:
+            raise QueryError(f"query file {path} has no section loop; add it, with oracle, trainer and rounds, or run raystream query")
+        if isinstance(data["loop"], dict) and "name" not in data["loop"]:
+            data["loop"] = {"name": name_of_file(path, "loop"), **data["loop"]}
+        for section in LOOP_SECTIONS - {"loop"}:
+            data.pop(section, None)
+        if data.pop("output", None) is not None:
+            raise QueryError("output is given, but each round of a loop chooses anew; remove it, batches lie in the store")
+        return cls(**data)
+
+    def to_yaml(self) -> str:
+        """The loop as YAML, as far as it was given."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+
+
+def checked_name(value: str, section: str) -> str:
+    """The name of a loop, a simulation or a stream, if it can be one.
+
+    Raises:
+        ValueError: it can't.
+    """
+    if not _NAME.fullmatch(value):
+        raise ValueError(
+            f"{section}.name is {value!r}, expected lower-case letters, digits, dots, hyphens and underscores, a letter or digit first, "
+            "64 at most"
+        )
+    return value
+
+
+def name_of_file(path: str | Path, section: str) -> str:
+    """A file's name without its ending, as the name of what its section describes."""
+    stem = Path(path).stem.lower()
+    if not _NAME.fullmatch(stem):
+        raise QueryError(
+            f"{section}.name is missing, and the file's name {Path(path).name} can't stand for it; give it in the section {section}"
+        )
+    return stem

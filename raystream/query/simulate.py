@@ -1,0 +1,194 @@
+"""A simulation as data: a query over a labelled pool, how rounds of it go, and which strategies are compared.
+
+A simulation's file is a loop's file with a section `simulate`; the loop's oracle is the pool's own column `pool.label`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from raystream.errors import QueryError, did_you_mean
+from raystream.query import LOOP_SECTIONS, Pool, Select
+from raystream.query.catalogue import SCORES, TRAITS
+from raystream.query.catalogue.auto import AUTO, CONTROL
+from raystream.query.catalogue.metrics import METRICS
+from raystream.query.loop import Loop, checked_name, name_of_file
+from raystream.query.part import Part, Positive
+from raystream.spec import read_spec
+
+_SHARED = frozenset({"budget", "near_duplicates"})
+"""Keys of `select` that every strategy takes over; the others only the strategy that `select` names."""
+_LEFT_OUT = ("quotas", "cost", "must_include", "exclude", "similar_to", "random_share")
+"""Keys of `select` that rounds in memory don't know."""
+
+
+_SETTING = frozenset({"pool", "model", "loop", "seed", "on_error"})
+"""Sections that all runs have in common; strategies' own are part of what each run is named after."""
+
+
+class Contestant(Part):
+    """A strategy with keys of its own."""
+
+    section = ("simulate", "strategies")
+
+    name: str
+    """What it is called in tables and curves."""
+    select: dict[str, Any] = {}
+    """Keys of `select`; `strategy` left out, the name."""
+    score: str | None = None
+    """What ranks; left out, `acquire.score`."""
+
+
+class Simulate(Part):
+    """The section `simulate`."""
+
+    section = ("simulate",)
+
+    name: str | None = None
+    """What the simulation is called in the store; of a file, left out, the file's name without its ending."""
+    strategies: Annotated[list[str | Contestant], Field(min_length=1)]
+    """Strategies by name, `auto` among them, or `{name: …, select: {…}}`; `random` is always compared with."""
+    seeds: Positive = 10
+    """How often each is tried: each seed draws its own start, and its own split where `loop.evaluate` is a share."""
+
+    @field_validator("strategies", mode="before")
+    @classmethod
+    def _mappings_are_contestants(cls, value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        return [Contestant(**item) if isinstance(item, dict) else item for item in value]
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        return None if value is None else checked_name(value, "simulate")
+
+    @model_validator(mode="after")
+    def _names_are_told_apart(self) -> Simulate:
+        names = [item if isinstance(item, str) else item.name for item in self.strategies]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"simulate.strategies names {twice} twice; give one of them another name")
+        return self
+
+
+class Simulation(Loop):
+    """Rounds on a pool of which every label is known, by several strategies and seeds."""
+
+    simulate: Simulate
+    """Which strategies, how often."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_pool_answers(cls, values: Any) -> Any:
+        """The pool's label column is the oracle, whatever the loop of the same file asks."""
+        if not isinstance(values, dict):
+            return values
+        loop, pool, simulate = values.get("loop"), values.get("pool"), values.get("simulate")
+        label = pool.label if isinstance(pool, Pool) else pool.get("label") if isinstance(pool, dict) else None
+        if label is None and isinstance(loop, dict) and isinstance(loop.get("oracle"), dict):
+            label = loop["oracle"].get("column")
+        if label is None:
+            raise ValueError("pool.label is missing; name the pool's column that holds the labels, which a simulation needs")
+        name = simulate.name if isinstance(simulate, Simulate) else simulate.get("name") if isinstance(simulate, dict) else None
+        if isinstance(loop, dict):
+            kept = {key: value for key, value in loop.items() if key not in ("stop", "wait", "complete", "control", "calibrate")}
+            values = {**values, "loop": {**kept, "oracle": {"column": label}, "name": name or loop.get("name") or "simulation"}}
+        model = values.get("model")
+        if isinstance(model, dict) and model.get("task") == "regression" and "acquire" not in values:
+            values = {**values, "acquire": {"score": "variance"}}  # the one score of numbers; without a committee none is asked for
+        return values
+
+    @model_validator(mode="after")
+    def _can_be_simulated(self) -> Simulation:
+        if self.simulate.name is None:
+            raise ValueError("simulate.name is missing; a simulation that is not read from a file needs one")
+        if self.loop.evaluate is None:
+            raise ValueError(
+                "loop.evaluate is missing; give labelled rows to judge by, or the share of the pool that is kept for it, as in 0.3"
+            )
+        if METRICS[self.metrics[0]].of_each_class:
+            raise ValueError(f"loop.metrics begins with {self.metrics[0]}, which is one number a class; begin with one to compare by")
+        for key in _LEFT_OUT:
+            if key in self.select.model_fields_set:
+                raise ValueError(f"select.{key} is given, but rounds of a simulation don't know it; remove it")
+        self.contestants  # noqa: B018 - each is checked as it is made
+        return self
+
+    @cached_property
+    def contestants(self) -> dict[str, tuple[str, Select | None, str]]:
+        """Strategy, `select` section and score of each, by name, chance first; the section of `auto` is whatever it picks."""
+        asked = [Contestant(name=item) if isinstance(item, str) else item for item in self.simulate.strategies]
+        if all(item.name != CONTROL for item in asked):
+            asked.insert(0, Contestant(name=CONTROL))
+        return {item.name: self._contestant(item) for item in asked}
+
+    def _contestant(self, asked: Contestant) -> tuple[str, Select | None, str]:
+        where = f"simulate.strategies, {asked.name}"
+        strategy = str(asked.select.get("strategy", asked.name))
+        if asked.name in (CONTROL, AUTO) and strategy != asked.name:
+            raise ValueError(f"{where}: its strategy is {strategy}; only {asked.name} may have that name")
+        score = asked.score or self.acquire.score
+        if score not in SCORES:
+            raise ValueError(f"{where}: score is {score!r}, which is not simulated{did_you_mean(score, SCORES)}")
+        if strategy == AUTO:
+            if set(asked.select) - {"strategy"}:
+                raise ValueError(
+                    f"{where}: auto takes the defaults of what it picks; remove select.{min(set(asked.select) - {'strategy'})}"
+                )
+            return AUTO, None, score
+        if strategy not in TRAITS:
+            known = [*TRAITS, AUTO]
+            hint = f"; give {{name: {asked.name}, select: {{strategy: …}}}}" if "strategy" not in asked.select else ""
+            raise ValueError(f"{where}: {strategy!r} is no strategy that can be simulated{did_you_mean(strategy, known)}{hint}")
+        if "budget" in asked.select:
+            raise ValueError(f"{where}: select.budget is the same for all strategies; give it in select")
+        for key in _LEFT_OUT:
+            if key in asked.select:
+                raise ValueError(f"{where}: select.{key} is given, but rounds of a simulation don't know it; remove it")
+        own = self.select.model_dump(exclude_unset=True)
+        inherited = own if self.select.strategy == strategy else {key: value for key, value in own.items() if key in _SHARED}
+        try:
+            return strategy, Select(**{**inherited, "strategy": strategy, **asked.select}), score
+        except QueryError as error:
+            raise ValueError(f"{where}: {error}") from None
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Simulation:
+        """Read a simulation from a YAML file; see `Query.load`.
+
+        Raises:
+            QueryError: the file is missing or isn't YAML, lacks the sections, a key is unknown, or a value is wrong.
+        """
+        data = {str(key): value for key, value in read_spec(path, overrides).items()}
+        for section, needed in (("simulate", "strategies"), ("loop", "trainer, evaluate and rounds")):
+            if not isinstance(data.get(section), dict):
+                raise QueryError(f"query file {path} has no section {section}; add it, with {needed}")
+        if "name" not in data["simulate"]:
+            data["simulate"] = {"name": name_of_file(path, "simulate"), **data["simulate"]}
+        for section in LOOP_SECTIONS - {"loop", "simulate"}:
+            data.pop(section, None)
+        if data.pop("output", None) is not None:
+            raise QueryError("output is given, but a simulation chooses no batch to be labelled; remove it")
+        return cls(**data)
+
+    @property
+    def name(self) -> str:
+        """The simulation's."""
+        assert self.simulate.name is not None
+        return self.simulate.name
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What may not change between runs that are joined, by key; further strategies and seeds may come."""
+        own = {"loop.oracle", "loop.name", "loop.stop", "loop.wait", "loop.complete", "loop.control", "loop.calibrate"}
+        found = {key: value for key, value in super().identity.items() if key not in own and key.partition(".")[0] in _SETTING}
+        found["select.budget"] = str(self.select.budget)
+        for key in ("rounds", "budget"):
+            found[f"loop.{key}"] = str(getattr(self.loop, key))
+        return found

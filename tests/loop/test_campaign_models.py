@@ -1,0 +1,264 @@
+"""Loops with every kind of trainer and task: what a query loads is what was trained, in the process that trained it and in the next."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from campaigns import asked, blobs, history, make_loop, simulated, write_pool
+from pools import vectors
+
+from raystream import ActiveLearningLoop, Loop
+from raystream.errors import LabelsError, ModelError, QueryError
+
+NETS = """
+import pyarrow as pa
+import torch
+from torch import nn
+
+def net(d=4, c=3):
+    return nn.Sequential(nn.Linear(d, 16), nn.ReLU(), nn.Linear(16, c))
+
+def fit_module(table, previous, seed, args):
+    assert table.column_names == ["x", "rid", "label"], table.column_names
+    model = net()
+    if previous is not None:
+        model.load_state_dict(previous.state_dict())
+    x = torch.tensor(table["x"].to_pylist())
+    y = torch.tensor(table["label"].to_pylist())
+    optimizer = torch.optim.Adam(model.parameters(), lr=args["lr"])
+    for _ in range(50):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model
+
+def fit_estimator(table, previous, seed, args):
+    from sklearn.linear_model import LogisticRegression
+    return LogisticRegression().fit(table["x"].to_pylist(), table["label"].to_pylist())
+
+def fit_path(table, previous, seed, args):
+    import skops.io
+    assert previous is None or previous.predict([[0, 0, 0, 0]]).shape == (1,)
+    skops.io.dump(fit_estimator(table, None, seed, args), "mine.skops")
+    return "mine.skops"
+
+def broken(table, previous, seed, args):
+    raise ValueError("no luck")
+
+def nothing(table, previous, seed, args):
+    return 7
+
+class Nan(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+    def forward(self, x):
+        return self.head(x) * float("nan")
+"""
+
+
+@pytest.fixture
+def truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """The pool, and modules to import; the current folder."""
+    (tmp_path / "loop_nets.py").write_text(textwrap.dedent(NETS))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import sys
+
+    monkeypatch.delitem(sys.modules, "loop_nets", raising=False)
+    return write_pool(tmp_path)
+
+
+def torch_loop(folder: Path, **changes: Any) -> Loop:
+    given: dict[str, Any] = {
+        "model": {"source": "loop_nets:net", "batch_size": 32},
+        "loop__trainer": "torch",
+        "loop__train": {"least_steps": 120},
+        "loop__rounds": 2,
+    }
+    return simulated(folder, **(given | changes))
+
+
+def test_torch_trains_in_rounds(tmp_path: Path, truth: dict[str, int]) -> None:
+    """The network of `model.source`, the same history whoever goes on, and a model that has learnt something."""
+    state = ActiveLearningLoop(torch_loop(tmp_path)).step()
+    assert state.state == "finished"
+    assert state.rows[-1]["accuracy"] > 0.6
+    other = torch_loop(tmp_path, store__uri=str(tmp_path / "other"), loop__rounds=1)
+    ActiveLearningLoop(other).step()
+    resumed = torch_loop(tmp_path, store__uri=str(tmp_path / "other"))
+    ActiveLearningLoop(resumed).step()
+    drop = "would_stop_rounds"
+    assert [row | {drop: None} for row in history(resumed)] == [row | {drop: None} for row in history(torch_loop(tmp_path))]
+
+
+def test_a_committee_is_calibrated_and_goes_on_warm(tmp_path: Path, truth: dict[str, int]) -> None:
+    """Members by bootstrap, whose disagreement scores; a temperature from rows held back; weights of the round before."""
+    loop = torch_loop(
+        tmp_path,
+        loop__committee=2,
+        loop__calibrate=True,
+        loop__warm_start=True,
+        loop__start={"budget": 60},
+        select={"budget": 6, "strategy": "top_k"},
+        acquire={"score": "vote_entropy"},
+    )
+    state = ActiveLearningLoop(loop).step()
+    assert state.state == "finished"
+    trained = ActiveLearningLoop(loop).journal.trained(1)
+    assert trained is not None
+    assert trained.model is not None
+    assert len(trained.model["weights"]) == 2
+    assert trained.model["temperature"] > 0
+    assert trained.rows == 48  # a fifth of 60 is held back
+    batch = pq.read_table(tmp_path / "runs/queries/small-r2/selection.parquet")
+    assert batch.column("score").null_count == 0
+
+
+@pytest.mark.parametrize("trainer", ["fit_module", "fit_estimator", "fit_path"])
+def test_a_function_of_the_users_own_trains(tmp_path: Path, truth: dict[str, int], trainer: str) -> None:
+    """A module, an estimator or a path: workers load it, and the next round's function gets it."""
+    model = {"source": "loop_nets:net"} if trainer == "fit_module" else None
+    changes: dict[str, Any] = {} if model is None else {"model": model}
+    loop = simulated(tmp_path, loop__trainer=f"loop_nets:{trainer}", loop__train={"lr": 0.05}, loop__rounds=1, **changes)
+    assert ActiveLearningLoop(loop).step().state == "finished"
+    more = simulated(tmp_path, loop__trainer=f"loop_nets:{trainer}", loop__train={"lr": 0.05}, loop__rounds=3, **changes)
+    state = ActiveLearningLoop(more).step()
+    assert (state.state, len(state.rows)) == ("finished", 3)
+    assert state.rows[-1]["accuracy"] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"loop__trainer": "loop_nets:broken", "loop__train": {}}, ModelError, "loop_nets:broken raised ValueError: no luck on 6 labelled"),
+        ({"loop__trainer": "loop_nets:nothing", "loop__train": {}}, ModelError, "nothing returned int, expected a torch.nn.Module"),
+        ({"loop__trainer": "loop_nets:fit_module", "loop__train": {"lr": 1}}, ModelError, "returned a module, which workers can load only"),
+        ({"loop__trainer": "loop_nets:absent", "loop__train": {}}, (QueryError, ModelError), "loop_nets has no 'absent'"),
+        ({"loop__trainer": "torhc"}, QueryError, "loop.trainer is 'torhc', expected torch, sklearn, .*; did you mean 'torch'"),
+        ({"loop__train": {"estimator": "sklearn.linear_model:LogisticRegresion"}}, QueryError, "did you mean 'LogisticRegression'"),
+        ({"loop__train": {"estimator": "sklearn.linear_model:LogisticRegression", "c": 1}}, QueryError, "loop.train.c is not an argument"),
+        ({"loop__train": {}}, QueryError, "loop.train.estimator is missing"),
+        ({"loop__metrics": ["acuracy"]}, QueryError, "loop.metrics names 'acuracy', .*; did you mean 'accuracy'"),
+        ({"loop__stop": {"rules": ["kapa"]}}, QueryError, "loop.stop.rules names 'kapa', which is no rule; did you mean 'kappa'"),
+        ({"loop__stop": {"rules": ["target"]}}, QueryError, "target needs value"),
+        ({"loop__rounds": None}, QueryError, "loop.rounds is missing from the query; give it, or loop.budget"),
+        ({"loop__roundz": 3}, QueryError, "loop.roundz is not a key of the query; did you mean 'rounds'"),
+        ({"loop__start": {"strategy": "top_k"}}, QueryError, "loop.start.strategy is top_k, which needs a trained model's scores"),
+        ({"loop__name": "Nope!"}, QueryError, "loop.name is 'Nope!', expected lower-case letters"),
+        ({"store__query": "mine"}, QueryError, "store.query is given, but a loop names its queries itself"),
+        ({"pool__inputs": ["x", "y"]}, QueryError, "pool.label y is among pool.inputs"),
+        ({"model": {"kind": "columns", "logits": "x"}}, QueryError, "model.kind is columns, so that no model runs"),
+        ({"loop__calibrate": True, "model": {"task": "regression"}}, QueryError, "loop.calibrate fits a temperature"),
+        ({"loop__evaluate": "nowhere.parquet"}, LabelsError, "loop.evaluate nowhere.parquet does not exist"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence(tmp_path: Path, truth: dict[str, int], changes: dict[str, Any], error: Any, says: str) -> None:
+    """What, where, got, expected; nothing is asked for before what can be known."""
+    with pytest.raises(error, match=says):
+        ActiveLearningLoop(simulated(tmp_path, **changes)).step()
+
+
+def test_a_model_that_gives_nan_is_refused(tmp_path: Path, truth: dict[str, int]) -> None:
+    """Training ends with the reason, and the round can be trained again once it is mended."""
+    with pytest.raises(ModelError, match="the training loss is nan"):
+        ActiveLearningLoop(torch_loop(tmp_path, model={"source": "loop_nets:Nan"})).step()
+    journal = ActiveLearningLoop(torch_loop(tmp_path, model={"source": "loop_nets:Nan"})).journal
+    assert journal.closed(1) is not None
+    assert journal.trained(1) is None
+
+
+def test_regression_in_rounds(tmp_path: Path, truth: dict[str, int]) -> None:
+    """Numbers as labels, curves where lower is better, a committee's variance to choose by."""
+    x, _ = blobs()
+    table = pa.table({"rid": list(truth), "x": vectors(x), "y": x @ np.array([1, 2, 3, 4], np.float32)})
+    pq.write_table(table, tmp_path / "pool" / "a.parquet")
+    (tmp_path / "pool" / "b.parquet").unlink()
+    loop = simulated(
+        tmp_path,
+        model={"task": "regression"},
+        loop__train={"estimator": "sklearn.linear_model:Ridge"},
+        loop__evaluate=0.3,
+        loop__committee=3,
+        loop__metrics=["rmse", "r2"],
+        acquire={"score": "variance"},
+    )
+    state = ActiveLearningLoop(loop).step()
+    assert state.state == "finished"
+    assert state.rows[-1]["rmse"] < state.rows[0]["rmse"]
+    assert state.rows[-1]["r2"] > 0.9
+
+
+def test_many_labels_a_row_in_rounds(tmp_path: Path, truth: dict[str, int]) -> None:
+    """Lists of classes as labels, given by people as JSON Lines."""
+    loop = make_loop(
+        tmp_path,
+        model={"task": "multi_label", "classes": ["a", "b", "c"], "source": "loop_nets:net"},
+        loop__trainer="torch",
+        loop__train={"least_steps": 100},
+        loop__evaluate=None,
+        loop__rounds=2,
+    )
+    for number in (1, 2):
+        batch = asked(ActiveLearningLoop(loop).step())
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        rows = [f'{{"rid": "{id_}", "y": {["[]", chr(34).join(["[", "a", "]"]), "[1, 2]"][truth[id_]]}}}' for id_ in batch]
+        (tmp_path / "labels" / f"{number}.jsonl").write_text("\n".join(row.replace("[1, 2]", '["b", "c"]') for row in rows) + "\n")
+    state = ActiveLearningLoop(loop).step()
+    assert (state.state, state.labels) == ("finished", 12)
+    trained = ActiveLearningLoop(loop).journal.trained(2)
+    assert trained is not None
+    assert trained.classes == ["a", "b", "c"]
+
+
+def test_texts_begin_at_random(tmp_path: Path, truth: dict[str, int]) -> None:
+    """A pipeline over texts has no embedding before it is fitted: the first batch is drawn at random, and that is said."""
+    words = ["red apple pie", "blue ocean wave", "green forest tree"]
+    table = pa.table({"rid": list(truth), "t": [f"{words[c]} {i}" for i, c in enumerate(truth.values())], "y": list(truth.values())})
+    pq.write_table(table, tmp_path / "texts.parquet")
+    steps = [
+        "sklearn.feature_extraction.text:TfidfVectorizer",
+        {"sklearn.decomposition:TruncatedSVD": {"n_components": 4}},
+        "sklearn.linear_model:LogisticRegression",
+    ]
+    loop = simulated(
+        tmp_path,
+        pool__uri=str(tmp_path / "texts.parquet"),
+        pool__inputs=["t"],
+        loop__train={"estimator": steps},
+        loop__evaluate=0.3,
+        loop__rounds=2,
+        loop__start={"budget": 20},
+    )
+    state = ActiveLearningLoop(loop).step()
+    assert [row["strategy"] for row in state.rows] == ["random", "k_means"]
+    assert state.rows[-1]["accuracy"] == 1.0
+
+
+def test_auto_says_what_it_chose(tmp_path: Path, truth: dict[str, int]) -> None:
+    """`strategy: auto` goes by labelled rows per class; the history names the strategy, the state says why."""
+    state = ActiveLearningLoop(simulated(tmp_path, select={"budget": 6, "strategy": "auto"}, loop__start={"budget": 4})).step()
+    assert [row["strategy"] for row in state.rows] == ["typiclust", "typiclust", "k_means"]
+    assert "scores count" in state.why
+
+
+def test_a_query_leaves_the_loop_alone(tmp_path: Path, truth: dict[str, int], cli: Any) -> None:
+    """`raystream query` on a loop's file runs the query; `raystream loop` on a query's file says what is missing."""
+    import yaml
+
+    loop = make_loop(tmp_path, model={"source": "loop_nets:net"}, loop__trainer="torch", loop__train={})
+    (tmp_path / "mine.yaml").write_text(loop.to_yaml())
+    code, out, err = cli("query", tmp_path / "mine.yaml", "--json")
+    assert code == 0, err
+    spec = yaml.safe_load(loop.to_yaml())
+    del spec["loop"]
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump(spec))
+    code, out, err = cli("loop", tmp_path / "plain.yaml")
+    assert (code, out) == (2, "")
+    assert "has no section loop" in err

@@ -1,0 +1,292 @@
+"""`raystream simulate`: what is played, kept, joined and said."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from pools import vectors
+
+import raystream as rs
+import raystream.loop.parallel as parallel
+import raystream.loop.simulation as simulation
+from raystream.errors import QueryError
+from raystream.loop.comparison import Curves, compare
+from raystream.loop.parallel import each_result
+from raystream.query.simulate import Simulation
+
+Cli = Callable[..., tuple[int, str, str]]
+CENTRES = np.random.default_rng(9).normal(0, 2, (3, 4))
+NAMES = np.array(["ant", "bee", "cat"])
+
+
+def labelled(rows: int, seed: int = 0, first: int = 0) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    number = rng.integers(0, 3, rows)
+    return pa.table(
+        {
+            "rid": pa.array(range(first, first + rows)),
+            "x": vectors(CENTRES[number] + rng.normal(0, 1.5, (rows, 4))),
+            "label": NAMES[number],
+            "size": rng.normal(size=rows) + number,
+            "tags": [[int(i == n), 1] for i, n in enumerate(number)],
+        }
+    )
+
+
+SPEC: dict[str, Any] = {
+    "pool": {"uri": "pool.parquet", "id": "rid", "inputs": ["x"], "label": "label"},
+    "select": {"budget": 5},
+    "loop": {
+        "start": {"strategy": "random", "budget": 6},
+        "trainer": "sklearn",
+        "train": {"estimator": "sklearn.linear_model:LogisticRegression"},
+        "evaluate": 0.3,
+        "metrics": ["accuracy", "recall"],
+        "rounds": 3,
+    },
+    "simulate": {"strategies": ["k_means", {"name": "margin", "select": {"strategy": "top_k"}}, "auto"], "seeds": 2},
+    "store": {"uri": "runs"},
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    pq.write_table(labelled(150), tmp_path / "pool.parquet", row_group_size=64)
+    pq.write_table(labelled(50, 1, 1000), tmp_path / "test.parquet")
+    write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(folder: Path, **changes: Any) -> None:
+    spec = json.loads(json.dumps(SPEC))
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        spec[section][name] = value
+        if value is None:
+            del spec[section][name]
+    (folder / "ants.yaml").write_text(yaml.safe_dump(spec))
+
+
+def simulated(cli: Cli, *more: str) -> dict[str, Any]:
+    code, out, err = cli("simulate", "ants.yaml", "--json", *more)
+    assert code == 0, err
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def test_what_it_prints_and_keeps(place: Path, cli: Cli) -> None:
+    """The contract's keys; curves with a row a strategy, seed and round, from which the figures follow; a page."""
+    found = simulated(cli)
+    assert {"simulation", "curves", "summary", "report", "verdict", "best", "strategies", "ceiling"} <= set(found)
+    assert found["simulation"] == "ants"
+    assert list(found["strategies"]) == ["random", "k_means", "margin", "auto"]
+    assert set(found["strategies"]["auto"]) == {"auc", "auc_se", "final", "labels_saved", "low", "high", "p_value", "verdict"}
+    curves = pq.read_table(found["curves"])
+    recalls = [f"recall_{name}" for name in NAMES]
+    assert curves.column_names == [
+        "strategy", "seed", "round", "labels", "accuracy", *recalls, "seconds_query", "seconds_train", "chosen_by"
+    ]  # fmt: skip
+    rows = curves.to_pylist()
+    assert len(rows) == 4 * 2 * 3
+    assert [row["labels"] for row in rows[:3]] == [6, 11, 16]
+    values = {
+        name: np.array([[row["accuracy"] for row in rows if (row["strategy"], row["seed"]) == (name, seed)] for seed in (0, 1)])
+        for name in found["strategies"]
+    }
+    labels = np.array([6, 11, 16])
+    for name, figures in found["strategies"].items():
+        expected = compare(Curves(labels, values[name]), Curves(labels, values["random"]))
+        assert {key: getattr(expected, key) for key in figures} == pytest.approx(figures, nan_ok=True)
+        np.testing.assert_array_equal(values[name][:, 0], values["random"][:, 0])  # one start for all
+    assert 0.5 < found["ceiling"] <= 1
+    assert pq.read_table(found["summary"]).column("strategy").to_pylist() == list(found["strategies"])
+    page = Path(found["report"]).read_text()
+    assert page.count("<svg") == 2
+    assert found["verdict"] in page.replace("&#39;", "'")
+
+
+def test_runs_are_kept_and_more_join(place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same again plays nothing; more seeds and strategies play what is missing; what is there stays as it was."""
+    first = simulated(cli)
+    assert (first["runs_played"], first["runs_reused"]) == (10, 0)
+    write(place, simulate__seeds=3, simulate__strategies=["k_means", "core_set"])
+    kept = {path: path.read_bytes() for path in (place / "runs" / "simulations" / "ants" / "runs").rglob("*.json")}
+    more = simulated(cli)
+    # three new seeds for random, k_means and all labels, and core_set
+    assert (more["runs_played"], more["runs_reused"]) == (6, 6)
+    assert all(path.read_bytes() == data for path, data in kept.items())
+    monkeypatch.setattr(simulation, "_play", None)
+    again = simulated(cli)
+    assert (again["runs_played"], again["strategies"]) == (0, more["strategies"])
+
+
+def test_a_killed_simulation_goes_on(place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that were committed are not played again, and the outcome is that of an undisturbed one."""
+    undisturbed = simulated(cli, "--store", "other")
+    played: list[str] = []
+    play = simulation._play
+
+    def ends_after_four(bench: Any, run: Any) -> Any:
+        played.append(run.place)
+        if len(played) == 5:
+            raise KeyboardInterrupt
+        return play(bench, run)
+
+    monkeypatch.setattr(simulation, "_play", ends_after_four)
+    with pytest.raises(KeyboardInterrupt):
+        rs.simulate(Simulation.load("ants.yaml"))
+    monkeypatch.setattr(simulation, "_play", play)
+    found = simulated(cli)
+    assert (found["runs_played"], found["runs_reused"]) == (6, 4)
+    assert found["strategies"] == undisturbed["strategies"]
+
+
+def test_another_simulation_of_that_name_is_refused(place: Path, cli: Cli) -> None:
+    """With what differs: the trainer's arguments, the pool's files."""
+    simulated(cli)
+    code, _, err = cli("simulate", "ants.yaml", "--set", "loop.rounds=4")
+    assert (code, "loop.rounds" in err) == (2, True), err
+    code, _, err = cli("simulate", "ants.yaml", "--set", "loop.train.C=0.1")
+    assert (code, "loop.train" in err) == (2, True), err
+    pq.write_table(labelled(160), place / "pool.parquet")
+    code, _, err = cli("simulate", "ants.yaml")
+    assert (code, "the pool's files" in err) == (2, True), err
+
+
+def test_rows_to_judge_by_in_a_file(place: Path, cli: Cli) -> None:
+    """All of the pool may be chosen then."""
+    write(place, loop__evaluate="test.parquet", simulate__strategies=["random"], loop__rounds=None, loop__budget=150)
+    curves = pq.read_table(simulated(cli)["curves"])
+    assert max(curves.column("labels").to_pylist()) == 150
+
+
+def test_rows_to_judge_by_are_never_chosen(place: Path, cli: Cli) -> None:
+    """Neither where the file names rows of the pool by their ids alone."""
+    names = [0, 3, 7, 9, 40, 41, 42, 80]
+    pq.write_table(labelled(150).take(pa.array(names)).select(["rid", "label"]), place / "test.parquet")
+    write(place, loop__evaluate="test.parquet", simulate__strategies=["random"], loop__rounds=None, loop__budget=150)
+    found = simulated(cli)
+    assert max(pq.read_table(found["curves"]).column("labels").to_pylist()) == 142
+    assert "8 rows of the pool are rows of loop.evaluate, too, and are never chosen" in found["warnings"]
+
+
+def test_rows_without_a_label_are_left_out(place: Path, cli: Cli) -> None:
+    """And counted."""
+    table = labelled(150)
+    pq.write_table(
+        table.set_column(2, "label", pa.array([None if i < 7 else name for i, name in enumerate(table.column("label").to_pylist())])),
+        place / "pool.parquet",
+    )
+    assert "7 rows of the pool without a label in column label were left out" in simulated(cli)["warnings"]
+
+
+def test_numbers_and_several_labels(place: Path, cli: Cli) -> None:
+    """Regression, where lower is better, and multi-label."""
+    write(
+        place,
+        pool__label="size",
+        loop__train={"estimator": "sklearn.linear_model:Ridge"},
+        loop__metrics=["rmse", "r2"],
+        simulate__strategies=["lcmd", "auto"],
+    )
+    spec = yaml.safe_load((place / "ants.yaml").read_text())
+    spec["model"] = {"task": "regression"}
+    (place / "ants.yaml").write_text(yaml.safe_dump(spec))
+    found = simulated(cli)
+    assert found["ceiling"] < found["strategies"]["random"]["auc"]
+    spec["model"] = {"task": "multi_label", "classes": ["first", "always"]}
+    spec["pool"]["label"] = "tags"
+    spec["loop"] |= {"metrics": ["micro_f1"], "train": SPEC["loop"]["train"]}
+    spec["simulate"] = {"strategies": ["random"], "seeds": 1, "name": "tags"}
+    (place / "ants.yaml").write_text(yaml.safe_dump(spec))
+    found = simulated(cli)
+    assert found["strategies"]["random"]["auc_se"] is None
+    assert not math.isnan(found["ceiling"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"simulate__strategies": ["k_mean"]}, "did you mean 'k_means'"),
+        ({"simulate__strategy": ["k_means"]}, "did you mean 'strategies'"),
+        ({"simulate__strategies": ["k_means", "k_means"]}, "k_means twice"),
+        ({"simulate__strategies": [{"name": "random", "select": {"strategy": "top_k"}}]}, "only random may have that name"),
+        ({"simulate__strategies": [{"name": "m", "select": {"strategy": "top_k", "weight": 2.0}}]}, "not used by strategy top_k"),
+        ({"simulate__strategies": [{"name": "m", "select": {"strategy": "top_k"}, "score": "bald"}]}, "loop.committee to 2 or more"),
+        ({"simulate__strategies": [{"name": "m", "select": {"strategy": "top_k"}, "score": "egl"}]}, "which is not simulated"),
+        ({"simulate__strategies": ["batch_bald"]}, "loop.committee to 2 or more"),
+        ({"simulate__seeds": 0}, "simulate.seeds is 0"),
+        ({"pool__label": None}, "pool.label is missing"),
+        ({"loop__evaluate": None}, "loop.evaluate is missing"),
+        ({"loop__metrics": ["recall"]}, "one number a class"),
+        ({"loop__metrics": ["acuracy"]}, "did you mean 'accuracy'"),
+        ({"select__cost": {"column": "size", "budget": 3}}, "rounds of a simulation don't know it"),
+        ({"loop__start": {"strategy": "random", "budget": 105}}, "only 105 may be chosen"),
+        ({"loop__trainer": "sklern"}, "did you mean 'sklearn'"),
+    ],
+)
+def test_what_cant_be_simulated_is_refused(place: Path, cli: Cli, changes: dict[str, Any], said: str) -> None:
+    """In one sentence that names the key, before anything is played."""
+    write(place, **changes)
+    code, out, err = cli("simulate", "ants.yaml")
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.strip().splitlines()[-1].startswith("raystream: ")
+
+
+def test_labels_that_cant_be_learnt(place: Path, cli: Cli) -> None:
+    """One class alone, and labels that are none, are the pool's fault."""
+    pq.write_table(labelled(50).set_column(2, "label", pa.array(["ant"] * 50)), place / "pool.parquet")
+    code, _, err = cli("simulate", "ants.yaml")
+    assert (code, "one class 'ant'" in err) == (3, True), err
+    pq.write_table(labelled(50).set_column(2, "label", pa.array([0.5] * 50)), place / "pool.parquet")
+    code, _, err = cli("simulate", "ants.yaml")
+    assert (code, "can't be used, first: 0.5" in err) == (3, True), err
+
+
+def test_a_name_is_needed_from_python() -> None:
+    """A file gives its own."""
+    with pytest.raises(QueryError, match=r"simulate\.name is missing"):
+        Simulation(**SPEC)
+    assert Simulation(**SPEC | {"simulate": SPEC["simulate"] | {"name": "ants"}}).name == "ants"
+
+
+def square(shared: int, item: int) -> int:
+    return shared * item * item
+
+
+@pytest.mark.slow
+def test_processes_do_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first piece here, to see how long it takes, the others in processes; an error of theirs arrives as it was raised."""
+    monkeypatch.setattr(parallel, "WORTH_SECONDS", 0.0)
+    found = dict(each_result(square, 3, list(range(20)), 2))
+    assert found == {item: 3 * item * item for item in range(20)}
+    with pytest.raises(QueryError, match=r"^nothing can be done about 7$"):
+        dict(each_result(fails_at_seven, None, list(range(20)), 2))
+
+
+def fails_at_seven(shared: None, item: int) -> int:
+    if item == 7:
+        raise QueryError("nothing can be done about 7")
+    return item
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_simulation(place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves and figures, but for seconds."""
+    one = simulated(cli, "--set", "cluster.workers=1", "--store", "one")
+    monkeypatch.setattr(parallel, "WORTH_SECONDS", 0.0)
+    two = simulated(cli, "--set", "cluster.workers=2", "--store", "two")
+    assert one["strategies"] == two["strategies"]
+    tables = [pq.read_table(found["curves"]).drop_columns(["seconds_query", "seconds_train"]) for found in (one, two)]
+    assert tables[0].equals(tables[1])
