@@ -14,6 +14,7 @@ import typer
 from raystream import __version__
 from raystream.cli import catalogue, upkeep
 from raystream.cli.in_job import check_place, check_places
+from raystream.cli.stream import stream
 from raystream.cli.terminal import RESUME, Interruption
 from raystream.cli.terminal import print_result as _print
 from raystream.cli.terminal import reporting as _reporter
@@ -158,7 +159,7 @@ def show(
     _finish(load_result(store, name), as_json, report, shown=True)
 
 
-for _command in (upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies):
+for _command in (stream, upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies):
     app.command()(_command)
 
 

@@ -123,6 +123,10 @@ FOREIGN = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, Arith
 CREDENTIALS_HINT = "check the name, the options of storage, and the credentials in the environment"
 
 
+class NothingThereError(PoolError):
+    """A path under which there is no file yet."""
+
+
 class UnreadableFileError(PoolError):
     """A file that is there but isn't Parquet, or not all of it, or is encrypted."""
 

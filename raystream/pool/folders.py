@@ -18,7 +18,7 @@ from raystream.errors import PoolError, QueryError
 from raystream.lake import LOCAL, Location, Storage, filesystem_of, is_final, own_reason, parse, redacted, with_options
 from raystream.lake.retry import is_no_folder, retried
 from raystream.lake.table_uri import TableUri, is_table, parse_table
-from raystream.pool.files import CREDENTIALS_HINT, File, one_line
+from raystream.pool.files import CREDENTIALS_HINT, File, NothingThereError, one_line
 from raystream.pool.text_files import SUFFIXES, text_format
 
 _EXTENSIONS = (".parquet", ".parq", ".pq")
@@ -53,7 +53,7 @@ def list_files(uris: Sequence[str], key: str = "pool.uri", storage: Storage = LO
                 found[file.path] = file
         if empty:
             what = "file of labels" if texts else "Parquet file"
-            raise PoolError(f"{key} {redacted(uri)} holds no {what}; expected names that end in {', '.join(_extensions(texts))}")
+            raise NothingThereError(f"{key} {redacted(uri)} holds no {what}; expected names that end in {', '.join(_extensions(texts))}")
     files = [found[path] for path in sorted(found)]
     _same_partition_names(files, key)
     return files
@@ -88,7 +88,7 @@ def _infos(filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: 
         root = "/".join(parts[:fixed]) or "/"
         infos = _all_below(filesystem, root)
         if infos is None:
-            raise PoolError(f"{key} {shown}: {'the folder ' if fixed < len(parts) else ''}{root} does not exist")
+            raise NothingThereError(f"{key} {shown}: {'the folder ' if fixed < len(parts) else ''}{root} does not exist")
         yield from ((info, root) for info in _wanted(infos, root, _extensions(texts), glob_pattern(parts[fixed:])))
         return
     # Object storage tells why it refuses when asked for a list, but not when asked for one object.
@@ -99,7 +99,7 @@ def _infos(filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: 
         return
     info = retried(lambda: filesystem.get_file_info(path))
     if info.type != pafs.FileType.File:
-        raise PoolError(f"{key} {shown} does not exist; expected a Parquet file, a folder or a pattern")
+        raise NothingThereError(f"{key} {shown} does not exist; expected a Parquet file, a folder or a pattern")
     if not texts and (what := text_format(path)):
         raise PoolError(f"{key} {shown} is {what}, which is taken for labels alone; expected Parquet, so write the rows as such")
     yield info, path

@@ -24,9 +24,12 @@ from raystream.query.select import Cost, Quota, Select
 from raystream.query.task import TASKS, Task, check_task
 from raystream.spec import read_spec
 
+LOOP_SECTIONS = frozenset({"loop", "simulate", "stream"})
+"""Sections of the same file for other commands; a query leaves them alone."""
+
 __all__ = [
-    "DEFAULT_REDUCE", "DEFAULT_TOP", "GRADIENT_SCORES", "LOGIT_SCORES", "MEMBER_SCORES", "TASKS", "Acquire", "Cluster", "Cost",
-    "FilterTerm", "Id", "Model", "Pool", "Preprocess", "Query", "Quota", "Select", "Store", "Task",
+    "DEFAULT_REDUCE", "DEFAULT_TOP", "GRADIENT_SCORES", "LOGIT_SCORES", "LOOP_SECTIONS", "MEMBER_SCORES", "TASKS", "Acquire", "Cluster",
+    "Cost", "FilterTerm", "Id", "Model", "Pool", "Preprocess", "Query", "Quota", "Select", "Store", "Task",
 ]  # fmt: skip
 
 
@@ -191,7 +194,7 @@ class Query(Part):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Query:
-        """Read a query from a YAML file.
+        """Read a query from a YAML file; sections for other commands (`loop`, `simulate`, `stream`) are left out.
 
         Args:
             path: the file.
@@ -201,7 +204,7 @@ class Query(Part):
             QueryError: the file is missing or isn't YAML, a key is unknown, or a value is wrong.
         """
         data = read_spec(path, overrides)
-        return cls(**{str(key): value for key, value in data.items()})
+        return cls(**{str(key): value for key, value in data.items() if key not in LOOP_SECTIONS})
 
     def to_yaml(self) -> str:
         """The query as YAML, as far as it was given; `load` reads it back."""
