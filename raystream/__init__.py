@@ -7,6 +7,7 @@ result.selection      # a pyarrow.Table, best row first
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from raystream.query import Acquire, Cluster, Model, Pool, Query, Select, Store
@@ -17,6 +18,9 @@ from raystream.run import run
 if TYPE_CHECKING:
     from raystream.loop.campaign import ActiveLearningLoop
     from raystream.loop.simulation import simulate
+    from raystream.loop.stream import run_stream
+    from raystream.loop.stream_sampler import StreamSampler
+    from raystream.query.stream import Stream
     from raystream.store.result import Result
 
 __version__ = "0.1.0"
@@ -35,23 +39,25 @@ __all__ = [
     "Simulate",
     "Simulation",
     "Store",
+    "Stream",
+    "StreamSampler",
     "run",
+    "run_stream",
     "simulate",
 ]
 
+_LATER = {
+    "ActiveLearningLoop": "raystream.loop.campaign",
+    "Result": "raystream.store.result",
+    "Stream": "raystream.query.stream",
+    "StreamSampler": "raystream.loop.stream_sampler",
+    "run_stream": "raystream.loop.stream",
+    "simulate": "raystream.loop.simulation",
+}
+"""Names that are imported when they are first used: pyarrow and torch come with them, not with the description of a query."""
+
 
 def __getattr__(name: str) -> Any:
-    # A result holds a table, and a loop trains; pyarrow and torch are imported with them, not with the description of a query.
-    if name == "Result":
-        from raystream.store.result import Result
-
-        return Result
-    if name == "ActiveLearningLoop":
-        from raystream.loop.campaign import ActiveLearningLoop
-
-        return ActiveLearningLoop
-    if name == "simulate":
-        from raystream.loop.simulation import simulate
-
-        return simulate
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'raystream' has no attribute {name!r}")

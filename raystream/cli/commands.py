@@ -15,6 +15,7 @@ from raystream import __version__
 from raystream.cli import catalogue, simulation, upkeep
 from raystream.cli.in_job import check_place, check_places
 from raystream.cli.loop import loop
+from raystream.cli.stream import stream
 from raystream.cli.terminal import RESUME, Interruption
 from raystream.cli.terminal import print_result as _print
 from raystream.cli.terminal import reporting as _reporter
@@ -159,7 +160,7 @@ def show(
     _finish(load_result(store, name), as_json, report, shown=True)
 
 
-for _command in (loop, simulation.simulate, upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies):
+for _command in (loop, simulation.simulate, stream, upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies):
     app.command()(_command)
 
 

@@ -16,7 +16,7 @@ from raystream.errors import PoolError, RaystreamError, did_you_mean
 from raystream.lake import LOCAL, Storage, reason, storage_from
 from raystream.lake.table_uri import TableUri, package
 from raystream.lake.uri import TableVersion
-from raystream.pool.files import Deletes, TableFile
+from raystream.pool.files import Deletes, NothingThereError, TableFile
 from raystream.pool.filters import Filters, Term
 from raystream.pool.listing import Listed, Listing, check_filter_columns, types_of
 
@@ -36,10 +36,10 @@ def list_iceberg(table: TableUri, filters: Filters, key: str, storage: Storage =
     Raises:
         PoolError: the table or its snapshot isn't there, or has deletes or files that can't be read.
     """
-    opened = _open(table, key)
+    opened = open_iceberg(table, key)
     snapshot = opened.current_snapshot() if table.version is None else opened.snapshot_by_id(table.version)
     if snapshot is None:
-        raise PoolError(_no_snapshot(opened, table, key))
+        raise (NothingThereError if table.version is None else PoolError)(_no_snapshot(opened, table, key))
     version = TableVersion(table.text, str(opened.metadata.table_uuid), int(snapshot.snapshot_id))
     scan = opened.scan(snapshot_id=snapshot.snapshot_id)
     # Without a snapshot asked for, columns have the names that they have today, though the snapshot may be older than a renaming.
@@ -71,7 +71,7 @@ def list_iceberg(table: TableUri, filters: Filters, key: str, storage: Storage =
                 f"{key} {table.text} holds {task.file.file_path}, a file of {task.file.file_format.value}; only Parquet can be read"
             )
         columns = TableFile(table.text, types, ids, _constants(opened, schema, task.file), defaults)
-        files.append(Listed(_local(task.file.file_path), columns, (), deletes.get(task.file.file_path), task.file.file_size_in_bytes))
+        files.append(Listed(local_path(task.file.file_path), columns, (), deletes.get(task.file.file_path), task.file.file_size_in_bytes))
     return Listing(version, files, pruned, storage if storage != LOCAL else _storage(opened.io.properties, key))
 
 
@@ -99,7 +99,12 @@ def _plan(scan: Any, expression: Any) -> tuple[list[Any], bool]:
     return list(scan.plan_files()), False
 
 
-def _open(table: TableUri, key: str) -> Any:
+def open_iceberg(table: TableUri, key: str) -> Any:
+    """The table, by its catalog, as pyiceberg has it.
+
+    Raises:
+        PoolError: it isn't there, or its catalog can't be read.
+    """
     catalogs = package("pyiceberg.catalog", table, key, PoolError)
     missing = package("pyiceberg.exceptions", table, key, PoolError).NoSuchTableError
     try:
@@ -132,7 +137,7 @@ def _no_snapshot(opened: Any, table: TableUri, key: str) -> str:
     return f"{key} {table.stem} has no snapshot {table.version}; the newest of {len(held)} are {shown}"
 
 
-def _local(path: str) -> str:
+def local_path(path: str) -> str:
     """A data file's location, which Iceberg doesn't percent-encode, as a path if it is local."""
     if not path.startswith("file:"):
         return path

@@ -150,11 +150,17 @@ def _arrays(unit: Unit, column: Column, on_error: str) -> Iterator[pa.Array]:
 
 
 LARGE_ROW_GROUP = 1 << 30
+ListedFiles = tuple[list[File], tuple[TableVersion, ...]]
+"""Files, and the tables that listed them; see `list_pool`."""
 _SHOWN = 3
 DERIVED_ID = "id"
 _OURS = frozenset(
     {"rank", "score", "gain", "distance", "represents", "why", "prediction", "prediction_name", "confidence", "path", "row", *LOGIT_SCORES}
 )
+
+
+class NoRowsError(PoolError):
+    """Files without a row, or without one that the filters let through."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +237,7 @@ def plan_pool(
     images: Preprocess | None = None,
     prepared: Prepared | None = None,
     labels: bool = False,
+    listed: ListedFiles | None = None,
 ) -> PoolPlan:
     """List a pool, read its footers and cut its units.
 
@@ -246,16 +253,18 @@ def plan_pool(
         images: what becomes of encoded images.
         prepared: the function of the user's that makes tensors of the input columns, whatever these hold.
         labels: whether these are labelled rows, which may stand in files of text, too.
+        listed: the files to read, and the tables that listed them; left out, all of the pool's.
 
     Raises:
         QueryError: a name or a filter of the query can't be used.
-        PoolError: the files, their columns or their types can't be used, or no row is left.
+        PoolError: the files, their columns or their types can't be used.
+        NoRowsError: no row is left.
     """
     inputs = pool.input_columns if columns is None else tuple(columns)
     _check_names(pool)
     filters = freeze(pool.disjunction)
     # Labelled rows count as covered whatever the filters say: then files that the filters leave nothing of are looked at, too.
-    files, tables = list_pool(pool.uris, filters=() if pool.labelled else filters, storage=pool.options, texts=labels)
+    files, tables = listed or list_pool(pool.uris, filters=() if pool.labelled else filters, storage=pool.options, texts=labels)
     read = [*([pool.id] if pool.id else []), *inputs]
     later = list(dict.fromkeys([*pool.keep, *also]))
     unreadable: dict[File, str] = {}
@@ -265,14 +274,14 @@ def plan_pool(
         raise PoolError(f"none of the {len(files)} files can be read, first: {unreadable[files[0]]}")
     folders = partition_types([footer.file for footer in footers])
     if not any(footer.rows for footer in footers):
-        raise PoolError(f"pool.uri {', '.join(pool.uris)} holds no row in {len(files)} files; expected at least one")
+        raise NoRowsError(f"pool.uri {', '.join(pool.uris)} holds no row in {len(files)} files; expected at least one")
     types = pool_types(footers, folders)
     check_filters(filters, types)
     # All else that is read becomes tensors of one type.
     wide = widened(footers, types, [*([pool.id] if pool.id else []), *(inputs if prepared else [])])
     units = _cut(footers, filters, folders, target_bytes, wide)
     if not units:
-        raise PoolError(f"no row of {len(files)} files is left after filters {_shown(filters)}; change pool.filters")
+        raise NoRowsError(f"no row of {len(files)} files is left after filters {_shown(filters)}; change pool.filters")
     if prepared is not None:
         measured = tuple(Column(name, (), RAW) for name in inputs)
     else:

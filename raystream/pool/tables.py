@@ -12,7 +12,7 @@ from raystream.lake import LOCAL, Storage, filesystem_at, located
 from raystream.lake.retry import retried
 from raystream.lake.table_uri import is_table, parse_table
 from raystream.lake.uri import TableVersion
-from raystream.pool.files import File
+from raystream.pool.files import File, NothingThereError
 from raystream.pool.filters import Filters
 from raystream.pool.folders import list_files
 from raystream.pool.listing import Listed
@@ -69,7 +69,7 @@ def _list_table(uri: str, key: str, filters: Filters, storage: Storage) -> tuple
     if not listing.files:
         if listing.pruned:
             raise PoolError(f"no row of {uri} is left after pool.filters, by the table's own statistics; change pool.filters")
-        raise PoolError(f"{key} {uri} holds no data file in version {listing.version.version}; expected at least one")
+        raise NothingThereError(f"{key} {uri} holds no data file in version {listing.version.version}; expected at least one")
 
     def found(listed: Listed) -> File:
         place = located(listed.path, key)

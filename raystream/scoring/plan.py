@@ -29,6 +29,7 @@ from raystream.pool import (
     refuse_among,
 )
 from raystream.pool.files import settle
+from raystream.pool.plan import ListedFiles
 from raystream.query import Model, Pool, Query
 from raystream.query.catalogue import kind_of
 from raystream.scoring.batch_reader import BUFFERS, PROBE_UNITS, planned, row_bytes
@@ -199,13 +200,16 @@ def job_of(query: Query, store: Store, pool: PoolPlan, fingerprint: str, outputs
     )
 
 
-def resolve(query: Query, calibration: Calibration | None = None, *, look_only: bool = False) -> ResolvedQuery:
+def resolve(
+    query: Query, calibration: Calibration | None = None, *, look_only: bool = False, listed: ListedFiles | None = None
+) -> ResolvedQuery:
     """Resolve a query: list the pool, read its footers, look at the labelled rows and the model's files.
 
     Args:
         query: as asked.
         calibration: what was fitted, if `model.temperature` is to be; see `raystream.scoring.calibrate`.
         look_only: make no store where there is none.
+        listed: the files to read, and the tables that listed them; left out, all of the pool's.
 
     Raises:
         RaystreamError: of any kind; see the errors of the parts.
@@ -216,7 +220,7 @@ def resolve(query: Query, calibration: Calibration | None = None, *, look_only: 
     model = with_local_files(query.model, query.pool.options)
     classes = class_names(model.classes)
     digest = fingerprint(model)
-    pool = pool_plan(query, query.pool, candidates_columns(query))
+    pool = pool_plan(query, query.pool, candidates_columns(query), listed=listed)
     check_inputs(calibration, pool.read)
     labelled = None
     if query.pool.labelled:
@@ -239,7 +243,9 @@ def resolve(query: Query, calibration: Calibration | None = None, *, look_only: 
     return ResolvedQuery(query, given, store, pool, classes, labelled, digest, identity, name, kinds, calibration)
 
 
-def pool_plan(query: Query, pool: Pool, also: Sequence[str] = (), *, labels: bool = False) -> PoolPlan:
+def pool_plan(
+    query: Query, pool: Pool, also: Sequence[str] = (), *, labels: bool = False, listed: ListedFiles | None = None
+) -> PoolPlan:
     """How a pool is read for the query's model: its own, or calibration and target rows.
 
     Args:
@@ -247,6 +253,7 @@ def pool_plan(query: Query, pool: Pool, also: Sequence[str] = (), *, labels: boo
         pool: where the rows are.
         also: further columns that are read for some rows.
         labels: whether these are labelled rows, which may stand in files of text, too.
+        listed: see `resolve`.
     """
     model = query.model
     if model.carried:
@@ -262,6 +269,7 @@ def pool_plan(query: Query, pool: Pool, also: Sequence[str] = (), *, labels: boo
         images=model.images,
         prepared=planned(query),
         labels=labels,
+        listed=listed,
     )
     settle(plan.files)
     return replace(plan, warnings=(*plan.warnings, *_large_batches(plan, model.batch_size)))

@@ -217,7 +217,7 @@ def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _
                 _add_plan(found, store, name)
             else:
                 planning = planning or alive
-    for files in _by_folder(store.walk("calibrations"), depth=1).values():
+    for files in (group for place in ("calibrations", "streams") for group in _by_folder(store.walk(place), depth=1).values()):
         if is_alive(files, now):
             found.needed.add(Keys.of(key for key in announced(store, files) if is_key(key)), None)
         else:

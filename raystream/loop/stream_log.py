@@ -1,0 +1,225 @@
+"""What a stream leaves in the store: what arrived, in which order, and what was decided. Each is put if absent, and never changed.
+
+    streams/<name>/stream.yaml                  as it was begun
+    streams/<name>/arrivals/00000001.parquet    files in the order of their arrival, those of one look
+    streams/<name>/decisions/00000001.parquet   the next rows, each with its decision: of one look, and so many at most
+    streams/<name>/states/00000001-<digest>.json  all that further decisions depend on; named by the decisions that it comes after
+
+Decisions that are there were made; nothing else was. A file of them holds in its metadata how far it came and the state after it, so that
+whoever goes on does so as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+import yaml
+
+from raystream.errors import PoolError, QueryError, StoreError
+from raystream.query.stream import Stream
+from raystream.store.packs import in_threads
+from raystream.store.protocol import Store
+from raystream.store.queries import read_parquet
+
+_SAID = "raystream.stream"
+"""In the metadata of decisions: what `Progress` holds, as JSON."""
+_ARRIVALS = pa.schema(
+    [("path", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("time", pa.int64()), ("rewritten", pa.bool_())]
+)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A file that arrived.
+
+    Attributes:
+        path: as `File` has it.
+        size: bytes.
+        version: as listed.
+        time: when, in nanoseconds since the epoch; of a table's file, the number of the snapshot that added it.
+        rewritten: whether it may hold rows of files that it took the place of, as after a table was compacted.
+        look: in which it was found, from 1.
+    """
+
+    path: str
+    size: int
+    version: str
+    time: int
+    rewritten: bool = False
+    look: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stream has come.
+
+    Attributes:
+        parts: files of decisions so far.
+        file: the number of the arrival that the next row is of, from 0.
+        row: the last row of it that was decided on; -1: none.
+        rows: decided on in all.
+        seen: of them, those that count.
+        chosen: of them, those to be labelled.
+        epoch: how many models have scored, from 1; 0 before the first.
+        model: the fingerprint of the last.
+        state: the file with all else.
+    """
+
+    parts: int = 0
+    file: int = 0
+    row: int = -1
+    rows: int = 0
+    seen: int = 0
+    chosen: int = 0
+    epoch: int = 0
+    model: str = ""
+    state: str = ""
+
+
+class StreamLog:
+    """A stream's files."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name = store, name
+        self.folder = f"streams/{name}"
+        self._last: pa.Schema | None = None
+
+    @property
+    def decisions(self) -> str:
+        """The folder of the decisions, for people."""
+        return self.store.place(f"{self.folder}/decisions")
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the decisions, once there are some."""
+        assert self._last is not None
+        return self._last
+
+    def begin(self, stream: Stream) -> None:
+        """Note the stream, or see that it is the one that was begun under this name.
+
+        Raises:
+            QueryError: it differs in what may not change in the middle.
+        """
+        name = f"{self.folder}/stream.yaml"
+        data = self.store.read_if_there(name)
+        if data is None:
+            self.store.put_if_absent(name, stream.to_yaml().encode())
+            data = self.store.read(name)
+        try:
+            before = Stream(**dict(yaml.safe_load(data)))
+        except (QueryError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise self._damaged(name, error) from None
+        was, now = before.identity, stream.identity
+        changed = [f"{key} ({was[key]} then, {now[key]} now)" for key in now if was[key] != now[key]]
+        if changed:
+            raise QueryError(
+                f"stream {self.name} was begun with another spec; it differs in {', '.join(changed)}; only the model, cluster, on_error "
+                "and stream.follow may change, so put the rest back, or give stream.name another name"
+            )
+
+    def arrivals(self, look: int = 0) -> list[Arrival]:
+        """All that arrived, in order, from one look on."""
+        folder = f"{self.folder}/arrivals"
+        names = [name for name in self.store.names(folder) if name.endswith(".parquet") and int(name.partition(".")[0]) >= look]
+        looks = in_threads(lambda name: self._arrivals(f"{folder}/{name}", int(name.partition(".")[0])), names)
+        return [arrival for look in looks for arrival in look]
+
+    def commit_arrivals(self, look: int, arrivals: Sequence[Arrival]) -> None:
+        """Note what arrived, unless somebody else has noted a look of this number."""
+        columns = {field.name: pa.array([getattr(arrival, field.name) for arrival in arrivals], field.type) for field in _ARRIVALS}
+        self.store.put_if_absent(_numbered(f"{self.folder}/arrivals", look), parquet_bytes(pa.table(columns, _ARRIVALS), {}))
+
+    def progress(self) -> tuple[Progress, dict[str, Any]]:
+        """How far the stream has come, and the state that it goes on from, empty at first.
+
+        Raises:
+            StoreError: what is there is damaged.
+        """
+        names = [name for name in self.store.names(f"{self.folder}/decisions") if name.endswith(".parquet")]
+        if not names:
+            return Progress(), {}
+        name = f"{self.folder}/decisions/{names[-1]}"
+        try:
+            schema = pq.ParquetFile(pa.BufferReader(self.store.read(name)), pre_buffer=False).schema_arrow
+            found = Progress(**json.loads((schema.metadata or {})[_SAID.encode()]))
+            state = json.loads(self.store.read(found.state))
+        except StoreError:
+            raise
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(name, error) from None
+        self._last = schema
+        self._discard_states(found.parts - 1)
+        return found, dict(state)
+
+    def commit_decisions(self, rows: pa.Table, progress: Progress, state: Mapping[str, Any]) -> Progress | None:
+        """Commit the next rows' decisions, after which the stream has come so far.
+
+        Returns:
+            The progress with the name of its state; None if somebody else's decisions are there already.
+        """
+        data = json.dumps(state, separators=(",", ":")).encode()
+        name = f"{self.folder}/states/{progress.parts:08d}-{xxhash.xxh3_128_hexdigest(data)}.json"
+        self.store.put_if_absent(name, data)
+        whole = replace(progress, state=name)
+        table = rows if self._last is None else self._as_before(rows, self._last)
+        written = parquet_bytes(table, {_SAID: json.dumps(vars(whole))})
+        if not self.store.put_if_absent(_numbered(f"{self.folder}/decisions", whole.parts), written):
+            return None
+        self._last = table.schema
+        self._discard_states(whole.parts - 1)
+        return whole
+
+    def ids(self) -> pa.ChunkedArray | None:
+        """The ids of all rows that were decided on; None before the first."""
+        folder = f"{self.folder}/decisions"
+        names = [name for name in self.store.names(folder) if name.endswith(".parquet")]
+        found = in_threads(lambda name: read_parquet(self.store.read(f"{folder}/{name}")).column(0), names)
+        return pa.chunked_array([chunk for column in found for chunk in column.chunks], found[0].type) if found else None
+
+    def _as_before(self, rows: pa.Table, schema: pa.Schema) -> pa.Table:
+        """The rows with the types of those before: files that arrive later may be written by other means."""
+        try:
+            return rows.cast(pa.schema(list(schema)))
+        except (pa.ArrowException, ValueError) as error:
+            raise PoolError(
+                f"pool.id: the ids that arrived are {rows.schema.field(0).type}, those before were {schema.field(0).type} ({error}); write "
+                "them as these, or give stream.name another name"
+            ) from None
+
+    def _damaged(self, name: str, error: Exception) -> StoreError:
+        return StoreError(f"store: {self.store.place(name)} is damaged ({error}); restore it, or give stream.name another name")
+
+    def _discard_states(self, limit: int) -> None:
+        """Forget states of files of decisions before this one; the last but one stays, for whoever reads at this moment."""
+        for name in self.store.names(f"{self.folder}/states"):
+            number = name.partition("-")[0]
+            if number.isdigit() and int(number) < limit:
+                self.store.discard(f"{self.folder}/states/{name}")
+
+    def _arrivals(self, name: str, look: int) -> list[Arrival]:
+        try:
+            table = read_parquet(self.store.read(name)).select(_ARRIVALS.names)
+        except (pa.ArrowException, OSError, KeyError) as error:
+            if isinstance(error, StoreError):
+                raise
+            raise self._damaged(name, error) from None
+        return [Arrival(**row, look=look) for row in table.to_pylist()]
+
+
+def parquet_bytes(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
+    """A table as the bytes of a Parquet file: the same for the same rows."""
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(dict(metadata) or None), buffer)
+    return buffer.getvalue()
+
+
+def _numbered(folder: str, number: int) -> str:
+    return f"{folder}/{number:08d}.parquet"

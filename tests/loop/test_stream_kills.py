@@ -1,0 +1,147 @@
+"""A stream that is killed at any of its writes, or at random, and run again decides as one that never was."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import Command
+from pools import pool_table
+from streams import NOW, arrive, decisions, make_stream, run
+
+from raystream.loop import stream_looks
+from raystream.store import lease
+from raystream.store.local import LocalStore
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+
+class Killed(BaseException):
+    """As if the process were gone: nothing catches it."""
+
+
+class Kill:
+    """Ends the program at the n-th write of the stream's own files, before or after it, and lets it write nothing more."""
+
+    def __init__(self, patched: pytest.MonkeyPatch, at: int, before: bool) -> None:
+        self.writes, self._at, self._before = 0, at, before
+        for name in ("put_if_absent", "put"):
+            patched.setattr(LocalStore, name, self._ending(getattr(LocalStore, name)))
+        patched.setattr(lease, "_started", lambda process: float(at) + before / 2)  # each call is a process of its own
+
+    def _ending(self, write: Callable[..., object]) -> Callable[..., object]:
+        def written(store: LocalStore, name: str, *arguments: object, **options: object) -> object:
+            if "/token-" in name or "/needs-" in name or not name.startswith("streams/"):
+                return write(store, name, *arguments, **options)
+            self.writes += 1
+            if self.writes > self._at or (self.writes == self._at and self._before):
+                raise Killed
+            result = write(store, name, *arguments, **options)
+            if self.writes == self._at:
+                raise Killed
+            return result
+
+        return written
+
+
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bytes]]:
+    """Two looks of several files of decisions each; the files of the store that they leave, with their contents."""
+    monkeypatch.setattr(stream_looks, "PART_ROWS", 40)
+    stream = make_stream(stream={"budget": 0.2, "name": "s", "manager": "density"}, select={"near_duplicates": 0.9})
+    for name, start in (("a", 0), ("b", 50)):
+        arrive(f"{name}.parquet", pool_table(50, start), rows_in_group=32)
+    run(stream)
+    arrive("c.parquet", pool_table(50, 100), NOW - 10)
+    run(stream)
+    return [(path.name, path.read_bytes()) for path in sorted(Path("runs/streams/s").rglob("*.parquet"))]
+
+
+def go_on_after(monkeypatch: pytest.MonkeyPatch, at: int, before: bool) -> tuple[bool, list[tuple[str, bytes]]]:
+    """The two looks, ended at a write, and then from the beginning again; whether they were ended at all, and what is there then."""
+    shutil.rmtree("runs/streams")
+    Path("lake/c.parquet").unlink()
+    ended = False
+    with monkeypatch.context() as patched:
+        kill = Kill(patched, at, before)
+        try:
+            looks(monkeypatch)
+        except Killed:
+            ended = True
+            assert kill.writes >= at
+    monkeypatch.setattr(lease, "_started", lambda process: -1.0)
+    return ended, looks(monkeypatch)
+
+
+def test_killed_at_some_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the arrivals, a state, and decisions: the same arrivals and decisions, byte by byte, in as many files."""
+    expected = looks(monkeypatch)
+    assert len(expected) == 2 + 3 + 2
+    for at in (3, 4, 7):
+        assert go_on_after(monkeypatch, at, before=False) == (True, expected), at
+
+
+@pytest.mark.slow
+def test_killed_at_any_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it and after it."""
+    expected = looks(monkeypatch)
+    points = 0
+    while go_on_after(monkeypatch, points + 1, before=True) == (True, expected):
+        points += 1
+        assert go_on_after(monkeypatch, points, before=False) == (True, expected), points
+    assert points > 15
+    assert go_on_after(monkeypatch, points + 1, before=True) == (False, expected)
+
+
+@pytest.mark.slow
+def test_killed_at_random(tmp_path: Path) -> None:
+    """By SIGKILL, again and again, until it comes to an end: the decisions are those of an undisturbed run."""
+    stream = make_stream(model__batch_size=16)
+    Path("s.yaml").write_text(stream.to_yaml())
+    for i in range(12):
+        arrive(f"{i % 5}/{i}.parquet", pool_table(200, 200 * i), NOW - 10**9 + i % 7, rows_in_group=50)
+    run(stream)
+    expected = decisions()
+    rng, kills = random.Random(0), 0
+    for _ in range(4):
+        shutil.rmtree("runs")
+        while True:
+            command = Command(tmp_path, "stream", "s.yaml", "--json")
+            try:
+                code = command.process.wait(timeout=rng.uniform(0.8, 4.0))
+            except Exception:
+                command.process.send_signal(signal.SIGKILL)
+                command.process.wait()
+                kills += 1
+                continue
+            assert code == 0, command.wait()
+            break
+        assert decisions() == expected
+    assert kills > 4
+
+
+@pytest.mark.slow
+def test_followed_until_it_is_asked_to_end(tmp_path: Path) -> None:
+    """Files are decided on as they come; SIGTERM ends it in order, with 143, and the next call goes on."""
+    Path("lake").mkdir()
+    stream = make_stream(pool__uri=str(tmp_path / "lake"), store={"uri": str(tmp_path / "runs")}, stream__follow=0.1)
+    Path("s.yaml").write_text(stream.to_yaml())
+    here = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    first = Command(tmp_path, "stream", "s.yaml")
+    arrive("a.parquet", pool_table(30), NOW - 10**9)
+    first.wait_until_it_says("Look 1: 1 file, 30 rows")
+    arrive("b.parquet", pool_table(20, 30), NOW - 10**9)
+    first.wait_until_it_says("Look 2: 1 file, 20 rows")
+    second = Command(tmp_path / "pool", "stream", "../s.yaml", "--set", "stream.follow=0", "--json", environment=here)
+    second.wait_until_it_says("another process holds this stream (process")
+    first.process.send_signal(signal.SIGTERM)
+    code, _, told = first.wait()
+    assert (code, "run the same command again to go on" in told) == (143, True)
+    code, out, told = second.wait()
+    assert code == 0, told
+    assert json.loads(out)["seen"] == 50
