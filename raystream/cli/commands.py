@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from raystream import __version__
-from raystream.cli import catalogue, upkeep
+from raystream.cli import catalogue, labels, upkeep
 from raystream.cli.in_job import check_place, check_places
 from raystream.cli.terminal import RESUME, Interruption
 from raystream.cli.terminal import print_result as _print
@@ -158,7 +158,7 @@ def show(
     _finish(load_result(store, name), as_json, report, shown=True)
 
 
-for _command in (upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies):
+for _command in (upkeep.verify, upkeep.scores, labels.export, labels.labels, upkeep.gc, upkeep.doctor, catalogue.strategies):
     app.command()(_command)
 
 
