@@ -20,6 +20,7 @@ ARROWS = {
     "model": {"lake", "query", "acquisition"},
     "store": {"lake", "query"},
     "report": {"lake", "query", "pool", "store", "scoring"},
+    "labels": {"lake", "query", "pool", "store"},
     "scoring": {"lake", "query", "acquisition", "pool", "model", "store"},
     "choosing": {"lake", "query", "acquisition", "pool", "model", "store", "selection", "scoring"},
     "cluster": {"lake", "query", "pool", "model", "store", "selection", "scoring", "choosing"},

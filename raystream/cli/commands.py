@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from raystream import __version__
-from raystream.cli import catalogue, simulation, upkeep
+from raystream.cli import catalogue, labels, simulation, upkeep
 from raystream.cli.in_job import check_place, check_places
 from raystream.cli.loop import loop
 from raystream.cli.stream import stream
@@ -160,7 +160,10 @@ def show(
     _finish(load_result(store, name), as_json, report, shown=True)
 
 
-for _command in (loop, simulation.simulate, stream, upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies):
+for _command in (
+    *(loop, simulation.simulate, stream, labels.export, labels.labels),
+    *(upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies),
+):
     app.command()(_command)
 
 

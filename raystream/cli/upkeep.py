@@ -50,14 +50,19 @@ def gc(
 
     opened = existing_store(check_place("--store", store))
     names = [find_dropped(opened, name) for name in drop or []]
-    swept = collect(opened, drop=names, older_than=_seconds(older_than), delete=delete)
+    swept = collect(opened, drop=names, older_than=seconds_of(older_than, "--older-than"), delete=delete)
     print_result(swept.summary(), lambda: describe_collected(swept), as_json)
 
 
-def _seconds(text: str) -> float:
+def seconds_of(text: str, option: str) -> float:
+    """A length of time as options have it.
+
+    Raises:
+        QueryError: it is none.
+    """
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise QueryError(f"--older-than {text!r} is not a time, expected a number and s, m, h or d, such as 24h")
+        raise QueryError(f"{option} {text!r} is not a time, expected a number and s, m, h or d, such as 24h")
     return float(match[1]) * _SECONDS[match[2]] if match[1] else 0.0
 
 

@@ -1,0 +1,307 @@
+"""What people did in a tool, as rows of the one table: ids found in their query, labels in its task's form, counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from raystream.errors import LabelsError, QueryError, did_you_mean
+from raystream.labels.agreement import Agreement, agreement
+from raystream.labels.annotation import DRAFT, LABELLED, Annotation, label_of
+from raystream.labels.batch import class_names_of, file_stem, ids_of
+from raystream.labels.consolidate import METHODS, Method, consolidate
+from raystream.labels.documents import Document, read_documents
+from raystream.labels.ids import FIELD, Id, Ids, as_text
+from raystream.labels.label_table import LabelRow, LabelTable, alone, read_table, table_path, write_table
+from raystream.labels.tools import TOOLS, Tool, looks_like
+from raystream.pool import refuse_among
+from raystream.store.opening import refuse_in_store
+from raystream.store.protocol import Store
+from raystream.store.queries import find_query, read_manifest
+from raystream.store.result import Result, read_result
+
+Classes = Callable[[Result], Sequence[str] | None]
+"""Gives the class names of a query, as its `model.classes` has them."""
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What was read.
+
+    Attributes:
+        table: with all that was there before.
+        out: where it was written.
+        unknown_ids: ids that no query chose, in what was read now.
+        conflicts: ids whose newest answers differ.
+        notes: sentences for people.
+        agreement: of several annotators.
+    """
+
+    table: LabelTable
+    out: str
+    unknown_ids: int
+    conflicts: int
+    notes: tuple[str, ...]
+    agreement: Agreement | None
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {**self.table.counts(), "unknown_ids": self.unknown_ids, "conflicts": self.conflicts, "out": self.out}
+
+
+class Queries:
+    """The committed queries that labels belong to, each read once.
+
+    Args:
+        store: holds them.
+        fallback: the query of labels that name none.
+        classes: gives a query's class names.
+    """
+
+    def __init__(self, store: Store, fallback: str | None, classes: Classes) -> None:
+        self._store, self._classes = store, classes
+        self.fallback = None if fallback is None else find_query(store, fallback)
+        self._known: dict[str, Result | None] = {}
+        self._places: dict[str, dict[str, Id]] = {}
+        self._ranks: dict[str, dict[str, int]] = {}
+
+    def named(self, name: str | None) -> Result | None:
+        """The query of a name, else the fallback; None if the store has none of that name."""
+        wanted = name or self.fallback
+        if wanted is None:
+            return None
+        if wanted not in self._known:
+            manifest = read_manifest(self._store, wanted) if _may_be_a_name(wanted) else None
+            self._known[wanted] = None if manifest is None else read_result(self._store, manifest)
+        found = self._known[wanted]
+        return self.named(None) if found is None and name is not None and self.fallback not in (None, name) else found
+
+    def classes(self, result: Result) -> tuple[str, ...] | None:
+        """What a query's classes are called; None where they are numbers."""
+        return class_names_of(result, self._classes(result))
+
+    def rank(self, result: Result, text: str) -> int | None:
+        """The rank of a row in its query; None where the query didn't choose it."""
+        if result.query not in self._ranks:
+            ids = ids_of(result)
+            column = result.selection.column(ids.name)
+            self._ranks[result.query] = dict(zip(ids.texts(column), result.selection.column("rank").to_pylist(), strict=True))
+        return self._ranks[result.query].get(text)
+
+    def by_file(self, name: str) -> tuple[Result, str] | None:
+        """The query and the id of the row whose picture has this name: its file beside an export, or the end of a link that was kept."""
+        stem = name.rpartition("/")[2].rpartition(".")[0]
+        query = stem.rpartition(".")[0].rpartition(".")[0]
+        names = [query] if query and query in self._store.names("queries") else []
+        for result in map(self.named, [*names, *([None] if self.fallback is not None else [])]):
+            if result is not None and (id_ := self._by_name(result).get(stem, self._by_name(result).get(name))) is not None:
+                return result, as_text(id_)
+        return None
+
+    def _by_name(self, result: Result) -> dict[str, Id]:
+        if result.query not in self._places:
+            ids, table = ids_of(result), result.selection
+            keys = ids.values(table.column(ids.name))
+            names = {file_stem(result.query, rank, as_text(id_)): id_ for rank, id_ in enumerate(keys)}
+            for kept in result.manifest.resolved["pool"].get("keep") or []:
+                for value, id_ in zip(table.column(kept).to_pylist(), keys, strict=True):
+                    if isinstance(value, str):
+                        path = value.partition("?")[0].partition("://")[2] or value
+                        for end in (path, path.partition("/")[2], path.rpartition("/")[2]):
+                            names.setdefault(end, id_)
+            self._places[result.query] = names
+        return self._places[result.query]
+
+
+def _may_be_a_name(text: str) -> bool:
+    """Whether a store may be asked for it."""
+    return "/" not in text and "\\" not in text and text not in ("", ".", "..") and "\x00" not in text and len(text) < 200
+
+
+def collect_labels(
+    source: str, tool: str, out: str, store: Store, *, query: str | None = None, method: Method = "none", classes: Classes = lambda _: None
+) -> Collected:
+    """Read what a tool exported into the table of labels at `out`, merged with what is there.
+
+    Args:
+        source: a file, or a folder of them.
+        tool: that wrote it.
+        out: a Parquet file, or a folder, which gets `labels.parquet`.
+        store: holds the queries.
+        query: to which labels belong that name none.
+        method: of consolidation.
+        classes: gives a query's class names.
+
+    Raises:
+        QueryError: an argument is wrong.
+        LabelsError: the source can't be read, or is of another tool.
+    """
+    if tool not in TOOLS:
+        raise QueryError(f"--from {tool} is no tool that raystream reads{did_you_mean(tool, TOOLS)}")
+    documents = _of_tool(read_documents(source), TOOLS[tool])
+    queries = Queries(store, query, classes)
+
+    def annotations(id_names: set[str]) -> Iterable[Annotation]:
+        for document in documents:
+            yield from TOOLS[tool].annotations(_with_field(document, id_names))
+
+    names = {ids_of(queries.named(None)).name} if queries.named(None) is not None else set()  # type: ignore[arg-type]
+    return collect(list(annotations(names)), tool, out, store, queries, method)
+
+
+def _of_tool(documents: Sequence[Document], tool: Tool) -> list[Document]:
+    """The documents that the tool wrote; in a folder, configuration and the like may stand beside."""
+    own = [document for document in documents if document.content == [] or tool.recognises(document)]
+    if own:
+        return own
+    first = documents[0] if documents else None
+    if first is None:
+        raise LabelsError(f"the archive holds no file of {tool.title}'s; name its export")
+    other = looks_like(first, TOOLS.values())
+    advice = f"it looks like one of {other.title}, so try --from {other.name}" if other else "see docs/labels.md for what to export"
+    raise LabelsError(f"{first.name} is no export of {tool.title}: {advice}")
+
+
+def _with_field(document: Document, id_names: set[str]) -> Document:
+    """Records that have the id under the pool's own name have it under ours, too."""
+    name = next(iter(id_names), FIELD)
+    if FIELD in document.first or name not in document.first:
+        return document
+    records = [
+        record | {FIELD: as_text(value) if isinstance(value := record.get(name), bytes | int) else value} for record in document.records
+    ]
+    return replace(document, content=records)
+
+
+def collect(
+    annotations: Sequence[Annotation], tool: str, out: str, store: Store, queries: Queries, method: Method = "none",
+    more: Callable[[LabelTable], Iterable[LabelRow]] = lambda _: (),
+) -> Collected:  # fmt: skip
+    """Merge annotations into the table at `out`.
+
+    Args:
+        annotations: of one tool.
+        tool: its name.
+        out: as for `collect_labels`.
+        store: holds the queries.
+        queries: to which the annotations belong.
+        method: of consolidation.
+        more: given the table that is there, further rows of it, such as those that are gone from the tool.
+
+    Raises:
+        QueryError: the annotations' queries can't be found, or differ in what ids or labels are.
+    """
+    if method not in METHODS:
+        raise QueryError(f"--consolidate {method} is no method{did_you_mean(method, METHODS)}")
+    path = table_path(out)
+    refuse_in_store(str(path), store.uri, "--out")
+    rows, first, counted = _rows(annotations, tool, queries)
+    uris = first.manifest.resolved["pool"]["uri"]
+    refuse_among(str(path), {"pool.uri": [uris] if isinstance(uris, str) else uris}, "--out", path.name)
+    ids, task = ids_of(first), first.manifest.resolved["model"]["task"]
+    with alone(path):
+        before = read_table(path, ids, task)
+        merged = before.merged([*rows, *more(before)])
+        table = consolidate(merged, method)
+        write_table(table, path)
+    conflicts = table.conflicts() if method == "none" else _undecided(table)
+    notes = list(counted.notes)
+    if conflicts:
+        named = ", ".join(as_text(id_) for id_ in conflicts[:_SHOWN])
+        were = "1 row has" if len(conflicts) == 1 else f"{len(conflicts):,} rows have"
+        notes.append(f"{were} different answers of one time, first: {named}; a newer one settles them")
+    return Collected(table, str(path.absolute()), counted.unknown_ids, len(conflicts), tuple(notes), agreement(merged))
+
+
+def _undecided(table: LabelTable) -> list[Id]:
+    """Ids that were labelled, but as several classes alike."""
+    said = {row.id for row in table.rows if row.state == LABELLED and row.label is not None}
+    return [row.id for row in table.voted if row.state == DRAFT and row.id in said]
+
+
+@dataclass(frozen=True)
+class _Counted:
+    unknown_ids: int
+    notes: tuple[str, ...]
+
+
+def _rows(annotations: Sequence[Annotation], tool: str, queries: Queries) -> tuple[list[LabelRow], Result, _Counted]:
+    """The rows of annotations, a query that they belong to, and what is to be said of those that fit none."""
+    found: list[tuple[Annotation, Result | None]] = []
+    for each in annotations:
+        result = queries.named(each.query)
+        if each.query is None and tool == "cvat":
+            named = queries.by_file(each.id)
+            if named is not None:
+                result, each = named[0], replace(each, id=named[1])
+        found.append((each, result))
+    first = next((result for _, result in found if result is not None), queries.named(None))
+    if first is None:
+        names = sorted({each.query for each in annotations if each.query})
+        if not annotations:
+            raise QueryError("there are no labels yet, and none that would name their query; give --query for an empty table")
+        what = f"name query {names[0]}, which the store doesn't have" if names else "name no query"
+        raise QueryError(f"the labels {what}; give --query, and --store if it is another one")
+    ids, task = ids_of(first), first.manifest.resolved["model"]["task"]
+    rows: list[LabelRow] = []
+    unknown: dict[str, None] = {}
+    strange: list[str] = []
+    unlabelled = 0
+    impossible = 0
+    for each, result in found:
+        owner = result or first
+        _alike(owner, first, ids, task)
+        id_ = ids.parse(each.id)
+        rank = None if id_ is None else queries.rank(owner, as_text(id_))
+        if rank is None:
+            unknown[each.id] = None
+        if id_ is None:
+            impossible += 1
+            continue
+        label = label_of(each.raw, task) if each.state in (LABELLED, DRAFT) else None
+        state = each.state
+        if state == LABELLED and label is None:
+            state, unlabelled = DRAFT, unlabelled + 1
+        strange += _strange(label, task, queries.classes(owner)) if state == LABELLED else []
+        query = each.query or (owner.query if rank is not None else None)
+        rank = each.rank if rank is None else rank
+        rows.append(LabelRow(id_, label, state, each.annotator, each.labelled_at, tool, each.tool_id, query, rank))
+    notes = []
+    if unknown:
+        what = "1 id is" if len(unknown) == 1 else f"{len(unknown):,} ids are"
+        lost = f"; {impossible:,} of these labels can't be ids of {ids.plain}, and are left out" if impossible else "; they are kept"
+        notes.append(f"{what} none that the query chose, first: {next(iter(unknown))!r}{lost}")
+    if strange:
+        what = "1 label is" if len(strange) == 1 else f"{len(strange):,} labels are"
+        notes.append(f"{what} no class of the model's, first: {strange[0]!r}; they are kept")
+    if unlabelled:
+        what = "1 annotation was" if unlabelled == 1 else f"{unlabelled:,} annotations were"
+        notes.append(f"{what} submitted without a label and count as drafts")
+    return rows, first, _Counted(len(unknown), tuple(notes))
+
+
+def _strange(label: Any, task: str, classes: Sequence[str] | None) -> list[str]:
+    """What of a label is no class."""
+    if task not in ("classes", "multi_label"):
+        return []
+    said = label if isinstance(label, tuple) else (label,)
+    if classes is None:
+        return [each for each in said if not each.isdecimal()]
+    return [each for each in said if each not in classes]
+
+
+def _alike(one: Result, other: Result, ids: Ids, task: str) -> None:
+    """Refuse labels of queries that no one table can hold."""
+    here = ids_of(one)
+    if (here.name, here.plain, one.manifest.resolved["model"]["task"]) != (ids.name, ids.plain, task):
+        raise QueryError(
+            f"the labels belong to queries {other.query} and {one.query}, whose ids or model.task differ; read each into a table of its own"
+        )
+
+
+def utc_now() -> datetime:
+    """The time, to the second: when something was found to be gone."""
+    return datetime.now(UTC).replace(microsecond=0)

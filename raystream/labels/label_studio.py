@@ -1,0 +1,359 @@
+"""Label Studio by its API: push a batch, pull what people did. Nothing is there twice in spite of lost replies, restarts, two at once.
+
+A row's task is known by `raystream_id` and `raystream_query` in its data. Push lists what is there, creates what is missing, and lists
+again until every row is there; a task that is there twice, because a reply was lost or another push ran at the same time, loses the later
+copy, unless somebody has begun to work on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+from xml.etree import ElementTree
+
+from raystream.errors import QueryError
+from raystream.labels.annotation import DELETED, DRAFT, Annotation
+from raystream.labels.batch import Batch, ids_of
+from raystream.labels.collect import Collected, Queries, collect, utc_now
+from raystream.labels.consolidate import Method
+from raystream.labels.ids import FIELD, QUERY_FIELD, as_text
+from raystream.labels.label_table import LabelRow, LabelTable, gone
+from raystream.labels.server import LostReplyError, Server, ServerError, Token
+from raystream.labels.tools.label_studio import CONTROL, label_config, of_task, tasks
+from raystream.lake.retry import BRIEF, Patience
+from raystream.store.protocol import Store
+
+_PROJECT = re.compile(r"^(?P<root>.*?)/projects/(?P<number>\d+)(?:/.*)?$")
+_PAGE = 100
+_CHUNK_ROWS, _CHUNK_BYTES = 250, 8 << 20
+"""Of one import: the server takes 250 MB, but answers late for many rows."""
+_LOST = 8
+"""Lost replies in a row without anything new in the project after which a push gives up."""
+_ROUNDS = 1000
+_SETTLING = 2.0
+"""Seconds in which a write whose reply was lost may still be carried out once all seems to be there."""
+_TOOL = "label_studio"
+_TASK = "task"
+"""Stands for the tool's name of an annotation in rows whose task was removed before anybody had said anything."""
+Key = tuple[str, str]
+"""A row's query and id."""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push left.
+
+    Attributes:
+        query: the batch's.
+        project: its number.
+        url: its page.
+        rows: of the batch that are there.
+        created: by this push.
+        removed: copies that lost replies or other pushes had made.
+        notes: sentences for people.
+    """
+
+    query: str
+    project: int
+    url: str
+    rows: int
+    created: int
+    removed: int
+    notes: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {"query": self.query, "tool": _TOOL, "rows": self.rows, "project": self.project, "url": self.url,
+                "created": self.created, "removed": self.removed, "notes": list(self.notes)}  # fmt: skip
+
+
+class LabelStudio:
+    """One server, and a project of it or none yet.
+
+    Args:
+        url: the server's, or a project's page.
+        token: of its user: a personal access token, or a legacy one.
+        project: its number, where the URL doesn't have it.
+        patience: with outages.
+    """
+
+    def __init__(self, url: str, token: Token, project: int | None = None, patience: Patience = BRIEF) -> None:
+        match = _PROJECT.match(url)
+        if match is not None and not urlsplit(url).query:
+            url, project = match["root"], int(match["number"]) if project is None else project
+        self.server = Server(url, token, patience)
+        self._patience = patience
+        self.project = project
+
+    def push(self, batch: Batch, store: Store) -> Pushed:
+        """See that every row of a batch has its task, once. Tasks that people removed after a push are not made again.
+
+        Args:
+            batch: to be labelled.
+            store: holds its query, and remembers what was pushed.
+
+        Raises:
+            QueryError: there is nothing to show.
+            ServerError: the server refuses, stays away, or its project is labelled otherwise.
+        """
+        wanted = {(batch.query, item.id): task for item, task in zip(batch.items, tasks(batch, inline=True), strict=True)}
+        project = self._project_for(batch)
+        there = self._tasks_of(project, wanted)
+        known = len(there)
+        if len(there) < len(wanted) and not self._was_pushed(batch.query, project, store):
+            there = self._create(project, wanted, there)
+        removed, kept = self._remove_copies(there)
+        notes = []
+        if kept:
+            notes.append(f"{kept:,} rows have two tasks on which somebody has begun to work; both stay, and both are read")
+        if len(there) < len(wanted):
+            notes.append(f"{len(wanted) - len(there):,} tasks were removed from the project since they were pushed, and stay so")
+        store.put(self._record(batch.query, project), json.dumps({"tool": _TOOL, "url": self.server.url, "project": project}).encode())
+        url = f"{self.server.url}/projects/{project}"
+        return Pushed(batch.query, project, url, len(there), len(there) - known, removed, tuple(notes))
+
+    def _create(
+        self, project: int, wanted: Mapping[Key, Mapping[str, Any]], there: dict[Key, list[Mapping[str, Any]]]
+    ) -> dict[Key, list[Mapping[str, Any]]]:
+        """Create what is missing, and look, until all is there."""
+        lost, unsure, before = 0, False, len(wanted) + 1
+        for _ in range(_ROUNDS):
+            missing = [task for key, task in wanted.items() if key not in there]
+            if not missing and not unsure:
+                return there
+            lost, before = (0 if len(missing) < before else lost + 1), len(missing)
+            if lost > _LOST:
+                raise ServerError(
+                    f"{self.server.url}: {len(missing):,} of {len(wanted):,} tasks could not be created in project {project}, though the "
+                    "server took them; look at its log, and push again: what is there stays"
+                )
+            if unsure and not missing:
+                self._patience.gives_up_after(_SETTLING)
+            unsure = False
+            for chunk in _chunks(missing):
+                try:
+                    self.server.write("POST", f"/api/projects/{project}/import?return_task_ids=true", chunk)
+                except LostReplyError:
+                    # It may be there, or still be coming: look after a while, and once more when all seems to be there.
+                    unsure = True
+                    self._patience.gives_up_after(min(0.1 * 2.0**lost, 30.0))
+                    break
+            there = self._tasks_of(project, wanted)
+        raise ServerError(f"{self.server.url}: the tasks of project {project} don't settle; push again when it is quiet")
+
+    def pull(self, out: str, store: Store, queries: Queries, method: Method = "none") -> Collected:
+        """Read what people did in the project into the table of labels at `out`.
+
+        Annotations that are in the table and no longer in the project are deleted, rows of a pushed batch whose task is gone, too.
+
+        Raises:
+            ServerError: the server refuses or stays away.
+            LabelsError: no task of the project is of a query of the store.
+        """
+        project = self._given_project()
+        listed = list(self.tasks(project))
+        annotations = [each for task in listed for each in of_task(task)]
+        keys = {key for task in listed if (key := _key(task)) is not None}
+        pushed = [query for query in store.names("queries") if self._was_pushed(query, project, store)]
+        named = sorted({query for query in ({query for query, _ in keys} | set(pushed)) if queries.named(query) is not None})
+        if not annotations and queries.fallback is None and named:
+            queries.fallback = named[0]
+        when = utc_now()
+
+        def removed(table: LabelTable) -> list[LabelRow]:
+            lost = self._gone(table, annotations, set(named), when)
+            return lost + self._without_task(table, lost, keys, store, queries, when)
+
+        return collect(annotations, _TOOL, out, store, queries, method, removed)
+
+    def annotations(self) -> list[Annotation]:
+        """All that people did in the project."""
+        return [each for task in self.tasks(self._given_project()) for each in of_task(task)]
+
+    def tasks(self, project: int) -> Iterator[Mapping[str, Any]]:
+        """The tasks of a project with all that is in them, by pages."""
+        page = 1
+        while True:
+            found = self.server.read("/api/tasks", project=project, page=page, page_size=_PAGE, fields="all")
+            listed = found.get("tasks", []) if isinstance(found, Mapping) else found
+            yield from listed
+            total = found.get("total") if isinstance(found, Mapping) else None
+            if len(listed) < _PAGE or (total is not None and page * _PAGE >= total):
+                return
+            page += 1
+
+    def _given_project(self) -> int:
+        if self.project is None:
+            raise QueryError(f"--pull {self.server.url} names no project; give the URL of its page, such as {self.server.url}/projects/7")
+        return self.project
+
+    def _project_for(self, batch: Batch) -> int:
+        """The project to push to: the given one if it is labelled as the batch needs it, else that of the query's name, made if need be."""
+        config = label_config(batch)
+        if self.project is not None:
+            self._check(self.server.read(f"/api/projects/{self.project}/"), batch)
+            return self.project
+        title = f"raystream {batch.query}"[:50]
+        for _ in range(_LOST):
+            found = sorted(self._projects(title), key=lambda project: int(project["id"]))
+            if found:
+                self._check(found[0], batch)
+                return int(found[0]["id"])
+            try:
+                self.server.write("POST", "/api/projects/", {"title": title, "label_config": config})
+            except LostReplyError:
+                self._patience.gives_up_after(0.1)
+        raise ServerError(f"{self.server.url}: project {title!r} could not be created, though the server took it; look at its log")
+
+    def _projects(self, title: str) -> Iterator[Mapping[str, Any]]:
+        page = 1
+        while True:
+            found = self.server.read("/api/projects/", page=page, page_size=_PAGE)
+            listed = found.get("results", []) if isinstance(found, Mapping) else found
+            yield from (project for project in listed if project.get("title") == title)
+            if not isinstance(found, Mapping) or not found.get("next"):
+                return
+            page += 1
+
+    def _check(self, project: Mapping[str, Any], batch: Batch) -> None:
+        """Refuse a project that is labelled otherwise than the batch needs.
+
+        Raises:
+            ServerError: it has no control `label` for what is shown, or lacks classes.
+        """
+        where = f"{self.server.url}/projects/{project.get('id')}"
+        try:
+            root = ElementTree.fromstring(str(project.get("label_config") or "<View/>"))
+        except ElementTree.ParseError:
+            raise ServerError(f"the labelling interface of {where} is no XML; correct it, or push to a project of its own") from None
+        control = next((element for element in root.iter() if element.get("name") == CONTROL), None)
+        shown = {element.get("value") for element in root.iter()}
+        if control is None or f"${batch.kind}" not in shown:
+            raise ServerError(
+                f"the labelling interface of {where} is another one: expected a control named {CONTROL} and something that shows "
+                f"${batch.kind}; push without a project, or copy what raystream export --out writes as label_config.xml"
+            )
+        offered = {element.get("value") for element in control.iter()}
+        lacking = [name for name in batch.classes if name not in offered] if batch.task in ("classes", "multi_label") else []
+        if lacking:
+            raise ServerError(
+                f"the labelling interface of {where} lacks {len(lacking)} of the query's {len(batch.classes)} classes, first: "
+                f"{lacking[0]!r}; add them there, or push without a project"
+            )
+
+    def _tasks_of(self, project: int, wanted: Mapping[Key, Any]) -> dict[Key, list[Mapping[str, Any]]]:
+        """The tasks of wanted rows that are there, oldest first."""
+        there: dict[Key, list[Mapping[str, Any]]] = {}
+        for task in self.tasks(project):
+            key = _key(task)
+            if key is not None and key in wanted and all(known["id"] != task["id"] for known in there.get(key, [])):
+                there.setdefault(key, []).append(task)
+        return {key: sorted(found, key=lambda task: int(task["id"])) for key, found in there.items()}
+
+    def _remove_copies(self, there: Mapping[Key, Sequence[Mapping[str, Any]]]) -> tuple[int, int]:
+        """Remove all but one task of each row; how many were removed, and how many rows keep several, since people work on them."""
+        removed = kept = 0
+        for found in there.values():
+            touched = [task for task in found if _is_touched(task)]
+            keep = touched or found[:1]
+            kept += len(keep) > 1
+            for task in found:
+                if all(task["id"] != each["id"] for each in keep):
+                    removed += self._remove(task)
+        return removed, kept
+
+    def _remove(self, task: Mapping[str, Any]) -> int:
+        """Remove a task unless it is gone by now; whether it was."""
+        try:
+            # Somebody may have begun to work on it since it was listed.
+            if _is_touched(self.server.read(f"/api/tasks/{task['id']}/")):
+                return 0
+            self.server.write("DELETE", f"/api/tasks/{task['id']}/")
+        except LostReplyError:
+            return self._remove(task)
+        except ServerError as error:
+            if " 404" in str(error):
+                return 0
+            raise
+        return 1
+
+    def _gone(self, table: LabelTable, annotations: Sequence[Annotation], queries: set[str], when: Any) -> list[LabelRow]:
+        """Rows of the table whose annotation is in the project no more."""
+        here = {each.tool_id for each in annotations}
+        submitted = {(each.id, each.annotator) for each in annotations if each.state != DRAFT}
+        lost = [
+            row
+            for row in table.rows
+            if row.tool == _TOOL
+            and row.query in queries
+            and row.tool_id not in ("", _TASK)
+            and row.tool_id not in here
+            and not (row.state == DRAFT and (as_text(row.id), row.annotator) in submitted)
+        ]
+        return gone([row for row in lost if self._is_gone(row)], when)
+
+    def _without_task(
+        self, table: LabelTable, lost: Sequence[LabelRow], keys: set[Key], store: Store, queries: Queries, when: Any
+    ) -> list[LabelRow]:
+        """Rows whose task was pushed and is in the project no more, unless their annotations say so already."""
+        said = {as_text(row.id) for row in (*lost, *table.rows) if row.tool == _TOOL and row.state == DELETED}
+        found = []
+        for query in store.names("queries"):
+            if not self._was_pushed(query, self._given_project(), store) or (result := queries.named(query)) is None:
+                continue
+            ids = ids_of(result)
+            for rank, id_ in enumerate(ids.values(result.selection.column(ids.name))):
+                if (query, as_text(id_)) not in keys and as_text(id_) not in said:
+                    found.append(LabelRow(id_, None, DELETED, None, when, _TOOL, _TASK, query, rank))
+        return found
+
+    def _record(self, query: str, project: int) -> str:
+        """The file of the store that says that a query's batch was pushed, whole, to a project."""
+        return f"queries/{query}/pushed-{hashlib.sha256(f'{self.server.url} {project}'.encode()).hexdigest()[:16]}.json"
+
+    def _was_pushed(self, query: str, project: int, store: Store) -> bool:
+        return store.exists(self._record(query, project))
+
+    def _is_gone(self, row: LabelRow) -> bool:
+        """Whether an annotation is nowhere on the server: it may be of another project."""
+        kind, number = ("drafts", row.tool_id.partition(" ")[2]) if row.tool_id.startswith("draft ") else ("annotations", row.tool_id)
+        try:
+            found = self.server.read(f"/api/{kind}/{number}/")
+        except ServerError as error:
+            if " 404" in str(error):
+                return True
+            raise
+        return not isinstance(found, Mapping)
+
+
+def _key(task: Mapping[str, Any]) -> Key | None:
+    data = task.get("data") or {}
+    if FIELD not in data:
+        return None
+    return str(data.get(QUERY_FIELD, "")), str(data[FIELD])
+
+
+def _is_touched(task: Mapping[str, Any]) -> bool:
+    """Whether somebody has begun to work on a task."""
+    counts = ("total_annotations", "cancelled_annotations")
+    return any(task.get(name) for name in ("annotations", "drafts")) or any(int(task.get(name) or 0) for name in counts)
+
+
+def _chunks(found: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """Pieces that a server imports in a few seconds."""
+    chunk: list[Mapping[str, Any]] = []
+    size = 0
+    for task in found:
+        weight = sum(len(value) for value in task["data"].values() if isinstance(value, str))
+        if chunk and (len(chunk) == _CHUNK_ROWS or size + weight > _CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(task)
+        size += weight
+    if chunk:
+        yield chunk

@@ -1,0 +1,283 @@
+"""`raystream export` and `raystream labels`, as people call them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from label_batches import PEOPLE, PICTURES_ONLY
+from label_queries import CLASSES, commit_query
+
+from raystream.labels.tools import TOOLS
+from raystream.store.result import Result, load_result
+
+Cli = Callable[..., tuple[int, str, str]]
+IDS = pa.array(range(100, 140), pa.int32())
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pool and a store with a committed query of 8 rows with integer ids."""
+    folder = tmp_path_factory.mktemp("committed")
+    commit_query(folder, IDS)
+    return folder
+
+
+@pytest.fixture
+def first(committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """That query, in a store of the test's own below the current folder."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(committed / "runs", "runs")
+    return load_result("runs", "first")
+
+
+def exported(cli: Cli, tool: str) -> dict[str, bytes]:
+    """What `raystream export` writes, by name."""
+    out = f"to-{tool}" if tool not in ("csv", "jsonl", "parquet") else f"batch.{tool}"
+    show = "image" if tool in PICTURES_ONLY else "text"
+    code, printed, said = cli("export", "first", "--to", tool, "--out", out, "--show", show, "--json")
+    assert code == 0, said
+    summary = json.loads(printed)
+    assert (summary["rows"], summary["pictures"]) == (8, 8 if tool in PICTURES_ONLY else 0)
+    root = Path(summary["out"])
+    return {name: (root / name if root.is_dir() else root).read_bytes() for name in summary["files"]}
+
+
+def column_by_id(table: pa.Table, name: str) -> dict[int, Any]:
+    return dict(zip(table.column("rid").to_pylist(), table.column(name).to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize("tool", sorted(TOOLS))
+def test_a_batch_goes_out_and_labels_come_in(tool: str, first: Result, cli: Cli) -> None:
+    """Each tool: exported twice alike, labelled by a person, read twice alike."""
+    files = exported(cli, tool)
+    assert exported(cli, tool) == files
+    said = [CLASSES[rank % 3] if rank < 6 else None for rank in range(8)]
+    name, data = PEOPLE[tool](files, said)
+    Path(f"back-{name}").write_bytes(data)
+    arguments = ["labels", f"back-{name}", "--from", tool, "--out", "labels.parquet", "--json"]
+    if tool == "labelbox":
+        arguments += ["--query", "first"]
+    code, printed, stderr = cli(*arguments)
+    assert code == 0, stderr
+    summary = json.loads(printed)
+    place = str(Path("labels.parquet").absolute())
+    assert summary == {"rows": 6, "labelled": 6, "skipped": 0, "draft": 0, "rejected": 0, "deleted": 0, "unknown_ids": 0, "conflicts": 0,
+                       "out": place}  # fmt: skip
+    table = pq.read_table("labels.parquet")
+    chosen = first.selection.column("rid").to_pylist()
+    assert column_by_id(table, "label") == dict(zip(chosen, said[:6], strict=False))
+    assert column_by_id(table, "rank") == {id_: rank for rank, id_ in enumerate(chosen[:6])}
+    assert set(table.column("query").to_pylist()) == {"first"}
+    assert cli(*arguments)[1] == printed
+    assert pq.read_table("labels.parquet").equals(table)
+
+
+def test_the_table_of_labels_is_what_the_next_query_takes(first: Result, cli: Cli, tmp_path: Path) -> None:
+    """Rows labelled or skipped are never chosen again; drafts and rows that nobody touched are."""
+    chosen = first.selection.column("rid").to_pylist()
+    states = dict(zip(chosen, ["labelled"] * 4 + ["skipped", "draft"], strict=False))
+    lines = [
+        json.dumps({"raystream_id": str(id_), "state": state, "label": "cat", "raystream_query": "first"}) for id_, state in states.items()
+    ]
+    Path("back.jsonl").write_text("\n".join(lines))
+    assert cli("labels", "back.jsonl", "--from", "jsonl", "--out", "labels/")[0] == 0
+    second = commit_query(tmp_path, IDS, pool={"labelled": ["labels"]}, store={"query": "second"})
+    assert set(second.selection.column("rid").to_pylist()) & set(chosen) == set(chosen[5:])
+    assert second.manifest.counts.labelled == 4
+
+
+def test_a_file_of_another_tool_says_which(first: Result, cli: Cli) -> None:
+    """For every two tools: exit 3 with one sentence that names the tool it looks like; folders and archives likewise."""
+    backs = {}
+    for tool in TOOLS:
+        name, data = PEOPLE[tool](exported(cli, tool), ["cat"] * 8)
+        backs[tool] = Path(f"{tool}-{name}")
+        backs[tool].write_bytes(data)
+    for wrong, path in backs.items():
+        for tool in TOOLS:
+            code, _, stderr = cli("labels", path, "--from", tool, "--out", "l.parquet", "--query", "first")
+            if tool == wrong:
+                assert code == 0, stderr
+                Path("l.parquet").unlink()
+                continue
+            assert (code, Path("l.parquet").exists()) == (3, False), (wrong, tool)
+            assert f"looks like one of {TOOLS[wrong].title}, so try --from {wrong}" in stderr
+            assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("tool", sorted(TOOLS))
+def test_a_file_that_was_cut_off_says_so(tool: str, first: Result, cli: Cli) -> None:
+    """Wherever it ends, whole lines of lists of lines aside: exit 3, one sentence, and no table."""
+    name, data = PEOPLE[tool](exported(cli, tool), ["cat"] * 8)
+    for share in (0.3, 0.6, 0.97):
+        Path(name).write_bytes(data[: int(len(data) * share)])
+        code, _, stderr = cli("labels", name, "--from", tool, "--out", "l.parquet", "--query", "first")
+        assert (code, stderr.count("\n")) == (3, 1), stderr
+        assert "cut off" in stderr
+        assert not Path("l.parquet").exists()
+
+
+def test_folders_and_archives_are_read_whole(first: Result, cli: Cli) -> None:
+    """An export in two files, beside what isn't one; a zip archive; what lies hidden is left alone."""
+    files = exported(cli, "prodigy")
+    Path("back").mkdir()
+    for half, said in enumerate((["cat"] * 4 + [None] * 4, [None] * 4 + ["dog"] * 4)):
+        name, data = PEOPLE["prodigy"](files, said)
+        (Path("back") / f"{half}-{name}").write_bytes(data)
+    (Path("back") / "notes.json").write_text('{"about": "us"}')
+    (Path("back") / "_old.jsonl").write_text("{")
+    code, printed, stderr = cli("labels", "back", "--from", "prodigy", "--out", "l.parquet", "--json")
+    assert (code, json.loads(printed)["labelled"]) == (0, 8), stderr
+    with zipfile.ZipFile("back.zip", "w") as archive:
+        for path in Path("back").glob("[01]-*"):
+            archive.write(path, path.name)
+    assert json.loads(cli("labels", "back.zip", "--from", "prodigy", "--out", "l.parquet", "--json")[1])["rows"] == 8
+
+
+def test_ids_and_classes_that_nobody_knows_are_kept_and_counted(first: Result, cli: Cli) -> None:
+    """An id that the query never chose and a class that the model doesn't have stay; what can't be an id is left out, and said."""
+    chosen = first.selection.column("rid").to_pylist()
+    stranger = next(id_ for id_ in range(100, 140) if id_ not in chosen)
+    rows = [(chosen[0], "cat"), (chosen[1], "zebra"), (stranger, "dog"), (7, "dog"), ("x1", "dog")]
+    lines = [json.dumps({"raystream_id": str(id_), "label": label, "raystream_query": "first"}) for id_, label in rows]
+    Path("back.jsonl").write_text("\n".join(lines) + "\n")
+    code, printed, stderr = cli("labels", "back.jsonl", "--from", "jsonl", "--out", "l.parquet", "--json")
+    summary = json.loads(printed)
+    assert (code, summary["rows"], summary["unknown_ids"]) == (0, 4, 3)
+    assert "3 ids are none that the query chose" in stderr
+    assert "1 of these labels can't be ids of int32" in stderr
+    assert "1 label is no class of the model's, first: 'zebra'; they are kept" in stderr
+    assert sorted(pq.read_table("l.parquet").column("rid").to_pylist()) == sorted([chosen[0], chosen[1], stranger, 7])
+
+
+def test_several_annotators(first: Result, cli: Cli) -> None:
+    """All answers stay; agreement is printed; consolidated, there is one row an id, and the answers are still in the file."""
+    chosen = first.selection.column("rid").to_pylist()
+    said = [
+        (chosen[0], "anna", "cat"),
+        (chosen[0], "ben", "cat"),
+        (chosen[0], "eva", "dog"),
+        (chosen[1], "anna", "dog"),
+        (chosen[1], "ben", "dog"),
+    ]
+    lines = [
+        json.dumps({"raystream_id": str(id_), "label": label, "annotator": who, "labelled_at": "2026-03-01T12:00:00Z"})
+        for id_, who, label in said
+    ]
+    Path("back.jsonl").write_text("\n".join(lines))
+    arguments = ("labels", "back.jsonl", "--from", "jsonl", "--out", "l.parquet", "--query", "first", "--json")
+    code, printed, stderr = cli(*arguments)
+    assert (code, json.loads(printed)["rows"], json.loads(printed)["conflicts"]) == (0, 5, 1)
+    assert "agreement of 3 annotators over 2 rows" in stderr
+    for method in ("majority", "dawid_skene"):
+        code, printed, _ = cli(*arguments, "--consolidate", method)
+        assert (code, json.loads(printed)["rows"], json.loads(printed)["conflicts"]) == (0, 2, 0)
+        found = pq.read_table("l.parquet")
+        assert column_by_id(found, "label") == {chosen[0]: "cat", chosen[1]: "dog"}
+    assert json.loads(cli(*arguments)[1])["rows"] == 5
+    assert cli(*arguments, "--consolidate", "mean")[0] == 2
+
+
+def test_nothing_of_other_peoples_is_written_over(first: Result, committed: Path, cli: Cli) -> None:
+    """A spreadsheet that somebody filled in, a store, a pool, another file: refused with exit 2, and left as they are."""
+    assert cli("export", "first", "--to", "csv", "--out", "batch.csv", "--show", "text")[0] == 0
+    filled = Path("batch.csv").read_text() + "\n"
+    Path("batch.csv").write_text(filled)
+    code, _, stderr = cli("export", "first", "--to", "csv", "--out", "batch.csv", "--show", "text")
+    assert (code, Path("batch.csv").read_text()) == (2, filled)
+    assert "it may hold people's work" in stderr
+    Path("back.jsonl").write_text('{"raystream_id": "100", "label": "cat"}\n')
+    labels = ("labels", "back.jsonl", "--from", "jsonl", "--query", "first", "--out")
+    for place in ("runs/labels.parquet", committed / "pool/labels.parquet", "batch.csv", "s3://bucket/labels.parquet"):
+        assert cli(*labels, place)[0] == 2, place
+    assert cli("export", "first", "--to", "prodigy", "--out", "runs/x", "--show", "text")[0] == 2
+    assert cli("export", "first", "--to", "prodigy", "--out", "s3://b/x", "--show", "text")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["export", "first", "--to", "labelstudio", "--out", "x"], "did you mean 'label_studio'"),
+        (["export", "first", "--to", "cvat", "--out", "x", "--show", "text"], "CVAT shows pictures alone"),
+        (["export", "first", "--to", "csv", "--out", "x", "--show", "txt"], "--show txt is no column of the pool; did you mean 'text'"),
+        (["export", "first", "--to", "csv", "--out", "x", "--show", "p"], "--show p holds neither text nor"),
+        (["export", "first", "--to", "csv"], "give either --out"),
+        (["export", "first", "--to", "csv", "--push", "http://h"], "--push speaks to label_studio alone"),
+        (["export", "first", "--to", "label_studio", "--push", "http://h"], "set it as LABEL_STUDIO_API_KEY"),
+        (["export", "first", "--to", "csv", "--out", "x", "--presign", "8d", "--show", "url"], "at most 7d"),
+        (["export", "first", "--to", "csv", "--out", "x", "--presign", "soon"], "--presign 'soon' is not a time"),
+        (["export", "first", "--to", "csv", "--out", "x", "--presign", "1h", "--show", "text"], "column text holds none"),
+        (["labels", "b.jsonl", "--from", "doccano", "--out", "l.parquet"], "--from doccano is no tool"),
+        (["labels", "--from", "csv", "--out", "l.parquet"], "give either the tool's export"),
+        (["labels", "b.jsonl", "--from", "jsonl", "--out", "l.parquet"], "name no query; give --query"),
+        (["labels", "b.jsonl", "--from", "jsonl", "--out", "l.csv", "--query", "first"], "must end in .parquet"),
+        (["labels", "b.jsonl", "--from", "jsonl", "--out", "l.parquet", "--query", "second"], "has no query second"),
+    ],
+)
+def test_what_is_asked_wrongly_is_exit_2(
+    arguments: list[str], words: str, first: Result, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence that says what to do."""
+    monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
+    Path("b.jsonl").write_text('{"raystream_id": "100", "label": "cat"}\n')
+    code, printed, stderr = cli(*arguments)
+    assert (code, printed, stderr.count("\n")) == (2, "", 1), stderr
+    assert words in stderr
+    assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("b.jsonl", '{"label": "cat"}\n', "row 0 has no raystream_id"),
+        ("b.jsonl", '{"raystream_id": "1", "label": "cat", "state": "done"}\n', "state of row 0 is 'done'"),
+        ("b.csv", "raystream_id,label,label\n1,a,b\n", "2 columns named 'label'"),
+        ("b.csv", "raystream_id,label\n1,a,b\n", "too many fields"),
+        ("b.txt", "hello", "is neither JSON, XML, CSV nor Parquet"),
+        ("b.json", "", "is empty"),
+        ("b.jsonl", b"\xff\xfe", "is no text in UTF-8"),
+        ("b.xml", "<!DOCTYPE x><annotations/>", "declares a document type"),
+        ("b.json", "[" * 100_000, "too deeply"),
+        ("b.zip", b"PK\x03\x04 nothing", "damaged or cut off"),
+    ],
+)
+def test_files_that_are_none(name: str, content: Any, words: str, first: Result, cli: Cli) -> None:
+    """Exit 3 and one sentence."""
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    code, _, stderr = cli("labels", name, "--from", "csv" if name.endswith("csv") else "jsonl", "--out", "l.parquet", "--query", "first")
+    assert (code, stderr.count("\n")) == (3, 1), stderr
+    assert words in stderr
+
+
+def test_links_are_written_as_they_are_unless_signing_is_asked_for(first: Result, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No credential is in a file without --presign; with it, each link opens by itself, for as long as asked."""
+    for name, value in {"AWS_ACCESS_KEY_ID": "AKIA1", "AWS_SECRET_ACCESS_KEY": "hidden", "AWS_REGION": "eu-central-1"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli("export", "first", "--to", "prodigy", "--out", "plain", "--show", "url")[0] == 0
+    plain = [json.loads(line)["image"] for line in Path("plain/tasks.jsonl").read_text().splitlines()]
+    assert all(url.startswith("s3://bucket/pictures/") and "?" not in url for url in plain)
+    code, _, stderr = cli("export", "first", "--to", "prodigy", "--out", "signed", "--show", "url", "--presign", "2h")
+    assert code == 0, stderr
+    signed = [json.loads(line)["image"] for line in Path("signed/tasks.jsonl").read_text().splitlines()]
+    assert all(url.startswith("https://") and "X-Amz-Expires=7200" in url and "hidden" not in url for url in signed)
+
+
+def test_what_people_see_by_default(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --show a kept column of links is shown; without any, tools that show something refuse, and a spreadsheet has the rest."""
+    monkeypatch.chdir(tmp_path)
+    commit_query(tmp_path, pa.array(["a", "b", "c"]), budget=2)
+    assert cli("export", "first", "--to", "prodigy", "--out", "x")[0] == 0
+    assert "s3://bucket/pictures/" in json.loads(Path("x/tasks.jsonl").read_text().splitlines()[0])["image"]
+    commit_query(tmp_path, pa.array(["a", "b", "c"]), budget=2, pool={"keep": []}, store={"uri": str(tmp_path / "other"), "query": "first"})
+    code, _, stderr = cli("export", "first", "--to", "prodigy", "--out", "y", "--store", "other")
+    assert (code, "name a column of the pool by --show" in stderr) == (2, True)
+    assert cli("export", "first", "--to", "csv", "--out", "y.csv", "--store", "other")[0] == 0
+    assert load_result("other", "first").selection.num_rows == 2
