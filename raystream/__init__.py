@@ -1,7 +1,7 @@
 """raystream: which rows of this lake should be labelled next?
 
 import raystream as rs
-result = rs.run(rs.Query.load("query.yaml"))
+result = rs.run("query.yaml")
 result.selection      # a pyarrow.Table, best row first
 """
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = ["Acquire", "Cluster", "Model", "Pool", "Query", "Result", "Select", "Store", "run"]
+
+
+def __dir__() -> list[str]:
+    # The rooms are attributes, too, once they are imported; whoever wants one imports it.
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

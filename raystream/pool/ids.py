@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from raystream.errors import PoolError
+from raystream.figures import shown
 from raystream.pool.columns import plain
 
 BLOCK_ROWS = 1 << 16
@@ -139,7 +140,7 @@ def check_unique(
     if len(repeated):
         places = {id_: int(suspects[place]) for id_, place in _first_repeats(found, repeated).items()}
         raise PoolError(
-            f"{len(repeated)} ids of column {name} are not unique, first: {', '.join(map(str, places))}, "
+            f"{len(repeated)} ids of column {name} are not unique, first: {', '.join(map(shown, places))}, "
             f"met again at {', '.join(map(where, places.values()))}; "
             "expected one id a row, so correct them or leave pool.id out"
         )

@@ -25,6 +25,8 @@ from raystream.store.protocol import Store
 from raystream.store.receipts import UnitOutputs
 from raystream.store.unit_columns import COMPUTED, read_outputs
 
+TABLES = "tables"
+"""Where rows lie that were given in memory."""
 PLAN_OUTPUTS = "raystream.outputs"
 """In the metadata of a plan: a JSON list of the names of the outputs that the query reads of each unit."""
 _TYPES = {"unit": pa.string(), "key": pa.string(), "first_row": pa.int64()}
@@ -171,6 +173,8 @@ class CommittedQuery:
             "score": resolved["acquire"]["score"] if self.manifest.gives_scores else None,
             "pool": resolved["pool"]["uri"],
             "model": resolved["model"].get("source") or resolved["model"]["kind"],
+            "weights": resolved["model"].get("weights"),
+            "labelled": self.manifest.counts.labelled,
             "counts": asdict(self.manifest.counts),
         }
 

@@ -8,6 +8,7 @@ with its algorithm and an entry here; a new score a function and an entry; a new
 from raystream.query.catalogue.arguments import Arg
 from raystream.query.catalogue.kinds import ENTRY_POINTS, KINDS, REGISTERED, KindEntry, entry_point, kind_of
 from raystream.query.catalogue.kinds import OPTIONAL_KEYS as MODEL_KEYS
+from raystream.query.catalogue.meant import meant_score, meant_strategy
 from raystream.query.catalogue.scores import (
     GRADIENT_SCORES,
     LOGIT_SCORES,
@@ -46,6 +47,8 @@ __all__ = [
     "formulas",
     "kind_of",
     "label_formulas",
+    "meant_score",
+    "meant_strategy",
     "number_formulas",
     "scores_of_task",
     "traits",
