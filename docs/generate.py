@@ -177,7 +177,8 @@ def when() -> str:
     parts = []
     for entry in listings()["strategies"]:
         keys = ", ".join(f"`{key}`" for key in entry.keys)
-        parts.append(f"### {entry.name}\n\nUse it when {entry.facts['use_when']}{f' Keys of `select`: {keys}.' if keys else ''}")
+        own = f" Keys of `select`: {keys}." if keys else ""
+        parts.append(f"### {entry.name}\n\nUse it when {entry.facts['use_when']} Takes {entry.facts['costs']}.{own}")
         if entry.args:
             parts.append("\n".join(f"* `{name}`, default {_default_of(arg)}: {arg.meaning}" for name, arg in entry.args.items()))
     return "\n\n".join(parts)

@@ -1,7 +1,7 @@
 """raystream: which rows of this lake should be labelled next?
 
 import raystream as rs
-result = rs.run(rs.Query.load("query.yaml"))
+result = rs.run("query.yaml")
 result.selection      # a pyarrow.Table, best row first
 """
 
@@ -55,6 +55,11 @@ _LATER = {
     "simulate": "raystream.loop.simulation",
 }
 """Names that are imported when they are first used: pyarrow and torch come with them, not with the description of a query."""
+
+
+def __dir__() -> list[str]:
+    # The rooms are attributes, too, once they are imported; whoever wants one imports it.
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

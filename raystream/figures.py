@@ -1,6 +1,10 @@
-"""Figures in words."""
+"""Figures and values in words."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from raystream.errors import did_you_mean
 
 
 def number_of(number: int, noun: str) -> str:
@@ -24,3 +28,40 @@ def in_seconds(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+LONGEST = 80
+"""Characters of a value, such as an id, that are shown of it."""
+_COLUMNS, _LONGEST_NAME = 20, 40
+
+
+def shown(value: object, longest: int = LONGEST) -> str:
+    """A value of the user's, such as an id, on one line: its middle is left out if it is long, bytes are hexadecimal."""
+    text = value.hex() if isinstance(value, bytes) else str(value)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return _cut(text, longest)
+
+
+def quoted(value: object, longest: int = LONGEST) -> str:
+    """The same as Python writes it: strings in quotes."""
+    return _cut(repr(value), longest)
+
+
+def several(values: Sequence[object], count: int = 3) -> str:
+    """The first of some values, quoted, and dots for the others."""
+    return ", ".join(map(quoted, values[:count])) + (", .." if len(values) > count else "")
+
+
+def of_columns(name: str, there: Iterable[str]) -> str:
+    """`; did you mean 'pixels'? The columns are id, pixels, label`: what to say of a column that isn't among those that are there."""
+    columns = [shown(column, _LONGEST_NAME) for column in there]
+    if not columns:
+        return "; there are no columns"
+    near = did_you_mean(name, columns)
+    more = f" and {len(columns) - _COLUMNS:,} more" if len(columns) > _COLUMNS else ""
+    return (f"{near} The" if near.startswith("; did") else "; the") + f" columns are {', '.join(columns[:_COLUMNS])}{more}"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest // 2]}…{text[longest // 2 + 1 - longest :]}"

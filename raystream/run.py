@@ -5,8 +5,15 @@ What a run takes is imported when a query runs: describing one must not wait for
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from raystream.errors import QueryError
 from raystream.query import Query
 
 if TYPE_CHECKING:
@@ -16,15 +23,19 @@ if TYPE_CHECKING:
     from raystream.store.protocol import Store
     from raystream.store.result import Result, Scores
 
+Asked = Query | str | PathLike[str]
+"""A query, or the YAML file that holds it."""
 
-def run(query: Query, *, reporter: Reporter | None = None, may_score: bool = True) -> Result:
+
+def run(query: Asked, *, pool: Any = None, reporter: Reporter | None = None, may_score: bool = True) -> Result:
     """Choose the query's batch and commit it. The same query again returns what is committed and changes nothing.
 
     `query.output` is written after the commit, and by the same query again if it isn't there then.
 
     Args:
-        query: what to read, score and choose.
-        reporter: told how far it is; silent if left out.
+        query: what to read, score and choose, or the YAML file that says so.
+        pool: rows in memory instead of those at `pool.uri`: a pyarrow.Table, a pandas or polars DataFrame. They are kept in the store.
+        reporter: told how far it is; left out, a bar in terminals and notebooks, and silence elsewhere.
         may_score: whether units that aren't in the store may be scored; False is `raystream select`.
 
     Raises:
@@ -32,21 +43,25 @@ def run(query: Query, *, reporter: Reporter | None = None, may_score: bool = Tru
     """
     from raystream import steps
 
-    return steps.run(query, reporter or _silent(), may_score)
+    with _told(reporter) as told:
+        return replace(steps.run(_asked(query, pool), told, may_score), html=_as_html)
 
 
-def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
+def score(query: Asked, *, pool: Any = None, reporter: Reporter | None = None) -> Scores:
     """Score the query's pool, and labelled rows outside it, and choose nothing; a query over it later scores nothing.
+
+    Arguments as for `run`.
 
     Raises:
         RaystreamError: see `raystream.errors` for the kinds.
     """
     from raystream import steps
 
-    return steps.score(query, reporter or _silent())
+    with _told(reporter) as told:
+        return steps.score(_asked(query, pool), told)
 
 
-def calibrate(query: Query, *, reporter: Reporter | None = None) -> Fitted:
+def calibrate(query: Asked, *, reporter: Reporter | None = None) -> Fitted:
     """Fit the query's temperature on its labelled rows and keep it; a query that asks for the same one scores none of them again.
 
     Raises:
@@ -55,17 +70,55 @@ def calibrate(query: Query, *, reporter: Reporter | None = None) -> Fitted:
     """
     from raystream import steps
 
-    return steps.calibrate(query, reporter or _silent())
+    with _told(reporter) as told:
+        return steps.calibrate(_asked(query, None), told)
 
 
 def verify(store: Store, name: str, *, reporter: Reporter | None = None) -> Verified:
     """Derive a committed selection again from the store, and compare it; see `raystream.choosing.verify`."""
     from raystream import steps
 
-    return steps.verify(store, name, reporter or _silent())
+    with _told(reporter) as told:
+        return steps.verify(store, name, told)
 
 
-def _silent() -> Reporter:
-    from raystream.scoring.progress import Silent
+def _asked(query: Asked, rows: Any) -> Query:
+    if isinstance(query, str | PathLike):
+        query = Query.load(Path(query))
+    if not isinstance(query, Query):
+        raise QueryError(f"query is a {type(query).__name__}, expected a raystream.Query, or the path of a YAML file that holds one")
+    if rows is None:
+        return query
+    from raystream.store.frames import with_rows
 
-    return Silent()
+    return with_rows(query, rows)
+
+
+def _as_html(result: Result) -> str:
+    from raystream.report.cards import as_html
+
+    return as_html(result)
+
+
+def _in_notebook() -> bool:
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel")
+
+
+@contextmanager
+def _told(reporter: Reporter | None) -> Iterator[Reporter]:
+    """The one that is given, else what suits where this runs."""
+    from raystream.scoring.progress import Bar, Silent
+
+    if reporter is not None:
+        yield reporter
+    elif _in_notebook():
+        from raystream.report.notebook import NotebookBar
+
+        with NotebookBar() as bar_of_notebook:
+            yield bar_of_notebook
+    elif sys.stderr.isatty():
+        with Bar() as bar:
+            yield bar
+    else:
+        yield Silent()

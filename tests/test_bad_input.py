@@ -63,10 +63,10 @@ def ask(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
     [
         ({"select__budgte": 3}, "select.budgte is not a key of the query; did you mean 'budget'?"),
         ({"pol": {}}, "pol is not a key of the query; did you mean 'pool'?"),
-        ({"select__strategy": "kmeans"}, "an import path module:function; did you mean 'k_means'?"),
+        ({"select__strategy": "kmeans"}, "'kmeans', which is no strategy; did you mean 'k_means'?"),
         ({"acquire": {"score": "entrpy"}}, "did you mean 'entropy'?"),
-        ({"select__budget": 0}, "select.budget is 0, expected greater than 0"),
-        ({"select__budget": -3}, "select.budget is -3, expected greater than 0"),
+        ({"select__budget": 0}, "select.budget is 0, expected a number above 0"),
+        ({"select__budget": -3}, "select.budget is -3, expected a number above 0"),
         ({"select__weight": 1.0}, "select.weight is not used by strategy k_means (only by core_set); remove it"),
         ({"select__args": {"restarts": 3}}, "select.args.restarts is not a parameter of k_means"),
         ({"model": {"kind": "columns", "logits": "z"}}, "pool.inputs is not used by model.kind columns"),
@@ -88,7 +88,7 @@ def ask(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
         ({"store": {"query": "a/b"}}, "store.query is 'a/b'"),
         ({"store": {"uri": "ftp://lake/runs"}}, "store.uri ftp://lake/runs: ftp:// is not a storage"),
         ({"store": {"uri": "runs", "storage": {"region": "x"}}}, "store.storage is for object storage, but store.uri runs is a folder"),
-        ({"select__budget": True}, "select.budget is True"),
+        ({"select__budget": True}, "select.budget is true"),
         ({"select__candidates": 5}, "select.candidates is 5, below select.budget 12"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -418,7 +418,7 @@ def test_texts_for_a_network_of_tensors(ask: Ask, workplace: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model__weights": ["a.pt"]}, "model.weights is ['a.pt'], expected string or at least 2 of them"),
+        ({"model__weights": ["a.pt"]}, 'model.weights is ["a.pt"], expected text or at least 2 of them'),
         ({"store": {"query": "a b"}}, "store.query is 'a b', expected letters, digits, dots, hyphens and underscores"),
     ],
 )

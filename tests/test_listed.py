@@ -40,7 +40,7 @@ def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = said(capsys)
     assert code == 0
     assert all(any(line.startswith(name + " ") for line in out.splitlines()) for name in TRAITS)
-    assert "needs score, embedding · iterations: 20" in out
+    assert "needs score, embedding · takes 13 s · iterations: 20" in out
     assert [entry["name"] for entry in json.loads(said(capsys, "--scores", "--json")[1])["scores"]] == list(SCORES)
     assert [entry["name"] for entry in json.loads(said(capsys, "--kinds", "--json")[1])["kinds"]][: len(KINDS)] == list(KINDS)
 

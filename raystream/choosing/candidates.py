@@ -17,6 +17,7 @@ from raystream.choosing.holding import memory_of
 from raystream.choosing.labelled import LabelledRows
 from raystream.choosing.row_hashes import RowHashes, goes_by_all_hashes, hashes_of
 from raystream.errors import ModelError, PoolError, QueryError
+from raystream.figures import several
 from raystream.model import check_classes
 from raystream.pool import LabelledMarks, UniqueIds, comparable
 from raystream.pool.ids import id_blocks
@@ -33,8 +34,6 @@ from raystream.selection.strategies.ranking import best
 from raystream.store.receipts import EMBEDDINGS
 from raystream.store.scored_units import ScoredUnits
 from raystream.store.vectors import fetch
-
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -62,23 +61,19 @@ def find_named(select: Select, pool: ScoredPool, labelled: np.ndarray) -> Named:
     _refuse(absent, "must_include", len(select.must_include))
     done = [id_ for id_, row in zip(select.must_include, must, strict=True) if labelled[row]]
     if done:
-        raise QueryError(f"select.must_include names {_shown(done)}, already labelled; remove it")
+        raise QueryError(f"select.must_include names {several(done)}, already labelled; remove it")
     similar, absent = _rows(pool, select.similar_to)
     _refuse(absent, "similar_to", len(select.similar_to))
     exclude, absent = _rows(pool, select.exclude)
-    warnings = [f"{len(absent)} of {len(select.exclude)} ids of select.exclude are not in the pool: {_shown(absent)}"] if absent else []
+    warnings = [f"{len(absent)} of {len(select.exclude)} ids of select.exclude are not in the pool: {several(absent)}"] if absent else []
     return Named(np.asarray(list(dict.fromkeys(must.tolist())), dtype=np.int64), exclude, similar, tuple(warnings))
 
 
 def _refuse(absent: Sequence[Id], key: str, count: int) -> None:
     if absent:
         raise QueryError(
-            f"{len(absent)} of {count} ids of select.{key} are not in the pool after its filters: {_shown(absent)}; correct or remove them"
+            f"{len(absent)} of {count} ids of select.{key} are not in the pool after its filters: {several(absent)}; correct or remove them"
         )
-
-
-def _shown(ids: Sequence[Id]) -> str:
-    return ", ".join(map(repr, ids[:_SHOWN])) + (", .." if len(ids) > _SHOWN else "")
 
 
 def _rows(pool: ScoredPool, ids: Sequence[Id]) -> tuple[np.ndarray, list[Id]]:

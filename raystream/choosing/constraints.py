@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raystream.errors import PoolError, QueryError, RaystreamError
+from raystream.figures import shown
 from raystream.pool import read_columns_at
 from raystream.pool.columns import readable
 from raystream.query import Select
@@ -77,7 +78,7 @@ class PoolColumns:
             ids = self.pool.ids_at(rows[bad[:3]]).to_pylist()
             raise PoolError(
                 f"select.cost.column {cost.column} is null, negative or not finite for {len(bad)} candidates, "
-                f"first with ids {', '.join(map(str, ids))}; expected costs of at least 0"
+                f"first with ids {', '.join(map(shown, ids))}; expected costs of at least 0"
             )
         return Cost(cost.column, values, cost.budget)
 
@@ -203,7 +204,7 @@ def exceeded(limits: Limits, chosen: Chosen) -> list[str]:
         counts = np.bincount(group[group >= 0], minlength=len(quota.names))
         for i in np.flatnonzero(counts > quota.most)[:1]:
             found.append(
-                f"{counts[i]} rows have {quota.by} {quota.names[i]}, above the {quota.most[i]} that select.quotas allow, since "
+                f"{counts[i]} rows have {quota.by} {shown(quota.names[i])}, above the {quota.most[i]} that select.quotas allow, since "
                 "select.must_include is in the batch whatever its groups"
             )
     return found

@@ -76,7 +76,7 @@ def _scored_targets(asked: ResolvedQuery, pool: ScoredPool, session: Session) ->
     """The rows of `acquire.targets`, read as the pool's are, and scored."""
     query = asked.query
     where = f"acquire.targets {', '.join(query.acquire.targets)}"
-    of_targets = query.pool.model_copy(update={"uri": query.acquire.targets, "filters": [], "labelled": [], "keep": []})
+    of_targets = query.pool.derived(uri=query.acquire.targets, filters=[], labelled=[], keep=[])
     try:
         read = pool_plan(query, of_targets)
     except (PoolError, QueryError) as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from raystream.errors import LabelsError, QueryError
+from raystream.figures import several
 from raystream.pool import Labelled, LabelledMarks, Unit, has_columns, labelled_units, locate_labelled
 from raystream.query import Query
 from raystream.scoring.plan import ResolvedQuery
@@ -148,8 +149,8 @@ def _refuse_foreign(asked: ResolvedQuery, labelled: Labelled, pool: ScoredPool) 
     if locate_labelled(asked.pool, replace(labelled, ids=labelled.excluded))[0]:
         return
     few = pool.ids_at(np.arange(min(_SHOWN, len(pool))))
-    ids, own = (", ".join(map(repr, some.slice(0, _SHOWN).to_pylist())) for some in (every.ids, few))
-    first = f" ({ids}{', ..' if len(every) > _SHOWN else ''})" if ids else ""
+    ids, own = (several(some.slice(0, _SHOWN + 1).to_pylist(), _SHOWN) for some in (every.ids, few))
+    first = f" ({ids})" if ids else ""
     raise LabelsError(
         f"none of the {len(every) + labelled.outside} ids{first} in pool.labelled {', '.join(asked.query.pool.labelled)} is in the "
         f"pool, whose ids are {own}.., and no labelled file holds the input columns; check pool.id and how the ids are written, or "

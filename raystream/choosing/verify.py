@@ -18,6 +18,7 @@ from raystream.choosing.constraints import PoolColumns
 from raystream.choosing.holding import Actors
 from raystream.choosing.labelled import LabelledRows, labelled_rows_of
 from raystream.errors import LabelsError, PoolError, StoreError, VerificationError
+from raystream.figures import quoted
 from raystream.pool import File, Labelled, PoolPlan, read_labelled
 from raystream.pool.files import known_files
 from raystream.query import Query
@@ -103,7 +104,7 @@ def verify(
     labelled = _labelled(query, pool, manifest)
     none = LabelledRows(np.zeros(len(pool), bool), 0, None, ())
     covered = none if labelled is None else labelled_rows_of(query, labelled, pool, elsewhere)
-    asked = query.model_copy(update={"pool": query.pool.model_copy(update={"keep": []})})
+    asked = query.derived(pool=query.pool.derived(keep=[]))
     with connect(query) as actors:
         batch = choose_batch(asked, columns, covered, actors, anew=True)
     committed = read_result(store, manifest).selection
@@ -217,8 +218,8 @@ def _compare(then: pa.Table, now: pa.Table, query: Query, manifest: Manifest) ->
             before, after = old[name][rank], new[name][rank]
             if not (_close(before, after) if name in _CLOSE else before == after or (before != before and after != after)):
                 raise VerificationError(
-                    f"query {manifest.query} is not what its scores give: at rank {rank}, {name} is {before!r} in the selection and "
-                    f"{after!r} now; {_suspects(query, manifest)}"
+                    f"query {manifest.query} is not what its scores give: at rank {rank}, {name} is {quoted(before)} in the selection and "
+                    f"{quoted(after)} now; {_suspects(query, manifest)}"
                 )
     if then.num_rows != now.num_rows:
         raise VerificationError(

@@ -12,15 +12,15 @@ from typing import Annotated, Any
 import typer
 
 from raystream import __version__
-from raystream.cli import catalogue, labels, simulation, upkeep
+from raystream.cli import catalogue, init, labels, simulation, upkeep
 from raystream.cli.in_job import check_place, check_places
 from raystream.cli.loop import loop
 from raystream.cli.stream import stream
-from raystream.cli.terminal import RESUME, Interruption
+from raystream.cli.terminal import RESUME, Interruption, end_output, nobody_reads
 from raystream.cli.terminal import print_result as _print
 from raystream.cli.terminal import reporting as _reporter
 from raystream.errors import RaystreamError
-from raystream.lake.uri import redacted
+from raystream.lake.uri import absolute
 from raystream.query import Query
 from raystream.run import calibrate as fit_temperature
 from raystream.run import run
@@ -90,7 +90,7 @@ def score(
     with _reporter() as reporter:
         scores = score_pool(asked, reporter=reporter)
     _warn(scores.quarantined)
-    _print(scores.summary(), lambda: describe_scores(scores, asked.store.uri), as_json)
+    _print(scores.summary(), lambda: describe_scores(scores, absolute(asked.store.uri)), as_json)
 
 
 @app.command()
@@ -135,7 +135,7 @@ def calibrate(
 def show(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="QUERY", help="The query's name or its beginning; left out, all are catalogue.", show_default=False),
+        typer.Argument(metavar="QUERY", help="The query's name or its beginning; left out, all are listed.", show_default=False),
     ] = None,
     store: Annotated[str, typer.Option("--store", help="Where scored units and queries are kept.")] = "runs",
     as_json: AsJson = False,
@@ -155,14 +155,14 @@ def show(
         from raystream.store.queries import committed_queries
 
         queries = committed_queries(existing_store(store))
-        _print({"queries": [listed.summary() for listed in queries]}, lambda: describe_queries(queries, redacted(store)), as_json)
+        _print({"queries": [listed.summary() for listed in queries]}, lambda: describe_queries(queries, absolute(store)), as_json)
         return
     _finish(load_result(store, name), as_json, report, shown=True)
 
 
 for _command in (
     *(loop, simulation.simulate, stream, labels.export, labels.labels),
-    *(upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies),
+    *(upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies, init.init),
 ):
     app.command()(_command)
 
@@ -209,7 +209,9 @@ def version() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: see `raystream.errors` for the codes."""
     given = sys.argv[1:] if arguments is None else arguments
-    sys.exit(_exit_code(given or ["--help"]))
+    code = _exit_code(given or ["--help"])
+    end_output()
+    sys.exit(code)
 
 
 def _exit_code(arguments: list[str]) -> int:
@@ -229,7 +231,9 @@ def _exit_code(arguments: list[str]) -> int:
 
 def _failed(error: BaseException, debug: bool) -> int:
     """Say what went wrong."""
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+        error = error.__context__  # typer makes of every broken pipe an end without a word
+    if isinstance(error, BrokenPipeError) and nobody_reads():
         return 0
     if isinstance(error, KeyboardInterrupt | SystemExit):
         raise error

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from types import FrameType
@@ -44,13 +46,16 @@ def reporting() -> Iterator[Reporter]:
 
 @contextmanager
 def _saying(say: Callable[[str], None]) -> Iterator[None]:
-    """Have what raystream logs, such as a store that is waited for, said as a line."""
+    """Have what raystream logs, such as a store that is waited for, and what libraries warn of said as a line each."""
     handler = _Saying(say)
     logger = logging.getLogger("raystream")
     logger.addHandler(handler)
+    showing = warnings.showwarning
+    warnings.showwarning = lambda message, category, *where, **more: say(f"raystream: warning: {' '.join(str(message).split())}")
     try:
         yield
     finally:
+        warnings.showwarning = showing
         logger.removeHandler(handler)
 
 
@@ -72,6 +77,24 @@ class _Saying(logging.Handler):
 def print_result(summary: dict[str, Any], text: Callable[[], str], as_json: bool) -> None:
     """One JSON object, or the text, on stdout."""
     print(json.dumps(summary) if as_json else text())
+
+
+def nobody_reads() -> bool:
+    """Whether the reader of stdout is gone, as `head` is after ten lines."""
+    asked = select.poll()
+    try:
+        asked.register(1, select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in asked.poll(0))
+    except OSError:
+        return False
+
+
+def end_output() -> None:
+    """Write out what stdout still holds. Nobody's reading it is no error, nor what the interpreter finds when it flushes once more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def say_at_once(sentence: str, *, last: bool = False) -> None:

@@ -146,6 +146,8 @@ def describe_collected(swept: Collected) -> str:
     for what, names in (("forgotten" if swept.deleted else "to forget", swept.dropped), ("unfinished", swept.unfinished)):
         if names:
             lines.append(f"  {what:<11} {_queries(len(names))}: {', '.join(names)}")
+    if swept.tables.count:
+        lines.append(f"  tables      {number_of(swept.tables.count, 'pool')} from memory {verb}, {in_bytes(swept.tables.bytes)}")
     if swept.derived.count:
         what = number_of(swept.derived.count, "result")
         lines.append(f"  derived     {what} of selection {verb}, {in_bytes(swept.derived.bytes)}")

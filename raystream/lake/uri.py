@@ -101,6 +101,13 @@ def redacted(uri: str) -> str:
     return scheme[0] + _NAMED.sub(r"\1…", rest)
 
 
+def absolute(uri: str) -> str:
+    """A path or URI, of a table too, as results print it: `redacted`, and a path of this machine from its root on."""
+    if uri.startswith("delta+"):
+        return f"delta+{absolute(uri.removeprefix('delta+'))}"
+    return redacted(uri) if _ANY.match(uri) or is_like_a_uri(uri) else os.path.abspath(os.path.expanduser(uri))
+
+
 def parse(uri: str, key: str = "pool.uri") -> Location:
     """Understand a path or URI: `s3:// s3a:// gs:// gcs:// abfs:// abfss:// file://`, or a plain path.
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.pool
 import os
+import signal
 import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +23,7 @@ from raystream.query import Cluster, Model, Pool, Query, Select, Store
 from raystream.report.page import write_report
 from raystream.report.text import describe_certificate, describe_seconds, rows_as_text
 from raystream.run import run
-from raystream.scoring.progress import Reporter
+from raystream.scoring.progress import Reporter, Silent
 from raystream.store.result import Result
 
 START = 100
@@ -41,7 +45,7 @@ class Comparison:
 def run_demo(folder: Path, *, workers: int, seeds: int, reporter: Reporter) -> str:
     """Run the whole round on real images and say what came out.
 
-    The first repetition's query runs on Ray and gets a report; the others run in this process. All of it is drawn
+    The first repetition's query runs on Ray and gets a report; the others run meanwhile, in processes of their own. All of it is drawn
     from seeds: in the same folder, a second call finds the same queries committed and returns what they hold.
 
     Args:
@@ -59,12 +63,13 @@ def run_demo(folder: Path, *, workers: int, seeds: int, reporter: Reporter) -> s
     pool, test = mnist.split(mnist.load_images())
     mnist.write_pool(pool, folder / "pool")
     mnist.write_labels(pool, folder / "labels.parquet")
-    first, comparison = _repetition(folder, pool, test, seed=0, cluster=Cluster(workers=workers), reporter=reporter)
-    report = write_report(first)
-    comparisons = [comparison]
-    for seed in range(1, seeds):
-        reporter.stage(f"Comparing with random rows, repetition {seed + 1} of {seeds}")
-        comparisons.append(_repetition(folder, pool, test, seed, Cluster(address="in_process"), reporter=None)[1])
+    with _Repetitions(folder, pool, test, seeds) as others:
+        first, comparison = _repetition(folder, pool, test, seed=0, cluster=Cluster(workers=workers), reporter=reporter)
+        report = write_report(first)
+        comparisons = [comparison]
+        for seed in range(1, seeds):
+            reporter.stage(f"Comparing with random rows, repetition {seed + 1} of {seeds}")
+            comparisons.append(others.comparison(seed))
     return "\n".join(
         [
             *_what_was_read(folder, pool, test, first),
@@ -95,22 +100,49 @@ def demo_query(folder: Path, seed: int, cluster: Cluster) -> Query:
     )
 
 
-def _repetition(
-    folder: Path, pool: Images, test: Images, seed: int, cluster: Cluster, reporter: Reporter | None
-) -> tuple[Result, Comparison]:
+class _Repetitions:
+    """All repetitions but the first, in at most two processes beside this one, which mostly waits for Ray; ended with the block."""
+
+    def __init__(self, folder: Path, pool: Images, test: Images, seeds: int) -> None:
+        self._rows = (folder, pool, test)
+        self._seeds = range(1, seeds)
+        self._processes: multiprocessing.pool.Pool | None = None
+        self._found: dict[int, multiprocessing.pool.AsyncResult[Comparison]] = {}
+
+    def __enter__(self) -> _Repetitions:
+        if self._seeds:
+            # Not forked: this process has threads, of torch and Arrow.
+            context = multiprocessing.get_context("spawn")
+            self._processes = context.Pool(min(2, len(self._seeds)), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+            self._found = {seed: self._processes.apply_async(_compared, (*self._rows, seed)) for seed in self._seeds}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._processes is not None:
+            self._processes.terminate()
+            self._processes.join()
+
+    def comparison(self, seed: int) -> Comparison:
+        """That of a repetition, waited for."""
+        return self._found[seed].get()
+
+
+def _compared(folder: Path, pool: Images, test: Images, seed: int) -> Comparison:
+    return _repetition(folder, pool, test, seed, Cluster(address="in_process"), reporter=Silent())[1]
+
+
+def _repetition(folder: Path, pool: Images, test: Images, seed: int, cluster: Cluster, reporter: Reporter) -> tuple[Result, Comparison]:
     """Train on the start, ask, add the labels, train again; and the same with random rows."""
     place = folder / f"seed-{seed}"
     place.mkdir(parents=True, exist_ok=True)
     start = mnist.stratified_start(pool, START, seed)
-    if reporter is not None:
-        reporter.stage(f"Training on {START} labelled images")
+    reporter.stage(f"Training on {START} labelled images")
     network = mnist.network()
     before = _fit(network, pool, start, test, seed)
     mnist.write_labels(pool.at(start), place / "labelled.parquet")
     _save(network, place / "weights.safetensors")
     result = run(demo_query(folder, seed, cluster), reporter=reporter)
-    if reporter is not None:
-        reporter.stage(f"Training with {BUDGET} labels more")
+    reporter.stage(f"Training with {BUDGET} labels more")
     # The oracle: a chosen id's label is looked up.
     chosen = pool.rows_of(np.array(result.selection.column("image_id").to_pylist()))
     free = np.setdiff1d(np.arange(len(pool)), start)
@@ -161,7 +193,7 @@ def _what_was_read(folder: Path, pool: Images, test: Images, result: Result) -> 
     counts, manifest = result.manifest.counts, result.manifest
     files = len(manifest.files)
     lines = [
-        f"pool         {counts.pool:,} MNIST images in {files} Parquet files ({_shown(folder / 'pool')}); {len(test):,} more are held out",
+        f"pool         {counts.pool:,} MNIST images in {files} Parquet files ({folder / 'pool'}); {len(test):,} more are held out",
         f"labelled     {counts.labelled:,} images, on which a small convolutional net with dropout was trained",
         f"query        {result.query}: {counts.chosen} of {counts.candidates:,} candidates, margin and k_means",
         f"scored       {manifest.units_scored} units now, {manifest.units_reused} reused; {manifest.bytes_read / 2**20:.1f} MiB read",
@@ -176,13 +208,7 @@ def _where_it_is(result: Result, report: str, workers: int, seconds: float) -> l
     return [
         f"certificate  {describe_certificate(result.manifest.certificate)}",
         f"seconds      {describe_seconds(result.manifest.seconds)} ({where}); the whole demo took {seconds:.0f}",
-        f"selection    {_shown(result.path)}",
-        f"report       {_shown(report)}",
-        f"again        raystream show {result.query} --store {_shown(result.store.uri)}",
+        f"selection    {result.path}",
+        f"report       {report}",
+        f"again        raystream show {result.query} --store {result.store.uri}",
     ]
-
-
-def _shown(path: str | Path) -> str:
-    """Relative to the current folder where that is shorter."""
-    relative = os.path.relpath(path)
-    return min(relative, str(path), key=len)

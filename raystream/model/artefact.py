@@ -151,4 +151,4 @@ def with_local_files(spec: query.Model, storage: Storage = LOCAL, patience: Pati
     if spec.members is not None:
         changes["members"] = [with_local_files(member, storage, patience) for member in spec.members]
     changed = {name: value for name, value in changes.items() if value != getattr(spec, name)}
-    return spec.model_copy(update=changed) if changed else spec
+    return spec.derived(**changed) if changed else spec

@@ -23,11 +23,11 @@ def member_specs(spec: query.Model) -> list[query.Model]:
     What says how to run, rather than what, is that of the committee; its `embedding` is the first member's.
     """
     if isinstance(spec.weights, list):
-        members = [spec.model_copy(update={"weights": path}) for path in spec.weights]
+        members = [spec.derived(weights=path) for path in spec.weights]
     else:
         shared = ("batch_size", "device", "precision", "task", "temperature")
-        members = [member.model_copy(update={key: getattr(spec, key) for key in shared}) for member in spec.members or []]
-    return [member.model_copy(update={"embedding": None if position else spec.embedding}) for position, member in enumerate(members)]
+        members = [member.derived(**{key: getattr(spec, key) for key in shared}) for member in spec.members or []]
+    return [member.derived(embedding=None if position else spec.embedding) for position, member in enumerate(members)]
 
 
 def member_names(spec: query.Model) -> list[str]:

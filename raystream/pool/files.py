@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raystream.errors import PoolError, did_you_mean
+from raystream.errors import PoolError
+from raystream.figures import of_columns
 from raystream.lake import LOCAL, Storage, filesystem_at, is_final, is_remote, located, own_reason, reason, with_options
 from raystream.lake.filesystem import REMOTE_THREADS
 from raystream.lake.retry import ATTEMPTS, LASTING, ignore, in_words, is_outage, on_disk, retried
@@ -59,7 +60,7 @@ class TableFile:
         in_file = {int(f.metadata[_FIELD_ID]): f.name for f in schema if f.metadata and _FIELD_ID in f.metadata}
         for name in dict.fromkeys(names):
             if name not in self.types:
-                raise PoolError(f"column {name} is not in {self.name}{did_you_mean(name, self.types)}")
+                raise PoolError(f"column {name} is not in {self.name}{of_columns(name, self.types)}")
             here = in_file.get(self.ids.get(name, -1))
             if here is not None and here != name:
                 self._refuse(path, name, f"was renamed after {path} was written, where it is {here}")

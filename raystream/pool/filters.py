@@ -19,7 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raystream.errors import PoolError, QueryError, did_you_mean
+from raystream.errors import PoolError, QueryError
+from raystream.figures import of_columns
 from raystream.lake import reason
 from raystream.pool.columns import plain, plain_type
 from raystream.pool.files import File
@@ -222,7 +223,7 @@ def check_filters(filters: Filters, types: Mapping[str, pa.DataType]) -> None:
     for conjunction in filters:
         for name, op, value in conjunction:
             if name not in types:
-                raise PoolError(f"pool.filters names column {name}, which the pool doesn't hold{did_you_mean(name, types)}")
+                raise PoolError(f"pool.filters names column {name}, which the pool doesn't hold{of_columns(name, types)}")
             try:
                 pa.table({name: pa.array([], plain_type(types[name]))}).filter(expression((name, op, value), types[name]))
             except UNCOMPARABLE:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raystream.errors import PoolError, did_you_mean
+from raystream.errors import PoolError
+from raystream.figures import of_columns
 from raystream.lake import reason
 from raystream.pool.columns import declared_type, plain_type
 from raystream.pool.files import (
@@ -186,7 +187,7 @@ def _check_column(file: File, names: Sequence[str], name: str, folders: Sequence
         raise PoolError(f"{name} is both a column and a partition of {file.path}; rename the column or the folders")
     count = names.count(name)
     if not count:
-        raise PoolError(f"column {name} is missing in {file.path}{did_you_mean(name, [*names, *folders])}")
+        raise PoolError(f"column {name} is missing in {file.path}{of_columns(name, [*names, *folders])}")
     if count > 1:
         raise PoolError(f"column {name} stands {count} times in {file.path}; expected different names, so rename all but one")
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raystream.errors import LabelsError, did_you_mean
+from raystream.errors import LabelsError
+from raystream.figures import of_columns, quoted
 from raystream.pool.files import File, open_parquet, schema_of
 from raystream.pool.ids import comparable
 from raystream.pool.scan import check_text, scan
@@ -124,7 +125,7 @@ def _batches(file: File, name: str, id_type: pa.DataType) -> Iterator[_LabelledR
     with open_parquet(file) as parquet:
         schema = schema_of(file, parquet)
         if name not in schema.names:
-            raise LabelsError(f"id column {name} is missing in the labelled file {file.path}{did_you_mean(name, schema.names)}")
+            raise LabelsError(f"id column {name} is missing in the labelled file {file.path}{of_columns(name, schema.names)}")
         if schema.names.count(name) > 1:
             raise LabelsError(
                 f"id column {name} stands {schema.names.count(name)} times in the labelled file {file.path}; rename all but one"
@@ -196,8 +197,8 @@ def states_of(file: File, batch: pa.RecordBatch, start: int) -> pa.Array | None:
     if not pc.all(known).as_py():
         at = pc.index(known, False).as_py()
         raise LabelsError(
-            f"column {STATE} of {file.path} is {states[at].as_py()!r} in row {start + at}; expected {_spelt_states()}, or nothing for "
-            "labelled rows; rename the column if it means something else"
+            f"column {STATE} of {file.path} is {quoted(states[at].as_py())} in row {start + at}; expected {_spelt_states()}, or nothing "
+            "for labelled rows; rename the column if it means something else"
         )
     return states
 

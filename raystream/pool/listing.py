@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from raystream.errors import PoolError, did_you_mean
+from raystream.errors import PoolError
+from raystream.figures import of_columns
 from raystream.lake import LOCAL, Storage
 from raystream.lake.uri import TableVersion
 from raystream.pool.files import Deletes, TableFile
@@ -47,7 +48,7 @@ def check_filter_columns(filters: Filters, types: Sequence[str], name: str) -> N
     """Raise PoolError for a filter on a column that the table doesn't have."""
     for column in filter_columns(filters):
         if column not in types:
-            raise PoolError(f"pool.filters names column {column}, which {name} doesn't hold{did_you_mean(column, types)}")
+            raise PoolError(f"pool.filters names column {column}, which {name} doesn't hold{of_columns(column, types)}")
 
 
 def types_of(schema: pa.Schema) -> dict[str, pa.DataType]:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raystream.errors import PoolError
+from raystream.figures import quoted
 from raystream.lake import reason
 from raystream.pool.footer_bytes import footer_bytes
 from raystream.pool.ids import id_bytes
@@ -197,8 +198,8 @@ def _no_id(column: pa.ChunkedArray, wrong: pa.ChunkedArray, ids: TextIds, path: 
     """What is said of ids that can't be the pool's: the first of them, and its row."""
     rows = pc.indices_nonzero(wrong.combine_chunks())
     count, row = len(rows), rows[0].as_py()
-    value, more = str(column[row].as_py()), f" and {count - 1} more such" if count > 1 else ""
-    return PoolError(f"id column {ids.name} of {path} holds {value!r} in row {row}{more}, but the pool's ids are {ids.type}; {expected}")
+    value, more = quoted(str(column[row].as_py())), f" and {count - 1} more such" if count > 1 else ""
+    return PoolError(f"id column {ids.name} of {path} holds {value} in row {row}{more}, but the pool's ids are {ids.type}; {expected}")
 
 
 def _is_writable(type_: pa.DataType) -> bool:

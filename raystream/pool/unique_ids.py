@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raystream.errors import PoolError, StoreError
+from raystream.figures import shown
 from raystream.pool.ids import FACTOR, Ids, comparable, id_blocks, numbers_of
 
 HELD_NUMBERS = 1 << 21
@@ -86,7 +87,7 @@ class UniqueIds:
         count, places = _repeats(ids, again) if len(again) else (0, {})
         if count:
             raise PoolError(
-                f"{count} ids of column {self._name} are not unique, first: {', '.join(map(str, places))}, "
+                f"{count} ids of column {self._name} are not unique, first: {', '.join(map(shown, places))}, "
                 f"met again at {', '.join(map(where, places.values()))}; "
                 "expected one id a row, so correct them or leave pool.id out"
             )

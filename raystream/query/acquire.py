@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from raystream.errors import did_you_mean
-from raystream.query.catalogue import GRADIENT_SCORES, PARAMETER_SCORES, SCORES, kind_of
+from raystream.query.catalogue import GRADIENT_SCORES, PARAMETER_SCORES, SCORES, kind_of, meant_score
 from raystream.query.model import Model
-from raystream.query.part import Part, Positive
+from raystream.query.part import NoTruth, Number, Part, Positive
 
 if TYPE_CHECKING:
     Score = str
@@ -54,14 +54,22 @@ class Acquire(Part):
     reduce: str | None = None
     """How a row's pixels, tokens or labels become one score: `mean`, `max`, `sum`, or `top_mean` of pixels and tokens. Left out,
     `mean`."""
-    top: Annotated[float, Field(gt=0, le=1)] | None = None
+    top: Annotated[float, Field(gt=0, le=1), NoTruth] | None = None
     """The share of elements that `top_mean` takes. Left out, 0.1."""
-    class_weights: dict[int | str, float] | list[float] | None = None
+    class_weights: dict[int | str, Number] | list[Number] | None = None
     """Each score times the weight that the model expects of the row's class: by name or index, the others 1, or a list."""
     targets: list[str] = []
     """For `epig`: rows that the model should become good at. Left out, a sample of the pool."""
     args: dict[str, Any] = {}
     """The scores' own parameters."""
+
+    @field_validator("score", "also", mode="before")
+    @classmethod
+    def _are_known(cls, value: object, info: ValidationInfo) -> object:
+        for name in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(name, str) and ":" not in name and name not in SCORES:
+                raise ValueError(f"acquire.{info.field_name} is {name!r}, which is no score{meant_score(name)}")
+        return [value] if info.field_name == "also" and isinstance(value, str) else value
 
     @field_validator("targets", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from raystream.lake.storage import Storage, storage_from
-from raystream.query.part import Part, Positive
+from raystream.query.part import NoTruth, Part, Positive
 
 
 class Cluster(Part):
@@ -22,7 +22,7 @@ class Cluster(Part):
     """How many score at once; `auto`: as many as the cluster has room for."""
     cpus_per_worker: Positive = 1
     """Processors, and threads, of a worker."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    gpus_per_worker: Annotated[float, Field(ge=0), NoTruth] | Literal["auto"] = "auto"
     """GPUs, or a share of one; `auto`: one where the model's device and the cluster have it."""
 
 

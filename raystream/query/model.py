@@ -8,11 +8,11 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from raystream.errors import QueryError
 from raystream.query.catalogue import KINDS, MODEL_KEYS, REGISTERED, KindEntry, kind_of
-from raystream.query.part import Part, Positive
+from raystream.query.part import NoTruth, Part, Positive
 from raystream.query.task import TaskName
 
-Plain = Annotated[float, Field(allow_inf_nan=False)]
-Spread = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Plain = Annotated[float, Field(allow_inf_nan=False), NoTruth]
+Spread = Annotated[float, Field(gt=0, allow_inf_nan=False), NoTruth]
 
 
 class Preprocess(Part):
@@ -105,7 +105,7 @@ class Model(Part):
     """`auto`: a GPU where there is one. Or a device of torch, such as `cpu` or `cuda:1`."""
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     """`float16` and `bfloat16`: autocast, on parameters in float32."""
-    temperature: Annotated[float, Field(gt=0)] | str | Annotated[list[str], Field(min_length=1)] = 1.0
+    temperature: Annotated[float, Field(gt=0), NoTruth] | str | Annotated[list[str], Field(min_length=1)] = 1.0
     """What logits are divided by, or labelled rows to fit it on, whose labels stand in `pool.label`."""
     version: str | None = None
     """Stands for what the fingerprint of the source doesn't cover; another text scores all rows anew."""

@@ -1,17 +1,37 @@
-"""What all parts of a query share: strict keys, and errors that name the key."""
+"""What all parts of a query share: strict keys, values that don't change, and errors that name the key."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError, PydanticKnownError
 
 from raystream.errors import QueryError, did_you_mean
+from raystream.figures import shown
 
+
+def _no_truth_value(value: object) -> object:
+    """Refuse true and false, which Python takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise PydanticKnownError("float_type")
+    return value
+
+
+def _is_an_id(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise PydanticCustomError("id", "an id, text or a whole number")
+    return value
+
+
+NoTruth = BeforeValidator(_no_truth_value)
+Number = Annotated[float, NoTruth]
 Positive = Annotated[int, Field(gt=0, strict=True)]
-Id = int | str
+Id = Annotated[int | str, BeforeValidator(_is_an_id)]
 
 
 class Part(BaseModel):
@@ -29,6 +49,59 @@ class Part(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise QueryError(_explain(error, type(self))) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_are_text(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        return {key: _text_of_path(value) for key, value in values.items()}
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """The part that a mapping describes.
+
+        Raises:
+            QueryError: a key is unknown, or a value is wrong.
+        """
+        try:
+            return super().model_validate(obj, **options)
+        except ValidationError as error:
+            raise QueryError(_explain(error, cls)) from None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        key = ".".join((*self.section, name))
+        known = name in type(self).model_fields
+        raise QueryError(
+            f"{key} can't be set: {'queries do not change' if known else 'it is not a key of the query'}"
+            f"{'' if known else did_you_mean(name, type(self).model_fields)}; "
+            f"make another by {type(self).__name__.lower()}.model_copy(update={{...}})"
+        )
+
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """The same with some keys replaced, checked as if it had been written so.
+
+        Raises:
+            QueryError: a key is unknown, or a value is wrong.
+        """
+        if not update:
+            return super().model_copy(deep=deep)
+        return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | dict(update))
+
+    def derived(self, **changes: Any) -> Self:
+        """The same with some values replaced, unchecked: what raystream itself makes of a query that was checked."""
+        return super().model_copy(update=changes)
+
+
+def _text_of_path(value: object) -> object:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple) and any(isinstance(item, os.PathLike) for item in value):
+        return [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
+    return value
 
 
 def _explain(error: ValidationError, part: type[Part]) -> str:
@@ -48,27 +121,75 @@ def _wrong_value(details: Sequence[ErrorDetails], section: tuple[str, ...]) -> s
     where = ".".join((*section, *names))
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
-    if detail["type"] == "missing":
-        return f"{'.'.join((*section, *(str(p) for p in detail['loc'])))} is missing from the query"
     got = detail["input"]
+    if detail["type"] == "missing" and not isinstance(detail["loc"][-1], int):
+        return f"{'.'.join((*section, *(str(p) for p in detail['loc'])))} is missing from the query"
+    if detail["type"] == "missing":
+        where = where.rpartition(".")[0]
+        return f"{where} is {as_written(got)}, expected one value more"
     same_place = [d for d in details if [str(p) for p in d["loc"] if str(p) in _KEYS or isinstance(p, int)] == names]
-    expected = " or ".join(dict.fromkeys(_expected(d) for d in same_place))
+    expected = " or ".join(dict.fromkeys(map(_expected, same_place)))
     hint = ""
     if isinstance(got, str):
-        listed = [d["ctx"]["expected"] for d in same_place if d["type"] == "literal_error"]
-        options = [option for text in listed for option in text.replace("' or '", "', '").strip("'").split("', '")]
+        options = [option for d in same_place if d["type"] == "literal_error" for option in _options(d)]
         near = did_you_mean(got, options)
         hint = near if near.startswith("; did") else ""
-    return f"{where} is {'null' if got is None else repr(got)}, expected {expected}{hint}"
+    return f"{where} is {as_written(got)}, expected {expected}{hint}"
+
+
+def as_written(value: object) -> str:
+    """A value as a query file has it: `true`, `null`, `'text'`, `[1, 2]`."""
+    if value is None or isinstance(value, bool | list | tuple | dict):
+        try:
+            return shown(json.dumps(value, ensure_ascii=False, default=str))
+        except (TypeError, ValueError):
+            return shown(value)
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, str | int | float):
+        return shown(repr(value))
+    return f"a {type(value).__name__}"
+
+
+_WORDS = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "keys with values",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a smaller number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "model_type": "keys with values",
+    "none_required": "null",
+    "string_pattern_mismatch": "letters, digits, dots, hyphens and underscores, a letter or digit first, 128 at most",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+"""What pydantic expects, in a user's words, by the types of its errors."""
+_LIMITS = {"greater_than": ("above", "gt"), "greater_than_equal": ("of at least", "ge"), "less_than": ("below", "lt"),
+           "less_than_equal": ("of at most", "le"), "too_long": ("no more than", "max_length"),
+           "too_short": ("at least", "min_length")}  # fmt: skip
 
 
 def _expected(detail: ErrorDetails) -> str:
-    if detail["type"] == "too_short" and "ctx" in detail:
-        return f"at least {detail['ctx']['min_length']} of them"
-    if detail["type"] == "string_pattern_mismatch":
-        return "letters, digits, dots, hyphens and underscores, a letter or digit first, 128 at most"
-    message = detail["msg"].removeprefix("Input should be ")
-    return message.removeprefix("a valid ").removeprefix("Input should ")
+    kind = detail["type"]
+    if kind in _LIMITS:
+        words, limit = _LIMITS[kind]
+        return f"{words} {detail['ctx'][limit]} of them" if kind.startswith("too_") else f"a number {words} {detail['ctx'][limit]:g}"
+    if kind == "literal_error":
+        *options, last = _options(detail)
+        return f"{', '.join(options)} or {last}" if options else last
+    return _WORDS.get(kind) or detail["msg"].removeprefix("Input should be ")
+
+
+def _options(detail: ErrorDetails) -> list[str]:
+    """The values that a literal may have."""
+    listed: str = detail["ctx"]["expected"]
+    return listed.replace("' or '", "', '").strip("'").split("', '")
 
 
 _KEYS: set[str] = set()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
+from raystream.errors import QueryError
 from raystream.lake.storage import Storage, storage_from
 from raystream.query.part import Part
 
@@ -19,8 +20,9 @@ class Pool(Part):
 
     section = ("pool",)
 
-    uri: str | list[str]
-    """A Parquet file, a folder, a glob, a hive layout, a table, or a list of them; local or in object storage."""
+    uri: str | list[str] = []
+    """A Parquet file, a folder, a glob, a hive layout, a table, or a list of them; local or in object storage. Needed, except where
+    `rs.run(query, pool=rows)` is given rows in memory."""
     id: str | None = None
     """The column that names rows, unique; integers, strings or bytes. Left out, rows are called `path#row`."""
     inputs: list[str] | dict[str, str] = []
@@ -41,7 +43,16 @@ class Pool(Part):
 
     @property
     def uris(self) -> list[str]:
-        """The paths as a list, however they were written."""
+        """The paths as a list, however they were written.
+
+        Raises:
+            QueryError: there is none.
+        """
+        if not self.uri:
+            raise QueryError(
+                "pool.uri is missing from the query; name a Parquet file, a folder, a glob or a table, or give rows in memory by "
+                "rs.run(query, pool=rows)"
+            )
         return [self.uri] if isinstance(self.uri, str) else self.uri
 
     @property
@@ -53,6 +64,16 @@ class Pool(Part):
     def input_names(self) -> tuple[str, ...]:
         """The model's own names of its inputs, in order; empty if they are given by position."""
         return tuple(self.inputs) if isinstance(self.inputs, dict) else ()
+
+    @field_validator("uri", mode="before")
+    @classmethod
+    def _is_no_table(cls, value: object) -> object:
+        if hasattr(value, "columns") or hasattr(value, "__arrow_c_stream__"):
+            raise ValueError(
+                f"pool.uri is a {type(value).__name__}, expected the path or URI of Parquet; rows in memory are given beside the query, "
+                "by rs.run(query, pool=rows)"
+            )
+        return value
 
     @field_validator("labelled", "inputs", "keep", mode="before")
     @classmethod

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from raystream.errors import did_you_mean
-from raystream.query.catalogue import AUTO, OPTIONAL_KEYS, TERMS, TRAITS, Traits, traits
-from raystream.query.part import Id, Part, Positive
+from raystream.query.catalogue import AUTO, OPTIONAL_KEYS, TERMS, TRAITS, Traits, meant_strategy, traits
+from raystream.query.part import Id, NoTruth, Part, Positive
 
 
 class Quota(Part):
@@ -47,7 +47,7 @@ class Cost(Part):
 
     column: str
     """The pool's column that holds them."""
-    budget: Annotated[float, Field(gt=0)]
+    budget: Annotated[float, Field(gt=0), NoTruth]
     """What all chosen rows may cost together."""
 
 
@@ -64,16 +64,16 @@ class Select(Part):
     """How many rows, the best by score, are chosen among, or `all`. Left out, 10 x budget or all, as the strategy has it."""
     metric: Literal["euclidean", "cosine"] = "euclidean"
     """Of distances between embeddings."""
-    weight: Annotated[float, Field(ge=0)] = 0.0
+    weight: Annotated[float, Field(ge=0), NoTruth] = 0.0
     """`core_set` maximises score^weight x distance."""
-    mix: Annotated[float, Field(ge=0, le=1)] = 0.5
+    mix: Annotated[float, Field(ge=0, le=1), NoTruth] = 0.5
     """`diverse` maximises (1 - mix) x score + mix x distance, each divided by its largest value at the start."""
-    terms: dict[str, Annotated[float, Field(ge=0)]] = {}
+    terms: dict[str, Annotated[float, Field(ge=0), NoTruth]] = {}
     """The objectives that `combine` multiplies, each to the power of its strength: `score`, `distance`, `typicality`, `similarity`.
     Left out, score and distance, and similarity where `similar_to` is given."""
     similar_to: list[Id] = []
     """Ids of rows that the batch should be like."""
-    near_duplicates: Annotated[float, Field(gt=0, le=1)] | Literal[False] | None = None
+    near_duplicates: Annotated[float, Field(gt=0, le=1), NoTruth] | Literal[False] | None = None
     """Of rows with this cosine or more only one is chosen. Left out, exact repeats alone are passed over; `false`: neither."""
     quotas: list[Quota] = []
     """Caps and floors for the rows of each group."""
@@ -83,7 +83,7 @@ class Select(Part):
     """Ids that are never in it."""
     cost: Cost | None = None
     """What each row costs, and what the batch may cost in all."""
-    random_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    random_share: Annotated[float, Field(ge=0, le=1), NoTruth] = 0.0
     """This part of the batch is drawn at random and marked, so that you can measure what selection buys you."""
     memory: Positive | Literal["auto"] = "auto"
     """Bytes of embeddings that one process may hold while choosing; `auto`: 2 GiB."""
@@ -93,12 +93,8 @@ class Select(Part):
     @field_validator("strategy")
     @classmethod
     def _is_known(cls, value: str) -> str:
-        known = [*TRAITS, AUTO]
-        if ":" not in value and value not in known:
-            raise ValueError(
-                f"select.strategy is {value!r}, expected {', '.join(sorted(known))} or an import path module:function"
-                f"{did_you_mean(value, known)}"
-            )
+        if ":" not in value and value not in (*TRAITS, AUTO):
+            raise ValueError(f"select.strategy is {value!r}, which is no strategy{meant_strategy(value)}")
         return value
 
     @field_validator("near_duplicates", mode="before")

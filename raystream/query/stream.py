@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from raystream.errors import QueryError, did_you_mean
 from raystream.query import LOOP_SECTIONS, Acquire, Cluster, Model, Pool, Query, Select, Store
-from raystream.query.catalogue import SCORES
+from raystream.query.catalogue import SCORES, UNCERTAINTY
 from raystream.query.part import Part
 from raystream.spec import read_spec
 
@@ -76,7 +76,7 @@ class Stream(Part):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Stream:
         manager, score = self.stream.manager, self.acquire.score
-        if manager in BY_UNCERTAINTY and score != "least_confidence":
+        if manager in BY_UNCERTAINTY and score != UNCERTAINTY:
             raise ValueError(
                 f"stream.manager {manager} compares least_confidence, which lies between 0 and 1, but acquire.score is {score}; set "
                 "acquire.score to least_confidence, or use quantile, which takes any score"

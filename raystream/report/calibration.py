@@ -6,21 +6,21 @@ from dataclasses import asdict
 from typing import Any
 
 from raystream.query import Query
-from raystream.report.plots import reliability_png
+from raystream.report.plots import reliability_svg
 from raystream.scoring.calibrate import Fitted
 from raystream.store.calibration import Calibration, calibration_folder
 from raystream.store.opening import store_at
 
 
 def write_diagram(query: Query, calibration: Calibration) -> str:
-    """Write `reliability.png` beside the fit in the query's store, in place of any that is there; where it is.
+    """Write `reliability.svg` beside the fit in the query's store, in place of any that is there; where it is.
 
     Raises:
         StoreError: the store can't be written.
     """
     store = store_at(query.store.uri, query.store_options)
-    name = f"{calibration_folder(calibration.key)}/reliability.png"
-    store.put(name, reliability_png(calibration))
+    name = f"{calibration_folder(calibration.key)}/reliability.svg"
+    store.put(name, reliability_svg(calibration))
     return store.place(name)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
-from raystream.report.text import constraints_met, describe_seconds
+from raystream.report.text import describe_model, describe_seconds
 from raystream.store.calibration import Calibration
 from raystream.store.manifest import Certificate, Manifest
 
@@ -42,10 +43,10 @@ def facts(manifest: Manifest) -> tuple[Fact, ...]:
     units = manifest.units_scored + manifest.units_reused
     total = seconds.calibrate + seconds.plan + seconds.start + seconds.score + seconds.select
     found = [
+        _model(manifest.resolved["model"]),
         Fact("rows in the pool", f"{counts.pool:,}", f"of which {' and '.join(left)}" if left else "none of them labelled"),
         Fact("candidates", f"{counts.candidates:,}", _candidates(manifest)),
         Fact("chosen", f"{counts.chosen:,}", f"for a budget of {manifest.resolved['select']['budget']:,}"),
-        *(Fact(met.name, met.value, met.asked.removeprefix(",").strip()) for met in constraints_met(manifest)),
         *_certificate(manifest.certificate, metric),
         *_temperature(manifest.calibration),
         Fact("units scored", f"{manifest.units_scored:,}", f"of {units:,}; {manifest.units_reused:,} reused from the store"),
@@ -56,6 +57,13 @@ def facts(manifest: Manifest) -> tuple[Fact, ...]:
         ),
     ]
     return tuple(found)
+
+
+def _model(section: Mapping[str, Any]) -> Fact:
+    """The model by its name, and its weights."""
+    name, *weights = describe_model(section).split(", ")
+    trained = f"weights {', '.join(map(_short, weights))}" if weights else f"kind {section['kind']}, no weights named"
+    return Fact("model", name.rpartition(":")[2] or name, f"{name}; {trained}" if ":" in name else trained)
 
 
 def _certificate(certificate: Certificate | None, metric: str) -> list[Fact]:
@@ -92,8 +100,12 @@ def _candidates(manifest: Manifest) -> str:
 
 
 def _pool_name(uri: str | Sequence[str]) -> str:
-    """The last two parts of the first path: enough to recognise the pool by."""
+    """The first path, as far as it takes to recognise the pool by it."""
     first, *more = [uri] if isinstance(uri, str) else list(uri)
-    parts = PurePath(first).parts
-    name = "/".join(parts[-2:]) if len(parts) > 2 else first
-    return name + (f" and {len(more)} more" if more else "")
+    return _short(first) + (f" and {len(more)} more" if more else "")
+
+
+def _short(path: str) -> str:
+    """The last two parts of a long path."""
+    parts = PurePath(path).parts
+    return "/".join(parts[-2:]) if len(parts) > 2 else path

@@ -13,9 +13,9 @@ from markupsafe import Markup
 from raystream.errors import RaystreamError
 from raystream.figures import in_seconds
 from raystream.query.catalogue.metrics import METRICS, metric_of
+from raystream.report.cards import Sheet, sheet
 from raystream.report.curves import Line, Mark, chart
 from raystream.report.facts import Fact
-from raystream.report.page import Sheet, sheet
 from raystream.report.pictures import Picture, pictures
 from raystream.store.protocol import Store
 from raystream.store.queries import read_manifest

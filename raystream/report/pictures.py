@@ -6,35 +6,29 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from raystream.errors import PoolError, RaystreamError
-from raystream.lake import storage_from
-from raystream.pool import File, read_columns_at, read_footers
+from raystream.errors import PoolError
 from raystream.pool.columns import declared_type, decode, plain_type, recognise
-from raystream.pool.files import known_files, open_parquet, schema_of
 from raystream.pool.images import UndecodableError, cells, holds_bytes, open_image, upright
+from raystream.report.chosen_inputs import GoneError, chosen_inputs
 from raystream.store.result import Result
 
-SIDE = 96
+SIDE = 176
 _SMALLEST, _LARGEST = 8, 512
 _LARGEST_PIXELS = 50_000_000
-_READ_BYTES = 192 << 20
-"""Row groups are read whole, and a report must not take longer than the query: about 0.3 s for this much."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A thumbnail: the image as a data URI, and the size to show it at, in pixels."""
+    """A thumbnail: the image as a data URI, and whether it is so small that the page should enlarge it by whole pixels."""
 
     uri: str
-    width: int
-    height: int
+    small: bool
 
 
 @dataclass(frozen=True)
@@ -47,34 +41,16 @@ class Pictures:
 
 def pictures(result: Result, count: int) -> Pictures | None:
     """Thumbnails of the first `count` chosen rows; None when the pool's inputs aren't images."""
-    inputs = result.manifest.resolved["pool"]["inputs"]
-    names = list(dict.fromkeys(inputs.values() if isinstance(inputs, dict) else inputs))
-    if not names or not result.selection.num_rows:
-        return None
-    storage = storage_from(result.manifest.resolved["pool"].get("storage", {}))
-    files = {file.path: file for file in known_files(result.manifest.files, storage)}
-    head = result.selection.slice(0, count)
-    places = [(files[path], row) for path, row in zip(head.column("path").to_pylist(), head.column("row").to_pylist(), strict=True)]
     try:
-        with open_parquet(places[0][0]) as file:
-            schema = schema_of(places[0][0], file)
-        field = next((schema.field(name) for name in names if name in schema.names and _may_be_images(schema.field(name))), None)
-        if field is None:
-            return None
-        ranks = _affordable(places, field.name)
-        stored = pa.schema([pa.field(field.name, plain_type(field.type))])
-        table = read_columns_at([places[rank] for rank in ranks], stored)
-        images = _images(table.column(0), declared_type(field))
-        if images is None:
-            return None
-    except (RaystreamError, OSError, pa.ArrowException) as error:
+        found = chosen_inputs(result, count, _may_be_images)
+    except GoneError as error:
         return Pictures({}, f"The pictures can't be shown: {error}.")
-    note = (
-        ""
-        if len(ranks) == len(places)
-        else (f"Pictures of {len(ranks)} of these {len(places)} rows: the others lie in row groups too large to read for a report.")
-    )
-    return Pictures({rank: _encode(image) for rank, image in zip(ranks, _as_bytes(images), strict=True)}, note)
+    if found is None:
+        return None
+    images = _images(found.values, declared_type(found.field))
+    if images is None:
+        return None
+    return Pictures({rank: _encode(image) for rank, image in zip(found.ranks, _as_bytes(images), strict=True)}, found.note("Pictures"))
 
 
 def _may_be_images(field: pa.Field) -> bool:
@@ -126,33 +102,6 @@ def _as_image(block: npt.NDArray[np.generic], layout: tuple[int, ...]) -> npt.ND
     return image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
 
 
-def _affordable(places: Sequence[tuple[File, int]], column: str) -> list[int]:
-    """The ranks whose row groups may be read, the first ones first; always at least one."""
-    ranks: list[int] = []
-    spent = 0
-    bought: set[tuple[str, int]] = set()
-    groups: dict[str, tuple[npt.NDArray[np.int64], list[int]]] = {}
-    for rank, (file, row) in enumerate(places):
-        if file.path not in groups:
-            groups[file.path] = _row_groups(file, column)
-        starts, sizes = groups[file.path]
-        group = int(np.searchsorted(starts, row, "right")) - 1
-        if (file.path, group) not in bought:
-            if bought and spent + sizes[group] > _READ_BYTES:
-                continue
-            spent += sizes[group]
-            bought.add((file.path, group))
-        ranks.append(rank)
-    return ranks
-
-
-def _row_groups(listed: File, column: str) -> tuple[npt.NDArray[np.int64], list[int]]:
-    """Where a file's row groups start, and the bytes of a column in each."""
-    [footer] = read_footers([listed], [column])
-    starts = [0, *accumulate(group.rows for group in footer.row_groups)][:-1]
-    return np.array(starts, dtype=np.int64), [group.bytes for group in footer.row_groups]
-
-
 def _shrunk(image: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     """At most `SIDE` pixels a side; small images stay as they are, for the page enlarges them by whole pixels."""
     height, width = image.shape[:2]
@@ -178,9 +127,7 @@ def _as_bytes(images: list[npt.NDArray[np.generic]]) -> list[npt.NDArray[np.uint
 
 def _encode(image: npt.NDArray[np.uint8]) -> Picture:
     buffer = io.BytesIO()
-    # A browser enlarges small images by whole pixels; lossless, they take a few hundred bytes.
+    # Lossless, small images take a few hundred bytes.
     small = max(image.shape[:2]) <= SIDE // 2
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "WEBP", lossless=small, quality=80, method=1)
-    scale = max(1, SIDE // max(image.shape[:2]))
-    uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return Picture(uri, image.shape[1] * scale, image.shape[0] * scale)
+    return Picture("data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode(), small)

@@ -5,12 +5,16 @@ The time must not grow with the pool: beyond `_UNITS` units, evenly spaced ones 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from raystream.lake import storage_from
+from raystream.pool import comparable, read_labelled
+from raystream.pool.ids import KnownIds
 from raystream.store.protocol import Store
 from raystream.store.queries import ColumnOfNames, paths_of, plan_outputs, read_plan
 from raystream.store.receipts import EMBEDDINGS, UnitOutputs
@@ -22,6 +26,9 @@ from raystream.store.vectors import VectorFiles
 
 _UNITS = 256
 _SAMPLE_ROWS = 20_000
+_LABELLED_ROWS = 400
+_LABELLED_AMONG = 1 << 20
+"""Rows whose ids are looked up among the labelled ones."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -110,6 +117,34 @@ def chosen_embeddings(pool: StoredPool, selection: pa.Table) -> tuple[npt.NDArra
             _find(pool.store, vectors, unit, ranks, rows[ranks], found)
     ranks = np.array(sorted(found), dtype=np.int64)
     return ranks, np.stack([found[rank] for rank in ranks.tolist()]) if found else np.empty((0, 0), np.float32)
+
+
+def labelled_embeddings(result: Result, pool: StoredPool) -> Floats:
+    """(at most 400, d) embeddings of labelled rows of the pool, evenly spaced; none where the labels aren't those of the query any more.
+
+    Raises:
+        LabelsError: the labelled files can't be read.
+    """
+    asked, none = result.manifest.resolved["pool"], np.empty((0, 0), np.float32)
+    units = _thinned([unit for unit in pool.units if unit.of(EMBEDDINGS) is not None], _LABELLED_AMONG)
+    if not asked["labelled"] or not units or result.manifest.counts.labelled > _LABELLED_AMONG:
+        return none
+    tables = list(read_columns(pool.store, units, [result.selection.column_names[1]]))
+    labelled = read_labelled(asked["labelled"], asked["id"], tables[0].schema.types[0], storage=storage_from(asked.get("storage", {})))
+    if labelled.digest != result.manifest.labelled_digest:
+        return none
+    known = KnownIds(labelled.ids)
+    rows = [np.flatnonzero(known.index(comparable(table.column(0).combine_chunks())) >= 0) for table in tables]
+    apart = -(-sum(map(len, rows)) // _LABELLED_ROWS) or 1
+    vectors = VectorFiles(pool.store, checked=False)
+    parts = [_embeddings_at(vectors, unit, some[::apart]) for unit, some in zip(units, rows, strict=True) if len(some)]
+    return np.concatenate(parts) if parts else none
+
+
+def _thinned(units: Sequence[UnitOutputs], rows: int) -> list[UnitOutputs]:
+    """Evenly spaced units that hold about so many rows together, at least one of them."""
+    apart = -(-sum(unit.rows for unit in units) // rows) or 1
+    return list(units[::apart])
 
 
 def _find(

@@ -11,7 +11,8 @@ import pyarrow as pa
 from raystream.figures import in_bytes as _bytes
 from raystream.figures import in_seconds as _duration
 from raystream.figures import number_of as _count
-from raystream.lake.uri import redacted
+from raystream.figures import shown
+from raystream.lake.uri import absolute, redacted
 from raystream.pool.columns import readable
 from raystream.store.calibration import Calibration
 from raystream.store.manifest import Certificate, Manifest, Seconds
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # it imports torch, which takes longer than all else that a r
     from raystream.scoring.estimate import Estimate
 
 _ROWS_SHOWN = 10
+_LONGEST = 40
 
 
 def describe_result(result: Result, report: str | None, *, shown: bool = False) -> str:
@@ -51,10 +53,10 @@ def describe_result(result: Result, report: str | None, *, shown: bool = False) 
         lines.insert(3, f"  calibrated  {describe_temperature(manifest.calibration)}")
     if (left_out := result.quarantined) is not None:
         lines.append(f"  quarantined {_count(left_out.num_rows, 'row')}, all of them named in {result.place('quarantined.parquet')}")
-    lines += [f"  warning     {warning}" for warning in manifest.warnings]
+    lines += _warned(manifest.warnings)
     lines += ["", rows_as_text(result.selection, _ROWS_SHOWN), "", f"selection  {result.path}"]
     if result.output is not None:
-        lines.append(f"output     {redacted(result.output)}")
+        lines.append(f"output     {absolute(result.output)}")
     if report is not None:
         lines.append(f"report     {report}")
     return "\n".join(lines)
@@ -64,24 +66,34 @@ def describe_queries(queries: Sequence[CommittedQuery], store: str) -> str:
     """The committed queries of a store, a line each."""
     if not queries:
         return f"store {store} holds no committed query"
-    rows = [["query", "committed", "rows", "asked"]]
+    rows = [["query", "committed", "labelled", "chosen", "asked"]]
     for listed in queries:
         if listed.manifest is None:
-            rows.append([listed.query, "", "", "its manifest is damaged"])
+            rows.append([listed.query, "", "", "", "its manifest is damaged"])
         else:
-            rows.append([listed.query, listed.committed, f"{listed.manifest.counts.chosen:,}", describe_asked(listed.manifest)])
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in rows)
+            counts = listed.manifest.counts
+            rows.append([listed.query, listed.committed, f"{counts.labelled:,}", f"{counts.chosen:,}", describe_asked(listed.manifest)])
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}  {e}" for a, b, c, d, e in rows)
 
 
 def describe_asked(manifest: Manifest) -> str:
-    """`12 rows by k_means, score margin, of lake/images with my_project.nets:resnet18`."""
-    select, model = manifest.resolved["select"], manifest.resolved["model"]
+    """`12 rows by k_means, score margin, of lake/images with my_project.nets:resnet18, round-3.safetensors`."""
+    select = manifest.resolved["select"]
     score = f", score {manifest.resolved['acquire']['score']}" if manifest.gives_scores else ""
     first, *more = [uris] if isinstance(uris := manifest.resolved["pool"]["uri"], str) else list(uris)
     pool = redacted(first) + (f" and {len(more)} more" if more else "")
-    source = model.get("source") or f"kind {model['kind']}"
-    return f"{_count(select['budget'], 'row')} by {select['strategy']}{score}, of {pool} with {source}"
+    return f"{_count(select['budget'], 'row')} by {select['strategy']}{score}, of {pool} with {describe_model(manifest.resolved['model'])}"
+
+
+def describe_model(section: Mapping[str, Any]) -> str:
+    """A model by its source and weights, as the query names them; a committee by its members."""
+    if section.get("members"):
+        return " and ".join(map(describe_model, section["members"]))
+    weights = section.get("weights") or []
+    columns = ", ".join(section[key] for key in ("logits", "probabilities", "samples", "embedding") if section.get(key))
+    source = section.get("source") or (f"columns {columns}" if columns else f"kind {section['kind']}")
+    return ", ".join(redacted(part) for part in [source, *([weights] if isinstance(weights, str) else weights)])
 
 
 def describe_scores(scores: Scores, store: str) -> str:
@@ -90,7 +102,7 @@ def describe_scores(scores: Scores, store: str) -> str:
         f"{scores.rows:,} rows are scored: {_count(scores.units_scored, 'unit')} now, {scores.units_reused:,} before, in store {store}",
         f"  seconds     {describe_seconds(scores.seconds)}",
     ]
-    return "\n".join(lines + [f"  warning     {warning}" for warning in scores.warnings])
+    return "\n".join(lines + _warned(scores.warnings))
 
 
 def describe_calibration(calibration: Calibration, new: bool, diagram: str | None) -> str:
@@ -102,7 +114,7 @@ def describe_calibration(calibration: Calibration, new: bool, diagram: str | Non
         f"  negative log-likelihood {calibration.nll_before:8.4f}  {calibration.nll_after:8.4f}",
         f"  calibration error       {calibration.ece_before:8.4f}  {calibration.ece_after:8.4f}",
     ]
-    lines += [f"  warning     {warning}" for warning in calibration.warnings]
+    lines += _warned(calibration.warnings)
     return "\n".join(lines + ([f"diagram    {diagram}"] if diagram is not None else []))
 
 
@@ -133,7 +145,12 @@ def describe_estimate(plan: Estimate) -> str:
         )
         if changes.settings and plan.units_scored < plan.units:
             lines.append(f"  changed     {', '.join(changes.settings)}, on which scores depend")
-    return "\n".join(lines + [f"  warning     {warning}" for warning in plan.warnings])
+    return "\n".join(lines + _warned(plan.warnings))
+
+
+def _warned(warnings: Sequence[str]) -> list[str]:
+    """A line each."""
+    return [f"  warning     {' '.join(warning.split())}" for warning in warnings]
 
 
 def describe_certificate(certificate: Certificate | None) -> str:
@@ -172,12 +189,8 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, list):
-        return _shortened(f"[{', '.join(map(_cell, value[:8]))}{', …' if len(value) > 8 else ''}]")
-    return _shortened(f"{value:#.4g}".rstrip(".") if isinstance(value, float) else str(value))
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 40 else text[:18] + "…" + text[-21:]
+        return shown(f"[{', '.join(map(_cell, value[:8]))}{', …' if len(value) > 8 else ''}]", _LONGEST)
+    return shown(f"{value:#.4g}".rstrip(".") if isinstance(value, float) else value, _LONGEST)
 
 
 def _time(plan: Estimate) -> str:
@@ -197,6 +210,11 @@ class Met:
     name: str
     value: str
     asked: str
+
+    @property
+    def words(self) -> str:
+        """What was asked for, by itself."""
+        return self.asked.removeprefix(",").strip()
 
     @property
     def line(self) -> str:

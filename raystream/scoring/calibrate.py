@@ -113,20 +113,20 @@ class _CalibrationSet:
 
 
 def _calibration_set(query: Query, *, look_only: bool = False) -> _CalibrationSet:
-    model = query.model.model_copy(update={"temperature": 1.0, "embedding": None})
+    model = query.model.derived(temperature=1.0, embedding=None)
     refuse_among(query.store.uri, query.row_uris, "store.uri")
     store = (store_to_read if look_only else open_store)(query.store.uri, query.store_options)
     label, uris = query.pool.label or "", query.model.calibration_files
     pool = Pool(uri=uris, inputs=query.pool.inputs, storage=query.pool.storage)
     try:
         files, _ = list_pool(uris, "model.temperature", storage=pool.options, texts=True)
-        read = pool_plan(query.model_copy(update={"model": model}), pool, [label], labels=True)
+        read = pool_plan(query.derived(model=model), pool, [label], labels=True)
     except PoolError as error:
         told = str(error).removeprefix("pool.uri ")
         raise LabelsError(told if told.startswith("model.temperature") else f"model.temperature: {told}") from None
     type_, named = read.keep_schema.field(label).type, model.classes is not None
     check_label_type(f"column {label} of {files[0].path} (pool.label)", type_, named, query.names_classes)
-    scored = query.model_copy(update={"pool": pool, "model": model, "acquire": Acquire()})
+    scored = query.derived(pool=pool, model=model, acquire=Acquire())
     local = with_local_files(model, pool.options)
     digest, classes = fingerprint(local), class_names(local.classes)
     committee = isinstance(model.weights, list) or model.members is not None or model.samples is not None

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from raystream.acquisition.weights import weighted
 from raystream.errors import LabelsError, ModelError, QueryError, did_you_mean
+from raystream.figures import quoted, several
 from raystream.pool import Places
 from raystream.query import LOGIT_SCORES, Query
 from raystream.query.catalogue import SCORES
@@ -111,7 +112,7 @@ def class_numbers(
         raise LabelsError(f"{who} is null in {_counted(missing, places)}; expected a class in every row, so label it or leave it out")
     if labels is not None:
         numbers = _by_label(column, labels, classes)
-        expected = f"one of the model's classes, {', '.join(map(repr, labels[:5]))}{', ..' if len(labels) > 5 else ''}"
+        expected = f"one of the model's classes, {several(labels, 5)}"
     elif pa.types.is_integer(column.type):
         numbers = column.to_numpy()
         expected = f"the number of a class, 0 .. {count - 1}"
@@ -121,7 +122,7 @@ def class_numbers(
     bad = np.flatnonzero((numbers < 0) | (numbers >= count))
     if len(bad):
         value = column[int(bad[0])].as_py()
-        raise LabelsError(f"{who} is {value!r} in {_counted(bad, places)}; expected {expected}")
+        raise LabelsError(f"{who} is {quoted(value)} in {_counted(bad, places)}; expected {expected}")
     return torch.from_numpy(numbers.astype(np.int64))
 
 

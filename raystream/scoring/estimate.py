@@ -113,7 +113,7 @@ def estimate(query: Query, *, starts_ray: bool = False) -> Estimate:
 
 def _at_one(query: Query) -> Query:
     """The query before its temperature is known."""
-    return query.model_copy(update={"model": query.model.model_copy(update={"temperature": 1.0})})
+    return query.derived(model=query.model.derived(temperature=1.0))
 
 
 def _workers(cluster: Cluster) -> int:

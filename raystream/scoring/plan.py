@@ -258,7 +258,7 @@ def pool_plan(
     model = query.model
     if model.carried:
         # by names, so that a column of single numbers isn't stacked with others, and may stand beside lists
-        pool = pool.model_copy(update={"inputs": {f"input {place}": name for place, name in enumerate(input_columns(model))}})
+        pool = pool.derived(inputs={f"input {place}": name for place, name in enumerate(input_columns(model))})
     plan = plan_pool(
         pool,
         pool.input_columns,
@@ -384,11 +384,9 @@ def with_temperature(query: Query, calibration: Calibration | None) -> Query:
         return query if query.pool.label is None else query.model_copy(update={"pool": query.pool.model_copy(update={"label": None})})
     if calibration is None:
         raise QueryError("model.temperature is to be fitted first; run raystream calibrate")
-    return query.model_copy(
-        update={
-            "model": query.model.model_copy(update={"temperature": calibration.temperature}),
-            "pool": query.pool.model_copy(update={"label": None}),
-        }
+    return query.derived(
+        model=query.model.derived(temperature=calibration.temperature),
+        pool=query.pool.derived(label=None),
     )
 
 

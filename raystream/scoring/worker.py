@@ -219,7 +219,7 @@ class Worker:
         if unit.columns is None:
             return self._model
         return load(
-            self._job.model.model_copy(update={"logits": None, "probabilities": None, "samples": None, "task": "classes"}), embedding=True
+            self._job.model.derived(logits=None, probabilities=None, samples=None, task="classes"), embedding=True
         )
 
     def _score_batch(self, model: Predictor, batch: BufferedRows, kinds: Collection[str], writer: OutputWriter) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from raystream.errors import DataError, QueryError
+from raystream.figures import shown
 from raystream.selection.limits import Cost, Obstacle, Quota, Shortfall
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.repeats import Repeats
@@ -75,7 +76,7 @@ class Constraints:
             for i in map(int, np.flatnonzero(quota.least > np.minimum(held, quota.most))):
                 what = f"{held[i]} candidates have it" if quota.least[i] > held[i] else f"`quotas` allow at most {quota.most[i]}"
                 raise QueryError(
-                    f"`quotas`: at least {quota.least[i]} rows with {quota.by} {quota.names[i]} are asked for, but {what}, "
+                    f"`quotas`: at least {quota.least[i]} rows with {quota.by} {shown(quota.names[i])} are asked for, but {what}, "
                     f"{quota.least[i] - min(held[i], quota.most[i])} short; lower min, or widen what may be chosen"
                 )
             if quota.least.sum() > budget:

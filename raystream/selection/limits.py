@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from raystream.arrays import plain
 from raystream.errors import DataError, QueryError
+from raystream.figures import shown
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.rows import Array
 
@@ -142,7 +143,7 @@ class Shortfall:
             full = count >= quota.most
             out = (quota.group[left] >= 0) & np.append(full, False)[quota.group[left]]
             if out.any():
-                names = [quota.names[i] for i in np.unique(quota.group[left[out]])]
+                names = [shown(quota.names[i]) for i in np.unique(quota.group[left[out]])]
                 some = ", ".join(names[:3]) + (", .." if len(names) > 3 else "")
                 result.append(Obstacle("quotas", int(out.sum()), f"are in groups of {quota.by} that are full ({some})"))
             left = left[~out]
@@ -163,7 +164,7 @@ class Shortfall:
         quota = self.quotas[number]
         least, binding = int(quota.least[group]), self._binding(number, group)
         return (
-            f"`quotas`: at least {least} rows with {quota.by} {quota.names[group]} are asked for, but {binding.words}, "
+            f"`quotas`: at least {least} rows with {quota.by} {shown(quota.names[group])} are asked for, but {binding.words}, "
             f"{least - binding.most} short; lower min{binding.remedy}"
         )
 

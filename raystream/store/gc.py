@@ -21,7 +21,7 @@ from raystream.errors import StoreError
 from raystream.store.life import announced, is_alive, server_time
 from raystream.store.packs import PACKS, in_threads, pack_names
 from raystream.store.protocol import Entry, Store
-from raystream.store.queries import labelled_keys, plan_outputs, read_manifest, read_plan
+from raystream.store.queries import TABLES, labelled_keys, plan_outputs, read_manifest, read_plan
 from raystream.store.receipts import read_receipt
 from raystream.store.unit_keys import Keys, is_key
 
@@ -61,6 +61,7 @@ class Collected:
         units: units that are removed.
         outputs: outputs that are removed of units of which others are needed.
         leftovers: files of attempts and runs that ended halfway.
+        tables: pools that were given in memory, which no kept query is over.
         derived: clusters and neighbour graphs that are removed; the next query that wants one computes it again.
     """
 
@@ -76,6 +77,7 @@ class Collected:
     units: Group
     outputs: Group
     leftovers: Group
+    tables: Group
     derived: Group
     bytes: int
 
@@ -94,6 +96,8 @@ class _Queries:
     running: tuple[str, ...]
     needed: _Needed
     strays: list[Entry]
+    tables: set[str]
+    """Files of pools that were given in memory, which committed queries are over."""
     packs: set[str]
     """Of receipts, that the plans of those which stay may have."""
     planning: bool = False
@@ -143,6 +147,8 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
     removing = bool(units or outputs)
     packs = [file for file in store.walk(PACKS) if file.name not in queries.packs and (removing or file.modified <= limit)]
     derived = [files for files in _by_folder(store.walk("derived"), depth=2).values() if all(file.modified <= limit for file in files)]
+    busy = bool(queries.running) or queries.planning
+    tables = [file for file in store.walk(TABLES) if file.modified <= limit and not busy and _base(file) not in queries.tables]
     unfinished = queries.unfinished
     forgotten = [*queries.dropped.values(), *unfinished.values()]
     if delete:
@@ -158,13 +164,14 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
             for some in (units, halves)
         )
         unfinished = {name: files for name, files in unfinished.items() if name in again.unfinished}
+        tables = [file for file in tables if not again.running and not again.planning and _base(file) not in again.tables]
         forgotten = [*queries.dropped.values(), *unfinished.values()]
         threads = _REMOVE_THREADS if store.remote else 1
         in_threads(lambda file: store.remove(file.name), packs, threads)
         # What can't be removed is an error: nothing is reported as removed that is still there.
         groups = [*forgotten, *units.values(), *halves.values(), *outputs.values(), *derived]
         in_threads(lambda files: _remove(store, files), groups, threads)
-        in_threads(lambda file: store.remove(file.name), strays, threads)
+        in_threads(lambda file: store.remove(file.name), [*strays, *tables], threads)
     leftovers = _group([[file] for file in [*strays, *packs, *chain.from_iterable(halves.values())]])
     return Collected(
         store=store.uri,
@@ -179,8 +186,9 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
         units=_group(units.values()),
         outputs=_group(outputs.values()),
         leftovers=leftovers,
+        tables=_group([[file] for file in tables]),
         derived=_group(derived),
-        bytes=_group([*units.values(), *outputs.values(), *forgotten, *derived]).bytes + leftovers.bytes,
+        bytes=_group([*units.values(), *outputs.values(), *forgotten, *derived, *([file] for file in tables)]).bytes + leftovers.bytes,
     )
 
 
@@ -195,7 +203,7 @@ def _now(store: Store, *, needed: bool) -> float:
 
 
 def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _Queries:
-    found = _Queries((), {}, {}, (), _Needed(), [], set())
+    found = _Queries((), {}, {}, (), _Needed(), [], set(), set())
     committed, running, planning = [], [], False
     for name, files in _by_folder(store.walk("queries"), depth=1).items():
         alive = is_alive(files, now)
@@ -207,6 +215,7 @@ def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _
         elif manifest is not None:
             committed.append(name)
             _add_plan(found, store, name, manifest.labelled_units)
+            found.tables.update(path.rpartition("/")[2] for path, _, _ in manifest.files)
             own = {file.name for file in (manifest.selection, manifest.quarantined) if file is not None}
             found.strays.extend(f for f in files if _LEFT_BEHIND.fullmatch(_base(f)) and f.name not in own and f.modified <= limit)
         elif not alive and max(file.modified for file in files) <= limit:

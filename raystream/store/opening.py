@@ -9,6 +9,7 @@ from typing import TypeVar
 from raystream.errors import QueryError, StoreError, StoreVersionError
 from raystream.lake import LOCAL, Storage, is_remote, parse, redacted
 from raystream.lake.retry import LASTING, Patience
+from raystream.lake.uri import absolute
 from raystream.store.local import LocalStore
 from raystream.store.protocol import Store
 
@@ -71,7 +72,7 @@ def existing_store(uri: str, storage: Storage = LOCAL) -> Store:
     """
     store = store_at(uri, storage)
     if not check_version(store):
-        raise QueryError(f"{redacted(uri)} is no store of raystream's: it holds no format.json; see --store")
+        raise QueryError(f"{absolute(uri)} is no store of raystream's: it holds no format.json; see --store")
     return store
 
 

@@ -29,6 +29,8 @@ from raystream.store.scored_units import ScoredUnits
 from raystream.store.unit_columns import COMPUTED, read_outputs
 from raystream.store.unit_keys import Keys
 
+TABLES = "tables"
+"""Where rows lie that were given in memory."""
 PLAN_OUTPUTS = "raystream.outputs"
 """In the metadata of a plan: a JSON list of the names of the outputs that the query reads of each unit."""
 _TYPES = {"unit": pa.string(), "key": pa.string(), "first_row": pa.int64()}
@@ -217,6 +219,8 @@ class CommittedQuery:
             "score": resolved["acquire"]["score"] if self.manifest.gives_scores else None,
             "pool": resolved["pool"]["uri"],
             "model": resolved["model"].get("source") or resolved["model"]["kind"],
+            "weights": resolved["model"].get("weights"),
+            "labelled": self.manifest.counts.labelled,
             "counts": asdict(self.manifest.counts),
         }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pyarrow as pa
 import xxhash
 
 from raystream.errors import StoreError
-from raystream.lake.uri import redacted
+from raystream.figures import number_of
+from raystream.lake.uri import absolute
 from raystream.store.local import LocalStore
 from raystream.store.manifest import Manifest, Seconds
 from raystream.store.opening import existing_store
@@ -19,12 +21,12 @@ from raystream.store.queries import find_query, query_folder, read_manifest, rea
 from raystream.store.unit_columns import named
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A committed query.
 
     `new` is False when the very same query had been committed before; it is then returned as it was. `output` is the table or
-    file that holds the selection, too, if the run wrote one or found it there.
+    file that holds the selection, too, if the run wrote one or found it there. `html` draws it for notebooks.
     """
 
     store: Store
@@ -32,6 +34,16 @@ class Result:
     manifest: Manifest
     new: bool
     output: str | None = None
+    html: Callable[[Result], str] | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        select = self.manifest.resolved["select"]
+        score = f", score {self.manifest.resolved['acquire']['score']}" if self.manifest.gives_scores else ""
+        when = "new" if self.new else f"committed {self.manifest.committed}"
+        return f"<Result {self.query}: {number_of(self.selection.num_rows, 'row')} by {select['strategy']}{score}; {when}>"
+
+    def _repr_html_(self) -> str | None:
+        return None if self.html is None else self.html(self)
 
     @property
     def query(self) -> str:
@@ -75,7 +87,7 @@ class Result:
         return {
             "query": self.query,
             "selection": self.path,
-            "output": redacted(self.output) if self.output else None,
+            "output": absolute(self.output) if self.output else None,
             "rows": self.selection.num_rows,
             "new": self.new,
             "committed": manifest.committed,

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.errors import StoreError
-from raystream.figures import number_of
+from raystream.figures import number_of, shown
 from raystream.store.integrity import check_file, reading
 from raystream.store.local import LocalStore
 from raystream.store.packs import read_receipts
@@ -179,4 +179,4 @@ def described(rows: pa.Table) -> list[str]:
     places = [f"{path} row {row}: {reason}" for path, row, reason in zip(paths, numbers, reasons, strict=True)]
     if not ids:
         return places
-    return [f"{id_.hex() if isinstance(id_, bytes) else id_}, {place}" for id_, place in zip(ids[0], places, strict=True)]
+    return [f"{shown(id_)}, {place}" for id_, place in zip(ids[0], places, strict=True)]

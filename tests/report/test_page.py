@@ -1,10 +1,15 @@
+import base64
+import csv
+import io
 import re
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from raystream.report.page import write_report
+from raystream.report.style import breakable
 
 COLUMNS = {"kind": "columns", "logits": "logits", "embedding": "embedding"}
 NET = {"source": "raystream.loop.mnist:network"}
@@ -22,7 +27,7 @@ def test_it_needs_nothing_but_itself(ask, digits):
     text = text_of(result)
     assert "<script" not in text
     assert "http" not in re.sub(r'"data:[^"]*"', "", text)
-    assert all(uri.startswith("data:image/") for uri in re.findall(r'(?:src|href)="([^"]*)"', text))
+    assert all(uri.startswith(("data:image/", "data:text/")) for uri in re.findall(r'(?:src|href)="([^"]*)"', text))
     assert not [path for path in result.folder.iterdir() if path.name.startswith(".")]
 
 
@@ -31,10 +36,11 @@ def test_images_are_shown_with_rank_score_and_prediction(ask, digits):
     result = ask(digits[0], pool={"id": "name", "inputs": ["pixels"]}, model=NET, select={"budget": 4})
     text = text_of(result)
     assert text.count("data:image/webp") == 4
-    assert text.count("data:image/svg+xml") == 2
+    assert text.count("<svg") == 4
     for row in result.selection.to_pylist():
         assert f'alt="{row["name"]}"' in text
         assert f"{row['score']:.3f}</span>" in text
+        assert f'class="prediction">{row["prediction"]}</div>' in text
 
 
 def test_columns_of_a_pool_are_untrusted(ask, columns_pool):
@@ -45,6 +51,7 @@ def test_columns_of_a_pool_are_untrusted(ask, columns_pool):
     text = text_of(result)
     assert "<script" not in text
     assert text.count("&lt;script&gt;") >= 10
+    assert "<script" not in result._repr_html_()
 
 
 def test_rows_that_are_no_images_are_a_table(ask, columns_pool):
@@ -53,8 +60,8 @@ def test_rows_that_are_no_images_are_a_table(ask, columns_pool):
     text = text_of(result)
     assert "data:image/webp" not in text
     for row in result.selection.to_pylist():
-        assert f"<td>{row['name']}</td>" in text
-        assert f"<td>{row['url']}</td>" in text
+        assert f'data-name="name">{row["name"]}</td>' in text
+        assert f'data-name="url">{row["url"].replace("/", "/<wbr>")}</td>' in text or f'data-name="url">{row["url"]}</td>' in text
     assert ">why<" not in text
 
 
@@ -62,7 +69,7 @@ def test_at_most_200_rows_are_shown(ask, columns_pool):
     """A page of a large batch stays small and says where the rest is."""
     table = pa.concat_tables([columns_pool] * 3).set_column(0, "name", pa.array([f"row-{i}" for i in range(360)]))
     text = text_of(ask(table, pool={"id": "name"}, model=COLUMNS, select={"budget": 250}))
-    assert text.count("<td>row-") == 200
+    assert text.count('data-name="name">row-') == 200
     assert "The first 200 of 250 rows" in text
 
 
@@ -70,7 +77,7 @@ def test_without_embeddings_there_is_no_map(ask, columns_pool):
     """A strategy that needs no embedding leaves none in the store, and the page says so."""
     model = {"kind": "columns", "logits": "logits"}
     text = text_of(ask(columns_pool, pool={"id": "name"}, model=model, select={"budget": 5, "strategy": "top_k"}))
-    assert text.count("data:image/svg+xml") == 1
+    assert text.count("<svg") == 2
     assert "There is no map of the pool" in text
 
 
@@ -78,7 +85,7 @@ def test_without_scores_there_is_no_histogram(ask, columns_pool):
     """A model that gives an embedding alone has a map, no histogram, and no score named."""
     select = {"budget": 5, "strategy": "core_set", "candidates": "all"}
     text = text_of(ask(columns_pool, pool={"id": "name"}, model={"kind": "columns", "embedding": "embedding"}, select=select))
-    assert text.count("data:image/svg+xml") == 1
+    assert text.count("<svg") == 2
     assert "There is no histogram" in text
     assert "margin" not in re.sub(r"<pre>.*</pre>|<style>.*?</style>", "", text, flags=re.DOTALL)
 
@@ -106,10 +113,100 @@ def test_a_pool_that_changed_costs_only_the_pictures(ask, digits, tmp_path):
     text = text_of(result)
     assert "data:image/webp" not in text
     assert "can&#39;t be shown" in text
-    assert text.count("data:image/svg+xml") == 2
+    assert text.count("<svg") == 4
 
 
 def test_the_same_result_gives_the_same_page(ask, columns_pool):
     """Nothing on the page is drawn at random or depends on the clock."""
     result = ask(columns_pool, pool={"id": "name"}, model=COLUMNS, select={"budget": 5})
     assert text_of(result) == text_of(result)
+
+
+def test_texts_are_cards(ask, tmp_path, monkeypatch):
+    """A pool of texts is shown by them, as text, and cut only where there is no end."""
+    (tmp_path / "text_nets.py").write_text(TEXT_NET)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    texts = [f"message {i} <b>of</b> words " + "again " * (i * 10) for i in range(60)]
+    model = {"source": "text_nets:net", "preprocess": "text_nets:lengths"}
+    result = ask(pa.table({"name": [f"t{i}" for i in range(60)], "said": texts}), pool={"id": "name", "inputs": ["said"]}, model=model,
+                 select={"budget": 6, "strategy": "top_k"})  # fmt: skip
+    text = text_of(result)
+    assert text.count('<p class="text">message') == 6
+    assert "&lt;b&gt;of&lt;/b&gt;" in text
+    longest = max(re.findall(r'<p class="text">(.*?)</p>', text, flags=re.DOTALL), key=len)
+    assert len(longest) < 1600
+
+
+TEXT_NET = """
+import numpy as np
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
+
+def lengths(batch):
+    texts = batch.column("said").to_pylist()
+    return np.array([[len(text) % 7, len(text) / 100] for text in texts], np.float32)
+"""
+
+
+def test_conditions_are_a_table(ask, columns_pool):
+    """Quotas and costs with what came out and what was asked for, not among the figures; why is told in full."""
+    table = columns_pool.append_column("minutes", pa.array(np.ones(120)))
+    select = {"budget": 6, "quotas": [{"by": "prediction", "max": 2}], "cost": {"column": "minutes", "budget": 5}}
+    result = ask(table, pool={"id": "name"}, model=COLUMNS, select=select)
+    text = text_of(result)
+    assert "<h2>Quotas, costs and other conditions</h2>" in text
+    assert "<td>cost</td><td>5</td><td>of 5 minutes</td>" in text
+    assert "in the fullest group</td><td>at most 2</td>" in text
+
+
+def test_the_model_is_named(ask, columns_pool, digits):
+    """By its source and weights."""
+    text = text_of(ask(columns_pool, pool={"id": "name"}, model=COLUMNS, select={"budget": 5}))
+    assert ">columns logits, embedding<" in text.replace("</dd>", "<") or "columns logits" in text
+    text = text_of(ask(digits[0], pool={"id": "name", "inputs": ["pixels"]}, model=NET, select={"budget": 4}))
+    assert "raystream.loop.mnist:network" in text
+
+
+def test_what_can_be_taken_along(ask, columns_pool):
+    """Ids a line each, to copy and as a file; all rows as CSV, in which no value of the pool's is a formula."""
+    table = columns_pool.set_column(3, "url", pa.array(["=1+1", "plain"] * 60))
+    result = ask(table, pool={"id": "name", "keep": ["url"]}, model=COLUMNS, select={"budget": 8})
+    text = text_of(result)
+    ids = result.selection.column("name").to_pylist()
+    assert re.search(r'<pre class="ids">(.*?)</pre>', text, flags=re.DOTALL)[1].split() == ids
+    files = {name: base64.b64decode(data).decode() for name, data in re.findall(r'download="([^"]*)" href="data:[^,]*,([^"]*)"', text)}
+    assert files[f"{result.query}-ids.txt"].split() == ids
+    rows = list(csv.DictReader(io.StringIO(files[f"{result.query}.csv"])))
+    assert [row["name"] for row in rows] == ids
+    assert {row["url"] for row in rows} <= {"'=1+1", "plain"}
+    assert [float(row["score"]) for row in rows] == result.selection.column("score").to_pylist()
+
+
+def test_labelled_rows_are_on_the_map(ask, columns_pool, tmp_path):
+    """As diamonds, as long as the labels are those that the query saw."""
+    pq.write_table(columns_pool.select(["name"]).slice(10, 9), tmp_path / "labelled.parquet")
+    pool = {"id": "name", "labelled": [str(tmp_path / "labelled.parquet")]}
+    result = ask(columns_pool, pool=pool, model=COLUMNS, select={"budget": 5})
+    text = text_of(result)
+    assert text.count("stroke: var(--labelled)") == 2 * 9
+    assert "Diamonds are labelled rows (all 9)" in text
+    pq.write_table(columns_pool.select(["name"]).slice(11, 9), tmp_path / "labelled.parquet")
+    assert "Diamonds" not in text_of(result)
+    (tmp_path / "labelled.parquet").unlink()
+    assert "Diamonds" not in text_of(result)
+
+
+def test_scores_that_are_all_alike_are_a_sentence(ask, columns_pool):
+    """A histogram of one bar says nothing."""
+    same = columns_pool.set_column(1, "logits", pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(360, np.float32)), 3))
+    text = text_of(ask(same, pool={"id": "name"}, model=COLUMNS, select={"budget": 5}))
+    assert "There is no histogram of scores: all 120 scored rows and the chosen have about the same margin, 1." in text
+
+
+def test_ids_may_break_between_their_parts_only():
+    """After what separates them; nothing is lost."""
+    assert breakable("s3://lake/a_b.parquet#17") == ["s3://", "lake/", "a_", "b.", "parquet#", "17"]
+    assert breakable("mnist-0936") == ["mnist-0936"]
+    assert breakable("") == []

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from raystream.report import chosen_inputs
 from raystream.report import pictures as module
 from raystream.report.pictures import pictures
 
@@ -27,7 +28,7 @@ def test_each_rank_shows_its_own_row(ask, digits):
         name = result.selection.column("name")[rank].as_py()
         row = int(name.removeprefix("digit-"))
         assert (opened(picture)[:, :, 0] == pixels[row, 0]).all()
-        assert (picture.width, picture.height) == (84, 84)
+        assert picture.small
 
 
 @pytest.mark.parametrize(
@@ -60,18 +61,18 @@ def test_floats_share_one_scale():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-@pytest.mark.parametrize("shape", [(200, 100), (200, 100, 3)])
+@pytest.mark.parametrize("shape", [(400, 200), (400, 200, 3)])
 def test_large_images_are_shrunk(dtype, shape):
-    """At most 96 pixels a side, in the image's proportions, with its mean."""
+    """At most 176 pixels a side, in the image's proportions, with its mean."""
     image = np.random.default_rng(0).uniform(0, 255, shape).astype(dtype)
     small = module._shrunk(image)
-    assert small.shape == (96, 48, *shape[2:])
+    assert small.shape == (176, 88, *shape[2:])
     assert small.mean() == pytest.approx(image.mean(), rel=0.02)
 
 
 def test_a_report_reads_a_bounded_amount(ask, digits, monkeypatch):
     """Rows whose row groups would cost too much have no picture, and the page says so."""
-    monkeypatch.setattr(module, "_READ_BYTES", 1)
+    monkeypatch.setattr(chosen_inputs, "_READ_BYTES", 1)
     result = ask(digits[0], pool={"id": "name", "inputs": ["pixels"]}, model=NET, select={"budget": 12}, files=4)
     found = pictures(result, 12)
     assert 0 in found.by_rank

@@ -1,13 +1,20 @@
-import base64
+import math
+import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from raystream.report.plots import pool_map, project, score_histogram
+from raystream.report.plots import Histogram, score_histogram
+from raystream.report.pool_map import Points, pool_map, project, spread
+from raystream.report.svg import NARROW, WIDE, Scale, decimals, ticks
 
 
-def svg(uri):
-    return base64.b64decode(uri.removeprefix("data:image/svg+xml;base64,")).decode()
+def drawings(markup):
+    """The charts in a piece of a page, parsed: they are well-formed."""
+    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", str(markup), flags=re.DOTALL)]
 
 
 @pytest.mark.parametrize("dimension", [2, 5, 300])
@@ -28,15 +35,66 @@ def test_what_has_no_plane_has_no_map(points):
     assert project(points.astype(np.float32)) is None
 
 
-def test_names_of_classes_are_text():
-    """Neither markup nor mathematics; long ones are cut."""
+def points_of(chosen, groups=None, labelled=0):
     draw = np.random.default_rng(0)
-    uri = pool_map(draw.normal(size=(50, 2)), draw.normal(size=(3, 2)), [0, 1, 2], ["<b>", "$x_1$", "n" * 100])
-    assert "&lt;b&gt;" in svg(uri)
-    assert "$x_1$" in svg(uri)
-    assert "n" * 30 not in svg(uri)
+    return Points(draw.normal(size=(500, 2)), draw.normal(size=(labelled, 2)), chosen, list(range(len(chosen))), groups)
 
 
-def test_a_histogram_of_one_value():
-    """All scores alike is a pool like any other."""
-    assert "margin" in svg(score_histogram(np.zeros(5, np.float32), np.zeros(2, np.float32), "margin"))
+def test_names_of_classes_are_text():
+    """Neither markup nor too long."""
+    chosen = np.random.default_rng(0).normal(size=(3, 2))
+    markup = str(pool_map(points_of(chosen, ["<b>", "$x_1$", "n" * 100])))
+    assert "&lt;b&gt;" in markup
+    assert "$x_1$" in markup
+    assert "n" * 50 not in markup
+
+
+def test_charts_are_drawn_for_wide_and_narrow_pages():
+    """Twice, each as wide as its page, with letters of the same size: nothing is only scaled down."""
+    draw = np.random.default_rng(0)
+    for markup in (pool_map(points_of(draw.normal(size=(9, 2)), labelled=4)), score_histogram(draw.random(99), draw.random(9), "margin")):
+        wide, narrow = drawings(markup)
+        assert [svg.get("viewBox").split()[2] for svg in (wide, narrow)] == [str(WIDE), str(NARROW)]
+        for svg in (wide, narrow):
+            right = float(svg.get("viewBox").split()[2])
+            assert all(0 <= float(text.get("x")) <= right for text in svg.iter("text"))
+        assert not list(wide.iter("image"))
+
+
+@given(st.lists(st.tuples(st.floats(0, 364), st.floats(0, 328)), min_size=1, max_size=20))
+def test_marks_never_overlap(points):
+    """Also of twenty rows in one and the same place; the first of them stays where it is."""
+    places = spread(points, 9.5, 364, 328)
+    assert len(places) == len(points)
+    assert places[0] == points[0]
+    for number, place in enumerate(places):
+        assert all(math.dist(place, other) >= 19 for other in places[:number])
+
+
+def test_a_histogram_holds_every_row():
+    """Shares that add up to one, for pool and selection; one bar is none."""
+    pool, chosen = np.random.default_rng(0).random(1000), np.array([0.2, 3.0])
+    shares = Histogram.of(pool, chosen)
+    assert (shares.pool.sum(), shares.chosen.sum()) == (pytest.approx(1), pytest.approx(1))
+    assert "margin (higher: label sooner)" in score_histogram(pool, chosen, "margin")
+    assert score_histogram(np.zeros(5), np.zeros(2), "margin") is None
+    assert score_histogram(np.full(5, 1e9), np.full(2, 1e9), "margin") is None
+
+
+@given(st.floats(-1e9, 1e9), st.floats(1e-9, 1e9), st.integers(1, 12))
+def test_ticks_are_few_and_round(low, span, about):
+    """Within the range, evenly apart, not many more than asked for, and told apart in writing."""
+    high = low + span
+    if high - low < 1e-6 * max(abs(low), abs(high)):
+        return
+    found = ticks(low, high, about)
+    assert 0 <= len(found) <= about + 1
+    assert all(low - span * 1e-6 <= value <= high + span * 1e-6 for value in found)
+    write = decimals(found)
+    assert len({write(value) for value in found}) == len(found)
+
+
+def test_a_scale_maps_ends_to_ends():
+    """Also downwards, as on a page."""
+    scale = Scale(2, 4, 100, 0)
+    assert (scale(2), scale(3), scale(4)) == (100, 50, 0)

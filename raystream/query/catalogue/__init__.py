@@ -9,6 +9,7 @@ from raystream.query.catalogue.arguments import Arg
 from raystream.query.catalogue.auto import AUTO, CONTROL
 from raystream.query.catalogue.kinds import ENTRY_POINTS, KINDS, REGISTERED, KindEntry, entry_point, kind_of
 from raystream.query.catalogue.kinds import OPTIONAL_KEYS as MODEL_KEYS
+from raystream.query.catalogue.meant import meant_score, meant_strategy
 from raystream.query.catalogue.scores import (
     GRADIENT_SCORES,
     LOGIT_SCORES,
@@ -16,6 +17,7 @@ from raystream.query.catalogue.scores import (
     PARAMETER_SCORES,
     SAMPLE_SCORES,
     SCORES,
+    UNCERTAINTY,
     ScoreEntry,
     formulas,
     label_formulas,
@@ -40,6 +42,7 @@ __all__ = [
     "SCORES",
     "TERMS",
     "TRAITS",
+    "UNCERTAINTY",
     "USERS_OWN",
     "Arg",
     "KindEntry",
@@ -49,6 +52,8 @@ __all__ = [
     "formulas",
     "kind_of",
     "label_formulas",
+    "meant_score",
+    "meant_strategy",
     "number_formulas",
     "scores_of_task",
     "traits",

@@ -62,7 +62,7 @@ def _strategy(name: str, traits: Traits) -> Listed:
         name,
         traits.does,
         tuple(word for word, needed in needs.items() if needed),
-        {"use_when": traits.use_when, "candidates": "10 x budget" if traits.tenfold else "all"},
+        {"use_when": traits.use_when, "costs": traits.costs, "candidates": "10 x budget" if traits.tenfold else "all"},
         tuple(sorted(traits.keys)),
         traits.args,
         traits.code,

@@ -172,6 +172,9 @@ PARAMETER_SCORES = _of("parameters")
 SAMPLE_SCORES = (*MEMBER_SCORES, *_of("targets"))
 """The scores that compare several opinions of a row."""
 
+UNCERTAINTY = "least_confidence"
+"""The score that lies in [0, 1] and is one minus a probability, as managers of streams compare it."""
+
 
 def scores_of_task(task: str, source: Source) -> tuple[str, ...]:
     """Those of one source that a task has."""

@@ -1,0 +1,141 @@
+"""Chosen rows as cards: a picture or the text that the model saw, with id, prediction, score and why; for pages and notebooks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from raystream.figures import LONGEST, shown
+from raystream.pool.columns import readable
+from raystream.report.chosen_inputs import GoneError, chosen_inputs
+from raystream.report.pictures import Picture, pictures
+from raystream.report.style import STYLE, templates
+from raystream.store.result import Result
+
+_IN_NOTEBOOK = 12
+_TEXT = 1_500
+"""Characters of a text that a page carries; how many of them are shown is a matter of room."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A chosen row; `picture` and `text` are None when there is none, or it could not be read in time."""
+
+    rank: int
+    id: str
+    score: str
+    prediction: str
+    why: str
+    picture: Picture | None
+    text: str | None
+    kept: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Cards:
+    """The first chosen rows; none where the model saw neither pictures nor texts.
+
+    Attributes:
+        rows: in the order of their ranks.
+        kind: `pictures` or `texts`.
+        note: what there is to say about what is missing.
+    """
+
+    rows: tuple[Card, ...] = ()
+    kind: str = "pictures"
+    note: str = ""
+
+
+def cards(result: Result, count: int) -> Cards:
+    """Cards of the first `count` chosen rows."""
+    found = pictures(result, count)
+    if found is not None:
+        rows = _rows(result, count, pictures=found.by_rank) if found.by_rank else ()
+        return Cards(rows, "pictures", found.note)
+    try:
+        texts = chosen_inputs(result, count, lambda field: pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
+    except GoneError as error:
+        return Cards(note=f"The texts can't be shown: {error}.")
+    if texts is None:
+        return Cards()
+    by_rank = {rank: text for rank, text in zip(texts.ranks, texts.values.to_pylist(), strict=True) if text is not None}
+    return Cards(_rows(result, count, texts=by_rank), "texts", texts.note("Texts"))
+
+
+def _rows(
+    result: Result, count: int, pictures: dict[int, Picture] | None = None, texts: dict[int, str] | None = None
+) -> tuple[Card, ...]:
+    head = result.selection.slice(0, count)
+    ids, scores = readable(head.column(1)), head.column("score").to_pylist()
+    predictions, reasons = name_of_prediction(head), head.column("why").to_pylist()
+    kept = [(name, readable(head.column(name))) for name in result.manifest.resolved["pool"].get("keep", ()) if name in head.column_names]
+    return tuple(
+        Card(
+            rank,
+            id=shown(ids[rank]),
+            score="" if scores[rank] is None else f"{scores[rank]:.3f}",
+            prediction=shown(predictions[rank] or ""),
+            why=reasons[rank] or "",
+            picture=(pictures or {}).get(rank),
+            text=None if texts is None or rank not in texts else texts[rank][:_TEXT] + ("…" if len(texts[rank]) > _TEXT else ""),
+            kept=tuple((name, short(values[rank])) for name, values in kept if values[rank] is not None),
+        )
+        for rank in range(head.num_rows)
+    )
+
+
+def as_html(result: Result) -> str:
+    """A result for a notebook: the first cards, or the first rows as a table, in the report's style."""
+    return templates().get_template("notebook.html").render(
+        style=STYLE, line=repr(result).strip("<>"), cards=cards(result, _IN_NOTEBOOK), sheet=sheet(result.selection, _IN_NOTEBOOK)
+    )
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The first rows of a selection.
+
+    Attributes:
+        columns: name and whether it holds numbers.
+        rows: as text, one entry a column.
+        total: rows of the whole selection.
+    """
+
+    columns: tuple[tuple[str, bool], ...]
+    rows: tuple[tuple[str, ...], ...]
+    total: int
+
+
+_HIDDEN = frozenset({"path", "row"})
+
+
+def sheet(selection: pa.Table, count: int) -> Sheet:
+    """The first rows, without the columns that say nothing: all null, all empty, or where a row lies."""
+    head = selection.slice(0, count)
+    columns: list[tuple[str, bool]] = []
+    cells: list[list[str]] = []
+    for name in selection.column_names:
+        texts = [short(value) for value in readable(head.column(name))]
+        named = name == "prediction" and "prediction_name" in selection.column_names
+        if name in _HIDDEN or named or not any(texts):
+            continue
+        kind = selection.schema.field(name).type
+        columns.append((name, bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))))
+        cells.append(texts)
+    return Sheet(tuple(columns), tuple(zip(*cells, strict=True)), selection.num_rows)
+
+
+def name_of_prediction(selection: pa.Table) -> list[str | None]:
+    """The predicted class of each row, by its name where classes have names."""
+    named = "prediction_name" in selection.column_names
+    return [None if v is None else str(v) for v in selection.column("prediction_name" if named else "prediction").to_pylist()]
+
+
+def short(value: object) -> str:
+    """A value as short text: four digits of a float, hexadecimal for bytes, nothing for null."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:#.4g}".rstrip(".")  # trailing zeros kept: columns align
+    return shown(value, LONGEST)

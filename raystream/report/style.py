@@ -1,0 +1,25 @@
+"""The one stylesheet of all pages and charts, and the templates that use it."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+STYLE = Markup(files("raystream.report").joinpath("templates/style.css").read_text(encoding="utf-8"))
+
+
+def templates() -> Environment:
+    """The templates; what they show is escaped, and a name that isn't there is an error."""
+    made = Environment(
+        loader=PackageLoader("raystream.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters["breakable"] = breakable
+    return made
+
+
+def breakable(id_: str) -> list[str]:
+    """An id in the parts between which a line may end: after what separates them, not in the middle of any."""
+    return re.findall(r"[^/_.:#|,;=&?]+[/_.:#|,;=&?]*|[/_.:#|,;=&?]+", id_)
