@@ -12,7 +12,8 @@ fresh process, after one that has looked at the same files, so that the disk's n
   receipts is left out, and that to pack them is not
 * gc: what no query needs
 
-A step's bytes are what the peak of memory grew by in it. The bucket is one in memory, behind a count of requests: a listing makes one for
+A step's bytes are what the peak of memory grew by in it; `us` is by the clock, `cpu_us` by the processor, which other processes disturb
+less. With `--scores`, there are no embeddings. The bucket is one in memory, behind a count of requests: a listing makes one for
 each thousand files.
 
     python benchmarks/units.py --units 10000 100000
@@ -62,13 +63,14 @@ SPEC = ReadSpec("id", pa.string(), ())
 COLUMNS = ("id", "least_confidence", "margin", "entropy", "ratio", "energy", "prediction", "confidence", "row")
 UNITS_OF_A_FILE = 8
 CONTENT = b"outputs"
+SCORES_ALONE = "--scores" in sys.argv
 
 
 def query(store: str) -> Query:
     return Query(
         pool=PoolSection(uri="/lake", id="id", inputs=["x"]),
         model=Model(source="nets:net"),
-        select=Select(budget=1000),
+        select=Select(budget=1000, strategy="top_k" if SCORES_ALONE else "k_means"),
         store=StoreSection(uri=store),
         cluster=Cluster(address="in_process"),
     )
@@ -199,17 +201,19 @@ def steps(store: Store, count: int, note: Callable[..., None]) -> None:
 def measure(folder: str, count: int) -> dict[str, Any]:
     """In a process of its own: microseconds and bytes a unit of each step, the second time that it is done."""
     store = open_store(folder)
-    result: dict[str, Any] = {"units": count, "us": {}, "bytes": {}}
-    state = {"time": 0.0, "peak": 0.0}
+    result: dict[str, Any] = {"units": count, "us": {}, "cpu_us": {}, "bytes": {}}
+    state = {"time": 0.0, "cpu": 0.0, "peak": 0.0}
 
     def note(step: str, apart: float = 0.0) -> None:
         if step:
             result["us"][step] = (time.perf_counter() - state["time"] - apart) / count * 1e6
+            result["cpu_us"][step] = (time.process_time() - state["cpu"] - apart) / count * 1e6
             result["bytes"][step] = (_peak() - state["peak"]) / count
-        state["peak"], state["time"] = _peak(), time.perf_counter()
+        state["peak"], state["time"], state["cpu"] = _peak(), time.perf_counter(), time.process_time()
 
     steps(store, count, note)
-    result["us_all"], result["bytes_all"] = sum(result["us"].values()), sum(result["bytes"].values())
+    for name in ("us", "cpu_us", "bytes"):
+        result[name]["all"] = sum(result[name].values())
     return result
 
 
@@ -268,6 +272,7 @@ def bucket(count: int) -> dict[str, Any]:
 
 
 def _ask(*arguments: str) -> str:
+    arguments = (*arguments, *["--scores"] * SCORES_ALONE)
     done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -278,6 +283,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--units", type=int, nargs="*", default=[10_000, 100_000])
     parser.add_argument("--bucket", type=int, help="count requests over so many units")
+    parser.add_argument("--scores", action="store_true", help="scores alone, without embeddings")
     parser.add_argument("--keep", help="leave the stores of --units in this folder, and take them from there")
     parser.add_argument("--step", nargs=3, metavar=("WHAT", "FOLDER", "UNITS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -295,14 +301,16 @@ def main() -> None:
     results = []
     try:
         for count in args.units:
-            folder = str(top / f"store-{count}")
+            folder = str(top / f"store-{count}{'-scores' * SCORES_ALONE}")
             if not Path(folder).exists():
                 _ask("--step", "prepare", folder, str(count))
             _ask("--step", "measure", folder, str(count))
             results.append(json.loads(_ask("--step", "measure", folder, str(count))))
-            each = ", ".join(f"{step} {us:.1f}" for step, us in results[-1]["us"].items())
-            sizes = ", ".join(f"{step} {size:.0f}" for step, size in results[-1]["bytes"].items())
-            print(f"{count:>9,} units: {results[-1]['us_all']:.1f} us each ({each}); {results[-1]['bytes_all']:.0f} bytes each ({sizes})")
+            told = []
+            for name in ("us", "cpu_us", "bytes"):
+                each = ", ".join(f"{step} {value:.1f}" for step, value in results[-1][name].items())
+                told.append(f"{name} {each}")
+            print(f"{count:>9,} units: {'; '.join(told)}")
     finally:
         if not args.keep:
             shutil.rmtree(top)

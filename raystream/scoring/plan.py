@@ -330,17 +330,18 @@ def write_plan(asked: ResolvedQuery, plan: ScoringPlan, also: Sequence[Output] =
         for start in range(0, len(plan.units), _PLAN_ROWS):
             writer.write_table(_plan_rows(plan, start, start + _PLAN_ROWS))
     asked.store.put(f"{asked.folder}/query.yaml", asked.given.to_yaml().encode())
-    name = f"{asked.folder}/plan.parquet"
-    if asked.store.put_if_absent(name, buffer.getvalue()):
+    name, data = f"{asked.folder}/plan.parquet", buffer.getvalue()
+    del buffer
+    if asked.store.put_if_absent(name, data):
         return None
     there = asked.store.read_if_there(name)
     if there is not None and _holds(there, plan, json.loads(metadata[PLAN_OUTPUTS])):
         return None
-    asked.store.put(name, buffer.getvalue())
+    asked.store.put(name, data)
     return there
 
 
-_PLAN_ROWS = 1 << 16
+_PLAN_ROWS = 1 << 14
 _COUNTS = ("first_row", "rows", "bytes")
 _PLAN = pa.schema({"unit": pa.string(), "key": pa.string(), **dict.fromkeys(_COUNTS, pa.int64()), "scored": pa.bool_()})
 

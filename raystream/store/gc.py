@@ -133,9 +133,10 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
                 (units if any(_is_receipt(file) for file in files) else halves)[key] = files
             continue
         stay: list[Entry] = []
-        for output, own in _by_output(files).items():
+        for output, (own, attempts) in _by_output(files).items():
             if _needs(those, output):
-                gone = _stray(store, key, output, own, limit)
+                # one attempt alone is the one that the receipt names, or is about to
+                gone = _stray(store, key, output, own, limit) if len(attempts) > 1 or not output else []
                 strays += gone
                 stay += [file for file in own if file not in gone] if gone else own
             elif not queries.planning and all(file.modified <= limit for file in own):
@@ -260,10 +261,11 @@ class _Needed:
 
     def outputs_of(self, key: str) -> tuple[bool, frozenset[str] | None]:
         """Whether a unit is needed, and which outputs of it; None: all."""
-        if not is_key(key):
+        try:
+            number = np.uint64(int(key[:16], 16))
+        except ValueError:
             return False, None
-        number = np.uint64(int(key[:16], 16))
-        at = int(np.searchsorted(self._numbers, number))
+        at = int(self._numbers.searchsorted(number))
         if at == len(self._numbers) or self._numbers[at] != number:
             return False, None
         return True, self._outputs[self._which[at]]
@@ -326,12 +328,15 @@ def _needs(outputs: frozenset[str] | None, output: str) -> bool:
     return outputs is None or not output or output in outputs
 
 
-def _by_output(files: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """A unit's files by the output that they belong to; under an empty name those of none."""
-    outputs: dict[str, list[Entry]] = {}
+def _by_output(files: Sequence[Entry]) -> dict[str, tuple[list[Entry], set[str]]]:
+    """A unit's files by the output that they belong to, with the attempts that left them; under an empty name those of none."""
+    outputs: dict[str, tuple[list[Entry], set[str]]] = {}
     for file in files:
-        match = _OUTPUT.fullmatch(_base(file))
-        outputs.setdefault(match[1] if match else "", []).append(file)
+        match = _OUTPUT.fullmatch(file.name, file.name.rindex("/") + 1)
+        own, attempts = outputs.setdefault(match[1] if match else "", ([], set()))
+        own.append(file)
+        if match and match[2]:
+            attempts.add(match[2])
     return outputs
 
 
@@ -340,9 +345,6 @@ def _stray(store: Store, key: str, output: str, files: Sequence[Entry], limit: f
     old = [file for file in files if file.modified <= limit]
     if not output or not old:
         return old
-    attempts = {match[2] for file in files if (match := _OUTPUT.fullmatch(_base(file)))} - {None}
-    if len(attempts) <= 1:
-        return []  # one attempt alone is the one that the receipt names, or is about to
     receipt = read_receipt(store, key, output, {file.name: file.size for file in files})
     named = {file.name for file in (files if receipt is None else receipt.files)}
     return [file for file in old if file.name not in named and not _is_receipt(file)]

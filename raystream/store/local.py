@@ -205,8 +205,11 @@ class LocalStore:
             some, folders = folders[-_FOLDERS_AT_ONCE:], folders[:-_FOLDERS_AT_ONCE]
             listed = self._ask(lambda some=some: [_entries(root + parent) for parent in some], some[0], "read")  # type: ignore[misc]
             for parent, found in zip(some, listed, strict=True):
-                folders += [f"{parent}/{name}" for name, stat in found if stat is None]
-                yield from (Entry(f"{parent}/{name}", stat.st_size, stat.st_mtime) for name, stat in found if stat is not None)
+                for name, stat in found:
+                    if stat is None:
+                        folders.append(f"{parent}/{name}")
+                    else:
+                        yield Entry(f"{parent}/{name}", stat.st_size, stat.st_mtime)
 
     def discard_folder(self, folder: str) -> None:
         """Remove a folder that is empty; one that isn't stays."""
@@ -286,13 +289,19 @@ _FOLDERS_AT_ONCE = 256
 def _entries(folder: str) -> list[tuple[str, os.stat_result | None]]:
     """The names in a folder with what is known of files, None for folders; nothing of what is removed meanwhile."""
     found: list[tuple[str, os.stat_result | None]] = []
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return found
+    with entries:
         for entry in entries:
-            with suppress(FileNotFoundError):
+            try:
                 if entry.is_dir(follow_symlinks=False):
                     found.append((entry.name, None))
-                elif not entry.is_dir():
+                elif not entry.is_symlink() or not entry.is_dir():
                     found.append((entry.name, entry.stat()))
+            except FileNotFoundError:
+                continue
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -58,9 +58,9 @@ class OfModel:
     notes: tuple[str, ...]
 
     @classmethod
-    def parsed(cls, fields: Sequence[Any]) -> OfModel:
+    def parsed(cls, said: Sequence[Any]) -> OfModel:
         """Back from a JSON list of the fields."""
-        suffix, columns, width, members, classes, batch_size, state_hash, labels, notes = fields
+        suffix, columns, width, members, classes, batch_size, state_hash, labels, notes = said
         return cls(
             suffix, tuple(columns), width, members, classes, batch_size, state_hash, None if labels is None else tuple(labels), tuple(notes)
         )
@@ -86,7 +86,7 @@ class ReceiptTable:
         self.loose = np.zeros(len(keys), bool)
         self._table = np.zeros(len(keys), _COLUMNS)
         self._models: list[OfModel] = []
-        self._numbers: dict[OfModel, int] = {}
+        self._numbers: dict[tuple[Any, ...], int] = {}
         self._guard = threading.Lock()
         # invariant: receipts that the columns don't say all of
         self._whole: dict[int, Receipt] = {}
@@ -201,7 +201,7 @@ class ReceiptTable:
                 columns[name] = pa.array(values)
         more = [self._whole[place].to_json() if place in self._whole else None for place in range(start, stop)]
         columns["receipt"] = pa.array(more, pa.binary())
-        models = [astuple(self._models[number]) for number in numbers.tolist()]
+        models = [_fields(self._models[number]) for number in numbers.tolist()]
         table = pa.table(columns).replace_schema_metadata({_MODELS: json.dumps(models)})
         out = pa.BufferOutputStream()
         with pa.ipc.new_file(out, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)) as writer:
@@ -218,7 +218,8 @@ class ReceiptTable:
             # by this thread alone: see `queries.read_parquet`
             with pa.ipc.open_file(pa.BufferReader(data), options=pa.ipc.IpcReadOptions(use_threads=False)) as reader:
                 batch = reader.get_batch(0)
-                models = [OfModel.parsed(fields) for fields in json.loads(reader.schema.metadata[_MODELS])]
+                models = [OfModel.parsed(said) for said in json.loads(reader.schema.metadata[_MODELS])]
+            batch.validate(full=True)  # bytes may have changed since
             there = batch.column("there").to_numpy(zero_copy_only=False)
             some = np.zeros(len(there), _COLUMNS)
             for name, kind in _KINDS.items():
@@ -234,21 +235,22 @@ class ReceiptTable:
             return False
         if not right:
             return False
-        some["model"][there] = np.array([self._number(model) for model in models], np.int32)[some["model"][there]]
+        some["model"][there] = np.array([self._number(_fields(model)) for model in models], np.int32)[some["model"][there]]
         self._table[start:stop], self.there[start:stop] = some, there
         self._whole |= whole
         if isinstance(self._names, list):
             self._names[start:stop] = names
         return True
 
-    def _number(self, model: OfModel) -> int:
-        number = self._numbers.get(model)
+    def _number(self, said: tuple[Any, ...]) -> int:
+        """The place in the list of what a receipt says of its model, whose fields these are."""
+        number = self._numbers.get(said)
         if number is None:
             with self._guard:  # receipts are read by several threads
-                if model not in self._numbers:
-                    self._models.append(model)
-                    self._numbers[model] = len(self._models) - 1
-                number = self._numbers[model]
+                if said not in self._numbers:
+                    self._models.append(OfModel(*said))
+                    self._numbers[said] = len(self._models) - 1
+                number = self._numbers[said]
         return number
 
     def _put(self, place: int, receipt: Receipt) -> None:
@@ -263,12 +265,12 @@ class ReceiptTable:
             plain = plain and f"{beginning}{attempt.hex()}{suffix}" == file.name and xxh3.hex() == file.xxh3
         positions = _unhexed(receipt.positions, 8)
         plain = plain and positions.hex() == receipt.positions
-        model = OfModel(
+        said = (
             suffix, receipt.columns, receipt.width, receipt.members, receipt.classes, receipt.batch_size, receipt.state_hash,
             receipt.class_labels, receipt.notes,
         )  # fmt: skip
         self._table[place] = (
-            receipt.rows, receipt.quarantined, size, receipt.bytes_read, receipt.seconds, receipt.repeated_reads, self._number(model),
+            receipt.rows, receipt.quarantined, size, receipt.bytes_read, receipt.seconds, receipt.repeated_reads, self._number(said),
             attempt, xxh3, positions or xxhash.xxh3_64_digest(receipt.positions.encode()),
         )  # fmt: skip
         if not plain:
@@ -277,6 +279,10 @@ class ReceiptTable:
             self._whole.pop(place, None)
         if isinstance(self._names, list):
             self._names[place] = receipt.unit
+
+
+def _fields(model: OfModel) -> tuple[Any, ...]:
+    return tuple(getattr(model, field.name) for field in fields(OfModel))
 
 
 def _unhexed(text: str, size: int) -> bytes:

@@ -26,6 +26,7 @@ from raystream.store.local_copies import local_copies
 from raystream.store.protocol import Store
 from raystream.store.receipts import EMBEDDINGS
 from raystream.store.result import Result, load_result
+from raystream.store.unit_columns import whole_units
 
 MakeQuery = Callable[..., rs.Query]
 
@@ -188,7 +189,7 @@ def test_embeddings_are_brought_here_once_and_only_when_looked_at(
     query = make_query(store__uri="s3://bucket/runs")
     score(query)
     asked, plan = planned(query)
-    pool = read_pool(asked, plan, plan.complete([]))
+    pool = read_pool(asked, plan, whole_units(asked.store, plan.found))
     copied = []
     copies = local_copies()
     monkeypatch.setattr(copies, "_make_room", lambda file: copied.append(file.name))
