@@ -122,6 +122,10 @@ class Units(Sequence[Unit]):
             some = edges[begin : begin + _BLOCK + 1].tolist()
             yield from pairwise(some)
 
+    def common(self, place: int) -> int | None:
+        """A number that units share which differ in file and row groups alone; None of a unit that reads some rows."""
+        return None if place in self._positions else int(self._table["shared"][place])
+
     def row_groups(self, first: int, end: int) -> list[tuple[int, int]]:
         """The first row group of each of these units, and how many it has."""
         some = self._table[first:end]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ class UnitKeys:
 
     def __init__(self, query: Query, spec: ReadSpec, fingerprint: str) -> None:
         model = query.model
-        self._shared = {
+        shared: dict[str, Any] = {
             "format": FORMAT,
             "reading": READING,
             "id": query.pool.id,
@@ -50,15 +49,18 @@ class UnitKeys:
             "batch_size": model.batch_size,
             **_inputs(spec),
         }
-        self._between: dict[tuple[str, ...], list[str]] = {}
+        self._shared = {name: _text(value) for name, value in shared.items()}
 
     def of(self, units: Units) -> Keys:
         """The units' keys."""
         digests = np.empty((len(units), KEY_BYTES), np.uint8)
+        pieces: tuple[str, str, str] | None = None
+        common: int | None = None
         for first, end in units.alike():
-            before, after = (text.encode() for text in self._around(units[first]))
-            begun = hashlib.sha256(before)
-            found = []
+            if pieces is None or common is None or units.common(first) != common:
+                pieces, common = self._around(units[first]), units.common(first)
+            begun = hashlib.sha256(f"{pieces[0]}{_text(units.files[units.file_of[first]].identity)}{pieces[1]}".encode())
+            after, found = pieces[2].encode(), []
             for group, groups in units.row_groups(first, end):
                 digest = begun.copy()
                 digest.update(_listed(group, groups).encode() + after)
@@ -68,25 +70,15 @@ class UnitKeys:
 
     def text(self, unit: Unit) -> str:
         """What the key is the hash of."""
-        before, after = self._around(unit)
-        return f"{before}{_listed(unit.row_groups[0], len(unit.row_groups))}{after}"
+        before, between, after = self._around(unit)
+        return f"{before}{_text(unit.file.identity)}{between}{_listed(unit.row_groups[0], len(unit.row_groups))}{after}"
 
-    def _around(self, unit: Unit) -> tuple[str, str]:
-        """That text before and behind the row groups, by which alone most units of a file differ."""
-        own = _unit_parts(unit)
-        names = tuple(sorted([*own, _GROUPS]))
-        if names not in self._between:
-            named = (f"{_text(name)}:" + ("\0" if name in names else _text(self._shared[name])) for name in sorted([*self._shared, *names]))
-            # JSON has no such character, whatever the values are.
-            self._between[names] = f"{{{','.join(named)}}}".split("\0")
-        between, at = self._between[names], names.index(_GROUPS)
-        values = [_text(own[name]) if name != _GROUPS else "" for name in names]
-        before = chain(*zip(["", *values[:at]], between[: at + 1], strict=True))
-        after = chain(*zip(between[at + 1 :], [*values[at + 1 :], ""], strict=True))
-        return "".join(before), "".join(after)
-
-
-_GROUPS = "row_groups"
+    def _around(self, unit: Unit) -> tuple[str, str, str]:
+        """That text before the file, between it and the row groups, and behind these; by the two alone most units differ."""
+        texts = self._shared | {name: _text(value) for name, value in _unit_parts(unit).items()} | {"file": "\0", "row_groups": "\0"}
+        # JSON has no such character, whatever the values are.
+        before, between, after = f"{{{','.join(f'{_text(name)}:{texts[name]}' for name in sorted(texts))}}}".split("\0")
+        return before, between, after
 
 
 def _listed(group: int, groups: int) -> str:
@@ -95,10 +87,9 @@ def _listed(group: int, groups: int) -> str:
 
 
 def _unit_parts(unit: Unit) -> dict[str, Any]:
-    """What a unit's key holds of the unit itself, beside its row groups."""
+    """What a unit's key holds of the unit itself, beside its file and row groups."""
     later: dict[str, Any] = {"casts": [[name, str(type_)] for name, type_ in unit.casts]} if unit.casts else {}
     return later | {
-        "file": unit.file.identity,
         "positions": unit.positions,
         "unit_id": unit.id,
         "filters": unit.filters,

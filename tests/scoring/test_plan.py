@@ -152,10 +152,11 @@ def test_a_key_hashes_canonical_json(make_query: MakeQuery, casts: Any) -> None:
 def test_keys_are_made_of_units_together(make_query: MakeQuery) -> None:
     """Each is the hash of its own unit's text, whatever the units around it share, past a block of the table."""
     query, few = make_query(), some_units(40)
+    few += [replace(unit, file=replace(unit.file, path=f"/other/{i}.parquet")) for i, unit in enumerate(few)]  # one a file
     odd = [replace(few[3], positions=(1, 5)), few[4], replace(few[5], filters=((("s", "==", 1),),)), replace(few[6], row_groups=(6, 7, 8))]
     units = [*few, *odd, replace(odd[0], id="other", columns=("y",)), *some_units(20_000)]
     keys = keys_of(query).of(Units.of(units))
-    sample = [*range(60), 16_383, 16_384, len(units) - 1]
+    sample = [*range(100), 16_383, 16_384, len(units) - 1]
     assert [keys[i] for i in sample] == [hashlib.sha256(keys_of(query).text(units[i]).encode()).hexdigest() for i in sample]
     assert len(set(keys[:])) == len(set(map(keys_of(query).text, units)))
 
