@@ -17,8 +17,9 @@ def read_spec(path: str | Path, overrides: Sequence[str]) -> dict[Any, Any]:
     Raises:
         QueryError: the file can't be read, isn't YAML, or holds no sections; an override isn't of that form.
     """
+    path = Path(path).absolute()
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise QueryError(f"query file {path} can't be read: {reason}") from None

@@ -328,7 +328,7 @@ def write_bad(folder: Path) -> None:
         ({"model__temperature": "no_inputs.parquet"}, LabelsError, r"model.temperature: .*x.* is missing"),
         ({"model__temperature": "good.parquet", "pool__label": "z"}, LabelsError, r"model.temperature: .*z.* is missing"),
         ({"model__temperature": "whole.parquet", "model__source": "loud:Loud"}, (LabelsError, ModelError), r"whole.parquet"),
-        ({"model__temperature": "nowhere.parquet"}, LabelsError, r"model.temperature nowhere.parquet does not exist"),
+        ({"model__temperature": "nowhere.parquet"}, LabelsError, r"model.temperature /.*nowhere.parquet does not exist"),
         ({"model__temperature": "good.parquet", "model__classes": NAMES[:3]}, ModelError, r"names 3 classes, but the model has 4"),
         ({"pool__label": "x"}, QueryError, r"pool.label x is among pool.inputs: the model would see what it is to tell"),
         ({"pool__label": None}, QueryError, r"pool.label is missing; name the column of labels \(model.temperature\)"),

@@ -146,7 +146,7 @@ def test_all_rows_and_functions_that_a_query_names_are_looked_at(doctor: Callabl
     code, found = doctor(spec(**sections))
     assert code == 3
     for name, says in {
-        "labels": "pool.labelled gone.parquet does not exist",
+        "labels": "gone.parquet does not exist",
         "temperature": "column x is missing in",
         "targets": "column x is missing in",
         "preprocess": "no 'repair'",

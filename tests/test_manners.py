@@ -75,8 +75,12 @@ def test_long_ids_are_cut_in_messages_and_tables(make_query: MakeQuery, workplac
         (Select, {"budget": 2, "mix": True, "strategy": "diverse"}, "select.mix is true, expected a number"),
         (Select, {"budget": 2, "quotas": {"by": "c", "max": 1}}, 'select.quotas is {"by": "c", "max": 1}, expected a list'),
         (Select, {"budget": 2, "must_include": [True]}, "select.must_include.0 is true, expected an id, text or a whole number"),
-        (Model, {"source": "a:b", "preprocess": {"size": 224}}, "model.preprocess.size is 224, expected a list"),
-        (Model, {"source": "a:b", "preprocess": {"size": [224]}}, "model.preprocess.size is [224], expected one value more"),
+        (Model, {"source": "a:b", "preprocess": {"size": 224}}, "model.preprocess.size is 224, expected a list, such as [224, 224]"),
+        (
+            Model,
+            {"source": "a:b", "preprocess": {"size": [224]}},
+            "model.preprocess.size is [224], expected one value more, such as [224, 224]",
+        ),
         (Model, {"source": "a:b", "temperature": False}, "model.temperature is false, expected a number or text or a list"),
         (Model, {"source": "a:b", "args": [1]}, "model.args is [1], expected keys with values"),
         (Acquire, {"class_weights": {"a": True}}, "acquire.class_weights is true, expected a number or a list"),
@@ -174,6 +178,10 @@ def test_paths_that_are_printed_are_absolute(make_query: MakeQuery, workplace: P
     assert all(Path(place).is_absolute() and Path(place).exists() for place in places)
     assert f"in store {workplace / 'runs'}" in cli("score", "query.yaml")[1]
     assert str(workplace / "nowhere") in cli("show", "--store", "nowhere")[2]
+    assert f"query file {workplace / 'none.yaml'} can't be read" in cli("plan", "none.yaml")[2]
+    for key in ("pool.uri", "pool.labelled", "model.weights"):
+        value = "[gone.parquet]" if key == "pool.labelled" else "gone.parquet"
+        assert f"{key} {workplace / 'gone.parquet'} " in cli("plan", "query.yaml", "--set", f"{key}={value}")[2]
     assert absolute("delta+x/t") == f"delta+{workplace / 'x/t'}"
     assert absolute("s3://bucket/a?secret_key=b") == "s3://bucket/a"
     assert absolute("iceberg://lake/ns.t") == "iceberg://lake/ns.t"

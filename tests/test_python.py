@@ -83,6 +83,9 @@ def test_pandas_frames(make_query: MakeQuery) -> None:
     query = make_query(pool__uri=None, select__budget=4)
     plain = rs.run(query, pool=frame)
     assert rs.run(query, pool=frame.iloc[::-1].iloc[::-1]).query == plain.query
+    assert rs.run(query, pool=table.select(["rid", "x"])).query != plain.query  # lists of any length are another type
+    lists = table.column("x").cast(pa.list_(pa.float32()))
+    assert rs.run(query, pool=pa.table({"rid": table.column("rid"), "x": lists})).query == plain.query
     indexed = rs.run(query, pool=frame.set_index("rid"))
     assert indexed.selection.column("rid").equals(plain.selection.column("rid"))
     assert list(plain.selection.to_pandas()["rid"]) == plain.selection.column("rid").to_pylist()

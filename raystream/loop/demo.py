@@ -113,7 +113,7 @@ class _Repetitions:
         if self._seeds:
             # Not forked: this process has threads, of torch and Arrow.
             context = multiprocessing.get_context("spawn")
-            self._processes = context.Pool(min(2, len(self._seeds)), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+            self._processes = context.Pool(min(2, len(self._seeds)), _stand_back)
             self._found = {seed: self._processes.apply_async(_compared, (*self._rows, seed)) for seed in self._seeds}
         return self
 
@@ -125,6 +125,13 @@ class _Repetitions:
     def comparison(self, seed: int) -> Comparison:
         """That of a repetition, waited for."""
         return self._found[seed].get()
+
+
+def _stand_back() -> None:
+    """Of a process beside the main one: leave it the processors while it wants them, and Ctrl-C, too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        os.nice(10)
 
 
 def _compared(folder: Path, pool: Images, test: Images, seed: int) -> Comparison:

@@ -64,7 +64,7 @@ def fingerprint(spec: query.Model) -> str:
     digest.add("args", _canonical(spec.args))
     digest.add("version", (spec.version or "").encode())
     for path in [spec.weights] if isinstance(spec.weights, str) else spec.weights or []:
-        digest.add("weights", _file_hash(path, f"model.weights {path}"))
+        digest.add("weights", _file_hash(path, f"model.weights {os.path.abspath(path)}"))
     if kind.imported:
         _add_sources(digest, spec.source or "", f"model.source {spec.source}")
     elif kind is REGISTERED:

@@ -18,6 +18,7 @@ from raystream.errors import PoolError, QueryError
 from raystream.lake import LOCAL, Location, Storage, filesystem_of, is_final, own_reason, parse, reason, redacted, with_options
 from raystream.lake.retry import is_no_folder, retried
 from raystream.lake.table_uri import TableUri, is_table, parse_table
+from raystream.lake.uri import absolute
 from raystream.pool.files import CREDENTIALS_HINT, File, NothingThereError
 from raystream.pool.text_files import SUFFIXES, text_format
 
@@ -53,7 +54,7 @@ def list_files(uris: Sequence[str], key: str = "pool.uri", storage: Storage = LO
                 found[file.path] = file
         if empty:
             what = "file of labels" if texts else "Parquet file"
-            raise NothingThereError(f"{key} {redacted(uri)} holds no {what}; expected names that end in {', '.join(_extensions(texts))}")
+            raise NothingThereError(f"{key} {absolute(uri)} holds no {what}; expected names that end in {', '.join(_extensions(texts))}")
     files = [found[path] for path in sorted(found)]
     _same_partition_names(files, key)
     return files
@@ -70,13 +71,13 @@ def _list_one(uri: str, key: str, storage: Storage, texts: bool) -> Iterator[Fil
     try:
         yield from (
             _file(info, root, location, storage)
-            for info, root in _infos(filesystem, path, key, redacted(uri), location.scheme == "file", texts)
+            for info, root in _infos(filesystem, path, key, absolute(uri), location.scheme == "file", texts)
         )
     except (pa.ArrowInvalid, OSError) as error:
         if location.scheme == "file":
             raise PoolError(f"{key} {uri} can't be listed: {reason(error)}") from None
         hint = CREDENTIALS_HINT if is_final(error) else "run the query again once the storage answers"
-        raise PoolError(f"{key} {redacted(uri)} can't be listed: {reason(own_reason(filesystem, path, error))}; {hint}") from None
+        raise PoolError(f"{key} {absolute(uri)} can't be listed: {reason(own_reason(filesystem, path, error))}; {hint}") from None
 
 
 def _infos(filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: bool, texts: bool) -> Iterator[tuple[pafs.FileInfo, str]]:

@@ -112,7 +112,13 @@ def _explain(error: ValidationError, part: type[Part]) -> str:
     if unknown:
         key = str(unknown["loc"][0])
         return f"{'.'.join((*section, key))} is not a key of the query{did_you_mean(key, part.model_fields)}"
-    return _wrong_value(details, section)
+    return _wrong_value(details, section) + _example(details[0], part)
+
+
+def _example(detail: ErrorDetails, part: type[Part]) -> str:
+    """Of a key that takes a list of fixed length: its default."""
+    field = part.model_fields.get(str(detail["loc"][0])) if detail["type"] in ("tuple_type", "missing", "too_long") else None
+    return f", such as {as_written(field.default)}" if field is not None and isinstance(field.default, tuple) else ""
 
 
 def _wrong_value(details: Sequence[ErrorDetails], section: tuple[str, ...]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 
 from raystream.errors import RaystreamError
+from raystream.figures import number_of, shown
+from raystream.pool.columns import readable
 from raystream.query.acquire import column_of
 from raystream.report.cards import Cards, Sheet, cards, name_of_prediction, sheet
 from raystream.report.downloads import Downloads, downloads
@@ -21,6 +24,7 @@ from raystream.store.queries import query_folder
 from raystream.store.result import Result
 
 ROWS_SHOWN = 200
+_GROUPS = 12
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def gather(result: Result) -> Page:
         title=title(manifest),
         lede=lede(manifest),
         facts=facts(manifest),
-        constraints=tuple(constraints_met(manifest)),
+        constraints=tuple(_conditions(result)),
         warnings=tuple(manifest.warnings),
         chosen=result.selection.num_rows,
         cards=cards(result, ROWS_SHOWN),
@@ -99,6 +103,19 @@ def gather(result: Result) -> Page:
     )
 
 
+def _conditions(result: Result) -> list[Met]:
+    """How constraints were met; where quotas hold for each group of a column that the selection has, with the largest groups."""
+    found = constraints_met(result.manifest)
+    columns = result.selection.column_names
+    for asked in result.manifest.resolved["select"].get("quotas", ()):
+        name = "prediction_name" if asked["by"] == "prediction" and "prediction_name" in columns else asked["by"]
+        if asked["value"] is None and name in columns:
+            groups = Counter(shown(value) for value in readable(result.selection.column(name)) if value is not None)
+            largest = groups.most_common(_GROUPS)
+            found += [Met("of which", f"{asked['by']} {group}: {number_of(count, 'row')}", "") for group, count in largest]
+    return found
+
+
 def _histogram(result: Result, pool: StoredPool | None) -> Chart:
     score = column_of(result.manifest.resolved["acquire"]["score"])
     chosen = result.selection.column("score").drop_null().to_numpy()
@@ -113,7 +130,7 @@ def _histogram(result: Result, pool: StoredPool | None) -> Chart:
         return Chart(None, f"There is no histogram of scores: {rows} and the chosen have about the same {score}, {scores[0]:.4g}.")
     return Chart(
         drawing,
-        f"Grey: {rows}, labelled ones included. In colour: the {len(chosen):,} chosen. Each adds up to 100 %. The further the chosen "
+        f"Grey: {rows}, labelled ones included. In colour: the {len(chosen):,} chosen. Each adds up to 100%. The further the chosen "
         "lie to the right of the grey, the more the choice followed the score; diversity keeps them from the far right.",
     )
 

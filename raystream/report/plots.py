@@ -52,19 +52,19 @@ def _draw_histogram(width: int, shares: Histogram, score: str) -> tuple[int, lis
     height = 300 if width > 500 else 250
     top, left, bottom = 10, 52, height - 42
     edges, highest = shares.edges, float(max(shares.pool.max(), shares.chosen.max()))
-    x, y = Scale(edges[0], edges[-1], left, width - 12), Scale(0, highest * 1.04, bottom, top)
+    x, y = Scale(edges[0], edges[-1], left, width - 20), Scale(0, highest * 1.04, bottom, top)
     marks = ticks(0, highest, 4)
     said = percent(marks)
     drawn = []
     for mark in marks:
-        drawn += [line([(left, y(mark)), (width - 12, y(mark))], "grid"), text(left - 8, y(mark) + 4, said(mark), anchor="end")]
+        drawn += [line([(left, y(mark)), (width - 20, y(mark))], "grid"), text(left - 8, y(mark) + 4, said(mark), anchor="end")]
     drawn.append(line(_stairs(x, y, edges, shares.pool), "", "fill: var(--pool); stroke: var(--pool-line)"))
     drawn.append(line(_stairs(x, y, edges, shares.chosen), "", _CHOSEN))
-    drawn.append(line([(left, bottom), (width - 12, bottom)], "axis"))
+    drawn.append(line([(left, bottom), (width - 20, bottom)], "axis"))
     marks = ticks(edges[0], edges[-1], max(4, width // 110))
     written = decimals(marks)
     drawn += [text(x(mark), bottom + 18, written(mark), anchor="middle") for mark in marks]
-    return height, [*drawn, text((left + width - 12) / 2, height - 4, f"{score} (higher: label sooner)", anchor="middle")]
+    return height, [*drawn, text((left + width - 20) / 2, height - 4, f"{score} (higher: label sooner)", anchor="middle")]
 
 
 def _stairs(x: Scale, y: Scale, edges: Floats, shares: Floats) -> list[tuple[float, float]]:
@@ -98,7 +98,7 @@ def _draw_reliability(width: int, calibration: Calibration) -> tuple[int, list[s
 
 
 def _reliability_half(across: float, down: float, width: float, bins: Reliability, temperature: float, error: float) -> list[str]:
-    left, right, top, bottom, ground = across + 48, across + width - 8, down + 34, down + 240, down + 330
+    left, right, top, bottom, ground = across + 48, across + width - 20, down + 34, down + 240, down + 330
     x, y = Scale(0, 1, left, right), Scale(0, 1, bottom, top)
     drawn = [text(left, down + 18, f"temperature {temperature:g}: calibration error {error:.3f}", name="strong")]
     for mark in (0.0, 0.25, 0.5, 0.75, 1.0):

@@ -120,4 +120,4 @@ def decimals(values: Sequence[float]) -> Callable[[float], str]:
 def percent(values: Sequence[float]) -> Callable[[float], str]:
     """The same for shares of 1."""
     written = decimals([100 * value for value in values])
-    return lambda value: f"{written(100 * value)} %"
+    return lambda value: f"{written(100 * value)}%"

@@ -16,6 +16,8 @@ from raystream.query import Query
 from raystream.store.opening import open_store
 from raystream.store.queries import TABLES
 
+_LARGE = 1 << 31
+"""Bytes that 32-bit offsets don't reach."""
 _GROUP_BYTES = 32 << 20
 _GROUP_ROWS = 16_384
 """What a row group holds at most: many make units of even size, and workers hold one at a time."""
@@ -69,15 +71,27 @@ def _as_table(rows: object) -> pa.Table:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """The same rows without what isn't theirs: chunks, notes of pandas, and views, which Parquet has none of."""
+    """The same rows, chunks and types as any library would have them."""
     if not table.num_columns or not table.num_rows:
         raise PoolError(f"pool holds {table.num_rows} rows of {table.num_columns} columns; expected at least one row")
     if len(set(table.column_names)) < table.num_columns:
         double = next(name for name in table.column_names if table.column_names.count(name) > 1)
         raise PoolError(f"pool has {table.column_names.count(double)} columns {double}; rename all but one")
-    views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-    schema = pa.schema([field.with_type(views.get(field.type, field.type)) for field in table.schema])
-    return table.cast(schema).combine_chunks()
+    small = table.nbytes < _LARGE
+    return table.cast(pa.schema([field.with_type(_plain_type(field.type, small)) for field in table.schema])).combine_chunks()
+
+
+def _plain_type(type_: pa.DataType, small: bool) -> pa.DataType:
+    """One spelling of types that hold the same: with 32-bit offsets, in which libraries differ, where these suffice."""
+    if type_ == pa.string_view():
+        type_ = pa.large_string()
+    if type_ == pa.binary_view():
+        type_ = pa.large_binary()
+    if not small:
+        return type_
+    if pa.types.is_large_list(type_):
+        return pa.list_(type_.value_field.with_type(_plain_type(type_.value_type, small)))
+    return {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}.get(type_, type_)
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -2,6 +2,7 @@ import base64
 import csv
 import io
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,8 @@ def test_conditions_are_a_table(ask, columns_pool):
     assert "<h2>Quotas, costs and other conditions</h2>" in text
     assert "<td>cost</td><td>5</td><td>of 5 minutes</td>" in text
     assert "in the fullest group</td><td>at most 2</td>" in text
+    for group, count in Counter(result.selection.column("prediction").to_pylist()).items():
+        assert f"<td>of which</td><td>prediction {group}: {count} row{'s' * (count > 1)}</td>" in text
 
 
 def test_the_model_is_named(ask, columns_pool, digits):

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import re
 from xml.etree import ElementTree
@@ -7,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raystream.report.plots import Histogram, score_histogram
+from raystream.report.plots import Histogram, reliability_diagram, score_histogram
 from raystream.report.pool_map import Points, pool_map, project, spread
 from raystream.report.svg import NARROW, WIDE, Scale, decimals, ticks
+from raystream.store.calibration import Calibration, Reliability
 
 
 def drawings(markup):
@@ -52,12 +54,24 @@ def test_names_of_classes_are_text():
 def test_charts_are_drawn_for_wide_and_narrow_pages():
     """Twice, each as wide as its page, with letters of the same size: nothing is only scaled down."""
     draw = np.random.default_rng(0)
-    for markup in (pool_map(points_of(draw.normal(size=(9, 2)), labelled=4)), score_histogram(draw.random(99), draw.random(9), "margin")):
+    half = Reliability([5, 0, 1200], [0.1, None, 0.9], [0.2, None, 0.8])
+    numbers = dict.fromkeys((field.name for field in dataclasses.fields(Calibration)), 0.5)
+    fitted = Calibration(**numbers | {"before": half, "after": half, "files": []})
+    charts = [
+        pool_map(points_of(draw.normal(size=(9, 2)), labelled=4)),
+        score_histogram(draw.random(99), draw.random(9), "margin"),
+        reliability_diagram(fitted),
+    ]
+    for markup in charts:
         wide, narrow = drawings(markup)
         assert [svg.get("viewBox").split()[2] for svg in (wide, narrow)] == [str(WIDE), str(NARROW)]
         for svg in (wide, narrow):
             right = float(svg.get("viewBox").split()[2])
-            assert all(0 <= float(text.get("x")) <= right for text in svg.iter("text"))
+            for text in svg.iter("text"):
+                at, width = float(text.get("x")), 6.5 * len(text.text)
+                start = {"start": at, "middle": at - width / 2, "end": at - width}[text.get("text-anchor")]
+                assert start >= 0, text.text
+                assert start + width <= right, text.text
         assert not list(wide.iter("image"))
 
 
