@@ -12,6 +12,7 @@ from raystream.query import Query
 if TYPE_CHECKING:
     from raystream.choosing.verify import Verified
     from raystream.scoring.calibrate import Fitted
+    from raystream.scoring.estimate import Estimate
     from raystream.scoring.progress import Reporter
     from raystream.store.protocol import Store
     from raystream.store.result import Result, Scores
@@ -44,6 +45,17 @@ def score(query: Query, *, reporter: Reporter | None = None) -> Scores:
     from raystream import steps
 
     return steps.score(query, reporter or _silent())
+
+
+def plan(query: Query) -> Estimate:
+    """What a query would read and write, and about how long it takes; what can't end well is refused as it would be before scoring.
+
+    Raises:
+        RaystreamError: see `raystream.errors` for the kinds.
+    """
+    from raystream import steps
+
+    return steps.plan(query)
 
 
 def calibrate(query: Query, *, reporter: Reporter | None = None) -> Fitted:

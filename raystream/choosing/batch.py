@@ -49,7 +49,7 @@ def choose_batch(query: Query, columns: PoolColumns, covered: LabelledRows, acto
         QueryError: the query's own numbers leave none of the candidates, or a minimum that can't be met.
     """
     pool = columns.pool
-    named = find_named(query.select, pool, covered.mask)
+    named = find_named(query.select, pool.ids, covered.mask)
     with words_of_query():
         entered = find_candidates(query, columns, covered, named)
     rows = entered.rows

@@ -14,13 +14,14 @@ import typer
 from raystream import __version__
 from raystream.cli import catalogue, upkeep
 from raystream.cli.in_job import check_place, check_places
-from raystream.cli.terminal import RESUME, Interruption
+from raystream.cli.terminal import RESUME, Interruption, Leaving
 from raystream.cli.terminal import print_result as _print
 from raystream.cli.terminal import reporting as _reporter
 from raystream.errors import RaystreamError
 from raystream.lake.uri import redacted
 from raystream.query import Query
 from raystream.run import calibrate as fit_temperature
+from raystream.run import plan as plan_query
 from raystream.run import run
 from raystream.run import score as score_pool
 
@@ -100,13 +101,11 @@ def plan(
     It also counts the files that were added, rewritten or removed since the newest committed query over the same pool.uri: only
     those added and rewritten are scored, and removed ones leave the pool.
     """
-    from raystream.cluster.connection import own_ray_wanted
     from raystream.report.text import describe_estimate
-    from raystream.scoring.estimate import estimate
 
     asked = _load(spec, overrides, store, address)
     with _reporter():
-        figures = estimate(asked, starts_ray=own_ray_wanted(asked.cluster.address))
+        figures = plan_query(asked)
     _print(figures.summary(), lambda: describe_estimate(figures), as_json)
 
 
@@ -198,7 +197,8 @@ def version() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: see `raystream.errors` for the codes."""
     given = sys.argv[1:] if arguments is None else arguments
-    sys.exit(_exit_code(given or ["--help"]))
+    leaving = Leaving()
+    leaving.exit(_exit_code(given or ["--help"]))
 
 
 def _exit_code(arguments: list[str]) -> int:

@@ -69,6 +69,8 @@ class UnitKeys:
 def _unit_parts(unit: Unit) -> dict[str, Any]:
     """What a unit's key holds of the unit itself."""
     later: dict[str, Any] = {"casts": [[name, str(type_)] for name, type_ in unit.casts]} if unit.casts else {}
+    if unit.span is not None:
+        later["span"] = unit.span
     return later | {
         "file": unit.file.identity,
         "row_groups": unit.row_groups,

@@ -13,10 +13,22 @@ from types import TracebackType
 from raystream.errors import PoolError, StoreError, UnitsFailed
 from raystream.figures import number_of
 from raystream.query import Query
-from raystream.scoring.executor import Event, Executor, Scored, Scoring, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady, WorkerSource
+from raystream.scoring.executor import (
+    Event,
+    Executor,
+    Scored,
+    Scoring,
+    StartFailed,
+    Told,
+    UnitEnded,
+    UnitGoesOn,
+    WorkerLost,
+    WorkerReady,
+    WorkerSource,
+)
 from raystream.scoring.job import Job, UnitTask
 from raystream.scoring.plan import ScoringPlan
-from raystream.scoring.progress import Reporter
+from raystream.scoring.progress import Meter, Progress, Reporter
 from raystream.store.integrity import just_written
 from raystream.store.life import SignOfLife
 from raystream.store.packs import write_packs
@@ -114,13 +126,14 @@ class Session:
         """Compute and keep what the tasks say, one entry for each; see `score`."""
         if not tasks:
             return []
-        self._progress.begin(len(tasks))
-        if self._scoring is None:
-            self._scoring = self._start(len(tasks))
         # The largest first: what is left when the first worker runs dry is then small.
         order = sorted(range(len(tasks)), key=lambda index: -tasks[index].unit.bytes)
-        scored = self._scoring.score([tasks[index] for index in order])
-        self._judge([tasks[index] for index in order], scored)
+        ordered = [tasks[index] for index in order]
+        self._progress.begin(ordered)
+        if self._scoring is None:
+            self._scoring = self._start(ordered)
+        scored = self._scoring.score(ordered)
+        self._judge(ordered, scored)
         outputs: list[UnitOutputs | None] = [None] * len(tasks)
         just_written(self._store, (file for unit in scored.outputs.values() for file in unit.files))
         for place, unit in scored.outputs.items():
@@ -145,10 +158,10 @@ class Session:
             )
         self._left_out.append(f"{number_of(count, 'unit')} {'was' if count == 1 else 'were'} left out: {'; '.join(causes)}")
 
-    def _start(self, units: int) -> Scoring:
+    def _start(self, tasks: Sequence[UnitTask]) -> Scoring:
         if not self._life.begun:
             self._life.begin(self._store, self._folder)
-        self._executor, workers = self._processes.workers(replace(self._job, token=self._life.token), units)
+        self._executor, workers = self._processes.workers(replace(self._job, token=self._life.token), tasks)
         return Scoring(self._executor, workers, keep_going=self._job.skip_bad_rows, on_event=self._progress.on_event)
 
 
@@ -157,33 +170,51 @@ class _Progress:
 
     def __init__(self, store: Store, reporter: Reporter, folder: str) -> None:
         self._store, self._reporter, self._folder = store, reporter, folder
-        self._units = self._done = self._rows = 0
+        self._tasks: list[UnitTask] = []
+        # invariant: unit -> how many of its rows are behind; all of them once it has ended
+        self._behind: dict[int, int] = {}
+        self._rows = self._of_rows = 0
+        self._ended: set[int] = set()
         self._began = self._ready = self._last = 0.0
+        self._meter = Meter()
         self.start_seconds = 0.0
 
-    def begin(self, units: int) -> None:
-        """So many further units are to be scored."""
+    def begin(self, tasks: Sequence[UnitTask]) -> None:
+        """These further units are to be scored; they are known by their numbers, counted on from the last."""
         self._began = time.perf_counter()
         if self._ready:
             self._ready += self._began - self._last  # nothing was scored in between
-        self._units += units
+        self._tasks += tasks
+        self._of_rows += sum(task.unit.rows for task in tasks)
 
     def on_event(self, event: Event | None) -> None:
         now = self._last = time.perf_counter()
         if isinstance(event, WorkerReady) and not self._ready:
             self._ready = now
             self.start_seconds = now - self._began
-            self._reporter.stage(f"Scoring {number_of(self._units, 'unit')}")
+            self._reporter.stage(f"Scoring {number_of(self._of_rows, 'row')} in {number_of(len(self._tasks), 'unit')}")
         if isinstance(event, UnitEnded) and isinstance(event.outcome, UnitOutputs):
-            self._done += 1
-            self._rows += event.outcome.rows
+            self._ended.add(event.unit)
+            self._is_at(event.unit, self._tasks[event.unit].unit.rows)
+        if isinstance(event, UnitGoesOn) and event.unit not in self._ended:
+            self._is_at(event.unit, event.rows)
         if isinstance(event, Told):
             _log.warning("%s", event.text)
-        if event is not None:
+        if event is not None and not isinstance(event, UnitGoesOn):
             with suppress(StoreError):  # events only inform
                 self._log(event)
         if self._ready:
-            self._reporter.units(self._done, self._units, self._rows, now - self._ready)
+            self._reporter.units(self._so_far(now - self._ready))
+
+    def _is_at(self, unit: int, rows: int) -> None:
+        """So much of a unit is behind; less than before, where it is begun again."""
+        self._rows += rows - self._behind.get(unit, 0)
+        self._behind[unit] = rows
+
+    def _so_far(self, seconds: float) -> Progress:
+        rate = self._meter.rate(self._rows, seconds)
+        left = None if rate is None or len(self._ended) == len(self._tasks) else (self._of_rows - self._rows) / rate
+        return Progress(len(self._ended), len(self._tasks), self._rows, self._of_rows, rate, left)
 
     def _log(self, event: Event) -> None:
         entry: dict[str, object] = {"time": round(time.time(), 3), "event": type(event).__name__, "worker": event.worker}

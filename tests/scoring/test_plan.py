@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import compress, product
 from pathlib import Path
 from typing import Any
@@ -139,4 +140,6 @@ def test_a_key_hashes_canonical_json(make_query: MakeQuery, casts: Any) -> None:
     found = json.loads(text)
     assert json.dumps(found, sort_keys=True, separators=(",", ":")) == text
     assert (found["file"], found["positions"], found["id"]) == (['/lake/"é\0.parquet', 1, "2"], [1, 2], 'a"\\é\0')
+    assert "span" not in found
+    assert json.loads(keys_of(query).text(replace(unit, span=(1, 3)))) == found | {"span": [1, 3]}
     assert ("casts" in found, found["filters"]) == (bool(casts), [[["s", "==", '\0","file":']]])
