@@ -242,7 +242,7 @@ def query(pool: Path, store: Path) -> Query:
         pool={"uri": str(pool), "id": "id", "inputs": ["x"]},
         model={"source": "score:network", "embedding_dtype": "float16", "batch_size": BATCH},
         select={"budget": 1000},
-        cluster={"workers": WORKERS},
+        cluster={"address": "local", "workers": WORKERS},
         store={"uri": str(store)},
     )
 

@@ -19,6 +19,7 @@ from raystream.query import Query
 if TYPE_CHECKING:
     from raystream.choosing.verify import Verified
     from raystream.scoring.calibrate import Fitted
+    from raystream.scoring.estimate import Estimate
     from raystream.scoring.progress import Reporter
     from raystream.store.protocol import Store
     from raystream.store.result import Result, Scores
@@ -59,6 +60,17 @@ def score(query: Asked, *, pool: Any = None, reporter: Reporter | None = None) -
 
     with _told(reporter) as told:
         return steps.score(_asked(query, pool), told)
+
+
+def plan(query: Asked, *, pool: Any = None) -> Estimate:
+    """What a query would read and write, and about how long it takes; what can't end well is refused as it would be before scoring.
+
+    Raises:
+        RaystreamError: see `raystream.errors` for the kinds.
+    """
+    from raystream import steps
+
+    return steps.plan(_asked(query, pool))
 
 
 def calibrate(query: Asked, *, reporter: Reporter | None = None) -> Fitted:

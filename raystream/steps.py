@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from raystream.choosing.batch import choose_batch
@@ -10,16 +12,20 @@ from raystream.choosing.candidates import flat_scores, read_pool
 from raystream.choosing.commit import ScoringFacts, commit
 from raystream.choosing.constraints import PoolColumns
 from raystream.choosing.epig import with_epig
+from raystream.choosing.foresight import check_room, foresee
 from raystream.choosing.labelled import find_labelled_rows
 from raystream.choosing.verify import Verified
 from raystream.choosing.verify import verify as derive_again
+from raystream.cluster.connection import own_ray_wanted
 from raystream.cluster.processes import Processes
 from raystream.errors import QueryError, StoreError
 from raystream.lake.table_writer import check_output, write_table
+from raystream.model import runs_on_gpu
 from raystream.pool import refuse_among
 from raystream.query import Query
 from raystream.scoring.calibrate import Fitted, fitted_temperature
 from raystream.scoring.class_labels import named_classes
+from raystream.scoring.estimate import Estimate, estimate
 from raystream.scoring.plan import resolve, write_plan
 from raystream.scoring.progress import Reporter
 from raystream.scoring.session import Session, model_notes, score_warnings
@@ -30,6 +36,8 @@ from raystream.store.protocol import Store
 from raystream.store.result import Result, Scores, read_result
 from raystream.store.scored_units import with_losses
 from raystream.store.unit_columns import named, quarantined_rows
+
+_log = logging.getLogger("raystream")
 
 
 def run(query: Query, reporter: Reporter, may_score: bool) -> Result:
@@ -59,6 +67,7 @@ def _run(query: Query, fitted: Fitted | None, reporter: Reporter, processes: Pro
             raise QueryError(
                 f"{len(plan.to_compute)} of {len(plan.units)} units are not scored yet; run raystream query or raystream score first"
             )
+        _say(foresee(asked, plan))
         write_plan(asked, plan)
         planned = time.perf_counter()
         with Session(asked.job, asked.store, asked.folder, reporter, processes, life, may_score=may_score) as session:
@@ -82,6 +91,11 @@ def _run(query: Query, fitted: Fitted | None, reporter: Reporter, processes: Pro
         warnings += [*covered.warnings, *batch.warnings, *model_notes(pool.units)]
         scoring = ScoringFacts(plan, also, session.units_scored, session.bytes_read)
         return commit(asked, scoring, pool, covered, batch, seconds, warnings)
+
+
+def _say(sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        _log.warning("%s", sentence)
 
 
 def _with_output(query: Query, result: Result) -> Result:
@@ -108,6 +122,7 @@ def score(query: Query, reporter: Reporter) -> Scores:
         if not committed:
             life.begin(asked.store, asked.folder)
         plan = asked.plan(asked.pool.units)
+        _say(foresee(asked, plan, chooses=False))
         if not committed:
             write_plan(asked, plan)  # `raystream gc` knows by it which units are in use
         planned = time.perf_counter()
@@ -126,6 +141,14 @@ def score(query: Query, reporter: Reporter) -> Scores:
         seconds=Seconds(start=session.start_seconds, plan=planned - began - fitting, score=scoring, calibrate=fitting),
         quarantined=tuple(named(quarantined_rows(asked.store, *every), sum(unit.quarantined for unit in with_losses(every)))),
     )
+
+
+def plan(query: Query) -> Estimate:
+    """See `raystream.run.plan`."""
+    own = own_ray_wanted(query.cluster.address)
+    first = own and (query.cluster.address == "local" or runs_on_gpu(query.model))
+    here = own or query.cluster.address == "in_process"
+    return estimate(query, own_machine=here, ray_first=first, foresee=foresee, check_room=check_room)
 
 
 def calibrate(query: Query, reporter: Reporter) -> Fitted:

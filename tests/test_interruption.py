@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from commands import Command
 
 import raystream as rs
 from raystream.cli import main
-from raystream.cli.terminal import Interruption
+from raystream.cli.terminal import Interruption, Leaving
 
 MakeQuery = Callable[..., rs.Query]
 ENDING = "raystream: interrupted; ending, again to stop at once\n"
@@ -72,7 +73,7 @@ def test_an_interruption_while_ray_scores_is_none_of_our_defects(
 ) -> None:
     """The signal reaches the driver while it waits in Ray: exit 130 or 143, and the same command reuses what was scored."""
     undisturbed = rs.run(make_query(store__uri="undisturbed"))
-    arguments = gated_query(workplace, "auto")
+    arguments = gated_query(workplace, "local")
     command = Command(workplace, *arguments)
     command.wait_for_receipts(workplace / "runs", 1)
     command.process.send_signal(how)
@@ -91,7 +92,7 @@ def test_an_interruption_while_ray_scores_is_none_of_our_defects(
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_while_ray_starts_ends_as_any_other(workplace: Path, gate: Path, how: signal.Signals) -> None:
     """Ray has a handler of SIGTERM of its own while it starts, which would exit with 15 and without a word."""
-    command = Command(workplace, *gated_query(workplace, "auto"))
+    command = Command(workplace, *gated_query(workplace, "local"))
     command.wait_until_it_says("Starting Ray workers")
     command.process.send_signal(how)
     code, _, error = command.wait()
@@ -100,22 +101,29 @@ def test_an_interruption_while_ray_starts_ends_as_any_other(workplace: Path, gat
 
 
 @pytest.mark.slow
-def test_in_process_it_says_at_once_that_it_is_ending(workplace: Path, gate: Path) -> None:
-    """The units on the way are still finished and kept, which may take a while; the sentence doesn't wait for them."""
-    command = Command(workplace, *gated_query(workplace, "in_process"))
+@pytest.mark.parametrize("address", ["auto", "in_process"])
+def test_what_is_scored_is_kept_and_what_is_on_the_way_is_not_waited_for(
+    workplace: Path, make_query: MakeQuery, gate: Path, address: str
+) -> None:
+    """The model is in the middle of a batch that never ends: the program ends all the same, and goes on another time."""
+    undisturbed = rs.run(make_query(store__uri="undisturbed"))
+    arguments = gated_query(workplace, address)
+    command = Command(workplace, *arguments)
     command.wait_for_receipts(workplace / "runs", 1)
     command.process.send_signal(signal.SIGINT)
-    command.wait_until_it_says(ENDING)
-    assert command.process.poll() is None
-    with opened(gate):
-        code, _, error = command.wait()
-    assert code == 130
+    code, output, error = command.wait()
+    assert (code, output) == (130, "")
     assert error.endswith(ENDING + RESUME)
-    assert len(list((workplace / "runs").rglob("embeddings-*.receipt.json"))) > 1
+    with opened(gate):
+        code, output, error = Command(workplace, *arguments).wait()
+    assert code == 0, error
+    summary = json.loads(output)
+    assert (summary["units_reused"], summary["units_scored"]) == (1, 3)
+    assert pq.read_table(summary["selection"]).equals(undisturbed.selection)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("address", ["auto", "in_process"])
+@pytest.mark.parametrize("address", ["local", "in_process"])
 def test_a_second_ctrl_c_ends_at_once(workplace: Path, gate: Path, address: str) -> None:
     """Nothing is waited for any more: the unit on the way, behind a gate that never opens, is left undone."""
     command = Command(workplace, *gated_query(workplace, address))
@@ -177,3 +185,21 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Interruption().heed()
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_worker_that_cannot_be_broken_off_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interpreter that waits for it, or shuts down under it, would hang or abort: the process ends without, with the same code."""
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", lambda code: ended.append(code))
+    leaving, over = Leaving(), threading.Event()
+    worker = threading.Thread(target=over.wait, name="raystream-worker", daemon=True)
+    worker.start()
+    leaving.exit(130)
+    assert ended == [130]
+    with pytest.raises(SystemExit):
+        Leaving().exit(130)  # those of others, which were there before
+    over.set()
+    worker.join()
+    with pytest.raises(SystemExit):
+        leaving.exit(0)
+    assert ended == [130]

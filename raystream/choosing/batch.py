@@ -52,7 +52,7 @@ def choose_batch(query: Query, columns: PoolColumns, covered: LabelledRows, acto
     """
     pool = columns.pool
     query, picked_by_rule = with_strategy(query, pool, covered)
-    named = find_named(query.select, pool, covered.mask)
+    named = find_named(query.select, pool.ids, covered.mask)
     with words_of_query():
         entered = find_candidates(query, columns, covered, named)
     rows = entered.rows

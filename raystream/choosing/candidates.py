@@ -20,7 +20,7 @@ from raystream.errors import ModelError, PoolError, QueryError
 from raystream.figures import several
 from raystream.model import check_classes
 from raystream.pool import LabelledMarks, UniqueIds, comparable
-from raystream.pool.ids import id_blocks
+from raystream.pool.ids import Ids, id_blocks
 from raystream.query import Id, Query, Select
 from raystream.query.catalogue import SAMPLE_SCORES
 from raystream.scoring.class_labels import named_classes
@@ -46,25 +46,25 @@ class Named:
     warnings: tuple[str, ...]
 
 
-def find_named(select: Select, pool: ScoredPool, labelled: np.ndarray) -> Named:
+def find_named(select: Select, ids: Ids, labelled: np.ndarray) -> Named:
     """Look up the ids that `select` names.
 
     Args:
         select: of the query.
-        pool: its scored rows.
+        ids: of its pool's rows.
         labelled: (n,) bool, which of them are labelled.
 
     Raises:
         QueryError: an id of `must_include` or `similar_to` isn't in the pool, or one of `must_include` is labelled already.
     """
-    must, absent = _rows(pool, select.must_include)
+    must, absent = _rows(ids, select.must_include)
     _refuse(absent, "must_include", len(select.must_include))
     done = [id_ for id_, row in zip(select.must_include, must, strict=True) if labelled[row]]
     if done:
         raise QueryError(f"select.must_include names {several(done)}, already labelled; remove it")
-    similar, absent = _rows(pool, select.similar_to)
+    similar, absent = _rows(ids, select.similar_to)
     _refuse(absent, "similar_to", len(select.similar_to))
-    exclude, absent = _rows(pool, select.exclude)
+    exclude, absent = _rows(ids, select.exclude)
     warnings = [f"{len(absent)} of {len(select.exclude)} ids of select.exclude are not in the pool: {several(absent)}"] if absent else []
     return Named(np.asarray(list(dict.fromkeys(must.tolist())), dtype=np.int64), exclude, similar, tuple(warnings))
 
@@ -76,15 +76,15 @@ def _refuse(absent: Sequence[Id], key: str, count: int) -> None:
         )
 
 
-def _rows(pool: ScoredPool, ids: Sequence[Id]) -> tuple[np.ndarray, list[Id]]:
+def _rows(of_pool: Ids, ids: Sequence[Id]) -> tuple[np.ndarray, list[Id]]:
     """The rows of the ids that are there, and the ids that are not."""
     if not ids:
         return np.empty(0, dtype=np.int64), []
-    type_ = comparable(pa.array([], pool.ids.type)).type
+    type_ = comparable(pa.array([], of_pool.type)).type
     usable = [_as_type(id_, type_) for id_ in ids]
     wanted = pc.drop_null(pa.array(usable, type_))
     of: dict[object, int] = {}
-    for start, block in id_blocks(pool.ids):
+    for start, block in id_blocks(of_pool):
         known = comparable(block)
         there = np.asarray(pc.indices_nonzero(pc.is_in(known, value_set=wanted)))
         of |= zip(known.take(pa.array(there)).to_pylist(), (start + there).tolist(), strict=True)

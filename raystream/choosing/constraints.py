@@ -60,7 +60,7 @@ class PoolColumns:
                     values = pa.array(self.classes, pa.string()).take(values.combine_chunks())
             else:
                 values = table.column(name)
-            result.append(_quota(select, name, values, select.budget))
+            result.append(quota_of(select, name, values, select.budget))
         return result
 
     def cost(self, select: Select, rows: np.ndarray) -> Cost | None:
@@ -68,11 +68,7 @@ class PoolColumns:
         cost = select.cost
         if cost is None:
             return None
-        column = self.read(rows, [cost.column]).column(cost.column)
-        try:
-            values = column.cast(pa.float64()).to_numpy()
-        except pa.ArrowException:
-            raise PoolError(f"select.cost.column {cost.column} is {column.type}, expected numbers; name another column") from None
+        values = as_costs(cost.column, self.read(rows, [cost.column]).column(cost.column))
         bad = np.flatnonzero(~np.isfinite(values) | (values < 0))
         if len(bad):
             ids = self.pool.ids_at(rows[bad[:3]]).to_pylist()
@@ -83,6 +79,15 @@ class PoolColumns:
         return Cost(cost.column, values, cost.budget)
 
 
+def as_costs(name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """(n,) float64 values of the column of costs, whatever they are; nan where they are null."""
+    try:
+        values: np.ndarray = column.cast(pa.float64()).to_numpy()
+    except pa.ArrowException:
+        raise PoolError(f"select.cost.column {name} is {column.type}, expected numbers; name another column") from None
+    return values
+
+
 def _spelt(value: str, type_: pa.DataType) -> str:
     """A value as the groups of a column of this type are called: `1` of doubles is `1.0`; itself where it is none of theirs."""
     try:
@@ -91,7 +96,8 @@ def _spelt(value: str, type_: pa.DataType) -> str:
         return value
 
 
-def _quota(select: Select, by: str, values: pa.ChunkedArray | pa.Array, budget: int) -> Quota:
+def quota_of(select: Select, by: str, values: pa.ChunkedArray | pa.Array, budget: int) -> Quota:
+    """The query's quota by a column, over rows with these values."""
     column = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     try:
         encoded = column.dictionary_encode()

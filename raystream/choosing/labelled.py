@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 
 from raystream.errors import LabelsError, QueryError
 from raystream.figures import several
@@ -116,7 +117,7 @@ def _uncovered(lost: int, labelled: int, quarantined: int) -> str:
 def _elsewhere(asked: ResolvedQuery, labelled: Labelled, pool: ScoredPool, found: LabelledMarks) -> tuple[list[Unit], list[Unit]]:
     """Units over the labelled rows that aren't among the scored ones: those that filters exclude, and those in files of their own."""
     filtered = bool(asked.query.pool.filters)
-    in_files = asked.query.needs_embedding and _carry_inputs(asked, labelled)
+    in_files = asked.query.needs_embedding and carry_inputs(asked, labelled)
     if not filtered and not in_files:
         return [], []  # nowhere else to look: millions of labelled ids needn't be compared with the pool's
     absent = labelled.only(found.missing)
@@ -132,7 +133,7 @@ def _enough(asked: ResolvedQuery) -> list[str] | None:
     return [model.embedding] if model.carried and model.embedding else None
 
 
-def _carry_inputs(asked: ResolvedQuery, labelled: Labelled) -> bool:
+def carry_inputs(asked: ResolvedQuery, labelled: Labelled) -> bool:
     """Whether rows of any labelled file can be scored by what stands in the file."""
     return any(has_columns(labelled.files, asked.pool.read.only(_enough(asked)).columns))
 
@@ -140,7 +141,7 @@ def _carry_inputs(asked: ResolvedQuery, labelled: Labelled) -> bool:
 def _refuse_foreign(asked: ResolvedQuery, labelled: Labelled, pool: ScoredPool) -> None:
     """Refuse labels of which none is a row of the pool, unless some of its rows are unknown: their ids may be written otherwise."""
     every = labelled.every
-    if not (len(every) or labelled.outside) or _carry_inputs(asked, labelled):
+    if not (len(every) or labelled.outside) or carry_inputs(asked, labelled):
         return
     if len(pool.units) < len(asked.pool.units) or asked.pool.unreadable:
         return
@@ -148,10 +149,15 @@ def _refuse_foreign(asked: ResolvedQuery, labelled: Labelled, pool: ScoredPool) 
         return
     if locate_labelled(asked.pool, replace(labelled, ids=labelled.excluded))[0]:
         return
-    few = pool.ids_at(np.arange(min(_SHOWN, len(pool))))
+    raise none_in_the_pool(asked, labelled, pool.ids_at(np.arange(min(_SHOWN, len(pool)))))
+
+
+def none_in_the_pool(asked: ResolvedQuery, labelled: Labelled, few: pa.Array) -> LabelsError:
+    """Say what is wrong with labels of which none is a row of the pool, whose first ids are these few."""
+    every = labelled.every
     ids, own = (several(some.slice(0, _SHOWN + 1).to_pylist(), _SHOWN) for some in (every.ids, few))
     first = f" ({ids})" if ids else ""
-    raise LabelsError(
+    return LabelsError(
         f"none of the {len(every) + labelled.outside} ids{first} in pool.labelled {', '.join(asked.query.pool.labelled)} is in the "
         f"pool, whose ids are {own}.., and no labelled file holds the input columns; check pool.id and how the ids are written, or "
         "remove pool.labelled"

@@ -16,13 +16,14 @@ from raystream.cli import catalogue, init, labels, simulation, upkeep
 from raystream.cli.in_job import check_place, check_places
 from raystream.cli.loop import loop
 from raystream.cli.stream import stream
-from raystream.cli.terminal import RESUME, Interruption, end_output, nobody_reads
+from raystream.cli.terminal import RESUME, Interruption, Leaving, end_output, nobody_reads
 from raystream.cli.terminal import print_result as _print
 from raystream.cli.terminal import reporting as _reporter
 from raystream.errors import RaystreamError
 from raystream.lake.uri import absolute
 from raystream.query import Query
 from raystream.run import calibrate as fit_temperature
+from raystream.run import plan as plan_query
 from raystream.run import run
 from raystream.run import score as score_pool
 
@@ -102,13 +103,11 @@ def plan(
     It also counts the files that were added, rewritten or removed since the newest committed query over the same pool.uri: only
     those added and rewritten are scored, and removed ones leave the pool.
     """
-    from raystream.cluster.connection import own_ray_wanted
     from raystream.report.text import describe_estimate
-    from raystream.scoring.estimate import estimate
 
     asked = _load(spec, overrides, store, address)
     with _reporter():
-        figures = estimate(asked, starts_ray=own_ray_wanted(asked.cluster.address))
+        figures = plan_query(asked)
     _print(figures.summary(), lambda: describe_estimate(figures), as_json)
 
 
@@ -209,9 +208,10 @@ def version() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: see `raystream.errors` for the codes."""
     given = sys.argv[1:] if arguments is None else arguments
+    leaving = Leaving()
     code = _exit_code(given or ["--help"])
     end_output()
-    sys.exit(code)
+    leaving.exit(code)
 
 
 def _exit_code(arguments: list[str]) -> int:

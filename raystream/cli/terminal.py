@@ -11,12 +11,13 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from raystream.lake.retry import stop_waiting, wait_again
 
@@ -123,6 +124,8 @@ def _descriptor_1_on_2() -> Iterator[None]:
 
 RESUME = "interrupted; run the same command again to go on where it stopped"
 
+_UNBROKEN = ("raystream-worker", "raystream-ray")
+
 _TWIN_SECONDS = 1.0
 """Within it a second SIGTERM is the first one's twin: `timeout` signals its child, and then the group that the child is in."""
 
@@ -160,3 +163,22 @@ class Interruption:
             return
         say_at_once(RESUME, last=True)
         os._exit(128 + number)
+
+
+class Leaving:
+    """Ends the program without those threads that can't be broken off, such as one in the middle of a large batch.
+
+    An interpreter that shuts down under a thread in foreign code may abort; what such a thread still does, nobody wants.
+    """
+
+    def __init__(self) -> None:
+        self._before = set(threading.enumerate())
+
+    def exit(self, code: int) -> NoReturn:
+        """End with this code."""
+        if not any(thread.name in _UNBROKEN for thread in set(threading.enumerate()) - self._before):
+            sys.exit(code)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)

@@ -22,7 +22,7 @@ from raystream.figures import number_of
 from raystream.lake.retry import in_words
 from raystream.model import is_device_failure
 from raystream.query import Cluster
-from raystream.scoring.executor import Event, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady
+from raystream.scoring.executor import FAR_SECONDS, Event, StartFailed, Told, UnitEnded, UnitGoesOn, WorkerLost, WorkerReady, now_and_then
 from raystream.scoring.job import Job, UnitTask
 from raystream.scoring.scheduler import IN_FLIGHT
 from raystream.scoring.worker import Failure, Worker, started
@@ -147,10 +147,13 @@ class _ScoringActor:
         """Answers once the actor has a place."""
 
     @ray.method(concurrency_group=_TELLING)  # type: ignore[untyped-decorator]
-    def told(self) -> str:
-        """What the worker has to say to people, once there is something: Ray's own logs go nowhere that they would look."""
-        message: str = self._told.get().getMessage()
-        return message
+    def told(self) -> str | tuple[int, int]:
+        """What the worker has to say to people, or how many rows of a unit are behind, once there is something.
+
+        Ray's own logs go nowhere that people would look.
+        """
+        word = self._told.get()
+        return word if isinstance(word, tuple) else str(word.getMessage())
 
     def load(self) -> RaystreamError | None:
         """Load the model; the model's own error comes back as a value."""
@@ -163,12 +166,12 @@ class _ScoringActor:
             raise
         return None
 
-    def score(self, task: UnitTask) -> UnitOutputs | Failure:
+    def score(self, unit: int, task: UnitTask) -> UnitOutputs | Failure:
         import pyarrow as pa
 
         assert self._worker is not None
         try:
-            return self._worker.attempt(task)
+            return self._worker.attempt(task, now_and_then(lambda rows: self._told.put((unit, rows)), FAR_SECONDS))
         except BaseException as error:
             _end_if_device_is_lost(error)
             raise
@@ -220,7 +223,7 @@ class ActorPool:
         actor = self._actors.get(worker)
         # A worker may end a unit and die before it is heard of: its loss comes behind the unit in the same events.
         if actor is not None:
-            self._refs[actor.score.remote(task)] = (worker, unit)
+            self._refs[actor.score.remote(unit, task)] = (worker, unit)
 
     def wait(self, timeout: float) -> list[Event]:
         until = time.monotonic() + timeout
@@ -265,14 +268,16 @@ class ActorPool:
         """What a worker says beside its work: that it has a place, and now and then a sentence."""
         worker = self._ears.pop(ref)
         try:
-            text = ray.get(ref)
+            word = ray.get(ref)
         except RayError as error:
             return self._died(worker, error)
         self._placing.placed(worker)
         actor = self._actors.get(worker)
         if actor is not None:
             self._ears[actor.told.remote()] = worker
-        return None if text is None else Told(worker, text)
+        if isinstance(word, tuple):
+            return UnitGoesOn(worker, *word)
+        return None if word is None else Told(worker, word)
 
     def _died(self, worker: int, error: Exception) -> Event | None:
         if worker in self._lost:

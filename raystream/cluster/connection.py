@@ -80,8 +80,14 @@ def protect_own_ray() -> None:
 
 
 def own_ray_wanted(address: str) -> bool:
-    """Whether `cluster.address` means a Ray of our own: `auto`, and not inside a job or with a cluster in the environment."""
-    return address == "auto" and not os.environ.get("RAY_ADDRESS")
+    """Whether `cluster.address` means a Ray of our own: `auto` outside a job and without a cluster in the environment, or `local`."""
+    return address == "local" or (address == "auto" and not os.environ.get("RAY_ADDRESS"))
+
+
+def ray_is_here() -> bool:
+    """Whether this process is connected to a Ray already."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(getattr(ray, "is_initialized", bool)())
 
 
 _OBJECT_STORE_BYTES = 100 << 20

@@ -14,7 +14,7 @@ from typing import Any
 from raystream import query
 from raystream.errors import ModelError
 from raystream.model.artefact import with_local_files
-from raystream.model.batches import is_device_failure
+from raystream.model.batches import is_device_failure, runs_on_gpu
 from raystream.model.columns_model import input_columns
 from raystream.model.committee import Committee, member_names, member_specs
 from raystream.model.embedding import INPUTS
@@ -39,6 +39,7 @@ __all__ = [
     "is_device_failure",
     "load",
     "load_preparation",
+    "runs_on_gpu",
     "with_local_files",
 ]
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raystream import query
 from raystream.errors import ModelError
 from raystream.model.prediction import Prediction
 from raystream.model.promise import NOT_FINITE, Promise, padded
@@ -45,6 +46,12 @@ def choose_device(name: str) -> torch.device:
             raise
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise ModelError(f"model.device {name!r} is not available here ({reason}); use auto, cpu or a device that is") from None
+
+
+def runs_on_gpu(model: query.Model) -> bool:
+    """Whether any part of a model would run on a GPU in this process."""
+    names = {part.device for part in [model, *(model.members or [])]}
+    return any(name.startswith("cuda") or (name == "auto" and torch.cuda.is_available()) for name in names)
 
 
 def keep_freed_memory() -> None:

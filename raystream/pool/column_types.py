@@ -119,7 +119,7 @@ def wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return pa.float64()
     if all(map(pa.types.is_decimal128, both)) and one.scale == other.scale:
         return max(both, key=lambda type_: type_.precision)
-    if all(map(_is_text, both)):
+    if all(map(is_text, both)):
         return pa.string() if pa.string() in both else pa.large_string()
     if all(map(_is_bytes, both)):
         return pa.binary() if pa.binary() in both else pa.large_binary()
@@ -148,14 +148,15 @@ def _wider_or_null(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 def _fits_folder(column: pa.DataType, folder: pa.DataType) -> bool:
     """Whether a column's values are what folders have in their names: whole numbers, or text."""
-    return bool(pa.types.is_integer(column) if pa.types.is_integer(folder) else _is_text(column))
+    return bool(pa.types.is_integer(column) if pa.types.is_integer(folder) else is_text(column))
 
 
 def _has(footer: Footer, name: str, type_: pa.DataType) -> bool:
     return bool(plain_type(footer.schema.field(name).type).equals(type_))
 
 
-def _is_text(type_: pa.DataType) -> bool:
+def is_text(type_: pa.DataType) -> bool:
+    """Whether a column holds strings, however they are laid out."""
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 

@@ -219,7 +219,7 @@ def _reading(
     for index, footer in zip(able, footers, strict=True):
         rows = _take(labelled, footer.file, spec.id_type, wanted)
         own_id = labelled.id_name if spec.id is None else None
-        units[index] = units_at(footer, rows.tolist(), own_id, columns=part, widened=spec.widened)
+        units[index] = units_at(footer, rows.tolist(), own_id, columns=part, widened=spec.widened, work_rows=read.work_rows)
     return units
 
 
@@ -309,7 +309,7 @@ def locate_labelled(plan: PoolPlan, labelled: Labelled, threads: int = 8) -> tup
         results = list(executor.map(lambda item: _excluded(item[0], item[1], plan.read.id, labelled), todo))
     units: list[Unit] = []
     for (footer, _), (positions, indices) in zip(todo, results, strict=True):
-        units += units_at(footer, positions.tolist(), widened=plan.read.widened)
+        units += units_at(footer, positions.tolist(), widened=plan.read.widened, work_rows=plan.read.work_rows)
         rest[indices] = False
     return units, labelled.only(rest)
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from raystream.errors import PoolError, QueryError
 from raystream.lake.uri import TableVersion
-from raystream.pool.column_types import pool_types, widened
+from raystream.pool.column_types import is_text, pool_types, widened
 from raystream.pool.columns import RAW, Column, Texts, check_mixture, known_shape, plain_type, recognise, row_shapes
 from raystream.pool.files import File, open_parquet
 from raystream.pool.filters import Filters, check_filters, filter_columns, freeze, partition_types, residual
@@ -27,7 +27,7 @@ from raystream.pool.reader import Prepared, ReadSpec
 from raystream.pool.scan import scan
 from raystream.pool.tables import list_pool
 from raystream.pool.unit_table import Units
-from raystream.pool.units import TARGET_BYTES, Unit, cut_units, group_bytes
+from raystream.pool.units import TARGET_BYTES, WORK_ROWS, Unit, cut_units, group_bytes
 from raystream.query import LOGIT_SCORES, Pool, Preprocess
 
 _SAMPLED_FILES = 8
@@ -142,6 +142,9 @@ def _arrays(unit: Unit, column: Column, on_error: str) -> Iterator[pa.Array]:
             for group in unit.row_groups:  # one by one: what object storage sends of the others would be thrown away
                 for first, batch in scan(unit.file, parquet, [column.name], _SAMPLED_ROWS, [group], what=what):
                     values = batch.column(column.name)
+                    if unit.span is not None:
+                        skipped = max(0, unit.span[0] - first)
+                        first, values = first + skipped, values.slice(skipped, max(0, unit.span[1] - first - skipped))
                     if not pa.types.is_null(values.type):
                         yield values if deletes is None else values.take(pa.array(deletes.kept(first, len(values))))
         except PoolError:
@@ -279,7 +282,8 @@ def plan_pool(
     check_filters(filters, types)
     # All else that is read becomes tensors of one type.
     wide = widened(footers, types, [*([pool.id] if pool.id else []), *(inputs if prepared else [])])
-    units = _cut(footers, filters, folders, target_bytes, wide)
+    work_rows = WORK_ROWS if _much_work(inputs, types, texts, images, prepared) else None
+    units = _cut(footers, filters, folders, target_bytes, wide, work_rows)
     if not units:
         raise NoRowsError(f"no row of {len(files)} files is left after filters {_shown(filters)}; change pool.filters")
     if prepared is not None:
@@ -321,9 +325,18 @@ def _cut(
     folders: dict[str, pa.DataType],
     target_bytes: int,
     wide: tuple[tuple[str, pa.DataType], ...],
+    work_rows: int | None,
 ) -> Units:
     left = ((footer, residual(filters, footer.file, folders)) for footer in footers)
-    return Units.of(unit for footer, rest in left if rest is not None for unit in cut_units(footer, rest, target_bytes, wide))
+    return Units.of(unit for footer, rest in left if rest is not None for unit in cut_units(footer, rest, target_bytes, wide, work_rows))
+
+
+def _much_work(
+    inputs: Sequence[str], types: dict[str, pa.DataType], texts: Texts, images: Preprocess | None, prepared: Prepared | None
+) -> bool:
+    """Whether a row's bytes say little of its work: texts for a network, images to be decoded, the input of the user's function."""
+    plain = [plain_type(types[name]) for name in inputs]
+    return prepared is not None or images is not None or (texts != "refused" and any(map(is_text, plain)))
 
 
 def _left_out(unreadable: dict[File, str]) -> tuple[str, ...]:

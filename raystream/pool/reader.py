@@ -25,7 +25,7 @@ from raystream.pool.ids import derived_ids
 from raystream.pool.images import EachRow, decode_images, decode_npy
 from raystream.pool.remote import RemoteParquet
 from raystream.pool.scan import group_starts, scan
-from raystream.pool.units import Unit
+from raystream.pool.units import WORK_ROWS, Unit
 
 READING = 2
 """Of which rows are read, and as what; part of units' keys. Before 2, rows came twice in units of more than 16,384 rows with filters."""
@@ -83,6 +83,12 @@ class ReadSpec:
     def decodes_images(self) -> bool:
         """Whether any input is made of encoded images."""
         return any(column.image is not None for column in self.columns)
+
+    @property
+    def work_rows(self) -> int | None:
+        """How many rows a unit should have at most; None where a row's bytes tell its work."""
+        heavy = self.prepared is not None or self.decodes_images or any(column.is_text for column in self.columns)
+        return WORK_ROWS if heavy else None
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -163,7 +169,7 @@ def read_unit(
     pooled = threads > 1 and spec.decodes_images
     with open_parquet(unit.file, note) as parquet, ThreadPoolExecutor(threads) if pooled else nullcontext() as pool:
         starts = group_starts(parquet)
-        if unit.row_groups[-1] >= len(starts) - 1 or starts[unit.row_groups[0]] != unit.first_row:
+        if not _is_there(unit, starts):
             raise PoolError(f"{unit.name} is not in the file any more; plan the query again")
         for batch, rows in _selected(unit, spec, parquet, batch_rows, note):
             if passing is not None:
@@ -172,6 +178,14 @@ def read_unit(
             yield from _clean(unit, tensors, cast_columns(batch, unit.casts, unit.name), rows, np.asarray(starts))
         if not isinstance(parquet, RemoteParquet):
             check_unchanged(unit.file)
+
+
+def _is_there(unit: Unit, starts: Sequence[int]) -> bool:
+    """Whether the file still holds the unit's row groups where they were."""
+    first, last = unit.row_groups[0], unit.row_groups[-1]
+    if last >= len(starts) - 1:
+        return False
+    return starts[first] == unit.first_row if unit.span is None else starts[first] <= unit.span[0] < unit.span[1] <= starts[last + 1]
 
 
 def _selected(
@@ -183,12 +197,20 @@ def _selected(
     # a question to object storage, which is asked while the last rows are decoded
     then = partial(check_unchanged, unit.file, note)
     positions = None if unit.positions is None else np.asarray(unit.positions, dtype=np.int64)
+    low, high = unit.span or (0, None)
     for first, batch in scan(unit.file, parquet, list(dict.fromkeys(wanted)), batch_rows, unit.row_groups, then, unit.name):
+        if high is not None:
+            if first >= high:
+                if isinstance(parquet, RemoteParquet):
+                    then()
+                return
+            skipped = max(0, low - first)
+            first, batch = first + skipped, batch.slice(skipped, max(0, high - first - skipped))
         rows = np.arange(first, first + batch.num_rows)
         keep: npt.NDArray[np.int64] | None = None
         if positions is not None:
-            low, high = np.searchsorted(positions, [rows[0], rows[-1] + 1]) if len(rows) else (0, 0)
-            keep = positions[low:high] - first
+            begin, end = np.searchsorted(positions, [rows[0], rows[-1] + 1]) if len(rows) else (0, 0)
+            keep = positions[begin:end] - first
         elif unit.filters:
             keep = matching_rows(unit.filters, batch, unit.name)
         if unit.file.deletes is not None and positions is None:

@@ -13,7 +13,10 @@ from raystream.pool.files import File
 from raystream.pool.units import Unit, unit_name
 
 _COLUMNS = np.dtype(
-    [("file", "<i4"), ("shared", "<i4"), ("group", "<i4"), ("groups", "<i4"), ("first_row", "<i8"), ("rows", "<i8"), ("bytes", "<i8")]
+    [
+        *(("file", "<i4"), ("shared", "<i4"), ("group", "<i4"), ("groups", "<i4")),
+        *(("first_row", "<i8"), ("rows", "<i8"), ("bytes", "<i8"), ("low", "<i8"), ("high", "<i8")),
+    ]
 )
 _BLOCK = 1 << 14
 """Units that are taken into the table at once."""
@@ -57,8 +60,8 @@ class Units(Sequence[Unit]):
                     shared.append(common)
                 if unit.positions is not None:
                     positions[place] = unit.positions
-                groups = unit.row_groups
-                rows.append((len(files) - 1, len(shared) - 1, groups[0], len(groups), unit.first_row, unit.rows, unit.bytes))
+                groups, span = unit.row_groups, unit.span or (-1, -1)
+                rows.append((len(files) - 1, len(shared) - 1, groups[0], len(groups), unit.first_row, unit.rows, unit.bytes, *span))
                 place += 1
             blocks.append(np.array(rows, _COLUMNS))
         return cls(files, shared, np.concatenate(blocks), positions)
@@ -76,10 +79,10 @@ class Units(Sequence[Unit]):
         if isinstance(place, slice):
             return self.take(np.arange(len(self))[place])
         place = range(len(self))[place]
-        file, shared, group, groups, first_row, rows, size = self._table[place].item()
+        file, shared, group, groups, first_row, rows, size, low, high = self._table[place].item()
         filters, id_, columns, casts = self._shared[shared]
         own = tuple(range(group, group + groups)), first_row, rows, size
-        return Unit(self.files[file], *own, filters, self._positions.get(place), id_, columns, casts)
+        return Unit(self.files[file], *own, filters, self._positions.get(place), id_, columns, casts, (low, high) if low >= 0 else None)
 
     def __iter__(self) -> Iterator[Unit]:
         return (self[place] for place in range(len(self)))
@@ -102,6 +105,12 @@ class Units(Sequence[Unit]):
         return np.asarray(self._table["bytes"])
 
     @property
+    def filtered(self) -> npt.NDArray[np.bool_]:
+        """(n,) whether filters are left for each unit's rows to pass."""
+        left = np.array([bool(filters) for filters, *_ in self._shared], bool)
+        return left[self._table["shared"]] if len(self) else np.empty(0, bool)
+
+    @property
     def first_rows(self) -> Integers:
         """(n,) the position in its file of each unit's first row."""
         return np.asarray(self._table["first_row"])
@@ -115,6 +124,7 @@ class Units(Sequence[Unit]):
         """Runs of units, first and end, that differ in their row groups alone."""
         table = self._table
         new = (table["file"][1:] != table["file"][:-1]) | (table["shared"][1:] != table["shared"][:-1])
+        new |= (table["low"][1:] >= 0) | (table["low"][:-1] >= 0)  # of spans each is for itself
         for place in self._positions:  # each for itself
             new[max(place - 1, 0) : place + 1] = True
         edges = np.concatenate([[0], np.flatnonzero(new) + 1, [len(table)]]) if len(table) else np.zeros(1, np.int64)
@@ -123,13 +133,20 @@ class Units(Sequence[Unit]):
             yield from pairwise(some)
 
     def common(self, place: int) -> int | None:
-        """A number that units share which differ in file and row groups alone; None of a unit that reads some rows."""
-        return None if place in self._positions else int(self._table["shared"][place])
+        """A number that units share which differ in file and row groups alone; None of a unit that reads some rows or a span."""
+        if place in self._positions or self._table["low"][place] >= 0:
+            return None
+        return int(self._table["shared"][place])
 
     def row_groups(self, first: int, end: int) -> list[tuple[int, int]]:
         """The first row group of each of these units, and how many it has."""
         some = self._table[first:end]
         return list(zip(some["group"].tolist(), some["groups"].tolist(), strict=True))
+
+    def spans(self, first: int, end: int) -> list[tuple[int, int] | None]:
+        """The span of each of these units, if it has one."""
+        some = self._table[first:end]
+        return [None if low < 0 else (low, high) for low, high in zip(some["low"].tolist(), some["high"].tolist(), strict=True)]
 
 
 class UnitNames(Sequence[str]):
@@ -151,7 +168,6 @@ class UnitNames(Sequence[str]):
         if isinstance(place, slice):
             start, stop, _ = place.indices(len(self))
             paths = [self._units.files[file].path for file in self._units.file_of[start:stop].tolist()]
-            return [unit_name(path, *groups) for path, groups in zip(paths, self._units.row_groups(start, stop), strict=True)]
-        place = range(len(self))[place]
-        [groups] = self._units.row_groups(place, place + 1)
-        return unit_name(self._units.files[int(self._units.file_of[place])].path, *groups)
+            named = zip(paths, self._units.row_groups(start, stop), self._units.spans(start, stop), strict=True)
+            return [unit_name(path, *groups, span) for path, groups, span in named]
+        return self[range(len(self))[place] : range(len(self))[place] + 1][0]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pyarrow as pa
 
@@ -13,6 +15,10 @@ from raystream.pool.filters import Filters, filter_columns, row_group_may_match
 from raystream.pool.footers import Footer, RowGroup
 
 TARGET_BYTES = 32 << 20
+WORK_ROWS = 4096
+"""Rows of a unit whose rows are texts, images or the input of a function, whatever their bytes: some minutes of a slow model's work."""
+_READ_AGAIN = 256 << 20
+"""Bytes of a row group from which its parts grow with it, since each of them reads the group anew."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Unit:
     Attributes:
         file: where the rows are.
         row_groups: consecutive.
-        first_row: position in the file of the first row group's first row.
+        first_row: position in the file of the first row that it may hold.
         rows: how many are read, before row filters, without deleted ones.
         bytes: uncompressed, of the columns read.
         filters: what rows must still pass.
@@ -30,6 +36,7 @@ class Unit:
         id: the id column, where it is another one than the pool's; only labelled files have such units.
         columns: the input columns read, in the spec's order, where they aren't all of it; only labelled files have such units.
         casts: the columns that outputs depend on by their type, where the file's is narrower than the pool's, with the pool's.
+        span: if given, the positions in the file, from the first on and before the second, that a part of a row group holds.
     """
 
     file: File
@@ -42,31 +49,39 @@ class Unit:
     id: str | None = None
     columns: tuple[str, ...] | None = None
     casts: tuple[tuple[str, pa.DataType], ...] = ()
+    span: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
-        """`path#rg3-5` or `path#rg3`, as messages show it."""
-        return unit_name(self.file.path, self.row_groups[0], len(self.row_groups))
+        """`path#rg3-5`, `path#rg3`, or `path#rg3[4096:8192]` for the part of a row group, as messages show it."""
+        return unit_name(self.file.path, self.row_groups[0], len(self.row_groups), self.span)
 
 
-def unit_name(path: str, group: int, groups: int) -> str:
-    """What a unit of so many row groups of a file is called."""
+def unit_name(path: str, group: int, groups: int, span: tuple[int, int] | None = None) -> str:
+    """What a unit of so many row groups of a file is called, or of a span of one."""
+    if span is not None:
+        return f"{path}#rg{group}[{span[0]}:{span[1]}]"
     return f"{path}#rg{group}" if groups == 1 else f"{path}#rg{group}-{group + groups - 1}"
 
 
 def cut_units(
-    footer: Footer, filters: Filters = (), target_bytes: int = TARGET_BYTES, widened: Sequence[tuple[str, pa.DataType]] = ()
+    footer: Footer,
+    filters: Filters = (),
+    target_bytes: int = TARGET_BYTES,
+    widened: Sequence[tuple[str, pa.DataType]] = (),
+    work_rows: int | None = None,
 ) -> list[Unit]:
-    """Cut a file at row groups into units of about equal bytes, in order.
+    """Cut a file at row groups into units of about equal bytes, in order, or where rows are much work, of about equal rows.
 
-    Row groups that are empty, all deleted, or that the statistics rule out are left out. The cut depends on this file and these
-    filters alone, so that scored units are found again whatever else the pool holds.
+    Row groups that are empty, all deleted, or that the statistics rule out are left out. The cut depends on this file, these
+    filters and what the columns are alone, so that scored units are found again whatever else the pool holds, and on any machine.
 
     Args:
         footer: the file's, with statistics of the filters' columns.
         filters: what its hive folders left undecided.
         target_bytes: uncompressed bytes that a unit should have.
         widened: as `ReadSpec.widened`.
+        work_rows: rows that a unit should have at most, if a row's bytes don't tell its work; then large row groups are cut, too.
     """
     types = {field.name: field.type for field in footer.schema}
     runs: list[list[int]] = []
@@ -83,8 +98,31 @@ def cut_units(
             runs.append([index])
     names = filter_columns(filters)
     weights = [group_bytes(group, names) for group in footer.row_groups]
+    least = target_bytes // work_rows if work_rows else 0
+    work = [max(weight, group.rows * least) for weight, group in zip(weights, footer.row_groups, strict=True)]
     narrow = casts(footer, widened)
-    return [_unit(footer, part, weights, filters, starts, narrow) for run in runs for part in _parts(run, weights, target_bytes)]
+    units = [_unit(footer, part, weights, filters, starts, narrow) for run in runs for part in _parts(run, work, target_bytes)]
+    return units if not work_rows else [part for unit in units for part in _within_group(unit, footer, starts, work_rows)]
+
+
+def _within_group(unit: Unit, footer: Footer, starts: Sequence[int], work_rows: int) -> list[Unit]:
+    """A unit of one row group that holds too many rows, in parts of equally many; any other as it is."""
+    group = unit.row_groups[0]
+    rows = footer.row_groups[group].rows
+    count = round(rows / (work_rows * max(1.0, unit.bytes / _READ_AGAIN)))
+    if len(unit.row_groups) > 1 or count < 2:
+        return [unit]
+    edges = [starts[group] + rows * part // count for part in range(count + 1)]
+    return [part for low, high in pairwise(edges) if (part := _part(unit, footer, low, high)) is not None]
+
+
+def _part(unit: Unit, footer: Footer, low: int, high: int) -> Unit | None:
+    """The rows of a unit at these positions; None if all of them are deleted."""
+    deletes = footer.file.deletes
+    rows = high - low - (deletes.count(low, high) if deletes else 0)
+    group = footer.row_groups[unit.row_groups[0]]
+    stored = unit.bytes * (high - low) // group.rows
+    return replace(unit, file=footer.file.part(low, high), first_row=low, rows=rows, bytes=stored, span=(low, high)) if rows else None
 
 
 def units_at(
@@ -94,6 +132,7 @@ def units_at(
     target_bytes: int = TARGET_BYTES,
     columns: tuple[str, ...] | None = None,
     widened: Sequence[tuple[str, pa.DataType]] = (),
+    work_rows: int | None = None,
 ) -> list[Unit]:
     """Units that read these rows of a file and nothing else.
 
@@ -104,6 +143,7 @@ def units_at(
         target_bytes: of the row groups that one unit opens.
         columns: the input columns read, if they aren't all of the pool's.
         widened: as `ReadSpec.widened`.
+        work_rows: rows that a unit should have at most, as of `cut_units`.
     """
     narrow = casts(footer, widened)
     units: list[Unit] = []
@@ -122,12 +162,22 @@ def units_at(
         else:
             runs.append([index])
     for run in runs:
-        for part in _parts(run, weights, target_bytes):
-            rows = tuple(position for index in part for position in held[index])
-            stored = sum(weights[i] for i in part)
-            file = footer.file.part(starts[part[0]], starts[part[-1] + 1])
-            units.append(Unit(file, tuple(part), starts[part[0]], len(rows), stored, (), rows, id_column, columns, narrow))
+        for whole in _parts(run, weights, target_bytes):
+            for part in _fewer(whole, held, work_rows):
+                first, last = bisect_right(starts, part[0]) - 1, bisect_right(starts, part[-1]) - 1
+                stored = sum(weights[first : last + 1])
+                file = footer.file.part(starts[first], starts[last + 1])
+                groups = tuple(range(first, last + 1))
+                units.append(Unit(file, groups, starts[first], len(part), stored, (), part, id_column, columns, narrow))
     return units
+
+
+def _fewer(groups: Sequence[int], held: dict[int, list[int]], work_rows: int | None) -> list[tuple[int, ...]]:
+    """The positions that some row groups hold, in runs of about so many."""
+    rows = tuple(position for group in groups for position in held[group])
+    count = max(1, round(len(rows) / work_rows)) if work_rows else 1
+    edges = [len(rows) * part // count for part in range(count + 1)]
+    return [rows[low:high] for low, high in pairwise(edges)]
 
 
 def group_bytes(group: RowGroup, filter_names: Sequence[str]) -> int:

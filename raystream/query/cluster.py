@@ -16,8 +16,8 @@ class Cluster(Part):
     section = ("cluster",)
 
     address: str = "auto"
-    """`auto`: the cluster of `RAY_ADDRESS` or of the job it runs in, else a Ray of its own on this machine. `in_process`: no Ray. Or
-    an address."""
+    """`auto`: the cluster of `RAY_ADDRESS` or of the job it runs in, else this machine, with a Ray of its own where one pays. `local`:
+    such a Ray in any case. `in_process`: no Ray. Or an address."""
     workers: Positive | Literal["auto"] = "auto"
     """How many score at once; `auto`: as many as the cluster has room for."""
     cpus_per_worker: Positive = 1

@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from raystream.scoring.progress import rate
+from raystream.scoring.progress import Progress
 
 _SECONDS = 0.2
 """Between two drawings at least."""
@@ -34,12 +34,12 @@ class NotebookBar:
         self._text = text
         self._draw(html.escape(text))
 
-    def units(self, done: int, total: int, rows: int, seconds: float) -> None:
-        if time.monotonic() - self._last < _SECONDS and done < total:
+    def units(self, progress: Progress) -> None:
+        if time.monotonic() - self._last < _SECONDS and progress.units < progress.of_units:
             return
-        bar = f'<progress value="{done}" max="{total}" style="vertical-align: middle"></progress>'
-        facts = [f"{done:,}/{total:,} units", rate(rows, seconds)]
-        self._draw(f"{html.escape(self._text)} {bar} {', '.join(fact for fact in facts if fact)}")
+        bar = f'<progress value="{progress.rows}" max="{progress.of_rows}" style="vertical-align: middle"></progress>'
+        facts = [f"{progress.units:,}/{progress.of_units:,} units", *progress.words]
+        self._draw(f"{html.escape(self._text)} {bar} {', '.join(facts)}")
 
     def _draw(self, content: str) -> None:
         self._last = time.monotonic()

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
-from raystream.model import Predictor, load, with_local_files
+from raystream.lake import LOCAL
 from raystream.query import Cluster, Query
-from raystream.scoring.batch_reader import BatchReader, preparation
 from raystream.scoring.calibrate import known_temperature
+from raystream.scoring.executor import RAY_PAYS_SECONDS, RAY_SECONDS
 from raystream.scoring.job import UnitTask
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan, resolve
+from raystream.scoring.worker import Abandoned, Worker
+from raystream.store.opening import open_store
 from raystream.store.queries import Changes, changes_since
 from raystream.store.receipt_table import ReceiptTable
 from raystream.store.receipts import EMBEDDINGS
@@ -24,7 +27,6 @@ from raystream.store.receipts import EMBEDDINGS
 _SCORE_BYTES = 40
 """A row of a scores file without its id: five scores, prediction, confidence, row."""
 _PROBE_SECONDS = 2.0
-_RAY_START = 6.0
 _UNFITTED = (
     "model.temperature is not fitted yet, so all units count as not scored, and the rows that it is fitted on are not counted; "
     "run raystream calibrate first"
@@ -36,8 +38,8 @@ _PROBE_UNITS = 8
 class Estimate:
     """A query's figures.
 
-    `seconds` is scoring time on `workers` workers: 0 if all is scored, None if it can't be told; `start_seconds` comes before it,
-    about what Ray and its workers take to start where nothing else runs.
+    `seconds` is scoring time on `workers` workers: 0 if all is scored, None if it can't be told; `start_seconds` comes before it:
+    about what Ray and its workers take to start, where no unit is scored meanwhile.
     `changes` are those of the pool's files since the newest committed query over the same pool, None if there is none.
     """
 
@@ -64,17 +66,34 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class _Rate:
-    rows_per_second: float | None
-    dimension: int
+class _Pace:
+    """How one worker scores: seconds a row, and those of processors; None where it can't be told."""
+
+    seconds: float | None
+    processor: float
+    width: int
     measured_on: str
 
 
-def estimate(query: Query, *, starts_ray: bool = False) -> Estimate:
+def estimate(
+    query: Query,
+    *,
+    own_machine: bool = False,
+    ray_first: bool = False,
+    foresee: Callable[[ResolvedQuery, ScoringPlan], Sequence[str]] = lambda asked, plan: (),
+    check_room: Callable[[ResolvedQuery, ScoringPlan, int], None] = lambda asked, plan, width: None,
+) -> Estimate:
     """Plan a query without scoring or choosing anything.
 
-    The time is estimated from units that this model has scored, or else by running it here, on one worker's threads,
-    for about two seconds. `starts_ray` says that a Ray of our own would have to start first.
+    The time is estimated from units that this model has scored, or else by scoring some rows here, into a folder that is removed
+    again, on one worker's threads, for about two seconds.
+
+    Args:
+        query: as asked.
+        own_machine: whether workers share this machine, and no cluster is there.
+        ray_first: whether a Ray of our own would have to start before anything is scored.
+        foresee: refuses what can't end well, and says what may not.
+        check_room: refuses a store without room for the outputs, given the embeddings' width, 0 if there are none.
 
     Raises:
         RaystreamError: whatever planning the query would raise.
@@ -88,8 +107,17 @@ def estimate(query: Query, *, starts_ray: bool = False) -> Estimate:
         plan = replace(plan, found=nothing, to_compute=np.arange(len(plan.units)))
     missing = plan.missing
     rows = int(plan.units.rows[plan.to_compute].sum())
-    rate = _rate(asked, plan) if missing else _Rate(1.0, 0, "what is scored")
-    workers = _workers(query.cluster)
+    warnings = foresee(asked, plan)
+    pace = _pace(asked, plan) if missing else _Pace(0.0, 0.0, 0, "what is scored")
+    check_room(asked, plan, pace.width)
+    alone = rows * (pace.seconds or 0.0)
+    grows = own_machine and not ray_first
+    workers = 1 if grows and alone <= RAY_PAYS_SECONDS else _workers(query.cluster)
+    seconds = None if pace.seconds is None else alone
+    if seconds is not None and workers > 1:
+        together = _together(pace, min(workers, len(missing)), own_machine)
+        first = min(seconds, RAY_SECONDS) if grows else 0.0  # one worker's, while the others start
+        seconds = first + (seconds - first) * together
     item = 2 if query.model.embedding_dtype == "float16" else 4
     return Estimate(
         query=(query.store.query or "(unnamed)") if unfitted else asked.name,
@@ -101,12 +129,12 @@ def estimate(query: Query, *, starts_ray: bool = False) -> Estimate:
         units=len(plan.units),
         units_scored=len(plan.units) - len(missing),
         bytes_to_read=int(plan.units.bytes[plan.to_compute].sum()),
-        bytes_to_write=rows * (_SCORE_BYTES + rate.dimension * item),
+        bytes_to_write=rows * (_SCORE_BYTES + pace.width * item),
         workers=workers,
-        seconds=rows / rate.rows_per_second / min(workers, max(1, len(missing))) if rate.rows_per_second else None,
-        start_seconds=_RAY_START if missing and starts_ray else 0.0,
-        measured_on=rate.measured_on,
-        warnings=(*((_UNFITTED,) if unfitted else ()), *asked.pool.warnings),
+        seconds=seconds,
+        start_seconds=RAY_SECONDS if missing and ray_first else 0.0,
+        measured_on=pace.measured_on,
+        warnings=(*((_UNFITTED,) if unfitted else ()), *asked.pool.warnings, *warnings),
         changes=changes_since(asked.store, query.pool, asked.pool.snapshot, asked.identity),
     )
 
@@ -122,8 +150,16 @@ def _workers(cluster: Cluster) -> int:
     return 1 if cluster.address == "in_process" else max(1, (os.cpu_count() or 1) // cluster.cpus_per_worker)
 
 
-def _rate(asked: ResolvedQuery, plan: ScoringPlan) -> _Rate:
-    """By the units that have a receipt, whichever outputs they lack; else by running the model."""
+def _together(pace: _Pace, workers: int, own_machine: bool) -> float:
+    """The part of one worker's time that so many take: they share the processors, of which one alone may use several."""
+    part = 1 / workers
+    if own_machine and pace.seconds:
+        part = max(part, pace.processor / pace.seconds / (os.cpu_count() or 1))
+    return min(1.0, part)
+
+
+def _pace(asked: ResolvedQuery, plan: ScoringPlan) -> _Pace:
+    """By the units that have a receipt, whichever outputs they lack; else by scoring some rows."""
     rows, seconds = np.zeros(len(plan.units), np.int64), np.zeros(len(plan.units))
     for table in reversed(plan.found):  # the first that is there counts
         filled = table.rows > 0
@@ -133,59 +169,69 @@ def _rate(asked: ResolvedQuery, plan: ScoringPlan) -> _Rate:
         return _probe(asked, plan.missing)
     receipts = [table.at(int(known[0])) for table in plan.found if table.kind == EMBEDDINGS]
     width = next((receipt.width for receipt in receipts if receipt is not None and receipt.width), 0)
-    return _Rate(int(rows.sum()) / max(float(seconds.sum()), 1e-9), width, f"{len(known)} units that are scored already")
+    return _Pace(float(seconds.sum()) / int(rows.sum()), 0.0, width, f"{len(known)} units that are scored already")
 
 
-def _probe(asked: ResolvedQuery, missing: Sequence[UnitTask]) -> _Rate:
-    """Run the model on the first rows that aren't scored, until it has run for long enough."""
-    query = asked.query
-    before = torch.get_num_threads()
-    torch.set_num_threads(query.cluster.cpus_per_worker)
+def _probe(asked: ResolvedQuery, missing: Sequence[UnitTask]) -> _Pace:
+    """Score the first rows that aren't scored yet, for long enough; what is written goes to a folder of its own, and away."""
+    before, watch = torch.get_num_threads(), _Watch()
     try:
-        read, threads = asked.pool.read, query.cluster.cpus_per_worker
-        model = load(with_local_files(query.model, query.pool.options), embedding=query.needs_embedding, names=read.names)
-        prepare = preparation(read)
-        timed = _Timed(model, query.model.batch_size)
-        for task in missing[:_PROBE_UNITS]:
-            with BatchReader(task.unit, read, query.model.batch_size, model.device.type == "cuda", threads, prepare) as reader:
-                for chunk in reader:
-                    timed.run(chunk.inputs)
-                    if timed.seconds > _PROBE_SECONDS:
-                        break
-            if timed.rows:
-                break
+        with TemporaryDirectory(prefix="raystream-") as folder:
+            store = open_store(folder)
+            store.put("token", b"")
+            worker = Worker(replace(asked.job, store=store.uri, store_storage=LOCAL, token="token"))
+            watch.start()
+            for task in missing[:_PROBE_UNITS]:
+                worker.score(task, watch.follow)
+                if watch.end_unit():
+                    break
+    except Abandoned:
+        pass
     finally:
         torch.set_num_threads(before)
-    if not timed.rows:
-        return _Rate(None, 0, f"nothing: no row of the first {_PROBE_UNITS} units passes the filters")
-    return _Rate(timed.rows / max(timed.seconds, 1e-9), timed.dimension, f"{timed.rows:,} rows run here")
+    rows, seconds, processor = watch.found
+    if not rows:
+        return _Pace(None, 0.0, 0, f"nothing: no row of the first {_PROBE_UNITS} units passes the filters")
+    return _Pace(seconds / rows, processor / rows, worker.width, f"{rows:,} rows scored here")
 
 
-@dataclass
-class _Timed:
-    """Times a model batch by batch; the first one warms it up, and counts only if it is the only one."""
+class _Watch:
+    """Times rows as they are scored; the first batch warms the model up, and counts only if it is the only one."""
 
-    model: Predictor
-    batch_size: int
-    rows: int = 0
-    seconds: float = 0.0
-    dimension: int = 0
-    batches: int = 0
+    def __init__(self) -> None:
+        # rows, seconds and those of processors: at the start, after the first batch, and now
+        self._marks: list[tuple[int, float, float]] = []
+        self._before = self._here = 0
 
-    def run(self, inputs: tuple[Any, ...]) -> None:
-        for start in range(0, len(inputs[0]), self.batch_size):
-            batch = tuple(values[start : start + self.batch_size] for values in inputs)
-            began = time.perf_counter()
-            prediction = self.model.predict(batch)
-            for values in (prediction.logits, prediction.embedding):
-                if values is not None:
-                    values.cpu()
-            if self.batches == 1:
-                self.rows, self.seconds = 0, 0.0
-            self.batches += 1
-            self.rows += len(batch[0])
-            self.seconds += time.perf_counter() - began
-            if prediction.embedding is not None:
-                self.dimension = prediction.embedding.shape[1]
-            if self.seconds > _PROBE_SECONDS:
-                return
+    def start(self) -> None:
+        """The model is loaded."""
+        self._marks.append((0, time.perf_counter(), time.process_time()))
+
+    def follow(self, rows: int) -> None:
+        """So many rows of the unit are behind; ends it after long enough."""
+        self._here = rows
+        self._mark()
+        if self._marks[-1][1] - self._marks[1][1] > _PROBE_SECONDS:
+            raise Abandoned
+
+    def end_unit(self) -> bool:
+        """The unit is written; whether that is enough."""
+        scored, self._before, self._here = self._here > 0, self._before + self._here, 0
+        if scored:
+            self._mark()
+        return len(self._marks) > 1 and self._marks[-1][1] - self._marks[0][1] > _PROBE_SECONDS / 2
+
+    @property
+    def found(self) -> tuple[int, float, float]:
+        """Rows, and the seconds and processors' seconds that they took."""
+        if len(self._marks) < 2:
+            return 0, 0.0, 0.0
+        first = self._marks[1] if self._marks[-1][0] > self._marks[1][0] else self._marks[0]
+        rows, seconds, processor = (last - before for last, before in zip(self._marks[-1], first, strict=True))
+        return int(rows), seconds, processor
+
+    def _mark(self) -> None:
+        mark = self._before + self._here, time.perf_counter(), time.process_time()
+        self._marks[2:] = [] if len(self._marks) < 2 else [mark]
+        if len(self._marks) < 2:
+            self._marks.append(mark)

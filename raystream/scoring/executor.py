@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -16,7 +17,7 @@ import torch
 from raystream.errors import ModelError, QueryError, RaystreamError
 from raystream.scoring.job import Job, UnitTask
 from raystream.scoring.scheduler import IN_FLIGHT, Abort, Assign, Instruction, Scheduler
-from raystream.scoring.worker import PATIENCE, Failure, Worker, started
+from raystream.scoring.worker import PATIENCE, Abandoned, Failure, Worker, started
 from raystream.store.receipts import UnitOutputs
 
 
@@ -61,7 +62,41 @@ class Told:
     text: str
 
 
-Event = WorkerReady | StartFailed | UnitEnded | WorkerLost | Told
+@dataclass(frozen=True)
+class UnitGoesOn:
+    """The worker is through with so many of a unit's rows; none of them counts before the unit has ended."""
+
+    worker: int
+    unit: int
+    rows: int
+
+
+Event = WorkerReady | StartFailed | UnitEnded | WorkerLost | Told | UnitGoesOn
+
+RAY_SECONDS = 6.0
+"""About what a Ray takes to start on a laptop, its workers included."""
+RAY_PAYS_SECONDS = 1.5 * RAY_SECONDS
+"""What one worker may still have to do for a Ray not to pay: while it starts, it needs the processors itself."""
+GOES_ON_SECONDS = 0.5
+"""Between two words of one unit."""
+FAR_SECONDS = 5.0
+"""The same of workers elsewhere, which may be a thousand."""
+_ENDING_SECONDS = 1.0
+"""How long workers of this process are waited for when they are ended: what they run can't be broken off but between two batches."""
+
+
+def now_and_then(say: Callable[[int], None], every: float = GOES_ON_SECONDS) -> Callable[[int], None]:
+    """The same, but the first time at once and then only once in so many seconds."""
+    last = float("-inf")
+
+    def say_if_time(rows: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= every:
+            last = now
+            say(rows)
+
+    return say_if_time
 
 
 class Executor(Protocol):
@@ -83,8 +118,8 @@ class Executor(Protocol):
 class WorkerSource(Protocol):
     """Where workers run. Nothing is started until they are asked for."""
 
-    def workers(self, job: Job, units: int) -> tuple[Executor, int]:
-        """An executor for so many units, and how many workers to keep alive in it."""
+    def workers(self, job: Job, rows: int, size: int) -> tuple[Executor, int]:
+        """An executor for so many rows and bytes, and others that may come, and how many workers to keep alive in it."""
 
 
 class InProcess:
@@ -102,7 +137,7 @@ class InProcess:
 
     def start_worker(self, worker: int) -> None:
         self._inboxes[worker] = queue.Queue()
-        thread = threading.Thread(target=self._work, args=(worker,), name=f"raystream-worker-{worker}", daemon=True)
+        thread = threading.Thread(target=self._work, args=(worker,), name="raystream-worker", daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -118,12 +153,17 @@ class InProcess:
             events.append(self._events.get())
         return events
 
-    def close(self) -> None:
+    def leave(self) -> None:
+        """Have the workers end after the batch that they are at, and don't wait for it; the units that they hold are abandoned."""
         self._closed.set()
         for inbox in self._inboxes.values():
             inbox.put(None)
+
+    def close(self) -> None:
+        self.leave()
+        until = time.monotonic() + _ENDING_SECONDS
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, until - time.monotonic()))
         torch.set_num_threads(self._threads_before)
 
     def pause(self, seconds: float) -> bool:
@@ -152,13 +192,26 @@ class InProcess:
         while (item := self._inboxes[worker].get()) is not None and not self._closed.is_set():
             unit, task = item
             try:
-                outcome = scorer.attempt(task)
+                outcome = scorer.attempt(task, self._follow(worker, unit))
+            except Abandoned:
+                break
             except BaseException as error:
                 # A lost device, or the user's code asking to exit: there is no other process to try in.
                 told = f"{task.unit.name}: {type(error).__name__}: {error}"
                 outcome = Failure(ModelError(told), retry=False)
             self._events.put(UnitEnded(worker, unit, outcome))
         self._inboxes[worker].put(None)  # for the threads beside
+
+    def _follow(self, worker: int, unit: int) -> Callable[[int], None]:
+        """Tells of a unit's rows, and ends it where the workers are to end."""
+        say = now_and_then(lambda rows: self._events.put(UnitGoesOn(worker, unit, rows)))
+
+        def follow(rows: int) -> None:
+            if self._closed.is_set():
+                raise Abandoned
+            say(rows)
+
+        return follow
 
 
 _POLL_SECONDS = 1.0
@@ -223,7 +276,7 @@ def _tell(scheduler: Scheduler, event: Event, keep_going: bool) -> list[Instruct
         return scheduler.start_failed(event.worker, event.error, event.retry)
     if isinstance(event, WorkerLost):
         return scheduler.worker_lost(event.worker, event.error)
-    if isinstance(event, Told):
+    if isinstance(event, Told | UnitGoesOn):
         return []
     outcome = event.outcome
     if isinstance(outcome, UnitOutputs):

@@ -89,6 +89,8 @@ def _listed(group: int, groups: int) -> str:
 def _unit_parts(unit: Unit) -> dict[str, Any]:
     """What a unit's key holds of the unit itself, beside its file and row groups."""
     later: dict[str, Any] = {"casts": [[name, str(type_)] for name, type_ in unit.casts]} if unit.casts else {}
+    if unit.span is not None:
+        later["span"] = unit.span
     return later | {
         "positions": unit.positions,
         "unit_id": unit.id,

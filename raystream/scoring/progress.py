@@ -4,15 +4,63 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn
 
 from raystream.figures import in_seconds, number_of
 
 LINE_SECONDS = 10.0
+WINDOW_SECONDS = 30.0
+_SAMPLE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the scoring is, over all that a run has scored so far and is about to.
+
+    Attributes:
+        units, of_units: done, and in all.
+        rows, of_rows: of the units, before their filters; those of units on the way count as far as these are.
+        rate: rows a second lately; None before the first.
+        left: seconds, at that rate; None before it is known, and once all is done.
+    """
+
+    units: int
+    of_units: int
+    rows: int
+    of_rows: int
+    rate: float | None
+    left: float | None
+
+    @property
+    def words(self) -> list[str]:
+        """The rate and the time left, as far as they are known."""
+        rate = [] if self.rate is None else [f"{self.rate:,.0f} rows/s" if self.rate >= 10 else f"{self.rate:.1f} rows/s"]
+        return rate + ([] if self.left is None else [f"about {in_seconds(max(self.left, 1.0))} left"])
+
+
+class Meter:
+    """Follows rows by the clock: the pace of the last half minute, or of all the time where nothing came within that."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def rate(self, rows: int, seconds: float) -> float | None:
+        """Rows a second, once so many are behind after so many seconds, neither of which ever shrinks by much."""
+        while len(self._samples) > 1 and self._samples[1][0] <= seconds - WINDOW_SECONDS:
+            self._samples.popleft()
+        if not self._samples or seconds - self._samples[-1][0] >= _SAMPLE_SECONDS:
+            self._samples.append((seconds, rows))
+        since, before = self._samples[0]
+        if rows > before and seconds > since:
+            return (rows - before) / (seconds - since)
+        return rows / seconds if rows > 0 and seconds > 0 else None
 
 
 class Reporter(Protocol):
@@ -21,8 +69,8 @@ class Reporter(Protocol):
     def stage(self, text: str) -> None:
         """A new stage has begun."""
 
-    def units(self, done: int, total: int, rows: int, seconds: float) -> None:
-        """So many units of this run are done, which held so many rows, within so many seconds."""
+    def units(self, progress: Progress) -> None:
+        """Units are being scored, and it is so far."""
 
 
 class Silent:
@@ -30,7 +78,7 @@ class Silent:
 
     def stage(self, text: str) -> None: ...
 
-    def units(self, done: int, total: int, rows: int, seconds: float) -> None: ...
+    def units(self, progress: Progress) -> None: ...
 
 
 class Lines:
@@ -38,7 +86,6 @@ class Lines:
 
     def __init__(self) -> None:
         self._last = time.monotonic()
-        self._left = _TimeLeft()
 
     def stage(self, text: str) -> None:
         self._last = time.monotonic()
@@ -48,31 +95,29 @@ class Lines:
         """A line of its own."""
         print(text, file=sys.stderr, flush=True)
 
-    def units(self, done: int, total: int, rows: int, seconds: float) -> None:
-        left = self._left.after(done, total, seconds)
+    def units(self, progress: Progress) -> None:
         if time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
-            facts = [f"scored {done} of {number_of(total, 'unit')}", rate(rows, seconds), left]
-            print(", ".join(fact for fact in facts if fact), file=sys.stderr, flush=True)
+            rows = f"{progress.rows:,} of {number_of(progress.of_rows, 'row')}"
+            units = f"{progress.units} of {number_of(progress.of_units, 'unit')}"
+            print(", ".join([f"scored {rows} and {units}", *progress.words]), file=sys.stderr, flush=True)
 
 
 class Bar:
-    """A live bar; use as a context manager."""
+    """A live bar, of rows; use as a context manager."""
 
     def __init__(self) -> None:
-        self._progress = Progress(
+        self._progress = rich.progress.Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[units]}"),
+            TextColumn("{task.fields[pace]}"),
             console=Console(stderr=True),
             transient=True,
         )
-        self._task = self._progress.add_task("", total=None, rate="", left="")
-        self._left = _TimeLeft()
+        self._task = self._progress.add_task("", total=None, units="", pace="")
 
     def __enter__(self) -> Bar:
         self._progress.start()
@@ -82,35 +127,13 @@ class Bar:
         self._progress.stop()
 
     def stage(self, text: str) -> None:
-        self._progress.reset(self._task, total=None, description=text, rate="", left="")
+        self._progress.reset(self._task, total=None, description=text, units="", pace="")
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
         self._progress.console.print(text, markup=False, highlight=False)
 
-    def units(self, done: int, total: int, rows: int, seconds: float) -> None:
-        left = self._left.after(done, total, seconds)
-        self._progress.update(self._task, completed=done, total=total, rate=rate(rows, seconds), left=left)
-
-
-class _TimeLeft:
-    """What is left at the pace of the units that are done, counted from when the last of them was: the next one is under way since."""
-
-    def __init__(self) -> None:
-        self._done, self._when = 0, 0.0
-
-    def after(self, done: int, total: int, seconds: float) -> str:
-        """`about 12 s left`; nothing before a unit is done, after all are, and once they are overdue."""
-        if done != self._done:
-            self._done, self._when = done, seconds
-        if not done or done >= total:
-            return ""
-        left = self._when * (total - done) / done - (seconds - self._when)
-        return f"about {in_seconds(left)} left" if left >= 0.5 else ""
-
-
-def rate(rows: int, seconds: float) -> str:
-    """Rows a second, in words."""
-    if not rows or seconds <= 0:
-        return ""
-    return f"{rows / seconds:,.0f} rows/s"
+    def units(self, progress: Progress) -> None:
+        units = f"{progress.units}/{progress.of_units}"
+        pace = ", ".join(progress.words)
+        self._progress.update(self._task, completed=progress.rows, total=progress.of_rows, units=units, pace=pace)

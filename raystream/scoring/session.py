@@ -15,10 +15,21 @@ import numpy as np
 from raystream.errors import PoolError, StoreError, UnitsFailed
 from raystream.figures import number_of
 from raystream.query import Query
-from raystream.scoring.executor import Event, Executor, Scoring, StartFailed, Told, UnitEnded, WorkerLost, WorkerReady, WorkerSource
+from raystream.scoring.executor import (
+    Event,
+    Executor,
+    Scoring,
+    StartFailed,
+    Told,
+    UnitEnded,
+    UnitGoesOn,
+    WorkerLost,
+    WorkerReady,
+    WorkerSource,
+)
 from raystream.scoring.job import Job, UnitTask
 from raystream.scoring.plan import ScoringPlan, Tasks
-from raystream.scoring.progress import Reporter
+from raystream.scoring.progress import Meter, Progress, Reporter
 from raystream.store.integrity import just_written
 from raystream.store.life import SignOfLife
 from raystream.store.packs import write_packs
@@ -131,12 +142,12 @@ class Session:
         missing = plan.missing
         if not missing:
             return
-        self._progress.begin(len(missing))
-        if self._scoring is None:
-            self._scoring = self._start(len(missing))
         # The largest first: what is left when the first worker runs dry is then small.
         order = missing.places[np.argsort(-plan.units.bytes[missing.places], kind="stable")]
-        tasks = Tasks(plan, order, task_of)
+        tasks, rows = Tasks(plan, order, task_of), plan.units.rows[order]
+        self._progress.begin(rows)
+        if self._scoring is None:
+            self._scoring = self._start(int(rows.sum()), int(plan.units.bytes[order].sum()))
         tables = {table.output: table for table in plan.found}
 
         def keep(index: int, unit: UnitOutputs) -> None:
@@ -166,10 +177,10 @@ class Session:
             )
         self._left_out.append(f"{number_of(count, 'unit')} {'was' if count == 1 else 'were'} left out: {'; '.join(causes)}")
 
-    def _start(self, units: int) -> Scoring:
+    def _start(self, rows: int, size: int) -> Scoring:
         if not self._life.begun:
             self._life.begin(self._store, self._folder)
-        self._executor, workers = self._processes.workers(replace(self._job, token=self._life.token), units)
+        self._executor, workers = self._processes.workers(replace(self._job, token=self._life.token), rows, size)
         return Scoring(self._executor, workers, keep_going=self._job.skip_bad_rows, on_event=self._progress.on_event)
 
 
@@ -178,36 +189,56 @@ class _Progress:
 
     def __init__(self, store: Store, reporter: Reporter, folder: str) -> None:
         self._store, self._reporter, self._folder = store, reporter, folder
-        self._units = self._done = self._rows = 0
+        # invariant: how many rows of each unit that has begun and not ended are behind
+        self._behind: dict[int, int] = {}
+        self._unit_rows = np.empty(0, np.int64)
+        self._ended = np.empty(0, bool)
+        self._units = self._rows = self._of_rows = 0
         self._began = self._ready = self._last = self._kept = 0.0
+        self._meter = Meter()
         self._lines: list[bytes] = []
         self.start_seconds = 0.0
 
-    def begin(self, units: int) -> None:
-        """So many further units are to be scored."""
+    def begin(self, rows: np.ndarray) -> None:
+        """Units of so many rows each are to be scored, too; they are known by their numbers, counted on from the last."""
         self._began = time.perf_counter()
         if self._ready:
             self._ready += self._began - self._last  # nothing was scored in between
-        self._units += units
+        self._unit_rows = np.concatenate([self._unit_rows, rows])
+        self._ended = np.concatenate([self._ended, np.zeros(len(rows), bool)])
+        self._of_rows += int(rows.sum())
 
     def on_event(self, event: Event | None) -> None:
         now = self._last = time.perf_counter()
         if isinstance(event, WorkerReady) and not self._ready:
             self._ready = now
             self.start_seconds = now - self._began
-            self._reporter.stage(f"Scoring {number_of(self._units, 'unit')}")
+            self._reporter.stage(f"Scoring {number_of(self._of_rows, 'row')} in {number_of(len(self._ended), 'unit')}")
         if isinstance(event, UnitEnded) and isinstance(event.outcome, UnitOutputs):
-            self._done += 1
-            self._rows += event.outcome.rows
+            self._end_unit(event.unit)
+        if isinstance(event, UnitGoesOn) and not self._ended[event.unit]:
+            self._rows += event.rows - self._behind.get(event.unit, 0)  # less than before, where it is begun again
+            self._behind[event.unit] = event.rows
         if isinstance(event, Told):
             _log.warning("%s", event.text)
-        if event is not None:
+        if event is not None and not isinstance(event, UnitGoesOn):
             self._lines.append(json.dumps(_entry(event)).encode() + b"\n")
         if event is None or now - self._kept > _KEPT_SECONDS:
             self._kept = now
             self._write()
         if self._ready:
-            self._reporter.units(self._done, self._units, self._rows, now - self._ready)
+            self._reporter.units(self._so_far(now - self._ready))
+
+    def _end_unit(self, unit: int) -> None:
+        behind = self._behind.pop(unit, 0)
+        if not self._ended[unit]:
+            self._rows += int(self._unit_rows[unit]) - behind
+            self._ended[unit], self._units = True, self._units + 1
+
+    def _so_far(self, seconds: float) -> Progress:
+        rate = self._meter.rate(self._rows, seconds)
+        left = None if rate is None or self._units == len(self._ended) else (self._of_rows - self._rows) / rate
+        return Progress(self._units, len(self._ended), self._rows, self._of_rows, rate, left)
 
     def end(self) -> None:
         """No further event: keep all."""

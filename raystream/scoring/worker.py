@@ -7,7 +7,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Collection, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,18 @@ _START = "what a worker starts from"
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
+Follow = Callable[[int], None]
+"""Told how many of a unit's rows are behind, after each batch; it may raise `Abandoned`."""
+
+
+class Abandoned(BaseException):
+    """The unit on the way is not wanted any more: nothing is left of it, and nobody is to blame."""
+
+
+def alone(rows: int) -> None:
+    """For units that nobody follows."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a unit has no receipt; `retry` says whether another try may end otherwise."""
@@ -67,6 +80,9 @@ class Worker:
     Args:
         job: what all units share.
         patience: with storages that are away; they have answered the driver, so they are waited for from the start.
+
+    Attributes:
+        width: of the embeddings that it makes; 0 before the first, and if it makes none.
 
     Raises:
         ModelError: the model can't be loaded, or isn't the one that was planned with.
@@ -112,11 +128,17 @@ class Worker:
         self._promised = promised
         self._model: Predictor = promised if job.reduction is None else ReducedPredictor(promised, job.reduction)
         self._computing = threading.Lock()
+        self.width = 0
 
-    def score(self, task: UnitTask) -> UnitOutputs:
+    def score(self, task: UnitTask, follow: Follow = alone) -> UnitOutputs:
         """Compute outputs of one unit and commit them.
 
+        Args:
+            task: what of it.
+            follow: told how far it is; from the beginning again if the unit is begun again.
+
         Raises:
+            Abandoned: `follow` did.
             PoolError: a row or a file can't be read.
             ModelError: the model's output can't be used.
             StoreError: the store can't be written.
@@ -135,11 +157,14 @@ class Worker:
         try:
             pin = self._model.device.type == "cuda"
             with BatchReader(unit, job.read, job.model.batch_size, pin, job.threads, self._prepare) as reader:
+                waits = time.perf_counter()
                 with self._computing:
+                    started += time.perf_counter() - waits  # for the unit before, whose time it is
                     predictor = self._model_for(unit)
                     for chunk in reader:
                         for batch in chunk.batches(job.model.batch_size):
                             self._score_batch(predictor, batch, kinds, writer)
+                            follow(_rows_behind(unit, int(batch.rows[-1])))
                     writer.compute()
                 for rows in taken:
                     rows.quarantine.add_read(reader.bad, job.read.id_type)
@@ -167,13 +192,13 @@ class Worker:
             )
         )
 
-    def attempt(self, task: UnitTask) -> UnitOutputs | Failure:
+    def attempt(self, task: UnitTask, follow: Follow = alone) -> UnitOutputs | Failure:
         """`score`, with what went wrong as a value: it has to travel between processes.
 
         A device that is lost is raised: nothing that this process computes from here on can be trusted.
         """
         try:
-            return self._in_spite_of_outages(task)
+            return self._in_spite_of_outages(task, follow)
         except (DataError, QueryError) as error:
             outage = isinstance(error, OutageError | StoreUnreachable)
             return Failure(error, retry=isinstance(error, UnreachableError) and not outage, outage=outage)
@@ -184,7 +209,7 @@ class Worker:
             text = f"{task.unit.name}: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
             return Failure(RaystreamError(text), retry=True)
 
-    def _in_spite_of_outages(self, task: UnitTask) -> UnitOutputs:
+    def _in_spite_of_outages(self, task: UnitTask, follow: Follow) -> UnitOutputs:
         """`score`, from the beginning again where a storage went away in the middle of a file, which can't be taken up there."""
         unit = task.unit
         here = not is_remote(unit.file.path)  # else each request has waited by itself
@@ -192,7 +217,7 @@ class Worker:
         def broken(error: DataError) -> bool:
             return isinstance(error, WriteBroken) or (here and isinstance(error, OutageError))
 
-        return unbroken(self._store, lambda: self.score(task), self._patience, broken, f"the storage of {unit.name}")
+        return unbroken(self._store, lambda: self.score(task, follow), self._patience, broken, f"the storage of {unit.name}")
 
     def _commit(self, receipts: Sequence[Receipt]) -> UnitOutputs:
         return UnitOutputs(tuple(self._committed(receipt) for receipt in receipts))
@@ -225,6 +250,8 @@ class Worker:
     def _score_batch(self, model: Predictor, batch: BufferedRows, kinds: Collection[str], writer: OutputWriter) -> None:
         """Run the model on a batch and hand on its outputs, and the rows that are left out of them."""
         prediction = model.predict(batch.inputs)
+        if prediction.embedding is not None:
+            self.width = prediction.embedding.shape[1]
         measured = GRADIENTS in kinds  # then a score needs the embedding, too
         if EMBEDDINGS not in kinds and not measured:
             prediction = replace(prediction, embedding=None)
@@ -297,6 +324,13 @@ def started(job: Job, patience: Patience = PATIENCE) -> Worker:
         return on_disk(lambda: Worker(job, patience), _START, patience)
 
     return unbroken(store_at(job.store, job.store_storage, patience), start, patience, broken, _START)
+
+
+def _rows_behind(unit: Unit, last: int) -> int:
+    """How many of a unit's rows are scored, left out or filtered away once the row at this position is."""
+    if unit.positions is not None:
+        return bisect_right(unit.positions, last)
+    return min(unit.rows, last + 1 - unit.first_row)
 
 
 def _reasons(batch: BufferedRows, bad: torch.Tensor, reason: str) -> dict[int, str]:

@@ -167,6 +167,7 @@ class ObjectStore:
         self._appended: dict[str, bytearray] = {}
 
     remote = True
+    free_bytes = None
 
     def __repr__(self) -> str:
         return f"ObjectStore({self._shown!r})"

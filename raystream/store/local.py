@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -52,6 +53,14 @@ class LocalStore:
     @property
     def uri(self) -> str:
         return str(self.root)
+
+    @property
+    def free_bytes(self) -> int | None:
+        folder = next(place for place in (self.root, *self.root.parents) if place.exists())
+        try:
+            return shutil.disk_usage(folder).free
+        except OSError:
+            return None
 
     def place(self, name: str) -> str:
         return str(self.path(name))

@@ -56,6 +56,10 @@ class Store(Protocol):
     def place(self, name: str) -> str:
         """The path or URI of a file, for people and for `--json`."""
 
+    @property
+    def free_bytes(self) -> int | None:
+        """How much may still be written; None where that is unlimited, or nobody knows."""
+
     def exists(self, name: str) -> bool: ...
 
     def size(self, name: str) -> int | None:

@@ -138,7 +138,7 @@ def stored_units(store: Store, manifest: Manifest) -> StoredUnits:
 
 def paths_of(plan: pa.Table) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
     """The files that the units of a plan are of, in the plan's order, and (n,) the place among them of each unit's file."""
-    paths = pc.replace_substring_regex(plan.column("unit"), r"#rg[0-9]+(-[0-9]+)?$", "").combine_chunks()
+    paths = pc.replace_substring_regex(plan.column("unit"), r"#rg[0-9]+(-[0-9]+|\[[0-9]+:[0-9]+\])?$", "").combine_chunks()
     encoded = paths.dictionary_encode()
     return tuple(encoded.dictionary.to_pylist()), encoded.indices.to_numpy()
 

@@ -87,12 +87,12 @@ def test_named_rows_are_found_in_every_block(monkeypatch: pytest.MonkeyPatch) ->
         select = SimpleNamespace(
             must_include=[spelt(94), spelt(0), spelt(94), spelt(51)], exclude=[spelt(9), spelt(950), spelt(10)], similar_to=[spelt(50)]
         )
-        named = find_named(select, pool_of(ids), np.zeros(95, bool))  # type: ignore[arg-type]
+        named = find_named(select, pool_of(ids).ids, np.zeros(95, bool))  # type: ignore[arg-type]
         assert [rows.tolist() for rows in (named.must_include, named.exclude, named.similar_to)] == [[94, 0, 51], [9, 10], [50]]
         assert "1 of 3 ids of select.exclude are not in the pool" in named.warnings[0]
         select.must_include = ["unknown"]
         with pytest.raises(QueryError, match=r"1 of 1 ids of select\.must_include are not in the pool"):
-            find_named(select, pool_of(ids), np.zeros(95, bool))  # type: ignore[arg-type]
+            find_named(select, pool_of(ids).ids, np.zeros(95, bool))  # type: ignore[arg-type]
 
 
 def test_units_are_read_ahead_but_not_all(monkeypatch: pytest.MonkeyPatch) -> None:

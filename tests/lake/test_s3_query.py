@@ -287,7 +287,7 @@ def test_a_plan_with_a_model_in_s3_and_a_store_beside_the_pool(
     asked = make_query(**changes, model__weights=f"s3://{folder}/w.safetensors")
     planned = estimate(asked)
     assert planned.seconds is not None
-    assert planned.measured_on.endswith("rows run here")
+    assert planned.measured_on.endswith("rows scored here")
     result = run(asked)
     assert result.path == f"s3://{folder}/runs/queries/{result.query}/selection.parquet"
     assert estimate(asked).committed

@@ -30,12 +30,12 @@ def test_repeated_ids_are_counted_and_the_first_are_named(values: list[int], typ
     if not repeats:
         check_unique(ids, "k")
         return
-    shown = list(dict.fromkeys(repeats))[:3]
+    named = list(dict.fromkeys(repeats))[:3]
     with pytest.raises(PoolError) as caught:
         check_unique(ids, "k")
-    rows = [[i for i, v in enumerate(spelled) if v == repeat][1] for repeat in shown]
+    rows = [[i for i, v in enumerate(spelled) if v == repeat][1] for repeat in named]
     places = ", ".join(f"row {row}" for row in rows)
-    first = ", ".join(map(str, shown))
+    first = ", ".join(map(shown, named))
     assert str(caught.value).startswith(f"{len(set(repeats))} ids of column k are not unique, first: {first}, met again at {places};")
 
 

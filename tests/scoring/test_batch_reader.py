@@ -49,7 +49,10 @@ def column(kind: str, rows: int, bad: Sequence[int]) -> pa.Array:
     return flat if kind == "scalar" else pa.FixedSizeListArray.from_arrays(flat, 1)
 
 
-def check(kind: str, rows: int, group: int, passing: np.ndarray, gone: Sequence[int], bad: Sequence[int], batch: int, cut: int) -> None:
+def check(
+    kind: str, rows: int, group: int, passing: np.ndarray, gone: Sequence[int], bad: Sequence[int], batch: int, cut: int,
+    work_rows: int | None = None,
+) -> None:  # fmt: skip
     """All rows of a file that pass its filter and that its table hasn't deleted come once, clean ones as chunks, bad ones as such."""
     with TemporaryDirectory() as folder:
         table = pa.table({"x": column(kind, rows, bad), "passes": passing, "k": range(rows)})
@@ -60,7 +63,7 @@ def check(kind: str, rows: int, group: int, passing: np.ndarray, gone: Sequence[
         plan = plan_pool(pool, on_error="skip", texts="taken" if kind == "text" else "refused")
         [footer] = plan.footers
         deleted = replace(footer, file=replace(footer.file, deletes=Deletes.of([gone])))
-        units: list[Unit] = cut_units(deleted, plan.filters, cut)
+        units: list[Unit] = cut_units(deleted, plan.filters, cut, work_rows=work_rows)
         units += units_at(footer, bad[::2]) + units_at(footer, np.flatnonzero(~passing).tolist(), target_bytes=cut)
         expected = sorted(set(np.flatnonzero(passing).tolist()) - set(gone)) + list(bad[::2]) + np.flatnonzero(~passing).tolist()
         became: list[int] = []
@@ -92,7 +95,8 @@ def test_rows_in_are_rows_out(data: st.DataObject, kind: str, rows: int, group: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feeding, "CHUNK_ROWS", block)
         batch, cut = data.draw(st.integers(1, 70), "batch"), data.draw(st.sampled_from([1, 500, 1 << 20]), "cut")
-        check(kind, rows, group, passing, data.draw(some, "deleted"), data.draw(some, "bad"), batch, cut)
+        work_rows = data.draw(st.sampled_from([None, 1, 7, 40]), "work_rows")
+        check(kind, rows, group, passing, data.draw(some, "deleted"), data.draw(some, "bad"), batch, cut, work_rows)
 
 
 @settings(max_examples=12, deadline=None)
@@ -107,7 +111,7 @@ def test_rows_in_are_rows_out_past_the_largest_block(
     rng = np.random.default_rng(seed)
     excluded, gone, bad = (np.flatnonzero(rng.random(rows) < share) for share in shares)
     passing = np.isin(np.arange(rows), excluded, invert=True) & (np.arange(rows) >= rng.integers(0, 2 * CHUNK_ROWS))
-    check(kind, rows, group, passing, gone.tolist(), bad.tolist(), batch, 1 << 25)
+    check(kind, rows, group, passing, gone.tolist(), bad.tolist(), batch, 1 << 25, seed % 3 * CHUNK_ROWS or None)
 
 
 @pytest.mark.parametrize(("wrong", "row"), [([0, 1, 3], 2), ([0, 1, 1, 2, 3], 1), ([0, 1, 2, 3, 4], 4), ([], 0), ([1, 0, 2, 3], 0)])

@@ -449,7 +449,7 @@ def test_what_travels_and_what_is_written_down(place: Any, pixels: np.ndarray, t
     Path("query.yaml").write_text(asked.to_yaml())
     assert rs.Query.load("query.yaml") == asked
     for one in (asked, query(model__preprocess="image_functions:prepare")):
-        assert estimate(one).measured_on.endswith("rows run here")
+        assert estimate(one).measured_on.endswith("rows scored here")
 
 
 def test_queries_without_preprocess_are_what_they_were() -> None:

@@ -146,6 +146,8 @@ def test_a_key_hashes_canonical_json(make_query: MakeQuery, casts: Any) -> None:
     found = json.loads(text)
     assert json.dumps(found, sort_keys=True, separators=(",", ":")) == text
     assert (found["file"], found["positions"], found["id"]) == (['/lake/"é\0.parquet', 1, "2"], [1, 2], 'a"\\é\0')
+    assert "span" not in found
+    assert json.loads(keys_of(query).text(replace(unit, span=(1, 3)))) == found | {"span": [1, 3]}
     assert ("casts" in found, found["filters"]) == (bool(casts), [[["s", "==", '\0","file":']]])
 
 
@@ -154,6 +156,7 @@ def test_keys_are_made_of_units_together(make_query: MakeQuery) -> None:
     query, few = make_query(), some_units(40)
     few += [replace(unit, file=replace(unit.file, path=f"/other/{i}.parquet")) for i, unit in enumerate(few)]  # one a file
     odd = [replace(few[3], positions=(1, 5)), few[4], replace(few[5], filters=((("s", "==", 1),),)), replace(few[6], row_groups=(6, 7, 8))]
+    odd += [replace(few[7], span=(low, low + 5)) for low in (0, 5, 10)]
     units = [*few, *odd, replace(odd[0], id="other", columns=("y",)), *some_units(20_000)]
     keys = keys_of(query).of(Units.of(units))
     sample = [*range(100), 16_383, 16_384, len(units) - 1]
@@ -170,10 +173,12 @@ def test_a_table_of_units_gives_back_what_it_was_made_of() -> None:
         replace(few[9], row_groups=(1, 2, 3), casts=(("x", pa.int64()),)),
         replace(few[9], id="k", columns=("y",), filters=((("s", "!=", None),),)),
         replace(few[2], positions=()),
+        replace(few[2], span=(0, 4)),
+        replace(few[2], span=(4, 9)),
     ]
     table = Units.of(iter(units))
     assert list(table) == units
-    assert table[-2] == units[-2]
+    assert [table[-4], table[-1]] == [units[-4], units[-1]]
     assert list(table[5:33]) == units[5:33]
     assert list(table.take(np.array([33, 0, 30]))) == [units[33], units[0], units[30]]
     assert UnitNames(table)[:] == [UnitNames(table)[i] for i in range(len(units))] == [unit.name for unit in units]

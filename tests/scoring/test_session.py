@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-import raystream as rs
 from raystream.scoring import session
-from raystream.scoring.executor import UnitEnded, WorkerReady
+from raystream.scoring.executor import Event, UnitEnded, UnitGoesOn, WorkerReady
+from raystream.scoring.progress import Progress
 from raystream.store.protocol import StoredFile
 from raystream.store.receipts import Receipt, UnitOutputs
-
-MakeQuery = Callable[..., rs.Query]
 
 
 class Heard:
@@ -22,44 +20,78 @@ class Heard:
 
     def __init__(self) -> None:
         self.stages: list[str] = []
-        self.scored: list[tuple[int, int, int, float]] = []
+        self.scored: list[Progress] = []
 
     def stage(self, text: str) -> None:
         self.stages.append(text)
 
-    def units(self, done: int, total: int, rows: int, seconds: float) -> None:
-        self.scored.append((done, total, rows, seconds))
+    def units(self, progress: Progress) -> None:
+        self.scored.append(progress)
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("own_ray")
-def test_few_units_are_told_that_they_need_no_ray(make_query: MakeQuery, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting a Ray takes longer than they do; many units, or those on a cluster of the user's, are told nothing of it."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    few, many, elsewhere = Heard(), Heard(), Heard()
-    rs.run(make_query(store__uri="few", pool__uri="pool/year=2020", cluster={"workers": 1}), reporter=few)
-    rs.run(make_query(store__uri="many", cluster={"workers": 1}), reporter=many)
-    monkeypatch.setenv("RAY_ADDRESS", "local")  # the one that runs already
-    rs.run(make_query(store__uri="elsewhere", pool__uri="pool/year=2020", cluster={"workers": 1}), reporter=elsewhere)
-    assert few.stages[1:3] == ["Starting Ray workers; cluster.address: in_process needs none", "Scoring 1 unit"]
-    assert many.stages[1:3] == ["Starting Ray workers", "Scoring 4 units"]
-    assert elsewhere.stages[1:3] == ["Starting Ray workers", "Scoring 1 unit"]
+class Followed:
+    """The progress of a run, by events that are told at given seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.heard, self.now = Heard(), 0.0
+        monkeypatch.setattr(session.time, "perf_counter", lambda: self.now)
+        store: Any = SimpleNamespace(append=lambda *_: None)
+        self.progress = session._Progress(store, self.heard, "queries/q")
+
+    def begin(self, seconds: float, *rows: int) -> None:
+        """Further units, of so many rows."""
+        self.now = 50.0 + seconds
+        self.progress.begin(np.array(rows, np.int64))
+
+    def at(self, seconds: float, event: Event | None = None) -> Progress:
+        """What is told then."""
+        self.now = 50.0 + seconds
+        self.progress.on_event(event)
+        return self.heard.scored[-1]
+
+    def ended(self, unit: int) -> UnitEnded:
+        """A unit is scored."""
+        receipt = Receipt(
+            key="k", output="scores-0", unit="a#rg0", rows=1, positions="0", file=StoredFile("scores.parquet", 1, "0"), columns=("id",),
+            width=None, members=None, classes=4, batch_size=32, state_hash="0", quarantined=0, quarantine_reasons=(), bytes_read=1,
+            seconds=1.0,
+        )  # fmt: skip
+        return UnitEnded(0, unit, UnitOutputs((receipt,)))
 
 
 def test_time_in_which_nothing_is_scored_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second set of units comes after other work: the pace, and the time left, are those of the scoring alone."""
-    heard, clock = Heard(), iter([0.0, 10.0, 14.0, 100.0, 103.0])
-    monkeypatch.setattr(session.time, "perf_counter", lambda: next(clock))
-    store: Any = SimpleNamespace(append=lambda *_: None)
-    progress = session._Progress(store, heard, "queries/q")
-    receipt = Receipt(
-        key="k", output="scores-0", unit="a#rg0", rows=50, positions="0", file=StoredFile("scores.parquet", 1, "0"), columns=("id",),
-        width=None, members=None, classes=4, batch_size=32, state_hash="0", quarantined=0, quarantine_reasons=(), bytes_read=1, seconds=1.0,
-    )  # fmt: skip
-    unit = UnitOutputs((receipt,))
-    progress.begin(1)
-    progress.on_event(WorkerReady(0))
-    progress.on_event(UnitEnded(0, 0, unit))
-    progress.begin(1)
-    progress.on_event(UnitEnded(0, 1, unit))
-    assert heard.scored == [(0, 1, 0, 0.0), (1, 1, 50, 4.0), (2, 2, 100, 7.0)]
+    """A second set of units comes after other work: the pace, and the time left, go on as if there had been none."""
+    run = Followed(monkeypatch)
+    run.begin(0.0, 50)
+    assert run.at(10.0, WorkerReady(0)) == Progress(0, 1, 0, 50, None, None)
+    assert run.at(14.0, run.ended(0)) == Progress(1, 1, 50, 50, 12.5, None)
+    run.begin(100.0, 30, 70)
+    assert run.at(104.0, run.ended(1)) == Progress(2, 3, 80, 150, 10.0, 7.0)
+    assert run.heard.stages == ["Scoring 50 rows in 1 unit"]
+
+
+def test_rows_within_a_unit_move_the_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One unit that takes long: rows so far and the time left are told while it is scored, and a unit that begins again counts anew."""
+    run = Followed(monkeypatch)
+    run.begin(0.0, 1000, 1000)
+    run.at(0.0, WorkerReady(0))
+    assert run.at(1.0, UnitGoesOn(0, 0, 100)) == Progress(0, 2, 100, 2000, 100.0, 19.0)
+    assert run.at(2.0, UnitGoesOn(0, 1, 300)) == Progress(0, 2, 400, 2000, 200.0, 8.0)
+    assert run.at(3.0, UnitGoesOn(0, 0, 50)).rows == 350
+    assert run.at(4.0, run.ended(0)).rows == 1300
+    assert run.at(4.5, UnitGoesOn(0, 0, 900)).rows == 1300  # a word that comes late
+    assert run.at(5.0, run.ended(1)) == Progress(2, 2, 2000, 2000, 400.0, None)
+
+
+def test_the_time_left_neither_runs_out_nor_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It follows the pace of the last half minute; where nothing comes for longer than that, it grows, and is never nothing or gone."""
+    run = Followed(monkeypatch)
+    run.begin(0.0, 10_000)
+    run.at(0.0, WorkerReady(0))
+    for second in range(1, 101):
+        assert run.at(float(second), UnitGoesOn(0, 0, 10 * second)).rate == 10.0
+    left = run.at(200.0).left
+    assert left is not None
+    assert left > 900
+    faster = [run.at(200.0 + second, UnitGoesOn(0, 0, 1000 + 100 * second)).rate for second in range(1, 41)]
+    assert faster[-1] == pytest.approx(100.0, rel=0.05)

@@ -96,7 +96,7 @@ def test_the_estimate_runs_texts(texts: list[str]) -> None:
     """The time is told by running the model on the pool's own texts."""
     found = estimate(query())
     assert found.seconds is not None
-    assert found.measured_on.endswith("rows run here")
+    assert found.measured_on.endswith("rows scored here")
 
 
 def test_a_committee_takes_texts_if_its_members_do(texts: list[str]) -> None:

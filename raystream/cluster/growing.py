@@ -1,0 +1,198 @@
+"""Workers on this machine: one in this process, as long as that is quicker than to start a Ray; then a child process, and the Ray's.
+
+How long a model takes shows only when it runs. So the first units are scored here, and after a second it is known about how long the
+rest takes one worker. If that is longer than a Ray and its workers take to start, a child process is made meanwhile, which takes over
+what the worker here holds as soon as it is ready: from then on a crash ends the child alone and is charged to its unit. It stays one of the
+workers; the others come up on a Ray.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from raystream.scoring.executor import (
+    RAY_PAYS_SECONDS,
+    RAY_SECONDS,
+    Event,
+    Executor,
+    StartFailed,
+    UnitEnded,
+    UnitGoesOn,
+    WorkerLost,
+    WorkerReady,
+)
+from raystream.scoring.job import UnitTask
+
+_TRIAL_SECONDS = 1.0
+"""After so long the pace of a model shows: what comes first is the slowest."""
+_LARGE_BYTES = 1 << 30
+"""What no process reads, scores and writes while a Ray starts, whatever the model."""
+_LISTEN_SECONDS = 0.1
+
+
+class Home(Executor, Protocol):
+    """Workers of this process."""
+
+    def leave(self) -> None:
+        """End without waiting for the batch on the way; `close` still follows."""
+
+
+class Growing:
+    """Workers that become more where that pays; see the module.
+
+    Args:
+        rows: to be scored, and `size` their bytes.
+        home: makes the worker of this process.
+        child: makes those of child processes.
+        ray: begins to start a Ray.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        size: int,
+        home: Callable[[], Home],
+        child: Callable[[], Executor],
+        ray: Callable[[], Callable[[], Executor | None]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rows, self._clock = rows, clock
+        self._make_child, self._make_ray = child, ray
+        self._home: Home | None = home() if size < _LARGE_BYTES else None
+        self._child: Executor | None = None
+        self._ray_when_up: Callable[[], Executor | None] | None = None
+        self._ray: Executor | None = None
+        self._left: Home | None = None
+        # invariant: the worker that is here or in the child, None while there is none
+        self._near: int | None = None
+        # invariant: what the near worker holds, oldest first
+        self._held: dict[int, UnitTask] = {}
+        # whether the child is to take over once it is ready; None where it could not
+        self._taking_over: bool | None = False
+        # invariant: those that were asked for and wait for the Ray
+        self._asked: list[int] = []
+        self._far: set[int] = set()
+        self._since: float | None = None
+        self._done: dict[int, int] = {}
+
+    def start_worker(self, worker: int) -> None:
+        if self._near is None:
+            self._near = worker
+            self._nearest.start_worker(worker)
+            return
+        self._asked.append(worker)
+        if self._home is None or self._taking_over:
+            self._begin_ray()
+
+    def assign(self, worker: int, unit: int, task: UnitTask) -> None:
+        if worker != self._near:
+            assert self._ray is not None
+            self._ray.assign(worker, unit, task)
+            return
+        self._held[unit] = task
+        self._nearest.assign(worker, unit, task)
+
+    def wait(self, timeout: float) -> list[Event]:
+        self._look_for_ray()
+        others = self._home is not None or self._asked or self._far
+        events = self._heard(self._nearest.wait(0.0 if self._far else min(timeout, _LISTEN_SECONDS) if others else timeout))
+        if self._far:
+            assert self._ray is not None
+            events += self._ray.wait(0.0 if events else min(timeout, _LISTEN_SECONDS))
+        if self._home is not None and self._taking_over:
+            events += self._hear_child()
+        elif self._home is not None and self._taking_over is False and self._pays():
+            self._grow()
+        return events
+
+    def close(self) -> None:
+        for executor in (self._child, self._ray, self._home, self._left):
+            if executor is not None:
+                executor.close()
+        self._home = self._left = self._child = self._ray = None
+
+    @property
+    def _nearest(self) -> Executor:
+        """Where the near worker is, or will be."""
+        return self._home or self._in_child()
+
+    def _heard(self, events: list[Event]) -> list[Event]:
+        """What the near worker has to say."""
+        for event in events:
+            if isinstance(event, UnitEnded):
+                task = self._held.pop(event.unit, None)
+                self._done[event.unit] = self._done.get(event.unit, 0) if task is None else task.unit.rows
+            elif isinstance(event, UnitGoesOn):
+                self._done[event.unit] = event.rows
+            elif isinstance(event, WorkerReady) and self._since is None:
+                self._since = self._clock()
+            elif isinstance(event, StartFailed | WorkerLost):
+                self._near = None  # the next one that is started takes its place
+                self._held.clear()
+        return events
+
+    def _pays(self) -> bool:
+        """Whether the rest takes the worker here longer than a Ray to start."""
+        if self._since is None:
+            return False
+        behind, seconds = sum(self._done.values()), self._clock() - self._since
+        if seconds < _TRIAL_SECONDS:
+            return False
+        if not behind:  # the first batch is on the way
+            return seconds > RAY_SECONDS / 2
+        if behind < self._rows:
+            return (self._rows - behind) * seconds > RAY_PAYS_SECONDS * behind
+        return bool(self._held) and seconds > 2 * RAY_SECONDS  # rows that nobody had announced
+
+    def _grow(self) -> None:
+        """Make a child process, and have a Ray started if there are workers that wait for one."""
+        assert self._near is not None
+        self._taking_over = True
+        self._in_child().start_worker(self._near)
+        self._begin_ray()
+
+    def _hear_child(self) -> list[Event]:
+        """Hand over to the child if it is ready; one that can't start is given up, since the worker here goes on."""
+        child, told = self._in_child(), []
+        for event in child.wait(0.0):
+            if isinstance(event, StartFailed | WorkerLost):
+                child.close()
+                self._child, self._taking_over = None, None
+            elif isinstance(event, WorkerReady):
+                told += self._hand_over(child)
+            else:
+                told.append(event)
+        return told
+
+    def _hand_over(self, child: Executor) -> list[Event]:
+        """Give the child what the worker here holds; what that one had to say to the last."""
+        assert self._home is not None
+        home, self._home, self._left = self._home, None, self._home
+        home.leave()
+        ended = self._heard(home.wait(0.0))
+        if self._near is None:
+            return ended  # it could not even start
+        for unit, task in self._held.items():
+            child.assign(self._near, unit, task)
+        return ended
+
+    def _in_child(self) -> Executor:
+        if self._child is None:
+            self._child = self._make_child()
+        return self._child
+
+    def _begin_ray(self) -> None:
+        if self._asked and self._ray_when_up is None:
+            self._ray_when_up = self._make_ray()
+
+    def _look_for_ray(self) -> None:
+        if self._ray is None and self._ray_when_up is not None:
+            self._ray = self._ray_when_up()
+        if self._ray is not None:
+            for worker in self._asked:
+                self._ray.start_worker(worker)
+            self._far.update(self._asked)
+            self._asked.clear()
