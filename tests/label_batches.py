@@ -57,7 +57,7 @@ def _cvat(files: Files, said: Said) -> tuple[str, bytes]:
     for name, text in (("id", "5"), ("updated", TIME)):
         ElementTree.SubElement(task, name).text = text
     ElementTree.SubElement(ElementTree.SubElement(task, "assignee"), "username").text = "anna"
-    names = [line for line in map(json.loads, files["manifest.jsonl"].splitlines()) if "name" in line]
+    names = [line for line in map(json.loads, files["images/manifest.jsonl"].splitlines()) if "name" in line]
     for number, (line, label) in enumerate(zip(names, said, strict=True)):
         image = ElementTree.SubElement(root, "image", id=str(number), name=line["name"] + line["extension"], width="1", height="1")
         if label is not None:

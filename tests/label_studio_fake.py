@@ -36,6 +36,7 @@ class FakeLabelStudio:
     seen: list[tuple[str, str, str | None]] = field(default_factory=list)
     redirect_to: str | None = None
     access: str | None = None
+    imported: list[dict[str, Any]] = field(default_factory=list)
     during_import: Callable[[], None] | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
     url: str = ""
@@ -107,6 +108,7 @@ class FakeLabelStudio:
             if self.during_import is not None:
                 hook, self.during_import = self.during_import, None
                 hook()
+            self.imported += body
             for task in body:
                 self.add(int(match[1]), task["data"])
             return 201, {"task_count": len(body)}

@@ -20,7 +20,7 @@ class Annotation:
     """What one person said of one row.
 
     Attributes:
-        id: of the row, as the tool carried it; or the name of the file that was shown.
+        id: of the row, as the tool carried it, or the name of the file that was shown; None of rows that aren't from an export.
         raw: the label as the tool has it: a class, several, a number, or the tool's own structure; None where there is none.
         state: one of the five.
         annotator: who.
@@ -30,7 +30,7 @@ class Annotation:
         rank: the row's, in that query.
     """
 
-    id: str
+    id: str | None
     raw: Any
     state: str = LABELLED
     annotator: str | None = None

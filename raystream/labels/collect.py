@@ -14,8 +14,10 @@ from raystream.labels.batch import class_names_of, file_stem, ids_of
 from raystream.labels.consolidate import METHODS, Method, consolidate
 from raystream.labels.documents import Document, read_documents
 from raystream.labels.ids import FIELD, Id, Ids, as_text
-from raystream.labels.label_table import LabelRow, LabelTable, alone, read_table, table_path, write_table
+from raystream.labels.label_table import LabelRow, LabelTable
+from raystream.labels.table_file import table_place, update_table
 from raystream.labels.tools import TOOLS, Tool, looks_like
+from raystream.lake import parse
 from raystream.pool import refuse_among
 from raystream.store.opening import refuse_in_store
 from raystream.store.protocol import Store
@@ -67,6 +69,7 @@ class Queries:
         self._known: dict[str, Result | None] = {}
         self._places: dict[str, dict[str, Id]] = {}
         self._ranks: dict[str, dict[str, int]] = {}
+        self._names: dict[str, tuple[str, ...] | None] = {}
 
     def named(self, name: str | None) -> Result | None:
         """The query of a name, else the fallback; None if the store has none of that name."""
@@ -81,7 +84,9 @@ class Queries:
 
     def classes(self, result: Result) -> tuple[str, ...] | None:
         """What a query's classes are called; None where they are numbers."""
-        return class_names_of(result, self._classes(result))
+        if result.query not in self._names:
+            self._names[result.query] = class_names_of(result, self._classes(result))
+        return self._names[result.query]
 
     def rank(self, result: Result, text: str) -> int | None:
         """The rank of a row in its query; None where the query didn't choose it."""
@@ -196,24 +201,23 @@ def collect(
     """
     if method not in METHODS:
         raise QueryError(f"--consolidate {method} is no method{did_you_mean(method, METHODS)}")
-    path = table_path(out)
-    refuse_in_store(str(path), store.uri, "--out")
-    rows, first, counted = _rows(annotations, tool, queries)
+    place = table_place(out)
+    refuse_in_store(place, store.uri, "--out")
+    rows, first, counted = rows_of(annotations, tool, queries)
     uris = first.manifest.resolved["pool"]["uri"]
-    refuse_among(str(path), {"pool.uri": [uris] if isinstance(uris, str) else uris}, "--out", path.name)
-    ids, task = ids_of(first), first.manifest.resolved["model"]["task"]
-    with alone(path):
-        before = read_table(path, ids, task)
-        merged = before.merged([*rows, *more(before)])
-        table = consolidate(merged, method)
-        write_table(table, path)
+    refuse_among(place, {"pool.uri": [uris] if isinstance(uris, str) else uris}, "--out")
+
+    def change(before: LabelTable) -> LabelTable:
+        return consolidate(before.merged([*rows, *more(before)]), method)
+
+    table = update_table(place, ids_of(first), first.manifest.resolved["model"]["task"], change)
     conflicts = table.conflicts() if method == "none" else _undecided(table)
     notes = list(counted.notes)
     if conflicts:
         named = ", ".join(as_text(id_) for id_ in conflicts[:_SHOWN])
         were = "1 row has" if len(conflicts) == 1 else f"{len(conflicts):,} rows have"
         notes.append(f"{were} different answers of one time, first: {named}; a newer one settles them")
-    return Collected(table, str(path.absolute()), counted.unknown_ids, len(conflicts), tuple(notes), agreement(merged))
+    return Collected(table, parse(place, "--out").uri, counted.unknown_ids, len(conflicts), tuple(notes), agreement(table))
 
 
 def _undecided(table: LabelTable) -> list[Id]:
@@ -223,22 +227,24 @@ def _undecided(table: LabelTable) -> list[Id]:
 
 
 @dataclass(frozen=True)
-class _Counted:
+class Counted:
+    """Ids that no query chose, and sentences for people."""
+
     unknown_ids: int
     notes: tuple[str, ...]
 
 
-def _rows(annotations: Sequence[Annotation], tool: str, queries: Queries) -> tuple[list[LabelRow], Result, _Counted]:
+def rows_of(annotations: Sequence[Annotation], tool: str, queries: Queries) -> tuple[list[LabelRow], Result, Counted]:
     """The rows of annotations, a query that they belong to, and what is to be said of those that fit none."""
     found: list[tuple[Annotation, Result | None]] = []
     for each in annotations:
         result = queries.named(each.query)
-        if each.query is None and tool == "cvat":
+        if each.query is None and each.id is not None and tool == "cvat":
             named = queries.by_file(each.id)
             if named is not None:
                 result, each = named[0], replace(each, id=named[1])
         found.append((each, result))
-    first = next((result for _, result in found if result is not None), queries.named(None))
+    first = next((result for each, result in found if result is not None and each.id is not None), queries.named(None))
     if first is None:
         names = sorted({each.query for each in annotations if each.query})
         if not annotations:
@@ -249,9 +255,11 @@ def _rows(annotations: Sequence[Annotation], tool: str, queries: Queries) -> tup
     rows: list[LabelRow] = []
     unknown: dict[str, None] = {}
     strange: list[str] = []
-    unlabelled = 0
-    impossible = 0
+    unlabelled = impossible = foreign = 0
     for each, result in found:
+        if each.id is None:
+            foreign += 1
+            continue
         owner = result or first
         _alike(owner, first, ids, task)
         id_ = ids.parse(each.id)
@@ -270,6 +278,9 @@ def _rows(annotations: Sequence[Annotation], tool: str, queries: Queries) -> tup
         rank = each.rank if rank is None else rank
         rows.append(LabelRow(id_, label, state, each.annotator, each.labelled_at, tool, each.tool_id, query, rank))
     notes = []
+    if foreign:
+        what = "1 label stands in a row" if foreign == 1 else f"{foreign:,} labels stand in rows"
+        notes.append(f"{what} without {FIELD}, which no export wrote: left out")
     if unknown:
         what = "1 id is" if len(unknown) == 1 else f"{len(unknown):,} ids are"
         lost = f"; {impossible:,} of these labels can't be ids of {ids.plain}, and are left out" if impossible else "; they are kept"
@@ -280,7 +291,7 @@ def _rows(annotations: Sequence[Annotation], tool: str, queries: Queries) -> tup
     if unlabelled:
         what = "1 annotation was" if unlabelled == 1 else f"{unlabelled:,} annotations were"
         notes.append(f"{what} submitted without a label and count as drafts")
-    return rows, first, _Counted(len(unknown), tuple(notes))
+    return rows, first, Counted(len(unknown), tuple(notes))
 
 
 def _strange(label: Any, task: str, classes: Sequence[str] | None) -> list[str]:

@@ -15,8 +15,9 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raystream.errors import LabelsError
-from raystream.lake import reason
+from raystream.errors import LabelsError, ModelError
+from raystream.lake import is_remote, local_copy, reason, redacted
+from raystream.lake import parse as parse_uri
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".manifest", ".xml", ".csv", ".tsv", ".parquet", ".zip")
 _LARGEST_MEMBER = 4 << 30
@@ -52,10 +53,16 @@ class Document:
 def read_documents(source: str) -> list[Document]:
     """The files of a source: one file, or all of a folder whose suffix is known, in the order of their names.
 
+    Args:
+        source: a path, or the URI of a file or folder in object storage.
+
     Raises:
         LabelsError: nothing is there, or a file isn't what it says or ends in the middle.
     """
-    path = Path(source).expanduser()
+    try:
+        path = Path(local_copy(source, key="the export")) if is_remote(source) else Path(parse_uri(source, "the export").path)
+    except ModelError as error:
+        raise LabelsError(str(error)) from None
     if path.is_dir():
         files = [
             file
@@ -68,33 +75,34 @@ def read_documents(source: str) -> list[Document]:
         files = [path]
     else:
         raise LabelsError(f"{source} is not there; name the file or folder that the tool exported")
-    return [document for file in files for document in _parsed(file)]
+    root = redacted(source) if is_remote(source) else str(path)
+    return [document for file in files for document in _parsed(file, f"{root}{str(file).removeprefix(str(path))}")]
 
 
 def _below(file: Path, folder: Path) -> tuple[str, ...]:
     return file.relative_to(folder).parts
 
 
-def _parsed(path: Path) -> Iterator[Document]:
+def _parsed(path: Path, name: str) -> Iterator[Document]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise LabelsError(f"{path} can't be read: {error.strerror}") from None
+        raise LabelsError(f"{name} can't be read: {error.strerror}") from None
     if data[:2] == b"PK":
-        yield from _unpacked(path, data)
+        yield from _unpacked(name, data)
     else:
-        yield parse(str(path), data)
+        yield parse(name, data)
 
 
-def _unpacked(path: Path, data: bytes) -> Iterator[Document]:
+def _unpacked(name: str, data: bytes) -> Iterator[Document]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for info in sorted(archive.infolist(), key=lambda info: info.filename):
                 if info.is_dir() or not info.filename.lower().endswith(SUFFIXES) or info.file_size > _LARGEST_MEMBER:
                     continue
-                yield parse(f"{path}:{info.filename}", archive.read(info))
+                yield parse(f"{name}:{info.filename}", archive.read(info))
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise LabelsError(f"{path} is a zip archive that is damaged or cut off ({reason(error)}); export it again") from None
+        raise LabelsError(f"{name} is a zip archive that is damaged or cut off ({reason(error)}); export it again") from None
 
 
 def parse(name: str, data: bytes) -> Document:

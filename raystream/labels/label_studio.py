@@ -16,17 +16,21 @@ from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
+import pyarrow as pa
+
 from raystream.errors import QueryError
 from raystream.labels.annotation import DELETED, DRAFT, Annotation
-from raystream.labels.batch import Batch, ids_of
-from raystream.labels.collect import Collected, Queries, collect, utc_now
+from raystream.labels.batch import Batch, ids_of, read_batch
+from raystream.labels.collect import Classes, Collected, Queries, collect, rows_of, utc_now
 from raystream.labels.consolidate import Method
 from raystream.labels.ids import FIELD, QUERY_FIELD, as_text
-from raystream.labels.label_table import LabelRow, LabelTable, gone
+from raystream.labels.label_table import LabelRow, LabelTable, empty, gone
 from raystream.labels.server import LostReplyError, Server, ServerError, Token
 from raystream.labels.tools.label_studio import CONTROL, label_config, of_task, tasks
+from raystream.labels.tools.tool import needs_shown
 from raystream.lake.retry import BRIEF, Patience
 from raystream.store.protocol import Store
+from raystream.store.result import Result
 
 _PROJECT = re.compile(r"^(?P<root>.*?)/projects/(?P<number>\d+)(?:/.*)?$")
 _PAGE = 100
@@ -101,8 +105,9 @@ class LabelStudio:
             QueryError: there is nothing to show.
             ServerError: the server refuses, stays away, or its project is labelled otherwise.
         """
-        wanted = {(batch.query, item.id): task for item, task in zip(batch.items, tasks(batch, inline=True), strict=True)}
-        project = self._project_for(batch)
+        needs_shown(batch, "Label Studio")
+        project, shown = self._project_for(batch)
+        wanted = {(batch.query, item.id): task for item, task in zip(batch.items, tasks(batch, inline=True, to=shown), strict=True)}
         there = self._tasks_of(project, wanted)
         known = len(there)
         if len(there) < len(wanted) and not self._was_pushed(batch.query, project, store):
@@ -155,25 +160,38 @@ class LabelStudio:
             ServerError: the server refuses or stays away.
             LabelsError: no task of the project is of a query of the store.
         """
-        project = self._given_project()
-        listed = list(self.tasks(project))
-        annotations = [each for task in listed for each in of_task(task)]
-        keys = {key for task in listed if (key := _key(task)) is not None}
-        pushed = [query for query in store.names("queries") if self._was_pushed(query, project, store)]
-        named = sorted({query for query in ({query for query, _ in keys} | set(pushed)) if queries.named(query) is not None})
-        if not annotations and queries.fallback is None and named:
-            queries.fallback = named[0]
+        annotations, keys, named = self._listed(store, queries)
         when = utc_now()
 
         def removed(table: LabelTable) -> list[LabelRow]:
-            lost = self._gone(table, annotations, set(named), when)
+            lost = self._gone(table, annotations, named, when)
             return lost + self._without_task(table, lost, keys, store, queries, when)
 
         return collect(annotations, _TOOL, out, store, queries, method, removed)
 
-    def annotations(self) -> list[Annotation]:
-        """All that people did in the project."""
-        return [each for task in self.tasks(self._given_project()) for each in of_task(task)]
+    def table(self, store: Store, queries: Queries) -> LabelTable:
+        """What people did in the project so far, of all queries of the store that were pushed there.
+
+        Raises:
+            ServerError: the server refuses or stays away.
+            QueryError: no task of the project is of a query of the store.
+        """
+        annotations, keys, _ = self._listed(store, queries)
+        rows, first, _ = rows_of(annotations, _TOOL, queries)
+        table = empty(ids_of(first), first.manifest.resolved["model"]["task"]).merged(rows)
+        return table.merged(self._without_task(table, (), keys, store, queries, utc_now()))
+
+    def _listed(self, store: Store, queries: Queries) -> tuple[list[Annotation], set[Key], set[str]]:
+        """The project's annotations, the rows that have tasks, and the queries of the store that these are of."""
+        project = self._given_project()
+        listed = list(self.tasks(project))
+        annotations = [each for task in listed for each in of_task(task)]
+        keys = {key for task in listed if (key := _key(task)) is not None}
+        pushed = {query for query in store.names("queries") if self._was_pushed(query, project, store)}
+        named = {query for query in {query for query, _ in keys} | pushed if queries.named(query) is not None}
+        if not annotations and queries.fallback is None and named:
+            queries.fallback = min(named)
+        return annotations, keys, named
 
     def tasks(self, project: int) -> Iterator[Mapping[str, Any]]:
         """The tasks of a project with all that is in them, by pages."""
@@ -192,18 +210,19 @@ class LabelStudio:
             raise QueryError(f"--pull {self.server.url} names no project; give the URL of its page, such as {self.server.url}/projects/7")
         return self.project
 
-    def _project_for(self, batch: Batch) -> int:
-        """The project to push to: the given one if it is labelled as the batch needs it, else that of the query's name, made if need be."""
+    def _project_for(self, batch: Batch) -> tuple[int, str]:
+        """The project to push to, and what its interface calls what it shows.
+
+        It is the given one if it is labelled as the batch needs it, else that of the query's name, made if need be.
+        """
         config = label_config(batch)
         if self.project is not None:
-            self._check(self.server.read(f"/api/projects/{self.project}/"), batch)
-            return self.project
+            return self.project, self._shown_by(self.server.read(f"/api/projects/{self.project}/"), batch)
         title = f"raystream {batch.query}"[:50]
         for _ in range(_LOST):
             found = sorted(self._projects(title), key=lambda project: int(project["id"]))
             if found:
-                self._check(found[0], batch)
-                return int(found[0]["id"])
+                return int(found[0]["id"]), self._shown_by(found[0], batch)
             try:
                 self.server.write("POST", "/api/projects/", {"title": title, "label_config": config})
             except LostReplyError:
@@ -220,8 +239,8 @@ class LabelStudio:
                 return
             page += 1
 
-    def _check(self, project: Mapping[str, Any], batch: Batch) -> None:
-        """Refuse a project that is labelled otherwise than the batch needs.
+    def _shown_by(self, project: Mapping[str, Any], batch: Batch) -> str:
+        """What a project's interface calls what it shows; refuse one that is labelled otherwise than the batch needs.
 
         Raises:
             ServerError: it has no control `label` for what is shown, or lacks classes.
@@ -232,8 +251,8 @@ class LabelStudio:
         except ElementTree.ParseError:
             raise ServerError(f"the labelling interface of {where} is no XML; correct it, or push to a project of its own") from None
         control = next((element for element in root.iter() if element.get("name") == CONTROL), None)
-        shown = {element.get("value") for element in root.iter()}
-        if control is None or f"${batch.kind}" not in shown:
+        shown = next((element for element in root.iter() if element.get("value") == f"${batch.kind}"), None)
+        if control is None or shown is None:
             raise ServerError(
                 f"the labelling interface of {where} is another one: expected a control named {CONTROL} and something that shows "
                 f"${batch.kind}; push without a project, or copy what raystream export --out writes as label_config.xml"
@@ -245,6 +264,7 @@ class LabelStudio:
                 f"the labelling interface of {where} lacks {len(lacking)} of the query's {len(batch.classes)} classes, first: "
                 f"{lacking[0]!r}; add them there, or push without a project"
             )
+        return shown.get("name") or str(batch.kind)
 
     def _tasks_of(self, project: int, wanted: Mapping[Key, Any]) -> dict[Key, list[Mapping[str, Any]]]:
         """The tasks of wanted rows that are there, oldest first."""
@@ -329,6 +349,34 @@ class LabelStudio:
                 return True
             raise
         return not isinstance(found, Mapping)
+
+
+class LabelStudioOracle:
+    """Who labels the rounds of a loop: people, behind one project of a server.
+
+    Args:
+        studio: the server and the project; without one, each batch gets a project of its own, which can't be read back.
+        store: holds the loop's queries.
+        classes: gives a query's class names.
+        show: the column that people see; see `read_batch`.
+    """
+
+    def __init__(self, studio: LabelStudio, store: Store, classes: Classes = lambda _: None, show: str | None = None) -> None:
+        if studio.project is None:
+            raise QueryError(f"{studio.server.url} names no project; make one there, and give its number")
+        self._studio, self._store, self._classes, self._show = studio, store, classes, show
+
+    def ask(self, result: Result) -> None:
+        """Have the rows of a committed batch labelled; asking again asks nothing twice."""
+        self._studio.push(read_batch(result, self._classes(result), self._show), self._store)
+
+    def answers(self, result: Result) -> pa.Table:
+        """What people said so far of all rows that were asked for, as the table of labels.
+
+        Args:
+            result: a query of the loop's, by which it is known what ids and labels are.
+        """
+        return self._studio.table(self._store, Queries(self._store, result.query, self._classes)).to_arrow()
 
 
 def _key(task: Mapping[str, Any]) -> Key | None:

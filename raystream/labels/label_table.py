@@ -7,23 +7,18 @@ file as it is, as `pool.labelled` and as a loop's oracle.
 
 from __future__ import annotations
 
-import fcntl
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raystream.errors import LabelsError, QueryError, StoreError
+from raystream.errors import LabelsError, QueryError
 from raystream.labels.annotation import DELETED, DRAFT, STATES, Label
 from raystream.labels.ids import Id, Ids, as_text
-from raystream.lake import is_remote, reason, redacted
+from raystream.lake import reason
 
 _TIME = pa.timestamp("us", "UTC")
 _OLDEST = datetime.min.replace(tzinfo=UTC)
@@ -149,31 +144,35 @@ def empty(ids: Ids, task: str) -> LabelTable:
     return LabelTable(ids, task)
 
 
-def read_table(path: Path, ids: Ids, task: str) -> LabelTable:
-    """The table that a file holds; an empty one where there is none.
+def parsed_table(data: bytes, place: str, ids: Ids, task: str) -> LabelTable:
+    """The table that a file holds.
+
+    Args:
+        data: its content.
+        place: where it is, for messages.
+        ids: what ids are.
+        task: `model.task`.
 
     Raises:
         QueryError: the file isn't one that `raystream labels` wrote, or is of other ids or another task.
         LabelsError: it can't be read.
     """
     start = empty(ids, task)
-    if not path.exists():
-        return start
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
         schema = file.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        raise LabelsError(f"--out {path} is there, but is no Parquet file ({reason(error)}); name another place or remove it") from None
+        raise LabelsError(f"--out {place} is there, but is no Parquet file ({reason(error)}); name another place or remove it") from None
     written = (schema.metadata or {}).get(_WRITTEN_BY)
     if written is None or ids.name not in schema.names or any(name not in schema.names for name in _COLUMNS):
-        raise QueryError(f"--out {path} is there, but isn't a table of labels of a pool with ids named {ids.name}; name another place")
+        raise QueryError(f"--out {place} is there, but isn't a table of labels of a pool with ids named {ids.name}; name another place")
     if schema.field(ids.name).type != ids.plain or written.decode() != task:
         held = f"ids of {schema.field(ids.name).type} and model.task {written.decode()}"
-        raise QueryError(f"--out {path} holds labels for {held}, not for ids of {ids.plain} and model.task {task}; name another place")
+        raise QueryError(f"--out {place} holds labels for {held}, not for ids of {ids.plain} and model.task {task}; name another place")
     try:
-        table = file.read()
+        table = file.read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        raise LabelsError(f"--out {path} is damaged ({reason(error)}); move it away, and read the tool's exports again") from None
+        raise LabelsError(f"--out {place} is damaged ({reason(error)}); move it away, and read the tool's exports again") from None
     return start.merged(_rows_of(table, ids))
 
 
@@ -249,60 +248,6 @@ def _values(row: LabelRow, label: pa.DataType) -> tuple[Any, ...]:
     elif isinstance(said, tuple):
         said = list(said)
     return said, row.state, row.annotator, row.labelled_at, row.tool, row.tool_id, row.query, row.rank
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Keep other processes of this machine that add to tables in the same folder waiting: each reads, merges and writes.
-
-    Raises:
-        StoreError: the folder can't be made.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-    except OSError as error:
-        raise StoreError(f"--out {path} can't be written: {error.strerror}; name another place") from None
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
-
-
-def write_table(table: LabelTable, path: Path) -> None:
-    """Write the table in place of what is there; whole, or not at all.
-
-    Raises:
-        StoreError: it can't be written.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        pq.write_table(table.to_arrow(), temporary)
-        with temporary.open("rb") as whole:
-            os.fsync(whole.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        what = error.strerror or reason(error)
-        raise StoreError(f"--out {path} can't be written: {what}; name another place or free some space") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def table_path(out: str) -> Path:
-    """The file that `--out` names: itself, or `labels.parquet` in a folder.
-
-    Raises:
-        QueryError: it is a place that no table of labels can be at.
-    """
-    if is_remote(out) or out.startswith(("delta+", "iceberg:")):
-        raise QueryError(f"--out {redacted(out)} is not on this machine, but labels are merged with what is there; name a local file")
-    path = Path(out).expanduser()
-    if path.is_dir() or out.endswith("/"):
-        return path / "labels.parquet"
-    if path.suffix != ".parquet":
-        raise QueryError(f"--out {out} must end in .parquet or be a folder, since labels are written as Parquet")
-    return path
 
 
 def gone(rows: Iterable[LabelRow], when: datetime) -> list[LabelRow]:

@@ -14,10 +14,12 @@ import pytest
 from label_queries import CLASSES, commit_query
 from label_studio_fake import FakeLabelStudio, Fault
 
+from raystream.errors import QueryError
 from raystream.labels.batch import read_batch
 from raystream.labels.collect import Queries
-from raystream.labels.label_studio import LabelStudio
+from raystream.labels.label_studio import LabelStudio, LabelStudioOracle
 from raystream.labels.server import ServerError, Token
+from raystream.labels.tools.label_studio import label_config
 from raystream.lake.retry import Patience
 from raystream.store.result import Result, load_result
 
@@ -96,7 +98,7 @@ def test_two_pushes_at_once_leave_each_task_once(fake: FakeLabelStudio, first: R
     """Another push that sees the same rows missing creates them, too: the later copies go, those that somebody works on stay."""
     other = client(fake)
     rows = batch(first).items
-    project = client(fake)._project_for(batch(first))
+    project = client(fake)._project_for(batch(first))[0]
 
     def meanwhile() -> None:
         for task in [task for task in other_tasks if task["data"]["raystream_id"] in {item.id for item in rows[:40]}]:
@@ -162,6 +164,37 @@ def test_what_people_did_comes_back_with_its_state(fake: FakeLabelStudio, first:
     again = client(fake).push(batch(first), first.store)
     assert (again.rows, again.created) == (295, 0)
     assert again.notes == ("5 tasks were removed from the project since they were pushed, and stay so",)
+
+
+def test_the_oracle_of_a_loop(fake: FakeLabelStudio, first: Result) -> None:
+    """Asked twice, each row has one task; the answers are the table of labels, those of removed tasks included."""
+    fake.projects[1] = {"id": 1, "label_config": label_config(batch(first))}
+    oracle = LabelStudioOracle(client(fake, 1), first.store, lambda _: CLASSES, "text")
+    for _ in range(2):
+        oracle.ask(first)
+    assert_each_once(fake, first)
+    assert oracle.answers(first).num_rows == 0
+    fake.annotate(fake.tasks[1], "dog")
+    del fake.tasks[2]
+    answers = oracle.answers(first)
+    assert sorted(zip(answers.column("state").to_pylist(), answers.column("rank").to_pylist(), strict=True)) == [
+        ("deleted", 1),
+        ("labelled", 0),
+    ]
+    with pytest.raises(QueryError, match="names no project"):
+        LabelStudioOracle(client(fake), first.store)
+
+
+@pytest.mark.slow
+def test_ten_thousand_tasks_in_pages(fake: FakeLabelStudio, first: Result) -> None:
+    """No request asks for more than a page or brings more than an import's rows, however many tasks there are."""
+    fake.projects[1] = {"id": 1, "label_config": label_config(batch(first))}
+    for number in range(10_000):
+        fake.add(1, {"text": "t", "raystream_id": f"other {number}", "raystream_query": "other"})
+    pushed = client(fake, 1).push(batch(first), first.store)
+    assert (pushed.rows, pushed.created, len(fake.tasks)) == (ROWS, ROWS, 10_000 + ROWS)
+    listings = [path for method, path, _ in fake.seen if path == "/api/tasks"]
+    assert len(listings) == 100 + 103
 
 
 def test_an_export_as_a_file_and_a_pull_are_one(fake: FakeLabelStudio, first: Result) -> None:
@@ -248,6 +281,14 @@ def test_a_project_that_is_labelled_otherwise_is_refused(fake: FakeLabelStudio, 
         with pytest.raises(ServerError, match=words):
             client(fake, project).push(batch(first), first.store)
     assert not fake.tasks
+
+
+def test_a_project_whose_interface_has_other_names_is_used(fake: FakeLabelStudio, first: Result) -> None:
+    """Predictions go to what it calls the text; one to a name that isn't there would make the server refuse the whole import."""
+    fake.projects[1] = {"id": 1, "label_config": label_config(batch(first)).replace('name="text"', 'name="t1"')}
+    client(fake, 1).push(batch(first), first.store)
+    assert {task["predictions"][0]["result"][0]["to_name"] for task in fake.imported} == {"t1"}
+    assert {task["predictions"][0]["score"] for task in fake.imported} == {item.confidence for item in batch(first).items}
 
 
 def test_a_place_where_no_server_is(first: Result) -> None:

@@ -17,7 +17,8 @@ from raystream.errors import LabelsError, QueryError
 from raystream.labels.annotation import STATES, label_of, time_of
 from raystream.labels.consolidate import consolidate
 from raystream.labels.ids import Ids
-from raystream.labels.label_table import LabelRow, LabelTable, empty, read_table, write_table
+from raystream.labels.label_table import LabelRow, LabelTable, empty
+from raystream.labels.table_file import read_table, update_table, written
 from raystream.pool import read_labelled
 
 IDS = Ids("rid", pa.int32())
@@ -89,14 +90,14 @@ def test_the_file_reads_back_and_serves_as_labelled(tmp_path: Path, method: Any)
     ]
     table = empty(IDS, "classes").merged(rows)
     path = tmp_path / "labels.parquet"
-    write_table(consolidate(table, method), path)
+    update_table(str(path), IDS, "classes", lambda _: consolidate(table, method))
     file = pq.read_table(path)
     assert file.column_names[:9] == ["rid", "label", "state", "annotator", "labelled_at", "tool", "tool_id", "query", "rank"]
     assert file.schema.field("rid").type == pa.int32()
     assert read_table(path, IDS, "classes").rows == table.rows
     known = read_labelled([str(path)], "rid", pa.int32())
     assert (known.ids.to_pylist(), known.excluded.to_pylist()) == ([3], [1])
-    write_table(consolidate(read_table(path, IDS, "classes").merged(rows), method), path)
+    update_table(str(path), IDS, "classes", lambda there: consolidate(there.merged(rows), method))
     assert pq.read_table(path).equals(file)
     if method == "majority":
         assert file.column("label").to_pylist() == [None, None, "dog"]
@@ -107,7 +108,7 @@ def test_classes_without_names_are_numbers(tmp_path: Path) -> None:
     """As `model.temperature` takes them; a label that is none keeps the column text, for nothing is lost."""
     for labels, type_ in ((["0", "11"], pa.int64()), (["0", "eleven"], pa.string()), (["00"], pa.string())):
         table = empty(IDS, "classes").merged([row(i, label) for i, label in enumerate(labels)])
-        write_table(table, tmp_path / "labels.parquet")
+        (tmp_path / "labels.parquet").write_bytes(written(table))
         assert pq.read_schema(tmp_path / "labels.parquet").field("label").type == type_
         assert read_table(tmp_path / "labels.parquet", IDS, "classes").rows == table.rows
 
@@ -118,7 +119,7 @@ def test_only_tables_of_labels_are_merged_into(tmp_path: Path) -> None:
     pq.write_table(pa.table({"rid": [1]}), path)
     with pytest.raises(QueryError, match="isn't a table of labels"):
         read_table(path, IDS, "classes")
-    write_table(empty(IDS, "classes").merged([row(1)]), path)
+    path.write_bytes(written(empty(IDS, "classes").merged([row(1)])))
     with pytest.raises(QueryError, match=r"holds labels for ids of int32 .* not for ids of int64"):
         read_table(path, Ids("rid", pa.int64()), "classes")
     path.write_bytes(path.read_bytes()[:60])

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.errors import PoolError, StoreError
+from raystream.figures import shown
 from raystream.pool import UniqueIds, check_unique, unique_ids
 from raystream.pool import ids as id_hashes
 from raystream.pool.ids import BLOCK_ROWS, id_numbers, take_ids

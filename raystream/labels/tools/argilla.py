@@ -1,6 +1,7 @@
 """Argilla: records with suggestions out; its records in, as `to_json`, as the flat rows of its datasets, and as its API has them.
 
-A discarded response is a skip. `to_json` leaves the state of responses out, the flat rows have it.
+A discarded response is a skip. `to_json` leaves the state of responses out, which the flat rows have: there, responses of records that
+aren't completed are drafts.
 """
 
 from __future__ import annotations
@@ -42,6 +43,17 @@ if not dataset.exists():
 dataset.records.from_json("records.json")  # records of known ids are updated, so running it twice adds nothing
 '''
 
+_SAVE = '''"""Saves the records of the Argilla dataset with their responses, for raystream labels, as labels.json."""
+
+import json
+
+import argilla as rg
+
+dataset = rg.Argilla().datasets({name!r})
+with open("labels.json", "w") as file:
+    json.dump(dataset.records(with_responses=True).to_list(flatten=True), file, default=str)
+'''
+
 
 def _write(batch: Batch) -> Written:
     needs_shown(batch, _TITLE)
@@ -57,7 +69,11 @@ def _write(batch: Batch) -> Written:
         notes.append("Argilla takes the pictures beside as paths below the folder of the export: run load.py there")
     field = f"rg.{'Text' if batch.kind == 'text' else 'Image'}Field(name={batch.kind!r})"
     load = _LOAD.format(field=field, question=question, name=f"raystream-{batch.query}")
-    files = {"records.json": as_json([_record(batch, item) for item in batch.items]), "load.py": load.encode()}
+    files = {
+        "records.json": as_json([_record(batch, item) for item in batch.items]),
+        "load.py": load.encode(),
+        "save.py": _SAVE.format(name=f"raystream-{batch.query}").encode(),
+    }
     return Written(files, tuple(notes))
 
 
@@ -81,12 +97,10 @@ def _annotations(document: Document) -> Iterator[Annotation]:
         metadata = record.get("metadata") if isinstance(record.get("metadata"), Mapping) else record
         assert isinstance(metadata, Mapping)
         given = next((value for value in (metadata.get(FIELD), record.get("external_id"), record.get("id")) if value is not None), None)
-        if given is None:
-            continue
         for raw, who, state, when in _responses(record):
             known = _STATES.get(str(state or "submitted"), LABELLED)
             yield Annotation(
-                id=str(given),
+                id=None if given is None else str(given),
                 raw=None if known == SKIPPED else raw,
                 state=known,
                 annotator=text_or_none(who),
@@ -112,8 +126,9 @@ def _responses(record: Mapping[str, Any]) -> Iterator[tuple[Any, Any, Any, Any]]
             answer: Mapping[str, Any] = values.get(_QUESTION) or next(iter(values.values()), {})
             yield answer.get("value"), response.get("user_id"), response.get("status"), response.get("updated_at")
         return
+    unsaid = "submitted" if record.get("status", "completed") == "completed" else "draft"
     for answer in responses.get(_QUESTION) or next(iter(responses.values()), []) or []:
-        yield answer.get("value"), answer.get("user_id"), answer.get("status"), record.get("updated_at")
+        yield answer.get("value"), answer.get("user_id"), answer.get("status") or unsaid, record.get("updated_at")
 
 
 TOOL = Tool("argilla", _TITLE, _write, _recognises, _annotations)

@@ -36,7 +36,7 @@ def _write(batch: Batch) -> Written:
     labels = [{"name": name, "type": _KINDS.get(batch.task, "any"), "attributes": []} for name in batch.classes]
     files = {"labels.json": as_json(labels), "annotations.xml": _predictions(batch)}
     if any(item.data is not None for item in batch.items):
-        files["manifest.jsonl"] = _manifest(batch)
+        files["images/manifest.jsonl"] = _manifest(batch)
     else:
         files["urls.txt"] = "".join(f"{item.url}\n" for item in batch.items if item.url).encode()
         notes.append("links are given to CVAT as remote sources, in urls.txt; those into buckets need --presign")
@@ -50,9 +50,7 @@ def _manifest(batch: Batch) -> bytes:
             continue
         stem, _, suffix = batch.file_name(item).rpartition(".")
         width, height = _size(item)
-        lines.append(
-            {"name": f"images/{stem}", "extension": f".{suffix}", "width": width, "height": height, "meta": {"related_images": []}}
-        )
+        lines.append({"name": stem, "extension": f".{suffix}", "width": width, "height": height, "meta": {"related_images": []}})
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
@@ -65,13 +63,16 @@ def _size(item: Item) -> tuple[int, int]:
 
 
 def frame_name(batch: Batch, item: Item) -> str:
-    """What CVAT calls a row's picture."""
-    return f"images/{batch.file_name(item)}" if item.data is not None else posixpath.basename(urlsplit(item.url or "").path)
+    """What CVAT calls a row's picture; folders are lost where a browser uploads it."""
+    return batch.file_name(item) if item.data is not None else posixpath.basename(urlsplit(item.url or "").path)
 
 
 def _predictions(batch: Batch) -> bytes:
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
+    known = ElementTree.SubElement(ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task"), "labels")
+    for name in batch.classes:
+        ElementTree.SubElement(ElementTree.SubElement(known, "label"), "name").text = name
     for number, item in enumerate(batch.items):
         name = frame_name(batch, item)
         image = ElementTree.SubElement(root, "image", id=str(number), name=name)

@@ -91,14 +91,12 @@ def _recognises(document: Document) -> bool:
 
 def _annotations(document: Document) -> Iterator[Annotation]:
     for sample in _samples(document):
-        if FIELD not in sample:
-            continue
         state = next((state for tag, state in _TAGS.items() if tag in (sample.get("tags") or [])), None)
         raw = _raw(sample.get(_FIELD))
         if raw is None and state is None:
             continue
         yield Annotation(
-            id=str(sample[FIELD]),
+            id=None if sample.get(FIELD) is None else str(sample[FIELD]),
             raw=raw if state is None else None,
             state=state or LABELLED,
             labelled_at=time_of(sample.get("last_modified_at")),

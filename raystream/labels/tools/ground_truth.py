@@ -51,8 +51,6 @@ def _recognises(document: Document) -> bool:
 
 def _annotations(document: Document) -> Iterator[Annotation]:
     for record in document.records:
-        if FIELD not in record:
-            continue
         names = [key.removesuffix(_METADATA) for key in record if key.endswith(_METADATA) and isinstance(record[key], Mapping)]
         for name in names:
             about_it = record[name + _METADATA]
@@ -60,7 +58,7 @@ def _annotations(document: Document) -> Iterator[Annotation]:
                 continue
             human = str(about_it.get("human-annotated", "yes")).lower() == "yes"
             yield Annotation(
-                id=str(record[FIELD]),
+                id=None if record.get(FIELD) is None else str(record[FIELD]),
                 raw=_raw(record.get(name), about_it),
                 state=LABELLED if human else DRAFT,
                 labelled_at=time_of(about_it.get("creation-date")),

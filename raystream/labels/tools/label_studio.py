@@ -25,18 +25,19 @@ _TITLE = "Label Studio"
 _NO_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
-def tasks(batch: Batch, *, inline: bool = False) -> list[dict[str, Any]]:
+def tasks(batch: Batch, *, inline: bool = False, to: str | None = None) -> list[dict[str, Any]]:
     """The batch as Label Studio imports it.
 
     Args:
         batch: to be labelled.
         inline: put pictures into the tasks themselves, which a server on another machine can show, too.
+        to: what the interface calls what it shows, if that isn't ours.
     """
     needs_shown(batch, _TITLE)
-    return [_task(batch, item, inline) for item in batch.items]
+    return [_task(batch, item, inline, to or str(batch.kind)) for item in batch.items]
 
 
-def _task(batch: Batch, item: Item, inline: bool) -> dict[str, Any]:
+def _task(batch: Batch, item: Item, inline: bool, to: str) -> dict[str, Any]:
     assert batch.kind is not None
     shown = item.text or ""
     if batch.kind == "image":
@@ -45,9 +46,9 @@ def _task(batch: Batch, item: Item, inline: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"data": {batch.kind: shown, **data}}
     if item.prediction is not None and item.prediction in batch.classes:
         result = {
-            "id": "prediction", "from_name": CONTROL, "to_name": batch.kind, "type": "choices", "value": {"choices": [item.prediction]},
+            "id": "prediction", "from_name": CONTROL, "to_name": to, "type": "choices", "value": {"choices": [item.prediction]},
         }  # fmt: skip
-        found["predictions"] = [{"model_version": f"raystream-{batch.model}", "score": item.confidence, "result": [result]}]
+        found["predictions"] = [{"model_version": f"raystream-{batch.model}", "score": item.confidence or 0.0, "result": [result]}]
     return found
 
 
@@ -88,7 +89,7 @@ def _write(batch: Batch) -> Written:
     if any(item.data is not None for item in batch.items):
         notes.append(
             "Label Studio shows the pictures if it serves local files: set LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
-            "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT to the folder of the export, and add it as local storage"
+            "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT to the folder of the export, and add its folder images as local storage"
         )
     files = {"tasks.json": as_json(tasks(batch)), "label_config.xml": label_config(batch).encode()}
     return Written(files, tuple(notes))
@@ -109,7 +110,7 @@ def _annotations(document: Document) -> Iterator[Annotation]:
         elif "annotation_id" in record and (said := record.get(CONTROL)) not in (None, ""):
             raw = said.get("choices", said) if isinstance(said, Mapping) else said
             yield Annotation(
-                id=str(record.get(FIELD, "")),
+                id=None if record.get(FIELD) is None else str(record[FIELD]),
                 raw=raw,
                 annotator=_person(record.get("annotator")),
                 labelled_at=time_of(record.get("updated_at") or record.get("created_at")),
@@ -122,8 +123,6 @@ def _annotations(document: Document) -> Iterator[Annotation]:
 def of_task(task: Mapping[str, Any]) -> Iterator[Annotation]:
     """What people did with one task, as exports and the API have it."""
     data = task.get("data") or {}
-    if FIELD not in data:
-        return
     for annotation in task.get("annotations") or task.get("completions") or []:
         reviews = annotation.get("reviews") or []
         state = LABELLED
@@ -139,7 +138,7 @@ def of_task(task: Mapping[str, Any]) -> Iterator[Annotation]:
 
 def _said(data: Mapping[str, Any], said: Mapping[str, Any], state: str, tool_id: str) -> Annotation:
     return Annotation(
-        id=str(data[FIELD]),
+        id=None if data.get(FIELD) is None else str(data[FIELD]),
         raw=None if state == SKIPPED else _raw(said.get("result") or []),
         state=state,
         annotator=_person(said.get("completed_by") or said.get("created_username") or said.get("user")),

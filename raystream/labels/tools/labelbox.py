@@ -57,7 +57,7 @@ def _annotations(document: Document) -> Iterator[Annotation]:
         row = record.get("data_row") or {}
         given = row.get("global_key") if row.get("global_key") is not None else row.get("external_id")
         projects = record.get("projects")
-        if given is None or not isinstance(projects, Mapping):
+        if not isinstance(projects, Mapping):
             continue
         for project in projects.values():
             status = str((project.get("project_details") or {}).get("workflow_status", ""))
@@ -66,7 +66,7 @@ def _annotations(document: Document) -> Iterator[Annotation]:
                 skipped = bool((label.get("performance_details") or {}).get("skipped"))
                 state = SKIPPED if skipped else REJECTED if status == "IN_REWORK" else LABELLED
                 yield Annotation(
-                    id=str(given),
+                    id=None if given is None else str(given),
                     raw=None if skipped else _raw(label.get("annotations") or {}),
                     state=state,
                     annotator=text_or_none(details.get("created_by")),

@@ -19,8 +19,8 @@ from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD
 from raystream.labels.tools.tool import Tool, Written, about, as_lines, picture
 
 _TO_FILL = ("label", "state", "annotator")
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-"""What a spreadsheet runs, and what looks like it once escaped."""
+_FORMULA = re.compile(r"'*(?:[=+@\t\r]|-(?![0-9]+(?:\.[0-9]+)?\Z))")
+"""What a spreadsheet runs, and what looks like it once escaped; a negative number is none."""
 
 
 def escaped(cell: str) -> str:

@@ -46,12 +46,10 @@ def _annotations(document: Document) -> Iterator[Annotation]:
         meta = record.get("meta") if isinstance(record.get("meta"), Mapping) else {}
         assert isinstance(meta, Mapping)
         given = record.get(FIELD, meta.get(FIELD))
-        if given is None:
-            continue
         session = text_or_none(record.get("_annotator_id") or record.get("_session_id"))
         hashed = text_or_none(record.get("_task_hash") or record.get("_input_hash"))
         yield Annotation(
-            id=str(given),
+            id=None if given is None else str(given),
             raw=_raw(record) if state == LABELLED else None,
             state=state,
             annotator=session,
