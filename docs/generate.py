@@ -21,6 +21,7 @@ from raystream.query.catalogue import KINDS, MODEL_KEYS, OPTIONAL_KEYS, TRAITS
 from raystream.query.catalogue.arguments import Arg
 from raystream.query.catalogue.listing import Listing, listings
 from raystream.query.part import Part
+from raystream.query.stream import StreamSettings
 
 DOCS = Path(__file__).parent
 
@@ -103,6 +104,8 @@ def _default(value: object, required: bool) -> str:
         return "its defaults"
     if value is None or value in ([], {}):
         return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
     if isinstance(value, float):
         return "1/255" if value == 1 / 255 else f"`{value:g}`"
     return f"`{list(value)}`" if isinstance(value, tuple) else f"`{value}`"
@@ -209,6 +212,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "sharded": sharded,
     "scores": scores,
     "kinds": kinds,
+    "stream": lambda: section(StreamSettings),
 }
 
 _GENERATED = re.compile(r"<!-- generated: ([a-z ]+) -->.*?<!-- end -->", re.DOTALL)

@@ -15,6 +15,7 @@ from typer.main import get_command
 import raystream
 from raystream import cli
 from raystream.query import Query
+from raystream.query.stream import Stream
 from raystream.spec import read_spec
 
 ROOT = Path(raystream.__file__).parents[1]
@@ -77,6 +78,9 @@ def test_yaml_snippets_are_queries(page: Path, tmp_path: Path) -> None:
         given = yaml.safe_load(code)
         whole = {"pool": {"uri": "pool", "inputs": ["x"]}, "model": {"source": "m:net"}, "select": {"budget": 1000}} | given
         (tmp_path / "query.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
+        if "stream" in given:
+            assert Stream.load(tmp_path / "query.yaml").name == given["stream"].get("name", "query")
+            continue
         assert Query(**read_spec(tmp_path / "query.yaml", [])) == Query(**whole)
 
 
