@@ -25,6 +25,7 @@ from raystream.query.catalogue.rules import RULES
 from raystream.query.loop import LoopSettings, Start, Stop
 from raystream.query.part import Part
 from raystream.query.simulate import Contestant, Simulate
+from raystream.query.stream import StreamSettings
 
 DOCS = Path(__file__).parent
 
@@ -257,6 +258,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "rules": rules,
     "metrics": metrics,
     "trainer torch": trainer,
+    "stream": lambda: section(StreamSettings),
 }
 
 _GENERATED = re.compile(r"<!-- generated: ([a-z ]+) -->.*?<!-- end -->", re.DOTALL)

@@ -16,6 +16,7 @@ import raystream
 from raystream import cli
 from raystream.query import Query
 from raystream.query.loop import Loop
+from raystream.query.stream import Stream
 from raystream.spec import read_spec
 
 ROOT = Path(raystream.__file__).parents[1]
@@ -80,6 +81,9 @@ def test_yaml_snippets_are_queries(page: Path, tmp_path: Path) -> None:
         (tmp_path / "query.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
         if "loop" in given:
             assert Loop.load(tmp_path / "query.yaml").name == given["loop"].get("name", "query")
+            continue
+        if "stream" in given:
+            assert Stream.load(tmp_path / "query.yaml").name == given["stream"].get("name", "query")
             continue
         assert Query(**read_spec(tmp_path / "query.yaml", [])) == Query(**whole)
 

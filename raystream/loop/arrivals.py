@@ -47,7 +47,7 @@ class Listing:
             of = {path for path in paths if _lists(self.files[path], version)}
             added |= added_files(version.uri, of, "pool.uri", self.storage) if of else {}
         listed = [self.files[path] for path in paths - added.keys()]
-        plain = [Arrival(file.path, file.size, file.version, int(file.version)) for file in listed]
+        plain = [Arrival(file.path, file.size, file.version, int(file.version) if file.version.isdigit() else 0) for file in listed]
         young = [arrival for arrival in plain if is_young(arrival, now)]
         found = [arrival for arrival in plain if not is_young(arrival, now)]
         found += [Arrival(path, self.files[path].size, "", of.sequence, of.rewritten) for path, of in added.items()]

@@ -20,7 +20,6 @@ from raystream.loop.asking import ask
 from raystream.loop.control import Share
 from raystream.loop.journal import Asked, Journal, Judged, Trained
 from raystream.loop.judging import as_round, history_row, judge, right, rules_of
-from raystream.loop.lease import Lease
 from raystream.loop.ledger import Ledger
 from raystream.loop.loop_report import write_report
 from raystream.loop.models import Models, trainer_of
@@ -29,6 +28,7 @@ from raystream.loop.stopping import Round, stops
 from raystream.loop.training import Fitted
 from raystream.query.loop import Loop
 from raystream.scoring.progress import Reporter, Silent
+from raystream.store.lease import Lease
 from raystream.store.opening import open_store
 from raystream.store.protocol import Store
 

@@ -2,8 +2,10 @@
 
     streams/<name>/stream.yaml                  as it was begun
     streams/<name>/arrivals/00000001.parquet    files in the order of their arrival, those of one look
+    streams/<name>/packs/00000256.parquet       all arrivals up to a look, in one file: an index, made again where it is lost
     streams/<name>/decisions/00000001.parquet   the next rows, each with its decision: of one look, and so many at most
     streams/<name>/states/00000001-<digest>.json  all that further decisions depend on; named by the decisions that it comes after
+    streams/<name>/events/00000001/             what the workers told that were started by that look
 
 Decisions that are there were made; nothing else was. A file of them holds in its metadata how far it came and the state after it, so that
 whoever goes on does so as if nothing had happened.
@@ -30,6 +32,8 @@ from raystream.store.queries import read_parquet
 
 _SAID = "raystream.stream"
 """In the metadata of decisions: what `Progress` holds, as JSON."""
+PACKED_LOOKS = 256
+"""Looks whose arrivals are read one by one, at most, before they are packed: half a millisecond each on a disk."""
 _ARRIVALS = pa.schema(
     [("path", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("time", pa.int64()), ("rewritten", pa.bool_())]
 )
@@ -96,6 +100,10 @@ class StreamLog:
         """The folder of the decisions, for people."""
         return self.store.place(f"{self.folder}/decisions")
 
+    def events(self, look: int) -> str:
+        """The folder of the store for the events of workers that a look started."""
+        return f"{self.folder}/events/{look:08d}"
+
     @property
     def schema(self) -> pa.Schema:
         """Of the decisions, once there are some."""
@@ -104,6 +112,8 @@ class StreamLog:
 
     def begin(self, stream: Stream) -> None:
         """Note the stream, or see that it is the one that was begun under this name.
+
+        Before anything was decided it may be mended in any way; then what arrived is noted anew.
 
         Raises:
             QueryError: it differs in what may not change in the middle.
@@ -118,8 +128,13 @@ class StreamLog:
         except (QueryError, TypeError, ValueError, yaml.YAMLError) as error:
             raise self._damaged(name, error) from None
         was, now = before.identity, stream.identity
-        changed = [f"{key} ({was[key]} then, {now[key]} now)" for key in now if was[key] != now[key]]
-        if changed:
+        changed = [f"{key} ({was.get(key)} then, {now[key]} now)" for key in now if was.get(key) != now[key]]
+        if changed and not self.store.names(f"{self.folder}/decisions"):
+            for folder in ("packs", "arrivals"):
+                for left in reversed(self.store.names(f"{self.folder}/{folder}")):
+                    self.store.remove(f"{self.folder}/{folder}/{left}")
+            self.store.put(name, stream.to_yaml().encode())
+        elif changed:
             raise QueryError(
                 f"stream {self.name} was begun with another spec; it differs in {', '.join(changed)}; only the model, cluster, on_error "
                 "and stream.follow may change, so put the rest back, or give stream.name another name"
@@ -128,14 +143,18 @@ class StreamLog:
     def arrivals(self, look: int = 0) -> list[Arrival]:
         """All that arrived, in order, from one look on."""
         folder = f"{self.folder}/arrivals"
-        names = [name for name in self.store.names(folder) if name.endswith(".parquet") and int(name.partition(".")[0]) >= look]
-        looks = in_threads(lambda name: self._arrivals(f"{folder}/{name}", int(name.partition(".")[0])), names)
-        return [arrival for look in looks for arrival in look]
+        packed = [] if look else self._packed()
+        first = packed[-1].look + 1 if packed else look
+        names = [name for name in self.store.names(folder) if name.endswith(".parquet") and _number(name) >= first]
+        looks = in_threads(lambda name: self._arrivals(f"{folder}/{name}", _number(name)), names)
+        found = packed + [arrival for arrivals in looks for arrival in arrivals]
+        if not look and len(names) >= PACKED_LOOKS:
+            self._pack(found)
+        return found
 
     def commit_arrivals(self, look: int, arrivals: Sequence[Arrival]) -> None:
         """Note what arrived, unless somebody else has noted a look of this number."""
-        columns = {field.name: pa.array([getattr(arrival, field.name) for arrival in arrivals], field.type) for field in _ARRIVALS}
-        self.store.put_if_absent(_numbered(f"{self.folder}/arrivals", look), parquet_bytes(pa.table(columns, _ARRIVALS), {}))
+        self.store.put_if_absent(_numbered(f"{self.folder}/arrivals", look), parquet_bytes(_table(arrivals, _ARRIVALS), {}))
 
     def progress(self) -> tuple[Progress, dict[str, Any]]:
         """How far the stream has come, and the state that it goes on from, empty at first.
@@ -150,7 +169,10 @@ class StreamLog:
         try:
             schema = pq.ParquetFile(pa.BufferReader(self.store.read(name)), pre_buffer=False).schema_arrow
             found = Progress(**json.loads((schema.metadata or {})[_SAID.encode()]))
-            state = json.loads(self.store.read(found.state))
+            data = self.store.read_if_there(name := found.state)
+            if data is None:
+                raise self._damaged(name, "it is missing")
+            state = json.loads(data)
         except StoreError:
             raise
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
@@ -184,6 +206,23 @@ class StreamLog:
         found = in_threads(lambda name: read_parquet(self.store.read(f"{folder}/{name}")).column(0), names)
         return pa.chunked_array([chunk for column in found for chunk in column.chunks], found[0].type) if found else None
 
+    def _packed(self) -> list[Arrival]:
+        """What the newest pack holds; nothing where there is none, or it is damaged."""
+        packs = [name for name in self.store.names(f"{self.folder}/packs") if name.endswith(".parquet")]
+        data = self.store.read_if_there(f"{self.folder}/packs/{packs[-1]}") if packs else None
+        try:
+            return [] if data is None else [Arrival(**row) for row in read_parquet(data).to_pylist()]
+        except (pa.ArrowException, OSError, TypeError):
+            return []
+
+    def _pack(self, arrivals: Sequence[Arrival]) -> None:
+        """Write all that arrived into one file, an index of the looks' own files, which spares whoever comes next to read them."""
+        name = _numbered(f"{self.folder}/packs", arrivals[-1].look)
+        self.store.put(name, parquet_bytes(_table(arrivals, _ARRIVALS.append(pa.field("look", pa.int64()))), {}))
+        for old in self.store.names(f"{self.folder}/packs"):
+            if old.endswith(".parquet") and _number(old) < arrivals[-1].look:
+                self.store.discard(f"{self.folder}/packs/{old}")
+
     def _as_before(self, rows: pa.Table, schema: pa.Schema) -> pa.Table:
         """The rows with the types of those before: files that arrive later may be written by other means."""
         try:
@@ -194,7 +233,7 @@ class StreamLog:
                 "them as these, or give stream.name another name"
             ) from None
 
-    def _damaged(self, name: str, error: Exception) -> StoreError:
+    def _damaged(self, name: str, error: object) -> StoreError:
         return StoreError(f"store: {self.store.place(name)} is damaged ({error}); restore it, or give stream.name another name")
 
     def _discard_states(self, limit: int) -> None:
@@ -219,6 +258,15 @@ def parquet_bytes(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(dict(metadata) or None), buffer)
     return buffer.getvalue()
+
+
+def _table(arrivals: Sequence[Arrival], schema: pa.Schema) -> pa.Table:
+    columns = {field.name: pa.array([getattr(arrival, field.name) for arrival in arrivals], field.type) for field in schema}
+    return pa.table(columns, schema)
+
+
+def _number(name: str) -> int:
+    return int(name.partition(".")[0])
 
 
 def _numbered(folder: str, number: int) -> str:

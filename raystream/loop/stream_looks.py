@@ -26,7 +26,7 @@ from raystream.loop.stream_drift import Drift
 from raystream.loop.stream_log import Arrival, Progress, StreamLog
 from raystream.pool import check_unique
 from raystream.pool.ids import KnownIds, comparable, derived_ids
-from raystream.pool.plan import NoRowsError
+from raystream.pool.plan import NoReadableFileError, NoRowsError
 from raystream.query.stream import Stream
 from raystream.scoring.executor import WorkerSource
 from raystream.scoring.job import Job
@@ -82,6 +82,7 @@ class Looks:
         self._saved: dict[str, Any] = {}
         self._state: StreamState | None = None
         self._session: tuple[Job, Session] | None = None
+        self._drifts = 0
         self.progress = Progress()
         self.new_rows = 0
         self.oldest: float | None = None
@@ -133,8 +134,17 @@ class Looks:
                 continue
             rows, chosen = self.progress.rows - rows, self.progress.chosen - chosen
             self.new_rows += rows
-            files = number_of(end - first, "file")
-            self._reporter.stage(f"Look {look}: {files}, {number_of(rows, 'row')}, {chosen:,} chosen{self._waited(first, end)}")
+            share = f"{self.progress.chosen / self.progress.seen:.4f} of all so far" if self.progress.seen else "none so far"
+            what = f"{number_of(end - first, 'file')}, {number_of(rows, 'row')}, {chosen:,} chosen, {share}"
+            self._reporter.stage(f"Look {look}: {what}{self._waited(first, end)}")
+            self._tell_drift()
+
+    def _tell_drift(self) -> None:
+        """Say once of each kind that there is drift, where the command doesn't end and say it then."""
+        told = self.drift.warnings
+        if self._stream.stream.follow and len(told) > self._drifts:
+            _log.warning("%s", "; ".join(told))
+        self._drifts = len(told)
 
     def _waited(self, first: int, end: int) -> str:
         times = [arrival.time for arrival in self._arrivals[first:end] if arrival.version]
@@ -145,15 +155,16 @@ class Looks:
         present = [arrival for arrival in self._arrivals[first:end] if self._can_be_read(listing, arrival)]
         try:
             asked = resolve(self._query, self._calibration, listed=listing.of(present)) if present else None
-        except NoRowsError:
+        except NoRowsError as error:
             asked = None
+            self._warn(*[str(error)] * isinstance(error, NoReadableFileError))
         if asked is not None:
             units = sorted(asked.pool.units, key=lambda unit: (self._paths[unit.file.path], unit.first_row))
             plan = asked.plan(units)
             with SignOfLife() as life:
                 life.begin(self._log.store, self._log.folder)
                 life.needs(plan.keys)
-                session = self._session_of(asked)
+                session = self._session_of(asked, self._arrivals[first].look, listing)
                 scored = session.score(plan)
                 self._warn(*asked.warnings)
                 if not self._commit_parts(asked, plan, scored, end):
@@ -300,13 +311,19 @@ class Looks:
                 )
         return self._state
 
-    def _session_of(self, asked: ResolvedQuery) -> Session:
-        """The workers, those of the last look if they can score this one, too."""
-        job = replace(asked.job, first=())
-        if self._session is None or self._session[0] != job:
+    def _session_of(self, asked: ResolvedQuery, look: int, listing: Listing) -> Session:
+        """The workers, those of the last look if they can score this one, too; their events are kept by the first look that they score.
+
+        A worker that is started later reads the first rows of that look, which must still be there.
+        """
+        known, session = self._session or (None, None)
+        if known is None or not _alike(known, asked.job) or any(unit.file.path not in listing.files for unit in known.first):
             self._end_session()
-            self._session = job, Session(asked.job, self._log.store, self._log.folder, self._reporter, self._processes)
-        return self._session[1]
+            folder = self._log.events(look)
+            session = Session(asked.job, self._log.store, folder, self._reporter, self._processes)
+            self._session = asked.job, session
+        assert session is not None
+        return session
 
     def _end_session(self) -> None:
         if self._session is not None:
@@ -337,6 +354,11 @@ class Looks:
                 self.warnings[sentence] = None
                 if self._stream.stream.follow:
                     _log.warning("%s", sentence)
+
+
+def _alike(one: Job, other: Job) -> bool:
+    """Whether workers of one job can do the other; Ray adds folders to those that are imported from."""
+    return replace(one, first=other.first, import_paths=other.import_paths) == other
 
 
 @dataclass(frozen=True)

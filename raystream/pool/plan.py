@@ -166,6 +166,10 @@ class NoRowsError(PoolError):
     """Files without a row, or without one that the filters let through."""
 
 
+class NoReadableFileError(NoRowsError):
+    """Files none of which can be read, under `on_error: skip`."""
+
+
 @dataclass(frozen=True)
 class PoolPlan:
     """What a query reads of its pool.
@@ -274,7 +278,7 @@ def plan_pool(
     note = unreadable.__setitem__ if on_error == "skip" else None
     footers = read_footers(files, read, filter_columns(filters), later, threads, unreadable=note)
     if not footers:
-        raise PoolError(f"none of the {len(files)} files can be read, first: {unreadable[files[0]]}")
+        raise NoReadableFileError(f"none of the {len(files)} files can be read, first: {unreadable[files[0]]}")
     folders = partition_types([footer.file for footer in footers])
     if not any(footer.rows for footer in footers):
         raise NoRowsError(f"pool.uri {', '.join(pool.uris)} holds no row in {len(files)} files; expected at least one")

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from raystream.errors import QueryError, did_you_mean
 from raystream.query import LOOP_SECTIONS, Acquire, Cluster, Model, Pool, Query, Select, Store
-from raystream.query.catalogue import SCORES, UNCERTAINTY
+from raystream.query.catalogue import SCORES
 from raystream.query.part import Part
 from raystream.spec import read_spec
 
@@ -35,7 +35,7 @@ class StreamSettings(Part):
     budget: Annotated[float, Field(gt=0, le=1)]
     """The share of arriving rows that may be labelled."""
     manager: Manager = "quantile"
-    """The rule that decides row by row: `quantile`, `density`, `fixed`, `variable`, `random_variable`, `split`, `random`."""
+    """The rule that decides row by row."""
     strict: bool = True
     """Keep to the budget at any time: of n rows at most budget x n are labelled, rounded up."""
     follow: Annotated[float, Field(ge=0)] = 0.0
@@ -76,10 +76,14 @@ class Stream(Part):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Stream:
         manager, score = self.stream.manager, self.acquire.score
-        if manager in BY_UNCERTAINTY and score != UNCERTAINTY:
+        if manager in BY_UNCERTAINTY and not (score in SCORES and SCORES[score].doubt):
             raise ValueError(
                 f"stream.manager {manager} compares least_confidence, which lies between 0 and 1, but acquire.score is {score}; set "
                 "acquire.score to least_confidence, or use quantile, which takes any score"
+            )
+        if manager in BY_UNCERTAINTY and self.acquire.class_weights is not None:
+            raise ValueError(
+                f"stream.manager {manager} compares least_confidence, which acquire.class_weights would change; remove them or use quantile"
             )
         compared = [name for name in self.acquire.asked if name in SCORES and "targets" in SCORES[name].keys]
         if compared:

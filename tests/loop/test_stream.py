@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from streams import NOW, arrive, decisions, make_stream, run
 
 import raystream as rs
 from raystream.acquisition import margin
-from raystream.errors import PoolError, QueryError
-from raystream.loop import stream_looks
+from raystream.cluster.processes import Processes
+from raystream.errors import PoolError, QueryError, StoreError
+from raystream.loop import stream_log, stream_looks
 from raystream.store.gc import collect
 from raystream.store.life import SignOfLife
 from raystream.store.opening import open_store
@@ -189,6 +192,23 @@ def test_rows_that_can_not_be_scored_are_decided_on_too() -> None:
     assert any("quarantined" in warning for warning in result.warnings)
 
 
+def test_files_that_can_not_be_read() -> None:
+    """Refused, until they are mended or gone; or left out, also where there is no other, and the stream goes on."""
+    path = arrive("a.parquet", pool_table(10))
+    path.write_bytes(path.read_bytes()[:200])
+    os.utime(path, (NOW - 60, NOW - 60))
+    with pytest.raises(PoolError, match=r"a.parquet can't be read as Parquet"):
+        run()
+    skipping = make_stream(on_error="skip")
+    result = run(skipping)
+    assert (result.new_rows, len(result.warnings)) == (0, 1)
+    arrive("b.parquet", pool_table(10, 10))
+    result = run(skipping)
+    assert (result.new_rows, ids(decisions())) == (10, ids(pool_table(10, 10)))
+    arrive("a.parquet", pool_table(10), NOW - 10)
+    assert any("a.parquet was changed after its rows were decided on" in warning for warning in run().warnings)
+
+
 def test_rows_that_repeat_a_chosen_one_are_not_chosen() -> None:
     """By their cosine, among the rows chosen within the last hundred; further away they may be."""
     rng = np.random.default_rng(0)
@@ -233,6 +253,29 @@ def test_a_model_that_changed_begins_an_epoch() -> None:
     assert decisions().column("chosen").to_pylist() == [*first, *used.decide(scores[100:])]
 
 
+def test_workers_are_kept_between_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are started once for the looks of a call; anew for another model, and where the files are gone that they began with."""
+    started, sleeps = [], iter(range(4))
+    begin = Processes.workers
+    monkeypatch.setattr(Processes, "workers", lambda self, job, units: started.append(job.fingerprint) or begin(self, job, units))
+
+    def wait(seconds: float) -> None:
+        look = next(sleeps)
+        if look == 3:
+            raise Killed
+        sys.path.append(f"/nowhere/{look}")  # as Ray does
+        if look == 2:
+            Path("lake/0.parquet").unlink()
+        arrive(f"{look + 1}.parquet", pool_table(10, 10 * look + 10))
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    arrive("0.parquet", pool_table(10))
+    with pytest.raises(Killed):
+        run(make_stream(stream__follow=1), wait=wait)
+    assert len(decisions()) == 40
+    assert len(started) == 2
+
+
 def test_empty_folders_and_files_without_rows_are_no_error() -> None:
     """There is nothing yet; a folder that isn't there is a mistake."""
     with pytest.raises(PoolError, match="lake does not exist"):
@@ -263,6 +306,33 @@ def test_what_may_not_change_in_the_middle() -> None:
         run(make_stream(stream__budget=0.3))
 
 
+def test_a_mistake_may_be_mended_before_anything_is_decided() -> None:
+    """A wrong folder and a wrong column leave nothing behind."""
+    arrive("other/a.parquet", pool_table(10))
+    arrive("right/b.parquet", pool_table(10, 10))
+    with pytest.raises(PoolError):
+        run(make_stream(pool__uri="lake/other", pool__id="nope"))
+    result = run(make_stream(pool__uri="lake/right"))
+    assert (ids(decisions()), result.warnings) == (ids(pool_table(10, 10)), ())
+
+
+def test_files_of_the_stream_that_are_damaged() -> None:
+    """One sentence names the file; nothing is decided."""
+    arrive("a.parquet", pool_table(10))
+    run()
+    for folder in ("states", "arrivals", "decisions"):
+        path = next(Path("runs/streams/s", folder).iterdir())
+        data = path.read_bytes()
+        path.write_bytes(data[:50])
+        with pytest.raises(StoreError, match=rf"{path.name} is damaged"):
+            run()
+        path.write_bytes(data)
+    state = next(Path("runs/streams/s/states").iterdir()).rename("away")
+    with pytest.raises(StoreError, match=r"is damaged \(it is missing\); restore it"):
+        run()
+    assert state.exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -273,6 +343,10 @@ def test_what_may_not_change_in_the_middle() -> None:
         ({"stream": {"budget": True}}, "stream.budget is True"),
         ({"stream": {"budget": 0.1, "follow": -1}}, "stream.follow is -1"),
         ({"stream__manager": "split"}, "stream.manager split compares least_confidence"),
+        (
+            {"stream__manager": "fixed", "acquire": {"score": "least_confidence", "class_weights": {0: 2.0}}},
+            "which acquire.class_weights would change",
+        ),
         ({"acquire": {"score": "epig", "mc_samples": 4}}, "acquire asks for epig"),
         ({"pool__id": "seen"}, "pool.id names column seen, a name that decisions use"),
         ({"select": {"near_duplicate": 0.9}}, "select.near_duplicate is not a key of the query; did you mean 'near_duplicates'?"),
@@ -283,6 +357,25 @@ def test_specs_that_are_wrong(changes: dict, told: str) -> None:
     with pytest.raises(QueryError) as raised:
         make_stream(**changes)
     assert told in str(raised.value)
+
+
+def test_arrivals_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a call doesn't read a file a look; lost or damaged, they are read one by one."""
+    monkeypatch.setattr(stream_log, "PACKED_LOOKS", 3)
+    for number in range(8):
+        arrive(f"{number}.parquet", pool_table(5, 5 * number))
+        assert run().new_rows == 5
+    packs = Path("runs/streams/s/packs")
+    assert [path.name for path in packs.iterdir()] == ["00000006.parquet"]
+    log = stream_log.StreamLog(open_store("runs"), "s")
+    whole = log.arrivals()
+    assert [arrival.look for arrival in whole] == list(range(1, 9))
+    Path("runs/streams/s/arrivals/00000002.parquet").rename("away")
+    assert log.arrivals() == whole
+    Path("away").rename("runs/streams/s/arrivals/00000002.parquet")
+    next(packs.iterdir()).write_bytes(b"PAR1")
+    assert log.arrivals() == whole
+    assert run().new_rows == 0
 
 
 def test_gc_leaves_streams_alone() -> None:

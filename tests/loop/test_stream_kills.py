@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from commands import Command
 from pools import pool_table
-from streams import NOW, arrive, decisions, make_stream, run
+from streams import NOW, arrive, make_stream, run
 
 from raystream.loop import stream_looks
 from raystream.store import lease
 from raystream.store.local import LocalStore
+
+PART_ROWS, KILLS = 300, 30
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -98,31 +103,50 @@ def test_killed_at_any_write(monkeypatch: pytest.MonkeyPatch) -> None:
     assert go_on_after(monkeypatch, points + 1, before=True) == (False, expected)
 
 
+def run_in(folder: str) -> None:
+    """A call of the stream in a process of its own."""
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    stream_looks.PART_ROWS = PART_ROWS
+    run(make_stream(model__batch_size=16))
+
+
+def kill_until_done(folder: Path, kills: int, seed: int) -> Iterator[None]:
+    """By SIGKILL at random moments, again and again; yields whenever the stream came to an end all the same, so that it can begin anew."""
+    context, rng = multiprocessing.get_context("forkserver"), random.Random(seed)
+    context.set_forkserver_preload(["raystream.loop.stream", "streams"])
+    longest = 3.0
+    while kills:
+        process = context.Process(target=run_in, args=(str(folder),))
+        began = time.monotonic()
+        process.start()
+        process.join(rng.uniform(0.0, longest))
+        if process.is_alive():
+            process.kill()
+            process.join()
+            kills -= 1
+        else:
+            assert process.exitcode == 0
+            longest = time.monotonic() - began
+            yield
+
+
 @pytest.mark.slow
-def test_killed_at_random(tmp_path: Path) -> None:
-    """By SIGKILL, again and again, until it comes to an end: the decisions are those of an undisturbed run."""
-    stream = make_stream(model__batch_size=16)
-    Path("s.yaml").write_text(stream.to_yaml())
+def test_killed_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decisions are those of an undisturbed run, file by file."""
     for i in range(12):
-        arrive(f"{i % 5}/{i}.parquet", pool_table(200, 200 * i), NOW - 10**9 + i % 7, rows_in_group=50)
-    run(stream)
-    expected = decisions()
-    rng, kills = random.Random(0), 0
-    for _ in range(4):
+        arrive(f"{i % 5}/{i}.parquet", pool_table(200, 200 * i), NOW - 60 + i % 7, rows_in_group=50)
+    monkeypatch.setattr(stream_looks, "PART_ROWS", PART_ROWS)
+    run(make_stream(model__batch_size=16))
+    expected = [(path.name, path.read_bytes()) for path in sorted(Path("runs/streams/s/decisions").iterdir())]
+    assert len(expected) == 8
+    shutil.rmtree("runs")
+    ends = 0
+    for _ in kill_until_done(tmp_path, kills=KILLS, seed=0):
+        assert [(path.name, path.read_bytes()) for path in sorted(Path("runs/streams/s/decisions").iterdir())] == expected
         shutil.rmtree("runs")
-        while True:
-            command = Command(tmp_path, "stream", "s.yaml", "--json")
-            try:
-                code = command.process.wait(timeout=rng.uniform(0.8, 4.0))
-            except Exception:
-                command.process.send_signal(signal.SIGKILL)
-                command.process.wait()
-                kills += 1
-                continue
-            assert code == 0, command.wait()
-            break
-        assert decisions() == expected
-    assert kills > 4
+        ends += 1
+    assert ends
 
 
 @pytest.mark.slow

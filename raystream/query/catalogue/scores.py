@@ -36,6 +36,7 @@ class ScoreEntry:
         of_numbers: the import path of its function from the numbers of members; for scores with regression.
         parts: which parts of a block of members it needs beyond those that all have.
         signed: it may be negative, so that it can't be weighted by class.
+        doubt: one less it is the model's confidence, which a stream's managers compare with thresholds.
         keys: the keys of `acquire` that it uses beyond those of all scores.
         args: its own parameters, in `acquire.args`.
     """
@@ -48,6 +49,7 @@ class ScoreEntry:
     of_numbers: str = ""
     parts: tuple[str, ...] = ()
     signed: bool = False
+    doubt: bool = False
     keys: frozenset[str] = frozenset()
     args: Mapping[str, Arg] = field(default_factory=dict)
 
@@ -79,6 +81,7 @@ SCORES: Mapping[str, ScoreEntry] = {
         "raystream.acquisition.logits:least_confidence_of",
         _LABELS,
         of_label="raystream.acquisition.multi_label:least_confidence_of_label",
+        doubt=True,
     ),
     "margin": ScoreEntry(
         "1 - (p1 - p2): how near the two likeliest classes are; the default",
@@ -171,9 +174,6 @@ PARAMETER_SCORES = _of("parameters")
 
 SAMPLE_SCORES = (*MEMBER_SCORES, *_of("targets"))
 """The scores that compare several opinions of a row."""
-
-UNCERTAINTY = "least_confidence"
-"""The score that lies in [0, 1] and is one minus a probability, as managers of streams compare it."""
 
 
 def scores_of_task(task: str, source: Source) -> tuple[str, ...]:
