@@ -179,6 +179,7 @@ def _where_it_is(result: Result, report: str, workers: int, seconds: float) -> l
         f"selection    {_shown(result.path)}",
         f"report       {_shown(report)}",
         f"again        raystream show {result.query} --store {_shown(result.store.uri)}",
+        "rounds       raystream demo --loop plays five, beside random rows",
     ]
 
 

@@ -95,6 +95,7 @@ def test_of_many_that_take_over_one_is_first(store: LocalStore) -> None:
     assert (inside, most) == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_loop_run_twice_at_once_is_run_once(tmp_path: Path) -> None:
     """Two calls at the same time end with one history, that of a single call."""
     write_pool(tmp_path)
