@@ -111,7 +111,7 @@ def thresholds(sets: Sequence[str], seeds: int | None) -> dict[str, Any]:
     gains: dict[str, Array] = {}
     for name in sets:
         protocol = PROTOCOLS[name]
-        contenders = [Contender(f"{enough:g}", "auto", options={"enough": enough}) for enough in THRESHOLDS]
+        contenders = [Contender(f"{enough:g}", "auto", enough=enough) for enough in THRESHOLDS]
         classes = len(np.unique(protocol.load(0).pool_labels))
         found = curves(name, contenders, seeds or 30, processes=cores(), start=classes)
         areas = [area(of.labels, of.values) for of in (as_curves(found[c.name], protocol.metric) for c in contenders)]

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from raystream.cluster.connection import _gpus_per_worker, cluster_now, first_line
+from raystream.cluster.connection import cluster_now, first_line, gpus_per_worker
 from raystream.errors import ClusterError, RaystreamError
 from raystream.figures import number_of
 from raystream.lake.retry import in_words
@@ -195,7 +195,7 @@ class ActorPool:
     """
 
     def __init__(self, job: Job, cluster: Cluster, clock: Callable[[], float] = time.monotonic) -> None:
-        gpus = _gpus_per_worker(cluster)
+        gpus = gpus_per_worker(cluster)
         needed = {"CPU": float(cluster.cpus_per_worker), "GPU": gpus}
         self._placing = Placing(needed, cluster_now, clock)
         self._job = ray.put(job)

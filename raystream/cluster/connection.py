@@ -150,7 +150,7 @@ def worker_count(cluster: Cluster, *, on_cpu: bool = False, grows: bool = True) 
     Raises:
         ClusterError: not even one fits on any node.
     """
-    cpus, gpus = cluster.cpus_per_worker, 0.0 if on_cpu else _gpus_per_worker(cluster)
+    cpus, gpus = cluster.cpus_per_worker, 0.0 if on_cpu else gpus_per_worker(cluster)
     fits = 0
     for node in ray.nodes():
         if node["Alive"]:
@@ -176,7 +176,8 @@ def cluster_now() -> tuple[list[dict[str, Any]], dict[str, float]]:
     return ray.nodes(), ray.available_resources()
 
 
-def _gpus_per_worker(cluster: Cluster) -> float:
+def gpus_per_worker(cluster: Cluster) -> float:
+    """GPUs of a worker, or the share of one: as the query says, or one where the cluster has any."""
     if cluster.gpus_per_worker != "auto":
         return cluster.gpus_per_worker
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0

@@ -36,7 +36,7 @@ def ask(ledger: Ledger, models: Models, round_: int) -> Asked | None:
     began = time.perf_counter()
     labels = ledger.labels_of(round_ - 1) or RoundLabels.of(Answers(), (), (), ())
     budget = _batch_size(ledger, round_, labels)
-    controls = ledger.next_controls(round_, min(controls_in(budget, ledger.loop.loop.control), budget - 1), labels)
+    controls, told = ledger.next_controls(round_, min(controls_in(budget, ledger.loop.loop.control), budget - 1), labels)
     held = ledger.pool.find(ledger.reserved("evaluate"))
     barred = sorted({*ledger.asked_ids(round_), *ledger.reserved("control"), *held})
     left = ledger.pool.eligible([*barred, *labels.ids])
@@ -55,7 +55,7 @@ def ask(ledger: Ledger, models: Models, round_: int) -> Asked | None:
             why=why,
             batch=ledger.journal.put_table(round_, "selection", table),
             controls=len(controls),
-            warnings=[] if result is None else list(result.manifest.warnings),
+            warnings=told if result is None else [*told, *result.manifest.warnings],
             seconds=time.perf_counter() - began,
         )
     )

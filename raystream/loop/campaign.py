@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from raystream.errors import LabelsError, QueryError
 from raystream.loop.asking import ask
 from raystream.loop.control import Share
+from raystream.loop.evaluation import EvaluationRows
 from raystream.loop.journal import Asked, Journal, Judged, Trained
 from raystream.loop.judging import as_round, history_row, judge, right, rules_of
 from raystream.loop.ledger import Ledger
@@ -288,13 +290,14 @@ class ActiveLearningLoop:
         warnings: list[str] = []
         if trained.model is not None:
             self._reporter.stage("Judging the model")
-            fitted = self._models.of(round_)
-            if ledger.evaluation is not None:
-                metrics, parts = judge(fitted, ledger.evaluation, ledger.values, self.loop.metrics)
-                if ledger.evaluation.unknown:
-                    warnings.append(f"{ledger.evaluation.unknown:,} rows of loop.evaluate have no label that can be used and are left out")
-            if self.loop.loop.control and self.loop.task == "classes":
-                control, prequential = self._on_control(round_, labels, fitted)
+            fitted, apart = self._models.of(round_), self._control_rows(labels)
+            rows = ledger.evaluation or apart
+            if rows is not None:
+                metrics, parts = judge(fitted, rows, ledger.values, self.loop.metrics)
+            if ledger.evaluation is not None and ledger.evaluation.unknown:
+                warnings.append(f"{ledger.evaluation.unknown:,} rows of loop.evaluate have no label that can be used and are left out")
+            if apart is not None and self.loop.task == "classes":
+                control, prequential = self._on_control(round_, apart, fitted)
         asked = set(ledger.asked_ids(round_ + 1))
         reserved = ledger.reserved("control")
         barred = {*labels.ids, *asked, *reserved, *ledger.reserved("evaluate")}
@@ -314,21 +317,25 @@ class ActiveLearningLoop:
             )
         )
 
-    def _on_control(self, round_: int, labels: RoundLabels, fitted: Fitted) -> tuple[Share | None, Share | None]:
-        """What the model gets right of all control rows, and what the one before got right of those that are new."""
-        ids, given = labels.labelled(CONTROL)
+    def _control_rows(self, labels: RoundLabels) -> EvaluationRows | None:
+        """All control rows that are labelled; None without any."""
+        ids, said = labels.labelled(CONTROL)
         if not ids:
-            return None, None
+            return None
         places = self._ledger.pool.find(ids)
         inputs, sound = self._ledger.pool.inputs([places[id_] for id_ in ids])
-        kept = [(id_, label) for id_, label, ok in zip(ids, given, sound, strict=True) if ok]
-        now = right(fitted, inputs, [label for _, label in kept])
+        kept = np.flatnonzero(sound).tolist()
+        return EvaluationRows([ids[i] for i in kept], inputs, [said[i] for i in kept]) if kept else None
+
+    def _on_control(self, round_: int, rows: EvaluationRows, fitted: Fitted) -> tuple[Share, Share | None]:
+        """What the model gets right of all control rows, and what the one before got right of those that are new."""
+        now = right(fitted, rows.inputs, rows.labels)
         previous, earlier = self._ledger.trained_before(round_), self._ledger.labels_of(round_ - 1)
         before = set() if earlier is None else set(earlier.labelled(CONTROL)[0])
-        new = [i for i, (id_, _) in enumerate(kept) if id_ not in before]
+        new = [i for i, id_ in enumerate(rows.ids) if id_ not in before]
         if previous is None or not new:
             return now, None
-        return now, right(self._models.of(previous.round), tuple(values[new] for values in inputs), [kept[i][1] for i in new])
+        return now, right(self._models.of(previous.round), tuple(values[new] for values in rows.inputs), [rows.labels[i] for i in new])
 
     def _rounds(self) -> list[Played]:
         """The rounds that are judged, in order, that of labels which were there before the first batch included."""
@@ -420,7 +427,7 @@ class ActiveLearningLoop:
 
     def _warnings(self, rows: list[dict[str, Any]]) -> list[str]:
         """What there is to say of the newest batch, the newest model, and this call."""
-        found = [*self._ledger.warnings, *self._said]
+        found = [*self._said]
         last = self._ledger.last_asked()
         closed = last if self.journal.closed(last) is not None else last - 1
         kinds = (self.journal.closed, self.journal.trained, self.journal.judged) if closed >= 0 else ()

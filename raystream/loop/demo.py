@@ -218,4 +218,5 @@ def _where_it_is(result: Result, report: str, workers: int, seconds: float) -> l
         f"selection    {result.path}",
         f"report       {report}",
         f"again        raystream show {result.query} --store {result.store.uri}",
+        "rounds       raystream demo --loop plays five, beside random rows",
     ]

@@ -14,6 +14,7 @@ from raystream.errors import LabelsError
 from raystream.loop.training import ClassLabel
 
 Array = npt.NDArray[Any]
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,17 @@ class LabelValues:
     task: str = "classes"
     classes: tuple[str, ...] | None = None
     numbered: bool = False
+
+    @property
+    def expected(self) -> str:
+        """What a label must be, in words."""
+        if self.task == "regression":
+            return "a number, or a list of numbers"
+        named = f"one of {', '.join(self.classes[:_SHOWN])}{', ..' if len(self.classes) > _SHOWN else ''}" if self.classes else ""
+        one = named or (
+            "the number of a class from 0, or name the classes in model.classes" if self.numbered else "a text or a whole number"
+        )
+        return f"a list, each {one}" if self.task == "multi_label" else one
 
     def label_of(self, raw: Any) -> Any:
         """A label as it is kept: a class, a tuple of classes in order, or a tuple of numbers; None where it is no label."""

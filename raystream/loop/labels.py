@@ -50,12 +50,14 @@ class Answers:
         conflicts: ids of which two newest answers differ.
         repeated: answers that say again what another one of the same row says.
         unknown: ids whose label is none that the model can learn, with the label.
+        expected: what a label must be, in words.
     """
 
     by_id: Mapping[Id, Answer] = field(default_factory=dict)
     conflicts: tuple[Id, ...] = ()
     repeated: int = 0
     unknown: tuple[tuple[Id, str], ...] = ()
+    expected: str = ""
 
     @property
     def warnings(self) -> list[str]:
@@ -68,7 +70,9 @@ class Answers:
         if self.unknown:
             count, (id_, label) = len(self.unknown), self.unknown[0]
             rows = "1 row is" if count == 1 else f"{count:,} rows are"
-            found.append(f"{rows} labelled as what is no class and count as unlabelled, first: {label} of {id_!r}")
+            found.append(
+                f"{rows} labelled as what is no label and count as unlabelled, first: {label} of {id_!r}; expected {self.expected}"
+            )
         return found
 
 
@@ -138,7 +142,7 @@ def newest(found: Sequence[tuple[Id, float, str, Any]], values: LabelValues) -> 
     conflicts = tuple(sorted(id_ for id_, same in answers.items() if len(same) > 1))
     unknown = tuple((id_, bad[id_]) for id_ in sorted(id_ for id_ in bad if len(answers[id_]) == 1))
     left_out = {*conflicts, *bad}
-    return Answers({id_: answers[id_][0] for id_ in sorted(answers.keys() - left_out)}, conflicts, repeated, unknown)
+    return Answers({id_: answers[id_][0] for id_ in sorted(answers.keys() - left_out)}, conflicts, repeated, unknown, values.expected)
 
 
 def _rows(file: File, id_name: str, id_type: pa.DataType, label: str, key: str) -> list[tuple[Id, float, str, Any]]:

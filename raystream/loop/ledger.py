@@ -7,6 +7,7 @@ from functools import cached_property
 
 import pyarrow as pa
 
+from raystream.figures import number_of
 from raystream.loop import evaluation
 from raystream.loop.control import controls_in
 from raystream.loop.evaluation import EvaluationRows
@@ -34,7 +35,6 @@ class Ledger:
 
     def __init__(self, loop: Loop, journal: Journal, reporter: Reporter) -> None:
         self.loop, self.journal, self.reporter = loop, journal, reporter
-        self.warnings: list[str] = []
         self._batches: dict[int, pa.Table] = {}
 
     # what doesn't change while this process lives
@@ -93,23 +93,25 @@ class Ledger:
         control, sample = self.pool.reserve(loop.seed, controls, judged)
         self._commit_reserved(Reserved(control, sample, judged))
 
-    def next_controls(self, round_: int, count: int, labels: RoundLabels) -> list[Id]:
-        """The control rows of a round's batch; where the reserved ones are used up, further ones are set apart."""
+    def next_controls(self, round_: int, count: int, labels: RoundLabels) -> tuple[list[Id], list[str]]:
+        """The control rows of a round's batch, and what is said where the reserved ones are used up and further ones are set apart."""
         if not count:
-            return []
+            return [], []
+        told = []
         gone = {*self.asked_ids(round_), *labels.ids}
         left = [id_ for id_ in self.reserved("control") if id_ not in gone]
         if len(left) < count:
             barred = [*gone, *self.reserved("control"), *self.reserved("evaluate")]
-            further, _ = self.pool.reserve(self.loop.seed, count - len(left), barred)
+            planned = controls_in(self.loop.planned_labels, self.loop.loop.control) - len(self.reserved("control"))
+            further, _ = self.pool.reserve(self.loop.seed, max(count - len(left), planned), barred)
             if further:
                 self._commit_reserved(Reserved(further, [], []))
-                self.warnings.append(
-                    f"{len(further):,} further control rows were reserved in round {round_}, by hash among rows never chosen: more labels "
-                    "are asked for than were planned at the beginning"
+                told.append(
+                    f"{number_of(len(further), 'further control row')} reserved in round {round_}, by hash among rows never chosen: more "
+                    "labels are asked for than were planned at the beginning"
                 )
                 left = [id_ for id_ in self.reserved("control") if id_ not in gone]
-        return left[:count]
+        return left[:count], told
 
     def _commit_reserved(self, rows: Reserved) -> None:
         self.journal.commit_reserved(len(self._set_apart) + 1, rows, self.pool.id_type)

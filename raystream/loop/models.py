@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from raystream.acquisition.calibration import fit_mean_temperature, fit_temperature
+from raystream.cluster.task import has_cluster, run_on_cluster
 from raystream.errors import RaystreamError
 from raystream.lake.local_copy import local_copy
 from raystream.loop.journal import Trained
@@ -19,7 +20,7 @@ from raystream.loop.judging import classes_of, uncertainty
 from raystream.loop.ledger import Ledger
 from raystream.loop.round_labels import TRAIN
 from raystream.loop.trainers import CommitteeFitted, fit, load_fitted, make_trainer
-from raystream.loop.training import Array, Fitted, Trainer, TrainingRows, held_back, seed_of
+from raystream.loop.training import Array, ClassLabel, Fitted, Trainer, TrainingRows, held_back, seed_of
 from raystream.loop.users_trainer import LABEL
 from raystream.model import class_names
 from raystream.query import Model
@@ -58,8 +59,7 @@ class Models:
         train = rows if aside is None else rows.at(np.flatnonzero(~aside))
         goes_on = settings.warm_start or ":" in settings.trainer  # a function of the user's is always told of the model before
         previous = ledger.trained_before(round_) if goes_on else None
-        fitted = fit(self._trainer, train, None if previous is None else self.of(previous.round), seed, settings.committee)
-        section = self._saved(round_, fitted)
+        fitted, section = self._fit(round_, train, previous, seed)
         if aside is not None:
             section["temperature"], told = _temperature(fitted, rows.at(np.flatnonzero(aside)))
             warnings += told
@@ -97,11 +97,12 @@ class Models:
         def place(path: str) -> str:
             return journal.store.place(journal.in_round(trained.round, path)) if path.startswith("model-") else path
 
-        own = with_paths(trained.model, place)
-        given = {
-            key: value for key, value in self._ledger.loop.model.items() if key not in own and not (key == "kind" and "members" in own)
-        }
-        return given | own
+        return self._whole(with_paths(trained.model, place))
+
+    def _whole(self, own: dict[str, Any]) -> dict[str, Any]:
+        """A model's own keys with those that the spec gives."""
+        given = self._ledger.loop.model
+        return {key: value for key, value in given.items() if key not in own and not (key == "kind" and "members" in own)} | own
 
     def training_rows(self, round_: int) -> tuple[TrainingRows, int]:
         """The rows to train on after a round, and how many of them couldn't be read."""
@@ -123,13 +124,32 @@ class Models:
         numbers = ledger.values.as_numbers(given, classes)
         return TrainingRows(inputs, numbers, loop.task, classes, ledger.pool.plan.read.names, table), len(ids) - len(kept)
 
-    def _saved(self, round_: int, fitted: Fitted) -> dict[str, Any]:
-        """Keep a model: the keys of its section, paths of which are names in the round's folder."""
-        with tempfile.TemporaryDirectory() as folder:
-            section = fitted.save(Path(folder))
-            name = self._ledger.journal.put_model(round_, Path(folder))
-            there = {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*")}
-        return with_paths(section, lambda path: f"{name}/{path}" if path in there else path)
+    def _fit(self, round_: int, rows: TrainingRows, previous: Trained | None, seed: int) -> tuple[Fitted, dict[str, Any]]:
+        """A model, trained here or on the cluster, and the keys of its section, paths of which are names in the round's folder."""
+        loop = self._ledger.loop
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            if has_cluster(loop.cluster):
+                section, files = run_on_cluster(loop.cluster, _train_there, loop, rows, self._section_of(previous), seed)
+                for name, content in files.items():
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    (folder / name).write_bytes(content)
+                fitted = None
+            else:
+                fitted = fit(self._trainer, rows, None if previous is None else self.of(previous.round), seed, loop.loop.committee)
+                section = fitted.save(folder)
+            there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+            if fitted is None:
+                own = with_paths(self._whole(section), lambda path: str(folder / path) if path in there else path)
+                fitted = load_fitted(self._trainer, Model(**own), rows.classes)
+            name = self._ledger.journal.put_model(round_, folder)
+        return fitted, with_paths(section, lambda path: f"{name}/{path}" if path in there else path)
+
+    def _section_of(self, trained: Trained | None) -> tuple[dict[str, Any], tuple[ClassLabel, ...] | None] | None:
+        """What loads a round's model on another machine, and what its outputs are called."""
+        if trained is None:
+            return None
+        return self.section(trained), None if trained.classes is None else tuple(trained.classes)
 
     def _sample(self) -> tuple[Array, ...] | None:
         """What the model sees of the sample that successive models are compared on; None where there are no classes."""
@@ -157,7 +177,25 @@ def trainer_of(loop: Loop) -> Trainer:
         section["weights"] = local_copy(loop.model["weights"], loop.pool.options)
     if isinstance(section.get("classes"), str):
         section["classes"] = class_names(section["classes"])
-    return make_trainer(loop.loop.trainer, loop.loop.train, Model(**section))
+    return make_trainer(loop.loop.trainer, loop.loop.train, Model(**section), loop.pool.input_names)
+
+
+def _train_there(
+    loop: Loop, rows: TrainingRows, previous: tuple[dict[str, Any], tuple[ClassLabel, ...] | None] | None, seed: int
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """In a task of a cluster: train, and give back the keys of the model's section and its files."""
+    trainer = trainer_of(loop)
+    before: Fitted | None = None
+    if previous is not None:
+        storage = loop.query_with(loop.trained_model()).store_options
+        before = load_fitted(
+            trainer, Model(**with_paths(previous[0], lambda path: local_copy(path, storage, "model.weights"))), previous[1]
+        )
+    fitted = fit(trainer, rows, before, seed, loop.loop.committee)
+    with tempfile.TemporaryDirectory() as place:
+        section = fitted.save(Path(place))
+        found = [path for path in Path(place).rglob("*") if path.is_file()]
+        return section, {path.relative_to(place).as_posix(): path.read_bytes() for path in found}
 
 
 def with_paths(section: dict[str, Any], path: Callable[[str], str]) -> dict[str, Any]:

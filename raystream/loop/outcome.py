@@ -159,13 +159,13 @@ def verdict_in_words(best: str, compared: Mapping[str, Compared], metric: str, s
 def page(result: Simulated, simulation: Simulation, rows: int) -> SimulationPage:
     """What the report shows."""
     percent = metric_of(result.metric).percent
-    shown = "{:.1%}".format if percent else "{:.4g}".format
+    shown, points = ("{:.1%}".format, ", percentage points") if percent else ("{:.4g}".format, "")
     seeds = len(next(iter(result.lines.values())).values)
     best = result.strategies[result.best].figures
     labels = result.lines[CONTROL].labels
     facts = (
         Fact("advised", result.best, "the strategy to take here"),
-        Fact("labels saved by it", _share(best.labels_saved), _between(best.low, best.high, "beside as many random rows")),
+        Fact("labels saved by it", _share(best.labels_saved), _between(best.low, best.high, f"of those that {CONTROL} needs")),
         Fact(f"{result.metric} with all labels", shown(result.ceiling), "the same trainer, the mean over seeds"),
         Fact("seeds", f"{seeds}", "starts and splits, the same for every strategy"),
         Fact("labels", f"{labels[0]:,.0f} to {labels[-1]:,.0f}", f"of {rows:,} rows, in {len(labels)} rounds"),
@@ -181,7 +181,7 @@ def page(result: Simulated, simulation: Simulation, rows: int) -> SimulationPage
         ),
         Chart(
             f"{result.metric} beside {CONTROL}",
-            chart(_beside_chance(result.lines), x_label="labels", y_label=f"difference in {result.metric}", percent=percent,
+            chart(_beside_chance(result.lines), x_label="labels", y_label=f"difference in {result.metric}{points}", percent=percent,
                   levels=[Level(0.0, CONTROL)]),
             f"Each strategy minus {CONTROL}, seed by seed: means with their 95% intervals.",
         ),
@@ -196,8 +196,8 @@ def page(result: Simulated, simulation: Simulation, rows: int) -> SimulationPage
                 _share(of.figures.labels_saved),
                 _between(of.figures.low, of.figures.high, ""),
                 "" if of.figures.p_value is None else f"{of.figures.p_value:.2g}",
-                in_seconds(of.seconds_query) if of.seconds_query >= 1 else f"{of.seconds_query:.2f} s",
-                in_seconds(of.seconds_train) if of.seconds_train >= 1 else f"{of.seconds_train:.2f} s",
+                _seconds(of.seconds_query),
+                _seconds(of.seconds_train),
             ),
             "" if name == CONTROL else of.figures.verdict,
             name == result.best,
@@ -353,6 +353,10 @@ def _band(values: Any) -> tuple[list[float], list[float]] | tuple[None, None]:
 
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _seconds(seconds: float) -> str:
+    return in_seconds(seconds) if seconds >= 10 else f"{seconds:.2f} s"
 
 
 def _share(value: float | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from raystream.figures import number_of
 from raystream.loop.labels import DELETED, Answers, Id
 from raystream.pool.labelled_ids import LABELLED, STATE
 
@@ -115,12 +116,16 @@ def counted(counts: Mapping[str, int]) -> list[str]:
     """Sentences on labels that are of no use, or that nobody asked for."""
     found = []
     if counts.get("never_asked"):
-        found.append(f"{counts['never_asked']:,} labelled rows were never asked for; they are used all the same")
+        found.append(f"{_rows(counts['never_asked'])} labelled that nobody asked for; they are used all the same")
     if counts.get("unknown_ids"):
-        found.append(f"{counts['unknown_ids']:,} labelled ids are not in the pool, and their labels are left alone")
+        found.append(f"{_rows(counts['unknown_ids'])} labelled whose ids the pool doesn't hold; their labels are left alone")
     if counts.get("evaluated"):
-        found.append(f"{counts['evaluated']:,} labelled rows are among those of loop.evaluate; they are never trained on")
+        found.append(f"{_rows(counts['evaluated'])} labelled that loop.evaluate holds, too; they are never trained on")
     return found
+
+
+def _rows(count: int) -> str:
+    return f"{number_of(count, 'row')} {'is' if count == 1 else 'are'}"
 
 
 def _label(value: Any) -> Any:

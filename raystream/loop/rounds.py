@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raystream.errors import ModelError
 from raystream.loop.metrics import measure
 from raystream.loop.scores import score_rows
 from raystream.loop.trainers import CommitteeFitted, fit
 from raystream.loop.training import Fitted, Trainer, TrainingRows, seed_of
 from raystream.query.catalogue import TRAITS
-from raystream.query.catalogue.auto import AUTO, CONTROL, pick
+from raystream.query.catalogue.auto import AUTO, CONTROL, ENOUGH, pick
 from raystream.selection import select
 
 Array = npt.NDArray[Any]
@@ -38,13 +39,15 @@ class Contender:
         name: for tables and curves.
         strategy: of the catalogue, or `auto`.
         score: what ranks.
-        options: further arguments of `raystream.selection.select`, such as `candidates` and `args`; of `auto`, of its rule.
+        options: further arguments of `raystream.selection.select`, such as `candidates` and `args`.
+        enough: labelled rows a class from which `auto` trusts scores.
     """
 
     name: str
     strategy: str
     score: str = "margin"
     options: Mapping[str, Any] = field(default_factory=dict)
+    enough: float = ENOUGH
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,26 +269,42 @@ class _Rows:
         """Whether rows can be scored."""
         return self.model is not None and (self.pool.rows.task != "regression" or isinstance(self.model, CommitteeFitted))
 
+    @property
+    def embeds(self) -> bool:
+        """Whether the model gives embeddings, which of a pipeline shows when it is asked: texts become sparse rows in some."""
+        if self.model is None:
+            return False
+        try:
+            return self.model.predict(tuple(values[:2] for values in self.pool.rows.inputs), embedding=True).embedding is not None
+        except ModelError:
+            return False
+
     def picked(self, contender: Contender) -> tuple[str, str, Mapping[str, Any]]:
         """The strategy, why it is not the contender's own, and its options."""
-        rows, embedded = self.pool.rows, self.fixed is not None or self.model is not None
+        rows = self.pool.rows
         if contender.strategy == AUTO:
+            embedded = self.fixed is not None or self.embeds
             classes = rows.labels.shape[1] if rows.task == "multi_label" else len(np.unique(rows.labels[self.labelled]))
-            found = pick(len(self.labelled), classes, task=rows.task, embedding=embedded, score=self.scored, **contender.options)
-            return found.strategy, found.why, {}
+            found = pick(len(self.labelled), classes, task=rows.task, embedding=embedded, score=self.scored, enough=contender.enough)
+            return found.strategy, found.why, contender.options
         traits = TRAITS[contender.strategy]
         if self.model is not None or not (traits.needs_score({}) or traits.probabilities or traits.samples):
             return contender.strategy, "", contender.options
-        return _DIVERSE if embedded else CONTROL, f"labels of one class alone train no model, so {contender.strategy} has no scores", {}
+        return (
+            CONTROL if self.fixed is None else _DIVERSE,
+            f"labels of one class alone train no model, so {contender.strategy} has no scores",
+            {},
+        )
 
     def batch(self, contender: Contender, budget: int, seed: int) -> tuple[Indices, str, str]:
         """The rows of a batch, the strategy that chose them, and why it did where that isn't the contender's own."""
         strategy, why, options = self.picked(contender)
         traits, rows, free = TRAITS[strategy], self.pool.rows, self.free
-        x, score, p, samples = self.fixed if traits.embedding else None, None, None, None
+        looks = traits.embedding or bool(options.get("near_duplicates"))
+        x, score, p, samples = self.fixed if looks else None, None, None, None
         ranked = traits.score or traits.tenfold or "terms" in traits.keys or "candidates" in options or options.get("weight", 0) > 0
-        if self.model is not None and (ranked or traits.probabilities or traits.samples or (traits.embedding and x is None)):
-            trained = traits.embedding and x is None
+        if self.model is not None and (ranked or traits.probabilities or traits.samples or (looks and x is None)):
+            trained = looks and x is None
             said = self.model.predict(rows.inputs, embedding=trained)
             x = said.embedding if trained else x
             if isinstance(self.model, CommitteeFitted):

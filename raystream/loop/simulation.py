@@ -10,20 +10,24 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from raystream.cluster.task import has_cluster
 from raystream.errors import QueryError, StoreError
 from raystream.loop.labelled_pool import LabelledPool, read_labelled_pool
 from raystream.loop.models import trainer_of
 from raystream.loop.outcome import Simulated, outcome, page
-from raystream.loop.parallel import cores, each_result
+from raystream.loop.parallel import cores, each_result, one_thread_each
 from raystream.loop.rounds import Campaign, Contender, Played, ceiling, play, split
 from raystream.loop.scores import check_score
+from raystream.loop.sklearn_trainer import SklearnTrainer
 from raystream.loop.training import TrainingRows
+from raystream.model import code_hash, fingerprint, with_local_files
+from raystream.query import Cluster, Model
 from raystream.query.catalogue import TRAITS
 from raystream.query.catalogue.auto import AUTO
 from raystream.query.simulate import Simulation
@@ -34,6 +38,7 @@ from raystream.store.protocol import Store
 
 _CEILING = "all labels"
 _LINE_SECONDS = 10.0
+_PLAYING = "the way rounds are played"
 _VERSION = 1
 """Of how runs are played; part of what they are named after."""
 
@@ -94,11 +99,10 @@ def simulate(simulation: Simulation, *, reporter: Reporter | None = None) -> Sim
     wanted = [Run(contender, seed, _place(folder, contender, seed)) for seed in seeds for contender in (*contenders, None)]
     there = {run.place: found for run in wanted if (found := _read(store, run.place)) is not None}
     missing = [run for run in wanted if run.place not in there]
-    workers = cores() if simulation.cluster.workers == "auto" else simulation.cluster.workers
     began = said = time.monotonic()
     if missing:
         reporter.stage(f"Playing {len(missing)} runs")
-    for done, (run, result) in enumerate(each_result(_play, bench, missing, workers), 1):
+    for done, (run, result) in enumerate(_played(simulation.cluster, bench, missing), 1):
         there[run.place] = _keep(store, run.place, result)
         if time.monotonic() - said >= _LINE_SECONDS:
             said = time.monotonic()
@@ -114,23 +118,17 @@ def _contenders(simulation: Simulation) -> list[Contender]:
         QueryError: one needs what rounds in memory don't have.
     """
     found, members = [], simulation.loop.committee
-    for name, (strategy, select, score) in simulation.contestants.items():
-        where = f"simulate.strategies, {name}"
-        if strategy == AUTO:
-            check_score(score, simulation.task, members if simulation.task != "regression" else 2)
-            found.append(Contender(name, strategy, score))
-            continue
-        assert select is not None
-        traits = TRAITS[strategy]
+    for name, (select, score) in simulation.contestants.items():
+        where, traits = f"simulate.strategies, {name}", select.traits
         if traits.samples and members < 2:
-            raise QueryError(f"{where}: {strategy} compares several opinions of a row; set loop.committee to 2 or more")
+            raise QueryError(f"{where}: {select.strategy} compares several opinions of a row; set loop.committee to 2 or more")
         if (traits.probabilities or traits.samples) and simulation.task != "classes":
-            raise QueryError(f"{where}: {strategy} needs one class a row, but model.task is {simulation.task}; remove it")
-        needed = select.needs_score and (simulation.task != "regression" or traits.score or select.candidates is not None)
-        if needed:
+            raise QueryError(f"{where}: {select.strategy} needs one class a row, but model.task is {simulation.task}; remove it")
+        by_numbers = simulation.task == "regression" and (select.strategy == AUTO or (not traits.score and select.candidates is None))
+        if select.needs_score and not by_numbers:
             check_score(score, simulation.task, members)
         given = select.model_dump(exclude_unset=True, exclude={"strategy", "budget", "memory", "similar_to"})
-        found.append(Contender(name, strategy, score, given))
+        found.append(Contender(name, select.strategy, score, given))
     return found
 
 
@@ -163,6 +161,20 @@ def _play(bench: Bench, run: Run) -> dict[str, Any]:
     return {"strategy": run.contender.name, "seed": run.seed, "rounds": [asdict(played) for played in history]}
 
 
+def _played(cluster: Cluster, bench: Bench, runs: Sequence[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """The runs as they are done: on the cluster where there is one, else by processes of this machine."""
+    if not runs or not has_cluster(cluster):
+        return each_result(_play, bench, runs, cores() if cluster.workers == "auto" else cluster.workers)
+    from raystream.cluster.pieces import each_on_cluster
+
+    return each_on_cluster(cluster, _play_alone, bench, runs, on_cpu=isinstance(bench.campaign.trainer, SklearnTrainer))
+
+
+def _play_alone(bench: Bench, run: Run) -> dict[str, Any]:
+    with one_thread_each():
+        return _play(bench, run)
+
+
 def _place(folder: str, contender: Contender | None, seed: int) -> str:
     if contender is None:
         return f"{folder}/runs/all-labels/{seed}.json"
@@ -172,7 +184,7 @@ def _place(folder: str, contender: Contender | None, seed: int) -> str:
 
 def _claim(store: Store, folder: str, simulation: Simulation, data: LabelledPool) -> None:
     """Write what the simulation is, or see that what is there is the same."""
-    identity = {**simulation.identity, "the pool's files": str(data.snapshot), "the way rounds are played": str(_VERSION)}
+    identity = {**simulation.identity, **_sources(simulation), "the pool's files": str(data.snapshot), _PLAYING: str(_VERSION)}
     name = f"{folder}/simulation.json"
     store.put(f"{folder}/simulation.yaml", simulation.to_yaml().encode())
     if store.put_if_absent(name, json.dumps(identity, indent=1, sort_keys=True).encode()):
@@ -187,6 +199,16 @@ def _claim(store: Store, folder: str, simulation: Simulation, data: LabelledPool
             f"simulation {simulation.name} is in the store already and differs in {', '.join(differ)}; give it another simulate.name (more "
             "strategies and seeds would join it)"
         )
+
+
+def _sources(simulation: Simulation) -> dict[str, str]:
+    """Hashes of the code and weights that the user gave: of another trainer the runs are no longer comparable."""
+    found = {}
+    if ":" in simulation.loop.trainer:
+        found["the trainer's source"] = code_hash(simulation.loop.trainer, "loop.trainer")
+    if "source" in simulation.model:
+        found["the model's source and weights"] = fingerprint(with_local_files(Model(**simulation.model), simulation.pool.options))
+    return found
 
 
 def _read(store: Store, place: str) -> dict[str, Any] | None:

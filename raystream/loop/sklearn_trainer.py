@@ -44,7 +44,7 @@ class SklearnTrainer:
     trust: str = "safe"
 
     @classmethod
-    def of(cls, args: Mapping[str, Any], model: query.Model | None) -> SklearnTrainer:
+    def of(cls, args: Mapping[str, Any], model: query.Model | None, names: tuple[str, ...] = ()) -> SklearnTrainer:
         """The trainer of `loop.train`: `estimator`, an import path or a list of them for a pipeline, and the estimator's own arguments.
 
         Raises:

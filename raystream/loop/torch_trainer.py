@@ -67,13 +67,14 @@ ARGS: Mapping[str, Arg] = {
 
 @dataclass(frozen=True)
 class TorchTrainer:
-    """See the module; `model` is the query's section, without which nothing can be trained."""
+    """See the module; `model` is the query's section, without which nothing can be trained, `names` the model's own of its inputs."""
 
     args: Mapping[str, Any]
     model: query.Model
+    names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, args: Mapping[str, Any], model: query.Model | None) -> TorchTrainer:
+    def of(cls, args: Mapping[str, Any], model: query.Model | None, names: tuple[str, ...] = ()) -> TorchTrainer:
         """The trainer with its arguments checked.
 
         Raises:
@@ -84,7 +85,7 @@ class TorchTrainer:
             raise QueryError("loop.trainer torch trains a network of your own; give model.source, the import path of its factory")
         if model.task not in TRAINED_TASKS:
             raise QueryError(f"model.task is {model.task}, but trainer torch trains {', '.join(TRAINED_TASKS)}; name your own function")
-        return cls(known, model)
+        return cls(known, model, names)
 
     def fit(self, rows: TrainingRows, previous: Fitted | None, seed: int) -> TorchFitted:
         """See `Trainer.fit`; without a previous model the network is made anew under the seed, with `model.weights` where given."""
@@ -102,7 +103,7 @@ class TorchTrainer:
         """See `Trainer.load`."""
         assert isinstance(section.weights, str)
         network = self._network(0, section.weights)
-        return TorchFitted(network.eval(), self.model, (), choose_device(self.model.device), self.args["threads"])
+        return TorchFitted(network.eval(), self.model, self.names, choose_device(self.model.device), self.args["threads"])
 
     def _network(self, seed: int, weights: str | None = None) -> nn.Module:
         source = str(self.model.source)

@@ -17,24 +17,25 @@ from raystream.loop.users_trainer import UsersTrainer
 from raystream.query.catalogue.trainers import TRAINERS
 
 
-def make_trainer(trainer: str, args: Mapping[str, Any], model: query.Model | None = None) -> Trainer:
+def make_trainer(trainer: str, args: Mapping[str, Any], model: query.Model | None = None, names: tuple[str, ...] = ()) -> Trainer:
     """The trainer that `loop.trainer` names.
 
     Args:
         trainer: `torch`, `sklearn`, or the import path of a function.
         args: `loop.train`.
         model: the query's section, as far as it is given; `torch` needs its source.
+        names: the model's own names of its inputs; empty where they come by position.
 
     Raises:
         QueryError: there is none, or its arguments are wrong.
     """
     if trainer in TRAINERS:
-        made: Trainer = TRAINERS[trainer].make(args, model)
+        made: Trainer = TRAINERS[trainer].make(args, model, names)
         return made
     if ":" not in trainer:
         near = did_you_mean(trainer, TRAINERS)
         raise QueryError(f"loop.trainer is {trainer!r}, expected {', '.join(TRAINERS)}, or the import path of a function{near}")
-    return UsersTrainer.of(trainer, args, model)
+    return UsersTrainer.of(trainer, args, model, names)
 
 
 def fit(trainer: Trainer, rows: TrainingRows, previous: Fitted | None, seed: int, members: int = 1) -> Fitted:

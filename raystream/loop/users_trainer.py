@@ -42,9 +42,10 @@ class UsersTrainer:
     args: Mapping[str, Any]
     function: Callable[..., Any]
     model: query.Model | None
+    names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, path: str, args: Mapping[str, Any], model: query.Model | None) -> UsersTrainer:
+    def of(cls, path: str, args: Mapping[str, Any], model: query.Model | None, names: tuple[str, ...] = ()) -> UsersTrainer:
         """The trainer that an import path names.
 
         Raises:
@@ -58,7 +59,7 @@ class UsersTrainer:
             raise QueryError(
                 f"loop.trainer {path} is {type(function).__name__}, expected a function (labelled table, previous model, seed, args)"
             )
-        return cls(path, dict(args), function, model)
+        return cls(path, dict(args), function, model, names)
 
     def fit(self, rows: TrainingRows, previous: Fitted | None, seed: int) -> Fitted:
         """See `Trainer.fit`."""
@@ -85,7 +86,7 @@ class UsersTrainer:
             assert isinstance(network, nn.Module)
             network = plain_network(network)
             load_weights(network, section.weights, section.trust)
-            return TorchFitted(network.eval(), section, (), choose_device(section.device), 1)
+            return TorchFitted(network.eval(), section, self.names, choose_device(section.device), 1)
         return FileFitted(section, str(section.weights if kind_of(section.kind).imported else section.source), classes)
 
     def _fitted(self, made: object, classes: tuple[ClassLabel, ...] | None, names: tuple[str, ...]) -> Fitted:

@@ -224,11 +224,10 @@ class Loop(Part):
             if RULES[name].tasks and self.task not in RULES[name].tasks:
                 raise ValueError(f"loop.stop.rules names {name}, which needs classes, but model.task is {self.task}; remove it")
             looked = settings.stop.named[name].get("metric", self.metrics[0]) if settings.stop else ""
-            judged = settings.evaluate is not None or (settings.control > 0 and looked == "accuracy" and self.task == "classes")
-            if RULES[name].needs == RULES["plateau"].needs and not judged:
+            if RULES[name].needs == RULES["plateau"].needs and settings.evaluate is None and not settings.control:
                 raise ValueError(
-                    f"loop.stop.rules names {name}, which looks at {looked}, but nothing tells that: give labelled rows in loop.evaluate"
-                    f"{', or control rows in loop.control' if looked == 'accuracy' and self.task == 'classes' else ''}"
+                    f"loop.stop.rules names {name}, which looks at {looked}, but nothing tells that: give labelled rows in loop.evaluate, "
+                    "or control rows in loop.control"
                 )
         if settings.calibrate and self.task != "classes":
             raise ValueError(f"loop.calibrate fits a temperature, which needs one class a row, but model.task is {self.task}; remove it")
@@ -308,7 +307,7 @@ class Loop(Part):
     def identity(self) -> dict[str, str]:
         """What may not change in the middle, by key."""
         left_out: Any = {"cluster": True, "store": True, "pool": {"storage"}, "loop": {"name"}}
-        dumped = self.model_dump(mode="json", exclude=left_out, exclude_unset=True)
+        dumped = self.model_dump(mode="json", exclude=left_out)
         flat = {f"{part}.{key}": value for part, of in dumped.items() if isinstance(of, dict) for key, value in of.items()}
         flat |= {key: value for key, value in dumped.items() if not isinstance(value, dict)}
         return {key: str(value) for key, value in flat.items() if key not in CHANGEABLE and value is not None}

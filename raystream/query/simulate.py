@@ -17,7 +17,7 @@ from raystream.query import LOOP_SECTIONS, Pool, Select
 from raystream.query.catalogue import SCORES, TRAITS
 from raystream.query.catalogue.auto import AUTO, CONTROL
 from raystream.query.catalogue.metrics import METRICS
-from raystream.query.loop import Loop, checked_name, name_of_file
+from raystream.query.loop import Loop, LoopSettings, checked_name, name_of_file
 from raystream.query.part import Part, Positive
 from raystream.spec import read_spec
 
@@ -25,8 +25,10 @@ _SHARED = frozenset({"budget", "near_duplicates"})
 """Keys of `select` that every strategy takes over; the others only the strategy that `select` names."""
 _LEFT_OUT = ("quotas", "cost", "must_include", "exclude", "similar_to", "random_share")
 """Keys of `select` that rounds in memory don't know."""
-
-
+_LEFT_OUT_OF_SCORES = ("args", "class_weights", "mc_samples", "reduce", "targets", "top")
+"""Those of `acquire`."""
+_LEFT_ALONE = frozenset({"stop", "wait", "complete", "control", "calibrate"})
+"""What a loop says of people's labels, of stopping and of control rows."""
 _SETTING = frozenset({"pool", "model", "loop", "seed", "on_error"})
 """Sections that all runs have in common; strategies' own are part of what each run is named after."""
 
@@ -96,8 +98,10 @@ class Simulation(Loop):
         if label is None:
             raise ValueError("pool.label is missing; name the pool's column that holds the labels, which a simulation needs")
         name = simulate.name if isinstance(simulate, Simulate) else simulate.get("name") if isinstance(simulate, dict) else None
+        if isinstance(loop, LoopSettings):
+            loop = loop.model_dump(exclude_unset=True)
         if isinstance(loop, dict):
-            kept = {key: value for key, value in loop.items() if key not in ("stop", "wait", "complete", "control", "calibrate")}
+            kept = {key: value for key, value in loop.items() if key not in _LEFT_ALONE}
             values = {**values, "loop": {**kept, "oracle": {"column": label}, "name": name or loop.get("name") or "simulation"}}
         model = values.get("model")
         if isinstance(model, dict) and model.get("task") == "regression" and "acquire" not in values:
@@ -114,21 +118,23 @@ class Simulation(Loop):
             )
         if METRICS[self.metrics[0]].of_each_class:
             raise ValueError(f"loop.metrics begins with {self.metrics[0]}, which is one number a class; begin with one to compare by")
-        for key in _LEFT_OUT:
-            if key in self.select.model_fields_set:
-                raise ValueError(f"select.{key} is given, but rounds of a simulation don't know it; remove it")
+        given = [f"select.{key}" for key in _LEFT_OUT if key in self.select.model_fields_set]
+        given += [f"acquire.{key}" for key in _LEFT_OUT_OF_SCORES if key in self.acquire.model_fields_set]
+        given += ["model.temperature"] if "temperature" in self.model else []
+        if given:
+            raise ValueError(f"{given[0]} is given, but rounds of a simulation don't know it; remove it")
         self.contestants  # noqa: B018 - each is checked as it is made
         return self
 
     @cached_property
-    def contestants(self) -> dict[str, tuple[str, Select | None, str]]:
-        """Strategy, `select` section and score of each, by name, chance first; the section of `auto` is whatever it picks."""
+    def contestants(self) -> dict[str, tuple[Select, str]]:
+        """The `select` section and the score of each, by name, chance first."""
         asked = [Contestant(name=item) if isinstance(item, str) else item for item in self.simulate.strategies]
         if all(item.name != CONTROL for item in asked):
             asked.insert(0, Contestant(name=CONTROL))
         return {item.name: self._contestant(item) for item in asked}
 
-    def _contestant(self, asked: Contestant) -> tuple[str, Select | None, str]:
+    def _contestant(self, asked: Contestant) -> tuple[Select, str]:
         where = f"simulate.strategies, {asked.name}"
         strategy = str(asked.select.get("strategy", asked.name))
         if asked.name in (CONTROL, AUTO) and strategy != asked.name:
@@ -141,7 +147,8 @@ class Simulation(Loop):
                 raise ValueError(
                     f"{where}: auto takes the defaults of what it picks; remove select.{min(set(asked.select) - {'strategy'})}"
                 )
-            return AUTO, None, score
+            kept = {key: value for key, value in self.select.model_dump(exclude_unset=True).items() if key in _SHARED}
+            return Select(**{**kept, "strategy": AUTO}), score
         if strategy not in TRAITS:
             known = [*TRAITS, AUTO]
             hint = f"; give {{name: {asked.name}, select: {{strategy: …}}}}" if "strategy" not in asked.select else ""
@@ -154,7 +161,7 @@ class Simulation(Loop):
         own = self.select.model_dump(exclude_unset=True)
         inherited = own if self.select.strategy == strategy else {key: value for key, value in own.items() if key in _SHARED}
         try:
-            return strategy, Select(**{**inherited, "strategy": strategy, **asked.select}), score
+            return Select(**{**inherited, "strategy": strategy, **asked.select}), score
         except QueryError as error:
             raise ValueError(f"{where}: {error}") from None
 
@@ -186,7 +193,7 @@ class Simulation(Loop):
     @cached_property
     def identity(self) -> dict[str, str]:
         """What may not change between runs that are joined, by key; further strategies and seeds may come."""
-        own = {"loop.oracle", "loop.name", "loop.stop", "loop.wait", "loop.complete", "loop.control", "loop.calibrate"}
+        own = {"loop.oracle", "loop.name", *(f"loop.{key}" for key in _LEFT_ALONE)}
         found = {key: value for key, value in super().identity.items() if key not in own and key.partition(".")[0] in _SETTING}
         found["select.budget"] = str(self.select.budget)
         for key in ("rounds", "budget"):

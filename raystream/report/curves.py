@@ -14,6 +14,8 @@ from markupsafe import Markup, escape
 
 COLOURS = 8
 """Classes `c0` .. `c7`; lines beyond them are dashed, too."""
+_FEW = 4
+"""More bands than these lie over each other so often that they are drawn fainter."""
 _SIDE = 1000
 _ROOM = 0.04
 
@@ -113,10 +115,18 @@ def chart(
     texts += [_text("named mark", "left", x.share(mark.x), mark.name) for mark in marks]
     legend = [Markup('<li class="{0}">{1}</li>').format(kind, line.name) for line, kind in drawn]
     return Markup(
-        '<div class="chart"><div class="axis">{y_label}</div><div class="area">'
+        '<div class="chart{many}"><div class="axis">{y_label}</div><div class="area">'
         '<svg viewBox="0 0 {side} {side}" preserveAspectRatio="none" role="img" aria-label="{y_label} by {x_label}">{shapes}</svg>{texts}'
         '</div><div class="axis x">{x_label}</div><ul class="legend">{legend}</ul></div>'
-    ).format(y_label=y_label, x_label=x_label, side=_SIDE, shapes=_joined(shapes), texts=_joined(texts), legend=_joined(legend))
+    ).format(
+        many=" many" if len(lines) > _FEW else "",
+        y_label=y_label,
+        x_label=x_label,
+        side=_SIDE,
+        shapes=_joined(shapes),
+        texts=_joined(texts),
+        legend=_joined(legend),
+    )
 
 
 def number(value: float, step: float, percent: bool) -> str:

@@ -52,6 +52,7 @@ def test_a_loop_waits_for_labels_and_goes_on(tmp_path: Path, truth: dict[str, in
     assert again.summary() == summary
 
 
+@pytest.mark.slow
 def test_a_simulation_runs_to_its_end(tmp_path: Path, truth: dict[str, int]) -> None:
     """With `{column: label}` nobody is waited for; labels come from the pool, and the same seed gives the same history."""
     state = ActiveLearningLoop(simulated(tmp_path)).step()
@@ -122,13 +123,17 @@ def test_control_rows_are_reserved_labelled_and_never_trained_on(tmp_path: Path,
     assert last["labels"] == 18
 
 
+@pytest.mark.slow
 def test_more_rounds_reserve_further_control_rows(tmp_path: Path, truth: dict[str, int]) -> None:
     """Rounds may be added in the middle; the control rows that they need are drawn among rows never chosen, and that is said."""
     ActiveLearningLoop(simulated(tmp_path, loop__control=0.34, loop__rounds=1)).step()
-    state = ActiveLearningLoop(simulated(tmp_path, loop__control=0.34, loop__rounds=3)).step()
+    loop = simulated(tmp_path, loop__control=0.34, loop__rounds=3)
+    state = ActiveLearningLoop(loop).step()
     assert state.state == "finished"
     assert [row["labels"] for row in state.rows] == [6, 12, 18]
-    assert any("further control rows were reserved" in warning for warning in state.warnings)
+    asked_then = ActiveLearningLoop(loop).journal.asked(2)
+    assert asked_then is not None
+    assert any("4 further control rows reserved in round 2" in warning for warning in asked_then.warnings)
     ids = [id_ for k in (1, 2, 3) for id_ in asked(pq.read_table(tmp_path / f"runs/loops/small/rounds/000{k}/selection.parquet"))]
     assert len(set(ids)) == 18
 
@@ -192,9 +197,11 @@ def test_rows_labelled_by_others_count_and_unknown_ones_are_counted(tmp_path: Pa
     state = ActiveLearningLoop(loop).step()
     assert state.rows[0]["labels"] == 9
     told = " ".join(state.warnings)
-    assert "3 labelled rows were never asked for" in told
-    assert "1 labelled ids are not in the pool" in told
-    assert "1 row is labelled as what is no class" in told
+    assert "3 rows are labelled that nobody asked for" in told
+    assert "1 row is labelled whose ids the pool doesn't hold" in told
+    assert "1 row is labelled as what is no label" in told
+    assert "first: 7 of" in told
+    assert "expected one of 0, 1, 2" in told
     assert not set(asked(state)) & {*batch, *others}
 
 
@@ -374,7 +381,7 @@ def test_evaluation_rows_of_the_pool_are_never_chosen_or_trained_on(tmp_path: Pa
     answer(tmp_path, "1.csv", [(id_, truth[id_]) for id_ in [*batch, *ids[:5]]])
     state = ActiveLearningLoop(loop).step()
     assert (state.state, state.rows[-1]["labels"]) == ("finished", 6)
-    assert any("5 labelled rows are among those of loop.evaluate" in warning for warning in state.warnings)
+    assert any("5 rows are labelled that loop.evaluate holds, too" in warning for warning in state.warnings)
 
 
 def test_the_command_prints_one_object(tmp_path: Path, truth: dict[str, int], cli: Any) -> None:

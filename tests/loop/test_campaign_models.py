@@ -85,6 +85,7 @@ def torch_loop(folder: Path, **changes: Any) -> Loop:
     return simulated(folder, **(given | changes))
 
 
+@pytest.mark.slow
 def test_torch_trains_in_rounds(tmp_path: Path, truth: dict[str, int]) -> None:
     """The network of `model.source`, the same history whoever goes on, and a model that has learnt something."""
     state = ActiveLearningLoop(torch_loop(tmp_path)).step()
@@ -121,7 +122,9 @@ def test_a_committee_is_calibrated_and_goes_on_warm(tmp_path: Path, truth: dict[
     assert batch.column("score").null_count == 0
 
 
-@pytest.mark.parametrize("trainer", ["fit_module", "fit_estimator", "fit_path"])
+@pytest.mark.parametrize(
+    "trainer", ["fit_module", pytest.param("fit_estimator", marks=pytest.mark.slow), pytest.param("fit_path", marks=pytest.mark.slow)]
+)
 def test_a_function_of_the_users_own_trains(tmp_path: Path, truth: dict[str, int], trainer: str) -> None:
     """A module, an estimator or a path: workers load it, and the next round's function gets it."""
     model = {"source": "loop_nets:net"} if trainer == "fit_module" else None
@@ -241,6 +244,7 @@ def test_texts_begin_at_random(tmp_path: Path, truth: dict[str, int]) -> None:
     assert state.rows[-1]["accuracy"] == 1.0
 
 
+@pytest.mark.slow
 def test_auto_says_what_it_chose(tmp_path: Path, truth: dict[str, int]) -> None:
     """`strategy: auto` goes by labelled rows per class; the history names the strategy, the state says why."""
     state = ActiveLearningLoop(simulated(tmp_path, select={"budget": 6, "strategy": "auto"}, loop__start={"budget": 4})).step()

@@ -88,6 +88,17 @@ def test_auto_says_what_it_chose():
     assert "4 labelled rows of 3 classes, 1.33 for each, below 2" in history[1].why
 
 
+def test_auto_without_embeddings():
+    """Texts that become sparse rows: chance first, then the highest margins with noise."""
+    texts = np.array([f"{'ham' if label else 'spam'} {row % 7}" for row, label in enumerate(ROWS.labels == 0)], dtype=object)
+    rows = TrainingRows((texts,), (ROWS.labels == 0).astype(np.int64), "classes", ("ham", "spam"))
+    steps = ["sklearn.feature_extraction.text:TfidfVectorizer", "sklearn.linear_model:LogisticRegression"]
+    auto = Contender("auto", "auto")
+    trainer = make_trainer("sklearn", {"estimator": steps})
+    history = play(Pool(rows), rows, campaign(trainer=trainer, start=auto, rounds=3), auto, 0)
+    assert [played.strategy for played in history] == ["random", "power", "power"]
+
+
 def test_labels_of_one_class_alone():
     """No model is trained; the one class is said for all rows, and the next batch is spread without scores."""
     zeros = np.flatnonzero(ROWS.labels == 0)

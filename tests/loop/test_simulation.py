@@ -71,7 +71,7 @@ def write(folder: Path, **changes: Any) -> None:
     spec = json.loads(json.dumps(SPEC))
     for key, value in changes.items():
         section, _, name = key.partition("__")
-        spec[section][name] = value
+        spec.setdefault(section, {})[name] = value
         if value is None:
             del spec[section][name]
     (folder / "ants.yaml").write_text(yaml.safe_dump(spec))
@@ -113,6 +113,17 @@ def test_what_it_prints_and_keeps(place: Path, cli: Cli) -> None:
     page = Path(found["report"]).read_text()
     assert page.count("<svg") == 2
     assert found["verdict"] in page.replace("&#39;", "'")
+
+
+def test_near_duplicates_hold_for_all(place: Path, cli: Cli) -> None:
+    """Also for strategies that look at no embedding: nobody labels a row twice."""
+    twice = labelled(60)
+    copies = twice.set_column(0, "rid", pa.array(range(100, 160)))
+    pq.write_table(pa.concat_tables([twice, copies]), place / "pool.parquet")
+    write(place, loop__evaluate="test.parquet", loop__rounds=None, loop__budget=100, select__near_duplicates=0.999999)
+    curves = pq.read_table(simulated(cli)["curves"]).to_pylist()
+    ends = {name: max(row["labels"] for row in curves if row["strategy"] == name) for name in ("random", "margin", "auto")}
+    assert all(labels <= 66 for labels in ends.values()), ends
 
 
 def test_runs_are_kept_and_more_join(place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +172,51 @@ def test_another_simulation_of_that_name_is_refused(place: Path, cli: Cli) -> No
     pq.write_table(labelled(160), place / "pool.parquet")
     code, _, err = cli("simulate", "ants.yaml")
     assert (code, "the pool's files" in err) == (2, True), err
+
+
+NEAREST = """
+import numpy as np
+from sklearn.neighbors import KNeighborsClassifier
+
+def fit(table, previous, seed, args):
+    x = np.stack(table.column("input").to_pylist())
+    return KNeighborsClassifier(args["neighbours"]).fit(x, table.column("label").to_pylist())
+"""
+
+
+def test_a_trainer_of_ones_own(place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function by its import path; once its source is another, so is the simulation."""
+    (place / "nearest.py").write_text(NEAREST)
+    monkeypatch.syspath_prepend(str(place))
+    write(place, loop__trainer="nearest:fit", loop__train={"neighbours": 1})
+    assert simulated(cli)["runs_played"] == 10
+    (place / "nearest.py").write_text(NEAREST + "\n# better\n")
+    code, _, err = cli("simulate", "ants.yaml")
+    assert (code, "the trainer's source" in err) == (2, True), err
+
+
+NET = """
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+"""
+
+
+def test_a_network(place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its embeddings are those of each round's model; the first batch goes by the inputs."""
+    (place / "ant_nets.py").write_text(NET)
+    monkeypatch.syspath_prepend(str(place))
+    table = labelled(150)
+    number = pa.array([NAMES.tolist().index(name) for name in table.column("label").to_pylist()])
+    pq.write_table(table.set_column(2, "label", number), place / "pool.parquet")
+    write(place, loop__trainer="torch", loop__train={"epochs": 2, "least_steps": 20}, simulate__strategies=["badge", "auto"])
+    spec = yaml.safe_load((place / "ants.yaml").read_text())
+    spec["model"] = {"source": "ant_nets:net"}
+    spec["loop"]["start"] = {"strategy": "auto", "budget": 4}
+    (place / "ants.yaml").write_text(yaml.safe_dump(spec))
+    curves = pq.read_table(simulated(cli)["curves"]).to_pylist()
+    assert [row["chosen_by"] for row in curves if (row["strategy"], row["seed"]) == ("auto", 0)] == ["typiclust", "typiclust", "k_means"]
 
 
 def test_rows_to_judge_by_in_a_file(place: Path, cli: Cli) -> None:
@@ -232,6 +288,8 @@ def test_numbers_and_several_labels(place: Path, cli: Cli) -> None:
         ({"loop__metrics": ["acuracy"]}, "did you mean 'accuracy'"),
         ({"select__cost": {"column": "size", "budget": 3}}, "rounds of a simulation don't know it"),
         ({"loop__start": {"strategy": "random", "budget": 105}}, "only 105 may be chosen"),
+        ({"acquire__class_weights": {0: 2.0}}, "acquire.class_weights is given"),
+        ({"model__temperature": 2.0}, "model.temperature is given"),
         ({"loop__trainer": "sklern"}, "did you mean 'sklearn'"),
     ],
 )
@@ -258,7 +316,10 @@ def test_a_name_is_needed_from_python() -> None:
     """A file gives its own."""
     with pytest.raises(QueryError, match=r"simulate\.name is missing"):
         Simulation(**SPEC)
-    assert Simulation(**SPEC | {"simulate": SPEC["simulate"] | {"name": "ants"}}).name == "ants"
+    named = SPEC | {"simulate": SPEC["simulate"] | {"name": "ants"}}
+    assert Simulation(**named).name == "ants"
+    loop = rs.LoopSettings(**SPEC["loop"] | {"evaluate": "test.parquet", "oracle": "labels", "control": 0.1})
+    assert Simulation(**named | {"loop": loop, "pool": rs.Pool(**SPEC["pool"])}).loop.column == "label"
 
 
 def square(shared: int, item: int) -> int:
@@ -290,3 +351,31 @@ def test_processes_give_the_same_simulation(place: Path, cli: Cli, monkeypatch: 
     assert one["strategies"] == two["strategies"]
     tables = [pq.read_table(found["curves"]).drop_columns(["seconds_query", "seconds_train"]) for found in (one, two)]
     assert tables[0].equals(tables[1])
+
+
+@pytest.mark.slow
+def test_a_cluster_plays_the_same(place: Path, cli: Cli, own_ray: None) -> None:
+    """Runs as tasks of Ray, with the curves of one process; what a run raises arrives as it was raised."""
+    from raystream.cluster.pieces import each_on_cluster
+
+    simulated(cli, "--store", "one", "--set", "cluster.workers=1")
+    asked = Simulation.load("ants.yaml", ["store.uri=two"])
+    played = list(simulation._played(asked.cluster.model_copy(update={"address": "the cluster of the tests"}), *bench_of(asked)))
+    assert len(played) == 10
+    for run, found in played:
+        kept = json.loads((place / "one" / run.place).read_text())
+        seconds = {"seconds_query": 0, "seconds_train": 0}
+        assert [played | seconds for played in found.get("rounds", [])] == [played | seconds for played in kept.get("rounds", [])]
+        assert found.get("metrics") == kept.get("metrics")
+    with pytest.raises(QueryError, match=r"^nothing can be done about 7$"):
+        list(each_on_cluster(asked.cluster, fails_at_seven, None, list(range(20)), on_cpu=True))
+
+
+def bench_of(asked: Simulation) -> tuple[Any, list[Any]]:
+    """What `simulate` hands out, and all runs of it."""
+    held: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulation, "_played", lambda cluster, bench, runs: held.extend([bench, runs]) or iter(()))
+        with pytest.raises(KeyError):
+            simulation.simulate(asked)
+    return held[0], held[1]
