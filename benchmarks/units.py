@@ -12,11 +12,15 @@ fresh process, after one that has looked at the same files, so that the disk's n
   receipts is left out, and that to pack them is not
 * gc: what no query needs
 
+With `--without-files`, no file of outputs is on the disk, since those of a million units take long to write and to remove: units are
+scheduled, packed and looked up by their packs, a store answers for all sizes without looking, and `gc` is left out.
+
 A step's bytes are what the peak of memory grew by in it; `us` is by the clock, `cpu_us` by the processor, which other processes disturb
 less. With `--scores`, there are no embeddings. The bucket is one in memory, behind a count of requests: a listing makes one for
 each thousand files.
 
     python benchmarks/units.py --units 10000 100000
+    python benchmarks/units.py --units 1000000 --without-files
     python benchmarks/units.py --bucket 100000
 """
 
@@ -31,7 +35,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +57,7 @@ from raystream.scoring.plan import plan_scoring, write_plan
 from raystream.scoring.progress import Silent
 from raystream.scoring.session import Session, model_notes, refuse_quarantined, score_warnings
 from raystream.store.gc import collect
+from raystream.store.local import LocalStore
 from raystream.store.opening import open_store
 from raystream.store.protocol import Store, StoredFile
 from raystream.store.receipts import Receipt, UnitOutputs, receipt_name, unit_folder
@@ -63,7 +68,7 @@ SPEC = ReadSpec("id", pa.string(), ())
 COLUMNS = ("id", "least_confidence", "margin", "entropy", "ratio", "energy", "prediction", "confidence", "row")
 UNITS_OF_A_FILE = 8
 CONTENT = b"outputs"
-SCORES_ALONE = "--scores" in sys.argv
+SCORES_ALONE, WITHOUT_FILES = "--scores" in sys.argv, "--without-files" in sys.argv
 
 
 def query(store: str) -> Query:
@@ -112,7 +117,7 @@ class AtOnce:
 
     def __init__(self) -> None:
         self._events: deque[Any] = deque()
-        self.seconds = 0.0
+        self.seconds = self.cpu = 0.0
 
     def workers(self, job: Job, count: int) -> tuple[AtOnce, int]:
         return self, 8
@@ -121,9 +126,10 @@ class AtOnce:
         self._events.append(WorkerReady(worker))
 
     def assign(self, worker: int, unit: int, task: Any) -> None:
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         self._events.append(UnitEnded(worker, unit, UnitOutputs(receipts(task.key, task.unit.name, task.outputs))))
         self.seconds += time.perf_counter() - began
+        self.cpu += time.process_time() - cpu
 
     def wait(self, timeout: float) -> list[Any]:
         events = list(self._events)
@@ -193,25 +199,61 @@ def steps(store: Store, count: int, note: Callable[..., None]) -> None:
         other = plan_scoring(store, UnitKeys(asked, SPEC, "e" * 64), units(count), outputs)
         assert len(session.score(other)) == count
         del other
-    note("scheduling", workers.seconds)
+    note("scheduling", workers.seconds, workers.cpu)
     collect(store)
     note("gc")
 
 
+class SizesAlone(LocalStore):
+    """A store in which every file has the size that was written, whether or not it is there."""
+
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        return [len(CONTENT)] * len(names)
+
+
+def steps_without_files(store: Store, count: int, note: Callable[..., None]) -> None:
+    """Those of `steps` that need no files."""
+    asked = query(store.uri)
+    outputs = QueryOutputs(asked, None).needed()
+    resolved: Any = SimpleNamespace(store=store, folder="queries/benchmark", given=asked)
+    workers: Any = AtOnce()
+    session = Session(job_of(asked, outputs), store, resolved.folder, Silent(), workers)
+    (Path(store.uri) / "units/00").mkdir(parents=True, exist_ok=True)
+    note("")
+    plan = plan_scoring(store, UnitKeys(asked, SPEC, "e" * 64), units(count), outputs)
+    note("plan")
+    with session:
+        found = session.score(plan)
+    assert len(found) == count
+    note("scheduling", workers.seconds, workers.cpu)
+    write_plan(resolved, plan)
+    write_plan(resolved, plan)
+    note("write")
+    refuse_quarantined(asked, found)
+    score_warnings(asked, found, session)
+    model_notes(found)
+    check_same_model(found)
+    note("warnings")
+    del plan, found
+    again = plan_scoring(store, UnitKeys(asked, SPEC, "e" * 64), units(count), outputs)
+    assert len(whole_units(store, again.found)) == count
+    note("lookup")
+
+
 def measure(folder: str, count: int) -> dict[str, Any]:
     """In a process of its own: microseconds and bytes a unit of each step, the second time that it is done."""
-    store = open_store(folder)
+    store = SizesAlone(folder) if WITHOUT_FILES else open_store(folder)
     result: dict[str, Any] = {"units": count, "us": {}, "cpu_us": {}, "bytes": {}}
     state = {"time": 0.0, "cpu": 0.0, "peak": 0.0}
 
-    def note(step: str, apart: float = 0.0) -> None:
+    def note(step: str, apart: float = 0.0, apart_cpu: float = 0.0) -> None:
         if step:
             result["us"][step] = (time.perf_counter() - state["time"] - apart) / count * 1e6
-            result["cpu_us"][step] = (time.process_time() - state["cpu"] - apart) / count * 1e6
+            result["cpu_us"][step] = (time.process_time() - state["cpu"] - apart_cpu) / count * 1e6
             result["bytes"][step] = (_peak() - state["peak"]) / count
         state["peak"], state["time"], state["cpu"] = _peak(), time.perf_counter(), time.process_time()
 
-    steps(store, count, note)
+    (steps_without_files if WITHOUT_FILES else steps)(store, count, note)
     for name in ("us", "cpu_us", "bytes"):
         result[name]["all"] = sum(result[name].values())
     return result
@@ -262,7 +304,7 @@ def bucket(count: int) -> dict[str, Any]:
     prepare(store, count, bare=False)
     result: dict[str, Any] = {"units": count, "requests": {}}
 
-    def note(step: str, apart: float = 0.0) -> None:
+    def note(step: str, apart: float = 0.0, apart_cpu: float = 0.0) -> None:
         if step:
             result["requests"][step] = dict(requests.count)
         requests.count.clear()
@@ -272,7 +314,7 @@ def bucket(count: int) -> dict[str, Any]:
 
 
 def _ask(*arguments: str) -> str:
-    arguments = (*arguments, *["--scores"] * SCORES_ALONE)
+    arguments = (*arguments, *["--scores"] * SCORES_ALONE, *["--without-files"] * WITHOUT_FILES)
     done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -284,6 +326,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, nargs="*", default=[10_000, 100_000])
     parser.add_argument("--bucket", type=int, help="count requests over so many units")
     parser.add_argument("--scores", action="store_true", help="scores alone, without embeddings")
+    parser.add_argument("--without-files", action="store_true", help="what needs no files of outputs, for a million units")
     parser.add_argument("--keep", help="leave the stores of --units in this folder, and take them from there")
     parser.add_argument("--step", nargs=3, metavar=("WHAT", "FOLDER", "UNITS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -301,10 +344,11 @@ def main() -> None:
     results = []
     try:
         for count in args.units:
-            folder = str(top / f"store-{count}{'-scores' * SCORES_ALONE}")
-            if not Path(folder).exists():
-                _ask("--step", "prepare", folder, str(count))
-            _ask("--step", "measure", folder, str(count))
+            folder = str(top / f"store-{count}{'-scores' * SCORES_ALONE}{'-bare' * WITHOUT_FILES}")
+            if not WITHOUT_FILES:
+                if not Path(folder).exists():
+                    _ask("--step", "prepare", folder, str(count))
+                _ask("--step", "measure", folder, str(count))
             results.append(json.loads(_ask("--step", "measure", folder, str(count))))
             told = []
             for name in ("us", "cpu_us", "bytes"):

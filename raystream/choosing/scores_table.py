@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from raystream.store.protocol import Store
 from raystream.store.queries import find_query, read_manifest, stored_units
 from raystream.store.receipts import EMBEDDINGS, Receipt, UnitOutputs
 from raystream.store.unit_columns import read_columns
-from raystream.store.vectors import Embeddings, VectorFiles, fetch
+from raystream.store.vectors import VectorFiles, fetch, taken
 
 EMBEDDING = "embedding"
 """The column of embeddings."""
@@ -143,21 +143,10 @@ def _pieces(store: Store, files: VectorFiles, outputs: UnitOutputs, path: str, s
         columns["path"] = pa.repeat(pa.scalar(path, pa.string()), rows.num_rows)
         if vectors is not None:
             wanted = np.arange(start, start + rows.num_rows) if kept is None else kept[start : start + size]
-            columns[EMBEDDING] = _vectors(parts, wanted, schema.field(EMBEDDING).type)
+            type_ = schema.field(EMBEDDING).type
+            values = pa.array(taken(parts, wanted).reshape(-1), type_.value_type)
+            columns[EMBEDDING] = pa.FixedSizeListArray.from_arrays(values, type=type_)
         yield pa.table([columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
-
-
-def _vectors(parts: Sequence[Embeddings], rows: np.ndarray, type_: pa.DataType) -> pa.Array:
-    """The embeddings of ascending rows of a unit."""
-    found, start = [], 0
-    for part in parts:
-        low, high = np.searchsorted(rows, [start, start + part.rows])
-        if low < high:
-            found.append(np.array(part.array[rows[low:high] - start]))
-            part.release()
-        start += part.rows
-    values = pa.array(np.concatenate(found).reshape(-1), type_.value_type)
-    return pa.FixedSizeListArray.from_arrays(values, type=type_)
 
 
 def _group_rows(schema: pa.Schema) -> int:

@@ -171,15 +171,4 @@ def _embeddings_at(vectors: VectorFiles, unit: UnitOutputs, rows: npt.NDArray[np
     assert receipt.file is not None
     if receipt.output in unit.kept:
         rows = unit.kept[receipt.output][rows]
-    held = vectors.few(receipt.file, receipt.rows, rows)
-    if held is not None:
-        return held.array.astype(np.float32)
-    pieces = []
-    start = 0
-    for part in vectors.parts(receipt.file, receipt.rows):
-        low, high = np.searchsorted(rows, [start, start + part.rows])
-        if low < high:
-            pieces.append(part.array[rows[low:high] - start].astype(np.float32))
-            part.release()
-        start += part.rows
-    return np.concatenate(pieces) if pieces else np.empty((0, receipt.width or 0), np.float32)
+    return vectors.at(receipt.file, receipt.rows, rows).astype(np.float32)

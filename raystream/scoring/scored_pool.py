@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -274,21 +275,24 @@ def merge(
     starts = np.cumsum(counts) - counts
     rows = int(counts.sum())
     held = rows <= HELD_ROWS
-    wanted = [id_name, *([] if score is None else [score])]
+    of_ids = [id_name] if held or watch else []
+    wanted = [*of_ids, *([] if score is None else [score])]
     chunks: list[pa.Array] = []
     scores = np.empty(rows, np.float32) if score else None
-    row, type_ = 0, pa.string()
-    for table in read_columns(store, _filled(units), wanted if held or watch else wanted[1:] or wanted):
-        if table.column_names[0] == id_name:
-            type_ = table.column(0).type
-            chunks += table.column(0).chunks if held else []
+    row = 0
+    for table in read_columns(store, _filled(units), wanted) if wanted else ():
+        for chunk in table.column(0).chunks if of_ids else ():
+            chunks += [chunk] * held
             for one in watch:
-                for chunk in table.column(0).chunks:
-                    one.add(chunk)
+                one.add(chunk)
         if scores is not None:
-            scores[row : row + table.num_rows] = table.column(table.num_columns - 1).to_numpy()
+            scores[row : row + table.num_rows] = table.column(len(of_ids)).to_numpy()
         row += table.num_rows
-    ids = pa.chunked_array(chunks, type_) if held else StoredIds(store, units, id_name, type_, rows)
+    if held:
+        ids = pa.chunked_array(chunks) if chunks else pa.chunked_array([pa.array([], pa.string())])
+    else:
+        first = next(read_columns(store, islice(_filled(units), 1), [id_name]))
+        ids = StoredIds(store, units, id_name, first.column(0).type, rows)
     return ScoredPool(store, units, tuple(files), file_of, starts, ids, scores)
 
 
@@ -303,6 +307,5 @@ def unit_vectors(store: Store, units: Sequence[UnitOutputs], kind: str) -> list[
     for unit in units:
         receipt = unit.of(kind)
         if receipt is not None and receipt.file is not None:
-            vectors = np.concatenate([part.array for part in files.parts(receipt.file, receipt.rows)])
-            found.append(vectors[unit.kept[receipt.output]] if receipt.output in unit.kept else vectors)
+            found.append(files.at(receipt.file, receipt.rows, unit.kept.get(receipt.output)))
     return found

@@ -212,13 +212,9 @@ class LocalStore:
         folders, root = [folder], f"{self.root}/"
         while folders:
             some, folders = folders[-_FOLDERS_AT_ONCE:], folders[:-_FOLDERS_AT_ONCE]
-            listed = self._ask(lambda some=some: [_entries(root + parent) for parent in some], some[0], "read")  # type: ignore[misc]
-            for parent, found in zip(some, listed, strict=True):
-                for name, stat in found:
-                    if stat is None:
-                        folders.append(f"{parent}/{name}")
-                    else:
-                        yield Entry(f"{parent}/{name}", stat.st_size, stat.st_mtime)
+            files, below = self._ask(lambda some=some: _listed(root, some), some[0], "read")  # type: ignore[misc]
+            folders += below
+            yield from files
 
     def discard_folder(self, folder: str) -> None:
         """Remove a folder that is empty; one that isn't stays."""
@@ -295,23 +291,26 @@ _FOLDERS_AT_ONCE = 256
 """Folders that are listed by one question."""
 
 
-def _entries(folder: str) -> list[tuple[str, os.stat_result | None]]:
-    """The names in a folder with what is known of files, None for folders; nothing of what is removed meanwhile."""
-    found: list[tuple[str, os.stat_result | None]] = []
-    try:
-        entries = os.scandir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return found
-    with entries:
-        for entry in entries:
-            try:
-                if entry.is_dir(follow_symlinks=False):
-                    found.append((entry.name, None))
-                elif not entry.is_symlink() or not entry.is_dir():
-                    found.append((entry.name, entry.stat()))
-            except FileNotFoundError:
-                continue
-    return found
+def _listed(root: str, folders: list[str]) -> tuple[list[Entry], list[str]]:
+    """The files in some folders of the store, and the folders in them; nothing of what is removed meanwhile."""
+    files: list[Entry] = []
+    below: list[str] = []
+    for folder in folders:
+        try:
+            entries = os.scandir(root + folder)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        with entries:
+            for entry in entries:
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        below.append(f"{folder}/{entry.name}")
+                    elif not entry.is_symlink() or not entry.is_dir():
+                        found = entry.stat()
+                        files.append(Entry(f"{folder}/{entry.name}", found.st_size, found.st_mtime))
+                except FileNotFoundError:
+                    continue
+    return files, below
 
 
 def _sync(path: Path) -> None:

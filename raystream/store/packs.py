@@ -101,6 +101,8 @@ _RUN_BITS = 10
 _FEW_ASKED = 64
 _NAMES_LISTED = 16
 """Of a folder on a disk, in the time of one question."""
+_FOLDERS = 256
+"""Of units, at most."""
 _PAGE, _MOST_PAGES = 1000, 16
 """Files that a bucket lists in one request, and the most requests that are made one after the other."""
 _AT_A_TIME = 32
@@ -199,7 +201,7 @@ class _Lookup:
         self.unpack(places)
         if len(listed) <= limit:
             self._look(places, {entry.name: entry.size for entry in listed})
-        elif count < 256 + limit / _share(listed[-1].name) / _PAGE:
+        elif count < _FOLDERS + limit / _share(listed[-1].name) / _PAGE:
             self._confirm(places)
             self.ask(places[~self.complete(places)])
         else:

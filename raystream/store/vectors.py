@@ -389,6 +389,27 @@ class VectorFiles:
         found = read_vectors(self._store, file, rows, wanted)
         return None if found is None else HeldEmbeddings(found)
 
+    def at(self, file: StoredFile, count: int, rows: np.ndarray | None = None) -> np.ndarray:
+        """(m, d) the vectors of some rows of a file, int64, ascending, in memory of their own; of all for None.
+
+        Raises:
+            StoreError: see `parts` and `few`.
+        """
+        held = None if rows is None else self.few(file, count, rows)
+        return held.array if held is not None else taken(self.parts(file, count), np.arange(count) if rows is None else rows)
+
+
+def taken(parts: Sequence[Embeddings], rows: np.ndarray) -> np.ndarray:
+    """(m, d) the vectors of ascending rows of the parts of a file, in memory of their own; (0, d) where there are none."""
+    found, start = [], 0
+    for part in parts:
+        low, high = np.searchsorted(rows, [start, start + part.rows])
+        if low < high:
+            found.append(np.array(part.array[rows[low:high] - start]))
+            part.release()
+        start += part.rows
+    return np.concatenate(found) if found else np.empty((0, parts[0].dimension if parts else 0), np.float16)
+
 
 def block_rows(dimension: int, itemsize: int) -> int:
     """Rows of one block of a file of vectors."""

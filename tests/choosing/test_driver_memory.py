@@ -21,10 +21,13 @@ from hypothesis import strategies as st
 import raystream as rs
 from raystream.choosing import candidates, row_hashes
 from raystream.choosing.candidates import find_named
+from raystream.choosing.verify import verify
+from raystream.cluster.processes import Processes
 from raystream.errors import PoolError, QueryError
 from raystream.pool import ids as id_hashes
 from raystream.pool import unique_ids
 from raystream.scoring import scored_pool
+from raystream.scoring.progress import Silent
 from raystream.scoring.scored_pool import ScoredPool
 from raystream.selection import row_hash
 from raystream.store import unit_columns
@@ -137,6 +140,7 @@ def test_ids_that_are_read_again_choose_the_same(
     assert again.selection.equals(held.selection)
     assert again.manifest.counts == held.manifest.counts
     assert again.manifest.units_scored == 0
+    assert verify(again.store, again.query, lambda query: Processes(query.cluster, Silent())).rows == again.selection.num_rows
     table = pq.read_table("pool/year=2022/part.parquet", partitioning=None)
     for name in ("number", "rid"):
         table = table.set_column(table.column_names.index(name), name, table.column(name).take(pa.array([*range(299), 4])))

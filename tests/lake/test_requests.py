@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import obstore
 import pyarrow.parquet as pq
 import pytest
+from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 from pools import pool_table
 from scored import planned
@@ -21,6 +22,8 @@ from raystream.report.page import write_report
 from raystream.run import score
 from raystream.scoring.estimate import estimate
 from raystream.store import bucket as bucket_module
+from raystream.store import packs
+from raystream.store.bucket import ObjectStore
 from raystream.store.gc import collect
 
 MakeQuery = Callable[..., rs.Query]
@@ -99,8 +102,15 @@ def test_nothing_is_asked_of_units_one_by_one(ask: Callable[..., rs.Query], requ
 
 
 @pytest.mark.slow
-def test_what_a_listing_lacks_is_scored_again(ask: Callable[..., rs.Query], requests: Requests) -> None:
-    """A file that is gone or cut, in spite of its pack; a receipt that no pack has is read by itself."""
+@pytest.mark.parametrize("way", ["one listing", "a listing a folder", "each by itself"])
+def test_what_a_bucket_lacks_is_scored_again(
+    ask: Callable[..., rs.Query], requests: Requests, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """A file that is gone or cut, in spite of its pack; a receipt that no pack has is read by itself. However it is looked up."""
+    if way != "one listing":
+        monkeypatch.setattr(packs, "_PAGE", 1)
+    if way == "a listing a folder":
+        monkeypatch.setattr(packs, "_FOLDERS", -(1 << 30))
     query = ask()
     score(query)
     asked, plan = planned(query)
@@ -114,7 +124,10 @@ def test_what_a_listing_lacks_is_scored_again(ask: Callable[..., rs.Query], requ
     store.put(cut.file.name, b"PAR1")
     requests.taken()
     assert planned(query)[1].to_compute.tolist() == [3, 30]
-    assert requests.taken()["get", "receipt"] == 2
+    found = requests.taken()
+    assert found["get", "receipt"] == 2
+    assert found["head", "embeddings"] == (UNITS if way == "each by itself" else 0)
+    assert (found["list", "units"] > 1) == (way == "a listing a folder")
     score(query)
     again = planned(query)[1]
     assert again.to_compute.tolist() == []
@@ -124,6 +137,27 @@ def test_what_a_listing_lacks_is_scored_again(ask: Callable[..., rs.Query], requ
     requests.taken()
     assert planned(query)[1].to_compute.tolist() == []
     assert requests.taken()["get", "receipt"] == 2 * UNITS
+
+
+def test_a_listing_goes_on_where_it_broke(requests: Requests, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of many pages: each file comes once."""
+    monkeypatch.setattr(bucket_module, "FIRST_WAIT", 0.001)
+    store = ObjectStore("s3://bucket/runs")
+    names = [f"units/{number:04d}" for number in range(170)]
+    for name in names:
+        store.put(name, b"x")
+    broken = []
+
+    def listed(bucket: Any, prefix: str, offset: str | None = None) -> Iterator[Any]:
+        for number, page in enumerate(obstore.list(bucket, prefix, offset=offset)):
+            if number == 1 and len(broken) < 2:
+                broken.append(offset)
+                raise GenericError("connection reset")
+            yield page
+
+    monkeypatch.setattr(requests, "list", listed, raising=False)
+    assert [entry.name for entry in store.walk("units")] == names
+    assert broken == [None, names[49]]
 
 
 def _nobody(query: rs.Query) -> Any:
