@@ -129,7 +129,7 @@ def _told(reporter: Reporter | None) -> Iterator[Reporter]:
 
         with NotebookBar() as bar_of_notebook:
             yield bar_of_notebook
-    elif sys.stderr.isatty():
+    elif sys.stderr is not None and sys.stderr.isatty():
         with Bar() as bar:
             yield bar
     else:

@@ -434,7 +434,7 @@ def test_an_edited_function_scores_again(make_query: MakeQuery, functions: Path,
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"acquire": {"score": "egls"}}, r"'egls', expected .*'epig' or an import path module:function; did you"),
+        ({"acquire": {"score": "egls"}}, r"'egls', which is no score; did you mean 'egl'"),
         ({"acquire": {"score": "user_scores:"}}, "an import path module:function"),
         ({"acquire": {"score": "egl"}, "model__embedding": "0"}, "egl, which needs .* but model.embedding names 0; leave it out"),
         ({"acquire": {"score": "egl"}, "model": {"source": "user_nets:Nan", "weights": ["a", "b"]}}, "egl, .* a committee has"),

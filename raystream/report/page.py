@@ -106,13 +106,14 @@ def gather(result: Result) -> Page:
 def _conditions(result: Result) -> list[Met]:
     """How constraints were met; where quotas hold for each group of a column that the selection has, with the largest groups."""
     found = constraints_met(result.manifest)
+    after = max((place for place, met in enumerate(found) if met.name == "quota"), default=-1) + 1
     columns = result.selection.column_names
     for asked in result.manifest.resolved["select"].get("quotas", ()):
         name = "prediction_name" if asked["by"] == "prediction" and "prediction_name" in columns else asked["by"]
         if asked["value"] is None and name in columns:
             groups = Counter(shown(value) for value in readable(result.selection.column(name)) if value is not None)
             largest = groups.most_common(_GROUPS)
-            found += [Met("of which", f"{asked['by']} {group}: {number_of(count, 'row')}", "") for group, count in largest]
+            found[after:after] = [Met("of which", f"{asked['by']} {group}: {number_of(count, 'row')}", "") for group, count in largest]
     return found
 
 
