@@ -125,8 +125,8 @@ def read_unscored(units: Sequence[Unit], spec: ReadSpec) -> UnscoredRows:
                 held += sum(block.nbytes for block in blocks[1])
                 found.append((unit, *blocks))
             if held > HELD_BYTES:
-                for _, _, ids in found[dropped:]:
-                    ids.clear()
+                for _, _, parts in found[dropped:]:
+                    parts.clear()
                 dropped = len(found)
     counts = np.array([sum(map(len, rows)) for _, rows, _ in found], dtype=np.int64)
     positions = np.concatenate([np.empty(0, np.int32), *(part for _, rows, _ in found for part in rows)])
