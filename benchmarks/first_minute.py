@@ -7,6 +7,8 @@
 * the score stage of a process that has scored nothing before, beside the hand-written loop of `score.py`, as fresh: one process and one
   thread on each side, the same outputs, model loaded and imports done before the clock starts.
 
+Beside the seconds stand those of processors, which other work on the machine changes less.
+
     python benchmarks/first_minute.py
     python benchmarks/first_minute.py --through cores     # each measurement behind a command that waits for quiet cores
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shlex
 import shutil
 import statistics
@@ -164,7 +167,10 @@ def main() -> None:
     args = parser.parse_args()
     data = args.data.absolute()
     if args.one:
-        print(json.dumps(kinds(data)[args.one]()))
+        own = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+        found = kinds(data)[args.one]()
+        own = sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) - own
+        print(json.dumps(found | {"processors": own + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])}))
         return
     from environment import environment
     from score import make_pool
@@ -175,7 +181,7 @@ def main() -> None:
     names = [name for name in kinds(data) if (args.only or "") in name]
     if any(name.startswith("second") for name in names):
         scored(data / f"pool-{LARGE}x128")
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    measured: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     for _ in range(args.rounds):
         for name in names:
             words = [*shlex.split(args.through), sys.executable, __file__, "--data", str(data), "--one", name]
@@ -183,18 +189,18 @@ def main() -> None:
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr}")
             for what, seconds in json.loads(done.stdout.splitlines()[-1]).items():
-                found[name].setdefault(what, []).append(seconds)
+                measured[name].setdefault(what, []).append(seconds)
     shutil.rmtree(data / "first-minute-store", ignore_errors=True)
-    for name, parts in found.items():
+    for name, parts in measured.items():
         for what, values in parts.items():
             limit = LIMITS.get(name, {}).get(what)
             told = "" if limit is None else f" (limit {limit:g} s)"
             print(f"{name}: {what} {statistics.median(values):.2f} s, {min(values):.2f} to {max(values):.2f}{told}")
-    sides = [found.get(f"fresh score stage, {side}", {}).get("score stage") for side in ("raystream", "hand-written")]
+    sides = [measured.get(f"fresh score stage, {side}", {}).get("score stage") for side in ("raystream", "hand-written")]
     if all(sides):
         ratio = statistics.median(sides[0] or []) / statistics.median(sides[1] or [])
         print(f"fresh score stage: {ratio:.2f} x the hand-written loop (limit {LIMIT_RATIO} x)")
-    print(json.dumps({"benchmark": "first_minute", "rows": [SMALL, LARGE], "seconds": found, **environment()}))
+    print(json.dumps({"benchmark": "first_minute", "rows": [SMALL, LARGE], "seconds": measured, **environment()}))
 
 
 if __name__ == "__main__":

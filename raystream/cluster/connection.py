@@ -5,6 +5,7 @@ Ray itself asks an address for over ten minutes, so whether anybody answers ther
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -187,6 +188,7 @@ def _start_own(cluster: Cluster) -> None:
     cpus = os.cpu_count() or 1
     if cluster.workers != "auto":
         cpus = max(cpus, cluster.workers * cluster.cpus_per_worker)
+    logging.getLogger("ray").setLevel(logging.ERROR)  # as `logging_level`, which comes too late for what is said of threads
     ray.init(
         address="local",
         num_cpus=cpus,

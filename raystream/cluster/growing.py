@@ -1,9 +1,9 @@
 """Workers on this machine: one in this process, as long as that is quicker than to start a Ray; then a child process, and the Ray's.
 
 How long a model takes shows only when it runs. So the first units are scored here, and after a second it is known about how long the
-rest takes one worker. If that is longer than a Ray and its workers take to start, a child process is made meanwhile, which takes over
-what the worker here holds as soon as it is ready: from then on a crash ends the child alone and is charged to its unit. It stays one of the
-workers; the others come up on a Ray.
+rest takes one worker. If that is longer than a Ray and its workers take to start, a child process is made meanwhile. As soon as it is
+ready it takes the place of the worker here, which ends the unit that it is at and no other: from then on a crash ends the child alone
+and is charged to its unit. The child stays one of the workers; the others come up on a Ray.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ _LISTEN_SECONDS = 0.1
 class Home(Executor, Protocol):
     """Workers of this process."""
 
+    def drop(self, unit: int) -> None:
+        """Abandon a unit that was assigned, unless it has ended."""
+
     def leave(self) -> None:
         """End without waiting for the batch on the way; `close` still follows."""
 
@@ -62,10 +65,12 @@ class Growing:
         self._rows, self._clock = rows, clock
         self._make_child, self._make_ray = child, ray
         self._home: Home | None = home() if size < _LARGE_BYTES else None
+        # the worker that was here, while it ends its last unit, and after that
+        self._left: Home | None = None
+        self._last: int | None = None
         self._child: Executor | None = None
         self._ray_when_up: Callable[[], Executor | None] | None = None
         self._ray: Executor | None = None
-        self._left: Home | None = None
         # invariant: the worker that is here or in the child, None while there is none
         self._near: int | None = None
         # invariant: what the near worker holds, oldest first
@@ -97,11 +102,13 @@ class Growing:
 
     def wait(self, timeout: float) -> list[Event]:
         self._look_for_ray()
-        others = self._home is not None or self._asked or self._far
+        others = self._home is not None or self._asked or self._far or self._last is not None
         events = self._heard(self._nearest.wait(0.0 if self._far else min(timeout, _LISTEN_SECONDS) if others else timeout))
         if self._far:
             assert self._ray is not None
             events += self._ray.wait(0.0 if events else min(timeout, _LISTEN_SECONDS))
+        if self._left is not None and self._last is not None:
+            events += self._heard(self._left.wait(0.0))
         if self._home is not None and self._taking_over:
             events += self._hear_child()
         elif self._home is not None and self._taking_over is False and self._pays():
@@ -125,6 +132,9 @@ class Growing:
             if isinstance(event, UnitEnded):
                 task = self._held.pop(event.unit, None)
                 self._done[event.unit] = self._done.get(event.unit, 0) if task is None else task.unit.rows
+                if event.unit == self._last and self._left is not None:
+                    self._last = None
+                    self._left.leave()
             elif isinstance(event, UnitGoesOn):
                 self._done[event.unit] = event.rows
             elif isinstance(event, WorkerReady) and self._since is None:
@@ -142,10 +152,22 @@ class Growing:
         if seconds < _TRIAL_SECONDS:
             return False
         if not behind:  # the first batch is on the way
-            return seconds > RAY_SECONDS / 2
-        if behind < self._rows:
-            return (self._rows - behind) * seconds > RAY_PAYS_SECONDS * behind
-        return bool(self._held) and seconds > 2 * RAY_SECONDS  # rows that nobody had announced
+            return seconds > RAY_SECONDS / 2 and len(self._held) > 1
+        if behind >= self._rows:  # rows that nobody had announced
+            return len(self._held) > 1 and seconds > 2 * RAY_SECONDS
+        rest = self._rows - behind - self._left_of_running
+        return rest * seconds > RAY_PAYS_SECONDS * behind
+
+    @property
+    def _running(self) -> int | None:
+        """The unit that the worker is at: of those that it holds, the one that is furthest, else the oldest."""
+        return max(self._held, key=lambda unit: self._done.get(unit, 0), default=None)
+
+    @property
+    def _left_of_running(self) -> int:
+        """The rows of that unit that are to be scored; no other worker takes them."""
+        unit = self._running
+        return 0 if unit is None else self._held[unit].unit.rows - self._done.get(unit, 0)
 
     def _grow(self) -> None:
         """Make a child process, and have a Ray started if there are workers that wait for one."""
@@ -168,15 +190,17 @@ class Growing:
         return told
 
     def _hand_over(self, child: Executor) -> list[Event]:
-        """Give the child what the worker here holds; what that one had to say to the last."""
+        """Give the child what the worker here holds but for the unit that it is at; what that one had to say so far."""
         assert self._home is not None
         home, self._home, self._left = self._home, None, self._home
-        home.leave()
         ended = self._heard(home.wait(0.0))
-        if self._near is None:
-            return ended  # it could not even start
+        self._last = self._running
         for unit, task in self._held.items():
-            child.assign(self._near, unit, task)
+            if unit != self._last and self._near is not None:
+                home.drop(unit)
+                child.assign(self._near, unit, task)
+        if self._last is None:
+            home.leave()
         return ended
 
     def _in_child(self) -> Executor:

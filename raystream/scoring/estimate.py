@@ -112,10 +112,10 @@ def estimate(
     check_room(asked, plan, pace.width)
     alone = rows * (pace.seconds or 0.0)
     grows = own_machine and not ray_first
-    workers = 1 if grows and alone <= RAY_PAYS_SECONDS else _workers(query.cluster)
+    workers = 1 if grows and alone <= RAY_PAYS_SECONDS else min(_workers(query.cluster), max(1, len(missing)))
     seconds = None if pace.seconds is None else alone
     if seconds is not None and workers > 1:
-        together = _together(pace, min(workers, len(missing)), own_machine)
+        together = _together(pace, workers, own_machine)
         first = min(seconds, RAY_SECONDS) if grows else 0.0  # one worker's, while the others start
         seconds = first + (seconds - first) * together
     item = 2 if query.model.embedding_dtype == "float16" else 4

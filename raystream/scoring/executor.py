@@ -131,6 +131,7 @@ class InProcess:
         self._inboxes: dict[int, queue.Queue[tuple[int, UnitTask] | None]] = {}
         self._threads: list[threading.Thread] = []
         self._closed = threading.Event()
+        self._dropped: set[int] = set()
         self._patience = replace(PATIENCE, pause=self.pause)
         self._loading = threading.Lock()
         self._threads_before = torch.get_num_threads()
@@ -152,6 +153,10 @@ class InProcess:
         while not self._events.empty():
             events.append(self._events.get())
         return events
+
+    def drop(self, unit: int) -> None:
+        """A unit that was assigned is another's now: it is abandoned before its next batch, unless it has ended."""
+        self._dropped.add(unit)
 
     def leave(self) -> None:
         """Have the workers end after the batch that they are at, and don't wait for it; the units that they hold are abandoned."""
@@ -194,7 +199,7 @@ class InProcess:
             try:
                 outcome = scorer.attempt(task, self._follow(worker, unit))
             except Abandoned:
-                break
+                continue
             except BaseException as error:
                 # A lost device, or the user's code asking to exit: there is no other process to try in.
                 told = f"{task.unit.name}: {type(error).__name__}: {error}"
@@ -207,7 +212,7 @@ class InProcess:
         say = now_and_then(lambda rows: self._events.put(UnitGoesOn(worker, unit, rows)))
 
         def follow(rows: int) -> None:
-            if self._closed.is_set():
+            if self._closed.is_set() or unit in self._dropped:
                 raise Abandoned
             say(rows)
 

@@ -43,6 +43,9 @@ class Noted:
         told, self.events = self.events, []
         return told
 
+    def drop(self, unit: int) -> None:
+        self.asked.append(("drop", unit))
+
     def leave(self) -> None:
         self.asked.append(("leave",))
 
@@ -99,7 +102,7 @@ def test_what_is_soon_done_stays_in_this_process() -> None:
 
 
 def test_what_takes_long_goes_on_in_a_child_while_a_ray_starts() -> None:
-    """The worker here goes on until the child is ready, which takes its units, and the scheduler isn't told; the others are the Ray's."""
+    """The worker here goes on until the child is ready, and ends its unit; the rest is the child's, and the scheduler isn't told."""
     machine = Machine()
     machine.start(workers=3)
     assert machine.at(1.0, UnitGoesOn(0, 0, 100)) == [UnitGoesOn(0, 0, 100)]
@@ -108,20 +111,32 @@ def test_what_takes_long_goes_on_in_a_child_while_a_ray_starts() -> None:
     machine.assign(0, 2)
     assert machine.home.asked[-1] == ("assign", 0, 2)
     machine.child.events = [WorkerReady(0)]
-    assert machine.at(3.0) == []
+    assert machine.at(3.0, UnitGoesOn(0, 1, 10)) == [UnitGoesOn(0, 1, 10)]
+    assert machine.home.asked[-1] == ("drop", 2)
     machine.assign(0, 3)
+    assert machine.child.asked == [("start", 0), ("assign", 0, 2), ("assign", 0, 3)]
+    machine.child.events = [UnitEnded(0, 2, ENDED)]
+    assert machine.at(4.0, UnitEnded(0, 1, ENDED)) == [UnitEnded(0, 2, ENDED), UnitEnded(0, 1, ENDED)]
     assert machine.home.asked[-1] == ("leave",)
-    assert machine.child.asked == [("start", 0), ("assign", 0, 1), ("assign", 0, 2), ("assign", 0, 3)]
     assert machine.ray.asked == []
     machine.up = True
     machine.ray.events = [WorkerReady(1), WorkerReady(2)]
-    machine.child.events = [UnitEnded(0, 1, ENDED)]
-    assert machine.workers.wait(1.0) == [UnitEnded(0, 1, ENDED), WorkerReady(1), WorkerReady(2)]
+    machine.child.events = [UnitEnded(0, 3, ENDED)]
+    assert machine.workers.wait(1.0) == [UnitEnded(0, 3, ENDED), WorkerReady(1), WorkerReady(2)]
     machine.assign(2, 4)
     machine.workers.close()
     assert machine.ray.asked == [("start", 1), ("start", 2), ("assign", 2, 4), ("close",)]
     assert machine.home.asked[-1] == ("close",)  # which gives the process back as it was
     assert machine.begun == 1
+
+
+def test_a_last_unit_is_nobody_elses() -> None:
+    """However long it takes: no other worker could take it, and what is done of it would be lost."""
+    machine = Machine(units=2)
+    machine.start()
+    machine.at(1.0, UnitEnded(0, 0, ENDED), UnitGoesOn(0, 1, 1))
+    machine.at(100.0, UnitGoesOn(0, 1, 2))
+    assert machine.made == ["home"]
 
 
 def test_a_ray_that_is_up_before_the_child_scores_beside_this_process() -> None:
@@ -135,15 +150,16 @@ def test_a_ray_that_is_up_before_the_child_scores_beside_this_process() -> None:
 
 
 def test_a_unit_that_ends_as_the_child_takes_over_is_not_scored_again() -> None:
-    """Its end is told, and the child is given the other one alone."""
+    """Its end is told, and the worker here ends the other one, at which it is."""
     machine = Machine()
     machine.start()
-    left = machine.home.leave
-    machine.home.leave = lambda: (left(), machine.home.events.append(UnitEnded(0, 0, ENDED)))[0]  # type: ignore[method-assign]
     machine.at(1.0, UnitGoesOn(0, 0, 1))
     machine.child.events = [WorkerReady(0)]
-    assert machine.at(2.0) == [UnitEnded(0, 0, ENDED)]
-    assert machine.child.asked == [("start", 0), ("assign", 0, 1)]
+    heard = iter([[], [UnitEnded(0, 0, ENDED)]])
+    machine.home.wait = lambda timeout: next(heard)  # type: ignore[method-assign]
+    assert machine.workers.wait(1.0) == [UnitEnded(0, 0, ENDED)]
+    assert machine.child.asked == [("start", 0)]
+    assert machine.home.asked == [("start", 0), ("assign", 0, 0), ("assign", 0, 1)]
 
 
 def test_one_worker_needs_no_ray_however_long_it_takes() -> None:
@@ -185,7 +201,8 @@ def test_units_that_nobody_announced_count_by_the_time_that_they_take() -> None:
     machine = Machine(units=2)
     machine.start()
     machine.at(1.0, UnitEnded(0, 0, ENDED), UnitEnded(0, 1, ENDED))
-    machine.assign(0, 2)
+    for unit in (2, 3):
+        machine.assign(0, unit)
     machine.at(5.0)
     assert machine.made == ["home"]
     machine.at(14.0)
