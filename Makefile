@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all lint docs bench clean
+.PHONY: help demo test test-all label-studio lint docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,10 @@ test: .venv/made ## the tests that take about two minutes
 test-all: .venv/made ## all tests
 	$(BIN)/python -m pytest
 
+label-studio: ## a Label Studio server in an environment of its own, for the slow test that needs one
+	$(PYTHON) -m venv .label-studio
+	.label-studio/bin/python -m pip install --quiet label-studio==1.23.2
+
 lint: .venv/made ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -43,4 +47,4 @@ bench: .venv/made ## the benchmarks; results go to benchmarks/results/
 	done
 
 clean: ## remove what the targets made
-	rm -rf .venv demo runs benchmarks/data *.egg-info
+	rm -rf .venv .label-studio demo runs benchmarks/data *.egg-info

@@ -28,6 +28,7 @@ def commit_query(folder: Path, ids: pa.Array, budget: int = 8, texts: Sequence[s
             "text": list(texts) if texts is not None else [f"row {i} =1+1 <b>ü</b>\n\u2028end" for i in range(count)],
             "image": [PNG] * count,
             "url": [f"s3://bucket/pictures/{i}.jpg" for i in range(count)],
+            "shared": [f"s3://bucket/{i // 2}/{i % 2}.jpg" for i in range(count)],
             "p": vectors(rng.dirichlet(np.ones(3), count)),
             "e": vectors(rng.standard_normal((count, 4))),
         }

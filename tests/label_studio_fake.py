@@ -52,7 +52,8 @@ class FakeLabelStudio:
 
             def _serve(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                fake.handle(self, self.command, urlsplit(self.path), json.loads(body) if body else None)
+                plain = (self.headers.get("Content-Type") or "").startswith("application/json")
+                fake.handle(self, self.command, urlsplit(self.path), json.loads(body) if body and plain else body or None)
 
             do_GET = do_POST = do_DELETE = _serve
 

@@ -17,12 +17,13 @@ from raystream.errors import QueryError
 if TYPE_CHECKING:
     from raystream.labels import Collected
     from raystream.labels.consolidate import Method
+    from raystream.labels.cvat import Cvat
     from raystream.labels.label_studio import LabelStudio
     from raystream.store.protocol import Store
     from raystream.store.result import Result
 
-_TOKEN = "LABEL_STUDIO_API_KEY"
-_WITH_API = "label_studio"
+_TOKENS = {"label_studio": "LABEL_STUDIO_API_KEY", "cvat": "CVAT_ACCESS_TOKEN"}
+"""The tools that have an API here, and the variables that hold the token of their user."""
 
 
 def export(
@@ -34,7 +35,7 @@ def export(
         ),
     ],
     out: Annotated[str | None, typer.Option("--out", help="A file for csv, jsonl and parquet, else a folder.")] = None,
-    push: Annotated[str | None, typer.Option("--push", help="The server's URL, of one project or with none; label_studio.")] = None,
+    push: Annotated[str | None, typer.Option("--push", help="The URL of a server, a project or a task; label_studio, cvat.")] = None,
     show: Annotated[str | None, typer.Option("--show", help="The column that people see, of the pool or kept in the selection.")] = None,
     presign: Annotated[str | None, typer.Option("--presign", help="Sign links into buckets; they open for so long, such as 24h.")] = None,
     store: StoreUri = "runs",
@@ -69,8 +70,10 @@ def export(
 def labels(
     tool: Annotated[str, typer.Option("--from", help="The tool that wrote them, as --to of raystream export.", metavar="TOOL")],
     out: Annotated[str, typer.Option("--out", help="A .parquet file, or a folder, which gets labels.parquet.")],
-    source: Annotated[str | None, typer.Argument(help="The file or folder that the tool exported.", show_default=False)] = None,
-    pull: Annotated[str | None, typer.Option("--pull", help="The URL of a project, instead of a file; label_studio.")] = None,
+    source: Annotated[
+        str | None, typer.Argument(metavar="SOURCE", help="What the tool exported: a file or folder, also in a bucket.", show_default=False)
+    ] = None,
+    pull: Annotated[str | None, typer.Option("--pull", help="The URL of a project or task, instead of a file; label_studio, cvat.")] = None,
     query: Annotated[str | None, typer.Option("--query", help="To which labels belong that don't name theirs.")] = None,
     consolidate: Annotated[
         str, typer.Option("--consolidate", help="Of several annotators: none (keep all), majority, dawid_skene.", metavar="METHOD")
@@ -133,18 +136,19 @@ def _pull(url: str, tool: str, out: str, store: Store, query: str | None, method
     return _server(tool, url, "--pull").pull(out, store, Queries(store, query, _classes), method)
 
 
-def _server(tool: str, url: str, option: str) -> LabelStudio:
+def _server(tool: str, url: str, option: str) -> LabelStudio | Cvat:
     """The server, with the token that the environment holds."""
+    from raystream.labels.cvat import Cvat
     from raystream.labels.label_studio import LabelStudio
     from raystream.labels.server import Token
     from raystream.lake.retry import LASTING
 
-    if tool != _WITH_API:
-        raise QueryError(f"{option} speaks to label_studio alone; exchange files with {tool}, by --out and the name of its export")
-    secret = os.environ.get(_TOKEN, "").strip()
+    if tool not in _TOKENS:
+        raise QueryError(f"{option} speaks to label_studio and cvat; exchange files with {tool}, by --out and the name of its export")
+    secret = os.environ.get(_TOKENS[tool], "").strip()
     if not secret:
-        raise QueryError(f"{option} needs a token of your account on {url.partition('?')[0]}; set it as {_TOKEN}")
-    return LabelStudio(url, Token(secret), patience=LASTING)
+        raise QueryError(f"{option} needs a token of your account on {url.partition('?')[0]}; set it as {_TOKENS[tool]}")
+    return Cvat(url, Token(secret), LASTING) if tool == "cvat" else LabelStudio(url, Token(secret), patience=LASTING)
 
 
 def _say(notes: Sequence[str]) -> None:

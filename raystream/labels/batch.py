@@ -103,10 +103,11 @@ def class_names_of(result: Result, given: Sequence[str] | None) -> tuple[str, ..
 
     Args:
         result: the committed query.
-        given: what `model.classes` names.
+        given: what the file holds that `model.classes` names, if it names one.
     """
-    if given is not None:
-        return tuple(given)
+    listed = result.manifest.resolved["model"].get("classes")
+    if given is not None or isinstance(listed, list):
+        return tuple(listed if given is None else given)
     if "prediction_name" not in result.selection.column_names:
         return None
     units = stored_units(result.store, result.manifest).outputs
@@ -119,7 +120,7 @@ def read_batch(result: Result, classes: Sequence[str] | None = None, show: str |
 
     Args:
         result: the committed query.
-        classes: what `model.classes` names, if it does.
+        classes: what the file holds that `model.classes` names, if it names one.
         show: the column to show, of the pool or kept in the selection; left out, the first of `pool.inputs` that holds texts or
             encoded pictures, else the first kept column of URLs.
 

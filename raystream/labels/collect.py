@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +13,7 @@ from raystream.labels.annotation import DRAFT, LABELLED, Annotation, label_of
 from raystream.labels.batch import class_names_of, file_stem, ids_of
 from raystream.labels.consolidate import METHODS, Method, consolidate
 from raystream.labels.documents import Document, read_documents
-from raystream.labels.ids import FIELD, Id, Ids, as_text
+from raystream.labels.ids import FIELD, QUERY_FIELD, Id, Ids, as_text
 from raystream.labels.label_table import LabelRow, LabelTable
 from raystream.labels.table_file import table_place, update_table
 from raystream.labels.tools import TOOLS, Tool, looks_like
@@ -25,7 +25,7 @@ from raystream.store.queries import find_query, read_manifest
 from raystream.store.result import Result, read_result
 
 Classes = Callable[[Result], Sequence[str] | None]
-"""Gives the class names of a query, as its `model.classes` has them."""
+"""Gives what the file holds that a query's `model.classes` names; None where it names none."""
 _SHOWN = 3
 
 
@@ -110,14 +110,16 @@ class Queries:
         if result.query not in self._places:
             ids, table = ids_of(result), result.selection
             keys = ids.values(table.column(ids.name))
-            names = {file_stem(result.query, rank, as_text(id_)): id_ for rank, id_ in enumerate(keys)}
+            named: dict[str, set[Id]] = {}
             for kept in result.manifest.resolved["pool"].get("keep") or []:
                 for value, id_ in zip(table.column(kept).to_pylist(), keys, strict=True):
                     if isinstance(value, str):
                         path = value.partition("?")[0].partition("://")[2] or value
                         for end in (path, path.partition("/")[2], path.rpartition("/")[2]):
-                            names.setdefault(end, id_)
-            self._places[result.query] = names
+                            named.setdefault(end, set()).add(id_)
+            # A name that two rows share is neither's: better no label than a wrong one.
+            names = {end: ids_.pop() for end, ids_ in named.items() if len(ids_) == 1}
+            self._places[result.query] = names | {file_stem(result.query, rank, as_text(id_)): id_ for rank, id_ in enumerate(keys)}
         return self._places[result.query]
 
 
@@ -153,8 +155,20 @@ def collect_labels(
         for document in documents:
             yield from TOOLS[tool].annotations(_with_field(document, id_names))
 
-    names = {ids_of(queries.named(None)).name} if queries.named(None) is not None else set()  # type: ignore[arg-type]
-    return collect(list(annotations(names)), tool, out, store, queries, method)
+    asked = queries.named(None)
+    found = list(annotations(set() if asked is None else {ids_of(asked).name}))
+    if not found and asked is None:
+        queries.fallback = next((name for name in _queries_in(documents) if queries.named(name) is not None), None)
+    return collect(found, tool, out, store, queries, method)
+
+
+def _queries_in(documents: Sequence[Document]) -> Iterator[str]:
+    """The queries that rows name, labelled or not."""
+    for document in documents:
+        for record in document.records:
+            for part in (record, record.get("data"), record.get("metadata")):
+                if isinstance(part, Mapping) and isinstance(part.get(QUERY_FIELD), str):
+                    yield part[QUERY_FIELD]
 
 
 def _of_tool(documents: Sequence[Document], tool: Tool) -> list[Document]:

@@ -57,7 +57,7 @@ def export_batch(
         result: the committed query.
         tool: one of `TOOLS`.
         out: a file for csv, jsonl and parquet, else a folder.
-        classes: what the query's `model.classes` names.
+        classes: what the file holds that the query's `model.classes` names, if it names one.
         show: the column that people see; see `read_batch`.
         presign: seconds for which links into buckets are to be valid without credentials; None writes the links as they are.
 

@@ -27,7 +27,7 @@ from raystream.labels.ids import FIELD, QUERY_FIELD, as_text
 from raystream.labels.label_table import LabelRow, LabelTable, empty, gone
 from raystream.labels.server import LostReplyError, Server, ServerError, Token
 from raystream.labels.tools.label_studio import CONTROL, label_config, of_task, tasks
-from raystream.labels.tools.tool import needs_shown
+from raystream.labels.tools.tool import needs_shown, no_classes, no_prediction
 from raystream.lake.retry import BRIEF, Patience
 from raystream.store.protocol import Store
 from raystream.store.result import Result
@@ -38,10 +38,10 @@ _CHUNK_ROWS, _CHUNK_BYTES = 250, 8 << 20
 """Of one import: the server takes 250 MB, but answers late for many rows."""
 _LOST = 8
 """Lost replies in a row without anything new in the project after which a push gives up."""
-_ROUNDS = 1000
+_ROUNDS, _LISTINGS = 1000, 3
 _SETTLING = 2.0
 """Seconds in which a write whose reply was lost may still be carried out once all seems to be there."""
-_TOOL = "label_studio"
+_TOOL, _TITLE = "label_studio", "Label Studio"
 _TASK = "task"
 """Stands for the tool's name of an annotation in rows whose task was removed before anybody had said anything."""
 Key = tuple[str, str]
@@ -54,7 +54,7 @@ class Pushed:
 
     Attributes:
         query: the batch's.
-        project: its number.
+        project: its number; of CVAT, the task's.
         url: its page.
         rows: of the batch that are there.
         created: by this push.
@@ -69,10 +69,11 @@ class Pushed:
     created: int
     removed: int
     notes: tuple[str, ...]
+    tool: str = _TOOL
 
     def summary(self) -> dict[str, Any]:
         """What `--json` prints."""
-        return {"query": self.query, "tool": _TOOL, "rows": self.rows, "project": self.project, "url": self.url,
+        return {"query": self.query, "tool": self.tool, "rows": self.rows, "project": self.project, "url": self.url,
                 "created": self.created, "removed": self.removed, "notes": list(self.notes)}  # fmt: skip
 
 
@@ -105,7 +106,7 @@ class LabelStudio:
             QueryError: there is nothing to show.
             ServerError: the server refuses, stays away, or its project is labelled otherwise.
         """
-        needs_shown(batch, "Label Studio")
+        needs_shown(batch, _TITLE)
         project, shown = self._project_for(batch)
         wanted = {(batch.query, item.id): task for item, task in zip(batch.items, tasks(batch, inline=True, to=shown), strict=True)}
         there = self._tasks_of(project, wanted)
@@ -113,7 +114,7 @@ class LabelStudio:
         if len(there) < len(wanted) and not self._was_pushed(batch.query, project, store):
             there = self._create(project, wanted, there)
         removed, kept = self._remove_copies(there)
-        notes = []
+        notes = [*no_classes(batch), *no_prediction(batch, _TITLE)]
         if kept:
             notes.append(f"{kept:,} rows have two tasks on which somebody has begun to work; both stay, and both are read")
         if len(there) < len(wanted):
@@ -184,7 +185,7 @@ class LabelStudio:
     def _listed(self, store: Store, queries: Queries) -> tuple[list[Annotation], set[Key], set[str]]:
         """The project's annotations, the rows that have tasks, and the queries of the store that these are of."""
         project = self._given_project()
-        listed = list(self.tasks(project))
+        listed = self.tasks(project)
         annotations = [each for task in listed for each in of_task(task)]
         keys = {key for task in listed if (key := _key(task)) is not None}
         pushed = {query for query in store.names("queries") if self._was_pushed(query, project, store)}
@@ -193,17 +194,25 @@ class LabelStudio:
             queries.fallback = min(named)
         return annotations, keys, named
 
-    def tasks(self, project: int) -> Iterator[Mapping[str, Any]]:
-        """The tasks of a project with all that is in them, by pages."""
-        page = 1
-        while True:
-            found = self.server.read("/api/tasks", project=project, page=page, page_size=_PAGE, fields="all")
-            listed = found.get("tasks", []) if isinstance(found, Mapping) else found
-            yield from listed
-            total = found.get("total") if isinstance(found, Mapping) else None
-            if len(listed) < _PAGE or (total is not None and page * _PAGE >= total):
-                return
-            page += 1
+    def tasks(self, project: int) -> list[Mapping[str, Any]]:
+        """The tasks of a project with all that is in them.
+
+        They come by pages; where tasks were removed meanwhile, others move to pages that were seen, so that all are listed again.
+        """
+        for _ in range(_LISTINGS):
+            found: dict[int, Mapping[str, Any]] = {}
+            page, totals = 1, set()
+            while True:
+                reply = self.server.read("/api/tasks", project=project, page=page, page_size=_PAGE, fields="all")
+                listed = reply["tasks"]
+                totals.add(int(reply["total"]))
+                found |= {int(task["id"]): task for task in listed}
+                if len(listed) < _PAGE or page * _PAGE >= max(totals):
+                    break
+                page += 1
+            if totals == {len(found)}:
+                break
+        return list(found.values())
 
     def _given_project(self) -> int:
         if self.project is None:
@@ -271,7 +280,7 @@ class LabelStudio:
         there: dict[Key, list[Mapping[str, Any]]] = {}
         for task in self.tasks(project):
             key = _key(task)
-            if key is not None and key in wanted and all(known["id"] != task["id"] for known in there.get(key, [])):
+            if key is not None and key in wanted:
                 there.setdefault(key, []).append(task)
         return {key: sorted(found, key=lambda task: int(task["id"])) for key, found in there.items()}
 

@@ -82,16 +82,17 @@ class Server:
         token: of its user.
         patience: with outages once it has answered.
         name: of the tool, for messages.
+        bearer: whether the token itself is sent as a bearer's, whatever it looks like.
     """
 
-    def __init__(self, url: str, token: Token, patience: Patience = BRIEF, name: str = "Label Studio") -> None:
+    def __init__(self, url: str, token: Token, patience: Patience = BRIEF, name: str = "Label Studio", *, bearer: bool = False) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise QueryError(f"{name}'s server {_shown(url)} is no URL; expected http://host:port or https://host")
         if parts.username or parts.password or parts.query:
             raise QueryError(f"{name}'s server {_shown(url)} holds credentials or options; give the token in the environment alone")
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-        self._token, self._name = token, name
+        self._token, self._name, self._bearer = token, name, bearer
         self._access: str | None = None
         self._place = Place(self.url, patience)
         self._opener = urllib.request.build_opener(_SameHost)
@@ -105,15 +106,21 @@ class Server:
         address = path + (f"?{urlencode(query)}" if query else "")
         return self._answered(lambda: self._place.ask(lambda: self._authorised("GET", address, None), final=_is_refusal), address)
 
-    def write(self, method: str, path: str, body: Any = None) -> Any:
+    def write(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
         """What a POST, PATCH or DELETE gives; sent once.
+
+        Args:
+            method: of HTTP.
+            path: below the server's address.
+            body: sent as JSON, bytes as they are.
+            headers: further ones, such as the type of those bytes.
 
         Raises:
             LostReplyError: whether it was carried out isn't known.
             ServerError: it was refused.
         """
         try:
-            return self._authorised(method, path, body)
+            return self._authorised(method, path, body, headers)
         except _StatusError as error:
             if error.status in _UNKNOWN:
                 raise LostReplyError(f"{self.url}{path} answered with {error.status}") from None
@@ -129,18 +136,20 @@ class Server:
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(f"{self.url} doesn't answer: {_told(error)}; check the URL and whether {self._name} runs there") from None
 
-    def _authorised(self, method: str, path: str, body: Any) -> Any:
+    def _authorised(self, method: str, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Any:
         """One request with the token; a short-lived one is renewed once if it has expired."""
         fresh = self._access is None
         try:
-            return self._request(method, path, body, {"Authorization": self._header()})
+            return self._request(method, path, body, {**(headers or {}), "Authorization": self._header()})
         except _StatusError as error:
-            if error.status != 401 or not self._token.is_refresh or fresh:
+            if error.status != 401 or self._bearer or not self._token.is_refresh or fresh:
                 raise
             self._access = None
-            return self._request(method, path, body, {"Authorization": self._header()})
+            return self._request(method, path, body, {**(headers or {}), "Authorization": self._header()})
 
     def _header(self) -> str:
+        if self._bearer:
+            return f"Bearer {self._token.secret}"
         if not self._token.is_refresh:
             return f"Token {self._token.secret}"
         if self._access is None:
@@ -149,9 +158,9 @@ class Server:
         return f"Bearer {self._access}"
 
     def _request(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Any:
-        data = None if body is None else json.dumps(body).encode()
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}{path}", data, {"Accept": "application/json", **headers}, method=method)
-        if data is not None:
+        if data is not None and not request.has_header("Content-type"):
             request.add_header("Content-Type", "application/json")
         try:
             with self._opener.open(request, timeout=_TIMEOUT) as reply:
@@ -172,10 +181,9 @@ class Server:
 
     def _refused(self, path: str, error: _StatusError) -> ServerError:
         if error.status in _UNAUTHORISED:
-            kind = "a personal access token" if self._token.is_refresh else "a legacy token"
+            kind = "" if self._bearer else f", which looks like {'a personal access' if self._token.is_refresh else 'a legacy'} token"
             return ServerError(
-                f"{self.url} refuses the token ({error.status}), which looks like {kind}; copy it again from the account's page, and see "
-                "that tokens of this kind are switched on for the organisation"
+                f"{self.url} refuses the token ({error.status}){kind}; copy it again from the account's page, and see that it may do this"
             )
         told = f": {error.body}" if error.body else ""
         return ServerError(f"{self.url}{path} refuses with {error.status}{told}; check the project and the rights of the token")

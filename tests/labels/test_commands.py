@@ -128,6 +128,15 @@ def test_a_file_that_was_cut_off_says_so(tool: str, first: Result, cli: Cli) -> 
         assert not Path("l.parquet").exists()
 
 
+def test_an_export_in_which_nobody_has_labelled_yet(first: Result, cli: Cli) -> None:
+    """An empty table, not an error: its rows name their query."""
+    name, data = PEOPLE["label_studio"](exported(cli, "label_studio"), [None] * 8)
+    Path(name).write_bytes(data)
+    code, printed, stderr = cli("labels", name, "--from", "label_studio", "--out", "l.parquet", "--json")
+    assert (code, json.loads(printed)["rows"]) == (0, 0), stderr
+    assert pq.read_schema("l.parquet").field("rid").type == pa.int32()
+
+
 def test_folders_and_archives_are_read_whole(first: Result, cli: Cli) -> None:
     """An export in two files, beside what isn't one; a zip archive; what lies hidden is left alone."""
     files = exported(cli, "prodigy")
@@ -213,7 +222,7 @@ def test_nothing_of_other_peoples_is_written_over(first: Result, committed: Path
         (["export", "first", "--to", "csv", "--out", "x", "--show", "txt"], "--show txt is no column of the pool; did you mean 'text'"),
         (["export", "first", "--to", "csv", "--out", "x", "--show", "p"], "--show p holds neither text nor"),
         (["export", "first", "--to", "csv"], "give either --out"),
-        (["export", "first", "--to", "csv", "--push", "http://h"], "--push speaks to label_studio alone"),
+        (["export", "first", "--to", "csv", "--push", "http://h"], "--push speaks to label_studio and cvat"),
         (["export", "first", "--to", "label_studio", "--push", "http://h"], "set it as LABEL_STUDIO_API_KEY"),
         (["export", "first", "--to", "csv", "--out", "x", "--presign", "8d", "--show", "url"], "at most 7d"),
         (["export", "first", "--to", "csv", "--out", "x", "--presign", "soon"], "--presign 'soon' is not a time"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from label_batches import PICTURES_ONLY, batch_of
 
+from raystream.errors import QueryError
 from raystream.labels.tools import TOOLS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -21,3 +24,28 @@ def test_files_are_the_golden_ones(tool: str) -> None:
     files = TOOLS[tool].write(batch).files
     held = {str(path.relative_to(GOLDEN / tool)): path.read_bytes() for path in (GOLDEN / tool).rglob("*") if path.is_file()}
     assert held == files
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "control"),
+    [
+        ("multi_label", "text", '<Choices name="label" toName="text" choice="multiple">'),
+        ("regression", "text", '<Number name="label" toName="text"/>'),
+        ("tokens", "text", '<Labels name="label" toName="text">'),
+        ("segmentation", "image", '<BrushLabels name="label" toName="image">'),
+    ],
+)
+def test_each_task_has_its_control(task: str, kind: Any, control: str) -> None:
+    """Several classes, a number, spans, pixels; predictions of these don't travel, which is said."""
+    batch = replace(batch_of([1], pa.int64(), kind=kind), task=task)
+    batch = replace(batch, items=tuple(replace(item, prediction=None) for item in batch.items))
+    written = TOOLS["label_studio"].write(batch)
+    assert control in written.files["label_config.xml"].decode()
+    assert b"predictions" not in written.files["tasks.json"]
+    assert f"predictions of model.task {task} are not carried to Label Studio" in written.notes[0]
+
+
+def test_a_class_that_xml_cant_hold_is_refused() -> None:
+    """Before a server would refuse the project, or an import would lose it."""
+    with pytest.raises(QueryError, match=r"class 'a\\x00' holds a control character"):
+        TOOLS["label_studio"].write(batch_of([1], pa.int64(), classes=("cat", "a\0")))

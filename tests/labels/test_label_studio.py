@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -195,6 +196,25 @@ def test_ten_thousand_tasks_in_pages(fake: FakeLabelStudio, first: Result) -> No
     assert (pushed.rows, pushed.created, len(fake.tasks)) == (ROWS, ROWS, 10_000 + ROWS)
     listings = [path for method, path, _ in fake.seen if path == "/api/tasks"]
     assert len(listings) == 100 + 103
+
+
+def test_tasks_that_go_while_they_are_listed_hide_no_others(fake: FakeLabelStudio, first: Result) -> None:
+    """A task that is removed moves one of a later page to one that was seen: it is found all the same."""
+    pushed = client(fake).push(batch(first), first.store)
+    listed = fake.seen.copy()
+    seen: list[int] = []
+    ask = fake.answer
+
+    def answer(method: str, path: str, *rest: Any) -> tuple[int, Any]:
+        found = ask(method, path, *rest)
+        if path == "/api/tasks" and not seen:
+            seen.append(1)
+            del fake.tasks[min(fake.tasks)]
+        return found
+
+    fake.answer = answer  # type: ignore[method-assign]
+    assert {task["id"] for task in client(fake).tasks(pushed.project)} == set(fake.tasks)
+    assert len(fake.seen) - len(listed) == 6
 
 
 def test_an_export_as_a_file_and_a_pull_are_one(fake: FakeLabelStudio, first: Result) -> None:

@@ -33,14 +33,18 @@ def _write(batch: Batch) -> Written:
         raise QueryError(f"CVAT shows pictures alone, but column {batch.column} of query {batch.query} holds text; use another tool")
     notes = [*no_classes(batch), *no_prediction(batch, _TITLE)]
     notes.append("CVAT keeps neither score, confidence, why nor represents; the order is that of the rank")
-    labels = [{"name": name, "type": _KINDS.get(batch.task, "any"), "attributes": []} for name in batch.classes]
-    files = {"labels.json": as_json(labels), "annotations.xml": _predictions(batch)}
+    files = {"labels.json": as_json(task_labels(batch)), "annotations.xml": _predictions(batch)}
     if any(item.data is not None for item in batch.items):
         files["images/manifest.jsonl"] = _manifest(batch)
     else:
         files["urls.txt"] = "".join(f"{item.url}\n" for item in batch.items if item.url).encode()
         notes.append("links are given to CVAT as remote sources, in urls.txt; those into buckets need --presign")
     return Written(files, tuple(notes))
+
+
+def task_labels(batch: Batch) -> list[dict[str, Any]]:
+    """The labels of a task for a batch: a tag for each class, or what pixels are marked with."""
+    return [{"name": name, "type": _KINDS.get(batch.task, "any"), "attributes": []} for name in batch.classes]
 
 
 def _manifest(batch: Batch) -> bytes:

@@ -1,0 +1,181 @@
+"""The whole way through a real Label Studio server, which `make label-studio` installs; without it this is skipped."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from label_queries import CLASSES, commit_query
+
+import raystream
+
+SERVER = Path(raystream.__file__).parents[1] / ".label-studio" / "bin" / "label-studio"
+TOKEN = "0123456789abcdef0123456789abcdef01234567"
+ROWS = 130
+"""More than a page."""
+Cli = Callable[..., tuple[int, str, str]]
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SERVER.exists(), reason="needs make label-studio")]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of the test's own, with one user and a legacy token."""
+    folder = tmp_path_factory.mktemp("label-studio")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [
+        "--no-browser",
+        "--internal-host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--data-dir",
+        str(folder),
+        "--username",
+        "a@example.org",
+    ]
+    arguments += ["--password", "not-a-secret", "--user-token", TOKEN, "--enable-legacy-api-token"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "HOME": str(folder),
+        "COLLECT_ANALYTICS": "False",
+    }
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([SERVER, "start", *arguments], stdout=log, stderr=log, env=environment, cwd=folder)
+    address, answers = f"http://127.0.0.1:{port}", False
+    try:
+        for _ in range(600):
+            assert process.poll() is None, (folder / "log").read_text()[-2000:]
+            try:
+                answers = urllib.request.urlopen(f"{address}/api/version", timeout=5).status == 200
+                break
+            except OSError:
+                threading.Event().wait(0.5)
+        assert answers, "the server doesn't come up"
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def api(url: str, method: str, path: str, body: Any = None) -> Any:
+    """What the person behind the tool does, by the server's own API."""
+    headers = {"Authorization": f"Token {TOKEN}", "Content-Type": "application/json"}
+    request = urllib.request.Request(url + path, None if body is None else json.dumps(body).encode(), headers, method=method)
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        data = reply.read()
+    return json.loads(data) if data else None
+
+
+def choice(label: str) -> dict[str, Any]:
+    return {"result": [{"from_name": "label", "to_name": "text", "type": "choices", "value": {"choices": [label]}}]}
+
+
+class Dropping(BaseHTTPRequestHandler):
+    """Passes everything on, and drops the replies to the first writes."""
+
+    target = ""
+    left = 2
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _pass_on(self) -> None:
+        size = int(self.headers.get("Content-Length") or 0)
+        headers = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "content-length", "connection")}
+        request = urllib.request.Request(self.target + self.path, self.rfile.read(size) if size else None, headers, method=self.command)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as reply:
+                status, data = reply.status, reply.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                status, data = error.code, error.read()
+        if self.command == "POST" and Dropping.left:
+            Dropping.left -= 1
+            self.close_connection = True
+            return
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = do_DELETE = _pass_on
+
+
+def test_the_whole_way(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """Pushed twice with replies dropped, each row has one task; what people did comes twice alike, and as the server's own exports."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", TOKEN)
+    texts = [f"row {i} <b>ünï</b>\r\n\u2028=1 {'😀' * (i % 3)}" for i in range(ROWS + 10)]
+    commit_query(tmp_path, pa.array([f"id/{i} ü" for i in range(ROWS + 10)]), ROWS, texts)
+    Dropping.target = url
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Dropping)
+    threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    push = ("export", "first", "--to", "label_studio", "--show", "text", "--json", "--push")
+    code, printed, stderr = cli(*push, f"http://127.0.0.1:{proxy.server_address[1]}")
+    proxy.shutdown()
+    proxy.server_close()
+    assert (code, Dropping.left) == (0, 0), stderr
+    project = json.loads(printed)["project"]
+    page = f"{url}/projects/{project}"
+    again = json.loads(cli(*push, page)[1])
+    assert (again["rows"], again["created"]) == (ROWS, 0)
+    tasks = [
+        task
+        for number in (1, 2)
+        for task in api(url, "GET", f"/api/tasks?project={project}&page={number}&page_size=100&fields=all")["tasks"]
+    ]
+    assert len({task["data"]["raystream_id"] for task in tasks}) == len(tasks) == ROWS
+    assert {task["data"]["text"] for task in tasks} <= set(texts)
+    for number, task in enumerate(tasks[:30]):
+        api(url, "POST", f"/api/tasks/{task['id']}/annotations/", choice(CLASSES[number % 3]))
+    for task in tasks[30:40]:
+        api(url, "POST", f"/api/tasks/{task['id']}/annotations/", {"result": [], "was_cancelled": True})
+    for task in tasks[40:45]:
+        api(url, "POST", f"/api/tasks/{task['id']}/drafts", choice("cat"))
+    for task in tasks[45:50]:
+        api(url, "DELETE", f"/api/tasks/{task['id']}/")
+
+    def pull() -> pa.Table:
+        code, _, stderr = cli("labels", "--from", "label_studio", "--pull", page, "--out", "labels.parquet")
+        assert code == 0, stderr
+        return pq.read_table("labels.parquet")
+
+    table = pull()
+    assert Counter(table.column("state").to_pylist()) == {"labelled": 30, "skipped": 10, "draft": 5, "deleted": 5}
+    labels = dict(zip(table.column("rid").to_pylist(), table.column("label").to_pylist(), strict=True))
+    assert [labels[task["data"]["raystream_id"]] for task in tasks[:30]] == [CLASSES[number % 3] for number in range(30)]
+    assert pull().equals(table)
+    [edited] = api(url, "GET", f"/api/tasks/{tasks[0]['id']}/annotations/")
+    api(url, "PATCH", f"/api/annotations/{edited['id']}/", choice("dog"))
+    [gone] = api(url, "GET", f"/api/tasks/{tasks[1]['id']}/annotations/")
+    api(url, "DELETE", f"/api/annotations/{gone['id']}/")
+    table = pull()
+    labels = dict(zip(table.column("rid").to_pylist(), table.column("label").to_pylist(), strict=True))
+    assert [labels[task["data"]["raystream_id"]] for task in tasks[:3]] == ["dog", None, CLASSES[2]]
+    assert Counter(table.column("state").to_pylist()) == {"labelled": 29, "skipped": 10, "draft": 5, "deleted": 6}
+    for kind, name in (("JSON", "export.json"), ("JSON_MIN", "short.json"), ("CSV", "export.csv")):
+        whole = api_bytes(url, f"/api/projects/{project}/export?exportType={kind}&download_all_tasks=true")
+        Path(name).write_bytes(whole)
+        code, _, stderr = cli("labels", name, "--from", "label_studio", "--out", "labels.parquet")
+        assert (code, pq.read_table("labels.parquet").equals(table)) == (0, True), (kind, stderr)
+
+
+def api_bytes(url: str, path: str) -> bytes:
+    request = urllib.request.Request(url + path, headers={"Authorization": f"Token {TOKEN}"})
+    with urllib.request.urlopen(request, timeout=120) as reply:
+        return bytes(reply.read())
