@@ -12,13 +12,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import Command
 from pools import pool_table
-from streams import NOW, arrive, make_stream, run
+from streams import NOW, arrive, decisions, make_stream, run
 
+import raystream as rs
 from raystream.loop import stream_looks
+from raystream.loop.stream_log import StreamLog
 from raystream.store import lease
 from raystream.store.local import LocalStore
 
@@ -89,6 +92,37 @@ def test_killed_at_some_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(expected) == 2 + 3 + 2
     for at in (3, 4, 7):
         assert go_on_after(monkeypatch, at, before=False) == (True, expected), at
+
+
+def test_two_that_write_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a machine that stood still for longer than a lease lasts: here one that had other weights, so that decisions differ.
+
+    Those of the one that wrote first stand, and the other goes on from there.
+    """
+    monkeypatch.setattr(stream_looks, "PART_ROWS", 40)
+    for name, start in (("a", 0), ("b", 50)):
+        arrive(f"{name}.parquet", pool_table(50, start))
+    commit, others = StreamLog.commit_decisions, []
+
+    def overtaken(log: StreamLog, *arguments: Any) -> Any:
+        if not others:
+            others.append(None)
+            monkeypatch.setattr(lease, "_started", lambda process: -1.0)  # the first is taken for gone
+            others[0] = run(make_stream(model__args={"hidden": 8}))
+            arrive("c.parquet", pool_table(50, 100), NOW - 10)
+        return commit(log, *arguments)
+
+    monkeypatch.setattr(StreamLog, "commit_decisions", overtaken)
+    first = run()
+    assert (others[0].new_rows, first.new_rows, first.seen) == (100, 0, 100)
+    assert run().new_rows == 50
+    found = decisions()
+    assert found.column("rid").to_pylist() == pool_table(150).column("rid").to_pylist()
+    assert found.column("epoch").to_pylist() == [1] * 100 + [2] * 50
+    used = rs.StreamSampler(budget=0.2)
+    chosen = used.decide(found.column("score").slice(0, 100)).tolist()
+    used.forget_scores()
+    assert found.column("chosen").to_pylist() == chosen + used.decide(found.column("score").slice(100)).tolist()
 
 
 @pytest.mark.slow
