@@ -29,7 +29,7 @@ docs: .venv/made ## write the tables in docs/ from the code
 	$(BIN)/python docs/generate.py
 
 bench: .venv/made ## the benchmarks; results go to benchmarks/results/
-	for name in score core_set memory driver_memory second_query badge selection quality acquisition text images labels lake simulate gpu; do \
+	for name in score core_set memory driver_memory second_query badge selection quality acquisition text images labels lake loop simulate gpu; do \
 	  $(BIN)/python benchmarks/$$name.py | tee /dev/stderr | tail -n 1 >> benchmarks/results/$$name.jsonl || exit 1; \
 	done
 
