@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raystream.loop.control import controls_in
 from raystream.loop.first_batch import first_batch
 from raystream.loop.journal import Asked
 from raystream.loop.labels import Answers, Id
@@ -36,7 +35,7 @@ def ask(ledger: Ledger, models: Models, round_: int) -> Asked | None:
     began = time.perf_counter()
     labels = ledger.labels_of(round_ - 1) or RoundLabels.of(Answers(), (), (), ())
     budget = _batch_size(ledger, round_, labels)
-    controls, told = ledger.next_controls(round_, min(controls_in(budget, ledger.loop.loop.control), budget - 1), labels)
+    controls, told = ledger.next_controls(round_, ledger.controls_of(budget), labels)
     held = ledger.pool.find(ledger.reserved("evaluate"))
     barred = sorted({*ledger.asked_ids(round_), *ledger.reserved("control"), *held})
     left = ledger.pool.eligible([*barred, *labels.ids])

@@ -20,7 +20,7 @@ from raystream.errors import LabelsError, QueryError
 from raystream.loop.asking import ask
 from raystream.loop.control import Share
 from raystream.loop.evaluation import EvaluationRows
-from raystream.loop.journal import Asked, Journal, Judged, Trained
+from raystream.loop.journal import Asked, Journal, Judged, Trained, history_table
 from raystream.loop.judging import as_round, history_row, judge, right, rules_of
 from raystream.loop.ledger import Ledger
 from raystream.loop.loop_report import write_report
@@ -124,20 +124,22 @@ class ActiveLearningLoop:
             RaystreamError: see `raystream.errors`; what was committed before stays, and the next call goes on from there.
         """
         with self._lease():
-            began = time.monotonic()
+            began, told = time.monotonic(), (0, 0)
             while True:
                 state = self._advance()
                 if state is None:
                     continue
                 if state.state != "waiting" or time.monotonic() - began >= self.loop.loop.wait:
                     return self._with_report(state) if self._report else state
-                self._reporter.stage(f"Waiting for {state.missing:,} labels of batch {state.round}")
+                if told != (state.round, state.missing):
+                    self._reporter.stage(f"Waiting for {state.missing:,} labels of batch {state.round}")
+                told = state.round, state.missing
                 self._wait(min(_POLL_SECONDS, self.loop.loop.wait))
 
     @property
     def history(self) -> pa.Table:
         """The rounds that are judged, as `history.parquet` has them."""
-        return pa.Table.from_pylist(self._history_rows())
+        return history_table(self._history_rows())
 
     def select_initial_batch(self) -> pa.Table:
         """Choose the first batch, or return it if it was chosen before.
@@ -243,10 +245,11 @@ class ActiveLearningLoop:
         if self.journal.asked(1) is not None or self.journal.judged(0) is not None:
             return
         if self.journal.closed(0) is None:
-            labels, self._said = self._ledger.labels_now()
+            labels, answers = self._ledger.labels_now()
+            self._said = answers.warnings
             if not labels.labelled(TRAIN)[0]:
                 return
-            self._ledger.close(0, labels, [], self._said)
+            self._ledger.close(0, labels, [], answers)
         self._play(0)
 
     def _asked_batch(self, round_: int) -> pa.Table:
@@ -261,12 +264,13 @@ class ActiveLearningLoop:
             return 0
         asked = self.journal.asked(round_)
         assert asked is not None
-        labels, self._said = self._ledger.labels_now()
+        labels, answers = self._ledger.labels_now()
+        self._said = answers.warnings
         batch = self._ledger.ids_of(asked)
         # in millionths, so that .9 of 10 is 9
         missing = -(-len(batch) * round(self.loop.loop.complete * 10**6) // 10**6) - labels.answered(batch)
         if missing <= 0:
-            self._ledger.close(round_, labels, batch, self._said)
+            self._ledger.close(round_, labels, batch, answers)
         return max(0, missing)
 
     def _play(self, round_: int) -> None:

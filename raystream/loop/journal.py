@@ -260,9 +260,7 @@ class Journal:
 
     def put_history(self, rows: Sequence[Mapping[str, Any]]) -> str:
         """Write `history.parquet` anew; where it is."""
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        table = pa.table({name: pa.array([row.get(name) for row in rows], _TYPES.get(name)) for name in columns})
-        self.store.put(f"{self.folder}/history.parquet", parquet_bytes(table))
+        self.store.put(f"{self.folder}/history.parquet", parquet_bytes(history_table(rows)))
         return self.place("history.parquet")
 
     def _read(self, kind: type[_Record], round_: int, name: str) -> _Record | None:
@@ -297,6 +295,13 @@ _TYPES = {
     "seconds_query": pa.float64(),
     "seconds_train": pa.float64(),
 }
+
+
+def history_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """A history, a row a round: metrics are float64, what rules would do is bool."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    kinds = {name: _TYPES.get(name, pa.bool_() if name.startswith("would_stop_") else pa.float64()) for name in columns}
+    return pa.table({name: pa.array([row.get(name) for row in rows], kinds[name]) for name in columns})
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
 import pyarrow as pa
 
 from raystream.errors import LabelsError, PoolError, did_you_mean
+from raystream.figures import number_of
 from raystream.lake import LOCAL, Storage
 from raystream.loop.label_values import LabelValues
 from raystream.pool.columns import plain
@@ -51,6 +52,7 @@ class Answers:
         repeated: answers that say again what another one of the same row says.
         unknown: ids whose label is none that the model can learn, with the label.
         expected: what a label must be, in words.
+        outside: answers whose ids are beyond the type of the pool's, and so of no row of it.
     """
 
     by_id: Mapping[Id, Answer] = field(default_factory=dict)
@@ -58,6 +60,12 @@ class Answers:
     repeated: int = 0
     unknown: tuple[tuple[Id, str], ...] = ()
     expected: str = ""
+    outside: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows, and answers, are of no use."""
+        return {"conflicts": len(self.conflicts), "repeated": self.repeated, "unknown_labels": len(self.unknown), "outside": self.outside}
 
     @property
     def warnings(self) -> list[str]:
@@ -67,6 +75,8 @@ class Answers:
             count, first = len(self.conflicts), ", ".join(map(str, self.conflicts[:_SHOWN]))
             rows = "1 row has" if count == 1 else f"{count:,} rows have"
             found.append(f"{rows} conflicting labels of one time and count as unlabelled until a newer one settles it, first: {first}")
+        if self.outside:
+            found.append(f"{number_of(self.outside, 'answer')} left alone whose ids are beyond the type of the pool's")
         if self.unknown:
             count, (id_, label) = len(self.unknown), self.unknown[0]
             rows = "1 row is" if count == 1 else f"{count:,} rows are"
@@ -99,7 +109,7 @@ def read_answers(
     Raises:
         LabelsError: a file can't be read, lacks a column, or holds what is no id, state or time.
     """
-    found: list[tuple[Id, float, str, Any]] = []
+    found: list[tuple[Any, float, str, Any]] = []
     try:
         for uri in uris:
             try:
@@ -112,7 +122,8 @@ def read_answers(
         raise
     except PoolError as error:
         raise LabelsError(str(error)) from None
-    return newest(found, values)
+    inside = [row for row in found if row[0] is not None]
+    return replace(newest(inside, values), outside=len(found) - len(inside))
 
 
 def newest(found: Sequence[tuple[Id, float, str, Any]], values: LabelValues) -> Answers:
@@ -145,10 +156,10 @@ def newest(found: Sequence[tuple[Id, float, str, Any]], values: LabelValues) -> 
     return Answers({id_: answers[id_][0] for id_ in sorted(answers.keys() - left_out)}, conflicts, repeated, unknown, values.expected)
 
 
-def _rows(file: File, id_name: str, id_type: pa.DataType, label: str, key: str) -> list[tuple[Id, float, str, Any]]:
+def _rows(file: File, id_name: str, id_type: pa.DataType, label: str, key: str) -> list[tuple[Any, float, str, Any]]:
     if text_format(file.path):
         file = File(file.path, file.size, file.version, file.partitions, storage=file.storage, ids=TextIds(id_name, id_type))
-    rows: list[tuple[Id, float, str, Any]] = []
+    rows: list[tuple[Any, float, str, Any]] = []
     with open_parquet(file) as parquet:
         names = schema_of(file, parquet).names
         for name in (id_name, *([] if label in names or STATE in names else [label])):
@@ -169,7 +180,7 @@ def _rows(file: File, id_name: str, id_type: pa.DataType, label: str, key: str) 
 
 
 def _ids(column: pa.Array, file: File, name: str, id_type: pa.DataType) -> list[Any]:
-    """The ids as Python has them, of the pool's type as far as it can hold them."""
+    """The ids as Python has them; None where the pool's type can't hold them."""
     ids = comparable(column)
     check_text(ids, f"id column {name} of {file.path}")
     if ids.null_count:
@@ -177,9 +188,7 @@ def _ids(column: pa.Array, file: File, name: str, id_type: pa.DataType) -> list[
     wanted = comparable(pa.array([], id_type)).type
     if pa.types.is_integer(ids.type) != pa.types.is_integer(wanted) or (not pa.types.is_integer(wanted) and ids.type != wanted):
         raise LabelsError(f"id column {name} of {file.path} is {column.type}, but the pool's is {id_type}; write it as {id_type}")
-    return list(
-        within(ids, id_type).to_pylist() if pa.types.is_integer(wanted) and not within(ids, id_type).null_count else ids.to_pylist()
-    )
+    return list(within(ids, id_type).to_pylist())
 
 
 def _times(column: pa.Array, file: File) -> list[float]:

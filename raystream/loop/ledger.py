@@ -89,8 +89,7 @@ class Ledger:
             judged = evaluation.drawn_share(self.pool, loop.loop.column, loop.loop.evaluate, loop.seed, self.values)
         elif loop.loop.evaluate_uris:
             judged = evaluation.ids_in_files(loop, self.pool)
-        controls = max(1, controls_in(loop.planned_labels, loop.loop.control)) if loop.loop.control else 0
-        control, sample = self.pool.reserve(loop.seed, controls, judged)
+        control, sample = self.pool.reserve(loop.seed, self._planned_controls(), judged)
         self._commit_reserved(Reserved(control, sample, judged))
 
     def next_controls(self, round_: int, count: int, labels: RoundLabels) -> tuple[list[Id], list[str]]:
@@ -102,7 +101,7 @@ class Ledger:
         left = [id_ for id_ in self.reserved("control") if id_ not in gone]
         if len(left) < count:
             barred = [*gone, *self.reserved("control"), *self.reserved("evaluate")]
-            planned = controls_in(self.loop.planned_labels, self.loop.loop.control) - len(self.reserved("control"))
+            planned = self._planned_controls() - len(self.reserved("control"))
             further, _ = self.pool.reserve(self.loop.seed, max(count - len(left), planned), barred)
             if further:
                 self._commit_reserved(Reserved(further, [], []))
@@ -112,6 +111,13 @@ class Ledger:
                 )
                 left = [id_ for id_ in self.reserved("control") if id_ not in gone]
         return left[:count], told
+
+    def controls_of(self, batch: int) -> int:
+        """How many rows of a batch are control rows; one row at least is the strategy's own."""
+        return min(controls_in(batch, self.loop.loop.control), batch - 1)
+
+    def _planned_controls(self) -> int:
+        return sum(map(self.controls_of, self.loop.planned_batches))
 
     def _commit_reserved(self, rows: Reserved) -> None:
         self.journal.commit_reserved(len(self._set_apart) + 1, rows, self.pool.id_type)
@@ -154,8 +160,8 @@ class Ledger:
 
     # what people said
 
-    def labels_now(self) -> tuple[RoundLabels, list[str]]:
-        """All answers as they are now, and what is to be said of them."""
+    def labels_now(self) -> tuple[RoundLabels, Answers]:
+        """All answers as they are now, and what came with them."""
         loop = self.loop
         if loop.loop.column is not None:
             answers = self._simulated(loop.loop.column)
@@ -163,13 +169,13 @@ class Ledger:
             uris = [*loop.pool.labelled, *loop.loop.oracle_uris]
             answers = read_answers(uris, self.pool.id_name, self.pool.id_type, loop.label, self.values, loop.pool.options)
         inside = self.pool.find(list(answers.by_id))
-        return RoundLabels.of(answers, inside, self.reserved("control"), self.reserved("evaluate")), answers.warnings
+        return RoundLabels.of(answers, inside, self.reserved("control"), self.reserved("evaluate")), answers
 
-    def close(self, round_: int, labels: RoundLabels, batch: Sequence[Id], warnings: Sequence[str]) -> Closed:
+    def close(self, round_: int, labels: RoundLabels, batch: Sequence[Id], answers: Answers) -> Closed:
         """Commit the labels of a round as they are."""
-        counts = labels.counts(batch, self.asked_ids(round_))
+        counts = labels.counts(batch, self.asked_ids(round_)) | answers.counts
         name = self.journal.put_table(round_, "labels", labels.as_table(self.pool.id_type))
-        return self.journal.commit_closed(Closed(round_, labels.digest, name, counts, [*counted(counts), *warnings]))
+        return self.journal.commit_closed(Closed(round_, labels.digest, name, counts, [*counted(counts), *answers.warnings]))
 
     def labels_of(self, round_: int) -> RoundLabels | None:
         """All answers as they were when a round closed; None while it is open."""

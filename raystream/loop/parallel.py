@@ -52,23 +52,30 @@ def each_result(
         ClusterError: a process died.
         Exception: what the work raised, the first of it; nothing more is begun then.
     """
-    waiting = deque(items)
-    began, done = time.perf_counter(), 0
+    waiting, seconds = deque(items), list[float]()
     helpers: _Helpers[Shared, Item, Result] | None = None
     try:
         with one_thread_each():
             while waiting or (helpers and helpers.busy):
-                if helpers is None and done and processes > 1 and (time.perf_counter() - began) / done * len(waiting) > WORTH_SECONDS:
+                if helpers is None and processes > 1 and _left(seconds, len(waiting)) > WORTH_SECONDS:
                     helpers = _Helpers(work, shared, min(processes - 1, len(waiting)))
                 if helpers is not None:
                     yield from helpers.exchange(waiting, wait=not waiting)
                 if waiting:
-                    item = waiting.popleft()
-                    yield item, work(shared, item)
-                    done += 1
+                    item, began = waiting.popleft(), time.perf_counter()
+                    result = work(shared, item)
+                    seconds.append(time.perf_counter() - began)
+                    yield item, result
     finally:
         if helpers is not None:
             helpers.end()
+
+
+def _left(seconds: Sequence[float], waiting: int) -> float:
+    """What the rest will take, given what pieces took; the first one imports what all need, and tells only that pieces are long."""
+    if len(seconds) < 2:
+        return seconds[0] if seconds and waiting and seconds[0] > WORTH_SECONDS else 0.0
+    return sum(seconds[1:]) / len(seconds[1:]) * waiting
 
 
 def cores() -> int:
@@ -100,7 +107,7 @@ class _Helpers(Generic[Shared, Item, Result]):
     """Processes that are gone when this one is, however it ends."""
 
     def __init__(self, work: Callable[[Shared, Item], Result], shared: Shared, count: int) -> None:
-        self._work, self._ahead = work, _IN_FLIGHT * count
+        self._work, self._count = work, count
         self._others = set(multiprocessing.active_children())
         self._executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (shared,))
         self._given: dict[Future[Result], Item] = {}
@@ -119,8 +126,10 @@ class _Helpers(Generic[Shared, Item, Result]):
         """
         done = futures.wait(self._given, None if wait else 0, futures.FIRST_COMPLETED).done if self._given else set()
         finished = [(self._given.pop(future), future) for future in done]
+        ahead = _IN_FLIGHT * self._count
+        most = ahead if len(waiting) > ahead else self._count  # the last pieces wait for whoever is free first
         with _environment(dict.fromkeys(_VARIABLES, "1")):  # a process is started when work is handed out
-            while waiting and len(self._given) < self._ahead:
+            while waiting and len(self._given) < most:
                 item = waiting.popleft()
                 self._given[self._executor.submit(_call, self._work, item)] = item
         for item, future in finished:

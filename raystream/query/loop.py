@@ -263,10 +263,15 @@ class Loop(Part):
         return self.loop.start.budget or self.select.budget
 
     @property
-    def planned_labels(self) -> int:
-        """Labels in all, as far as the spec says; skipped rows and rows labelled by others aside."""
-        by_rounds = None if self.loop.rounds is None else self.start_budget + (self.loop.rounds - 1) * self.select.budget
-        return min(count for count in (by_rounds, self.loop.budget) if count is not None)
+    def planned_batches(self) -> list[int]:
+        """Rows of each batch, as far as the spec says; skipped rows and rows labelled by others aside."""
+        sizes: list[int] = []
+        left = self.loop.budget
+        while (self.loop.rounds is None or len(sizes) < self.loop.rounds) and (left is None or left > 0):
+            size = self.select.budget if sizes else self.start_budget
+            sizes.append(size if left is None else min(size, left))
+            left = None if left is None else left - sizes[-1]
+        return sizes
 
     def trained_model(self) -> dict[str, Any]:
         """The model's section as it will be once something is trained, with stand-ins for the files."""

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from campaigns import DyingStore, Killed, answer, asked, history, make_loop, simulated, write_pool
+from campaigns import DyingStore, Killed, answer, asked, blobs, history, make_loop, simulated, write_pool
+from pools import vectors
 
 from raystream import ActiveLearningLoop
 from raystream.errors import LabelsError, QueryError
@@ -165,6 +166,9 @@ def test_the_newest_answer_wins_and_ties_are_conflicts(tmp_path: Path, truth: di
     assert any("1 row has conflicting labels" in warning and batch[0] in warning for warning in state.warnings)
     answer(tmp_path, "3.csv", [(batch[0], truth[batch[0]], "2026-01-01T10:00:01Z")], columns)
     assert ActiveLearningLoop(loop).step().round == 2
+    closed = ActiveLearningLoop(loop).journal.closed(1)
+    assert closed is not None
+    assert (closed.counts["labelled"], closed.counts["repeated"], closed.counts["conflicts"]) == (6, 6, 0)
 
 
 def test_labels_edited_after_a_round_closed_enter_the_next(tmp_path: Path, truth: dict[str, int]) -> None:
@@ -401,3 +405,35 @@ def test_the_command_prints_one_object(tmp_path: Path, truth: dict[str, int], cl
     code, out, err = cli("loop", tmp_path / "My-Loop.yaml", "--set", "select.budget=9")
     assert (code, out) == (2, "")
     assert "select.budget" in err
+
+
+def test_control_rows_are_planned_batch_by_batch(tmp_path: Path) -> None:
+    """A share that is rounded up in each batch needs more of them than the share of all labels."""
+    loop = simulated(tmp_path, select={"budget": 10}, loop__rounds=None, loop__budget=35, loop__control=0.15, loop__start={"budget": 4})
+    assert loop.planned_batches == [4, 10, 10, 10, 1]
+    assert simulated(tmp_path, loop__rounds=2).planned_batches == [6, 6]
+    write_pool(tmp_path)
+    state = ActiveLearningLoop(loop).step()
+    assert state.labels == 35
+    journal = ActiveLearningLoop(loop).journal
+    assert journal.reserved(2) is None
+    assert [journal.asked(k).controls for k in range(1, 6)] == [1, 2, 2, 2, 0]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", [pa.int32(), pa.binary()])
+def test_ids_of_any_type(tmp_path: Path, kind: pa.DataType) -> None:
+    """Integers are matched by value, and those beyond the pool's type are no rows of it; bytes are hexadecimal in text."""
+    x, y = blobs()
+    numbers = pa.array(range(100, 220), pa.int32())
+    ids = numbers if pa.types.is_integer(kind) else pa.array([str(n.as_py()).encode() for n in numbers], kind)
+    (tmp_path / "pool").mkdir()
+    pq.write_table(pa.table({"rid": ids, "x": vectors(x)}), tmp_path / "pool" / "a.parquet", row_group_size=40)
+    truth = dict(zip(ids.to_pylist(), y.tolist(), strict=True))
+    loop = make_loop(tmp_path, loop__evaluate=None, loop__control=0.34, loop__rounds=2)
+    for number in (1, 2):
+        batch = asked(ActiveLearningLoop(loop).step())
+        rows = [(id_.hex() if isinstance(id_, bytes) else id_, truth[id_]) for id_ in batch]
+        answer(tmp_path, f"{number}.csv", [*rows, (2**40, 1)] if pa.types.is_integer(kind) else rows)
+    state = ActiveLearningLoop(loop).step()
+    assert (state.state, state.labels) == ("finished", 12)
+    assert any("2 answers left alone" in warning for warning in state.warnings) == pa.types.is_integer(kind)
