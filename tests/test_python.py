@@ -176,7 +176,7 @@ def test_a_notebook_shows_how_far_a_run_is(make_query: MakeQuery, notebook: list
     rs.run(make_query())
     (display,) = notebook
     assert any("Choosing 12 rows by k_means" in shown for shown in display.shown)
-    assert any('<progress value="4" max="4"' in shown for shown in display.shown)
+    assert any('<progress value="1200" max="1200"' in shown for shown in display.shown)
     assert display.shown[-1] == ""
 
 

@@ -23,5 +23,5 @@ def with_strategy(query: Query, pool: ScoredPool, covered: LabelledRows) -> tupl
         return query, {}
     classes = next((unit.classes for unit in pool.units if unit.classes is not None), 1)
     found = pick(covered.known, classes, task=query.model.task, embedding=query.needs_embedding, score=query.gives_scores)
-    select = query.select.model_copy(update={"strategy": found.strategy})
-    return query.model_copy(update={"select": select}), {PICKED: found.strategy, WHY: found.why}
+    select = query.select.derived(strategy=found.strategy)
+    return query.derived(select=select), {PICKED: found.strategy, WHY: found.why}

@@ -130,8 +130,8 @@ def _check_batch(asked: ResolvedQuery, rows: UnscoredRows) -> str | None:
     free[named.exclude] = False
     eligible = np.flatnonzero(free)
     _check_limits(query.select, rows, asked.pool.keep_schema, eligible)
-    if len(eligible) >= query.select.budget or rows.missing:
-        return None
+    if len(eligible) >= query.select.budget or rows.missing or not len(rows):
+        return None  # that there are no rows at all is said when they are chosen from
     why = [f"{count:,} are {what}" for count, what in ((int(done.sum()), "labelled"), (len(named.exclude), "in select.exclude")) if count]
     reason = f", since {' and '.join(why)}" if why else ""
     return f"select.budget is {query.select.budget:,}, but {len(eligible):,} of {number_of(len(rows), 'row')} are eligible{reason}"
@@ -145,7 +145,7 @@ def _check_limits(select: Select, rows: UnscoredRows, schema: pa.Schema, eligibl
         return
     wanted = {*names, *([select.cost.column] if select.cost else [])}
     table = read_columns_at(rows.places(eligible), pa.schema([field for field in schema if field.name in wanted]))
-    asked = select.model_copy(update={"quotas": floors})
+    asked = select.derived(quotas=floors)
     quotas = [quota_of(asked, name, table.column(name), select.budget) for name in names]
     with words_of_query():
         Constraints(select.budget, quotas=quotas)

@@ -100,9 +100,9 @@ def _chosen(ledger: Ledger, models: Models, round_: int, budget: int, labels: Ro
     untrained = ledger.trained_before(round_) is None
     query = loop.query_with(
         section,
-        pool=loop.pool.model_copy(update={"labelled": known, "label": None, "storage": {**loop.store.storage, **loop.pool.storage}}),
+        pool=loop.pool.derived(labelled=known, label=None, storage={**loop.store.storage, **loop.pool.storage}),
         select=_select(ledger, strategy, budget, untrained),
-        store=loop.store.model_copy(update={"query": f"{loop.name}-r{round_}"}),
+        store=loop.store.derived(query=f"{loop.name}-r{round_}"),
         seed=seed_of(loop.seed, round_, _QUERY),
         **({"acquire": None} if untrained else {}),
     )

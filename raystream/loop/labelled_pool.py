@@ -81,7 +81,7 @@ def read_labelled_pool(simulation: Simulation, trainer: Trainer) -> LabelledPool
     query = simulation.query_with(simulation.trained_model())
     classes = class_names(query.model.classes)
     values = LabelValues(simulation.task, None if classes is None else tuple(classes), isinstance(trainer, TorchTrainer))
-    read = _read(query, simulation.pool.model_copy(update={"label": None, "labelled": [], "keep": []}), simulation.label)
+    read = _read(query, simulation.pool.derived(label=None, labelled=[], keep=[]), simulation.label)
     check_unique(read.ids, simulation.pool.id or "id")
     others: EvaluationRows | None = None
     files = read.files
@@ -170,7 +170,7 @@ def _vectors(simulation: Simulation, query: Query, trainer: Trainer, rows: Train
 
 def _embedded(simulation: Simulation, query: Query, rows: TrainingRows) -> Array:
     """What the model gives with its given weights, before any training."""
-    section = with_local_files(query.model.model_copy(update={"weights": simulation.model["weights"]}), query.pool.options)
+    section = with_local_files(query.model.derived(weights=simulation.model["weights"]), query.pool.options)
     model = load(section, embedding=True, names=rows.names)
     found = [
         predicted(model.predict, tuple(values[begin : begin + section.batch_size] for values in rows.inputs), rows.task, embedding=True)

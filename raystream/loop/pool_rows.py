@@ -53,11 +53,11 @@ class PoolRows:
         """
         cost = [loop.select.cost.column] if loop.select.cost else []
         label = [loop.loop.column] if loop.loop.column else []
-        everything = loop.pool.model_copy(update={"filters": [], "label": None, "labelled": []})
+        everything = loop.pool.derived(filters=[], label=None, labelled=[])
         whole = pool_plan(query, everything, [*cost, *label, *loop.pool.keep, *loop.pool.input_columns])
         if not loop.pool.filters:
             return cls(whole, whole.units, loop.cluster.cpus_per_worker)
-        chosen = pool_plan(query, loop.pool.model_copy(update={"label": None, "labelled": []}))
+        chosen = pool_plan(query, loop.pool.derived(label=None, labelled=[]))
         return cls(whole, chosen.units, loop.cluster.cpus_per_worker)
 
     @property

@@ -109,7 +109,7 @@ def load_fitted(trainer: Trainer, section: query.Model, classes: tuple[ClassLabe
     """What `fit` made, given the section that `save` led to, with paths of this machine."""
     if section.members is not None:
         shared = {key: getattr(section, key) for key in ("task", "embedding", "device", "batch_size", "precision")}
-        return CommitteeFitted([trainer.load(member.model_copy(update=shared), classes) for member in section.members])
+        return CommitteeFitted([trainer.load(member.derived(**shared), classes) for member in section.members])
     if isinstance(section.weights, list):
-        return CommitteeFitted([trainer.load(section.model_copy(update={"weights": path}), classes) for path in section.weights])
+        return CommitteeFitted([trainer.load(section.derived(weights=path), classes) for path in section.weights])
     return trainer.load(section, classes)

@@ -108,7 +108,7 @@ class UsersTrainer:
                     classes,
                 )
             changed = {"weights": path} if kind_of(model.kind).imported else {"source": path}
-            return FileFitted(model.model_copy(update=changed), path, classes)
+            return FileFitted(model.derived(**changed), path, classes)
         if hasattr(made, "predict") and hasattr(made, "get_params"):
             task, trust = ("classes", "safe") if model is None else (model.task, model.trust)
             return SklearnTrainer((), task, model.embedding if model else None, trust).fitted(made, classes)

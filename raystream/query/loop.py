@@ -295,7 +295,7 @@ class Loop(Part):
     def query_with(self, model: Mapping[str, Any], **changes: Any) -> Query:
         """A round's query, with the model as given; `changes` replace sections, or with None leave one out."""
         sections = {
-            "pool": self.pool.model_copy(update={"label": None, "labelled": []}),
+            "pool": self.pool.derived(label=None, labelled=[]),
             "model": Model(**model),
             # a section that asks for scores is refused where the model gives none, a default isn't
             "acquire": self.acquire if "acquire" in self.model_fields_set else None,

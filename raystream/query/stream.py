@@ -109,9 +109,9 @@ class Stream(Part):
         near = self.near_duplicates
         embeds = self.stream.manager == "density" or bool(near)
         select = Select(strategy="k_means" if embeds else "top_k", budget=1, near_duplicates=near)
-        pool = self.pool if self.model.calibration_files else self.pool.model_copy(update={"label": None})
+        pool = self.pool if self.model.calibration_files else self.pool.derived(label=None)
         given: dict[str, Any] = {"acquire": self.acquire} if "acquire" in self.model_fields_set else {}
-        store = self.store.model_copy(update={"query": None})
+        store = self.store.derived(query=None)
         return Query(
             pool=pool, model=self.model, select=select, cluster=self.cluster, store=store, seed=self.seed, on_error=self.on_error, **given
         )

@@ -382,7 +382,7 @@ def with_temperature(query: Query, calibration: Calibration | None) -> Query:
     """
     if not query.model.calibration_files:
         # nobody reads the label's column then, so that it is none of what the query's name stands for
-        return query if query.pool.label is None else query.model_copy(update={"pool": query.pool.model_copy(update={"label": None})})
+        return query if query.pool.label is None else query.derived(pool=query.pool.derived(label=None))
     if calibration is None:
         raise QueryError("model.temperature is to be fitted first; run raystream calibrate")
     return query.derived(

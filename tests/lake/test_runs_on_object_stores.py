@@ -96,7 +96,7 @@ def test_the_report_and_the_events_lie_beside_the_selection(make_query: MakeQuer
     result = rs.run(make_query(store__uri="s3://bucket/runs"))
     assert write_report(result) == f"s3://bucket/runs/queries/{result.query}/report.html"
     folder = f"queries/{result.query}"
-    assert result.store.read(f"{folder}/report.html").count(b"data:image/svg+xml") == 2
+    assert result.store.read(f"{folder}/report.html").count(b'<svg class="chart wide"') == 2
     events = [json.loads(line) for line in result.store.read(f"{folder}/events.jsonl").splitlines()]
     assert sum(event["event"] == "UnitEnded" for event in events) == result.manifest.units_scored
     kinds = {name.partition("-")[0] for name in result.store.names(folder)}

@@ -154,11 +154,11 @@ def test_broken_bodies_are_counted_and_told(
 
     score = Worker.score
 
-    def break_it(self: Worker, task: Any) -> Any:
+    def break_it(self: Worker, *given: Any) -> Any:
         # Two units are read at a time, and S3's client asks once more by itself: some must ask again through us.
         proxy.faults.resets, proxy.faults.reset_after = 9, 600
         monkeypatch.setattr(Worker, "score", score)
-        return self.score(task)
+        return self.score(*given)
 
     monkeypatch.setattr(Worker, "score", break_it)
     result = run(make_query(pool__uri=s3_pool, pool__storage=through_proxy))

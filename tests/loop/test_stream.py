@@ -257,7 +257,7 @@ def test_workers_are_kept_between_looks(monkeypatch: pytest.MonkeyPatch) -> None
     """They are started once for the looks of a call; anew for another model, and where the files are gone that they began with."""
     started, sleeps = [], iter(range(4))
     begin = Processes.workers
-    monkeypatch.setattr(Processes, "workers", lambda self, job, units: started.append(job.fingerprint) or begin(self, job, units))
+    monkeypatch.setattr(Processes, "workers", lambda self, job, *amount: started.append(job.fingerprint) or begin(self, job, *amount))
 
     def wait(seconds: float) -> None:
         look = next(sleeps)
@@ -339,7 +339,7 @@ def test_files_of_the_stream_that_are_damaged() -> None:
         ({"stream": {"budget": 0.1, "manger": "split"}}, "stream.manger is not a key of the query; did you mean 'manager'?"),
         ({"stream": {"budget": 0.1, "manager": "quantiles"}}, "did you mean 'quantile'?"),
         ({"stream": {}}, "stream.budget is missing"),
-        ({"stream": {"budget": 0}}, "stream.budget is 0, expected greater than 0"),
+        ({"stream": {"budget": 0}}, "stream.budget is 0, expected a number above 0"),
         ({"stream": {"budget": True}}, "stream.budget is True"),
         ({"stream": {"budget": 0.1, "follow": -1}}, "stream.follow is -1"),
         ({"stream__manager": "split"}, "stream.manager split compares least_confidence"),

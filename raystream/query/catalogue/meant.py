@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from raystream.errors import did_you_mean
+from raystream.query.catalogue.auto import AUTO
 from raystream.query.catalogue.scores import SCORES
 from raystream.query.catalogue.strategies import TRAITS
 
@@ -64,7 +65,7 @@ def meant_score(name: str) -> str:
 
 def meant_strategy(name: str) -> str:
     """What to say of a name that is no strategy: which are meant, or that it is a score."""
-    return _meant(name, _STRATEGIES, list(TRAITS), list(SCORES), "a score: acquire.score")
+    return _meant(name, _STRATEGIES, [*TRAITS, AUTO], list(SCORES), "a score: acquire.score")
 
 
 def _meant(name: str, known: Mapping[str, Sequence[str]], entries: Sequence[str], others: Sequence[str], place: str) -> str:
