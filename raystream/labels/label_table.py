@@ -49,8 +49,11 @@ class LabelRow:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What is the same for all versions of an annotation: its row and the tool's name of it, or, without one, whose it is."""
-        return self.tool, as_text(self.id), self.tool_id, "" if self.tool_id else self.annotator
+        """What is the same for all versions of an annotation: its row and the tool's name of it, or, without one, whose it is.
+
+        A draft replaces no answer: it may be dropped later, and which answers are left must not depend on the order.
+        """
+        return self.tool, as_text(self.id), self.tool_id, "" if self.tool_id else self.annotator, self.state == DRAFT
 
     @property
     def said(self) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ def test_the_newest_answer_of_an_annotation_stays() -> None:
     table = empty(IDS, "classes").merged([new, undated, old, other])
     assert [(each.label, each.annotator) for each in table.rows] == [("dog", "anna"), ("cat", "ben")]
     assert table.conflicts() == []  # the newest answer of row 1 is one
+
+
+def test_a_draft_replaces_no_answer() -> None:
+    """Of an answer, a newer draft of it, and a still newer answer the answers are left, in any order."""
+    answer, draft = row(1, tool_id="1", labelled_at=None), row(1, tool_id="1", state="draft")
+    newer = row(1, "dog", labelled_at=NOON.replace(hour=13))
+    tables = [empty(IDS, "classes").merged(order[:2]).merged(order[2:]) for order in permutations([answer, draft, newer])]
+    assert all(table.rows == tables[0].rows for table in tables)
+    assert {each.label for each in tables[0].rows} == {"cat", "dog"}
 
 
 def test_answers_of_one_time_that_differ_are_a_conflict() -> None:
