@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +192,7 @@ class Skewed(LocalStore):
     ahead = 0.0
 
     def walk(self, folder: str) -> Iterator[Entry]:
-        return (replace(entry, modified=entry.modified + self.ahead) for entry in super().walk(folder))
+        return (entry._replace(modified=entry.modified + self.ahead) for entry in super().walk(folder))
 
 
 @pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
