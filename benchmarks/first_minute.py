@@ -188,6 +188,7 @@ def main() -> None:
             done = subprocess.run(words, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr}")
+            print(f"{name}: {done.stdout.splitlines()[-1]}", file=sys.stderr, flush=True)
             for what, seconds in json.loads(done.stdout.splitlines()[-1]).items():
                 measured[name].setdefault(what, []).append(seconds)
     shutil.rmtree(data / "first-minute-store", ignore_errors=True)

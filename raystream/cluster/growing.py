@@ -93,12 +93,12 @@ class Growing:
             self._begin_ray()
 
     def assign(self, worker: int, unit: int, task: UnitTask) -> None:
-        if worker != self._near:
-            assert self._ray is not None
+        if worker == self._near:
+            self._held[unit] = task
+            self._nearest.assign(worker, unit, task)
+        elif worker in self._far and self._ray is not None:
             self._ray.assign(worker, unit, task)
-            return
-        self._held[unit] = task
-        self._nearest.assign(worker, unit, task)
+        # Else it ended a unit and died before it was heard of: its loss comes behind the unit in the same events.
 
     def wait(self, timeout: float) -> list[Event]:
         self._look_for_ray()

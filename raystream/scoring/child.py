@@ -24,6 +24,7 @@ from raystream.scoring.executor import Event, InProcess, StartFailed, Told, Work
 from raystream.scoring.job import Job, UnitTask
 
 _FOREVER = 3600.0
+_LOOK_SECONDS = 0.5
 
 
 class InChild:
@@ -77,12 +78,12 @@ class InChild:
         self._children.clear()
 
     def _listen(self, worker: int, process: subprocess.Popen[bytes], connection: Connection) -> None:
-        with connection:
-            try:
-                while True:
+        with connection, suppress(EOFError, OSError):
+            # What the user's code has forked may hold the pipe open when the child is dead.
+            while connection.poll(_LOOK_SECONDS) or process.poll() is None:
+                if connection.poll():
                     self._events.put(replace(connection.recv(), worker=worker))
-            except (EOFError, OSError):
-                code = process.wait()
+        code = process.wait()
         if not self._closed:
             self._events.put(WorkerLost(worker, RaystreamError(f"the worker died: {_how(code)}")))
 
@@ -132,6 +133,7 @@ class _Answers:
 
 def _serve(connection: Connection) -> None:
     """Score what comes by the pipe until it ends."""
+    os.set_inheritable(connection.fileno(), False)
     answers = _Answers(connection)
     try:
         job: Job = connection.recv()

@@ -170,8 +170,9 @@ def test_one_worker_needs_no_ray_however_long_it_takes() -> None:
     lost = WorkerLost(0, RaystreamError("the worker died"))
     machine.child.events = [WorkerReady(0)]
     assert machine.workers.wait(1.0) == []
-    machine.child.events = [lost]
-    assert machine.workers.wait(1.0) == [lost]
+    machine.child.events = [UnitEnded(0, 2, ENDED), lost]
+    assert machine.workers.wait(1.0) == [UnitEnded(0, 2, ENDED), lost]
+    machine.assign(0, 3)  # as the scheduler does on hearing of the unit, before it hears of the loss
     machine.workers.start_worker(1)
     machine.child.events = [WorkerReady(1)]
     assert machine.workers.wait(1.0) == [WorkerReady(1)]
