@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit code that each kind of failure ends the command line with.
+"""The errors that may occur, and the exit code that each kind of failure ends the command line with.
 
     RaystreamError                 1   a defect of ours, if raised by itself
     ├── QueryError (ValueError)    2   the query or the arguments are wrong

@@ -10,7 +10,7 @@ _LONGEST_HINT = 300
 
 
 def is_import_path(path: str) -> bool:
-    """Whether it is of the form `package.module:attribute`."""
+    """Tell whether a path is of the form `package.module:attribute`."""
     module, separator, attribute = path.partition(":")
     return bool(separator and attribute) and all(part.isidentifier() for part in module.split("."))
 

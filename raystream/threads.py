@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 def each(items: Iterable[Item], start: Callable[[], Callable[[Item], Result]]) -> list[Result]:
-    """What the work makes of every item, in their order, by as many threads as torch may use.
+    """Do the work on every item, by as many threads as torch may use; returns what it makes of them, in their order.
 
     Args:
         items: taken one at a time, by one thread at a time, and no sooner than there is a thread for them.

@@ -108,7 +108,7 @@ def fitted(logits: Tensor, labels: ArrayLike) -> TemperatureFit:
 
 
 def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
-    """How far confidence is from accuracy, mean over rows by bins of equal width: 0 is calibrated, at most 1.
+    """Measure how far confidence is from accuracy, mean over rows by bins of equal width: 0 is calibrated, at most 1.
 
     Args and Raises as `reliability_bins`.
 

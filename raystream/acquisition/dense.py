@@ -125,7 +125,7 @@ def _reduced(
     reduction: Callable[[str], str],
     top: float,
 ) -> dict[str, Tensor]:
-    """What a function says of valid elements, reduced over those of each row; float32 (n,) by name.
+    """Apply a function to the valid elements, and reduce what it gives over those of each row; float32 (n,) by name.
 
     Classes become the commonest one instead.
     """

@@ -1,4 +1,4 @@
-"""How much a row's label would tell about the labels of target rows: EPIG, from members' log-probabilities."""
+"""EPIG: how much a row's label would tell about the labels of target rows, from members' log-probabilities."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TINY = 1e-300
 
 @dataclass(frozen=True)
 class EpigTargets:
-    """What `epig` needs of its targets, computed once by `epig_targets`."""
+    """The numbers about its targets that `epig` needs, computed once by `epig_targets`."""
 
     probabilities: Tensor
     """float64 (n_members, n_targets * n_classes)."""

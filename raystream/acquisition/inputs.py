@@ -1,4 +1,4 @@
-"""What acquisition functions accept, checked once at their public edge: lists, NumPy arrays and tensors.
+"""Check what acquisition functions accept, once at their public edge: lists, NumPy arrays and tensors.
 
 They answer in kind, a tensor on its device where one was given and NumPy else, without a gradient. What is behind the edge
 takes tensors of float32 or float64.
@@ -214,7 +214,7 @@ def checked_labels(labels: ArrayLike, rows: int, classes: int) -> Tensor:
 
 
 def tensor_of(values: ArrayLike, what: str) -> Tensor:
-    """What holds numbers as a tensor, detached; a list of integers means numbers, not classes, and becomes float64."""
+    """Turn what holds numbers into a tensor, detached; a list of integers means numbers, not classes, and becomes float64."""
     if isinstance(values, Tensor):
         return values.detach()
     array = numbers(values, what)

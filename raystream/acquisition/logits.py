@@ -50,7 +50,7 @@ class LogitScores:
 
 @dataclass(frozen=True)
 class Parts:
-    """What all scores share, under temperature; each `(n_rows,)`, `prediction` in int64."""
+    """The numbers that all scores share, under temperature; each `(n_rows,)`, `prediction` in int64."""
 
     top: Tensor  # z1 itself, not divided by the temperature
     prediction: Tensor
@@ -200,7 +200,7 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class Odds:
-    """Of a block of b rows, float64; NaN in rows that hold NaN or +inf, or nothing but -inf."""
+    """The odds of a block of b rows, float64; NaN in rows that hold NaN or +inf, or nothing but -inf."""
 
     weights: Tensor  # (b, c), w
     winner: Tensor  # (b, 1), j
@@ -210,7 +210,7 @@ class Odds:
 
 
 def by_blocks(function: Callable[[Odds], Tensor], logits: Tensor, temperature: float) -> Tensor:
-    """What a function makes of the odds of (n, c) logits, blocks of rows joined, in float32 or the wider dtype of the logits."""
+    """Compute a function of the odds of (n, c) logits, blocks of rows joined, in float32 or the wider dtype of the logits."""
     logits = checked_logits(logits)
     checked_temperature(temperature)
     blocks = torch.split(logits, max(64, _BLOCK // logits.shape[1]))

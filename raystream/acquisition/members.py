@@ -59,7 +59,7 @@ WITHIN, VARIANCES = "within", "variances"
 
 @dataclass(frozen=True)
 class MemberParts:
-    """What the scores of one block share, in float64, but for the members, with rows innermost."""
+    """The numbers that the scores of one block share, in float64, but for the members, with rows innermost."""
 
     members: Tensor  # (k, c, b), as given
     largest: Tensor  # (c, b)
@@ -215,7 +215,7 @@ class MemberScores:
 
 
 def bald(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
-    """How much the members disagree: mean_k KL(p_k ‖ p_mean) = H(p_mean) - mean_k H(p_k), in nats.
+    """Measure how much the members disagree: mean_k KL(p_k ‖ p_mean) = H(p_mean) - mean_k H(p_k), in nats.
 
     It is the mutual information of the label and the choice of the member: 0 when all say the same, however unsure they are, and at
     most min(log n_members, log n_classes).
@@ -272,7 +272,7 @@ def variation_ratio(log_probs: ArrayLike | None = None, *, probabilities: ArrayL
 
 
 def mean_std(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
-    """How far probabilities vary between members: the population standard deviation over members, mean over classes.
+    """Measure how far probabilities vary between members: the population standard deviation over members, mean over classes.
 
     Args and Returns as `bald`; between 0 and 1/2.
 
@@ -284,7 +284,7 @@ def mean_std(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike | N
 
 
 def variance(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
-    """How far probabilities vary between members: the population variance over members, summed over classes.
+    """Measure how far probabilities vary between members: the population variance over members, summed over classes.
 
     Args and Returns as `bald`; between 0 and 1.
 
@@ -417,7 +417,7 @@ def variance_of(parts: MemberParts) -> Tensor:
 
 
 def regression_variance(predictions: ArrayLike) -> InKind:
-    """How much members disagree on numbers: the population variance over members, summed over outputs.
+    """Measure how much members disagree on numbers: the population variance over members, summed over outputs.
 
     Outputs on different scales should be divided by their scale first, else the largest decides.
 

@@ -177,7 +177,7 @@ class _Prefilter:
         self.others, self.repeats = False, 0
 
     def keep(self, mask: np.ndarray, limit: int) -> np.ndarray:
-        """Those of the masked rows that are let through, ascending: the `limit` best by score, and enough of every group with a floor.
+        """Return the masked rows that are let through, ascending: the `limit` best by score, and enough of every group with a floor.
 
         These are the best of the group by score, and where the batch, which `given` are in already, couldn't pay for them, the cheapest.
         """
@@ -210,7 +210,7 @@ class _Prefilter:
         return Rows(parts, positions)
 
     def _kinds(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """What quotas and costs tell rows apart by."""
+        """Return what quotas and costs tell rows apart by: the rows' groups, a column for each quota, and their costs, if they have any."""
         quotas = self._columns.quotas(self._select, rows) if self._select.quotas else []
         cost = self._columns.cost(self._select, rows)
         groups = np.column_stack([quota.group for quota in quotas]) if quotas else np.empty((len(rows), 0), dtype=np.int32)
@@ -260,7 +260,7 @@ def _fitting(select: Select, columns: PoolColumns, must: np.ndarray, order: np.n
 
 
 def _can_be_met(quotas: Sequence[Quota], budget: int) -> bool:
-    """Whether the pool holds enough for every floor; where it doesn't, the choice says so."""
+    """Tell whether the pool holds enough for every floor, and the budget too; where they don't, the choice says so."""
     held = (np.bincount(quota.group[quota.group >= 0], minlength=len(quota.names)) for quota in quotas)
     return all((quota.least <= some).all() and quota.least.sum() <= budget for quota, some in zip(quotas, held, strict=True))
 

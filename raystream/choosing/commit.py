@@ -24,7 +24,7 @@ from raystream.store.unit_columns import write_quarantined
 
 @dataclass(frozen=True)
 class ScoringFacts:
-    """What was scored for a query: its plan, the outputs that came after the plan's, and how many units and bytes were read for it."""
+    """The scoring for a query: its plan, the outputs that came after the plan's, and how many units and bytes were read for it."""
 
     plan: ScoringPlan
     also: Sequence[Output]
@@ -101,7 +101,7 @@ def commit(
 
 
 def _lost(asked: ResolvedQuery, ours: Manifest, plan: bytes | None) -> Result:
-    """What another run committed under this query's name; nothing of `ours` stays, and `plan` comes back, which ours replaced."""
+    """Return what another run committed under this query's name; nothing of `ours` stays, and `plan` comes back, which ours replaced."""
     store = asked.store
     winner = read_manifest(store, asked.name)
     assert winner is not None

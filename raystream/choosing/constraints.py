@@ -31,7 +31,7 @@ PREDICTION = "prediction"
 
 @dataclass(frozen=True)
 class PoolColumns:
-    """What is read of a pool's own files for some of its scored rows.
+    """The columns of a pool's own files, read for some of its scored rows.
 
     Attributes:
         pool: the scored rows.
@@ -64,7 +64,7 @@ class PoolColumns:
         return result
 
     def cost(self, select: Select, rows: np.ndarray) -> Cost | None:
-        """What these rows cost; None if the query has no cost."""
+        """Read what these rows cost; None if the query has no cost."""
         cost = select.cost
         if cost is None:
             return None

@@ -1,4 +1,4 @@
-"""What selection has computed from embeddings alone, clusters and neighbour graphs, kept in the store for the next query over them.
+"""Keep what selection has computed from embeddings alone, clusters and neighbour graphs, in the store for the next query over them.
 
 A result lies under `derived/<key[:2]>/<key>/`, its key a hash of the candidates' embeddings, the name of the result and its
 parameters: each array is a `.npy` file, the receipt is written last. No query needs one, since whatever is missing or damaged is computed

@@ -82,13 +82,13 @@ class Hosts(Protocol):
     """Processes with a `Host` in each."""
 
     def __len__(self) -> int:
-        """How many; stays the same."""
+        """Count the processes; their number stays the same."""
 
     def share(self, data: bytes) -> Any:
-        """What stands for the data in the steps of any process."""
+        """Share data with the processes; returns what stands for it in the steps of any of them."""
 
     def run(self, scripts: Mapping[int, Sequence[Step]]) -> dict[int, bytes | Lost]:
-        """What `Host.run` answers to the steps in each process, all at the same time."""
+        """Run the steps in each process, all at the same time, and return what `Host.run` answers to them."""
 
     def renew(self, place: int) -> None:
         """Start an empty process in place of a lost one."""
@@ -138,7 +138,7 @@ class Rounds:
         return _Set(self, number, factory)
 
     def call(self, number: int, factory: Factory, method: str, args: tuple[Any, ...], apart: Sequence[tuple[Any, ...]] | None) -> list[Any]:
-        """What the pieces of a set answer, in order.
+        """Call a method of the pieces of a set, and return their answers in order.
 
         Raises:
             ClusterError: a process was lost three times.
@@ -154,7 +154,7 @@ class Rounds:
 
     @property
     def record(self) -> SelectionRounds:
-        """What the manifest says of them."""
+        """The account of the rounds that goes into the manifest."""
         return SelectionRounds(self.processes, sum(self._lost), len(self._bytes), sum(self._bytes), list(self._bytes))
 
     def _prepare(self, number: int, method: str | None, args: tuple[Any, ...], apart: Sequence[tuple[Any, ...]] | None) -> _Call:

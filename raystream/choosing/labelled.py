@@ -24,7 +24,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """What is known of the labelled rows.
+    """The labelled rows, and all that is known of them.
 
     `mask` marks the rows of the scored pool that are never chosen: those that are labelled, skipped or rejected. `known` counts the
     labelled ones, and those whose embedding was found elsewhere.
@@ -66,7 +66,7 @@ def find_labelled_rows(asked: ResolvedQuery, pool: ScoredPool, session: Session)
 
 
 def labelled_rows_of(query: Query, labelled: Labelled, pool: ScoredPool, elsewhere: Sequence[UnitOutputs]) -> LabelledRows:
-    """What the scored pool, and units over labelled rows outside it, say of the labelled rows.
+    """Gather what the scored pool, and units over labelled rows outside it, say of the labelled rows.
 
     Args:
         query: says whether the choice looks at embeddings.
@@ -106,7 +106,7 @@ def _covered(
 
 
 def _uncovered(lost: int, labelled: int, quarantined: int) -> str:
-    """What is known of labelled rows without an embedding; ids of quarantined rows are nowhere in the store."""
+    """Word the warning about labelled rows without an embedding; ids of quarantined rows are nowhere in the store."""
     where = "neither in the pool nor in labelled files that hold the input columns"
     if quarantined:
         were = "row was" if quarantined == 1 else "rows were"
@@ -134,7 +134,7 @@ def _enough(asked: ResolvedQuery) -> list[str] | None:
 
 
 def carry_inputs(asked: ResolvedQuery, labelled: Labelled) -> bool:
-    """Whether rows of any labelled file can be scored by what stands in the file."""
+    """Tell whether rows of any labelled file can be scored by what stands in the file."""
     return any(has_columns(labelled.files, asked.pool.read.only(_enough(asked)).columns))
 
 

@@ -36,7 +36,7 @@ _GROUP_ROWS = 1 << 20
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: `columns` in their order, and where."""
+    """A table of scores that was written: its `columns` in their order, and where it is."""
 
     query: str
     uri: str
@@ -45,7 +45,7 @@ class Written:
     bytes: int | None
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return asdict(self)
 
 

@@ -47,7 +47,7 @@ _FILES_AT_ONCE = 1 << 12
 
 @dataclass(frozen=True)
 class Verified:
-    """What of a committed query was found to be as committed.
+    """The parts of a committed query that were found to be as committed.
 
     `same` columns agree exactly, `close` ones to `tolerance` times their size; `not_compared` are kept columns, which only
     the pool holds. `scored` rows in `units` units of `bytes` bytes are what it was derived from.
@@ -64,7 +64,7 @@ class Verified:
     tolerance: float
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return asdict(self)
 
 
@@ -263,7 +263,7 @@ def _close(then: float | None, now: float | None) -> bool:
 
 
 def _suspects(query: Query, manifest: Manifest) -> str:
-    """What may have changed beside the store."""
+    """Name what may have changed beside the store."""
     now = surroundings()
     changed = [f"{name} {then} then, {now.get(name)} now" for name, then in manifest.versions.items() if now.get(name) != then]
     if ":" in query.select.strategy:

@@ -21,7 +21,7 @@ def strategies(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """What a query may choose by: strategies, scores, kinds of model.
+    """List what a query may choose by: strategies, scores, kinds of model.
 
     Each with what it does, what it needs and its arguments with their defaults; with a name, in full.
     """

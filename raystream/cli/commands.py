@@ -98,7 +98,7 @@ def score(
 def plan(
     spec: Spec, overrides: Overrides = None, store: StoreUri = None, address: Address = None, as_json: AsJson = False, debug: Debug = False
 ) -> None:
-    """What a query would read and write, and how long it takes.
+    """Show what a query would read and write, and how long it takes.
 
     It also counts the files that were added, rewritten or removed since the newest committed query over the same pool.uri: only
     those added and rewritten are scored, and removed ones leave the pool.
@@ -247,7 +247,7 @@ def _failed(error: BaseException, debug: bool) -> int:
 
 
 def _called(error: object) -> str:
-    """What was called, as far as it was understood, for whoever wants its help."""
+    """Name the command that was called, as far as it was understood, for whoever wants its help."""
     context = getattr(error, "ctx", None)
     return f"raystream {context.info_name}" if context is not None and context.parent is not None else "raystream"
 

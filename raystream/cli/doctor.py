@@ -1,4 +1,4 @@
-"""What may be wrong here, found before a query is run: cheap checks, a line each, none of which ends the others."""
+"""Find what may be wrong here before a query is run: cheap checks, a line each, none of which ends the others."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Diagnosis:
         return next((finding.exit_code for finding in self.findings if finding.verdict == "fail"), 0)
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return {"ok": not self.exit_code, "exit_code": self.exit_code, "findings": [asdict(finding) for finding in self.findings]}
 
 
@@ -141,7 +141,7 @@ def _query_findings(query: Query, check_output: CheckOutput, load_model: bool) -
 
 
 def _attempt(name: str, check: Callable[[], str]) -> Finding:
-    """What the check found; its error is the finding if it fails."""
+    """Run a check and return what it found; its error is the finding if it fails."""
     try:
         return Finding(name, "ok", check())
     except RaystreamError as error:
@@ -291,7 +291,7 @@ def check_store(uri: str, storage: Storage = LOCAL) -> Iterator[Finding]:
 
 
 def _queries(store: Store) -> Finding:
-    """Whether the manifest, plan and query.yaml of each query can be read; its units are left to `raystream verify`."""
+    """Check that the manifest, plan and query.yaml of each query can be read; its units are left to `raystream verify`."""
     try:
         names = store.names("queries")
         with ThreadPoolExecutor(_QUERIES_AT_A_TIME) as threads:
@@ -308,7 +308,7 @@ def _queries(store: Store) -> Finding:
 
 
 def _look(store: Store, name: str) -> bool | StoreError:
-    """Whether it is a committed query, or what is wrong with it; of one that isn't, `raystream gc` needs the plan, if there is one."""
+    """Tell whether a query is committed, or what is wrong with it; of one that isn't, `raystream gc` needs the plan, if there is one."""
     try:
         committed = store.exists(f"{query_folder(name)}/manifest.json")
         if committed:

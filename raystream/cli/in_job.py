@@ -1,4 +1,4 @@
-"""What holds for commands that run in a job of a Ray cluster, as `ray job submit` starts them."""
+"""Refuse relative places in commands that run in a job of a Ray cluster, as `ray job submit` starts them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine offers: packages, disks, memory, processors, Ray."""
+"""Check what this machine offers: packages, disks, memory, processors, Ray."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def disks(store: str | None) -> Iterator[Finding]:
 
 
 def memory() -> Finding:
-    """What may be used: the machine's, or less where the container has a limit."""
+    """Check the memory that may be used: the machine's, or less where the container has a limit."""
     import psutil
 
     have = psutil.virtual_memory()
@@ -108,7 +108,7 @@ def memory() -> Finding:
 
 
 def processors() -> Finding:
-    """How many there are, and how many the container may use."""
+    """Count the processors, and how many of them the container may use."""
     count = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
     try:
@@ -123,7 +123,7 @@ def processors() -> Finding:
 
 
 def ray() -> Finding:
-    """Whether Ray is there, and whether the cluster that the environment names answers."""
+    """Check that Ray is there, and that the cluster that the environment names answers."""
     version = _version("ray")
     if version is None:
         return Finding("ray", "fail", "not installed; pip install 'ray[default]'", 3)

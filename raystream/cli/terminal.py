@@ -1,4 +1,4 @@
-"""How commands speak to whoever runs them: progress on stderr, the result alone on stdout.
+"""Speak to whoever runs a command: progress on stderr, the result alone on stdout.
 
 Of Ctrl-C and SIGTERM the first lets the program end in order, a second one ends it at once.
 """
@@ -112,7 +112,7 @@ def say_at_once(sentence: str, *, last: bool = False) -> None:
 
 @contextmanager
 def _descriptor_1_on_2() -> Iterator[None]:
-    """What libraries and child processes write to stdout, past Python, goes to stderr."""
+    """Send to stderr what libraries and child processes write to stdout, past Python."""
     kept = os.dup(1)
     os.dup2(2, 1)
     try:
@@ -143,7 +143,7 @@ class Interruption:
 
     @property
     def exit_code(self) -> int:
-        """What the program ends with once it was interrupted."""
+        """The code that the program ends with once it was interrupted."""
         return 128 + (self.number or 0)
 
     def heed(self) -> None:

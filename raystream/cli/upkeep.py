@@ -109,7 +109,7 @@ def doctor(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """What is wrong here, a line each.
+    """Check for what may be wrong here, and print a line for each check.
 
     Packages, the store, disk, memory, clock, Ray, and the rows and functions that a query names.
 
@@ -130,7 +130,7 @@ def doctor(
 
 
 def describe_collected(swept: Collected) -> str:
-    """What `raystream gc` removed, or would."""
+    """Describe what `raystream gc` removed, or would."""
     verb = "removed" if swept.deleted else "to remove"
     lines = [
         f"store {swept.store}",
@@ -162,7 +162,7 @@ def describe_collected(swept: Collected) -> str:
 
 
 def describe_written(written: Written) -> str:
-    """What `raystream scores` wrote."""
+    """Describe what `raystream scores` wrote."""
     size = "" if written.bytes is None else f", {in_bytes(written.bytes)}"
     return "\n".join(
         [
@@ -175,7 +175,7 @@ def describe_written(written: Written) -> str:
 
 
 def describe_verified(verified: Verified) -> str:
-    """What `raystream verify` found to be as committed."""
+    """Describe what `raystream verify` found to be as committed."""
     lines = [
         f"query {verified.query} is what its scores give: {number_of(verified.rows, 'row')} chosen again from {verified.scored:,}",
         f"  derived     from {number_of(verified.units, 'unit')} of the store, {in_bytes(verified.bytes)}, each as its receipt says",
@@ -188,7 +188,7 @@ def describe_verified(verified: Verified) -> str:
 
 
 def describe_diagnosis(diagnosis: Diagnosis) -> str:
-    """What `raystream doctor` found, a line each."""
+    """Describe what `raystream doctor` found, a line each."""
     width = max(len(finding.name) for finding in diagnosis.findings)
     return "\n".join(f"{finding.verdict:<5} {finding.name:<{width}}  {finding.found}" for finding in diagnosis.findings)
 

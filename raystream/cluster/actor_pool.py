@@ -109,7 +109,7 @@ class Placing:
 
     @property
     def _lacking(self) -> str:
-        """What the cluster lacks."""
+        """The resources that the cluster lacks or others hold, in words."""
         nodes, free = self._cluster()
         machines = [node["Resources"] for node in nodes if node["Alive"]]
         total = {name: sum(resources.get(name, 0.0) for resources in machines) for name in self._needed}
@@ -265,7 +265,7 @@ class ActorPool:
         return StartFailed(worker, outcome, retry=False)
 
     def _heard(self, ref: Any) -> Event | None:
-        """What a worker says beside its work: that it has a place, and now and then a sentence."""
+        """Take in what a worker says beside its work: that it has a place, and now and then a sentence."""
         worker = self._ears.pop(ref)
         try:
             word = ray.get(ref)

@@ -139,7 +139,7 @@ def disconnect() -> None:
 
 
 def worker_count(cluster: Cluster, *, on_cpu: bool = False, grows: bool = True) -> int:
-    """How many workers to keep alive: as the query says, or as many as the cluster has room for now.
+    """Count the workers to keep alive: as many as the query says, or as the cluster has room for now.
 
     A number in the query is taken at its word: a cluster that grows by itself may have no room yet.
 
@@ -200,5 +200,5 @@ def _start_own(cluster: Cluster) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of Ray's says, without its stack."""
+    """Return what an error of Ray's says, without its stack."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -35,7 +35,7 @@ class _SelectionActor:
         """Answers once the actor is placed."""
 
     def pid(self) -> int:
-        """Of its process, for those who want to end it."""
+        """Return the id of the actor's process, for those who want to end it."""
         return os.getpid()
 
     def run(self, steps: Sequence[Step], *common: bytes) -> bytes:
@@ -98,7 +98,7 @@ class _ActorHosts:
         return self._actors[place].run.remote(told, *(step.common for step in steps))
 
     def _wait(self, refs: list[Any]) -> list[Any]:
-        """Those that have a place, once one has."""
+        """Wait until one of the `refs` has a place, and return those that have one."""
         needed = {"CPU": float(self._cluster.cpus_per_worker)}
         placing = Placing(needed, cluster_now, limit=_PLACING_SECONDS, noun="selection actor", advice=_ADVICE)
         placing.asked(0)

@@ -179,7 +179,7 @@ class HashingWriter:
 
     @property
     def xxh3(self) -> str:
-        """Of all that was written."""
+        """The XXH3 hash of all that was written."""
         return self._digest.hexdigest()
 
     def write(self, data: Any) -> int:

@@ -68,7 +68,7 @@ def reason(error: BaseException) -> str:
 
 
 def server_reason(error: BaseException) -> str:
-    """What a server said, or what became of the connection, by obstore or deltalake; no options of URLs, which may be signatures."""
+    """Return what a server said, or what became of the connection, by obstore or deltalake; no URLs' options, which may be signatures."""
     text = str(error).partition("\n\nDebug source")[0]
     code, message = _CODE.search(text), _MESSAGE.search(text)
     if code:
@@ -77,12 +77,12 @@ def server_reason(error: BaseException) -> str:
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether asking again would end the same: what is asked for isn't there, or not for us."""
+    """Tell whether asking again would end the same: what is asked for isn't there, or not for us."""
     return isinstance(error, FileNotFoundError | PermissionError) or is_no_folder(error) or _FINAL.search(str(error)) is not None
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether a server or a network is away for now: to ask again in a while may end otherwise."""
+    """Tell whether a server or a network is away for now: to ask again in a while may end otherwise."""
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     if isinstance(error, OSError) and error.errno is not None:
@@ -104,7 +104,7 @@ def in_short(error: BaseException) -> str:
 
 
 def is_no_folder(error: BaseException) -> bool:
-    """Whether a listing failed because nothing is there or a file is, for which Arrow's Google file system has an error of no kind."""
+    """Tell whether a listing failed as nothing is there or a file is, for which Arrow's Google file system has an error of no kind."""
     return isinstance(error, FileNotFoundError | NotADirectoryError) or _NO_FOLDER.match(str(error)) is not None
 
 
@@ -153,7 +153,7 @@ def pause(seconds: float) -> bool:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long an outage is waited for.
+    """A limit to how long an outage is waited for.
 
     Attributes:
         seconds: since it began; 0 asks the few times of any other failure.
@@ -193,7 +193,7 @@ def retried(
     attempts: int = ATTEMPTS,
     first_pause: float | None = None,
 ) -> _Result:
-    """What `call` returns, called again while it fails for a reason that may pass.
+    """Return what `call` returns; call it again while it fails for a reason that may pass.
 
     Args:
         call: may be carried out twice.

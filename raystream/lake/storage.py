@@ -31,7 +31,7 @@ _SECRETS = {
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """How to reach object storage; holds no secret, hashes, and travels to workers.
+    """A way to reach object storage; holds no secret, hashes, and travels to workers.
 
     Attributes:
         region: of the bucket; left out, it is asked for.
@@ -55,7 +55,7 @@ class Storage:
 
     @property
     def plain_http(self) -> bool:
-        """Whether nothing is encrypted on the way."""
+        """True if nothing is encrypted on the way."""
         return self.scheme == "http" or (self.scheme is None and (self.endpoint_override or "").startswith("http://"))
 
     @property
@@ -65,7 +65,7 @@ class Storage:
 
     @property
     def place(self) -> str:
-        """What of the options decides which bytes lie under a URI: the endpoint, and the account; empty by default."""
+        """The options that decide which bytes lie under a URI: the endpoint, and the account; empty by default."""
         parts = [("endpoint_override", self.host), ("account_name", self.account_name)]
         return "&".join(f"{name}={value}" for name, value in parts if value)
 

@@ -43,7 +43,7 @@ class TableUri:
 
 
 def is_table(uri: str) -> bool:
-    """Whether a URI names a table rather than files."""
+    """Tell whether a URI names a table rather than files."""
     return uri.startswith(("iceberg:", "delta+"))
 
 

@@ -77,7 +77,7 @@ class TableRows:
 
     @property
     def about(self) -> dict[str, str]:
-        """What the schema's metadata says of where the rows come from."""
+        """The entries of the schema's metadata that say where the rows come from."""
         told = {key.decode(): value.decode() for key, value in (self.schema.metadata or {}).items()}
         return {key: value for key, value in told.items() if key.startswith("raystream.")}
 
@@ -295,14 +295,14 @@ def _replace(rows: TableRows, place: TableUri, query_id: str, key: str, storage:
 
 @dataclass(frozen=True)
 class _Held:
-    """What a table holds of a query: how many rows, and all of them."""
+    """The rows that a table holds of a query: how many there are, and all of them."""
 
     count: Callable[[], int]
     table: Callable[[], pa.Table]
 
 
 def _rows_of_query(place: TableUri, query_id: str, ranked: bool, key: str, storage: Storage) -> _Held | None:
-    """What a table holds of a query; None if the table isn't there."""
+    """Find the rows that a table holds of a query; None if the table isn't there."""
     if place.kind == "iceberg":
         missing = package("pyiceberg.exceptions", place, key, StoreError).NoSuchTableError
         try:
@@ -369,7 +369,7 @@ def _check_ours(names: Sequence[str], place: TableUri, ranked: bool, key: str) -
 
 
 def _same(held: pa.Table, rows: pa.Table) -> bool:
-    """Whether a table holds exactly these ranked rows."""
+    """Tell whether a table holds exactly these ranked rows."""
     if held.num_rows != rows.num_rows or set(rows.column_names) - set(held.column_names):
         return False
     others = [name for name in held.column_names if name not in rows.column_names]

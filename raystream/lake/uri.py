@@ -57,7 +57,7 @@ class Location:
         return self.path.partition("/")[2]
 
     def at(self, path: str) -> str:
-        """How another path of the same file system is written."""
+        """Write another path of the same file system as a path or a URI."""
         if self.scheme == "file":
             return path
         bucket, slash, key = path.partition("/")
@@ -66,19 +66,19 @@ class Location:
 
 
 def is_relative(uri: str) -> bool:
-    """Whether a path or URI, also of a table, depends on the current folder."""
+    """Tell whether a path or URI, also of a table, depends on the current folder."""
     path = uri.removeprefix("delta+")
     return not _SCHEME.match(path) and not os.path.isabs(os.path.expanduser(path))
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a URI names object storage rather than a path of this machine."""
+    """Tell whether a URI names object storage rather than a path of this machine."""
     match = _SCHEME.match(uri)
     return match is not None and match[1].lower() != "file"
 
 
 def is_like_a_uri(text: str) -> bool:
-    """Whether a path that isn't one of a URI's forms may have been meant as one."""
+    """Tell whether a path that isn't one of a URI's forms may have been meant as one."""
     return text != text.strip() or _MEANT.match(text) is not None
 
 
@@ -168,7 +168,7 @@ _VARIABLES = {
 
 
 def _is_container(uri: str) -> bool:
-    """Whether what stands before the @ is a container of Azure's, not a user."""
+    """Tell whether what stands before the @ is a container of Azure's, not a user."""
     host = uri.partition("://")[2].partition("/")[0]
     user, at, domain = host.partition("@")
     return bool(at) and ":" not in user and "@" not in domain
@@ -193,7 +193,7 @@ def _local_path(uri: str, key: str) -> str:
 
 @dataclass(frozen=True)
 class TableVersion:
-    """What was read of a table: its URI in the query, its own identity, and the snapshot's id or the version."""
+    """The version of a table that was read: the table's URI in the query, its own identity, and the snapshot's id or the version."""
 
     uri: str
     table: str

@@ -1,4 +1,4 @@
-"""What happens around a query: images to try it on, a trainer, and what the chosen labels are worth.
+"""All that happens around a query: images to try it on, a trainer, and what the chosen labels are worth.
 
 `demo` is the whole round on real images: train on a few labels, ask which rows to label next, add their labels,
 train again, and compare with rows drawn at random. `fit_committee` trains several models whose disagreement is a score.

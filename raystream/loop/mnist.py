@@ -153,7 +153,7 @@ class Network(nn.Module):
 
 
 def network(width: int = 16) -> Network:
-    """What `model.source` names."""
+    """Build the network that `model.source` names."""
     return Network(width)
 
 

@@ -68,7 +68,7 @@ def find_folder(path: str, marker: str, instead: str) -> Path:
 
 
 def what_file(path: Path) -> str:
-    """What a file holds, in words, told from its first bytes and its names."""
+    """Say in words what a file holds, told from its first bytes and its names."""
     try:
         with open(path, "rb") as file:
             start = file.read(2)
@@ -86,7 +86,7 @@ def what_file(path: Path) -> str:
 
 
 def is_pickle(path: Path, start: bytes) -> bool:
-    """Whether a file is a pickle, compressed or not, by its name or by the two bytes that it starts with."""
+    """Tell whether a file is a pickle, compressed or not, by its name or by the two bytes that it starts with."""
     return path.suffix.lower() in _PICKLE_NAMES or (start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04", b"\x05"))
 
 

@@ -64,14 +64,14 @@ def keep_freed_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a device or on the host; a smaller batch may do."""
+    """Tell whether an allocation failed, on a device or on the host; a smaller batch may do."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _ALLOCATION_FAILED)
 
 
 def is_device_failure(error: BaseException) -> bool:
-    """Whether the device is lost to this process, which must then end: every later call on it would fail too."""
+    """Tell whether the device is lost to this process, which must then end: every later call on it would fail too."""
     if is_out_of_memory(error):
         return False
     accelerator_error = getattr(torch, "AcceleratorError", None)  # torch 2.8

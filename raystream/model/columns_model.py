@@ -98,7 +98,7 @@ class ColumnsPredictor:
         return samples.masked_fill(bad[:, None, None], torch.nan), False
 
     def _numbers(self, given: Tensor, inputs: tuple[Tensor, ...], rows: int) -> Prediction:
-        """Of regression: what each member says, (rows, members) or (rows, members, outputs)."""
+        """Make the prediction of a regression from what each member says, (rows, members) or (rows, members, outputs)."""
         shape = tuple(given.shape)
         if given.ndim not in (2, 3) or shape[0] != rows or shape[1] < 2 or not given.is_floating_point():
             raise ModelError(

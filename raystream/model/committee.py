@@ -31,7 +31,7 @@ def member_specs(spec: query.Model) -> list[query.Model]:
 
 
 def member_names(spec: query.Model) -> list[str]:
-    """What to call the members in errors."""
+    """Name the members as errors call them."""
     if isinstance(spec.weights, list):
         return [f"model.weights {path}" for path in spec.weights]
     return [f"model.members {position} ({member.source or member.kind})" for position, member in enumerate(spec.members or [])]
@@ -117,7 +117,7 @@ def _check_different(members: Sequence[Predictor], names: Sequence[str]) -> None
 
 
 def _same_classes(members: Sequence[Predictor], names: Sequence[str]) -> tuple[Any, ...] | None:
-    """What the members call their classes, if any of them does.
+    """Return what the members call their classes, if any of them does.
 
     Raises:
         ModelError: two of them call them otherwise, or in another order.

@@ -1,4 +1,4 @@
-"""What the dropout calls of a network look like: found by running it on one row, taken two times and three times.
+"""Find what the dropout calls of a network look like, by running it on one row, taken two times and three times.
 
 The axis that holds the rows is the one that grows with them, wherever it stands: first, or second in a network whose
 sequences come first. An axis may hold several numbers for each row, such as attention heads or windows; the rows are then
@@ -32,7 +32,7 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class CallShape:
-    """Of one dropout call's input."""
+    """The shape of one dropout call's input, and the call's p."""
 
     p: float
     axis: int | None
@@ -42,7 +42,7 @@ class CallShape:
 
     @property
     def active(self) -> bool:
-        """Whether its samples can differ."""
+        """True if its samples can differ."""
         return 0 < self.p < 1
 
     def mask(self, call: DropoutCall, values: Tensor, rows: int, who: str) -> list[int]:
@@ -67,14 +67,14 @@ class CallShape:
 
 @dataclass(frozen=True)
 class Probe:
-    """What the trial runs found."""
+    """The findings of the trial runs."""
 
     calls: tuple[CallShape, ...]
     bytes_per_row: int
     """Of the largest tensor made after the first active dropout, for one row of one sample."""
 
     def shape_of(self, call: DropoutCall, who: str) -> CallShape:
-        """That of a call of a later run.
+        """Look up the shape of a call of a later run.
 
         Raises:
             ModelError: it made no such call in the trial runs.
@@ -206,7 +206,7 @@ def running_modules(network: nn.Module) -> Iterator[list[nn.Module]]:
 
 
 def call_shape(call: DropoutCall, few: tuple[int, ...], more: tuple[int, ...], who: str) -> CallShape:
-    """What a call's input is like, from its shapes with FEW and with MORE rows."""
+    """Find the shape of a call's input from its shapes with FEW and with MORE rows."""
     if call.p == 0:
         return CallShape(call.p, None, 1)
     if len(few) != len(more):
@@ -218,7 +218,7 @@ def call_shape(call: DropoutCall, few: tuple[int, ...], more: tuple[int, ...], w
 
 
 def unsteady(who: str) -> ModelError:
-    """Of a network whose masks can't be fixed ones."""
+    """Make the error for a network whose masks can't be fixed ones."""
     return ModelError(
         f"{who}: what its dropout calls drop does not follow from the number of rows alone, so no sample would be one fixed sub-network; "
         "call dropout on tensors with one axis of rows, always in the same order, or give a committee in model.weights"
@@ -257,7 +257,7 @@ class ScriptedDropoutMode(TorchDispatchMode):
 
 
 def probe_scripted(run: Forward, inputs: tuple[Tensor, ...], who: str) -> Probe:
-    """What the dropout calls of scripted code look like: found by running it on one row, taken two times and three times.
+    """Find what the dropout calls of scripted code look like, by running it on one row, taken two times and three times.
 
     Raises:
         ModelError: the shape of what is dropped doesn't follow from the number of rows.
@@ -269,7 +269,7 @@ def probe_scripted(run: Forward, inputs: tuple[Tensor, ...], who: str) -> Probe:
 
 
 def check_scripted(network: Any, who: str) -> None:
-    """Whether dropout of scripted code can be switched on.
+    """Check that dropout of scripted code can be switched on.
 
     Raises:
         ModelError: it has none, as once it is frozen, or flags that tracing made constants.

@@ -111,7 +111,7 @@ def per_row(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _row_arguments(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """How many of the leading arguments hold rows in axis 0, the others being the same for every row; 0: unknown."""
+    """Count the leading arguments that hold rows in axis 0, the others being the same for every row; 0: unknown."""
     if func in _FEWEST_AXES:
         return int(bool(args) and args[0].ndim >= _FEWEST_AXES[func])
     if func is F.batch_norm:
@@ -149,7 +149,7 @@ class _PerRow(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class DropoutCall:
-    """What a dropout call does to its input."""
+    """A dropout call: its number, and what it does to its input."""
 
     number: int
     """Its place among the dropout calls of the forward pass, 0 first."""

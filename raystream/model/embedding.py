@@ -136,7 +136,7 @@ class EmbeddingTap:
 
 
 def _stems(values: Tensor, made: object, task: str, squashed: bool) -> bool:
-    """Whether what is scored is a view of a layer's output, or where it is probabilities what becomes of that by softmax or sigmoid."""
+    """Tell whether what is scored is a view of a layer's output, or, where it is probabilities, the softmax or sigmoid of that."""
     if not isinstance(made, Tensor) or made.numel() != values.numel():
         return False
     if made.data_ptr() == values.data_ptr():

@@ -161,7 +161,7 @@ def _sources(top: str, what: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _top_level(top: str, what: str) -> importlib.machinery.ModuleSpec:
-    """Of a top-level name, find_spec imports nothing."""
+    """Find a top-level module; for such a name, find_spec imports nothing."""
     try:
         spec = importlib.util.find_spec(top)
     except ValueError:  # __main__ has no spec
@@ -211,7 +211,7 @@ def _module_files(module: Path) -> list[tuple[str, Path]]:
 
 
 def _is_installed(folder: Path) -> bool:
-    """Whether it is one that pip or Python itself fills, where everything lies beside everything."""
+    """Tell whether a folder is one that pip or Python itself fills, where everything lies beside everything."""
     return folder.name in ("site-packages", "dist-packages", "lib-dynload") or str(folder) in sysconfig.get_paths().values()
 
 

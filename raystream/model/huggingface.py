@@ -1,4 +1,4 @@
-"""What the two kinds of text models share: quiet loading from a folder, without network and without code that it brings.
+"""The parts that both kinds of text models share: quiet loading from a folder, without network and without code that it brings.
 
 Texts go in batches of about equal length, so that little is padded; the embedding is a hidden state, averaged over a row's tokens.
 """

@@ -46,7 +46,7 @@ class Samples:
 
 
 class Embedding(Protocol):
-    """What catches an embedding while a network runs."""
+    """Catches an embedding while a network runs."""
 
     def take(self, logits: object, rows: int, mask: Tensor | None = None, /) -> Tensor:
         """The embedding of the batch that just ran, float32 (rows, dimensions), given the logits it returned; forgets it."""
@@ -120,7 +120,7 @@ class MCDropout:
         return made
 
     def rows_at_once(self, rows: int) -> int:
-        """How many of so many rows one pass takes."""
+        """Return how many of so many rows one pass takes."""
         return self._sizes(rows)[0]
 
     def halve_samples(self) -> bool:
@@ -206,7 +206,7 @@ class MCDropout:
         return Samples(logits[0], logits[1:].transpose(0, 1).contiguous(), first.get("embedding"), first.get("mask"))
 
     def _test(self, inputs: tuple[Tensor, ...], samples: Tensor) -> bool:
-        """Whether it could be tested that samples differ from each other, and that each is the same sub-network every time."""
+        """Test that samples differ from each other, and that each is the same sub-network every time; False if that can't be tested."""
         samples = samples.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=0.0)  # -inf masks a class
         sound = torch.isfinite(samples).flatten(1).all(dim=1).nonzero().flatten()
         if not len(sound):

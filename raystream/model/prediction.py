@@ -1,4 +1,4 @@
-"""What a model gives for a batch of rows, which rows of it can't be used, and what its classes are called."""
+"""A model's outputs for a batch of rows, which of the rows can't be used, and what the model's classes are called."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raystream.model.promise import NOT_FINITE
 
 @dataclass(frozen=True)
 class RowScores:
-    """What is kept of rows whose output isn't one distribution over classes: their scores, each reduced to a number a row."""
+    """The scores that are kept of rows whose output isn't one distribution over classes, each reduced to a number a row."""
 
     scores: dict[str, Tensor]
     """By name; each float32 (n_rows,)."""

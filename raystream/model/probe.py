@@ -138,7 +138,7 @@ def _name(func: Any) -> str:
 
 
 def _is_on(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call does what is looked for: its flags of training are set, and its p isn't 0."""
+    """Tell whether a call does what is looked for: its flags of training are set, and its p isn't 0."""
     values = {of.name: of.default_value for of in func._schema.arguments if of.has_default_value()}
     values |= dict(zip((of.name for of in func._schema.arguments), args, strict=False)) | kwargs
     flags = [values[flag] for flag in ("train", "training") if flag in values]
@@ -199,12 +199,12 @@ class Promised:
 
     @property
     def class_labels(self) -> tuple[Any, ...] | None:
-        """What the model itself calls its classes, in the order of its outputs: numbers, strings or booleans; None if it doesn't say."""
+        """The model's own names of its classes, in the order of its outputs: numbers, strings or booleans; None if it doesn't say."""
         return getattr(self._model, "class_labels", None)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of the model, found while it was loaded and probed."""
+        """Sentences that the user should know about the model, found while it was loaded and probed."""
         return tuple(dict.fromkeys((*getattr(self._model, "notes", ()), *self._found, *(n for _, m in self._members for n in m.notes))))
 
     def predict(self, inputs: tuple[Any, ...]) -> Prediction:
@@ -277,7 +277,7 @@ class Promised:
 
     @property
     def _saved(self) -> str:
-        """What else to do about a model that is a file."""
+        """Advice on what else to do about a model that is a file; empty for others."""
         return ", and save the model after model.eval()" if kind_of(self._spec.kind).saved else ""
 
     def _logits_or_probabilities(self, values: Tensor, mask: Tensor | None) -> None:
@@ -317,7 +317,7 @@ class Promised:
 
     @property
     def _declared(self) -> bool:
-        """Whether the outputs are said to be probabilities."""
+        """True if the outputs are said to be probabilities."""
         promise = getattr(self._model, "promise", None)
         return promise.probabilities if isinstance(promise, Promise) else self._spec.output == "probabilities"
 
@@ -346,7 +346,7 @@ class Promised:
         )
 
     def _check(self, prediction: Prediction, rows: int) -> None:
-        """Whether a batch's outputs are like those of the batch before."""
+        """Check that a batch's outputs are like those of the batch before."""
         axis = class_axis(self._spec.task)
         for part, place in (("logits", axis), ("embedding", 1), ("samples", 1)):
             values = getattr(prediction, part)
@@ -394,10 +394,10 @@ def _elements(values: Tensor, mask: Tensor | None, task: str) -> Tensor:
 
 
 def _sum_to_one(rows: Tensor) -> bool:
-    """Whether none is negative and each row sums to 1, as rounding of any dtype leaves it: so many rows do that by no chance."""
+    """Tell whether none is negative and each row sums to 1, as rounding of any dtype leaves it: so many rows do that by no chance."""
     return bool((rows >= 0).all()) and bool(((rows.double().sum(dim=1) - 1).abs() <= tolerance(torch.bfloat16)).all())
 
 
 def _between(values: Tensor) -> bool:
-    """Whether enough numbers all lie between 0 and 1, not all of them at its ends."""
+    """Tell whether enough numbers all lie between 0 and 1, not all of them at its ends."""
     return len(values) >= PROBE_ROWS // 2 and bool(((values >= 0) & (values <= 1)).all()) and bool((values != values.round()).any())

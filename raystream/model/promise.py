@@ -1,4 +1,4 @@
-"""What a model of any kind promises of its outputs, and the one place that holds every output to it.
+"""The promise that a model of any kind makes of its outputs, and the one place that holds every output to it.
 
 * **Shape**: as `model.task` says, for as many rows as went in; floating, handed on as float32.
 * **Logits or probabilities**: `model.output` says which, and an output's own name may (`probabilities`). Probabilities become
@@ -149,7 +149,7 @@ def opened(output: object, who: str, task: str) -> tuple[object, object, bool]:
 
 
 def told(output: object) -> str:
-    """What something is, in words: the dtypes and shapes of tensors, and of what holds them the names."""
+    """Describe something in words: the dtypes and shapes of tensors, and of what holds them the names."""
     if isinstance(output, Tensor):
         return f"{str(output.dtype).removeprefix('torch.')} {tuple(output.shape)}"
     parts = named(output)
@@ -183,7 +183,7 @@ _SURE = 1000.0
 
 @dataclass(frozen=True)
 class Read:
-    """What a forward pass returned, held to the promise."""
+    """The output of a forward pass, held to the promise."""
 
     raw: Tensor
     """The very tensor that the model returned."""
@@ -194,7 +194,7 @@ class Read:
 
 
 class Promise:
-    """What one model's outputs are to be.
+    """The promise that one model's outputs are held to.
 
     Args:
         who: names the model, and what returned it, in errors.
@@ -209,7 +209,7 @@ class Promise:
         self._verb = verb
 
     def read(self, output: object, rows: int) -> Read:
-        """What a forward pass returned for so many rows. Nothing here depends on the numbers: it may run under torch.vmap.
+        """Read what a forward pass returned for so many rows. Nothing here depends on the numbers: it may run under torch.vmap.
 
         Raises:
             ModelError: which output is meant can't be told, or it has another shape or dtype than the task's.
@@ -249,7 +249,7 @@ class Promise:
         return flat.reshape(*values.shape[:2], *flat.shape[1:])
 
     def reason(self, *logits: Tensor | None) -> str:
-        """What is wrong with the rows of these logits of which anything is wrong."""
+        """Say what is wrong with the rows of these logits of which anything is wrong."""
         if self.probabilities and self.task == "multi_label":
             return _NO_PROBABILITY
         wrong = self.probabilities and any(bool((values == torch.inf).any()) for values in logits if values is not None)

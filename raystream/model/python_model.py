@@ -113,7 +113,7 @@ def _checked(returned: object, rows: int, who: str, wanted: bool, promise: Promi
 
 
 def _parts(returned: object, who: str) -> dict[str, Tensor]:
-    """What was returned, by name, as tensors on the processor."""
+    """Take apart what was returned: tensors on the processor, by name."""
     if isinstance(returned, Prediction):
         returned = {"logits": returned.logits, "embedding": returned.embedding, "samples": returned.samples, "mask": returned.mask}
     if isinstance(returned, tuple) and len(returned) == 1:

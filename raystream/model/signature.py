@@ -1,4 +1,4 @@
-"""What a compiled model takes, and which of its outputs are the logits and the embedding."""
+"""Find what a compiled model takes, and which of its outputs are the logits and the embedding."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Signature:
 
     @property
     def names(self) -> list[str]:
-        """Of the inputs, in order."""
+        """The names of the inputs, in order."""
         return [of.name for of in self._inputs]
 
     def fit(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:

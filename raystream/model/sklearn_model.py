@@ -101,7 +101,7 @@ class SklearnClassifier:
         return Prediction(self._promise.logits(torch.from_numpy(mean), rows), embedding, samples=samples)
 
     def _probabilities(self, found: Any) -> npt.NDArray[np.float64]:
-        """Of classes (n, classes), of labels (n, labels): what `predict_proba` gave, which is a list where there are several outputs."""
+        """Read what `predict_proba` gave, a list where there are several outputs: (n, classes) of classes, (n, labels) of labels."""
         if isinstance(found, list):
             return np.stack([self._yes(np.asarray(one, dtype=np.float64), label) for label, one in enumerate(found)], axis=1)
         return np.asarray(found, dtype=np.float64)

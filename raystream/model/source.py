@@ -113,7 +113,7 @@ def build(source: str, args: Mapping[str, Any], seed: int = _FACTORY_SEED) -> ob
 
 
 def find(source: str, key: str) -> object:
-    """What an import path names, as it is.
+    """Import what an import path names, and return it as it is.
 
     Args:
         source: `module:attribute`.

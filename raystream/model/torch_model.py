@@ -246,7 +246,7 @@ class TorchPredictor:
                 self._embedding.clear()  # the hooks ran again
 
     def _probe(self, inputs: tuple[Tensor, ...]) -> object:
-        """What is scored, once it is known to keep its promise: what to say of a wrong one must not depend on embeddings."""
+        """Return what is scored, once it is known to keep its promise: what to say of a wrong one must not depend on embeddings."""
         return self.promise.read(self._run(inputs), inputs[0].shape[0]).raw
 
     def _run(self, inputs: tuple[Tensor, ...]) -> object:

@@ -63,7 +63,7 @@ def load(spec: query.Model, *, embedding: bool, mc_samples: int = 0, seed: int =
 
 
 def _dtype(network: Any) -> torch.dtype:
-    """What its floating parameters are, and so its inputs: a file runs in the precision that it was saved in."""
+    """Return the dtype of the floating parameters, and so of the inputs: a file runs in the precision that it was saved in."""
     return next((values.dtype for values in network.parameters() if values.is_floating_point()), torch.float32)
 
 

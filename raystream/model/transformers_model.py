@@ -211,7 +211,7 @@ def _check_problem(config: Any, task: str, who: str) -> None:
 
 
 def _longest(network: Any, tokenizer: Any) -> int | None:
-    """How many tokens the network takes, as its tokenizer says, or else its table of positions; None if nothing limits it."""
+    """Find how many tokens the network takes, as its tokenizer says, or else its table of positions; None if nothing limits it."""
     positions = getattr(network.config, "max_position_embeddings", None)
     if tokenizer.model_max_length < 1 << 30:  # transformers writes 10^30 for a limit that nobody set
         return int(tokenizer.model_max_length)

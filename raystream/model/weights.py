@@ -145,7 +145,7 @@ def _tensors(content: object, path: str) -> dict[str, Tensor]:
 
 
 def _without_prefix(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """What trainers put before every name, in all ways that it can be left out, the shortest first, with the tensors so renamed."""
+    """Yield all ways to leave out what trainers put before every name, the shortest first, each with the tensors so renamed."""
     parts = [name.split(".")[:-1] for name in tensors]
     depth = 0
     while parts and all(len(of) > depth for of in parts) and len({of[depth] for of in parts}) == 1:
@@ -159,7 +159,7 @@ def _without_prefix(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[s
 
 
 def _misfit(expected: Mapping[str, object], given: Mapping[str, object]) -> str:
-    """What is missing, unexpected or wrongly shaped, or an empty string."""
+    """Say what is missing, unexpected or wrongly shaped; an empty string if nothing is."""
     present = {_place(value) for name, value in expected.items() if name in given and _sized(value)}
     missing = [
         f"{name} {_shape(value)}"

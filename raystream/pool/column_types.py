@@ -71,14 +71,14 @@ def pool_types(footers: Sequence[Footer], folders: Mapping[str, pa.DataType]) ->
 
 
 def widened(footers: Sequence[Footer], types: Mapping[str, pa.DataType], names: Collection[str]) -> tuple[tuple[str, pa.DataType], ...]:
-    """Those of the columns that some file holds in another type than the pool's, with the pool's."""
+    """Return those of the columns that some file holds in another type than the pool's, with the pool's."""
     plain = {name: plain_type(types[name]) for name in dict.fromkeys(names)}
     mixed = {name for footer in footers for name, type_ in plain.items() if not _has(footer, name, type_)}
     return tuple((name, type_) for name, type_ in plain.items() if name in mixed)
 
 
 def casts(footer: Footer, to: Sequence[tuple[str, pa.DataType]]) -> tuple[tuple[str, pa.DataType], ...]:
-    """Those of the `widened` columns that a file holds in a narrower type."""
+    """Return those of the `widened` columns that a file holds in a narrower type."""
     return tuple((name, type_) for name, type_ in to if name in footer.schema.names and not _has(footer, name, type_))
 
 
@@ -147,7 +147,7 @@ def _wider_or_null(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def _fits_folder(column: pa.DataType, folder: pa.DataType) -> bool:
-    """Whether a column's values are what folders have in their names: whole numbers, or text."""
+    """Tell whether a column's values are what folders have in their names: whole numbers, or text."""
     return bool(pa.types.is_integer(column) if pa.types.is_integer(folder) else is_text(column))
 
 

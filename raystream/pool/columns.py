@@ -1,4 +1,4 @@
-"""How Arrow columns become the model's input tensors.
+"""Turn Arrow columns into the model's input tensors.
 
 A column is recognised from its Arrow type alone. Numbers and booleans are scalars; `fixed_size_list`, `list` and
 `large_list` of them, nested or not, and `arrow.fixed_shape_tensor` are tensors of one shape for the whole pool.
@@ -62,7 +62,7 @@ def declared_type(field: pa.Field) -> pa.DataType:
 
 
 def storage_type(type_: pa.DataType) -> pa.DataType:
-    """What an extension type is stored as; any other type itself."""
+    """Return the type that an extension type is stored as; any other type itself."""
     while isinstance(type_, pa.BaseExtensionType):
         type_ = type_.storage_type
     return type_
@@ -112,27 +112,27 @@ class Column:
 
     @property
     def is_scalar(self) -> bool:
-        """Whether the column holds one number a row, and is stacked with the others."""
+        """True if the column holds one number a row, and is stacked with the others."""
         return not self.shape and not self.is_text and not self.is_encoded and not self.is_raw
 
     @property
     def is_encoded(self) -> bool:
-        """Whether a row is bytes, from which its tensor is decoded."""
+        """True if a row is bytes, from which its tensor is decoded."""
         return self.npy or self.image is not None or self.dtype == BYTES
 
     @property
     def is_raw(self) -> bool:
-        """Whether a function of the user's makes tensors of it."""
+        """True if a function of the user's makes tensors of the column."""
         return self.dtype == RAW
 
     @property
     def is_text(self) -> bool:
-        """Whether the column holds strings."""
+        """True if the column holds strings."""
         return self.dtype == TEXT
 
 
 def recognise(name: str, type_: pa.DataType, texts: Texts = "refused") -> Column:
-    """What a column of this type is to the model.
+    """Find what a column of this type is to the model.
 
     Args:
         name: the column's.

@@ -121,7 +121,7 @@ def _needed(name: str, filters: Filters) -> bool:
 
 
 def _may_match(listed: Listed, row: dict[str, Any], filters: Filters, types: dict[str, pa.DataType]) -> bool:
-    """Whether the log leaves room for a row of the file that passes the filters."""
+    """Tell whether the log leaves room for a row of the file that passes the filters."""
     left = residual(filters, File(listed.path, 0, "", listed.partitions), types)
     if left is None:
         return False

@@ -49,7 +49,7 @@ class TableFile:
     defaults: frozenset[str] = frozenset()
 
     def absent(self, path: str, schema: pa.Schema, names: Sequence[str]) -> list[tuple[str, str | None]]:
-        """Those of the columns that the file doesn't hold, with the one value that its rows have.
+        """Find those of the columns that the file doesn't hold, with the one value that its rows have.
 
         A column that was added after the file was written is null there.
 
@@ -101,12 +101,12 @@ class Deletes:
         return cls(hashlib.sha256(positions.astype("<i8").tobytes()).hexdigest()[:16], positions) if len(positions) else None
 
     def within(self, low: int, high: int) -> Deletes:
-        """Those from position `low` up to, but not including, `high`."""
+        """Return the deletes from position `low` up to, but not including, `high`."""
         first, end = np.searchsorted(self.positions, [low, high])
         return Deletes(self.digest, self.positions[first:end].copy())
 
     def count(self, low: int, high: int) -> int:
-        """How many of these positions are deleted, `high` not included."""
+        """Count the deleted positions from `low` up to, but not including, `high`."""
         first, end = np.searchsorted(self.positions, [low, high])
         return int(end - first)
 
@@ -166,7 +166,7 @@ class File:
 
     @property
     def identity(self) -> tuple[str, int, str]:
-        """What keys hash: another content under the same path, or the same path in another storage, gives another identity."""
+        """The identity that keys hash: another content under the same path, or the same path in another storage, gives another one."""
         version = self.version if self.deletes is None else f"{self.version}{_WITHOUT}{self.deletes.digest}"
         return (f"{self.path}?{self.storage.place}" if self.storage.place else self.path, self.size, version)
 
@@ -305,7 +305,7 @@ def unreadable(file: File, what: str, error: BaseException) -> PoolError:
 
 
 def threads_for(files: Sequence[File], threads: int) -> int:
-    """How many files to open at a time: in object storage, where each takes two round trips, as many as there are connections."""
+    """Choose how many files to open at a time: in object storage, where each takes two round trips, as many as there are connections."""
     return max(1, min(REMOTE_THREADS if any(is_remote(file.path) for file in files) else threads, len(files)))
 
 

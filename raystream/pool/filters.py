@@ -73,7 +73,7 @@ def expression(term: Term, type_: pa.DataType, *, stored: bool = False) -> pc.Ex
 
 
 def expected(op: str, value: Value, type_: pa.DataType) -> str:
-    """What should have been written instead of a value that a column of a plain type can't be compared with."""
+    """Say what should have been written instead of a value that a column of a plain type can't be compared with."""
     if not _is_comparable(type_):
         return "columns of that type can't be filtered on, so filter by another column"
     if (op in ("in", "not in")) != isinstance(value, tuple):
@@ -105,7 +105,7 @@ def _value_set(literals: list[Any], type_: pa.DataType) -> pa.Array:
 
 
 def _has_zone(value: Value, unit: str) -> bool:
-    """Whether a text, or the first of several, is a time with its zone."""
+    """Tell whether a text, or the first of several, is a time with its zone."""
     first = value[0] if isinstance(value, tuple) and value else value
     try:
         return isinstance(first, str) and bool(pa.scalar(first).cast(pa.timestamp(unit, "UTC")).is_valid)
@@ -132,7 +132,7 @@ def _is_exact(type_: pa.DataType) -> bool:
 
 
 def _holds(type_: pa.DataType, value: Number) -> bool:
-    """Whether a number is among an integer or decimal type's values."""
+    """Tell whether a number is among an integer or decimal type's values."""
     least, greatest = _range(type_)
     return bool(least <= value <= greatest and value == _floor(value, type_))
 
@@ -233,7 +233,7 @@ def check_filters(filters: Filters, types: Mapping[str, pa.DataType]) -> None:
 
 
 def residual(filters: Filters, file: File, types: Mapping[str, pa.DataType]) -> Filters | None:
-    """What is left of the filters in a file once its hive folders have decided their terms.
+    """Return what is left of the filters in a file once its hive folders have decided their terms.
 
     Args:
         filters: the pool's.
@@ -258,7 +258,7 @@ def residual(filters: Filters, file: File, types: Mapping[str, pa.DataType]) -> 
 
 
 def row_group_may_match(filters: Filters, statistics: Mapping[str, Statistics], rows: int, types: Mapping[str, pa.DataType]) -> bool:
-    """Whether a row group's statistics leave room for a row that passes; True in every doubt."""
+    """Tell whether a row group's statistics leave room for a row that passes; True in every doubt."""
     return not filters or any(all(_may_match(term, statistics[term[0]], rows, types[term[0]]) for term in terms) for terms in filters)
 
 
@@ -316,7 +316,7 @@ def _may_match(term: Term, found: Statistics, rows: int, type_: pa.DataType) -> 
 
 
 def _ordered_alike(value: Any, low: Any, high: Any, type_: pa.DataType, op: str) -> bool:
-    """Whether Python orders the value among the bounds just as Arrow orders it among the column's rows."""
+    """Tell whether Python orders the value among the bounds just as Arrow orders it among the column's rows."""
     if pa.types.is_string(type_) or pa.types.is_large_string(type_):
         return all(isinstance(v, str) for v in (value, low, high))
     if pa.types.is_boolean(type_):

@@ -107,7 +107,7 @@ def _infos(filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: 
 
 
 def _is_there(filesystem: pafs.FileSystem, path: str) -> bool:
-    """Whether a path with `*`, `?` or brackets is the name of something; what can't be found out is found out by listing."""
+    """Tell whether a path with `*`, `?` or brackets is the name of something; what can't be found out is found out by listing."""
     try:
         return bool(retried(lambda: filesystem.get_file_info(path)).type != pafs.FileType.NotFound)
     except OSError:
@@ -115,7 +115,7 @@ def _is_there(filesystem: pafs.FileSystem, path: str) -> bool:
 
 
 def _all_below(filesystem: pafs.FileSystem, root: str) -> list[pafs.FileInfo] | None:
-    """What lies below a folder; None if there is no such folder."""
+    """List what lies below a folder; None if there is no such folder."""
     try:
         return list(retried(lambda: filesystem.get_file_info(pafs.FileSelector(root, recursive=True))))
     except OSError as error:
@@ -235,7 +235,7 @@ def refuse_among(place: str, sources: Mapping[str, Sequence[str]], key: str, wri
 
 
 def _same_table(table: TableUri) -> tuple[str, str, str]:
-    """What is equal for two URIs of one table."""
+    """Reduce a table's URI to what is equal for two URIs of one table."""
     if table.kind == "iceberg":
         return table.kind, table.catalog, table.name
     place = parse(table.name)
@@ -243,7 +243,7 @@ def _same_table(table: TableUri) -> tuple[str, str, str]:
 
 
 def _lists(uri: str, file: Location, key: str) -> bool:
-    """Whether a file, folder or glob lists a file, as `list_files` does; of what may be a glob or a name, as either of them."""
+    """Tell whether a file, folder or glob lists a file, as `list_files` does; of what may be a glob or a name, as either of them."""
     pool = parse(uri, key)
     if (pool.scheme, pool.account) != (file.scheme, file.account):
         return False

@@ -1,4 +1,4 @@
-"""What a Parquet footer says of column chunks, read without pyarrow.
+"""Read what a Parquet footer says of column chunks, without pyarrow.
 
 pyarrow ends the process where it comes upon a chunk that it can't make sense of: one that is encrypted, whose type isn't the
 schema's, or whose statistics are cut short. Here such a chunk is said to be encrypted, or is an error, or has no bounds.
@@ -46,7 +46,7 @@ def read_number(data: bytes, at: int) -> tuple[int, int]:
 
 
 def read_count(data: bytes, at: int) -> tuple[int, int]:
-    """How many items a list of structs has, and where the first starts.
+    """Read how many items a list of structs has, and where the first starts.
 
     Raises:
         ThriftError: it is a list of anything else.
@@ -120,13 +120,13 @@ def skip(data: bytes, at: int, kind: int) -> int:
 
 
 def texts(values: tuple[str, ...]) -> bytes:
-    """How a list of fewer than `MANY` texts is written."""
+    """Encode a list of fewer than `MANY` texts."""
     encoded = [value.encode() for value in values]
     return bytes([len(encoded) << 4 | _BINARY]) + b"".join(_written(len(value)) + value for value in encoded)
 
 
 def empty_structs(count: int, field: int) -> bytes:
-    """How a list of structs is written that hold nothing but an empty struct in that field."""
+    """Encode a list of structs that hold nothing but an empty struct in that field."""
     head = bytes([count << 4 | STRUCT]) if count < MANY else bytes([MANY << 4 | STRUCT]) + _written(count)
     return head + bytes([field << 4 | STRUCT, 0, 0]) * count
 

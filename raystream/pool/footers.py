@@ -1,4 +1,4 @@
-"""What the Parquet footers tell before any row is read."""
+"""Read what the Parquet footers tell before any row is read."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class RowGroup:
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """What planning needs of one file's footer."""
+    """The parts of one file's footer that planning needs."""
 
     file: File
     schema: pa.Schema

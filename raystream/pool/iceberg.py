@@ -201,7 +201,7 @@ def _read_deletes(io: Any, file: Any, table: TableUri, key: str) -> Iterable[tup
 
 
 def _row_filter(filters: Filters, schema: Any, table: TableUri, key: str) -> Any:
-    """What of the filters Iceberg's statistics may decide, as its expression; None if that rules nothing out.
+    """Translate what Iceberg's statistics may decide of the filters into its expression; None if that rules nothing out.
 
     A term is left out where Iceberg might not compare as rows are compared: then more files are read, never fewer.
     """
@@ -217,7 +217,7 @@ def _row_filter(filters: Filters, schema: Any, table: TableUri, key: str) -> Any
 
 
 def _alike(term: Term, schema: Any) -> bool:
-    """Whether Iceberg compares a column with the term's value as Arrow does."""
+    """Tell whether Iceberg compares a column with the term's value as Arrow does."""
     name, op, value = term
     if op in ("!=", "not in"):
         return False

@@ -38,7 +38,7 @@ class UndecodableError(ValueError):
 
 
 def holds_bytes(type_: pa.DataType) -> bool:
-    """Whether rows of this type are bytes of their own: binary, or a struct of `bytes` and perhaps a path."""
+    """Tell whether rows of this type are bytes of their own: binary, or a struct of `bytes` and perhaps a path."""
     if pa.types.is_struct(type_):
         index = type_.get_field_index(_BYTES)
         return index >= 0 and type_.num_fields <= 2 and _is_binary(type_.field(index).type)
@@ -115,7 +115,7 @@ def npy_header(data: memoryview | bytes) -> tuple[np.dtype, tuple[int, ...], boo
 
 
 def npy_dtype(dtype: np.dtype) -> str:
-    """What values of a `.npy` file become: floats float32, integers and booleans what they are.
+    """Return the dtype that values of a `.npy` file become: floats float32, integers and booleans what they are.
 
     Raises:
         UndecodableError: they are anything else.
@@ -176,7 +176,7 @@ _OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How the images of a column become tensors.
+    """The settings by which the images of a column become tensors.
 
     Attributes:
         settings: the query's.
@@ -188,7 +188,7 @@ class Decoding:
 
 
 def installed_decoder() -> Decoder:
-    """What decodes JPEG here: simplejpeg, which refuses damage that Pillow passes over with gray pixels, if it is installed."""
+    """Choose what decodes JPEG here: simplejpeg, which refuses damage that Pillow passes over with gray pixels, if it is installed."""
     return "simplejpeg" if importlib.util.find_spec("simplejpeg") else "pillow"
 
 
@@ -350,7 +350,7 @@ def _png_size(data: memoryview | bytes) -> tuple[int, int]:
 
 
 def _webp_size(data: memoryview | bytes) -> tuple[int, int]:
-    """Of the canvas; a frame can't be larger."""
+    """Read the size of the canvas; a frame can't be larger."""
     kind = bytes(memoryview(data)[12:16])
     if kind == b"VP8X":
         low, high = _unpacked("webp", "<IH", data, 24)
@@ -373,7 +373,7 @@ def _unpacked(kind: Format, form: str, data: memoryview | bytes, offset: int) ->
 
 
 def _guarded(kind: Format, run: Callable[[], Any]) -> Any:
-    """What a decoder returns; whatever it raises on damaged data becomes the row's flaw."""
+    """Run a decoder and return what it returns; whatever it raises on damaged data becomes the row's flaw."""
     try:
         return run()
     except MemoryError:

@@ -175,7 +175,7 @@ def read_labelled(uris: Sequence[str], id_name: str | None, id_type: pa.DataType
 
 
 def has_columns(files: Sequence[File], columns: Sequence[Column]) -> list[bool]:
-    """Whether each labelled file holds all of the pool's input columns, so that its rows can be scored.
+    """Tell of each labelled file whether it holds all of the pool's input columns, so that its rows can be scored.
 
     Raises:
         LabelsError: an input column is there, but can't become the pool's tensor.
@@ -279,7 +279,7 @@ def _has_columns(file: File, columns: Sequence[Column]) -> bool:
 
 
 def _takes(pool: str, here: str) -> bool:
-    """Whether the pool's tensors can hold a labelled file's values: numbers become float32, integers wider ones."""
+    """Tell whether the pool's tensors can hold a labelled file's values: numbers become float32, integers wider ones."""
     if pool in (here, "float32"):
         return True
     return {pool, here}.isdisjoint({TEXT, BYTES}) and np.dtype(pool).kind == np.dtype(here).kind and np.can_cast(here, pool)

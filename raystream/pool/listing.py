@@ -1,4 +1,4 @@
-"""What a table says of its data files at one of its versions."""
+"""The data files of a table at one of its versions, as the table lists them."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def _complete(units: Sequence[Unit], column: Column, on_error: str, images: Prep
 
 
 def _commonest(units: Sequence[Unit], column: Column, on_error: str) -> Found:
-    """What most of the first rows of a few files spread over the pool are; of equals, the earlier.
+    """Find what most of the first rows of a few files spread over the pool are; of equals, the earlier.
 
     One odd row must not decide, as `skip` would then leave out all others.
     """
@@ -110,7 +110,7 @@ def _commonest(units: Sequence[Unit], column: Column, on_error: str) -> Found:
 
 
 def _rows(unit: Unit, column: Column, on_error: str) -> Iterator[list[Found]]:
-    """What a unit's sound rows are, some rows at a time."""
+    """Yield what a unit's sound rows are, some rows at a time."""
     for array in _arrays(unit, column, on_error):
         if column.is_encoded:
             yield [_of_bytes(data) for data in cells(array) if data is not None]
@@ -172,7 +172,7 @@ class NoReadableFileError(NoRowsError):
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """What a query reads of its pool.
+    """The plan of what a query reads of its pool.
 
     Attributes:
         footers: of all files that can be read, also of those that the filters leave nothing of, sorted by path.

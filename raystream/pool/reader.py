@@ -44,7 +44,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class ReadSpec:
-    """What reading needs beside the unit; the same for the whole run, and travels to workers.
+    """All that reading needs beside the unit; the same for the whole run, and travels to workers.
 
     Attributes:
         id: the id column; None derives `path#row`.
@@ -76,12 +76,12 @@ class ReadSpec:
 
     @property
     def stacks(self) -> bool:
-        """Whether the inputs are scalars without names, which go to the model as one tensor."""
+        """True if the inputs are scalars without names, which go to the model as one tensor."""
         return bool(self.columns) and self.columns[0].is_scalar and not self.names
 
     @property
     def decodes_images(self) -> bool:
-        """Whether any input is made of encoded images."""
+        """True if any input is made of encoded images."""
         return any(column.image is not None for column in self.columns)
 
     @property

@@ -160,7 +160,7 @@ def _next(batches: Iterator[pa.RecordBatch], fetched: Fetched) -> pa.RecordBatch
 
 
 def _within(path: str, names: set[str]) -> bool:
-    """Whether a leaf lies in one of the columns, whose own names may hold dots."""
+    """Tell whether a leaf lies in one of the columns, whose own names may hold dots."""
     return any(path == name or path.startswith(f"{name}.") for name in names)
 
 
@@ -183,7 +183,7 @@ def _footer(source: pa.NativeFile, version: tuple[str, int, str], note: Callable
 
 
 def _bucket(path: str) -> str:
-    """What is waited for when a file doesn't come, by the file's path or URI."""
+    """Name what is waited for when a file doesn't come, by the file's path or URI."""
     return f"bucket {path.rpartition('://')[2].partition('/')[0]}"
 
 

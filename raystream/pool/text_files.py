@@ -61,7 +61,7 @@ _converted_lock = Lock()
 
 
 def text_format(path: str) -> str | None:
-    """What a file of text holds, told by its name; None where it isn't one."""
+    """Say what a file of text holds, told by its name; None where it isn't one."""
     return next((what for suffix, what in SUFFIXES.items() if path.lower().endswith(suffix)), None)
 
 
@@ -195,7 +195,7 @@ def _from_hex(text: pa.Array, ids: TextIds, path: str) -> pa.Array:
 
 
 def _no_id(column: pa.ChunkedArray, wrong: pa.ChunkedArray, ids: TextIds, path: str, expected: str) -> PoolError:
-    """What is said of ids that can't be the pool's: the first of them, and its row."""
+    """Make the error for ids that can't be the pool's; it names the first of them, and its row."""
     rows = pc.indices_nonzero(wrong.combine_chunks())
     count, row = len(rows), rows[0].as_py()
     value, more = quoted(str(column[row].as_py())), f" and {count - 1} more such" if count > 1 else ""
@@ -203,7 +203,7 @@ def _no_id(column: pa.ChunkedArray, wrong: pa.ChunkedArray, ids: TextIds, path: 
 
 
 def _is_writable(type_: pa.DataType) -> bool:
-    """Whether Parquet can hold it: `{}` of JSON is a struct of nothing."""
+    """Tell whether Parquet can hold a type: `{}` of JSON is a struct of nothing."""
     if pa.types.is_struct(type_):
         return type_.num_fields > 0 and all(_is_writable(field.type) for field in type_)
     return not pa.types.is_list(type_) or _is_writable(type_.value_type)

@@ -130,7 +130,7 @@ class Query(Part):
 
     @property
     def store_options(self) -> Storage:
-        """How to reach the store: `store.storage`, or without any, in object storage of the pool's kind, `pool.storage`."""
+        """The settings for reaching the store: `store.storage`, or without any, in object storage of the pool's kind, `pool.storage`."""
         if self.store.storage or not is_remote(self.store.uri):
             return self.store.options
         plain = (uri.removeprefix("delta+") for uri in self.pool.uris if not uri.startswith("iceberg:"))
@@ -149,7 +149,7 @@ class Query(Part):
 
     @property
     def gives_scores(self) -> bool:
-        """Whether the model yields logits or probabilities at all."""
+        """True if the model yields logits or probabilities at all."""
         model = self.model
         if model.task == "regression":
             return self.gives_samples
@@ -157,29 +157,29 @@ class Query(Part):
 
     @property
     def names_classes(self) -> bool:
-        """Whether the model itself may say what its classes are called, once it is loaded."""
+        """True if the model itself may say what its classes are called, once it is loaded."""
         return any(kind_of(member.kind).names_classes for member in self.model.members or [self.model])
 
     @property
     def gives_samples(self) -> bool:
-        """Whether the model may have several opinions of a row; of kinds whose files decide, only loading them tells."""
+        """True if the model may have several opinions of a row; of kinds whose files decide, only loading them tells."""
         model = self.model
         committee = isinstance(model.weights, list) or model.members is not None or model.samples is not None
         return bool(self.acquire.mc_samples) or committee or kind_of(model.kind).opinions
 
     @property
     def needs_samples(self) -> bool:
-        """Whether the choice looks at every member's opinion of a row, so that they must be stored."""
+        """True if the choice looks at every member's opinion of a row, so that they must be stored."""
         return self.select.traits.samples or any(score in SCORES and "targets" in SCORES[score].keys for score in self.acquire.asked)
 
     @property
     def needs_gradients(self) -> bool:
-        """Whether a score needs the input of the layer that gives the logits."""
+        """True if a score needs the input of the layer that gives the logits."""
         return any(score in GRADIENT_SCORES for score in self.acquire.asked)
 
     @property
     def gives_predictions(self) -> bool:
-        """Whether rows get a predicted class and a confidence."""
+        """True if rows get a predicted class and a confidence."""
         return self.gives_scores and TASKS[self.model.task].predicts
 
     @property
@@ -189,7 +189,7 @@ class Query(Part):
 
     @property
     def needs_embedding(self) -> bool:
-        """Whether the pass over the pool yields embeddings: chosen by them, asked for by name, or all that the model gives."""
+        """True if the pass over the pool yields embeddings: chosen by them, asked for by name, or all that the model gives."""
         return self._chooses_by_embedding or self.model.embedding is not None or not self.gives_scores
 
     @property

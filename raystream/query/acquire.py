@@ -1,4 +1,4 @@
-"""What rows are scored by, and which models give the scores that are lengths of gradients."""
+"""The `acquire` section: what rows are scored by, and which models give the scores that are lengths of gradients."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ImportPath = Annotated[str, AfterValidator(_is_path)]
 
 
 class Acquire(Part):
-    """How rows are scored; higher always means: label sooner."""
+    """The `acquire` section: how rows are scored; higher always means: label sooner."""
 
     section = ("acquire",)
 
@@ -144,7 +144,7 @@ def column_of(score: str) -> str:
 
 
 def knows_last_layer(model: Model) -> bool:
-    """Whether the input of the layer that gives the logits is known: the last Linear's, or the column that the user says it is."""
+    """Tell whether the input of the layer that gives the logits is known: the last Linear's, or the column that the user says it is."""
     if model.members is not None or isinstance(model.weights, list):
         return False
     kind = kind_of(model.kind)

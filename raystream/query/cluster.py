@@ -40,7 +40,7 @@ class Store(Part):
 
     @property
     def options(self) -> Storage:
-        """How to reach the object storage of `uri`."""
+        """The settings for reaching the object storage of `uri`."""
         return storage_from(self.storage, "store.storage")
 
     @field_validator("storage", mode="before")

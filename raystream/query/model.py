@@ -1,4 +1,4 @@
-"""What turns rows into logits and embeddings, and how encoded images become its tensors."""
+"""The `model` section: what turns rows into logits and embeddings, and how encoded images become its tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Spread = Annotated[float, Field(gt=0, allow_inf_nan=False), NoTruth]
 
 
 class Preprocess(Part):
-    """What is done to each JPEG, PNG or WebP image of the pool: channels, then size, then scale, mean and std; the result is float32."""
+    """The steps for each JPEG, PNG or WebP image of the pool: channels, then size, then scale, mean and std; the result is float32."""
 
     section = ("model", "preprocess")
 
@@ -56,18 +56,18 @@ class Preprocess(Part):
 
     @property
     def depth(self) -> int:
-        """How many channels the model gets."""
+        """The number of channels that the model gets."""
         return 3 if self.channels == "rgb" else 1
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one row's tensor."""
+        """The shape of one row's tensor."""
         height, width = self.size
         return (self.depth, height, width) if self.layout == "chw" else (height, width, self.depth)
 
 
 class Model(Part):
-    """What turns rows into logits and embeddings."""
+    """The `model` section: what turns rows into logits and embeddings."""
 
     section = ("model",)
 
@@ -137,7 +137,7 @@ class Model(Part):
 
     @property
     def images(self) -> Preprocess | None:
-        """How encoded images are decoded; None where the query doesn't say, or names a function for all columns."""
+        """The settings for decoding encoded images; None where the query doesn't say, or names a function for all columns."""
         return self.preprocess if isinstance(self.preprocess, Preprocess) else None
 
     @property
@@ -169,7 +169,7 @@ class Model(Part):
         return self
 
     def _output_fits(self, kind: KindEntry) -> None:
-        """Whether what the query says of the model's outputs can be."""
+        """Check that what the query says of the model's outputs can be."""
         if "output" not in self.model_fields_set:
             return
         if not kind.scores:
@@ -193,7 +193,7 @@ class Model(Part):
 
     @property
     def carried(self) -> bool:
-        """Whether the pool's columns are its outputs, so that no model runs."""
+        """True if the pool's columns are its outputs, so that no model runs."""
         return kind_of(self.kind).carried
 
     @property

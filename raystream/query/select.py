@@ -1,4 +1,4 @@
-"""How the batch is chosen among the scored rows."""
+"""The `select` section: how the batch is chosen among the scored rows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Quota(Part):
 
 
 class Cost(Part):
-    """What each row costs, and what the batch may cost in all."""
+    """The cost of each row, and what the batch may cost in all."""
 
     section = ("select", "cost")
 
@@ -52,7 +52,7 @@ class Cost(Part):
 
 
 class Select(Part):
-    """How the batch is chosen among the scored rows."""
+    """The `select` section: how the batch is chosen among the scored rows."""
 
     section = ("select",)
 
@@ -139,27 +139,27 @@ class Select(Part):
 
     @property
     def traits(self) -> Traits:
-        """What the strategy needs and takes."""
+        """The traits of the strategy: what it needs and takes."""
         return traits(self.strategy)
 
     @property
     def needs_score(self) -> bool:
-        """Whether rows can't be chosen without an acquisition score."""
+        """True if rows can't be chosen without an acquisition score."""
         return self.traits.needs_score(self.terms) or self.weight > 0 or self.candidate_limit is not None
 
     @property
     def candidate_limit(self) -> int | None:
-        """How many rows survive the pre-filter by score; None means all."""
+        """The number of rows that survive the pre-filter by score; None means all."""
         if self.candidates is None:
             return 10 * self.budget if self.traits.tenfold else None
         return None if self.candidates == "all" else self.candidates
 
     @property
     def needs_embedding(self) -> bool:
-        """Whether the choice can't be made without embeddings."""
+        """True if the choice can't be made without embeddings."""
         return self.traits.embedding or bool(self.near_duplicates)
 
     @property
     def passes_over_repeats(self) -> bool:
-        """Whether rows with the same embedding as a labelled or chosen one are passed over."""
+        """True if rows with the same embedding as a labelled or chosen one are passed over."""
         return self.needs_embedding and self.near_duplicates is not False

@@ -1,4 +1,4 @@
-"""What a model's output means for a row, as data: which scores there are, how those of many outputs become one, what can't be asked."""
+"""A model's output, as data: what it means for a row, which scores there are, how those of many outputs become one, what can't be asked."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ TASKS: Mapping[str, Task] = {
 
 
 def check_task(query: Query) -> None:
-    """Whether the query asks for what the model's task gives.
+    """Check that the query asks for what the model's task gives.
 
     Raises:
         ValueError: it doesn't; what, and what to do.

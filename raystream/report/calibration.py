@@ -25,5 +25,5 @@ def write_diagram(query: Query, calibration: Calibration) -> str:
 
 
 def summary(fitted: Fitted, diagram: str | None) -> dict[str, Any]:
-    """What `--json` prints."""
+    """Return what `--json` prints."""
     return {**asdict(fitted.calibration), "new": fitted.new, "diagram": diagram}

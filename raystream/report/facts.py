@@ -22,13 +22,13 @@ class Fact:
 
 
 def title(manifest: Manifest) -> str:
-    """What was asked, as a heading."""
+    """Say what was asked, as a heading."""
     chosen = manifest.counts.chosen
     return f"{chosen:,} row{'' if chosen == 1 else 's'} to label next"
 
 
 def lede(manifest: Manifest) -> str:
-    """What was asked, as a sentence: budget, strategy, score and pool."""
+    """Say what was asked, as a sentence: budget, strategy, score and pool."""
     select, score = manifest.resolved["select"], manifest.resolved["acquire"]["score"]
     scored = manifest.gives_scores
     how = f"strategy {select['strategy']}" + (f", score {score}" if scored else ", no score")

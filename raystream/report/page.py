@@ -137,7 +137,7 @@ def _histogram(result: Result, pool: StoredPool | None) -> Chart:
 
 
 def _reliability(result: Result) -> Chart | None:
-    """How far confidence was off before and after, where the temperature was fitted."""
+    """Plot how far confidence was off before and after, where the temperature was fitted."""
     calibration = result.manifest.calibration
     if calibration is None:
         return None

@@ -1,4 +1,4 @@
-"""What a report reads of the scored units: the pool's scores, a sample of its embeddings, those of the chosen rows.
+"""Read what a report needs of the scored units: the pool's scores, a sample of its embeddings, those of the chosen rows.
 
 The time must not grow with the pool: beyond `_UNITS` units, evenly spaced ones stand for all.
 """
@@ -60,7 +60,7 @@ class StoredPool:
 
     @property
     def is_sample(self) -> bool:
-        """Whether some units are not looked at."""
+        """True if some units are not looked at."""
         return len(self.units) < self.total
 
 

@@ -97,7 +97,7 @@ def describe_model(section: Mapping[str, Any]) -> str:
 
 
 def describe_scores(scores: Scores, store: str) -> str:
-    """What scoring alone did."""
+    """Describe what scoring alone did."""
     lines = [
         f"{scores.rows:,} rows are scored: {_count(scores.units_scored, 'unit')} now, {scores.units_reused:,} before, in store {store}",
         f"  seconds     {describe_seconds(scores.seconds)}",
@@ -127,7 +127,7 @@ def describe_temperature(calibration: Calibration) -> str:
 
 
 def describe_estimate(plan: Estimate) -> str:
-    """What a query would read and write."""
+    """Describe what a query would read and write."""
     state = "is committed: running it again would change nothing" if plan.committed else "is not committed yet"
     lines = [
         f"query {plan.query} {state}",
@@ -248,7 +248,7 @@ def constraints_met(manifest: Manifest) -> list[Met]:
 
 
 def _quota(asked: Mapping[str, Any], facts: Mapping[str, float | int | str]) -> list[tuple[str, str]]:
-    """What came out of one quota, and what was asked for."""
+    """Describe what came out of one quota, and what was asked for."""
     by, value = asked["by"], asked["value"]
     most, least = (None if asked[key] is None else f", at {words} {asked[key]:,}" for key, words in (("max", "most"), ("min", "least")))
     if value is not None:

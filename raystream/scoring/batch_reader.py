@@ -198,12 +198,12 @@ class BatchReader:
 
 
 def rows_at_once(spec: ReadSpec, most: int) -> int:
-    """How many rows are decoded at a time: images are, into a buffer of more of them, so that no third batch is in memory."""
+    """Choose how many rows to decode at a time: fewer where they are images, into a buffer of more, so that no third batch is in memory."""
     return max(1, min(most, _IMAGES_BYTES // row_bytes(spec))) if spec.decodes_images else most
 
 
 def row_bytes(spec: ReadSpec) -> int:
-    """What one row's tensors take in memory; of texts, a guess."""
+    """Count the bytes that one row's tensors take in memory; of texts, a guess."""
     return sum(prod(shape) * _item_bytes(dtype) for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)) or 1
 
 
@@ -307,7 +307,7 @@ _KEY = "model.preprocess"
 
 
 def planned(query: Query) -> Prepared | None:
-    """What units are keyed by, if `model.preprocess` names a function.
+    """Return what units are keyed by, if `model.preprocess` names a function; None if it doesn't.
 
     Raises:
         ModelError: its module isn't there.

@@ -1,4 +1,4 @@
-"""What classes are called, by the query or by the model itself, and labels of a calibration set as their numbers.
+"""The names of classes, by the query or by the model itself, and labels of a calibration set as their numbers.
 
 A class has its place among the model's outputs, which is what a prediction is; a name, if `model.classes` gives any; and of a model of
 scikit-learn a label, the value that it was fitted on. Names that nobody gives are the labels as text.
@@ -167,7 +167,7 @@ names of its classes, one of these."""
 
 
 def class_weights_of(query: Query, classes: Sequence[str] | None) -> Weights | None:
-    """What a query asks for, the names of its classes looked up; None if no score is weighted.
+    """Resolve the class weights that a query asks for, the names of its classes looked up; None if no score is weighted.
 
     Raises:
         QueryError: a class is unknown, or the number of weights isn't that of the classes.

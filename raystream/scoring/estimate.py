@@ -1,4 +1,4 @@
-"""What a query would read and write, and about how long it would take, before anything is spent."""
+"""Estimate what a query would read and write, and about how long it would take, before anything is spent."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Estimate:
     changes: Changes | None = None
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return asdict(self)
 
 

@@ -109,7 +109,7 @@ class Executor(Protocol):
         """Send a unit to a worker that is ready; `UnitEnded` or `WorkerLost` follows."""
 
     def wait(self, timeout: float) -> list[Event]:
-        """What happened since; waits up to `timeout` seconds for the first of it."""
+        """Return what happened since; waits up to `timeout` seconds for the first of it."""
 
     def close(self) -> None:
         """End all workers; what they had not committed is not scored."""

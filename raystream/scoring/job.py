@@ -1,4 +1,4 @@
-"""What a worker is told: once for the whole run, and once for each unit."""
+"""The orders that a worker is given: once for the whole run, and once for each unit."""
 
 from __future__ import annotations
 

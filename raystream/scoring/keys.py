@@ -1,4 +1,4 @@
-"""What makes a unit or a query the same as an earlier one."""
+"""Keys and identities: what makes a unit or a query the same as an earlier one."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class UnitKeys:
         return Keys(digests)
 
     def text(self, unit: Unit) -> str:
-        """What the key is the hash of."""
+        """Build the text that the key is the hash of."""
         before, between, after = self._around(unit)
         return f"{before}{_text(unit.file.identity)}{between}{_listed(unit.row_groups[0], len(unit.row_groups))}{after}"
 
@@ -100,7 +100,7 @@ def _unit_parts(unit: Unit) -> dict[str, Any]:
 
 
 def _inputs(spec: ReadSpec) -> dict[str, Any]:
-    """What else the model's tensors depend on; nothing for columns of numbers and texts that come by position."""
+    """Collect what else the model's tensors depend on; nothing for columns of numbers and texts that come by position."""
     found: dict[str, Any] = {}
     if spec.names:
         found["names"] = spec.names
@@ -116,7 +116,7 @@ def _inputs(spec: ReadSpec) -> dict[str, Any]:
 def query_identity(
     query: Query, files: Sequence[File], labelled: Sequence[object], classes: Sequence[str] | None, fingerprint: str
 ) -> dict[str, str]:
-    """What a query's name stands for, by part; the identity is the digest of all parts together.
+    """Describe what a query's name stands for, by part; the identity is the digest of all parts together.
 
     The cluster, the store and the output have no influence on what is chosen and are left out.
 
@@ -170,7 +170,7 @@ def identity_digest(parts: dict[str, str]) -> str:
 
 
 def differences(before: dict[str, str], now: dict[str, str]) -> str:
-    """What differs between two identities, in words."""
+    """Say what differs between two identities, in words."""
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     words = []
     for name in changed:

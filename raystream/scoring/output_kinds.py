@@ -51,7 +51,7 @@ class Output:
 
 @dataclass(frozen=True)
 class OutputBlock:
-    """What some rows' outputs are computed from, on the model's device.
+    """The tensors that some rows' outputs are computed from, on the model's device.
 
     Attributes:
         logits: (n, c), before temperature.
@@ -71,7 +71,7 @@ class OutputBlock:
 
     @cached_property
     def members(self) -> MemberScores | None:
-        """What follows from comparing the opinions."""
+        """The scores that follow from comparing the opinions; None where there is one alone."""
         return None if self.log_probs is None else member_scores(self.log_probs, MEMBER_SCORES)
 
 
@@ -167,7 +167,7 @@ class QueryOutputs:
         }
 
     def of(self, kind: str, **own: Any) -> Output:
-        """That of a kind.
+        """Build the output of a kind.
 
         Args:
             kind: one of `KINDS`.
@@ -199,7 +199,7 @@ class QueryOutputs:
 
 
 def _task(query: Query) -> tuple[str, str | None, float | None] | None:
-    """How the scores of a row's many outputs become one; None for one class a row."""
+    """Return how the scores of a row's many outputs become one; None for one class a row."""
     name, acquire = query.model.task, query.acquire
     if name == "classes":
         return None

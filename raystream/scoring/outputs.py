@@ -184,7 +184,7 @@ class OutputWriter:
                 self._left_out[output.name] = self._store.stored(f"{name}.quarantined.parquet")
 
     def receipts(self, **facts: Any) -> tuple[Receipt, ...]:
-        """What was written of each output.
+        """Make the receipts of what was written, one for each output.
 
         Args:
             facts: fields of the receipts that only the worker knows.

@@ -97,17 +97,17 @@ class ResolvedQuery:
 
     @property
     def is_committed(self) -> bool:
-        """Whether a query of this name is, this one or another."""
+        """True if a query of this name is committed, this one or another."""
         return self.store.exists(f"{self.folder}/manifest.json")
 
     @property
     def warnings(self) -> list[str]:
-        """What is to be said of it before anything is scored."""
+        """The warnings about it that are known before anything is scored."""
         return [*(self.calibration.warnings if self.calibration else ()), *self.pool.warnings]
 
     @cached_property
     def outputs(self) -> tuple[Output, ...]:
-        """What the model is run for."""
+        """The outputs that the model is run for."""
         return self.kinds.needed()
 
     @cached_property
@@ -116,12 +116,12 @@ class ResolvedQuery:
         return UnitKeys(self.query, self.pool.read, self.fingerprint)
 
     def plan(self, units: Iterable[Unit]) -> ScoringPlan:
-        """What is there of these units, which are read as the pool's are, and what is missing."""
+        """Find what is there of these units, which are read as the pool's are, and what is missing."""
         return plan_scoring(self.store, self.keys, units, self.outputs)
 
     @property
     def job(self) -> Job:
-        """What workers are told."""
+        """The job that workers are given."""
         return job_of(self.query, self.store, self.pool, self.fingerprint, self.outputs)
 
 
@@ -181,7 +181,7 @@ def plan_scoring(store: Store, keys: UnitKeys, units: Iterable[Unit], outputs: t
 
 
 def job_of(query: Query, store: Store, pool: PoolPlan, fingerprint: str, outputs: tuple[Output, ...]) -> Job:
-    """What workers are told that score units of a pool, and others that are read like these."""
+    """Make the job for workers that score units of a pool, and others that are read like these."""
     return Job(
         model=query.model,
         fingerprint=fingerprint,
@@ -246,7 +246,7 @@ def resolve(
 def pool_plan(
     query: Query, pool: Pool, also: Sequence[str] = (), *, labels: bool = False, listed: ListedFiles | None = None
 ) -> PoolPlan:
-    """How a pool is read for the query's model: its own, or calibration and target rows.
+    """Plan how a pool is read for the query's model: its own, or calibration and target rows.
 
     Args:
         query: says what the model takes.
@@ -288,7 +288,7 @@ def _large_batches(plan: PoolPlan, batch_size: int) -> tuple[str, ...]:
 
 
 def _texts(model: Model) -> Literal["refused", "taken", "expected"]:
-    """What columns of strings are to the model: of a committee, to all of its members."""
+    """Say what columns of strings are to the model: of a committee, to all of its members."""
     each = [kind_of(member.kind).texts for member in model.members or [model]]
     return "refused" if "refused" in each else "expected" if "expected" in each else "taken"
 
@@ -301,7 +301,7 @@ def candidates_columns(query: Query) -> list[str]:
 
 
 def _labelled_parts(query: Query, labelled: Labelled | None, pool: PoolPlan) -> list[object]:
-    """What the choice depends on of the labelled rows: their ids, and the files that their embeddings may come from."""
+    """List what the choice depends on of the labelled rows: their ids, and the files that their embeddings may come from."""
     if labelled is None:
         return []
     if not query.needs_embedding:
@@ -357,7 +357,7 @@ def _plan_rows(plan: ScoringPlan, start: int, stop: int) -> pa.Table:
 
 
 def _holds(data: bytes, plan: ScoringPlan, outputs: Sequence[str]) -> bool:
-    """Whether a stored plan says all that this one does; what was scored then is none of it."""
+    """Tell whether a stored plan says all that this one does, apart from what was scored then."""
     start = 0
     try:
         with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as found:

@@ -64,7 +64,7 @@ class Meter:
 
 
 class Reporter(Protocol):
-    """What a run tells while it goes on. What it waits for, such as a store that is away, it logs as `raystream`'s."""
+    """Hears what a run tells while it goes on. What the run waits for, such as a store that is away, it logs as `raystream`'s."""
 
     def stage(self, text: str) -> None:
         """A new stage has begun."""

@@ -85,7 +85,7 @@ class Scheduler:
 
     @property
     def finished(self) -> bool:
-        """Whether every unit is done or poisoned."""
+        """True if every unit is done or poisoned."""
         return len(self.done) == self.units
 
     def start(self) -> list[Instruction]:
@@ -166,7 +166,7 @@ class Scheduler:
         self.poisoned[unit] = cause
 
     def _take_back(self, worker: int, unit: int) -> bool:
-        """Whether the worker held the unit, which it doesn't from now on."""
+        """Take the unit from the worker, for good; tells whether the worker held it."""
         units = self.held.get(worker, [])
         if unit not in units:
             return False

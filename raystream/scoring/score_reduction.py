@@ -20,7 +20,7 @@ _NOTHING_COUNTS = "its mask leaves no element to score"
 
 @dataclass(frozen=True)
 class Reduction:
-    """How a row's many outputs become one number: `model.task`, `acquire.reduce`, `acquire.top` and the temperature."""
+    """The rule by which a row's many outputs become one number: `model.task`, `acquire.reduce`, `acquire.top` and the temperature."""
 
     task: str
     reduce: str
@@ -29,7 +29,7 @@ class Reduction:
 
     @classmethod
     def of(cls, model: Model, acquire: Acquire) -> Reduction | None:
-        """That of a query; None for one distribution over classes a row, which is kept as it is."""
+        """Return the reduction of a query; None for one distribution over classes a row, which is kept as it is."""
         if model.task == "classes":
             return None
         top = DEFAULT_TOP if acquire.top is None else acquire.top

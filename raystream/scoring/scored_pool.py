@@ -133,7 +133,7 @@ class ScoredPool:
         )
 
     def holds(self, kind: str) -> bool:
-        """Whether any unit has outputs of a kind."""
+        """Tell whether any unit has outputs of a kind."""
         return any(receipt.kind == kind and receipt.file is not None for receipt in self.units.of_models())
 
     def embeddings(self, rows: np.ndarray | None, memory: int = 0) -> tuple[list[Embeddings], list[np.ndarray | None]]:
@@ -212,7 +212,7 @@ class ScoredPool:
     def _few(
         self, vectors: VectorFiles, wanted: Sequence[tuple[StoredFile, int, np.ndarray | None]], memory: int
     ) -> list[Embeddings | None]:
-        """Of each file the wanted rows alone, where that is worth it, and all of them together fit the memory; else None."""
+        """Read of each file the wanted rows alone, where that is worth it, and all of them together fit the memory; else None."""
         size = sum(file.size * (count if inside is None else len(inside)) // max(count, 1) for file, count, inside in wanted)
         if size > memory:
             return [None] * len(wanted)

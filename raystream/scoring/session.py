@@ -83,7 +83,7 @@ class Session:
 
     @property
     def start_seconds(self) -> float:
-        """How long it took until a worker was up; 0 if none was needed."""
+        """The seconds that it took until a worker was up; 0 if none was needed."""
         return self._progress.start_seconds
 
     def __enter__(self) -> Session:
@@ -291,7 +291,7 @@ def refuse_quarantined(query: Query, units: Iterable[UnitOutputs]) -> None:
 
 
 def score_warnings(query: Query, units: Iterable[UnitOutputs], session: Session) -> list[str]:
-    """What the scoring has to say to the user."""
+    """List the warnings that the scoring has for the user."""
     warnings = session.warnings
     lost = with_losses([units])
     first = next(lost, None)
@@ -306,5 +306,5 @@ def score_warnings(query: Query, units: Iterable[UnitOutputs], session: Session)
 
 
 def model_notes(units: Iterable[UnitOutputs]) -> list[str]:
-    """What the workers that scored the units have to say of the model."""
+    """Collect what the workers that scored the units have to say of the model."""
     return list(dict.fromkeys(note for receipt in of_models([units]) for note in receipt.notes))

@@ -294,7 +294,7 @@ class Worker:
             writer.add_embedding(positions, _kept(prediction.embedding, keep))
 
     def _is_sound(self, prediction: Prediction) -> bool:
-        """Whether two sums alone show that every number is finite and can be stored, as they nearly always do.
+        """Tell whether two sums alone show that every number is finite and can be stored, as they nearly always do.
 
         No number is larger than the root of the sum of all squares: one pass, ten times faster than a maximum.
         """
@@ -334,7 +334,7 @@ def _rows_behind(unit: Unit, last: int) -> int:
 
 
 def _reasons(batch: BufferedRows, bad: torch.Tensor, reason: str) -> dict[int, str]:
-    """What is wrong with each of these rows, by their positions in the file."""
+    """Map each of these rows, by their positions in the file, to what is wrong with it."""
     return dict.fromkeys(batch.rows[bad.cpu().numpy()].tolist(), reason)
 
 

@@ -61,14 +61,14 @@ def grid_power(width: int, largest: float) -> int:
 
 
 def on_grid(x: Array, power: int) -> bool:
-    """Whether all numbers are multiples of 2^-power."""
+    """Tell whether all numbers are multiples of 2^-power."""
     scaled = x.astype(np.float64) * 2.0**power
     return bool((scaled == np.rint(scaled)).all())
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How rows become operands of the product; the same for rows and centres.
+    """The encoding of rows as operands of the product; the same for rows and centres.
 
     Attributes:
         shift: (d,) float32, a fixed vector near the mean.
@@ -94,7 +94,7 @@ class Encoding:
         return cls(shift, power, bfloat16, on_grid)
 
     def same(self, other: Encoding) -> bool:
-        """Whether the two make the same of every row."""
+        """Tell whether the two make the same of every row."""
         settings = (self.power, self.bfloat16, self.exact)
         return settings == (other.power, other.bfloat16, other.exact) and np.array_equal(self.shift, other.shift)
 
@@ -106,7 +106,7 @@ class Encoding:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of operands and products."""
+        """The dtype of operands and products."""
         return torch.bfloat16 if self.bfloat16 else torch.float32
 
     @property
@@ -208,7 +208,7 @@ class Encoding:
         return result
 
     def width_of(self, square: Array) -> Array:
-        """How far float32 products of bounds a_i + a_j = `square` (float64) may lie above the squared distances, scaled."""
+        """Bound how far float32 products of bounds a_i + a_j = `square` (float64) may lie above the squared distances, scaled."""
         return np.zeros_like(square) if self.exact else 2.2 * self._inflation * square + 8 * self._underflow
 
     def reach(

@@ -34,7 +34,7 @@ _NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 class CertificateFacts(TypedDict):
-    """How well the batch covers the candidates.
+    """A measure of how well the batch covers the candidates.
 
     `radius` is the largest distance of a candidate to the chosen and labelled rows. No batch of this size has a
     radius below `lower_bound`; it is None unless that is proven, as it is for farthest-first by distance alone.
@@ -176,13 +176,13 @@ def _spread(
 
 
 def _covering(shards: Shards, x: Array, labelled: Array) -> Covering:
-    """How the chosen rows `x`, before labelled ones, cover all candidates."""
+    """Find how the chosen rows `x`, before labelled ones, cover all candidates."""
     everything = np.concatenate([x, labelled])
     return shards.cover(everything, len(x)) if len(everything) else Covering(np.empty(0, dtype=np.int64), 0.0, -1)
 
 
 def _left_out(candidates: Candidates, rows: Array, labelled: Array | None, threshold: float | None) -> dict[str, int]:
-    """How many candidates are near-duplicates of the batch `rows` and of labelled rows; nothing where counting takes too long."""
+    """Count the candidates that are near-duplicates of the batch `rows` and of labelled rows; nothing where counting takes too long."""
     if threshold is None or candidates.shards is None or labelled is None:
         return {}
     out = count_alike(candidates.shards, threshold, np.concatenate([candidates.shards.gather(rows), labelled]))
@@ -190,7 +190,7 @@ def _left_out(candidates: Candidates, rows: Array, labelled: Array | None, thres
 
 
 def _repeats_left_out(repeats: Repeats, left: Array, filled: Array) -> dict[str, int]:
-    """How many exact repeats are among the candidates `left`, and how many were chosen."""
+    """Count the exact repeats among the candidates `left`, and those that were chosen."""
     counts = {"exact_repeats": int(repeats.covered(left).sum()), "exact_repeats_chosen": len(filled)}
     return {name: count for name, count in counts.items() if count}
 

@@ -93,7 +93,7 @@ def _moved(points: Points, centres: Array, label: Array) -> Array | None:
 
 
 def _part_rows(n: int, sum_bytes: int) -> int:
-    """How many rows to add up in float32, whole blocks of them."""
+    """Choose how many rows to add up in float32, whole blocks of them."""
     rows = max(min(_SUM_ROWS, -(-n // _PARTS)), -(-n * sum_bytes // _SUMS_BYTES))
     return -(-rows // BLOCK) * BLOCK
 

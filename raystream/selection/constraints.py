@@ -1,4 +1,4 @@
-"""What restricts a batch beyond its size: rows taken already, near-duplicates, quotas, a cost budget.
+"""The constraints of a batch beyond its size: rows taken already, near-duplicates, quotas, a cost budget.
 
 A row that is blocked once stays blocked: strategies may forget it, and whoever asks earlier or later, or
 in another order, gets the same batch.
@@ -95,12 +95,12 @@ class Constraints:
 
     @property
     def vectors(self) -> bool:
-        """Whether `blocked` and `take` need the rows' embeddings."""
+        """True if `blocked` and `take` need the rows' embeddings."""
         return self._near_duplicates is not None
 
     @property
     def free(self) -> bool:
-        """Whether nothing but the size and what is taken already restricts the batch."""
+        """True if nothing but the size and what is taken already restricts the batch."""
         return self._near_duplicates is None and not self._quotas and self._cost is None and self._repeats is None
 
     @property
@@ -110,7 +110,7 @@ class Constraints:
 
     @property
     def reach(self) -> int | None:
-        """How many rows of an order suffice to fill the batch; None when that can't be known."""
+        """The number of rows of an order that suffice to fill the batch; None when that can't be known."""
         return self.left + len(self._taken) if self.free else None
 
     def excluded(self, n: int) -> Array:
@@ -177,7 +177,7 @@ class Constraints:
         return result
 
     def why(self, row: int) -> str:
-        """What bound a row that was taken, '' if nothing did."""
+        """Name what bound a row that was taken, '' if nothing did."""
         return self._why[row]
 
     def check_floors(self) -> None:
@@ -188,7 +188,7 @@ class Constraints:
                 raise QueryError(self._shortfall().of_floor(number, int(short[0])))
 
     def obstacles(self, n: int) -> list[Obstacle]:
-        """What keeps the rest of n candidates out of a batch that is smaller than its budget."""
+        """List what keeps the rest of n candidates out of a batch that is smaller than its budget."""
         return self._shortfall().obstacles(np.arange(n))
 
     def _shortfall(self) -> Shortfall:

@@ -1,4 +1,4 @@
-"""How well the rows chosen so far represent a set of targets, and what one more row would add.
+"""Measure how well the rows chosen so far represent a set of targets, and what one more row would add.
 
 The value of a batch S is sum over targets t of w_t max over c in S of kappa(c, t), monotone and submodular as
 kappa >= 0: what a row adds only shrinks as others are chosen. What a row adds is *defined* by float64 sums of
@@ -52,7 +52,7 @@ class Coverage:
         self._room: Room | None = None
 
     def pairs(self, dtype: torch.dtype) -> Pairs:
-        """What bounds similarities to the targets in a precision."""
+        """Return the `Pairs` that bound similarities to the targets in a precision."""
         if dtype not in self._pairs:
             self._pairs[dtype] = Pairs(self.targets, self.weight, self.kernel, self._typical, dtype)
         return self._pairs[dtype]
@@ -64,7 +64,7 @@ class Coverage:
 
     @property
     def complete(self) -> bool:
-        """Whether no row can add anything."""
+        """True if no row can add anything."""
         return not len(self.open)
 
     def aim(self, dtype: torch.dtype) -> tuple[Aim, Array]:
@@ -112,7 +112,7 @@ class Coverage:
         self._last = None
 
     def gain(self, x: Array) -> float:
-        """What the unit row `x` (d,) float32 adds, by the definition."""
+        """Compute what the unit row `x` (d,) float32 adds, by the definition."""
         which, kappa = self._near(x)
         added = np.zeros(len(self.targets))
         added[which] = np.maximum(kappa - self.best[which], 0.0) * self.weight[which]

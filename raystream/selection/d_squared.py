@@ -101,7 +101,7 @@ class DSquaredPiece:
         return self._largest()
 
     def holds_free(self, constraints: Constraints | None) -> bool:
-        """Whether any row might still be taken, covered or not."""
+        """Tell whether any row might still be taken, covered or not."""
         rows = np.flatnonzero(~self._gone) + self._start
         if constraints is None:
             return len(rows) > 0
@@ -251,7 +251,7 @@ _AT_ONCE = 256
 
 @dataclass(frozen=True)
 class DSquared:
-    """What D-squared sampling chose.
+    """The result of D-squared sampling.
 
     Attributes:
         rows: (b,) int64 in order of choice.
@@ -306,7 +306,7 @@ def d_squared(
 
 @dataclass
 class _Tally:
-    """What became of the proposals since the weights were made."""
+    """A count of what became of the proposals since the weights were made."""
 
     proposals: int = 0
     accepted: int = 0
@@ -315,7 +315,7 @@ class _Tally:
 
     @property
     def stale(self) -> bool:
-        """Whether bounds have become too loose to go on with."""
+        """True if bounds have become too loose to go on with."""
         return self.proposals >= _FEWEST_PROPOSALS and 2 * self.accepted < self.proposals
 
 

@@ -21,7 +21,7 @@ _SUMMED = 1 << 17
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What to look at.
+    """The things to look at while rows are encoded.
 
     Attributes:
         near: (d,) float32, a vector near the mean, which is the encoding's shift unless products are exact.
@@ -32,7 +32,7 @@ class Look:
     power: int | None
 
     def same(self, other: Look) -> bool:
-        """Whether the two look at the same."""
+        """Tell whether the two look at the same."""
         return self.power == other.power and np.array_equal(self.near, other.near)
 
 
@@ -210,7 +210,7 @@ class CentreList:
         return result.view(room.dtype)
 
     def _columns(self, count: int) -> int:
-        """How wide a product for `count` centres should be."""
+        """Choose how wide a product for `count` centres should be."""
         if count < _NARROW and not self.encoding.bfloat16:
             return count
         unit = _NARROW if count <= _STANDING else _WIDE

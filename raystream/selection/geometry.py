@@ -1,4 +1,4 @@
-"""What D-squared sampling asks of a space: distances by their definition, estimates that rule most of them out, and cheap upper bounds.
+"""The space that D-squared sampling works in: distances by their definition, estimates that rule most of them out, cheap upper bounds.
 
 Embeddings are points of such a space: bounds from one matrix product a pass, exact pairs in float64.
 """
@@ -38,13 +38,13 @@ class Geometry(Protocol):
 
     @property
     def exact(self) -> bool:
-        """Whether bounds are the squared distances themselves."""
+        """True if bounds are the squared distances themselves."""
 
     def rows(self, x: Vectors) -> Operands:
         """The operands of rows."""
 
     def bounds(self, centres: Vectors) -> Callable[[], Bound]:
-        """What makes a bound by these centres, at least one; each thread needs a bound of its own."""
+        """Return a function that makes a bound by these centres, at least one; each thread needs a bound of its own."""
 
     def wide(self, x: Vectors) -> Wide:
         """Rows for `estimate` and `squared`."""

@@ -1,4 +1,4 @@
-"""How like a candidate is to a target: functions of the squared distance D of two unit rows, in [0, 1], and 1 where D is 0.
+"""Similarities of a candidate to a target: functions of the squared distance D of two unit rows, in [0, 1], and 1 where D is 0.
 
 Each is defined in float64 by `of`. For bounds from matrix products it is written as
 
@@ -46,7 +46,7 @@ class Kernel(Protocol):
         """float64, for each target."""
 
     def level(self, kappa: Array, origin: Array) -> Array:
-        """What `form` is where kappa is reached."""
+        """Return the value of `form` where kappa is reached."""
 
     def slope(self, kappa: Array) -> Array:
         """The largest |d kappa / d D| of similarities up to kappa."""

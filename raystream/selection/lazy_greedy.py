@@ -50,12 +50,12 @@ Measure = Callable[[Operand, Room], Array]
 
 
 def _block(count: int) -> int:
-    """Of so many candidates, how many a thread takes at a time: large blocks pay, but each thread is to have some."""
+    """Choose how many of so many candidates a thread takes at a time: large blocks pay, but each thread is to have some."""
     return min(max(-(-count // (_BLOCKS * _UNIT)) * _UNIT, _FEWEST_ROWS), _ROWS)
 
 
 def measured(rows: Rows, which: Array, pairs: Pairs, measure: Measure) -> Array:
-    """What `measure` makes of the candidates `which`, int64 and ascending, read from `rows`; 0 for rows of zeros."""
+    """Apply `measure` to the candidates `which`, int64 and ascending, read from `rows`; 0 for rows of zeros."""
     size = _block(len(which))
 
     def start() -> Callable[[Block], Array]:

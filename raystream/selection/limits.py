@@ -1,4 +1,4 @@
-"""What a batch may be limited by beyond its size, quotas and costs, and in words which of them keeps a floor from being met."""
+"""The limits of a batch beyond its size, namely quotas and costs, and in words which of them keeps a floor from being met."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Obstacle:
 
 
 def in_words(obstacles: Sequence[Obstacle], others: str) -> str:
-    """What keeps these others out, as a sentence."""
+    """Say what keeps these others out, as a sentence."""
     if not obstacles:
         return f"of the {others} none may be taken: places are kept for minimums that they don't meet, or they equal chosen rows"
     if len(obstacles) == 1:
@@ -137,7 +137,7 @@ class Shortfall:
     more: bool
 
     def obstacles(self, rows: Array) -> list[Obstacle]:
-        """What keeps those of `rows` out that are not in the batch; each counts for the first constraint that does."""
+        """List what keeps those of `rows` out that are not in the batch; each counts for the first constraint that does."""
         left, result = self._others(rows), []
         for quota, count in zip(self.quotas, self.count, strict=True):
             full = count >= quota.most
@@ -240,7 +240,7 @@ class Shortfall:
         return rows[~np.isin(rows, np.fromiter(self.why, dtype=np.int64, count=len(self.why)))]
 
     def _apart(self, rows: Array) -> int:
-        """How many of the rows are no near-duplicates of the batch."""
+        """Count the rows that are no near-duplicates of the batch."""
         assert self.alike is not None and self.gather is not None  # noqa: PT018
         parts = (rows[begin : begin + _AT_ONCE] for begin in range(0, len(rows), _AT_ONCE))
         return sum(int((~self.alike.blocked(self.gather(part))).sum()) for part in parts)

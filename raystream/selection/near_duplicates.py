@@ -95,7 +95,7 @@ class _Alike:
 
 
 def count_alike(shards: Shards, threshold: float, x: Array) -> int | None:
-    """How many candidates are near-duplicates of the rows (m, d) `x`, these included; None where counting would take too long."""
+    """Count the candidates that are near-duplicates of the rows (m, d) `x`, these included; None where counting would take too long."""
     if len(shards) * x.size > _COUNTED:
         return None
     counts: list[int] = shards.pieces(_Alike, threshold, x).call("count")

@@ -70,7 +70,7 @@ class NearRows:
         each(range(0, n, _ENCODED), lambda: see)
 
     def find(self, places: Array, stretches: Stretches, k: int | None, radius: float) -> Near:
-        """Of the rows in `stretches`, others that may be within `radius` of, and among the k nearest to, those at `places`.
+        """Find the others among the rows in `stretches` that may be within `radius` of, and among the k nearest to, those at `places`.
 
         Where products can't tell which are the k nearest, k + 8 that float32 says are.
         """
@@ -144,7 +144,7 @@ class _Search:
         self._seen.append((row, column + start, found[row, column]))
 
     def _tighten(self, found: Array) -> None:
-        """What lies beyond the k nearest so far, and the row itself, is not wanted."""
+        """Lower the reach to that of the k nearest so far, and the row itself: what lies beyond is not wanted."""
         self._least = np.partition(np.concatenate([self._least, found], axis=1), self._k, axis=1)[:, : self._k + 1]
         last = torch.from_numpy(self._least[:, self._k].copy()).view(self._rows.encoding.dtype)
         upper = self._rows.encoding.upper(last, self._rows.slack[torch.from_numpy(self._places)] + self._slack)
@@ -156,7 +156,7 @@ class _Search:
         return result
 
     def found(self, stretches: Stretches) -> Near:
-        """What belongs there, of tied rows by float32."""
+        """Gather the pairs that belong there, of tied rows by float32."""
         row, place, found = (np.concatenate(parts) for parts in zip(*self._seen, strict=True))
         keep = (found <= self._limit(self._slack, self._square)[row]) & (place != self._places[row])
         row, place, product = row[keep], place[keep], torch.from_numpy(found[keep]).view(self._rows.encoding.dtype)

@@ -36,7 +36,7 @@ class Nearest:
 
 
 def block_rows(centres: int) -> int:
-    """How many rows to multiply at a time."""
+    """Choose how many rows to multiply at a time."""
     return int(min(max(_PRODUCTS // max(centres, 1), 2048), 16384))
 
 

@@ -269,7 +269,7 @@ class Index:
         self._spans: Array | None = None
 
     def search(self, k: int, radius: float, keep: Callable[[NearBlock], Result], compared: int = COMPARED) -> tuple[list[Result], Facts]:
-        """What `keep` makes of one block of rows after another with those near them: within the radius, and among the k nearest."""
+        """Apply `keep` to one block of rows after another with those near them: within the radius, and among the k nearest."""
         if k == 0:
             return [], {"index": "exact", "recall": 1.0}
         probes, facts = self._probes(k, compared)
@@ -289,7 +289,7 @@ class Index:
         return [(int(self._start[number]), int(self._start[number + 1])) for number in lists]
 
     def _probes(self, k: int, compared: int) -> tuple[int, Facts]:
-        """How many lists to compare each list with, and the recall: the share of true neighbours of some fixed rows that are in them."""
+        """Find how many lists to compare each with, and the recall: the share of true neighbours of some fixed rows that are in them."""
         rows, lists, n = self._rows, self._lists, len(self._rows.x)
         if lists is None:
             return 1, {"index": "exact", "recall": 1.0}

@@ -137,7 +137,7 @@ class Pairs:
 
     @property
     def coarse(self) -> bool:
-        """Whether operands are bfloat16."""
+        """True if operands are bfloat16."""
         return self.dtype == torch.bfloat16
 
     @property
@@ -306,7 +306,7 @@ class Pairs:
         return result
 
     def _reached(self, v: torch.Tensor, aim: Aim, room: Room, part: slice, nudge: float) -> torch.Tensor:
-        """How much of the stretches is reached; overwrites v, which may err by a share of `nudge`."""
+        """Compute how much of the stretches is reached; overwrites v, which may err by a share of `nudge`."""
         if nudge:
             v.add_(torch.abs(v, out=room.sizes[: v.numel()].view(v.shape)), alpha=nudge if aim.up else -nudge)
         v = self._kernel.form(v, self._typical)
@@ -316,7 +316,7 @@ class Pairs:
 
 
 class Room:
-    """What one thread works in."""
+    """The memory that one thread works in."""
 
     def __init__(self, size: int, pairs: Pairs) -> None:
         self.product = torch.empty(size, dtype=pairs.dtype)

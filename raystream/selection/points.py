@@ -80,7 +80,7 @@ def encode(x: Array, encoding: Encoding) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def encoding_of(x: Array, precision: Precision = "auto", *, looked_at: int = _SHIFT_ROWS) -> Encoding:
-    """How to encode rows, around the median of about so many of them: beside outliers, which move a mean, the others keep their digits."""
+    """Fit an encoding to rows, around the median of about so many of them: beside outliers, which move a mean, others keep their digits."""
     largest = max(float(x.max()), -float(x.min()))
     return Encoding.fit(np.median(x[:: -(-len(x) // looked_at)], axis=0), largest, on_grid=False, precision=precision)
 

@@ -109,7 +109,7 @@ def with_floors(kept: Array, free: Array, score: Array, quotas: Sequence[Quota],
 
 
 def _of_groups(quota: Quota, key: Array, free: Array, first: First) -> list[Array]:
-    """Of each group with a floor, the `free` rows with the lowest keys."""
+    """Pick from each group with a floor the `free` rows with the lowest keys."""
     result = []
     for group in np.flatnonzero(quota.least):
         members = np.flatnonzero(quota.group[: len(free)] == group)
@@ -123,7 +123,7 @@ def _of_groups(quota: Quota, key: Array, free: Array, first: First) -> list[Arra
 
 
 def _price(quota: Quota, cost: Cost, rows: Array, given: Array) -> float:
-    """What the cheapest of `rows` cost with which every floor is met beside those `given`."""
+    """Add up the costs of the cheapest of `rows` that meet every floor beside those `given`."""
     price = 0.0
     for group in np.flatnonzero(quota.least):
         need = max(int(quota.least[group]) - int((quota.group[given] == group).sum()), 0)
@@ -155,7 +155,7 @@ class _Looked:
 
     @property
     def distinct(self) -> int:
-        """How many hashes there are that no covered row has."""
+        """The number of hashes that no covered row has."""
         return len(np.setdiff1d(self._hashes, self._known))
 
     def first(self) -> Array:

@@ -171,7 +171,7 @@ def hashes_of_rows(rows: Rows) -> Array:
 
 
 def as_stored(x: Array, dtype: np.dtype[Any]) -> Array:
-    """Those of the rows (m, d) that `dtype` can hold, in it: no other can be equal to a row of it."""
+    """Return those of the rows (m, d) that `dtype` can hold, in it: no other can be equal to a row of it."""
     if x.dtype == dtype:
         return x
     with np.errstate(over="ignore"):

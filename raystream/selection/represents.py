@@ -35,7 +35,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Covering:
-    """How centres cover candidates.
+    """The covering of candidates by centres.
 
     Attributes:
         counts: (chosen,) int64, how many candidates are nearest to each of the first `chosen` centres.
@@ -77,7 +77,7 @@ def assign(rows: Rows, centres: Array, *, precision: Precision = "auto") -> Assi
 
 
 def cover(rows: Rows, centres: Array, chosen: int, *, precision: Precision = "auto") -> Covering:
-    """What `assign` and `represents` find together, without keeping each candidate's nearest centre."""
+    """Find what `assign` and `represents` find together, without keeping each candidate's nearest centre."""
     counts: list[Array] = []
 
     def start() -> Callable[[int, Array], None]:

@@ -232,7 +232,7 @@ class Rows:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the parts, float16 or float32; float32 where there are none."""
+        """The dtype of the parts, float16 or float32; float32 where there are none."""
         if not self.parts:
             return np.dtype(np.float32)
         dtype = self.parts[0].array.dtype

@@ -164,7 +164,7 @@ def _traits(strategy: str, args: Mapping[str, Any]) -> Traits:
 
 
 def _rows(given: Mapping[str, Any]) -> int:
-    """How many rows all that is given has."""
+    """Count the rows of what is given, all of which must have as many."""
     sizes = {name: len(values) for name, values in given.items() if values is not None}
     if not sizes:
         raise QueryError("there are no rows to choose from; give `x`, `score`, `log_probs` or `ids`")
@@ -186,7 +186,7 @@ def _limit(candidates: int | str | None, k: int, traits: Traits, scored: bool) -
 
 
 def _ahead(free: Array, score: Array, limit: int, first: First, quotas: Sequence[Quota], cost: Cost | None, must: Array) -> Ahead:
-    """Those of the `free` rows that the pre-filter by score lets through."""
+    """Return those of the `free` rows that the pre-filter by score lets through."""
     among = score[free]
     kept = first(lambda count: free[best(among, count)], len(free), limit)
     if not any(quota.least.any() for quota in quotas):

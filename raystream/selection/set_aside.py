@@ -97,7 +97,7 @@ class SetAside:
 
     @property
     def binds(self) -> bool:
-        """Whether no row may be taken but those that meet a minimum, for want of money."""
+        """True if no row may be taken but those that meet a minimum, for want of money."""
         while self._at < len(self._cheapest) and self._gone[self._cheapest[self._at]]:
             self._at += 1
         return self.on and self._at < len(self._cheapest) and self._limit < self._cost[self._cheapest[self._at]]
@@ -208,7 +208,7 @@ class SetAside:
         return bool(self._need[k][g] > self._planned[k][g])
 
     def _spare(self, row: int, but: Floor | None = None) -> bool:
-        """Whether the plan meets all floors, or all `but` one, without the row."""
+        """Tell whether the plan meets all floors, or all `but` one, without the row."""
         return all(self._planned[k][g] > self._need[k][g] for k, g in self._floors(row) if (k, g) != but)
 
     def _shorten(self, floor: Floor) -> None:

@@ -137,7 +137,7 @@ class Shard:
         return gain, found + self._start
 
     def _mine(self, rows: Array) -> Array:
-        """Those of the candidates `rows` that lie in this shard, from its own start."""
+        """Return those of the candidates `rows` that lie in this shard, numbered from its own start."""
         return rows[(rows >= self._start) & (rows < self._stop)] - self._start
 
     def advance(self, centres: Array, taken: Array, count: int, least: int) -> Answer:
@@ -243,7 +243,7 @@ class Leaders:
         return float(np.sqrt(self._squared[place]))
 
     def gain(self, place: int) -> float:
-        """Of a row that `first` returned."""
+        """Return the gain of a row that `first` returned."""
         return float(self._gain[place])
 
     def remove(self, which: Array) -> None:
@@ -252,7 +252,7 @@ class Leaders:
 
     @property
     def left(self) -> bool:
-        """Whether a row is left to choose."""
+        """True if a row is left to choose."""
         return bool((self._gain > -np.inf).any())
 
     def take(self, place: int) -> None:
@@ -312,7 +312,7 @@ class Leaders:
         return result
 
     def _before_bound(self, place: int) -> bool:
-        """Whether the row comes before every row that was not returned."""
+        """Tell whether the row comes before every row that was not returned."""
         if self._bound is None:
             return True
         gain = float(self._gain[place])
@@ -375,5 +375,5 @@ class Leaders:
         return result
 
     def _width(self, places: Array) -> Array:
-        """What a product may exceed another and still be that of the nearer centre."""
+        """Return by how much a product may exceed another and still be that of the nearer centre."""
         return self._encoding.width_of(self._square[places] + self._centres.largest_square)

@@ -36,7 +36,7 @@ class Pieces(Protocol):
     """Objects made by one factory, in this process or in others, which may be lost and made again."""
 
     def call(self, method: str, *args: Any, apart: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
-        """What each piece answers to `method(*args, *apart[i])`, in row order."""
+        """Call `method(*args, *apart[i])` of each piece, and return the answers in row order."""
 
 
 Spread = Callable[[Factory, Sequence[tuple[Any, ...]]], Pieces]
@@ -67,7 +67,7 @@ def working_bytes(rows: int, width: int) -> int:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one look at every row finds: the largest absolute value, and where values are not finite."""
+    """The findings of one look at every row: the largest absolute value, and where values are not finite."""
 
     largest: float
     bad: int
@@ -140,7 +140,7 @@ class Shards:
         return np.concatenate(self._pieces.call("sample", max(len(self) // count, 1)))
 
     def on_grid(self, power: int) -> bool:
-        """Whether all numbers are multiples of 2^-power."""
+        """Tell whether all numbers are multiples of 2^-power."""
         return all(self._pieces.call("on_grid", power))
 
     def total(self, power: int) -> Array:
@@ -160,7 +160,7 @@ class Shards:
         return total
 
     def reads(self, encoding: Encoding) -> bool:
-        """Whether some rows have no working copy of this encoding, so that each pass reads them from the parts."""
+        """Tell whether some rows have no working copy of this encoding, so that each pass reads them from the parts."""
         return not all(self._fits(encoding, stop - start) for start, stop in self._stretches)
 
     def _fits(self, encoding: Encoding, rows: int) -> bool:
@@ -184,7 +184,7 @@ class Shards:
         return merge(self._pieces.call("refine", gain, self._share(count, least), least))
 
     def cover(self, centres: Array, chosen: int) -> Covering:
-        """How (k, d) float32 centres, of which the first are `chosen`, cover all candidates; exactly, in one pass.
+        """Find how (k, d) float32 centres, the first `chosen` of which are chosen rows, cover all candidates; exactly, in one pass.
 
         Raises:
             QueryError: there are no centres.

@@ -1,4 +1,4 @@
-"""What every strategy is given and what it answers: the contract, also for strategies that users write.
+"""The contract of strategies: what each is given and what it answers, also those that users write.
 
 `Kept` is for what is costly and the same in the next choice among the same rows: clusters and neighbour graphs.
 """
@@ -82,7 +82,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Request:
-    """What a strategy is asked for.
+    """The request that a strategy is given.
 
     Attributes:
         budget: how many rows to choose.
@@ -108,7 +108,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Picked:
-    """What a strategy answers.
+    """The answer that a strategy gives.
 
     Attributes:
         rows: (b,) int64 distinct candidates in order of choice, b = min(budget, those not blocked).

@@ -100,7 +100,7 @@ class Requests:
 
     @contextmanager
     def explained(self, name: str, what: str) -> Iterator[None]:
-        """What obstore raises inside, as an error of the store's."""
+        """Turn what obstore raises inside into an error of the store's."""
         try:
             yield
         except (AlreadyExistsError, StoreError):
@@ -127,7 +127,7 @@ class Requests:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether asking again would end the same."""
+    """Tell whether asking again would end the same."""
     text = str(error)
     return isinstance(error, _FINAL) or is_final(error) or any(pattern.search(text) for pattern in (_REFUSED, _ROLE))
 
@@ -181,7 +181,7 @@ class ObjectStore:
 
     @property
     def retries(self) -> int:
-        """How many requests of this process were asked again."""
+        """The number of requests of this process that were asked again."""
         return self._ask.retries
 
     def place(self, name: str) -> str:

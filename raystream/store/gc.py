@@ -38,7 +38,7 @@ _LEFT_BEHIND = re.compile(r"(?:token|needs)-[0-9a-f]{32}|(?:selection|quarantine
 
 @dataclass(frozen=True)
 class Group:
-    """How many things and how many bytes."""
+    """A count of things and of their bytes."""
 
     count: int
     bytes: int
@@ -46,7 +46,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Collected:
-    """What was removed from a store, or would be.
+    """The things that were removed from a store, or would be.
 
     Attributes:
         store: where.
@@ -82,7 +82,7 @@ class Collected:
     bytes: int
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return asdict(self)
 
 
@@ -324,7 +324,7 @@ def _add_plan(found: _Queries, store: Store, name: str, labelled: Sequence[str] 
 
 
 def _needs(outputs: frozenset[str] | None, output: str) -> bool:
-    """Whether an output of a unit is among those that are needed; what is no output's is looked at as if it were."""
+    """Tell whether an output of a unit is among those that are needed; what is no output's is looked at as if it were."""
     return outputs is None or not output or output in outputs
 
 

@@ -29,7 +29,7 @@ _known: dict[str, tuple[int, int]] = {}
 
 
 def damaged(place: str) -> StoreError:
-    """What is said of a file of a unit that is not what was written."""
+    """Make the error for a file of a unit that is not what was written."""
     return StoreError(
         f"store: {place} is damaged: its content is not what was written; remove its folder and run raystream score with the query's "
         "query.yaml to have it again"

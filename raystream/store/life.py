@@ -41,7 +41,7 @@ class SignOfLife:
 
     @property
     def begun(self) -> bool:
-        """Whether there is a token."""
+        """True if there is a token."""
         return self._store is not None
 
     @property
@@ -87,7 +87,7 @@ class SignOfLife:
 
 
 def is_alive(files: Collection[Entry], now: float) -> bool:
-    """Whether a run gives signs of life in the folder that these files lie in; `now` by the store's clock."""
+    """Tell whether a run gives signs of life in the folder that these files lie in; `now` by the store's clock."""
     return any(_base(file).startswith(_TOKEN) and file.modified >= now - ALIVE_SECONDS for file in files)
 
 
@@ -101,7 +101,7 @@ def announced(store: Store, files: Collection[Entry]) -> set[str]:
 
 
 def server_time(store: Store) -> float:
-    """What the store's own clock says, in seconds since the epoch: by a file that is written and removed again.
+    """Read the store's own clock, in seconds since the epoch, by a file that is written and removed again.
 
     Raises:
         StoreError: nothing can be written.

@@ -222,7 +222,7 @@ class LocalStore:
             self.path(folder).rmdir()
 
     def _ask(self, call: Callable[[], _Result], name: str, what: str) -> _Result:
-        """What a call of the file system gives; an outage is waited for."""
+        """Make a call of the file system and return what it gives; an outage is waited for."""
         with self._explained(name, what):
             return self._place.ask(call, final=is_no_outage)
 
@@ -239,7 +239,7 @@ class LocalStore:
 
     @contextmanager
     def _explained(self, name: str, what: str, *, broken: bool = False) -> Iterator[None]:
-        """What the file system raises inside, as an error of the store's; `broken`: by what is written piece by piece."""
+        """Turn what the file system raises inside into an error of the store's; `broken`: of what is written piece by piece."""
         try:
             yield
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What is committed with a selection: enough to know how it came about and to derive it again."""
+"""The record that is committed with a selection: enough to know how it came about and to derive it again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raystream.store.protocol import StoredFile
 
 @dataclass(frozen=True)
 class Certificate:
-    """How well the batch covers what it was chosen from.
+    """A measure of how well the batch covers what it was chosen from.
 
     `radius` is the largest distance of a row to the nearest chosen or labelled one. No batch of this size has one
     below `lower_bound`, which is known for plain core sets alone. `over` says which rows count.
@@ -55,7 +55,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class SelectionRounds:
-    """How selection actors were asked; a round is one message to all of them and what they answer.
+    """An account of how selection actors were asked; a round is one message to all of them and what they answer.
 
     `bytes` counts what travelled both ways, rebuilding lost actors included; `bytes_per_round` is in the order of the rounds,
     the first of which tells each actor which rows are its own.
@@ -110,7 +110,7 @@ class Manifest:
 
     @property
     def about(self) -> dict[str, str]:
-        """What rows of the query carry with them into other files and tables, as metadata."""
+        """The metadata that rows of the query carry with them into other files and tables."""
         return {
             "raystream.version": self.versions["raystream"],
             "raystream.query": self.query,
@@ -121,7 +121,7 @@ class Manifest:
 
     @property
     def gives_scores(self) -> bool:
-        """Whether the model gave scores, by which the choice went or which it shows."""
+        """True if the model gave scores, by which the choice went or which it shows."""
         model = self.resolved["model"]
         carried = model["kind"] in KINDS and KINDS[model["kind"]].carried
         return not carried or bool(model.get("logits") or model.get("probabilities") or model.get("samples"))
@@ -143,7 +143,7 @@ class Manifest:
 
     @property
     def pool_uris(self) -> list[str]:
-        """Of the query's pool."""
+        """The URIs of the query's pool."""
         uri = self.resolved["pool"]["uri"]
         return [uri] if isinstance(uri, str) else list(uri)
 

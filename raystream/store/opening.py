@@ -1,4 +1,4 @@
-"""What every store promises, and which store a URI names."""
+"""Open the store that a URI names, and hold it to what every store promises."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def prepare_store(store: Store) -> None:
 
 
 def check_version(store: Store) -> bool:
-    """Whether the store is there; one of another version is refused."""
+    """Tell whether the store is there; refuse one of another version."""
     data = store.read_if_there("format.json")
     if data is None:
         return False

@@ -32,7 +32,7 @@ _Result = TypeVar("_Result")
 
 
 def in_threads(call: Callable[[_Item], _Result], items: Sequence[_Item], threads: int = 32) -> list[_Result]:
-    """What a call gives for each of the items, in their order; its first error ends it."""
+    """Call a function for each of the items in threads; returns what it gives in their order, and its first error ends it."""
     size = min(_AT_A_TIME, -(-len(items) // threads)) or 1
 
     def some(start: int) -> list[_Result]:
@@ -47,7 +47,7 @@ _AGAIN_SECONDS = 1.0
 
 
 class _Again(ConnectionError):
-    """What broke in the middle and is to be done from the beginning."""
+    """The work broke in the middle and is to be done from the beginning."""
 
     def __init__(self, cause: DataError) -> None:
         super().__init__(str(cause))
@@ -65,7 +65,7 @@ def unbroken(
     broken: Callable[[DataError], bool] = _is_broken,
     place: str | None = None,
 ) -> _Result:
-    """What some work gives that writes files piece by piece, done again if a storage went away in the middle, and is back.
+    """Do some work that writes files piece by piece, again if a storage went away in the middle, and is back; returns what it gives.
 
     Args:
         store: that it writes to.

@@ -1,4 +1,4 @@
-"""What every store promises."""
+"""The protocol that every store keeps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class WriteBroken(StoreUnreachable):
 
 
 class Store(Protocol):
-    """What is asked of a store; `LocalStore` says the same of a folder, `ObjectStore` of a bucket.
+    """The questions that a store is asked; `LocalStore` answers them for a folder, `ObjectStore` for a bucket.
 
     Stores are cheap to make and can be pickled; they touch nothing until they are asked something.
     """
@@ -51,7 +51,7 @@ class Store(Protocol):
 
     @property
     def remote(self) -> bool:
-        """Whether each request takes its time, so that it is worth making many at once."""
+        """True if each request takes its time, so that it is worth making many at once."""
 
     def place(self, name: str) -> str:
         """The path or URI of a file, for people and for `--json`."""
@@ -88,7 +88,7 @@ class Store(Protocol):
         """A large file to write piece by piece: whole when the block ends, gone if it ends in an error."""
 
     def stored(self, name: str) -> StoredFile:
-        """What a receipt says of a file that has been written."""
+        """Describe a file that has been written, as a receipt does."""
 
     def discard(self, name: str) -> None:
         """Remove a file that no receipt names, if it is there; in a bucket, whatever is left by that is not worth failing for."""
@@ -109,7 +109,7 @@ class Store(Protocol):
         """Refuse a store that can't be written, or that lets a second writer win."""
 
     def source(self, file: StoredFile) -> Any:
-        """What pyarrow reads a Parquet file of the store from."""
+        """Return the path or file that pyarrow reads a Parquet file of the store from."""
 
     def head(self, file: StoredFile, size: int) -> bytes:
         """The first bytes of a file."""
@@ -121,4 +121,4 @@ class Store(Protocol):
         """A file of this machine with the content of one of the store, to be mapped; brought here if it must be."""
 
     def is_whole(self, file: StoredFile) -> bool:
-        """Whether the store holds what was written, by reading all of it; where that can't be found, StoreError says why."""
+        """Tell whether the store holds what was written, by reading all of it; where that can't be found, StoreError says why."""

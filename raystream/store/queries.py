@@ -84,7 +84,7 @@ def parsed_plan(data: bytes) -> pa.Table | None:
 
 
 def read_query(store: Store, name: str) -> Query:
-    """What `query.yaml` holds.
+    """Read the query that `query.yaml` holds.
 
     Raises:
         StoreError: it isn't there, or is no query.
@@ -207,7 +207,7 @@ class CommittedQuery:
     manifest: Manifest | None
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints of it."""
+        """Return what `--json` prints of it."""
         if self.manifest is None:
             return {"query": self.query, "damaged": True}
         resolved = self.manifest.resolved
@@ -351,7 +351,7 @@ _SETTINGS = (
 
 
 def changes_since(store: Store, pool: Pool, files: Sequence[tuple[str, int, str]], identity: Mapping[str, str]) -> Changes | None:
-    """How a pool differs from what the newest committed query over it saw; None if there is no such query.
+    """Find how a pool differs from what the newest committed query over it saw; None if there is no such query.
 
     Queries whose manifest is damaged don't count: `raystream doctor` names them.
 
@@ -389,5 +389,5 @@ def _readable(store: Store, name: str) -> Manifest | None:
 
 
 def _left_out_by(pool: dict[str, Any]) -> tuple[object, bool]:
-    """What decides which files of a table are left unread."""
+    """Return what decides which files of a table are left unread."""
     return pool.get("filters") or [], bool(pool.get("labelled"))

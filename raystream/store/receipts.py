@@ -63,7 +63,7 @@ class Receipt:
 
     @property
     def kind(self) -> str:
-        """Of the output, whatever its parameters."""
+        """The kind of the output, whatever its parameters."""
         return self.output.rpartition("-")[0]
 
     @property
@@ -89,7 +89,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class UnitOutputs:
-    """What is kept of one unit, for a query that reads these kinds of it.
+    """The outputs that are kept of one unit, for a query that reads these kinds of it.
 
     Attributes:
         receipts: one a kind, but for functions of the user's, which have one each.
@@ -122,7 +122,7 @@ class UnitOutputs:
 
     @property
     def reasons(self) -> list[str]:
-        """What is wrong with the first few of them."""
+        """The reasons for which the first few quarantined rows were left out."""
         return list(dict.fromkeys(reason for receipt in self.receipts for reason in receipt.quarantine_reasons))
 
     @property
@@ -144,7 +144,7 @@ class UnitOutputs:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What workers have to say of the model."""
+        """The workers' notes on the model."""
         return tuple(note for receipt in self.receipts for note in receipt.notes)
 
     @property

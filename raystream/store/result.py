@@ -1,4 +1,4 @@
-"""What a run returns: the committed selection with its manifest, or what scoring alone did."""
+"""The result of a run: the committed selection with its manifest, or what scoring alone did."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ class Result:
 
     @property
     def quarantined_named(self) -> list[str]:
-        """How many rows were left out, and a line for each of the first ten; nothing if none was."""
+        """Lines on the rows that were left out: how many, and one for each of the first ten; empty if none was."""
         table = self.quarantined
         return [] if table is None else named([table], table.num_rows)
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints: what was committed, and how many units were scored for it now."""
+        """Return what `--json` prints: what was committed, and how many units were scored for it now."""
         manifest = self.manifest
         return {
             "query": self.query,
@@ -108,7 +108,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Scores:
-    """What scoring alone did; `quarantined` counts the rows that were left out, and names the first."""
+    """The result of scoring alone; `quarantined` counts the rows that were left out, and names the first."""
 
     query: str
     rows: int
@@ -119,7 +119,7 @@ class Scores:
     quarantined: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints; nothing was chosen, so there is neither selection nor certificate."""
+        """Return what `--json` prints; nothing was chosen, so there is neither selection nor certificate."""
         found = {"selection": None, "certificate": None, **asdict(self)}
         del found["quarantined"]
         return found
@@ -138,7 +138,7 @@ def read_result(store: Store, manifest: Manifest) -> Result:
 
 
 def committed_table(store: Store, manifest: Manifest, file: StoredFile) -> pa.Table:
-    """What one of a query's files that its manifest names holds.
+    """Read one of a query's files that its manifest names.
 
     Raises:
         StoreError: it is gone or isn't what was committed.
@@ -147,7 +147,7 @@ def committed_table(store: Store, manifest: Manifest, file: StoredFile) -> pa.Ta
 
 
 def _copy(store: Store, manifest: Manifest, file: StoredFile, name: str) -> bytes:
-    """What the copy of a committed file holds under its plain name; made now if the run that committed ended before it could."""
+    """Read the copy of a committed file under its plain name; made now if the run that committed ended before it could."""
     place = f"{query_folder(manifest.query)}/{name}"
     if store.size(place) is None:
         store.put(place, _whole(store, manifest, file))

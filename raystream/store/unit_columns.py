@@ -158,7 +158,7 @@ def write_quarantined(store: Store, name: str, *groups: Iterable[UnitOutputs]) -
 
 
 def named(tables: Iterable[pa.Table], count: int) -> list[str]:
-    """How many rows were left out, and a line for each of the first ten; nothing if none was.
+    """Say how many rows were left out, with a line for each of the first ten; nothing if none was.
 
     Args:
         tables: the rows.

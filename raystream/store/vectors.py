@@ -53,7 +53,7 @@ def page_hashes(vectors: np.ndarray) -> bytes:
 
 
 def as_metadata(hashes: bytes) -> dict[str, bytes]:
-    """What the empty block at the end of a file is written with."""
+    """Make the metadata that the empty block at the end of a file is written with."""
     return {KEY: base64.b64encode(hashes)}
 
 
@@ -134,7 +134,7 @@ def read_vectors(store: Store, file: StoredFile, rows: int, wanted: np.ndarray) 
 
 
 def _read_pages(store: Store, file: StoredFile, rows: int) -> Pages | None:
-    """How a file is laid out, from its end; None where it has no hashes of pages."""
+    """Read how a file is laid out, from its end; None where it has no hashes of pages."""
     with reading(store, file):
         tail = store.range(file, file.size - min(file.size, _TAIL_BYTES), min(file.size, _TAIL_BYTES))
         blocks = _blocks(tail)

@@ -82,6 +82,6 @@ def flag(default: bool | None, meaning: str, otherwise: str = "") -> Arg:
 
 
 def load(path: str) -> Any:
-    """What stands at `module:name`, the module imported."""
+    """Import the module of `module:name`, and return what stands there under the name."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -55,7 +55,7 @@ class ScoreEntry:
 
     @property
     def needs(self) -> str:
-        """What a query must have for it, in words."""
+        """The condition that a query must meet for it, in words."""
         return _NEEDS[self.source]
 
 
@@ -177,7 +177,7 @@ SAMPLE_SCORES = (*MEMBER_SCORES, *_of("targets"))
 
 
 def scores_of_task(task: str, source: Source) -> tuple[str, ...]:
-    """Those of one source that a task has."""
+    """List the scores of one source that a task has."""
     return tuple(name for name, entry in SCORES.items() if entry.source == source and task in entry.tasks)
 
 

@@ -54,11 +54,11 @@ class Traits:
         return load(self.code)
 
     def leaves_defaults(self, args: Mapping[str, Any]) -> bool:
-        """Whether all its parameters are what they would be if none were given."""
+        """Tell whether all its parameters are what they would be if none were given."""
         return all(value == self.args[name].default for name, value in args.items() if name in self.args)
 
     def needs_score(self, terms: Mapping[str, float]) -> bool:
-        """Whether it can't do without a score, given `select.terms`, which name it where the strategy takes terms; by default they do."""
+        """Tell whether it needs a score, given `select.terms`, which name it where the strategy takes terms; by default they do."""
         return self.score or ("terms" in self.keys and (not terms or terms.get("score", 0) > 0))
 
 

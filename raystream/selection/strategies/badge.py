@@ -88,7 +88,7 @@ class Gradients:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the operands."""
+        """The dtype of the operands."""
         return torch.bfloat16 if self.bfloat16 else torch.float32
 
     def _padded(self, columns: int) -> int:
@@ -96,7 +96,7 @@ class Gradients:
 
     @property
     def _pieces(self) -> int:
-        """How many columns hold |b|^2: bfloat16 has eight bits, float32 has all."""
+        """The number of columns that hold |b|^2: bfloat16 has eight bits, float32 has all."""
         return 3 if self.bfloat16 else 1
 
     @property

@@ -211,7 +211,7 @@ class JointBatch:
 
 
 def _block(numbers: int, most: int = _BLOCK) -> int:
-    """How many of so many numbers each are computed at once."""
+    """Choose how many things of so many numbers each are computed at once."""
     return max(most // max(numbers, 1), 1)
 
 

@@ -95,7 +95,7 @@ def _spread(
 
 
 def _shortlist(cluster: Array, budget: int, m: float) -> int:
-    """How many rows of those whose clusters these are, in order of score."""
+    """Choose how many rows to shortlist of those whose clusters these are, in order of score."""
     first = np.sort(np.unique(cluster, return_index=True)[1])
     wanted = _COVERED_A_ROW * budget
     return max(int(np.ceil(m * budget)), int(first[wanted - 1]) + 1 if len(first) >= wanted else 0)

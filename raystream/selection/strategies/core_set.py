@@ -41,7 +41,7 @@ _NO_ROWS = np.empty(0, dtype=np.int64)
 
 @dataclass(frozen=True)
 class FarthestFirst:
-    """What farthest-first chose.
+    """The result of farthest-first.
 
     Attributes:
         rows: (b,) int64 in order of choice.
@@ -205,7 +205,7 @@ def prepare(shards: Shards, labelled: Array, precision: Precision) -> tuple[Enco
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What encodings need to know.
+    """The facts about rows that encodings need.
 
     Attributes:
         largest: absolute value of rows and labelled ones.

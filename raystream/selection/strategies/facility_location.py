@@ -32,7 +32,7 @@ _FEWEST = 2000
 
 @dataclass(frozen=True)
 class Representatives:
-    """What greedy chose.
+    """The result of the greedy choice.
 
     Attributes:
         rows: (b,) int64 in order of choice.
@@ -76,7 +76,7 @@ def facility_location(
 
 
 def target_count(n: int) -> int:
-    """How many of n rows are targets unless told otherwise: 20,000, but at most 2^32 pairs with the candidates, and at least 2,000."""
+    """Choose how many of n rows are targets by default: 20,000, but at most 2^32 pairs with the candidates, and at least 2,000."""
     return min(n, TARGETS, max(_PAIRS // max(n, 1), _FEWEST))
 
 

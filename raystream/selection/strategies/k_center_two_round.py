@@ -30,7 +30,7 @@ _CAP = 4
 
 @dataclass(frozen=True)
 class TwoRounds:
-    """What two rounds chose.
+    """The result of the two rounds.
 
     Attributes:
         rows: (b,) int64 in order of choice.
@@ -144,7 +144,7 @@ def k_center_two_round_strategy(candidates: Candidates, request: Request) -> Pic
 
 
 def _enough(distance: Array, k: int, eps: float) -> tuple[int, float]:
-    """How many of a piece's picks to hand on, and d, the distance of its pick k + 1; that of pick j is the radius after j picks."""
+    """Choose how many of a piece's picks to hand on; also d, the distance of its pick k + 1; that of pick j is the radius after j picks."""
     if len(distance) <= k:
         return len(distance), 0.0
     spread = float(distance[k])

@@ -31,7 +31,7 @@ _BLOCK = 2048
 
 @dataclass(frozen=True)
 class LargestCluster:
-    """What was chosen.
+    """The result of choosing from the largest clusters.
 
     Attributes:
         rows: (b,) int64 in order of choice.

@@ -235,7 +235,7 @@ class _Parts:
         self.recall = 1.0
 
     def ready(self, cluster: int) -> bool:
-        """Whether it has been prepared."""
+        """Tell whether a cluster has been prepared."""
         return cluster in self._rows
 
     def prepare(self, clusters: list[int]) -> None:

@@ -124,7 +124,7 @@ def _neighbours(asked: Array, x: Array, k: int) -> Array:
 
 
 def _coverage(shards: Shards, chosen: Array, score: Array, labelled: Array, delta: float | None) -> tuple[Coverage, float]:
-    """Of the rows `chosen` as targets, and the delta it was made with."""
+    """Make the coverage of the rows `chosen` as targets; returns it and the delta it was made with."""
     weight = checked_weights(score, len(shards))[chosen]
     x = normalised(shards.gather(chosen))
     width = default_delta(x, normalised(labelled)) if delta is None else delta
