@@ -12,7 +12,6 @@ Round 0 is there where labels were before the first batch. Files that no record 
 
 from __future__ import annotations
 
-import io
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,14 +20,13 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from raystream.errors import QueryError, StoreError
 from raystream.loop.labels import Id
 from raystream.query.loop import Loop
 from raystream.store.protocol import Store
-from raystream.store.queries import read_parquet
+from raystream.store.queries import parquet_bytes, read_parquet
 
 
 @dataclass(frozen=True)
@@ -302,13 +300,6 @@ def history_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     kinds = {name: _TYPES.get(name, pa.bool_() if name.startswith("would_stop_") else pa.float64()) for name in columns}
     return pa.table({name: pa.array([row.get(name) for row in rows], kinds[name]) for name in columns})
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,6 @@ whoever goes on does so as if nothing had happened.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from raystream.errors import PoolError, QueryError, StoreError
 from raystream.query.stream import Stream
 from raystream.store.packs import in_threads
 from raystream.store.protocol import Store
-from raystream.store.queries import read_parquet
+from raystream.store.queries import parquet_bytes, read_parquet
 
 _SAID = "raystream.stream"
 """In the metadata of decisions: what `Progress` holds, as JSON."""
@@ -154,7 +153,7 @@ class StreamLog:
 
     def commit_arrivals(self, look: int, arrivals: Sequence[Arrival]) -> None:
         """Note what arrived, unless somebody else has noted a look of this number."""
-        self.store.put_if_absent(_numbered(f"{self.folder}/arrivals", look), parquet_bytes(_table(arrivals, _ARRIVALS), {}))
+        self.store.put_if_absent(_numbered(f"{self.folder}/arrivals", look), parquet_bytes(_table(arrivals, _ARRIVALS)))
 
     def progress(self) -> tuple[Progress, dict[str, Any]]:
         """How far the stream has come, and the state that it goes on from, empty at first.
@@ -218,7 +217,7 @@ class StreamLog:
     def _pack(self, arrivals: Sequence[Arrival]) -> None:
         """Write all that arrived into one file, an index of the looks' own files, which spares whoever comes next to read them."""
         name = _numbered(f"{self.folder}/packs", arrivals[-1].look)
-        self.store.put(name, parquet_bytes(_table(arrivals, _ARRIVALS.append(pa.field("look", pa.int64()))), {}))
+        self.store.put(name, parquet_bytes(_table(arrivals, _ARRIVALS.append(pa.field("look", pa.int64())))))
         for old in self.store.names(f"{self.folder}/packs"):
             if old.endswith(".parquet") and _number(old) < arrivals[-1].look:
                 self.store.discard(f"{self.folder}/packs/{old}")
@@ -251,13 +250,6 @@ class StreamLog:
                 raise
             raise self._damaged(name, error) from None
         return [Arrival(**row, look=look) for row in table.to_pylist()]
-
-
-def parquet_bytes(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
-    """A table as the bytes of a Parquet file: the same for the same rows."""
-    buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(dict(metadata) or None), buffer)
-    return buffer.getvalue()
 
 
 def _table(arrivals: Sequence[Arrival], schema: pa.Schema) -> pa.Table:

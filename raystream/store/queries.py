@@ -67,6 +67,13 @@ def read_parquet(data: bytes) -> pa.Table:
     return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
 
 
+def parquet_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Write a table as the bytes of a Parquet file, the same for the same rows, with this metadata or none."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(metadata), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
 def parsed_plan(data: bytes) -> pa.Table | None:
     """The table that a file holds, unless it is none, or one of something else."""
     try:
