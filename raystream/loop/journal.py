@@ -148,6 +148,8 @@ class Journal:
     def begin(self, loop: Loop) -> Loop:
         """Note the loop, or see that it is the one that was begun under this name.
 
+        Before anything was asked or learnt it may be mended in any way; then rows are set apart anew.
+
         Raises:
             QueryError: it differs in what may not change in the middle.
         """
@@ -161,7 +163,11 @@ class Journal:
         except (QueryError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"store: {self.store.place(name)} is damaged ({error}); restore it, or give loop.name another name") from None
         changed = [key for key in {**before.identity, **loop.identity} if before.identity.get(key) != loop.identity.get(key)]
-        if changed:
+        if changed and self.asked(1) is None and self.closed(0) is None:
+            for left in self.store.names(self.folder):
+                if left.startswith("reserved-"):
+                    self.store.remove(f"{self.folder}/{left}")
+        elif changed:
             words = [f"{key} ({before.identity.get(key, 'nothing')} then, {loop.identity.get(key, 'nothing')} now)" for key in changed]
             raise QueryError(
                 f"loop {self.name} was begun with another spec; it differs in {', '.join(words)}; only rounds, budget, stop and wait may "

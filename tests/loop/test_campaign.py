@@ -14,7 +14,7 @@ from campaigns import DyingStore, Killed, answer, asked, blobs, history, make_lo
 from pools import vectors
 
 from raystream import ActiveLearningLoop
-from raystream.errors import LabelsError, QueryError
+from raystream.errors import LabelsError, PoolError, QueryError
 from raystream.loop.round_labels import RoundLabels
 from raystream.store.opening import open_store
 
@@ -259,6 +259,18 @@ def test_a_budget_of_labels_cuts_the_last_batch(tmp_path: Path, truth: dict[str,
     state = ActiveLearningLoop(simulated(tmp_path, loop__rounds=None, loop__budget=15, loop__control=0.34)).step()
     assert [row["labels"] for row in state.rows] == [6, 12, 15]
     assert state.reason == "the budget of 15 labels is used up after round 3"
+
+
+def test_a_spec_may_be_mended_until_something_is_asked(tmp_path: Path) -> None:
+    """A first spec with a mistake doesn't stay under its name: rows are set apart anew, as if it had never been there."""
+    write_pool(tmp_path)
+    with pytest.raises(PoolError, match="column xx is missing"):
+        ActiveLearningLoop(make_loop(tmp_path, pool__inputs=["xx"], seed=5)).step()
+    mended = make_loop(tmp_path, loop__control=0.34)
+    state = ActiveLearningLoop(mended).step()
+    assert (state.state, state.round) == ("waiting", 1)
+    fresh = ActiveLearningLoop(make_loop(tmp_path, loop__control=0.34, loop__name="fresh")).step()
+    assert pq.read_table(state.batch).column("rid").equals(pq.read_table(fresh.batch).column("rid"))
 
 
 def test_what_may_not_change_in_the_middle_is_named(tmp_path: Path, truth: dict[str, int]) -> None:
