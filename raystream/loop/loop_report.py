@@ -53,6 +53,7 @@ def write_report(
             metrics=metrics_of(history, ledger.loop.metrics),
             rules={name: name in asked_rules for name in rules},
             spec=ledger.loop.to_yaml(),
+            judged_by="the control rows" if ledger.loop.loop.evaluate is None else "the rows of loop.evaluate",
             beside=beside,
         )
     )

@@ -67,6 +67,7 @@ class LoopFacts:
         metrics: columns of the history that hold metrics, the first being what counts most.
         rules: each rule, and whether it was asked for.
         spec: the loop as YAML.
+        judged_by: the rows that metrics are of, in words.
         beside: histories of other loops by their names, to draw the first metric of.
     """
 
@@ -78,6 +79,7 @@ class LoopFacts:
     metrics: Sequence[str]
     rules: Mapping[str, bool]
     spec: str
+    judged_by: str
     beside: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
@@ -179,7 +181,7 @@ def _facts(facts: LoopFacts) -> list[Fact]:
     last = facts.history[-1]
     first = facts.metrics[0]
     if last.get(first) is not None:
-        found.append(Fact(first, _figure(first, last[first]), "of the last model, on the rows of loop.evaluate"))
+        found.append(Fact(first, _figure(first, last[first]), f"of the last model, on {facts.judged_by}"))
     if last.get("control_accuracy") is not None:
         low, high = last["control_low"], last["control_high"]
         found.append(

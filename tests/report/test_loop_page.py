@@ -35,6 +35,7 @@ def facts(tmp_path: Path, history: list[dict[str, Any]], **changes: Any) -> Loop
         "metrics": ["accuracy", "nll"],
         "rules": {"kappa": True, "rounds": False},
         "spec": "loop: {rounds: 3}",
+        "judged_by": "the rows of loop.evaluate",
     }  # fmt: skip
     return LoopFacts(**(given | changes))
 
