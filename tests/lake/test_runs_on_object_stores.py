@@ -364,7 +364,7 @@ def test_a_store_that_goes_away_in_a_run_is_waited_for(
     query = make_query(model__source="user_nets:slow", on_error="skip", store__uri=runs, store__storage=through_proxy, cluster=cluster)
     (workplace / "query.yaml").write_text(query.to_yaml())
     command = Command(workplace, "query", "query.yaml", "--json", "--no-report")
-    command.wait_until_it_says("Scoring 4 units")
+    command.wait_until_it_says("rows in 4 units")
     proxy.faults.refused = 10**9
     proxy.cut()
     command.wait_until_it_says("doesn't answer: ")
