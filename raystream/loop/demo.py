@@ -64,7 +64,7 @@ def run_demo(folder: Path, *, workers: int, seeds: int, reporter: Reporter) -> s
     mnist.write_pool(pool, folder / "pool")
     mnist.write_labels(pool, folder / "labels.parquet")
     with _Repetitions(folder, pool, test, seeds) as others:
-        first, comparison = _repetition(folder, pool, test, seed=0, cluster=Cluster(workers=workers), reporter=reporter)
+        first, comparison = _repetition(folder, pool, test, seed=0, cluster=Cluster(address="local", workers=workers), reporter=reporter)
         report = write_report(first)
         comparisons = [comparison]
         for seed in range(1, seeds):
