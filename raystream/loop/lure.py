@@ -17,7 +17,7 @@ def lure(losses: ArrayLike, probabilities: ArrayLike, n: int) -> float:
 
     Args:
         losses: (m,) of the drawn rows, in the order of drawing.
-        probabilities: (m,) of each draw, given those before it: a selection's column `probability`.
+        probabilities: (m,) of each draw, given those before it; above 0, at most 1.
         n: how many rows were eligible at the first draw, at least m.
 
     Raises:
