@@ -140,11 +140,17 @@ def _there(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
+_NOTHING = 1e-12
+
+
 def _axis(values: Sequence[float], *, tight: bool) -> Axis:
     """A range that holds the values, with about five ticks at round numbers."""
     low, high = min(values), max(values)
-    if high <= low:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    reach = max(abs(low), abs(high))
+    if reach < _NOTHING:
+        reach = 1.0
+    if high - low <= _NOTHING * reach:  # what is left of a difference is rounding
+        low, high = low - reach / 2, high + reach / 2
     rough = (high - low) / 5
     power = 10 ** math.floor(math.log10(rough))
     step = power * next((round_ for round_ in (1, 2, 5) if round_ * power >= rough * (1 - 1e-9)), 10)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from raystream.errors import RaystreamError
@@ -17,6 +16,7 @@ from raystream.report.cards import Sheet, sheet
 from raystream.report.curves import Line, Mark, chart
 from raystream.report.facts import Fact
 from raystream.report.pictures import Picture, pictures
+from raystream.report.style import templates
 from raystream.store.protocol import Store
 from raystream.store.queries import read_manifest
 from raystream.store.result import read_result
@@ -140,10 +140,7 @@ def write_loop_report(facts: LoopFacts) -> str:
     Raises:
         StoreError: the folder can't be written.
     """
-    environment = Environment(
-        loader=PackageLoader("raystream.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    html = environment.get_template("loop.html").render(page=gather_loop(facts))
+    html = templates().get_template("loop.html").render(page=gather_loop(facts))
     facts.store.put(f"{facts.folder}/report.html", html.encode("utf-8", "replace"))
     return facts.store.place(f"{facts.folder}/report.html")
 

@@ -18,7 +18,7 @@ from raystream.report.facts import Fact, facts, lede, title
 from raystream.report.plots import reliability_diagram, score_histogram
 from raystream.report.pool_map import CLASSES, NUMBERED, Points, pool_map, project
 from raystream.report.stored import StoredPool, chosen_embeddings, labelled_embeddings, pool_scores, sampled_embeddings, stored_pool
-from raystream.report.style import STYLE, templates
+from raystream.report.style import templates
 from raystream.report.text import Met, constraints_met, describe_model
 from raystream.store.queries import query_folder
 from raystream.store.result import Result
@@ -62,7 +62,7 @@ def write_report(result: Result) -> str:
     Raises:
         StoreError: the query's folder can't be written.
     """
-    html = templates().get_template("report.html").render(page=gather(result), style=STYLE)
+    html = templates().get_template("report.html").render(page=gather(result))
     result.store.put(f"{query_folder(result.query)}/report.html", html.encode("utf-8", "replace"))
     return result.place("report.html")
 

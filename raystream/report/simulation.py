@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from raystream.report.facts import Fact
+from raystream.report.style import templates
 from raystream.store.protocol import Store
 
 
@@ -54,9 +54,6 @@ def write_simulation_report(store: Store, folder: str, page: SimulationPage) -> 
     Raises:
         StoreError: it can't be written.
     """
-    environment = Environment(
-        loader=PackageLoader("raystream.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    html = environment.get_template("simulation.html").render(page=page)
+    html = templates().get_template("simulation.html").render(page=page)
     store.put(f"{folder}/report.html", html.encode("utf-8", "replace"))
     return store.place(f"{folder}/report.html")

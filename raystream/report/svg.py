@@ -114,7 +114,9 @@ def decimals(values: Sequence[float]) -> Callable[[float], str]:
         written = [f"{value:.{digits}f}" for value in values]
         if len(set(written)) == len(values) and all(abs(float(w) - v) <= abs(v) * 1e-6 for w, v in zip(written, values, strict=True)):
             return lambda value: f"{value:,.{digits}f}"
-    return lambda value: f"{value:.3g}"
+    told_apart = (digits for digits in range(3, 18) if len({f"{value:.{digits}g}" for value in values}) == len(set(values)))
+    most = next(told_apart, 17)
+    return lambda value: f"{value:.{most}g}"
 
 
 def percent(values: Sequence[float]) -> Callable[[float], str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from raystream.report.curves import Level, Line, Mark, _axis, chart, number
@@ -63,6 +63,8 @@ def test_the_control_is_behind_and_grey():
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5))
+@example([5e-324])
+@example([1.0, 1.0000000000000002])
 def test_an_axis_holds_its_values(values):
     """With a few ticks at round numbers, told apart by their texts."""
     axis = _axis(values, tight=False)

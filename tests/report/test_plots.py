@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from raystream.report.plots import Histogram, reliability_diagram, score_histogram
@@ -96,6 +96,7 @@ def test_a_histogram_holds_every_row():
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-9, 1e9), st.integers(1, 12))
+@example(5.456156518334663e-07, 1e-09, 2)
 def test_ticks_are_few_and_round(low, span, about):
     """Within the range, evenly apart, not many more than asked for, and told apart in writing."""
     high = low + span
