@@ -24,10 +24,10 @@ $(BIN)/python:
 demo: .venv/demo ## choose 50 of 5,000 real images to label, and open what it writes
 	$(BIN)/raystream demo
 
-test: .venv/made ## the tests that take about two minutes
-	$(BIN)/python -m pytest -m "not slow"
+test: .venv/made ## the quick tests, property tests with the same examples each time
+	$(BIN)/python -m pytest -m "not slow" --hypothesis-seed=0
 
-test-all: .venv/made ## all tests
+test-all: .venv/made ## all tests, property tests with new examples each time
 	$(BIN)/python -m pytest
 
 label-studio: ## a Label Studio server in an environment of its own, for the slow test that needs one
