@@ -177,6 +177,16 @@ def cluster_now() -> tuple[list[dict[str, Any]], dict[str, float]]:
     return ray.nodes(), ray.available_resources()
 
 
+def draining_nodes() -> set[str]:
+    """The ids of the nodes that are about to be taken away; none where the cluster doesn't say."""
+    from ray._private.state import state
+
+    try:
+        return set(state.get_draining_nodes())
+    except Exception:  # Ray's own interior, and a head that is away: what is lost then is a warning
+        return set()
+
+
 def gpus_per_worker(cluster: Cluster) -> float:
     """GPUs of a worker, or the share of one: as the query says, or one where the cluster has any."""
     if cluster.gpus_per_worker != "auto":

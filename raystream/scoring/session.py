@@ -40,6 +40,10 @@ from raystream.store.unit_columns import whole_units
 
 _log = logging.getLogger("raystream")
 _NAMED_FAILURES = 3
+_ROUNDING = 1e-9
+"""0.29 x 100 is a little less than 29."""
+FAILED_UNITS = "failed_units.jsonl"
+"""In a query's folder: the units that the last run had to do without."""
 
 
 class Session:
@@ -77,6 +81,8 @@ class Session:
         self._executor: Executor | None = None
         self._scoring: Scoring | None = None
         self._left_out: list[str] = []
+        self._asked = self._given_up = 0
+        self._failed: list[str] = []
         self._repeated = 0
         self.units_scored = self.bytes_read = 0
         self.may_score = may_score
@@ -115,7 +121,7 @@ class Session:
         """The outputs of a plan's units, what the store lacks computed now; units that `on_error: skip` leaves out are not among them.
 
         Raises:
-            UnitsFailed: units failed three times, and the query says to fail.
+            UnitsFailed: units failed three times, and the query says to fail, or more of them than it may leave out.
         """
         self.compute(plan)
         return whole_units(self._store, plan.found)
@@ -140,6 +146,7 @@ class Session:
 
     def _compute(self, plan: ScoringPlan, task_of: Callable[[UnitTask], UnitTask] | None) -> None:
         missing = plan.missing
+        self._asked += len(plan.units)
         if not missing:
             return
         # The largest first: what is left when the first worker runs dry is then small.
@@ -163,19 +170,36 @@ class Session:
 
         self._judge(tasks, self._scoring.score(tasks, keep))
 
-    def _judge(self, tasks: Sequence[UnitTask], failed: Mapping[int, BaseException]) -> None:
+    def _judge(self, tasks: Sequence[UnitTask], failed: Mapping[int, tuple[BaseException, ...]]) -> None:
         if not failed:
             return
-        causes = [str(cause) for _, cause in sorted(failed.items())][:_NAMED_FAILURES]
-        count = len(failed)
+        told = [(tasks[index].unit.name, [str(cause) for cause in causes]) for index, causes in sorted(failed.items())]
+        self._keep_causes(told)
+        count, some = len(failed), told[:_NAMED_FAILURES]
+        where = f"; {self._store.place(f'{self._folder}/{FAILED_UNITS}')} has all causes"
         if not self._job.skip_bad_rows:
-            more = f" (and {count - len(causes)} more)" if count > len(causes) else ""
-            names = [f"{tasks[index].unit.name}: {cause}" for index, cause in sorted(failed.items())][:_NAMED_FAILURES]
+            more = f" (and {count - len(some)} more)" if count > len(some) else ""
+            names = "; ".join(f"{name}: {' / '.join(dict.fromkeys(causes))}" for name, causes in some)
             raise UnitsFailed(
-                f"{count} of {number_of(len(tasks), 'unit')} failed three times: {'; '.join(names)}{more}; the others are scored and kept, "
+                f"{count} of {number_of(len(tasks), 'unit')} failed three times: {names}{more}{where}; the others are scored and kept, "
                 "mend the cause and run again, or set on_error to skip"
             )
-        self._left_out.append(f"{number_of(count, 'unit')} {'was' if count == 1 else 'were'} left out: {'; '.join(causes)}")
+        self._given_up += count
+        first = "; ".join(causes[-1] for _, causes in some)
+        if self._given_up > self._job.max_quarantined * self._asked + _ROUNDING:
+            raise UnitsFailed(
+                f"{self._given_up} of {number_of(self._asked, 'unit')} can't be scored, {self._given_up / self._asked:.2%} of them, and "
+                f"max_quarantined allows {self._job.max_quarantined:.2%}: {first}{where}; the others are scored and kept, mend the cause and "
+                "run again, or raise max_quarantined"
+            )
+        self._left_out.append(f"{number_of(count, 'unit')} {'was' if count == 1 else 'were'} left out: {first}{where}")
+
+    def _keep_causes(self, failed: Sequence[tuple[str, Sequence[str]]]) -> None:
+        """Leave a line for each unit that has no outputs, with the causes of all attempts, oldest first."""
+        lines = [json.dumps({"unit": name, "causes": causes}) for name, causes in failed]
+        self._failed += lines
+        with suppress(StoreError):  # they only inform
+            self._store.put(f"{self._folder}/{FAILED_UNITS}", "".join(f"{line}\n" for line in self._failed).encode())
 
     def _start(self, rows: int, size: int) -> Scoring:
         if not self._life.begun:
