@@ -137,8 +137,8 @@ _HEAR_SECONDS = 0.2
 """How long Ray may wait at a time: it looks for signals once a second, Python between its own instructions."""
 _DRAINING_SECONDS = 5.0
 """Between two looks for nodes that are about to be taken away: a spot machine is told two minutes before, or half of one."""
-_OUT_OF_MEMORY = ("was killed due to the node running low on memory", "OOM", "out of memory")
-"""What Ray says of an actor that it, or the system, ended for its memory."""
+_OUT_OF_MEMORY = ("running low on memory", "OOM kill reason")
+"""What Ray says of an actor that it ended for its memory; of any that was killed it says that this may be why."""
 
 
 _TELLING = "telling"

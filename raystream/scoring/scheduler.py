@@ -122,6 +122,7 @@ class Scheduler:
     def start_failed(self, worker: int, cause: BaseException, retry: bool) -> list[Instruction]:
         """A worker could not start; with `retry` False, no other one can either."""
         self.starting.discard(worker)
+        self.leaving.discard(worker)
         self.failed_starts += 1
         if not retry or self.failed_starts >= ATTEMPTS:
             return [Abort(cause)]
