@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from raystream.cli.in_job import check_place
+from raystream.cli.in_job import check_places
 from raystream.cli.terminal import print_result, reporting
 
 
@@ -25,17 +25,14 @@ def simulate(
 
     Every run is kept: a simulation that was ended goes on, and more seeds or strategies join those that are there.
     """
-    from raystream.loop.outcome import describe
-    from raystream.loop.simulation import simulate as play
+    from raystream.loop.simulation.outcome import describe
+    from raystream.loop.simulation.run import simulate as play
     from raystream.query.simulate import Simulation
 
     changes = list(overrides or [])
     if store is not None:
         changes.append(f"store.uri={json.dumps(store, ensure_ascii=False)}")
-    asked = Simulation.load(spec, changes)
-    for key, uris in {"pool.uri": asked.pool.uris, "store.uri": [asked.store.uri], "loop.evaluate": asked.loop.evaluate_uris}.items():
-        for uri in uris:
-            check_place(key, uri)
+    asked = check_places(Simulation.load(spec, changes))
     with reporting() as reporter:
         found = play(asked, reporter=reporter)
     print_result(found.summary(), lambda: describe(found), as_json)
