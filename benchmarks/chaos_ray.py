@@ -41,7 +41,7 @@ class Machines:
     def __init__(self, folder: Path) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         # by which a head that is started again knows what it knew
-        os.environ["RAY_gcs_storage"], os.environ["RAY_gcs_storage_path"] = "rocksdb", str(folder / "gcs")
+        os.environ.update({"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "gcs")})
         os.environ["RAY_DEDUP_LOGS"] = "0"
         os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
         (folder / "gcs").mkdir()

@@ -189,8 +189,8 @@ class Session:
         if self._given_up > self._job.max_quarantined * self._asked + _ROUNDING:
             raise UnitsFailed(
                 f"{self._given_up} of {number_of(self._asked, 'unit')} can't be scored, {self._given_up / self._asked:.2%} of them, and "
-                f"max_quarantined allows {self._job.max_quarantined:.2%}: {first}{where}; the others are scored and kept, mend the cause and "
-                "run again, or raise max_quarantined"
+                f"max_quarantined allows {self._job.max_quarantined:.2%}: {first}{where}; the others are scored and kept, mend the cause "
+                "and run again, or raise max_quarantined"
             )
         self._left_out.append(f"{number_of(count, 'unit')} {'was' if count == 1 else 'were'} left out: {first}{where}")
 

@@ -161,9 +161,12 @@ class EventLog:
             copied = (event["n"] for event in self._copies())
             self._last = max([*self._numbers(), *copied], default=0)
         while True:
-            self._last += 1
-            if self._store.put_if_absent(self._object(self._last), line(self._last)):
-                return self._last
+            number = self._last + 1
+            # Where that fails, the next event asks for the same number again: if it was written after all, it has it, and none is left out.
+            written = self._store.put_if_absent(self._object(number), line(number))
+            self._last = number
+            if written:
+                return number
 
     def _object(self, number: int) -> str:
         return f"{self._objects}/{number:08d}.json"

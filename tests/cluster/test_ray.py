@@ -110,7 +110,7 @@ def test_a_unit_that_kills_its_worker_three_times_is_poison(make_query: MakeQuer
         rs.run(query)
     assert failed.value.exit_code == 4
     assert len(list((workplace / "runs").rglob("scores-*.receipt.json"))) == 3
-    skipped = rs.run(make_query(model__source="user_nets:deadly", cluster={"workers": 2}, on_error="skip"))
+    skipped = rs.run(make_query(model__source="user_nets:deadly", cluster={"workers": 2}, on_error="skip", max_quarantined=0.25))
     assert skipped.manifest.counts.scored == 900
     assert skipped.manifest.units_reused == 3
 

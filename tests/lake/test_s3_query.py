@@ -257,7 +257,7 @@ def test_files_that_go_or_change_after_planning(
     assert caught.value.exit_code == 3
     if what == "vanished":
         pq.write_table(pool_table(300, 600), name, filesystem=s3, row_group_size=64)
-    result = run(make_query(pool__uri=s3_pool, pool__storage=storage, on_error="skip"))
+    result = run(make_query(pool__uri=s3_pool, pool__storage=storage, on_error="skip", max_quarantined=0.25))
     assert any("left out" in warning and name in warning for warning in result.manifest.warnings)
     assert not any(name in path for path in result.selection.column("path").to_pylist())
 

@@ -245,7 +245,7 @@ def test_no_worker_is_replaced_when_too_few_units_are_left() -> None:
 @pytest.mark.parametrize("workers", [1, 3])
 @given(data=st.data())
 def test_every_unit_ends_whatever_happens(workers: int, data: st.DataObject) -> None:
-    """Under any order of events: never more in flight than allowed, nothing lost, nothing twice but what is late, and that twice at most."""
+    """Under any order of events: no more in flight than allowed, nothing lost, nothing twice but what is late, and that twice at most."""
     scheduler = Scheduler(data.draw(st.integers(0, 9)), workers)
     held: dict[int, list[int]] = {}
     starting: list[int] = []

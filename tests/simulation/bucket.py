@@ -11,9 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from obstore.exceptions import AlreadyExistsError, GenericError
+
 from simulation.world import Killed, World, drawn
 
-_COMMITTED = re.compile(r"\.receipt\.json$|/manifest\.json$|^events/")
+_COMMITTED = re.compile(r"\.receipt\.json$|/manifest\.json$|/events/\d+\.json$")
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Bucket:
     Attributes:
         first: by name, when a file that may never change was first there.
         met: how often each fault met a request.
+        dropping: whether somebody may forget a query.
     """
 
     def __init__(self, world: World, weather: Weather, skew: float) -> None:
@@ -50,6 +52,7 @@ class Bucket:
         self.files: dict[str, tuple[bytes, float]] = {}
         self.first: dict[str, float] = {}
         self.met: dict[str, int] = {}
+        self.dropping = False
 
     # obstore's functions
 
@@ -190,7 +193,7 @@ class Bucket:
         self.files[name] = data, self.clock
 
     def _remove(self, name: str) -> None:
-        if name.endswith("manifest.json"):
+        if name.endswith("manifest.json") and not self.dropping:
             raise Broken(f"{name} was committed, and is removed")
         self.files.pop(name, None)
         self.first.pop(name, None)

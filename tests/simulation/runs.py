@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from types import SimpleNamespace
@@ -11,9 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import xxhash
-from simulation.bucket import Broken, Bucket
-from simulation.workers import Machines, Manners, SimulatedWorker, Tally, content
-from simulation.world import Process, World
 
 from raystream.choosing.commit import ScoringFacts, commit
 from raystream.errors import RaystreamError
@@ -29,12 +27,16 @@ from raystream.scoring.plan import ResolvedQuery, plan_scoring, write_plan
 from raystream.scoring.progress import Silent
 from raystream.scoring.session import Session
 from raystream.store.bucket import ObjectStore
+from raystream.store.events import EventLog
 from raystream.store.gc import collect
 from raystream.store.life import SignOfLife
 from raystream.store.manifest import Seconds
 from raystream.store.receipts import receipt_name
 from raystream.store.result import read_result
 from raystream.store.unit_keys import Keys
+from simulation.bucket import Broken, Bucket
+from simulation.workers import Machines, Manners, SimulatedWorker, Tally, content
+from simulation.world import Process, World
 
 URI = "s3://bucket/runs"
 OUTPUTS = (Output("scores", ()), Output("embeddings", (("dtype", "float32"),)))
@@ -105,9 +107,7 @@ class Life(SignOfLife):
 
         super().__init__(wait)
         process = world.me
-        self._thread: Any = SimpleNamespace(
-            start=lambda: world.spawn(process, self._give), join=lambda seconds: ended.append(True)
-        )
+        self._thread: Any = SimpleNamespace(start=lambda: world.spawn(process, self._give), join=lambda seconds: ended.append(True))
 
 
 @dataclass
@@ -131,17 +131,29 @@ class Run:
         skip: whether the query leaves out what can't be scored.
         tally: of what all runs did.
         ended: how they ended.
+        query: the query's name.
     """
 
     def __init__(
-        self, world: World, name: str, bucket: Bucket, pool: Pool, workers: int, manners: Manners, skip: bool, tally: Tally, ended: Ended
+        self,
+        world: World,
+        name: str,
+        bucket: Bucket,
+        pool: Pool,
+        workers: int,
+        manners: Manners,
+        skip: bool,
+        tally: Tally,
+        ended: Ended,
+        query: str = "q",
     ) -> None:
         self._world, self._bucket, self._pool, self._workers, self._manners = world, bucket, pool, workers, manners
         self._skip, self._tally, self._ended = skip, tally, ended
-        self.name = name
+        self.name, self.query = name, query
         self.process = Process(name, world.random.choice([0.0, -3600.0, 3600.0]))
         self.machines: Machines | None = None
         self.over = False
+        self.noted: dict[int, str] = {}
         self._looked = 0.0
         self.process.at_death.append(self._orphan)
 
@@ -193,17 +205,20 @@ class Run:
         store, pool = ObjectStore(URI, LOCAL, self.patience), self._pool
         asked = ResolvedQuery(
             query=_query(), given=_query(), store=store, pool=SimpleNamespace(snapshot=[("pool/a.parquet", 1000, "1")], rows=10, tables=()),
-            classes=None, labelled=None, fingerprint="f", identity={"the model": "f", "on_error": str(self._skip)}, name="q",
+            classes=None, labelled=None, fingerprint="f", identity={"the model": "f", "on_error": str(self._skip)}, name=self.query,
             kinds=None, calibration=None,
         )  # fmt: skip
         committed = asked.committed
         if committed is not None:
             return read_result(store, committed)
+        self._log = EventLog(store, asked.folder)
+        self._note("started")
         with Life(self._world) as life:
             life.begin(store, asked.folder)
             self._looked = self._world.now
             plan = plan_scoring(store, SimpleNamespace(of=pool.of_units), pool.units, pool.outputs)  # type: ignore[arg-type]
             write_plan(asked, plan)
+            self._note("planned")
             with Session(_job(self._skip), store, asked.folder, Silent(), self, life) as session:
                 units = session.score(plan)
                 session.end_workers()
@@ -216,7 +231,15 @@ class Run:
             )
             scored: Any = _Scored(units)
             covered: Any = SimpleNamespace(known=0, elsewhere=[])
-            return commit(asked, ScoringFacts(plan, (), session.units_scored, 0), scored, covered, batch, Seconds(), session.warnings)
+            self._note("scored")
+            result = commit(asked, ScoringFacts(plan, (), session.units_scored, 0), scored, covered, batch, Seconds(), session.warnings)
+        self._note("committed")
+        return result
+
+    def _note(self, kind: str) -> None:
+        """Write an event, as a run does: it goes on without, where none can be written."""
+        with suppress(RaystreamError):
+            self.noted[self._log.append(kind, run=self.name)] = kind
 
     def _read(self, store: ObjectStore, file: Any) -> bytes:
         data = store.read(file.name)

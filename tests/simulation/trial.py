@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import uuid
@@ -12,15 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from simulation.bucket import Broken, Bucket, Weather, weather_of
-from simulation.runs import Ended, Pool, Run, collecting
-from simulation.workers import Manners, Tally
-from simulation.world import Clock, Process, World, drawn
-
 from raystream.errors import ClusterError, StoreError, UnitsFailed
 from raystream.lake.retry import Patience
 from raystream.scoring.scheduler import ATTEMPTS, IN_FLIGHT
 from raystream.store.queries import parquet_bytes, read_parquet
+from simulation.bucket import Broken, Bucket, Weather, weather_of
+from simulation.runs import Ended, Pool, Run, collecting
+from simulation.workers import Manners, Tally
+from simulation.world import Clock, Process, World, drawn
 
 _LONG = 4 * 24 * 3600.0
 
@@ -129,6 +129,7 @@ class Trial:
             last.begin()
             self._settle()
             self._judge(last)
+            self._judge_events()
         attempts = [(key, outputs) for _, key, outputs in self.tally.attempts]
         repeated = len(attempts) - len(set(attempts))
         faults = self.faults + Counter(self.bucket.met)
@@ -214,6 +215,20 @@ class Trial:
         allowed = self.tally.excused + (len(self.pool.units) + IN_FLIGHT * self.workers) * self.at_once
         if repeated > allowed:
             raise Broken(f"{repeated} attempts were repeated, and {allowed} of them explained")
+
+    def _judge_events(self) -> None:
+        """Numbers count from 1 without a gap, each event is there once, and what a run was told is written is there under its number."""
+        files = {name: data for name, (data, _) in self.bucket.files.items() if "/events/" in name}
+        events = [json.loads(files[name]) for name in sorted(files)]
+        if [event["n"] for event in events] != list(range(1, len(events) + 1)):
+            raise Broken(f"the events have the numbers {[event['n'] for event in events]}")
+        told = [(event["run"], event["kind"]) for event in events]
+        if len(set(told)) < len(told):
+            raise Broken(f"an event is there twice: {told}")
+        for run in self.runs:
+            for number, kind in run.noted.items():
+                if told[number - 1] != (run.name, kind):
+                    raise Broken(f"event {number} of {run.name} is not {kind}")
 
     @property
     def _bad(self) -> bool:

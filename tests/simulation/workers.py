@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import xxhash
-from simulation.bucket import Broken
-from simulation.world import Inbox, Process, World
 
 from raystream.errors import ClusterError, PoolError, RaystreamError
 from raystream.lake.retry import Patience
@@ -18,6 +16,8 @@ from raystream.scoring.job import Job, UnitTask
 from raystream.scoring.worker import Follow, Worker, alone
 from raystream.store.protocol import Store
 from raystream.store.receipts import Receipt, UnitOutputs, unit_folder
+from simulation.bucket import Broken
+from simulation.world import Inbox, Process, World
 
 
 def content(key: str, output: str) -> bytes:

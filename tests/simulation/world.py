@@ -205,5 +205,3 @@ class Clock:
 def drawn(world: World, *weighted: tuple[float, str]) -> str:
     """One of these, by their weights."""
     return world.random.choices([name for _, name in weighted], [weight for weight, _ in weighted])[0]
-
-
