@@ -16,9 +16,9 @@ from raystream.lake.storage import Storage
 from raystream.lake.uri import is_remote, parse
 from raystream.query.acquire import DEFAULT_REDUCE, DEFAULT_TOP, Acquire, check_gradients
 from raystream.query.catalogue import AUTO, GRADIENT_SCORES, LOGIT_SCORES, MEMBER_SCORES, SAMPLE_SCORES, SCORES, kind_of
-from raystream.query.cluster import MAX_QUARANTINED, Cluster, Store
+from raystream.query.cluster import Cluster, Store
 from raystream.query.model import Model, Preprocess
-from raystream.query.part import Id, NoTruth, Part
+from raystream.query.part import MAX_QUARANTINED, Id, Part, Share
 from raystream.query.pool import FilterTerm, Pool
 from raystream.query.select import Cost, Quota, Select
 from raystream.query.task import TASKS, Task, check_task
@@ -54,7 +54,7 @@ class Query(Part):
     """Of every draw."""
     on_error: Literal["fail", "skip"] = "fail"
     """`skip`: leave out bad rows and unreadable units, choose from the rest, and say so."""
-    max_quarantined: Annotated[float, Field(ge=0, le=1), NoTruth] = MAX_QUARANTINED
+    max_quarantined: Share = MAX_QUARANTINED
     """Under `skip`, the share of units that may be left out; beyond it the query ends with exit code 4. Bad rows don't count."""
 
     @model_validator(mode="after")

@@ -9,9 +9,6 @@ from pydantic import Field, field_validator
 from raystream.lake.storage import Storage, storage_from
 from raystream.query.part import NoTruth, Part, Positive
 
-MAX_QUARANTINED = 0.01
-"""The share of units that a query may do without, unless it says another: what is left out is what nobody sees."""
-
 
 class Cluster(Part):
     """Where the workers run; has no influence on what is chosen."""

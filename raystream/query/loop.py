@@ -21,8 +21,7 @@ from raystream.query.catalogue.auto import AUTO
 from raystream.query.catalogue.metrics import DEFAULT_METRICS, METRICS
 from raystream.query.catalogue.rules import RULES
 from raystream.query.catalogue.trainers import TRAINERS, trainer_entry
-from raystream.query.cluster import MAX_QUARANTINED
-from raystream.query.part import NoTruth, Part, Positive
+from raystream.query.part import MAX_QUARANTINED, Part, Positive, Share
 from raystream.spec import read_spec
 
 CHANGEABLE = frozenset({"loop.rounds", "loop.budget", "loop.stop", "loop.wait"})
@@ -194,7 +193,7 @@ class Loop(Part):
     """Of every draw and every training."""
     on_error: Literal["fail", "skip"] = "fail"
     """See `Query`."""
-    max_quarantined: Annotated[float, Field(ge=0, le=1), NoTruth] = MAX_QUARANTINED
+    max_quarantined: Share = MAX_QUARANTINED
     """See `Query`."""
     loop: LoopSettings
     """How rounds go."""

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from raystream.errors import QueryError, did_you_mean
 from raystream.query import LOOP_SECTIONS, Acquire, Cluster, Model, Pool, Query, Select, Store
 from raystream.query.catalogue import SCORES
-from raystream.query.part import NoTruth, Part
+from raystream.query.part import Part, Share
 from raystream.spec import read_spec
 
 Manager = Literal["quantile", "density", "fixed", "variable", "random_variable", "split", "random"]
@@ -72,7 +72,7 @@ class Stream(Part):
     """Of every draw."""
     on_error: Literal["fail", "skip"] = "fail"
     """`skip`: leave out bad rows and unreadable units, decide on the rest, and say so."""
-    max_quarantined: Annotated[float, Field(ge=0, le=1), NoTruth] = 1.0
+    max_quarantined: Share = 1.0
     """See `Query`; a stream goes on, however much of what arrives can't be read."""
 
     @model_validator(mode="after")

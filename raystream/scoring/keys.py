@@ -12,7 +12,7 @@ import numpy as np
 from raystream.pool import File, ReadSpec, Unit, Units
 from raystream.pool.reader import READING
 from raystream.query import Query
-from raystream.query.cluster import MAX_QUARANTINED
+from raystream.query.part import MAX_QUARANTINED
 from raystream.store.opening import FORMAT
 from raystream.store.unit_keys import KEY_BYTES, Keys
 

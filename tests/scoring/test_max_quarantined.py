@@ -11,7 +11,7 @@ import pytest
 
 import raystream as rs
 from raystream.errors import QueryError, UnitsFailed
-from raystream.query.cluster import MAX_QUARANTINED
+from raystream.query.part import MAX_QUARANTINED
 
 MakeQuery = Callable[..., rs.Query]
 
