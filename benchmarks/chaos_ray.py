@@ -22,6 +22,7 @@ from chaos_rounds import (
     FILES,
     WORKERS,
     Round,
+    attempts,
     batch,
     first_number,
     lost_or_changed,
@@ -130,7 +131,7 @@ class Play:
         import shutil
 
         shutil.rmtree(self.store, ignore_errors=True)
-        for name in ("pids", "memory", "odd"):
+        for name in ("attempts", "pids", "memory", "odd"):
             (self.folder / name).unlink(missing_ok=True)
         self.said = ""
         self.machines.whole()
@@ -178,7 +179,7 @@ class Play:
         told.identical = batch(self.store) == self.expected
         told.refused = sum(code in (3, 4, 5) for code in codes)
         odd = [code for code in codes if code not in (0, -signal.SIGKILL, 3, 4, 5, 130, 143)]
-        told.attempts, told.repeated = self._attempts()
+        told.attempts, told.repeated = attempts(self.folder)
         if odd:
             told.wrong = told.wrong or f"exit code {odd[0]}: {self.said}"
         elif not told.identical:
@@ -186,11 +187,6 @@ class Play:
         elif told.repeated > allowed:
             told.wrong = told.wrong or f"{told.repeated} units repeated, {allowed} were in flight"
         return told
-
-    def _attempts(self) -> tuple[int, int]:
-        """What the units' folders say: each attempt that wrote has files of its own."""
-        files = [path.name for path in self.store.glob("units/*/*/embeddings-*.arrow")]
-        return len(files), len(files) - FILES
 
 
 def _alive(pid: int) -> bool:
@@ -270,7 +266,7 @@ def _driver_stopped(play: Play, chance: random.Random) -> tuple[int, list[int]]:
 
 
 def _no_memory(play: Play, chance: random.Random) -> tuple[int, list[int]]:
-    (play.folder / "memory").write_text(repr(first_number(play.folder, chance.randrange(FILES))))
+    (play.folder / "memory").write_text(repr(first_number(play.folder, chance.randrange(1, FILES))))
     return IN_FLIGHT, [play.run()]
 
 

@@ -46,7 +46,22 @@ class Slow(nn.Sequential):
                 raise MemoryError("no memory left")
         return super().forward(x)
 
+def note_attempts():
+    # a line for each unit that a worker of this process begins
+    from raystream.scoring.worker import Worker
+
+    real = Worker.attempt
+
+    def attempt(self, task, *more):
+        with (HERE / "attempts").open("a") as file:
+            file.write(f"{{task.key}} {{' '.join(output.name for output in task.outputs)}}\\n")
+        return real(self, task, *more)
+
+    if not hasattr(Worker, "noted"):
+        Worker.attempt, Worker.noted = attempt, True
+
 def net():
+    note_attempts()
     with (HERE / "pids").open("a") as file:
         file.write(f"{{os.getpid()}}\\n")
     torch.manual_seed(0)
@@ -119,6 +134,13 @@ def receipts(store: Path) -> dict[str, bytes]:
     """Every receipt, and the manifest."""
     found = [*store.glob("units/*/*/*.receipt.json"), *store.glob("queries/q/manifest.json")]
     return {str(path): path.read_bytes() for path in found}
+
+
+def attempts(folder: Path) -> tuple[int, int]:
+    """Attempts at units, and how many of them were at one that had been attempted before."""
+    path = folder / "attempts"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return len(lines), len(lines) - len(set(lines))
 
 
 def lost_or_changed(before: dict[str, bytes], after: dict[str, bytes]) -> str:
@@ -209,20 +231,6 @@ def install(harm: Harm) -> list[int]:
     return writes
 
 
-def note_attempts(folder: Path) -> None:
-    """Leave a line for each unit that is begun in this process."""
-    from raystream.scoring.worker import Worker
-
-    real = Worker.attempt
-
-    def attempt(self: Any, task: Any, *more: Any) -> Any:
-        with (folder / "attempts").open("a") as file:
-            file.write(f"{task.key} {' '.join(output.name for output in task.outputs)}\n")
-        return real(self, task, *more)
-
-    Worker.attempt = attempt  # type: ignore[method-assign]
-
-
 def child(folder: str, store: str, harm: Harm, changes: dict[str, Any]) -> None:
     """The process of a run: its exit code is that of the command line."""
     os.chdir(folder)
@@ -230,7 +238,6 @@ def child(folder: str, store: str, harm: Harm, changes: dict[str, Any]) -> None:
     import raystream as rs
     from raystream.errors import RaystreamError
 
-    note_attempts(Path(folder))
     writes = install(harm)
     try:
         rs.run(query(Path(folder), Path(store), "in_process", **changes))
@@ -320,8 +327,7 @@ class Play:
         told.identical = batch(self.store) == self.expected
         told.refused = sum(code in (3, 4, 5) for code in codes)
         odd = [code for code in codes if code not in (0, -signal.SIGKILL, 3, 4, 5)]
-        attempts = (self.folder / "attempts").read_text().splitlines()
-        told.attempts, told.repeated = len(attempts), len(attempts) - len(set(attempts))
+        told.attempts, told.repeated = attempts(self.folder)
         if odd:
             told.wrong = told.wrong or f"exit code {odd[0]}: {self.said()}"
         elif not told.identical:
@@ -411,13 +417,13 @@ def _clock(play: Play, chance: random.Random, number: int) -> tuple[int, list[in
 
 
 def _no_memory(play: Play, chance: random.Random, number: int) -> tuple[int, list[int]]:
-    (play.folder / "memory").write_text(repr(first_number(play.folder, chance.randrange(FILES))))
+    (play.folder / "memory").write_text(repr(first_number(play.folder, chance.randrange(1, FILES))))
     return IN_FLIGHT, [play.ended(play.start())]
 
 
 def _poison(play: Play, chance: random.Random, number: int) -> tuple[int, list[int]]:
     """Refused with everything else scored; once the cause is mended, only that unit is left."""
-    (play.folder / "odd").write_text(repr(first_number(play.folder, chance.randrange(FILES))))
+    (play.folder / "odd").write_text(repr(first_number(play.folder, chance.randrange(1, FILES))))
     code = play.ended(play.start())
     (play.folder / "odd").unlink()
     return 3, [code]
