@@ -196,6 +196,10 @@ class Run:
         try:
             self._ended.results.append(self._run())
             self._world.log("is done")
+        except KeyboardInterrupt:
+            self._world.log("was interrupted")
+            if self.machines is not None and not self.machines.closed:
+                raise Broken("an interrupted run leaves workers behind") from None
         except RaystreamError as error:
             self._world.log("ends:", error)
             self._ended.refusals.append(error)

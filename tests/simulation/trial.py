@@ -164,6 +164,9 @@ class Trial:
         elif chance.random() < 0.2:
             self.faults["the driver killed at any moment"] += 1
             world.at(chance.uniform(0.0, 60.0), run.process.kill)
+        elif chance.random() < 0.15:
+            self.faults["Ctrl-C"] += 1
+            world.at(chance.uniform(0.0, 60.0), lambda: setattr(run.process, "interrupted", True))
         for _ in range(chance.choice([0, 0, 0, 1, 2])):
             kind = drawn(world, (3, "a worker killed"), (2, "several at once"), (2, "a worker taken for dead"), (2, "a node taken away"))
             self.faults[kind] += 1

@@ -119,7 +119,7 @@ class Machines:
         self._held: dict[int, list[int]] = {}
         self._given_up: set[int] = set()
         self._heard: set[int] = set()
-        self._closed = False
+        self.closed = False
 
     def start_worker(self, worker: int) -> None:
         world = self._world
@@ -158,7 +158,7 @@ class Machines:
         return sorted(found, key=lambda event: isinstance(event, WorkerLost))
 
     def close(self) -> None:
-        self._closed = True
+        self.closed = True
         self._tally.excused += sum(map(len, self._held.values()))
         for process in self.processes.values():
             process.kill()
@@ -188,7 +188,7 @@ class Machines:
             self._world.at(self._world.random.uniform(0.0, 30.0), self.processes[worker].kill)
 
     def _lose(self, worker: int) -> None:
-        if self._closed or worker in self._given_up:
+        if self.closed or worker in self._given_up:
             return
         self._given_up.add(worker)
         self._tally.lost += 1

@@ -20,6 +20,7 @@ class Process:
 
     Attributes:
         skew: seconds by which its machine's clock is ahead.
+        interrupted: whether it is about to hear of a Ctrl-C, in its main task.
         dies_at: the number of the request to the store with which it dies, if it does.
     """
 
@@ -29,6 +30,8 @@ class Process:
         self.requests = 0
         self.dies_at: int | None = None
         self.dies_after = False
+        self.interrupted = False
+        self.main: greenlet | None = None
         self.at_death: list[Callable[[], None]] = []
 
     def kill(self) -> None:
@@ -84,6 +87,7 @@ class World:
 
         task = greenlet(run, self._hub)
         self._process[task] = process
+        process.main = process.main or task
         self._at(self.now + after, task)
 
     def at(self, seconds: float, act: Callable[[], None]) -> None:
@@ -105,6 +109,9 @@ class World:
         self._hub.switch()
         if not process.alive:
             raise Killed
+        if process.interrupted and task is process.main:
+            process.interrupted = False
+            raise KeyboardInterrupt
 
     def wake(self, task: greenlet) -> None:
         """End its sleep now."""
