@@ -1,13 +1,17 @@
-"""Units that take far longer than others did, by a clock that the tests move; and what the run makes of them."""
+"""Units that take far longer than others did, memory that runs out: what the run makes of them, by a clock that the tests move."""
 
 from __future__ import annotations
 
 import logging
+import subprocess
+from multiprocessing.connection import Pipe
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raystream.errors import RaystreamError
+from raystream.scoring import child
 from raystream.scoring.executor import Event, Scoring, UnitEnded, WorkerLost, WorkerReady
 from raystream.scoring.stragglers import LEAST_SECONDS, TIMES_THE_MEDIAN, Stragglers
 from raystream.scoring.worker import Failure
@@ -116,3 +120,22 @@ def test_all_causes_of_a_poisoned_unit_come_back() -> None:
     tasks: Any = [None]
     [causes] = scoring.score(tasks, lambda unit, found: None).values()
     assert [str(cause) for cause in causes] == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("kills", [0, 1])
+def test_a_child_that_the_kernel_ended_for_its_memory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int) -> None:
+    """SIGKILL alone says nothing; that the kernel counts one more such end does."""
+    events = tmp_path / "memory.events"
+    events.write_text("low 0\nhigh 7\nmax 3\noom 1\noom_kill 4\n")
+    monkeypatch.setattr(child, "_MEMORY_EVENTS", events)
+    job: Any = None
+    workers = child.InChild(job)
+    process = subprocess.Popen(["sleep", "600"])
+    here, there = Pipe()
+    process.kill()
+    events.write_text(f"low 0\nhigh 7\nmax 3\noom 1\noom_kill {4 + kills}\n")
+    there.close()
+    workers._listen(0, process, here)
+    [lost] = workers.wait(0.0)
+    assert isinstance(lost, WorkerLost)
+    assert lost.memory == bool(kills)

@@ -229,3 +229,29 @@ def test_runs_of_older_stores_have_a_state_without_figures(store: Store) -> None
         life.begin(store, "queries/q")
         assert run_state(store, "q") == RunState("q", "running")
         assert json.loads(json.dumps(run_state(store, "q").summary()))["state"] == "running"
+
+
+def test_an_event_that_cant_be_written_leaves_no_gap(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is one written over that was written after all, when its writer had given it up."""
+    log = EventLog(store, "queries/q")
+    assert log.append("one") == 1
+    real, fails = store.put_if_absent, [False, True]
+
+    def put(name: str, data: bytes, **options: Any) -> bool:
+        if fails and name.startswith("queries/q/events/"):
+            if fails.pop():
+                real(name, data)
+            raise StoreError("the store is away")
+        return real(name, data, **options)
+
+    monkeypatch.setattr(store, "put_if_absent", put)
+    if store.remote:
+        for kind in ("two", "lost"):
+            with pytest.raises(StoreError):
+                log.append(kind)
+        assert log.append("three") == 3
+        kinds = ["one", "two", "three"]
+    else:
+        assert log.append("two") == 2
+        kinds = ["one", "two"]
+    assert [(event["n"], event["kind"]) for event in log.read()] == list(enumerate(kinds, 1))
