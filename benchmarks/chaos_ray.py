@@ -131,7 +131,7 @@ class Play:
         import shutil
 
         shutil.rmtree(self.store, ignore_errors=True)
-        for name in ("attempts", "pids", "memory", "odd"):
+        for name in ("attempts", "pids", "memory", "odd", "deadly"):
             (self.folder / name).unlink(missing_ok=True)
         self.said = ""
         self.machines.whole()
@@ -270,6 +270,15 @@ def _no_memory(play: Play, chance: random.Random) -> tuple[int, list[int]]:
     return IN_FLIGHT, [play.run()]
 
 
+def _poison(play: Play, chance: random.Random) -> tuple[int, list[int]]:
+    """Refused with everything else scored; once the cause is mended, only that unit is left."""
+    (play.folder / "deadly").write_text(repr(first_number(play.folder, chance.randrange(1, FILES))))
+    code = play.run()
+    (play.folder / "deadly").unlink()
+    # three attempts at it, and whatever shared its worker with it the first time
+    return 3 + IN_FLIGHT, [code]
+
+
 FAULTS: dict[str, Callable[[Play, random.Random], tuple[int, list[int]]]] = {
     "a worker killed": _worker_killed,
     "a node gone": _node_gone,
@@ -279,6 +288,7 @@ FAULTS: dict[str, Callable[[Play, random.Random], tuple[int, list[int]]]] = {
     "two nodes gone at once": _nodes_gone,
     "the driver stopped as a job is": _driver_stopped,
     "memory used up": _no_memory,
+    "a unit that kills its workers": _poison,
     "the head restarted": _head_restarted,
 }
 """By name: plays the fault, and returns how many units may be scored again and the exit codes."""

@@ -15,9 +15,9 @@ from typing import Protocol
 
 import torch
 
-from raystream.errors import ModelError, QueryError, RaystreamError
+from raystream.errors import ClusterError, ModelError, QueryError, RaystreamError
 from raystream.scoring.job import Job, UnitTask
-from raystream.scoring.scheduler import IN_FLIGHT, Abort, Assign, Instruction, Scheduler
+from raystream.scoring.scheduler import ATTEMPTS, IN_FLIGHT, Abort, Assign, Instruction, Scheduler
 from raystream.scoring.stragglers import Stragglers
 from raystream.scoring.worker import PATIENCE, Abandoned, Failure, Worker, started
 from raystream.store.receipts import UnitOutputs
@@ -317,7 +317,7 @@ def _tell(scheduler: Scheduler, event: Event, keep_going: bool) -> list[Instruct
         return scheduler.start_failed(event.worker, event.error, event.retry)
     if isinstance(event, WorkerLost):
         leaving = scheduler.worker_leaving(event.worker) if event.preempted else []
-        return leaving + scheduler.worker_lost(event.worker, event.error)
+        return leaving + [_by_deaths(told) for told in scheduler.worker_lost(event.worker, event.error)]
     if isinstance(event, WorkerLeaving):
         return scheduler.worker_leaving(event.worker)
     if isinstance(event, Told | UnitGoesOn):
@@ -332,6 +332,18 @@ def _tell(scheduler: Scheduler, event: Event, keep_going: bool) -> list[Instruct
     if keep_going and not isinstance(outcome.error, QueryError):  # what no unit can be asked
         return scheduler.rejected(event.worker, event.unit, outcome.error)
     return [Abort(outcome.error)]
+
+
+def _by_deaths(instruction: Instruction) -> Instruction:
+    """The end of a run whose workers die before they are ready is no defect of the model's, nor of ours."""
+    if not isinstance(instruction, Abort):
+        return instruction
+    return Abort(
+        ClusterError(
+            f"{ATTEMPTS} workers in a row could not start, the last one so: {instruction.cause}; see that a worker has memory for the model, "
+            "and run again to resume"
+        )
+    )
 
 
 def _ran_out_of_memory(event: Event) -> bool:

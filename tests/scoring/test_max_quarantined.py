@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import raystream as rs
 from raystream.errors import QueryError, UnitsFailed
 from raystream.query.part import MAX_QUARANTINED
+from raystream.run import plan
+from raystream.scoring.worker import Worker
 
 MakeQuery = Callable[..., rs.Query]
 
@@ -58,29 +61,22 @@ def test_two_of_four_are_more_than_one_of_four(make_query: MakeQuery, workplace:
         rs.run(make_query(on_error="skip", max_quarantined=0.5))
 
 
-def test_all_causes_of_all_units_are_kept(make_query: MakeQuery, workplace: Path) -> None:
+def test_all_causes_of_all_units_are_kept(make_query: MakeQuery, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More units than a message names, each with the cause of every attempt, in a file that the message names."""
-    with (workplace / "user_nets.py").open("a") as source:
-        source.write(
-            "\n\nclass Odd(nn.Sequential):\n"
-            "    times = 0\n"
-            "    def forward(self, x):\n"
-            "        Odd.times += 1\n"
-            "        if Odd.times > 5:  # the first ones are to see what it gives\n"
-            "            raise RuntimeError(f'odd {Odd.times}')\n"
-            "        return super().forward(x)\n\n\n"
-            "def odd():\n"
-            "    return Odd(*net())\n"
-        )
-    query = make_query(model__source="user_nets:odd", store__query="q")
+    numbers = count(1)
+
+    def odd(self: Worker, *arguments: Any) -> Any:
+        raise RuntimeError(f"odd {next(numbers)}")
+
+    monkeypatch.setattr(Worker, "score", odd)
     with pytest.raises(UnitsFailed, match=r"4 of 4 units failed three times: .*\(and 1 more\); \S+failed_units\.jsonl has all causes"):
-        rs.run(query)
+        rs.run(make_query(store__query="q"))
     lines = [json.loads(line) for line in Path("runs/queries/q/failed_units.jsonl").read_text().splitlines()]
     assert len(lines) == 4
     assert all(line["unit"].endswith("part.parquet#rg0-4") for line in lines)
     causes = [cause for line in lines for cause in line["causes"]]
     assert len(causes) == 12
-    assert len({cause.split("odd ")[1] for cause in causes}) == 12
+    assert sorted(int(cause.split("odd ")[1].split()[0]) for cause in causes) == list(range(1, 13))
 
 
 def test_a_share_is_a_share(make_query: MakeQuery) -> None:
@@ -88,7 +84,7 @@ def test_a_share_is_a_share(make_query: MakeQuery) -> None:
     for wrong in (-0.1, 1.5, True, "much"):
         with pytest.raises(QueryError, match="max_quarantined"):
             make_query(max_quarantined=wrong)
-    names = [rs.plan(query).query for query in (make_query(), *(make_query(max_quarantined=share) for share in (MAX_QUARANTINED, 0.5)))]
+    names = [plan(query).query for query in (make_query(), *(make_query(max_quarantined=share) for share in (MAX_QUARANTINED, 0.5)))]
     assert names[0] == names[1] != names[2]
 
 

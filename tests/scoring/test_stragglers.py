@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from raystream.errors import RaystreamError
+from raystream.errors import ClusterError, RaystreamError
 from raystream.scoring import child
 from raystream.scoring.executor import Event, Scoring, UnitEnded, WorkerLost, WorkerReady
 from raystream.scoring.stragglers import LEAST_SECONDS, TIMES_THE_MEDIAN, Stragglers
@@ -139,3 +139,15 @@ def test_a_child_that_the_kernel_ended_for_its_memory_says_so(tmp_path: Path, mo
     [lost] = workers.wait(0.0)
     assert isinstance(lost, WorkerLost)
     assert lost.memory == bool(kills)
+
+
+def test_workers_that_die_before_they_are_ready_are_the_clusters_fault() -> None:
+    """Three in a row: exit code 5, what became of the last, and what to do; no defect of ours."""
+    deaths: list[list[Event]] = [[WorkerLost(worker, RaystreamError(f"the worker died: {worker}"))] for worker in range(3)]
+    scoring = Scoring(Scripted(*deaths), 1, keep_going=False, on_event=lambda event: None)
+    tasks: Any = [None]
+    with pytest.raises(
+        ClusterError, match=r"3 workers in a row could not start, .*: the worker died: 2; .* run again"
+    ) as ended:
+        scoring.score(tasks, lambda unit, found: None)
+    assert ended.value.exit_code == 5

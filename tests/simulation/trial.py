@@ -241,6 +241,7 @@ class Trial:
         """Whatever ended a run is something that did go wrong, and says so by its kind."""
         for error in self.ended.refusals:
             of_store = isinstance(error, StoreError | ClusterError) and bool(self.bucket.met)
+            of_store |= isinstance(error, ClusterError) and self.kills >= ATTEMPTS
             of_units = isinstance(error, UnitsFailed) and (bool(self.manners.poison) or self.kills >= ATTEMPTS)
             of_rows = self._bad and error.exit_code == 3
             if not (of_store or of_units or of_rows):
