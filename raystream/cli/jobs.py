@@ -313,7 +313,8 @@ def _described(name: str, job: Job | None, run: RunState | None, unseen: str) ->
             pace += [] if run.seconds_left is None else [f"about {in_seconds(max(run.seconds_left, 1.0))} left"]
             lines.append(f"  rows        {', '.join([f'{run.rows_done or 0:,} of {run.rows:,}', *pace])}")
             lines.append(f"  units       {run.units_done or 0:,} of {run.units:,}")
-        lines.append(f"  since       {run.started_at}, last heard of {run.changed_at}" + (f", asked by {run.who}" if run.who else ""))
+        if run.started_at:
+            lines.append(f"  since       {run.started_at}, last heard of {run.changed_at}, asked by {run.who}")
         if run.error:
             lines.append(f"  failed      {run.error}")
     elif unseen:

@@ -12,7 +12,7 @@ import os
 import platform
 import shlex
 import socket
-import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +36,7 @@ _STOP_LOOKS = 30
 _STATES = {"PENDING": "queued", "RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "stopped"}
 _OVERRIDING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _NOBODY_YET = "No available agent"
+_pause = time.sleep
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class JobServer:
 
     def __init__(self, address: str, client: Any = None, wait: Callable[[float], object] | None = None) -> None:
         self.address = _url(address)
-        self._wait = wait or threading.Event().wait
+        self._wait = wait or _pause
         self._client = client if client is not None else _client(self.address)
 
     def check_versions(self) -> None:
@@ -97,9 +98,8 @@ class JobServer:
             ClusterError: it doesn't.
         """
         found = self._get("/api/v0/cluster_metadata")
-        theirs = {"Ray": found.get("rayVersion"), "Python": found.get("pythonVersion")}
-        for what, ours in (("Ray", ray.__version__), ("Python", platform.python_version())):
-            version = theirs[what]
+        for what, key, ours in (("Ray", "rayVersion", ray.__version__), ("Python", "pythonVersion", platform.python_version())):
+            version = found.get(key)
             if isinstance(version, str) and _minor(version) != _minor(ours):
                 raise ClusterError(
                     f"the cluster at {self.address} runs {what} {version}, this machine {what} {ours}; nothing was sent, use the same "

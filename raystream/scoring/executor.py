@@ -340,8 +340,8 @@ def _by_deaths(instruction: Instruction) -> Instruction:
         return instruction
     return Abort(
         ClusterError(
-            f"{ATTEMPTS} workers in a row could not start, the last one so: {instruction.cause}; see that a worker has memory for the model, "
-            "and run again to resume"
+            f"{ATTEMPTS} workers in a row could not start, the last one so: {instruction.cause}; see that a worker has memory for the "
+            "model, and run again to resume"
         )
     )
 

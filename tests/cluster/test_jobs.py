@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -21,6 +23,7 @@ from raystream.errors import ClusterError, QueryError
 from raystream.run import score
 from raystream.scoring.run_log import asked_by
 from raystream.store.events import EventLog
+from raystream.store.gc import collect
 from raystream.store.jobs import note_job, query_of_job
 from raystream.store.local import LocalStore
 
@@ -34,7 +37,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     """The job server that any address leads to."""
     client = FakeClient()
     monkeypatch.setattr(jobs, "_client", lambda url: client)
-    monkeypatch.setattr(jobs.threading.Event, "wait", lambda self, seconds=None: False)
+    monkeypatch.setattr(jobs, "_pause", lambda seconds: None)
     return client
 
 
@@ -112,7 +115,7 @@ def test_what_travels(spec: Callable[..., Path], cli: Cli, fake: FakeClient, wor
 
 
 LOOP = {"loop": {"oracle": "/lake/labels", "trainer": "torch", "rounds": 2}}
-PLAY = {"loop": {"trainer": "torch", "rounds": 2, "oracle": {"column": "label"}, "evaluate": 0.2}, "simulate": {"strategies": ["margin"]}}
+PLAY = {"loop": {"trainer": "torch", "rounds": 2, "oracle": {"column": "label"}, "evaluate": 0.2}, "simulate": {"strategies": ["k_means"]}}
 
 
 @pytest.mark.parametrize(
@@ -229,8 +232,7 @@ def test_following_goes_on_where_a_connection_closed(fake: FakeClient) -> None:
 
 def test_wait_ends_as_the_job_does(spec: Callable[..., Path], cli: Cli, fake: FakeClient) -> None:
     """Its lines go to stderr, its result is part of ours, and so is its exit code."""
-    code, out, _ = cli("submit", spec(), "--address", ADDRESS, "--json")
-    job = json.loads(out)["job"]
+    job = submitted(cli, spec())["job"]
     fake.printed[job] = 'scoring\n{"query": "abc", "selection": "/lake/x"}\n'
     code, out, err = cli("submit", spec(), "--address", ADDRESS, "--wait", "--json")
     assert (code, json.loads(out)["result"]["query"], json.loads(out)["state"]) == (0, "abc", "done")
@@ -349,13 +351,20 @@ def test_a_loops_or_simulations_files_are_those_that_its_result_names(
 
 
 def test_the_query_of_a_job_is_found_in_its_store(make_query: MakeQuery) -> None:
-    """Once it is known; a damaged note is none."""
+    """Once it is known; of several, the last. It is forgotten with the query."""
     store = LocalStore("runs")
     assert query_of_job(store, "rs-x-0") is None
     with asked_by(None, "rs-x-0"):
         result = rs.run(make_query())
     assert query_of_job(store, "rs-x-0") == result.query
-    store.put("jobs/rs-x-0.json", b"[1]")
+    note_job(store, "rs-x-0", "loop-r1")
+    os.utime(store.path("jobs/rs-x-0/loop-r1"), ns=(0, time.time_ns() + 10**10))
+    assert query_of_job(store, "rs-x-0") == "loop-r1"
+    os.utime(store.path("jobs/rs-x-0/loop-r1"), (0, 0))
+    collect(store, older_than=3600.0, delete=True)
+    assert query_of_job(store, "rs-x-0") == result.query
+    collect(store, drop=[result.query], older_than=-60.0, delete=True)
+    collect(store, older_than=-60.0, delete=True)
     assert query_of_job(store, "rs-x-0") is None
 
 
