@@ -16,12 +16,17 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, help="this one alone")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="begin none after so many")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what happens, step by step")
     options = parser.parse_args()
     seeds = range(options.first, options.first + options.seeds) if options.seed is None else [options.seed]
     faults: Counter[str] = Counter()
     failed, runs, refused, attempts, repeated, units, began = [], 0, 0, 0, 0, 0, time.perf_counter()
+    tried_so_far = 0
     for seed in seeds:
+        if time.perf_counter() - began > options.seconds:
+            break
+        tried_so_far += 1
         try:
             told = tried(seed, print if options.verbose else None)
         except Exception as error:
@@ -37,7 +42,7 @@ def main() -> int:
     for fault, count in sorted(faults.items(), key=lambda of: -of[1]):
         print(f"{count:8,}  seeds with {fault}")
     print(
-        f"{len(seeds):,} seeds, {runs:,} runs ({60 * runs / seconds:,.0f} a minute), {refused:,} refused rightly, {units:,} units, "
+        f"{tried_so_far:,} seeds, {runs:,} runs ({60 * runs / seconds:,.0f} a minute), {refused:,} refused rightly, {units:,} units, "
         f"{attempts:,} attempts of which {repeated:,} repeated; {len(failed)} seeds failed{': ' if failed else ''}"
         f"{', '.join(map(str, failed[:20]))}"
     )
