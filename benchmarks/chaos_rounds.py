@@ -263,13 +263,11 @@ class Play:
         folder: of the lake.
         expected: the undisturbed batch.
         commits: how many writes an undisturbed run makes below `queries/`.
-        seconds: that it takes.
     """
 
     folder: Path
     expected: bytes = b""
     commits: int = 0
-    seconds: float = 1.0
     context: Any = field(default_factory=lambda: multiprocessing.get_context("forkserver"))
 
     @property
@@ -291,13 +289,18 @@ class Play:
         """An undisturbed run: what it chooses, how long it takes, how often it writes where a commit does."""
         self.ended(self.start())  # imports what the process that all others are forked from doesn't
         self.clean()
-        began = time.monotonic()
         assert self.ended(self.start(Harm(counts=True, of="queries/"))) == 0, self.said()
-        self.seconds = time.monotonic() - began
         found = batch(self.store)
         assert found is not None
         self.expected = found
         self.commits = int((self.folder / "writes").read_text())
+
+    def let_go_on(self, process: Any, chance: random.Random) -> None:
+        """Let it score some units, one more or less, and not be anywhere in particular."""
+        units = chance.randrange(FILES)
+        while process.is_alive() and len(list(self.store.glob("units/*/*/embeddings-*.receipt.json"))) < units:
+            process.join(0.005)
+        process.join(chance.uniform(0.0, 0.05))
 
     def ended(self, process: Any, within: float = 120.0) -> int:
         process.join(within)
@@ -356,7 +359,7 @@ def _killed_at_a_units_write(play: Play, chance: random.Random, number: int) -> 
 
 def _killed_at_any_moment(play: Play, chance: random.Random, number: int) -> tuple[int, list[int]]:
     process = play.start()
-    process.join(chance.uniform(0.0, play.seconds))
+    play.let_go_on(process, chance)
     if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
     return IN_FLIGHT, [play.ended(process)]
@@ -394,14 +397,14 @@ def _cut_short(play: Play, chance: random.Random, number: int) -> tuple[int, lis
 
 def _two_at_once(play: Play, chance: random.Random, number: int) -> tuple[int, list[int]]:
     first = play.start(Harm(skew=3600.0))
-    time.sleep(chance.uniform(0.0, play.seconds))
+    play.let_go_on(first, chance)
     return 2 * FILES, [play.ended(play.start(Harm(skew=-3600.0))), play.ended(first)]
 
 
 def _stopped_and_late(play: Play, chance: random.Random, number: int) -> tuple[int, list[int]]:
     """A process stands still while another one commits, and then goes on writing."""
     late = play.start()
-    time.sleep(chance.uniform(0.0, play.seconds))
+    play.let_go_on(late, chance)
     with suppress(ProcessLookupError):
         os.kill(late.pid, signal.SIGSTOP)
     code = play.ended(play.start())
@@ -412,7 +415,7 @@ def _stopped_and_late(play: Play, chance: random.Random, number: int) -> tuple[i
 
 def _clock(play: Play, chance: random.Random, number: int) -> tuple[int, list[int]]:
     process = play.start(Harm(skew=chance.choice([-3600.0, 3600.0])))
-    process.join(chance.uniform(0.0, play.seconds))
+    play.let_go_on(process, chance)
     if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
     return IN_FLIGHT, [play.ended(process)]
