@@ -108,9 +108,9 @@ def status(
     run, unseen = _run(name, job, store)
     if job is None and run is None:
         raise QueryError(unseen)
-    summary = {"job": name if _is_job(name) else None, "query": run.name if run else None, "run": run.summary() if run else None}
-    summary = (_summary(job) if job else {"state": run.state if run else None}) | summary
-    print_result(summary | {"unseen": unseen or None}, lambda: _described(name, job, run, unseen), as_json)
+    summary: dict[str, Any] = _summary(job) if job else {"job": name if _is_job(name) else None, "state": run.state if run else None}
+    summary |= {"query": run.name if run else None, "run": run.summary() if run else None, "unseen": unseen or None}
+    print_result(summary, lambda: _described(name, job, run, unseen), as_json)
 
 
 def logs(
@@ -272,7 +272,7 @@ def _code(job: Job) -> int:
         return 0
     if job.state == "stopped":
         return _STOPPED
-    return job.exit_code if job.exit_code in (1, 2, 3, 4, 5, 130, 143) else ClusterError.exit_code
+    return job.exit_code if job.exit_code is not None and job.exit_code > 0 else ClusterError.exit_code
 
 
 def _summary(job: Job) -> dict[str, Any]:
