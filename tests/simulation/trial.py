@@ -66,6 +66,8 @@ def simulated(world: World, bucket: Bucket) -> Iterator[None]:
             "raystream.store.packs.FEWEST": 4,
             "raystream.store.packs._FEW_ASKED": 4,
             "raystream.store.packs._RUN_BITS": 2,
+            # of the commit, whose patience nobody hands over
+            "raystream.lake.retry.pause": lambda seconds: bool(world.sleep(seconds)),
             "raystream.scoring.session.time": clock,
             "raystream.store.gc.time": clock,
         }.items():
