@@ -15,6 +15,7 @@ from raystream import __version__
 from raystream.cli import catalogue, init, labels, simulation, upkeep
 from raystream.cli.in_job import check_place, check_places
 from raystream.cli.loop import loop
+from raystream.cli.serve import serve, token
 from raystream.cli.stream import stream
 from raystream.cli.terminal import RESUME, Interruption, Leaving, end_output, nobody_reads
 from raystream.cli.terminal import print_result as _print
@@ -160,7 +161,7 @@ def show(
 
 
 for _command in (
-    *(loop, simulation.simulate, stream, labels.export, labels.labels),
+    *(loop, simulation.simulate, stream, serve, token, labels.export, labels.labels),
     *(upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies, init.init),
 ):
     app.command()(_command)
