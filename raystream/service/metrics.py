@@ -67,7 +67,8 @@ class Metrics:
             for end, count in zip((*(f"{end:g}" for end in BUCKETS), "+Inf"), counts, strict=True):
                 below += count
                 lines.append(f"{name}_bucket{_labels((('le', end), ('route', route)))} {below}")
-            lines += [f"{name}_sum{_labels((('route', route),))} {self._sums[route]:.6g}", f"{name}_count{_labels((('route', route),))} {below}"]
+            of = _labels((("route", route),))
+            lines += [f"{name}_sum{of} {self._sums[route]:.6g}", f"{name}_count{of} {below}"]
         return lines
 
 

@@ -19,7 +19,7 @@ from raystream.errors import QueryError, RaystreamError
 from raystream.imports import is_import_path
 from raystream.lake.reach import lies_below
 from raystream.lake.table_uri import is_table, parse_table
-from raystream.lake.uri import OPTIONS, is_remote, parse
+from raystream.lake.uri import is_remote, parse
 from raystream.query import LOOP_SECTIONS, Acquire, Model, Pool, Query, Select
 from raystream.query.catalogue import kind_of
 from raystream.service.config import Config
@@ -37,7 +37,9 @@ _FORBIDDEN = {
 _FREE_TEXT = frozenset({"must_include", "exclude", "similar_to", "quotas", "classes", "class_weights", "cost"})
 """Keys whose values are ids and names: what looks like an import path there is none."""
 _SAFE_WEIGHTS = (".safetensors",)
-_ANY_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_VERSION = re.compile(r"\?(?:version|snapshot_id)=\d+$")
+"""Of a table, the only thing that may stand behind a question mark."""
+_ANY_SCHEME = re.compile(r"(?:delta\+)?[A-Za-z][A-Za-z0-9+.-]*:|delta\+")
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,11 @@ class Policy:
         errors = [FieldError(path, f"{path} can't be set: {why}") for path, why in _FORBIDDEN.items() if _holds(body, path)]
         errors += [FieldError(f"model.members.{i}.trust", _FORBIDDEN["model.trust"]) for i in _members_with_trust(body)]
         errors += [FieldError(key, f"{key} is for another command; remove it") for key in sorted(LOOP_SECTIONS & set(body))]
-        if errors:
-            raise wrong_fields(errors)
-        document = dict(body)
+        document = _without_forbidden(body)
         pool, problems = self._with_storage(document.get("pool"))
-        document["pool"] = pool
+        problems = [*errors, *problems]
+        if pool is not None:
+            document["pool"] = pool
         problems += [error for error in map(self._wrong_section, _SECTIONS, [document] * len(_SECTIONS)) if error is not None]
         if problems:
             raise wrong_fields(problems)
@@ -175,7 +177,8 @@ class Policy:
 
     def _wrong_place(self, uri: str, key: str, places: Sequence[str]) -> Iterator[FieldError]:
         where = f"{key} names a place that this server doesn't allow; name one below the prefixes that it does"
-        if _ANY_SCHEME.match(uri) and (OPTIONS.search(uri) or "?" in uri):
+        plain = _VERSION.sub("", uri) if is_table(uri) else uri
+        if _ANY_SCHEME.match(plain) and "?" in plain:
             yield FieldError(key, f"{key} holds options behind a question mark; they are the server's affair, so remove them")
             return
         try:
@@ -246,6 +249,15 @@ def _holds(body: Mapping[str, Any], path: str) -> bool:
     section, dot, key = path.partition(".")
     inner = body.get(section)
     return section in body if not dot else isinstance(inner, dict) and key in inner
+
+
+def _without_forbidden(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The rest of a body, of which there may be something to say, too."""
+    found = {key: value for key, value in body.items() if key not in _FORBIDDEN and key not in LOOP_SECTIONS}
+    for section, _, key in (path.partition(".") for path in _FORBIDDEN):
+        if key and isinstance(found.get(section), dict):
+            found[section] = {name: value for name, value in found[section].items() if name != key}
+    return found
 
 
 def _members_with_trust(body: Mapping[str, Any]) -> Iterator[int]:

@@ -53,7 +53,8 @@ class Problem(Exception):
 
     def body(self) -> dict[str, Any]:
         """Of the answer."""
-        found: dict[str, Any] = {"type": "about:blank", "title": HTTPStatus(self.status).phrase, "status": self.status, "detail": self.detail}
+        title = HTTPStatus(self.status).phrase
+        found: dict[str, Any] = {"type": "about:blank", "title": title, "status": self.status, "detail": self.detail}
         return found | ({"errors": [error.as_json for error in self.errors]} if self.errors else {})
 
 

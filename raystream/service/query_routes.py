@@ -222,7 +222,8 @@ class Queries:
         found = self.find(caller, asked)
         if found.query is None or not self._store.exists(f"{query_folder(found.query)}/manifest.json"):
             state = self.state(caller, found)["state"]
-            raise Problem(409, f"the query is {state}, so there is no selection yet" if state in ("queued", "running") else f"it has {state}")
+            waits = state in ("queued", "running")
+            raise Problem(409, f"the query is {state}, so there is no selection yet" if waits else f"the query has {state}")
         return found.query
 
     def selection(self, caller: Caller, asked: str, accept: str, etag: str | None) -> Response:

@@ -1,5 +1,6 @@
 """placeholder"""
 from __future__ import annotations
+
 from fastapi import APIRouter
 
 
