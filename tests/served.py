@@ -38,8 +38,9 @@ class Served:
         for owner, scope in owners:
             self._tokens[owner], line = new_token(owner, scope, None)
             lines.append(line)
-        Path("tokens.txt").write_text("\n".join(lines))
-        given = {"tokens": "tokens.txt", "allow": ["pool"], "imports": ["user_nets:net"], "cluster": {"address": "in_process"}}
+        file = Path(f"tokens-{len(list(Path().glob('tokens-*')))}.txt")
+        file.write_text("\n".join(lines))
+        given = {"tokens": str(file), "allow": ["pool"], "imports": ["user_nets:net"], "cluster": {"address": "in_process"}}
         self.config = Config(**given | config)
         self.client = TestClient(create_app(self.config, schedules=False), base_url=HOST, raise_server_exceptions=False)
         self.runs = Runs(open_store(self.config.store.uri), self.config.limits)

@@ -57,6 +57,7 @@ def create_app(config: Config, *, schedules: bool = True) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if schedules:
             scheduler.start()
+        deciders.load()
         try:
             yield
         finally:
@@ -74,6 +75,7 @@ def create_app(config: Config, *, schedules: bool = True) -> FastAPI:
         openapi_url=None,
         redirect_slashes=False,
     )
+    app.state.deciders = deciders
     app.include_router(query_router(runs, policy, config, callers, scheduler, metrics))
     app.include_router(record_router(store, callers))
     app.include_router(deciders.router(callers))

@@ -36,7 +36,7 @@ _FORBIDDEN = {
 }
 _FREE_TEXT = frozenset({"must_include", "exclude", "similar_to", "quotas", "classes", "class_weights", "cost"})
 """Keys whose values are ids and names: what looks like an import path there is none."""
-_SAFE_WEIGHTS = (".safetensors",)
+_SAFE_WEIGHTS = ".safetensors"
 _VERSION = re.compile(r"\?(?:version|snapshot_id)=\d+$")
 """Of a table, the only thing that may stand behind a question mark."""
 _ANY_SCHEME = re.compile(r"(?:delta\+)?[A-Za-z][A-Za-z0-9+.-]*:|delta\+")
@@ -214,7 +214,7 @@ class Policy:
             yield FieldError(f"{key}.source", f"{key}.source is an import path that the server's configuration doesn't list")
         for weights in model.weights if isinstance(model.weights, list) else [model.weights] if model.weights else []:
             if not weights.endswith(_SAFE_WEIGHTS):
-                yield FieldError(f"{key}.weights", f"{key}.weights is no {' or '.join(_SAFE_WEIGHTS)} file, the only ones that are loaded here")
+                yield FieldError(f"{key}.weights", f"{key}.weights is no {_SAFE_WEIGHTS} file, the only ones that are loaded here")
 
     def _is_listed(self, path: str) -> bool:
         return path in self._config.imports or f"{path.partition(':')[0]}:*" in self._config.imports

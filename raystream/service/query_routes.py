@@ -364,6 +364,12 @@ def query_router(
         caller = callers.of(request, "read")
         return queries.selection(caller, id, request.headers.get("accept", "*/*"), request.headers.get("if-none-match"))
 
+    @router.get("/queries/{id}/manifest", responses={200: _answer({"type": "object"}), **problems(401, 404, 409, 429)})
+    def manifest(request: Request, id: str) -> Response:
+        """The record of a committed query: how it came about, what was counted, certificate, warnings."""
+        name = queries.committed(callers.of(request, "read"), id)
+        return Response(runs.store.read(f"{query_folder(name)}/manifest.json"), media_type="application/json")
+
     page = {"description": "The page", "content": {"text/html": {"schema": {"type": "string"}}}}
 
     @router.get("/queries/{id}/report", response_class=HTMLResponse, responses={200: page, **problems(401, 404, 409, 429)})
