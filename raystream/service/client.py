@@ -181,8 +181,8 @@ class Client:
         last, failures = "", 0
         while True:
             try:
-                for last, event in self._stream(asked, last):
-                    failures = 0
+                for number, event in self._stream(asked, last):
+                    last, failures = number, 0
                     yield event
                 return
             except (OSError, http.client.HTTPException) as error:

@@ -44,7 +44,7 @@ def decide(served: Served, request: str, rows: list[dict[str, Any]], status: int
 
 
 def test_requests_are_decided_on_as_files_would_be(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same rows in the same order, some by file, some by request: the same scores to rounding, and the same choice within the budget."""
+    """The same rows in the same order, some by file, some by request: the same scores to rounding, and the same choice."""
     table = pool_table(260, 100)
     chosen: list[bool] = []
     for start in range(0, 260, 13):
