@@ -147,7 +147,7 @@ class _Run:
     def _resolved(self, asked: Any) -> None:
         """Note what the query is called, before anything of it is scored; refuse one over too many rows."""
         limit = self._config.limits.rows
-        rows = sum(unit.rows for unit in asked.pool.units)
+        rows = int(asked.pool.units.rows.sum())
         if limit is not None and rows > limit:
             raise PoolError(f"pool.uri holds {rows} rows, above the {limit} that this server takes; name fewer files, or filter by them")
         self._runs.named(self._run, asked.name)
