@@ -21,9 +21,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from raystream.errors import DataError, QueryError, RaystreamError
-from raystream.loop.stream_log import StreamLog
-from raystream.loop.stream_requests import Request as Asked
-from raystream.loop.stream_requests import RequestedRows
+from raystream.loop.streams.log import StreamLog
+from raystream.loop.streams.requests import Request as Asked
+from raystream.loop.streams.requests import RequestedRows
 from raystream.pool.columns import Column, known_shape
 from raystream.pool.reader import BadRowsError, tensors_of
 from raystream.query.stream import Stream

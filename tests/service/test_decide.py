@@ -16,8 +16,8 @@ from served import Served
 from streams import arrive, decisions, make_stream
 from streams import run as look
 
-from raystream.loop.stream_log import StreamLog
-from raystream.loop.stream_requests import Request, RequestedRows
+from raystream.loop.streams.log import StreamLog
+from raystream.loop.streams.requests import Request, RequestedRows
 from raystream.store.opening import open_store
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -145,7 +145,7 @@ def test_a_batch_larger_than_an_inference_batch_and_a_model_of_embeddings(workpl
 
 def test_requests_are_known_past_what_is_merged(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past every size at which what is known of requests is packed."""
-    monkeypatch.setattr("raystream.loop.stream_requests._MERGED", 7)
+    monkeypatch.setattr("raystream.loop.streams.requests._MERGED", 7)
     arrive("a.parquet", pool_table(1))
     look()
     make: Callable[[], RequestedRows] = lambda: RequestedRows(make_stream(), StreamLog(open_store("runs"), "s"), "m", 4)  # noqa: E731

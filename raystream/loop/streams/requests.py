@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raystream.errors import QueryError
-from raystream.loop.stream_decisions import StreamState
-from raystream.loop.stream_log import Progress, StreamLog
+from raystream.loop.streams.decisions import StreamState
+from raystream.loop.streams.log import Progress, StreamLog
 from raystream.query.stream import Stream
 
 _REQUESTS = "raystream.requests"
