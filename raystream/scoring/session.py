@@ -48,7 +48,7 @@ class Session:
     Args:
         job: what they are told.
         store: where they write to.
-        folder: of the store, where the run's events are kept.
+        folder: of the store, where it is kept what each worker did.
         reporter: told how far it is.
         processes: where workers run.
         life: the run's signs of life; left out, there are some while workers are up.
@@ -185,7 +185,7 @@ class Session:
 
 
 class _Progress:
-    """Follows the events of a run for the reporter and for `events.jsonl`."""
+    """Follows what workers do for the reporter and for `workers.jsonl`."""
 
     def __init__(self, store: Store, reporter: Reporter, folder: str) -> None:
         self._store, self._reporter, self._folder = store, reporter, folder
@@ -197,6 +197,7 @@ class _Progress:
         self._began = self._ready = self._last = self._kept = 0.0
         self._meter = Meter()
         self._lines: list[bytes] = []
+        self._up: set[int] = set()
         self.start_seconds = 0.0
 
     def begin(self, rows: np.ndarray) -> None:
@@ -214,6 +215,10 @@ class _Progress:
             self._ready = now
             self.start_seconds = now - self._began
             self._reporter.stage(f"Scoring {number_of(self._of_rows, 'row')} in {number_of(len(self._ended), 'unit')}")
+        if isinstance(event, WorkerReady):
+            self._up.add(event.worker)
+        if isinstance(event, WorkerLost):
+            self._up.discard(event.worker)
         if isinstance(event, UnitEnded) and isinstance(event.outcome, UnitOutputs):
             self._end_unit(event.unit)
         if isinstance(event, UnitGoesOn) and not self._ended[event.unit]:
@@ -238,10 +243,11 @@ class _Progress:
     def _so_far(self, seconds: float) -> Progress:
         rate = self._meter.rate(self._rows, seconds)
         left = None if rate is None or self._units == len(self._ended) else (self._of_rows - self._rows) / rate
-        return Progress(self._units, len(self._ended), self._rows, self._of_rows, rate, left)
+        return Progress(self._units, len(self._ended), self._rows, self._of_rows, rate, left, len(self._up))
 
     def end(self) -> None:
-        """No further event: keep all."""
+        """No further event: keep all, the workers being gone."""
+        self._up.clear()
         self._write()
         with suppress(StoreError):  # events only inform
             self._store.flush()
@@ -249,7 +255,7 @@ class _Progress:
     def _write(self) -> None:
         if self._lines:
             with suppress(StoreError):
-                self._store.append(f"{self._folder}/events.jsonl", b"".join(self._lines))
+                self._store.append(f"{self._folder}/workers.jsonl", b"".join(self._lines))
             self._lines = []
 
 
@@ -258,7 +264,7 @@ _KEPT_SECONDS = 0.2
 
 
 def _entry(event: Event) -> dict[str, object]:
-    """A line of `events.jsonl`."""
+    """A line of `workers.jsonl`."""
     entry: dict[str, object] = {"time": round(time.time(), 3), "event": type(event).__name__, "worker": event.worker}
     if isinstance(event, UnitEnded):
         outcome = event.outcome

@@ -78,7 +78,7 @@ def test_a_worker_that_dies_costs_only_its_units(make_query: MakeQuery, workplac
         )
     result = rs.run(make_query(store__uri="ray", model__source="user_nets:dying", cluster={"workers": 1}))
     assert result.selection.equals(alone.selection)
-    events = [json.loads(line) for line in (result.folder / "events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (result.folder / "workers.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events].count("WorkerLost") == 1
 
 

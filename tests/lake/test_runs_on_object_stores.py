@@ -97,10 +97,12 @@ def test_the_report_and_the_events_lie_beside_the_selection(make_query: MakeQuer
     assert write_report(result) == f"s3://bucket/runs/queries/{result.query}/report.html"
     folder = f"queries/{result.query}"
     assert result.store.read(f"{folder}/report.html").count(b'<svg class="chart wide"') == 2
-    events = [json.loads(line) for line in result.store.read(f"{folder}/events.jsonl").splitlines()]
+    events = [json.loads(line) for line in result.store.read(f"{folder}/workers.jsonl").splitlines()]
     assert sum(event["event"] == "UnitEnded" for event in events) == result.manifest.units_scored
     kinds = {name.partition("-")[0] for name in result.store.names(folder)}
-    assert kinds == {"events.jsonl", "manifest.json", "plan.parquet", "query.yaml", "report.html", "selection", "selection.parquet"}
+    assert kinds == {
+        "events", "manifest.json", "plan.parquet", "query.yaml", "report.html", "selection", "selection.parquet", "workers.jsonl"
+    }  # fmt: skip
 
 
 def test_the_stores_options_are_no_part_of_the_query(make_query: MakeQuery, memory: MemoryStore) -> None:

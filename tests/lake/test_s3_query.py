@@ -164,7 +164,7 @@ def test_broken_bodies_are_counted_and_told(
     result = run(make_query(pool__uri=s3_pool, pool__storage=through_proxy))
     [warning] = [text for text in result.manifest.warnings if "object storage" in text]
     count = int(warning.split()[0])
-    events = [json.loads(line) for line in (result.folder / "events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (result.folder / "workers.jsonl").read_text().splitlines()]
     assert sum(event.get("repeated_reads", 0) for event in events) == count > 0
 
 
