@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from datetime import UTC, datetime
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -129,7 +130,7 @@ class Views:
             who = None
         resolved, certificate, seconds = manifest.resolved, manifest.certificate, manifest.seconds
         return _empty_line(name, "committed") | {
-            "when": manifest.committed,
+            "when": iso(manifest.committed),
             "who": who,
             "strategy": resolved["select"]["strategy"],
             "score": resolved["acquire"]["score"] if manifest.gives_scores else None,
@@ -207,7 +208,7 @@ class Views:
             "select": plain(manifest.resolved["select"]),
             "strategy": manifest.resolved["select"]["strategy"],
             "score": manifest.resolved["acquire"]["score"] if manifest.gives_scores else None,
-            "committed": manifest.committed,
+            "committed": iso(manifest.committed),
             "provenance": [
                 ["selection", self.store.place(f"{query_folder(name)}/selection.parquet")],
                 ["committed", manifest.committed or "at an unknown time"],
@@ -354,10 +355,22 @@ def _empty_line(name: str, state: str) -> Data:
     return {"name": name, "state": state, **dict.fromkeys(keys), **dict.fromkeys(more), "warnings": 0}
 
 
+def iso(time: str | None) -> str | None:
+    """A time in UTC, as manifests and events have it, in the one form that sorts and that browsers read; None if there is none."""
+    if not time:
+        return None
+    try:
+        found = datetime.fromisoformat(time.replace(" UTC", "+00:00"))
+    except ValueError:
+        return None
+    aware = found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+    return aware.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
 def _of_run(state: RunState) -> Data:
     return _empty_line(state.name, state.state) | {
-        "when": state.changed_at or state.started_at,
-        "started": state.started_at,
+        "when": iso(state.changed_at or state.started_at),
+        "started": iso(state.started_at),
         "who": state.who,
         "rows": state.rows,
         "done": state.rows_done,

@@ -82,7 +82,7 @@ function card({ rank, data, item, kind, focusable, go, focused }) {
       ${kind === "pictures" && html`<span class="frame">${item ? html`<img class=${item.small ? "small" : ""} src=${item.uri} alt="" decoding="async" />` : html`<span class="blank"></span>`}</span>`}
       <span class="about">
         ${kind === "texts" && html`<span class="text">${item ?? ""}</span>`}
-        <span class="line"><span class="rank">${rank}</span><span class="score">${number(columns.score?.[rank], 3)}</span></span>
+        <span class="line"><span class="rank">${rank}</span><span class="score">${typeof columns.score?.[rank] === "number" ? columns.score[rank].toPrecision(3) : ""}</span></span>
         ${prediction !== "" && html`<span class="prediction">${prediction}</span>`}
         <span class="id">${data.ids[rank]}</span>
         ${columns.why?.[rank] && html`<span class="why">${columns.why[rank]}</span>`}

@@ -40,7 +40,9 @@ export function draw(canvas, points, view, selected, palette) {
   const context = canvas.getContext("2d");
   const { size, left, top } = placing(view, width, height);
   const counts = new Uint16Array(width * height);
-  const wide = Math.max(1, Math.round((width / 900) * Math.min(3, Math.sqrt(view.scale))));
+  const ratio = width / (canvas.clientWidth || width);
+  const least = points.pool < 5000 ? 2.6 : points.pool < 50000 ? 1.6 : 1; // few points are seen by their size, many by their density
+  const wide = Math.max(1, Math.round(ratio * least * Math.min(2.5, Math.max(1, Math.sqrt(view.scale / 2)))));
   const lit = selected === null ? null : new Uint8Array(width * height);
   const factor = size / SIDE;
   let most = 1;
@@ -62,7 +64,7 @@ export function draw(canvas, points, view, selected, palette) {
   const shades = new Uint32Array(most + 1);
   const chosen = new Uint32Array(most + 1);
   for (let value = 1; value <= most; value += 1) {
-    const strength = 0.25 + 0.75 * (Math.log(value) / Math.log(most + 1));
+    const strength = 0.42 + 0.58 * (Math.log(value) / Math.log(most + 1));
     shades[value] = mixed(palette.paper, palette.pool, selected === null ? strength : strength * 0.45);
     chosen[value] = mixed(palette.paper, palette.accent, 0.45 + 0.55 * strength);
   }
@@ -72,7 +74,6 @@ export function draw(canvas, points, view, selected, palette) {
     pixels[place] = value === 0 ? ground : lit !== null && lit[place] ? chosen[value] : shades[value];
   }
   context.putImageData(image, 0, 0);
-  const ratio = width / (canvas.clientWidth || width);
   for (const at of points.marked) {
     const across = left + points.x[at] * factor;
     const down = top + (SIDE - points.y[at]) * factor;
@@ -85,7 +86,7 @@ export function draw(canvas, points, view, selected, palette) {
 }
 
 function mixed(from, to, share) {
-  const [red, green, blue] = from.map ? [0, 1, 2].map((at) => Math.round(from[at] + (to[at] - from[at]) * share)) : [0, 0, 0];
+  const [red, green, blue] = [0, 1, 2].map((at) => Math.round(from[at] + (to[at] - from[at]) * share));
   return (255 << 24) | (blue << 16) | (green << 8) | red;
 }
 
@@ -137,7 +138,7 @@ function pointsOf(data) {
 
 const WHOLE = { x: SIDE / 2, y: SIDE / 2, scale: 1 };
 
-export function PoolMap({ at, data, rows, next, go, query }) {
+export function PoolMap({ at, data, rows, next, go }) {
   const points = useMemo(() => pointsOf(data), [data]);
   const [frame, width] = useWidth();
   const canvas = useRef(null);
@@ -292,14 +293,14 @@ export function PoolMap({ at, data, rows, next, go, query }) {
       <svg class="lasso" width=${width} height=${height} aria-hidden="true">${path.length > 1 && html`<polygon points=${outline} />`}</svg>`}
     </div>
     <p class="reading" aria-hidden="true">${reading || " "}</p>
-    ${selected !== null && html`<${Selected} at=${at} points=${points} selected=${selected} clear=${() => select(null)} next=${next} query=${query} />`}
+    ${selected !== null && html`<${Selected} at=${at} points=${points} selected=${selected} clear=${() => select(null)} next=${next} />`}
     <p class="note">The darker, the more rows (${data.whole ? "all" : "a sample of"} ${count(points.pool)}${data.labelled ? `, ${count(data.labelled)} of them labelled, as diamonds` : ""}). Points are the chosen ones${coloured ? ", coloured by what the model takes them for" : ""}; a click opens one.
       The axes are the two directions in which the embeddings vary most; they show ${percent(data.share, 0)} of the variance, so rows that are close here may be far apart all the same. Ctrl and the wheel zoom.</p>
   </div>`;
 }
 
 // What a lasso holds, and what can be done with it.
-function Selected({ at, points, selected, clear, next, query }) {
+function Selected({ at, points, selected, clear, next }) {
   const sums = useMemo(() => {
     const found = { total: 0, chosen: 0, labelled: 0 };
     selected.forEach((one, place) => {

@@ -1,12 +1,12 @@
 // One query: its rows as a gallery or a table, its map and scores, how conditions were met, its file; or how far it is.
 
 import { html, useEffect, useMemo, useState } from "./preact.js";
-import { below, Histogram } from "./charts.js";
-import { count, duration, number, percent, several, when } from "./format.js";
+import { Histogram } from "./charts.js";
+import { count, number, several, when } from "./format.js";
 import { Gallery, RowDialog } from "./gallery.js";
 import { NextQuery, useNextQuery } from "./next_query.js";
 import { bytes, isServed, useData } from "./source.js";
-import { Copy, Crumb, Facts, Failed, Loaded, Spec, State, Waiting, Warnings, save, say } from "./parts.js";
+import { Copy, Crumb, Facts, Loaded, Spec, Waiting, Warnings, save, say } from "./parts.js";
 import { PoolMap } from "./pool_map.js";
 import { Progress } from "./queries.js";
 
@@ -52,7 +52,6 @@ function Committed({ query, at, rank }) {
   const histogram = useData(`${at}/histogram`);
   const next = useNextQuery();
   const [near, setNear] = useState(null);
-  const [showing, setShowing] = useState([]);
   const go = (to) => {
     const where = `#/query/${encodeURIComponent(query.name)}${to === null ? "" : `/${to}`}`;
     if (to === null || rank === null) location.hash = where;
@@ -72,12 +71,12 @@ function Committed({ query, at, rank }) {
     </nav>
     <section aria-labelledby="rows">
       <h2 id="rows" tabindex="-1">The chosen rows</h2>
-      <${Loaded} of=${rows} what="The rows">${(data) => html`<${Rows} query=${query} at=${at} data=${data} go=${go} showing=${showing} next=${next} />
+      <${Loaded} of=${rows} what="The rows">${(data) => html`<${Rows} at=${at} data=${data} go=${go} />
         ${rank !== null && html`<${RowDialog} key=${rank} at=${at} rank=${rank} query=${query} data=${data} histogram=${histogram.data} go=${go} next=${next} near=${near} setNear=${setNear} />`}`}<//>
     </section>
     <section aria-labelledby="map">
       <h2 id="map" tabindex="-1">Where in the pool they lie</h2>
-      <${MapSection} at=${at} rows=${rows.data} next=${next} go=${go} query=${query} show=${setShowing} />
+      <${MapSection} at=${at} rows=${rows.data} next=${next} go=${go} />
     </section>
     <section aria-labelledby="scores">
       <h2 id="scores" tabindex="-1">Scores of the pool and of the batch</h2>
@@ -104,7 +103,7 @@ function Committed({ query, at, rank }) {
 }
 
 // The gallery, with a field that finds a row by its id.
-function Rows({ query, at, data, go, next }) {
+function Rows({ at, data, go }) {
   const [wanted, setWanted] = useState("");
   const [table, setTable] = useState(false);
   const places = useMemo(() => new Map(data.ids.map((id, place) => [id, place])), [data]);
@@ -131,10 +130,10 @@ function Rows({ query, at, data, go, next }) {
       : `No chosen row has this id. If it is in the pool, it was not chosen: its score, or a row that stands for it, says why; find it on the map with the lasso.`}</p>`}
     ${data.ids.length < data.total && html`<p class="note">The first ${count(data.ids.length)} of ${count(data.total)} rows; selection.parquet has all.</p>`}
     <p class="note">In the order to label them. Arrow keys move, Enter opens a row.</p>
-    <${Gallery} at=${at} data=${data} go=${go} asTable=${table} next=${next} />`;
+    <${Gallery} at=${at} data=${data} go=${go} asTable=${table} />`;
 }
 
-function MapSection({ at, rows, next, go, query, show }) {
+function MapSection({ at, rows, next, go }) {
   const [asked, setAsked] = useState(false);
   useEffect(() => {
     const heading = document.getElementById("map");
@@ -144,7 +143,7 @@ function MapSection({ at, rows, next, go, query, show }) {
   }, []);
   const found = useData(asked ? `${at}/map` : null);
   if (!asked || rows === null) return html`<${Waiting} what="the map" />`;
-  return html`<${Loaded} of=${found} what="The map">${(data) => data.missing ? html`<p class="note">${data.missing}</p>` : html`<${PoolMap} at=${at} data=${data} rows=${rows} next=${next} go=${go} query=${query} />`}<//>`;
+  return html`<${Loaded} of=${found} what="The map">${(data) => data.missing ? html`<p class="note">${data.missing}</p>` : html`<${PoolMap} at=${at} data=${data} rows=${rows} next=${next} go=${go} />`}<//>`;
 }
 
 function Conditions({ query }) {
@@ -173,7 +172,7 @@ function TakeAlong({ query, at, data }) {
     </div>
     <h3>To a labelling tool</h3>
     <div class="tools">
-      <label class="choice"><span>Tool</span><select value=${tool} onChange=${(event) => setTool(event.target.value)}>${TOOLS.map((one) => html`<option key=${one}>${one}</option>`)}</select></label>
+      <label class="choice"><span>Tool</span><select value=${tool} onChange=${(event) => setTool(event.target.value)}>${TOOLS.map((one) => html`<option key=${one} value=${one}>${one}</option>`)}</select></label>
       <code class="command" tabindex="0">${command}</code>
       <${Copy} text=${command} what="The command" />
     </div>`;
