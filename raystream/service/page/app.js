@@ -82,8 +82,8 @@ function SignIn({ error, signed }) {
     signed();
   }}>
     <h1>Sign in</h1>
-    <p>${error.status === 403 ? "This token may not read the store." : isSignedIn() ? "The server doesn't know this token, or it has expired." : "This server asks for a token."}
-      ${" "}Whoever runs it makes one by <code>raystream token --scope read</code>.</p>
+    <p>${error.status === 403 ? `The server says: ${error.message}.` : isSignedIn() ? "The server doesn't know this token, or it has expired." : "This server asks for a token."}
+      ${" "}The page shows all of a store; whoever runs the server makes a token for it by <code>raystream token</code>.</p>
     <label for="token">Token</label>
     <input id="token" type="password" autocomplete="off" required value=${token} onInput=${(event) => setToken(event.target.value)} />
     <button type="submit" class="primary">Sign in</button>

@@ -6,7 +6,7 @@ import { count, duration, number, percent, several } from "./format.js";
 import { Crumb, Empty, Facts, Loaded, Spec, State, Warnings } from "./parts.js";
 import { useData } from "./source.js";
 
-const EVERY = 5000;
+const CAMPAIGN_EVERY = 5000;
 const KINDS = {
   loops: ["Loops", "loop", "raystream loop loop.yaml", "Rounds of asking for labels, training and judging; raystream demo --loop plays one."],
   simulations: ["Simulations", "simulation", "raystream simulate simulate.yaml", "They compare strategies on a pool whose labels are known, random always among them."],
@@ -16,7 +16,7 @@ const KINDS = {
 function list(kind) {
   const [title, one, command, about] = KINDS[kind];
   return function List() {
-    const found = useData("campaigns", EVERY);
+    const found = useData("campaigns", CAMPAIGN_EVERY);
     return html`<h1>${title}</h1>
       <${Loaded} of=${found} what=${`The list of ${kind}`}>${(data) => data[kind].length
         ? html`<p class="note">${about}</p><ul class="names">${data[kind].map((name) => html`<li key=${name}><a href=${`#/${one}/${encodeURIComponent(name)}`}>${name}</a></li>`)}</ul>`
@@ -31,7 +31,7 @@ export const Streams = list("streams");
 // a loop
 
 export function Loop({ given }) {
-  const found = useData(`loops/${encodeURIComponent(given[0])}`, EVERY);
+  const found = useData(`loops/${encodeURIComponent(given[0])}`, CAMPAIGN_EVERY);
   return html`<${Crumb} href="#/loops">All loops<//>
     <${Loaded} of=${found} what=${`Loop ${given[0]}`}>${(data) => html`<${LoopShown} data=${data} />`}<//>`;
 }
@@ -90,7 +90,7 @@ function gained(history, metric) {
 // a simulation
 
 export function Simulation({ given }) {
-  const found = useData(`simulations/${encodeURIComponent(given[0])}`, EVERY);
+  const found = useData(`simulations/${encodeURIComponent(given[0])}`, CAMPAIGN_EVERY);
   return html`<${Crumb} href="#/simulations">All simulations<//>
     <${Loaded} of=${found} what=${`Simulation ${given[0]}`}>${(data) => data.state === "running"
       ? html`<h1>${data.name}</h1><p class="lede">It is being played: ${several(data.played, "run")} so far. Curves and verdict come with the last one; if nothing runs, run raystream simulate with its file again, which goes on.</p><${Spec} text=${data.spec} name=${`${data.name}.yaml`} />`
@@ -131,7 +131,7 @@ function SimulationShown({ data }) {
 // a stream
 
 export function Stream({ given }) {
-  const found = useData(`streams/${encodeURIComponent(given[0])}`, EVERY);
+  const found = useData(`streams/${encodeURIComponent(given[0])}`, CAMPAIGN_EVERY);
   return html`<${Crumb} href="#/streams">All streams<//>
     <${Loaded} of=${found} what=${`Stream ${given[0]}`}>${(data) => html`<${StreamShown} data=${data} />`}<//>`;
 }

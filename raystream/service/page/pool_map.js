@@ -11,7 +11,7 @@ const LABELLED = 1;
 const CHOSEN = 2;
 const SIDE = 65535;
 const NEAR = 12;
-const COLOURS = 10;
+const PREDICTIONS = 10;
 
 function array(Kind, text) {
   const binary = atob(text);
@@ -151,7 +151,7 @@ export function PoolMap({ at, data, rows, next, go }) {
   const drag = useRef(null);
   const height = Math.round(width * (width > 560 ? 0.62 : 1));
   const ratio = Math.min(2, globalThis.devicePixelRatio || 1);
-  const coloured = data.classes !== undefined && data.classes.length <= COLOURS;
+  const coloured = data.classes !== undefined && data.classes.length <= PREDICTIONS;
 
   useEffect(() => {
     const dark = matchMedia("(prefers-color-scheme: dark)");

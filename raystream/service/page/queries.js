@@ -5,7 +5,7 @@ import { count, duration, number, percent, several, when } from "./format.js";
 import { Empty, Loaded, State } from "./parts.js";
 import { useData } from "./source.js";
 
-const EVERY = 2000;
+const LIST_EVERY = 2000;
 const SHOWN = 100;
 const MOST = 8;
 const COLUMNS = [
@@ -23,7 +23,7 @@ const COLUMNS = [
 const ORDER = { running: 0, queued: 1, failed: 2, damaged: 3, stopped: 4, scored: 5, committed: 6 };
 
 export function Queries() {
-  const found = useData("queries", EVERY);
+  const found = useData("queries", LIST_EVERY);
   return html`<${Loaded} of=${found} what="The list of queries">${(data) => html`<${Table} data=${data} />`}<//>`;
 }
 

@@ -10,13 +10,13 @@ import { Copy, Crumb, Facts, Loaded, Spec, Waiting, Warnings, save, say } from "
 import { PoolMap } from "./pool_map.js";
 import { Progress } from "./queries.js";
 
-const EVERY = 2000;
+const QUERY_EVERY = 2000;
 
 export function Query({ given }) {
   const [name, rank] = given;
   const at = `queries/${encodeURIComponent(name)}`;
   const [settled, setSettled] = useState(false);
-  const found = useData(at, settled ? 0 : EVERY);
+  const found = useData(at, settled ? 0 : QUERY_EVERY);
   const done = found.data !== null && (found.data.title !== undefined || ["failed", "stopped"].includes(found.data.run.state));
   useEffect(() => setSettled(done), [done]);
   return html`<${Crumb} href="#/queries">All queries<//>
