@@ -59,6 +59,7 @@ def _run(query: Query, fitted: Fitted | None, reporter: Reporter, processes: Pro
     with SignOfLife() as life, RunLog(reporter) as log:
         reporter.stage("Reading the pool's footers")
         asked = resolve(query, fitted.calibration if fitted else None)
+        log.asked(asked)
         committed = asked.committed
         if committed is not None:
             return read_result(asked.store, committed)
@@ -123,6 +124,7 @@ def score(query: Query, reporter: Reporter) -> Scores:
         fitting = time.perf_counter() - began
         reporter.stage("Reading the pool's footers")
         asked = resolve(query, fitted.calibration if fitted else None)
+        log.asked(asked)
         committed = asked.is_committed
         if not committed:
             life.begin(asked.store, asked.folder)
