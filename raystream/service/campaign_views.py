@@ -14,11 +14,11 @@ import yaml
 
 from raystream.errors import QueryError, StoreError
 from raystream.figures import number_of
-from raystream.loop.comparison import Curves, Figures, aligned
 from raystream.loop.journal import Journal
-from raystream.loop.outcome import Compared, band, verdict_in_words
-from raystream.loop.stream_drift import Drift
-from raystream.loop.stream_log import StreamLog
+from raystream.loop.simulation.comparison import Curves, Figures, aligned
+from raystream.loop.simulation.outcome import Compared, band, verdict_in_words
+from raystream.loop.streams.drift import Drift
+from raystream.loop.streams.log import StreamLog
 from raystream.query.catalogue.auto import CONTROL
 from raystream.query.catalogue.metrics import METRICS, metric_of
 from raystream.query.loop import Loop

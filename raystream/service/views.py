@@ -1,11 +1,13 @@
 """What the page shows of a store's queries, as plain data for JSON: the list, a query, its rows, its map, several side by side.
 
 Nothing here changes a store. A committed query never changes either, so that what was read of one is kept, under the content of its
-selection: a query that was dropped and asked again is another.
+selection: a query that was dropped and asked again is another. Whether a run is alive is judged by this machine's clock: asking the
+store for its own takes a write.
 """
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -125,7 +127,7 @@ class Views:
         if manifest is None:
             raise QueryError(f"query {name} is gone")
         try:
-            who = run_state(self.store, name).who
+            who = run_state(self.store, name, time.time()).who
         except QueryError:
             who = None
         resolved, certificate, seconds = manifest.resolved, manifest.certificate, manifest.seconds
@@ -147,7 +149,7 @@ class Views:
         }
 
     def _running_line(self, name: str) -> tuple[Data, bool]:
-        state = run_state(self.store, name)
+        state = run_state(self.store, name, time.time())
         return _of_run(state) | self._asked_for(name), state.ended
 
     def _asked_for(self, name: str) -> Data:
@@ -191,7 +193,7 @@ class Views:
             StoreError: it is damaged.
         """
         manifest = self._manifest(name)
-        state = run_state(self.store, name)
+        state = run_state(self.store, name, time.time())
         spec = (self.store.read_if_there(f"{query_folder(name)}/query.yaml") or b"").decode("utf-8", "replace")
         head = {"name": name, "spec": spec, "asked": plain(self.asked(name)), "store": redacted(self.store.uri), "run": _of_run(state)}
         if manifest is None:

@@ -57,6 +57,7 @@ def test_the_list_holds_every_query_and_follows_the_store(views: Callable[..., A
         log.append("planned", run=run, rows=100, units=4, rows_todo=100, units_todo=4)
         log.append("progress", run=run, rows=100, rows_done=25, units=4, units_done=1, rate=5.0, seconds_left=15.0, workers=1)
     log.append("failed", run=run, error=EVIL, exit_code=3)
+    store.put("queries/going/token-0", b"the driver is here")
     found = {line["name"]: line for line in as_json(shown.queries())["queries"]}
     assert {name: line["state"] for name, line in found.items()} == {"first": "committed", "going": "running", "broken": "failed"}
     assert found["first"]["strategy"] == "core_set"
