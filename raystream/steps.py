@@ -68,6 +68,7 @@ def _run(
         reporter.stage("Reading the pool's footers")
         asked = resolve(query, fitted.calibration if fitted else None)
         resolved(asked)
+        log.asked(asked)
         committed = asked.committed
         if committed is not None:
             return read_result(asked.store, committed)
@@ -132,6 +133,7 @@ def score(query: Query, reporter: Reporter) -> Scores:
         fitting = time.perf_counter() - began
         reporter.stage("Reading the pool's footers")
         asked = resolve(query, fitted.calibration if fitted else None)
+        log.asked(asked)
         committed = asked.is_committed
         if not committed:
             life.begin(asked.store, asked.folder)

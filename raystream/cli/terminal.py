@@ -19,6 +19,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from raystream.cli.in_job import submission_id
 from raystream.lake.retry import stop_waiting, wait_again
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def reporting() -> Iterator[Reporter]:
     from raystream.scoring.progress import Bar, Lines
     from raystream.scoring.run_log import asked_by
 
-    with redirect_stdout(sys.stderr), _descriptor_1_on_2(), asked_by(os.environ.get(ASKER)):
+    with redirect_stdout(sys.stderr), _descriptor_1_on_2(), asked_by(os.environ.get(ASKER), submission_id()):
         if sys.stderr.isatty():
             with Bar() as bar, _saying(bar.say):
                 yield bar

@@ -156,11 +156,16 @@ def worker_count(cluster: Cluster, *, on_cpu: bool = False, grows: bool = True) 
     for node in ray.nodes():
         if node["Alive"]:
             resources = node["Resources"]
-            by_cpu = int(resources.get("CPU", 0) // cpus)
-            fits += min(by_cpu, int(resources.get("GPU", 0) // gpus)) if gpus else by_cpu
+            by_cpu = _times(resources.get("CPU", 0), cpus)
+            fits += min(by_cpu, _times(resources.get("GPU", 0), gpus)) if gpus else by_cpu
     if not fits and (cluster.workers == "auto" or not grows):
         raise ClusterError(_no_room(cpus, gpus))
     return fits if cluster.workers == "auto" else cluster.workers
+
+
+def _times(there: float, each: float) -> int:
+    """How often a share goes into what is there: a tenth ten times into one, whatever binary fractions say."""
+    return int(there / each + 1e-9)
 
 
 def _no_room(cpus: int, gpus: float) -> str:

@@ -11,14 +11,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from raystream.errors import RaystreamError
+from raystream.errors import RaystreamError, StoreError
 from raystream.lake.retry import is_ending
-from raystream.scoring.plan import ScoringPlan
+from raystream.scoring.plan import ResolvedQuery, ScoringPlan
 from raystream.scoring.progress import Progress, Reporter
 from raystream.store.events import EventLog
+from raystream.store.jobs import note_job
 from raystream.store.life import process_began
 from raystream.store.protocol import Store
 
@@ -28,13 +30,25 @@ _ENDING_SECONDS = 10.0
 _ERROR_CHARACTERS = 4000
 THREAD = "raystream-events"
 
-_asker: ContextVar[str | None] = ContextVar("asker", default=None)
+
+@dataclass(frozen=True)
+class _Asker:
+    who: str | None = None
+    job: str | None = None
+
+
+_asker: ContextVar[_Asker] = ContextVar("asker", default=_Asker())  # noqa: B039 - it is frozen
 
 
 @contextmanager
-def asked_by(who: str | None) -> Iterator[None]:
-    """Have the runs within the block say who asked for them; None or nothing: the user that this process belongs to."""
-    token = _asker.set(who or None)
+def asked_by(who: str | None, job: str | None = None) -> Iterator[None]:
+    """Have the runs within the block say who asked for them.
+
+    Args:
+        who: None or nothing: the user that this process belongs to.
+        job: the cluster's job that they run in, if they do.
+    """
+    token = _asker.set(_Asker(who, job))
     try:
         yield
     finally:
@@ -65,8 +79,14 @@ class RunLog:
         self._log = EventLog(store, folder)
         self._began = time.monotonic()
         process = os.getpid()
-        self._say("started", host=platform.node(), process=process, process_began=process_began(process), who=_asker.get() or _user())
+        self._say("started", host=platform.node(), process=process, process_began=process_began(process), who=_asker.get().who or _user())
         self._thread.start()
+
+    def asked(self, query: ResolvedQuery) -> None:
+        """The run is one of this query, whether or not there is anything left to do; a job says so to whoever asks for the job."""
+        if _asker.get().job is not None:
+            with suppress(StoreError):
+                note_job(query.store, _asker.get().job or "", query.name)
 
     def planned(self, plan: ScoringPlan) -> None:
         """What the pool is made of, and what is to be scored of it."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -19,6 +19,7 @@ from raystream.service.callers import COOKIE, Callers
 from raystream.service.config import Config
 from raystream.service.edge import Edge
 from raystream.service.metrics import Metrics
+from raystream.service.page_routes import page_router
 from raystream.service.policy import Policy, read_json
 from raystream.service.problems import Described, FieldError, Problem, answer, wrong_fields
 from raystream.service.query_routes import query_router
@@ -80,9 +81,10 @@ def create_app(config: Config, *, schedules: bool = True) -> FastAPI:
     app.include_router(record_router(store, callers))
     app.include_router(deciders.router(callers))
     _add_own_routes(app, runs, callers, metrics)
-    _mount_page(app, store, callers)
+    _add_page(app, store, callers)
     app.add_exception_handler(Problem, answer)
     app.add_exception_handler(HTTPException, _of_framework)
+    app.add_exception_handler(RequestValidationError, _of_parameters)
     app.add_exception_handler(RaystreamError, _of_store)
     app.add_middleware(Edge, limits=config.limits, host=config.host, hosts=config.hosts, metrics=metrics)
     return app
@@ -157,17 +159,13 @@ def _session(caller: Caller, token: str) -> dict[str, str]:
     return {"owner": caller.owner, "scope": caller.scope, "csrf": csrf_of(token)}
 
 
-def _mount_page(app: FastAPI, store: Store, callers: Callers) -> None:
-    """Serve the page, where it is there; it shows all of a store, so whoever reads it needs the scope for that."""
-    if importlib.util.find_spec("raystream.service.page_routes") is None:
-        return
-    from raystream.service.page_routes import page_router
+def _add_page(app: FastAPI, store: Store, callers: Callers) -> None:
+    """Serve the page. Its data are of all of a store, whoever asked for what, so that they need the scope for that."""
 
     def caller(request: Request) -> Caller:
         return callers.of(request, "admin")
 
-    router: Callable[..., Any] = page_router
-    app.include_router(router(lambda: store, caller))
+    app.include_router(page_router(lambda: store, caller))
 
 
 def _described_app(app: FastAPI) -> dict[str, Any]:
@@ -188,6 +186,13 @@ async def _of_framework(request: Request, error: Exception) -> Response:
     """What starlette itself refuses: no such path, no such method."""
     assert isinstance(error, HTTPException)
     return Problem(error.status_code, str(error.detail), headers=dict(error.headers or {})).response()
+
+
+async def _of_parameters(request: Request, error: Exception) -> Response:
+    """Parts of an address that can't be what they stand for."""
+    assert isinstance(error, RequestValidationError)
+    found = [FieldError(".".join(str(part) for part in one["loc"][1:]), str(one["msg"])) for one in error.errors()]
+    return wrong_fields(found).response()
 
 
 async def _of_store(request: Request, error: Exception) -> Response:

@@ -29,7 +29,7 @@ from raystream.service.metrics import Metrics
 from raystream.service.policy import Policy, read_json
 from raystream.service.problems import Described, FieldError, Problem, unknown, wrong_fields
 from raystream.service.process import Task
-from raystream.service.record_routes import plain, rows_of
+from raystream.service.record_routes import json_value, rows_of
 from raystream.service.runs import ENDED, Runs, is_name
 from raystream.service.scheduler import Scheduler, spawned
 from raystream.service.tokens import Caller
@@ -474,7 +474,7 @@ def _flat(table: pa.Table) -> pa.Table:
     for column in table.columns:
         kind = column.type
         if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            values = (plain(value) for value in column.to_pylist())
+            values = (json_value(value) for value in column.to_pylist())
             column = pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values], pa.string())
         columns.append(column)
     return pa.table(columns, names=table.column_names)

@@ -68,17 +68,17 @@ def record_router(store: Store, callers: Callers) -> APIRouter:
 
 def rows_of(table: pa.Table) -> list[dict[str, Any]]:
     """A table's rows as JSON can have them: what is no number is null, bytes are hex digits."""
-    return [{name: plain(value) for name, value in row.items()} for row in table.to_pylist()]
+    return [{name: json_value(value) for name, value in row.items()} for row in table.to_pylist()]
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """A value as JSON can have it."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
+        return {str(key): json_value(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [plain(inner) for inner in value]
+        return [json_value(inner) for inner in value]
     return value if value is None or isinstance(value, str | int | bool) else json.loads(json.dumps(value, default=str))

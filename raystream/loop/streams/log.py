@@ -156,7 +156,18 @@ class StreamLog:
         self.store.put_if_absent(_numbered(f"{self.folder}/arrivals", look), parquet_bytes(_table(arrivals, _ARRIVALS)))
 
     def progress(self) -> tuple[Progress, dict[str, Any]]:
-        """How far the stream has come, and the state that it goes on from, empty at first.
+        """How far the stream has come, and the state that it goes on from, empty at first; older states are forgotten.
+
+        Raises:
+            StoreError: what is there is damaged.
+        """
+        found, state = self.look()
+        if found.parts:
+            self._discard_states(found.parts - 1)
+        return found, state
+
+    def look(self) -> tuple[Progress, dict[str, Any]]:
+        """The same, for whoever doesn't go on: nothing is changed.
 
         Raises:
             StoreError: what is there is damaged.
@@ -177,7 +188,6 @@ class StreamLog:
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise self._damaged(name, error) from None
         self._last = schema
-        self._discard_states(found.parts - 1)
         return found, dict(state)
 
     def commit_decisions(
