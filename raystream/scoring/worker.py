@@ -244,7 +244,7 @@ class Worker:
         block = OutputBlock(
             logits=prediction.logits,
             log_probs=None if samples is None else softened(samples, temperature),
-            lengths=torch.linalg.vector_norm(prediction.embedding, dim=1, keepdim=True) if gradients else None,  # type: ignore[arg-type]
+            lengths=torch.linalg.vector_norm(prediction.embedding, dim=1, keepdim=True) if gradients else None,
             bias=prediction.bias,
             gradient_lengths=prediction.gradient_lengths,
             temperature=temperature,

@@ -84,7 +84,8 @@ def main() -> None:
 def _plan(task: Task, config: Config, policy: Policy) -> int:
     from raystream.run import plan
 
-    code, answer = 0, {}
+    code = 0
+    answer: dict[str, Any] = {}
     try:
         query = whole_query(task.query or {}, config)
         policy.check_files(query)

@@ -24,7 +24,7 @@ def record_router(store: Store, callers: Callers) -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/v1", tags=["records"])
     responses = _described.responses(401, 429)
-    content = {200: {"description": "The answer", "content": {"application/json": {"schema": _OBJECT}}}}
+    content: dict[int | str, dict[str, Any]] = {200: {"description": "The answer", "content": {"application/json": {"schema": _OBJECT}}}}
 
     def names(request: Request, folder: str) -> JSONResponse:
         callers.of(request, "read")
