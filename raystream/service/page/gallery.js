@@ -209,7 +209,7 @@ function Near({ at, rank, represents, open, setOpen, next }) {
   const found = useData(open ? `${at}/near/${rank}` : null);
   return html`<section class="near" aria-label="Rows that it stands for">
     <button type="button" aria-expanded=${open} onClick=${() => setOpen(!open)}>${open ? "Hide" : "Show"} the rows that it stands for (${count(represents)})</button>
-    ${open && (found.data === null ? (found.error ? html`<p class="failed" role="alert">${found.error.message}</p>` : html`<${Waiting} what="the rows" />`) : html`<${NearRows} data=${found.data} next=${next} />`)}
+    ${open && (found.data === null ? (found.error ? html`<p class="wrong" role="alert">${found.error.message}</p>` : html`<${Waiting} what="the rows" />`) : html`<${NearRows} data=${found.data} next=${next} />`)}
   </section>`;
 }
 

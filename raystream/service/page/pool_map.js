@@ -329,7 +329,7 @@ function Selected({ at, points, selected, clear, next }) {
       <button type="button" disabled=${ids === null} onClick=${() => next.put("must_include", ids)}>Must be in the next one</button>
       <button type="button" onClick=${clear}>Select nothing</button>
     </div>
-    ${failed && html`<p class="failed" role="alert">${failed}</p>`}
+    ${failed && html`<p class="wrong" role="alert">${failed}</p>`}
     ${ids !== null && html`<details><summary>The ids</summary><pre class="ids" tabindex="0" aria-label="The ids">${ids.slice(0, 5000).join("\n")}${ids.length > 5000 ? "\n…" : ""}</pre></details>`}
   </div>`;
 }

@@ -37,7 +37,7 @@ function Running({ query, again }) {
   const { run } = query;
   return html`<h1>${query.name}</h1>
     <p class="lede"><${Progress} line=${run} /></p>
-    ${run.error && html`<div class="failed" role="alert"><p><strong>It failed.</strong> ${run.error}</p></div>`}
+    ${run.error && html`<div class="wrong" role="alert"><p><strong>It failed.</strong> ${run.error}</p></div>`}
     <p>${TODO[run.state] ?? ""} ${["failed", "stopped"].includes(run.state) && html`<button type="button" onClick=${again}>Look again</button>`}</p>
     <dl class="provenance">
       ${[["strategy", query.strategy], ["score", query.score], ["budget", count(query.budget)], ["pool", query.pool], ["rows", run.rows === null ? "" : `${count(run.done)} of ${count(run.rows)} scored`],
