@@ -284,10 +284,7 @@ def _of_file(data: bytes) -> Data:
     at = np.unique(np.linspace(0, len(score) - 1, min(len(score), _POINTS_OF_FILE)).round().astype(np.int64)) if len(score) else []
     sums = np.concatenate([[0.0], np.cumsum(np.where(counts, score, 0.0))])
     edges = [-1, *at]
-    means = [
-        (sums[stop + 1] - sums[start + 1]) / max(1, int(counts[start + 1 : stop + 1].sum()))
-        for start, stop in pairwise(edges)
-    ]
+    means = [(sums[stop + 1] - sums[start + 1]) / max(1, int(counts[start + 1 : stop + 1].sum())) for start, stop in pairwise(edges)]
     return {
         "seen": int(seen[-1]) if len(seen) else 0,
         "chosen": int(taken[-1]) if len(taken) else 0,
