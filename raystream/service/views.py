@@ -69,7 +69,12 @@ class Kept:
                     self._values.move_to_end(key)
                     found = self._values[key]
                     return found
-            found = make()
+            try:
+                found = make()
+            except BaseException:
+                with self._lock:
+                    self._making.pop(key, None)
+                raise
             with self._lock:
                 self._values[key] = found
                 while len(self._values) > self._count:
