@@ -198,7 +198,7 @@ class Window:
         """From the address to the moment in which this holds on the page."""
         began = time.perf_counter()
         self.page.goto(address, wait_until="commit")
-        self.page.wait_for_function(condition, polling="raf")
+        self.page.wait_for_function(f"() => {condition}", polling="raf")
         return time.perf_counter() - began
 
 

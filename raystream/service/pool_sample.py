@@ -250,7 +250,7 @@ def _candidates(result: Result, sample: PoolSample, count: int) -> npt.NDArray[n
     counts = result.manifest.counts
     eligible = sample.kind[:count] != LABELLED
     if counts.candidates >= counts.eligible or not result.manifest.gives_scores:
-        return eligible
+        return np.asarray(eligible, bool)
     scores = sample.rows.column("score").slice(0, count).to_numpy(zero_copy_only=False).astype(np.float64)
     kept = np.sort(np.nan_to_num(scores[eligible], nan=-np.inf))
     share = max(0, counts.candidates - counts.chosen) / max(1, counts.eligible - counts.chosen)
