@@ -36,7 +36,7 @@ const TODO = {
 function Running({ query, again }) {
   const { run } = query;
   return html`<h1>${query.name}</h1>
-    <p class="lede"><${Progress} line=${run} /></p>
+    <p class="lede"><${Progress} line=${{ ...run, error: null }} /></p>
     ${run.error && html`<div class="wrong" role="alert"><p><strong>It failed.</strong> ${run.error}</p></div>`}
     <p>${TODO[run.state] ?? ""} ${["failed", "stopped"].includes(run.state) && html`<button type="button" onClick=${again}>Look again</button>`}</p>
     <dl class="provenance">
