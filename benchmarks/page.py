@@ -187,7 +187,7 @@ class Window:
     def __init__(self, browser: Any) -> None:
         self.context = browser.new_context(viewport={"width": 1280, "height": 900})
         self.page = self.context.new_page()
-        self.page.set_default_timeout(300_000)
+        self.page.set_default_timeout(60_000)
         self.bytes = 0
         self.page.on("response", self._count)
 

@@ -294,7 +294,7 @@ export function PoolMap({ at, data, rows, next, go }) {
     </div>
     <p class="reading" aria-hidden="true">${reading || " "}</p>
     ${selected !== null && html`<${Selected} at=${at} points=${points} selected=${selected} clear=${() => select(null)} next=${next} />`}
-    <p class="note">The stronger the grey, the more rows (${data.whole ? "all" : "a sample of"} ${count(points.pool)}${data.labelled ? `, ${count(data.labelled)} of them labelled, as diamonds` : ""}). Points are the chosen ones${coloured ? ", coloured by what the model takes them for" : ""}; a click opens one.
+    <p class="note">The stronger the grey, the more rows (${data.whole ? "all" : "a sample of"} ${count(points.x.length)}${data.labelled ? `, ${count(data.labelled)} of them labelled, as diamonds` : ""}). Points are the chosen ones${coloured ? ", coloured by what the model takes them for" : ""}; a click opens one.
       The axes are the two directions in which the embeddings vary most; they show ${percent(data.share, 0)} of the variance, so rows that are close here may be far apart all the same. Ctrl and the wheel zoom.</p>
   </div>`;
 }
