@@ -4,8 +4,8 @@
 * pictures: a batch of 1,000 photographs of 640 x 480, from the address to the first screenful, then by scrolling to the last of all
 * map: 200,000 rows with 1,000 chosen, from the address to the drawn map, then a frame of moving it by the mouse
 
-Beside each first view stands a plain page of as many bytes, which is what the browser itself takes. Medians of `--runs`, each in a window of
-its own; only the first has a server that has seen nothing yet, so it stands apart as cold.
+Beside the list stands a plain page of as many bytes, which is what the browser itself takes. Medians of `--runs`, each in a window of its
+own; only the first has a server that has seen nothing yet, so it stands apart as cold.
 
     python benchmarks/page.py
 """
@@ -58,10 +58,46 @@ app.include_router(page_router(lambda: store, lambda: None))
 
 @app.get("/plain/{size}")
 def plain(size: int) -> Response:
-    return Response("<!doctype html><html><body><h1>plain</h1><p>" + "a b c d e f g h i j " * (size // 20) + "</p></body></html>", media_type="text/html")
+    words = "a b c d e f g h i j " * (size // 20)
+    return Response(f"<!doctype html><html><body><h1>plain</h1><p>{words}</p></body></html>", media_type="text/html")
 
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error")
 """
+
+
+SCROLL = """async () => {
+    const list = document.querySelector('.gallery');
+    const times = [];
+    let before = performance.now();
+    for (let at = 0; at < 120; at += 1) {
+        scrollTo(0, list.offsetTop + at * 120);
+        await new Promise(requestAnimationFrame);
+        const now = performance.now();
+        times.push(now - before);
+        before = now;
+    }
+    return times;
+}"""
+MOVE = """async () => {
+    const canvas = document.querySelector('canvas');
+    const box = canvas.getBoundingClientRect();
+    canvas.setPointerCapture = () => {};
+    const send = (kind, x) => canvas.dispatchEvent(
+        new PointerEvent(kind, { bubbles: true, pointerId: 1, clientX: box.left + x, clientY: box.top + 200 }));
+    const times = [];
+    send('pointerdown', 200);
+    let before = performance.now();
+    for (let at = 0; at < 60; at += 1) {
+        send('pointermove', 200 + 4 * at);
+        await new Promise(requestAnimationFrame); // the page draws in this one
+        await new Promise(requestAnimationFrame);
+        const now = performance.now();
+        times.push(now - before);
+        before = now;
+    }
+    send('pointerup', 440);
+    return times;
+}"""
 
 
 def vectors(values: np.ndarray) -> pa.Array:
@@ -151,7 +187,7 @@ class Window:
     def __init__(self, browser: Any) -> None:
         self.context = browser.new_context(viewport={"width": 1280, "height": 900})
         self.page = self.context.new_page()
-        self.page.set_default_timeout(300_000)
+        self.page.set_default_timeout(60_000)
         self.bytes = 0
         self.page.on("response", self._count)
 
@@ -162,7 +198,7 @@ class Window:
         """From the address to the moment in which this holds on the page."""
         began = time.perf_counter()
         self.page.goto(address, wait_until="commit")
-        self.page.wait_for_function(condition, polling="raf")
+        self.page.wait_for_function(f"() => {condition}", polling="raf")
         return time.perf_counter() - began
 
 
@@ -187,23 +223,13 @@ def measure(browser: Any, address: str) -> dict[str, float]:
         f"{PICTURES}; at += 800) {{ scrollTo(0, list.offsetTop + (at % list.offsetHeight)); await new Promise(requestAnimationFrame); }} }}"
     )
     found["pictures_scrolled_to_all"] = time.perf_counter() - began
-    frames = window.page.evaluate(
-        "async () => { const list = document.querySelector('.gallery'); const times = []; let before = performance.now();"
-        " for (let at = 0; at < 120; at += 1) { scrollTo(0, list.offsetTop + at * 120);"
-        " await new Promise(requestAnimationFrame); const now = performance.now(); times.push(now - before); before = now; } return times; }"
-    )
+    frames = window.page.evaluate(SCROLL)
     found["pictures_frame_ms"] = statistics.median(frames)
     window.context.close()
     window = Window(browser)
     drawn = "(document.getElementById('map')?.scrollIntoView(), document.querySelector('canvas')?.dataset.drawn !== undefined)"
     found["map"] = window.seconds(f"{address}#/query/points", drawn)
-    frames = window.page.evaluate(
-        "async () => { const canvas = document.querySelector('canvas'); const box = canvas.getBoundingClientRect(); const times = [];"
-        " const send = (kind, x) => canvas.dispatchEvent(new PointerEvent(kind, { bubbles: true, pointerId: 1, clientX: box.left + x, clientY: box.top + 200 }));"
-        " canvas.setPointerCapture = () => {}; send('pointerdown', 200); let before = performance.now();"
-        " for (let at = 0; at < 60; at += 1) { send('pointermove', 200 + 4 * at); await new Promise(requestAnimationFrame); await new Promise(requestAnimationFrame);"
-        " const now = performance.now(); times.push(now - before); before = now; } send('pointerup', 440); return times; }"
-    )
+    frames = window.page.evaluate(MOVE)
     found["map_move_ms"] = statistics.median(frames)
     window.context.close()
     return found

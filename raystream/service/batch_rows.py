@@ -50,8 +50,8 @@ def shown_inputs(result: Result, chunk: int, rows: pa.Table | None = None) -> di
         chunk: which `CHUNK` chosen rows.
         rows: these rows of the pool instead, by their places.
     """
-    start = 0 if rows is not None else chunk * CHUNK
-    some = result.selection.slice(start, CHUNK) if rows is None else rows
+    start = 0 if rows is not None or not 0 <= chunk * CHUNK < result.selection.num_rows else chunk * CHUNK
+    some = rows if rows is not None else result.selection.slice(start, CHUNK if start == chunk * CHUNK else 0)
     if not some.num_rows:
         return {"kind": "table", "items": {}, "note": ""}
     found = pictures_of(result, some, SIDE)

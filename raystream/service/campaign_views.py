@@ -202,7 +202,7 @@ def _curves(table: pa.Table, metric: str) -> Mapping[str, Curves]:
     for strategy, seed, labels, value in zip(*columns, strict=True):
         of.setdefault(strategy, {}).setdefault(seed, []).append((labels, value))
     pairs = {key: [tuple(np.array(rows, dtype=np.float64).T) for rows in seeds.values()] for key, seeds in of.items()}
-    return aligned(pairs)  # type: ignore[arg-type]
+    return aligned(pairs)
 
 
 def _figures(row: Mapping[str, Any]) -> Compared:
@@ -281,13 +281,10 @@ def _of_file(data: bytes) -> Data:
     chosen = table.column("chosen").to_numpy(zero_copy_only=False).astype(bool)
     counts = np.isfinite(score)
     seen, taken = np.cumsum(counts), np.cumsum(chosen)
-    at = np.unique(np.linspace(0, len(score) - 1, min(len(score), _POINTS_OF_FILE)).round().astype(np.int64)) if len(score) else []
+    at = np.unique(np.linspace(0, max(0, len(score) - 1), min(len(score), _POINTS_OF_FILE)).round().astype(np.int64)).tolist()
     sums = np.concatenate([[0.0], np.cumsum(np.where(counts, score, 0.0))])
     edges = [-1, *at]
-    means = [
-        (sums[stop + 1] - sums[start + 1]) / max(1, int(counts[start + 1 : stop + 1].sum()))
-        for start, stop in pairwise(edges)
-    ]
+    means = [(sums[stop + 1] - sums[start + 1]) / max(1, int(counts[start + 1 : stop + 1].sum())) for start, stop in pairwise(edges)]
     return {
         "seen": int(seen[-1]) if len(seen) else 0,
         "chosen": int(taken[-1]) if len(taken) else 0,

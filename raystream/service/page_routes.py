@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable
+from threading import Lock
 from typing import Annotated, Any
 
 import xxhash
@@ -24,6 +27,23 @@ _HEADERS = {
 }
 _AGAIN = "private, no-cache"
 _STREAM_FILES = 4_096
+_LATELY = 1.0
+"""Seconds for which a list of queries serves all windows that ask for it."""
+
+
+class _Lately:
+    """What was made a moment ago, for everyone who asks meanwhile."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._at, self._made = -math.inf, dict[str, Any]()
+
+    def get(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        with self._lock:
+            if time.monotonic() - self._at > _LATELY:
+                self._made = make()
+                self._at = time.monotonic()
+            return self._made
 
 
 def page_router(store: Callable[[], Store], caller: Callable[..., object]) -> APIRouter:
@@ -35,7 +55,7 @@ def page_router(store: Callable[[], Store], caller: Callable[..., object]) -> AP
     """
     router = APIRouter()
     views: dict[str, Views] = {}
-    decisions = Kept(_STREAM_FILES)
+    decisions, lately = Kept(_STREAM_FILES), _Lately()
 
     def shown() -> Views:
         found = store()
@@ -49,7 +69,7 @@ def page_router(store: Callable[[], Store], caller: Callable[..., object]) -> AP
 
     @data.get("/queries")
     def queries(request: Request) -> Response:
-        return _answer(request, lambda: shown().queries())
+        return _answer(request, lambda: lately.get(lambda: shown().queries()))
 
     @data.get("/compare")
     def compare(request: Request, query: Annotated[list[str], Query(max_length=COMPARED)]) -> Response:

@@ -54,7 +54,7 @@ class PoolSample:
     """Rows of a pool on its map; those of the pool come first, in row order, then the chosen ones, by rank.
 
     Attributes:
-        rows: `id`, `path`, `row`, and `score`, `prediction` where there are some; of the pool's rows and the chosen.
+        rows: `id`, `path`, `row`, and `score` where there is one; of the pool's rows and the chosen.
         plane: (n, 2).
         kind: (n,) `POOL`, `LABELLED` or `CHOSEN`.
         ranks: (m,) of the chosen ones.
@@ -132,7 +132,7 @@ def _sample(result: Result, pool: StoredPool, units: list[UnitOutputs], plane: P
     tables, planes, kinds, taken = [], [], [], []
     id_name = result.selection.column_names[1]
     for unit, path, spaced, labelled in zip(units, paths, evenly_spaced(units, points), marked, strict=True):
-        columns = [name for name in (id_name, "row", score, "prediction") if name and any(name in one.columns for one in unit.receipts)]
+        columns = [name for name in (id_name, "row", score) if name and any(name in one.columns for one in unit.receipts)]
         inside = np.union1d(spaced, labelled)
         table = next(read_columns(pool.store, [unit], columns)).take(pa.array(inside))
         free = ~np.isin(table.column("row").to_numpy(), chosen_rows.get(path, []))
@@ -149,7 +149,6 @@ def _sample(result: Result, pool: StoredPool, units: list[UnitOutputs], plane: P
                 "path": head.column("path").cast(pa.string()),
                 "row": head.column("row").cast(pa.int64()),
                 "score": head.column("score").cast(pa.float64()),
-                "prediction": head.column("prediction").cast(pa.int32()),
             }
         )
     )
@@ -176,7 +175,6 @@ def _row_table(table: pa.Table, path: str, score: str | None, id_name: str) -> p
             "path": pa.repeat(pa.scalar(path, pa.string()), table.num_rows),
             "row": of("row", pa.int64()),
             "score": of(score, pa.float64()),
-            "prediction": of("prediction", pa.int32()),
         }
     )
 
@@ -252,7 +250,7 @@ def _candidates(result: Result, sample: PoolSample, count: int) -> npt.NDArray[n
     counts = result.manifest.counts
     eligible = sample.kind[:count] != LABELLED
     if counts.candidates >= counts.eligible or not result.manifest.gives_scores:
-        return eligible
+        return np.asarray(eligible, bool)
     scores = sample.rows.column("score").slice(0, count).to_numpy(zero_copy_only=False).astype(np.float64)
     kept = np.sort(np.nan_to_num(scores[eligible], nan=-np.inf))
     share = max(0, counts.candidates - counts.chosen) / max(1, counts.eligible - counts.chosen)

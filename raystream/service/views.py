@@ -51,25 +51,36 @@ _Value = TypeVar("_Value")
 
 
 class Kept:
-    """The values that were asked for last, each made once."""
+    """The values that were asked for last, each made once, however many ask for it at the same time."""
 
     def __init__(self, count: int) -> None:
         self._count, self._lock = count, Lock()
         self._values: OrderedDict[Hashable, Any] = OrderedDict()
+        self._making: dict[Hashable, Lock] = {}
 
     def get(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
         """The value of a key; made now if it isn't there."""
         with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                found: _Value = self._values[key]
-                return found
-        made = make()
-        with self._lock:
-            self._values[key] = made
-            while len(self._values) > self._count:
-                self._values.popitem(last=False)
-        return made
+            making = self._making.setdefault(key, Lock())
+        with making:
+            found: _Value
+            with self._lock:
+                if key in self._values:
+                    self._values.move_to_end(key)
+                    found = self._values[key]
+                    return found
+            try:
+                found = make()
+            except BaseException:
+                with self._lock:
+                    self._making.pop(key, None)
+                raise
+            with self._lock:
+                self._values[key] = found
+                while len(self._values) > self._count:
+                    old, _ = self._values.popitem(last=False)
+                    self._making.pop(old, None)
+        return found
 
 
 class Views:

@@ -225,7 +225,7 @@ def test_the_list_is_filtered_sorted_and_follows_the_store(address: str, visit: 
     assert page.locator("tbody tr").count() >= 4
     page.keyboard.press("/")
     page.keyboard.type("core_set broken")
-    page.wait_for_function("document.querySelectorAll('tbody tr').length === 1")
+    page.wait_for_function("() => document.querySelectorAll('tbody tr').length === 1")
     assert page.locator("tbody th").inner_text() == "broken"
     page.locator("input[type=search]").fill("")
     page.get_by_role("button", name="rows").press("Enter")
@@ -240,7 +240,7 @@ def test_the_list_is_filtered_sorted_and_follows_the_store(address: str, visit: 
     line.wait_for()
     log.append("progress", run=run, rows=1000, rows_done=400, units=10, units_done=4, rate=50.0, seconds_left=12.0, workers=1)
     page.wait_for_function(
-        "[...document.querySelectorAll('tbody tr')].some((row) => row.innerText.includes('late') && row.innerText.includes('40%'))"
+        "() => [...document.querySelectorAll('tbody tr')].some((row) => row.innerText.includes('late') && row.innerText.includes('40%'))"
     )
     assert "mira" in line.inner_text()
     assert "12 s left" in line.inner_text()
@@ -271,15 +271,15 @@ def test_a_row_is_found_opened_and_left_by_keyboard(address: str, visit: Callabl
     assert place > 1
     page.keyboard.press("Enter")
     dialog = page.locator("dialog[open]")
-    dialog.get_by_text("of 250").wait_for()
+    dialog.get_by_text(f"{place + 1} of 250", exact=True).wait_for()
     assert f"number {place + 1} of 250 by k_means" in dialog.inner_text()
     page.keyboard.press("ArrowRight")
-    page.wait_for_function(f"location.hash.endsWith('/{place + 1}')")
+    page.wait_for_function(f"() => location.hash.endsWith('/{place + 1}')")
     dialog = page.locator("dialog[open]")
     dialog.get_by_role("button", name=re.compile("Show the rows")).press("Enter")
     dialog.locator(".near .note").first.wait_for()
     page.keyboard.press("Escape")
-    page.wait_for_function("document.querySelector('dialog') === null")
+    page.wait_for_function("() => document.querySelector('dialog') === null")
     page.locator("#find").fill(EVIL)
     page.keyboard.press("Enter")
     page.locator("dialog[open] h2", has_text=EVIL).wait_for()
@@ -292,7 +292,7 @@ def test_all_pictures_come_as_they_come_near(address: str, visit: Callable[..., 
     page.wait_for_selector(".gallery .card img")
     height = page.evaluate("document.querySelector('.gallery').offsetHeight")
     page.locator(".gallery li").last.scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelectorAll('.gallery img').length === 250")
+    page.wait_for_function("() => document.querySelectorAll('.gallery img').length === 250")
     assert abs(page.evaluate("document.querySelector('.gallery').offsetHeight") - height) < 0.2 * height
 
 

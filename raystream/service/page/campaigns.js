@@ -56,7 +56,7 @@ function LoopShown({ data }) {
     { name: "computing time", value: duration(history.reduce((sum, row) => sum + SECONDS.reduce((of, key) => of + (row[key] ?? 0), 0), 0)), meaning: "to choose batches and to train" },
   ];
   return html`<div class="head"><h1>${data.name}</h1><p><${State} state=${data.state} /></p></div>
-    <p class="lede">${data.reason}.</p>
+    <p class="lede">${data.reason[0].toUpperCase() + data.reason.slice(1)}.</p>
     <section class="todo" aria-label="What to do now"><strong>What to do now</strong><p>${data.todo}</p></section>
     <${Facts} facts=${facts} />
     <section aria-labelledby="worth">
@@ -68,12 +68,12 @@ function LoopShown({ data }) {
       ${!history.length && html`<p class="note">No round is judged yet: curves appear after the first.</p>`}
     </section>
     ${data.rules.length > 0 && html`<section aria-labelledby="rules"><h2 id="rules">When to stop</h2>
-      <div class="scroll"><table><thead><tr><th scope="col">rule</th><th scope="col"></th><th scope="col">would have stopped first</th></tr></thead>
+      <div class="scroll" tabindex="0" role="group" aria-label="Stopping rules"><table><thead><tr><th scope="col">rule</th><th scope="col"></th><th scope="col">would have stopped first</th></tr></thead>
         <tbody>${data.rules.map((rule) => html`<tr><td>${rule.name}</td><td>${rule.asked ? (data.advise ? "asked for advice" : "asked for") : "only looked at"}</td><td>${rule.labels === null ? "not yet" : `round ${rule.round}, ${several(rule.labels, "label")}`}</td></tr>`)}</tbody></table></div></section>`}
     <section aria-labelledby="rounds"><h2 id="rounds">Rounds</h2>
       ${data.batches.length === 0 && html`<p class="note">No batch was asked for yet.</p>`}
       ${data.batches.map((batch) => html`<div class="batch" key=${batch.round}><h3>Round ${batch.round} <span class="by">${batch.judged ? "judged" : batch.closed ? "labelled" : "waiting for labels"}</span></h3>
-        <p class="note">${several(batch.rows, "row")} by ${batch.strategy}${batch.controls ? `, the last ${batch.controls} of them control rows` : ""}.${batch.why ? ` Chosen so because ${batch.why}.` : ""}
+        <p class="note">${several(batch.rows, "row")} by ${batch.strategy}${batch.controls ? (batch.controls === 1 ? ", the last of them a control row" : `, the last ${batch.controls} of them control rows`) : ""}.${batch.why ? ` Chosen so because ${batch.why}.` : ""}
           ${batch.query && html` <a href=${`#/query/${encodeURIComponent(batch.query)}`}>Look at its rows</a>`}</p></div>`)}
     </section>
     <section aria-labelledby="file"><h2 id="file">Its file</h2><${Spec} text=${data.spec} name=${`${data.name}.yaml`} /></section>`;
@@ -102,7 +102,7 @@ function SimulationShown({ data }) {
   const best = data.table.find((row) => row.strategy === data.best);
   const facts = [
     { name: "advised", value: data.best, meaning: "the strategy to take here" },
-    { name: "labels saved by it", value: best.labels_saved === null ? "none" : percent(best.labels_saved, 0), meaning: best.low === null ? `of those that ${data.control} needs` : `${percent(best.low, 0)} to ${percent(best.high, 0)} with 95% confidence, of those that ${data.control} needs` },
+    ...(data.best === data.control ? [] : [{ name: "labels saved by it", value: best.labels_saved === null ? "none" : percent(best.labels_saved, 0), meaning: best.low === null ? `of those that ${data.control} needs` : `${percent(best.low, 0)} to ${percent(best.high, 0)} with 95% confidence, of those that ${data.control} needs` }]),
     ...(data.ceiling === null ? [] : [{ name: `${data.metric} with all labels`, value: shown(data.ceiling), meaning: "the same trainer, the mean over seeds" }]),
     { name: "seeds", value: count(data.seeds), meaning: "starts and splits, the same for every strategy" },
   ];
@@ -138,6 +138,8 @@ export function Stream({ given }) {
 
 function StreamShown({ data }) {
   const { line, drift } = data;
+  const enough = Math.max(20, data.seen / 100); // the share of a handful of rows says nothing, and would decide the scale
+  const thresholds = line.threshold.some((value) => value !== null);
   const facts = [
     { name: "share chosen", value: data.share === null ? "none" : percent(data.share, 2), meaning: `of a budget of ${percent(data.budget, 2)}${data.strict ? ", never above it" : ""}` },
     { name: "rows seen", value: count(data.seen), meaning: `${count(data.rows)} were decided on; those without a score don't count` },
@@ -154,13 +156,13 @@ function StreamShown({ data }) {
     ${!line.seen.length
       ? html`<${Empty}><p>Nothing was decided yet. Files younger than two seconds wait; then run raystream stream with its file, which decides on all that arrived.</p><//>`
       : html`<section aria-labelledby="share"><h2 id="share">Share chosen</h2>
-          <${LineChart} step lines=${[{ name: "share chosen", x: line.seen, y: line.share }]} xLabel="rows seen" yLabel="share" asPercent levels=${[{ value: data.budget, name: "budget" }]} /></section>
-        <section aria-labelledby="threshold"><h2 id="threshold">Threshold over time</h2>
+          <${LineChart} step lines=${[{ name: "share chosen", x: line.seen, y: line.share.map((share, at) => (line.seen[at] < enough ? null : share)) }]} xLabel="rows seen" yLabel="share" asPercent levels=${[{ value: data.budget, name: "budget" }]} /></section>
+        <section aria-labelledby="threshold"><h2 id="threshold">${thresholds ? "Threshold over time" : "Scores over time"}</h2>
           <${LineChart} step lines=${[{ name: "threshold", x: line.seen, y: line.threshold }, { name: "mean score of arrived rows", x: line.seen, y: line.score, control: true }]} xLabel="rows seen" yLabel="score" />
-          <p class="note">A row is chosen where its score passes the threshold, which follows the budget. Some managers have none.</p></section>`}
+          <p class="note">${thresholds ? "A row is chosen where its score passes the threshold, which follows the budget." : `Manager ${data.manager} has no threshold that could be drawn.`} Grey: the mean score of the rows that arrived between two points.</p></section>`}
     <section aria-labelledby="drift"><h2 id="drift">Drift</h2>
       <p>${data.warnings.length ? "The scores are no longer what they were: see the warning above." : drift.page_hinkley === null ? `Too few rows to tell: each test needs ${count(drift.window)} scores of one model.` : "No drift was found in the scores of this model."}</p>
-      <div class="scroll"><table><thead><tr><th scope="col">test of</th><th scope="col" class="n">statistic</th><th scope="col"></th></tr></thead>
+      <div class="scroll" tabindex="0" role="group" aria-label="Tests of drift"><table><thead><tr><th scope="col">test of</th><th scope="col" class="n">statistic</th><th scope="col"></th></tr></thead>
         <tbody>${tests.map(([name, value, words]) => html`<tr><td>${name}</td><td class="n">${value === null ? "not yet" : number(value)}</td><td>${words}</td></tr>`)}</tbody></table></div></section>
     <section aria-labelledby="file"><h2 id="file">Its file</h2><p class="note">Decisions: ${data.decisions}</p><${Spec} text=${data.spec} name=${`${data.name}.yaml`} /></section>`;
 }

@@ -65,6 +65,7 @@ export function LineChart({ lines, xLabel, yLabel, asPercent, levels = [], marks
   const [at, setAt] = useState(null);
   const drawn = lines.filter((line) => line.y.some((value) => value !== null && value !== undefined));
   const written = asPercent ? (value) => percent(value) : (value) => number(value);
+  const onAxis = asPercent ? (value) => percent(value, yTicks.length > 1 && yTicks[1] - yTicks[0] < 0.00999 ? 1 : 0) : written;
   if (!drawn.length) return html`<p class="note">There are no values to draw yet.</p>`;
   const values = drawn.flatMap((line) => [...line.y, ...(line.low ?? []), ...(line.high ?? [])]).filter((value) => value !== null && value !== undefined);
   for (const level of levels) values.push(level.value);
@@ -96,7 +97,7 @@ export function LineChart({ lines, xLabel, yLabel, asPercent, levels = [], marks
     html`<svg class="lines" width=${width} height=${height} role="img" aria-label=${title ?? `${yLabel || drawn[0].name} by ${xLabel}`}
       onPointerMove=${look} onPointerLeave=${() => setAt(null)}>
       ${yTicks.map((tick) => html`<line class="grid" x1=${box.left} x2=${box.right} y1=${y(tick)} y2=${y(tick)} />
-        <text x=${box.left - 8} y=${y(tick) + 4} text-anchor="end">${written(tick)}</text>`)}
+        <text x=${box.left - 8} y=${y(tick) + 4} text-anchor="end">${onAxis(tick)}</text>`)}
       <line class="axis" x1=${box.left} x2=${box.right} y1=${box.bottom} y2=${box.bottom} />
       ${xTicks.map((tick) => html`<text x=${x(tick)} y=${box.bottom + 18} text-anchor="middle">${count(tick)}</text>`)}
       <text x=${(box.left + box.right) / 2} y=${height - 4} text-anchor="middle">${xLabel}</text>
@@ -105,7 +106,7 @@ export function LineChart({ lines, xLabel, yLabel, asPercent, levels = [], marks
       ${marks.map((mark, place) => html`<line class="mark" x1=${x(mark.value)} x2=${x(mark.value)} y1=${box.top} y2=${box.bottom} />
         <text class="strong" x=${x(mark.value) > width / 2 ? x(mark.value) - 5 : x(mark.value) + 5} y=${box.top + 12 + 15 * (place % 4)}
           text-anchor=${x(mark.value) > width / 2 ? "end" : "start"}>${mark.name}</text>`)}
-      ${drawn.map((line) => line.low && line.high && html`<path class=${`band ${named.get(line.name)}`} d=${band(line, x, y)} />`)}
+      ${drawn.map((line) => line.low && line.high && html`<path class=${`band ${drawn.length > 4 ? "many " : ""}${named.get(line.name)}`} d=${band(line, x, y)} />`)}
       ${drawn.map((line) => html`<path class=${`line ${named.get(line.name)}`} d=${runs(line.x, line.y).map((run) => path(run, x, y)).join("")} />
         ${line.x.length <= 40 && !step && line.x.map((value, place) => line.y[place] !== null && line.y[place] !== undefined &&
           html`<circle class=${`dot ${named.get(line.name)}`} cx=${x(value)} cy=${y(line.y[place])} r="3" />`)}`)}

@@ -51,7 +51,7 @@ function Compared({ data }) {
       ${data.differences.length === 0
         ? html`<p class="note">Nothing: they differ in the pool's files, the labelled rows or the model alone.</p>`
         : html`<div class="scroll" tabindex="0" role="group" aria-label="Keys that differ"><table><thead>${head}</thead>
-            <tbody>${data.differences.map((row) => html`<tr><th scope="row"><code>${row.key}</code></th>${row.values.map((value) => html`<td>${value === null ? html`<span class="by">not given</span>` : typeof value === "object" ? JSON.stringify(value) : String(value)}</td>`)}</tr>`)}</tbody>
+            <tbody>${data.differences.map((row) => html`<tr><th scope="row"><code>${row.key}</code></th>${row.values.map((value) => html`<td>${value === null ? html`<span class="by">not given</span>` : typeof value === "object" ? JSON.stringify(value, (_, inner) => (inner === null ? undefined : inner)) : String(value)}</td>`)}</tr>`)}</tbody>
           </table></div>`}
     </section>
     <section aria-labelledby="figures">

@@ -77,8 +77,7 @@ function card({ rank, data, item, kind, focusable, go, focused }) {
   const { columns } = data;
   const prediction = predicted(data, rank);
   return html`<li data-rank=${rank} data-near=${rank % SENTINEL === 0 ? "" : undefined}>
-    <button type="button" class="card" tabindex=${focusable ? 0 : -1} onFocus=${() => focused(rank)} onClick=${() => go(rank)}
-      aria-label=${`Rank ${rank}, ${data.ids[rank]}${prediction === "" ? "" : `, ${prediction}`}`}>
+    <button type="button" class="card" tabindex=${focusable ? 0 : -1} onFocus=${() => focused(rank)} onClick=${() => go(rank)}>
       ${kind === "pictures" && html`<span class="frame">${item ? html`<img class=${item.small ? "small" : ""} src=${item.uri} alt="" decoding="async" />` : html`<span class="blank"></span>`}</span>`}
       <span class="about">
         ${kind === "texts" && html`<span class="text">${item ?? ""}</span>`}
@@ -209,7 +208,7 @@ function Near({ at, rank, represents, open, setOpen, next }) {
   const found = useData(open ? `${at}/near/${rank}` : null);
   return html`<section class="near" aria-label="Rows that it stands for">
     <button type="button" aria-expanded=${open} onClick=${() => setOpen(!open)}>${open ? "Hide" : "Show"} the rows that it stands for (${count(represents)})</button>
-    ${open && (found.data === null ? (found.error ? html`<p class="failed" role="alert">${found.error.message}</p>` : html`<${Waiting} what="the rows" />`) : html`<${NearRows} data=${found.data} next=${next} />`)}
+    ${open && (found.data === null ? (found.error ? html`<p class="wrong" role="alert">${found.error.message}</p>` : html`<${Waiting} what="the rows" />`) : html`<${NearRows} data=${found.data} next=${next} />`)}
   </section>`;
 }
 

@@ -65,7 +65,7 @@ export function NextQuery({ query, rows, next }) {
       <button type="button" onClick=${next.clear}>Start over</button>
     </div>
     ${sent?.state === "sent" && html`<p role="status">Asked: <a href=${`#/query/${encodeURIComponent(sent.id)}`}>${sent.id}</a>; it appears among the <a href="#/queries">queries</a>.</p>`}
-    ${sent?.state === "failed" && html`<p role="alert" class="failed">${sent.words}</p>`}
+    ${sent?.state === "failed" && html`<p role="alert" class="wrong">${sent.words}</p>`}
     <${Spec} text=${text} name="next.yaml" />`;
 }
 

@@ -26,7 +26,7 @@ export function Waiting({ what }) {
 
 export function Failed({ error, again, what }) {
   const signed = error.status === 401 || error.status === 403;
-  return html`<div class="failed" role="alert">
+  return html`<div class="wrong" role="alert">
     <p><strong>${what ?? "This"} can't be shown.</strong> ${error.message}</p>
     ${again && !signed && html`<button type="button" onClick=${again}>Try again</button>`}
   </div>`;

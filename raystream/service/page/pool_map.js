@@ -1,5 +1,5 @@
 // The pool's map: up to 200,000 points drawn into the pixels of a canvas, which takes some milliseconds on any machine and needs no WebGL.
-// Where many points lie on one pixel it is darker. A lasso selects; what isn't selected is greyed, not gone.
+// Where many points lie on one pixel its grey is stronger. A lasso selects; what isn't selected is greyed, not gone.
 
 import { html, useEffect, useMemo, useRef, useState } from "./preact.js";
 import { useWidth } from "./charts.js";
@@ -34,7 +34,7 @@ function placing(view, width, height) {
   return { size, left: width / 2 - (view.x / SIDE) * size, top: height / 2 - (1 - view.y / SIDE) * size };
 }
 
-// Draw all points; the count on each pixel decides how dark it is.
+// Draw all points; the count on each pixel decides how strong its grey is.
 export function draw(canvas, points, view, selected, palette) {
   const { width, height } = canvas;
   const context = canvas.getContext("2d");
@@ -294,7 +294,7 @@ export function PoolMap({ at, data, rows, next, go }) {
     </div>
     <p class="reading" aria-hidden="true">${reading || " "}</p>
     ${selected !== null && html`<${Selected} at=${at} points=${points} selected=${selected} clear=${() => select(null)} next=${next} />`}
-    <p class="note">The darker, the more rows (${data.whole ? "all" : "a sample of"} ${count(points.pool)}${data.labelled ? `, ${count(data.labelled)} of them labelled, as diamonds` : ""}). Points are the chosen ones${coloured ? ", coloured by what the model takes them for" : ""}; a click opens one.
+    <p class="note">The stronger the grey, the more rows (${data.whole ? "all" : "a sample of"} ${count(points.x.length)}${data.labelled ? `, ${count(data.labelled)} of them labelled, as diamonds` : ""}). Points are the chosen ones${coloured ? ", coloured by what the model takes them for" : ""}; a click opens one.
       The axes are the two directions in which the embeddings vary most; they show ${percent(data.share, 0)} of the variance, so rows that are close here may be far apart all the same. Ctrl and the wheel zoom.</p>
   </div>`;
 }
@@ -329,7 +329,7 @@ function Selected({ at, points, selected, clear, next }) {
       <button type="button" disabled=${ids === null} onClick=${() => next.put("must_include", ids)}>Must be in the next one</button>
       <button type="button" onClick=${clear}>Select nothing</button>
     </div>
-    ${failed && html`<p class="failed" role="alert">${failed}</p>`}
+    ${failed && html`<p class="wrong" role="alert">${failed}</p>`}
     ${ids !== null && html`<details><summary>The ids</summary><pre class="ids" tabindex="0" aria-label="The ids">${ids.slice(0, 5000).join("\n")}${ids.length > 5000 ? "\n…" : ""}</pre></details>`}
   </div>`;
 }

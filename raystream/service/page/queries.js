@@ -79,11 +79,11 @@ function Table({ data }) {
           ${states.map((name) => html`<option key=${name} value=${name}>${name} (${data.queries.filter((line) => line.state === name).length})</option>`)}
         </select>
       </label>
-      <p class="sum" role="status">${lines.length === data.total ? several(data.total, "query").replace("querys", "queries") : `${count(lines.length)} of ${count(data.total)}`}</p>
+      <p class="sum" role="status">${lines.length === data.total ? `${count(data.total)} ${data.total === 1 ? "query" : "queries"}` : `${count(lines.length)} of ${count(data.total)}`}</p>
     </div>
     ${lines.length === 0
       ? html`<${Empty}><p>No query fits. <button type="button" onClick=${() => { setFilter(""); setState(""); }}>Show all</button></p><//>`
-      : html`<div class="scroll wide"><table class="list" aria-label="Queries">
+      : html`<div class="scroll wide" tabindex="0" role="group" aria-label="The list of queries"><table class="list" aria-label="Queries">
           <thead><tr>
             <th scope="col"><span class="unseen">compare</span></th>
             ${COLUMNS.map(([key, name, right]) => html`<th key=${key} scope="col" class=${right ? "n" : ""} aria-sort=${sort[0] === key ? (sort[1] > 0 ? "ascending" : "descending") : undefined}>

@@ -36,8 +36,8 @@ const TODO = {
 function Running({ query, again }) {
   const { run } = query;
   return html`<h1>${query.name}</h1>
-    <p class="lede"><${Progress} line=${run} /></p>
-    ${run.error && html`<div class="failed" role="alert"><p><strong>It failed.</strong> ${run.error}</p></div>`}
+    <p class="lede"><${Progress} line=${{ ...run, error: null }} /></p>
+    ${run.error && html`<div class="wrong" role="alert"><p><strong>It failed.</strong> ${run.error}</p></div>`}
     <p>${TODO[run.state] ?? ""} ${["failed", "stopped"].includes(run.state) && html`<button type="button" onClick=${again}>Look again</button>`}</p>
     <dl class="provenance">
       ${[["strategy", query.strategy], ["score", query.score], ["budget", count(query.budget)], ["pool", query.pool], ["rows", run.rows === null ? "" : `${count(run.done)} of ${count(run.rows)} scored`],
@@ -153,7 +153,7 @@ function Conditions({ query }) {
       : html`Every ${certificate.over === "pool" ? "eligible row of the pool" : "candidate"} lies within <b>${number(certificate.radius)}</b> of a chosen or labelled one${certificate.lower_bound !== null
           ? html`; no batch of this size gets below <b>${number(certificate.lower_bound)}</b>${certificate.lower_bound > 0 ? `, so this one is at most ${(certificate.radius / certificate.lower_bound).toFixed(2)} times the best` : ""}` : ""}.`}</p>
     ${query.constraints.length
-      ? html`<div class="scroll"><table><thead><tr><th scope="col">condition</th><th scope="col">in the batch</th><th scope="col">asked for</th></tr></thead>
+      ? html`<div class="scroll" tabindex="0" role="group" aria-label="Conditions"><table><thead><tr><th scope="col">condition</th><th scope="col">in the batch</th><th scope="col">asked for</th></tr></thead>
           <tbody>${query.constraints.map((met) => html`<tr><td>${met.name}</td><td>${met.value}</td><td>${met.asked}</td></tr>`)}</tbody></table></div>`
       : html`<p class="note">No quotas, costs or other conditions were asked for.</p>`}`;
 }
