@@ -188,4 +188,5 @@ def spawned(task: Task, *, answers: bool = False) -> subprocess.Popen[bytes]:
     assert child.stdin is not None
     with child.stdin as pipe:
         pipe.write(task.json)
+    child.stdin = None  # else `communicate` would write to it
     return child
