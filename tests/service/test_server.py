@@ -90,7 +90,6 @@ def test_a_killed_server_loses_and_doubles_nothing(begun: Callable[[dict[str, An
         psutil.Process().cpu_percent(interval=0.05)
     server.kill()
     server.start()
-    assert [client.submit(query(select__budget=budget)) for budget in range(2, 8)] == runs
     while len(list(Path("runs/service/runs").glob("*/ended.json"))) < 2:
         psutil.Process().cpu_percent(interval=0.05)
     mine = [p for p in psutil.process_iter(["cmdline", "cwd"]) if "raystream.service.process" in (p.info["cmdline"] or [])]
