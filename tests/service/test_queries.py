@@ -204,3 +204,12 @@ def test_a_pool_of_too_many_rows_is_refused_before_it_is_scored(workplace: Path)
     assert served.play(run) == 3
     assert "1200 rows" in str(served.runs.ended(run))
     assert not Path("runs/units").exists()
+
+
+@pytest.mark.slow
+def test_a_plan_is_made_by_a_process_of_its_own(served: Served) -> None:
+    """Its figures are those of `raystream plan`; what can't end well is said by the same sentence, as a field's."""
+    answer = served.ask("POST", "/v1/plan", json=query())
+    assert (answer.status_code, answer.json()["rows"]) == (200, 1200)
+    wrong = served.ask("POST", "/v1/plan", json=query(pool__id="nope"))
+    assert (wrong.status_code, "nope" in wrong.text) == (422, True)
