@@ -108,9 +108,9 @@ def status(
     run, unseen = _run(name, job, store)
     if job is None and run is None:
         raise QueryError(unseen)
-    summary = {"job": name if _is_job(name) else None, "query": run.name if run else None, "run": run.summary() if run else None}
-    summary = (_summary(job) if job else {"state": run.state if run else None}) | summary
-    print_result(summary | {"unseen": unseen or None}, lambda: _described(name, job, run, unseen), as_json)
+    summary: dict[str, Any] = _summary(job) if job else {"job": name if _is_job(name) else None, "state": run.state if run else None}
+    summary |= {"query": run.name if run else None, "run": run.summary() if run else None, "unseen": unseen or None}
+    print_result(summary, lambda: _described(name, job, run, unseen), as_json)
 
 
 def logs(
@@ -272,7 +272,7 @@ def _code(job: Job) -> int:
         return 0
     if job.state == "stopped":
         return _STOPPED
-    return job.exit_code if job.exit_code in (1, 2, 3, 4, 5, 130, 143) else ClusterError.exit_code
+    return job.exit_code if job.exit_code is not None and job.exit_code > 0 else ClusterError.exit_code
 
 
 def _summary(job: Job) -> dict[str, Any]:
@@ -313,7 +313,8 @@ def _described(name: str, job: Job | None, run: RunState | None, unseen: str) ->
             pace += [] if run.seconds_left is None else [f"about {in_seconds(max(run.seconds_left, 1.0))} left"]
             lines.append(f"  rows        {', '.join([f'{run.rows_done or 0:,} of {run.rows:,}', *pace])}")
             lines.append(f"  units       {run.units_done or 0:,} of {run.units:,}")
-        lines.append(f"  since       {run.started_at}, last heard of {run.changed_at}" + (f", asked by {run.who}" if run.who else ""))
+        if run.started_at:
+            lines.append(f"  since       {run.started_at}, last heard of {run.changed_at}, asked by {run.who}")
         if run.error:
             lines.append(f"  failed      {run.error}")
     elif unseen:

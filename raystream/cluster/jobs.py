@@ -98,9 +98,8 @@ class JobServer:
             ClusterError: it doesn't.
         """
         found = self._get("/api/v0/cluster_metadata")
-        theirs = {"Ray": found.get("rayVersion"), "Python": found.get("pythonVersion")}
-        for what, ours in (("Ray", ray.__version__), ("Python", platform.python_version())):
-            version = theirs[what]
+        for what, key, ours in (("Ray", "rayVersion", ray.__version__), ("Python", "pythonVersion", platform.python_version())):
+            version = found.get(key)
             if isinstance(version, str) and _minor(version) != _minor(ours):
                 raise ClusterError(
                     f"the cluster at {self.address} runs {what} {version}, this machine {what} {ours}; nothing was sent, use the same "

@@ -120,7 +120,7 @@ def test_jobs_on_a_cluster_of_three_nodes(workplace: Path, make_query: MakeQuery
         assert pq.read_table(tmp_path / "out/selection.parquet").equals(alone.selection)
         assert '"selection"' in run("logs", first["job"], "--address", head.address)[0]
 
-        other = ["query.yaml", "--cpus", "0", "--set", "model.batch_size=16", "--set", "cluster.workers=1"]
+        other = ["query.yaml", "--cpus", "0", "--set", "model.batch_size=30", "--set", "cluster.workers=1"]
         second = run.job("submit", *other)
         run.until(lambda: scored() >= 5)
         assert run.job("stop", second["job"])["state"] == "stopped"

@@ -134,9 +134,10 @@ def test_a_run_that_dies_between_two_files_goes_on(
         def __getattr__(self, name: str) -> Any:
             return getattr(obstore, name)
 
-        def put(self, *args: Any, **options: Any) -> None:
-            self._may_die()
-            obstore.put(*args, **options)
+        def put(self, bucket: Any, name: str, *args: Any, **options: Any) -> None:
+            if "/events/" not in name:  # which a thread of its own writes, and which nothing depends on
+                self._may_die()
+            obstore.put(bucket, name, *args, **options)
 
         def open_writer(self, *args: Any, **options: Any) -> Any:
             self._may_die()
