@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from raystream.choosing.batch import choose_batch
@@ -26,7 +26,7 @@ from raystream.query import Query
 from raystream.scoring.calibrate import Fitted, fitted_temperature
 from raystream.scoring.class_labels import named_classes
 from raystream.scoring.estimate import Estimate, estimate
-from raystream.scoring.plan import resolve, write_plan
+from raystream.scoring.plan import ResolvedQuery, resolve, write_plan
 from raystream.scoring.progress import Reporter
 from raystream.scoring.run_log import RunLog
 from raystream.scoring.session import Session, model_notes, score_warnings
@@ -41,16 +41,24 @@ from raystream.store.unit_columns import named, quarantined_rows
 _log = logging.getLogger("raystream")
 
 
-def run(query: Query, reporter: Reporter, may_score: bool) -> Result:
-    """See `raystream.run.run`."""
+def run(query: Query, reporter: Reporter, may_score: bool, resolved: Callable[[ResolvedQuery], object] = lambda asked: None) -> Result:
+    """See `raystream.run.run`; `resolved` is told what is asked before anything of it is scored, and may refuse it."""
     with Processes(query.cluster, reporter) as processes:
         began = time.perf_counter()
         fitted = fitted_temperature(query, reporter, processes, may_score=may_score)
-        result = _run(query, fitted, reporter, processes, may_score, time.perf_counter() - began)
+        result = _run(query, fitted, reporter, processes, may_score, time.perf_counter() - began, resolved)
     return _with_output(query, result)
 
 
-def _run(query: Query, fitted: Fitted | None, reporter: Reporter, processes: Processes, may_score: bool, fitting: float) -> Result:
+def _run(
+    query: Query,
+    fitted: Fitted | None,
+    reporter: Reporter,
+    processes: Processes,
+    may_score: bool,
+    fitting: float,
+    resolved: Callable[[ResolvedQuery], object],
+) -> Result:
     began = time.perf_counter()
     if query.output is not None:
         refuse_among(query.output, query.row_uris, "output", f"selection-{query.store.query or '0' * 12}.parquet")
@@ -59,6 +67,7 @@ def _run(query: Query, fitted: Fitted | None, reporter: Reporter, processes: Pro
     with SignOfLife() as life, RunLog(reporter) as log:
         reporter.stage("Reading the pool's footers")
         asked = resolve(query, fitted.calibration if fitted else None)
+        resolved(asked)
         log.asked(asked)
         committed = asked.committed
         if committed is not None:

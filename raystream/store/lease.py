@@ -64,6 +64,11 @@ class Lease:
         with suppress(StoreError):  # it is too old in half a minute
             self._store.put(self._name, json.dumps(self._holder | {_ENDED: True}).encode())
 
+    @property
+    def held(self) -> bool:
+        """Whether somebody holds it at this moment, this object or another."""
+        return self._newest()[2]
+
     def _take(self) -> bool:
         """Put the next lease, unless the newest is held, or somebody else was first."""
         number, _, held = self._newest()
