@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from raystream.cluster.connection import protect_own_ray
+from raystream.cluster.address import protect_own_ray
 from raystream.query import Cluster
 
 _LEAVING_SECONDS = 1.0

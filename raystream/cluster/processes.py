@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 
 from raystream.choosing.holding import Rounds
-from raystream.cluster.connection import own_ray_wanted, ray_is_here
+from raystream.cluster.address import own_ray_wanted, ray_is_here
 from raystream.cluster.growing import Growing
 from raystream.cluster.own_ray import OwnRay
 from raystream.model import runs_on_gpu

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from raystream.cluster.connection import own_ray_wanted
+from raystream.cluster.address import own_ray_wanted
 from raystream.errors import ClusterError, RaystreamError
 from raystream.query import Cluster
 from raystream.scoring.job import importable_folders

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from raystream.report.svg import Legend, Scale, both, circle, legend, line, text
 NUMBERED = 20
 CLASSES = 10
 """Different colours that points may have."""
+_FITTED_ROWS = 5_000
 _CELL = 10
 _SHADES = 5
 _MARK = 9.5
@@ -47,10 +48,11 @@ class Projection:
 def project(embeddings: Floats) -> Projection | None:
     """The principal plane of (n, d) embeddings by subspace iteration; None where there is no plane to see.
 
-    An exact decomposition takes seconds for 4,096 dimensions; a picture needs two digits.
+    An exact decomposition takes seconds for 4,096 dimensions; a picture needs two digits, for which some thousand evenly spaced rows do.
     """
     if embeddings.ndim != 2 or min(embeddings.shape) < 2:
         return None
+    embeddings = embeddings[:: -(-len(embeddings) // _FITTED_ROWS)]
     mean = embeddings.mean(axis=0)
     centred = embeddings - mean
     variance = float(np.square(centred).sum())
@@ -154,17 +156,16 @@ def spread(points: Sequence[tuple[float, float]], radius: float, width: float, h
     return placed
 
 
-def _around(at: tuple[float, float], radius: float, width: float, height: float) -> list[tuple[float, float]]:
-    """The point itself, then rings around it, within the frame; as many as there have to be for every mark to find its place."""
-    places = [at]
+def _around(at: tuple[float, float], radius: float, width: float, height: float) -> Iterator[tuple[float, float]]:
+    """Try the point itself, then rings around it, within the frame; as many as there have to be for every mark to find its place."""
+    yield at
     for ring in range(1, 4 * NUMBERED):
         steps = 8 + 4 * ring
         for step in range(steps):
             angle = 2 * math.pi * step / steps
             place = (at[0] + ring * radius * math.cos(angle), at[1] + ring * radius * math.sin(angle))
             if radius <= place[0] <= width - radius and radius <= place[1] <= height - radius:
-                places.append(place)
-    return places
+                yield place
 
 
 def _natural(name: str) -> tuple[int, str]:
