@@ -66,7 +66,7 @@ def score(query: Asked, *, pool: Any = None, reporter: Reporter | None = None) -
 
 
 def plan(query: Asked, *, pool: Any = None) -> Estimate:
-    """What a query would read and write, and about how long it takes; what can't end well is refused as it would be before scoring.
+    """Estimate what a query would read and write, and how long it takes; what can't end well is refused as it would be before scoring.
 
     Raises:
         RaystreamError: see `raystream.errors` for the kinds.

@@ -190,7 +190,7 @@ def _elements_first(logits: Tensor, members: bool) -> Tensor:
 
 
 def _class_axis(logits: Tensor, members: bool) -> int:
-    """Where the classes are: last of tokens, else behind rows and members."""
+    """Find the axis of the classes: last of tokens, else behind rows and members."""
     axes = 1 + members
     if logits.ndim - axes >= 2:
         return -1 if logits.ndim - axes == 2 else axes

@@ -82,7 +82,7 @@ def print_result(summary: dict[str, Any], text: Callable[[], str], as_json: bool
 
 
 def nobody_reads() -> bool:
-    """Whether the reader of stdout is gone, as `head` is after ten lines."""
+    """Tell whether the reader of stdout is gone, as `head` is after ten lines."""
     asked = select.poll()
     try:
         asked.register(1, select.POLLOUT)

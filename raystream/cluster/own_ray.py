@@ -26,7 +26,7 @@ class OwnRay:
         self._thread.start()
 
     def up(self, timeout: float | None = None) -> bool:
-        """Whether it is up, after so many seconds at most.
+        """Tell whether it is up, after so many seconds at most.
 
         Raises:
             ClusterError: it can't be started.

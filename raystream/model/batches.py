@@ -49,7 +49,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def runs_on_gpu(model: query.Model) -> bool:
-    """Whether any part of a model would run on a GPU in this process."""
+    """Tell whether any part of a model would run on a GPU in this process."""
     names = {part.device for part in [model, *(model.members or [])]}
     return any(name.startswith("cuda") or (name == "auto" and torch.cuda.is_available()) for name in names)
 

@@ -37,7 +37,7 @@ _RESOLUTION = 1 << 32
 
 
 def keep_mask(seed: int, sample: int, call: int, shape: Sequence[int], p: float) -> npt.NDArray[np.bool_]:
-    """Which numbers a dropout call keeps, in one sample.
+    """Draw which numbers a dropout call keeps, in one sample.
 
     Args:
         seed: of the query.

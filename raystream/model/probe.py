@@ -44,7 +44,7 @@ _TRAINING = 5
 
 
 def batch_statistics(network: nn.Module, run: Callable[[], object]) -> str:
-    """Where batch norm takes the statistics of the batch, as words for a message; empty if nowhere.
+    """Say where batch norm takes the statistics of the batch, as words for a message; empty if nowhere.
 
     Args:
         network: in evaluation mode.
@@ -68,7 +68,7 @@ def batch_statistics(network: nn.Module, run: Callable[[], object]) -> str:
 
 
 def draws(network: nn.Module, run: Callable[[], object]) -> str:
-    """Where a random number is drawn, as words for a message; empty if torch draws none, or it can't be told.
+    """Say where a random number is drawn, as words for a message; empty if torch draws none, or it can't be told.
 
     Whoever calls it is seen, scripted and exported code too, where it reaches torch's dispatcher. To watch that imports torch's
     compiler, for seconds, so it isn't for networks of which nothing is wrong.

@@ -29,7 +29,7 @@ AXES = {"classes": (2,), "multi_label": (2,), "regression": (2,), "tokens": (3,)
 
 
 def class_axis(task: str) -> int:
-    """Where the classes are in the logits of a batch."""
+    """Find the axis of the classes in the logits of a batch."""
     return 2 if task == "tokens" else 1
 
 
@@ -96,7 +96,7 @@ _SHOWN = 4
 
 
 def scored_name(names: Iterable[str]) -> str | None:
-    """Which of several outputs is the one to score, by its name; None if none is called so."""
+    """Find which of several outputs is the one to score, by its name; None if none is called so."""
     known = set(names)
     return next((name for name in _NAMES if name in known), None)
 
@@ -275,7 +275,7 @@ class Promise:
         return f"{'probabilities' if self.probabilities else 'logits'} of shape ({rows}, classes)"
 
     def _hint(self, shape: tuple[int, ...], rows: int) -> str:
-        """Which task has outputs of this shape, if another one has."""
+        """Hint at the task that has outputs of this shape, if another one has."""
         other = next((task for task, axes in AXES.items() if len(shape) in axes), None)
         if other is None or shape[0] != rows or 0 in shape or len(shape) in AXES[self.task]:
             return "; check model.task, or wrap the model so that it returns this"

@@ -149,7 +149,7 @@ class Outputs:
         self._who, self._task = promise.who, promise.task
 
     def scored(self, names: Sequence[str]) -> str:
-        """Which of the outputs is scored."""
+        """Find which of the outputs is scored."""
         found = scored_name(names) or next(iter(names), "")
         self._promise.probabilities = self._promise.probabilities or found == PROBABILITIES
         return found
@@ -175,7 +175,7 @@ class Outputs:
         return Prediction(logits, pooled(value, mask, self._task, f"output {name}"), mask=mask)
 
     def embedding_name(self, names: Sequence[str], logits_name: str) -> str:
-        """Which of the outputs is the embedding.
+        """Find which of the outputs is the embedding.
 
         Raises:
             ModelError: none is.

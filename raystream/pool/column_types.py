@@ -156,7 +156,7 @@ def _has(footer: Footer, name: str, type_: pa.DataType) -> bool:
 
 
 def is_text(type_: pa.DataType) -> bool:
-    """Whether a column holds strings, however they are laid out."""
+    """Tell whether a column holds strings, however they are laid out."""
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 

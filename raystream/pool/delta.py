@@ -68,7 +68,7 @@ def list_delta(table: TableUri, filters: Filters, key: str, storage: Storage = L
 
 
 def _place(path: str, opened: Any, table: TableUri, key: str) -> str:
-    """Where a file of `file_uris` lies: that of a local table percent-encodes the table's folder, and nothing below it."""
+    """Find where a file of `file_uris` lies: that of a local table percent-encodes the table's folder, and nothing below it."""
     root = opened.table_uri.removeprefix("file://")
     if "://" in root or not path.startswith(root):
         return path

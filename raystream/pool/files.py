@@ -111,7 +111,7 @@ class Deletes:
         return int(end - first)
 
     def kept(self, first: int, rows: int) -> Positions:
-        """Offsets of the rows that are left among `rows` rows from position `first` on."""
+        """Find the offsets of the rows that are left among `rows` rows from position `first` on."""
         keep = np.ones(rows, dtype=bool)
         keep[self.within(first, first + rows).positions - first] = False
         return np.flatnonzero(keep)

@@ -31,7 +31,7 @@ class ThriftError(ValueError):
 
 
 def read_field(data: bytes, at: int, before: int) -> tuple[int, int]:
-    """Where the value of a field starts, and the field's number."""
+    """Find where the value of a field starts, and the field's number."""
     head = data[at]
     if head > 15:
         return at + 1, before + (head >> 4)
@@ -77,7 +77,7 @@ def read_struct(data: bytes, at: int, field: int = 0, last: int = 1 << 15) -> tu
 
 
 def skip(data: bytes, at: int, kind: int) -> int:
-    """Where a value ends. Most of a footer is skipped: so this makes nothing of it, and calls nothing for numbers and short texts."""
+    """Find where a value ends. Most of a footer is skipped: so this makes nothing of it, and calls nothing for numbers and short texts."""
     if kind == STRUCT:
         while head := data[at]:
             at += 1

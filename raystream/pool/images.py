@@ -326,7 +326,7 @@ def _eight_bits(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _tables(settings: Preprocess) -> list[npt.NDArray[np.float32]]:
-    """For each channel what the values 0 to 255 become, rounded once."""
+    """Compute for each channel what the values 0 to 255 become, rounded once."""
     values = np.arange(256) * settings.scale
     mean, std = (np.broadcast_to(np.asarray(of, dtype=np.float64), settings.depth) for of in (settings.mean, settings.std))
     return [((values - mean[i]) / std[i]).astype(np.float32) for i in range(settings.depth)]

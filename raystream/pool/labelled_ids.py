@@ -174,7 +174,7 @@ def _states(file: File, batch: pa.RecordBatch, start: int) -> tuple[Mask | None,
 
 
 def states_of(file: File, batch: pa.RecordBatch, start: int) -> pa.Array | None:
-    """What became of each row, one of `STATES`; None where the file says nothing of it.
+    """Read what became of each row, one of `STATES`; None where the file says nothing of it.
 
     Args:
         file: a labelled file.

@@ -181,7 +181,7 @@ def read_unit(
 
 
 def _is_there(unit: Unit, starts: Sequence[int]) -> bool:
-    """Whether the file still holds the unit's row groups where they were."""
+    """Tell whether the file still holds the unit's row groups where they were."""
     first, last = unit.row_groups[0], unit.row_groups[-1]
     if last >= len(starts) - 1:
         return False

@@ -27,7 +27,7 @@ _ROWS = 1 << 16
 
 
 def group_starts(parquet: pq.ParquetFile | RemoteParquet) -> list[int]:
-    """Where each row group's first row stands in the file, and how many rows there are."""
+    """Find where each row group's first row stands in the file, and count the rows."""
     return [0, *accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups))]
 
 

@@ -58,7 +58,7 @@ class Unit:
 
 
 def unit_name(path: str, group: int, groups: int, span: tuple[int, int] | None = None) -> str:
-    """What a unit of so many row groups of a file is called, or of a span of one."""
+    """Name a unit of so many row groups of a file, or of a span of one."""
     if span is not None:
         return f"{path}#rg{group}[{span[0]}:{span[1]}]"
     return f"{path}#rg{group}" if groups == 1 else f"{path}#rg{group}-{group + groups - 1}"

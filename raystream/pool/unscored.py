@@ -83,7 +83,7 @@ class UnscoredRows:
         return Places(tuple(files.values()), of[self._unit_of(rows)], self.positions[rows].astype(np.int64))
 
     def place(self, row: int) -> str:
-        """Where a row stands, for messages."""
+        """Say where a row stands, for messages."""
         return f"{self.units[int(self._unit_of(np.array([row]))[0])].name} row {self.positions[row]}"
 
     def _unit_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -38,7 +38,7 @@ class ChosenInputs:
     asked: int
 
     def note(self, what: str) -> str:
-        """What there is to say about rows that are missing, called so."""
+        """Say that rows are missing, which are called so; nothing where none are."""
         if len(self.ranks) == self.asked:
             return ""
         return f"{what} of {len(self.ranks)} of these {self.asked} rows: the others lie in row groups too large to read for a report."
@@ -96,7 +96,7 @@ def _affordable(places: Sequence[tuple[File, int]], column: str) -> list[int]:
 
 
 def _row_groups(listed: File, column: str) -> tuple[npt.NDArray[np.int64], list[int]]:
-    """Where a file's row groups start, and the bytes of a column in each."""
+    """Find where a file's row groups start, and the bytes of a column in each."""
     [footer] = read_footers([listed], [column])
     starts = [0, *accumulate(group.rows for group in footer.row_groups)][:-1]
     return np.array(starts, dtype=np.int64), [group.bytes for group in footer.row_groups]

@@ -104,7 +104,7 @@ def gather(result: Result) -> Page:
 
 
 def _conditions(result: Result) -> list[Met]:
-    """How constraints were met; where quotas hold for each group of a column that the selection has, with the largest groups."""
+    """Say how constraints were met; where quotas hold for each group of a column that the selection has, with the largest groups."""
     found = constraints_met(result.manifest)
     after = max((place for place, met in enumerate(found) if met.name == "quota"), default=-1) + 1
     columns = result.selection.column_names

@@ -103,7 +103,7 @@ def _as_image(block: npt.NDArray[np.generic], layout: tuple[int, ...]) -> npt.ND
 
 
 def _shrunk(image: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    """At most `SIDE` pixels a side; small images stay as they are, for the page enlarges them by whole pixels."""
+    """Shrink to at most `SIDE` pixels a side; small images stay as they are, for the page enlarges them by whole pixels."""
     height, width = image.shape[:2]
     if max(height, width) <= SIDE:
         return image

@@ -28,7 +28,7 @@ class Histogram:
 
     @classmethod
     def of(cls, pool: Floats, chosen: Floats) -> Histogram:
-        """Of at least one value each."""
+        """Bin values, at least one of each."""
         low, high = float(min(pool.min(), chosen.min())), float(max(pool.max(), chosen.max()))
         edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
         return cls(edges, *(np.histogram(values, edges)[0] / len(values) for values in (pool, chosen)))

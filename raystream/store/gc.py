@@ -260,7 +260,7 @@ class _Needed:
         self._numbers, self._which = every, which
 
     def outputs_of(self, key: str) -> tuple[bool, frozenset[str] | None]:
-        """Whether a unit is needed, and which outputs of it; None: all."""
+        """Tell whether a unit is needed, and which outputs of it; None: all."""
         try:
             number = np.uint64(int(key[:16], 16))
         except ValueError:

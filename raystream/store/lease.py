@@ -105,7 +105,7 @@ class Lease:
 
 
 def _started(process: int) -> float | None:
-    """When a process of this machine began; None if there is none of that number."""
+    """Find when a process of this machine began; None if there is none of that number."""
     try:
         return float(psutil.Process(process).create_time())
     except psutil.Error:

@@ -269,7 +269,7 @@ class MappedEmbeddings:
         return self._array
 
     def __getstate__(self) -> dict[str, object]:
-        """Where the embeddings are, not the embeddings: another process maps the file for itself."""
+        """Pickle where the embeddings are, not the embeddings: another process maps the file for itself."""
         return self.__dict__ | {"_array": None}
 
     def release(self) -> None:

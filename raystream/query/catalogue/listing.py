@@ -36,7 +36,7 @@ class Listed:
     code: str = ""
 
     def summary(self) -> dict[str, Any]:
-        """For JSON."""
+        """Make what `--json` prints."""
         args = [
             {"name": name, "expected": arg.expected, "default": arg.default, "otherwise": arg.otherwise, "meaning": arg.meaning}
             for name, arg in self.args.items()
