@@ -179,7 +179,7 @@ LASTING = Patience()
 
 
 def ignore(why: str) -> None:
-    """Serve those who don't count what was asked again."""
+    """For those who don't count what was asked again."""
 
 
 def retried(

@@ -29,7 +29,7 @@ _DEVICE_LOST = ("CUDA error", "HIP error", "CUDNN_STATUS_EXECUTION_FAILED", "CUD
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `model.device` means; `auto` is a GPU when there is one.
+    """Return the device that `model.device` means; `auto` is a GPU when there is one.
 
     Raises:
         ModelError: there is no such device here.
@@ -119,7 +119,7 @@ class BatchPredictor:
         return in_batches(inputs, lambda: self.batch_size, self._fit)
 
     def _fit(self, inputs: tuple[Any, ...]) -> Prediction | None:
-        """The prediction for one batch, or None when it did not fit and `batch_size` was halved."""
+        """Return the prediction for one batch, or None when it did not fit and `batch_size` was halved."""
         try:
             with torch.inference_mode():
                 made = self._forward(inputs)
@@ -188,7 +188,7 @@ def join(pieces: Sequence[Prediction]) -> Prediction:
 
 
 def described(inputs: Sequence[Any]) -> str:
-    """The dtypes and shapes of inputs, for messages."""
+    """Return the dtypes and shapes of inputs, for messages."""
     return ", ".join(
         f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}" if isinstance(values, Tensor) else f"texts ({len(values)},)"
         for values in inputs
@@ -196,7 +196,7 @@ def described(inputs: Sequence[Any]) -> str:
 
 
 def last_line(error: BaseException) -> str:
-    """The line that says what happened: TorchScript and others put a traceback before it."""
+    """Return the line that says what happened: TorchScript and others put a traceback before it."""
     return ([line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"])[-1]
 
 

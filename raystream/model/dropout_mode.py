@@ -228,7 +228,7 @@ class DropoutMode(TorchFunctionMode):
 
 
 def _variants(*names: str) -> list[Any]:
-    """The functions of these names, and those that work in place, in torch and in torch.ops.aten."""
+    """Return the functions of these names, and those that work in place, in torch and in torch.ops.aten."""
     found = [getattr(torch, name + suffix) for name in names for suffix in ("", "_")]
     packets = [getattr(torch.ops.aten, name + suffix) for name in names for suffix in ("", "_")]
     return found + packets + [packet.default for packet in packets]

@@ -117,14 +117,14 @@ class _Draws(TorchDispatchMode):
 
 
 def _place(network: nn.Module, running: list[nn.Module], operation: str) -> str:
-    """The innermost module that is running, and the operation."""
+    """Return the innermost module that is running, and the operation."""
     module = running[-1] if running else network
     name = next((name for name, known in network.named_modules() if known is module), "")
     return f"module {name} ({type(module).__name__}) calls {operation}" if name else f"its forward calls {operation}"
 
 
 def _exported_place(network: torch.fx.GraphModule, func: Any) -> str:
-    """The module that the first such call of an operation was in, as torch.export wrote it down; empty if there is none."""
+    """Return the module that the first such call of an operation was in, as torch.export wrote it down; empty if there is none."""
     for node in network.graph.nodes:
         if node.op == "call_function" and node.target is func and _is_on(func, node.args, node.kwargs):
             path, kind = [("", ""), *(node.meta.get("nn_module_stack") or {}).values()][-1]

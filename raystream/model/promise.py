@@ -34,7 +34,7 @@ def class_axis(task: str) -> int:
 
 
 def check_mask(mask: object, logits: Tensor, who: str, task: str) -> Tensor | None:
-    """The mask of the elements that count, bool (rows, tokens) or (rows, height, width); None if all do.
+    """Return the mask of the elements that count, bool (rows, tokens) or (rows, height, width); None if all do.
 
     Raises:
         ModelError: it has another shape, or isn't of booleans or integers.
@@ -102,7 +102,7 @@ def scored_name(names: Iterable[str]) -> str | None:
 
 
 def named(output: object) -> dict[str, Any] | None:
-    """The parts of what has names: a mapping, a dataclass, a named tuple. Those that are None are left out; else None."""
+    """Return the parts of what has names: a mapping, a dataclass, a named tuple. Those that are None are left out; else None."""
     if isinstance(output, Mapping):
         pairs = [(str(name), value) for name, value in output.items()]
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
@@ -115,7 +115,7 @@ def named(output: object) -> dict[str, Any] | None:
 
 
 def opened(output: object, who: str, task: str) -> tuple[object, object, bool]:
-    """The output to score, the mask beside it, and whether its name says that it is probabilities.
+    """Return the output to score, the mask beside it, and whether its name says that it is probabilities.
 
     Of what has names it is `logits`, `probabilities` or `out`, or all there is; of a tuple the only one, or of a dense task the
     first of two, whose second is the mask. Any other tuple could be read in two ways.
@@ -244,7 +244,7 @@ class Promise:
         return _logarithms(values, axis) if self.probabilities else values.float()
 
     def members(self, values: Tensor) -> Tensor:
-        """The outputs of several members, (rows, members, ...), each as `logits` makes it."""
+        """Return the outputs of several members, (rows, members, ...), each as `logits` makes it."""
         flat = self.logits(values.flatten(0, 1), values.shape[0] * values.shape[1])
         return flat.reshape(*values.shape[:2], *flat.shape[1:])
 
@@ -256,7 +256,7 @@ class Promise:
         return NO_DISTRIBUTION if wrong else NOT_FINITE
 
     def _shaped(self, values: object, rows: int) -> Tensor:
-        """The output with an axis of classes, labels or numbers, provided that it is one of the task's."""
+        """Return the output with an axis of classes, labels or numbers, provided that it is one of the task's."""
         if not isinstance(values, Tensor):
             raise ModelError(f"{self.who} {self._verb} {told(values)}, expected {self._expected(rows)}")
         shape = tuple(values.shape)

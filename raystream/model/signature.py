@@ -52,7 +52,7 @@ class Signature:
         return [of.name for of in self._inputs]
 
     def fit(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The pool's tensors in the dtypes that the model takes.
+        """Return the pool's tensors in the dtypes that the model takes.
 
         Floating numbers become other floating numbers, and integers other integers; nothing else is converted.
 
@@ -84,7 +84,7 @@ Order = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 
 
 def in_order(names: Sequence[str], takes: Sequence[str], who: str) -> Order:
-    """The order of a model that takes all of its inputs, by position.
+    """Return the order of a model that takes all of its inputs, by position.
 
     Args:
         names: the pool's names of its tensors, as they come; empty if they come in the model's order.
@@ -155,7 +155,7 @@ class Outputs:
         return found
 
     def prediction(self, output: object, rows: int) -> Prediction:
-        """The logits and the embedding of what the model returned: a tensor, a list or tuple of them, or a mapping.
+        """Return the logits and the embedding of what the model returned: a tensor, a list or tuple of them, or a mapping.
 
         Raises:
             ModelError: there is no embedding, or one of the two can't be one.

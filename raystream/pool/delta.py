@@ -93,7 +93,7 @@ def _open(deltalake: Any, table: TableUri, key: str, storage: Storage) -> Any:
 
 
 def _deleted(opened: Any, paths: set[str], table: TableUri, key: str) -> dict[str, Deletes]:
-    """The deleted rows of each file that has any."""
+    """Return the deleted rows of each file that has any."""
     found: dict[str, Deletes] = {}
     root = opened.table_uri
     for batch in opened.deletion_vectors():

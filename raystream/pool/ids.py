@@ -70,7 +70,7 @@ def numbers_of(block: pa.Array) -> Numbers:
 
 
 def id_bytes(block: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """The bytes of some ids, one after the other as they lie in Arrow's buffer, and (n + 1,) where each begins and the last ends."""
+    """Return the bytes of some ids, one after the other as they lie in Arrow's buffer, and (n + 1,) where each begins and the last ends."""
     if pa.types.is_fixed_size_binary(block.type):
         block = block.cast(pa.binary())
     wide = pa.types.is_large_string(block.type) or pa.types.is_large_binary(block.type)

@@ -46,7 +46,7 @@ def input_columns(
     images: Preprocess | None = None,
     named: bool = False,
 ) -> tuple[Column, ...]:
-    """The columns as the model sees them, each with a complete shape.
+    """Return the columns as the model sees them, each with a complete shape.
 
     Args:
         units: of the whole pool.

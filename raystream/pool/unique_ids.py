@@ -207,7 +207,7 @@ def _repeats(ids: Ids | pa.Array, again: Hashes) -> tuple[int, dict[object, int]
 
 
 def _first_repeats(ids: pa.Array, repeated: pa.Array) -> dict[object, int]:
-    """The ids that are met again first, with their places."""
+    """Return the ids that are met again first, with their places."""
     if not len(repeated):
         return {}
     found = pc.index_in(ids, value_set=repeated)

@@ -69,14 +69,14 @@ class UnscoredRows:
         return len(self.positions)
 
     def ids_at(self, rows: npt.NDArray[np.int64]) -> pa.Array:
-        """The ids of these rows, in the order asked for."""
+        """Return the ids of these rows, in the order asked for."""
         if isinstance(self.ids, ReadIds):
             schema = pa.schema([pa.field(self.id_name, self.ids.type)])
             return read_columns_at(self.places(rows), schema).column(0).combine_chunks()
         return take_ids(self.ids, rows)
 
     def places(self, rows: npt.NDArray[np.int64]) -> Places:
-        """The file of each of these rows, and its row in it."""
+        """Return the file of each of these rows, and its row in it."""
         files = {unit.file.path: unit.file for unit in self.units}
         numbers = {path: number for number, path in enumerate(files)}
         of = np.array([numbers[unit.file.path] for unit in self.units], dtype=np.int32)

@@ -49,7 +49,7 @@ class GoneError(Exception):
 
 
 def chosen_inputs(result: Result, count: int, accepts: Callable[[pa.Field], bool]) -> ChosenInputs | None:
-    """The first input column that is accepted, of the first `count` chosen rows; None if there is none.
+    """Return the first input column that is accepted, of the first `count` chosen rows; None if there is none.
 
     Raises:
         GoneError: the pool can't be read, or isn't what it was.
@@ -76,7 +76,7 @@ def chosen_inputs(result: Result, count: int, accepts: Callable[[pa.Field], bool
 
 
 def _affordable(places: Sequence[tuple[File, int]], column: str) -> list[int]:
-    """The ranks whose row groups may be read, the first ones first; always at least one."""
+    """Return the ranks whose row groups may be read, the first ones first; always at least one."""
     ranks: list[int] = []
     spent = 0
     bought: set[tuple[str, int]] = set()

@@ -72,7 +72,7 @@ class Axis:
     step: float
 
     def share(self, value: float) -> float:
-        """Place a value, from 0 at the low end to 1 at the high one."""
+        """Where a value lies, from 0 at the low end to 1 at the high one."""
         return (value - self.low) / (self.high - self.low)
 
 

@@ -65,7 +65,7 @@ def _may_be_images(field: pa.Field) -> bool:
 
 
 def _images(values: pa.ChunkedArray, declared: pa.DataType) -> list[npt.NDArray[np.generic]] | None:
-    """The rows as images, small ones; None if none of them is one."""
+    """Return the rows as images, small ones; None if none of them is one."""
     if not holds_bytes(plain_type(declared)):
         column = recognise("", declared)
         layout = _layout(column.shape)
@@ -86,7 +86,7 @@ def _decoded(data: memoryview | None) -> npt.NDArray[np.generic] | None:
 
 
 def _layout(shape: Sequence[int | None]) -> tuple[int, ...] | None:
-    """The order of axes that makes (h, w) or (h, w, colours) of one row; None for what is no image."""
+    """Return the order of axes that makes (h, w) or (h, w, colours) of one row; None for what is no image."""
     for axes in ((0, 1), (1, 2, 0), (0, 1, 2)):
         if len(axes) != len(shape):
             continue

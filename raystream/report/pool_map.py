@@ -46,7 +46,7 @@ class Projection:
 
 
 def project(embeddings: Floats) -> Projection | None:
-    """The principal plane of (n, d) embeddings by subspace iteration; None where there is no plane to see.
+    """Find the principal plane of (n, d) embeddings by subspace iteration; None where there is no plane to see.
 
     An exact decomposition takes seconds for 4,096 dimensions; a picture needs two digits, for which some thousand evenly spaced rows do.
     """
@@ -84,7 +84,7 @@ class Points:
 
 
 def pool_map(points: Points) -> Markup:
-    """The pool's density with the labelled rows and the chosen ones on it; the first twenty carry their ranks."""
+    """Draw the pool's density with the labelled rows and the chosen ones on it; the first twenty carry their ranks."""
     names = sorted(set(points.groups), key=_natural) if points.groups is not None else []
     colour_of = {name: f"var(--class-{number})" for number, name in enumerate(names)}
     colours = [colour_of[group] for group in points.groups] if points.groups is not None else ["var(--chosen)"] * len(points.chosen)
@@ -120,7 +120,7 @@ def _draw(width: int, points: Points, colours: Sequence[str]) -> tuple[int, list
 
 
 def _extent(points: Points) -> tuple[Floats, Floats]:
-    """The corners: nearly all of the pool, and every chosen and labelled row."""
+    """Find the corners: nearly all of the pool, and every chosen and labelled row."""
     low, high = np.quantile(points.pool, [0.001, 0.999], axis=0)
     for some in (points.chosen, points.labelled):
         if len(some):

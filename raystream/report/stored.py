@@ -65,7 +65,7 @@ class StoredPool:
 
 
 def stored_pool(result: Result) -> StoredPool:
-    """The units behind a committed query, by the plan that lies beside its selection."""
+    """Return the units behind a committed query, by the plan that lies beside its selection."""
     store = result.store
     plan = read_plan(store, result.query)
     keys, names, outputs = Keys.of_column(plan.column("key")), ColumnOfNames(plan.column("unit")), plan_outputs(plan.schema)
@@ -99,7 +99,7 @@ def sampled_embeddings(pool: StoredPool) -> Floats:
 
 
 def chosen_embeddings(pool: StoredPool, selection: pa.Table) -> tuple[npt.NDArray[np.int64], Floats]:
-    """The embeddings of chosen rows: their ranks, ascending, and (n, d) values; those in too many units are left out."""
+    """Return the embeddings of chosen rows: their ranks, ascending, and (n, d) values; those in too many units are left out."""
     paths, rows = np.array(selection.column("path").to_pylist(), object), selection.column("row").to_numpy()
     opened: dict[str, npt.NDArray[np.int64]] = {}
     for path in dict.fromkeys(paths.tolist()):
@@ -165,7 +165,7 @@ def _find(
 
 
 def _embeddings_at(vectors: VectorFiles, unit: UnitOutputs, rows: npt.NDArray[np.int64]) -> Floats:
-    """The embeddings of ascending rows of one unit, as float32."""
+    """Return the embeddings of ascending rows of one unit, as float32."""
     receipt = unit.of(EMBEDDINGS)
     assert receipt is not None  # whoever asks has seen to it
     assert receipt.file is not None

@@ -109,7 +109,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def decimals(values: Sequence[float]) -> Callable[[float], str]:
-    """Choose how to write these ticks: in as few digits as tell them apart."""
+    """How to write these ticks: as few digits as tell them apart."""
     for digits in range(8):
         written = [f"{value:.{digits}f}" for value in values]
         if len(set(written)) == len(values) and all(abs(float(w) - v) <= abs(v) * 1e-6 for w, v in zip(written, values, strict=True)):

@@ -249,7 +249,7 @@ class Clusters:
     size: Array
 
     def members(self) -> list[Array]:
-        """List the rows of each cluster, int64, ascending."""
+        """For each cluster its rows, int64, ascending."""
         order = np.argsort(self.nearest, kind="stable")
         return np.split(order, np.cumsum(self.size)[:-1])
 

@@ -57,7 +57,7 @@ class Points:
         return self.operand[at], self.slack[at]
 
     def label(self, centres: Array) -> Callable[[], Callable[[slice], Array]]:
-        """Make for each thread what finds the nearest of the (k, d) float32 centres, (m,) int64, to at most `BLOCK` rows: as in float64."""
+        """For each thread what finds the nearest of the (k, d) float32 centres, (m,) int64, to at most `BLOCK` rows: as in float64."""
         compared = distinct(centres)
         among = Centres.of(centres[compared], self.encoding)
 
@@ -121,7 +121,7 @@ def squared_to(x: Array, centres: Array, label: Array | None = None) -> Array:
 
 
 def drawn(x: Array, weight: Array, count: int, seed: int, purpose: str, point: Array) -> tuple[Array, Array]:
-    """Draw at most `count` rows (int64, ascending) that stand for all, and the weights (float64) that they stand for.
+    """At most `count` rows (int64, ascending) that stand for all, and the weights (float64) that they stand for.
 
     Half of them in proportion to the weights, half to the weighted squared distances to `point`, so that the few outliers which
     make up a sum of squares are among them (as in Bachem et al., *Scalable k-means clustering via lightweight coresets*, 2018).

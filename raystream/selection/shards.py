@@ -99,7 +99,7 @@ class Shards:
         self._pieces = self.pieces(Shard, block)
 
     def pieces(self, factory: Factory, *args: Any, beside: Sequence[Rows] = (), block: int = 1) -> Pieces:
-        """Make what algorithms with a state of their own need: `factory(rows, *beside, *args)` for each stretch, where the stretch is.
+        """For algorithms with a state of their own: `factory(rows, *beside, *args)` for each stretch, where the stretch is.
 
         Args:
             factory: see `Factory`.

@@ -100,7 +100,7 @@ def _weights(weight: Array | None, n: int) -> Array:
 
 
 def _chosen(x: Array, centres: Array, nearest: Array, weight: Array, constraints: Constraints | None) -> Clustered:
-    """Take for each centre, in descending weight of its cluster, (k,) float64, a row that is neither used nor blocked."""
+    """For each centre in descending weight of its cluster, (k,) float64, a row that is neither used nor blocked."""
     order = np.argsort(-weight, kind="stable")
     squared = _squared_to_own(x, centres, nearest)
     by_cluster = np.lexsort((squared, nearest))

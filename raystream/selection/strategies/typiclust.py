@@ -251,7 +251,7 @@ class _Parts:
         self._rows |= {c: self._by_graph(self._members[c]) for c in new if c not in self._rows}
 
     def _by_graph(self, group: Array) -> Iterator[tuple[int, float]]:
-        """Find what `densest` does, as far as inverted lists find the neighbours."""
+        """As `densest`, as far as inverted lists find the neighbours."""
         found = nearest_neighbours(self._x[group], self._neighbours, seed=self._seed, exact=_EXACT)
         self.recall = min(self.recall, float(found.facts["recall"]))
         mean = found.distance.mean(axis=1)
