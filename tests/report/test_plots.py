@@ -31,6 +31,17 @@ def test_the_map_shows_the_principal_plane(dimension):
     assert plane.share == pytest.approx(np.square((points - points.mean(axis=0)) @ exact.T).sum() / variance.sum(), rel=1e-3)
 
 
+def test_the_map_of_many_rows_shows_nearly_as_much():
+    """The plane that is fitted to some thousand of them shows all but a hundredth of what the best one of all rows does."""
+    draw = np.random.default_rng(0)
+    points = (draw.normal(size=(12_345, 40)) * np.geomspace(10, 0.1, 40)).astype(np.float32)
+    spread = np.square(points - points.mean(axis=0)).sum()
+    seen = np.square(project(points)(points) - project(points)(points).mean(axis=0)).sum() / spread
+    best = (np.linalg.svd(points - points.mean(axis=0))[1][:2] ** 2).sum() / spread
+    assert 0.99 * best <= seen <= 1.0001 * best
+    assert project(points).share == pytest.approx(best, rel=0.05)
+
+
 @pytest.mark.parametrize("points", [np.empty((0, 0)), np.ones((5, 3)), np.ones((1, 3)), np.arange(4.0)[:, None]])
 def test_what_has_no_plane_has_no_map(points):
     """No rows, one row, one dimension, or no variance."""
