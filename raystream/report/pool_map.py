@@ -70,7 +70,7 @@ def project(embeddings: Floats) -> Projection | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Points:
+class MapPoints:
     """What is drawn: (n, 2) of the pool, (m, 2) labelled, (k, 2) chosen with their ascending ranks (k,), and what colours these go by.
 
     `groups` are (k,) names, at most ten different ones; None for one colour.
@@ -83,7 +83,7 @@ class Points:
     groups: Sequence[str] | None
 
 
-def pool_map(points: Points) -> Markup:
+def pool_map(points: MapPoints) -> Markup:
     """Draw the pool's density with the labelled rows and the chosen ones on it; the first twenty carry their ranks."""
     names = sorted(set(points.groups), key=_natural) if points.groups is not None else []
     colour_of = {name: f"var(--class-{number})" for number, name in enumerate(names)}
@@ -98,7 +98,7 @@ def pool_map(points: Points) -> Markup:
     return legend(entries) + both(lambda width: _draw(width, points, colours), "The pool's rows by their embeddings, and which are chosen")
 
 
-def _draw(width: int, points: Points, colours: Sequence[str]) -> tuple[int, list[str]]:
+def _draw(width: int, points: MapPoints, colours: Sequence[str]) -> tuple[int, list[str]]:
     height = round(width * (0.6 if width > 500 else 0.9))
     low, high = _extent(points)
     x, y = Scale(low[0], high[0], 6, width - 6), Scale(low[1], high[1], height - 6, 6)
@@ -119,7 +119,7 @@ def _draw(width: int, points: Points, colours: Sequence[str]) -> tuple[int, list
     return height, drawn
 
 
-def _extent(points: Points) -> tuple[Floats, Floats]:
+def _extent(points: MapPoints) -> tuple[Floats, Floats]:
     """Find the corners: nearly all of the pool, and every chosen and labelled row."""
     low, high = np.quantile(points.pool, [0.001, 0.999], axis=0)
     for some in (points.chosen, points.labelled):

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from raystream.report.plots import Histogram, reliability_diagram, score_histogram
-from raystream.report.pool_map import Points, pool_map, project, spread
+from raystream.report.pool_map import MapPoints, pool_map, project, spread
 from raystream.report.svg import NARROW, WIDE, Scale, decimals, ticks
 from raystream.store.calibration import Calibration, Reliability
 
@@ -50,7 +50,7 @@ def test_what_has_no_plane_has_no_map(points):
 
 def points_of(chosen, groups=None, labelled=0):
     draw = np.random.default_rng(0)
-    return Points(draw.normal(size=(500, 2)), draw.normal(size=(labelled, 2)), chosen, list(range(len(chosen))), groups)
+    return MapPoints(draw.normal(size=(500, 2)), draw.normal(size=(labelled, 2)), chosen, list(range(len(chosen))), groups)
 
 
 def test_names_of_classes_are_text():
