@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from raystream import query
 from raystream.errors import ModelError
 from raystream.model.prediction import Prediction
-from raystream.model.promise import NOT_FINITE, Promise, padded
+from raystream.model.promise import NOT_FINITE, Promise, WrongShapeError, padded
 
 _ALLOCATION_FAILED = (
     "out of memory",
@@ -149,7 +149,11 @@ def in_batches(inputs: tuple[Any, ...], size: Callable[[], int], fit: Callable[[
     pieces: list[Prediction] = []
     while start < rows or not pieces:
         batch = size()
-        prediction = fit(tuple(values[start : start + batch] for values in inputs))
+        given = tuple(values[start : start + batch] for values in inputs)
+        try:
+            prediction = fit(given)
+        except WrongShapeError as error:
+            raise ModelError(f"{error}; it was given {described(given)}") from None
         if prediction is not None:
             pieces.append(prediction)
             start += batch

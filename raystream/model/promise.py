@@ -28,6 +28,10 @@ AXES = {"classes": (2,), "multi_label": (2,), "regression": (2,), "tokens": (3,)
 """How many axes a task's logits have; a single one of two is given the second."""
 
 
+class WrongShapeError(ModelError):
+    """An output has a shape that its task hasn't; whoever knows what the model was given adds that."""
+
+
 def class_axis(task: str) -> int:
     """Find the axis of the classes in the logits of a batch."""
     return 2 if task == "tokens" else 1
@@ -264,7 +268,7 @@ class Promise:
             values = values.unsqueeze(1)
         if values.ndim not in AXES[self.task] or shape[0] != rows or 0 in shape[1:]:
             got = f"{told(values)} for {rows} rows"
-            raise ModelError(f"{self.who} {self._verb} {got}, expected {self._expected(rows)}{self._hint(shape, rows)}")
+            raise WrongShapeError(f"{self.who} {self._verb} {got}, expected {self._expected(rows)}{self._hint(shape, rows)}")
         if not values.is_floating_point():
             raise ModelError(f"{self.who} {self._verb} {told(values)}, expected {self._expected(rows)}: floating numbers, not classes")
         return values
