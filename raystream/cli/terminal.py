@@ -5,6 +5,7 @@ Of Ctrl-C and SIGTERM the first lets the program end in order, a second one ends
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import logging
@@ -177,7 +178,8 @@ class Leaving:
 
     def exit(self, code: int) -> NoReturn:
         """End with this code."""
-        gc.freeze()  # else the interpreter looks through all that was imported for cycles once more, which takes longer than a small query
+        # else the interpreter looks through all that was imported for cycles once more, which takes longer than a small query
+        atexit.register(gc.freeze)
         if not any(thread.name in _UNBROKEN for thread in set(threading.enumerate()) - self._before):
             sys.exit(code)
         for stream in (sys.stdout, sys.stderr):
