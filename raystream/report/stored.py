@@ -25,7 +25,7 @@ from raystream.store.unit_keys import Keys
 from raystream.store.vectors import VectorFiles
 
 _UNITS = 256
-_SAMPLE_ROWS = 20_000
+_SAMPLE_ROWS = 10_000
 _LABELLED_ROWS = 400
 _LABELLED_AMONG = 1 << 20
 """Rows whose ids are looked up among the labelled ones."""
@@ -85,7 +85,7 @@ def pool_scores(pool: StoredPool, score: str) -> Floats:
 
 
 def sampled_embeddings(pool: StoredPool) -> Floats:
-    """(at most 20,000, d) evenly spaced rows of the stored embeddings; (0, 0) when there are none."""
+    """(at most 10,000, d) evenly spaced rows of the stored embeddings; (0, 0) when there are none."""
     units = [unit for unit in pool.units if unit.of(EMBEDDINGS) is not None]
     total, vectors = sum(unit.rows for unit in units), VectorFiles(pool.store, checked=False)
     wanted = np.linspace(0, total - 1, min(total, _SAMPLE_ROWS)).round().astype(np.int64)
