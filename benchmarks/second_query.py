@@ -1,4 +1,4 @@
-"""A second query over a scored pool, from the shell: it scores nothing, reads no input column, and should take 5 s at most.
+"""A second query over a scored pool, from the shell: it scores nothing, reads no input column, and should take 3 s at most.
 
 The pool of 1M x 128 is scored once; then queries with other seeds, by the default strategy and by a core set over all
 rows, each in a new process. The clock runs from the shell's call to the process's end, the report included.
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from environment import environment
 from score import make_pool, query
 
-LIMIT_SECONDS = 5.0
+LIMIT_SECONDS = 3.0
 
 
 def ask(spec: Path, *changes: str) -> tuple[float, dict[str, object]]:

@@ -19,7 +19,7 @@ from typing import Any
 from raystream.query import Acquire, Cluster, Cost, Model, Pool, Preprocess, Query, Quota, Select, Store
 from raystream.query.catalogue import KINDS, MODEL_KEYS, OPTIONAL_KEYS, TRAITS
 from raystream.query.catalogue.arguments import Arg
-from raystream.query.catalogue.listing import Listed, listings
+from raystream.query.catalogue.listing import CatalogueEntry, listings
 from raystream.query.catalogue.metrics import METRICS
 from raystream.query.catalogue.rules import RULES
 from raystream.query.loop import LoopSettings, Start, Stop
@@ -147,7 +147,7 @@ def _users(head: str, users: list[str], others: list[str]) -> str:
     return f" {head}{named}." if len(users) <= len(others) else f" {head}all but {but}."
 
 
-def arguments(entries: Iterable[Listed], what: str) -> str:
+def arguments(entries: Iterable[CatalogueEntry], what: str) -> str:
     """The parameters of all entries."""
     rows = [[f"`{entry.name}`", f"`{name}`", *_argument(arg)] for entry in entries for name, arg in entry.args.items()]
     return table([what, "argument", "takes", "default", "meaning"], rows)

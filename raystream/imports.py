@@ -1,8 +1,11 @@
-"""Import paths of the user's own code, `package.module:attribute`: how they are written, and what they name."""
+"""Import paths of the user's own code, `package.module:attribute`: how they are written, and what they name; imports of much code."""
 
 from __future__ import annotations
 
+import gc
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from raystream.errors import QueryError, RaystreamError, did_you_mean
 
@@ -59,3 +62,18 @@ def _imported(name: str, place: str, kind: type[RaystreamError]) -> object:
         raise kind(f"{place}: importing {name} raised {type(error).__name__}: {error}; install what it imports") from error
     except (Exception, SystemExit) as error:
         raise kind(f"{place}: importing {name} raised {type(error).__name__}: {error}; fix the module") from error
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Import much code inside without the garbage collector, which looks again and again through what is made to stay.
+
+    Of the second that torch and what a run takes beside it need, that is a quarter.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()

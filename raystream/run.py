@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raystream.errors import QueryError
+from raystream.imports import uncollected
 from raystream.query import Query
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def run(query: Asked, *, pool: Any = None, reporter: Reporter | None = None, may
     Raises:
         RaystreamError: see `raystream.errors` for the kinds.
     """
-    from raystream import steps
+    with uncollected():
+        from raystream import steps
 
     with _told(reporter) as told:
         return replace(steps.run(_asked(query, pool), told, may_score), html=_as_html)
@@ -56,19 +58,21 @@ def score(query: Asked, *, pool: Any = None, reporter: Reporter | None = None) -
     Raises:
         RaystreamError: see `raystream.errors` for the kinds.
     """
-    from raystream import steps
+    with uncollected():
+        from raystream import steps
 
     with _told(reporter) as told:
         return steps.score(_asked(query, pool), told)
 
 
 def plan(query: Asked, *, pool: Any = None) -> Estimate:
-    """What a query would read and write, and about how long it takes; what can't end well is refused as it would be before scoring.
+    """Estimate what a query would read and write, and how long it takes; what can't end well is refused as it would be before scoring.
 
     Raises:
         RaystreamError: see `raystream.errors` for the kinds.
     """
-    from raystream import steps
+    with uncollected():
+        from raystream import steps
 
     return steps.plan(_asked(query, pool))
 
@@ -80,7 +84,8 @@ def calibrate(query: Asked, *, reporter: Reporter | None = None) -> Fitted:
         QueryError: the query gives the temperature as a number.
         RaystreamError: see `raystream.errors` for the kinds.
     """
-    from raystream import steps
+    with uncollected():
+        from raystream import steps
 
     with _told(reporter) as told:
         return steps.calibrate(_asked(query, None), told)
@@ -88,7 +93,8 @@ def calibrate(query: Asked, *, reporter: Reporter | None = None) -> Fitted:
 
 def verify(store: Store, name: str, *, reporter: Reporter | None = None) -> Verified:
     """Derive a committed selection again from the store, and compare it; see `raystream.choosing.verify`."""
-    from raystream import steps
+    with uncollected():
+        from raystream import steps
 
     with _told(reporter) as told:
         return steps.verify(store, name, told)

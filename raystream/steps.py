@@ -16,7 +16,7 @@ from raystream.choosing.foresight import check_room, foresee
 from raystream.choosing.labelled import find_labelled_rows
 from raystream.choosing.verify import Verified
 from raystream.choosing.verify import verify as derive_again
-from raystream.cluster.connection import own_ray_wanted
+from raystream.cluster.address import own_ray_wanted
 from raystream.cluster.processes import Processes
 from raystream.errors import QueryError, StoreError
 from raystream.lake.table_writer import check_output, write_table

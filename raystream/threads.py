@@ -96,7 +96,7 @@ class _Queue(Generic[Item, Result]):
         self._stopped = True
 
     def results(self) -> list[Result]:
-        """In the order of the items."""
+        """Return them in the order of the items."""
         if self._failed:
             raise self._failed[min(self._failed)]
         return [self._done[number] for number in sorted(self._done)]

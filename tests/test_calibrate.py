@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from test_run import whole_pool
 
 import raystream as rs
-from raystream.cli.commands import _exit_code
+from raystream import cli
 from raystream.errors import LabelsError, ModelError, PoolError, QueryError
 from raystream.store.calibration import Calibration
 
@@ -458,22 +458,28 @@ def write_spec(query: rs.Query, path: Path) -> str:
     return str(path)
 
 
+def exit_code(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    return int(ended.value.code or 0)
+
+
 def test_the_command_fits_prints_and_draws(ask: MakeQuery, workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """`raystream calibrate` fits once, and a query afterwards finds the fit; JSON holds the figures, text says them."""
     spec = write_spec(ask(), workplace / "q.yaml")
-    assert _exit_code(["calibrate", spec, "--json"]) == 0
+    assert exit_code(["calibrate", spec, "--json"]) == 0
     shown = json.loads(capfd.readouterr().out)
     assert shown["new"] is True
     assert Path(shown["diagram"]).read_text().startswith("<svg")
     assert shown["rows"] == 3000
     assert shown["nll_after"] < shown["nll_before"]
-    assert _exit_code(["calibrate", spec]) == 0
+    assert exit_code(["calibrate", spec]) == 0
     text = capfd.readouterr().out
     assert f"temperature {shown['temperature']:g}" in text
     assert "fitted before" in text
     assert str(shown["diagram"]) in text
     assert fitted(rs.run(ask())).key == shown["key"]
-    assert _exit_code(["calibrate", spec, "--set", "model.temperature=1.5", "--set", "pool.label=null"]) == 2
+    assert exit_code(["calibrate", spec, "--set", "model.temperature=1.5", "--set", "pool.label=null"]) == 2
     assert "expected labelled Parquet" in capfd.readouterr().err
 
 

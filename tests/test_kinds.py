@@ -52,8 +52,16 @@ def query(strategy: str, **model: Any) -> rs.Query:
 
 def test_an_embedding_alone_can_not_rank() -> None:
     """Sentence transformers give no scores: strategies that need one are refused, others take its embedding."""
-    with pytest.raises(QueryError, match=r"needs a score, but the model gives an embedding alone"):
-        query("k_means", kind="sentence_transformers", source="m")
+    text = dict(kind="sentence_transformers", source="m")
+    with pytest.raises(QueryError, match=r"needs a score, but the model gives an embedding alone; choose by typiclust, or"):
+        query("k_means", **text)
+    with pytest.raises(QueryError, match=r"candidates 30 needs a score, .* alone; set select.candidates to all$"):
+        rs.Query(pool=rs.Pool(uri="pool", inputs=["text"]), model=Model(**text), select=rs.Select(budget=3, strategy="core_set"))
+    for way in ("typiclust", "core_set"):
+        assert not query(way, **text).needs_score
+    columns = Model(kind="columns", embedding="e")
+    with pytest.raises(QueryError, match=r"alone; give model.logits or model.probabilities, or choose by typiclust"):
+        rs.Query(pool=rs.Pool(uri="pool"), model=columns, select=rs.Select(budget=3, strategy="k_means", candidates="all"))
     with pytest.raises(QueryError, match=r"acquire asks for scores"):
         rs.Query(
             pool=rs.Pool(uri="pool", inputs=["text"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,21 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     for command in ("query", "plan", "score", "select", "show", "demo"):
         assert f"  {command} " in done.stdout
+
+
+def test_what_a_run_takes_imports_no_ray() -> None:
+    """A quarter of a second that a run in process need not wait; and a Ray of our own is given its token before it is imported."""
+    code = (
+        "import gc, os, sys, raystream.steps\nassert 'ray' not in sys.modules\n"
+        "from raystream.cluster.own_ray import protect_own_ray\nprotect_own_ray()\n"
+        "assert (os.environ['RAY_AUTH_MODE'], len(os.environ['RAY_AUTH_TOKEN'])) == ('token', 64)\n"
+        "import raystream as rs\n"
+        "try:\n    rs.run(None)\nexcept rs.errors.QueryError:\n    pass\n"
+        "assert gc.isenabled()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_cluster_file_is_valid() -> None:

@@ -67,7 +67,7 @@ class ReliabilityBins:
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> TemperatureFit:
-    """The temperature under which labels are likeliest, by safeguarded Newton steps in 1 / T, in which the problem is convex.
+    """Return the temperature under which labels are likeliest, by safeguarded Newton steps in 1 / T, in which the problem is convex.
 
     It multiplies with the logits: T of s z is s times T of z, within the bounds. No prediction changes.
 
@@ -149,7 +149,7 @@ def reliability_bins(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
 
 
 def _fit(below: Tensor, true: Tensor) -> float:
-    """The best temperature within the bounds, to about 1e-11 of itself or better.
+    """Return the best temperature within the bounds, to about 1e-11 of itself or better.
 
     The loss in b = 1 / T is mean (logsumexp(b z) - b z_label), its slope mean (E z - z_label), its curvature mean Var z.
     """
@@ -215,7 +215,7 @@ def mean_log_probabilities(samples: ArrayLike, temperature: float = 1.0) -> InKi
 
 
 def fit_mean_temperature(samples: ArrayLike, labels: ArrayLike) -> TemperatureFit:
-    """The temperature under which labels are likeliest for the mean of the members' probabilities.
+    """Return the temperature under which labels are likeliest for the mean of the members' probabilities.
 
     Of one member it is that of `fit_temperature`. Of several, it softens each member, as `mean_log_probabilities` does; the mean
     softens by itself, so it is lower than that of the members alone.
@@ -264,7 +264,7 @@ def mean_loss(samples: Tensor, labels: Tensor, temperature: float) -> float:
 
 
 def relative_error(samples: ArrayLike, labels: ArrayLike, temperature: float) -> float | None:
-    """The standard error of a fitted temperature as a part of it, from the curvature of the loss; None where that is not positive.
+    """Return the standard error of a fitted temperature as a part of it, from the curvature of the loss; None where that is not positive.
 
     With L the mean loss of n rows in u = log T, it is 1 / sqrt(n L''(u)). As `temperature`, the one fitted on these rows.
     """

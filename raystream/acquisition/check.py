@@ -53,7 +53,7 @@ def _logits(given: str) -> Tensor:
 
 
 def _as_given(logits: Tensor, given: str) -> Tensor:
-    """As a contiguous tensor, which is how most rows come."""
+    """Make a contiguous tensor, which is how most rows come."""
     return (logits if given == "logits" else log_probabilities(logits)).contiguous()
 
 

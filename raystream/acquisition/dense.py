@@ -153,7 +153,7 @@ def _reduced(
 
 
 def _commonest(classes: Tensor, counted: Tensor, count: int) -> Tensor:
-    """The class that most of a row's elements have, the lowest at a tie; float32 (b,)."""
+    """Return the class that most of a row's elements have, the lowest at a tie; float32 (b,)."""
     rows = torch.nonzero(counted)[:, 0]
     votes = torch.bincount(rows * count + classes.long(), minlength=len(counted) * count).view(len(counted), count)
     return votes.max(dim=1).indices.float()
@@ -190,7 +190,7 @@ def _elements_first(logits: Tensor, members: bool) -> Tensor:
 
 
 def _class_axis(logits: Tensor, members: bool) -> int:
-    """Where the classes are: last of tokens, else behind rows and members."""
+    """Find the axis of the classes: last of tokens, else behind rows and members."""
     axes = 1 + members
     if logits.ndim - axes >= 2:
         return -1 if logits.ndim - axes == 2 else axes

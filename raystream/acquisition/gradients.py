@@ -80,7 +80,7 @@ def top_length(logits: Tensor, h: ArrayLike, bias: bool, temperature: float) -> 
 
 
 def badge_factors(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
-    """The first factor of BADGE's gradient embedding a ⊗ h~: a = p - e_top, top the likeliest class, the lowest at a tie.
+    """Return the first factor of BADGE's gradient embedding a ⊗ h~: a = p - e_top, top the likeliest class, the lowest at a tie.
 
     The top class holds -rest / (1 + rest), exact down to the smallest floats, where p - 1 would be 0.
 
@@ -181,7 +181,7 @@ def _chosen(model: nn.Module, names: Collection[str] | None) -> dict[str, Tensor
 def _lengths(
     model: nn.Module, chosen: dict[str, Tensor], inputs: tuple[Tensor, ...], classes: int, temperature: float, names: Sequence[str]
 ) -> Tensor:
-    """The score of one block of rows."""
+    """Return the score of one block of rows."""
     inputs = tuple(values.clone() if values.is_inference() else values for values in inputs)  # those can't be differentiated
 
     def run(parameters: dict[str, Tensor], given: tuple[Tensor, ...]) -> Tensor:

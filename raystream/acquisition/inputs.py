@@ -91,7 +91,7 @@ def given_label_logits(logits: ArrayLike | None, probabilities: ArrayLike | None
 
 
 def logarithm(probabilities: Tensor, axis: int = -1) -> Tensor:
-    """The logarithms of probabilities that sum to 1 along an axis; -inf for 0, NaN for NaN."""
+    """Return the logarithms of probabilities that sum to 1 along an axis; -inf for 0, NaN for NaN."""
     total = probabilities.sum(dim=axis, dtype=torch.float64)
     wrong = torch.nonzero(((total - 1).abs() > _SLACK) | (probabilities < -_SLACK).any(dim=axis))
     if len(wrong):

@@ -108,7 +108,7 @@ def margin(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None =
 
 
 def ratio(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
-    """The second largest probability over the largest, p2 / p1: 0 when certain, 1 at a tie.
+    """Return the second largest probability over the largest, p2 / p1: 0 when certain, 1 at a tie.
 
     Args and Returns as `entropy`.
 

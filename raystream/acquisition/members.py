@@ -150,7 +150,7 @@ def _chunks(members: Tensor) -> Iterator[slice]:
 
 
 def _over_members(values: Tensor) -> Tensor:
-    """The mean over the members of (k, c, b): of each class and row the same sum, wherever it stands."""
+    """Return the mean over the members of (k, c, b): of each class and row the same sum, wherever it stands."""
     return values.sum(dim=0).div_(len(values))
 
 
@@ -182,7 +182,7 @@ def rows_innermost(samples: Tensor) -> Tensor:
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum over the first axis."""
+    """Return the sum over the first axis."""
     while len(values) > 1:
         half, odd = divmod(len(values), 2)
         if odd:
@@ -196,7 +196,7 @@ def total(values: Tensor) -> Tensor:
 
 
 def mean(values: Tensor) -> Tensor:
-    """The mean over the first axis."""
+    """Return the mean over the first axis."""
     return total(values) / len(values)
 
 
@@ -261,7 +261,7 @@ def vote_entropy(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike
 
 
 def variation_ratio(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
-    """The part of the members that doesn't vote for the commonest class, 1 - max_c v_c/K.
+    """Return the part of the members that doesn't vote for the commonest class, 1 - max_c v_c/K.
 
     Args and Returns as `bald`; 0 when all vote for one class, below 1.
 

@@ -26,7 +26,7 @@ from raystream.store.receipts import SAMPLES
 
 
 @dataclass(frozen=True)
-class Batch:
+class ChosenBatch:
     """A chosen batch and what its manifest says of it."""
 
     selection: pa.Table
@@ -39,7 +39,7 @@ class Batch:
     rounds: SelectionRounds | None
 
 
-def choose_batch(query: Query, columns: PoolColumns, covered: LabelledRows, actors: Actors, *, anew: bool = False) -> Batch:
+def choose_batch(query: Query, columns: PoolColumns, covered: LabelledRows, actors: Actors, *, anew: bool = False) -> ChosenBatch:
     """Choose the query's batch among the rows that aren't labelled; its embeddings may be held by selection actors.
 
     Args:
@@ -79,7 +79,7 @@ def choose_batch(query: Query, columns: PoolColumns, covered: LabelledRows, acto
     facts = dict(chosen.facts) | picked_by_rule | how_met(query.select, limits, chosen)
     if entered.repeats:
         facts["exact_repeats"] = int(facts.get("exact_repeats", 0)) + entered.repeats
-    return Batch(table, entered.eligible, count, chosen.passes, certificate, tuple(warnings), facts, rounds)
+    return ChosenBatch(table, entered.eligible, count, chosen.passes, certificate, tuple(warnings), facts, rounds)
 
 
 def selection_table(query: Query, columns: PoolColumns, picked: np.ndarray, chosen: Chosen) -> pa.Table:

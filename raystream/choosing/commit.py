@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import pyarrow.parquet as pq
 
-from raystream.choosing.batch import Batch
+from raystream.choosing.batch import ChosenBatch
 from raystream.choosing.labelled import LabelledRows
 from raystream.scoring.output_kinds import Output
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan, write_plan
@@ -37,7 +37,7 @@ def commit(
     scoring: ScoringFacts,
     pool: ScoredPool,
     covered: LabelledRows,
-    batch: Batch,
+    batch: ChosenBatch,
     seconds: Seconds,
     warnings: list[str],
 ) -> Result:

@@ -84,7 +84,7 @@ class StoredResults:
 
 
 def results_over(pool: ScoredPool, rows: np.ndarray | None, metric: str) -> StoredResults | None:
-    """Where results over these rows of a pool are kept, all of it for None; None where they aren't worth it.
+    """Find where results over these rows of a pool are kept, all of it for None; None where they aren't worth it.
 
     Args:
         pool: whose embeddings they are.

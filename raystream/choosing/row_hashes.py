@@ -36,7 +36,7 @@ class RowHashes:
 
 
 def goes_by_all_hashes(query: Query) -> bool:
-    """Whether those of all rows are certain to be looked at."""
+    """Tell whether those of all rows are certain to be looked at."""
     select, acquire = query.select, query.acquire
     return bool(
         select.random_share or (select.traits.chance and select.candidate_limit is None) or (EPIG in acquire.asked and not acquire.targets)

@@ -35,7 +35,7 @@ _GROUP_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenScores:
     """A table of scores that was written: its `columns` in their order, and where it is."""
 
     query: str
@@ -49,7 +49,7 @@ class Written:
         return asdict(self)
 
 
-def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False) -> Written:
+def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False) -> WrittenScores:
     """Write the scores of all rows that a committed query chose from: its candidates, the others, and labelled ones.
 
     Columns: the id under its own name and in its own type, every stored score (float32, higher means label sooner), `prediction`
@@ -86,11 +86,11 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
     if is_table(out):
         rows = TableRows(schema, count, lambda: (batch for piece in pieces() for batch in piece.to_batches()), _group_rows(schema))
         write_table(rows, out, manifest.query, name="scores", key="--out")
-        return Written(manifest.query, redacted(out), count, tuple(schema.names), None)
+        return WrittenScores(manifest.query, redacted(out), count, tuple(schema.names), None)
     with _file(out, f"scores-{manifest.query}.parquet") as (file, place):
         _write(file, schema, pieces())
         size = file.tell()
-    return Written(manifest.query, place, count, tuple(schema.names), size)
+    return WrittenScores(manifest.query, place, count, tuple(schema.names), size)
 
 
 def _sources(resolved: dict[str, Any]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ import typer
 from raystream.cli.terminal import print_result
 from raystream.errors import QueryError, did_you_mean
 from raystream.query.catalogue.arguments import Arg
-from raystream.query.catalogue.listing import Listed, listings
+from raystream.query.catalogue.listing import CatalogueEntry, listings
 
 
 def strategies(
@@ -48,7 +48,7 @@ _MEASURED = (
 )
 
 
-def _table(found: dict[str, list[Listed]]) -> str:
+def _table(found: dict[str, list[CatalogueEntry]]) -> str:
     """Two lines or more an entry: what it does, when to use it, then what it needs, costs and takes."""
     lines: list[str] = []
     for entries in found.values():
@@ -63,15 +63,15 @@ def _table(found: dict[str, list[Listed]]) -> str:
     return "\n".join(lines)
 
 
-def _needs(entry: Listed) -> list[str]:
+def _needs(entry: CatalogueEntry) -> list[str]:
     return [f"needs {', '.join(entry.needs)}"] if entry.needs else []
 
 
-def _costs(entry: Listed) -> list[str]:
+def _costs(entry: CatalogueEntry) -> list[str]:
     return [f"takes {entry.facts['costs']}"] if "costs" in entry.facts else []
 
 
-def _full(found: dict[str, list[Listed]]) -> str:
+def _full(found: dict[str, list[CatalogueEntry]]) -> str:
     lines: list[str] = []
     for table, entries in found.items():
         for entry in entries:

@@ -225,7 +225,7 @@ def _first_rows(query: Query) -> FirstRows | None:
 
 
 def _start_ray(query: Query | None) -> str:
-    from raystream.cluster.connection import own_ray_wanted, protect_own_ray
+    from raystream.cluster.address import own_ray_wanted, protect_own_ray
     from raystream.query import Cluster
 
     cluster = Cluster() if query is None else query.cluster

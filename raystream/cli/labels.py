@@ -82,7 +82,7 @@ def labels(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """What people labelled in a tool, as one table.
+    """Collect what people labelled in a tool, as one table.
 
     It is merged with what is at --out: reading twice changes nothing, and newer answers replace older ones. The table goes into
     pool.labelled as it is.
@@ -157,7 +157,7 @@ def _say(notes: Sequence[str]) -> None:
 
 
 def _classes(result: Result) -> Sequence[str] | None:
-    """What `model.classes` of a committed query names."""
+    """Read what `model.classes` of a committed query names."""
     from raystream.lake import local_copy, storage_from
     from raystream.model.prediction import class_names
 

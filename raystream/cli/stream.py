@@ -47,7 +47,7 @@ def stream(
 
 
 def _described(result: StreamResult) -> str:
-    """Where a stream stands, for a terminal."""
+    """Say where a stream stands, for a terminal."""
     drift = result.drift
     moved = "too few rows yet"
     if drift["page_hinkley"] is not None:

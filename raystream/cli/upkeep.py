@@ -14,10 +14,10 @@ from raystream.errors import QueryError
 from raystream.figures import in_bytes, in_seconds, number_of
 
 if TYPE_CHECKING:
-    from raystream.choosing.scores_table import Written
+    from raystream.choosing.scores_table import WrittenScores
     from raystream.choosing.verify import Verified
     from raystream.cli.doctor import Diagnosis
-    from raystream.store.gc import Collected
+    from raystream.store.gc import Reclaimed
 
 Name = Annotated[str, typer.Argument(metavar="QUERY", help="The query's name in the store, or its beginning.", show_default=False)]
 StoreUri = Annotated[str, typer.Option("--store", help="Where scored units and queries are kept.")]
@@ -129,7 +129,7 @@ def doctor(
     return diagnosis.exit_code
 
 
-def describe_collected(swept: Collected) -> str:
+def describe_collected(swept: Reclaimed) -> str:
     """Describe what `raystream gc` removed, or would."""
     verb = "removed" if swept.deleted else "to remove"
     lines = [
@@ -161,7 +161,7 @@ def describe_collected(swept: Collected) -> str:
     return "\n".join(lines)
 
 
-def describe_written(written: Written) -> str:
+def describe_written(written: WrittenScores) -> str:
     """Describe what `raystream scores` wrote."""
     size = "" if written.bytes is None else f", {in_bytes(written.bytes)}"
     return "\n".join(

@@ -165,7 +165,7 @@ class _ScoringActor:
 
     @ray.method(concurrency_group=_TELLING)  # type: ignore[untyped-decorator]
     def told(self) -> str | tuple[int, int]:
-        """What the worker has to say to people, or how many rows of a unit are behind, once there is something.
+        """Wait for what the worker has to say to people, or how many rows of a unit are behind, once there is something.
 
         Ray's own logs go nowhere that people would look.
         """

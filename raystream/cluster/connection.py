@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import socket
-import sys
 import threading
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +16,7 @@ from urllib.parse import urlsplit
 import ray
 from ray.exceptions import RayError
 
+from raystream.cluster.address import own_ray_wanted
 from raystream.errors import ClusterError
 from raystream.query import Cluster
 
@@ -68,27 +67,6 @@ def _host_and_port(address: str) -> tuple[str, int] | None:
     except ValueError:
         return None
     return None if parts.scheme != "ray" or host is None or port is None else (host, port)
-
-
-def protect_own_ray() -> None:
-    """Give a Ray that this process will start a token of its own, unless the user has settled the matter.
-
-    Left alone, Ray would write a token into the user's home, which changes what later clusters accept.
-    """
-    if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-def own_ray_wanted(address: str) -> bool:
-    """Whether `cluster.address` means a Ray of our own: `auto` outside a job and without a cluster in the environment, or `local`."""
-    return address == "local" or (address == "auto" and not os.environ.get("RAY_ADDRESS"))
-
-
-def ray_is_here() -> bool:
-    """Whether this process is connected to a Ray already."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(getattr(ray, "is_initialized", bool)())
 
 
 _OBJECT_STORE_BYTES = 100 << 20

@@ -127,7 +127,7 @@ class Growing:
         return self._home or self._in_child()
 
     def _heard(self, events: list[Event]) -> list[Event]:
-        """What the near worker has to say."""
+        """Follow what the near worker has to say."""
         for event in events:
             if isinstance(event, UnitEnded):
                 task = self._held.pop(event.unit, None)
@@ -145,7 +145,7 @@ class Growing:
         return events
 
     def _pays(self) -> bool:
-        """Whether the rest takes the worker here longer than a Ray to start."""
+        """Tell whether the rest takes the worker here longer than a Ray to start."""
         if self._since is None:
             return False
         behind, seconds = sum(self._done.values()), self._clock() - self._since

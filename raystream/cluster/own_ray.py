@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from raystream.cluster.connection import protect_own_ray
+from raystream.cluster.address import protect_own_ray
 from raystream.query import Cluster
 
 _LEAVING_SECONDS = 1.0
@@ -26,7 +26,7 @@ class OwnRay:
         self._thread.start()
 
     def up(self, timeout: float | None = None) -> bool:
-        """Whether it is up, after so many seconds at most.
+        """Tell whether it is up, after so many seconds at most.
 
         Raises:
             ClusterError: it can't be started.

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 
 from raystream.choosing.holding import Rounds
-from raystream.cluster.connection import own_ray_wanted, ray_is_here
+from raystream.cluster.address import own_ray_wanted, ray_is_here
 from raystream.cluster.growing import Growing
 from raystream.cluster.own_ray import OwnRay
 from raystream.model import runs_on_gpu
@@ -106,6 +106,6 @@ class Processes:
 
 
 def own_workers(cluster: Cluster) -> int:
-    """How many workers a Ray of our own is given: as the query says, or as many as this machine has room for; 0: there is none."""
+    """Count the workers of a Ray of our own: as the query says, or as many as this machine has room for; 0: none."""
     fits = (os.cpu_count() or 1) // cluster.cpus_per_worker
     return fits if cluster.workers == "auto" else cluster.workers

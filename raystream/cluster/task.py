@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from raystream.cluster.connection import own_ray_wanted
+from raystream.cluster.address import own_ray_wanted
 from raystream.errors import ClusterError, RaystreamError
 from raystream.query import Cluster
 from raystream.scoring.job import importable_folders
@@ -17,7 +17,7 @@ _RETRIES = 3
 
 
 def has_cluster(cluster: Cluster) -> bool:
-    """Whether the query names a cluster: a Ray of its own, on this machine, has nothing that this process lacks."""
+    """Tell whether the query names a cluster: a Ray of its own, on this machine, has nothing that this process lacks."""
     return cluster.address != "in_process" and not own_ray_wanted(cluster.address)
 
 
@@ -57,6 +57,6 @@ def run_on_cluster(cluster: Cluster, function: Callable[..., _Result], *argument
 
 
 def _run(folders: Sequence[str], function: Callable[..., _Result], *arguments: Any) -> _Result:
-    """In the task: what is imported here is imported there, too."""
+    """Run it in the task: what can be imported here can be imported there, too."""
     sys.path.extend(folder for folder in folders if folder not in sys.path)
     return function(*arguments)

@@ -75,7 +75,7 @@ _PLACES = ("AWS_REGION", "AWS_DEFAULT_REGION", *_ENDPOINTS)
 
 
 def endpoint_of(location: Location, storage: Storage) -> str | None:
-    """The URL of a server that isn't the provider's own: the storage's, else that of the environment."""
+    """Return the URL of a server that isn't the provider's own: the storage's, else that of the environment."""
     if not storage.host:
         return next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None) if location.scheme == "s3" else None
     # With virtual addressing, obstore wants the bucket in the endpoint; pyarrow puts it there by itself.
@@ -84,7 +84,7 @@ def endpoint_of(location: Location, storage: Storage) -> str | None:
 
 
 def region_of(location: Location, storage: Storage) -> str | None:
-    """The region of an S3 bucket, asked for unless it or an endpoint is given; None leaves it to the environment."""
+    """Return the region of an S3 bucket, asked for unless it or an endpoint is given; None leaves it to the environment."""
     if storage.region or storage.host or any(os.environ.get(name) for name in _PLACES):
         return storage.region
     import pyarrow.fs as pafs

@@ -25,7 +25,7 @@ _AWS_PLACES = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDP
 
 
 def filesystem_of(uri: str, storage: Storage = LOCAL, key: str = "pool.uri") -> tuple[pafs.FileSystem, str]:
-    """The file system that holds a path or URI, and the path there.
+    """Return the file system that holds a path or URI, and the path there.
 
     Credentials come from the environment, as each provider's own tools take them; nothing is asked of a server but,
     for S3 without region or endpoint, the bucket's region.
@@ -48,7 +48,7 @@ def filesystem_at(location: Location, storage: Storage = LOCAL, key: str = "pool
 
 
 def with_options(location: Location, storage: Storage, key: str = "pool.uri") -> Storage:
-    """The storage that holds for a location: its own options before the given ones; none on this machine."""
+    """Return the storage that holds for a location: its own options before the given ones; none on this machine."""
     if location.scheme == "file":
         return LOCAL
     own = storage_from(dict(location.options), f"{key} {location.uri}: option")
@@ -148,7 +148,7 @@ _INSTEAD = {
 
 
 def missing_credentials(uri: str, storage: Storage = LOCAL, key: str = "store.uri") -> tuple[str, ...]:
-    """The variables that would have to be set for a URI and aren't; a machine with a role of its own needs none of them.
+    """Return the variables that would have to be set for a URI and aren't; a machine with a role of its own needs none of them.
 
     Raises:
         QueryError: the URI or an option can't be used.

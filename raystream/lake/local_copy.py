@@ -27,7 +27,7 @@ _Ask = Callable[[Callable[[], Any]], Any]
 
 
 def local_copy(uri: str, storage: Storage = LOCAL, key: str = "model.weights", patience: Patience = BRIEF) -> str:
-    """The path of a copy of a remote file or folder; a plain path as it is.
+    """Return the path of a copy of a remote file or folder; a plain path as it is.
 
     The copy lies in the system's folder for temporary files under a name made of the URI and of each file's size and ETag
     or time, so that what was replaced is fetched again and what wasn't is not.

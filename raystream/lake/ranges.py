@@ -23,7 +23,7 @@ PIECE = 8 << 20
 
 
 def joined(ranges: Iterable[Range], hole: int = HOLE) -> list[Range]:
-    """The ranges in order, those with at most `hole` bytes between them made one."""
+    """Return the ranges in order, those with at most `hole` bytes between them made one."""
     result: list[Range] = []
     for start, stop in sorted(ranges):
         if result and start <= result[-1][1] + hole:
@@ -67,7 +67,7 @@ class Fetching:
         self._pieces = [[ask(at, min(at + PIECE, stop)) for at in range(start, stop, PIECE)] for start, stop in self._ranges]
 
     def wait(self) -> Fetched:
-        """The bytes, once all are there.
+        """Return the bytes, once all are there.
 
         Raises:
             OSError: a piece didn't come in spite of all attempts.
@@ -115,7 +115,7 @@ class Fetched(io.RawIOBase):
         return self._at
 
     def read(self, count: int = -1) -> Any:
-        """The bytes at the position, without a copy where they are there."""
+        """Return the bytes at the position, without a copy where they are there."""
         at = self._at
         count = max(0, self._size - at if count < 0 else min(count, self._size - at))
         self._at += count
@@ -150,5 +150,5 @@ def in_another_thread(call: Callable[[], _Result]) -> Future[_Result]:
 
 @lru_cache(maxsize=1)
 def _threads(process: int) -> ThreadPoolExecutor:
-    """The process's own; `process` makes sure of it after a fork."""
+    """Return the process's own; `process` makes sure of it after a fork."""
     return ThreadPoolExecutor(REMOTE_THREADS, thread_name_prefix="raystream-lake")

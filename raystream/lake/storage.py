@@ -79,7 +79,7 @@ _KINDS = {name: bool if name in ("anonymous", "virtual_addressing") else int if 
 
 
 def storage_from(options: Mapping[str, Any], key: str = "pool.storage") -> Storage:
-    """The options as a value, checked.
+    """Return the options as a value, checked.
 
     Args:
         options: names to values, as the query or a URI's question mark gives them; the latter are all strings.

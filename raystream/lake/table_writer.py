@@ -43,7 +43,7 @@ class TableRows:
 
     @classmethod
     def of(cls, table: pa.Table) -> TableRows:
-        """The rows of a table in memory."""
+        """Return the rows of a table in memory."""
         return cls(table.schema, table.num_rows, lambda: iter(table.to_batches()))
 
     def reader(self) -> pa.RecordBatchReader:
@@ -65,7 +65,7 @@ class TableRows:
         return self.reader().read_all()
 
     def marked(self, name: str, value: str) -> TableRows:
-        """The rows with a further column that holds one text."""
+        """Return the rows with a further column that holds one text."""
         schema = self.schema.append(pa.field(name, pa.string()))
 
         def batches() -> Iterator[pa.RecordBatch]:
@@ -82,7 +82,7 @@ class TableRows:
         return {key: value for key, value in told.items() if key.startswith("raystream.")}
 
     def portable(self) -> TableRows:
-        """The rows in types that both kinds of tables have, every value as it was."""
+        """Return the rows in types that both kinds of tables have, every value as it was."""
         fields = [pa.field(column.name, _portable_type(column.type)) for column in self.schema]
         schema = pa.schema(fields, metadata=self.schema.metadata)
         return replace(self, schema=schema, batches=lambda: (_cast(batch, schema) for batch in self.batches()))
@@ -382,7 +382,7 @@ def _same(held: pa.Table, rows: pa.Table) -> bool:
 
 
 def file_in(location: Location, name: str, key: str) -> str:
-    """The path of a file to write: the location's own if it ends in `.parquet`, else one of this name below it.
+    """Return the path of a file to write: the location's own if it ends in `.parquet`, else one of this name below it.
 
     Raises:
         QueryError: the location ends like a file of another kind.

@@ -151,7 +151,7 @@ def parse(uri: str, key: str = "pool.uri") -> Location:
 
 
 def located(uri: str, key: str = "pool.uri") -> Location:
-    """The place of a file as listings and tables write it: all that stands behind the bucket is its key, question marks too."""
+    """Return the place of a file as listings and tables write it: all that stands behind the bucket is its key, question marks too."""
     match = _SCHEME.match(uri)
     if not match:
         return Location("file", uri)

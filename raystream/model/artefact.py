@@ -32,7 +32,7 @@ _LOCATION = re.compile(rb"\x0a\x08location\x12(?:([\x01-\x7f])|([\x80-\xff][\x01
 
 
 def find_file(path: str, expected: str, instead: str) -> Path:
-    """The file that `model.source` names.
+    """Return the file that `model.source` names.
 
     Args:
         path: as the query says it.
@@ -53,7 +53,7 @@ def find_file(path: str, expected: str, instead: str) -> Path:
 
 
 def find_folder(path: str, marker: str, instead: str) -> Path:
-    """The folder that `model.source` names; `marker` is a file that it must hold.
+    """Return the folder that `model.source` names; `marker` is a file that it must hold.
 
     Raises:
         ModelError: it isn't there, isn't a folder, or lacks the marker.
@@ -114,7 +114,7 @@ def contents(path: str) -> Iterator[tuple[str, Path]]:
 
 
 def _onnx_weights(path: Path) -> list[str]:
-    """The files beside an ONNX model that hold its weights. Found without a parser: a name too many does no harm."""
+    """Return the files beside an ONNX model that hold its weights. Found without a parser: a name too many does no harm."""
     if not path.stat().st_size:
         return []
     names = set()
@@ -127,7 +127,7 @@ def _onnx_weights(path: Path) -> list[str]:
 
 
 def with_local_files(spec: query.Model, storage: Storage = LOCAL, patience: Patience = BRIEF) -> query.Model:
-    """The `model` section with remote weights, sources and lists of classes replaced by copies on this machine.
+    """Return the `model` section with remote weights, sources and lists of classes replaced by copies on this machine.
 
     Its fingerprint is the same as that of the same files on a disk.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from raystream import query
 from raystream.errors import ModelError
 from raystream.model.prediction import Prediction
-from raystream.model.promise import NOT_FINITE, Promise, padded
+from raystream.model.promise import NOT_FINITE, Promise, WrongShapeError, padded
 
 _ALLOCATION_FAILED = (
     "out of memory",
@@ -29,7 +29,7 @@ _DEVICE_LOST = ("CUDA error", "HIP error", "CUDNN_STATUS_EXECUTION_FAILED", "CUD
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `model.device` means; `auto` is a GPU when there is one.
+    """Return the device that `model.device` means; `auto` is a GPU when there is one.
 
     Raises:
         ModelError: there is no such device here.
@@ -49,7 +49,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def runs_on_gpu(model: query.Model) -> bool:
-    """Whether any part of a model would run on a GPU in this process."""
+    """Tell whether any part of a model would run on a GPU in this process."""
     names = {part.device for part in [model, *(model.members or [])]}
     return any(name.startswith("cuda") or (name == "auto" and torch.cuda.is_available()) for name in names)
 
@@ -119,7 +119,7 @@ class BatchPredictor:
         return in_batches(inputs, lambda: self.batch_size, self._fit)
 
     def _fit(self, inputs: tuple[Any, ...]) -> Prediction | None:
-        """The prediction for one batch, or None when it did not fit and `batch_size` was halved."""
+        """Return the prediction for one batch, or None when it did not fit and `batch_size` was halved."""
         try:
             with torch.inference_mode():
                 made = self._forward(inputs)
@@ -149,7 +149,11 @@ def in_batches(inputs: tuple[Any, ...], size: Callable[[], int], fit: Callable[[
     pieces: list[Prediction] = []
     while start < rows or not pieces:
         batch = size()
-        prediction = fit(tuple(values[start : start + batch] for values in inputs))
+        given = tuple(values[start : start + batch] for values in inputs)
+        try:
+            prediction = fit(given)
+        except WrongShapeError as error:
+            raise ModelError(f"{error}; it was given {described(given)}") from None
         if prediction is not None:
             pieces.append(prediction)
             start += batch
@@ -188,7 +192,7 @@ def join(pieces: Sequence[Prediction]) -> Prediction:
 
 
 def described(inputs: Sequence[Any]) -> str:
-    """The dtypes and shapes of inputs, for messages."""
+    """Return the dtypes and shapes of inputs, for messages."""
     return ", ".join(
         f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}" if isinstance(values, Tensor) else f"texts ({len(values)},)"
         for values in inputs
@@ -196,7 +200,7 @@ def described(inputs: Sequence[Any]) -> str:
 
 
 def last_line(error: BaseException) -> str:
-    """The line that says what happened: TorchScript and others put a traceback before it."""
+    """Return the line that says what happened: TorchScript and others put a traceback before it."""
     return ([line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"])[-1]
 
 

@@ -16,12 +16,12 @@ _NO_LOG_DISTRIBUTION = "a member's samples are no log-probabilities: their expon
 
 
 def input_columns(spec: query.Model) -> tuple[str, ...]:
-    """The pool's columns that `predict` takes, in order: logits or probabilities, then samples, then the embedding."""
+    """Return the pool's columns that `predict` takes, in order: logits or probabilities, then samples, then the embedding."""
     return tuple(column for column in (spec.logits or spec.probabilities, spec.samples, spec.embedding) if column)
 
 
 def load(spec: query.Model, *, embedding: bool) -> ColumnsPredictor:
-    """The identity on the columns that `spec` names.
+    """Return the identity on the columns that `spec` names.
 
     Raises:
         ModelError: an embedding is wanted, and no column holds one.
@@ -109,7 +109,7 @@ class ColumnsPredictor:
         return Prediction(samples.double().mean(dim=1).float(), self._vectors(inputs, rows), samples=samples)
 
     def _vectors(self, inputs: tuple[Tensor, ...], rows: int) -> Tensor | None:
-        """The embedding, if it is wanted."""
+        """Return the embedding, if it is wanted."""
         if not self._embedding:
             return None
         embedding = inputs[-1].float()

@@ -18,7 +18,7 @@ from raystream.model.promise import class_axis
 
 
 def member_specs(spec: query.Model) -> list[query.Model]:
-    """The members of a committee, each as a model of its own; of a model that is none, an empty list.
+    """Return the members of a committee, each as a model of its own; of a model that is none, an empty list.
 
     What says how to run, rather than what, is that of the committee; its `embedding` is the first member's.
     """
@@ -79,7 +79,7 @@ class Committee:
         return join(pieces)
 
     def _piece(self, inputs: tuple[Tensor, ...]) -> Prediction:
-        """The members' logits, (n_rows, n_members, n_classes), their mean, and the first one's embedding and mask."""
+        """Return the members' logits, (n_rows, n_members, n_classes), their mean, and the first one's embedding and mask."""
         made = [member.predict(inputs) for member in self._members]
         for name, prediction in zip(self._names, made, strict=True):
             self._check_like(made[0], prediction, name)
@@ -131,7 +131,7 @@ def _same_classes(members: Sequence[Predictor], names: Sequence[str]) -> tuple[A
 
 
 def mean_outputs(samples: Tensor, temperature: float = 1.0, task: str = "classes") -> Tensor:
-    """The output that stands for all members: logits of the mean of their probabilities, or the mean of their numbers.
+    """Return the output that stands for all members: logits of the mean of their probabilities, or the mean of their numbers.
 
     Args:
         samples: floating (n_rows, n_members, ...), each member's output.

@@ -46,7 +46,7 @@ class CallShape:
         return 0 < self.p < 1
 
     def mask(self, call: DropoutCall, values: Tensor, rows: int, who: str) -> list[int]:
-        """The shape of its mask, which has `per_row` in place of the rows, and 1 wherever one draw holds for all."""
+        """Return the shape of its mask, which has `per_row` in place of the rows, and 1 wherever one draw holds for all."""
         shape = list(values.shape)
         if self.axis is not None:
             if self.axis >= len(shape) or shape[self.axis] != rows * self.per_row:
@@ -57,7 +57,7 @@ class CallShape:
         return shape
 
     def over_rows(self, mask: Tensor, rows: int) -> Tensor:
-        """The mask as it meets the input: an axis with several numbers a row repeats them for each row."""
+        """Return the mask as it meets the input: an axis with several numbers a row repeats them for each row."""
         if self.axis is None or self.per_row == 1:
             return mask
         shape = list(mask.shape)

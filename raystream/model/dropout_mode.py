@@ -37,7 +37,7 @@ _RESOLUTION = 1 << 32
 
 
 def keep_mask(seed: int, sample: int, call: int, shape: Sequence[int], p: float) -> npt.NDArray[np.bool_]:
-    """Which numbers a dropout call keeps, in one sample.
+    """Draw which numbers a dropout call keeps, in one sample.
 
     Args:
         seed: of the query.
@@ -228,7 +228,7 @@ class DropoutMode(TorchFunctionMode):
 
 
 def _variants(*names: str) -> list[Any]:
-    """The functions of these names, and those that work in place, in torch and in torch.ops.aten."""
+    """Return the functions of these names, and those that work in place, in torch and in torch.ops.aten."""
     found = [getattr(torch, name + suffix) for name in names for suffix in ("", "_")]
     packets = [getattr(torch.ops.aten, name + suffix) for name in names for suffix in ("", "_")]
     return found + packets + [packet.default for packet in packets]

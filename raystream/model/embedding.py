@@ -95,7 +95,7 @@ class EmbeddingTap:
         self._ready = True
 
     def take(self, logits: object, rows: int, mask: Tensor | None = None) -> Tensor:
-        """The embedding of the batch that just ran, float32 (rows, dimensions); forgets it.
+        """Return the embedding of the batch that just ran, float32 (rows, dimensions); forgets it.
 
         Args:
             logits: what the network returned, the same object.
@@ -150,7 +150,7 @@ def _stems(values: Tensor, made: object, task: str, squashed: bool) -> bool:
 
 
 def find_module(network: nn.Module, name: str) -> nn.Module:
-    """The module of that name.
+    """Return the module of that name.
 
     Raises:
         ModelError: the network has none.
@@ -164,7 +164,7 @@ def find_module(network: nn.Module, name: str) -> nn.Module:
 
 
 def _last_names(network: nn.Module) -> str:
-    """The modules nearest to the output, innermost ones only, as examples."""
+    """Return the modules nearest to the output, innermost ones only, as examples."""
     names = [name for name, module in network.named_modules() if name and next(module.children(), None) is None]
     return ", ".join(names[-_NAMES_SHOWN:]) or "none: it is a single module, so wrap it in one that has parts"
 

@@ -99,7 +99,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _inputs(program: torch.export.ExportedProgram) -> list[Input]:
-    """The tensors that the program takes, with None for lengths that it leaves open."""
+    """Return the tensors that the program takes, with None for lengths that it leaves open."""
     names = set(program.graph_signature.user_inputs)
     found = []
     for node in program.graph.nodes:

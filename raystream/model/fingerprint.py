@@ -172,7 +172,7 @@ def _top_level(top: str, what: str) -> importlib.machinery.ModuleSpec:
 
 
 def _package_files(folder: Path) -> list[tuple[str, Path]]:
-    """The Python sources below a package; where there are none, its compiled modules."""
+    """Return the Python sources below a package; where there are none, its compiled modules."""
     found = list(_files_below(folder, ()))
     for suffixes in ((".py",), tuple(importlib.machinery.all_suffixes())):
         chosen = [path for path in found if path.name.endswith(suffixes)]
@@ -216,7 +216,7 @@ def _is_installed(folder: Path) -> bool:
 
 
 def _beside(folder: Path, name: str) -> list[tuple[str, Path]]:
-    """The files of the module or package of that name in a folder, as Python's import would choose between them."""
+    """Return the files of the module or package of that name in a folder, as Python's import would choose between them."""
     module, package = folder / f"{name}.py", folder / name
     if module.is_file() and not (package / "__init__.py").is_file():
         return [(module.name, module)]
@@ -224,7 +224,7 @@ def _beside(folder: Path, name: str) -> list[tuple[str, Path]]:
 
 
 def _imported(path: Path) -> set[str]:
-    """The top-level names that a Python file imports anywhere; of a file that isn't valid, none."""
+    """Return the top-level names that a Python file imports anywhere; of a file that isn't valid, none."""
     try:
         nodes = list(ast.walk(ast.parse(path.read_bytes())))
     except (OSError, SyntaxError, ValueError):
@@ -235,6 +235,6 @@ def _imported(path: Path) -> set[str]:
 
 
 def _distribution(top: str) -> str:
-    """The versions of what was installed under that name; for what is built into Python, Python's."""
+    """Return the versions of what was installed under that name; for what is built into Python, Python's."""
     names = importlib.metadata.packages_distributions().get(top, [])
     return " ".join(sorted(f"{name} {importlib.metadata.version(name)}" for name in set(names))) or sys.version

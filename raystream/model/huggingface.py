@@ -92,7 +92,7 @@ def check_args(args: Mapping[str, Any], who: str) -> int | None:
 
 
 def read_json(path: Path, who: str) -> Any:
-    """The content of a file of the model's folder.
+    """Return the content of a file of the model's folder.
 
     Raises:
         ModelError: it isn't JSON.
@@ -124,7 +124,7 @@ class HiddenState:
         module.register_forward_hook(self._catch)
 
     def take(self, mask: Tensor) -> Tensor:
-        """The embedding of the batch that just ran, float32 (rows, dimensions); forgets it.
+        """Return the embedding of the batch that just ran, float32 (rows, dimensions); forgets it.
 
         Args:
             mask: (rows, tokens), 1 at tokens and 0 at padding.
@@ -189,7 +189,7 @@ def by_length(lengths: Sequence[int], most_rows: int, most_tokens: int) -> list[
 
 
 def text_columns(inputs: Sequence[object], most: int, who: str) -> list[list[str]]:
-    """The inputs as lists of str.
+    """Return the inputs as lists of str.
 
     Raises:
         ModelError: there are more than `most`.

@@ -49,7 +49,7 @@ class Embedding(Protocol):
     """Catches an embedding while a network runs."""
 
     def take(self, logits: object, rows: int, mask: Tensor | None = None, /) -> Tensor:
-        """The embedding of the batch that just ran, float32 (rows, dimensions), given the logits it returned; forgets it."""
+        """Return the embedding of the batch that just ran, float32 (rows, dimensions), given the logits it returned; forgets it."""
 
 
 class MCDropout:
@@ -186,7 +186,7 @@ class MCDropout:
         return made
 
     def _replaced(self, call: DropoutCall, values: Tensor, rows: int, sample: Tensor) -> Tensor:
-        """The output of a dropout call in a sample."""
+        """Return the output of a dropout call in a sample."""
         if call.p == 0 or rows == 0 or self._probe is None:
             return values
         shape = self._probe.shape_of(call, self._who)
@@ -306,7 +306,7 @@ class SampledForward:
         )
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Prediction:
-        """The prediction of the deterministic network with the samples beside it."""
+        """Return the prediction of the deterministic network with the samples beside it."""
         try:
             made = self._dropout(inputs)
         finally:
@@ -314,7 +314,7 @@ class SampledForward:
         return Prediction(made.logits, made.embedding, samples=made.samples, mask=made.mask)
 
     def take(self, logits: object, rows: int, mask: Tensor | None = None, /) -> Tensor:
-        """The embedding of the pass that just ran; forgets it."""
+        """Return the embedding of the pass that just ran; forgets it."""
         made, self._made = self._made, None
         assert made is not None  # a pass has run
         assert made.embedding is not None  # it is asked for

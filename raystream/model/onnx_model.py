@@ -66,7 +66,7 @@ def load(spec: query.Model, *, embedding: bool, names: Sequence[str] = ()) -> Ba
 
 
 def _device(runtime: Any, name: str) -> torch.device:
-    """The device of that name, if this build of onnxruntime has it; `auto` is one that it has."""
+    """Return the device of that name, if this build of onnxruntime has it; `auto` is one that it has."""
     device = choose_device(name)
     if device.type == "cpu" or (device.type == "cuda" and _CUDA in runtime.get_available_providers()):
         return device

@@ -100,7 +100,7 @@ class Predictor(Protocol):
 
 
 def bad_output_rows(prediction: Prediction) -> Tensor | None:
-    """The rows whose numbers can't be used, or None when all can.
+    """Return the rows whose numbers can't be used, or None when all can.
 
     Bad are NaN and +inf logits, rows of -inf alone (-inf masks a class and is fine), the same in any sample, and any embedding
     or gradient length that isn't finite.
@@ -132,7 +132,7 @@ def bad_output_rows(prediction: Prediction) -> Tensor | None:
 
 
 def class_names(classes: list[str] | str | None) -> list[str] | None:
-    """The names that `model.classes` gives, in the order of the model's outputs; None if it gives none.
+    """Return the names that `model.classes` gives, in the order of the model's outputs; None if it gives none.
 
     Args:
         classes: the names, or the path of a text file with one name a line, or of a JSON file with a list.

@@ -58,7 +58,7 @@ class Preparation:
         self._lock = threading.Lock()
 
     def __call__(self, batch: pa.RecordBatch) -> tuple[tuple[Array, ...], dict[int, str]]:
-        """The model's inputs, (n, ...) each, and why rows that it can't take are bad; what stands in their place means nothing.
+        """Return the model's inputs, (n, ...) each, and why rows that it can't take are bad; what stands in their place means nothing.
 
         Raises:
             ModelError: what the function returned can't be the model's inputs.
@@ -111,7 +111,7 @@ class Preparation:
         return values
 
     def _parts(self, returned: object) -> list[tuple[str, object]]:
-        """The values in the model's order, and what to call each."""
+        """Return the values in the model's order, and what to call each."""
         if not isinstance(returned, Mapping):
             if self._named and len(self._names) > 1:
                 raise ModelError(f"{self._who} returned {type(returned).__name__}, expected a mapping with {', '.join(self._names)}")
@@ -147,7 +147,7 @@ class Preparation:
 
 
 def _spread(values: Array, rows: npt.NDArray[np.int64], count: int) -> Array:
-    """The values at these rows of a larger block."""
+    """Return the values at these rows of a larger block."""
     block: Array = np.full(count, "", dtype=object) if values.dtype == object else np.zeros((count, *values.shape[1:]), values.dtype)
     block[rows] = values
     return block

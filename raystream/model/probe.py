@@ -44,7 +44,7 @@ _TRAINING = 5
 
 
 def batch_statistics(network: nn.Module, run: Callable[[], object]) -> str:
-    """Where batch norm takes the statistics of the batch, as words for a message; empty if nowhere.
+    """Say where batch norm takes the statistics of the batch, as words for a message; empty if nowhere.
 
     Args:
         network: in evaluation mode.
@@ -68,7 +68,7 @@ def batch_statistics(network: nn.Module, run: Callable[[], object]) -> str:
 
 
 def draws(network: nn.Module, run: Callable[[], object]) -> str:
-    """Where a random number is drawn, as words for a message; empty if torch draws none, or it can't be told.
+    """Say where a random number is drawn, as words for a message; empty if torch draws none, or it can't be told.
 
     Whoever calls it is seen, scripted and exported code too, where it reaches torch's dispatcher. To watch that imports torch's
     compiler, for seconds, so it isn't for networks of which nothing is wrong.
@@ -117,14 +117,14 @@ class _Draws(TorchDispatchMode):
 
 
 def _place(network: nn.Module, running: list[nn.Module], operation: str) -> str:
-    """The innermost module that is running, and the operation."""
+    """Return the innermost module that is running, and the operation."""
     module = running[-1] if running else network
     name = next((name for name, known in network.named_modules() if known is module), "")
     return f"module {name} ({type(module).__name__}) calls {operation}" if name else f"its forward calls {operation}"
 
 
 def _exported_place(network: torch.fx.GraphModule, func: Any) -> str:
-    """The module that the first such call of an operation was in, as torch.export wrote it down; empty if there is none."""
+    """Return the module that the first such call of an operation was in, as torch.export wrote it down; empty if there is none."""
     for node in network.graph.nodes:
         if node.op == "call_function" and node.target is func and _is_on(func, node.args, node.kwargs):
             path, kind = [("", ""), *(node.meta.get("nn_module_stack") or {}).values()][-1]

@@ -28,13 +28,17 @@ AXES = {"classes": (2,), "multi_label": (2,), "regression": (2,), "tokens": (3,)
 """How many axes a task's logits have; a single one of two is given the second."""
 
 
+class WrongShapeError(ModelError):
+    """An output has a shape that its task hasn't; whoever knows what the model was given adds that."""
+
+
 def class_axis(task: str) -> int:
-    """Where the classes are in the logits of a batch."""
+    """Find the axis of the classes in the logits of a batch."""
     return 2 if task == "tokens" else 1
 
 
 def check_mask(mask: object, logits: Tensor, who: str, task: str) -> Tensor | None:
-    """The mask of the elements that count, bool (rows, tokens) or (rows, height, width); None if all do.
+    """Return the mask of the elements that count, bool (rows, tokens) or (rows, height, width); None if all do.
 
     Raises:
         ModelError: it has another shape, or isn't of booleans or integers.
@@ -96,13 +100,13 @@ _SHOWN = 4
 
 
 def scored_name(names: Iterable[str]) -> str | None:
-    """Which of several outputs is the one to score, by its name; None if none is called so."""
+    """Find which of several outputs is the one to score, by its name; None if none is called so."""
     known = set(names)
     return next((name for name in _NAMES if name in known), None)
 
 
 def named(output: object) -> dict[str, Any] | None:
-    """The parts of what has names: a mapping, a dataclass, a named tuple. Those that are None are left out; else None."""
+    """Return the parts of what has names: a mapping, a dataclass, a named tuple. Those that are None are left out; else None."""
     if isinstance(output, Mapping):
         pairs = [(str(name), value) for name, value in output.items()]
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
@@ -115,7 +119,7 @@ def named(output: object) -> dict[str, Any] | None:
 
 
 def opened(output: object, who: str, task: str) -> tuple[object, object, bool]:
-    """The output to score, the mask beside it, and whether its name says that it is probabilities.
+    """Return the output to score, the mask beside it, and whether its name says that it is probabilities.
 
     Of what has names it is `logits`, `probabilities` or `out`, or all there is; of a tuple the only one, or of a dense task the
     first of two, whose second is the mask. Any other tuple could be read in two ways.
@@ -244,7 +248,7 @@ class Promise:
         return _logarithms(values, axis) if self.probabilities else values.float()
 
     def members(self, values: Tensor) -> Tensor:
-        """The outputs of several members, (rows, members, ...), each as `logits` makes it."""
+        """Return the outputs of several members, (rows, members, ...), each as `logits` makes it."""
         flat = self.logits(values.flatten(0, 1), values.shape[0] * values.shape[1])
         return flat.reshape(*values.shape[:2], *flat.shape[1:])
 
@@ -256,7 +260,7 @@ class Promise:
         return NO_DISTRIBUTION if wrong else NOT_FINITE
 
     def _shaped(self, values: object, rows: int) -> Tensor:
-        """The output with an axis of classes, labels or numbers, provided that it is one of the task's."""
+        """Return the output with an axis of classes, labels or numbers, provided that it is one of the task's."""
         if not isinstance(values, Tensor):
             raise ModelError(f"{self.who} {self._verb} {told(values)}, expected {self._expected(rows)}")
         shape = tuple(values.shape)
@@ -264,7 +268,7 @@ class Promise:
             values = values.unsqueeze(1)
         if values.ndim not in AXES[self.task] or shape[0] != rows or 0 in shape[1:]:
             got = f"{told(values)} for {rows} rows"
-            raise ModelError(f"{self.who} {self._verb} {got}, expected {self._expected(rows)}{self._hint(shape, rows)}")
+            raise WrongShapeError(f"{self.who} {self._verb} {got}, expected {self._expected(rows)}{self._hint(shape, rows)}")
         if not values.is_floating_point():
             raise ModelError(f"{self.who} {self._verb} {told(values)}, expected {self._expected(rows)}: floating numbers, not classes")
         return values
@@ -275,7 +279,7 @@ class Promise:
         return f"{'probabilities' if self.probabilities else 'logits'} of shape ({rows}, classes)"
 
     def _hint(self, shape: tuple[int, ...], rows: int) -> str:
-        """Which task has outputs of this shape, if another one has."""
+        """Hint at the task that has outputs of this shape, if another one has."""
         other = next((task for task, axes in AXES.items() if len(shape) in axes), None)
         if other is None or shape[0] != rows or 0 in shape or len(shape) in AXES[self.task]:
             return "; check model.task, or wrap the model so that it returns this"

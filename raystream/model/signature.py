@@ -52,7 +52,7 @@ class Signature:
         return [of.name for of in self._inputs]
 
     def fit(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The pool's tensors in the dtypes that the model takes.
+        """Return the pool's tensors in the dtypes that the model takes.
 
         Floating numbers become other floating numbers, and integers other integers; nothing else is converted.
 
@@ -84,7 +84,7 @@ Order = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 
 
 def in_order(names: Sequence[str], takes: Sequence[str], who: str) -> Order:
-    """The order of a model that takes all of its inputs, by position.
+    """Return the order of a model that takes all of its inputs, by position.
 
     Args:
         names: the pool's names of its tensors, as they come; empty if they come in the model's order.
@@ -149,13 +149,13 @@ class Outputs:
         self._who, self._task = promise.who, promise.task
 
     def scored(self, names: Sequence[str]) -> str:
-        """Which of the outputs is scored."""
+        """Find which of the outputs is scored."""
         found = scored_name(names) or next(iter(names), "")
         self._promise.probabilities = self._promise.probabilities or found == PROBABILITIES
         return found
 
     def prediction(self, output: object, rows: int) -> Prediction:
-        """The logits and the embedding of what the model returned: a tensor, a list or tuple of them, or a mapping.
+        """Return the logits and the embedding of what the model returned: a tensor, a list or tuple of them, or a mapping.
 
         Raises:
             ModelError: there is no embedding, or one of the two can't be one.
@@ -175,7 +175,7 @@ class Outputs:
         return Prediction(logits, pooled(value, mask, self._task, f"output {name}"), mask=mask)
 
     def embedding_name(self, names: Sequence[str], logits_name: str) -> str:
-        """Which of the outputs is the embedding.
+        """Find which of the outputs is the embedding.
 
         Raises:
             ModelError: none is.

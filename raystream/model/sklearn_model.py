@@ -118,7 +118,7 @@ class SklearnClassifier:
         return found[:, yes[0]] if yes else np.zeros(len(found))
 
     def _check_classes(self) -> tuple[Any, ...] | None:
-        """The classes, as the classifier calls them; None of one whose outputs are labels.
+        """Return the classes, as the classifier calls them; None of one whose outputs are labels.
 
         Raises:
             ModelError: its outputs are what `model.task` isn't, or it knows one class alone.
@@ -162,7 +162,7 @@ class SklearnClassifier:
 
 
 def read_estimator(path: str, trusted: bool) -> Any:
-    """The estimator in a skops file, or in a pickle that is trusted.
+    """Return the estimator in a skops file, or in a pickle that is trusted.
 
     Raises:
         ModelError: it is missing, something else, or can run code and isn't trusted.

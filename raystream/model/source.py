@@ -38,7 +38,7 @@ _LARGEST_REBUILT = 1 << 30
 
 
 def build_network(source: str, args: Mapping[str, Any]) -> nn.Module:
-    """The network that a source makes: `build`, and a check of what came of it.
+    """Return the network that a source makes: `build`, and a check of what came of it.
 
     Raises:
         ModelError: it can't be imported or called, or what it makes is no module.
@@ -50,7 +50,7 @@ def build_network(source: str, args: Mapping[str, Any]) -> nn.Module:
 
 
 def plain_network(network: nn.Module) -> nn.Module:
-    """The network without what torch.compile put around it, or around parts of it."""
+    """Return the network without what torch.compile put around it, or around parts of it."""
     while _is_compiled(network):
         network = network.get_submodule("_orig_mod")
     for module in network.modules():

@@ -197,7 +197,7 @@ class TorchPredictor:
         return in_batches(inputs, lambda: self.batch_size, self._fit)
 
     def _fit(self, inputs: tuple[Tensor, ...]) -> Prediction | None:
-        """The prediction for one batch, or None when it did not fit and `batch_size` was halved."""
+        """Return the prediction for one batch, or None when it did not fit and `batch_size` was halved."""
         try:
             return self._forward(inputs)
         except Exception as error:

@@ -158,7 +158,7 @@ class TextClassifier:
 
 
 def _words(attention: Tensor, special: Tensor) -> Tensor:
-    """The tokens that are scored, bool (rows, tokens): those of the text; of an empty text, those that frame it."""
+    """Return the tokens that are scored, bool (rows, tokens): those of the text; of an empty text, those that frame it."""
     kept = attention.bool() & ~special.bool()
     return kept | (attention.bool() & ~kept.any(dim=1, keepdim=True))
 

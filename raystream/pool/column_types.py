@@ -19,7 +19,7 @@ _WRITE_ANEW = "expected one type in the whole pool, so write one of them anew"
 
 
 def pool_types(footers: Sequence[Footer], folders: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
-    """The type of each column that the footers tell of, and of each hive key.
+    """Return the type of each column that the footers tell of, and of each hive key.
 
     A key that only some files have as a folder is a column of the others.
 
@@ -99,7 +99,7 @@ def cast(array: pa.Array | pa.ChunkedArray, type_: pa.DataType, what: str) -> pa
 
 
 def cast_columns(batch: pa.RecordBatch, to: Sequence[tuple[str, pa.DataType]], place: str) -> pa.RecordBatch:
-    """The batch with those of these columns that it holds in the types given; `place` is where it is from."""
+    """Return the batch with those of these columns that it holds in the types given; `place` is where it is from."""
     for name, type_ in to:
         index = batch.schema.get_field_index(name)
         if index >= 0:
@@ -156,7 +156,7 @@ def _has(footer: Footer, name: str, type_: pa.DataType) -> bool:
 
 
 def is_text(type_: pa.DataType) -> bool:
-    """Whether a column holds strings, however they are laid out."""
+    """Tell whether a column holds strings, however they are laid out."""
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 

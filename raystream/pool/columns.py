@@ -41,7 +41,7 @@ _RAGGED = "ray.data.arrow_variable_shaped_tensor"
 
 
 def declared_type(field: pa.Field) -> pa.DataType:
-    """The type that says what a column holds: Arrow's own fixed-shape tensor for Ray's, the storage's for other extensions.
+    """Return the type that says what a column holds: Arrow's own fixed-shape tensor for Ray's, the storage's for other extensions.
 
     Raises:
         PoolError: a tensor column doesn't say its shape, or has none.
@@ -194,12 +194,12 @@ def plain(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 
 def plain_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with all columns in their plain types."""
+    """Return the batch with all columns in their plain types."""
     return batch if _is_plain(batch.schema) else pa.record_batch([plain(column) for column in batch.columns], names=batch.schema.names)
 
 
 def readable(array: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """The values as Python's, for people; as text where Python has none, such as times after the year 9999."""
+    """Return the values as Python's, for people; as text where Python has none, such as times after the year 9999."""
     try:
         return list(array.to_pylist())
     except _UNREADABLE:
@@ -225,7 +225,7 @@ def _is_plain(schema: pa.Schema) -> bool:
 
 
 def row_shapes(array: pa.Array, column: Column) -> list[tuple[int, ...]]:
-    """The shapes of the rows of a list column that have one: those that are null, ragged, or empty at any level are left out."""
+    """Return the shapes of the rows of a list column that have one: those that are null, ragged, or empty at any level are left out."""
     count = len(array)
     of = np.arange(count)  # the row that each list belongs to
     shapes = np.zeros((count, len(column.shape)), dtype=np.int64)
@@ -241,7 +241,7 @@ def row_shapes(array: pa.Array, column: Column) -> list[tuple[int, ...]]:
 
 
 def structural_flaws(array: pa.Array, column: Column) -> Flaws:
-    """The rows that are null, hold nulls, or don't have the column's shape; empty for a sound block."""
+    """Return the rows that are null, hold nulls, or don't have the column's shape; empty for a sound block."""
     if column.is_raw:
         return text_flaws(array)
     if column.is_encoded:
@@ -253,7 +253,7 @@ def structural_flaws(array: pa.Array, column: Column) -> Flaws:
 
 
 def text_flaws(array: pa.Array) -> Flaws:
-    """The rows of a column of strings that aren't UTF-8, which Parquet and Arrow let through, but Python doesn't."""
+    """Return the rows of a column of strings that aren't UTF-8, which Parquet and Arrow let through, but Python doesn't."""
     if not pa.types.is_string(array.type) and not pa.types.is_large_string(array.type):
         return {}
     try:
@@ -282,7 +282,7 @@ def decode(array: pa.Array, column: Column) -> npt.NDArray[np.generic]:
 
 
 def value_flaws(block: npt.NDArray[np.generic], masked: bool = False) -> Flaws:
-    """The rows of a decoded block (n, *shape) that hold NaN or infinite values.
+    """Return the rows of a decoded block (n, *shape) that hold NaN or infinite values.
 
     If `masked`, -inf is fine in a row that holds anything else. A sum is finite only if all its terms are, so that sound
     blocks cost one pass over cached memory.
@@ -324,7 +324,7 @@ def _storage(array: pa.Array) -> pa.Array:
 
 
 def _storage_shape(storage: pa.Array, column: Column) -> tuple[int, ...]:
-    """The widths of its lists, level by level; the values of a tensor lie in one list."""
+    """Return the widths of its lists, level by level; the values of a tensor lie in one list."""
     shape = known_shape(column.shape)
     flat = len(shape) > 1 and _is_list(storage.type) and not _is_list(storage.type.value_type)
     return (math.prod(shape),) if flat else shape
@@ -337,7 +337,7 @@ def known_shape(shape: Sequence[int | None]) -> tuple[int, ...]:
 
 
 def _items(array: pa.Array) -> pa.Array:
-    """The items of a list array, those in the slots of null rows included, those outside its slice not."""
+    """Return the items of a list array, those in the slots of null rows included, those outside its slice not."""
     if not _is_list(array.type):
         return array  # a fixed-shape tensor's storage is flat
     if pa.types.is_fixed_size_list(array.type):

@@ -68,7 +68,7 @@ def list_delta(table: TableUri, filters: Filters, key: str, storage: Storage = L
 
 
 def _place(path: str, opened: Any, table: TableUri, key: str) -> str:
-    """Where a file of `file_uris` lies: that of a local table percent-encodes the table's folder, and nothing below it."""
+    """Find where a file of `file_uris` lies: that of a local table percent-encodes the table's folder, and nothing below it."""
     root = opened.table_uri.removeprefix("file://")
     if "://" in root or not path.startswith(root):
         return path
@@ -93,7 +93,7 @@ def _open(deltalake: Any, table: TableUri, key: str, storage: Storage) -> Any:
 
 
 def _deleted(opened: Any, paths: set[str], table: TableUri, key: str) -> dict[str, Deletes]:
-    """The deleted rows of each file that has any."""
+    """Return the deleted rows of each file that has any."""
     found: dict[str, Deletes] = {}
     root = opened.table_uri
     for batch in opened.deletion_vectors():

@@ -96,7 +96,7 @@ class Deletes:
 
     @classmethod
     def of(cls, parts: Sequence[npt.ArrayLike]) -> Deletes | None:
-        """The union of several lists of positions, in any order; None if nothing is deleted."""
+        """Return the union of several lists of positions, in any order; None if nothing is deleted."""
         positions = np.unique(np.concatenate([np.asarray(part, dtype=np.int64) for part in parts] or [np.empty(0, np.int64)]))
         return cls(hashlib.sha256(positions.astype("<i8").tobytes()).hexdigest()[:16], positions) if len(positions) else None
 
@@ -111,7 +111,7 @@ class Deletes:
         return int(end - first)
 
     def kept(self, first: int, rows: int) -> Positions:
-        """Offsets of the rows that are left among `rows` rows from position `first` on."""
+        """Find the offsets of the rows that are left among `rows` rows from position `first` on."""
         keep = np.ones(rows, dtype=bool)
         keep[self.within(first, first + rows).positions - first] = False
         return np.flatnonzero(keep)
@@ -171,14 +171,14 @@ class File:
         return (f"{self.path}?{self.storage.place}" if self.storage.place else self.path, self.size, version)
 
     def part(self, low: int, high: int) -> File:
-        """The file as a unit of these row positions carries it, `high` not included: the same file, with no more than is needed."""
+        """Return the file as a unit of these row positions carries it, `high` not included: the same file, with no more than is needed."""
         if self.deletes is None and self.table is None:
             return self
         return replace(self, deletes=self.deletes and self.deletes.within(low, high), table=None)
 
 
 def known_files(identities: Iterable[tuple[str, int, str]], storage: Storage = LOCAL) -> list[File]:
-    """The files that a manifest records by their identities.
+    """Return the files that a manifest records by their identities.
 
     Args:
         identities: as `File.identity` gives them.
@@ -231,7 +231,7 @@ def schema_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> pa.Schema:
 
 
 def footer_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> tuple[bytes, int]:
-    """The bytes from where an opened file's footer begins, and the file's size; of a damaged file, whatever stands there.
+    """Return the bytes from where an opened file's footer begins, and the file's size; of a damaged file, whatever stands there.
 
     Raises:
         EncryptedFooterError: they can't be read without a key.
@@ -255,7 +255,7 @@ def _local_footer(file: File) -> bytes:
 
 
 def _not_parquet(file: File, error: BaseException) -> UnreadableFileError:
-    """The error for what pyarrow won't open."""
+    """Return the error for what pyarrow won't open."""
     try:
         if not is_remote(file.path):
             _local_footer(file)  # pyarrow doesn't say plainly that a file is encrypted
@@ -283,12 +283,12 @@ def check_unchanged(file: File, note: Callable[[str], None] = ignore) -> None:
 
 
 def pinned(file: File, parquet: pq.ParquetFile | RemoteParquet) -> File:
-    """The file as it was when opened: of one in object storage, whose listing knows no more than the time, with its ETag."""
+    """Return the file as it was when opened: of one in object storage, whose listing knows no more than the time, with its ETag."""
     return replace(file, version=parquet.version[2]) if isinstance(parquet, RemoteParquet | TextParquet) else file
 
 
 def unreadable(file: File, what: str, error: BaseException) -> PoolError:
-    """The error for a file that Arrow or a storage wouldn't read; `what` names it and says what couldn't be done."""
+    """Return the error for a file that Arrow or a storage wouldn't read; `what` names it and says what couldn't be done."""
     if "decrypt" in str(error):
         return PoolError(f"{what}: it is encrypted, and raystream holds no keys; write it without encryption")
     if is_outage(error):

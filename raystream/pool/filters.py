@@ -138,7 +138,7 @@ def _holds(type_: pa.DataType, value: Number) -> bool:
 
 
 def _floor(value: Number, type_: pa.DataType) -> Number:
-    """The greatest of the type's values that isn't above a number."""
+    """Return the greatest of the type's values that isn't above a number."""
     if isinstance(value, Decimal):
         return value.quantize(Decimal(1).scaleb(-type_.scale), ROUND_FLOOR, _DIGITS)
     return math.floor(value)
@@ -154,7 +154,7 @@ def _range(type_: pa.DataType) -> tuple[Number, Number]:
 
 
 def _literal(value: Any, type_: pa.DataType) -> Any:
-    """The value as Arrow compares it with a column of the type; TypeError where it can't."""
+    """Return the value as Arrow compares it with a column of the type; TypeError where it can't."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if pa.types.is_temporal(type_) and isinstance(value, str):
         return pa.scalar(value).cast(type_)
@@ -186,7 +186,7 @@ def freeze(disjunction: Sequence[Sequence[tuple[str, str, Any]]]) -> Filters:
 
 
 def filter_columns(filters: Filters) -> list[str]:
-    """The columns that filters name, each once, in order."""
+    """Return the columns that filters name, each once, in order."""
     return list(dict.fromkeys(name for conjunction in filters for name, _, _ in conjunction))
 
 
@@ -204,7 +204,7 @@ def partition_types(files: Sequence[File]) -> dict[str, pa.DataType]:
 
 
 def partition_value(file: File, name: str, type_: pa.DataType) -> Any:
-    """The value of one of a file's hive keys, None where it is null.
+    """Return the value of one of a file's hive keys, None where it is null.
 
     Raises:
         PoolError: it isn't of the type.
@@ -263,7 +263,7 @@ def row_group_may_match(filters: Filters, statistics: Mapping[str, Statistics], 
 
 
 def matching_rows(filters: Filters, batch: pa.RecordBatch, place: str = "a batch") -> npt.NDArray[np.int64]:
-    """The indices of a batch's rows that pass, in order; `place` says where the batch is from.
+    """Return the indices of a batch's rows that pass, in order; `place` says where the batch is from.
 
     Raises:
         PoolError: a column can't be compared after all, being of another type than its table declares.
@@ -281,7 +281,7 @@ def matching_rows(filters: Filters, batch: pa.RecordBatch, place: str = "a batch
 
 
 def _disjunction(filters: Filters, names: Sequence[str], schema: pa.Schema) -> pc.Expression:
-    """The filters on columns that are called by their numbers among the names."""
+    """Return the filters on columns that are called by their numbers among the names."""
 
     def of(term: Term) -> pc.Expression:
         number = names.index(term[0])

@@ -28,7 +28,7 @@ MAGIC = re.compile(r"[*?\[]")
 
 
 def list_files(uris: Sequence[str], key: str = "pool.uri", storage: Storage = LOCAL, *, texts: bool = False) -> list[File]:
-    """The Parquet files under files, folders, globs (`*`, `?`, `[..]`, `**`) and URIs, sorted by path, each once.
+    """Return the Parquet files under files, folders, globs (`*`, `?`, `[..]`, `**`) and URIs, sorted by path, each once.
 
     Folders are read recursively; names that begin with `_` or `.` and files of other types are left out.
 

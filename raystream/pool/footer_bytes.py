@@ -31,7 +31,7 @@ class ThriftError(ValueError):
 
 
 def read_field(data: bytes, at: int, before: int) -> tuple[int, int]:
-    """Where the value of a field starts, and the field's number."""
+    """Find where the value of a field starts, and the field's number."""
     head = data[at]
     if head > 15:
         return at + 1, before + (head >> 4)
@@ -58,7 +58,7 @@ def read_count(data: bytes, at: int) -> tuple[int, int]:
 
 
 def read_struct(data: bytes, at: int, field: int = 0, last: int = 1 << 15) -> tuple[Fields, int]:
-    """The fields of a struct after the given one, up to the last one wanted, and where they end."""
+    """Return the fields of a struct after the given one, up to the last one wanted, and where they end."""
     found: Fields = {}
     while field < last and (head := data[at]):
         at, field = (at + 1, field + (head >> 4)) if head > 15 else read_field(data, at, field)
@@ -77,7 +77,7 @@ def read_struct(data: bytes, at: int, field: int = 0, last: int = 1 << 15) -> tu
 
 
 def skip(data: bytes, at: int, kind: int) -> int:
-    """Where a value ends. Most of a footer is skipped: so this makes nothing of it, and calls nothing for numbers and short texts."""
+    """Find where a value ends. Most of a footer is skipped: so this makes nothing of it, and calls nothing for numbers and short texts."""
     if kind == STRUCT:
         while head := data[at]:
             at += 1
@@ -211,7 +211,7 @@ class GroupChunks:
 
 
 def footer_bytes(read_at: Callable[[int, int], bytes], size: int) -> bytes:
-    """The end of a Parquet file, from where its footer begins; of any other file, some of its end.
+    """Return the end of a Parquet file, from where its footer begins; of any other file, some of its end.
 
     Args:
         read_at: gives so many bytes from such an offset on.
@@ -228,7 +228,7 @@ def footer_bytes(read_at: Callable[[int, int], bytes], size: int) -> bytes:
 
 
 def find_groups(footer: bytes, leaves: Mapping[int, str], metadata: pq.FileMetaData, size: int) -> list[GroupChunks]:
-    """The row groups of a file, their chunks found by the columns' names where that is certain; else by `read_groups`.
+    """Return the row groups of a file, their chunks found by the columns' names where that is certain; else by `read_groups`.
 
     Files of a thousand columns are read for a few of them, and taking all of a footer apart takes 5 us a chunk.
 
@@ -260,7 +260,7 @@ def find_groups(footer: bytes, leaves: Mapping[int, str], metadata: pq.FileMetaD
 
 
 def read_groups(footer: bytes, leaves: Collection[int], columns: int, size: int) -> list[GroupChunks]:
-    """The row groups of a file, by taking all of the footer apart.
+    """Return the row groups of a file, by taking all of the footer apart.
 
     Args:
         footer: the bytes that the footer begins with.
@@ -300,7 +300,7 @@ def read_groups(footer: bytes, leaves: Collection[int], columns: int, size: int)
 
 
 def _by_path(footer: bytes, path: str, count: int, size: int) -> list[ColumnChunk] | None:
-    """The chunks of a column, found by its path; None unless that stands in the footer just as often as there are row groups.
+    """Return the chunks of a column, found by its path; None unless that stands in the footer just as often as there are row groups.
 
     It stands there more often where a value looks like it, and less often where a chunk is damaged.
     """

@@ -77,7 +77,7 @@ def read_footers(
     threads: int = 16,
     unreadable: Callable[[File, str], None] | None = None,
 ) -> list[Footer]:
-    """The footers of all files, in their order.
+    """Return the footers of all files, in their order.
 
     Args:
         files: as listed.
@@ -215,7 +215,7 @@ def _row_groups(
     leaves: Sequence[_Leaf],
     names: Sequence[str],
 ) -> tuple[RowGroup, ...]:
-    """The row groups, once it is certain that the columns can be read, as far as the footer tells.
+    """Return the row groups, once it is certain that the columns can be read, as far as the footer tells.
 
     Args:
         file: for messages.
@@ -267,7 +267,7 @@ def _row_groups(
 
 
 def _unreadable_chunk(column: str, where: str, chunk: ColumnChunk, rows: int) -> UnreadableFileError:
-    """The error for a column chunk that is encrypted, or holds another number of values than there are rows."""
+    """Return the error for a column chunk that is encrypted, or holds another number of values than there are rows."""
     if chunk.encrypted:
         return UnreadableFileError(
             f"{column} is encrypted, and raystream holds no keys; write it without encryption, or read other columns"

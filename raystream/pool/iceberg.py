@@ -90,7 +90,7 @@ def _storage(properties: Mapping[str, Any], key: str) -> Storage:
 
 
 def _plan(scan: Any, expression: Any) -> tuple[list[Any], bool]:
-    """The data files of a scan with their delete files, and whether the expression chose among them."""
+    """Return the data files of a scan with their delete files, and whether the expression chose among them."""
     if expression is not None:
         try:
             return list(scan.filter(expression).plan_files()), True
@@ -100,7 +100,7 @@ def _plan(scan: Any, expression: Any) -> tuple[list[Any], bool]:
 
 
 def open_iceberg(table: TableUri, key: str) -> Any:
-    """The table, by its catalog, as pyiceberg has it.
+    """Return the table, by its catalog, as pyiceberg has it.
 
     Raises:
         PoolError: it isn't there, or its catalog can't be read.
@@ -145,7 +145,7 @@ def local_path(path: str) -> str:
 
 
 def _constants(opened: Any, schema: Any, file: Any) -> dict[str, str | None]:
-    """The values of columns that the table is partitioned by as they are: files taken over from Hive don't hold them."""
+    """Return the values of columns that the table is partitioned by as they are: files taken over from Hive don't hold them."""
     constants: dict[str, str | None] = {}
     for position, field in enumerate(opened.specs()[file.spec_id].fields):
         column = next((column for column in schema.fields if column.field_id == field.source_id), None)
@@ -157,7 +157,7 @@ def _constants(opened: Any, schema: Any, file: Any) -> dict[str, str | None]:
 
 
 def _deletes(io: Any, tasks: Sequence[Any], table: TableUri, key: str) -> dict[str, Deletes]:
-    """The deleted rows of each data file that has any; a delete file applies to those files that were planned with it."""
+    """Return the deleted rows of each data file that has any; a delete file applies to those files that were planned with it."""
     applies: dict[str, set[str]] = {}
     files = {}
     for task in tasks:

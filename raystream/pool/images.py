@@ -59,7 +59,7 @@ def cells(array: pa.Array) -> Iterator[memoryview | None]:
 
 
 def missing(array: pa.Array) -> dict[int, str]:
-    """The rows without bytes, and what they are instead."""
+    """Return the rows without bytes, and what they are instead."""
     values = pc.struct_field(array, _BYTES) if pa.types.is_struct(array.type) else array
     if not values.null_count:
         return {}
@@ -72,7 +72,7 @@ def missing(array: pa.Array) -> dict[int, str]:
 
 
 def format_of(data: memoryview | bytes) -> Format | None:
-    """The format that the first bytes announce; None for any other."""
+    """Return the format that the first bytes announce; None for any other."""
     start = bytes(memoryview(data)[:12])
     if start.startswith(b"\xff\xd8\xff"):
         return "jpeg"
@@ -84,13 +84,13 @@ def format_of(data: memoryview | bytes) -> Format | None:
 
 
 def beginning(data: memoryview | bytes) -> str:
-    """The first bytes, for messages."""
+    """Return the first bytes, for messages."""
     start = bytes(memoryview(data)[:_SHOWN_BYTES])
     return f"bytes that start with {start.hex(' ')}" if start else "no bytes"
 
 
 def npy_header(data: memoryview | bytes) -> tuple[np.dtype, tuple[int, ...], bool, int]:
-    """The dtype, the shape, whether it is in Fortran's order, and where the values start.
+    """Return the dtype, the shape, whether it is in Fortran's order, and where the values start.
 
     Raises:
         UndecodableError: it is no `.npy` file, or one of Python objects, which are pickled and never read.
@@ -128,7 +128,7 @@ def npy_dtype(dtype: np.dtype) -> str:
 
 
 def decode_npy(array: pa.Array, shape: tuple[int, ...], dtype: str) -> tuple[npt.NDArray[np.generic], dict[int, str]]:
-    """The rows of a column of `.npy` files as (n, *shape) of the dtype, and what is wrong with those that are something else."""
+    """Return the rows of a column of `.npy` files as (n, *shape) of the dtype, and what is wrong with those that are something else."""
     block = np.zeros((len(array), *shape), dtype)
     flaws: dict[int, str] = {}
     for row, data in enumerate(cells(array)):
@@ -276,7 +276,7 @@ def upright(opened: Opened, decode_jpeg: Any, channels: str) -> Image.Image:
 
 
 def orientation(exif: bytes) -> int:
-    """The orientation that EXIF data name, 1 to 8; 1, upright, where they don't or are damaged."""
+    """Return the orientation that EXIF data name, 1 to 8; 1, upright, where they don't or are damaged."""
     data = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None:
@@ -294,7 +294,7 @@ def orientation(exif: bytes) -> int:
 
 
 def _sized(image: Image.Image, settings: Preprocess) -> Image.Image:
-    """The image in the model's size."""
+    """Return the image in the model's size."""
     height, width = settings.size
     filter_ = _INTERPOLATION[settings.interpolation]
     if settings.resize == "stretch":
@@ -326,7 +326,7 @@ def _eight_bits(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _tables(settings: Preprocess) -> list[npt.NDArray[np.float32]]:
-    """For each channel what the values 0 to 255 become, rounded once."""
+    """Compute for each channel what the values 0 to 255 become, rounded once."""
     values = np.arange(256) * settings.scale
     mean, std = (np.broadcast_to(np.asarray(of, dtype=np.float64), settings.depth) for of in (settings.mean, settings.std))
     return [((values - mean[i]) / std[i]).astype(np.float32) for i in range(settings.depth)]

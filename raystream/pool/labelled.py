@@ -91,7 +91,7 @@ class Labelled:
         return replace(self, ids=ids.take(pc.array_sort_indices(ids)), excluded=self.excluded.slice(0, 0))
 
     def only(self, mask: Mask) -> Labelled:
-        """The ids for which the (len(self),) mask is true."""
+        """Return the ids for which the (len(self),) mask is true."""
         return replace(self, ids=self.ids.filter(pa.array(mask)))
 
     def index(self, ids: Ids | pa.Array) -> npt.NDArray[np.int64]:
@@ -211,7 +211,7 @@ def labelled_units(labelled: Labelled, spec: ReadSpec, enough: Sequence[str] | N
 def _reading(
     labelled: Labelled, indices: Sequence[int], spec: ReadSpec, part: tuple[str, ...] | None, wanted: Mask
 ) -> dict[int, list[Unit]]:
-    """The units of those files that hold the columns: a part of the spec's, or all of them; what they reach is wanted no more."""
+    """Return the units of those files that hold the columns: a part of the spec's, or all of them; what they reach is wanted no more."""
     read = spec.only(part)
     able = [i for i, ok in zip(indices, has_columns([labelled.files[i] for i in indices], read.columns), strict=True) if ok]
     footers = read_footers([labelled.files[i] for i in able], [labelled.id_name, *read.inputs]) if able else []
@@ -243,7 +243,7 @@ def _add_ids(digest: Any, ids: pa.Array) -> None:
 
 
 def _take(labelled: Labelled, file: File, id_type: pa.DataType, wanted: Mask) -> npt.NDArray[np.int64]:
-    """The rows of a file in which wanted ids stand first, ascending."""
+    """Return the rows of a file in which wanted ids stand first, ascending."""
     rows = [np.empty(0, np.int64)]
     for places, ids in id_batches(file, labelled.id_name, id_type):
         at = labelled.index(within(ids, labelled.ids.type))

@@ -57,14 +57,14 @@ class _LabelledRows:
     labelled: Mask | None
 
     def ids_by_state(self) -> tuple[pa.Array, pa.Array]:
-        """The ids of the labelled rows, and those of the others."""
+        """Return the ids of the labelled rows, and those of the others."""
         if self.labelled is None:
             return self.ids, self.ids.slice(0, 0)
         return self.ids.filter(pa.array(self.labelled)), self.ids.filter(pa.array(~self.labelled))
 
 
 def read_integers(files: Sequence[File], name: str, id_type: pa.DataType, threads: int) -> FoundIds:
-    """The ids of all files.
+    """Return the ids of all files.
 
     Those of labelled rows are decoded into one array and sorted in place: there is never a second copy of them.
     """
@@ -101,7 +101,7 @@ def read_integers(files: Sequence[File], name: str, id_type: pa.DataType, thread
 
 
 def read_strings(files: Sequence[File], name: str, id_type: pa.DataType, threads: int) -> FoundIds:
-    """The ids of all files, strings or binary with 64-bit offsets; all of them are of the pool's type."""
+    """Return the ids of all files, strings or binary with 64-bit offsets; all of them are of the pool's type."""
     with ThreadPoolExecutor(threads) as executor:
         batches = list(executor.map(lambda file: [found.ids_by_state() for found in _batches(file, name, id_type)], files))
     target = comparable(pa.array([], id_type)).type
@@ -151,7 +151,7 @@ def _batches(file: File, name: str, id_type: pa.DataType) -> Iterator[_LabelledR
 
 
 def labelled_rows(file: File) -> npt.NDArray[np.int64] | None:
-    """The rows of a file that are labelled, ascending; None for all of them, as where it says nothing of their state."""
+    """Return the rows of a file that are labelled, ascending; None for all of them, as where it says nothing of their state."""
     with open_parquet(file) as parquet:
         if STATE not in schema_of(file, parquet).names:
             found = _states(file, pa.record_batch({"": [None]}), 0)
@@ -174,7 +174,7 @@ def _states(file: File, batch: pa.RecordBatch, start: int) -> tuple[Mask | None,
 
 
 def states_of(file: File, batch: pa.RecordBatch, start: int) -> pa.Array | None:
-    """What became of each row, one of `STATES`; None where the file says nothing of it.
+    """Read what became of each row, one of `STATES`; None where the file says nothing of it.
 
     Args:
         file: a labelled file.
@@ -231,7 +231,7 @@ def _family(type_: pa.DataType) -> str:
 
 
 def _close_gaps(values: npt.NDArray[np.integer], stretches: Sequence[tuple[int, int]]) -> npt.NDArray[np.integer]:
-    """The values of these stretches, ascending, moved together in place."""
+    """Return the values of these stretches, ascending, moved together in place."""
     end = 0
     for low, high in stretches:
         if low != end:

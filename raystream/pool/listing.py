@@ -52,5 +52,5 @@ def check_filter_columns(filters: Filters, types: Sequence[str], name: str) -> N
 
 
 def types_of(schema: pa.Schema) -> dict[str, pa.DataType]:
-    """The columns of a table's schema with their types."""
+    """Return the columns of a table's schema with their types."""
     return dict(zip(schema.names, schema.types, strict=True))

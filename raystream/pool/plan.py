@@ -46,7 +46,7 @@ def input_columns(
     images: Preprocess | None = None,
     named: bool = False,
 ) -> tuple[Column, ...]:
-    """The columns as the model sees them, each with a complete shape.
+    """Return the columns as the model sees them, each with a complete shape.
 
     Args:
         units: of the whole pool.
@@ -338,7 +338,7 @@ def _cut(
 def _much_work(
     inputs: Sequence[str], types: dict[str, pa.DataType], texts: Texts, images: Preprocess | None, prepared: Prepared | None
 ) -> bool:
-    """Whether a row's bytes say little of its work: texts for a network, images to be decoded, the input of the user's function."""
+    """Tell whether a row's bytes say little of its work: texts for a network, images to be decoded, the input of the user's function."""
     plain = [plain_type(types[name]) for name in inputs]
     return prepared is not None or images is not None or (texts != "refused" and any(map(is_text, plain)))
 

@@ -71,7 +71,7 @@ class ReadSpec:
         return tuple(column.name for column in self.columns)
 
     def only(self, names: Sequence[str] | None) -> ReadSpec:
-        """The spec cut down to these input columns, in its own order; None leaves all of them."""
+        """Return the spec cut down to these input columns, in its own order; None leaves all of them."""
         return self if names is None else replace(self, columns=tuple(column for column in self.columns if column.name in names))
 
     @property
@@ -212,7 +212,7 @@ class BadRowsError(PoolError):
 
 
 def _is_there(unit: Unit, starts: Sequence[int]) -> bool:
-    """Whether the file still holds the unit's row groups where they were."""
+    """Tell whether the file still holds the unit's row groups where they were."""
     first, last = unit.row_groups[0], unit.row_groups[-1]
     if last >= len(starts) - 1:
         return False
@@ -298,7 +298,7 @@ class _Tensors:
     prepare: Prepare | None
 
     def of(self, batch: pa.RecordBatch) -> tuple[list[Tensor], dict[str, Flaws]]:
-        """The tensors, (n, *shape) each, and the flaws."""
+        """Return the tensors, (n, *shape) each, and the flaws."""
         spec = self.spec
         if spec.prepared is not None:
             return self._prepared(batch)

@@ -39,7 +39,7 @@ class _Footer:
         self._groups: dict[tuple[int, ...], list[GroupChunks]] = {}
 
     def groups(self, leaves: Sequence[int]) -> list[GroupChunks]:
-        """The row groups with the chunks of these leaf columns."""
+        """Return the row groups with the chunks of these leaf columns."""
         key = tuple(leaves)
         if key not in self._groups:
             paths = {leaf: self.metadata.schema.column(leaf).path for leaf in leaves}
@@ -115,7 +115,7 @@ class RemoteParquet:
                 ahead.cancel()
 
     def _leaves(self, columns: Sequence[str] | None) -> list[int]:
-        """The leaf columns that hold the wanted ones."""
+        """Return the leaf columns that hold the wanted ones."""
         schema = self.metadata.schema
         roots = [schema.column(i).path.partition(".")[0] for i in range(self.metadata.num_columns)]
         whole = [schema.column(i).path for i in range(self.metadata.num_columns)]
@@ -123,7 +123,7 @@ class RemoteParquet:
         return [i for i, root in enumerate(roots) if wanted is None or root in wanted or _within(whole[i], wanted)]
 
     def _runs(self, groups: Sequence[int], leaves: Sequence[int]) -> list[list[int]]:
-        """The row groups in order, as many together as READ_AHEAD holds."""
+        """Return the row groups in order, as many together as READ_AHEAD holds."""
         runs: list[list[int]] = []
         held = 0
         for group in groups:
@@ -145,7 +145,7 @@ class RemoteParquet:
 
 
 def _next(batches: Iterator[pa.RecordBatch], fetched: Fetched) -> pa.RecordBatch | None:
-    """The next batch, None after the last.
+    """Return the next batch, None after the last.
 
     Raises:
         OSError: bytes didn't come.

@@ -27,7 +27,7 @@ _ROWS = 1 << 16
 
 
 def group_starts(parquet: pq.ParquetFile | RemoteParquet) -> list[int]:
-    """Where each row group's first row stands in the file, and how many rows there are."""
+    """Find where each row group's first row stands in the file, and count the rows."""
     return [0, *accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups))]
 
 
@@ -164,7 +164,7 @@ def read_columns_at(places: Places | Sequence[tuple[File, int]], schema: pa.Sche
 
 
 def _read_file(file: File, rows: npt.NDArray[np.int64], schema: pa.Schema) -> list[pa.Table]:
-    """The tables of a file's sorted rows, some rows each, in order."""
+    """Return the tables of a file's sorted rows, some rows each, in order."""
     folders = {name for name, _ in file.partitions}
     stored = [name for name in schema.names if name not in folders]
     if not stored:

@@ -39,7 +39,7 @@ _UNKNOWN = Added(0, True)
 
 
 def added_files(uri: str, wanted: Collection[str], key: str = "pool.uri", storage: Storage = LOCAL) -> dict[str, Added]:
-    """How some of a table's files came into it; the newest are found first.
+    """Find how some of a table's files came into it; the newest are found first.
 
     Args:
         uri: of the table.
@@ -81,7 +81,7 @@ def _iceberg(table: TableUri, key: str) -> Iterator[tuple[str, Added]]:
 
 
 def _appended(snapshot: Any) -> bool:
-    """Whether a snapshot is known to have added files alone."""
+    """Tell whether a snapshot is known to have added files alone."""
     return snapshot is not None and snapshot.summary is not None and snapshot.summary.operation.value == "append"
 
 

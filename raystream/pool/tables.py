@@ -23,7 +23,7 @@ _THREADS = 32
 def list_pool(
     uris: Sequence[str], key: str = "pool.uri", filters: Filters = (), storage: Storage = LOCAL, *, texts: bool = False
 ) -> tuple[list[File], tuple[TableVersion, ...]]:
-    """The files under URIs of files, folders, globs and tables, sorted by path, each once.
+    """Return the files under URIs of files, folders, globs and tables, sorted by path, each once.
 
     Args:
         uris: what to list.

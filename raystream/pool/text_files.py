@@ -152,7 +152,7 @@ def _json(content: bytes, ids: TextIds | None) -> pa.Table:
 
 
 def _ids(column: pa.ChunkedArray, ids: TextIds, path: str) -> pa.ChunkedArray:
-    """The ids, read as text or as numbers, in a type that is comparable with the pool's."""
+    """Return the ids, read as text or as numbers, in a type that is comparable with the pool's."""
     if pa.types.is_integer(ids.type):
         numbers = column if column.type == _NUMBER else _numbers(column, ids, path)
         return _narrowed(numbers, ids, path)

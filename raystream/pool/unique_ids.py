@@ -109,7 +109,7 @@ class UniqueIds:
             raise _no_room(error) from None
 
     def _ascends(self, values: npt.NDArray[np.integer]) -> bool:
-        """Whether each integer is above the one before, so that there is nothing to sort."""
+        """Tell whether each integer is above the one before, so that there is nothing to sort."""
         before, self._last = self._last, values[-1]
         return bool((values[1:] > values[:-1]).all()) and (before is None or values[0] > before)
 
@@ -171,7 +171,7 @@ def _twice(hashes: Hashes) -> Hashes:
 
 
 def _repeats(ids: Ids | pa.Array, again: Hashes) -> tuple[int, dict[object, int]]:
-    """How many ids occur more than once, and the first that are met again, in row order, with the rows where they are.
+    """Count the ids that occur more than once, and find the first that are met again, in row order, with the rows where they are.
 
     Args:
         ids: all of them.
@@ -207,7 +207,7 @@ def _repeats(ids: Ids | pa.Array, again: Hashes) -> tuple[int, dict[object, int]
 
 
 def _first_repeats(ids: pa.Array, repeated: pa.Array) -> dict[object, int]:
-    """The ids that are met again first, with their places."""
+    """Return the ids that are met again first, with their places."""
     if not len(repeated):
         return {}
     found = pc.index_in(ids, value_set=repeated)

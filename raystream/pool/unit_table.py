@@ -88,7 +88,7 @@ class Units(Sequence[Unit]):
         return (self[place] for place in range(len(self)))
 
     def take(self, places: Integers) -> Units:
-        """The units at these places, in the order asked for."""
+        """Return the units at these places, in the order asked for."""
         positions = {}
         if self._positions:
             positions = {i: self._positions[place] for i, place in enumerate(places.tolist()) if place in self._positions}
@@ -139,12 +139,12 @@ class Units(Sequence[Unit]):
         return int(self._table["shared"][place])
 
     def row_groups(self, first: int, end: int) -> list[tuple[int, int]]:
-        """The first row group of each of these units, and how many it has."""
+        """Return the first row group of each of these units, and how many it has."""
         some = self._table[first:end]
         return list(zip(some["group"].tolist(), some["groups"].tolist(), strict=True))
 
     def spans(self, first: int, end: int) -> list[tuple[int, int] | None]:
-        """The span of each of these units, if it has one."""
+        """Return the span of each of these units, if it has one."""
         some = self._table[first:end]
         return [None if low < 0 else (low, high) for low, high in zip(some["low"].tolist(), some["high"].tolist(), strict=True)]
 

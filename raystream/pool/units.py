@@ -58,7 +58,7 @@ class Unit:
 
 
 def unit_name(path: str, group: int, groups: int, span: tuple[int, int] | None = None) -> str:
-    """What a unit of so many row groups of a file is called, or of a span of one."""
+    """Name a unit of so many row groups of a file, or of a span of one."""
     if span is not None:
         return f"{path}#rg{group}[{span[0]}:{span[1]}]"
     return f"{path}#rg{group}" if groups == 1 else f"{path}#rg{group}-{group + groups - 1}"
@@ -117,7 +117,7 @@ def _within_group(unit: Unit, footer: Footer, starts: Sequence[int], work_rows: 
 
 
 def _part(unit: Unit, footer: Footer, low: int, high: int) -> Unit | None:
-    """The rows of a unit at these positions; None if all of them are deleted."""
+    """Return the rows of a unit at these positions; None if all of them are deleted."""
     deletes = footer.file.deletes
     rows = high - low - (deletes.count(low, high) if deletes else 0)
     group = footer.row_groups[unit.row_groups[0]]
@@ -173,7 +173,7 @@ def units_at(
 
 
 def _fewer(groups: Sequence[int], held: dict[int, list[int]], work_rows: int | None) -> list[tuple[int, ...]]:
-    """The positions that some row groups hold, in runs of about so many."""
+    """Return the positions that some row groups hold, in runs of about so many."""
     rows = tuple(position for group in groups for position in held[group])
     count = max(1, round(len(rows) / work_rows)) if work_rows else 1
     edges = [len(rows) * part // count for part in range(count + 1)]

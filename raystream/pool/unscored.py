@@ -69,21 +69,21 @@ class UnscoredRows:
         return len(self.positions)
 
     def ids_at(self, rows: npt.NDArray[np.int64]) -> pa.Array:
-        """The ids of these rows, in the order asked for."""
+        """Return the ids of these rows, in the order asked for."""
         if isinstance(self.ids, ReadIds):
             schema = pa.schema([pa.field(self.id_name, self.ids.type)])
             return read_columns_at(self.places(rows), schema).column(0).combine_chunks()
         return take_ids(self.ids, rows)
 
     def places(self, rows: npt.NDArray[np.int64]) -> Places:
-        """The file of each of these rows, and its row in it."""
+        """Return the file of each of these rows, and its row in it."""
         files = {unit.file.path: unit.file for unit in self.units}
         numbers = {path: number for number, path in enumerate(files)}
         of = np.array([numbers[unit.file.path] for unit in self.units], dtype=np.int32)
         return Places(tuple(files.values()), of[self._unit_of(rows)], self.positions[rows].astype(np.int64))
 
     def place(self, row: int) -> str:
-        """Where a row stands, for messages."""
+        """Say where a row stands, for messages."""
         return f"{self.units[int(self._unit_of(np.array([row]))[0])].name} row {self.positions[row]}"
 
     def _unit_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

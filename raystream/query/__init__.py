@@ -74,10 +74,13 @@ class Query(Part):
         if self.pool.input_names:
             self._model_takes_names()
         if self.needs_score and not self.gives_scores:
+            scores = "give model.logits or model.probabilities, or " if self.model.carried else ""
+            ways = "set select.candidates to all"
+            if self.select.traits.score:
+                ways = "choose by typiclust, or by core_set with select.candidates all"
             raise ValueError(
                 f"select.strategy {self.select.strategy} with candidates {self.select.candidate_limit or 'all'} needs a score, "
-                "but the model gives an embedding alone; give model.logits or model.probabilities, or set select.candidates to all "
-                "with core_set or random"
+                f"but the model gives an embedding alone; {scores}{ways}"
             )
         if not self.gives_scores and self.model_fields_set & {"acquire"}:
             raise ValueError("acquire asks for scores, but the model gives an embedding alone; remove it or give model.logits")

@@ -120,7 +120,7 @@ def _explain(error: ValidationError, part: type[Part]) -> str:
 
 
 def _example(detail: ErrorDetails, part: type[Part]) -> str:
-    """Of a key that takes a list of fixed length: its default."""
+    """Give the default of a key that takes a list of fixed length."""
     field = part.model_fields.get(str(detail["loc"][0])) if detail["type"] in ("tuple_type", "missing", "too_long") else None
     return f", such as {as_written(field.default)}" if field is not None and isinstance(field.default, tuple) else ""
 

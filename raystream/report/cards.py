@@ -111,7 +111,7 @@ _HIDDEN = frozenset({"path", "row"})
 
 
 def sheet(selection: pa.Table, count: int) -> Sheet:
-    """The first rows, without the columns that say nothing: all null, all empty, or where a row lies."""
+    """Return the first rows, without the columns that say nothing: all null, all empty, or where a row lies."""
     head = selection.slice(0, count)
     columns: list[tuple[str, bool]] = []
     cells: list[list[str]] = []
@@ -127,7 +127,7 @@ def sheet(selection: pa.Table, count: int) -> Sheet:
 
 
 def name_of_prediction(selection: pa.Table) -> list[str | None]:
-    """The predicted class of each row, by its name where classes have names."""
+    """Return the predicted class of each row, by its name where classes have names."""
     named = "prediction_name" in selection.column_names
     return [None if v is None else str(v) for v in selection.column("prediction_name" if named else "prediction").to_pylist()]
 

@@ -38,7 +38,7 @@ class ChosenInputs:
     asked: int
 
     def note(self, what: str) -> str:
-        """What there is to say about rows that are missing, called so."""
+        """Say that rows are missing, which are called so; nothing where none are."""
         if len(self.ranks) == self.asked:
             return ""
         return f"{what} of {len(self.ranks)} of these {self.asked} rows: the others lie in row groups too large to read for a report."
@@ -49,7 +49,7 @@ class GoneError(Exception):
 
 
 def chosen_inputs(result: Result, count: int, accepts: Callable[[pa.Field], bool]) -> ChosenInputs | None:
-    """The first input column that is accepted, of the first `count` chosen rows; None if there is none.
+    """Return the first input column that is accepted, of the first `count` chosen rows; None if there is none.
 
     Raises:
         GoneError: the pool can't be read, or isn't what it was.
@@ -89,7 +89,7 @@ def inputs_of(result: Result, rows: pa.Table, accepts: Callable[[pa.Field], bool
 
 
 def _affordable(places: Sequence[tuple[File, int]], column: str) -> list[int]:
-    """The ranks whose row groups may be read, the first ones first; always at least one."""
+    """Return the ranks whose row groups may be read, the first ones first; always at least one."""
     ranks: list[int] = []
     spent = 0
     bought: set[tuple[str, int]] = set()
@@ -109,7 +109,7 @@ def _affordable(places: Sequence[tuple[File, int]], column: str) -> list[int]:
 
 
 def _row_groups(listed: File, column: str) -> tuple[npt.NDArray[np.int64], list[int]]:
-    """Where a file's row groups start, and the bytes of a column in each."""
+    """Find where a file's row groups start, and the bytes of a column in each."""
     [footer] = read_footers([listed], [column])
     starts = [0, *accumulate(group.rows for group in footer.row_groups)][:-1]
     return np.array(starts, dtype=np.int64), [group.bytes for group in footer.row_groups]

@@ -27,7 +27,7 @@ class Downloads:
 
 
 def downloads(selection: pa.Table) -> Downloads | None:
-    """Of a whole selection."""
+    """Offer a whole selection."""
     if not 0 < selection.num_rows <= _ROWS:
         return None
     ids = "\n".join(_plain(value) for value in readable(selection.column(1)))

@@ -36,7 +36,7 @@ def lede(manifest: Manifest) -> str:
 
 
 def facts(manifest: Manifest) -> tuple[Fact, ...]:
-    """The key figures, in the order of a run."""
+    """Return the key figures, in the order of a run."""
     counts, seconds = manifest.counts, manifest.seconds
     metric = manifest.resolved["select"]["metric"]
     left = [f"{n:,} {what}" for n, what in ((counts.labelled, "labelled"), (counts.quarantined, "quarantined")) if n]
@@ -60,7 +60,7 @@ def facts(manifest: Manifest) -> tuple[Fact, ...]:
 
 
 def _model(section: Mapping[str, Any]) -> Fact:
-    """The model by its name, and its weights."""
+    """Return the model by its name, and its weights."""
     name, *weights = describe_model(section).split(", ")
     trained = f"weights {', '.join(map(_short, weights))}" if weights else f"kind {section['kind']}, no weights named"
     return Fact("model", name.rpartition(":")[2] or name, f"{name}; {trained}" if ":" in name else trained)
@@ -100,12 +100,12 @@ def _candidates(manifest: Manifest) -> str:
 
 
 def _pool_name(uri: str | Sequence[str]) -> str:
-    """The first path, as far as it takes to recognise the pool by it."""
+    """Return the first path, as far as it takes to recognise the pool by it."""
     first, *more = [uri] if isinstance(uri, str) else list(uri)
     return _short(first) + (f" and {len(more)} more" if more else "")
 
 
 def _short(path: str) -> str:
-    """The last two parts of a long path."""
+    """Return the last two parts of a long path."""
     parts = PurePath(path).parts
     return "/".join(parts[-2:]) if len(parts) > 2 else path

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def describe_loop(summary: Mapping[str, Any]) -> str:
-    """The state, the rounds as a table, and where everything is.
+    """Return the state, the rounds as a table, and where everything is.
 
     Args:
         summary: what `--json` prints.

@@ -16,7 +16,7 @@ from raystream.report.cards import Cards, Sheet, cards, name_of_prediction, shee
 from raystream.report.downloads import Downloads, downloads
 from raystream.report.facts import Fact, facts, lede, title
 from raystream.report.plots import reliability_diagram, score_histogram
-from raystream.report.pool_map import CLASSES, NUMBERED, Points, pool_map, project
+from raystream.report.pool_map import CLASSES, NUMBERED, MapPoints, pool_map, project
 from raystream.report.stored import StoredPool, chosen_embeddings, labelled_embeddings, pool_scores, sampled_embeddings, stored_pool
 from raystream.report.style import templates
 from raystream.report.text import Met, constraints_met, describe_model
@@ -28,7 +28,7 @@ _GROUPS = 12
 
 
 @dataclass(frozen=True)
-class Chart:
+class Figure:
     """A drawing of numbers with its caption, or the sentence that stands in for it."""
 
     drawing: Markup | None
@@ -49,9 +49,9 @@ class Page:
     cards: Cards
     sheet: Sheet
     downloads: Downloads | None
-    histogram: Chart
-    map: Chart
-    reliability: Chart | None
+    histogram: Figure
+    map: Figure
+    reliability: Figure | None
     spec: str
     provenance: tuple[tuple[str, str], ...]
 
@@ -104,7 +104,7 @@ def gather(result: Result) -> Page:
 
 
 def _conditions(result: Result) -> list[Met]:
-    """How constraints were met; where quotas hold for each group of a column that the selection has, with the largest groups."""
+    """Say how constraints were met; where quotas hold for each group of a column that the selection has, with the largest groups."""
     found = constraints_met(result.manifest)
     after = max((place for place, met in enumerate(found) if met.name == "quota"), default=-1) + 1
     columns = result.selection.column_names
@@ -117,31 +117,31 @@ def _conditions(result: Result) -> list[Met]:
     return found
 
 
-def _histogram(result: Result, pool: StoredPool | None) -> Chart:
+def _histogram(result: Result, pool: StoredPool | None) -> Figure:
     score = column_of(result.manifest.resolved["acquire"]["score"])
     chosen = result.selection.column("score").drop_null().to_numpy()
     if not len(chosen):
-        return Chart(None, "There is no histogram of scores: the choice used none.")
+        return Figure(None, "There is no histogram of scores: the choice used none.")
     scores = pool_scores(pool, score) if pool is not None else np.empty(0, np.float32)
     if not len(scores):
-        return Chart(None, "There is no histogram of scores: the pool's scored units are no longer in the store.")
+        return Figure(None, "There is no histogram of scores: the pool's scored units are no longer in the store.")
     rows = f"{len(scores):,} rows in evenly spaced units" if pool is not None and pool.is_sample else f"all {len(scores):,} scored rows"
     drawing = score_histogram(scores, chosen, score)
     if drawing is None:
-        return Chart(None, f"There is no histogram of scores: {rows} and the chosen have about the same {score}, {scores[0]:.4g}.")
-    return Chart(
+        return Figure(None, f"There is no histogram of scores: {rows} and the chosen have about the same {score}, {scores[0]:.4g}.")
+    return Figure(
         drawing,
         f"Grey: {rows}, labelled ones included. In colour: the {len(chosen):,} chosen. Each adds up to 100%. The further the chosen "
         "lie to the right of the grey, the more the choice followed the score; diversity keeps them from the far right.",
     )
 
 
-def _reliability(result: Result) -> Chart | None:
+def _reliability(result: Result) -> Figure | None:
     """Plot how far confidence was off before and after, where the temperature was fitted."""
     calibration = result.manifest.calibration
     if calibration is None:
         return None
-    return Chart(
+    return Figure(
         reliability_diagram(calibration),
         f"{calibration.rows:,} labelled rows by the model's confidence in its prediction. Bars: how many of them it got right. Dots: "
         "how confident it was; on the dashed line both agree, a dot above its bar is over-confident. The calibration error is the mean "
@@ -151,14 +151,14 @@ def _reliability(result: Result) -> Chart | None:
     )
 
 
-def _map(result: Result, pool: StoredPool | None) -> Chart:
+def _map(result: Result, pool: StoredPool | None) -> Figure:
     sample = sampled_embeddings(pool) if pool is not None else np.empty((0, 0), np.float32)
     plane = project(sample)
     if pool is None or not len(sample):
-        return Chart(None, "There is no map of the pool: no embeddings are in the store for this query.")
+        return Figure(None, "There is no map of the pool: no embeddings are in the store for this query.")
     ranks, embeddings = chosen_embeddings(pool, result.selection)
     if plane is None or not len(ranks):
-        return Chart(None, "There is no map of the pool: its embeddings all but coincide.")
+        return Figure(None, "There is no map of the pool: its embeddings all but coincide.")
     predictions = [name or "none" for name in name_of_prediction(result.selection)]
     groups = [predictions[rank] for rank in ranks]
     coloured = 1 < len(set(groups)) <= CLASSES
@@ -166,7 +166,7 @@ def _map(result: Result, pool: StoredPool | None) -> Chart:
         labelled = labelled_embeddings(result, pool)
     except (RaystreamError, OSError):
         labelled = np.empty((0, 0), np.float32)
-    points = Points(
+    points = MapPoints(
         plane(sample),
         plane(labelled) if len(labelled) else np.empty((0, 2)),
         plane(embeddings),
@@ -184,7 +184,7 @@ def _map(result: Result, pool: StoredPool | None) -> Chart:
         f"in which the embeddings vary most; they show {plane.share:.0%} of the variance, so points that are close here may be far apart "
         "all the same."
     )
-    return Chart(pool_map(points), caption)
+    return Figure(pool_map(points), caption)
 
 
 def _of_labelled(shown: int, result: Result) -> str:

@@ -76,7 +76,7 @@ def _may_be_images(field: pa.Field) -> bool:
 
 
 def _images(values: pa.ChunkedArray, declared: pa.DataType, side: int) -> list[npt.NDArray[np.generic]] | None:
-    """The rows as images, small ones; None if none of them is one."""
+    """Return the rows as images, small ones; None if none of them is one."""
     if not holds_bytes(plain_type(declared)):
         column = recognise("", declared)
         layout = _layout(column.shape)
@@ -97,7 +97,7 @@ def _decoded(data: memoryview | None, side: int) -> npt.NDArray[np.generic] | No
 
 
 def _layout(shape: Sequence[int | None]) -> tuple[int, ...] | None:
-    """The order of axes that makes (h, w) or (h, w, colours) of one row; None for what is no image."""
+    """Return the order of axes that makes (h, w) or (h, w, colours) of one row; None for what is no image."""
     for axes in ((0, 1), (1, 2, 0), (0, 1, 2)):
         if len(axes) != len(shape):
             continue
@@ -114,7 +114,7 @@ def _as_image(block: npt.NDArray[np.generic], layout: tuple[int, ...]) -> npt.ND
 
 
 def _shrunk(image: npt.NDArray[np.generic], side: int) -> npt.NDArray[np.generic]:
-    """At most so many pixels a side; small images stay as they are, for the page enlarges them by whole pixels."""
+    """Shrink to at most so many pixels a side; small images stay as they are, for the page enlarges them by whole pixels."""
     height, width = image.shape[:2]
     if max(height, width) <= side:
         return image

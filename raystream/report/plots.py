@@ -28,7 +28,7 @@ class Histogram:
 
     @classmethod
     def of(cls, pool: Floats, chosen: Floats) -> Histogram:
-        """Of at least one value each."""
+        """Bin values, at least one of each."""
         low, high = float(min(pool.min(), chosen.min())), float(max(pool.max(), chosen.max()))
         edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
         return cls(edges, *(np.histogram(values, edges)[0] / len(values) for values in (pool, chosen)))
@@ -40,7 +40,7 @@ class Histogram:
 
 
 def score_histogram(pool: Floats, chosen: Floats, score: str) -> Markup | None:
-    """The shares of pool and selection over the score; None where they would be one bar."""
+    """Return the shares of pool and selection over the score; None where they would be one bar."""
     shares = Histogram.of(pool, chosen)
     if shares.is_one_bar:
         return None
@@ -68,7 +68,7 @@ def _draw_histogram(width: int, shares: Histogram, score: str) -> tuple[int, lis
 
 
 def _stairs(x: Scale, y: Scale, edges: Floats, shares: Floats) -> list[tuple[float, float]]:
-    """The outline of the bars, from the ground and back to it."""
+    """Return the outline of the bars, from the ground and back to it."""
     points = [(x(edges[0]), y(0))]
     for low, high, share in zip(edges, edges[1:], shares, strict=False):
         points += [(x(low), y(share)), (x(high), y(share))]

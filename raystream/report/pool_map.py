@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from raystream.report.svg import Legend, Scale, both, circle, legend, line, text
 NUMBERED = 20
 CLASSES = 10
 """Different colours that points may have."""
+_FITTED_ROWS = 5_000
 _CELL = 10
 _SHADES = 5
 _MARK = 9.5
@@ -45,12 +46,13 @@ class Projection:
 
 
 def project(embeddings: Floats) -> Projection | None:
-    """The principal plane of (n, d) embeddings by subspace iteration; None where there is no plane to see.
+    """Find the principal plane of (n, d) embeddings by subspace iteration; None where there is no plane to see.
 
-    An exact decomposition takes seconds for 4,096 dimensions; a picture needs two digits.
+    An exact decomposition takes seconds for 4,096 dimensions; a picture needs two digits, for which some thousand evenly spaced rows do.
     """
     if embeddings.ndim != 2 or min(embeddings.shape) < 2:
         return None
+    embeddings = embeddings[:: -(-len(embeddings) // _FITTED_ROWS)]
     mean = embeddings.mean(axis=0)
     centred = embeddings - mean
     variance = float(np.square(centred).sum())
@@ -68,7 +70,7 @@ def project(embeddings: Floats) -> Projection | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Points:
+class MapPoints:
     """What is drawn: (n, 2) of the pool, (m, 2) labelled, (k, 2) chosen with their ascending ranks (k,), and what colours these go by.
 
     `groups` are (k,) names, at most ten different ones; None for one colour.
@@ -81,8 +83,8 @@ class Points:
     groups: Sequence[str] | None
 
 
-def pool_map(points: Points) -> Markup:
-    """The pool's density with the labelled rows and the chosen ones on it; the first twenty carry their ranks."""
+def pool_map(points: MapPoints) -> Markup:
+    """Draw the pool's density with the labelled rows and the chosen ones on it; the first twenty carry their ranks."""
     names = sorted(set(points.groups), key=_natural) if points.groups is not None else []
     colour_of = {name: f"var(--class-{number})" for number, name in enumerate(names)}
     colours = [colour_of[group] for group in points.groups] if points.groups is not None else ["var(--chosen)"] * len(points.chosen)
@@ -96,7 +98,7 @@ def pool_map(points: Points) -> Markup:
     return legend(entries) + both(lambda width: _draw(width, points, colours), "The pool's rows by their embeddings, and which are chosen")
 
 
-def _draw(width: int, points: Points, colours: Sequence[str]) -> tuple[int, list[str]]:
+def _draw(width: int, points: MapPoints, colours: Sequence[str]) -> tuple[int, list[str]]:
     height = round(width * (0.6 if width > 500 else 0.9))
     low, high = _extent(points)
     x, y = Scale(low[0], high[0], 6, width - 6), Scale(low[1], high[1], height - 6, 6)
@@ -117,8 +119,8 @@ def _draw(width: int, points: Points, colours: Sequence[str]) -> tuple[int, list
     return height, drawn
 
 
-def _extent(points: Points) -> tuple[Floats, Floats]:
-    """The corners: nearly all of the pool, and every chosen and labelled row."""
+def _extent(points: MapPoints) -> tuple[Floats, Floats]:
+    """Find the corners: nearly all of the pool, and every chosen and labelled row."""
     low, high = np.quantile(points.pool, [0.001, 0.999], axis=0)
     for some in (points.chosen, points.labelled):
         if len(some):
@@ -154,17 +156,16 @@ def spread(points: Sequence[tuple[float, float]], radius: float, width: float, h
     return placed
 
 
-def _around(at: tuple[float, float], radius: float, width: float, height: float) -> list[tuple[float, float]]:
-    """The point itself, then rings around it, within the frame; as many as there have to be for every mark to find its place."""
-    places = [at]
+def _around(at: tuple[float, float], radius: float, width: float, height: float) -> Iterator[tuple[float, float]]:
+    """Try the point itself, then rings around it, within the frame; as many as there have to be for every mark to find its place."""
+    yield at
     for ring in range(1, 4 * NUMBERED):
         steps = 8 + 4 * ring
         for step in range(steps):
             angle = 2 * math.pi * step / steps
             place = (at[0] + ring * radius * math.cos(angle), at[1] + ring * radius * math.sin(angle))
             if radius <= place[0] <= width - radius and radius <= place[1] <= height - radius:
-                places.append(place)
-    return places
+                yield place
 
 
 def _natural(name: str) -> tuple[int, str]:

@@ -25,7 +25,7 @@ from raystream.store.unit_keys import Keys
 from raystream.store.vectors import VectorFiles
 
 _UNITS = 256
-_SAMPLE_ROWS = 20_000
+_SAMPLE_ROWS = 10_000
 _LABELLED_ROWS = 400
 _LABELLED_AMONG = 1 << 20
 """Rows whose ids are looked up among the labelled ones."""
@@ -65,7 +65,7 @@ class StoredPool:
 
 
 def stored_pool(result: Result) -> StoredPool:
-    """The units behind a committed query, by the plan that lies beside its selection."""
+    """Return the units behind a committed query, by the plan that lies beside its selection."""
     store = result.store
     plan = read_plan(store, result.query)
     keys, names, outputs = Keys.of_column(plan.column("key")), ColumnOfNames(plan.column("unit")), plan_outputs(plan.schema)
@@ -85,7 +85,7 @@ def pool_scores(pool: StoredPool, score: str) -> Floats:
 
 
 def embedded_units(pool: StoredPool) -> list[UnitOutputs]:
-    """The units that are looked at and have embeddings."""
+    """List the units that are looked at and have embeddings."""
     return [unit for unit in pool.units if unit.of(EMBEDDINGS) is not None]
 
 
@@ -101,14 +101,14 @@ def evenly_spaced(units: Sequence[UnitOutputs], count: int) -> list[npt.NDArray[
 
 
 def sampled_embeddings(pool: StoredPool) -> Floats:
-    """(at most 20,000, d) evenly spaced rows of the stored embeddings; (0, 0) when there are none."""
+    """(at most 10,000, d) evenly spaced rows of the stored embeddings; (0, 0) when there are none."""
     units, vectors = embedded_units(pool), VectorFiles(pool.store, checked=False)
     parts = [embeddings_at(vectors, unit, rows) for unit, rows in zip(units, evenly_spaced(units, _SAMPLE_ROWS), strict=True)]
     return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
 
 def chosen_embeddings(pool: StoredPool, selection: pa.Table) -> tuple[npt.NDArray[np.int64], Floats]:
-    """The embeddings of chosen rows: their ranks, ascending, and (n, d) values; those in too many units are left out."""
+    """Return the embeddings of chosen rows: their ranks, ascending, and (n, d) values; those in too many units are left out."""
     paths, rows = np.array(selection.column("path").to_pylist(), object), selection.column("row").to_numpy()
     opened: dict[str, npt.NDArray[np.int64]] = {}
     for path in dict.fromkeys(paths.tolist()):
@@ -183,7 +183,7 @@ def _find(
 
 
 def embeddings_at(vectors: VectorFiles, unit: UnitOutputs, rows: npt.NDArray[np.int64]) -> Floats:
-    """The embeddings of ascending rows of one unit, as float32."""
+    """Return the embeddings of ascending rows of one unit, as float32."""
     receipt = unit.of(EMBEDDINGS)
     assert receipt is not None  # whoever asks has seen to it
     assert receipt.file is not None

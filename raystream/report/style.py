@@ -12,7 +12,7 @@ STYLE = Markup(files("raystream.report").joinpath("templates/style.css").read_te
 
 
 def templates() -> Environment:
-    """The templates; what they show is escaped, and a name that isn't there is an error."""
+    """Return the templates; what they show is escaped, and a name that isn't there is an error."""
     made = Environment(
         loader=PackageLoader("raystream.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -63,7 +63,7 @@ def describe_result(result: Result, report: str | None, *, shown: bool = False) 
 
 
 def describe_queries(queries: Sequence[CommittedQuery], store: str) -> str:
-    """The committed queries of a store, a line each."""
+    """Return the committed queries of a store, a line each."""
     if not queries:
         return f"store {store} holds no committed query"
     rows = [["query", "committed", "labelled", "chosen", "asked"]]
@@ -119,7 +119,7 @@ def describe_calibration(calibration: Calibration, new: bool, diagram: str | Non
 
 
 def describe_temperature(calibration: Calibration) -> str:
-    """The temperature with its standard error, and where it comes from."""
+    """Return the temperature with its standard error, and where it comes from."""
     error = calibration.relative_error
     spread = f" ± {calibration.temperature * error:.2g}" if error is not None else ""
     rows, label = f"{calibration.rows:,} labelled rows", f"column {calibration.label}"
@@ -154,7 +154,7 @@ def _warned(warnings: Sequence[str]) -> list[str]:
 
 
 def describe_certificate(certificate: Certificate | None) -> str:
-    """The covering radius in words."""
+    """Return the covering radius in words."""
     if certificate is None:
         return "none: the choice did not look at embeddings"
     what = "eligible row of the pool" if certificate.over == "pool" else "candidate"
@@ -171,7 +171,7 @@ def describe_seconds(seconds: Seconds) -> str:
 
 
 def rows_as_text(selection: pa.Table, count: int) -> str:
-    """The first rows of a selection as an aligned table."""
+    """Return the first rows of a selection as an aligned table."""
     names = [name for name in selection.column_names if name not in ("path", "row")]
     names = [name for name in names if selection.column(name).null_count < max(1, selection.num_rows)]
     if "why" in names and not any(selection.column("why").to_pylist()):

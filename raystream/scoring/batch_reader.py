@@ -53,7 +53,7 @@ class BufferedRows:
         return len(self.rows)
 
     def batches(self, size: int) -> Iterator[BufferedRows]:
-        """Its inference batches."""
+        """Read its inference batches."""
         for start in range(0, len(self), size):
             stop = start + size
             yield BufferedRows(self.ids[start:stop], self.rows[start:stop], tuple(values[start:stop] for values in self.inputs))

@@ -75,7 +75,7 @@ class UnitKeys:
         return f"{before}{_text(unit.file.identity)}{between}{_listed(unit.row_groups[0], len(unit.row_groups))}{after}"
 
     def _around(self, unit: Unit) -> tuple[str, str, str]:
-        """That text before the file, between it and the row groups, and behind these; by the two alone most units differ."""
+        """Split that text before the file, between it and the row groups, and behind these; by the two alone most units differ."""
         texts = self._shared | {name: _text(value) for name, value in _unit_parts(unit).items()} | {"file": "\0", "row_groups": "\0"}
         # JSON has no such character, whatever the values are.
         before, between, after = f"{{{','.join(f'{_text(name)}:{texts[name]}' for name in sorted(texts))}}}".split("\0")
@@ -88,7 +88,7 @@ def _listed(group: int, groups: int) -> str:
 
 
 def _unit_parts(unit: Unit) -> dict[str, Any]:
-    """What a unit's key holds of the unit itself, beside its file and row groups."""
+    """List what a unit's key holds of the unit itself, beside its file and row groups."""
     later: dict[str, Any] = {"casts": [[name, str(type_)] for name, type_ in unit.casts]} if unit.casts else {}
     if unit.span is not None:
         later["span"] = unit.span

@@ -333,7 +333,7 @@ class Quarantine:
         self.add(pa.array([row.id for row in bad], id_type), np.array([row.row for row in bad]), [row.flaw for row in bad])
 
     def first(self, count: int) -> list[str]:
-        """Where the first few stand, and what is wrong with them."""
+        """Say where the first few stand, and what is wrong with them."""
         return described(self.table().slice(0, count).drop_columns([self._id_name])) if len(self) else []
 
     def table(self) -> pa.Table:

@@ -116,7 +116,7 @@ class ScoredPool:
         return Places(tuple(files.values()), of[self.unit_of(rows)], self.columns_at(rows, ["row"]).column("row").to_numpy())
 
     def place(self, row: int) -> str:
-        """Where a row of the pool stands, for messages."""
+        """Say where a row of the pool stands, for messages."""
         unit = int(self.unit_of(np.array([row]))[0])
         file_row = self.columns_at(np.array([row]), ["row"]).column("row")[0].as_py()
         return f"{self.units[unit].unit} row {file_row}"

@@ -37,7 +37,7 @@ class UsersScore:
         return column_of(self.path)
 
     def __call__(self, logits: Tensor, log_probs: Tensor | None) -> Tensor:
-        """Its scores of a block of rows, (n,) on the processor, finite.
+        """Score a block of rows, (n,) on the processor, finite.
 
         Args:
             logits: (n, c), after temperature.

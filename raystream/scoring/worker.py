@@ -61,7 +61,7 @@ class Abandoned(BaseException):
 
 
 def alone(rows: int) -> None:
-    """For units that nobody follows."""
+    """Make one for units that nobody follows."""
 
 
 @dataclass(frozen=True)
@@ -395,7 +395,7 @@ def started(job: Job, patience: Patience = PATIENCE) -> Worker:
 
 
 def _rows_behind(unit: Unit, last: int) -> int:
-    """How many of a unit's rows are scored, left out or filtered away once the row at this position is."""
+    """Count the rows of a unit that are scored, left out or filtered away once the row at this position is."""
     if unit.positions is not None:
         return bisect_right(unit.positions, last)
     return min(unit.rows, last + 1 - unit.first_row)

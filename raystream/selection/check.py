@@ -76,7 +76,7 @@ class Case:
         )
 
     def options(self) -> dict[str, Any]:
-        """For `choose`."""
+        """Return its arguments of `choose`."""
         return {
             "budget": self.budget,
             "metric": self.metric,

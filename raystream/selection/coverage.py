@@ -68,7 +68,7 @@ class Coverage:
         return not len(self.open)
 
     def aim(self, dtype: torch.dtype) -> tuple[Aim, Array]:
-        """For upper bounds of what rows add now, but for the `power`, and the targets (m,) int64 that it is at."""
+        """Aim at upper bounds of what rows add now, but for the `power`, and the targets (m,) int64 that it is at."""
         if dtype in self._aims:
             aim, which = self._aims[dtype]
             if 2 * len(self.open) >= len(which):

@@ -236,7 +236,7 @@ class NearBlock:
         return count, (key % len(x)).astype(np.int32)
 
     def _beyond(self, pairs: Array, most: int) -> Array:
-        """Which of `pairs` (numbers in `near`, more than `most` of each of their rows) are not among the `most` nearest of their row."""
+        """Find those `pairs` (numbers in `near`, more than `most` of each row) that are not among the `most` nearest of their row."""
         rows, near = self.all_rows, self.near
         row, place, product = near.row[pairs], near.place[pairs], near.product[torch.from_numpy(pairs)]
         starts = np.flatnonzero(np.diff(row, prepend=-1))

@@ -111,7 +111,7 @@ class StoredPiece:
         return hashes_of_rows(self._rows)
 
     def differ(self, rows: Array, number: Array, vectors: Array) -> Array:
-        """For those of the candidates `rows` (int64, ascending) that are here: whether they are unequal to `vectors[number]`."""
+        """Tell of those of the candidates `rows` (int64, ascending) that are here whether they are unequal to `vectors[number]`."""
         low, high = np.searchsorted(rows, [self._rows.start, self._rows.stop])
         mine, number = rows[low:high], number[low:high]
         parts = [slice(i, i + _BLOCK) for i in range(0, len(mine), _BLOCK)]

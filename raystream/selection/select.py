@@ -99,9 +99,7 @@ def select(
     k, seed, metric = count(k), checked_seed(seed), checked_metric(metric)
     traits = _traits(strategy, args or {})
     keys = {"metric": metric != "euclidean", "weight": weight != 0, "mix": mix != 0.5, "terms": terms, "similar_to": similar_to is not None}
-    for key in (name for name, given in keys.items() if given and name not in traits.keys):
-        users = ", ".join(name for name, of in TRAITS.items() if key in of.keys)
-        raise QueryError(f"`{key}` is not used by strategy {strategy} (only by {users}); leave it out")
+    _refuse_unused(strategy, traits, [name for name, given in keys.items() if given])
     array = None if x is None else embeddings(x)
     n = _rows({"x": array, "score": score, "probabilities": probabilities, "log_probs": log_probs, "ids": ids})
     scores = optional_column(score, n)
@@ -149,6 +147,14 @@ def select(
     )
     result: Array = rows[chosen.rows]
     return result
+
+
+def _refuse_unused(strategy: str, traits: Traits, given: Sequence[str]) -> None:
+    """Refuse the first of the arguments given that the strategy has no use for."""
+    for key in given:
+        if key not in traits.keys:
+            users = ", ".join(name for name, of in TRAITS.items() if key in of.keys)
+            raise QueryError(f"`{key}` is not used by strategy {strategy} (only by {users}); leave it out")
 
 
 def _traits(strategy: str, args: Mapping[str, Any]) -> Traits:

@@ -239,7 +239,7 @@ class Leaders:
         self._front_operand, self._front_limit = self._operand[:0], np.empty(0)
 
     def distance(self, place: int) -> float:
-        """Of a row that `first` returned."""
+        """Return that of a row which `first` returned."""
         return float(np.sqrt(self._squared[place]))
 
     def gain(self, place: int) -> float:

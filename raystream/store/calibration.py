@@ -56,7 +56,7 @@ class Calibration:
 
 
 def calibration_folder(key: str) -> str:
-    """Where in the store a fit is kept, with the diagram and the events of its scoring."""
+    """Name the folder of the store in which a fit is kept, with the diagram and the events of its scoring."""
     return f"calibrations/{key}"
 
 

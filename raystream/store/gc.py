@@ -46,7 +46,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Collected:
+class Reclaimed:
     """The things that were removed from a store, or would be.
 
     Attributes:
@@ -105,7 +105,7 @@ class _Queries:
     """Whether a run has only begun, so that what it needs isn't known yet: it may be any unit."""
 
 
-def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRACE, delete: bool = False) -> Collected:
+def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRACE, delete: bool = False) -> Reclaimed:
     """Find, and with `delete` remove, what no query needs.
 
     Args:
@@ -177,7 +177,7 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
         in_threads(lambda files: _remove(store, files), groups, threads)
         in_threads(lambda file: store.remove(file.name), [*strays, *tables], threads)
     leftovers = _group([[file] for file in [*strays, *packs, *chain.from_iterable(halves.values())]])
-    return Collected(
+    return Reclaimed(
         store=store.uri,
         deleted=delete,
         older_than=older_than,
@@ -263,7 +263,7 @@ class _Needed:
         self._numbers, self._which = every, which
 
     def outputs_of(self, key: str) -> tuple[bool, frozenset[str] | None]:
-        """Whether a unit is needed, and which outputs of it; None: all."""
+        """Tell whether a unit is needed, and which outputs of it; None: all."""
         try:
             number = np.uint64(int(key[:16], 16))
         except ValueError:

@@ -66,7 +66,7 @@ class LocalStore:
         return str(self.path(name))
 
     def path(self, name: str) -> Path:
-        """Where a file of the store lies."""
+        """Return the path of a file of the store."""
         return self.root / name
 
     def exists(self, name: str) -> bool:

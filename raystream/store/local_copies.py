@@ -52,7 +52,7 @@ class LocalCopies:
         self._sizes: OrderedDict[str, int] = OrderedDict()
 
     def path(self, store: str, file: StoredFile, content: Callable[[], Iterator[bytes]], anew: bool = False) -> Path:
-        """Where the copy of a file lies; made from `content` if there is none, or `anew`.
+        """Return the path of a file's copy; made from `content` if there is none, or `anew`.
 
         Raises:
             StoreError: the content isn't what was written, or there is no room for it.

@@ -274,7 +274,7 @@ class _Lookup:
 
 
 def _share(name: str) -> float:
-    """How much of all units comes up to this file's in a listing."""
+    """Estimate the share of all units that comes up to this file's in a listing."""
     try:
         return (int(name.split("/")[2][:4], 16) + 1) / 65536
     except (IndexError, ValueError):
@@ -289,7 +289,7 @@ def pack_names(keys: Keys, outputs: Sequence[str]) -> Iterator[str]:
 
 
 def runs(keys: Keys) -> Iterator[tuple[int, int]]:
-    """Where the units that are packed together begin and end."""
+    """Cut units into runs that are packed together."""
     last = np.ascontiguousarray(keys.digests[:, -4:]).view(">u4").reshape(-1)
     ends = np.flatnonzero(last % (1 << _RUN_BITS) == 0) + 1
     if len(keys) and (not len(ends) or ends[-1] != len(keys)):

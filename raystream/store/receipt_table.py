@@ -164,7 +164,7 @@ class ReceiptTable:
         return np.ascontiguousarray(self._table["positions"]).view(np.uint64)
 
     def first_of_models(self, places: Integers) -> list[int]:
-        """For everything that is said of the model, the first index into `places` where it is."""
+        """Find the first index into `places` of everything that is said of the model."""
         inside = np.flatnonzero(self.there[places])
         return [int(inside[at]) for at in np.unique(self._table["model"][places[inside]], return_index=True)[1]]
 

@@ -18,7 +18,7 @@ _KEY = re.compile("[0-9a-f]{64}")
 
 
 def is_key(text: str) -> bool:
-    """Whether this is a unit's key."""
+    """Tell whether this is a unit's key."""
     return _KEY.fullmatch(text) is not None
 
 

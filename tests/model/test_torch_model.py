@@ -164,9 +164,10 @@ class Tall(nn.Module):
 
 
 def test_an_output_that_is_not_logits_names_the_source():
-    """The model that gives something else than logits is named."""
-    with pytest.raises(ModelError, match=r"^model\.source nets:Net returned float32 \(16, 1\) for 4 rows, expected logits"):
+    """The model that gives something else than logits is named, and what it was given: several columns may come as one tensor."""
+    with pytest.raises(ModelError, match=r"^model\.source nets:Net returned float32 \(16, 1\) for 4 rows, expected logits") as raised:
         predictor(Tall()).predict((torch.randn(4, 4),))
+    assert str(raised.value).endswith("; it was given float32 (4, 4)")
 
 
 def test_no_rows_give_no_logits():

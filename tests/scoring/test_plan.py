@@ -21,7 +21,7 @@ from raystream.scoring.class_labels import class_weights_of
 from raystream.scoring.job import UnitTask
 from raystream.scoring.keys import UnitKeys
 from raystream.scoring.output_kinds import Output, QueryOutputs
-from raystream.scoring.plan import plan_scoring
+from raystream.scoring.plan import plan_scoring, resolve, write_plan
 from raystream.store.local import LocalStore
 from raystream.store.protocol import StoredFile
 from raystream.store.receipts import Receipt, receipt_name, unit_folder
@@ -184,3 +184,24 @@ def test_a_table_of_units_gives_back_what_it_was_made_of() -> None:
     assert UnitNames(table)[:] == [UnitNames(table)[i] for i in range(len(units))] == [unit.name for unit in units]
     assert [int(table.rows.sum()), int(table.bytes.sum())] == [sum(u.rows for u in units), sum(u.bytes for u in units)]
     assert list(Units.of([])) == list(Units.of([]).alike()) == []
+
+
+def test_a_plan_that_is_there_is_not_written_again(make_query: MakeQuery) -> None:
+    """The second time, as before a commit, nothing is written; another plan takes the place of the first, which comes back."""
+    asked = resolve(make_query(), None)
+    plan = asked.plan(asked.pool.units)
+    files = [asked.store.root / asked.folder / name for name in ("query.yaml", "plan.parquet")]
+
+    def written() -> list[tuple[int, bytes]]:
+        return [(file.stat().st_ino, file.read_bytes()) for file in files]
+
+    assert write_plan(asked, plan) is None
+    first = written()
+    assert write_plan(asked, plan) is None
+    assert written() == first
+    files[0].write_text("damaged")
+    fewer = asked.plan(asked.pool.units[:1])
+    assert write_plan(asked, fewer) == first[1][1]
+    assert written()[0][1] == first[0][1]
+    assert written()[1][1] != first[1][1]
+    assert sorted(path.name for path in files[0].parent.iterdir()) == ["plan.parquet", "query.yaml"]

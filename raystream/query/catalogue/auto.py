@@ -19,7 +19,7 @@ _FIRST, _FIRST_PLAIN, _LATER, _LATER_PLAIN, _NUMBERS = "typiclust", CONTROL, "k_
 
 
 @dataclass(frozen=True)
-class Picked:
+class AutoChoice:
     """What the rule says.
 
     Attributes:
@@ -31,7 +31,7 @@ class Picked:
     why: str
 
 
-def pick(labelled: int, classes: int, *, task: str, embedding: bool, score: bool, enough: float = ENOUGH) -> Picked:
+def pick(labelled: int, classes: int, *, task: str, embedding: bool, score: bool, enough: float = ENOUGH) -> AutoChoice:
     """The strategy for a batch.
 
     Args:
@@ -44,19 +44,19 @@ def pick(labelled: int, classes: int, *, task: str, embedding: bool, score: bool
     """
     if not labelled:
         if embedding:
-            return Picked(_FIRST, "nothing is labelled, so that scores mean nothing, and typical rows come first")
-        return Picked(_FIRST_PLAIN, "nothing is labelled, and there is no embedding to tell rows apart by")
+            return AutoChoice(_FIRST, "nothing is labelled, so that scores mean nothing, and typical rows come first")
+        return AutoChoice(_FIRST_PLAIN, "nothing is labelled, and there is no embedding to tell rows apart by")
     if task == "regression":
         if embedding:
-            return Picked(_NUMBERS, "the model predicts numbers")
-        return Picked(_LATER_PLAIN if score else _FIRST_PLAIN, "the model predicts numbers, and there is no embedding")
+            return AutoChoice(_NUMBERS, "the model predicts numbers")
+        return AutoChoice(_LATER_PLAIN if score else _FIRST_PLAIN, "the model predicts numbers, and there is no embedding")
     each = labelled / max(classes, 1)
     seen = f"{labelled:,} labelled rows of {classes:,} {'class' if classes == 1 else 'classes'}, {each:.3g} for each"
     if embedding and (each < enough or not score):
         below = f"below {enough:g}: too few to trust scores" if each < enough else "but the model gives no score"
-        return Picked(_FIRST, f"{seen}, {below}")
+        return AutoChoice(_FIRST, f"{seen}, {below}")
     if not score:
-        return Picked(_FIRST_PLAIN, f"{seen}, but the model gives neither a score nor an embedding")
+        return AutoChoice(_FIRST_PLAIN, f"{seen}, but the model gives neither a score nor an embedding")
     if not embedding:
-        return Picked(_LATER_PLAIN, f"{seen}, and there is no embedding")
-    return Picked(_LATER, f"{seen}, at least {enough:g}: scores count")
+        return AutoChoice(_LATER_PLAIN, f"{seen}, and there is no embedding")
+    return AutoChoice(_LATER, f"{seen}, at least {enough:g}: scores count")

@@ -14,7 +14,7 @@ from raystream.query.catalogue.strategies import TRAITS, Traits
 
 
 @dataclass(frozen=True)
-class Listed:
+class CatalogueEntry:
     """One entry, in words.
 
     Attributes:
@@ -36,7 +36,7 @@ class Listed:
     code: str = ""
 
     def summary(self) -> dict[str, Any]:
-        """For JSON."""
+        """Make what `--json` prints."""
         args = [
             {"name": name, "expected": arg.expected, "default": arg.default, "otherwise": arg.otherwise, "meaning": arg.meaning}
             for name, arg in self.args.items()
@@ -45,7 +45,7 @@ class Listed:
                 "code": self.code}  # fmt: skip
 
 
-def listings() -> dict[str, list[Listed]]:
+def listings() -> dict[str, list[CatalogueEntry]]:
     """All entries: `strategies`, `scores`, and `kinds` with those that other packages register; each sorted by name or by source."""
     registered = sorted(entry_points(group=ENTRY_POINTS).names - KINDS.keys())
     return {
@@ -55,10 +55,10 @@ def listings() -> dict[str, list[Listed]]:
     }
 
 
-def _strategy(name: str, traits: Traits) -> Listed:
+def _strategy(name: str, traits: Traits) -> CatalogueEntry:
     needs = {"score": traits.needs_score({}), "embedding": traits.embedding, "probabilities": traits.probabilities,
              "samples": traits.samples}  # fmt: skip
-    return Listed(
+    return CatalogueEntry(
         name,
         traits.does,
         tuple(word for word, needed in needs.items() if needed),
@@ -69,15 +69,17 @@ def _strategy(name: str, traits: Traits) -> Listed:
     )
 
 
-def _score(name: str, entry: ScoreEntry) -> Listed:
-    return Listed(name, entry.does, (entry.needs,), {"tasks": _tasks(entry.tasks)}, tuple(sorted(entry.keys)), entry.args, entry.code)
+def _score(name: str, entry: ScoreEntry) -> CatalogueEntry:
+    return CatalogueEntry(
+        name, entry.does, (entry.needs,), {"tasks": _tasks(entry.tasks)}, tuple(sorted(entry.keys)), entry.args, entry.code
+    )
 
 
 def _tasks(tasks: frozenset[str]) -> str:
     return "all" if tasks == frozenset(ALL_TASKS) else ", ".join(task for task in ALL_TASKS if task in tasks)
 
 
-def _kind(name: str, entry: KindEntry) -> Listed:
+def _kind(name: str, entry: KindEntry) -> CatalogueEntry:
     facts = {
         "source": entry.source or "none",
         "embedding": entry.embedding,
@@ -86,4 +88,4 @@ def _kind(name: str, entry: KindEntry) -> Listed:
         "mc_dropout": f"no: {entry.no_dropout}" if entry.no_dropout else "yes",
     }
     needs = (f"pip install '.[{entry.extra}]'",) if entry.extra else ()
-    return Listed(name, entry.does, needs, facts, tuple(sorted(entry.keys)), code=entry.code)
+    return CatalogueEntry(name, entry.does, needs, facts, tuple(sorted(entry.keys)), code=entry.code)

@@ -59,12 +59,12 @@ _STRATEGIES: Mapping[str, Sequence[str]] = {
 
 
 def meant_score(name: str) -> str:
-    """What to say of a name that is no score: which are meant, or that it is a strategy."""
+    """Say of a name that is no score which ones are meant, or that it is a strategy."""
     return _meant(name, _SCORES, list(SCORES), list(TRAITS), "a strategy: select.strategy")
 
 
 def meant_strategy(name: str) -> str:
-    """What to say of a name that is no strategy: which are meant, or that it is a score."""
+    """Say of a name that is no strategy which ones are meant, or that it is a score."""
     return _meant(name, _STRATEGIES, [*TRAITS, AUTO], list(SCORES), "a score: acquire.score")
 
 

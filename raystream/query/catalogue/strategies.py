@@ -320,7 +320,7 @@ PICKED = Traits(
 
 
 def traits(strategy: str) -> Traits:
-    """Of a strategy by name, of `auto`, or by import path."""
+    """Find those of a strategy by name, of `auto`, or by import path."""
     if strategy == AUTO:
         return PICKED
     return USERS_OWN if ":" in strategy else TRAITS[strategy]

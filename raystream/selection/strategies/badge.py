@@ -77,7 +77,7 @@ class Gradients:
 
     @classmethod
     def fit(cls, classes: int, width: int, largest: float, *, bias: bool, bfloat16: bool) -> Gradients:
-        """For embeddings whose largest absolute value is `largest`."""
+        """Fit it to embeddings whose largest absolute value is `largest`."""
         reach = math.hypot(largest * math.sqrt(max(width, 1)), 1.0 if bias else 0.0)
         return cls(classes, width, 0 if reach == 0 else min(-math.frexp(reach)[1], 126), bias, bfloat16)
 

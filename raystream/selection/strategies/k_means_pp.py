@@ -62,7 +62,7 @@ def sample(
 
 
 def picked(found: DSquared, distance: Array | None) -> Picked:
-    """As a strategy answers; there is a note when what is left repeats what was chosen."""
+    """Answer as a strategy; there is a note when what is left repeats what was chosen."""
     note = f"only {len(found.rows)} rows differ from each other and from those already covered" if found.distinct else None
     facts = {"proposals": found.proposals, "refinements": found.refinements}
     return Picked(found.rows, found.gain, distance, found.passes, note, facts=facts)
