@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,9 +35,11 @@ def loop(
     for key, uris in {"pool.uri": asked.pool.uris, "store.uri": [asked.store.uri], "loop.oracle": asked.loop.oracle_uris}.items():
         for uri in uris:
             check_place(key, uri)
+    from raystream.labels.server import TOKENS
     from raystream.loop.campaign import ActiveLearningLoop
     from raystream.report.loop_text import describe_loop
 
     with reporting() as reporter:
-        state: Any = ActiveLearningLoop(asked, reporter, report=report).step()
+        token = None if asked.loop.tool is None else os.environ.get(TOKENS[asked.loop.tool.tool], "").strip()
+        state: Any = ActiveLearningLoop(asked, reporter, report=report, token=token).step()
     print_result(state.summary(), lambda: describe_loop(state.summary()), as_json)

@@ -19,6 +19,7 @@ from raystream.pool.files import known_files, open_parquet, schema_of
 from raystream.pool.images import cells, format_of, holds_bytes
 from raystream.store.queries import stored_units
 from raystream.store.result import Result
+from raystream.store.rounds import as_asked
 
 _URL = re.compile(r"(?:https?|s3a?|gs|gcs|abfss?|file)://\S+|data:image/")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
@@ -98,6 +99,11 @@ def ids_of(result: Result) -> Ids:
     return Ids(name, result.selection.schema.field(name).type)
 
 
+def names_classes(result: Result) -> bool:
+    """Whether the query itself gives its classes names, so that a number would stand for a place among these."""
+    return result.manifest.resolved["model"].get("classes") is not None
+
+
 def class_names_of(result: Result, given: Sequence[str] | None) -> tuple[str, ...] | None:
     """The names of the classes: those that the query gives, else the model's own; None where the classes are numbers.
 
@@ -116,10 +122,10 @@ def class_names_of(result: Result, given: Sequence[str] | None) -> tuple[str, ..
 
 
 def read_batch(result: Result, classes: Sequence[str] | None = None, show: str | None = None) -> Batch:
-    """The batch of a committed query, with what people are to see of each row.
+    """Read the batch of a committed query, with what people are to see of each row.
 
     Args:
-        result: the committed query.
+        result: the committed query; of a loop's round, its control rows come with it.
         classes: what the file holds that `model.classes` names, if it names one.
         show: the column to show, of the pool or kept in the selection; left out, the first of `pool.inputs` that holds texts or
             encoded pictures, else the first kept column of URLs.
@@ -128,6 +134,7 @@ def read_batch(result: Result, classes: Sequence[str] | None = None, show: str |
         QueryError: there is no such column, or it holds neither texts nor pictures.
         PoolError: a file of the pool is gone or was changed since.
     """
+    result = as_asked(result)
     selection, task = result.selection, result.manifest.resolved["model"]["task"]
     ids = ids_of(result)
     known = class_names_of(result, classes)
@@ -215,6 +222,30 @@ def _read(result: Result, names: Sequence[str], *, required: bool) -> dict[str, 
     except PoolError as error:
         raise PoolError(f"what people are to see of the chosen rows can't be read: {error}") from None
     return {field.name: table.column(field.name) for field in wanted}
+
+
+def check_shown(file: File, inputs: Sequence[str], kept: Sequence[str], show: str | None) -> None:
+    """See before anything is chosen that a pool has something that people can look at, as far as types tell.
+
+    Args:
+        file: of the pool.
+        inputs: the columns that the model sees.
+        kept: those that selections carry.
+        show: the column to show; see `read_batch`.
+
+    Raises:
+        QueryError: it has nothing, or not that column.
+    """
+    with open_parquet(file) as parquet:
+        schema = schema_of(file, parquet)
+    if show is not None and show not in schema.names:
+        raise QueryError(f"loop.oracle.show {show} is no column of the pool{did_you_mean(show, schema.names)}")
+    for name in (*inputs, *kept) if show is None else (show,):
+        type_ = plain_type(schema.field(name).type) if name in schema.names else pa.null()
+        if _is_text(type_) or holds_bytes(type_):
+            return
+    where = "pool.inputs and pool.keep hold" if show is None else f"loop.oracle.show {show} holds"
+    raise QueryError(f"{where} neither texts nor pictures, so people could see nothing; name a column that does in loop.oracle.show")
 
 
 def _is_text(type_: pa.DataType) -> bool:

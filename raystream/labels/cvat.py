@@ -7,7 +7,7 @@ a label, so that it is skipped, or, where labels are shapes, labelled with none.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from raystream.errors import QueryError
 from raystream.labels.annotation import DELETED, DRAFT, LABELLED, REJECTED, SKIPPED, Annotation, text_or_none, time_of
 from raystream.labels.batch import Batch
-from raystream.labels.collect import Collected, Queries, collect, utc_now
+from raystream.labels.collect import Answered, Collected, Queries, collect, rows_of, utc_now
 from raystream.labels.consolidate import Method
 from raystream.labels.label_studio import Pushed
 from raystream.labels.label_table import LabelRow, LabelTable, gone
@@ -24,6 +24,7 @@ from raystream.labels.tools.cvat import frame_name, task_labels
 from raystream.labels.tools.tool import needs_shown, no_classes
 from raystream.lake.retry import BRIEF, Patience
 from raystream.store.protocol import Store
+from raystream.store.result import Result
 
 _TOOL, _TITLE = "cvat", "CVAT"
 _PAGE = 100
@@ -100,8 +101,8 @@ class Cvat:
         task = self.task
         found = list(self.annotations(task))
         name = str(self.server.read(f"/api/tasks/{task}").get("name", ""))
-        if queries.fallback is None and queries.named(name.removeprefix("raystream ")) is not None:
-            queries.fallback = name.removeprefix("raystream ")
+        if queries.fallback is None and queries.named(name.removeprefix(_name(""))) is not None:
+            queries.fallback = name.removeprefix(_name(""))
         here, when = {each.tool_id for each in found}, utc_now()
 
         def removed(table: LabelTable) -> list[LabelRow]:
@@ -109,6 +110,37 @@ class Cvat:
             return gone([row for row in of_task if row.tool_id not in here], when)
 
         return collect(found, _TOOL, out, store, queries, method, removed)
+
+    def answers(self, store: Store, queries: Queries, asked: Sequence[str], accepts: Callable[[Result], bool]) -> Answered:
+        """Read what people did so far in the tasks of a loop's rounds; see `LabelStudio.answers`.
+
+        Tasks of other queries are not read: a task is one query's.
+
+        Raises:
+            ServerError: the server refuses or stays away.
+        """
+        rows: list[LabelRow] = []
+        notes: list[str] = []
+        for query in asked:
+            found = [] if (task := self._named(query)) is None else list(self.annotations(task))
+            if found:
+                queries.fallback = query
+                read = rows_of(found, _TOOL, queries)
+                rows += read.rows
+                notes += read.of_unlabelled
+        return Answered(rows, notes, 0)
+
+    def page_of(self, query: str, ids: Collection[str], store: Store) -> str | None:
+        """Say where a batch is, if that is known without asking the server; it never is."""
+        return None
+
+    def check(self) -> None:
+        """See that the server takes the token.
+
+        Raises:
+            ServerError: it doesn't.
+        """
+        self._named("")
 
     def annotations(self, task: int) -> Iterator[Annotation]:
         """What people did, frame by frame."""
@@ -151,16 +183,20 @@ class Cvat:
         if self.task is not None:
             self.server.read(f"/api/tasks/{self.task}")
             return self.task
-        name = f"raystream {batch.query}"
+        name = _name(batch.query)
         for _ in range(_LOST):
-            found = sorted(int(task["id"]) for task in self._pages("/api/tasks", name=name) if task.get("name") == name)
-            if found:
-                return found[0]
+            if (found := self._named(batch.query)) is not None:
+                return found
             try:
                 self.server.write("POST", "/api/tasks", {"name": name, "labels": task_labels(batch)})
             except LostReplyError:
                 self._patience.gives_up_after(0.1)
         raise ServerError(f"{self.server.url}: task {name!r} could not be created, though the server took it; look at its log")
+
+    def _named(self, query: str) -> int | None:
+        """Find a query's task, the first one of several; None where there is none."""
+        name = _name(query)
+        return min((int(task["id"]) for task in self._pages("/api/tasks", name=name) if task.get("name") == name), default=None)
 
     def _size(self, task: int) -> int:
         return int(self.server.read(f"/api/tasks/{task}").get("size") or 0)
@@ -219,6 +255,11 @@ class Cvat:
                 body, kind = _form(held)
                 self.server.write("POST", path, body, {"Upload-Multiple": "", "Content-Type": kind})
                 held, size = [], 0
+
+
+def _name(query: str) -> str:
+    """Name the task of a query."""
+    return f"raystream {query}"
 
 
 def _form(files: Sequence[tuple[str, bytes]]) -> tuple[bytes, str]:

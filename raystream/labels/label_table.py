@@ -71,6 +71,7 @@ class LabelTable:
         rows: sorted by id, tool and the tool's own name, each annotation once.
         voted: where annotations were consolidated, one row an id instead, with the annotations that it came from; else empty.
         disagreement: of each voted row, the share of its annotations that said something else.
+        named: whether `model.classes` names the classes, so that a number would stand for a place among these names.
     """
 
     ids: Ids
@@ -78,6 +79,7 @@ class LabelTable:
     rows: tuple[LabelRow, ...] = ()
     voted: tuple[LabelRow, ...] = ()
     disagreement: tuple[float, ...] = field(default=())
+    named: bool = False
 
     def merged(self, found: Iterable[LabelRow]) -> LabelTable:
         """The table with more annotations; in whatever order and however often they are added, the result is the same."""
@@ -121,7 +123,7 @@ class LabelTable:
     def to_arrow(self) -> pa.Table:
         """The table as it is written."""
         rows = self.shown
-        label = _label_type(self.task, [row.label for row in self.rows])
+        label = _label_type(self.task, [row.label for row in self.rows], self.named)
         columns: dict[str, pa.Array] = {self.ids.name: self.ids.array([row.id for row in rows])}
         columns |= dict(zip(_COLUMNS, _columns(rows, label), strict=True))
         if self.voted:
@@ -219,14 +221,17 @@ def _order(row: LabelRow) -> tuple[Any, ...]:
     return as_text(row.id), row.tool, row.tool_id, row.annotator or "", row.state, str(row.label)
 
 
-def _label_type(task: str, labels: Sequence[Label | None]) -> pa.DataType:
-    """Numbers where all classes are called by theirs, as `model.classes` needs them that gives no names."""
+def _label_type(task: str, labels: Sequence[Label | None], named: bool) -> pa.DataType:
+    """Find the type of the column: numbers where no query names the classes and all labels are called by theirs.
+
+    Text where they have names, which may be numerals: of classes 1 to 5, the number 1 would stand for the second.
+    """
     if task == "regression":
         return pa.float64()
     if task == "multi_label":
         return pa.list_(pa.string())
     given = [label for label in labels if label is not None]
-    numbers = task == "classes" and given and all(isinstance(label, str) and _is_number(label) for label in given)
+    numbers = task == "classes" and not named and given and all(isinstance(label, str) and _is_number(label) for label in given)
     return pa.int64() if numbers else pa.string()
 
 

@@ -18,6 +18,8 @@ from urllib.parse import urlencode, urlsplit
 from raystream.errors import DataError, QueryError
 from raystream.lake.retry import BRIEF, Patience, Place
 
+TOKENS = {"label_studio": "LABEL_STUDIO_API_KEY", "cvat": "CVAT_ACCESS_TOKEN"}
+"""The tools that have an API here, and the variables of the environment in which commands find the token of their user."""
 _TIMEOUT = 120.0
 """Seconds without an answer; what is asked for at once takes a server a few."""
 _UNAUTHORISED = (401, 403)

@@ -20,6 +20,7 @@ from raystream.query.catalogue import TRAITS
 from raystream.query.catalogue.auto import AUTO, pick
 from raystream.run import run
 from raystream.store.result import Result
+from raystream.store.rounds import query_of_round
 
 _QUERY = 1
 """The purpose of the seed."""
@@ -102,7 +103,7 @@ def _chosen(ledger: Ledger, models: Models, round_: int, budget: int, labels: Ro
         section,
         pool=loop.pool.derived(labelled=known, label=None, storage={**loop.store.storage, **loop.pool.storage}),
         select=_select(ledger, strategy, budget, untrained),
-        store=loop.store.derived(query=f"{loop.name}-r{round_}"),
+        store=loop.store.derived(query=query_of_round(loop.name, round_)),
         seed=seed_of(loop.seed, round_, _QUERY),
         **({"acquire": None} if untrained else {}),
     )

@@ -27,6 +27,7 @@ from raystream.loop.labels import Id
 from raystream.query.loop import Loop
 from raystream.store.protocol import Store
 from raystream.store.queries import parquet_bytes, read_parquet
+from raystream.store.rounds import round_folder
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ class Journal:
 
     def in_round(self, round_: int, name: str) -> str:
         """A file of a round, by its name in the store."""
-        return f"{self.folder}/rounds/{round_:04d}/{name}"
+        return f"{round_folder(self.name, round_)}/{name}"
 
     def put_history(self, rows: Sequence[Mapping[str, Any]]) -> str:
         """Write `history.parquet` anew; where it is."""

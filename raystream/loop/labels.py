@@ -53,6 +53,7 @@ class Answers:
         unknown: ids whose label is none that the model can learn, with the label.
         expected: what a label must be, in words.
         outside: answers whose ids are beyond the type of the pool's, and so of no row of it.
+        told: further sentences, on what a labelling tool holds.
     """
 
     by_id: Mapping[Id, Answer] = field(default_factory=dict)
@@ -61,6 +62,7 @@ class Answers:
     unknown: tuple[tuple[Id, str], ...] = ()
     expected: str = ""
     outside: int = 0
+    told: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -70,7 +72,7 @@ class Answers:
     @property
     def warnings(self) -> list[str]:
         """Sentences for the user."""
-        found = []
+        found = [*self.told]
         if self.conflicts:
             count, first = len(self.conflicts), ", ".join(map(str, self.conflicts[:_SHOWN]))
             rows = "1 row has" if count == 1 else f"{count:,} rows have"
@@ -94,6 +96,7 @@ def read_answers(
     values: LabelValues,
     storage: Storage = LOCAL,
     key: str = "loop.oracle",
+    table: pa.Table | None = None,
 ) -> Answers:
     """Read what people said; paths under which nothing lies yet say nothing.
 
@@ -105,6 +108,7 @@ def read_answers(
         values: what a label may be.
         storage: how to reach what isn't on this machine.
         key: of the query in which the paths stand, for messages.
+        table: what they said by a labelling tool, with the id column, `label`, `state` and `labelled_at`.
 
     Raises:
         LabelsError: a file can't be read, lacks a column, or holds what is no id, state or time.
@@ -122,6 +126,7 @@ def read_answers(
         raise
     except PoolError as error:
         raise LabelsError(str(error)) from None
+    found += [] if table is None else _of_tool(table, id_name)
     inside = [row for row in found if row[0] is not None]
     return replace(newest(inside, values), outside=len(found) - len(inside))
 
@@ -177,6 +182,12 @@ def _rows(file: File, id_name: str, id_type: pa.DataType, label: str, key: str) 
                 kept = file.deletes.kept(start, batch.num_rows).tolist()
             rows += [(ids[i], times[i], named[i], labels[i]) for i in kept]
     return rows
+
+
+def _of_tool(table: pa.Table, id_name: str) -> list[tuple[Id, float, str, Any]]:
+    """Rows of a table of labels as `newest` takes them."""
+    columns = (table.column(name).to_pylist() for name in (id_name, LABELLED_AT, STATE, "label"))
+    return [(id_, -math.inf if time is None else time.timestamp(), state, label) for id_, time, state, label in zip(*columns, strict=True)]
 
 
 def _ids(column: pa.Array, file: File, name: str, id_type: pa.DataType) -> list[Any]:

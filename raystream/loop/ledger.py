@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import pyarrow as pa
 
+from raystream.errors import PoolError
 from raystream.figures import number_of
 from raystream.loop import evaluation
 from raystream.loop.control import controls_in
@@ -14,6 +16,7 @@ from raystream.loop.evaluation import EvaluationRows
 from raystream.loop.journal import Asked, Closed, Journal, Reserved, Trained
 from raystream.loop.label_values import LabelValues
 from raystream.loop.labels import Answer, Answers, Id, read_answers
+from raystream.loop.oracle import Oracle, oracle_of
 from raystream.loop.pool_rows import PoolRows
 from raystream.loop.round_labels import RoundLabels, counted
 from raystream.model import class_names
@@ -22,6 +25,7 @@ from raystream.query import Query
 from raystream.query.catalogue.trainers import trainer_entry
 from raystream.query.loop import Loop
 from raystream.scoring.progress import Reporter
+from raystream.store.rounds import find_batch, query_of_round
 
 
 class Ledger:
@@ -31,10 +35,11 @@ class Ledger:
         loop: what is asked.
         journal: its records.
         reporter: told how far it is.
+        token: of the labelling tool's user, where the loop names a tool.
     """
 
-    def __init__(self, loop: Loop, journal: Journal, reporter: Reporter) -> None:
-        self.loop, self.journal, self.reporter = loop, journal, reporter
+    def __init__(self, loop: Loop, journal: Journal, reporter: Reporter, token: str | None = None) -> None:
+        self.loop, self.journal, self.reporter, self._token = loop, journal, reporter, token
         self._batches: dict[int, pa.Table] = {}
 
     # what doesn't change while this process lives
@@ -56,6 +61,11 @@ class Ledger:
         given = self.loop.model.get("classes")
         names = None if given is None else class_names(given)
         return LabelValues(self.loop.task, None if names is None else tuple(names), trainer_entry(self.loop.loop.trainer).numbered)
+
+    @cached_property
+    def oracle(self) -> Oracle | None:
+        """The labelling tool by which people are asked; None where the loop names none."""
+        return oracle_of(self.loop, self.journal.store, self.values.classes, self._token)
 
     @cached_property
     def evaluation(self) -> EvaluationRows | None:
@@ -160,14 +170,34 @@ class Ledger:
 
     # what people said
 
+    def put_to_people(self, asked: Asked) -> str | None:
+        """Have a batch labelled by the loop's tool, and return the page where that is done; None without a tool.
+
+        Raises:
+            PoolError: nothing is known of the rows, since no query of the loop chose any.
+            ServerError: the tool's server refuses or stays away; the next call goes on.
+        """
+        if self.oracle is None:
+            return None
+        result = find_batch(self.journal.store, query_of_round(self.loop.name, asked.round))
+        if result is None:
+            raise PoolError(
+                f"batch {asked.round} of loop {self.loop.name} is of control rows alone, and no query before it chose a row; give the loop "
+                "a larger pool, or a smaller loop.control"
+            )
+        return self.oracle.ask(result)
+
     def labels_now(self) -> tuple[RoundLabels, Answers]:
         """All answers as they are now, and what came with them."""
         loop = self.loop
         if loop.loop.column is not None:
             answers = self._simulated(loop.loop.column)
         else:
-            uris = [*loop.pool.labelled, *loop.loop.oracle_uris]
-            answers = read_answers(uris, self.pool.id_name, self.pool.id_type, loop.label, self.values, loop.pool.options)
+            uris, table, told = [*loop.pool.labelled, *loop.loop.oracle_uris], None, []
+            if self.oracle is not None:
+                table, told = self.oracle.answers([query_of_round(loop.name, number) for number in range(1, self.last_asked() + 1)])
+            answers = read_answers(uris, self.pool.id_name, self.pool.id_type, loop.label, self.values, loop.pool.options, table=table)
+            answers = replace(answers, told=tuple(told))
         inside = self.pool.find(list(answers.by_id))
         return RoundLabels.of(answers, inside, self.reserved("control"), self.reserved("evaluate")), answers
 
