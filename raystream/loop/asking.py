@@ -26,6 +26,7 @@ _QUERY = 1
 """The purpose of the seed."""
 _OF_ANY_STRATEGY = frozenset({"near_duplicates", "quotas", "cost", "random_share", "memory"})
 """What `select` says that holds for another strategy than its own."""
+_NOT_TOLD = "near-duplicates can't be told from texts before a model is trained"
 
 
 def ask(ledger: Ledger, models: Models, round_: int) -> Asked | None:
@@ -97,12 +98,16 @@ def _chosen(ledger: Ledger, models: Models, round_: int, budget: int, labels: Ro
     loop, journal = ledger.loop, ledger.journal
     told = labels.told(ledger.pool.id_name, ledger.pool.id_type, barred)
     known = [] if told is None else [journal.store.place(journal.in_round(round_, journal.put_table(round_, "known", told)))]
-    section, strategy, why = _how(ledger, models, round_, labels)
+    section, embedded, strategy, why = _how(ledger, models, round_, labels)
     untrained = ledger.trained_before(round_) is None
+    select = _select(ledger, strategy, budget, untrained)
+    if not embedded and select.get("near_duplicates"):
+        del select["near_duplicates"]
+        why = f"{why}; {_NOT_TOLD}" if why else _NOT_TOLD
     query = loop.query_with(
         section,
         pool=loop.pool.derived(labelled=known, label=None, storage={**loop.store.storage, **loop.pool.storage}),
-        select=_select(ledger, strategy, budget, untrained),
+        select=select,
         store=loop.store.derived(query=query_of_round(loop.name, round_)),
         seed=seed_of(loop.seed, round_, _QUERY),
         **({"acquire": None} if untrained else {}),
@@ -127,17 +132,17 @@ def _select(ledger: Ledger, strategy: str, budget: int, untrained: bool) -> dict
     return select
 
 
-def _how(ledger: Ledger, models: Models, round_: int, labels: RoundLabels) -> tuple[dict[str, Any], str, str]:
-    """The model's section, the strategy, and why that one."""
+def _how(ledger: Ledger, models: Models, round_: int, labels: RoundLabels) -> tuple[dict[str, Any], bool, str, str]:
+    """Decide on the model's section, whether it gives an embedding, the strategy, and why that one."""
     loop = ledger.loop
     trained = ledger.trained_before(round_)
     if trained is None:
         first = first_batch(loop, ledger.pool.plan.read)
-        return dict(first.model), first.strategy, first.why
+        return dict(first.model), first.embedded, first.strategy, first.why
     section = models.section(trained)
     if loop.select.strategy != AUTO:
-        return section, loop.select.strategy, ""
+        return section, True, loop.select.strategy, ""
     rows, said = labels.labelled(TRAIN)
     classes = 0 if loop.task == "regression" else len(ledger.values.known(said))
     picked = pick(len(rows), classes, task=loop.task, embedding=True, score=loop.task != "regression" or loop.loop.committee > 1)
-    return section, picked.strategy, picked.why
+    return section, True, picked.strategy, picked.why

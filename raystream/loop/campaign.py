@@ -248,12 +248,12 @@ class ActiveLearningLoop:
 
     def _before_the_first(self) -> None:
         """Set rows apart, and learn of labels that are there already as round 0."""
-        self._ledger.reserve()
+        ledger, oracle = self._ledger, self._ledger.oracle
+        ledger.reserve()
         if self.journal.asked(1) is not None or self.journal.judged(0) is not None:
             return
-        ledger = self._ledger
-        if ledger.oracle is not None:
-            ledger.oracle.check(ledger.pool.plan.footers[0].file, self.loop.pool.input_columns, self.loop.pool.keep)
+        if oracle is not None:
+            oracle.check(ledger.pool.plan.footers[0].file, self.loop.pool.input_columns, self.loop.pool.keep)
         if self.journal.closed(0) is None:
             labels, answers = self._ledger.labels_now()
             self._said = answers.warnings

@@ -27,9 +27,10 @@ _UNREAD = "raystream.loop.first_batch:Unread"
 
 @dataclass(frozen=True)
 class FirstBatch:
-    """How the first batch is chosen: the model's section, the strategy, and why that one."""
+    """How the first batch is chosen: the model's section, whether it gives an embedding, the strategy, and why that one."""
 
     model: Mapping[str, Any]
+    embedded: bool
     strategy: str
     why: str
 
@@ -48,13 +49,13 @@ def first_batch(loop: Loop, read: ReadSpec) -> FirstBatch:
     model, embedded = _model(loop, read)
     if wanted == AUTO:
         picked = pick(0, 0, task=loop.task, embedding=embedded, score=False)
-        return FirstBatch(model, picked.strategy, picked.why)
+        return FirstBatch(model, embedded, picked.strategy, picked.why)
     if wanted in TRAITS and TRAITS[wanted].embedding and not embedded:
         raise QueryError(
             f"loop.start.strategy is {wanted}, which needs an embedding, but the pool's inputs are texts and no model is given for them; "
             "use random, or label some rows first"
         )
-    return FirstBatch(model, wanted, "")
+    return FirstBatch(model, embedded, wanted, "")
 
 
 def _model(loop: Loop, read: ReadSpec) -> tuple[Mapping[str, Any], bool]:

@@ -29,6 +29,8 @@ _CHOICE, _TRAINING, _SPLIT, _CEILING = range(1, 5)
 """Purposes of seeds."""
 _DIVERSE = "k_means_pp"
 """Spreads a batch without scores."""
+_OF_ANY = "near_duplicates"
+"""The option that holds for every strategy, where there is an embedding to tell them by."""
 
 
 @dataclass(frozen=True)
@@ -293,14 +295,14 @@ class _Rows:
         return (
             CONTROL if self.fixed is None else _DIVERSE,
             f"labels of one class alone train no model, so {contender.strategy} has no scores",
-            {},
+            {key: value for key, value in contender.options.items() if key == _OF_ANY},
         )
 
     def batch(self, contender: Contender, budget: int, seed: int) -> tuple[Indices, str, str]:
         """The rows of a batch, the strategy that chose them, and why it did where that isn't the contender's own."""
         strategy, why, options = self.picked(contender)
         traits, rows, free = TRAITS[strategy], self.pool.rows, self.free
-        looks = traits.embedding or bool(options.get("near_duplicates"))
+        looks = traits.embedding or bool(options.get(_OF_ANY))
         x, score, p, samples = self.fixed if looks else None, None, None, None
         ranked = traits.score or traits.tenfold or "terms" in traits.keys or "candidates" in options or options.get("weight", 0) > 0
         if self.model is not None and (ranked or traits.probabilities or traits.samples or (looks and x is None)):
@@ -311,6 +313,8 @@ class _Rows:
                 samples = self.model.samples(tuple(values[free] for values in rows.inputs))
             score = score_rows(contender.score, rows.task, said.values[free], samples) if ranked and self.scored else None
             p = said.values[free].astype(np.float32) if traits.probabilities else None
+        if x is None and options.get(_OF_ANY):  # texts before a model is trained
+            options = {key: value for key, value in options.items() if key != _OF_ANY}
         with np.errstate(divide="ignore"):
             log_probs = np.log(samples).astype(np.float32) if samples is not None and traits.samples else None
         chosen = select(

@@ -81,7 +81,7 @@ def simulate(simulation: Simulation, *, reporter: Reporter | None = None) -> Sim
     campaign = Campaign(
         trainer,
         tuple(simulation.metrics),
-        Contender("start", simulation.loop.start.strategy, simulation.acquire.score),
+        Contender("start", simulation.loop.start.strategy, simulation.acquire.score, simulation.start_options),
         simulation.start_budget,
         simulation.select.budget,
         simulation.loop.rounds,
