@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raystream.loop.first_batch import first_batch
+from raystream.loop.first_batch import KNOW_NOTHING, first_batch
 from raystream.loop.journal import Asked
 from raystream.loop.labels import Answers, Id
 from raystream.loop.ledger import Ledger
@@ -112,7 +113,18 @@ def _chosen(ledger: Ledger, models: Models, round_: int, budget: int, labels: Ro
         seed=seed_of(loop.seed, round_, _QUERY),
         **({"acquire": None} if untrained else {}),
     )
-    return run(query, reporter=ledger.reporter), strategy, why
+    result = run(query, reporter=ledger.reporter)
+    if section.get("source") in KNOW_NOTHING:
+        result = replace(result, selection=_without_opinions(result.selection))
+    return result, strategy, why
+
+
+def _without_opinions(selection: pa.Table) -> pa.Table:
+    """Empty the columns of what a model thinks, which people would be shown as if it were something to go by."""
+    for name in ("score", "prediction", "confidence"):
+        place = selection.column_names.index(name)
+        selection = selection.set_column(place, name, pa.nulls(selection.num_rows, selection.schema.field(place).type))
+    return selection.drop_columns([name for name in ("prediction_name",) if name in selection.column_names])
 
 
 def _select(ledger: Ledger, strategy: str, budget: int, untrained: bool) -> dict[str, Any]:

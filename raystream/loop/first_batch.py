@@ -25,6 +25,10 @@ _UNTRAINED = "raystream.loop.first_batch:Untrained"
 _UNREAD = "raystream.loop.first_batch:Unread"
 
 
+KNOW_NOTHING = (_UNTRAINED, _UNREAD)
+"""Sources of models whose outputs are the same for every row: what they predict is no opinion."""
+
+
 @dataclass(frozen=True)
 class FirstBatch:
     """How the first batch is chosen: the model's section, whether it gives an embedding, the strategy, and why that one."""

@@ -82,8 +82,10 @@ def test_a_loop_asks_by_the_tool_and_reads_from_it(tmp_path: Path, truth: dict[s
     assert f"label them at {fake.url}/projects/1 and run this again" in state.reason
     assert [task["data"].get("raystream_why") for task in fake.tasks.values()] == ["", "", "", "", "control", "control"]
     assert {task["data"]["text"] for task in fake.tasks.values()} == {f"row {int(id_[1:])} <b>ü</b>" for id_ in asked(state)}
+    assert not any(task.get("predictions") for task in fake.imported)  # a model that knows nothing has no opinion
     annotate(fake, truth)
     second = step(loop, fake)
+    assert [len(task.get("predictions", [])) for task in fake.imported[6:]] == [1, 1, 1, 1, 0, 0]
     assert (second.round, second.labels, len(fake.tasks)) == (2, 6, 12)
     imports = [path for _, path, _ in fake.seen if path.endswith("/import")]
     assert step(loop, fake).missing == 6
