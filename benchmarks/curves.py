@@ -1,4 +1,4 @@
-"""Learning curves on real data: the data sets, how a curve is made on each, and the runs, by `raystream.loop.rounds`.
+"""Learning curves on real data: the data sets, how a curve is made on each, and the runs, by `raystream.loop.simulation.rounds`.
 
 digits      1797 images / 16; stratified 597 test, 1200 pool; 2 labels a class to start; batches of 10
 redundant   the same with four copies of each pool row + N(0, .05^2); batches of 40
@@ -31,10 +31,10 @@ from sklearn.model_selection import train_test_split
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.glosses import embedded
-from raystream.loop.parallel import each_result
-from raystream.loop.rounds import Campaign, Contender, Played, Pool, ceiling, play
-from raystream.loop.trainers import make_trainer
-from raystream.loop.training import Trainer, TrainingRows
+from raystream.loop.simulation.parallel import each_result
+from raystream.loop.simulation.rounds import Campaign, Contender, Played, Pool, ceiling, play
+from raystream.loop.trainers.by_name import make_trainer
+from raystream.loop.trainers.training import Trainer, TrainingRows
 
 Array = np.ndarray
 

@@ -35,10 +35,10 @@ from benchmarks import curves
 from benchmarks.environment import environment
 from benchmarks.glosses import Missing
 from raystream.acquisition import fit_temperature
-from raystream.loop.parallel import cores
-from raystream.loop.rounds import Contender
-from raystream.loop.trainers import make_trainer
-from raystream.loop.training import Fitted, Predicted, Trainer, TrainingRows
+from raystream.loop.simulation.parallel import cores
+from raystream.loop.simulation.rounds import Contender
+from raystream.loop.trainers.by_name import make_trainer
+from raystream.loop.trainers.training import Fitted, Predicted, Trainer, TrainingRows
 from raystream.selection.choose import STRATEGIES
 
 Array = np.ndarray

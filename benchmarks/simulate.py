@@ -34,9 +34,9 @@ import raystream as rs
 from benchmarks.curves import PROTOCOLS, curves
 from benchmarks.environment import environment
 from benchmarks.glosses import Missing
-from raystream.loop.comparison import Curves, area, compare
-from raystream.loop.parallel import cores
-from raystream.loop.rounds import Contender, Played
+from raystream.loop.simulation.comparison import Curves, area, compare
+from raystream.loop.simulation.parallel import cores
+from raystream.loop.simulation.rounds import Contender, Played
 from raystream.query.catalogue.auto import ENOUGH
 
 Array = np.ndarray

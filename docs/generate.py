@@ -229,7 +229,7 @@ def metrics() -> str:
 
 def trainer() -> str:
     """The arguments of trainer torch; loaded here, since it imports torch."""
-    from raystream.loop.torch_trainer import ARGS
+    from raystream.loop.trainers.torch_trainer import ARGS
 
     rows = [[f"`{name}`", arg.expected, _default_of(arg), arg.meaning] for name, arg in ARGS.items()]
     return table(["argument", "takes", "default", "meaning"], rows)

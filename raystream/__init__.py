@@ -17,9 +17,9 @@ from raystream.run import run
 
 if TYPE_CHECKING:
     from raystream.loop.campaign import ActiveLearningLoop
-    from raystream.loop.simulation import simulate
-    from raystream.loop.stream import run_stream
-    from raystream.loop.stream_sampler import StreamSampler
+    from raystream.loop.simulation.run import simulate
+    from raystream.loop.streams.run import run_stream
+    from raystream.loop.streams.sampler import StreamSampler
     from raystream.query.stream import Stream
     from raystream.store.result import Result
 
@@ -50,9 +50,9 @@ _LATER = {
     "ActiveLearningLoop": "raystream.loop.campaign",
     "Result": "raystream.store.result",
     "Stream": "raystream.query.stream",
-    "StreamSampler": "raystream.loop.stream_sampler",
-    "run_stream": "raystream.loop.stream",
-    "simulate": "raystream.loop.simulation",
+    "StreamSampler": "raystream.loop.streams.sampler",
+    "run_stream": "raystream.loop.streams.run",
+    "simulate": "raystream.loop.simulation.run",
 }
 """Names that are imported when they are first used: pyarrow and torch come with them, not with the description of a query."""
 

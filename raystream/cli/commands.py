@@ -177,11 +177,11 @@ def demo(
     """Choose 50 of 5,000 real images, and see what that is worth."""
     with _reporter() as reporter:
         if rounds:
-            from raystream.loop.loop_demo import run_loop_demo
+            from raystream.loop.demos.loop_demo import run_loop_demo
 
             lines = run_loop_demo(folder, reporter=reporter)
         else:
-            from raystream.loop.demo import run_demo
+            from raystream.loop.demos.query_demo import run_demo
 
             lines = run_demo(folder, workers=workers, seeds=seeds, reporter=reporter)
     print(lines)

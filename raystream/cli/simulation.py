@@ -25,8 +25,8 @@ def simulate(
 
     Every run is kept: a simulation that was ended goes on, and more seeds or strategies join those that are there.
     """
-    from raystream.loop.outcome import describe
-    from raystream.loop.simulation import simulate as play
+    from raystream.loop.simulation.outcome import describe
+    from raystream.loop.simulation.run import simulate as play
     from raystream.query.simulate import Simulation
 
     changes = list(overrides or [])

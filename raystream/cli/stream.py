@@ -14,7 +14,7 @@ from raystream.cli.terminal import print_result, reporting
 from raystream.figures import number_of
 
 if TYPE_CHECKING:
-    from raystream.loop.stream import StreamResult
+    from raystream.loop.streams.run import StreamResult
 
 
 def stream(
@@ -40,7 +40,7 @@ def stream(
     for key, uris in {"pool.uri": asked.pool.uris, "store.uri": [asked.store.uri]}.items():
         for uri in uris:
             check_place(key, uri)
-    from raystream.loop.stream import run_stream
+    from raystream.loop.streams.run import run_stream
 
     with reporting() as reporter:
         result = run_stream(asked, reporter=reporter)

@@ -1,4 +1,4 @@
-"""Independent pieces of work as Ray tasks: what `raystream.loop.parallel` does by processes of one machine."""
+"""Independent pieces of work as Ray tasks: what `raystream.loop.simulation.parallel` does by processes of one machine."""
 
 from __future__ import annotations
 

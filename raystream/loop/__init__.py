@@ -1,12 +1,12 @@
-"""All that happens around a query: images to try it on, a trainer, and what the chosen labels are worth.
+"""All that happens around a query: rounds of asking for labels, training and judging, until there is enough.
 
-`demo` is the whole round on real images: train on a few labels, ask which rows to label next, add their labels,
-train again, and compare with rows drawn at random. `fit_committee` trains several models whose disagreement is a score.
-`lure` says what a batch that was drawn with known probabilities tells of a model's loss over all rows.
-`stream` decides row by row on what arrives.
+`campaign` is the loop on real labels; its neighbours are what it keeps, asks and stops by. `simulation/` compares strategies where every
+label is known, `streams/` decides row by row on what arrives, `trainers/` make the models, `demos/` show both on real images.
+`fit_committee` trains several models whose disagreement is a score; `lure` says what a batch that was drawn with known probabilities
+tells of a model's loss over all rows.
 """
 
-from raystream.loop.committee import fit_committee
 from raystream.loop.lure import lure
+from raystream.loop.trainers.committee import fit_committee
 
 __all__ = ["fit_committee", "lure"]

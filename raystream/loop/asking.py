@@ -16,7 +16,7 @@ from raystream.loop.labels import Answers, Id
 from raystream.loop.ledger import Ledger
 from raystream.loop.models import Models
 from raystream.loop.round_labels import TRAIN, RoundLabels
-from raystream.loop.training import seed_of
+from raystream.loop.trainers.training import seed_of
 from raystream.query.catalogue import TRAITS
 from raystream.query.catalogue.auto import AUTO, pick
 from raystream.run import run

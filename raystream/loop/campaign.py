@@ -27,7 +27,7 @@ from raystream.loop.loop_report import write_report
 from raystream.loop.models import Models, trainer_of
 from raystream.loop.round_labels import CONTROL, TRAIN, RoundLabels
 from raystream.loop.stopping import Round, stops
-from raystream.loop.training import Fitted
+from raystream.loop.trainers.training import Fitted
 from raystream.query.loop import Loop
 from raystream.scoring.progress import Reporter, Silent
 from raystream.store.lease import Lease

@@ -13,7 +13,7 @@ from raystream.errors import LabelsError, PoolError
 from raystream.loop.label_values import LabelValues
 from raystream.loop.labels import Id, read_answers
 from raystream.loop.pool_rows import PoolRows, stacked
-from raystream.loop.training import Array
+from raystream.loop.trainers.training import Array
 from raystream.pool import File, Places, has_columns, list_pool, read_columns_at, read_unit
 from raystream.pool.files import open_parquet, schema_of
 from raystream.pool.labelled_ids import LABELLED, labelled_rows

@@ -14,7 +14,7 @@ from raystream.loop.journal import Asked, Judged, Trained
 from raystream.loop.label_values import LabelValues
 from raystream.loop.metrics import measure, shares
 from raystream.loop.stopping import Round, Rule, make_rule
-from raystream.loop.training import Array, Fitted
+from raystream.loop.trainers.training import Array, Fitted
 from raystream.query.catalogue.rules import RULES
 from raystream.query.loop import Loop
 

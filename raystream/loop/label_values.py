@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raystream.errors import LabelsError
-from raystream.loop.training import ClassLabel
+from raystream.loop.trainers.training import ClassLabel
 
 Array = npt.NDArray[Any]
 _SHOWN = 5

@@ -19,9 +19,9 @@ from raystream.loop.journal import Trained
 from raystream.loop.judging import classes_of, uncertainty
 from raystream.loop.ledger import Ledger
 from raystream.loop.round_labels import TRAIN
-from raystream.loop.trainers import CommitteeFitted, fit, load_fitted, make_trainer
-from raystream.loop.training import Array, ClassLabel, Fitted, Trainer, TrainingRows, held_back, seed_of
-from raystream.loop.users_trainer import LABEL
+from raystream.loop.trainers.by_name import CommitteeFitted, fit, load_fitted, make_trainer
+from raystream.loop.trainers.training import Array, ClassLabel, Fitted, Trainer, TrainingRows, held_back, seed_of
+from raystream.loop.trainers.users_trainer import LABEL
 from raystream.model import class_names
 from raystream.query import Model
 from raystream.query.loop import Loop

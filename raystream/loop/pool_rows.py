@@ -13,7 +13,7 @@ import pyarrow as pa
 from raystream.choosing.row_hashes import block_hashes
 from raystream.loop.control import control_rows, sample_rows
 from raystream.loop.labels import Id
-from raystream.loop.training import Array
+from raystream.loop.trainers.training import Array
 from raystream.pool import File, PoolPlan, Unit, read_columns_at, read_unit, units_at
 from raystream.pool.ids import KnownIds, comparable
 from raystream.query import Query

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from raystream.errors import DataError
-from raystream.loop.comparison import (
+from raystream.loop.simulation.comparison import (
     Curves,
     aligned,
     area,

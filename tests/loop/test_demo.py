@@ -1,6 +1,6 @@
 import pytest
 
-from raystream.loop.demo import Comparison, demo_query, describe_comparisons, run_demo
+from raystream.loop.demos.query_demo import Comparison, demo_query, describe_comparisons, run_demo
 from raystream.query import Cluster
 from raystream.scoring.progress import Silent
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from raystream.errors import QueryError
-from raystream.loop import mnist
-from raystream.loop.mnist import Images
+from raystream.loop.demos import mnist
+from raystream.loop.demos.mnist import Images
 from raystream.pool import plan_pool, read_unit
 from raystream.query import Pool
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from raystream.loop.parallel import one_thread_each
-from raystream.loop.rounds import Campaign, Contender, Pool, ceiling, play, split
-from raystream.loop.trainers import make_trainer
-from raystream.loop.training import TrainingRows, seed_of
+from raystream.loop.simulation.parallel import one_thread_each
+from raystream.loop.simulation.rounds import Campaign, Contender, Pool, ceiling, play, split
+from raystream.loop.trainers.by_name import make_trainer
+from raystream.loop.trainers.training import TrainingRows, seed_of
 
 LOGISTIC = {"estimator": "sklearn.linear_model:LogisticRegression", "C": 1.0}
 
@@ -141,7 +141,7 @@ def test_numbers():
 def _regression():
     from raystream.query import Model
 
-    return Model(kind="python", source="raystream.loop.regressor:SklearnRegressor", task="regression")
+    return Model(kind="python", source="raystream.loop.trainers.regressor:SklearnRegressor", task="regression")
 
 
 def test_the_ceiling_is_the_trainer_on_all_labels():

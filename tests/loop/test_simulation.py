@@ -16,11 +16,11 @@ import yaml
 from pools import vectors
 
 import raystream as rs
-import raystream.loop.parallel as parallel
-import raystream.loop.simulation as simulation
+import raystream.loop.simulation.parallel as parallel
+import raystream.loop.simulation.run as simulation
 from raystream.errors import QueryError
-from raystream.loop.comparison import Curves, compare
-from raystream.loop.parallel import each_result
+from raystream.loop.simulation.comparison import Curves, compare
+from raystream.loop.simulation.parallel import each_result
 from raystream.query.simulate import Simulation
 
 Cli = Callable[..., tuple[int, str, str]]

@@ -19,7 +19,8 @@ import raystream as rs
 from raystream.acquisition import margin
 from raystream.cluster.processes import Processes
 from raystream.errors import PoolError, QueryError, StoreError
-from raystream.loop import stream_log, stream_looks
+from raystream.loop.streams import log as stream_log
+from raystream.loop.streams import looks as stream_looks
 from raystream.store.gc import collect
 from raystream.store.life import SignOfLife
 from raystream.store.opening import open_store

@@ -20,8 +20,8 @@ from pools import pool_table
 from streams import NOW, arrive, decisions, make_stream, run
 
 import raystream as rs
-from raystream.loop import stream_looks
-from raystream.loop.stream_log import StreamLog
+from raystream.loop.streams import looks as stream_looks
+from raystream.loop.streams.log import StreamLog
 from raystream.store import lease
 from raystream.store.local import LocalStore
 
@@ -148,7 +148,7 @@ def run_in(folder: str) -> None:
 def kill_until_done(folder: Path, kills: int, seed: int) -> Iterator[None]:
     """By SIGKILL at random moments, again and again; yields whenever the stream came to an end all the same, so that it can begin anew."""
     context, rng = multiprocessing.get_context("forkserver"), random.Random(seed)
-    context.set_forkserver_preload(["raystream.loop.stream", "streams"])
+    context.set_forkserver_preload(["raystream.loop.streams.run", "streams"])
     longest = 3.0
     while kills:
         process = context.Process(target=run_in, args=(str(folder),))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import raystream as rs
 from raystream.errors import QueryError
-from raystream.loop.stream_managers import MANAGERS, Draws, Rows
+from raystream.loop.streams.managers import MANAGERS, Draws, Rows
 from raystream.query.stream import BY_UNCERTAINTY, Manager
 from raystream.selection.hashing import philox
 

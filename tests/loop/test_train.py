@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from raystream.loop.mnist import network
-from raystream.loop.train import accuracy, train
+from raystream.loop.demos.mnist import network
+from raystream.loop.demos.train import accuracy, train
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from campaigns import blobs
 
 from raystream.errors import ModelError, QueryError
 from raystream.loop.models import with_paths
-from raystream.loop.torch_trainer import ARGS
-from raystream.loop.trainers import fit, load_fitted, make_trainer, member_rows
-from raystream.loop.training import TrainingRows, held_back
+from raystream.loop.trainers.by_name import fit, load_fitted, make_trainer, member_rows
+from raystream.loop.trainers.torch_trainer import ARGS
+from raystream.loop.trainers.training import TrainingRows, held_back
 from raystream.query import Model
 
 NETS = """

@@ -13,7 +13,7 @@ from raystream.report.page import write_report
 from raystream.report.style import breakable
 
 COLUMNS = {"kind": "columns", "logits": "logits", "embedding": "embedding"}
-NET = {"source": "raystream.loop.mnist:network"}
+NET = {"source": "raystream.loop.demos.mnist:network"}
 
 
 def text_of(result):
@@ -169,7 +169,7 @@ def test_the_model_is_named(ask, columns_pool, digits):
     text = text_of(ask(columns_pool, pool={"id": "name"}, model=COLUMNS, select={"budget": 5}))
     assert ">columns logits, embedding<" in text.replace("</dd>", "<") or "columns logits" in text
     text = text_of(ask(digits[0], pool={"id": "name", "inputs": ["pixels"]}, model=NET, select={"budget": 4}))
-    assert "raystream.loop.mnist:network" in text
+    assert "raystream.loop.demos.mnist:network" in text
 
 
 def test_what_can_be_taken_along(ask, columns_pool):

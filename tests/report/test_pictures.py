@@ -11,7 +11,7 @@ from raystream.report import chosen_inputs
 from raystream.report import pictures as module
 from raystream.report.pictures import pictures
 
-NET = {"source": "raystream.loop.mnist:network"}
+NET = {"source": "raystream.loop.demos.mnist:network"}
 
 
 def opened(picture):

@@ -8,7 +8,7 @@ from typing import Any
 
 from raystream.query.catalogue.arguments import load
 
-_REGRESSOR = "raystream.loop.regressor:SklearnRegressor"
+_REGRESSOR = "raystream.loop.trainers.regressor:SklearnRegressor"
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class TrainerEntry:
 
 _CLASSIFIER = {"kind": "sklearn", "source": "trained.skops"}
 TRAINERS: Mapping[str, TrainerEntry] = {
-    "torch": TrainerEntry("the network of `model.source`", "raystream.loop.torch_trainer:torch_trainer", numbered=True),
+    "torch": TrainerEntry("the network of `model.source`", "raystream.loop.trainers.torch_trainer:torch_trainer", numbered=True),
     "sklearn": TrainerEntry(
         "an estimator of scikit-learn, or a pipeline",
-        "raystream.loop.sklearn_trainer:sklearn_trainer",
+        "raystream.loop.trainers.sklearn_trainer:sklearn_trainer",
         made={"classes": _CLASSIFIER, "multi_label": _CLASSIFIER, "regression": {"kind": "python", "source": _REGRESSOR}},
     ),
 }

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from raystream.errors import ModelError
 from raystream.loop.metrics import measure
-from raystream.loop.scores import score_rows
-from raystream.loop.trainers import CommitteeFitted, fit
-from raystream.loop.training import Fitted, Trainer, TrainingRows, seed_of
+from raystream.loop.simulation.scores import score_rows
+from raystream.loop.trainers.by_name import CommitteeFitted, fit
+from raystream.loop.trainers.training import Fitted, Trainer, TrainingRows, seed_of
 from raystream.query.catalogue import TRAITS
 from raystream.query.catalogue.auto import AUTO, CONTROL, ENOUGH, pick
 from raystream.selection import select

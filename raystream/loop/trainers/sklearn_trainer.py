@@ -15,8 +15,8 @@ import numpy as np
 from raystream import query
 from raystream.errors import ModelError, QueryError, did_you_mean
 from raystream.imports import is_import_path
-from raystream.loop.regressor import SklearnRegressor
-from raystream.loop.training import Array, ClassLabel, Fitted, Predicted, TrainingRows, predicted, refuse_nan
+from raystream.loop.trainers.regressor import SklearnRegressor
+from raystream.loop.trainers.training import Array, ClassLabel, Fitted, Predicted, TrainingRows, predicted, refuse_nan
 from raystream.model.promise import Promise
 from raystream.model.sklearn_model import SklearnClassifier, one_thread_each, read_estimator
 from raystream.model.source import optional

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from raystream.figures import in_seconds
-from raystream.loop.comparison import Curves, Figures, aligned, compare, student_quantile
-from raystream.loop.rounds import Played
+from raystream.loop.simulation.comparison import Curves, Figures, aligned, compare, student_quantile
+from raystream.loop.simulation.rounds import Played
 from raystream.query.catalogue.auto import CONTROL
 from raystream.query.catalogue.metrics import metric_of
 from raystream.query.simulate import Simulation

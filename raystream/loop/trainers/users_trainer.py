@@ -15,9 +15,9 @@ from torch import nn
 
 from raystream import query
 from raystream.errors import ModelError, QueryError, RaystreamError
-from raystream.loop.sklearn_trainer import SklearnTrainer
-from raystream.loop.torch_trainer import TorchFitted
-from raystream.loop.training import Array, ClassLabel, Fitted, Predicted, TrainingRows, predicted, refuse_nan
+from raystream.loop.trainers.sklearn_trainer import SklearnTrainer
+from raystream.loop.trainers.torch_trainer import TorchFitted
+from raystream.loop.trainers.training import Array, ClassLabel, Fitted, Predicted, TrainingRows, predicted, refuse_nan
 from raystream.model import Promised, load
 from raystream.model.batches import choose_device, is_device_failure
 from raystream.model.source import build, find, plain_network

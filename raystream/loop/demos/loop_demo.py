@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from raystream.loop import mnist
 from raystream.loop.campaign import ActiveLearningLoop, LoopState
-from raystream.loop.mnist import Images
+from raystream.loop.demos import mnist
+from raystream.loop.demos.mnist import Images
 from raystream.query import Cluster, Pool, Select, Store
 from raystream.query.loop import Loop, LoopSettings
 from raystream.scoring.progress import Reporter
@@ -67,7 +67,7 @@ def demo_loop(folder: Path, name: str, strategy: str) -> Loop:
     """One of the two loops, which differ in their strategy alone."""
     return Loop(
         pool=Pool(uri=str(folder / "pool"), id="image_id", inputs=["pixels"], label="label"),
-        model={"source": "raystream.loop.mnist:network"},
+        model={"source": "raystream.loop.demos.mnist:network"},
         select=Select(budget=BUDGET, strategy=strategy),
         cluster=Cluster(address="in_process"),
         store=Store(uri=str(folder / "runs")),

@@ -16,10 +16,10 @@ from raystream.figures import number_of
 from raystream.loop.evaluation import EvaluationRows, ids_in_files, rows_in_files
 from raystream.loop.label_values import LabelValues
 from raystream.loop.pool_rows import PoolRows
-from raystream.loop.rounds import Pool
-from raystream.loop.sklearn_trainer import SklearnTrainer
-from raystream.loop.torch_trainer import TorchTrainer
-from raystream.loop.training import Array, Trainer, TrainingRows, predicted
+from raystream.loop.simulation.rounds import Pool
+from raystream.loop.trainers.sklearn_trainer import SklearnTrainer
+from raystream.loop.trainers.torch_trainer import TorchTrainer
+from raystream.loop.trainers.training import Array, Trainer, TrainingRows, predicted
 from raystream.model import class_names, load, with_local_files
 from raystream.model.embedding import INPUTS
 from raystream.pool import Places, check_unique, comparable, list_pool, read_columns_at, read_unit

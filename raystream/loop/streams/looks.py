@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 
 from raystream.errors import ModelError, PoolError
 from raystream.figures import number_of
-from raystream.loop.arrivals import SETTLING_SECONDS, Listing, list_arrivals
-from raystream.loop.stream_decisions import StreamState
-from raystream.loop.stream_drift import Drift
-from raystream.loop.stream_log import Arrival, Progress, StreamLog
+from raystream.loop.streams.arrivals import SETTLING_SECONDS, Listing, list_arrivals
+from raystream.loop.streams.decisions import StreamState
+from raystream.loop.streams.drift import Drift
+from raystream.loop.streams.log import Arrival, Progress, StreamLog
 from raystream.pool import check_unique
 from raystream.pool.ids import KnownIds, comparable, derived_ids
 from raystream.pool.plan import NoReadableFileError, NoRowsError

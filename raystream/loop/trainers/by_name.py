@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from raystream import query
 from raystream.errors import ModelError, QueryError, did_you_mean
-from raystream.loop.committee import bootstrap_rows
-from raystream.loop.training import Array, ClassLabel, Fitted, Predicted, Trainer, TrainingRows, seed_of
-from raystream.loop.users_trainer import UsersTrainer
+from raystream.loop.trainers.committee import bootstrap_rows
+from raystream.loop.trainers.training import Array, ClassLabel, Fitted, Predicted, Trainer, TrainingRows, seed_of
+from raystream.loop.trainers.users_trainer import UsersTrainer
 from raystream.query.catalogue.trainers import TRAINERS
 
 

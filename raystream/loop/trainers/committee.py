@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from raystream.errors import QueryError
-from raystream.loop.train import train
+from raystream.loop.demos.train import train
 
 Array = npt.NDArray[Any]
 Trainer = Callable[[nn.Module, Array, Array, int], object]
@@ -49,7 +49,7 @@ def fit_committee(
         members: how many, two at least.
         seed: of the rows, the weights and the training.
         folder: where the weights are written, as member-0.safetensors and so on.
-        trainer: trains a network in place, given (network, x, y, seed); left out: `raystream.loop.train.train`, 30 epochs.
+        trainer: trains a network in place, given (network, x, y, seed); left out: `raystream.loop.demos.train.train`, 30 epochs.
         executor: left out: one after another, in this process. Threads gain nothing, processes and Ray do.
 
     Returns:

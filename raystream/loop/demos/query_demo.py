@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 
-from raystream.loop import mnist
-from raystream.loop.mnist import Images
-from raystream.loop.train import accuracy, train
+from raystream.loop.demos import mnist
+from raystream.loop.demos.mnist import Images
+from raystream.loop.demos.train import accuracy, train
 from raystream.query import Cluster, Model, Pool, Query, Select, Store
 from raystream.report.page import write_report
 from raystream.report.text import describe_certificate, describe_seconds, rows_as_text
@@ -92,7 +92,7 @@ def demo_query(folder: Path, seed: int, cluster: Cluster) -> Query:
             inputs=["pixels"],
             labelled=[str(folder / f"seed-{seed}" / "labelled.parquet")],
         ),
-        model=Model(source="raystream.loop.mnist:network", weights=str(folder / f"seed-{seed}" / "weights.safetensors")),
+        model=Model(source="raystream.loop.demos.mnist:network", weights=str(folder / f"seed-{seed}" / "weights.safetensors")),
         select=Select(budget=BUDGET),
         cluster=cluster,
         store=Store(uri=str(folder / "runs")),

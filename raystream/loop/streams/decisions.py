@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from raystream.loop.stream_drift import Drift
-from raystream.loop.stream_managers import Decision
-from raystream.loop.stream_sampler import StreamSampler
+from raystream.loop.streams.drift import Drift
+from raystream.loop.streams.managers import Decision
+from raystream.loop.streams.sampler import StreamSampler
 from raystream.query.stream import Stream
 
 WINDOW = 100

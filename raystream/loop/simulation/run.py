@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 
 from raystream.cluster.task import has_cluster
 from raystream.errors import QueryError, StoreError
-from raystream.loop.labelled_pool import LabelledPool, read_labelled_pool
 from raystream.loop.models import trainer_of
-from raystream.loop.outcome import Simulated, outcome, page
-from raystream.loop.parallel import cores, each_result, one_thread_each
-from raystream.loop.rounds import Campaign, Contender, Played, ceiling, play, split
-from raystream.loop.scores import check_score
-from raystream.loop.sklearn_trainer import SklearnTrainer
-from raystream.loop.training import TrainingRows
+from raystream.loop.simulation.labelled_pool import LabelledPool, read_labelled_pool
+from raystream.loop.simulation.outcome import Simulated, outcome, page
+from raystream.loop.simulation.parallel import cores, each_result, one_thread_each
+from raystream.loop.simulation.rounds import Campaign, Contender, Played, ceiling, play, split
+from raystream.loop.simulation.scores import check_score
+from raystream.loop.trainers.sklearn_trainer import SklearnTrainer
+from raystream.loop.trainers.training import TrainingRows
 from raystream.model import code_hash, fingerprint, with_local_files
 from raystream.query import Cluster, Model
 from raystream.query.catalogue import TRAITS

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raystream.errors import QueryError, did_you_mean
-from raystream.loop.stream_managers import MANAGERS, Decision, Draws, Memory, Ranks, Rows, Rule, Vector, decide
+from raystream.loop.streams.managers import MANAGERS, Decision, Draws, Memory, Ranks, Rows, Rule, Vector, decide
 from raystream.query.stream import BY_UNCERTAINTY
 
 Bar = Callable[[int], bool]

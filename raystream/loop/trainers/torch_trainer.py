@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from raystream import query
 from raystream.errors import ModelError, QueryError
-from raystream.loop.training import (
+from raystream.loop.trainers.training import (
     TRAINED_TASKS,
     Array,
     ClassLabel,

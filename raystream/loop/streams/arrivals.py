@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from raystream.lake import Storage, is_remote, parse
 from raystream.lake.table_uri import is_table
 from raystream.lake.uri import TableVersion
-from raystream.loop.stream_log import Arrival
+from raystream.loop.streams.log import Arrival
 from raystream.pool import File, list_pool
 from raystream.pool.files import NothingThereError
 from raystream.pool.plan import ListedFiles

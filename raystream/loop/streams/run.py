@@ -12,8 +12,8 @@ from typing import Any
 from raystream.cluster.processes import Processes
 from raystream.errors import QueryError
 from raystream.lake.table_uri import is_table, parse_table
-from raystream.loop.stream_log import StreamLog
-from raystream.loop.stream_looks import Looks
+from raystream.loop.streams.log import StreamLog
+from raystream.loop.streams.looks import Looks
 from raystream.pool import refuse_among
 from raystream.query.stream import Stream
 from raystream.scoring.calibrate import fitted_temperature
@@ -32,7 +32,7 @@ class StreamResult:
         seen: rows since the beginning that count: those with a finite score.
         chosen: of them.
         decisions: the folder that holds these.
-        drift: see `raystream.loop.stream_drift`.
+        drift: see `raystream.loop.streams.drift`.
         wait: seconds for which the oldest row that isn't decided on has waited; None where none waits.
         epoch: how many models have scored.
         budget: the share that may be chosen.
