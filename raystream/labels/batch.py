@@ -84,17 +84,17 @@ class Batch:
     items: tuple[Item, ...]
 
     def file_name(self, item: Item) -> str:
-        """Under which a picture's bytes are written; a tool that knows files alone gives its row back by it."""
+        """Name the file in which a picture's bytes are written; a tool that knows files alone gives its row back by it."""
         return f"{file_stem(self.query, item.rank, item.id)}.{_suffix(item.data or b'')}"
 
 
 def file_stem(query: str, rank: int, id_: str) -> str:
-    """The name of a row's picture without its suffix: safe in every file system and URL, whatever characters the id has."""
+    """Return the name of a row's picture without its suffix: safe in every file system and URL, whatever characters the id has."""
     return f"{_UNSAFE.sub('_', query)}.{rank:06d}.{hashlib.sha256(id_.encode()).hexdigest()[:10]}"
 
 
 def ids_of(result: Result) -> Ids:
-    """What the ids of a query's pool are."""
+    """Return what the ids of a query's pool are."""
     name = result.manifest.resolved["pool"].get("id") or "id"
     return Ids(name, result.selection.schema.field(name).type)
 
@@ -105,7 +105,7 @@ def names_classes(result: Result) -> bool:
 
 
 def class_names_of(result: Result, given: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The names of the classes: those that the query gives, else the model's own; None where the classes are numbers.
+    """Return the names of the classes: those that the query gives, else the model's own; None where the classes are numbers.
 
     Args:
         result: the committed query.
@@ -171,7 +171,7 @@ def read_batch(result: Result, classes: Sequence[str] | None = None, show: str |
 
 
 def _shown(result: Result, show: str | None) -> tuple[str, pa.ChunkedArray] | tuple[None, None]:
-    """The column that people see, and its values for the chosen rows; nothing if there is none."""
+    """Return the column that people see, and its values for the chosen rows; nothing if there is none."""
     selection = result.selection
     pool = result.manifest.resolved["pool"]
     inputs = pool["inputs"]
@@ -195,7 +195,7 @@ def _shown(result: Result, show: str | None) -> tuple[str, pa.ChunkedArray] | tu
 
 
 def _read(result: Result, names: Sequence[str], *, required: bool) -> dict[str, pa.ChunkedArray]:
-    """Columns of the pool's files, of the chosen rows; those that may be text or pictures, or all that are asked for by name."""
+    """Return columns of the pool's files, of the chosen rows; those that may be text or pictures, or all that are asked for by name."""
     if not names or not result.selection.num_rows:
         return {name: pa.chunked_array([], pa.string()) for name in names}
     selection = result.selection
@@ -253,7 +253,7 @@ def _is_text(type_: pa.DataType) -> bool:
 
 
 def _kind(values: pa.ChunkedArray) -> Kind | None:
-    """What a column holds."""
+    """Return what a column holds."""
     if _is_text(values.type):
         given = [value for value in values.to_pylist() if value]
         return "image" if given and all(_URL.match(value) for value in given) else "text"

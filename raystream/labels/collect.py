@@ -51,7 +51,7 @@ class Collected:
     agreement: Agreement | None
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return {**self.table.counts(), "unknown_ids": self.unknown_ids, "conflicts": self.conflicts, "out": self.out}
 
 
@@ -76,7 +76,7 @@ class Queries:
         self._names: dict[str, tuple[str, ...] | None] = {}
 
     def named(self, name: str | None) -> Result | None:
-        """The query of a name, else the fallback; None if the store has none of that name."""
+        """Return the query of a name, else the fallback; None if the store has none of that name."""
         wanted = name or self.fallback
         if wanted is None:
             return None
@@ -86,13 +86,13 @@ class Queries:
         return self.named(None) if found is None and name is not None and self.fallback not in (None, name) else found
 
     def classes(self, result: Result) -> tuple[str, ...] | None:
-        """What a query's classes are called; None where they are numbers."""
+        """Return what a query's classes are called; None where they are numbers."""
         if result.query not in self._names:
             self._names[result.query] = class_names_of(result, self._classes(result))
         return self._names[result.query]
 
     def rank(self, result: Result, text: str) -> int | None:
-        """The rank of a row in its query; None where the query didn't choose it."""
+        """Return the rank of a row in its query; None where the query didn't choose it."""
         if result.query not in self._ranks:
             ids = ids_of(result)
             column = result.selection.column(ids.name)
@@ -100,7 +100,7 @@ class Queries:
         return self._ranks[result.query].get(text)
 
     def by_file(self, name: str) -> tuple[Result, str] | None:
-        """The query and the id of the row whose picture has this name: its file beside an export, or the end of a link that was kept."""
+        """Return the query and the id of the row whose picture has this name: a file beside an export, or the end of a kept link."""
         stem = name.rpartition("/")[2].rpartition(".")[0]
         query = stem.rpartition(".")[0].rpartition(".")[0]
         names = [query] if query and query in self._store.names("queries") else []
@@ -166,7 +166,7 @@ def collect_labels(
 
 
 def _queries_in(documents: Sequence[Document]) -> Iterator[str]:
-    """The queries that rows name, labelled or not."""
+    """Return the queries that rows name, labelled or not."""
     for document in documents:
         for record in document.records:
             for part in (record, record.get("data"), record.get("metadata")):
@@ -175,7 +175,7 @@ def _queries_in(documents: Sequence[Document]) -> Iterator[str]:
 
 
 def _of_tool(documents: Sequence[Document], tool: Tool) -> list[Document]:
-    """The documents that the tool wrote; in a folder, configuration and the like may stand beside."""
+    """Return the documents that the tool wrote; in a folder, configuration and the like may stand beside."""
     own = [document for document in documents if document.content == [] or tool.recognises(document)]
     if own:
         return own
@@ -188,7 +188,7 @@ def _of_tool(documents: Sequence[Document], tool: Tool) -> list[Document]:
 
 
 def _with_field(document: Document, id_names: set[str]) -> Document:
-    """Records that have the id under the pool's own name have it under ours, too."""
+    """Give records that have the id under the pool's own name the same under ours."""
     name = next(iter(id_names), FIELD)
     if FIELD in document.first or name not in document.first:
         return document
@@ -239,7 +239,7 @@ def collect(
 
 
 def _undecided(table: LabelTable) -> list[Id]:
-    """Ids that were labelled, but as several classes alike."""
+    """List ids that were labelled, but as several classes alike."""
     said = {row.id for row in table.rows if row.state == LABELLED and row.label is not None}
     return [row.id for row in table.voted if row.state == DRAFT and row.id in said]
 
@@ -358,7 +358,7 @@ def _with_query(each: Annotation, tool: str, queries: Queries) -> tuple[Annotati
 
 
 def _strange(label: Any, task: str, classes: Sequence[str] | None) -> list[str]:
-    """What of a label is no class."""
+    """Return what of a label is no class."""
     if task not in ("classes", "multi_label"):
         return []
     said = label if isinstance(label, tuple) else (label,)
@@ -377,5 +377,5 @@ def _alike(one: Result, other: Result, ids: Ids, task: str) -> None:
 
 
 def utc_now() -> datetime:
-    """The time, to the second: when something was found to be gone."""
+    """Tell the time, to the second: when something was found to be gone."""
     return datetime.now(UTC).replace(microsecond=0)

@@ -143,7 +143,7 @@ class Cvat:
         self._named("")
 
     def annotations(self, task: int) -> Iterator[Annotation]:
-        """What people did, frame by frame."""
+        """Return what people did, frame by frame."""
         meta = self.server.read(f"/api/tasks/{task}/data/meta")
         names = {label["id"]: str(label["name"]) for label in self._pages("/api/labels", task_id=task)}
         jobs = [_job(job) for job in self._pages("/api/jobs", task_id=task)]
@@ -179,7 +179,7 @@ class Cvat:
             page += 1
 
     def _task_for(self, batch: Batch) -> int:
-        """The number of the query's task, made if need be."""
+        """Find or make the query's task, and return its number."""
         if self.task is not None:
             self.server.read(f"/api/tasks/{self.task}")
             return self.task
@@ -263,7 +263,7 @@ def _name(query: str) -> str:
 
 
 def _form(files: Sequence[tuple[str, bytes]]) -> tuple[bytes, str]:
-    """Files as a form of several parts, and its type; their names are safe as they are."""
+    """Return files as a form of several parts, and its type; their names are safe as they are."""
     edge = uuid.uuid4().hex
     parts = [
         f'--{edge}\r\nContent-Disposition: form-data; name="client_files[{number}]"; filename="{name}"\r\n'
@@ -284,7 +284,7 @@ def _job(job: Mapping[str, Any]) -> _Job:
 
 
 def _state(labels: Sequence[Mapping[str, Any]], job: _Job | None, tags_alone: bool) -> str | None:
-    """What became of a frame; None where nothing did."""
+    """Return what became of a frame; None where nothing did."""
     state = "new" if job is None else job.state
     if state == "rejected":
         return REJECTED
@@ -297,7 +297,7 @@ def _state(labels: Sequence[Mapping[str, Any]], job: _Job | None, tags_alone: bo
 
 
 def _raw(labels: Sequence[Mapping[str, Any]]) -> Any:
-    """Classes where all labels are tags, else the shapes as JSON, without numbers that only the server knows."""
+    """Return classes where all labels are tags, else the shapes as JSON, without numbers that only the server knows."""
     if labels and all(label["kind"] == "tags" for label in labels):
         return [label["name"] for label in labels]
     own = ("type", "points", "rotation", "occluded", "z_order", "source")

@@ -72,7 +72,7 @@ class Pushed:
     tool: str = _TOOL
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return {"query": self.query, "tool": self.tool, "rows": self.rows, "project": self.project, "url": self.url,
                 "created": self.created, "removed": self.removed, "notes": list(self.notes)}  # fmt: skip
 
@@ -221,7 +221,7 @@ class LabelStudio:
         return _Listing([each for task in listed for each in of_task(task)], keys, pushed)
 
     def tasks(self, project: int) -> list[Mapping[str, Any]]:
-        """The tasks of a project with all that is in them.
+        """Return the tasks of a project with all that is in them.
 
         They come by pages; where tasks were removed meanwhile, others move to pages that were seen, so that all are listed again.
         """
@@ -246,7 +246,7 @@ class LabelStudio:
         return self.project
 
     def _project_for(self, batch: Batch) -> tuple[int, str]:
-        """The project to push to, and what its interface calls what it shows.
+        """Find or make the project to push to, and say what its interface calls what it shows.
 
         It is the given one if it is labelled as the batch needs it, else that of the query's name, made if need be.
         """
@@ -275,7 +275,7 @@ class LabelStudio:
             page += 1
 
     def _shown_by(self, project: Mapping[str, Any], batch: Batch) -> str:
-        """What a project's interface calls what it shows; refuse one that is labelled otherwise than the batch needs.
+        """Say what a project's interface calls what it shows; refuse one that is labelled otherwise than the batch needs.
 
         Raises:
             ServerError: it has no control `label` for what is shown, or lacks classes.
@@ -302,7 +302,7 @@ class LabelStudio:
         return shown.get("name") or str(batch.kind)
 
     def _tasks_of(self, project: int, wanted: Mapping[Key, Any]) -> dict[Key, list[Mapping[str, Any]]]:
-        """The tasks of wanted rows that are there, oldest first."""
+        """Return the tasks of wanted rows that are there, oldest first."""
         there: dict[Key, list[Mapping[str, Any]]] = {}
         for task in self.tasks(project):
             key = _key(task)
@@ -338,7 +338,7 @@ class LabelStudio:
         return 1
 
     def _gone(self, table: LabelTable, annotations: Sequence[Annotation], queries: set[str], when: Any) -> list[LabelRow]:
-        """Rows of the table whose annotation is in the project no more."""
+        """Return rows of the table whose annotation is in the project no more."""
         here = {each.tool_id for each in annotations}
         submitted = {(each.id, each.annotator) for each in annotations if each.state != DRAFT}
         lost = [
@@ -432,7 +432,7 @@ def _is_touched(task: Mapping[str, Any]) -> bool:
 
 
 def _chunks(found: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """Pieces that a server imports in a few seconds."""
+    """Cut tasks into pieces that a server imports in a few seconds."""
     chunk: list[Mapping[str, Any]] = []
     size = 0
     for task in found:

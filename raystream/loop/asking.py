@@ -64,7 +64,7 @@ def ask(ledger: Ledger, models: Models, round_: int) -> Asked | None:
 
 
 def with_controls(ledger: Ledger, batch: pa.Table | None, controls: Sequence[Id]) -> pa.Table:
-    """A batch with its control rows, last; nothing says what the model takes these for."""
+    """Return a batch with its control rows, last; nothing says what the model takes these for."""
     if not controls:
         assert batch is not None
         return batch
@@ -88,14 +88,14 @@ def with_controls(ledger: Ledger, batch: pa.Table | None, controls: Sequence[Id]
 
 
 def _batch_size(ledger: Ledger, round_: int, labels: RoundLabels) -> int:
-    """Rows of a batch: the start's where nothing is labelled, and no more than the budget of labels has left."""
+    """Return rows of a batch: the start's where nothing is labelled, and no more than the budget of labels has left."""
     loop = ledger.loop
     wanted = loop.start_budget if round_ == 1 and ledger.journal.judged(0) is None else loop.select.budget
     return wanted if loop.loop.budget is None else max(1, min(wanted, loop.loop.budget - labels.count))
 
 
 def _chosen(ledger: Ledger, models: Models, round_: int, budget: int, labels: RoundLabels, barred: Sequence[Id]) -> tuple[Result, str, str]:
-    """What the round's query chose, its strategy, and why that one."""
+    """Return what the round's query chose, its strategy, and why that one."""
     loop, journal = ledger.loop, ledger.journal
     told = labels.told(ledger.pool.id_name, ledger.pool.id_type, barred)
     known = [] if told is None else [journal.store.place(journal.in_round(round_, journal.put_table(round_, "known", told)))]
@@ -128,7 +128,7 @@ def _without_opinions(selection: pa.Table) -> pa.Table:
 
 
 def _select(ledger: Ledger, strategy: str, budget: int, untrained: bool) -> dict[str, Any]:
-    """The query's section; what is said there of one strategy is not said of another."""
+    """Return the query's section; what is said there of one strategy is not said of another."""
     given = ledger.loop.select
     if strategy == given.strategy:
         select = given.model_dump(exclude_unset=True) | {"budget": budget}

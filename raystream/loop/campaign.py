@@ -73,7 +73,7 @@ class LoopState:
     warnings: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return {
             "loop": self.loop,
             "state": self.state,
@@ -230,7 +230,7 @@ class ActiveLearningLoop:
         return Lease(self.journal.store, f"{self.journal.folder}/lease", self._reporter.stage, self._wait)
 
     def _advance(self) -> LoopState | None:
-        """One step; where the loop stands, once it can go no further."""
+        """Move one step; return where the loop stands once it can go no further."""
         self._before_the_first()
         last = self._ledger.last_asked()
         if last and self.journal.judged(last) is None:
@@ -340,7 +340,7 @@ class ActiveLearningLoop:
         )
 
     def _control_rows(self, labels: RoundLabels) -> EvaluationRows | None:
-        """All control rows that are labelled; None without any."""
+        """Return all control rows that are labelled; None without any."""
         ids, said = labels.labelled(CONTROL)
         if not ids:
             return None
@@ -350,7 +350,7 @@ class ActiveLearningLoop:
         return EvaluationRows([ids[i] for i in kept], inputs, [said[i] for i in kept]) if kept else None
 
     def _on_control(self, round_: int, rows: EvaluationRows, fitted: Fitted) -> tuple[Share, Share | None]:
-        """What the model gets right of all control rows, and what the one before got right of those that are new."""
+        """Return what the model gets right of all control rows, and what the one before got right of those that are new."""
         now = right(fitted, rows.inputs, rows.labels)
         previous, earlier = self._ledger.trained_before(round_), self._ledger.labels_of(round_ - 1)
         before = set() if earlier is None else set(earlier.labelled(CONTROL)[0])
@@ -360,7 +360,7 @@ class ActiveLearningLoop:
         return now, right(self._models.of(previous.round), tuple(values[new] for values in rows.inputs), [rows.labels[i] for i in new])
 
     def _rounds(self) -> list[Played]:
-        """The rounds that are judged, in order, that of labels which were there before the first batch included."""
+        """Return the rounds that are judged, in order, that of labels which were there before the first batch included."""
         found: list[Played] = []
         number = 0
         while True:
@@ -448,7 +448,7 @@ class ActiveLearningLoop:
         return write_report(self._ledger, self._rounds(), state.summary(), state.rows, self._rules, self._asked_rules, others)
 
     def _warnings(self, rows: list[dict[str, Any]]) -> list[str]:
-        """What there is to say of the newest batch, the newest model, and this call."""
+        """Return what there is to say of the newest batch, the newest model, and this call."""
         found = [*self._said]
         last = self._ledger.last_asked()
         closed = last if self.journal.closed(last) is not None else last - 1
@@ -465,12 +465,12 @@ class ActiveLearningLoop:
 
 
 def _counted(rounds: list[Played]) -> list[Round]:
-    """The rounds as rules look at them: labels that were there before the first batch are no round."""
+    """Return the rounds as rules look at them: labels that were there before the first batch are no round."""
     return [as_round(trained, judged) for asked, trained, judged in rounds if asked is not None]
 
 
 def _class_counts(labels: RoundLabels) -> dict[str, int]:
-    """How many rows are labelled as each class, by its name."""
+    """Count how many rows are labelled as each class, by its name."""
     counts: dict[str, int] = {}
     for label in labels.labelled(TRAIN, CONTROL)[1]:
         counts[str(label)] = counts.get(str(label), 0) + 1
@@ -478,7 +478,7 @@ def _class_counts(labels: RoundLabels) -> dict[str, int]:
 
 
 def _round_of(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the history as `--json` prints it."""
+    """Return a row of the history as `--json` prints it."""
     known, control = ("round", "labels", "query", "strategy"), ("control_accuracy", "control_low", "control_high")
     apart = (*known, *control, "cost", "seconds_query", "seconds_train")
     metrics = {name: value for name, value in row.items() if name not in apart and not name.startswith("would_stop_")}

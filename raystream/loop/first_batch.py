@@ -40,7 +40,7 @@ class FirstBatch:
 
 
 def first_batch(loop: Loop, read: ReadSpec) -> FirstBatch:
-    """How the first batch of a loop is chosen.
+    """Decide how the first batch of a loop is chosen.
 
     Args:
         loop: says what is given of the model, and which strategy.
@@ -63,7 +63,7 @@ def first_batch(loop: Loop, read: ReadSpec) -> FirstBatch:
 
 
 def _model(loop: Loop, read: ReadSpec) -> tuple[Mapping[str, Any], bool]:
-    """The model before any training, and whether it gives an embedding."""
+    """Return the model before any training, and whether it gives an embedding."""
     given = loop.model
     kind = str(given.get("kind", "torch"))
     if "source" in given and ("weights" in given or not kind_of(kind).parameters):
@@ -79,7 +79,7 @@ class Untrained(nn.Module):
     """Knows nothing: the same outputs for every row, of whatever numbers it sees."""
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
-        """(n, 2) zeros."""
+        """Return (n, 2) zeros."""
         first = next(iter((*inputs, *named.values())))
         return torch.zeros(len(first), 2, device=first.device)
 
@@ -88,6 +88,6 @@ class Unread:
     """Knows nothing of texts."""
 
     def predict(self, inputs: Any) -> dict[str, np.ndarray]:
-        """`logits` (n, 2) of zeros."""
+        """Return `logits` (n, 2) of zeros."""
         first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs[0]
         return {"logits": np.zeros((len(first), 2), dtype=np.float32)}

@@ -132,7 +132,7 @@ def read_answers(
 
 
 def newest(found: Sequence[tuple[Id, float, str, Any]], values: LabelValues) -> Answers:
-    """The newest answer of each row, of rows (id, time, state, label) in any order."""
+    """Find the newest answer of each row, of rows (id, time, state, label) in any order."""
     times: dict[Id, float] = {}
     answers: dict[Id, list[Answer]] = {}
     repeated, bad = 0, {}
@@ -185,13 +185,13 @@ def _rows(file: File, id_name: str, id_type: pa.DataType, label: str, key: str) 
 
 
 def _of_tool(table: pa.Table, id_name: str) -> list[tuple[Id, float, str, Any]]:
-    """Rows of a table of labels as `newest` takes them."""
+    """Return rows of a table of labels as `newest` takes them."""
     columns = (table.column(name).to_pylist() for name in (id_name, LABELLED_AT, STATE, "label"))
     return [(id_, -math.inf if time is None else time.timestamp(), state, label) for id_, time, state, label in zip(*columns, strict=True)]
 
 
 def _ids(column: pa.Array, file: File, name: str, id_type: pa.DataType) -> list[Any]:
-    """The ids as Python has them; None where the pool's type can't hold them."""
+    """Return the ids as Python has them; None where the pool's type can't hold them."""
     ids = comparable(column)
     check_text(ids, f"id column {name} of {file.path}")
     if ids.null_count:
@@ -203,7 +203,7 @@ def _ids(column: pa.Array, file: File, name: str, id_type: pa.DataType) -> list[
 
 
 def _times(column: pa.Array, file: File) -> list[float]:
-    """Seconds since the epoch; nothing is older than all."""
+    """Return seconds since the epoch; nothing is older than all."""
     return [_time(value, file) for value in plain(column).to_pylist()]
 
 

@@ -84,7 +84,7 @@ class Ledger:
     # rows that are set apart
 
     def reserved(self, use: str) -> list[Id]:
-        """Rows that were set apart, in order: `control`, `sample` or `evaluate`."""
+        """Return rows that were set apart, in order: `control`, `sample` or `evaluate`."""
         return [id_ for rows in self._set_apart for id_ in getattr(rows, use)]
 
     def reserve(self) -> None:
@@ -103,7 +103,7 @@ class Ledger:
         self._commit_reserved(Reserved(control, sample, judged))
 
     def next_controls(self, round_: int, count: int, labels: RoundLabels) -> tuple[list[Id], list[str]]:
-        """The control rows of a round's batch, and what is said where the reserved ones are used up and further ones are set apart."""
+        """Return the control rows of a round's batch, and what is said where those reserved are used up and further ones set apart."""
         if not count:
             return [], []
         told = []
@@ -123,7 +123,7 @@ class Ledger:
         return left[:count], told
 
     def controls_of(self, batch: int) -> int:
-        """How many rows of a batch are control rows; one row at least is the strategy's own."""
+        """Count how many rows of a batch are control rows; one row at least is the strategy's own."""
         return min(controls_in(batch, self.loop.loop.control), batch - 1)
 
     def _planned_controls(self) -> int:
@@ -143,24 +143,24 @@ class Ledger:
     # what was asked
 
     def last_asked(self) -> int:
-        """The number of the last batch; 0 before the first."""
+        """Return the number of the last batch; 0 before the first."""
         number = 0
         while self.journal.asked(number + 1) is not None:
             number += 1
         return number
 
     def batch(self, asked: Asked) -> pa.Table:
-        """The rows of a batch."""
+        """Return the rows of a batch."""
         if asked.round not in self._batches:
             self._batches[asked.round] = self.journal.read_table(asked.round, asked.batch)
         return self._batches[asked.round]
 
     def ids_of(self, asked: Asked) -> list[Id]:
-        """Their ids, in order."""
+        """Return their ids, in order."""
         return list(self.batch(asked).column(self.pool.id_name).to_pylist())
 
     def asked_ids(self, before: int) -> list[Id]:
-        """All rows that were asked for before a round."""
+        """Return all rows that were asked for before a round."""
         found: list[Id] = []
         for number in range(1, before):
             asked = self.journal.asked(number)
@@ -188,7 +188,7 @@ class Ledger:
         return self.oracle.ask(result)
 
     def labels_now(self) -> tuple[RoundLabels, Answers]:
-        """All answers as they are now, and what came with them."""
+        """Read all answers as they are now, and what came with them."""
         loop = self.loop
         if loop.loop.column is not None:
             answers = self._simulated(loop.loop.column)
@@ -208,12 +208,12 @@ class Ledger:
         return self.journal.commit_closed(Closed(round_, labels.digest, name, counts, [*counted(counts), *answers.warnings]))
 
     def labels_of(self, round_: int) -> RoundLabels | None:
-        """All answers as they were when a round closed; None while it is open."""
+        """Return all answers as they were when a round closed; None while it is open."""
         closed = self.journal.closed(round_)
         return None if closed is None else RoundLabels.from_table(self.journal.read_table(round_, closed.labels))
 
     def trained_before(self, round_: int) -> Trained | None:
-        """The newest model before a round."""
+        """Return the newest model before a round."""
         for number in range(round_ - 1, -1, -1):
             trained = self.journal.trained(number)
             if trained is not None and trained.model is not None:
@@ -221,7 +221,7 @@ class Ledger:
         return None
 
     def cost(self, labels: Sequence[Id]) -> float | None:
-        """What labels cost together, by the pool's column; None where the query has no cost."""
+        """Sum what labels cost together, by the pool's column; None where the query has no cost."""
         if self.loop.select.cost is None:
             return None
         places = self.pool.find(labels)
@@ -229,7 +229,7 @@ class Ledger:
         return float(sum(value for value in column.to_pylist() if value is not None))
 
     def _simulated(self, column: str) -> Answers:
-        """What the pool's own column says of the rows that were asked for; rows without a label are skipped."""
+        """Return what the pool's own column says of the rows that were asked for; rows without a label are skipped."""
         asked = self.asked_ids(self.last_asked() + 1)
         places = self.pool.find(asked)
         raw = self.pool.columns([places[id_] for id_ in asked], [column]).column(0).to_pylist() if asked else []
