@@ -70,7 +70,6 @@ class ToolOracle:
     ) -> None:
         self._server, self._store, self._accepts = server, store, accepts
         self._classes, self._show = classes, show
-        self._pages: dict[str, str] = {}
 
     def check(self, file: File, inputs: Sequence[str], kept: Sequence[str]) -> None:
         """See before anything is chosen that people can be asked.
@@ -93,14 +92,10 @@ class ToolOracle:
         Raises:
             ServerError: the server refuses or stays away; ask again, and what is there stays.
         """
-        if result.query not in self._pages:
-            batch = as_asked(result)
-            ids = ids_of(batch)
-            page = self._server.page_of(batch.query, ids.texts(batch.selection.column(ids.name)), self._store)
-            if page is None:
-                page = self._server.push(read_batch(batch, self._classes, self._show), self._store).url
-            self._pages[result.query] = page
-        return self._pages[result.query]
+        batch = as_asked(result)
+        ids = ids_of(batch)
+        page = self._server.page_of(batch.query, ids.texts(batch.selection.column(ids.name)), self._store)
+        return page or self._server.push(read_batch(batch, self._classes, self._show), self._store).url
 
     def answers(self, asked: Sequence[str]) -> tuple[pa.Table | None, list[str]]:
         """Read what people said so far, as the table of labels, and what is to be said of it; None where nobody said anything.

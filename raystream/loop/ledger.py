@@ -41,6 +41,7 @@ class Ledger:
     def __init__(self, loop: Loop, journal: Journal, reporter: Reporter, token: str | None = None) -> None:
         self.loop, self.journal, self.reporter, self._token = loop, journal, reporter, token
         self._batches: dict[int, pa.Table] = {}
+        self._pages: dict[int, str] = {}
 
     # what doesn't change while this process lives
 
@@ -177,15 +178,16 @@ class Ledger:
             PoolError: nothing is known of the rows, since no query of the loop chose any.
             ServerError: the tool's server refuses or stays away; the next call goes on.
         """
-        if self.oracle is None:
-            return None
+        if self.oracle is None or asked.round in self._pages:
+            return self._pages.get(asked.round)
         result = find_batch(self.journal.store, query_of_round(self.loop.name, asked.round))
         if result is None:
             raise PoolError(
                 f"batch {asked.round} of loop {self.loop.name} is of control rows alone, and no query before it chose a row; give the loop "
                 "a larger pool, or a smaller loop.control"
             )
-        return self.oracle.ask(result)
+        page = self._pages[asked.round] = self.oracle.ask(result)
+        return page
 
     def labels_now(self) -> tuple[RoundLabels, Answers]:
         """Read all answers as they are now, and what came with them."""
