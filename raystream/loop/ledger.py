@@ -195,7 +195,8 @@ class Ledger:
         if loop.loop.column is not None:
             answers = self._simulated(loop.loop.column)
         else:
-            uris, table, told = [*loop.pool.labelled, *loop.loop.oracle_uris], None, []
+            uris, table = [*loop.pool.labelled, *loop.loop.oracle_uris], None
+            told: list[str] = []
             if self.oracle is not None:
                 table, told = self.oracle.answers([query_of_round(loop.name, number) for number in range(1, self.last_asked() + 1)])
             answers = read_answers(uris, self.pool.id_name, self.pool.id_type, loop.label, self.values, loop.pool.options, table=table)
