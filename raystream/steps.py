@@ -28,6 +28,7 @@ from raystream.scoring.class_labels import named_classes
 from raystream.scoring.estimate import Estimate, estimate
 from raystream.scoring.plan import resolve, write_plan
 from raystream.scoring.progress import Reporter
+from raystream.scoring.run_log import RunLog
 from raystream.scoring.session import Session, model_notes, score_warnings
 from raystream.store.life import SignOfLife
 from raystream.store.manifest import Seconds
@@ -55,14 +56,17 @@ def _run(query: Query, fitted: Fitted | None, reporter: Reporter, processes: Pro
         refuse_among(query.output, query.row_uris, "output", f"selection-{query.store.query or '0' * 12}.parquet")
         refuse_in_store(query.output, query.store.uri, "output")
         check_output(query.output, storage=query.pool.options)
-    with SignOfLife() as life:
+    with SignOfLife() as life, RunLog(reporter) as log:
         reporter.stage("Reading the pool's footers")
         asked = resolve(query, fitted.calibration if fitted else None)
+        log.asked(asked)
         committed = asked.committed
         if committed is not None:
             return read_result(asked.store, committed)
         life.begin(asked.store, asked.folder)
+        log.begin(asked.store, asked.folder)
         plan = asked.plan(asked.pool.units)
+        log.planned(plan)
         if len(plan.to_compute) and not may_score:
             raise QueryError(
                 f"{len(plan.to_compute)} of {len(plan.units)} units are not scored yet; run raystream query or raystream score first"
@@ -70,7 +74,7 @@ def _run(query: Query, fitted: Fitted | None, reporter: Reporter, processes: Pro
         _say(foresee(asked, plan))
         write_plan(asked, plan)
         planned = time.perf_counter()
-        with Session(asked.job, asked.store, asked.folder, reporter, processes, life, may_score=may_score) as session:
+        with Session(asked.job, asked.store, asked.folder, log, processes, life, may_score=may_score) as session:
             units = session.score(plan)
             scored = time.perf_counter()
             reporter.stage("Merging the scores")
@@ -90,7 +94,9 @@ def _run(query: Query, fitted: Fitted | None, reporter: Reporter, processes: Pro
         warnings = [*asked.warnings, *score_warnings(asked.query, pool.units, session), *flat_scores(asked.query, pool), *notes]
         warnings += [*covered.warnings, *batch.warnings, *model_notes(pool.units)]
         scoring = ScoringFacts(plan, also, session.units_scored, session.bytes_read)
-        return commit(asked, scoring, pool, covered, batch, seconds, warnings)
+        result = commit(asked, scoring, pool, covered, batch, seconds, warnings)
+        log.end("committed", chosen=result.manifest.counts.chosen)
+        return result
 
 
 def _say(sentences: Sequence[str]) -> None:
@@ -112,23 +118,27 @@ def _with_output(query: Query, result: Result) -> Result:
 
 def score(query: Query, reporter: Reporter) -> Scores:
     """See `raystream.run.score`."""
-    with Processes(query.cluster, reporter) as processes, SignOfLife() as life:
+    with Processes(query.cluster, reporter) as processes, SignOfLife() as life, RunLog(reporter) as log:
         began = time.perf_counter()
         fitted = fitted_temperature(query, reporter, processes)
         fitting = time.perf_counter() - began
         reporter.stage("Reading the pool's footers")
         asked = resolve(query, fitted.calibration if fitted else None)
+        log.asked(asked)
         committed = asked.is_committed
         if not committed:
             life.begin(asked.store, asked.folder)
+            log.begin(asked.store, asked.folder)
         plan = asked.plan(asked.pool.units)
+        log.planned(plan)
         _say(foresee(asked, plan, chooses=False))
         if not committed:
             write_plan(asked, plan)  # `raystream gc` knows by it which units are in use
         planned = time.perf_counter()
-        with Session(asked.job, asked.store, asked.folder, reporter, processes, life) as session:
+        with Session(asked.job, asked.store, asked.folder, log, processes, life) as session:
             pool, _, notes = with_epig(asked, plan, read_pool(asked, plan, session.score(plan), session.warnings), session)
             covered = find_labelled_rows(asked, pool, session)
+        log.end("scored")
     scoring = time.perf_counter() - planned - session.start_seconds
     every = [pool.units, covered.elsewhere]
     told = [*asked.warnings, *score_warnings(asked.query, pool.units, session), *notes, *covered.warnings, *model_notes(pool.units)]

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from raystream import __version__
-from raystream.cli import catalogue, init, labels, simulation, upkeep
+from raystream.cli import catalogue, init, jobs, labels, simulation, upkeep
 from raystream.cli.in_job import check_place, check_places
 from raystream.cli.loop import loop
 from raystream.cli.stream import stream
@@ -161,6 +161,7 @@ def show(
 
 for _command in (
     *(loop, simulation.simulate, stream, labels.export, labels.labels),
+    *(jobs.submit, jobs.status, jobs.logs, jobs.stop, jobs.fetch),
     *(upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies, init.init),
 ):
     app.command()(_command)

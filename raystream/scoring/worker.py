@@ -46,6 +46,8 @@ from raystream.store.receipts import EMBEDDINGS, Receipt, UnitOutputs, read_rece
 
 PATIENCE = Patience(from_start=True)
 _START = "what a worker starts from"
+_NO_MEMORY = "DefaultCPUAllocator: "
+"""How torch, which has no class for it, begins to say that a processor's memory is used up."""
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -69,6 +71,8 @@ class Failure:
     retry: bool
     outage: bool = False
     """Whether a storage was away for longer than it is waited for: no unit is to blame, and no other one would do better."""
+    memory: bool = False
+    """Whether there was no memory left for it."""
 
 
 class Worker:
@@ -207,7 +211,7 @@ class Worker:
                 raise
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{task.unit.name}: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-            return Failure(RaystreamError(text), retry=True)
+            return Failure(RaystreamError(text), retry=True, memory=isinstance(error, MemoryError) or _NO_MEMORY in str(error))
 
     def _in_spite_of_outages(self, task: UnitTask, follow: Follow) -> UnitOutputs:
         """`score`, from the beginning again where a storage went away in the middle of a file, which can't be taken up there."""
