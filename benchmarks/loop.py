@@ -1,24 +1,27 @@
 """Loops on scikit-learn's digits: what a round costs beside training, whether control rows tell the truth, whether a kill changes anything.
 
-    python benchmarks/loop.py                     overhead, then 100 loops for the control rows, then 20 loops killed at random moments
+    python benchmarks/loop.py                     overhead, then 100 loops for the control rows, 100 loops killed at random moments, LURE
     python benchmarks/loop.py --only overhead --rows 1000000
     python benchmarks/loop.py --only control --loops 30 --first 60
     python benchmarks/loop.py --only kills --loops 100
+    python benchmarks/loop.py --only lure
 
 *overhead*: seconds of a round without training and without the forward pass over the pool (a linear model's, scored by the query).
 *control*: how often Wilson's 95% interval of the control rows holds the accuracy on 500 rows that no loop sees, after four rounds.
-*kills*: the command in a process of its own, killed (SIGKILL) at a random moment, again and again until it ends; histories must be equal.
+*kills*: loops in processes of their own, killed (SIGKILL) at random moments, again and again until they end; histories must be equal and
+no row asked for twice.
+*lure*: the mean of LURE's estimate over 2,000 rounds of draws beside the loss of all rows, of one model that was trained on none of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import raystream as rs
 from benchmarks.environment import environment
+from raystream.loop import lure
 
 CONTROL = 0.3
 
@@ -112,48 +116,104 @@ def control(loops: int, first: int, folder: Path) -> dict[str, Any]:
     return {"loops": loops, "first": first, "held": held, "bias": bias, "bias_se": error}
 
 
-def kills(loops: int, folder: Path) -> dict[str, Any]:
+def kills(loops: int, first: int, folder: Path) -> dict[str, Any]:
     """Loops that are killed at random moments and run again until they end."""
+    for module in ("faiss", "sklearn.linear_model", "raystream.loop.campaign", "raystream.cluster.connection"):
+        importlib.import_module(module)  # once, and not in each child
     write_digits(folder)
-    (folder / "digits.yaml").write_text(rs.Loop(**spec(folder, "digits", control=CONTROL, evaluate=str(folder / "test.parquet"))).to_yaml())
-    chance = random.Random(0)
+    given = spec(folder, "digits", control=CONTROL, evaluate=str(folder / "test.parquet"))
+    chance = random.Random(first)
 
-    def begin(store: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "raystream.cli", "loop", str(folder / "digits.yaml"), "--json", "--store", str(store)]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def begin(store: Path) -> int:
+        """Run the loop in a child; its process's number."""
+        sys.stdout.flush()
+        child = os.fork()
+        if child:
+            return child
+        try:
+            state = rs.ActiveLearningLoop(rs.Loop(**given | {"store": {"uri": str(store)}})).step()
+            os._exit(0 if state.state == "finished" else 1)
+        finally:
+            os._exit(1)
 
-    def history(store: Path) -> list[dict[str, Any]]:
+    def ended(child: int, seconds: float) -> bool:
+        """Wait for a child so long; whether it ended."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                assert os.waitstatus_to_exitcode(status) == 0, "the loop fails"
+                return True
+            time.sleep(0.005)
+        return False
+
+    def history(store: Path) -> tuple[list[dict[str, Any]], list[str]]:
+        """The history without seconds, and the rows that were asked for."""
         rows = pq.read_table(store / "loops/digits/history.parquet").to_pylist()
-        return [{key: value for key, value in row.items() if not key.startswith("seconds")} for row in rows]
+        batches = sorted((store / "loops/digits/rounds").glob("*/selection.parquet"))
+        asked = [id_ for batch in batches for id_ in pq.read_table(batch).column("rid").to_pylist()]
+        return [{key: value for key, value in row.items() if not key.startswith("seconds")} for row in rows], asked
 
     began = time.perf_counter()
-    assert begin(folder / "undisturbed").wait() == 0
-    whole, expected, killed = time.perf_counter() - began, history(folder / "undisturbed"), 0
+    assert ended(begin(folder / "undisturbed"), 600)
+    whole, expected, killed, moments = time.perf_counter() - began, history(folder / "undisturbed"), 0, set()
+    assert len(expected[1]) == len(set(expected[1])) == 100
     for number in range(loops):
         store = folder / f"killed-{number}"
-        while True:
-            process = begin(store)
-            try:
-                assert process.wait(chance.uniform(0.2, 1.0) * whole) == 0
-                break
-            except subprocess.TimeoutExpired:
-                os.kill(process.pid, signal.SIGKILL)
-                process.wait()
-                killed += 1
+        while not ended(child := begin(store), chance.uniform(0.05, 0.9) * whole):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            killed += 1
+            moments.add(len(list((store / "loops").rglob("*.json"))) if store.exists() else 0)
         assert history(store) == expected, store
         shutil.rmtree(store)
-    print(f"{loops} loops, killed {killed} times in all: every history equal to the undisturbed one")
-    return {"loops": loops, "kills": killed}
+    print(
+        f"{loops} loops, killed {killed} times in all, between {len(moments)} different steps: every history equal to the undisturbed one, "
+        "no row asked for twice"
+    )
+    return {"loops": loops, "first": first, "kills": killed, "steps": len(moments), "seconds_undisturbed": round(whole, 2)}
+
+
+def lure_mean(draws: int, folder: Path) -> dict[str, Any]:
+    """The mean of LURE's estimate over many rounds of draws, beside what it estimates."""
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    x, y = (digits.data / 16)[order], digits.target[order]
+    model = LogisticRegression(max_iter=300).fit(x[:100], y[:100])
+    p = np.sort(model.predict_proba(x[100:]), axis=1)
+    losses = (model.predict(x[100:]) != y[100:]).astype(np.float64)
+    weights = 1.0 - (p[:, -1] - p[:, -2])  # one minus the margin: what is least sure is drawn most
+    rng, count, labelled = np.random.default_rng(1), len(losses), 60
+    found = np.empty(draws)
+    for draw in range(draws):
+        left, said, chances = np.ones(count, dtype=bool), [], []
+        for _ in range(labelled):
+            q = 0.3 / left.sum() + 0.7 * weights / weights[left].sum()
+            q[~left] = 0.0
+            row = int(np.searchsorted(np.cumsum(q), rng.random() * q.sum()))
+            said.append(losses[row])
+            chances.append(q[row])
+            left[row] = False
+        found[draw] = lure(said, chances, count)
+    truth, mean, error = float(losses.mean()), float(found.mean()), float(found.std(ddof=1) / draws**0.5)
+    print(
+        f"LURE: {mean:.4f} on average over {draws:,} rounds of {labelled} draws from {count:,} rows, the loss of all is {truth:.4f}: "
+        f"{(mean - truth) / error:+.2f} standard errors; a round's own is {found.std(ddof=1):.4f}"
+    )
+    return {"draws": draws, "labelled": labelled, "rows": count, "truth": truth, "mean": mean, "errors": (mean - truth) / error}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["overhead", "control", "kills"])
+    parser.add_argument("--only", choices=["overhead", "control", "kills", "lure"])
     parser.add_argument("--rows", type=int, nargs="*", default=[5_000, 1_000_000])
     parser.add_argument("--loops", type=int)
     parser.add_argument("--first", type=int, default=0)
     args = parser.parse_args()
-    parts = [args.only] if args.only else ["overhead", "control", "kills"]
+    parts = [args.only] if args.only else ["overhead", "control", "kills", "lure"]
     result: dict[str, Any] = {"benchmark": "loop"}
     with tempfile.TemporaryDirectory() as place:
         for part in parts:
@@ -163,8 +223,10 @@ def main() -> None:
                 result[part] = [overhead(rows, folder) for rows in args.rows]
             elif part == "control":
                 result[part] = control(args.loops or 100, args.first, folder)
+            elif part == "kills":
+                result[part] = kills(args.loops or 100, args.first, folder)
             else:
-                result[part] = kills(args.loops or 20, folder)
+                result[part] = lure_mean(args.loops or 2000, folder)
     print(json.dumps(result | environment()))
 
 

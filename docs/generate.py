@@ -19,10 +19,11 @@ from typing import Any
 from raystream.query import Acquire, Cluster, Cost, Model, Pool, Preprocess, Query, Quota, Select, Store
 from raystream.query.catalogue import KINDS, MODEL_KEYS, OPTIONAL_KEYS, TRAITS
 from raystream.query.catalogue.arguments import Arg
+from raystream.query.catalogue.auto import AUTO
 from raystream.query.catalogue.listing import CatalogueEntry, listings
 from raystream.query.catalogue.metrics import METRICS
 from raystream.query.catalogue.rules import RULES
-from raystream.query.loop import LoopSettings, Start, Stop
+from raystream.query.loop import LabellingTool, LoopSettings, Start, Stop
 from raystream.query.part import Part
 from raystream.query.simulate import Contestant, Simulate
 from raystream.query.stream import StreamSettings
@@ -98,7 +99,7 @@ _TAKES = {
     ("Simulate", "strategies"): "list of strategies or mappings",
     ("Select", "quotas"): "list of [mappings](#quotas)",
     ("Select", "near_duplicates"): "number above 0 to 1, or `false`",
-    ("LoopSettings", "oracle"): "text, list of texts, or `{column: name}`",
+    ("LoopSettings", "oracle"): "text, list of texts, a [labelling tool](#by-a-labelling-tool), or `{column: name}`",
     ("LoopSettings", "evaluate"): "text, list of texts, or number above 0, below 1",
     ("LoopSettings", "metrics"): "list of [metrics](#metrics)",
     ("LoopSettings", "start"): "[mapping](#the-first-batch)",
@@ -177,6 +178,8 @@ def when() -> str:
     """Each strategy with whom it serves and its parameters."""
     parts = []
     for entry in listings()["strategies"]:
+        if entry.name == AUTO:  # it has a chapter of its own
+            continue
         keys = ", ".join(f"`{key}`" for key in entry.keys)
         own = f" Keys of `select`: {keys}." if keys else ""
         parts.append(f"### {entry.name}\n\nUse it when {entry.facts['use_when']} Takes {entry.facts['costs']}.{own}")
@@ -253,6 +256,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "scores": scores,
     "kinds": kinds,
     "loop": lambda: section(LoopSettings),
+    "loop oracle": lambda: section(LabellingTool),
     "loop start": lambda: section(Start),
     "loop stop": lambda: section(Stop),
     "rules": rules,

@@ -29,7 +29,7 @@ def test_it_loads_no_code_and_prints_one_object() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert [entry["name"] for entry in found["strategies"]] == list(TRAITS)
+    assert [entry["name"] for entry in found["strategies"]] == [*TRAITS, "auto"]
     k_means = next(entry for entry in found["strategies"] if entry["name"] == "k_means")
     assert (k_means["needs"], k_means["candidates"]) == (["score", "embedding"], "10 x budget")
     assert [(arg["name"], arg["default"]) for arg in k_means["args"]] == [("iterations", 20)]
@@ -39,7 +39,7 @@ def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     """Every entry has its lines, with needs and defaults."""
     code, out, _ = said(capsys)
     assert code == 0
-    assert all(any(line.startswith(name + " ") for line in out.splitlines()) for name in TRAITS)
+    assert all(any(line.startswith(name + " ") for line in out.splitlines()) for name in (*TRAITS, "auto"))
     assert "needs score, embedding · takes 13 s · iterations: 20" in out
     assert [entry["name"] for entry in json.loads(said(capsys, "--scores", "--json")[1])["scores"]] == list(SCORES)
     assert [entry["name"] for entry in json.loads(said(capsys, "--kinds", "--json")[1])["kinds"]][: len(KINDS)] == list(KINDS)

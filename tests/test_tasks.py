@@ -278,7 +278,8 @@ def test_a_committee_of_label_models(pool: pa.Table) -> None:
 def test_regression_is_scored_by_the_members_variance(pool: pa.Table, count: int) -> None:
     """The population variance, summed over outputs; there is neither a prediction nor a confidence. (rows,) is one output."""
     paths, states = members("Numbers", outputs=count)
-    query = ask("regression", "Numbers", "x", model__args={"outputs": count}, model__weights=paths, acquire={"score": "variance"})
+    query = ask("regression", "Numbers", "x", model__args={"outputs": count}, model__weights=paths)
+    assert query.acquire.score == "variance"
     result = rs.run(query)
     made = np.stack([outputs("Numbers", column(pool, "x"), state, outputs=count).reshape(ROWS, -1) for state in states])
     np.testing.assert_allclose(by_id(result), made.var(0).sum(1), rtol=1e-5)
@@ -353,7 +354,7 @@ def _huge() -> str:
         ("tokens", {"acquire": {"top": 0.2}}, "acquire.top is the share of elements that acquire.reduce top_mean takes"),
         ("classes", {"acquire": {"reduce": "mean"}}, r"acquire.reduce is not used .* \(only by segmentation, tokens, multi"),
         ("regression", {}, "scores rows by the variance of several opinions, but the model has one"),
-        ("regression", {"acquire": {"mc_samples": 3}}, "acquire.score is margin, but model.task regression gives variance"),
+        ("regression", {"acquire": {"mc_samples": 3, "score": "margin"}}, "acquire.score is margin, but model.task regression gives"),
         ("regression", {"acquire": VARIANCE, "model__temperature": 2.0}, "temperature is not used"),
         ("regression", {"acquire": VARIANCE, "select__quotas": [{"by": "prediction", "max": 1}]}, "does not give"),
         ("tokens", {"model": {"kind": "sklearn", "source": "m.skops", "task": "tokens"}}, "sklearn gives classes or multi_label alone"),

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from raystream.store.protocol import Store
     from raystream.store.result import Result
 
-_TOKENS = {"label_studio": "LABEL_STUDIO_API_KEY", "cvat": "CVAT_ACCESS_TOKEN"}
-"""The tools that have an API here, and the variables that hold the token of their user."""
-
 
 def export(
     name: Name,
@@ -47,11 +44,11 @@ def export(
     Each row carries its id, rank and score, the prediction with its confidence, why it was chosen and how many rows it represents.
     """
     from raystream.labels import export_batch
-    from raystream.store.result import load_result
+    from raystream.store.rounds import load_batch
 
     if (out is None) == (push is None):
         raise QueryError("give either --out, for files, or --push, for a server")
-    result = load_result(check_place("--store", store), name)
+    result = load_batch(check_place("--store", store), name)
     seconds = None if presign is None else seconds_of(presign, "--presign")
     if push is not None:
         _push(result, tool, push, show, seconds, as_json)
@@ -140,14 +137,14 @@ def _server(tool: str, url: str, option: str) -> LabelStudio | Cvat:
     """The server, with the token that the environment holds."""
     from raystream.labels.cvat import Cvat
     from raystream.labels.label_studio import LabelStudio
-    from raystream.labels.server import Token
+    from raystream.labels.server import TOKENS, Token
     from raystream.lake.retry import LASTING
 
-    if tool not in _TOKENS:
+    if tool not in TOKENS:
         raise QueryError(f"{option} speaks to label_studio and cvat; exchange files with {tool}, by --out and the name of its export")
-    secret = os.environ.get(_TOKENS[tool], "").strip()
+    secret = os.environ.get(TOKENS[tool], "").strip()
     if not secret:
-        raise QueryError(f"{option} needs a token of your account on {url.partition('?')[0]}; set it as {_TOKENS[tool]}")
+        raise QueryError(f"{option} needs a token of your account on {url.partition('?')[0]}; set it as {TOKENS[tool]}")
     return Cvat(url, Token(secret), LASTING) if tool == "cvat" else LabelStudio(url, Token(secret), patience=LASTING)
 
 

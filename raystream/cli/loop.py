@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,9 +32,11 @@ def loop(
     changes += [] if store is None else [f"store.uri={json.dumps(store, ensure_ascii=False)}"]
     changes += [] if address is None else [f"cluster.address={json.dumps(address, ensure_ascii=False)}"]
     asked = check_places(Loop.load(spec, changes))
+    from raystream.labels.server import TOKENS
     from raystream.loop.campaign import ActiveLearningLoop
     from raystream.report.loop_text import describe_loop
 
     with reporting() as reporter:
-        state: Any = ActiveLearningLoop(asked, reporter, report=report).step()
+        token = None if asked.loop.tool is None else os.environ.get(TOKENS[asked.loop.tool.tool], "").strip()
+        state: Any = ActiveLearningLoop(asked, reporter, report=report, token=token).step()
     print_result(state.summary(), lambda: describe_loop(state.summary()), as_json)

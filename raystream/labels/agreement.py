@@ -38,7 +38,7 @@ class Agreement:
 
 
 def agreement(table: LabelTable) -> Agreement | None:
-    """Of the labels of a table; None where no row was labelled by two people."""
+    """Measure how far the annotators of a table agree; None where no row was labelled by two people."""
     said: dict[str, dict[Hashable, Hashable]] = defaultdict(dict)
     for row in table.rows:
         if row.state == LABELLED and row.label is not None and row.annotator is not None:
@@ -51,7 +51,7 @@ def agreement(table: LabelTable) -> Agreement | None:
 
 
 def cohen_kappa(pairs: Iterable[tuple[Hashable, Hashable]]) -> float:
-    """(observed - expected) / (1 - expected) agreement of two annotators; NaN where chance alone explains all.
+    """Compute (observed - expected) / (1 - expected) agreement of two annotators; NaN where chance alone explains all.
 
     J. Cohen, A coefficient of agreement for nominal scales, Educational and Psychological Measurement 20 (1960).
 
@@ -69,7 +69,7 @@ def cohen_kappa(pairs: Iterable[tuple[Hashable, Hashable]]) -> float:
 
 
 def mean_kappa(rows: Iterable[Mapping[Hashable, Hashable]]) -> float:
-    """Cohen's kappa of every two annotators, weighted by the rows that both labelled.
+    """Compute Cohen's kappa of every two annotators, weighted by the rows that both labelled.
 
     Args:
         rows: what each annotator said of a row.
@@ -85,7 +85,7 @@ def mean_kappa(rows: Iterable[Mapping[Hashable, Hashable]]) -> float:
 
 
 def krippendorff_alpha(rows: Iterable[Mapping[Hashable, Hashable]]) -> float:
-    """1 - observed / expected disagreement, of any number of annotators, who needn't have seen all rows; for classes.
+    """Compute 1 - observed / expected disagreement, of any number of annotators, who needn't have seen all rows; for classes.
 
     K. Krippendorff, Computing Krippendorff's alpha-reliability (2011).
 

@@ -41,7 +41,7 @@ class Annotation:
 
 
 def text_or_none(value: object) -> str | None:
-    """A name that a tool gives, of people and the like, as text; None for nothing."""
+    """Return a name that a tool gives, of people and the like, as text; None for nothing."""
     if isinstance(value, Mapping):  # a person with an id, a name and perhaps an address
         value = value.get("email") or value.get("username") or value.get("name") or value.get("id")
     if value is None or value == "":
@@ -50,7 +50,7 @@ def text_or_none(value: object) -> str | None:
 
 
 def whole_number(value: object) -> int | None:
-    """A rank as tools give it back; None for anything that isn't one."""
+    """Read a rank as tools give it back; None for anything that isn't one."""
     try:
         found = int(str(value))
     except ValueError:
@@ -59,7 +59,7 @@ def whole_number(value: object) -> int | None:
 
 
 def time_of(value: object) -> datetime | None:
-    """A time that a tool wrote: ISO 8601, or seconds or milliseconds since 1970; None for anything else. In UTC, to microseconds."""
+    """Read a time that a tool wrote: ISO 8601, or seconds or milliseconds since 1970; None for anything else. In UTC, to microseconds."""
     if isinstance(value, Mapping):
         value = value.get("$date")
     if isinstance(value, str):
@@ -84,7 +84,7 @@ def time_of(value: object) -> datetime | None:
 
 
 def label_of(raw: Any, task: str) -> Label | None:
-    """A label as the table has it; None where there is none, or where it can't be one of this task.
+    """Return a label as the table has it; None where there is none, or where it can't be one of this task.
 
     Args:
         raw: as a tool gives it.
@@ -112,7 +112,7 @@ def label_of(raw: Any, task: str) -> Label | None:
 
 
 def _listed(raw: Any) -> list[Any]:
-    """Several classes in one cell of a spreadsheet: a JSON list; else the one class that it names."""
+    """Read several classes in one cell of a spreadsheet: a JSON list; else the one class that it names."""
     if isinstance(raw, str) and raw.startswith("["):
         try:
             found = json.loads(raw)

@@ -19,6 +19,7 @@ from raystream.pool.files import known_files, open_parquet, schema_of
 from raystream.pool.images import cells, format_of, holds_bytes
 from raystream.store.queries import stored_units
 from raystream.store.result import Result
+from raystream.store.rounds import as_asked
 
 _URL = re.compile(r"(?:https?|s3a?|gs|gcs|abfss?|file)://\S+|data:image/")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
@@ -83,23 +84,28 @@ class Batch:
     items: tuple[Item, ...]
 
     def file_name(self, item: Item) -> str:
-        """Under which a picture's bytes are written; a tool that knows files alone gives its row back by it."""
+        """Name the file in which a picture's bytes are written; a tool that knows files alone gives its row back by it."""
         return f"{file_stem(self.query, item.rank, item.id)}.{_suffix(item.data or b'')}"
 
 
 def file_stem(query: str, rank: int, id_: str) -> str:
-    """The name of a row's picture without its suffix: safe in every file system and URL, whatever characters the id has."""
+    """Return the name of a row's picture without its suffix: safe in every file system and URL, whatever characters the id has."""
     return f"{_UNSAFE.sub('_', query)}.{rank:06d}.{hashlib.sha256(id_.encode()).hexdigest()[:10]}"
 
 
 def ids_of(result: Result) -> Ids:
-    """What the ids of a query's pool are."""
+    """Return what the ids of a query's pool are."""
     name = result.manifest.resolved["pool"].get("id") or "id"
     return Ids(name, result.selection.schema.field(name).type)
 
 
+def names_classes(result: Result) -> bool:
+    """Whether the query itself gives its classes names, so that a number would stand for a place among these."""
+    return result.manifest.resolved["model"].get("classes") is not None
+
+
 def class_names_of(result: Result, given: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The names of the classes: those that the query gives, else the model's own; None where the classes are numbers.
+    """Return the names of the classes: those that the query gives, else the model's own; None where the classes are numbers.
 
     Args:
         result: the committed query.
@@ -116,10 +122,10 @@ def class_names_of(result: Result, given: Sequence[str] | None) -> tuple[str, ..
 
 
 def read_batch(result: Result, classes: Sequence[str] | None = None, show: str | None = None) -> Batch:
-    """The batch of a committed query, with what people are to see of each row.
+    """Read the batch of a committed query, with what people are to see of each row.
 
     Args:
-        result: the committed query.
+        result: the committed query; of a loop's round, its control rows come with it.
         classes: what the file holds that `model.classes` names, if it names one.
         show: the column to show, of the pool or kept in the selection; left out, the first of `pool.inputs` that holds texts or
             encoded pictures, else the first kept column of URLs.
@@ -128,6 +134,7 @@ def read_batch(result: Result, classes: Sequence[str] | None = None, show: str |
         QueryError: there is no such column, or it holds neither texts nor pictures.
         PoolError: a file of the pool is gone or was changed since.
     """
+    result = as_asked(result)
     selection, task = result.selection, result.manifest.resolved["model"]["task"]
     ids = ids_of(result)
     known = class_names_of(result, classes)
@@ -164,7 +171,7 @@ def read_batch(result: Result, classes: Sequence[str] | None = None, show: str |
 
 
 def _shown(result: Result, show: str | None) -> tuple[str, pa.ChunkedArray] | tuple[None, None]:
-    """The column that people see, and its values for the chosen rows; nothing if there is none."""
+    """Return the column that people see, and its values for the chosen rows; nothing if there is none."""
     selection = result.selection
     pool = result.manifest.resolved["pool"]
     inputs = pool["inputs"]
@@ -188,7 +195,7 @@ def _shown(result: Result, show: str | None) -> tuple[str, pa.ChunkedArray] | tu
 
 
 def _read(result: Result, names: Sequence[str], *, required: bool) -> dict[str, pa.ChunkedArray]:
-    """Columns of the pool's files, of the chosen rows; those that may be text or pictures, or all that are asked for by name."""
+    """Return columns of the pool's files, of the chosen rows; those that may be text or pictures, or all that are asked for by name."""
     if not names or not result.selection.num_rows:
         return {name: pa.chunked_array([], pa.string()) for name in names}
     selection = result.selection
@@ -217,12 +224,36 @@ def _read(result: Result, names: Sequence[str], *, required: bool) -> dict[str, 
     return {field.name: table.column(field.name) for field in wanted}
 
 
+def check_shown(file: File, inputs: Sequence[str], kept: Sequence[str], show: str | None) -> None:
+    """See before anything is chosen that a pool has something that people can look at, as far as types tell.
+
+    Args:
+        file: of the pool.
+        inputs: the columns that the model sees.
+        kept: those that selections carry.
+        show: the column to show; see `read_batch`.
+
+    Raises:
+        QueryError: it has nothing, or not that column.
+    """
+    with open_parquet(file) as parquet:
+        schema = schema_of(file, parquet)
+    if show is not None and show not in schema.names:
+        raise QueryError(f"loop.oracle.show {show} is no column of the pool{did_you_mean(show, schema.names)}")
+    for name in (*inputs, *kept) if show is None else (show,):
+        type_ = plain_type(schema.field(name).type) if name in schema.names else pa.null()
+        if _is_text(type_) or holds_bytes(type_):
+            return
+    where = "pool.inputs and pool.keep hold" if show is None else f"loop.oracle.show {show} holds"
+    raise QueryError(f"{where} neither texts nor pictures, so people could see nothing; name a column that does in loop.oracle.show")
+
+
 def _is_text(type_: pa.DataType) -> bool:
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
 
 
 def _kind(values: pa.ChunkedArray) -> Kind | None:
-    """What a column holds."""
+    """Return what a column holds."""
     if _is_text(values.type):
         given = [value for value in values.to_pylist() if value]
         return "image" if given and all(_URL.match(value) for value in given) else "text"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from raystream.errors import LabelsError, QueryError, did_you_mean
 from raystream.labels.agreement import Agreement, agreement
 from raystream.labels.annotation import DRAFT, LABELLED, Annotation, label_of
-from raystream.labels.batch import class_names_of, file_stem, ids_of
+from raystream.labels.batch import class_names_of, file_stem, ids_of, names_classes
 from raystream.labels.consolidate import METHODS, Method, consolidate
 from raystream.labels.documents import Document, read_documents
 from raystream.labels.ids import FIELD, QUERY_FIELD, Id, Ids, as_text
@@ -21,8 +21,9 @@ from raystream.lake import parse
 from raystream.pool import refuse_among
 from raystream.store.opening import refuse_in_store
 from raystream.store.protocol import Store
-from raystream.store.queries import find_query, read_manifest
-from raystream.store.result import Result, read_result
+from raystream.store.queries import find_query
+from raystream.store.result import Result
+from raystream.store.rounds import find_batch
 
 Classes = Callable[[Result], Sequence[str] | None]
 """Gives what the file holds that a query's `model.classes` names; None where it names none."""
@@ -50,12 +51,12 @@ class Collected:
     agreement: Agreement | None
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return {**self.table.counts(), "unknown_ids": self.unknown_ids, "conflicts": self.conflicts, "out": self.out}
 
 
 class Queries:
-    """The committed queries that labels belong to, each read once.
+    """The committed queries and rounds of loops that labels belong to, each read once.
 
     Args:
         store: holds them.
@@ -65,31 +66,33 @@ class Queries:
 
     def __init__(self, store: Store, fallback: str | None, classes: Classes) -> None:
         self._store, self._classes = store, classes
-        self.fallback = None if fallback is None else find_query(store, fallback)
         self._known: dict[str, Result | None] = {}
+        self.fallback: str | None = None
+        if fallback is not None:
+            self.fallback = fallback
+            self.fallback = fallback if self.named(fallback) is not None else find_query(store, fallback)
         self._places: dict[str, dict[str, Id]] = {}
         self._ranks: dict[str, dict[str, int]] = {}
         self._names: dict[str, tuple[str, ...] | None] = {}
 
     def named(self, name: str | None) -> Result | None:
-        """The query of a name, else the fallback; None if the store has none of that name."""
+        """Return the query of a name, else the fallback; None if the store has none of that name."""
         wanted = name or self.fallback
         if wanted is None:
             return None
         if wanted not in self._known:
-            manifest = read_manifest(self._store, wanted) if _may_be_a_name(wanted) else None
-            self._known[wanted] = None if manifest is None else read_result(self._store, manifest)
+            self._known[wanted] = find_batch(self._store, wanted) if may_be_a_name(wanted) else None
         found = self._known[wanted]
         return self.named(None) if found is None and name is not None and self.fallback not in (None, name) else found
 
     def classes(self, result: Result) -> tuple[str, ...] | None:
-        """What a query's classes are called; None where they are numbers."""
+        """Return what a query's classes are called; None where they are numbers."""
         if result.query not in self._names:
             self._names[result.query] = class_names_of(result, self._classes(result))
         return self._names[result.query]
 
     def rank(self, result: Result, text: str) -> int | None:
-        """The rank of a row in its query; None where the query didn't choose it."""
+        """Return the rank of a row in its query; None where the query didn't choose it."""
         if result.query not in self._ranks:
             ids = ids_of(result)
             column = result.selection.column(ids.name)
@@ -97,7 +100,7 @@ class Queries:
         return self._ranks[result.query].get(text)
 
     def by_file(self, name: str) -> tuple[Result, str] | None:
-        """The query and the id of the row whose picture has this name: its file beside an export, or the end of a link that was kept."""
+        """Return the query and the id of the row whose picture has this name: a file beside an export, or the end of a kept link."""
         stem = name.rpartition("/")[2].rpartition(".")[0]
         query = stem.rpartition(".")[0].rpartition(".")[0]
         names = [query] if query and query in self._store.names("queries") else []
@@ -123,7 +126,7 @@ class Queries:
         return self._places[result.query]
 
 
-def _may_be_a_name(text: str) -> bool:
+def may_be_a_name(text: str) -> bool:
     """Whether a store may be asked for it."""
     return "/" not in text and "\\" not in text and text not in ("", ".", "..") and "\x00" not in text and len(text) < 200
 
@@ -163,7 +166,7 @@ def collect_labels(
 
 
 def _queries_in(documents: Sequence[Document]) -> Iterator[str]:
-    """The queries that rows name, labelled or not."""
+    """Return the queries that rows name, labelled or not."""
     for document in documents:
         for record in document.records:
             for part in (record, record.get("data"), record.get("metadata")):
@@ -172,7 +175,7 @@ def _queries_in(documents: Sequence[Document]) -> Iterator[str]:
 
 
 def _of_tool(documents: Sequence[Document], tool: Tool) -> list[Document]:
-    """The documents that the tool wrote; in a folder, configuration and the like may stand beside."""
+    """Return the documents that the tool wrote; in a folder, configuration and the like may stand beside."""
     own = [document for document in documents if document.content == [] or tool.recognises(document)]
     if own:
         return own
@@ -185,7 +188,7 @@ def _of_tool(documents: Sequence[Document], tool: Tool) -> list[Document]:
 
 
 def _with_field(document: Document, id_names: set[str]) -> Document:
-    """Records that have the id under the pool's own name have it under ours, too."""
+    """Give records that have the id under the pool's own name the same under ours."""
     name = next(iter(id_names), FIELD)
     if FIELD in document.first or name not in document.first:
         return document
@@ -217,99 +220,145 @@ def collect(
         raise QueryError(f"--consolidate {method} is no method{did_you_mean(method, METHODS)}")
     place = table_place(out)
     refuse_in_store(place, store.uri, "--out")
-    rows, first, counted = rows_of(annotations, tool, queries)
-    uris = first.manifest.resolved["pool"]["uri"]
+    read = rows_of(annotations, tool, queries)
+    uris = read.first.manifest.resolved["pool"]["uri"]
     refuse_among(place, {"pool.uri": [uris] if isinstance(uris, str) else uris}, "--out")
 
     def change(before: LabelTable) -> LabelTable:
-        return consolidate(before.merged([*rows, *more(before)]), method)
+        named = replace(before, named=names_classes(read.first))
+        return consolidate(named.merged([*read.rows, *more(before)]), method)
 
-    table = update_table(place, ids_of(first), first.manifest.resolved["model"]["task"], change)
+    table = update_table(place, ids_of(read.first), read.first.manifest.resolved["model"]["task"], change)
     conflicts = table.conflicts() if method == "none" else _undecided(table)
-    notes = list(counted.notes)
+    notes = read.notes
     if conflicts:
         named = ", ".join(as_text(id_) for id_ in conflicts[:_SHOWN])
         were = "1 row has" if len(conflicts) == 1 else f"{len(conflicts):,} rows have"
         notes.append(f"{were} different answers of one time, first: {named}; a newer one settles them")
-    return Collected(table, parse(place, "--out").uri, counted.unknown_ids, len(conflicts), tuple(notes), agreement(table))
+    return Collected(table, parse(place, "--out").uri, len(read.unknown), len(conflicts), tuple(notes), agreement(table))
 
 
 def _undecided(table: LabelTable) -> list[Id]:
-    """Ids that were labelled, but as several classes alike."""
+    """List ids that were labelled, but as several classes alike."""
     said = {row.id for row in table.rows if row.state == LABELLED and row.label is not None}
     return [row.id for row in table.voted if row.state == DRAFT and row.id in said]
 
 
 @dataclass(frozen=True)
-class Counted:
-    """Ids that no query chose, and sentences for people."""
+class Answered:
+    """What people said in a tool, for the loop that asks there.
 
-    unknown_ids: int
-    notes: tuple[str, ...]
+    Attributes:
+        rows: of the table of labels, those whose task is gone included.
+        notes: sentences for people.
+        others: annotations of other pools' rows, which are left alone.
+    """
+
+    rows: list[LabelRow]
+    notes: list[str]
+    others: int
 
 
-def rows_of(annotations: Sequence[Annotation], tool: str, queries: Queries) -> tuple[list[LabelRow], Result, Counted]:
-    """The rows of annotations, a query that they belong to, and what is to be said of those that fit none."""
-    found: list[tuple[Annotation, Result | None]] = []
-    for each in annotations:
-        result = queries.named(each.query)
-        if each.query is None and each.id is not None and tool == "cvat":
-            named = queries.by_file(each.id)
-            if named is not None:
-                result, each = named[0], replace(each, id=named[1])
-        found.append((each, result))
-    first = next((result for each, result in found if result is not None and each.id is not None), queries.named(None))
-    if first is None:
-        names = sorted({each.query for each in annotations if each.query})
-        if not annotations:
-            raise QueryError("there are no labels yet, and none that would name their query; give --query for an empty table")
-        what = f"name query {names[0]}, which the store doesn't have" if names else "name no query"
-        raise QueryError(f"the labels {what}; give --query, and --store if it is another one")
-    ids, task = ids_of(first), first.manifest.resolved["model"]["task"]
-    rows: list[LabelRow] = []
-    unknown: dict[str, None] = {}
-    strange: list[str] = []
-    unlabelled = impossible = foreign = 0
-    for each, result in found:
+@dataclass
+class Read:
+    """Annotations as rows of the table of labels, and what is to be said of those that fit none.
+
+    Attributes:
+        first: a query that they belong to, by which it is known what ids and labels are.
+        rows: of the table.
+        unknown: ids that no query chose.
+        impossible: how many of these annotations are left out, since no id of the pool's type is written so.
+        foreign: how many stand in rows that no export wrote.
+        strange: labels that are no class of the model's.
+        unlabelled: how many were submitted without a label.
+    """
+
+    first: Result
+    rows: list[LabelRow] = field(default_factory=list)
+    unknown: dict[str, None] = field(default_factory=dict)
+    impossible: int = 0
+    foreign: int = 0
+    strange: list[str] = field(default_factory=list)
+    unlabelled: int = 0
+
+    def add(self, each: Annotation, owner: Result, tool: str, queries: Queries) -> None:
+        """Add an annotation of a query's row."""
         if each.id is None:
-            foreign += 1
-            continue
-        owner = result or first
-        _alike(owner, first, ids, task)
+            self.foreign += 1
+            return
+        ids, task = ids_of(self.first), self.first.manifest.resolved["model"]["task"]
+        _alike(owner, self.first, ids, task)
         id_ = ids.parse(each.id)
         rank = None if id_ is None else queries.rank(owner, as_text(id_))
         if rank is None:
-            unknown[each.id] = None
+            self.unknown[each.id] = None
         if id_ is None:
-            impossible += 1
-            continue
+            self.impossible += 1
+            return
         label = label_of(each.raw, task) if each.state in (LABELLED, DRAFT) else None
         state = each.state
         if state == LABELLED and label is None:
-            state, unlabelled = DRAFT, unlabelled + 1
-        strange += _strange(label, task, queries.classes(owner)) if state == LABELLED else []
+            state, self.unlabelled = DRAFT, self.unlabelled + 1
+        self.strange += _strange(label, task, queries.classes(owner)) if state == LABELLED else []
         query = each.query or (owner.query if rank is not None else None)
         rank = each.rank if rank is None else rank
-        rows.append(LabelRow(id_, label, state, each.annotator, each.labelled_at, tool, each.tool_id, query, rank))
-    notes = []
-    if foreign:
-        what = "1 label stands in a row" if foreign == 1 else f"{foreign:,} labels stand in rows"
-        notes.append(f"{what} without {FIELD}, which no export wrote: left out")
-    if unknown:
-        what = "1 id is" if len(unknown) == 1 else f"{len(unknown):,} ids are"
-        lost = f"; {impossible:,} of these labels can't be ids of {ids.plain}, and are left out" if impossible else "; they are kept"
-        notes.append(f"{what} none that the query chose, first: {next(iter(unknown))!r}{lost}")
-    if strange:
-        what = "1 label is" if len(strange) == 1 else f"{len(strange):,} labels are"
-        notes.append(f"{what} no class of the model's, first: {strange[0]!r}; they are kept")
-    if unlabelled:
-        what = "1 annotation was" if unlabelled == 1 else f"{unlabelled:,} annotations were"
-        notes.append(f"{what} submitted without a label and count as drafts")
-    return rows, first, Counted(len(unknown), tuple(notes))
+        self.rows.append(LabelRow(id_, label, state, each.annotator, each.labelled_at, tool, each.tool_id, query, rank))
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for people."""
+        notes = []
+        if self.foreign:
+            what = "1 label stands in a row" if self.foreign == 1 else f"{self.foreign:,} labels stand in rows"
+            notes.append(f"{what} without {FIELD}, which no export wrote: left out")
+        if self.unknown:
+            what = "1 id is" if len(self.unknown) == 1 else f"{len(self.unknown):,} ids are"
+            plain = ids_of(self.first).plain
+            lost = f"{self.impossible:,} of these labels can't be ids of {plain}, and are left out" if self.impossible else "they are kept"
+            notes.append(f"{what} none that the query chose, first: {next(iter(self.unknown))!r}; {lost}")
+        if self.strange:
+            what = "1 label is" if len(self.strange) == 1 else f"{len(self.strange):,} labels are"
+            notes.append(f"{what} no class of the model's, first: {self.strange[0]!r}; they are kept")
+        return [*notes, *self.of_unlabelled]
+
+    @property
+    def of_unlabelled(self) -> list[str]:
+        """A sentence on annotations without a label, if there are any."""
+        what = "1 annotation was" if self.unlabelled == 1 else f"{self.unlabelled:,} annotations were"
+        return [f"{what} submitted without a label and count as drafts"] if self.unlabelled else []
+
+
+def rows_of(annotations: Sequence[Annotation], tool: str, queries: Queries) -> Read:
+    """Make rows of annotations.
+
+    Raises:
+        QueryError: their queries can't be found, or differ in what ids or labels are.
+    """
+    found = [_with_query(each, tool, queries) for each in annotations]
+    first = next((result for each, result in found if result is not None and each.id is not None), queries.named(None))
+    if first is None:
+        if not annotations:
+            raise QueryError("there are no labels yet, and none that would name their query; give --query for an empty table")
+        names = sorted({each.query for each in annotations if each.query})
+        what = f"name query {names[0]}, which the store doesn't have" if names else "name no query"
+        raise QueryError(f"the labels {what}; give --query, and --store if it is another one")
+    read = Read(first)
+    for each, result in found:
+        read.add(each, result or first, tool, queries)
+    return read
+
+
+def _with_query(each: Annotation, tool: str, queries: Queries) -> tuple[Annotation, Result | None]:
+    """Find the query of an annotation, and where a tool knows rows by their pictures alone the id of its row."""
+    if each.query is None and each.id is not None and tool == "cvat":
+        named = queries.by_file(each.id)
+        if named is not None:
+            return replace(each, id=named[1]), named[0]
+    return each, queries.named(each.query)
 
 
 def _strange(label: Any, task: str, classes: Sequence[str] | None) -> list[str]:
-    """What of a label is no class."""
+    """Return what of a label is no class."""
     if task not in ("classes", "multi_label"):
         return []
     said = label if isinstance(label, tuple) else (label,)
@@ -328,5 +377,5 @@ def _alike(one: Result, other: Result, ids: Ids, task: str) -> None:
 
 
 def utc_now() -> datetime:
-    """The time, to the second: when something was found to be gone."""
+    """Tell the time, to the second: when something was found to be gone."""
     return datetime.now(UTC).replace(microsecond=0)

@@ -25,7 +25,7 @@ _TIE = 1e-9
 
 
 def consolidate(table: LabelTable, method: Method) -> LabelTable:
-    """The table with one row for each id; the annotations stay in it, so that more can be merged later.
+    """Make one row of each id; the annotations stay in it, so that more can be merged later.
 
     A row that somebody labelled is labelled, whoever skipped it. Where classes are equally likely, nothing is decided: the row becomes a
     draft, which may be chosen again.
@@ -62,7 +62,7 @@ def consolidate(table: LabelTable, method: Method) -> LabelTable:
 
 
 def _state(states: Sequence[str]) -> str:
-    """What becomes of a row that nobody labelled."""
+    """Return what becomes of a row that nobody labelled."""
     return next(state for state in (REJECTED, SKIPPED, DRAFT, DELETED, LABELLED) if state in states)
 
 

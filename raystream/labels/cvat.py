@@ -7,7 +7,7 @@ a label, so that it is skipped, or, where labels are shapes, labelled with none.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from raystream.errors import QueryError
 from raystream.labels.annotation import DELETED, DRAFT, LABELLED, REJECTED, SKIPPED, Annotation, text_or_none, time_of
 from raystream.labels.batch import Batch
-from raystream.labels.collect import Collected, Queries, collect, utc_now
+from raystream.labels.collect import Answered, Collected, Queries, collect, rows_of, utc_now
 from raystream.labels.consolidate import Method
 from raystream.labels.label_studio import Pushed
 from raystream.labels.label_table import LabelRow, LabelTable, gone
@@ -24,6 +24,7 @@ from raystream.labels.tools.cvat import frame_name, task_labels
 from raystream.labels.tools.tool import needs_shown, no_classes
 from raystream.lake.retry import BRIEF, Patience
 from raystream.store.protocol import Store
+from raystream.store.result import Result
 
 _TOOL, _TITLE = "cvat", "CVAT"
 _PAGE = 100
@@ -100,8 +101,8 @@ class Cvat:
         task = self.task
         found = list(self.annotations(task))
         name = str(self.server.read(f"/api/tasks/{task}").get("name", ""))
-        if queries.fallback is None and queries.named(name.removeprefix("raystream ")) is not None:
-            queries.fallback = name.removeprefix("raystream ")
+        if queries.fallback is None and queries.named(name.removeprefix(_name(""))) is not None:
+            queries.fallback = name.removeprefix(_name(""))
         here, when = {each.tool_id for each in found}, utc_now()
 
         def removed(table: LabelTable) -> list[LabelRow]:
@@ -110,8 +111,39 @@ class Cvat:
 
         return collect(found, _TOOL, out, store, queries, method, removed)
 
+    def answers(self, store: Store, queries: Queries, asked: Sequence[str], accepts: Callable[[Result], bool]) -> Answered:
+        """Read what people did so far in the tasks of a loop's rounds; see `LabelStudio.answers`.
+
+        Tasks of other queries are not read: a task is one query's.
+
+        Raises:
+            ServerError: the server refuses or stays away.
+        """
+        rows: list[LabelRow] = []
+        notes: list[str] = []
+        for query in asked:
+            found = [] if (task := self._named(query)) is None else list(self.annotations(task))
+            if found:
+                queries.fallback = query
+                read = rows_of(found, _TOOL, queries)
+                rows += read.rows
+                notes += read.of_unlabelled
+        return Answered(rows, notes, 0)
+
+    def page_of(self, query: str, ids: Collection[str], store: Store) -> str | None:
+        """Say where a batch is, if that is known without asking the server; it never is."""
+        return None
+
+    def check(self) -> None:
+        """See that the server takes the token.
+
+        Raises:
+            ServerError: it doesn't.
+        """
+        self._named("")
+
     def annotations(self, task: int) -> Iterator[Annotation]:
-        """What people did, frame by frame."""
+        """Return what people did, frame by frame."""
         meta = self.server.read(f"/api/tasks/{task}/data/meta")
         names = {label["id"]: str(label["name"]) for label in self._pages("/api/labels", task_id=task)}
         jobs = [_job(job) for job in self._pages("/api/jobs", task_id=task)]
@@ -147,20 +179,24 @@ class Cvat:
             page += 1
 
     def _task_for(self, batch: Batch) -> int:
-        """The number of the query's task, made if need be."""
+        """Find or make the query's task, and return its number."""
         if self.task is not None:
             self.server.read(f"/api/tasks/{self.task}")
             return self.task
-        name = f"raystream {batch.query}"
+        name = _name(batch.query)
         for _ in range(_LOST):
-            found = sorted(int(task["id"]) for task in self._pages("/api/tasks", name=name) if task.get("name") == name)
-            if found:
-                return found[0]
+            if (found := self._named(batch.query)) is not None:
+                return found
             try:
                 self.server.write("POST", "/api/tasks", {"name": name, "labels": task_labels(batch)})
             except LostReplyError:
                 self._patience.gives_up_after(0.1)
         raise ServerError(f"{self.server.url}: task {name!r} could not be created, though the server took it; look at its log")
+
+    def _named(self, query: str) -> int | None:
+        """Find a query's task, the first one of several; None where there is none."""
+        name = _name(query)
+        return min((int(task["id"]) for task in self._pages("/api/tasks", name=name) if task.get("name") == name), default=None)
 
     def _size(self, task: int) -> int:
         return int(self.server.read(f"/api/tasks/{task}").get("size") or 0)
@@ -221,8 +257,13 @@ class Cvat:
                 held, size = [], 0
 
 
+def _name(query: str) -> str:
+    """Name the task of a query."""
+    return f"raystream {query}"
+
+
 def _form(files: Sequence[tuple[str, bytes]]) -> tuple[bytes, str]:
-    """Files as a form of several parts, and its type; their names are safe as they are."""
+    """Return files as a form of several parts, and its type; their names are safe as they are."""
     edge = uuid.uuid4().hex
     parts = [
         f'--{edge}\r\nContent-Disposition: form-data; name="client_files[{number}]"; filename="{name}"\r\n'
@@ -243,7 +284,7 @@ def _job(job: Mapping[str, Any]) -> _Job:
 
 
 def _state(labels: Sequence[Mapping[str, Any]], job: _Job | None, tags_alone: bool) -> str | None:
-    """What became of a frame; None where nothing did."""
+    """Return what became of a frame; None where nothing did."""
     state = "new" if job is None else job.state
     if state == "rejected":
         return REJECTED
@@ -256,7 +297,7 @@ def _state(labels: Sequence[Mapping[str, Any]], job: _Job | None, tags_alone: bo
 
 
 def _raw(labels: Sequence[Mapping[str, Any]]) -> Any:
-    """Classes where all labels are tags, else the shapes as JSON, without numbers that only the server knows."""
+    """Return classes where all labels are tags, else the shapes as JSON, without numbers that only the server knows."""
     if labels and all(label["kind"] == "tags" for label in labels):
         return [label["name"] for label in labels]
     own = ("type", "points", "rotation", "occluded", "z_order", "source")

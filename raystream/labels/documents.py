@@ -51,7 +51,7 @@ class Document:
 
 
 def read_documents(source: str) -> list[Document]:
-    """The files of a source: one file, or all of a folder whose suffix is known, in the order of their names.
+    """Read the files of a source: one file, or all of a folder whose suffix is known, in the order of their names.
 
     Args:
         source: a path, or the URI of a file or folder in object storage.
@@ -106,7 +106,7 @@ def _unpacked(name: str, data: bytes) -> Iterator[Document]:
 
 
 def parse(name: str, data: bytes) -> Document:
-    """One file's content.
+    """Read one file's content.
 
     Raises:
         LabelsError: it isn't what it says or ends in the middle.
@@ -178,7 +178,7 @@ def _xml(name: str, text: str) -> ElementTree.Element:
 
 
 def _csv(name: str, text: str, separator: str) -> list[dict[str, Any]]:
-    """Rows by the names of the columns; an empty field is None unless it is quoted, as Arrow tells apart, too."""
+    """Read rows by the names of the columns; an empty field is None unless it is quoted, as Arrow tells apart, too."""
     csv.field_size_limit(1 << 30)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:

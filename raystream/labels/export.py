@@ -42,7 +42,7 @@ class Exported:
     notes: tuple[str, ...]
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return asdict(self)
 
 
@@ -88,7 +88,7 @@ def export_batch(
 
 
 def _counted(batch: Batch) -> list[str]:
-    """What is to be said of rows without anything to show."""
+    """Return what is to be said of rows without anything to show."""
     if batch.kind is None:
         return []
     missing = sum(not (item.text or item.url or item.data) for item in batch.items)
@@ -96,7 +96,7 @@ def _counted(batch: Batch) -> list[str]:
 
 
 def _places(out: Path, files: dict[str, bytes], single: bool) -> tuple[Path, dict[Path, bytes]]:
-    """The root, and where each file goes."""
+    """Return the root, and where each file goes."""
     if not single:
         return out, {out / name: data for name, data in files.items()}
     [(name, data)] = files.items()

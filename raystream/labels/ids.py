@@ -35,15 +35,15 @@ class Ids:
         return plain_type(self.type)
 
     def texts(self, column: pa.ChunkedArray | pa.Array) -> list[str]:
-        """Ids as tools carry them: integers decimal, text as it is, bytes as hexadecimal digits."""
+        """Return ids as tools carry them: integers decimal, text as it is, bytes as hexadecimal digits."""
         return [as_text(value) for value in plain(column).to_pylist()]
 
     def values(self, column: pa.ChunkedArray | pa.Array) -> list[Id]:
-        """Ids as Python has them."""
+        """Return ids as Python has them."""
         return list(plain(column).to_pylist())
 
     def parse(self, text: str) -> Id | None:
-        """The id that a text stands for; None where it can be none of the pool's."""
+        """Return the id that a text stands for; None where it can be none of the pool's."""
         plain_ = self.plain
         if pa.types.is_integer(plain_):
             if not _INTEGER.fullmatch(text.strip()):
@@ -61,12 +61,12 @@ class Ids:
         return found if not pa.types.is_fixed_size_binary(plain_) or len(found) == plain_.byte_width else None
 
     def array(self, values: list[Id]) -> pa.Array:
-        """Ids in the pool's plain type."""
+        """Return ids in the pool's plain type."""
         return pa.array(values, self.plain)
 
 
 def as_text(value: Id) -> str:
-    """One id as tools carry it."""
+    """Return one id as tools carry it."""
     return value.hex() if isinstance(value, bytes) else str(value)
 
 

@@ -10,27 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
-import pyarrow as pa
-
-from raystream.errors import QueryError
+from raystream.errors import QueryError, StoreError
 from raystream.labels.annotation import DELETED, DRAFT, Annotation
-from raystream.labels.batch import Batch, ids_of, read_batch
-from raystream.labels.collect import Classes, Collected, Queries, collect, rows_of, utc_now
+from raystream.labels.batch import Batch, ids_of
+from raystream.labels.collect import Answered, Collected, Queries, collect, may_be_a_name, rows_of, utc_now
 from raystream.labels.consolidate import Method
 from raystream.labels.ids import FIELD, QUERY_FIELD, as_text
-from raystream.labels.label_table import LabelRow, LabelTable, empty, gone
+from raystream.labels.label_table import LabelRow, LabelTable, gone
 from raystream.labels.server import LostReplyError, Server, ServerError, Token
 from raystream.labels.tools.label_studio import CONTROL, label_config, of_task, tasks
 from raystream.labels.tools.tool import needs_shown, no_classes, no_prediction
 from raystream.lake.retry import BRIEF, Patience
 from raystream.store.protocol import Store
 from raystream.store.result import Result
+from raystream.store.rounds import batch_folder
 
 _PROJECT = re.compile(r"^(?P<root>.*?)/projects/(?P<number>\d+)(?:/.*)?$")
 _PAGE = 100
@@ -72,7 +72,7 @@ class Pushed:
     tool: str = _TOOL
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return {"query": self.query, "tool": self.tool, "rows": self.rows, "project": self.project, "url": self.url,
                 "created": self.created, "removed": self.removed, "notes": list(self.notes)}  # fmt: skip
 
@@ -110,22 +110,25 @@ class LabelStudio:
         project, shown = self._project_for(batch)
         wanted = {(batch.query, item.id): task for item, task in zip(batch.items, tasks(batch, inline=True, to=shown), strict=True)}
         there = self._tasks_of(project, wanted)
-        known = len(there)
-        if len(there) < len(wanted) and not self._was_pushed(batch.query, project, store):
-            there = self._create(project, wanted, there)
+        known, before = len(there), self._pushed(batch.query, project, store)
+        new = {key: task for key, task in wanted.items() if key[1] not in before}
+        if any(key not in there for key in new):
+            there |= self._create(project, new, there)
         removed, kept = self._remove_copies(there)
         notes = [*no_classes(batch), *no_prediction(batch, _TITLE)]
         if kept:
             notes.append(f"{kept:,} rows have two tasks on which somebody has begun to work; both stay, and both are read")
         if len(there) < len(wanted):
             notes.append(f"{len(wanted) - len(there):,} tasks were removed from the project since they were pushed, and stay so")
-        store.put(self._record(batch.query, project), json.dumps({"tool": _TOOL, "url": self.server.url, "project": project}).encode())
-        url = f"{self.server.url}/projects/{project}"
+        ids = sorted(before.union(key[1] for key in wanted))
+        facts = {"tool": _TOOL, "url": self.server.url, "project": project, "ids": ids}
+        store.put(self._record(batch.query, project, store), json.dumps(facts).encode())
+        url = self._page(project)
         return Pushed(batch.query, project, url, len(there), len(there) - known, removed, tuple(notes))
 
     def _create(
-        self, project: int, wanted: Mapping[Key, Mapping[str, Any]], there: dict[Key, list[Mapping[str, Any]]]
-    ) -> dict[Key, list[Mapping[str, Any]]]:
+        self, project: int, wanted: Mapping[Key, Mapping[str, Any]], there: Mapping[Key, list[Mapping[str, Any]]]
+    ) -> Mapping[Key, list[Mapping[str, Any]]]:
         """Create what is missing, and look, until all is there."""
         lost, unsure, before = 0, False, len(wanted) + 1
         for _ in range(_ROUNDS):
@@ -161,41 +164,64 @@ class LabelStudio:
             ServerError: the server refuses or stays away.
             LabelsError: no task of the project is of a query of the store.
         """
-        annotations, keys, named = self._listed(store, queries)
+        listing = self._list(store, store.names("queries"))
+        named = {query for query in listing.queries if queries.named(query) is not None}
+        if not listing.annotations and queries.fallback is None and named:
+            queries.fallback = min(named)
         when = utc_now()
 
         def removed(table: LabelTable) -> list[LabelRow]:
-            lost = self._gone(table, annotations, named, when)
-            return lost + self._without_task(table, lost, keys, store, queries, when)
+            lost = self._gone(table, listing.annotations, named, when)
+            return lost + _without_task(listing, [*lost, *table.rows], queries, when)
 
-        return collect(annotations, _TOOL, out, store, queries, method, removed)
+        return collect(listing.annotations, _TOOL, out, store, queries, method, removed)
 
-    def table(self, store: Store, queries: Queries) -> LabelTable:
-        """What people did in the project so far, of all queries of the store that were pushed there.
+    def answers(self, store: Store, queries: Queries, asked: Sequence[str], accepts: Callable[[Result], bool]) -> Answered:
+        """Read what people did in the project so far, for the loop that asks there.
+
+        Args:
+            store: holds the loop's queries.
+            queries: gives them.
+            asked: the names of the loop's rounds.
+            accepts: whether rows of another query of the store are rows of the loop's pool.
 
         Raises:
             ServerError: the server refuses or stays away.
-            QueryError: no task of the project is of a query of the store.
         """
-        annotations, keys, _ = self._listed(store, queries)
-        rows, first, _ = rows_of(annotations, _TOOL, queries)
-        table = empty(ids_of(first), first.manifest.resolved["model"]["task"]).merged(rows)
-        return table.merged(self._without_task(table, (), keys, store, queries, utc_now()))
+        listing = self._list(store, asked)
+        own = {query for query in listing.queries if query in asked or ((known := queries.named(query)) is not None and accepts(known))}
+        taken = [each for each in listing.annotations if each.query in own]
+        read = rows_of(taken, _TOOL, queries) if taken else None
+        gone_ = _without_task(listing.only(own), (), queries, utc_now())
+        return Answered([*(read.rows if read else ()), *gone_], read.of_unlabelled if read else [], len(listing.annotations) - len(taken))
 
-    def _listed(self, store: Store, queries: Queries) -> tuple[list[Annotation], set[Key], set[str]]:
-        """The project's annotations, the rows that have tasks, and the queries of the store that these are of."""
+    def page_of(self, query: str, ids: Collection[str], store: Store) -> str | None:
+        """Return the project's page if these rows are known to have been pushed there, whatever became of their tasks."""
+        project = self._given_project()
+        return self._page(project) if self._pushed(query, project, store).issuperset(ids) else None
+
+    def check(self) -> None:
+        """See that the server takes the token and has the project.
+
+        Raises:
+            ServerError: it doesn't.
+        """
+        self.server.read(f"/api/projects/{self._given_project()}/")
+
+    def _page(self, project: int) -> str:
+        return f"{self.server.url}/projects/{project}"
+
+    def _list(self, store: Store, queries: Iterable[str]) -> _Listing:
+        """List the project's tasks, and what was pushed there of these queries and those that tasks are of."""
         project = self._given_project()
         listed = self.tasks(project)
-        annotations = [each for task in listed for each in of_task(task)]
         keys = {key for task in listed if (key := _key(task)) is not None}
-        pushed = {query for query in store.names("queries") if self._was_pushed(query, project, store)}
-        named = {query for query in {query for query, _ in keys} | pushed if queries.named(query) is not None}
-        if not annotations and queries.fallback is None and named:
-            queries.fallback = min(named)
-        return annotations, keys, named
+        names = {*queries, *(query for query, _ in keys if query)}
+        pushed = {query: ids for query in names if (ids := self._pushed(query, project, store))}
+        return _Listing([each for task in listed for each in of_task(task)], keys, pushed)
 
     def tasks(self, project: int) -> list[Mapping[str, Any]]:
-        """The tasks of a project with all that is in them.
+        """Return the tasks of a project with all that is in them.
 
         They come by pages; where tasks were removed meanwhile, others move to pages that were seen, so that all are listed again.
         """
@@ -220,7 +246,7 @@ class LabelStudio:
         return self.project
 
     def _project_for(self, batch: Batch) -> tuple[int, str]:
-        """The project to push to, and what its interface calls what it shows.
+        """Find or make the project to push to, and say what its interface calls what it shows.
 
         It is the given one if it is labelled as the batch needs it, else that of the query's name, made if need be.
         """
@@ -249,7 +275,7 @@ class LabelStudio:
             page += 1
 
     def _shown_by(self, project: Mapping[str, Any], batch: Batch) -> str:
-        """What a project's interface calls what it shows; refuse one that is labelled otherwise than the batch needs.
+        """Say what a project's interface calls what it shows; refuse one that is labelled otherwise than the batch needs.
 
         Raises:
             ServerError: it has no control `label` for what is shown, or lacks classes.
@@ -276,7 +302,7 @@ class LabelStudio:
         return shown.get("name") or str(batch.kind)
 
     def _tasks_of(self, project: int, wanted: Mapping[Key, Any]) -> dict[Key, list[Mapping[str, Any]]]:
-        """The tasks of wanted rows that are there, oldest first."""
+        """Return the tasks of wanted rows that are there, oldest first."""
         there: dict[Key, list[Mapping[str, Any]]] = {}
         for task in self.tasks(project):
             key = _key(task)
@@ -312,7 +338,7 @@ class LabelStudio:
         return 1
 
     def _gone(self, table: LabelTable, annotations: Sequence[Annotation], queries: set[str], when: Any) -> list[LabelRow]:
-        """Rows of the table whose annotation is in the project no more."""
+        """Return rows of the table whose annotation is in the project no more."""
         here = {each.tool_id for each in annotations}
         submitted = {(each.id, each.annotator) for each in annotations if each.state != DRAFT}
         lost = [
@@ -326,27 +352,21 @@ class LabelStudio:
         ]
         return gone([row for row in lost if self._is_gone(row)], when)
 
-    def _without_task(
-        self, table: LabelTable, lost: Sequence[LabelRow], keys: set[Key], store: Store, queries: Queries, when: Any
-    ) -> list[LabelRow]:
-        """Rows whose task was pushed and is in the project no more, unless their annotations say so already."""
-        said = {as_text(row.id) for row in (*lost, *table.rows) if row.tool == _TOOL and row.state == DELETED}
-        found = []
-        for query in store.names("queries"):
-            if not self._was_pushed(query, self._given_project(), store) or (result := queries.named(query)) is None:
-                continue
-            ids = ids_of(result)
-            for rank, id_ in enumerate(ids.values(result.selection.column(ids.name))):
-                if (query, as_text(id_)) not in keys and as_text(id_) not in said:
-                    found.append(LabelRow(id_, None, DELETED, None, when, _TOOL, _TASK, query, rank))
-        return found
+    def _record(self, query: str, project: int, store: Store) -> str:
+        """Name the file of the store that holds what of a batch was pushed to a project."""
+        place = hashlib.sha256(f"{self.server.url} {project}".encode()).hexdigest()[:16]
+        return f"{batch_folder(store, query)}/pushed-{place}.json"
 
-    def _record(self, query: str, project: int) -> str:
-        """The file of the store that says that a query's batch was pushed, whole, to a project."""
-        return f"queries/{query}/pushed-{hashlib.sha256(f'{self.server.url} {project}'.encode()).hexdigest()[:16]}.json"
-
-    def _was_pushed(self, query: str, project: int, store: Store) -> bool:
-        return store.exists(self._record(query, project))
+    def _pushed(self, query: str, project: int, store: Store) -> frozenset[str]:
+        """Read which rows of a batch were pushed to a project, all of them each time."""
+        if not may_be_a_name(query):
+            return frozenset()
+        name = self._record(query, project, store)
+        data = store.read_if_there(name)
+        try:
+            return frozenset() if data is None else frozenset(json.loads(data)["ids"])
+        except (ValueError, KeyError, TypeError):
+            raise StoreError(f"store: {store.place(name)} is damaged; remove it, and push again") from None
 
     def _is_gone(self, row: LabelRow) -> bool:
         """Whether an annotation is nowhere on the server: it may be of another project."""
@@ -360,32 +380,42 @@ class LabelStudio:
         return not isinstance(found, Mapping)
 
 
-class LabelStudioOracle:
-    """Who labels the rounds of a loop: people, behind one project of a server.
+@dataclass(frozen=True)
+class _Listing:
+    """What a project holds.
 
-    Args:
-        studio: the server and the project; without one, each batch gets a project of its own, which can't be read back.
-        store: holds the loop's queries.
-        classes: gives a query's class names.
-        show: the column that people see; see `read_batch`.
+    Attributes:
+        annotations: what people did.
+        keys: the rows that have tasks.
+        pushed: the ids that were pushed, by query.
     """
 
-    def __init__(self, studio: LabelStudio, store: Store, classes: Classes = lambda _: None, show: str | None = None) -> None:
-        if studio.project is None:
-            raise QueryError(f"{studio.server.url} names no project; make one there, and give its number")
-        self._studio, self._store, self._classes, self._show = studio, store, classes, show
+    annotations: list[Annotation]
+    keys: set[Key]
+    pushed: Mapping[str, frozenset[str]]
 
-    def ask(self, result: Result) -> None:
-        """Have the rows of a committed batch labelled; asking again asks nothing twice."""
-        self._studio.push(read_batch(result, self._classes(result), self._show), self._store)
+    @property
+    def queries(self) -> set[str]:
+        """The queries that tasks are of, or that were pushed."""
+        return {query for query, _ in self.keys if may_be_a_name(query)} | set(self.pushed)
 
-    def answers(self, result: Result) -> pa.Table:
-        """What people said so far of all rows that were asked for, as the table of labels.
+    def only(self, queries: Collection[str]) -> _Listing:
+        """Leave out what was pushed of other queries."""
+        return _Listing(self.annotations, self.keys, {query: ids for query, ids in self.pushed.items() if query in queries})
 
-        Args:
-            result: a query of the loop's, by which it is known what ids and labels are.
-        """
-        return self._studio.table(self._store, Queries(self._store, result.query, self._classes)).to_arrow()
+
+def _without_task(listing: _Listing, said: Iterable[LabelRow], queries: Queries, when: datetime) -> list[LabelRow]:
+    """Make rows of those whose task was pushed and is in the project no more, unless their annotations say so already."""
+    known = {as_text(row.id) for row in said if row.tool == _TOOL and row.state == DELETED}
+    found = []
+    for query, pushed in sorted(listing.pushed.items()):
+        if (result := queries.named(query)) is None:
+            continue
+        for text in sorted(pushed):
+            id_ = ids_of(result).parse(text)
+            if id_ is not None and (query, text) not in listing.keys and text not in known:
+                found.append(LabelRow(id_, None, DELETED, None, when, _TOOL, _TASK, query, queries.rank(result, text)))
+    return found
 
 
 def _key(task: Mapping[str, Any]) -> Key | None:
@@ -402,7 +432,7 @@ def _is_touched(task: Mapping[str, Any]) -> bool:
 
 
 def _chunks(found: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """Pieces that a server imports in a few seconds."""
+    """Cut tasks into pieces that a server imports in a few seconds."""
     chunk: list[Mapping[str, Any]] = []
     size = 0
     for task in found:

@@ -71,6 +71,7 @@ class LabelTable:
         rows: sorted by id, tool and the tool's own name, each annotation once.
         voted: where annotations were consolidated, one row an id instead, with the annotations that it came from; else empty.
         disagreement: of each voted row, the share of its annotations that said something else.
+        named: whether `model.classes` names the classes, so that a number would stand for a place among these names.
     """
 
     ids: Ids
@@ -78,9 +79,10 @@ class LabelTable:
     rows: tuple[LabelRow, ...] = ()
     voted: tuple[LabelRow, ...] = ()
     disagreement: tuple[float, ...] = field(default=())
+    named: bool = False
 
     def merged(self, found: Iterable[LabelRow]) -> LabelTable:
-        """The table with more annotations; in whatever order and however often they are added, the result is the same."""
+        """Add annotations; in whatever order and however often they are added, the result is the same."""
         newest: dict[tuple[Any, ...], dict[tuple[Any, ...], LabelRow]] = {}
         for row in (*self.rows, *found):
             known = newest.setdefault(row.key, {})
@@ -100,12 +102,12 @@ class LabelTable:
         return self.voted or self.rows
 
     def counts(self) -> dict[str, int]:
-        """How many rows the file has, in all and by state."""
+        """Count how many rows the file has, in all and by state."""
         rows = self.shown
         return {"rows": len(rows), **{state: sum(row.state == state for row in rows) for state in STATES}}
 
     def conflicts(self) -> list[Id]:
-        """Ids of which the newest answers, drafts aside, are of one time and differ."""
+        """Return ids of which the newest answers, drafts aside, are of one time and differ."""
         newest: dict[Id, tuple[datetime, set[tuple[str, Label | None]]]] = {}
         for row in self.shown:
             if row.state == DRAFT:
@@ -119,9 +121,9 @@ class LabelTable:
         return [id_ for id_, (_, answers) in newest.items() if len(answers) > 1]
 
     def to_arrow(self) -> pa.Table:
-        """The table as it is written."""
+        """Return the table as it is written."""
         rows = self.shown
-        label = _label_type(self.task, [row.label for row in self.rows])
+        label = _label_type(self.task, [row.label for row in self.rows], self.named)
         columns: dict[str, pa.Array] = {self.ids.name: self.ids.array([row.id for row in rows])}
         columns |= dict(zip(_COLUMNS, _columns(rows, label), strict=True))
         if self.voted:
@@ -137,7 +139,7 @@ class LabelTable:
 
 
 def empty(ids: Ids, task: str) -> LabelTable:
-    """A table of no annotations.
+    """Make a table of no annotations.
 
     Raises:
         QueryError: the pool's column of ids is named like one of the table's own.
@@ -148,7 +150,7 @@ def empty(ids: Ids, task: str) -> LabelTable:
 
 
 def parsed_table(data: bytes, place: str, ids: Ids, task: str) -> LabelTable:
-    """The table that a file holds.
+    """Read the table that a file holds.
 
     Args:
         data: its content.
@@ -198,7 +200,7 @@ def _from_arrow(label: Any) -> Label | None:
 
 
 def _without_old_drafts(rows: list[LabelRow]) -> Iterator[LabelRow]:
-    """The rows without drafts whose author has said more of the row since: tools forget a draft once it is submitted."""
+    """Return the rows without drafts whose author has said more of the row since: tools forget a draft once it is submitted."""
     since: dict[tuple[Any, ...], datetime] = {}
     for row in rows:
         if row.state != DRAFT:
@@ -211,7 +213,7 @@ def _without_old_drafts(rows: list[LabelRow]) -> Iterator[LabelRow]:
 
 
 def _origin(row: LabelRow) -> tuple[str, int]:
-    """What of an annotation that two exports agree on may be missing in one of them."""
+    """Return what of an annotation that two exports agree on may be missing in one of them."""
     return row.query or "", -1 if row.rank is None else row.rank
 
 
@@ -219,14 +221,17 @@ def _order(row: LabelRow) -> tuple[Any, ...]:
     return as_text(row.id), row.tool, row.tool_id, row.annotator or "", row.state, str(row.label)
 
 
-def _label_type(task: str, labels: Sequence[Label | None]) -> pa.DataType:
-    """Numbers where all classes are called by theirs, as `model.classes` needs them that gives no names."""
+def _label_type(task: str, labels: Sequence[Label | None], named: bool) -> pa.DataType:
+    """Find the type of the column: numbers where no query names the classes and all labels are called by theirs.
+
+    Text where they have names, which may be numerals: of classes 1 to 5, the number 1 would stand for the second.
+    """
     if task == "regression":
         return pa.float64()
     if task == "multi_label":
         return pa.list_(pa.string())
     given = [label for label in labels if label is not None]
-    numbers = task == "classes" and given and all(isinstance(label, str) and _is_number(label) for label in given)
+    numbers = task == "classes" and not named and given and all(isinstance(label, str) and _is_number(label) for label in given)
     return pa.int64() if numbers else pa.string()
 
 
@@ -254,5 +259,5 @@ def _values(row: LabelRow, label: pa.DataType) -> tuple[Any, ...]:
 
 
 def gone(rows: Iterable[LabelRow], when: datetime) -> list[LabelRow]:
-    """Annotations that were there and are no more."""
+    """Return annotations that were there and are no more."""
     return [replace(row, state=DELETED, label=None, labelled_at=max(when, row.time)) for row in rows if row.state != DELETED]

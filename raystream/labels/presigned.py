@@ -18,7 +18,7 @@ LONGEST = 7 * 24 * 3600.0
 
 
 def presigned(batch: Batch, seconds: float, options: Mapping[str, Any]) -> Batch:
-    """The batch with its links into buckets signed.
+    """Sign the links of a batch into buckets.
 
     Args:
         batch: whose pictures are links.

@@ -18,6 +18,8 @@ from urllib.parse import urlencode, urlsplit
 from raystream.errors import DataError, QueryError
 from raystream.lake.retry import BRIEF, Patience, Place
 
+TOKENS = {"label_studio": "LABEL_STUDIO_API_KEY", "cvat": "CVAT_ACCESS_TOKEN"}
+"""The tools that have an API here, and the variables of the environment in which commands find the token of their user."""
 _TIMEOUT = 120.0
 """Seconds without an answer; what is asked for at once takes a server a few."""
 _UNAUTHORISED = (401, 403)
@@ -98,7 +100,7 @@ class Server:
         self._opener = urllib.request.build_opener(_SameHost)
 
     def read(self, path: str, **query: Any) -> Any:
-        """What a GET gives, asked for again while the server is away.
+        """Return what a GET gives, asked for again while the server is away.
 
         Raises:
             ServerError: it refuses, or stays away.
@@ -107,7 +109,7 @@ class Server:
         return self._answered(lambda: self._place.ask(lambda: self._authorised("GET", address, None), final=_is_refusal), address)
 
     def write(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
-        """What a POST, PATCH or DELETE gives; sent once.
+        """Send a POST, PATCH or DELETE once, and return what it gives.
 
         Args:
             method: of HTTP.
@@ -137,7 +139,7 @@ class Server:
             raise ServerError(f"{self.url} doesn't answer: {_told(error)}; check the URL and whether {self._name} runs there") from None
 
     def _authorised(self, method: str, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Any:
-        """One request with the token; a short-lived one is renewed once if it has expired."""
+        """Send one request with the token; a short-lived one is renewed once if it has expired."""
         fresh = self._access is None
         try:
             return self._request(method, path, body, {**(headers or {}), "Authorization": self._header()})
@@ -195,7 +197,7 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _beginning(error: urllib.error.HTTPError) -> str:
-    """The first words of what a server says of a refusal, of JSON its detail."""
+    """Return the first words of what a server says of a refusal, of JSON its detail."""
     try:
         text = error.read(2000).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException):

@@ -30,7 +30,7 @@ Change = Callable[[LabelTable], LabelTable]
 
 
 def table_place(out: str) -> str:
-    """The file that `--out` names: itself, or `labels.parquet` in a folder.
+    """Return the file that `--out` names: itself, or `labels.parquet` in a folder.
 
     Raises:
         QueryError: it is a place that no table of labels can be at.
@@ -66,7 +66,7 @@ def update_table(place: str, ids: Ids, task: str, change: Change) -> LabelTable:
 
 
 def read_table(path: Path, ids: Ids, task: str) -> LabelTable:
-    """The table in a file of this machine; an empty one where there is none."""
+    """Read the table in a file of this machine; an empty one where there is none."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -77,7 +77,7 @@ def read_table(path: Path, ids: Ids, task: str) -> LabelTable:
 
 
 def written(table: LabelTable) -> bytes:
-    """The table as a Parquet file."""
+    """Return the table as a Parquet file."""
     sink = pa.BufferOutputStream()
     pq.write_table(table.to_arrow(), sink)
     return bytes(sink.getvalue().to_pybytes())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raystream.loop.first_batch import first_batch
+from raystream.loop.first_batch import KNOW_NOTHING, first_batch
 from raystream.loop.journal import Asked
 from raystream.loop.labels import Answers, Id
 from raystream.loop.ledger import Ledger
@@ -20,11 +21,13 @@ from raystream.query.catalogue import TRAITS
 from raystream.query.catalogue.auto import AUTO, pick
 from raystream.run import run
 from raystream.store.result import Result
+from raystream.store.rounds import query_of_round
 
 _QUERY = 1
 """The purpose of the seed."""
 _OF_ANY_STRATEGY = frozenset({"near_duplicates", "quotas", "cost", "random_share", "memory"})
 """What `select` says that holds for another strategy than its own."""
+_NOT_TOLD = "near-duplicates can't be told from texts before a model is trained"
 
 
 def ask(ledger: Ledger, models: Models, round_: int) -> Asked | None:
@@ -61,7 +64,7 @@ def ask(ledger: Ledger, models: Models, round_: int) -> Asked | None:
 
 
 def with_controls(ledger: Ledger, batch: pa.Table | None, controls: Sequence[Id]) -> pa.Table:
-    """A batch with its control rows, last; nothing says what the model takes these for."""
+    """Return a batch with its control rows, last; nothing says what the model takes these for."""
     if not controls:
         assert batch is not None
         return batch
@@ -85,32 +88,47 @@ def with_controls(ledger: Ledger, batch: pa.Table | None, controls: Sequence[Id]
 
 
 def _batch_size(ledger: Ledger, round_: int, labels: RoundLabels) -> int:
-    """Rows of a batch: the start's where nothing is labelled, and no more than the budget of labels has left."""
+    """Return rows of a batch: the start's where nothing is labelled, and no more than the budget of labels has left."""
     loop = ledger.loop
     wanted = loop.start_budget if round_ == 1 and ledger.journal.judged(0) is None else loop.select.budget
     return wanted if loop.loop.budget is None else max(1, min(wanted, loop.loop.budget - labels.count))
 
 
 def _chosen(ledger: Ledger, models: Models, round_: int, budget: int, labels: RoundLabels, barred: Sequence[Id]) -> tuple[Result, str, str]:
-    """What the round's query chose, its strategy, and why that one."""
+    """Return what the round's query chose, its strategy, and why that one."""
     loop, journal = ledger.loop, ledger.journal
     told = labels.told(ledger.pool.id_name, ledger.pool.id_type, barred)
     known = [] if told is None else [journal.store.place(journal.in_round(round_, journal.put_table(round_, "known", told)))]
-    section, strategy, why = _how(ledger, models, round_, labels)
+    section, embedded, strategy, why = _how(ledger, models, round_, labels)
     untrained = ledger.trained_before(round_) is None
+    select = _select(ledger, strategy, budget, untrained)
+    if not embedded and select.get("near_duplicates"):
+        del select["near_duplicates"]
+        why = f"{why}; {_NOT_TOLD}" if why else _NOT_TOLD
     query = loop.query_with(
         section,
         pool=loop.pool.derived(labelled=known, label=None, storage={**loop.store.storage, **loop.pool.storage}),
-        select=_select(ledger, strategy, budget, untrained),
-        store=loop.store.derived(query=f"{loop.name}-r{round_}"),
+        select=select,
+        store=loop.store.derived(query=query_of_round(loop.name, round_)),
         seed=seed_of(loop.seed, round_, _QUERY),
         **({"acquire": None} if untrained else {}),
     )
-    return run(query, reporter=ledger.reporter), strategy, why
+    result = run(query, reporter=ledger.reporter)
+    if section.get("source") in KNOW_NOTHING:
+        result = replace(result, selection=_without_opinions(result.selection))
+    return result, strategy, why
+
+
+def _without_opinions(selection: pa.Table) -> pa.Table:
+    """Empty the columns of what a model thinks, which people would be shown as if it were something to go by."""
+    for name in ("score", "prediction", "confidence"):
+        place = selection.column_names.index(name)
+        selection = selection.set_column(place, name, pa.nulls(selection.num_rows, selection.schema.field(place).type))
+    return selection.drop_columns([name for name in ("prediction_name",) if name in selection.column_names])
 
 
 def _select(ledger: Ledger, strategy: str, budget: int, untrained: bool) -> dict[str, Any]:
-    """The query's section; what is said there of one strategy is not said of another."""
+    """Return the query's section; what is said there of one strategy is not said of another."""
     given = ledger.loop.select
     if strategy == given.strategy:
         select = given.model_dump(exclude_unset=True) | {"budget": budget}
@@ -126,17 +144,17 @@ def _select(ledger: Ledger, strategy: str, budget: int, untrained: bool) -> dict
     return select
 
 
-def _how(ledger: Ledger, models: Models, round_: int, labels: RoundLabels) -> tuple[dict[str, Any], str, str]:
-    """The model's section, the strategy, and why that one."""
+def _how(ledger: Ledger, models: Models, round_: int, labels: RoundLabels) -> tuple[dict[str, Any], bool, str, str]:
+    """Decide on the model's section, whether it gives an embedding, the strategy, and why that one."""
     loop = ledger.loop
     trained = ledger.trained_before(round_)
     if trained is None:
         first = first_batch(loop, ledger.pool.plan.read)
-        return dict(first.model), first.strategy, first.why
+        return dict(first.model), first.embedded, first.strategy, first.why
     section = models.section(trained)
     if loop.select.strategy != AUTO:
-        return section, loop.select.strategy, ""
+        return section, True, loop.select.strategy, ""
     rows, said = labels.labelled(TRAIN)
     classes = 0 if loop.task == "regression" else len(ledger.values.known(said))
     picked = pick(len(rows), classes, task=loop.task, embedding=True, score=loop.task != "regression" or loop.loop.committee > 1)
-    return section, picked.strategy, picked.why
+    return section, True, picked.strategy, picked.why

@@ -34,7 +34,8 @@ from raystream.store.lease import Lease
 from raystream.store.opening import open_store
 from raystream.store.protocol import Store
 
-_POLL_SECONDS = 1.0
+_POLL_SECONDS, _POLL_SHARE = 1.0, 0.1
+"""Between two looks at the labels: so many seconds at least, and so long that looking takes no more than this share of the time."""
 Played = tuple[Asked | None, Trained, Judged]
 """The records of a round that is judged; labels that were there before the first batch have none that asked for them."""
 
@@ -72,7 +73,7 @@ class LoopState:
     warnings: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return {
             "loop": self.loop,
             "state": self.state,
@@ -98,6 +99,7 @@ class ActiveLearningLoop:
         wait: waits so many seconds; left out, it does.
         store: in place of the one that the loop names.
         report: whether `step` writes the report; what is wrong with that is a warning and no more.
+        token: of your account in the labelling tool that `loop.oracle` names.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class ActiveLearningLoop:
         loop: Loop,
         reporter: Reporter | None = None,
         *,
+        token: str | None = None,
         wait: Callable[[float], object] | None = None,
         store: Store | None = None,
         report: bool = True,
@@ -112,10 +115,12 @@ class ActiveLearningLoop:
         self.loop = loop
         self._reporter = reporter or Silent()
         self._wait = wait or threading.Event().wait
-        self._given_store, self._report = store, report
+        self._given_store, self._report, self._token = store, report, token
         self._rules, self._asked_rules = rules_of(loop)
         self._trainer = trainer_of(loop)
         self._said: list[str] = []
+        self._labels = 0
+        """Labels that counted when they were last looked at."""
 
     def step(self) -> LoopState:
         """Move as far as the labels that are there allow; wait for more for `loop.wait` seconds.
@@ -126,6 +131,7 @@ class ActiveLearningLoop:
         with self._lease():
             began, told = time.monotonic(), (0, 0)
             while True:
+                looked = time.monotonic()
                 state = self._advance()
                 if state is None:
                     continue
@@ -134,7 +140,8 @@ class ActiveLearningLoop:
                 if told != (state.round, state.missing):
                     self._reporter.stage(f"Waiting for {state.missing:,} labels of batch {state.round}")
                 told = state.round, state.missing
-                self._wait(min(_POLL_SECONDS, self.loop.loop.wait))
+                took = time.monotonic() - looked
+                self._wait(min(max(_POLL_SECONDS, took * (1 / _POLL_SHARE - 1)), self.loop.loop.wait))
 
     @property
     def history(self) -> pa.Table:
@@ -213,7 +220,7 @@ class ActiveLearningLoop:
 
     @cached_property
     def _ledger(self) -> Ledger:
-        return Ledger(self.loop, self.journal, self._reporter)
+        return Ledger(self.loop, self.journal, self._reporter, self._token)
 
     @cached_property
     def _models(self) -> Models:
@@ -223,7 +230,7 @@ class ActiveLearningLoop:
         return Lease(self.journal.store, f"{self.journal.folder}/lease", self._reporter.stage, self._wait)
 
     def _advance(self) -> LoopState | None:
-        """One step; where the loop stands, once it can go no further."""
+        """Move one step; return where the loop stands once it can go no further."""
         self._before_the_first()
         last = self._ledger.last_asked()
         if last and self.journal.judged(last) is None:
@@ -235,15 +242,18 @@ class ActiveLearningLoop:
         ended = self._ended()
         if ended is not None:
             return self._state(*ended)
-        if ask(self._ledger, self._models, last + 1) is None:
+        if self._ask(last + 1) is None:
             return self._state("finished", "no row of the pool is left to ask for")
         return None
 
     def _before_the_first(self) -> None:
         """Set rows apart, and learn of labels that are there already as round 0."""
-        self._ledger.reserve()
+        ledger, oracle = self._ledger, self._ledger.oracle
+        ledger.reserve()
         if self.journal.asked(1) is not None or self.journal.judged(0) is not None:
             return
+        if oracle is not None:
+            oracle.check(ledger.pool.plan.footers[0].file, self.loop.pool.input_columns, self.loop.pool.keep)
         if self.journal.closed(0) is None:
             labels, answers = self._ledger.labels_now()
             self._said = answers.warnings
@@ -252,8 +262,15 @@ class ActiveLearningLoop:
             self._ledger.close(0, labels, [], answers)
         self._play(0)
 
-    def _asked_batch(self, round_: int) -> pa.Table:
+    def _ask(self, round_: int) -> Asked | None:
+        """Choose a round's batch and have it labelled; None where no row is left."""
         asked = ask(self._ledger, self._models, round_)
+        if asked is not None:
+            self._ledger.put_to_people(asked)
+        return asked
+
+    def _asked_batch(self, round_: int) -> pa.Table:
+        asked = self._ask(round_)
         if asked is None:
             raise QueryError(f"no row of the pool is left to ask for in round {round_} of loop {self.loop.name}")
         return self._ledger.batch(asked)
@@ -264,8 +281,9 @@ class ActiveLearningLoop:
             return 0
         asked = self.journal.asked(round_)
         assert asked is not None
+        self._ledger.put_to_people(asked)
         labels, answers = self._ledger.labels_now()
-        self._said = answers.warnings
+        self._said, self._labels = answers.warnings, labels.count
         batch = self._ledger.ids_of(asked)
         # in millionths, so that .9 of 10 is 9
         missing = -(-len(batch) * round(self.loop.loop.complete * 10**6) // 10**6) - labels.answered(batch)
@@ -322,7 +340,7 @@ class ActiveLearningLoop:
         )
 
     def _control_rows(self, labels: RoundLabels) -> EvaluationRows | None:
-        """All control rows that are labelled; None without any."""
+        """Return all control rows that are labelled; None without any."""
         ids, said = labels.labelled(CONTROL)
         if not ids:
             return None
@@ -332,7 +350,7 @@ class ActiveLearningLoop:
         return EvaluationRows([ids[i] for i in kept], inputs, [said[i] for i in kept]) if kept else None
 
     def _on_control(self, round_: int, rows: EvaluationRows, fitted: Fitted) -> tuple[Share, Share | None]:
-        """What the model gets right of all control rows, and what the one before got right of those that are new."""
+        """Return what the model gets right of all control rows, and what the one before got right of those that are new."""
         now = right(fitted, rows.inputs, rows.labels)
         previous, earlier = self._ledger.trained_before(round_), self._ledger.labels_of(round_ - 1)
         before = set() if earlier is None else set(earlier.labelled(CONTROL)[0])
@@ -342,7 +360,7 @@ class ActiveLearningLoop:
         return now, right(self._models.of(previous.round), tuple(values[new] for values in rows.inputs), [rows.labels[i] for i in new])
 
     def _rounds(self) -> list[Played]:
-        """The rounds that are judged, in order, that of labels which were there before the first batch included."""
+        """Return the rounds that are judged, in order, that of labels which were there before the first batch included."""
         found: list[Played] = []
         number = 0
         while True:
@@ -386,10 +404,10 @@ class ActiveLearningLoop:
         labels = rows[-1]["labels"] if rows else 0
         if state == "waiting":
             assert asked is not None
-            labels = self._ledger.labels_now()[0].count
-            total = self._ledger.batch(asked).num_rows
-            where = ", ".join(self.loop.loop.oracle_uris)
-            reason = f"{missing:,} labels of batch {last} are missing, which has {total:,} rows; put them into {where} and run this again"
+            labels, total = self._labels, self._ledger.batch(asked).num_rows
+            page, files = self._ledger.put_to_people(asked), ", ".join(self.loop.loop.oracle_uris)
+            where = f"put them into {files}" if page is None else f"label them at {page}"
+            reason = f"{missing:,} labels of batch {last} are missing, which has {total:,} rows; {where} and run this again"
         return LoopState(
             loop=self.loop.name,
             state=state,
@@ -430,7 +448,7 @@ class ActiveLearningLoop:
         return write_report(self._ledger, self._rounds(), state.summary(), state.rows, self._rules, self._asked_rules, others)
 
     def _warnings(self, rows: list[dict[str, Any]]) -> list[str]:
-        """What there is to say of the newest batch, the newest model, and this call."""
+        """Return what there is to say of the newest batch, the newest model, and this call."""
         found = [*self._said]
         last = self._ledger.last_asked()
         closed = last if self.journal.closed(last) is not None else last - 1
@@ -447,12 +465,12 @@ class ActiveLearningLoop:
 
 
 def _counted(rounds: list[Played]) -> list[Round]:
-    """The rounds as rules look at them: labels that were there before the first batch are no round."""
+    """Return the rounds as rules look at them: labels that were there before the first batch are no round."""
     return [as_round(trained, judged) for asked, trained, judged in rounds if asked is not None]
 
 
 def _class_counts(labels: RoundLabels) -> dict[str, int]:
-    """How many rows are labelled as each class, by its name."""
+    """Count how many rows are labelled as each class, by its name."""
     counts: dict[str, int] = {}
     for label in labels.labelled(TRAIN, CONTROL)[1]:
         counts[str(label)] = counts.get(str(label), 0) + 1
@@ -460,7 +478,7 @@ def _class_counts(labels: RoundLabels) -> dict[str, int]:
 
 
 def _round_of(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the history as `--json` prints it."""
+    """Return a row of the history as `--json` prints it."""
     known, control = ("round", "labels", "query", "strategy"), ("control_accuracy", "control_low", "control_high")
     apart = (*known, *control, "cost", "seconds_query", "seconds_train")
     metrics = {name: value for name, value in row.items() if name not in apart and not name.startswith("would_stop_")}

@@ -35,7 +35,7 @@ class Share:
         return self.right / self.of if self.of else math.nan
 
     def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """The interval of `wilson`."""
+        """Compute the interval of `wilson`."""
         return wilson(self.right, self.of, z)
 
     def __add__(self, other: Share) -> Share:
@@ -43,7 +43,7 @@ class Share:
 
 
 def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval (1927) of a share: (low, high), from 0 to 1 where there are no rows.
+    """Compute Wilson's score interval (1927) of a share: (low, high), from 0 to 1 where there are no rows.
 
     Args:
         right: rows that count.
@@ -60,7 +60,7 @@ def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def control_rows(keys: npt.NDArray[np.uint64], count: int) -> Rows:
-    """The control rows of a pool in the order in which they are asked for: its first by hash.
+    """Return the control rows of a pool in the order in which they are asked for: its first by hash.
 
     Args:
         keys: (n,) of `raystream.selection.row_hash`, of the whole pool: what is labelled, chosen or filtered makes no difference.
@@ -70,10 +70,10 @@ def control_rows(keys: npt.NDArray[np.uint64], count: int) -> Rows:
 
 
 def sample_rows(keys: npt.NDArray[np.uint64], count: int = SAMPLE_ROWS) -> Rows:
-    """The rows of a pool on which successive models are compared, the same ones always, in row order."""
+    """Return the rows of a pool on which successive models are compared, the same ones always, in row order."""
     return np.sort(lowest(draw(keys, "stopping"), count))
 
 
 def controls_in(batch: int, control: float) -> int:
-    """How many rows of a batch are control rows, given the share that they are of it."""
+    """Count how many rows of a batch are control rows, given the share that they are of it."""
     return round(control * batch)

@@ -44,7 +44,7 @@ class EvaluationRows:
 
 
 def ids_in_files(loop: Loop, pool: PoolRows) -> list[Id]:
-    """The ids of the rows to judge by, as far as their files say."""
+    """Return the ids of the rows to judge by, as far as their files say."""
     found: list[Id] = []
     for file in _files(loop):
         with open_parquet(file) as parquet:
@@ -58,7 +58,7 @@ def ids_in_files(loop: Loop, pool: PoolRows) -> list[Id]:
 
 
 def rows_in_files(loop: Loop, query: Query, pool: PoolRows, values: LabelValues) -> EvaluationRows:
-    """The rows of the files that `loop.evaluate` names: what the model sees stands in them, or in the pool under the same ids.
+    """Return the rows of the files that `loop.evaluate` names: what the model sees stands in them, or in the pool under the same ids.
 
     Raises:
         LabelsError: they can't be read, or no label of theirs can be used.
@@ -88,7 +88,7 @@ def rows_in_files(loop: Loop, query: Query, pool: PoolRows, values: LabelValues)
 def rows_in_pool(
     pool: PoolRows, places: Mapping[Id, tuple[File, int]], ids: Sequence[Id], labels: Sequence[Any], loop: Loop
 ) -> EvaluationRows:
-    """Rows of the pool itself, with their labels."""
+    """Return rows of the pool itself, with their labels."""
     held = [(id_, label) for id_, label in zip(ids, labels, strict=True) if id_ in places]
     inputs, sound = pool.inputs([places[id_] for id_, _ in held])
     rows = [tuple(values[i] for values in inputs) for i in range(int(sound.sum()))]
@@ -97,7 +97,7 @@ def rows_in_pool(
 
 
 def drawn_share(pool: PoolRows, column: str, share: float, seed: int, values: LabelValues) -> list[Id]:
-    """A share of the pool, of each class in its share, drawn by hash: what a simulation judges by."""
+    """Return a share of the pool, of each class in its share, drawn by hash: what a simulation judges by."""
     by_class: dict[Any, list[Id]] = {}
     for ids, labels in pool.labels(column):
         for id_, raw in zip(ids, labels, strict=True):

@@ -25,17 +25,22 @@ _UNTRAINED = "raystream.loop.first_batch:Untrained"
 _UNREAD = "raystream.loop.first_batch:Unread"
 
 
+KNOW_NOTHING = (_UNTRAINED, _UNREAD)
+"""Sources of models whose outputs are the same for every row: what they predict is no opinion."""
+
+
 @dataclass(frozen=True)
 class FirstBatch:
-    """How the first batch is chosen: the model's section, the strategy, and why that one."""
+    """How the first batch is chosen: the model's section, whether it gives an embedding, the strategy, and why that one."""
 
     model: Mapping[str, Any]
+    embedded: bool
     strategy: str
     why: str
 
 
 def first_batch(loop: Loop, read: ReadSpec) -> FirstBatch:
-    """How the first batch of a loop is chosen.
+    """Decide how the first batch of a loop is chosen.
 
     Args:
         loop: says what is given of the model, and which strategy.
@@ -48,17 +53,17 @@ def first_batch(loop: Loop, read: ReadSpec) -> FirstBatch:
     model, embedded = _model(loop, read)
     if wanted == AUTO:
         picked = pick(0, 0, task=loop.task, embedding=embedded, score=False)
-        return FirstBatch(model, picked.strategy, picked.why)
+        return FirstBatch(model, embedded, picked.strategy, picked.why)
     if wanted in TRAITS and TRAITS[wanted].embedding and not embedded:
         raise QueryError(
             f"loop.start.strategy is {wanted}, which needs an embedding, but the pool's inputs are texts and no model is given for them; "
             "use random, or label some rows first"
         )
-    return FirstBatch(model, wanted, "")
+    return FirstBatch(model, embedded, wanted, "")
 
 
 def _model(loop: Loop, read: ReadSpec) -> tuple[Mapping[str, Any], bool]:
-    """The model before any training, and whether it gives an embedding."""
+    """Return the model before any training, and whether it gives an embedding."""
     given = loop.model
     kind = str(given.get("kind", "torch"))
     if "source" in given and ("weights" in given or not kind_of(kind).parameters):
@@ -74,7 +79,7 @@ class Untrained(nn.Module):
     """Knows nothing: the same outputs for every row, of whatever numbers it sees."""
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
-        """(n, 2) zeros."""
+        """Return (n, 2) zeros."""
         first = next(iter((*inputs, *named.values())))
         return torch.zeros(len(first), 2, device=first.device)
 
@@ -83,6 +88,6 @@ class Unread:
     """Knows nothing of texts."""
 
     def predict(self, inputs: Any) -> dict[str, np.ndarray]:
-        """`logits` (n, 2) of zeros."""
+        """Return `logits` (n, 2) of zeros."""
         first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs[0]
         return {"logits": np.zeros((len(first), 2), dtype=np.float32)}

@@ -27,6 +27,7 @@ from raystream.loop.labels import Id
 from raystream.query.loop import Loop
 from raystream.store.protocol import Store
 from raystream.store.queries import parquet_bytes, read_parquet
+from raystream.store.rounds import round_folder
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Journal:
         self.folder = f"loops/{name}"
 
     def place(self, name: str) -> str:
-        """The path or URI of one of the loop's files."""
+        """Return the path or URI of one of the loop's files."""
         return self.store.place(f"{self.folder}/{name}")
 
     def begin(self, loop: Loop) -> Loop:
@@ -178,19 +179,19 @@ class Journal:
         return before
 
     def asked(self, round_: int) -> Asked | None:
-        """The record of a batch, if it was chosen."""
+        """Return the record of a batch, if it was chosen."""
         return self._read(Asked, round_, "asked")
 
     def closed(self, round_: int) -> Closed | None:
-        """The record of a round's labels, if it is closed."""
+        """Return the record of a round's labels, if it is closed."""
         return self._read(Closed, round_, "closed")
 
     def trained(self, round_: int) -> Trained | None:
-        """The record of a round's model, if it is trained."""
+        """Return the record of a round's model, if it is trained."""
         return self._read(Trained, round_, "trained")
 
     def judged(self, round_: int) -> Judged | None:
-        """The record of what a round's model is worth, if it was judged."""
+        """Return the record of what a round's model is worth, if it was judged."""
         return self._read(Judged, round_, "judged")
 
     def commit_asked(self, record: Asked) -> Asked:
@@ -200,19 +201,19 @@ class Journal:
         return found
 
     def commit_closed(self, record: Closed) -> Closed:
-        """As `commit_asked`."""
+        """Put the record; see `commit_asked`."""
         return self._commit(record, record.round, "closed")
 
     def commit_trained(self, record: Trained) -> Trained:
-        """As `commit_asked`."""
+        """Put the record; see `commit_asked`."""
         return self._commit(record, record.round, "trained")
 
     def commit_judged(self, record: Judged) -> Judged:
-        """As `commit_asked`."""
+        """Put the record; see `commit_asked`."""
         return self._commit(record, record.round, "judged")
 
     def reserved(self, number: int) -> Reserved | None:
-        """Rows that were set apart: the first time, and when further rounds were asked for."""
+        """Return rows that were set apart: the first time, and when further rounds were asked for."""
         data = self.store.read_if_there(f"{self.folder}/reserved-{number:04d}.parquet")
         if data is None:
             return None
@@ -234,18 +235,18 @@ class Journal:
         return found
 
     def put_table(self, round_: int, stem: str, table: pa.Table) -> str:
-        """A table in a round's folder under a name that its content decides; the name within the folder."""
+        """Put a table into a round's folder under a name that its content decides; return the name within the folder."""
         data = parquet_bytes(table)
         name = f"{stem}-{xxhash.xxh3_64_hexdigest(data)}.parquet"
         self.store.put_if_absent(self.in_round(round_, name), data)
         return name
 
     def read_table(self, round_: int, name: str) -> pa.Table:
-        """A table of a round's folder."""
+        """Read a table of a round's folder."""
         return read_parquet(self.store.read(self.in_round(round_, name)))
 
     def batch_place(self, asked: Asked) -> str:
-        """Where people find a batch: a copy under a plain name, made again if it is lost."""
+        """Say where people find a batch: a copy under a plain name, made again if it is lost."""
         plain = self.in_round(asked.round, "selection.parquet")
         if not self.store.exists(plain):
             self.store.put(plain, self.store.read(self.in_round(asked.round, asked.batch)))
@@ -259,8 +260,8 @@ class Journal:
         return name
 
     def in_round(self, round_: int, name: str) -> str:
-        """A file of a round, by its name in the store."""
-        return f"{self.folder}/rounds/{round_:04d}/{name}"
+        """Name a file of a round, as the store knows it."""
+        return f"{round_folder(self.name, round_)}/{name}"
 
     def put_history(self, rows: Sequence[Mapping[str, Any]]) -> str:
         """Write `history.parquet` anew; where it is."""
@@ -302,14 +303,14 @@ _TYPES = {
 
 
 def history_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """A history, a row a round: metrics are float64, what rules would do is bool."""
+    """Return a history, a row a round: metrics are float64, what rules would do is bool."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     kinds = {name: _TYPES.get(name, pa.bool_() if name.startswith("would_stop_") else pa.float64()) for name in columns}
     return pa.table({name: pa.array([row.get(name) for row in rows], kinds[name]) for name in columns})
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers as Python's."""
+    """Return NumPy's numbers as Python's."""
     return value.item()
 
 

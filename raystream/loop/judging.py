@@ -20,7 +20,7 @@ from raystream.query.loop import Loop
 
 
 def judge(fitted: Fitted, rows: EvaluationRows, values: LabelValues, metrics: Sequence[str]) -> tuple[dict[str, float], dict[str, Share]]:
-    """The metrics of a model on labelled rows, and those that are shares of them."""
+    """Compute the metrics of a model on labelled rows, and those that are shares of them."""
     output = fitted.predict(rows.inputs).values
     truth, output, classes = _aligned(values, rows.labels, output, fitted)
     return (
@@ -30,26 +30,26 @@ def judge(fitted: Fitted, rows: EvaluationRows, values: LabelValues, metrics: Se
 
 
 def right(fitted: Fitted, inputs: tuple[Array, ...], labels: Sequence[Any]) -> Share:
-    """How many rows a model gives their own class."""
+    """Count how many rows a model gives their own class."""
     predicted = classes_of(fitted, inputs)
     return Share(sum(a == b for a, b in zip(predicted, labels, strict=True)), len(labels))
 
 
 def classes_of(fitted: Fitted, inputs: tuple[Array, ...]) -> list[Any]:
-    """The likeliest class of each row, by what it is called."""
+    """Find the likeliest class of each row, by what it is called."""
     values = fitted.predict(inputs).values
     assert fitted.classes is not None
     return [fitted.classes[number] for number in values.argmax(axis=1)]
 
 
 def uncertainty(values: Array) -> float:
-    """The mean entropy of rows over the logarithm of the number of classes."""
+    """Compute the mean entropy of rows over the logarithm of the number of classes."""
     logs = np.log(np.clip(values, np.finfo(float).tiny, 1))
     return float(-(values * logs).sum(axis=1).mean() / math.log(values.shape[1]))
 
 
 def _aligned(values: LabelValues, labels: Sequence[Any], output: Array, fitted: Fitted) -> tuple[Array, Array, list[Any] | None]:
-    """Truth and output in one order of classes."""
+    """Return truth and output in one order of classes."""
     if values.task == "classes":
         truth = np.empty(len(labels), dtype=object)
         truth[:] = labels
@@ -64,7 +64,7 @@ def _aligned(values: LabelValues, labels: Sequence[Any], output: Array, fitted: 
 
 
 def rules_of(loop: Loop) -> tuple[dict[str, Rule], set[str]]:
-    """Every rule that can be looked at, with its parameters, and the names of those that were asked for."""
+    """Return every rule that can be looked at, with its parameters, and the names of those that were asked for."""
     asked = loop.loop.stop.named if loop.loop.stop is not None else {}
     limits: dict[str, dict[str, Any]] = {}
     if loop.loop.budget is not None:
@@ -86,7 +86,7 @@ def rules_of(loop: Loop) -> tuple[dict[str, Rule], set[str]]:
 
 
 def as_round(trained: Trained, judged: Judged) -> Round:
-    """What rules look at, out of a round's records."""
+    """Return what rules look at, out of a round's records."""
     return Round(
         labels=judged.labels,
         left=judged.left,
@@ -100,7 +100,7 @@ def as_round(trained: Trained, judged: Judged) -> Round:
 
 
 def history_row(asked: Asked | None, trained: Trained, judged: Judged, metrics: Sequence[str], held: Mapping[str, bool]) -> dict[str, Any]:
-    """A round as a row of `history.parquet`."""
+    """Return a round as a row of `history.parquet`."""
     control = None if judged.control is None or not judged.control[1] else Share(*judged.control)
     low, high = (None, None) if control is None else control.interval()
     measured = {name: judged.metrics.get(name) for name in metrics if name != "recall"} | judged.metrics

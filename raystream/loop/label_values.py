@@ -43,7 +43,7 @@ class LabelValues:
         return f"a list, each {one}" if self.task == "multi_label" else one
 
     def label_of(self, raw: Any) -> Any:
-        """A label as it is kept: a class, a tuple of classes in order, or a tuple of numbers; None where it is no label."""
+        """Return a label as it is kept: a class, a tuple of classes in order, or a tuple of numbers; None where it is no label."""
         if self.task == "regression":
             return self._numbers(raw)
         if self.task == "multi_label":
@@ -51,7 +51,7 @@ class LabelValues:
         return self._class(raw)
 
     def known(self, labels: Sequence[Any]) -> tuple[ClassLabel, ...]:
-        """The classes that rows are labelled with, in the order of their numbers."""
+        """Return the classes that rows are labelled with, in the order of their numbers."""
         if self.classes is not None:
             return self.classes
         met = {each for label in labels for each in label} if self.task == "multi_label" else set(labels)
@@ -60,7 +60,7 @@ class LabelValues:
         return tuple(sorted(met, key=lambda value: (isinstance(value, str), value)))
 
     def as_numbers(self, labels: Sequence[Any], classes: Sequence[ClassLabel] | None) -> Array:
-        """Labels as `TrainingRows.labels` has them.
+        """Return labels as `TrainingRows.labels` has them.
 
         Raises:
             LabelsError: rows are labelled by different counts of numbers.
@@ -96,7 +96,7 @@ class LabelValues:
         return raw
 
     def _several(self, raw: Any) -> tuple[ClassLabel, ...] | None:
-        """A list of classes, or one 0 or 1 (or false or true) for each, where all classes are known by their number."""
+        """Return a list of classes, or one 0 or 1 (or false or true) for each, where all classes are known by their number."""
         if not isinstance(raw, list | tuple):
             return None
         if raw and self.classes is not None and len(raw) == len(self.classes) and all(_is_flag(value) for value in raw):

@@ -53,6 +53,7 @@ class Answers:
         unknown: ids whose label is none that the model can learn, with the label.
         expected: what a label must be, in words.
         outside: answers whose ids are beyond the type of the pool's, and so of no row of it.
+        told: further sentences, on what a labelling tool holds.
     """
 
     by_id: Mapping[Id, Answer] = field(default_factory=dict)
@@ -61,6 +62,7 @@ class Answers:
     unknown: tuple[tuple[Id, str], ...] = ()
     expected: str = ""
     outside: int = 0
+    told: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -70,7 +72,7 @@ class Answers:
     @property
     def warnings(self) -> list[str]:
         """Sentences for the user."""
-        found = []
+        found = [*self.told]
         if self.conflicts:
             count, first = len(self.conflicts), ", ".join(map(str, self.conflicts[:_SHOWN]))
             rows = "1 row has" if count == 1 else f"{count:,} rows have"
@@ -94,6 +96,7 @@ def read_answers(
     values: LabelValues,
     storage: Storage = LOCAL,
     key: str = "loop.oracle",
+    table: pa.Table | None = None,
 ) -> Answers:
     """Read what people said; paths under which nothing lies yet say nothing.
 
@@ -105,6 +108,7 @@ def read_answers(
         values: what a label may be.
         storage: how to reach what isn't on this machine.
         key: of the query in which the paths stand, for messages.
+        table: what they said by a labelling tool, with the id column, `label`, `state` and `labelled_at`.
 
     Raises:
         LabelsError: a file can't be read, lacks a column, or holds what is no id, state or time.
@@ -122,12 +126,13 @@ def read_answers(
         raise
     except PoolError as error:
         raise LabelsError(str(error)) from None
+    found += [] if table is None else _of_tool(table, id_name)
     inside = [row for row in found if row[0] is not None]
     return replace(newest(inside, values), outside=len(found) - len(inside))
 
 
 def newest(found: Sequence[tuple[Id, float, str, Any]], values: LabelValues) -> Answers:
-    """The newest answer of each row, of rows (id, time, state, label) in any order."""
+    """Find the newest answer of each row, of rows (id, time, state, label) in any order."""
     times: dict[Id, float] = {}
     answers: dict[Id, list[Answer]] = {}
     repeated, bad = 0, {}
@@ -179,8 +184,14 @@ def _rows(file: File, id_name: str, id_type: pa.DataType, label: str, key: str) 
     return rows
 
 
+def _of_tool(table: pa.Table, id_name: str) -> list[tuple[Id, float, str, Any]]:
+    """Return rows of a table of labels as `newest` takes them."""
+    columns = (table.column(name).to_pylist() for name in (id_name, LABELLED_AT, STATE, "label"))
+    return [(id_, -math.inf if time is None else time.timestamp(), state, label) for id_, time, state, label in zip(*columns, strict=True)]
+
+
 def _ids(column: pa.Array, file: File, name: str, id_type: pa.DataType) -> list[Any]:
-    """The ids as Python has them; None where the pool's type can't hold them."""
+    """Return the ids as Python has them; None where the pool's type can't hold them."""
     ids = comparable(column)
     check_text(ids, f"id column {name} of {file.path}")
     if ids.null_count:
@@ -192,7 +203,7 @@ def _ids(column: pa.Array, file: File, name: str, id_type: pa.DataType) -> list[
 
 
 def _times(column: pa.Array, file: File) -> list[float]:
-    """Seconds since the epoch; nothing is older than all."""
+    """Return seconds since the epoch; nothing is older than all."""
     return [_time(value, file) for value in plain(column).to_pylist()]
 
 

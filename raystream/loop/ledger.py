@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import pyarrow as pa
 
+from raystream.errors import PoolError
 from raystream.figures import number_of
 from raystream.loop import evaluation
 from raystream.loop.control import controls_in
@@ -14,6 +16,7 @@ from raystream.loop.evaluation import EvaluationRows
 from raystream.loop.journal import Asked, Closed, Journal, Reserved, Trained
 from raystream.loop.label_values import LabelValues
 from raystream.loop.labels import Answer, Answers, Id, read_answers
+from raystream.loop.oracle import Oracle, oracle_of
 from raystream.loop.pool_rows import PoolRows
 from raystream.loop.round_labels import RoundLabels, counted
 from raystream.model import class_names
@@ -22,6 +25,7 @@ from raystream.query import Query
 from raystream.query.catalogue.trainers import trainer_entry
 from raystream.query.loop import Loop
 from raystream.scoring.progress import Reporter
+from raystream.store.rounds import find_batch, query_of_round
 
 
 class Ledger:
@@ -31,11 +35,13 @@ class Ledger:
         loop: what is asked.
         journal: its records.
         reporter: told how far it is.
+        token: of the labelling tool's user, where the loop names a tool.
     """
 
-    def __init__(self, loop: Loop, journal: Journal, reporter: Reporter) -> None:
-        self.loop, self.journal, self.reporter = loop, journal, reporter
+    def __init__(self, loop: Loop, journal: Journal, reporter: Reporter, token: str | None = None) -> None:
+        self.loop, self.journal, self.reporter, self._token = loop, journal, reporter, token
         self._batches: dict[int, pa.Table] = {}
+        self._pages: dict[int, str] = {}
 
     # what doesn't change while this process lives
 
@@ -58,6 +64,11 @@ class Ledger:
         return LabelValues(self.loop.task, None if names is None else tuple(names), trainer_entry(self.loop.loop.trainer).numbered)
 
     @cached_property
+    def oracle(self) -> Oracle | None:
+        """The labelling tool by which people are asked; None where the loop names none."""
+        return oracle_of(self.loop, self.journal.store, self.values.classes, self._token)
+
+    @cached_property
     def evaluation(self) -> EvaluationRows | None:
         """The rows to judge by; None where the loop names none."""
         loop = self.loop
@@ -74,7 +85,7 @@ class Ledger:
     # rows that are set apart
 
     def reserved(self, use: str) -> list[Id]:
-        """Rows that were set apart, in order: `control`, `sample` or `evaluate`."""
+        """Return rows that were set apart, in order: `control`, `sample` or `evaluate`."""
         return [id_ for rows in self._set_apart for id_ in getattr(rows, use)]
 
     def reserve(self) -> None:
@@ -93,7 +104,7 @@ class Ledger:
         self._commit_reserved(Reserved(control, sample, judged))
 
     def next_controls(self, round_: int, count: int, labels: RoundLabels) -> tuple[list[Id], list[str]]:
-        """The control rows of a round's batch, and what is said where the reserved ones are used up and further ones are set apart."""
+        """Return the control rows of a round's batch, and what is said where those reserved are used up and further ones set apart."""
         if not count:
             return [], []
         told = []
@@ -113,7 +124,7 @@ class Ledger:
         return left[:count], told
 
     def controls_of(self, batch: int) -> int:
-        """How many rows of a batch are control rows; one row at least is the strategy's own."""
+        """Count how many rows of a batch are control rows; one row at least is the strategy's own."""
         return min(controls_in(batch, self.loop.loop.control), batch - 1)
 
     def _planned_controls(self) -> int:
@@ -133,24 +144,24 @@ class Ledger:
     # what was asked
 
     def last_asked(self) -> int:
-        """The number of the last batch; 0 before the first."""
+        """Return the number of the last batch; 0 before the first."""
         number = 0
         while self.journal.asked(number + 1) is not None:
             number += 1
         return number
 
     def batch(self, asked: Asked) -> pa.Table:
-        """The rows of a batch."""
+        """Return the rows of a batch."""
         if asked.round not in self._batches:
             self._batches[asked.round] = self.journal.read_table(asked.round, asked.batch)
         return self._batches[asked.round]
 
     def ids_of(self, asked: Asked) -> list[Id]:
-        """Their ids, in order."""
+        """Return their ids, in order."""
         return list(self.batch(asked).column(self.pool.id_name).to_pylist())
 
     def asked_ids(self, before: int) -> list[Id]:
-        """All rows that were asked for before a round."""
+        """Return all rows that were asked for before a round."""
         found: list[Id] = []
         for number in range(1, before):
             asked = self.journal.asked(number)
@@ -160,14 +171,36 @@ class Ledger:
 
     # what people said
 
+    def put_to_people(self, asked: Asked) -> str | None:
+        """Have a batch labelled by the loop's tool, and return the page where that is done; None without a tool.
+
+        Raises:
+            PoolError: nothing is known of the rows, since no query of the loop chose any.
+            ServerError: the tool's server refuses or stays away; the next call goes on.
+        """
+        if self.oracle is None or asked.round in self._pages:
+            return self._pages.get(asked.round)
+        result = find_batch(self.journal.store, query_of_round(self.loop.name, asked.round))
+        if result is None:
+            raise PoolError(
+                f"batch {asked.round} of loop {self.loop.name} is of control rows alone, and no query before it chose a row; give the loop "
+                "a larger pool, or a smaller loop.control"
+            )
+        page = self._pages[asked.round] = self.oracle.ask(result)
+        return page
+
     def labels_now(self) -> tuple[RoundLabels, Answers]:
-        """All answers as they are now, and what came with them."""
+        """Read all answers as they are now, and what came with them."""
         loop = self.loop
         if loop.loop.column is not None:
             answers = self._simulated(loop.loop.column)
         else:
-            uris = [*loop.pool.labelled, *loop.loop.oracle_uris]
-            answers = read_answers(uris, self.pool.id_name, self.pool.id_type, loop.label, self.values, loop.pool.options)
+            uris, table = [*loop.pool.labelled, *loop.loop.oracle_uris], None
+            told: list[str] = []
+            if self.oracle is not None:
+                table, told = self.oracle.answers([query_of_round(loop.name, number) for number in range(1, self.last_asked() + 1)])
+            answers = read_answers(uris, self.pool.id_name, self.pool.id_type, loop.label, self.values, loop.pool.options, table=table)
+            answers = replace(answers, told=tuple(told))
         inside = self.pool.find(list(answers.by_id))
         return RoundLabels.of(answers, inside, self.reserved("control"), self.reserved("evaluate")), answers
 
@@ -178,12 +211,12 @@ class Ledger:
         return self.journal.commit_closed(Closed(round_, labels.digest, name, counts, [*counted(counts), *answers.warnings]))
 
     def labels_of(self, round_: int) -> RoundLabels | None:
-        """All answers as they were when a round closed; None while it is open."""
+        """Return all answers as they were when a round closed; None while it is open."""
         closed = self.journal.closed(round_)
         return None if closed is None else RoundLabels.from_table(self.journal.read_table(round_, closed.labels))
 
     def trained_before(self, round_: int) -> Trained | None:
-        """The newest model before a round."""
+        """Return the newest model before a round."""
         for number in range(round_ - 1, -1, -1):
             trained = self.journal.trained(number)
             if trained is not None and trained.model is not None:
@@ -191,7 +224,7 @@ class Ledger:
         return None
 
     def cost(self, labels: Sequence[Id]) -> float | None:
-        """What labels cost together, by the pool's column; None where the query has no cost."""
+        """Sum what labels cost together, by the pool's column; None where the query has no cost."""
         if self.loop.select.cost is None:
             return None
         places = self.pool.find(labels)
@@ -199,7 +232,7 @@ class Ledger:
         return float(sum(value for value in column.to_pylist() if value is not None))
 
     def _simulated(self, column: str) -> Answers:
-        """What the pool's own column says of the rows that were asked for; rows without a label are skipped."""
+        """Return what the pool's own column says of the rows that were asked for; rows without a label are skipped."""
         asked = self.asked_ids(self.last_asked() + 1)
         places = self.pool.find(asked)
         raw = self.pool.columns([places[id_] for id_ in asked], [column]).column(0).to_pylist() if asked else []

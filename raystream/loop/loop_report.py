@@ -60,7 +60,7 @@ def write_report(
 
 
 def metrics_of(history: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[str]:
-    """The columns of a history that hold these metrics, `recall_<class>` for each class."""
+    """Return the columns of a history that hold these metrics, `recall_<class>` for each class."""
     columns = dict.fromkeys(name for row in history for name in row)
     return [name for name in columns if any(name == metric or (metric == "recall" and name.startswith("recall_")) for metric in metrics)]
 

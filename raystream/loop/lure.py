@@ -10,7 +10,7 @@ from raystream.errors import DataError, QueryError
 
 
 def lure(losses: ArrayLike, probabilities: ArrayLike, n: int) -> float:
-    """The mean loss over the n rows that were eligible at the first draw, from m of them drawn without replacement.
+    """Compute the mean loss over the n rows that were eligible at the first draw, from m of them drawn without replacement.
 
     Unbiased for a model that was **not** trained on these rows, where each draw's probability was above 0 for every row left. Only the
     longest beginning of the draws of which all are labelled may be given.

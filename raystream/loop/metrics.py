@@ -23,7 +23,7 @@ _YES = 0.5
 
 
 def measure(metrics: Sequence[str], task: str, truth: Array, output: Array, classes: Sequence[Any] | None = None) -> dict[str, float]:
-    """The metrics of a model's outputs, by the columns of a history: `recall` gives one a class, `recall_<class>`.
+    """Compute the metrics of a model's outputs, by the columns of a history: `recall` gives one a class, `recall_<class>`.
 
     Args:
         metrics: their names.
@@ -49,7 +49,7 @@ def measure(metrics: Sequence[str], task: str, truth: Array, output: Array, clas
 
 
 def shares(metrics: Sequence[str], task: str, truth: Array, output: Array, classes: Sequence[Any] | None = None) -> dict[str, Share]:
-    """Those of `measure` that are so many rows of so many, as such, by the same names."""
+    """Return those of `measure` that are so many rows of so many, as such, by the same names."""
     judged = _judged(task, truth, output, classes)
     found: dict[str, Share] = {}
     for name in metrics:
@@ -69,7 +69,7 @@ def check_metric(name: str, task: str) -> None:
 
 
 def _judged(task: str, truth: Array, output: Array, classes: Sequence[Any] | None) -> tuple[Array, Array, list[Any]]:
-    """Truth and output as numbers, with what numbers of classes stand for."""
+    """Return truth and output as numbers, with what numbers of classes stand for."""
     truth, output = np.asarray(truth), np.asarray(output, dtype=np.float64)
     if not len(truth) or len(truth) != len(output):
         raise DataError(f"there are {len(truth)} labels for {len(output)} outputs, expected as many, and at least one")
@@ -92,18 +92,18 @@ def _judged(task: str, truth: Array, output: Array, classes: Sequence[Any] | Non
 
 
 def accuracy(truth: Array, probabilities: Array) -> Share:
-    """How many rows have their own class as the likeliest; ties to the lower one."""
+    """Count how many rows have their own class as the likeliest; ties to the lower one."""
     return Share(int((probabilities.argmax(axis=1) == truth).sum()), len(truth))
 
 
 def recall(truth: Array, probabilities: Array) -> dict[int, Share]:
-    """Of each class that rows have, how many of its rows are found."""
+    """Count of each class that rows have how many of its rows are found."""
     right = probabilities.argmax(axis=1) == truth
     return {int(number): Share(int(right[truth == number].sum()), int((truth == number).sum())) for number in np.unique(truth)}
 
 
 def nll(truth: Array, probabilities: Array) -> float:
-    """The mean of -log p of the true class."""
+    """Compute the mean of -log p of the true class."""
     return float(-np.log(np.clip(probabilities[np.arange(len(truth)), truth], _LEAST, 1)).mean())
 
 
@@ -113,52 +113,52 @@ def ece(truth: Array, probabilities: Array) -> float:
 
 
 def macro_f1(truth: Array, probabilities: Array) -> float:
-    """The mean F1 of the classes that are a row's label or prediction."""
+    """Compute the mean F1 of the classes that are a row's label or prediction."""
     predicted = probabilities.argmax(axis=1)
     return float(np.mean([_f1(truth == number, predicted == number) for number in np.union1d(truth, predicted)]))
 
 
 def macro_f1_of_labels(truth: Array, probabilities: Array) -> float:
-    """The mean F1 of the labels, each said to be there from a probability of 0.5 on; 0 of one that is never there nor said to be."""
+    """Compute the mean F1 of the labels, each said to be there from 0.5 on; 0 of one that is never there nor said to be."""
     return float(np.mean([_f1(truth[:, label] > 0, probabilities[:, label] >= _YES) for label in range(truth.shape[1])]))
 
 
 def micro_f1(truth: Array, probabilities: Array) -> float:
-    """F1 of all labels of all rows together."""
+    """Compute F1 of all labels of all rows together."""
     return _f1(truth > 0, probabilities >= _YES)
 
 
 def mean_average_precision(truth: Array, probabilities: Array) -> float:
-    """The mean over labels that any row has of the mean precision at each of their rows, in descending order of probability."""
+    """Compute the mean over labels that any row has of the mean precision at each of their rows, in descending order of probability."""
     found = [_average_precision(truth[:, label] > 0, probabilities[:, label]) for label in range(truth.shape[1]) if truth[:, label].any()]
     return float(np.mean(found)) if found else 0.0
 
 
 def rmse(truth: Array, output: Array) -> float:
-    """The root of the mean squared error, over rows and outputs."""
+    """Compute the root of the mean squared error, over rows and outputs."""
     return float(np.sqrt(np.square(truth - output).mean()))
 
 
 def mae(truth: Array, output: Array) -> float:
-    """The mean absolute error, over rows and outputs."""
+    """Compute the mean absolute error, over rows and outputs."""
     return float(np.abs(truth - output).mean())
 
 
 def r2(truth: Array, output: Array) -> float:
-    """1 - squared error / variance, mean over outputs; of an output that never varies 1 if there is no error, else 0."""
+    """Compute 1 - squared error / variance, mean over outputs; of an output that never varies 1 if there is no error, else 0."""
     error = np.square(truth - output).reshape(len(truth), -1).sum(axis=0)
     spread = np.square(truth - truth.mean(axis=0)).reshape(len(truth), -1).sum(axis=0)
     return float(np.where(spread > 0, 1 - error / np.where(spread > 0, spread, 1), np.where(error > 0, 0.0, 1.0)).mean())
 
 
 def _f1(there: Array, said: Array) -> float:
-    """2 TP / (2 TP + FP + FN); 0 where nothing is there nor said to be."""
+    """Compute 2 TP / (2 TP + FP + FN); 0 where nothing is there nor said to be."""
     total = int(there.sum()) + int(said.sum())
     return 2 * int((there & said).sum()) / total if total else 0.0
 
 
 def _average_precision(there: Array, score: Array) -> float:
-    """Rows of one score count as one step."""
+    """Compute the average precision of one label; rows of one score count as one step."""
     order = np.argsort(-score, kind="stable")
     hits, ends = np.cumsum(there[order]), np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
     found = hits[ends]

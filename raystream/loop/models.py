@@ -80,7 +80,7 @@ class Models:
         return found
 
     def of(self, round_: int) -> Fitted:
-        """A round's model, loaded again if another process trained it."""
+        """Return a round's model, loaded again if another process trained it."""
         if round_ not in self._fitted:
             trained = self._ledger.journal.trained(round_)
             assert trained is not None
@@ -90,7 +90,7 @@ class Models:
         return self._fitted[round_]
 
     def section(self, trained: Trained) -> dict[str, Any]:
-        """The `model` section of a query with a round's model."""
+        """Return the `model` section of a query with a round's model."""
         assert trained.model is not None
         journal = self._ledger.journal
 
@@ -100,12 +100,12 @@ class Models:
         return self._whole(with_paths(trained.model, place))
 
     def _whole(self, own: dict[str, Any]) -> dict[str, Any]:
-        """A model's own keys with those that the spec gives."""
+        """Return a model's own keys with those that the spec gives."""
         given = self._ledger.loop.model
         return {key: value for key, value in given.items() if key not in own and not (key == "kind" and "members" in own)} | own
 
     def training_rows(self, round_: int) -> tuple[TrainingRows, int]:
-        """The rows to train on after a round, and how many of them couldn't be read."""
+        """Return the rows to train on after a round, and how many of them couldn't be read."""
         ledger, loop = self._ledger, self._ledger.loop
         labels = ledger.labels_of(round_)
         assert labels is not None
@@ -125,7 +125,7 @@ class Models:
         return TrainingRows(inputs, numbers, loop.task, classes, ledger.pool.plan.read.names, table), len(ids) - len(kept)
 
     def _fit(self, round_: int, rows: TrainingRows, previous: Trained | None, seed: int) -> tuple[Fitted, dict[str, Any]]:
-        """A model, trained here or on the cluster, and the keys of its section, paths of which are names in the round's folder."""
+        """Train a model here or on the cluster; return it with the keys of its section, whose paths are names in the round's folder."""
         loop = self._ledger.loop
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
@@ -146,13 +146,13 @@ class Models:
         return fitted, with_paths(section, lambda path: f"{name}/{path}" if path in there else path)
 
     def _section_of(self, trained: Trained | None) -> tuple[dict[str, Any], tuple[ClassLabel, ...] | None] | None:
-        """What loads a round's model on another machine, and what its outputs are called."""
+        """Return what loads a round's model on another machine, and what its outputs are called."""
         if trained is None:
             return None
         return self.section(trained), None if trained.classes is None else tuple(trained.classes)
 
     def _sample(self) -> tuple[Array, ...] | None:
-        """What the model sees of the sample that successive models are compared on; None where there are no classes."""
+        """Return what the model sees of the sample that successive models are compared on; None where there are no classes."""
         ledger = self._ledger
         if ledger.loop.task != "classes":
             return None
@@ -164,7 +164,7 @@ class Models:
 
 
 def trainer_of(loop: Loop) -> Trainer:
-    """The trainer that a loop names, told what is given of the model.
+    """Return the trainer that a loop names, told what is given of the model.
 
     Raises:
         QueryError: there is none, or its arguments are wrong.
@@ -183,7 +183,7 @@ def trainer_of(loop: Loop) -> Trainer:
 def _train_there(
     loop: Loop, rows: TrainingRows, previous: tuple[dict[str, Any], tuple[ClassLabel, ...] | None] | None, seed: int
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """In a task of a cluster: train, and give back the keys of the model's section and its files."""
+    """Train in a task of a cluster, and give back the keys of the model's section and its files."""
     trainer = trainer_of(loop)
     before: Fitted | None = None
     if previous is not None:
@@ -199,7 +199,7 @@ def _train_there(
 
 
 def with_paths(section: dict[str, Any], path: Callable[[str], str]) -> dict[str, Any]:
-    """The section of a model with its paths changed; import paths stay."""
+    """Return the section of a model with its paths changed; import paths stay."""
     found = dict(section)
     for key in ("source", "weights"):
         value = found.get(key)
@@ -213,7 +213,7 @@ def with_paths(section: dict[str, Any], path: Callable[[str], str]) -> dict[str,
 
 
 def _unlearnable(rows: TrainingRows) -> str:
-    """Why nothing can be learnt of these rows; empty where something can."""
+    """Tell why nothing can be learnt of these rows; empty where something can."""
     if not len(rows):
         return "no row is labelled yet, so that there is no model; the next batch is chosen as the first one was"
     if rows.task == "classes" and len(np.unique(rows.labels)) < 2:
@@ -224,14 +224,14 @@ def _unlearnable(rows: TrainingRows) -> str:
 
 
 def _as_given(label: Any, task: str) -> Any:
-    """A label as people write it, for a function of the user's."""
+    """Return a label as people write it, for a function of the user's."""
     if not isinstance(label, tuple):
         return label
     return label[0] if task == "regression" and len(label) == 1 else list(label)
 
 
 def _temperature(fitted: Fitted, rows: TrainingRows) -> tuple[float, list[str]]:
-    """The temperature of a model by rows that it was not trained on, and what is to be said of it."""
+    """Return the temperature of a model by rows that it was not trained on, and what is to be said of it."""
     assert fitted.classes is not None
     assert rows.classes is not None
     place = {name: number for number, name in enumerate(fitted.classes)}

@@ -71,11 +71,11 @@ class PoolRows:
         return self.plan.id_type
 
     def array(self, ids: Sequence[Id]) -> pa.Array:
-        """Ids as an Arrow array of the pool's type."""
+        """Return ids as an Arrow array of the pool's type."""
         return pa.array(list(ids), self.id_type)
 
     def find(self, ids: Sequence[Id]) -> dict[Id, tuple[File, int]]:
-        """Where those of some ids are that the pool holds."""
+        """Find where those of some ids are that the pool holds."""
         if not ids:
             return {}
         wanted = pa.array(sorted(set(ids)), comparable(pa.array([], self.id_type)).type)
@@ -88,7 +88,7 @@ class PoolRows:
         return found
 
     def reserve(self, seed: int, controls: int, barred: Sequence[Id]) -> tuple[list[Id], list[Id]]:
-        """The first rows by hash among those that may be chosen: control rows in the order of asking, and the sample of models.
+        """Draw the first rows by hash among those that may be chosen: control rows in the order of asking, and the sample of models.
 
         Args:
             seed: the loop's.
@@ -109,12 +109,12 @@ class PoolRows:
         return control, ids.take(pa.array(sample_rows(hashes))).to_pylist()
 
     def eligible(self, barred: Sequence[Id]) -> int:
-        """How many rows may be chosen that are not among these."""
+        """Count how many rows may be chosen that are not among these."""
         known = KnownIds(pa.array(sorted(set(barred)), comparable(pa.array([], self.id_type)).type))
         return sum(int((known.index(comparable(block)) < 0).sum()) for _, _, block in self._ids(self.units))
 
     def inputs(self, places: Sequence[tuple[File, int]]) -> tuple[tuple[Array, ...], npt.NDArray[np.bool_]]:
-        """What the model sees of rows, in their order, and which of them could be read: under `on_error: skip` bad ones can't."""
+        """Read what the model sees of rows, in their order, and which of them could be read: under `on_error: skip` bad ones can't."""
         missing: dict[str, tuple[File, list[int]]] = {}
         for file, row in places:
             if (file.path, row) not in self._inputs:
@@ -131,18 +131,18 @@ class PoolRows:
         return stacked(kept), sound
 
     def columns(self, places: Sequence[tuple[File, int]], names: Sequence[str]) -> pa.Table:
-        """Columns of rows, in their order."""
+        """Read columns of rows, in their order."""
         schema = pa.schema([self.plan.keep_schema.field(name) for name in dict.fromkeys(names)])
         return read_columns_at(list(places), schema)
 
     def labels(self, name: str) -> Iterator[tuple[list[Id], list[Any]]]:
-        """Ids and labels of all rows that may be chosen, in a simulation."""
+        """Return ids and labels of all rows that may be chosen, in a simulation."""
         for file, rows, block in self._ids(self.units):
             table = self.columns([(file, int(row)) for row in rows], [name])
             yield block.to_pylist(), table.column(0).to_pylist()
 
     def _ids(self, units: Sequence[Unit]) -> Iterator[tuple[File, npt.NDArray[np.int64], pa.Array]]:
-        """The file, rows and ids of every row of units; none of their inputs is read."""
+        """Return the file, rows and ids of every row of units; none of their inputs is read."""
         kept = self._blocks.get(id(units))
         if kept is None and sum(unit.rows for unit in units) <= _KEPT_ROWS:
             kept = self._blocks[id(units)] = list(self._read_ids(units))
@@ -156,7 +156,7 @@ class PoolRows:
 
 
 def stacked(rows: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
-    """The inputs of rows as one array an input."""
+    """Return the inputs of rows as one array an input."""
     if not rows:
         return ()
     found = []

@@ -36,7 +36,7 @@ class RoundLabels:
 
     @classmethod
     def of(cls, answers: Answers, inside: Collection[Id], control: Collection[Id], evaluate: Collection[Id]) -> RoundLabels:
-        """What people said, given which rows the pool holds, and which of them are set apart."""
+        """Return what people said, given which rows the pool holds, and which of them are set apart."""
         ids = sorted(answers.by_id)
         held, apart, judged = set(inside), set(control), set(evaluate)
         uses = [EVALUATE if id_ in judged else OUTSIDE if id_ not in held else CONTROL if id_ in apart else TRAIN for id_ in ids]
@@ -44,7 +44,7 @@ class RoundLabels:
         return cls(ids, [answer.state for answer in found], [answer.label for answer in found], uses)
 
     def labelled(self, *uses: str) -> tuple[list[Id], list[Any]]:
-        """The labelled rows of some uses, with their labels."""
+        """Return the labelled rows of some uses, with their labels."""
         rows = [i for i, state in enumerate(self.states) if state == LABELLED and self.uses[i] in uses]
         return [self.ids[i] for i in rows], [self.labels[i] for i in rows]
 
@@ -62,20 +62,20 @@ class RoundLabels:
         return digest.hexdigest()
 
     def as_table(self, id_type: pa.DataType) -> pa.Table:
-        """The answers as a table: labels as JSON text, since they may be classes, several classes, or numbers."""
+        """Return the answers as a table: labels as JSON text, since they may be classes, several classes, or numbers."""
         labels = [None if label is None else json.dumps(label) for label in self.labels]
         columns = {"id": pa.array(self.ids, id_type), "label": pa.array(labels, pa.string())}
         return pa.table({**columns, STATE: pa.array(self.states, pa.string()), "use": pa.array(self.uses, pa.string())})
 
     @classmethod
     def from_table(cls, table: pa.Table) -> RoundLabels:
-        """Back from `as_table`."""
+        """Read back what `as_table` made."""
         labels = [None if text is None else _label(json.loads(text)) for text in table.column("label").to_pylist()]
         ids, states, uses = (table.column(name).to_pylist() for name in ("id", STATE, "use"))
         return cls(ids, states, labels, uses)
 
     def told(self, id_name: str, id_type: pa.DataType, barred: Sequence[Id]) -> pa.Table | None:
-        """What the next query is told: rows that are labelled, and so covered, and rows that are never chosen; None of none.
+        """Return what the next query is told: rows that are labelled, and so covered, and rows that are never chosen; None of none.
 
         Args:
             id_name: the pool's column of ids.
@@ -94,12 +94,12 @@ class RoundLabels:
         return pa.table({id_name: pa.array(ids, id_type), STATE: pa.array([known[id_] for id_ in ids], pa.string())})
 
     def answered(self, batch: Sequence[Id]) -> int:
-        """How many rows of a batch have an answer, whatever it is."""
+        """Count how many rows of a batch have an answer, whatever it is."""
         known = set(self.ids)
         return sum(id_ in known for id_ in batch)
 
     def counts(self, batch: Sequence[Id], asked: Collection[Id]) -> dict[str, int]:
-        """Rows by what became of them, and how many were labelled though nobody asked, or aren't the pool's."""
+        """Return rows by what became of them, and how many were labelled though nobody asked, or aren't the pool's."""
         given = set(asked) | set(batch)
         found: dict[str, int] = {}
         for state in self.states:
@@ -113,7 +113,7 @@ class RoundLabels:
 
 
 def counted(counts: Mapping[str, int]) -> list[str]:
-    """Sentences on labels that are of no use, or that nobody asked for."""
+    """Return sentences on labels that are of no use, or that nobody asked for."""
     found = []
     if counts.get("never_asked"):
         found.append(f"{_rows(counts['never_asked'])} labelled that nobody asked for; they are used all the same")

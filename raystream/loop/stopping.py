@@ -53,7 +53,7 @@ class Round:
     prequential: Share | None = None
 
     def metric(self, column: str) -> float | None:
-        """On the evaluation set, else on the control rows, which tell accuracy alone."""
+        """Read the metric on the evaluation set, else on the control rows, which tell accuracy alone."""
         if column in self.metrics:
             return self.metrics[column]
         return self.control.value if column == _CONTROL_METRIC and self.control is not None and self.control.of else None
@@ -74,7 +74,7 @@ class Kappa:
     window: int = 3
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """As `Rule`; the 4th model is the first after which the default may stop."""
+        """See `Rule`; the 4th model is the first after which the default may stop."""
         models = _models(history)[-self.window - 1 :]
         if len(models) <= self.window:
             return False
@@ -88,7 +88,7 @@ class ClassificationChange:
     threshold: float = 0.0
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """As `Rule`."""
+        """See `Rule`."""
         models = _models(history)[-2:]
         return len(models) == 2 and float(np.mean(models[0] != models[1])) <= self.threshold
 
@@ -100,7 +100,7 @@ class OverallUncertainty:
     threshold: float = 0.05
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """As `Rule`."""
+        """See `Rule`."""
         now = history[-1].uncertainty if history else None
         return now is not None and now < self.threshold
 
@@ -114,7 +114,7 @@ class Plateau:
     least: float = 0.002
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """As `Rule`."""
+        """See `Rule`."""
         if len(history) <= self.patience:
             return False
         before, now = history[-1 - self.patience].metric(self.metric), history[-1].metric(self.metric)
@@ -135,12 +135,12 @@ class Target:
     value: float
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """As `Rule`."""
+        """See `Rule`."""
         share = self.share(history)
         return share is not None and share.of > 0 and share.interval(TARGET_Z)[0] >= self.value
 
     def share(self, history: Sequence[Round]) -> Share | None:
-        """What is compared with the target; None where there is nothing to go by."""
+        """Return what is compared with the target; None where there is nothing to go by."""
         if not history:
             return None
         now = history[-1]
@@ -159,7 +159,7 @@ class Budget:
     labels: int
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """As `Rule`."""
+        """See `Rule`."""
         return bool(history) and history[-1].labels >= self.labels
 
 
@@ -170,7 +170,7 @@ class Rounds:
     rounds: int
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """As `Rule`."""
+        """See `Rule`."""
         return len(history) >= self.rounds
 
 
@@ -179,12 +179,12 @@ class Exhausted:
     """Nothing eligible is left."""
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """As `Rule`."""
+        """See `Rule`."""
         return bool(history) and history[-1].left == 0
 
 
 def make_rule(name: str, args: Mapping[str, Any], metrics: Sequence[str]) -> Rule:
-    """A rule by its name.
+    """Make a rule by its name.
 
     Args:
         name: of the catalogue.
@@ -226,18 +226,18 @@ def _check_metric(name: str, metric: str, metrics: Sequence[str]) -> None:
 
 
 def first_stop(rule: Rule, history: Sequence[Round]) -> int | None:
-    """The round, counted from 1, after which the rule would have stopped; None if it hasn't yet."""
+    """Return the round, counted from 1, after which the rule would have stopped; None if it hasn't yet."""
     return next((closed for closed in range(1, len(history) + 1) if rule.holds(history[:closed])), None)
 
 
 def stops(rules: Mapping[str, Rule], history: Sequence[Round], when: Literal["any", "all"]) -> list[str]:
-    """The names of the rules that stop the loop after the last round: those that hold, if any does, or all if all must; else none."""
+    """Name the rules that stop the loop after the last round: those that hold, if any does, or all if all must; else none."""
     held = [name for name, rule in rules.items() if rule.holds(history)]
     return held if held and (when == "any" or len(held) == len(rules)) else []
 
 
 def kappa(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
-    """Cohen's kappa of two models' predictions for the same rows: 1 if and only if they are equal, 0 of chance.
+    """Compute Cohen's kappa of two models' predictions for the same rows: 1 if and only if they are equal, 0 of chance.
 
     Args:
         first: (n,) classes, of any type.
@@ -253,7 +253,7 @@ def kappa(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
 
 
 def _models(history: Sequence[Round]) -> list[npt.NDArray[Any]]:
-    """The predictions of successive models, none where the last round has no model."""
+    """Return the predictions of successive models, none where the last round has no model."""
     if not history or history[-1].predictions is None:
         return []
     return [each.predictions for each in history if each.predictions is not None]

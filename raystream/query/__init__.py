@@ -65,6 +65,8 @@ class Query(Part):
             raise ValueError(
                 f"pool.inputs is not used by model.kind {self.model.kind}; name columns in model.logits, probabilities, embedding"
             )
+        if self.model.task == "regression" and self.gives_scores and "score" not in self.acquire.model_fields_set:
+            self.__dict__["acquire"] = self.acquire.derived(score="variance")  # margin, the default, is of classes; numbers have this alone
         check_task(self)
         if self.model.task == "regression" and not self.gives_scores and (self.needs_score or self.model_fields_set & {"acquire"}):
             raise ValueError(

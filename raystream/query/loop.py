@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -88,6 +89,34 @@ class Stop(Part):
         return {name: args for rule in self.rules for name, args in ([(rule, {})] if isinstance(rule, str) else rule.items())}
 
 
+class LabellingTool(Part):
+    """A labelling tool by whose server people are asked, in place of files of labels."""
+
+    section = ("loop", "oracle")
+
+    tool: Literal["label_studio", "cvat"]
+    """Which tool."""
+    url: str
+    """Its server's address. The token of its user comes from the environment, `LABEL_STUDIO_API_KEY` or `CVAT_ACCESS_TOKEN`."""
+    project: Positive | None = None
+    """Of Label Studio, needed: the number of the project in which all rounds are labelled. CVAT gets a task a round."""
+    show: str | None = None
+    """The column that people see, of the pool. Left out, the first of `pool.inputs` that holds texts or pictures, else of `pool.keep`."""
+
+    @model_validator(mode="after")
+    def _can_be_reached(self) -> LabellingTool:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"loop.oracle.url is {parts.scheme}:… or no URL, expected the server's, such as http://localhost:8080")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("loop.oracle.url holds credentials or options; give the token in the environment alone")
+        if self.tool == "label_studio" and self.project is None:
+            raise ValueError("loop.oracle.project is missing; make a project in Label Studio, and give the number in its page's URL")
+        if self.tool == "cvat" and self.project is not None:
+            raise ValueError("loop.oracle.project is given, but each round gets a task of its own in CVAT; remove it")
+        return self
+
+
 class LoopSettings(Part):
     """The section `loop`."""
 
@@ -97,9 +126,9 @@ class LoopSettings(Part):
     """What the loop is called in the store; of a file, left out, the file's name without its ending."""
     start: Start = Start()
     """The first batch, while nothing is labelled."""
-    oracle: str | list[str] | dict[str, str]
-    """Where people's labels appear: Parquet, CSV or JSON Lines in files, folders, buckets or tables. Or `{column: label}`: the pool's
-    own column, to simulate."""
+    oracle: str | list[str] | LabellingTool | dict[str, str]
+    """Where people's labels appear: Parquet, CSV or JSON Lines in files, folders, buckets or tables. Or `{tool: label_studio, url: …,
+    project: 7}`: by a labelling tool. Or `{column: label}`: the pool's own column, to simulate."""
     complete: Annotated[float, Field(gt=0, le=1)] = 1.0
     """A round closes when this share of its batch is labelled, skipped, rejected or deleted; drafts don't count."""
     committee: Positive = 1
@@ -135,11 +164,14 @@ class LoopSettings(Part):
 
     @field_validator("oracle", mode="before")
     @classmethod
-    def _oracle_is_one_of_two(cls, value: object) -> object:
-        if isinstance(value, dict) and set(value) == {"tool"} | (set(value) & {"url", "project"}):
-            raise ValueError("loop.oracle names a labelling tool, which this version doesn't pull from; give the folder of its labels")
+    def _oracle_is_one_of_three(cls, value: object) -> object:
+        if isinstance(value, dict) and "tool" in value:
+            return LabellingTool(**value)
         if isinstance(value, dict) and (set(value) != {"column"} or not isinstance(value["column"], str)):
-            raise ValueError(f"loop.oracle is {value!r}, expected a path of labels, several, or {{column: name}} of the pool's own labels")
+            raise ValueError(
+                f"loop.oracle is {value!r}, expected a path of labels, several, {{tool: label_studio, url: …, project: 7}}, or {{column: "
+                "name}} of the pool's own labels"
+            )
         if value in ("", []):
             raise ValueError("loop.oracle is empty; give the path at which labels appear")
         return value
@@ -164,8 +196,13 @@ class LoopSettings(Part):
         return self.oracle["column"] if isinstance(self.oracle, dict) else None
 
     @property
+    def tool(self) -> LabellingTool | None:
+        """The labelling tool by which people are asked, if it is one."""
+        return self.oracle if isinstance(self.oracle, LabellingTool) else None
+
+    @property
     def oracle_uris(self) -> list[str]:
-        """Where people's labels appear; none in a simulation."""
+        """Where people's labels appear; none in a simulation, nor where a tool has them."""
         return [self.oracle] if isinstance(self.oracle, str) else list(self.oracle) if isinstance(self.oracle, list) else []
 
     @property
@@ -314,7 +351,9 @@ class Loop(Part):
     @cached_property
     def identity(self) -> dict[str, str]:
         """What may not change in the middle, by key."""
-        left_out: Any = {"cluster": True, "store": True, "pool": {"storage"}, "loop": {"name"}}
+        left_out: Any = {"cluster": True, "store": True, "pool": {"storage"}, "loop": {"name": True}}
+        if self.loop.tool is not None:  # a server may move, and what people see is theirs to judge
+            left_out["loop"]["oracle"] = {"url", "show"}
         dumped = self.model_dump(mode="json", exclude=left_out)
         flat = {f"{part}.{key}": value for part, of in dumped.items() if isinstance(of, dict) for key, value in of.items()}
         flat |= {key: value for key, value in dumped.items() if not isinstance(value, dict)}

@@ -126,6 +126,12 @@ class Simulation(Loop):
         self.contestants  # noqa: B018 - each is checked as it is made
         return self
 
+    @property
+    def start_options(self) -> dict[str, Any]:
+        """What of `select` holds for the first batch, too, which all strategies share."""
+        given = self.select.model_dump(include=set(_SHARED - {"budget"}), exclude_unset=True)
+        return {key: value for key, value in given.items() if value is not None}
+
     @cached_property
     def contestants(self) -> dict[str, tuple[Select, str]]:
         """The `select` section and the score of each, by name, chance first."""
@@ -196,6 +202,7 @@ class Simulation(Loop):
         own = {"loop.oracle", "loop.name", *(f"loop.{key}" for key in _LEFT_ALONE)}
         found = {key: value for key, value in super().identity.items() if key not in own and key.partition(".")[0] in _SETTING}
         found["select.budget"] = str(self.select.budget)
+        found |= {f"select.{key} of the first batch": str(value) for key, value in self.start_options.items()}
         for key in ("rounds", "budget"):
             found[f"loop.{key}"] = str(getattr(self.loop, key))
         return found

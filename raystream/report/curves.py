@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from raystream.report.svg import multiples, tick_step
+
 COLOURS = 8
 """Classes `c0` .. `c7`; lines beyond them are dashed, too."""
 _FEW = 4
@@ -151,15 +153,11 @@ def _axis(values: Sequence[float], *, tight: bool) -> Axis:
         reach = 1.0
     if high - low <= _NOTHING * reach:  # what is left of a difference is rounding
         low, high = low - reach / 2, high + reach / 2
-    rough = (high - low) / 5
-    power = 10 ** math.floor(math.log10(rough))
-    step = power * next((round_ for round_ in (1, 2, 5) if round_ * power >= rough * (1 - 1e-9)), 10)
+    step = tick_step(high - low, 5)
     if not tight:
         room = _ROOM * (high - low)
         low, high = low - room, high + room
-    first = math.ceil(low / step - 1e-9)
-    ticks = tuple(step * k for k in range(first, math.floor(high / step + 1e-9) + 1))
-    return Axis(low, high, ticks, step)
+    return Axis(low, high, tuple(multiples(low, high, step)), step)
 
 
 def _across(share: float) -> str:

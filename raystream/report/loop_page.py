@@ -18,8 +18,7 @@ from raystream.report.facts import Fact
 from raystream.report.pictures import Picture, pictures
 from raystream.report.style import templates
 from raystream.store.protocol import Store
-from raystream.store.queries import read_manifest
-from raystream.store.result import read_result
+from raystream.store.rounds import find_batch
 
 PICTURES_SHOWN, ROWS_SHOWN, BATCHES_SHOWN = 24, 8, 30
 _CONTROL = "control rows"
@@ -302,10 +301,10 @@ def _batches(facts: LoopFacts) -> list[Batch]:
 
 
 def _pictures(store: Store, facts: RoundFacts) -> list[tuple[str, Picture]]:
-    """Pictures of the rows that the round's query chose, where they are images."""
+    """Pictures of the rows that the round asked for, where they are images."""
     try:
-        manifest = read_manifest(store, facts.query) if facts.query else None
-        shown = None if manifest is None else pictures(read_result(store, manifest), PICTURES_SHOWN)
+        batch = find_batch(store, facts.query) if facts.query else None
+        shown = None if batch is None else pictures(batch, PICTURES_SHOWN)
     except (RaystreamError, OSError):
         return []
     if shown is None or facts.batch is None:

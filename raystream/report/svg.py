@@ -96,16 +96,23 @@ def _styled(style: str) -> str:
     return f' style="{style}"' if style else ""
 
 
-def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round values within a range, 1, 2 or 5 times a power of ten apart."""
-    span = high - low
-    if not span > 0 or not math.isfinite(span):
-        return [low]
+def tick_step(span: float, about: int) -> float:
+    """Find a distance of 1, 2 or 5 times a power of ten, so that about so many lie within a span above 0."""
     rough = span / max(about, 1)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+
+
+def ticks(low: float, high: float, about: int) -> list[float]:
+    """Find round values within a range, 1, 2 or 5 times a power of ten apart."""
+    span = high - low
+    return multiples(low, high, tick_step(span, about)) if span > 0 and math.isfinite(span) else [low]
+
+
+def multiples(low: float, high: float, step: float) -> list[float]:
+    """List the multiples of a step within a range, its ends included as far as rounding goes."""
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(number * step, 12) + 0.0 for number in range(first, last + 1)]
+    return [float(f"{number * step:.15g}") + 0.0 for number in range(first, last + 1)]
 
 
 def decimals(values: Sequence[float]) -> Callable[[float], str]:

@@ -293,3 +293,17 @@ def test_what_people_see_by_default(tmp_path: Path, cli: Cli, monkeypatch: pytes
     assert (code, "name a column of the pool by --show" in stderr) == (2, True)
     assert cli("export", "first", "--to", "csv", "--out", "y.csv", "--store", "other")[0] == 0
     assert load_result("other", "first").selection.num_rows == 2
+
+
+def test_classes_that_are_called_by_numerals_stay_names(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ratings 1 to 3 are the names of classes 0 to 2: the number 1 would be read as the second of them."""
+    monkeypatch.chdir(tmp_path)
+    result = commit_query(tmp_path, IDS, model={"classes": ["1", "2", "3"]})
+    ids = result.selection.column("rid").to_pylist()
+    Path("said.csv").write_text("raystream_id,raystream_query,label\n" + "".join(f"{id_},first,{1 + id_ % 3}\n" for id_ in ids))
+    assert cli("labels", "said.csv", "--from", "csv", "--out", "labels.parquet")[0] == 0
+    assert column_by_id(pq.read_table("labels.parquet"), "label") == {id_: str(1 + id_ % 3) for id_ in ids}
+    result = commit_query(tmp_path, IDS, model={"classes": None}, store={"query": "unnamed"})
+    Path("said.csv").write_text("raystream_id,raystream_query,label\n" + "".join(f"{id_},unnamed,{id_ % 3}\n" for id_ in ids))
+    assert cli("labels", "said.csv", "--from", "csv", "--out", "numbers.parquet")[0] == 0
+    assert column_by_id(pq.read_table("numbers.parquet"), "label") == {id_: id_ % 3 for id_ in ids}

@@ -18,7 +18,8 @@ from label_studio_fake import FakeLabelStudio, Fault
 from raystream.errors import QueryError
 from raystream.labels.batch import read_batch
 from raystream.labels.collect import Queries
-from raystream.labels.label_studio import LabelStudio, LabelStudioOracle
+from raystream.labels.label_studio import LabelStudio
+from raystream.labels.oracle import ToolOracle
 from raystream.labels.server import ServerError, Token
 from raystream.labels.tools.label_studio import label_config
 from raystream.lake.retry import Patience
@@ -170,20 +171,21 @@ def test_what_people_did_comes_back_with_its_state(fake: FakeLabelStudio, first:
 def test_the_oracle_of_a_loop(fake: FakeLabelStudio, first: Result) -> None:
     """Asked twice, each row has one task; the answers are the table of labels, those of removed tasks included."""
     fake.projects[1] = {"id": 1, "label_config": label_config(batch(first))}
-    oracle = LabelStudioOracle(client(fake, 1), first.store, lambda _: CLASSES, "text")
+    oracle = ToolOracle(client(fake, 1), first.store, lambda _: False, CLASSES, "text")
     for _ in range(2):
-        oracle.ask(first)
+        assert oracle.ask(first) == f"{fake.url}/projects/1"
     assert_each_once(fake, first)
-    assert oracle.answers(first).num_rows == 0
+    assert oracle.answers(["first"]) == (None, [])
     fake.annotate(fake.tasks[1], "dog")
     del fake.tasks[2]
-    answers = oracle.answers(first)
-    assert sorted(zip(answers.column("state").to_pylist(), answers.column("rank").to_pylist(), strict=True)) == [
-        ("deleted", 1),
-        ("labelled", 0),
-    ]
+    answers, notes = oracle.answers(["first"])
+    assert answers is not None
+    assert (notes, sorted(zip(answers.column("state").to_pylist(), answers.column("rank").to_pylist(), strict=True))) == (
+        [],
+        [("deleted", 1), ("labelled", 0)],
+    )
     with pytest.raises(QueryError, match="names no project"):
-        LabelStudioOracle(client(fake), first.store)
+        ToolOracle(client(fake), first.store, lambda _: False).ask(first)
 
 
 @pytest.mark.slow

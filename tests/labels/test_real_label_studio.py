@@ -18,9 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from campaigns import history, make_loop, simulated, write_pool
 from label_queries import CLASSES, commit_query
 
 import raystream
+from raystream import ActiveLearningLoop
 
 SERVER = Path(raystream.__file__).parents[1] / ".label-studio" / "bin" / "label-studio"
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
@@ -173,6 +175,45 @@ def test_the_whole_way(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         Path(name).write_bytes(whole)
         code, _, stderr = cli("labels", name, "--from", "label_studio", "--out", "labels.parquet")
         assert (code, pq.read_table("labels.parquet").equals(table)) == (0, True), (kind, stderr)
+
+
+def tasks_of(url: str, project: int) -> list[dict[str, Any]]:
+    found = api(url, "GET", f"/api/tasks?project={project}&page=1&page_size=100&fields=all")["tasks"]
+    return sorted(found, key=lambda task: int(task["id"]))
+
+
+def test_a_loop_of_three_rounds(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """A script plays the annotator: each row has one task, later rounds begin from predictions, the history is that of a simulation."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", TOKEN)
+    truth = write_pool(tmp_path, text=[f"row {i} <b>ünï</b> 😀" for i in range(120)])
+    choices = "".join(f'<Choice value="{number}"/>' for number in range(3))
+    config = f'<View><Text name="text" value="$text"/><Choices name="label" toName="text">{choices}</Choices></View>'
+    project = api(url, "POST", "/api/projects/", {"title": "a loop", "label_config": config})["id"]
+    changes: dict[str, Any] = {"loop__control": 0.34, "model__classes": ["0", "1", "2"]}
+    oracle = {"tool": "label_studio", "url": url, "project": project, "show": "text"}
+    loop = make_loop(tmp_path, loop__oracle=oracle, **changes)
+    Path("small.yaml").write_text(loop.to_yaml())
+
+    def step() -> dict[str, Any]:
+        code, printed, stderr = cli("loop", "small.yaml", "--json")
+        assert code == 0, stderr
+        return dict(json.loads(printed))
+
+    for number in (1, 2, 3):
+        assert [step()[key] for key in ("state", "round", "missing")] == ["waiting", number, 6]
+        assert step()["missing"] == 6
+        tasks = tasks_of(url, project)
+        assert len({task["data"]["raystream_id"] for task in tasks}) == len(tasks) == 6 * number
+        new = tasks[-6:]
+        assert [task["data"].get("raystream_why") for task in new] == ["", "", "", "", "control", "control"]
+        assert [len(task["predictions"]) for task in new] == ([0] * 6 if number == 1 else [1, 1, 1, 1, 0, 0])
+        for task in new:
+            api(url, "POST", f"/api/tasks/{task['id']}/annotations/", choice(str(truth[task["data"]["raystream_id"]])))
+    assert step()["state"] == "finished"
+    other = simulated(tmp_path, store__uri=str(tmp_path / "other"), **changes)
+    ActiveLearningLoop(other).step()
+    assert history(loop) == history(other)
 
 
 def api_bytes(url: str, path: str) -> bytes:

@@ -177,8 +177,9 @@ def test_a_model_that_gives_nan_is_refused(tmp_path: Path, truth: dict[str, int]
     assert journal.trained(1) is None
 
 
-def test_regression_in_rounds(tmp_path: Path, truth: dict[str, int]) -> None:
-    """Numbers as labels, curves where lower is better, a committee's variance to choose by."""
+@pytest.mark.parametrize("strategy", ["k_means", "lcmd"])
+def test_regression_in_rounds(tmp_path: Path, truth: dict[str, int], strategy: str) -> None:
+    """Numbers as labels, curves where lower is better, a committee's variance to choose by without a word of acquire."""
     x, _ = blobs()
     table = pa.table({"rid": list(truth), "x": vectors(x), "y": x @ np.array([1, 2, 3, 4], np.float32)})
     pq.write_table(table, tmp_path / "pool" / "a.parquet")
@@ -190,7 +191,7 @@ def test_regression_in_rounds(tmp_path: Path, truth: dict[str, int]) -> None:
         loop__evaluate=0.3,
         loop__committee=3,
         loop__metrics=["rmse", "r2"],
-        acquire={"score": "variance"},
+        select__strategy=strategy,
     )
     state = ActiveLearningLoop(loop).step()
     assert state.state == "finished"

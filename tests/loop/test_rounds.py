@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from raystream.loop.simulation.parallel import one_thread_each
 from raystream.loop.simulation.rounds import Campaign, Contender, Pool, ceiling, play, split
-from raystream.loop.trainers.by_name import make_trainer
+from raystream.loop.trainers.by_name import fit, make_trainer
 from raystream.loop.trainers.training import TrainingRows, seed_of
 
 LOGISTIC = {"estimator": "sklearn.linear_model:LogisticRegression", "C": 1.0}
@@ -161,3 +161,23 @@ def test_a_split_keeps_each_class_in_its_share():
     np.testing.assert_array_equal(np.bincount(labels[judged]), [21, 6, 3])
     assert set(judged.tolist()) != set(split(rows, 0.3, 1)[1].tolist())
     np.testing.assert_array_equal(judged, split(rows, 0.3, 0)[1])
+
+
+def test_near_duplicates_hold_in_the_first_batch(monkeypatch):
+    """Of two rows that are one, a start of chance takes one; texts, which have no embedding yet, are no obstacle."""
+    twice = TrainingRows((np.repeat(ROWS.inputs[0], 2, axis=0),), np.repeat(ROWS.labels, 2), "classes", ROWS.classes)
+    near = {"near_duplicates": 0.999999}
+    seen = []
+
+    def watched(trainer, rows, *rest):
+        seen.append(len(np.unique(rows.inputs[0], axis=0)))
+        return fit(trainer, rows, *rest)
+
+    monkeypatch.setattr("raystream.loop.simulation.rounds.fit", watched)
+    whole, texts = Pool(twice, embedding=twice.inputs[0], first=twice.inputs[0]), Pool(twice)
+    for pool, options in ((whole, {}), (whole, near), (texts, near)):
+        start = Contender("start", "random", options=options)
+        play(pool, TEST, campaign(start=start, start_budget=80, rounds=1), Contender("r", "random"), 0)
+    assert seen[0] < 80
+    assert seen[1] == 80
+    assert seen[2] == seen[0]

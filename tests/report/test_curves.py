@@ -81,3 +81,19 @@ def test_numbers_of_ticks():
     assert number(0.975, 0.005, True) == "97.5%"
     assert number(1200, 200, False) == "1,200"
     assert number(0.25, 0.05, False) == "0.25"
+
+
+@pytest.mark.parametrize("low", [0.0, -3e-14, 1e-300, 0.1, 123.4, 1e6])
+@pytest.mark.parametrize("span", [1e-13, 7e-5, 0.3, 1.0, 19.99, 4e7])
+def test_ticks_are_multiples_of_1_2_or_5(low: float, span: float) -> None:
+    """About as many as asked for, within the range, whatever its size; none is -0 or has digits that rounding left."""
+    from raystream.report.svg import ticks
+
+    found = ticks(low, low + span, 5)
+    if low + span == low:
+        assert found == [low]
+        return
+    assert 2 <= len(found) <= 7 or span < 1e-6 * low
+    assert all(low - 1e-6 * span <= tick <= low + span * (1 + 1e-6) for tick in found)
+    assert all(len(repr(tick).partition("e")[0].replace(".", "").strip("-0")) <= 15 for tick in found)
+    assert "-0.0" not in map(repr, found)

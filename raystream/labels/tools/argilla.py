@@ -112,7 +112,7 @@ def _annotations(document: Document) -> Iterator[Annotation]:
 
 
 def _responses(record: Mapping[str, Any]) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """Value, who, status and time of each response to the question `label`, or to the only one."""
+    """Return value, who, status and time of each response to the question `label`, or to the only one."""
     flat = f"{_QUESTION}.responses"
     if flat in record:
         values = record[flat] or []

@@ -43,7 +43,7 @@ def _write(batch: Batch) -> Written:
 
 
 def task_labels(batch: Batch) -> list[dict[str, Any]]:
-    """The labels of a task for a batch: a tag for each class, or what pixels are marked with."""
+    """Return the labels of a task for a batch: a tag for each class, or what pixels are marked with."""
     return [{"name": name, "type": _KINDS.get(batch.task, "any"), "attributes": []} for name in batch.classes]
 
 
@@ -67,7 +67,7 @@ def _size(item: Item) -> tuple[int, int]:
 
 
 def frame_name(batch: Batch, item: Item) -> str:
-    """What CVAT calls a row's picture; folders are lost where a browser uploads it."""
+    """Return what CVAT calls a row's picture; folders are lost where a browser uploads it."""
     return batch.file_name(item) if item.data is not None else posixpath.basename(urlsplit(item.url or "").path)
 
 
@@ -130,7 +130,7 @@ def _of_xml(root: ElementTree.Element) -> Iterator[Annotation]:
 
 
 def _shape(element: ElementTree.Element) -> dict[str, Any]:
-    """A shape as JSON: its kind, its attributes as CVAT writes them, and what a person chose for it."""
+    """Return a shape as JSON: its kind, its attributes as CVAT writes them, and what a person chose for it."""
     found: dict[str, Any] = {"shape": element.tag, **element.attrib}
     chosen = {attribute.get("name", ""): attribute.text for attribute in element.findall("attribute")}
     return found | ({"attributes": chosen} if chosen else {})

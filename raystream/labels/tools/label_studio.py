@@ -26,7 +26,7 @@ _NO_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
 def tasks(batch: Batch, *, inline: bool = False, to: str | None = None) -> list[dict[str, Any]]:
-    """The batch as Label Studio imports it.
+    """Return the batch as Label Studio imports it.
 
     Args:
         batch: to be labelled.
@@ -57,7 +57,7 @@ def _inline(data: bytes) -> str:
 
 
 def label_config(batch: Batch) -> str:
-    """The labelling interface: what is shown, and a control for the task.
+    """Return the labelling interface: what is shown, and a control for the task.
 
     Raises:
         QueryError: there is nothing to show, or the name of a class can't stand in XML.
@@ -121,7 +121,7 @@ def _annotations(document: Document) -> Iterator[Annotation]:
 
 
 def of_task(task: Mapping[str, Any]) -> Iterator[Annotation]:
-    """What people did with one task, as exports and the API have it."""
+    """Return what people did with one task, as exports and the API have it."""
     data = task.get("data") or {}
     for annotation in task.get("annotations") or task.get("completions") or []:
         reviews = annotation.get("reviews") or []
@@ -150,7 +150,7 @@ def _said(data: Mapping[str, Any], said: Mapping[str, Any], state: str, tool_id:
 
 
 def _person(value: object) -> str | None:
-    """By number, the one name of people that all of Label Studio's exports have."""
+    """Name a person by number, the one name of people that all of Label Studio's exports have."""
     if isinstance(value, Mapping):
         value = value.get("id") or value.get("email")
     text = text_or_none(value)
@@ -160,7 +160,7 @@ def _person(value: object) -> str | None:
 
 
 def _raw(results: list[Mapping[str, Any]]) -> Any:
-    """The label of an annotation's results: of the control `label` if it has one, else of all."""
+    """Return the label of an annotation's results: of the control `label` if it has one, else of all."""
     own = [result for result in results if result.get("from_name") == CONTROL] or [
         result for result in results if result.get("type") not in ("relation",) and "value" in result
     ]

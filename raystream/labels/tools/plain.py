@@ -24,12 +24,12 @@ _FORMULA = re.compile(r"'*(?:[=+@\t\r]|-(?![0-9]+(?:\.[0-9]+)?\Z))")
 
 
 def escaped(cell: str) -> str:
-    """Text that no spreadsheet takes for a formula."""
+    """Write text so that no spreadsheet takes it for a formula."""
     return f"'{cell}" if _FORMULA.match(cell) else cell
 
 
 def unescaped(cell: str) -> str:
-    """Back from `escaped`; text that was never escaped stays as it is."""
+    """Undo `escaped`; text that was never escaped stays as it is."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
@@ -55,7 +55,7 @@ def _csv(batch: Batch) -> Written:
 
 
 def about_names(batch: Batch) -> list[str]:
-    """The columns of a batch without rows."""
+    """Return the columns of a batch without rows."""
     return [FIELD, QUERY_FIELD, RANK_FIELD, "prediction", *([batch.kind] if batch.kind else [])]
 
 

@@ -51,12 +51,12 @@ class Tool:
 
 
 def looks_like(document: Document, tools: Iterable[Tool]) -> Tool | None:
-    """The tool that wrote a file; None if none of them did."""
+    """Return the tool that wrote a file; None if none of them did."""
     return next((tool for tool in tools if tool.recognises(document)), None)
 
 
 def about(batch: Batch, item: Item) -> dict[str, Any]:
-    """What travels with a row through every tool, under our own names."""
+    """Return what travels with a row through every tool, under our own names."""
     return {
         FIELD: item.id,
         QUERY_FIELD: batch.query,
@@ -69,7 +69,7 @@ def about(batch: Batch, item: Item) -> dict[str, Any]:
 
 
 def picture(batch: Batch, item: Item, folder: str = "images/") -> str | None:
-    """Where a row's picture is: its link, or its file beside."""
+    """Say where a row's picture is: its link, or its file beside."""
     if item.data is not None:
         return folder + batch.file_name(item)
     return item.url
@@ -89,24 +89,24 @@ def needs_shown(batch: Batch, title: str) -> None:
 
 
 def as_json(value: object) -> bytes:
-    """One JSON document."""
+    """Return one JSON document."""
     return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
 
 
 def as_lines(values: Iterable[Mapping[str, Any]]) -> bytes:
-    """JSON Lines in ASCII: some tools take any of Unicode's separators of lines for the end of one."""
+    """Return JSON Lines in ASCII: some tools take any of Unicode's separators of lines for the end of one."""
     return "".join(json.dumps(value) + "\n" for value in values).encode()
 
 
 def no_classes(batch: Batch) -> tuple[str, ...]:
-    """What is to be said where the classes are only those that were predicted."""
+    """Return what is to be said where the classes are only those that were predicted."""
     if batch.complete or batch.task not in ("classes", "multi_label"):
         return ()
     return (f"the query names no classes, so only the {len(batch.classes)} that its batch was predicted as are offered: complete them",)
 
 
 def no_prediction(batch: Batch, title: str) -> tuple[str, ...]:
-    """What is to be said where predictions don't travel."""
+    """Return what is to be said where predictions don't travel."""
     if batch.task == "classes":
         return ()
     return (f"predictions of model.task {batch.task} are not carried to {title}; its annotators begin from nothing",)

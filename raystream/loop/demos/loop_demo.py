@@ -64,7 +64,7 @@ def run_loop_demo(folder: Path, *, reporter: Reporter) -> str:
 
 
 def demo_loop(folder: Path, name: str, strategy: str) -> Loop:
-    """One of the two loops, which differ in their strategy alone."""
+    """Return one of the two loops, which differ in their strategy alone."""
     return Loop(
         pool=Pool(uri=str(folder / "pool"), id="image_id", inputs=["pixels"], label="label"),
         model={"source": "raystream.loop.demos.mnist:network"},

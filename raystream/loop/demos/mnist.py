@@ -47,11 +47,11 @@ class Images:
         return len(self.ids)
 
     def at(self, rows: npt.NDArray[np.integer]) -> Images:
-        """The images in these rows, in that order."""
+        """Return the images in these rows, in that order."""
         return Images(self.ids[rows], self.pixels[rows], self.labels[rows])
 
     def rows_of(self, ids: npt.NDArray[np.str_]) -> npt.NDArray[np.int64]:
-        """Where these ids are; every one of them must be there."""
+        """Say where these ids are; every one of them must be there."""
         order = np.argsort(self.ids)
         found = order[np.searchsorted(self.ids, ids, sorter=order)]
         assert (self.ids[found] == ids).all(), "an id is not among the images"
@@ -59,7 +59,7 @@ class Images:
 
 
 def load_images() -> Images:
-    """The 5,000 images, 500 of each digit, in the order of the file.
+    """Return the 5,000 images, 500 of each digit, in the order of the file.
 
     Raises:
         QueryError: the extra that brings them isn't installed.
@@ -77,7 +77,7 @@ def load_images() -> Images:
 
 
 def split(images: Images) -> tuple[Images, Images]:
-    """The pool of 4,000 images in random order, and the held-out 1,000, 100 of each digit; always the same."""
+    """Return the pool of 4,000 images in random order, and the held-out 1,000, 100 of each digit; always the same."""
     draw = np.random.default_rng(_SPLIT_SEED)
     order = draw.permutation(len(images))
     test = np.concatenate([order[images.labels[order] == digit][:_TEST_IMAGES_PER_CLASS] for digit in range(CLASSES)])
@@ -86,7 +86,7 @@ def split(images: Images) -> tuple[Images, Images]:
 
 
 def stratified_start(images: Images, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """Rows of `count` images, drawn at random, as many of each digit."""
+    """Return rows of `count` images, drawn at random, as many of each digit."""
     draw = np.random.default_rng([seed, count])
     order = draw.permutation(len(images))
     return np.concatenate([order[images.labels[order] == digit][: count // CLASSES] for digit in range(CLASSES)])

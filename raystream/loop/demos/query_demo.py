@@ -84,7 +84,7 @@ def run_demo(folder: Path, *, workers: int, seeds: int, reporter: Reporter) -> s
 
 
 def demo_query(folder: Path, seed: int, cluster: Cluster) -> Query:
-    """The default query, over the demo's pool; one repetition differs from another in its labelled rows and weights."""
+    """Return the default query, over the demo's pool; one repetition differs from another in its labelled rows and weights."""
     return Query(
         pool=Pool(
             uri=str(folder / "pool"),
@@ -123,12 +123,12 @@ class _Repetitions:
             self._processes.join()
 
     def comparison(self, seed: int) -> Comparison:
-        """That of a repetition, waited for."""
+        """Return the comparison of a repetition, waited for."""
         return self._found[seed].get()
 
 
 def _stand_back() -> None:
-    """Of a process beside the main one: leave it the processors while it wants them, and Ctrl-C, too."""
+    """Leave the main process the processors while it wants them, and Ctrl-C, too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "nice"):
         os.nice(10)
@@ -176,7 +176,7 @@ def _save(network: mnist.Network, path: Path) -> None:
 
 
 def describe_comparisons(comparisons: list[Comparison]) -> list[str]:
-    """The repetitions as an aligned table, and what they say on the difference between chosen and random rows."""
+    """Return the repetitions as an aligned table, and what they say on the difference between chosen and random rows."""
     lines = [
         f"accuracy on 1,000 held-out images, in %: {START} labels, then {BUDGET} more",
         f"{'seed':>8}{f'{START} labels':>14}{f'+ {BUDGET} chosen':>14}{f'+ {BUDGET} random':>14}{'chosen - random':>18}",

@@ -56,7 +56,7 @@ def train(network: nn.Module, images: npt.NDArray[np.uint8], labels: npt.NDArray
 
 @torch.inference_mode()
 def accuracy(network: nn.Module, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> float:
-    """The share of images whose top class is their label, in evaluation mode."""
+    """Return the share of images whose top class is their label, in evaluation mode."""
     network.eval()
     with _fixed_threads():
         predictions = network(torch.from_numpy(images)).argmax(dim=1).numpy()

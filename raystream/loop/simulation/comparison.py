@@ -120,7 +120,7 @@ def compare(curves: Curves, chance: Curves, *, lower_is_better: bool = False, dr
 
 
 def area(labels: Array, values: Array) -> Array:
-    """(...,) the area under curves (..., r) by trapezoids, divided by the span of labels; of a single point its value."""
+    """Compute (...,) the area under curves (..., r) by trapezoids, divided by the span of labels; of a single point its value."""
     span = labels[-1] - labels[0]
     if span == 0:
         single: Array = values[..., -1]
@@ -130,7 +130,7 @@ def area(labels: Array, values: Array) -> Array:
 
 
 def monotone(curves: Array) -> Array:
-    """(..., r) curves that never fall: the mean of the running maximum from the left and the running minimum from the right."""
+    """Compute (..., r) curves that never fall: the mean of the running maximum from the left and the running minimum from the right."""
     rising = np.maximum.accumulate(curves, axis=-1)
     falling = np.minimum.accumulate(curves[..., ::-1], axis=-1)[..., ::-1]
     result: Array = (rising + falling) / 2
@@ -138,7 +138,7 @@ def monotone(curves: Array) -> Array:
 
 
 def labels_saved(labels: Array, ours: Array, theirs: Array) -> Array:
-    """(...,) the share of chance's labels that the strategy doesn't need, from mean curves (..., r); nan where there is no common rise.
+    """Compute (...,) the share of chance's labels that isn't needed, from mean curves (..., r); nan where there is no common rise.
 
     Both curves are made monotone. At each of the levels, the first numbers of labels at which they get there are compared.
     """
@@ -153,7 +153,7 @@ def labels_saved(labels: Array, ours: Array, theirs: Array) -> Array:
 
 
 def first_crossing(labels: Array, curves: Array, levels: Array) -> Array:
-    """(..., l) the least numbers of labels at which monotone curves (..., r), straight between their points, reach levels (..., l).
+    """Find (..., l) the least numbers of labels at which monotone curves (..., r), straight between their points, reach levels (..., l).
 
     Each level is at most the curve's end.
     """
@@ -168,7 +168,7 @@ def first_crossing(labels: Array, curves: Array, levels: Array) -> Array:
 
 
 def interval(estimate: float, draws: Array, seeds: int) -> tuple[float, float] | tuple[None, None]:
-    """The bootstrap's 95% interval about an estimate, widened for few seeds; none where too many draws have no value.
+    """Compute the bootstrap's 95% interval about an estimate, widened for few seeds; none where too many draws have no value.
 
     Both half-widths are multiplied by sqrt(S / (S - 1)) and by Student's quantile over the normal one.
     """
@@ -181,7 +181,7 @@ def interval(estimate: float, draws: Array, seeds: int) -> tuple[float, float] |
 
 
 def paired_t_test(differences: Array) -> float | None:
-    """The two-sided p value of (seeds,) differences having mean 0; None with one seed."""
+    """Compute the two-sided p value of (seeds,) differences having mean 0; None with one seed."""
     seeds = len(differences)
     if seeds < 2:
         return None
@@ -192,7 +192,7 @@ def paired_t_test(differences: Array) -> float | None:
 
 
 def student_within(t: float, freedom: int) -> float:
-    """The probability that |T| <= t >= 0 for Student's T with whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    """Compute the probability that |T| <= t >= 0 for Student's T, whole degrees of freedom (Abramowitz and Stegun, 26.7.3, 26.7.4)."""
     angle = math.atan(t / math.sqrt(freedom))
     sine, square = math.sin(angle), math.cos(angle) ** 2
     odd = freedom % 2
@@ -205,7 +205,7 @@ def student_within(t: float, freedom: int) -> float:
 
 
 def student_quantile(p: float, freedom: int) -> float:
-    """The value below which Student's T lies with probability p, 0.5 <= p < 1."""
+    """Compute the value below which Student's T lies with probability p, 0.5 <= p < 1."""
     low, high = 0.0, 1.0
     while student_within(high, freedom) < 2 * p - 1:
         low, high = high, 2 * high
@@ -216,7 +216,7 @@ def student_quantile(p: float, freedom: int) -> float:
 
 
 def aligned(runs: Mapping[Any, Sequence[tuple[Array, Array]]]) -> dict[Any, Curves]:
-    """Curves over one range of labels, of runs that may have been labelled in other steps.
+    """Bring curves to one range of labels, of runs that may have been labelled in other steps.
 
     Where all have the same numbers of labels, these; else all that occur between the latest start and the earliest end, straight lines
     between a run's own.
@@ -237,7 +237,7 @@ def aligned(runs: Mapping[Any, Sequence[tuple[Array, Array]]]) -> dict[Any, Curv
 
 
 def _bootstrap(seeds: int, draws: int) -> Array:
-    """(draws, seeds) how often each seed was drawn, over the number of seeds: weights of a mean. Always the same ones."""
+    """Return (draws, seeds) how often each seed was drawn, over the number of seeds: weights of a mean. Always the same ones."""
     drawn = np.random.default_rng(seeds).integers(0, seeds, (draws, seeds))
     counts = np.zeros((draws, seeds))
     np.add.at(counts, (np.arange(draws)[:, None], drawn), 1)

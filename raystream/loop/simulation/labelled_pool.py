@@ -62,7 +62,7 @@ class _Read:
     files: tuple[tuple[str, int, str], ...]
 
     def at(self, kept: npt.NDArray[np.bool_]) -> _Read:
-        """Some of the rows."""
+        """Return some of the rows."""
         labels = [label for label, ok in zip(self.labels, kept, strict=True) if ok]
         return _Read(self.ids.filter(pa.array(kept)), tuple(values[kept] for values in self.inputs), labels, self.files)
 
@@ -123,7 +123,7 @@ def _read(query: Query, section: PoolSection, label: str) -> _Read:
 
 
 def _without(read: _Read, ids: Sequence[Any]) -> tuple[_Read, list[str]]:
-    """The rows that models aren't judged by, and a warning of those that they are."""
+    """Return the rows that models aren't judged by, and a warning of those that they are."""
     there = pc.is_in(comparable(read.ids), pa.array(sorted(set(ids)), comparable(read.ids).type)).to_numpy(zero_copy_only=False)
     if not there.any():
         return read, []
@@ -131,7 +131,7 @@ def _without(read: _Read, ids: Sequence[Any]) -> tuple[_Read, list[str]]:
 
 
 def _sound(read: _Read, values: LabelValues, label: str) -> tuple[_Read, list[str]]:
-    """The rows that have a label, as it is kept, and a warning of those that have none."""
+    """Return the rows that have a label, as it is kept, and a warning of those that have none."""
     labels = [None if raw is None else values.label_of(raw) for raw in read.labels]
     wrong = [raw for raw, value in zip(read.labels, labels, strict=True) if value is None and raw is not None]
     if wrong:
@@ -157,7 +157,7 @@ def _rows(read: _Read | EvaluationRows, values: LabelValues, classes: Sequence[A
 
 
 def _vectors(simulation: Simulation, query: Query, trainer: Trainer, rows: TrainingRows) -> tuple[Array | None, Array | None]:
-    """Embeddings that depend on no label: those of all rounds, where there are such, and those of the first batch."""
+    """Return embeddings that depend on no label: those of all rounds, where there are such, and those of the first batch."""
     section, flat = query.model, _flat(rows.inputs)
     bare = isinstance(trainer, SklearnTrainer) and len(trainer.steps) == 1 and section.embedding in (None, INPUTS)
     if flat is not None and (section.embedding == INPUTS or bare):
@@ -169,7 +169,7 @@ def _vectors(simulation: Simulation, query: Query, trainer: Trainer, rows: Train
 
 
 def _embedded(simulation: Simulation, query: Query, rows: TrainingRows) -> Array:
-    """What the model gives with its given weights, before any training."""
+    """Return what the model gives with its given weights, before any training."""
     section = with_local_files(query.model.derived(weights=simulation.model["weights"]), query.pool.options)
     model = load(section, embedding=True, names=rows.names)
     found = [
@@ -183,12 +183,12 @@ def _embedded(simulation: Simulation, query: Query, rows: TrainingRows) -> Array
 
 
 def _flat(inputs: tuple[Array, ...]) -> Array | None:
-    """(n, d) float32: numeric inputs side by side; None of texts."""
+    """Return (n, d) float32: numeric inputs side by side; None of texts."""
     if any(values.dtype == object for values in inputs):
         return None
     return np.concatenate([values.reshape(len(values), -1).astype(np.float32) for values in inputs], axis=1)
 
 
 def _as_numbers(ids: pa.Array) -> npt.NDArray[Any] | list[Any]:
-    """Ids as `row_hash` takes them."""
+    """Return ids as `row_hash` takes them."""
     return ids.to_numpy() if pa.types.is_integer(ids.type) else list(ids.to_pylist())

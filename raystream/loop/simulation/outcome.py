@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -157,62 +157,17 @@ def verdict_in_words(best: str, compared: Mapping[str, Compared], metric: str, s
 
 
 def page(result: Simulated, simulation: Simulation, rows: int) -> SimulationPage:
-    """What the report shows."""
-    percent = metric_of(result.metric).percent
-    shown, points = ("{:.1%}".format, ", percentage points") if percent else ("{:.4g}".format, "")
-    seeds = len(next(iter(result.lines.values())).values)
-    best = result.strategies[result.best].figures
+    """Put together what the report shows."""
     labels = result.lines[CONTROL].labels
-    facts = (
-        Fact("advised", result.best, "the strategy to take here"),
-        Fact("labels saved by it", _share(best.labels_saved), _between(best.low, best.high, f"of those that {CONTROL} needs")),
-        Fact(f"{result.metric} with all labels", shown(result.ceiling), "the same trainer, the mean over seeds"),
-        Fact("seeds", f"{seeds}", "starts and splits, the same for every strategy"),
-        Fact("labels", f"{labels[0]:,.0f} to {labels[-1]:,.0f}", f"of {rows:,} rows, in {len(labels)} rounds"),
-        Fact("runs", f"{result.played + result.reused:,}", f"{result.reused:,} of them were there already"),
-    )
-    lines = [_drawn(name, curves) for name, curves in result.lines.items()]
-    charts = (
-        Chart(
-            f"{result.metric} by labels",
-            chart(lines, x_label="labels", y_label=result.metric, levels=[Level(result.ceiling, "all labels")], percent=percent),
-            "Lines are means over seeds; bands are 95% intervals of these means, of each strategy by itself. Strategies share seeds, so "
-            "that their differences are known better than the bands suggest: see the next chart, and the table.",
-        ),
-        Chart(
-            f"{result.metric} beside {CONTROL}",
-            chart(_beside_chance(result.lines), x_label="labels", y_label=f"difference in {result.metric}{points}", percent=percent,
-                  levels=[Level(0.0, CONTROL)]),
-            f"Each strategy minus {CONTROL}, seed by seed: means with their 95% intervals.",
-        ),
-    )  # fmt: skip
-    order = sorted(result.strategies.items(), key=lambda pair: -pair[1].figures.gain)
-    table = tuple(
-        StrategyRow(
-            name,
-            (
-                shown(of.figures.auc) + ("" if of.figures.auc_se is None else f" ± {shown(of.figures.auc_se)}"),
-                shown(of.figures.final),
-                _share(of.figures.labels_saved),
-                _between(of.figures.low, of.figures.high, ""),
-                "" if of.figures.p_value is None else f"{of.figures.p_value:.2g}",
-                _seconds(of.seconds_query),
-                _seconds(of.seconds_train),
-            ),
-            "" if name == CONTROL else of.figures.verdict,
-            name == result.best,
-        )
-        for name, of in order
-    )
     return SimulationPage(
         name=result.name,
         title=_title(result),
         lede=result.verdict,
-        facts=facts,
+        facts=_facts(result, rows),
         warnings=result.warnings,
-        charts=charts,
+        charts=_charts(result),
         columns=("strategy", "area", "final", "labels saved", "95%", "p", "choosing", "training", "verdict"),
-        rows=table,
+        rows=_table(result),
         table_note=(
             f"area: {result.metric}, the mean over all labels up to {labels[-1]:,.0f}, with its standard error. labels saved: of the "
             f"labels that {CONTROL} needs for the same quality, over the upper half of the way, those that the strategy doesn't. p: of the "
@@ -234,12 +189,78 @@ def page(result: Simulated, simulation: Simulation, rows: int) -> SimulationPage
             ("further batches", f"{simulation.select.budget:,} rows"),
             ("seed", str(simulation.seed)),
         ),
-    )  # fmt: skip
+    )
+
+
+def _facts(result: Simulated, rows: int) -> tuple[Fact, ...]:
+    """What stands above the charts."""
+    shown = _written(result.metric)
+    best, labels = result.strategies[result.best].figures, result.lines[CONTROL].labels
+    return (
+        Fact("advised", result.best, "the strategy to take here"),
+        Fact("labels saved by it", _share(best.labels_saved), _between(best.low, best.high, f"of those that {CONTROL} needs")),
+        Fact(f"{result.metric} with all labels", shown(result.ceiling), "the same trainer, the mean over seeds"),
+        Fact("seeds", f"{len(result.lines[CONTROL].values)}", "starts and splits, the same for every strategy"),
+        Fact("labels", f"{labels[0]:,.0f} to {labels[-1]:,.0f}", f"of {rows:,} rows, in {len(labels)} rounds"),
+        Fact("runs", f"{result.played + result.reused:,}", f"{result.reused:,} of them were there already"),
+    )
+
+
+def _charts(result: Simulated) -> tuple[Chart, ...]:
+    """The metric by labels, and its difference from chance."""
+    percent = metric_of(result.metric).percent
+    lines = [_drawn(name, curves) for name, curves in result.lines.items()]
+    return (
+        Chart(
+            f"{result.metric} by labels",
+            chart(lines, x_label="labels", y_label=result.metric, levels=[Level(result.ceiling, "all labels")], percent=percent),
+            "Lines are means over seeds; bands are 95% intervals of these means, of each strategy by itself. Strategies share seeds, so "
+            "that their differences are known better than the bands suggest: see the next chart, and the table.",
+        ),
+        Chart(
+            f"{result.metric} beside {CONTROL}",
+            chart(
+                _beside_chance(result.lines),
+                x_label="labels",
+                y_label=f"difference in {result.metric}{', percentage points' if percent else ''}",
+                percent=percent,
+                levels=[Level(0.0, CONTROL)],
+            ),
+            f"Each strategy minus {CONTROL}, seed by seed: means with their 95% intervals.",
+        ),
+    )
+
+
+def _table(result: Simulated) -> tuple[StrategyRow, ...]:
+    """A row a strategy, the best one first."""
+    shown = _written(result.metric)
+    return tuple(
+        StrategyRow(
+            name,
+            (
+                shown(of.figures.auc) + ("" if of.figures.auc_se is None else f" ± {shown(of.figures.auc_se)}"),
+                shown(of.figures.final),
+                _share(of.figures.labels_saved),
+                _between(of.figures.low, of.figures.high, ""),
+                "" if of.figures.p_value is None else f"{of.figures.p_value:.2g}",
+                _seconds(of.seconds_query),
+                _seconds(of.seconds_train),
+            ),
+            "" if name == CONTROL else of.figures.verdict,
+            name == result.best,
+        )
+        for name, of in sorted(result.strategies.items(), key=lambda pair: -pair[1].figures.gain)
+    )
+
+
+def _written(metric: str) -> Callable[[float], str]:
+    """How values of a metric are written."""
+    return "{:.1%}".format if metric_of(metric).percent else "{:.4g}".format
 
 
 def describe(result: Simulated) -> str:
     """The figures as a table for a terminal, the verdict and where all of it is."""
-    shown = "{:.1%}".format if metric_of(result.metric).percent else "{:.4g}".format
+    shown = _written(result.metric)
     width = max(len("strategy"), *(len(name) for name in result.strategies))
     lines = [
         f"simulation {result.name}: {result.metric}, {result.played} runs played now, {result.reused} reused",

@@ -38,7 +38,7 @@ _shared: Any = None
 def each_result(
     work: Callable[[Shared, Item], Result], shared: Shared, items: Sequence[Item], processes: int
 ) -> Iterator[tuple[Item, Result]]:
-    """Every item with what the work makes of it, as they are done, in no particular order.
+    """Yield every item with what the work makes of it, as they are done, in no particular order.
 
     This process works, too: others are started once it is seen that there is enough to do.
 
@@ -72,20 +72,20 @@ def each_result(
 
 
 def _left(seconds: Sequence[float], waiting: int) -> float:
-    """What the rest will take, given what pieces took; the first one imports what all need, and tells only that pieces are long."""
+    """Return what the rest will take, given what pieces took; the first one imports what all need, and tells only that pieces are long."""
     if len(seconds) < 2:
         return seconds[0] if seconds and waiting and seconds[0] > WORTH_SECONDS else 0.0
     return sum(seconds[1:]) / len(seconds[1:]) * waiting
 
 
 def cores() -> int:
-    """How many processors this process may use."""
+    """Count how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """One thread for torch, faiss and, where it can be told, linear algebra."""
+    """Hold torch, faiss and, where it can be told, linear algebra to one thread."""
     before, faiss_before = torch.get_num_threads(), faiss.omp_get_max_threads()
     with ExitStack() as stack:
         try:
@@ -118,7 +118,7 @@ class _Helpers(Generic[Shared, Item, Result]):
         return bool(self._given)
 
     def exchange(self, waiting: deque[Item], *, wait: bool) -> Iterator[tuple[Item, Result]]:
-        """What is done by now, once new work was handed out for it.
+        """Return what is done by now, once new work was handed out for it.
 
         Args:
             waiting: work is taken from its front.
@@ -172,7 +172,7 @@ def _call(work: Callable[[Any, Item], Result], item: Item) -> Result:
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Variables that processes started meanwhile inherit."""
+    """Set variables that processes started meanwhile inherit."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -29,6 +29,8 @@ _CHOICE, _TRAINING, _SPLIT, _CEILING = range(1, 5)
 """Purposes of seeds."""
 _DIVERSE = "k_means_pp"
 """Spreads a batch without scores."""
+_OF_ANY = "near_duplicates"
+"""The option that holds for every strategy, where there is an embedding to tell them by."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def play(
     among: Indices | None = None,
     start: Indices | None = None,
 ) -> list[Played]:
-    """One strategy's rounds under one seed.
+    """Play one strategy's rounds under one seed.
 
     Args:
         pool: rows to choose from.
@@ -171,14 +173,14 @@ def play(
 
 
 def ceiling(pool: Pool, test: TrainingRows, campaign: Campaign, seed: int, *, among: Indices | None = None) -> dict[str, float]:
-    """The metrics of the same trainer on all labels."""
+    """Return the metrics of the same trainer on all labels."""
     rows = np.arange(len(pool.rows)) if among is None else among
     model = _train(pool.rows, campaign, rows, None, seed_of(seed, _CEILING))
     return _judge(test, campaign.metrics, model, pool.rows, rows)
 
 
 def split(rows: TrainingRows, share: float, seed: int) -> tuple[Indices, Indices]:
-    """The rows that may be chosen and those that are judged by, drawn by the seed; of classes, each in its share.
+    """Return the rows that may be chosen and those that are judged by, drawn by the seed; of classes, each in its share.
 
     Args:
         rows: all.
@@ -199,14 +201,14 @@ def split(rows: TrainingRows, share: float, seed: int) -> tuple[Indices, Indices
 
 
 def _train(rows: TrainingRows, campaign: Campaign, labelled: Indices, before: Fitted | None, seed: int) -> Fitted | None:
-    """The model of these labels; None of one class alone, which nothing can be learnt from."""
+    """Train the model of these labels; None of one class alone, which nothing can be learnt from."""
     if rows.task == "classes" and len(np.unique(rows.labels[labelled])) < 2:
         return None
     return fit(campaign.trainer, rows.at(labelled), before if campaign.warm_start else None, seed, campaign.members)
 
 
 def _judge(test: TrainingRows, metrics: Sequence[str], model: Fitted | None, rows: TrainingRows, labelled: Indices) -> dict[str, float]:
-    """The metrics; without a model, of saying always the one class that is known."""
+    """Compute the metrics; without a model, of saying always the one class that is known."""
     if test.task == "classes":
         assert test.classes is not None
         named = test.classes
@@ -223,7 +225,7 @@ def _judge(test: TrainingRows, metrics: Sequence[str], model: Fitted | None, row
 
 
 def _numbers(model: Fitted, named: Sequence[Any], count: int) -> list[int]:
-    """What the model's outputs stand for, as places in `named`."""
+    """Return what the model's outputs stand for, as places in `named`."""
     if model.classes is None:
         return list(range(count))
     place = {label: number for number, label in enumerate(named)}
@@ -233,7 +235,7 @@ def _numbers(model: Fitted, named: Sequence[Any], count: int) -> list[int]:
 
 
 def _by_name(found: dict[str, float], metrics: Sequence[str], named: Sequence[Any]) -> dict[str, float]:
-    """Columns of one class by what the class is called."""
+    """Return columns of one class by what the class is called."""
     whole = set(metrics)
     return {
         column if column in whole else f"{column.rpartition('_')[0]}_{named[int(column.rpartition('_')[2])]}": value
@@ -280,7 +282,7 @@ class _Rows:
             return False
 
     def picked(self, contender: Contender) -> tuple[str, str, Mapping[str, Any]]:
-        """The strategy, why it is not the contender's own, and its options."""
+        """Return the strategy, why it is not the contender's own, and its options."""
         rows = self.pool.rows
         if contender.strategy == AUTO:
             embedded = self.fixed is not None or self.embeds
@@ -293,14 +295,14 @@ class _Rows:
         return (
             CONTROL if self.fixed is None else _DIVERSE,
             f"labels of one class alone train no model, so {contender.strategy} has no scores",
-            {},
+            {key: value for key, value in contender.options.items() if key == _OF_ANY},
         )
 
     def batch(self, contender: Contender, budget: int, seed: int) -> tuple[Indices, str, str]:
-        """The rows of a batch, the strategy that chose them, and why it did where that isn't the contender's own."""
+        """Return the rows of a batch, the strategy that chose them, and why it did where that isn't the contender's own."""
         strategy, why, options = self.picked(contender)
         traits, rows, free = TRAITS[strategy], self.pool.rows, self.free
-        looks = traits.embedding or bool(options.get("near_duplicates"))
+        looks = traits.embedding or bool(options.get(_OF_ANY))
         x, score, p, samples = self.fixed if looks else None, None, None, None
         ranked = traits.score or traits.tenfold or "terms" in traits.keys or "candidates" in options or options.get("weight", 0) > 0
         if self.model is not None and (ranked or traits.probabilities or traits.samples or (looks and x is None)):
@@ -311,6 +313,8 @@ class _Rows:
                 samples = self.model.samples(tuple(values[free] for values in rows.inputs))
             score = score_rows(contender.score, rows.task, said.values[free], samples) if ranked and self.scored else None
             p = said.values[free].astype(np.float32) if traits.probabilities else None
+        if x is None and options.get(_OF_ANY):  # texts before a model is trained
+            options = {key: value for key, value in options.items() if key != _OF_ANY}
         with np.errstate(divide="ignore"):
             log_probs = np.log(samples).astype(np.float32) if samples is not None and traits.samples else None
         chosen = select(

@@ -81,7 +81,7 @@ def simulate(simulation: Simulation, *, reporter: Reporter | None = None) -> Sim
     campaign = Campaign(
         trainer,
         tuple(simulation.metrics),
-        Contender("start", simulation.loop.start.strategy, simulation.acquire.score),
+        Contender("start", simulation.loop.start.strategy, simulation.acquire.score, simulation.start_options),
         simulation.start_budget,
         simulation.select.budget,
         simulation.loop.rounds,
@@ -112,7 +112,7 @@ def simulate(simulation: Simulation, *, reporter: Reporter | None = None) -> Sim
 
 
 def _contenders(simulation: Simulation) -> list[Contender]:
-    """All of them, chance first.
+    """Return all of them, chance first.
 
     Raises:
         QueryError: one needs what rounds in memory don't have.
@@ -148,7 +148,7 @@ def _check_first(bench: Bench, contenders: Sequence[Contender]) -> None:
 
 
 def _play(bench: Bench, run: Run) -> dict[str, Any]:
-    """One run, as it is kept."""
+    """Play one run, and return it as it is kept."""
     rows, seed = bench.data.pool.rows, bench.seed + run.seed
     test, among = bench.data.test, None
     if bench.evaluate is not None:
@@ -162,7 +162,7 @@ def _play(bench: Bench, run: Run) -> dict[str, Any]:
 
 
 def _played(cluster: Cluster, bench: Bench, runs: Sequence[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """The runs as they are done: on the cluster where there is one, else by processes of this machine."""
+    """Return the runs as they are done: on the cluster where there is one, else by processes of this machine."""
     if not runs or not has_cluster(cluster):
         return each_result(_play, bench, runs, cores() if cluster.workers == "auto" else cluster.workers)
     from raystream.cluster.pieces import each_on_cluster
@@ -202,7 +202,7 @@ def _claim(store: Store, folder: str, simulation: Simulation, data: LabelledPool
 
 
 def _sources(simulation: Simulation) -> dict[str, str]:
-    """Hashes of the code and weights that the user gave: of another trainer the runs are no longer comparable."""
+    """Return hashes of the code and weights that the user gave: of another trainer the runs are no longer comparable."""
     found = {}
     if ":" in simulation.loop.trainer:
         found["the trainer's source"] = code_hash(simulation.loop.trainer, "loop.trainer")
@@ -234,7 +234,7 @@ def _keep(store: Store, place: str, result: dict[str, Any]) -> dict[str, Any]:
 def _finish(
     simulation: Simulation, store: Store, folder: str, data: LabelledPool, runs: Sequence[tuple[Run, dict[str, Any]]], played: int
 ) -> Simulated:
-    """Curves, figures and the page, made anew from all runs."""
+    """Return curves, figures and the page, made anew from all runs."""
     of: dict[str, list[list[Played]]] = {name: [] for name in simulation.contestants}
     tops = []
     for run, found in runs:

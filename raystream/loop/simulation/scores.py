@@ -24,7 +24,7 @@ _SIMULATED = ("logits", "members")
 
 
 def score_rows(score: str, task: str, values: Array, samples: Array | None) -> Array:
-    """(n,) float32, higher = label sooner, as workers score the same outputs.
+    """Return (n,) float32, higher = label sooner, as workers score the same outputs.
 
     Args:
         score: its name.
@@ -65,6 +65,6 @@ def _members(samples: Array | None, score: str) -> Array:
 
 
 def _logits(values: Array, task: str) -> torch.Tensor:
-    """Logarithms of probabilities, or log-odds of labels; -inf where a class is out of the question."""
+    """Return logarithms of probabilities, or log-odds of labels; -inf where a class is out of the question."""
     p = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
     return (torch.logit(p) if task == "multi_label" else torch.log(p)).float()

@@ -18,7 +18,7 @@ from raystream.query.catalogue.trainers import TRAINERS
 
 
 def make_trainer(trainer: str, args: Mapping[str, Any], model: query.Model | None = None, names: tuple[str, ...] = ()) -> Trainer:
-    """The trainer that `loop.trainer` names.
+    """Return the trainer that `loop.trainer` names.
 
     Args:
         trainer: `torch`, `sklearn`, or the import path of a function.
@@ -59,7 +59,7 @@ def fit(trainer: Trainer, rows: TrainingRows, previous: Fitted | None, seed: int
 
 
 def member_rows(rows: TrainingRows, member: int, seed: int) -> npt.NDArray[np.int64]:
-    """A member's rows, and one of each class that the draw missed: members must agree on which classes there are."""
+    """Return a member's rows, and one of each class that the draw missed: members must agree on which classes there are."""
     drawn = bootstrap_rows(len(rows), member, seed)
     if rows.task != "classes":
         return drawn
@@ -81,14 +81,14 @@ class CommitteeFitted:
         return self.members[0].classes
 
     def predict(self, inputs: tuple[Array, ...], *, embedding: bool = False) -> Predicted:
-        """The mean of the members; the embedding is the first one's, as workers have it."""
+        """Return the mean of the members; the embedding is the first one's, as workers have it."""
         found = [member.predict(inputs, embedding=embedding and place == 0) for place, member in enumerate(self.members)]
         if len({each.values.shape for each in found}) > 1:
             raise ModelError("the members of the committee give different numbers of classes; make the trainer give each all of them")
         return Predicted(np.mean([each.values for each in found], axis=0), found[0].embedding)
 
     def samples(self, inputs: tuple[Array, ...]) -> Array:
-        """Float64 (n, members, classes), what each member says."""
+        """Return float64 (n, members, classes), what each member says."""
         return np.stack([member.predict(inputs).values for member in self.members], axis=1)
 
     def save(self, folder: Path) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class CommitteeFitted:
 
 
 def load_fitted(trainer: Trainer, section: query.Model, classes: tuple[ClassLabel, ...] | None) -> Fitted:
-    """What `fit` made, given the section that `save` led to, with paths of this machine."""
+    """Return what `fit` made, given the section that `save` led to, with paths of this machine."""
     if section.members is not None:
         shared = {key: getattr(section, key) for key in ("task", "embedding", "device", "batch_size", "precision")}
         return CommitteeFitted([trainer.load(member.derived(**shared), classes) for member in section.members])

@@ -71,7 +71,7 @@ def fit_committee(
 
 
 def bootstrap_rows(rows: int, member: int, seed: int) -> npt.NDArray[np.int64]:
-    """The rows that a member is trained on: as many as there are, drawn with replacement."""
+    """Return the rows that a member is trained on: as many as there are, drawn with replacement."""
     return np.random.default_rng([seed, member, 0]).integers(0, rows, rows)
 
 
@@ -86,7 +86,7 @@ class _Training:
 
 
 def _fit(training: _Training) -> bytes:
-    """A member's weights, as the content of a safetensors file: what travels between processes."""
+    """Return a member's weights, as the content of a safetensors file: what travels between processes."""
     rows = bootstrap_rows(len(training.x), training.member, training.seed)
     own_seed = int(np.random.default_rng([training.seed, training.member, 1]).integers(0, 2**31))
     with _alone, torch.random.fork_rng(devices=[]):

@@ -29,7 +29,7 @@ class SklearnRegressor:
         one_thread_each(self._estimator)
 
     def predict(self, inputs: tuple[Any, ...]) -> dict[str, Array]:
-        """`logits` float32 (n, outputs), `embedding` float32 (n, dimensions) but of texts, which are none."""
+        """Return `logits` float32 (n, outputs), `embedding` float32 (n, dimensions) but of texts, which are none."""
         if len(inputs) != 1:
             raise ModelError(f"a regressor takes one input, but pool.inputs gives {len(inputs)}; put them into one list column")
         values = inputs[0]

@@ -45,7 +45,7 @@ class SklearnTrainer:
 
     @classmethod
     def of(cls, args: Mapping[str, Any], model: query.Model | None, names: tuple[str, ...] = ()) -> SklearnTrainer:
-        """The trainer of `loop.train`: `estimator`, an import path or a list of them for a pipeline, and the estimator's own arguments.
+        """Make the trainer of `loop.train`: `estimator`, an import path or a list of them for a pipeline, and its own arguments.
 
         Raises:
             QueryError: an import path or an argument is wrong.
@@ -89,7 +89,7 @@ class SklearnTrainer:
         return self.fitted(read_estimator(str(path), section.trust == "pickle"), classes)
 
     def fitted(self, estimator: Any, classes: tuple[ClassLabel, ...] | None) -> SklearnFitted:
-        """An estimator that is fitted already."""
+        """Return an estimator that is fitted already."""
         return SklearnFitted(estimator, self.task, self.embedding, self.trust, classes)
 
     def _made(self, seed: int) -> Any:
@@ -144,7 +144,7 @@ class SklearnFitted:
 
 
 def flat_inputs(inputs: tuple[Array, ...]) -> Any:
-    """What an estimator is given for the one input that it takes: (n, features), or texts."""
+    """Return what an estimator is given for the one input that it takes: (n, features), or texts."""
     if len(inputs) != 1:
         raise ModelError(f"trainer sklearn takes one input, but pool.inputs gives {len(inputs)}; put them into one list column")
     values = inputs[0]
@@ -159,7 +159,7 @@ def _targets(rows: TrainingRows) -> Array:
 
 
 def _step(value: object) -> tuple[str, Mapping[str, Any]]:
-    """A step of a pipeline: an import path, or a mapping of one to its arguments."""
+    """Return a step of a pipeline: an import path, or a mapping of one to its arguments."""
     if isinstance(value, str):
         return value, {}
     if isinstance(value, dict) and len(value) == 1:
@@ -210,7 +210,7 @@ def _takes_labels(estimator: Any) -> bool:
 
 
 def _warm(estimator: Any, previous: Fitted, rows: TrainingRows) -> Any:
-    """The previous estimator, ready to go on from where it is; None where this one can't."""
+    """Return the previous estimator, ready to go on from where it is; None where this one can't."""
     before = previous.native
     if type(before) is not type(estimator) or "warm_start" not in getattr(estimator, "get_params", dict)():
         return None

@@ -75,7 +75,7 @@ class TorchTrainer:
 
     @classmethod
     def of(cls, args: Mapping[str, Any], model: query.Model | None, names: tuple[str, ...] = ()) -> TorchTrainer:
-        """The trainer with its arguments checked.
+        """Return the trainer with its arguments checked.
 
         Raises:
             QueryError: they, or the model, can't be used.
@@ -229,7 +229,7 @@ class _Loss:
         self._weights = _inverse_frequency(rows).to(device) if weighted and model.task != "regression" else None
 
     def of(self, network: nn.Module, rows: _OnDevice) -> Tensor:
-        """The mean over these rows, to be differentiated."""
+        """Return the mean over these rows, to be differentiated."""
         amp = self._device.type == "cuda" and torch.cuda.is_bf16_supported()
         with torch.autocast(self._device.type, torch.bfloat16, enabled=amp):
             output = self._run(network, rows)
@@ -252,7 +252,7 @@ class _Loss:
 
     @torch.no_grad()
     def mean(self, network: nn.Module, rows: _OnDevice, size: int) -> float:
-        """The mean over these rows, in evaluation mode."""
+        """Return the mean over these rows, in evaluation mode."""
         network.eval()
         parts = torch.split(torch.arange(len(rows), device=self._device), size)
         return sum(float(self.of(network, rows.at(part))) * len(part) for part in parts) / len(rows)
@@ -277,7 +277,7 @@ class _Loss:
 
 
 def _inverse_frequency(rows: TrainingRows) -> Tensor:
-    """(classes,) weights whose mean over the rows is 1; of labels (labels,), how many rows lack each for one that has it."""
+    """Compute (classes,) weights whose mean over the rows is 1; of labels (labels,), how many rows lack each for one that has it."""
     if rows.task == "multi_label":
         yes = rows.labels.sum(axis=0).astype(np.float32)
         return torch.from_numpy(np.where(yes > 0, (len(rows) - yes) / np.maximum(yes, 1), 1).astype(np.float32)).clamp(min=1e-3)
@@ -291,7 +291,7 @@ def _normalises(network: nn.Module) -> bool:
 
 @contextmanager
 def _reproducible(seed: int, threads: int, device: torch.device) -> Iterator[None]:
-    """The seed in all generators, which come back as they were, and so many threads."""
+    """Put the seed into all generators, which come back as they were, and set so many threads."""
     python, numpy_state = random.getstate(), np.random.get_state()
     devices = [device.index or 0] if device.type == "cuda" else []
     with _threads(threads), torch.random.fork_rng(devices=devices):

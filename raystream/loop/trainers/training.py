@@ -55,7 +55,7 @@ class TrainingRows:
         return len(self.labels)
 
     def at(self, rows: npt.NDArray[np.integer]) -> TrainingRows:
-        """These rows, in that order; one may come several times."""
+        """Return these rows, in that order; one may come several times."""
         table = None if self.table is None else self.table.take(pa.array(rows))
         return replace(self, inputs=tuple(values[rows] for values in self.inputs), labels=self.labels[rows], table=table)
 
@@ -95,7 +95,7 @@ class Fitted(Protocol):
         """The network, estimator or path itself: what a trainer of the user's own gets as its previous model."""
 
     def predict(self, inputs: tuple[Array, ...], *, embedding: bool = False) -> Predicted:
-        """What it says of rows, given as in `TrainingRows.inputs`."""
+        """Return what it says of rows, given as in `TrainingRows.inputs`."""
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write it as files, and return the keys of the `model` section that load it; paths in it are names of files in the folder."""
@@ -112,11 +112,11 @@ class Trainer(Protocol):
         """
 
     def load(self, section: query.Model, classes: tuple[ClassLabel, ...] | None) -> Fitted:
-        """What `save` wrote, given the section with paths of this machine."""
+        """Return what `save` wrote, given the section with paths of this machine."""
 
 
 def predicted(forward: Callable[[tuple[Any, ...]], Prediction], inputs: tuple[Array, ...], task: str, *, embedding: bool) -> Predicted:
-    """What a predictor says of rows, as probabilities or numbers.
+    """Return what a predictor says of rows, as probabilities or numbers.
 
     Args:
         forward: `Predictor.predict` or the like.
@@ -134,7 +134,7 @@ def predicted(forward: Callable[[tuple[Any, ...]], Prediction], inputs: tuple[Ar
 
 
 def probabilities(logits: Tensor, task: str) -> Tensor:
-    """Logits of a task as float64 probabilities; numbers of regression as they are."""
+    """Return logits of a task as float64 probabilities; numbers of regression as they are."""
     exact = logits.double()
     if task == "regression":
         return exact
@@ -142,7 +142,7 @@ def probabilities(logits: Tensor, task: str) -> Tensor:
 
 
 def refuse_nan(found: Predicted, who: str) -> Predicted:
-    """The prediction, unless a number of it is NaN or infinite.
+    """Return the prediction, unless a number of it is NaN or infinite.
 
     Raises:
         ModelError: one is.
@@ -157,7 +157,7 @@ def refuse_nan(found: Predicted, who: str) -> Predicted:
 
 
 def check_args(args: Mapping[str, Any], known: Mapping[str, Arg], trainer: str) -> dict[str, Any]:
-    """A trainer's arguments with their defaults.
+    """Return a trainer's arguments with their defaults.
 
     Raises:
         QueryError: one is unknown, or not what it must be.
@@ -171,12 +171,12 @@ def check_args(args: Mapping[str, Any], known: Mapping[str, Arg], trainer: str) 
 
 
 def seed_of(*parts: int) -> int:
-    """A seed of 31 bits out of several numbers: one for each purpose, and none the other's."""
+    """Return a seed of 31 bits out of several numbers: one for each purpose, and none the other's."""
     return int(np.random.default_rng(list(parts)).integers(0, 2**31))
 
 
 def held_back(labels: Array, share: float, seed: int, *, by_class: bool) -> npt.NDArray[np.bool_]:
-    """(n,) which rows are held back from training: a share of all, of each class by turns, and never the only row of a class.
+    """Return (n,) which rows are held back from training: a share of all, of each class by turns, and never the only row of a class.
 
     Args:
         labels: int64 (n,), or anything where `by_class` is false.

@@ -46,7 +46,7 @@ class UsersTrainer:
 
     @classmethod
     def of(cls, path: str, args: Mapping[str, Any], model: query.Model | None, names: tuple[str, ...] = ()) -> UsersTrainer:
-        """The trainer that an import path names.
+        """Return the trainer that an import path names.
 
         Raises:
             QueryError: there is no such function.
@@ -144,7 +144,7 @@ class FileFitted:
 
 
 def as_table(rows: TrainingRows) -> pa.Table:
-    """Rows of arrays as a table, `input` or `input_0` and so on beside `label`."""
+    """Return rows of arrays as a table, `input` or `input_0` and so on beside `label`."""
     columns: dict[str, pa.Array] = {}
     for place, values in enumerate(rows.inputs):
         name = rows.names[place] if rows.names else "input" if len(rows.inputs) == 1 else f"input_{place}"

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from raystream.query.catalogue.arguments import Arg
+from raystream.query.catalogue.auto import AUTO, ENOUGH
 from raystream.query.catalogue.kinds import ALL_TASKS, ENTRY_POINTS, KINDS, REGISTERED, KindEntry
 from raystream.query.catalogue.scores import SCORES, ScoreEntry
 from raystream.query.catalogue.strategies import TRAITS, Traits
@@ -49,7 +50,7 @@ def listings() -> dict[str, list[CatalogueEntry]]:
     """All entries: `strategies`, `scores`, and `kinds` with those that other packages register; each sorted by name or by source."""
     registered = sorted(entry_points(group=ENTRY_POINTS).names - KINDS.keys())
     return {
-        "strategies": [_strategy(name, traits) for name, traits in TRAITS.items()],
+        "strategies": [*(_strategy(name, traits) for name, traits in TRAITS.items()), _AUTO],
         "scores": [_score(name, entry) for name, entry in SCORES.items()],
         "kinds": [*(_kind(name, entry) for name, entry in KINDS.items()), *(_kind(name, REGISTERED) for name in registered)],
     }
@@ -73,6 +74,19 @@ def _score(name: str, entry: ScoreEntry) -> CatalogueEntry:
     return CatalogueEntry(
         name, entry.does, (entry.needs,), {"tasks": _tasks(entry.tasks)}, tuple(sorted(entry.keys)), entry.args, entry.code
     )
+_AUTO = CatalogueEntry(
+    AUTO,
+    "leaves it to a written rule: typiclust while little is labelled, then k_means weighted by the score, of numbers lcmd",
+    (),
+    {
+        "use_when": f"you would rather not decide; scores are trusted from {ENOUGH:g} labelled rows for each class seen, and the result "
+        "says what was picked, and why.",
+        "costs": "as long as what it picks",
+        "candidates": "those of what it picks",
+    },
+    (),
+    code="raystream.query.catalogue.auto:pick",
+)
 
 
 def _tasks(tasks: frozenset[str]) -> str:
