@@ -82,12 +82,15 @@ class Commands:
 
 
 @pytest.mark.slow
-def test_jobs_on_a_cluster_of_three_nodes(workplace: Path, make_query: MakeQuery, gate: Path, tmp_path: Path) -> None:
+def test_jobs_on_a_cluster_of_three_nodes(
+    workplace: Path, make_query: MakeQuery, gate: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Submitted twice, it is one job; its node is lost in the middle, and it chooses the same rows.
 
     Then another one is stopped, goes on, and is fetched; and the head is started anew, while the store knows what was.
     """
     alone = rs.run(make_query(store__uri="alone"))
+    out = tmp_path_factory.mktemp("out")  # what lay in the working directory would make another job of it
     store = workplace / "lake-store"
     spec = yaml.safe_load(make_query(store__uri=str(store), model__source="user_nets:gated").to_yaml())
     spec |= {"cluster": {"workers": 2}, "pool": spec["pool"] | {"uri": str(workplace / "pool")}}
@@ -115,9 +118,9 @@ def test_jobs_on_a_cluster_of_three_nodes(workplace: Path, make_query: MakeQuery
         with opened(gate):
             done = run.job("submit", "query.yaml", "--cpus", "0", "--wait")
         assert (done["job"], done["new"], done["state"]) == (first["job"], False, "done")
-        fetched = run.job("fetch", first["job"], "--out", str(tmp_path / "out"))
+        fetched = run.job("fetch", first["job"], "--out", str(out))
         assert {Path(file).name for file in fetched["files"]} >= {"selection.parquet", "manifest.json", "report.html"}
-        assert pq.read_table(tmp_path / "out/selection.parquet").equals(alone.selection)
+        assert pq.read_table(out / "selection.parquet").equals(alone.selection)
         assert '"selection"' in run("logs", first["job"], "--address", head.address)[0]
 
         other = ["query.yaml", "--cpus", "0", "--set", "model.batch_size=30", "--set", "cluster.workers=1"]
