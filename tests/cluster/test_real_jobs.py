@@ -115,9 +115,11 @@ def test_jobs_on_a_cluster_of_three_nodes(
         assert (told["state"], told["run"]["state"], told["run"]["units"], told["run"]["rows"]) == ("running", "running", 4, 1200)
         assert "there is nothing to fetch yet" in run("fetch", first["job"], "--out", "out", "--address", head.address, code=5)[1]
         head.end(nodes[0])
+        again = run.job("submit", "query.yaml", "--cpus", "0")
+        assert (again["new"], again["job"]) == (False, first["job"])
         with opened(gate):
-            done = run.job("submit", "query.yaml", "--cpus", "0", "--wait")
-        assert (done["job"], done["new"], done["state"]) == (first["job"], False, "done")
+            run("logs", first["job"], "--follow", "--address", head.address)
+        assert run.job("status", first["job"])["state"] == "done"
         fetched = run.job("fetch", first["job"], "--out", str(out))
         assert {Path(file).name for file in fetched["files"]} >= {"selection.parquet", "manifest.json", "report.html"}
         assert pq.read_table(out / "selection.parquet").equals(alone.selection)
