@@ -14,6 +14,7 @@ from raystream.choosing.constraints import PoolColumns
 from raystream.choosing.epig import with_epig
 from raystream.choosing.foresight import check_room, foresee
 from raystream.choosing.labelled import find_labelled_rows
+from raystream.choosing.recorded import check_recorded
 from raystream.choosing.verify import Verified
 from raystream.choosing.verify import verify as derive_again
 from raystream.cluster.connection import own_ray_wanted
@@ -33,6 +34,7 @@ from raystream.store.life import SignOfLife
 from raystream.store.manifest import Seconds
 from raystream.store.opening import refuse_in_store
 from raystream.store.protocol import Store
+from raystream.store.recorded import Recorded
 from raystream.store.result import Result, Scores, read_result
 from raystream.store.scored_units import with_losses
 from raystream.store.unit_columns import named, quarantined_rows
@@ -40,16 +42,24 @@ from raystream.store.unit_columns import named, quarantined_rows
 _log = logging.getLogger("raystream")
 
 
-def run(query: Query, reporter: Reporter, may_score: bool) -> Result:
-    """See `raystream.run.run`."""
+def run(query: Query, reporter: Reporter, may_score: bool, record: Recorded | None = None) -> Result:
+    """See `raystream.run.run`; the query that a `record` holds is held against what that says."""
     with Processes(query.cluster, reporter) as processes:
         began = time.perf_counter()
         fitted = fitted_temperature(query, reporter, processes, may_score=may_score)
-        result = _run(query, fitted, reporter, processes, may_score, time.perf_counter() - began)
+        result = _run(query, record, fitted, reporter, processes, may_score, time.perf_counter() - began)
     return _with_output(query, result)
 
 
-def _run(query: Query, fitted: Fitted | None, reporter: Reporter, processes: Processes, may_score: bool, fitting: float) -> Result:
+def _run(
+    query: Query,
+    record: Recorded | None,
+    fitted: Fitted | None,
+    reporter: Reporter,
+    processes: Processes,
+    may_score: bool,
+    fitting: float,
+) -> Result:
     began = time.perf_counter()
     if query.output is not None:
         refuse_among(query.output, query.row_uris, "output", f"selection-{query.store.query or '0' * 12}.parquet")
@@ -57,10 +67,12 @@ def _run(query: Query, fitted: Fitted | None, reporter: Reporter, processes: Pro
         check_output(query.output, storage=query.pool.options)
     with SignOfLife() as life:
         reporter.stage("Reading the pool's footers")
-        asked = resolve(query, fitted.calibration if fitted else None)
+        asked = resolve(query, fitted.calibration if fitted else None if record is None else record.calibration)
         committed = asked.committed
         if committed is not None:
             return read_result(asked.store, committed)
+        differ = [] if record is None else check_recorded(asked, record)
+        _say(differ)
         life.begin(asked.store, asked.folder)
         plan = asked.plan(asked.pool.units)
         if len(plan.to_compute) and not may_score:
@@ -87,7 +99,7 @@ def _run(query: Query, fitted: Fitted | None, reporter: Reporter, processes: Pro
             select=time.perf_counter() - scored,
             calibrate=fitting,
         )
-        warnings = [*asked.warnings, *score_warnings(asked.query, pool.units, session), *flat_scores(asked.query, pool), *notes]
+        warnings = [*differ, *asked.warnings, *score_warnings(asked.query, pool.units, session), *flat_scores(asked.query, pool), *notes]
         warnings += [*covered.warnings, *batch.warnings, *model_notes(pool.units)]
         scoring = ScoringFacts(plan, also, session.units_scored, session.bytes_read)
         return commit(asked, scoring, pool, covered, batch, seconds, warnings)
@@ -163,6 +175,6 @@ def calibrate(query: Query, reporter: Reporter) -> Fitted:
     return fitted
 
 
-def verify(store: Store, name: str, reporter: Reporter) -> Verified:
+def verify(store: Store, name: str, reporter: Reporter, rescored: int, seed: int) -> Verified:
     """See `raystream.choosing.verify`."""
-    return derive_again(store, name, lambda query: Processes(query.cluster, reporter), reporter)
+    return derive_again(store, name, lambda query: Processes(query.cluster, reporter), reporter, rescored, seed)
