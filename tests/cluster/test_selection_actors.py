@@ -116,7 +116,7 @@ def test_clusters_of_rows_that_only_actors_hold(tmp_path: Path, monkeypatch: pyt
     submit, killed = _ActorHosts._submit, []
 
     def kill(places: _ActorHosts, place: int, steps: list) -> object:
-        if place == 1 and steps[-1].method == ("sums" if strategy == "k_means" else "nearest") and len(killed) < 2:
+        if place == 0 and steps[-1].method == ("sums" if strategy == "k_means" else "nearest") and len(killed) < 2:
             killed.append(place)
             if len(killed) == (2 if strategy == "k_means" else 1):
                 ray.kill(places._actors[place])
@@ -128,7 +128,7 @@ def test_clusters_of_rows_that_only_actors_hold(tmp_path: Path, monkeypatch: pyt
 
     with selection_actors(Cluster(), 2) as rounds:
         monkeypatch.setattr(_ActorHosts, "_submit", kill)
-        found = choice(Shards(Rows(stored(tmp_path, x)), 2, rounds.spread, memory=1 << 20), 4 * N * D - 1)
+        found = choice(Shards(Rows(stored(tmp_path, x)), rounds.processes, rounds.spread, memory=1 << 20), 4 * N * D - 1)
     assert_same(found, choice(LocalShards.of_array(x), 1 << 30))
     assert rounds.record.restarts == 1
 
