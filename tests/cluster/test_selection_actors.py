@@ -111,6 +111,7 @@ def test_every_strategy_that_shards_runs_on_actors(tmp_path: Path) -> None:
 def test_clusters_of_rows_that_only_actors_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
     """Too many rows to gather: the same rows and gains as of one process, also when an actor dies between two iterations."""
     monkeypatch.setattr("raystream.selection.clusters._POINTS", 1000)
+    monkeypatch.setattr("raystream.selection.clusters._SMALL", 0)  # so few rows would be iterated over in samples alone
     x = data("clustered", N, D, 0)
     score = np.random.default_rng(1).random(N)
     submit, killed = _ActorHosts._submit, []
