@@ -23,19 +23,21 @@ if TYPE_CHECKING:
     from raystream.scoring.estimate import Estimate
     from raystream.scoring.progress import Reporter
     from raystream.store.protocol import Store
+    from raystream.store.recorded import Recorded
     from raystream.store.result import Result, Scores
 
 Asked = Query | str | PathLike[str]
-"""A query, or the YAML file that holds it."""
+"""A query, or the YAML file that holds it; also the manifest of a committed query, or its folder, which is that query again."""
 
 
-def run(query: Asked, *, pool: Any = None, reporter: Reporter | None = None, may_score: bool = True) -> Result:
+def run(query: Asked | Recorded, *, pool: Any = None, reporter: Reporter | None = None, may_score: bool = True) -> Result:
     """Choose the query's batch and commit it. The same query again returns what is committed and changes nothing.
 
-    `query.output` is written after the commit, and by the same query again if it isn't there then.
+    `query.output` is written after the commit, and by the same query again if it isn't there then. A query from a manifest is refused
+    where pool, model or labelled rows are others than that records, unless they were replaced in it; see `raystream.choosing.recorded`.
 
     Args:
-        query: what to read, score and choose, or the YAML file that says so.
+        query: what to read, score and choose, or the YAML file that says so, or a manifest.
         pool: rows in memory instead of those at `pool.uri`: a pyarrow.Table, a pandas or polars DataFrame. They are kept in the store.
         reporter: told how far it is; left out, a bar in terminals and notebooks, and silence elsewhere.
         may_score: whether units that aren't in the store may be scored; False is `raystream select`.
@@ -47,7 +49,8 @@ def run(query: Asked, *, pool: Any = None, reporter: Reporter | None = None, may
         from raystream import steps
 
     with _told(reporter) as told:
-        return replace(steps.run(_asked(query, pool), told, may_score), html=_as_html)
+        asked, record = _recorded(query)
+        return replace(steps.run(_asked(asked, pool), told, may_score, record), html=_as_html)
 
 
 def score(query: Asked, *, pool: Any = None, reporter: Reporter | None = None) -> Scores:
@@ -91,16 +94,25 @@ def calibrate(query: Asked, *, reporter: Reporter | None = None) -> Fitted:
         return steps.calibrate(_asked(query, None), told)
 
 
-def verify(store: Store, name: str, *, reporter: Reporter | None = None) -> Verified:
+def verify(store: Store, name: str, *, reporter: Reporter | None = None, rescored: int = 0, seed: int = 0) -> Verified:
     """Derive a committed selection again from the store, and compare it; see `raystream.choosing.verify`."""
     with uncollected():
         from raystream import steps
 
     with _told(reporter) as told:
-        return steps.verify(store, name, told)
+        return steps.verify(store, name, told, rescored, seed)
+
+
+def _recorded(query: Asked | Recorded) -> tuple[Asked, Recorded | None]:
+    """What is asked, and what is recorded of it if it comes from a manifest."""
+    from raystream.store.recorded import Recorded, recorded
+
+    record = query if isinstance(query, Recorded) else recorded(query) if isinstance(query, str | PathLike) else None
+    return (query, None) if record is None else (record.query, record)  # type: ignore[return-value]
 
 
 def _asked(query: Asked, rows: Any) -> Query:
+    query = _recorded(query)[0]
     if isinstance(query, str | PathLike):
         query = Query.load(Path(query))
     if not isinstance(query, Query):

@@ -27,6 +27,15 @@ def read_spec(path: str | Path, overrides: Sequence[str]) -> dict[Any, Any]:
     if not isinstance(data, dict):
         held = "nothing" if data is None else f"a {'list' if isinstance(data, list) else 'single value'}"
         raise QueryError(f"query file {path} holds {held}, expected sections such as pool:, model: and select:")
+    return overridden(data, overrides)
+
+
+def overridden(data: dict[Any, Any], overrides: Sequence[str]) -> dict[Any, Any]:
+    """The sections, which are changed, with `section.key=value` overrides applied.
+
+    Raises:
+        QueryError: an override isn't of that form.
+    """
     for override in overrides:
         _apply_override(data, override)
     return data

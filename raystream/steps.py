@@ -14,6 +14,7 @@ from raystream.choosing.constraints import PoolColumns
 from raystream.choosing.epig import with_epig
 from raystream.choosing.foresight import check_room, foresee
 from raystream.choosing.labelled import find_labelled_rows
+from raystream.choosing.recorded import check_recorded
 from raystream.choosing.verify import Verified
 from raystream.choosing.verify import verify as derive_again
 from raystream.cluster.address import own_ray_wanted
@@ -34,6 +35,7 @@ from raystream.store.life import SignOfLife
 from raystream.store.manifest import Seconds
 from raystream.store.opening import refuse_in_store
 from raystream.store.protocol import Store
+from raystream.store.recorded import Recorded
 from raystream.store.result import Result, Scores, read_result
 from raystream.store.scored_units import with_losses
 from raystream.store.unit_columns import named, quarantined_rows
@@ -41,17 +43,28 @@ from raystream.store.unit_columns import named, quarantined_rows
 _log = logging.getLogger("raystream")
 
 
-def run(query: Query, reporter: Reporter, may_score: bool, resolved: Callable[[ResolvedQuery], object] = lambda asked: None) -> Result:
-    """See `raystream.run.run`; `resolved` is told what is asked before anything of it is scored, and may refuse it."""
+def run(
+    query: Query,
+    reporter: Reporter,
+    may_score: bool,
+    record: Recorded | None = None,
+    resolved: Callable[[ResolvedQuery], object] = lambda asked: None,
+) -> Result:
+    """See `raystream.run.run`.
+
+    The query that a `record` holds is held against what that says; `resolved` is told what is asked before anything of it is scored, and
+    may refuse it.
+    """
     with Processes(query.cluster, reporter) as processes:
         began = time.perf_counter()
         fitted = fitted_temperature(query, reporter, processes, may_score=may_score)
-        result = _run(query, fitted, reporter, processes, may_score, time.perf_counter() - began, resolved)
+        result = _run(query, record, fitted, reporter, processes, may_score, time.perf_counter() - began, resolved)
     return _with_output(query, result)
 
 
 def _run(
     query: Query,
+    record: Recorded | None,
     fitted: Fitted | None,
     reporter: Reporter,
     processes: Processes,
@@ -66,12 +79,14 @@ def _run(
         check_output(query.output, storage=query.pool.options)
     with SignOfLife() as life, RunLog(reporter) as log:
         reporter.stage("Reading the pool's footers")
-        asked = resolve(query, fitted.calibration if fitted else None)
+        asked = resolve(query, fitted.calibration if fitted else None if record is None else record.calibration)
         resolved(asked)
         log.asked(asked)
         committed = asked.committed
         if committed is not None:
             return read_result(asked.store, committed)
+        differ = [] if record is None else check_recorded(asked, record)
+        _say(differ)
         life.begin(asked.store, asked.folder)
         log.begin(asked.store, asked.folder)
         plan = asked.plan(asked.pool.units)
@@ -100,7 +115,7 @@ def _run(
             select=time.perf_counter() - scored,
             calibrate=fitting,
         )
-        warnings = [*asked.warnings, *score_warnings(asked.query, pool.units, session), *flat_scores(asked.query, pool), *notes]
+        warnings = [*differ, *asked.warnings, *score_warnings(asked.query, pool.units, session), *flat_scores(asked.query, pool), *notes]
         warnings += [*covered.warnings, *batch.warnings, *model_notes(pool.units)]
         scoring = ScoringFacts(plan, also, session.units_scored, session.bytes_read)
         result = commit(asked, scoring, pool, covered, batch, seconds, warnings)
@@ -182,6 +197,6 @@ def calibrate(query: Query, reporter: Reporter) -> Fitted:
     return fitted
 
 
-def verify(store: Store, name: str, reporter: Reporter) -> Verified:
+def verify(store: Store, name: str, reporter: Reporter, rescored: int, seed: int) -> Verified:
     """See `raystream.choosing.verify`."""
-    return derive_again(store, name, lambda query: Processes(query.cluster, reporter), reporter)
+    return derive_again(store, name, lambda query: Processes(query.cluster, reporter), reporter, rescored, seed)

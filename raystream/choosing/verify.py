@@ -26,6 +26,7 @@ from raystream.scoring.class_labels import named_classes
 from raystream.scoring.keys import differences, query_identity
 from raystream.scoring.plan import candidates_columns, pool_plan, with_temperature
 from raystream.scoring.progress import Reporter, Silent
+from raystream.scoring.rescore import Rescored, rescore
 from raystream.scoring.scored_pool import ScoredPool, merge
 from raystream.store.integrity import damaged
 from raystream.store.manifest import Certificate, Manifest
@@ -50,7 +51,8 @@ class Verified:
     """The parts of a committed query that were found to be as committed.
 
     `same` columns agree exactly, `close` ones to `tolerance` times their size; `not_compared` are kept columns, which only
-    the pool holds. `scored` rows in `units` units of `bytes` bytes are what it was derived from.
+    the pool holds. `scored` rows in `units` units of `bytes` bytes are what it was derived from. `rescored` are units that were scored
+    again, None if none was asked for.
     """
 
     query: str
@@ -62,6 +64,7 @@ class Verified:
     close: tuple[str, ...]
     not_compared: tuple[str, ...]
     tolerance: float
+    rescored: Rescored | None = None
 
     def summary(self) -> dict[str, Any]:
         """Return what `--json` prints."""
@@ -69,24 +72,30 @@ class Verified:
 
 
 def verify(
-    store: Store, name: str, connect: Callable[[Query], AbstractContextManager[Actors]], reporter: Reporter | None = None
+    store: Store,
+    name: str,
+    connect: Callable[[Query], AbstractContextManager[Actors]],
+    reporter: Reporter | None = None,
+    rescored: int = 0,
+    seed: int = 0,
 ) -> Verified:
     """Derive a committed selection again and compare it.
 
     Scores, embeddings and ids come from the store; the labelled ids from their files; from the pool only columns that
-    quotas and costs go by. Nothing is scored and nothing is changed.
+    quotas and costs go by. Nothing is changed, and nothing scored but what `rescored` asks for.
 
     Args:
         store: holds the query.
         name: the query's, or its beginning.
         connect: where selection actors come from, if the query needs some.
         reporter: told how far it is.
+        rescored, seed: how many units, drawn by this seed, are scored again and compared; see `raystream.scoring.rescore`.
 
     Raises:
         QueryError: there is no such query.
         StoreError: what it was derived from is gone or damaged.
         LabelsError, PoolError: labelled ids, or files of a pool whose columns it needs, have changed since.
-        VerificationError: the selection isn't what its scores give.
+        VerificationError: the selection isn't what its scores give, or a unit's outputs aren't what the model gives.
     """
     reporter = reporter or Silent()
     manifest = read_manifest(store, find_query(store, name))
@@ -110,6 +119,7 @@ def verify(
     committed = read_result(store, manifest).selection
     compared = _compare(committed, batch.selection, query, manifest)
     _compare_certificates(manifest, batch.certificate)
+    again = rescore(store, manifest, read_query(store, manifest.query), units, rescored, seed, reporter) if rescored else None
     return Verified(
         query=manifest.query,
         rows=committed.num_rows,
@@ -120,6 +130,7 @@ def verify(
         close=(*_CLOSE, *(["certificate"] if manifest.certificate else [])),
         not_compared=tuple(query.pool.keep),
         tolerance=TOLERANCE,
+        rescored=again,
     )
 
 

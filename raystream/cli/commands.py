@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,9 @@ from raystream.run import plan as plan_query
 from raystream.run import run
 from raystream.run import score as score_pool
 
+if TYPE_CHECKING:
+    from raystream.store.recorded import Recorded
+
 app = typer.Typer(
     help="Which rows of this lake should be labelled next?",
     add_completion=False,
@@ -35,7 +38,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Spec = Annotated[Path, typer.Argument(help="The query, a YAML file.", show_default=False)]
+Spec = Annotated[
+    str, typer.Argument(metavar="SPEC", help="The query, a YAML file; or a committed query's manifest or folder.", show_default=False)
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Replace a key, such as select.budget=50; may be given often.")]
 StoreUri = Annotated[str | None, typer.Option("--store", help="Where scored units and queries are kept, instead of the query's store.uri.")]
 Address = Annotated[str | None, typer.Option("--address", help="The Ray cluster, or in_process, instead of the query's cluster.address.")]
@@ -59,9 +64,9 @@ def query(
     debug: Debug = False,
 ) -> None:
     """Plan, score, select, commit: the rows to label next."""
-    asked = _load(spec, overrides, store, address)
+    asked, record = _read(spec, overrides, store, address)
     with _reporter() as reporter:
-        result = run(asked, reporter=reporter)
+        result = run(record or asked, reporter=reporter)
     _finish(result, as_json, report)
 
 
@@ -75,9 +80,9 @@ def select(
     debug: Debug = False,
 ) -> None:
     """Choose again from scored units; nothing is scored."""
-    asked = _load(spec, overrides, store, None)
+    asked, record = _read(spec, overrides, store, None)
     with _reporter() as reporter:
-        result = run(asked, reporter=reporter, may_score=False)
+        result = run(record or asked, reporter=reporter, may_score=False)
     _finish(result, as_json, report)
 
 
@@ -176,7 +181,7 @@ def show(
 for _command in (
     *(loop, simulation.simulate, stream, labels.export, labels.labels),
     *(jobs.submit, jobs.status, jobs.logs, jobs.stop, jobs.fetch, serve, token),
-    *(upkeep.verify, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies, init.init),
+    *(upkeep.verify, upkeep.diff, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies, init.init),
 ):
     app.command()(_command)
 
@@ -272,13 +277,21 @@ def _say(sentence: str, exit_code: int) -> int:
     return exit_code
 
 
-def _load(spec: Path, overrides: list[str] | None, store: str | None, address: str | None) -> Query:
+def _load(spec: str, overrides: list[str] | None, store: str | None, address: str | None) -> Query:
+    return _read(spec, overrides, store, address)[0]
+
+
+def _read(spec: str, overrides: list[str] | None, store: str | None, address: str | None) -> tuple[Query, Recorded | None]:
+    """The query, and the record that it comes from, if it does."""
+    from raystream.store.recorded import recorded
+
     changes = list(overrides or [])
     if store is not None:
         changes.append(f"store.uri={json.dumps(store, ensure_ascii=False)}")
     if address is not None:
         changes.append(f"cluster.address={json.dumps(address, ensure_ascii=False)}")
-    return check_places(Query.load(spec, changes))
+    record = recorded(spec, changes)
+    return check_places(Query.load(spec, changes) if record is None else record.query), record
 
 
 def _warn(lines: Sequence[str]) -> None:

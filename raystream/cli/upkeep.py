@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from raystream.choosing.scores_table import WrittenScores
     from raystream.choosing.verify import Verified
     from raystream.cli.doctor import Diagnosis
+    from raystream.scoring.rescore import Rescored
     from raystream.store.gc import Reclaimed
 
 Name = Annotated[str, typer.Argument(metavar="QUERY", help="The query's name in the store, or its beginning.", show_default=False)]
@@ -86,18 +88,53 @@ def scores(
     print_result(written.summary(), lambda: describe_written(written), as_json)
 
 
-def verify(name: Name, store: StoreUri = "runs", as_json: AsJson = False, debug: Debug = False) -> None:
+def verify(
+    name: Name,
+    store: StoreUri = "runs",
+    rescored: Annotated[
+        int | None, typer.Option("--rescore", metavar="N", min=1, help="Score N random units again, too, in this process, and compare.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the units that --rescore draws; left out, others each time.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
     """Derive a selection again from the store, and compare.
 
-    Exit 0 if it is the same, 3 with the first difference.
+    Exit 0 if it is the same, 3 with the first difference, or with the units whose outputs aren't what the model gives now.
     """
     from raystream.cli.upkeep import describe_verified
     from raystream.run import verify as derive_again
     from raystream.store.opening import existing_store
 
+    if seed is not None and rescored is None:
+        raise QueryError("--seed draws the units of --rescore, which isn't given; give both or neither")
+    by = secrets.randbits(31) if seed is None else seed
     with reporting() as reporter:
-        verified = derive_again(existing_store(check_place("--store", store)), name, reporter=reporter)
+        verified = derive_again(existing_store(check_place("--store", store)), name, reporter=reporter, rescored=rescored or 0, seed=by)
     print_result(verified.summary(), lambda: describe_verified(verified), as_json)
+
+
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="A query of the store, or STORE/queries/NAME of any.", show_default=False)],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another one.", show_default=False)],
+    store: StoreUri = "runs",
+    out: Annotated[
+        str | None, typer.Option("--out", help="Where all rows go: a .parquet file, a folder, or a table.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """What differs between two queries: settings, pool, model, and row by row what they chose."""
+    from raystream.choosing.difference import compare
+    from raystream.report.difference import describe_difference
+    from raystream.store.recorded import named_query
+
+    check_place("--store", store)
+    sides = [named_query(name, store) for name in (first, second)]
+    found = compare(sides[0], sides[1], None if out is None else check_place("--out", out))
+    print_result(found.summary(), lambda: describe_difference(found), as_json)
 
 
 def doctor(
@@ -184,7 +221,19 @@ def describe_verified(verified: Verified) -> str:
     ]
     if verified.not_compared:
         lines.append(f"  not looked at {', '.join(verified.not_compared)}: the pool's own columns, which the store doesn't hold")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_rescored(verified.rescored)])
+
+
+def _rescored(found: Rescored | None) -> list[str]:
+    """Lines on the units that were scored again."""
+    if found is None:
+        return []
+    drawn = f"{found.units:,} of {number_of(found.among, 'unit')}, {number_of(found.rows, 'row')}, drawn by --seed {found.seed}"
+    lines = [f"  scored again {drawn}: {found.identical:,} the same byte for byte"]
+    if found.close:
+        first = found.close[0]
+        lines.append(f"  agreeing    {len(found.close):,} within the tolerance; {first.unit}: {first.column} by {first.difference:.2g}")
+    return lines
 
 
 def describe_diagnosis(diagnosis: Diagnosis) -> str:

@@ -1,8 +1,8 @@
 """k-means: greedy k-means++ on some rows, iterations on more, the last ones on all, and every row with its nearest centre.
 
-All strategies that cluster do it by this. The same digits come from any number of threads: a block of rows at a fixed place is one
-thread's. Products find each row's centre; what moves the centres are the float32 differences from them, so that rows far from the
-origin, or close together beside the whole, lose nothing. Blocks are added in float64, in their order.
+All strategies that cluster do it by this. The same digits come from any number of threads, and from rows in memory or in stretches wherever
+they are (`raystream.selection.clustered`): a block of rows at a fixed place is one thread's. Products find each row's centre; what moves
+the centres are the float32 differences from them, so that rows far from the origin, or close together beside the whole, lose nothing.
 
 Seeding is Arthur and Vassilvitskii, *k-means++: the advantages of careful seeding*, 2007, section 5: of several rows drawn with
 probability proportional to their weighted squared distance D to the seeds so far, the one that leaves the least sum.
@@ -14,89 +14,20 @@ then: those accepted follow the law of drawing one after another, and one produc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from raystream.selection.clustered import Clustered, Held
 from raystream.selection.hashing import philox, row_hash
+from raystream.selection.lloyd import lloyd
 from raystream.selection.nearest import float32_distances
-from raystream.selection.points import BLOCK, Points, by_blocks, cost, distinct, drawn, encoding_of, slices, squared_to
-from raystream.selection.represents import assign
-from raystream.selection.rows import Array, as_rows, tensor
+from raystream.selection.points import Points, by_blocks, cost, drawn, drawn_of, slices
+from raystream.selection.rows import Array, tensor
 from raystream.selection.strategies.ranking import lowest
 from raystream.selection.strategy import Arrays, Kept, derive
 from raystream.threads import one_thread
-
-_SUM_ROWS = 32768
-"""At most so many rows' differences are added in float32."""
-_PARTS = 16
-"""Or fewer, so that this many threads have something to do."""
-_SUMS_BYTES = 1 << 28
-"""Sums that are kept at a time; where there are many centres, more rows are added before they are."""
-
-
-def lloyd(points: Points, centres: Array, iterations: int) -> Array:
-    """(k, d) float32 centres after so many iterations, or fewer once no row changes its centre.
-
-    A centre without rows moves to the row that adds most to the weighted sum of squared distances, several to several such rows.
-    """
-    label = np.full(len(points), -1, dtype=np.int64)
-    for _ in range(iterations):
-        moved = _moved(points, centres, label)
-        if moved is None:
-            break
-        centres = moved
-    return centres
-
-
-def _moved(points: Points, centres: Array, label: Array) -> Array | None:
-    """The centres moved to the means of their rows, which `label` (n,) int64 then says; None if all labels are as they were."""
-    weight = points.weight / points.weight.max()
-    narrow = tensor(weight.astype(np.float32))[:, None]
-    uniform = bool((weight == 1).all())
-    find, wide = points.label(centres), tensor(centres)
-
-    def start() -> Callable[[slice], tuple[torch.Tensor, bool]]:
-        nearest, room = find(), torch.empty((BLOCK, centres.shape[1]))
-
-        def see(part: slice) -> tuple[torch.Tensor, bool]:
-            total, same = torch.zeros(centres.shape), True
-            for begin in range(part.start, part.stop, BLOCK):
-                at = slice(begin, min(begin + BLOCK, part.stop))
-                found = nearest(at)
-                same = same and bool((found == label[at]).all())
-                label[at] = found
-                index, difference = torch.from_numpy(found), room[: len(found)]
-                torch.sub(tensor(points.x[at]), torch.index_select(wide, 0, index, out=difference), out=difference)
-                total.index_add_(0, index, difference if uniform else difference.mul_(narrow[at]))
-            return total, same
-
-        return see
-
-    found = by_blocks(slices(len(points), _part_rows(len(points), centres.nbytes)), start)
-    if all(same for _, same in found):
-        return None
-    counted = np.bincount(label, weights=weight, minlength=len(centres))
-    total = np.zeros(centres.shape)
-    for part, _ in found:
-        total += part.numpy()
-    result = (centres + total / np.where(counted > 0, counted, 1.0)[:, None]).astype(np.float32)
-    empty = np.flatnonzero(counted == 0)
-    if len(empty):
-        far = weight * squared_to(points.x, centres, label)
-        rows = lowest(-far, len(empty))
-        rows = rows[far[rows] > 0]
-        result[empty[: len(rows)]] = points.x[rows]
-    return result
-
-
-def _part_rows(n: int, sum_bytes: int) -> int:
-    """Choose how many rows to add up in float32, whole blocks of them."""
-    rows = max(min(_SUM_ROWS, -(-n // _PARTS)), -(-n * sum_bytes // _SUMS_BYTES))
-    return -(-rows // BLOCK) * BLOCK
-
 
 _PROPOSALS = 64
 _BLOCK = 4096
@@ -255,34 +186,28 @@ class Clusters:
 
 
 def clusters(
-    x: Array, count: int, seed: int, *, iterations: int = 10, points_a_centre: int = _POINTS_A_CENTRE, kept: Kept | None = None
+    x: Array | Clustered, count: int, seed: int, *, iterations: int = 10, points_a_centre: int = _POINTS_A_CENTRE, kept: Kept | None = None
 ) -> Clusters:
-    """min(count, n) clusters of the (n, d) float32 rows, the same from any number of threads.
+    """min(count, n) clusters of the rows, the same from any number of threads and wherever the rows are.
 
     Args:
-        x: the rows, at least one.
+        x: the rows, at least one; (n, d) float32 if they are an array.
         count: how many clusters.
         seed: of the sample and the first centres.
         iterations: of Lloyd's algorithm.
         points_a_centre: beyond 131,072 rows, this many for each centre are enough to fit it.
         kept: where clusters of these rows may lie already.
     """
-    count = min(count, len(x))
+    rows = Held(x) if isinstance(x, np.ndarray) else x
+    count = min(count, len(rows))
     fit = max(points_a_centre * count, _POINTS)
 
     def fitted() -> Arrays:
-        centres = x if count == len(x) else fit_centres(x, np.ones(len(x)), count, seed, iterations, fit_on=fit)
-        return {"centres": centres, "nearest": nearest_centre(x, centres)}
+        centres = rows.take() if count == len(rows) else fit_centres(rows, np.ones(len(rows)), count, seed, iterations, fit_on=fit)
+        return {"centres": centres, "nearest": rows.nearest(centres)}
 
     found = derive(kept, "clusters", {"count": count, "seed": seed, "iterations": iterations, "fit": fit}, fitted)
     return Clusters(found["centres"], found["nearest"], np.bincount(found["nearest"], minlength=count))
-
-
-def nearest_centre(x: Array, centres: Array) -> Array:
-    """(n,) int64: for each of the (n, d) rows its nearest of the (k, d) centres, exactly, the lowest at a tie."""
-    compared = distinct(centres)
-    result: Array = compared[assign(as_rows(x), centres[compared]).nearest]
-    return result
 
 
 def sample(n: int, count: int, seed: int) -> Array:
@@ -294,12 +219,12 @@ def sample(n: int, count: int, seed: int) -> Array:
 
 
 def fit_centres(
-    x: Array, weight: Array, k: int, seed: int, iterations: int, one_level: int = ONE_LEVEL, *, fit_on: int | None = None
+    x: Array | Clustered, weight: Array, k: int, seed: int, iterations: int, one_level: int = ONE_LEVEL, *, fit_on: int | None = None
 ) -> Array:
     """(k, d) float32 centres of weighted k-means; k is below the number of rows.
 
     Args:
-        x: (n, d) float32, finite.
+        x: the n rows, finite; (n, d) float32 if they are an array.
         weight: (n,) float64, at least 0, some above.
         k: how many centres.
         seed: of samples and first centres.
@@ -307,36 +232,43 @@ def fit_centres(
         one_level: see `ONE_LEVEL`.
         fit_on: at most so many rows are seen at all; left out, the last iterations see every one.
     """
-    power = scale_power(x)
+    rows = Held(x) if isinstance(x, np.ndarray) else x
+    power = scale_power_of(rows.largest, rows.width)
     if power:
-        return np.ldexp(fit_centres(np.ldexp(x, power), weight, k, seed, iterations, one_level, fit_on=fit_on), -power)
+        return np.ldexp(_fitted(rows.scaled(power), weight, k, seed, iterations, one_level, fit_on), -power)
+    return _fitted(rows, weight, k, seed, iterations, one_level, fit_on)
+
+
+def _fitted(rows: Clustered, weight: Array, k: int, seed: int, iterations: int, one_level: int, fit_on: int | None) -> Array:
+    """`fit_centres` of rows whose squares are far from float32's limits, on one level or two."""
     if k <= one_level:
-        return _fit(x, weight, k, seed, iterations, fit_on)
-    coarse = _fit(x, weight, min(math.ceil(math.sqrt(k)), one_level), seed, iterations, fit_on)
-    nearest = nearest_centre(x, coarse)
+        return _fit(rows, weight, k, seed, iterations, fit_on)
+    coarse = _fit(rows, weight, min(math.ceil(math.sqrt(k)), one_level), seed, iterations, fit_on)
+    nearest = rows.nearest(coarse)
     share = _shares(np.bincount(nearest, weights=weight, minlength=len(coarse)), np.bincount(nearest, minlength=len(coarse)), k)
     found = []
     for part in np.flatnonzero(share):
         here = np.flatnonzero(nearest == part)
         inner = weight[here] if weight[here].any() else np.ones(len(here))
-        count = int(share[part])
-        found.append(x[here] if count == len(here) else fit_centres(x[here], inner, count, seed, iterations, one_level, fit_on=fit_on))
+        count, x = int(share[part]), rows.take(here)
+        found.append(x if count == len(here) else fit_centres(x, inner, count, seed, iterations, one_level, fit_on=fit_on))
     return np.concatenate(found)
 
 
-def _fit(x: Array, weight: Array, k: int, seed: int, iterations: int, fit_on: int | None) -> Array:
+def _fit(rows: Clustered, weight: Array, k: int, seed: int, iterations: int, fit_on: int | None) -> Array:
     """`fit_centres` on one level."""
-    encoding = encoding_of(x)
+    n = len(rows)
+    encoding = rows.encoding()
     many = max(_POINTS_A_CENTRE * k, _POINTS) if fit_on is None else fit_on
-    rows, weights = drawn(x, weight, many, seed, "k-means, iterations", encoding.shift)
-    points = Points.of(x if len(rows) == len(x) else x[rows], weights, encoding)
-    last = 0 if fit_on is not None or len(points) == len(x) else math.ceil(iterations / 3)
-    seen = len(points) * (iterations - last) + len(x) * last
-    if len(x) * k <= _SMALL:
+    which, weights = drawn_of(n, lambda: rows.squared_to(encoding.shift), weight, many, seed, "k-means, iterations")
+    points = Points.of(rows.take(None if len(which) == n else which), weights, encoding)
+    last = 0 if fit_on is not None or len(points) == n else math.ceil(iterations / 3)
+    seen = len(points) * (iterations - last) + n * last
+    if n * k <= _SMALL:
         starts = [lloyd(points, _seeds(points, k, seen, iterations, seed, start), iterations) for start in range(_STARTS)]
         return min(starts, key=lambda found: cost(points, found))
     centres = lloyd(points, _seeds(points, k, seen, iterations, seed), iterations - last)
-    return lloyd(Points.of(x, weight, encoding), centres, last) if last else centres
+    return rows.iterate(weight, encoding, centres, last) if last else centres
 
 
 def _seeds(points: Points, k: int, seen: int, iterations: int, seed: int, start: int = 0) -> Array:
@@ -369,5 +301,10 @@ def _shares(weight: Array, room: Array, k: int) -> Array:
 
 def scale_power(x: Array) -> int:
     """p such that 2^p x has norms near one; 0 where the squares of x are far from float32's limits already."""
-    exponent = math.frexp(max(float(x.max(initial=0.0)), -float(x.min(initial=0.0))) * math.sqrt(x.shape[1]))[1]
+    return scale_power_of(Held(x).largest, x.shape[1])
+
+
+def scale_power_of(largest: float, width: int) -> int:
+    """`scale_power` of rows of this largest absolute value and width."""
+    exponent = math.frexp(largest * math.sqrt(width))[1]
     return 0 if -30 <= exponent <= 60 else -exponent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from raystream.selection.hashing import row_hash, uniform
 from raystream.selection.nearest import Centres, nearest
 from raystream.selection.rows import Array, tensor
 from raystream.selection.strategies.ranking import lowest
-from raystream.threads import Result, each, one_thread
+from raystream.threads import Item, Result, each, one_thread
 
 BLOCK = 2048
 """Rows that are multiplied at a time."""
@@ -56,16 +56,37 @@ class Points:
             return self.encoding.rows(self.x[at])
         return self.operand[at], self.slack[at]
 
+    def finder(self, centres: Array) -> Callable[[], Finder]:
+        """For each thread what finds the nearest of the (k, d) float32 centres."""
+        return finder(centres, self.encoding, lambda at, x: self.encoded(at))
+
     def label(self, centres: Array) -> Callable[[], Callable[[slice], Array]]:
-        """For each thread what finds the nearest of the (k, d) float32 centres, (m,) int64, to at most `BLOCK` rows: as in float64."""
-        compared = distinct(centres)
-        among = Centres.of(centres[compared], self.encoding)
+        """For each thread what finds it by the rows' places alone."""
+        find = self.finder(centres)
 
         def start() -> Callable[[slice], Array]:
-            room = torch.empty((BLOCK, len(compared)), dtype=self.encoding.dtype)
-            return lambda at: compared[nearest(self.x[at], among, encoded=self.encoded(at), room=room).index]
+            near = find()
+            return lambda at: near(at, self.x[at])
 
         return start
+
+
+Finder = Callable[[slice, Array], Array]
+"""Finds (m,) int64, the nearest centre as in float64, of at most `BLOCK` rows: their places and themselves, (m, d) float32."""
+
+
+def finder(
+    centres: Array, encoding: Encoding, encoded: Callable[[slice, Array], tuple[torch.Tensor, torch.Tensor]]
+) -> Callable[[], Finder]:
+    """For each thread what finds the nearest of the (k, d) float32 centres to rows that `encoded` has the operands of."""
+    compared = distinct(centres)
+    among = Centres.of(centres[compared], encoding)
+
+    def start() -> Finder:
+        room = torch.empty((BLOCK, len(compared)), dtype=encoding.dtype)
+        return lambda at, x: compared[nearest(x, among, encoded=encoded(at, x), room=room).index]
+
+    return start
 
 
 def encode(x: Array, encoding: Encoding) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,8 +102,17 @@ def encode(x: Array, encoding: Encoding) -> tuple[torch.Tensor, torch.Tensor]:
 
 def encoding_of(x: Array, precision: Precision = "auto", *, looked_at: int = _SHIFT_ROWS) -> Encoding:
     """Fit an encoding to rows, around the median of about so many of them: beside outliers, which move a mean, others keep their digits."""
-    largest = max(float(x.max()), -float(x.min()))
-    return Encoding.fit(np.median(x[:: -(-len(x) // looked_at)], axis=0), largest, on_grid=False, precision=precision)
+    return encoding_around(x[looked_at_of(len(x), looked_at)], max(float(x.max()), -float(x.min())), precision)
+
+
+def looked_at_of(n: int, count: int = _SHIFT_ROWS) -> slice:
+    """Which rows of n, at even distances, an encoding is fitted around."""
+    return slice(0, n, -(-n // count))
+
+
+def encoding_around(some: Array, largest: float, precision: Precision = "auto") -> Encoding:
+    """The encoding of rows whose largest absolute value is `largest`, around the median of some of them, (m, d) float32."""
+    return Encoding.fit(np.median(some, axis=0), largest, on_grid=False, precision=precision)
 
 
 def distinct(centres: Array) -> Array:
@@ -98,9 +128,14 @@ def slices(n: int, size: int) -> list[slice]:
     return [slice(begin, min(begin + size, n)) for begin in range(0, n, size)]
 
 
-def by_blocks(blocks: Sequence[slice], start: Callable[[], Callable[[slice], Result]]) -> list[Result]:
+def by_blocks(blocks: Sequence[Item], start: Callable[[], Callable[[Item], Result]]) -> list[Result]:
     """`each`, a single thread for each block even where there is one only: how a product is shared out may change its last bits."""
-    if len(blocks) > 1:
+    return by_thread(blocks, len(blocks), start)
+
+
+def by_thread(blocks: Iterable[Item], count: int, start: Callable[[], Callable[[Item], Result]]) -> list[Result]:
+    """`by_blocks` of so many, each looked up when there is a thread for it."""
+    if count > 1:
         return each(blocks, start)
     with one_thread():
         work = start()
@@ -113,25 +148,42 @@ def squared_to(x: Array, centres: Array, label: Array | None = None) -> Array:
     wide = tensor(centres)
 
     def see(at: slice) -> None:
-        to = wide[0] if label is None else wide[torch.from_numpy(label[at])]
-        result[at] = (tensor(x[at]) - to).square_().sum(1).numpy()
+        result[at] = squares(x[at], wide, None if label is None else label[at])
 
     by_blocks(slices(len(x), BLOCK), lambda: see)
     return result
 
 
+def squares(x: Array, centres: torch.Tensor, label: Array | None) -> Array:
+    """(m,) float32 squared distances of at most `BLOCK` rows, by differences, to the centres of their labels, or to the first."""
+    to = centres[0] if label is None else centres[torch.from_numpy(label.astype(np.int64, copy=False))]
+    found: Array = (tensor(x) - to).square_().sum(1).numpy()
+    return found
+
+
 def drawn(x: Array, weight: Array, count: int, seed: int, purpose: str, point: Array) -> tuple[Array, Array]:
+    """`drawn_of` the (n, d) float32 rows, by their squared distances to `point`."""
+    return drawn_of(len(x), lambda: squared_to(x, point[None]), weight, count, seed, purpose)
+
+
+def drawn_of(n: int, squared: Callable[[], Array], weight: Array, count: int, seed: int, purpose: str) -> tuple[Array, Array]:
     """At most `count` rows (int64, ascending) that stand for all, and the weights (float64) that they stand for.
 
-    Half of them in proportion to the weights, half to the weighted squared distances to `point`, so that the few outliers which
+    Half of them in proportion to the weights, half to weighted squared distances to a point among them, so that the few outliers which
     make up a sum of squares are among them (as in Bachem et al., *Scalable k-means clustering via lightweight coresets*, 2018).
     Drawn without replacement, by priority (Duffield et al., *Priority sampling for estimation of arbitrary subset sums*, 2007):
     a sum over the rows drawn has the sum over all for its expectation.
+
+    Args:
+        n: how many there are.
+        squared: gives their squared distances to the point, (n,) float32; not asked where all are drawn.
+        weight: (n,) float64, at least 0, some above.
+        count: how many rows are enough.
+        seed, purpose: of the draw.
     """
-    n = len(x)
     if count >= n:
         return np.arange(n), weight
-    chance = _chance(weight, count / 2) + _chance(weight * squared_to(x, point[None]), count / 2)
+    chance = _chance(weight, count / 2) + _chance(weight * squared(), count / 2)
     luck = uniform(row_hash(seed, np.arange(n)), purpose)
     with np.errstate(divide="ignore"):
         priority = luck / chance  # the lowest first

@@ -94,7 +94,7 @@ class Shards:
         self.rows = rows
         self.memory = memory
         self.count, self._spread = count, spread
-        self._stretches = self._cut(1)
+        self._stretches = self.stretches(1)
         self._surveyed: Survey | None = None
         self._pieces = self.pieces(Shard, block)
 
@@ -108,9 +108,10 @@ class Shards:
             block: each stretch is of whole blocks of so many rows, but for the last block; some stretches may then be empty.
         """
         every = [self.rows, *beside]
-        return self._spread(factory, [(*(rows.slice(start, stop) for rows in every), *args) for start, stop in self._cut(block)])
+        return self._spread(factory, [(*(rows.slice(start, stop) for rows in every), *args) for start, stop in self.stretches(block)])
 
-    def _cut(self, block: int) -> list[tuple[int, int]]:
+    def stretches(self, block: int) -> list[tuple[int, int]]:
+        """The first row of each stretch, and the one behind its last, as `pieces` cuts them."""
         edges = np.linspace(0, -(-len(self.rows) // block), self.count + 1).astype(np.int64) * block
         return [(int(start), int(stop)) for start, stop in pairwise(np.minimum(edges, len(self.rows)))]
 

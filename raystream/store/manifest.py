@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any, ClassVar
@@ -158,3 +159,8 @@ def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("raystream", "torch", "numpy", "pyarrow", "faiss-cpu", "ray")}
+
+
+def changed_versions(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """What differs between two records of versions, each with both; `none` where one of them has none."""
+    return {name: (then.get(name, "none"), now.get(name, "none")) for name in {**then, **now} if then.get(name) != now.get(name)}

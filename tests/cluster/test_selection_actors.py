@@ -107,6 +107,35 @@ def test_every_strategy_that_shards_runs_on_actors(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_ray")
+@pytest.mark.parametrize("strategy", ["k_means", "cluster_margin", "typiclust"])
+def test_clusters_of_rows_that_only_actors_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
+    """Too many rows to gather: the same rows and gains as of one process, also when an actor dies between two iterations."""
+    monkeypatch.setattr("raystream.selection.clusters._POINTS", 1000)
+    monkeypatch.setattr("raystream.selection.clusters._SMALL", 0)  # so few rows would be iterated over in samples alone
+    x = data("clustered", N, D, 0)
+    score = np.random.default_rng(1).random(N)
+    submit, killed = _ActorHosts._submit, []
+
+    def kill(places: _ActorHosts, place: int, steps: list) -> object:
+        if place == 0 and steps[-1].method == ("sums" if strategy == "k_means" else "nearest") and len(killed) < 2:
+            killed.append(place)
+            if len(killed) == (2 if strategy == "k_means" else 1):
+                ray.kill(places._actors[place])
+        return submit(places, place, steps)
+
+    def choice(shards: Shards, memory: int) -> Chosen:
+        args = {"clusters": 12} if strategy == "cluster_margin" else {}
+        return choose(Candidates(score=score, shards=shards, labelled=x[:5]), strategy=strategy, budget=10, memory=memory, args=args)
+
+    with selection_actors(Cluster(), 2) as rounds:
+        monkeypatch.setattr(_ActorHosts, "_submit", kill)
+        found = choice(Shards(Rows(stored(tmp_path, x)), rounds.processes, rounds.spread, memory=1 << 20), 4 * N * D - 1)
+    assert_same(found, choice(LocalShards.of_array(x), 1 << 30))
+    assert rounds.record.restarts == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_ray")
 def test_actors_that_are_killed_are_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last of three dies while it works on a round, its successor between two rounds: the selection is the same."""
     x = data("clustered", N, D, 0)

@@ -12,7 +12,6 @@ from raystream.selection import ArrayPart, LocalShards, bounds, k_means
 from raystream.selection.clusters import fit_centres
 from raystream.selection.constraints import Constraints
 from raystream.selection.near_duplicates import NearDuplicates
-from raystream.selection.rows import as_rows
 from raystream.selection.strategies.k_means import cluster
 
 FEW = ("normal", "clustered", "duplicated", "equal", "binary", "one_hot", "counts", "unit", "offset")
@@ -24,7 +23,7 @@ def test_exactly_as_many_distinct_rows_as_there_can_be(pool, seed):
     """min(k, n) distinct rows, on duplicates, constants and zero weights too, the heaviest cluster first."""
     x, k = pool
     weight = np.random.default_rng(seed).integers(0, 3, len(x)).astype(np.float32)
-    found = cluster(as_rows(x), k, weight=weight, seed=seed)
+    found = cluster(LocalShards.of_array(x), k, weight=weight, seed=seed)
     assert len(found.rows) == len(set(found.rows.tolist())) == min(k, len(x))
     assert (np.diff(found.gain) <= 0).all()
     assert found.gain.sum() == pytest.approx(weight.sum() if weight.any() else len(x))
@@ -55,7 +54,7 @@ def test_rows_are_the_nearest_unused_to_the_centres(pool, seed):
         left = set(range(len(x))) - set(rows)
         own = {row for row in left if nearest[row] == centre}
         rows.append(min(own or left, key=lambda row: (squared[centre, row], row)))
-    found = cluster(as_rows(x), k, weight=weight, seed=seed)
+    found = cluster(LocalShards.of_array(x), k, weight=weight, seed=seed)
     np.testing.assert_array_equal(found.rows, rows)
     np.testing.assert_array_equal(found.gain, np.sort(heavy)[::-1])
 
@@ -73,8 +72,8 @@ def test_threads_parts_and_units_change_nothing(monkeypatch):
         for threads, parts, units in ((1, 64, False), (2, 1, True), (4, 2, False), (2, 7, True), (1, 1, True)):
             torch.set_num_threads(threads)
             monkeypatch.setattr(bounds, "has_bfloat16_units", lambda units=units: units)
-            rows = LocalShards([ArrayPart(part) for part in np.array_split(x, parts)]).rows
-            found.append(cluster(rows, 50, weight=weight, seed=1).rows.tolist())
+            shards = LocalShards([ArrayPart(part) for part in np.array_split(x, parts)])
+            found.append(cluster(shards, 50, weight=weight, seed=1).rows.tolist())
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -94,9 +93,9 @@ def test_two_levels_find_as_many_rows():
     weight = np.zeros(400)
     weight[:200] = 1
     for given_weight in (None, weight):
-        found = cluster(as_rows(x), 100, weight=given_weight, one_level=10)
+        found = cluster(LocalShards.of_array(x), 100, weight=given_weight, one_level=10)
         assert len(set(found.rows.tolist())) == 100
-    assert len(set(cluster(as_rows(x), 399, one_level=10).rows.tolist())) == 399
+    assert len(set(cluster(LocalShards.of_array(x), 399, one_level=10).rows.tolist())) == 399
 
 
 def test_copies_beyond_every_block():
@@ -110,7 +109,7 @@ def test_copies_beyond_every_block():
 def test_near_duplicates_give_way_to_the_next_row():
     """A blocked row is passed over, and the strategy goes on until every row is used or blocked."""
     x = np.repeat(data("normal", 6, 3, 0), 10, axis=0)
-    found = cluster(as_rows(x), 20, constraints=Constraints(20, near_duplicates=NearDuplicates(0.9999, 3)))
+    found = cluster(LocalShards.of_array(x), 20, constraints=Constraints(20, near_duplicates=NearDuplicates(0.9999, 3)))
     assert sorted(row // 10 for row in found.rows) == [0, 1, 2, 3, 4, 5]
 
 

@@ -90,7 +90,7 @@ def test_blocked_rows_are_passed_over():
 def test_refusals():
     """Rows beyond the memory, and NaN, are errors that say so."""
     x = data("normal", 10, 3, 0)
-    with pytest.raises(QueryError, match=r"typiclust gathers its 10 candidates, which takes 120 bytes"):
+    with pytest.raises(QueryError, match=r"typiclust looks at 10 of its 10 candidates at a time, which takes 120 bytes"):
         typiclust(x, 2, memory=100)
     x[3] = np.nan
     with pytest.raises(DataError, match="rows 3"):

@@ -74,6 +74,8 @@ def _score(name: str, entry: ScoreEntry) -> CatalogueEntry:
     return CatalogueEntry(
         name, entry.does, (entry.needs,), {"tasks": _tasks(entry.tasks)}, tuple(sorted(entry.keys)), entry.args, entry.code
     )
+
+
 _AUTO = CatalogueEntry(
     AUTO,
     "leaves it to a written rule: typiclust while little is labelled, then k_means weighted by the score, of numbers lcmd",

@@ -109,6 +109,7 @@ TRAITS: Mapping[str, Traits] = {
         "15 s",
         score=True,
         embedding=True,
+        sharded=True,
         keys=_keys("metric"),
         args={
             "clusters": count(None, "of all candidates", "4 x budget"),
@@ -179,6 +180,7 @@ TRAITS: Mapping[str, Traits] = {
         score=True,
         embedding=True,
         tenfold=True,
+        sharded=True,
         keys=_keys("metric"),
         args={"iterations": count(20, "of Lloyd's algorithm")},
     ),
@@ -266,6 +268,7 @@ TRAITS: Mapping[str, Traits] = {
         "raystream.selection.strategies.typiclust:typiclust_strategy",
         "13 s",
         embedding=True,
+        sharded=True,
         keys=_keys("metric"),
         args={
             "clusters": count(500, "at most; beyond it every cluster is gone to again"),

@@ -11,12 +11,13 @@ from numpy.typing import ArrayLike
 from raystream.errors import QueryError
 from raystream.selection.arguments import checked_seed, column, rows_of
 from raystream.selection.arguments import count as checked_count
+from raystream.selection.clustered import Clustered, clustered, taken
 from raystream.selection.clusters import clusters as fit_clusters
 from raystream.selection.constraints import Constraints
 from raystream.selection.rows import Array, Metric
-from raystream.selection.shards import DEFAULT_MEMORY
+from raystream.selection.shards import DEFAULT_MEMORY, LocalPieces, Shards
 from raystream.selection.strategies.ranking import top_k, walk
-from raystream.selection.strategy import Candidates, Kept, Picked, Request, embeddings, gathered, scores
+from raystream.selection.strategy import Candidates, Kept, Picked, Request, embeddings, scores
 
 SHORTLIST = 10.0
 _CLUSTERS_A_ROW = 4
@@ -49,31 +50,31 @@ def cluster_margin(
         seed: of the first centres.
         clusters: of all rows; left out, 4 k.
         m: at least 1; 1.25 for clean pools to 10 for redundant ones.
-        memory: bytes that the rows may take as float32.
+        memory: bytes that rows may take as float32; of more of them, samples are gathered, and passes read the rest.
 
     Returns:
         (min(k, n),) int64 distinct rows in order of choice.
 
     Raises:
         DataError: embeddings that are not finite, or a score that is NaN.
-        QueryError: an m below 1, or rows that don't fit `memory`.
+        QueryError: an m below 1, or a sample that doesn't fit `memory`.
     """
     rows, k = rows_of(x, metric), checked_count(k)
-    vectors = gathered(rows, memory, "cluster_margin")
+    vectors = clustered(Shards(rows, 1, LocalPieces, memory=memory), memory, "cluster_margin")
     return _spread(vectors, column(score, len(rows)), k, Constraints(k), checked_seed(seed), clusters, m)
 
 
 def cluster_margin_strategy(candidates: Candidates, request: Request) -> Picked:
     """`cluster_margin` in a query."""
     score = scores(candidates, "cluster_margin")
-    x = gathered(embeddings(candidates, "cluster_margin").rows, request.memory, "cluster_margin")
+    x = clustered(embeddings(candidates, "cluster_margin"), request.memory, "cluster_margin")
     count, m = request.args.get("clusters"), float(request.args.get("m", SHORTLIST))
     rows = _spread(x, score, request.budget, request.constraints, request.seed, count, m, candidates.kept)
-    return Picked(rows, score[rows].astype(np.float64), passes=1)
+    return Picked(rows, score[rows].astype(np.float64), passes=x.passes)
 
 
 def _spread(
-    x: Array, score: Array, budget: int, constraints: Constraints, seed: int, count: int | None, m: float, kept: Kept | None = None
+    x: Clustered, score: Array, budget: int, constraints: Constraints, seed: int, count: int | None, m: float, kept: Kept | None = None
 ) -> Array:
     if m < 1:
         raise QueryError(f"`m` is {m:g}, expected at least 1: the shortlist can't be shorter than the batch")
@@ -88,7 +89,7 @@ def _spread(
     order = order[~np.isin(order, constraints.taken)]
     while left > 0 and len(order):  # again only if constraints blocked so much of the shortlist
         length = _shortlist(cluster[order], left, m)
-        rows.append(walk(_turns(order[:length], cluster), left, constraints, lambda some: x[some]))
+        rows.append(walk(_turns(order[:length], cluster), left, constraints, lambda some: taken(x, some)))
         left -= len(rows[-1])
         order = order[length:]
     return np.concatenate(rows)

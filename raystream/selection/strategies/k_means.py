@@ -12,24 +12,27 @@ import torch
 from numpy.typing import ArrayLike
 
 from raystream.selection.arguments import checked_seed, count, optional_column, rows_of
-from raystream.selection.clusters import ONE_LEVEL, fit_centres, nearest_centre
+from raystream.selection.clustered import Clustered, Spread, clustered, taken
+from raystream.selection.clusters import ONE_LEVEL, fit_centres
 from raystream.selection.constraints import Constraints
 from raystream.selection.points import BLOCK, encode, encoding_of, slices
-from raystream.selection.rows import Array, Metric, Rows, squared_distances
-from raystream.selection.shards import DEFAULT_MEMORY
-from raystream.selection.strategy import Candidates, Picked, Request, embeddings, gathered
+from raystream.selection.rows import Array, Metric, squared_distances
+from raystream.selection.shards import DEFAULT_MEMORY, LocalPieces, Shards
+from raystream.selection.strategy import Candidates, Picked, Request, embeddings
 from raystream.selection.weights import checked_weights
-from raystream.threads import each
 
 _PRODUCTS = 1 << 23
+_FEWEST = 64
+"""Rows that stretches name at once as the nearest to a centre, four times as many each time after."""
 
 
 @dataclass(frozen=True)
-class Clustered:
-    """`rows` (b,) int64 in descending weight of their clusters; `gain` (b,) float64, those weights."""
+class Chosen:
+    """`rows` (b,) int64 in descending weight of their clusters; `gain` (b,) float64, those weights; how often all rows were read."""
 
     rows: Array
     gain: Array
+    passes: int = 0
 
 
 def k_means(
@@ -54,22 +57,24 @@ def k_means(
         metric: `cosine` works on rows divided by their lengths.
         seed: of the first centres.
         iterations: of Lloyd's algorithm, of which the first two thirds see 131,072 rows or 64 k, if there are more.
-        memory: bytes that the rows may take as float32.
+        memory: bytes that rows may take as float32; of more of them, samples are gathered, and passes read the rest.
 
     Returns:
         (min(k, n),) int64 distinct rows, the heaviest cluster first.
 
     Raises:
         DataError: embeddings that are not finite.
-        QueryError: a negative score, or rows that don't fit `memory`.
+        QueryError: a negative score, or a sample that doesn't fit `memory`.
     """
     rows = rows_of(x, metric)
     weight = optional_column(score, len(rows))
-    return cluster(rows, count(k), weight=weight, seed=checked_seed(seed), iterations=iterations, memory=memory).rows
+    return cluster(
+        Shards(rows, 1, LocalPieces, memory=memory), count(k), weight=weight, seed=checked_seed(seed), iterations=iterations, memory=memory
+    ).rows
 
 
 def cluster(
-    rows: Rows,
+    shards: Shards,
     k: int,
     *,
     weight: Array | None = None,
@@ -78,17 +83,17 @@ def cluster(
     memory: int = DEFAULT_MEMORY,
     constraints: Constraints | None = None,
     one_level: int = ONE_LEVEL,
-) -> Clustered:
+) -> Chosen:
     """`k_means` over rows wherever they are, passing over those that `constraints` block."""
-    n = len(rows)
+    n = len(shards)
     k = min(k, n)
     checked = _weights(weight, n)
     if k <= 0:
-        return Clustered(np.empty(0, dtype=np.int64), np.empty(0))
-    x = gathered(rows, memory, "k_means")
-    centres = x if k == n else fit_centres(x, checked, k, seed, iterations, one_level)
-    nearest = nearest_centre(x, centres)
-    return _chosen(x, centres, nearest, np.bincount(nearest, weights=checked, minlength=k), constraints)
+        return Chosen(np.empty(0, dtype=np.int64), np.empty(0))
+    rows = clustered(shards, memory, "k_means")
+    centres = rows.take() if k == n else fit_centres(rows, checked, k, seed, iterations, one_level)
+    nearest = rows.nearest(centres)
+    return _chosen(rows, centres, nearest, np.bincount(nearest, weights=checked, minlength=k), constraints)
 
 
 def _weights(weight: Array | None, n: int) -> Array:
@@ -99,10 +104,10 @@ def _weights(weight: Array | None, n: int) -> Array:
     return checked if checked.any() else np.ones(n)
 
 
-def _chosen(x: Array, centres: Array, nearest: Array, weight: Array, constraints: Constraints | None) -> Clustered:
+def _chosen(x: Clustered, centres: Array, nearest: Array, weight: Array, constraints: Constraints | None) -> Chosen:
     """For each centre in descending weight of its cluster, (k,) float64, a row that is neither used nor blocked."""
     order = np.argsort(-weight, kind="stable")
-    squared = _squared_to_own(x, centres, nearest)
+    squared = x.squared_to_own(centres, nearest)
     by_cluster = np.lexsort((squared, nearest))
     ends = np.cumsum(np.bincount(nearest, minlength=len(centres)))
     unused = _Unused(x, centres[order], constraints)
@@ -114,27 +119,16 @@ def _chosen(x: Array, centres: Array, nearest: Array, weight: Array, constraints
         if row is None:
             break
         rows.append(row)
-    return Clustered(np.asarray(rows, dtype=np.int64), weight[order[: len(rows)]])
-
-
-def _squared_to_own(x: Array, centres: Array, nearest: Array) -> Array:
-    """(n,) float64 squared distances by the definition."""
-    result = np.empty(len(x))
-
-    def see(at: slice) -> None:
-        result[at] = squared_distances(x[at], centres[nearest[at]])
-
-    each(slices(len(x), BLOCK), lambda: see)
-    return result
+    return Chosen(np.asarray(rows, dtype=np.int64), weight[order[: len(rows)]], x.passes)
 
 
 class _Unused:
     """The rows that may still be taken."""
 
-    def __init__(self, x: Array, centres: Array, constraints: Constraints | None) -> None:
+    def __init__(self, x: Clustered, centres: Array, constraints: Constraints | None) -> None:
         self._x, self._centres, self._constraints = x, centres, constraints
         self._gone = np.zeros(len(x), dtype=bool)  # taken or blocked: what is blocked stays so
-        self._products: _Products | None = None
+        self._near: _Near | _NearSpread | None = None
 
     def first(self, rows: Array) -> int | None:
         """The first of `rows` (int64) that can be taken, which it is from now on."""
@@ -143,44 +137,52 @@ class _Unused:
             some = rows[at : at + step]
             some = some[~self._gone[some]]
             if self._constraints is not None and len(some):
-                blocked = self._constraints.blocked(some, self._x[some])
+                blocked = self._constraints.blocked(some, taken(self._x, some))
                 self._gone[some[blocked]] = True
                 some = some[~blocked]
             if len(some):
                 row = int(some[0])
                 self._gone[row] = True
                 if self._constraints is not None:
-                    self._constraints.take(row, self._x[row])
+                    self._constraints.take(row, self._x.take(some[:1])[0])
                 return row
             at, step = at + step, min(2 * step, 4096)
         return None
 
     def nearest(self, place: int) -> int | None:
         """The nearest row to the centre in this place that can be taken."""
-        if self._products is None:
-            self._products = _Products(self._x, self._centres)
-        while (close := self._products.close(place, self._gone)) is not None:
-            row = self.first(np.asarray([self._closest(close, self._centres[place])]))
+        if self._near is None:
+            self._near = _NearSpread(self._x, self._centres) if isinstance(self._x, Spread) else _Near(self._x.take(), self._centres)
+        while (close := self._near.closest(place, self._gone)) is not None:
+            row = self.first(np.asarray([close]))
             if row is not None:
                 return row
         return None
 
-    def _closest(self, rows: Array, centre: Array) -> int:
-        """The lowest of `rows` (int64, ascending) at the least distance; of many copies of the centre only some are looked at."""
-        least, found = np.inf, -1
-        for at in slices(len(rows), BLOCK):
-            squared = squared_distances(self._x[rows[at]], centre)
-            if squared.min() < least:
-                least, found = float(squared.min()), int(rows[at][np.argmin(squared)])
-            if least == 0:
-                break
-        return found
+
+class _NearSpread:
+    """The rows nearest to a centre, from stretches of them: several at a time, more each time that none of them could be taken."""
+
+    def __init__(self, x: Spread, centres: Array) -> None:
+        self._x, self._centres = x, centres
+        self._place, self._count, self._rows = -1, 0, np.empty(0, dtype=np.int64)
+
+    def closest(self, place: int, gone: Array) -> int | None:
+        """The nearest row to the centre in this place that isn't gone, the lowest at a tie; None when all are."""
+        if place != self._place:
+            self._place, self._count, self._rows = place, _FEWEST, np.empty(0, dtype=np.int64)
+        self._rows = self._rows[~gone[self._rows]]
+        if not len(self._rows):
+            self._rows = self._x.closest(self._centres[place], gone, self._count)[1]
+            self._count *= 4
+        return int(self._rows[0]) if len(self._rows) else None
 
 
-class _Products:
-    """Which rows may be nearest to a centre, from products of some centres at a time with all rows."""
+class _Near:
+    """The rows nearest to a centre, of rows in memory: products of some centres at a time with all rows leave few to be looked at."""
 
     def __init__(self, x: Array, centres: Array) -> None:
+        self._x, self._centres = x, centres
         self._encoding = encoding_of(x, "float32")
         self._operand = encode(x, self._encoding)[0]
         self._of_centres = self._encoding.centres(centres)[0]
@@ -188,7 +190,21 @@ class _Products:
         self._step = max(_PRODUCTS // len(x), 1)
         self._at, self._now = -self._step, np.empty(0)
 
-    def close(self, place: int, gone: Array) -> Array | None:
+    def closest(self, place: int, gone: Array) -> int | None:
+        """See `_NearSpread`."""
+        close = self._close(place, gone)
+        if close is None:
+            return None
+        least, found = np.inf, -1
+        for at in slices(len(close), BLOCK):  # of many copies of the centre only some are looked at
+            squared = squared_distances(self._x[close[at]], self._centres[place])
+            if squared.min() < least:
+                least, found = float(squared.min()), int(close[at][np.argmin(squared)])
+            if least == 0:
+                break
+        return found
+
+    def _close(self, place: int, gone: Array) -> Array | None:
         """int64 rows, not gone, among which the nearest to the centre in this place is; None when all are gone."""
         if not self._at <= place < self._at + self._step:
             self._at = place
@@ -205,7 +221,7 @@ class _Products:
 def k_means_strategy(candidates: Candidates, request: Request) -> Picked:
     """`k_means` in a query, weighted by the score."""
     found = cluster(
-        embeddings(candidates, "k_means").rows,
+        embeddings(candidates, "k_means"),
         request.budget,
         weight=candidates.score,
         seed=request.seed,
@@ -213,4 +229,4 @@ def k_means_strategy(candidates: Candidates, request: Request) -> Picked:
         constraints=request.constraints,
         **request.args,
     )
-    return Picked(found.rows, found.gain, passes=1)
+    return Picked(found.rows, found.gain, passes=found.passes)

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from raystream.selection.arguments import checked_seed, count, labelled_of, rows_of
+from raystream.selection.clustered import Clustered, Held, clustered, taken
 from raystream.selection.clusters import clusters as fit_clusters
 from raystream.selection.constraints import Constraints
 from raystream.selection.nearest import near_bounds, pair_distances
@@ -27,8 +28,8 @@ from raystream.selection.neighbours import Facts, nearest_neighbours
 from raystream.selection.points import encoding_of, slices
 from raystream.selection.represents import assign
 from raystream.selection.rows import Array, Metric, as_rows, vectors
-from raystream.selection.shards import DEFAULT_MEMORY
-from raystream.selection.strategy import Candidates, Kept, Picked, Request, embeddings, gathered
+from raystream.selection.shards import DEFAULT_MEMORY, LocalPieces, Shards
+from raystream.selection.strategy import Candidates, Kept, Picked, Request, embeddings
 from raystream.threads import each
 
 
@@ -62,11 +63,11 @@ _PRODUCT_UP = 1 + 1.01 * 2.0**-8
 """What rounding to bfloat16 may multiply a product by."""
 
 
-def densest(x: Array, group: Array, neighbours: int) -> Iterator[tuple[int, float]]:
+def densest(x: Array | Clustered, group: Array, neighbours: int) -> Iterator[tuple[int, float]]:
     """The rows of a group in ascending order of the mean distance to their nearest others, ties to the lower row, each with that mean.
 
     Args:
-        x: (n, d) float32.
+        x: the rows, (n, d) float32 if they are an array. The group's are taken anew whenever they are looked at, which is seldom.
         group: (m,) int64 rows of x, ascending.
         neighbours: over how many others the mean is taken, at least one; all when there are fewer. It is infinite for a row by itself.
     """
@@ -74,15 +75,16 @@ def densest(x: Array, group: Array, neighbours: int) -> Iterator[tuple[int, floa
     if count < 1:
         yield from ((int(row), math.inf) for row in group)
         return
+    rows = Held(x) if isinstance(x, np.ndarray) else x
     whole = len(group) <= _WHOLE
-    low = np.zeros(len(group)) if whole else _lower_bounds(x[group], count)
+    low = np.zeros(len(group)) if whole else _lower_bounds(rows.take(group), count)
     order = np.argsort(low, kind="stable")
     at, step = 0, _WHOLE if whole else _FEWEST
     known: list[tuple[float, int]] = []  # a heap of means and places in the group
     while at < len(order) or known:
         if at < len(order) and not (known and known[0] <= (low[order[at]], order[at])):
             ask = order[at : at + step]
-            for mean, place in zip(_means(x[group], ask, count).tolist(), ask.tolist(), strict=True):
+            for mean, place in zip(_means(rows.take(group), ask, count).tolist(), ask.tolist(), strict=True):
                 heapq.heappush(known, (mean, place))
             at, step = at + len(ask), min(2 * step, _MOST)
             continue
@@ -174,31 +176,32 @@ def typiclust(
         seed: of the first centres.
         clusters: how many at most; beyond it every cluster is gone to again.
         neighbours: how many the density looks at.
-        memory: bytes that the rows may take as float32.
+        memory: bytes that rows may take as float32; of more of them, samples and a cluster at a time are gathered.
 
     Returns:
         (min(k, n),) int64 distinct rows in order of choice.
 
     Raises:
         DataError: embeddings that are not finite.
-        QueryError: rows that don't fit `memory`.
+        QueryError: a sample, or a cluster, that doesn't fit `memory`.
     """
     rows, k = rows_of(x, metric), count(k)
     fixed = labelled_of(labelled, rows.width, metric)
-    return _typical(gathered(rows, memory, "typiclust"), k, fixed, Constraints(k), checked_seed(seed), clusters, neighbours).rows
+    shards = Shards(rows, 1, LocalPieces, memory=memory)
+    return _typical(clustered(shards, memory, "typiclust"), k, fixed, Constraints(k), checked_seed(seed), clusters, neighbours).rows
 
 
 def typiclust_strategy(candidates: Candidates, request: Request) -> Picked:
     """`typiclust` in a query."""
     shards = embeddings(candidates, "typiclust")
-    x = gathered(shards.rows, request.memory, "typiclust")
+    x = clustered(shards, request.memory, "typiclust")
     labelled = vectors(request.labelled, shards.width, "euclidean")
     most, neighbours = int(request.args.get("clusters", CLUSTERS)), int(request.args.get("neighbours", NEIGHBOURS))
     return _typical(x, request.budget, labelled, request.constraints, request.seed, most, neighbours, candidates.kept)
 
 
 def _typical(
-    x: Array, budget: int, labelled: Array, constraints: Constraints, seed: int, most: int, neighbours: int, kept: Kept | None = None
+    x: Clustered, budget: int, labelled: Array, constraints: Constraints, seed: int, most: int, neighbours: int, kept: Kept | None = None
 ) -> Picked:
     if not len(x) or budget <= 0:
         return Picked(np.empty(0, dtype=np.int64), np.empty(0))
@@ -222,13 +225,13 @@ def _typical(
                 gain.append(taken[1])
                 heapq.heappush(queue, (count + 1, size, c))
     facts = {"clusters": len(found.size), "recall": parts.recall}
-    return Picked(np.asarray(rows, dtype=np.int64), np.asarray(gain, dtype=np.float64), passes=1, facts=facts)
+    return Picked(np.asarray(rows, dtype=np.int64), np.asarray(gain, dtype=np.float64), passes=x.passes, facts=facts)
 
 
 class _Parts:
     """The clusters' rows, the densest of each first; a cluster is looked into when it is first needed, or shortly before."""
 
-    def __init__(self, x: Array, members: list[Array], neighbours: int, seed: int) -> None:
+    def __init__(self, x: Clustered, members: list[Array], neighbours: int, seed: int) -> None:
         self._x, self._members, self._neighbours, self._seed = x, members, neighbours, seed
         self._rows: dict[int, Iterator[tuple[int, float]]] = {}
         self._waiting: dict[int, list[tuple[int, float]]] = {}  # rows that have come and were neither taken nor blocked
@@ -252,7 +255,7 @@ class _Parts:
 
     def _by_graph(self, group: Array) -> Iterator[tuple[int, float]]:
         """As `densest`, as far as inverted lists find the neighbours."""
-        found = nearest_neighbours(self._x[group], self._neighbours, seed=self._seed, exact=_EXACT)
+        found = nearest_neighbours(self._x.take(group), self._neighbours, seed=self._seed, exact=_EXACT)
         self.recall = min(self.recall, float(found.facts["recall"]))
         mean = found.distance.mean(axis=1)
         order = np.argsort(mean, kind="stable")
@@ -263,11 +266,11 @@ class _Parts:
         step = 1
         while some := self._waiting.pop(cluster, []) or list(islice(self._rows[cluster], step)):
             rows = np.asarray([row for row, _ in some])
-            free = np.flatnonzero(~constraints.blocked(rows, self._x[rows]))
+            free = np.flatnonzero(~constraints.blocked(rows, taken(self._x, rows)))
             if len(free):
                 row, mean = some[free[0]]
                 self._waiting[cluster] = some[free[0] + 1 :]  # what is blocked stays so
-                constraints.take(row, self._x[row])
+                constraints.take(row, self._x.take(np.asarray([row]))[0])
                 return row, 1 / mean if mean > 0 else math.inf
             step = min(2 * step, 4096)
         return None
