@@ -63,7 +63,7 @@ def asked(pool: Path, address: str, rows: int) -> dict[str, float]:
         spec.write_text(asked.model_copy(update={"cluster": asked.cluster.model_copy(update={"address": address})}).to_yaml())
         began, taken, summary = command("query", str(spec))
         assert summary["rows"] == 1000
-        events = [json.loads(line) for line in (Path(summary["selection"]).parent / "events.jsonl").read_text().splitlines()]
+        events = [json.loads(line) for line in (Path(summary["selection"]).parent / "workers.jsonl").read_text().splitlines()]
     ended = [event for event in events if event["event"] == "UnitEnded"]
     found = {"first unit": ended[0]["time"] - began, "all told": taken}
     others = [event["time"] - began for event in ended if event["worker"]]

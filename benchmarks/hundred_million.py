@@ -74,9 +74,8 @@ def write(folder: Path, rows: int, kind: str) -> None:
                 "e": pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), WIDTH),
             }
         )
-        pq.write_table(
-            table, folder / f"{start:011d}.parquet", row_group_size=GROUP_ROWS, use_dictionary=False, compression={"k": "zstd", "p": "none", "e": "none"}
-        )  # fmt: skip
+        codecs = {"k": "zstd", "p": "none", "e": "none"}
+        pq.write_table(table, folder / f"{start:011d}.parquet", row_group_size=GROUP_ROWS, use_dictionary=False, compression=codecs)
 
 
 def query(pool: str, store: str, strategy: str, workers: str) -> None:

@@ -305,7 +305,7 @@ def cold_start(pool: Path, store: Path) -> float:
     began = time.time()
     command = [sys.executable, "-m", "raystream.cli", "score", str(spec)]
     subprocess.run(command, check=True, cwd=Path(__file__).parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    [log] = store.glob("queries/*/events.jsonl")
+    [log] = store.glob("queries/*/workers.jsonl")
     events = [json.loads(line) for line in log.read_text().splitlines()]
     return min(event["time"] for event in events if event["event"] == "UnitEnded") - began
 

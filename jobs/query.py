@@ -1,4 +1,4 @@
-"""What `ray job submit` runs: the same query as `raystream query`, on the job's own cluster.
+"""What `raystream submit` and `ray job submit` run: the same query as `raystream query`, on the job's own cluster.
 
     ray job submit --working-dir . -- python jobs/query.py query.yaml --json --store s3://lake/raystream
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raystream.loop.streams.run import run_stream
     from raystream.loop.streams.sampler import StreamSampler
     from raystream.query.stream import Stream
+    from raystream.service.client import Client
     from raystream.store.result import Result
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Acquire",
     "ActiveLearningLoop",
+    "Client",
     "Cluster",
     "Loop",
     "LoopSettings",
@@ -48,6 +50,7 @@ __all__ = [
 
 _LATER = {
     "ActiveLearningLoop": "raystream.loop.campaign",
+    "Client": "raystream.service.client",
     "Result": "raystream.store.result",
     "Stream": "raystream.query.stream",
     "StreamSampler": "raystream.loop.streams.sampler",

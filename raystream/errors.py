@@ -12,7 +12,7 @@
     │   │   └── StoreUnreachable           its server doesn't answer, or breaks off
     │   ├── StrategyContractError (AssertionError)  a strategy breaks a promise that all strategies make
     │   └── VerificationError          a committed selection is not what its scores give
-    ├── UnitsFailed (RuntimeError) 4   units failed three times; everything else was scored and kept
+    ├── UnitsFailed (RuntimeError) 4   units failed three times, or more than may be left out; all else was scored and kept
     └── ClusterError (RuntimeError) 5  the cluster could not run the query
 
 A message is one sentence: what, where, got, expected, what to do. Every error here holds its message
@@ -82,7 +82,7 @@ class VerificationError(DataError):
 
 
 class UnitsFailed(RaystreamError, RuntimeError):
-    """Units failed three times; the rest of the pool was scored and is kept."""
+    """Units failed three times, or more of them than the query may leave out; the rest of the pool was scored and is kept."""
 
     exit_code = 4
 

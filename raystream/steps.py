@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from raystream.choosing.batch import choose_batch
@@ -27,8 +27,9 @@ from raystream.query import Query
 from raystream.scoring.calibrate import Fitted, fitted_temperature
 from raystream.scoring.class_labels import named_classes
 from raystream.scoring.estimate import Estimate, estimate
-from raystream.scoring.plan import resolve, write_plan
+from raystream.scoring.plan import ResolvedQuery, resolve, write_plan
 from raystream.scoring.progress import Reporter
+from raystream.scoring.run_log import RunLog
 from raystream.scoring.session import Session, model_notes, score_warnings
 from raystream.store.life import SignOfLife
 from raystream.store.manifest import Seconds
@@ -42,12 +43,21 @@ from raystream.store.unit_columns import named, quarantined_rows
 _log = logging.getLogger("raystream")
 
 
-def run(query: Query, reporter: Reporter, may_score: bool, record: Recorded | None = None) -> Result:
-    """See `raystream.run.run`; the query that a `record` holds is held against what that says."""
+def run(
+    query: Query,
+    reporter: Reporter,
+    may_score: bool,
+    record: Recorded | None = None,
+    resolved: Callable[[ResolvedQuery], object] = lambda asked: None,
+) -> Result:
+    """See `raystream.run.run`; the query that a `record` holds is held against what that says.
+
+    `resolved` is told what is asked before anything of it is scored, and may refuse it.
+    """
     with Processes(query.cluster, reporter) as processes:
         began = time.perf_counter()
         fitted = fitted_temperature(query, reporter, processes, may_score=may_score)
-        result = _run(query, record, fitted, reporter, processes, may_score, time.perf_counter() - began)
+        result = _run(query, record, fitted, reporter, processes, may_score, time.perf_counter() - began, resolved)
     return _with_output(query, result)
 
 
@@ -59,22 +69,27 @@ def _run(
     processes: Processes,
     may_score: bool,
     fitting: float,
+    resolved: Callable[[ResolvedQuery], object],
 ) -> Result:
     began = time.perf_counter()
     if query.output is not None:
         refuse_among(query.output, query.row_uris, "output", f"selection-{query.store.query or '0' * 12}.parquet")
         refuse_in_store(query.output, query.store.uri, "output")
         check_output(query.output, storage=query.pool.options)
-    with SignOfLife() as life:
+    with SignOfLife() as life, RunLog(reporter) as log:
         reporter.stage("Reading the pool's footers")
         asked = resolve(query, fitted.calibration if fitted else None if record is None else record.calibration)
+        resolved(asked)
+        log.asked(asked)
         committed = asked.committed
         if committed is not None:
             return read_result(asked.store, committed)
         differ = [] if record is None else check_recorded(asked, record)
         _say(differ)
         life.begin(asked.store, asked.folder)
+        log.begin(asked.store, asked.folder)
         plan = asked.plan(asked.pool.units)
+        log.planned(plan)
         if len(plan.to_compute) and not may_score:
             raise QueryError(
                 f"{len(plan.to_compute)} of {len(plan.units)} units are not scored yet; run raystream query or raystream score first"
@@ -82,7 +97,7 @@ def _run(
         _say(foresee(asked, plan))
         write_plan(asked, plan)
         planned = time.perf_counter()
-        with Session(asked.job, asked.store, asked.folder, reporter, processes, life, may_score=may_score) as session:
+        with Session(asked.job, asked.store, asked.folder, log, processes, life, may_score=may_score) as session:
             units = session.score(plan)
             scored = time.perf_counter()
             reporter.stage("Merging the scores")
@@ -102,7 +117,9 @@ def _run(
         warnings = [*differ, *asked.warnings, *score_warnings(asked.query, pool.units, session), *flat_scores(asked.query, pool), *notes]
         warnings += [*covered.warnings, *batch.warnings, *model_notes(pool.units)]
         scoring = ScoringFacts(plan, also, session.units_scored, session.bytes_read)
-        return commit(asked, scoring, pool, covered, batch, seconds, warnings)
+        result = commit(asked, scoring, pool, covered, batch, seconds, warnings)
+        log.end("committed", chosen=result.manifest.counts.chosen)
+        return result
 
 
 def _say(sentences: Sequence[str]) -> None:
@@ -124,23 +141,27 @@ def _with_output(query: Query, result: Result) -> Result:
 
 def score(query: Query, reporter: Reporter) -> Scores:
     """See `raystream.run.score`."""
-    with Processes(query.cluster, reporter) as processes, SignOfLife() as life:
+    with Processes(query.cluster, reporter) as processes, SignOfLife() as life, RunLog(reporter) as log:
         began = time.perf_counter()
         fitted = fitted_temperature(query, reporter, processes)
         fitting = time.perf_counter() - began
         reporter.stage("Reading the pool's footers")
         asked = resolve(query, fitted.calibration if fitted else None)
+        log.asked(asked)
         committed = asked.is_committed
         if not committed:
             life.begin(asked.store, asked.folder)
+            log.begin(asked.store, asked.folder)
         plan = asked.plan(asked.pool.units)
+        log.planned(plan)
         _say(foresee(asked, plan, chooses=False))
         if not committed:
             write_plan(asked, plan)  # `raystream gc` knows by it which units are in use
         planned = time.perf_counter()
-        with Session(asked.job, asked.store, asked.folder, reporter, processes, life) as session:
+        with Session(asked.job, asked.store, asked.folder, log, processes, life) as session:
             pool, _, notes = with_epig(asked, plan, read_pool(asked, plan, session.score(plan), session.warnings), session)
             covered = find_labelled_rows(asked, pool, session)
+        log.end("scored")
     scoring = time.perf_counter() - planned - session.start_seconds
     every = [pool.units, covered.elsewhere]
     told = [*asked.warnings, *score_warnings(asked.query, pool.units, session), *notes, *covered.warnings, *model_notes(pool.units)]

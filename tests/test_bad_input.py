@@ -255,7 +255,10 @@ def test_damaged_pages_are_named_and_the_rest_is_chosen_from_under_skip(ask: Ask
     code, error = ask()
     assert code == 3
     assert "year=2021/part.parquet#rg" in error
-    code, output = ask(on_error="skip")
+    code, error = ask(on_error="skip")
+    assert code == 4
+    assert "1 of 4 units can't be scored, 25.00% of them, and max_quarantined allows 1.00%" in error
+    code, output = ask(on_error="skip", max_quarantined=0.25)
     assert code == 0
     assert json.loads(output)["counts"]["scored"] == 900
     assert "1 unit was left out" in " ".join(json.loads(output)["warnings"])

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raystream import __version__
-from raystream.cli import catalogue, init, labels, simulation, upkeep
+from raystream.cli import catalogue, init, jobs, labels, simulation, upkeep
 from raystream.cli.in_job import check_place, check_places
 from raystream.cli.loop import loop
+from raystream.cli.serve import serve, token
 from raystream.cli.stream import stream
 from raystream.cli.terminal import RESUME, Interruption, Leaving, end_output, nobody_reads
 from raystream.cli.terminal import print_result as _print
 from raystream.cli.terminal import reporting as _reporter
-from raystream.errors import RaystreamError
+from raystream.errors import QueryError, RaystreamError
 from raystream.lake.uri import absolute
 from raystream.query import Query
 from raystream.run import calibrate as fit_temperature
@@ -144,6 +145,8 @@ def show(
     store: Annotated[str, typer.Option("--store", help="Where scored units and queries are kept.")] = "runs",
     as_json: AsJson = False,
     report: Annotated[bool, typer.Option("--report", help="Write report.html anew.")] = False,
+    page: Annotated[bool, typer.Option("--page", help="Write page.html: the page of raystream serve, for this query alone.")] = False,
+    out: Annotated[str | None, typer.Option("--out", help="Where --page is written, instead of beside the selection.")] = None,
     debug: Debug = False,
 ) -> None:
     """A committed query with its selection; or all of a store.
@@ -153,6 +156,10 @@ def show(
     from raystream.store.result import load_result
 
     check_place("--store", store)
+    if out is not None and not page:
+        raise QueryError("--out says where --page is written; give --page, too")
+    if page and name is None:
+        raise QueryError("--page is of one query; name it, as raystream show lists them")
     if name is None:
         from raystream.report.text import describe_queries
         from raystream.store.opening import existing_store
@@ -161,11 +168,19 @@ def show(
         queries = committed_queries(existing_store(store))
         _print({"queries": [listed.summary() for listed in queries]}, lambda: describe_queries(queries, absolute(store)), as_json)
         return
+    if page:
+        from raystream.service.static_page import write_page
+
+        found = load_result(store, name)
+        written = write_page(found.store, found.query, out if out is None else check_place("--out", out))
+        _print({"query": found.query, "page": written}, lambda: f"page       {written}", as_json)
+        return
     _finish(load_result(store, name), as_json, report, shown=True)
 
 
 for _command in (
     *(loop, simulation.simulate, stream, labels.export, labels.labels),
+    *(jobs.submit, jobs.status, jobs.logs, jobs.stop, jobs.fetch, serve, token),
     *(upkeep.verify, upkeep.diff, upkeep.scores, upkeep.gc, upkeep.doctor, catalogue.strategies, init.init),
 ):
     app.command()(_command)

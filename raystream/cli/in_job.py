@@ -1,44 +1,52 @@
-"""Refuse relative places in commands that run in a job of a Ray cluster, as `ray job submit` starts them."""
+"""What commands know of the Ray job that they run in, if `raystream submit` or `ray job submit` started them."""
 
 from __future__ import annotations
 
+import json
 import os
+from typing import TYPE_CHECKING, TypeVar
 
-from raystream.errors import QueryError
-from raystream.lake.uri import is_relative, redacted
-from raystream.query import Query
+if TYPE_CHECKING:
+    from raystream.query.places import Asked
 
 _VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray gives it to a job's command, and to nothing else."""
 
+_Asked = TypeVar("_Asked", bound="Asked")
 
-def check_places(query: Query) -> Query:
-    """The query, unless it runs in a job and what it reads or writes would go with that.
+
+def check_places(asked: _Asked) -> _Asked:
+    """What is asked, unless it runs in a job and what it reads or writes would go with that.
 
     Raises:
-        QueryError: pool, store or output is a relative path.
+        QueryError: pool, store, output or labels are a relative path.
     """
-    named = {"pool.uri": query.pool.uris, "store.uri": [query.store.uri], "output": [query.output] if query.output else []}
-    for key, uris in named.items():
+    from raystream.query.places import places
+
+    for key, uris in places(asked).items():
         for uri in uris:
             check_place(key, uri)
-    return query
+    return asked
 
 
 def check_place(key: str, uri: str) -> str:
-    """The path or URI, unless this is a job and it is relative: the current folder is the job's own copy of the one that was submitted.
-
-    Args:
-        key: the query's key or the option that names it.
-        uri: of what is to be read or written.
+    """The path or URI, unless this is a job and it is relative.
 
     Raises:
-        QueryError: it is relative.
+        QueryError: it is.
     """
-    if _VARIABLE in os.environ and is_relative(uri):
-        raise QueryError(
-            f"{key} {redacted(uri)} is relative, but in a job of a cluster it lies in the job's own copy of its working directory, which "
-            "only this node has and which goes when the job ends; give a bucket, such as s3://…, or the absolute path of a folder that "
-            "all nodes share"
-        )
+    if _VARIABLE in os.environ:
+        from raystream.query.places import refuse_relative
+
+        refuse_relative(key, uri)
     return uri
+
+
+def submission_id() -> str | None:
+    """The id of the job that this command runs in; None outside of one."""
+    try:
+        job = json.loads(os.environ.get(_VARIABLE, "{}"))
+        found = job.get("metadata", {}).get("job_submission_id")
+    except (ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raystream.cli.in_job import check_place
+from raystream.cli.in_job import check_places
 from raystream.cli.terminal import print_result, reporting
 
 
@@ -30,10 +30,7 @@ def loop(
     changes = list(overrides or [])
     changes += [] if store is None else [f"store.uri={json.dumps(store, ensure_ascii=False)}"]
     changes += [] if address is None else [f"cluster.address={json.dumps(address, ensure_ascii=False)}"]
-    asked = Loop.load(spec, changes)
-    for key, uris in {"pool.uri": asked.pool.uris, "store.uri": [asked.store.uri], "loop.oracle": asked.loop.oracle_uris}.items():
-        for uri in uris:
-            check_place(key, uri)
+    asked = check_places(Loop.load(spec, changes))
     from raystream.loop.campaign import ActiveLearningLoop
     from raystream.report.loop_text import describe_loop
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from raystream.cli.in_job import check_place
+from raystream.cli.in_job import check_places
 from raystream.cli.terminal import print_result, reporting
 
 
@@ -32,10 +32,7 @@ def simulate(
     changes = list(overrides or [])
     if store is not None:
         changes.append(f"store.uri={json.dumps(store, ensure_ascii=False)}")
-    asked = Simulation.load(spec, changes)
-    for key, uris in {"pool.uri": asked.pool.uris, "store.uri": [asked.store.uri], "loop.evaluate": asked.loop.evaluate_uris}.items():
-        for uri in uris:
-            check_place(key, uri)
+    asked = check_places(Simulation.load(spec, changes))
     with reporting() as reporter:
         found = play(asked, reporter=reporter)
     print_result(found.summary(), lambda: describe(found), as_json)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raystream.cli.in_job import check_place
+from raystream.cli.in_job import check_places
 from raystream.cli.terminal import print_result, reporting
 from raystream.figures import number_of
 
@@ -36,10 +36,7 @@ def stream(
     changes = list(overrides or [])
     changes += [] if store is None else [f"store.uri={json.dumps(store, ensure_ascii=False)}"]
     changes += [] if address is None else [f"cluster.address={json.dumps(address, ensure_ascii=False)}"]
-    asked = Stream.load(spec, changes)
-    for key, uris in {"pool.uri": asked.pool.uris, "store.uri": [asked.store.uri]}.items():
-        for uri in uris:
-            check_place(key, uri)
+    asked = check_places(Stream.load(spec, changes))
     from raystream.loop.streams.run import run_stream
 
     with reporting() as reporter:

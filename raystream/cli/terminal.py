@@ -19,11 +19,14 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from raystream.cli.in_job import submission_id
 from raystream.lake.retry import stop_waiting, wait_again
 
 if TYPE_CHECKING:
     from raystream.scoring.progress import Reporter
 
+ASKER = "RAYSTREAM_WHO"
+"""The environment may say who asked for what this command runs, in another's name: the service's caller, who submitted the job."""
 _REPEATED_SECONDS = 60.0
 
 
@@ -34,8 +37,9 @@ def reporting() -> Iterator[Reporter]:
     stdout is for the result alone, and Ray prints to it what its processes have to say: that goes to stderr, too.
     """
     from raystream.scoring.progress import Bar, Lines
+    from raystream.scoring.run_log import asked_by
 
-    with redirect_stdout(sys.stderr), _descriptor_1_on_2():
+    with redirect_stdout(sys.stderr), _descriptor_1_on_2(), asked_by(os.environ.get(ASKER), submission_id()):
         if sys.stderr.isatty():
             with Bar() as bar, _saying(bar.say):
                 yield bar
@@ -124,7 +128,7 @@ def _descriptor_1_on_2() -> Iterator[None]:
 
 RESUME = "interrupted; run the same command again to go on where it stopped"
 
-_UNBROKEN = ("raystream-worker", "raystream-ray")
+_UNBROKEN = ("raystream-worker", "raystream-ray", "raystream-events")
 
 _TWIN_SECONDS = 1.0
 """Within it a second SIGTERM is the first one's twin: `timeout` signals its child, and then the group that the child is in."""

@@ -16,13 +16,24 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from raystream.cluster.connection import cluster_now, first_line, gpus_per_worker
+from raystream.cluster.connection import cluster_now, draining_nodes, first_line, gpus_per_worker
 from raystream.errors import ClusterError, RaystreamError
 from raystream.figures import number_of
 from raystream.lake.retry import in_words
 from raystream.model import is_device_failure
 from raystream.query import Cluster
-from raystream.scoring.executor import FAR_SECONDS, Event, StartFailed, Told, UnitEnded, UnitGoesOn, WorkerLost, WorkerReady, now_and_then
+from raystream.scoring.executor import (
+    FAR_SECONDS,
+    Event,
+    StartFailed,
+    Told,
+    UnitEnded,
+    UnitGoesOn,
+    WorkerLeaving,
+    WorkerLost,
+    WorkerReady,
+    now_and_then,
+)
 from raystream.scoring.job import Job, UnitTask
 from raystream.scoring.scheduler import IN_FLIGHT
 from raystream.scoring.worker import Failure, Worker, started
@@ -124,6 +135,10 @@ class Placing:
 
 _HEAR_SECONDS = 0.2
 """How long Ray may wait at a time: it looks for signals once a second, Python between its own instructions."""
+_DRAINING_SECONDS = 5.0
+"""Between two looks for nodes that are about to be taken away: a spot machine is told two minutes before, or half of one."""
+_OUT_OF_MEMORY = ("running low on memory", "OOM kill reason")
+"""What Ray says of an actor that it ended for its memory; of any that was killed it says that this may be why."""
 
 
 _TELLING = "telling"
@@ -143,8 +158,10 @@ class _ScoringActor:
         logging.getLogger("raystream").addHandler(logging.handlers.QueueHandler(self._told))
 
     @ray.method(concurrency_group=_TELLING)  # type: ignore[untyped-decorator]
-    def placed(self) -> None:
-        """Answers once the actor has a place."""
+    def placed(self) -> str:
+        """The node that the actor has a place on, once it has one."""
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
 
     @ray.method(concurrency_group=_TELLING)  # type: ignore[untyped-decorator]
     def told(self) -> str | tuple[int, int]:
@@ -210,13 +227,21 @@ class ActorPool:
         self._refs: dict[Any, tuple[int, int | None]] = {}
         # invariant: a call that says of a worker that it has its place, or what it has to tell -> the worker
         self._ears: dict[Any, int] = {}
+        # invariant: those of them that wait for a place
+        self._unplaced: set[Any] = set()
         self._lost: set[int] = set()
+        # invariant: worker -> the node that it has its place on
+        self._nodes: dict[int, str] = {}
+        self._looked = clock()
+        self._clock = clock
 
     def start_worker(self, worker: int) -> None:
         actor = self._actor_class.remote(self._job)
         self._actors[worker] = actor
         self._placing.asked(worker)
-        self._ears[actor.placed.remote()] = worker
+        placed = actor.placed.remote()
+        self._ears[placed] = worker
+        self._unplaced.add(placed)
         self._refs[actor.load.remote()] = (worker, None)
 
     def assign(self, worker: int, unit: int, task: UnitTask) -> None:
@@ -238,6 +263,7 @@ class ActorPool:
         # Results before losses: what a worker finished before it died counts.
         events = [event for ref in ready if (event := self._event(ref) if ref in self._refs else self._heard(ref)) is not None]
         self._placing.check()
+        events += self._leaving()
         return sorted(events, key=lambda event: isinstance(event, WorkerLost))
 
     def close(self) -> None:
@@ -246,6 +272,18 @@ class ActorPool:
         self._actors.clear()
         self._refs.clear()
         self._ears.clear()
+        self._unplaced.clear()
+
+    def _leaving(self) -> list[Event]:
+        """The workers on nodes that are about to be taken away, each once."""
+        if self._clock() - self._looked < _DRAINING_SECONDS or not self._nodes:
+            return []
+        self._looked = self._clock()
+        nodes = draining_nodes()
+        gone = [worker for worker, node in self._nodes.items() if node in nodes]
+        for worker in gone:
+            del self._nodes[worker]
+        return [WorkerLeaving(worker) for worker in gone]
 
     def _event(self, ref: Any) -> Event | None:
         worker, unit = self._refs.pop(ref)
@@ -266,29 +304,35 @@ class ActorPool:
 
     def _heard(self, ref: Any) -> Event | None:
         """Take in what a worker says beside its work: that it has a place, and now and then a sentence."""
-        worker = self._ears.pop(ref)
+        worker, first = self._ears.pop(ref), ref in self._unplaced
+        self._unplaced.discard(ref)
         try:
             word = ray.get(ref)
         except RayError as error:
             return self._died(worker, error)
-        self._placing.placed(worker)
         actor = self._actors.get(worker)
         if actor is not None:
             self._ears[actor.told.remote()] = worker
-        if isinstance(word, tuple):
-            return UnitGoesOn(worker, *word)
-        return None if word is None else Told(worker, word)
+        if first:
+            self._placing.placed(worker)
+            self._nodes[worker] = word
+            return None
+        return UnitGoesOn(worker, *word) if isinstance(word, tuple) else Told(worker, word)
 
     def _died(self, worker: int, error: Exception) -> Event | None:
         if worker in self._lost:
             return None
         self._end(worker)
-        return WorkerLost(worker, RaystreamError(f"the worker died: {first_line(error)}"))
+        cause = RaystreamError(f"the worker died: {first_line(error)}")
+        if getattr(error, "preempted", False):
+            return WorkerLost(worker, cause, preempted=True)
+        return WorkerLost(worker, cause, memory=any(words in str(error) for words in _OUT_OF_MEMORY))
 
     def _end(self, worker: int) -> None:
         """Unavailable is not dead, and an actor without a model still holds the device that its successor needs."""
         actor = self._actors.pop(worker, None)
         self._lost.add(worker)
+        self._nodes.pop(worker, None)
         self._placing.gone(worker)
         if actor is not None:
             ray.kill(actor, no_restart=True)

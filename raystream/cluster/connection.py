@@ -156,11 +156,16 @@ def worker_count(cluster: Cluster, *, on_cpu: bool = False, grows: bool = True) 
     for node in ray.nodes():
         if node["Alive"]:
             resources = node["Resources"]
-            by_cpu = int(resources.get("CPU", 0) // cpus)
-            fits += min(by_cpu, int(resources.get("GPU", 0) // gpus)) if gpus else by_cpu
+            by_cpu = _times(resources.get("CPU", 0), cpus)
+            fits += min(by_cpu, _times(resources.get("GPU", 0), gpus)) if gpus else by_cpu
     if not fits and (cluster.workers == "auto" or not grows):
         raise ClusterError(_no_room(cpus, gpus))
     return fits if cluster.workers == "auto" else cluster.workers
+
+
+def _times(there: float, each: float) -> int:
+    """How often a share goes into what is there: a tenth ten times into one, whatever binary fractions say."""
+    return int(there / each + 1e-9)
 
 
 def _no_room(cpus: int, gpus: float) -> str:
@@ -175,6 +180,16 @@ def _no_room(cpus: int, gpus: float) -> str:
 def cluster_now() -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The nodes of the cluster that this process is connected to, and what of their resources is free."""
     return ray.nodes(), ray.available_resources()
+
+
+def draining_nodes() -> set[str]:
+    """The ids of the nodes that are about to be taken away; none where the cluster doesn't say."""
+    from ray._private.state import state
+
+    try:
+        return set(state.get_draining_nodes())
+    except Exception:  # Ray's own interior, and a head that is away: what is lost then is a warning
+        return set()
 
 
 def gpus_per_worker(cluster: Cluster) -> float:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from raystream.errors import QueryError
+from raystream.lake.reach import check_reach
 from raystream.lake.storage import LOCAL, Storage, storage_from
 from raystream.lake.uri import Location, parse
 
@@ -42,6 +43,7 @@ def filesystem_of(uri: str, storage: Storage = LOCAL, key: str = "pool.uri") -> 
 
 def filesystem_at(location: Location, storage: Storage = LOCAL, key: str = "pool.uri") -> tuple[pafs.FileSystem, str]:
     """`filesystem_of` for a URI that was taken apart."""
+    check_reach(location, key)
     return _filesystem(location.scheme, location.bucket, with_options(location, storage, key)), location.path
 
 

@@ -146,6 +146,11 @@ def wait_again() -> None:
     _ended.clear()
 
 
+def is_ending() -> bool:
+    """Whether the program is ending, since a signal asked it to."""
+    return _ended.is_set()
+
+
 def pause(seconds: float) -> bool:
     """Wait; whether to give up instead of asking again."""
     return _ended.wait(seconds)

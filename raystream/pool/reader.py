@@ -180,6 +180,37 @@ def read_unit(
             check_unchanged(unit.file)
 
 
+def tensors_of(batch: pa.RecordBatch, spec: ReadSpec, prepare: Prepare | None = None) -> tuple[Tensor, ...]:
+    """The model's tensors of rows that lie in memory, as `read_unit` makes them of a file's.
+
+    Args:
+        batch: holds the input columns.
+        spec: which columns, and what they become.
+        prepare: makes the tensors, where `spec.prepared` says so.
+
+    Raises:
+        BadRowsError: a row can't be taken.
+    """
+    flaws = {column.name: found for column in spec.columns if (found := structural_flaws(batch.column(column.name), column))}
+    blocks: list[Tensor] = []
+    if not flaws:
+        blocks, flaws = _Tensors(spec, map, prepare).of(batch)
+    if flaws:
+        raise BadRowsError(sorted((row, column, reason) for column, found in flaws.items() for row, reason in found.items()))
+    return tuple(blocks)
+
+
+class BadRowsError(PoolError):
+    """Rows in memory that a model can't take: `flaws` holds the place, the column and the reason of each, in order."""
+
+    def __init__(self, flaws: Sequence[tuple[int, str, str]]) -> None:
+        super().__init__("; ".join(f"row {row}: column {column} {reason}" for row, column, reason in flaws[:5]))
+        self.flaws = tuple(flaws)
+
+    def __reduce__(self) -> tuple[type[BadRowsError], tuple[object, ...]]:
+        return type(self), (self.flaws,)
+
+
 def _is_there(unit: Unit, starts: Sequence[int]) -> bool:
     """Whether the file still holds the unit's row groups where they were."""
     first, last = unit.row_groups[0], unit.row_groups[-1]

@@ -18,7 +18,7 @@ from raystream.query.acquire import DEFAULT_REDUCE, DEFAULT_TOP, Acquire, check_
 from raystream.query.catalogue import AUTO, GRADIENT_SCORES, LOGIT_SCORES, MEMBER_SCORES, SAMPLE_SCORES, SCORES, kind_of
 from raystream.query.cluster import Cluster, Store
 from raystream.query.model import Model, Preprocess
-from raystream.query.part import Id, Part
+from raystream.query.part import MAX_QUARANTINED, Id, Part, Share
 from raystream.query.pool import FilterTerm, Pool
 from raystream.query.select import Cost, Quota, Select
 from raystream.query.task import TASKS, Task, check_task
@@ -54,6 +54,8 @@ class Query(Part):
     """Of every draw."""
     on_error: Literal["fail", "skip"] = "fail"
     """`skip`: leave out bad rows and unreadable units, choose from the rest, and say so."""
+    max_quarantined: Share = MAX_QUARANTINED
+    """Under `skip`, the share of units that may be left out; beyond it the query ends with exit code 4. Bad rows don't count."""
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Query:

@@ -21,7 +21,7 @@ from raystream.query.catalogue.auto import AUTO
 from raystream.query.catalogue.metrics import DEFAULT_METRICS, METRICS
 from raystream.query.catalogue.rules import RULES
 from raystream.query.catalogue.trainers import TRAINERS, trainer_entry
-from raystream.query.part import Part, Positive
+from raystream.query.part import MAX_QUARANTINED, Part, Positive, Share
 from raystream.spec import read_spec
 
 CHANGEABLE = frozenset({"loop.rounds", "loop.budget", "loop.stop", "loop.wait"})
@@ -193,6 +193,8 @@ class Loop(Part):
     """Of every draw and every training."""
     on_error: Literal["fail", "skip"] = "fail"
     """See `Query`."""
+    max_quarantined: Share = MAX_QUARANTINED
+    """See `Query`."""
     loop: LoopSettings
     """How rounds go."""
 
@@ -304,6 +306,7 @@ class Loop(Part):
             "store": self.store,
             "seed": self.seed,
             "on_error": self.on_error,
+            "max_quarantined": self.max_quarantined,
             **changes,
         }
         return Query(**{name: section for name, section in sections.items() if section is not None})

@@ -31,7 +31,11 @@ def _is_an_id(value: object) -> object:
 NoTruth = BeforeValidator(_no_truth_value)
 Number = Annotated[float, NoTruth]
 Positive = Annotated[int, Field(gt=0, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1), NoTruth]
 Id = Annotated[int | str, BeforeValidator(_is_an_id)]
+
+MAX_QUARANTINED = 0.01
+"""The share of units that a query may do without, unless it says another: what is left out is what nobody sees."""
 
 
 class Part(BaseModel):

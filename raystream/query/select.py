@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from raystream.errors import did_you_mean
 from raystream.query.catalogue import AUTO, OPTIONAL_KEYS, TERMS, TRAITS, Traits, meant_strategy, traits
-from raystream.query.part import Id, NoTruth, Part, Positive
+from raystream.query.part import Id, NoTruth, Part, Positive, Share
 
 
 class Quota(Part):
@@ -66,7 +66,7 @@ class Select(Part):
     """Of distances between embeddings."""
     weight: Annotated[float, Field(ge=0), NoTruth] = 0.0
     """`core_set` maximises score^weight x distance."""
-    mix: Annotated[float, Field(ge=0, le=1), NoTruth] = 0.5
+    mix: Share = 0.5
     """`diverse` maximises (1 - mix) x score + mix x distance, each divided by its largest value at the start."""
     terms: dict[str, Annotated[float, Field(ge=0), NoTruth]] = {}
     """The objectives that `combine` multiplies, each to the power of its strength: `score`, `distance`, `typicality`, `similarity`.
@@ -83,7 +83,7 @@ class Select(Part):
     """Ids that are never in it."""
     cost: Cost | None = None
     """What each row costs, and what the batch may cost in all."""
-    random_share: Annotated[float, Field(ge=0, le=1), NoTruth] = 0.0
+    random_share: Share = 0.0
     """This part of the batch is drawn at random and marked, so that you can measure what selection buys you."""
     memory: Positive | Literal["auto"] = "auto"
     """Bytes of embeddings that one process may hold while choosing; `auto`: 2 GiB."""

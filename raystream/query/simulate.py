@@ -29,7 +29,7 @@ _LEFT_OUT_OF_SCORES = ("args", "class_weights", "mc_samples", "reduce", "targets
 """Those of `acquire`."""
 _LEFT_ALONE = frozenset({"stop", "wait", "complete", "control", "calibrate"})
 """What a loop says of people's labels, of stopping and of control rows."""
-_SETTING = frozenset({"pool", "model", "loop", "seed", "on_error"})
+_SETTING = frozenset({"pool", "model", "loop", "seed", "on_error", "max_quarantined"})
 """Sections that all runs have in common; strategies' own are part of what each run is named after."""
 
 

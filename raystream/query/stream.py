@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from raystream.errors import QueryError, did_you_mean
 from raystream.query import LOOP_SECTIONS, Acquire, Cluster, Model, Pool, Query, Select, Store
 from raystream.query.catalogue import SCORES
-from raystream.query.part import Part
+from raystream.query.part import Part, Share
 from raystream.spec import read_spec
 
 Manager = Literal["quantile", "density", "fixed", "variable", "random_variable", "split", "random"]
@@ -72,6 +72,8 @@ class Stream(Part):
     """Of every draw."""
     on_error: Literal["fail", "skip"] = "fail"
     """`skip`: leave out bad rows and unreadable units, decide on the rest, and say so."""
+    max_quarantined: Share = 1.0
+    """See `Query`; a stream goes on, however much of what arrives can't be read."""
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Stream:
@@ -112,9 +114,8 @@ class Stream(Part):
         pool = self.pool if self.model.calibration_files else self.pool.derived(label=None)
         given: dict[str, Any] = {"acquire": self.acquire} if "acquire" in self.model_fields_set else {}
         store = self.store.derived(query=None)
-        return Query(
-            pool=pool, model=self.model, select=select, cluster=self.cluster, store=store, seed=self.seed, on_error=self.on_error, **given
-        )
+        given |= {"seed": self.seed, "on_error": self.on_error, "max_quarantined": self.max_quarantined}
+        return Query(pool=pool, model=self.model, select=select, cluster=self.cluster, store=store, **given)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -54,14 +54,27 @@ def chosen_inputs(result: Result, count: int, accepts: Callable[[pa.Field], bool
     Raises:
         GoneError: the pool can't be read, or isn't what it was.
     """
+    return inputs_of(result, result.selection.slice(0, count), accepts)
+
+
+def inputs_of(result: Result, rows: pa.Table, accepts: Callable[[pa.Field], bool]) -> ChosenInputs | None:
+    """The first input column that is accepted, of rows of a query's pool; None if there is none. Ranks are places among the rows.
+
+    Args:
+        result: the query.
+        rows: with the columns `path` and `row`.
+        accepts: whether a column is wanted.
+
+    Raises:
+        GoneError: the pool can't be read, or isn't what it was.
+    """
     inputs = result.manifest.resolved["pool"]["inputs"]
     names = list(dict.fromkeys(inputs.values() if isinstance(inputs, dict) else inputs))
-    if not names or not result.selection.num_rows:
+    if not names or not rows.num_rows:
         return None
     storage = storage_from(result.manifest.resolved["pool"].get("storage", {}))
     files = {file.path: file for file in known_files(result.manifest.files, storage)}
-    head = result.selection.slice(0, count)
-    places = [(files[path], row) for path, row in zip(head.column("path").to_pylist(), head.column("row").to_pylist(), strict=True)]
+    places = [(files[path], row) for path, row in zip(rows.column("path").to_pylist(), rows.column("row").to_pylist(), strict=True)]
     try:
         with open_parquet(places[0][0]) as file:
             schema = schema_of(places[0][0], file)

@@ -15,7 +15,7 @@ from PIL import Image
 from raystream.errors import PoolError
 from raystream.pool.columns import declared_type, decode, plain_type, recognise
 from raystream.pool.images import UndecodableError, cells, holds_bytes, open_image, upright
-from raystream.report.chosen_inputs import GoneError, chosen_inputs
+from raystream.report.chosen_inputs import GoneError, inputs_of
 from raystream.store.result import Result
 
 SIDE = 176
@@ -41,13 +41,24 @@ class Pictures:
 
 def pictures(result: Result, count: int) -> Pictures | None:
     """Thumbnails of the first `count` chosen rows; None when the pool's inputs aren't images."""
+    return pictures_of(result, result.selection.slice(0, count))
+
+
+def pictures_of(result: Result, rows: pa.Table, side: int = SIDE) -> Pictures | None:
+    """Pictures of rows of a query's pool, by their places among these; None when the pool's inputs aren't images.
+
+    Args:
+        result: the query.
+        rows: with the columns `path` and `row`.
+        side: the most pixels of a side; larger images are shrunk to it.
+    """
     try:
-        found = chosen_inputs(result, count, _may_be_images)
+        found = inputs_of(result, rows, _may_be_images)
     except GoneError as error:
         return Pictures({}, f"The pictures can't be shown: {error}.")
     if found is None:
         return None
-    images = _images(found.values, declared_type(found.field))
+    images = _images(found.values, declared_type(found.field), side)
     if images is None:
         return None
     return Pictures({rank: _encode(image) for rank, image in zip(found.ranks, _as_bytes(images), strict=True)}, found.note("Pictures"))
@@ -64,23 +75,23 @@ def _may_be_images(field: pa.Field) -> bool:
     return column.dtype in ("uint8", "float32") and _layout(column.shape) is not None
 
 
-def _images(values: pa.ChunkedArray, declared: pa.DataType) -> list[npt.NDArray[np.generic]] | None:
+def _images(values: pa.ChunkedArray, declared: pa.DataType, side: int) -> list[npt.NDArray[np.generic]] | None:
     """The rows as images, small ones; None if none of them is one."""
     if not holds_bytes(plain_type(declared)):
         column = recognise("", declared)
         layout = _layout(column.shape)
         assert layout is not None  # the column was chosen for it
-        return [_shrunk(_as_image(block, layout)) for chunk in values.chunks for block in decode(chunk, column)]
-    found = [_decoded(data) for chunk in values.chunks for data in cells(chunk)]
+        return [_shrunk(_as_image(block, layout), side) for chunk in values.chunks for block in decode(chunk, column)]
+    found = [_decoded(data, side) for chunk in values.chunks for data in cells(chunk)]
     if all(image is None for image in found):
         return None
     return [np.zeros((_SMALLEST, _SMALLEST), np.uint8) if image is None else image for image in found]
 
 
-def _decoded(data: memoryview | None) -> npt.NDArray[np.generic] | None:
+def _decoded(data: memoryview | None, side: int) -> npt.NDArray[np.generic] | None:
     """An encoded image as its owner would see it; None if it is none, or too large for a page."""
     try:
-        return None if data is None else _shrunk(np.asarray(upright(open_image(data, _LARGEST_PIXELS), None, "rgb")))
+        return None if data is None else _shrunk(np.asarray(upright(open_image(data, _LARGEST_PIXELS), None, "rgb")), side)
     except UndecodableError:
         return None
 
@@ -102,12 +113,12 @@ def _as_image(block: npt.NDArray[np.generic], layout: tuple[int, ...]) -> npt.ND
     return image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
 
 
-def _shrunk(image: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    """At most `SIDE` pixels a side; small images stay as they are, for the page enlarges them by whole pixels."""
+def _shrunk(image: npt.NDArray[np.generic], side: int) -> npt.NDArray[np.generic]:
+    """At most so many pixels a side; small images stay as they are, for the page enlarges them by whole pixels."""
     height, width = image.shape[:2]
-    if max(height, width) <= SIDE:
+    if max(height, width) <= side:
         return image
-    scale = SIDE / max(height, width)
+    scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     if image.dtype == np.uint8:
         return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BOX))

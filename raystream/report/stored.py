@@ -84,17 +84,26 @@ def pool_scores(pool: StoredPool, score: str) -> Floats:
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
+def embedded_units(pool: StoredPool) -> list[UnitOutputs]:
+    """The units that are looked at and have embeddings."""
+    return [unit for unit in pool.units if unit.of(EMBEDDINGS) is not None]
+
+
+def evenly_spaced(units: Sequence[UnitOutputs], count: int) -> list[npt.NDArray[np.int64]]:
+    """Of each unit, the ascending positions of those rows that are among about so many evenly spaced ones of all."""
+    total = sum(unit.rows for unit in units)
+    wanted = np.linspace(0, total - 1, min(total, count)).round().astype(np.int64)
+    found, start = [], 0
+    for unit in units:
+        found.append(wanted[slice(*np.searchsorted(wanted, [start, start + unit.rows]))] - start)
+        start += unit.rows
+    return found
+
+
 def sampled_embeddings(pool: StoredPool) -> Floats:
     """(at most 20,000, d) evenly spaced rows of the stored embeddings; (0, 0) when there are none."""
-    units = [unit for unit in pool.units if unit.of(EMBEDDINGS) is not None]
-    total, vectors = sum(unit.rows for unit in units), VectorFiles(pool.store, checked=False)
-    wanted = np.linspace(0, total - 1, min(total, _SAMPLE_ROWS)).round().astype(np.int64)
-    parts: list[Floats] = []
-    start = 0
-    for unit in units:
-        inside = wanted[slice(*np.searchsorted(wanted, [start, start + unit.rows]))] - start
-        parts.append(_embeddings_at(vectors, unit, inside))
-        start += unit.rows
+    units, vectors = embedded_units(pool), VectorFiles(pool.store, checked=False)
+    parts = [embeddings_at(vectors, unit, rows) for unit, rows in zip(units, evenly_spaced(units, _SAMPLE_ROWS), strict=True)]
     return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
 
@@ -125,20 +134,29 @@ def labelled_embeddings(result: Result, pool: StoredPool) -> Floats:
     Raises:
         LabelsError: the labelled files can't be read.
     """
-    asked, none = result.manifest.resolved["pool"], np.empty((0, 0), np.float32)
-    units = _thinned([unit for unit in pool.units if unit.of(EMBEDDINGS) is not None], _LABELLED_AMONG)
+    units = _thinned(embedded_units(pool), _LABELLED_AMONG)
+    rows = labelled_rows(result, pool.store, units)
+    apart = -(-sum(map(len, rows)) // _LABELLED_ROWS) or 1
+    vectors = VectorFiles(pool.store, checked=False)
+    parts = [embeddings_at(vectors, unit, some[::apart]) for unit, some in zip(units, rows, strict=True) if len(some)]
+    return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+
+def labelled_rows(result: Result, store: Store, units: Sequence[UnitOutputs]) -> list[npt.NDArray[np.int64]]:
+    """Of each unit, the ascending positions of its labelled rows; none where the labels aren't those of the query any more, or too many.
+
+    Raises:
+        LabelsError: the labelled files can't be read.
+    """
+    asked, none = result.manifest.resolved["pool"], [np.empty(0, np.int64) for _ in units]
     if not asked["labelled"] or not units or result.manifest.counts.labelled > _LABELLED_AMONG:
         return none
-    tables = list(read_columns(pool.store, units, [result.selection.column_names[1]]))
+    tables = list(read_columns(store, units, [result.selection.column_names[1]]))
     labelled = read_labelled(asked["labelled"], asked["id"], tables[0].schema.types[0], storage=storage_from(asked.get("storage", {})))
     if labelled.digest != result.manifest.labelled_digest:
         return none
     known = KnownIds(labelled.ids)
-    rows = [np.flatnonzero(known.index(comparable(table.column(0).combine_chunks())) >= 0) for table in tables]
-    apart = -(-sum(map(len, rows)) // _LABELLED_ROWS) or 1
-    vectors = VectorFiles(pool.store, checked=False)
-    parts = [_embeddings_at(vectors, unit, some[::apart]) for unit, some in zip(units, rows, strict=True) if len(some)]
-    return np.concatenate(parts) if parts else none
+    return [np.flatnonzero(known.index(comparable(table.column(0).combine_chunks())) >= 0) for table in tables]
 
 
 def _thinned(units: Sequence[UnitOutputs], rows: int) -> list[UnitOutputs]:
@@ -160,11 +178,11 @@ def _find(
     at = np.minimum(np.searchsorted(held, rows), len(held) - 1)
     here = np.flatnonzero(held[at] == rows)
     order = here[np.argsort(at[here])]
-    for rank, value in zip(ranks[order].tolist(), _embeddings_at(vectors, unit, at[order]) if len(order) else (), strict=True):
+    for rank, value in zip(ranks[order].tolist(), embeddings_at(vectors, unit, at[order]) if len(order) else (), strict=True):
         found[rank] = value
 
 
-def _embeddings_at(vectors: VectorFiles, unit: UnitOutputs, rows: npt.NDArray[np.int64]) -> Floats:
+def embeddings_at(vectors: VectorFiles, unit: UnitOutputs, rows: npt.NDArray[np.int64]) -> Floats:
     """The embeddings of ascending rows of one unit, as float32."""
     receipt = unit.of(EMBEDDINGS)
     assert receipt is not None  # whoever asks has seen to it

@@ -25,6 +25,7 @@ from raystream.scoring.job import Job, UnitTask
 
 _FOREVER = 3600.0
 _LOOK_SECONDS = 0.5
+_MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 
 
 class InChild:
@@ -36,6 +37,7 @@ class InChild:
         self._children: dict[int, tuple[subprocess.Popen[bytes], Connection]] = {}
         self._listeners: list[threading.Thread] = []
         self._closed = False
+        self._out_of_memory = _kills_for_memory()
 
     def start_worker(self, worker: int) -> None:
         here, there = Pipe()
@@ -85,7 +87,18 @@ class InChild:
                     self._events.put(replace(connection.recv(), worker=worker))
         code = process.wait()
         if not self._closed:
-            self._events.put(WorkerLost(worker, RaystreamError(f"the worker died: {_how(code)}")))
+            before, self._out_of_memory = self._out_of_memory, _kills_for_memory()
+            memory = code == -signal.SIGKILL and self._out_of_memory > before
+            self._events.put(WorkerLost(worker, RaystreamError(f"the worker died: {_how(code)}"), memory=memory))
+
+
+def _kills_for_memory() -> int:
+    """How often the kernel has ended a process of this container for its memory; 0 where it doesn't say."""
+    try:
+        words = _MEMORY_EVENTS.read_text().split()
+    except OSError:
+        return 0
+    return int(dict(zip(words[::2], words[1::2], strict=False)).get("oom_kill", "0"))
 
 
 def _inherited() -> list[str]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -14,9 +15,10 @@ from typing import Protocol
 
 import torch
 
-from raystream.errors import ModelError, QueryError, RaystreamError
+from raystream.errors import ClusterError, ModelError, QueryError, RaystreamError
 from raystream.scoring.job import Job, UnitTask
-from raystream.scoring.scheduler import IN_FLIGHT, Abort, Assign, Instruction, Scheduler
+from raystream.scoring.scheduler import ATTEMPTS, IN_FLIGHT, Abort, Assign, Instruction, Scheduler
+from raystream.scoring.stragglers import Stragglers
 from raystream.scoring.worker import PATIENCE, Abandoned, Failure, Worker, started
 from raystream.store.receipts import UnitOutputs
 
@@ -48,10 +50,19 @@ class UnitEnded:
 
 @dataclass(frozen=True)
 class WorkerLost:
-    """The worker died; what it held may or may not be scored."""
+    """The worker died; what it held may or may not be scored. `memory`: its machine had none left; `preempted`: it was taken away."""
 
     worker: int
     error: BaseException
+    memory: bool = False
+    preempted: bool = False
+
+
+@dataclass(frozen=True)
+class WorkerLeaving:
+    """The worker's machine is about to be taken away; until then it goes on."""
+
+    worker: int
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,9 @@ class UnitGoesOn:
     rows: int
 
 
-Event = WorkerReady | StartFailed | UnitEnded | WorkerLost | Told | UnitGoesOn
+Event = WorkerReady | StartFailed | UnitEnded | WorkerLost | WorkerLeaving | Told | UnitGoesOn
+
+_log = logging.getLogger("raystream")
 
 RAY_SECONDS = 6.0
 """About what a Ray takes to start on a laptop, its workers included."""
@@ -230,15 +243,25 @@ class Scoring:
         workers: how many to keep alive.
         keep_going: whether a unit with bad data is passed over, instead of ending the run.
         on_event: told of each event, and of None when nothing happened for a second.
+        clock: seconds.
     """
 
-    def __init__(self, executor: Executor, workers: int, *, keep_going: bool, on_event: Callable[[Event | None], None]) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        workers: int,
+        *,
+        keep_going: bool,
+        on_event: Callable[[Event | None], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._executor, self._keep_going, self._on_event = executor, keep_going, on_event
         self._scheduler = Scheduler(0, workers)
+        self._stragglers = Stragglers(clock)
         self._tasks: Sequence[UnitTask] = ()
         self._first = 0
 
-    def score(self, tasks: Sequence[UnitTask], keep: Callable[[int, UnitOutputs], None]) -> dict[int, BaseException]:
+    def score(self, tasks: Sequence[UnitTask], keep: Callable[[int, UnitOutputs], None]) -> dict[int, tuple[BaseException, ...]]:
         """Score the tasks.
 
         Args:
@@ -246,7 +269,7 @@ class Scoring:
             keep: takes the outputs of each, with its number among them, as they come; maybe twice.
 
         Returns:
-            why tasks have none, by their numbers.
+            why tasks have none, by their numbers: the cause of each attempt.
 
         Raises:
             RaystreamError: bad data or bad model output without `keep_going`, or workers that can't start.
@@ -259,16 +282,29 @@ class Scoring:
                 if isinstance(event, UnitEnded) and isinstance(event.outcome, UnitOutputs) and event.unit >= self._first:
                     keep(event.unit - self._first, event.outcome)
                 self._on_event(event)
+                self._take_in(event)
                 self._follow(_tell(self._scheduler, event, self._keep_going))
             if not events:
                 self._on_event(None)
-        return {unit - self._first: cause for unit, cause in self._scheduler.poisoned.items() if unit >= self._first}
+            if self._scheduler.idle:
+                for unit in self._stragglers.late():
+                    self._follow(self._scheduler.late(unit))
+        charges = self._scheduler.charges
+        return {unit - self._first: tuple(charges[unit]) for unit in self._scheduler.poisoned if unit >= self._first}
+
+    def _take_in(self, event: Event) -> None:
+        """Note how long units take, and that memory runs out, which is said once."""
+        if isinstance(event, UnitEnded):
+            self._stragglers.ended(event.unit, well=isinstance(event.outcome, UnitOutputs))
+        if _ran_out_of_memory(event) and self._scheduler.spare_memory():
+            _log.warning("a worker ran out of memory; from now on each holds one unit at a time and reads no other one ahead")
 
     def _follow(self, instructions: list[Instruction]) -> None:
         for instruction in instructions:
             if isinstance(instruction, Abort):
                 raise _as_ours(instruction.cause)
             if isinstance(instruction, Assign):
+                self._stragglers.began(instruction.unit)
                 self._executor.assign(instruction.worker, instruction.unit, self._tasks[instruction.unit - self._first])
             else:
                 self._executor.start_worker(instruction.worker)
@@ -280,7 +316,10 @@ def _tell(scheduler: Scheduler, event: Event, keep_going: bool) -> list[Instruct
     if isinstance(event, StartFailed):
         return scheduler.start_failed(event.worker, event.error, event.retry)
     if isinstance(event, WorkerLost):
-        return scheduler.worker_lost(event.worker, event.error)
+        leaving = scheduler.worker_leaving(event.worker) if event.preempted else []
+        return leaving + [_by_deaths(told) for told in scheduler.worker_lost(event.worker, event.error)]
+    if isinstance(event, WorkerLeaving):
+        return scheduler.worker_leaving(event.worker)
     if isinstance(event, Told | UnitGoesOn):
         return []
     outcome = event.outcome
@@ -293,6 +332,24 @@ def _tell(scheduler: Scheduler, event: Event, keep_going: bool) -> list[Instruct
     if keep_going and not isinstance(outcome.error, QueryError):  # what no unit can be asked
         return scheduler.rejected(event.worker, event.unit, outcome.error)
     return [Abort(outcome.error)]
+
+
+def _by_deaths(instruction: Instruction) -> Instruction:
+    """The end of a run whose workers die before they are ready is no defect of the model's, nor of ours."""
+    if not isinstance(instruction, Abort):
+        return instruction
+    return Abort(
+        ClusterError(
+            f"{ATTEMPTS} workers in a row could not start, the last one so: {instruction.cause}; see that a worker has memory for the "
+            "model, and run again to resume"
+        )
+    )
+
+
+def _ran_out_of_memory(event: Event) -> bool:
+    if isinstance(event, UnitEnded):
+        return isinstance(event.outcome, Failure) and event.outcome.memory
+    return isinstance(event, WorkerLost) and event.memory
 
 
 def _as_ours(cause: BaseException) -> BaseException:

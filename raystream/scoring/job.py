@@ -18,6 +18,7 @@ class Job:
     """Everything that all units of a run share; small, and travels to each worker once.
 
     Attributes:
+        max_quarantined: under `skip_bad_rows`, the share of units that may have no outputs in the end.
         outputs: all that units may be asked for, so what the model must be able to give.
         token: a file of the store that the driver wrote: a worker that can't read it doesn't see the same store.
         storage: how to reach the model's files where they are remote; `store_storage` the same of the store.
@@ -33,6 +34,7 @@ class Job:
     seed: int
     threads: int
     skip_bad_rows: bool
+    max_quarantined: float
     import_paths: tuple[str, ...]
     reduction: Reduction | None = None
     storage: Storage = LOCAL

@@ -12,6 +12,7 @@ import numpy as np
 from raystream.pool import File, ReadSpec, Unit, Units
 from raystream.pool.reader import READING
 from raystream.query import Query
+from raystream.query.part import MAX_QUARANTINED
 from raystream.store.opening import FORMAT
 from raystream.store.unit_keys import KEY_BYTES, Keys
 
@@ -150,11 +151,13 @@ _LATER: dict[str, dict[str, Any]] = {
     "acquire": {"class_weights": {}, "targets": [], "args": {}},
 }
 """Keys of the query's sections that came after the first queries were committed, and their defaults."""
+_LATER_ITSELF: dict[str, Any] = {"max_quarantined": MAX_QUARANTINED}
+"""The same of the query."""
 
 
 def _as_before(resolved: dict[str, Any]) -> dict[str, Any]:
     """A query's dump without later keys that are at their defaults, so that queries that don't use them keep their names."""
-    found = {name: _without(part, _LATER[name]) if name in _LATER else part for name, part in resolved.items()}
+    found = {name: _without(part, _LATER[name]) if name in _LATER else part for name, part in _without(resolved, _LATER_ITSELF).items()}
     if found["model"].get("members"):
         found["model"]["members"] = [_without(member, _LATER["model"]) for member in found["model"]["members"]]
     return found

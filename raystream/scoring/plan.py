@@ -192,6 +192,7 @@ def job_of(query: Query, store: Store, pool: PoolPlan, fingerprint: str, outputs
         seed=query.seed,
         threads=query.cluster.cpus_per_worker,
         skip_bad_rows=query.on_error == "skip",
+        max_quarantined=query.max_quarantined,
         import_paths=importable_folders(),
         reduction=Reduction.of(query.model, query.acquire),
         storage=query.pool.options,

@@ -29,6 +29,7 @@ class Progress:
         rows, of_rows: of the units, before their filters; those of units on the way count as far as these are.
         rate: rows a second lately; None before the first.
         left: seconds, at that rate; None before it is known, and once all is done.
+        workers: that have loaded the model, and live.
     """
 
     units: int
@@ -37,6 +38,7 @@ class Progress:
     of_rows: int
     rate: float | None
     left: float | None
+    workers: int = 0
 
     @property
     def words(self) -> list[str]:

@@ -10,7 +10,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 IN_FLIGHT = 2
-"""Units that a worker holds: one is computed while the next one is read and the one before is committed."""
+"""Units that a worker holds: one is computed while the next one is read and the one before is committed; where memory runs out, one."""
 
 ATTEMPTS = 3
 """A unit charged this often is poison; a worker that fails to start this often in a row ends the run."""
@@ -65,6 +65,12 @@ class Scheduler:
     poisoned: dict[int, BaseException] = field(default_factory=dict, init=False)
     failed_starts: int = field(default=0, init=False)
     """Starts that failed since a worker was last ready."""
+    in_flight: int = field(default=IN_FLIGHT, init=False)
+    """Units that a worker may hold."""
+    leaving: set[int] = field(default_factory=set, init=False)
+    """Workers that are about to be taken away: they end what they hold, are given nothing, and are replaced already."""
+    _twice: dict[int, list[int]] = field(default_factory=dict, init=False)
+    """The workers that still hold a unit which was handed out twice; of such units alone."""
     _next_worker: int = field(default=0, init=False)
     _fresh: deque[int] = field(init=False)
     """Units that no worker holds and that were never charged, next one first. One that is done meanwhile is passed over when its
@@ -82,6 +88,11 @@ class Scheduler:
     def pending(self) -> list[int]:
         """Units that no worker holds, next one first: those that were charged before come last."""
         return [unit for units in (self._fresh, self._charged) for unit in units if unit not in self.done]
+
+    @property
+    def idle(self) -> bool:
+        """True if a worker has nothing to do, as nobody waits for one."""
+        return bool(self._free[0])
 
     @property
     def finished(self) -> bool:
@@ -111,6 +122,7 @@ class Scheduler:
     def start_failed(self, worker: int, cause: BaseException, retry: bool) -> list[Instruction]:
         """A worker could not start; with `retry` False, no other one can either."""
         self.starting.discard(worker)
+        self.leaving.discard(worker)
         self.failed_starts += 1
         if not retry or self.failed_starts >= ATTEMPTS:
             return [Abort(cause)]
@@ -122,6 +134,35 @@ class Scheduler:
         self.done.add(unit)
         self.poisoned.pop(unit, None)
         return self._assign()
+
+    def late(self, unit: int) -> list[Instruction]:
+        """A unit takes far longer than others did: a worker that has nothing to do gets it as well, and the first receipt counts.
+
+        One that was charged before isn't handed out twice: it may be what ends its worker.
+        """
+        holders = [worker for worker, units in self.held.items() if unit in units]
+        if unit in self.done or unit in self.charges or len(holders) != 1 or not self._free[0]:
+            return []
+        worker = next(iter(self._free[0]))
+        self._twice[unit] = [*holders, worker]
+        self.held[worker].append(unit)
+        self._place(worker)
+        return [Assign(worker, unit)]
+
+    def worker_leaving(self, worker: int) -> list[Instruction]:
+        """A worker is about to be taken away, as on a machine whose time is up: another one is started in its place."""
+        if worker in self.leaving or (worker not in self.held and worker not in self.starting):
+            return []
+        self.leaving.add(worker)
+        self._place(worker)
+        return self._replace_workers()
+
+    def spare_memory(self) -> bool:
+        """A worker ran out of memory: from now on each holds one unit at a time; tells whether that is new."""
+        new, self.in_flight = self.in_flight > 1, 1
+        for worker in self.held:
+            self._place(worker)
+        return new
 
     def failed(self, worker: int, unit: int, cause: BaseException) -> list[Instruction]:
         """A unit failed for a reason that may pass; the worker lives."""
@@ -138,14 +179,20 @@ class Scheduler:
         return self._assign()
 
     def worker_lost(self, worker: int, cause: BaseException) -> list[Instruction]:
-        """A worker died: all it held goes back, and only the unit that was running is charged."""
+        """A worker died: all it held goes back, and only the unit that was running is charged; of one that was leaving, none is."""
+        leaving = worker in self.leaving
+        self.leaving.discard(worker)
         if worker in self.starting:
-            return self.start_failed(worker, cause, retry=True)
+            self.starting.discard(worker)
+            return self._replace_workers() if leaving else self.start_failed(worker, cause, retry=True)
         # One of them may be done: another worker, given up for dead, had it before.
         units = [unit for unit in self.held.pop(worker, []) if unit not in self.done]
         self._place(worker)
-        self._fresh.extendleft(reversed(units[1:]))
-        if units:
+        for unit in units:
+            self._release(worker, unit)
+        uncharged = units if leaving else units[1:]
+        self._fresh.extendleft(reversed([unit for unit in uncharged if unit not in self._twice]))
+        if units and not leaving:
             self._charge(units[0], cause)
         return self._replace_workers() + self._assign()
 
@@ -157,6 +204,8 @@ class Scheduler:
         causes.append(cause)
         if len(causes) >= ATTEMPTS:
             self._poison(unit, cause)
+        elif unit in self._twice:
+            self._place(self._twice[unit][0])  # who goes on with it, alone
         else:
             # Behind all others: if the unit kills its worker, the rest of the pool has gone before.
             self._charged.append(unit)
@@ -171,8 +220,16 @@ class Scheduler:
         if unit not in units:
             return False
         units.remove(unit)
+        self._release(worker, unit)
         self._place(worker)
         return True
+
+    def _release(self, worker: int, unit: int) -> None:
+        """A worker holds the unit no more; note whether another one still does."""
+        if unit in self._twice:
+            self._twice[unit] = [holder for holder in self._twice[unit] if holder != worker]
+            if not self._twice[unit]:
+                del self._twice[unit]
 
     def _place(self, worker: int) -> None:
         """File a worker by how many units it holds, or not at all if it may be given none.
@@ -183,7 +240,9 @@ class Scheduler:
         for workers in self._free:
             workers.pop(worker, None)
         units = self.held.get(worker)
-        if units is not None and len(units) < IN_FLIGHT and not any(unit in self.charges for unit in units):
+        if units is None or worker in self.leaving or len(units) >= self.in_flight:
+            return
+        if not any(unit in self.charges for unit in units):
             self._free[len(units)][worker] = None
 
     def _assign(self) -> list[Instruction]:
@@ -207,7 +266,7 @@ class Scheduler:
         return None
 
     def _replace_workers(self) -> list[Instruction]:
-        alive = len(self.held) + len(self.starting)
+        alive = len(self.held) + len(self.starting) - len(self.leaving)
         wanted = min(self.workers, self.units - len(self.done))
         return [self._start_worker() for _ in range(wanted - alive)]
 

@@ -40,6 +40,10 @@ from raystream.store.unit_columns import whole_units
 
 _log = logging.getLogger("raystream")
 _NAMED_FAILURES = 3
+_ROUNDING = 1e-9
+"""0.29 x 100 is a little less than 29."""
+FAILED_UNITS = "failed_units.jsonl"
+"""In a query's folder: the units that the last run had to do without."""
 
 
 class Session:
@@ -48,7 +52,7 @@ class Session:
     Args:
         job: what they are told.
         store: where they write to.
-        folder: of the store, where the run's events are kept.
+        folder: of the store, where it is kept what each worker did.
         reporter: told how far it is.
         processes: where workers run.
         life: the run's signs of life; left out, there are some while workers are up.
@@ -77,6 +81,8 @@ class Session:
         self._executor: Executor | None = None
         self._scoring: Scoring | None = None
         self._left_out: list[str] = []
+        self._asked = self._given_up = 0
+        self._failed: list[str] = []
         self._repeated = 0
         self.units_scored = self.bytes_read = 0
         self.may_score = may_score
@@ -115,7 +121,7 @@ class Session:
         """The outputs of a plan's units, what the store lacks computed now; units that `on_error: skip` leaves out are not among them.
 
         Raises:
-            UnitsFailed: units failed three times, and the query says to fail.
+            UnitsFailed: units failed three times, and the query says to fail, or more of them than it may leave out.
         """
         self.compute(plan)
         return whole_units(self._store, plan.found)
@@ -140,6 +146,7 @@ class Session:
 
     def _compute(self, plan: ScoringPlan, task_of: Callable[[UnitTask], UnitTask] | None) -> None:
         missing = plan.missing
+        self._asked += len(plan.units)
         if not missing:
             return
         # The largest first: what is left when the first worker runs dry is then small.
@@ -163,19 +170,36 @@ class Session:
 
         self._judge(tasks, self._scoring.score(tasks, keep))
 
-    def _judge(self, tasks: Sequence[UnitTask], failed: Mapping[int, BaseException]) -> None:
+    def _judge(self, tasks: Sequence[UnitTask], failed: Mapping[int, tuple[BaseException, ...]]) -> None:
         if not failed:
             return
-        causes = [str(cause) for _, cause in sorted(failed.items())][:_NAMED_FAILURES]
-        count = len(failed)
+        told = [(tasks[index].unit.name, [str(cause) for cause in causes]) for index, causes in sorted(failed.items())]
+        self._keep_causes(told)
+        count, some = len(failed), told[:_NAMED_FAILURES]
+        where = f"; {self._store.place(f'{self._folder}/{FAILED_UNITS}')} has all causes"
         if not self._job.skip_bad_rows:
-            more = f" (and {count - len(causes)} more)" if count > len(causes) else ""
-            names = [f"{tasks[index].unit.name}: {cause}" for index, cause in sorted(failed.items())][:_NAMED_FAILURES]
+            more = f" (and {count - len(some)} more)" if count > len(some) else ""
+            names = "; ".join(f"{name}: {' / '.join(dict.fromkeys(causes))}" for name, causes in some)
             raise UnitsFailed(
-                f"{count} of {number_of(len(tasks), 'unit')} failed three times: {'; '.join(names)}{more}; the others are scored and kept, "
+                f"{count} of {number_of(len(tasks), 'unit')} failed three times: {names}{more}{where}; the others are scored and kept, "
                 "mend the cause and run again, or set on_error to skip"
             )
-        self._left_out.append(f"{number_of(count, 'unit')} {'was' if count == 1 else 'were'} left out: {'; '.join(causes)}")
+        self._given_up += count
+        first = "; ".join(causes[-1] for _, causes in some)
+        if self._given_up > self._job.max_quarantined * self._asked + _ROUNDING:
+            raise UnitsFailed(
+                f"{self._given_up} of {number_of(self._asked, 'unit')} can't be scored, {self._given_up / self._asked:.2%} of them, and "
+                f"max_quarantined allows {self._job.max_quarantined:.2%}: {first}{where}; the others are scored and kept, mend the cause "
+                "and run again, or raise max_quarantined"
+            )
+        self._left_out.append(f"{number_of(count, 'unit')} {'was' if count == 1 else 'were'} left out: {first}{where}")
+
+    def _keep_causes(self, failed: Sequence[tuple[str, Sequence[str]]]) -> None:
+        """Leave a line for each unit that has no outputs, with the causes of all attempts, oldest first."""
+        lines = [json.dumps({"unit": name, "causes": causes}) for name, causes in failed]
+        self._failed += lines
+        with suppress(StoreError):  # they only inform
+            self._store.put(f"{self._folder}/{FAILED_UNITS}", "".join(f"{line}\n" for line in self._failed).encode())
 
     def _start(self, rows: int, size: int) -> Scoring:
         if not self._life.begun:
@@ -185,7 +209,7 @@ class Session:
 
 
 class _Progress:
-    """Follows the events of a run for the reporter and for `events.jsonl`."""
+    """Follows what workers do for the reporter and for `workers.jsonl`."""
 
     def __init__(self, store: Store, reporter: Reporter, folder: str) -> None:
         self._store, self._reporter, self._folder = store, reporter, folder
@@ -197,6 +221,7 @@ class _Progress:
         self._began = self._ready = self._last = self._kept = 0.0
         self._meter = Meter()
         self._lines: list[bytes] = []
+        self._up: set[int] = set()
         self.start_seconds = 0.0
 
     def begin(self, rows: np.ndarray) -> None:
@@ -214,6 +239,10 @@ class _Progress:
             self._ready = now
             self.start_seconds = now - self._began
             self._reporter.stage(f"Scoring {number_of(self._of_rows, 'row')} in {number_of(len(self._ended), 'unit')}")
+        if isinstance(event, WorkerReady):
+            self._up.add(event.worker)
+        if isinstance(event, WorkerLost):
+            self._up.discard(event.worker)
         if isinstance(event, UnitEnded) and isinstance(event.outcome, UnitOutputs):
             self._end_unit(event.unit)
         if isinstance(event, UnitGoesOn) and not self._ended[event.unit]:
@@ -238,10 +267,11 @@ class _Progress:
     def _so_far(self, seconds: float) -> Progress:
         rate = self._meter.rate(self._rows, seconds)
         left = None if rate is None or self._units == len(self._ended) else (self._of_rows - self._rows) / rate
-        return Progress(self._units, len(self._ended), self._rows, self._of_rows, rate, left)
+        return Progress(self._units, len(self._ended), self._rows, self._of_rows, rate, left, len(self._up))
 
     def end(self) -> None:
-        """No further event: keep all."""
+        """No further event: keep all, the workers being gone."""
+        self._up.clear()
         self._write()
         with suppress(StoreError):  # events only inform
             self._store.flush()
@@ -249,7 +279,7 @@ class _Progress:
     def _write(self) -> None:
         if self._lines:
             with suppress(StoreError):
-                self._store.append(f"{self._folder}/events.jsonl", b"".join(self._lines))
+                self._store.append(f"{self._folder}/workers.jsonl", b"".join(self._lines))
             self._lines = []
 
 
@@ -258,7 +288,7 @@ _KEPT_SECONDS = 0.2
 
 
 def _entry(event: Event) -> dict[str, object]:
-    """A line of `events.jsonl`."""
+    """A line of `workers.jsonl`."""
     entry: dict[str, object] = {"time": round(time.time(), 3), "event": type(event).__name__, "worker": event.worker}
     if isinstance(event, UnitEnded):
         outcome = event.outcome

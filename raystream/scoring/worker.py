@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from raystream.acquisition.members import softened
 from raystream.errors import ClusterError, DataError, ModelError, QueryError, RaystreamError, StoreUnreachable
 from raystream.lake import is_remote
 from raystream.lake.retry import Patience, on_disk
@@ -35,7 +36,7 @@ from raystream.pool import OutageError, Unit, UnreachableError
 from raystream.scoring.batch_reader import BatchReader, BufferedRows, first_rows, preparation, probe
 from raystream.scoring.epig import score_epig
 from raystream.scoring.job import Job, UnitTask
-from raystream.scoring.output_kinds import FUNCTION, GRADIENTS, PARAMETER_GRADIENTS
+from raystream.scoring.output_kinds import FUNCTION, GRADIENTS, KINDS, PARAMETER_GRADIENTS, OutputBlock, computed
 from raystream.scoring.outputs import OutputWriter, TakenRows
 from raystream.scoring.score_reduction import ReducedPredictor
 from raystream.scoring.users_scores import users_score
@@ -46,6 +47,8 @@ from raystream.store.receipts import EMBEDDINGS, Receipt, UnitOutputs, read_rece
 
 PATIENCE = Patience(from_start=True)
 _START = "what a worker starts from"
+_NO_MEMORY = "DefaultCPUAllocator: "
+"""How torch, which has no class for it, begins to say that a processor's memory is used up."""
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -69,6 +72,17 @@ class Failure:
     retry: bool
     outage: bool = False
     """Whether a storage was away for longer than it is waited for: no unit is to blame, and no other one would do better."""
+    memory: bool = False
+    """Whether there was no memory left for it."""
+
+
+@dataclass(frozen=True)
+class RowsInMemory:
+    """What a model says of rows in memory: score columns, (n,) each, embeddings (n, d) as they would be stored, and how many classes."""
+
+    columns: dict[str, np.ndarray]
+    embeddings: np.ndarray | None
+    classes: int | None
 
 
 class Worker:
@@ -192,6 +206,60 @@ class Worker:
             )
         )
 
+    def score_rows(self, inputs: tuple[np.ndarray, ...]) -> RowsInMemory:
+        """Score rows that lie in memory, and write nothing.
+
+        Args:
+            inputs: as `raystream.pool.reader.tensors_of` makes them.
+
+        Raises:
+            ModelError: the model's output can't be used.
+        """
+        job = self._job
+        columns: dict[str, list[np.ndarray]] = {}
+        vectors: list[np.ndarray] = []
+        classes: int | None = None
+        with self._computing:
+            _set_threads(job.threads)
+            for start in range(0, len(inputs[0]), job.model.batch_size):
+                some = (values[start : start + job.model.batch_size] for values in inputs)
+                tensors = tuple(values if values.dtype == object else torch.from_numpy(np.ascontiguousarray(values)) for values in some)
+                prediction = self._model.predict(tensors)
+                wrong = None if self._is_sound(prediction) else bad_output_rows(prediction)
+                if wrong is not None:
+                    raise ModelError(f"row {start + int(torch.nonzero(wrong)[0])}: {prediction.reason}")
+                classes = prediction.scores.classes if prediction.scores is not None else classes
+                classes = classes if prediction.logits is None else prediction.logits.shape[1]
+                for name, values in self._columns(prediction).items():
+                    columns.setdefault(name, []).append(values.cpu().numpy())
+                if prediction.embedding is not None and job.asks_for(EMBEDDINGS) is not None:
+                    vectors.append(prediction.embedding.to(_DTYPES[job.model.embedding_dtype]).cpu().numpy())
+        scores = {name: np.concatenate(parts) for name, parts in columns.items()}
+        return RowsInMemory(scores, np.concatenate(vectors) if vectors else None, classes)
+
+    def _columns(self, prediction: Prediction) -> dict[str, torch.Tensor]:
+        """The score columns of some rows."""
+        if prediction.scores is not None:
+            return dict(prediction.scores.scores)
+        temperature, samples = self._job.model.temperature_value, prediction.samples
+        if prediction.logits is None:
+            return {}
+        gradients = self._job.asks_for(GRADIENTS) is not None and prediction.embedding is not None
+        block = OutputBlock(
+            logits=prediction.logits,
+            log_probs=None if samples is None else softened(samples, temperature),
+            lengths=torch.linalg.vector_norm(prediction.embedding, dim=1, keepdim=True) if gradients else None,
+            bias=prediction.bias,
+            gradient_lengths=prediction.gradient_lengths,
+            temperature=temperature,
+        )
+        found: dict[str, torch.Tensor] = {}
+        for output in self._job.outputs:
+            if KINDS[output.kind].made is not None and KINDS[output.kind].stored == "table":
+                made = computed(output, block, self._promised.class_labels, self._functions)
+                found |= made if isinstance(made, dict) else {}
+        return found
+
     def attempt(self, task: UnitTask, follow: Follow = alone) -> UnitOutputs | Failure:
         """`score`, with what went wrong as a value: it has to travel between processes.
 
@@ -207,7 +275,7 @@ class Worker:
                 raise
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{task.unit.name}: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-            return Failure(RaystreamError(text), retry=True)
+            return Failure(RaystreamError(text), retry=True, memory=isinstance(error, MemoryError) or _NO_MEMORY in str(error))
 
     def _in_spite_of_outages(self, task: UnitTask, follow: Follow) -> UnitOutputs:
         """`score`, from the beginning again where a storage went away in the middle of a file, which can't be taken up there."""

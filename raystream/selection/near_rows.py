@@ -8,6 +8,7 @@ beyond the radius, or beyond what the k nearest seen so far are certainly within
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,11 @@ _PRODUCTS = 1 << 22
 """Products at a time."""
 _UNIT = 128
 """Rows are multiplied in multiples of this many: each shape of bfloat16 products needs code of its own, 0.4 ms to make."""
+_FEW = 16
+"""Up to so many rows go together, the least that matrix units take at a time."""
 _ENCODED = 8192
+_CLOSER = 4
+"""Rows that are so many times nearer, in squares, to the middle of their block than to that of all are encoded anew."""
 _SPARE = 8
 _TIED = 256
 """A row of which the products leave 4 k and this many more rows to be among the k nearest is compared in float32."""
@@ -51,13 +56,16 @@ class NearRows:
 
     Args:
         x: (n, d) float32, finite.
-        order: (n,) int64.
+        order: (n,) int64, of all rows or of some.
+        encoding: of the operands; left out, one for all of `x`.
     """
 
-    def __init__(self, x: Array, order: Array) -> None:
-        n, d = x.shape
-        largest = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))
-        self.encoding = Encoding.fit(x.mean(axis=0, dtype=np.float64), largest, on_grid=False, precision="auto")
+    def __init__(self, x: Array, order: Array, encoding: Encoding | None = None) -> None:
+        n, d = len(order), x.shape[1]
+        if encoding is None:
+            largest = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))
+            encoding = Encoding.fit(x.mean(axis=0, dtype=np.float64), largest, on_grid=False, precision="auto")
+        self.encoding = encoding
         self.x, self.order = x, order
         self.operand = torch.empty((n, self.encoding.width), dtype=self.encoding.dtype)
         self.slack, self.square = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
@@ -69,17 +77,35 @@ class NearRows:
 
         each(range(0, n, _ENCODED), lambda: see)
 
+    def around(self, places: Array, stretches: Stretches) -> tuple[NearRows, Array, Stretches]:
+        """The rows in `stretches`, seen from the middle of those at `places`, which are among them; and where these stand then.
+
+        What bfloat16 leaves open goes with the distance from what operands are relative to. Where rows lie close to one another and far
+        from the middle of all, it leaves open several times as many pairs as it has to; else these rows are returned as they are.
+        """
+        some = self.x[self.order[places]]
+        middle = some.mean(axis=0, dtype=np.float64).astype(np.float32)
+        scaled = np.ldexp(some.astype(np.float64) - middle, self.encoding.power)
+        spread, now = float(np.square(scaled).sum(axis=1).mean()), float(self.square[torch.from_numpy(places)].mean())
+        if not self.encoding.bfloat16 or spread * _CLOSER > now:
+            return self, places, stretches
+        order = np.concatenate([self.order[start:stop] for start, stop in stretches])
+        begin, size = np.array([start for start, _ in stretches]), np.array([stop - start for start, stop in stretches])
+        by_start = np.argsort(begin)
+        which = by_start[np.searchsorted(begin[by_start], places, side="right") - 1]
+        there = places - begin[which] + (np.cumsum(size) - size)[which]
+        return NearRows(self.x, order, replace(self.encoding, shift=middle)), there, [(0, len(order))]
+
     def find(self, places: Array, stretches: Stretches, k: int | None, radius: float) -> Near:
         """Find the others among the rows in `stretches` that may be within `radius` of, and among the k nearest to, those at `places`.
 
         Where products can't tell which are the k nearest, k + 8 that float32 says are.
         """
-        size = max(_PRODUCTS // len(places), 1)
-        stretches = [(first, min(first + size, stop)) for start, stop in stretches for first in range(start, stop, size)]
+        groups = _grouped(stretches, max(_PRODUCTS // max(len(places), _UNIT), 1))
         search = _Search(self, places, k, radius)
-        for start, stop in stretches:
-            search.see(start, stop)
-        return search.found(stretches)
+        for group in groups:
+            search.see(group)
+        return search.found([stretch for group in groups for stretch in group])
 
     def limit(self, squared: Array, places: Array, slack: float, square: float) -> torch.Tensor:
         """The products above which rows of at most this slack and square are farther than `squared` (m,) from those at `places`."""
@@ -89,6 +115,22 @@ class NearRows:
     def upper(self, product: torch.Tensor, places: Array, others: Array) -> Array:
         """(p,) float64 bounds of squared distances."""
         return self.encoding.upper(product, self.slack[torch.from_numpy(places)] + self.slack[torch.from_numpy(others)])
+
+
+def _grouped(stretches: Stretches, size: int) -> list[Stretches]:
+    """The stretches in their order, cut so that groups of them have at most `size` places each."""
+    groups: list[Stretches] = []
+    left = 0
+    for start, stop in stretches:
+        while start < stop:
+            if not left:
+                groups.append([])
+                left = size
+            end = min(start + left, stop)
+            groups[-1].append((start, end))
+            left -= end - start
+            start = end
+    return groups
 
 
 def bits(product: torch.Tensor) -> Array:
@@ -110,38 +152,74 @@ def _as_centres(operand: torch.Tensor, encoding: Encoding) -> torch.Tensor:
     return result
 
 
+def _packed(found: Array, near: Array, count: Array, infinite: Any) -> Array:
+    """(m, the largest `count`): what of `found` (m, c) is `near` (m, c) bool, (m,) `count` of them in a row, and else infinite."""
+    result = np.full((len(found), max(int(count.max()), 1)), infinite)
+    row, column = np.divmod(np.flatnonzero(near), found.shape[1])
+    result[row, ranks(count)] = found[row, column]
+    return result
+
+
+def ranks(count: Array) -> Array:
+    """(sum of `count`,) int64: 0, 1, .. within each of groups of so many."""
+    result: Array = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    return result
+
+
 class _Search:
     """One block's."""
 
     def __init__(self, rows: NearRows, places: Array, k: int | None, radius: float) -> None:
         self._rows, self._places, self._cut, self._k = rows, places, k is not None, k or 0
-        whole = np.pad(places, (0, -len(places) % _UNIT), mode="edge")
+        whole = np.pad(places, (0, -len(places) % (_UNIT if len(places) > _FEW else _FEW)), mode="edge")
         self._centres = _as_centres(rows.operand[torch.from_numpy(whole)], rows.encoding)
         # invariant: of others that are farther, nothing is wanted; a root is rounded, so that a little more is
         self._reach = np.full(len(places), np.square(np.float64(radius)) * (1 + 2.0**-50))
-        infinite = bits(torch.tensor([torch.inf], dtype=rows.encoding.dtype))
-        self._least = np.full((len(places), self._k + 1), infinite)
+        self._infinite = bits(torch.tensor([torch.inf], dtype=rows.encoding.dtype))[0]
+        self._least = np.full((len(places), self._k + 1), self._infinite)
+        self._most = 4 * self._k + _TIED
         self._many = np.zeros(len(places), dtype=np.int64)
         self._tied = np.zeros(len(places), dtype=bool)
         self._seen: list[tuple[Array, Array, Array]] = []
         self._slack = self._square = 0.0
 
-    def see(self, start: int, stop: int) -> None:
-        """Compare the block with the rows at [start, stop)."""
-        whole = self._rows.operand[start : stop + (start - stop) % _UNIT]
-        found = bits(torch.mm(self._centres, whole.T))[: len(self._places), : stop - start]
-        slack, square = float(self._rows.slack[start:stop].max()), float(self._rows.square[start:stop].max())
+    def see(self, stretches: Stretches) -> None:
+        """Compare the block with the rows in `stretches`, by one product."""
+        rows = self._rows
+        places = np.concatenate([np.arange(*stretch) for stretch in stretches])
+        found = bits(torch.mm(self._centres, self._operand(stretches, -len(places) % _UNIT).T))[: len(self._places), : len(places)]
+        slack = max(float(rows.slack[start:stop].max()) for start, stop in stretches)
+        square = max(float(rows.square[start:stop].max()) for start, stop in stretches)
         self._slack, self._square = max(self._slack, slack), max(self._square, square)
         near = found <= self._limit(slack, square)[:, None]
-        if self._cut and np.count_nonzero(near) > len(found) * self._k / 8:
-            self._tighten(found)
-            near = found <= self._limit(slack, square)[:, None]
-        flat = np.flatnonzero(near)
-        row, column = np.divmod(flat, found.shape[1])
+        if self._cut:
+            count = np.count_nonzero(near, axis=1)
+            if count.sum() > len(found) * self._k / 8:
+                self._tighten(found if 4 * int(count.max()) > len(places) else _packed(found, near, count, self._infinite))
+                near = found <= self._limit(slack, square)[:, None]
+        row, column = np.divmod(np.flatnonzero(near), found.shape[1])
+        self._seen.append((row, places[column], found[row, column]))
         if self._cut:
             self._many += np.bincount(row, minlength=len(self._many))
-            self._tied |= self._many > 4 * self._k + _TIED
-        self._seen.append((row, column + start, found[row, column]))
+            if (self._many > self._most).any():
+                self._forget()
+
+    def _operand(self, stretches: Stretches, more: int) -> torch.Tensor:
+        """The rows in `stretches` as operands, and so many more, whichever they are."""
+        every = self._rows.operand
+        if len(stretches) == 1 and stretches[0][1] + more <= len(every):
+            return every[stretches[0][0] : stretches[0][1] + more]
+        return torch.cat([every[start:stop] for start, stop in stretches] + [every[:more]])
+
+    def _forget(self) -> None:
+        """Let go of what was near when it was seen, and isn't any more; rows of which too many are left are tied."""
+        row, place, found = (np.concatenate(parts) for parts in zip(*self._seen, strict=True))
+        keep = found <= self._limit(self._slack, self._square)[row]
+        self._many = np.bincount(row[keep], minlength=len(self._many))
+        self._tied |= self._many > self._most
+        self._many[self._tied] = 0  # nothing more is seen of these
+        keep &= ~self._tied[row]
+        self._seen = [(row[keep], place[keep], found[keep])]
 
     def _tighten(self, found: Array) -> None:
         """Lower the reach to that of the k nearest so far, and the row itself: what lies beyond is not wanted."""
@@ -158,6 +236,13 @@ class _Search:
     def found(self, stretches: Stretches) -> Near:
         """Gather the pairs that belong there, of tied rows by float32."""
         row, place, found = (np.concatenate(parts) for parts in zip(*self._seen, strict=True))
+        order = np.argsort(row, kind="stable")
+        row, place, found = row[order], place[order], found[order]
+        if self._cut:
+            count = np.bincount(row, minlength=len(self._places))
+            self._least = np.full((len(count), max(self._k + 1, int(count.max()))), self._infinite)
+            self._least[row, ranks(count)] = found
+            self._tighten(self._least[:, :0])
         keep = (found <= self._limit(self._slack, self._square)[row]) & (place != self._places[row])
         row, place, product = row[keep], place[keep], torch.from_numpy(found[keep]).view(self._rows.encoding.dtype)
         upper = self._rows.upper(product, self._places[row], place)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from raystream.selection.clusters import clusters
-from raystream.selection.near_rows import Near, NearRows, Stretches, bits
+from raystream.selection.near_rows import Near, NearRows, Stretches, bits, ranks
 from raystream.selection.nearest import pair_distances
 from raystream.selection.rows import Array, squared_distances
 from raystream.selection.strategy import Arrays, Kept
@@ -239,21 +239,43 @@ class NearBlock:
         """Which of `pairs` (numbers in `near`, more than `most` of each of their rows) are not among the `most` nearest of their row."""
         rows, near = self.all_rows, self.near
         row, place, product = near.row[pairs], near.place[pairs], near.product[torch.from_numpy(pairs)]
-        order = np.lexsort((bits(product), row))
         starts = np.flatnonzero(np.diff(row, prepend=-1))
         group = np.cumsum(np.diff(row, prepend=-1) != 0) - 1
         # of those from this product on, too many are left out for one that is certainly nearer to be among them
-        next_one = product[torch.from_numpy(order[starts + most])]
+        key = np.sort((group << 32) + bits(product))
+        next_one = (key[starts + most] - (group[starts] << 32)).astype(bits(product).dtype)
+        next_one = torch.from_numpy(next_one).view(product.dtype)
         slack, square = (float(of[torch.from_numpy(place)].max()) for of in (rows.slack, rows.square))
         limit = rows.limit(near.upper[pairs], self.places[row], slack, square)
         certain = (next_one[torch.from_numpy(group)] > limit).numpy()
+        left = most - np.bincount(group[certain], minlength=len(starts))
         asked = np.flatnonzero(~certain)
         squared = pair_distances(rows.x, rows.x, self.rows[row[asked]], rows.order[place[asked]])
-        asked = asked[np.lexsort((rows.order[place[asked]], squared, row[asked]))]
-        left = most - np.bincount(group[certain], minlength=len(starts))
-        before = np.arange(len(asked)) - np.searchsorted(group[asked], group[asked])
-        result: Array = pairs[asked[before >= left[group[asked]]]]
+        result: Array = pairs[asked[~lowest_of_groups(group[asked], squared, rows.order[place[asked]], left)]]
         return result
+
+
+def lowest_of_groups(group: Array, value: Array, number: Array, count: Array) -> Array:
+    """(p,) bool: which are among the (g,) `count` lowest values of their group, of equal ones those of the lower `number`.
+
+    Args:
+        group: (p,) int64, ascending.
+        value: (p,) float64, finite.
+        number: (p,) int64.
+        count: of each group, 0 to all.
+    """
+    size = np.bincount(group, minlength=len(count))
+    table = np.full((len(count), int(size.max(initial=0)) + 1), np.inf)
+    table[group, ranks(size)] = value
+    table.sort(axis=1)
+    # the lowest that is out; of a group of which all are in, infinity
+    first_out = table[np.arange(len(count)), count]
+    inside = value < first_out[group]
+    tied = np.flatnonzero((np.bincount(group[inside], minlength=len(count)) < count)[group] & (value == first_out[group]))
+    tied = tied[np.lexsort((number[tied], group[tied]))]
+    missing = count - np.bincount(group[inside], minlength=len(count))
+    inside[tied[ranks(np.bincount(group[tied], minlength=len(count))) < missing[group[tied]]]] = True
+    return inside
 
 
 class Index:
@@ -278,7 +300,8 @@ class Index:
             number, begin = item
             places = np.arange(begin, min(begin + _QUERIES, self._start[number + 1]))
             probed = [0] if self._lists is None else self._lists.probed(number, probes, k + 1)
-            return keep(NearBlock(self._rows, places, self._rows.find(places, self._stretches(probed), k, radius)))
+            rows, places, stretches = self._rows.around(places, self._stretches(probed))
+            return keep(NearBlock(rows, places, rows.find(places, stretches, k, radius)))
 
         blocks = (
             (number, begin) for number, (start, stop) in enumerate(pairwise(self._start.tolist())) for begin in range(start, stop, _QUERIES)

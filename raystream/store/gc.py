@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from raystream.errors import StoreError
+from raystream.store.jobs import JOBS
 from raystream.store.life import announced, is_alive, server_time
 from raystream.store.packs import PACKS, in_threads, pack_names
 from raystream.store.protocol import Entry, Store
@@ -144,6 +145,8 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
             else:
                 stay += own
         kept.add(stay)
+    known = {*queries.committed, *queries.running}
+    strays += [file for file in store.walk(JOBS) if file.modified <= limit and _base(file) not in known]
     # Packs are an index, which whoever needs it makes again: they go before anything that they may name does.
     removing = bool(units or outputs)
     packs = [file for file in store.walk(PACKS) if file.name not in queries.packs and (removing or file.modified <= limit)]

@@ -16,10 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
-import psutil
-
 from raystream.errors import StoreError
-from raystream.store.life import server_time
+from raystream.store.life import process_began, server_time
 from raystream.store.protocol import Store
 
 BEAT_SECONDS = 8.0
@@ -48,7 +46,7 @@ class Lease:
         self._wait = wait or threading.Event().wait
         self._thread = threading.Thread(target=self._give, name="raystream-lease", daemon=True)
         self._name = ""
-        self._holder = {"token": uuid.uuid4().hex, "host": platform.node(), "process": os.getpid(), "started": _started(os.getpid())}
+        self._holder = {"token": uuid.uuid4().hex, "host": platform.node(), "process": os.getpid(), "started": process_began(os.getpid())}
 
     def __enter__(self) -> Lease:
         told = False
@@ -65,6 +63,11 @@ class Lease:
         self._thread.join(_ENDING_SECONDS)
         with suppress(StoreError):  # it is too old in half a minute
             self._store.put(self._name, json.dumps(self._holder | {_ENDED: True}).encode())
+
+    @property
+    def held(self) -> bool:
+        """Whether somebody holds it at this moment, this object or another."""
+        return self._newest()[2]
 
     def _take(self) -> bool:
         """Put the next lease, unless the newest is held, or somebody else was first."""
@@ -93,7 +96,7 @@ class Lease:
         if not holder or holder.get(_ENDED):
             return max(numbers), "", False
         who = f"process {holder.get('process')} on {holder.get('host')}"
-        if holder.get("host") == platform.node() and _started(int(holder["process"])) != holder.get("started"):
+        if holder.get("host") == platform.node() and process_began(int(holder["process"])) != holder.get("started"):
             return max(numbers), who, False  # it is gone, or its number is another's
         written = next((entry.modified for entry in self._store.walk(self._folder) if entry.name == name), None)
         return max(numbers), who, written is not None and server_time(self._store) - written < ALIVE_SECONDS
@@ -102,11 +105,3 @@ class Lease:
         while not self._ended.wait(BEAT_SECONDS):
             with suppress(StoreError):  # the holder itself finds out what is wrong
                 self._store.put(self._name, json.dumps(self._holder).encode())
-
-
-def _started(process: int) -> float | None:
-    """When a process of this machine began; None if there is none of that number."""
-    try:
-        return float(psutil.Process(process).create_time())
-    except psutil.Error:
-        return None

@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from types import TracebackType
 
+import psutil
+
 from raystream.errors import StoreError
 from raystream.store.protocol import Entry, Store
 
@@ -88,7 +90,13 @@ class SignOfLife:
 
 def is_alive(files: Collection[Entry], now: float) -> bool:
     """Tell whether a run gives signs of life in the folder that these files lie in; `now` by the store's clock."""
-    return any(_base(file).startswith(_TOKEN) and file.modified >= now - ALIVE_SECONDS for file in files)
+    last = last_sign(files)
+    return last is not None and last >= now - ALIVE_SECONDS
+
+
+def last_sign(files: Collection[Entry]) -> float | None:
+    """When the last sign of life was given in the folder that these files lie in, by the store's clock; None without any."""
+    return max((file.modified for file in files if _base(file).startswith(_TOKEN)), default=None)
 
 
 def announced(store: Store, files: Collection[Entry]) -> set[str]:
@@ -114,6 +122,14 @@ def server_time(store: Store) -> float:
     finally:
         store.discard(name)
         store.discard_folder(folder)
+
+
+def process_began(process: int) -> float | None:
+    """When a process of this machine began, in seconds since the epoch; None if there is none of that number."""
+    try:
+        return float(psutil.Process(process).create_time())
+    except (psutil.Error, ValueError):
+        return None
 
 
 def _base(file: Entry) -> str:

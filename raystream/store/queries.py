@@ -295,6 +295,15 @@ def find_query(store: Store, name: str) -> str:
     return _only(store, name, [n for n in store.names("queries") if store.exists(f"{query_folder(n)}/manifest.json")])
 
 
+def find_run(store: Store, name: str) -> str:
+    """The whole name of a query, committed or not, given that or its beginning.
+
+    Raises:
+        QueryError: there is none of this name, or several begin with it.
+    """
+    return _only(store, name, store.names("queries"))
+
+
 def find_dropped(store: Store, name: str) -> str:
     """The whole name of a query that is to be forgotten, committed or not, whole or damaged.
 

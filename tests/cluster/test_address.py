@@ -17,6 +17,7 @@ import raystream as rs
 from raystream.cluster import connection as address
 from raystream.cluster.connection import check_answers
 from raystream.errors import ClusterError
+from raystream.query import Cluster
 
 
 @pytest.fixture
@@ -104,3 +105,15 @@ def test_a_query_on_a_cluster_that_is_not_there_says_so_in_a_sentence(
     assert error.splitlines()[:2] == ["Reading the pool's footers", "Starting Ray workers"]
     assert len(error.splitlines()) == 3, error
     assert f"no Ray cluster answers at 127.0.0.1:{deaf_port}" in error
+
+
+@pytest.mark.parametrize(("share", "workers"), [(0.1, 10), (0.2, 5), (0.3, 3), (0.5, 2), (1.0, 1)])
+def test_shares_of_a_gpu_are_counted_whole(monkeypatch: pytest.MonkeyPatch, share: float, workers: int) -> None:
+    """Ten tenths fill one GPU, whatever binary fractions say; a node that is gone has none, and one without GPUs has no place."""
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 64.0, "GPU": 1.0}},
+        {"Alive": True, "Resources": {"CPU": 64.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    ]
+    monkeypatch.setattr(address.ray, "nodes", lambda: nodes)
+    assert address.worker_count(Cluster(gpus_per_worker=share)) == workers

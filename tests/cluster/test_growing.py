@@ -287,7 +287,7 @@ def test_a_unit_that_kills_the_child_is_charged(make_query: MakeQuery, workplace
         )
     result = rs.run(make_query(store__uri="child", model__source="user_nets:dying", cluster={"workers": 1}))
     assert result.selection.equals(alone.selection)
-    events = [json.loads(line) for line in (result.folder / "events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (result.folder / "workers.jsonl").read_text().splitlines()]
     lost = [event["error"] for event in events if event["event"] == "WorkerLost"]
     assert lost == ["the worker died: it was ended by SIGKILL"]
 

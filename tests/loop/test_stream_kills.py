@@ -41,7 +41,7 @@ class Kill:
         self.writes, self._at, self._before = 0, at, before
         for name in ("put_if_absent", "put"):
             patched.setattr(LocalStore, name, self._ending(getattr(LocalStore, name)))
-        patched.setattr(lease, "_started", lambda process: float(at) + before / 2)  # each call is a process of its own
+        patched.setattr(lease, "process_began", lambda process: float(at) + before / 2)  # each call is a process of its own
 
     def _ending(self, write: Callable[..., object]) -> Callable[..., object]:
         def written(store: LocalStore, name: str, *arguments: object, **options: object) -> object:
@@ -82,7 +82,7 @@ def go_on_after(monkeypatch: pytest.MonkeyPatch, at: int, before: bool) -> tuple
         except Killed:
             ended = True
             assert kill.writes >= at
-    monkeypatch.setattr(lease, "_started", lambda process: -1.0)
+    monkeypatch.setattr(lease, "process_began", lambda process: -1.0)
     return ended, looks(monkeypatch)
 
 
@@ -107,7 +107,7 @@ def test_two_that_write_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def overtaken(log: StreamLog, *arguments: Any) -> Any:
         if not others:
             others.append(None)
-            monkeypatch.setattr(lease, "_started", lambda process: -1.0)  # the first is taken for gone
+            monkeypatch.setattr(lease, "process_began", lambda process: -1.0)  # the first is taken for gone
             others[0] = run(make_stream(model__args={"hidden": 8}))
             arrive("c.parquet", pool_table(50, 100), NOW - 10)
         return commit(log, *arguments)

@@ -65,7 +65,7 @@ def test_floats_share_one_scale():
 def test_large_images_are_shrunk(dtype, shape):
     """At most 176 pixels a side, in the image's proportions, with its mean."""
     image = np.random.default_rng(0).uniform(0, 255, shape).astype(dtype)
-    small = module._shrunk(image)
+    small = module._shrunk(image, module.SIDE)
     assert small.shape == (176, 88, *shape[2:])
     assert small.mean() == pytest.approx(image.mean(), rel=0.02)
 

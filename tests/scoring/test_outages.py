@@ -137,7 +137,7 @@ def test_an_outage_costs_no_unit(
     result = rs.run(make_query(on_error="skip", store__uri="s3://bucket/runs", cluster={"address": "in_process", "workers": 2}))
     assert selection_of(result) == expected
     assert (result.manifest.units_scored, result.manifest.warnings) == (4, [])
-    events = [json.loads(line) for line in result.store.read(f"queries/{result.query}/events.jsonl").splitlines()]
+    events = [json.loads(line) for line in result.store.read(f"queries/{result.query}/workers.jsonl").splitlines()]
     assert not [event for event in events if "error" in event]
     assert sum("doesn't answer: " in message and "503 Service Unavailable" in message for message in caplog.messages) >= 1
     assert pauses
@@ -371,7 +371,7 @@ def test_what_workers_wait_for_is_said_by_the_driver(make_query: MakeQuery, work
         )
     result = rs.run(make_query(model__source="user_nets:talking", cluster={"workers": 1}))
     assert caplog.messages.count("the store is away") >= 1
-    events = [json.loads(line) for line in (result.folder / "events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (result.folder / "workers.jsonl").read_text().splitlines()]
     assert {event["text"] for event in events if event["event"] == "Told"} == {"the store is away"}
 
 

@@ -245,10 +245,12 @@ def test_no_worker_is_replaced_when_too_few_units_are_left() -> None:
 @pytest.mark.parametrize("workers", [1, 3])
 @given(data=st.data())
 def test_every_unit_ends_whatever_happens(workers: int, data: st.DataObject) -> None:
-    """Under any order of successes, failures and deaths: never more in flight than allowed, nothing lost, nothing twice."""
+    """Under any order of events: no more in flight than allowed, nothing lost, nothing twice but what is late, and that twice at most."""
     scheduler = Scheduler(data.draw(st.integers(0, 9)), workers)
     held: dict[int, list[int]] = {}
     starting: list[int] = []
+    leaving: set[int] = set()
+    late: set[int] = set()
 
     def follow(instructions: list[Instruction]) -> None:
         for instruction in instructions:
@@ -257,7 +259,9 @@ def test_every_unit_ends_whatever_happens(workers: int, data: st.DataObject) -> 
             else:
                 assert isinstance(instruction, Assign)
                 assert instruction.unit not in scheduler.done
-                assert all(instruction.unit not in units for units in held.values())
+                assert instruction.worker not in leaving
+                assert sum(instruction.unit in units for units in held.values()) <= (instruction.unit in late)
+                assert instruction.unit not in held[instruction.worker]
                 held[instruction.worker].append(instruction.unit)
                 assert len(held[instruction.worker]) <= IN_FLIGHT
 
@@ -271,11 +275,22 @@ def test_every_unit_ends_whatever_happens(workers: int, data: st.DataObject) -> 
             continue
         assert busy, "units are left, but nobody works"
         worker = data.draw(st.sampled_from(busy))
-        what = data.draw(st.sampled_from(["succeed", "fail", "reject", "die"]))
+        what = data.draw(st.sampled_from(["succeed", "fail", "reject", "die", "leave", "be late", "run out of memory"]))
         if what == "die":
             held.pop(worker)
             follow(scheduler.worker_lost(worker, RuntimeError("died")))
             continue
+        if what == "leave":
+            leaving.add(worker)
+            follow(scheduler.worker_leaving(worker))
+            what = "succeed"  # or nothing would ever end
+        if what == "run out of memory":
+            scheduler.spare_memory()
+            what = "fail"
+        if what == "be late":
+            late.add(held[worker][0])
+            follow(scheduler.late(held[worker][0]))
+            what = "succeed"
         unit = held[worker].pop(data.draw(st.integers(0, len(held[worker]) - 1)))
         if what == "succeed":
             follow(scheduler.succeeded(worker, unit))
@@ -284,4 +299,79 @@ def test_every_unit_ends_whatever_happens(workers: int, data: st.DataObject) -> 
         else:
             follow(scheduler.rejected(worker, unit, ValueError("x")))
     assert not scheduler.pending
-    assert all(not units for units in held.values())
+    assert {unit for units in held.values() for unit in units} <= late
+
+
+def test_a_late_unit_goes_to_whoever_has_nothing_to_do_and_the_first_receipt_counts() -> None:
+    """Worker 0 hangs over unit 0; worker 1 is through with the rest and gets it, too; the slower receipt changes nothing."""
+    scheduler = running(3, 2)
+    assert scheduler.late(0) == []  # nobody is idle
+    scheduler.succeeded(0, 1)
+    assert not scheduler.idle
+    scheduler.succeeded(1, 2)
+    assert scheduler.idle
+    assert scheduler.late(0) == [Assign(1, 0)]
+    assert scheduler.late(0) == []  # never three times
+    scheduler.succeeded(1, 0)
+    assert scheduler.finished
+    assert scheduler.succeeded(0, 0) == []
+    assert scheduler.add(2)[0] == Assign(1, 3)  # the worker that was late is one again
+
+
+def test_of_a_unit_handed_out_twice_one_failure_leaves_the_other_at_it() -> None:
+    """It is charged, and goes back to the others only when neither of the two has it any more."""
+    scheduler = running(2, 2)
+    scheduler.succeeded(0, 1)
+    assert scheduler.late(0) == [Assign(1, 0)]
+    assert scheduler.failed(1, 0, OSError("x")) == []
+    assert len(scheduler.charges[0]) == 1
+    assert scheduler.late(0) == []  # it was charged: it may be what ends workers
+    scheduler.worker_lost(0, RuntimeError("killed"))
+    assert len(scheduler.charges[0]) == 2
+    assert scheduler.held == {1: [0]}
+    scheduler.succeeded(1, 0)
+    assert scheduler.finished
+
+
+def test_of_a_unit_handed_out_twice_the_death_of_one_does_not_put_it_back() -> None:
+    """The worker that dies held it and another one, which alone goes back to the front."""
+    scheduler = running(4, 2)
+    scheduler.succeeded(1, 2)
+    scheduler.succeeded(1, 3)
+    assert scheduler.late(1) == [Assign(1, 1)]
+    assert started(scheduler.worker_lost(0, RuntimeError("killed"))) == [2]
+    assert scheduler.held == {1: [1]}
+    assert scheduler.pending == [0]
+
+
+def test_a_worker_that_is_about_to_go_gets_nothing_new_and_is_replaced_at_once() -> None:
+    """It ends what it holds; what it can't end goes back, and nobody is charged for a machine that was taken away."""
+    scheduler = running(6, 1)
+    assert started(scheduler.worker_leaving(0)) == [1]
+    assert scheduler.worker_leaving(0) == []
+    assert scheduler.succeeded(0, 0) == []
+    assert assigned(scheduler.worker_ready(1)) == [(1, 2), (1, 3)]
+    assert scheduler.worker_lost(0, RuntimeError("taken away")) == []
+    assert not scheduler.charges
+    assert scheduler.pending == [1, 4, 5]
+
+
+def test_a_worker_that_goes_before_it_was_ready_is_no_failed_start() -> None:
+    """However many machines are taken away while their workers load the model, the run goes on."""
+    scheduler = Scheduler(3, 1)
+    [worker] = started(scheduler.start())
+    for _ in range(2 * ATTEMPTS):
+        [following] = started(scheduler.worker_leaving(worker))
+        assert scheduler.worker_lost(worker, RuntimeError("taken away")) == []
+        worker = following
+    assert assigned(scheduler.worker_ready(worker)) == [(worker, 0), (worker, 1)]
+
+
+def test_where_memory_runs_out_workers_hold_one_unit_each() -> None:
+    """Those that hold two end them first; it is news once."""
+    scheduler = running(6, 1)
+    assert scheduler.spare_memory()
+    assert not scheduler.spare_memory()
+    assert assigned(scheduler.succeeded(0, 0)) == []
+    assert assigned(scheduler.succeeded(0, 1)) == [(0, 2)]
+    assert assigned(scheduler.succeeded(0, 2)) == [(0, 3)]

@@ -327,7 +327,7 @@ def _doubts(histories: Histories, lines: Mapping[str, Curves]) -> list[str]:
 
 
 def _drawn(name: str, curves: Curves) -> Line:
-    low, high = _band(curves.values)
+    low, high = band(curves.values)
     return Line(name, curves.labels.tolist(), curves.mean.tolist(), low, high, control=name == CONTROL)
 
 
@@ -337,12 +337,12 @@ def _beside_chance(lines: Mapping[str, Curves]) -> list[Line]:
     for name, curves in lines.items():
         if name != CONTROL:
             difference = curves.values - lines[CONTROL].values
-            low, high = _band(difference)
+            low, high = band(difference)
             found.append(Line(name, curves.labels.tolist(), difference.mean(axis=0).tolist(), low, high))
     return found
 
 
-def _band(values: Any) -> tuple[list[float], list[float]] | tuple[None, None]:
+def band(values: Any) -> tuple[list[float], list[float]] | tuple[None, None]:
     """95% intervals of means over seeds; none of one seed."""
     seeds = len(values)
     if seeds < 2:

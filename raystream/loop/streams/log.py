@@ -156,7 +156,18 @@ class StreamLog:
         self.store.put_if_absent(_numbered(f"{self.folder}/arrivals", look), parquet_bytes(_table(arrivals, _ARRIVALS)))
 
     def progress(self) -> tuple[Progress, dict[str, Any]]:
-        """How far the stream has come, and the state that it goes on from, empty at first.
+        """How far the stream has come, and the state that it goes on from, empty at first; older states are forgotten.
+
+        Raises:
+            StoreError: what is there is damaged.
+        """
+        found, state = self.look()
+        if found.parts:
+            self._discard_states(found.parts - 1)
+        return found, state
+
+    def look(self) -> tuple[Progress, dict[str, Any]]:
+        """The same, for whoever doesn't go on: nothing is changed.
 
         Raises:
             StoreError: what is there is damaged.
@@ -177,11 +188,12 @@ class StreamLog:
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise self._damaged(name, error) from None
         self._last = schema
-        self._discard_states(found.parts - 1)
         return found, dict(state)
 
-    def commit_decisions(self, rows: pa.Table, progress: Progress, state: Mapping[str, Any]) -> Progress | None:
-        """Commit the next rows' decisions, after which the stream has come so far.
+    def commit_decisions(
+        self, rows: pa.Table, progress: Progress, state: Mapping[str, Any], about: Mapping[str, str] | None = None
+    ) -> Progress | None:
+        """Commit the next rows' decisions, after which the stream has come so far; `about` goes into the file's metadata, too.
 
         Returns:
             The progress with the name of its state; None if somebody else's decisions are there already.
@@ -191,12 +203,21 @@ class StreamLog:
         self.store.put_if_absent(name, data)
         whole = replace(progress, state=name)
         table = rows if self._last is None else self._as_before(rows, self._last)
-        written = parquet_bytes(table, {_SAID: json.dumps(vars(whole))})
+        written = parquet_bytes(table, {_SAID: json.dumps(vars(whole)), **(about or {})})
         if not self.store.put_if_absent(_numbered(f"{self.folder}/decisions", whole.parts), written):
             return None
         self._last = table.schema
         self._discard_states(whole.parts - 1)
         return whole
+
+    def parts(self) -> list[int]:
+        """The numbers of all files of decisions."""
+        return [_number(name) for name in self.store.names(f"{self.folder}/decisions") if name.endswith(".parquet")]
+
+    def part(self, number: int) -> pq.ParquetFile:
+        """A file of decisions, open."""
+        data = self.store.read(_numbered(f"{self.folder}/decisions", number))
+        return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
 
     def ids(self) -> pa.ChunkedArray | None:
         """The ids of all rows that were decided on; None before the first."""

@@ -1,0 +1,161 @@
+"""Streams by request: each request once, the same decisions as for rows that come in files, whoever dies in between."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pools import pool_table
+from served import Served
+from streams import arrive, decisions, make_stream
+from streams import run as look
+
+from raystream.loop.streams.log import StreamLog
+from raystream.loop.streams.requests import Request, RequestedRows
+from raystream.store.opening import open_store
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+
+def rows_of(table: pa.Table) -> list[dict[str, Any]]:
+    return [{"rid": row["rid"], "x": row["x"]} for row in table.to_pylist()]
+
+
+@pytest.fixture
+def served(workplace: Path) -> Served:
+    """A server of a stream that has decided on 100 rows of a file."""
+    arrive("a.parquet", pool_table(100))
+    look()
+    server = Served(streams=["s"])
+    server.client.app.state.deciders.load(wait=True)  # type: ignore[attr-defined]
+    return server
+
+
+def decide(served: Served, request: str, rows: list[dict[str, Any]], status: int = 200) -> dict[str, Any]:
+    answer = served.ask("POST", "/v1/streams/s/decide", json={"request_id": request, "rows": rows})
+    assert answer.status_code == status, answer.text
+    return dict(answer.json())
+
+
+def test_requests_are_decided_on_as_files_would_be(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows in the same order, some by file, some by request: the same scores to rounding, and the same choice."""
+    table = pool_table(260, 100)
+    chosen: list[bool] = []
+    for start in range(0, 260, 13):
+        answer = decide(served, f"r{start}", rows_of(table.slice(start, 13)))
+        assert [decision["rid"] for decision in answer["decisions"]] == table.slice(start, 13).column("rid").to_pylist()
+        chosen += [decision["chosen"] for decision in answer["decisions"]]
+    by_request = decisions()
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    for number, start in enumerate((0, 100)):
+        arrive(f"{number}.parquet", pool_table(100 if not start else 260, start))
+    look()
+    by_file = decisions()
+    assert by_request.column("rid").equals(by_file.column("rid"))
+    np.testing.assert_allclose(by_request.column("score"), by_file.column("score"), atol=1e-6)
+    assert by_request.column("chosen").to_pylist() == by_file.column("chosen").to_pylist()
+    assert by_file.column("chosen").to_pylist()[100:] == chosen
+    assert by_request.column("seen").to_pylist() == list(range(1, 361))
+
+
+def test_a_request_is_decided_on_once(served: Served) -> None:
+    """Again, also of another server after the first was killed: the same answer, and nothing more in the log; other rows are refused."""
+    rows = rows_of(pool_table(5, 500))
+    first = decide(served, "r", rows)
+    assert decide(served, "r", rows)["decisions"] == first["decisions"]
+    decide(served, "r", rows[:4], 422)
+    other = Served(streams=["s"])
+    other.client.app.state.deciders.load(wait=True)  # type: ignore[attr-defined]
+    assert decide(other, "r", rows)["decisions"] == first["decisions"]
+    assert decisions().num_rows == 105
+    decide(other, "s", rows_of(pool_table(3, 600)))
+    decide(served, "t", rows_of(pool_table(2, 700)))  # which has to read on first
+    assert decide(served, "s", rows_of(pool_table(3, 600)))["decisions"]
+    assert decisions().column("seen").to_pylist() == list(range(1, 111))
+    arrive("b.parquet", pool_table(10, 100))
+    assert look().seen == 120
+
+
+def test_many_at_a_time_lose_and_double_nothing(served: Served) -> None:
+    """Forty requests of forty threads, each sent twice: each has its rows' decisions, and the log each row once."""
+    table = pool_table(80, 1000)
+    answers: dict[int, list[Any]] = {i: [] for i in range(40)}
+
+    def ask(place: int) -> None:
+        answers[place].append(decide(served, f"r{place}", rows_of(table.slice(2 * place, 2)))["decisions"])
+
+    threads = [threading.Thread(target=ask, args=(i % 40,)) for i in range(80)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for place, found in answers.items():
+        assert len(found) == 2
+        assert found[0] == found[1]
+        assert [decision["rid"] for decision in found[0]] == table.slice(2 * place, 2).column("rid").to_pylist()
+    log = decisions()
+    assert sorted(log.column("rid").to_pylist()[100:]) == table.column("rid").to_pylist()
+    assert sum(log.column("chosen").to_pylist()) <= -(-log.num_rows // 5)
+
+
+def test_what_rows_can_not_be_is_said_by_field(served: Served) -> None:
+    """And decides nothing."""
+    good = rows_of(pool_table(2, 500))
+    for rows, path in (
+        ([], "rows"), ([1], "rows.0"), ([{"x": good[0]["x"]}], "rows.0.rid"), ([{"rid": "a"}], "rows.0.x"),
+        ([good[0], {"rid": "a", "x": [1.0]}], "rows.1.x"), ([good[0], {"rid": "a", "x": "text"}], "rows.1.x"),
+        ([good[0], {"rid": "a", "x": [None] * 8}], "rows.1.x"), ([{"rid": {"a": 1}, "x": good[0]["x"]}], "rows.0.rid"),
+        ([good[0], good[0]], "rows"),
+    ):  # fmt: skip
+        assert decide(served, "bad", rows, 422)["errors"][0]["path"] == path
+    answer = served.ask("POST", "/v1/streams/s/decide", json={"request_id": "", "rows": good, "more": 1})
+    assert {error["path"] for error in answer.json()["errors"]} == {"request_id", "more"}
+    assert served.ask("POST", "/v1/streams/other/decide", json={"request_id": "a", "rows": good}).status_code == 404
+    assert served.ask("POST", "/v1/streams/s/decide", "reader", json={"request_id": "a", "rows": good}).status_code == 403
+    assert decisions().num_rows == 100
+
+
+def test_a_batch_larger_than_an_inference_batch_and_a_model_of_embeddings(workplace: Path) -> None:
+    """`density` compares embeddings: by request as by file."""
+    for name, start in (("a.parquet", 0), ("b.parquet", 600)):
+        arrive(name, pool_table(600, start))
+    changes: dict[str, Any] = {"stream__manager": "density", "model__batch_size": 256}
+    look(make_stream(**changes))
+    by_file = decisions()
+    Path("lake/b.parquet").unlink()
+    whole = make_stream(**changes, stream__name="t")
+    look(whole)
+    log = StreamLog(open_store("runs"), "t")
+    assert log.progress()[0].rows == 600
+    server = Served(streams=["t"])
+    server.client.app.state.deciders.load(wait=True)  # type: ignore[attr-defined]
+    table = rows_of(pool_table(600, 600))
+    answer = server.ask("POST", "/v1/streams/t/decide", json={"request_id": "r", "rows": table})
+    assert answer.status_code == 200
+    assert [d["chosen"] for d in answer.json()["decisions"]] == by_file.column("chosen").to_pylist()[600:]
+
+
+def test_requests_are_known_past_what_is_merged(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past every size at which what is known of requests is packed."""
+    monkeypatch.setattr("raystream.loop.streams.requests._MERGED", 7)
+    arrive("a.parquet", pool_table(1))
+    look()
+    make: Callable[[], RequestedRows] = lambda: RequestedRows(make_stream(), StreamLog(open_store("runs"), "s"), "m", 4)  # noqa: E731
+    rows = make()
+    requests = [Request(f"r{i}", f"{i}", pa.array([f"id{i}"]), np.array([float(i)]), None) for i in range(30)]
+    first = [rows.decide(requests[i : i + 4])[0] for i in range(0, 30, 4)]
+    for again in (rows, make()):
+        found = again.decide(requests)
+        assert all(isinstance(table, pa.Table) and table.num_rows == 1 for table in found)
+        assert [table.to_pylist() for table in found[::4]] == [table.to_pylist() for table in first]  # type: ignore[union-attr]
+    assert decisions().num_rows == 31
+    assert len(list(Path("runs/streams/s/decisions").iterdir())) == 9
+    assert pq.read_table(sorted(Path("runs/streams/s/decisions").iterdir())[-1]).num_rows == 2
