@@ -244,7 +244,7 @@ def test_texts_come_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = rs.run(
         rs.Query(
             pool=rs.Pool(uri=str(tmp_path / "pool"), id="name", inputs=["text"]),
-            model=rs.Model(source="short_text_nets:net", preprocess="text_nets:lengths"),
+            model=rs.Model(source="short_text_nets:net", preprocess="short_text_nets:lengths"),
             select=rs.Select(strategy="random", budget=450),
             store=rs.Store(uri=str(tmp_path / "runs"), query="q"),
             cluster=rs.Cluster(address="in_process"),
