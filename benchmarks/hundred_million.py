@@ -84,6 +84,8 @@ def query(pool: str, store: str, strategy: str, workers: str) -> None:
     from raystream.run import score
 
     select: dict[str, Any] = {"strategy": "k_means" if strategy == "score" else strategy, "budget": 1000}
+    if strategy == "core_set":
+        select["candidates"] = "all"
     cluster = {"address": "in_process"} if workers == "1" else {"address": "local", "workers": int(workers)}
     asked = rs.Query(
         pool=rs.Pool(uri=pool, id="k"), model=rs.Model(kind="columns", probabilities="p", embedding="e"), select=rs.Select(**select),
