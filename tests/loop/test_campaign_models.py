@@ -177,26 +177,59 @@ def test_a_model_that_gives_nan_is_refused(tmp_path: Path, truth: dict[str, int]
     assert journal.trained(1) is None
 
 
+def ridge_loop(folder: Path, truth: dict[str, int], **changes: Any) -> Loop:
+    """A loop over the same rows with numbers as labels."""
+    x, _ = blobs()
+    table = pa.table({"rid": list(truth), "x": vectors(x), "y": x @ np.array([1, 2, 3, 4], np.float32)})
+    pq.write_table(table, folder / "pool" / "a.parquet")
+    (folder / "pool" / "b.parquet").unlink()
+    given = {
+        "model": {"task": "regression"},
+        "loop__train": {"estimator": "sklearn.linear_model:Ridge"},
+        "loop__evaluate": 0.3,
+        "loop__metrics": ["rmse", "r2"],
+    }
+    return simulated(folder, **(given | changes))
+
+
 @pytest.mark.parametrize("strategy", ["k_means", "lcmd"])
 def test_regression_in_rounds(tmp_path: Path, truth: dict[str, int], strategy: str) -> None:
     """Numbers as labels, curves where lower is better, a committee's variance to choose by without a word of acquire."""
-    x, _ = blobs()
-    table = pa.table({"rid": list(truth), "x": vectors(x), "y": x @ np.array([1, 2, 3, 4], np.float32)})
-    pq.write_table(table, tmp_path / "pool" / "a.parquet")
-    (tmp_path / "pool" / "b.parquet").unlink()
-    loop = simulated(
-        tmp_path,
-        model={"task": "regression"},
-        loop__train={"estimator": "sklearn.linear_model:Ridge"},
-        loop__evaluate=0.3,
-        loop__committee=3,
-        loop__metrics=["rmse", "r2"],
-        select__strategy=strategy,
-    )
-    state = ActiveLearningLoop(loop).step()
+    state = ActiveLearningLoop(ridge_loop(tmp_path, truth, loop__committee=3, select__strategy=strategy)).step()
     assert state.state == "finished"
     assert state.rows[-1]["rmse"] < state.rows[0]["rmse"]
     assert state.rows[-1]["r2"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "strategy", ["core_set", "random", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lcmd", "auto", "k_means_pp"))]
+)
+def test_regression_by_one_estimator_reads_no_score(tmp_path: Path, truth: dict[str, int], strategy: str, cli: Any) -> None:
+    """A strategy that goes by no score needs no second opinion, in any batch; the batch has no score, and its choice is derived again."""
+    loop = ridge_loop(tmp_path, truth, select={"strategy": strategy, "budget": 6})
+    state = ActiveLearningLoop(loop).step()
+    assert (state.state, len(state.rows)) == ("finished", 3)
+    batch = pq.read_table(tmp_path / "runs/queries/small-r3/selection.parquet")
+    assert (batch.num_rows, batch.column("score").null_count) == (6, 6)
+    code, _, err = cli("verify", "small-r3", "--store", tmp_path / "runs")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "with strategy k_means, but .* set loop.committee to 2 or more, or choose without a score: by lcmd or core_set"),
+        ({"select__strategy": "top_k"}, "select goes by scores, with strategy top_k, but model.task regression"),
+        ({"select__strategy": "core_set", "select__candidates": 50}, "a number of select.candidates"),
+        ({"select__strategy": "lcmd", "acquire": {"score": "variance"}}, "acquire is given, but"),
+        ({"model": {"task": "regression", "source": "m:n"}, "loop__trainer": "torch", "loop__train": {}}, "or acquire.mc_samples"),
+    ],
+)  # fmt: skip
+def test_scores_of_one_opinion_are_refused_at_load(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    """What goes by scores is refused with the loop, not in its second batch."""
+    given = {"model": {"task": "regression"}, "loop__train": {"estimator": "sklearn.linear_model:Ridge"}}
+    with pytest.raises(QueryError, match=says):
+        simulated(tmp_path, **(given | changes))
 
 
 def test_many_labels_a_row_in_rounds(tmp_path: Path, truth: dict[str, int]) -> None:
