@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from campaigns import asked, blobs, history, make_loop, simulated, write_pool
@@ -230,6 +231,23 @@ def test_scores_of_one_opinion_are_refused_at_load(tmp_path: Path, changes: dict
     given = {"model": {"task": "regression"}, "loop__train": {"estimator": "sklearn.linear_model:Ridge"}}
     with pytest.raises(QueryError, match=says):
         simulated(tmp_path, **(given | changes))
+
+
+@pytest.mark.parametrize("committee", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_ratings_are_names_of_classes(tmp_path: Path, committee: int) -> None:
+    """Numbers of the pool are matched with names that are numerals; an estimator may not have met them all, nor in their order."""
+    truth = write_pool(tmp_path)
+    for name in ("pool/a.parquet", "pool/b.parquet", "test.parquet"):
+        table = pq.read_table(tmp_path / name)
+        pq.write_table(table.set_column(2, "y", pc.add(table.column("y"), 1)), tmp_path / name)
+    drawn = {"select": {"strategy": "random", "budget": 12}, "loop__start": {"budget": 20}, "loop__rounds": 2}
+    loop = simulated(tmp_path, model={"classes": ["3", "2", "1", "0"]}, loop__committee=committee, **drawn)
+    state = ActiveLearningLoop(loop).step()
+    assert state.state == "finished"
+    assert state.rows[-1]["accuracy"] > 0.8
+    batch = pq.read_table(tmp_path / "runs/queries/small-r2/selection.parquet")
+    right = [str(truth[id_] + 1) == name for id_, name in zip(asked(batch), batch.column("prediction_name").to_pylist(), strict=True)]
+    assert sum(right) > 8
 
 
 def test_many_labels_a_row_in_rounds(tmp_path: Path, truth: dict[str, int]) -> None:
