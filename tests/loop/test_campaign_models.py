@@ -16,6 +16,8 @@ from pools import vectors
 
 from raystream import ActiveLearningLoop, Loop
 from raystream.errors import LabelsError, ModelError, QueryError
+from raystream.store.local import LocalStore
+from raystream.store.queries import read_query
 
 NETS = """
 import pyarrow as pa
@@ -272,28 +274,56 @@ def test_many_labels_a_row_in_rounds(tmp_path: Path, truth: dict[str, int]) -> N
     assert trained.classes == ["a", "b", "c"]
 
 
-def test_texts_begin_at_random(tmp_path: Path, truth: dict[str, int]) -> None:
-    """A pipeline over texts has no embedding before it is fitted: the first batch is drawn at random, and that is said."""
+def text_loop(folder: Path, truth: dict[str, int], **changes: Any) -> Loop:
+    """A loop of two rounds over texts, of which every one stands there twice, with a pipeline that embeds them once it is fitted."""
     words = ["red apple pie", "blue ocean wave", "green forest tree"]
-    table = pa.table({"rid": list(truth), "t": [f"{words[c]} {i}" for i, c in enumerate(truth.values())], "y": list(truth.values())})
-    pq.write_table(table, tmp_path / "texts.parquet")
+    texts = [f"{words[c]} {i}" for i, c in enumerate(truth.values())]
+    table = pa.table({"rid": [*truth, *(f"again-{id_}" for id_ in truth)], "t": [*texts, *texts], "y": [*truth.values(), *truth.values()]})
+    pq.write_table(table, folder / "texts.parquet")
     steps = [
         "sklearn.feature_extraction.text:TfidfVectorizer",
         {"sklearn.decomposition:TruncatedSVD": {"n_components": 4}},
         "sklearn.linear_model:LogisticRegression",
     ]
-    loop = simulated(
-        tmp_path,
-        pool__uri=str(tmp_path / "texts.parquet"),
-        pool__inputs=["t"],
-        loop__train={"estimator": steps},
-        loop__evaluate=0.3,
-        loop__rounds=2,
-        loop__start={"budget": 20},
-    )
-    state = ActiveLearningLoop(loop).step()
+    given = {
+        "pool__uri": str(folder / "texts.parquet"),
+        "pool__inputs": ["t"],
+        "loop__train": {"estimator": steps},
+        "loop__evaluate": 0.3,
+        "loop__rounds": 2,
+        "loop__start": {"budget": 20},
+    }
+    return simulated(folder, **(given | changes))
+
+
+def test_texts_begin_at_random(tmp_path: Path, truth: dict[str, int]) -> None:
+    """A pipeline over texts has no embedding before it is fitted: the first batch is drawn at random, and that is said."""
+    state = ActiveLearningLoop(text_loop(tmp_path, truth)).step()
     assert [row["strategy"] for row in state.rows] == ["random", "k_means"]
     assert state.rows[-1]["accuracy"] == 1.0
+
+
+def test_texts_keep_near_duplicates_for_later(tmp_path: Path, truth: dict[str, int]) -> None:
+    """The first batch, which nothing tells texts apart by, drops `near_duplicates` and says so; from the second on it holds."""
+    loop = text_loop(tmp_path, truth, select={"budget": 10, "near_duplicates": 0.9999})
+    campaign = ActiveLearningLoop(loop)
+    assert campaign.step().state == "finished"
+    first, second = (campaign.journal.asked(round_) for round_ in (1, 2))
+    assert first is not None
+    assert second is not None
+    assert (first.strategy, second.strategy) == ("random", "k_means")
+    assert "near-duplicates can't be told from texts before a model is trained" in first.why
+    assert second.why == ""
+    assert [spec_of(tmp_path, f"small-r{round_}").get("near_duplicates") for round_ in (1, 2)] == [None, 0.9999]
+    batches = [pq.read_table(tmp_path / f"runs/queries/small-r{round_}/selection.parquet") for round_ in (1, 2)]
+    earlier, later = ([id_.removeprefix("again-") for id_ in asked(batch)] for batch in batches)
+    assert (len(earlier), len(later)) == (20, len(set(later) - set(earlier)))
+
+
+def spec_of(folder: Path, query: str) -> dict[str, Any]:
+    """The section `select` of a committed query."""
+    found: dict[str, Any] = read_query(LocalStore(str(folder / "runs")), query).select.model_dump(exclude_unset=True)
+    return found
 
 
 @pytest.mark.slow
