@@ -27,7 +27,7 @@ from raystream.scoring.class_labels import named_classes
 from raystream.scoring.output_kinds import EPIG
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan
 from raystream.scoring.scored_pool import ScoredPool, holds_column, merge
-from raystream.scoring.session import refuse_quarantined
+from raystream.scoring.session import one_opinion, refuse_quarantined
 from raystream.selection import Constraints, Quota, Rows, draw, random_order, walk
 from raystream.selection.prefilter import Ahead, ahead, with_floors
 from raystream.selection.strategies.ranking import best
@@ -286,10 +286,7 @@ def read_pool(asked: ResolvedQuery, plan: ScoringPlan, units: ScoredUnits, warni
     lacking = np.flatnonzero((units.rows > 0) & ~units.say("members"))
     if len(lacking) and (compared or query.select.traits.samples):
         way = ", or choose by lcmd, or by core_set with candidates all, without acquire" if query.model.task == "regression" else ""
-        raise ModelError(
-            f"{compared[0] if compared else query.select.strategy} compares several opinions of a row, but the model gave one in unit "
-            f"{units[int(lacking[0])].unit}; use a committee, such as a forest, or MC dropout{way}"
-        )
+        raise one_opinion(compared[0] if compared else query.select.strategy, units[int(lacking[0])].unit, way)
     file_of = plan.units.file_of[units.places]
     rows, id_name = int(units.rows.sum()), query.pool.id or "id"
     marks = None if asked.labelled is None else LabelledMarks(asked.labelled, rows)

@@ -27,13 +27,14 @@ from raystream.loop.streams.log import Arrival, Progress, StreamLog
 from raystream.pool import check_unique
 from raystream.pool.ids import KnownIds, comparable, derived_ids
 from raystream.pool.plan import NoReadableFileError, NoRowsError
+from raystream.query.catalogue import SAMPLE_SCORES
 from raystream.query.stream import Stream
 from raystream.scoring.executor import WorkerSource
 from raystream.scoring.job import Job
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan, resolve
 from raystream.scoring.progress import Reporter
 from raystream.scoring.scored_pool import unit_vectors
-from raystream.scoring.session import Session, model_notes, refuse_quarantined, score_warnings
+from raystream.scoring.session import Session, model_notes, one_opinion, refuse_quarantined, score_warnings
 from raystream.store.calibration import Calibration
 from raystream.store.life import SignOfLife
 from raystream.store.receipts import EMBEDDINGS, UnitOutputs
@@ -198,6 +199,9 @@ class Looks:
         """Decide on the rows of a look, so many at a time; tell whether all of its decisions are ours."""
         units = [unit for unit in scored if unit is not None]
         refuse_quarantined(self._query, units)
+        lone = next((unit for unit in units if unit.rows and unit.members is None), None)
+        if lone is not None and self._query.acquire.score in SAMPLE_SCORES:
+            raise one_opinion(self._query.acquire.score, lone.unit)
         check_same_model(units)
         self._warn(*model_notes(units))
         part = _Part()
