@@ -26,6 +26,7 @@ from raystream.query import Cluster
 from raystream.report.page import write_report
 from raystream.report.stored import pool_scores, stored_pool
 from raystream.run import score
+from raystream.scoring.class_labels import class_weights_of
 from raystream.store.receipts import EMBEDDINGS, SAMPLES
 from raystream.store.unit_columns import read_columns
 
@@ -328,6 +329,18 @@ def test_more_targets_than_wanted_are_a_sample_and_a_warning(make_query: MakeQue
     assert any(warning.startswith("30 of the 70 rows of acquire.targets are used") for warning in result.manifest.warnings)
     pq.write_table(pool_table(71, start=5000), workplace / "targets.parquet")
     assert rs.run(make_query(model__weights=committee, acquire=acquire, select__strategy="top_k")).query != result.query
+
+
+def test_class_weights_by_names_that_are_numerals() -> None:
+    """Keys of YAML are numbers there: they are names, as labels are."""
+    query = rs.Query(
+        pool={"uri": "pool", "inputs": ["x"]}, model={"source": "m:n", "classes": ["1", "2", "3"]}, select={"budget": 1},
+        acquire={"class_weights": {1: 2.0, "3": 4.0}},
+    )  # fmt: skip
+    assert class_weights_of(query, query.model.classes) == ((0, 2.0), (2, 4.0))
+    wrong = query.model_copy(update={"acquire": {"class_weights": {0: 2.0}}})
+    with pytest.raises(QueryError, match=r"names class 0, which is not one of model.classes"):
+        class_weights_of(wrong, wrong.model.classes)
 
 
 @pytest.mark.parametrize("weights", [[0.0, 1.0, 2.0, 5.0], {0: 0.0, "c": 2.0, "d": 5.0}])

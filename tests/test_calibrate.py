@@ -141,6 +141,17 @@ def test_it_finds_the_temperature_that_drew_the_labels(ask: MakeQuery) -> None:
         assert [count > 0 for count in bins.count] == [value is not None for value in bins.accuracy]
 
 
+def test_names_that_are_numerals_are_matched_with_numbers(ask: MakeQuery, workplace: Path) -> None:
+    """Of classes named 1 to 4, in any order, the number 1 is the class of that name, and the fit is that of the classes' places."""
+    x, y = labelled_rows(3000)
+    names = ["4", "1", "2", "3"]
+    for name, type_ in (("whole", pa.int64()), ("doubles", pa.float64())):
+        table = pa.table({"x": vectors(x), "y": pa.array([int(names[i]) for i in y], type_)})
+        pq.write_table(table, workplace / f"{name}.parquet")
+        found = fitted(rs.run(ask(model__temperature=f"{name}.parquet", model__classes=names, select__budget=3)))
+        assert found.temperature == fitted(rs.run(ask())).temperature
+
+
 def test_confidence_is_of_the_fitted_temperature(ask: MakeQuery, workplace: Path) -> None:
     """What the selection reports is softmax(z / T), and the manifest holds T where the query had the path."""
     result = rs.run(ask())
@@ -321,6 +332,10 @@ def write_bad(folder: Path) -> None:
         (
             {"model__temperature": "unknown.parquet", "pool__label": "name", "model__classes": NAMES},
             LabelsError, r"is 'eel' in 2 rows, first row 28 of .*unknown.parquet; expected one of model.classes",
+        ),
+        (
+            {"model__temperature": "good.parquet", "model__classes": ["1", "2", "3", "4"]},
+            LabelsError, r"is 0 in .*good.parquet; expected one of model.classes",
         ),
         ({"model__temperature": "good.parquet", "pool__label": "name"}, LabelsError, r"holds names, but model.classes gives none"),
         ({"model__temperature": "null.parquet"}, LabelsError, r"is null in row 7 of .*null.parquet"),

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 import raystream as rs
 from raystream.errors import ModelError, QueryError
 from raystream.model.source import build_network
+from raystream.run import verify
 
 MakeQuery = Callable[..., rs.Query]
 ROWS, TOKENS, SIDE, CLASSES = 70, 6, 5, 3
@@ -58,6 +59,10 @@ class Numbers(nn.Module):
     def forward(self, x):
         made = self.head(self.drop(torch.relu(self.body(x))))
         return made[:, 0] if self.flat else made
+
+class OneOpinion:
+    def predict(self, inputs):
+        return {"logits": inputs[0][:, :1], "embedding": inputs[0]}
 """
 
 
@@ -292,6 +297,18 @@ def test_regression_of_one_model_is_chosen_by_embeddings(pool: pa.Table) -> None
     result = rs.run(ask("regression", "Numbers", "x", select={"strategy": "lcmd", "budget": 5}))
     assert result.selection.num_rows == 5
     assert result.selection.column("score").null_count == 5
+
+
+@pytest.mark.parametrize("strategy", ["lcmd", "auto"])
+def test_a_second_opinion_is_missed_by_those_who_asked(pool: pa.Table, strategy: str) -> None:
+    """Whether a model of kind python has several opinions shows once it has scored: what goes by no score does without, and says none."""
+    model = {"model__kind": "python", "model__batch_size": 64}
+    result = rs.run(ask("regression", "OneOpinion", "x", **model, select={"strategy": strategy, "budget": 5}))
+    assert result.selection.column("score").null_count == result.selection.num_rows == 5
+    assert verify(result.store, result.query).rows == 5
+    for asked in ({}, {"select": {"strategy": "lcmd", "budget": 6}, "acquire": {"score": "variance"}}):
+        with pytest.raises(ModelError, match=r"variance compares several .* or choose by lcmd, or by core_set with candidates all"):
+            rs.run(ask("regression", "OneOpinion", "x", **model, **asked))
 
 
 def test_regression_of_columns(pool: pa.Table) -> None:

@@ -22,6 +22,6 @@ def with_strategy(query: Query, pool: ScoredPool, covered: LabelledRows) -> tupl
     if query.select.strategy != AUTO:
         return query, {}
     classes = next((unit.classes for unit in pool.units if unit.classes is not None), 1)
-    found = pick(covered.known, classes, task=query.model.task, embedding=query.needs_embedding, score=query.gives_scores)
+    found = pick(covered.known, classes, task=query.model.task, embedding=query.needs_embedding, score=pool.score is not None)
     select = query.select.derived(strategy=found.strategy)
     return query.derived(select=select), {PICKED: found.strategy, WHY: found.why}

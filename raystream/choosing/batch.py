@@ -18,7 +18,7 @@ from raystream.errors import QueryError
 from raystream.imports import find
 from raystream.query import Query
 from raystream.query.acquire import column_of
-from raystream.scoring.scored_pool import ScoredPool
+from raystream.scoring.scored_pool import ScoredPool, holds_column
 from raystream.selection import Candidates, Chosen, Rows, Shards, Strategy, choose
 from raystream.selection.strategy import Kept
 from raystream.store.manifest import Certificate, SelectionRounds
@@ -85,12 +85,12 @@ def choose_batch(query: Query, columns: PoolColumns, covered: LabelledRows, acto
 def selection_table(query: Query, columns: PoolColumns, picked: np.ndarray, chosen: Chosen) -> pa.Table:
     """The ranked table of a selection; its columns are part of the public contract."""
     pool = columns.pool
-    more = _stored_columns(query, pool, picked)
+    more, score = _stored_columns(query, pool, picked), query.acquire.column
     places = pool.places(picked)
     table: dict[str, pa.Array | pa.ChunkedArray] = {
         "rank": pa.array(np.arange(len(picked)), pa.int32()),
         query.pool.id or "id": pool.ids_at(picked),
-        "score": more.column(query.acquire.column) if query.gives_scores else pa.nulls(len(picked), pa.float32()),
+        "score": more.column(score) if score in more.column_names else pa.nulls(len(picked), pa.float32()),
         "gain": _nullable(chosen.gain),
         "distance": pa.nulls(len(picked), pa.float64()) if chosen.distance is None else _nullable(chosen.distance),
         "represents": pa.nulls(len(picked), pa.int64()) if chosen.represents is None else pa.array(chosen.represents, pa.int64()),
@@ -156,7 +156,7 @@ def _choose(
 def _stored_columns(query: Query, pool: ScoredPool, picked: np.ndarray) -> pa.Table:
     names = ["row"]
     if query.gives_scores:
-        names += query.acquire.columns
+        names += [name for name in query.acquire.columns if holds_column(pool.units, name)]
     if query.gives_predictions:
         names += ["prediction", "confidence"]
     return pool.columns_at(picked, names)

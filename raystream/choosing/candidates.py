@@ -22,12 +22,12 @@ from raystream.model import check_classes
 from raystream.pool import LabelledMarks, UniqueIds, comparable
 from raystream.pool.ids import Ids, id_blocks
 from raystream.query import Id, Query, Select
-from raystream.query.catalogue import SAMPLE_SCORES
+from raystream.query.catalogue import AUTO, SAMPLE_SCORES
 from raystream.scoring.class_labels import named_classes
 from raystream.scoring.output_kinds import EPIG
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan
-from raystream.scoring.scored_pool import ScoredPool, merge
-from raystream.scoring.session import refuse_quarantined
+from raystream.scoring.scored_pool import ScoredPool, holds_column, merge
+from raystream.scoring.session import one_opinion, refuse_quarantined
 from raystream.selection import Constraints, Quota, Rows, draw, random_order, walk
 from raystream.selection.prefilter import Ahead, ahead, with_floors
 from raystream.selection.strategies.ranking import best
@@ -282,27 +282,30 @@ def read_pool(asked: ResolvedQuery, plan: ScoringPlan, units: ScoredUnits, warni
     if not units:
         reason = f": {warnings[0]}" if warnings else ""
         raise PoolError(f"no unit of {', '.join(query.pool.uris)} could be scored{reason}")
-    compared = [score for score in query.acquire.asked if score in SAMPLE_SCORES]
+    compared = [score for score in query.asked_scores if score in SAMPLE_SCORES]
     lacking = np.flatnonzero((units.rows > 0) & ~units.say("members"))
     if len(lacking) and (compared or query.select.traits.samples):
-        raise ModelError(
-            f"{compared[0] if compared else query.select.strategy} compares several opinions of a row, but the model gave one in unit "
-            f"{units[int(lacking[0])].unit}; use a committee, such as a forest, or MC dropout"
-        )
+        way = ", or choose by lcmd, or by core_set with candidates all, without acquire" if query.model.task == "regression" else ""
+        raise one_opinion(compared[0] if compared else query.select.strategy, units[int(lacking[0])].unit, way)
     file_of = plan.units.file_of[units.places]
     rows, id_name = int(units.rows.sum()), query.pool.id or "id"
     marks = None if asked.labelled is None else LabelledMarks(asked.labelled, rows)
     hashes = RowHashes(query.seed, rows) if goes_by_all_hashes(query) else None
     with UniqueIds(rows, id_name) as unique:
         watch = [one for one in (unique, marks, hashes) if one is not None]
-        pool = merge(asked.store, units, plan.units.files, file_of, id_name, ranking_column(query), watch)
+        pool = merge(asked.store, units, plan.units.files, file_of, id_name, ranking_column(query, units), watch)
         _check(asked, pool, unique)
     return replace(pool, labelled=marks, hashes=None if hashes is None else hashes.found)
 
 
-def ranking_column(query: Query) -> str | None:
+def ranking_column(query: Query, units: ScoredUnits) -> str | None:
     """The column that rows are ranked by, if they are and it is there once they are scored."""
-    return query.acquire.column if query.needs_score and query.acquire.score != EPIG else None
+    return query.acquire.column if query.acquire.score != EPIG and goes_by_score(query, units) else None
+
+
+def goes_by_score(query: Query, units: ScoredUnits) -> bool:
+    """Tell whether rows are ranked by a score; `auto` does without one that the model turned out not to give."""
+    return query.needs_score and (query.select.strategy != AUTO or holds_column(units, query.acquire.column))
 
 
 def flat_scores(query: Query, pool: ScoredPool) -> list[str]:

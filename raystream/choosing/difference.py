@@ -110,7 +110,7 @@ class _Chosen:
         found: dict[object, float | None] = {}
         for path, table in self._units_of(wanted):
             held = table.column(self.id_name).to_pylist()
-            scores = [None] * len(held) if score is None else table.column(score).to_pylist()
+            scores = table.column(score).to_pylist() if score in table.column_names else [None] * len(held)
             for value, row, number in zip(held, table.column("row").to_pylist(), scores, strict=True):
                 if wanted.get((path, row), _NONE) == value:  # else the file holds another row there now
                     found[value] = number

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from raystream.choosing.batch import choose_batch
+from raystream.choosing.candidates import goes_by_score
 from raystream.choosing.commit import surroundings
 from raystream.choosing.constraints import PoolColumns
 from raystream.choosing.holding import Actors
@@ -141,7 +142,7 @@ def _columns(store: Store, query: Query, manifest: Manifest, units: StoredUnits)
     if needed:
         plan = pool_plan(query, query.pool, needed)
         schema, files = plan.keep_schema, _unchanged(plan, manifest, needed)
-    column = query.acquire.column if query.needs_score else None
+    column = query.acquire.column if goes_by_score(query, units.outputs) else None
     pool = merge(store, units.outputs, [files[path] for path in units.paths], units.path_of, query.pool.id or "id", column)
     return PoolColumns(pool, schema, named_classes(_classes(manifest), units.outputs))
 

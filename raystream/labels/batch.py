@@ -100,7 +100,7 @@ def ids_of(result: Result) -> Ids:
 
 
 def names_classes(result: Result) -> bool:
-    """Whether the query itself gives its classes names, so that a number would stand for a place among these."""
+    """Whether the query itself gives its classes names, so that labels are texts."""
     return result.manifest.resolved["model"].get("classes") is not None
 
 

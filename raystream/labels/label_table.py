@@ -71,7 +71,7 @@ class LabelTable:
         rows: sorted by id, tool and the tool's own name, each annotation once.
         voted: where annotations were consolidated, one row an id instead, with the annotations that it came from; else empty.
         disagreement: of each voted row, the share of its annotations that said something else.
-        named: whether `model.classes` names the classes, so that a number would stand for a place among these names.
+        named: whether `model.classes` names the classes, so that labels are texts.
     """
 
     ids: Ids
@@ -224,7 +224,7 @@ def _order(row: LabelRow) -> tuple[Any, ...]:
 def _label_type(task: str, labels: Sequence[Label | None], named: bool) -> pa.DataType:
     """Find the type of the column: numbers where no query names the classes and all labels are called by theirs.
 
-    Text where they have names, which may be numerals: of classes 1 to 5, the number 1 would stand for the second.
+    Text where they have names, which may be numerals, and are told from places without a doubt.
     """
     if task == "regression":
         return pa.float64()

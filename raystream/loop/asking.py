@@ -17,7 +17,6 @@ from raystream.loop.ledger import Ledger
 from raystream.loop.models import Models
 from raystream.loop.round_labels import TRAIN, RoundLabels
 from raystream.loop.trainers.training import seed_of
-from raystream.query.catalogue import TRAITS
 from raystream.query.catalogue.auto import AUTO, pick
 from raystream.run import run
 from raystream.store.result import Result
@@ -138,9 +137,10 @@ def _select(ledger: Ledger, strategy: str, budget: int, untrained: bool) -> dict
         select = given.model_dump(include=set(_OF_ANY_STRATEGY & given.model_fields_set), exclude_unset=True)
         select |= {"budget": budget, "strategy": strategy}
     if untrained:
-        # there is no score to take candidates by, and no prediction
+        # there is no prediction
         select["quotas"] = [quota for quota in select.get("quotas", []) if quota["by"] != "prediction"]
-        select |= {"candidates": "all"} if strategy in TRAITS and TRAITS[strategy].tenfold else {}
+    if untrained or not ledger.loop.scores_rows:
+        select |= ledger.loop.without_candidates(strategy)
     return select
 
 

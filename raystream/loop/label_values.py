@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from raystream.errors import LabelsError
 from raystream.loop.trainers.training import ClassLabel
+from raystream.model.label_names import LabelNames
 
 Array = npt.NDArray[Any]
 _SHOWN = 5
@@ -23,13 +25,18 @@ class LabelValues:
 
     Attributes:
         task: `model.task`.
-        classes: the names of the classes, where the query gives them: labels are these, or their numbers. Without, whatever is met.
+        classes: the names of the classes, where the query gives them: labels are these, or numbers as `LabelNames` reads them. Without,
+            whatever is met.
         numbered: whether classes without names must be numbers from 0, since the network's outputs have no other names.
     """
 
     task: str = "classes"
     classes: tuple[str, ...] | None = None
     numbered: bool = False
+
+    @cached_property
+    def _names(self) -> LabelNames | None:
+        return None if self.classes is None else LabelNames(self.classes)
 
     @property
     def expected(self) -> str:
@@ -80,16 +87,15 @@ class LabelValues:
         return matrix
 
     def _class(self, raw: Any) -> ClassLabel | None:
+        if self.classes is not None and self._names is not None:
+            place = self._names.place(raw)
+            return None if place is None else self.classes[place]
         if isinstance(raw, float):
             if not raw.is_integer():
                 return None
             raw = int(raw)  # a column of integers with nulls, as other tools write it
         if not isinstance(raw, str | int) or raw == "":
             return None
-        if self.classes is not None:
-            if isinstance(raw, str):
-                return raw if raw in self.classes else None
-            return self.classes[raw] if 0 <= raw < len(self.classes) else None
         if self.numbered:
             number = int(raw) if isinstance(raw, int) or raw.isdecimal() else None
             return number if number is not None and number >= 0 else None

@@ -24,6 +24,7 @@ from raystream.loop.trainers.training import Array, ClassLabel, Fitted, Trainer,
 from raystream.loop.trainers.users_trainer import LABEL
 from raystream.model import class_names
 from raystream.query import Model
+from raystream.query.catalogue import kind_of
 from raystream.query.loop import Loop
 
 _TRAINING, _CALIBRATION = 2, 3
@@ -102,7 +103,11 @@ class Models:
     def _whole(self, own: dict[str, Any]) -> dict[str, Any]:
         """Return a model's own keys with those that the spec gives."""
         given = self._ledger.loop.model
-        return {key: value for key, value in given.items() if key not in own and not (key == "kind" and "members" in own)} | own
+        left_out = {"kind"} if "members" in own else set()
+        kinds = [str(member.get("kind", given.get("kind", "torch"))) for member in own.get("members") or [own]]
+        if self._ledger.loop.task == "classes" and all(kind_of(kind).names_classes for kind in kinds):
+            left_out.add("classes")  # the model says which of them it has met, in an order of its own
+        return {key: value for key, value in given.items() if key not in own and key not in left_out} | own
 
     def training_rows(self, round_: int) -> tuple[TrainingRows, int]:
         """Return the rows to train on after a round, and how many of them couldn't be read."""

@@ -71,7 +71,8 @@ class Query(Part):
         if self.model.task == "regression" and not self.gives_scores and (self.needs_score or self.model_fields_set & {"acquire"}):
             raise ValueError(
                 "model.task regression scores rows by the variance of several opinions, but the model has one; set acquire.mc_samples "
-                "for MC dropout, give a committee in model.weights or model.members, or choose by core_set or lcmd without acquire"
+                "for MC dropout, give a committee in model.weights or model.members, or choose by lcmd, or by core_set with candidates "
+                "all, without acquire"
             )
         if self.pool.input_names:
             self._model_takes_names()
@@ -193,6 +194,12 @@ class Query(Part):
     def needs_score(self) -> bool:
         """Whether rows can't be chosen without an acquisition score; `auto` goes by one where the model gives it."""
         return self.select.needs_score and (self.gives_scores or self.select.strategy != AUTO)
+
+    @property
+    def asked_scores(self) -> tuple[str, ...]:
+        """The scores that must be there: those that `acquire` asks for, or if it is left out the one that the strategy goes by."""
+        goes_by = self.needs_score and self.select.strategy != AUTO
+        return self.acquire.asked if goes_by or "acquire" in self.model_fields_set else ()
 
     @property
     def needs_embedding(self) -> bool:

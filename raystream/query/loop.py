@@ -21,7 +21,7 @@ from raystream.query.catalogue import TRAITS, kind_of
 from raystream.query.catalogue.auto import AUTO
 from raystream.query.catalogue.metrics import DEFAULT_METRICS, METRICS
 from raystream.query.catalogue.rules import RULES
-from raystream.query.catalogue.trainers import TRAINERS, trainer_entry
+from raystream.query.catalogue.trainers import REGRESSOR, TRAINERS, trainer_entry
 from raystream.query.part import MAX_QUARANTINED, Part, Positive, Share
 from raystream.spec import read_spec
 
@@ -272,8 +272,35 @@ class Loop(Part):
             raise ValueError(f"loop.calibrate fits a temperature, which needs one class a row, but model.task is {self.task}; remove it")
         if self.label in self.pool.input_columns:
             raise ValueError(f"pool.label {self.label} is among pool.inputs: the model would see what it is to tell; remove it there")
+        self._check_opinions()
         self.query_with(self.trained_model())
         return self
+
+    def _check_opinions(self) -> None:
+        """Refuse what goes by scores where the models of the rounds can't give any.
+
+        Raises:
+            ValueError: with what to do.
+        """
+        select, strategy, asked = self.select, self.select.strategy, "acquire" in self.model_fields_set
+        ranked = strategy != AUTO and select.traits.needs_score(select.terms)
+        if self.scores_rows or not (asked or ranked or select.weight > 0 or isinstance(select.candidates, int)):
+            return
+        dropout = "," if self.trained_model().get("source") == REGRESSOR else ", or acquire.mc_samples for MC dropout,"
+        given = "acquire is given" if asked else f"select goes by scores, with strategy {strategy}"
+        raise ValueError(
+            f"{given}, but model.task regression scores rows by the variance of several opinions, and a round trains one model; set "
+            f"loop.committee to 2 or more{dropout} or choose without a score: by lcmd or core_set, with neither acquire, select.weight nor "
+            "a number of select.candidates"
+        )
+
+    @property
+    def scores_rows(self) -> bool:
+        """Whether the models of the rounds may score rows: numbers are scored by several opinions alone."""
+        if self.task != "regression" or self.loop.committee > 1:
+            return True
+        model = self.trained_model()
+        return model.get("source") != REGRESSOR and (self.acquire.mc_samples is not None or kind_of(model.get("kind", "torch")).opinions)
 
     @property
     def name(self) -> str:
@@ -338,7 +365,7 @@ class Loop(Part):
             "model": Model(**model),
             # a section that asks for scores is refused where the model gives none, a default isn't
             "acquire": self.acquire if "acquire" in self.model_fields_set else None,
-            "select": self.select,
+            "select": self.select if self.scores_rows else self.select.derived(**self.without_candidates(self.select.strategy)),
             "cluster": self.cluster,
             "store": self.store,
             "seed": self.seed,
@@ -347,6 +374,11 @@ class Loop(Part):
             **changes,
         }
         return Query(**{name: section for name, section in sections.items() if section is not None})
+
+    @staticmethod
+    def without_candidates(strategy: str) -> dict[str, str]:
+        """What `select` says where rows have no score that candidates could be taken by: all are."""
+        return {"candidates": "all"} if strategy in TRAITS and TRAITS[strategy].tenfold else {}
 
     @cached_property
     def identity(self) -> dict[str, str]:

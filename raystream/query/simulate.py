@@ -126,6 +126,9 @@ class Simulation(Loop):
         self.contestants  # noqa: B018 - each is checked as it is made
         return self
 
+    def _check_opinions(self) -> None:
+        """Leave each contestant to what plays it, which knows what rounds in memory can score."""
+
     @property
     def start_options(self) -> dict[str, Any]:
         """What of `select` holds for the first batch, too, which all strategies share."""

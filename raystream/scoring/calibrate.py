@@ -38,7 +38,7 @@ from raystream.store.opening import open_store, store_to_read
 from raystream.store.protocol import Store
 from raystream.store.receipts import SAMPLES, SCORES
 
-_VERSION = 1
+_VERSION = 2
 """Of how a temperature is fitted; part of a fit's key."""
 LEAST_ROWS = 20
 """Of a calibration set: with so few, the standard error is a third of the temperature where classes overlap, more where they don't."""

@@ -8,17 +8,18 @@ A query may give classes weights: scores are multiplied by the weight that the m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from raystream.acquisition.weights import weighted
 from raystream.errors import LabelsError, ModelError, QueryError, did_you_mean
 from raystream.figures import quoted, several
+from raystream.model.label_names import LabelNames
 from raystream.pool import Places
 from raystream.query import LOGIT_SCORES, Query
 from raystream.query.catalogue import SCORES
@@ -78,7 +79,9 @@ def check_label_type(who: str, type_: pa.DataType, named: bool, own: bool = Fals
     """
     if pa.types.is_integer(type_) or pa.types.is_null(type_):
         return
-    if own and (pa.types.is_boolean(type_) or pa.types.is_floating(type_) or pa.types.is_string(type_) or pa.types.is_large_string(type_)):
+    if (own or named) and (pa.types.is_boolean(type_) or pa.types.is_floating(type_)):
+        return
+    if own and (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
         return
     if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
         raise LabelsError(f"{who} is {type_}, expected the numbers of classes, 0 .. c-1, or their names")
@@ -99,7 +102,8 @@ def class_numbers(
     Args:
         who: the column, for messages.
         places: (n_rows,) where the rows are, for messages.
-        column: (n_rows,) integers, which are indices, or strings, which are names; or where the model has labels of its own, these.
+        column: (n_rows,) labels as `LabelNames` reads them, without names the indices of classes; or where the model has labels of its
+            own, these.
         classes: the names, by index.
         count: of the model's classes.
         labels: what the model itself calls its classes, if it does.
@@ -111,14 +115,16 @@ def class_numbers(
     if len(missing):
         raise LabelsError(f"{who} is null in {_counted(missing, places)}; expected a class in every row, so label it or leave it out")
     if labels is not None:
-        numbers = _by_label(column, labels, classes)
+        numbers = _by_value(column, lambda value: number_of_class(value, labels, classes))
         expected = f"one of the model's classes, {several(labels, 5)}"
-    elif pa.types.is_integer(column.type):
+    elif classes is not None:
+        names = LabelNames(classes)
+        numbers = _by_value(column, names.place)
+        by_place = pa.types.is_integer(column.type) and not names.numerals
+        expected = f"the number of a class, 0 .. {count - 1}" if by_place else "one of model.classes"
+    else:
         numbers = column.to_numpy()
         expected = f"the number of a class, 0 .. {count - 1}"
-    else:
-        numbers = pc.fill_null(pc.index_in(column, value_set=pa.array(classes, column.type)), -1).to_numpy()
-        expected = "one of model.classes"
     bad = np.flatnonzero((numbers < 0) | (numbers >= count))
     if len(bad):
         value = column[int(bad[0])].as_py()
@@ -126,10 +132,10 @@ def class_numbers(
     return torch.from_numpy(numbers.astype(np.int64))
 
 
-def _by_label(column: pa.ChunkedArray, labels: Sequence[ClassLabel], names: Sequence[str] | None) -> np.ndarray:
-    """(n_rows,) the places of labels among the model's classes, -1 where there is none."""
+def _by_value(column: pa.ChunkedArray, place: Callable[[Any], int | None]) -> np.ndarray:
+    """(n_rows,) the places of labels among the classes, -1 where there is none."""
     encoded = column.combine_chunks().dictionary_encode()
-    found = [number_of_class(value, labels, names) for value in encoded.dictionary.to_pylist()]
+    found = [place(value) for value in encoded.dictionary.to_pylist()]
     numbers = np.array([-1 if number is None else number for number in found], dtype=np.int64)
     places: np.ndarray = encoded.indices.to_numpy(zero_copy_only=False)
     return numbers[places] if len(numbers) else np.full(len(column), -1, dtype=np.int64)
@@ -191,10 +197,13 @@ def class_weights_of(query: Query, classes: Sequence[str] | None) -> Weights | N
 
 
 def _index(key: int | str, classes: Sequence[str] | None) -> int:
-    if isinstance(key, str) and classes is not None and key in classes:
-        return list(classes).index(key)
-    if isinstance(key, str) and not key.isdigit():
-        raise QueryError(f"acquire.class_weights names class {key!r}, which is not one of model.classes{did_you_mean(key, classes or ())}")
+    names = LabelNames(classes or ())
+    place = names.place(key)
+    if place is not None:
+        return place
+    if names.numerals or (isinstance(key, str) and not key.isdigit()):
+        near = did_you_mean(str(key), classes or ())
+        raise QueryError(f"acquire.class_weights names class {key!r}, which is not one of model.classes{near}")
     index = int(key)
     if index < 0 or (classes is not None and index >= len(classes)):
         most = f"0 to {len(classes) - 1}" if classes is not None else "0 or more"

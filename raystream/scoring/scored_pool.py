@@ -296,6 +296,11 @@ def merge(
     return ScoredPool(store, units, tuple(files), file_of, starts, ids, scores)
 
 
+def holds_column(units: ScoredUnits, name: str) -> bool:
+    """Tell whether a table of any unit has a column: scores of several opinions are there only where the model gave these."""
+    return any(name in receipt.columns for receipt in units.of_models())
+
+
 def _filled(units: ScoredUnits) -> Iterator[UnitOutputs]:
     """The units that have rows."""
     return (units[index] for index in np.flatnonzero(units.rows).tolist())

@@ -12,7 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
-from raystream.errors import PoolError, StoreError, UnitsFailed
+from raystream.errors import ModelError, PoolError, StoreError, UnitsFailed
 from raystream.figures import number_of
 from raystream.query import Query
 from raystream.scoring.executor import (
@@ -318,6 +318,20 @@ def refuse_quarantined(query: Query, units: Iterable[UnitOutputs]) -> None:
             f"{unit.unit}: {unit.quarantined} rows were quarantined when it was scored, "
             f"first: {unit.reasons[0]}; set on_error to skip to choose from the rest"
         )
+
+
+def one_opinion(compares: str, unit: str, otherwise: str = "") -> ModelError:
+    """Make the error for what compares several opinions of a row, where the model gave one.
+
+    Args:
+        compares: the score or the strategy.
+        unit: the name of one whose rows got one each.
+        otherwise: what else could be asked.
+    """
+    return ModelError(
+        f"{compares} compares several opinions of a row, but the model gave one in unit {unit}; use a committee, such as a forest, or MC "
+        f"dropout{otherwise}"
+    )
 
 
 def score_warnings(query: Query, units: Iterable[UnitOutputs], session: Session) -> list[str]:

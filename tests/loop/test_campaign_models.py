@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from campaigns import asked, blobs, history, make_loop, simulated, write_pool
@@ -15,6 +16,8 @@ from pools import vectors
 
 from raystream import ActiveLearningLoop, Loop
 from raystream.errors import LabelsError, ModelError, QueryError
+from raystream.store.local import LocalStore
+from raystream.store.queries import read_query
 
 NETS = """
 import pyarrow as pa
@@ -177,26 +180,76 @@ def test_a_model_that_gives_nan_is_refused(tmp_path: Path, truth: dict[str, int]
     assert journal.trained(1) is None
 
 
+def ridge_loop(folder: Path, truth: dict[str, int], **changes: Any) -> Loop:
+    """A loop over the same rows with numbers as labels."""
+    x, _ = blobs()
+    table = pa.table({"rid": list(truth), "x": vectors(x), "y": x @ np.array([1, 2, 3, 4], np.float32)})
+    pq.write_table(table, folder / "pool" / "a.parquet")
+    (folder / "pool" / "b.parquet").unlink()
+    given = {
+        "model": {"task": "regression"},
+        "loop__train": {"estimator": "sklearn.linear_model:Ridge"},
+        "loop__evaluate": 0.3,
+        "loop__metrics": ["rmse", "r2"],
+    }
+    return simulated(folder, **(given | changes))
+
+
 @pytest.mark.parametrize("strategy", ["k_means", "lcmd"])
 def test_regression_in_rounds(tmp_path: Path, truth: dict[str, int], strategy: str) -> None:
     """Numbers as labels, curves where lower is better, a committee's variance to choose by without a word of acquire."""
-    x, _ = blobs()
-    table = pa.table({"rid": list(truth), "x": vectors(x), "y": x @ np.array([1, 2, 3, 4], np.float32)})
-    pq.write_table(table, tmp_path / "pool" / "a.parquet")
-    (tmp_path / "pool" / "b.parquet").unlink()
-    loop = simulated(
-        tmp_path,
-        model={"task": "regression"},
-        loop__train={"estimator": "sklearn.linear_model:Ridge"},
-        loop__evaluate=0.3,
-        loop__committee=3,
-        loop__metrics=["rmse", "r2"],
-        select__strategy=strategy,
-    )
-    state = ActiveLearningLoop(loop).step()
+    state = ActiveLearningLoop(ridge_loop(tmp_path, truth, loop__committee=3, select__strategy=strategy)).step()
     assert state.state == "finished"
     assert state.rows[-1]["rmse"] < state.rows[0]["rmse"]
     assert state.rows[-1]["r2"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "strategy", ["core_set", "random", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lcmd", "auto", "k_means_pp"))]
+)
+def test_regression_by_one_estimator_reads_no_score(tmp_path: Path, truth: dict[str, int], strategy: str, cli: Any) -> None:
+    """A strategy that goes by no score needs no second opinion, in any batch; the batch has no score, and its choice is derived again."""
+    loop = ridge_loop(tmp_path, truth, select={"strategy": strategy, "budget": 6})
+    state = ActiveLearningLoop(loop).step()
+    assert (state.state, len(state.rows)) == ("finished", 3)
+    batch = pq.read_table(tmp_path / "runs/queries/small-r3/selection.parquet")
+    assert (batch.num_rows, batch.column("score").null_count) == (6, 6)
+    code, _, err = cli("verify", "small-r3", "--store", tmp_path / "runs")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "with strategy k_means, but .* set loop.committee to 2 or more, or choose without a score: by lcmd or core_set"),
+        ({"select__strategy": "top_k"}, "select goes by scores, with strategy top_k, but model.task regression"),
+        ({"select__strategy": "core_set", "select__candidates": 50}, "a number of select.candidates"),
+        ({"select__strategy": "lcmd", "acquire": {"score": "variance"}}, "acquire is given, but"),
+        ({"model": {"task": "regression", "source": "m:n"}, "loop__trainer": "torch", "loop__train": {}}, "or acquire.mc_samples"),
+    ],
+)  # fmt: skip
+def test_scores_of_one_opinion_are_refused_at_load(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    """What goes by scores is refused with the loop, not in its second batch."""
+    given = {"model": {"task": "regression"}, "loop__train": {"estimator": "sklearn.linear_model:Ridge"}}
+    with pytest.raises(QueryError, match=says):
+        simulated(tmp_path, **(given | changes))
+
+
+@pytest.mark.parametrize("committee", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_ratings_are_names_of_classes(tmp_path: Path, committee: int) -> None:
+    """Numbers of the pool are matched with names that are numerals; an estimator may not have met them all, nor in their order."""
+    truth = write_pool(tmp_path)
+    for name in ("pool/a.parquet", "pool/b.parquet", "test.parquet"):
+        table = pq.read_table(tmp_path / name)
+        pq.write_table(table.set_column(2, "y", pc.add(table.column("y"), 1)), tmp_path / name)
+    drawn = {"select": {"strategy": "random", "budget": 12}, "loop__start": {"budget": 20}, "loop__rounds": 2}
+    loop = simulated(tmp_path, model={"classes": ["3", "2", "1", "0"]}, loop__committee=committee, **drawn)
+    state = ActiveLearningLoop(loop).step()
+    assert state.state == "finished"
+    assert state.rows[-1]["accuracy"] > 0.8
+    batch = pq.read_table(tmp_path / "runs/queries/small-r2/selection.parquet")
+    right = [str(truth[id_] + 1) == name for id_, name in zip(asked(batch), batch.column("prediction_name").to_pylist(), strict=True)]
+    assert sum(right) > 8
 
 
 def test_many_labels_a_row_in_rounds(tmp_path: Path, truth: dict[str, int]) -> None:
@@ -221,28 +274,56 @@ def test_many_labels_a_row_in_rounds(tmp_path: Path, truth: dict[str, int]) -> N
     assert trained.classes == ["a", "b", "c"]
 
 
-def test_texts_begin_at_random(tmp_path: Path, truth: dict[str, int]) -> None:
-    """A pipeline over texts has no embedding before it is fitted: the first batch is drawn at random, and that is said."""
+def text_loop(folder: Path, truth: dict[str, int], **changes: Any) -> Loop:
+    """A loop of two rounds over texts, of which every one stands there twice, with a pipeline that embeds them once it is fitted."""
     words = ["red apple pie", "blue ocean wave", "green forest tree"]
-    table = pa.table({"rid": list(truth), "t": [f"{words[c]} {i}" for i, c in enumerate(truth.values())], "y": list(truth.values())})
-    pq.write_table(table, tmp_path / "texts.parquet")
+    texts = [f"{words[c]} {i}" for i, c in enumerate(truth.values())]
+    table = pa.table({"rid": [*truth, *(f"again-{id_}" for id_ in truth)], "t": [*texts, *texts], "y": [*truth.values(), *truth.values()]})
+    pq.write_table(table, folder / "texts.parquet")
     steps = [
         "sklearn.feature_extraction.text:TfidfVectorizer",
         {"sklearn.decomposition:TruncatedSVD": {"n_components": 4}},
         "sklearn.linear_model:LogisticRegression",
     ]
-    loop = simulated(
-        tmp_path,
-        pool__uri=str(tmp_path / "texts.parquet"),
-        pool__inputs=["t"],
-        loop__train={"estimator": steps},
-        loop__evaluate=0.3,
-        loop__rounds=2,
-        loop__start={"budget": 20},
-    )
-    state = ActiveLearningLoop(loop).step()
+    given = {
+        "pool__uri": str(folder / "texts.parquet"),
+        "pool__inputs": ["t"],
+        "loop__train": {"estimator": steps},
+        "loop__evaluate": 0.3,
+        "loop__rounds": 2,
+        "loop__start": {"budget": 20},
+    }
+    return simulated(folder, **(given | changes))
+
+
+def test_texts_begin_at_random(tmp_path: Path, truth: dict[str, int]) -> None:
+    """A pipeline over texts has no embedding before it is fitted: the first batch is drawn at random, and that is said."""
+    state = ActiveLearningLoop(text_loop(tmp_path, truth)).step()
     assert [row["strategy"] for row in state.rows] == ["random", "k_means"]
     assert state.rows[-1]["accuracy"] == 1.0
+
+
+def test_texts_keep_near_duplicates_for_later(tmp_path: Path, truth: dict[str, int]) -> None:
+    """The first batch, which nothing tells texts apart by, drops `near_duplicates` and says so; from the second on it holds."""
+    loop = text_loop(tmp_path, truth, select={"budget": 10, "near_duplicates": 0.9999})
+    campaign = ActiveLearningLoop(loop)
+    assert campaign.step().state == "finished"
+    first, second = (campaign.journal.asked(round_) for round_ in (1, 2))
+    assert first is not None
+    assert second is not None
+    assert (first.strategy, second.strategy) == ("random", "k_means")
+    assert "near-duplicates can't be told from texts before a model is trained" in first.why
+    assert second.why == ""
+    assert [spec_of(tmp_path, f"small-r{round_}").get("near_duplicates") for round_ in (1, 2)] == [None, 0.9999]
+    batches = [pq.read_table(tmp_path / f"runs/queries/small-r{round_}/selection.parquet") for round_ in (1, 2)]
+    earlier, later = ([id_.removeprefix("again-") for id_ in asked(batch)] for batch in batches)
+    assert (len(earlier), len(later)) == (20, len(set(later) - set(earlier)))
+
+
+def spec_of(folder: Path, query: str) -> dict[str, Any]:
+    """The section `select` of a committed query."""
+    found: dict[str, Any] = read_query(LocalStore(str(folder / "runs")), query).select.model_dump(exclude_unset=True)
+    return found
 
 
 @pytest.mark.slow

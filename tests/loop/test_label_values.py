@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raystream.errors import LabelsError
 from raystream.loop.label_values import LabelValues
+from raystream.loop.labels import read_answers
 
 NAMED = LabelValues("classes", ("cat", "dog"))
 SEVERAL = LabelValues("multi_label", ("a", "b", "c"))
 FREE = LabelValues("multi_label")
 NUMBERS = LabelValues("regression")
+STARS = LabelValues("classes", ("1", "2", "3", "4", "5"))
+HALVES = LabelValues("classes", ("-0.5", "0", "0.5", "01"))
+TRUTHS = LabelValues("classes", ("True", "False"))
 
 
 @pytest.mark.parametrize(
@@ -27,6 +36,12 @@ NUMBERS = LabelValues("regression")
         (SEVERAL, [False, True, False], ("b",)), (SEVERAL, ["x"], None), (SEVERAL, "a", None), (SEVERAL, [2], ("c",)),
         (FREE, ["z", "b"], ("b", "z")), (FREE, [4, 2], (2, 4)), (NUMBERS, 2, (2.0,)), (NUMBERS, [1, 2.5], (1.0, 2.5)),
         (NUMBERS, float("inf"), None), (NUMBERS, "2", None), (NUMBERS, [], None),
+        (STARS, 1, "1"), (STARS, 5, "5"), (STARS, 0, None), (STARS, 5.0, "5"), (STARS, "3", "3"), (STARS, 2.5, None),
+        (STARS, Decimal(4), "4"),
+        (HALVES, -0.5, "-0.5"), (HALVES, 0.0, "0"), (HALVES, 1, "01"), (HALVES, 2, None), (LabelValues("classes", ("01", "1")), 1, "1"),
+        (LabelValues("classes", ("01", "1.0")), 1, None), (LabelValues("classes", ("cat", "1")), 0, None), (NAMED, True, "dog"),
+        (TRUTHS, True, "True"), (TRUTHS, False, "False"), (TRUTHS, 1, "False"), (LabelValues("classes", ("0", "1")), True, "1"),
+        (LabelValues("multi_label", ("1", "2", "3")), [3, 1], ("1", "3")), (LabelValues("multi_label", ("1", "2")), [0, 1], ("2",)),
     ],
 )  # fmt: skip
 def test_labels_as_people_write_them(values: LabelValues, raw: Any, label: Any) -> None:
@@ -34,6 +49,23 @@ def test_labels_as_people_write_them(values: LabelValues, raw: Any, label: Any) 
     found = values.label_of(raw)
     assert found == label
     assert type(found) is type(label)
+
+
+@pytest.mark.parametrize("written", ["a.csv", "a.jsonl", "texts.jsonl", "a.parquet", "nulls.parquet"])
+def test_ratings_in_files_are_names(tmp_path: Path, written: str) -> None:
+    """Of classes 1 to 5, whatever a file makes of the ratings, each is the class of that name; the sixth row is none."""
+    path, stars = tmp_path / written, [5, 1, 3, 2, 4, 6]
+    if written.endswith("csv"):
+        path.write_text("rid,y\n" + "".join(f"{i},{star}\n" for i, star in enumerate(stars)))
+    elif written.endswith("jsonl"):
+        as_text = written.startswith("texts")
+        path.write_text("".join(json.dumps({"rid": i, "y": str(star) if as_text else star}) + "\n" for i, star in enumerate(stars)))
+    else:
+        type_ = pa.int32() if written.startswith("a") else pa.float64()  # as other tools write integers with nulls
+        pq.write_table(pa.table({"rid": range(6), "y": pa.array(stars, type_)}), path)
+    found = read_answers([str(path)], "rid", pa.int64(), "y", STARS)
+    assert {id_: answer.label for id_, answer in found.by_id.items()} == {0: "5", 1: "1", 2: "3", 3: "2", 4: "4"}
+    assert [id_ for id_, _ in found.unknown] == [5]
 
 
 def test_labels_as_numbers() -> None:

@@ -115,6 +115,21 @@ def test_what_it_prints_and_keeps(place: Path, cli: Cli) -> None:
     assert found["verdict"] in page.replace("&#39;", "'")
 
 
+def test_numbers_are_names_where_names_are_numerals(place: Path, cli: Cli) -> None:
+    """Ratings in a column of integers, of classes 1 to 3, are what they are as texts."""
+    ceilings = []
+    for type_ in (pa.int32(), pa.string()):
+        for name in ("pool.parquet", "test.parquet"):
+            table = labelled(150) if name == "pool.parquet" else labelled(50, 1, 1000)
+            stars = pa.array([NAMES.tolist().index(each) + 1 for each in table.column("label").to_pylist()]).cast(type_)
+            pq.write_table(table.set_column(2, "label", stars), place / name)
+        write(place, model__classes=["1", "2", "3"], loop__evaluate="test.parquet", store__uri=f"runs-{type_}")
+        found = simulated(cli, "--set", "simulate.seeds=1")
+        ceilings.append(found["ceiling"])
+        assert "recall_3" in pq.read_table(found["curves"]).column_names
+    assert ceilings[0] == ceilings[1] > 0.5
+
+
 def test_near_duplicates_hold_for_all(place: Path, cli: Cli) -> None:
     """Also for strategies that look at no embedding: nobody labels a row twice."""
     twice = labelled(60)

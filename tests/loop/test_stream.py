@@ -18,7 +18,7 @@ from streams import NOW, arrive, decisions, make_stream, run
 import raystream as rs
 from raystream.acquisition import margin
 from raystream.cluster.processes import Processes
-from raystream.errors import PoolError, QueryError, StoreError
+from raystream.errors import ModelError, PoolError, QueryError, StoreError
 from raystream.loop.streams import log as stream_log
 from raystream.loop.streams import looks as stream_looks
 from raystream.store.gc import collect
@@ -225,6 +225,15 @@ def test_rows_that_repeat_a_chosen_one_are_not_chosen() -> None:
     assert chosen[60:210].all()
     assert np.flatnonzero(chosen[210:]).tolist() == [0]
     assert decisions().column("seen").to_pylist()[-1] == 300
+
+
+def test_one_opinion_is_not_enough_for_a_score_that_compares_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model of kind python that shows once it has scored; the unit is whole, and scoring it again would change nothing."""
+    (tmp_path / "one_opinion.py").write_text("class One:\n    def predict(self, inputs):\n        return {'logits': inputs[0][:, :1]}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arrive("a.parquet", pool_table(10))
+    with pytest.raises(ModelError, match=r"variance compares several opinions of a row, but the model gave one in unit .*; use a com"):
+        run(make_stream(model={"kind": "python", "source": "one_opinion:One", "task": "regression"}))
 
 
 def test_labelled_rows_are_seen_and_not_chosen() -> None:

@@ -77,7 +77,7 @@ class Simulated:
     warnings: tuple[str, ...]
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         keys = ("auc", "auc_se", "final", "labels_saved", "low", "high", "p_value", "verdict")
         figures = {name: {key: getattr(of.figures, key) for key in keys} for name, of in self.strategies.items()}
         return {
@@ -137,7 +137,7 @@ def outcome(
 
 
 def verdict_in_words(best: str, compared: Mapping[str, Compared], metric: str, seeds: int) -> str:
-    """One or two sentences that somebody can act on."""
+    """Write one or two sentences that somebody can act on."""
     costs = [name for name, of in compared.items() if of.figures.verdict == "costs"]
     warned = f" {_listed(costs)} {'costs' if len(costs) == 1 else 'cost'} here: worse than {CONTROL}." if costs else ""
     figures = compared[best].figures
@@ -193,7 +193,7 @@ def page(result: Simulated, simulation: Simulation, rows: int) -> SimulationPage
 
 
 def _facts(result: Simulated, rows: int) -> tuple[Fact, ...]:
-    """What stands above the charts."""
+    """List what stands above the charts."""
     shown = _written(result.metric)
     best, labels = result.strategies[result.best].figures, result.lines[CONTROL].labels
     return (
@@ -207,7 +207,7 @@ def _facts(result: Simulated, rows: int) -> tuple[Fact, ...]:
 
 
 def _charts(result: Simulated) -> tuple[Chart, ...]:
-    """The metric by labels, and its difference from chance."""
+    """Draw the metric by labels, and its difference from chance."""
     percent = metric_of(result.metric).percent
     lines = [_drawn(name, curves) for name, curves in result.lines.items()]
     return (
@@ -232,7 +232,7 @@ def _charts(result: Simulated) -> tuple[Chart, ...]:
 
 
 def _table(result: Simulated) -> tuple[StrategyRow, ...]:
-    """A row a strategy, the best one first."""
+    """Write a row a strategy, the best one first."""
     shown = _written(result.metric)
     return tuple(
         StrategyRow(
@@ -254,12 +254,12 @@ def _table(result: Simulated) -> tuple[StrategyRow, ...]:
 
 
 def _written(metric: str) -> Callable[[float], str]:
-    """How values of a metric are written."""
+    """Return what writes values of a metric."""
     return "{:.1%}".format if metric_of(metric).percent else "{:.4g}".format
 
 
 def describe(result: Simulated) -> str:
-    """The figures as a table for a terminal, the verdict and where all of it is."""
+    """Write the figures as a table for a terminal, the verdict and where all of it is."""
     shown = _written(result.metric)
     width = max(len("strategy"), *(len(name) for name in result.strategies))
     lines = [
@@ -307,7 +307,7 @@ def _compared(curves: Curves, chance: Curves, lower: bool, histories: Sequence[S
 
 
 def _curve_table(histories: Histories) -> pa.Table:
-    """A row a strategy, seed and round; a metric's column is null where a class was not among those judged by."""
+    """Make a table with a row a strategy, seed and round; a metric's column is null where a class was not among those judged by."""
     metrics = list(dict.fromkeys(name for each in histories.values() for history in each for played in history for name in played.metrics))
     rows = [
         {
@@ -353,7 +353,7 @@ def _drawn(name: str, curves: Curves) -> Line:
 
 
 def _beside_chance(lines: Mapping[str, Curves]) -> list[Line]:
-    """Differences by seed; chance itself, a line of zeros, is the level."""
+    """Compute differences by seed; chance itself, a line of zeros, is the level."""
     found = []
     for name, curves in lines.items():
         if name != CONTROL:
@@ -364,7 +364,7 @@ def _beside_chance(lines: Mapping[str, Curves]) -> list[Line]:
 
 
 def band(values: Any) -> tuple[list[float], list[float]] | tuple[None, None]:
-    """95% intervals of means over seeds; none of one seed."""
+    """Compute 95% intervals of means over seeds; none of one seed."""
     seeds = len(values)
     if seeds < 2:
         return None, None

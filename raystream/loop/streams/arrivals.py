@@ -35,7 +35,7 @@ class Listing:
     storage: Storage
 
     def new(self, known: Collection[str], now: float) -> tuple[list[Arrival], list[Arrival]]:
-        """What arrived that isn't known yet, in order, and what is too young.
+        """List what arrived that isn't known yet, in order, and what is too young.
 
         Args:
             known: paths.
@@ -54,17 +54,17 @@ class Listing:
         return sorted(found, key=lambda arrival: (arrival.time, arrival.path)), young
 
     def is_same(self, arrival: Arrival) -> bool:
-        """Whether a file is still what it was when it arrived; a table's never changes."""
+        """Tell whether a file is still what it was when it arrived; a table's never changes."""
         file = self.files[arrival.path]
         return (file.size, file.version if arrival.version else "") == (arrival.size, arrival.version)
 
     def of(self, arrivals: Iterable[Arrival]) -> ListedFiles:
-        """Some of the files, as a plan takes them."""
+        """Return some of the files, as a plan takes them."""
         return [self.files[path] for path in sorted(arrival.path for arrival in arrivals)], self.tables
 
 
 def is_young(arrival: Arrival, now: float) -> bool:
-    """Whether a file must wait; one whose time lies further ahead has the time of another clock, which says nothing."""
+    """Tell whether a file must wait; one whose time lies further ahead has the time of another clock, which says nothing."""
     return abs(now - arrival.time / 1e9) < SETTLING_SECONDS
 
 
@@ -88,7 +88,7 @@ def _lists(file: File, version: TableVersion) -> bool:
 
 
 def _holds_files(uri: str, pool: Pool) -> bool:
-    """Whether there are any yet; a folder of this machine must be there."""
+    """Tell whether there are any yet; a folder of this machine must be there."""
     try:
         list_pool([uri], storage=pool.options)
     except NothingThereError:

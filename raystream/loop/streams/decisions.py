@@ -32,7 +32,7 @@ class ChosenLately:
     rows: list[tuple[int, Vector]] = field(default_factory=list)
 
     def repeats(self, number: int, vector: Vector) -> bool:
-        """Whether a row is one of them again; if not, it is chosen, and so one of them."""
+        """Tell whether a row is one of them again; if not, it is chosen, and so one of them."""
         self.rows = [(when, row) for when, row in self.rows if when > number - WINDOW]
         if self.near is not False and any(self._same(row, vector) for _, row in self.rows):
             return True
@@ -62,7 +62,7 @@ class StreamState:
 
     @classmethod
     def of(cls, stream: Stream, classes: int | None, state: Mapping[str, Any], new_epoch: bool) -> StreamState:
-        """Where a stream goes on.
+        """Find where a stream goes on.
 
         Args:
             stream: what was asked.

@@ -104,7 +104,7 @@ class Drift:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Drift:
-        """Back from `state`."""
+        """Make it again of its `state`."""
         return cls(**state)
 
     @property
@@ -114,7 +114,7 @@ class Drift:
 
 
 def kolmogorov_smirnov(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """The largest distance between two samples' distribution functions, and how likely one as large is by chance.
+    """Find the largest distance between two samples' distribution functions, and how likely one as large is by chance.
 
     The latter is the limit for large samples (Smirnov, 1948); with ties it is on the safe side.
     """

@@ -100,7 +100,7 @@ class StreamLog:
         return self.store.place(f"{self.folder}/decisions")
 
     def events(self, look: int) -> str:
-        """The folder of the store for the events of workers that a look started."""
+        """Return the folder of the store for the events of workers that a look started."""
         return f"{self.folder}/events/{look:08d}"
 
     @property
@@ -140,7 +140,7 @@ class StreamLog:
             )
 
     def arrivals(self, look: int = 0) -> list[Arrival]:
-        """All that arrived, in order, from one look on."""
+        """Read all that arrived, in order, from one look on."""
         folder = f"{self.folder}/arrivals"
         packed = [] if look else self._packed()
         first = packed[-1].look + 1 if packed else look
@@ -156,7 +156,7 @@ class StreamLog:
         self.store.put_if_absent(_numbered(f"{self.folder}/arrivals", look), parquet_bytes(_table(arrivals, _ARRIVALS)))
 
     def progress(self) -> tuple[Progress, dict[str, Any]]:
-        """How far the stream has come, and the state that it goes on from, empty at first; older states are forgotten.
+        """Return how far the stream has come, and the state that it goes on from, empty at first; older states are forgotten.
 
         Raises:
             StoreError: what is there is damaged.
@@ -167,7 +167,7 @@ class StreamLog:
         return found, state
 
     def look(self) -> tuple[Progress, dict[str, Any]]:
-        """The same, for whoever doesn't go on: nothing is changed.
+        """Return what `progress` does, for whoever doesn't go on: nothing is changed.
 
         Raises:
             StoreError: what is there is damaged.
@@ -211,23 +211,23 @@ class StreamLog:
         return whole
 
     def parts(self) -> list[int]:
-        """The numbers of all files of decisions."""
+        """List the numbers of all files of decisions."""
         return [_number(name) for name in self.store.names(f"{self.folder}/decisions") if name.endswith(".parquet")]
 
     def part(self, number: int) -> pq.ParquetFile:
-        """A file of decisions, open."""
+        """Open a file of decisions."""
         data = self.store.read(_numbered(f"{self.folder}/decisions", number))
         return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
 
     def ids(self) -> pa.ChunkedArray | None:
-        """The ids of all rows that were decided on; None before the first."""
+        """Read the ids of all rows that were decided on; None before the first."""
         folder = f"{self.folder}/decisions"
         names = [name for name in self.store.names(folder) if name.endswith(".parquet")]
         found = in_threads(lambda name: read_parquet(self.store.read(f"{folder}/{name}")).column(0), names)
         return pa.chunked_array([chunk for column in found for chunk in column.chunks], found[0].type) if found else None
 
     def _packed(self) -> list[Arrival]:
-        """What the newest pack holds; nothing where there is none, or it is damaged."""
+        """Read what the newest pack holds; nothing where there is none, or it is damaged."""
         packs = [name for name in self.store.names(f"{self.folder}/packs") if name.endswith(".parquet")]
         data = self.store.read_if_there(f"{self.folder}/packs/{packs[-1]}") if packs else None
         try:
@@ -244,7 +244,7 @@ class StreamLog:
                 self.store.discard(f"{self.folder}/packs/{old}")
 
     def _as_before(self, rows: pa.Table, schema: pa.Schema) -> pa.Table:
-        """The rows with the types of those before: files that arrive later may be written by other means."""
+        """Return the rows with the types of those before: files that arrive later may be written by other means."""
         try:
             return rows.cast(pa.schema(list(schema)))
         except (pa.ArrowException, ValueError) as error:

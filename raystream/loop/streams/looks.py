@@ -27,13 +27,14 @@ from raystream.loop.streams.log import Arrival, Progress, StreamLog
 from raystream.pool import check_unique
 from raystream.pool.ids import KnownIds, comparable, derived_ids
 from raystream.pool.plan import NoReadableFileError, NoRowsError
+from raystream.query.catalogue import SAMPLE_SCORES
 from raystream.query.stream import Stream
 from raystream.scoring.executor import WorkerSource
 from raystream.scoring.job import Job
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan, resolve
 from raystream.scoring.progress import Reporter
 from raystream.scoring.scored_pool import unit_vectors
-from raystream.scoring.session import Session, model_notes, refuse_quarantined, score_warnings
+from raystream.scoring.session import Session, model_notes, one_opinion, refuse_quarantined, score_warnings
 from raystream.store.calibration import Calibration
 from raystream.store.life import SignOfLife
 from raystream.store.receipts import EMBEDDINGS, UnitOutputs
@@ -151,7 +152,7 @@ class Looks:
         return f"; the oldest had waited {max(0.0, self._now() - min(times) / 1e9):.1f} s" if times else ""
 
     def _decide_on(self, listing: Listing, first: int, end: int) -> bool:
-        """Decide on the arrivals of one look from `first` on; whether it was us who did."""
+        """Decide on the arrivals of one look from `first` on; tell whether it was us who did."""
         present = [arrival for arrival in self._arrivals[first:end] if self._can_be_read(listing, arrival)]
         try:
             asked = resolve(self._query, self._calibration, listed=listing.of(present)) if present else None
@@ -176,7 +177,7 @@ class Looks:
         return True
 
     def _can_be_read(self, listing: Listing, arrival: Arrival) -> bool:
-        """Whether a file that arrived is still there.
+        """Tell whether a file that arrived is still there.
 
         Raises:
             PoolError: it is gone or another, and some of its rows are decided on.
@@ -195,9 +196,12 @@ class Looks:
         return there
 
     def _commit_parts(self, asked: ResolvedQuery, plan: ScoringPlan, scored: Sequence[UnitOutputs | None], end: int) -> bool:
-        """Decide on the rows of a look, so many at a time; whether all of its decisions are ours."""
+        """Decide on the rows of a look, so many at a time; tell whether all of its decisions are ours."""
         units = [unit for unit in scored if unit is not None]
         refuse_quarantined(self._query, units)
+        lone = next((unit for unit in units if unit.rows and unit.members is None), None)
+        if lone is not None and self._query.acquire.score in SAMPLE_SCORES:
+            raise one_opinion(self._query.acquire.score, lone.unit)
         check_same_model(units)
         self._warn(*model_notes(units))
         part = _Part()
@@ -229,7 +233,7 @@ class Looks:
         return True
 
     def _blocks(self, asked: ResolvedQuery, plan: ScoringPlan, scored: Sequence[UnitOutputs | None]) -> Iterator[_Block]:
-        """The rows that are still to be decided on, in the order of their arrival, those of a unit at most at a time."""
+        """Give the rows that are still to be decided on, in the order of their arrival, those of a unit at most at a time."""
         id_name, score = self._query.pool.id or "id", self._query.acquire.column
         decided, labelled = self._decided(asked), asked.labelled
         barred = [] if labelled is None else [KnownIds(some) for some in (labelled.ids, labelled.excluded) if len(some)]
@@ -254,7 +258,7 @@ class Looks:
     def _with_quarantined(
         self, outputs: UnitOutputs, path: str, ids: pa.Array, scores: Array, places: Array, vectors: Array | None
     ) -> tuple[pa.Array, Array, Array, Array | None]:
-        """A unit's rows with those that could not be scored, which have arrived, too: their score is no number."""
+        """Return a unit's rows with those that could not be scored, which have arrived, too: their score is no number."""
         table = next(quarantined_rows(self._log.store, [outputs]), None)
         if table is None:
             return ids, scores, places, vectors
@@ -276,7 +280,7 @@ class Looks:
         return found[0] if found else np.empty((0, 0), np.float32)
 
     def _decided(self, asked: ResolvedQuery) -> KnownIds | None:
-        """The ids that were decided on, where files may hold such rows again; None where none does.
+        """Read the ids that were decided on, where files may hold such rows again; None where none does.
 
         Raises:
             PoolError: they may, and rows can't be told apart.
@@ -293,7 +297,7 @@ class Looks:
         return KnownIds(pc.unique(comparable(ids)).sort())
 
     def _state_of(self, asked: ResolvedQuery, units: Sequence[UnitOutputs]) -> StreamState:
-        """What decisions go on from; another model begins another epoch."""
+        """Find what decisions go on from; another model begins another epoch."""
         names = [asked.fingerprint, *(output.name for output in asked.outputs)]
         model = hashlib.sha256("\n".join(names).encode()).hexdigest()
         if self._state is not None and model == self.progress.model:
@@ -312,9 +316,10 @@ class Looks:
         return self._state
 
     def _session_of(self, asked: ResolvedQuery, look: int, listing: Listing) -> Session:
-        """The workers, those of the last look if they can score this one, too; their events are kept by the first look that they score.
+        """Start workers, or go on with those of the last look if they can score this one, too.
 
-        A worker that is started later reads the first rows of that look, which must still be there.
+        Their events are kept by the first look that they score. A worker that is started later reads the first rows of that look, which
+        must still be there.
         """
         known, session = self._session or (None, None)
         if known is None or not _alike(known, asked.job) or any(unit.file.path not in listing.files for unit in known.first):
@@ -357,7 +362,7 @@ class Looks:
 
 
 def _alike(one: Job, other: Job) -> bool:
-    """Whether workers of one job can do the other; Ray adds folders to those that are imported from."""
+    """Tell whether workers of one job can do the other; Ray adds folders to those that are imported from."""
     return replace(one, first=other.first, import_paths=other.import_paths) == other
 
 
@@ -387,11 +392,11 @@ class _Block:
         return len(self.ids)
 
     def slice(self, start: int, size: int) -> _Block:
-        """Some of the rows."""
+        """Return some of the rows."""
         return self.take(np.arange(start, start + size))
 
     def take(self, rows: npt.NDArray[np.int64]) -> _Block:
-        """Some of the rows."""
+        """Return some of the rows."""
         vectors, known = (None if values is None else values[rows] for values in (self.vectors, self.known))
         return replace(
             self, ids=self.ids.take(pa.array(rows)), scores=self.scores[rows], places=self.places[rows], vectors=vectors, known=known
@@ -407,7 +412,7 @@ class _Part:
 
     @classmethod
     def empty(cls, schema: pa.Schema) -> _Part:
-        """Of no row."""
+        """Make a part of no row."""
         part = cls()
         part.tables.append(schema.remove_metadata().empty_table())
         return part

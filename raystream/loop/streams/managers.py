@@ -57,7 +57,7 @@ class Rule:
     step: float
 
     def leaves_room(self, seen: int, labelled: int) -> bool:
-        """Whether one more label keeps to a strict budget, `seen` rows with this one."""
+        """Tell whether one more label keeps to a strict budget, `seen` rows with this one."""
         return not self.strict or labelled + 1 <= -(-self.budget.numerator * seen // self.budget.denominator)
 
 
@@ -73,7 +73,7 @@ class Ranks:
         return len(self._sorted)
 
     def add(self, score: float) -> int:
-        """Take a score in, and the oldest out if there are too many; how many of those that are left are above it."""
+        """Take a score in, and the oldest out if there are too many; count those that are left above it."""
         if len(self.scores) == self._size:
             del self._sorted[bisect_left(self._sorted, self.scores.popleft())]
         self.scores.append(score)
@@ -120,7 +120,7 @@ class Rows:
         return found
 
     def add(self, vector: Vector) -> bool:
-        """Take a row in, and the oldest out if there are too many; whether it is typical: nearer to some row than any other was."""
+        """Take a row in, and the oldest out if there are too many; tell whether it is typical, nearer to some row than any other was."""
         if not self._count:
             self._make_room(len(vector))
         apart, nearest = self._apart[: self._count], self._nearest[: self._count]
@@ -180,7 +180,7 @@ class Draws:
         self._numbers: Vector = np.empty((0, 2))
 
     def at(self, number: int) -> tuple[float, float]:
-        """Those of one row."""
+        """Return those of one row."""
         start = number - number % _DRAWN
         if start != self._start:
             words = philox(self._seed, self._purpose, start, _DRAWN)
@@ -268,7 +268,7 @@ MANAGERS: dict[str, Callable[[Rule, Memory, Draws, float, Vector | None, Barred]
 
 
 def _may_spend(rule: Rule, memory: Memory) -> bool:
-    """Whether neither the estimate nor a strict budget forbids a label."""
+    """Tell whether neither the estimate nor a strict budget forbids a label."""
     return memory.spent / rule.window < float(rule.budget) and rule.leaves_room(memory.seen, memory.labelled)
 
 
@@ -284,6 +284,6 @@ def _compared(rule: Rule, memory: Memory, score: float, threshold: float, barred
 
 
 def _owed(rule: Rule, memory: Memory) -> int:
-    """The labels that the budget leaves, times its denominator; negative if more were spent."""
+    """Return the labels that the budget leaves, times its denominator; negative if more were spent."""
     reserve = _RESERVE if rule.strict else 0
     return rule.budget.numerator * memory.seen - rule.budget.denominator * (reserve + memory.labelled)

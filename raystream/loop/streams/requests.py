@@ -70,7 +70,7 @@ class RequestedRows:
         return self._progress
 
     def decide(self, requests: Sequence[Request]) -> list[pa.Table | QueryError]:
-        """The decisions on each request, once they are in the log.
+        """Return the decisions on each request, once they are in the log.
 
         Returns:
             For each request a table of its rows with `score`, `threshold`, `chosen`, `seen`, `epoch`; or why it isn't decided on: its id
@@ -94,7 +94,7 @@ class RequestedRows:
             return [answers[place] if place in answers else found[request.id] for place, request in enumerate(requests)]
 
     def _decide(self, requests: Sequence[Request]) -> dict[str, pa.Table | QueryError] | None:
-        """The decisions on new requests, by their ids; None if somebody else's are in the log instead."""
+        """Return the decisions on new requests, by their ids; None if somebody else's are in the log instead."""
         state, progress = self._now()
         self._state = None  # it goes on with these rows, and is the log's again once they are in it
         tables = [self._table(request, state, progress.epoch) for request in requests]
@@ -116,7 +116,7 @@ class RequestedRows:
         return {request.id: table for request, table in zip(requests, tables, strict=True)}
 
     def _now(self) -> tuple[StreamState, Progress]:
-        """What decisions go on from; another model than the last begins another epoch."""
+        """Find what decisions go on from; another model than the last begins another epoch."""
         progress, anew = self._progress, self._progress.model != self._model
         if self._state is None or anew:
             self._state = StreamState.of(self._stream, self._classes, self._saved, anew)
@@ -138,7 +138,7 @@ class RequestedRows:
         )
 
     def _answered(self, request: Request) -> pa.Table | QueryError | None:
-        """What was decided on a request of this id, if it was."""
+        """Return what was decided on a request of this id, if it was."""
         for part in self._known.parts(request.id):
             file = self._log.part(part)
             first = 0
@@ -176,7 +176,7 @@ class _Seen:
             self._hashes, self._parts, self._late = hashes[order], parts[order], {}
 
     def parts(self, known: str) -> list[int]:
-        """The files that may hold the decisions on a request."""
+        """List the files that may hold the decisions on a request."""
         number = _hash(known)
         low, high = np.searchsorted(self._hashes, np.uint64(number), "left"), np.searchsorted(self._hashes, np.uint64(number), "right")
         return [*([self._late[number]] if number in self._late else []), *self._parts[low:high].tolist()]

@@ -56,7 +56,7 @@ class StreamResult:
         return self.chosen / self.seen if self.seen else 0.0
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return {name: getattr(self, name) for name in ("stream", "new_rows", "seen", "chosen", "share", "decisions", "drift")}
 
 

@@ -79,7 +79,7 @@ class StreamSampler:
         }
 
     def decide(self, scores: npt.ArrayLike, embeddings: npt.ArrayLike | None = None) -> npt.NDArray[np.bool_]:
-        """Which of the next rows are to be labelled.
+        """Decide which of the next rows are to be labelled.
 
         Args:
             scores: (n,) in the order of arrival, higher is labelled sooner. A row whose score isn't finite is not labelled, and counts
@@ -98,7 +98,7 @@ class StreamSampler:
     def decide_all(
         self, scores: npt.ArrayLike, embeddings: npt.ArrayLike | None = None, barred: Bar | None = None
     ) -> list[Decision | None]:
-        """As `decide`, with the thresholds; None for rows that count for nothing.
+        """Decide as `decide` does, with the thresholds; None for rows that count for nothing.
 
         Args:
             scores: see there.
@@ -119,7 +119,7 @@ class StreamSampler:
         return decide(self.rule, self._memory, self._draws, score, vector, lambda: barred is not None and barred(row))
 
     def forget_scores(self) -> None:
-        """A new model scores from here on: what its scores can't be compared with is forgotten, what was seen and spent is not."""
+        """Go on with a new model: what its scores can't be compared with is forgotten, what was seen and spent is not."""
         self._memory.ranks = Ranks(self.rule.window)
         self._memory.rows = Rows(self.rule.window)
 
@@ -172,13 +172,13 @@ def _check(rule: Rule) -> None:
 
 
 def _settings(rule: Rule) -> dict[str, Any]:
-    """What a state's sampler was made with."""
+    """Return what a state's sampler was made with."""
     found = {"manager": rule.manager, "budget": str(rule.budget), "strict": rule.strict, "seed": rule.seed}
     return found | {"classes": rule.classes, "window": rule.window, "step": rule.step}
 
 
 def _memory(rule: Rule, state: Mapping[str, Any]) -> Memory:
-    """What a state holds.
+    """Return what a state holds.
 
     Raises:
         QueryError: it is none, or another sampler's.

@@ -8,7 +8,8 @@ from typing import Any
 
 from raystream.query.catalogue.arguments import load
 
-_REGRESSOR = "raystream.loop.trainers.regressor:SklearnRegressor"
+REGRESSOR = "raystream.loop.trainers.regressor:SklearnRegressor"
+"""What loads a regressor of scikit-learn, which has one opinion of a row, whatever it is made of."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ TRAINERS: Mapping[str, TrainerEntry] = {
     "sklearn": TrainerEntry(
         "an estimator of scikit-learn, or a pipeline",
         "raystream.loop.trainers.sklearn_trainer:sklearn_trainer",
-        made={"classes": _CLASSIFIER, "multi_label": _CLASSIFIER, "regression": {"kind": "python", "source": _REGRESSOR}},
+        made={"classes": _CLASSIFIER, "multi_label": _CLASSIFIER, "regression": {"kind": "python", "source": REGRESSOR}},
     ),
 }
 """What `loop.trainer` may name, beside functions of the user's own."""
