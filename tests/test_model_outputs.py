@@ -121,7 +121,7 @@ def test_a_model_that_fails_on_some_rows_may_still_be_skipped(ask: MakeQuery, wo
         f"        if float(inputs[0][0, 0]) == {first!r}:\n            raise KeyError('token')\n"
         "        return inputs[0][:, :3] * 2\n"
     )
-    result = rs.run(ask(model={"kind": "python", "source": "picky:Picky"}, on_error="skip"))
+    result = rs.run(ask(model={"kind": "python", "source": "picky:Picky"}, on_error="skip", max_quarantined=1.0))
     assert sorted(result.selection.column("id").to_pylist()) == list(range(ROWS, FILES * ROWS))
     assert "raised KeyError" in result.manifest.warnings[0]
 

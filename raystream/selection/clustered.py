@@ -404,4 +404,3 @@ def _read(held: Sequence[Block], start: int, width: int, power: int) -> Read:
         return np.ldexp(out, power) if power else out
 
     return read
-

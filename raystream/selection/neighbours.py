@@ -347,15 +347,24 @@ class Index:
             index[np.arange(len(kept)) + np.repeat(start[rows] - (ends - count[rows]), count[rows])] = kept
         return Edges(start, index, count >= most, facts)
 
-    def ball(self, row: int, radius: float) -> Array:
-        """int64 rows within the radius of `row`, itself included, ascending: all there are."""
-        places, near = self._place[row : row + 1], np.zeros(1, dtype=np.int64)
+    def balls(self, rows: Array, radius: float) -> list[Array]:
+        """For each of `rows` (m,) int64 the rows within the radius, itself included, int64 and ascending: all there are."""
+        places, near = self._place[rows], np.zeros(1, dtype=np.int64)
         if self._lists is not None:
             self._spans = self._lists.spans(self._rows.x) if self._spans is None else self._spans
-            near = self._lists.meeting(self._spans, self._rows.x[row], radius)
+            near = np.unique(np.concatenate([self._lists.meeting(self._spans, self._rows.x[row], radius) for row in rows]))
         with one_thread():
             block = NearBlock(self._rows, places, self._rows.find(places, self._joined(near), None, radius))
-        return np.sort(np.append(block.within(radius, len(self._place))[1], row))
+        count, others = block.within(radius, len(self._place))
+        return [np.sort(np.append(some, row)) for some, row in zip(np.split(others, np.cumsum(count)[:-1]), rows, strict=True)]
+
+    def apart(self, rows: Array, most: int) -> Array:
+        """The first up to `most` of `rows` that are in different lists."""
+        if self._lists is None:
+            return rows[:0]
+        first = np.unique(self._lists.list_of[rows], return_index=True)[1]
+        result: Array = rows[np.sort(first)[:most]]
+        return result
 
     def _joined(self, lists: Iterable[int]) -> Stretches:
         """Ascending `lists`, those beside each other as one."""

@@ -73,8 +73,10 @@ def test_balls_are_whole(kind):
     np.fill_diagonal(squared, 0)
     for share in (0.001, 0.1, 1.0):
         radius = float(np.sqrt(np.quantile(squared, share, method="nearest")))
-        for row in (0, 17, 899):
-            np.testing.assert_array_equal(index.ball(row, radius), np.flatnonzero(np.sqrt(squared[row]) <= radius))
+        rows = np.array([0, 17, 899])
+        for row, ball in zip(rows, index.balls(rows, radius), strict=True):
+            np.testing.assert_array_equal(ball, np.flatnonzero(np.sqrt(squared[row]) <= radius))
+            np.testing.assert_array_equal(ball, index.balls(np.array([row]), radius)[0])
 
 
 def test_lists_that_are_far_are_left_out():

@@ -75,16 +75,18 @@ def test_radius_is_the_largest_pure_one(pool, purity, count):
         assert pure(np.nextafter(radius, np.inf)) < purity
 
 
+@pytest.mark.parametrize("exact", [1000, 0], ids=["exact", "lists"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_cut_balls_are_whole_when_they_are_chosen(kind):
-    """With two edges a row, what a chosen row covers is still its whole ball."""
+def test_cut_balls_are_whole_when_they_are_chosen(kind, exact):
+    """With two edges a row, what a chosen row covers is still its whole ball, also where it was made beside another one."""
     x = data(kind, 300, 4, 0)
     distance = all_distances(x)
     for radius in (float(np.quantile(distance, 0.1, method="nearest")), float(distance.max())):
-        balls = Balls(x, radius, 2, 0)
+        balls = Balls(x, radius, 2, 0, exact=exact)
         covered = np.arange(300) % 3 == 0
         for row in range(0, 300, 29):
-            np.testing.assert_array_equal(balls.uncovered(row, covered), np.flatnonzero((distance[row] <= radius) & ~covered))
+            found = balls.uncovered(row, covered, lambda row=row: np.arange(row, 300))
+            np.testing.assert_array_equal(found, np.flatnonzero((distance[row] <= radius) & ~covered))
 
 
 def test_few_edges_still_cover_almost_as_much():

@@ -235,7 +235,7 @@ def test_texts_come_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "pool").mkdir()
     table = pa.table({"name": [f"t{i}" for i in range(500)], "text": [f"text {i} {EVIL}" for i in range(500)]})
     pq.write_table(table, tmp_path / "pool" / "a.parquet", row_group_size=64)
-    (tmp_path / "text_nets.py").write_text(
+    (tmp_path / "short_text_nets.py").write_text(
         "import torch\nfrom torch import nn\n\ndef net():\n    torch.manual_seed(0)\n    return nn.Sequential(nn.Linear(4, 3))\n\n"
         "def lengths(batch):\n    import numpy as np\n"
         "    return np.array([[len(text), text.count('1'), 1, 2] for text in batch.column('text').to_pylist()], np.float32)\n"
@@ -244,7 +244,7 @@ def test_texts_come_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = rs.run(
         rs.Query(
             pool=rs.Pool(uri=str(tmp_path / "pool"), id="name", inputs=["text"]),
-            model=rs.Model(source="text_nets:net", preprocess="text_nets:lengths"),
+            model=rs.Model(source="short_text_nets:net", preprocess="short_text_nets:lengths"),
             select=rs.Select(strategy="random", budget=450),
             store=rs.Store(uri=str(tmp_path / "runs"), query="q"),
             cluster=rs.Cluster(address="in_process"),

@@ -244,9 +244,7 @@ def _checked(log_probs: Array) -> Array:
 def batch_bald_strategy(candidates: Candidates, request: Request) -> Picked:
     """`batch_bald` in a query; rows that had to be in the batch are part of it from the start."""
     if candidates.samples is None:
-        raise QueryError(
-            "batch_bald needs the log-probabilities of several members, but the candidates have none; give `log_probs`"
-        )
+        raise QueryError("batch_bald needs the log-probabilities of several members, but the candidates have none; give `log_probs`")
     constraints, shards = request.constraints, candidates.shards
     taken = constraints.taken
     batch = JointBatch(candidates.samples, request.budget + len(taken), seed=request.seed, **request.args)

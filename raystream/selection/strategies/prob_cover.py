@@ -8,6 +8,7 @@ of edges, whole where one is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -95,6 +96,12 @@ def _everything(x: Array) -> float:
     return 2 * max(float(np.sqrt(squared_distances(x[i : i + _BLOCK], mean).max())) for i in range(0, len(x), _BLOCK))
 
 
+_BALLS = 16
+"""Balls that one product makes, for about what one of them costs."""
+_PAIRS = 1 << 22
+"""Rows in these balls, about, by the largest of those made before."""
+
+
 class Balls:
     """Balls around the (n, d) float32 rows `x`, whose edges `kept` may hold.
 
@@ -104,14 +111,28 @@ class Balls:
 
     def __init__(self, x: Array, radius: float, most: int, seed: int, *, exact: int = EXACT, kept: Kept | None = None) -> None:
         self._x, self._radius, self._seed, self._exact, self._kept = x, radius, seed, exact, kept
+        self._whole: dict[int, Array] = {}
+        self._largest = len(x)
         parameters = {"radius": radius, "most": most, "seed": seed, "exact": exact, "compared": COMPARED}
         self.edges = Edges.kept(derive(kept, "edges", parameters, lambda: self._index.edges(radius, most).arrays()))
 
-    def uncovered(self, row: int, covered: Array) -> Array:
-        """int64 rows of the whole ball around `row`, itself included, that are not `covered` (n,) bool; ascending."""
-        ball = self._index.ball(row, self._radius) if self.edges.full[row] else np.sort(np.append(self.edges.of(np.asarray([row])), row))
+    def uncovered(self, row: int, covered: Array, next_ones: Callable[[], Array]) -> Array:
+        """int64 rows of the whole ball around `row`, itself included, that are not `covered` (n,) bool; ascending.
+
+        Where all rows have to be gone through for a ball, those of `next_ones`, which are likely to be asked for next, come by as well.
+        """
+        ball = self._ball(row, next_ones) if self.edges.full[row] else np.sort(np.append(self.edges.of(np.asarray([row])), row))
         result: Array = ball[~covered[ball]]
         return result
+
+    def _ball(self, row: int, next_ones: Callable[[], Array]) -> Array:
+        if row not in self._whole:
+            likely = next_ones()
+            likely = self._index.apart(likely[self.edges.full[likely] & (likely != row)], min(_BALLS - 1, _PAIRS // self._largest))
+            rows = np.append(row, likely)
+            self._whole = dict(zip(rows.tolist(), self._index.balls(rows, self._radius), strict=True))
+            self._largest = max(map(len, self._whole.values()))
+        return self._whole.pop(row)
 
     @cached_property
     def _index(self) -> Index:
@@ -124,6 +145,7 @@ _EDGES = 1 << 26
 _FEWEST_EDGES = 32
 _EDGES_AT_ONCE = 1 << 21
 _OUT = -(1 << 40)
+_LEADING = 512
 
 
 def prob_cover(
@@ -225,11 +247,18 @@ class _Cover:
         while len(rows) < budget and (row := self._best(constraints)) is not None:
             constraints.take(row, self._x[row])
             self._gain[row] = _OUT
-            newly = self.balls.uncovered(row, self.covered)
+            newly = self.balls.uncovered(row, self.covered, self._leading)
             self._cover(newly)
             rows.append(row)
             gain.append(float(len(newly)))
         return np.asarray(rows, dtype=np.int64), np.asarray(gain, dtype=np.float64)
+
+    def _leading(self) -> Array:
+        """int64 rows of the largest gains, the largest first."""
+        count = min(_LEADING, len(self._gain))
+        rows = np.argpartition(self._gain, len(self._gain) - count)[len(self._gain) - count :]
+        result: Array = rows[np.lexsort((rows, -self._gain[rows]))]
+        return result
 
     def _best(self, constraints: Constraints) -> int | None:
         """The lowest row of the largest gain that nothing blocks."""
