@@ -198,7 +198,7 @@ class _Run:
         self._runs.store.put(f"service/runs/{self._run}/traceback.txt", traceback.format_exc().encode())
 
 
-def for_callers(error: RaystreamError, config: Config) -> str:
+def for_callers(error: RaystreamError | str, config: Config) -> str:
     """What is wrong, without places that whoever asked did not name."""
     text = " ".join(str(error).split())
     store = config.store.uri

@@ -29,7 +29,7 @@ from raystream.service.formats import flat, json_rows, preferred
 from raystream.service.metrics import Metrics
 from raystream.service.policy import Policy, read_json
 from raystream.service.problems import Described, FieldError, Problem, unknown, wrong_fields
-from raystream.service.process import Task
+from raystream.service.process import Task, for_callers
 from raystream.service.runs import ENDED, Runs, digest_of, is_name
 from raystream.service.scheduler import Scheduler, spawned
 from raystream.service.tokens import Caller
@@ -171,7 +171,7 @@ class Queries:
         if ended is not None:
             told |= {"query": ended.query or found.query, "error": ended.error, "exit_code": ended.exit_code}
         if told["state"] == "running" and found.query is not None:
-            told |= {"progress": self._progress(found.query)}
+            told |= {"progress": self._for_callers(self._progress(found.query))}
         if not caller.may("admin") and ended is None and not self._runs.wants(found.run, caller.owner):
             told["state"] = "stopped"  # for whoever withdrew; for others it goes on
         return told
@@ -293,7 +293,12 @@ class Queries:
             told.append(((own, of_query), event))
         if found.identities is None:
             return told, ended
-        return [(place, {key: value for key, value in event.items() if key not in _OPERATORS}) for place, event in told], ended
+        return [(place, self._for_callers(event)) for place, event in told], ended
+
+    def _for_callers(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """What a log says, without what only the server's operators may know."""
+        told = {key: value for key, value in facts.items() if key not in _OPERATORS}
+        return told | ({"error": for_callers(told["error"], self._config)} if isinstance(told.get("error"), str) else {})
 
 
 def query_router(

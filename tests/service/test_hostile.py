@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from served import Served, confinement, query
 
@@ -107,6 +108,17 @@ def test_events_name_others_to_admins_alone(served: Served) -> None:
     for key in ('"who"', '"host"', '"process"', '"process_began"'):
         assert key not in mine
         assert key in all_of_it
+
+
+def test_events_tell_no_place_of_the_server_s(served: Served, workplace: Path) -> None:
+    """Also in errors that the run itself has logged; a file that is no number's is named as the caller named it."""
+    pq.write_table(pa.table({"rid": ["a", "b"], "x": [[float("nan")] * 8] * 2}), "pool/year=2020/part.parquet")
+    run = served.submit("a")
+    assert served.play(run) == 3
+    mine, all_of_it = (served.ask("GET", f"/v1/queries/{run}/events", owner).text for owner in ("a", "root"))
+    assert "pool/year=2020/part.parquet" in mine
+    assert str(workplace) not in mine
+    assert str(workplace) in all_of_it
 
 
 @pytest.mark.parametrize("uri", ["delta+s3://lake/images/%2e%2e/other", "delta+s3://lake/images/.%2E/other",
