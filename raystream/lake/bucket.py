@@ -15,6 +15,7 @@ import xxhash
 
 from raystream.errors import QueryError, StoreError
 from raystream.lake.filesystem import with_options
+from raystream.lake.reach import check_reach
 from raystream.lake.retry import reason
 from raystream.lake.storage import LOCAL, Storage
 from raystream.lake.uri import Location, parse
@@ -134,9 +135,10 @@ def delta_place(uri: str, storage: Storage = LOCAL, key: str = "pool.uri") -> tu
     """A table's folder as deltalake takes it, and its `storage_options`, which may hold secrets: never keep or show them.
 
     Raises:
-        QueryError: the URI or an option can't be used.
+        QueryError: the URI or an option can't be used, or this process may not reach it.
     """
     location = parse(uri, key)
+    check_reach(location, key)
     if location.scheme == "file":
         return location.path, {}
     storage = with_options(location, storage, key)

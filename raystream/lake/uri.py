@@ -17,7 +17,9 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SCHEMES = {"s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "gcs": "gs", "abfs": "abfs", "abfss": "abfs", "file": "file"}
 OPTIONS = re.compile(r"\?([^/?]*=.*)", re.DOTALL)
 """A question mark is an option's only before `name=`; elsewhere it is a glob's, or part of a key."""
-_SECRET = re.compile(r"\?.*?(?:secret|token|password|credential|signature|access_key|account_key|\bsig)[\w-]*=", re.DOTALL | re.IGNORECASE)
+_SECRET = re.compile(r"(?:secret|token|password|credential|signature|access_key|account_key|\bsig)[\w-]*=", re.IGNORECASE)
+_DOT = re.compile(r"%2e", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]*")
 _LOGIN = re.compile(r"[^/\s:@]+:[^@\s]*@")
 _NAMED = re.compile(r"((?:secret|token|password|credential|signature|access_key|account_key)[\w-]*(?:=|%3D))[^&\s]*", re.IGNORECASE)
@@ -87,8 +89,8 @@ def redacted(uri: str) -> str:
     scheme = _ANY.match(uri)
     if scheme is None:
         return _NAMED.sub(r"\1…", _LOGIN.sub("…@", uri)) if is_like_a_uri(uri) else uri
-    options = OPTIONS.search(uri) or _SECRET.search(uri)
-    plain = uri[: options.start()] if options else uri
+    options = OPTIONS.search(uri)
+    plain = uri[: options.start()] if options else uri.partition("?")[0] if _asks_secret(uri) else uri
     rest = plain[scheme.end() :]
     if scheme[0] == "delta+":
         return scheme[0] + redacted(rest)
@@ -130,7 +132,7 @@ def parse(uri: str, key: str = "pool.uri") -> Location:
     pairs = [pair.partition("=") for pair in options[1].split("&")] if options else []
     for name, _, _ in pairs:
         refuse_secret(name, f"{key} {redacted(uri)}: option") if name not in ("account_name",) else None
-    if any(not name or not equals or "?" in value for name, equals, value in pairs) or (not options and _SECRET.search(uri)):
+    if any(not name or not equals or "?" in value for name, equals, value in pairs) or (not options and _asks_secret(uri)):
         raise QueryError(f"{key} {redacted(uri)} is followed by what are no options; expected ?name=value&name=value")
     rest = uri[match.end() : options.start() if options else None]
     host, _, path = rest.partition("/")
@@ -145,8 +147,12 @@ def parse(uri: str, key: str = "pool.uri") -> Location:
     if not _BUCKET.fullmatch(host):
         raise QueryError(f"{key} {redacted(uri)} names no bucket: expected letters, digits, dots, hyphens and underscores after {given}://")
     path = path.strip("/")
-    if {".", ".."} & set(path.split("/")):
-        raise QueryError(f"{key} {redacted(uri)} has . or .. between slashes, which object storage takes for names; write the path without")
+    # Libraries take %2e for a dot and leave control characters out, so that what is no .. here would be one there.
+    if {".", ".."} & {_DOT.sub(".", part) for part in path.split("/")} or _CONTROL.search(path):
+        raise QueryError(
+            f"{key} {redacted(uri)} has . or .. between slashes, or control characters, which storages read in different ways; write the "
+            "path without"
+        )
     return Location(scheme, f"{host}/{path}" if path else host, account, tuple((name, unquote(value)) for name, _, value in pairs))
 
 
@@ -158,6 +164,12 @@ def located(uri: str, key: str = "pool.uri") -> Location:
     host, slash, path = uri[match.end() :].partition("/")
     bucket = parse(match[0] + host, key)
     return replace(bucket, path=bucket.path + slash + path)
+
+
+def _asks_secret(uri: str) -> bool:
+    """Tell whether behind a question mark stands an option that sounds like a secret."""
+    start = uri.find("?")
+    return start >= 0 and _SECRET.search(uri, start) is not None
 
 
 _VARIABLES = {

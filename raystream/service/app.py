@@ -51,7 +51,7 @@ def create_app(config: Config, *, schedules: bool = True) -> FastAPI:
     policy, metrics, callers = Policy(config), Metrics(), Callers(tokens)
     runs = Runs(store, config.limits)
     hooks = Webhooks(config.webhooks, runs.log, store)
-    scheduler = Scheduler(runs, config, metrics, also=hooks.step)
+    scheduler = Scheduler(runs, config, metrics, also=hooks.begin)
     deciders = Deciders(config, store, metrics)
 
     @asynccontextmanager

@@ -18,6 +18,9 @@ _HELP = {
     "raystream_open_event_streams": ("gauge", "Streams of events that are open."),
 }
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""A client may send any word, of which each would be kept."""
+
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -37,7 +40,7 @@ class Metrics:
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Note an answer."""
-        self.add("raystream_requests_total", method=method, route=route, status=str(status))
+        self.add("raystream_requests_total", method=method if method in _METHODS else "other", route=route, status=str(status))
         with self._lock:
             counts = self._times.setdefault(route, [0] * (len(BUCKETS) + 1))
             counts[next((i for i, end in enumerate(BUCKETS) if seconds <= end), len(BUCKETS))] += 1

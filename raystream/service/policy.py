@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from raystream.errors import QueryError, RaystreamError
@@ -39,6 +37,9 @@ _FREE_TEXT = frozenset({"must_include", "exclude", "similar_to", "quotas", "clas
 _SAFE_WEIGHTS = ".safetensors"
 _VERSION = re.compile(r"\?(?:version|snapshot_id)=\d+$")
 """Of a table, the only thing that may stand behind a question mark."""
+_LONGEST = 4096
+"""Characters of a text; paths may have so many."""
+_SHOWN = 20
 _ANY_SCHEME = re.compile(r"(?:delta\+)?[A-Za-z][A-Za-z0-9+.-]*:|delta\+")
 
 
@@ -59,10 +60,15 @@ def read_json(body: bytes) -> Any:
     """The value of a body.
 
     Raises:
-        Problem: it is no JSON, gives a key twice, or holds what is no number.
+        Problem: it is no JSON, gives a key twice, or holds what is no number or no text.
     """
     try:
-        return json.loads(body, object_pairs_hook=_without_doubles, parse_constant=_no_number)
+        found = json.loads(body, object_pairs_hook=_without_doubles, parse_constant=_no_number)
+        if b"\\u" in body:  # half of a pair can be written so, and nowhere else
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
+    except UnicodeEncodeError:
+        raise Problem(422, "the body holds a text that is no Unicode: half of a surrogate pair") from None
     except (ValueError, RecursionError) as error:
         told = str(error) if isinstance(error, _Told) else "the body is no JSON"
         raise Problem(422 if isinstance(error, _Told) else 400, told) from None
@@ -73,8 +79,7 @@ class Policy:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._allow = [place for place in config.allow if not place.startswith("iceberg:")]
-        self._catalogs = [place.rstrip("/") for place in config.allow if place.startswith("iceberg:")]
+        self._allow = config.allow
 
     def checked(self, body: object) -> Checked:
         """The query that a body asks.
@@ -84,6 +89,9 @@ class Policy:
         """
         if not isinstance(body, dict):
             raise wrong_fields([FieldError("", "expected a query: an object with sections such as pool, model and select")])
+        long = list(_too_long(body, ""))
+        if long:
+            raise wrong_fields(long[:_SHOWN])
         errors = [FieldError(path, f"{path} can't be set: {why}") for path, why in _FORBIDDEN.items() if _holds(body, path)]
         errors += [FieldError(f"model.members.{i}.trust", _FORBIDDEN["model.trust"]) for i in _members_with_trust(body)]
         errors += [FieldError(key, f"{key} is for another command; remove it") for key in sorted(LOOP_SECTIONS & set(body))]
@@ -109,7 +117,7 @@ class Policy:
 
     def reach(self) -> list[str]:
         """The places that a run may list and open."""
-        return [*self._allow, *self._config.outputs, *self._config.models]
+        return [place for place in (*self._allow, *self._config.outputs, *self._config.models) if not place.startswith("iceberg:")]
 
     def check_files(self, query: Query) -> None:
         """Look at each file of a query's model, links followed, once it is about to be loaded.
@@ -185,7 +193,8 @@ class Policy:
             if is_table(uri):
                 table = parse_table(uri, key)
                 if table.kind == "iceberg":
-                    if not any(uri == place or uri.startswith((f"{place}/", f"{place}.")) for place in self._catalogs):
+                    tables = [place.rstrip("/") for place in places if place.startswith("iceberg:")]
+                    if not any(plain == place or plain.startswith((f"{place}/", f"{place}.")) for place in tables):
                         yield FieldError(key, where)
                     return
                 uri = table.name
@@ -217,7 +226,9 @@ class Policy:
                 yield FieldError(f"{key}.weights", f"{key}.weights is no {_SAFE_WEIGHTS} file, the only ones that are loaded here")
 
     def _is_listed(self, path: str) -> bool:
-        return path in self._config.imports or f"{path.partition(':')[0]}:*" in self._config.imports
+        module, _, attribute = path.partition(":")
+        # what a module has imported can be had behind a dot: nets:os.system is no function of nets
+        return path in self._config.imports or ("." not in attribute and f"{module}:*" in self._config.imports)
 
 
 def _models(model: Model, key: str = "model") -> Iterator[tuple[str, Model]]:
@@ -239,10 +250,23 @@ def _texts(value: object, key: str) -> Iterator[tuple[str, str]]:
             yield from _texts(inner, f"{key}.{position}")
 
 
+def _too_long(value: object, path: str) -> Iterator[FieldError]:
+    """The texts that are longer than any path, id or name: what they are searched for would take long, too."""
+    if isinstance(value, str) and len(value) > _LONGEST:
+        yield FieldError(path, f"{path} has {len(value)} characters, expected {_LONGEST} at most")
+    elif isinstance(value, dict):
+        if any(len(name) > _LONGEST for name in value):
+            yield FieldError(path, f"{path or 'the body'} holds a key of more than {_LONGEST} characters")
+            return
+        for name, inner in value.items():
+            yield from _too_long(inner, f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for position, inner in enumerate(value):
+            yield from _too_long(inner, f"{path}.{position}")
+
+
 def _below(uri: str, places: Sequence[str], key: str = "pool.uri") -> bool:
-    if not is_remote(uri) and not os.path.isabs(os.path.expanduser(uri.removeprefix("file://"))):
-        uri = str(Path.cwd() / uri)
-    return lies_below(parse(uri, key), [parse(place, "allow") for place in places])
+    return lies_below(parse(uri, key), [parse(place, "allow") for place in places if not place.startswith("iceberg:")])
 
 
 def _holds(body: Mapping[str, Any], path: str) -> bool:
@@ -275,8 +299,8 @@ class _Told(ValueError):
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        double = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise _Told(f"key {double[:100]!r} is given twice")
     return found
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raystream.cli.terminal import Interruption
-from raystream.errors import PoolError, RaystreamError
+from raystream.errors import PoolError, QueryError, RaystreamError
 from raystream.lake.reach import confine
 from raystream.query import Query
 from raystream.service.config import Config
@@ -151,7 +151,13 @@ class _Run:
         rows = int(asked.pool.units.rows.sum())
         if limit is not None and rows > limit:
             raise PoolError(f"pool.uri holds {rows} rows, above the {limit} that this server takes; name fewer files, or filter by them")
-        self._runs.named(self._run, asked.name)
+        try:
+            asked.committed  # noqa: B018 - it is refused where another query has its name
+        except QueryError:
+            if self._runs.gave(self._run, asked.name):
+                raise
+            raise QueryError(f"store.query {asked.name} is taken by another query; choose another name") from None
+        self._runs.named(self._run, asked.name, asked.identity)
 
     def _watch(self) -> None:
         """End the run when nobody wants it any more, or it took too long."""
@@ -192,7 +198,7 @@ class _Run:
         self._runs.store.put(f"service/runs/{self._run}/traceback.txt", traceback.format_exc().encode())
 
 
-def for_callers(error: RaystreamError, config: Config) -> str:
+def for_callers(error: RaystreamError | str, config: Config) -> str:
     """What is wrong, without places that whoever asked did not name."""
     text = " ".join(str(error).split())
     store = config.store.uri

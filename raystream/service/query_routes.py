@@ -14,27 +14,28 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.sse import format_sse_event
+from starlette.types import Receive, Scope, Send
 
 from raystream.errors import QueryError
 from raystream.service.callers import Callers
 from raystream.service.config import Config
+from raystream.service.formats import flat, json_rows, preferred
 from raystream.service.metrics import Metrics
 from raystream.service.policy import Policy, read_json
 from raystream.service.problems import Described, FieldError, Problem, unknown, wrong_fields
-from raystream.service.process import Task
-from raystream.service.record_routes import json_value, rows_of
-from raystream.service.runs import ENDED, Runs, is_name
+from raystream.service.process import Task, for_callers
+from raystream.service.runs import ENDED, Runs, digest_of, is_name
 from raystream.service.scheduler import Scheduler, spawned
 from raystream.service.tokens import Caller
 from raystream.store.events import EventLog, run_state
 from raystream.store.gc import collect
+from raystream.store.manifest import Manifest
 from raystream.store.queries import query_folder, read_manifest
 from raystream.store.result import read_result
 
@@ -46,6 +47,8 @@ _PLANS = 2
 _LOOK_SECONDS = 0.5
 _PING_SECONDS = 15.0
 _FOREVER = 1e15
+_OPERATORS = frozenset({"who", "host", "process", "process_began"})
+"""What events say of others who asked for the same, and of the server; admins are told it."""
 _described = Described()
 _QUERY = {
     "type": "object",
@@ -79,12 +82,14 @@ class _Asked:
     Attributes:
         id: as it was given.
         run: its newest run that the caller asked for, if any.
+        identities: the queries that the caller asked for; None: they may see whichever has the name.
         query: its name in the store, once it has one.
     """
 
     id: str
     run: str | None
     query: str | None
+    identities: frozenset[str | None] | None
 
 
 class Queries:
@@ -92,7 +97,8 @@ class Queries:
 
     def __init__(self, runs: Runs, policy: Policy, config: Config, scheduler: Scheduler) -> None:
         self._runs, self._policy, self._config, self._scheduler = runs, policy, config, scheduler
-        self._plans = threading.BoundedSemaphore(_PLANS)
+        self._lock = threading.Lock()
+        self._planning: set[str] = set()
         self._store = runs.store
 
     def submit(self, caller: Caller, body: bytes, key: str | None) -> dict[str, Any]:
@@ -110,11 +116,15 @@ class Queries:
         self._scheduler.wake()
         return self.state(caller, run)
 
-    def plan(self, body: bytes) -> dict[str, Any]:
+    def plan(self, caller: Caller, body: bytes) -> dict[str, Any]:
         """What a query would read and write."""
         checked = self._policy.checked(read_json(body))
-        if not self._plans.acquire(blocking=False):
-            raise Problem(429, f"{_PLANS} plans are being made, as many as may at a time", headers={"retry-after": "5"})
+        with self._lock:
+            if caller.owner in self._planning:
+                raise Problem(429, "a plan of yours is being made, one at a time", headers={"retry-after": "5"})
+            if len(self._planning) >= _PLANS:
+                raise Problem(429, f"{_PLANS} plans are being made, as many as may at a time", headers={"retry-after": "5"})
+            self._planning.add(caller.owner)
         try:
             child = spawned(Task("plan", self._config.model_dump(mode="json"), query=checked.document), answers=True)
             try:
@@ -124,7 +134,8 @@ class Queries:
                 child.communicate()
                 raise Problem(503, f"the plan took more than {_PLAN_SECONDS} seconds", headers={"retry-after": "60"}) from None
         finally:
-            self._plans.release()
+            with self._lock:
+                self._planning.discard(caller.owner)
         try:
             found = json.loads(said)
         except ValueError:
@@ -141,10 +152,10 @@ class Queries:
             raise unknown(f"query {asked[:100]!r}")
         runs, admin = self._runs, caller.may("admin")
         if runs.asked(asked, caller.owner) or (admin and runs.order(asked) is not None):
-            return _Asked(asked, asked, runs.query(asked))
+            return _Asked(asked, asked, runs.query(asked), None if admin else frozenset([runs.identity(asked)]))
         mine = [run for run in runs.of_query(asked) if admin or runs.asked(run, caller.owner)]
         if mine or (admin and self._store.names(query_folder(asked))):
-            return _Asked(asked, mine[-1] if mine else None, asked)
+            return _Asked(asked, mine[-1] if mine else None, asked, None if admin else frozenset(map(runs.identity, mine)))
         raise unknown(f"query {asked!r}")
 
     def state(self, caller: Caller, asked: str | _Asked) -> dict[str, Any]:
@@ -160,7 +171,7 @@ class Queries:
         if ended is not None:
             told |= {"query": ended.query or found.query, "error": ended.error, "exit_code": ended.exit_code}
         if told["state"] == "running" and found.query is not None:
-            told |= {"progress": self._progress(found.query)}
+            told |= {"progress": self._for_callers(self._progress(found.query))}
         if not caller.may("admin") and ended is None and not self._runs.wants(found.run, caller.owner):
             told["state"] = "stopped"  # for whoever withdrew; for others it goes on
         return told
@@ -217,43 +228,41 @@ class Queries:
             self._runs.log.append("dropped", query=found.query, who=caller.owner)
         return 204
 
-    def committed(self, caller: Caller, asked: str) -> str:
-        """The name of a committed query."""
+    def committed(self, caller: Caller, asked: str) -> Manifest:
+        """The record of a committed query, the one that the caller asked for: another may have been given its name by other means."""
         found = self.find(caller, asked)
-        if found.query is None or not self._store.exists(f"{query_folder(found.query)}/manifest.json"):
+        manifest = None if found.query is None else read_manifest(self._store, found.query)
+        if manifest is None or (found.identities is not None and digest_of(manifest.identity) not in found.identities):
             state = self.state(caller, found)["state"]
             waits = state in ("queued", "running")
             raise Problem(409, f"the query is {state}, so there is no selection yet" if waits else f"the query has {state}")
-        return found.query
+        return manifest
 
     def selection(self, caller: Caller, asked: str, accept: str, etag: str | None) -> Response:
         """The chosen rows, in the format that is accepted."""
-        kind = _preferred(accept, ("application/json", PARQUET, "text/csv"))
+        kind = preferred(accept, ("application/json", PARQUET, "text/csv"))
         if kind is None:
             raise Problem(406, f"expected Accept: application/json, {PARQUET} or text/csv")
-        name = self.committed(caller, asked)
-        manifest = read_manifest(self._store, name)
-        if manifest is None:
-            raise unknown(f"query {asked!r}")
+        manifest = self.committed(caller, asked)
+        name = manifest.query
         tag = f'"{manifest.selection.xxh3}-{kind.rpartition("/")[2]}"'
         headers = {"etag": tag, "vary": "Accept", "cache-control": "private, no-cache"}
         if etag is not None and tag in (part.strip() for part in etag.split(",")):
             return Response(status_code=304, headers=headers)
         table = read_result(self._store, manifest).selection
         if kind == "application/json":
-            rows = json.dumps({"query": name, "rows": rows_of(table)}, allow_nan=False, ensure_ascii=False)
-            return Response(rows, media_type=kind, headers=headers)
+            return StreamingResponse(json_rows(name, table), media_type=kind, headers=headers)
         sink = io.BytesIO()
         headers["content-disposition"] = f'attachment; filename="{name}.{"csv" if kind == "text/csv" else "parquet"}"'
         if kind == "text/csv":
-            pyarrow.csv.write_csv(_flat(table), sink)
+            pyarrow.csv.write_csv(flat(table), sink)
         else:
             pq.write_table(table, sink)
         return Response(sink.getvalue(), media_type=kind, headers=headers)
 
     def report(self, caller: Caller, asked: str) -> Response:
         """The report page."""
-        name = self.committed(caller, asked)
+        name = self.committed(caller, asked).query
         data = self._store.read_if_there(f"{query_folder(name)}/report.html")
         if data is None:
             raise unknown(f"report of query {asked!r} yet")
@@ -282,7 +291,14 @@ class Queries:
         for event in late:
             own = event["n"]
             told.append(((own, of_query), event))
-        return told, ended
+        if found.identities is None:
+            return told, ended
+        return [(place, self._for_callers(event)) for place, event in told], ended
+
+    def _for_callers(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """What a log says, without what only the server's operators may know."""
+        told = {key: value for key, value in facts.items() if key not in _OPERATORS}
+        return told | ({"error": for_callers(told["error"], self._config)} if isinstance(told.get("error"), str) else {})
 
 
 def query_router(
@@ -314,8 +330,8 @@ def query_router(
     )
     async def plan(request: Request) -> JSONResponse:
         """What a query would read and write, and about how long it takes."""
-        callers.of(request, "submit")
-        return JSONResponse(await run_in_threadpool(queries.plan, await request.body()))
+        caller = callers.of(request, "submit")
+        return JSONResponse(await run_in_threadpool(queries.plan, caller, await request.body()))
 
     listed = {"type": "object", "properties": {"queries": {"type": "array", "items": _STATE}, "next": {"type": ["string", "null"]}}}
 
@@ -367,7 +383,7 @@ def query_router(
     @router.get("/queries/{id}/manifest", responses={200: _answer({"type": "object"}), **problems(401, 404, 409, 429)})
     def manifest(request: Request, id: str) -> Response:
         """The record of a committed query: how it came about, what was counted, certificate, warnings."""
-        name = queries.committed(callers.of(request, "read"), id)
+        name = queries.committed(callers.of(request, "read"), id).query
         return Response(runs.store.read(f"{query_folder(name)}/manifest.json"), media_type="application/json")
 
     page = {"description": "The page", "content": {"text/html": {"schema": {"type": "string"}}}}
@@ -399,8 +415,8 @@ def query_router(
             streams[caller.owner] += by
             metrics.add("raystream_open_event_streams", by)
 
-        stream = _told(queries, found, after, lambda: callers.of(request, "read"), counted)
-        return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        counted(1)  # at once: many may be asked for before the first of them begins
+        return _Events(_told(queries, found, after, lambda: callers.of(request, "read")), lambda: counted(-1))
 
     return router
 
@@ -411,30 +427,43 @@ _LISTING = [
 ]
 
 
-async def _told(
-    queries: Queries, found: _Asked, after: tuple[int, int], still: Callable[[], object], counted: Callable[[int], None]
-) -> AsyncIterator[bytes]:
-    """The events as they come, and a comment when none did for a while; it ends with the run, or when the token does."""
-    counted(1)
-    quiet = 0.0
+class _Events(StreamingResponse):
+    """A stream of events.
+
+    Args:
+        content: its parts.
+        ended: called when nothing more is sent, whether or not anything was.
+    """
+
+    def __init__(self, content: AsyncIterator[bytes], ended: Callable[[], None]) -> None:
+        super().__init__(content, media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
+
+
+async def _told(queries: Queries, found: _Asked, after: tuple[int, int], still: Callable[[], object]) -> AsyncIterator[bytes]:
+    """The events as they come, and a comment now and then; it ends with the run, or when the token does."""
+    waited = 0.0
     try:
         while True:
             news, ended = await run_in_threadpool(queries.news, found, after)
             for after, event in news:
                 yield format_sse_event(data_str=json.dumps(event), event=str(event["kind"]), id=f"{after[0]}.{after[1]}")
-                quiet = 0.0
             if ended:
                 return
             await asyncio.sleep(_LOOK_SECONDS)
-            quiet += _LOOK_SECONDS
-            if quiet >= _PING_SECONDS:
+            waited += _LOOK_SECONDS
+            if waited >= _PING_SECONDS:
                 still()
                 yield b": \n\n"
-                quiet = 0.0
+                waited = 0.0
     except Problem:
         return
-    finally:
-        counted(-1)
 
 
 def _event_id(text: str | None) -> tuple[int, int]:
@@ -444,38 +473,3 @@ def _event_id(text: str | None) -> tuple[int, int]:
     if not (dot and all(part.isascii() and part.isdigit() and len(part) < 16 for part in (own, query))):
         raise Problem(400, "Last-Event-ID is none of this stream's")
     return int(own), int(query)
-
-
-def _preferred(accept: str, kinds: tuple[str, ...]) -> str | None:
-    """The first of these kinds that is accepted most."""
-    weights: dict[str, float] = {}
-    for part in accept.split(","):
-        kind, *parameters = (piece.strip() for piece in part.split(";"))
-        weight = 1.0
-        for parameter in parameters:
-            name, _, value = parameter.partition("=")
-            if name.strip() == "q":
-                try:
-                    weight = float(value)
-                except ValueError:
-                    weight = 0.0
-        weights[kind.lower()] = weight
-
-    def weight_of(kind: str) -> float:
-        return weights.get(kind, weights.get(f"{kind.partition('/')[0]}/*", weights.get("*/*", 0.0)))
-
-    best = max(kinds, key=weight_of)
-    return best if weight_of(best) > 0 else None
-
-
-def _flat(table: pa.Table) -> pa.Table:
-    """A table as CSV can hold it: bytes as hex digits, lists and structs as JSON."""
-    columns = []
-    for column in table.columns:
-        kind = column.type
-        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            values = (json_value(value) for value in column.to_pylist())
-            column = pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values], pa.string())
-        columns.append(column)
-    return pa.table(columns, names=table.column_names)
-

@@ -10,6 +10,7 @@
     service/open/<time>~<owner>~<id>        the queue: runs that haven't ended, by who wants them
     service/owners/<owner>/<time>~<id>      all runs of an owner, by time
     service/queries/<name>/<id>             the runs of a query
+    service/names/<name>                    which query has the name, and the run that gave it
     service/keys/<owner>/<hash>.json        idempotency keys with their first answers
     service/events…                         who asked what, when, and what became of it
 
@@ -32,6 +33,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from raystream.errors import QueryError
 from raystream.service.config import Limits
 from raystream.service.policy import Checked
 from raystream.service.problems import Problem
@@ -238,13 +240,24 @@ class Runs:
         return self.store.exists(f"{_folder(run)}/owners/{owner}.json")
 
     def query(self, run: str) -> str | None:
-        """The name of a run's query in the store, once it is known."""
-        found = _json(self.store.read_if_there(f"{_folder(run)}/query.json")).get("query")
+        """The name of a run's query in the store, once it is known, and as long as no other query has it."""
+        found = _json(self.store.read_if_there(f"{_folder(run)}/query.json"))
+        if "query" not in found or self._named(str(found["query"])).get("identity") != found.get("identity"):
+            return None
+        return str(found["query"])
+
+    def identity(self, run: str) -> str | None:
+        """A digest of all that a run's query stands for, once it is known."""
+        found = _json(self.store.read_if_there(f"{_folder(run)}/query.json")).get("identity")
         return None if found is None else str(found)
 
+    def _named(self, query: str) -> dict[str, Any]:
+        """Which query has a name: its `identity`, and the `run` that gave it."""
+        return _json(self.store.read_if_there(f"{ROOT}/names/{query}"))
+
     def of_query(self, name: str) -> list[str]:
-        """The runs of a query of this name, in the order of their ids."""
-        return self.store.names(f"{ROOT}/queries/{name}")
+        """The runs of the query that has this name, in the order of their ids."""
+        return [run for run in self.store.names(f"{ROOT}/queries/{name}") if self.query(run) == name]
 
     def ended(self, run: str) -> Ended | None:
         """What became of a run; None if it hasn't ended."""
@@ -286,9 +299,24 @@ class Runs:
         """What the process that runs it holds."""
         return Lease(self.store, f"{_folder(run)}/lease", lambda sentence: None, what="run")
 
-    def named(self, run: str, query: str) -> None:
-        """Note the name of a run's query; whoever may see the run may see the query from then on."""
-        self.store.put_if_absent(f"{_folder(run)}/query.json", json.dumps({"query": query}).encode())
+    def named(self, run: str, query: str, identity: Mapping[str, str]) -> None:
+        """Note the name of a run's query; whoever may see the run may see the query from then on.
+
+        Args:
+            run: its id.
+            query: its name in the store.
+            identity: what it stands for, by part.
+
+        Raises:
+            QueryError: somebody else gave this name to another query.
+        """
+        digest = digest_of(identity)
+        mine = json.dumps({"identity": digest, "run": run}).encode()
+        if not self.store.put_if_absent(f"{ROOT}/names/{query}", mine) and self._named(query).get("identity") != digest:
+            if not self.gave(run, query):
+                raise QueryError(f"store.query {query} is taken by another query; choose another name")
+            self.store.put(f"{ROOT}/names/{query}", mine)
+        self.store.put(f"{_folder(run)}/query.json", json.dumps({"query": query, "identity": digest}).encode())
         self.store.put_if_absent(f"{ROOT}/queries/{query}/{run}", b"{}")
         self.events(run).append("named", query=query)
 
@@ -302,6 +330,15 @@ class Runs:
             self.log.append(state, run=run, **facts)
         self.leave_queue(run)
         return first
+
+    def gave(self, run: str, query: str) -> bool:
+        """Whether nobody but those who asked for a run gave a query its name."""
+        known = self._named(query).get("run")
+        return known is not None and self._asking_for(str(known)) <= self._asking_for(run)
+
+    def _asking_for(self, run: str) -> set[str]:
+        """All who ever asked for a run."""
+        return set(self.store.names(f"{_folder(run)}/owners"))
 
     def leave_queue(self, run: str) -> None:
         """Take a run that has ended out of the queue."""
@@ -376,6 +413,11 @@ def _json(data: bytes | None) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def digest_of(identity: Mapping[str, str]) -> str:
+    """What a query stands for, by part, as one text."""
+    return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()
 
 
 def is_name(text: str) -> bool:

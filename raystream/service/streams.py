@@ -10,7 +10,7 @@ import json
 import logging
 import queue
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +43,8 @@ MOST_ROWS = 1024
 BATCH_ROWS = 4096
 """Of the requests that are scored together, about."""
 _WAITING = 2048
+_WAITING_BYTES = 1 << 30
+"""Of the tensors of requests that wait, beside one that is larger itself."""
 _log = logging.getLogger("raystream.service")
 _described = Described()
 _REQUEST = {
@@ -95,7 +97,12 @@ class Deciders:
             decider = self._deciders.get(name)
             if decider is None:
                 raise unknown(f"stream {name[:100]!r} that this server decides on")
-            answer: dict[str, Any] = await asyncio.wrap_future(decider.decide(read_json(await request.body())))
+            body = read_json(await request.body())
+            if decider.decodes:  # for so long that other requests would wait
+                waiting = await asyncio.get_running_loop().run_in_executor(decider.reader, decider.decide, body)
+            else:
+                waiting = decider.decide(body)
+            answer: dict[str, Any] = await asyncio.wrap_future(waiting)
             return JSONResponse(answer)
 
         return router
@@ -111,9 +118,18 @@ class _Waiting:
     inputs: tuple[np.ndarray, ...]
     answer: Future[dict[str, Any]]
 
+    @property
+    def bytes(self) -> int:
+        """Of its tensors."""
+        return sum(one.nbytes for one in self.inputs)
+
 
 class Decider:
-    """One stream: requests in, decisions out, in the order in which they came."""
+    """One stream: requests in, decisions out, in the order in which they came.
+
+    Attributes:
+        reader: the one thread that makes tensors of rows where that takes long.
+    """
 
     def __init__(self, name: str, config: Config, store: Store, metrics: Metrics) -> None:
         self._name, self._config, self._store, self._metrics = name, config, store, metrics
@@ -122,6 +138,14 @@ class Decider:
         self._model: _Model | None = None
         self._thread: threading.Thread | None = None
         self._loading: Future[_Model] | None = None
+        self._held = 0
+        self.reader = ThreadPoolExecutor(1, thread_name_prefix="raystream-read")
+
+    @property
+    def decodes(self) -> bool:
+        """Whether making tensors of rows may take long: of pictures, or by a function of the user's."""
+        with self._lock:
+            return self._model is not None and self._model.decodes
 
     def decide(self, body: object) -> Future[dict[str, Any]]:
         """The decisions on a request's rows, once they are in the store.
@@ -134,10 +158,14 @@ class Decider:
         ids, inputs = model.read(rows)
         answer: Future[dict[str, Any]] = Future()
         asked = hashlib.sha256(json.dumps(rows, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
-        try:
-            self._queue.put_nowait(_Waiting(request, asked, ids, inputs, answer))
-        except queue.Full:
-            raise Problem(429, f"{_WAITING} requests wait for their decisions", headers={"retry-after": "1"}) from None
+        waiting = _Waiting(request, asked, ids, inputs, answer)
+        with self._lock:
+            full = self._queue.full() or (self._held and self._held + waiting.bytes > _WAITING_BYTES)
+            if not full:
+                self._held += waiting.bytes
+                self._queue.put_nowait(waiting)
+        if full:
+            raise Problem(429, "as many requests wait for their decisions as may", headers={"retry-after": "1"})
         return answer
 
     def close(self) -> None:
@@ -147,6 +175,7 @@ class Decider:
         if thread is not None:
             self._queue.put(None)
             thread.join(10)
+        self.reader.shutdown(wait=False)
         if model is not None:
             model.close()
 
@@ -195,7 +224,11 @@ class Decider:
                     break
                 batch.append(more)
                 rows += len(more.ids)
-            self._answer(model, batch)
+            try:
+                self._answer(model, batch)
+            finally:
+                with self._lock:
+                    self._held -= sum(waiting.bytes for waiting in batch)
             self._metrics.add("raystream_decide_batches_total", stream=self._name)
             self._metrics.add("raystream_decided_rows_total", rows, stream=self._name)
             if ends:
@@ -224,6 +257,9 @@ class Decider:
 class _Model:
     """A stream's model, loaded, with what was decided so far.
 
+    Attributes:
+        decodes: whether its rows hold pictures, or a function of the user's makes its tensors.
+
     Raises:
         RaystreamError: there is no such stream, or its model can't be used.
     """
@@ -239,6 +275,7 @@ class _Model:
         self._worker = Worker(replace(asked.job, token=self._life.token))
         self._read = asked.pool.read
         self._id = self._read.id or "id"
+        self.decodes = self._read.prepared is not None or any(column.is_encoded or column.is_raw for column in self._read.columns)
         self._prepare = preparation(self._read)
         self._score, self._embeds = stream.query.acquire.column, stream.query.needs_embedding
         names = [asked.fingerprint, *(output.name for output in asked.outputs)]

@@ -15,11 +15,12 @@ import logging
 import os
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
-from raystream.errors import QueryError
+from raystream.errors import QueryError, RaystreamError
 from raystream.service.config import Hook
 from raystream.store.events import EventLog
 from raystream.store.protocol import Store
@@ -53,6 +54,21 @@ class Webhooks:
         self._hooks = [(hook, _secret(hook), f"service/hooks/{hashlib.sha256(hook.url.encode()).hexdigest()[:16]}") for hook in hooks]
         self._told: dict[str, int] = {}
         self._tries: dict[str, tuple[int, float]] = {}
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Have a `step` done in a thread of its own, unless one is at it: an address that is slow holds up no query."""
+        if self._hooks and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._go, name="raystream-webhooks", daemon=True)
+            self._thread.start()
+
+    def _go(self) -> None:
+        try:
+            self.step()
+        except RaystreamError as error:
+            _log.warning("webhooks can't be served for now: %s", error)
+        except Exception:
+            _log.exception("a defect of raystream's in the webhooks")
 
     def step(self) -> None:
         """Tell each address what came since; one that doesn't answer is tried again later, and holds up no other."""
