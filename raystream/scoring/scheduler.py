@@ -69,6 +69,12 @@ class Scheduler:
     """Units that a worker may hold."""
     leaving: set[int] = field(default_factory=set, init=False)
     """Workers that are about to be taken away: they end what they hold, are given nothing, and are replaced already."""
+    _events: int = field(default=0, init=False)
+    """How many there were."""
+    _heard: dict[int, int] = field(default_factory=dict, init=False)
+    """The number of the last event that a ready worker sent."""
+    _charged_at: dict[int, int] = field(default_factory=dict, init=False)
+    """The number of the event that charged a unit last, by the loss of a worker."""
     _twice: dict[int, list[int]] = field(default_factory=dict, init=False)
     """The workers that still hold a unit which was handed out twice; of such units alone."""
     _next_worker: int = field(default=0, init=False)
@@ -116,6 +122,7 @@ class Scheduler:
         self.starting.discard(worker)
         self.failed_starts = 0
         self.held[worker] = []
+        self._hear(worker)
         self._place(worker)
         return self._assign()
 
@@ -130,6 +137,7 @@ class Scheduler:
 
     def succeeded(self, worker: int, unit: int) -> list[Instruction]:
         """A unit's receipt came; it may come twice, or after its worker was given up."""
+        self._hear(worker)
         self._take_back(worker, unit)
         self.done.add(unit)
         self.poisoned.pop(unit, None)
@@ -166,12 +174,14 @@ class Scheduler:
 
     def failed(self, worker: int, unit: int, cause: BaseException) -> list[Instruction]:
         """A unit failed for a reason that may pass; the worker lives."""
+        self._hear(worker)
         if self._take_back(worker, unit):
             self._charge(unit, cause)
         return self._assign()
 
     def rejected(self, worker: int, unit: int, cause: BaseException) -> list[Instruction]:
         """A unit failed for a reason that no second try will change."""
+        self._hear(worker)
         self._take_back(worker, unit)
         if unit not in self.done:
             self.charges.setdefault(unit, []).append(cause)
@@ -179,8 +189,12 @@ class Scheduler:
         return self._assign()
 
     def worker_lost(self, worker: int, cause: BaseException) -> list[Instruction]:
-        """A worker died: all it held goes back, and only the unit that was running is charged; of one that was leaving, none is."""
-        leaving = worker in self.leaving
+        """A worker died: all it held goes back, and only the unit that was running is charged; of one that was leaving, none is.
+
+        Nor is a unit charged again by a worker that was last heard of before its last charge: where several die at once, that of which
+        the news comes later may have been dead when it was given the unit.
+        """
+        leaving, heard = worker in self.leaving, self._heard.pop(worker, 0)
         self.leaving.discard(worker)
         if worker in self.starting:
             self.starting.discard(worker)
@@ -193,8 +207,19 @@ class Scheduler:
         uncharged = units if leaving else units[1:]
         self._fresh.extendleft(reversed([unit for unit in uncharged if unit not in self._twice]))
         if units and not leaving:
-            self._charge(units[0], cause)
+            self._events += 1
+            if self._charged_at.get(units[0], 0) <= heard:
+                self._charged_at[units[0]] = self._events
+                self._charge(units[0], cause)
+            elif units[0] not in self._twice:
+                self._charged.append(units[0])
         return self._replace_workers() + self._assign()
+
+    def _hear(self, worker: int) -> None:
+        """Note that a worker lives."""
+        self._events += 1
+        if worker in self.held:
+            self._heard[worker] = self._events
 
     def _charge(self, unit: int, cause: BaseException) -> None:
         """Hold a failure against a unit that no worker holds any more."""

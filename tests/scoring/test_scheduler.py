@@ -375,3 +375,24 @@ def test_where_memory_runs_out_workers_hold_one_unit_each() -> None:
     assert assigned(scheduler.succeeded(0, 0)) == []
     assert assigned(scheduler.succeeded(0, 1)) == [(0, 2)]
     assert assigned(scheduler.succeeded(0, 2)) == [(0, 3)]
+
+
+def test_workers_that_die_at_once_charge_a_unit_once() -> None:
+    """It is handed to workers of whose death the news is still on its way; one that is heard of since charges it again."""
+    scheduler = running(1, 1)
+    for worker in (1, 2):
+        scheduler.starting.add(worker)
+        scheduler.worker_ready(worker)
+    scheduler.worker_lost(0, RuntimeError("killed"))
+    scheduler.worker_lost(1, RuntimeError("killed"))
+    scheduler.worker_lost(2, RuntimeError("killed"))
+    assert len(scheduler.charges[0]) == 1
+    assert scheduler.pending == [0]
+    for number in (2, 3):
+        worker = min(scheduler.starting)
+        scheduler.worker_ready(worker)
+        assert scheduler.held[worker] == [0]
+        scheduler.worker_lost(worker, RuntimeError("again"))
+        assert len(scheduler.charges[0]) == number
+    assert scheduler.finished
+    assert list(scheduler.poisoned) == [0]
