@@ -47,7 +47,7 @@ docs: .venv/made ## write the tables in docs/ from the code
 	$(BIN)/python docs/generate.py
 
 bench: .venv/made ## the benchmarks; results go to benchmarks/results/
-	for name in score core_set memory driver_memory units first_minute second_query badge selection quality acquisition text images labels lake stream loop simulate page gpu; do \
+	for name in score core_set memory driver_memory units first_minute second_query badge selection quality acquisition text images labels lake stream loop simulate service page gpu; do \
 	  $(BIN)/python benchmarks/$$name.py | tee /dev/stderr | tail -n 1 >> benchmarks/results/$$name.jsonl || exit 1; \
 	done
 

@@ -1,4 +1,4 @@
-"""Rounds of `chaos.py` on Ray: a cluster of this machine whose workers, nodes and head are taken away while it scores.
+"""Rounds of `chaos.py` on Ray: a cluster of this machine whose workers and nodes are taken away while it scores.
 
 The cluster is one for all rounds; nodes that a round took are given back after it. Drivers that are to die are processes of their own.
 """
@@ -41,11 +41,8 @@ class Machines:
 
     def __init__(self, folder: Path) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        # by which a head that is started again knows what it knew
-        os.environ.update({"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "gcs")})
         os.environ["RAY_DEDUP_LOGS"] = "0"
         os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-        (folder / "gcs").mkdir()
         import ray
         from ray.cluster_utils import Cluster
 
@@ -87,13 +84,6 @@ class Machines:
         time.sleep(_GRACE_SECONDS)
         with suppress(Exception):  # Ray may have ended it by itself
             self._cluster.remove_node(node, allow_graceful=False)
-
-    def restart_head(self) -> None:
-        """The head's server dies, and is started again a moment later."""
-        head = self._cluster.head_node
-        head.kill_gcs_server()
-        time.sleep(1.0)
-        head.start_gcs_server()
 
 
 class Play:
@@ -167,7 +157,8 @@ class Play:
         """One round."""
         self.clean()
         chance = random.Random(seed)
-        name = list(FAULTS)[seed % len(FAULTS)]
+        # a seed that ends in 9 plays the first fault: it was a tenth one's, and those that are kept mean what they meant
+        name = list(FAULTS)[seed % 10 % len(FAULTS)]
         told = Round(seed, name)
         allowed, codes = FAULTS[name](self, chance)
         before = receipts(self.store)
@@ -235,10 +226,6 @@ def _node_drained(play: Play, chance: random.Random) -> tuple[int, list[int]]:
     return _struck(play, chance, lambda: play.machines.drain_node(chance), IN_FLIGHT)
 
 
-def _head_restarted(play: Play, chance: random.Random) -> tuple[int, list[int]]:
-    return _struck(play, chance, play.machines.restart_head, 2 * IN_FLIGHT)
-
-
 def _driver_killed(play: Play, chance: random.Random, how: signal.Signals = signal.SIGKILL) -> tuple[int, list[int]]:
     driver = play.command()
     thread = play.when_some_are_scored(chance.randrange(1, FILES), lambda: driver.send_signal(how))
@@ -289,7 +276,6 @@ FAULTS: dict[str, Callable[[Play, random.Random], tuple[int, list[int]]]] = {
     "the driver stopped as a job is": _driver_stopped,
     "memory used up": _no_memory,
     "a unit that kills its workers": _poison,
-    "the head restarted": _head_restarted,
 }
 """By name: plays the fault, and returns how many units may be scored again and the exit codes."""
 

@@ -101,3 +101,21 @@ def test_the_nearest_of_many_are_kept():
         inside = np.flatnonzero(np.sqrt(squared) <= 2.5)
         nearest = np.sort(inside[np.argsort(squared[inside], kind="stable")[:20]])
         np.testing.assert_array_equal(edges.index[edges.start[row] : edges.start[row + 1]], nearest)
+
+
+def test_lists_seen_from_their_own_middle():
+    """Clumps far from the middle of all, in several groups of stretches: bounds relative to a block, the same neighbours."""
+    draw = np.random.default_rng(0)
+    x = np.concatenate([centre + draw.normal(size=(1500, 6)) for centre in draw.normal(size=(4, 6)) * 200]).astype(np.float32)
+    rows = NearRows(x, np.arange(len(x)))
+    places, stretches = np.arange(4600, 4700), [(4500, 6000), (1500, 3000), (3000, 4500)]
+    local, there, whole = rows.around(places, stretches)
+    assert (local is not rows) == rows.encoding.bfloat16
+    np.testing.assert_array_equal(local.order[there], places)
+    near = local.find(there, whole, 20, np.inf)
+    for i in range(0, 100, 9):
+        squared = distances_to(x, x[places[i]])
+        squared[[*range(1500), places[i]]] = np.inf
+        found = local.order[near.place[near.row == i]]
+        assert set(np.flatnonzero(squared <= np.sort(squared)[19]).tolist()) <= set(found.tolist())
+        assert len(found) < 200 or local is rows
