@@ -14,7 +14,7 @@ import inspect
 import random
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -161,15 +161,22 @@ _one_at_a_time = threading.RLock()
 
 @contextmanager
 def _fixed_seed(seed: int = _FACTORY_SEED) -> Iterator[None]:
-    with _one_at_a_time, _generators_kept(seed):
+    with _one_at_a_time, seeded(seed):
         yield
 
 
 @contextmanager
-def _generators_kept(seed: int) -> Iterator[None]:
+def seeded(seed: int, devices: Sequence[int] | None = None) -> Iterator[None]:
+    """Put the seed into all generators, which come back as they were.
+
+    Args:
+        seed: theirs.
+        devices: the GPUs whose generators come back, by their numbers; left out, all where CUDA is in use.
+    """
     python, numpy = random.getstate(), np.random.get_state()
-    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=cuda):
+    if devices is None:
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=list(devices)):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)

@@ -307,7 +307,6 @@ def query_router(
     """The routes."""
     router = APIRouter(prefix="/v1", tags=["queries"])
     queries = Queries(runs, policy, config, scheduler)
-    streams: Counter[str] = Counter()
     problems = _described.responses
 
     @router.post(
@@ -365,6 +364,14 @@ def query_router(
             return Response(status_code=204)
         return JSONResponse(queries.state(caller, id), 202)
 
+    _add_results(router, queries, callers, runs)
+    _add_events(router, queries, callers, config, metrics)
+    return router
+
+
+def _add_results(router: APIRouter, queries: Queries, callers: Callers, runs: Runs) -> None:
+    """Add the routes of what a committed query left."""
+    problems = _described.responses
     rows = {"type": "object", "required": ["query", "rows"], "properties": {"rows": {"type": "array", "items": {"type": "object"}}}}
     formats = _answer(rows) | {
         "content": {
@@ -393,6 +400,11 @@ def query_router(
         """The report of a committed query."""
         return queries.report(callers.of(request, "read"), id)
 
+
+def _add_events(router: APIRouter, queries: Queries, callers: Callers, config: Config, metrics: Metrics) -> None:
+    """Add the route of what happens to a query."""
+    streams: Counter[str] = Counter()
+    problems = _described.responses
     told = {"description": "Server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
     @router.get(
@@ -417,8 +429,6 @@ def query_router(
 
         counted(1)  # at once: many may be asked for before the first of them begins
         return _Events(_told(queries, found, after, lambda: callers.of(request, "read")), lambda: counted(-1))
-
-    return router
 
 
 _LISTING = [

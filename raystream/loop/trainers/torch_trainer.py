@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from raystream.loop.trainers.training import (
 from raystream.model.batches import AUTOCAST, choose_device, in_float32, is_device_failure, is_out_of_memory
 from raystream.model.embedding import INPUTS, EmbeddingTap, inputs_embedding
 from raystream.model.promise import Promise
-from raystream.model.source import build, plain_network
+from raystream.model.source import build, plain_network, seeded
 from raystream.model.torch_model import TorchPredictor
 from raystream.model.weights import load_weights
 from raystream.query.catalogue import Arg, kind_of
@@ -292,17 +291,8 @@ def _normalises(network: nn.Module) -> bool:
 @contextmanager
 def _reproducible(seed: int, threads: int, device: torch.device) -> Iterator[None]:
     """Put the seed into all generators, which come back as they were, and set so many threads."""
-    python, numpy_state = random.getstate(), np.random.get_state()
-    devices = [device.index or 0] if device.type == "cuda" else []
-    with _threads(threads), torch.random.fork_rng(devices=devices):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)
+    with _threads(threads), seeded(seed, [device.index or 0] if device.type == "cuda" else []):
+        yield
 
 
 @contextmanager
