@@ -124,14 +124,16 @@ def test_the_same_result_gives_the_same_page(ask, columns_pool):
 
 
 def test_texts_are_cards(ask, tmp_path, monkeypatch):
-    """A pool of texts is shown by them, as text, and cut only where there is no end."""
+    """A pool of texts is shown by them, as text, cut only where there is no end, and not again where their column is kept."""
     (tmp_path / "text_nets.py").write_text(TEXT_NET)
     monkeypatch.syspath_prepend(str(tmp_path))
     texts = [f"message {i} <b>of</b> words " + "again " * (i * 10) for i in range(60)]
     model = {"source": "text_nets:net", "preprocess": "text_nets:lengths"}
-    result = ask(pa.table({"name": [f"t{i}" for i in range(60)], "said": texts}), pool={"id": "name", "inputs": ["said"]}, model=model,
+    table = pa.table({"name": [f"t{i}" for i in range(60)], "said": texts, "sent": list(range(60))})
+    result = ask(table, pool={"id": "name", "inputs": ["said"], "keep": ["said", "sent"]}, model=model,
                  select={"budget": 6, "strategy": "top_k"})  # fmt: skip
     text = text_of(result)
+    assert (text.count('<div class="kept">sent'), text.count('<div class="kept">said')) == (6, 0)
     assert text.count('<p class="text">message') == 6
     assert "&lt;b&gt;of&lt;/b&gt;" in text
     longest = max(re.findall(r'<p class="text">(.*?)</p>', text, flags=re.DOTALL), key=len)
