@@ -167,11 +167,11 @@ def test_conditions_are_a_table(ask, columns_pool):
 
 
 def test_the_model_is_named(ask, columns_pool, digits):
-    """By its source and weights."""
+    """By its source and weights; a second column is no file of weights."""
     text = text_of(ask(columns_pool, pool={"id": "name"}, model=COLUMNS, select={"budget": 5}))
-    assert ">columns logits, embedding<" in text.replace("</dd>", "<") or "columns logits" in text
-    text = text_of(ask(digits[0], pool={"id": "name", "inputs": ["pixels"]}, model=NET, select={"budget": 4}))
-    assert "raystream.loop.demos.mnist:network" in text
+    assert '>columns logits, embedding</dd><dd class="meaning">kind columns<' in text
+    text = text_of(ask(digits[0], pool={"id": "name", "inputs": ["pixels"]}, model=NET, select={"budget": 4})).replace("<wbr>", "")
+    assert '>network</dd><dd class="meaning">raystream.loop.demos.mnist:network; kind torch, no weights named<' in text
 
 
 def test_what_can_be_taken_along(ask, columns_pool):
@@ -215,3 +215,4 @@ def test_ids_may_break_between_their_parts_only():
     assert breakable("s3://lake/a_b.parquet#17") == ["s3://", "lake/", "a_", "b.", "parquet#", "17"]
     assert breakable("mnist-0936") == ["mnist-0936"]
     assert breakable("") == []
+    assert breakable("nets:net; weights seed-0/w, 3,900 of 0.25 rows") == ["nets:", "net; weights seed-0/", "w, 3,900 of 0.25 rows"]
