@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 import raystream as rs
-from raystream.errors import ModelError, QueryError, UnitsFailed
+from raystream.errors import QueryError, UnitsFailed
 from raystream.query.part import MAX_QUARANTINED
 from raystream.run import plan
-from raystream.scoring.job import UnitTask
 from raystream.scoring.worker import Worker
 
 MakeQuery = Callable[..., rs.Query]
@@ -84,15 +83,15 @@ def test_all_causes_of_all_units_are_kept(make_query: MakeQuery, workplace: Path
 def test_one_cause_of_all_units_is_told_once(make_query: MakeQuery, monkeypatch: pytest.MonkeyPatch, on_error: str) -> None:
     """A model that fails on every unit: the cause once, each unit's name once, and no advice to do without all of them."""
 
-    def failing(self: Worker, task: UnitTask, *arguments: Any) -> Any:
-        raise ModelError(f"{task.unit.name}: the tokenizer is odd")
+    def failing(self: Worker, *arguments: Any) -> Any:
+        raise RuntimeError("the tokenizer is odd")
 
     monkeypatch.setattr(Worker, "score", failing)
     with pytest.raises(UnitsFailed) as ended:
         rs.run(make_query(on_error=on_error))
     told = str(ended.value)
     assert (told.count("the tokenizer is odd"), told.count("part.parquet#rg0-4"), "raise max_quarantined" in told) == (1, 1, False)
-    assert "part.parquet#rg0-4 and 3 other units: the tokenizer is odd;" in told
+    assert "part.parquet#rg0-4 and 3 other units: RuntimeError: the tokenizer is odd" in told
 
 
 def test_a_share_is_a_share(make_query: MakeQuery) -> None:
