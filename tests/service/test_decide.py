@@ -151,7 +151,10 @@ def test_requests_are_known_past_what_is_merged(workplace: Path, monkeypatch: py
     make: Callable[[], RequestedRows] = lambda: RequestedRows(make_stream(), StreamLog(open_store("runs"), "s"), "m", 4)  # noqa: E731
     rows = make()
     requests = [Request(f"r{i}", f"{i}", pa.array([f"id{i}"]), np.array([float(i)]), None) for i in range(30)]
-    first = [rows.decide(requests[i : i + 4])[0] for i in range(0, 30, 4)]
+    first = []
+    for i in range(0, 30, 4):
+        first.append(rows.decide(requests[i : i + 4])[0])
+        rows.fold()
     for again in (rows, make()):
         found = again.decide(requests)
         assert all(isinstance(table, pa.Table) and table.num_rows == 1 for table in found)
