@@ -147,8 +147,14 @@ async def load(port: int, path: str, rate: float, seconds: float, name: str) -> 
         body = json.dumps({"request_id": f"{name}-{number}", "rows": [{"rid": f"{name}-{number}", "x": data[number % 256]}]}).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         reader, writer = await idle.get()
-        writer.write(head.encode() + body)
-        told = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+        while True:
+            writer.write(head.encode() + body)
+            try:
+                told = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+                break
+            except (asyncio.IncompleteReadError, ConnectionError):  # closed after some idle seconds, as of a machine that stood still
+                writer.close()
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
         length = int(told.partition("content-length:")[2].partition("\r\n")[0])
         await reader.readexactly(length)
         idle.put_nowait((reader, writer))

@@ -42,6 +42,7 @@ def _begun(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def server(stream: rs.Stream | None = None, **options: Any) -> RequestedRows:
+    options.setdefault("pause", lambda seconds: None)
     return RequestedRows(stream or make_stream(), StreamLog(open_store("runs"), "s"), "m", 4, **options)
 
 
@@ -196,6 +197,37 @@ def test_whoever_seals_at_any_point_doubles_nothing(monkeypatch: pytest.MonkeyPa
     assert set(expected) == {expected[0]}
 
 
+def test_a_server_waits_for_a_look_that_is_about_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that has scored takes the server's log, and the server, asked at any moment, lets it write its file first."""
+
+    class StillWaits(Exception):
+        pass
+
+    def waits(seconds: float) -> None:
+        raise StillWaits
+
+    of = server(pause=waits)
+    answers = {0: ask(of, 0)[0]}
+    commit, asked = StreamLog.commit_decisions, []
+
+    def about_to(log: StreamLog, *arguments: Any, **options: Any) -> Any:
+        if not options.get("logged"):
+            asked.append(arguments[1].parts)
+            with pytest.raises(StillWaits):
+                of.decide([request(1)])
+        return commit(log, *arguments, **options)
+
+    arrive("b.parquet", pool_table(5, 100))
+    with monkeypatch.context() as patched:
+        patched.setattr(StreamLog, "commit_decisions", about_to)
+        assert look().new_rows == 5
+    assert asked == [3]  # the first was the look before, the second is that of the log
+    answers[1] = ask(of, 1)[0]
+    answers[-1] = decisions().to_pylist()[22:27]
+    assert [row["rid"] for row in answers[-1]] == pool_table(5, 100).column("rid").to_pylist()
+    check(answers)
+
+
 def play(seed: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers that append, one that writes whole files, looks, kills, and records that are on disk late: in an order drawn by chance."""
     draw = random.Random(seed)
@@ -209,13 +241,16 @@ def play(seed: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     servers = [begin(place) for place in range(3)]
     for _ in range(steps):
         place = draw.randrange(3)
-        what = draw.choice(["new", "new", "new", "again", "late", "kill", "fold", "seal", "look"])
+        what = draw.choice(["new", "new", "new", "again", "late", "kill", "fold", "seal", "claim", "look"])
         if what == "kill":
             servers[place] = begin(place)
         elif what == "fold":
             servers[place].fold()
         elif what == "seal":
             StreamLog(open_store("runs"), "s").unfolded()  # and dies before it folds
+        elif what == "claim":
+            log = StreamLog(open_store("runs"), "s")
+            log.claim(log.look()[0].parts + 1)  # and dies before it writes
         elif what == "look":
             files += 1
             arrive(f"more{files}.parquet", pool_table(2, 100 * files))

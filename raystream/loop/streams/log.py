@@ -222,7 +222,7 @@ class StreamLog:
         Returns:
             The progress with the name of its state; None if somebody else's decisions are there already, or in the log.
         """
-        if not logged and not self.store.remote and not self.store.put_if_absent(self._segment(progress.parts)[0], WHOLE):
+        if not logged and not self.claim(progress.parts):
             return None
         data = json.dumps(state, separators=(",", ":")).encode()
         name = f"{self.folder}/states/{progress.parts:08d}-{xxhash.xxh3_128_hexdigest(data)}.json"
@@ -236,6 +236,14 @@ class StreamLog:
         self._discard_states(whole.parts - 1)
         self._discard_log(whole.parts)
         return whole
+
+    def claim(self, part: int) -> bool:
+        """Say that the file of decisions of this number comes whole, which several may; False if somebody has begun a log for it."""
+        return self.store.remote or self.store.put_if_absent(self._segment(part)[0], WHOLE)
+
+    def is_claimed(self, part: int) -> bool:
+        """Whether somebody said that the file of decisions of this number comes whole, and it isn't there yet."""
+        return not self.store.remote and self.store.read_if_there(self._segment(part)[0]) == WHOLE
 
     def begin_segment(self, part: int, begun: Begun) -> Segment | None:
         """Begin the log of what will be the file of decisions of this number; None if somebody else's are, or will be."""

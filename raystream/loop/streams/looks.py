@@ -205,6 +205,8 @@ class Looks:
             raise one_opinion(self._query.acquire.score, lone.unit)
         check_same_model(units)
         self._warn(*model_notes(units))
+        while not self._log.claim(self.progress.parts + 1):
+            self._read_progress()  # a server has rows by request in the log: they come first, and then it waits for ours
         part = _Part()
         for block in self._blocks(asked, plan, scored):
             at = 0

@@ -29,6 +29,8 @@ FOLD_SECONDS = 30.0
 _FOLD_ROWS = 1 << 14
 """Of requests, that are held until they have it."""
 _MERGED = 4096
+_CLAIM_PAUSE, _CLAIM_PAUSES = 0.02, 250
+"""For which a look that has said that its decisions come next is waited for: it has only to write them."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,19 @@ class RequestedRows:
         model: what names the model that scores.
         classes: of it.
         now: seconds of a clock that is never set back.
+        pause: waits so many seconds.
     """
 
     def __init__(
-        self, stream: Stream, log: StreamLog, model: str, classes: int | None, now: Callable[[], float] = time.monotonic
+        self,
+        stream: Stream,
+        log: StreamLog,
+        model: str,
+        classes: int | None,
+        now: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], object] = time.sleep,
     ) -> None:
-        self._stream, self._log, self._model, self._classes, self._clock = stream, log, model, classes, now
+        self._stream, self._log, self._model, self._classes, self._clock, self._pause = stream, log, model, classes, now, pause
         self._known = _Seen()
         self._read = 0
         # invariant: after what is open, too, but for `parts`; `_saved` is the state before that, `_state` the one after it
@@ -210,7 +219,7 @@ class RequestedRows:
                 begun = Begun(progress.epoch, progress.model, self._classes, record.rows.schema)
                 segment = self._log.begin_segment(progress.parts + 1, begun)
                 if segment is None:
-                    self._whole = progress.parts + 1
+                    self._let_go_first(progress.parts + 1)
                     return None
                 self._open = _Open(segment, self._clock())
             self._open.add(record, tables)
@@ -223,6 +232,14 @@ class RequestedRows:
             self._come_to(committed, saved, named)
         self._state = state
         return {request.id: table for request, table in zip(requests, tables, strict=True)}
+
+    def _let_go_first(self, part: int) -> None:
+        """Wait for whoever said that this file of decisions comes whole; if it doesn't, since they are gone, ours does."""
+        for _ in range(_CLAIM_PAUSES):
+            if not self._log.is_claimed(part):
+                break
+            self._pause(_CLAIM_PAUSE)
+        self._whole = part
 
     def _come_to(self, progress: Progress, saved: Mapping[str, Any], requests: Sequence[tuple[str, str, int]]) -> None:
         """Go on from a file of decisions that was just committed."""
