@@ -16,7 +16,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from raystream.errors import DataError, QueryError, RaystreamError
-from raystream.loop.streams.requests import FOLD_SECONDS
 from raystream.service.callers import Callers
 from raystream.service.config import Config
 from raystream.service.metrics import Metrics
@@ -30,6 +29,8 @@ BATCH_ROWS = 4096
 _WAITING = 2048
 _WAITING_BYTES = 1 << 30
 """Of the tensors of requests that wait, beside one that is larger itself."""
+_LOOK_SECONDS = 5.0
+"""Between looks, while nobody asks, whether what was answered is to have its file of decisions."""
 _SETTLERS = 2
 """Threads that wait for the disk: while one does, what comes meanwhile need not wait for it first."""
 _log = logging.getLogger("raystream.service")
@@ -193,7 +194,7 @@ class Decider:
         ends = False
         while not ends:
             try:
-                first = self._queue.get(timeout=FOLD_SECONDS)
+                first = self._queue.get(timeout=_LOOK_SECONDS)
             except queue.Empty:
                 self._fold(model, due=True)  # nobody waits, and what was answered is to be found among the decisions
                 continue

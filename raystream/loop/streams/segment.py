@@ -138,7 +138,7 @@ class Segment:
             StoreError: the disk doesn't take it; whether it counts shows when the file is folded.
         """
         try:
-            os.fdatasync(self._descriptor)
+            _to_disk(self._descriptor)
         except OSError as error:
             self.lost = True
             raise _refused(self._path, error) from error
@@ -208,6 +208,11 @@ def seal(store: Store, opened: str, sealed: str) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise _refused(path, error) from error
+
+
+def _to_disk(descriptor: int) -> None:
+    """Wait until a file's content is on disk, and of what is known of it as much as reading it takes, where that may be asked for."""
+    (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(descriptor)
 
 
 def _framed(content: bytes, before: int) -> tuple[bytes, int]:
