@@ -37,6 +37,7 @@ pytestmark = pytest.mark.usefixtures("workplace")
 def _begun(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that has decided on 20 rows of a file; the disk is taken to be this machine's."""
     monkeypatch.setattr(by_request, "may_append", lambda store: True)
+    monkeypatch.setattr(by_request, "_PIECES", 3)
     arrive("a.parquet", pool_table(20))
     look()
 

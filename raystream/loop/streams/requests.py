@@ -28,6 +28,7 @@ FOLD_SECONDS = 30.0
 """After which decisions of requests have their file of decisions, about."""
 _FOLD_ROWS = 1 << 14
 """Of requests, that are held until they have it."""
+_PIECES = 32
 _MERGED = 4096
 _CLAIM_PAUSE, _CLAIM_PAUSES = 0.02, 250
 """For which a look that has said that its decisions come next is waited for: it has only to write them."""
@@ -83,7 +84,9 @@ class _Open:
     Attributes:
         segment: the file.
         since: when it was begun.
-        requests, tables: of all that was appended, in order.
+        requests: of all that was appended, in order.
+        tables: their rows, in few pieces: thousands of small ones take a second to be written, while everybody waits.
+        late: rows that are in none of these pieces yet.
         answers: what was asked, and the rows, by request.
         rows: so many.
     """
@@ -92,6 +95,7 @@ class _Open:
     since: float
     requests: list[tuple[str, str, int]] = field(default_factory=list)
     tables: list[pa.Table] = field(default_factory=list)
+    late: list[pa.Table] = field(default_factory=list)
     answers: dict[str, tuple[str, pa.Table]] = field(default_factory=dict)
     rows: int = 0
 
@@ -99,7 +103,10 @@ class _Open:
         """Append a record."""
         self.segment.append(record)
         self.requests += record.requests
-        self.tables += tables
+        self.late.append(record.rows)
+        if len(self.late) >= _PIECES:
+            self.tables.append(pa.concat_tables(self.late).combine_chunks())
+            self.late = []
         self.answers |= {known: (asked, table) for (known, asked, _), table in zip(record.requests, tables, strict=True)}
         self.rows += record.rows.num_rows
 
@@ -186,7 +193,7 @@ class RequestedRows:
             committed = None
             try:
                 progress, saved = replace(self._progress, parts=self._progress.parts + 1), self._state.saved
-                rows = pa.concat_tables(there.tables)
+                rows = pa.concat_tables([*there.tables, *there.late]).combine_chunks()
                 committed = self._log.commit_decisions(rows, progress, saved, about(there.requests), logged=True)
             finally:
                 there.segment.folded(by_us=committed is not None)
