@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import json
 import os
 import signal
@@ -111,6 +112,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
+        atexit.register(self.kill)  # also where the benchmark itself fails
         with open("server.log", "ab") as log:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
         while True:
@@ -123,6 +125,7 @@ class Server:
                 time.sleep(0.1)
 
     def kill(self) -> None:
+        atexit.unregister(self.kill)
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
