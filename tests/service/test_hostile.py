@@ -324,7 +324,7 @@ def stream_of(monkeypatch: pytest.MonkeyPatch, decodes: bool) -> tuple[Served, D
         threads.append(threading.current_thread().name)
         return pa.array([row["rid"] for row in rows]), (np.zeros(600, np.uint8),)
 
-    decider._model = SimpleNamespace(decodes=decodes, read=read)
+    decider._model = SimpleNamespace(decodes=decodes, read=read, fold=lambda due: None)
     decider._loading = Future()
     decider._loading.set_result(decider._model)
     monkeypatch.setattr(streams, "_WAITING_BYTES", 1000)
@@ -339,7 +339,7 @@ def test_requests_that_wait_take_so_much_memory_at_most(workplace: Path, monkeyp
     with pytest.raises(Problem) as refused:
         decider.decide(body)
     assert (refused.value.status, refused.value.headers) == (429, {"retry-after": "1"})
-    monkeypatch.setattr(decider, "_answer", lambda model, batch: None)
+    monkeypatch.setattr(decider, "_decide", lambda model, batch: decider._tell(batch, [Problem(503, "no")] * len(batch)))
     decider._queue.put(None)
     decider._go(decider._model)  # type: ignore[arg-type]
     monkeypatch.setattr(streams, "_WAITING_BYTES", 100)
@@ -349,9 +349,8 @@ def test_requests_that_wait_take_so_much_memory_at_most(workplace: Path, monkeyp
 @pytest.mark.parametrize("decodes", [True, False])
 def test_pictures_hold_up_nobody_else(workplace: Path, monkeypatch: pytest.MonkeyPatch, decodes: bool) -> None:
     """They are decoded in a thread of their own; what is read at once is not."""
-    served, decider, threads = stream_of(monkeypatch, decodes)
-    decider._queue.maxsize = 1
-    decider._queue.put(None)  # so that the request is refused once it was read
+    served, _, threads = stream_of(monkeypatch, decodes)
+    monkeypatch.setattr(streams, "_WAITING", 0)  # so that the request is refused once it was read
     answer = served.ask("POST", "/v1/streams/s/decide", json={"request_id": "r", "rows": [{"rid": "x"}]})
     assert answer.status_code == 429
     assert [name.startswith("raystream-read") for name in threads] == [decodes]
