@@ -303,6 +303,45 @@ def test_texts_begin_at_random(tmp_path: Path, truth: dict[str, int]) -> None:
     assert state.rows[-1]["accuracy"] == 1.0
 
 
+SVD = {"sklearn.decomposition:TruncatedSVD": {"n_components": 4, "algorithm": "arpack"}}
+
+
+def prices(folder: Path, truth: dict[str, int], *steps: Any, **changes: Any) -> Loop:
+    """A loop over texts with a number each, by a pipeline of these steps between words and numbers."""
+    given = {"loop__train": {"estimator": ["sklearn.feature_extraction.text:TfidfVectorizer", *steps, "sklearn.linear_model:Ridge"]}}
+    return text_loop(folder, truth, **({"model": {"task": "regression"}} | given | changes))
+
+
+def test_numbers_of_texts_are_chosen_by_what_the_regressor_sees(tmp_path: Path, truth: dict[str, int], cli: Any) -> None:
+    """`lcmd`, which `auto` picks for numbers, spreads the batch over the step before the regressor, and `verify` derives it again."""
+    state = ActiveLearningLoop(prices(tmp_path, truth, SVD, select={"strategy": "auto", "budget": 6})).step()
+    assert [row["strategy"] for row in state.rows] == ["random", "lcmd"]
+    assert "predicts numbers" in state.why
+    texts = pq.read_table(tmp_path / "texts.parquet")
+    words = dict(zip(texts.column("rid").to_pylist(), texts.column("t").to_pylist(), strict=True))
+    batch = [words[id_] for id_ in asked(pq.read_table(tmp_path / "runs/queries/small-r2/selection.parquet"))]
+    assert len(set(batch)) == 6  # every text stands there twice, and is the same embedding twice
+    code, _, err = cli("verify", "small-r2", "--store", tmp_path / "runs")
+    assert code == 0, err
+
+
+def test_auto_does_without_an_embedding(tmp_path: Path, truth: dict[str, int]) -> None:
+    """Words that become sparse rows are none: numbers go by chance, what needs an embedding is told what makes one."""
+    state = ActiveLearningLoop(prices(tmp_path, truth, select={"strategy": "auto", "budget": 6})).step()
+    assert [row["strategy"] for row in state.rows] == ["random", "random"]
+    assert "there is no embedding" in state.why
+    with pytest.raises(ModelError, match=r"the Pipeline of loop\.train: step tfidfvectorizer gives .* such as TruncatedSVD"):
+        ActiveLearningLoop(prices(tmp_path, truth, select={"strategy": "lcmd", "budget": 6}, loop__name="other")).step()
+
+
+def test_classes_of_sparse_texts_go_by_power(tmp_path: Path, truth: dict[str, int]) -> None:
+    """As in a simulation: `auto` needs no embedding."""
+    steps = ["sklearn.feature_extraction.text:TfidfVectorizer", "sklearn.linear_model:LogisticRegression"]
+    loop = text_loop(tmp_path, truth, loop__train={"estimator": steps}, select={"strategy": "auto", "budget": 6})
+    state = ActiveLearningLoop(loop).step()
+    assert [row["strategy"] for row in state.rows] == ["random", "power"]
+
+
 def test_texts_keep_near_duplicates_for_later(tmp_path: Path, truth: dict[str, int]) -> None:
     """The first batch, which nothing tells texts apart by, drops `near_duplicates` and says so; from the second on it holds."""
     loop = text_loop(tmp_path, truth, select={"budget": 10, "near_duplicates": 0.9999})

@@ -99,6 +99,17 @@ def test_auto_without_embeddings():
     assert [played.strategy for played in history] == ["random", "power", "power"]
 
 
+def test_numbers_of_sparse_texts_go_by_chance():
+    """A regressor over words gives neither an embedding nor a score, and `auto` says so."""
+    texts = np.array([f"{'ham' if label else 'spam'} {row % 7}" for row, label in enumerate(ROWS.labels == 0)], dtype=object)
+    rows = TrainingRows((texts,), (ROWS.labels[:, None] == 0).astype(np.float32), "regression")
+    steps = ["sklearn.feature_extraction.text:TfidfVectorizer", "sklearn.linear_model:Ridge"]
+    trainer = make_trainer("sklearn", {"estimator": steps}, _regression())
+    history = play(Pool(rows), rows, campaign(trainer=trainer, metrics=("rmse",), rounds=3), Contender("auto", "auto"), 0)
+    assert [played.strategy for played in history] == ["random"] * 3
+    assert "there is no embedding" in history[1].why
+
+
 def test_labels_of_one_class_alone():
     """No model is trained; the one class is said for all rows, and the next batch is spread without scores."""
     zeros = np.flatnonzero(ROWS.labels == 0)

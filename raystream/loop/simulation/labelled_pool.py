@@ -159,8 +159,9 @@ def _rows(read: _Read | EvaluationRows, values: LabelValues, classes: Sequence[A
 def _vectors(simulation: Simulation, query: Query, trainer: Trainer, rows: TrainingRows) -> tuple[Array | None, Array | None]:
     """Return embeddings that depend on no label: those of all rounds, where there are such, and those of the first batch."""
     section, flat = query.model, _flat(rows.inputs)
-    bare = isinstance(trainer, SklearnTrainer) and len(trainer.steps) == 1 and section.embedding in (None, INPUTS)
-    if flat is not None and (section.embedding == INPUTS or bare):
+    named = trainer.embedding if isinstance(trainer, SklearnTrainer) else section.embedding
+    bare = isinstance(trainer, SklearnTrainer) and len(trainer.steps) == 1 and named is None
+    if flat is not None and (named == INPUTS or bare):
         return flat, flat
     given = simulation.model.get("weights")
     if isinstance(given, str) and kind_of(section.kind).embedding:

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raystream.errors import ModelError
 from raystream.loop.metrics import measure
 from raystream.loop.simulation.scores import score_rows
 from raystream.loop.trainers.by_name import CommitteeFitted, fit
-from raystream.loop.trainers.training import Fitted, Trainer, TrainingRows, seed_of
+from raystream.loop.trainers.training import Fitted, Trainer, TrainingRows, gives_embedding, seed_of
 from raystream.query.catalogue import TRAITS
 from raystream.query.catalogue.auto import AUTO, CONTROL, ENOUGH, pick
 from raystream.selection import select
@@ -29,6 +28,8 @@ _CHOICE, _TRAINING, _SPLIT, _CEILING = range(1, 5)
 """Purposes of seeds."""
 _DIVERSE = "k_means_pp"
 """Spreads a batch without scores."""
+_FEW = 2
+"""Rows by which it shows whether a model gives embeddings."""
 _OF_ANY = "near_duplicates"
 """The option that holds for every strategy, where there is an embedding to tell them by."""
 
@@ -271,21 +272,12 @@ class _Rows:
         """Whether rows can be scored."""
         return self.model is not None and (self.pool.rows.task != "regression" or isinstance(self.model, CommitteeFitted))
 
-    @property
-    def embeds(self) -> bool:
-        """Whether the model gives embeddings, which of a pipeline shows when it is asked: texts become sparse rows in some."""
-        if self.model is None:
-            return False
-        try:
-            return self.model.predict(tuple(values[:2] for values in self.pool.rows.inputs), embedding=True).embedding is not None
-        except ModelError:
-            return False
-
     def picked(self, contender: Contender) -> tuple[str, str, Mapping[str, Any]]:
         """Return the strategy, why it is not the contender's own, and its options."""
         rows = self.pool.rows
         if contender.strategy == AUTO:
-            embedded = self.fixed is not None or self.embeds
+            few = tuple(values[:_FEW] for values in rows.inputs)
+            embedded = self.fixed is not None or (self.model is not None and gives_embedding(self.model, few))
             classes = rows.labels.shape[1] if rows.task == "multi_label" else len(np.unique(rows.labels[self.labelled]))
             found = pick(len(self.labelled), classes, task=rows.task, embedding=embedded, score=self.scored, enough=contender.enough)
             return found.strategy, found.why, contender.options
