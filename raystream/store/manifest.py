@@ -122,9 +122,13 @@ class Manifest:
 
     @property
     def gives_scores(self) -> bool:
-        """True if the model gave scores, by which the choice went or which it shows."""
+        """True if the model gave scores, by which the choice went or which it shows; see `Query.gives_scores`."""
         model = self.resolved["model"]
-        carried = model["kind"] in KINDS and KINDS[model["kind"]].carried
+        kind = KINDS.get(model["kind"])
+        if model["task"] == "regression":  # one opinion of a number is no score
+            several = isinstance(model.get("weights"), list) or model.get("members") or model.get("samples")
+            return bool(self.resolved["acquire"].get("mc_samples") or several or (kind and kind.opinions))
+        carried = kind is not None and kind.carried
         return not carried or bool(model.get("logits") or model.get("probabilities") or model.get("samples"))
 
     def to_json(self) -> bytes:

@@ -216,6 +216,8 @@ def test_regression_by_one_estimator_reads_no_score(tmp_path: Path, truth: dict[
     assert (batch.num_rows, batch.column("score").null_count) == (6, 6)
     code, _, err = cli("verify", "small-r3", "--store", tmp_path / "runs")
     assert code == 0, err
+    code, out, err = cli("show", "small-r3", "--store", tmp_path / "runs")
+    assert (code, f"asked       6 rows by {strategy}, of " in out) == (0, True), out
 
 
 @pytest.mark.parametrize(
