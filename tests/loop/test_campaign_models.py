@@ -16,6 +16,7 @@ from pools import vectors
 
 from raystream import ActiveLearningLoop, Loop
 from raystream.errors import LabelsError, ModelError, QueryError
+from raystream.report.loop_text import rounds_as_text
 from raystream.store.local import LocalStore
 from raystream.store.queries import read_query
 
@@ -202,6 +203,31 @@ def test_regression_in_rounds(tmp_path: Path, truth: dict[str, int], strategy: s
     assert state.state == "finished"
     assert state.rows[-1]["rmse"] < state.rows[0]["rmse"]
     assert state.rows[-1]["r2"] > 0.9
+
+
+def test_costs_of_numbers_have_a_curve(tmp_path: Path, truth: dict[str, int]) -> None:
+    """The history sums what the labelled rows cost, and the page draws the error over it, in the direction that is better."""
+    loop = ridge_loop(tmp_path, truth, select={"strategy": "random", "budget": 6, "cost": {"column": "minutes", "budget": 9.0}})
+    minutes = {id_: 1.0 + place % 3 for place, id_ in enumerate(truth)}
+    table = pq.read_table(tmp_path / "pool" / "a.parquet")
+    pq.write_table(table.append_column("minutes", pa.array(minutes.values())), tmp_path / "pool" / "a.parquet")
+    campaign = ActiveLearningLoop(loop)
+    state = campaign.step()
+    paid = 0.0
+    for row in state.rows:
+        batch = asked(pq.read_table(tmp_path / f"runs/loops/small/rounds/{row['round']:04d}/selection.parquet"))
+        spent = sum(minutes[id_] for id_ in batch)
+        assert spent <= 9.0
+        paid += spent
+        assert row["cost"] == paid
+    assert state.report is not None
+    page = Path(state.report).read_text()
+    assert "rmse by what the labels cost" in page
+    assert "Lower is better. By the sum of the pool" in page
+    assert "r2 by what the labels cost" in page
+    table_ = rounds_as_text(state.summary()["rounds"]).splitlines()
+    assert table_[0].split()[:5] == ["round", "labels", "strategy", "cost", "rmse"]
+    assert table_[-1].split()[3] == f"{paid:g}"
 
 
 @pytest.mark.parametrize(
