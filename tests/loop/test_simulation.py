@@ -22,6 +22,8 @@ from raystream.errors import QueryError
 from raystream.loop.simulation.comparison import Curves, compare
 from raystream.loop.simulation.parallel import each_result
 from raystream.query.simulate import Simulation
+from raystream.service.campaign_views import simulation_view
+from raystream.store.opening import open_store
 
 Cli = Callable[..., tuple[int, str, str]]
 CENTRES = np.random.default_rng(9).normal(0, 2, (3, 4))
@@ -360,6 +362,12 @@ def test_curves_over_what_labels_cost(place: Path, cli: Cli, task: str) -> None:
         )
         assert figures["verdict"] == expected.verdict
         assert summary[name]["cost_gain"] == pytest.approx(expected.gain)
+    shown = simulation_view(open_store("runs"), "ants")
+    assert (shown["best"], shown["verdict"]) == (found["best"], found["verdict"])
+    assert {row["strategy"]: row["verdict"] for row in shown["table"]} == {name: of["verdict"] for name, of in found["strategies"].items()}
+    for line in shown["cost_curves"]:
+        assert line["x"] == pytest.approx(grid.tolist())
+        assert line["y"] == pytest.approx(curves[line["name"]].mean.tolist())
     page = Path(found["report"]).read_text()
     assert page.count("<svg") == 3
     assert f"{metric} by what the labels cost" in page
