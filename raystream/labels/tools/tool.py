@@ -102,7 +102,7 @@ def no_classes(batch: Batch) -> tuple[str, ...]:
     """Return what is to be said where the classes are only those that were predicted."""
     if batch.complete or batch.task not in ("classes", "multi_label"):
         return ()
-    return (f"the query names no classes, so only the {len(batch.classes)} that its batch was predicted as are offered: complete them",)
+    return (f"the query names no classes, so only the {len(batch.classes)} that its model shows are offered: complete them",)
 
 
 def no_prediction(batch: Batch, title: str) -> tuple[str, ...]:
