@@ -84,6 +84,8 @@ class Cvat:
         before = self._size(task)
         if not before:
             self._fill(task, batch)
+        elif not links:
+            self._same_pictures(task, batch)
         notes = no_classes(batch)
         if any(item.prediction is not None for item in batch.items):
             notes += ("predictions are not sent to CVAT; export files by --out, and upload annotations.xml to the task",)
@@ -200,6 +202,20 @@ class Cvat:
 
     def _size(self, task: int) -> int:
         return int(self.server.read(f"/api/tasks/{task}").get("size") or 0)
+
+    def _same_pictures(self, task: int, batch: Batch) -> None:
+        """See that a task which is there holds the batch's pictures: another store may have a query of this name.
+
+        Raises:
+            ServerError: it holds others.
+        """
+        held = {str(frame["name"]).rpartition("/")[2] for frame in self.server.read(f"/api/tasks/{task}/data/meta").get("frames") or []}
+        lacking = [item.id for item in batch.items if frame_name(batch, item) not in held]
+        if lacking:
+            raise ServerError(
+                f"{self.server.url}/tasks/{task} holds other pictures than those of query {batch.query}: {len(lacking):,} of "
+                f"{len(batch.items):,} are not there, first that of row {lacking[0]}; push to an empty task of your own, by its URL"
+            )
 
     def _fill(self, task: int, batch: Batch) -> None:
         """Bring the pictures into an empty task, and wait until they are there; the names are in the order of the rank."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pyarrow as pa
 import pytest
@@ -12,6 +13,7 @@ from label_batches import PICTURES_ONLY, batch_of
 
 from raystream.errors import QueryError
 from raystream.labels.tools import TOOLS
+from raystream.labels.tools.label_studio import label_config
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -29,8 +31,8 @@ def test_files_are_the_golden_ones(tool: str) -> None:
 @pytest.mark.parametrize(
     ("task", "kind", "control"),
     [
-        ("multi_label", "text", '<Choices name="label" toName="text" choice="multiple">'),
-        ("regression", "text", '<Number name="label" toName="text"/>'),
+        ("multi_label", "text", '<Choices name="label" toName="text" choice="multiple" showInline="true">'),
+        ("regression", "text", '<Number name="label" toName="text" required="true"/>'),
         ("tokens", "text", '<Labels name="label" toName="text">'),
         ("segmentation", "image", '<BrushLabels name="label" toName="image">'),
     ],
@@ -43,6 +45,18 @@ def test_each_task_has_its_control(task: str, kind: Any, control: str) -> None:
     assert control in written.files["label_config.xml"].decode()
     assert b"predictions" not in written.files["tasks.json"]
     assert f"predictions of model.task {task} are not carried to Label Studio" in written.notes[0]
+
+
+@pytest.mark.parametrize(("count", "found"), [(30, False), (31, True)])
+@pytest.mark.parametrize("task", ["classes", "tokens"])
+def test_a_class_among_many_is_found_by_its_name(task: str, count: int, found: bool) -> None:
+    """Keys go round for some thirty; more stand in a box of their own, so that what is shown stays on the screen below it."""
+    names = tuple(f"class {number}" for number in range(count))
+    root = ElementTree.fromstring(label_config(replace(batch_of([1], pa.int64(), classes=names), task=task)))
+    assert [element.get("value") for element in root.iter() if element.tag in ("Choice", "Label")] == list(names)
+    assert [element.tag for element in root][-1] == "Text"
+    assert [element.get("toName") for element in root.findall("Filter")] == (["label"] if found else [])
+    assert (root.find("View") is not None) == found
 
 
 def test_a_class_that_xml_cant_hold_is_refused() -> None:
