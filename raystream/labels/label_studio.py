@@ -26,7 +26,7 @@ from raystream.labels.ids import FIELD, QUERY_FIELD, as_text
 from raystream.labels.label_table import LabelRow, LabelTable, gone
 from raystream.labels.server import LostReplyError, Server, ServerError, Token
 from raystream.labels.tools.label_studio import CONTROL, PREDICTED_BY, label_config, of_task, tasks
-from raystream.labels.tools.tool import needs_shown, no_classes, no_prediction
+from raystream.labels.tools.tool import closed_links, needs_shown, no_classes, no_prediction
 from raystream.lake.retry import BRIEF, Patience
 from raystream.store.protocol import Store
 from raystream.store.result import Result
@@ -117,7 +117,7 @@ class LabelStudio:
         if any(key not in there for key in new):
             there |= self._create(project, new, there)
         removed, kept = self._remove_copies(there)
-        notes = [*no_classes(batch), *no_prediction(batch, _TITLE), *_hidden(found, wanted.values())]
+        notes = [*no_classes(batch), *no_prediction(batch, _TITLE), *closed_links(batch, _TITLE), *_hidden(found, wanted.values())]
         if kept:
             notes.append(f"{kept:,} rows have two tasks on which somebody has begun to work; both stay, and both are read")
         if len(there) < len(wanted):

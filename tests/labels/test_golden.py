@@ -59,6 +59,25 @@ def test_a_class_among_many_is_found_by_its_name(task: str, count: int, found: b
     assert (root.find("View") is not None) == found
 
 
+@pytest.mark.parametrize("tool", ["label_studio", "argilla", "prodigy", "labelbox"])
+@pytest.mark.parametrize(
+    ("url", "closed"), [("s3://b/{}.jpg", True), ("https://h/{}.jpg?sig=1", False), ("data:image/png;base64,{}", False)]
+)
+def test_links_that_no_browser_opens_are_said(tool: str, url: str, closed: bool) -> None:
+    """People would see nothing: the rows of a bucket are to be signed."""
+    batch = batch_of([1, 2], pa.int64(), kind="image")
+    items = tuple(replace(item, data=None, url=url.format(item.id)) for item in batch.items)
+    notes = TOOLS[tool].write(replace(batch, items=items)).notes
+    assert any("2 links are of no kind that a browser opens (s3://…): sign them by --presign" in note for note in notes) == closed
+
+
+def test_ground_truth_says_which_texts_no_manifest_holds() -> None:
+    """An attribute of more than 20,000 characters, or a line of more than 100,000, by its documentation; escapes count."""
+    batch = batch_of([1, 2, 3, 4], pa.int64(), ["x" * 20_000, "x" * 20_001, "ü" * 16_000, "ü" * 17_000])
+    assert any(note.startswith("2 texts are longer than a manifest may hold") for note in TOOLS["ground_truth"].write(batch).notes)
+    assert not TOOLS["ground_truth"].write(replace(batch, items=batch.items[::2])).notes
+
+
 def test_a_class_that_xml_cant_hold_is_refused() -> None:
     """Before a server would refuse the project, or an import would lose it."""
     with pytest.raises(QueryError, match=r"class 'a\\x00' holds a control character"):

@@ -13,7 +13,7 @@ from raystream.labels.annotation import DRAFT, LABELLED, SKIPPED, Annotation, te
 from raystream.labels.batch import Batch, Item
 from raystream.labels.documents import Document
 from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD
-from raystream.labels.tools.tool import Tool, Written, about, as_json, needs_shown, no_classes, no_prediction, picture
+from raystream.labels.tools.tool import Tool, Written, about, as_json, closed_links, needs_shown, no_classes, no_prediction, picture
 
 _TITLE = "Argilla"
 _QUESTION = "label"
@@ -57,7 +57,7 @@ with open("labels.json", "w") as file:
 
 def _write(batch: Batch) -> Written:
     needs_shown(batch, _TITLE)
-    notes = [*no_classes(batch), *no_prediction(batch, _TITLE)]
+    notes = [*no_classes(batch), *no_prediction(batch, _TITLE), *closed_links(batch, _TITLE)]
     question = {
         "classes": f"rg.LabelQuestion(name={_QUESTION!r}, labels={list(batch.classes)!r})",
         "multi_label": f"rg.MultiLabelQuestion(name={_QUESTION!r}, labels={list(batch.classes)!r})",

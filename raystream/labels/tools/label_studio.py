@@ -16,7 +16,7 @@ from raystream.labels.annotation import DRAFT, LABELLED, REJECTED, SKIPPED, Anno
 from raystream.labels.batch import Batch, Item
 from raystream.labels.documents import Document
 from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD
-from raystream.labels.tools.tool import Tool, Written, about, as_json, needs_shown, no_classes, no_prediction, picture
+from raystream.labels.tools.tool import Tool, Written, about, as_json, closed_links, needs_shown, no_classes, no_prediction, picture
 from raystream.pool.images import format_of
 
 CONTROL = "label"
@@ -96,7 +96,7 @@ def _control(batch: Batch) -> str:
 
 
 def _write(batch: Batch) -> Written:
-    notes = [*no_classes(batch), *no_prediction(batch, _TITLE)]
+    notes = [*no_classes(batch), *no_prediction(batch, _TITLE), *closed_links(batch, _TITLE)]
     if any(item.data is not None for item in batch.items):
         notes.append(
             "Label Studio shows the pictures if it serves local files: set LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "

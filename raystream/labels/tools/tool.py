@@ -13,6 +13,8 @@ from raystream.labels.batch import Batch, Item
 from raystream.labels.documents import Document
 from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD
 
+_OPEN = ("http:", "https:", "data:")
+
 
 @dataclass(frozen=True)
 class Written:
@@ -110,3 +112,13 @@ def no_prediction(batch: Batch, title: str) -> tuple[str, ...]:
     if batch.task == "classes":
         return ()
     return (f"predictions of model.task {batch.task} are not carried to {title}; its annotators begin from nothing",)
+
+
+def closed_links(batch: Batch, title: str) -> tuple[str, ...]:
+    """Return what is to be said where pictures are links that no browser opens, such as those into buckets."""
+    closed = [item.url for item in batch.items if item.data is None and item.url and not item.url.startswith(_OPEN)]
+    if batch.kind != "image" or not closed:
+        return ()
+    scheme = closed[0].partition("://")[0]
+    are = "1 link is" if len(closed) == 1 else f"{len(closed):,} links are"
+    return (f"{are} of no kind that a browser opens ({scheme}://…): sign them by --presign, unless {title} has access to that place",)
