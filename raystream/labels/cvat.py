@@ -102,7 +102,7 @@ class Cvat:
             raise QueryError(f"--pull {self.server.url} names no task; give the URL of its page, such as {self.server.url}/tasks/7")
         task = self.task
         found = list(self.annotations(task))
-        name = str(self.server.read(f"/api/tasks/{task}").get("name", ""))
+        name = str(self.server.read(f"/api/tasks/{task}", "name")["name"])
         if queries.fallback is None and queries.named(name.removeprefix(_name(""))) is not None:
             queries.fallback = name.removeprefix(_name(""))
         here, when = {each.tool_id for each in found}, utc_now()
@@ -146,7 +146,7 @@ class Cvat:
 
     def annotations(self, task: int) -> Iterator[Annotation]:
         """Return what people did, frame by frame."""
-        meta = self.server.read(f"/api/tasks/{task}/data/meta")
+        meta = self.server.read(f"/api/tasks/{task}/data/meta", "frames")
         names = {label["id"]: str(label["name"]) for label in self._pages("/api/labels", task_id=task)}
         jobs = [_job(job) for job in self._pages("/api/jobs", task_id=task)]
         done = self.server.read(f"/api/tasks/{task}/annotations/")
@@ -174,7 +174,7 @@ class Cvat:
     def _pages(self, path: str, **query: Any) -> Iterator[Mapping[str, Any]]:
         page = 1
         while True:
-            found = self.server.read(path, page=page, page_size=_PAGE, **query)
+            found = self.server.read(path, "results", page=page, page_size=_PAGE, **query)
             yield from found["results"]
             if not found.get("next"):
                 return
@@ -183,7 +183,7 @@ class Cvat:
     def _task_for(self, batch: Batch) -> int:
         """Find or make the query's task, and return its number."""
         if self.task is not None:
-            self.server.read(f"/api/tasks/{self.task}")
+            self.server.read(f"/api/tasks/{self.task}", "id")
             return self.task
         name = _name(batch.query)
         for _ in range(_LOST):

@@ -22,7 +22,7 @@ from raystream.labels.annotation import DELETED, DRAFT, Annotation
 from raystream.labels.batch import Batch, ids_of
 from raystream.labels.collect import Answered, Collected, Queries, collect, may_be_a_name, rows_of, utc_now
 from raystream.labels.consolidate import Method
-from raystream.labels.ids import FIELD, QUERY_FIELD, as_text
+from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD, SCORE_FIELD, as_text
 from raystream.labels.label_table import LabelRow, LabelTable, gone
 from raystream.labels.server import LostReplyError, Server, ServerError, Token
 from raystream.labels.tools.label_studio import CONTROL, PREDICTED_BY, label_config, of_task, tasks
@@ -208,7 +208,7 @@ class LabelStudio:
         Raises:
             ServerError: it doesn't.
         """
-        self.server.read(f"/api/projects/{self._given_project()}/")
+        self.server.read(f"/api/projects/{self._given_project()}/", "id")
 
     def _page(self, project: int) -> str:
         return f"{self.server.url}/projects/{project}"
@@ -231,7 +231,7 @@ class LabelStudio:
             found: dict[int, Mapping[str, Any]] = {}
             page, totals = 1, set()
             while True:
-                reply = self.server.read("/api/tasks", project=project, page=page, page_size=_PAGE, fields="all")
+                reply = self.server.read("/api/tasks", "tasks", project=project, page=page, page_size=_PAGE, fields="all")
                 listed = reply["tasks"]
                 totals.add(int(reply["total"]))
                 found |= {int(task["id"]): task for task in listed}
@@ -251,7 +251,7 @@ class LabelStudio:
         """Find the project to push to: the given one, else that of the query's name, made if need be."""
         config = label_config(batch)
         if self.project is not None:
-            return {**self.server.read(f"/api/projects/{self.project}/"), "id": self.project}
+            return dict(self.server.read(f"/api/projects/{self.project}/", "id"))
         title = f"raystream {batch.query}"[:50]
         for _ in range(_LOST):
             found = min(self._projects(title), key=lambda project: int(project["id"]), default=None)
@@ -313,12 +313,18 @@ class LabelStudio:
             whole = str(task["data"].get(kind, ""))
             return whole if kind == "text" else whole.partition("?")[0]  # a link's signature differs from push to push
 
-        other = [key for key, found in there.items() if shown(found[0]) != shown(wanted[key])]
+        def differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+            # Of one query, a row keeps its rank and score, though another column of it may be shown now.
+            here, there = one["data"], other["data"]
+            return shown(one) != shown(other) and any(here.get(name) != there.get(name) for name in (RANK_FIELD, SCORE_FIELD))
+
+        other = [key for key, found in there.items() if differ(found[0], wanted[key])]
         if other:
             query, id_ = other[0]
+            are = "1 row of which shows" if len(other) == 1 else f"{len(other):,} rows of which show"
             raise ServerError(
-                f"{self._named(project)} holds tasks of a query named {query} whose {len(other):,} rows show something else than this "
-                f"one's, first: {id_}; {self._elsewhere}"
+                f"{self._named(project)} holds tasks of another query named {query}, {are} something else than this one's, first: {id_}; "
+                f"{self._elsewhere}"
             )
 
     def _named(self, project: Mapping[str, Any]) -> str:

@@ -314,15 +314,34 @@ def test_a_project_whose_interface_has_other_names_is_used(fake: FakeLabelStudio
     assert {task["predictions"][0]["score"] for task in fake.imported} == {item.confidence for item in batch(first).items}
 
 
+@pytest.mark.parametrize("tool", ["label_studio", "cvat"])
+@pytest.mark.parametrize("answer", [{"status": "ok"}, [], 3])
+def test_another_program_behind_the_url_is_no_defect(
+    tool: str, answer: Any, fake: FakeLabelStudio, first: Result, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers JSON of its own to everything: exit 3, in one sentence."""
+    fake.answer = lambda *_: (200, answer)  # type: ignore[method-assign]
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "t")
+    monkeypatch.setenv("CVAT_ACCESS_TOKEN", "t")
+    place = "projects" if tool == "label_studio" else "tasks"
+    pushed = ("export", "first", "--to", tool, "--show", "text" if tool == "label_studio" else "image", "--push")
+    pulled = ("labels", "--from", tool, "--out", "l.parquet", "--pull")
+    for arguments in (pushed, pulled):
+        code, _, stderr = cli(*arguments, f"{fake.url}/{place}/7")
+        assert (code, stderr.count("\n"), "doesn't answer as" in stderr) == (3, 1, True), stderr
+
+
 def test_another_stores_query_of_this_name_is_not_taken_for_it(fake: FakeLabelStudio, first: Result) -> None:
     """The same name and ids over other texts: labels of those would become these rows'. Nothing is created, and the way out is said."""
     ours = batch(first)
-    theirs = replace(ours, items=tuple(replace(item, text=f"{item.text} of another pool") for item in ours.items[:7]))
+    theirs = replace(ours, items=tuple(replace(item, text=f"{item.text}, not ours", rank=item.rank + 1) for item in ours.items[:7]))
     client(fake).push(theirs, first.store)
     for project, way in ((None, "push to a project of your own"), (1, "push without a project")):
-        with pytest.raises(ServerError, match=f"projects/1 .raystream first. holds tasks of a query named first whose 7 rows show.*{way}"):
+        with pytest.raises(ServerError, match=f"projects/1 .raystream first. holds tasks of another query named first, 7 rows.*{way}"):
             client(fake, project).push(ours, first.store)
     assert len(fake.tasks) == 7
+    again = replace(theirs, items=tuple(replace(item, text=str(item.rank)) for item in theirs.items))
+    assert client(fake).push(again, first.store).created == 0  # another column of the same rows
 
 
 def test_all_rounds_predictions_are_of_one_version(fake: FakeLabelStudio, first: Result) -> None:

@@ -116,6 +116,8 @@ def _responses(record: Mapping[str, Any]) -> Iterator[tuple[Any, Any, Any, Any]]
     flat = f"{_QUESTION}.responses"
     if flat in record:
         values = record[flat] or []
+        if not isinstance(values, list):
+            raise TypeError(f"{flat} is no list")
         users, states = (record.get(f"{flat}.{part}") or [None] * len(values) for part in ("users", "status"))
         yield from ((value, who, state, record.get("updated_at")) for value, who, state in zip(values, users, states, strict=False))
         return

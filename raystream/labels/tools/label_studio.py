@@ -177,7 +177,8 @@ def _raw(results: list[Mapping[str, Any]]) -> Any:
     ]
     values = [result.get("value") or {} for result in own]
     if all("choices" in value for value in values):
-        return [choice for value in values for choice in value["choices"]]
+        said = [value["choices"] for value in values]
+        return [choice for chosen in said for choice in ([chosen] if isinstance(chosen, str) else chosen)]
     if len(values) == 1:
         for key in ("number", "rating"):
             if key in values[0]:

@@ -37,7 +37,7 @@ def _task(batch: Batch, item: Item) -> dict[str, Any]:
 
 
 def _recognises(document: Document) -> bool:
-    return document.kind in ("lines", "json") and document.first.get("answer") in _STATES
+    return document.kind in ("lines", "json") and str(document.first.get("answer")) in _STATES
 
 
 def _annotations(document: Document) -> Iterator[Annotation]:
