@@ -9,6 +9,7 @@ import uuid
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 TIMES = {"inserted_at": "2026-03-01T12:00:00", "updated_at": "2026-03-01T12:00:00"}
 
@@ -37,7 +38,9 @@ class FakeArgilla:
 
             def _serve(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                status, found = fake.answer(self.command, self.path.partition("?")[0], json.loads(body) if body else None)
+                url = urlsplit(self.path)
+                offset = int(parse_qs(url.query).get("offset", ["0"])[0])
+                status, found = fake.answer(self.command, url.path, json.loads(body) if body else None, offset)
                 content = json.dumps(found).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
@@ -45,7 +48,7 @@ class FakeArgilla:
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_GET = do_POST = do_PUT = _serve
+            do_GET = do_POST = do_PUT = do_PATCH = _serve
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -62,26 +65,30 @@ class FakeArgilla:
         said = {"id": _new(), "values": {"label": {"value": value}}, "status": status, "user_id": self.user, "record_id": record["id"]}
         record["responses"].append(said | TIMES)
 
-    def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+    def answer(self, method: str, path: str, body: Any, offset: int) -> tuple[int, Any]:
         if path == "/api/v1/me":
             return 200, {"id": self.user, "username": "anna", "first_name": "Anna", "role": "owner", **TIMES}
+        workspace = {"id": self.workspace, "name": "team", **TIMES}
         if path == "/api/v1/me/workspaces":
-            return 200, {"items": [{"id": self.workspace, "name": "team", **TIMES}]}
+            return 200, {"items": [workspace]}
+        if path == f"/api/v1/workspaces/{self.workspace}":
+            return 200, workspace
         if path == "/api/v1/me/datasets":
             return 200, {"items": [self.dataset] if self.dataset else []}
         if path == "/api/v1/datasets":
             self.dataset = {**body, "id": _new(), "status": "draft", "last_activity_at": TIMES["updated_at"], **TIMES}
             return 201, self.dataset
-        match = re.fullmatch(r"/api/v1/datasets/[^/]+(?:/(.+))?", path)
+        match = re.fullmatch(r"/api/v1/(?:me/)?datasets/[^/]+(?:/(.+))?", path)
         if match is None or self.dataset is None:
             return 404, {"detail": f"no {path}"}
         if match[1] in (None, "publish"):
+            self.dataset |= body or {}
             self.dataset["status"] = "ready" if match[1] else self.dataset["status"]
             return 200, self.dataset
         if match[1] == "records/bulk":
             return 200, {"items": [self._keep(record) for record in body["items"]], "updated_item_ids": []}
         if match[1] == "records":
-            return 200, {"items": list(self.records.values()), "total": len(self.records)}
+            return 200, {"items": list(self.records.values())[offset:], "total": len(self.records)}
         if method == "POST":
             self.parts.setdefault(match[1], []).append({**body, "id": _new(), "dataset_id": self.dataset["id"], **TIMES})
             return 201, self.parts[match[1]][-1]

@@ -39,7 +39,7 @@ def run(sdk: str, folder: Path, *arguments: str, **environment: str) -> str:
     python = SDKS / sdk / "bin" / "python"
     if not python.exists():
         pytest.skip("needs make label-sdks")
-    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     done = subprocess.run(
         [python, *arguments], capture_output=True, text=True, cwd=folder, env=clean | {"HOME": str(folder)} | environment
     )

@@ -37,9 +37,9 @@ settings = rg.Settings(
         rg.IntegerMetadataProperty("raystream_represents"),
     ],
 )
-dataset = rg.Dataset(name={name!r}, settings=settings, client=client)
-if not dataset.exists():
-    dataset.create()
+dataset = client.datasets({name!r})
+if dataset is None:
+    dataset = rg.Dataset(name={name!r}, settings=settings, client=client).create()
 dataset.records.from_json("records.json")  # records of known ids are updated, so running it twice adds nothing
 '''
 
