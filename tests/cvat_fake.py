@@ -38,7 +38,7 @@ class FakeCvat(FakeLabelStudio):
                 "name": body["name"],
                 "size": 0,
                 "labels": {"url": "u"},
-                "jobs": {"url": "u"},
+                "jobs": {"url": "u", "count": 1, "completed": 0, "validation": 0},
                 "state": "new",
                 "assignee": None,
             }
@@ -57,7 +57,7 @@ class FakeCvat(FakeLabelStudio):
         if path in ("/api/labels", "/api/jobs"):
             task = self.tasks[int(query["task_id"][0])]
             frames = {"start_frame": 0, "stop_frame": task["size"] - 1, "state": task["state"], "stage": "annotation"}
-            about = {"assignee": task["assignee"], "updated_date": UPDATED, "issues": {"url": "u"}, "labels": {"url": "u"}}
+            about = {"assignee": task["assignee"], "updated_date": UPDATED, "issues": {"url": "u", "count": 0}, "labels": {"url": "u"}}
             job = {"id": 70 + task["id"], "task_id": task["id"]} | frames | about
             return _page(self.labels[task["id"]] if path == "/api/labels" else [job])
         match = re.fullmatch(r"/api/tasks/(\d+)(.*)", path)
