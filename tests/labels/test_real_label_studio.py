@@ -240,7 +240,9 @@ def test_a_labeller_in_a_browser(column: str, url: str, tmp_path: Path, monkeypa
     texts = [f"row {i}, <b>good</b>\nbut =1+1" for i in range(20)]
     result = commit_query(tmp_path, pa.array(range(20)), 3, texts, [picture(number) for number in range(20)], store={"query": column})
     pushed = json.loads(cli("export", column, "--to", "label_studio", "--show", column, "--json", "--push", url)[1])
+    numbers = [str(task["id"]) for task in tasks_of(url, pushed["project"])]
     predicted = result.selection.column("prediction_name").to_pylist()
+    wanted = [CLASSES[(CLASSES.index(name) + 1) % 3] for name in predicted]
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -252,6 +254,7 @@ def test_a_labeller_in_a_browser(column: str, url: str, tmp_path: Path, monkeypa
         page.wait_for_url(lambda address: "/user/login" not in address)
         page.goto(f"{pushed['url']}/data?labeling=1")
         for place in (0, 1):
+            page.wait_for_function("(number) => document.body.innerText.split('\\n').includes(number)", arg=numbers[place])
             row = result.selection.column("rid").to_pylist()[place]
             if column == "text":
                 page.get_by_text(f"row {row}, <b>good</b>").wait_for()
@@ -259,14 +262,14 @@ def test_a_labeller_in_a_browser(column: str, url: str, tmp_path: Path, monkeypa
                 page.wait_for_function("() => document.querySelector(\"img[alt='image']\")?.naturalWidth === 60")
             page.locator(f"input[type=radio][name='{predicted[place]}']:checked").wait_for()
             page.screenshot(path=str(tmp_path / f"{column}-{place}.png"))
-            page.keyboard.press("2")
-            page.locator("input[type=radio][name='dog']:checked").wait_for()
+            page.keyboard.press(str(CLASSES.index(wanted[place]) + 1))
+            page.locator(f"input[type=radio][name='{wanted[place]}']:checked").wait_for()
             with page.expect_response(lambda reply: "/annotations" in reply.url and reply.request.method == "POST"):
                 page.keyboard.press("Control+Enter")
         browser.close()
     assert cli("labels", "--from", "label_studio", "--pull", pushed["url"], "--out", "labels.parquet")[0] == 0
     table = pq.read_table("labels.parquet")
-    assert sorted(zip(table.column("rank").to_pylist(), table.column("label").to_pylist(), strict=True)) == [(0, "dog"), (1, "dog")]
+    assert sorted(zip(table.column("rank").to_pylist(), table.column("label").to_pylist(), strict=True)) == list(enumerate(wanted[:2]))
 
 
 def api_bytes(url: str, path: str) -> bytes:
