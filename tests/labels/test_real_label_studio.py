@@ -247,12 +247,12 @@ def test_a_labeller_in_a_browser(column: str, url: str, tmp_path: Path, monkeypa
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(120_000)
-        page.goto(f"{url}/user/login")
+        page.goto(f"{url}/user/login", wait_until="domcontentloaded")
         page.fill("input[name=email]", "a@example.org")
         page.fill("input[name=password]", "not-a-secret")
         page.keyboard.press("Enter")
-        page.wait_for_url(lambda address: "/user/login" not in address)
-        page.goto(f"{pushed['url']}/data?labeling=1")
+        page.wait_for_url(lambda address: "/user/login" not in address, wait_until="commit")
+        page.goto(f"{pushed['url']}/data?labeling=1", wait_until="domcontentloaded")
         for place in (0, 1):
             page.wait_for_function("(number) => document.body.innerText.split('\\n').includes(number)", arg=numbers[place])
             row = result.selection.column("rid").to_pylist()[place]
