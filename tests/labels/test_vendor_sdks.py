@@ -201,3 +201,46 @@ def test_labelbox(kind: Kind, tmp_path: Path) -> None:
     else:
         assert all(row.startswith("https://uploads/images/") for row in rows.values())
     assert read["lines"] == [{key: value for key, value in line.items() if key != "uuid"} for line in read["theirs"]]
+
+
+_FIFTYONE = """
+import json
+import mongomock, mongoengine.connection, pymongo
+
+class Client(mongomock.MongoClient):
+    def __init__(self, *arguments, appname=None, **options):
+        super().__init__(*arguments, **options)
+
+pymongo.MongoClient = mongoengine.connection.MongoClient = Client  # FiftyOne asks for a server when it is imported
+import fiftyone as fo
+
+class Dataset:
+    def __init__(self, name, persistent):
+        assert persistent
+
+    def merge_samples(self, samples, key_field):
+        assert key_field == "raystream_id"
+        Dataset.samples = samples
+
+fo.Dataset, fo.dataset_exists = Dataset, lambda name: False
+exec(compile(open("load.py").read(), "load.py", "exec"), {"__file__": "load.py"})
+assert all((sample.prediction.label, sample.prediction.confidence) == ("cat", 0.75) for sample in Dataset.samples)
+one, two, three = Dataset.samples
+one["ground_truth"] = fo.Classification(label="dog")
+two.tags.append("skipped")
+three["ground_truth"] = fo.Classifications(classifications=[fo.Classification(label="dog"), fo.Classification(label="cat")])
+print(json.dumps({"samples": [sample.to_dict() for sample in Dataset.samples]}, default=str))
+"""
+
+
+def test_fiftyone(tmp_path: Path) -> None:
+    """load.py makes samples of its SDK's classes; their own JSON comes back as labels. Merging needs a server, and isn't tried."""
+    exported("fiftyone", "image", tmp_path)
+    no_server = {"FIFTYONE_DATABASE_URI": "mongodb://127.0.0.1:1", "FIFTYONE_DATABASE_VALIDATION": "false", "FIFTYONE_DO_NOT_TRACK": "true"}
+    (tmp_path / "samples.json").write_text(run("fiftyone", tmp_path, "-c", _FIFTYONE, **no_server))
+    found = annotations("fiftyone", tmp_path / "samples.json")
+    assert [(each.id, each.state, each.raw, each.query, each.rank) for each in found] == [
+        ("7", "labelled", "dog", "round-1", 0),
+        ("-8", "skipped", None, "round-1", 1),
+        ("9", "labelled", ["dog", "cat"], "round-1", 2),
+    ]
