@@ -33,10 +33,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Thumbnails by rank, and what there is to say about those that are missing."""
+    """Thumbnails by rank, what there is to say about those that are missing, and the column that they come from."""
 
     by_rank: dict[int, Picture]
     note: str = ""
+    column: str = ""
 
 
 def pictures(result: Result, count: int) -> Pictures | None:
@@ -61,7 +62,8 @@ def pictures_of(result: Result, rows: pa.Table, side: int = SIDE) -> Pictures | 
     images = _images(found.values, declared_type(found.field), side)
     if images is None:
         return None
-    return Pictures({rank: _encode(image) for rank, image in zip(found.ranks, _as_bytes(images), strict=True)}, found.note("Pictures"))
+    by_rank = {rank: _encode(image) for rank, image in zip(found.ranks, _as_bytes(images), strict=True)}
+    return Pictures(by_rank, found.note("Pictures"), found.field.name)
 
 
 def _may_be_images(field: pa.Field) -> bool:
