@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,7 @@ class Served:
         given = {"tokens": str(file), "allow": ["pool"], "imports": ["user_nets:net"], "cluster": {"address": "in_process"}}
         self.config = Config(**given | config)
         self.client = TestClient(create_app(self.config, schedules=False), base_url=HOST, raise_server_exceptions=False)
-        self.runs = Runs(open_store(self.config.store.uri), self.config.limits)
+        self.runs = Runs(open_store(self.config.store.uri, self.config.store.options), self.config.limits)
 
     def token(self, owner: str) -> str:
         return self._tokens[owner]
@@ -88,3 +89,9 @@ def query(**sections: Any) -> dict[str, Any]:
         else:
             target[name or section] = value
     return spec
+
+
+def told(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """The events of an answer with their ids."""
+    blocks = [dict(line.split(": ", 1) for line in block.splitlines()) for block in text.strip().split("\n\n")]
+    return [(block["id"], json.loads(block["data"])) for block in blocks]

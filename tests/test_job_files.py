@@ -97,10 +97,10 @@ SPEC = fields(
     submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]}, ttlSecondsAfterFinished=NUMBER,
     preRunningDeadlineSeconds=POSITIVE, shutdownAfterJobFinishes=TRUTH, suspend=TRUTH,
 )  # fmt: skip
+NAME = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": 47}
 RAY_JOB = fields(
-    "apiVersion", "kind", "metadata", "spec", apiVersion={"const": "ray.io/v1"}, kind={"const": "RayJob"},
-    metadata=fields("name", name={"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": 47}, namespace=TEXT, labels=TEXTS),
-    spec=SPEC,
+    "apiVersion", "kind", "metadata", "spec", apiVersion={"const": "ray.io/v1"}, kind={"const": "RayJob"}, spec=SPEC,
+    metadata=fields("name", name=NAME, namespace=TEXT, labels=TEXTS),
 )  # fmt: skip
 
 
