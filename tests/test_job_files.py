@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typer.main import get_command
 
 import raystream
 from raystream import cli
+from raystream.service.tokens import new_token
 
 ROOT = Path(raystream.__file__).parents[1]
 JOBS = ROOT / "jobs"
@@ -171,6 +173,32 @@ def test_what_the_operator_refuses_is_known() -> None:
     assert refusals(with_rule("DeleteCluster", jobStatus="FAILED", ttlSeconds=60)) == ["two rules of one policy and status"]
     assert refusals(spec | {"shutdownAfterJobFinishes": True}) == ["rules beside another way of deletion"]
     assert refusals(spec | {"suspend": True}) == ["needs shutdownAfterJobFinishes"]
+
+
+def test_the_service_on_ray_serve_works_where_its_command_was_given(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the replica begins, and whatever its environment; without tokens it is refused before anything is deployed."""
+    from fastapi.testclient import TestClient
+
+    serve: Any = ModuleType("ray.serve")
+    serve.ingress = lambda build: lambda: build
+    serve.deployment = lambda **options: lambda build: SimpleNamespace(bind=lambda: build)
+    monkeypatch.setitem(sys.modules, "ray.serve", serve)
+    monkeypatch.delattr(ray, "serve", raising=False)
+    monkeypatch.setenv("RAYSTREAM_SERVE", "mine.yaml")
+    Path("mine.yaml").write_text("{allow: [pool]}")
+    with pytest.raises(SystemExit, match="tokens"):
+        runpy.run_path(str(JOBS / "serve.py"))
+    token, line = new_token("a", "read", None)
+    Path("tokens.txt").write_text(line)
+    Path("mine.yaml").write_text("{allow: [pool], tokens: tokens.txt}")
+    build = runpy.run_path(str(JOBS / "serve.py"))["app"]
+    (workplace / "elsewhere").mkdir()
+    monkeypatch.chdir(workplace / "elsewhere")
+    monkeypatch.delenv("RAYSTREAM_SERVE")
+    client = TestClient(build(), base_url="http://127.0.0.1:8000")
+    assert client.get("/v1/queries", headers={"authorization": f"Bearer {token}"}).json() == {"queries": [], "next": None}
+    assert client.get("/v1/queries").status_code == 401
+    assert (workplace / "runs" / "format.json").exists()
 
 
 def test_the_local_cluster_is_valid() -> None:
