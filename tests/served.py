@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from fastapi.testclient import TestClient
 
@@ -64,6 +71,37 @@ class Served:
         """Do what the run's own process does; its exit code."""
         with confinement():
             return _Run(run, self.config, Policy(self.config), self.runs, Interruption()).go()
+
+
+class Server:
+    """`raystream serve` in a process of its own, on a port of its own."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        Path("serve.yaml").write_text(json.dumps({**config, "port": self.port}))
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "raystream.cli", "serve", "--config", "serve.yaml"]
+        with open("server.log", "ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        while not self._answers():
+            assert self.process.poll() is None, Path("server.log").read_text()
+            psutil.Process().cpu_percent(interval=0.05)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/healthz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
 
 
 @contextmanager

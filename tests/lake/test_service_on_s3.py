@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from pools import pool_table
-from served import Served, query, told
+from served import Served, Server, query, told
 from streams import arrive, make_stream
 from streams import run as look
 
@@ -24,6 +24,7 @@ from raystream.service.scheduler import Scheduler
 
 pytestmark = pytest.mark.usefixtures("workplace", "s3_keys")
 Options = dict[str, str | int | bool]
+OPEN = {"allow": ["pool"], "imports": ["user_nets:net"], "cluster": {"address": "in_process"}}
 PARQUET = {"accept": "application/vnd.apache.parquet"}
 
 
@@ -117,4 +118,24 @@ def test_a_stream_decides_in_a_bucket(serve: Callable[..., Served], s3: pafs.Fil
     files = sorted(file.path for file in s3.get_file_info(pafs.FileSelector(f"{folder}/runs/streams/s/decisions")))
     log = pa.concat_tables([pq.read_table(file, filesystem=s3).replace_schema_metadata(None) for file in files])
     assert log.column("rid").to_pylist()[20:] == [row["rid"] for row in rows]
+    assert not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_server_of_a_bucket_loses_nothing(folder: str, storage: Options) -> None:
+    """As a process: killed while its queries run and begun again, it ends each with the batch of a local run."""
+    server = Server({**OPEN, "store": {"uri": f"s3://{folder}/runs", "storage": storage}})
+    try:
+        server.start()
+        client = rs.Client(server.url)
+        runs = [client.submit(query(select__budget=budget)) for budget in (2, 3)]
+        next(event for event in client.events(runs[0]) if event["kind"] == "started")
+        server.kill()
+        server.start()
+        for budget, run in zip((2, 3), runs, strict=True):
+            result = client.result(run)
+            local = rs.run(rs.Query(**query(select__budget=budget), cluster={"address": "in_process"}, store={"uri": "elsewhere"}))
+            assert result.selection.replace_schema_metadata(None).equals(local.selection.replace_schema_metadata(None))
+    finally:
+        server.kill()
     assert not Path("runs").exists()
