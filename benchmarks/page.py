@@ -79,8 +79,8 @@ SCROLL = """async () => {
     const list = document.querySelector('.gallery');
     const times = [];
     let before = performance.now();
-    for (let at = 0; at < 120; at += 1) {
-        scrollTo({ top: list.offsetTop + at * 120, behavior: 'instant' });
+    for (let at = 0; at < 40; at += 1) {
+        scrollTo({ top: list.offsetTop + at * 360, behavior: 'instant' });
         await new Promise(requestAnimationFrame);
         const now = performance.now();
         times.push(now - before);
@@ -97,8 +97,8 @@ MOVE = """async () => {
     const times = [];
     send('pointerdown', 200);
     let before = performance.now();
-    for (let at = 0; at < 60; at += 1) {
-        send('pointermove', 200 + 4 * at);
+    for (let at = 0; at < 20; at += 1) {
+        send('pointermove', 200 + 12 * at);
         await new Promise(requestAnimationFrame); // the page draws in this one
         await new Promise(requestAnimationFrame);
         const now = performance.now();
