@@ -42,7 +42,7 @@ def test_units_scored_again_are_the_same(make_query: MakeQuery, workplace: Path,
 
 
 def _change(workplace: Path, kind: str, steps: int) -> str:
-    """Move the first number of a kind of a unit's outputs by so many neighbours of its type, and write its receipt as if that were right."""
+    """Move the first number of a kind of a unit's outputs by so many neighbours, and write the receipt as if that were right."""
     (receipt_file, *_) = sorted((workplace / "runs/units").glob(f"*/*/{kind}-*.receipt.json"))
     receipt = json.loads(receipt_file.read_text())
     file = workplace / "runs" / receipt["file"]["name"]
