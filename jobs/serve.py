@@ -2,12 +2,14 @@
 
 The configuration, `serve.yaml` unless told otherwise, is read where the command is given, and its relative paths begin in that folder,
 which the replica's machine must have, too. One replica, since one server of a store schedules at a time; many requests at once, since each
-open stream of events is one. Serve's port is open to whoever reaches it, and Ray's own token doesn't protect it: there must be tokens.
+open stream of events is one. Queries run on the same cluster. Serve's port is open to whoever reaches it, and Ray's own token doesn't
+protect it: there must be tokens.
 """
 
 import os
 from collections.abc import Callable
 
+import ray
 from fastapi import FastAPI
 
 from raystream.errors import QueryError
@@ -28,6 +30,8 @@ def builder(config: Config, folder: str) -> Callable[[], FastAPI]:
 
     def build() -> FastAPI:
         os.chdir(folder)
+        # `auto` is this cluster for the queries' processes; else they would start a Ray of their own beside it
+        os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
         return create_app(Config(**given))
 
     return build

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import runpy
 import shlex
@@ -184,6 +185,9 @@ def test_the_service_on_ray_serve_works_where_its_command_was_given(workplace: P
     serve.deployment = lambda **options: lambda build: SimpleNamespace(bind=lambda: build)
     monkeypatch.setitem(sys.modules, "ray.serve", serve)
     monkeypatch.delattr(ray, "serve", raising=False)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:6379"))
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere")
+    monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setenv("RAYSTREAM_SERVE", "mine.yaml")
     Path("mine.yaml").write_text("{allow: [pool]}")
     with pytest.raises(SystemExit, match="tokens"):
@@ -198,6 +202,7 @@ def test_the_service_on_ray_serve_works_where_its_command_was_given(workplace: P
     client = TestClient(build(), base_url="http://127.0.0.1:8000")
     assert client.get("/v1/queries", headers={"authorization": f"Bearer {token}"}).json() == {"queries": [], "next": None}
     assert client.get("/v1/queries").status_code == 401
+    assert os.environ["RAY_ADDRESS"] == "127.0.0.1:6379"
     assert (workplace / "runs" / "format.json").exists()
 
 

@@ -33,15 +33,15 @@ def replicas(head: RayHead) -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_the_service_on_ray_serve() -> None:
-    """A query by the client with its events, decisions, a replica killed while another query runs: the batches of a local run, the
-    decisions that were given; nobody gets in without a token."""
+    """A query by the client with its events, which runs on the same cluster; decisions; a replica killed while another query runs: the
+    batches of a local run, the decisions that were given; nobody gets in without a token."""
     pytest.importorskip("ray.serve", reason="ray[serve] is not installed", exc_type=ImportError)
     arrive("a.parquet", pool_table(50))
     look()
     token, line = new_token("a", "submit", None)
     Path("tokens.txt").write_text(line)
     allowed = {"allow": ["pool"], "imports": ["user_nets:net"], "streams": ["s"]}
-    Path("mine.yaml").write_text(json.dumps({"tokens": "tokens.txt", "cluster": {"address": "in_process"}, **allowed}))
+    Path("mine.yaml").write_text(json.dumps({"tokens": "tokens.txt", "cluster": {"workers": 1}, **allowed}))
     url = f"http://127.0.0.1:{PORT + 20}"
     with RayHead(PORT, cpus=2) as head:
         environment = head.environment | {
