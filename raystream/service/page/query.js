@@ -136,14 +136,14 @@ function Rows({ at, data, go, ready }) {
 }
 
 function MapSection({ at, rows, ready, next, go }) {
-  const [asked, setAsked] = useState(false);
+  const [near, setNear] = useState(false);
   useEffect(() => {
-    if (!ready) return undefined; // as long as nothing stands above it, it is near
     const heading = document.getElementById("map");
-    const observer = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && setAsked(true), { rootMargin: "1200px" });
+    const observer = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && setNear(true), { rootMargin: "1200px" });
     observer.observe(heading);
     return () => observer.disconnect();
-  }, [ready]);
+  }, []);
+  const asked = near && ready;
   const found = useData(asked ? `${at}/map` : null);
   if (!asked || rows === null) return html`<${Waiting} what="the map" />`;
   return html`<${Loaded} of=${found} what="The map">${(data) => data.missing ? html`<p class="note">${data.missing}</p>` : html`<${PoolMap} at=${at} data=${data} rows=${rows} next=${next} go=${go} />`}<//>`;
