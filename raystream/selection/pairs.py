@@ -300,9 +300,11 @@ class Pairs:
         if not self.coarse:
             return 0.0
         reach = float(rows.moved.max()) + aim.moved + 1e-30
-        # 1 wherever v is at least -reach, its rounding included
-        share = torch.add(room.shift, v, alpha=1 / reach, out=room.sizes[: v.numel()].view(v.shape)).clamp_(0, 1)
-        result: Array = torch.mv(share, aim.steep[part]).double().numpy() + aim.open[part].sum()
+        # from 1 wherever v is at least -reach, its rounding included, down to 0: a share of (steps + 2.02 reach) / reach
+        steps = torch.clamp(v, -2.02 * reach, -1.02 * reach, out=room.sizes[: v.numel()].view(v.shape))
+        steep = aim.steep[part]
+        every = float(steep.double().sum()) * (2.02 + 8 * (_PART + 64) * torch.finfo(self.wide).eps)
+        result: Array = torch.mv(steps, steep).double().numpy() / reach + every + aim.open[part].sum()
         return result
 
     def _reached(self, v: torch.Tensor, aim: Aim, room: Room, part: slice, nudge: float) -> torch.Tensor:
@@ -312,7 +314,9 @@ class Pairs:
         v = self._kernel.form(v, self._typical)
         if not aim.flat:
             v.sub_(aim.low[part])
-        return torch.minimum(v.relu_(), aim.span[part], out=v)
+        v.relu_()
+        # no cosine is above 1 but by rounding, and a bound from above may be
+        return v if aim.up and not self._kernel.growth else torch.minimum(v, aim.span[part], out=v)
 
 
 class Room:
@@ -321,7 +325,6 @@ class Room:
     def __init__(self, size: int, pairs: Pairs) -> None:
         self.product = torch.empty(size, dtype=pairs.dtype)
         self.wide, self.sizes = (torch.empty(size, dtype=pairs.wide) for _ in range(2))
-        self.shift = torch.tensor(2.02, dtype=pairs.wide)
 
 
 def _largest(x: torch.Tensor) -> float:
