@@ -19,7 +19,7 @@ from raystream.query import Query
 
 if TYPE_CHECKING:
     from raystream.choosing.verify import Verified
-    from raystream.scoring.calibrate import Fitted
+    from raystream.scoring.calibrate import QueryCalibration
     from raystream.scoring.estimate import Estimate
     from raystream.scoring.progress import Reporter
     from raystream.store.protocol import Store
@@ -80,7 +80,7 @@ def plan(query: Asked, *, pool: Any = None) -> Estimate:
     return steps.plan(_asked(query, pool))
 
 
-def calibrate(query: Asked, *, reporter: Reporter | None = None) -> Fitted:
+def calibrate(query: Asked, *, reporter: Reporter | None = None) -> QueryCalibration:
     """Fit the query's temperature on its labelled rows and keep it; a query that asks for the same one scores none of them again.
 
     Raises:

@@ -24,7 +24,7 @@ from raystream.lake.table_writer import check_output, write_table
 from raystream.model import runs_on_gpu
 from raystream.pool import refuse_among
 from raystream.query import Query
-from raystream.scoring.calibrate import Fitted, fitted_temperature
+from raystream.scoring.calibrate import QueryCalibration, fitted_temperature
 from raystream.scoring.class_labels import named_classes
 from raystream.scoring.estimate import Estimate, estimate
 from raystream.scoring.plan import ResolvedQuery, resolve, write_plan
@@ -65,7 +65,7 @@ def run(
 def _run(
     query: Query,
     record: Recorded | None,
-    fitted: Fitted | None,
+    fitted: QueryCalibration | None,
     reporter: Reporter,
     processes: Processes,
     may_score: bool,
@@ -185,7 +185,7 @@ def plan(query: Query) -> Estimate:
     return estimate(query, own_machine=here, ray_first=first, foresee=foresee, check_room=check_room)
 
 
-def calibrate(query: Query, reporter: Reporter) -> Fitted:
+def calibrate(query: Query, reporter: Reporter) -> QueryCalibration:
     """See `raystream.run.calibrate`."""
     with Processes(query.cluster, reporter) as processes:
         fitted = fitted_temperature(query, reporter, processes)

@@ -26,6 +26,8 @@ ARROWS = {
     "cluster": {"lake", "query", "pool", "model", "store", "selection", "scoring", "choosing"},
 }
 """What each room may use, that of its own aside. Rooms and modules that stand in no line are above all of these."""
+TWINS = {"Cost", "Quota", "Store"}
+"""Public names that a query's section and what is made of it share."""
 HEAVY = {"acquisition": {"pyarrow", "ray", "os", "pathlib"}, "selection": {"pyarrow", "ray", "os", "pathlib"}}
 
 
@@ -86,3 +88,14 @@ def test_ray_and_files_stay_where_they_belong() -> None:
         outside = {name.split(".")[0] for name in imported(tree)}
         assert "ray" not in outside or room(module) in ("cluster", "service"), module
         assert not outside & HEAVY.get(room(module), set()), module
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """A name says what a class is, whichever file it is read in; an underscore before it does not tell two apart."""
+    places: dict[str, list[str]] = {}
+    for module, tree in MODULES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name.lstrip("_"), []).append(f"{module}.{node.name}")
+    shared = {name: where for name, where in places.items() if len(where) > 1}
+    assert shared.keys() == TWINS, shared

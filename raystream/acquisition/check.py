@@ -36,7 +36,7 @@ def check_acquisition(fn: Acquisition, given: str = "logits") -> None:
     """
     if given not in ("logits", "log_probs"):
         raise QueryError(f"given is {given!r}, expected 'logits' or 'log_probs'")
-    trial = _Trial(fn)
+    trial = _ScoreTrial(fn)
     for words, values in _cases(given):
         trial.check_rows(words, values)
     words, values = _ordinary(given)
@@ -83,7 +83,7 @@ def _cases(given: str) -> Iterator[tuple[str, Tensor]]:
     yield "rows with all classes but one masked, -inf", _as_given(only, given)
 
 
-class _Trial:
+class _ScoreTrial:
     def __init__(self, fn: Acquisition) -> None:
         self._fn = fn
         self._name = getattr(fn, "__name__", "the function")

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from raystream.choosing.auto import with_strategy
 from raystream.choosing.candidates import CandidateRows, Named, find_candidates, find_named
-from raystream.choosing.constraints import Limits, PoolColumns, exceeded, how_met, in_query, read_limits, refuse_empty, words_of_query
+from raystream.choosing.constraints import BatchLimits, PoolColumns, exceeded, how_met, in_query, read_limits, refuse_empty, words_of_query
 from raystream.choosing.derived import results_over
 from raystream.choosing.holding import Actors, held_embeddings, memory_of
 from raystream.choosing.labelled import LabelledRows
@@ -116,7 +116,7 @@ def _choose(
     covered: LabelledRows,
     named: Named,
     entered: CandidateRows,
-    limits: Limits,
+    limits: BatchLimits,
     shards: Shards | None,
     kept: Kept | None,
 ) -> Chosen:

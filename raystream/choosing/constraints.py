@@ -157,24 +157,24 @@ def words_of_query() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Limits:
+class BatchLimits:
     """The quotas and the cost of a query's candidates."""
 
     quotas: Sequence[Quota]
     cost: Cost | None
 
 
-def read_limits(select: Select, columns: PoolColumns, rows: np.ndarray | None) -> Limits:
+def read_limits(select: Select, columns: PoolColumns, rows: np.ndarray | None) -> BatchLimits:
     """Read what the query's quotas and costs go by for these rows of the pool; for all rows for None."""
     if not select.quotas and select.cost is None:
-        return Limits([], None)
+        return BatchLimits([], None)
     if rows is None:
         rows = np.arange(len(columns.pool))
     quotas = columns.quotas(select, rows) if select.quotas else []
-    return Limits(quotas, columns.cost(select, rows))
+    return BatchLimits(quotas, columns.cost(select, rows))
 
 
-def how_met(select: Select, limits: Limits, chosen: Chosen) -> dict[str, float | int | str]:
+def how_met(select: Select, limits: BatchLimits, chosen: Chosen) -> dict[str, float | int | str]:
     """Facts for the manifest, none for a query without constraints.
 
     `cost`: what the batch costs. `quota BY=VALUE`: rows of the group in the batch; for quotas of all groups of a column
@@ -199,7 +199,7 @@ def how_met(select: Select, limits: Limits, chosen: Chosen) -> dict[str, float |
     return facts | {key: given[key] for key in ("must_include", "random_share") if getattr(select, key)}
 
 
-def exceeded(limits: Limits, chosen: Chosen) -> list[str]:
+def exceeded(limits: BatchLimits, chosen: Chosen) -> list[str]:
     """Warnings of limits that rows which had to be in the batch go beyond."""
     found = []
     if limits.cost is not None and (spent := float(limits.cost.column[chosen.rows].sum())) > limits.cost.budget * (1 + 1e-9):
@@ -216,7 +216,7 @@ def exceeded(limits: Limits, chosen: Chosen) -> list[str]:
     return found
 
 
-def refuse_empty(select: Select, limits: Limits, chosen: Chosen, candidates: int, limited: bool) -> None:
+def refuse_empty(select: Select, limits: BatchLimits, chosen: Chosen, candidates: int, limited: bool) -> None:
     """Raise QueryError if the query's own numbers shut all candidates out.
 
     A pool of which all is labelled, or all like what is labelled, has an empty batch, with the reason.

@@ -49,7 +49,7 @@ def compare(first: tuple[Store, Manifest], second: tuple[Store, Manifest], out: 
     for store in (store_a, store_b):
         if out is not None:
             refuse_in_store(out, store.uri, "--out")
-    chosen_a, chosen_b = _Chosen(store_a, a), _Chosen(store_b, b)
+    chosen_a, chosen_b = _ComparedQuery(store_a, a), _ComparedQuery(store_b, b)
     if chosen_a.kind != chosen_b.kind:
         raise QueryError(
             f"the ids of query {a.query} are {chosen_a.ids.type} and those of query {b.query} {chosen_b.ids.type}, so their rows can't be "
@@ -75,7 +75,7 @@ def compare(first: tuple[Store, Manifest], second: tuple[Store, Manifest], out: 
     )
 
 
-class _Chosen:
+class _ComparedQuery:
     """What one query chose, and what else it knows of rows."""
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
@@ -100,7 +100,7 @@ class _Chosen:
         found = self.table.column(name).take(places)
         return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
-    def scores_of(self, other: _Chosen, ids: Sequence[object]) -> dict[object, float | None]:
+    def scores_of(self, other: _ComparedQuery, ids: Sequence[object]) -> dict[object, float | None]:
         """The scores that this query gave to rows that the other one chose, of those that it scored; None where it gives none."""
         resolved = self.manifest.resolved
         score = column_of(resolved["acquire"]["score"]) if self.manifest.gives_scores else None
@@ -154,7 +154,7 @@ class _Chosen:
 _NONE = object()
 
 
-def _rows(a: _Chosen, b: _Chosen) -> tuple[pa.Table, RowChanges]:
+def _rows(a: _ComparedQuery, b: _ComparedQuery) -> tuple[pa.Table, RowChanges]:
     """The rows that either chose, and how many of which sort there are."""
     only_a = [value for value in a.places if value not in b.places]
     only_b = [value for value in b.places if value not in a.places]
@@ -185,7 +185,7 @@ def _rows(a: _Chosen, b: _Chosen) -> tuple[pa.Table, RowChanges]:
     return pa.table(columns), counts
 
 
-def _of_type(ids: Sequence[object], a: _Chosen, b: _Chosen) -> pa.Array:
+def _of_type(ids: Sequence[object], a: _ComparedQuery, b: _ComparedQuery) -> pa.Array:
     """Ids of both as a column of A's type, or where that doesn't hold them, B's."""
     try:
         return pa.array(ids, a.ids.type)

@@ -34,7 +34,7 @@ from raystream.scoring.executor import (
     WorkerReady,
     now_and_then,
 )
-from raystream.scoring.job import Job, UnitTask
+from raystream.scoring.job import ScoringJob, UnitTask
 from raystream.scoring.scheduler import IN_FLIGHT
 from raystream.scoring.worker import Failure, Worker, started
 from raystream.store.receipts import UnitOutputs
@@ -148,7 +148,7 @@ _TELLING = "telling"
 class _ScoringActor:
     """A worker in a process of its own."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ScoringJob) -> None:
         import pyarrow as pa
 
         pa.set_cpu_count(job.threads)
@@ -211,7 +211,7 @@ class ActorPool:
         clock: seconds.
     """
 
-    def __init__(self, job: Job, cluster: Cluster, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, job: ScoringJob, cluster: Cluster, clock: Callable[[], float] = time.monotonic) -> None:
         gpus = gpus_per_worker(cluster)
         needed = {"CPU": float(cluster.cpus_per_worker), "GPU": gpus}
         self._placing = Placing(needed, cluster_now, clock)

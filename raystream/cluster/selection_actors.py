@@ -11,7 +11,7 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from raystream.choosing.holding import Host, Lost, Rounds, Step
+from raystream.choosing.holding import Host, Lost, ProcessRounds, Step
 from raystream.cluster.actor_pool import PLACING_SECONDS, Placing
 from raystream.cluster.connection import cluster_now, first_line
 from raystream.errors import RaystreamError
@@ -122,11 +122,11 @@ def _outcome(ref: Any) -> bytes | Lost:
 
 
 @contextmanager
-def selection_actors(cluster: Cluster, count: int) -> Iterator[Rounds]:
+def selection_actors(cluster: Cluster, count: int) -> Iterator[ProcessRounds]:
     """Up to `count` selection actors on the Ray that this process is connected to; they end with the block."""
     places = _ActorHosts(cluster)
     try:
         places.start(count)
-        yield Rounds(places)
+        yield ProcessRounds(places)
     finally:
         places.close()

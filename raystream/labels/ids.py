@@ -18,7 +18,7 @@ _HEX = re.compile(r"(?:[0-9a-f]{2})*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Ids:
+class IdColumn:
     """The ids of a query's pool.
 
     Attributes:

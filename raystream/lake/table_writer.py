@@ -294,14 +294,14 @@ def _replace(rows: TableRows, place: TableUri, query_id: str, key: str, storage:
 
 
 @dataclass(frozen=True)
-class _Held:
+class _RowsOfQuery:
     """The rows that a table holds of a query: how many there are, and all of them."""
 
     count: Callable[[], int]
     table: Callable[[], pa.Table]
 
 
-def _rows_of_query(place: TableUri, query_id: str, ranked: bool, key: str, storage: Storage) -> _Held | None:
+def _rows_of_query(place: TableUri, query_id: str, ranked: bool, key: str, storage: Storage) -> _RowsOfQuery | None:
     """Find the rows that a table holds of a query; None if the table isn't there."""
     if place.kind == "iceberg":
         missing = package("pyiceberg.exceptions", place, key, StoreError).NoSuchTableError
@@ -311,7 +311,7 @@ def _rows_of_query(place: TableUri, query_id: str, ranked: bool, key: str, stora
             return None
         _check_ours(table.schema().column_names, place, ranked, key)
         scan = table.scan(_equal_to(place, query_id, key))
-        return _Held(scan.count, scan.to_arrow)
+        return _RowsOfQuery(scan.count, scan.to_arrow)
     deltalake, (folder, options) = package("deltalake", place, key, StoreError), delta_place(place.name, storage, key)
     if not deltalake.DeltaTable.is_deltatable(folder, options):
         return None
@@ -321,7 +321,7 @@ def _rows_of_query(place: TableUri, query_id: str, ranked: bool, key: str, stora
     def scanned(columns: list[str] | None) -> pa.RecordBatchReader:
         return pa.RecordBatchReader.from_stream(opened.scan(columns, _predicate(query_id)))
 
-    return _Held(lambda: sum(batch.num_rows for batch in scanned([QUERY_ID])), lambda: scanned(None).read_all())
+    return _RowsOfQuery(lambda: sum(batch.num_rows for batch in scanned([QUERY_ID])), lambda: scanned(None).read_all())
 
 
 def _write_iceberg(rows: TableRows, place: TableUri, query_id: str, key: str, exists: bool) -> None:

@@ -75,7 +75,7 @@ def draws(network: nn.Module, run: Callable[[], object]) -> str:
     """
     scripted = isinstance(network, torch.jit.ScriptModule)  # its modules have no hooks
     with running_modules(nn.Module() if scripted else network) as running:
-        mode = _Draws(network, running)
+        mode = _FirstDraw(network, running)
         try:
             with mode:
                 run()
@@ -100,7 +100,7 @@ class _Norms(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _Draws(TorchDispatchMode):
+class _FirstDraw(TorchDispatchMode):
     """Notes the first operation that draws a random number."""
 
     def __init__(self, network: nn.Module, running: list[nn.Module]) -> None:

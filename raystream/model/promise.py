@@ -186,7 +186,7 @@ _SURE = 1000.0
 
 
 @dataclass(frozen=True)
-class Read:
+class CheckedOutput:
     """The output of a forward pass, held to the promise."""
 
     raw: Tensor
@@ -212,7 +212,7 @@ class Promise:
         self.probabilities = output == "probabilities"
         self._verb = verb
 
-    def read(self, output: object, rows: int) -> Read:
+    def read(self, output: object, rows: int) -> CheckedOutput:
         """Read what a forward pass returned for so many rows. Nothing here depends on the numbers: it may run under torch.vmap.
 
         Raises:
@@ -222,7 +222,7 @@ class Promise:
         self.probabilities = self.probabilities or named_so
         logits = self.logits(values, rows)
         assert isinstance(values, Tensor)  # or there would be no logits
-        return Read(values, logits, check_mask(mask, logits, self.who, self.task))
+        return CheckedOutput(values, logits, check_mask(mask, logits, self.who, self.task))
 
     def logits(self, values: object, rows: int) -> Tensor:
         """An output as float32 logits in the shape of the task.

@@ -18,13 +18,13 @@ from raystream.lake.table_uri import TableUri, package
 from raystream.lake.uri import TableVersion
 from raystream.pool.files import Deletes, NothingThereError, TableFile
 from raystream.pool.filters import Filters, Term
-from raystream.pool.listing import Listed, Listing, check_filter_columns, types_of
+from raystream.pool.listing import Listed, TableListing, check_filter_columns, types_of
 
 _THREADS = 16
 _SHOWN = 5
 
 
-def list_iceberg(table: TableUri, filters: Filters, key: str, storage: Storage = LOCAL) -> Listing:
+def list_iceberg(table: TableUri, filters: Filters, key: str, storage: Storage = LOCAL) -> TableListing:
     """List an Iceberg table's files; the catalog is configured as pyiceberg has it, in its file or the environment.
 
     Args:
@@ -72,7 +72,7 @@ def list_iceberg(table: TableUri, filters: Filters, key: str, storage: Storage =
             )
         columns = TableFile(table.text, types, ids, _constants(opened, schema, task.file), defaults)
         files.append(Listed(local_path(task.file.file_path), columns, (), deletes.get(task.file.file_path), task.file.file_size_in_bytes))
-    return Listing(version, files, pruned, storage if storage != LOCAL else _storage(opened.io.properties, key))
+    return TableListing(version, files, pruned, storage if storage != LOCAL else _storage(opened.io.properties, key))
 
 
 _PROPERTIES = {

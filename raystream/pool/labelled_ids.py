@@ -43,7 +43,7 @@ class FoundIds:
 
 
 @dataclass(frozen=True, eq=False)
-class _LabelledRows:
+class _LabelledFileRows:
     """Rows of a labelled file in order, without those that count as absent.
 
     Attributes:
@@ -120,7 +120,7 @@ def id_batches(file: File, name: str, id_type: pa.DataType) -> Iterator[tuple[np
         yield found.rows if found.labelled is None else found.rows[found.labelled], found.ids_by_state()[0]
 
 
-def _batches(file: File, name: str, id_type: pa.DataType) -> Iterator[_LabelledRows]:
+def _batches(file: File, name: str, id_type: pa.DataType) -> Iterator[_LabelledFileRows]:
     """See `id_batches`; with the rows that were skipped or rejected."""
     with open_parquet(file) as parquet:
         schema = schema_of(file, parquet)
@@ -147,7 +147,7 @@ def _batches(file: File, name: str, id_type: pa.DataType) -> Iterator[_LabelledR
             if _family(ids.type) != _family(comparable(pa.array([], id_type)).type):
                 found = schema.field(name).type
                 raise LabelsError(f"id column {name} of {file.path} is {found}, but the pool's is {id_type}; write it as {id_type}")
-            yield _LabelledRows(rows, ids, labelled)
+            yield _LabelledFileRows(rows, ids, labelled)
 
 
 def labelled_rows(file: File) -> npt.NDArray[np.int64] | None:

@@ -92,7 +92,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Batch:
+class RoundBatch:
     """One round's rows, as pictures or as a table."""
 
     heading: str
@@ -127,7 +127,7 @@ class LoopPage:
     curves: tuple[Curve, ...]
     balance: tuple[Balance, ...]
     rules: tuple[tuple[str, str, str], ...]
-    batches: tuple[Batch, ...]
+    batches: tuple[RoundBatch, ...]
     table: Sheet
     spec: str
     provenance: tuple[tuple[str, str], ...]
@@ -277,7 +277,7 @@ def _balance(rounds: Sequence[RoundFacts]) -> list[Balance]:
     ]
 
 
-def _batches(facts: LoopFacts) -> list[Batch]:
+def _batches(facts: LoopFacts) -> list[RoundBatch]:
     """The newest rounds' rows, the newest first."""
     labels = {row["round"]: row["labels"] for row in facts.history}
     strategies = {row["round"]: row["strategy"] for row in facts.history}
@@ -290,7 +290,7 @@ def _batches(facts: LoopFacts) -> list[Batch]:
         after = f"{labels[round_.round]:,} labels after it" if round_.round in labels else "waiting for labels"
         why = f" Chosen so because {round_.why}." if round_.why else ""
         found.append(
-            Batch(
+            RoundBatch(
                 f"Round {round_.round}",
                 f"{rows} rows{by}{control}; {after}.{why}",
                 tuple(_pictures(facts.store, round_)),

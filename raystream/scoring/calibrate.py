@@ -25,7 +25,7 @@ from raystream.pool.labelled_ids import labelled_rows
 from raystream.query import Acquire, Pool, Query
 from raystream.scoring.class_labels import check_label_type, check_possible, class_numbers, named_classes
 from raystream.scoring.executor import WorkerSource
-from raystream.scoring.job import Job
+from raystream.scoring.job import ScoringJob
 from raystream.scoring.keys import UnitKeys
 from raystream.scoring.output_kinds import LOGITS, QueryOutputs
 from raystream.scoring.plan import ScoringPlan, job_of, plan_scoring, pool_plan
@@ -49,14 +49,14 @@ _UNSURE = 0.1
 
 
 @dataclass(frozen=True)
-class Fitted:
+class QueryCalibration:
     """A query's fit, and whether it was made just now."""
 
     calibration: Calibration
     new: bool
 
 
-def fitted_temperature(query: Query, reporter: Reporter, processes: WorkerSource, *, may_score: bool = True) -> Fitted | None:
+def fitted_temperature(query: Query, reporter: Reporter, processes: WorkerSource, *, may_score: bool = True) -> QueryCalibration | None:
     """The temperature that the query asks to be fitted; None if it gives a number.
 
     Args:
@@ -74,7 +74,7 @@ def fitted_temperature(query: Query, reporter: Reporter, processes: WorkerSource
     rows = _calibration_set(query)
     known = read_calibration(rows.store, rows.key)
     if known is not None:
-        return Fitted(known, new=False)
+        return QueryCalibration(known, new=False)
     if not may_score:
         raise QueryError("model.temperature is not fitted yet; run raystream calibrate, query or score first")
     began = time.perf_counter()
@@ -86,7 +86,7 @@ def fitted_temperature(query: Query, reporter: Reporter, processes: WorkerSource
         session.end_workers()
         reporter.stage("Fitting the temperature")
         warnings = [*rows.read.warnings, *score_warnings(rows.query, pool.units, session)]
-        return Fitted(write_calibration(rows.store, _fit(rows, pool, warnings, began)), new=True)
+        return QueryCalibration(write_calibration(rows.store, _fit(rows, pool, warnings, began)), new=True)
 
 
 def known_temperature(query: Query) -> Calibration | None:
@@ -109,7 +109,7 @@ class _CalibrationSet:
     label: str
     kind: str
     plan: ScoringPlan
-    job: Job
+    job: ScoringJob
 
 
 def _calibration_set(query: Query, *, look_only: bool = False) -> _CalibrationSet:

@@ -174,7 +174,7 @@ def _pace(asked: ResolvedQuery, plan: ScoringPlan) -> _Pace:
 
 def _probe(asked: ResolvedQuery, missing: Sequence[UnitTask]) -> _Pace:
     """Score the first rows that aren't scored yet, for long enough; what is written goes to a folder of its own, and away."""
-    before, watch = torch.get_num_threads(), _Watch()
+    before, watch = torch.get_num_threads(), _RateWatch()
     try:
         with TemporaryDirectory(prefix="raystream-") as folder:
             store = open_store(folder)
@@ -195,7 +195,7 @@ def _probe(asked: ResolvedQuery, missing: Sequence[UnitTask]) -> _Pace:
     return _Pace(seconds / rows, processor / rows, worker.width, f"{rows:,} rows scored here")
 
 
-class _Watch:
+class _RateWatch:
     """Times rows as they are scored; the first batch warms the model up, and counts only if it is the only one."""
 
     def __init__(self) -> None:

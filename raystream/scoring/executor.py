@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 
 from raystream.errors import ClusterError, ModelError, QueryError, RaystreamError
-from raystream.scoring.job import Job, UnitTask
+from raystream.scoring.job import ScoringJob, UnitTask
 from raystream.scoring.scheduler import ATTEMPTS, IN_FLIGHT, Abort, Assign, Instruction, Scheduler
 from raystream.scoring.stragglers import Stragglers
 from raystream.scoring.worker import PATIENCE, Abandoned, Failure, Worker, started
@@ -131,14 +131,14 @@ class Executor(Protocol):
 class WorkerSource(Protocol):
     """Where workers run. Nothing is started until they are asked for."""
 
-    def workers(self, job: Job, rows: int, size: int) -> tuple[Executor, int]:
+    def workers(self, job: ScoringJob, rows: int, size: int) -> tuple[Executor, int]:
         """An executor for so many rows and bytes, and others that may come, and how many workers to keep alive in it."""
 
 
 class InProcess:
     """Workers as threads of this process, without Ray. For small pools and for tests."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ScoringJob) -> None:
         self._job = job
         self._events: queue.Queue[Event] = queue.Queue()
         self._inboxes: dict[int, queue.Queue[tuple[int, UnitTask] | None]] = {}

@@ -14,7 +14,7 @@ from raystream.scoring.score_reduction import Reduction
 
 
 @dataclass(frozen=True)
-class Job:
+class ScoringJob:
     """Everything that all units of a run share; small, and travels to each worker once.
 
     Attributes:

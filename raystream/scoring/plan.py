@@ -34,7 +34,7 @@ from raystream.query import Model, Pool, Query
 from raystream.query.catalogue import kind_of
 from raystream.scoring.batch_reader import BUFFERS, PROBE_UNITS, planned, row_bytes
 from raystream.scoring.class_labels import class_weights_of
-from raystream.scoring.job import Job, UnitTask, importable_folders
+from raystream.scoring.job import ScoringJob, UnitTask, importable_folders
 from raystream.scoring.keys import UnitKeys, differences, identity_digest, query_identity
 from raystream.scoring.output_kinds import FUNCTION, Output, QueryOutputs
 from raystream.scoring.scheduler import IN_FLIGHT
@@ -120,7 +120,7 @@ class ResolvedQuery:
         return plan_scoring(self.store, self.keys, units, self.outputs)
 
     @property
-    def job(self) -> Job:
+    def job(self) -> ScoringJob:
         """The job that workers are given."""
         return job_of(self.query, self.store, self.pool, self.fingerprint, self.outputs)
 
@@ -180,9 +180,9 @@ def plan_scoring(store: Store, keys: UnitKeys, units: Iterable[Unit], outputs: t
     return ScoringPlan(table, of, outputs, found, np.flatnonzero(~np.all([receipts.there for receipts in found], axis=0)))
 
 
-def job_of(query: Query, store: Store, pool: PoolPlan, fingerprint: str, outputs: tuple[Output, ...]) -> Job:
+def job_of(query: Query, store: Store, pool: PoolPlan, fingerprint: str, outputs: tuple[Output, ...]) -> ScoringJob:
     """Make the job for workers that score units of a pool, and others that are read like these."""
-    return Job(
+    return ScoringJob(
         model=query.model,
         fingerprint=fingerprint,
         read=pool.read,

@@ -27,7 +27,7 @@ from raystream.scoring.executor import (
     WorkerReady,
     WorkerSource,
 )
-from raystream.scoring.job import Job, UnitTask
+from raystream.scoring.job import ScoringJob, UnitTask
 from raystream.scoring.plan import ScoringPlan, Tasks
 from raystream.scoring.progress import Meter, Progress, Reporter
 from raystream.store.integrity import just_written
@@ -66,7 +66,7 @@ class Session:
 
     def __init__(
         self,
-        job: Job,
+        job: ScoringJob,
         store: Store,
         folder: str,
         reporter: Reporter,
@@ -77,7 +77,7 @@ class Session:
     ) -> None:
         self._job, self._store, self._folder, self._processes = job, store, folder, processes
         self._life, self._own_life = life or SignOfLife(), life is None
-        self._progress = _Progress(store, reporter, folder)
+        self._progress = _ProgressLog(store, reporter, folder)
         self._executor: Executor | None = None
         self._scoring: Scoring | None = None
         self._left_out: list[str] = []
@@ -208,7 +208,7 @@ class Session:
         return Scoring(self._executor, workers, keep_going=self._job.skip_bad_rows, on_event=self._progress.on_event)
 
 
-class _Progress:
+class _ProgressLog:
     """Follows what workers do for the reporter and for `workers.jsonl`."""
 
     def __init__(self, store: Store, reporter: Reporter, folder: str) -> None:

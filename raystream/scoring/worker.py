@@ -35,7 +35,7 @@ from raystream.model import (
 from raystream.pool import OutageError, Unit, UnreachableError
 from raystream.scoring.batch_reader import BatchReader, BufferedRows, first_rows, preparation, probe
 from raystream.scoring.epig import score_epig
-from raystream.scoring.job import Job, UnitTask
+from raystream.scoring.job import ScoringJob, UnitTask
 from raystream.scoring.output_kinds import FUNCTION, GRADIENTS, KINDS, PARAMETER_GRADIENTS, OutputBlock, computed
 from raystream.scoring.outputs import OutputWriter, TakenRows
 from raystream.scoring.score_reduction import ReducedPredictor
@@ -103,7 +103,7 @@ class Worker:
         ClusterError: this process doesn't see the driver's store.
     """
 
-    def __init__(self, job: Job, patience: Patience = PATIENCE) -> None:
+    def __init__(self, job: ScoringJob, patience: Patience = PATIENCE) -> None:
         job = replace(job, model=with_local_files(job.model, job.storage, patience))
         sys.path.extend(p for p in job.import_paths if p not in sys.path and Path(p).exists())
         self._job, self._patience = job, patience
@@ -381,7 +381,7 @@ class Worker:
         return rows if bool(rows.any()) else None
 
 
-def started(job: Job, patience: Patience = PATIENCE) -> Worker:
+def started(job: ScoringJob, patience: Patience = PATIENCE) -> Worker:
     """A worker, in spite of outages of the disks that its model and the first rows lie on; requests to storages wait by themselves."""
     here = not any(is_remote(unit.file.path) for unit in job.first)
 

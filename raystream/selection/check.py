@@ -166,10 +166,10 @@ def check_strategy(strategy: str | Strategy, *, args: Mapping[str, Any] | None =
             raise QueryError(f"strategy {strategy!r} is unknown{did_you_mean(strategy, STRATEGIES)}")
         strategy = STRATEGIES[strategy]
     for case in cases():
-        _Trial(strategy, case, args or {}, terms or {}).run()
+        _StrategyTrial(strategy, case, args or {}, terms or {}).run()
 
 
-class _Trial:
+class _StrategyTrial:
     """One strategy on one case."""
 
     def __init__(self, strategy: Strategy, case: Case, args: Mapping[str, Any], terms: Mapping[str, float]) -> None:

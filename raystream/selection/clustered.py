@@ -81,7 +81,7 @@ class Clustered(Protocol):
         """(n,) float64 squared distances to the centres of these numbers, by the definition."""
 
 
-class Held:
+class HeldRows:
     """(n, d) float32 rows in this process's memory."""
 
     def __init__(self, x: Array) -> None:
@@ -99,8 +99,8 @@ class Held:
     def largest(self) -> float:
         return max(float(self._x.max(initial=0.0)), -float(self._x.min(initial=0.0)))
 
-    def scaled(self, power: int) -> Held:
-        return Held(np.ldexp(self._x, power))
+    def scaled(self, power: int) -> HeldRows:
+        return HeldRows(np.ldexp(self._x, power))
 
     def encoding(self) -> Encoding:
         return encoding_of(self._x)
@@ -137,7 +137,7 @@ def clustered(shards: Shards, memory: int, strategy: str) -> Clustered:
         DataError: rows that are not finite.
     """
     if len(shards) * shards.width * 4 <= memory:
-        return Held(gathered(shards.rows, memory, strategy))
+        return HeldRows(gathered(shards.rows, memory, strategy))
     return Spread(shards, memory, strategy)
 
 
@@ -213,7 +213,7 @@ class Spread:
         own = [(None if narrow is None else narrow[start:stop],) for start, stop in stretches]
         pieces.call("begin", encoding, self._power, size, apart=own)
         self.count_pass()
-        return iterate(_Asked(self, pieces, stretches), weight, centres, iterations)
+        return iterate(_AllStretches(self, pieces, stretches), weight, centres, iterations)
 
     def nearest(self, centres: Array) -> Array:
         compared = distinct(centres)
@@ -255,7 +255,7 @@ class Spread:
         return self._pieces[block]
 
 
-class _Asked:
+class _AllStretches:
     """All stretches, for iterations."""
 
     def __init__(self, rows: Spread, pieces: Pieces, stretches: Sequence[tuple[int, int]]) -> None:

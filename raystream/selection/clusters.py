@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from raystream.selection.clustered import Clustered, Held
+from raystream.selection.clustered import Clustered, HeldRows
 from raystream.selection.hashing import philox, row_hash
 from raystream.selection.lloyd import lloyd
 from raystream.selection.nearest import float32_distances
@@ -63,7 +63,7 @@ def greedy_seeds(x: Array, weight: Array, k: int, trials: int, shift: Array, see
     return np.concatenate([chosen, left[: k - len(chosen)]])
 
 
-class _Proposed:
+class _ProposedRows:
     """Rows that were drawn together, and what has become of them."""
 
     def __init__(self, rows: Array, luck: Array, then: Array) -> None:
@@ -108,14 +108,14 @@ class _Seeding:
         # u is below 1 by at least as much as its product with the whole sum may be rounded up: a row without mass is never met
         return np.searchsorted(sums, u * sums[-1], side="right"), v
 
-    def propose(self) -> _Proposed | None:
+    def propose(self) -> _ProposedRows | None:
         """Rows in proportion to D as it is; None when it is zero throughout."""
         self._mass = (self._nearest * self._weight).numpy()
         if not self._mass.any():
             return None
         rows, luck = self._draw(_PROPOSALS)
         self._measure(rows)
-        return _Proposed(rows, luck, self._nearest.numpy()[rows].astype(np.float64))
+        return _ProposedRows(rows, luck, self._nearest.numpy()[rows].astype(np.float64))
 
     def _measure(self, rows: Array) -> None:
         """Squared distances of all rows to some."""
@@ -136,7 +136,7 @@ class _Seeding:
 
         by_blocks(slices(len(self._x), _BLOCK), lambda: multiply)
 
-    def next(self, proposed: _Proposed) -> int | None:
+    def next(self, proposed: _ProposedRows) -> int | None:
         """The best of the next rows accepted, from now on a seed; None when too few are left."""
         accepted = proposed.at + np.flatnonzero(proposed.limit[proposed.at :] < self._nearest.numpy()[proposed.rows[proposed.at :]])
         if len(accepted) < self._trials:
@@ -198,7 +198,7 @@ def clusters(
         points_a_centre: beyond 131,072 rows, this many for each centre are enough to fit it.
         kept: where clusters of these rows may lie already.
     """
-    rows = Held(x) if isinstance(x, np.ndarray) else x
+    rows = HeldRows(x) if isinstance(x, np.ndarray) else x
     count = min(count, len(rows))
     fit = max(points_a_centre * count, _POINTS)
 
@@ -232,7 +232,7 @@ def fit_centres(
         one_level: see `ONE_LEVEL`.
         fit_on: at most so many rows are seen at all; left out, the last iterations see every one.
     """
-    rows = Held(x) if isinstance(x, np.ndarray) else x
+    rows = HeldRows(x) if isinstance(x, np.ndarray) else x
     power = scale_power_of(rows.largest, rows.width)
     if power:
         return np.ldexp(_fitted(rows.scaled(power), weight, k, seed, iterations, one_level, fit_on), -power)
@@ -301,7 +301,7 @@ def _shares(weight: Array, room: Array, k: int) -> Array:
 
 def scale_power(x: Array) -> int:
     """p such that 2^p x has norms near one; 0 where the squares of x are far from float32's limits already."""
-    return scale_power_of(Held(x).largest, x.shape[1])
+    return scale_power_of(HeldRows(x).largest, x.shape[1])
 
 
 def scale_power_of(largest: float, width: int) -> int:

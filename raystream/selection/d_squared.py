@@ -305,7 +305,7 @@ def d_squared(
 
 
 @dataclass
-class _Tally:
+class _ProposalTally:
     """A count of what became of the proposals since the weights were made."""
 
     proposals: int = 0
@@ -347,7 +347,7 @@ class _Sampling:
             ]
         elif not (self._first_uniform() if origin is None else self._first_farthest(origin)):
             return self.result(distinct=False)
-        tally = _Tally()
+        tally = _ProposalTally()
         while len(self._rows) < self._budget:
             largest = self._refresh(tally)
             if largest == 0:
@@ -357,7 +357,7 @@ class _Sampling:
             tally = self._sample(power)
         return self.result(distinct=False)
 
-    def _refresh(self, tally: _Tally) -> float:
+    def _refresh(self, tally: _ProposalTally) -> float:
         """Bring the pieces up to date; the largest bound that is left."""
         largest = self._advance()
         self._passes += 1
@@ -404,10 +404,10 @@ class _Sampling:
                 self._pieces.call("drop_blocked", self._constraints)
         return True
 
-    def _sample(self, power: int | None) -> _Tally:
+    def _sample(self, power: int | None) -> _ProposalTally:
         """Take rows until the bounds are stale or the budget is spent; after one row if `power` is None, which means equal weights."""
         prefix = np.cumsum(np.concatenate(self._pieces.call("weigh", power)))
-        tally = _Tally()
+        tally = _ProposalTally()
         while int(prefix[-1]) and not tally.stale and len(self._rows) < self._budget and not (power is None and tally.accepted):
             left = 1 if power is None else self._budget - len(self._rows)
             self._go_through(self._propose(prefix, min(max(2 * left, _FEWEST_PROPOSALS), _AT_ONCE)), power, tally)
@@ -426,7 +426,7 @@ class _Sampling:
         level = words[:, 1].astype(np.float64) * 2.0**-64 * weight
         return _Proposals(rows, level, take(joined([some.vectors for some in answers]), order))
 
-    def _go_through(self, proposals: _Proposals, power: int | None, tally: _Tally) -> None:
+    def _go_through(self, proposals: _Proposals, power: int | None, tally: _ProposalTally) -> None:
         """Accept or reject one at a time, until the budget is spent or the bounds are stale."""
         taken: list[int] = []
         with one_thread():

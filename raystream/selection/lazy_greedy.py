@@ -80,7 +80,7 @@ def _each(items: Iterable[Item], start: Callable[[], Callable[[Item], Array]], a
 
 
 @dataclass(frozen=True)
-class _Held:
+class _CandidateOperands:
     """The operands of all candidates; `zero` (n,) bool are rows of zeros."""
 
     y: torch.Tensor
@@ -114,9 +114,9 @@ class Cohorts:
         fits = len(rows) * (self.pairs.columns * self.pairs.dtype.itemsize + 17) <= memory
         self._held = self._hold() if fits and len(rows) else None
 
-    def _hold(self) -> _Held:
+    def _hold(self) -> _CandidateOperands:
         n, pairs = len(self._rows), self.pairs
-        held = _Held(torch.empty((n, pairs.columns), dtype=pairs.dtype), np.empty(n), np.empty(n), np.empty(n, dtype=bool))
+        held = _CandidateOperands(torch.empty((n, pairs.columns), dtype=pairs.dtype), np.empty(n), np.empty(n), np.empty(n, dtype=bool))
 
         def see(block: Block) -> None:
             x, at = normalised(block.read()), slice(block.start, block.stop)

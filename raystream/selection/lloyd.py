@@ -139,10 +139,10 @@ def part_sums(
 
 def lloyd(points: Points, centres: Array, iterations: int) -> Array:
     """`iterate` over rows in this process's memory."""
-    return iterate(_Held(points), points.weight, centres, iterations)
+    return iterate(_OneStretch(points), points.weight, centres, iterations)
 
 
-class _Held:
+class _OneStretch:
     """Rows in this process's memory, as one stretch."""
 
     def __init__(self, points: Points) -> None:

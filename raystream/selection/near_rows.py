@@ -35,7 +35,7 @@ Stretches = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Near:
+class NearPairs:
     """Pairs of a row of a block and another row, in the order of the block's rows.
 
     Attributes:
@@ -96,7 +96,7 @@ class NearRows:
         there = places - begin[which] + (np.cumsum(size) - size)[which]
         return NearRows(self.x, order, replace(self.encoding, shift=middle)), there, [(0, len(order))]
 
-    def find(self, places: Array, stretches: Stretches, k: int | None, radius: float) -> Near:
+    def find(self, places: Array, stretches: Stretches, k: int | None, radius: float) -> NearPairs:
         """Find the others among the rows in `stretches` that may be within `radius` of, and among the k nearest to, those at `places`.
 
         Where products can't tell which are the k nearest, k + 8 that float32 says are.
@@ -233,7 +233,7 @@ class _Search:
         result[self._tied] = np.iinfo(result.dtype).min
         return result
 
-    def found(self, stretches: Stretches) -> Near:
+    def found(self, stretches: Stretches) -> NearPairs:
         """Gather the pairs that belong there, of tied rows by float32."""
         row, place, found = (np.concatenate(parts) for parts in zip(*self._seen, strict=True))
         order = np.argsort(row, kind="stable")
@@ -252,7 +252,7 @@ class _Search:
             product = torch.cat([product, torch.full((len(tied),), torch.inf, dtype=product.dtype)])
             upper = np.concatenate([upper, np.full(len(tied), np.inf)])
         order = np.argsort(row, kind="stable")
-        return Near(row[order], place[order], product[torch.from_numpy(order)], upper[order])
+        return NearPairs(row[order], place[order], product[torch.from_numpy(order)], upper[order])
 
     def _by_float32(self, stretches: Stretches) -> tuple[Array, Array]:
         """(row, place) of the k + 8 others that are nearest to each tied row; of those found equally near, the first."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from raystream.selection.clusters import clusters
-from raystream.selection.near_rows import Near, NearRows, Stretches, bits, ranks
+from raystream.selection.near_rows import NearPairs, NearRows, Stretches, bits, ranks
 from raystream.selection.nearest import pair_distances
 from raystream.selection.rows import Array, squared_distances
 from raystream.selection.strategy import Arrays, Kept
@@ -204,7 +204,7 @@ class NearBlock:
 
     all_rows: NearRows
     places: Array
-    near: Near
+    near: NearPairs
 
     @property
     def rows(self) -> Array:

@@ -55,7 +55,7 @@ class Repeats:
 def find_repeats(shards: Shards, labelled: Array | None) -> Repeats | None:
     """The repeats among the candidates and of labelled rows, (m, d) as stored; None if there are none."""
     n = len(shards)
-    compared = _Compared(shards, labelled)
+    compared = _HashedRows(shards, labelled)
     known = len(compared.labelled)
     which = not_alone(compared.hashes)
     if not len(which) or which[-1] < known:
@@ -69,7 +69,7 @@ def find_repeats(shards: Shards, labelled: Array | None) -> Repeats | None:
     return Repeats(group[known:], covered) if (group[known:] >= 0).any() else None
 
 
-class _Compared:
+class _HashedRows:
     """Labelled rows, then the candidates: their hashes, and whether they are equal."""
 
     def __init__(self, shards: Shards, labelled: Array | None) -> None:

@@ -22,7 +22,7 @@ from raystream.threads import each
 
 
 @dataclass(frozen=True)
-class Answer:
+class LeadingRows:
     """The rows that lead the order, and a bound on all others.
 
     Attributes:
@@ -49,12 +49,12 @@ def ordered(gain: Array, rows: Array, count: int) -> tuple[Array, Array]:
     return gain[order], rows[order]
 
 
-def merge(answers: Sequence[Answer]) -> Answer:
+def merge(answers: Sequence[LeadingRows]) -> LeadingRows:
     """The answers of all shards, which lie in row order, as one."""
     if len(answers) == 1:
         return answers[0]
     bounds = [answer.bound for answer in answers if answer.bound is not None]
-    return Answer(
+    return LeadingRows(
         np.concatenate([answer.rows for answer in answers]),
         np.concatenate([answer.x for answer in answers]),
         np.concatenate([answer.squared for answer in answers]),
@@ -140,13 +140,13 @@ class Shard:
         """Return those of the candidates `rows` that lie in this shard, numbered from its own start."""
         return rows[(rows >= self._start) & (rows < self._stop)] - self._start
 
-    def advance(self, centres: Array, taken: Array, count: int, least: int) -> Answer:
+    def advance(self, centres: Array, taken: Array, count: int, least: int) -> LeadingRows:
         """See `Shards.advance`."""
         self._bounds.drop(self._mine(taken))
         self._bounds.add(centres)
         return self._answer(count, least)
 
-    def refine(self, gain: float, count: int, least: int) -> Answer:
+    def refine(self, gain: float, count: int, least: int) -> LeadingRows:
         """See `Shards.refine`."""
         self._bounds.settle_from(gain)
         return self._answer(count, least)
@@ -155,7 +155,7 @@ class Shard:
         """See `Shards.cover`."""
         return cover(self._rows, centres, chosen)
 
-    def _answer(self, count: int, least: int) -> Answer:
+    def _answer(self, count: int, least: int) -> LeadingRows:
         bounds = self._bounds
         bounds.catch_up(count)
         order, bound = _leading(bounds.gain, count + 1), None
@@ -170,7 +170,7 @@ class Shard:
             kept[np.argsort(-gain, kind="stable")[:least]] = True
         if not kept.all():
             rows, x = rows[kept], x[kept]
-        return Answer(rows + self._start, x, bounds.squared[rows], bound)
+        return LeadingRows(rows + self._start, x, bounds.squared[rows], bound)
 
 
 def _sum(total: Total) -> Callable[[Block], Array]:
@@ -222,7 +222,7 @@ class Leaders:
         x: (q, d) float32.
     """
 
-    def __init__(self, answer: Answer, centres: CentreList, gain: Gain, count: int) -> None:
+    def __init__(self, answer: LeadingRows, centres: CentreList, gain: Gain, count: int) -> None:
         self.rows, self.x, self._bound = answer.rows, answer.x, answer.bound
         self._centres, self._encoding = centres, centres.encoding
         self._gain_of = gain.at(self.rows)

@@ -20,9 +20,9 @@ from raystream.selection.encoded_rows import Look
 from raystream.selection.lazy_bounds import Gain
 from raystream.selection.represents import Covering
 from raystream.selection.rows import Array, ArrayPart, EmbeddingPart, Metric, Rows, as_rows
-from raystream.selection.shard import Answer, Shard, first_in_order, merge, ordered
+from raystream.selection.shard import LeadingRows, Shard, first_in_order, merge, ordered
 
-__all__ = ["DEFAULT_MEMORY", "Answer", "ArrayPart", "EmbeddingPart", "LocalShards", "Shards", "Survey", "working_bytes"]
+__all__ = ["DEFAULT_MEMORY", "ArrayPart", "EmbeddingPart", "LeadingRows", "LocalShards", "Shards", "Survey", "working_bytes"]
 
 Factory = Callable[..., Any]
 """Makes a piece; importable, as are its arguments picklable, since the piece may live in another process.
@@ -172,7 +172,7 @@ class Shards:
         found = self._pieces.call("farthest", point, exclude, count)
         return ordered(np.concatenate([gain for gain, _ in found]), np.concatenate([rows for _, rows in found]), count)
 
-    def advance(self, centres: Array, taken: Array, count: int, least: int = 1) -> Answer:
+    def advance(self, centres: Array, taken: Array, count: int, least: int = 1) -> LeadingRows:
         """Apply (m, d) float32 centres, take the rows `taken` out, and return the rows that lead the order.
 
         About `count` rows are looked at; those that come before the bound are returned, and from each shard the first
@@ -180,7 +180,7 @@ class Shards:
         """
         return merge(self._pieces.call("advance", centres, taken, self._share(count, least), least))
 
-    def refine(self, gain: float, count: int, least: int = 1) -> Answer:
+    def refine(self, gain: float, count: int, least: int = 1) -> LeadingRows:
         """Make the distances of rows that may gain at least `gain` exact, and answer as `advance` does."""
         return merge(self._pieces.call("refine", gain, self._share(count, least), least))
 

@@ -25,7 +25,7 @@ from raystream.service.problems import Described, FieldError, Problem, answer, w
 from raystream.service.query_routes import query_router
 from raystream.service.record_routes import record_router
 from raystream.service.runs import Runs
-from raystream.service.scheduler import Scheduler
+from raystream.service.scheduler import RunScheduler
 from raystream.service.streams import Deciders
 from raystream.service.tokens import Caller, Tokens, csrf_of
 from raystream.service.webhooks import Webhooks
@@ -51,7 +51,7 @@ def create_app(config: Config, *, schedules: bool = True) -> FastAPI:
     policy, metrics, callers = Policy(config), Metrics(), Callers(tokens)
     runs = Runs(store, config.limits)
     hooks = Webhooks(config.webhooks, runs.log, store)
-    scheduler = Scheduler(runs, config, metrics, also=hooks.begin)
+    scheduler = RunScheduler(runs, config, metrics, also=hooks.begin)
     deciders = Deciders(config, store, metrics)
 
     @asynccontextmanager

@@ -16,7 +16,7 @@ from raystream.errors import QueryError, StoreError
 from raystream.figures import number_of
 from raystream.loop.journal import Journal
 from raystream.loop.simulation.comparison import Curves, Figures, aligned
-from raystream.loop.simulation.outcome import Compared, band, verdict_in_words
+from raystream.loop.simulation.outcome import StrategyOutcome, band, verdict_in_words
 from raystream.loop.streams.drift import Drift
 from raystream.loop.streams.log import StreamLog
 from raystream.query.catalogue.auto import CONTROL
@@ -205,9 +205,9 @@ def _curves(table: pa.Table, metric: str) -> Mapping[str, Curves]:
     return aligned(pairs)
 
 
-def _figures(row: Mapping[str, Any]) -> Compared:
+def _figures(row: Mapping[str, Any]) -> StrategyOutcome:
     names = Figures.__dataclass_fields__
-    return Compared(Figures(**{name: row[name] for name in names}), row["seconds_query"], row["seconds_train"])
+    return StrategyOutcome(Figures(**{name: row[name] for name in names}), row["seconds_query"], row["seconds_train"])
 
 
 def _line(name: str, curves: Curves) -> Data:

@@ -16,7 +16,7 @@ from raystream.errors import QueryError, RaystreamError, StoreUnreachable
 from raystream.service.campaign_views import campaigns, loop_view, simulation_view, stream_view
 from raystream.service.page_files import POLICY, page_files
 from raystream.service.plain import plain
-from raystream.service.views import COMPARED, Kept, Views
+from raystream.service.views import COMPARED, RecentValues, Views
 from raystream.store.protocol import Store
 
 _HEADERS = {
@@ -55,7 +55,7 @@ def page_router(store: Callable[[], Store], caller: Callable[..., object]) -> AP
     """
     router = APIRouter()
     views: dict[str, Views] = {}
-    decisions, lately = Kept(_STREAM_FILES), _Lately()
+    decisions, lately = RecentValues(_STREAM_FILES), _Lately()
 
     def shown() -> Views:
         found = store()

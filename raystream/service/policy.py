@@ -70,8 +70,8 @@ def read_json(body: bytes) -> Any:
     except UnicodeEncodeError:
         raise Problem(422, "the body holds a text that is no Unicode: half of a surrogate pair") from None
     except (ValueError, RecursionError) as error:
-        told = str(error) if isinstance(error, _Told) else "the body is no JSON"
-        raise Problem(422 if isinstance(error, _Told) else 400, told) from None
+        told = str(error) if isinstance(error, _WrongBody) else "the body is no JSON"
+        raise Problem(422 if isinstance(error, _WrongBody) else 400, told) from None
 
 
 class Policy:
@@ -292,7 +292,7 @@ def _members_with_trust(body: Mapping[str, Any]) -> Iterator[int]:
             yield position
 
 
-class _Told(ValueError):
+class _WrongBody(ValueError):
     """Wrong in a way that the caller is told."""
 
 
@@ -301,9 +301,9 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         double = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise _Told(f"key {double[:100]!r} is given twice")
+        raise _WrongBody(f"key {double[:100]!r} is given twice")
     return found
 
 
 def _no_number(text: str) -> Any:
-    raise _Told(f"{text} is no number")
+    raise _WrongBody(f"{text} is no number")

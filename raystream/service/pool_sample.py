@@ -197,7 +197,7 @@ def _by_path(selection: pa.Table) -> dict[str, list[int]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Nearest:
+class NearestChosen:
     """Which chosen row each of the sample's rows of the pool is nearest to.
 
     Attributes:
@@ -214,7 +214,7 @@ class Nearest:
         return rows[np.argsort(self.distance[rows], kind="stable")]
 
 
-def nearest_chosen(result: Result, sample: PoolSample, vectors: VectorFiles) -> Nearest:
+def nearest_chosen(result: Result, sample: PoolSample, vectors: VectorFiles) -> NearestChosen:
     """Compare the sample's rows of the pool with all chosen ones.
 
     Labelled rows are left out, and those with a score below that of any candidate, as far as the sample tells it.
@@ -235,7 +235,7 @@ def nearest_chosen(result: Result, sample: PoolSample, vectors: VectorFiles) -> 
             distance[start:stop] = np.sqrt(np.maximum(0, products[np.arange(len(x)), best] + np.square(x).sum(axis=1)))
         start = stop
     of[~_candidates(result, sample, count)] = -1
-    return Nearest(of, distance)
+    return NearestChosen(of, distance)
 
 
 def _blocks(sample: PoolSample, vectors: VectorFiles) -> Iterator[Floats]:

@@ -31,7 +31,7 @@ DEFECT = "the service failed to run this; its operator finds why in the store"
 
 
 @dataclass(frozen=True)
-class Task:
+class ProcessTask:
     """What a process is told.
 
     Attributes:
@@ -68,7 +68,7 @@ def main() -> None:
     interruption = Interruption()
     interruption.heed()
     sys.path.insert(0, os.getcwd())
-    task = Task(**json.load(sys.stdin.buffer))
+    task = ProcessTask(**json.load(sys.stdin.buffer))
     config = Config(**task.config)
     policy = Policy(config)
     if task.kind == "plan":
@@ -81,7 +81,7 @@ def main() -> None:
     os._exit(code)  # threads in foreign code hold nobody up
 
 
-def _plan(task: Task, config: Config, policy: Policy) -> int:
+def _plan(task: ProcessTask, config: Config, policy: Policy) -> int:
     from raystream.run import plan
 
     code = 0

@@ -29,9 +29,9 @@ from raystream.service.formats import flat, json_rows, preferred
 from raystream.service.metrics import Metrics
 from raystream.service.policy import Policy, read_json
 from raystream.service.problems import Described, FieldError, Problem, unknown, wrong_fields
-from raystream.service.process import Task, for_callers
+from raystream.service.process import ProcessTask, for_callers
 from raystream.service.runs import ENDED, Runs, digest_of, is_name
-from raystream.service.scheduler import Scheduler, spawned
+from raystream.service.scheduler import RunScheduler, spawned
 from raystream.service.tokens import Caller
 from raystream.store.events import EventLog, run_state
 from raystream.store.gc import collect
@@ -76,7 +76,7 @@ def _answer(schema: dict[str, Any], description: str = "The answer") -> dict[str
 
 
 @dataclass
-class _Asked:
+class _RunOrQuery:
     """What a path's id names: a run, a query, or both.
 
     Attributes:
@@ -92,10 +92,10 @@ class _Asked:
     identities: frozenset[str | None] | None
 
 
-class Queries:
+class QueryCalls:
     """What the routes do, each in a thread of its own."""
 
-    def __init__(self, runs: Runs, policy: Policy, config: Config, scheduler: Scheduler) -> None:
+    def __init__(self, runs: Runs, policy: Policy, config: Config, scheduler: RunScheduler) -> None:
         self._runs, self._policy, self._config, self._scheduler = runs, policy, config, scheduler
         self._lock = threading.Lock()
         self._planning: set[str] = set()
@@ -126,7 +126,7 @@ class Queries:
                 raise Problem(429, f"{_PLANS} plans are being made, as many as may at a time", headers={"retry-after": "5"})
             self._planning.add(caller.owner)
         try:
-            child = spawned(Task("plan", self._config.model_dump(mode="json"), query=checked.document), answers=True)
+            child = spawned(ProcessTask("plan", self._config.model_dump(mode="json"), query=checked.document), answers=True)
             try:
                 said, _ = child.communicate(timeout=_PLAN_SECONDS)
             except subprocess.TimeoutExpired:
@@ -146,21 +146,21 @@ class Queries:
             raise Problem(500, found["error"])
         raise wrong_fields([FieldError("", found["error"])])
 
-    def find(self, caller: Caller, asked: str) -> _Asked:
+    def find(self, caller: Caller, asked: str) -> _RunOrQuery:
         """What an id names, provided that the caller may see it."""
         if not is_name(asked):
             raise unknown(f"query {asked[:100]!r}")
         runs, admin = self._runs, caller.may("admin")
         if runs.asked(asked, caller.owner) or (admin and runs.order(asked) is not None):
-            return _Asked(asked, asked, runs.query(asked), None if admin else frozenset([runs.identity(asked)]))
+            return _RunOrQuery(asked, asked, runs.query(asked), None if admin else frozenset([runs.identity(asked)]))
         mine = [run for run in runs.of_query(asked) if admin or runs.asked(run, caller.owner)]
         if mine or (admin and self._store.names(query_folder(asked))):
-            return _Asked(asked, mine[-1] if mine else None, asked, None if admin else frozenset(map(runs.identity, mine)))
+            return _RunOrQuery(asked, mine[-1] if mine else None, asked, None if admin else frozenset(map(runs.identity, mine)))
         raise unknown(f"query {asked!r}")
 
-    def state(self, caller: Caller, asked: str | _Asked) -> dict[str, Any]:
+    def state(self, caller: Caller, asked: str | _RunOrQuery) -> dict[str, Any]:
         """How far it is."""
-        found = asked if isinstance(asked, _Asked) else self.find(caller, asked)
+        found = asked if isinstance(asked, _RunOrQuery) else self.find(caller, asked)
         told: dict[str, Any] = {"id": found.id, "query": found.query, "error": None, "exit_code": None, "at": None}
         if found.run is None:
             return told | self._progress(str(found.query))
@@ -270,7 +270,7 @@ class Queries:
         policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
         return HTMLResponse(data, headers={"content-security-policy": policy})
 
-    def news(self, found: _Asked, after: tuple[int, int]) -> tuple[list[tuple[tuple[int, int], dict[str, Any]]], bool]:
+    def news(self, found: _RunOrQuery, after: tuple[int, int]) -> tuple[list[tuple[tuple[int, int], dict[str, Any]]], bool]:
         """What came after these events of a run's and its query's logs, and whether nothing more will."""
         ended = found.run is None or self._runs.ended(found.run) is not None
         own, of_query = after
@@ -302,11 +302,11 @@ class Queries:
 
 
 def query_router(
-    runs: Runs, policy: Policy, config: Config, callers: Callers, scheduler: Scheduler, metrics: Metrics
+    runs: Runs, policy: Policy, config: Config, callers: Callers, scheduler: RunScheduler, metrics: Metrics
 ) -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/v1", tags=["queries"])
-    queries = Queries(runs, policy, config, scheduler)
+    queries = QueryCalls(runs, policy, config, scheduler)
     problems = _described.responses
 
     @router.post(
@@ -369,7 +369,7 @@ def query_router(
     return router
 
 
-def _add_results(router: APIRouter, queries: Queries, callers: Callers, runs: Runs) -> None:
+def _add_results(router: APIRouter, queries: QueryCalls, callers: Callers, runs: Runs) -> None:
     """Add the routes of what a committed query left."""
     problems = _described.responses
     rows = {"type": "object", "required": ["query", "rows"], "properties": {"rows": {"type": "array", "items": {"type": "object"}}}}
@@ -401,7 +401,7 @@ def _add_results(router: APIRouter, queries: Queries, callers: Callers, runs: Ru
         return queries.report(callers.of(request, "read"), id)
 
 
-def _add_events(router: APIRouter, queries: Queries, callers: Callers, config: Config, metrics: Metrics) -> None:
+def _add_events(router: APIRouter, queries: QueryCalls, callers: Callers, config: Config, metrics: Metrics) -> None:
     """Add the route of what happens to a query."""
     streams: Counter[str] = Counter()
     problems = _described.responses
@@ -456,7 +456,7 @@ class _Events(StreamingResponse):
             self._ended()
 
 
-async def _told(queries: Queries, found: _Asked, after: tuple[int, int], still: Callable[[], object]) -> AsyncIterator[bytes]:
+async def _told(queries: QueryCalls, found: _RunOrQuery, after: tuple[int, int], still: Callable[[], object]) -> AsyncIterator[bytes]:
     """The events as they come, and a comment now and then; it ends with the run, or when the token does."""
     waited = 0.0
     try:

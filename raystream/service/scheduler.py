@@ -19,7 +19,7 @@ from pathlib import Path
 from raystream.errors import RaystreamError
 from raystream.service.config import Config
 from raystream.service.metrics import Metrics
-from raystream.service.process import Task
+from raystream.service.process import ProcessTask
 from raystream.service.runs import ROOT, Runs, Waiting
 from raystream.store.lease import Lease
 
@@ -49,7 +49,7 @@ def next_run(
     return min(waits, key=lambda entry: (busy[entry.owner], turns.get(entry.owner, 0), entry.since, entry.run), default=None)
 
 
-class Scheduler:
+class RunScheduler:
     """Starts runs, in a thread of its own once `start` is called.
 
     Args:
@@ -65,7 +65,7 @@ class Scheduler:
         runs: Runs,
         config: Config,
         metrics: Metrics,
-        spawn: Callable[[Task], subprocess.Popen[bytes]] | None = None,
+        spawn: Callable[[ProcessTask], subprocess.Popen[bytes]] | None = None,
         also: Callable[[], object] = lambda: None,
     ) -> None:
         self._runs, self._config, self._metrics, self._also = runs, config, metrics, also
@@ -98,7 +98,7 @@ class Scheduler:
         while (entry := next_run(queue, running, self._turns, self._config.limits.running, self._config.limits.processes)) is not None:
             self._turn += 1
             self._turns[entry.owner] = self._turn
-            self._children[entry.run] = self._spawn(Task("run", self._given, entry.run))
+            self._children[entry.run] = self._spawn(ProcessTask("run", self._given, entry.run))
             self._metrics.add("raystream_runs_started_total")
             running[entry.run] = {other.owner for other in queue if other.run == entry.run}
         self._also()
@@ -149,7 +149,7 @@ class Scheduler:
                         self._woken.clear()
                         self.step()
                         self._woken.wait(pause)
-            except _Ended:
+            except _ServerEnds:
                 return
             except RaystreamError as error:
                 _log.warning("the queue can't be served for now: %s", error)
@@ -160,14 +160,14 @@ class Scheduler:
 
     def _waited(self, seconds: float) -> None:
         if self._ended.wait(seconds):
-            raise _Ended
+            raise _ServerEnds
 
 
-class _Ended(Exception):
+class _ServerEnds(Exception):
     """The server ends while it waits for its turn to schedule."""
 
 
-def spawned(task: Task, *, answers: bool = False) -> subprocess.Popen[bytes]:
+def spawned(task: ProcessTask, *, answers: bool = False) -> subprocess.Popen[bytes]:
     """A process for a task, in a session of its own, so that what ends the server doesn't end it.
 
     Args:

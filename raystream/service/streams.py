@@ -22,8 +22,7 @@ from fastapi.responses import JSONResponse
 
 from raystream.errors import DataError, QueryError, RaystreamError
 from raystream.loop.streams.log import StreamLog
-from raystream.loop.streams.requests import Request as Asked
-from raystream.loop.streams.requests import RequestedRows
+from raystream.loop.streams.requests import RequestedRows, StreamRequest
 from raystream.pool.columns import Column, known_shape
 from raystream.pool.reader import BadRowsError, tensors_of
 from raystream.query.stream import Stream
@@ -109,7 +108,7 @@ class Deciders:
 
 
 @dataclass
-class _Waiting:
+class _WaitingRequest:
     """A request with where its answer goes."""
 
     request: str
@@ -133,11 +132,11 @@ class Decider:
 
     def __init__(self, name: str, config: Config, store: Store, metrics: Metrics) -> None:
         self._name, self._config, self._store, self._metrics = name, config, store, metrics
-        self._queue: queue.Queue[_Waiting | None] = queue.Queue(_WAITING)
+        self._queue: queue.Queue[_WaitingRequest | None] = queue.Queue(_WAITING)
         self._lock = threading.Lock()
-        self._model: _Model | None = None
+        self._model: _StreamModel | None = None
         self._thread: threading.Thread | None = None
-        self._loading: Future[_Model] | None = None
+        self._loading: Future[_StreamModel] | None = None
         self._held = 0
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="raystream-read")
 
@@ -158,7 +157,7 @@ class Decider:
         ids, inputs = model.read(rows)
         answer: Future[dict[str, Any]] = Future()
         asked = hashlib.sha256(json.dumps(rows, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
-        waiting = _Waiting(request, asked, ids, inputs, answer)
+        waiting = _WaitingRequest(request, asked, ids, inputs, answer)
         with self._lock:
             full = self._queue.full() or (self._held and self._held + waiting.bytes > _WAITING_BYTES)
             if not full:
@@ -179,7 +178,7 @@ class Decider:
         if model is not None:
             model.close()
 
-    def load(self) -> Future[_Model]:
+    def load(self) -> Future[_StreamModel]:
         """Load the model in a thread of its own, unless that was begun."""
         with self._lock:
             if self._loading is None:
@@ -187,7 +186,7 @@ class Decider:
                 threading.Thread(target=self._load, args=(self._loading,), name="raystream-load", daemon=True).start()
             return self._loading
 
-    def _loaded(self) -> _Model:
+    def _loaded(self) -> _StreamModel:
         loading = self.load()
         if not loading.done():
             raise Problem(503, "the stream's model is being loaded", headers={"retry-after": "1"})
@@ -199,9 +198,9 @@ class Decider:
         _log.error("stream %s can't be decided on: %s", self._name, error)
         raise Problem(503, f"stream {self._name} can't be decided on; the server's log says why", headers={"retry-after": "30"})
 
-    def _load(self, loading: Future[_Model]) -> None:
+    def _load(self, loading: Future[_StreamModel]) -> None:
         try:
-            model = _Model(self._name, self._config, self._store)
+            model = _StreamModel(self._name, self._config, self._store)
         except BaseException as error:
             loading.set_exception(error)
             return
@@ -211,7 +210,7 @@ class Decider:
             self._thread.start()
         loading.set_result(model)
 
-    def _go(self, model: _Model) -> None:
+    def _go(self, model: _StreamModel) -> None:
         while (first := self._queue.get()) is not None:
             batch, rows, ends = [first], len(first.ids), False
             while rows < BATCH_ROWS:
@@ -234,7 +233,7 @@ class Decider:
             if ends:
                 return
 
-    def _answer(self, model: _Model, batch: list[_Waiting]) -> None:
+    def _answer(self, model: _StreamModel, batch: list[_WaitingRequest]) -> None:
         """Decide on some requests; where that fails for all of them, on each by itself, so that one can't spoil the others."""
         try:
             answers = model.decide(batch)
@@ -254,7 +253,7 @@ class Decider:
                 waiting.answer.set_result(answer)
 
 
-class _Model:
+class _StreamModel:
     """A stream's model, loaded, with what was decided so far.
 
     Attributes:
@@ -313,7 +312,7 @@ class _Model:
         except DataError as error:
             raise wrong_fields([FieldError("rows", str(error))]) from None
 
-    def decide(self, batch: list[_Waiting]) -> list[dict[str, Any] | QueryError]:
+    def decide(self, batch: list[_WaitingRequest]) -> list[dict[str, Any] | QueryError]:
         """The answers, once all of their decisions are in the log."""
         inputs = tuple(np.concatenate(some) for some in zip(*(waiting.inputs for waiting in batch), strict=True))
         found = self._worker.score_rows(inputs)
@@ -325,7 +324,7 @@ class _Model:
         for waiting in batch:
             here = slice(at, at := at + len(waiting.ids))
             requests.append(
-                Asked(waiting.request, waiting.asked, waiting.ids, scores[here], None if vectors is None else vectors[here])
+                StreamRequest(waiting.request, waiting.asked, waiting.ids, scores[here], None if vectors is None else vectors[here])
             )
         answers = self._rows.decide(requests)
         progress = self._rows.progress

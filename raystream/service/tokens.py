@@ -65,7 +65,7 @@ def new_token(owner: str, scope: Scope, ends: datetime | None) -> tuple[str, str
 
 
 @dataclass(frozen=True)
-class _Line:
+class _TokenLine:
     caller: Caller
     ends: datetime | None
     digest: str
@@ -82,7 +82,7 @@ class Tokens:
         self._path = Path(path).expanduser()
         self._lock = threading.Lock()
         self._seen: tuple[int, int, int] | None = None
-        self._lines: tuple[_Line, ...] = ()
+        self._lines: tuple[_TokenLine, ...] = ()
         self._lines, self._seen = self._read()
 
     def caller(self, token: str, now: datetime) -> Caller | None:
@@ -91,7 +91,7 @@ class Tokens:
         Every line is compared, each in a time that doesn't depend on where it differs.
         """
         digest = _digest(token) if _TOKEN.fullmatch(token) else "0" * 64
-        found: _Line | None = None
+        found: _TokenLine | None = None
         for line in self._now():
             if hmac.compare_digest(line.digest, digest):
                 found = line
@@ -99,7 +99,7 @@ class Tokens:
             return None
         return found.caller
 
-    def _now(self) -> tuple[_Line, ...]:
+    def _now(self) -> tuple[_TokenLine, ...]:
         with self._lock:
             try:
                 if _stamp(os.stat(self._path)) != self._seen:
@@ -108,7 +108,7 @@ class Tokens:
                 self._lines, self._seen = (), None
             return self._lines
 
-    def _read(self) -> tuple[tuple[_Line, ...], tuple[int, int, int]]:
+    def _read(self) -> tuple[tuple[_TokenLine, ...], tuple[int, int, int]]:
         try:
             with self._path.open(encoding="utf-8") as file:
                 stamp = _stamp(os.fstat(file.fileno()))
@@ -118,7 +118,7 @@ class Tokens:
             raise QueryError(f"tokens {self._path} can't be read: {reason}; make a line by raystream token") from None
         return tuple(line for number, row in enumerate(text.splitlines(), 1) if (line := self._line(row.strip(), number))), stamp
 
-    def _line(self, text: str, number: int) -> _Line | None:
+    def _line(self, text: str, number: int) -> _TokenLine | None:
         if not text or text.startswith("#"):
             return None
         match = _LINE.fullmatch(text)
@@ -128,7 +128,7 @@ class Tokens:
                 "sha256:…; raystream token prints such a line"
             )
         scope: Scope = match["scope"]  # type: ignore[assignment]
-        return _Line(Caller(match["owner"], scope), self._time(match["ends"], number), match["digest"])
+        return _TokenLine(Caller(match["owner"], scope), self._time(match["ends"], number), match["digest"])
 
     def _time(self, text: str, number: int) -> datetime | None:
         if text == "never":

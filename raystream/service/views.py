@@ -29,7 +29,7 @@ from raystream.report.stored import pool_scores, stored_pool
 from raystream.report.text import constraints_met, describe_model
 from raystream.service.batch_rows import batch_rows, one_row, shown_inputs
 from raystream.service.plain import ids, plain
-from raystream.service.pool_sample import NEAR, POINTS, Nearest, PoolSample, nearest_chosen, pool_sample, predictions_of
+from raystream.service.pool_sample import NEAR, POINTS, NearestChosen, PoolSample, nearest_chosen, pool_sample, predictions_of
 from raystream.store.events import RunState, run_state
 from raystream.store.manifest import Manifest
 from raystream.store.protocol import Entry, Store
@@ -50,7 +50,7 @@ Data = dict[str, Any]
 _Value = TypeVar("_Value")
 
 
-class Kept:
+class RecentValues:
     """The values that were asked for last, each made once, however many ask for it at the same time."""
 
     def __init__(self, count: int) -> None:
@@ -94,7 +94,7 @@ class Views:
     def __init__(self, store: Store, points: int = POINTS) -> None:
         self.store, self._points = store, points
         self._lines: dict[str, tuple[Hashable, Data, bool]] = {}
-        self._kept, self._maps = Kept(_KEPT), Kept(_MAPS)
+        self._kept, self._maps = RecentValues(_KEPT), RecentValues(_MAPS)
 
     # the list
 
@@ -279,7 +279,7 @@ class Views:
         places = np.flatnonzero(sample.ranks == rank)
         if not len(places):
             return {"missing": "The embedding of this row is not among those that are looked at."}
-        nearest: Nearest = self._maps.get(
+        nearest: NearestChosen = self._maps.get(
             (name, self.version(name), "nearest"), lambda: nearest_chosen(result, sample, VectorFiles(self.store, checked=False))
         )
         found = nearest.rows_of(int(places[0]))

@@ -88,7 +88,7 @@ class Reclaimed:
 
 
 @dataclass(frozen=True)
-class _Queries:
+class _QueriesByFate:
     """The queries of a store, by what becomes of them, and the keys that those which stay need."""
 
     committed: tuple[str, ...]
@@ -206,8 +206,8 @@ def _now(store: Store, *, needed: bool) -> float:
         return time.time()
 
 
-def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _Queries:
-    found = _Queries((), {}, {}, (), _Needed(), [], set(), set())
+def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _QueriesByFate:
+    found = _QueriesByFate((), {}, {}, (), _Needed(), [], set(), set())
     committed, running, planning = [], [], False
     for name, files in _by_folder(store.walk("queries"), depth=1).items():
         alive = is_alive(files, now)
@@ -317,7 +317,7 @@ def _by_folder(files: Iterable[Entry], depth: int) -> dict[str, list[Entry]]:
     return folders
 
 
-def _add_plan(found: _Queries, store: Store, name: str, labelled: Sequence[str] = ()) -> None:
+def _add_plan(found: _QueriesByFate, store: Store, name: str, labelled: Sequence[str] = ()) -> None:
     """Note what a query needs: the outputs that its plan names of its units, and of those over labelled rows."""
     plan = read_plan(store, name)
     outputs, keys = plan_outputs(plan.schema), Keys.of_column(plan.column("key"))

@@ -36,7 +36,7 @@ class Followed:
         self.heard, self.now = Heard(), 0.0
         monkeypatch.setattr(session.time, "perf_counter", lambda: self.now)
         store: Any = SimpleNamespace(append=lambda *_: None)
-        self.progress = session._Progress(store, self.heard, "queries/q")
+        self.progress = session._ProgressLog(store, self.heard, "queries/q")
 
     def begin(self, seconds: float, *rows: int) -> None:
         """Further units, of so many rows."""

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from raystream.service.config import Config, Limits
 from raystream.service.metrics import Metrics
 from raystream.service.policy import Checked
-from raystream.service.process import Task
+from raystream.service.process import ProcessTask
 from raystream.service.runs import Runs, Waiting
-from raystream.service.scheduler import Scheduler, next_run
+from raystream.service.scheduler import RunScheduler, next_run
 from raystream.store.opening import open_store
 
 
@@ -38,7 +38,7 @@ class Machine:
         self.started: list[str] = []
         self.children: dict[str, Child] = {}
 
-    def spawn(self, task: Task) -> Any:
+    def spawn(self, task: ProcessTask) -> Any:
         self.started.append(task.run)
         self.children[task.run] = Child()
         return self.children[task.run]
@@ -59,12 +59,12 @@ class Clock:
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[..., tuple[Runs, Scheduler, Machine]]:
-    def made(**limits: int) -> tuple[Runs, Scheduler, Machine]:
+def make(tmp_path: Path) -> Callable[..., tuple[Runs, RunScheduler, Machine]]:
+    def made(**limits: int) -> tuple[Runs, RunScheduler, Machine]:
         config = Config(store={"uri": str(tmp_path / "runs")}, limits=limits)
         runs = Runs(open_store(config.store.uri), config.limits, Clock())
         machine = Machine()
-        return runs, Scheduler(runs, config, Metrics(), machine.spawn), machine
+        return runs, RunScheduler(runs, config, Metrics(), machine.spawn), machine
 
     return made
 

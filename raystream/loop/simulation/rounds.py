@@ -53,7 +53,7 @@ class Contender:
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class RevealedPool:
     """Rows of which every label is known.
 
     Attributes:
@@ -118,7 +118,7 @@ class Played:
 
 
 def play(
-    pool: Pool,
+    pool: RevealedPool,
     test: TrainingRows,
     campaign: Campaign,
     contender: Contender,
@@ -157,7 +157,7 @@ def play(
         if number == 1 and start is not None:
             batch, strategy, why = start, "", ""
         else:
-            seen = _Rows(pool, campaign, np.flatnonzero(free), labelled, model)
+            seen = _RowsInView(pool, campaign, np.flatnonzero(free), labelled, model)
             batch, strategy, why = seen.batch(campaign.start if number == 1 else contender, budget, seed_of(seed, number, _CHOICE))
         chosen = time.perf_counter()
         if not len(batch):
@@ -172,7 +172,7 @@ def play(
             return history
 
 
-def ceiling(pool: Pool, test: TrainingRows, campaign: Campaign, seed: int, *, among: Indices | None = None) -> dict[str, float]:
+def ceiling(pool: RevealedPool, test: TrainingRows, campaign: Campaign, seed: int, *, among: Indices | None = None) -> dict[str, float]:
     """Return the metrics of the same trainer on all labels."""
     rows = np.arange(len(pool.rows)) if among is None else among
     model = _train(pool.rows, campaign, rows, None, seed_of(seed, _CEILING))
@@ -244,7 +244,7 @@ def _by_name(found: dict[str, float], metrics: Sequence[str], named: Sequence[An
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
+class _RowsInView:
     """What a strategy may see of the rows before a round.
 
     Attributes:
@@ -253,7 +253,7 @@ class _Rows:
         model: of the last round; None before the first, and of one class alone.
     """
 
-    pool: Pool
+    pool: RevealedPool
     campaign: Campaign
     free: Indices
     labelled: Indices

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from raystream.errors import QueryError
 from raystream.loop.streams.decisions import StreamState
-from raystream.loop.streams.log import Progress, StreamLog
+from raystream.loop.streams.log import StreamLog, StreamProgress
 from raystream.query.stream import Stream
 
 _REQUESTS = "raystream.requests"
@@ -27,7 +27,7 @@ _MERGED = 4096
 
 
 @dataclass(frozen=True)
-class Request:
+class StreamRequest:
     """Rows to be decided on.
 
     Attributes:
@@ -59,17 +59,17 @@ class RequestedRows:
         self._stream, self._log, self._model, self._classes = stream, log, model, classes
         self._known = _Seen()
         self._read = 0
-        self._progress = Progress()
+        self._progress = StreamProgress()
         self._saved: Mapping[str, Any] = {}
         self._state: StreamState | None = None
         self._catch_up()
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> StreamProgress:
         """How far the stream has come."""
         return self._progress
 
-    def decide(self, requests: Sequence[Request]) -> list[pa.Table | QueryError]:
+    def decide(self, requests: Sequence[StreamRequest]) -> list[pa.Table | QueryError]:
         """Return the decisions on each request, once they are in the log.
 
         Returns:
@@ -93,7 +93,7 @@ class RequestedRows:
                 continue
             return [answers[place] if place in answers else found[request.id] for place, request in enumerate(requests)]
 
-    def _decide(self, requests: Sequence[Request]) -> dict[str, pa.Table | QueryError] | None:
+    def _decide(self, requests: Sequence[StreamRequest]) -> dict[str, pa.Table | QueryError] | None:
         """Return the decisions on new requests, by their ids; None if somebody else's are in the log instead."""
         state, progress = self._now()
         self._state = None  # it goes on with these rows, and is the log's again once they are in it
@@ -115,14 +115,14 @@ class RequestedRows:
         self._known.add([(request.id, committed.parts) for request in requests])
         return {request.id: table for request, table in zip(requests, tables, strict=True)}
 
-    def _now(self) -> tuple[StreamState, Progress]:
+    def _now(self) -> tuple[StreamState, StreamProgress]:
         """Find what decisions go on from; another model than the last begins another epoch."""
         progress, anew = self._progress, self._progress.model != self._model
         if self._state is None or anew:
             self._state = StreamState.of(self._stream, self._classes, self._saved, anew)
         return self._state, replace(progress, epoch=progress.epoch + 1, model=self._model) if anew else progress
 
-    def _table(self, request: Request, state: StreamState, epoch: int) -> pa.Table:
+    def _table(self, request: StreamRequest, state: StreamState, epoch: int) -> pa.Table:
         before = state.sampler.seen
         found = state.decide(request.scores, request.vectors, None)
         count = len(request.ids)
@@ -137,7 +137,7 @@ class RequestedRows:
             }
         )
 
-    def _answered(self, request: Request) -> pa.Table | QueryError | None:
+    def _answered(self, request: StreamRequest) -> pa.Table | QueryError | None:
         """Return what was decided on a request of this id, if it was."""
         for part in self._known.parts(request.id):
             file = self._log.part(part)
@@ -190,5 +190,5 @@ def _requests(schema: pa.Schema) -> list[tuple[str, str, int]]:
     return [(known, asked, rows) for known, asked, rows in json.loads((schema.metadata or {}).get(_REQUESTS.encode(), b"[]"))]
 
 
-def _taken(request: Request) -> QueryError:
+def _taken(request: StreamRequest) -> QueryError:
     return QueryError(f"request_id {request.id!r} was another request's; give each its own")

@@ -156,7 +156,7 @@ class Gradients:
     def bounds(self, centres: Vectors) -> Callable[[], Bound]:
         """See `Geometry`."""
         starts = range(0, len(centres[0]), CENTRES_AT_ONCE)
-        chunks = [_Centres(self, (centres[0][i : i + CENTRES_AT_ONCE], centres[1][i : i + CENTRES_AT_ONCE])) for i in starts]
+        chunks = [_CentreOperands(self, (centres[0][i : i + CENTRES_AT_ONCE], centres[1][i : i + CENTRES_AT_ONCE])) for i in starts]
         widest = max(len(chunk.v_operand) for chunk in chunks)
         step = max(_PRODUCTS // widest // 256, 1) * 256
 
@@ -247,7 +247,7 @@ class _Dots:
         return result
 
 
-class _Centres:
+class _CentreOperands:
     """Centres as operands of the three products, and what bounding a pair needs of each."""
 
     def __init__(self, geometry: Gradients, x: Vectors) -> None:

@@ -27,7 +27,7 @@ _FEWEST = 64
 
 
 @dataclass(frozen=True)
-class Chosen:
+class WeightedRows:
     """`rows` (b,) int64 in descending weight of their clusters; `gain` (b,) float64, those weights; how often all rows were read."""
 
     rows: Array
@@ -83,13 +83,13 @@ def cluster(
     memory: int = DEFAULT_MEMORY,
     constraints: Constraints | None = None,
     one_level: int = ONE_LEVEL,
-) -> Chosen:
+) -> WeightedRows:
     """`k_means` over rows wherever they are, passing over those that `constraints` block."""
     n = len(shards)
     k = min(k, n)
     checked = _weights(weight, n)
     if k <= 0:
-        return Chosen(np.empty(0, dtype=np.int64), np.empty(0))
+        return WeightedRows(np.empty(0, dtype=np.int64), np.empty(0))
     rows = clustered(shards, memory, "k_means")
     centres = rows.take() if k == n else fit_centres(rows, checked, k, seed, iterations, one_level)
     nearest = rows.nearest(centres)
@@ -104,7 +104,7 @@ def _weights(weight: Array | None, n: int) -> Array:
     return checked if checked.any() else np.ones(n)
 
 
-def _chosen(x: Clustered, centres: Array, nearest: Array, weight: Array, constraints: Constraints | None) -> Chosen:
+def _chosen(x: Clustered, centres: Array, nearest: Array, weight: Array, constraints: Constraints | None) -> WeightedRows:
     """For each centre in descending weight of its cluster, (k,) float64, a row that is neither used nor blocked."""
     order = np.argsort(-weight, kind="stable")
     squared = x.squared_to_own(centres, nearest)
@@ -119,7 +119,7 @@ def _chosen(x: Clustered, centres: Array, nearest: Array, weight: Array, constra
         if row is None:
             break
         rows.append(row)
-    return Chosen(np.asarray(rows, dtype=np.int64), weight[order[: len(rows)]], x.passes)
+    return WeightedRows(np.asarray(rows, dtype=np.int64), weight[order[: len(rows)]], x.passes)
 
 
 class _Unused:
@@ -128,7 +128,7 @@ class _Unused:
     def __init__(self, x: Clustered, centres: Array, constraints: Constraints | None) -> None:
         self._x, self._centres, self._constraints = x, centres, constraints
         self._gone = np.zeros(len(x), dtype=bool)  # taken or blocked: what is blocked stays so
-        self._near: _Near | _NearSpread | None = None
+        self._near: _ClosestRows | _NearSpread | None = None
 
     def first(self, rows: Array) -> int | None:
         """The first of `rows` (int64) that can be taken, which it is from now on."""
@@ -152,7 +152,7 @@ class _Unused:
     def nearest(self, place: int) -> int | None:
         """The nearest row to the centre in this place that can be taken."""
         if self._near is None:
-            self._near = _NearSpread(self._x, self._centres) if isinstance(self._x, Spread) else _Near(self._x.take(), self._centres)
+            self._near = _NearSpread(self._x, self._centres) if isinstance(self._x, Spread) else _ClosestRows(self._x.take(), self._centres)
         while (close := self._near.closest(place, self._gone)) is not None:
             row = self.first(np.asarray([close]))
             if row is not None:
@@ -178,7 +178,7 @@ class _NearSpread:
         return int(self._rows[0]) if len(self._rows) else None
 
 
-class _Near:
+class _ClosestRows:
     """The rows nearest to a centre, of rows in memory: products of some centres at a time with all rows leave few to be looked at."""
 
     def __init__(self, x: Array, centres: Array) -> None:

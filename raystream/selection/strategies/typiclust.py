@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from raystream.selection.arguments import checked_seed, count, labelled_of, rows_of
-from raystream.selection.clustered import Clustered, Held, clustered, taken
+from raystream.selection.clustered import Clustered, HeldRows, clustered, taken
 from raystream.selection.clusters import clusters as fit_clusters
 from raystream.selection.constraints import Constraints
 from raystream.selection.nearest import near_bounds, pair_distances
@@ -75,7 +75,7 @@ def densest(x: Array | Clustered, group: Array, neighbours: int) -> Iterator[tup
     if count < 1:
         yield from ((int(row), math.inf) for row in group)
         return
-    rows = Held(x) if isinstance(x, np.ndarray) else x
+    rows = HeldRows(x) if isinstance(x, np.ndarray) else x
     whole = len(group) <= _WHOLE
     low = np.zeros(len(group)) if whole else _lower_bounds(rows.take(group), count)
     order = np.argsort(low, kind="stable")
@@ -209,7 +209,7 @@ def _typical(
     covered = np.zeros(len(found.size), dtype=np.int64)
     if len(labelled):
         covered += np.bincount(assign(as_rows(labelled), found.centres).nearest, minlength=len(covered))
-    parts = _Parts(x, found.members(), neighbours, seed)
+    parts = _ClusterRows(x, found.members(), neighbours, seed)
     rows: list[int] = []
     gain: list[float] = []
     for small in (False, True):
@@ -228,7 +228,7 @@ def _typical(
     return Picked(np.asarray(rows, dtype=np.int64), np.asarray(gain, dtype=np.float64), passes=x.passes, facts=facts)
 
 
-class _Parts:
+class _ClusterRows:
     """The clusters' rows, the densest of each first; a cluster is looked into when it is first needed, or shortly before."""
 
     def __init__(self, x: Clustered, members: list[Array], neighbours: int, seed: int) -> None:
