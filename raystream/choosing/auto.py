@@ -12,7 +12,7 @@ PICKED, WHY = "strategy", "strategy_why"
 
 
 def with_strategy(query: Query, pool: ScoredPool, covered: LabelledRows) -> tuple[Query, dict[str, str]]:
-    """The query with the strategy that is picked in place of `auto`, and the facts of it; any other query as it is.
+    """Return the query with the strategy that is picked in place of `auto`, and the facts of it; any other query as it is.
 
     Args:
         query: as asked.

@@ -83,7 +83,7 @@ def choose_batch(query: Query, columns: PoolColumns, covered: LabelledRows, acto
 
 
 def selection_table(query: Query, columns: PoolColumns, picked: np.ndarray, chosen: Chosen) -> pa.Table:
-    """The ranked table of a selection; its columns are part of the public contract."""
+    """Make the ranked table of a selection; its columns are part of the public contract."""
     pool = columns.pool
     more, score = _stored_columns(query, pool, picked), query.acquire.column
     places = pool.places(picked)
@@ -163,12 +163,12 @@ def _stored_columns(query: Query, pool: ScoredPool, picked: np.ndarray) -> pa.Ta
 
 
 def _nullable(values: np.ndarray) -> pa.Array:
-    """NaN stands for no value."""
+    """Return the values with null in place of NaN."""
     return pa.array(values, pa.float64(), from_pandas=True)
 
 
 def users_strategy(source: str) -> Strategy:
-    """The function `module:attribute` that `select.strategy` names.
+    """Import the function `module:attribute` that `select.strategy` names.
 
     Raises:
         QueryError: it can't be imported, or isn't a function.

@@ -93,7 +93,7 @@ class _ComparedQuery:
         return "integers" if pa.types.is_integer(type_) else "strings" if text else "bytes"
 
     def column(self, name: str, ids: Sequence[object]) -> pa.Array:
-        """A column of the selection at these ids; null where the query didn't choose the row."""
+        """Return a column of the selection at these ids; null where the query didn't choose the row."""
         if name not in self.table.column_names:
             return pa.nulls(len(ids))
         places = pa.array([self.places.get(value) for value in ids], pa.int64())
@@ -101,7 +101,7 @@ class _ComparedQuery:
         return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
     def scores_of(self, other: _ComparedQuery, ids: Sequence[object]) -> dict[object, float | None]:
-        """The scores that this query gave to rows that the other one chose, of those that it scored; None where it gives none."""
+        """Find the scores that this query gave to rows that the other one chose, of those that it scored; None where it gives none."""
         resolved = self.manifest.resolved
         score = column_of(resolved["acquire"]["score"]) if self.manifest.gives_scores else None
         ranks = [other.places[value] for value in ids]
@@ -117,7 +117,7 @@ class _ComparedQuery:
         return found
 
     def _units_of(self, wanted: Mapping[tuple[str, int], object]) -> Iterator[tuple[str, pa.Table]]:
-        """The stored rows of the units that hold rows at these paths and places, with the paths."""
+        """Read the stored rows of the units that hold rows at these paths and places, and yield them with the paths."""
         if not wanted:
             return
         plan = read_plan(self._store, self.manifest.query)
@@ -137,7 +137,7 @@ class _ComparedQuery:
                 yield paths[path_of[place]], table
 
     def labelled(self, ids: Sequence[object]) -> np.ndarray | None:
-        """(n,) whether each of some ids had a label; None where that isn't known any more."""
+        """Return (n,) whether each of some ids had a label; None where that isn't known any more."""
         if self.manifest.labelled_digest is None:
             return np.zeros(len(ids), bool)
         pool = Query(**as_given(self.manifest.resolved)).pool
@@ -155,7 +155,7 @@ _NONE = object()
 
 
 def _rows(a: _ComparedQuery, b: _ComparedQuery) -> tuple[pa.Table, RowChanges]:
-    """The rows that either chose, and how many of which sort there are."""
+    """Return the rows that either chose, and how many of which sort there are."""
     only_a = [value for value in a.places if value not in b.places]
     only_b = [value for value in b.places if value not in a.places]
     ids = [*a.places, *only_b]
@@ -186,7 +186,7 @@ def _rows(a: _ComparedQuery, b: _ComparedQuery) -> tuple[pa.Table, RowChanges]:
 
 
 def _of_type(ids: Sequence[object], a: _ComparedQuery, b: _ComparedQuery) -> pa.Array:
-    """Ids of both as a column of A's type, or where that doesn't hold them, B's."""
+    """Return ids of both as a column of A's type, or where that doesn't hold them, B's."""
     try:
         return pa.array(ids, a.ids.type)
     except (pa.ArrowInvalid, OverflowError):

@@ -129,7 +129,7 @@ class ProcessRounds:
         self._bytes: list[int] = []
 
     def spread(self, factory: Factory, args: Sequence[tuple[Any, ...]]) -> Pieces:
-        """A set of pieces, `factory(*args[i])` in process i; a `raystream.selection.Spread`."""
+        """Make a set of pieces, `factory(*args[i])` in process i; a `raystream.selection.Spread`."""
         number = len(self._log)
         made = self._prepare(number, None, (factory,), args)
         self._log.append([])
@@ -212,7 +212,7 @@ class Actors(Protocol):
     """Where selection actors come from. None is started until they are asked for."""
 
     def selection_actors(self, most: int) -> AbstractContextManager[ProcessRounds]:
-        """Up to so many, which end with the block."""
+        """Bring up to so many actors, which end with the block."""
 
 
 @dataclass(frozen=True)
@@ -224,13 +224,13 @@ class CandidateEmbeddings:
 
 
 def memory_of(query: Query) -> int:
-    """Bytes of embeddings that one process may hold."""
+    """Return the bytes of embeddings that one process may hold."""
     return DEFAULT_MEMORY if query.select.memory == "auto" else query.select.memory
 
 
 @contextmanager
 def held_embeddings(query: Query, pool: ScoredPool, candidates: np.ndarray | None, actors: Actors) -> Iterator[CandidateEmbeddings]:
-    """The embeddings of these rows of the pool, ascending; of all rows for None. Actors end with the block.
+    """Hold the embeddings of these rows of the pool, ascending; of all rows for None. Actors end with the block.
 
     Actors are for strategies that work on stretches of rows, once the working copy is larger than a process may hold.
     There are as many as it takes, or as the cluster has room for; what they then can't hold, they stream from the store.

@@ -134,7 +134,7 @@ def _pull(url: str, tool: str, out: str, store: Store, query: str | None, method
 
 
 def _server(tool: str, url: str, option: str) -> LabelStudio | Cvat:
-    """The server, with the token that the environment holds."""
+    """Return the server, with the token that the environment holds."""
     from raystream.labels.cvat import Cvat
     from raystream.labels.label_studio import LabelStudio
     from raystream.labels.server import TOKENS, Token

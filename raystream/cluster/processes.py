@@ -48,7 +48,7 @@ class Processes:
             disconnect()
 
     def workers(self, job: ScoringJob, rows: int, size: int) -> tuple[Executor, int]:
-        """An executor for so many rows and bytes, and how many workers to keep alive in it."""
+        """Make an executor for so many rows and bytes, and say how many workers to keep alive in it."""
         cluster = self._cluster
         if cluster.address == "in_process":
             self._reporter.stage("Loading the model")
@@ -67,7 +67,7 @@ class Processes:
         return ActorPool(job, cluster), worker_count(cluster, grows=not own)
 
     def selection_actors(self, most: int) -> AbstractContextManager[ProcessRounds]:
-        """Up to so many selection actors, which end with the block.
+        """Bring up to so many selection actors, which end with the block.
 
         Raises:
             ClusterError: there is no cluster, or it has no room for a single actor.

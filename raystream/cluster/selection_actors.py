@@ -32,14 +32,14 @@ class _SelectionActor:
         self._host = Host()
 
     def ready(self) -> None:
-        """Answers once the actor is placed."""
+        """Answer once the actor is placed."""
 
     def pid(self) -> int:
         """Return the id of the actor's process, for those who want to end it."""
         return os.getpid()
 
     def run(self, steps: Sequence[Step], *common: bytes) -> bytes:
-        """`Host.run`; the common arguments come by themselves, for Ray looks for its objects in no list."""
+        """Call `Host.run`; the common arguments come by themselves, for Ray looks for its objects in no list."""
         torch.set_num_threads(self._threads)
         return self._host.run([Step(step.pieces, step.method, data, step.apart) for step, data in zip(steps, common, strict=True)])
 
@@ -123,7 +123,7 @@ def _outcome(ref: Any) -> bytes | Lost:
 
 @contextmanager
 def selection_actors(cluster: Cluster, count: int) -> Iterator[ProcessRounds]:
-    """Up to `count` selection actors on the Ray that this process is connected to; they end with the block."""
+    """Bring up to `count` selection actors on the Ray that this process is connected to; they end with the block."""
     places = _ActorHosts(cluster)
     try:
         places.start(count)

@@ -227,7 +227,7 @@ class Query(Part):
         return cls(**{str(key): value for key, value in data.items() if key not in LOOP_SECTIONS})
 
     def to_yaml(self) -> str:
-        """The query as YAML, as far as it was given; `load` reads it back."""
+        """Write the query as YAML, as far as it was given; `load` reads it back."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
 
 

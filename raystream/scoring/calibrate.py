@@ -57,7 +57,7 @@ class QueryCalibration:
 
 
 def fitted_temperature(query: Query, reporter: Reporter, processes: WorkerSource, *, may_score: bool = True) -> QueryCalibration | None:
-    """The temperature that the query asks to be fitted; None if it gives a number.
+    """Fit the temperature, if the query asks for that; return None if it gives a number.
 
     Args:
         query: as asked.
@@ -90,7 +90,7 @@ def fitted_temperature(query: Query, reporter: Reporter, processes: WorkerSource
 
 
 def known_temperature(query: Query) -> Calibration | None:
-    """The query's fit, if it was made before; None as well where nothing is to be fitted."""
+    """Return the query's fit, if it was made before; None as well where nothing is to be fitted."""
     if not query.model.calibration_files:
         return None
     rows = _calibration_set(query, look_only=True)
@@ -203,7 +203,7 @@ def _doubts(temperature: float, at_bound: bool, error: float | None, rows: int) 
 
 
 def _no_gain(before: float, after: float) -> list[str]:
-    """A warning if confidence is not nearer to what it says, though the labels are likelier."""
+    """Warn if confidence is not nearer to what it says, though the labels are likelier."""
     if after <= before:
         return []
     return [
@@ -213,7 +213,7 @@ def _no_gain(before: float, after: float) -> list[str]:
 
 
 def _labelled(places: Places) -> np.ndarray:
-    """(n,) bool: not where a file says that a row was skipped or rejected, or is a draft or deleted."""
+    """Tell (n,) bool which rows are labelled: not where a file says that a row was skipped or rejected, or is a draft or deleted."""
     mask = np.ones(len(places), dtype=bool)
     for number, file in enumerate(places.files):
         rows = labelled_rows(file)

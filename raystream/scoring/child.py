@@ -93,7 +93,7 @@ class InChild:
 
 
 def _kills_for_memory() -> int:
-    """How often the kernel has ended a process of this container for its memory; 0 where it doesn't say."""
+    """Count how often the kernel has ended a process of this container for its memory; 0 where it doesn't say."""
     try:
         words = _MEMORY_EVENTS.read_text().split()
     except OSError:

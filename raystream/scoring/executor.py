@@ -99,7 +99,7 @@ _ENDING_SECONDS = 1.0
 
 
 def now_and_then(say: Callable[[int], None], every: float = GOES_ON_SECONDS) -> Callable[[int], None]:
-    """The same, but the first time at once and then only once in so many seconds."""
+    """Make what calls `say` the first time at once, and then only once in so many seconds."""
     last = float("-inf")
 
     def say_if_time(rows: int) -> None:
@@ -132,7 +132,7 @@ class WorkerSource(Protocol):
     """Where workers run. Nothing is started until they are asked for."""
 
     def workers(self, job: ScoringJob, rows: int, size: int) -> tuple[Executor, int]:
-        """An executor for so many rows and bytes, and others that may come, and how many workers to keep alive in it."""
+        """Make an executor for so many rows and bytes, and others that may come, and say how many workers to keep alive in it."""
 
 
 class InProcess:
@@ -168,7 +168,7 @@ class InProcess:
         return events
 
     def drop(self, unit: int) -> None:
-        """A unit that was assigned is another's now: it is abandoned before its next batch, unless it has ended."""
+        """Abandon a unit that was assigned, since it is another's now, before its next batch, unless it has ended."""
         self._dropped.add(unit)
 
     def leave(self) -> None:
@@ -221,7 +221,7 @@ class InProcess:
         self._inboxes[worker].put(None)  # for the threads beside
 
     def _follow(self, worker: int, unit: int) -> Callable[[int], None]:
-        """Tells of a unit's rows, and ends it where the workers are to end."""
+        """Make what tells of a unit's rows, and ends it where the workers are to end."""
         say = now_and_then(lambda rows: self._events.put(UnitGoesOn(worker, unit, rows)))
 
         def follow(rows: int) -> None:
@@ -335,7 +335,7 @@ def _tell(scheduler: Scheduler, event: Event, keep_going: bool) -> list[Instruct
 
 
 def _by_deaths(instruction: Instruction) -> Instruction:
-    """The end of a run whose workers die before they are ready is no defect of the model's, nor of ours."""
+    """Say of the end of a run whose workers die before they are ready that it is no defect of the model's, nor of ours."""
     if not isinstance(instruction, Abort):
         return instruction
     return Abort(

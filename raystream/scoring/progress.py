@@ -54,7 +54,7 @@ class Meter:
         self._samples: deque[tuple[float, int]] = deque()
 
     def rate(self, rows: int, seconds: float) -> float | None:
-        """Rows a second, once so many are behind after so many seconds, neither of which ever shrinks by much."""
+        """Compute rows a second, once so many are behind after so many seconds, neither of which ever shrinks by much."""
         while len(self._samples) > 1 and self._samples[1][0] <= seconds - WINDOW_SECONDS:
             self._samples.popleft()
         if not self._samples or seconds - self._samples[-1][0] >= _SAMPLE_SECONDS:
@@ -69,10 +69,10 @@ class Reporter(Protocol):
     """Hears what a run tells while it goes on. What the run waits for, such as a store that is away, it logs as `raystream`'s."""
 
     def stage(self, text: str) -> None:
-        """A new stage has begun."""
+        """Tell that a new stage has begun."""
 
     def units(self, progress: Progress) -> None:
-        """Units are being scored, and it is so far."""
+        """Tell that units are being scored, and how far that is."""
 
 
 class Silent:
@@ -94,7 +94,7 @@ class Lines:
         print(text, file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line of its own."""
         print(text, file=sys.stderr, flush=True)
 
     def units(self, progress: Progress) -> None:
@@ -132,7 +132,7 @@ class Bar:
         self._progress.reset(self._task, total=None, description=text, units="", pace="")
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a line of its own, above the bar."""
         self._progress.console.print(text, markup=False, highlight=False)
 
     def units(self, progress: Progress) -> None:

@@ -99,7 +99,7 @@ class Session:
         self.end_workers()
 
     def end_workers(self) -> None:
-        """Nothing more is to be scored: give back what the workers hold."""
+        """Give back what the workers hold: nothing more is to be scored."""
         if self._executor is not None:
             self._executor.close()
         self._executor = self._scoring = None
@@ -114,11 +114,11 @@ class Session:
         return [*self._left_out, *again]
 
     def needs(self, plan: ScoringPlan) -> None:
-        """The run uses what this plan names beside the plan in its folder: `raystream gc` is told to leave these units whole."""
+        """Note that the run uses what this plan names beside the plan in its folder: `raystream gc` is told to leave these units whole."""
         self._life.needs(plan.keys)
 
     def score(self, plan: ScoringPlan) -> ScoredUnits:
-        """The outputs of a plan's units, what the store lacks computed now; units that `on_error: skip` leaves out are not among them.
+        """Return the outputs of a plan's units, what the store lacks computed now; without the units that `on_error: skip` leaves out.
 
         Raises:
             UnitsFailed: units failed three times, and the query says to fail, or more of them than it may leave out.
@@ -225,7 +225,7 @@ class _ProgressLog:
         self.start_seconds = 0.0
 
     def begin(self, rows: np.ndarray) -> None:
-        """Units of so many rows each are to be scored, too; they are known by their numbers, counted on from the last."""
+        """Expect units of so many rows each, too; they are known by their numbers, counted on from the last."""
         self._began = time.perf_counter()
         if self._ready:
             self._ready += self._began - self._last  # nothing was scored in between
@@ -270,7 +270,7 @@ class _ProgressLog:
         return Progress(self._units, len(self._ended), self._rows, self._of_rows, rate, left, len(self._up))
 
     def end(self) -> None:
-        """No further event: keep all, the workers being gone."""
+        """Keep all that was noted: no further event comes, the workers being gone."""
         self._up.clear()
         self._write()
         with suppress(StoreError):  # events only inform
@@ -288,7 +288,7 @@ _KEPT_SECONDS = 0.2
 
 
 def _entry(event: Event) -> dict[str, object]:
-    """A line of `workers.jsonl`."""
+    """Make a line of `workers.jsonl`."""
     entry: dict[str, object] = {"time": round(time.time(), 3), "event": type(event).__name__, "worker": event.worker}
     if isinstance(event, UnitEnded):
         outcome = event.outcome

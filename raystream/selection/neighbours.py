@@ -44,13 +44,13 @@ class InvertedLists:
     centres: Array
 
     def probed(self, number: int, probes: int, least: int) -> Array:
-        """int32, the `probes` lists nearest to one list, or more of them if those hold fewer than `least` rows."""
+        """Find the `probes` lists nearest to one list, int32, or more of them if those hold fewer than `least` rows."""
         held = np.cumsum([len(self.members[other]) for other in self.near[number]])
         result: Array = self.near[number, : max(probes, int(np.searchsorted(held, least)) + 1)]
         return result
 
     def spans(self, x: Array) -> Array:
-        """(c,) float64, at least the largest distance of a member to its list's centre; `x` are the rows."""
+        """Return (c,) float64, at least the largest distance of a member to its list's centre; `x` are the rows."""
 
         def span(number: int) -> float:
             return float(_distances(x[self.members[number]], self.centres[number])[1].max(initial=0.0))
@@ -58,11 +58,11 @@ class InvertedLists:
         return np.asarray(each(range(len(self.members)), lambda: span))
 
     def meeting(self, spans: Array, point: Array, radius: float) -> Array:
-        """int64 lists, ascending, that may hold rows within the radius of `point` (d,)."""
+        """Find int64 lists, ascending, that may hold rows within the radius of `point` (d,)."""
         return np.flatnonzero(_distances(self.centres, point)[0] <= (radius + spans) * (1 + 2.0**-50))
 
     def rank(self, rows: Array, others: Array) -> Array:
-        """(m, k): at which place the list of each row of `others` (m, k) stands, as seen from the list of its row of `rows` (m,)."""
+        """Return (m, k): at which place the list of each row of `others` (m, k) stands, as seen from the list of its row of `rows` (m,)."""
         place = np.empty_like(self.near)
         np.put_along_axis(place, self.near, np.arange(len(self.near), dtype=np.int32)[None], axis=1)
         result: Array = place[self.list_of[rows][:, None], self.list_of[others]]
@@ -70,7 +70,7 @@ class InvertedLists:
 
 
 def _distances(x: Array, point: Array) -> tuple[Array, Array]:
-    """(n,) float64 bounds of the distances of float32 rows to a point, from below and from above."""
+    """Return (n,) float64 bounds of the distances of float32 rows to a point, from below and from above."""
     with np.errstate(over="ignore", under="ignore"):
         difference = x - point
         squared = np.einsum("ij,ij->i", difference, difference).astype(np.float64)
@@ -81,7 +81,7 @@ def _distances(x: Array, point: Array) -> tuple[Array, Array]:
 
 
 def inverted_lists(x: Array, seed: int, kept: Kept | None = None) -> InvertedLists:
-    """About sqrt(n) lists of the (n, d) float32 rows; `kept` may hold their clusters."""
+    """Make about sqrt(n) lists of the (n, d) float32 rows; `kept` may hold their clusters."""
     n = len(x)
     found = clusters(x, round(np.sqrt(n)), seed, kept=kept)
     longest = _LARGEST * int(np.ceil(n / len(found.size)))
@@ -150,15 +150,15 @@ class Edges:
 
     @classmethod
     def kept(cls, arrays: Arrays) -> Edges:
-        """Edges from `arrays`."""
+        """Make edges from `arrays`."""
         return cls(arrays["start"], arrays["index"], arrays["full"], json.loads(str(arrays["facts"])))
 
     def arrays(self) -> Arrays:
-        """All of it as arrays by name, to be kept."""
+        """Return all of it as arrays by name, to be kept."""
         return {"start": self.start, "index": self.index, "full": self.full, "facts": np.asarray(json.dumps(self.facts))}
 
     def of(self, rows: Array) -> Array:
-        """int64 neighbours of all these rows, one row's after another's."""
+        """Return int64 neighbours of all these rows, one row's after another's."""
         count = self.start[rows + 1] - self.start[rows]
         skipped = self.start[rows] - np.concatenate([[0], np.cumsum(count)[:-1]])
         result: Array = self.index[np.arange(count.sum()) + np.repeat(skipped, count)].astype(np.int64)
@@ -166,7 +166,7 @@ class Edges:
 
 
 def nearest_neighbours(x: Array, k: int, *, seed: int = 0, exact: int = EXACT, compared: int = COMPARED) -> Neighbours:
-    """Each row's k nearest other rows.
+    """Find each row's k nearest other rows.
 
     Args:
         x: (n, d) float32, finite.
@@ -187,7 +187,7 @@ def nearest_neighbours(x: Array, k: int, *, seed: int = 0, exact: int = EXACT, c
 
 
 def within(x: Array, radius: float, most: int, *, seed: int = 0, exact: int = EXACT, compared: int = COMPARED) -> Edges:
-    """Each row's neighbours at a distance of at most `radius` in float64, itself left out, the nearest `most` of them.
+    """Find each row's neighbours at a distance of at most `radius` in float64, itself left out, the nearest `most` of them.
 
     Args:
         x: (n, d) float32, finite.
@@ -213,7 +213,7 @@ class NearBlock:
         return result
 
     def nearest(self, k: int) -> tuple[Array, Array]:
-        """(m, k) int64 of the nearest others, and their squared distances by the definition."""
+        """Find (m, k) int64 of the nearest others, and their squared distances by the definition."""
         row, other = self.near.row, self.all_rows.order[self.near.place]
         squared = pair_distances(self.all_rows.x, self.all_rows.x, self.rows[row], other)
         order = np.lexsort((other, squared, row))
@@ -222,7 +222,7 @@ class NearBlock:
         return other[first], squared[first]
 
     def within(self, radius: float, most: int) -> tuple[Array, Array]:
-        """(m,) how many others are within the radius, at most `most`, the nearest; and these, int32, ascending for each row."""
+        """Count (m,) the others within the radius, at most `most`, the nearest; and list these, int32, ascending for each row."""
         x, near, number = self.all_rows.x, self.near, self.rows
         other = self.all_rows.order[near.place]
         inside = near.upper <= np.square(radius) * (1 - 2.0**-50)
@@ -256,7 +256,7 @@ class NearBlock:
 
 
 def lowest_of_groups(group: Array, value: Array, number: Array, count: Array) -> Array:
-    """(p,) bool: which are among the (g,) `count` lowest values of their group, of equal ones those of the lower `number`.
+    """Tell (p,) bool which are among the (g,) `count` lowest values of their group, of equal ones those of the lower `number`.
 
     Args:
         group: (p,) int64, ascending.
@@ -348,7 +348,7 @@ class Index:
         return Edges(start, index, count >= most, facts)
 
     def balls(self, rows: Array, radius: float) -> list[Array]:
-        """For each of `rows` (m,) int64 the rows within the radius, itself included, int64 and ascending: all there are."""
+        """Find for each of `rows` (m,) int64 the rows within the radius, itself included, int64 and ascending: all there are."""
         places, near = self._place[rows], np.zeros(1, dtype=np.int64)
         if self._lists is not None:
             self._spans = self._lists.spans(self._rows.x) if self._spans is None else self._spans
@@ -359,7 +359,7 @@ class Index:
         return [np.sort(np.append(some, row)) for some, row in zip(np.split(others, np.cumsum(count)[:-1]), rows, strict=True)]
 
     def apart(self, rows: Array, most: int) -> Array:
-        """The first up to `most` of `rows` that are in different lists."""
+        """Return the first up to `most` of `rows` that are in different lists."""
         if self._lists is None:
             return rows[:0]
         first = np.unique(self._lists.list_of[rows], return_index=True)[1]
@@ -367,7 +367,7 @@ class Index:
         return result
 
     def _joined(self, lists: Iterable[int]) -> Stretches:
-        """Ascending `lists`, those beside each other as one."""
+        """Join ascending `lists`, those beside each other as one."""
         result: Stretches = []
         for start, stop in self._stretches(lists):
             if result and result[-1][1] == start:

@@ -197,7 +197,7 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
 
 
 def _now(store: Store, *, needed: bool) -> float:
-    """The time by the store's clock; where nothing can be written, and nothing is to be removed, by ours."""
+    """Read the time by the store's clock; where nothing can be written, and nothing is to be removed, by ours."""
     try:
         return server_time(store)
     except StoreError:
@@ -294,7 +294,7 @@ class _Tally:
 
 
 def _units(store: Store) -> Iterator[tuple[str, list[Entry]]]:
-    """The units of a store with their files; those of a few folders at a time are held, or all where they are few."""
+    """Yield the units of a store with their files; those of a few folders at a time are held, or all where they are few."""
     if store.remote:
         first = list(islice(store.walk("units"), _FEW_FILES + 1))
         if len(first) <= _FEW_FILES:
@@ -308,7 +308,7 @@ def _units(store: Store) -> Iterator[tuple[str, list[Entry]]]:
 
 
 def _by_folder(files: Iterable[Entry], depth: int) -> dict[str, list[Entry]]:
-    """Files by the folder that they lie in, which is so deep in the store."""
+    """Group files by the folder that they lie in, which is so deep in the store."""
     folders: dict[str, list[Entry]] = {}
     for file in files:
         parts = file.name.split("/")
@@ -332,7 +332,7 @@ def _needs(outputs: frozenset[str] | None, output: str) -> bool:
 
 
 def _by_output(files: Sequence[Entry]) -> dict[str, tuple[list[Entry], set[str]]]:
-    """A unit's files by the output that they belong to, with the attempts that left them; under an empty name those of none."""
+    """Group a unit's files by the output that they belong to, with the attempts that left them; under an empty name those of none."""
     outputs: dict[str, tuple[list[Entry], set[str]]] = {}
     for file in files:
         match = _OUTPUT.fullmatch(file.name, file.name.rindex("/") + 1)
@@ -344,7 +344,7 @@ def _by_output(files: Sequence[Entry]) -> dict[str, tuple[list[Entry], set[str]]
 
 
 def _stray(store: Store, key: str, output: str, files: Sequence[Entry], limit: float) -> list[Entry]:
-    """Those of an output's files that are old, and that its receipt doesn't name."""
+    """Find those of an output's files that are old, and that its receipt doesn't name."""
     old = [file for file in files if file.modified <= limit]
     if not output or not old:
         return old

@@ -84,7 +84,7 @@ def cluster(
     constraints: Constraints | None = None,
     one_level: int = ONE_LEVEL,
 ) -> WeightedRows:
-    """`k_means` over rows wherever they are, passing over those that `constraints` block."""
+    """Run `k_means` over rows wherever they are, passing over those that `constraints` block."""
     n = len(shards)
     k = min(k, n)
     checked = _weights(weight, n)
@@ -97,7 +97,7 @@ def cluster(
 
 
 def _weights(weight: Array | None, n: int) -> Array:
-    """(n,) float64, checked; uniform when there are none."""
+    """Check (n,) float64 weights; uniform when there are none."""
     if weight is None:
         return np.ones(n)
     checked = checked_weights(weight, n)
@@ -105,7 +105,7 @@ def _weights(weight: Array | None, n: int) -> Array:
 
 
 def _chosen(x: Clustered, centres: Array, nearest: Array, weight: Array, constraints: Constraints | None) -> WeightedRows:
-    """For each centre in descending weight of its cluster, (k,) float64, a row that is neither used nor blocked."""
+    """Choose for each centre in descending weight of its cluster, (k,) float64, a row that is neither used nor blocked."""
     order = np.argsort(-weight, kind="stable")
     squared = x.squared_to_own(centres, nearest)
     by_cluster = np.lexsort((squared, nearest))
@@ -131,7 +131,7 @@ class _Unused:
         self._near: _ClosestRows | _NearSpread | None = None
 
     def first(self, rows: Array) -> int | None:
-        """The first of `rows` (int64) that can be taken, which it is from now on."""
+        """Take the first of `rows` (int64) that can be taken."""
         at, step = 0, 1
         while at < len(rows):
             some = rows[at : at + step]
@@ -150,7 +150,7 @@ class _Unused:
         return None
 
     def nearest(self, place: int) -> int | None:
-        """The nearest row to the centre in this place that can be taken."""
+        """Find the nearest row to the centre in this place that can be taken."""
         if self._near is None:
             self._near = _NearSpread(self._x, self._centres) if isinstance(self._x, Spread) else _ClosestRows(self._x.take(), self._centres)
         while (close := self._near.closest(place, self._gone)) is not None:
@@ -168,7 +168,7 @@ class _NearSpread:
         self._place, self._count, self._rows = -1, 0, np.empty(0, dtype=np.int64)
 
     def closest(self, place: int, gone: Array) -> int | None:
-        """The nearest row to the centre in this place that isn't gone, the lowest at a tie; None when all are."""
+        """Find the nearest row to the centre in this place that isn't gone, the lowest at a tie; None when all are."""
         if place != self._place:
             self._place, self._count, self._rows = place, _FEWEST, np.empty(0, dtype=np.int64)
         self._rows = self._rows[~gone[self._rows]]
@@ -205,7 +205,7 @@ class _ClosestRows:
         return found
 
     def _close(self, place: int, gone: Array) -> Array | None:
-        """int64 rows, not gone, among which the nearest to the centre in this place is; None when all are gone."""
+        """Find int64 rows, not gone, among which the nearest to the centre in this place is; None when all are gone."""
         if not self._at <= place < self._at + self._step:
             self._at = place
             self._now = torch.mm(self._of_centres[place : place + self._step], self._operand.T).numpy()
@@ -219,7 +219,7 @@ class _ClosestRows:
 
 
 def k_means_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`k_means` in a query, weighted by the score."""
+    """Run `k_means` in a query, weighted by the score."""
     found = cluster(
         embeddings(candidates, "k_means"),
         request.budget,
