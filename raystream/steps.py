@@ -129,7 +129,7 @@ def _say(sentences: Sequence[str]) -> None:
 
 
 def _with_output(query: Query, result: Result) -> Result:
-    """The result, once the table that the query names holds it, too."""
+    """Return the result, once the table that the query names holds it, too."""
     if query.output is None:
         return result
     try:

@@ -100,7 +100,7 @@ def ids_of(result: Result) -> IdColumn:
 
 
 def names_classes(result: Result) -> bool:
-    """Whether the query itself gives its classes names, so that labels are texts."""
+    """Tell whether the query itself gives its classes names, so that labels are texts."""
     return result.manifest.resolved["model"].get("classes") is not None
 
 

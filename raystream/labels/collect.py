@@ -127,7 +127,7 @@ class LabelQueries:
 
 
 def may_be_a_name(text: str) -> bool:
-    """Whether a store may be asked for it."""
+    """Tell whether a store may be asked for it."""
     return "/" not in text and "\\" not in text and text not in ("", ".", "..") and "\x00" not in text and len(text) < 200
 
 

@@ -231,7 +231,7 @@ class Cvat:
         raise ServerError(f"{self.server.url}: task {task} has {size:,} of {len(batch.items):,} pictures; look at the server's log")
 
     def _in_work(self, task: int) -> bool:
-        """Whether the server prepares the task's pictures.
+        """Tell whether the server prepares the task's pictures.
 
         Raises:
             ServerError: it tried, and failed.

@@ -369,7 +369,7 @@ class LabelStudio:
             raise StoreError(f"store: {store.place(name)} is damaged; remove it, and push again") from None
 
     def _is_gone(self, row: LabelRow) -> bool:
-        """Whether an annotation is nowhere on the server: it may be of another project."""
+        """Tell whether an annotation is nowhere on the server: it may be of another project."""
         kind, number = ("drafts", row.tool_id.partition(" ")[2]) if row.tool_id.startswith("draft ") else ("annotations", row.tool_id)
         try:
             found = self.server.read(f"/api/{kind}/{number}/")
@@ -426,7 +426,7 @@ def _key(task: Mapping[str, Any]) -> Key | None:
 
 
 def _is_touched(task: Mapping[str, Any]) -> bool:
-    """Whether somebody has begun to work on a task."""
+    """Tell whether somebody has begun to work on a task."""
     counts = ("total_annotations", "cancelled_annotations")
     return any(task.get(name) for name in ("annotations", "drafts")) or any(int(task.get(name) or 0) for name in counts)
 

@@ -33,7 +33,7 @@ _RETRY: Any = {
 
 
 def bucket_of(uri: str, storage: Storage = LOCAL, key: str = "store.uri") -> S3Store | GCSStore | AzureStore:
-    """obstore's store for a remote URI, with the URI's path as its prefix; asks no server but, as `filesystem_of`, for a region.
+    """Make obstore's store for a remote URI, with the URI's path as its prefix; ask no server but, as `filesystem_of`, for a region.
 
     Raises:
         QueryError: the URI or an option can't be used.
@@ -132,7 +132,7 @@ def _scheme(storage: Storage) -> str:
 
 
 def delta_place(uri: str, storage: Storage = LOCAL, key: str = "pool.uri") -> tuple[str, dict[str, str]]:
-    """A table's folder as deltalake takes it, and its `storage_options`, which may hold secrets: never keep or show them.
+    """Return a table's folder as deltalake takes it, and its `storage_options`, which may hold secrets: never keep or show them.
 
     Raises:
         QueryError: the URI or an option can't be used, or this process may not reach it.
@@ -193,10 +193,10 @@ class HashingWriter:
         return len(content)
 
     def flush(self) -> None:
-        """Nothing: a part is sent when it is full."""
+        """Do nothing: a part is sent when it is full."""
 
     def close(self) -> None:
-        """Nothing yet: whoever writes may be leaving because of an error."""
+        """Send nothing yet: whoever writes may be leaving because of an error."""
         self.closed = True
 
     def finish(self) -> None:

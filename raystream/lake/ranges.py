@@ -107,7 +107,7 @@ class Fetched(io.RawIOBase):
         return self._at
 
     def size(self) -> int:
-        """Bytes of the whole file."""
+        """Return the bytes of the whole file."""
         return self._size
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -131,7 +131,7 @@ class Fetched(io.RawIOBase):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _parts(self, at: int, count: int) -> list[memoryview] | None:
-        """These bytes where they lie; None unless all of them are there."""
+        """Return these bytes where they lie; None unless all of them are there."""
         index = bisect_right(self._starts, at) - 1
         parts: list[memoryview] = []
         while count:
@@ -144,7 +144,7 @@ class Fetched(io.RawIOBase):
 
 
 def in_another_thread(call: Callable[[], _Result]) -> Future[_Result]:
-    """A request on its way, through the same threads as all of the process's others."""
+    """Start a request, through the same threads as all of the process's others."""
     return _threads(os.getpid()).submit(call)
 
 

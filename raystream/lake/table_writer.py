@@ -47,11 +47,11 @@ class TableRows:
         return cls(table.schema, table.num_rows, lambda: iter(table.to_batches()))
 
     def reader(self) -> pa.RecordBatchReader:
-        """All rows, to be read once."""
+        """Open all rows, to be read once."""
         return pa.RecordBatchReader.from_batches(self.schema, self.batches())
 
     def pieces(self) -> Iterator[pa.Table]:
-        """All rows, as many at a time as a few row groups hold; one table at least."""
+        """Yield all rows, as many at a time as a few row groups hold; one table at least."""
         held: list[pa.RecordBatch] = []
         for batch in self.batches():
             if held and sum(map(len, held)) + len(batch) > _PIECE * self.group_rows:
@@ -61,7 +61,7 @@ class TableRows:
         yield pa.Table.from_batches(held, self.schema)
 
     def table(self) -> pa.Table:
-        """All rows in memory."""
+        """Read all rows into memory."""
         return self.reader().read_all()
 
     def marked(self, name: str, value: str) -> TableRows:
@@ -117,7 +117,7 @@ _PARTS_AT_A_TIME = 4
 
 @contextmanager
 def uploading(uri: str, storage: Storage = LOCAL, key: str = "output") -> Iterator[pa.NativeFile]:
-    """A file to write to; what the URI named before stays until the new one is whole.
+    """Open a file to write to; what the URI named before stays until the new one is whole.
 
     Args:
         uri: of an object, remote.
@@ -256,7 +256,7 @@ def _explained(uri: str, error: Exception, key: str) -> StoreError:
 
 
 def _told(error: Exception) -> str:
-    """A server's own words where there are any, else the first line."""
+    """Return a server's own words where there are any, else the first line."""
     return server_reason(error) if "<Code>" in str(error) else reason(error)
 
 

@@ -63,7 +63,7 @@ class StoppingRule(Protocol):
     """One rule."""
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """Whether it would stop after the last of these rounds."""
+        """Tell whether it would stop after the last of these rounds."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def make_rule(name: str, args: Mapping[str, Any], metrics: Sequence[str]) -> Sto
 
 
 def _check_metric(name: str, metric: str, metrics: Sequence[str]) -> None:
-    """Whether the loop measures the metric as one number."""
+    """See that the loop measures the metric as one number."""
     of_each = [known for known in metrics if METRICS[known].of_each_class]
     if metric in of_each:
         raise QueryError(f"loop.stop.rules: {name} looks at {metric}, which is one number a class; expected {metric}_<class>")

@@ -188,7 +188,7 @@ def _watched(network: nn.Module, run: Forward, inputs: tuple[Tensor, ...]) -> _T
 
 @contextmanager
 def running_modules(network: nn.Module) -> Iterator[list[nn.Module]]:
-    """The modules whose forward pass is under way, the innermost last."""
+    """Follow the modules whose forward pass is under way, the innermost last."""
     stack: list[nn.Module] = []
 
     def leave(*_: object) -> None:

@@ -83,7 +83,7 @@ def casts(footer: Footer, to: Sequence[tuple[str, pa.DataType]]) -> tuple[tuple[
 
 
 def cast(array: pa.Array | pa.ChunkedArray, type_: pa.DataType, what: str) -> pa.Array | pa.ChunkedArray:
-    """The same values in that type.
+    """Cast the same values to that type.
 
     Raises:
         PoolError: it can't hold them; `what` names the column and where it is.
@@ -108,7 +108,7 @@ def cast_columns(batch: pa.RecordBatch, to: Sequence[tuple[str, pa.DataType]], p
 
 
 def wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The type that holds the values of both, however they are encoded and whether or not items may be null; None where there is none."""
+    """Return the type that holds the values of both, however they are encoded and whether or not items may be null; None without one."""
     if _bare(one) == _bare(other):
         return other
     one, other = plain_type(one), plain_type(other)
@@ -142,7 +142,7 @@ def _wider_list(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def _wider_or_null(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The same of what lies inside another type, where a file may hold nothing but nulls."""
+    """Return the same of what lies inside another type, where a file may hold nothing but nulls."""
     return other if pa.types.is_null(one) else one if pa.types.is_null(other) else wider(one, other)
 
 

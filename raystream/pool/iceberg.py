@@ -138,7 +138,7 @@ def _no_snapshot(opened: Any, table: TableUri, key: str) -> str:
 
 
 def local_path(path: str) -> str:
-    """A data file's location, which Iceberg doesn't percent-encode, as a path if it is local."""
+    """Return a data file's location, which Iceberg doesn't percent-encode, as a path if it is local."""
     if not path.startswith("file:"):
         return path
     return "/" + path.removeprefix("file:").lstrip("/")
@@ -177,7 +177,7 @@ def _deletes(io: Any, tasks: Sequence[Any], table: TableUri, key: str) -> dict[s
 
 
 def _read_deletes(io: Any, file: Any, table: TableUri, key: str) -> Iterable[tuple[str, npt.NDArray[np.int64]]]:
-    """Data file -> deleted positions, of a file of position deletes or of deletion vectors."""
+    """Read deleted positions by data file, of a file of position deletes or of deletion vectors."""
     form = file.file_format.value.upper()
     with io.new_input(file.file_path).open() as stream:
         if form == "PUFFIN":

@@ -188,7 +188,7 @@ def _bucket(path: str) -> str:
 
 
 def open_remote(filesystem: pafs.FileSystem, path: str, note: Callable[[str], None] = ignore) -> tuple[pa.NativeFile, str | None]:
-    """A remote file, opened, and what tells its content from another one's: its ETag, where the storage gives one.
+    """Open a remote file, and return what tells its content from another one's: its ETag, where the storage gives one.
 
     Raises:
         FileNotFoundError: there is none.

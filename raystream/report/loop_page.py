@@ -235,7 +235,7 @@ def _curves(facts: LoopFacts) -> list[Curve]:
 
 
 def _marks(facts: LoopFacts, history: Sequence[Mapping[str, Any]]) -> list[Mark]:
-    """Where each rule would have stopped first, those of one place together; rounds and budget are no news."""
+    """Find where each rule would have stopped first, those of one place together; rounds and budget are no news."""
     places: dict[float, list[str]] = {}
     for name in facts.rules:
         if name in _LIMITS:
@@ -247,7 +247,7 @@ def _marks(facts: LoopFacts, history: Sequence[Mapping[str, Any]]) -> list[Mark]
 
 
 def _rules(facts: LoopFacts) -> list[tuple[str, str, str]]:
-    """Each rule, whether it was asked for, and when it would have stopped first."""
+    """List each rule, whether it was asked for, and when it would have stopped first."""
     found = []
     for name, asked in facts.rules.items():
         if name in _LIMITS:
@@ -278,7 +278,7 @@ def _balance(rounds: Sequence[RoundFacts]) -> list[Balance]:
 
 
 def _batches(facts: LoopFacts) -> list[RoundBatch]:
-    """The newest rounds' rows, the newest first."""
+    """Return the newest rounds' rows, the newest first."""
     labels = {row["round"]: row["labels"] for row in facts.history}
     strategies = {row["round"]: row["strategy"] for row in facts.history}
     found = []
@@ -301,7 +301,7 @@ def _batches(facts: LoopFacts) -> list[RoundBatch]:
 
 
 def _pictures(store: Store, facts: RoundFacts) -> list[tuple[str, Picture]]:
-    """Pictures of the rows that the round asked for, where they are images."""
+    """Read pictures of the rows that the round asked for, where they are images."""
     try:
         batch = find_batch(store, facts.query) if facts.query else None
         shown = None if batch is None else pictures(batch, PICTURES_SHOWN)
@@ -314,7 +314,7 @@ def _pictures(store: Store, facts: RoundFacts) -> list[tuple[str, Picture]]:
 
 
 def _table(history: Sequence[Mapping[str, Any]]) -> Sheet:
-    """The history as a table, without what rules would do."""
+    """Return the history as a table, without what rules would do."""
     names = [name for name in (history[0] if history else {}) if not name.startswith("would_stop_")]
     names = [name for name in names if any(row[name] is not None for row in history)]
     text = ("strategy", "query")
@@ -331,7 +331,7 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _is_share(name: str) -> bool:
-    """Whether a metric is drawn in percent: shares of rows, and what is made of them."""
+    """Tell whether a metric is drawn in percent: shares of rows, and what is made of them."""
     return metric_of(name).share or name in ("macro_f1", "micro_f1", "map")
 
 

@@ -14,7 +14,7 @@ _ROWS = 10_000
 
 
 def preferred(accept: str, kinds: tuple[str, ...]) -> str | None:
-    """The first of these kinds that is accepted most."""
+    """Return the first of these kinds that is accepted most."""
     weights: dict[str, float] = {}
     for part in accept.split(","):
         kind, *parameters = (piece.strip() for piece in part.split(";"))
@@ -36,7 +36,7 @@ def preferred(accept: str, kinds: tuple[str, ...]) -> str | None:
 
 
 def json_rows(name: str, table: pa.Table) -> Iterator[str]:
-    """A selection as one JSON object, so many rows at a time: as objects of Python's, they take fifty times their room."""
+    """Yield a selection as one JSON object, so many rows at a time: as objects of Python's, they take fifty times their room."""
     yield f'{{"query": {json.dumps(name)}, "rows": ['
     for start in range(0, table.num_rows, _ROWS):
         text = json.dumps(rows_of(table.slice(start, _ROWS)), allow_nan=False, ensure_ascii=False)
@@ -45,7 +45,7 @@ def json_rows(name: str, table: pa.Table) -> Iterator[str]:
 
 
 def flat(table: pa.Table) -> pa.Table:
-    """A table as CSV can hold it: bytes as hex digits, lists and structs as JSON."""
+    """Return a table as CSV can hold it: bytes as hex digits, lists and structs as JSON."""
     columns = []
     for column in table.columns:
         kind = column.type

@@ -47,7 +47,7 @@ class _Lately:
 
 
 def page_router(store: Callable[[], Store], caller: Callable[..., object]) -> APIRouter:
-    """The page's routes: `/`, its files below `/page/`, and its data below `/page/data/`.
+    """Make the page's routes: `/`, its files below `/page/`, and its data below `/page/data/`.
 
     Args:
         store: gives the store that is shown.
@@ -109,7 +109,7 @@ def page_router(store: Callable[[], Store], caller: Callable[..., object]) -> AP
 
 
 def _add_shell(router: APIRouter) -> None:
-    """The page and its files."""
+    """Add the page and its files."""
 
     @router.get("/", include_in_schema=False)
     def index(request: Request) -> Response:
@@ -149,7 +149,7 @@ def _of_row(shown: Callable[[], Views], make: Callable[[Views, str, int], dict[s
 
 
 def _answer(request: Request, make: Callable[[], dict[str, Any]], version: Callable[[], str] | None = None) -> Response:
-    """Data as JSON with its ETag, which is that of a version where there is one, so that nothing is made for whoever knows it."""
+    """Answer data as JSON with its ETag, which is that of a version where there is one, so that nothing is made for whoever knows it."""
 
     def answer() -> Response:
         known = version() if version is not None else ""
@@ -175,7 +175,7 @@ def _file(request: Request, views: Views, name: str) -> Response:
 
 
 def _guarded(answer: Callable[[], Response]) -> Response:
-    """An answer, or what is wrong, by RFC 9457."""
+    """Return an answer, or what is wrong, by RFC 9457."""
     try:
         return answer()
     except QueryError as error:
@@ -193,6 +193,6 @@ def _problem(status: int, title: str, detail: str) -> Response:
 
 
 def _knows(request: Request, etag: str) -> bool:
-    """Whether the browser has this content already."""
+    """Tell whether the browser has this content already."""
     known = request.headers.get("if-none-match", "")
     return etag in [part.strip().removeprefix("W/") for part in known.split(",")]

@@ -53,7 +53,7 @@ class ProcessTask:
 
 
 def whole_query(document: Mapping[str, Any], config: Config) -> Query:
-    """A query from outside, with where it runs and what is kept where from the server's configuration.
+    """Return a query from outside, with where it runs and what is kept where from the server's configuration.
 
     Raises:
         QueryError: it is none.
@@ -176,7 +176,7 @@ class _Run:
                 return
 
     def _interrupted(self) -> int | None:
-        """The exit code where a signal ended it; noted if it was ours. After another's the run goes on once a server starts it again."""
+        """Return the exit code where a signal ended it, noted if it was ours; after another's the run goes on once a server starts it."""
         if self._interruption.number is None:
             return None
         if self._why == "stopped":
@@ -199,7 +199,7 @@ class _Run:
 
 
 def for_callers(error: RaystreamError | str, config: Config) -> str:
-    """What is wrong, without places that whoever asked did not name."""
+    """Say what is wrong, without places that whoever asked did not name."""
     text = " ".join(str(error).split())
     store = config.store.uri
     for place, instead in ((os.path.realpath(store), "STORE"), (os.path.abspath(store), "STORE"), (store, "STORE"), (os.getcwd(), ".")):

@@ -117,7 +117,7 @@ class QueryCalls:
         return self.state(caller, run)
 
     def plan(self, caller: Caller, body: bytes) -> dict[str, Any]:
-        """What a query would read and write."""
+        """Return what a query would read and write."""
         checked = self._policy.checked(read_json(body))
         with self._lock:
             if caller.owner in self._planning:
@@ -147,7 +147,7 @@ class QueryCalls:
         raise wrong_fields([FieldError("", found["error"])])
 
     def find(self, caller: Caller, asked: str) -> _RunOrQuery:
-        """What an id names, provided that the caller may see it."""
+        """Find what an id names, provided that the caller may see it."""
         if not is_name(asked):
             raise unknown(f"query {asked[:100]!r}")
         runs, admin = self._runs, caller.may("admin")
@@ -159,7 +159,7 @@ class QueryCalls:
         raise unknown(f"query {asked!r}")
 
     def state(self, caller: Caller, asked: str | _RunOrQuery) -> dict[str, Any]:
-        """How far it is."""
+        """Return how far it is."""
         found = asked if isinstance(asked, _RunOrQuery) else self.find(caller, asked)
         told: dict[str, Any] = {"id": found.id, "query": found.query, "error": None, "exit_code": None, "at": None}
         if found.run is None:
@@ -185,7 +185,7 @@ class QueryCalls:
         return {key: value for key, value in found.items() if key not in ("name", "who")}
 
     def listed(self, caller: Caller, cursor: str | None, limit: int) -> dict[str, Any]:
-        """The caller's queries, the newest first; of admins, all."""
+        """List the caller's queries, the newest first; of admins, all."""
         entries = self._entries(caller)
         if cursor is not None:
             entries = [entry for entry in entries if f"{entry[0]}~{entry[1]}" < cursor]
@@ -229,7 +229,7 @@ class QueryCalls:
         return 204
 
     def committed(self, caller: Caller, asked: str) -> Manifest:
-        """The record of a committed query, the one that the caller asked for: another may have been given its name by other means."""
+        """Read the record of a committed query, the one that the caller asked for: another may have its name by other means."""
         found = self.find(caller, asked)
         manifest = None if found.query is None else read_manifest(self._store, found.query)
         if manifest is None or (found.identities is not None and digest_of(manifest.identity) not in found.identities):
@@ -239,7 +239,7 @@ class QueryCalls:
         return manifest
 
     def selection(self, caller: Caller, asked: str, accept: str, etag: str | None) -> Response:
-        """The chosen rows, in the format that is accepted."""
+        """Return the chosen rows, in the format that is accepted."""
         kind = preferred(accept, ("application/json", PARQUET, "text/csv"))
         if kind is None:
             raise Problem(406, f"expected Accept: application/json, {PARQUET} or text/csv")
@@ -261,7 +261,7 @@ class QueryCalls:
         return Response(sink.getvalue(), media_type=kind, headers=headers)
 
     def report(self, caller: Caller, asked: str) -> Response:
-        """The report page."""
+        """Return the report page."""
         name = self.committed(caller, asked).query
         data = self._store.read_if_there(f"{query_folder(name)}/report.html")
         if data is None:
@@ -271,7 +271,7 @@ class QueryCalls:
         return HTMLResponse(data, headers={"content-security-policy": policy})
 
     def news(self, found: _RunOrQuery, after: tuple[int, int]) -> tuple[list[tuple[tuple[int, int], dict[str, Any]]], bool]:
-        """What came after these events of a run's and its query's logs, and whether nothing more will."""
+        """Return what came after these events of a run's and its query's logs, and whether nothing more will."""
         ended = found.run is None or self._runs.ended(found.run) is not None
         own, of_query = after
         told: list[tuple[tuple[int, int], dict[str, Any]]] = []
@@ -296,7 +296,7 @@ class QueryCalls:
         return [(place, self._for_callers(event)) for place, event in told], ended
 
     def _for_callers(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """What a log says, without what only the server's operators may know."""
+        """Return what a log says, without what only the server's operators may know."""
         told = {key: value for key, value in facts.items() if key not in _OPERATORS}
         return told | ({"error": for_callers(told["error"], self._config)} if isinstance(told.get("error"), str) else {})
 
@@ -304,7 +304,7 @@ class QueryCalls:
 def query_router(
     runs: Runs, policy: Policy, config: Config, callers: Callers, scheduler: RunScheduler, metrics: Metrics
 ) -> APIRouter:
-    """The routes."""
+    """Make the routes."""
     router = APIRouter(prefix="/v1", tags=["queries"])
     queries = QueryCalls(runs, policy, config, scheduler)
     problems = _described.responses
@@ -457,7 +457,7 @@ class _Events(StreamingResponse):
 
 
 async def _told(queries: QueryCalls, found: _RunOrQuery, after: tuple[int, int], still: Callable[[], object]) -> AsyncIterator[bytes]:
-    """The events as they come, and a comment now and then; it ends with the run, or when the token does."""
+    """Yield the events as they come, and a comment now and then; end with the run, or when the token does."""
     waited = 0.0
     try:
         while True:

@@ -31,7 +31,7 @@ _log = logging.getLogger("raystream.service")
 def next_run(
     queue: Sequence[Waiting], running: Mapping[str, Collection[str]], turns: Mapping[str, int], most_each: int, most: int
 ) -> Waiting | None:
-    """The run that is to be started next, if any.
+    """Choose the run that is to be started next, if any.
 
     Whoever has the fewest running comes first, of these whose last turn is the longest ago, of these who asked first.
 
@@ -82,7 +82,7 @@ class RunScheduler:
         self._thread.start()
 
     def wake(self) -> None:
-        """Something was submitted: look at once."""
+        """Look at once: something was submitted."""
         self._woken.set()
 
     def stop(self) -> None:
@@ -92,7 +92,7 @@ class RunScheduler:
         self._thread.join(10)
 
     def step(self) -> None:
-        """One round: note what ended, start what may run."""
+        """Play one round: note what ended, start what may run."""
         self._reap()
         queue, running = self._look()
         while (entry := next_run(queue, running, self._turns, self._config.limits.running, self._config.limits.processes)) is not None:
@@ -113,7 +113,7 @@ class RunScheduler:
                 self._runs.died(run, f"signal {-code}" if code < 0 else f"exit code {code}")
 
     def _look(self) -> tuple[list[Waiting], dict[str, set[str]]]:
-        """The queue, without what has ended, and what of it is under way."""
+        """Return the queue, without what has ended, and what of it is under way."""
         queue: list[Waiting] = []
         running: dict[str, set[str]] = {}
         known: dict[str, str] = {}
@@ -168,7 +168,7 @@ class _ServerEnds(Exception):
 
 
 def spawned(task: ProcessTask, *, answers: bool = False) -> subprocess.Popen[bytes]:
-    """A process for a task, in a session of its own, so that what ends the server doesn't end it.
+    """Start a process for a task, in a session of its own, so that what ends the server doesn't end it.
 
     Args:
         task: what to do.

@@ -81,7 +81,7 @@ class Deciders:
             decider.close()
 
     def router(self, callers: Callers) -> APIRouter:
-        """The route."""
+        """Make the route."""
         router = APIRouter(prefix="/v1", tags=["streams"])
         answers = {200: {"description": "The decisions, which are in the store", "content": {"application/json": {"schema": _DECIDED}}}}
 
@@ -147,7 +147,7 @@ class Decider:
             return self._model is not None and self._model.decodes
 
     def decide(self, body: object) -> Future[dict[str, Any]]:
-        """The decisions on a request's rows, once they are in the store.
+        """Return the decisions on a request's rows, once they are in the store.
 
         Raises:
             Problem: the request is none; the model isn't loaded yet, or can't be.
@@ -287,7 +287,7 @@ class _StreamModel:
         self._life.end()
 
     def read(self, rows: list[dict[str, Any]]) -> tuple[pa.Array, tuple[np.ndarray, ...]]:
-        """The ids and the model's tensors of some rows.
+        """Read the ids and the model's tensors of some rows.
 
         Raises:
             Problem: a row lacks a column, or holds what the model can't take.
@@ -313,7 +313,7 @@ class _StreamModel:
             raise wrong_fields([FieldError("rows", str(error))]) from None
 
     def decide(self, batch: list[_WaitingRequest]) -> list[dict[str, Any] | QueryError]:
-        """The answers, once all of their decisions are in the log."""
+        """Return the answers, once all of their decisions are in the log."""
         inputs = tuple(np.concatenate(some) for some in zip(*(waiting.inputs for waiting in batch), strict=True))
         found = self._worker.score_rows(inputs)
         if self._rows is None:
@@ -344,7 +344,7 @@ def _told(request: str, id_name: str, table: pa.Table, seen: int, chosen: int) -
 
 
 def _stream(log: StreamLog, config: Config) -> Stream:
-    """The stream as it was begun."""
+    """Read the stream as it was begun."""
     data = log.store.read_if_there(f"{log.folder}/stream.yaml")
     if data is None:
         raise QueryError(f"the store has no stream {log.name}; begin it by raystream stream")
@@ -374,7 +374,7 @@ def _checked(body: object) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _type(column: Column) -> pa.DataType | None:
-    """What a column's values in JSON become; None: whatever they are, for a function of the user's."""
+    """Return what a column's values in JSON become; None: whatever they are, for a function of the user's."""
     if column.is_raw:
         return None
     if column.is_text:
@@ -388,7 +388,7 @@ def _type(column: Column) -> pa.DataType | None:
 
 
 def _array(values: list[Any], kind: pa.DataType | None, name: str) -> pa.Array:
-    """Values of one column, bytes from base64.
+    """Make values of one column, bytes from base64.
 
     Raises:
         Problem: one of them is of another kind; which.

@@ -38,7 +38,7 @@ class Caller:
     scope: Scope
 
     def may(self, scope: Scope) -> bool:
-        """Whether their scope holds this one."""
+        """Tell whether their scope holds this one."""
         return SCOPES.index(self.scope) >= SCOPES.index(scope)
 
 
@@ -47,7 +47,7 @@ LOCAL = Caller("local", "admin")
 
 
 def new_token(owner: str, scope: Scope, ends: datetime | None) -> tuple[str, str]:
-    """A token, and the line of it for the file.
+    """Make a token, and the line of it for the file.
 
     Args:
         owner: to whom its queries belong.
@@ -86,7 +86,7 @@ class Tokens:
         self._lines, self._seen = self._read()
 
     def caller(self, token: str, now: datetime) -> Caller | None:
-        """Who holds a token; None if nobody does, or not any more. A file that is gone or damaged lets nobody in.
+        """Find who holds a token; None if nobody does, or not any more. A file that is gone or damaged lets nobody in.
 
         Every line is compared, each in a time that doesn't depend on where it differs.
         """
@@ -143,7 +143,7 @@ class Tokens:
 
 
 def csrf_of(token: str) -> str:
-    """What a page that is let in by a cookie has to send along with whatever changes something."""
+    """Return what a page that is let in by a cookie has to send along with whatever changes something."""
     return hmac.new(_digest(token).encode(), b"raystream csrf", hashlib.sha256).hexdigest()
 
 
