@@ -251,7 +251,7 @@ def _fit_members(samples: Tensor, labels: Tensor) -> TemperatureFit:
 
 
 def mean_loss(samples: Tensor, labels: Tensor, temperature: float) -> float:
-    """Mean negative log-likelihood of labels (n_rows,) under `mean_log_probabilities`, in nats."""
+    """Compute the mean negative log-likelihood of labels (n_rows,) under `mean_log_probabilities`, in nats."""
     n, members, classes = samples.shape
     rows = max(1, _BLOCK // (members * classes))
     total = 0.0

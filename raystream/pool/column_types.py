@@ -14,6 +14,7 @@ from raystream.errors import PoolError
 from raystream.lake import reason
 from raystream.pool.columns import plain_type
 from raystream.pool.footers import INT96, Footer
+from raystream.pool.images import is_binary
 
 _WRITE_ANEW = "expected one type in the whole pool, so write one of them anew"
 
@@ -121,7 +122,7 @@ def wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return max(both, key=lambda type_: type_.precision)
     if all(map(is_text, both)):
         return pa.string() if pa.string() in both else pa.large_string()
-    if all(map(_is_bytes, both)):
+    if all(map(is_binary, both)):
         return pa.binary() if pa.binary() in both else pa.large_binary()
     if all(map(_is_list, both)):
         return _wider_list(one, other)
@@ -158,10 +159,6 @@ def _has(footer: Footer, name: str, type_: pa.DataType) -> bool:
 def is_text(type_: pa.DataType) -> bool:
     """Tell whether a column holds strings, however they are laid out."""
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
-
-
-def _is_bytes(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_))
 
 
 def _is_list(type_: pa.DataType) -> bool:

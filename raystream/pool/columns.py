@@ -349,7 +349,7 @@ def _items(array: pa.Array) -> pa.Array:
 
 
 def _flaws(array: pa.Array, shape: tuple[int, ...], rows: npt.NDArray[np.int64], null: str = "is null") -> Flaws:
-    """Level by level; rows[i] is the block's row that item i belongs to."""
+    """Look level by level for what no tensor can be made of; rows[i] is the block's row that item i belongs to."""
     flaws: Flaws = {}
     if array.null_count:
         missing = array.is_null().to_numpy(zero_copy_only=False)

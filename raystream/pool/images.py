@@ -41,11 +41,12 @@ def holds_bytes(type_: pa.DataType) -> bool:
     """Tell whether rows of this type are bytes of their own: binary, or a struct of `bytes` and perhaps a path."""
     if pa.types.is_struct(type_):
         index = type_.get_field_index(_BYTES)
-        return index >= 0 and type_.num_fields <= 2 and _is_binary(type_.field(index).type)
-    return _is_binary(type_)
+        return index >= 0 and type_.num_fields <= 2 and is_binary(type_.field(index).type)
+    return is_binary(type_)
 
 
-def _is_binary(type_: pa.DataType) -> bool:
+def is_binary(type_: pa.DataType) -> bool:
+    """Tell whether values are bytes of any length."""
     return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_))
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from raystream.lake.storage import Storage
@@ -18,7 +17,7 @@ from raystream.query.acquire import DEFAULT_REDUCE, DEFAULT_TOP, Acquire, check_
 from raystream.query.catalogue import AUTO, GRADIENT_SCORES, LOGIT_SCORES, MEMBER_SCORES, SAMPLE_SCORES, SCORES, kind_of
 from raystream.query.cluster import Cluster, Store
 from raystream.query.model import Model, Preprocess
-from raystream.query.part import MAX_QUARANTINED, Id, Part, Share
+from raystream.query.part import MAX_QUARANTINED, Id, Part, Share, as_yaml
 from raystream.query.pool import FilterTerm, Pool
 from raystream.query.select import Cost, Quota, Select
 from raystream.query.task import TASKS, Task, check_task
@@ -228,7 +227,7 @@ class Query(Part):
 
     def to_yaml(self) -> str:
         """Write the query as YAML, as far as it was given; `load` reads it back."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+        return as_yaml(self)
 
 
 def _is_index(key: int | str) -> bool:

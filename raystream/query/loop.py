@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from raystream.errors import QueryError, did_you_mean
@@ -22,7 +21,7 @@ from raystream.query.catalogue.auto import AUTO
 from raystream.query.catalogue.metrics import DEFAULT_METRICS, METRICS
 from raystream.query.catalogue.rules import RULES
 from raystream.query.catalogue.trainers import REGRESSOR, TRAINERS, trainer_entry
-from raystream.query.part import MAX_QUARANTINED, Part, Positive, Share
+from raystream.query.part import MAX_QUARANTINED, Part, Positive, Share, as_yaml
 from raystream.spec import read_spec
 
 CHANGEABLE = frozenset({"loop.rounds", "loop.budget", "loop.stop", "loop.wait"})
@@ -411,7 +410,7 @@ class Loop(Part):
 
     def to_yaml(self) -> str:
         """Write the loop as YAML, as far as it was given."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+        return as_yaml(self)
 
 
 def checked_name(value: str, section: str) -> str:

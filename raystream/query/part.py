@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Annotated, Any, ClassVar, Self
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, PydanticKnownError
 
@@ -159,6 +160,11 @@ def as_written(value: object) -> str:
     if isinstance(value, str | int | float):
         return shown(repr(value))
     return f"a {type(value).__name__}"
+
+
+def as_yaml(part: Part) -> str:
+    """Write a part as YAML, as far as it was given."""
+    return yaml.safe_dump(part.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
 
 
 _WORDS = {

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from raystream.errors import QueryError, did_you_mean
 from raystream.query import LOOP_SECTIONS, Acquire, Cluster, Model, Pool, Query, Select, Store
 from raystream.query.catalogue import SCORES
-from raystream.query.part import Part, Share
+from raystream.query.part import Part, Share, as_yaml
 from raystream.spec import read_spec
 
 Manager = Literal["quantile", "density", "fixed", "variable", "random_variable", "split", "random"]
@@ -154,7 +153,7 @@ class Stream(Part):
 
     def to_yaml(self) -> str:
         """Write the stream as YAML, as far as it was given."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+        return as_yaml(self)
 
 
 def _stem(path: str | Path) -> str:

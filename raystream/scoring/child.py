@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from raystream.errors import RaystreamError
-from raystream.scoring.executor import Event, InProcess, StartFailed, Told, WorkerLost
+from raystream.scoring.executor import Event, InProcess, StartFailed, Told, WorkerLost, all_events
 from raystream.scoring.job import ScoringJob, UnitTask
 
 _FOREVER = 3600.0
@@ -63,13 +63,7 @@ class InChild:
         _send(self._children[worker][1], (unit, task))
 
     def wait(self, timeout: float) -> list[Event]:
-        try:
-            events = [self._events.get(timeout=timeout)]
-        except queue.Empty:
-            return []
-        while not self._events.empty():
-            events.append(self._events.get())
-        return events
+        return all_events(self._events, timeout)
 
     def close(self) -> None:
         self._closed = True

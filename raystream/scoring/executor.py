@@ -112,6 +112,17 @@ def now_and_then(say: Callable[[int], None], every: float = GOES_ON_SECONDS) -> 
     return say_if_time
 
 
+def all_events(events: queue.Queue[Event], timeout: float) -> list[Event]:
+    """Take all that is in a queue; wait up to `timeout` seconds for the first of it."""
+    try:
+        found = [events.get(timeout=timeout)]
+    except queue.Empty:
+        return []
+    while not events.empty():
+        found.append(events.get())
+    return found
+
+
 class Executor(Protocol):
     """Runs workers somewhere. Calls come from one thread; events are fetched, never pushed."""
 
@@ -159,13 +170,7 @@ class InProcess:
         self._inboxes[worker].put((unit, task))
 
     def wait(self, timeout: float) -> list[Event]:
-        try:
-            events = [self._events.get(timeout=timeout)]
-        except queue.Empty:
-            return []
-        while not self._events.empty():
-            events.append(self._events.get())
-        return events
+        return all_events(self._events, timeout)
 
     def drop(self, unit: int) -> None:
         """Abandon a unit that was assigned, since it is another's now, before its next batch, unless it has ended."""

@@ -25,7 +25,8 @@ from obstore.exceptions import (
 
 from raystream.errors import QueryError, StoreError, StoreUnreachable
 from raystream.lake import LOCAL, Storage, is_final
-from raystream.lake.bucket import HashingWriter, RangeReader, bucket_of
+from raystream.lake.bucket import HashingWriter, bucket_of
+from raystream.lake.ranges import RangeReader
 from raystream.lake.retry import LASTING, Patience, Place, in_words, is_outage, server_reason
 from raystream.lake.uri import parse, redacted
 from raystream.store.integrity import damaged

@@ -21,7 +21,7 @@ import pyarrow as pa
 import xxhash
 
 from raystream.errors import StoreError
-from raystream.lake.bucket import RangeReader
+from raystream.lake.ranges import RangeReader
 from raystream.store.integrity import check_file, check_files, damaged, reading
 from raystream.store.local import LocalStore
 from raystream.store.protocol import Store, StoredFile

@@ -131,7 +131,7 @@ def _utility(value: Array, strength: float, free: Array) -> Array:
 
 
 def _spread(shards: Shards, request: Request, worth: Array, free: Array, strength: float, reach: float, passes: int) -> Picked:
-    """Greedy on worth * (distance / reach)^strength, which orders rows as worth^(1 / strength) * distance does."""
+    """Choose greedily on worth * (distance / reach)^strength, which orders rows as worth^(1 / strength) * distance does."""
     peak = float(worth[free].max())
     weight = np.zeros(len(worth))
     # divided by the largest first: a high power of small numbers is 0 for all rows

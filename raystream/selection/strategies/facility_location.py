@@ -90,7 +90,7 @@ def target_rows(keys: Array, count: int | None = None) -> Array:
 def represent(
     shards: Shards, coverage: Coverage, k: int, *, labelled: Array | None = None, constraints: Constraints | None = None
 ) -> Representatives:
-    """Greedy on `coverage`, then farthest-first.
+    """Choose greedily on `coverage`, then farthest-first.
 
     Args:
         shards: the candidates.
