@@ -130,17 +130,17 @@ class CandidateRows:
     repeats: int = 0
 
 
-def find_candidates(query: Query, columns: PoolColumns, covered: LabelledRows, named: Named) -> CandidateRows:
+def find_candidates(query: Query, columns: PoolColumns, labelled: LabelledRows, named: Named) -> CandidateRows:
     """Decide which rows of the pool are candidates.
 
     Args:
         query: says how many.
         columns: the scored rows, and the columns of the pool that constraints go by.
-        covered: which of them are labelled, and the embeddings of those.
+        labelled: which of them are labelled, and the embeddings of those.
         named: the rows that the query names.
     """
     pool, select = columns.pool, query.select
-    free = ~covered.mask
+    free = ~labelled.mask
     free[named.exclude] = False
     eligible = int(free.sum())
     must = named.must_include
@@ -149,7 +149,7 @@ def find_candidates(query: Query, columns: PoolColumns, covered: LabelledRows, n
     free[drawn] = False
     given = np.concatenate([must, drawn])
     left, limit = int(free.sum()), select.candidate_limit
-    prefilter = _Prefilter(query, columns, covered, given)
+    prefilter = _Prefilter(query, columns, labelled, given)
     if limit is not None and limit < left:
         rows = np.union1d(prefilter.keep(free, limit), given)
     elif left + len(given) == len(pool):
@@ -170,10 +170,10 @@ class _Prefilter:
         others, repeats: see `CandidateRows`; of the last call of `keep`.
     """
 
-    def __init__(self, query: Query, columns: PoolColumns, covered: LabelledRows, given: np.ndarray) -> None:
+    def __init__(self, query: Query, columns: PoolColumns, labelled: LabelledRows, given: np.ndarray) -> None:
         self._columns, self._pool, self._given = columns, columns.pool, given
         self._select, self._memory = query.select, memory_of(query)
-        self._covered = covered.embeddings
+        self._covered = labelled.embeddings
         self.others, self.repeats = False, 0
 
     def keep(self, mask: np.ndarray, limit: int) -> np.ndarray:

@@ -113,10 +113,10 @@ def verify(
     pool = columns.pool
     labelled = _labelled(query, pool, manifest)
     none = LabelledRows(np.zeros(len(pool), bool), 0, None, ())
-    covered = none if labelled is None else labelled_rows_of(query, labelled, pool, elsewhere)
+    labelled_rows = none if labelled is None else labelled_rows_of(query, labelled, pool, elsewhere)
     asked = query.derived(pool=query.pool.derived(keep=[]))
     with connect(query) as actors:
-        batch = choose_batch(asked, columns, covered, actors, anew=True)
+        batch = choose_batch(asked, columns, labelled_rows, actors, anew=True)
     committed = read_result(store, manifest).selection
     compared = _compare(committed, batch.selection, query, manifest)
     _compare_certificates(manifest, batch.certificate)
