@@ -129,8 +129,7 @@ def chosen_embeddings(pool: StoredPool, selection: pa.Table) -> tuple[npt.NDArra
 
 
 def labelled_embeddings(result: Result, pool: StoredPool) -> Floats:
-    """Read (at most 400, d) embeddings of labelled rows of the pool, evenly spaced; none where the labels aren't those of the query any
-    more.
+    """Read (at most 400, d) embeddings of labelled rows of the pool, evenly spaced; none where labels aren't the query's any more.
 
     Raises:
         LabelsError: the labelled files can't be read.

@@ -54,8 +54,7 @@ class Gain:
         return Gain(None if self.weight is None else self.weight[which], None if self.offset is None else self.offset[which])
 
     def among(self, n: int, exclude: Array) -> Gain:
-        """Return itself, checked for n rows; distance alone if the weight of every row outside `exclude` is 0 and nothing else tells rows
-        apart.
+        """Return itself, checked for n rows; distance alone if all rows outside `exclude` weigh 0 and nothing else tells rows apart.
 
         Raises:
             QueryError: another number of rows, a negative weight, or numbers that are not finite.

@@ -231,8 +231,7 @@ def _softrank_value(score: Array, beta: float) -> Array:
 
 
 def _perturbed_order(value: Array, keys: Array, k: int) -> tuple[Array, Array]:
-    """Order (min(k, n),) rows by value + Gumbel noise, ties to the lower row, then those of value -inf by noise alone; (n,) the sums,
-    negated.
+    """Order (min(k, n),) rows by value + Gumbel noise, ties to the lower row, then those of -inf by noise; and give (n,) sums, negated.
 
     `value` is written over with these.
     """

@@ -64,8 +64,7 @@ _PRODUCT_UP = 1 + 1.01 * 2.0**-8
 
 
 def densest(x: Array | Clustered, group: Array, neighbours: int) -> Iterator[tuple[int, float]]:
-    """Yield the rows of a group in ascending order of the mean distance to their nearest others, ties to the lower row, each with that
-    mean.
+    """Yield the rows of a group by the mean distance to their nearest others, ascending, ties to the lower row, each with it.
 
     Args:
         x: the rows, (n, d) float32 if they are an array. The group's are taken anew whenever they are looked at, which is seldom.
