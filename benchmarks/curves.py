@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.glosses import embedded
 from raystream.loop.simulation.parallel import each_result
-from raystream.loop.simulation.rounds import Campaign, Contender, Played, RevealedPool, ceiling, play
+from raystream.loop.simulation.rounds import Campaign, Contender, Played, Pool, ceiling, play
 from raystream.loop.trainers.by_name import make_trainer
 from raystream.loop.trainers.training import Trainer, TrainingRows
 
@@ -166,7 +166,7 @@ def _run(shared: tuple[str, Trainer | None, int | None], item: tuple[Contender |
     made = trainer or make_trainer("sklearn", {"estimator": "sklearn.linear_model:LogisticRegression", **protocol.model})
     first = first_rows(data, seed, start if start is not None else protocol.start)
     campaign = Campaign(made, (protocol.metric,), Contender("start", "random"), len(first), protocol.batch, budget=max(protocol.at))
-    benched = RevealedPool(pool, embedding=data.pool, first=data.pool)
+    benched = Pool(pool, embedding=data.pool, first=data.pool)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         if contender is None:

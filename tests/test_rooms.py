@@ -26,12 +26,8 @@ ARROWS = {
     "cluster": {"lake", "query", "pool", "model", "store", "selection", "scoring", "choosing"},
 }
 """What each room may use, that of its own aside. Rooms and modules that stand in no line are above all of these."""
-TWINS = {"Cost", "Quota", "Store"}
-"""Public names that a query's section and what is made of it share."""
-NO_VERBS = {"The", "A", "An", "All", "Each", "Every", "One", "Of", "What", "Whether", "How", "That", "Which", "Who", "Where", "When", "For"}
-"""Words that a docstring doesn't begin with where it says what a function does."""
-FAMILIES = ("property", "setter", "command", "router", "app.", "validator", "serializer")
-"""Parts of decorators of what isn't called by its name: its docstring may name a value, or is shown to users."""
+TWINS = {"Cost", "Pool", "Quota", "Store"}
+"""Public names that a query's section shares with what is made of it, or, `Pool`, with the rows of a simulation."""
 HEAVY = {"acquisition": {"pyarrow", "ray", "os", "pathlib"}, "selection": {"pyarrow", "ray", "os", "pathlib"}}
 
 
@@ -105,26 +101,12 @@ def test_no_two_classes_share_a_name() -> None:
     assert shared.keys() == TWINS, shared
 
 
-def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    for module, tree in MODULES.items():
-        yield from ((module, node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-
-
-def test_docstrings_of_functions_begin_with_a_verb() -> None:
-    """They say what a function does; those of properties and of what users see by name, such as commands, may say what it is."""
-    found = []
-    for module, node in functions():
-        shown = room(module) == "cli" and not node.name.startswith("_")
-        special = any(part in ast.unparse(decorator) for decorator in node.decorator_list for part in FAMILIES)
-        words = (ast.get_docstring(node) or "").split()
-        if words and words[0].rstrip(",") in NO_VERBS and not shown and not special:
-            found.append(f"{module}.{node.name}: {' '.join(words[:6])}")
-    assert not found, found
-
-
 def test_functions_fit_a_screen() -> None:
     """Up to 80 lines beside the docstring; a part that has a name of its own is a function of its own."""
-    for module, node in functions():
+    every = [(module, node) for module, tree in MODULES.items() for node in ast.walk(tree)]
+    for module, node in every:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
         first = node.body[0]
         said = (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(node) else 0
         assert (node.end_lineno or 0) - node.lineno + 1 - said <= 80, (module, node.name)

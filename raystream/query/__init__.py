@@ -17,7 +17,7 @@ from raystream.query.acquire import DEFAULT_REDUCE, DEFAULT_TOP, Acquire, check_
 from raystream.query.catalogue import AUTO, GRADIENT_SCORES, LOGIT_SCORES, MEMBER_SCORES, SAMPLE_SCORES, SCORES, kind_of
 from raystream.query.cluster import Cluster, Store
 from raystream.query.model import Model, Preprocess
-from raystream.query.part import MAX_QUARANTINED, Id, Part, Share, as_yaml
+from raystream.query.part import MAX_QUARANTINED, Id, Part, Share
 from raystream.query.pool import FilterTerm, Pool
 from raystream.query.select import Cost, Quota, Select
 from raystream.query.task import TASKS, Task, check_task
@@ -227,7 +227,7 @@ class Query(Part):
 
     def to_yaml(self) -> str:
         """Write the query as YAML, as far as it was given; `load` reads it back."""
-        return as_yaml(self)
+        return self._as_yaml()
 
 
 def _is_index(key: int | str) -> bool:

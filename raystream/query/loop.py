@@ -21,7 +21,7 @@ from raystream.query.catalogue.auto import AUTO
 from raystream.query.catalogue.metrics import DEFAULT_METRICS, METRICS
 from raystream.query.catalogue.rules import RULES
 from raystream.query.catalogue.trainers import REGRESSOR, TRAINERS, trainer_entry
-from raystream.query.part import MAX_QUARANTINED, Part, Positive, Share, as_yaml
+from raystream.query.part import MAX_QUARANTINED, Part, Positive, Share
 from raystream.spec import read_spec
 
 CHANGEABLE = frozenset({"loop.rounds", "loop.budget", "loop.stop", "loop.wait"})
@@ -410,7 +410,7 @@ class Loop(Part):
 
     def to_yaml(self) -> str:
         """Write the loop as YAML, as far as it was given."""
-        return as_yaml(self)
+        return self._as_yaml()
 
 
 def checked_name(value: str, section: str) -> str:

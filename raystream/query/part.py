@@ -100,6 +100,10 @@ class Part(BaseModel):
         """Return the same with some values replaced, unchecked: what raystream itself makes of a query that was checked."""
         return super().model_copy(update=changes)
 
+    def _as_yaml(self) -> str:
+        """Write the part as YAML, as far as it was given."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+
 
 def _text_of_path(value: object) -> object:
     if isinstance(value, os.PathLike):
@@ -160,11 +164,6 @@ def as_written(value: object) -> str:
     if isinstance(value, str | int | float):
         return shown(repr(value))
     return f"a {type(value).__name__}"
-
-
-def as_yaml(part: Part) -> str:
-    """Write a part as YAML, as far as it was given."""
-    return yaml.safe_dump(part.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
 
 
 _WORDS = {

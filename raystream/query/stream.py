@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from raystream.errors import QueryError, did_you_mean
 from raystream.query import LOOP_SECTIONS, Acquire, Cluster, Model, Pool, Query, Select, Store
 from raystream.query.catalogue import SCORES
-from raystream.query.part import Part, Share, as_yaml
+from raystream.query.part import Part, Share
 from raystream.spec import read_spec
 
 Manager = Literal["quantile", "density", "fixed", "variable", "random_variable", "split", "random"]
@@ -153,7 +153,7 @@ class Stream(Part):
 
     def to_yaml(self) -> str:
         """Write the stream as YAML, as far as it was given."""
-        return as_yaml(self)
+        return self._as_yaml()
 
 
 def _stem(path: str | Path) -> str:

@@ -235,7 +235,7 @@ def _curves(facts: LoopFacts) -> list[Curve]:
 
 
 def _marks(facts: LoopFacts, history: Sequence[Mapping[str, Any]]) -> list[Mark]:
-    """Find where each rule would have stopped first, those of one place together; rounds and budget are no news."""
+    """Where each rule would have stopped first, those of one place together; rounds and budget are no news."""
     places: dict[float, list[str]] = {}
     for name in facts.rules:
         if name in _LIMITS:
@@ -331,7 +331,7 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _is_share(name: str) -> bool:
-    """Tell whether a metric is drawn in percent: shares of rows, and what is made of them."""
+    """Whether a metric is drawn in percent: shares of rows, and what is made of them."""
     return metric_of(name).share or name in ("macro_f1", "micro_f1", "map")
 
 

@@ -89,7 +89,7 @@ def _images(values: pa.ChunkedArray, declared: pa.DataType, side: int) -> list[n
 
 
 def _decoded(data: memoryview | None, side: int) -> npt.NDArray[np.generic] | None:
-    """Decode an image as its owner would see it; None if it is none, or too large for a page."""
+    """An encoded image as its owner would see it; None if it is none, or too large for a page."""
     try:
         return None if data is None else _shrunk(np.asarray(upright(open_image(data, _LARGEST_PIXELS), None, "rgb")), side)
     except UndecodableError:

@@ -21,7 +21,7 @@ _SAMPLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Progress:
+class ScoringProgress:
     """How far the scoring is, over all that a run has scored so far and is about to.
 
     Attributes:
@@ -71,7 +71,7 @@ class Reporter(Protocol):
     def stage(self, text: str) -> None:
         """Tell that a new stage has begun."""
 
-    def units(self, progress: Progress) -> None:
+    def units(self, progress: ScoringProgress) -> None:
         """Tell that units are being scored, and how far that is."""
 
 
@@ -80,7 +80,7 @@ class Silent:
 
     def stage(self, text: str) -> None: ...
 
-    def units(self, progress: Progress) -> None: ...
+    def units(self, progress: ScoringProgress) -> None: ...
 
 
 class Lines:
@@ -97,7 +97,7 @@ class Lines:
         """Print a line of its own."""
         print(text, file=sys.stderr, flush=True)
 
-    def units(self, progress: Progress) -> None:
+    def units(self, progress: ScoringProgress) -> None:
         if time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
             rows = f"{progress.rows:,} of {number_of(progress.of_rows, 'row')}"
@@ -135,7 +135,7 @@ class Bar:
         """Print a line of its own, above the bar."""
         self._progress.console.print(text, markup=False, highlight=False)
 
-    def units(self, progress: Progress) -> None:
+    def units(self, progress: ScoringProgress) -> None:
         units = f"{progress.units}/{progress.of_units}"
         pace = ", ".join(progress.words)
         self._progress.update(self._task, completed=progress.rows, total=progress.of_rows, units=units, pace=pace)

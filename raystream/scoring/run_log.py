@@ -18,7 +18,7 @@ from typing import Any
 from raystream.errors import RaystreamError, StoreError
 from raystream.lake.retry import is_ending
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan
-from raystream.scoring.progress import Progress, Reporter
+from raystream.scoring.progress import Reporter, ScoringProgress
 from raystream.store.events import EventLog
 from raystream.store.jobs import note_job
 from raystream.store.life import process_began
@@ -105,7 +105,7 @@ class RunLog:
     def stage(self, text: str) -> None:
         self._reporter.stage(text)
 
-    def units(self, progress: Progress) -> None:
+    def units(self, progress: ScoringProgress) -> None:
         self._reporter.units(progress)
         now, done = time.monotonic(), (progress.units, progress.of_units)
         all_done = progress.units == progress.of_units and done != self._done

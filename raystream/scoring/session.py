@@ -29,7 +29,7 @@ from raystream.scoring.executor import (
 )
 from raystream.scoring.job import ScoringJob, UnitTask
 from raystream.scoring.plan import ScoringPlan, Tasks
-from raystream.scoring.progress import Meter, Progress, Reporter
+from raystream.scoring.progress import Meter, Reporter, ScoringProgress
 from raystream.store.integrity import just_written
 from raystream.store.life import SignOfLife
 from raystream.store.packs import write_packs
@@ -264,10 +264,10 @@ class _ProgressLog:
             self._rows += int(self._unit_rows[unit]) - behind
             self._ended[unit], self._units = True, self._units + 1
 
-    def _so_far(self, seconds: float) -> Progress:
+    def _so_far(self, seconds: float) -> ScoringProgress:
         rate = self._meter.rate(self._rows, seconds)
         left = None if rate is None or self._units == len(self._ended) else (self._of_rows - self._rows) / rate
-        return Progress(self._units, len(self._ended), self._rows, self._of_rows, rate, left, len(self._up))
+        return ScoringProgress(self._units, len(self._ended), self._rows, self._of_rows, rate, left, len(self._up))
 
     def end(self) -> None:
         """Keep all that was noted: no further event comes, the workers being gone."""

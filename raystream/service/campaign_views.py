@@ -16,7 +16,7 @@ from raystream.errors import QueryError, StoreError
 from raystream.figures import number_of
 from raystream.loop.journal import Journal
 from raystream.loop.simulation.comparison import Curves, Figures, aligned
-from raystream.loop.simulation.outcome import StrategyOutcome, band, verdict_in_words
+from raystream.loop.simulation.outcome import Compared, band, verdict_in_words
 from raystream.loop.streams.drift import Drift
 from raystream.loop.streams.log import StreamLog
 from raystream.query.catalogue.auto import CONTROL
@@ -196,7 +196,7 @@ def simulation_view(store: Store, name: str) -> Data:
 
 
 def _curves(table: pa.Table, metric: str) -> Mapping[str, Curves]:
-    """Return by strategy the curves of a metric over numbers of labels that all share."""
+    """By strategy, the curves of a metric over numbers of labels that all share."""
     of: dict[str, dict[int, list[tuple[float, float]]]] = {}
     columns = [table.column(name).to_pylist() for name in ("strategy", "seed", "labels", metric)]
     for strategy, seed, labels, value in zip(*columns, strict=True):
@@ -205,9 +205,9 @@ def _curves(table: pa.Table, metric: str) -> Mapping[str, Curves]:
     return aligned(pairs)
 
 
-def _figures(row: Mapping[str, Any]) -> StrategyOutcome:
+def _figures(row: Mapping[str, Any]) -> Compared:
     names = Figures.__dataclass_fields__
-    return StrategyOutcome(Figures(**{name: row[name] for name in names}), row["seconds_query"], row["seconds_train"])
+    return Compared(Figures(**{name: row[name] for name in names}), row["seconds_query"], row["seconds_train"])
 
 
 def _line(name: str, curves: Curves) -> Data:

@@ -36,7 +36,7 @@ def preferred(accept: str, kinds: tuple[str, ...]) -> str | None:
 
 
 def json_rows(name: str, table: pa.Table) -> Iterator[str]:
-    """Yield a selection as one JSON object, so many rows at a time: as objects of Python's, they take fifty times their room."""
+    """A selection as one JSON object, so many rows at a time: as objects of Python's, they take fifty times their room."""
     yield f'{{"query": {json.dumps(name)}, "rows": ['
     for start in range(0, table.num_rows, _ROWS):
         text = json.dumps(rows_of(table.slice(start, _ROWS)), allow_nan=False, ensure_ascii=False)

@@ -53,7 +53,7 @@ ENDED = ("committed", "failed", "stopped")
 
 
 @dataclass(frozen=True)
-class Waiting:
+class QueueEntry:
     """An entry of the queue.
 
     Attributes:
@@ -72,7 +72,7 @@ class Waiting:
         return f"{self.since}~{self.owner}~{self.run}"
 
     @classmethod
-    def of(cls, name: str) -> Waiting | None:
+    def of(cls, name: str) -> QueueEntry | None:
         """Return the entry that a file stands for."""
         parts = name.split("~")
         return cls(*parts) if len(parts) == 3 else None
@@ -148,7 +148,7 @@ class Runs:
             return False
         if not any(entry.owner == owner and entry.run == run for entry in self.queue()):
             self.store.put_if_absent(f"{ROOT}/owners/{owner}/{at}~{run}", b"{}")
-            self.store.put_if_absent(f"{QUEUE}/{Waiting(at, owner, run).name}", b"{}")
+            self.store.put_if_absent(f"{QUEUE}/{QueueEntry(at, owner, run).name}", b"{}")
         if (query := self.query(run)) is not None:
             self.store.put_if_absent(f"{ROOT}/queries/{query}/{run}", b"{}")
         return True
@@ -289,9 +289,9 @@ class Runs:
         """List all who ever asked for something."""
         return self.store.names(f"{ROOT}/owners")
 
-    def queue(self) -> list[Waiting]:
+    def queue(self) -> list[QueueEntry]:
         """List the runs that haven't ended, the oldest first; one that several want stands there for each."""
-        return [entry for entry in map(Waiting.of, self.store.names(QUEUE)) if entry is not None]
+        return [entry for entry in map(QueueEntry.of, self.store.names(QUEUE)) if entry is not None]
 
     # running
 
@@ -354,7 +354,7 @@ class Runs:
             if (entry.run, entry.owner) == (run, owner):
                 self.store.discard(f"{QUEUE}/{entry.name}")
         if not any(self.wants(run, name.removesuffix(".json")) for name in self.store.names(folder)):
-            self.store.put_if_absent(f"{QUEUE}/{Waiting(self._time(), 'nobody', run).name}", b"{}")  # until it is noted that it stopped
+            self.store.put_if_absent(f"{QUEUE}/{QueueEntry(self._time(), 'nobody', run).name}", b"{}")  # until it is noted that it stopped
             self.store.put_if_absent(f"{_folder(run)}/stop.json", b"{}")
         self.log.append("withdrawn", run=run, who=owner)
 

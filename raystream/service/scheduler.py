@@ -20,7 +20,7 @@ from raystream.errors import RaystreamError
 from raystream.service.config import Config
 from raystream.service.metrics import Metrics
 from raystream.service.process import ProcessTask
-from raystream.service.runs import ROOT, Runs, Waiting
+from raystream.service.runs import ROOT, QueueEntry, Runs
 from raystream.store.lease import Lease
 
 _PAUSE = 0.5
@@ -29,8 +29,8 @@ _log = logging.getLogger("raystream.service")
 
 
 def next_run(
-    queue: Sequence[Waiting], running: Mapping[str, Collection[str]], turns: Mapping[str, int], most_each: int, most: int
-) -> Waiting | None:
+    queue: Sequence[QueueEntry], running: Mapping[str, Collection[str]], turns: Mapping[str, int], most_each: int, most: int
+) -> QueueEntry | None:
     """Choose the run that is to be started next, if any.
 
     Whoever has the fewest running comes first, of these whose last turn is the longest ago, of these who asked first.
@@ -112,9 +112,9 @@ class RunScheduler:
             if self._runs.ended(run) is None and code not in (-signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT):
                 self._runs.died(run, f"signal {-code}" if code < 0 else f"exit code {code}")
 
-    def _look(self) -> tuple[list[Waiting], dict[str, set[str]]]:
+    def _look(self) -> tuple[list[QueueEntry], dict[str, set[str]]]:
         """Return the queue, without what has ended, and what of it is under way."""
-        queue: list[Waiting] = []
+        queue: list[QueueEntry] = []
         running: dict[str, set[str]] = {}
         known: dict[str, str] = {}
         for entry in self._runs.queue():

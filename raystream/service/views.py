@@ -295,7 +295,7 @@ class Views:
         }
 
     def selection(self, name: str) -> tuple[bytes, str]:
-        """Return the selection as the bytes of its file, and the hash of these."""
+        """The selection as the bytes of its file, and the hash of these."""
         manifest = self._result(name).manifest
         return self.store.read(manifest.selection.name), manifest.selection.xxh3
 

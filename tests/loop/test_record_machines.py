@@ -16,7 +16,7 @@ from obstore.store import MemoryStore
 from raystream.loop.journal import Asked, Closed, Journal, Judged, Reserved, Trained
 from raystream.loop.label_values import LabelValues
 from raystream.loop.labels import newest
-from raystream.loop.streams.log import Arrival, StreamLog, StreamProgress
+from raystream.loop.streams.log import Arrival, Progress, StreamLog
 from raystream.store.bucket import ObjectStore
 
 WRITERS = st.integers(0, 1)
@@ -91,7 +91,7 @@ class StreamMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.store = bucket()
         self.logs = [StreamLog(self.store, "s") for _ in range(2)]
-        self.seen: list[tuple[StreamProgress, dict[str, Any]]] = [(StreamProgress(), {}), (StreamProgress(), {})]
+        self.seen: list[tuple[Progress, dict[str, Any]]] = [(Progress(), {}), (Progress(), {})]
         self.arrived: list[list[Arrival]] = []
         self.decided: list[list[str]] = []
         self.states: list[dict[str, Any]] = []
@@ -125,7 +125,7 @@ class StreamMachine(RuleBasedStateMachine):
         self.count += 1
         before, _ = self.seen[writer]
         ids = [f"{self.count}-{row}" for row in range(rows)]
-        progress = StreamProgress(parts=before.parts + 1, rows=before.rows + rows)
+        progress = Progress(parts=before.parts + 1, rows=before.rows + rows)
         state = {"window": self.count}
         found = self.logs[writer].commit_decisions(pa.table({"rid": ids}), progress, state)
         if before.parts < len(self.decided):

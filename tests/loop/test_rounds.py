@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from raystream.loop.simulation.parallel import one_thread_each
-from raystream.loop.simulation.rounds import Campaign, Contender, RevealedPool, ceiling, play, split
+from raystream.loop.simulation.rounds import Campaign, Contender, Pool, ceiling, play, split
 from raystream.loop.trainers.by_name import fit, make_trainer
 from raystream.loop.trainers.training import TrainingRows, seed_of
 
@@ -36,7 +36,7 @@ def campaign(**more):
 
 
 ROWS, TEST = blobs(), blobs(60, seed=1)
-POOL = RevealedPool(ROWS, embedding=ROWS.inputs[0], first=ROWS.inputs[0])
+POOL = Pool(ROWS, embedding=ROWS.inputs[0], first=ROWS.inputs[0])
 
 
 def labels_of(history):
@@ -95,7 +95,7 @@ def test_auto_without_embeddings():
     steps = ["sklearn.feature_extraction.text:TfidfVectorizer", "sklearn.linear_model:LogisticRegression"]
     auto = Contender("auto", "auto")
     trainer = make_trainer("sklearn", {"estimator": steps})
-    history = play(RevealedPool(rows), rows, campaign(trainer=trainer, start=auto, rounds=3), auto, 0)
+    history = play(Pool(rows), rows, campaign(trainer=trainer, start=auto, rounds=3), auto, 0)
     assert [played.strategy for played in history] == ["random", "power", "power"]
 
 
@@ -131,7 +131,7 @@ def test_numbers():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(80, 3)).astype(np.float32)
     rows = TrainingRows((x,), (x @ np.array([[1.0], [2.0], [0.5]])).astype(np.float32), "regression")
-    pool = RevealedPool(rows, embedding=x, first=x)
+    pool = Pool(rows, embedding=x, first=x)
     ridge = campaign(trainer=make_trainer("sklearn", {"estimator": "sklearn.linear_model:Ridge"}, _regression()), metrics=("rmse", "r2"))
     history = play(pool, rows, ridge, Contender("auto", "auto"), 0)
     assert [played.strategy for played in history] == ["random", "lcmd", "lcmd", "lcmd"]
@@ -174,7 +174,7 @@ def test_near_duplicates_hold_in_the_first_batch(monkeypatch):
         return fit(trainer, rows, *rest)
 
     monkeypatch.setattr("raystream.loop.simulation.rounds.fit", watched)
-    whole, texts = RevealedPool(twice, embedding=twice.inputs[0], first=twice.inputs[0]), RevealedPool(twice)
+    whole, texts = Pool(twice, embedding=twice.inputs[0], first=twice.inputs[0]), Pool(twice)
     for pool, options in ((whole, {}), (whole, near), (texts, near)):
         start = Contender("start", "random", options=options)
         play(pool, TEST, campaign(start=start, start_budget=80, rounds=1), Contender("r", "random"), 0)

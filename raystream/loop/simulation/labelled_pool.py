@@ -16,14 +16,15 @@ from raystream.figures import number_of
 from raystream.loop.evaluation import EvaluationRows, ids_in_files, rows_in_files
 from raystream.loop.label_values import LabelValues
 from raystream.loop.pool_rows import PoolRows
-from raystream.loop.simulation.rounds import RevealedPool
+from raystream.loop.simulation.rounds import Pool
 from raystream.loop.trainers.sklearn_trainer import SklearnTrainer
 from raystream.loop.trainers.torch_trainer import TorchTrainer
 from raystream.loop.trainers.training import Array, Trainer, TrainingRows, predicted
 from raystream.model import class_names, load, with_local_files
 from raystream.model.embedding import INPUTS
 from raystream.pool import Places, check_unique, comparable, list_pool, read_columns_at, read_unit
-from raystream.query import Pool, Query
+from raystream.query import Pool as PoolSection
+from raystream.query import Query
 from raystream.query.catalogue import kind_of
 from raystream.query.simulate import Simulation
 from raystream.scoring.batch_reader import preparation
@@ -45,14 +46,14 @@ class LabelledPool:
         warnings: sentences for the user.
     """
 
-    pool: RevealedPool
+    pool: Pool
     test: TrainingRows | None
     snapshot: tuple[tuple[str, int, str], ...]
     warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class _RowsRead:
+class _Read:
     """Rows in their order, and the files that they are of."""
 
     ids: pa.Array
@@ -60,10 +61,10 @@ class _RowsRead:
     labels: list[Any]
     files: tuple[tuple[str, int, str], ...]
 
-    def at(self, kept: npt.NDArray[np.bool_]) -> _RowsRead:
+    def at(self, kept: npt.NDArray[np.bool_]) -> _Read:
         """Return some of the rows."""
         labels = [label for label, ok in zip(self.labels, kept, strict=True) if ok]
-        return _RowsRead(self.ids.filter(pa.array(kept)), tuple(values[kept] for values in self.inputs), labels, self.files)
+        return _Read(self.ids.filter(pa.array(kept)), tuple(values[kept] for values in self.inputs), labels, self.files)
 
 
 def read_labelled_pool(simulation: Simulation, trainer: Trainer) -> LabelledPool:
@@ -97,12 +98,12 @@ def read_labelled_pool(simulation: Simulation, trainer: Trainer) -> LabelledPool
         raise LabelsError(
             f"pool.label {simulation.label} holds the one class {kept.labels[0]!r}, expected two at least; nothing can be learnt"
         )
-    pool = RevealedPool(rows, np.asarray(row_hash(0, _as_numbers(kept.ids))), *_vectors(simulation, query, trainer, rows))
+    pool = Pool(rows, np.asarray(row_hash(0, _as_numbers(kept.ids))), *_vectors(simulation, query, trainer, rows))
     test = None if others is None else _rows(others, values, known, query)
     return LabelledPool(pool, test, files, (*warnings, *more))
 
 
-def _read(query: Query, section: Pool, label: str) -> _RowsRead:
+def _read(query: Query, section: PoolSection, label: str) -> _Read:
     plan = pool_plan(query, section, [label])
     prepare = preparation(plan.read)
     files = {file.path: number for number, file in enumerate(dict.fromkeys(unit.file for unit in plan.units))}
@@ -118,10 +119,10 @@ def _read(query: Query, section: Pool, label: str) -> _RowsRead:
     places = Places(tuple(dict.fromkeys(unit.file for unit in plan.units)), np.concatenate(of), np.concatenate(rows))
     table = read_columns_at(places, plan.keep_schema)
     whole = tuple(np.concatenate(parts) for parts in zip(*inputs, strict=True))
-    return _RowsRead(pa.concat_arrays(ids), whole, table.column(label).to_pylist(), tuple(plan.snapshot))
+    return _Read(pa.concat_arrays(ids), whole, table.column(label).to_pylist(), tuple(plan.snapshot))
 
 
-def _without(read: _RowsRead, ids: Sequence[Any]) -> tuple[_RowsRead, list[str]]:
+def _without(read: _Read, ids: Sequence[Any]) -> tuple[_Read, list[str]]:
     """Return the rows that models aren't judged by, and a warning of those that they are."""
     there = pc.is_in(comparable(read.ids), pa.array(sorted(set(ids)), comparable(read.ids).type)).to_numpy(zero_copy_only=False)
     if not there.any():
@@ -129,7 +130,7 @@ def _without(read: _RowsRead, ids: Sequence[Any]) -> tuple[_RowsRead, list[str]]
     return read.at(~there), [f"{number_of(int(there.sum()), 'row')} of the pool are rows of loop.evaluate, too, and are never chosen"]
 
 
-def _sound(read: _RowsRead, values: LabelValues, label: str) -> tuple[_RowsRead, list[str]]:
+def _sound(read: _Read, values: LabelValues, label: str) -> tuple[_Read, list[str]]:
     """Return the rows that have a label, as it is kept, and a warning of those that have none."""
     labels = [None if raw is None else values.label_of(raw) for raw in read.labels]
     wrong = [raw for raw, value in zip(read.labels, labels, strict=True) if value is None and raw is not None]
@@ -145,7 +146,7 @@ def _sound(read: _RowsRead, values: LabelValues, label: str) -> tuple[_RowsRead,
     return sound.at(there), [f"{number_of(int((~there).sum()), 'row')} of the pool without a label in column {label} were left out"]
 
 
-def _rows(read: _RowsRead | EvaluationRows, values: LabelValues, classes: Sequence[Any] | None, query: Query) -> TrainingRows:
+def _rows(read: _Read | EvaluationRows, values: LabelValues, classes: Sequence[Any] | None, query: Query) -> TrainingRows:
     return TrainingRows(
         read.inputs,
         values.as_numbers(read.labels, classes),

@@ -25,7 +25,7 @@ ENOUGH_SEEDS = 10
 
 
 @dataclass(frozen=True)
-class StrategyOutcome:
+class Compared:
     """One strategy in a simulation.
 
     Attributes:
@@ -66,7 +66,7 @@ class Simulated:
     metric: str
     best: str
     verdict: str
-    strategies: Mapping[str, StrategyOutcome]
+    strategies: Mapping[str, Compared]
     ceiling: float
     lines: Mapping[str, Curves]
     curves: pa.Table
@@ -136,7 +136,7 @@ def outcome(
     )
 
 
-def verdict_in_words(best: str, compared: Mapping[str, StrategyOutcome], metric: str, seeds: int) -> str:
+def verdict_in_words(best: str, compared: Mapping[str, Compared], metric: str, seeds: int) -> str:
     """Write one or two sentences that somebody can act on."""
     costs = [name for name, of in compared.items() if of.figures.verdict == "costs"]
     warned = f" {_listed(costs)} {'costs' if len(costs) == 1 else 'cost'} here: worse than {CONTROL}." if costs else ""
@@ -295,9 +295,9 @@ def _line(history: Sequence[Played], metric: str) -> tuple[Any, Any]:
     return np.array([played.labels for played in history]), np.array([played.metrics[metric] for played in history])
 
 
-def _compared(curves: Curves, chance: Curves, lower: bool, histories: Sequence[Sequence[Played]]) -> StrategyOutcome:
+def _compared(curves: Curves, chance: Curves, lower: bool, histories: Sequence[Sequence[Played]]) -> Compared:
     explained = [played for history in histories for played in history[1:] if played.why]
-    return StrategyOutcome(
+    return Compared(
         compare(curves, chance, lower_is_better=lower),
         float(np.mean([sum(played.seconds_query for played in history) for history in histories])),
         float(np.mean([sum(played.seconds_train for played in history) for history in histories])),
@@ -328,7 +328,7 @@ def _curve_table(histories: Histories) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema([(name, kinds.get(name, pa.float64())) for name in rows[0]]))
 
 
-def _summary_table(compared: Mapping[str, StrategyOutcome]) -> pa.Table:
+def _summary_table(compared: Mapping[str, Compared]) -> pa.Table:
     rows = [
         {"strategy": name, **asdict(of.figures), "seconds_query": of.seconds_query, "seconds_train": of.seconds_train}
         for name, of in compared.items()

@@ -53,7 +53,7 @@ class Contender:
 
 
 @dataclass(frozen=True, eq=False)
-class RevealedPool:
+class Pool:
     """Rows of which every label is known.
 
     Attributes:
@@ -118,7 +118,7 @@ class Played:
 
 
 def play(
-    pool: RevealedPool,
+    pool: Pool,
     test: TrainingRows,
     campaign: Campaign,
     contender: Contender,
@@ -172,7 +172,7 @@ def play(
             return history
 
 
-def ceiling(pool: RevealedPool, test: TrainingRows, campaign: Campaign, seed: int, *, among: Indices | None = None) -> dict[str, float]:
+def ceiling(pool: Pool, test: TrainingRows, campaign: Campaign, seed: int, *, among: Indices | None = None) -> dict[str, float]:
     """Return the metrics of the same trainer on all labels."""
     rows = np.arange(len(pool.rows)) if among is None else among
     model = _train(pool.rows, campaign, rows, None, seed_of(seed, _CEILING))
@@ -253,7 +253,7 @@ class _RowsInView:
         model: of the last round; None before the first, and of one class alone.
     """
 
-    pool: RevealedPool
+    pool: Pool
     campaign: Campaign
     free: Indices
     labelled: Indices

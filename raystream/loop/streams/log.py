@@ -30,7 +30,7 @@ from raystream.store.protocol import Store
 from raystream.store.queries import parquet_bytes, read_parquet
 
 _SAID = "raystream.stream"
-"""In the metadata of decisions: what `StreamProgress` holds, as JSON."""
+"""In the metadata of decisions: what `Progress` holds, as JSON."""
 PACKED_LOOKS = 256
 """Looks whose arrivals are read one by one, at most, before they are packed: half a millisecond each on a disk."""
 _ARRIVALS = pa.schema(
@@ -60,7 +60,7 @@ class Arrival:
 
 
 @dataclass(frozen=True)
-class StreamProgress:
+class Progress:
     """How far a stream has come.
 
     Attributes:
@@ -155,7 +155,7 @@ class StreamLog:
         """Note what arrived, unless somebody else has noted a look of this number."""
         self.store.put_if_absent(_numbered(f"{self.folder}/arrivals", look), parquet_bytes(_table(arrivals, _ARRIVALS)))
 
-    def progress(self) -> tuple[StreamProgress, dict[str, Any]]:
+    def progress(self) -> tuple[Progress, dict[str, Any]]:
         """Return how far the stream has come, and the state that it goes on from, empty at first; older states are forgotten.
 
         Raises:
@@ -166,7 +166,7 @@ class StreamLog:
             self._discard_states(found.parts - 1)
         return found, state
 
-    def look(self) -> tuple[StreamProgress, dict[str, Any]]:
+    def look(self) -> tuple[Progress, dict[str, Any]]:
         """Return what `progress` does, for whoever doesn't go on: nothing is changed.
 
         Raises:
@@ -174,11 +174,11 @@ class StreamLog:
         """
         names = [name for name in self.store.names(f"{self.folder}/decisions") if name.endswith(".parquet")]
         if not names:
-            return StreamProgress(), {}
+            return Progress(), {}
         name = f"{self.folder}/decisions/{names[-1]}"
         try:
             schema = pq.ParquetFile(pa.BufferReader(self.store.read(name)), pre_buffer=False).schema_arrow
-            found = StreamProgress(**json.loads((schema.metadata or {})[_SAID.encode()]))
+            found = Progress(**json.loads((schema.metadata or {})[_SAID.encode()]))
             data = self.store.read_if_there(name := found.state)
             if data is None:
                 raise self._damaged(name, "it is missing")
@@ -191,8 +191,8 @@ class StreamLog:
         return found, dict(state)
 
     def commit_decisions(
-        self, rows: pa.Table, progress: StreamProgress, state: Mapping[str, Any], about: Mapping[str, str] | None = None
-    ) -> StreamProgress | None:
+        self, rows: pa.Table, progress: Progress, state: Mapping[str, Any], about: Mapping[str, str] | None = None
+    ) -> Progress | None:
         """Commit the next rows' decisions, after which the stream has come so far; `about` goes into the file's metadata, too.
 
         Returns:

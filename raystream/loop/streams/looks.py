@@ -23,7 +23,7 @@ from raystream.figures import number_of
 from raystream.loop.streams.arrivals import SETTLING_SECONDS, PoolListing, list_arrivals
 from raystream.loop.streams.decisions import StreamState
 from raystream.loop.streams.drift import Drift
-from raystream.loop.streams.log import Arrival, StreamLog, StreamProgress
+from raystream.loop.streams.log import Arrival, Progress, StreamLog
 from raystream.pool import check_unique
 from raystream.pool.ids import KnownIds, comparable, derived_ids
 from raystream.pool.plan import NoReadableFileError, NoRowsError
@@ -84,7 +84,7 @@ class Looks:
         self._state: StreamState | None = None
         self._session: tuple[ScoringJob, Session] | None = None
         self._drifts = 0
-        self.progress = StreamProgress()
+        self.progress = Progress()
         self.new_rows = 0
         self.oldest: float | None = None
         self.warnings: dict[str, None] = {}

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from raystream.errors import QueryError
 from raystream.loop.streams.decisions import StreamState
-from raystream.loop.streams.log import StreamLog, StreamProgress
+from raystream.loop.streams.log import Progress, StreamLog
 from raystream.query.stream import Stream
 
 _REQUESTS = "raystream.requests"
@@ -59,13 +59,13 @@ class RequestedRows:
         self._stream, self._log, self._model, self._classes = stream, log, model, classes
         self._known = _Seen()
         self._read = 0
-        self._progress = StreamProgress()
+        self._progress = Progress()
         self._saved: Mapping[str, Any] = {}
         self._state: StreamState | None = None
         self._catch_up()
 
     @property
-    def progress(self) -> StreamProgress:
+    def progress(self) -> Progress:
         """How far the stream has come."""
         return self._progress
 
@@ -115,7 +115,7 @@ class RequestedRows:
         self._known.add([(request.id, committed.parts) for request in requests])
         return {request.id: table for request, table in zip(requests, tables, strict=True)}
 
-    def _now(self) -> tuple[StreamState, StreamProgress]:
+    def _now(self) -> tuple[StreamState, Progress]:
         """Find what decisions go on from; another model than the last begins another epoch."""
         progress, anew = self._progress, self._progress.model != self._model
         if self._state is None or anew:
