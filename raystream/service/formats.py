@@ -1,13 +1,13 @@
-"""The formats in which selections and other tables of a store are handed out."""
+"""The formats in which a selection is handed out."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
+
+from raystream.service.record_routes import json_value, rows_of
 
 _ROWS = 10_000
 """Of a selection, that are text at a time."""
@@ -54,21 +54,3 @@ def flat(table: pa.Table) -> pa.Table:
             column = pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values], pa.string())
         columns.append(column)
     return pa.table(columns, names=table.column_names)
-
-
-def rows_of(table: pa.Table) -> list[dict[str, Any]]:
-    """Return a table's rows as JSON can have them: what is no number is null, bytes are hex digits."""
-    return [{name: json_value(value) for name, value in row.items()} for row in table.to_pylist()]
-
-
-def json_value(value: Any) -> Any:
-    """Return a value as JSON can have it, for programs: integers stay numbers whatever their size, unlike those of `plain`."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, dict):
-        return {str(key): json_value(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [json_value(inner) for inner in value]
-    return value if value is None or isinstance(value, str | int | bool) else json.loads(json.dumps(value, default=str))
