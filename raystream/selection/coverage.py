@@ -15,7 +15,7 @@ import torch
 from raystream.selection.bounds import Encoding
 from raystream.selection.kernels import Kernel
 from raystream.selection.nearest import Centres, nearest
-from raystream.selection.pairs import Aim, Pairs, Room
+from raystream.selection.pairs import Aim, Pairs, PairsRoom
 from raystream.selection.rows import Array, squared_distances
 from raystream.threads import one_thread
 
@@ -49,7 +49,7 @@ class Coverage:
         self._aims: dict[torch.dtype, tuple[Aim, Array]] = {}
         self._changed: dict[torch.dtype, list[Array]] = {}
         self._last: tuple[Array, Array, Array] | None = None
-        self._room: Room | None = None
+        self._room: PairsRoom | None = None
 
     def pairs(self, dtype: torch.dtype) -> Pairs:
         """Return the `Pairs` that bound similarities to the targets in a precision."""

@@ -25,7 +25,7 @@ import torch
 from raystream.selection.bounds import has_bfloat16_units
 from raystream.selection.constraints import Constraints
 from raystream.selection.coverage import Coverage
-from raystream.selection.pairs import TARGETS_UNIT, Aim, Operand, Pairs, Room
+from raystream.selection.pairs import TARGETS_UNIT, Aim, Operand, Pairs, PairsRoom
 from raystream.selection.rows import Array, Block, Rows, normalised
 from raystream.selection.shards import Shards
 from raystream.threads import each, one_thread
@@ -46,7 +46,7 @@ _COARSEST = 0.25
 """Bfloat16 is of no use where it may change a similarity by more."""
 
 Item = TypeVar("Item")
-Measure = Callable[[Operand, Room], Array]
+Measure = Callable[[Operand, PairsRoom], Array]
 
 
 def _block(count: int) -> int:
@@ -252,6 +252,8 @@ _LEVELS = 8
 _FEW = 64
 _FEWEST_SINGLE = 4
 _MANY = 256
+_PROBED = 64
+"""Of many rows that are to be lowered, one in so many shows below what."""
 _LEAST = 5e-324
 _BACK = 4
 _FRONT = 16384
@@ -315,15 +317,28 @@ class LazyGreedy:
             loose = self._above(floor)
             stale = loose[self._level(loose) == _STALE]
             if size > _FEW and len(stale) > _MANY:
-                self._lower(stale, floor)
+                floor = self._probe(stale, floor)
+                self._lower(stale[self._bound[stale] >= floor], floor)
                 continue
-            rows = self._first(loose, self._expected(loose), size)
-            self._sharpen(rows, _SINGLE)
-            best = rows[np.argmax(self._bound[rows])]
-            if self._bound[best] > floor:
-                self._sharpen(best[None], _EXACT)
-                floor = max(floor, float(self._bound[best]))
+            floor = self._try(self._first(loose, self._expected(loose), size), floor)
             size *= 4
+
+    def _try(self, rows: Array, floor: float) -> float:
+        """Find the best of `rows`, and return what it adds if that is more than `floor`."""
+        self._sharpen(rows, _SINGLE)
+        best = rows[np.argmax(self._bound[rows])]
+        if self._bound[best] <= floor:
+            return floor
+        self._sharpen(best[None], _EXACT)
+        return max(floor, float(self._bound[best]))
+
+    def _probe(self, stale: Array, floor: float) -> float:
+        """Return a higher floor, if some of the `stale` rows show one: those that lead by old bounds may all be near the last picks."""
+        if len(stale) < max(_PROBED * _FEW, len(self._bound) // 16):
+            return floor
+        some = stale[::_PROBED]
+        self._coarsen(some)
+        return self._try(self._first(some, self._bound[some], _FEW), floor)
 
     def _level(self, rows: Array) -> Array:
         result: Array = np.maximum(self._found[rows] - _LEVELS * len(self.rows), _STALE)

@@ -21,8 +21,8 @@ _PRODUCTS = 1 << 22
 """Products at a time."""
 _UNIT = 128
 """Rows are multiplied in multiples of this many: each shape of bfloat16 products needs code of its own, 0.4 ms to make."""
-_FEW = 16
-"""Up to so many rows go together, the least that matrix units take at a time."""
+_BLOCK_UNIT, _FEW = 64, 16
+"""Those of a block, the fewer, in multiples of this many; a few of them in multiples of what matrix units take at a time at least."""
 _ENCODED = 8192
 _CLOSER = 4
 """Rows that are so many times nearer, in squares, to the middle of their block than to that of all are encoded anew."""
@@ -96,13 +96,13 @@ class NearRows:
         there = places - begin[which] + (np.cumsum(size) - size)[which]
         return NearRows(self.x, order, replace(self.encoding, shift=middle)), there, [(0, len(order))]
 
-    def find(self, places: Array, stretches: Stretches, k: int | None, radius: float) -> NearPairs:
+    def find(self, places: Array, stretches: Stretches, k: int | None, radius: float, room: Room | None = None) -> NearPairs:
         """Find the others among the rows in `stretches` that may be within `radius` of, and among the k nearest to, those at `places`.
 
-        Where products can't tell which are the k nearest, k + 8 that float32 says are.
+        Where products can't tell which are the k nearest, k + 8 that float32 says are. `room` is the thread's, to be used again.
         """
-        groups = _grouped(stretches, max(_PRODUCTS // max(len(places), _UNIT), 1))
-        search = _Search(self, places, k, radius)
+        search = _Search(self, places, k, radius, Room() if room is None else room)
+        groups = grouped(stretches, max(_PRODUCTS // search.size // _UNIT, 1) * _UNIT)
         for group in groups:
             search.see(group)
         return search.found([stretch for group in groups for stretch in group])
@@ -117,7 +117,7 @@ class NearRows:
         return self.encoding.upper(product, self.slack[torch.from_numpy(places)] + self.slack[torch.from_numpy(others)])
 
 
-def _grouped(stretches: Stretches, size: int) -> list[Stretches]:
+def grouped(stretches: Stretches, size: int) -> list[Stretches]:
     """Cut the stretches, in their order, so that groups of them have at most `size` places each."""
     groups: list[Stretches] = []
     left = 0
@@ -166,12 +166,47 @@ def ranks(count: Array) -> Array:
     return result
 
 
-class _Search:
-    """One block's."""
+class Room:
+    """The memory that one thread compares in: new memory costs as much as the product that is written there."""
 
-    def __init__(self, rows: NearRows, places: Array, k: int | None, radius: float) -> None:
-        self._rows, self._places, self._cut, self._k = rows, places, k is not None, k or 0
-        whole = np.pad(places, (0, -len(places) % (_UNIT if len(places) > _FEW else _FEW)), mode="edge")
+    def __init__(self) -> None:
+        self._product, self._near = torch.empty(0, dtype=torch.bfloat16), np.empty(0, dtype=bool)
+
+    def product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Multiply (m, d) and (n, d): (m, n) inner products, which hold until the next are made."""
+        size = len(a) * len(b)
+        if len(self._product) < size or self._product.dtype != a.dtype:
+            self._product = torch.empty(max(size, _PRODUCTS), dtype=a.dtype)
+        return torch.mm(a, b.T, out=self._product[:size].view(len(a), len(b)))
+
+    def at_most(self, found: Array, limit: Array) -> Array:
+        """Tell (m, n) bool where `found` is at most the `limit` (m,) of its row; holds until the next."""
+        if len(self._near) < found.size + 8:
+            self._near = np.zeros(max(found.size, _PRODUCTS) + 8, dtype=bool)
+        self._near[found.size : found.size + 8] = False
+        return np.less_equal(found, limit[:, None], out=self._near[: found.size].reshape(found.shape))
+
+    def where(self, near: Array) -> Array:
+        """Find int64 places, ascending, of what is true in the last answer of `at_most`: where little is, sooner than NumPy."""
+        words = self._near[: -(-near.size // 8) * 8].view(np.uint64)
+        some = np.flatnonzero(words != 0)
+        if len(some) * 32 > len(words):
+            return np.flatnonzero(near)
+        word, byte = np.nonzero(words[some].view(bool).reshape(-1, 8))
+        return some[word] * 8 + byte
+
+
+class _Search:
+    """One block's.
+
+    Attributes:
+        size: how many rows are multiplied for it.
+    """
+
+    def __init__(self, rows: NearRows, places: Array, k: int | None, radius: float, room: Room) -> None:
+        self._rows, self._places, self._cut, self._k, self._room = rows, places, k is not None, k or 0, room
+        whole = np.pad(places, (0, -len(places) % (_BLOCK_UNIT if len(places) > _FEW else _FEW)), mode="edge")
+        self.size = max(len(whole), 1)
         self._centres = _as_centres(rows.operand[torch.from_numpy(whole)], rows.encoding)
         # invariant: of others that are farther, nothing is wanted; a root is rounded, so that a little more is
         self._reach = np.full(len(places), np.square(np.float64(radius)) * (1 + 2.0**-50))
@@ -187,17 +222,17 @@ class _Search:
         """Compare the block with the rows in `stretches`, by one product."""
         rows = self._rows
         places = np.concatenate([np.arange(*stretch) for stretch in stretches])
-        found = bits(torch.mm(self._centres, self._operand(stretches, -len(places) % _UNIT).T))[: len(self._places), : len(places)]
+        product = self._room.product(self._centres, self._operand(stretches, -len(places) % _UNIT))
+        found = bits(product)[: len(self._places), : len(places)]
         slack = max(float(rows.slack[start:stop].max()) for start, stop in stretches)
         square = max(float(rows.square[start:stop].max()) for start, stop in stretches)
         self._slack, self._square = max(self._slack, slack), max(self._square, square)
-        near = found <= self._limit(slack, square)[:, None]
-        if self._cut:
-            count = np.count_nonzero(near, axis=1)
-            if count.sum() > len(found) * self._k / 8:
-                self._tighten(found if 4 * int(count.max()) > len(places) else _packed(found, near, count, self._infinite))
-                near = found <= self._limit(slack, square)[:, None]
-        row, column = np.divmod(np.flatnonzero(near), found.shape[1])
+        near = self._room.at_most(found, self._limit(slack, square))
+        if self._cut and np.count_nonzero(near) > len(found) * self._k / 8:
+            count = np.fromiter(map(np.count_nonzero, near), np.int64, len(near))  # along an axis it takes thrice as long
+            self._tighten(found if 4 * int(count.max()) > len(places) else _packed(found, near, count, self._infinite))
+            near = self._room.at_most(found, self._limit(slack, square))
+        row, column = np.divmod(self._room.where(near), found.shape[1])
         self._seen.append((row, places[column], found[row, column]))
         if self._cut:
             self._many += np.bincount(row, minlength=len(self._many))

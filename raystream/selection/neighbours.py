@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from raystream.selection.clusters import clusters
-from raystream.selection.near_rows import NearPairs, NearRows, Stretches, bits, ranks
-from raystream.selection.nearest import pair_distances
+from raystream.selection.near_rows import NearPairs, NearRows, Room, Stretches, bits, grouped, ranks
+from raystream.selection.nearest import float32_distances, pair_distances
 from raystream.selection.rows import Array, squared_distances
 from raystream.selection.strategy import Arrays, Kept
-from raystream.threads import each, one_thread
+from raystream.threads import each
 
 _LARGEST = 4
 """Lists longer than this many times the average are cut up: the work grows with the square of their length."""
@@ -48,6 +48,15 @@ class InvertedLists:
         held = np.cumsum([len(self.members[other]) for other in self.near[number]])
         result: Array = self.near[number, : max(probes, int(np.searchsorted(held, least)) + 1)]
         return result
+
+    def affordable(self, compared: int) -> int:
+        """Count the nearest lists, at least 1, that a row may be compared with, if rows are to be with `compared` others on average.
+
+        Long lists stand in the middle, near each other: rows meet more of them than of the short ones.
+        """
+        size = np.asarray([len(rows) for rows in self.members])
+        met = np.cumsum(size @ size[self.near]) / size.sum()
+        return max(int(np.searchsorted(met, compared, side="right")), 1)
 
     def spans(self, x: Array) -> Array:
         """Return (c,) float64, at least the largest distance of a member to its list's centre; `x` are the rows."""
@@ -108,10 +117,12 @@ EXACT = 100_000
 RECALL = 0.95
 """What share of the true neighbours is to be found, as long as few enough rows have to be compared."""
 COMPARED = 1 << 16
-"""At most about this many rows are compared with each row of larger pools, even if the recall is lower then."""
+"""At most this many rows are compared with each row of larger pools on average, even if the recall is lower then."""
 _SAMPLE = 1000
 _SAMPLED = 250
 _QUERIES = 1024
+_BALL_ROWS = 1 << 18
+"""A thread looks for members of balls among so many rows at a time."""
 
 Facts = dict[str, float | int | str]
 Result = TypeVar("Result")
@@ -227,7 +238,7 @@ class NearBlock:
         other = self.all_rows.order[near.place]
         inside = near.upper <= np.square(radius) * (1 - 2.0**-50)
         unsure = np.flatnonzero(~inside)
-        inside[unsure] = np.sqrt(pair_distances(x, x, number[near.row[unsure]], other[unsure])) <= radius
+        inside[unsure] = pairs_within(x, number[near.row[unsure]], other[unsure], radius)
         count = np.bincount(near.row[inside], minlength=len(number))
         if (count > most).any():
             inside[self._beyond(np.flatnonzero(inside & (count > most)[near.row]), most)] = False
@@ -250,9 +261,59 @@ class NearBlock:
         certain = (next_one[torch.from_numpy(group)] > limit).numpy()
         left = most - np.bincount(group[certain], minlength=len(starts))
         asked = np.flatnonzero(~certain)
-        squared = pair_distances(rows.x, rows.x, self.rows[row[asked]], rows.order[place[asked]])
-        result: Array = pairs[asked[~lowest_of_groups(group[asked], squared, rows.order[place[asked]], left)]]
+        lowest = nearest_of_groups(rows.x, group[asked], self.rows[row[asked]], rows.order[place[asked]], left)
+        result: Array = pairs[asked[~lowest]]
         return result
+
+
+def pairs_within(x: Array, row: Array, other: Array, radius: float) -> Array:
+    """Tell (p,) bool whether rows of these pairs are at most `radius` apart by the definition; float32 decides where it can."""
+    value, error, tiny = _about(x, row, other)
+    square = np.square(np.float64(radius))
+    inside: Array = value * (1 + error) + tiny <= square * (1 - 2.0**-50)
+    unsure = np.flatnonzero(~inside & ~(value * (1 - error) - tiny > square * (1 + 2.0**-50)))
+    inside[unsure] = np.sqrt(pair_distances(x, x, row[unsure], other[unsure])) <= radius
+    return inside
+
+
+def nearest_of_groups(x: Array, group: Array, row: Array, other: Array, count: Array) -> Array:
+    """Tell (p,) bool which pairs are among the (g,) `count` nearest of their group by the definition; float32 decides where it can.
+
+    Args:
+        x: (n, d) float32.
+        group: (p,) int64, ascending.
+        row, other: (p,) int64 rows of the pairs; of those equally far apart, that of the lower `other` is nearer.
+        count: of each group, 0 to all.
+    """
+    value, error, tiny = _about(x, row, other)
+    if np.isnan(value).any():
+        return lowest_of_groups(group, pair_distances(x, x, row, other), other, count)
+    first_out, last_in = _around_count(group, value, count)
+    # all but `count` of a group are at least as far apart as `first_out` says, and that many at most as far as `last_in` says
+    inside: Array = value * (1 + error) + tiny < (first_out * (1 - error) - tiny)[group]
+    unsure = np.flatnonzero(~inside & ~(value * (1 - error) - tiny > (last_in * (1 + error) + tiny)[group]))
+    left = count - np.bincount(group[inside], minlength=len(count))
+    squared = pair_distances(x, x, row[unsure], other[unsure])
+    inside[unsure] = lowest_of_groups(group[unsure], squared, other[unsure], left)
+    return inside
+
+
+def _about(x: Array, row: Array, other: Array) -> tuple[Array, float, float]:
+    """Compute (p,) squared distances by float32, NaN where that overflows, and by how much they err, relatively and besides."""
+    value = float32_distances(x, x, row, other)
+    value[np.isinf(value)] = np.nan
+    return value, (x.shape[1] + 8) * 2.0**-23, x.shape[1] * 2.0**-120
+
+
+def _around_count(group: Array, value: Array, count: Array) -> tuple[Array, Array]:
+    """Find (g,) the value after the `count` lowest of each group, infinite if there is none, and the last of those, -infinite likewise."""
+    size = np.bincount(group, minlength=len(count))
+    table = np.full((len(count), int(size.max(initial=0)) + 2), np.inf)
+    table[:, 0] = -np.inf
+    table[group, ranks(size) + 1] = value
+    table[:, 1:].sort(axis=1)
+    every = np.arange(len(count))
+    return table[every, count + 1], table[every, count]
 
 
 def lowest_of_groups(group: Array, value: Array, number: Array, count: Array) -> Array:
@@ -264,12 +325,7 @@ def lowest_of_groups(group: Array, value: Array, number: Array, count: Array) ->
         number: (p,) int64.
         count: of each group, 0 to all.
     """
-    size = np.bincount(group, minlength=len(count))
-    table = np.full((len(count), int(size.max(initial=0)) + 1), np.inf)
-    table[group, ranks(size)] = value
-    table.sort(axis=1)
-    # the lowest that is out; of a group of which all are in, infinity
-    first_out = table[np.arange(len(count)), count]
+    first_out, _ = _around_count(group, value, count)
     inside = value < first_out[group]
     tied = np.flatnonzero((np.bincount(group[inside], minlength=len(count)) < count)[group] & (value == first_out[group]))
     tied = tied[np.lexsort((number[tied], group[tied]))]
@@ -296,17 +352,22 @@ class Index:
             return [], {"index": "exact", "recall": 1.0}
         probes, facts = self._probes(k, compared)
 
-        def compare(item: tuple[int, int]) -> Result:
-            number, begin = item
-            places = np.arange(begin, min(begin + _QUERIES, self._start[number + 1]))
-            probed = [0] if self._lists is None else self._lists.probed(number, probes, k + 1)
-            rows, places, stretches = self._rows.around(places, self._stretches(probed))
-            return keep(NearBlock(rows, places, rows.find(places, stretches, k, radius)))
+        def start() -> Callable[[tuple[int, int]], Result]:
+            room = Room()
+
+            def compare(item: tuple[int, int]) -> Result:
+                number, begin = item
+                places = np.arange(begin, min(begin + _QUERIES, self._start[number + 1]))
+                probed = [0] if self._lists is None else self._lists.probed(number, probes, k + 1)
+                rows, places, stretches = self._rows.around(places, self._stretches(probed))
+                return keep(NearBlock(rows, places, rows.find(places, stretches, k, radius, room)))
+
+            return compare
 
         blocks = (
             (number, begin) for number, (start, stop) in enumerate(pairwise(self._start.tolist())) for begin in range(start, stop, _QUERIES)
         )
-        return each(blocks, lambda: compare), facts
+        return each(blocks, start), facts
 
     def _stretches(self, lists: Iterable[int]) -> Stretches:
         return [(int(self._start[number]), int(self._start[number + 1])) for number in lists]
@@ -324,8 +385,7 @@ class Index:
 
         needed = np.concatenate(each(range(0, len(some), _SAMPLED), lambda: compare))
         recall = np.cumsum(np.bincount(needed.ravel(), minlength=len(lists.members))) / needed.size
-        allowed = max(compared * len(lists.members) // n, 1)
-        probes = min(int(np.searchsorted(recall, RECALL)) + 1, allowed, len(lists.members))
+        probes = min(int(np.searchsorted(recall, RECALL)) + 1, lists.affordable(compared), len(lists.members))
         facts: Facts = {"index": f"{len(lists.members)} inverted lists, {probes} probed", "recall": round(float(recall[probes - 1]), 4)}
         return probes, facts
 
@@ -347,16 +407,32 @@ class Index:
             index[np.arange(len(kept)) + np.repeat(start[rows] - (ends - count[rows]), count[rows])] = kept
         return Edges(start, index, count >= most, facts)
 
-    def balls(self, rows: Array, radius: float) -> list[Array]:
-        """Find for each of `rows` (m,) int64 the rows within the radius, itself included, int64 and ascending: all there are."""
+    def balls(self, rows: Array, radius: float, covered: Array) -> list[Array]:
+        """Find for each of `rows` (m,) int64 the rows within the radius, itself included, int64 and ascending.
+
+        Lists all of whose rows are `covered` (n,) bool are passed over.
+        """
         places, near = self._place[rows], np.zeros(1, dtype=np.int64)
         if self._lists is not None:
             self._spans = self._lists.spans(self._rows.x) if self._spans is None else self._spans
             near = np.unique(np.concatenate([self._lists.meeting(self._spans, self._rows.x[row], radius) for row in rows]))
-        with one_thread():
-            block = NearBlock(self._rows, places, self._rows.find(places, self._joined(near), None, radius))
-        count, others = block.within(radius, len(self._place))
-        return [np.sort(np.append(some, row)) for some, row in zip(np.split(others, np.cumsum(count)[:-1]), rows, strict=True)]
+            bare = np.concatenate([[0], np.cumsum(~covered[self._rows.order])])[self._start]
+            near = near[bare[near + 1] > bare[near]]
+        stretches = self._joined(near)
+
+        def start() -> Callable[[Stretches], tuple[Array, Array]]:
+            room = Room()
+
+            def see(part: Stretches) -> tuple[Array, Array]:
+                found = self._rows.find(places, part, None, radius, room)
+                count, others = NearBlock(self._rows, places, found).within(radius, len(self._place))
+                return np.repeat(np.arange(len(rows)), count), others
+
+            return see
+
+        found = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32)), *each(grouped(stretches, _BALL_ROWS), start)]
+        of, others = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return [np.sort(np.append(others[of == number], row)) for number, row in enumerate(rows)]
 
     def apart(self, rows: Array, most: int) -> Array:
         """Return the first up to `most` of `rows` that are in different lists."""

@@ -145,9 +145,9 @@ class Pairs:
         """By how much rounding may change a similarity, relatively, where that depends on it."""
         return self._kernel.growth * 2 * float(self._share.mean()) if len(self._share) else 0.0
 
-    def room(self, rows: int, targets: int = _PART) -> Room:
+    def room(self, rows: int, targets: int = _PART) -> PairsRoom:
         """Make memory for so many rows and targets at a time."""
-        return Room(rows * targets, self)
+        return PairsRoom(rows * targets, self)
 
     def rows(self, x: Array, out: torch.Tensor | None = None) -> Operand:
         """Return (r, d) float32 unit rows as operands, into `out` (r, columns)."""
@@ -247,7 +247,7 @@ class Pairs:
         wrong = near.double() < exact if up else near.double() > exact
         return torch.where(wrong, torch.nextafter(near, torch.full_like(near, math.inf if up else -math.inf)), near)
 
-    def above(self, rows: Operand, aim: Aim, room: Room) -> Array:
+    def above(self, rows: Operand, aim: Aim, room: PairsRoom) -> Array:
         """Return (r,) float64 upper bounds of the weighted sums of what the rows reach."""
         total, near, squares = np.zeros((3, len(rows.y)))
         growth, (nudge, sums) = self._kernel.growth, self._errors(aim)
@@ -266,7 +266,7 @@ class Pairs:
             total[np.isnan(total)] = np.inf
         return np.ldexp(total, -aim.power)
 
-    def below(self, rows: Operand, aim: Aim, room: Room, parts: int) -> Array:
+    def below(self, rows: Operand, aim: Aim, room: PairsRoom, parts: int) -> Array:
         """Return (r, parts) float64 lower bounds of the weighted sums up to the end of each of the first parts."""
         result, near = np.zeros((2, len(rows.y), parts))
         nudge, sums = self._errors(aim)
@@ -281,47 +281,50 @@ class Pairs:
             result[np.isnan(result)] = -np.inf
         return np.ldexp(result, -aim.power)
 
-    def reaches(self, rows: Operand, aim: Aim, room: Room) -> Array:
+    def reaches(self, rows: Operand, aim: Aim, room: PairsRoom) -> Array:
         """Tell (r, m) bool of which targets the rows reach something, at least; not in bfloat16, of which pairs don't tell alone."""
         every = slice(0, len(aim.low))
         nudge, _ = self._errors(aim)
         result: Array = self._reached(self._product(rows, aim, room, every), aim, room, every, nudge).numpy() > 0
         return result
 
-    def _product(self, rows: Operand, aim: Aim, room: Room, part: slice) -> torch.Tensor:
+    def _product(self, rows: Operand, aim: Aim, room: PairsRoom, part: slice) -> torch.Tensor:
         """Compute v, (r, targets `part`)."""
         size = len(rows.y) * (part.stop - part.start)
         out = room.product[:size].view(len(rows.y), -1)
         torch.mm(rows.y, aim.y[part].T, out=out)
         return room.wide[:size].view(len(out), -1).copy_(out) if self.coarse else out
 
-    def _near(self, rows: Operand, v: torch.Tensor, aim: Aim, room: Room, part: slice) -> Array | float:
+    def _near(self, rows: Operand, v: torch.Tensor, aim: Aim, room: PairsRoom, part: slice) -> Array | float:
         """Return (r,) the sum of `steep` over the targets of which something may be reached, for all that bfloat16 leaves open."""
         if not self.coarse:
             return 0.0
         reach = float(rows.moved.max()) + aim.moved + 1e-30
-        # 1 wherever v is at least -reach, its rounding included
-        share = torch.add(room.shift, v, alpha=1 / reach, out=room.sizes[: v.numel()].view(v.shape)).clamp_(0, 1)
-        result: Array = torch.mv(share, aim.steep[part]).double().numpy() + aim.open[part].sum()
+        # from 1 wherever v is at least -reach, its rounding included, down to 0: a share of (steps + 2.02 reach) / reach
+        steps = torch.clamp(v, -2.02 * reach, -1.02 * reach, out=room.sizes[: v.numel()].view(v.shape))
+        steep = aim.steep[part]
+        every = float(steep.double().sum()) * (2.02 + 8 * (_PART + 64) * torch.finfo(self.wide).eps)
+        result: Array = torch.mv(steps, steep).double().numpy() / reach + every + aim.open[part].sum()
         return result
 
-    def _reached(self, v: torch.Tensor, aim: Aim, room: Room, part: slice, nudge: float) -> torch.Tensor:
+    def _reached(self, v: torch.Tensor, aim: Aim, room: PairsRoom, part: slice, nudge: float) -> torch.Tensor:
         """Compute how much of the stretches is reached; overwrites v, which may err by a share of `nudge`."""
         if nudge:
             v.add_(torch.abs(v, out=room.sizes[: v.numel()].view(v.shape)), alpha=nudge if aim.up else -nudge)
         v = self._kernel.form(v, self._typical)
         if not aim.flat:
             v.sub_(aim.low[part])
-        return torch.minimum(v.relu_(), aim.span[part], out=v)
+        v.relu_()
+        # no cosine is above 1 but by rounding, and a bound from above may be
+        return v if aim.up and not self._kernel.growth else torch.minimum(v, aim.span[part], out=v)
 
 
-class Room:
+class PairsRoom:
     """The memory that one thread works in."""
 
     def __init__(self, size: int, pairs: Pairs) -> None:
         self.product = torch.empty(size, dtype=pairs.dtype)
         self.wide, self.sizes = (torch.empty(size, dtype=pairs.wide) for _ in range(2))
-        self.shift = torch.tensor(2.02, dtype=pairs.wide)
 
 
 def _largest(x: torch.Tensor) -> float:

@@ -6,8 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import KINDS, data, distances_to, pools
 
-from raystream.selection.near_rows import NearRows
-from raystream.selection.neighbours import Index, inverted_lists, nearest_neighbours, within
+from raystream.selection.near_rows import NearRows, Room
+from raystream.selection.neighbours import (
+    Index,
+    InvertedLists,
+    inverted_lists,
+    nearest_neighbours,
+    nearest_of_groups,
+    pairs_within,
+    within,
+)
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["coarse", "float32"])
@@ -73,10 +81,15 @@ def test_balls_are_whole(kind):
     np.fill_diagonal(squared, 0)
     for share in (0.001, 0.1, 1.0):
         radius = float(np.sqrt(np.quantile(squared, share, method="nearest")))
-        rows = np.array([0, 17, 899])
-        for row, ball in zip(rows, index.balls(rows, radius), strict=True):
+        rows, bare = np.array([0, 17, 899]), np.zeros(len(x), dtype=bool)
+        for row, ball in zip(rows, index.balls(rows, radius, bare), strict=True):
             np.testing.assert_array_equal(ball, np.flatnonzero(np.sqrt(squared[row]) <= radius))
-            np.testing.assert_array_equal(ball, index.balls(np.array([row]), radius)[0])
+            np.testing.assert_array_equal(ball, index.balls(np.array([row]), radius, bare)[0])
+            # what is covered may be left out of it, and is where a whole list is
+            covered = np.random.default_rng(1).random(len(x)) < 0.9
+            [part] = index.balls(np.array([row]), radius, covered)
+            assert set(ball[~covered[ball]]) <= set(part) <= set(ball)
+            np.testing.assert_array_equal(index.balls(np.array([row]), radius, ~bare)[0], [row])
 
 
 def test_lists_that_are_far_are_left_out():
@@ -119,3 +132,53 @@ def test_lists_seen_from_their_own_middle():
         found = local.order[near.place[near.row == i]]
         assert set(np.flatnonzero(squared <= np.sort(squared)[19]).tolist()) <= set(found.tolist())
         assert len(found) < 200 or local is rows
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0005, 0.02, 0.5, 1.0])
+def test_where_numbers_are_at_most_a_limit(share):
+    """Sparse or dense, of any width, in memory that held another answer before."""
+    draw, room = np.random.default_rng(0), Room()
+    for shape in [(64, 4096), (3, 1), (7, 13), (1, 8), (64, 4001)]:
+        found = draw.integers(0, 10_000, shape).astype(np.int16)
+        near = room.at_most(found, np.full(len(found), 10_000 * share - 1, dtype=np.int16))
+        np.testing.assert_array_equal(near, found <= 10_000 * share - 1)
+        np.testing.assert_array_equal(room.where(near), np.flatnonzero(found <= 10_000 * share - 1))
+
+
+KINDS_OF_PAIRS = {
+    "integers": lambda draw, shape: draw.integers(0, 3, shape),
+    "close": lambda draw, shape: 1000 + 1e-4 * draw.integers(0, 4, shape),
+    "tiny": lambda draw, shape: draw.normal(size=shape) * 1e-25,
+    "huge": lambda draw, shape: draw.normal(size=shape) * 1e19,
+    "normal": lambda draw, shape: draw.normal(size=shape),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_PAIRS)
+def test_pairs_that_float32_decides(kind):
+    """Which pairs are within a radius, and the nearest of each group, as float64 has it, ties to the lower row."""
+    draw = np.random.default_rng(0)
+    for _ in range(100):
+        n = int(draw.integers(2, 60))
+        x = KINDS_OF_PAIRS[kind](draw, (n, int(draw.integers(1, 9)))).astype(np.float32)
+        size = np.append(draw.integers(0, 40, int(draw.integers(1, 6))), 1)
+        group, count = np.repeat(np.arange(len(size)), size), draw.integers(0, size + 1)
+        row = np.repeat(draw.integers(0, n, len(size)), size)
+        other = np.concatenate([draw.permutation(np.arange(60) % n)[:many] for many in size])
+        squared = np.square(x[row].astype(np.float64) - x[other]).sum(axis=1)
+        order = np.lexsort((other, squared, group))
+        nearest = order[np.concatenate([start + np.arange(many) for start, many in zip(np.cumsum(size) - size, count, strict=True)])]
+        found = np.flatnonzero(nearest_of_groups(x, group, row, other, count))
+        key = [tuple(part) for part in np.stack([group, squared, other], axis=1)]
+        assert sorted(key[i] for i in found) == sorted(key[i] for i in nearest)
+        for radius in np.sqrt(draw.choice(squared, 3)):
+            np.testing.assert_array_equal(pairs_within(x, row, other, radius), np.sqrt(squared) <= radius)
+
+
+def test_lists_that_can_be_afforded():
+    """Long lists beside each other: rows meet as many others on average as were asked for, not more; at least their own."""
+    near = np.array([[0, 1, 2, 3], [1, 0, 2, 3], [2, 3, 0, 1], [3, 2, 0, 1]], dtype=np.int32)
+    members = [np.arange(begin, end) for begin, end in [(0, 400), (400, 800), (800, 900), (900, 1000)]]
+    lists = InvertedLists(members, np.zeros(1000, dtype=np.int32), near, np.zeros((4, 2), dtype=np.float32))
+    # by one list 340 = .4 * 400 + .4 * 400 + .1 * 100 + .1 * 100; by two 680, by three 840
+    assert [lists.affordable(compared) for compared in (1, 340, 679, 680, 839, 840, 10_000)] == [1, 1, 1, 2, 2, 3, 4]

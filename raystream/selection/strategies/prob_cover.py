@@ -119,18 +119,19 @@ class Balls:
     def uncovered(self, row: int, covered: Array, next_ones: Callable[[], Array]) -> Array:
         """Find int64 rows of the whole ball around `row`, itself included, that are not `covered` (n,) bool; ascending.
 
-        Where all rows have to be gone through for a ball, those of `next_ones`, which are likely to be asked for next, come by as well.
+        Where all rows have to be gone through for a ball, those of `next_ones`, which are likely to be asked for next, come by as well:
+        what is covered stays so.
         """
-        ball = self._ball(row, next_ones) if self.edges.full[row] else np.sort(np.append(self.edges.of(np.asarray([row])), row))
+        ball = self._ball(row, covered, next_ones) if self.edges.full[row] else np.sort(np.append(self.edges.of(np.asarray([row])), row))
         result: Array = ball[~covered[ball]]
         return result
 
-    def _ball(self, row: int, next_ones: Callable[[], Array]) -> Array:
+    def _ball(self, row: int, covered: Array, next_ones: Callable[[], Array]) -> Array:
         if row not in self._whole:
             likely = next_ones()
             likely = self._index.apart(likely[self.edges.full[likely] & (likely != row)], min(_BALLS - 1, _PAIRS // self._largest))
             rows = np.append(row, likely)
-            self._whole = dict(zip(rows.tolist(), self._index.balls(rows, self._radius), strict=True))
+            self._whole = dict(zip(rows.tolist(), self._index.balls(rows, self._radius, covered), strict=True))
             self._largest = max(map(len, self._whole.values()))
         return self._whole.pop(row)
 
