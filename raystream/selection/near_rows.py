@@ -28,7 +28,7 @@ _CLOSER = 4
 """Rows that are so many times nearer, in squares, to the middle of their block than to that of all are encoded anew."""
 _SPARE = 8
 _TIED = 256
-"""A row of which the products leave 4 k and this many more rows to be among the k nearest is compared in float32."""
+"""A row of which the products leave 4 k and this many more to be among the k nearest is compared in float32, which takes long."""
 
 Stretches = list[tuple[int, int]]
 """Places [start, stop)."""
@@ -96,12 +96,15 @@ class NearRows:
         there = places - begin[which] + (np.cumsum(size) - size)[which]
         return NearRows(self.x, order, replace(self.encoding, shift=middle)), there, [(0, len(order))]
 
-    def find(self, places: Array, stretches: Stretches, k: int | None, radius: float, room: Room | None = None) -> NearPairs:
+    def find(
+        self, places: Array, stretches: Stretches, k: int | None, radius: float, room: Room | None = None, tied: int = _TIED
+    ) -> NearPairs:
         """Find the others among the rows in `stretches` that may be within `radius` of, and among the k nearest to, those at `places`.
 
-        Where products can't tell which are the k nearest, k + 8 that float32 says are. `room` is the thread's, to be used again.
+        Of rows of which products leave more than 4 k + `tied` others, k + 8 that float32 says are nearest. `room` is the thread's, to be
+        used again.
         """
-        search = _Search(self, places, k, radius, Room() if room is None else room)
+        search = _Search(self, places, k, radius, Room() if room is None else room, tied)
         groups = grouped(stretches, max(_PRODUCTS // search.size // _UNIT, 1) * _UNIT)
         for group in groups:
             search.see(group)
@@ -203,7 +206,7 @@ class _Search:
         size: how many rows are multiplied for it.
     """
 
-    def __init__(self, rows: NearRows, places: Array, k: int | None, radius: float, room: Room) -> None:
+    def __init__(self, rows: NearRows, places: Array, k: int | None, radius: float, room: Room, tied: int) -> None:
         self._rows, self._places, self._cut, self._k, self._room = rows, places, k is not None, k or 0, room
         whole = np.pad(places, (0, -len(places) % (_BLOCK_UNIT if len(places) > _FEW else _FEW)), mode="edge")
         self.size = max(len(whole), 1)
@@ -212,7 +215,7 @@ class _Search:
         self._reach = np.full(len(places), np.square(np.float64(radius)) * (1 + 2.0**-50))
         self._infinite = bits(torch.tensor([torch.inf], dtype=rows.encoding.dtype))[0]
         self._least = np.full((len(places), self._k + 1), self._infinite)
-        self._most = 4 * self._k + _TIED
+        self._most = 4 * self._k + tied
         self._many = np.zeros(len(places), dtype=np.int64)
         self._tied = np.zeros(len(places), dtype=bool)
         self._seen: list[tuple[Array, Array, Array]] = []

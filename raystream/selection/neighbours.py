@@ -120,6 +120,8 @@ COMPARED = 1 << 16
 """At most this many rows are compared with each row of larger pools on average, even if the recall is lower then."""
 _SAMPLE = 1000
 _SAMPLED = 250
+_UNDECIDED = 1 << 13
+"""So many more than 4 k others of each of these go to float64, before all are compared with it in float32."""
 _QUERIES = 1024
 _BALL_ROWS = 1 << 18
 """A thread looks for members of balls among so many rows at a time."""
@@ -381,7 +383,8 @@ class Index:
 
         def compare(begin: int) -> Array:
             places = self._place[some[begin : begin + _SAMPLED]]
-            return lists.rank(rows.order[places], NearBlock(rows, places, rows.find(places, [(0, n)], k, np.inf)).nearest(k)[0])
+            near = rows.find(places, [(0, n)], k, np.inf, tied=_UNDECIDED)
+            return lists.rank(rows.order[places], NearBlock(rows, places, near).nearest(k)[0])
 
         needed = np.concatenate(each(range(0, len(some), _SAMPLED), lambda: compare))
         recall = np.cumsum(np.bincount(needed.ravel(), minlength=len(lists.members))) / needed.size
