@@ -21,5 +21,5 @@ def templates() -> Environment:
 
 
 def breakable(id_: str) -> list[str]:
-    """Split an id into the parts between which a line may end: after what separates them, not in the middle of any."""
+    """An id in the parts between which a line may end: after what separates them, not in the middle of any."""
     return re.findall(r"[^/_.:#|,;=&?]+[/_.:#|,;=&?]*|[/_.:#|,;=&?]+", id_)

@@ -81,12 +81,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(folder=FOLDERS)
     def look_into(self, folder: str) -> None:
-        """A folder's entries, and all files below it; a folder that became empty may still be seen on a disk."""
+        """A folder's entries, and all files below it, but for what was appended, which a disk may show before it is flushed.
+
+        A folder that became empty may still be seen on a disk.
+        """
         below = {name: data for name, data in self.files.items() if name.startswith(f"{folder}/")}
         entries = {name[len(folder) + 1 :].split("/")[0] for name in below}
         found = {name for name in self.store.names(folder) if "workers" not in name}
         assert entries - {"workers.jsonl"} <= found
-        # what was appended and not flushed may be there
         assert all("workers" in entry.name for name in found - entries for entry in self.store.walk(f"{folder}/{name}"))
         walked = {entry.name: entry.size for entry in self.store.walk(folder) if "workers" not in entry.name}
         assert walked == {name: len(data) for name, data in below.items() if "workers" not in name}
