@@ -380,7 +380,7 @@ def sharded(strategy: str, rows: int, width: int, budget: int, shards: int) -> d
     """Choose over so many simulated shards: passes, rounds and bytes, which no load changes. Rows are clustered, as whole_pool.py's."""
     import numpy as np
 
-    from raystream.choosing.holding import Rounds
+    from raystream.choosing.holding import ProcessRounds
     from raystream.selection import Candidates, Rows, Shards, choose
     from raystream.store.vectors import MappedEmbeddings, block_rows
 
@@ -395,7 +395,7 @@ def sharded(strategy: str, rows: int, width: int, budget: int, shards: int) -> d
         parts = [
             MappedEmbeddings(file, 2 * width * start, min(size, rows - start), width, "float16") for start in range(0, rows, size)
         ]
-        rounds = Rounds(_Hosts(shards))
+        rounds = ProcessRounds(_Hosts(shards))
         held = Shards(Rows(parts), shards, rounds.spread, memory=1 << 31)
         chosen = choose(  # a byte less than all rows take: they are left in their shards
             Candidates(score=score, shards=held), strategy=strategy, budget=budget, memory=4 * rows * width - 1, near_duplicates=False

@@ -50,7 +50,7 @@ from raystream import Pool as PoolSection
 from raystream import Store as StoreSection
 from raystream.pool import File, ReadSpec, Unit
 from raystream.scoring.executor import UnitEnded, WorkerReady
-from raystream.scoring.job import Job
+from raystream.scoring.job import ScoringJob
 from raystream.scoring.keys import UnitKeys
 from raystream.scoring.output_kinds import QueryOutputs
 from raystream.scoring.plan import plan_scoring, write_plan
@@ -119,7 +119,7 @@ class AtOnce:
         self._events: deque[Any] = deque()
         self.seconds = self.cpu = 0.0
 
-    def workers(self, job: Job, count: int) -> tuple[AtOnce, int]:
+    def workers(self, job: ScoringJob, count: int) -> tuple[AtOnce, int]:
         return self, 8
 
     def start_worker(self, worker: int) -> None:
@@ -165,8 +165,8 @@ def put(store: Store, name: str, data: bytes, bare: bool) -> None:
     path.write_bytes(data)  # without the wait for the disk
 
 
-def job_of(asked: Query, outputs: Any) -> Job:
-    return Job(asked.model, "e" * 64, SPEC, asked.store.uri, outputs, 0, 0, 1, False, ())
+def job_of(asked: Query, outputs: Any) -> ScoringJob:
+    return ScoringJob(asked.model, "e" * 64, SPEC, asked.store.uri, outputs, 0, 0, 1, False, ())
 
 
 def steps(store: Store, count: int, note: Callable[..., None]) -> None:

@@ -14,7 +14,7 @@ from raystream.errors import DataError
 
 
 def plain(values: ArrayLike, name: str) -> np.ndarray:
-    """The values as a NumPy array of the dtype that they have; bfloat16, which NumPy hasn't, becomes float32.
+    """Return the values as a NumPy array of the dtype that they have; bfloat16, which NumPy hasn't, becomes float32.
 
     Args:
         values: see the module.
@@ -38,7 +38,7 @@ def plain(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def numbers(values: ArrayLike, name: str) -> np.ndarray:
-    """The values as `plain` gives them: integers, booleans or floats.
+    """Return the values as `plain` gives them: integers, booleans or floats.
 
     Raises:
         DataError: as `plain`, and for what are no real numbers.

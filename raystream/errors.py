@@ -94,7 +94,7 @@ class ClusterError(RaystreamError, RuntimeError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'margin'?` for the nearest of the known names, else their list."""
+    """Write `; did you mean 'margin'?` for the nearest of the known names, else their list."""
     options = sorted(set(known))
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
     if near:

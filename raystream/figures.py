@@ -8,12 +8,12 @@ from raystream.errors import did_you_mean
 
 
 def number_of(number: int, noun: str) -> str:
-    """`1 unit`, `1,200 units`."""
+    """Write `1 unit`, `1,200 units`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def in_bytes(number: float) -> str:
-    """`1.5 GiB`."""
+    """Write `1.5 GiB`."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if number < 1024:
             return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"
@@ -22,7 +22,7 @@ def in_bytes(number: float) -> str:
 
 
 def in_seconds(seconds: float) -> str:
-    """`12 s`, `34 min`, `5.6 h`."""
+    """Write `12 s`, `34 min`, `5.6 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -36,7 +36,7 @@ _COLUMNS, _LONGEST_NAME = 20, 40
 
 
 def shown(value: object, longest: int = LONGEST) -> str:
-    """A value of the user's, such as an id, on one line: its middle is left out if it is long, bytes are hexadecimal."""
+    """Write a value of the user's, such as an id, on one line: its middle is left out if it is long, bytes are hexadecimal."""
     text = value.hex() if isinstance(value, bytes) else str(value)
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -44,17 +44,17 @@ def shown(value: object, longest: int = LONGEST) -> str:
 
 
 def quoted(value: object, longest: int = LONGEST) -> str:
-    """The same as Python writes it: strings in quotes."""
+    """Write the same as Python writes it: strings in quotes."""
     return _cut(repr(value), longest)
 
 
 def several(values: Sequence[object], count: int = 3) -> str:
-    """The first of some values, quoted, and dots for the others."""
+    """Write the first of some values, quoted, and dots for the others."""
     return ", ".join(map(quoted, values[:count])) + (", .." if len(values) > count else "")
 
 
 def of_columns(name: str, there: Iterable[str]) -> str:
-    """`; did you mean 'pixels'? The columns are id, pixels, label`: what to say of a column that isn't among those that are there."""
+    """Write `; did you mean 'pixels'? The columns are id, pixels, label`: what to say of a column that isn't among those that are there."""
     columns = [shown(column, _LONGEST_NAME) for column in there]
     if not columns:
         return "; there are no columns"

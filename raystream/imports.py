@@ -19,7 +19,7 @@ def is_import_path(path: str) -> bool:
 
 
 def split_path(path: str, what: str) -> tuple[str, str]:
-    """`package.module:attribute` as its two halves.
+    """Split `package.module:attribute` into its two halves.
 
     Raises:
         QueryError: it has another form.

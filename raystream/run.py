@@ -19,7 +19,7 @@ from raystream.query import Query
 
 if TYPE_CHECKING:
     from raystream.choosing.verify import Verified
-    from raystream.scoring.calibrate import Fitted
+    from raystream.scoring.calibrate import QueryCalibration
     from raystream.scoring.estimate import Estimate
     from raystream.scoring.progress import Reporter
     from raystream.store.protocol import Store
@@ -80,7 +80,7 @@ def plan(query: Asked, *, pool: Any = None) -> Estimate:
     return steps.plan(_asked(query, pool))
 
 
-def calibrate(query: Asked, *, reporter: Reporter | None = None) -> Fitted:
+def calibrate(query: Asked, *, reporter: Reporter | None = None) -> QueryCalibration:
     """Fit the query's temperature on its labelled rows and keep it; a query that asks for the same one scores none of them again.
 
     Raises:
@@ -104,7 +104,7 @@ def verify(store: Store, name: str, *, reporter: Reporter | None = None, rescore
 
 
 def _recorded(query: Asked | Recorded) -> tuple[Asked, Recorded | None]:
-    """What is asked, and what is recorded of it if it comes from a manifest."""
+    """Return what is asked, and what is recorded of it if it comes from a manifest."""
     from raystream.store.recorded import Recorded, recorded
 
     record = query if isinstance(query, Recorded) else recorded(query) if isinstance(query, str | PathLike) else None
@@ -137,7 +137,7 @@ def _in_notebook() -> bool:
 
 @contextmanager
 def _told(reporter: Reporter | None) -> Iterator[Reporter]:
-    """The one that is given, else what suits where this runs."""
+    """Return the reporter that is given, else what suits where this runs."""
     from raystream.scoring.progress import Bar, Silent
 
     if reporter is not None:

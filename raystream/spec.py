@@ -12,7 +12,7 @@ from raystream.errors import QueryError
 
 
 def read_spec(path: str | Path, overrides: Sequence[str]) -> dict[Any, Any]:
-    """The sections of a query file, with `section.key=value` overrides applied.
+    """Read the sections of a query file, with `section.key=value` overrides applied.
 
     Raises:
         QueryError: the file can't be read, isn't YAML, or holds no sections; an override isn't of that form.
@@ -31,7 +31,7 @@ def read_spec(path: str | Path, overrides: Sequence[str]) -> dict[Any, Any]:
 
 
 def overridden(data: dict[Any, Any], overrides: Sequence[str]) -> dict[Any, Any]:
-    """The sections, which are changed, with `section.key=value` overrides applied.
+    """Return the sections, which are changed, with `section.key=value` overrides applied.
 
     Raises:
         QueryError: an override isn't of that form.

@@ -24,7 +24,7 @@ from raystream.lake.table_writer import check_output, write_table
 from raystream.model import runs_on_gpu
 from raystream.pool import refuse_among
 from raystream.query import Query
-from raystream.scoring.calibrate import Fitted, fitted_temperature
+from raystream.scoring.calibrate import QueryCalibration, fitted_temperature
 from raystream.scoring.class_labels import named_classes
 from raystream.scoring.estimate import Estimate, estimate
 from raystream.scoring.plan import ResolvedQuery, resolve, write_plan
@@ -65,7 +65,7 @@ def run(
 def _run(
     query: Query,
     record: Recorded | None,
-    fitted: Fitted | None,
+    fitted: QueryCalibration | None,
     reporter: Reporter,
     processes: Processes,
     may_score: bool,
@@ -103,11 +103,11 @@ def _run(
             scored = time.perf_counter()
             reporter.stage("Merging the scores")
             pool, also, notes = with_epig(asked, plan, read_pool(asked, plan, units, session.warnings), session)
-            covered = find_labelled_rows(asked, pool, session)
+            labelled = find_labelled_rows(asked, pool, session)
             session.end_workers()
             reporter.stage(f"Choosing {query.select.budget} rows by {query.select.strategy}")
             columns = PoolColumns(pool, asked.pool.keep_schema, named_classes(asked.classes, pool.units))
-            batch = choose_batch(asked.query, columns, covered, processes)
+            batch = choose_batch(asked.query, columns, labelled, processes)
         seconds = Seconds(
             start=session.start_seconds,
             plan=planned - began,
@@ -116,9 +116,9 @@ def _run(
             calibrate=fitting,
         )
         warnings = [*differ, *asked.warnings, *score_warnings(asked.query, pool.units, session), *flat_scores(asked.query, pool), *notes]
-        warnings += [*covered.warnings, *batch.warnings, *model_notes(pool.units)]
+        warnings += [*labelled.warnings, *batch.warnings, *model_notes(pool.units)]
         scoring = ScoringFacts(plan, also, session.units_scored, session.bytes_read)
-        result = commit(asked, scoring, pool, covered, batch, seconds, warnings)
+        result = commit(asked, scoring, pool, labelled, batch, seconds, warnings)
         log.end("committed", chosen=result.manifest.counts.chosen)
         return result
 
@@ -129,7 +129,7 @@ def _say(sentences: Sequence[str]) -> None:
 
 
 def _with_output(query: Query, result: Result) -> Result:
-    """The result, once the table that the query names holds it, too."""
+    """Return the result, once the table that the query names holds it, too."""
     if query.output is None:
         return result
     try:
@@ -161,11 +161,11 @@ def score(query: Query, reporter: Reporter) -> Scores:
         planned = time.perf_counter()
         with Session(asked.job, asked.store, asked.folder, log, processes, life) as session:
             pool, _, notes = with_epig(asked, plan, read_pool(asked, plan, session.score(plan), session.warnings), session)
-            covered = find_labelled_rows(asked, pool, session)
+            labelled = find_labelled_rows(asked, pool, session)
         log.end("scored")
     scoring = time.perf_counter() - planned - session.start_seconds
-    every = [pool.units, covered.elsewhere]
-    told = [*asked.warnings, *score_warnings(asked.query, pool.units, session), *notes, *covered.warnings, *model_notes(pool.units)]
+    every = [pool.units, labelled.elsewhere]
+    told = [*asked.warnings, *score_warnings(asked.query, pool.units, session), *notes, *labelled.warnings, *model_notes(pool.units)]
     return Scores(
         query=asked.name,
         rows=len(pool),
@@ -185,7 +185,7 @@ def plan(query: Query) -> Estimate:
     return estimate(query, own_machine=here, ray_first=first, foresee=foresee, check_room=check_room)
 
 
-def calibrate(query: Query, reporter: Reporter) -> Fitted:
+def calibrate(query: Query, reporter: Reporter) -> QueryCalibration:
     """See `raystream.run.calibrate`."""
     with Processes(query.cluster, reporter) as processes:
         fitted = fitted_temperature(query, reporter, processes)

@@ -53,7 +53,7 @@ def each(items: Iterable[Item], start: Callable[[], Callable[[Item], Result]]) -
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch computes in the calling thread alone: for many small operations."""
+    """Let torch compute in the calling thread alone: for many small operations."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

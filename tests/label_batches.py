@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.labels.batch import Batch, Item, Kind
-from raystream.labels.ids import Ids, as_text
+from raystream.labels.ids import IdColumn, as_text
 
 TIME = "2026-03-01T12:00:00+00:00"
 PNG = bytes.fromhex(
@@ -39,7 +39,8 @@ def batch_of(
         )
         for rank, id_ in enumerate(ids)
     )  # fmt: skip
-    return Batch("round-1", Ids("rid", type_), "classes", tuple(classes), True, "x", kind, "abcdef012345", "2026-02-01 10:00:00 UTC", items)
+    column = IdColumn("rid", type_)
+    return Batch("round-1", column, "classes", tuple(classes), True, "x", kind, "abcdef012345", "2026-02-01 10:00:00 UTC", items)
 
 
 def _label_studio(files: Files, said: Said) -> tuple[str, bytes]:

@@ -26,6 +26,8 @@ ARROWS = {
     "cluster": {"lake", "query", "pool", "model", "store", "selection", "scoring", "choosing"},
 }
 """What each room may use, that of its own aside. Rooms and modules that stand in no line are above all of these."""
+TWINS = {"Cost", "Pool", "Quota", "Store"}
+"""Public names that a query's section shares with what is made of it, or, `Pool`, with the rows of a simulation."""
 HEAVY = {"acquisition": {"pyarrow", "ray", "os", "pathlib"}, "selection": {"pyarrow", "ray", "os", "pathlib"}}
 
 
@@ -86,3 +88,25 @@ def test_ray_and_files_stay_where_they_belong() -> None:
         outside = {name.split(".")[0] for name in imported(tree)}
         assert "ray" not in outside or room(module) in ("cluster", "service"), module
         assert not outside & HEAVY.get(room(module), set()), module
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """A name says what a class is, whichever file it is read in; an underscore before it does not tell two apart."""
+    places: dict[str, list[str]] = {}
+    for module, tree in MODULES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name.lstrip("_"), []).append(f"{module}.{node.name}")
+    shared = {name: where for name, where in places.items() if len(where) > 1}
+    assert shared.keys() == TWINS, shared
+
+
+def test_functions_fit_a_screen() -> None:
+    """Up to 80 lines beside the docstring; a part that has a name of its own is a function of its own."""
+    every = [(module, node) for module, tree in MODULES.items() for node in ast.walk(tree)]
+    for module, node in every:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        first = node.body[0]
+        said = (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(node) else 0
+        assert (node.end_lineno or 0) - node.lineno + 1 - said <= 80, (module, node.name)

@@ -82,7 +82,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> TemperatureFit:
 
 
 def fitted(logits: Tensor, labels: ArrayLike) -> TemperatureFit:
-    """`fit_temperature` of a model's outputs, whatever they are."""
+    """Call `fit_temperature` for a model's outputs, whatever they are."""
     z = checked_logits(logits).double().cpu()
     classes = checked_labels(labels, *z.shape).cpu()
     if len(z) < LEAST_ROWS:
@@ -119,7 +119,7 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins
 
 
 def reliability_bins(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> ReliabilityBins:
-    """Confidence and accuracy of the predictions, by bins of confidence of equal width.
+    """Measure confidence and accuracy of the predictions, by bins of confidence of equal width.
 
     Args:
         probabilities: floating, (n_rows, n_classes), each row summing to 1.
@@ -199,7 +199,7 @@ _CURVATURE_STEP = 0.02
 
 
 def mean_log_probabilities(samples: ArrayLike, temperature: float = 1.0) -> InKind:
-    """log p_mean of opinions that are softened first, log mean_k softmax(z_k / T).
+    """Compute log p_mean of opinions that are softened first, log mean_k softmax(z_k / T).
 
     Args:
         samples: floating, (n_rows, n_members, n_classes), logits or log-probabilities; -inf masks a class.
@@ -251,7 +251,7 @@ def _fit_members(samples: Tensor, labels: Tensor) -> TemperatureFit:
 
 
 def mean_loss(samples: Tensor, labels: Tensor, temperature: float) -> float:
-    """Mean negative log-likelihood of labels (n_rows,) under `mean_log_probabilities`, in nats."""
+    """Compute the mean negative log-likelihood of labels (n_rows,) under `mean_log_probabilities`, in nats."""
     n, members, classes = samples.shape
     rows = max(1, _BLOCK // (members * classes))
     total = 0.0

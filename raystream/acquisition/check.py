@@ -36,7 +36,7 @@ def check_acquisition(fn: Acquisition, given: str = "logits") -> None:
     """
     if given not in ("logits", "log_probs"):
         raise QueryError(f"given is {given!r}, expected 'logits' or 'log_probs'")
-    trial = _Trial(fn)
+    trial = _ScoreTrial(fn)
     for words, values in _cases(given):
         trial.check_rows(words, values)
     words, values = _ordinary(given)
@@ -46,7 +46,7 @@ def check_acquisition(fn: Acquisition, given: str = "logits") -> None:
 
 
 def _logits(given: str) -> Tensor:
-    """(24, 7), or (24, 5, 7), float32, from unsure rows to sure ones; the same at every call."""
+    """Make (24, 7), or (24, 5, 7), float32, from unsure rows to sure ones; the same at every call."""
     shape = (24, 7) if given == "logits" else (24, 5, 7)
     sharpness = torch.linspace(0.1, 6, 24).reshape(-1, *(1 for _ in shape[1:]))
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)) * sharpness
@@ -83,13 +83,13 @@ def _cases(given: str) -> Iterator[tuple[str, Tensor]]:
     yield "rows with all classes but one masked, -inf", _as_given(only, given)
 
 
-class _Trial:
+class _ScoreTrial:
     def __init__(self, fn: Acquisition) -> None:
         self._fn = fn
         self._name = getattr(fn, "__name__", "the function")
 
     def check_rows(self, words: str, values: Tensor) -> None:
-        """One finite number per row, twice the same, and nothing written."""
+        """See that there is one finite number per row, twice the same, and nothing is written."""
         once = self._scores(words, values)
         again = self._scores(words, values)
         row = _first(once != again)
@@ -97,7 +97,7 @@ class _Trial:
             raise self._broken(f"must give the same scores when asked again, but gave row {row} {_pair(once, again, row)}", words)
 
     def check_company(self, words: str, values: Tensor) -> None:
-        """A row's score is its own, whatever rows stand beside it and in whatever order."""
+        """See that a row's score is its own, whatever rows stand beside it and in whatever order."""
         whole, n = self._scores(words, values), len(values)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(1))
         companies = {
@@ -112,7 +112,7 @@ class _Trial:
                 raise self._broken(promise, words)
 
     def check_dtype(self, words: str, values: Tensor) -> None:
-        """Half precision is widened first, so that scores are those of the same numbers in float32."""
+        """See that half precision is widened first, so that scores are those of the same numbers in float32."""
         words = f"the same rows in {str(values.dtype).removeprefix('torch.')}"
         scores, wide = self._scores(words, values), self._scores(words, values.float())
         row = _first(~_close(scores, wide))

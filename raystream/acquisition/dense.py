@@ -87,7 +87,7 @@ def all_dense_scores(
     top: float = 0.1,
     temperature: float = 1.0,
 ) -> DenseScores:
-    """All scores of `logit_scores` and, with samples, of `member_scores`, each as `dense_scores` reduces it, in one pass.
+    """Compute all scores of `logit_scores` and, with samples, of `member_scores`, each as `dense_scores` reduces it, in one pass.
 
     Args:
         logits: as of `dense_scores`.
@@ -167,7 +167,7 @@ def _check_reduction(reduce: str, top: float) -> None:
 
 
 def _function(score: str | Callable[[Tensor], Tensor], members: bool, temperature: float) -> Callable[[Tensor], Tensor]:
-    """From logits of elements to their scores."""
+    """Return what takes logits of elements to their scores."""
     if callable(score):
         if members:
             return lambda logits: score(softened(logits, temperature))
@@ -180,7 +180,7 @@ def _function(score: str | Callable[[Tensor], Tensor], members: bool, temperatur
 
 
 def _elements_first(logits: Tensor, members: bool) -> Tensor:
-    """(n, elements, c), or (n, elements, k, c); a view where it can be."""
+    """Return (n, elements, c), or (n, elements, k, c); a view where it can be."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         got = f"a tensor of {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
         raise QueryError(f"logits are {got}, expected a floating tensor; convert them first")
@@ -203,7 +203,7 @@ def _class_axis(logits: Tensor, members: bool) -> int:
 
 
 def _valid(mask: ArrayLike | None, logits: Tensor, members: bool) -> Tensor:
-    """bool (n, elements)."""
+    """Return bool (n, elements), true for elements that count."""
     rest = logits.shape[1 + members :]
     shape = (len(logits), *(rest[:-1] if len(rest) == 2 else rest[1:]))
     if mask is None:

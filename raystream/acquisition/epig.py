@@ -59,7 +59,7 @@ def epig_targets(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike
 
 
 def epig(log_probs: ArrayLike | None, targets: EpigTargets | ArrayLike, *, probabilities: ArrayLike | None = None) -> InKind:
-    """Expected predictive information gain, H(p_x) + mean_* H(p_*) - mean_* H(joint of x and *), in nats.
+    """Compute the expected predictive information gain, H(p_x) + mean_* H(p_*) - mean_* H(joint of x and *), in nats.
 
     It is the mutual information of a row's label and a target's, mean over targets: `bald` asks what a label tells about the model,
     `epig` what it tells about the predictions that matter. 0 when members agree; never above `bald`. The joint of a row and a target is
@@ -99,7 +99,7 @@ def epig(log_probs: ArrayLike | None, targets: EpigTargets | ArrayLike, *, proba
 
 
 def _joint_entropy(p: Tensor, targets: EpigTargets) -> Tensor:
-    """(b,), the entropy of the joint of each row (b, k, c) and a target, mean over targets."""
+    """Compute (b,), the entropy of the joint of each row (b, k, c) and a target, mean over targets."""
     rows, members, classes = p.shape
     left = p.transpose(1, 2).reshape(rows * classes, members) / members
     total = torch.zeros(rows, dtype=torch.float64, device=p.device)

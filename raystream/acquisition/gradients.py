@@ -31,7 +31,7 @@ def egl(
     bias: bool = True,
     temperature: float = 1.0,
 ) -> InKind:
-    """Expected gradient length of the last layer, sum_y p_y ‖p - e_y‖ ‖h~‖ / T: how far a step on this row would move the model.
+    """Compute the expected gradient length of the last layer, sum_y p_y ‖p - e_y‖ ‖h~‖ / T: how far a step would move the model.
 
     Args:
         logits: (n_rows, n_classes) with at least two classes, before temperature; None with probabilities.
@@ -52,7 +52,7 @@ def egl(
 
 
 def expected_length(logits: Tensor, h: ArrayLike, bias: bool, temperature: float) -> Tensor:
-    """`egl` of a block of a model's outputs, whatever they are."""
+    """Compute `egl` of a block of a model's outputs, whatever they are."""
     return by_blocks(_expected_factor, logits, temperature) * _length(checked_embedding(h, len(logits)), bias) / temperature
 
 
@@ -64,7 +64,7 @@ def badge_norm(
     bias: bool = True,
     temperature: float = 1.0,
 ) -> InKind:
-    """Length of BADGE's gradient embedding, ‖p - e_top‖ ‖h~‖: the gradient if the prediction were the label.
+    """Compute the length of BADGE's gradient embedding, ‖p - e_top‖ ‖h~‖: the gradient if the prediction were the label.
 
     It is the length of `badge_factors` ⊗ h~, and like them not divided by T. Args and Returns as `egl`.
 
@@ -75,7 +75,7 @@ def badge_norm(
 
 
 def top_length(logits: Tensor, h: ArrayLike, bias: bool, temperature: float) -> Tensor:
-    """`badge_norm` of a block of a model's outputs, whatever they are."""
+    """Compute `badge_norm` of a block of a model's outputs, whatever they are."""
     return by_blocks(_top_factor, logits, temperature) * _length(checked_embedding(h, len(logits)), bias)
 
 
@@ -99,24 +99,24 @@ def badge_factors(logits: ArrayLike | None = None, *, probabilities: ArrayLike |
 
 
 def _expected_factor(odds: Odds) -> Tensor:
-    """sum_y p_y ‖p - e_y‖, (b,)."""
+    """Compute sum_y p_y ‖p - e_y‖, (b,)."""
     others = (odds.weights * -2).mul_(odds.whole).add_(1 + odds.square + odds.whole.square()).sqrt_().mul_(odds.weights)
     top = (odds.rest.square() + odds.square).sqrt()
     return ((top + others.sum(dim=1, keepdim=True)) / odds.whole.square()).squeeze(1)
 
 
 def _top_factor(odds: Odds) -> Tensor:
-    """‖p - e_j‖, (b,)."""
+    """Compute ‖p - e_j‖, (b,)."""
     return ((odds.rest.square() + odds.square).sqrt() / odds.whole).squeeze(1)
 
 
 def factors(odds: Odds) -> Tensor:
-    """p - e_j, (b, c)."""
+    """Compute p - e_j, (b, c)."""
     return odds.weights.scatter(1, odds.winner, -odds.rest).div_(odds.whole)
 
 
 def _length(h: Tensor, bias: bool) -> Tensor:
-    """‖h~‖, (n,)."""
+    """Compute ‖h~‖, (n,)."""
     length = torch.linalg.vector_norm(h, dim=1)
     return torch.hypot(length, length.new_ones(())) if bias else length
 
@@ -131,7 +131,7 @@ def egl_parameters(
     memory: int = 256 << 20,
     names: Sequence[str] = (),
 ) -> Tensor:
-    """Expected gradient length over parameters, sum over the likeliest y of p_y ‖grad of -log p_y‖.
+    """Compute the expected gradient length over parameters, sum over the likeliest y of p_y ‖grad of -log p_y‖.
 
     With all classes over the last layer it equals `egl`, which is far cheaper. Fewer classes leave out terms that are >= 0 and
     carry little probability. One forward and `classes` backward passes a row, vectorised over rows.

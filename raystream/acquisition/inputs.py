@@ -31,12 +31,12 @@ _HALF = (torch.float16, torch.bfloat16, np.float16)
 
 
 def in_kind(scores: Tensor, *given: object) -> InKind:
-    """`scores` as a tensor if any of what was given is one, else as a NumPy array."""
+    """Return `scores` as a tensor if any of what was given is one, else as a NumPy array."""
     return scores if any(isinstance(one, Tensor) for one in given) else scores.cpu().numpy()
 
 
 def given_logits(logits: ArrayLike | None, probabilities: ArrayLike | None) -> Tensor:
-    """(rows, classes) logits from either argument, detached, in float32 at least; the logarithm of probabilities are logits.
+    """Return (rows, classes) logits from either argument, detached, in float32 at least; the logarithm of probabilities are logits.
 
     Raises:
         QueryError: both or none of the two, another shape, or the one given for the other.
@@ -53,7 +53,7 @@ def given_logits(logits: ArrayLike | None, probabilities: ArrayLike | None) -> T
 
 
 def given_members(log_probs: ArrayLike | None, probabilities: ArrayLike | None) -> Tensor:
-    """(rows, members, classes) log-probabilities from either argument, detached, in float32 at least."""
+    """Return (rows, members, classes) log-probabilities from either argument, detached, in float32 at least."""
     if probabilities is not None:
         _refuse_both(log_probs, "log_probs")
         return logarithm(checked_members(probabilities, "probabilities"))
@@ -61,7 +61,7 @@ def given_members(log_probs: ArrayLike | None, probabilities: ArrayLike | None) 
 
 
 def given_outputs(logits: ArrayLike | None, probabilities: ArrayLike | None, axis_of: Callable[[Tensor], int]) -> Tensor:
-    """Logits of any shape from either argument, detached; `axis_of` finds their axis of classes, or refuses them."""
+    """Return logits of any shape from either argument, detached; `axis_of` finds their axis of classes, or refuses them."""
     if probabilities is not None:
         _refuse_both(logits, "logits")
         values = _floating(probabilities, "probabilities", "as of logits")
@@ -72,7 +72,7 @@ def given_outputs(logits: ArrayLike | None, probabilities: ArrayLike | None, axi
 
 
 def given_label_logits(logits: ArrayLike | None, probabilities: ArrayLike | None) -> Tensor:
-    """(rows, labels) logits, one sigmoid each, from either argument, detached, in float32 at least."""
+    """Return (rows, labels) logits, one sigmoid each, from either argument, detached, in float32 at least."""
     if probabilities is None:
         values = checked_label_logits(_required(logits, "logits"))
         if values.numel() >= _MANY and bool(((values >= 0) & (values <= 1)).all()) and bool(((values > 0) & (values < 1)).any()):
@@ -138,7 +138,7 @@ def _refuse_both(values: ArrayLike | None, name: str) -> None:
 
 
 def checked_logits(logits: ArrayLike) -> Tensor:
-    """(rows, classes) logits, detached, in float32 at least."""
+    """Check (rows, classes) logits, and return them detached, in float32 at least."""
     logits = _floating(logits, "logits", "(rows, classes)")
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise QueryError(f"logits have the shape {tuple(logits.shape)}, expected (rows, classes) with at least two classes")
@@ -146,7 +146,7 @@ def checked_logits(logits: ArrayLike) -> Tensor:
 
 
 def checked_members(samples: ArrayLike, what: str) -> Tensor:
-    """(rows, members, classes) logits or log-probabilities, detached, in float32 at least."""
+    """Check (rows, members, classes) logits or log-probabilities, and return them detached, in float32 at least."""
     samples = _floating(samples, what, "(rows, members, classes)")
     if samples.ndim != 3 or samples.shape[1] < 1 or samples.shape[2] < 2:
         expected = "(rows, members, classes) with at least one member and two classes"
@@ -155,7 +155,7 @@ def checked_members(samples: ArrayLike, what: str) -> Tensor:
 
 
 def checked_label_logits(logits: ArrayLike, what: str = "logits") -> Tensor:
-    """(rows, labels) logits, one sigmoid each, detached, in float32 at least."""
+    """Check (rows, labels) logits, one sigmoid each, and return them detached, in float32 at least."""
     logits = _floating(logits, what, "(rows, labels)")
     if logits.ndim != 2 or logits.shape[1] < 1:
         raise QueryError(f"{what} have the shape {tuple(logits.shape)}, expected (rows, labels) with at least one label")
@@ -163,7 +163,7 @@ def checked_label_logits(logits: ArrayLike, what: str = "logits") -> Tensor:
 
 
 def checked_label_samples(samples: ArrayLike) -> Tensor:
-    """(rows, members, labels) logits, one sigmoid each, detached, in float32 at least."""
+    """Check (rows, members, labels) logits, one sigmoid each, and return them detached, in float32 at least."""
     samples = _floating(samples, "samples", "(rows, members, labels)")
     if samples.ndim != 3 or 0 in samples.shape[1:]:
         expected = "(rows, members, labels) with at least one member and one label"
@@ -172,7 +172,7 @@ def checked_label_samples(samples: ArrayLike) -> Tensor:
 
 
 def checked_predictions(predictions: ArrayLike) -> Tensor:
-    """(rows, members) or (rows, members, outputs) numbers, detached, in float32 at least."""
+    """Check (rows, members) or (rows, members, outputs) numbers, and return them detached, in float32 at least."""
     predictions = _floating(predictions, "predictions", "(rows, members) or (rows, members, outputs)")
     if predictions.ndim not in (2, 3) or 0 in predictions.shape[1:]:
         expected = "(rows, members) or (rows, members, outputs) with at least one member"
@@ -181,7 +181,7 @@ def checked_predictions(predictions: ArrayLike) -> Tensor:
 
 
 def checked_embedding(h: ArrayLike, rows: int) -> Tensor:
-    """(rows, dimensions) inputs of the last layer, detached, in float32 at least."""
+    """Check (rows, dimensions) inputs of the last layer, and return them detached, in float32 at least."""
     h = _floating(h, "the inputs of the last layer", "(rows, dimensions)")
     if h.ndim != 2 or len(h) != rows:
         raise QueryError(
@@ -191,14 +191,14 @@ def checked_embedding(h: ArrayLike, rows: int) -> Tensor:
 
 
 def checked_temperature(temperature: float) -> float:
-    """T in p = softmax(z / T)."""
+    """Check T in p = softmax(z / T)."""
     if not (temperature > 0 and math.isfinite(temperature)):
         raise QueryError(f"temperature is {temperature}, expected a finite number above 0")
     return temperature
 
 
 def checked_labels(labels: ArrayLike, rows: int, classes: int) -> Tensor:
-    """(rows,) int64 classes, each in 0 .. classes - 1."""
+    """Check (rows,) int64 classes, each in 0 .. classes - 1."""
     labels = tensor_of(labels, "labels")
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != (rows,):
         got = f"a tensor of {labels.dtype}, shape {tuple(labels.shape)}"

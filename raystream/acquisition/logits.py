@@ -61,7 +61,7 @@ class Parts:
 
 
 def entropy(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
-    """Entropy of the predicted classes in nats, -sum p log p: 0 when certain, log(n_classes) when uniform.
+    """Compute the entropy of the predicted classes in nats, -sum p log p: 0 when certain, log(n_classes) when uniform.
 
     Args:
         logits: (n_rows, n_classes) with at least two classes: a list, a NumPy array or a tensor.
@@ -81,7 +81,7 @@ def entropy(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None 
 
 
 def least_confidence(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
-    """One minus the top probability: 0 when certain, 1 - 1/n_classes when uniform.
+    """Compute one minus the top probability: 0 when certain, 1 - 1/n_classes when uniform.
 
     Args and Returns as `entropy`; exact down to the smallest floats, where 1 - p would be 0.
 
@@ -93,7 +93,7 @@ def least_confidence(logits: ArrayLike | None = None, *, probabilities: ArrayLik
 
 
 def margin(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
-    """One minus the gap between the two largest probabilities, 1 - (p1 - p2): 0 when certain, 1 at a tie.
+    """Compute one minus the gap between the two largest probabilities, 1 - (p1 - p2): 0 when certain, 1 at a tie.
 
     Args as `entropy`.
 
@@ -130,7 +130,7 @@ def energy(logits: ArrayLike, *, temperature: float = 1.0) -> InKind:
 
 
 def logit_scores(logits: ArrayLike, temperature: float = 1.0) -> LogitScores:
-    """All scores, the prediction and the confidence, in one pass, as tensors.
+    """Compute all scores, the prediction and the confidence, in one pass, as tensors.
 
     Args:
         logits: (n_rows, n_classes) with at least two classes.
@@ -143,7 +143,7 @@ def logit_scores(logits: ArrayLike, temperature: float = 1.0) -> LogitScores:
 
 
 def block_scores(logits: Tensor, temperature: float) -> LogitScores:
-    """`logit_scores` of a block of a model's outputs, whatever they are."""
+    """Compute `logit_scores` of a block of a model's outputs, whatever they are."""
     parts = _parts(checked_logits(logits), temperature)
     return LogitScores(
         scores={name: formula(parts).float() for name, formula in formulas("logits").items()},
@@ -153,7 +153,7 @@ def block_scores(logits: Tensor, temperature: float) -> LogitScores:
 
 
 def _parts(logits: Tensor, temperature: float) -> Parts:
-    """One pass over checked logits; in place on its own copy, since the block is large and this is the hot path."""
+    """Compute the parts in one pass over checked logits; in place on its own copy, since the block is large and this is the hot path."""
     top, prediction = logits.max(dim=1, keepdim=True)
     top = top + top * 0  # NaN when not finite, and so is all that follows
     below = logits - top
@@ -169,28 +169,28 @@ def _parts(logits: Tensor, temperature: float) -> Parts:
 
 
 def entropy_of(parts: Parts) -> Tensor:
-    """`entropy`, from the parts."""
+    """Compute `entropy` from the parts."""
     return torch.log1p(parts.rest) - parts.spread / (1 + parts.rest)  # two terms >= 0: nothing cancels
 
 
 def least_confidence_of(parts: Parts) -> Tensor:
-    """`least_confidence`, from the parts."""
+    """Compute `least_confidence` from the parts."""
     return parts.rest / (1 + parts.rest)
 
 
 def margin_of(parts: Parts) -> Tensor:
-    """`margin`, from the parts: 1 - (p1 - p2) as (rest + p2/p1) / (1 + rest): full precision near 0 and near 1."""
+    """Compute `margin` from the parts: 1 - (p1 - p2) as (rest + p2/p1) / (1 + rest): full precision near 0 and near 1."""
     rest = parts.rest.double()
     return (rest + parts.gap.double().exp()) / (1 + rest)
 
 
 def ratio_of(parts: Parts) -> Tensor:
-    """`ratio`, from the parts."""
+    """Compute `ratio` from the parts."""
     return parts.gap.exp()
 
 
 def energy_of(parts: Parts) -> Tensor:
-    """`energy`, from the parts."""
+    """Compute `energy` from the parts."""
     return -(parts.top + parts.temperature * torch.log1p(parts.rest))
 
 

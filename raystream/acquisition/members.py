@@ -143,7 +143,7 @@ def _parts(log_probs: Tensor, rows: slice, parts: Collection[str]) -> MemberPart
 
 
 def _chunks(members: Tensor) -> Iterator[slice]:
-    """Runs of classes of (k, c, b) members."""
+    """Yield runs of classes of (k, c, b) members."""
     count, classes, rows = members.shape
     size = max(_CHUNK // (count * rows), 1) if members.device.type == "cpu" else classes
     return (slice(start, start + size) for start in range(0, classes, size))
@@ -166,7 +166,7 @@ def check_mass(mass: Tensor, start: int = 0) -> None:
 
 
 def row_blocks(samples: Tensor) -> Iterator[slice]:
-    """Runs of rows of (n, k, c) samples that are computed at once."""
+    """Yield runs of rows of (n, k, c) samples that are computed at once."""
     n, members, classes = samples.shape
     numbers = _BLOCK if samples.device.type == "cpu" else 64 * _BLOCK
     size = numbers // (members * classes)
@@ -176,7 +176,7 @@ def row_blocks(samples: Tensor) -> Iterator[slice]:
 
 
 def rows_innermost(samples: Tensor) -> Tensor:
-    """(b, k, c) -> (k, c, b), contiguous; by way of two dimensions, whose transposition is the fast one."""
+    """Turn (b, k, c) into (k, c, b), contiguous; by way of two dimensions, whose transposition is the fast one."""
     rows, members, classes = samples.shape
     return samples.reshape(rows, members * classes).t().contiguous().view(members, classes, rows)
 
@@ -239,7 +239,7 @@ def bald(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike | None 
 
 
 def consensus_entropy(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
-    """Entropy of the mean prediction in nats, H(p_mean): unsure members and disagreeing members both raise it.
+    """Compute the entropy of the mean prediction in nats, H(p_mean): unsure members and disagreeing members both raise it.
 
     Args and Returns as `bald`; between 0 and log n_classes, and never below `bald`.
 
@@ -250,7 +250,7 @@ def consensus_entropy(log_probs: ArrayLike | None = None, *, probabilities: Arra
 
 
 def vote_entropy(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
-    """Entropy in nats of the classes that the members vote for, -sum_c v_c/K log(v_c/K), a tied member voting for its lowest class.
+    """Compute the entropy in nats of the classes voted for, -sum_c v_c/K log(v_c/K), a tied member voting for its lowest class.
 
     Args and Returns as `bald`; 0 when all vote for one class, at most min(log n_members, log n_classes).
 
@@ -295,7 +295,7 @@ def variance(log_probs: ArrayLike | None = None, *, probabilities: ArrayLike | N
 
 
 def member_scores(log_probs: ArrayLike, names: Iterable[str]) -> MemberScores:
-    """Any of the scores in one pass over the members, with the mean and what it predicts, as tensors.
+    """Compute any of the scores in one pass over the members, with the mean and what it predicts, as tensors.
 
     Works through the rows in blocks: beside arguments and results it takes some MB, however many the rows.
 
@@ -332,7 +332,7 @@ def member_scores(log_probs: ArrayLike, names: Iterable[str]) -> MemberScores:
 
 
 def log_probabilities(logits: ArrayLike, temperature: float = 1.0) -> InKind:
-    """Log-probabilities log softmax(z / T) of each member, to full relative precision, where the top class is near 0 as well.
+    """Compute log softmax(z / T) of each member, to full relative precision, where the top class is near 0 as well.
 
     Args:
         logits: (n_rows, n_members, n_classes).
@@ -351,7 +351,7 @@ def log_probabilities(logits: ArrayLike, temperature: float = 1.0) -> InKind:
 
 
 def softened(logits: Tensor, temperature: float) -> Tensor:
-    """`log_probabilities` of a block of the members' outputs, whatever they are."""
+    """Compute `log_probabilities` of a block of the members' outputs, whatever they are."""
     logits = checked_members(logits, "logits")
     n, members, classes = logits.shape
     out = torch.empty(members, classes, n, dtype=logits.dtype, device=logits.device)
@@ -386,33 +386,33 @@ def _one(name: str, log_probs: ArrayLike | None, probabilities: ArrayLike | None
 
 
 def bald_of(parts: MemberParts) -> Tensor:
-    """`bald`, from the parts: sum_c exp(largest) (mean_k ratio log ratio - share log share), each term >= 0 by Jensen."""
+    """Compute `bald` from the parts: sum_c exp(largest) (mean_k ratio log ratio - share log share), each term >= 0 by Jensen."""
     between = parts.share * parts.log_share.clamp(min=UNDERFLOW)
     return total((parts.within - between).clamp_(min=0) * parts.largest.exp())
 
 
 def consensus_entropy_of(parts: MemberParts) -> Tensor:
-    """`consensus_entropy`, from the parts."""
+    """Compute `consensus_entropy` from the parts."""
     return -total(parts.mean * parts.log_mean.clamp(min=UNDERFLOW, max=0))
 
 
 def vote_entropy_of(parts: MemberParts) -> Tensor:
-    """`vote_entropy`, from the parts."""
+    """Compute `vote_entropy` from the parts."""
     return total(torch.special.entr(parts.votes))
 
 
 def variation_ratio_of(parts: MemberParts) -> Tensor:
-    """`variation_ratio`, from the parts."""
+    """Compute `variation_ratio` from the parts."""
     return 1 - parts.votes.amax(dim=0)
 
 
 def mean_std_of(parts: MemberParts) -> Tensor:
-    """`mean_std`, from the parts."""
+    """Compute `mean_std` from the parts."""
     return mean(parts.variances.sqrt())
 
 
 def variance_of(parts: MemberParts) -> Tensor:
-    """`variance`, from the parts."""
+    """Compute `variance` from the parts."""
     return total(parts.variances)
 
 

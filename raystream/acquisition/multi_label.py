@@ -56,7 +56,7 @@ def multi_label_scores(
 
 
 def label_scores(logits: Tensor, score: str, reduce: str, temperature: float) -> Tensor:
-    """`multi_label_scores` of a block of a model's outputs, whatever they are."""
+    """Compute `multi_label_scores` of a block of a model's outputs, whatever they are."""
     formulas = label_formulas()
     for name, known, what in ((score, formulas, "score"), (reduce, _REDUCTIONS, "reduce")):
         if name not in known:
@@ -68,7 +68,7 @@ def label_scores(logits: Tensor, score: str, reduce: str, temperature: float) ->
 def multi_label_member_scores(
     samples: ArrayLike, names: Sequence[str], *, reduce: str = "mean", temperature: float = 1.0
 ) -> dict[str, Tensor]:
-    """Scores of members, label by label as the two-class problem that it is, reduced over labels, as tensors.
+    """Compute scores of members, label by label as the two-class problem that it is, reduced over labels, as tensors.
 
     Args:
         samples: logits, (n_rows, n_members, n_labels).
@@ -94,17 +94,17 @@ _SURE = 1000.0
 
 
 def entropy_of_label(a: Tensor) -> Tensor:
-    """`entropy` of labels of absolute logit a, under temperature."""
+    """Compute `entropy` of labels of absolute logit a, under temperature."""
     return (-a).exp().log1p() + a * (-a).sigmoid()
 
 
 def least_confidence_of_label(a: Tensor) -> Tensor:
-    """`least_confidence` of labels of absolute logit a, under temperature."""
+    """Compute `least_confidence` of labels of absolute logit a, under temperature."""
     return (-a).sigmoid()
 
 
 def margin_of_label(a: Tensor) -> Tensor:
-    """`margin` of labels of absolute logit a, under temperature."""
+    """Compute `margin` of labels of absolute logit a, under temperature."""
     return 2 * (-a).sigmoid()
 
 

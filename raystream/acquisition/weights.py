@@ -19,7 +19,7 @@ def class_weighted(
     probabilities: ArrayLike | None = None,
     temperature: float = 1.0,
 ) -> InKind:
-    """A score times the weight that the model expects of the row's class: score * sum_c p_c w_c.
+    """Multiply a score by the weight that the model expects of the row's class: score * sum_c p_c w_c.
 
     Equal weights of 1 change nothing, a weight of 0 silences rows that surely are of its class, and the scores of rows between
     classes lie between.
@@ -42,7 +42,7 @@ def class_weighted(
 
 
 def weighted(scores: Tensor, logits: Tensor, weights: Tensor, temperature: float) -> Tensor:
-    """`class_weighted` of a block of a model's outputs, whatever they are."""
+    """Compute `class_weighted` of a block of a model's outputs, whatever they are."""
     if weights.shape != logits.shape[1:] or not bool((weights.isfinite() & (weights >= 0)).all()):
         got = weights.tolist() if weights.numel() <= 20 else f"of shape {tuple(weights.shape)}"
         raise QueryError(f"class weights are {got}, expected {tuple(logits.shape[1:])} finite numbers >= 0, one for each class")

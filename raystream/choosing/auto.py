@@ -11,17 +11,17 @@ PICKED, WHY = "strategy", "strategy_why"
 """The manifest's facts of it."""
 
 
-def with_strategy(query: Query, pool: ScoredPool, covered: LabelledRows) -> tuple[Query, dict[str, str]]:
-    """The query with the strategy that is picked in place of `auto`, and the facts of it; any other query as it is.
+def with_strategy(query: Query, pool: ScoredPool, labelled: LabelledRows) -> tuple[Query, dict[str, str]]:
+    """Return the query with the strategy that is picked in place of `auto`, and the facts of it; any other query as it is.
 
     Args:
         query: as asked.
         pool: the scored rows, which know how many classes the model has.
-        covered: the labelled rows.
+        labelled: the labelled rows.
     """
     if query.select.strategy != AUTO:
         return query, {}
     classes = next((unit.classes for unit in pool.units if unit.classes is not None), 1)
-    found = pick(covered.known, classes, task=query.model.task, embedding=query.needs_embedding, score=pool.score is not None)
+    found = pick(labelled.known, classes, task=query.model.task, embedding=query.needs_embedding, score=pool.score is not None)
     select = query.select.derived(strategy=found.strategy)
     return query.derived(select=select), {PICKED: found.strategy, WHY: found.why}

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from raystream.choosing.auto import with_strategy
 from raystream.choosing.candidates import CandidateRows, Named, find_candidates, find_named
-from raystream.choosing.constraints import Limits, PoolColumns, exceeded, how_met, in_query, read_limits, refuse_empty, words_of_query
+from raystream.choosing.constraints import BatchLimits, PoolColumns, exceeded, how_met, in_query, read_limits, refuse_empty, words_of_query
 from raystream.choosing.derived import results_over
 from raystream.choosing.holding import Actors, held_embeddings, memory_of
 from raystream.choosing.labelled import LabelledRows
@@ -39,11 +39,11 @@ class ChosenBatch:
     rounds: SelectionRounds | None
 
 
-def choose_batch(query: Query, columns: PoolColumns, covered: LabelledRows, actors: Actors, *, anew: bool = False) -> ChosenBatch:
+def choose_batch(query: Query, columns: PoolColumns, labelled: LabelledRows, actors: Actors, *, anew: bool = False) -> ChosenBatch:
     """Choose the query's batch among the rows that aren't labelled; its embeddings may be held by selection actors.
 
     Args:
-        query, columns, covered: what is asked, the scored pool with its columns, and the labelled rows.
+        query, columns, labelled: what is asked, the scored pool with its columns, and the labelled rows.
         actors: hold embeddings that are too many for this process.
         anew: compute clusters and neighbour graphs, too, which the store may keep.
 
@@ -51,39 +51,39 @@ def choose_batch(query: Query, columns: PoolColumns, covered: LabelledRows, acto
         QueryError: the query's own numbers leave none of the candidates, or a minimum that can't be met.
     """
     pool = columns.pool
-    query, picked_by_rule = with_strategy(query, pool, covered)
-    named = find_named(query.select, pool.ids, covered.mask)
+    query, picked_by_rule = with_strategy(query, pool, labelled)
+    named = find_named(query.select, pool.ids, labelled.mask)
     with words_of_query():
-        entered = find_candidates(query, columns, covered, named)
-    rows = entered.rows
+        candidates = find_candidates(query, columns, labelled, named)
+    rows = candidates.rows
     count = len(pool) if rows is None else len(rows)
     limits = read_limits(query.select, columns, rows)
     with held_embeddings(query, pool, rows, actors) as held, words_of_query():
         kept = None if anew or held.shards is None else results_over(pool, rows, query.select.metric)
-        chosen = _choose(query, pool, covered, named, entered, limits, held.shards, kept)
+        chosen = _choose(query, pool, labelled, named, candidates, limits, held.shards, kept)
     rounds = None if held.rounds is None else held.rounds.record
     if not len(chosen.rows):
-        refuse_empty(query.select, limits, chosen, count, entered.limited)
+        refuse_empty(query.select, limits, chosen, count, candidates.limited)
     picked = chosen.rows if rows is None else rows[chosen.rows]
     certificate = None
     if chosen.certificate is not None:
-        over = "pool" if count == entered.eligible else "candidates"
+        over = "pool" if count == candidates.eligible else "candidates"
         certificate = Certificate(chosen.certificate["radius"] or 0.0, chosen.certificate["lower_bound"], over)
     warnings = [*named.warnings, *exceeded(limits, chosen)]
     if len(picked) < query.select.budget:
-        labelled = f", since {int(covered.mask.sum()):,} of {len(pool):,} are labelled" if not count else ""
-        reason = in_query(chosen.note or "") or f"no more than {count} are eligible{labelled}"
+        so_many = f", since {int(labelled.mask.sum()):,} of {len(pool):,} are labelled" if not count else ""
+        reason = in_query(chosen.note or "") or f"no more than {count} are eligible{so_many}"
         were = "row was" if len(picked) == 1 else "rows were"
         warnings.append(f"{len(picked)} {were} chosen for a budget of {query.select.budget}: {reason}")
     table = selection_table(query, columns, picked, chosen)
     facts = dict(chosen.facts) | picked_by_rule | how_met(query.select, limits, chosen)
-    if entered.repeats:
-        facts["exact_repeats"] = int(facts.get("exact_repeats", 0)) + entered.repeats
-    return ChosenBatch(table, entered.eligible, count, chosen.passes, certificate, tuple(warnings), facts, rounds)
+    if candidates.repeats:
+        facts["exact_repeats"] = int(facts.get("exact_repeats", 0)) + candidates.repeats
+    return ChosenBatch(table, candidates.eligible, count, chosen.passes, certificate, tuple(warnings), facts, rounds)
 
 
 def selection_table(query: Query, columns: PoolColumns, picked: np.ndarray, chosen: Chosen) -> pa.Table:
-    """The ranked table of a selection; its columns are part of the public contract."""
+    """Make the ranked table of a selection; its columns are part of the public contract."""
     pool = columns.pool
     more, score = _stored_columns(query, pool, picked), query.acquire.column
     places = pool.places(picked)
@@ -113,27 +113,27 @@ def selection_table(query: Query, columns: PoolColumns, picked: np.ndarray, chos
 def _choose(
     query: Query,
     pool: ScoredPool,
-    covered: LabelledRows,
+    labelled: LabelledRows,
     named: Named,
-    entered: CandidateRows,
-    limits: Limits,
+    candidates: CandidateRows,
+    limits: BatchLimits,
     shards: Shards | None,
     kept: Kept | None,
 ) -> Chosen:
-    rows, select = entered.rows, query.select
-    candidates = Candidates(
+    rows, select = candidates.rows, query.select
+    given = Candidates(
         score=pool.score if rows is None or pool.score is None else pool.score[rows],
         keys=hashes_of(pool, query.seed, rows) if select.traits.chance else None,
         shards=shards,
-        labelled=covered.embeddings,
+        labelled=labelled.embeddings,
         probabilities=Rows(*pool.probabilities(rows, memory_of(query))) if select.traits.probabilities else None,
-        labelled_probabilities=covered.probabilities,
+        labelled_probabilities=labelled.probabilities,
         samples=pool.samples(SAMPLES, rows) if select.traits.samples else None,
         similar_to=pool.embeddings_of(named.similar_to) if select.similar_to else None,
         kept=kept,
     )
     return choose(
-        candidates,
+        given,
         strategy=users_strategy(select.strategy) if ":" in select.strategy else select.strategy,
         budget=select.budget,
         seed=query.seed,
@@ -144,10 +144,10 @@ def _choose(
         near_duplicates=select.near_duplicates,
         quotas=limits.quotas,
         cost=limits.cost,
-        must_include=entered.must_include,
-        drawn=entered.drawn,
-        more=entered.limited,
-        others=entered.others,
+        must_include=candidates.must_include,
+        drawn=candidates.drawn,
+        more=candidates.limited,
+        others=candidates.others,
         memory=memory_of(query),
         args=select.args,
     )
@@ -163,12 +163,12 @@ def _stored_columns(query: Query, pool: ScoredPool, picked: np.ndarray) -> pa.Ta
 
 
 def _nullable(values: np.ndarray) -> pa.Array:
-    """NaN stands for no value."""
+    """Return the values with null in place of NaN."""
     return pa.array(values, pa.float64(), from_pandas=True)
 
 
 def users_strategy(source: str) -> Strategy:
-    """The function `module:attribute` that `select.strategy` names.
+    """Import the function `module:attribute` that `select.strategy` names.
 
     Raises:
         QueryError: it can't be imported, or isn't a function.

@@ -77,7 +77,7 @@ def _refuse(absent: Sequence[Id], key: str, count: int) -> None:
 
 
 def _rows(of_pool: Ids, ids: Sequence[Id]) -> tuple[np.ndarray, list[Id]]:
-    """The rows of the ids that are there, and the ids that are not."""
+    """Find the rows of the ids that are there, and list the ids that are not."""
     if not ids:
         return np.empty(0, dtype=np.int64), []
     type_ = comparable(pa.array([], of_pool.type)).type
@@ -94,7 +94,7 @@ def _rows(of_pool: Ids, ids: Sequence[Id]) -> tuple[np.ndarray, list[Id]]:
 
 
 def _as_type(value: Id, type_: pa.DataType) -> int | str | bytes | None:
-    """The id as the pool has it; None if it can't be one."""
+    """Return the id as the pool has it; None if it can't be one."""
     if pa.types.is_integer(type_):
         try:
             return int(pa.scalar(value if isinstance(value, int) else None, type_).as_py())
@@ -130,17 +130,17 @@ class CandidateRows:
     repeats: int = 0
 
 
-def find_candidates(query: Query, columns: PoolColumns, covered: LabelledRows, named: Named) -> CandidateRows:
+def find_candidates(query: Query, columns: PoolColumns, labelled: LabelledRows, named: Named) -> CandidateRows:
     """Decide which rows of the pool are candidates.
 
     Args:
         query: says how many.
         columns: the scored rows, and the columns of the pool that constraints go by.
-        covered: which of them are labelled, and the embeddings of those.
+        labelled: which of them are labelled, and the embeddings of those.
         named: the rows that the query names.
     """
     pool, select = columns.pool, query.select
-    free = ~covered.mask
+    free = ~labelled.mask
     free[named.exclude] = False
     eligible = int(free.sum())
     must = named.must_include
@@ -149,7 +149,7 @@ def find_candidates(query: Query, columns: PoolColumns, covered: LabelledRows, n
     free[drawn] = False
     given = np.concatenate([must, drawn])
     left, limit = int(free.sum()), select.candidate_limit
-    prefilter = _Prefilter(query, columns, covered, given)
+    prefilter = _Prefilter(query, columns, labelled, given)
     if limit is not None and limit < left:
         rows = np.union1d(prefilter.keep(free, limit), given)
     elif left + len(given) == len(pool):
@@ -170,10 +170,10 @@ class _Prefilter:
         others, repeats: see `CandidateRows`; of the last call of `keep`.
     """
 
-    def __init__(self, query: Query, columns: PoolColumns, covered: LabelledRows, given: np.ndarray) -> None:
+    def __init__(self, query: Query, columns: PoolColumns, labelled: LabelledRows, given: np.ndarray) -> None:
         self._columns, self._pool, self._given = columns, columns.pool, given
         self._select, self._memory = query.select, memory_of(query)
-        self._covered = covered.embeddings
+        self._covered = labelled.embeddings
         self.others, self.repeats = False, 0
 
     def keep(self, mask: np.ndarray, limit: int) -> np.ndarray:
@@ -198,7 +198,7 @@ class _Prefilter:
         return with_floors(kept, free, score, quotas, cost, self._first)
 
     def _first(self, order: Callable[[int], np.ndarray], total: int, limit: int) -> Ahead:
-        """The first rows of an order, exact repeats passed over where the choice passes over them."""
+        """Return the first rows of an order, exact repeats passed over where the choice passes over them."""
         if not self._select.passes_over_repeats:
             return Ahead(order(limit), 0, limit < total)
         kinds = self._kinds if self._select.quotas or self._select.cost is not None else None
@@ -218,7 +218,7 @@ class _Prefilter:
 
 
 def _best(score: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
-    """The `count` masked rows of the highest scores, highest first, ties to the lower row; a part at a time, without a copy of all."""
+    """Find the `count` masked rows of the highest scores, highest first, ties to the lower row; a part at a time, without a copy of all."""
     found = np.empty(0, np.int64)
     for start in range(0, len(score), _AT_ONCE):
         block = start + np.flatnonzero(mask[start : start + _AT_ONCE])
@@ -230,7 +230,7 @@ def _best(score: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
 
 
 def _drawn(query: Query, columns: PoolColumns, mask: np.ndarray, must: np.ndarray) -> np.ndarray:
-    """The rows of `select.random_share`: the first by hash among the masked ones, which caps and costs may pass over."""
+    """Draw the rows of `select.random_share`: the first by hash among the masked ones, which caps and costs may pass over."""
     select = query.select
     count = min(round(select.random_share * select.budget), select.budget - len(must), int(mask.sum()))
     if count <= 0:
@@ -247,7 +247,7 @@ def _drawn(query: Query, columns: PoolColumns, mask: np.ndarray, must: np.ndarra
 
 
 def _fitting(select: Select, columns: PoolColumns, must: np.ndarray, order: np.ndarray, count: int, floors: bool = False) -> np.ndarray:
-    """The first `count` rows of `order` that fit the caps and the cost beside those of `must`, and leave enough for the floors."""
+    """Find the first `count` rows of `order` that fit the caps and the cost beside those of `must`, and leave enough for the floors."""
     rows, budget = np.concatenate([must, order]), select.budget
     quotas = columns.quotas(select, rows)
     # a batch may meet floors by several columns with the same rows: no places are kept for them here
@@ -266,7 +266,7 @@ def _can_be_met(quotas: Sequence[Quota], budget: int) -> bool:
 
 
 def read_pool(asked: ResolvedQuery, plan: ScoringPlan, units: ScoredUnits, warnings: Sequence[str] = ()) -> ScoredPool:
-    """The merged pool, once it is known to be sound: rows to choose from, unique ids, outputs of one shape.
+    """Read the merged pool, and see that it is sound: rows to choose from, unique ids, outputs of one shape.
 
     Args:
         asked: the query.
@@ -299,7 +299,7 @@ def read_pool(asked: ResolvedQuery, plan: ScoringPlan, units: ScoredUnits, warni
 
 
 def ranking_column(query: Query, units: ScoredUnits) -> str | None:
-    """The column that rows are ranked by, if they are and it is there once they are scored."""
+    """Name the column that rows are ranked by, if they are and it is there once they are scored."""
     return query.acquire.column if query.acquire.score != EPIG and goes_by_score(query, units) else None
 
 
@@ -309,7 +309,7 @@ def goes_by_score(query: Query, units: ScoredUnits) -> bool:
 
 
 def flat_scores(query: Query, pool: ScoredPool) -> list[str]:
-    """A warning where the score ranks nothing."""
+    """Warn of a score that ranks nothing."""
     if not query.needs_score or pool.score is None or len(pool) < 2:
         return []
     least, most = float(pool.score.min()), float(pool.score.max())

@@ -36,7 +36,7 @@ def commit(
     asked: ResolvedQuery,
     scoring: ScoringFacts,
     pool: ScoredPool,
-    covered: LabelledRows,
+    labelled: LabelledRows,
     batch: ChosenBatch,
     seconds: Seconds,
     warnings: list[str],
@@ -55,7 +55,7 @@ def commit(
     unbroken(asked.store, write)
     stored = asked.store.stored(name)
     left_out = name.replace("/selection-", "/quarantined-")
-    quarantined = unbroken(asked.store, lambda: write_quarantined(asked.store, left_out, pool.units, covered.elsewhere))
+    quarantined = unbroken(asked.store, lambda: write_quarantined(asked.store, left_out, pool.units, labelled.elsewhere))
     manifest = Manifest(
         query=asked.name,
         identity=asked.identity,
@@ -67,7 +67,7 @@ def commit(
         counts=Counts(
             pool=asked.pool.rows,
             scored=len(pool),
-            labelled=covered.known,
+            labelled=labelled.known,
             eligible=batch.eligible,
             candidates=batch.candidates,
             chosen=batch.selection.num_rows,
@@ -85,7 +85,7 @@ def commit(
         selection_rounds=batch.rounds,
         calibration=asked.calibration,
         tables=list(asked.pool.tables),
-        labelled_units=[unit.key for unit in covered.elsewhere],
+        labelled_units=[unit.key for unit in labelled.elsewhere],
         labelled_digest=asked.labelled.digest if asked.labelled is not None else None,
         committed=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         quarantined=quarantined,

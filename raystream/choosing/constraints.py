@@ -44,11 +44,11 @@ class PoolColumns:
     classes: list[str] | None
 
     def read(self, rows: np.ndarray, names: Sequence[str]) -> pa.Table:
-        """These columns, one row for each of `rows`, in their order."""
+        """Read these columns, one row for each of `rows`, in their order."""
         return read_columns_at(self.pool.places(rows), pa.schema([field for field in self.schema if field.name in names]))
 
     def quotas(self, select: Select, rows: np.ndarray) -> list[Quota]:
-        """The query's quotas over these rows of the pool, one for each column that they go by."""
+        """Make the query's quotas over these rows of the pool, one for each column that they go by."""
         columns = list(dict.fromkeys(quota.by for quota in select.quotas))
         stored = [name for name in columns if name != PREDICTION]
         table = self.read(rows, stored) if stored else None
@@ -80,7 +80,7 @@ class PoolColumns:
 
 
 def as_costs(name: str, column: pa.ChunkedArray) -> np.ndarray:
-    """(n,) float64 values of the column of costs, whatever they are; nan where they are null."""
+    """Return the values of the column of costs as (n,) float64, whatever they are; nan where they are null."""
     try:
         values: np.ndarray = column.cast(pa.float64()).to_numpy()
     except pa.ArrowException:
@@ -89,7 +89,7 @@ def as_costs(name: str, column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _spelt(value: str, type_: pa.DataType) -> str:
-    """A value as the groups of a column of this type are called: `1` of doubles is `1.0`; itself where it is none of theirs."""
+    """Write a value as the groups of a column of this type are called: `1` of doubles is `1.0`; itself where it is none of theirs."""
     try:
         return str(readable(pa.array([value]).cast(type_))[0])
     except pa.ArrowException:
@@ -97,7 +97,7 @@ def _spelt(value: str, type_: pa.DataType) -> str:
 
 
 def quota_of(select: Select, by: str, values: pa.ChunkedArray | pa.Array, budget: int) -> Quota:
-    """The query's quota by a column, over rows with these values."""
+    """Make the query's quota by a column, over rows with these values."""
     column = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     try:
         encoded = column.dictionary_encode()
@@ -143,13 +143,13 @@ _KEYS = {
 
 
 def in_query(text: str) -> str:
-    """The text with the names of arguments, which stand between backticks, replaced by the keys of a query."""
+    """Return the text with the keys of a query in place of the names of arguments, which stand between backticks."""
     return re.sub(r"`([a-z_]+)((?:\.[a-z_]+)*)`", lambda match: _KEYS[match[1]] + match[2] if match[1] in _KEYS else match[0], text)
 
 
 @contextmanager
 def words_of_query() -> Iterator[None]:
-    """Errors raised within speak of the query's keys."""
+    """Let errors that are raised within speak of the query's keys."""
     try:
         yield
     except RaystreamError as error:
@@ -157,25 +157,25 @@ def words_of_query() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Limits:
+class BatchLimits:
     """The quotas and the cost of a query's candidates."""
 
     quotas: Sequence[Quota]
     cost: Cost | None
 
 
-def read_limits(select: Select, columns: PoolColumns, rows: np.ndarray | None) -> Limits:
+def read_limits(select: Select, columns: PoolColumns, rows: np.ndarray | None) -> BatchLimits:
     """Read what the query's quotas and costs go by for these rows of the pool; for all rows for None."""
     if not select.quotas and select.cost is None:
-        return Limits([], None)
+        return BatchLimits([], None)
     if rows is None:
         rows = np.arange(len(columns.pool))
     quotas = columns.quotas(select, rows) if select.quotas else []
-    return Limits(quotas, columns.cost(select, rows))
+    return BatchLimits(quotas, columns.cost(select, rows))
 
 
-def how_met(select: Select, limits: Limits, chosen: Chosen) -> dict[str, float | int | str]:
-    """Facts for the manifest, none for a query without constraints.
+def how_met(select: Select, limits: BatchLimits, chosen: Chosen) -> dict[str, float | int | str]:
+    """Return facts for the manifest, none for a query without constraints.
 
     `cost`: what the batch costs. `quota BY=VALUE`: rows of the group in the batch; for quotas of all groups of a column
     `quota BY fullest` where there is a max and `quota BY emptiest` where there is a min. `must_include` and `random_share`: rows of theirs.
@@ -199,8 +199,8 @@ def how_met(select: Select, limits: Limits, chosen: Chosen) -> dict[str, float |
     return facts | {key: given[key] for key in ("must_include", "random_share") if getattr(select, key)}
 
 
-def exceeded(limits: Limits, chosen: Chosen) -> list[str]:
-    """Warnings of limits that rows which had to be in the batch go beyond."""
+def exceeded(limits: BatchLimits, chosen: Chosen) -> list[str]:
+    """Warn of limits that rows which had to be in the batch go beyond."""
     found = []
     if limits.cost is not None and (spent := float(limits.cost.column[chosen.rows].sum())) > limits.cost.budget * (1 + 1e-9):
         budget = f"select.cost.budget {limits.cost.budget:g}"
@@ -216,7 +216,7 @@ def exceeded(limits: Limits, chosen: Chosen) -> list[str]:
     return found
 
 
-def refuse_empty(select: Select, limits: Limits, chosen: Chosen, candidates: int, limited: bool) -> None:
+def refuse_empty(select: Select, limits: BatchLimits, chosen: Chosen, candidates: int, limited: bool) -> None:
     """Raise QueryError if the query's own numbers shut all candidates out.
 
     A pool of which all is labelled, or all like what is labelled, has an empty batch, with the reason.

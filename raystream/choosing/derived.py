@@ -38,7 +38,7 @@ class StoredResults:
     digest: str
 
     def get(self, kind: str, parameters: Parameters) -> Arrays | None:
-        """The arrays of a result, mapped; None if it isn't there whole."""
+        """Map the arrays of a result; return None if it isn't there whole."""
         folder = self._folder(kind, parameters)
         try:
             receipt = self.store.read_if_there(f"{folder}/receipt.json")

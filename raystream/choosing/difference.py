@@ -49,7 +49,7 @@ def compare(first: tuple[Store, Manifest], second: tuple[Store, Manifest], out: 
     for store in (store_a, store_b):
         if out is not None:
             refuse_in_store(out, store.uri, "--out")
-    chosen_a, chosen_b = _Chosen(store_a, a), _Chosen(store_b, b)
+    chosen_a, chosen_b = _ComparedQuery(store_a, a), _ComparedQuery(store_b, b)
     if chosen_a.kind != chosen_b.kind:
         raise QueryError(
             f"the ids of query {a.query} are {chosen_a.ids.type} and those of query {b.query} {chosen_b.ids.type}, so their rows can't be "
@@ -75,7 +75,7 @@ def compare(first: tuple[Store, Manifest], second: tuple[Store, Manifest], out: 
     )
 
 
-class _Chosen:
+class _ComparedQuery:
     """What one query chose, and what else it knows of rows."""
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
@@ -93,15 +93,15 @@ class _Chosen:
         return "integers" if pa.types.is_integer(type_) else "strings" if text else "bytes"
 
     def column(self, name: str, ids: Sequence[object]) -> pa.Array:
-        """A column of the selection at these ids; null where the query didn't choose the row."""
+        """Return a column of the selection at these ids; null where the query didn't choose the row."""
         if name not in self.table.column_names:
             return pa.nulls(len(ids))
         places = pa.array([self.places.get(value) for value in ids], pa.int64())
         found = self.table.column(name).take(places)
         return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
-    def scores_of(self, other: _Chosen, ids: Sequence[object]) -> dict[object, float | None]:
-        """The scores that this query gave to rows that the other one chose, of those that it scored; None where it gives none."""
+    def scores_of(self, other: _ComparedQuery, ids: Sequence[object]) -> dict[object, float | None]:
+        """Find the scores that this query gave to rows that the other one chose, of those that it scored; None where it gives none."""
         resolved = self.manifest.resolved
         score = column_of(resolved["acquire"]["score"]) if self.manifest.gives_scores else None
         ranks = [other.places[value] for value in ids]
@@ -117,7 +117,7 @@ class _Chosen:
         return found
 
     def _units_of(self, wanted: Mapping[tuple[str, int], object]) -> Iterator[tuple[str, pa.Table]]:
-        """The stored rows of the units that hold rows at these paths and places, with the paths."""
+        """Read the stored rows of the units that hold rows at these paths and places, and yield them with the paths."""
         if not wanted:
             return
         plan = read_plan(self._store, self.manifest.query)
@@ -137,7 +137,7 @@ class _Chosen:
                 yield paths[path_of[place]], table
 
     def labelled(self, ids: Sequence[object]) -> np.ndarray | None:
-        """(n,) whether each of some ids had a label; None where that isn't known any more."""
+        """Return (n,) whether each of some ids had a label; None where that isn't known any more."""
         if self.manifest.labelled_digest is None:
             return np.zeros(len(ids), bool)
         pool = Query(**as_given(self.manifest.resolved)).pool
@@ -154,8 +154,8 @@ class _Chosen:
 _NONE = object()
 
 
-def _rows(a: _Chosen, b: _Chosen) -> tuple[pa.Table, RowChanges]:
-    """The rows that either chose, and how many of which sort there are."""
+def _rows(a: _ComparedQuery, b: _ComparedQuery) -> tuple[pa.Table, RowChanges]:
+    """Return the rows that either chose, and how many of which sort there are."""
     only_a = [value for value in a.places if value not in b.places]
     only_b = [value for value in b.places if value not in a.places]
     ids = [*a.places, *only_b]
@@ -185,8 +185,8 @@ def _rows(a: _Chosen, b: _Chosen) -> tuple[pa.Table, RowChanges]:
     return pa.table(columns), counts
 
 
-def _of_type(ids: Sequence[object], a: _Chosen, b: _Chosen) -> pa.Array:
-    """Ids of both as a column of A's type, or where that doesn't hold them, B's."""
+def _of_type(ids: Sequence[object], a: _ComparedQuery, b: _ComparedQuery) -> pa.Array:
+    """Return ids of both as a column of A's type, or where that doesn't hold them, B's."""
     try:
         return pa.array(ids, a.ids.type)
     except (pa.ArrowInvalid, OverflowError):

@@ -25,7 +25,7 @@ from raystream.store.scored_units import check_same_model
 
 
 def with_epig(asked: ResolvedQuery, plan: ScoringPlan, pool: ScoredPool, session: Session) -> tuple[ScoredPool, list[Output], list[str]]:
-    """The pool with its EPIG, if the query asks for that; what its units hold beside the outputs of the plan; warnings.
+    """Return the pool with its EPIG, if the query asks for that; what its units hold beside the outputs of the plan; warnings.
 
     Args:
         asked: the query.
@@ -60,7 +60,7 @@ def with_epig(asked: ResolvedQuery, plan: ScoringPlan, pool: ScoredPool, session
 
 
 def _targets(asked: ResolvedQuery, pool: ScoredPool, session: Session) -> tuple[np.ndarray, list[str]]:
-    """(m, k, c) float32 log-probabilities of the targets: at most as many as asked for, the first by the hash of their ids."""
+    """Read (m, k, c) float32 log-probabilities of the targets: at most as many as asked for, the first by the hash of their ids."""
     acquire = asked.query.acquire
     most = int(acquire.arg("targets"))
     warnings = []
@@ -73,7 +73,7 @@ def _targets(asked: ResolvedQuery, pool: ScoredPool, session: Session) -> tuple[
 
 
 def _scored_targets(asked: ResolvedQuery, pool: ScoredPool, session: Session) -> ScoredPool:
-    """The rows of `acquire.targets`, read as the pool's are, and scored."""
+    """Read the rows of `acquire.targets` as the pool's are, and score them."""
     query = asked.query
     where = f"acquire.targets {', '.join(query.acquire.targets)}"
     of_targets = query.pool.derived(uri=query.acquire.targets, filters=[], labelled=[], keep=[])

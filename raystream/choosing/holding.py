@@ -111,7 +111,7 @@ class _Call:
         return self.common_bytes + len(self.apart[place])
 
 
-class Rounds:
+class ProcessRounds:
     """Asks all processes at once, and rebuilds those that are lost, so that nobody who asks notices.
 
     A rebuilt piece is made by the same factory, which reads the store again, and is told once more what changed it.
@@ -129,7 +129,7 @@ class Rounds:
         self._bytes: list[int] = []
 
     def spread(self, factory: Factory, args: Sequence[tuple[Any, ...]]) -> Pieces:
-        """A set of pieces, `factory(*args[i])` in process i; a `raystream.selection.Spread`."""
+        """Make a set of pieces, `factory(*args[i])` in process i; a `raystream.selection.Spread`."""
         number = len(self._log)
         made = self._prepare(number, None, (factory,), args)
         self._log.append([])
@@ -200,7 +200,7 @@ class Rounds:
 class _Set:
     """One set of pieces."""
 
-    rounds: Rounds
+    rounds: ProcessRounds
     number: int
     factory: Factory
 
@@ -211,26 +211,26 @@ class _Set:
 class Actors(Protocol):
     """Where selection actors come from. None is started until they are asked for."""
 
-    def selection_actors(self, most: int) -> AbstractContextManager[Rounds]:
-        """Up to so many, which end with the block."""
+    def selection_actors(self, most: int) -> AbstractContextManager[ProcessRounds]:
+        """Bring up to so many actors, which end with the block."""
 
 
 @dataclass(frozen=True)
-class Held:
+class CandidateEmbeddings:
     """The candidates' embeddings; None when nobody asks for them. `rounds` is None unless actors hold them."""
 
     shards: Shards | None = None
-    rounds: Rounds | None = None
+    rounds: ProcessRounds | None = None
 
 
 def memory_of(query: Query) -> int:
-    """Bytes of embeddings that one process may hold."""
+    """Return the bytes of embeddings that one process may hold."""
     return DEFAULT_MEMORY if query.select.memory == "auto" else query.select.memory
 
 
 @contextmanager
-def held_embeddings(query: Query, pool: ScoredPool, candidates: np.ndarray | None, actors: Actors) -> Iterator[Held]:
-    """The embeddings of these rows of the pool, ascending; of all rows for None. Actors end with the block.
+def held_embeddings(query: Query, pool: ScoredPool, candidates: np.ndarray | None, actors: Actors) -> Iterator[CandidateEmbeddings]:
+    """Hold the embeddings of these rows of the pool, ascending; of all rows for None. Actors end with the block.
 
     Actors are for strategies that work on stretches of rows, once the working copy is larger than a process may hold.
     There are as many as it takes, or as the cluster has room for; what they then can't hold, they stream from the store.
@@ -239,7 +239,7 @@ def held_embeddings(query: Query, pool: ScoredPool, candidates: np.ndarray | Non
         ClusterError: there is no cluster, or it has no room for a single actor.
     """
     if not query.needs_embedding:
-        yield Held()
+        yield CandidateEmbeddings()
         return
     memory = memory_of(query)
     size = working_bytes(len(pool) if candidates is None else len(candidates), pool.dimension)
@@ -248,8 +248,8 @@ def held_embeddings(query: Query, pool: ScoredPool, candidates: np.ndarray | Non
         # what fits as a working copy may be held as it is stored, too
         parts, positions = pool.embeddings(candidates, memory if processes <= 1 else 0)
         fetch(parts)
-        yield Held(Shards(Rows(parts, positions, query.select.metric), 1, LocalPieces, memory=memory))
+        yield CandidateEmbeddings(Shards(Rows(parts, positions, query.select.metric), 1, LocalPieces, memory=memory))
         return
     rows = Rows(*pool.embeddings(candidates), query.select.metric)
     with actors.selection_actors(processes) as rounds:
-        yield Held(Shards(rows, rounds.processes, rounds.spread, memory=memory), rounds)
+        yield CandidateEmbeddings(Shards(rows, rounds.processes, rounds.spread, memory=memory), rounds)

@@ -115,7 +115,7 @@ def _uncovered(lost: int, labelled: int, quarantined: int) -> str:
 
 
 def _elsewhere(asked: ResolvedQuery, labelled: Labelled, pool: ScoredPool, found: LabelledMarks) -> tuple[list[Unit], list[Unit]]:
-    """Units over the labelled rows that aren't among the scored ones: those that filters exclude, and those in files of their own."""
+    """List units over the labelled rows that aren't among the scored ones: those that filters exclude, and those in files of their own."""
     filtered = bool(asked.query.pool.filters)
     in_files = asked.query.needs_embedding and carry_inputs(asked, labelled)
     if not filtered and not in_files:
@@ -128,7 +128,7 @@ def _elsewhere(asked: ResolvedQuery, labelled: Labelled, pool: ScoredPool, found
 
 
 def _enough(asked: ResolvedQuery) -> list[str] | None:
-    """The input columns that suffice in labelled files; None for all of them."""
+    """Name the input columns that suffice in labelled files; None for all of them."""
     model = asked.query.model
     return [model.embedding] if model.carried and model.embedding else None
 

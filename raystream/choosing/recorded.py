@@ -21,7 +21,7 @@ _OF_MODEL = tuple(f"model.{key}" for key in ("kind", "source", "args", "weights"
 
 
 def check_recorded(asked: ResolvedQuery, record: Recorded) -> list[str]:
-    """What is another than the manifest has it, a sentence each, where that is no reason to stop.
+    """Say what is another than the manifest has it, a sentence each, where that is no reason to stop.
 
     What was replaced (`--set`) may differ, which is said; so may versions, and the place and times of files of the same names and
     sizes. Anything else is another query than the recorded one.
@@ -79,7 +79,7 @@ def _pool(asked: ResolvedQuery, record: Recorded) -> list[_Found]:
 
 
 def _root(paths: Iterable[str]) -> str:
-    """The folder, with the slash behind it, that all paths lie in."""
+    """Return the folder, with the slash behind it, that all paths lie in."""
     folders = [path.split("/")[:-1] for path in paths]
     common = folders[0] if folders else []
     for folder in folders:
@@ -98,7 +98,7 @@ def _labelled(asked: ResolvedQuery, record: Recorded) -> list[_Found]:
 
 
 def _sources(asked: ResolvedQuery, record: Recorded) -> list[_Found]:
-    """Whatever else a query's name stands for beside its keys: sources of functions, classes, targets."""
+    """List whatever else a query's name stands for beside its keys: sources of functions, classes, targets."""
     then, now = record.manifest.identity, asked.identity
     others = [key for key in {**then, **now} if key.startswith("the ") and key not in (_FILES, _LABELLED, _MODEL)]
     differ = [key for key in others if then.get(key) != now.get(key)]

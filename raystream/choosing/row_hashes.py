@@ -44,7 +44,7 @@ def goes_by_all_hashes(query: Query) -> bool:
 
 
 def hashes_of(pool: ScoredPool, seed: int, rows: np.ndarray | None) -> np.ndarray:
-    """(m,) uint64 hashes of the rows' ids, in any order; of all rows for None. The seed is the query's."""
+    """Return (m,) uint64 hashes of the rows' ids, in any order; of all rows for None. The seed is the query's."""
     if pool.hashes is not None:
         return pool.hashes if rows is None else np.asarray(pool.hashes[rows])
     if rows is None or (2 * len(rows) > len(pool) and isinstance(pool.ids, StoredIds)):  # each id is read once
@@ -59,5 +59,5 @@ def hashes_of(pool: ScoredPool, seed: int, rows: np.ndarray | None) -> np.ndarra
 
 
 def block_hashes(seed: int, ids: pa.Array) -> np.ndarray:
-    """(n,) uint64 hashes of some ids, integers or text or bytes; none may be null."""
+    """Return (n,) uint64 hashes of some ids, integers or text or bytes; none may be null."""
     return row_hash(seed, ids.to_numpy()) if pa.types.is_integer(ids.type) else bytes_hash(seed, *id_bytes(ids))

@@ -94,7 +94,7 @@ def write_scores(store: Store, name: str, out: str, *, embeddings: bool = False)
 
 
 def _sources(resolved: dict[str, Any]) -> dict[str, list[str]]:
-    """All that a committed query's rows came from, by its keys."""
+    """Return all that a committed query's rows came from, by its keys."""
     pool, model, acquire = (resolved.get(section) or {} for section in ("pool", "model", "acquire"))
     found = {
         "pool.uri": pool.get("uri"),
@@ -106,7 +106,7 @@ def _sources(resolved: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _schema(store: Store, manifest: Manifest, first: UnitOutputs, embeddings: bool) -> pa.Schema:
-    """The columns of the file, from the first unit, and where they come from as its metadata."""
+    """Return the columns of the file, from the first unit, and where they come from as its metadata."""
     types = {name: type_ for receipt in first.receipts for name, type_ in _types(store, receipt).items()}
     columns = [name for receipt in first.receipts for name in receipt.columns if name != "row"]
     fields = [pa.field(name, types[name]) for name in columns]
@@ -120,7 +120,7 @@ def _schema(store: Store, manifest: Manifest, first: UnitOutputs, embeddings: bo
 
 
 def _types(store: Store, receipt: Receipt) -> dict[str, pa.DataType]:
-    """The types of an output's columns; none of vectors."""
+    """Return the types of an output's columns; none of vectors."""
     if receipt.file is None or not receipt.columns:
         return {}
     with reading(store, receipt.file):
@@ -129,7 +129,7 @@ def _types(store: Store, receipt: Receipt) -> dict[str, pa.DataType]:
 
 
 def _pieces(store: Store, files: VectorFiles, outputs: UnitOutputs, path: str, schema: pa.Schema) -> Iterator[pa.Table]:
-    """A unit's rows, which are of this file of the pool, some at a time."""
+    """Yield a unit's rows, which are of this file of the pool, some at a time."""
     vectors = outputs.of(EMBEDDINGS) if EMBEDDING in schema.names else None
     kept = None if vectors is None else outputs.kept.get(vectors.output)
     parts = [] if vectors is None or vectors.file is None else files.parts(vectors.file, vectors.rows)
@@ -150,7 +150,7 @@ def _pieces(store: Store, files: VectorFiles, outputs: UnitOutputs, path: str, s
 
 
 def _group_rows(schema: pa.Schema) -> int:
-    """Rows of a row group: 64 MiB of numbers and embeddings, but no more than a million."""
+    """Count the rows of a row group: 64 MiB of numbers and embeddings, but no more than a million."""
     width = sum(field.type.bit_width // 8 if _is_fixed(field.type) else 32 for field in schema)
     return int(min(_GROUP_ROWS, max(1, _GROUP_BYTES // width)))
 
@@ -184,7 +184,7 @@ def _write(out: pa.NativeFile, schema: pa.Schema, pieces: Iterator[pa.Table]) ->
 
 @contextmanager
 def _file(out: str, name: str) -> Iterator[tuple[pa.NativeFile, str]]:
-    """A file to write to, which is there when the block ends, whole, or not at all; and its path or URI."""
+    """Open a file to write to, which is there when the block ends, whole, or not at all; and give its path or URI."""
     location = parse(out, "--out")
     path = file_in(location, name, "--out")
     try:

@@ -113,10 +113,10 @@ def verify(
     pool = columns.pool
     labelled = _labelled(query, pool, manifest)
     none = LabelledRows(np.zeros(len(pool), bool), 0, None, ())
-    covered = none if labelled is None else labelled_rows_of(query, labelled, pool, elsewhere)
+    labelled_rows = none if labelled is None else labelled_rows_of(query, labelled, pool, elsewhere)
     asked = query.derived(pool=query.pool.derived(keep=[]))
     with connect(query) as actors:
-        batch = choose_batch(asked, columns, covered, actors, anew=True)
+        batch = choose_batch(asked, columns, labelled_rows, actors, anew=True)
     committed = read_result(store, manifest).selection
     compared = _compare(committed, batch.selection, query, manifest)
     _compare_certificates(manifest, batch.certificate)
@@ -136,7 +136,7 @@ def verify(
 
 
 def _columns(store: Store, query: Query, manifest: Manifest, units: StoredUnits) -> PoolColumns:
-    """The scored rows as they were merged then; the pool's files are looked at only if the choice needs their columns."""
+    """Return the scored rows as they were merged then; the pool's files are looked at only if the choice needs their columns."""
     needed = candidates_columns(query)
     schema, files = pa.schema([]), {file.path: file for file in known_files(manifest.files, query.pool.options)}
     if needed:
@@ -148,7 +148,7 @@ def _columns(store: Store, query: Query, manifest: Manifest, units: StoredUnits)
 
 
 def _query(store: Store, manifest: Manifest) -> Query:
-    """The query as it was given; `resolved` also says what was left out, which strict keys may refuse."""
+    """Return the query as it was given; `resolved` also says what was left out, which strict keys may refuse."""
     query = with_temperature(read_query(store, manifest.query), manifest.calibration)
     now = query_identity(query, [], [], None, manifest.fingerprint)
     asked = [key for key in now if key in manifest.identity and not key.startswith("the ")]
@@ -160,7 +160,7 @@ def _query(store: Store, manifest: Manifest) -> Query:
 
 
 def _files(query: Query, groups: Iterable[Iterable[UnitOutputs]]) -> Iterator[StoredFile]:
-    """The files of units that the choice reads."""
+    """Yield the files of units that the choice reads."""
     traits = query.select.traits
     vectors = {EMBEDDINGS: query.needs_embedding, PROBABILITIES: traits.probabilities, SAMPLES: traits.samples}
     for unit in chain.from_iterable(groups):
@@ -170,7 +170,7 @@ def _files(query: Query, groups: Iterable[Iterable[UnitOutputs]]) -> Iterator[St
 
 
 def _check_whole(store: Store, files: Iterator[StoredFile]) -> int:
-    """The size of all files together, each of which is what was written."""
+    """See that each file is what was written, and return the size of all together in bytes."""
     total, threads = 0, _FETCH_THREADS if store.remote else _HASH_THREADS
     while some := list(islice(files, _FILES_AT_ONCE)):
         for file, whole in zip(some, in_threads(store.is_whole, some, threads), strict=True):
@@ -193,7 +193,7 @@ def _labelled(query: Query, pool: ScoredPool, manifest: Manifest) -> Labelled | 
 
 
 def _unchanged(plan: PoolPlan, manifest: Manifest, needed: Sequence[str]) -> dict[str, File]:
-    """The pool's files, provided that they are those of then."""
+    """Return the pool's files, provided that they are those of then."""
     now = {file.path: file for file in plan.files}
     then = {path: (path, size, version) for path, size, version in manifest.files}
     changed = sorted(path for path in {**then, **now} if path not in now or now[path].identity != then.get(path))
@@ -216,7 +216,7 @@ def _classes(manifest: Manifest) -> list[str] | None:
 
 
 def _compare(then: pa.Table, now: pa.Table, query: Query, manifest: Manifest) -> list[str]:
-    """The columns that agree.
+    """Name the columns that agree.
 
     Raises:
         VerificationError: names the first rank and column in which they don't.

@@ -49,7 +49,7 @@ _MEASURED = (
 
 
 def _table(found: dict[str, list[CatalogueEntry]]) -> str:
-    """Two lines or more an entry: what it does, when to use it, then what it needs, costs and takes."""
+    """Write two lines or more an entry: what it does, when to use it, then what it needs, costs and takes."""
     lines: list[str] = []
     for entries in found.values():
         for entry in entries:
@@ -95,6 +95,6 @@ def _width() -> int:
 
 
 def _wrapped(head: str, text: str) -> list[str]:
-    """The text beside its head, in the terminal's width; nothing without text."""
+    """Wrap the text beside its head, in the terminal's width; return nothing without text."""
     lines = textwrap.wrap(text, _width() - _MARGIN)
     return [(head if not number else "").ljust(_MARGIN) + line for number, line in enumerate(lines)]

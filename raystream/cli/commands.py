@@ -282,7 +282,7 @@ def _load(spec: str, overrides: list[str] | None, store: str | None, address: st
 
 
 def _read(spec: str, overrides: list[str] | None, store: str | None, address: str | None) -> tuple[Query, Recorded | None]:
-    """The query, and the record that it comes from, if it does."""
+    """Read the query, and the record that it comes from, if it does."""
     from raystream.store.recorded import recorded
 
     changes = list(overrides or [])

@@ -107,7 +107,7 @@ def _findings(
 
 
 def _credentials(store: str | None, query: Query | None) -> Finding:
-    """The names of the variables that are set, and of those that aren't although object storage is asked."""
+    """Name the variables that are set, and those that aren't although object storage is asked."""
     named = [name for name in CREDENTIALS if os.environ.get(name)]
     found = f"in the environment: {', '.join(named)}" if named else "none in the environment"
     places = [("store.uri", store, query.store_options if query else LOCAL)] if store else []
@@ -153,7 +153,7 @@ def _failed(name: str, error: RaystreamError) -> Finding:
 
 
 def _tables(query: Query) -> list[tuple[str, list[str], list[str]]]:
-    """The query's keys that name rows: each with its URIs and the columns that are read there."""
+    """List the query's keys that name rows: each with its URIs and the columns that are read there."""
     from raystream.model import input_columns
 
     pool, inputs = query.pool, query.pool.input_columns

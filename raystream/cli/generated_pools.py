@@ -22,7 +22,7 @@ class Generated:
 
 
 def images() -> Generated:
-    """600 PNG images of 48 x 48 pixels, each with a circle, a square or a triangle."""
+    """Draw 600 PNG images of 48 x 48 pixels, each with a circle, a square or a triangle."""
     draw = np.random.default_rng(0)
     classes = draw.choice(["circle", "square", "triangle"], 600, p=[0.5, 0.35, 0.15])
     pool = {"image_id": [f"image-{row:04d}" for row in range(600)], "image": [_image(str(name), draw) for name in classes],
@@ -61,7 +61,7 @@ _ASIDES = ("again", "as I said on the phone", "to be honest", "this week", "and 
 
 
 def texts() -> Generated:
-    """600 short messages to a shop, about a delivery, a refund, or how good it was."""
+    """Write 600 short messages to a shop, about a delivery, a refund, or how good it was."""
     draw = np.random.default_rng(0)
     classes = draw.choice(list(_SENTENCES), 600, p=[0.5, 0.3, 0.2])
     said = []
@@ -73,7 +73,7 @@ def texts() -> Generated:
 
 
 def table() -> Generated:
-    """2,000 customers, some of whom will leave."""
+    """Make up 2,000 customers, some of whom will leave."""
     draw, rows = np.random.default_rng(0), 2000
     age, visits = draw.integers(18, 90, rows), draw.poisson(6, rows)
     spent, days = draw.gamma(2.0, 60.0, rows).round(2), draw.integers(0, 400, rows)

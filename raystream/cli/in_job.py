@@ -16,7 +16,7 @@ _Asked = TypeVar("_Asked", bound="Asked")
 
 
 def check_places(asked: _Asked) -> _Asked:
-    """What is asked, unless it runs in a job and what it reads or writes would go with that.
+    """Return what is asked, unless it runs in a job and what it reads or writes would go with that.
 
     Raises:
         QueryError: pool, store, output or labels are a relative path.
@@ -30,7 +30,7 @@ def check_places(asked: _Asked) -> _Asked:
 
 
 def check_place(key: str, uri: str) -> str:
-    """The path or URI, unless this is a job and it is relative.
+    """Return the path or URI, unless this is a job and it is relative.
 
     Raises:
         QueryError: it is.
@@ -43,7 +43,7 @@ def check_place(key: str, uri: str) -> str:
 
 
 def submission_id() -> str | None:
-    """The id of the job that this command runs in; None outside of one."""
+    """Return the id of the job that this command runs in; None outside of one."""
     try:
         job = json.loads(os.environ.get(_VARIABLE, "{}"))
         found = job.get("metadata", {}).get("job_submission_id")

@@ -70,7 +70,7 @@ def _write_parquet(table: Any, path: Path) -> None:
 
 
 def _module(path: Path) -> Any:
-    """The module in a file, run, without its name in `sys.modules`."""
+    """Run the module in a file, without its name in `sys.modules`, and return it."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

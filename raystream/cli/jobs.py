@@ -190,7 +190,7 @@ def _is_job(name: str) -> bool:
 
 
 def _opened(job: Job | None, store: str | None) -> Store:
-    """The store of a job, where this machine reaches it.
+    """Open the store of a job, where this machine reaches it.
 
     Raises:
         QueryError: raystream has written none there.
@@ -209,7 +209,7 @@ def _opened(job: Job | None, store: str | None) -> Store:
 
 
 def _run(name: str, job: Job | None, store: str | None) -> tuple[RunState | None, str]:
-    """How far the run is, by its store; or why that can't be told."""
+    """Read how far the run is, by its store; or say why that can't be told."""
     from raystream.store.events import run_state
     from raystream.store.jobs import query_of_job
     from raystream.store.queries import find_run
@@ -229,7 +229,7 @@ def _run(name: str, job: Job | None, store: str | None) -> tuple[RunState | None
 
 
 def _results(store: Store, printed: str) -> list[str]:
-    """The files in the store that a job's result names."""
+    """Name the files in the store that a job's result names."""
     root = store.place("x")[:-1]
     found = [value.removeprefix(root) for value in (_result(printed) or {}).values() if isinstance(value, str) and value.startswith(root)]
     return [name for name in dict.fromkeys(found) if store.exists(name)]
@@ -249,7 +249,7 @@ def _written(store: Store, names: Sequence[str], out: Path) -> list[str]:
 
 
 def _result(printed: str) -> dict[str, Any] | None:
-    """The JSON object that a job printed last; what else it prints are lines of progress."""
+    """Find the JSON object that a job printed last; what else it prints are lines of progress."""
     for line in reversed(printed.splitlines()):
         if line.startswith("{"):
             try:
@@ -267,7 +267,7 @@ def _pass_on(text: str, kept: list[str]) -> None:
 
 
 def _code(job: Job) -> int:
-    """What the command of a job ended with, as far as its cluster knows."""
+    """Return what the command of a job ended with, as far as its cluster knows."""
     if job.state == "done":
         return 0
     if job.state == "stopped":

@@ -128,13 +128,13 @@ def _push(result: Result, tool: str, url: str, show: str | None, presign: float 
 
 
 def _pull(url: str, tool: str, out: str, store: Store, query: str | None, method: Method) -> Collected:
-    from raystream.labels.collect import Queries
+    from raystream.labels.collect import LabelQueries
 
-    return _server(tool, url, "--pull").pull(out, store, Queries(store, query, _classes), method)
+    return _server(tool, url, "--pull").pull(out, store, LabelQueries(store, query, _classes), method)
 
 
 def _server(tool: str, url: str, option: str) -> LabelStudio | Cvat:
-    """The server, with the token that the environment holds."""
+    """Return the server, with the token that the environment holds."""
     from raystream.labels.cvat import Cvat
     from raystream.labels.label_studio import LabelStudio
     from raystream.labels.server import TOKENS, Token

@@ -43,7 +43,7 @@ _NOT_FOR_USERS = {"dev", "rivals", "demo"}
 
 
 def python_and_packages() -> Iterator[Finding]:
-    """Python's version, the packages that are required, and which extras are complete."""
+    """Find Python's version, the packages that are required, and which extras are complete."""
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info < _PYTHON:
         yield Finding("python", "fail", f"{version}, expected at least 3.11; install a newer Python", 3)
@@ -156,7 +156,7 @@ def _version(package: str) -> str | None:
 
 
 def _first(*paths: Path) -> int | None:
-    """The number in the first of these files that holds one."""
+    """Read the number in the first of these files that holds one."""
     for path in paths:
         try:
             return int(path.read_text())

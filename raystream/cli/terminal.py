@@ -34,7 +34,7 @@ _REPEATED_SECONDS = 60.0
 
 @contextmanager
 def reporting() -> Iterator[Reporter]:
-    """A bar on a terminal, otherwise a line every ten seconds, always on stderr.
+    """Show a bar on a terminal, otherwise a line every ten seconds, always on stderr.
 
     stdout is for the result alone, and Ray prints to it what its processes have to say: that goes to stderr, too.
     """
@@ -82,7 +82,7 @@ class _Saying(logging.Handler):
 
 
 def print_result(summary: dict[str, Any], text: Callable[[], str], as_json: bool) -> None:
-    """One JSON object, or the text, on stdout."""
+    """Print one JSON object, or the text, on stdout."""
     print(json.dumps(summary) if as_json else text())
 
 

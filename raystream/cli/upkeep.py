@@ -57,7 +57,7 @@ def gc(
 
 
 def seconds_of(text: str, option: str) -> float:
-    """A length of time as options have it.
+    """Read a length of time as options have it, in seconds.
 
     Raises:
         QueryError: it is none.
@@ -228,7 +228,7 @@ def describe_verified(verified: Verified) -> str:
 
 
 def _rescored(found: Rescored | None) -> list[str]:
-    """Lines on the units that were scored again."""
+    """Write lines on the units that were scored again."""
     if found is None:
         return []
     drawn = f"{found.units:,} of {number_of(found.among, 'unit')}, {number_of(found.rows, 'row')}, drawn by --seed {found.seed}"

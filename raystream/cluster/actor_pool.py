@@ -34,7 +34,7 @@ from raystream.scoring.executor import (
     WorkerReady,
     now_and_then,
 )
-from raystream.scoring.job import Job, UnitTask
+from raystream.scoring.job import ScoringJob, UnitTask
 from raystream.scoring.scheduler import IN_FLIGHT
 from raystream.scoring.worker import Failure, Worker, started
 from raystream.store.receipts import UnitOutputs
@@ -78,17 +78,17 @@ class Placing:
         self._said = False
 
     def asked(self, worker: int) -> None:
-        """A worker is to be placed."""
+        """Note that a worker is to be placed."""
         self._waiting[worker] = self._clock()
 
     def placed(self, worker: int) -> None:
-        """It has its place."""
+        """Note that it has its place."""
         if self._waiting.pop(worker, None) is not None:
             self._placed.add(worker)
         self._said = self._said and bool(self._waiting)
 
     def gone(self, worker: int) -> None:
-        """It is lost or was ended."""
+        """Note that it is lost or was ended."""
         self._waiting.pop(worker, None)
         if worker in self._placed:
             self._placed.discard(worker)
@@ -148,7 +148,7 @@ _TELLING = "telling"
 class _ScoringActor:
     """A worker in a process of its own."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ScoringJob) -> None:
         import pyarrow as pa
 
         pa.set_cpu_count(job.threads)
@@ -159,7 +159,7 @@ class _ScoringActor:
 
     @ray.method(concurrency_group=_TELLING)  # type: ignore[untyped-decorator]
     def placed(self) -> str:
-        """The node that the actor has a place on, once it has one."""
+        """Name the node that the actor has a place on, once it has one."""
         node: str = ray.get_runtime_context().get_node_id()
         return node
 
@@ -197,7 +197,7 @@ class _ScoringActor:
 
 
 def _end_if_device_is_lost(error: BaseException) -> None:
-    """A process whose device is lost can't be used again: Ray starts another one in its place."""
+    """End a process whose device is lost, since it can't be used again: Ray starts another one in its place."""
     if is_device_failure(error):
         os._exit(70)
 
@@ -211,7 +211,7 @@ class ActorPool:
         clock: seconds.
     """
 
-    def __init__(self, job: Job, cluster: Cluster, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, job: ScoringJob, cluster: Cluster, clock: Callable[[], float] = time.monotonic) -> None:
         gpus = gpus_per_worker(cluster)
         needed = {"CPU": float(cluster.cpus_per_worker), "GPU": gpus}
         self._placing = Placing(needed, cluster_now, clock)
@@ -275,7 +275,7 @@ class ActorPool:
         self._unplaced.clear()
 
     def _leaving(self) -> list[Event]:
-        """The workers on nodes that are about to be taken away, each once."""
+        """List the workers on nodes that are about to be taken away, each once."""
         if self._clock() - self._looked < _DRAINING_SECONDS or not self._nodes:
             return []
         self._looked = self._clock()
@@ -329,7 +329,7 @@ class ActorPool:
         return WorkerLost(worker, cause, memory=any(words in str(error) for words in _OUT_OF_MEMORY))
 
     def _end(self, worker: int) -> None:
-        """Unavailable is not dead, and an actor without a model still holds the device that its successor needs."""
+        """End an actor: unavailable is not dead, and one without a model still holds the device that its successor needs."""
         actor = self._actors.pop(worker, None)
         self._lost.add(worker)
         self._nodes.pop(worker, None)

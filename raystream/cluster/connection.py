@@ -142,7 +142,7 @@ def worker_count(cluster: Cluster, *, on_cpu: bool = False, grows: bool = True) 
 
 
 def _times(there: float, each: float) -> int:
-    """How often a share goes into what is there: a tenth ten times into one, whatever binary fractions say."""
+    """Count how often a share goes into what is there: a tenth ten times into one, whatever binary fractions say."""
     return int(there / each + 1e-9)
 
 
@@ -156,12 +156,12 @@ def _no_room(cpus: int, gpus: float) -> str:
 
 
 def cluster_now() -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The nodes of the cluster that this process is connected to, and what of their resources is free."""
+    """List the nodes of the cluster that this process is connected to, and what of their resources is free."""
     return ray.nodes(), ray.available_resources()
 
 
 def draining_nodes() -> set[str]:
-    """The ids of the nodes that are about to be taken away; none where the cluster doesn't say."""
+    """Return the ids of the nodes that are about to be taken away; none where the cluster doesn't say."""
     from ray._private.state import state
 
     try:
@@ -171,7 +171,7 @@ def draining_nodes() -> set[str]:
 
 
 def gpus_per_worker(cluster: Cluster) -> float:
-    """GPUs of a worker, or the share of one: as the query says, or one where the cluster has any."""
+    """Return the GPUs of a worker, or the share of one: as the query says, or one where the cluster has any."""
     if cluster.gpus_per_worker != "auto":
         return cluster.gpus_per_worker
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0

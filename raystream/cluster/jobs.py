@@ -176,7 +176,7 @@ class JobServer:
         raise ClusterError(f"the cluster at {self.address} took no job in {_TRIES} tries: {refused.splitlines()[0]}; look at its dashboard")
 
     def job(self, name: str) -> Job:
-        """A job by its id.
+        """Return a job by its id.
 
         Raises:
             QueryError: the cluster knows none of that name.
@@ -191,7 +191,7 @@ class JobServer:
             raise
 
     def logs(self, name: str) -> str:
-        """All that a job printed so far.
+        """Return all that a job printed so far.
 
         Raises:
             QueryError: the cluster knows none of that name.
@@ -268,7 +268,7 @@ class JobServer:
         )
 
     def _get(self, path: str) -> dict[str, Any]:
-        """What the dashboard tells; nothing where it has no answer, as servers before it have none."""
+        """Return what the dashboard tells; nothing where it has no answer, as servers before it have none."""
         with self._explained(f"doesn't answer {path.partition('?')[0]}"):
             # The client's own requests carry the token; of its public calls none tells versions and nodes.
             reply = self._client._do_request("GET", path, timeout=_ANSWER_SECONDS)
@@ -298,7 +298,7 @@ def _refusal(address: str, what: str, error: Exception) -> ClusterError:
 
 
 def _url(address: str) -> str:
-    """The address of a job server, with its scheme and without a slash behind it.
+    """Return the address of a job server, with its scheme and without a slash behind it.
 
     Raises:
         QueryError: it is none.
@@ -315,7 +315,7 @@ def _url(address: str) -> str:
 
 
 def _client(url: str) -> Any:
-    """Ray's client, once somebody answers: it would itself wait for minutes where nobody does."""
+    """Make Ray's client, once somebody answers: it would itself wait for minutes where nobody does."""
     parts = urlsplit(url)
     place = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
     remedy = "see that the cluster runs, that its dashboard listens there and lets this machine in"

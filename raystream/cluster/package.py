@@ -86,7 +86,7 @@ def pack(
 
 
 def _travelling(folder: Path, named: Sequence[str], without: set[Path], exclude: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """The names and places of the files that are packed; links are followed, once each."""
+    """Yield the names and places of the files that are packed; links are followed, once each."""
     wanted = {os.path.normpath(name) for name in named}
     seen: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
@@ -116,12 +116,12 @@ def _goes(name: str, path: str, exclude: Sequence[str], left_out: Sequence[str])
 
 
 def _is_named(path: str, wanted: set[str]) -> bool:
-    """Whether the spec names a path, something below it, or a folder above it."""
+    """Tell whether the spec names a path, something below it, or a folder above it."""
     return any(path == name or name.startswith(f"{path}/") or path.startswith(f"{name}/") for name in wanted)
 
 
 def _is_own(folder: Path, without: set[Path]) -> bool:
-    """Whether a folder is an environment, a store or one of those that stay."""
+    """Tell whether a folder is an environment, a store or one of those that stay."""
     if folder.resolve() in without or (folder / _ENVIRONMENT).is_file() or (folder / "conda-meta").is_dir():
         return True
     return (folder / _STORE).is_file() and any((folder / inner).is_dir() for inner in ("units", "queries", "loops"))

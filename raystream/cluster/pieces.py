@@ -34,7 +34,7 @@ _ADVICE = "free some, or lower cluster.cpus_per_worker"
 def each_on_cluster(
     cluster: Cluster, work: Callable[[Shared, Item], Result], shared: Shared, items: Sequence[Item], *, on_cpu: bool
 ) -> Iterator[tuple[Item, Result]]:
-    """Every item with what the work makes of it, as they are done, in no particular order.
+    """Yield every item with what the work makes of it, as they are done, in no particular order.
 
     Args:
         cluster: where, and how many processors a piece has.
@@ -77,7 +77,7 @@ def each_on_cluster(
 
 
 def _room(cluster: Cluster) -> int:
-    """Pieces to hand out at a time: a cluster that grows has more room later."""
+    """Return how many pieces to hand out at a time: a cluster that grows has more room later."""
     if cluster.workers != "auto":
         return cluster.workers
     cpus = sum(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
@@ -89,7 +89,7 @@ _held: dict[str, tuple[Callable[[Any, Any], Any], Any]] = {}
 
 
 def _piece(name: str, given_to_all: bytes, item: Any, folders: Sequence[str]) -> Any:
-    """In a process of the cluster."""
+    """Do a piece of the work, in a process of the cluster."""
     if name not in _held:
         sys.path.extend(folder for folder in folders if folder not in sys.path and Path(folder).exists())
         _held.clear()

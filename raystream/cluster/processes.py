@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 
-from raystream.choosing.holding import Rounds
+from raystream.choosing.holding import ProcessRounds
 from raystream.cluster.address import own_ray_wanted, ray_is_here
 from raystream.cluster.growing import Growing
 from raystream.cluster.own_ray import OwnRay
@@ -19,7 +19,7 @@ from raystream.model import runs_on_gpu
 from raystream.query import Cluster
 from raystream.scoring.child import InChild
 from raystream.scoring.executor import Executor, InProcess
-from raystream.scoring.job import Job
+from raystream.scoring.job import ScoringJob
 from raystream.scoring.progress import Reporter
 
 
@@ -47,8 +47,8 @@ class Processes:
 
             disconnect()
 
-    def workers(self, job: Job, rows: int, size: int) -> tuple[Executor, int]:
-        """An executor for so many rows and bytes, and how many workers to keep alive in it."""
+    def workers(self, job: ScoringJob, rows: int, size: int) -> tuple[Executor, int]:
+        """Make an executor for so many rows and bytes, and say how many workers to keep alive in it."""
         cluster = self._cluster
         if cluster.address == "in_process":
             self._reporter.stage("Loading the model")
@@ -66,8 +66,8 @@ class Processes:
 
         return ActorPool(job, cluster), worker_count(cluster, grows=not own)
 
-    def selection_actors(self, most: int) -> AbstractContextManager[Rounds]:
-        """Up to so many selection actors, which end with the block.
+    def selection_actors(self, most: int) -> AbstractContextManager[ProcessRounds]:
+        """Bring up to so many selection actors, which end with the block.
 
         Raises:
             ClusterError: there is no cluster, or it has no room for a single actor.
@@ -89,7 +89,7 @@ class Processes:
 
         self._connected = connect(self._cluster) or self._connected
 
-    def _begin_ray(self, job: Job) -> Callable[[], Executor | None]:
+    def _begin_ray(self, job: ScoringJob) -> Callable[[], Executor | None]:
         """Begin to start a Ray of our own; what is returned gives its workers once it is up."""
         if self._own is None:
             self._own = OwnRay(self._cluster)

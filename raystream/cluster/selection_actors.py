@@ -11,7 +11,7 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from raystream.choosing.holding import Host, Lost, Rounds, Step
+from raystream.choosing.holding import Host, Lost, ProcessRounds, Step
 from raystream.cluster.actor_pool import PLACING_SECONDS, Placing
 from raystream.cluster.connection import cluster_now, first_line
 from raystream.errors import RaystreamError
@@ -32,14 +32,14 @@ class _SelectionActor:
         self._host = Host()
 
     def ready(self) -> None:
-        """Answers once the actor is placed."""
+        """Answer once the actor is placed."""
 
     def pid(self) -> int:
         """Return the id of the actor's process, for those who want to end it."""
         return os.getpid()
 
     def run(self, steps: Sequence[Step], *common: bytes) -> bytes:
-        """`Host.run`; the common arguments come by themselves, for Ray looks for its objects in no list."""
+        """Call `Host.run`; the common arguments come by themselves, for Ray looks for its objects in no list."""
         torch.set_num_threads(self._threads)
         return self._host.run([Step(step.pieces, step.method, data, step.apart) for step, data in zip(steps, common, strict=True)])
 
@@ -122,11 +122,11 @@ def _outcome(ref: Any) -> bytes | Lost:
 
 
 @contextmanager
-def selection_actors(cluster: Cluster, count: int) -> Iterator[Rounds]:
-    """Up to `count` selection actors on the Ray that this process is connected to; they end with the block."""
+def selection_actors(cluster: Cluster, count: int) -> Iterator[ProcessRounds]:
+    """Bring up to `count` selection actors on the Ray that this process is connected to; they end with the block."""
     places = _ActorHosts(cluster)
     try:
         places.start(count)
-        yield Rounds(places)
+        yield ProcessRounds(places)
     finally:
         places.close()

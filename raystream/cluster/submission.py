@@ -135,7 +135,7 @@ def submit(
 
 
 def _workers(asked: Asked) -> list[Need]:
-    """What one worker needs; where the spec says how many there are, the cluster may grow for them."""
+    """Return what one worker needs; where the spec says how many there are, the cluster may grow for them."""
     cluster = asked.cluster
     if cluster.workers != "auto" or cluster.address == "in_process":
         return []
@@ -158,7 +158,7 @@ def _check_files(submission: Submission, folder: Path) -> None:
 
 
 def _files(asked: Asked) -> Iterator[tuple[str, str]]:
-    """What the spec reads beside pool and store, by key."""
+    """Yield what the spec reads beside pool and store, by key."""
     model = asked.model if isinstance(asked.model, dict) else asked.model.model_dump()
     weights = model.get("weights") or []
     for path in [weights] if isinstance(weights, str) else weights:
@@ -184,7 +184,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _lies_in(folder: Path, text: str) -> bool:
-    """Whether a text of the spec names a file or folder of the working directory, below it."""
+    """Tell whether a text of the spec names a file or folder of the working directory, below it."""
     if not text or len(text) > 1000 or not is_relative(text) or "\0" in text or text.startswith("~"):
         return False
     path = os.path.normpath(text)
@@ -196,7 +196,7 @@ def _is_uri(place: str) -> bool:
 
 
 def _about(submission: Submission) -> dict[str, str]:
-    """What the cluster keeps of a job beside its command; all of it is text, and none of it a secret, which URIs and options refuse."""
+    """Return what the cluster keeps of a job beside its command: text, and none of it a secret, which URIs and options refuse."""
     asked = submission.asked
     options = asked.store_options if isinstance(asked, Query) else asked.store.options
     parse(asked.store.uri, "store.uri")

@@ -11,7 +11,7 @@ from typing import Literal
 import pyarrow as pa
 
 from raystream.errors import PoolError, QueryError, did_you_mean
-from raystream.labels.ids import Ids
+from raystream.labels.ids import IdColumn
 from raystream.lake import storage_from
 from raystream.pool import File, read_columns_at
 from raystream.pool.columns import plain, plain_type
@@ -73,7 +73,7 @@ class Batch:
     """
 
     query: str
-    ids: Ids
+    ids: IdColumn
     task: str
     classes: tuple[str, ...]
     complete: bool
@@ -93,14 +93,14 @@ def file_stem(query: str, rank: int, id_: str) -> str:
     return f"{_UNSAFE.sub('_', query)}.{rank:06d}.{hashlib.sha256(id_.encode()).hexdigest()[:10]}"
 
 
-def ids_of(result: Result) -> Ids:
+def ids_of(result: Result) -> IdColumn:
     """Return what the ids of a query's pool are."""
     name = result.manifest.resolved["pool"].get("id") or "id"
-    return Ids(name, result.selection.schema.field(name).type)
+    return IdColumn(name, result.selection.schema.field(name).type)
 
 
 def names_classes(result: Result) -> bool:
-    """Whether the query itself gives its classes names, so that labels are texts."""
+    """Tell whether the query itself gives its classes names, so that labels are texts."""
     return result.manifest.resolved["model"].get("classes") is not None
 
 

@@ -13,7 +13,7 @@ from raystream.labels.annotation import DRAFT, LABELLED, Annotation, label_of
 from raystream.labels.batch import class_names_of, file_stem, ids_of, names_classes
 from raystream.labels.consolidate import METHODS, Method, consolidate
 from raystream.labels.documents import Document, read_documents
-from raystream.labels.ids import FIELD, QUERY_FIELD, Id, Ids, as_text
+from raystream.labels.ids import FIELD, QUERY_FIELD, Id, IdColumn, as_text
 from raystream.labels.label_table import LabelRow, LabelTable
 from raystream.labels.table_file import table_place, update_table
 from raystream.labels.tools import TOOLS, Tool, looks_like
@@ -55,7 +55,7 @@ class Collected:
         return {**self.table.counts(), "unknown_ids": self.unknown_ids, "conflicts": self.conflicts, "out": self.out}
 
 
-class Queries:
+class LabelQueries:
     """The committed queries and rounds of loops that labels belong to, each read once.
 
     Args:
@@ -127,7 +127,7 @@ class Queries:
 
 
 def may_be_a_name(text: str) -> bool:
-    """Whether a store may be asked for it."""
+    """Tell whether a store may be asked for it."""
     return "/" not in text and "\\" not in text and text not in ("", ".", "..") and "\x00" not in text and len(text) < 200
 
 
@@ -152,7 +152,7 @@ def collect_labels(
     if tool not in TOOLS:
         raise QueryError(f"--from {tool} is no tool that raystream reads{did_you_mean(tool, TOOLS)}")
     documents = _of_tool(read_documents(source), TOOLS[tool])
-    queries = Queries(store, query, classes)
+    queries = LabelQueries(store, query, classes)
 
     def annotations(id_names: set[str]) -> Iterable[Annotation]:
         for document in documents:
@@ -201,7 +201,7 @@ def _with_field(document: Document, id_names: set[str]) -> Document:
 
 
 def collect(
-    annotations: Sequence[Annotation], tool: str, out: str, store: Store, queries: Queries, method: Method = "none",
+    annotations: Sequence[Annotation], tool: str, out: str, store: Store, queries: LabelQueries, method: Method = "none",
     more: Callable[[LabelTable], Iterable[LabelRow]] = lambda _: (),
 ) -> Collected:  # fmt: skip
     """Merge annotations into the table at `out`.
@@ -264,7 +264,7 @@ class Answered:
 
 
 @dataclass
-class Read:
+class ReadAnnotations:
     """Annotations as rows of the table of labels, and what is to be said of those that fit none.
 
     Attributes:
@@ -285,7 +285,7 @@ class Read:
     strange: list[str] = field(default_factory=list)
     unlabelled: int = 0
 
-    def add(self, each: Annotation, owner: Result, tool: str, queries: Queries) -> None:
+    def add(self, each: Annotation, owner: Result, tool: str, queries: LabelQueries) -> None:
         """Add an annotation of a query's row."""
         if each.id is None:
             self.foreign += 1
@@ -332,7 +332,7 @@ class Read:
         return [f"{what} submitted without a label and count as drafts"] if self.unlabelled else []
 
 
-def rows_of(annotations: Sequence[Annotation], tool: str, queries: Queries) -> Read:
+def rows_of(annotations: Sequence[Annotation], tool: str, queries: LabelQueries) -> ReadAnnotations:
     """Make rows of annotations.
 
     Raises:
@@ -346,13 +346,13 @@ def rows_of(annotations: Sequence[Annotation], tool: str, queries: Queries) -> R
         names = sorted({each.query for each in annotations if each.query})
         what = f"name query {names[0]}, which the store doesn't have" if names else "name no query"
         raise QueryError(f"the labels {what}; give --query, and --store if it is another one")
-    read = Read(first)
+    read = ReadAnnotations(first)
     for each, result in found:
         read.add(each, result or first, tool, queries)
     return read
 
 
-def _with_query(each: Annotation, tool: str, queries: Queries) -> tuple[Annotation, Result | None]:
+def _with_query(each: Annotation, tool: str, queries: LabelQueries) -> tuple[Annotation, Result | None]:
     """Find the query of an annotation, and where a tool knows rows by their pictures alone the id of its row."""
     if each.query is None and each.id is not None and tool == "cvat":
         named = queries.by_file(each.id)
@@ -371,7 +371,7 @@ def _strange(label: Any, task: str, classes: Sequence[str] | None) -> list[str]:
     return [each for each in said if each not in classes]
 
 
-def _alike(one: Result, other: Result, ids: Ids, task: str) -> None:
+def _alike(one: Result, other: Result, ids: IdColumn, task: str) -> None:
     """Refuse labels of queries that no one table can hold."""
     here = ids_of(one)
     if (here.name, here.plain, one.manifest.resolved["model"]["task"]) != (ids.name, ids.plain, task):

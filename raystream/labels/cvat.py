@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from raystream.errors import QueryError
 from raystream.labels.annotation import DELETED, DRAFT, LABELLED, REJECTED, SKIPPED, Annotation, text_or_none, time_of
 from raystream.labels.batch import Batch
-from raystream.labels.collect import Answered, Collected, Queries, collect, rows_of, utc_now
+from raystream.labels.collect import Answered, Collected, LabelQueries, collect, rows_of, utc_now
 from raystream.labels.consolidate import Method
 from raystream.labels.label_studio import Pushed
 from raystream.labels.label_table import LabelRow, LabelTable, gone
@@ -37,7 +37,7 @@ _LOST = 8
 
 
 @dataclass(frozen=True)
-class _Job:
+class _CvatJob:
     """A stretch of a task's frames, with who works on it."""
 
     first: int
@@ -92,7 +92,7 @@ class Cvat:
         page = f"{self.server.url}/tasks/{task}"
         return Pushed(batch.query, task, page, self._size(task), self._size(task) - before, 0, notes, _TOOL)
 
-    def pull(self, out: str, store: Store, queries: Queries, method: Method = "none") -> Collected:
+    def pull(self, out: str, store: Store, queries: LabelQueries, method: Method = "none") -> Collected:
         """Read what people did in the task into the table of labels at `out`; labels that were there and are no more are deleted.
 
         Raises:
@@ -113,7 +113,7 @@ class Cvat:
 
         return collect(found, _TOOL, out, store, queries, method, removed)
 
-    def answers(self, store: Store, queries: Queries, asked: Sequence[str], accepts: Callable[[Result], bool]) -> Answered:
+    def answers(self, store: Store, queries: LabelQueries, asked: Sequence[str], accepts: Callable[[Result], bool]) -> Answered:
         """Read what people did so far in the tasks of a loop's rounds; see `LabelStudio.answers`.
 
         Tasks of other queries are not read: a task is one query's.
@@ -247,7 +247,7 @@ class Cvat:
         raise ServerError(f"{self.server.url}: task {task} has {size:,} of {len(batch.items):,} pictures; look at the server's log")
 
     def _in_work(self, task: int) -> bool:
-        """Whether the server prepares the task's pictures.
+        """Tell whether the server prepares the task's pictures.
 
         Raises:
             ServerError: it tried, and failed.
@@ -292,14 +292,14 @@ def _form(files: Sequence[tuple[str, bytes]]) -> tuple[bytes, str]:
     return b"".join([quality, *parts, f"--{edge}--\r\n".encode()]), f"multipart/form-data; boundary={edge}"
 
 
-def _job(job: Mapping[str, Any]) -> _Job:
-    return _Job(
+def _job(job: Mapping[str, Any]) -> _CvatJob:
+    return _CvatJob(
         int(job["start_frame"]), int(job["stop_frame"]), str(job.get("state", "new")), text_or_none(job.get("assignee")),
         job.get("updated_date"),
     )  # fmt: skip
 
 
-def _state(labels: Sequence[Mapping[str, Any]], job: _Job | None, tags_alone: bool) -> str | None:
+def _state(labels: Sequence[Mapping[str, Any]], job: _CvatJob | None, tags_alone: bool) -> str | None:
     """Return what became of a frame; None where nothing did."""
     state = "new" if job is None else job.state
     if state == "rejected":

@@ -18,7 +18,7 @@ _HEX = re.compile(r"(?:[0-9a-f]{2})*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Ids:
+class IdColumn:
     """The ids of a query's pool.
 
     Attributes:
@@ -71,5 +71,5 @@ def as_text(value: Id) -> str:
 
 
 def _is_uuid(type_: pa.DataType, text: str) -> bool:
-    """Whether these are the 36 characters in which others write 16 bytes."""
+    """Tell whether these are the 36 characters in which others write 16 bytes."""
     return pa.types.is_fixed_size_binary(type_) and type_.byte_width == 16 and len(text) == 36 and text.count("-") == 4

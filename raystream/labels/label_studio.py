@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 from raystream.errors import QueryError, StoreError
 from raystream.labels.annotation import DELETED, DRAFT, Annotation
 from raystream.labels.batch import Batch, ids_of
-from raystream.labels.collect import Answered, Collected, Queries, collect, may_be_a_name, rows_of, utc_now
+from raystream.labels.collect import Answered, Collected, LabelQueries, collect, may_be_a_name, rows_of, utc_now
 from raystream.labels.consolidate import Method
 from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD, SCORE_FIELD, as_text
 from raystream.labels.label_table import LabelRow, LabelTable, gone
@@ -157,7 +157,7 @@ class LabelStudio:
             there = self._tasks_of(project, wanted)
         raise ServerError(f"{self.server.url}: the tasks of project {project} don't settle; push again when it is quiet")
 
-    def pull(self, out: str, store: Store, queries: Queries, method: Method = "none") -> Collected:
+    def pull(self, out: str, store: Store, queries: LabelQueries, method: Method = "none") -> Collected:
         """Read what people did in the project into the table of labels at `out`.
 
         Annotations that are in the table and no longer in the project are deleted, rows of a pushed batch whose task is gone, too.
@@ -178,7 +178,7 @@ class LabelStudio:
 
         return collect(listing.annotations, _TOOL, out, store, queries, method, removed)
 
-    def answers(self, store: Store, queries: Queries, asked: Sequence[str], accepts: Callable[[Result], bool]) -> Answered:
+    def answers(self, store: Store, queries: LabelQueries, asked: Sequence[str], accepts: Callable[[Result], bool]) -> Answered:
         """Read what people did in the project so far, for the loop that asks there.
 
         Args:
@@ -213,14 +213,14 @@ class LabelStudio:
     def _page(self, project: int) -> str:
         return f"{self.server.url}/projects/{project}"
 
-    def _list(self, store: Store, queries: Iterable[str]) -> _Listing:
+    def _list(self, store: Store, queries: Iterable[str]) -> _ProjectListing:
         """List the project's tasks, and what was pushed there of these queries and those that tasks are of."""
         project = self._given_project()
         listed = self.tasks(project)
         keys = {key for task in listed if (key := _key(task)) is not None}
         names = {*queries, *(query for query, _ in keys if query)}
         pushed = {query: ids for query in names if (ids := self._pushed(query, project, store))}
-        return _Listing([each for task in listed for each in of_task(task)], keys, pushed)
+        return _ProjectListing([each for task in listed for each in of_task(task)], keys, pushed)
 
     def tasks(self, project: int) -> list[Mapping[str, Any]]:
         """Return the tasks of a project with all that is in them.
@@ -402,7 +402,7 @@ class LabelStudio:
             raise StoreError(f"store: {store.place(name)} is damaged; remove it, and push again") from None
 
     def _is_gone(self, row: LabelRow) -> bool:
-        """Whether an annotation is nowhere on the server: it may be of another project."""
+        """Tell whether an annotation is nowhere on the server: it may be of another project."""
         kind, number = ("drafts", row.tool_id.partition(" ")[2]) if row.tool_id.startswith("draft ") else ("annotations", row.tool_id)
         try:
             found = self.server.read(f"/api/{kind}/{number}/")
@@ -414,7 +414,7 @@ class LabelStudio:
 
 
 @dataclass(frozen=True)
-class _Listing:
+class _ProjectListing:
     """What a project holds.
 
     Attributes:
@@ -432,12 +432,12 @@ class _Listing:
         """The queries that tasks are of, or that were pushed."""
         return {query for query, _ in self.keys if may_be_a_name(query)} | set(self.pushed)
 
-    def only(self, queries: Collection[str]) -> _Listing:
+    def only(self, queries: Collection[str]) -> _ProjectListing:
         """Leave out what was pushed of other queries."""
-        return _Listing(self.annotations, self.keys, {query: ids for query, ids in self.pushed.items() if query in queries})
+        return _ProjectListing(self.annotations, self.keys, {query: ids for query, ids in self.pushed.items() if query in queries})
 
 
-def _without_task(listing: _Listing, said: Iterable[LabelRow], queries: Queries, when: datetime) -> list[LabelRow]:
+def _without_task(listing: _ProjectListing, said: Iterable[LabelRow], queries: LabelQueries, when: datetime) -> list[LabelRow]:
     """Make rows of those whose task was pushed and is in the project no more, unless their annotations say so already."""
     known = {as_text(row.id) for row in said if row.tool == _TOOL and row.state == DELETED}
     found = []
@@ -470,7 +470,7 @@ def _key(task: Mapping[str, Any]) -> Key | None:
 
 
 def _is_touched(task: Mapping[str, Any]) -> bool:
-    """Whether somebody has begun to work on a task."""
+    """Tell whether somebody has begun to work on a task."""
     counts = ("total_annotations", "cancelled_annotations")
     return any(task.get(name) for name in ("annotations", "drafts")) or any(int(task.get(name) or 0) for name in counts)
 

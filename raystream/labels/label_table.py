@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from raystream.errors import LabelsError, QueryError
 from raystream.labels.annotation import DELETED, DRAFT, STATES, Label
-from raystream.labels.ids import Id, Ids, as_text
+from raystream.labels.ids import Id, IdColumn, as_text
 from raystream.lake import reason
 
 _TIME = pa.timestamp("us", "UTC")
@@ -74,7 +74,7 @@ class LabelTable:
         named: whether `model.classes` names the classes, so that labels are texts.
     """
 
-    ids: Ids
+    ids: IdColumn
     task: str
     rows: tuple[LabelRow, ...] = ()
     voted: tuple[LabelRow, ...] = ()
@@ -138,7 +138,7 @@ class LabelTable:
         return table.replace_schema_metadata({_WRITTEN_BY: self.task.encode()})
 
 
-def empty(ids: Ids, task: str) -> LabelTable:
+def empty(ids: IdColumn, task: str) -> LabelTable:
     """Make a table of no annotations.
 
     Raises:
@@ -149,7 +149,7 @@ def empty(ids: Ids, task: str) -> LabelTable:
     return LabelTable(ids, task)
 
 
-def parsed_table(data: bytes, place: str, ids: Ids, task: str) -> LabelTable:
+def parsed_table(data: bytes, place: str, ids: IdColumn, task: str) -> LabelTable:
     """Read the table that a file holds.
 
     Args:
@@ -181,7 +181,7 @@ def parsed_table(data: bytes, place: str, ids: Ids, task: str) -> LabelTable:
     return start.merged(_rows_of(table, ids))
 
 
-def _rows_of(table: pa.Table, ids: Ids) -> Iterator[LabelRow]:
+def _rows_of(table: pa.Table, ids: IdColumn) -> Iterator[LabelRow]:
     keys = ids.values(table.column(ids.name))
     if ANNOTATIONS in table.column_names:
         for id_, held in zip(keys, table.column(ANNOTATIONS).to_pylist(), strict=True):

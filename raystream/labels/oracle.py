@@ -9,7 +9,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from raystream.labels.batch import Batch, check_shown, ids_of, names_classes, read_batch
-from raystream.labels.collect import Answered, Queries
+from raystream.labels.collect import Answered, LabelQueries
 from raystream.labels.cvat import Cvat
 from raystream.labels.label_studio import LabelStudio, Pushed
 from raystream.labels.label_table import empty
@@ -33,7 +33,7 @@ class LabellingServer(Protocol):
     def page_of(self, query: str, ids: Collection[str], store: Store) -> str | None:
         """Say where these rows are labelled, if it is known without asking that all of them were pushed."""
 
-    def answers(self, store: Store, queries: Queries, asked: Sequence[str], accepts: Callable[[Result], bool]) -> Answered:
+    def answers(self, store: Store, queries: LabelQueries, asked: Sequence[str], accepts: Callable[[Result], bool]) -> Answered:
         """Read what people did so far."""
 
 
@@ -106,7 +106,7 @@ class ToolOracle:
         Raises:
             ServerError: the server refuses or stays away.
         """
-        queries = Queries(self._store, None, lambda _: self._classes)
+        queries = LabelQueries(self._store, None, lambda _: self._classes)
         found = self._server.answers(self._store, queries, asked, self._accepts)
         notes = list(found.notes)
         if found.others:

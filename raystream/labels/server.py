@@ -200,7 +200,7 @@ class Server:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether to ask again would end the same."""
+    """Tell whether to ask again would end the same."""
     return isinstance(error, _StatusError) and error.status not in _UNKNOWN
 
 

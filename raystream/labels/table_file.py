@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.errors import LabelsError, QueryError, RaystreamError, StoreError
-from raystream.labels.ids import Ids
+from raystream.labels.ids import IdColumn
 from raystream.labels.label_table import LabelTable, empty, parsed_table
 from raystream.lake import LOCAL, Location, is_remote, parse, reason, redacted, with_options
 from raystream.lake.retry import server_reason
@@ -47,7 +47,7 @@ def table_place(out: str) -> str:
     return f"{plain.rstrip('/')}/{NAME}{mark}{options}"
 
 
-def update_table(place: str, ids: Ids, task: str, change: Change) -> LabelTable:
+def update_table(place: str, ids: IdColumn, task: str, change: Change) -> LabelTable:
     """Change the table at a place, an empty one where there is none, and write what comes out.
 
     Args:
@@ -65,7 +65,7 @@ def update_table(place: str, ids: Ids, task: str, change: Change) -> LabelTable:
     return _in_folder(Path(location.path), ids, task, change) if location.scheme == "file" else _in_bucket(location, ids, task, change)
 
 
-def read_table(path: Path, ids: Ids, task: str) -> LabelTable:
+def read_table(path: Path, ids: IdColumn, task: str) -> LabelTable:
     """Read the table in a file of this machine; an empty one where there is none."""
     try:
         data = path.read_bytes()
@@ -83,7 +83,7 @@ def written(table: LabelTable) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _in_folder(path: Path, ids: Ids, task: str, change: Change) -> LabelTable:
+def _in_folder(path: Path, ids: IdColumn, task: str, change: Change) -> LabelTable:
     with _alone(path):
         table = change(read_table(path, ids, task))
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -116,7 +116,7 @@ def _alone(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _in_bucket(location: Location, ids: Ids, task: str, change: Change) -> LabelTable:
+def _in_bucket(location: Location, ids: IdColumn, task: str, change: Change) -> LabelTable:
     from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PreconditionError
 
     from raystream.lake.bucket import bucket_of

@@ -1,13 +1,11 @@
 """Places and options for obstore, which writes only if absent, and as texts by name for deltalake; `filesystem` has them for pyarrow.
 
-A bucket's objects also as files for pyarrow: one to write piece by piece, one to read at any place.
+A bucket's objects also as files for pyarrow to write piece by piece; `ranges` reads them at any place.
 """
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +29,7 @@ _RETRY: Any = {
 
 
 def bucket_of(uri: str, storage: Storage = LOCAL, key: str = "store.uri") -> S3Store | GCSStore | AzureStore:
-    """obstore's store for a remote URI, with the URI's path as its prefix; asks no server but, as `filesystem_of`, for a region.
+    """Make obstore's store for a remote URI, with the URI's path as its prefix; ask no server but, as `filesystem_of`, for a region.
 
     Raises:
         QueryError: the URI or an option can't be used.
@@ -130,7 +128,7 @@ def _scheme(storage: Storage) -> str:
 
 
 def delta_place(uri: str, storage: Storage = LOCAL, key: str = "pool.uri") -> tuple[str, dict[str, str]]:
-    """A table's folder as deltalake takes it, and its `storage_options`, which may hold secrets: never keep or show them.
+    """Return a table's folder as deltalake takes it, and its `storage_options`, which may hold secrets: never keep or show them.
 
     Raises:
         QueryError: the URI or an option can't be used, or this process may not reach it.
@@ -191,48 +189,12 @@ class HashingWriter:
         return len(content)
 
     def flush(self) -> None:
-        """Nothing: a part is sent when it is full."""
+        """Do nothing: a part is sent when it is full."""
 
     def close(self) -> None:
-        """Nothing yet: whoever writes may be leaving because of an error."""
+        """Send nothing yet: whoever writes may be leaving because of an error."""
         self.closed = True
 
     def finish(self) -> None:
         """Send the rest; the file is there, whole, when this returns."""
         self._writer.close()
-
-
-class RangeReader(io.RawIOBase):
-    """A file that is read by ranges.
-
-    Args:
-        fetch: the bytes of a range, by its start and length.
-        size: of the file.
-    """
-
-    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
-        self._fetch, self._size, self._at = fetch, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        length = self._size - self._at if size is None or size < 0 else min(size, self._size - self._at)
-        if length <= 0:
-            return b""
-        data = self._fetch(self._at, length)
-        self._at += len(data)
-        return data
-
-    def size(self) -> int:
-        return self._size

@@ -43,7 +43,7 @@ def filesystem_of(uri: str, storage: Storage = LOCAL, key: str = "pool.uri") -> 
 
 
 def filesystem_at(location: Location, storage: Storage = LOCAL, key: str = "pool.uri") -> tuple[pafs.FileSystem, str]:
-    """`filesystem_of` for a URI that was taken apart."""
+    """Call `filesystem_of` for a URI that was taken apart."""
     check_reach(location, key)
     return _filesystem(location.scheme, location.bucket, with_options(location, storage, key)), location.path
 
@@ -75,7 +75,7 @@ def _local() -> pafs.FileSystem:
 
 @lru_cache(maxsize=64)
 def _remote(scheme: str, bucket: str | None, storage: Storage) -> pafs.FileSystem:
-    """Made once: it holds the connections; `bucket` is given where its region must be asked for."""
+    """Make a file system once: it holds the connections; `bucket` is given where its region must be asked for."""
     import pyarrow as pa
 
     # S3's client opens as many connections as there are threads at the time it is made.

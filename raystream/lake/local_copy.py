@@ -67,7 +67,7 @@ def local_copy(uri: str, storage: Storage = LOCAL, key: str = "model.weights", p
 
 
 def _files(filesystem: pafs.FileSystem, path: str, ask: _Ask) -> Iterator[tuple[str, tuple[int, str]]]:
-    """The files of a folder, or the one file, by what follows the path: their sizes and versions."""
+    """Yield the files of a folder, or the one file, by what follows the path: their sizes and versions."""
     import pyarrow.fs as pafs
 
     try:
@@ -106,7 +106,7 @@ def _fetch(filesystem: pafs.FileSystem, path: str, files: dict[str, tuple[int, s
 
 
 def _cache() -> Path:
-    """A folder of this user's alone: a model that anybody could put there would be run."""
+    """Return a folder of this user's alone: a model that anybody could put there would be run."""
     folder = Path(tempfile.gettempdir()) / f"raystream-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     info = os.lstat(folder)

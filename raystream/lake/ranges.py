@@ -76,7 +76,7 @@ class Fetching:
         blocks = [piece.result() for pieces in self._pieces for piece in pieces]
         starts = [at for start, stop in self._ranges for at in range(start, stop, PIECE)]
         self._pieces = []
-        rest = lambda count, at: retried(lambda: self._read_at(count, at), self._note, patience=LASTING, place=self._place)  # noqa: E731
+        rest = lambda start, length: retried(lambda: self._read_at(length, start), self._note, patience=LASTING, place=self._place)  # noqa: E731
         return Fetched(starts, blocks, self._size, rest)
 
     def cancel(self) -> None:
@@ -86,16 +86,16 @@ class Fetching:
                 piece.cancel()
 
 
-class Fetched(io.RawIOBase):
-    """A read-only file of which some ranges are there, as pyarrow reads it; what lies elsewhere is asked for one by one.
+class RangeReader(io.RawIOBase):
+    """A read-only file of which ranges are asked for as they are read, as pyarrow reads it.
 
-    `failed` says whether any of that didn't come in spite of all attempts.
+    Args:
+        fetch: the bytes of a range, by its start and length.
+        size: of the file.
     """
 
-    failed = False
-
-    def __init__(self, starts: Sequence[int], blocks: Sequence[bytes], size: int, rest: Callable[[int, int], bytes]) -> None:
-        self._starts, self._blocks, self._size, self._rest, self._at = starts, blocks, size, rest, 0
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
+        self._fetch, self._size, self._at = fetch, size, 0
 
     def readable(self) -> bool:
         return True
@@ -107,31 +107,51 @@ class Fetched(io.RawIOBase):
         return self._at
 
     def size(self) -> int:
-        """Bytes of the whole file."""
+        """Return the bytes of the whole file."""
         return self._size
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         return self._at
 
-    def read(self, count: int = -1) -> Any:
-        """Return the bytes at the position, without a copy where they are there."""
-        at = self._at
-        count = max(0, self._size - at if count < 0 else min(count, self._size - at))
-        self._at += count
-        if not count:
+    def read(self, size: int = -1) -> Any:
+        left = self._size - self._at
+        length = left if size is None or size < 0 else min(size, left)
+        if length <= 0:
             return b""
-        parts = self._parts(at, count)
+        data = self._range(self._at, length)
+        self._at += len(data)
+        return data
+
+    def _range(self, start: int, length: int) -> Any:
+        return self._fetch(start, length)
+
+
+class Fetched(RangeReader):
+    """A read-only file of which some ranges are there; what lies elsewhere is asked for one by one.
+
+    `failed` says whether any of that didn't come in spite of all attempts.
+    """
+
+    failed = False
+
+    def __init__(self, starts: Sequence[int], blocks: Sequence[bytes], size: int, rest: Callable[[int, int], bytes]) -> None:
+        super().__init__(rest, size)
+        self._starts, self._blocks = starts, blocks
+
+    def _range(self, start: int, length: int) -> Any:
+        """Return these bytes, without a copy where they are there."""
+        parts = self._parts(start, length)
         if parts is None:
             try:
-                return self._rest(count, at)
+                return super()._range(start, length)
             except OSError:
                 self.failed = True
                 raise
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _parts(self, at: int, count: int) -> list[memoryview] | None:
-        """These bytes where they lie; None unless all of them are there."""
+        """Return these bytes where they lie; None unless all of them are there."""
         index = bisect_right(self._starts, at) - 1
         parts: list[memoryview] = []
         while count:
@@ -144,7 +164,7 @@ class Fetched(io.RawIOBase):
 
 
 def in_another_thread(call: Callable[[], _Result]) -> Future[_Result]:
-    """A request on its way, through the same threads as all of the process's others."""
+    """Start a request, through the same threads as all of the process's others."""
     return _threads(os.getpid()).submit(call)
 
 

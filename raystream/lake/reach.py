@@ -37,7 +37,7 @@ def check_reach(location: Location, key: str) -> None:
 
 
 def lies_below(location: Location, places: Sequence[Location]) -> bool:
-    """Whether a place is one of these or lies below it; on this machine, where links lead."""
+    """Tell whether a place is one of these or lies below it; on this machine, where links lead."""
     return any(_is_below(location, place) for place in places)
 
 

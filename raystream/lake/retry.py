@@ -57,7 +57,7 @@ _QUERY = re.compile(r"\?[^\s)]*")
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error of Arrow's or of a storage, without its full stop and without any secret of the environment."""
+    """Return the first line of an error of Arrow's or of a storage, without its full stop and without any secret of the environment."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     text = _SIGNED.sub(r"\1", text)
     text = re.sub(r" \(Request ID: [^)]*\)", "", text).rstrip(". ")
@@ -91,12 +91,12 @@ def is_outage(error: BaseException) -> bool:
 
 
 def is_no_outage(error: BaseException) -> bool:
-    """The contrary, of file systems: whatever else they say, they say again."""
+    """Tell the contrary, of file systems: whatever else they say, they say again."""
     return not is_outage(error)
 
 
 def in_short(error: BaseException) -> str:
-    """The few words of an error that tell one outage from another."""
+    """Return the few words of an error that tell one outage from another."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     found = _SHORT.search(str(error).partition("\n")[0])
@@ -109,7 +109,7 @@ def is_no_folder(error: BaseException) -> bool:
 
 
 def own_reason(filesystem: pafs.FileSystem, path: str, error: OSError) -> OSError:
-    """The error, or what the storage says to a listing beside the path: to the question for one object it gives no reason."""
+    """Return the error, or what the storage says to a listing beside the path: to the question for one object it gives no reason."""
     if "No response body" not in str(error):
         return error
     import pyarrow.fs as pafs
@@ -148,7 +148,7 @@ _waiting: dict[str, tuple[int, float]] = {}
 
 
 def stop_waiting() -> None:
-    """The program is ending: whoever waits for an outage to pass gives up now, and nobody waits from here on."""
+    """Have whoever waits for an outage to pass give up now, and nobody wait from here on: the program is ending."""
     _ended.set()
 
 
@@ -158,7 +158,7 @@ def wait_again() -> None:
 
 
 def is_ending() -> bool:
-    """Whether the program is ending, since a signal asked it to."""
+    """Tell whether the program is ending, since a signal asked it to."""
     return _ended.is_set()
 
 
@@ -195,7 +195,7 @@ LASTING = Patience()
 
 
 def ignore(why: str) -> None:
-    """For those who don't count what was asked again."""
+    """Do nothing, for those who don't count what was asked again."""
 
 
 def retried(
@@ -258,7 +258,7 @@ def retried(
 
 
 def on_disk(call: Callable[[], _Result], place: str, patience: Patience = LASTING) -> _Result:
-    """`retried`, for a file system of this machine: what one says is final, unless its server is away."""
+    """Call `retried` for a file system of this machine: what one says is final, unless its server is away."""
     return retried(call, patience=patience, place=place, final=is_no_outage)
 
 
@@ -290,7 +290,7 @@ class Place:
         attempts: int = ATTEMPTS,
         first_pause: float | None = None,
     ) -> _Result:
-        """`retried`, with as much patience as the place deserves."""
+        """Call `retried` with as much patience as the place deserves."""
 
         def refused(error: BaseException) -> bool:
             known = final(error)
@@ -322,5 +322,5 @@ def _end_waiting(place: str, now: float, answered: bool) -> None:
 
 
 def in_words(seconds: float) -> str:
-    """A length of time for people."""
+    """Write a length of time for people."""
     return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"

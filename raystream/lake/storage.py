@@ -114,7 +114,7 @@ def _checked(name: str, given: Any, key: str) -> Any:
 
 
 def _named(key: str, name: str) -> str:
-    """`pool.storage.region`, or what it is called behind a URI: `option region`."""
+    """Name `pool.storage.region`, or what it is called behind a URI: `option region`."""
     return f"{key} {name}" if key.endswith("option") else f"{key}.{name}"
 
 

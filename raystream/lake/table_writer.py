@@ -47,11 +47,11 @@ class TableRows:
         return cls(table.schema, table.num_rows, lambda: iter(table.to_batches()))
 
     def reader(self) -> pa.RecordBatchReader:
-        """All rows, to be read once."""
+        """Open all rows, to be read once."""
         return pa.RecordBatchReader.from_batches(self.schema, self.batches())
 
     def pieces(self) -> Iterator[pa.Table]:
-        """All rows, as many at a time as a few row groups hold; one table at least."""
+        """Yield all rows, as many at a time as a few row groups hold; one table at least."""
         held: list[pa.RecordBatch] = []
         for batch in self.batches():
             if held and sum(map(len, held)) + len(batch) > _PIECE * self.group_rows:
@@ -61,7 +61,7 @@ class TableRows:
         yield pa.Table.from_batches(held, self.schema)
 
     def table(self) -> pa.Table:
-        """All rows in memory."""
+        """Read all rows into memory."""
         return self.reader().read_all()
 
     def marked(self, name: str, value: str) -> TableRows:
@@ -117,7 +117,7 @@ _PARTS_AT_A_TIME = 4
 
 @contextmanager
 def uploading(uri: str, storage: Storage = LOCAL, key: str = "output") -> Iterator[pa.NativeFile]:
-    """A file to write to; what the URI named before stays until the new one is whole.
+    """Open a file to write to; what the URI named before stays until the new one is whole.
 
     Args:
         uri: of an object, remote.
@@ -256,7 +256,7 @@ def _explained(uri: str, error: Exception, key: str) -> StoreError:
 
 
 def _told(error: Exception) -> str:
-    """A server's own words where there are any, else the first line."""
+    """Return a server's own words where there are any, else the first line."""
     return server_reason(error) if "<Code>" in str(error) else reason(error)
 
 
@@ -294,14 +294,14 @@ def _replace(rows: TableRows, place: TableUri, query_id: str, key: str, storage:
 
 
 @dataclass(frozen=True)
-class _Held:
+class _RowsOfQuery:
     """The rows that a table holds of a query: how many there are, and all of them."""
 
     count: Callable[[], int]
     table: Callable[[], pa.Table]
 
 
-def _rows_of_query(place: TableUri, query_id: str, ranked: bool, key: str, storage: Storage) -> _Held | None:
+def _rows_of_query(place: TableUri, query_id: str, ranked: bool, key: str, storage: Storage) -> _RowsOfQuery | None:
     """Find the rows that a table holds of a query; None if the table isn't there."""
     if place.kind == "iceberg":
         missing = package("pyiceberg.exceptions", place, key, StoreError).NoSuchTableError
@@ -311,7 +311,7 @@ def _rows_of_query(place: TableUri, query_id: str, ranked: bool, key: str, stora
             return None
         _check_ours(table.schema().column_names, place, ranked, key)
         scan = table.scan(_equal_to(place, query_id, key))
-        return _Held(scan.count, scan.to_arrow)
+        return _RowsOfQuery(scan.count, scan.to_arrow)
     deltalake, (folder, options) = package("deltalake", place, key, StoreError), delta_place(place.name, storage, key)
     if not deltalake.DeltaTable.is_deltatable(folder, options):
         return None
@@ -321,7 +321,7 @@ def _rows_of_query(place: TableUri, query_id: str, ranked: bool, key: str, stora
     def scanned(columns: list[str] | None) -> pa.RecordBatchReader:
         return pa.RecordBatchReader.from_stream(opened.scan(columns, _predicate(query_id)))
 
-    return _Held(lambda: sum(batch.num_rows for batch in scanned([QUERY_ID])), lambda: scanned(None).read_all())
+    return _RowsOfQuery(lambda: sum(batch.num_rows for batch in scanned([QUERY_ID])), lambda: scanned(None).read_all())
 
 
 def _write_iceberg(rows: TableRows, place: TableUri, query_id: str, key: str, exists: bool) -> None:

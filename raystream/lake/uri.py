@@ -85,7 +85,7 @@ def is_like_a_uri(text: str) -> bool:
 
 
 def redacted(uri: str) -> str:
-    """A URI, of a table too, as messages may show it: without user, password and options, however it is misspelt."""
+    """Return a URI, of a table too, as messages may show it: without user, password and options, however it is misspelt."""
     scheme = _ANY.match(uri)
     if scheme is None:
         return _NAMED.sub(r"\1…", _LOGIN.sub("…@", uri)) if is_like_a_uri(uri) else uri
@@ -104,7 +104,7 @@ def redacted(uri: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A path or URI, of a table too, as results print it: `redacted`, and a path of this machine from its root on."""
+    """Return a path or URI, of a table too, as results print it: `redacted`, and a path of this machine from its root on."""
     if uri.startswith("delta+"):
         return f"delta+{absolute(uri.removeprefix('delta+'))}"
     return redacted(uri) if _ANY.match(uri) or is_like_a_uri(uri) else os.path.abspath(os.path.expanduser(uri))

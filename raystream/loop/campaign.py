@@ -382,7 +382,7 @@ class ActiveLearningLoop:
         return [{key: row.get(key) for key in columns} for row in rows]
 
     def _ended(self) -> tuple[str, str] | None:
-        """Whether the loop ends after the rounds that are judged: state and reason."""
+        """Tell whether the loop ends after the rounds that are judged: state and reason; None if it goes on."""
         rounds, settings = self._rounds(), self.loop.loop
         if not rounds:
             return None

@@ -13,7 +13,7 @@ from raystream.loop.evaluation import EvaluationRows
 from raystream.loop.journal import Asked, Judged, Trained
 from raystream.loop.label_values import LabelValues
 from raystream.loop.metrics import measure, shares
-from raystream.loop.stopping import Round, Rule, make_rule
+from raystream.loop.stopping import Round, StoppingRule, make_rule
 from raystream.loop.trainers.training import Array, Fitted
 from raystream.query.catalogue.rules import RULES
 from raystream.query.loop import Loop
@@ -63,7 +63,7 @@ def _aligned(values: LabelValues, labels: Sequence[Any], output: Array, fitted: 
     return values.as_numbers(labels, [*names, *more]), wide, None
 
 
-def rules_of(loop: Loop) -> tuple[dict[str, Rule], set[str]]:
+def rules_of(loop: Loop) -> tuple[dict[str, StoppingRule], set[str]]:
     """Return every rule that can be looked at, with its parameters, and the names of those that were asked for."""
     asked = loop.loop.stop.named if loop.loop.stop is not None else {}
     limits: dict[str, dict[str, Any]] = {}
@@ -71,7 +71,7 @@ def rules_of(loop: Loop) -> tuple[dict[str, Rule], set[str]]:
         limits["budget"] = {"labels": loop.loop.budget}
     if loop.loop.rounds is not None:
         limits["rounds"] = {"rounds": loop.loop.rounds}
-    rules: dict[str, Rule] = {}
+    rules: dict[str, StoppingRule] = {}
     for name, entry in RULES.items():
         if entry.tasks and loop.task not in entry.tasks:
             continue

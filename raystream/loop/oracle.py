@@ -52,7 +52,7 @@ def oracle_of(loop: Loop, store: Store, classes: Sequence[str] | None, token: st
     pool = loop.pool
 
     def accepts(result: Result) -> bool:
-        """Whether a query chose among the loop's rows."""
+        """Tell whether a query chose among the loop's rows."""
         given = result.manifest.resolved["pool"]
         uris = [given["uri"]] if isinstance(given["uri"], str) else given["uri"]
         return list(uris) == list(pool.uris) and given.get("id") == pool.id

@@ -59,11 +59,11 @@ class Round:
         return self.control.value if column == _CONTROL_METRIC and self.control is not None and self.control.of else None
 
 
-class Rule(Protocol):
+class StoppingRule(Protocol):
     """One rule."""
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """Whether it would stop after the last of these rounds."""
+        """Tell whether it would stop after the last of these rounds."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Kappa:
     window: int = 3
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """See `Rule`; the 4th model is the first after which the default may stop."""
+        """See `StoppingRule`; the 4th model is the first after which the default may stop."""
         models = _models(history)[-self.window - 1 :]
         if len(models) <= self.window:
             return False
@@ -88,7 +88,7 @@ class ClassificationChange:
     threshold: float = 0.0
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """See `Rule`."""
+        """See `StoppingRule`."""
         models = _models(history)[-2:]
         return len(models) == 2 and float(np.mean(models[0] != models[1])) <= self.threshold
 
@@ -100,7 +100,7 @@ class OverallUncertainty:
     threshold: float = 0.05
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """See `Rule`."""
+        """See `StoppingRule`."""
         now = history[-1].uncertainty if history else None
         return now is not None and now < self.threshold
 
@@ -114,7 +114,7 @@ class Plateau:
     least: float = 0.002
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """See `Rule`."""
+        """See `StoppingRule`."""
         if len(history) <= self.patience:
             return False
         before, now = history[-1 - self.patience].metric(self.metric), history[-1].metric(self.metric)
@@ -135,7 +135,7 @@ class Target:
     value: float
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """See `Rule`."""
+        """See `StoppingRule`."""
         share = self.share(history)
         return share is not None and share.of > 0 and share.interval(TARGET_Z)[0] >= self.value
 
@@ -159,7 +159,7 @@ class Budget:
     labels: int
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """See `Rule`."""
+        """See `StoppingRule`."""
         return bool(history) and history[-1].labels >= self.labels
 
 
@@ -170,7 +170,7 @@ class Rounds:
     rounds: int
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """See `Rule`."""
+        """See `StoppingRule`."""
         return len(history) >= self.rounds
 
 
@@ -179,11 +179,11 @@ class Exhausted:
     """Nothing eligible is left."""
 
     def holds(self, history: Sequence[Round]) -> bool:
-        """See `Rule`."""
+        """See `StoppingRule`."""
         return bool(history) and history[-1].left == 0
 
 
-def make_rule(name: str, args: Mapping[str, Any], metrics: Sequence[str]) -> Rule:
+def make_rule(name: str, args: Mapping[str, Any], metrics: Sequence[str]) -> StoppingRule:
     """Make a rule by its name.
 
     Args:
@@ -209,7 +209,7 @@ def make_rule(name: str, args: Mapping[str, Any], metrics: Sequence[str]) -> Rul
     missing = [key for key, arg in entry.args.items() if key not in given and arg.default is None]
     if missing:
         raise QueryError(f"loop.stop.rules: {name} needs {missing[0]}, {entry.args[missing[0]].expected}")
-    rule: Rule = entry.make(**given)
+    rule: StoppingRule = entry.make(**given)
     if isinstance(rule, Target) and not metric_of(rule.metric).share:
         known = ", ".join(f"{metric}_<class>" if of.of_each_class else metric for metric, of in METRICS.items() if of.share)
         raise QueryError(f"loop.stop.rules: target looks at {rule.metric}, which is no share of rows and has no interval; expected {known}")
@@ -217,7 +217,7 @@ def make_rule(name: str, args: Mapping[str, Any], metrics: Sequence[str]) -> Rul
 
 
 def _check_metric(name: str, metric: str, metrics: Sequence[str]) -> None:
-    """Whether the loop measures the metric as one number."""
+    """See that the loop measures the metric as one number."""
     of_each = [known for known in metrics if METRICS[known].of_each_class]
     if metric in of_each:
         raise QueryError(f"loop.stop.rules: {name} looks at {metric}, which is one number a class; expected {metric}_<class>")
@@ -225,12 +225,12 @@ def _check_metric(name: str, metric: str, metrics: Sequence[str]) -> None:
         raise QueryError(f"loop.stop.rules: {name} looks at {metric!r}, which isn't measured{did_you_mean(metric, metrics)}")
 
 
-def first_stop(rule: Rule, history: Sequence[Round]) -> int | None:
+def first_stop(rule: StoppingRule, history: Sequence[Round]) -> int | None:
     """Return the round, counted from 1, after which the rule would have stopped; None if it hasn't yet."""
     return next((closed for closed in range(1, len(history) + 1) if rule.holds(history[:closed])), None)
 
 
-def stops(rules: Mapping[str, Rule], history: Sequence[Round], when: Literal["any", "all"]) -> list[str]:
+def stops(rules: Mapping[str, StoppingRule], history: Sequence[Round], when: Literal["any", "all"]) -> list[str]:
     """Name the rules that stop the loop after the last round: those that hold, if any does, or all if all must; else none."""
     held = [name for name, rule in rules.items() if rule.holds(history)]
     return held if held and (when == "any" or len(held) == len(rules)) else []

@@ -91,7 +91,7 @@ def is_pickle(path: Path, start: bytes) -> bool:
 
 
 def contents(path: str) -> Iterator[tuple[str, Path]]:
-    """The files that make up a model, with names that don't depend on where it lies, in a fixed order.
+    """Yield the files that make up a model, with names that don't depend on where it lies, in a fixed order.
 
     Of a folder all files, but for those and folders whose names start with a dot; of a file itself, and the files of
     weights that an ONNX model names.

@@ -161,7 +161,7 @@ def in_batches(inputs: tuple[Any, ...], size: Callable[[], int], fit: Callable[[
 
 
 def halved(rows: int, who: str, device: torch.device, reason: str) -> int:
-    """Half of the rows that did not fit; to be called after the except clause, whose traceback holds the batch's tensors.
+    """Return half of the rows that did not fit; to be called after the except clause, whose traceback holds the batch's tensors.
 
     Raises:
         ModelError: it was one row.
@@ -174,7 +174,7 @@ def halved(rows: int, who: str, device: torch.device, reason: str) -> int:
 
 
 def join(pieces: Sequence[Prediction]) -> Prediction:
-    """Predictions for consecutive rows as one."""
+    """Join predictions for consecutive rows."""
     if len(pieces) == 1:
         return pieces[0]
 

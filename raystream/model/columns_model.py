@@ -80,7 +80,7 @@ class ColumnsPredictor:
         return Prediction(logits, embedding, reason, samples=samples)
 
     def _members(self, samples: Tensor, rows: int) -> tuple[Tensor, bool]:
-        """Log-probabilities of members, float32 (rows, members, classes), and whether all are; rows that aren't hold no such number."""
+        """Read log-probabilities of members, float32 (rows, members, classes), and tell whether all are; other rows hold no such number."""
         shape = tuple(samples.shape)
         what = "probabilities" if self._of_samples.probabilities else "log-probabilities"
         if samples.ndim != 3 or shape[0] != rows or shape[1] < 2 or shape[2] < 2 or not samples.is_floating_point():

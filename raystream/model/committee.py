@@ -151,7 +151,7 @@ def mean_outputs(samples: Tensor, temperature: float = 1.0, task: str = "classes
 
 
 def mean_logits(samples: Tensor, temperature: float = 1.0, axis: int = 2) -> Tensor:
-    """T log mean_k softmax(z_k / T) of logits z_k: their softmax at temperature T is the members' mean.
+    """Compute T log mean_k softmax(z_k / T) of logits z_k: their softmax at temperature T is the members' mean.
 
     Args:
         samples: floating (n_rows, n_members, n_classes), or with further axes.

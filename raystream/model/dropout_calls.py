@@ -85,7 +85,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _TrialRun:
     output: object
     calls: list[tuple[DropoutCall, tuple[int, ...], nn.Module | None]]
     """Each with the shape of its input and the module that was running."""
@@ -173,7 +173,7 @@ def _close(output: object, expected: object) -> bool:
     return torch.allclose(output.float(), expected.float(), rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
 
 
-def _watched(network: nn.Module, run: Forward, inputs: tuple[Tensor, ...]) -> _Run:
+def _watched(network: nn.Module, run: Forward, inputs: tuple[Tensor, ...]) -> _TrialRun:
     calls: list[tuple[DropoutCall, tuple[int, ...], nn.Module | None]] = []
     with running_modules(network) as modules:
 
@@ -183,12 +183,12 @@ def _watched(network: nn.Module, run: Forward, inputs: tuple[Tensor, ...]) -> _R
 
         with _Watching(note) as mode:
             output = run(inputs)
-    return _Run(output, calls, mode.largest)
+    return _TrialRun(output, calls, mode.largest)
 
 
 @contextmanager
 def running_modules(network: nn.Module) -> Iterator[list[nn.Module]]:
-    """The modules whose forward pass is under way, the innermost last."""
+    """Follow the modules whose forward pass is under way, the innermost last."""
     stack: list[nn.Module] = []
 
     def leave(*_: object) -> None:

@@ -58,7 +58,7 @@ def keep_mask(seed: int, sample: int, call: int, shape: Sequence[int], p: float)
 
 
 def _mix(state: npt.NDArray[np.uint64], key: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """One step of splitmix64 (Steele, Lea and Flood, 2014) from each state by each key."""
+    """Take one step of splitmix64 (Steele, Lea and Flood, 2014) from each state by each key."""
     with np.errstate(over="ignore"):
         mixed = state + (key + np.uint64(1)) * _GOLDEN
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -75,7 +75,7 @@ class Masks:
         self._bytes = 0
 
     def of_call(self, call: int, shape: Sequence[int], p: float) -> Tensor:
-        """bool (samples + 1, *shape), on the device; not to be written to."""
+        """Return the masks of a call, bool (samples + 1, *shape), on the device; not to be written to."""
         known = self._drawn.get(call)
         if known is not None and known[0] == p and known[1].ndim == len(shape) + 1:
             longest = tuple(known[1].shape[1:])
@@ -103,7 +103,7 @@ _FEWEST_AXES = {F.linear: 2, F.conv1d: 3, F.conv2d: 4, F.conv3d: 5}
 
 
 def per_row(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`func(*args, **kwargs)`, which may be any function of torch's."""
+    """Call `func(*args, **kwargs)`, which may be any function of torch's."""
     rows = _row_arguments(func, args, kwargs)
     if not rows:
         return func(*args, **kwargs)
@@ -130,7 +130,7 @@ class _PerRow(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Nothing is kept: there are no gradients."""
+        """Keep nothing: there are no gradients."""
 
     @staticmethod
     def vmap(
@@ -204,7 +204,7 @@ class DropoutMode(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """scaled_dot_product_attention, written out where its weights are dropped."""
+        """Call scaled_dot_product_attention, written out where its weights are dropped."""
         call = self._next(dropout_p)
         if dropout_p == 0:
             self._replace(call, query)

@@ -173,7 +173,7 @@ INPUTS = "inputs"
 
 
 def inputs_embedding(inputs: tuple[Any, ...], who: str) -> Tensor:
-    """All numbers of a row's inputs, float32 (rows, dimensions).
+    """Return all numbers of a row's inputs, float32 (rows, dimensions).
 
     Raises:
         ModelError: there are texts among them.

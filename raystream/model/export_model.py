@@ -87,7 +87,7 @@ def _load(path: str, who: str) -> torch.export.ExportedProgram:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the log lines of torch.export, which repeat a failure with its traceback."""
+    """Silence the log lines of torch.export, which repeat a failure with its traceback."""
     logger = logging.getLogger("torch.export")
     before, logger.disabled = logger.disabled, True
     try:

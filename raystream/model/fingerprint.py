@@ -38,7 +38,7 @@ from raystream.query.catalogue import REGISTERED, entry_point, kind_of
 
 
 def fingerprint(spec: query.Model) -> str:
-    """sha256, in hex, of the weights, `args`, `version` and what is behind `source`, as this module's docstring lists it.
+    """Hash the weights, `args`, `version` and what is behind `source`, as this module's docstring lists it: sha256, in hex.
 
     Of several weights, all in their order; of a committee of members, each one's fingerprint. For kind columns: of the kind and
     the columns' names.
@@ -75,7 +75,7 @@ def fingerprint(spec: query.Model) -> str:
 
 
 def code_hash(source: str, key: str) -> str:
-    """sha256, in hex, of the source files behind an import path, as this module's docstring lists them.
+    """Hash the source files behind an import path, as this module's docstring lists them: sha256, in hex.
 
     Args:
         source: `module:attribute`.
@@ -88,13 +88,13 @@ def code_hash(source: str, key: str) -> str:
 
 
 def _add_contents(digest: _Digest, path: str) -> None:
-    """A file or folder: what it holds, wherever it lies."""
+    """Add what a file or folder holds, wherever it lies."""
     for name, file in contents(path):
         digest.add(f"content {name}", _file_hash(str(file), f"model.source {path}: {file}"))
 
 
 def _add_registered(digest: _Digest, spec: query.Model) -> None:
-    """A kind of another package: the code that loads it, and `source` as the path or import path that it seems to be."""
+    """Add a kind of another package: the code that loads it, and `source` as the path or import path that it seems to be."""
     loader = entry_point(spec.kind).value
     digest.add("loader", loader.encode())
     _add_sources(digest, loader, f"model.kind {spec.kind}")
@@ -144,7 +144,7 @@ def _file_hash(path: str, what: str) -> bytes:
 
 
 def _sources(top: str, what: str) -> Iterator[tuple[str, bytes]]:
-    """The name and hash of every file that makes up a top-level module, in a fixed order."""
+    """Yield the name and hash of every file that makes up a top-level module, in a fixed order."""
     spec = _top_level(top, what)
     if spec.submodule_search_locations is not None:
         # A package without __init__ lies in a folder once for each time that sys.path names the folder above it.
@@ -182,7 +182,7 @@ def _package_files(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _files_below(folder: Path, passed: tuple[Path, ...]) -> Iterator[Path]:
-    """All files, also those behind links to folders, unless the link leads back to where the walk came from."""
+    """Yield all files, also those behind links to folders, unless the link leads back to where the walk came from."""
     real = folder.resolve()
     if any(parent.is_relative_to(real) for parent in passed):
         return
@@ -198,7 +198,7 @@ def _files_below(folder: Path, passed: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _module_files(module: Path) -> list[tuple[str, Path]]:
-    """A module's file and those of the modules and packages beside it that it imports, directly or through each other."""
+    """List a module's file and those of the modules and packages beside it that it imports, directly or through each other."""
     found = {module.name: module}
     todo = [] if _is_installed(module.parent) else [module]
     while todo:

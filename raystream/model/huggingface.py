@@ -35,7 +35,7 @@ def text_package(name: str, kind: str) -> Any:
 
 @contextmanager
 def loading(who: str) -> Iterator[None]:
-    """Loading without progress bars and log lines, whose failures become one sentence.
+    """Keep progress bars and log lines out of what is loaded within, and make its failures one sentence.
 
     Raises:
         ModelError: whatever went wrong inside.
@@ -77,7 +77,7 @@ def check_tokenizer(folder: Path, tokenizer: Any, who: str) -> None:
 
 
 def check_args(args: Mapping[str, Any], who: str) -> int | None:
-    """`model.args.max_length`, the only argument that text models have: tokens at which texts are cut off.
+    """Return `model.args.max_length`, the only argument that text models have: tokens at which texts are cut off.
 
     Raises:
         ModelError: there is another one, or it is no number.

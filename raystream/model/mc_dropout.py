@@ -130,7 +130,7 @@ class MCDropout:
         return now > 1
 
     def _sizes(self, rows: int) -> tuple[int, int]:
-        """Rows and samples of one pass. All samples if one row of each fits, since the trunk runs once for each pass."""
+        """Choose rows and samples of one pass. All samples if one row of each fits, since the trunk runs once for each pass."""
         if not self._vmap or self._probe is None:
             return max(rows, 1), 1
         fit = self._budget // (_TENSORS_AT_ONCE * self._probe.bytes_per_row)
@@ -150,7 +150,7 @@ class MCDropout:
         return found
 
     def _piece(self, inputs: tuple[Tensor, ...]) -> Samples:
-        """All samples of rows that fit into memory; the deterministic network goes first."""
+        """Draw all samples of rows that fit into memory; the deterministic network goes first."""
         order = [self._samples, *range(self._samples)]
         _, at_once = self._sizes(inputs[0].shape[0])
         if self._vmap:
@@ -163,7 +163,7 @@ class MCDropout:
         return self._joined(self._looped(inputs, order))
 
     def _vmapped(self, inputs: tuple[Tensor, ...], order: Sequence[int]) -> dict[str, Tensor]:
-        """Logits (n_order, n_rows, n_classes) of these samples and, in the same way, embeddings and masks."""
+        """Compute logits (n_order, n_rows, n_classes) of these samples and, in the same way, embeddings and masks."""
         index = torch.tensor(order, device=self._device)
         made: dict[str, Tensor] = torch.vmap(lambda sample: self._one(inputs, sample))(index)
         return made
@@ -173,7 +173,7 @@ class MCDropout:
         return [{name: values[None] for name, values in one.items()} for one in made]
 
     def _one(self, inputs: tuple[Tensor, ...], sample: Tensor) -> dict[str, Tensor]:
-        """One forward pass of one sub-network, its logits and if there are such embedding and mask; under vmap, of many."""
+        """Run one forward pass of one sub-network for its logits and if there are such embedding and mask; under vmap, of many."""
         rows = inputs[0].shape[0]
         mode = ScriptedDropoutMode if self._scripted else DropoutMode
         with mode(lambda call, values: self._replaced(call, values, rows, sample)):
@@ -228,7 +228,7 @@ class MCDropout:
 
 
 def _affine(call: DropoutCall) -> tuple[float, float, float]:
-    """(a, b, c): dropout makes a kept value v into a v + b, and a dropped one into c."""
+    """Return (a, b, c): dropout makes a kept value v into a v + b, and a dropped one into c."""
     if call.p == 1:
         return 0.0, 0.0, 0.0
     if not call.alpha:
@@ -321,7 +321,7 @@ class SampledForward:
         return made.embedding
 
     def _run(self, inputs: tuple[Tensor, ...]) -> object:
-        """Logits, or (logits, mask); the embedding waits for `take`."""
+        """Return logits, or (logits, mask); the embedding waits for `take`."""
         made = self._forward(inputs)
         self._made = made
         return made.logits if made.mask is None else (made.logits, made.mask)

@@ -34,7 +34,7 @@ class RowScores:
     """How many opinions there were; None for one."""
 
     def kept(self, keep: Tensor) -> RowScores:
-        """These rows alone; keep is bool (n_rows,), on any device."""
+        """Return these rows alone; keep is bool (n_rows,), on any device."""
         keep = keep.to(self.sound.device)
         return replace(
             self,

@@ -75,7 +75,7 @@ def draws(network: nn.Module, run: Callable[[], object]) -> str:
     """
     scripted = isinstance(network, torch.jit.ScriptModule)  # its modules have no hooks
     with running_modules(nn.Module() if scripted else network) as running:
-        mode = _Draws(network, running)
+        mode = _FirstDraw(network, running)
         try:
             with mode:
                 run()
@@ -100,7 +100,7 @@ class _Norms(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _Draws(TorchDispatchMode):
+class _FirstDraw(TorchDispatchMode):
     """Notes the first operation that draws a random number."""
 
     def __init__(self, network: nn.Module, running: list[nn.Module]) -> None:
@@ -302,7 +302,7 @@ class Promised:
             raise ModelError(self._second_softmax())
 
     def _labels(self, rows: Tensor) -> None:
-        """The same of labels, which needn't sum to 1."""
+        """Check the same of labels, which needn't sum to 1."""
         if not self._declared:
             if _between(rows):
                 self._found.append(self._perhaps("every output"))
@@ -372,7 +372,7 @@ def _called(spec: query.Model) -> str:
 
 
 def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A model may write into its inputs."""
+    """Copy inputs: a model may write into its own."""
     return tuple(values.clone() if isinstance(values, Tensor) else values.copy() for values in inputs)
 
 
@@ -385,7 +385,7 @@ def _close(one: Tensor, other: Tensor, allowed: float) -> bool:
 
 
 def _elements(values: Tensor, mask: Tensor | None, task: str) -> Tensor:
-    """(elements, classes) of the elements that count and hold no NaN; of labels (rows, labels), as they are."""
+    """Return (elements, classes) of the elements that count and hold no NaN; of labels (rows, labels), as they are."""
     elements = values.movedim(class_axis(task), -1)
     if TASKS[task].dense and mask is not None:
         elements = elements[mask]

@@ -53,7 +53,7 @@ def check_mask(mask: object, logits: Tensor, who: str, task: str) -> Tensor | No
 
 
 def pooled(value: Tensor, mask: Tensor | None, task: str, who: str) -> Tensor:
-    """An embedding of rows, float32 (rows, dimensions), out of one that may have several positions.
+    """Pool an embedding of rows that may have several positions to float32 (rows, dimensions).
 
     Of a dense task, the mean over the positions that count: (rows, positions, dimensions) over its second axis, and
     (rows, dimensions, height, width) over all but the first two. A feature map that is coarser than the mask is averaged
@@ -81,7 +81,7 @@ def pooled(value: Tensor, mask: Tensor | None, task: str, who: str) -> Tensor:
 
 
 def padded(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Parts of predictions of tokens, padded to one length with tokens that don't count."""
+    """Pad parts of predictions of tokens to one length with tokens that don't count."""
     longest = max(piece["mask"].shape[1] for piece in pieces)
 
     def longer(piece: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +186,7 @@ _SURE = 1000.0
 
 
 @dataclass(frozen=True)
-class Read:
+class CheckedOutput:
     """The output of a forward pass, held to the promise."""
 
     raw: Tensor
@@ -212,7 +212,7 @@ class Promise:
         self.probabilities = output == "probabilities"
         self._verb = verb
 
-    def read(self, output: object, rows: int) -> Read:
+    def read(self, output: object, rows: int) -> CheckedOutput:
         """Read what a forward pass returned for so many rows. Nothing here depends on the numbers: it may run under torch.vmap.
 
         Raises:
@@ -222,10 +222,10 @@ class Promise:
         self.probabilities = self.probabilities or named_so
         logits = self.logits(values, rows)
         assert isinstance(values, Tensor)  # or there would be no logits
-        return Read(values, logits, check_mask(mask, logits, self.who, self.task))
+        return CheckedOutput(values, logits, check_mask(mask, logits, self.who, self.task))
 
     def logits(self, values: object, rows: int) -> Tensor:
-        """An output as float32 logits in the shape of the task.
+        """Return an output as float32 logits in the shape of the task.
 
         Of probabilities of classes that are no distribution all logits are +inf, of labels that have none NaN: bad rows to whoever
         looks for such.
@@ -287,7 +287,7 @@ class Promise:
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """By how much probabilities of this dtype may miss their sum, or exceed 1."""
+    """Return by how much probabilities of this dtype may miss their sum, or exceed 1."""
     return _TOLERANCE + 2 * torch.finfo(dtype).eps
 
 
@@ -298,7 +298,7 @@ def _logarithms(values: Tensor, axis: int) -> Tensor:
 
 
 def _of_two(values: Tensor, axis: int) -> Tensor:
-    """(log(1 - p), log p)."""
+    """Return (log(1 - p), log p)."""
     exact, wrong = _clipped(values)
     return torch.cat([torch.log1p(-exact), exact.log()], dim=axis).masked_fill(wrong, torch.inf).float()
 
@@ -309,11 +309,11 @@ def _log_odds(values: Tensor) -> Tensor:
 
 
 def _exact(values: Tensor) -> Tensor:
-    """In float64, where the device has it: 1 - p keeps its digits."""
+    """Return it in float64, where the device has it: 1 - p keeps its digits."""
     return values.float() if values.device.type == "mps" else values.double()
 
 
 def _clipped(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Exact probabilities, rounding above 1 cut off, and bool of the same shape where they are none."""
+    """Return exact probabilities, rounding above 1 cut off, and bool of the same shape where they are none."""
     exact = _exact(values)
     return exact.clamp(max=1), (exact < 0) | (exact > 1 + tolerance(values.dtype))

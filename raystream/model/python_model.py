@@ -57,7 +57,7 @@ def load(spec: query.Model, *, embedding: bool, names: Sequence[str] = ()) -> Ba
 
 
 def load_registered(spec: query.Model, *, embedding: bool) -> Predictor:
-    """A model of a kind that another package registers: what its function of `raystream.model.load`'s signature returns.
+    """Load a model of a kind that another package registers: what its function of `raystream.model.load`'s signature returns.
 
     Raises:
         ModelError: the package can't be imported.

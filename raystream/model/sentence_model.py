@@ -64,7 +64,7 @@ def load(spec: query.Model, *, embedding: bool) -> BatchPredictor:
 
 
 def _lengths(model: Any, texts: list[str]) -> list[int]:
-    """Tokens of each text; `encode` goes by characters, and with glosses of a dictionary pads a third more."""
+    """Count the tokens of each text; `encode` goes by characters, and with glosses of a dictionary pads a third more."""
     tokenizer: Any = getattr(model, "tokenizer", None)
     if not hasattr(tokenizer, "vocab_files_names"):
         return [len(text) for text in texts]

@@ -81,7 +81,7 @@ class SklearnClassifier:
         self._members = _members(self._classifier)
 
     def predict(self, inputs: tuple[Any, ...]) -> Prediction:
-        """Logarithms or log-odds of probabilities, those of the members, and the embedding, for one tensor (n, ...) or texts (n,)."""
+        """Return log-odds or logarithms of probabilities, those of the members, and the embedding, for a tensor (n, ...) or texts (n,)."""
         if len(inputs) != 1:
             raise ModelError(f"{self._who} takes one input, but pool.inputs gives {len(inputs)}; put them into one list column")
         values = inputs[0].flatten(1).numpy() if isinstance(inputs[0], Tensor) else inputs[0]
@@ -103,7 +103,7 @@ class SklearnClassifier:
         return np.asarray(found, dtype=np.float64)
 
     def _yes(self, found: npt.NDArray[np.float64], label: int) -> npt.NDArray[np.float64]:
-        """(n,) the probability of one label, out of that of its two classes, or of the only one that it was fitted on."""
+        """Return (n,) the probability of one label, out of that of its two classes, or of the only one that it was fitted on."""
         classes = list(self._classifier.classes_[label])
         yes = [position for position, value in enumerate(classes) if value in (1, True)]
         if set(classes) - {0, 1}:
@@ -190,7 +190,7 @@ def one_thread_each(model: Any) -> None:
 
 
 def _members(classifier: Any) -> list[Any]:
-    """Functions from inputs to the probabilities of each member, if the classifier's own are the mean of these; else none."""
+    """List functions from inputs to the probabilities of each member, if the classifier's own are the mean of these; else none."""
     from sklearn.ensemble import BaggingClassifier, VotingClassifier
     from sklearn.ensemble._forest import ForestClassifier
 
@@ -206,7 +206,7 @@ def _members(classifier: Any) -> list[Any]:
 
 
 def _of_all(member: Any, values: Any, count: int) -> Array:
-    """A member's probabilities of all classes: it may have been fitted on rows of some of them, whose numbers it names."""
+    """Return a member's probabilities of all classes: it may have been fitted on rows of some of them, whose numbers it names."""
     found: Array = member.predict_proba(values)
     if found.shape[1] == count:
         return found

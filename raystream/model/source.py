@@ -62,12 +62,12 @@ def plain_network(network: nn.Module) -> nn.Module:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    """Told by its name: importing torch's compiler takes a second."""
+    """Tell by its name whether a module is compiled: importing torch's compiler takes a second."""
     return type(module).__name__ == "OptimizedModule" and "_orig_mod" in dict(module.named_children())
 
 
 def untrained(network: nn.Module, source: str, args: Mapping[str, Any]) -> tuple[str, ...]:
-    """A note if a network that was given no weights has none of its own: its factory draws its parameters anew for every seed.
+    """Note it if a network that was given no weights has none of its own: its factory draws its parameters anew for every seed.
 
     Args:
         network: as `build_network` made it.

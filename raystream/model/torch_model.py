@@ -39,7 +39,7 @@ class GradientLengths:
         self._network, self._classes, self._temperature, self._names = network, classes, temperature, names
 
     def __call__(self, inputs: tuple[Tensor, ...], promise: Promise | None = None) -> Tensor:
-        """(n_rows,), float32.
+        """Compute the lengths, (n_rows,) float32.
 
         Args:
             inputs: each (n_rows, ...).
@@ -67,7 +67,7 @@ class _AsLogits(nn.Module):
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """In evaluation mode through and through: MC dropout leaves modules in training mode that ask for it."""
+    """Put it in evaluation mode through and through: MC dropout leaves modules in training mode that ask for it."""
     training = [module for module in network.modules() if module.training]
     for module in training:
         module.training = False

@@ -101,7 +101,7 @@ class TextClassifier:
         self._names: list[str] = []
 
     def predict(self, inputs: tuple[Any, ...]) -> Prediction:
-        """One column of texts, or two that are read as pairs; computed in batches of similar length, returned in order."""
+        """Predict one column of texts, or two that are read as pairs; computed in batches of similar length, returned in order."""
         columns = text_columns(inputs, _PAIRS, self._who)
         rows = len(columns[0])
         if not rows:
@@ -132,7 +132,7 @@ class TextClassifier:
                 self._hidden.clear()
 
     def _forward(self, given: tuple[Tensor, ...]) -> Prediction:
-        """One pass over tensors of the tokenizer, (rows, tokens) each, in the order of `_names`."""
+        """Run one pass over tensors of the tokenizer, (rows, tokens) each, in the order of `_names`."""
         batch = dict(zip(self._names, given, strict=True))
         special = batch.pop("special_tokens_mask", None)
         with torch.autocast(self._device.type, self._autocast) if self._autocast else nullcontext():

@@ -64,7 +64,7 @@ def load_weights(network: nn.Module, path: str, trust: Literal["safe", "pickle"]
 
 
 def state_hash(network: nn.Module) -> str:
-    """sha256 over the names, dtypes, shapes and bytes of all parameters and buffers.
+    """Hash the names, dtypes, shapes and bytes of all parameters and buffers by sha256.
 
     Raises:
         ModelError: a tensor has no values yet.
@@ -121,7 +121,7 @@ def _read(path: str, trusted: bool) -> dict[str, Tensor]:
 
 
 def _harmless() -> AbstractContextManager[object]:
-    """Lets torch.load, which otherwise takes tensors and plain values alone, take what holds nothing else."""
+    """Let torch.load, which otherwise takes tensors and plain values alone, take what holds nothing else."""
     allowed = getattr(torch.serialization, "safe_globals", None)  # torch 2.5
     return nullcontext() if allowed is None else allowed(_HARMLESS)
 
@@ -192,7 +192,7 @@ def _shape(value: object) -> str:
 
 
 def _place(value: object) -> tuple[object, ...]:
-    """Equal for tied tensors: files keep one of them."""
+    """Return what is equal for tied tensors: files keep one of them."""
     assert isinstance(value, Tensor)
     if value.is_meta or value.numel() == 0:
         return (id(value),)

@@ -14,6 +14,7 @@ from raystream.errors import PoolError
 from raystream.lake import reason
 from raystream.pool.columns import plain_type
 from raystream.pool.footers import INT96, Footer
+from raystream.pool.images import is_binary
 
 _WRITE_ANEW = "expected one type in the whole pool, so write one of them anew"
 
@@ -83,7 +84,7 @@ def casts(footer: Footer, to: Sequence[tuple[str, pa.DataType]]) -> tuple[tuple[
 
 
 def cast(array: pa.Array | pa.ChunkedArray, type_: pa.DataType, what: str) -> pa.Array | pa.ChunkedArray:
-    """The same values in that type.
+    """Cast the same values to that type.
 
     Raises:
         PoolError: it can't hold them; `what` names the column and where it is.
@@ -108,7 +109,7 @@ def cast_columns(batch: pa.RecordBatch, to: Sequence[tuple[str, pa.DataType]], p
 
 
 def wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The type that holds the values of both, however they are encoded and whether or not items may be null; None where there is none."""
+    """Return the type that holds the values of both, however they are encoded and whether or not items may be null; None without one."""
     if _bare(one) == _bare(other):
         return other
     one, other = plain_type(one), plain_type(other)
@@ -121,7 +122,7 @@ def wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return max(both, key=lambda type_: type_.precision)
     if all(map(is_text, both)):
         return pa.string() if pa.string() in both else pa.large_string()
-    if all(map(_is_bytes, both)):
+    if all(map(is_binary, both)):
         return pa.binary() if pa.binary() in both else pa.large_binary()
     if all(map(_is_list, both)):
         return _wider_list(one, other)
@@ -142,7 +143,7 @@ def _wider_list(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def _wider_or_null(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The same of what lies inside another type, where a file may hold nothing but nulls."""
+    """Return the same of what lies inside another type, where a file may hold nothing but nulls."""
     return other if pa.types.is_null(one) else one if pa.types.is_null(other) else wider(one, other)
 
 
@@ -158,10 +159,6 @@ def _has(footer: Footer, name: str, type_: pa.DataType) -> bool:
 def is_text(type_: pa.DataType) -> bool:
     """Tell whether a column holds strings, however they are laid out."""
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
-
-
-def _is_bytes(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_))
 
 
 def _is_list(type_: pa.DataType) -> bool:

@@ -173,7 +173,7 @@ def check_mixture(columns: Sequence[Column]) -> None:
 
 
 def plain_type(type_: pa.DataType) -> pa.DataType:
-    """The type that raystream computes with: a dictionary's values, and 64-bit offsets for views, which Arrow 26 can't take or compare."""
+    """Return the type to compute with: a dictionary's values, and 64-bit offsets for views, which Arrow 26 can't take or compare."""
     if pa.types.is_dictionary(type_):
         return plain_type(type_.value_type)
     if isinstance(type_, pa.BaseExtensionType) and not isinstance(type_, pa.FixedShapeTensorType):
@@ -184,7 +184,7 @@ def plain_type(type_: pa.DataType) -> pa.DataType:
 
 
 def plain(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """The same values in their plain type."""
+    """Return the same values in their plain type."""
     type_ = array.type
     if isinstance(type_, pa.BaseExtensionType) and not isinstance(type_, pa.FixedShapeTensorType):
         chunked = isinstance(array, pa.ChunkedArray)
@@ -265,7 +265,7 @@ def text_flaws(array: pa.Array) -> Flaws:
 
 
 def decode(array: pa.Array, column: Column) -> npt.NDArray[np.generic]:
-    """A structurally sound block as (n, *shape) of the column's dtype: a view of Arrow's memory where types allow it."""
+    """Return a structurally sound block as (n, *shape) of the column's dtype: a view of Arrow's memory where types allow it."""
     if not len(array):
         return np.empty((0, *known_shape(column.shape)), column.dtype)
     storage = values = _storage(array)
@@ -331,7 +331,7 @@ def _storage_shape(storage: pa.Array, column: Column) -> tuple[int, ...]:
 
 
 def known_shape(shape: Sequence[int | None]) -> tuple[int, ...]:
-    """A complete shape."""
+    """Return a complete shape."""
     assert None not in shape, "plan_pool puts the width of list columns in"
     return tuple(size for size in shape if size is not None)
 
@@ -349,7 +349,7 @@ def _items(array: pa.Array) -> pa.Array:
 
 
 def _flaws(array: pa.Array, shape: tuple[int, ...], rows: npt.NDArray[np.int64], null: str = "is null") -> Flaws:
-    """Level by level; rows[i] is the block's row that item i belongs to."""
+    """Look level by level for what no tensor can be made of; rows[i] is the block's row that item i belongs to."""
     flaws: Flaws = {}
     if array.null_count:
         missing = array.is_null().to_numpy(zero_copy_only=False)

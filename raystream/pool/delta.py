@@ -17,10 +17,10 @@ from raystream.lake.uri import TableVersion
 from raystream.pool.files import Deletes, File, TableFile
 from raystream.pool.filters import Filters, filter_columns, residual, row_group_may_match
 from raystream.pool.footers import Statistics
-from raystream.pool.listing import Listed, Listing, check_filter_columns, types_of
+from raystream.pool.listing import Listed, TableListing, check_filter_columns, types_of
 
 
-def list_delta(table: TableUri, filters: Filters, key: str, storage: Storage = LOCAL) -> Listing:
+def list_delta(table: TableUri, filters: Filters, key: str, storage: Storage = LOCAL) -> TableListing:
     """List a Delta table's files.
 
     Args:
@@ -64,7 +64,7 @@ def list_delta(table: TableUri, filters: Filters, key: str, storage: Storage = L
             files.append(listed)
     if is_remote(table.name):
         storage = with_options(parse(table.name, key), storage, key)
-    return Listing(version, files, len(files) < len(paths), storage)
+    return TableListing(version, files, len(files) < len(paths), storage)
 
 
 def _place(path: str, opened: Any, table: TableUri, key: str) -> str:

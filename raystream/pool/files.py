@@ -219,7 +219,7 @@ def open_parquet(file: File, note: Callable[[str], None] = ignore) -> pq.Parquet
 
 
 def schema_of(file: File, parquet: pq.ParquetFile | RemoteParquet) -> pa.Schema:
-    """An opened file's schema as Arrow's.
+    """Return an opened file's schema as Arrow's.
 
     Raises:
         UnreadableFileError: it has none.
@@ -333,7 +333,7 @@ def _open_text(file: File, note: Callable[[str], None]) -> TextParquet:
 
 
 def _opened(file: File, note: Callable[[str], None]) -> tuple[pa.NativeFile, File]:
-    """A remote file, opened, and what it is now."""
+    """Open a remote file, and say what it is now."""
     filesystem, path = filesystem_at(located(file.path), file.storage)
     try:
         source, tag = open_remote(filesystem, path, note)
@@ -362,7 +362,7 @@ def settle(files: Iterable[File]) -> None:
 
 
 def unsettled(files: Iterable[File], now: int) -> int:
-    """Nanoseconds to wait until a rewrite of any of these local files, of the same size, gives it another mtime.
+    """Return the nanoseconds to wait until a rewrite of any of these local files, of the same size, gives it another mtime.
 
     A file read within the tick in which it was written, and rewritten within it, would keep its name, size and mtime:
     its old scores would stand for its new rows.

@@ -38,7 +38,7 @@ _DIGITS = Context(prec=400)
 
 
 def expression(term: Term, type_: pa.DataType, *, stored: bool = False) -> pc.Expression:
-    """A term on a column of a type.
+    """Make the expression of a term on a column of a type.
 
     Args:
         term: column, operator and value.
@@ -114,7 +114,7 @@ def _has_zone(value: Value, unit: str) -> bool:
 
 
 def _exact_comparison(field: pc.Expression, op: str, value: Number, type_: pa.DataType) -> pc.Expression:
-    """A comparison that is exact for every number: Arrow takes large integers to floats, and refuses what the type can't hold."""
+    """Make a comparison that is exact for every number: Arrow takes large integers to floats, and refuses what the type can't hold."""
     if _holds(type_, value):
         return _COMPARISONS[op](field, pa.scalar(_floor(value, type_), type_))
     least, greatest = _range(type_)
@@ -178,7 +178,7 @@ Filters = tuple[tuple[Term, ...], ...]
 
 
 def freeze(disjunction: Sequence[Sequence[tuple[str, str, Any]]]) -> Filters:
-    """`Pool.disjunction` as nested tuples, with `=` written as `==`."""
+    """Return `Pool.disjunction` as nested tuples, with `=` written as `==`."""
     return tuple(
         tuple((name, "==" if op == "=" else op, tuple(value) if isinstance(value, list) else value) for name, op, value in conjunction)
         for conjunction in disjunction
@@ -191,7 +191,7 @@ def filter_columns(filters: Filters) -> list[str]:
 
 
 def partition_types(files: Sequence[File]) -> dict[str, pa.DataType]:
-    """The type of each hive key: int64 if every file's value is a whole number of 64 bits, else string; a table's is what it says."""
+    """Find the type of each hive key: int64 if every file's value is a whole number of 64 bits, else string; a table's is what it says."""
     values: dict[str, set[str | None]] = {}
     declared: dict[str, pa.DataType] = {}
     for file in files:
@@ -291,7 +291,7 @@ def _disjunction(filters: Filters, names: Sequence[str], schema: pa.Schema) -> p
 
 
 def _decide(term: Term, value: Any, type_: pa.DataType) -> bool:
-    """A term on a hive key, by the same rules as on a column."""
+    """Decide a term on a hive key, by the same rules as on a column."""
     table = pa.table({term[0]: pa.array([value], type_)})
     return bool(table.filter(expression(term, type_)).num_rows)
 

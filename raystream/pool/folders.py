@@ -81,7 +81,7 @@ def _list_one(uri: str, key: str, storage: Storage, texts: bool) -> Iterator[Fil
 
 
 def _infos(filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: bool, texts: bool) -> Iterator[tuple[pafs.FileInfo, str]]:
-    """The Parquet files of a path or pattern, each with the root below which hive folders count; what is there is no pattern."""
+    """Yield the Parquet files of a path or pattern, each with the root below which hive folders count; what is there is no pattern."""
     parts = path.split("/")
     wild = [i for i, part in enumerate(parts) if MAGIC.search(part)]
     if wild and not _is_there(filesystem, path):
@@ -144,7 +144,7 @@ def _refuse_tables(infos: Sequence[pafs.FileInfo], where: str) -> None:
 def _wanted(
     infos: Sequence[pafs.FileInfo], root: str, extensions: tuple[str, ...], pattern: re.Pattern[str] | None = None
 ) -> Iterator[pafs.FileInfo]:
-    """The files with these extensions that a folder or a pattern in it stands for."""
+    """Yield the files with these extensions that a folder or a pattern in it stands for."""
 
     def wanted(info: pafs.FileInfo) -> bool:
         names = info.path[len(root) :].strip("/").split("/")
@@ -164,7 +164,7 @@ def _file(info: pafs.FileInfo, root: str, location: Location, storage: Storage) 
 
 
 def glob_pattern(parts: Iterable[str], names_too: bool = False) -> re.Pattern[str]:
-    """A regular expression for the parts of a glob; `**` stands for any number of folders, with `names_too` each also for itself."""
+    """Make a regular expression for the parts of a glob; `**` stands for any number of folders, with `names_too` each also for itself."""
     pattern = ""
     for part in parts:
         if part == "**":

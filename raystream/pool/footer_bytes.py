@@ -40,7 +40,7 @@ def read_field(data: bytes, at: int, before: int) -> tuple[int, int]:
 
 
 def read_number(data: bytes, at: int) -> tuple[int, int]:
-    """A signed number, and where it ends."""
+    """Read a signed number, and say where it ends."""
     value, at = _unsigned(data, at)
     return (value >> 1) ^ -(value & 1), at
 
@@ -141,7 +141,7 @@ def _unsigned(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _written(number: int) -> bytes:
-    """An unsigned number."""
+    """Write an unsigned number."""
     found = b""
     while number > 127:
         found += bytes([number & 127 | 128])
@@ -341,7 +341,7 @@ def _group(data: bytes, at: int, wanted: frozenset[int], columns: int) -> tuple[
 
 
 def _chunk(fields: Fields, bounds: tuple[int, int] | None, size: int) -> ColumnChunk:
-    """A column chunk of a file of that size; `bounds` are the fields of its statistics that are its least and its greatest value."""
+    """Make a column chunk of a file of that size; `bounds` are the fields of its statistics that are its least and its greatest value."""
     if 8 in fields:
         return ColumnChunk(encrypted=True)
     try:

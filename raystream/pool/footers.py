@@ -170,7 +170,7 @@ _NOT_IN_FILE = {True: "is a hive folder", False: "is a partition column, or was 
 
 
 def _completed(file: File, table: TableFile, rows: int, schema: pa.Schema, names: Sequence[str]) -> File:
-    """A table's file with all columns that it doesn't hold itself among its partitions.
+    """Return a table's file with all columns that it doesn't hold itself among its partitions.
 
     Raises:
         PoolError: the file isn't what the table says of it.
@@ -276,7 +276,7 @@ def _unreadable_chunk(column: str, where: str, chunk: ColumnChunk, rows: int) ->
 
 
 def _bound(encoded: bytes | None, form: str | None) -> Any:
-    """A bound as Python's value, of the types that `row_group_may_match` compares; None of others, and where it can't be one."""
+    """Return a bound as Python's value, of the types that `row_group_may_match` compares; None of others, and where it can't be one."""
     if encoded is None or form is None:
         return None
     try:

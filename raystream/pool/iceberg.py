@@ -18,13 +18,13 @@ from raystream.lake.table_uri import TableUri, package
 from raystream.lake.uri import TableVersion
 from raystream.pool.files import Deletes, NothingThereError, TableFile
 from raystream.pool.filters import Filters, Term
-from raystream.pool.listing import Listed, Listing, check_filter_columns, types_of
+from raystream.pool.listing import Listed, TableListing, check_filter_columns, types_of
 
 _THREADS = 16
 _SHOWN = 5
 
 
-def list_iceberg(table: TableUri, filters: Filters, key: str, storage: Storage = LOCAL) -> Listing:
+def list_iceberg(table: TableUri, filters: Filters, key: str, storage: Storage = LOCAL) -> TableListing:
     """List an Iceberg table's files; the catalog is configured as pyiceberg has it, in its file or the environment.
 
     Args:
@@ -72,7 +72,7 @@ def list_iceberg(table: TableUri, filters: Filters, key: str, storage: Storage =
             )
         columns = TableFile(table.text, types, ids, _constants(opened, schema, task.file), defaults)
         files.append(Listed(local_path(task.file.file_path), columns, (), deletes.get(task.file.file_path), task.file.file_size_in_bytes))
-    return Listing(version, files, pruned, storage if storage != LOCAL else _storage(opened.io.properties, key))
+    return TableListing(version, files, pruned, storage if storage != LOCAL else _storage(opened.io.properties, key))
 
 
 _PROPERTIES = {
@@ -138,7 +138,7 @@ def _no_snapshot(opened: Any, table: TableUri, key: str) -> str:
 
 
 def local_path(path: str) -> str:
-    """A data file's location, which Iceberg doesn't percent-encode, as a path if it is local."""
+    """Return a data file's location, which Iceberg doesn't percent-encode, as a path if it is local."""
     if not path.startswith("file:"):
         return path
     return "/" + path.removeprefix("file:").lstrip("/")
@@ -177,7 +177,7 @@ def _deletes(io: Any, tasks: Sequence[Any], table: TableUri, key: str) -> dict[s
 
 
 def _read_deletes(io: Any, file: Any, table: TableUri, key: str) -> Iterable[tuple[str, npt.NDArray[np.int64]]]:
-    """Data file -> deleted positions, of a file of position deletes or of deletion vectors."""
+    """Read deleted positions by data file, of a file of position deletes or of deletion vectors."""
     form = file.file_format.value.upper()
     with io.new_input(file.file_path).open() as stream:
         if form == "PUFFIN":

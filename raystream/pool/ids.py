@@ -41,7 +41,7 @@ class Ids(Protocol):
 
 
 def id_blocks(ids: Ids | pa.Array) -> Iterator[tuple[int, pa.Array]]:
-    """Runs of ids in order, in their plain type, each with the number of its first row."""
+    """Yield runs of ids in order, in their plain type, each with the number of its first row."""
     row = 0
     for chunk in [ids] if isinstance(ids, pa.Array) else ids.chunks:
         for start in range(0, len(chunk), BLOCK_ROWS):
@@ -51,7 +51,7 @@ def id_blocks(ids: Ids | pa.Array) -> Iterator[tuple[int, pa.Array]]:
 
 
 def id_numbers(ids: Ids | pa.Array) -> Numbers:
-    """(n,) equal for equal ids: integers themselves, uint64 hashes of strings and bytes. No id may be null."""
+    """Return (n,) equal for equal ids: integers themselves, uint64 hashes of strings and bytes. No id may be null."""
     numbers: Numbers | None = None
     for start, block in id_blocks(ids):
         found = numbers_of(block)
@@ -62,7 +62,7 @@ def id_numbers(ids: Ids | pa.Array) -> Numbers:
 
 
 def numbers_of(block: pa.Array) -> Numbers:
-    """`id_numbers` of one block."""
+    """Return the `id_numbers` of one block."""
     if pa.types.is_integer(block.type):
         values: Numbers = block.to_numpy()
         return values
@@ -82,7 +82,7 @@ def id_bytes(block: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int
 
 
 def _hashes(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """(n,) uint64 hashes of the bytes between these offsets: eight bytes of all ids at a time are mixed into them."""
+    """Return (n,) uint64 hashes of the bytes between these offsets: eight bytes of all ids at a time are mixed into them."""
     length = np.diff(offsets)
     hashes = length.astype(np.uint64) * FACTOR
     if len(data) < 8:
@@ -108,7 +108,7 @@ def _hashes(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> npt.
 
 
 def take_ids(ids: Ids | pa.Array, rows: npt.NDArray[np.int64]) -> pa.Array:
-    """The ids of these rows, in the order asked for; Arrow would first make one array of all chunks, which may be too long for its type."""
+    """Return the ids of these rows, in the order asked for; Arrow would first make one array of all, which may be too long for its type."""
     if not len(rows):
         return pa.array([], ids.type)
     chunks = [ids] if isinstance(ids, pa.Array) else list(ids.chunks)
@@ -127,12 +127,12 @@ def take_ids(ids: Ids | pa.Array, rows: npt.NDArray[np.int64]) -> pa.Array:
 
 
 def derived_ids(path: str, rows: npt.NDArray[np.int64]) -> pa.Array:
-    """`path#row` for positions in a file: what rows are called when the pool has no id column."""
+    """Write `path#row` for positions in a file: what rows are called when the pool has no id column."""
     return pc.binary_join_element_wise(path, pa.array(rows).cast(pa.string()), "#")
 
 
 def comparable(ids: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """The same ids in a type that Arrow can sort and look up: dictionaries decoded, strings and binary with 64-bit offsets."""
+    """Return the same ids in a type that Arrow can sort and look up: dictionaries decoded, strings and binary with 64-bit offsets."""
     ids = plain(ids)
     if pa.types.is_string(ids.type):
         return ids.cast(pa.large_string())
@@ -165,7 +165,7 @@ class KnownIds:
         return len(self._ids)
 
     def index(self, block: pa.Array) -> Index:
-        """(n,) the position of each of some ids of the same kind, -1 where it isn't known, as a null never is."""
+        """Find (n,) the position of each of some ids of the same kind, -1 where it isn't known, as a null never is."""
         if not len(self):
             return np.full(len(block), -1, dtype=np.int64)
         if self._order is None:

@@ -41,16 +41,17 @@ def holds_bytes(type_: pa.DataType) -> bool:
     """Tell whether rows of this type are bytes of their own: binary, or a struct of `bytes` and perhaps a path."""
     if pa.types.is_struct(type_):
         index = type_.get_field_index(_BYTES)
-        return index >= 0 and type_.num_fields <= 2 and _is_binary(type_.field(index).type)
-    return _is_binary(type_)
+        return index >= 0 and type_.num_fields <= 2 and is_binary(type_.field(index).type)
+    return is_binary(type_)
 
 
-def _is_binary(type_: pa.DataType) -> bool:
+def is_binary(type_: pa.DataType) -> bool:
+    """Tell whether values are bytes of any length."""
     return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_))
 
 
 def cells(array: pa.Array) -> Iterator[memoryview | None]:
-    """The bytes of each row, without a copy; None where there are none."""
+    """Yield the bytes of each row, without a copy; None where there are none."""
     values = pc.struct_field(array, _BYTES) if pa.types.is_struct(array.type) else array
     for value in values:
         data = value.as_buffer()
@@ -193,7 +194,7 @@ def installed_decoder() -> Decoder:
 
 
 def decode_images(array: pa.Array, how: Decoding, each: EachRow) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
-    """A column of images as float32 (n, *shape), and what is wrong with those that can't be decoded, whose tensors are zero.
+    """Decode a column of images to float32 (n, *shape), and say what is wrong with those that can't be, whose tensors are zero.
 
     Args:
         array: without nulls.
@@ -317,7 +318,7 @@ def _sized(image: Image.Image, settings: Preprocess) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, mode: str) -> Image.Image:
-    """RGB or L; alpha is dropped, 16 bits are cut to 8 as Pillow itself cuts those of colours."""
+    """Return RGB or L; alpha is dropped, 16 bits are cut to 8 as Pillow itself cuts those of colours."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     if image.mode in ("P", "PA"):

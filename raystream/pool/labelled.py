@@ -76,7 +76,7 @@ class Labelled:
         return digest.hexdigest()
 
     def find(self, ids: Ids | pa.Array) -> Mask:
-        """(n,) whether each id is labelled; a null never is."""
+        """Tell (n,) whether each id is labelled; a null never is."""
         found = np.zeros(len(ids), dtype=bool)
         for start, block in id_blocks(ids) if len(self) else ():
             found[start : start + len(block)] = self._known.index(block) >= 0
@@ -95,7 +95,7 @@ class Labelled:
         return replace(self, ids=self.ids.filter(pa.array(mask)))
 
     def index(self, ids: Ids | pa.Array) -> npt.NDArray[np.int64]:
-        """(n,) the position of each id among the labelled ones, -1 where it isn't labelled."""
+        """Find (n,) the position of each id among the labelled ones, -1 where it isn't labelled."""
         found = np.empty(len(ids), dtype=np.int64)
         for start, block in id_blocks(ids):
             found[start : start + len(block)] = self._known.index(block)
@@ -126,7 +126,7 @@ class LabelledMarks:
 
     @classmethod
     def of(cls, labelled: Labelled, ids: Ids | pa.Array) -> LabelledMarks:
-        """Those of rows of these ids."""
+        """Return those of rows of these ids."""
         marks = cls(labelled, len(ids))
         for chunk in [ids] if isinstance(ids, pa.Array) else ids.chunks:
             marks.add(chunk)
@@ -185,7 +185,7 @@ def has_columns(files: Sequence[File], columns: Sequence[Column]) -> list[bool]:
 
 
 def labelled_units(labelled: Labelled, spec: ReadSpec, enough: Sequence[str] | None = None) -> tuple[list[Unit], Labelled]:
-    """Units that read labelled rows from the labelled files themselves, for rows that the pool doesn't hold.
+    """Make units that read labelled rows from the labelled files themselves, for rows that the pool doesn't hold.
 
     An id that stands in several of these files is read from the first one that holds all inputs, else from the first with enough.
 
@@ -286,7 +286,7 @@ def _takes(pool: str, here: str) -> bool:
 
 
 def locate_labelled(plan: PoolPlan, labelled: Labelled, threads: int = 8) -> tuple[list[Unit], Labelled]:
-    """Units of the labelled rows that no unit of the plan yields, reading only the id and filter columns.
+    """Make units of the labelled rows that no unit of the plan yields, reading only the id and filter columns.
 
     Args:
         plan: the pool's.
@@ -317,7 +317,7 @@ def locate_labelled(plan: PoolPlan, labelled: Labelled, threads: int = 8) -> tup
 def _excluded(
     footer: Footer, filters: Filters | None, id_name: str | None, labelled: Labelled
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """A file's labelled rows that don't pass, and their indices among the labelled ids; None: nothing passes."""
+    """Find a file's labelled rows that don't pass, and their indices among the labelled ids; None: nothing passes."""
     columns = list(dict.fromkeys([*([id_name] if id_name else []), *filter_columns(filters or ())]))
     positions: list[npt.NDArray[np.int64]] = []
     indices: list[npt.NDArray[np.int64]] = []

@@ -43,7 +43,7 @@ class FoundIds:
 
 
 @dataclass(frozen=True, eq=False)
-class _LabelledRows:
+class _LabelledFileRows:
     """Rows of a labelled file in order, without those that count as absent.
 
     Attributes:
@@ -111,7 +111,7 @@ def read_strings(files: Sequence[File], name: str, id_type: pa.DataType, threads
 
 
 def id_batches(file: File, name: str, id_type: pa.DataType) -> Iterator[tuple[npt.NDArray[np.int64], pa.Array]]:
-    """The labelled rows of a file that aren't deleted from its table, in order, and their ids, of the pool's type or integers of any width.
+    """Yield the labelled rows of a file that aren't deleted from its table, in order, and their ids, of the pool's type or any integers.
 
     Raises:
         LabelsError: the column is missing, unreadable, null, or of another kind than the pool's ids, or a state is none.
@@ -120,7 +120,7 @@ def id_batches(file: File, name: str, id_type: pa.DataType) -> Iterator[tuple[np
         yield found.rows if found.labelled is None else found.rows[found.labelled], found.ids_by_state()[0]
 
 
-def _batches(file: File, name: str, id_type: pa.DataType) -> Iterator[_LabelledRows]:
+def _batches(file: File, name: str, id_type: pa.DataType) -> Iterator[_LabelledFileRows]:
     """See `id_batches`; with the rows that were skipped or rejected."""
     with open_parquet(file) as parquet:
         schema = schema_of(file, parquet)
@@ -147,7 +147,7 @@ def _batches(file: File, name: str, id_type: pa.DataType) -> Iterator[_LabelledR
             if _family(ids.type) != _family(comparable(pa.array([], id_type)).type):
                 found = schema.field(name).type
                 raise LabelsError(f"id column {name} of {file.path} is {found}, but the pool's is {id_type}; write it as {id_type}")
-            yield _LabelledRows(rows, ids, labelled)
+            yield _LabelledFileRows(rows, ids, labelled)
 
 
 def labelled_rows(file: File) -> npt.NDArray[np.int64] | None:
@@ -164,7 +164,7 @@ def labelled_rows(file: File) -> npt.NDArray[np.int64] | None:
 
 
 def _states(file: File, batch: pa.RecordBatch, start: int) -> tuple[Mask | None, Mask | None]:
-    """(n,) which rows don't count as absent, and which are labelled; None for all of them."""
+    """Tell (n,) which rows don't count as absent, and which are labelled; None for all of them."""
     states = states_of(file, batch, start)
     if states is None:
         return None, None
@@ -208,7 +208,7 @@ def _spelt_states() -> str:
 
 
 def within(ids: pa.Array, type_: pa.DataType) -> pa.Array:
-    """Integers as that type, null where it can't hold them; other ids as they are."""
+    """Return integers as that type, null where it can't hold them; other ids as they are."""
     if not pa.types.is_integer(type_) or ids.type.equals(type_):
         return ids
     values, limits = ids.to_numpy(), np.iinfo(type_.to_pandas_dtype())
@@ -241,7 +241,7 @@ def _close_gaps(values: npt.NDArray[np.integer], stretches: Sequence[tuple[int, 
 
 
 def _once(values: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-    """Sorted values, each once, moved together in place."""
+    """Move sorted values together in place, each once."""
     new = np.ones(len(values), dtype=bool)
     np.not_equal(values[1:], values[:-1], out=new[1:])
     end = 0

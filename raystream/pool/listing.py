@@ -35,7 +35,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Listing:
+class TableListing:
     """A table's data files at one version; `pruned` when its statistics left some of them out; `storage` reaches them."""
 
     version: TableVersion

@@ -135,7 +135,7 @@ def _first_bytes(units: Sequence[Unit], column: Column) -> str:
 
 
 def _arrays(unit: Unit, column: Column, on_error: str) -> Iterator[pa.Array]:
-    """A column of a unit, some rows at a time; under `skip` damage ends it, and is left to the reader."""
+    """Yield a column of a unit, some rows at a time; under `skip` damage ends it, and is left to the reader."""
     deletes, what = unit.file.deletes, f"column {column.name} of {unit.file.path}"
     with open_parquet(unit.file) as parquet:
         try:
@@ -344,7 +344,7 @@ def _much_work(
 
 
 def _left_out(unreadable: dict[File, str]) -> tuple[str, ...]:
-    """A warning if files can't be read."""
+    """Warn if files can't be read."""
     count = len(unreadable)
     reasons = "; ".join(reason.rpartition("; ")[0] or reason for reason in list(unreadable.values())[:_SHOWN])
     files = "1 file of the pool was" if count == 1 else f"{count} files of the pool were"
@@ -352,7 +352,7 @@ def _left_out(unreadable: dict[File, str]) -> tuple[str, ...]:
 
 
 def _large_row_group(footers: Sequence[Footer], units: Units, spec: ReadSpec) -> tuple[str, ...]:
-    """A warning if a row group is so large that a worker needs much memory to read it."""
+    """Warn if a row group is so large that a worker needs much memory to read it."""
     # Encoded integers take less room in the file than in memory.
     # Of what is decoded, only a batch is in memory at a time.
     row_bytes = sum(

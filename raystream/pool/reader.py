@@ -181,7 +181,7 @@ def read_unit(
 
 
 def tensors_of(batch: pa.RecordBatch, spec: ReadSpec, prepare: Prepare | None = None) -> tuple[Tensor, ...]:
-    """The model's tensors of rows that lie in memory, as `read_unit` makes them of a file's.
+    """Make the model's tensors of rows that lie in memory, as `read_unit` makes them of a file's.
 
     Args:
         batch: holds the input columns.
@@ -222,7 +222,7 @@ def _is_there(unit: Unit, starts: Sequence[int]) -> bool:
 def _selected(
     unit: Unit, spec: ReadSpec, parquet: pq.ParquetFile | RemoteParquet, batch_rows: int, note: Callable[[str], None]
 ) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.int64]]]:
-    """The batches of a unit, cut down to the rows wanted, with their positions in the file."""
+    """Yield the batches of a unit, cut down to the rows wanted, with their positions in the file."""
     id_column = unit.id or spec.id
     wanted = [*([id_column] if id_column else []), *spec.inputs, *filter_columns(unit.filters)]
     # a question to object storage, which is asked while the last rows are decoded
@@ -256,7 +256,7 @@ def _selected(
 def _clean(
     unit: Unit, tensors: _Tensors, batch: pa.RecordBatch, rows: npt.NDArray[np.int64], group_starts: npt.NDArray[np.int64]
 ) -> Iterator[UnitRows]:
-    """The batch as tensors without its bad rows, provided that anything is left to say."""
+    """Yield the batch as tensors without its bad rows, provided that anything is left to say."""
     spec = tensors.spec
     bad: list[BadRow] = []
     name = unit.id or spec.id

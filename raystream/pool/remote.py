@@ -23,11 +23,11 @@ READ_AHEAD = 16 << 20
 READ_AS: dict[str, Any] = {"coerce_int96_timestamp_unit": "us", "page_checksum_verification": True}
 """How pyarrow reads columns, wherever the file is. Nanoseconds, its own choice for INT96, end in 2262 and begin anew in 1677."""
 _FOOTERS_KEPT = 4
-_footers: OrderedDict[tuple[str, int, str], _Footer] = OrderedDict()
+_footers: OrderedDict[tuple[str, int, str], _RemoteFooter] = OrderedDict()
 _footers_lock = Lock()
 
 
-class _Footer:
+class _RemoteFooter:
     """A file's footer, as pyarrow has it and as bytes, and where its columns' pages lie."""
 
     def __init__(self, data: bytes, size: int) -> None:
@@ -164,7 +164,7 @@ def _within(path: str, names: set[str]) -> bool:
     return any(path == name or path.startswith(f"{name}.") for name in names)
 
 
-def _footer(source: pa.NativeFile, version: tuple[str, int, str], note: Callable[[str], None]) -> _Footer:
+def _footer(source: pa.NativeFile, version: tuple[str, int, str], note: Callable[[str], None]) -> _RemoteFooter:
     with _footers_lock:
         known = _footers.get(version)
     if known is None:
@@ -174,7 +174,7 @@ def _footer(source: pa.NativeFile, version: tuple[str, int, str], note: Callable
             data: bytes = retried(lambda: source.read_at(count, at), note, patience=LASTING, place=_bucket(version[0]))
             return data
 
-        known = _Footer(footer_bytes(read_at, size), size)
+        known = _RemoteFooter(footer_bytes(read_at, size), size)
         with _footers_lock:
             _footers[version] = known
             while len(_footers) > _FOOTERS_KEPT:
@@ -188,7 +188,7 @@ def _bucket(path: str) -> str:
 
 
 def open_remote(filesystem: pafs.FileSystem, path: str, note: Callable[[str], None] = ignore) -> tuple[pa.NativeFile, str | None]:
-    """A remote file, opened, and what tells its content from another one's: its ETag, where the storage gives one.
+    """Open a remote file, and return what tells its content from another one's: its ETag, where the storage gives one.
 
     Raises:
         FileNotFoundError: there is none.

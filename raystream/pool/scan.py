@@ -118,7 +118,7 @@ class Places:
 
     @classmethod
     def of_pairs(cls, pairs: Sequence[tuple[File, int]]) -> Places:
-        """The same of files and rows given one by one."""
+        """Return the same of files and rows given one by one."""
         files = {file.path: file for file, _ in pairs}
         numbers = {path: number for number, path in enumerate(files)}
         of = np.array([numbers[file.path] for file, _ in pairs], dtype=np.int32)
@@ -137,7 +137,7 @@ class Places:
 
 
 def read_columns_at(places: Places | Sequence[tuple[File, int]], schema: pa.Schema) -> pa.Table:
-    """Columns of chosen rows, in the order given; only the row groups that hold them are read, one at a time.
+    """Read columns of chosen rows, in the order given; only the row groups that hold them are read, one at a time.
 
     Args:
         places: (n,) the file and the row in it.

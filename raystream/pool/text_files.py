@@ -66,7 +66,7 @@ def text_format(path: str) -> str | None:
 
 
 def open_text(version: tuple[str, int, str], ids: TextIds | None, read: Callable[[], bytes]) -> TextParquet:
-    """A file of text as Parquet; one that was opened lately isn't read again.
+    """Open a file of text as Parquet; one that was opened lately isn't read again.
 
     Args:
         version: its path, size and version.

@@ -114,7 +114,7 @@ class UniqueIds:
         return bool((values[1:] > values[:-1]).all()) and (before is None or values[0] > before)
 
     def _repeated(self) -> Iterator[Hashes]:
-        """The hashes that occur more than once, of one partition at a time."""
+        """Yield the hashes that occur more than once, of one partition at a time."""
         if not self._partitions:
             if self._held and not self._ascending:
                 yield _twice(np.concatenate(self._held))
@@ -157,14 +157,14 @@ def _no_room(error: OSError) -> StoreError:
 
 
 def _hashes(block: pa.Array) -> Hashes:
-    """(n,) equal for equal ids; of integers, nothing else has the same."""
+    """Return (n,) equal for equal ids; of integers, nothing else has the same."""
     numbers = numbers_of(block)
     wide = np.int64 if numbers.dtype.kind == "i" else np.uint64
     return numbers.astype(wide, copy=False).view(np.uint64)
 
 
 def _twice(hashes: Hashes) -> Hashes:
-    """Those that occur more than once, each once, ascending."""
+    """Find those that occur more than once, each once, ascending."""
     hashes = np.sort(hashes)
     found: Hashes = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     return found

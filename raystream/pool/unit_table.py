@@ -43,7 +43,7 @@ class Units(Sequence[Unit]):
 
     @classmethod
     def of(cls, units: Iterable[Unit]) -> Units:
-        """These units; no more than a block of them is held as objects at a time."""
+        """Hold these units; no more than a block of them is held as objects at a time."""
         if isinstance(units, Units):
             return units
         files: list[File] = []
@@ -121,7 +121,7 @@ class Units(Sequence[Unit]):
         return np.asarray(self._table["file"])
 
     def alike(self) -> Iterator[tuple[int, int]]:
-        """Runs of units, first and end, that differ in their row groups alone."""
+        """Yield runs of units, first and end, that differ in their row groups alone."""
         table = self._table
         new = (table["file"][1:] != table["file"][:-1]) | (table["shared"][1:] != table["shared"][:-1])
         new |= (table["low"][1:] >= 0) | (table["low"][:-1] >= 0)  # of spans each is for itself
@@ -133,7 +133,7 @@ class Units(Sequence[Unit]):
             yield from pairwise(some)
 
     def common(self, place: int) -> int | None:
-        """A number that units share which differ in file and row groups alone; None of a unit that reads some rows or a span."""
+        """Return a number that units share which differ in file and row groups alone; None of a unit that reads some rows or a span."""
         if place in self._positions or self._table["low"][place] >= 0:
             return None
         return int(self._table["shared"][place])

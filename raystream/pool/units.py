@@ -106,7 +106,7 @@ def cut_units(
 
 
 def _within_group(unit: Unit, footer: Footer, starts: Sequence[int], work_rows: int) -> list[Unit]:
-    """A unit of one row group that holds too many rows, in parts of equally many; any other as it is."""
+    """Cut a unit of one row group that holds too many rows into parts of equally many; return any other as it is."""
     group = unit.row_groups[0]
     rows = footer.row_groups[group].rows
     count = round(rows / (work_rows * max(1.0, unit.bytes / _READ_AGAIN)))
@@ -134,7 +134,7 @@ def units_at(
     widened: Sequence[tuple[str, pa.DataType]] = (),
     work_rows: int | None = None,
 ) -> list[Unit]:
-    """Units that read these rows of a file and nothing else.
+    """Make units that read these rows of a file and nothing else.
 
     Args:
         footer: the file's.
@@ -181,12 +181,12 @@ def _fewer(groups: Sequence[int], held: dict[int, list[int]], work_rows: int | N
 
 
 def group_bytes(group: RowGroup, filter_names: Sequence[str]) -> int:
-    """Uncompressed bytes that reading a row group takes, its filter columns included."""
+    """Count the uncompressed bytes that reading a row group takes, its filter columns included."""
     return group.bytes + sum(found.bytes for name, found in group.statistics if name in filter_names)
 
 
 def _parts(run: Sequence[int], weights: Sequence[int], target_bytes: int) -> list[list[int]]:
-    """A run cut where its middle bytes fall, into parts of about the target.
+    """Cut a run where its middle bytes fall, into parts of about the target.
 
     Row groups near the target stand alone: ten of 0.8 targets make ten units alike, not six of one and two of two.
     """

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from raystream.lake.storage import Storage
@@ -227,8 +226,8 @@ class Query(Part):
         return cls(**{str(key): value for key, value in data.items() if key not in LOOP_SECTIONS})
 
     def to_yaml(self) -> str:
-        """The query as YAML, as far as it was given; `load` reads it back."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+        """Write the query as YAML, as far as it was given; `load` reads it back."""
+        return self._as_yaml()
 
 
 def _is_index(key: int | str) -> bool:

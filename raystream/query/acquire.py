@@ -95,7 +95,7 @@ class Acquire(Part):
         return self
 
     def _check_names(self) -> None:
-        """Users' functions are columns by their own names."""
+        """See that users' functions differ by their own names, which their columns have."""
         paths = {path for path in self.asked if ":" in path}
         known = {*SCORES, *_TAKEN}
         seen: dict[str, str] = {}
@@ -119,7 +119,7 @@ class Acquire(Part):
             raise ValueError(f"acquire.class_weights can't weight {signed}, which may be negative; take another score or remove them")
 
     def arg(self, name: str) -> Any:
-        """A score's parameter: as given, else its default."""
+        """Return a score's parameter: as given, else its default."""
         return self.args.get(name, _ARGS[name].default)
 
     @property
@@ -139,7 +139,7 @@ class Acquire(Part):
 
 
 def column_of(score: str) -> str:
-    """Under which name a score is stored: of a user's function, the function's own."""
+    """Name the column that a score is stored under: of a user's function, the function's own name."""
     return score.rpartition(":")[2].rpartition(".")[2]
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from raystream.errors import QueryError, did_you_mean
@@ -340,7 +339,7 @@ class Loop(Part):
         return sizes
 
     def trained_model(self) -> dict[str, Any]:
-        """The model's section as it will be once something is trained, with stand-ins for the files."""
+        """Return the model's section as it will be once something is trained, with stand-ins for the files."""
         given, settings = dict(self.model), self.loop
         kind = given.get("kind")
         if kind is not None and kind_of(kind).carried:
@@ -361,7 +360,7 @@ class Loop(Part):
         return given
 
     def query_with(self, model: Mapping[str, Any], **changes: Any) -> Query:
-        """A round's query, with the model as given; `changes` replace sections, or with None leave one out."""
+        """Make a round's query, with the model as given; `changes` replace sections, or with None leave one out."""
         sections = {
             "pool": self.pool.derived(label=None, labelled=[]),
             "model": Model(**model),
@@ -379,7 +378,7 @@ class Loop(Part):
 
     @staticmethod
     def without_candidates(strategy: str) -> dict[str, str]:
-        """What `select` says where rows have no score that candidates could be taken by: all are."""
+        """Return what `select` says where rows have no score that candidates could be taken by: all are."""
         return {"candidates": "all"} if strategy in TRAITS and TRAITS[strategy].tenfold else {}
 
     @cached_property
@@ -412,12 +411,12 @@ class Loop(Part):
         return cls(**data)
 
     def to_yaml(self) -> str:
-        """The loop as YAML, as far as it was given."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+        """Write the loop as YAML, as far as it was given."""
+        return self._as_yaml()
 
 
 def checked_name(value: str, section: str) -> str:
-    """The name of a loop, a simulation or a stream, if it can be one.
+    """Return the name of a loop, a simulation or a stream, if it can be one.
 
     Raises:
         ValueError: it can't.
@@ -431,7 +430,7 @@ def checked_name(value: str, section: str) -> str:
 
 
 def name_of_file(path: str | Path, section: str) -> str:
-    """A file's name without its ending, as the name of what its section describes."""
+    """Return a file's name without its ending, as the name of what its section describes."""
     stem = Path(path).stem.lower()
     if not _NAME.fullmatch(stem):
         raise QueryError(

@@ -129,7 +129,7 @@ class Model(Part):
 
     @model_serializer(mode="wrap")
     def _without_preprocess_if_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Queries that don't use it stay what they were before it was a key: a query's identity is made of what is dumped."""
+        """Leave out `preprocess` where it isn't given: a query's identity is made of what is dumped, and predates that key."""
         data: dict[str, Any] = dump(self)
         if self.preprocess is None:
             data.pop("preprocess", None)

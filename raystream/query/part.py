@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Annotated, Any, ClassVar, Self
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, PydanticKnownError
 
@@ -63,7 +64,7 @@ class Part(BaseModel):
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
-        """The part that a mapping describes.
+        """Make the part that a mapping describes.
 
         Raises:
             QueryError: a key is unknown, or a value is wrong.
@@ -86,7 +87,7 @@ class Part(BaseModel):
         self.__setattr__(name, None)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """The same with some keys replaced, checked as if it had been written so.
+        """Return the same with some keys replaced, checked as if it had been written so.
 
         Raises:
             QueryError: a key is unknown, or a value is wrong.
@@ -96,8 +97,12 @@ class Part(BaseModel):
         return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | dict(update))
 
     def derived(self, **changes: Any) -> Self:
-        """The same with some values replaced, unchecked: what raystream itself makes of a query that was checked."""
+        """Return the same with some values replaced, unchecked: what raystream itself makes of a query that was checked."""
         return super().model_copy(update=changes)
+
+    def _as_yaml(self) -> str:
+        """Write the part as YAML, as far as it was given."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
 
 
 def _text_of_path(value: object) -> object:
@@ -109,7 +114,7 @@ def _text_of_path(value: object) -> object:
 
 
 def _explain(error: ValidationError, part: type[Part]) -> str:
-    """The first thing that pydantic found, as one sentence that names the key."""
+    """Say the first thing that pydantic found, as one sentence that names the key."""
     details = error.errors()
     section = part.section
     unknown = next((d for d in details if d["type"] == "extra_forbidden" and len(d["loc"]) == 1), None)
@@ -148,7 +153,7 @@ def _wrong_value(details: Sequence[ErrorDetails], section: tuple[str, ...]) -> s
 
 
 def as_written(value: object) -> str:
-    """A value as a query file has it: `true`, `null`, `'text'`, `[1, 2]`."""
+    """Write a value as a query file has it: `true`, `null`, `'text'`, `[1, 2]`."""
     if value is None or isinstance(value, bool | list | tuple | dict):
         try:
             return shown(json.dumps(value, ensure_ascii=False, default=str))
@@ -197,7 +202,7 @@ def _expected(detail: ErrorDetails) -> str:
 
 
 def _options(detail: ErrorDetails) -> list[str]:
-    """The values that a literal may have."""
+    """List the values that a literal may have."""
     listed: str = detail["ctx"]["expected"]
     return listed.replace("' or '", "', '").strip("'").split("', '")
 

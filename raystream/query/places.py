@@ -13,7 +13,7 @@ Asked = Query | Loop | Simulation | Stream
 
 
 def places(asked: Asked) -> dict[str, list[str]]:
-    """The paths and URIs of all that is read or written beside the model, by key."""
+    """List the paths and URIs of all that is read or written beside the model, by key."""
     found = {"pool.uri": asked.pool.uris, "store.uri": [asked.store.uri]}
     if isinstance(asked, Query):
         found["output"] = [asked.output] if asked.output else []

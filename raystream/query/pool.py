@@ -131,7 +131,7 @@ def _is_term(item: object) -> bool:
 
 
 def _with_text(value: Any) -> Any:
-    """The filters with ISO text for dates and times, which YAML makes of unquoted ones: so that the query is the same either way."""
+    """Return the filters with ISO text for dates and times, which YAML makes of unquoted ones: so the query is the same either way."""
     if isinstance(value, (list, tuple)):
         return [_with_text(item) for item in value]
     return value.isoformat() if isinstance(value, date) else value

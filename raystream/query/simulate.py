@@ -90,7 +90,7 @@ class Simulation(Loop):
     @model_validator(mode="before")
     @classmethod
     def _the_pool_answers(cls, values: Any) -> Any:
-        """The pool's label column is the oracle, whatever the loop of the same file asks."""
+        """Take the pool's label column as the oracle, whatever the loop of the same file asks."""
         if not isinstance(values, dict):
             return values
         loop, pool, simulate = values.get("loop"), values.get("pool"), values.get("simulate")

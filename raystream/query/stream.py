@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from raystream.errors import QueryError, did_you_mean
@@ -153,12 +152,12 @@ class Stream(Part):
         return cls(**data)
 
     def to_yaml(self) -> str:
-        """The stream as YAML, as far as it was given."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+        """Write the stream as YAML, as far as it was given."""
+        return self._as_yaml()
 
 
 def _stem(path: str | Path) -> str:
-    """A file's name as the name of its stream."""
+    """Return a file's name as the name of its stream."""
     stem = Path(path).stem
     if not _NAME.fullmatch(stem):
         raise QueryError(f"stream.name is missing, and the file's name {Path(path).name} can't stand for it; give it in the section stream")

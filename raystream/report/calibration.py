@@ -7,7 +7,7 @@ from typing import Any
 
 from raystream.query import Query
 from raystream.report.plots import reliability_svg
-from raystream.scoring.calibrate import Fitted
+from raystream.scoring.calibrate import QueryCalibration
 from raystream.store.calibration import Calibration, calibration_folder
 from raystream.store.opening import store_at
 
@@ -24,6 +24,6 @@ def write_diagram(query: Query, calibration: Calibration) -> str:
     return store.place(name)
 
 
-def summary(fitted: Fitted, diagram: str | None) -> dict[str, Any]:
+def summary(fitted: QueryCalibration, diagram: str | None) -> dict[str, Any]:
     """Return what `--json` prints."""
     return {**asdict(fitted.calibration), "new": fitted.new, "diagram": diagram}

@@ -52,7 +52,7 @@ class Cards:
 
 
 def cards(result: Result, count: int) -> Cards:
-    """Cards of the first `count` chosen rows."""
+    """Make cards of the first `count` chosen rows."""
     found = pictures(result, count)
     if found is not None:
         rows = _rows(result, count, found.column, pictures=found.by_rank) if found.by_rank else ()
@@ -95,7 +95,7 @@ def _rows(
 
 
 def as_html(result: Result) -> str:
-    """A result for a notebook: the first cards, or the first rows as a table, in the report's style."""
+    """Return a result for a notebook: the first cards, or the first rows as a table, in the report's style."""
     return templates().get_template("notebook.html").render(
         style=STYLE, line=repr(result).strip("<>"), cards=cards(result, _IN_NOTEBOOK), sheet=sheet(result.selection, _IN_NOTEBOOK)
     )
@@ -142,7 +142,7 @@ def name_of_prediction(selection: pa.Table) -> list[str | None]:
 
 
 def short(value: object) -> str:
-    """A value as short text: four digits of a float, hexadecimal for bytes, nothing for null."""
+    """Write a value as short text: four digits of a float, hexadecimal for bytes, nothing for null."""
     if value is None:
         return ""
     if isinstance(value, float):

@@ -58,7 +58,7 @@ def chosen_inputs(result: Result, count: int, accepts: Callable[[pa.Field], bool
 
 
 def inputs_of(result: Result, rows: pa.Table, accepts: Callable[[pa.Field], bool]) -> ChosenInputs | None:
-    """The first input column that is accepted, of rows of a query's pool; None if there is none. Ranks are places among the rows.
+    """Read the first input column that is accepted, of rows of a query's pool; None without one. Ranks are places among the rows.
 
     Args:
         result: the query.

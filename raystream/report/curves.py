@@ -74,7 +74,7 @@ class Axis:
     step: float
 
     def share(self, value: float) -> float:
-        """Where a value lies, from 0 at the low end to 1 at the high one."""
+        """Return where a value lies, from 0 at the low end to 1 at the high one."""
         return (value - self.low) / (self.high - self.low)
 
 
@@ -87,7 +87,7 @@ def chart(
     marks: Sequence[Mark] = (),
     percent: bool = False,
 ) -> Markup:
-    """A chart with its legend; empty where no line has a point.
+    """Draw a chart with its legend; empty where no line has a point.
 
     Args:
         lines: drawn in their order, those of controls first of all.
@@ -132,7 +132,7 @@ def chart(
 
 
 def number(value: float, step: float, percent: bool) -> str:
-    """A tick in as few digits as tell it from its neighbours."""
+    """Write a tick in as few digits as tell it from its neighbours."""
     value, step = (100 * value, 100 * step) if percent else (value, step)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{value:,.{digits}f}{'%' if percent else ''}"
@@ -146,7 +146,7 @@ _NOTHING = 1e-12
 
 
 def _axis(values: Sequence[float], *, tight: bool) -> Axis:
-    """A range that holds the values, with about five ticks at round numbers."""
+    """Choose a range that holds the values, with about five ticks at round numbers."""
     low, high = min(values), max(values)
     reach = max(abs(low), abs(high))
     if reach < _NOTHING:
@@ -169,7 +169,7 @@ def _down(share: float) -> str:
 
 
 def _runs(x: Sequence[float], *rows: Sequence[float | None]) -> Iterable[list[int]]:
-    """The positions that have all values, by unbroken runs."""
+    """Yield the positions that have all values, by unbroken runs."""
     run: list[int] = []
     for i in range(len(x)):
         if all(_there(row[i]) for row in rows):

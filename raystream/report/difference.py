@@ -17,7 +17,7 @@ _LONGEST = 60
 
 
 def describe_difference(found: Difference) -> str:
-    """What differs in what was asked and read, then how many rows both and either chose, and the first of these."""
+    """Say what differs in what was asked and read, then how many rows both and either chose, and the first of these."""
     a, b = found.a, found.b
     lines = [_side("a", a), _side("b", b)]
     for key, both in found.settings.items():

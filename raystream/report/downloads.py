@@ -50,7 +50,7 @@ def _cell(value: object) -> object:
 
 
 def _harmless(text: str) -> str:
-    """Text that a spreadsheet takes for text: an apostrophe before what it would compute."""
+    """Return text that a spreadsheet takes for text: an apostrophe before what it would compute."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 

@@ -93,7 +93,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Batch:
+class RoundBatch:
     """One round's rows, as pictures or as a table."""
 
     heading: str
@@ -128,7 +128,7 @@ class LoopPage:
     curves: tuple[Curve, ...]
     balance: tuple[Balance, ...]
     rules: tuple[tuple[str, str, str], ...]
-    batches: tuple[Batch, ...]
+    batches: tuple[RoundBatch, ...]
     table: Sheet
     spec: str
     provenance: tuple[tuple[str, str], ...]
@@ -255,7 +255,7 @@ def _marks(facts: LoopFacts, history: Sequence[Mapping[str, Any]], over: str) ->
 
 
 def _rules(facts: LoopFacts) -> list[tuple[str, str, str]]:
-    """Each rule, whether it was asked for, and when it would have stopped first."""
+    """List each rule, whether it was asked for, and when it would have stopped first."""
     found = []
     for name, asked in facts.rules.items():
         if name in _LIMITS:
@@ -285,8 +285,8 @@ def _balance(rounds: Sequence[RoundFacts]) -> list[Balance]:
     ]
 
 
-def _batches(facts: LoopFacts) -> list[Batch]:
-    """The newest rounds' rows, the newest first."""
+def _batches(facts: LoopFacts) -> list[RoundBatch]:
+    """Return the newest rounds' rows, the newest first."""
     labels = {row["round"]: row["labels"] for row in facts.history}
     strategies = {row["round"]: row["strategy"] for row in facts.history}
     found = []
@@ -298,7 +298,7 @@ def _batches(facts: LoopFacts) -> list[Batch]:
         after = f"{labels[round_.round]:,} labels after it" if round_.round in labels else "waiting for labels"
         why = f" Chosen so because {round_.why}." if round_.why else ""
         found.append(
-            Batch(
+            RoundBatch(
                 f"Round {round_.round}",
                 f"{rows} rows{by}{control}; {after}.{why}",
                 tuple(_pictures(facts.store, round_)),
@@ -309,7 +309,7 @@ def _batches(facts: LoopFacts) -> list[Batch]:
 
 
 def _pictures(store: Store, facts: RoundFacts) -> list[tuple[str, Picture]]:
-    """Pictures of the rows that the round asked for, where they are images."""
+    """Read pictures of the rows that the round asked for, where they are images."""
     try:
         batch = find_batch(store, facts.query) if facts.query else None
         shown = None if batch is None else pictures(batch, PICTURES_SHOWN)
@@ -322,7 +322,7 @@ def _pictures(store: Store, facts: RoundFacts) -> list[tuple[str, Picture]]:
 
 
 def _table(history: Sequence[Mapping[str, Any]]) -> Sheet:
-    """The history as a table, without what rules would do."""
+    """Return the history as a table, without what rules would do."""
     names = [name for name in (history[0] if history else {}) if not name.startswith("would_stop_")]
     names = [name for name in names if any(row[name] is not None for row in history)]
     text = ("strategy", "query")

@@ -22,7 +22,7 @@ def describe_loop(summary: Mapping[str, Any]) -> str:
 
 
 def rounds_as_text(rounds: Sequence[Mapping[str, Any]]) -> str:
-    """A line a round."""
+    """Write a line a round."""
     metrics = list(dict.fromkeys(name for row in rounds for name, value in row["metrics"].items() if value is not None))
     paid = ["cost"] if any(row.get("cost") is not None for row in rounds) else []
     table = [["round", "labels", "strategy", *paid, *metrics, "choosing s", "training s"]]

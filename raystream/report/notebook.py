@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from raystream.scoring.progress import Progress
+from raystream.scoring.progress import ScoringProgress
 
 _SECONDS = 0.2
 """Between two drawings at least."""
@@ -34,7 +34,7 @@ class NotebookBar:
         self._text = text
         self._draw(html.escape(text))
 
-    def units(self, progress: Progress) -> None:
+    def units(self, progress: ScoringProgress) -> None:
         if time.monotonic() - self._last < _SECONDS and progress.units < progress.of_units:
             return
         bar = f'<progress value="{progress.rows}" max="{progress.of_rows}" style="vertical-align: middle"></progress>'

@@ -43,12 +43,12 @@ class Pictures:
 
 
 def pictures(result: Result, count: int) -> Pictures | None:
-    """Thumbnails of the first `count` chosen rows; None when the pool's inputs aren't images."""
+    """Make thumbnails of the first `count` chosen rows; None when the pool's inputs aren't images."""
     return pictures_of(result, result.selection.slice(0, count))
 
 
 def pictures_of(result: Result, rows: pa.Table, side: int = SIDE) -> Pictures | None:
-    """Pictures of rows of a query's pool, by their places among these; None when the pool's inputs aren't images.
+    """Make pictures of rows of a query's pool, by their places among these; None when the pool's inputs aren't images.
 
     Args:
         result: the query.
@@ -149,7 +149,7 @@ def _shrunk(image: npt.NDArray[np.generic], side: int) -> npt.NDArray[np.generic
 
 
 def _as_bytes(images: list[npt.NDArray[np.generic]]) -> list[npt.NDArray[np.uint8]]:
-    """uint8 as it is; floats, whose scale only the model knows, from the smallest to the largest value of all pictures."""
+    """Return uint8 as it is; floats, whose scale only the model knows, from the smallest to the largest value of all pictures."""
     if not images or images[0].dtype == np.uint8:
         return [image.astype(np.uint8) for image in images]
     finite = [np.nan_to_num(image.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0) for image in images]

@@ -76,12 +76,12 @@ def _stairs(x: Scale, y: Scale, edges: Floats, shares: Floats) -> list[tuple[flo
 
 
 def reliability_diagram(calibration: Calibration) -> Markup:
-    """Accuracy by confidence before and after a temperature was fitted, above the rows of each bin."""
+    """Draw accuracy by confidence before and after a temperature was fitted, above the rows of each bin."""
     return both(lambda width: _draw_reliability(width, calibration), _RELIABILITY)
 
 
 def reliability_svg(calibration: Calibration) -> bytes:
-    """`reliability_diagram` as a file of its own."""
+    """Draw `reliability_diagram` as a file of its own."""
     return alone(lambda width: _draw_reliability(width, calibration), _RELIABILITY, STYLE)
 
 
@@ -89,7 +89,7 @@ _RELIABILITY = "How often the model is right, by how confident it is"
 
 
 def _draw_reliability(width: int, calibration: Calibration) -> tuple[int, list[str]]:
-    """Both halves side by side, or one below the other where there is no room."""
+    """Draw both halves side by side, or one below the other where there is no room."""
     halves = [(calibration.before, 1.0, calibration.ece_before), (calibration.after, calibration.temperature, calibration.ece_after)]
     if width > 500:
         half = (width - 30) // 2

@@ -40,7 +40,7 @@ class Projection:
     share: float
 
     def __call__(self, embeddings: Floats) -> Floats:
-        """(n, d) -> (n, 2)."""
+        """Project (n, d) to (n, 2)."""
         plane: Floats = (embeddings - self.mean) @ self.axes
         return plane
 
@@ -130,7 +130,7 @@ def _extent(points: MapPoints) -> tuple[Floats, Floats]:
 
 
 def _density(pool: Floats, x: Scale, y: Scale, width: int, height: int) -> list[str]:
-    """Squares, the darker the more rows lie in them; a path for each shade."""
+    """Draw squares, the darker the more rows lie in them; a path for each shade."""
     across, down = x(pool[:, 0]) // _CELL, y(pool[:, 1]) // _CELL  # type: ignore[arg-type]
     inside = (across >= 0) & (across < width // _CELL) & (down >= 0) & (down < height // _CELL)
     cells, counts = np.unique(np.stack([across, down])[:, inside].astype(int), axis=1, return_counts=True)
@@ -149,7 +149,7 @@ def _diamond(x: float, y: float) -> str:
 
 
 def spread(points: Sequence[tuple[float, float]], radius: float, width: float, height: float) -> list[tuple[float, float]]:
-    """A place for a mark of each point: on it where there is room, else as near as there is, so that no two marks overlap."""
+    """Find a place for a mark of each point: on it where there is room, else as near as there is, so that no two marks overlap."""
     placed: list[tuple[float, float]] = []
     for at in points:
         placed.append(next(place for place in _around(at, radius, width, height) if all(math.dist(place, o) >= 2 * radius for o in placed)))
@@ -169,5 +169,5 @@ def _around(at: tuple[float, float], radius: float, width: float, height: float)
 
 
 def _natural(name: str) -> tuple[int, str]:
-    """Numbers in their own order, before anything else."""
+    """Return what sorts numbers in their own order, before anything else."""
     return (int(name) if name.isdecimal() else 1 << 62, name)

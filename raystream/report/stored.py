@@ -78,7 +78,7 @@ def stored_pool(result: Result) -> StoredPool:
 
 
 def pool_scores(pool: StoredPool, score: str) -> Floats:
-    """One score of every row that is looked at; empty when the units hold no such column."""
+    """Read one score of every row that is looked at; empty when the units hold no such column."""
     units = [unit for unit in pool.units if any(score in receipt.columns for receipt in unit.receipts)]
     parts = [table.column(0).to_numpy() for table in read_columns(pool.store, units, [score])]
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
@@ -90,7 +90,7 @@ def embedded_units(pool: StoredPool) -> list[UnitOutputs]:
 
 
 def evenly_spaced(units: Sequence[UnitOutputs], count: int) -> list[npt.NDArray[np.int64]]:
-    """Of each unit, the ascending positions of those rows that are among about so many evenly spaced ones of all."""
+    """Find for each unit the ascending positions of those rows that are among about so many evenly spaced ones of all."""
     total = sum(unit.rows for unit in units)
     wanted = np.linspace(0, total - 1, min(total, count)).round().astype(np.int64)
     found, start = [], 0
@@ -101,7 +101,7 @@ def evenly_spaced(units: Sequence[UnitOutputs], count: int) -> list[npt.NDArray[
 
 
 def sampled_embeddings(pool: StoredPool) -> Floats:
-    """(at most 10,000, d) evenly spaced rows of the stored embeddings; (0, 0) when there are none."""
+    """Read (at most 10,000, d) evenly spaced rows of the stored embeddings; (0, 0) when there are none."""
     units, vectors = embedded_units(pool), VectorFiles(pool.store, checked=False)
     parts = [embeddings_at(vectors, unit, rows) for unit, rows in zip(units, evenly_spaced(units, _SAMPLE_ROWS), strict=True)]
     return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
@@ -129,7 +129,7 @@ def chosen_embeddings(pool: StoredPool, selection: pa.Table) -> tuple[npt.NDArra
 
 
 def labelled_embeddings(result: Result, pool: StoredPool) -> Floats:
-    """(at most 400, d) embeddings of labelled rows of the pool, evenly spaced; none where the labels aren't those of the query any more.
+    """Read (at most 400, d) embeddings of labelled rows of the pool, evenly spaced; none where labels aren't the query's any more.
 
     Raises:
         LabelsError: the labelled files can't be read.
@@ -143,7 +143,7 @@ def labelled_embeddings(result: Result, pool: StoredPool) -> Floats:
 
 
 def labelled_rows(result: Result, store: Store, units: Sequence[UnitOutputs]) -> list[npt.NDArray[np.int64]]:
-    """Of each unit, the ascending positions of its labelled rows; none where the labels aren't those of the query any more, or too many.
+    """Find for each unit the ascending positions of its labelled rows; none where labels aren't those of the query any more, or too many.
 
     Raises:
         LabelsError: the labelled files can't be read.
@@ -160,7 +160,7 @@ def labelled_rows(result: Result, store: Store, units: Sequence[UnitOutputs]) ->
 
 
 def _thinned(units: Sequence[UnitOutputs], rows: int) -> list[UnitOutputs]:
-    """Evenly spaced units that hold about so many rows together, at least one of them."""
+    """Choose evenly spaced units that hold about so many rows together, at least one of them."""
     apart = -(-sum(unit.rows for unit in units) // rows) or 1
     return list(units[::apart])
 

@@ -39,7 +39,7 @@ class Scale:
 
 
 def both(draw: Callable[[int], tuple[int, list[str]]], title: str) -> Markup:
-    """A chart for wide and for narrow pages.
+    """Return a chart for wide and for narrow pages.
 
     Args:
         draw: from a width in pixels to the height and the elements.
@@ -49,7 +49,7 @@ def both(draw: Callable[[int], tuple[int, list[str]]], title: str) -> Markup:
 
 
 def alone(draw: Callable[[int], tuple[int, list[str]]], title: str, style: str) -> bytes:
-    """A chart as a file of its own, with the stylesheet that gives it its colours."""
+    """Return a chart as a file of its own, with the stylesheet that gives it its colours."""
     height, elements = draw(WIDE)
     root = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE} {height}" class="raystream">'
     ground = f'<rect width="{WIDE}" height="{height}" style="fill: var(--paper)"/>'
@@ -62,29 +62,29 @@ def _svg(width: int, height: int, elements: Sequence[str], title: str, name: str
 
 
 def legend(entries: Sequence[Legend]) -> Markup:
-    """The entries as a list that wraps where the page is narrow."""
+    """Write the entries as a list that wraps where the page is narrow."""
     items = (f'<li><i class="{one.mark}" style="--mark: {one.colour}"></i>{escape(one.words)}</li>' for one in entries)
     return Markup(f'<ul class="legend">{"".join(items)}</ul>')
 
 
 def text(x: float, y: float, words: str, *, anchor: str = "start", name: str = "") -> str:
-    """Words at a place."""
+    """Write words at a place."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{_named(name)}>{escape(words)}</text>'
 
 
 def line(points: Sequence[tuple[float, float]], name: str, style: str = "") -> str:
-    """A polyline; whether it is filled is the style's affair."""
+    """Draw a polyline; whether it is filled is the style's affair."""
     where = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return f'<polyline points="{where}"{_named(name)}{_styled(style)}/>'
 
 
 def rect(x: float, y: float, width: float, height: float, style: str) -> str:
-    """A filled rectangle."""
+    """Draw a filled rectangle."""
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{max(height, 0):.1f}"{_styled(style)}/>'
 
 
 def circle(x: float, y: float, radius: float, style: str) -> str:
-    """A dot."""
+    """Draw a dot."""
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"{_styled(style)}/>'
 
 
@@ -116,7 +116,7 @@ def multiples(low: float, high: float, step: float) -> list[float]:
 
 
 def decimals(values: Sequence[float]) -> Callable[[float], str]:
-    """How to write these ticks: as few digits as tell them apart."""
+    """Say how to write these ticks: as few digits as tell them apart."""
     for digits in range(8):
         written = [f"{value:.{digits}f}" for value in values]
         if len(set(written)) == len(values) and all(abs(float(w) - v) <= abs(v) * 1e-6 for w, v in zip(written, values, strict=True)):
@@ -127,6 +127,6 @@ def decimals(values: Sequence[float]) -> Callable[[float], str]:
 
 
 def percent(values: Sequence[float]) -> Callable[[float], str]:
-    """The same for shares of 1."""
+    """Say how to write the same for shares of 1."""
     written = decimals([100 * value for value in values])
     return lambda value: f"{written(100 * value)}%"

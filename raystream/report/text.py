@@ -27,7 +27,7 @@ _LONGEST = 40
 
 
 def describe_result(result: Result, report: str | None, *, shown: bool = False) -> str:
-    """A committed query: what was asked and read, the first rows, the certificate, the time, and where it all is.
+    """Describe a committed query: what was asked and read, the first rows, the certificate, the time, and where it all is.
 
     Args:
         result: the query.
@@ -78,7 +78,7 @@ def describe_queries(queries: Sequence[CommittedQuery], store: str) -> str:
 
 
 def describe_asked(manifest: Manifest) -> str:
-    """`12 rows by k_means, score margin, of lake/images with my_project.nets:resnet18, round-3.safetensors`."""
+    """Write `12 rows by k_means, score margin, of lake/images with my_project.nets:resnet18, round-3.safetensors`."""
     select = manifest.resolved["select"]
     score = f", score {manifest.resolved['acquire']['score']}" if manifest.gives_scores else ""
     first, *more = [uris] if isinstance(uris := manifest.resolved["pool"]["uri"], str) else list(uris)
@@ -87,7 +87,7 @@ def describe_asked(manifest: Manifest) -> str:
 
 
 def describe_model(section: Mapping[str, Any]) -> str:
-    """A model by its source and weights, as the query names them; a committee by its members."""
+    """Name a model by its source and weights, as the query names them; a committee by its members."""
     if section.get("members"):
         return " and ".join(map(describe_model, section["members"]))
     weights = section.get("weights") or []
@@ -106,7 +106,7 @@ def describe_scores(scores: Scores, store: str) -> str:
 
 
 def describe_calibration(calibration: Calibration, new: bool, diagram: str | None) -> str:
-    """A fitted temperature, and what it did to the rows that it was fitted on."""
+    """Describe a fitted temperature, and what it did to the rows that it was fitted on."""
     head = describe_temperature(calibration) + ("" if new else " (fitted before; nothing was scored)")
     lines = [
         head,
@@ -149,7 +149,7 @@ def describe_estimate(plan: Estimate) -> str:
 
 
 def _warned(warnings: Sequence[str]) -> list[str]:
-    """A line each."""
+    """Write a line for each warning."""
     return [f"  warning     {' '.join(warning.split())}" for warning in warnings]
 
 
@@ -165,7 +165,7 @@ def describe_certificate(certificate: Certificate | None) -> str:
 
 
 def describe_seconds(seconds: Seconds) -> str:
-    """Wall time by stage, in words."""
+    """Write the wall time by stage, in words."""
     fitting = f"calibrate {seconds.calibrate:.1f}, " if seconds.calibrate >= 0.05 else ""
     return f"{fitting}plan {seconds.plan:.1f}, start {seconds.start:.1f}, score {seconds.score:.1f}, select {seconds.select:.1f}"
 
@@ -223,7 +223,7 @@ class Met:
 
 
 def constraints_met(manifest: Manifest) -> list[Met]:
-    """One for each constraint of the query; none for a query without, or one committed before the manifest told of them."""
+    """List one for each constraint of the query; none for a query without, or one committed before the manifest told of them."""
     facts, select = manifest.facts, manifest.resolved["select"]
     found = []
     if "strategy_why" in facts:

@@ -187,7 +187,7 @@ class BatchReader:
         self._buffers[slot] = tuple(self._buffer(capacity, values) for values in decoded.inputs)
 
     def _buffer(self, capacity: int, values: np.ndarray) -> _Buffer:
-        """Room for rows like these."""
+        """Make room for rows like these."""
         if values.dtype == object:
             return np.empty(capacity, dtype=object)
         return torch.empty((capacity, *values.shape[1:]), dtype=_torch_dtype(values.dtype), pin_memory=self._pin)
@@ -212,7 +212,7 @@ def _item_bytes(dtype: str) -> int:
 
 
 def _tensor(values: np.ndarray) -> _Buffer:
-    """A tensor over what was decoded, without a copy; nobody else looks at this memory, so a model may write into it. Texts stay."""
+    """Make a tensor over what was decoded, without a copy; nobody else looks at this memory, so a model may write into it. Texts stay."""
     if values.dtype == object:
         return values
     with warnings.catch_warnings():
@@ -239,7 +239,7 @@ class FirstRows:
 
 
 def first_rows(units: Sequence[Unit], spec: ReadSpec, count: int, prepare: Prepare | None, threads: int) -> FirstRows | None:
-    """The first clean rows of these units.
+    """Read the first clean rows of these units.
 
     A unit that can't be read, or not on without a bad row, is left at that: what is wrong with it is said when it is scored. Where a
     storage doesn't answer, which has been waited for by then, no other unit is tried.
@@ -317,7 +317,7 @@ def planned(query: Query) -> Prepared | None:
 
 
 def preparation(spec: ReadSpec) -> Prepare | None:
-    """The function itself, if the spec names one.
+    """Import the function that the spec names, if it names one.
 
     Raises:
         ModelError: it can't be imported, or isn't the one that was planned with.

@@ -25,7 +25,7 @@ from raystream.pool.labelled_ids import labelled_rows
 from raystream.query import Acquire, Pool, Query
 from raystream.scoring.class_labels import check_label_type, check_possible, class_numbers, named_classes
 from raystream.scoring.executor import WorkerSource
-from raystream.scoring.job import Job
+from raystream.scoring.job import ScoringJob
 from raystream.scoring.keys import UnitKeys
 from raystream.scoring.output_kinds import LOGITS, QueryOutputs
 from raystream.scoring.plan import ScoringPlan, job_of, plan_scoring, pool_plan
@@ -49,15 +49,15 @@ _UNSURE = 0.1
 
 
 @dataclass(frozen=True)
-class Fitted:
+class QueryCalibration:
     """A query's fit, and whether it was made just now."""
 
     calibration: Calibration
     new: bool
 
 
-def fitted_temperature(query: Query, reporter: Reporter, processes: WorkerSource, *, may_score: bool = True) -> Fitted | None:
-    """The temperature that the query asks to be fitted; None if it gives a number.
+def fitted_temperature(query: Query, reporter: Reporter, processes: WorkerSource, *, may_score: bool = True) -> QueryCalibration | None:
+    """Fit the temperature, if the query asks for that; return None if it gives a number.
 
     Args:
         query: as asked.
@@ -74,7 +74,7 @@ def fitted_temperature(query: Query, reporter: Reporter, processes: WorkerSource
     rows = _calibration_set(query)
     known = read_calibration(rows.store, rows.key)
     if known is not None:
-        return Fitted(known, new=False)
+        return QueryCalibration(known, new=False)
     if not may_score:
         raise QueryError("model.temperature is not fitted yet; run raystream calibrate, query or score first")
     began = time.perf_counter()
@@ -86,11 +86,11 @@ def fitted_temperature(query: Query, reporter: Reporter, processes: WorkerSource
         session.end_workers()
         reporter.stage("Fitting the temperature")
         warnings = [*rows.read.warnings, *score_warnings(rows.query, pool.units, session)]
-        return Fitted(write_calibration(rows.store, _fit(rows, pool, warnings, began)), new=True)
+        return QueryCalibration(write_calibration(rows.store, _fit(rows, pool, warnings, began)), new=True)
 
 
 def known_temperature(query: Query) -> Calibration | None:
-    """The query's fit, if it was made before; None as well where nothing is to be fitted."""
+    """Return the query's fit, if it was made before; None as well where nothing is to be fitted."""
     if not query.model.calibration_files:
         return None
     rows = _calibration_set(query, look_only=True)
@@ -109,7 +109,7 @@ class _CalibrationSet:
     label: str
     kind: str
     plan: ScoringPlan
-    job: Job
+    job: ScoringJob
 
 
 def _calibration_set(query: Query, *, look_only: bool = False) -> _CalibrationSet:
@@ -203,7 +203,7 @@ def _doubts(temperature: float, at_bound: bool, error: float | None, rows: int) 
 
 
 def _no_gain(before: float, after: float) -> list[str]:
-    """A warning if confidence is not nearer to what it says, though the labels are likelier."""
+    """Warn if confidence is not nearer to what it says, though the labels are likelier."""
     if after <= before:
         return []
     return [
@@ -213,7 +213,7 @@ def _no_gain(before: float, after: float) -> list[str]:
 
 
 def _labelled(places: Places) -> np.ndarray:
-    """(n,) bool: not where a file says that a row was skipped or rejected, or is a draft or deleted."""
+    """Tell (n,) bool which rows are labelled: not where a file says that a row was skipped or rejected, or is a draft or deleted."""
     mask = np.ones(len(places), dtype=bool)
     for number, file in enumerate(places.files):
         rows = labelled_rows(file)

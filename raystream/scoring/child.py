@@ -20,8 +20,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from raystream.errors import RaystreamError
-from raystream.scoring.executor import Event, InProcess, StartFailed, Told, WorkerLost
-from raystream.scoring.job import Job, UnitTask
+from raystream.scoring.executor import Event, InProcess, StartFailed, Told, WorkerLost, all_events
+from raystream.scoring.job import ScoringJob, UnitTask
 
 _FOREVER = 3600.0
 _LOOK_SECONDS = 0.5
@@ -31,7 +31,7 @@ _MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 class InChild:
     """Workers as child processes, each with its own interpreter."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ScoringJob) -> None:
         self._job = job
         self._events: queue.Queue[Event] = queue.Queue()
         self._children: dict[int, tuple[subprocess.Popen[bytes], Connection]] = {}
@@ -63,13 +63,7 @@ class InChild:
         _send(self._children[worker][1], (unit, task))
 
     def wait(self, timeout: float) -> list[Event]:
-        try:
-            events = [self._events.get(timeout=timeout)]
-        except queue.Empty:
-            return []
-        while not self._events.empty():
-            events.append(self._events.get())
-        return events
+        return all_events(self._events, timeout)
 
     def close(self) -> None:
         self._closed = True
@@ -93,7 +87,7 @@ class InChild:
 
 
 def _kills_for_memory() -> int:
-    """How often the kernel has ended a process of this container for its memory; 0 where it doesn't say."""
+    """Count how often the kernel has ended a process of this container for its memory; 0 where it doesn't say."""
     try:
         words = _MEMORY_EVENTS.read_text().split()
     except OSError:
@@ -122,7 +116,7 @@ def _how(code: int) -> str:
 class _Telling(logging.Handler):
     """Passes on what is logged as `raystream`'s: where a child prints, nobody looks."""
 
-    def __init__(self, answers: _Answers) -> None:
+    def __init__(self, answers: _ReplyChannel) -> None:
         super().__init__(logging.INFO)
         self._answers = answers
 
@@ -130,7 +124,7 @@ class _Telling(logging.Handler):
         self._answers.send(Told(0, record.getMessage()))
 
 
-class _Answers:
+class _ReplyChannel:
     """The way back, for several threads."""
 
     def __init__(self, connection: Connection) -> None:
@@ -147,9 +141,9 @@ class _Answers:
 def _serve(connection: Connection) -> None:
     """Score what comes by the pipe until it ends."""
     os.set_inheritable(connection.fileno(), False)
-    answers = _Answers(connection)
+    answers = _ReplyChannel(connection)
     try:
-        job: Job = connection.recv()
+        job: ScoringJob = connection.recv()
         pa.set_cpu_count(job.threads)
         logging.getLogger("raystream").addHandler(_Telling(answers))
         executor = InProcess(job)
@@ -161,7 +155,7 @@ def _serve(connection: Connection) -> None:
         os._exit(0)  # the driver is gone, and with it whoever wants what is on the way
 
 
-def _answer(executor: InProcess, answers: _Answers) -> None:
+def _answer(executor: InProcess, answers: _ReplyChannel) -> None:
     try:
         while True:
             for event in executor.wait(_FOREVER):

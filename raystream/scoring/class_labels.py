@@ -31,7 +31,7 @@ ClassLabel = str | int | float | bool
 
 
 def number_of_class(value: ClassLabel, labels: Sequence[ClassLabel], names: Sequence[str] | None = None) -> int | None:
-    """The place of a class among the model's outputs, given its label, its name, or its label as text; None if it is none.
+    """Find the place of a class among the model's outputs, by its label, its name, or its label as text; None if it is none.
 
     Args:
         value: as somebody wrote it.
@@ -47,7 +47,7 @@ def number_of_class(value: ClassLabel, labels: Sequence[ClassLabel], names: Sequ
 
 
 def named_classes(names: list[str] | None, units: Iterable[UnitOutputs]) -> list[str] | None:
-    """The names of the classes: those that the query gives, else what the model that scored the units calls them.
+    """Return the names of the classes: those that the query gives, else what the model that scored the units calls them.
 
     Raises:
         ModelError: the query's names are the model's own in another order.
@@ -97,7 +97,7 @@ def class_numbers(
     count: int,
     labels: Sequence[ClassLabel] | None = None,
 ) -> Tensor:
-    """int64 (n_rows,), the class of each row.
+    """Find int64 (n_rows,), the class of each row.
 
     Args:
         who: the column, for messages.
@@ -133,7 +133,7 @@ def class_numbers(
 
 
 def _by_value(column: pa.ChunkedArray, place: Callable[[Any], int | None]) -> np.ndarray:
-    """(n_rows,) the places of labels among the classes, -1 where there is none."""
+    """Find (n_rows,) the places of labels among the classes, -1 where there is none."""
     encoded = column.combine_chunks().dictionary_encode()
     found = [place(value) for value in encoded.dictionary.to_pylist()]
     numbers = np.array([-1 if number is None else number for number in found], dtype=np.int64)
@@ -219,7 +219,7 @@ def weigh(
     temperature: float,
     labels: Sequence[ClassLabel] | None,
 ) -> dict[str, Tensor]:
-    """Columns whose scores are multiplied by the weight that the model expects of the row's class.
+    """Multiply the scores of these columns by the weight that the model expects of the row's class.
 
     Args:
         columns: each (n,).
@@ -249,7 +249,7 @@ def weigh(
 
 
 def weights_by_class(given: Weights, classes: int, labels: Sequence[ClassLabel] | None = None) -> Tensor:
-    """(classes,) float64, the weight of each class.
+    """Return (classes,) float64, the weight of each class.
 
     Raises:
         QueryError: weights that don't fit the model's classes.

@@ -23,7 +23,7 @@ from raystream.store.vectors import VectorFiles
 
 
 def score_epig(store: Store, task: UnitTask) -> Receipt:
-    """EPIG of one unit from its stored samples, a block of them at a time; the receipt isn't committed yet."""
+    """Compute EPIG of one unit from its stored samples, a block of them at a time; the receipt isn't committed yet."""
     assert task.samples is not None  # they come together
     assert task.targets is not None
     started = time.perf_counter()

@@ -140,7 +140,7 @@ def estimate(
 
 
 def _at_one(query: Query) -> Query:
-    """The query before its temperature is known."""
+    """Return the query as it is before its temperature is known."""
     return query.derived(model=query.model.derived(temperature=1.0))
 
 
@@ -151,7 +151,7 @@ def _workers(cluster: Cluster) -> int:
 
 
 def _together(pace: _Pace, workers: int, own_machine: bool) -> float:
-    """The part of one worker's time that so many take: they share the processors, of which one alone may use several."""
+    """Return the part of one worker's time that so many take: they share the processors, of which one alone may use several."""
     part = 1 / workers
     if own_machine and pace.seconds:
         part = max(part, pace.processor / pace.seconds / (os.cpu_count() or 1))
@@ -159,7 +159,7 @@ def _together(pace: _Pace, workers: int, own_machine: bool) -> float:
 
 
 def _pace(asked: ResolvedQuery, plan: ScoringPlan) -> _Pace:
-    """By the units that have a receipt, whichever outputs they lack; else by scoring some rows."""
+    """Take the pace of the units that have a receipt, whichever outputs they lack; else score some rows."""
     rows, seconds = np.zeros(len(plan.units), np.int64), np.zeros(len(plan.units))
     for table in reversed(plan.found):  # the first that is there counts
         filled = table.rows > 0
@@ -174,7 +174,7 @@ def _pace(asked: ResolvedQuery, plan: ScoringPlan) -> _Pace:
 
 def _probe(asked: ResolvedQuery, missing: Sequence[UnitTask]) -> _Pace:
     """Score the first rows that aren't scored yet, for long enough; what is written goes to a folder of its own, and away."""
-    before, watch = torch.get_num_threads(), _Watch()
+    before, watch = torch.get_num_threads(), _RateWatch()
     try:
         with TemporaryDirectory(prefix="raystream-") as folder:
             store = open_store(folder)
@@ -195,7 +195,7 @@ def _probe(asked: ResolvedQuery, missing: Sequence[UnitTask]) -> _Pace:
     return _Pace(seconds / rows, processor / rows, worker.width, f"{rows:,} rows scored here")
 
 
-class _Watch:
+class _RateWatch:
     """Times rows as they are scored; the first batch warms the model up, and counts only if it is the only one."""
 
     def __init__(self) -> None:
@@ -204,18 +204,18 @@ class _Watch:
         self._before = self._here = 0
 
     def start(self) -> None:
-        """The model is loaded."""
+        """Note that the model is loaded."""
         self._marks.append((0, time.perf_counter(), time.process_time()))
 
     def follow(self, rows: int) -> None:
-        """So many rows of the unit are behind; ends it after long enough."""
+        """Note that so many rows of the unit are behind, and end it after long enough."""
         self._here = rows
         self._mark()
         if self._marks[-1][1] - self._marks[1][1] > _PROBE_SECONDS:
             raise Abandoned
 
     def end_unit(self) -> bool:
-        """The unit is written; whether that is enough."""
+        """Note that the unit is written, and tell whether that is enough."""
         scored, self._before, self._here = self._here > 0, self._before + self._here, 0
         if scored:
             self._mark()

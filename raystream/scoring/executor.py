@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 
 from raystream.errors import ClusterError, ModelError, QueryError, RaystreamError
-from raystream.scoring.job import Job, UnitTask
+from raystream.scoring.job import ScoringJob, UnitTask
 from raystream.scoring.scheduler import ATTEMPTS, IN_FLIGHT, Abort, Assign, Instruction, Scheduler
 from raystream.scoring.stragglers import Stragglers
 from raystream.scoring.worker import PATIENCE, Abandoned, Failure, Worker, started
@@ -99,7 +99,7 @@ _ENDING_SECONDS = 1.0
 
 
 def now_and_then(say: Callable[[int], None], every: float = GOES_ON_SECONDS) -> Callable[[int], None]:
-    """The same, but the first time at once and then only once in so many seconds."""
+    """Make what calls `say` the first time at once, and then only once in so many seconds."""
     last = float("-inf")
 
     def say_if_time(rows: int) -> None:
@@ -110,6 +110,17 @@ def now_and_then(say: Callable[[int], None], every: float = GOES_ON_SECONDS) -> 
             say(rows)
 
     return say_if_time
+
+
+def all_events(events: queue.Queue[Event], timeout: float) -> list[Event]:
+    """Take all that is in a queue; wait up to `timeout` seconds for the first of it."""
+    try:
+        found = [events.get(timeout=timeout)]
+    except queue.Empty:
+        return []
+    while not events.empty():
+        found.append(events.get())
+    return found
 
 
 class Executor(Protocol):
@@ -131,14 +142,14 @@ class Executor(Protocol):
 class WorkerSource(Protocol):
     """Where workers run. Nothing is started until they are asked for."""
 
-    def workers(self, job: Job, rows: int, size: int) -> tuple[Executor, int]:
-        """An executor for so many rows and bytes, and others that may come, and how many workers to keep alive in it."""
+    def workers(self, job: ScoringJob, rows: int, size: int) -> tuple[Executor, int]:
+        """Make an executor for so many rows and bytes, and others that may come, and say how many workers to keep alive in it."""
 
 
 class InProcess:
     """Workers as threads of this process, without Ray. For small pools and for tests."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ScoringJob) -> None:
         self._job = job
         self._events: queue.Queue[Event] = queue.Queue()
         self._inboxes: dict[int, queue.Queue[tuple[int, UnitTask] | None]] = {}
@@ -159,16 +170,10 @@ class InProcess:
         self._inboxes[worker].put((unit, task))
 
     def wait(self, timeout: float) -> list[Event]:
-        try:
-            events = [self._events.get(timeout=timeout)]
-        except queue.Empty:
-            return []
-        while not self._events.empty():
-            events.append(self._events.get())
-        return events
+        return all_events(self._events, timeout)
 
     def drop(self, unit: int) -> None:
-        """A unit that was assigned is another's now: it is abandoned before its next batch, unless it has ended."""
+        """Abandon a unit that was assigned, since it is another's now, before its next batch, unless it has ended."""
         self._dropped.add(unit)
 
     def leave(self) -> None:
@@ -221,7 +226,7 @@ class InProcess:
         self._inboxes[worker].put(None)  # for the threads beside
 
     def _follow(self, worker: int, unit: int) -> Callable[[int], None]:
-        """Tells of a unit's rows, and ends it where the workers are to end."""
+        """Make what tells of a unit's rows, and ends it where the workers are to end."""
         say = now_and_then(lambda rows: self._events.put(UnitGoesOn(worker, unit, rows)))
 
         def follow(rows: int) -> None:
@@ -335,7 +340,7 @@ def _tell(scheduler: Scheduler, event: Event, keep_going: bool) -> list[Instruct
 
 
 def _by_deaths(instruction: Instruction) -> Instruction:
-    """The end of a run whose workers die before they are ready is no defect of the model's, nor of ours."""
+    """Say of the end of a run whose workers die before they are ready that it is no defect of the model's, nor of ours."""
     if not isinstance(instruction, Abort):
         return instruction
     return Abort(

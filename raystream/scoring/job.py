@@ -14,7 +14,7 @@ from raystream.scoring.score_reduction import Reduction
 
 
 @dataclass(frozen=True)
-class Job:
+class ScoringJob:
     """Everything that all units of a run share; small, and travels to each worker once.
 
     Attributes:
@@ -43,7 +43,7 @@ class Job:
     token: str = ""
 
     def asks_for(self, kind: str) -> Output | None:
-        """The output of that kind, if units may be asked for it."""
+        """Return the output of that kind, if units may be asked for it."""
         return next((output for output in self.outputs if output.kind == kind), None)
 
 
@@ -63,5 +63,5 @@ class UnitTask:
 
 
 def importable_folders() -> tuple[str, ...]:
-    """The folders that this process imports from; workers add those of them that they see too."""
+    """List the folders that this process imports from; workers add those of them that they see too."""
     return tuple(os.path.abspath(path) for path in sys.path if os.path.isdir(path or "."))

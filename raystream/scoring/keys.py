@@ -55,7 +55,7 @@ class UnitKeys:
         self._shared = {name: _text(value) for name, value in shared.items()}
 
     def of(self, units: Units) -> Keys:
-        """The units' keys."""
+        """Compute the units' keys."""
         digests = np.empty((len(units), KEY_BYTES), np.uint8)
         pieces: tuple[str, str, str] | None = None
         common: int | None = None
@@ -85,7 +85,7 @@ class UnitKeys:
 
 
 def _listed(group: int, groups: int) -> str:
-    """Row groups as JSON."""
+    """Write row groups as JSON."""
     return f"[{','.join(map(str, range(group, group + groups)))}]"
 
 
@@ -158,7 +158,7 @@ _LATER_ITSELF: dict[str, Any] = {"max_quarantined": MAX_QUARANTINED}
 
 
 def _as_before(resolved: dict[str, Any]) -> dict[str, Any]:
-    """A query's dump without later keys that are at their defaults, so that queries that don't use them keep their names."""
+    """Dump a query without later keys that are at their defaults, so that queries that don't use them keep their names."""
     found = {name: _without(part, _LATER[name]) if name in _LATER else part for name, part in _without(resolved, _LATER_ITSELF).items()}
     if found["model"].get("members"):
         found["model"]["members"] = [_without(member, _LATER["model"]) for member in found["model"]["members"]]
@@ -170,7 +170,7 @@ def _without(part: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def identity_digest(parts: dict[str, str]) -> str:
-    """The identity as one string; its first 12 digits are the query's default name."""
+    """Hash the identity to one string; its first 12 digits are the query's default name."""
     return _digest(parts)
 
 

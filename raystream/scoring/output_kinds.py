@@ -177,7 +177,7 @@ class QueryOutputs:
         return Output(kind, tuple((name, settings[name]) for name in KINDS[kind].parameters))
 
     def needed(self) -> tuple[Output, ...]:
-        """All that the model is run for: the scores, always, and what else the choice or `acquire` asks for.
+        """List all that the model is run for: the scores, always, and what else the choice or `acquire` asks for.
 
         Raises:
             ModelError: the module of a function of the user's isn't there.
@@ -210,7 +210,7 @@ def _task(query: Query) -> tuple[str, str | None, float | None] | None:
 def computed(
     output: Output, block: OutputBlock, labels: Sequence[ClassLabel] | None, functions: Mapping[str, UsersScore]
 ) -> dict[str, Tensor] | Tensor | None:
-    """An output of a block of rows, its scores weighted by class where that is asked for; None where the model doesn't give it.
+    """Compute an output of a block of rows, its scores weighted by class where asked; None where the model doesn't give it.
 
     Args:
         output: of a kind that is made from blocks.

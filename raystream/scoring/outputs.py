@@ -31,7 +31,7 @@ SCORE_BLOCK = 1 << 20
 
 
 def embedding_type(dimension: int, dtype: str) -> pa.DataType:
-    """The Arrow type of stored embeddings. The item field is non-null: three times faster to read than a nullable one."""
+    """Return the Arrow type of stored embeddings. The item field is non-null: three times faster to read than a nullable one."""
     item = pa.float16() if dtype == "float16" else pa.float32()
     return pa.list_(pa.field("item", item, nullable=False), dimension)
 
@@ -337,7 +337,7 @@ class Quarantine:
         return described(self.table().slice(0, count).drop_columns([self._id_name])) if len(self) else []
 
     def table(self) -> pa.Table:
-        """All of them, by row; at least one."""
+        """Return all of them as a table, by row; at least one."""
         rows = self.positions
         columns = {
             self._id_name: pa.concat_arrays(self._ids),

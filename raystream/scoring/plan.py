@@ -34,7 +34,7 @@ from raystream.query import Model, Pool, Query
 from raystream.query.catalogue import kind_of
 from raystream.scoring.batch_reader import BUFFERS, PROBE_UNITS, planned, row_bytes
 from raystream.scoring.class_labels import class_weights_of
-from raystream.scoring.job import Job, UnitTask, importable_folders
+from raystream.scoring.job import ScoringJob, UnitTask, importable_folders
 from raystream.scoring.keys import UnitKeys, differences, identity_digest, query_identity
 from raystream.scoring.output_kinds import FUNCTION, Output, QueryOutputs
 from raystream.scoring.scheduler import IN_FLIGHT
@@ -120,7 +120,7 @@ class ResolvedQuery:
         return plan_scoring(self.store, self.keys, units, self.outputs)
 
     @property
-    def job(self) -> Job:
+    def job(self) -> ScoringJob:
         """The job that workers are given."""
         return job_of(self.query, self.store, self.pool, self.fingerprint, self.outputs)
 
@@ -173,16 +173,16 @@ class Tasks(Sequence[UnitTask]):
 
 
 def plan_scoring(store: Store, keys: UnitKeys, units: Iterable[Unit], outputs: tuple[Output, ...]) -> ScoringPlan:
-    """The units' keys, and the receipts of the outputs that are in the store."""
+    """Compute the units' keys, and look up the receipts of the outputs that are in the store."""
     table = Units.of(units)
     of = keys.of(table)
     found = read_receipts(store, of, [output.name for output in outputs], UnitNames(table))
     return ScoringPlan(table, of, outputs, found, np.flatnonzero(~np.all([receipts.there for receipts in found], axis=0)))
 
 
-def job_of(query: Query, store: Store, pool: PoolPlan, fingerprint: str, outputs: tuple[Output, ...]) -> Job:
+def job_of(query: Query, store: Store, pool: PoolPlan, fingerprint: str, outputs: tuple[Output, ...]) -> ScoringJob:
     """Make the job for workers that score units of a pool, and others that are read like these."""
-    return Job(
+    return ScoringJob(
         model=query.model,
         fingerprint=fingerprint,
         read=pool.read,
@@ -277,7 +277,7 @@ def pool_plan(
 
 
 def _large_batches(plan: PoolPlan, batch_size: int) -> tuple[str, ...]:
-    """A warning if batches are so large that a worker needs much memory to hold them; what a user's function makes isn't known yet."""
+    """Warn if batches are so large that a worker needs much memory for them; what a user's function makes isn't known yet."""
     rows = min(batch_size, int(plan.units.rows.max(initial=0)))
     batches = BUFFERS * min(IN_FLIGHT, len(plan.units))
     size = 0 if plan.read.prepared else batches * rows * row_bytes(plan.read)
@@ -295,7 +295,7 @@ def _texts(model: Model) -> Literal["refused", "taken", "expected"]:
 
 
 def candidates_columns(query: Query) -> list[str]:
-    """The pool's columns that are read for candidates: those of quotas and of the cost."""
+    """Name the pool's columns that are read for candidates: those of quotas and of the cost."""
     select = query.select
     columns = [quota.by for quota in select.quotas if quota.by != "prediction"]
     return columns + ([select.cost.column] if select.cost else [])
@@ -357,7 +357,7 @@ _PLAN = pa.schema({"unit": pa.string(), "key": pa.string(), **dict.fromkeys(_COU
 
 
 def _plan_rows(plan: ScoringPlan, start: int, stop: int) -> pa.Table:
-    """Some units of a plan as they are written; what is scored is what was when they were looked up."""
+    """Return some units of a plan as they are written; what is scored is what was when they were looked up."""
     units = plan.units[start:stop]
     scored = np.ones(len(units), bool)
     low, high = np.searchsorted(plan.to_compute, [start, stop])
@@ -385,7 +385,7 @@ def _holds(data: bytes, plan: ScoringPlan, outputs: Sequence[str]) -> bool:
 
 
 def with_temperature(query: Query, calibration: Calibration | None) -> Query:
-    """The query with the number that was fitted, just as if that had been written instead of the calibration set.
+    """Return the query with the number that was fitted, just as if that had been written instead of the calibration set.
 
     Raises:
         QueryError: a temperature is to be fitted, and none was.

@@ -21,7 +21,7 @@ _SAMPLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Progress:
+class ScoringProgress:
     """How far the scoring is, over all that a run has scored so far and is about to.
 
     Attributes:
@@ -54,7 +54,7 @@ class Meter:
         self._samples: deque[tuple[float, int]] = deque()
 
     def rate(self, rows: int, seconds: float) -> float | None:
-        """Rows a second, once so many are behind after so many seconds, neither of which ever shrinks by much."""
+        """Compute rows a second, once so many are behind after so many seconds, neither of which ever shrinks by much."""
         while len(self._samples) > 1 and self._samples[1][0] <= seconds - WINDOW_SECONDS:
             self._samples.popleft()
         if not self._samples or seconds - self._samples[-1][0] >= _SAMPLE_SECONDS:
@@ -69,10 +69,10 @@ class Reporter(Protocol):
     """Hears what a run tells while it goes on. What the run waits for, such as a store that is away, it logs as `raystream`'s."""
 
     def stage(self, text: str) -> None:
-        """A new stage has begun."""
+        """Tell that a new stage has begun."""
 
-    def units(self, progress: Progress) -> None:
-        """Units are being scored, and it is so far."""
+    def units(self, progress: ScoringProgress) -> None:
+        """Tell that units are being scored, and how far that is."""
 
 
 class Silent:
@@ -80,7 +80,7 @@ class Silent:
 
     def stage(self, text: str) -> None: ...
 
-    def units(self, progress: Progress) -> None: ...
+    def units(self, progress: ScoringProgress) -> None: ...
 
 
 class Lines:
@@ -94,10 +94,10 @@ class Lines:
         print(text, file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line of its own."""
         print(text, file=sys.stderr, flush=True)
 
-    def units(self, progress: Progress) -> None:
+    def units(self, progress: ScoringProgress) -> None:
         if time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
             rows = f"{progress.rows:,} of {number_of(progress.of_rows, 'row')}"
@@ -132,10 +132,10 @@ class Bar:
         self._progress.reset(self._task, total=None, description=text, units="", pace="")
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a line of its own, above the bar."""
         self._progress.console.print(text, markup=False, highlight=False)
 
-    def units(self, progress: Progress) -> None:
+    def units(self, progress: ScoringProgress) -> None:
         units = f"{progress.units}/{progress.of_units}"
         pace = ", ".join(progress.words)
         self._progress.update(self._task, completed=progress.rows, total=progress.of_rows, units=units, pace=pace)

@@ -125,7 +125,7 @@ def rescore(store: Store, manifest: Manifest, given: Query, units: StoredUnits, 
 
 @contextmanager
 def _own_threads() -> Iterator[None]:
-    """A worker computes by as many threads as its query says; this process goes on with its own."""
+    """Give this process its own threads back when the block ends: a worker in it computes by as many as its query says."""
     before = torch.get_num_threads()
     try:
         yield
@@ -134,13 +134,13 @@ def _own_threads() -> Iterator[None]:
 
 
 def drawn(keys: Sequence[bytes], count: int, seed: int) -> list[int]:
-    """The places, ascending, of at most so many of these keys; each has the same chance, whatever their order."""
+    """Draw the places, ascending, of at most so many of these keys; each has the same chance, whatever their order."""
     lowest = heapq.nsmallest(count, range(len(keys)), key=lambda place: xxhash.xxh3_64_intdigest(keys[place], seed & (1 << 64) - 1))
     return sorted(lowest)
 
 
 def _resolved(store: Store, manifest: Manifest, given: Query) -> ResolvedQuery:
-    """The query against the pool and the model as they are now."""
+    """Resolve the query against the pool and the model as they are now."""
     at = given.store if store.remote else given.store.derived(uri=store.uri, storage={})
     asked = resolve(given.derived(store=at), manifest.calibration, look_only=True)
     if asked.fingerprint != manifest.fingerprint:
@@ -152,7 +152,7 @@ def _resolved(store: Store, manifest: Manifest, given: Query) -> ResolvedQuery:
 
 
 def _tasks(asked: ResolvedQuery, manifest: Manifest, units: StoredUnits, places: Sequence[int]) -> list[UnitTask]:
-    """What is to be computed of the units at these places: all that the query had the model run for."""
+    """List what is to be computed of the units at these places: all that the query had the model run for."""
     table = Units.of(asked.pool.units)
     names = {name: place for place, name in enumerate(UnitNames(table)[:])}
     sizes = {path: (path, size, version) for path, size, version in manifest.files}
@@ -176,13 +176,13 @@ def _tasks(asked: ResolvedQuery, manifest: Manifest, units: StoredUnits, places:
 
 
 def _failed(error: RaystreamError, task: UnitTask) -> RaystreamError:
-    """The error of a unit that could be scored then and can't be now, of its own kind."""
+    """Make the error of a unit that could be scored then and can't be now, of its own kind."""
     text = str(error)
     return error if task.unit.name in text else type(error)(f"{task.unit.name}: {text}")
 
 
 def _compare(store: Store, kept: UnitOutputs, here: Store, found: UnitOutputs) -> tuple[Close, bool] | None:
-    """Where a unit's outputs differ most, and whether that is too much; None if they are the same."""
+    """Find where a unit's outputs differ most, and whether that is too much; None if they are the same."""
     now = {receipt.output: receipt for receipt in found.receipts}
     worst: Close | None = None
     far = False
@@ -202,7 +202,7 @@ _Differs = tuple[str, float, bool]
 
 
 def _differences(store: Store, then: Receipt, here: Store, now: Receipt) -> list[_Differs]:
-    """The columns of one kind of outputs that differ."""
+    """List the columns of one kind of outputs that differ."""
     if then.file is not None and not store.is_whole(then.file):
         raise damaged(store.place(then.file.name))
     if (then.rows, then.positions, then.quarantined) != (now.rows, now.positions, now.quarantined):
@@ -226,7 +226,7 @@ def _of_columns(name: str, then: pa.ChunkedArray, now: pa.ChunkedArray) -> list[
 
 
 def _far(name: str, then: np.ndarray, now: np.ndarray) -> list[_Differs]:
-    """By how much two arrays differ at most, where it is too much if it is anywhere; nothing if they are equal, NaN and NaN included.
+    """Find by how much two arrays differ at most, where it is too much if it is anywhere; nothing if they are equal, NaN and NaN included.
 
     Of numbers stored as float16, those that agree may have been rounded to neighbours.
     """

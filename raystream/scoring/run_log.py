@@ -18,7 +18,7 @@ from typing import Any
 from raystream.errors import RaystreamError, StoreError
 from raystream.lake.retry import is_ending
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan
-from raystream.scoring.progress import Progress, Reporter
+from raystream.scoring.progress import Reporter, ScoringProgress
 from raystream.store.events import EventLog
 from raystream.store.jobs import note_job
 from raystream.store.life import process_began
@@ -75,7 +75,7 @@ class RunLog:
         self._ended = False
 
     def begin(self, store: Store, folder: str) -> None:
-        """The run is one of the query that this folder of the store is of."""
+        """Note that the run is one of the query that this folder of the store is of."""
         self._log = EventLog(store, folder)
         self._began = time.monotonic()
         process = os.getpid()
@@ -83,20 +83,20 @@ class RunLog:
         self._thread.start()
 
     def asked(self, query: ResolvedQuery) -> None:
-        """The run is one of this query, whether or not there is anything left to do; a job says so to whoever asks for the job."""
+        """Note that the run is one of this query, whether or not anything is left to do; a job says so to whoever asks for the job."""
         if _asker.get().job is not None:
             with suppress(StoreError):
                 note_job(query.store, _asker.get().job or "", query.name)
 
     def planned(self, plan: ScoringPlan) -> None:
-        """What the pool is made of, and what is to be scored of it."""
+        """Note what the pool is made of, and what is to be scored of it."""
         rows = plan.units.rows
         todo = rows[plan.to_compute]
         self._reused = (int(rows.sum() - todo.sum()), len(rows) - len(todo))
         self._say("planned", rows=int(rows.sum()), units=len(rows), rows_todo=int(todo.sum()), units_todo=len(todo))
 
     def end(self, kind: str, **facts: Any) -> None:
-        """The run came to its end: `committed` or `scored`."""
+        """Note that the run came to its end: `committed` or `scored`."""
         self._ended = True
         self._say(kind, **facts)
 
@@ -105,7 +105,7 @@ class RunLog:
     def stage(self, text: str) -> None:
         self._reporter.stage(text)
 
-    def units(self, progress: Progress) -> None:
+    def units(self, progress: ScoringProgress) -> None:
         self._reporter.units(progress)
         now, done = time.monotonic(), (progress.units, progress.of_units)
         all_done = progress.units == progress.of_units and done != self._done

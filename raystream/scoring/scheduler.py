@@ -106,17 +106,17 @@ class Scheduler:
         return len(self.done) == self.units
 
     def start(self) -> list[Instruction]:
-        """The first instructions: no more workers than units."""
+        """Give the first instructions: no more workers than units."""
         return self._replace_workers()
 
     def add(self, units: int) -> list[Instruction]:
-        """So many further units, numbered on from the last; workers that are ready take them at once."""
+        """Add so many further units, numbered on from the last; workers that are ready take them at once."""
         self._fresh.extend(range(self.units, self.units + units))
         self.units += units
         return self._replace_workers() + self._assign()
 
     def worker_ready(self, worker: int) -> list[Instruction]:
-        """A worker has loaded the model and waits for work."""
+        """Note that a worker has loaded the model, and give it work."""
         if worker not in self.starting:
             return []
         self.starting.discard(worker)
@@ -127,7 +127,7 @@ class Scheduler:
         return self._assign()
 
     def start_failed(self, worker: int, cause: BaseException, retry: bool) -> list[Instruction]:
-        """A worker could not start; with `retry` False, no other one can either."""
+        """Note that a worker could not start; with `retry` False, no other one can either."""
         self.starting.discard(worker)
         self.leaving.discard(worker)
         self.failed_starts += 1
@@ -136,7 +136,7 @@ class Scheduler:
         return self._replace_workers()
 
     def succeeded(self, worker: int, unit: int) -> list[Instruction]:
-        """A unit's receipt came; it may come twice, or after its worker was given up."""
+        """Note that a unit's receipt came; it may come twice, or after its worker was given up."""
         self._hear(worker)
         self._take_back(worker, unit)
         self.done.add(unit)
@@ -144,7 +144,7 @@ class Scheduler:
         return self._assign()
 
     def late(self, unit: int) -> list[Instruction]:
-        """A unit takes far longer than others did: a worker that has nothing to do gets it as well, and the first receipt counts.
+        """Give a unit that takes far longer than others did to a worker that has nothing to do as well; the first receipt counts.
 
         One that was charged before isn't handed out twice: it may be what ends its worker.
         """
@@ -158,7 +158,7 @@ class Scheduler:
         return [Assign(worker, unit)]
 
     def worker_leaving(self, worker: int) -> list[Instruction]:
-        """A worker is about to be taken away, as on a machine whose time is up: another one is started in its place."""
+        """Start another worker in place of one that is about to be taken away, as on a machine whose time is up."""
         if worker in self.leaving or (worker not in self.held and worker not in self.starting):
             return []
         self.leaving.add(worker)
@@ -166,21 +166,21 @@ class Scheduler:
         return self._replace_workers()
 
     def spare_memory(self) -> bool:
-        """A worker ran out of memory: from now on each holds one unit at a time; tells whether that is new."""
+        """Let each worker hold one unit at a time from now on, since one ran out of memory; tell whether that is new."""
         new, self.in_flight = self.in_flight > 1, 1
         for worker in self.held:
             self._place(worker)
         return new
 
     def failed(self, worker: int, unit: int, cause: BaseException) -> list[Instruction]:
-        """A unit failed for a reason that may pass; the worker lives."""
+        """Note that a unit failed for a reason that may pass; the worker lives."""
         self._hear(worker)
         if self._take_back(worker, unit):
             self._charge(unit, cause)
         return self._assign()
 
     def rejected(self, worker: int, unit: int, cause: BaseException) -> list[Instruction]:
-        """A unit failed for a reason that no second try will change."""
+        """Note that a unit failed for a reason that no second try will change."""
         self._hear(worker)
         self._take_back(worker, unit)
         if unit not in self.done:
@@ -189,7 +189,7 @@ class Scheduler:
         return self._assign()
 
     def worker_lost(self, worker: int, cause: BaseException) -> list[Instruction]:
-        """A worker died: all it held goes back, and only the unit that was running is charged; of one that was leaving, none is.
+        """Take back all that a dead worker held, and charge only the unit that was running; of one that was leaving, none.
 
         Nor is a unit charged again by a worker that was last heard of before its last charge: where several die at once, that of which
         the news comes later may have been dead when it was given the unit.
@@ -250,7 +250,7 @@ class Scheduler:
         return True
 
     def _release(self, worker: int, unit: int) -> None:
-        """A worker holds the unit no more; note whether another one still does."""
+        """Note that a worker holds the unit no more, and whether another one still does."""
         if unit in self._twice:
             self._twice[unit] = [holder for holder in self._twice[unit] if holder != worker]
             if not self._twice[unit]:
@@ -271,7 +271,7 @@ class Scheduler:
             self._free[len(units)][worker] = None
 
     def _assign(self) -> list[Instruction]:
-        """The emptiest worker takes the next unit, as long as there are both."""
+        """Give the emptiest worker the next unit, as long as there are both."""
         instructions: list[Instruction] = []
         for count, workers in enumerate(self._free):
             while workers and (unit := self._take_next(alone=not count)) is not None:
@@ -282,7 +282,7 @@ class Scheduler:
         return instructions
 
     def _take_next(self, alone: bool) -> int | None:
-        """The next unit, one that was charged before only for a worker that is `alone` with it."""
+        """Take the next unit, one that was charged before only for a worker that is `alone` with it."""
         for units in (self._fresh, self._charged) if alone else (self._fresh,):
             while units:
                 unit = units.popleft()

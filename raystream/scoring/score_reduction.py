@@ -76,7 +76,7 @@ class ReducedPredictor:
         return pieces[0] if len(pieces) == 1 else _joined(pieces)
 
     def _fit(self, inputs: tuple[Any, ...]) -> Prediction | None:
-        """The reduced prediction for one batch, or None when it did not fit and the batch was halved."""
+        """Reduce the prediction of one batch; None when it did not fit and the batch was halved."""
         try:
             with torch.inference_mode():
                 return reduced(self._model.predict(inputs), self._reduction)
@@ -90,7 +90,7 @@ class ReducedPredictor:
 
 
 def reduced(prediction: Prediction, how: Reduction) -> Prediction:
-    """A prediction with its rows' scores in place of its logits and samples; one that has no logits, as it is."""
+    """Return a prediction with its rows' scores in place of its logits and samples; one that has no logits, as it is."""
     if prediction.logits is None:
         return prediction
     reason = prediction.reason
@@ -107,7 +107,7 @@ def reduced(prediction: Prediction, how: Reduction) -> Prediction:
 
 
 def _dense(prediction: Prediction, how: Reduction) -> tuple[RowScores, Tensor]:
-    """The scores, and bool (n_rows,) at rows of which no element counts."""
+    """Return the scores, and bool (n_rows,) at rows of which no element counts."""
     logits, samples, mask = prediction.logits, prediction.samples, prediction.mask
     assert logits is not None
     empty = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
@@ -121,7 +121,7 @@ def _dense(prediction: Prediction, how: Reduction) -> tuple[RowScores, Tensor]:
 
 
 def _multi_label(logits: Tensor, samples: Tensor | None, how: Reduction) -> RowScores:
-    """The prediction is the likeliest label, and the confidence that label's own probability."""
+    """Take the likeliest label as the prediction, and that label's own probability as the confidence."""
     names = TASKS["multi_label"].scores
     scores = {name: label_scores(logits, name, how.reduce, how.temperature).float() for name in names}
     if samples is not None:
@@ -149,7 +149,7 @@ def _count(samples: Tensor | None) -> int | None:
 
 
 def _joined(pieces: list[Prediction]) -> Prediction:
-    """Reduced predictions for consecutive rows as one."""
+    """Join reduced predictions for consecutive rows."""
     scores = [piece.scores for piece in pieces if piece.scores is not None]
     embeddings = [piece.embedding for piece in pieces if piece.embedding is not None]
     reasons = dict.fromkeys(piece.reason for piece in pieces if piece.scores is not None and not bool(piece.scores.sound.all()))

@@ -72,13 +72,13 @@ class ScoredPool:
         return len(self.ids)
 
     def ids_at(self, rows: np.ndarray) -> pa.Array:
-        """The ids of these rows of the pool, in the order asked for."""
+        """Read the ids of these rows of the pool, in the order asked for."""
         if isinstance(self.ids, StoredIds):
             return self.columns_at(rows, [self.ids.name]).column(0).combine_chunks()
         return take_ids(self.ids, rows)
 
     def columns_at(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
-        """Further columns of the scores, for these rows of the pool, in the order asked for."""
+        """Read further columns of the scores, for these rows of the pool, in the order asked for."""
         if not len(rows):
             unit = self.units[int(np.argmax(self.unit_rows > 0))]
             return next(read_columns(self.store, [unit], columns)).slice(0, 0)
@@ -94,7 +94,7 @@ class ScoredPool:
         return pa.concat_tables(pieces).take(pa.array(back))
 
     def with_output(self, table: ReceiptTable, score: str | None) -> ScoredPool:
-        """The same rows with a further output of their units, and ranked by a column of it, unless it is None."""
+        """Return the same rows with a further output of their units, and ranked by a column of it, unless it is None."""
         pool = replace(self, units=self.units.and_also(table))
         return pool if score is None else replace(pool, score=pool.column(score))
 
@@ -104,12 +104,12 @@ class ScoredPool:
         return np.diff(self.starts, append=len(self))
 
     def column(self, name: str) -> np.ndarray:
-        """(n,) one score of all rows."""
+        """Read (n,) one score of all rows."""
         tables = read_columns(self.store, _filled(self.units), [name])
         return np.concatenate([np.empty(0, np.float32), *(table.column(0).to_numpy() for table in tables)])
 
     def places(self, rows: np.ndarray) -> Places:
-        """The file of each of these rows, and its row in it."""
+        """Find the file of each of these rows, and its row in it."""
         files = {file.path: file for file in self.files}
         numbers = {path: number for number, path in enumerate(files)}
         of = np.array([numbers[file.path] for file in self.files], dtype=np.int32)[self.file_of]
@@ -122,7 +122,7 @@ class ScoredPool:
         return f"{self.units[unit].unit} row {file_row}"
 
     def unit_of(self, rows: np.ndarray) -> np.ndarray:
-        """The number of the unit that holds each row."""
+        """Find the number of the unit that holds each row."""
         return np.searchsorted(self.starts, rows, "right") - 1
 
     @property
@@ -137,7 +137,7 @@ class ScoredPool:
         return any(receipt.kind == kind and receipt.file is not None for receipt in self.units.of_models())
 
     def embeddings(self, rows: np.ndarray | None, memory: int = 0) -> tuple[list[Embeddings], list[np.ndarray | None]]:
-        """The embeddings of these rows of the pool, given in ascending order; of all rows for None.
+        """Open the embeddings of these rows of the pool, given in ascending order; of all rows for None.
 
         Args:
             rows: int64.
@@ -149,25 +149,25 @@ class ScoredPool:
         return self._vectors(EMBEDDINGS, rows, memory)
 
     def probabilities(self, rows: np.ndarray | None, memory: int = 0) -> tuple[list[Embeddings], list[np.ndarray | None]]:
-        """The class probabilities, as `embeddings` gives embeddings."""
+        """Open the class probabilities, as `embeddings` opens embeddings."""
         return self._vectors(PROBABILITIES, rows, memory)
 
     def samples(self, kind: str, rows: np.ndarray | None) -> np.ndarray:
-        """(m, k, c) float32 log-probabilities of that kind, for these rows in ascending order; of all rows for None."""
+        """Read (m, k, c) float32 log-probabilities of that kind, for these rows in ascending order; of all rows for None."""
         classes = next(receipt.classes for receipt in self.units.of_models() if receipt.classes is not None)
         found = self._held(kind, rows)
         return found.astype(np.float32, copy=False).reshape(len(found), -1, classes)
 
     def embeddings_of(self, rows: np.ndarray) -> np.ndarray:
-        """(m, d) stored embeddings of these rows of the pool, given in any order."""
+        """Read (m, d) stored embeddings of these rows of the pool, given in any order."""
         return self._vectors_of(EMBEDDINGS, rows)
 
     def probabilities_of(self, rows: np.ndarray) -> np.ndarray:
-        """(m, c) stored class probabilities of these rows of the pool, given in any order."""
+        """Read (m, c) stored class probabilities of these rows of the pool, given in any order."""
         return self._vectors_of(PROBABILITIES, rows)
 
     def _vectors(self, kind: str, rows: np.ndarray | None, memory: int) -> tuple[list[Embeddings], list[np.ndarray | None]]:
-        """The vectors of a kind; see `embeddings`."""
+        """Open the vectors of a kind; see `embeddings`."""
         parts: list[Embeddings] = []
         positions: list[np.ndarray | None] = []
         vectors = VectorFiles(self.store)
@@ -191,7 +191,7 @@ class ScoredPool:
         return parts, positions
 
     def _wanted(self, kind: str, rows: np.ndarray | None) -> Iterator[tuple[StoredFile, int, np.ndarray | None]]:
-        """The files that hold any of these rows of the pool, how many rows each has, and which of them are wanted; None: all."""
+        """Yield the files that hold any of these rows of the pool, how many rows each has, and which of them are wanted; None: all."""
         touched = range(len(self.units)) if rows is None else np.unique(self.unit_of(rows)).tolist()
         for index in touched:
             unit, start = self.units[index], self.starts[index]
@@ -225,7 +225,7 @@ class ScoredPool:
             return list(threads.map(read, wanted))
 
     def _held(self, kind: str, rows: np.ndarray | None) -> np.ndarray:
-        """The vectors of these rows, in ascending order, as one array; (0, 0) where there are none."""
+        """Read the vectors of these rows, in ascending order, as one array; (0, 0) where there are none."""
         pieces = []
         for part, inside in zip(*self._vectors(kind, rows, _UNLIMITED), strict=True):
             pieces.append(np.array(part.array if inside is None else part.array[inside]))
@@ -302,12 +302,12 @@ def holds_column(units: ScoredUnits, name: str) -> bool:
 
 
 def _filled(units: ScoredUnits) -> Iterator[UnitOutputs]:
-    """The units that have rows."""
+    """Yield the units that have rows."""
     return (units[index] for index in np.flatnonzero(units.rows).tolist())
 
 
 def unit_vectors(store: Store, units: Sequence[UnitOutputs], kind: str) -> list[np.ndarray]:
-    """All vectors of a kind, (n, d) for each unit that has some, in the order of the units."""
+    """Read all vectors of a kind, (n, d) for each unit that has some, in the order of the units."""
     files, found = VectorFiles(store), []
     for unit in units:
         receipt = unit.of(kind)

@@ -27,9 +27,9 @@ from raystream.scoring.executor import (
     WorkerReady,
     WorkerSource,
 )
-from raystream.scoring.job import Job, UnitTask
+from raystream.scoring.job import ScoringJob, UnitTask
 from raystream.scoring.plan import ScoringPlan, Tasks
-from raystream.scoring.progress import Meter, Progress, Reporter
+from raystream.scoring.progress import Meter, Reporter, ScoringProgress
 from raystream.store.integrity import just_written
 from raystream.store.life import SignOfLife
 from raystream.store.packs import write_packs
@@ -66,7 +66,7 @@ class Session:
 
     def __init__(
         self,
-        job: Job,
+        job: ScoringJob,
         store: Store,
         folder: str,
         reporter: Reporter,
@@ -77,7 +77,7 @@ class Session:
     ) -> None:
         self._job, self._store, self._folder, self._processes = job, store, folder, processes
         self._life, self._own_life = life or SignOfLife(), life is None
-        self._progress = _Progress(store, reporter, folder)
+        self._progress = _ProgressLog(store, reporter, folder)
         self._executor: Executor | None = None
         self._scoring: Scoring | None = None
         self._left_out: list[str] = []
@@ -99,7 +99,7 @@ class Session:
         self.end_workers()
 
     def end_workers(self) -> None:
-        """Nothing more is to be scored: give back what the workers hold."""
+        """Give back what the workers hold: nothing more is to be scored."""
         if self._executor is not None:
             self._executor.close()
         self._executor = self._scoring = None
@@ -114,11 +114,11 @@ class Session:
         return [*self._left_out, *again]
 
     def needs(self, plan: ScoringPlan) -> None:
-        """The run uses what this plan names beside the plan in its folder: `raystream gc` is told to leave these units whole."""
+        """Note that the run uses what this plan names beside the plan in its folder: `raystream gc` is told to leave these units whole."""
         self._life.needs(plan.keys)
 
     def score(self, plan: ScoringPlan) -> ScoredUnits:
-        """The outputs of a plan's units, what the store lacks computed now; units that `on_error: skip` leaves out are not among them.
+        """Return the outputs of a plan's units, what the store lacks computed now; without the units that `on_error: skip` leaves out.
 
         Raises:
             UnitsFailed: units failed three times, and the query says to fail, or more of them than it may leave out.
@@ -219,7 +219,7 @@ def _by_cause(told: Sequence[tuple[str, Sequence[str]]]) -> str:
     return "; ".join(words) + (f" (and {rest} more)" if rest else "")
 
 
-class _Progress:
+class _ProgressLog:
     """Follows what workers do for the reporter and for `workers.jsonl`."""
 
     def __init__(self, store: Store, reporter: Reporter, folder: str) -> None:
@@ -236,7 +236,7 @@ class _Progress:
         self.start_seconds = 0.0
 
     def begin(self, rows: np.ndarray) -> None:
-        """Units of so many rows each are to be scored, too; they are known by their numbers, counted on from the last."""
+        """Expect units of so many rows each, too; they are known by their numbers, counted on from the last."""
         self._began = time.perf_counter()
         if self._ready:
             self._ready += self._began - self._last  # nothing was scored in between
@@ -275,13 +275,13 @@ class _Progress:
             self._rows += int(self._unit_rows[unit]) - behind
             self._ended[unit], self._units = True, self._units + 1
 
-    def _so_far(self, seconds: float) -> Progress:
+    def _so_far(self, seconds: float) -> ScoringProgress:
         rate = self._meter.rate(self._rows, seconds)
         left = None if rate is None or self._units == len(self._ended) else (self._of_rows - self._rows) / rate
-        return Progress(self._units, len(self._ended), self._rows, self._of_rows, rate, left, len(self._up))
+        return ScoringProgress(self._units, len(self._ended), self._rows, self._of_rows, rate, left, len(self._up))
 
     def end(self) -> None:
-        """No further event: keep all, the workers being gone."""
+        """Keep all that was noted: no further event comes, the workers being gone."""
         self._up.clear()
         self._write()
         with suppress(StoreError):  # events only inform
@@ -299,7 +299,7 @@ _KEPT_SECONDS = 0.2
 
 
 def _entry(event: Event) -> dict[str, object]:
-    """A line of `workers.jsonl`."""
+    """Make a line of `workers.jsonl`."""
     entry: dict[str, object] = {"time": round(time.time(), 3), "event": type(event).__name__, "worker": event.worker}
     if isinstance(event, UnitEnded):
         outcome = event.outcome

@@ -29,17 +29,17 @@ class Stragglers:
         self._looked = float("-inf")
 
     def began(self, unit: int) -> None:
-        """A worker was given the unit."""
+        """Note that a worker was given the unit."""
         self._since[unit] = self._clock()
 
     def ended(self, unit: int, *, well: bool) -> None:
-        """It is scored, or is begun anew later."""
+        """Note that it is scored, or is begun anew later."""
         since = self._since.pop(unit, None)
         if well and since is not None:
             self._took.append(self._clock() - since)
 
     def late(self) -> list[int]:
-        """The units that are late, longest first; asked more often than once a second, none."""
+        """List the units that are late, longest first; none when asked more often than once a second."""
         now = self._clock()
         if not self._took or now - self._looked < _LOOK_SECONDS:
             return []

@@ -84,7 +84,7 @@ class UsersScore:
 
 
 def users_score(path: str) -> UsersScore:
-    """The function that a query names in `acquire.score` or `also`.
+    """Import the function that a query names in `acquire.score` or `also`.
 
     Raises:
         QueryError: it can't be imported, or isn't a function.

@@ -35,7 +35,7 @@ from raystream.model import (
 from raystream.pool import OutageError, Unit, UnreachableError
 from raystream.scoring.batch_reader import BatchReader, BufferedRows, first_rows, preparation, probe
 from raystream.scoring.epig import score_epig
-from raystream.scoring.job import Job, UnitTask
+from raystream.scoring.job import ScoringJob, UnitTask
 from raystream.scoring.output_kinds import FUNCTION, GRADIENTS, KINDS, PARAMETER_GRADIENTS, OutputBlock, computed
 from raystream.scoring.outputs import OutputWriter, TakenRows
 from raystream.scoring.score_reduction import ReducedPredictor
@@ -103,7 +103,7 @@ class Worker:
         ClusterError: this process doesn't see the driver's store.
     """
 
-    def __init__(self, job: Job, patience: Patience = PATIENCE) -> None:
+    def __init__(self, job: ScoringJob, patience: Patience = PATIENCE) -> None:
         job = replace(job, model=with_local_files(job.model, job.storage, patience))
         sys.path.extend(p for p in job.import_paths if p not in sys.path and Path(p).exists())
         self._job, self._patience = job, patience
@@ -238,7 +238,7 @@ class Worker:
         return RowsInMemory(scores, np.concatenate(vectors) if vectors else None, classes)
 
     def _columns(self, prediction: Prediction) -> dict[str, torch.Tensor]:
-        """The score columns of some rows."""
+        """Compute the score columns of some rows."""
         if prediction.scores is not None:
             return dict(prediction.scores.scores)
         temperature, samples = self._job.model.temperature_value, prediction.samples
@@ -261,7 +261,7 @@ class Worker:
         return found
 
     def attempt(self, task: UnitTask, follow: Follow = alone) -> UnitOutputs | Failure:
-        """`score`, with what went wrong as a value: it has to travel between processes.
+        """Call `score`, and return what went wrong as a value: it has to travel between processes.
 
         A device that is lost is raised: nothing that this process computes from here on can be trusted.
         """
@@ -278,7 +278,7 @@ class Worker:
             return Failure(RaystreamError(text), retry=True, memory=isinstance(error, MemoryError) or _NO_MEMORY in str(error))
 
     def _in_spite_of_outages(self, task: UnitTask, follow: Follow) -> UnitOutputs:
-        """`score`, from the beginning again where a storage went away in the middle of a file, which can't be taken up there."""
+        """Call `score`, from the beginning again where a storage went away in the middle of a file, which can't be taken up there."""
         unit = task.unit
         here = not is_remote(unit.file.path)  # else each request has waited by itself
 
@@ -291,7 +291,7 @@ class Worker:
         return UnitOutputs(tuple(self._committed(receipt) for receipt in receipts))
 
     def _committed(self, receipt: Receipt) -> Receipt:
-        """The receipt that is kept of an output: this one, or that of whoever was first."""
+        """Return the receipt that is kept of an output: this one, or that of whoever was first."""
         name = receipt_name(receipt.key, receipt.output)
         # A receipt whose name is lost in a crash of the machine costs this output, which is not worth waiting for the disk.
         if self._store.put_if_absent(name, receipt.to_json(), wait=False):
@@ -308,7 +308,7 @@ class Worker:
         return winner
 
     def _model_for(self, unit: Unit) -> Predictor:
-        """The model; for a unit that holds embeddings alone, as a file of labelled rows may, what passes these on."""
+        """Return the model; for a unit that holds embeddings alone, as a file of labelled rows may, what passes these on."""
         if unit.columns is None:
             return self._model
         return load(
@@ -374,15 +374,15 @@ class Worker:
         return sound and all(math.isfinite(float(values.sum())) for values in summed)
 
     def _too_large(self, embedding: torch.Tensor) -> torch.Tensor | None:
-        """(n,) which rows overflow when stored, or None if none does."""
+        """Tell (n,) which rows overflow when stored; None if none does."""
         if self._job.model.embedding_dtype != "float16":
             return None
         rows = torch.isinf(embedding.half()).any(dim=1) & torch.isfinite(embedding).all(dim=1)
         return rows if bool(rows.any()) else None
 
 
-def started(job: Job, patience: Patience = PATIENCE) -> Worker:
-    """A worker, in spite of outages of the disks that its model and the first rows lie on; requests to storages wait by themselves."""
+def started(job: ScoringJob, patience: Patience = PATIENCE) -> Worker:
+    """Start a worker, in spite of outages of the disks that its model and first rows lie on; requests to storages wait by themselves."""
     here = not any(is_remote(unit.file.path) for unit in job.first)
 
     def broken(error: DataError) -> bool:
@@ -419,7 +419,7 @@ def _kept(values: torch.Tensor | None, keep: torch.Tensor) -> torch.Tensor | Non
 
 
 def _apart(prediction: Prediction, inputs: tuple[Any, ...]) -> Prediction:
-    """The prediction with its logits in memory of their own: a model may return its input, or a view of it."""
+    """Return the prediction with its logits in memory of their own: a model may return its input, or a view of it."""
     shared = {tensor.untyped_storage().data_ptr() for tensor in inputs if isinstance(tensor, torch.Tensor)}
     logits = prediction.logits
     if logits is None or logits.untyped_storage().data_ptr() not in shared:
@@ -428,7 +428,7 @@ def _apart(prediction: Prediction, inputs: tuple[Any, ...]) -> Prediction:
 
 
 def _counted(reasons: dict[int, str]) -> str:
-    """The first row's reason, and how many rows share it."""
+    """Write the first row's reason, and how many rows share it."""
     first = min(reasons)
     same = sorted(row for row, reason in reasons.items() if reason == reasons[first])
     rows = f"{len(same)} rows, first {', '.join(map(str, same[:3]))}" if len(same) > 1 else f"row {first}"

@@ -27,7 +27,7 @@ Ids = ArrayLike | Sequence[str] | Sequence[bytes]
 
 
 def embeddings(x: ArrayLike, name: str = "x") -> Array:
-    """(n, d) float16 or float32, finite, d at least 1.
+    """Check (n, d) embeddings: float16 or float32, finite, d at least 1.
 
     Raises:
         DataError: another shape, or values that are NaN, infinite or beyond float32.
@@ -49,7 +49,7 @@ def embeddings(x: ArrayLike, name: str = "x") -> Array:
 
 
 def _not_finite(x: Array) -> Array:
-    """The rows of (n, d) that hold NaN or infinities, int64."""
+    """Find the rows of (n, d) that hold NaN or infinities, int64."""
     step = max(_SUMMED // x.shape[1], 1)
     found = []
     for begin in range(0, len(x), step):
@@ -64,29 +64,29 @@ def _not_finite(x: Array) -> Array:
 
 
 def rows_of(x: ArrayLike, metric: Metric = "euclidean") -> Rows:
-    """`x`, checked, as rows in the metric's space."""
+    """Check `x`, and return it as rows in the metric's space."""
     return as_rows(embeddings(x), checked_metric(metric))
 
 
 def shards_of(x: ArrayLike, metric: Metric = "euclidean", memory: int | None = None) -> LocalShards:
-    """`x`, checked, as shards of this process; their working copies fit unless `memory` is given."""
+    """Check `x`, and return it as shards of this process; their working copies fit unless `memory` is given."""
     array = embeddings(x)
     room = max(DEFAULT_MEMORY, 2 * array.nbytes) if memory is None else memory
     return LocalShards.of_array(array, metric=checked_metric(metric), memory=room)
 
 
 def labelled_of(labelled: ArrayLike | None, width: int, metric: Metric, name: str = "labelled") -> Array:
-    """(m, d) float32 in the metric's space; None and no rows are no rows."""
+    """Return (m, d) float32 in the metric's space; None and no rows are no rows."""
     return vectors(optional(labelled, name), width, metric, name)
 
 
 def optional(values: ArrayLike | None, name: str) -> Array | None:
-    """`numbers`, or None."""
+    """Return `numbers`, or None."""
     return None if values is None else numbers(values, name)
 
 
 def column(values: ArrayLike, n: int | None = None, name: str = "score") -> Array:
-    """(n,) numbers, one for each row; as many as there are, without n."""
+    """Check (n,) numbers, one for each row; as many as there are, without n."""
     array = numbers(values, name)
     if array.ndim != 1 or (n is not None and len(array) != n):
         expected = "one number for each row" if n is None else f"({n},), one for each row"
@@ -95,12 +95,12 @@ def column(values: ArrayLike, n: int | None = None, name: str = "score") -> Arra
 
 
 def optional_column(values: ArrayLike | None, n: int, name: str = "score") -> Array | None:
-    """`column`, or None."""
+    """Check a `column`, or return None."""
     return None if values is None else column(values, n, name)
 
 
 def count(k: int, name: str = "k") -> int:
-    """A whole number of rows, at least 0."""
+    """Check a whole number of rows, at least 0."""
     whole = _whole(k)
     if whole is None or whole < 0:
         raise QueryError(f"`{name}` is {k!r}, expected a whole number of at least 0")
@@ -108,7 +108,7 @@ def count(k: int, name: str = "k") -> int:
 
 
 def checked_seed(seed: int) -> int:
-    """A whole number."""
+    """Check a whole number."""
     whole = _whole(seed)
     if whole is None:
         raise QueryError(f"`seed` is {seed!r}, expected a whole number")
@@ -116,7 +116,7 @@ def checked_seed(seed: int) -> int:
 
 
 def _whole(value: int) -> int | None:
-    """The number, of Python, NumPy or torch; None for any other."""
+    """Return the number, of Python, NumPy or torch, as an int; None for any other."""
     try:
         return None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:
@@ -124,14 +124,14 @@ def _whole(value: int) -> int | None:
 
 
 def checked_metric(metric: Metric) -> Metric:
-    """`euclidean` or `cosine`."""
+    """Check that the metric is `euclidean` or `cosine`."""
     if metric not in get_args(Metric):
         raise QueryError(f"`metric` is {metric!r}{did_you_mean(str(metric), get_args(Metric))}")
     return metric
 
 
 def keys_of(ids: Ids | None, n: int | None, seed: int) -> Array:
-    """(n,) uint64 hashes of (seed, id); without ids, of the row numbers."""
+    """Return (n,) uint64 hashes of (seed, id); without ids, of the row numbers."""
     if ids is None:
         return row_hash(seed, np.arange(n or 0))
     array = plain(ids, "ids")
@@ -144,7 +144,7 @@ def keys_of(ids: Ids | None, n: int | None, seed: int) -> Array:
 
 
 def positions(rows: ArrayLike, n: int, name: str) -> Array:
-    """int64 numbers of distinct rows below n, in the order given.
+    """Check int64 numbers of distinct rows below n, in the order given.
 
     Raises:
         QueryError: a number that is no row.

@@ -54,7 +54,7 @@ def has_bfloat16_units() -> bool:
 
 
 def grid_power(width: int, largest: float) -> int:
-    """p such that rows made of multiples of 2^-p, at most `largest` in size, have exact float32 products."""
+    """Return p such that rows made of multiples of 2^-p, at most `largest` in size, have exact float32 products."""
     if largest == 0:
         return 0
     return math.floor((22 - math.log2(max(width, 1))) / 2 - math.log2(largest) - 1e-9)
@@ -84,7 +84,7 @@ class Encoding:
 
     @classmethod
     def fit(cls, mean: Array, largest: float, *, on_grid: bool, precision: Precision) -> Encoding:
-        """The encoding for rows with this mean and this largest absolute value."""
+        """Fit the encoding to rows with this mean and this largest absolute value."""
         width = len(mean)
         reach = largest * math.sqrt(max(width, 1))
         power = 0 if reach == 0 else -math.frexp(reach)[1]
@@ -124,16 +124,16 @@ class Encoding:
         return (len(self.shift) + 32) * 2.0**-122
 
     def rows(self, x: Array, out: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """(m, d) float32 -> operand (m, width) and slack (m,) float32, what rounding may have moved each row by."""
+        """Turn (m, d) float32 into operand (m, width) and slack (m,) float32, what rounding may have moved each row by."""
         return self._encode(x, out, centre=False)
 
     def centres(self, x: Array) -> tuple[torch.Tensor, float]:
-        """(m, d) float32 -> operand (m, width) and the largest slack."""
+        """Turn (m, d) float32 into operand (m, width) and the largest slack."""
         operand, slack = self._encode(x, None, centre=True)
         return operand, float(slack.max()) if len(slack) else 0.0
 
     def as_centre(self, row: torch.Tensor) -> torch.Tensor:
-        """(width,) operand of a row -> of the same vector as a centre."""
+        """Turn a row's (width,) operand into that of the same vector as a centre."""
         d, pieces = len(self.shift), self._pieces
         result = row.clone()
         result[:d] *= -2.0
@@ -142,17 +142,17 @@ class Encoding:
         return result
 
     def squares(self, centres: torch.Tensor) -> torch.Tensor:
-        """(m,) float64, the bounds a of the squared lengths in (m, width) operands of centres."""
+        """Return (m,) float64, the bounds a of the squared lengths in (m, width) operands of centres."""
         first = len(self.shift) + self._pieces
         return centres[:, first : first + self._pieces].double().sum(1)
 
     def row_squares(self, rows: torch.Tensor) -> torch.Tensor:
-        """(m,) float64, the same in operands of rows."""
+        """Return (m,) float64, the same in operands of rows."""
         d = len(self.shift)
         return rows[:, d : d + self._pieces].double().sum(1)
 
     def radius(self, rows: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
-        """(m,) float64, in the data's own scale, never below the distances of rows with these operands to the shift."""
+        """Return (m,) float64, in the data's own scale, never below the distances of rows with these operands to the shift."""
         return (self.row_squares(rows).sqrt_() * (1 + 2.0**-20) + slack).mul_(2.0**-self.power)
 
     @property
@@ -200,7 +200,7 @@ class Encoding:
             body.mul_(-2.0)
 
     def upper(self, product: torch.Tensor, slack: torch.Tensor | float) -> Array:
-        """float64 upper bounds of the squared distances behind products; slack is row's plus centre's."""
+        """Return float64 upper bounds of the squared distances behind products; slack is row's plus centre's."""
         wide = product.double().clamp_(min=0.0)
         if self.bfloat16:
             wide = wide.mul_(_BFLOAT16_UP).sqrt_().add_(slack).square_().mul_(_FLOAT64_UP)
@@ -219,7 +219,7 @@ class Encoding:
         rows: torch.Tensor,
         largest_square: float | torch.Tensor,
     ) -> torch.Tensor:
-        """The product up to which another centre may still be nearer than the one with the smallest product.
+        """Return the product up to which another centre may still be nearer than the one with the smallest product.
 
         Args:
             smallest: (m,) the smallest product of each row.
@@ -238,7 +238,7 @@ class Encoding:
         return _bfloat16_up(limit * (_BFLOAT16_UP * _FLOAT64_UP))
 
     def limit(self, squared: Array, slack: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
-        """The product above which a centre is certainly farther than the squared distance.
+        """Return the product above which a centre is certainly farther than the squared distance.
 
         Args:
             squared: (m,) float64, in the data's own scale.
@@ -255,25 +255,25 @@ class Encoding:
 
 
 def unfilled(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor whose values don't matter yet. NumPy asks for large pages, which take a tenth of the time to be handed out."""
+    """Make a tensor whose values don't matter yet. NumPy asks for large pages, which take a tenth of the time to be handed out."""
     kind = {2: np.int16, 4: np.float32, 8: np.float64}[dtype.itemsize]
     return torch.from_numpy(np.empty(shape, dtype=kind)).view(dtype)
 
 
 def _round_up(x: torch.Tensor) -> torch.Tensor:
-    """float64 -> float32, never below."""
+    """Round float64 to float32, never below."""
     narrow = x.float()
     return torch.where(narrow.double() < x, torch.nextafter(narrow, torch.full_like(narrow, math.inf)), narrow)
 
 
 def _bfloat16_up(x: torch.Tensor) -> torch.Tensor:
-    """float64, not negative -> bfloat16, never below."""
+    """Round float64, not negative, to bfloat16, never below."""
     rounded = x.to(torch.bfloat16)
     return (rounded.view(torch.int16) + (rounded.double() < x)).to(torch.int16).view(torch.bfloat16)
 
 
 def smallest_products(rows: torch.Tensor, centres: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """(m,) the smallest of each row's products; `out` (m, k) receives them all.
+    """Find (m,) the smallest of each row's products; `out` (m, k) receives them all.
 
     Products are compared as integers: for floats that are not negative the order is the same, and it
     is ten times as fast as torch's minimum of bfloat16. A negative one can only stand for zero.

@@ -60,7 +60,7 @@ class Case:
         return ", ".join(words)
 
     def candidates(self, shards: int) -> Candidates:
-        """Everything that a strategy may ask for, as fresh arrays, the embeddings in so many shards."""
+        """Make everything that a strategy may ask for, as fresh arrays, the embeddings in so many shards."""
         n = len(self.x)
         rng = np.random.Generator(np.random.Philox(n))
         logits = rng.standard_normal((n, _MEMBERS, _CLASSES))
@@ -87,23 +87,23 @@ class Case:
         }
 
     def constraints(self, repeats: Repeats | None) -> Constraints:
-        """The same as `choose` makes, of which the strategy under test knows nothing."""
+        """Make the same as `choose` makes, of which the strategy under test knows nothing."""
         alike = None
         if self.near_duplicates is not None:
             alike = NearDuplicates(self.near_duplicates, self.x.shape[1], self.space(self.labelled))
         return Constraints(self.budget, near_duplicates=alike, quotas=self.quotas, cost=self.cost, repeats=repeats)
 
     def repeats(self) -> Repeats | None:
-        """Rows that equal each other or labelled ones; None where near-duplicates say more."""
+        """Find rows that equal each other or labelled ones; None where near-duplicates say more."""
         return None if self.near_duplicates is not None else find_repeats(LocalShards.of_array(self.x), self.labelled)
 
     def space(self, x: Array) -> Array:
-        """`x` in the metric's space."""
+        """Return `x` in the metric's space."""
         return normalised(x) if self.metric == "cosine" else x
 
 
 def cases() -> Iterator[Case]:
-    """Every pool with budgets of some and more, some of 1 and all; every constraint; labelled rows that are none, some or the pool."""
+    """Yield every pool with budgets of some and more, some of 1 and all; every constraint; labelled rows: none, some or the pool."""
     for name, x in _pools():
         n, none = len(x), x[:0]
         for budget in sorted({min(7, n), n + 3} | ({1, n} if name in ("random", "duplicated") else set())):
@@ -166,10 +166,10 @@ def check_strategy(strategy: str | Strategy, *, args: Mapping[str, Any] | None =
             raise QueryError(f"strategy {strategy!r} is unknown{did_you_mean(strategy, STRATEGIES)}")
         strategy = STRATEGIES[strategy]
     for case in cases():
-        _Trial(strategy, case, args or {}, terms or {}).run()
+        _StrategyTrial(strategy, case, args or {}, terms or {}).run()
 
 
-class _Trial:
+class _StrategyTrial:
     """One strategy on one case."""
 
     def __init__(self, strategy: Strategy, case: Case, args: Mapping[str, Any], terms: Mapping[str, float]) -> None:
@@ -257,7 +257,7 @@ class _Trial:
 
 
 def _inputs(candidates: Candidates, request: Request) -> dict[str, Array]:
-    """Copies of every array that a strategy is given."""
+    """Copy every array that a strategy is given."""
     arrays = {f"candidates.{name}": getattr(candidates, name) for name in ("score", "keys", "labelled", "samples", "similar_to")}
     arrays["request.labelled"] = request.labelled
     held = {"shards": None if candidates.shards is None else candidates.shards.rows, "probabilities": candidates.probabilities}
@@ -267,7 +267,7 @@ def _inputs(candidates: Candidates, request: Request) -> dict[str, Array]:
 
 
 def _distances(x: Array, rows: Array, labelled: Array | None) -> Array:
-    """(b,) float64 by the definition, nan where nothing comes before."""
+    """Compute (b,) float64 distances by the definition, nan where nothing comes before."""
     fixed = np.empty((0, x.shape[1]), dtype=np.float32) if labelled is None else labelled
     before = np.concatenate([fixed, x[rows]])
     ends = range(len(fixed), len(before))

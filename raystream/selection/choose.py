@@ -167,7 +167,7 @@ def choose(
 def _spread(
     shards: Shards, rows: Array, labelled: Array, picked: Picked, filled: Array, *, proven: bool, given: int
 ) -> tuple[Array, Array, CertificateFacts]:
-    """Each chosen row's distance to those before it and how many candidates it represents, and how far the farthest of all is."""
+    """Compute each chosen row's distance to those before it and how many candidates it represents, and how far the farthest of all is."""
     x = shards.gather(rows)
     distance = _distances(x, labelled) if picked.distance is None or given else np.concatenate([picked.distance, np.zeros(len(filled))])
     covering = _covering(shards, x, labelled)
@@ -204,7 +204,7 @@ def _strategy(strategy: str | Strategy) -> tuple[str, Strategy]:
 
 
 def _fill(candidates: Candidates, constraints: Constraints, repeats: Repeats, others: bool) -> Array:
-    """Exact repeats, the highest scores first, which there is nothing left to take instead of; for floors alone if there are `others`."""
+    """Choose exact repeats, the highest scores first, where nothing else is left to take; for floors alone if there are `others`."""
     everyone = np.arange(len(candidates))
     if constraints.left <= 0 or (not others and not constraints.blocked(everyone).all()):
         return _NO_ROWS
@@ -227,7 +227,7 @@ def _note(others: int, obstacles: Sequence[Obstacle], more: bool) -> str:
 
 
 def _distances(x: Array, labelled: Array) -> Array:
-    """(b,) float64 distances of each row to the nearest before it or labelled; nan when there is none."""
+    """Compute (b,) float64 distances of each row to the nearest before it or labelled; nan when there is none."""
     before = np.concatenate([labelled, x])
     result = np.full(len(x), np.inf)
     if not len(x):

@@ -53,35 +53,35 @@ class Clustered(Protocol):
         """How often all rows have been read."""
 
     def __len__(self) -> int:
-        """n."""
+        """Return n, the number of rows."""
 
     def scaled(self, power: int) -> Clustered:
-        """The same rows times 2^power."""
+        """Return the same rows times 2^power."""
 
     def encoding(self) -> Encoding:
-        """Of the rows and of centres among them, for products."""
+        """Fit an encoding to the rows and to centres among them, for products."""
 
     def squared_to(self, point: Array) -> Array:
-        """(n,) float32 squared distances to a (d,) float32 point, by differences."""
+        """Return (n,) float32 squared distances to a (d,) float32 point, by differences."""
 
     def take(self, rows: Array | None = None) -> Array:
-        """(m, d) float32, some rows, int64, ascending; all of them for None.
+        """Read (m, d) float32, some rows, int64, ascending; all of them for None.
 
         Raises:
             QueryError: they don't fit the memory that may be used.
         """
 
     def iterate(self, weight: Array, encoding: Encoding, centres: Array, iterations: int) -> Array:
-        """`lloyd.iterate` over all rows."""
+        """Run `lloyd.iterate` over all rows."""
 
     def nearest(self, centres: Array) -> Array:
-        """(n,) int64: for each row its nearest of the (k, d) centres, exactly, the lowest at a tie."""
+        """Find (n,) int64: for each row its nearest of the (k, d) centres, exactly, the lowest at a tie."""
 
     def squared_to_own(self, centres: Array, nearest: Array) -> Array:
-        """(n,) float64 squared distances to the centres of these numbers, by the definition."""
+        """Return (n,) float64 squared distances to the centres of these numbers, by the definition."""
 
 
-class Held:
+class HeldRows:
     """(n, d) float32 rows in this process's memory."""
 
     def __init__(self, x: Array) -> None:
@@ -99,8 +99,8 @@ class Held:
     def largest(self) -> float:
         return max(float(self._x.max(initial=0.0)), -float(self._x.min(initial=0.0)))
 
-    def scaled(self, power: int) -> Held:
-        return Held(np.ldexp(self._x, power))
+    def scaled(self, power: int) -> HeldRows:
+        return HeldRows(np.ldexp(self._x, power))
 
     def encoding(self) -> Encoding:
         return encoding_of(self._x)
@@ -131,18 +131,18 @@ class Held:
 
 
 def clustered(shards: Shards, memory: int, strategy: str) -> Clustered:
-    """The candidates: here if they take no more than `memory` bytes as float32, else where they are.
+    """Bring the candidates here if they take no more than `memory` bytes as float32, else leave them where they are.
 
     Raises:
         DataError: rows that are not finite.
     """
     if len(shards) * shards.width * 4 <= memory:
-        return Held(gathered(shards.rows, memory, strategy))
+        return HeldRows(gathered(shards.rows, memory, strategy))
     return Spread(shards, memory, strategy)
 
 
 def taken(rows: Clustered, which: Array) -> Array:
-    """(m, d) float32 of some rows, int64, in any order."""
+    """Read (m, d) float32 of some rows, int64, in any order."""
     order = np.argsort(which, kind="stable")
     result = np.empty((len(which), rows.width), dtype=np.float32)
     result[order] = rows.take(which[order])
@@ -213,7 +213,7 @@ class Spread:
         own = [(None if narrow is None else narrow[start:stop],) for start, stop in stretches]
         pieces.call("begin", encoding, self._power, size, apart=own)
         self.count_pass()
-        return iterate(_Asked(self, pieces, stretches), weight, centres, iterations)
+        return iterate(_AllStretches(self, pieces, stretches), weight, centres, iterations)
 
     def nearest(self, centres: Array) -> Array:
         compared = distinct(centres)
@@ -224,11 +224,11 @@ class Spread:
         return self._ask("squared_to_own", centres, beside=nearest)
 
     def squared_to_labels(self, centres: Array, label: Array) -> Array:
-        """(n,) float32 squared distances to the centres of these labels, by differences."""
+        """Return (n,) float32 squared distances to the centres of these labels, by differences."""
         return self._ask("squared_to", centres, self._power, beside=label)
 
     def closest(self, centre: Array, gone: Array, count: int) -> tuple[Array, Array]:
-        """(c,) float64 squared distances to a (d,) centre and int64 rows, of the `count` nearest in order that aren't `gone`, (n,) bool."""
+        """Find the `count` nearest to a (d,) centre that aren't `gone`, (n,) bool: (c,) float64 squared distances, int64 rows."""
         pieces, stretches = self._spread(BLOCK)
         own = [(np.packbits(gone[start:stop]),) for start, stop in stretches]
         found = pieces.call("closest", centre, count, apart=own)
@@ -238,24 +238,24 @@ class Spread:
         return squared[order], rows[order]
 
     def count_pass(self) -> None:
-        """All rows are read once more."""
+        """Note that all rows are read once more."""
         self._passes[0] += 1
 
     def _ask(self, method: str, *args: Any, beside: Array | None = None) -> Array:
-        """What each row answers, in row order; `beside` holds one number a row that goes with them."""
+        """Collect what each row answers, in row order; `beside` holds one number a row that goes with them."""
         pieces, stretches = self._spread(BLOCK)
         own = None if beside is None else [(beside[start:stop],) for start, stop in stretches]
         self.count_pass()
         return np.concatenate(pieces.call(method, *args, apart=own))
 
     def _spread(self, block: int) -> tuple[Pieces, list[tuple[int, int]]]:
-        """Stretches of whole blocks of so many rows, and what holds each."""
+        """Cut stretches of whole blocks of so many rows, and make what holds each."""
         if block not in self._pieces:
             self._pieces[block] = self._shards.pieces(_Stretch, self._shards.memory, block=block), self._shards.stretches(block)
         return self._pieces[block]
 
 
-class _Asked:
+class _AllStretches:
     """All stretches, for iterations."""
 
     def __init__(self, rows: Spread, pieces: Pieces, stretches: Sequence[tuple[int, int]]) -> None:
@@ -289,7 +289,7 @@ class _Stretch:
         self._rows, self._memory = rows, memory
 
     def begin(self, encoding: Encoding, power: int, size: int, weight: Array | None) -> None:
-        """Iterations are about to begin: parts are of `size` rows, and each row counts by its weight."""
+        """Prepare for iterations: parts are of `size` rows, and each row counts by its weight."""
         n = len(self._rows)
         self._encoding, self._power, self._size, self._weight = encoding, power, size, weight
         self._label = np.full(n, -1, dtype=np.int64)
@@ -318,7 +318,7 @@ class _Stretch:
         return finder(centres, self._encoding, encoded)
 
     def squared_to(self, centres: Array, power: int, label: Array | None = None) -> Array:
-        """(m,) float32 squared distances by differences: to the centres of these labels, or to one (d,) point."""
+        """Return (m,) float32 squared distances by differences: to the centres of these labels, or to one (d,) point."""
         result = np.empty(len(self._rows), dtype=np.float32)
         wide = tensor(centres if label is not None else centres[None])
 
@@ -329,7 +329,7 @@ class _Stretch:
         return result
 
     def nearest(self, centres: Array) -> Array:
-        """(m,) int32, the nearest centre of each row, exactly."""
+        """Find (m,) int32, the nearest centre of each row, exactly."""
         return assign(self._rows, centres).nearest
 
     def squared_to_own(self, centres: Array, nearest: Array) -> Array:
@@ -371,14 +371,14 @@ class _Stretch:
         by_thread(((at, self._reading(at, power)) for at in blocks), len(blocks), lambda: look)
 
     def _reading(self, part: slice, power: int) -> Read:
-        """What reads the rows of a part; where they lie is looked up now, by this thread."""
+        """Make what reads the rows of a part; where they lie is looked up now, by this thread."""
         start = self._rows.start
         held = list(self._rows.blocks(start + part.start, start + part.stop, BLOCK))
         return _read(held, start, self._rows.width, power)
 
 
 def _read(held: Sequence[Block], start: int, width: int, power: int) -> Read:
-    """What reads rows, by their places from `start` on, from blocks that are cut where the files are."""
+    """Make what reads rows, by their places from `start` on, from blocks that are cut where the files are."""
     remaining: Iterator[Block] = iter(held)
     block, x = next(remaining, None), np.empty((0, width), dtype=np.float32)
     fresh = True

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from raystream.selection.clustered import Clustered, Held
+from raystream.selection.clustered import Clustered, HeldRows
 from raystream.selection.hashing import philox, row_hash
 from raystream.selection.lloyd import lloyd
 from raystream.selection.nearest import float32_distances
@@ -36,7 +36,7 @@ _DOUBTFUL = 2.0**-17
 
 
 def greedy_seeds(x: Array, weight: Array, k: int, trials: int, shift: Array, seed: int, start: int = 0) -> Array:
-    """(k,) int64 distinct rows.
+    """Draw (k,) int64 distinct rows.
 
     Once every row that has a weight is equal to a seed, the lowest of the rest follow, those with a weight first.
 
@@ -63,7 +63,7 @@ def greedy_seeds(x: Array, weight: Array, k: int, trials: int, shift: Array, see
     return np.concatenate([chosen, left[: k - len(chosen)]])
 
 
-class _Proposed:
+class _ProposedRows:
     """Rows that were drawn together, and what has become of them."""
 
     def __init__(self, rows: Array, luck: Array, then: Array) -> None:
@@ -93,14 +93,14 @@ class _Seeding:
         by_blocks(slices(len(x), _BLOCK), lambda: encode)
 
     def first(self) -> int:
-        """A row drawn by weight alone."""
+        """Draw a row by weight alone."""
         row = int(self._draw(1)[0][0])
         self._measure(np.asarray([row]))
         self._nearest = self._squared[0].clone()
         return row
 
     def _draw(self, count: int) -> tuple[Array, Array]:
-        """`count` rows by prefix sums of the mass, and another uniform number for each."""
+        """Draw `count` rows by prefix sums of the mass, and another uniform number for each."""
         words = philox(self._seed, self._purpose, self._drawn, count)
         self._drawn += count
         u, v = ((words >> np.uint64(11)) * 2.0**-53).T
@@ -108,17 +108,17 @@ class _Seeding:
         # u is below 1 by at least as much as its product with the whole sum may be rounded up: a row without mass is never met
         return np.searchsorted(sums, u * sums[-1], side="right"), v
 
-    def propose(self) -> _Proposed | None:
-        """Rows in proportion to D as it is; None when it is zero throughout."""
+    def propose(self) -> _ProposedRows | None:
+        """Draw rows in proportion to D as it is; None when it is zero throughout."""
         self._mass = (self._nearest * self._weight).numpy()
         if not self._mass.any():
             return None
         rows, luck = self._draw(_PROPOSALS)
         self._measure(rows)
-        return _Proposed(rows, luck, self._nearest.numpy()[rows].astype(np.float64))
+        return _ProposedRows(rows, luck, self._nearest.numpy()[rows].astype(np.float64))
 
     def _measure(self, rows: Array) -> None:
-        """Squared distances of all rows to some."""
+        """Measure the squared distances of all rows to some."""
         d = self._x.shape[1]
         with one_thread():
             chosen = self._operand[torch.from_numpy(rows)]
@@ -136,8 +136,8 @@ class _Seeding:
 
         by_blocks(slices(len(self._x), _BLOCK), lambda: multiply)
 
-    def next(self, proposed: _Proposed) -> int | None:
-        """The best of the next rows accepted, from now on a seed; None when too few are left."""
+    def next(self, proposed: _ProposedRows) -> int | None:
+        """Take the best of the next rows accepted, from now on a seed; None when too few are left."""
         accepted = proposed.at + np.flatnonzero(proposed.limit[proposed.at :] < self._nearest.numpy()[proposed.rows[proposed.at :]])
         if len(accepted) < self._trials:
             return None
@@ -180,7 +180,7 @@ class Clusters:
     size: Array
 
     def members(self) -> list[Array]:
-        """For each cluster its rows, int64, ascending."""
+        """List the rows of each cluster, int64, ascending."""
         order = np.argsort(self.nearest, kind="stable")
         return np.split(order, np.cumsum(self.size)[:-1])
 
@@ -188,7 +188,7 @@ class Clusters:
 def clusters(
     x: Array | Clustered, count: int, seed: int, *, iterations: int = 10, points_a_centre: int = _POINTS_A_CENTRE, kept: Kept | None = None
 ) -> Clusters:
-    """min(count, n) clusters of the rows, the same from any number of threads and wherever the rows are.
+    """Make min(count, n) clusters of the rows, the same from any number of threads and wherever the rows are.
 
     Args:
         x: the rows, at least one; (n, d) float32 if they are an array.
@@ -198,7 +198,7 @@ def clusters(
         points_a_centre: beyond 131,072 rows, this many for each centre are enough to fit it.
         kept: where clusters of these rows may lie already.
     """
-    rows = Held(x) if isinstance(x, np.ndarray) else x
+    rows = HeldRows(x) if isinstance(x, np.ndarray) else x
     count = min(count, len(rows))
     fit = max(points_a_centre * count, _POINTS)
 
@@ -211,7 +211,7 @@ def clusters(
 
 
 def sample(n: int, count: int, seed: int) -> Array:
-    """min(count, n) rows of n by chance, int64, ascending: a function of the seed and the rows' numbers."""
+    """Draw min(count, n) rows of n by chance, int64, ascending: a function of the seed and the rows' numbers."""
     if count >= n:
         return np.arange(n)
     result: Array = np.sort(lowest(row_hash(seed, np.arange(n)), count))
@@ -221,7 +221,7 @@ def sample(n: int, count: int, seed: int) -> Array:
 def fit_centres(
     x: Array | Clustered, weight: Array, k: int, seed: int, iterations: int, one_level: int = ONE_LEVEL, *, fit_on: int | None = None
 ) -> Array:
-    """(k, d) float32 centres of weighted k-means; k is below the number of rows.
+    """Fit (k, d) float32 centres of weighted k-means; k is below the number of rows.
 
     Args:
         x: the n rows, finite; (n, d) float32 if they are an array.
@@ -232,7 +232,7 @@ def fit_centres(
         one_level: see `ONE_LEVEL`.
         fit_on: at most so many rows are seen at all; left out, the last iterations see every one.
     """
-    rows = Held(x) if isinstance(x, np.ndarray) else x
+    rows = HeldRows(x) if isinstance(x, np.ndarray) else x
     power = scale_power_of(rows.largest, rows.width)
     if power:
         return np.ldexp(_fitted(rows.scaled(power), weight, k, seed, iterations, one_level, fit_on), -power)
@@ -240,7 +240,7 @@ def fit_centres(
 
 
 def _fitted(rows: Clustered, weight: Array, k: int, seed: int, iterations: int, one_level: int, fit_on: int | None) -> Array:
-    """`fit_centres` of rows whose squares are far from float32's limits, on one level or two."""
+    """Call `fit_centres` of rows whose squares are far from float32's limits, on one level or two."""
     if k <= one_level:
         return _fit(rows, weight, k, seed, iterations, fit_on)
     coarse = _fit(rows, weight, min(math.ceil(math.sqrt(k)), one_level), seed, iterations, fit_on)
@@ -256,7 +256,7 @@ def _fitted(rows: Clustered, weight: Array, k: int, seed: int, iterations: int, 
 
 
 def _fit(rows: Clustered, weight: Array, k: int, seed: int, iterations: int, fit_on: int | None) -> Array:
-    """`fit_centres` on one level."""
+    """Call `fit_centres` on one level."""
     n = len(rows)
     encoding = rows.encoding()
     many = max(_POINTS_A_CENTRE * k, _POINTS) if fit_on is None else fit_on
@@ -272,7 +272,7 @@ def _fit(rows: Clustered, weight: Array, k: int, seed: int, iterations: int, fit
 
 
 def _seeds(points: Points, k: int, seen: int, iterations: int, seed: int, start: int = 0) -> Array:
-    """(k, d) first centres, found among as many of the points as can be afforded beside iterations that see so many rows in all."""
+    """Find (k, d) first centres among as many of the points as can be afforded beside iterations that see so many rows in all."""
     count = max(_SEED_POINTS_A_CENTRE * k, _SEED_POINTS, _SEED_NUMBERS // (points.x.shape[1] + 32))
     rows, weight = drawn(points.x, points.weight, count, seed, "k-means, seeds", points.encoding.shift)
     x = points.x if len(rows) == len(points) else points.x[rows]
@@ -282,7 +282,7 @@ def _seeds(points: Points, k: int, seen: int, iterations: int, seed: int, start:
 
 
 def _shares(weight: Array, room: Array, k: int) -> Array:
-    """(c,) int64: k centres shared out in proportion to the weights, at most `room` each; k is at most the sum of room."""
+    """Share k centres out in proportion to the weights, at most `room` each: (c,) int64; k is at most the sum of room."""
     share = np.zeros(len(weight), dtype=np.int64)
     while share.sum() < k:
         open_ = share < room
@@ -300,11 +300,11 @@ def _shares(weight: Array, room: Array, k: int) -> Array:
 
 
 def scale_power(x: Array) -> int:
-    """p such that 2^p x has norms near one; 0 where the squares of x are far from float32's limits already."""
-    return scale_power_of(Held(x).largest, x.shape[1])
+    """Return p such that 2^p x has norms near one; 0 where the squares of x are far from float32's limits already."""
+    return scale_power_of(HeldRows(x).largest, x.shape[1])
 
 
 def scale_power_of(largest: float, width: int) -> int:
-    """`scale_power` of rows of this largest absolute value and width."""
+    """Return `scale_power` of rows of this largest absolute value and width."""
     exponent = math.frexp(largest * math.sqrt(width))[1]
     return 0 if -30 <= exponent <= 60 else -exponent

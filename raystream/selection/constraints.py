@@ -114,7 +114,7 @@ class Constraints:
         return self.left + len(self._taken) if self.free else None
 
     def excluded(self, n: int) -> Array:
-        """The rows of n candidates, int64, that are blocked whatever their embeddings are."""
+        """Return the rows of n candidates, int64, that are blocked whatever their embeddings are."""
         self._set_aside()
         alike, self._near_duplicates = self._near_duplicates, None
         try:
@@ -123,7 +123,7 @@ class Constraints:
             self._near_duplicates = alike
 
     def blocked(self, rows: Array, x: Array | None = None) -> Array:
-        """(m,) bool: which of the candidates `rows` (int64) can't be taken now or later; `x` (m, d) float32 if `vectors`."""
+        """Tell (m,) bool which of the candidates `rows` (int64) can't be taken now or later; `x` (m, d) float32 if `vectors`."""
         if self.left <= 0:
             return np.ones(len(rows), dtype=bool)
         mask = np.fromiter((int(row) in self._taken for row in rows), dtype=bool, count=len(rows))
@@ -145,7 +145,7 @@ class Constraints:
         return mask
 
     def take(self, row: int, x: Array | None = None, why: str | None = None) -> None:
-        """The candidate `row` joins the batch; `x` (d,) float32 if `vectors`. `why` is told instead of the constraint that bound it."""
+        """Add the candidate `row` to the batch; `x` (d,) float32 if `vectors`. `why` is told instead of the constraint that bound it."""
         self._why[row] = self._binding(row) if why is None else why
         self._taken.add(row)
         self.left -= 1
@@ -169,7 +169,7 @@ class Constraints:
             self._aside.took(row, self._money - self._spent, x)
 
     def needed(self, rows: Array) -> Array:
-        """(m,) bool: which of the rows meet a floor that isn't met yet."""
+        """Tell (m,) bool which of the rows meet a floor that isn't met yet."""
         result = np.zeros(len(rows), dtype=bool)
         for quota, unmet in zip(self._quotas, self._unmet, strict=True):
             group = quota.group[rows]
@@ -210,12 +210,12 @@ class Constraints:
         return self.__dict__ | {"_gather": None}
 
     def _slack(self) -> list[int]:
-        """Per quota, or once for all of them if they count apart: how many rows may still be taken that meet no floor."""
+        """Count per quota, or once for all of them if they count apart, how many rows may still be taken that meet no floor."""
         unmet = [int(counts.sum()) for counts in self._unmet]
         return [self.left - sum(unmet)] if self._apart else [self.left - count for count in unmet]
 
     def _reserved(self, rows: Array) -> Array:
-        """(m,) bool: the places that are left are kept for rows that meet a floor, and these don't."""
+        """Tell (m,) bool where the places that are left are kept for rows that meet a floor, and these don't."""
         result = np.zeros(len(rows), dtype=bool)
         if not any(unmet.any() for unmet in self._unmet):
             return result
@@ -232,7 +232,7 @@ class Constraints:
         return result
 
     def _binding(self, row: int) -> str:
-        """The floor without which another row might have been taken."""
+        """Name the floor without which another row might have been taken."""
         aside = self._set_aside()
         if not any(unmet.any() for unmet in self._unmet) or (min(self._slack()) > 0 and not (aside is not None and aside.binds)):
             return ""

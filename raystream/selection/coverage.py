@@ -15,7 +15,7 @@ import torch
 from raystream.selection.bounds import Encoding
 from raystream.selection.kernels import Kernel
 from raystream.selection.nearest import Centres, nearest
-from raystream.selection.pairs import Aim, Pairs, Room
+from raystream.selection.pairs import Aim, Pairs, PairsRoom
 from raystream.selection.rows import Array, squared_distances
 from raystream.threads import one_thread
 
@@ -49,7 +49,7 @@ class Coverage:
         self._aims: dict[torch.dtype, tuple[Aim, Array]] = {}
         self._changed: dict[torch.dtype, list[Array]] = {}
         self._last: tuple[Array, Array, Array] | None = None
-        self._room: Room | None = None
+        self._room: PairsRoom | None = None
 
     def pairs(self, dtype: torch.dtype) -> Pairs:
         """Return the `Pairs` that bound similarities to the targets in a precision."""
@@ -88,7 +88,7 @@ class Coverage:
             self.pairs(dtype).renew(aim, at, which[at], self.best[which[at]], None)
 
     def cover(self, x: Array) -> None:
-        """Rows (r, d) float32, of length one or zero, are labelled."""
+        """Count rows (r, d) float32, of length one or zero, as labelled."""
         x = x[x.any(axis=1)]
         if not len(x) or not len(self.targets):
             return
@@ -103,7 +103,7 @@ class Coverage:
         self._changed.clear()
 
     def add(self, x: Array) -> None:
-        """The unit row `x` (d,) float32 is chosen."""
+        """Count the unit row `x` (d,) float32 as chosen."""
         which, kappa = self._near(x)
         better = kappa > self.best[which]
         self.best[which[better]] = kappa[better]
@@ -120,7 +120,7 @@ class Coverage:
         return math.ldexp(float(added.sum()), self.power)
 
     def _near(self, x: Array) -> tuple[Array, Array]:
-        """(targets, kappa): the targets that `x` may represent better than the rows before it, and kappa by the definition."""
+        """Find the targets that `x` may represent better than the rows before it, and kappa by the definition."""
         if self._last is not None and np.array_equal(self._last[0], x):
             return self._last[1:]
         which = self._better(x) if x.any() else np.empty(0, dtype=np.int64)
@@ -130,7 +130,7 @@ class Coverage:
         return self._last[1:]
 
     def _better(self, x: Array) -> Array:
-        """int64 targets that `x` may represent better, by float32."""
+        """Find int64 targets that `x` may represent better, by float32."""
         pairs, (aim, which) = self.pairs(torch.float32), self.aim(torch.float32)
         self._room = pairs.room(1, len(self.targets)) if self._room is None else self._room
         with one_thread():
@@ -139,7 +139,7 @@ class Coverage:
 
 
 def _typical(targets: Array, weight: Array, kernel: Kernel) -> float:
-    """The mean squared distance of targets, each pair weighted by its similarity: those far from each other decide little."""
+    """Compute the mean squared distance of targets, each pair weighted by its similarity: those far from each other decide little."""
     some = np.unique(np.linspace(0, max(len(targets) - 1, 0), _SAMPLE).astype(np.int64))[: len(targets)]
     x, weight, sums = targets[some], weight[some], np.zeros(2)
     for row in range(0, len(some), _EVERY):

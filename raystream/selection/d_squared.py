@@ -65,7 +65,7 @@ class DSquaredPiece:
         self._sources, self._start, self._stop, self._block = (*beside, rows), rows.start, rows.stop, BLOCK
 
     def survey(self) -> list[tuple[float, Array]]:
-        """Per source the largest absolute value, and the rows that are not finite."""
+        """Find per source the largest absolute value, and the rows that are not finite."""
         return [Shard(rows, self._block).survey() for rows in self._sources]
 
     def begin(self, geometry: Geometry, memory: float, block: int) -> None:
@@ -88,7 +88,7 @@ class DSquaredPiece:
             self._copy = each(self._vectors(), lambda: lambda blocks: geometry.rows(_read(blocks)))
 
     def drop(self, rows: Array) -> None:
-        """Candidates (int64) that are taken or blocked; those of other pieces are of no account."""
+        """Drop candidates (int64) that are taken or blocked; those of other pieces are of no account."""
         mine = rows[(rows >= self._start) & (rows < self._stop)] - self._start
         self._gone[mine] = True
         self._upper[mine] = 0.0
@@ -122,7 +122,7 @@ class DSquaredPiece:
         return float(self._upper.max(initial=0.0))
 
     def _each_bound(self, centres: Vectors, upper: Array) -> None:
-        """upper (n,) = the least of itself and bounds by these centres; a block at a time, by one thread."""
+        """Lower upper (n,) to the least of itself and bounds by these centres; a block at a time, by one thread."""
         geometry, make = self._geometry, self._geometry.bounds(centres)
 
         def start() -> Callable[[tuple[slice, _Read | Operands]], None]:
@@ -156,7 +156,7 @@ class DSquaredPiece:
         return self._largest()
 
     def farthest(self, point: Vectors) -> tuple[float, int] | None:
-        """(D, row) of the row farthest from one point, exactly, the lowest at a tie; None when all rows are gone."""
+        """Find (D, row) of the row farthest from one point, exactly, the lowest at a tie; None when all rows are gone."""
         upper = np.where(self._gone, -np.inf, np.inf)
         self._each_bound(point, upper)
         centre = self._geometry.wide(point)
@@ -186,7 +186,7 @@ class DSquaredPiece:
         return sums
 
     def propose(self, blocks: Array, offsets: Array) -> Proposed:
-        """The rows at which the prefix sums of the weights in `blocks` (m,) first exceed `offsets` (m,) int64.
+        """Find the rows at which the prefix sums of the weights in `blocks` (m,) first exceed `offsets` (m,) int64.
 
         Args:
             blocks: by their numbers among all candidates; those of other pieces are left out.
@@ -203,7 +203,7 @@ class DSquaredPiece:
         return Proposed(which, place + self._start, self._weight[place], self._gather(place))
 
     def rows(self, rows: Array) -> Vectors:
-        """The vectors of those of the candidates (int64, ascending) that lie in this piece."""
+        """Read the vectors of those of the candidates (int64, ascending) that lie in this piece."""
         return self._gather(rows[(rows >= self._start) & (rows < self._stop)] - self._start)
 
     def _gather(self, place: Array) -> Vectors:
@@ -213,12 +213,12 @@ class DSquaredPiece:
         return self._geometry.wide(self._gather(place))
 
     def _vectors(self) -> Iterator[_Read]:
-        """Per block what it is read from, source by source."""
+        """Yield per block what it is read from, source by source."""
         yield from map(list, zip(*(_whole(rows, self._start, self._stop, self._block) for rows in self._sources), strict=True))
 
 
 def _whole(rows: Rows, start: int, stop: int, size: int) -> Iterator[list[Block]]:
-    """The candidates [start, stop) by blocks that end at multiples of `size`, whatever parts they lie in."""
+    """Yield the candidates [start, stop) by blocks that end at multiples of `size`, whatever parts they lie in."""
     found: list[Block] = []
     for block in rows.blocks(start, stop, size):
         edge = min(-(-(block.start + 1) // size) * size, block.stop)
@@ -305,7 +305,7 @@ def d_squared(
 
 
 @dataclass
-class _Tally:
+class _ProposalTally:
     """A count of what became of the proposals since the weights were made."""
 
     proposals: int = 0
@@ -347,7 +347,7 @@ class _Sampling:
             ]
         elif not (self._first_uniform() if origin is None else self._first_farthest(origin)):
             return self.result(distinct=False)
-        tally = _Tally()
+        tally = _ProposalTally()
         while len(self._rows) < self._budget:
             largest = self._refresh(tally)
             if largest == 0:
@@ -357,7 +357,7 @@ class _Sampling:
             tally = self._sample(power)
         return self.result(distinct=False)
 
-    def _refresh(self, tally: _Tally) -> float:
+    def _refresh(self, tally: _ProposalTally) -> float:
         """Bring the pieces up to date; the largest bound that is left."""
         largest = self._advance()
         self._passes += 1
@@ -404,17 +404,17 @@ class _Sampling:
                 self._pieces.call("drop_blocked", self._constraints)
         return True
 
-    def _sample(self, power: int | None) -> _Tally:
+    def _sample(self, power: int | None) -> _ProposalTally:
         """Take rows until the bounds are stale or the budget is spent; after one row if `power` is None, which means equal weights."""
         prefix = np.cumsum(np.concatenate(self._pieces.call("weigh", power)))
-        tally = _Tally()
+        tally = _ProposalTally()
         while int(prefix[-1]) and not tally.stale and len(self._rows) < self._budget and not (power is None and tally.accepted):
             left = 1 if power is None else self._budget - len(self._rows)
             self._go_through(self._propose(prefix, min(max(2 * left, _FEWEST_PROPOSALS), _AT_ONCE)), power, tally)
         return tally
 
     def _propose(self, prefix: Array, count: int) -> _Proposals:
-        """The next `count` proposals. Those that are not gone through are drawn again later, from other weights."""
+        """Draw the next `count` proposals. Those that are not gone through are drawn again later, from other weights."""
         words = philox(self._seed, "d_squared", self._proposals, count)
         total = int(prefix[-1])
         drawn = np.asarray([int(word) * total >> 64 for word in words[:, 0]], dtype=np.int64)
@@ -426,7 +426,7 @@ class _Sampling:
         level = words[:, 1].astype(np.float64) * 2.0**-64 * weight
         return _Proposals(rows, level, take(joined([some.vectors for some in answers]), order))
 
-    def _go_through(self, proposals: _Proposals, power: int | None, tally: _Tally) -> None:
+    def _go_through(self, proposals: _Proposals, power: int | None, tally: _ProposalTally) -> None:
         """Accept or reject one at a time, until the budget is spent or the bounds are stale."""
         taken: list[int] = []
         with one_thread():
@@ -470,7 +470,7 @@ class _Sampling:
             self._constraints.take(row, vectors[-1][0])
 
     def _cover(self, vectors: Vectors, wide: Wide) -> None:
-        """Rows become centres, in chunks that are worth a product."""
+        """Count rows as centres, in chunks that are worth a product."""
         self._new.append(vectors)
         if self._centres and len(self._centres[-1][0]) + len(wide[0]) <= CENTRES_AT_ONCE:
             wide = joined([self._centres.pop(), wide])

@@ -91,7 +91,7 @@ class Total:
         self._room = unfilled((max(_SUMMED // max(width, 1), 16), width), torch.float64)
 
     def of(self, x: Array) -> Array:
-        """(d,) float64, the sum of (m, d) float32 rows."""
+        """Sum (m, d) float32 rows: (d,) float64."""
         result = np.zeros(x.shape[1])
         for begin in range(0, len(x), len(self._room)):
             part = tensor(x[begin : begin + len(self._room)])
@@ -100,7 +100,7 @@ class Total:
 
 
 def _reach(x: Array, point: Array) -> Array:
-    """(m,) float64, never below the distances of (m, d) float32 rows to a float32 point."""
+    """Return (m,) float64, never below the distances of (m, d) float32 rows to a float32 point."""
     length = torch.linalg.vector_norm(tensor(x) - torch.from_numpy(point), dim=1).double().numpy()
     if not np.isfinite(length).all():  # squares beyond float32
         length = np.sqrt(squared_distances(x, point))
@@ -119,7 +119,7 @@ _STANDING = 256
 
 
 def whole_units(rows: int) -> int:
-    """At least so many rows, of which products are made."""
+    """Round up to at least so many rows, of which products are made."""
     return -(-rows // ROWS_UNIT) * ROWS_UNIT
 
 
@@ -157,7 +157,7 @@ class CentreList:
             self._put(x, operand, float(self.encoding.squares(operand).max()))
 
     def append(self, x: Array, operand: torch.Tensor, square: float) -> None:
-        """A (d,) float32 centre with its (width,) operand, which has no slack, and the bound of its squared length."""
+        """Append a (d,) float32 centre with its (width,) operand, which has no slack, and the bound of its squared length."""
         self._put(x[None], operand[None], square)
 
     def _put(self, x: Array, operand: torch.Tensor, square: float) -> None:
@@ -181,13 +181,13 @@ class CentreList:
         return self._operand[: self._size]
 
     def products(self, rows: torch.Tensor, begin: int, room: torch.Tensor) -> torch.Tensor:
-        """The products of (m, width) rows with the AT_ONCE centres from number `begin` on, or as many as there are: (m, c)."""
+        """Multiply (m, width) rows with the AT_ONCE centres from number `begin` on, or as many as there are: (m, c)."""
         count = min(self._size - begin, AT_ONCE)
         centres = self._operand[begin : begin + self._columns(count)]
         return torch.mm(rows, centres.T, out=room[: len(rows) * len(centres)].view(len(rows), len(centres)))[:, :count]
 
     def smallest_products(self, rows: torch.Tensor, since: int, room: torch.Tensor) -> torch.Tensor:
-        """(m,) the smallest of the products of (m, width) rows with the centres from number `since` on, of which there must be one.
+        """Find (m,) the smallest product of each of (m, width) rows with the centres from number `since` on, at least one.
 
         Args:
             rows: operands.

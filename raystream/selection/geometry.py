@@ -41,33 +41,33 @@ class Geometry(Protocol):
         """True if bounds are the squared distances themselves."""
 
     def rows(self, x: Vectors) -> Operands:
-        """The operands of rows."""
+        """Return the operands of rows."""
 
     def bounds(self, centres: Vectors) -> Callable[[], Bound]:
         """Return a function that makes a bound by these centres, at least one; each thread needs a bound of its own."""
 
     def wide(self, x: Vectors) -> Wide:
-        """Rows for `estimate` and `squared`."""
+        """Return rows for `estimate` and `squared`."""
 
     def estimate(self, x: Wide, y: Wide) -> tuple[Array, Array]:
-        """(m, k) float64 near the squared distances of m rows to k centres, and (m,) how far from them at most."""
+        """Return (m, k) float64 near the squared distances of m rows to k centres, and (m,) how far from them at most."""
 
     def squared(self, x: Wide, y: Wide) -> Array:
-        """(m,) float64 squared distances of each row to the centre in its place: the definition."""
+        """Return (m,) float64 squared distances of each row to the centre in its place: the definition."""
 
 
 def take(arrays: Wide, which: Array | slice | list[int]) -> Wide:
-    """The rows `which` of each array."""
+    """Take the rows `which` of each array."""
     return tuple(array[which] for array in arrays)
 
 
 def joined(parts: Sequence[Wide]) -> Wide:
-    """Rows of several as one."""
+    """Join the rows of several."""
     return parts[0] if len(parts) == 1 else tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
 def nearest_squared(geometry: Geometry, x: Wide, centres: Sequence[Wide]) -> Array:
-    """(m,) float64 squared distances to the nearest centre by the definition, in bounded memory; inf without centres."""
+    """Return (m,) float64 squared distances to the nearest centre by the definition, in bounded memory; inf without centres."""
     best = np.full(len(x[0]), np.inf)
     for chunk in centres:
         estimate, error = geometry.estimate(x, chunk)

@@ -13,7 +13,7 @@ from raystream.selection.rows import Array
 
 
 def row_hash(seed: int, ids: Array | Sequence[str] | Sequence[bytes]) -> Array:
-    """(n,) uint64, one hash a row.
+    """Return (n,) uint64, one hash a row.
 
     Integers go through splitmix64 (Steele et al., 2014), whatever their width; strings and bytes through
     BLAKE2b keyed by the seed.
@@ -32,7 +32,7 @@ def row_hash(seed: int, ids: Array | Sequence[str] | Sequence[bytes]) -> Array:
 
 
 def bytes_hash(seed: int, data: Array, offsets: Array) -> Array:
-    """`row_hash` of strings and bytes that lie one after the other: (n,) uint64.
+    """Return the `row_hash` of strings and bytes that lie one after the other: (n,) uint64.
 
     Args:
         seed: as there.
@@ -69,19 +69,19 @@ def _splitmix64(x: Array) -> Array:
 
 
 def draw(keys: Array, purpose: str) -> Array:
-    """(n,) uint64 from the keys of `row_hash`: another draw for each purpose, each a function of (seed, purpose, row)."""
+    """Return (n,) uint64 from the keys of `row_hash`: another draw for each purpose, each a function of (seed, purpose, row)."""
     salt = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
     return _splitmix64(np.asarray(keys, dtype=np.uint64) ^ np.uint64(salt))
 
 
 def uniform(keys: Array, purpose: str) -> Array:
-    """(n,) float64 strictly between 0 and 1, one draw a row: the middle of one of 2^52 steps."""
+    """Return (n,) float64 strictly between 0 and 1, one draw a row: the middle of one of 2^52 steps."""
     result: Array = ((draw(keys, purpose) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     return result
 
 
 def philox(seed: int, purpose: str, start: int, count: int) -> Array:
-    """(count, 2) uint64: two words for each of the draws start, start + 1, .., from the counter-based Philox 4x64 (Salmon et al., 2011)."""
+    """Return (count, 2) uint64: two words for each draw from `start` on, by the counter-based Philox 4x64 (Salmon et al., 2011)."""
     salt = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
     words = np.random.Philox(key=(salt << 64) + seed % 2**64, counter=start).random_raw(4 * count)
     result: Array = words.reshape(count, 4)[:, :2]

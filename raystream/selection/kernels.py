@@ -34,25 +34,25 @@ class Kernel(Protocol):
         """`slope` grows by at most this much for each unit that kappa is above."""
 
     def of(self, squared: Array) -> Array:
-        """float64 D -> float64 kappa: the definition."""
+        """Turn float64 D into float64 kappa: the definition."""
 
     def reach(self, kappa: Array) -> Array:
-        """The D at which kappa is reached."""
+        """Return the D at which kappa is reached."""
 
     def origin(self, reach: Array, typical: float) -> Array:
-        """`reach`, but none far above `typical`, which is the same for all targets."""
+        """Return `reach`, but none far above `typical`, which is the same for all targets."""
 
     def scale(self, origin: Array) -> Array:
-        """float64, for each target."""
+        """Return the scale of each target, float64."""
 
     def level(self, kappa: Array, origin: Array) -> Array:
         """Return the value of `form` where kappa is reached."""
 
     def slope(self, kappa: Array) -> Array:
-        """The largest |d kappa / d D| of similarities up to kappa."""
+        """Return the largest |d kappa / d D| of similarities up to kappa."""
 
     def form(self, v: torch.Tensor, typical: float) -> torch.Tensor:
-        """Overwrites v; off by no more than v (1 + 4 eps) and then a factor of 1 + 8 eps would be, eps that of the dtype."""
+        """Overwrite v with its form; off by no more than v (1 + 4 eps) and then a factor of 1 + 8 eps would be, eps that of the dtype."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ _CENTRES_AT_ONCE = 4096
 
 
 def similarity(rows: Rows, similar: Array) -> Array:
-    """(n,) float64: (1 + the largest cosine with a row of `similar`) / 2, from 0 to 1.
+    """Return (n,) float64: (1 + the largest cosine with a row of `similar`) / 2, from 0 to 1.
 
     The cosine is 1 - D / 2, D the exact float64 squared distance of the two rows divided by their lengths,
     so that it depends on the two alone. Rows of zeros have a cosine of 1 with each other and of 0 with all else.

@@ -41,7 +41,7 @@ class Gain:
     offset: Array | None = None
 
     def of(self, squared: Array, which: Array | slice = slice(None)) -> Array:
-        """(m,) float64 gains of the rows `which` from their squared distances, (m,) float64."""
+        """Return (m,) float64 gains of the rows `which` from their squared distances, (m,) float64."""
         result: Array = np.sqrt(squared)
         if self.weight is not None:
             np.multiply(result, self.weight[which], out=result)
@@ -50,11 +50,11 @@ class Gain:
         return result
 
     def at(self, which: Array | slice) -> Gain:
-        """The gain of the rows `which` alone."""
+        """Return the gain of the rows `which` alone."""
         return Gain(None if self.weight is None else self.weight[which], None if self.offset is None else self.offset[which])
 
     def among(self, n: int, exclude: Array) -> Gain:
-        """Itself, checked for n rows; distance alone if the weight of every row outside `exclude` is 0 and nothing else tells rows apart.
+        """Return itself, checked for n rows; distance alone if all rows outside `exclude` weigh 0 and nothing else tells rows apart.
 
         Raises:
             QueryError: another number of rows, a negative weight, or numbers that are not finite.
@@ -106,11 +106,11 @@ class LazyBounds:
         self._known, self._exact = np.zeros(n, dtype=np.int32), np.zeros(n, dtype=np.int32)
 
     def add(self, centres: Array) -> None:
-        """Further centres, (m, d) float32."""
+        """Add further centres, (m, d) float32."""
         self._centres.add(centres)
 
     def drop(self, rows: Array) -> None:
-        """The rows at these places are out."""
+        """Drop the rows at these places."""
         self.gain[rows] = -np.inf
 
     def catch_up(self, count: int) -> None:
@@ -159,7 +159,7 @@ class LazyBounds:
         _each(self._groups(rows, self._exact, _EXACT_ROWS), start)
 
     def _groups(self, rows: Array, known: Array, size: int) -> Iterator[_Some]:
-        """The rows at these places by how many centres they know, up to `size` at a time; a few join those that know more."""
+        """Yield the rows at these places by how many centres they know, up to `size` at a time; a few join those that know more."""
         order = np.argsort(known[rows], kind="stable")
         count = known[rows[order]]
         edges = [0]
@@ -243,7 +243,7 @@ class LazyBounds:
         self.squared[rows], self.gain[rows] = squared, gain
 
     def _settle(self, some: _Some, x: Array, encoded: torch.Tensor, room: torch.Tensor) -> None:
-        """Float64 for the pairs that products can't rule out."""
+        """Compute in float64 for the pairs that products can't rule out."""
         encoding, centres = self._encoding, self._centres
         operand, slack = encoding.rows(x, encoded[: len(x)])
         squared = self.squared[some.rows]
@@ -264,7 +264,7 @@ class LazyBounds:
 
 
 def _each(items: Iterator[_Item], start: Callable[[], Callable[[_Item], None]]) -> None:
-    """`each`; a single item, too, by one thread: torch's own would take longer to meet than so few rows take."""
+    """Run `each`; a single item, too, by one thread: torch's own would take longer to meet than so few rows take."""
     first = list(islice(items, 2))
     if len(first) > 1:
         each(chain(first, items), start)
@@ -274,7 +274,7 @@ def _each(items: Iterator[_Item], start: Callable[[], Callable[[_Item], None]]) 
 
 
 def rough_rank(value: Array, count: int) -> float:
-    """A value that about `count` or more of the values are not below."""
+    """Return a value that about `count` or more of the values are not below."""
     sample = value[:: max(len(value) // 65536, 1)]
     rank = max(len(sample) - 1 - int(1.1 * count * len(sample) / len(value)) - 64, 0)
     return float(np.partition(sample, rank)[rank])

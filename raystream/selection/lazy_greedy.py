@@ -25,7 +25,7 @@ import torch
 from raystream.selection.bounds import has_bfloat16_units
 from raystream.selection.constraints import Constraints
 from raystream.selection.coverage import Coverage
-from raystream.selection.pairs import TARGETS_UNIT, Aim, Operand, Pairs, Room
+from raystream.selection.pairs import TARGETS_UNIT, Aim, Operand, Pairs, PairsRoom
 from raystream.selection.rows import Array, Block, Rows, normalised
 from raystream.selection.shards import Shards
 from raystream.threads import each, one_thread
@@ -46,7 +46,7 @@ _COARSEST = 0.25
 """Bfloat16 is of no use where it may change a similarity by more."""
 
 Item = TypeVar("Item")
-Measure = Callable[[Operand, Room], Array]
+Measure = Callable[[Operand, PairsRoom], Array]
 
 
 def _block(count: int) -> int:
@@ -80,7 +80,7 @@ def _each(items: Iterable[Item], start: Callable[[], Callable[[Item], Array]], a
 
 
 @dataclass(frozen=True)
-class _Held:
+class _CandidateOperands:
     """The operands of all candidates; `zero` (n,) bool are rows of zeros."""
 
     y: torch.Tensor
@@ -114,9 +114,9 @@ class Cohorts:
         fits = len(rows) * (self.pairs.columns * self.pairs.dtype.itemsize + 17) <= memory
         self._held = self._hold() if fits and len(rows) else None
 
-    def _hold(self) -> _Held:
+    def _hold(self) -> _CandidateOperands:
         n, pairs = len(self._rows), self.pairs
-        held = _Held(torch.empty((n, pairs.columns), dtype=pairs.dtype), np.empty(n), np.empty(n), np.empty(n, dtype=bool))
+        held = _CandidateOperands(torch.empty((n, pairs.columns), dtype=pairs.dtype), np.empty(n), np.empty(n), np.empty(n, dtype=bool))
 
         def see(block: Block) -> None:
             x, at = normalised(block.read()), slice(block.start, block.stop)
@@ -128,13 +128,13 @@ class Cohorts:
         return held
 
     def bounds(self, which: Array) -> Array:
-        """(r,) float64 upper bounds of what the candidates `which` (int64, ascending) add now; 0 for rows of zeros."""
+        """Return (r,) float64 upper bounds of what the candidates `which` (int64, ascending) add now; 0 for rows of zeros."""
         aim, _ = self._coverage.aim(self.pairs.dtype)
         self.now(which)
         return np.ldexp(self._measured(which, lambda rows, room: self.pairs.above(rows, aim, room)), self._coverage.power)
 
     def now(self, which: Array) -> None:
-        """Bounds of `which` were made with all targets as they are represented now."""
+        """Note that bounds of `which` were made with all targets as they are represented now."""
         if not np.array_equal(self._since[-1], self._coverage.best):
             if len(self._since) > 4 * _MOST:
                 self._merge()
@@ -188,7 +188,7 @@ class Cohorts:
         return bound - np.maximum(lost, 0.0), since
 
     def _lost(self, which: Array, aim: Aim, parts: int) -> Array:
-        """(r, parts) by how much less the candidates `which` add, at least, up to the end of each of the first parts."""
+        """Return (r, parts) by how much less the candidates `which` add, at least, up to the end of each of the first parts."""
         lost = self._measured(which, lambda rows, room: self.pairs.below(rows, aim, room, parts))
         return np.ldexp(lost, self._coverage.power)
 
@@ -240,7 +240,7 @@ class Cohorts:
 
 
 def _loss(since: Array, size: Array, i: int) -> Array:
-    """(c,) by how much bounds can be lowered less when a cohort and the i-th become one; infinite for itself."""
+    """Return (c,) by how much bounds can be lowered less when a cohort and the i-th become one; infinite for itself."""
     both = np.maximum(since, since[i]).sum(axis=1)
     loss: Array = size * (both - since.sum(axis=1)) + size[i] * (both - since[i].sum())
     loss[i] = np.inf
@@ -302,7 +302,7 @@ class LazyGreedy:
         self.read += self._cohorts.read
 
     def _head(self) -> int | None:
-        """The row that adds most, the lowest of several; None when none adds anything."""
+        """Find the row that adds most, the lowest of several; None when none adds anything."""
         floor, size = 0.0, _FEW
         while True:
             lead = self._lead()
@@ -345,7 +345,7 @@ class LazyGreedy:
         return result
 
     def _lead(self) -> int:
-        """The row of the largest bound, the lowest of several."""
+        """Find the row of the largest bound, the lowest of several."""
         if len(self._front):
             lead = int(self._front[np.argmax(self._bound[self._front])])
             if self._bound[lead] > self._outside:
@@ -358,7 +358,7 @@ class LazyGreedy:
         return int(np.argmax(self._bound))
 
     def _above(self, floor: float) -> Array:
-        """Rows, ascending, whose bounds are at least `floor` and no better than coarse; those in front while there is no floor."""
+        """Find rows, ascending, whose bounds are at least `floor` and no better than coarse; those in front while there is no floor."""
         if floor > self._outside or floor <= 0:
             rows = self._front[self._bound[self._front] >= max(floor, _LEAST)]
         else:
@@ -366,7 +366,7 @@ class LazyGreedy:
         return rows[self._level(rows) < _SINGLE]
 
     def _expected(self, rows: Array) -> Array:
-        """(r,) about what the rows add: their bounds, less for each pick since as the largest gains have become less."""
+        """Estimate (r,) what the rows add: their bounds, less for each pick since as the largest gains have become less."""
         back = min(len(self.gain) - 1, _BACK)
         if back < 1:
             return self._bound[rows]
@@ -375,7 +375,7 @@ class LazyGreedy:
         return result
 
     def _first(self, rows: Array, value: Array, size: int) -> Array:
-        """About `size` of `rows`, those with the largest values, ascending."""
+        """Find about `size` of `rows`, those with the largest values, ascending."""
         if len(rows) <= size:
             return rows
         result: Array = rows[value >= np.sort(value)[len(value) - size]]
@@ -430,7 +430,7 @@ class LazyGreedy:
         return np.concatenate(left)
 
     def _defined(self, rows: Array) -> Array:
-        """(r,) the gains of `rows` by the definition, once for rows that are equal."""
+        """Compute (r,) the gains of `rows` by the definition, once for rows that are equal."""
         x = normalised(self._shards.gather(rows))
         _, first, same = np.unique(x.view(np.dtype((np.void, x.shape[1] * 4))).ravel(), return_index=True, return_inverse=True)
         self.defined += len(first)

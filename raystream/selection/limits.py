@@ -36,7 +36,7 @@ class Quota:
 
     @classmethod
     def of(cls, values: ArrayLike, *, value: object = None, max: int | None = None, min: int | None = None, by: str = "group") -> Quota:
-        """A cap, a floor or both for the rows of each group, or of one.
+        """Make a cap, a floor or both for the rows of each group, or of one.
 
         Args:
             values: (n,) each row's group: numbers or strings; None and nan belong to none.
@@ -63,7 +63,7 @@ class Quota:
 
 
 def _grouped(values: Array) -> tuple[list[Any], Array]:
-    """The groups in order of first appearance, and (n,) int32 which each row is in, -1 for none."""
+    """List the groups in order of first appearance, and (n,) int32 which each row is in, -1 for none."""
     number: dict[Any, int] = {}
     group = np.empty(len(values), dtype=np.int32)
     for row, value in enumerate(values.tolist()):
@@ -160,7 +160,7 @@ class Shortfall:
         return result
 
     def of_floor(self, number: int, group: int) -> str:
-        """The sentence on a floor that the batch misses: which constraint binds, what is short, what to do."""
+        """Write the sentence on a floor that the batch misses: which constraint binds, what is short, what to do."""
         quota = self.quotas[number]
         least, binding = int(quota.least[group]), self._binding(number, group)
         return (
@@ -185,13 +185,13 @@ class Shortfall:
         return Binding(had, f"only {had} could be chosen: {why}", " or relax one of these")
 
     def _given(self) -> tuple[Array, str]:
-        """The rows that were in the batch before the strategy began, and which keys put them there."""
+        """Find the rows that were in the batch before the strategy began, and which keys put them there."""
         rows = [row for row, why in self.why.items() if why in _GIVEN]
         keys = [key for key in _GIVEN if key in self.why.values()]
         return np.asarray(rows, dtype=np.int64), " and ".join(f"`{key}`" for key in keys)
 
     def _by_places(self, number: int, group: int) -> Binding | None:
-        """Rows that had to be in the batch leave no places."""
+        """See whether rows that had to be in the batch leave no places."""
         quota, (given, keys) = self.quotas[number], self._given()
         budget = self.places + len(self.why)
         helpful = np.bincount(quota.group[given][quota.group[given] >= 0], minlength=len(quota.names))
@@ -203,7 +203,7 @@ class Shortfall:
         return Binding(int(quota.least[group]) - (short - budget + len(given)), words, ", raise `k` or name fewer rows")
 
     def _by_caps(self, number: int, members: Array, least: int) -> Binding | None:
-        """The caps of another column let in too few."""
+        """See whether the caps of another column let in too few."""
         for other, quota in enumerate(self.quotas):
             group = quota.group[members]
             held = np.bincount(group[group >= 0], minlength=len(quota.names))
@@ -213,7 +213,7 @@ class Shortfall:
         return None
 
     def _by_money(self, cost: Cost, number: int, group: int) -> Binding | None:
-        """The cost budget doesn't pay for the cheapest rows: of this group alone, or of all groups of its column."""
+        """See whether the cost budget doesn't pay for the cheapest rows: of this group alone, or of all groups of its column."""
         quota, (given, keys) = self.quotas[number], self._given()
         spent = float(cost.column[given].sum())
         money, price, pays, asked = cost.budget - spent, 0.0, 0, 0

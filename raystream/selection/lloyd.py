@@ -50,14 +50,14 @@ class Stretches(Protocol):
         """Look at every row."""
 
     def squares(self, centres: Array, label: Array) -> Array:
-        """(n,) float32 squared distances to the centres of these labels."""
+        """Return (n,) float32 squared distances to the centres of these labels."""
 
     def at(self, rows: Array) -> Array:
-        """(m, d) float32, some rows."""
+        """Read (m, d) float32, some rows."""
 
 
 def iterate(stretches: Stretches, weight: Array, centres: Array, iterations: int) -> Array:
-    """(k, d) float32 centres after so many iterations, or fewer once no row changes its centre.
+    """Return (k, d) float32 centres after so many iterations, or fewer once no row changes its centre.
 
     A centre without rows moves to the row that adds most to the weighted sum of squared distances, several to several such rows.
 
@@ -77,7 +77,7 @@ def iterate(stretches: Stretches, weight: Array, centres: Array, iterations: int
 
 
 def _moved(stretches: Stretches, weight: Array, centres: Array, found: Sums) -> Array:
-    """The centres moved to the means of their rows."""
+    """Move the centres to the means of their rows."""
     counted = np.bincount(found.label, weights=weight, minlength=len(centres))
     total = np.zeros(centres.shape)
     for part in found.parts:
@@ -101,7 +101,7 @@ def part_rows(n: int, sum_bytes: int) -> int:
 def part_sums(
     parts: Iterable[tuple[slice, Read]], count: int, find: Callable[[], Finder], centres: Array, label: Array, weight: Array | None
 ) -> tuple[list[Array], bool]:
-    """The sums of parts, and whether all labels are as they were.
+    """Sum parts, and tell whether all labels are as they were.
 
     Args:
         parts: where in `label` the rows of each stand, and what reads them.
@@ -138,11 +138,11 @@ def part_sums(
 
 
 def lloyd(points: Points, centres: Array, iterations: int) -> Array:
-    """`iterate` over rows in this process's memory."""
-    return iterate(_Held(points), points.weight, centres, iterations)
+    """Run `iterate` over rows in this process's memory."""
+    return iterate(_OneStretch(points), points.weight, centres, iterations)
 
 
-class _Held:
+class _OneStretch:
     """Rows in this process's memory, as one stretch."""
 
     def __init__(self, points: Points) -> None:

@@ -14,7 +14,7 @@ _COUNTED = 1 << 40
 
 
 def cosines(a: Array, b: Array) -> Array:
-    """(..., d), (..., d) -> (...) float64; equal rows give exactly 1, two zero rows too, one zero row 0."""
+    """Return (...) float64 cosines of (..., d) and (..., d); equal rows give exactly 1, two zero rows too, one zero row 0."""
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
     dot = (wide_a * wide_b).sum(axis=-1)
     square_a, square_b = (wide_a * wide_a).sum(axis=-1), (wide_b * wide_b).sum(axis=-1)
@@ -43,7 +43,7 @@ class NearDuplicates:
             self.add(labelled)
 
     def add(self, x: Array) -> None:
-        """Rows (m, d) float32 have been chosen."""
+        """Note that rows (m, d) float32 have been chosen."""
         need = self._size + len(x)
         if need > len(self._x):
             room = max(need, 2 * len(self._x), 64)
@@ -54,7 +54,7 @@ class NearDuplicates:
         self._size = need
 
     def blocked(self, x: Array, since: int = 0) -> Array:
-        """(m,) bool for (m, d) float32 rows; chosen rows before the number `since` are left out."""
+        """Tell (m,) bool which of (m, d) float32 rows are near-duplicates; chosen rows before the number `since` are left out."""
         result = np.zeros(len(x), dtype=bool)
         if since >= self._size:
             return result

@@ -35,7 +35,7 @@ Stretches = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Near:
+class NearPairs:
     """Pairs of a row of a block and another row, in the order of the block's rows.
 
     Attributes:
@@ -78,7 +78,7 @@ class NearRows:
         each(range(0, n, _ENCODED), lambda: see)
 
     def around(self, places: Array, stretches: Stretches) -> tuple[NearRows, Array, Stretches]:
-        """The rows in `stretches`, seen from the middle of those at `places`, which are among them; and where these stand then.
+        """See the rows in `stretches` from the middle of those at `places`, which are among them; and say where these stand then.
 
         What bfloat16 leaves open goes with the distance from what operands are relative to. Where rows lie close to one another and far
         from the middle of all, it leaves open several times as many pairs as it has to; else these rows are returned as they are.
@@ -98,7 +98,7 @@ class NearRows:
 
     def find(
         self, places: Array, stretches: Stretches, k: int | None, radius: float, room: Room | None = None, tied: int = _TIED
-    ) -> Near:
+    ) -> NearPairs:
         """Find the others among the rows in `stretches` that may be within `radius` of, and among the k nearest to, those at `places`.
 
         Of rows of which products leave more than 4 k + `tied` others, k + 8 that float32 says are nearest. `room` is the thread's, to be
@@ -111,17 +111,17 @@ class NearRows:
         return search.found([stretch for group in groups for stretch in group])
 
     def limit(self, squared: Array, places: Array, slack: float, square: float) -> torch.Tensor:
-        """The products above which rows of at most this slack and square are farther than `squared` (m,) from those at `places`."""
+        """Return the products above which rows of at most this slack and square are farther than `squared` (m,) from those at `places`."""
         at = torch.from_numpy(places)
         return self.encoding.limit(squared, self.slack[at] + slack, self.square[at] + square)
 
     def upper(self, product: torch.Tensor, places: Array, others: Array) -> Array:
-        """(p,) float64 bounds of squared distances."""
+        """Return (p,) float64 bounds of squared distances."""
         return self.encoding.upper(product, self.slack[torch.from_numpy(places)] + self.slack[torch.from_numpy(others)])
 
 
 def grouped(stretches: Stretches, size: int) -> list[Stretches]:
-    """The stretches in their order, cut so that groups of them have at most `size` places each."""
+    """Cut the stretches, in their order, so that groups of them have at most `size` places each."""
     groups: list[Stretches] = []
     left = 0
     for start, stop in stretches:
@@ -137,7 +137,7 @@ def grouped(stretches: Stretches, size: int) -> list[Stretches]:
 
 
 def bits(product: torch.Tensor) -> Array:
-    """Products as integers of the same order, but for negative ones, which stand for zero."""
+    """Return products as integers of the same order, but for negative ones, which stand for zero."""
     result: Array = product.view(torch.int16 if product.dtype == torch.bfloat16 else torch.int32).numpy()
     return result
 
@@ -147,7 +147,7 @@ def _pieces(encoding: Encoding) -> int:
 
 
 def _as_centres(operand: torch.Tensor, encoding: Encoding) -> torch.Tensor:
-    """Rows' operands as the other factor."""
+    """Return rows' operands as the other factor."""
     d, pieces = len(encoding.shift), _pieces(encoding)
     result = operand.clone()
     result[:, :d] *= -2.0
@@ -156,7 +156,7 @@ def _as_centres(operand: torch.Tensor, encoding: Encoding) -> torch.Tensor:
 
 
 def _packed(found: Array, near: Array, count: Array, infinite: Any) -> Array:
-    """(m, the largest `count`): what of `found` (m, c) is `near` (m, c) bool, (m,) `count` of them in a row, and else infinite."""
+    """Pack (m, the largest `count`): what of `found` (m, c) is `near` (m, c) bool, (m,) `count` of them in a row, and else infinite."""
     result = np.full((len(found), max(int(count.max()), 1)), infinite)
     row, column = np.divmod(np.flatnonzero(near), found.shape[1])
     result[row, ranks(count)] = found[row, column]
@@ -164,7 +164,7 @@ def _packed(found: Array, near: Array, count: Array, infinite: Any) -> Array:
 
 
 def ranks(count: Array) -> Array:
-    """(sum of `count`,) int64: 0, 1, .. within each of groups of so many."""
+    """Return (sum of `count`,) int64: 0, 1, .. within each of groups of so many."""
     result: Array = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
     return result
 
@@ -183,14 +183,14 @@ class Room:
         return torch.mm(a, b.T, out=self._product[:size].view(len(a), len(b)))
 
     def at_most(self, found: Array, limit: Array) -> Array:
-        """(m, n) bool: where `found` is at most the `limit` (m,) of its row; holds until the next."""
+        """Tell (m, n) bool where `found` is at most the `limit` (m,) of its row; holds until the next."""
         if len(self._near) < found.size + 8:
             self._near = np.zeros(max(found.size, _PRODUCTS) + 8, dtype=bool)
         self._near[found.size : found.size + 8] = False
         return np.less_equal(found, limit[:, None], out=self._near[: found.size].reshape(found.shape))
 
     def where(self, near: Array) -> Array:
-        """int64 places, ascending, of what is true in the last answer of `at_most`: where little is, sooner than NumPy tells."""
+        """Find int64 places, ascending, of what is true in the last answer of `at_most`: where little is, sooner than NumPy."""
         words = self._near[: -(-near.size // 8) * 8].view(np.uint64)
         some = np.flatnonzero(words != 0)
         if len(some) * 32 > len(words):
@@ -243,7 +243,7 @@ class _Search:
                 self._forget()
 
     def _operand(self, stretches: Stretches, more: int) -> torch.Tensor:
-        """The rows in `stretches` as operands, and so many more, whichever they are."""
+        """Return the rows in `stretches` as operands, and so many more, whichever they are."""
         every = self._rows.operand
         if len(stretches) == 1 and stretches[0][1] + more <= len(every):
             return every[stretches[0][0] : stretches[0][1] + more]
@@ -271,7 +271,7 @@ class _Search:
         result[self._tied] = np.iinfo(result.dtype).min
         return result
 
-    def found(self, stretches: Stretches) -> Near:
+    def found(self, stretches: Stretches) -> NearPairs:
         """Gather the pairs that belong there, of tied rows by float32."""
         row, place, found = (np.concatenate(parts) for parts in zip(*self._seen, strict=True))
         order = np.argsort(row, kind="stable")
@@ -290,10 +290,10 @@ class _Search:
             product = torch.cat([product, torch.full((len(tied),), torch.inf, dtype=product.dtype)])
             upper = np.concatenate([upper, np.full(len(tied), np.inf)])
         order = np.argsort(row, kind="stable")
-        return Near(row[order], place[order], product[torch.from_numpy(order)], upper[order])
+        return NearPairs(row[order], place[order], product[torch.from_numpy(order)], upper[order])
 
     def _by_float32(self, stretches: Stretches) -> tuple[Array, Array]:
-        """(row, place) of the k + 8 others that are nearest to each tied row; of those found equally near, the first."""
+        """Find (row, place) of the k + 8 others that are nearest to each tied row; of those found equally near, the first."""
         rows, tied = self._rows, np.flatnonzero(self._tied)
         encoding = replace(rows.encoding, bfloat16=False)
         own = self._places[tied]

@@ -69,7 +69,7 @@ def nearest(
     encoded: tuple[torch.Tensor, torch.Tensor] | None = None,
     room: torch.Tensor | None = None,
 ) -> Nearest:
-    """The nearest of `centres` (at least one) to each row of `x`, (m, d) float32.
+    """Find the nearest of `centres` (at least one) to each row of `x`, (m, d) float32.
 
     Args:
         x: the rows; blocks of `block_rows` are the fastest.
@@ -101,7 +101,7 @@ def nearest(
 
 
 def near_bounds(encoding: Encoding, operand: torch.Tensor, slack: torch.Tensor, products: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """(m, c) float64 bounds of the slack and of the square, both scaled, of whatever is as near to a row as a product of it says.
+    """Return (m, c) float64 bounds of the slack and of the square, both scaled, of whatever is as near to a row as a product of it says.
 
     Its length is at most the row's and the distance. Without this, one centre far from all the others would put every centre in doubt
     for every row.
@@ -118,7 +118,7 @@ def near_bounds(encoding: Encoding, operand: torch.Tensor, slack: torch.Tensor, 
 
 
 def _resolve(x: Array, c: Array, row: Array, centre: Array, exact_distance: bool) -> tuple[Array, Array]:
-    """(index, upper) for the rows that occur among the pairs (row, centre), which are sorted by row, then centre."""
+    """Resolve (index, upper) for the rows that occur among the pairs (row, centre), which are sorted by row, then centre."""
     if not len(row):
         return row, np.empty(0)
     value = float32_distances(x, c, row, centre)
@@ -140,7 +140,7 @@ def _resolve(x: Array, c: Array, row: Array, centre: Array, exact_distance: bool
 
 
 def float32_distances(x: Array, c: Array, row: Array, centre: Array) -> Array:
-    """(pairs,) float64 squared distances of x[row] and c[centre] in float32: 0 for equal ones, infinite where squares overflow."""
+    """Return (pairs,) float64 squared distances of x[row] and c[centre] in float32: 0 for equal ones, infinite where squares overflow."""
     result = np.empty(len(row), dtype=np.float64)
     step = max(_PAIR_BYTES // (8 * max(x.shape[1], 1)), 1)
     with np.errstate(over="ignore"):
@@ -153,7 +153,7 @@ def float32_distances(x: Array, c: Array, row: Array, centre: Array) -> Array:
 
 
 def pair_distances(x: Array, c: Array, row: Array, centre: Array) -> Array:
-    """(pairs,) float64 squared distances of x[row] and c[centre] by the definition, in bounded memory."""
+    """Return (pairs,) float64 squared distances of x[row] and c[centre] by the definition, in bounded memory."""
     result = np.empty(len(row), dtype=np.float64)
     step = max(_PAIR_BYTES // (8 * max(x.shape[1], 1)), 1)
     for begin in range(0, len(row), step):
@@ -191,7 +191,7 @@ class _Foresight:
     blocks: list[tuple[int, Array, Array]]
 
     def rows(self, centre: int) -> Array:
-        """(m,) int64, ascending."""
+        """Return the rows, (m,) int64, ascending."""
         which = self.centres.index(centre)
         return np.concatenate([begin + places[starts[which] : starts[which + 1]].astype(np.int64) for begin, places, starts in self.blocks])
 
@@ -229,11 +229,11 @@ class Cells:
             self._start(labelled)
 
     def sum_of(self, cell: int) -> float:
-        """The sum of squared distances."""
+        """Return the sum of squared distances of a cell."""
         return math.ldexp(float(self._sum[cell]), -self._power)
 
     def largest(self, alive: Array) -> int | None:
-        """The cell with the largest sum, the earliest at a tie, that has rows alive, of (n,); None if no row is."""
+        """Find the cell with the largest sum, the earliest at a tie, that has rows alive, of (n,); None if no row is."""
         while True:
             cell = int(np.argmax(np.where(self._free[: self.size], self._sum[: self.size], -1)))
             if not self._free[cell]:
@@ -243,7 +243,7 @@ class Cells:
             self._free[cell] = False  # for good: it gets no more rows
 
     def first(self, cell: int, alive: Array, count: int) -> Array:
-        """The first `count` rows alive of a cell, from the farthest on, the lower one at a tie; fewer if no more are left."""
+        """Find the first `count` rows alive of a cell, from the farthest on, the lower one at a tie; fewer if no more are left."""
         rows = self._leading[cell]
         rows = rows[(self._of[rows] == cell) & alive[rows]]
         if len(rows) < count:
@@ -254,7 +254,7 @@ class Cells:
         return rows[:count]
 
     def add(self, row: int, alive: Array) -> None:
-        """The row becomes a centre; those alive may become centres later."""
+        """Make the row a centre; those alive may become centres later."""
         number, self.size = self.size, self.size + 1
         if number == 0:
             self.squared[:] = squared_to(self._x, self._x[row])
@@ -291,7 +291,7 @@ class Cells:
         self._settle()
 
     def _settle(self) -> None:
-        """Every row has a centre for the first time."""
+        """Give every row a centre for the first time."""
         cells = np.split(np.argsort(self._of, kind="stable"), np.cumsum(np.bincount(self._of, minlength=self.size))[:-1])
         self._members, self._leading = list(cells), [_NO_ROWS] * self.size
         self._peak = int(np.argmax(self.squared))
@@ -302,7 +302,7 @@ class Cells:
         return [slice(begin, min(begin + size, len(self._x))) for begin in range(0, len(self._x), size)]
 
     def _unit(self) -> int:
-        """p, from the largest distance at present: sums are of multiples of 2^-p."""
+        """Return p, from the largest distance at present: sums are of multiples of 2^-p."""
         peak = float(self.squared[self._peak])
         # while the peak keeps its exponent, it is that of the largest distance; zero's means nothing
         if not peak or math.frexp(peak)[1] != self._exponent:
@@ -316,12 +316,12 @@ class Cells:
         np.add.at(self._sum, self._of, self._units(self.squared))
 
     def _units(self, squared: Array) -> Array:
-        """int64, below 2^61 / n: no order of summing changes a sum."""
+        """Return int64 multiples, below 2^61 / n: no order of summing changes a sum."""
         result: Array = np.rint(np.ldexp(squared, self._power)).astype(np.int64)
         return result
 
     def _nearer(self, row: int, alive: Array) -> Array:
-        """The rows that may be nearer to this one than to their centres, ascending."""
+        """Find the rows that may be nearer to this one than to their centres, ascending."""
         for foresight in self._foreseen:
             if row in foresight.centres:
                 return foresight.rows(row)
@@ -330,7 +330,7 @@ class Cells:
         return foresight.rows(row)
 
     def _next(self, alive: Array, count: int) -> list[int]:
-        """Up to `count` rows that may become centres soon, as if each took from its cell alone, as much as of late."""
+        """Guess up to `count` rows that may become centres soon, as if each took from its cell alone, as much as of late."""
         seen = {row for foresight in self._foreseen for row in foresight.centres}
         sums = np.where(self._free[: self.size], self._sum[: self.size], -1)
         sums[self.size - 1] = -1  # its rows are not known yet
@@ -353,7 +353,7 @@ class Cells:
         return result
 
     def _foresee(self, centres: list[int]) -> _Foresight:
-        """One product of all rows with rows that may become centres."""
+        """Make one product of all rows with rows that may become centres."""
         count, encoding = len(centres), self._encoding
         operand = encoding.centres(self._x[centres + centres[-1:] * (-count % 16 if encoding.bfloat16 else 0)])[0]
         bits = torch.int16 if encoding.bfloat16 else torch.int32
@@ -386,7 +386,7 @@ class Cells:
 
 
 def squared_to(x: Array, point: Array, rows: Array | None = None) -> Array:
-    """(m,) float64 squared distances of `rows` of x, or of all, to a point, by the definition, in bounded memory."""
+    """Return (m,) float64 squared distances of `rows` of x, or of all, to a point, by the definition, in bounded memory."""
     result = np.empty(len(x) if rows is None else len(rows))
 
     def see(begin: int) -> None:
@@ -402,7 +402,7 @@ def squared_to(x: Array, point: Array, rows: Array | None = None) -> Array:
 
 
 def in_order(rows: Array, squared: Array, count: int) -> Array:
-    """The first `count` of these rows, ascending, by `squared` (n,) descending, the lower one at a tie; all if there are fewer."""
+    """Find the first `count` of these rows, ascending, by `squared` (n,) descending, the lower one at a tie; all if there are fewer."""
     value = squared[rows]
     if len(rows) > count:
         last = np.partition(value, len(rows) - count)[len(rows) - count]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from raystream.selection.clusters import clusters
-from raystream.selection.near_rows import Near, NearRows, Room, Stretches, bits, grouped, ranks
+from raystream.selection.near_rows import NearPairs, NearRows, Room, Stretches, bits, grouped, ranks
 from raystream.selection.nearest import float32_distances, pair_distances
 from raystream.selection.rows import Array, squared_distances
 from raystream.selection.strategy import Arrays, Kept
@@ -44,7 +44,7 @@ class InvertedLists:
     centres: Array
 
     def probed(self, number: int, probes: int, least: int) -> Array:
-        """int32, the `probes` lists nearest to one list, or more of them if those hold fewer than `least` rows."""
+        """Find the `probes` lists nearest to one list, int32, or more of them if those hold fewer than `least` rows."""
         held = np.cumsum([len(self.members[other]) for other in self.near[number]])
         result: Array = self.near[number, : max(probes, int(np.searchsorted(held, least)) + 1)]
         return result
@@ -59,7 +59,7 @@ class InvertedLists:
         return max(int(np.searchsorted(met, compared, side="right")), 1)
 
     def spans(self, x: Array) -> Array:
-        """(c,) float64, at least the largest distance of a member to its list's centre; `x` are the rows."""
+        """Return (c,) float64, at least the largest distance of a member to its list's centre; `x` are the rows."""
 
         def span(number: int) -> float:
             return float(_distances(x[self.members[number]], self.centres[number])[1].max(initial=0.0))
@@ -67,11 +67,11 @@ class InvertedLists:
         return np.asarray(each(range(len(self.members)), lambda: span))
 
     def meeting(self, spans: Array, point: Array, radius: float) -> Array:
-        """int64 lists, ascending, that may hold rows within the radius of `point` (d,)."""
+        """Find int64 lists, ascending, that may hold rows within the radius of `point` (d,)."""
         return np.flatnonzero(_distances(self.centres, point)[0] <= (radius + spans) * (1 + 2.0**-50))
 
     def rank(self, rows: Array, others: Array) -> Array:
-        """(m, k): at which place the list of each row of `others` (m, k) stands, as seen from the list of its row of `rows` (m,)."""
+        """Return (m, k): at which place the list of each row of `others` (m, k) stands, as seen from the list of its row of `rows` (m,)."""
         place = np.empty_like(self.near)
         np.put_along_axis(place, self.near, np.arange(len(self.near), dtype=np.int32)[None], axis=1)
         result: Array = place[self.list_of[rows][:, None], self.list_of[others]]
@@ -79,7 +79,7 @@ class InvertedLists:
 
 
 def _distances(x: Array, point: Array) -> tuple[Array, Array]:
-    """(n,) float64 bounds of the distances of float32 rows to a point, from below and from above."""
+    """Return (n,) float64 bounds of the distances of float32 rows to a point, from below and from above."""
     with np.errstate(over="ignore", under="ignore"):
         difference = x - point
         squared = np.einsum("ij,ij->i", difference, difference).astype(np.float64)
@@ -90,7 +90,7 @@ def _distances(x: Array, point: Array) -> tuple[Array, Array]:
 
 
 def inverted_lists(x: Array, seed: int, kept: Kept | None = None) -> InvertedLists:
-    """About sqrt(n) lists of the (n, d) float32 rows; `kept` may hold their clusters."""
+    """Make about sqrt(n) lists of the (n, d) float32 rows; `kept` may hold their clusters."""
     n = len(x)
     found = clusters(x, round(np.sqrt(n)), seed, kept=kept)
     longest = _LARGEST * int(np.ceil(n / len(found.size)))
@@ -163,15 +163,15 @@ class Edges:
 
     @classmethod
     def kept(cls, arrays: Arrays) -> Edges:
-        """Edges from `arrays`."""
+        """Make edges from `arrays`."""
         return cls(arrays["start"], arrays["index"], arrays["full"], json.loads(str(arrays["facts"])))
 
     def arrays(self) -> Arrays:
-        """All of it as arrays by name, to be kept."""
+        """Return all of it as arrays by name, to be kept."""
         return {"start": self.start, "index": self.index, "full": self.full, "facts": np.asarray(json.dumps(self.facts))}
 
     def of(self, rows: Array) -> Array:
-        """int64 neighbours of all these rows, one row's after another's."""
+        """Return int64 neighbours of all these rows, one row's after another's."""
         count = self.start[rows + 1] - self.start[rows]
         skipped = self.start[rows] - np.concatenate([[0], np.cumsum(count)[:-1]])
         result: Array = self.index[np.arange(count.sum()) + np.repeat(skipped, count)].astype(np.int64)
@@ -179,7 +179,7 @@ class Edges:
 
 
 def nearest_neighbours(x: Array, k: int, *, seed: int = 0, exact: int = EXACT, compared: int = COMPARED) -> Neighbours:
-    """Each row's k nearest other rows.
+    """Find each row's k nearest other rows.
 
     Args:
         x: (n, d) float32, finite.
@@ -200,7 +200,7 @@ def nearest_neighbours(x: Array, k: int, *, seed: int = 0, exact: int = EXACT, c
 
 
 def within(x: Array, radius: float, most: int, *, seed: int = 0, exact: int = EXACT, compared: int = COMPARED) -> Edges:
-    """Each row's neighbours at a distance of at most `radius` in float64, itself left out, the nearest `most` of them.
+    """Find each row's neighbours at a distance of at most `radius` in float64, itself left out, the nearest `most` of them.
 
     Args:
         x: (n, d) float32, finite.
@@ -217,7 +217,7 @@ class NearBlock:
 
     all_rows: NearRows
     places: Array
-    near: Near
+    near: NearPairs
 
     @property
     def rows(self) -> Array:
@@ -226,7 +226,7 @@ class NearBlock:
         return result
 
     def nearest(self, k: int) -> tuple[Array, Array]:
-        """(m, k) int64 of the nearest others, and their squared distances by the definition."""
+        """Find (m, k) int64 of the nearest others, and their squared distances by the definition."""
         row, other = self.near.row, self.all_rows.order[self.near.place]
         squared = pair_distances(self.all_rows.x, self.all_rows.x, self.rows[row], other)
         order = np.lexsort((other, squared, row))
@@ -235,7 +235,7 @@ class NearBlock:
         return other[first], squared[first]
 
     def within(self, radius: float, most: int) -> tuple[Array, Array]:
-        """(m,) how many others are within the radius, at most `most`, the nearest; and these, int32, ascending for each row."""
+        """Count (m,) the others within the radius, at most `most`, the nearest; and list these, int32, ascending for each row."""
         x, near, number = self.all_rows.x, self.near, self.rows
         other = self.all_rows.order[near.place]
         inside = near.upper <= np.square(radius) * (1 - 2.0**-50)
@@ -269,7 +269,7 @@ class NearBlock:
 
 
 def pairs_within(x: Array, row: Array, other: Array, radius: float) -> Array:
-    """(p,) bool: whether rows of these pairs are at most `radius` apart by the definition; float32 decides where it can."""
+    """Tell (p,) bool whether rows of these pairs are at most `radius` apart by the definition; float32 decides where it can."""
     value, error, tiny = _about(x, row, other)
     square = np.square(np.float64(radius))
     inside: Array = value * (1 + error) + tiny <= square * (1 - 2.0**-50)
@@ -279,7 +279,7 @@ def pairs_within(x: Array, row: Array, other: Array, radius: float) -> Array:
 
 
 def nearest_of_groups(x: Array, group: Array, row: Array, other: Array, count: Array) -> Array:
-    """(p,) bool: which pairs are among the (g,) `count` nearest of their group by the definition; float32 decides where it can.
+    """Tell (p,) bool which pairs are among the (g,) `count` nearest of their group by the definition; float32 decides where it can.
 
     Args:
         x: (n, d) float32.
@@ -301,14 +301,14 @@ def nearest_of_groups(x: Array, group: Array, row: Array, other: Array, count: A
 
 
 def _about(x: Array, row: Array, other: Array) -> tuple[Array, float, float]:
-    """(p,) squared distances by float32, NaN where that overflows, and by how much they err, relatively and besides."""
+    """Compute (p,) squared distances by float32, NaN where that overflows, and by how much they err, relatively and besides."""
     value = float32_distances(x, x, row, other)
     value[np.isinf(value)] = np.nan
     return value, (x.shape[1] + 8) * 2.0**-23, x.shape[1] * 2.0**-120
 
 
 def _around_count(group: Array, value: Array, count: Array) -> tuple[Array, Array]:
-    """(g,) the value after the `count` lowest of each group, infinite if there is none, and the last of those, -infinite likewise."""
+    """Find (g,) the value after the `count` lowest of each group, infinite if there is none, and the last of those, -infinite likewise."""
     size = np.bincount(group, minlength=len(count))
     table = np.full((len(count), int(size.max(initial=0)) + 2), np.inf)
     table[:, 0] = -np.inf
@@ -319,7 +319,7 @@ def _around_count(group: Array, value: Array, count: Array) -> tuple[Array, Arra
 
 
 def lowest_of_groups(group: Array, value: Array, number: Array, count: Array) -> Array:
-    """(p,) bool: which are among the (g,) `count` lowest values of their group, of equal ones those of the lower `number`.
+    """Tell (p,) bool which are among the (g,) `count` lowest values of their group, of equal ones those of the lower `number`.
 
     Args:
         group: (p,) int64, ascending.
@@ -411,7 +411,7 @@ class Index:
         return Edges(start, index, count >= most, facts)
 
     def balls(self, rows: Array, radius: float, covered: Array) -> list[Array]:
-        """For each of `rows` (m,) int64 the rows within the radius, itself included, int64 and ascending.
+        """Find for each of `rows` (m,) int64 the rows within the radius, itself included, int64 and ascending.
 
         Lists all of whose rows are `covered` (n,) bool are passed over.
         """
@@ -438,7 +438,7 @@ class Index:
         return [np.sort(np.append(others[of == number], row)) for number, row in enumerate(rows)]
 
     def apart(self, rows: Array, most: int) -> Array:
-        """The first up to `most` of `rows` that are in different lists."""
+        """Return the first up to `most` of `rows` that are in different lists."""
         if self._lists is None:
             return rows[:0]
         first = np.unique(self._lists.list_of[rows], return_index=True)[1]
@@ -446,7 +446,7 @@ class Index:
         return result
 
     def _joined(self, lists: Iterable[int]) -> Stretches:
-        """Ascending `lists`, those beside each other as one."""
+        """Join ascending `lists`, those beside each other as one."""
         result: Stretches = []
         for start, stop in self._stretches(lists):
             if result and result[-1][1] == start:

@@ -115,18 +115,18 @@ class Pairs:
         self._forms = self._moments(y, rest)
 
     def _moved(self, x: Array) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Array, Array]:
-        """(y, y as stored, what that moved it by, and the squared lengths of the first and the last in float64)."""
+        """Return (y, y as stored, what that moved it by, and the squared lengths of the first and the last in float64)."""
         y = torch.from_numpy(x).to(self.wide) - self._shift.to(self.wide)
         stored = y.to(self.dtype)
         rest, q = y - stored.to(self.wide), y.double().square().sum(1).numpy()
         return y, stored, rest, q, rest.double().square_().sum(1).numpy() if self.coarse else np.zeros(len(q))
 
     def _shares(self, lost: Array, q: Array) -> Array:
-        """(m,) float64: 2 |e| of a pair is at most the sum of its two."""
+        """Return (m,) float64 shares: 2 |e| of a pair is at most the sum of its two."""
         return (lost / _TAU + _TAU * q) * _UP if self.coarse else lost
 
     def _moments(self, y: torch.Tensor, rest: torch.Tensor) -> tuple[torch.Tensor | float, float]:
-        """The second moments of the targets, (d, d), or at least their largest eigenvalue; that of those of what rounding moved."""
+        """Compute the second moments of the targets, (d, d), or at least their largest eigenvalue; that of those of what rounding moved."""
         if not self.coarse or not len(y):
             return 0.0, 0.0
         root = torch.from_numpy(np.sqrt(self._weight))[:, None]
@@ -145,12 +145,12 @@ class Pairs:
         """By how much rounding may change a similarity, relatively, where that depends on it."""
         return self._kernel.growth * 2 * float(self._share.mean()) if len(self._share) else 0.0
 
-    def room(self, rows: int, targets: int = _PART) -> Room:
-        """Memory for so many rows and targets at a time."""
-        return Room(rows * targets, self)
+    def room(self, rows: int, targets: int = _PART) -> PairsRoom:
+        """Make memory for so many rows and targets at a time."""
+        return PairsRoom(rows * targets, self)
 
     def rows(self, x: Array, out: torch.Tensor | None = None) -> Operand:
-        """(r, d) float32 unit rows as operands, into `out` (r, columns)."""
+        """Return (r, d) float32 unit rows as operands, into `out` (r, columns)."""
         out = torch.empty((len(x), self.columns), dtype=self.dtype) if out is None else out
         _, stored, rest, q, lost = self._moved(x)
         d, p = self._width, self._pieces
@@ -178,7 +178,7 @@ class Pairs:
         return result
 
     def _split(self, value: torch.Tensor) -> torch.Tensor:
-        """(m, pieces): float32 as three exact bfloat16 numbers, or as it is."""
+        """Split float32 into three exact bfloat16 numbers, (m, pieces), or return it as it is."""
         if self._pieces == 1:
             return value[:, None]
         parts = []
@@ -189,7 +189,7 @@ class Pairs:
 
     @one_thread()
     def aim(self, which: Array, low: Array, high: Array | None, *, up: bool) -> Aim:
-        """At targets `which` (m,) int64, from similarity `low` (m,) to `high`, or to 1."""
+        """Aim at targets `which` (m,) int64, from similarity `low` (m,) to `high`, or to 1."""
         part = -(-len(self._q) // (_PARTS * TARGETS_UNIT)) * TARGETS_UNIT
         aim = Aim(len(which), self, min(max(part, 2 * TARGETS_UNIT), _PART), up=up)
         scale = self._kernel.scale(self._kernel.origin(self._kernel.reach(low), self._typical))
@@ -204,7 +204,7 @@ class Pairs:
 
     @one_thread()
     def renew(self, aim: Aim, at: Array, which: Array, low: Array, high: Array | None) -> None:
-        """Other stretches of similarity for the targets `which` (r,), which stand at the places `at` (r,)."""
+        """Set other stretches of similarity for the targets `which` (r,), which stand at the places `at` (r,)."""
         kernel, d, p, up = self._kernel, self._width, self._pieces, aim.up
         sign = 1 if up else -1
         reach = kernel.reach(low)
@@ -233,7 +233,7 @@ class Pairs:
         return 32 * torch.finfo(self.wide).eps
 
     def _errors(self, aim: Aim) -> tuple[float, float]:
-        """By how much v may err, relatively, and by how much a sum of what is made of it may."""
+        """Return by how much v may err, relatively, and by how much a sum of what is made of it may."""
         eps = torch.finfo(self.wide).eps
         nudge = (2.0**-8 * 1.01 if self.coarse else 0.0) + (4 * eps if self._kernel.growth else 0.0)
         sums = (_PART + 64) * eps + 2 * self._roundoff + len(aim.low) * 2.0**-52
@@ -241,14 +241,14 @@ class Pairs:
         return (0.0, sums + nudge) if linear else (nudge, sums)
 
     def _rounded(self, value: Array, up: bool) -> torch.Tensor:
-        """float64 -> the wide dtype, never below, or never above."""
+        """Round float64 to the wide dtype, never below, or never above."""
         exact = torch.from_numpy(value)
         near = exact.to(self.wide)
         wrong = near.double() < exact if up else near.double() > exact
         return torch.where(wrong, torch.nextafter(near, torch.full_like(near, math.inf if up else -math.inf)), near)
 
-    def above(self, rows: Operand, aim: Aim, room: Room) -> Array:
-        """(r,) float64 upper bounds of the weighted sums of what the rows reach."""
+    def above(self, rows: Operand, aim: Aim, room: PairsRoom) -> Array:
+        """Return (r,) float64 upper bounds of the weighted sums of what the rows reach."""
         total, near, squares = np.zeros((3, len(rows.y)))
         growth, (nudge, sums) = self._kernel.growth, self._errors(aim)
         for part in aim.parts:
@@ -266,8 +266,8 @@ class Pairs:
             total[np.isnan(total)] = np.inf
         return np.ldexp(total, -aim.power)
 
-    def below(self, rows: Operand, aim: Aim, room: Room, parts: int) -> Array:
-        """(r, parts) float64 lower bounds of the weighted sums up to the end of each of the first parts."""
+    def below(self, rows: Operand, aim: Aim, room: PairsRoom, parts: int) -> Array:
+        """Return (r, parts) float64 lower bounds of the weighted sums up to the end of each of the first parts."""
         result, near = np.zeros((2, len(rows.y), parts))
         nudge, sums = self._errors(aim)
         for number, part in enumerate(aim.parts[:parts]):
@@ -281,22 +281,22 @@ class Pairs:
             result[np.isnan(result)] = -np.inf
         return np.ldexp(result, -aim.power)
 
-    def reaches(self, rows: Operand, aim: Aim, room: Room) -> Array:
-        """(r, m) bool: of which targets the rows reach something, at least; not in bfloat16, of which pairs don't tell alone."""
+    def reaches(self, rows: Operand, aim: Aim, room: PairsRoom) -> Array:
+        """Tell (r, m) bool of which targets the rows reach something, at least; not in bfloat16, of which pairs don't tell alone."""
         every = slice(0, len(aim.low))
         nudge, _ = self._errors(aim)
         result: Array = self._reached(self._product(rows, aim, room, every), aim, room, every, nudge).numpy() > 0
         return result
 
-    def _product(self, rows: Operand, aim: Aim, room: Room, part: slice) -> torch.Tensor:
-        """v, (r, targets `part`)."""
+    def _product(self, rows: Operand, aim: Aim, room: PairsRoom, part: slice) -> torch.Tensor:
+        """Compute v, (r, targets `part`)."""
         size = len(rows.y) * (part.stop - part.start)
         out = room.product[:size].view(len(rows.y), -1)
         torch.mm(rows.y, aim.y[part].T, out=out)
         return room.wide[:size].view(len(out), -1).copy_(out) if self.coarse else out
 
-    def _near(self, rows: Operand, v: torch.Tensor, aim: Aim, room: Room, part: slice) -> Array | float:
-        """(r,) the sum of `steep` over the targets of which something may be reached, for all that bfloat16 leaves open."""
+    def _near(self, rows: Operand, v: torch.Tensor, aim: Aim, room: PairsRoom, part: slice) -> Array | float:
+        """Return (r,) the sum of `steep` over the targets of which something may be reached, for all that bfloat16 leaves open."""
         if not self.coarse:
             return 0.0
         reach = float(rows.moved.max()) + aim.moved + 1e-30
@@ -307,7 +307,7 @@ class Pairs:
         result: Array = torch.mv(steps, steep).double().numpy() / reach + every + aim.open[part].sum()
         return result
 
-    def _reached(self, v: torch.Tensor, aim: Aim, room: Room, part: slice, nudge: float) -> torch.Tensor:
+    def _reached(self, v: torch.Tensor, aim: Aim, room: PairsRoom, part: slice, nudge: float) -> torch.Tensor:
         """Compute how much of the stretches is reached; overwrites v, which may err by a share of `nudge`."""
         if nudge:
             v.add_(torch.abs(v, out=room.sizes[: v.numel()].view(v.shape)), alpha=nudge if aim.up else -nudge)
@@ -319,7 +319,7 @@ class Pairs:
         return v if aim.up and not self._kernel.growth else torch.minimum(v, aim.span[part], out=v)
 
 
-class Room:
+class PairsRoom:
     """The memory that one thread works in."""
 
     def __init__(self, size: int, pairs: Pairs) -> None:
@@ -328,7 +328,7 @@ class Room:
 
 
 def _largest(x: torch.Tensor) -> float:
-    """At least the largest eigenvalue of the second moments of the (m, d) float32 rows."""
+    """Bound from above the largest eigenvalue of the second moments of the (m, d) float32 rows."""
     moments = torch.mm(x.T, x)
     slack = float(moments.diagonal().sum()) * len(x) * 2.0**-23
     if len(moments) <= _WIDEST_FORM:

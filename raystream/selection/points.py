@@ -51,17 +51,17 @@ class Points:
         return len(self.x)
 
     def encoded(self, at: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Operand (m, width) and slack (m,) of some rows."""
+        """Return operand (m, width) and slack (m,) of some rows."""
         if self.operand is None or self.slack is None:
             return self.encoding.rows(self.x[at])
         return self.operand[at], self.slack[at]
 
     def finder(self, centres: Array) -> Callable[[], Finder]:
-        """For each thread what finds the nearest of the (k, d) float32 centres."""
+        """Make for each thread what finds the nearest of the (k, d) float32 centres."""
         return finder(centres, self.encoding, lambda at, x: self.encoded(at))
 
     def label(self, centres: Array) -> Callable[[], Callable[[slice], Array]]:
-        """For each thread what finds it by the rows' places alone."""
+        """Make for each thread what finds it by the rows' places alone."""
         find = self.finder(centres)
 
         def start() -> Callable[[slice], Array]:
@@ -78,7 +78,7 @@ Finder = Callable[[slice, Array], Array]
 def finder(
     centres: Array, encoding: Encoding, encoded: Callable[[slice, Array], tuple[torch.Tensor, torch.Tensor]]
 ) -> Callable[[], Finder]:
-    """For each thread what finds the nearest of the (k, d) float32 centres to rows that `encoded` has the operands of."""
+    """Make for each thread what finds the nearest of the (k, d) float32 centres to rows that `encoded` has the operands of."""
     compared = distinct(centres)
     among = Centres.of(centres[compared], encoding)
 
@@ -90,7 +90,7 @@ def finder(
 
 
 def encode(x: Array, encoding: Encoding) -> tuple[torch.Tensor, torch.Tensor]:
-    """Operand (n, width) and slack (n,) of (n, d) rows, some at a time, so that nothing else of their size is needed."""
+    """Return operand (n, width) and slack (n,) of (n, d) rows, some at a time, so that nothing else of their size is needed."""
     operand, slack = torch.empty((len(x), encoding.width), dtype=encoding.dtype), torch.empty(len(x))
 
     def see(at: slice) -> None:
@@ -106,17 +106,17 @@ def encoding_of(x: Array, precision: Precision = "auto", *, looked_at: int = _SH
 
 
 def looked_at_of(n: int, count: int = _SHIFT_ROWS) -> slice:
-    """Which rows of n, at even distances, an encoding is fitted around."""
+    """Say which rows of n, at even distances, an encoding is fitted around."""
     return slice(0, n, -(-n // count))
 
 
 def encoding_around(some: Array, largest: float, precision: Precision = "auto") -> Encoding:
-    """The encoding of rows whose largest absolute value is `largest`, around the median of some of them, (m, d) float32."""
+    """Fit the encoding to rows whose largest absolute value is `largest`, around the median of some of them, (m, d) float32."""
     return Encoding.fit(np.median(some, axis=0), largest, on_grid=False, precision=precision)
 
 
 def distinct(centres: Array) -> Array:
-    """The first of all (k, d) centres that are equal, int64, ascending: with the others, every row beside them is a tie to be decided."""
+    """Find the first of all (k, d) centres that are equal, int64, ascending: with the others, every row beside them would be a tie."""
     if len(np.unique(centres[:, 0])) == len(centres):
         return np.arange(len(centres))
     first: Array = np.sort(np.unique(centres, axis=0, return_index=True)[1])
@@ -124,17 +124,17 @@ def distinct(centres: Array) -> Array:
 
 
 def slices(n: int, size: int) -> list[slice]:
-    """The rows [0, n), `size` at a time."""
+    """Cut the rows [0, n) into slices of `size`."""
     return [slice(begin, min(begin + size, n)) for begin in range(0, n, size)]
 
 
 def by_blocks(blocks: Sequence[Item], start: Callable[[], Callable[[Item], Result]]) -> list[Result]:
-    """`each`, a single thread for each block even where there is one only: how a product is shared out may change its last bits."""
+    """Run `each`, a single thread for each block even where there is one only: how a product is shared out may change its last bits."""
     return by_thread(blocks, len(blocks), start)
 
 
 def by_thread(blocks: Iterable[Item], count: int, start: Callable[[], Callable[[Item], Result]]) -> list[Result]:
-    """`by_blocks` of so many, each looked up when there is a thread for it."""
+    """Run `by_blocks` of so many, each looked up when there is a thread for it."""
     if count > 1:
         return each(blocks, start)
     with one_thread():
@@ -143,7 +143,7 @@ def by_thread(blocks: Iterable[Item], count: int, start: Callable[[], Callable[[
 
 
 def squared_to(x: Array, centres: Array, label: Array | None = None) -> Array:
-    """(n,) float32 squared distances by differences, of the (n, d) rows to `centres[label]`, or all to the first."""
+    """Return (n,) float32 squared distances by differences, of the (n, d) rows to `centres[label]`, or all to the first."""
     result = np.empty(len(x), dtype=np.float32)
     wide = tensor(centres)
 
@@ -155,19 +155,19 @@ def squared_to(x: Array, centres: Array, label: Array | None = None) -> Array:
 
 
 def squares(x: Array, centres: torch.Tensor, label: Array | None) -> Array:
-    """(m,) float32 squared distances of at most `BLOCK` rows, by differences, to the centres of their labels, or to the first."""
+    """Return (m,) float32 squared distances of at most `BLOCK` rows, by differences, to the centres of their labels, or to the first."""
     to = centres[0] if label is None else centres[torch.from_numpy(label.astype(np.int64, copy=False))]
     found: Array = (tensor(x) - to).square_().sum(1).numpy()
     return found
 
 
 def drawn(x: Array, weight: Array, count: int, seed: int, purpose: str, point: Array) -> tuple[Array, Array]:
-    """`drawn_of` the (n, d) float32 rows, by their squared distances to `point`."""
+    """Call `drawn_of` for the (n, d) float32 rows, by their squared distances to `point`."""
     return drawn_of(len(x), lambda: squared_to(x, point[None]), weight, count, seed, purpose)
 
 
 def drawn_of(n: int, squared: Callable[[], Array], weight: Array, count: int, seed: int, purpose: str) -> tuple[Array, Array]:
-    """At most `count` rows (int64, ascending) that stand for all, and the weights (float64) that they stand for.
+    """Draw at most `count` rows (int64, ascending) that stand for all, and the weights (float64) that they stand for.
 
     Half of them in proportion to the weights, half to weighted squared distances to a point among them, so that the few outliers which
     make up a sum of squares are among them (as in Bachem et al., *Scalable k-means clustering via lightweight coresets*, 2018).
@@ -195,7 +195,7 @@ def drawn_of(n: int, squared: Callable[[], Array], weight: Array, count: int, se
 
 
 def _chance(share: Array, count: float) -> Array:
-    """(n,) float64 in proportion to `share`, which add up to `count` if each counts as at most 1; infinite if none has to be below."""
+    """Return (n,) float64 in proportion to `share` that add up to `count`, each counted as 1 at most; infinite if none has to be below."""
     most = math.ceil(count)
     parts = np.partition(share, len(share) - most)
     top = np.sort(parts[len(share) - most :])[::-1]
@@ -207,6 +207,6 @@ def _chance(share: Array, count: float) -> Array:
 
 
 def cost(points: Points, centres: Array) -> float:
-    """The weighted sum of squared distances to the centres that the points find."""
+    """Sum the squared distances to the centres that the points find, weighted."""
     label = np.concatenate(by_blocks(slices(len(points), BLOCK), points.label(centres)))
     return float((points.weight * squared_to(points.x, centres, label)).sum())

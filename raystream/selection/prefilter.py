@@ -50,7 +50,7 @@ def ahead(
     covered: Array | None = None,
     kinds: Kinds | None = None,
 ) -> Ahead:
-    """The first `limit` distinct rows; where there are fewer, all of them and the first of their repeats.
+    """Find the first `limit` distinct rows; where there are fewer, all of them and the first of their repeats.
 
     A repeat of a row that is ahead goes through as well, uncounted, if it is the first or the cheapest of other groups than that row is in:
     constraints may keep that row out of the batch.
@@ -85,7 +85,7 @@ def ahead(
 
 
 def with_floors(kept: Array, free: Array, score: Array, quotas: Sequence[Quota], cost: Cost | None, first: First) -> Array:
-    """The rows `kept` by score, and enough of every group with a floor, int64, ascending.
+    """Return the rows `kept` by score, and enough of every group with a floor, int64, ascending.
 
     These are the best of the group by score, and where the batch couldn't pay for them, the cheapest.
 
@@ -159,7 +159,7 @@ class _Looked:
         return len(np.setdiff1d(self._hashes, self._known))
 
     def first(self) -> Array:
-        """(n,) int64: the place of the first row that is equal to each; -1 for those that equal a covered one."""
+        """Return (n,) int64, the place of the first row that is equal to each; -1 for those that equal a covered one."""
         known = len(self._known)
         found = first_equal(np.concatenate([self._known, self._hashes]), self._differ)[known:] - known
         result: Array = np.maximum(found, -1)
@@ -189,7 +189,7 @@ class _Looked:
 
 
 def _others_in_kind(rows: Array, first: Array, kinds: Kinds) -> Array:
-    """(n,) bool: the repeats of earlier rows which are the first or the cheapest of groups that no equal row is the first of."""
+    """Tell (n,) bool the repeats of earlier rows which are the first or the cheapest of groups that no equal row is the first of."""
     result = np.zeros(len(rows), dtype=bool)
     repeats = np.flatnonzero((first >= 0) & (first != np.arange(len(first))))
     if not len(repeats):

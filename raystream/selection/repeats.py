@@ -37,25 +37,25 @@ class Repeats:
         """Whether repeats are; False once nothing else is left."""
 
     def blocked(self, rows: Array) -> Array:
-        """(m,) bool: which of the candidates `rows` (int64) are to be passed over."""
+        """Tell (m,) bool which of the candidates `rows` (int64) are to be passed over."""
         return self.covered(rows) if self.passed_over else np.zeros(len(rows), dtype=bool)
 
     def covered(self, rows: Array) -> Array:
-        """(m,) bool: which of the candidates equal a row that is chosen or labelled, or are chosen and have equals."""
+        """Tell (m,) bool which of the candidates equal a row that is chosen or labelled, or are chosen and have equals."""
         group = self._group[rows]
         result: Array = (group >= 0) & self._covered[group]
         return result
 
     def take(self, row: int) -> None:
-        """The candidate is chosen."""
+        """Note that the candidate is chosen."""
         if self._group[row] >= 0:
             self._covered[self._group[row]] = True
 
 
 def find_repeats(shards: Shards, labelled: Array | None) -> Repeats | None:
-    """The repeats among the candidates and of labelled rows, (m, d) as stored; None if there are none."""
+    """Find the repeats among the candidates and of labelled rows, (m, d) as stored; None if there are none."""
     n = len(shards)
-    compared = _Compared(shards, labelled)
+    compared = _HashedRows(shards, labelled)
     known = len(compared.labelled)
     which = not_alone(compared.hashes)
     if not len(which) or which[-1] < known:
@@ -69,7 +69,7 @@ def find_repeats(shards: Shards, labelled: Array | None) -> Repeats | None:
     return Repeats(group[known:], covered) if (group[known:] >= 0).any() else None
 
 
-class _Compared:
+class _HashedRows:
     """Labelled rows, then the candidates: their hashes, and whether they are equal."""
 
     def __init__(self, shards: Shards, labelled: Array | None) -> None:
@@ -78,7 +78,7 @@ class _Compared:
         self.hashes: Array = np.concatenate([hashes_of(self.labelled), *self._pieces.call("hashes")])
 
     def differ(self, rows: Array, twins: Array) -> Array:
-        """(m,) bool: which of `rows` are unequal to their `twins`."""
+        """Tell (m,) bool which of `rows` are unequal to their `twins`."""
         result = np.zeros(len(rows), dtype=bool)
         known = len(self.labelled)
         for at, number, vectors in _by_twins(twins, self._vectors, self._shards.width):
@@ -92,7 +92,7 @@ class _Compared:
         return result
 
     def _vectors(self, rows: Array) -> Array:
-        """(m, d) of rows in ascending order."""
+        """Read (m, d) of rows in ascending order."""
         inside = rows < len(self.labelled)
         beside = self._shards.rows.stored(rows[~inside] - len(self.labelled))
         return np.concatenate([self.labelled[rows[inside]], beside])
@@ -107,7 +107,7 @@ class StoredPiece:
         self._rows = rows
 
     def hashes(self) -> Array:
-        """(n_i,) uint64."""
+        """Return (n_i,) uint64 hashes of the piece's rows."""
         return hashes_of_rows(self._rows)
 
     def differ(self, rows: Array, number: Array, vectors: Array) -> Array:
@@ -120,7 +120,7 @@ class StoredPiece:
 
 
 def row_hashes(x: Array) -> Array:
-    """(n,) uint64 hashes of the rows of (n, d) float16 or float32; equal rows have equal ones."""
+    """Return (n,) uint64 hashes of the rows of (n, d) float16 or float32; equal rows have equal ones."""
     values = without_negative_zeros(x)
     size = values.shape[1] * values.itemsize
     if size % 8:
@@ -135,7 +135,7 @@ def row_hashes(x: Array) -> Array:
 
 
 def without_negative_zeros(x: Array) -> Array:
-    """`x` in C order, with 0.0 for -0.0; itself where nothing has to be changed."""
+    """Return `x` in C order, with 0.0 for -0.0; itself where nothing has to be changed."""
     x = np.ascontiguousarray(x)
     integer = np.int16 if x.dtype == np.float16 else np.int32
     bits, lowest = x.view(integer), np.iinfo(integer).min
@@ -146,13 +146,13 @@ def without_negative_zeros(x: Array) -> Array:
 
 
 def equal(x: Array, y: Array) -> Array:
-    """(m,) bool for (m, d) and (m, d) of one dtype."""
+    """Tell (m,) bool which rows of (m, d) and (m, d) of one dtype are equal."""
     result: Array = (x == y).all(axis=1)
     return result
 
 
 def hashes_of(x: Array) -> Array:
-    """(n,) uint64 `row_hashes`, some rows at a time."""
+    """Return (n,) uint64 `row_hashes`, some rows at a time."""
     result = np.empty(len(x), dtype=np.uint64)
     for begin in range(0, len(x), _BLOCK):
         result[begin : begin + _BLOCK] = row_hashes(x[begin : begin + _BLOCK])
@@ -160,7 +160,7 @@ def hashes_of(x: Array) -> Array:
 
 
 def hashes_of_rows(rows: Rows) -> Array:
-    """(n,) uint64 `row_hashes` of rows as they are stored."""
+    """Return (n,) uint64 `row_hashes` of rows as they are stored."""
     result = np.empty(len(rows), dtype=np.uint64)
 
     def see(block: Block) -> None:
@@ -181,7 +181,7 @@ def as_stored(x: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def not_alone(hashed: Array) -> Array:
-    """The places of (n,) uint64 that hold what another one holds, too, int64, ascending."""
+    """Find the places of (n,) uint64 that hold what another one holds, too, int64, ascending."""
     found = []
     parts = 1 << max(len(hashed) // _SORTED, 1).bit_length() - 1
     shift = np.uint64(64 - max(parts.bit_length() - 1, 1))
@@ -196,7 +196,7 @@ def not_alone(hashed: Array) -> Array:
 
 
 def first_equal(hashed: Array, differ: Callable[[Array, Array], Array]) -> Array:
-    """(n,) int64: the first place that is equal to each.
+    """Return (n,) int64, the first place that is equal to each.
 
     Args:
         hashed: (n,) uint64, equal for equal places.
@@ -216,7 +216,7 @@ def first_equal(hashed: Array, differ: Callable[[Array, Array], Array]) -> Array
 
 
 def _by_twins(twins: Array, vectors: Callable[[Array], Array], width: int) -> Iterator[tuple[Array, Array, Array]]:
-    """Some distinct `twins` at a time: the places that have them, the number of each one's twin, and the twins' vectors."""
+    """Yield some distinct `twins` at a time: the places that have them, the number of each one's twin, and the twins' vectors."""
     distinct, number = np.unique(twins, return_inverse=True)
     step = max(_TWIN_BYTES // (4 * max(width, 1)), 1)
     if len(distinct) <= step:

@@ -54,7 +54,7 @@ class Covering:
 
 
 def represents(assignment: Assignment, chosen: int) -> Array:
-    """(chosen,) int64: how many candidates are nearest to each of the first `chosen` centres.
+    """Count (chosen,) int64 how many candidates are nearest to each of the first `chosen` centres.
 
     Centres after those are labelled rows: what is nearest to them is represented already, by no chosen row.
     """
@@ -63,7 +63,7 @@ def represents(assignment: Assignment, chosen: int) -> Array:
 
 
 def assign(rows: Rows, centres: Array, *, precision: Precision = "auto") -> Assignment:
-    """The nearest of `centres`, (k, d) float32 in the metric's space, to every candidate, exactly, in one pass.
+    """Find the nearest of `centres`, (k, d) float32 in the metric's space, to every candidate, exactly, in one pass.
 
     The order is that of the float64 squared distances. Candidates equal to a centre are nearest to it.
     """
@@ -138,7 +138,7 @@ class _Encoded:
         return bool((scaled == np.rint(scaled)).all() and (np.abs(x) <= self._largest).all())
 
     def chunks(self, x: Array) -> list[Centres]:
-        """The centres to compare the rows `x` with."""
+        """Return the centres to compare the rows `x` with."""
         return self._exact if self._exact is not None and self._on_grid(x) else self._bounded
 
 
@@ -154,7 +154,7 @@ def _check(x: Array, start: int) -> None:
 
 
 def _nearest(x: Array, chunks: list[Centres]) -> tuple[Array, Array]:
-    """(m,) index and (m,) float64 upper bound of the squared distance; several chunks are compared by exact distances."""
+    """Find (m,) index and (m,) float64 upper bound of the squared distance; several chunks are compared by exact distances."""
     if len(chunks) == 1:
         found = nearest(x, chunks[0])
         return found.index, found.upper
@@ -177,7 +177,7 @@ class _Farthest:
         self.found = (-1.0, -1)
 
     def see(self, start: int, x: Array, index: Array, upper: Array) -> None:
-        """A block of rows; blocks may come in any order, from several threads."""
+        """See a block of rows; blocks may come in any order, from several threads."""
         best, row = self.found
         maybe = np.flatnonzero(upper >= best if start < row else upper > best)
         # from the largest bound down, so that few differences are taken

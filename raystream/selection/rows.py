@@ -39,7 +39,7 @@ class ArrayPart:
     array: Array
 
     def release(self) -> None:
-        """Nothing to drop."""
+        """Do nothing: there is nothing to drop."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,22 @@ class Block:
     metric: Metric
 
     def read(self) -> Array:
-        """(m, d) float32, in the metric's space, which may be a view of the part and must not be written to."""
+        """Read (m, d) float32, in the metric's space, which may be a view of the part and must not be written to."""
         taken = self.stored()
         return normalised(taken) if self.metric == "cosine" else float32(taken)
 
     def stored(self) -> Array:
-        """(m, d) float16 or float32, as they lie in the part, which must not be written to."""
+        """Read (m, d) float16 or float32, as they lie in the part, which must not be written to."""
         return self.array if self.positions is None else self.array[self.positions]
 
 
 def tensor(x: Array) -> torch.Tensor:
-    """The array as a tensor; a copy where the array is read-only, of which torch would warn."""
+    """Return the array as a tensor; a copy where the array is read-only, of which torch would warn."""
     return torch.from_numpy(x if x.flags.writeable else x.copy())
 
 
 def float32(x: Array) -> Array:
-    """`x` in float32, C-contiguous and as torch takes it without a warning; a view where it can be."""
+    """Return `x` in float32, C-contiguous and as torch takes it without a warning; a view where it can be."""
     if x.dtype == np.float16:
         # torch converts ten times as fast as NumPy
         result: Array = tensor(np.ascontiguousarray(x)).float().numpy()
@@ -100,7 +100,7 @@ def float32(x: Array) -> Array:
 
 
 def squared_distances(x: Array, y: Array) -> Array:
-    """The squared distance that defines every result, (..., d) and (..., d) -> (...), in float64.
+    """Compute the squared distance that defines every result, of (..., d) and (..., d): (...), in float64.
 
     Each row is summed by itself over the contiguous last axis, so that a value depends on the two
     vectors alone, not on where they stand or on what stands beside them.
@@ -112,7 +112,7 @@ def squared_distances(x: Array, y: Array) -> Array:
 
 
 def normalised(x: Array) -> Array:
-    """(n, d) rows of length one in float32; rows of zeros stay zero. The norm is taken in float64."""
+    """Return (n, d) rows of length one in float32; rows of zeros stay zero. The norm is taken in float64."""
     wide = x.astype(np.float64)
     norm = np.sqrt(np.square(wide).sum(axis=1, keepdims=True))
     wide /= np.where(norm > 0, norm, 1.0)
@@ -121,7 +121,7 @@ def normalised(x: Array) -> Array:
 
 
 def _shape(part: EmbeddingPart) -> tuple[int, int]:
-    """(n_i, d); the part is let go of at once, since a pool has more parts than a process may have open files."""
+    """Return (n_i, d); the part is let go of at once, since a pool has more parts than a process may have open files."""
     known: tuple[int, int] | None = getattr(part, "shape", None)
     if known is not None:
         return known
@@ -167,7 +167,7 @@ class Rows:
         return self.stop - self.start
 
     def slice(self, start: int, stop: int) -> Rows:
-        """The candidates [start, stop) with the parts that hold them and nothing else, under the numbers that they have here."""
+        """Return the candidates [start, stop) with the parts that hold them and nothing else, under the numbers that they have here."""
         result = copy(self)
         starts = [start]
         result.parts, result.positions = [], []
@@ -193,7 +193,7 @@ class Rows:
         return Block(begin, end, array, positions[which], self.metric)
 
     def blocks(self, start: int, stop: int, size: int) -> Iterator[Block]:
-        """The candidates [start, stop), at most `size` rows at a time."""
+        """Yield the candidates [start, stop), at most `size` rows at a time."""
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         for part in range(first, len(self.parts)):
             origin = int(self._starts[part])
@@ -212,7 +212,7 @@ class Rows:
                 return
 
     def subset(self, which: Array) -> Rows:
-        """The candidates `which`, int64, ascending and at least one, as rows of their own."""
+        """Return the candidates `which`, int64, ascending and at least one, as rows of their own."""
         cuts = np.searchsorted(which, self._starts)
         parts, positions = [], []
         for part, (begin, end) in enumerate(pairwise(cuts)):
@@ -223,11 +223,11 @@ class Rows:
         return Rows(parts, positions, self.metric)
 
     def gather(self, rows: Array) -> Array:
-        """(m, d) float32, the candidates `rows` (int64, in any order)."""
+        """Read (m, d) float32, the candidates `rows` (int64, in any order)."""
         return self._gathered(rows, np.dtype(np.float32), Block.read)
 
     def stored(self, rows: Array) -> Array:
-        """(m, d) of `dtype`, the candidates `rows` (int64, in any order) as they are stored."""
+        """Read (m, d) of `dtype`, the candidates `rows` (int64, in any order) as they are stored."""
         return self._gathered(rows, self.dtype, Block.stored)
 
     @property
@@ -251,7 +251,7 @@ class Rows:
         return result
 
     def _taken(self, part: int, rows: Array, read: Callable[[Block], Array]) -> Array:
-        """The candidates `rows`, all of them in one part, in memory of their own."""
+        """Read the candidates `rows`, all of them in one part, into memory of their own."""
         positions, which = self.positions[part], rows - self._starts[part]
         x = read(Block(0, len(rows), self.parts[part].array, which if positions is None else positions[which], self.metric))
         self.parts[part].release()
@@ -259,7 +259,7 @@ class Rows:
 
 
 def as_rows(x: Array, metric: Metric = "euclidean") -> Rows:
-    """Rows over one plain (n, d) array; anything but float16 is taken as float32."""
+    """Make rows over one plain (n, d) array; anything but float16 is taken as float32."""
     array = np.asarray(x)
     if array.ndim != 2:
         raise DataError(f"embeddings have shape {array.shape}; expected (rows, width)")
@@ -269,7 +269,7 @@ def as_rows(x: Array, metric: Metric = "euclidean") -> Rows:
 
 
 def vectors(x: Array | None, width: int, metric: Metric, name: str = "labelled") -> Array:
-    """(m, d) float32 in the metric's space from what a caller gave, checked; None is no rows."""
+    """Return (m, d) float32 in the metric's space from what a caller gave, checked; None is no rows."""
     if x is None or len(x) == 0:
         return np.empty((0, width), dtype=np.float32)
     array = np.asarray(x)
@@ -283,6 +283,6 @@ def vectors(x: Array | None, width: int, metric: Metric, name: str = "labelled")
 
 
 def not_finite(count: int, first: Sequence[int], name: str = "candidate") -> DataError:
-    """The error for embeddings with NaN or infinite values."""
+    """Make the error for embeddings with NaN or infinite values."""
     rows = ", ".join(str(row) for row in first)
     return DataError(f"{count} {name} embeddings hold NaN or infinite values, first at rows {rows}; expected finite numbers")

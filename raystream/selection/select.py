@@ -204,7 +204,7 @@ def _ahead(free: Array, score: Array, limit: int, first: First, quotas: Sequence
 
 
 def _first(x: Array | None, covered: Sequence[Array], quotas: Sequence[Quota], cost: Cost | None) -> First:
-    """The first rows of an order; exact repeats are passed over, given `x`."""
+    """Find the first rows of an order; exact repeats are passed over, given `x`."""
     if x is None:
         return lambda order, total, limit: Ahead(order(limit), 0, limit < total)
     part, known = ArrayPart(x), np.concatenate(covered) if covered else None

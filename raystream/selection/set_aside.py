@@ -67,13 +67,13 @@ class SetAside:
             self._lower_limits(money)
 
     def blocked(self, rows: Array) -> Array:
-        """(m,) bool: which of the rows would take money that the minimums need."""
+        """Tell (m,) bool which of the rows would take money that the minimums need."""
         if not self.on:
             return np.zeros(len(rows), dtype=bool)
         return np.asarray((self._cost[rows] > self._allowed(rows)) & ~self._in_plan[rows])
 
     def took(self, row: int, money: float, x: Array | None) -> None:
-        """`row` joined the batch, which leaves `money`; `x` (d,) float32 if near-duplicates count."""
+        """Note that `row` joined the batch, which leaves `money`; `x` (d,) float32 if near-duplicates count."""
         self._gone[row] = True
         if not self.on:
             return
@@ -166,7 +166,7 @@ class SetAside:
                 self._add(int(rows[i]), None if x is None else x[i])
 
     def _wanted(self, rows: Array) -> Array:
-        """(m,) bool: which rows meet a floor that the plan lacks rows for, and may be taken."""
+        """Tell (m,) bool which rows meet a floor that the plan lacks rows for, and may be taken."""
         meets = np.zeros(len(rows), dtype=bool)
         free = ~self._gone[rows] & ~self._in_plan[rows] & (self._cost[rows] <= self._allowed(rows))
         for k, quota in enumerate(self._quotas):

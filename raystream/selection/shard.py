@@ -22,7 +22,7 @@ from raystream.threads import each
 
 
 @dataclass(frozen=True)
-class Answer:
+class LeadingRows:
     """The rows that lead the order, and a bound on all others.
 
     Attributes:
@@ -39,22 +39,22 @@ class Answer:
 
 
 def first_in_order(found: Sequence[tuple[float, int]]) -> tuple[float, int]:
-    """The first of (gain, row) by gain descending, then row ascending."""
+    """Find the first of (gain, row) by gain descending, then row ascending."""
     return min(found, key=lambda pair: (-pair[0], pair[1]))
 
 
 def ordered(gain: Array, rows: Array, count: int) -> tuple[Array, Array]:
-    """The first `count` of (gain, row), float64 and int64, by gain descending, then row ascending."""
+    """Find the first `count` of (gain, row), float64 and int64, by gain descending, then row ascending."""
     order = np.lexsort((rows, -gain))[:count]
     return gain[order], rows[order]
 
 
-def merge(answers: Sequence[Answer]) -> Answer:
-    """The answers of all shards, which lie in row order, as one."""
+def merge(answers: Sequence[LeadingRows]) -> LeadingRows:
+    """Merge the answers of all shards, which lie in row order."""
     if len(answers) == 1:
         return answers[0]
     bounds = [answer.bound for answer in answers if answer.bound is not None]
-    return Answer(
+    return LeadingRows(
         np.concatenate([answer.rows for answer in answers]),
         np.concatenate([answer.x for answer in answers]),
         np.concatenate([answer.squared for answer in answers]),
@@ -74,13 +74,13 @@ class Shard:
         self._encoded: tuple[tuple[Encoding, Look, bool], EncodedRows] | None = None
 
     def survey(self) -> tuple[float, Array]:
-        """The largest absolute value among finite rows, and the rows that are not finite."""
+        """Find the largest absolute value among finite rows, and the rows that are not finite."""
         seen = each(self._rows.blocks(self._start, self._stop, self._block), lambda: _reach)
         bad = [rows for _, rows in seen if len(rows)]
         return max((largest for largest, _ in seen), default=0.0), np.concatenate(bad) if bad else np.empty(0, dtype=np.int64)
 
     def sample(self, step: int) -> Array:
-        """(s, d) float32, every row whose number is a multiple of `step`."""
+        """Read (s, d) float32, every row whose number is a multiple of `step`."""
         return self._rows.gather(np.arange(-(-self._start // step) * step, self._stop, step))
 
     def on_grid(self, power: int) -> bool:
@@ -140,13 +140,13 @@ class Shard:
         """Return those of the candidates `rows` that lie in this shard, numbered from its own start."""
         return rows[(rows >= self._start) & (rows < self._stop)] - self._start
 
-    def advance(self, centres: Array, taken: Array, count: int, least: int) -> Answer:
+    def advance(self, centres: Array, taken: Array, count: int, least: int) -> LeadingRows:
         """See `Shards.advance`."""
         self._bounds.drop(self._mine(taken))
         self._bounds.add(centres)
         return self._answer(count, least)
 
-    def refine(self, gain: float, count: int, least: int) -> Answer:
+    def refine(self, gain: float, count: int, least: int) -> LeadingRows:
         """See `Shards.refine`."""
         self._bounds.settle_from(gain)
         return self._answer(count, least)
@@ -155,7 +155,7 @@ class Shard:
         """See `Shards.cover`."""
         return cover(self._rows, centres, chosen)
 
-    def _answer(self, count: int, least: int) -> Answer:
+    def _answer(self, count: int, least: int) -> LeadingRows:
         bounds = self._bounds
         bounds.catch_up(count)
         order, bound = _leading(bounds.gain, count + 1), None
@@ -170,7 +170,7 @@ class Shard:
             kept[np.argsort(-gain, kind="stable")[:least]] = True
         if not kept.all():
             rows, x = rows[kept], x[kept]
-        return Answer(rows + self._start, x, bounds.squared[rows], bound)
+        return LeadingRows(rows + self._start, x, bounds.squared[rows], bound)
 
 
 def _sum(total: Total) -> Callable[[Block], Array]:
@@ -182,7 +182,7 @@ def _same(one: tuple[Encoding, Look, bool], other: tuple[Encoding, Look, bool]) 
 
 
 def _reach(block: Block) -> tuple[float, Array]:
-    """The largest absolute value, 0 if it is not finite, and the rows that are not finite."""
+    """Find the largest absolute value, 0 if it is not finite, and the rows that are not finite."""
     x, none = block.read(), np.empty(0, dtype=np.int64)
     if x.size == 0:
         return 0.0, none
@@ -192,7 +192,7 @@ def _reach(block: Block) -> tuple[float, Array]:
 
 
 def _leading(gain: Array, count: int) -> Array:
-    """The places of the first `count` gains above -inf, descending, then by place; the last comes last."""
+    """Find the places of the first `count` gains above -inf, descending, then by place; the last comes last."""
     rough = max(rough_rank(gain, count), np.finfo(np.float64).min) if len(gain) > count else np.finfo(np.float64).min
     rows = np.flatnonzero(gain >= rough)
     if len(rows) < count and rough > np.finfo(np.float64).min:
@@ -222,7 +222,7 @@ class Leaders:
         x: (q, d) float32.
     """
 
-    def __init__(self, answer: Answer, centres: CentreList, gain: Gain, count: int) -> None:
+    def __init__(self, answer: LeadingRows, centres: CentreList, gain: Gain, count: int) -> None:
         self.rows, self.x, self._bound = answer.rows, answer.x, answer.bound
         self._centres, self._encoding = centres, centres.encoding
         self._gain_of = gain.at(self.rows)
@@ -247,7 +247,7 @@ class Leaders:
         return float(self._gain[place])
 
     def remove(self, which: Array) -> None:
-        """Rows at these places can't be chosen."""
+        """Remove the rows at these places, which can't be chosen."""
         self._gain[which] = -np.inf
 
     @property
@@ -256,7 +256,7 @@ class Leaders:
         return bool((self._gain > -np.inf).any())
 
     def take(self, place: int) -> None:
-        """A row that `first` returned becomes a centre."""
+        """Make a row that `first` returned a centre."""
         self._gain[place] = -np.inf
         operand = self._encoding.as_centre(self._operand[place])
         reached = self._centres.largest_square
@@ -282,7 +282,7 @@ class Leaders:
         self._front_limit[near[nearer]] = self._limit(places)
 
     def first(self, count: int) -> Array | None:
-        """The places of the first `count` of all candidates, in order; fewer if no more are left; None when the shards have to be asked."""
+        """Find the places of the first `count` candidates in order; fewer if no more are left; None when the shards have to be asked."""
         while True:
             first = self._in_front(count)
             if len(first) == count:
@@ -295,7 +295,7 @@ class Leaders:
             self._renew()
 
     def best(self, count: int) -> float:
-        """The gain of the last of the first `count` rows that are left, of which there must be one."""
+        """Return the gain of the last of the first `count` rows that are left, of which there must be one."""
         bound, self._bound = self._bound, None
         first = self.first(count)
         self._bound = bound
@@ -370,7 +370,7 @@ class Leaders:
         self._squared[which], self._gain[which] = squared, self._gain_of.of(squared, which)
 
     def _limit(self, places: Array) -> Array:
-        """(m,) the products above which a centre is certainly farther than the row's nearest one."""
+        """Return (m,) the products above which a centre is certainly farther than the row's nearest one."""
         result: Array = self._squared[places] * 4.0**self._encoding.power + self._width(places)
         return result
 

@@ -20,9 +20,9 @@ from raystream.selection.encoded_rows import Look
 from raystream.selection.lazy_bounds import Gain
 from raystream.selection.represents import Covering
 from raystream.selection.rows import Array, ArrayPart, EmbeddingPart, Metric, Rows, as_rows
-from raystream.selection.shard import Answer, Shard, first_in_order, merge, ordered
+from raystream.selection.shard import LeadingRows, Shard, first_in_order, merge, ordered
 
-__all__ = ["DEFAULT_MEMORY", "Answer", "ArrayPart", "EmbeddingPart", "LocalShards", "Shards", "Survey", "working_bytes"]
+__all__ = ["DEFAULT_MEMORY", "ArrayPart", "EmbeddingPart", "LeadingRows", "LocalShards", "Shards", "Survey", "working_bytes"]
 
 Factory = Callable[..., Any]
 """Makes a piece; importable, as are its arguments picklable, since the piece may live in another process.
@@ -61,7 +61,7 @@ _BLOCK = 8192
 
 
 def working_bytes(rows: int, width: int) -> int:
-    """About how much memory the working copy of so many rows takes, in this processor's fastest precision."""
+    """Estimate how much memory, in bytes, the working copy of so many rows takes, in this processor's fastest precision."""
     return rows * Encoding(np.zeros(width, dtype=np.float32), 0, has_bfloat16_units(), exact=False).row_bytes
 
 
@@ -99,7 +99,7 @@ class Shards:
         self._pieces = self.pieces(Shard, block)
 
     def pieces(self, factory: Factory, *args: Any, beside: Sequence[Rows] = (), block: int = 1) -> Pieces:
-        """For algorithms with a state of their own: `factory(rows, *beside, *args)` for each stretch, where the stretch is.
+        """Make `factory(rows, *beside, *args)` for each stretch, where the stretch is: for algorithms with a state of their own.
 
         Args:
             factory: see `Factory`.
@@ -111,7 +111,7 @@ class Shards:
         return self._spread(factory, [(*(rows.slice(start, stop) for rows in every), *args) for start, stop in self.stretches(block)])
 
     def stretches(self, block: int) -> list[tuple[int, int]]:
-        """The first row of each stretch, and the one behind its last, as `pieces` cuts them."""
+        """Return the first row of each stretch, and the one behind its last, as `pieces` cuts them."""
         edges = np.linspace(0, -(-len(self.rows) // block), self.count + 1).astype(np.int64) * block
         return [(int(start), int(stop)) for start, stop in pairwise(np.minimum(edges, len(self.rows)))]
 
@@ -129,7 +129,7 @@ class Shards:
         return self.rows.metric
 
     def survey(self) -> Survey:
-        """The largest absolute value, and the rows that hold NaN or infinities; looked for once."""
+        """Find the largest absolute value, and the rows that hold NaN or infinities; looked for once."""
         if self._surveyed is None:
             surveys = self._pieces.call("survey")
             bad = np.concatenate([rows for _, rows in surveys])
@@ -137,7 +137,7 @@ class Shards:
         return self._surveyed
 
     def sample(self, count: int) -> Array:
-        """(s, d) float32, about `count` rows at even distances, the same for any sharding."""
+        """Read (s, d) float32, about `count` rows at even distances, the same for any sharding."""
         return np.concatenate(self._pieces.call("sample", max(len(self) // count, 1)))
 
     def on_grid(self, power: int) -> bool:
@@ -145,7 +145,7 @@ class Shards:
         return all(self._pieces.call("on_grid", power))
 
     def total(self, power: int) -> Array:
-        """(d,) float64, the exact sum of the rows rounded to multiples of 2^-power."""
+        """Return (d,) float64, the exact sum of the rows rounded to multiples of 2^-power."""
         total: Array = np.stack(self._pieces.call("total", power)).sum(axis=0)
         return total
 
@@ -168,11 +168,11 @@ class Shards:
         return encoding.row_bytes * rows <= self.memory
 
     def farthest(self, point: Array, exclude: Array, count: int) -> tuple[Array, Array]:
-        """(gains, rows) of the first `count` in order, exactly, D being to a float64 `point`; fewer if no more are left."""
+        """Find (gains, rows) of the first `count` in order, exactly, D being to a float64 `point`; fewer if no more are left."""
         found = self._pieces.call("farthest", point, exclude, count)
         return ordered(np.concatenate([gain for gain, _ in found]), np.concatenate([rows for _, rows in found]), count)
 
-    def advance(self, centres: Array, taken: Array, count: int, least: int = 1) -> Answer:
+    def advance(self, centres: Array, taken: Array, count: int, least: int = 1) -> LeadingRows:
         """Apply (m, d) float32 centres, take the rows `taken` out, and return the rows that lead the order.
 
         About `count` rows are looked at; those that come before the bound are returned, and from each shard the first
@@ -180,7 +180,7 @@ class Shards:
         """
         return merge(self._pieces.call("advance", centres, taken, self._share(count, least), least))
 
-    def refine(self, gain: float, count: int, least: int = 1) -> Answer:
+    def refine(self, gain: float, count: int, least: int = 1) -> LeadingRows:
         """Make the distances of rows that may gain at least `gain` exact, and answer as `advance` does."""
         return merge(self._pieces.call("refine", gain, self._share(count, least), least))
 
@@ -197,11 +197,11 @@ class Shards:
         return Covering(counts, squared, row)
 
     def gather(self, rows: Array) -> Array:
-        """(m, d) float32 vectors of `rows`."""
+        """Read (m, d) float32 vectors of `rows`."""
         return self.rows.gather(rows)
 
     def subset(self, which: Array, memory: int) -> LocalShards:
-        """The candidates `which`, int64, ascending and at least one, numbered from 0, in this process."""
+        """Return the candidates `which`, int64, ascending and at least one, numbered from 0, in this process."""
         rows = self.rows.subset(which)
         return LocalShards(rows.parts, rows.positions, metric=self.metric, memory=memory)
 
@@ -237,6 +237,6 @@ class LocalShards(Shards):
     def of_array(
         cls, x: Array, *, metric: Metric = "euclidean", memory: int = DEFAULT_MEMORY, shards: int = 1, block: int = _BLOCK
     ) -> LocalShards:
-        """Shards over one plain (n, d) array."""
+        """Make shards over one plain (n, d) array."""
         rows = as_rows(x, metric)
         return cls(rows.parts, metric=metric, memory=memory, shards=shards, block=block)

@@ -25,7 +25,7 @@ class Kept(Protocol):
     """Arrays that were computed from the candidates' embeddings alone, from one choice to the next."""
 
     def get(self, kind: str, parameters: Parameters) -> Arrays | None:
-        """The arrays that were kept under this name and these parameters, not to be written to; None if there are none."""
+        """Return the arrays that were kept under this name and these parameters, not to be written to; None if there are none."""
 
     def put(self, kind: str, parameters: Parameters, arrays: Arrays) -> None:
         """Keep arrays; what can't be kept is computed anew next time."""
@@ -133,28 +133,28 @@ Strategy = Callable[[Candidates, Request], Picked]
 
 
 def embeddings(candidates: Candidates, strategy: str) -> Shards:
-    """The candidates' embeddings, or a QueryError that names the strategy."""
+    """Return the candidates' embeddings, or raise a QueryError that names the strategy."""
     if candidates.shards is None:
         raise QueryError(f"{strategy} needs embeddings, but the candidates have none; give `x`")
     return candidates.shards
 
 
 def scores(candidates: Candidates, strategy: str) -> Array:
-    """(n,) scores, or a QueryError that names the strategy."""
+    """Return (n,) scores, or raise a QueryError that names the strategy."""
     if candidates.score is None:
         raise QueryError(f"{strategy} needs a score, but the candidates have none; give `score`")
     return np.asarray(candidates.score)
 
 
 def row_keys(candidates: Candidates, strategy: str) -> Array:
-    """(n,) uint64 keys, or a QueryError that names the strategy."""
+    """Return (n,) uint64 keys, or raise a QueryError that names the strategy."""
     if candidates.keys is None:
         raise QueryError(f"{strategy} needs hashes of the ids, but the candidates have none")
     return np.asarray(candidates.keys, dtype=np.uint64)
 
 
 def gathered(rows: Rows, memory: int, strategy: str) -> Array:
-    """(n, d) float32, all rows at once, in row order.
+    """Gather (n, d) float32, all rows at once, in row order.
 
     Raises:
         QueryError: they don't fit `memory`.

@@ -9,7 +9,7 @@ from raystream.selection.rows import Array
 
 
 def checked_weights(score: Array, n: int) -> Array:
-    """(n,) float64 scores that can be weights: finite and at least 0.
+    """Check (n,) float64 scores that can be weights: finite and at least 0.
 
     Raises:
         QueryError: another shape, or scores that are negative or not finite.

@@ -25,7 +25,7 @@ from raystream.service.problems import Described, FieldError, Problem, answer, w
 from raystream.service.query_routes import query_router
 from raystream.service.record_routes import record_router
 from raystream.service.runs import Runs
-from raystream.service.scheduler import Scheduler
+from raystream.service.scheduler import RunScheduler
 from raystream.service.streams import Deciders
 from raystream.service.tokens import Caller, Tokens, csrf_of
 from raystream.service.webhooks import Webhooks
@@ -37,7 +37,7 @@ _described = Described()
 
 
 def create_app(config: Config, *, schedules: bool = True) -> FastAPI:
-    """The application of a server.
+    """Make the application of a server.
 
     Args:
         config: what it serves.
@@ -51,7 +51,7 @@ def create_app(config: Config, *, schedules: bool = True) -> FastAPI:
     policy, metrics, callers = Policy(config), Metrics(), Callers(tokens)
     runs = Runs(store, config.limits)
     hooks = Webhooks(config.webhooks, runs.log, store)
-    scheduler = Scheduler(runs, config, metrics, also=hooks.begin)
+    scheduler = RunScheduler(runs, config, metrics, also=hooks.begin)
     deciders = Deciders(config, store, metrics)
 
     @asynccontextmanager
@@ -169,7 +169,7 @@ def _add_page(app: FastAPI, store: Store, callers: Callers) -> None:
 
 
 def _described_app(app: FastAPI) -> dict[str, Any]:
-    """The description, with how callers are let in; what FastAPI adds for bodies that it reads itself is not ours."""
+    """Return the description, with how callers are let in; what FastAPI adds for bodies that it reads itself is not ours."""
     found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     components = found.setdefault("components", {})
     components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
@@ -183,20 +183,20 @@ def _described_app(app: FastAPI) -> dict[str, Any]:
 
 
 async def _of_framework(request: Request, error: Exception) -> Response:
-    """What starlette itself refuses: no such path, no such method."""
+    """Answer for what starlette itself refuses: no such path, no such method."""
     assert isinstance(error, HTTPException)
     return Problem(error.status_code, str(error.detail), headers=dict(error.headers or {})).response()
 
 
 async def _of_parameters(request: Request, error: Exception) -> Response:
-    """Parts of an address that can't be what they stand for."""
+    """Answer for parts of an address that can't be what they stand for."""
     assert isinstance(error, RequestValidationError)
     found = [FieldError(".".join(str(part) for part in one["loc"][1:]), str(one["msg"])) for one in error.errors()]
     return wrong_fields(found).response()
 
 
 async def _of_store(request: Request, error: Exception) -> Response:
-    """What the store can't give: the log has its reason, the caller hears that it is so."""
+    """Answer for what the store can't give: the log has its reason, the caller hears that it is so."""
     assert isinstance(error, RaystreamError)
     _log.error("%s %s: %s", request.method, request.url.path, error)
     if isinstance(error, StoreUnreachable):

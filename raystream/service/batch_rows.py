@@ -24,7 +24,7 @@ _OWN = ("rank", "score", "gain", "distance", "represents", "why", "prediction", 
 
 
 def batch_rows(result: Result) -> dict[str, Any]:
-    """The columns of a selection by their names, the ids as text, and which columns the query kept of the pool."""
+    """Return the columns of a selection by their names, the ids as text, and which columns the query kept of the pool."""
     head = result.selection.slice(0, ROWS)
     id_name = head.column_names[1]
     kept = [name for name in head.column_names if name not in _OWN and name != id_name]
@@ -43,7 +43,7 @@ def batch_rows(result: Result) -> dict[str, Any]:
 
 
 def shown_inputs(result: Result, chunk: int, rows: pa.Table | None = None) -> dict[str, Any]:
-    """What the model saw of some rows: `kind` is `pictures`, `texts` or `table`, `items` are by rank, `note` says what is missing.
+    """Return what the model saw of some rows: `kind` is `pictures`, `texts` or `table`, `items` are by rank, `note` says what is missing.
 
     Args:
         result: the query.
@@ -70,7 +70,7 @@ def shown_inputs(result: Result, chunk: int, rows: pa.Table | None = None) -> di
 
 
 def one_row(result: Result, rank: int) -> dict[str, Any]:
-    """A chosen row's picture, of at most 1,024 pixels a side, or its whole text.
+    """Return a chosen row's picture, of at most 1,024 pixels a side, or its whole text.
 
     Raises:
         QueryError: no row has this rank.
@@ -100,7 +100,7 @@ def _cut(text: str, longest: int) -> str:
 
 
 def _short(value: Any) -> Any:
-    """A kept value, whose text a page can hold."""
+    """Shorten a kept value to text that a page can hold."""
     if isinstance(value, str):
         return _cut(value, _CELL)
     return value if value is None or isinstance(value, bool | int | float) else _cut(str(value), _CELL)

@@ -38,7 +38,7 @@ class Callers:
         return self._tokens is None
 
     def of(self, request: Request, scope: Scope) -> Caller:
-        """Who asks, provided that they may.
+        """Find who asks, provided that they may.
 
         Raises:
             Problem: 401, nobody known asks; 403, they may not; 429, too many wrong tokens came from there.
@@ -55,7 +55,7 @@ class Callers:
         return caller
 
     def of_token(self, token: str, request: Request) -> Caller:
-        """Who holds a token that came in a body.
+        """Find who holds a token that came in a body.
 
         Raises:
             Problem: 401, nobody; 429, too many wrong ones came from there.

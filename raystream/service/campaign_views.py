@@ -40,7 +40,7 @@ Data = dict[str, Any]
 
 
 def campaigns(store: Store) -> Data:
-    """The names of all loops, simulations and streams of a store."""
+    """Name all loops, simulations and streams of a store."""
     return {kind: [name for name in store.names(kind) if _is_name(name)] for kind in ("loops", "simulations", "streams")}
 
 
@@ -48,7 +48,7 @@ def campaigns(store: Store) -> Data:
 
 
 def loop_view(store: Store, name: str) -> Data:
-    """A loop's curves, rounds and rules, where it stands, and what is to be done.
+    """Return a loop's curves, rounds and rules, where it stands, and what is to be done.
 
     Raises:
         QueryError: there is no such loop.
@@ -81,7 +81,7 @@ def loop_view(store: Store, name: str) -> Data:
 def _where_it_stands(
     loop: Loop, journal: Journal, history: Sequence[Mapping[str, Any]], asked_rules: Sequence[str]
 ) -> tuple[str, str, str]:
-    """State, reason and what to do, by the records alone."""
+    """Return state, reason and what to do, by the records alone."""
     again = "Run raystream loop with its file again."
     last = 0
     while journal.asked(last + 1) is not None:
@@ -125,7 +125,7 @@ def _rule(name: str, asked: bool, history: Sequence[Mapping[str, Any]]) -> Data:
 
 
 def _batches(journal: Journal) -> list[Data]:
-    """What each round asked for: its query, its strategy, and why; the newest first."""
+    """Return what each round asked for: its query, its strategy, and why; the newest first."""
     found = []
     number = 1
     while (asked := journal.asked(number)) is not None:
@@ -160,7 +160,7 @@ def _is_share(name: str) -> bool:
 
 
 def simulation_view(store: Store, name: str) -> Data:
-    """A simulation's curves with their intervals, its figures and its verdict.
+    """Return a simulation's curves with their intervals, its figures and its verdict.
 
     Raises:
         QueryError: there is no such simulation.
@@ -220,7 +220,7 @@ def _beside(name: str, curves: Curves, chance: Curves) -> Data:
 
 
 def _ceiling(store: Store, folder: str, metric: str) -> float | None:
-    """The mean of the metric with all labels."""
+    """Return the mean of the metric with all labels."""
     names = store.names(f"{folder}/runs/all-labels")
     values = []
     for name in names:
@@ -236,7 +236,7 @@ def _ceiling(store: Store, folder: str, metric: str) -> float | None:
 
 
 def stream_view(store: Store, name: str, kept: Callable[[str, Callable[[], Data]], Data]) -> Data:
-    """A stream's share, its threshold over time, and whether scores have drifted.
+    """Return a stream's share, its threshold over time, and whether scores have drifted.
 
     Args:
         store: which holds it.
@@ -273,7 +273,7 @@ def stream_view(store: Store, name: str, kept: Callable[[str, Callable[[], Data]
 
 
 def _of_file(data: bytes) -> Data:
-    """Some points along one file of decisions: rows that count so far in it, those chosen, threshold and score at each."""
+    """Return some points along one file of decisions: rows that count so far in it, those chosen, threshold and score at each."""
     parquet = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
     table = parquet.read(["score", "threshold", "chosen"], use_threads=False)
     score = table.column("score").to_numpy(zero_copy_only=False).astype(np.float64)
@@ -295,7 +295,7 @@ def _of_file(data: bytes) -> Data:
 
 
 def _joined(parts: Sequence[Data]) -> Data:
-    """The points of all files one after the other, thinned."""
+    """Join the points of all files one after the other, thinned."""
     seen = chosen = 0
     points: list[list[Any]] = []
     for part in parts:
@@ -319,7 +319,7 @@ def _is_name(name: str) -> bool:
 
 
 def _read(store: Store, file: str, what: str, name: str, kind: Any) -> Any:
-    """A campaign's file as the object that it was made of."""
+    """Read a campaign's file as the object that it was made of."""
     data = store.read_if_there(file) if _is_name(name) else None
     if data is None:
         raise QueryError(f"the store has no {what} {name!r}")

@@ -66,7 +66,7 @@ class ServedFiles:
         return self._client.url
 
     def place(self, name: str) -> str:
-        """The address of a query's file: `queries/<name>/selection.parquet` is its selection."""
+        """Return the address of a query's file: `queries/<name>/selection.parquet` is its selection."""
         _, query, file = name.split("/", 2)
         return f"{self._client.url}/v1/queries/{query}/{file.partition('.')[0]}"
 
@@ -113,7 +113,7 @@ class Client:
         return str(state["id"])
 
     def result(self, asked: str) -> Result:
-        """The batch of a query, once it is committed; see `run`."""
+        """Return the batch of a query, once it is committed; see `run`."""
         for _ in self.events(asked):
             pass
         state = self.state(asked)
@@ -134,12 +134,12 @@ class Client:
         return Result(cast(Any, ServedFiles(self)), self.selection(asked), manifest, new)
 
     def state(self, asked: str) -> dict[str, Any]:
-        """How far a query is, by its id or name."""
+        """Return how far a query is, by its id or name."""
         found: dict[str, Any] = self._json("GET", f"/v1/queries/{quote(asked, safe='')}")
         return found
 
     def queries(self) -> Iterator[dict[str, Any]]:
-        """All of the caller's queries, the newest first."""
+        """Yield all of the caller's queries, the newest first."""
         cursor: str | None = None
         while True:
             page = self._json("GET", "/v1/queries" + (f"?{urlencode({'cursor': cursor})}" if cursor else ""))
@@ -149,14 +149,14 @@ class Client:
                 return
 
     def selection(self, asked: str) -> pa.Table:
-        """The chosen rows of a committed query."""
+        """Return the chosen rows of a committed query."""
         import pyarrow.parquet as pq
 
         _, _, data = self._asked("GET", f"/v1/queries/{quote(asked, safe='')}/selection", None, {"accept": _PARQUET})
         return pq.read_table(io.BytesIO(data))
 
     def plan(self, query: Query | Mapping[str, Any] | str | PathLike[str]) -> dict[str, Any]:
-        """What a query would read and write there."""
+        """Return what a query would read and write there."""
         found: dict[str, Any] = self._json("POST", "/v1/plan", document(query), seconds=600.0)
         return found
 
@@ -165,7 +165,7 @@ class Client:
         self._asked("DELETE", f"/v1/queries/{quote(asked, safe='')}", None, {})
 
     def decide(self, stream: str, rows: list[dict[str, Any]], request_id: str | None = None) -> list[dict[str, Any]]:
-        """The decisions on rows of a stream, made once for each request.
+        """Return the decisions on rows of a stream, made once for each request.
 
         Args:
             stream: its name.
@@ -177,7 +177,7 @@ class Client:
         return found
 
     def events(self, asked: str) -> Iterator[dict[str, Any]]:
-        """What happens to a query, each event once, until it ends; a stream that breaks off is taken up where it was."""
+        """Yield what happens to a query, each event once, until it ends; a stream that breaks off is taken up where it was."""
         last, failures = "", 0
         while True:
             try:
@@ -226,7 +226,7 @@ class Client:
     def _asked(
         self, method: str, path: str, body: object, headers: Mapping[str, str], seconds: float = _SECONDS
     ) -> tuple[int, Mapping[str, str], bytes]:
-        """The answer to a request, which is asked again where it may have been lost, or the server says to come back."""
+        """Return the answer to a request, which is asked again where it may have been lost, or the server says to come back."""
         data = None if body is None else json.dumps(body).encode()
         sent = {**self._headers, **headers, **({"content-type": "application/json"} if data is not None else {})}
         told: RaystreamError | None = None
@@ -260,7 +260,7 @@ class Client:
 
 
 def document(query: Query | Mapping[str, Any] | str | PathLike[str]) -> dict[str, Any]:
-    """A query as a server takes it: without where it runs and what is kept where.
+    """Return a query as a server takes it: without where it runs and what is kept where.
 
     Raises:
         QueryError: it is none.
@@ -276,7 +276,7 @@ def document(query: Query | Mapping[str, Any] | str | PathLike[str]) -> dict[str
 
 
 def _refused(status: int, data: bytes) -> RaystreamError:
-    """The error for an answer that refuses a request: a wrong query is one here, too."""
+    """Make the error for an answer that refuses a request: a wrong query is one here, too."""
     try:
         problem = json.loads(data)
         detail = str(problem["detail"])
@@ -288,7 +288,7 @@ def _refused(status: int, data: bytes) -> RaystreamError:
 
 
 def _as_here(exit_code: int, error: str) -> RaystreamError:
-    """The error that a run of this exit code would have raised here."""
+    """Make the error that a run of this exit code would have raised here."""
     kinds: dict[int, type[RaystreamError]] = {2: QueryError, 3: DataError, 4: UnitsFailed, 5: ClusterError}
     return kinds.get(exit_code, RaystreamError)(error)
 

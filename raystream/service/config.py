@@ -124,7 +124,7 @@ class Config(Part):
 
     @classmethod
     def load(cls, path: str | Path | None, given: Mapping[str, Any]) -> Config:
-        """The configuration of a file, with what was given beside it in its place.
+        """Load the configuration of a file, with what was given beside it in its place.
 
         Args:
             path: of a YAML file; None: none.
@@ -144,7 +144,7 @@ class Config(Part):
             raise QueryError(f"the server's configuration{f' {path}' if path else ''}: {told}") from None
 
     def storage(self, name: str | None) -> Storage | None:
-        """The options of a storage by its name; of queries that give none, those of `default`; None if there is none of that name."""
+        """Return the options of a storage by its name; of queries that give none, those of `default`; None if none has that name."""
         if name is None:
             return storage_from(self.storages.get("default", {}))
         return storage_from(self.storages[name]) if name in self.storages else None

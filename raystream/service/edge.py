@@ -206,7 +206,7 @@ def _too_large(limit: int) -> Problem:
 
 
 def _headers(scope: Scope) -> dict[str, str]:
-    """The headers by name; of one that stands there twice and decides something, which could be read in two ways, nothing is served."""
+    """Return the headers by name; nothing is served where one that decides something stands there twice, to be read in two ways."""
     found: dict[str, str] = {}
     for name, value in scope["headers"]:
         key = name.decode("latin-1").lower()
@@ -222,7 +222,7 @@ def _without_port(host: str) -> str:
 
 
 def _replayed(body: bytes, receive: Receive) -> Callable[[], Any]:
-    """A `receive` that gives the body that was read, and then whatever comes, such as that the client is gone."""
+    """Make a `receive` that gives the body that was read, and then whatever comes, such as that the client is gone."""
     given = False
 
     async def replay() -> Message:

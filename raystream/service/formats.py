@@ -20,7 +20,7 @@ _BYTES = 1 << 20
 
 
 def preferred(accept: str, kinds: tuple[str, ...]) -> str | None:
-    """The first of these kinds that is accepted most."""
+    """Return the first of these kinds that is accepted most."""
     weights: dict[str, float] = {}
     for part in accept.split(","):
         kind, *parameters = (piece.strip() for piece in part.split(";"))
@@ -79,7 +79,7 @@ def _tables(file: pq.ParquetFile) -> Iterator[pa.Table]:
 
 
 def flat(table: pa.Table) -> pa.Table:
-    """A table as CSV can hold it: bytes as hex digits, lists and structs as JSON."""
+    """Return a table as CSV can hold it: bytes as hex digits, lists and structs as JSON."""
     columns = []
     for column in table.columns:
         kind = column.type

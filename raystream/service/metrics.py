@@ -47,7 +47,7 @@ class Metrics:
             self._sums[route] += seconds  # type: ignore[assignment]
 
     def text(self, gauges: Mapping[str, Mapping[str, int]]) -> str:
-        """All of them, with what is looked up at this moment.
+        """Write all of them, with what is looked up at this moment.
 
         Args:
             gauges: values by state, by name.

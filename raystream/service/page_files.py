@@ -38,7 +38,7 @@ class PageFile:
 
 @cache
 def page_files() -> dict[str, PageFile]:
-    """All files by their names below `page/`, and the page itself as `index.html`. Nothing else is ever handed out."""
+    """Read all files by their names below `page/`, and the page itself as `index.html`. Nothing else is ever handed out."""
     folder = files("raystream.service").joinpath("page")
     found = {name: folder.joinpath(name).read_bytes() for name in ("index.html", STYLES[1], LIBRARY, *MODULES)}
     found[STYLES[0]] = files("raystream.report").joinpath("templates/style.css").read_bytes()
@@ -54,7 +54,7 @@ _EXPORT = re.compile(r"^export ", re.M)
 
 
 def one_file(data: dict[str, Any], home: list[str], title: str) -> bytes:
-    """The page as one file that needs nothing but itself, with the resources that it shows.
+    """Make the page one file that needs nothing but itself, with the resources that it shows.
 
     Modules are put one after the other into one script, without what they import of each other: their names are different. A policy in
     the page's head lets these scripts and styles run and nothing else, whatever the data holds.
@@ -93,7 +93,7 @@ def _hash(text: str) -> str:
 
 
 def _in_html(text: str) -> str:
-    """JSON that can't end the element that holds it, nor begin a comment."""
+    """Write JSON that can't end the element that holds it, nor begin a comment."""
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 

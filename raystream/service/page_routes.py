@@ -18,7 +18,7 @@ from raystream.service.campaign_views import campaigns, loop_view, simulation_vi
 from raystream.service.formats import file_pieces
 from raystream.service.page_files import POLICY, page_files
 from raystream.service.plain import plain
-from raystream.service.views import COMPARED, Kept, Views
+from raystream.service.views import COMPARED, RecentValues, Views
 from raystream.store.protocol import Store
 
 _HEADERS = {
@@ -49,7 +49,7 @@ class _Lately:
 
 
 def page_router(store: Callable[[], Store], caller: Callable[..., object]) -> APIRouter:
-    """The page's routes: `/`, its files below `/page/`, and its data below `/page/data/`.
+    """Make the page's routes: `/`, its files below `/page/`, and its data below `/page/data/`.
 
     Args:
         store: gives the store that is shown.
@@ -57,7 +57,7 @@ def page_router(store: Callable[[], Store], caller: Callable[..., object]) -> AP
     """
     router = APIRouter()
     views: dict[str, Views] = {}
-    decisions, lately = Kept(_STREAM_FILES), _Lately()
+    decisions, lately = RecentValues(_STREAM_FILES), _Lately()
 
     def shown() -> Views:
         found = store()
@@ -111,7 +111,7 @@ def page_router(store: Callable[[], Store], caller: Callable[..., object]) -> AP
 
 
 def _add_shell(router: APIRouter) -> None:
-    """The page and its files."""
+    """Add the page and its files."""
 
     @router.get("/", include_in_schema=False)
     def index(request: Request) -> Response:
@@ -151,7 +151,7 @@ def _of_row(shown: Callable[[], Views], make: Callable[[Views, str, int], dict[s
 
 
 def _answer(request: Request, make: Callable[[], dict[str, Any]], version: Callable[[], str] | None = None) -> Response:
-    """Data as JSON with its ETag, which is that of a version where there is one, so that nothing is made for whoever knows it."""
+    """Answer data as JSON with its ETag, which is that of a version where there is one, so that nothing is made for whoever knows it."""
 
     def answer() -> Response:
         known = version() if version is not None else ""
@@ -177,7 +177,7 @@ def _file(request: Request, views: Views, name: str) -> Response:
 
 
 def _guarded(answer: Callable[[], Response]) -> Response:
-    """An answer, or what is wrong, by RFC 9457."""
+    """Return an answer, or what is wrong, by RFC 9457."""
     try:
         return answer()
     except QueryError as error:
@@ -195,6 +195,6 @@ def _problem(status: int, title: str, detail: str) -> Response:
 
 
 def _knows(request: Request, etag: str) -> bool:
-    """Whether the browser has this content already."""
+    """Tell whether the browser has this content already."""
     known = request.headers.get("if-none-match", "")
     return etag in [part.strip().removeprefix("W/") for part in known.split(",")]

@@ -15,7 +15,7 @@ EXACT = 1 << 53
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: what isn't finite is null, bytes are hexadecimal, what has no form in JSON is text."""
+    """Return a value as JSON has it: what isn't finite is null, bytes are hexadecimal, what has no form in JSON is text."""
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, np.generic):
@@ -34,17 +34,17 @@ def plain(value: Any) -> Any:
 
 
 def column(values: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """A column's values as JSON has them."""
+    """Return a column's values as JSON has them."""
     return [plain(value) for value in readable(values)]
 
 
 def ids(values: pa.Array | pa.ChunkedArray) -> list[str]:
-    """Ids as text, as every tool but the pool has them: integers decimal, bytes hexadecimal."""
+    """Return ids as text, as every tool but the pool has them: integers decimal, bytes hexadecimal."""
     return [value.hex() if isinstance(value, bytes) else str(value) for value in readable(values)]
 
 
 def kind_of_ids(type_: pa.DataType) -> str:
-    """What the text of `ids` stands for: `integer`, `string` or `binary`."""
+    """Say what the text of `ids` stands for: `integer`, `string` or `binary`."""
     if pa.types.is_integer(type_):
         return "integer"
     return "string" if pa.types.is_string(type_) or pa.types.is_large_string(type_) else "binary"

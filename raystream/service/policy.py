@@ -57,7 +57,7 @@ class Checked:
 
 
 def read_json(body: bytes) -> Any:
-    """The value of a body.
+    """Read the value of a body.
 
     Raises:
         Problem: it is no JSON, gives a key twice, or holds what is no number or no text.
@@ -70,8 +70,8 @@ def read_json(body: bytes) -> Any:
     except UnicodeEncodeError:
         raise Problem(422, "the body holds a text that is no Unicode: half of a surrogate pair") from None
     except (ValueError, RecursionError) as error:
-        told = str(error) if isinstance(error, _Told) else "the body is no JSON"
-        raise Problem(422 if isinstance(error, _Told) else 400, told) from None
+        told = str(error) if isinstance(error, _WrongBody) else "the body is no JSON"
+        raise Problem(422 if isinstance(error, _WrongBody) else 400, told) from None
 
 
 class Policy:
@@ -82,7 +82,7 @@ class Policy:
         self._allow = config.allow
 
     def checked(self, body: object) -> Checked:
-        """The query that a body asks.
+        """Check a body, and return the query that it asks.
 
         Raises:
             Problem: it is none, or may not be asked; with the path of each field that is wrong.
@@ -116,7 +116,7 @@ class Policy:
         return Checked(query.model_dump(mode="json", exclude_unset=True), hashlib.sha256(text.encode()).hexdigest())
 
     def reach(self) -> list[str]:
-        """The places that a run may list and open."""
+        """List the places that a run may list and open."""
         return [place for place in (*self._allow, *self._config.outputs, *self._config.models) if not place.startswith("iceberg:")]
 
     def check_files(self, query: Query) -> None:
@@ -135,7 +135,7 @@ class Policy:
                     raise QueryError(f"{key} leads to a place that this server doesn't allow; name one below the prefixes that it does")
 
     def _with_storage(self, pool: object) -> tuple[object, list[FieldError]]:
-        """The section with the options of the storage that it names."""
+        """Return the section with the options of the storage that it names."""
         if not isinstance(pool, dict):
             return pool, []
         name = pool.get("storage")
@@ -148,7 +148,7 @@ class Policy:
         return ({**pool, "storage": options} if options else {k: v for k, v in pool.items() if k != "storage"}), []
 
     def _wrong_section(self, name: str, document: Mapping[str, Any]) -> FieldError | None:
-        """What is wrong with a section by itself, so that a body is told all of it at once."""
+        """Say what is wrong with a section by itself, so that a body is told all of it at once."""
         if name not in document:
             return None
         if not isinstance(document[name], dict):
@@ -161,7 +161,7 @@ class Policy:
         return None
 
     def _places(self, query: Query) -> Iterator[FieldError]:
-        """The URIs of the query that lie outside of what is allowed."""
+        """Yield an error for each URI of the query that lies outside of what is allowed."""
         for key, uris in query.row_uris.items():
             for uri in uris:
                 yield from self._wrong_place(uri, key, self._allow)
@@ -171,7 +171,7 @@ class Policy:
             yield from self._wrong_place(path, key, places)
 
     def _model_files(self, model: Model, key: str = "model") -> Iterator[tuple[str, Sequence[str], str]]:
-        """Each path that a model names, where it may lie, and its key."""
+        """Yield each path that a model names, where it may lie, and its key."""
         if model.members is not None:
             for position, member in enumerate(model.members):
                 yield from self._model_files(member, f"{key}.members.{position}")
@@ -206,7 +206,7 @@ class Policy:
             yield FieldError(key, where)
 
     def _code(self, query: Query) -> Iterator[FieldError]:
-        """What the query would run, as far as it isn't listed."""
+        """Yield an error for what the query would run, as far as it isn't listed."""
         given = query.model_dump(mode="json", exclude_unset=True)
         for section in ("model", "acquire", "select"):
             for key, text in _texts(given.get(section), section):
@@ -238,7 +238,7 @@ def _models(model: Model, key: str = "model") -> Iterator[tuple[str, Model]]:
 
 
 def _texts(value: object, key: str) -> Iterator[tuple[str, str]]:
-    """Every text below a key, with its own; those that are ids and names left out."""
+    """Yield every text below a key, with its own; those that are ids and names left out."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, dict):
@@ -251,7 +251,7 @@ def _texts(value: object, key: str) -> Iterator[tuple[str, str]]:
 
 
 def _too_long(value: object, path: str) -> Iterator[FieldError]:
-    """The texts that are longer than any path, id or name: what they are searched for would take long, too."""
+    """Yield an error for each text that is longer than any path, id or name: to search for it would take long, too."""
     if isinstance(value, str) and len(value) > _LONGEST:
         yield FieldError(path, f"{path} has {len(value)} characters, expected {_LONGEST} at most")
     elif isinstance(value, dict):
@@ -276,7 +276,7 @@ def _holds(body: Mapping[str, Any], path: str) -> bool:
 
 
 def _without_forbidden(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The rest of a body, of which there may be something to say, too."""
+    """Return the rest of a body, of which there may be something to say, too."""
     found = {key: value for key, value in body.items() if key not in _FORBIDDEN and key not in LOOP_SECTIONS}
     for section, _, key in (path.partition(".") for path in _FORBIDDEN):
         if key and isinstance(found.get(section), dict):
@@ -292,7 +292,7 @@ def _members_with_trust(body: Mapping[str, Any]) -> Iterator[int]:
             yield position
 
 
-class _Told(ValueError):
+class _WrongBody(ValueError):
     """Wrong in a way that the caller is told."""
 
 
@@ -301,9 +301,9 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         double = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise _Told(f"key {double[:100]!r} is given twice")
+        raise _WrongBody(f"key {double[:100]!r} is given twice")
     return found
 
 
 def _no_number(text: str) -> Any:
-    raise _Told(f"{text} is no number")
+    raise _WrongBody(f"{text} is no number")

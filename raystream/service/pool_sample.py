@@ -74,7 +74,7 @@ class PoolSample:
     embeddings: Floats
 
     def as_data(self, predictions: Sequence[str | None]) -> dict[str, Any]:
-        """What the page draws: numbers as base64 of little-endian arrays.
+        """Return what the page draws: numbers as base64 of little-endian arrays.
 
         Args:
             predictions: the class of each row of the selection by its name, for the chosen ones' colours.
@@ -104,7 +104,7 @@ class PoolSample:
 
 
 def pool_sample(result: Result, points: int = POINTS) -> PoolSample | str:
-    """The sample, or why there is none."""
+    """Take the sample, or say why there is none."""
     try:
         pool = stored_pool(result)
         units = embedded_units(pool)
@@ -162,7 +162,7 @@ def _sample(result: Result, pool: StoredPool, units: list[UnitOutputs], plane: P
 
 
 def _row_table(table: pa.Table, path: str, score: str | None, id_name: str) -> pa.Table:
-    """A unit's rows as the sample has them; what there is none of is null."""
+    """Return a unit's rows as the sample has them; what there is none of is null."""
 
     def of(name: str | None, type_: pa.DataType) -> pa.ChunkedArray:
         if name is None or name not in table.column_names or pa.types.is_nested(table.schema.field(name).type):
@@ -180,7 +180,7 @@ def _row_table(table: pa.Table, path: str, score: str | None, id_name: str) -> p
 
 
 def _labelled(result: Result, pool: StoredPool, units: list[UnitOutputs]) -> list[Integers]:
-    """Which rows of each unit are labelled, evenly spaced ones of very many; none where that can't be found out."""
+    """Find which rows of each unit are labelled, evenly spaced ones of very many; none where that can't be found out."""
     try:
         found = labelled_rows(result, pool.store, units)
     except (RaystreamError, OSError):
@@ -197,7 +197,7 @@ def _by_path(selection: pa.Table) -> dict[str, list[int]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Nearest:
+class NearestChosen:
     """Which chosen row each of the sample's rows of the pool is nearest to.
 
     Attributes:
@@ -209,12 +209,12 @@ class Nearest:
     distance: Floats
 
     def rows_of(self, place: int) -> Integers:
-        """The rows that are nearest to this chosen one, the nearest first."""
+        """Find the rows that are nearest to this chosen one, the nearest first."""
         rows = np.flatnonzero(self.of == place)
         return rows[np.argsort(self.distance[rows], kind="stable")]
 
 
-def nearest_chosen(result: Result, sample: PoolSample, vectors: VectorFiles) -> Nearest:
+def nearest_chosen(result: Result, sample: PoolSample, vectors: VectorFiles) -> NearestChosen:
     """Compare the sample's rows of the pool with all chosen ones.
 
     Labelled rows are left out, and those with a score below that of any candidate, as far as the sample tells it.
@@ -235,18 +235,18 @@ def nearest_chosen(result: Result, sample: PoolSample, vectors: VectorFiles) -> 
             distance[start:stop] = np.sqrt(np.maximum(0, products[np.arange(len(x)), best] + np.square(x).sum(axis=1)))
         start = stop
     of[~_candidates(result, sample, count)] = -1
-    return Nearest(of, distance)
+    return NearestChosen(of, distance)
 
 
 def _blocks(sample: PoolSample, vectors: VectorFiles) -> Iterator[Floats]:
-    """The embeddings of the sample's rows of the pool, some thousand at a time."""
+    """Yield the embeddings of the sample's rows of the pool, some thousand at a time."""
     for unit, rows in sample.units:
         for start in range(0, len(rows), 16_384):
             yield embeddings_at(vectors, unit, rows[start : start + 16_384])
 
 
 def _candidates(result: Result, sample: PoolSample, count: int) -> npt.NDArray[np.bool_]:
-    """(n,) which rows of the pool were candidates: of eligible ones those with the highest scores, as many as there were."""
+    """Tell (n,) which rows of the pool were candidates: of eligible ones those with the highest scores, as many as there were."""
     counts = result.manifest.counts
     eligible = sample.kind[:count] != LABELLED
     if counts.candidates >= counts.eligible or not result.manifest.gives_scores:
@@ -265,7 +265,7 @@ def _directions(values: Floats) -> Floats:
 
 
 def _on_grid(plane: Floats, kind: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
-    """Both coordinates from 0 to 65,535, in one scale: nearly all of the pool fits, and every chosen and labelled row."""
+    """Scale both coordinates to 0 to 65,535, in one scale: nearly all of the pool fits, and every chosen and labelled row."""
     low, high = np.quantile(plane, [0.001, 0.999], axis=0)
     marked = plane[kind != POOL]
     if len(marked):
@@ -281,5 +281,5 @@ def _base64(values: npt.NDArray[Any]) -> str:
 
 
 def predictions_of(result: Result) -> list[str | None]:
-    """The predicted class of each chosen row."""
+    """Return the predicted class of each chosen row."""
     return name_of_prediction(result.selection)

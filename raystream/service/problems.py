@@ -48,37 +48,37 @@ class Problem(Exception):
         self.status, self.detail, self.errors, self.headers = status, detail, tuple(errors), dict(headers or {})
 
     def response(self) -> JSONResponse:
-        """The answer."""
+        """Make the answer."""
         return JSONResponse(self.body(), self.status, self.headers, MEDIA_TYPE)
 
     def body(self) -> dict[str, Any]:
-        """Of the answer."""
+        """Return the body of the answer."""
         title = HTTPStatus(self.status).phrase
         found: dict[str, Any] = {"type": "about:blank", "title": title, "status": self.status, "detail": self.detail}
         return found | ({"errors": [error.as_json for error in self.errors]} if self.errors else {})
 
 
 def unknown(what: str) -> Problem:
-    """The answer for what isn't there, or belongs to others: the two look the same."""
+    """Make the answer for what isn't there, or belongs to others: the two look the same."""
     return Problem(404, f"there is no {what}")
 
 
 def wrong_fields(errors: Sequence[FieldError]) -> Problem:
-    """The answer for a body that says what can't be."""
+    """Make the answer for a body that says what can't be."""
     first = errors[0]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return Problem(422, f"{first.detail}{more}", errors)
 
 
 def of_sentence(sentence: str) -> FieldError:
-    """What is wrong, from a sentence about a query, which begins with the key that it is about."""
+    """Say what is wrong, from a sentence about a query, which begins with the key that it is about."""
     match = _KEY.match(sentence)
     path = match[1] if match and match[1].partition(".")[0] in Query.model_fields else ""
     return FieldError(path, sentence)
 
 
 async def answer(request: Request, error: Exception) -> JSONResponse:
-    """The answer for a problem, for FastAPI."""
+    """Return the answer for a problem, for FastAPI."""
     assert isinstance(error, Problem)
     return error.response()
 
@@ -109,6 +109,6 @@ class Described:
     )
 
     def responses(self, *statuses: int) -> dict[int | str, dict[str, Any]]:
-        """Those of a route."""
+        """Return those of a route."""
         content = {MEDIA_TYPE: {"schema": self.schema}}
         return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}

@@ -31,7 +31,7 @@ DEFECT = "the service failed to run this; its operator finds why in the store"
 
 
 @dataclass(frozen=True)
-class Task:
+class ProcessTask:
     """What a process is told.
 
     Attributes:
@@ -53,7 +53,7 @@ class Task:
 
 
 def whole_query(document: Mapping[str, Any], config: Config) -> Query:
-    """A query from outside, with where it runs and what is kept where from the server's configuration.
+    """Return a query from outside, with where it runs and what is kept where from the server's configuration.
 
     Raises:
         QueryError: it is none.
@@ -68,7 +68,7 @@ def main() -> None:
     interruption = Interruption()
     interruption.heed()
     sys.path.insert(0, os.getcwd())
-    task = Task(**json.load(sys.stdin.buffer))
+    task = ProcessTask(**json.load(sys.stdin.buffer))
     config = Config(**task.config)
     policy = Policy(config)
     if task.kind == "plan":
@@ -81,7 +81,7 @@ def main() -> None:
     os._exit(code)  # threads in foreign code hold nobody up
 
 
-def _plan(task: Task, config: Config, policy: Policy) -> int:
+def _plan(task: ProcessTask, config: Config, policy: Policy) -> int:
     from raystream.run import plan
 
     code = 0
@@ -176,7 +176,7 @@ class _Run:
                 return
 
     def _interrupted(self) -> int | None:
-        """The exit code where a signal ended it; noted if it was ours. After another's the run goes on once a server starts it again."""
+        """Return the exit code where a signal ended it, noted if it was ours; after another's the run goes on once a server starts it."""
         if self._interruption.number is None:
             return None
         if self._why == "stopped":
@@ -199,7 +199,7 @@ class _Run:
 
 
 def for_callers(error: RaystreamError | str, config: Config) -> str:
-    """What is wrong, without places that whoever asked did not name."""
+    """Say what is wrong, without places that whoever asked did not name."""
     text = " ".join(str(error).split())
     store = config.store.uri
     for place, instead in ((os.path.realpath(store), "STORE"), (os.path.abspath(store), "STORE"), (store, "STORE"), (os.getcwd(), ".")):

@@ -26,9 +26,9 @@ from raystream.service.formats import csv_pieces, file_pieces, json_pieces, pref
 from raystream.service.metrics import Metrics
 from raystream.service.policy import Policy, read_json
 from raystream.service.problems import Described, FieldError, Problem, unknown, wrong_fields
-from raystream.service.process import Task, for_callers
+from raystream.service.process import ProcessTask, for_callers
 from raystream.service.runs import ENDED, Runs, digest_of, is_name
-from raystream.service.scheduler import Scheduler, spawned
+from raystream.service.scheduler import RunScheduler, spawned
 from raystream.service.tokens import Caller
 from raystream.store.events import EventLog, run_state
 from raystream.store.gc import collect
@@ -73,7 +73,7 @@ def _answer(schema: dict[str, Any], description: str = "The answer") -> dict[str
 
 
 @dataclass
-class _Asked:
+class _RunOrQuery:
     """What a path's id names: a run, a query, or both.
 
     Attributes:
@@ -89,10 +89,10 @@ class _Asked:
     identities: frozenset[str | None] | None
 
 
-class Queries:
+class QueryCalls:
     """What the routes do, each in a thread of its own."""
 
-    def __init__(self, runs: Runs, policy: Policy, config: Config, scheduler: Scheduler) -> None:
+    def __init__(self, runs: Runs, policy: Policy, config: Config, scheduler: RunScheduler) -> None:
         self._runs, self._policy, self._config, self._scheduler = runs, policy, config, scheduler
         self._lock = threading.Lock()
         self._planning: set[str] = set()
@@ -114,7 +114,7 @@ class Queries:
         return self.state(caller, run)
 
     def plan(self, caller: Caller, body: bytes) -> dict[str, Any]:
-        """What a query would read and write."""
+        """Return what a query would read and write."""
         checked = self._policy.checked(read_json(body))
         with self._lock:
             if caller.owner in self._planning:
@@ -123,7 +123,7 @@ class Queries:
                 raise Problem(429, f"{_PLANS} plans are being made, as many as may at a time", headers={"retry-after": "5"})
             self._planning.add(caller.owner)
         try:
-            child = spawned(Task("plan", self._config.model_dump(mode="json"), query=checked.document), answers=True)
+            child = spawned(ProcessTask("plan", self._config.model_dump(mode="json"), query=checked.document), answers=True)
             try:
                 said, _ = child.communicate(timeout=_PLAN_SECONDS)
             except subprocess.TimeoutExpired:
@@ -143,21 +143,21 @@ class Queries:
             raise Problem(500, found["error"])
         raise wrong_fields([FieldError("", found["error"])])
 
-    def find(self, caller: Caller, asked: str) -> _Asked:
-        """What an id names, provided that the caller may see it."""
+    def find(self, caller: Caller, asked: str) -> _RunOrQuery:
+        """Find what an id names, provided that the caller may see it."""
         if not is_name(asked):
             raise unknown(f"query {asked[:100]!r}")
         runs, admin = self._runs, caller.may("admin")
         if runs.asked(asked, caller.owner) or (admin and runs.order(asked) is not None):
-            return _Asked(asked, asked, runs.query(asked), None if admin else frozenset([runs.identity(asked)]))
+            return _RunOrQuery(asked, asked, runs.query(asked), None if admin else frozenset([runs.identity(asked)]))
         mine = [run for run in runs.of_query(asked) if admin or runs.asked(run, caller.owner)]
         if mine or (admin and self._store.names(query_folder(asked))):
-            return _Asked(asked, mine[-1] if mine else None, asked, None if admin else frozenset(map(runs.identity, mine)))
+            return _RunOrQuery(asked, mine[-1] if mine else None, asked, None if admin else frozenset(map(runs.identity, mine)))
         raise unknown(f"query {asked!r}")
 
-    def state(self, caller: Caller, asked: str | _Asked) -> dict[str, Any]:
-        """How far it is."""
-        found = asked if isinstance(asked, _Asked) else self.find(caller, asked)
+    def state(self, caller: Caller, asked: str | _RunOrQuery) -> dict[str, Any]:
+        """Return how far it is."""
+        found = asked if isinstance(asked, _RunOrQuery) else self.find(caller, asked)
         told: dict[str, Any] = {"id": found.id, "query": found.query, "error": None, "exit_code": None, "at": None}
         if found.run is None:
             return told | self._progress(str(found.query))
@@ -182,7 +182,7 @@ class Queries:
         return {key: value for key, value in found.items() if key not in ("name", "who")}
 
     def listed(self, caller: Caller, cursor: str | None, limit: int) -> dict[str, Any]:
-        """The caller's queries, the newest first; of admins, all."""
+        """List the caller's queries, the newest first; of admins, all."""
         entries = self._entries(caller)
         if cursor is not None:
             entries = [entry for entry in entries if f"{entry[0]}~{entry[1]}" < cursor]
@@ -226,7 +226,7 @@ class Queries:
         return 204
 
     def committed(self, caller: Caller, asked: str) -> Manifest:
-        """The record of a committed query, the one that the caller asked for: another may have been given its name by other means."""
+        """Read the record of a committed query, the one that the caller asked for: another may have its name by other means."""
         found = self.find(caller, asked)
         manifest = None if found.query is None else read_manifest(self._store, found.query)
         if manifest is None or (found.identities is not None and digest_of(manifest.identity) not in found.identities):
@@ -236,7 +236,7 @@ class Queries:
         return manifest
 
     def selection(self, caller: Caller, asked: str, accept: str, etag: str | None) -> Response:
-        """The chosen rows, in the format that is accepted."""
+        """Return the chosen rows, in the format that is accepted."""
         kind = preferred(accept, ("application/json", PARQUET, "text/csv"))
         if kind is None:
             raise Problem(406, f"expected Accept: application/json, {PARQUET} or text/csv")
@@ -256,7 +256,7 @@ class Queries:
         return StreamingResponse(file_pieces(path), media_type=kind, headers=headers)
 
     def report(self, caller: Caller, asked: str) -> Response:
-        """The report page."""
+        """Return the report page."""
         name = self.committed(caller, asked).query
         data = self._store.read_if_there(f"{query_folder(name)}/report.html")
         if data is None:
@@ -265,8 +265,8 @@ class Queries:
         policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
         return HTMLResponse(data, headers={"content-security-policy": policy})
 
-    def news(self, found: _Asked, after: tuple[int, int]) -> tuple[list[tuple[tuple[int, int], dict[str, Any]]], bool]:
-        """What came after these events of a run's and its query's logs, and whether nothing more will."""
+    def news(self, found: _RunOrQuery, after: tuple[int, int]) -> tuple[list[tuple[tuple[int, int], dict[str, Any]]], bool]:
+        """Return what came after these events of a run's and its query's logs, and whether nothing more will."""
         ended = found.run is None or self._runs.ended(found.run) is not None
         own, of_query = after
         told: list[tuple[tuple[int, int], dict[str, Any]]] = []
@@ -291,17 +291,17 @@ class Queries:
         return [(place, self._for_callers(event)) for place, event in told], ended
 
     def _for_callers(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """What a log says, without what only the server's operators may know."""
+        """Return what a log says, without what only the server's operators may know."""
         told = {key: value for key, value in facts.items() if key not in _OPERATORS}
         return told | ({"error": for_callers(told["error"], self._config)} if isinstance(told.get("error"), str) else {})
 
 
 def query_router(
-    runs: Runs, policy: Policy, config: Config, callers: Callers, scheduler: Scheduler, metrics: Metrics
+    runs: Runs, policy: Policy, config: Config, callers: Callers, scheduler: RunScheduler, metrics: Metrics
 ) -> APIRouter:
-    """The routes."""
+    """Make the routes."""
     router = APIRouter(prefix="/v1", tags=["queries"])
-    queries = Queries(runs, policy, config, scheduler)
+    queries = QueryCalls(runs, policy, config, scheduler)
     problems = _described.responses
 
     @router.post(
@@ -364,7 +364,7 @@ def query_router(
     return router
 
 
-def _add_results(router: APIRouter, queries: Queries, callers: Callers, runs: Runs) -> None:
+def _add_results(router: APIRouter, queries: QueryCalls, callers: Callers, runs: Runs) -> None:
     """Add the routes of what a committed query left."""
     problems = _described.responses
     rows = {"type": "object", "required": ["query", "rows"], "properties": {"rows": {"type": "array", "items": {"type": "object"}}}}
@@ -396,7 +396,7 @@ def _add_results(router: APIRouter, queries: Queries, callers: Callers, runs: Ru
         return queries.report(callers.of(request, "read"), id)
 
 
-def _add_events(router: APIRouter, queries: Queries, callers: Callers, config: Config, metrics: Metrics) -> None:
+def _add_events(router: APIRouter, queries: QueryCalls, callers: Callers, config: Config, metrics: Metrics) -> None:
     """Add the route of what happens to a query."""
     streams: Counter[str] = Counter()
     problems = _described.responses
@@ -451,8 +451,8 @@ class _Events(StreamingResponse):
             self._ended()
 
 
-async def _told(queries: Queries, found: _Asked, after: tuple[int, int], still: Callable[[], object]) -> AsyncIterator[bytes]:
-    """The events as they come, and a comment now and then; it ends with the run, or when the token does."""
+async def _told(queries: QueryCalls, found: _RunOrQuery, after: tuple[int, int], still: Callable[[], object]) -> AsyncIterator[bytes]:
+    """Yield the events as they come, and a comment now and then; end with the run, or when the token does."""
     waited = 0.0
     try:
         while True:

@@ -21,7 +21,7 @@ _OBJECT = {"type": "object"}
 
 
 def record_router(store: Store, callers: Callers) -> APIRouter:
-    """The routes."""
+    """Make the routes."""
     router = APIRouter(prefix="/v1", tags=["records"])
     responses = _described.responses(401, 429)
     content: dict[int | str, dict[str, Any]] = {200: {"description": "The answer", "content": {"application/json": {"schema": _OBJECT}}}}
@@ -67,12 +67,12 @@ def record_router(store: Store, callers: Callers) -> APIRouter:
 
 
 def rows_of(table: pa.Table) -> list[dict[str, Any]]:
-    """A table's rows as JSON can have them: what is no number is null, bytes are hex digits."""
+    """Return a table's rows as JSON can have them: what is no number is null, bytes are hex digits."""
     return [{name: json_value(value) for name, value in row.items()} for row in table.to_pylist()]
 
 
 def json_value(value: Any) -> Any:
-    """A value as JSON can have it."""
+    """Return a value as JSON can have it, for programs: integers stay numbers whatever their size, unlike those of `plain`."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, bytes):

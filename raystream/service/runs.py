@@ -53,7 +53,7 @@ ENDED = ("committed", "failed", "stopped")
 
 
 @dataclass(frozen=True)
-class Waiting:
+class QueueEntry:
     """An entry of the queue.
 
     Attributes:
@@ -72,8 +72,8 @@ class Waiting:
         return f"{self.since}~{self.owner}~{self.run}"
 
     @classmethod
-    def of(cls, name: str) -> Waiting | None:
-        """The entry that a file stands for."""
+    def of(cls, name: str) -> QueueEntry | None:
+        """Return the entry that a file stands for."""
         parts = name.split("~")
         return cls(*parts) if len(parts) == 3 else None
 
@@ -148,7 +148,7 @@ class Runs:
             return False
         if not any(entry.owner == owner and entry.run == run for entry in self.queue()):
             self.store.put_if_absent(f"{ROOT}/owners/{owner}/{at}~{run}", b"{}")
-            self.store.put_if_absent(f"{QUEUE}/{Waiting(at, owner, run).name}", b"{}")
+            self.store.put_if_absent(f"{QUEUE}/{QueueEntry(at, owner, run).name}", b"{}")
         if (query := self.query(run)) is not None:
             self.store.put_if_absent(f"{ROOT}/queries/{query}/{run}", b"{}")
         return True
@@ -197,7 +197,7 @@ class Runs:
             self._asking.discard(name)
 
     def _first_answer(self, name: str, asked: str) -> str | None:
-        """The run that the first request of a key gave; None where this is the first, which is noted."""
+        """Return the run that the first request of a key gave; None where this is the first, which is noted."""
         me = {"asked": asked, "host": platform.node(), "process": os.getpid(), "began": process_began(os.getpid())}
         if name in self._asking:
             raise _unanswered()
@@ -214,7 +214,7 @@ class Runs:
         return None
 
     def _is_gone(self, holder: Mapping[str, Any], name: str) -> bool:
-        """Whether the server that was about to answer is gone."""
+        """Tell whether the server that was about to answer is gone."""
         if holder.get("host") == platform.node():
             here = holder.get("process") == os.getpid()
             return here or process_began(int(holder.get("process", 0))) != holder.get("began")
@@ -224,43 +224,43 @@ class Runs:
     # looking
 
     def events(self, run: str) -> EventLog:
-        """The log of a run."""
+        """Open the log of a run."""
         return EventLog(self.store, _folder(run))
 
     def order(self, run: str) -> dict[str, Any] | None:
-        """What was asked: `query`, `owner`, `at`; None if there is no such run."""
+        """Read what was asked: `query`, `owner`, `at`; None if there is no such run."""
         return _json(self.store.read_if_there(f"{_folder(run)}/order.json")) or None
 
     def wants(self, run: str, owner: str) -> bool:
-        """Whether an owner asked for a run and still wants it."""
+        """Tell whether an owner asked for a run and still wants it."""
         return bool(_json(self.store.read_if_there(f"{_folder(run)}/owners/{owner}.json")).get("wants"))
 
     def asked(self, run: str, owner: str) -> bool:
-        """Whether an owner asked for a run."""
+        """Tell whether an owner asked for a run."""
         return self.store.exists(f"{_folder(run)}/owners/{owner}.json")
 
     def query(self, run: str) -> str | None:
-        """The name of a run's query in the store, once it is known, and as long as no other query has it."""
+        """Return the name of a run's query in the store, once it is known, and as long as no other query has it."""
         found = _json(self.store.read_if_there(f"{_folder(run)}/query.json"))
         if "query" not in found or self._named(str(found["query"])).get("identity") != found.get("identity"):
             return None
         return str(found["query"])
 
     def identity(self, run: str) -> str | None:
-        """A digest of all that a run's query stands for, once it is known."""
+        """Return a digest of all that a run's query stands for, once it is known."""
         found = _json(self.store.read_if_there(f"{_folder(run)}/query.json")).get("identity")
         return None if found is None else str(found)
 
     def _named(self, query: str) -> dict[str, Any]:
-        """Which query has a name: its `identity`, and the `run` that gave it."""
+        """Read which query has a name: its `identity`, and the `run` that gave it."""
         return _json(self.store.read_if_there(f"{ROOT}/names/{query}"))
 
     def of_query(self, name: str) -> list[str]:
-        """The runs of the query that has this name, in the order of their ids."""
+        """Return the runs of the query that has this name, in the order of their ids."""
         return [run for run in self.store.names(f"{ROOT}/queries/{name}") if self.query(run) == name]
 
     def ended(self, run: str) -> Ended | None:
-        """What became of a run; None if it hasn't ended."""
+        """Read what became of a run; None if it hasn't ended."""
         data = self.store.read_if_there(f"{_folder(run)}/ended.json")
         if data is None:
             return None
@@ -270,33 +270,33 @@ class Runs:
         )
 
     def is_held(self, run: str) -> bool:
-        """Whether a process runs it at this moment."""
+        """Tell whether a process runs it at this moment."""
         return self.lease(run).held
 
     def state(self, run: str) -> str:
-        """`queued`, `running`, or what became of it."""
+        """Return `queued`, `running`, or what became of it."""
         ended = self.ended(run)
         if ended is not None:
             return ended.state
         return "running" if self.is_held(run) else "queued"
 
     def of_owner(self, owner: str) -> list[tuple[str, str]]:
-        """When and which runs an owner asked for, the newest first."""
+        """List when and which runs an owner asked for, the newest first."""
         pairs = (name.partition("~") for name in self.store.names(f"{ROOT}/owners/{owner}"))
         return [(at, run) for at, _, run in pairs][::-1]
 
     def owners(self) -> list[str]:
-        """All who ever asked for something."""
+        """List all who ever asked for something."""
         return self.store.names(f"{ROOT}/owners")
 
-    def queue(self) -> list[Waiting]:
-        """The runs that haven't ended, the oldest first; one that several want stands there for each."""
-        return [entry for entry in map(Waiting.of, self.store.names(QUEUE)) if entry is not None]
+    def queue(self) -> list[QueueEntry]:
+        """List the runs that haven't ended, the oldest first; one that several want stands there for each."""
+        return [entry for entry in map(QueueEntry.of, self.store.names(QUEUE)) if entry is not None]
 
     # running
 
     def lease(self, run: str) -> Lease:
-        """What the process that runs it holds."""
+        """Return what the process that runs it holds."""
         return Lease(self.store, f"{_folder(run)}/lease", lambda sentence: None, what="run")
 
     def named(self, run: str, query: str, identity: Mapping[str, str]) -> None:
@@ -332,12 +332,12 @@ class Runs:
         return first
 
     def gave(self, run: str, query: str) -> bool:
-        """Whether nobody but those who asked for a run gave a query its name."""
+        """Tell whether nobody but those who asked for a run gave a query its name."""
         known = self._named(query).get("run")
         return known is not None and self._asking_for(str(known)) <= self._asking_for(run)
 
     def _asking_for(self, run: str) -> set[str]:
-        """All who ever asked for a run."""
+        """Find all who ever asked for a run."""
         return set(self.store.names(f"{_folder(run)}/owners"))
 
     def leave_queue(self, run: str) -> None:
@@ -347,14 +347,14 @@ class Runs:
                 self.store.discard(f"{QUEUE}/{entry.name}")
 
     def withdraw(self, run: str, owner: str) -> None:
-        """An owner doesn't want a run any more; it is stopped once nobody does."""
+        """Note that an owner doesn't want a run any more; it is stopped once nobody does."""
         folder = f"{_folder(run)}/owners"
         self.store.put(f"{folder}/{owner}.json", json.dumps({"at": self._time(), "wants": False}).encode())
         for entry in self.queue():
             if (entry.run, entry.owner) == (run, owner):
                 self.store.discard(f"{QUEUE}/{entry.name}")
         if not any(self.wants(run, name.removesuffix(".json")) for name in self.store.names(folder)):
-            self.store.put_if_absent(f"{QUEUE}/{Waiting(self._time(), 'nobody', run).name}", b"{}")  # until it is noted that it stopped
+            self.store.put_if_absent(f"{QUEUE}/{QueueEntry(self._time(), 'nobody', run).name}", b"{}")  # until it is noted that it stopped
             self.store.put_if_absent(f"{_folder(run)}/stop.json", b"{}")
         self.log.append("withdrawn", run=run, who=owner)
 
@@ -364,11 +364,11 @@ class Runs:
         self.log.append("stop", run=run, who=who)
 
     def stops(self, run: str) -> bool:
-        """Whether a run is to be stopped."""
+        """Tell whether a run is to be stopped."""
         return self._stops(run)
 
     def died(self, run: str, how: str) -> None:
-        """A process of this run ended without a result; one too many, and it has failed."""
+        """Note that a process of this run ended without a result; one too many, and it has failed."""
         folder = f"{_folder(run)}/deaths"
         count = len(self.store.names(folder)) + 1
         self.store.put(f"{folder}/{count}-{time.time_ns()}", how.encode())
@@ -378,7 +378,7 @@ class Runs:
             self.end(run, "failed", query=self.query(run), error=error, exit_code=5)
 
     def counts(self) -> dict[str, int]:
-        """How many runs wait and run."""
+        """Count how many runs wait and run."""
         found: dict[str, int] = defaultdict(int)
         for run in {entry.run for entry in self.queue()}:
             found[self.state(run)] += 1
@@ -407,7 +407,7 @@ def _folder(run: str) -> str:
 
 
 def _json(data: bytes | None) -> dict[str, Any]:
-    """The object that a file holds; an empty one where there is none, or it is damaged."""
+    """Read the object that a file holds; an empty one where there is none, or it is damaged."""
     try:
         found = json.loads(data or b"{}")
     except ValueError:
@@ -416,11 +416,11 @@ def _json(data: bytes | None) -> dict[str, Any]:
 
 
 def digest_of(identity: Mapping[str, str]) -> str:
-    """What a query stands for, by part, as one text."""
+    """Write what a query stands for, by part, as one text."""
     return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can be a run's id or a query's name: what else a caller sends never becomes a path."""
+    """Tell whether a text can be a run's id or a query's name: what else a caller sends never becomes a path."""
     return 0 < len(text) <= 128 and text[0].isalnum() and all(c.isascii() and (c.isalnum() or c in "._-") for c in text)
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from raystream.errors import RaystreamError
 from raystream.service.config import Config
 from raystream.service.metrics import Metrics
-from raystream.service.process import Task
-from raystream.service.runs import ROOT, Runs, Waiting
+from raystream.service.process import ProcessTask
+from raystream.service.runs import ROOT, QueueEntry, Runs
 from raystream.store.lease import Lease
 
 _PAUSE = 0.5
@@ -29,9 +29,9 @@ _log = logging.getLogger("raystream.service")
 
 
 def next_run(
-    queue: Sequence[Waiting], running: Mapping[str, Collection[str]], turns: Mapping[str, int], most_each: int, most: int
-) -> Waiting | None:
-    """The run that is to be started next, if any.
+    queue: Sequence[QueueEntry], running: Mapping[str, Collection[str]], turns: Mapping[str, int], most_each: int, most: int
+) -> QueueEntry | None:
+    """Choose the run that is to be started next, if any.
 
     Whoever has the fewest running comes first, of these whose last turn is the longest ago, of these who asked first.
 
@@ -49,7 +49,7 @@ def next_run(
     return min(waits, key=lambda entry: (busy[entry.owner], turns.get(entry.owner, 0), entry.since, entry.run), default=None)
 
 
-class Scheduler:
+class RunScheduler:
     """Starts runs, in a thread of its own once `start` is called.
 
     Args:
@@ -65,7 +65,7 @@ class Scheduler:
         runs: Runs,
         config: Config,
         metrics: Metrics,
-        spawn: Callable[[Task], subprocess.Popen[bytes]] | None = None,
+        spawn: Callable[[ProcessTask], subprocess.Popen[bytes]] | None = None,
         also: Callable[[], object] = lambda: None,
     ) -> None:
         self._runs, self._config, self._metrics, self._also = runs, config, metrics, also
@@ -82,7 +82,7 @@ class Scheduler:
         self._thread.start()
 
     def wake(self) -> None:
-        """Something was submitted: look at once."""
+        """Look at once: something was submitted."""
         self._woken.set()
 
     def stop(self) -> None:
@@ -92,13 +92,13 @@ class Scheduler:
         self._thread.join(10)
 
     def step(self) -> None:
-        """One round: note what ended, start what may run."""
+        """Play one round: note what ended, start what may run."""
         self._reap()
         queue, running = self._look()
         while (entry := next_run(queue, running, self._turns, self._config.limits.running, self._config.limits.processes)) is not None:
             self._turn += 1
             self._turns[entry.owner] = self._turn
-            self._children[entry.run] = self._spawn(Task("run", self._given, entry.run))
+            self._children[entry.run] = self._spawn(ProcessTask("run", self._given, entry.run))
             self._metrics.add("raystream_runs_started_total")
             running[entry.run] = {other.owner for other in queue if other.run == entry.run}
         self._also()
@@ -112,9 +112,9 @@ class Scheduler:
             if self._runs.ended(run) is None and code not in (-signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT):
                 self._runs.died(run, f"signal {-code}" if code < 0 else f"exit code {code}")
 
-    def _look(self) -> tuple[list[Waiting], dict[str, set[str]]]:
-        """The queue, without what has ended, and what of it is under way."""
-        queue: list[Waiting] = []
+    def _look(self) -> tuple[list[QueueEntry], dict[str, set[str]]]:
+        """Return the queue, without what has ended, and what of it is under way."""
+        queue: list[QueueEntry] = []
         running: dict[str, set[str]] = {}
         known: dict[str, str] = {}
         for entry in self._runs.queue():
@@ -149,7 +149,7 @@ class Scheduler:
                         self._woken.clear()
                         self.step()
                         self._woken.wait(pause)
-            except _Ended:
+            except _ServerEnds:
                 return
             except RaystreamError as error:
                 _log.warning("the queue can't be served for now: %s", error)
@@ -160,15 +160,15 @@ class Scheduler:
 
     def _waited(self, seconds: float) -> None:
         if self._ended.wait(seconds):
-            raise _Ended
+            raise _ServerEnds
 
 
-class _Ended(Exception):
+class _ServerEnds(Exception):
     """The server ends while it waits for its turn to schedule."""
 
 
-def spawned(task: Task, *, answers: bool = False) -> subprocess.Popen[bytes]:
-    """A process for a task, in a session of its own, so that what ends the server doesn't end it.
+def spawned(task: ProcessTask, *, answers: bool = False) -> subprocess.Popen[bytes]:
+    """Start a process for a task, in a session of its own, so that what ends the server doesn't end it.
 
     Args:
         task: what to do.

@@ -21,7 +21,7 @@ POINTS = 50_000
 
 
 def static_page(store: Store, name: str) -> bytes:
-    """The page of a committed query as one HTML file that needs nothing but itself.
+    """Make the page of a committed query one HTML file that needs nothing but itself.
 
     Args:
         store: holds the query.

@@ -16,7 +16,7 @@ import yaml
 
 from raystream.errors import DataError, QueryError, RaystreamError
 from raystream.loop.streams.log import StreamLog
-from raystream.loop.streams.requests import Request, RequestedRows, Written
+from raystream.loop.streams.requests import RequestedRows, StreamRequest, Written
 from raystream.pool.columns import Column, known_shape
 from raystream.pool.reader import BadRowsError, tensors_of
 from raystream.query.stream import Stream
@@ -150,7 +150,7 @@ class WarmModel:
         for waiting in batch:
             here = slice(at, at := at + len(waiting.ids))
             requests.append(
-                Request(waiting.request, waiting.asked, waiting.ids, scores[here], None if vectors is None else vectors[here])
+                StreamRequest(waiting.request, waiting.asked, waiting.ids, scores[here], None if vectors is None else vectors[here])
             )
         return Found(self._id, [request.id for request in requests], self._rows.write(requests))
 

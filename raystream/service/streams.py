@@ -70,7 +70,7 @@ class Deciders:
             decider.close()
 
     def router(self, callers: Callers) -> APIRouter:
-        """The route."""
+        """Make the route."""
         router = APIRouter(prefix="/v1", tags=["streams"])
         answers = {200: {"description": "The decisions, which are in the store", "content": {"application/json": {"schema": _DECIDED}}}}
 
@@ -123,7 +123,7 @@ class Decider:
             return self._model is not None and self._model.decodes
 
     def decide(self, body: object) -> Future[dict[str, Any]]:
-        """The decisions on a request's rows, once they are in the store.
+        """Return the decisions on a request's rows, once they are in the store.
 
         Raises:
             Problem: the request is none; the model isn't loaded yet, or can't be.

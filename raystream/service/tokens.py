@@ -38,7 +38,7 @@ class Caller:
     scope: Scope
 
     def may(self, scope: Scope) -> bool:
-        """Whether their scope holds this one."""
+        """Tell whether their scope holds this one."""
         return SCOPES.index(self.scope) >= SCOPES.index(scope)
 
 
@@ -47,7 +47,7 @@ LOCAL = Caller("local", "admin")
 
 
 def new_token(owner: str, scope: Scope, ends: datetime | None) -> tuple[str, str]:
-    """A token, and the line of it for the file.
+    """Make a token, and the line of it for the file.
 
     Args:
         owner: to whom its queries belong.
@@ -65,7 +65,7 @@ def new_token(owner: str, scope: Scope, ends: datetime | None) -> tuple[str, str
 
 
 @dataclass(frozen=True)
-class _Line:
+class _TokenLine:
     caller: Caller
     ends: datetime | None
     digest: str
@@ -82,16 +82,16 @@ class Tokens:
         self._path = Path(path).expanduser()
         self._lock = threading.Lock()
         self._seen: tuple[int, int, int] | None = None
-        self._lines: tuple[_Line, ...] = ()
+        self._lines: tuple[_TokenLine, ...] = ()
         self._lines, self._seen = self._read()
 
     def caller(self, token: str, now: datetime) -> Caller | None:
-        """Who holds a token; None if nobody does, or not any more. A file that is gone or damaged lets nobody in.
+        """Find who holds a token; None if nobody does, or not any more. A file that is gone or damaged lets nobody in.
 
         Every line is compared, each in a time that doesn't depend on where it differs.
         """
         digest = _digest(token) if _TOKEN.fullmatch(token) else "0" * 64
-        found: _Line | None = None
+        found: _TokenLine | None = None
         for line in self._now():
             if hmac.compare_digest(line.digest, digest):
                 found = line
@@ -99,7 +99,7 @@ class Tokens:
             return None
         return found.caller
 
-    def _now(self) -> tuple[_Line, ...]:
+    def _now(self) -> tuple[_TokenLine, ...]:
         with self._lock:
             try:
                 if _stamp(os.stat(self._path)) != self._seen:
@@ -108,7 +108,7 @@ class Tokens:
                 self._lines, self._seen = (), None
             return self._lines
 
-    def _read(self) -> tuple[tuple[_Line, ...], tuple[int, int, int]]:
+    def _read(self) -> tuple[tuple[_TokenLine, ...], tuple[int, int, int]]:
         try:
             with self._path.open(encoding="utf-8") as file:
                 stamp = _stamp(os.fstat(file.fileno()))
@@ -118,7 +118,7 @@ class Tokens:
             raise QueryError(f"tokens {self._path} can't be read: {reason}; make a line by raystream token") from None
         return tuple(line for number, row in enumerate(text.splitlines(), 1) if (line := self._line(row.strip(), number))), stamp
 
-    def _line(self, text: str, number: int) -> _Line | None:
+    def _line(self, text: str, number: int) -> _TokenLine | None:
         if not text or text.startswith("#"):
             return None
         match = _LINE.fullmatch(text)
@@ -128,7 +128,7 @@ class Tokens:
                 "sha256:…; raystream token prints such a line"
             )
         scope: Scope = match["scope"]  # type: ignore[assignment]
-        return _Line(Caller(match["owner"], scope), self._time(match["ends"], number), match["digest"])
+        return _TokenLine(Caller(match["owner"], scope), self._time(match["ends"], number), match["digest"])
 
     def _time(self, text: str, number: int) -> datetime | None:
         if text == "never":
@@ -143,7 +143,7 @@ class Tokens:
 
 
 def csrf_of(token: str) -> str:
-    """What a page that is let in by a cookie has to send along with whatever changes something."""
+    """Return what a page that is let in by a cookie has to send along with whatever changes something."""
     return hmac.new(_digest(token).encode(), b"raystream csrf", hashlib.sha256).hexdigest()
 
 

@@ -30,7 +30,7 @@ from raystream.report.stored import pool_scores, stored_pool
 from raystream.report.text import constraints_met, describe_model
 from raystream.service.batch_rows import batch_rows, one_row, shown_inputs
 from raystream.service.plain import ids, plain
-from raystream.service.pool_sample import NEAR, POINTS, Nearest, PoolSample, nearest_chosen, pool_sample, predictions_of
+from raystream.service.pool_sample import NEAR, POINTS, NearestChosen, PoolSample, nearest_chosen, pool_sample, predictions_of
 from raystream.store.events import RunState, run_state
 from raystream.store.manifest import Manifest
 from raystream.store.protocol import Entry, Store
@@ -51,7 +51,7 @@ Data = dict[str, Any]
 _Value = TypeVar("_Value")
 
 
-class Kept:
+class RecentValues:
     """The values that were asked for last, each made once, however many ask for it at the same time."""
 
     def __init__(self, count: int) -> None:
@@ -60,7 +60,7 @@ class Kept:
         self._making: dict[Hashable, Lock] = {}
 
     def get(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
-        """The value of a key; made now if it isn't there."""
+        """Return the value of a key; made now if it isn't there."""
         with self._lock:
             making = self._making.setdefault(key, Lock())
         with making:
@@ -95,12 +95,12 @@ class Views:
     def __init__(self, store: Store, points: int = POINTS) -> None:
         self.store, self._points = store, points
         self._lines: dict[str, tuple[Hashable, Data, bool]] = {}
-        self._kept, self._maps = Kept(_KEPT), Kept(_MAPS)
+        self._kept, self._maps = RecentValues(_KEPT), RecentValues(_MAPS)
 
     # the list
 
     def queries(self) -> Data:
-        """All queries of the store, those that run among them; the newest first.
+        """Return all queries of the store, those that run among them; the newest first.
 
         Raises:
             StoreUnreachable: the store can't be listed.
@@ -117,7 +117,7 @@ class Views:
         return {"queries": found[:_LISTED], "total": len(found), "store": redacted(self.store.uri)}
 
     def _line(self, name: str, files: Sequence[Entry]) -> Data | None:
-        """A query's line of the list; read again only where its files changed, or it may change without them."""
+        """Return a query's line of the list; read again only where its files changed, or it may change without them."""
         stamp = (len(files), max(entry.modified for entry in files), sum(entry.size for entry in files))
         known = self._lines.get(name)
         if known is not None and known[0] == stamp and known[2]:
@@ -165,7 +165,7 @@ class Views:
         return _of_run(state) | self._asked_for(name), state.ended
 
     def _asked_for(self, name: str) -> Data:
-        """What a query that isn't committed asks for, as far as its file says it."""
+        """Return what a query that isn't committed asks for, as far as its file says it."""
         asked = self.asked(name)
         select, acquire, pool = (asked.get(section) or {} for section in ("select", "acquire", "pool"))
         uris = pool.get("uri") or []
@@ -177,7 +177,7 @@ class Views:
         }
 
     def asked(self, name: str) -> Data:
-        """The query's file as it was given; empty where there is none."""
+        """Return the query's file as it was given; empty where there is none."""
         data = self.store.read_if_there(f"{query_folder(name)}/query.yaml") or b""
         try:
             found = yaml.safe_load(data)
@@ -188,7 +188,7 @@ class Views:
     # a query
 
     def version(self, name: str) -> str:
-        """What changes when anything that is shown of a query does: of a committed one nothing but the program.
+        """Return what changes when anything that is shown of a query does: of a committed one nothing but the program.
 
         Raises:
             QueryError: there is no such query.
@@ -198,7 +198,7 @@ class Views:
         return f"{__version__}-{manifest.selection.xxh3}" if manifest is not None else ""
 
     def query(self, name: str) -> Data:
-        """All there is to say of a query but its rows; of one that isn't committed, how far it is.
+        """Return all there is to say of a query but its rows; of one that isn't committed, how far it is.
 
         Raises:
             QueryError: there is no such query.
@@ -235,15 +235,15 @@ class Views:
         }
 
     def rows(self, name: str) -> Data:
-        """The chosen rows: a list of values a column."""
+        """Return the chosen rows: a list of values a column."""
         return self._part(name, "rows", lambda result: batch_rows(result))
 
     def inputs(self, name: str, chunk: int) -> Data:
-        """Thumbnails or texts of a run of chosen rows, by their ranks; see `batch_rows.CHUNK`."""
+        """Return thumbnails or texts of a run of chosen rows, by their ranks; see `batch_rows.CHUNK`."""
         return self._part(name, ("inputs", chunk), lambda result: shown_inputs(result, chunk))
 
     def row(self, name: str, rank: int) -> Data:
-        """One chosen row as large as there is room for.
+        """Return one chosen row as large as there is room for.
 
         Raises:
             QueryError: no row has this rank.
@@ -251,23 +251,23 @@ class Views:
         return self._part(name, ("row", rank), lambda result: one_row(result, rank))
 
     def histogram(self, name: str) -> Data:
-        """The shares of pool and batch over the score, or `missing`, why there are none."""
+        """Return the shares of pool and batch over the score, or `missing`, why there are none."""
         return self._part(name, "histogram", _histogram)
 
     def map(self, name: str) -> Data:
-        """The pool's map, or `missing`, why there is none."""
+        """Return the pool's map, or `missing`, why there is none."""
         result, sample = self._sample(name)
         if isinstance(sample, str):
             return {"missing": sample}
         return sample.as_data(predictions_of(result))
 
     def map_ids(self, name: str) -> Data:
-        """The ids of the map's points, in their order."""
+        """Return the ids of the map's points, in their order."""
         _, sample = self._sample(name)
         return {"ids": [] if isinstance(sample, str) else sample.ids}
 
     def near(self, name: str, rank: int) -> Data:
-        """Rows of the pool that a chosen row stands for, the nearest first, as far as they are on the map.
+        """Return rows of the pool that a chosen row stands for, the nearest first, as far as they are on the map.
 
         Raises:
             QueryError: no row has this rank.
@@ -280,7 +280,7 @@ class Views:
         places = np.flatnonzero(sample.ranks == rank)
         if not len(places):
             return {"missing": "The embedding of this row is not among those that are looked at."}
-        nearest: Nearest = self._maps.get(
+        nearest: NearestChosen = self._maps.get(
             (name, self.version(name), "nearest"), lambda: nearest_chosen(result, sample, VectorFiles(self.store, checked=False))
         )
         found = nearest.rows_of(int(places[0]))
@@ -301,7 +301,7 @@ class Views:
         return committed_file(self.store, manifest, manifest.selection), manifest.selection.xxh3
 
     def compare(self, names: Sequence[str]) -> Data:
-        """Several committed queries side by side.
+        """Return several committed queries side by side.
 
         Raises:
             QueryError: there are fewer than two, too many, or one of them isn't there or not committed.
@@ -333,7 +333,7 @@ class Views:
     # what they are made of
 
     def _manifest(self, name: str) -> Manifest | None:
-        """The manifest of a query, or None of one that isn't committed.
+        """Read the manifest of a query; None of one that isn't committed.
 
         Raises:
             QueryError: there is no such query.
@@ -374,7 +374,7 @@ def _empty_line(name: str, state: str) -> Data:
 
 
 def iso(time: str | None) -> str | None:
-    """A time in UTC, as manifests and events have it, in the one form that sorts and that browsers read; None if there is none."""
+    """Write a time in UTC, as manifests and events have it, in the one form that sorts and that browsers read; None if there is none."""
     if not time:
         return None
     try:
@@ -424,7 +424,7 @@ def _histogram(result: Result) -> Data:
 
 
 def differences(resolved: Sequence[Data]) -> list[Data]:
-    """The keys in which queries differ, each with its values; where they are kept and run is left out, and defaults count as given."""
+    """List the keys in which queries differ, each with its values; where they are kept and run is left out, and defaults count as given."""
     flat = [_flat({key: value for key, value in one.items() if key not in ("cluster", "store")}) for one in resolved]
     keys = sorted({key for one in flat for key in one})
     rows = [(key, [one.get(key) for one in flat]) for key in keys]

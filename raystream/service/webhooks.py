@@ -85,7 +85,7 @@ class Webhooks:
                 self._store.put(place, str(event["n"]).encode())
 
     def _tell(self, hook: Hook, secret: bytes, place: str, event: Mapping[str, object]) -> bool:
-        """Whether an event is done with: told, or given up."""
+        """Tell an event, and return whether it is done with: told, or given up."""
         body = json.dumps(event).encode()
         headers = {"content-type": "application/json", "x-raystream-signature": signature(secret, body, int(self._now()))}
         try:
@@ -107,7 +107,7 @@ class Webhooks:
 
 
 def signature(secret: bytes, body: bytes, seconds: int) -> str:
-    """What proves that a message is this server's and recent."""
+    """Compute what proves that a message is this server's and recent."""
     return f"t={seconds},v1={hmac.new(secret, f'{seconds}.'.encode() + body, hashlib.sha256).hexdigest()}"
 
 
@@ -132,7 +132,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
 
 
 def checked_address(host: str, port: int) -> str:
-    """The first address of a name.
+    """Return the first address of a name.
 
     Raises:
         OSError: there is none, or one of them is link-local, where clouds keep their metadata, or no host's at all.

@@ -25,7 +25,8 @@ from obstore.exceptions import (
 
 from raystream.errors import QueryError, StoreError, StoreUnreachable
 from raystream.lake import LOCAL, Storage, is_final
-from raystream.lake.bucket import HashingWriter, RangeReader, bucket_of
+from raystream.lake.bucket import HashingWriter, bucket_of
+from raystream.lake.ranges import RangeReader
 from raystream.lake.retry import ATTEMPTS_BEYOND, FIRST_PAUSE_BEYOND, LASTING, Patience, Place, in_words, is_outage, server_reason
 from raystream.lake.uri import parse, redacted
 from raystream.store.integrity import damaged
@@ -61,7 +62,7 @@ class Requests:
         self.retries = 0
 
     def __call__(self, request: Callable[[], T], name: str, what: str) -> T:
-        """The answer to a request.
+        """Return the answer to a request.
 
         Raises:
             AlreadyExistsError: of a file that was to be written only if absent.
@@ -72,7 +73,7 @@ class Requests:
             return self._answer(request)
 
     def if_there(self, request: Callable[[], T], name: str, what: str) -> T | None:
-        """The answer to a request, None if there is no such file."""
+        """Return the answer to a request, None if there is no such file."""
 
         def asked() -> T | None:
             try:
@@ -314,7 +315,7 @@ class ObjectStore:
             last = entries[-1]["path"] if entries else last
 
     def discard_folder(self, folder: str) -> None:
-        """There are none in a bucket."""
+        """Do nothing: there are no folders in a bucket."""
 
     def names(self, folder: str) -> list[str]:
         found = self._ask(lambda: obstore.list_with_delimiter(self._bucket, f"{folder}/"), folder, "listed")
@@ -353,7 +354,7 @@ class ObjectStore:
         return self._local(file, anew=True, beginning=found[1]).exists()
 
     def _beginning(self, file: StoredFile) -> tuple[int, bytes]:
-        """The size of the whole file as it is now, and its first part."""
+        """Read the size of the whole file as it is now, and its first part."""
         found = obstore.get(self._bucket, file.name, options={"range": (0, max(1, min(PART_BYTES, file.size)))})
         return found.meta["size"], found.bytes().to_bytes()
 
@@ -366,14 +367,14 @@ class ObjectStore:
         return local_copies().path(self._shown, file, content, anew)
 
     def head(self, file: StoredFile, size: int) -> bytes:
-        """The first bytes of a file."""
+        """Read the first bytes of a file."""
         return self._range(file.name, 0, min(size, file.size))
 
     def range(self, file: StoredFile, start: int, length: int) -> bytes:
         return self._range(file.name, start, length)
 
     def _verify(self, name: str, written: int) -> None:
-        """Some servers store uploads of some clients damaged, and say nothing."""
+        """Verify an upload: some servers store those of some clients damaged, and say nothing."""
         found = self.size(name)
         if found == written:
             return

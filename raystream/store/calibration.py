@@ -49,7 +49,7 @@ class Calibration:
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Calibration:
-        """Back from what `dataclasses.asdict` and JSON made of it."""
+        """Make a calibration of what `dataclasses.asdict` and JSON made of it."""
         before, after = (Reliability(**fields.pop(name)) for name in ("before", "after"))
         files = [(path, size, version) for path, size, version in fields.pop("files")]
         return cls(before=before, after=after, files=files, **fields)
@@ -61,7 +61,7 @@ def calibration_folder(key: str) -> str:
 
 
 def read_calibration(store: Store, key: str) -> Calibration | None:
-    """The fit of that key, if there is one."""
+    """Read the fit of that key, if there is one."""
     data = store.read_if_there(f"{calibration_folder(key)}/fit.json")
     if data is None:
         return None

@@ -25,7 +25,7 @@ class FileChanges:
 
     @classmethod
     def between(cls, a: Manifest, b: Manifest) -> FileChanges:
-        """What A's and B's manifests say."""
+        """Compare what A's and B's manifests say."""
         then, now = ({path: (size, version) for path, size, version in of.files} for of in (a, b))
         shared = [path for path in then if path in now]
         rewritten = tuple(path for path in shared if then[path] != now[path])

@@ -78,7 +78,7 @@ class EventLog:
         return self._append_object(line) if self._store.remote else self._append_line(line)
 
     def read(self, after: int = 0) -> list[Event]:
-        """The events whose numbers are greater, in order.
+        """Read the events whose numbers are greater, in order.
 
         Raises:
             StoreError: the log can't be read.
@@ -89,7 +89,7 @@ class EventLog:
         return _in_order([*copied, *self._read_objects(number for number in self._numbers() if number > after)])
 
     def tail(self, count: int) -> list[Event]:
-        """The last so many events, in order.
+        """Read the last so many events, in order.
 
         Raises:
             StoreError: the log can't be read.
@@ -98,7 +98,7 @@ class EventLog:
         return _in_order([*self._copies(), *some])[-count:]
 
     def at(self, number: int) -> Event | None:
-        """The event of this number, if there is one.
+        """Read the event of this number, if there is one.
 
         Raises:
             StoreError: the log can't be read.
@@ -109,7 +109,7 @@ class EventLog:
     # a line an event
 
     def _copies(self) -> list[Event]:
-        """What the file holds."""
+        """Read what the file holds."""
         if self._copied is not None:
             return self._copied
         events = _parsed(self._store.read_if_there(self._file) or b"")
@@ -188,7 +188,7 @@ def _in_order(events: list[Event]) -> list[Event]:
 
 
 def _parsed(data: bytes) -> list[Event]:
-    """The events that a log's lines hold, each that isn't damaged."""
+    """Parse the events that a log's lines hold, each that isn't damaged."""
     found = []
     for line in data.split(b"\n")[:-1]:  # the last one isn't whole
         try:
@@ -201,7 +201,7 @@ def _parsed(data: bytes) -> list[Event]:
 
 
 def _end(descriptor: int, size: int) -> tuple[int, int]:
-    """Where the last whole line of a log ends, and the number of its last event; 0 if there is none."""
+    """Find where the last whole line of a log ends, and the number of its last event; 0 if there is none."""
     window = _WINDOW
     while True:
         start = max(0, size - window)
@@ -268,7 +268,7 @@ class RunState:
 
 
 def run_state(store: Store, name: str, now: float | None = None) -> RunState:
-    """The state of a query's newest run, or of one that goes on.
+    """Read the state of a query's newest run, or of one that goes on.
 
     Args:
         store: which holds it.
@@ -323,7 +323,7 @@ def _committed(store: Store, name: str, events: Sequence[Event], log: EventLog) 
 
 
 def _state_of(name: str, state: str, events: Sequence[Event], started: Event | None) -> RunState:
-    """The state of one run, by the last of its events."""
+    """Return the state of one run, by the last of its events."""
     told: Event = {}
     for event in events:
         told |= event
@@ -348,7 +348,7 @@ def _state_of(name: str, state: str, events: Sequence[Event], started: Event | N
 
 
 def _signs(store: Store, files: Sequence[Entry], now: float | None) -> bool:
-    """Whether a run gave a sign of life in this folder lately."""
+    """Tell whether a run gave a sign of life in this folder lately."""
     last = last_sign(files)
     if last is None:
         return False
@@ -361,7 +361,7 @@ def _signs(store: Store, files: Sequence[Entry], now: float | None) -> bool:
 
 
 def _is_here_or_unknown(started: Event | None) -> bool:
-    """False if the driver ran on this machine and is gone; of another machine, its signs of life tell."""
+    """Return False if the driver ran on this machine and is gone; of another machine, its signs of life tell."""
     if started is None or started.get("host") != platform.node():
         return True
     return process_began(started.get("process", 0)) == started.get("process_began")

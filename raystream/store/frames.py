@@ -24,7 +24,7 @@ _GROUP_ROWS = 16_384
 
 
 def with_rows(query: Query, rows: object) -> Query:
-    """The query over rows in memory, which are in its store afterwards.
+    """Return the query over rows in memory, which are in its store afterwards.
 
     Args:
         query: what `pool.uri` it has is not looked at.
@@ -48,7 +48,7 @@ def with_rows(query: Query, rows: object) -> Query:
 
 
 def _as_table(rows: object) -> pa.Table:
-    """A table of the rows. A pandas index is a column of it if it has a name."""
+    """Make a table of the rows. A pandas index is a column of it if it has a name."""
     kind = type(rows)
     try:
         if isinstance(rows, pa.Table):
@@ -71,7 +71,7 @@ def _as_table(rows: object) -> pa.Table:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """The same rows, chunks and types as any library would have them."""
+    """Return the same rows, chunks and types as any library would have them."""
     if not table.num_columns or not table.num_rows:
         raise PoolError(f"pool holds {table.num_rows} rows of {table.num_columns} columns; expected at least one row")
     if len(set(table.column_names)) < table.num_columns:
@@ -82,7 +82,7 @@ def _plain(table: pa.Table) -> pa.Table:
 
 
 def _plain_type(type_: pa.DataType, small: bool) -> pa.DataType:
-    """One spelling of types that hold the same: with 32-bit offsets, in which libraries differ, where these suffice."""
+    """Return one spelling of types that hold the same: with 32-bit offsets, in which libraries differ, where these suffice."""
     if type_ == pa.string_view():
         type_ = pa.large_string()
     if type_ == pa.binary_view():
@@ -95,7 +95,7 @@ def _plain_type(type_: pa.DataType, small: bool) -> pa.DataType:
 
 
 def _parquet(table: pa.Table) -> bytes:
-    """The same bytes for the same rows, however they are chunked."""
+    """Write the same bytes for the same rows, however they are chunked."""
     rows = max(1, min(_GROUP_ROWS, _GROUP_BYTES * table.num_rows // max(1, table.nbytes)))
     sink = pa.BufferOutputStream()
     try:

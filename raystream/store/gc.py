@@ -91,7 +91,7 @@ class Reclaimed:
 
 
 @dataclass(frozen=True)
-class _Queries:
+class _QueriesByFate:
     """The queries of a store, by what becomes of them, and the keys that those which stay need."""
 
     committed: tuple[str, ...]
@@ -123,35 +123,12 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
     now = _now(store, needed=delete)
     limit = now - older_than
     queries = _queries(store, drop, limit, now)
-    kept, young = _Tally(), _Tally()
-    units: dict[str, list[Entry]] = {}
-    halves: dict[str, list[Entry]] = {}
-    outputs: dict[tuple[str, str], list[Entry]] = {}
-    strays = list(queries.strays)
-    for key, files in _units(store):
-        needed, those = queries.needed.outputs_of(key)
-        if not needed:
-            if queries.planning or any(file.modified > limit for file in files):
-                young.add(files)
-            else:
-                (units if any(_is_receipt(file) for file in files) else halves)[key] = files
-            continue
-        stay: list[Entry] = []
-        for output, (own, attempts) in _by_output(files).items():
-            if _needs(those, output):
-                # one attempt alone is the one that the receipt names, or is about to
-                gone = _stray(store, key, output, own, limit) if len(attempts) > 1 or not output else []
-                strays += gone
-                stay += [file for file in own if file not in gone] if gone else own
-            elif not queries.planning and all(file.modified <= limit for file in own):
-                outputs[key, output] = own
-            else:
-                stay += own
-        kept.add(stay)
+    found = _unneeded_units(store, queries, limit)
+    strays = [*queries.strays, *found.strays]
     known = {*queries.committed, *queries.running}
     strays += [file for file in store.walk(JOBS) if file.modified <= limit and _base(file) not in known]
     # Packs are an index, which whoever needs it makes again: they go before anything that they may name does.
-    removing = bool(units or outputs)
+    removing = bool(found.units or found.outputs)
     packs = [file for file in store.walk(PACKS) if file.name not in queries.packs and (removing or file.modified <= limit)]
     derived = [files for files in _by_folder(store.walk("derived"), depth=2).values() if all(file.modified <= limit for file in files)]
     busy = bool(queries.running) or queries.planning
@@ -162,26 +139,19 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
     if delete:
         # A query that began meanwhile may use units that nobody needed when we looked.
         again = _queries(store, drop, limit, _now(store, needed=True))
-        outputs = {
-            (key, output): files
-            for (key, output), files in outputs.items()
-            if not again.planning and not (again.needed.outputs_of(key)[0] and _needs(again.needed.outputs_of(key)[1], output))
-        }
-        units, halves = (
-            {key: files for key, files in some.items() if not again.planning and not again.needed.outputs_of(key)[0]}
-            for some in (units, halves)
-        )
+        found = found.without(again)
         unfinished = {name: files for name, files in unfinished.items() if name in again.unfinished}
         tables = [file for file in tables if not again.running and not again.planning and _base(file) not in again.tables]
         forgotten = [*queries.dropped.values(), *unfinished.values()]
         threads = _REMOVE_THREADS if store.remote else 1
         in_threads(lambda file: store.remove(file.name), packs, threads)
         # What can't be removed is an error: nothing is reported as removed that is still there.
-        groups = [*forgotten, *units.values(), *halves.values(), *outputs.values(), *derived]
+        groups = [*forgotten, *found.units.values(), *found.halves.values(), *found.outputs.values(), *derived]
         in_threads(lambda files: _remove(store, files), groups, threads)
         in_threads(lambda file: store.remove(file.name), [*strays, *tables], threads)
         served.remove(store)
-    leftovers = _group([[file] for file in [*strays, *packs, *chain.from_iterable(halves.values())]])
+    leftovers = _group([[file] for file in [*strays, *packs, *chain.from_iterable(found.halves.values())]])
+    scored = [*found.units.values(), *found.outputs.values()]
     return Reclaimed(
         store=store.uri,
         deleted=delete,
@@ -190,21 +160,20 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
         dropped=tuple(sorted(queries.dropped)),
         unfinished=tuple(sorted(unfinished)),
         running=queries.running,
-        units_kept=kept.group,
-        units_young=young.group,
-        units=_group(units.values()),
-        outputs=_group(outputs.values()),
+        units_kept=found.kept,
+        units_young=found.young,
+        units=_group(found.units.values()),
+        outputs=_group(found.outputs.values()),
         leftovers=leftovers,
         tables=_group([[file] for file in tables]),
         derived=_group(derived),
         service=_group([file] for file in served.files),
-        bytes=_group([*units.values(), *outputs.values(), *forgotten, *derived, *([file] for file in [*tables, *served.files])]).bytes
-        + leftovers.bytes,
+        bytes=_group([*scored, *forgotten, *derived, *([file] for file in [*tables, *served.files])]).bytes + leftovers.bytes,
     )
 
 
 def _now(store: Store, *, needed: bool) -> float:
-    """The time by the store's clock; where nothing can be written, and nothing is to be removed, by ours."""
+    """Read the time by the store's clock; where nothing can be written, and nothing is to be removed, by ours."""
     try:
         return server_time(store)
     except StoreError:
@@ -213,8 +182,8 @@ def _now(store: Store, *, needed: bool) -> float:
         return time.time()
 
 
-def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _Queries:
-    found = _Queries((), {}, {}, (), _Needed(), [], set(), set())
+def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _QueriesByFate:
+    found = _QueriesByFate((), {}, {}, (), _Needed(), [], set(), set())
     committed, running, planning = [], [], False
     for name, files in _by_folder(store.walk("queries"), depth=1).items():
         alive = is_alive(files, now)
@@ -290,6 +259,70 @@ def _both(some: frozenset[str] | None, others: frozenset[str] | None) -> frozens
     return None if some is None or others is None else some | others
 
 
+@dataclass(frozen=True)
+class _UnneededUnits:
+    """What no query needs of a store's units, and what stays.
+
+    Attributes:
+        units: with a receipt, by key.
+        halves: without any, which attempts that ended halfway left.
+        outputs: that nobody needs of units that stay, by key and output.
+        strays: files of outputs that stay which their receipts don't name.
+        kept, young: see `Reclaimed`.
+    """
+
+    units: dict[str, list[Entry]]
+    halves: dict[str, list[Entry]]
+    outputs: dict[tuple[str, str], list[Entry]]
+    strays: list[Entry]
+    kept: Group
+    young: Group
+
+    def without(self, again: _QueriesByFate) -> _UnneededUnits:
+        """Leave out what a query needs that began since the first look."""
+        if again.planning:
+            return replace(self, units={}, halves={}, outputs={})
+        units, halves = (
+            {key: files for key, files in some.items() if not again.needed.outputs_of(key)[0]} for some in (self.units, self.halves)
+        )
+        outputs = {}
+        for (key, output), files in self.outputs.items():
+            needed, those = again.needed.outputs_of(key)
+            if not (needed and _needs(those, output)):
+                outputs[key, output] = files
+        return replace(self, units=units, halves=halves, outputs=outputs)
+
+
+def _unneeded_units(store: Store, queries: _QueriesByFate, limit: float) -> _UnneededUnits:
+    """Find what no query needs of the units, as far as it is older than `limit`."""
+    kept, young = _Tally(), _Tally()
+    units: dict[str, list[Entry]] = {}
+    halves: dict[str, list[Entry]] = {}
+    outputs: dict[tuple[str, str], list[Entry]] = {}
+    strays: list[Entry] = []
+    for key, files in _units(store):
+        needed, those = queries.needed.outputs_of(key)
+        if not needed:
+            if queries.planning or any(file.modified > limit for file in files):
+                young.add(files)
+            else:
+                (units if any(_is_receipt(file) for file in files) else halves)[key] = files
+            continue
+        stay: list[Entry] = []
+        for output, (own, attempts) in _by_output(files).items():
+            if _needs(those, output):
+                # one attempt alone is the one that the receipt names, or is about to
+                gone = _stray(store, key, output, own, limit) if len(attempts) > 1 or not output else []
+                strays += gone
+                stay += [file for file in own if file not in gone] if gone else own
+            elif not queries.planning and all(file.modified <= limit for file in own):
+                outputs[key, output] = own
+            else:
+                stay += own
+        kept.add(stay)
+    return _UnneededUnits(units, halves, outputs, strays, kept.group, young.group)
+
+
 class _Tally:
     """Counts things and their bytes, without holding them."""
 
@@ -301,7 +334,7 @@ class _Tally:
 
 
 def _units(store: Store) -> Iterator[tuple[str, list[Entry]]]:
-    """The units of a store with their files; those of a few folders at a time are held, or all where they are few."""
+    """Yield the units of a store with their files; those of a few folders at a time are held, or all where they are few."""
     if store.remote:
         first = list(islice(store.walk("units"), _FEW_FILES + 1))
         if len(first) <= _FEW_FILES:
@@ -315,7 +348,7 @@ def _units(store: Store) -> Iterator[tuple[str, list[Entry]]]:
 
 
 def _by_folder(files: Iterable[Entry], depth: int) -> dict[str, list[Entry]]:
-    """Files by the folder that they lie in, which is so deep in the store."""
+    """Group files by the folder that they lie in, which is so deep in the store."""
     folders: dict[str, list[Entry]] = {}
     for file in files:
         parts = file.name.split("/")
@@ -324,7 +357,7 @@ def _by_folder(files: Iterable[Entry], depth: int) -> dict[str, list[Entry]]:
     return folders
 
 
-def _add_plan(found: _Queries, store: Store, name: str, labelled: Sequence[str] = ()) -> None:
+def _add_plan(found: _QueriesByFate, store: Store, name: str, labelled: Sequence[str] = ()) -> None:
     """Note what a query needs: the outputs that its plan names of its units, and of those over labelled rows."""
     plan = read_plan(store, name)
     outputs, keys = plan_outputs(plan.schema), Keys.of_column(plan.column("key"))
@@ -339,7 +372,7 @@ def _needs(outputs: frozenset[str] | None, output: str) -> bool:
 
 
 def _by_output(files: Sequence[Entry]) -> dict[str, tuple[list[Entry], set[str]]]:
-    """A unit's files by the output that they belong to, with the attempts that left them; under an empty name those of none."""
+    """Group a unit's files by the output that they belong to, with the attempts that left them; under an empty name those of none."""
     outputs: dict[str, tuple[list[Entry], set[str]]] = {}
     for file in files:
         match = _OUTPUT.fullmatch(file.name, file.name.rindex("/") + 1)
@@ -351,7 +384,7 @@ def _by_output(files: Sequence[Entry]) -> dict[str, tuple[list[Entry], set[str]]
 
 
 def _stray(store: Store, key: str, output: str, files: Sequence[Entry], limit: float) -> list[Entry]:
-    """Those of an output's files that are old, and that its receipt doesn't name."""
+    """Find those of an output's files that are old, and that its receipt doesn't name."""
     old = [file for file in files if file.modified <= limit]
     if not output or not old:
         return old

@@ -89,7 +89,7 @@ def check_file(path: Path, file: StoredFile) -> None:
 
 
 def just_written(store: Store, files: Iterable[StoredFile]) -> None:
-    """These files were written a moment ago: they need no hashing until somebody writes to them."""
+    """Note that these files were written a moment ago: they need no hashing until somebody writes to them."""
     if isinstance(store, LocalStore):
         for file in files:
             path = f"{store.root}/{file.name}"
@@ -104,6 +104,6 @@ def _remember(path: str, state: tuple[int, int]) -> None:
 
 
 def _state(path: str) -> tuple[int, int]:
-    """Another one as soon as the file is written to, whatever becomes of its times."""
+    """Return a file's state: another one as soon as the file is written to, whatever becomes of its times."""
     found = os.stat(path)
     return found.st_mtime_ns, found.st_ctime_ns

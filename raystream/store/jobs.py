@@ -20,7 +20,7 @@ def note_job(store: Store, job: str, query: str) -> None:
 
 
 def query_of_job(store: Store, job: str) -> str | None:
-    """The whole name of the query that a job runs or ran; of several, the last. None if it got to none, or ran elsewhere.
+    """Return the whole name of the query that a job runs or ran; of several, the last. None if it got to none, or ran elsewhere.
 
     Raises:
         StoreError: the store can't be read.

@@ -83,7 +83,7 @@ class Lease:
         return True
 
     def _newest(self) -> tuple[int, str, bool]:
-        """The number of the newest lease, its holder in words, and whether it is held."""
+        """Read the number of the newest lease, its holder in words, and whether it is held."""
         numbers = [int(name) for name in self._store.names(self._folder) if name.isdigit()]
         if not numbers:
             return 0, "", False

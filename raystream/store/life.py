@@ -59,14 +59,14 @@ class SignOfLife:
         self._thread.start()
 
     def needs(self, keys: Iterable[str]) -> None:
-        """The run uses units of these keys, which are not in the plan that its folder holds."""
+        """Note that the run uses units of these keys, which are not in the plan that its folder holds."""
         wanted = list(keys)
         if self._store is not None and wanted:
             self._files.append(f"{self._folder}/{_NEEDS}{uuid.uuid4().hex}")
             self._store.put(self._files[-1], "\n".join(wanted).encode())
 
     def end(self) -> None:
-        """No further sign, and none of those that were given stays."""
+        """Give no further sign, and remove those that were given."""
         self._ended.set()
         if self._store is None:
             return
@@ -95,12 +95,12 @@ def is_alive(files: Collection[Entry], now: float) -> bool:
 
 
 def last_sign(files: Collection[Entry]) -> float | None:
-    """When the last sign of life was given in the folder that these files lie in, by the store's clock; None without any."""
+    """Find when the last sign of life was given in the folder that these files lie in, by the store's clock; None without any."""
     return max((file.modified for file in files if _base(file).startswith(_TOKEN)), default=None)
 
 
 def announced(store: Store, files: Collection[Entry]) -> set[str]:
-    """The keys of units that runs in a folder use beside those of their plan."""
+    """Read the keys of units that runs in a folder use beside those of their plan."""
     found: set[str] = set()
     for file in files:
         if _base(file).startswith(_NEEDS):
@@ -125,7 +125,7 @@ def server_time(store: Store) -> float:
 
 
 def process_began(process: int) -> float | None:
-    """When a process of this machine began, in seconds since the epoch; None if there is none of that number."""
+    """Find when a process of this machine began, in seconds since the epoch; None if there is none of that number."""
     try:
         return float(psutil.Process(process).create_time())
     except (psutil.Error, ValueError):

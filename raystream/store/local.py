@@ -141,7 +141,7 @@ class LocalStore:
         self._ask(add, name, "written")
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: nothing is held back."""
 
     @contextmanager
     def writing(self, name: str) -> Iterator[pa.NativeFile]:
@@ -181,7 +181,7 @@ class LocalStore:
         return self._if_there(listed, folder) or []
 
     def check_commits(self) -> None:
-        """Every file system that has `os.link` keeps its promise; whether the folder can be written shows when it is."""
+        """Do nothing: every file system that has `os.link` keeps its promise; whether the folder can be written shows when it is."""
 
     def source(self, file: StoredFile) -> Path:
         return self.path(file.name)
@@ -208,7 +208,7 @@ class LocalStore:
         return self.stored(file.name) == file
 
     def walk(self, folder: str) -> Iterator[Entry]:
-        """Every file below a folder of the store, those that are removed meanwhile left out; in no particular order."""
+        """Yield every file below a folder of the store, those that are removed meanwhile left out; in no particular order."""
         folders, root = [folder], f"{self.root}/"
         while folders:
             some, folders = folders[-_FOLDERS_AT_ONCE:], folders[:-_FOLDERS_AT_ONCE]
@@ -227,7 +227,7 @@ class LocalStore:
             return self._place.ask(call, final=is_no_outage)
 
     def _if_there(self, call: Callable[[], _Result], name: str) -> _Result | None:
-        """The same, None if there is nothing of that name."""
+        """Return the same, or None if there is nothing of that name."""
 
         def asked() -> _Result | None:
             try:
@@ -280,7 +280,7 @@ _HINTS = {
 
 @contextmanager
 def _asked_again_if_gone() -> Iterator[None]:
-    """A name that was taken and is not there any more, or not seen yet by this machine, may be free the next time."""
+    """Raise what is asked again for a name that was taken and is gone, or not seen yet by this machine: it may be free then."""
     try:
         yield
     except FileNotFoundError as error:
@@ -292,7 +292,7 @@ _FOLDERS_AT_ONCE = 256
 
 
 def _listed(root: str, folders: list[str]) -> tuple[list[Entry], list[str]]:
-    """The files in some folders of the store, and the folders in them; nothing of what is removed meanwhile."""
+    """List the files in some folders of the store, and the folders in them; nothing of what is removed meanwhile."""
     files: list[Entry] = []
     below: list[str] = []
     for folder in folders:

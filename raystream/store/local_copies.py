@@ -125,7 +125,7 @@ _own_guard = threading.Lock()
 
 
 def local_copies() -> LocalCopies:
-    """This process's copies."""
+    """Return this process's copies."""
     global _own
     with _own_guard:
         if _own is None:

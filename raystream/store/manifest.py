@@ -134,7 +134,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
-        """Back from `to_json`.
+        """Read what `to_json` wrote.
 
         Raises:
             ValueError: a field is missing, unknown, or of another type.
@@ -157,12 +157,12 @@ def _reader() -> TypeAdapter[Manifest]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what a selection may depend on."""
+    """Return the versions of what a selection may depend on."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("raystream", "torch", "numpy", "pyarrow", "faiss-cpu", "ray")}
 
 
 def changed_versions(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """What differs between two records of versions, each with both; `none` where one of them has none."""
+    """Compare two records of versions, and return what differs with both; `none` where one of them has none."""
     return {name: (then.get(name, "none"), now.get(name, "none")) for name in {**then, **now} if then.get(name) != now.get(name)}

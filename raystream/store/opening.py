@@ -21,7 +21,7 @@ FORMAT = 2
 
 
 def store_at(uri: str, storage: Storage = LOCAL, patience: Patience = LASTING) -> Store:
-    """The store that a URI names.
+    """Return the store that a URI names.
 
     Args:
         uri: a folder, or `s3://bucket/prefix`, `gs://`, `abfs://`.
@@ -41,7 +41,7 @@ def store_at(uri: str, storage: Storage = LOCAL, patience: Patience = LASTING) -
 
 
 def open_store(uri: str, storage: Storage = LOCAL) -> Store:
-    """The store that a URI names, made if it isn't there yet.
+    """Open the store that a URI names, and make it if it isn't there yet.
 
     Raises:
         StoreError: it can't be written, or its server breaks the promise of `put_if_absent`.
@@ -53,7 +53,7 @@ def open_store(uri: str, storage: Storage = LOCAL) -> Store:
 
 
 def store_to_read(uri: str, storage: Storage = LOCAL) -> Store:
-    """The store that a URI names, left as it is, whether or not it is there.
+    """Open the store that a URI names, left as it is, whether or not it is there.
 
     Raises:
         StoreVersionError: it was written by a newer raystream.
@@ -64,7 +64,7 @@ def store_to_read(uri: str, storage: Storage = LOCAL) -> Store:
 
 
 def existing_store(uri: str, storage: Storage = LOCAL) -> Store:
-    """The store that a URI names, left as it is.
+    """Open the store that a URI names, left as it is.
 
     Raises:
         QueryError: raystream has written none there.

@@ -114,7 +114,7 @@ _PACKS_AT_ONCE, _PACK_THREADS = 64, 16
 def read_receipts(
     store: Store, keys: Keys, outputs: Sequence[str], names: Sequence[str] | None = None, places: Integers | None = None
 ) -> tuple[ReceiptTable, ...]:
-    """The receipts of units that are in the store whole, a table for each of `outputs`.
+    """Read the receipts of units that are in the store whole, a table for each of `outputs`.
 
     Of many units, packs are read first; that what they name is there is asked for in a folder, and in a bucket, where that is a request
     each, seen in a listing. Then come the single receipts of the others, of which a listing says whether there are any.
@@ -164,7 +164,7 @@ class _Lookup:
         self._store, self._keys, self._tables = store, keys, tables
 
     def complete(self, places: Integers) -> Mask:
-        """(m,) which of these units have all receipts."""
+        """Tell (m,) which of these units have all receipts."""
         return np.asarray(np.all([table.there[places] for table in self._tables], axis=0))
 
     def in_folder(self, places: Integers) -> None:
@@ -234,7 +234,7 @@ class _Lookup:
                         table.unpack(start, stop, data)
 
     def _by_folder(self, places: Integers) -> dict[str, Integers]:
-        """Units by the folder that theirs lies in."""
+        """Group units by the folder that theirs lies in."""
         of = self._keys.first_bytes[places]
         order = np.argsort(of, kind="stable")
         found, first = np.unique(of[order], return_index=True)
@@ -282,7 +282,7 @@ def _share(name: str) -> float:
 
 
 def pack_names(keys: Keys, outputs: Sequence[str]) -> Iterator[str]:
-    """The packs that a plan of these units may have."""
+    """Yield the packs that a plan of these units may have."""
     for start, stop in runs(keys):
         some = keys[start:stop]
         yield from (pack_name(some, output) for output in outputs)
@@ -298,6 +298,6 @@ def runs(keys: Keys) -> Iterator[tuple[int, int]]:
 
 
 def pack_name(keys: Sequence[str], output: str) -> str:
-    """The file of the store that holds the receipts of an output of a run of units."""
+    """Name the file of the store that holds the receipts of an output of a run of units."""
     digest = hashlib.sha256("\n".join([output, *keys]).encode()).hexdigest()
     return f"{PACKS}/{digest[:2]}/{digest}.arrow"

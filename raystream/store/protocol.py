@@ -54,7 +54,7 @@ class Store(Protocol):
         """True if each request takes its time, so that it is worth making many at once."""
 
     def place(self, name: str) -> str:
-        """The path or URI of a file, for people and for `--json`."""
+        """Return the path or URI of a file, for people and for `--json`."""
 
     @property
     def free_bytes(self) -> int | None:
@@ -63,10 +63,10 @@ class Store(Protocol):
     def exists(self, name: str) -> bool: ...
 
     def size(self, name: str) -> int | None:
-        """Size in bytes, or None if there is no such file."""
+        """Return the size in bytes, or None if there is no such file."""
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
-        """Sizes in bytes of several files, None for each that isn't there."""
+        """Return the sizes in bytes of several files, None for each that isn't there."""
 
     def read(self, name: str) -> bytes: ...
 
@@ -85,7 +85,7 @@ class Store(Protocol):
         """See that all that was appended is in the store."""
 
     def writing(self, name: str) -> AbstractContextManager[pa.NativeFile]:
-        """A large file to write piece by piece: whole when the block ends, gone if it ends in an error."""
+        """Open a large file to write piece by piece: whole when the block ends, gone if it ends in an error."""
 
     def stored(self, name: str) -> StoredFile:
         """Describe a file that has been written, as a receipt does."""
@@ -97,13 +97,13 @@ class Store(Protocol):
         """Remove a file, if it is there, or raise StoreError."""
 
     def walk(self, folder: str) -> Iterator[Entry]:
-        """Every file below a folder of the store, those that are removed meanwhile left out; in no particular order."""
+        """Yield every file below a folder of the store, those that are removed meanwhile left out; in no particular order."""
 
     def discard_folder(self, folder: str) -> None:
         """Remove a folder that is empty; one that isn't stays."""
 
     def names(self, folder: str) -> list[str]:
-        """The entries of a folder of the store, sorted; empty if there is none."""
+        """List the entries of a folder of the store, sorted; none if there is no such folder."""
 
     def check_commits(self) -> None:
         """Refuse a store that can't be written, or that lets a second writer win."""
@@ -112,13 +112,13 @@ class Store(Protocol):
         """Return the path or file that pyarrow reads a Parquet file of the store from."""
 
     def head(self, file: StoredFile, size: int) -> bytes:
-        """The first bytes of a file."""
+        """Read the first bytes of a file."""
 
     def range(self, file: StoredFile, start: int, length: int) -> bytes:
-        """Some bytes of a file."""
+        """Read some bytes of a file."""
 
     def local(self, file: StoredFile) -> Path:
-        """A file of this machine with the content of one of the store, to be mapped; brought here if it must be."""
+        """Return a file of this machine with the content of one of the store, to be mapped; brought here if it must be."""
 
     def is_whole(self, file: StoredFile) -> bool:
         """Tell whether the store holds what was written, by reading all of it; where that can't be found, StoreError says why."""

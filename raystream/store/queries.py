@@ -37,7 +37,7 @@ _TYPES = {"unit": pa.string(), "key": pa.string(), "first_row": pa.int64()}
 
 
 def read_plan(store: Store, name: str) -> pa.Table:
-    """The units of a query's pool in row order.
+    """Read the units of a query's pool in row order.
 
     Raises:
         StoreError: the plan isn't there, or isn't one.
@@ -55,12 +55,12 @@ def read_plan(store: Store, name: str) -> pa.Table:
 
 
 def plan_outputs(schema: pa.Schema) -> tuple[str, ...]:
-    """The names of the outputs that a query reads of each unit, by its plan's schema."""
+    """Name the outputs that a query reads of each unit, by its plan's schema."""
     return tuple(json.loads((schema.metadata or {})[PLAN_OUTPUTS.encode()]))
 
 
 def read_parquet(data: bytes) -> pa.Table:
-    """The table in the bytes of a Parquet file, read by this thread alone.
+    """Read the table in the bytes of a Parquet file, by this thread alone.
 
     Arrow's own threads may let go of the bytes later than the interpreter ends, which aborts the process after its result is printed.
     """
@@ -75,7 +75,7 @@ def parquet_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) ->
 
 
 def parsed_plan(data: bytes) -> pa.Table | None:
-    """The table that a file holds, unless it is none, or one of something else."""
+    """Read the table that a file holds; None if it holds none, or one of something else."""
     try:
         plan = read_parquet(data)
     except (pa.ArrowException, OSError):
@@ -125,7 +125,7 @@ class StoredUnits:
 
 
 def stored_units(store: Store, manifest: Manifest) -> StoredUnits:
-    """The units of a query's pool, in row order; those that it left out under `on_error: skip` are left out.
+    """Read the units of a query's pool, in row order; those that it left out under `on_error: skip` are left out.
 
     Raises:
         StoreError: some are gone.
@@ -144,7 +144,7 @@ def stored_units(store: Store, manifest: Manifest) -> StoredUnits:
 
 
 def paths_of(plan: pa.Table) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
-    """The files that the units of a plan are of, in the plan's order, and (n,) the place among them of each unit's file."""
+    """Return the files that the units of a plan are of, in the plan's order, and (n,) the place among them of each unit's file."""
     paths = pc.replace_substring_regex(plan.column("unit"), r"#rg[0-9]+(-[0-9]+|\[[0-9]+:[0-9]+\])?$", "").combine_chunks()
     encoded = paths.dictionary_encode()
     return tuple(encoded.dictionary.to_pylist()), encoded.indices.to_numpy()
@@ -171,7 +171,7 @@ class ColumnOfNames(Sequence[str]):
 
 
 def labelled_keys(keys: Sequence[str], name: str) -> Keys:
-    """The keys that the manifest of a query gives of units over labelled rows.
+    """Return the keys that the manifest of a query gives of units over labelled rows.
 
     Raises:
         StoreError: one of them is none.
@@ -186,7 +186,7 @@ def labelled_keys(keys: Sequence[str], name: str) -> Keys:
 
 
 def stored_labelled_units(store: Store, manifest: Manifest) -> ScoredUnits:
-    """The units over labelled rows outside a query's pool, as they were read.
+    """Read the units over labelled rows outside a query's pool, as they were read.
 
     Raises:
         StoreError: some are gone.
@@ -233,7 +233,7 @@ class CommittedQuery:
 
 
 def committed_queries(store: Store) -> list[CommittedQuery]:
-    """All committed queries, the newest first."""
+    """List all committed queries, the newest first."""
 
     def look(name: str) -> CommittedQuery | None:
         if not store.exists(f"{query_folder(name)}/manifest.json"):
@@ -252,12 +252,12 @@ def committed_queries(store: Store) -> list[CommittedQuery]:
 
 
 def query_folder(name: str) -> str:
-    """The query's folder in the store."""
+    """Name the query's folder in the store."""
     return f"queries/{name}"
 
 
 def read_manifest(store: Store, name: str) -> Manifest | None:
-    """The manifest of a committed query, or None.
+    """Read the manifest of a committed query; None if there is none.
 
     Raises:
         StoreError: it is there, but is not what was written.
@@ -287,7 +287,7 @@ _LEAST_OF_DROPPED = 4
 
 
 def find_query(store: Store, name: str) -> str:
-    """The whole name of a committed query, given that or its beginning.
+    """Find the whole name of a committed query, given that or its beginning.
 
     Raises:
         QueryError: there is none of this name, or several begin with it.
@@ -296,7 +296,7 @@ def find_query(store: Store, name: str) -> str:
 
 
 def find_run(store: Store, name: str) -> str:
-    """The whole name of a query, committed or not, given that or its beginning.
+    """Find the whole name of a query, committed or not, given that or its beginning.
 
     Raises:
         QueryError: there is none of this name, or several begin with it.
@@ -305,7 +305,7 @@ def find_run(store: Store, name: str) -> str:
 
 
 def find_dropped(store: Store, name: str) -> str:
-    """The whole name of a query that is to be forgotten, committed or not, whole or damaged.
+    """Find the whole name of a query that is to be forgotten, committed or not, whole or damaged.
 
     Args:
         store: holds it.
@@ -321,7 +321,7 @@ def find_dropped(store: Store, name: str) -> str:
 
 
 def _only(store: Store, name: str, names: list[str]) -> str:
-    """The one of these names that is meant."""
+    """Return the one of these names that is meant."""
     if not name.strip():
         raise QueryError(f"the name of a query of store {store.uri} is empty (it holds {_some(names)}); give it, or its beginning")
     matches = [name] if name in names else [n for n in names if n.startswith(name)]

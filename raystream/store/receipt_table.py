@@ -59,7 +59,7 @@ class OfModel:
 
     @classmethod
     def parsed(cls, said: Sequence[Any]) -> OfModel:
-        """Back from a JSON list of the fields."""
+        """Read a JSON list of the fields."""
         suffix, columns, width, members, classes, batch_size, state_hash, labels, notes = said
         return cls(
             suffix, tuple(columns), width, members, classes, batch_size, state_hash, None if labels is None else tuple(labels), tuple(notes)
@@ -110,7 +110,7 @@ class ReceiptTable:
         self._whole.pop(place, None)
 
     def at(self, place: int) -> Receipt | None:
-        """The receipt of the unit at this place, if there is one."""
+        """Return the receipt of the unit at this place, if there is one."""
         if not self.there[place]:
             return None
         if place in self._whole:
@@ -127,7 +127,7 @@ class ReceiptTable:
         )  # fmt: skip
 
     def files(self, places: Integers) -> list[tuple[int, str, int]]:
-        """The files that the receipts at these places name: the place, the file's name and its size in bytes."""
+        """List the files that the receipts at these places name: the place, the file's name and its size in bytes."""
         some = self._table[places[self.there[places]]]
         inside = places[self.there[places]].tolist()
         keys = self.keys.take(np.asarray(inside, np.int64))[:]
@@ -169,12 +169,12 @@ class ReceiptTable:
         return [int(inside[at]) for at in np.unique(self._table["model"][places[inside]], return_index=True)[1]]
 
     def say(self, what: str, places: Integers) -> Mask:
-        """(m,) whether the receipts at these places say this of the model."""
+        """Tell (m,) whether the receipts at these places say this of the model."""
         known = np.array([getattr(model, what) is not None for model in self._models] or [False])
         return np.asarray(self.there[places] & known[self._table["model"][places]])
 
     def spread(self, places: Integers, keys: Keys, names: Sequence[str] | None) -> ReceiptTable:
-        """The same receipts, of units that stand at these places among others."""
+        """Return the same receipts, of units that stand at these places among others."""
         found = ReceiptTable(self.output, keys, names)
         found.there[places], found.loose[places], found._table[places] = self.there, self.loose, self._table
         found._models, found._numbers = list(self._models), dict(self._numbers)
@@ -185,7 +185,7 @@ class ReceiptTable:
         return found
 
     def packed(self, start: int, stop: int) -> bytes:
-        """The receipts of a run of units as an Arrow file."""
+        """Write the receipts of a run of units as an Arrow file."""
         some, there = self._table[start:stop], self.there[start:stop]
         numbers = np.unique(some["model"][there])
         of = np.searchsorted(numbers, some["model"])
@@ -243,7 +243,7 @@ class ReceiptTable:
         return True
 
     def _number(self, said: tuple[Any, ...]) -> int:
-        """The place in the list of what a receipt says of its model, whose fields these are."""
+        """Return the place in the list of what a receipt says of its model, whose fields these are."""
         number = self._numbers.get(said)
         if number is None:
             with self._guard:  # receipts are read by several threads
@@ -286,7 +286,7 @@ def _fields(model: OfModel) -> tuple[Any, ...]:
 
 
 def _unhexed(text: str, size: int) -> bytes:
-    """The bytes that so many hexadecimal digits say; none where the text is something else."""
+    """Return the bytes that so many hexadecimal digits say; none where the text is something else."""
     try:
         found = bytes.fromhex(text)
     except ValueError:

@@ -152,22 +152,22 @@ class UnitOutputs:
         return [file for receipt in self.receipts for file in receipt.files]
 
     def of(self, kind: str) -> Receipt | None:
-        """The receipt of a kind, if it is among them and has a file."""
+        """Return the receipt of a kind, if it is among them and has a file."""
         return next((receipt for receipt in self.receipts if receipt.kind == kind and receipt.file is not None), None)
 
 
 def unit_folder(key: str) -> str:
-    """The unit's folder in the store."""
+    """Name the unit's folder in the store."""
     return f"units/{key[:2]}/{key}"
 
 
 def receipt_name(key: str, output: str) -> str:
-    """The file of the store that an output's receipt is."""
+    """Name the file of the store that an output's receipt is."""
     return f"{unit_folder(key)}/{output}.receipt.json"
 
 
 def read_receipt(store: Store, key: str, output: str, listed: Mapping[str, int] | None = None) -> Receipt | None:
-    """The receipt of a unit's output, if there is one and the files that it names are there in full.
+    """Read the receipt of a unit's output, if there is one and the files that it names are there in full.
 
     Args:
         store: to look in.

@@ -56,7 +56,7 @@ class Recorded:
 
 
 def recorded(place: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recorded | None:
-    """The query that a manifest records; None if the place names none, so that it may be a query file.
+    """Read the query that a manifest records; None if the place names none, so that it may be a query file.
 
     Args:
         place: a `manifest.json`, under whatever name that ends in `.json`, or the folder of a query; of a store in a bucket, its URI.
@@ -80,7 +80,7 @@ def recorded(place: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Re
 
 
 def _read(text: str) -> bytes | None:
-    """The bytes of a manifest; None where the place is none of a manifest."""
+    """Read the bytes of a manifest; None where the place is none of a manifest."""
     if is_remote(text):
         found = _in_store(text)
         if found is None:
@@ -105,7 +105,7 @@ def _read(text: str) -> bytes | None:
 
 
 def as_given(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of a resolved query without what is at its default: strict keys refuse some of that, such as other strategies' keys."""
+    """Return the sections of a resolved query without what is at its default: strict keys refuse some, such as other strategies'."""
     return _pruned(resolved, Query)
 
 
@@ -127,19 +127,19 @@ def _pruned(values: Mapping[str, Any], part: type[Part]) -> dict[str, Any]:
 
 
 def _part_of(annotation: Any) -> type[Part] | None:
-    """The part that a key holds, or holds a list of."""
+    """Return the part that a key holds, or holds a list of."""
     if isinstance(annotation, type):
         return annotation if issubclass(annotation, Part) else None
     return next((part for inner in getattr(annotation, "__args__", ()) if (part := _part_of(inner)) is not None), None)
 
 
 def _plain(default: object) -> object:
-    """A default as a dump has it."""
+    """Return a default as a dump has it."""
     return list(default) if isinstance(default, tuple) else default
 
 
 def _in_store(text: str) -> tuple[str, str] | None:
-    """The store and the name in `STORE/queries/NAME`, a manifest behind it or none."""
+    """Split `STORE/queries/NAME`, a manifest behind it or none, into the store and the name."""
     head, question, options = text.partition("?")
     folder, _, name = head.rstrip("/").removesuffix(f"/{_MANIFEST}").rpartition("/")
     store, _, queries = folder.rpartition("/")
@@ -147,7 +147,7 @@ def _in_store(text: str) -> tuple[str, str] | None:
 
 
 def named_query(name: str, store_uri: str) -> tuple[Store, Manifest]:
-    """A committed query and its store, by its name or the beginning of it, or by its folder or manifest in whatever store.
+    """Find a committed query and its store, by its name or the beginning of it, or by its folder or manifest in whatever store.
 
     Args:
         name: of the query in the store, or a path or URI: `STORE/queries/NAME`, with or without `/manifest.json`.

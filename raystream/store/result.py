@@ -58,7 +58,7 @@ class Result:
         return self.store.path(query_folder(self.query))
 
     def place(self, name: str) -> str:
-        """The path or URI of a file of the query's."""
+        """Return the path or URI of a file of the query's."""
         return self.store.place(f"{query_folder(self.query)}/{name}")
 
     @property
@@ -126,7 +126,7 @@ class Scores:
 
 
 def read_result(store: Store, manifest: Manifest) -> Result:
-    """The committed query that a manifest belongs to.
+    """Read the committed query that a manifest belongs to.
 
     Raises:
         StoreError: its selection, or the file of its quarantined rows, is gone, damaged, or isn't what was committed.
@@ -166,7 +166,7 @@ def _copy(store: Store, manifest: Manifest, file: StoredFile, name: str) -> byte
 
 
 def _whole(store: Store, manifest: Manifest, file: StoredFile, advice: str = "") -> bytes:
-    """A file as it was committed."""
+    """Read a file as it was committed."""
     data = store.read(file.name)
     if xxhash.xxh3_128_hexdigest(data) != file.xxh3:
         raise _changed(store, manifest, file, advice)
@@ -179,7 +179,7 @@ def _changed(store: Store, manifest: Manifest, file: StoredFile, advice: str = "
 
 
 def load_result(store_uri: str, name: str) -> Result:
-    """A committed query, by its name or by the beginning of it.
+    """Load a committed query, by its name or by the beginning of it.
 
     Raises:
         QueryError: there is none of this name, or several begin with it.

@@ -96,7 +96,7 @@ def batch_folder(store: Store, query: str) -> str:
 
 
 def _record(store: Store, loop: str, round_: int) -> dict[str, Any] | None:
-    """The record that a round was asked for."""
+    """Read the record that a round was asked for."""
     if "/" in loop:
         return None
     name = f"{round_folder(loop, round_)}/asked.json"

@@ -70,22 +70,22 @@ class ScoredUnits(Sequence[UnitOutputs]):
         return ScoredUnits(self.tables, self.places[self.rows > 0], self._kept)
 
     def say(self, what: str) -> Mask:
-        """(m,) whether any receipt of a unit says this of its model."""
+        """Tell (m,) whether any receipt of a unit says this of its model."""
         return np.asarray(np.any([table.say(what, self.places) for table in self.tables], axis=0))
 
     def of_models(self) -> list[Receipt]:
-        """A receipt for everything that is said of the model, in the order in which the units say it first."""
+        """List a receipt for everything that is said of the model, in the order in which the units say it first."""
         first = [(index, number) for number, table in enumerate(self.tables) for index in table.first_of_models(self.places)]
         found = (self.tables[number].at(int(self.places[index])) for index, number in sorted(first))
         return [receipt for receipt in found if receipt is not None]
 
     def with_losses(self) -> Iterator[UnitOutputs]:
-        """The units that some kind left rows out of."""
+        """Yield the units that some kind left rows out of."""
         lost = np.any([table.quarantined[self.places] > 0 for table in self.tables], axis=0)
         return (self[index] for index in np.flatnonzero(lost).tolist())
 
     def and_also(self, table: ReceiptTable) -> ScoredUnits:
-        """These units with a further output of them."""
+        """Return these units with a further output of them."""
         return ScoredUnits((*self.tables, table), self.places, self._kept)
 
     def _differing(self) -> Iterator[tuple[int, Kept]]:
@@ -95,7 +95,7 @@ class ScoredUnits(Sequence[UnitOutputs]):
 
 
 def differing(tables: Sequence[ReceiptTable], places: Integers) -> Integers:
-    """Those of the units at these places whose files don't all hold the same rows."""
+    """Find those of the units at these places whose files don't all hold the same rows."""
     first, *others = tables
     odd = np.zeros(len(places), bool)
     for table in others:
@@ -104,13 +104,13 @@ def differing(tables: Sequence[ReceiptTable], places: Integers) -> Integers:
 
 
 def of_models(groups: Iterable[Iterable[UnitOutputs]]) -> Iterator[Receipt]:
-    """Receipts of units in order; of many, one for everything that they say of the model."""
+    """Yield receipts of units in order; of many, one for everything that they say of the model."""
     for units in groups:
         yield from units.of_models() if isinstance(units, ScoredUnits) else chain.from_iterable(unit.receipts for unit in units)
 
 
 def with_losses(groups: Iterable[Iterable[UnitOutputs]]) -> Iterator[UnitOutputs]:
-    """The units that some kind left rows out of."""
+    """Yield the units that some kind left rows out of."""
     for units in groups:
         yield from units.with_losses() if isinstance(units, ScoredUnits) else (unit for unit in units if _has_losses(unit))
 

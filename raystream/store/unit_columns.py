@@ -34,7 +34,7 @@ REQUESTS = 16
 def read_outputs(
     store: Store, keys: Keys, outputs: Sequence[str], names: Sequence[str] | None = None, places: Integers | None = None
 ) -> ScoredUnits:
-    """These outputs of units, as far as they have all of them. Of a unit without rows, nothing is computed from what is stored.
+    """Read these outputs of units, as far as they have all of them. Of a unit without rows, nothing is computed from what is stored.
 
     Args:
         store: holds them.
@@ -47,7 +47,7 @@ def read_outputs(
 
 
 def whole_units(store: Store, tables: Sequence[ReceiptTable], among: Integers | None = None) -> ScoredUnits:
-    """The units that have all outputs, and of each the rows that all of its kinds hold: a kind may have left out more than another.
+    """Return the units that have all outputs, and of each the rows that all of its kinds hold: a kind may have left out more than another.
 
     Args:
         store: holds them.
@@ -65,7 +65,7 @@ def whole_units(store: Store, tables: Sequence[ReceiptTable], among: Integers | 
 
 
 def read_columns(store: Store, units: Iterable[UnitOutputs], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """These columns of units' tables, one table after the other; read ahead where each request takes its time."""
+    """Read these columns of units' tables, and yield one table after the other; read ahead where each request takes its time."""
     if not store.remote:
         yield from (_read(store, unit, columns) for unit in units)
         return
@@ -80,7 +80,7 @@ def read_columns(store: Store, units: Iterable[UnitOutputs], columns: Sequence[s
 
 
 def read_table(store: Store, file: StoredFile, columns: Sequence[str] | None = None) -> pa.Table:
-    """A table of the store, checked, or some of its columns in the order asked for."""
+    """Read a table of the store, checked, or some of its columns in the order asked for."""
     if isinstance(store, LocalStore):
         check_file(store.path(file.name), file)
     with reading(store, file):
@@ -107,7 +107,7 @@ def _read(store: Store, unit: UnitOutputs, columns: Sequence[str]) -> pa.Table:
 
 
 def _kept(store: Store, unit: UnitOutputs) -> Kept:
-    """The rows that all kinds of a unit hold."""
+    """Find the rows that all kinds of a unit hold."""
     scores = next(receipt for receipt in unit.receipts if receipt.kind == SCORES)
     assert scores.file is not None
     out = {receipt.output: _rows_of(store, receipt.quarantine) for receipt in unit.receipts}
@@ -127,7 +127,7 @@ NAMED = 10
 
 
 def quarantined_rows(store: Store, *groups: Iterable[UnitOutputs]) -> Iterator[pa.Table]:
-    """The rows that some kind of these units' outputs left out, unit by unit, each row once.
+    """Yield the rows that some kind of these units' outputs left out, unit by unit, each row once.
 
     Raises:
         StoreError: a file isn't what was written.
@@ -174,7 +174,7 @@ def named(tables: Iterable[pa.Table], count: int) -> list[str]:
 
 
 def described(rows: pa.Table) -> list[str]:
-    """A line for each of some quarantined rows, with its id if that is among the columns."""
+    """Write a line for each of some quarantined rows, with its id if that is among the columns."""
     *ids, paths, numbers, reasons = (column.to_pylist() for column in rows.columns)
     places = [f"{path} row {row}: {reason}" for path, row, reason in zip(paths, numbers, reasons, strict=True)]
     if not ids:

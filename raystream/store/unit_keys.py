@@ -34,7 +34,7 @@ class Keys(Sequence[str]):
 
     @classmethod
     def of(cls, keys: Iterable[str]) -> Keys:
-        """These keys.
+        """Hold these keys.
 
         Raises:
             ValueError: one of them is none.
@@ -48,7 +48,7 @@ class Keys(Sequence[str]):
 
     @classmethod
     def of_column(cls, column: pa.ChunkedArray) -> Keys:
-        """Those in a column of strings; see `of`."""
+        """Hold those in a column of strings; see `of`."""
         starts = range(0, len(column), _BLOCK)
         parts = [cls.of(column.slice(start, _BLOCK).to_pylist()).digests for start in starts]
         return cls(np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *parts]))
@@ -71,7 +71,7 @@ class Keys(Sequence[str]):
         return key
 
     def take(self, places: npt.NDArray[np.int64]) -> Keys:
-        """The keys at these places, in the order asked for."""
+        """Return the keys at these places, in the order asked for."""
         return Keys(self.digests[places])
 
     @property

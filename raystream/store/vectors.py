@@ -21,7 +21,7 @@ import pyarrow as pa
 import xxhash
 
 from raystream.errors import StoreError
-from raystream.lake.bucket import RangeReader
+from raystream.lake.ranges import RangeReader
 from raystream.store.integrity import check_file, check_files, damaged, reading
 from raystream.store.local import LocalStore
 from raystream.store.protocol import Store, StoredFile
@@ -42,12 +42,12 @@ _BLOCK = np.dtype([("offset", "<i8"), ("head", "<i4"), ("padding", "<i4"), ("bod
 
 
 def page_rows(row_bytes: int) -> int:
-    """Rows of a page."""
+    """Return how many rows a page has."""
     return max(1, PAGE_BYTES // row_bytes)
 
 
 def page_hashes(vectors: np.ndarray) -> bytes:
-    """The hashes of the pages of a block of vectors (n, d), which lie in one piece."""
+    """Hash the pages of a block of vectors (n, d), which lie in one piece."""
     content = vectors.data.cast("B")
     size = page_rows(vectors.shape[1] * vectors.itemsize) * vectors.shape[1] * vectors.itemsize
     return b"".join(xxhash.xxh3_64_digest(content[start : start + size]) for start in range(0, len(content), size))
@@ -78,7 +78,7 @@ class Pages:
 
 
 def read_vectors(store: Store, file: StoredFile, rows: int, wanted: np.ndarray) -> np.ndarray | None:
-    """The vectors (m, d) of some rows of a file; None where it is better read whole, as when most of it is wanted.
+    """Read the vectors (m, d) of some rows of a file; None where it is better read whole, as when most of it is wanted.
 
     Args:
         store: holds it.
@@ -179,7 +179,7 @@ def _read_pages(store: Store, file: StoredFile, rows: int) -> Pages | None:
 
 
 def _blocks(tail: bytes) -> np.ndarray:
-    """The record batches that the footer at the end of an Arrow file lists.
+    """List the record batches that the footer at the end of an Arrow file lists.
 
     Raises:
         ValueError: there is no such footer.
@@ -278,7 +278,7 @@ class MappedEmbeddings:
 
 
 def map_embeddings(path: Path, written: StoredFile | None = None) -> list[MappedEmbeddings]:
-    """The embeddings in an Arrow file that a worker wrote, a part for each of its record batches, in row order."""
+    """Map the embeddings in an Arrow file that a worker wrote, a part for each of its record batches, in row order."""
     parts: list[MappedEmbeddings] = []
     with pa.memory_map(str(path)) as file:
         whole = file.read_buffer()
@@ -350,12 +350,12 @@ class HeldEmbeddings:
         return self.rows, self.dimension
 
     def release(self) -> None:
-        """Nothing to drop."""
+        """Do nothing: there is nothing to drop."""
 
 
 @lru_cache(maxsize=1 << 14)
 def _mapped_once(path: Path) -> tuple[MappedEmbeddings, ...]:
-    """The parts of a copy; a name stands for its content, so they stay true when it is brought again."""
+    """Map the parts of a copy; a name stands for its content, so they stay true when it is brought again."""
     return tuple(map_embeddings(path))
 
 
@@ -372,7 +372,7 @@ class VectorFiles:
         self._type: pa.FixedSizeListType | None = None
 
     def parts(self, file: StoredFile, rows: int) -> list[Embeddings]:
-        """The embeddings in a file of so many rows, a part for each block that was written, in row order.
+        """Open the embeddings in a file of so many rows, a part for each block that was written, in row order.
 
         Of an object store, nothing is read but the first file's schema: which blocks there are follows from it.
 
@@ -396,7 +396,7 @@ class VectorFiles:
         return [FetchedEmbeddings(self._store, file, i, min(block, rows - start), width) for i, start in enumerate(starts)]
 
     def few(self, file: StoredFile, rows: int, wanted: np.ndarray) -> HeldEmbeddings | None:
-        """The embeddings of some rows of a file, int64, ascending; None where it is better read whole.
+        """Read the embeddings of some rows of a file, int64, ascending; None where it is better read whole.
 
         Raises:
             StoreError: the file can't be read, or isn't what was written where these rows are.
@@ -405,7 +405,7 @@ class VectorFiles:
         return None if found is None else HeldEmbeddings(found)
 
     def at(self, file: StoredFile, count: int, rows: np.ndarray | None = None) -> np.ndarray:
-        """(m, d) the vectors of some rows of a file, int64, ascending, in memory of their own; of all for None.
+        """Read (m, d) the vectors of some rows of a file, int64, ascending, into memory of their own; of all for None.
 
         Raises:
             StoreError: see `parts` and `few`.
@@ -415,7 +415,7 @@ class VectorFiles:
 
 
 def taken(parts: Sequence[Embeddings], rows: np.ndarray) -> np.ndarray:
-    """(m, d) the vectors of ascending rows of the parts of a file, in memory of their own; (0, d) where there are none."""
+    """Take (m, d) the vectors of ascending rows of the parts of a file, in memory of their own; (0, d) where there are none."""
     found, start = [], 0
     for part in parts:
         low, high = np.searchsorted(rows, [start, start + part.rows])
@@ -427,7 +427,7 @@ def taken(parts: Sequence[Embeddings], rows: np.ndarray) -> np.ndarray:
 
 
 def block_rows(dimension: int, itemsize: int) -> int:
-    """Rows of one block of a file of vectors."""
+    """Return how many rows one block of a file of vectors has."""
     return max(1, EMBEDDING_BLOCK_BYTES // (dimension * itemsize))
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import data, pools
 
-from raystream.choosing.holding import LOSSES, Host, Lost, Rounds, Step
+from raystream.choosing.holding import LOSSES, Host, Lost, ProcessRounds, Step
 from raystream.errors import ClusterError, DataError
 from raystream.selection import Candidates, Constraints, LocalShards, NearDuplicates, Rows, Shards, choose, farthest_first
 from raystream.selection.lazy_bounds import Gain
@@ -94,8 +94,8 @@ class Diary:
         Path("/no/such/embeddings.arrow").read_bytes()
 
 
-def spread(rows: Rows, places: Losing, memory: int = 1 << 30) -> tuple[Shards, Rounds]:
-    rounds = Rounds(places)
+def spread(rows: Rows, places: Losing, memory: int = 1 << 30) -> tuple[Shards, ProcessRounds]:
+    rounds = ProcessRounds(places)
     return Shards(rows, rounds.processes, rounds.spread, memory=memory, block=16), rounds
 
 
@@ -151,7 +151,7 @@ def test_a_whole_choice_is_the_same(metric, alike):
 def test_what_a_lost_process_is_told_again():
     """Its pieces are made by their factories, then told what changed them since the last call that forgets all before; nothing else."""
     places = Losing(2, lambda place, run: "before" if (place, run) == (1, 9) else "")
-    rounds = Rounds(places)
+    rounds = ProcessRounds(places)
     one = rounds.spread(Diary, [("a", "0"), ("b", "1")])
     two = rounds.spread(Diary, [("c", "2"), ("d", "3")])
     one.call("write", "gone")
@@ -171,10 +171,10 @@ def test_what_a_lost_process_is_told_again():
 
 def test_a_third_loss_of_one_process_is_the_end():
     """The error has exit code 5 and says what to do; losses of different processes don't add up."""
-    rounds = Rounds(Losing(3, lambda place, run: "before" if run <= 2 else ""))
+    rounds = ProcessRounds(Losing(3, lambda place, run: "before" if run <= 2 else ""))
     rounds.spread(Diary, [("a", "0")] * 3)
     assert rounds.record.restarts == 6
-    rounds = Rounds(Losing(3, lambda place, run: "after" if place == 1 else ""))
+    rounds = ProcessRounds(Losing(3, lambda place, run: "after" if place == 1 else ""))
     with pytest.raises(ClusterError, match=r"selection actor 2 of 3 was lost 3 times, last: its machine was taken away; lower") as lost:
         rounds.spread(Diary, [("a", "0")] * 3)
     assert lost.value.exit_code == 5
@@ -182,7 +182,7 @@ def test_a_third_loss_of_one_process_is_the_end():
 
 def test_errors_of_ours_come_back_as_themselves():
     """What a piece raises is raised here, the first piece's if several do; a file that isn't there means that the store isn't shared."""
-    pieces = Rounds(Losing(2)).spread(Diary, [("a", "0"), ("b", "1")])
+    pieces = ProcessRounds(Losing(2)).spread(Diary, [("a", "0"), ("b", "1")])
     with pytest.raises(DataError, match=r"^left$"):
         pieces.call("fail", apart=[("left",), ("right",)])
     with pytest.raises(ClusterError, match=r"can't see /no/such/embeddings.arrow; give store.uri a folder that every node shares"):

@@ -13,10 +13,10 @@ from sklearn.metrics import cohen_kappa_score
 from raystream.errors import QueryError
 from raystream.labels.agreement import agreement, cohen_kappa, krippendorff_alpha
 from raystream.labels.consolidate import consolidate, dawid_skene
-from raystream.labels.ids import Ids
+from raystream.labels.ids import IdColumn
 from raystream.labels.label_table import LabelRow, LabelTable, empty
 
-IDS = Ids("rid", pa.int64())
+IDS = IdColumn("rid", pa.int64())
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 

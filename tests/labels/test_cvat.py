@@ -19,7 +19,7 @@ from label_studio_fake import Fault
 from raystream.errors import QueryError
 from raystream.labels import collect_labels
 from raystream.labels.batch import Batch, read_batch
-from raystream.labels.collect import Queries
+from raystream.labels.collect import LabelQueries
 from raystream.labels.cvat import Cvat
 from raystream.labels.server import ServerError, Token
 from raystream.lake.retry import Patience
@@ -109,7 +109,7 @@ def test_what_people_did_comes_back_with_its_state(fake: FakeCvat, first: Result
     task["tags"] = [{"id": 1, "frame": 0, "label_id": ids[0], "source": "manual", "attributes": []},
                     {"id": 2, "frame": 1, "label_id": ids[1], "source": "auto", "attributes": []}]  # fmt: skip
     task["deleted"] = [2]
-    queries = Queries(first.store, None, lambda _: CLASSES)
+    queries = LabelQueries(first.store, None, lambda _: CLASSES)
 
     def pull() -> dict[int, tuple[str, str | None]]:
         client(fake, 1).pull("l.parquet", first.store, queries)

@@ -18,7 +18,7 @@ from label_studio_fake import FakeLabelStudio, Fault
 
 from raystream.errors import QueryError
 from raystream.labels.batch import read_batch
-from raystream.labels.collect import Queries
+from raystream.labels.collect import LabelQueries
 from raystream.labels.label_studio import LabelStudio
 from raystream.labels.oracle import ToolOracle
 from raystream.labels.server import ServerError, Token
@@ -137,7 +137,7 @@ def test_what_people_did_comes_back_with_its_state(fake: FakeLabelStudio, first:
         fake.draft(task, "cat")
     for task in tasks[280:285]:
         del fake.tasks[task["id"]]
-    queries = Queries(first.store, None, lambda _: CLASSES)
+    queries = LabelQueries(first.store, None, lambda _: CLASSES)
 
     def pull() -> pa.Table:
         collected = client(fake, pushed.project).pull("labels.parquet", first.store, queries)
@@ -225,7 +225,7 @@ def test_an_export_as_a_file_and_a_pull_are_one(fake: FakeLabelStudio, first: Re
     pushed = client(fake).push(batch(first), first.store)
     for task in list(fake.tasks.values())[:9]:
         fake.annotate(task, "cat")
-    queries = Queries(first.store, None, lambda _: CLASSES)
+    queries = LabelQueries(first.store, None, lambda _: CLASSES)
     client(fake, pushed.project).pull("labels.parquet", first.store, queries)
     table = pq.read_table("labels.parquet")
     Path("export.json").write_text(json.dumps(list(fake.tasks.values())))

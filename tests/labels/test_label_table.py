@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from raystream.errors import LabelsError, QueryError
 from raystream.labels.annotation import STATES, label_of, time_of
 from raystream.labels.consolidate import consolidate
-from raystream.labels.ids import Ids
+from raystream.labels.ids import IdColumn
 from raystream.labels.label_table import LabelRow, LabelTable, empty
 from raystream.labels.table_file import read_table, update_table, written
 from raystream.pool import read_labelled
 
-IDS = Ids("rid", pa.int32())
+IDS = IdColumn("rid", pa.int32())
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
@@ -131,12 +131,12 @@ def test_only_tables_of_labels_are_merged_into(tmp_path: Path) -> None:
         read_table(path, IDS, "classes")
     path.write_bytes(written(empty(IDS, "classes").merged([row(1)])))
     with pytest.raises(QueryError, match=r"holds labels for ids of int32 .* not for ids of int64"):
-        read_table(path, Ids("rid", pa.int64()), "classes")
+        read_table(path, IdColumn("rid", pa.int64()), "classes")
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(LabelsError, match="is no Parquet file"):
         read_table(path, IDS, "classes")
     with pytest.raises(QueryError, match=r"pool\.id label is what a column"):
-        empty(Ids("label", pa.int64()), "classes")
+        empty(IdColumn("label", pa.int64()), "classes")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from label_batches import PEOPLE, PICTURES_ONLY, batch_of
 
 from raystream.labels.batch import file_stem
 from raystream.labels.documents import parse
-from raystream.labels.ids import Ids, as_text
+from raystream.labels.ids import IdColumn, as_text
 from raystream.labels.tools import TOOLS, looks_like
 from raystream.labels.tools.plain import escaped, unescaped
 
@@ -113,7 +113,7 @@ def test_texts_arrive_in_every_tool(texts: list[str]) -> None:
 )  # fmt: skip
 def test_only_ids_of_the_pools_type_come_back(type_: pa.DataType, text: str, id_: Any) -> None:
     """What can't be one of the pool's ids is none; a uuid may have hyphens, as other programs write it."""
-    assert Ids("rid", type_).parse(text) == id_
+    assert IdColumn("rid", type_).parse(text) == id_
 
 
 @given(ids=st.lists(_TEXT, min_size=2, max_size=2, unique=True))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import raystream as rs
 from raystream.errors import QueryError
-from raystream.loop.streams.managers import MANAGERS, Draws, Rows
+from raystream.loop.streams.managers import MANAGERS, Draws, RecentRows
 from raystream.query.stream import BY_UNCERTAINTY, Manager
 from raystream.selection.hashing import philox
 
@@ -62,7 +62,7 @@ def test_the_threshold_of_variable_stays_while_nothing_may_be_spent(strict, thre
 
 def test_typical_rows():
     """All but rows 1, 3 and 7 are nearer to some row than any before them."""
-    rows = Rows(20)
+    rows = RecentRows(20)
     assert [i + 1 for i, vector in enumerate(VECTORS.astype(float)) if not rows.add(vector)] == [1, 3, 7]
 
 
@@ -83,7 +83,7 @@ def literal_typical(vectors, window):
 def test_typical_rows_past_the_window(window, points):
     """Rows that left the window count no more, whatever of them is ties."""
     vectors = np.array(points, dtype=float).reshape(-1, 2)
-    rows = Rows(window)
+    rows = RecentRows(window)
     assert [rows.add(vector) for vector in vectors] == literal_typical(vectors, window)
 
 

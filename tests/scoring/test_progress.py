@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raystream.scoring import progress
-from raystream.scoring.progress import Lines, Progress
+from raystream.scoring.progress import Lines, ScoringProgress
 
 
 @pytest.fixture
@@ -18,10 +18,10 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
 def test_a_line_says_how_far_it_is_and_how_long_it_still_takes(lines: Lines, capfd: pytest.CaptureFixture[str]) -> None:
     """Rows and units, the pace and the time left, as far as they are known; never that none is left while there is something to do."""
     for far in [
-        Progress(0, 3, 0, 33_798, None, None),
-        Progress(0, 3, 120, 33_798, 48.4, 700.0),
-        Progress(2, 3, 33_798, 33_798, 4.25, 0.0),
-        Progress(1, 1, 1, 1, 12345.0, None),
+        ScoringProgress(0, 3, 0, 33_798, None, None),
+        ScoringProgress(0, 3, 120, 33_798, 48.4, 700.0),
+        ScoringProgress(2, 3, 33_798, 33_798, 4.25, 0.0),
+        ScoringProgress(1, 1, 1, 1, 12345.0, None),
     ]:
         lines.units(far)
     assert capfd.readouterr().err.splitlines() == [
@@ -36,6 +36,6 @@ def test_the_bar_takes_what_a_run_tells() -> None:
     """Rows are what it fills by."""
     with progress.Bar() as bar:
         bar.stage("Scoring")
-        bar.units(Progress(1, 3, 120, 400, 60.0, 5.0))
+        bar.units(ScoringProgress(1, 3, 120, 400, 60.0, 5.0))
         [task] = bar._progress.tasks
         assert (task.completed, task.total, task.fields) == (120, 400, {"units": "1/3", "pace": "60 rows/s, about 5 s left"})

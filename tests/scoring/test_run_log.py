@@ -15,7 +15,7 @@ import raystream as rs
 from raystream.errors import QueryError, RaystreamError, StoreError
 from raystream.run import score
 from raystream.scoring import run_log
-from raystream.scoring.progress import Progress, Silent
+from raystream.scoring.progress import ScoringProgress, Silent
 from raystream.scoring.run_log import RunLog, asked_by
 from raystream.store.events import Event, EventLog, run_state
 from raystream.store.gc import collect
@@ -131,7 +131,7 @@ def test_progress_is_said_now_and_then(tmp_path: Path, monkeypatch: pytest.Monke
         log.begin(LocalStore(str(tmp_path)), "queries/q")
         for second in range(20_000):
             now[0] = 1000.0 + second
-            log.units(Progress(0, 1, second, 20_000, None, None))
+            log.units(ScoringProgress(0, 1, second, 20_000, None, None))
         free.set()
     gaps = [after - before for before, after in pairwise(written)]
     assert (min(gaps), max(gaps)) == (5, 30)

@@ -10,7 +10,7 @@ import pytest
 
 from raystream.scoring import session
 from raystream.scoring.executor import Event, UnitEnded, UnitGoesOn, WorkerReady
-from raystream.scoring.progress import Progress
+from raystream.scoring.progress import ScoringProgress
 from raystream.store.protocol import StoredFile
 from raystream.store.receipts import Receipt, UnitOutputs
 
@@ -20,12 +20,12 @@ class Heard:
 
     def __init__(self) -> None:
         self.stages: list[str] = []
-        self.scored: list[Progress] = []
+        self.scored: list[ScoringProgress] = []
 
     def stage(self, text: str) -> None:
         self.stages.append(text)
 
-    def units(self, progress: Progress) -> None:
+    def units(self, progress: ScoringProgress) -> None:
         self.scored.append(progress)
 
 
@@ -36,14 +36,14 @@ class Followed:
         self.heard, self.now = Heard(), 0.0
         monkeypatch.setattr(session.time, "perf_counter", lambda: self.now)
         store: Any = SimpleNamespace(append=lambda *_: None)
-        self.progress = session._Progress(store, self.heard, "queries/q")
+        self.progress = session._ProgressLog(store, self.heard, "queries/q")
 
     def begin(self, seconds: float, *rows: int) -> None:
         """Further units, of so many rows."""
         self.now = 50.0 + seconds
         self.progress.begin(np.array(rows, np.int64))
 
-    def at(self, seconds: float, event: Event | None = None) -> Progress:
+    def at(self, seconds: float, event: Event | None = None) -> ScoringProgress:
         """What is told then."""
         self.now = 50.0 + seconds
         self.progress.on_event(event)
@@ -63,10 +63,10 @@ def test_time_in_which_nothing_is_scored_does_not_count(monkeypatch: pytest.Monk
     """A second set of units comes after other work: the pace, and the time left, go on as if there had been none."""
     run = Followed(monkeypatch)
     run.begin(0.0, 50)
-    assert run.at(10.0, WorkerReady(0)) == Progress(0, 1, 0, 50, None, None, 1)
-    assert run.at(14.0, run.ended(0)) == Progress(1, 1, 50, 50, 12.5, None, 1)
+    assert run.at(10.0, WorkerReady(0)) == ScoringProgress(0, 1, 0, 50, None, None, 1)
+    assert run.at(14.0, run.ended(0)) == ScoringProgress(1, 1, 50, 50, 12.5, None, 1)
     run.begin(100.0, 30, 70)
-    assert run.at(104.0, run.ended(1)) == Progress(2, 3, 80, 150, 10.0, 7.0, 1)
+    assert run.at(104.0, run.ended(1)) == ScoringProgress(2, 3, 80, 150, 10.0, 7.0, 1)
     assert run.heard.stages == ["Scoring 50 rows in 1 unit"]
 
 
@@ -75,12 +75,12 @@ def test_rows_within_a_unit_move_the_progress(monkeypatch: pytest.MonkeyPatch) -
     run = Followed(monkeypatch)
     run.begin(0.0, 1000, 1000)
     run.at(0.0, WorkerReady(0))
-    assert run.at(1.0, UnitGoesOn(0, 0, 100)) == Progress(0, 2, 100, 2000, 100.0, 19.0, 1)
-    assert run.at(2.0, UnitGoesOn(0, 1, 300)) == Progress(0, 2, 400, 2000, 200.0, 8.0, 1)
+    assert run.at(1.0, UnitGoesOn(0, 0, 100)) == ScoringProgress(0, 2, 100, 2000, 100.0, 19.0, 1)
+    assert run.at(2.0, UnitGoesOn(0, 1, 300)) == ScoringProgress(0, 2, 400, 2000, 200.0, 8.0, 1)
     assert run.at(3.0, UnitGoesOn(0, 0, 50)).rows == 350
     assert run.at(4.0, run.ended(0)).rows == 1300
     assert run.at(4.5, UnitGoesOn(0, 0, 900)).rows == 1300  # a word that comes late
-    assert run.at(5.0, run.ended(1)) == Progress(2, 2, 2000, 2000, 400.0, None, 1)
+    assert run.at(5.0, run.ended(1)) == ScoringProgress(2, 2, 2000, 2000, 400.0, None, 1)
 
 
 def test_the_time_left_neither_runs_out_nor_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from oracle import data, distances_to
 
 from raystream.errors import DataError, QueryError
 from raystream.selection import ArrayPart, Candidates, LocalShards, bounds, choose
-from raystream.selection.clustered import Held, Spread
+from raystream.selection.clustered import HeldRows, Spread
 from raystream.selection.clusters import fit_centres
 from raystream.selection.points import BLOCK
 from raystream.selection.strategies.k_means import cluster
@@ -43,7 +43,7 @@ def test_rows_anywhere_answer_as_rows_in_memory(shards, cuts, kind, dtype, metri
     stored = data(kind, 3 * BLOCK + 77, 5, 0).astype(dtype)
     away = spread(stored, shards, cuts=cuts, piece=piece, metric=metric)
     x = away.take()
-    here = Held(x)
+    here = HeldRows(x)
     assert (len(away), away.width, away.largest) == (len(here), here.width, here.largest)
     rng = np.random.default_rng(0)
     some = np.sort(rng.choice(len(x), 50, replace=False))
@@ -72,7 +72,7 @@ def test_centres_without_rows_and_tiny_numbers():
     for shards in SHARDS:
         away = spread(x, shards, cuts=(100, 5000))
         np.testing.assert_array_equal(
-            away.iterate(weight, away.encoding(), centres, 4), Held(x).iterate(weight, Held(x).encoding(), centres, 4)
+            away.iterate(weight, away.encoding(), centres, 4), HeldRows(x).iterate(weight, HeldRows(x).encoding(), centres, 4)
         )
     tiny = np.ldexp(data("clustered", 9000, 3, 0), -100)
     expected = fit_centres(tiny, np.ones(9000), 12, 0, 6, fit_on=3000)

@@ -19,7 +19,7 @@ from streams import arrive, decisions, make_stream
 from streams import run as look
 
 from raystream.loop.streams.log import StreamLog
-from raystream.loop.streams.requests import Request, RequestedRows
+from raystream.loop.streams.requests import RequestedRows, StreamRequest
 from raystream.store.opening import open_store
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -152,7 +152,7 @@ def test_requests_are_known_past_what_is_merged(workplace: Path, monkeypatch: py
     look()
     make: Callable[[], RequestedRows] = lambda: RequestedRows(make_stream(), StreamLog(open_store("runs"), "s"), "m", 4)  # noqa: E731
     rows = make()
-    requests = [Request(f"r{i}", f"{i}", pa.array([f"id{i}"]), np.array([float(i)]), None) for i in range(30)]
+    requests = [StreamRequest(f"r{i}", f"{i}", pa.array([f"id{i}"]), np.array([float(i)]), None) for i in range(30)]
     first = []
     for i in range(0, 30, 4):
         first.append(rows.decide(requests[i : i + 4])[0])

@@ -31,7 +31,7 @@ from raystream.service.formats import csv_pieces, file_pieces, json_pieces
 from raystream.service.metrics import Metrics
 from raystream.service.policy import Policy, _without_doubles, read_json
 from raystream.service.problems import Problem
-from raystream.service.query_routes import Queries, _Asked, _told
+from raystream.service.query_routes import QueryCalls, _RunOrQuery, _told
 from raystream.service.streams import Decider
 from raystream.service.tokens import Caller
 from raystream.service.webhooks import Webhooks
@@ -231,7 +231,7 @@ def test_events_end_with_the_token_however_many_come(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(query_routes, "_PING_SECONDS", 0.0)
     monkeypatch.setattr(query_routes, "_LOOK_SECONDS", 0.0)
     news = SimpleNamespace(news=lambda found, after: ([((after[0] + 1, 0), {"kind": "progress"})], False))
-    asked = _Asked("x", "x", None, None)
+    asked = _RunOrQuery("x", "x", None, None)
     left = [None, None]
 
     def still() -> None:
@@ -315,7 +315,7 @@ def test_a_selection_is_sent_piece_by_piece(tmp_path: Path) -> None:
 
 def test_one_token_has_one_plan_at_a_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that those of another are made meanwhile."""
-    queries = Queries(served.runs, Policy(served.config), served.config, None)  # type: ignore[arg-type]
+    queries = QueryCalls(served.runs, Policy(served.config), served.config, None)  # type: ignore[arg-type]
     body, statuses = json.dumps(query()).encode(), list[Any]()
 
     def plan(owner: str) -> Any:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from raystream.service.config import Config, Limits
 from raystream.service.metrics import Metrics
 from raystream.service.policy import Checked
-from raystream.service.process import Task
-from raystream.service.runs import Runs, Waiting
-from raystream.service.scheduler import Scheduler, next_run
+from raystream.service.process import ProcessTask
+from raystream.service.runs import QueueEntry, Runs
+from raystream.service.scheduler import RunScheduler, next_run
 from raystream.store.opening import open_store
 
 
@@ -38,7 +38,7 @@ class Machine:
         self.started: list[str] = []
         self.children: dict[str, Child] = {}
 
-    def spawn(self, task: Task) -> Any:
+    def spawn(self, task: ProcessTask) -> Any:
         self.started.append(task.run)
         self.children[task.run] = Child()
         return self.children[task.run]
@@ -59,12 +59,12 @@ class Clock:
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[..., tuple[Runs, Scheduler, Machine]]:
-    def made(**limits: int) -> tuple[Runs, Scheduler, Machine]:
+def make(tmp_path: Path) -> Callable[..., tuple[Runs, RunScheduler, Machine]]:
+    def made(**limits: int) -> tuple[Runs, RunScheduler, Machine]:
         config = Config(store={"uri": str(tmp_path / "runs")}, limits=limits)
         runs = Runs(open_store(config.store.uri), config.limits, Clock())
         machine = Machine()
-        return runs, Scheduler(runs, config, Metrics(), machine.spawn), machine
+        return runs, RunScheduler(runs, config, Metrics(), machine.spawn), machine
 
     return made
 
@@ -92,7 +92,7 @@ def test_owners_take_turns_whoever_asked_first(make: Callable[..., Any]) -> None
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), max_size=30), st.integers(1, 3), st.integers(1, 5))
 def test_turns_are_fair_and_within_limits(asked: list[tuple[str, int]], each: int, most: int) -> None:
     """Played to the end: all are started once, never too many at a time, and no owner waits for another one's second turn."""
-    queue = [Waiting(f"{i:03d}", owner, f"r{i}") for i, (owner, _) in enumerate(asked)]
+    queue = [QueueEntry(f"{i:03d}", owner, f"r{i}") for i, (owner, _) in enumerate(asked)]
     left = {f"r{i}": length for i, (_, length) in enumerate(asked)}
     running: dict[str, set[str]] = {}
     turns: dict[str, int] = {}

@@ -21,7 +21,7 @@ from raystream.pool import Unit
 from raystream.pool.files import File
 from raystream.query import Query
 from raystream.scoring.executor import Executor
-from raystream.scoring.job import Job, UnitTask
+from raystream.scoring.job import ScoringJob, UnitTask
 from raystream.scoring.output_kinds import Output
 from raystream.scoring.plan import ResolvedQuery, plan_scoring, write_plan
 from raystream.scoring.progress import Silent
@@ -161,7 +161,7 @@ class Run:
         """Start the process."""
         self._world.spawn(self.process, self._go, after)
 
-    def workers(self, job: Job, rows: int, size: int) -> tuple[Executor, int]:
+    def workers(self, job: ScoringJob, rows: int, size: int) -> tuple[Executor, int]:
         """As `WorkerSource`."""
         self.machines = Machines(self._world, self.name, lambda: self._worker(job), self._tally, self._check)
         return self.machines, self._workers
@@ -174,7 +174,7 @@ class Run:
         self._world.sleep(seconds)
         return False
 
-    def _worker(self, job: Job) -> SimulatedWorker:
+    def _worker(self, job: ScoringJob) -> SimulatedWorker:
         return SimulatedWorker(job, ObjectStore(URI, LOCAL, self.patience), self.patience, self._world, self._manners)
 
     def _orphan(self) -> None:
@@ -260,9 +260,9 @@ class _Scored:
         return int(self.units.rows.sum())
 
 
-def _job(skip: bool) -> Job:
+def _job(skip: bool) -> ScoringJob:
     query: Any = _query()
-    return Job(
+    return ScoringJob(
         model=query.model, fingerprint="f", read=None, store=URI, outputs=OUTPUTS, mc_samples=0, seed=0, threads=1,  # type: ignore[arg-type]
         skip_bad_rows=skip, max_quarantined=1.0, import_paths=(),
     )  # fmt: skip

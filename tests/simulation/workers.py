@@ -12,7 +12,7 @@ import xxhash
 from raystream.errors import ClusterError, PoolError, RaystreamError
 from raystream.lake.retry import Patience
 from raystream.scoring.executor import Event, StartFailed, UnitEnded, WorkerLeaving, WorkerLost, WorkerReady
-from raystream.scoring.job import Job, UnitTask
+from raystream.scoring.job import ScoringJob, UnitTask
 from raystream.scoring.worker import Follow, Worker, alone
 from raystream.store.protocol import Store
 from raystream.store.receipts import Receipt, UnitOutputs, unit_folder
@@ -55,7 +55,7 @@ class Manners:
 class SimulatedWorker(Worker):
     """Retries, commits and fails as any worker; what it computes takes its time and is nothing much."""
 
-    def __init__(self, job: Job, store: Store, patience: Patience, world: World, manners: Manners) -> None:
+    def __init__(self, job: ScoringJob, store: Store, patience: Patience, world: World, manners: Manners) -> None:
         self._job, self._store, self._patience = job, store, patience
         self._world, self._manners = world, manners
         self._computing = threading.Lock()

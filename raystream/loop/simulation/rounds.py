@@ -169,7 +169,7 @@ def play(
         if number == 1 and start is not None:
             batch, strategy, why = start, "", ""
         else:
-            seen = _Rows(pool, campaign, np.flatnonzero(free), labelled, model)
+            seen = _RowsInView(pool, campaign, np.flatnonzero(free), labelled, model)
             batch, strategy, why = seen.batch(campaign.start if number == 1 else contender, budget, seed_of(seed, number, _CHOICE))
         chosen = time.perf_counter()
         if not len(batch) and not history and pool.costs is not None and campaign.batch_cost is not None:
@@ -262,7 +262,7 @@ def _by_name(found: dict[str, float], metrics: Sequence[str], named: Sequence[An
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
+class _RowsInView:
     """What a strategy may see of the rows before a round.
 
     Attributes:

@@ -54,7 +54,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Run:
+class SimulatedRun:
     """A strategy under a seed, and where it is kept; without a strategy, the trainer on all labels."""
 
     contender: Contender | None
@@ -97,7 +97,7 @@ def simulate(simulation: Simulation, *, reporter: Reporter | None = None) -> Sim
     folder = f"simulations/{simulation.name}"
     _claim(store, folder, simulation, data)
     seeds = range(simulation.simulate.seeds)
-    wanted = [Run(contender, seed, _place(folder, contender, seed)) for seed in seeds for contender in (*contenders, None)]
+    wanted = [SimulatedRun(contender, seed, _place(folder, contender, seed)) for seed in seeds for contender in (*contenders, None)]
     there = {run.place: found for run in wanted if (found := _read(store, run.place)) is not None}
     missing = [run for run in wanted if run.place not in there]
     began = said = time.monotonic()
@@ -148,7 +148,7 @@ def _check_first(bench: Bench, contenders: Sequence[Contender]) -> None:
         )
 
 
-def _play(bench: Bench, run: Run) -> dict[str, Any]:
+def _play(bench: Bench, run: SimulatedRun) -> dict[str, Any]:
     """Play one run, and return it as it is kept."""
     rows, seed = bench.data.pool.rows, bench.seed + run.seed
     test, among = bench.data.test, None
@@ -162,7 +162,7 @@ def _play(bench: Bench, run: Run) -> dict[str, Any]:
     return {"strategy": run.contender.name, "seed": run.seed, "rounds": [asdict(played) for played in history]}
 
 
-def _played(cluster: Cluster, bench: Bench, runs: Sequence[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
+def _played(cluster: Cluster, bench: Bench, runs: Sequence[SimulatedRun]) -> Iterator[tuple[SimulatedRun, dict[str, Any]]]:
     """Return the runs as they are done: on the cluster where there is one, else by processes of this machine."""
     if not runs or not has_cluster(cluster):
         return each_result(_play, bench, runs, cores() if cluster.workers == "auto" else cluster.workers)
@@ -171,7 +171,7 @@ def _played(cluster: Cluster, bench: Bench, runs: Sequence[Run]) -> Iterator[tup
     return each_on_cluster(cluster, _play_alone, bench, runs, on_cpu=isinstance(bench.campaign.trainer, SklearnTrainer))
 
 
-def _play_alone(bench: Bench, run: Run) -> dict[str, Any]:
+def _play_alone(bench: Bench, run: SimulatedRun) -> dict[str, Any]:
     with one_thread_each():
         return _play(bench, run)
 
@@ -233,7 +233,7 @@ def _keep(store: Store, place: str, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _finish(
-    simulation: Simulation, store: Store, folder: str, data: LabelledPool, runs: Sequence[tuple[Run, dict[str, Any]]], played: int
+    simulation: Simulation, store: Store, folder: str, data: LabelledPool, runs: Sequence[tuple[SimulatedRun, dict[str, Any]]], played: int
 ) -> Simulated:
     """Return curves, figures and the page, made anew from all runs."""
     of: dict[str, list[list[Played]]] = {name: [] for name in simulation.contestants}

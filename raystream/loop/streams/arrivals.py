@@ -21,7 +21,7 @@ SETTLING_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Listing:
+class PoolListing:
     """A pool at one moment.
 
     Attributes:
@@ -68,7 +68,7 @@ def is_young(arrival: Arrival, now: float) -> bool:
     return abs(now - arrival.time / 1e9) < SETTLING_SECONDS
 
 
-def list_arrivals(pool: Pool) -> Listing:
+def list_arrivals(pool: Pool) -> PoolListing:
     """List a pool to which rows are added; folders may be empty as yet.
 
     Raises:
@@ -80,7 +80,7 @@ def list_arrivals(pool: Pool) -> Listing:
     except NothingThereError:
         uris = [uri for uri in uris if _holds_files(uri, pool)]
         files, tables = list_pool(uris, storage=pool.options) if uris else ([], ())
-    return Listing({file.path: file for file in files}, tables, pool.options)
+    return PoolListing({file.path: file for file in files}, tables, pool.options)
 
 
 def _lists(file: File, version: TableVersion) -> bool:

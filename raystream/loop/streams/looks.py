@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from raystream.errors import ModelError, PoolError
 from raystream.figures import number_of
-from raystream.loop.streams.arrivals import SETTLING_SECONDS, Listing, list_arrivals
+from raystream.loop.streams.arrivals import SETTLING_SECONDS, PoolListing, list_arrivals
 from raystream.loop.streams.decisions import StreamState
 from raystream.loop.streams.drift import Drift
 from raystream.loop.streams.folding import fold
@@ -31,7 +31,7 @@ from raystream.pool.plan import NoReadableFileError, NoRowsError
 from raystream.query.catalogue import SAMPLE_SCORES
 from raystream.query.stream import Stream
 from raystream.scoring.executor import WorkerSource
-from raystream.scoring.job import Job
+from raystream.scoring.job import ScoringJob
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan, resolve
 from raystream.scoring.progress import Reporter
 from raystream.scoring.scored_pool import unit_vectors
@@ -83,7 +83,7 @@ class Looks:
         self._paths: dict[str, int] = {}
         self._saved: dict[str, Any] = {}
         self._state: StreamState | None = None
-        self._session: tuple[Job, Session] | None = None
+        self._session: tuple[ScoringJob, Session] | None = None
         self._drifts = 0
         self.progress = Progress()
         self.new_rows = 0
@@ -124,7 +124,7 @@ class Looks:
         self._decide(listing)
         self.oldest = min((arrival.time / 1e9 for arrival in young), default=None)
 
-    def _decide(self, listing: Listing) -> None:
+    def _decide(self, listing: PoolListing) -> None:
         """Decide on all that arrived."""
         while self.progress.file < len(self._arrivals):
             first = self.progress.file
@@ -152,7 +152,7 @@ class Looks:
         times = [arrival.time for arrival in self._arrivals[first:end] if arrival.version]
         return f"; the oldest had waited {max(0.0, self._now() - min(times) / 1e9):.1f} s" if times else ""
 
-    def _decide_on(self, listing: Listing, first: int, end: int) -> bool:
+    def _decide_on(self, listing: PoolListing, first: int, end: int) -> bool:
         """Decide on the arrivals of one look from `first` on; tell whether it was us who did."""
         present = [arrival for arrival in self._arrivals[first:end] if self._can_be_read(listing, arrival)]
         try:
@@ -173,11 +173,12 @@ class Looks:
                     return False
             self._warn(*score_warnings(self._query, [unit for unit in scored if unit is not None], session))
         if self.progress.file < end and self.progress.parts:
-            return self._commit(_Part.empty(self._log.schema), (end, -1))  # no row of theirs was to be decided on: they are done, too
+            # no row of theirs was to be decided on: they are done, too
+            return self._commit(_DecisionsPart.empty(self._log.schema), (end, -1))
         self.progress = replace(self.progress, file=end, row=-1)
         return True
 
-    def _can_be_read(self, listing: Listing, arrival: Arrival) -> bool:
+    def _can_be_read(self, listing: PoolListing, arrival: Arrival) -> bool:
         """Tell whether a file that arrived is still there.
 
         Raises:
@@ -207,7 +208,7 @@ class Looks:
         self._warn(*model_notes(units))
         while not self._log.claim(self.progress.parts + 1):
             self._read_progress()  # a server has rows by request in the log: they come first, and then it waits for ours
-        part = _Part()
+        part = _DecisionsPart()
         for block in self._blocks(asked, plan, scored):
             at = 0
             while at < block.rows:
@@ -219,10 +220,10 @@ class Looks:
                     whole = block.final and at == block.rows
                     if not self._commit(part, (block.file + 1, -1) if whole else (block.file, int(block.places[at - 1]))):
                         return False
-                    part = _Part()
+                    part = _DecisionsPart()
         return not part.rows or self._commit(part, (end, -1))
 
-    def _commit(self, part: _Part, through: tuple[int, int]) -> bool:
+    def _commit(self, part: _DecisionsPart, through: tuple[int, int]) -> bool:
         """Commit the next decisions, after which all is decided up to this arrival and row; False if somebody else was first."""
         before, saved = self.progress, self._saved
         progress = replace(before, parts=before.parts + 1, file=through[0], row=through[1], rows=before.rows + part.rows)
@@ -235,7 +236,7 @@ class Looks:
         self.progress, self._saved = committed, saved
         return True
 
-    def _blocks(self, asked: ResolvedQuery, plan: ScoringPlan, scored: Sequence[UnitOutputs | None]) -> Iterator[_Block]:
+    def _blocks(self, asked: ResolvedQuery, plan: ScoringPlan, scored: Sequence[UnitOutputs | None]) -> Iterator[_ArrivedRows]:
         """Give the rows that are still to be decided on, in the order of their arrival, those of a unit at most at a time."""
         id_name, score = self._query.pool.id or "id", self._query.acquire.column
         decided, labelled = self._decided(asked), asked.labelled
@@ -255,7 +256,7 @@ class Looks:
             known = None
             if barred:
                 known = np.any([some.index(comparable(ids)) >= 0 for some in barred], axis=0)
-            block = _Block(file, final, ids, scores, places, vectors, known)
+            block = _ArrivedRows(file, final, ids, scores, places, vectors, known)
             yield block if kept.all() else block.take(np.flatnonzero(kept))
 
     def _with_quarantined(
@@ -318,7 +319,7 @@ class Looks:
                 )
         return self._state
 
-    def _session_of(self, asked: ResolvedQuery, look: int, listing: Listing) -> Session:
+    def _session_of(self, asked: ResolvedQuery, look: int, listing: PoolListing) -> Session:
         """Start workers, or go on with those of the last look if they can score this one, too.
 
         Their events are kept by the first look that they score. A worker that is started later reads the first rows of that look, which
@@ -338,7 +339,7 @@ class Looks:
             self._session[1].end_workers()
         self._session = None
 
-    def _name_changed(self, listing: Listing) -> None:
+    def _name_changed(self, listing: PoolListing) -> None:
         """Warn of files whose rows were decided on, and which are others now."""
         for arrival in self._arrivals[: self.progress.file]:
             if arrival.path in listing.files and not listing.is_same(arrival):
@@ -365,13 +366,13 @@ class Looks:
                     _log.warning("%s", sentence)
 
 
-def _alike(one: Job, other: Job) -> bool:
+def _alike(one: ScoringJob, other: ScoringJob) -> bool:
     """Tell whether workers of one job can do the other; Ray adds folders to those that are imported from."""
     return replace(one, first=other.first, import_paths=other.import_paths) == other
 
 
 @dataclass(frozen=True)
-class _Block:
+class _ArrivedRows:
     """Rows of one unit.
 
     Attributes:
@@ -395,11 +396,11 @@ class _Block:
     def rows(self) -> int:
         return len(self.ids)
 
-    def slice(self, start: int, size: int) -> _Block:
+    def slice(self, start: int, size: int) -> _ArrivedRows:
         """Return some of the rows."""
         return self.take(np.arange(start, start + size))
 
-    def take(self, rows: npt.NDArray[np.int64]) -> _Block:
+    def take(self, rows: npt.NDArray[np.int64]) -> _ArrivedRows:
         """Return some of the rows."""
         vectors, known = (None if values is None else values[rows] for values in (self.vectors, self.known))
         return replace(
@@ -407,7 +408,7 @@ class _Block:
         )
 
 
-class _Part:
+class _DecisionsPart:
     """Decisions that are committed together."""
 
     def __init__(self) -> None:
@@ -415,13 +416,13 @@ class _Part:
         self.rows = 0
 
     @classmethod
-    def empty(cls, schema: pa.Schema) -> _Part:
+    def empty(cls, schema: pa.Schema) -> _DecisionsPart:
         """Make a part of no row."""
         part = cls()
         part.tables.append(schema.remove_metadata().empty_table())
         return part
 
-    def add(self, id_name: str, block: _Block, state: StreamState, epoch: int) -> None:
+    def add(self, id_name: str, block: _ArrivedRows, state: StreamState, epoch: int) -> None:
         """Decide on further rows."""
         before = state.sampler.seen
         vectors = None if block.vectors is None else block.vectors.astype(np.float64)

@@ -35,7 +35,7 @@ _DRAWN = 512
 
 
 @dataclass(frozen=True)
-class Rule:
+class StreamRule:
     """What a stream was begun with.
 
     Attributes:
@@ -81,11 +81,11 @@ class Ranks:
         return len(self._sorted) - bisect_right(self._sorted, score)
 
 
-class Rows:
+class RecentRows:
     """What `density` knows of the last rows: `window` - 1 of them at most, to which comes the one that arrives.
 
     Args:
-        window: see `Rule`.
+        window: see `StreamRule`.
         vectors: (m, d) of those that were there before, the oldest first.
         nearest: (m,) the least squared distance of each to rows that arrived while it was among them, or just before.
         typical: whether each of the last `window` rows was typical.
@@ -156,7 +156,7 @@ class Memory:
     """
 
     ranks: Ranks
-    rows: Rows
+    rows: RecentRows
     seen: int = 0
     labelled: int = 0
     spent: float = 0.0
@@ -189,7 +189,7 @@ class Draws:
         return first, second
 
 
-def decide(rule: Rule, memory: Memory, draws: Draws, score: float, vector: Vector | None, barred: Barred) -> Decision:
+def decide(rule: StreamRule, memory: Memory, draws: Draws, score: float, vector: Vector | None, barred: Barred) -> Decision:
     """Decide on the next row, and note it.
 
     Args:
@@ -207,43 +207,43 @@ def decide(rule: Rule, memory: Memory, draws: Draws, score: float, vector: Vecto
     return decision
 
 
-def _fixed(rule: Rule, memory: Memory, draws: Draws, score: float, vector: Vector | None, barred: Barred) -> Decision:
+def _fixed(rule: StreamRule, memory: Memory, draws: Draws, score: float, vector: Vector | None, barred: Barred) -> Decision:
     assert rule.classes is not None
     budget = float(rule.budget)
     threshold = 1 / rule.classes + budget * (1 - 1 / rule.classes)
     return Decision(1 - score <= threshold and _may_spend(rule, memory) and not barred(), threshold)
 
 
-def _variable(rule: Rule, memory: Memory, draws: Draws, score: float, vector: Vector | None, barred: Barred) -> Decision:
+def _variable(rule: StreamRule, memory: Memory, draws: Draws, score: float, vector: Vector | None, barred: Barred) -> Decision:
     return _compared(rule, memory, score, memory.threshold, barred)
 
 
-def _random_variable(rule: Rule, memory: Memory, draws: Draws, score: float, vector: Vector | None, barred: Barred) -> Decision:
+def _random_variable(rule: StreamRule, memory: Memory, draws: Draws, score: float, vector: Vector | None, barred: Barred) -> Decision:
     first, second = draws.at(memory.seen)
     normal = math.sqrt(-2 * math.log1p(-first)) * math.cos(2 * math.pi * second)  # Box and Muller, 1958
     return _compared(rule, memory, score, memory.threshold * (1 + normal), barred)
 
 
-def _split(rule: Rule, memory: Memory, draws: Draws, score: float, vector: Vector | None, barred: Barred) -> Decision:
+def _split(rule: StreamRule, memory: Memory, draws: Draws, score: float, vector: Vector | None, barred: Barred) -> Decision:
     first, second = draws.at(memory.seen)
     if first >= EXPLORED:
         return _compared(rule, memory, score, memory.threshold, barred)
     return Decision(second < float(rule.budget) and _may_spend(rule, memory) and not barred())
 
 
-def _random(rule: Rule, memory: Memory, draws: Draws, score: float, vector: Vector | None, barred: Barred) -> Decision:
+def _random(rule: StreamRule, memory: Memory, draws: Draws, score: float, vector: Vector | None, barred: Barred) -> Decision:
     wanted = draws.at(memory.seen)[0] < float(rule.budget)
     return Decision(wanted and rule.leaves_room(memory.seen, memory.labelled) and not barred())
 
 
-def _quantile(rule: Rule, memory: Memory, draws: Draws, score: float, vector: Vector | None, barred: Barred) -> Decision:
+def _quantile(rule: StreamRule, memory: Memory, draws: Draws, score: float, vector: Vector | None, barred: Barred) -> Decision:
     above = memory.ranks.add(score)
     part, whole = rule.budget.numerator, rule.budget.denominator
     wanted = _HORIZON * whole * above < (_HORIZON * part + _owed(rule, memory)) * len(memory.ranks)
     return Decision(wanted and rule.leaves_room(memory.seen, memory.labelled) and not barred())
 
 
-def _density(rule: Rule, memory: Memory, draws: Draws, score: float, vector: Vector | None, barred: Barred) -> Decision:
+def _density(rule: StreamRule, memory: Memory, draws: Draws, score: float, vector: Vector | None, barred: Barred) -> Decision:
     assert vector is not None
     rows = memory.rows
     if not rows.add(vector):
@@ -256,7 +256,7 @@ def _density(rule: Rule, memory: Memory, draws: Draws, score: float, vector: Vec
     return Decision(wanted and rule.leaves_room(memory.seen, memory.labelled) and not barred())
 
 
-MANAGERS: dict[str, Callable[[Rule, Memory, Draws, float, Vector | None, Barred], Decision]] = {
+MANAGERS: dict[str, Callable[[StreamRule, Memory, Draws, float, Vector | None, Barred], Decision]] = {
     "fixed": _fixed,
     "variable": _variable,
     "random_variable": _random_variable,
@@ -267,12 +267,12 @@ MANAGERS: dict[str, Callable[[Rule, Memory, Draws, float, Vector | None, Barred]
 }
 
 
-def _may_spend(rule: Rule, memory: Memory) -> bool:
+def _may_spend(rule: StreamRule, memory: Memory) -> bool:
     """Tell whether neither the estimate nor a strict budget forbids a label."""
     return memory.spent / rule.window < float(rule.budget) and rule.leaves_room(memory.seen, memory.labelled)
 
 
-def _compared(rule: Rule, memory: Memory, score: float, threshold: float, barred: Barred) -> Decision:
+def _compared(rule: StreamRule, memory: Memory, score: float, threshold: float, barred: Barred) -> Decision:
     """Label what the model is less sure of than the threshold, which moves, unless nothing may be labelled anyway."""
     if not _may_spend(rule, memory):
         return Decision(False, threshold)
@@ -283,7 +283,7 @@ def _compared(rule: Rule, memory: Memory, score: float, threshold: float, barred
     return Decision(wanted, threshold)
 
 
-def _owed(rule: Rule, memory: Memory) -> int:
+def _owed(rule: StreamRule, memory: Memory) -> int:
     """Return the labels that the budget leaves, times its denominator; negative if more were spent."""
     reserve = _RESERVE if rule.strict else 0
     return rule.budget.numerator * memory.seen - rule.budget.denominator * (reserve + memory.labelled)

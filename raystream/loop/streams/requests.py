@@ -35,7 +35,7 @@ _CLAIM_PAUSE, _CLAIM_PAUSES = 0.02, 250
 
 
 @dataclass(frozen=True)
-class Request:
+class StreamRequest:
     """Rows to be decided on.
 
     Attributes:
@@ -144,13 +144,13 @@ class RequestedRows:
         self._whole = 0  # the file of decisions that can't be one that was appended to
         self._catch_up()
 
-    def decide(self, requests: Sequence[Request]) -> list[pa.Table | QueryError]:
+    def decide(self, requests: Sequence[StreamRequest]) -> list[pa.Table | QueryError]:
         """Return what `Written.answers` says, once it is on disk."""
         while not (written := self.write(requests)).sync():
             pass
         return written.answers
 
-    def write(self, requests: Sequence[Request]) -> Written:
+    def write(self, requests: Sequence[StreamRequest]) -> Written:
         """Decide on requests; nothing is to be answered before `Written.sync` says so.
 
         Raises:
@@ -202,7 +202,7 @@ class RequestedRows:
             return
         self._come_to(committed, saved, there.requests)
 
-    def _decide(self, requests: Sequence[Request]) -> dict[str, pa.Table | QueryError] | None:
+    def _decide(self, requests: Sequence[StreamRequest]) -> dict[str, pa.Table | QueryError] | None:
         """Return the decisions on new requests, by their ids; None if somebody else's come first."""
         try:
             return self._written(requests)
@@ -211,7 +211,7 @@ class RequestedRows:
                 self._open.segment.lost = True  # it isn't known how far its state has gone on
             raise
 
-    def _written(self, requests: Sequence[Request]) -> dict[str, pa.Table | QueryError] | None:
+    def _written(self, requests: Sequence[StreamRequest]) -> dict[str, pa.Table | QueryError] | None:
         state, progress = self._now()
         self._state = None  # it goes on with these rows, and is the log's again once they are in it
         tables = [self._log.as_before(self._table(request, state, progress.epoch)) for request in requests]
@@ -260,7 +260,7 @@ class RequestedRows:
             self._state = StreamState.of(self._stream, self._classes, self._saved, anew)
         return self._state, replace(progress, epoch=progress.epoch + 1, model=self._model) if anew else progress
 
-    def _table(self, request: Request, state: StreamState, epoch: int) -> pa.Table:
+    def _table(self, request: StreamRequest, state: StreamState, epoch: int) -> pa.Table:
         before = state.sampler.seen
         found = state.decide(request.scores, request.vectors, None)
         count = len(request.ids)
@@ -275,7 +275,7 @@ class RequestedRows:
             }
         )
 
-    def _answered(self, request: Request) -> pa.Table | QueryError | None:
+    def _answered(self, request: StreamRequest) -> pa.Table | QueryError | None:
         """Return what was decided on a request of this id, if it was."""
         if self._open is not None and request.id in self._open.answers:
             asked, table = self._open.answers[request.id]
@@ -328,5 +328,5 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
-def _taken(request: Request) -> QueryError:
+def _taken(request: StreamRequest) -> QueryError:
     return QueryError(f"request_id {request.id!r} was another request's; give each its own")

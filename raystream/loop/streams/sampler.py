@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raystream.errors import QueryError, did_you_mean
-from raystream.loop.streams.managers import MANAGERS, Decision, Draws, Memory, Ranks, Rows, Rule, Vector, decide
+from raystream.loop.streams.managers import MANAGERS, Decision, Draws, Memory, Ranks, RecentRows, StreamRule, Vector, decide
 from raystream.query.stream import BY_UNCERTAINTY
 
 Bar = Callable[[int], bool]
@@ -46,10 +46,10 @@ class StreamSampler:
         step: float = 0.01,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        self.rule = Rule(manager, _fraction(budget), bool(strict), int(seed), classes, window, step)
+        self.rule = StreamRule(manager, _fraction(budget), bool(strict), int(seed), classes, window, step)
         _check(self.rule)
         self._draws = Draws(self.rule.seed, manager)
-        self._memory = Memory(Ranks(window), Rows(window)) if state is None else _memory(self.rule, state)
+        self._memory = Memory(Ranks(window), RecentRows(window)) if state is None else _memory(self.rule, state)
 
     @property
     def seen(self) -> int:
@@ -121,7 +121,7 @@ class StreamSampler:
     def forget_scores(self) -> None:
         """Go on with a new model: what its scores can't be compared with is forgotten, what was seen and spent is not."""
         self._memory.ranks = Ranks(self.rule.window)
-        self._memory.rows = Rows(self.rule.window)
+        self._memory.rows = RecentRows(self.rule.window)
 
     def _checked(self, scores: npt.ArrayLike, embeddings: npt.ArrayLike | None) -> tuple[Vector, Vector | None]:
         try:
@@ -160,7 +160,7 @@ def _fraction(budget: float | str | Fraction) -> Fraction:
     return found
 
 
-def _check(rule: Rule) -> None:
+def _check(rule: StreamRule) -> None:
     if rule.manager not in MANAGERS:
         raise QueryError(f"manager is {rule.manager!r}, expected {', '.join(MANAGERS)}{did_you_mean(str(rule.manager), MANAGERS)}")
     if rule.manager == "fixed" and (not isinstance(rule.classes, int) or rule.classes < 2):
@@ -171,13 +171,13 @@ def _check(rule: Rule) -> None:
         raise QueryError(f"step is {rule.step!r}; expected a share above 0 and below 1")
 
 
-def _settings(rule: Rule) -> dict[str, Any]:
+def _settings(rule: StreamRule) -> dict[str, Any]:
     """Return what a state's sampler was made with."""
     found = {"manager": rule.manager, "budget": str(rule.budget), "strict": rule.strict, "seed": rule.seed}
     return found | {"classes": rule.classes, "window": rule.window, "step": rule.step}
 
 
-def _memory(rule: Rule, state: Mapping[str, Any]) -> Memory:
+def _memory(rule: StreamRule, state: Mapping[str, Any]) -> Memory:
     """Return what a state holds.
 
     Raises:
@@ -189,7 +189,7 @@ def _memory(rule: Rule, state: Mapping[str, Any]) -> Memory:
         if changed:
             raise QueryError(f"state is that of another sampler; it differs in {', '.join(changed)}; make the sampler as that one was")
         nearest = np.array([math.inf if distance is None else distance for distance in state["nearest"]], dtype=np.float64)
-        rows = Rows(rule.window, np.array(state["vectors"], dtype=np.float64), nearest, map(bool, state["typical"]))
+        rows = RecentRows(rule.window, np.array(state["vectors"], dtype=np.float64), nearest, map(bool, state["typical"]))
         ranks = Ranks(rule.window, map(float, state["scores"]))
         return Memory(ranks, rows, int(state["seen"]), int(state["labelled"]), float(state["spent"]), float(state["threshold"]))
     except (KeyError, TypeError, ValueError) as error:

@@ -25,7 +25,7 @@ _alone = threading.Lock()
 """Training draws from the process's own generator, so members that share a process take turns."""
 
 
-class Executor(Protocol):
+class MapExecutor(Protocol):
     """Runs a function on each item, somewhere, and gives the results in order; those of concurrent.futures do."""
 
     def map(self, function: Callable[..., Any], items: Iterable[Any], /) -> Iterator[Any]: ...
@@ -39,7 +39,7 @@ def fit_committee(
     *,
     folder: str | Path,
     trainer: Trainer | None = None,
-    executor: Executor | None = None,
+    executor: MapExecutor | None = None,
 ) -> list[str]:
     """Train the members of a committee; the same arguments give the same weights, wherever they are trained.
 

@@ -183,7 +183,7 @@ def _step(value: object) -> tuple[str, Mapping[str, Any]]:
 
 
 def _check(path: str, arguments: Mapping[str, Any]) -> None:
-    """Whether the estimator is there and takes these arguments."""
+    """See that the estimator is there and takes these arguments."""
     made = _find(path)
     try:
         known: Sequence[str] = list(inspect.signature(made).parameters)
@@ -213,7 +213,7 @@ def _find(path: str) -> Any:
 
 
 def _takes_labels(estimator: Any) -> bool:
-    """Whether it is fitted on a matrix of labels as it is."""
+    """Tell whether it is fitted on a matrix of labels as it is."""
     from sklearn.utils import get_tags
 
     tags = get_tags(estimator)

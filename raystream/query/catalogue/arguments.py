@@ -47,37 +47,37 @@ def _is_count(value: object, least: int) -> bool:
 
 
 def count(default: int | None, meaning: str, otherwise: str = "") -> Arg:
-    """A whole number of at least 1."""
+    """Describe a whole number of at least 1."""
     return Arg("a whole number of at least 1", lambda v: _is_count(v, 1), default, meaning, otherwise)
 
 
 def natural(default: int | None, meaning: str, otherwise: str = "") -> Arg:
-    """A whole number of at least 0."""
+    """Describe a whole number of at least 0."""
     return Arg("a whole number of at least 0", lambda v: _is_count(v, 0), default, meaning, otherwise)
 
 
 def positive(default: float | None, meaning: str, otherwise: str = "") -> Arg:
-    """A number above 0."""
+    """Describe a number above 0."""
     return Arg("a number above 0", lambda v: _is_number(v) and 0 < v < float("inf"), default, meaning, otherwise)  # type: ignore[operator]
 
 
 def fraction(default: float | None, meaning: str, otherwise: str = "") -> Arg:
-    """A number above 0, at most 1."""
+    """Describe a number above 0, at most 1."""
     return Arg("a number above 0, at most 1", lambda v: _is_number(v) and 0 < v <= 1, default, meaning, otherwise)  # type: ignore[operator]
 
 
 def share(default: float | None, meaning: str, otherwise: str = "") -> Arg:
-    """A number from 0 to 1."""
+    """Describe a number from 0 to 1."""
     return Arg("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1, default, meaning, otherwise)  # type: ignore[operator]
 
 
 def text(meaning: str, otherwise: str) -> Arg:
-    """A name."""
+    """Describe a name."""
     return Arg("text", lambda v: isinstance(v, str) and bool(v), None, meaning, otherwise)
 
 
 def flag(default: bool | None, meaning: str, otherwise: str = "") -> Arg:
-    """True or false."""
+    """Describe one of true and false."""
     return Arg("true or false", lambda v: isinstance(v, bool), default, meaning, otherwise)
 
 

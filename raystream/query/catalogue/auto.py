@@ -32,7 +32,7 @@ class AutoChoice:
 
 
 def pick(labelled: int, classes: int, *, task: str, embedding: bool, score: bool, enough: float = ENOUGH) -> AutoChoice:
-    """The strategy for a batch.
+    """Pick the strategy for a batch.
 
     Args:
         labelled: rows that have labels.

@@ -214,7 +214,7 @@ REGISTERED = KindEntry(
 
 
 def kind_of(name: str) -> KindEntry:
-    """The kind of that name.
+    """Return the kind of that name.
 
     Raises:
         ValueError: there is none.
@@ -226,7 +226,7 @@ def kind_of(name: str) -> KindEntry:
 
 
 def entry_point(name: str) -> importlib.metadata.EntryPoint:
-    """The entry point of a kind that another package registers; of several with one name, the first.
+    """Return the entry point of a kind that another package registers; of several with one name, the first.
 
     Raises:
         ValueError: there is none.

@@ -47,7 +47,7 @@ class CatalogueEntry:
 
 
 def listings() -> dict[str, list[CatalogueEntry]]:
-    """All entries: `strategies`, `scores`, and `kinds` with those that other packages register; each sorted by name or by source."""
+    """List all entries: `strategies`, `scores`, and `kinds` with those that other packages register; each sorted by name or by source."""
     registered = sorted(entry_points(group=ENTRY_POINTS).names - KINDS.keys())
     return {
         "strategies": [*(_strategy(name, traits) for name, traits in TRAITS.items()), _AUTO],

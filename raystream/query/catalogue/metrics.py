@@ -48,7 +48,7 @@ DEFAULT_METRICS: Mapping[str, str] = {"classes": "accuracy", "multi_label": "mic
 
 
 def metric_of(column: str) -> MetricEntry:
-    """The entry of a metric's column: `accuracy`, or `recall_cat`, which is one of `recall`."""
+    """Return the entry of a metric's column: `accuracy`, or `recall_cat`, which is one of `recall`."""
     if column in METRICS:
         return METRICS[column]
     name = next(name for name, entry in METRICS.items() if entry.of_each_class and column.startswith(f"{name}_"))

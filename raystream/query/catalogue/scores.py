@@ -183,17 +183,17 @@ def scores_of_task(task: str, source: Source) -> tuple[str, ...]:
 
 @cache
 def formulas(source: Source) -> Mapping[str, Callable[..., Any]]:
-    """The functions of the scores of one source, loaded, by name."""
+    """Load the functions of the scores of one source, by name."""
     return MappingProxyType({name: load(SCORES[name].code) for name in _of(source)})
 
 
 @cache
 def label_formulas() -> Mapping[str, Callable[..., Any]]:
-    """The functions for one label, loaded, by name."""
+    """Load the functions for one label, by name."""
     return MappingProxyType({name: load(entry.of_label) for name, entry in SCORES.items() if entry.of_label})
 
 
 @cache
 def number_formulas() -> Mapping[str, Callable[..., Any]]:
-    """The functions for numbers of members, loaded, by name."""
+    """Load the functions for numbers of members, by name."""
     return MappingProxyType({name: load(entry.of_numbers) for name, entry in SCORES.items() if entry.of_numbers})

@@ -52,5 +52,5 @@ USERS_TRAINER = TrainerEntry("what a function of the user's own does", "", made=
 
 
 def trainer_entry(name: str) -> TrainerEntry:
-    """The trainer of that name, or what holds for a function."""
+    """Return the trainer of that name, or what holds for a function."""
     return TRAINERS.get(name, USERS_TRAINER)

@@ -129,7 +129,7 @@ class Gradients:
         return v, b, torch.stack(((b_norm * v_norm).square(), r, a_square.double()), dim=1)
 
     def _directions(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """v as stored, with room for its 1, (m,) float32 l, and what `_norms` says of v."""
+        """Return v as stored, with room for its 1, (m,) float32 l, and what `_norms` says of v."""
         m, columns = len(h), self._padded(self.width + self.bias + 1)
         v, length = torch.empty((m, columns), dtype=self.dtype), torch.empty(m)
         norms = torch.empty((2, m), dtype=torch.float64)
@@ -146,7 +146,7 @@ class Gradients:
         return v, length, norms[0], norms[1]
 
     def _norms(self, stored: torch.Tensor, exact: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(m,) float64, never below the norms of what is stored, (m, k) float32, and how far that lies from `exact`; uses up `stored`."""
+        """Return (m,) float64 above the norms of what is stored, (m, k) float32, and how far that lies from `exact`; uses up `stored`."""
         widen = 1 + (exact.shape[1] + 32) * 2.0**-24
         norm = torch.linalg.vector_norm(stored, dim=1).double().mul_(widen).add_(2.0**-60)
         if not self.bfloat16:
@@ -156,7 +156,7 @@ class Gradients:
     def bounds(self, centres: Vectors) -> Callable[[], Bound]:
         """See `Geometry`."""
         starts = range(0, len(centres[0]), CENTRES_AT_ONCE)
-        chunks = [_Centres(self, (centres[0][i : i + CENTRES_AT_ONCE], centres[1][i : i + CENTRES_AT_ONCE])) for i in starts]
+        chunks = [_CentreOperands(self, (centres[0][i : i + CENTRES_AT_ONCE], centres[1][i : i + CENTRES_AT_ONCE])) for i in starts]
         widest = max(len(chunk.v_operand) for chunk in chunks)
         step = max(_PRODUCTS // widest // 256, 1) * 256
 
@@ -178,7 +178,7 @@ class Gradients:
         return start
 
     def _pairs(self, v: torch.Tensor, b: torch.Tensor, row: torch.Tensor, centre: torch.Tensor) -> Array:
-        """(m,) upper bounds of the squared distances of m pairs from v'.v', b'.b' and the facts of both."""
+        """Return (m,) upper bounds of the squared distances of m pairs from v'.v', b'.b' and the facts of both."""
         t_i, r_i, a_i = row.unbind(1)
         t_j, r_j, h_j = centre.unbind(1)
         gamma = self._terms * 2.0**-24
@@ -222,7 +222,7 @@ class Gradients:
 
 
 def _dot(x: Array, y: Array) -> Array:
-    """(m,) each row by itself, over the contiguous last axis."""
+    """Multiply each row of `x` with that of `y`: (m,), each by itself, over the contiguous last axis."""
     result: Array = (x * y).sum(axis=-1)
     return result
 
@@ -234,7 +234,7 @@ class _Dots:
         self._room = torch.empty((2, _ROWS * widest))
 
     def __call__(self, rows: torch.Tensor, centres: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
-        """(m,) float64 from operands (m, w), of either type, and float32 centres (k, w), by their numbers (m,) int64."""
+        """Return (m,) float64 from operands (m, w), of either type, and float32 centres (k, w), by their numbers (m,) int64."""
         result, w = torch.zeros(len(rows), dtype=torch.float64), rows.shape[1]
         if not centres.any():  # the origin
             return result
@@ -247,7 +247,7 @@ class _Dots:
         return result
 
 
-class _Centres:
+class _CentreOperands:
     """Centres as operands of the three products, and what bounding a pair needs of each."""
 
     def __init__(self, geometry: Gradients, x: Vectors) -> None:
@@ -271,7 +271,7 @@ class _Centres:
         self.b_operands = torch.cat((squares, doubled))
 
     def near(self, v: torch.Tensor, b: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
-        """(m,) int64, a centre near each row; which one has no influence on whether bounds hold."""
+        """Find (m,) int64, a centre near each row; which one has no influence on whether bounds hold."""
         m, k = len(v), len(self.v_operand)
         if self.count == 1:
             return torch.zeros(m, dtype=torch.int64)
@@ -320,7 +320,7 @@ def badge(
 
 
 def _vectors(p: Array | None, h: Array | None, classes: int, shards: Shards) -> Vectors:
-    """Labelled rows, checked."""
+    """Check labelled rows."""
     found = vectors(p, classes, "euclidean", "labelled probabilities'"), vectors(h, shards.width, shards.metric)
     if len(found[0]) != len(found[1]):
         raise DataError(f"{len(found[0])} labelled rows have probabilities and {len(found[1])} have embeddings; expected both of each")
@@ -339,7 +339,7 @@ def sample(
     precision: Precision = "auto",
     block: int = BLOCK,
 ) -> DSquared:
-    """`badge` over shards; `centres` are probabilities (m, c) and embeddings (m, d), float32, that are covered."""
+    """Run `badge` over shards; `centres` are probabilities (m, c) and embeddings (m, d), float32, that are covered."""
     n = len(shards)
     if len(probabilities) != n:
         raise DataError(f"{len(probabilities)} candidates have probabilities and {n} have embeddings; expected both of each")
@@ -366,7 +366,7 @@ def sample(
 
 
 def _survey(found: list[list[tuple[float, Array]]]) -> float:
-    """The largest absolute value of the embeddings; everything is checked."""
+    """Find the largest absolute value of the embeddings; everything is checked."""
     bad_p, bad_h = (np.concatenate([source[number][1] for source in found]) for number in range(2))
     if len(bad_p):
         raise DataError(
@@ -381,7 +381,7 @@ def _survey(found: list[list[tuple[float, Array]]]) -> float:
 
 
 def badge_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`badge` in a query; the gain is the squared distance of gradients, that of the first pick the squared norm."""
+    """Run `badge` in a query; the gain is the squared distance of gradients, that of the first pick the squared norm."""
     shards = embeddings(candidates, "badge")
     p = candidates.probabilities
     if p is None:

@@ -117,11 +117,11 @@ class JointBatch:
         return len(self._log_p)
 
     def _wide(self, rows: Array | slice | int) -> Array:
-        """Log-probabilities of some rows in float64; all rows' would take more memory than what is given."""
+        """Return log-probabilities of some rows in float64; all rows' would take more memory than what is given."""
         return np.asarray(self._log_p[rows], dtype=np.float64)
 
     def best(self, rows: Array) -> tuple[int, float]:
-        """(row, gain): which of `rows` (int64, ascending, not empty) adds most information, in nats, and how much."""
+        """Find (row, gain): which of `rows` (int64, ascending, not empty) adds most information, in nats, and how much."""
         rough = self._gains(rows)
         if rough.max() < _NOTHING:
             return int(rows[0]), 0.0
@@ -138,7 +138,7 @@ class JointBatch:
         return int(near[at]), float(gain[at])
 
     def gain(self, row: int) -> float:
-        """By how many nats the labels of the batch tell more about the members with `row` than without."""
+        """Compute by how many nats the labels of the batch tell more about the members with `row` than without."""
         posterior, p = np.exp(self._now.log_posterior), np.exp(self._wide(row))
         entropy = np.zeros(len(posterior))
         step = _block(len(posterior), most=_AT_ONCE)
@@ -150,7 +150,7 @@ class JointBatch:
         return max(float((self._now.weight * (entropy - (posterior * self._entropy[row]).sum(axis=1))).sum()), 0.0)
 
     def add(self, row: int) -> None:
-        """`row` joins the batch."""
+        """Add `row` to the batch."""
         self._rows.append(row)
         now = self._now
         if now.member is None:
@@ -182,7 +182,7 @@ class JointBatch:
         self._now = _Configurations(now.weight, joint - np.logaddexp.reduce(joint, axis=1, keepdims=True), now.member)
 
     def _gains(self, rows: Array) -> Array:
-        """(r,) float64 gains but for the last bits."""
+        """Compute (r,) float64 gains but for the last bits."""
         now = self._now
         posterior = torch.from_numpy(np.exp(now.log_posterior))
         weight = torch.from_numpy(now.weight)
@@ -216,7 +216,7 @@ def _block(numbers: int, most: int = _BLOCK) -> int:
 
 
 def _listed(weight: Array, joint: Array, classes: int) -> _Configurations:
-    """All configurations one label longer, without those that can't be; `joint` (s * c, k) log-probabilities, s of `weight`."""
+    """List all configurations one label longer, without those that can't be; `joint` (s * c, k) log-probabilities, s of `weight`."""
     likely = np.logaddexp.reduce(joint, axis=1)
     longer = np.repeat(weight, classes) * np.exp(likely)
     kept = longer > 0
@@ -224,7 +224,7 @@ def _listed(weight: Array, joint: Array, classes: int) -> _Configurations:
 
 
 def _checked(log_probs: Array) -> Array:
-    """(n, k, c) log-probabilities, float32 or float64."""
+    """Check (n, k, c) log-probabilities, float32 or float64."""
     log_p = np.asarray(log_probs)
     if log_p.ndim != 3 or not log_p.shape[1] or not log_p.shape[2]:
         raise DataError(f"samples have shape {log_p.shape}; expected log-probabilities (rows, members, classes)")
@@ -242,7 +242,7 @@ def _checked(log_probs: Array) -> Array:
 
 
 def batch_bald_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`batch_bald` in a query; rows that had to be in the batch are part of it from the start."""
+    """Run `batch_bald` in a query; rows that had to be in the batch are part of it from the start."""
     if candidates.samples is None:
         raise QueryError("batch_bald needs the log-probabilities of several members, but the candidates have none; give `log_probs`")
     constraints, shards = request.constraints, candidates.shards

@@ -65,7 +65,7 @@ def cluster_margin(
 
 
 def cluster_margin_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`cluster_margin` in a query."""
+    """Run `cluster_margin` in a query."""
     score = scores(candidates, "cluster_margin")
     x = clustered(embeddings(candidates, "cluster_margin"), request.memory, "cluster_margin")
     count, m = request.args.get("clusters"), float(request.args.get("m", SHORTLIST))
@@ -103,7 +103,7 @@ def _shortlist(cluster: Array, budget: int, m: float) -> int:
 
 
 def _turns(rows: Array, cluster: Array) -> Array:
-    """The rows, which are in order of score, as the clusters give them in turn."""
+    """Order the rows, which are in order of score, as the clusters give them in turn."""
     of = cluster[rows]
     by_cluster = np.argsort(of, kind="stable")
     _, start, inverse, size = np.unique(of[by_cluster], return_index=True, return_inverse=True, return_counts=True)

@@ -73,7 +73,7 @@ def combine(
 
 
 def combine_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`combine` in a query."""
+    """Run `combine` in a query."""
     shards = embeddings(candidates, "combine")
     similar = vectors(candidates.similar_to, shards.width, shards.metric, "similar_to")
     terms = checked_terms(request.terms, score=candidates.score is not None, similar_to=len(similar) > 0)
@@ -104,7 +104,7 @@ def combine_strategy(candidates: Candidates, request: Request) -> Picked:
 
 
 def checked_terms(terms: Mapping[str, float], *, score: bool, similar_to: bool) -> dict[str, float]:
-    """The strengths above 0 by name, those of the default where none are given."""
+    """Return the strengths above 0 by name, those of the default where none are given."""
     for name, strength in terms.items():
         if name not in TERMS:
             raise QueryError(f"`terms.{name}` is unknown{did_you_mean(name, TERMS)}")
@@ -125,13 +125,13 @@ def checked_terms(terms: Mapping[str, float], *, score: bool, similar_to: bool) 
 
 
 def _utility(value: Array, strength: float, free: Array) -> Array:
-    """(n,) float64 value^strength; 1 where all rows that are free have 0, which tells none apart."""
+    """Compute (n,) float64 value^strength; 1 where all rows that are free have 0, which tells none apart."""
     powered: Array = np.power(value, strength)
     return powered if powered[free].any() else np.ones(len(value))
 
 
 def _spread(shards: Shards, request: Request, worth: Array, free: Array, strength: float, reach: float, passes: int) -> Picked:
-    """Greedy on worth * (distance / reach)^strength, which orders rows as worth^(1 / strength) * distance does."""
+    """Choose greedily on worth * (distance / reach)^strength, which orders rows as worth^(1 / strength) * distance does."""
     peak = float(worth[free].max())
     weight = np.zeros(len(worth))
     # divided by the largest first: a high power of small numbers is 0 for all rows

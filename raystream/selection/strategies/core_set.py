@@ -99,7 +99,7 @@ def core_set(
 
 
 def score_weights(score: Array | None, weight: float, n: int) -> Array | None:
-    """(n,) float64 score^weight, which multiplies distances; None when the weight is 0."""
+    """Compute (n,) float64 score^weight, which multiplies distances; None when the weight is 0."""
     if weight < 0:
         raise QueryError(f"`weight` is {weight}, expected at least 0: with a negative one the gain would grow as rows are chosen")
     if weight == 0:
@@ -126,7 +126,7 @@ def farthest_first(
     precision: Precision = "auto",
     leaders: int = _LEADERS,
 ) -> FarthestFirst:
-    """Farthest-first over shards; `core_set` for those who have them.
+    """Run farthest-first over shards; `core_set` for those who have them.
 
     Args:
         shards: the candidates.
@@ -153,7 +153,7 @@ def farthest_first(
 
 
 def covering_radius(shards: Shards, centres: Array | None, *, exclude: Array | None = None, outliers: int = 0) -> float:
-    """The largest distance of a row to the nearest of `centres`, (m, d) float32, once the `outliers` farthest rows are left out.
+    """Find the largest distance of a row to the nearest of `centres`, (m, d) float32, once the `outliers` farthest rows are left out.
 
     Without centres it is the distance to the mean; 0 when no row is left. Takes a pass over the rows.
     """
@@ -164,7 +164,7 @@ def covering_radius(shards: Shards, centres: Array | None, *, exclude: Array | N
 
 
 def core_set_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`core_set` in a query."""
+    """Run `core_set` in a query."""
     shards = embeddings(candidates, "core_set")
     outliers = int(request.args.get("outliers", 0))
     found = farthest_first(
@@ -183,13 +183,13 @@ def core_set_strategy(candidates: Candidates, request: Request) -> Picked:
 
 
 def covered(shards: Shards, labelled: Array | None, rows: Array) -> Array:
-    """(m, d) float32: labelled rows, then the candidates `rows`."""
+    """Return (m, d) float32: labelled rows, then the candidates `rows`."""
     x = shards.gather(rows)
     return x if labelled is None else np.concatenate([labelled, x])
 
 
 def glance(shards: Shards, labelled: Array, precision: Precision) -> tuple[Encoding, Look]:
-    """The encoding for these rows and centres, around the mean of a sample, and what to look at: the sum only if nothing is labelled."""
+    """Fit the encoding around the mean of a sample, and say what to look at: the sum only if nothing is labelled."""
     sizes = _sizes(shards, labelled)
     near = sizes.sample.mean(axis=0, dtype=np.float64).astype(np.float32)
     encoding = Encoding.fit(near, sizes.largest, on_grid=sizes.on_grid, precision=precision)
@@ -197,7 +197,7 @@ def glance(shards: Shards, labelled: Array, precision: Precision) -> tuple[Encod
 
 
 def prepare(shards: Shards, labelled: Array, precision: Precision) -> tuple[Encoding, Array]:
-    """The encoding for these rows and centres, around the rows' mean, and that, (d,) float64; the same for any sharding."""
+    """Fit the encoding around the mean of these rows, and return both, the mean as (d,) float64; the same for any sharding."""
     sizes = _sizes(shards, labelled)
     mean = shards.total(sizes.power) / len(shards)
     return Encoding.fit(mean, sizes.largest, on_grid=sizes.on_grid, precision=precision), mean

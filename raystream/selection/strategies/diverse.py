@@ -48,7 +48,7 @@ def diverse(
 
 
 def diverse_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`diverse` in a query."""
+    """Run `diverse` in a query."""
     shards, score = embeddings(candidates, "diverse"), scores(candidates, "diverse")
     found = _mixed(shards, request.budget, score, request.mix, request.labelled, request.constraints)
     return Picked(found.rows, found.gain, found.distance, found.passes + 1)

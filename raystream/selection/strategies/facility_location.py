@@ -81,7 +81,7 @@ def target_count(n: int) -> int:
 
 
 def target_rows(keys: Array, count: int | None = None) -> Array:
-    """(m,) int64 ascending: the rows whose draws from (n,) uint64 `keys` are the lowest."""
+    """Find (m,) int64 ascending: the rows whose draws from (n,) uint64 `keys` are the lowest."""
     rows = lowest(draw(keys, "targets"), target_count(len(keys)) if count is None else count)
     rows.sort()
     return rows
@@ -90,7 +90,7 @@ def target_rows(keys: Array, count: int | None = None) -> Array:
 def represent(
     shards: Shards, coverage: Coverage, k: int, *, labelled: Array | None = None, constraints: Constraints | None = None
 ) -> Representatives:
-    """Greedy on `coverage`, then farthest-first.
+    """Choose greedily on `coverage`, then farthest-first.
 
     Args:
         shards: the candidates.
@@ -118,7 +118,7 @@ def represent(
 
 
 def facility_location_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`facility_location` in a query."""
+    """Run `facility_location` in a query."""
     shards = embeddings(candidates, "facility_location")
     chosen = target_rows(row_keys(candidates, "facility_location"), request.args.get("targets"))
     coverage = Coverage(normalised(shards.gather(chosen)), np.ones(len(chosen)), Cosine())

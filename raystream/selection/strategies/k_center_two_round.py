@@ -90,7 +90,7 @@ def two_rounds(
     constraints: Constraints | None = None,
     memory: int = DEFAULT_MEMORY,
 ) -> TwoRounds:
-    """`k_center_two_round` for those who have shards; if constraints leave too few of the kept rows, the rest comes from all rows.
+    """Run `k_center_two_round` over shards; if constraints leave too few of the kept rows, the rest comes from all rows.
 
     Args:
         shards: the candidates; how they are sharded has no influence on the result.
@@ -128,7 +128,7 @@ def two_rounds(
 
 
 def k_center_two_round_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`k_center_two_round` in a query."""
+    """Run `k_center_two_round` in a query."""
     found = two_rounds(
         embeddings(candidates, "k_center_two_round"),
         request.budget,
@@ -155,7 +155,7 @@ def _enough(distance: Array, k: int, eps: float) -> tuple[int, float]:
 def _second_round(
     shards: Shards, union: Array, k: int, labelled: Array | None, constraints: Constraints | None
 ) -> tuple[FarthestFirst, float]:
-    """Up to k rows of the union, and the distance of pick k + 1 of unconstrained farthest-first."""
+    """Choose up to k rows of the union, and measure the distance of pick k + 1 of unconstrained farthest-first."""
     found = farthest_first(shards, k + 1, labelled=labelled)
     spread = float(found.distance[k]) if len(found.rows) > k else 0.0
     if constraints is not None and not constraints.free:

@@ -27,7 +27,7 @@ _FEWEST = 64
 
 
 @dataclass(frozen=True)
-class Chosen:
+class WeightedRows:
     """`rows` (b,) int64 in descending weight of their clusters; `gain` (b,) float64, those weights; how often all rows were read."""
 
     rows: Array
@@ -83,13 +83,13 @@ def cluster(
     memory: int = DEFAULT_MEMORY,
     constraints: Constraints | None = None,
     one_level: int = ONE_LEVEL,
-) -> Chosen:
-    """`k_means` over rows wherever they are, passing over those that `constraints` block."""
+) -> WeightedRows:
+    """Run `k_means` over rows wherever they are, passing over those that `constraints` block."""
     n = len(shards)
     k = min(k, n)
     checked = _weights(weight, n)
     if k <= 0:
-        return Chosen(np.empty(0, dtype=np.int64), np.empty(0))
+        return WeightedRows(np.empty(0, dtype=np.int64), np.empty(0))
     rows = clustered(shards, memory, "k_means")
     centres = rows.take() if k == n else fit_centres(rows, checked, k, seed, iterations, one_level)
     nearest = rows.nearest(centres)
@@ -97,15 +97,15 @@ def cluster(
 
 
 def _weights(weight: Array | None, n: int) -> Array:
-    """(n,) float64, checked; uniform when there are none."""
+    """Check (n,) float64 weights; uniform when there are none."""
     if weight is None:
         return np.ones(n)
     checked = checked_weights(weight, n)
     return checked if checked.any() else np.ones(n)
 
 
-def _chosen(x: Clustered, centres: Array, nearest: Array, weight: Array, constraints: Constraints | None) -> Chosen:
-    """For each centre in descending weight of its cluster, (k,) float64, a row that is neither used nor blocked."""
+def _chosen(x: Clustered, centres: Array, nearest: Array, weight: Array, constraints: Constraints | None) -> WeightedRows:
+    """Choose for each centre in descending weight of its cluster, (k,) float64, a row that is neither used nor blocked."""
     order = np.argsort(-weight, kind="stable")
     squared = x.squared_to_own(centres, nearest)
     by_cluster = np.lexsort((squared, nearest))
@@ -119,7 +119,7 @@ def _chosen(x: Clustered, centres: Array, nearest: Array, weight: Array, constra
         if row is None:
             break
         rows.append(row)
-    return Chosen(np.asarray(rows, dtype=np.int64), weight[order[: len(rows)]], x.passes)
+    return WeightedRows(np.asarray(rows, dtype=np.int64), weight[order[: len(rows)]], x.passes)
 
 
 class _Unused:
@@ -128,10 +128,10 @@ class _Unused:
     def __init__(self, x: Clustered, centres: Array, constraints: Constraints | None) -> None:
         self._x, self._centres, self._constraints = x, centres, constraints
         self._gone = np.zeros(len(x), dtype=bool)  # taken or blocked: what is blocked stays so
-        self._near: _Near | _NearSpread | None = None
+        self._near: _ClosestRows | _NearSpread | None = None
 
     def first(self, rows: Array) -> int | None:
-        """The first of `rows` (int64) that can be taken, which it is from now on."""
+        """Take the first of `rows` (int64) that can be taken."""
         at, step = 0, 1
         while at < len(rows):
             some = rows[at : at + step]
@@ -150,9 +150,9 @@ class _Unused:
         return None
 
     def nearest(self, place: int) -> int | None:
-        """The nearest row to the centre in this place that can be taken."""
+        """Find the nearest row to the centre in this place that can be taken."""
         if self._near is None:
-            self._near = _NearSpread(self._x, self._centres) if isinstance(self._x, Spread) else _Near(self._x.take(), self._centres)
+            self._near = _NearSpread(self._x, self._centres) if isinstance(self._x, Spread) else _ClosestRows(self._x.take(), self._centres)
         while (close := self._near.closest(place, self._gone)) is not None:
             row = self.first(np.asarray([close]))
             if row is not None:
@@ -168,7 +168,7 @@ class _NearSpread:
         self._place, self._count, self._rows = -1, 0, np.empty(0, dtype=np.int64)
 
     def closest(self, place: int, gone: Array) -> int | None:
-        """The nearest row to the centre in this place that isn't gone, the lowest at a tie; None when all are."""
+        """Find the nearest row to the centre in this place that isn't gone, the lowest at a tie; None when all are."""
         if place != self._place:
             self._place, self._count, self._rows = place, _FEWEST, np.empty(0, dtype=np.int64)
         self._rows = self._rows[~gone[self._rows]]
@@ -178,7 +178,7 @@ class _NearSpread:
         return int(self._rows[0]) if len(self._rows) else None
 
 
-class _Near:
+class _ClosestRows:
     """The rows nearest to a centre, of rows in memory: products of some centres at a time with all rows leave few to be looked at."""
 
     def __init__(self, x: Array, centres: Array) -> None:
@@ -205,7 +205,7 @@ class _Near:
         return found
 
     def _close(self, place: int, gone: Array) -> Array | None:
-        """int64 rows, not gone, among which the nearest to the centre in this place is; None when all are gone."""
+        """Find int64 rows, not gone, among which the nearest to the centre in this place is; None when all are gone."""
         if not self._at <= place < self._at + self._step:
             self._at = place
             self._now = torch.mm(self._of_centres[place : place + self._step], self._operand.T).numpy()
@@ -219,7 +219,7 @@ class _Near:
 
 
 def k_means_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`k_means` in a query, weighted by the score."""
+    """Run `k_means` in a query, weighted by the score."""
     found = cluster(
         embeddings(candidates, "k_means"),
         request.budget,

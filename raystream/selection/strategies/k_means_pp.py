@@ -51,7 +51,7 @@ def sample(
     precision: Precision = "auto",
     block: int = BLOCK,
 ) -> DSquared:
-    """`k_means_pp` over shards; `labelled` (m, d) float32 in the metric's space."""
+    """Run `k_means_pp` over shards; `labelled` (m, d) float32 in the metric's space."""
     if len(shards) == 0 or k <= 0:
         return DSquared(np.empty(0, dtype=np.int64), np.empty(0), 0, 0, 0, False)
     geometry = Euclidean(prepare(shards, labelled, precision)[0])
@@ -69,7 +69,7 @@ def picked(found: DSquared, distance: Array | None) -> Picked:
 
 
 def k_means_pp_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`k_means_pp` in a query; the gain is the squared distance."""
+    """Run `k_means_pp` in a query; the gain is the squared distance."""
     shards = embeddings(candidates, "k_means_pp")
     labelled = np.empty((0, shards.width), dtype=np.float32) if request.labelled is None else request.labelled
     found = sample(shards, request.budget, labelled=labelled, seed=request.seed, constraints=request.constraints)

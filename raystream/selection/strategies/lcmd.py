@@ -78,7 +78,7 @@ def largest_cluster(
     memory: int = DEFAULT_MEMORY,
     precision: Precision = "auto",
 ) -> LargestCluster:
-    """`lcmd` for those who have shards.
+    """Run `lcmd` over shards.
 
     Args:
         shards: the candidates.
@@ -116,7 +116,7 @@ def largest_cluster(
 
 
 def lcmd_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`lcmd` in a query."""
+    """Run `lcmd` in a query."""
     found = largest_cluster(
         embeddings(candidates, "lcmd"), request.budget, labelled=request.labelled, constraints=request.constraints, memory=request.memory
     )

@@ -34,7 +34,7 @@ _SPARE = 4
 
 
 def pure_radius(x: Array, *, purity: float = 0.95, count: int | None = None, seed: int = 0, kept: Kept | None = None) -> float:
-    """The largest radius at which the balls around a share `purity` of the rows hold rows of one pseudo-label only.
+    """Find the largest radius at which the balls around a share `purity` of the rows hold rows of one pseudo-label only.
 
     Args:
         x: (n, d) float32, at least one row.
@@ -70,7 +70,7 @@ def _pure_radius(x: Array, purity: float, count: int, seed: int, kept: Kept | No
 
 
 def _nearest_other(x: Array, label: Array, rows: Array) -> Array:
-    """(m,) float64: the distance from each of `rows` to the nearest row of another label, inf if there is none."""
+    """Measure (m,) float64 the distance from each of `rows` to the nearest row of another label, inf if there is none."""
     power = scale_power(x)
     mean = np.ldexp(x.mean(axis=0, dtype=np.float64), power).astype(np.float32)
     mine = torch.from_numpy(np.ldexp(x[rows], power) - mean)
@@ -91,7 +91,7 @@ def _nearest_other(x: Array, label: Array, rows: Array) -> Array:
 
 
 def _everything(x: Array) -> float:
-    """A distance that no two rows exceed: twice the largest from the mean."""
+    """Return a distance that no two rows exceed: twice the largest from the mean."""
     mean = x.mean(axis=0, dtype=np.float64)
     return 2 * max(float(np.sqrt(squared_distances(x[i : i + _BLOCK], mean).max())) for i in range(0, len(x), _BLOCK))
 
@@ -117,7 +117,7 @@ class Balls:
         self.edges = Edges.kept(derive(kept, "edges", parameters, lambda: self._index.edges(radius, most).arrays()))
 
     def uncovered(self, row: int, covered: Array, next_ones: Callable[[], Array]) -> Array:
-        """int64 rows of the whole ball around `row`, itself included, that are not `covered` (n,) bool; ascending.
+        """Find int64 rows of the whole ball around `row`, itself included, that are not `covered` (n,) bool; ascending.
 
         Where all rows have to be gone through for a ball, those of `next_ones`, which are likely to be asked for next, come by as well:
         what is covered stays so.
@@ -194,7 +194,7 @@ def prob_cover(
 
 
 def prob_cover_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`prob_cover` in a query."""
+    """Run `prob_cover` in a query."""
     shards, args, constraints = embeddings(candidates, "prob_cover"), request.args, request.constraints
     delta = args.get("delta")
     if delta is not None and not delta > 0:
@@ -217,7 +217,7 @@ def prob_cover_strategy(candidates: Candidates, request: Request) -> Picked:
 
 
 def _near_labelled(x: Array, labelled: Array, delta: float) -> Array:
-    """(n,) bool: the rows within `delta` of a labelled one."""
+    """Tell (n,) bool the rows within `delta` of a labelled one."""
     result = np.zeros(len(x), dtype=bool)
     if len(labelled):
         nearest = assign(as_rows(x), labelled).nearest
@@ -242,7 +242,7 @@ class _Cover:
         self._cover(np.flatnonzero(covered))
 
     def choose(self, budget: int, constraints: Constraints) -> tuple[Array, Array]:
-        """(rows, gains) until everything is covered that can be."""
+        """Choose (rows, gains) until everything is covered that can be."""
         rows: list[int] = []
         gain: list[float] = []
         while len(rows) < budget and (row := self._best(constraints)) is not None:
@@ -255,14 +255,14 @@ class _Cover:
         return np.asarray(rows, dtype=np.int64), np.asarray(gain, dtype=np.float64)
 
     def _leading(self) -> Array:
-        """int64 rows of the largest gains, the largest first."""
+        """Find int64 rows of the largest gains, the largest first."""
         count = min(_LEADING, len(self._gain))
         rows = np.argpartition(self._gain, len(self._gain) - count)[len(self._gain) - count :]
         result: Array = rows[np.lexsort((rows, -self._gain[rows]))]
         return result
 
     def _best(self, constraints: Constraints) -> int | None:
-        """The lowest row of the largest gain that nothing blocks."""
+        """Find the lowest row of the largest gain that nothing blocks."""
         while (top := self._gain.max()) > 0:
             level = np.flatnonzero(self._gain == top)
             at, step = 0, 1
@@ -276,7 +276,7 @@ class _Cover:
         return None
 
     def _cover(self, rows: Array) -> None:
-        """These rows, not covered so far, are no gain to anybody any more."""
+        """Cover these rows, not covered so far: they are no gain to anybody any more."""
         self.covered[rows] = True
         self._gain[rows] -= 1
         step = max(_EDGES_AT_ONCE // max(self._most_edges, 1), 1)

@@ -25,7 +25,7 @@ _AT_ONCE = 1 << 20
 
 
 def top_k(score: ArrayLike, k: int) -> Array:
-    """The k rows of the highest scores, ties to the lower row.
+    """Choose the k rows of the highest scores, ties to the lower row.
 
     Args:
         score: (n,), higher = label sooner.
@@ -41,7 +41,7 @@ def top_k(score: ArrayLike, k: int) -> Array:
 
 
 def best(score: Array, k: int) -> Array:
-    """`top_k` of a (n,) array."""
+    """Choose `top_k` of a (n,) array."""
     bad = np.flatnonzero(np.isnan(score))
     if len(bad):
         raise DataError(f"{len(bad)} scores are NaN, first at row {bad[0]}; expected numbers")
@@ -50,7 +50,7 @@ def best(score: Array, k: int) -> Array:
 
 
 def random(ids: Ids, k: int, *, seed: int = 0) -> Array:
-    """k rows by chance: those of the lowest hashes of (seed, id), so that a row's luck doesn't depend on the other rows.
+    """Choose k rows by chance: those of the lowest hashes of (seed, id), so that a row's luck doesn't depend on the other rows.
 
     Args:
         ids: (n,) integers, strings or bytes.
@@ -64,12 +64,12 @@ def random(ids: Ids, k: int, *, seed: int = 0) -> Array:
 
 
 def random_order(keys: Array, k: int) -> Array:
-    """(min(k, n),) int64: the rows of the lowest of (n,) uint64 keys, ties to the lower row."""
+    """Return (min(k, n),) int64: the rows of the lowest of (n,) uint64 keys, ties to the lower row."""
     return lowest(np.asarray(keys, dtype=np.uint64), k)
 
 
 def lowest(key: Array, k: int) -> Array:
-    """(min(k, n),) int64: the rows of the k lowest keys, ascending, ties to the lower row; sorts no more than it returns."""
+    """Return (min(k, n),) int64: the rows of the k lowest keys, ascending, ties to the lower row; sorts no more than it returns."""
     n = len(key)
     k = min(max(k, 0), n)
     if k == 0:
@@ -80,7 +80,7 @@ def lowest(key: Array, k: int) -> Array:
 
 
 def _among_lowest(key: Array, k: int) -> Array:
-    """The rows of `lowest`, ascending."""
+    """Return the rows of `lowest`, ascending."""
     if k >= len(key):
         return np.arange(len(key))
     if len(key) > _AT_ONCE and 4 * k <= _AT_ONCE:  # block by block: a partition copies what it looks at
@@ -94,7 +94,7 @@ def _among_lowest(key: Array, k: int) -> Array:
 
 
 def walk(order: Array, budget: int, constraints: Constraints, gather: Callable[[Array], Array] | None) -> Array:
-    """The first `budget` rows of `order` (int64) that nothing blocks; the constraints are told of them.
+    """Take the first `budget` rows of `order` (int64) that nothing blocks; the constraints are told of them.
 
     Args:
         order: candidates in the order in which they are wanted.
@@ -121,14 +121,14 @@ def walk(order: Array, budget: int, constraints: Constraints, gather: Callable[[
 
 
 def top_k_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`top_k` in a query."""
+    """Run `top_k` in a query."""
     score = scores(candidates, "top_k")
     rows = _walked(best(score, _reach(request, len(score))), candidates, request)
     return Picked(rows, score[rows].astype(np.float64))
 
 
 def random_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`random` in a query."""
+    """Run `random` in a query."""
     keys = row_keys(candidates, "random")
     rows = _walked(random_order(keys, _reach(request, len(keys))), candidates, request)
     return Picked(rows, np.full(len(rows), np.nan))
@@ -143,7 +143,7 @@ def _walked(order: Array, candidates: Candidates, request: Request) -> Array:
 
 
 def power(score: ArrayLike, k: int, *, seed: int = 0, ids: Ids | None = None, beta: float = 1.0) -> Array:
-    """k rows drawn one after the other in proportion to score^beta.
+    """Draw k rows one after the other in proportion to score^beta.
 
     Args:
         score: (n,), at least 0, higher = label sooner; rows of score 0 come last, by chance alone.
@@ -162,7 +162,7 @@ def power(score: ArrayLike, k: int, *, seed: int = 0, ids: Ids | None = None, be
 
 
 def softmax(score: ArrayLike, k: int, *, seed: int = 0, ids: Ids | None = None, beta: float = 1.0) -> Array:
-    """k rows drawn one after the other in proportion to exp(beta * score); as `power`, but for scores of any sign.
+    """Draw k rows one after the other in proportion to exp(beta * score); as `power`, but for scores of any sign.
 
     Raises:
         DataError: scores that are NaN or infinite.
@@ -172,7 +172,7 @@ def softmax(score: ArrayLike, k: int, *, seed: int = 0, ids: Ids | None = None, 
 
 
 def softrank(score: ArrayLike, k: int, *, seed: int = 0, ids: Ids | None = None, beta: float = 1.0) -> Array:
-    """k rows drawn one after the other in proportion to rank^-beta, rank 1 being the highest score, ties the lower row's.
+    """Draw k rows one after the other in proportion to rank^-beta, rank 1 being the highest score, ties the lower row's.
 
     As `power`, but only the order of the scores matters, which may have any sign.
 
@@ -184,17 +184,17 @@ def softrank(score: ArrayLike, k: int, *, seed: int = 0, ids: Ids | None = None,
 
 
 def power_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`power` in a query."""
+    """Run `power` in a query."""
     return _drawn(_power_value, "power", candidates, request)
 
 
 def softmax_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`softmax` in a query."""
+    """Run `softmax` in a query."""
     return _drawn(_softmax_value, "softmax", candidates, request)
 
 
 def softrank_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`softrank` in a query."""
+    """Run `softrank` in a query."""
     return _drawn(_softrank_value, "softrank", candidates, request)
 
 
@@ -231,7 +231,7 @@ def _softrank_value(score: Array, beta: float) -> Array:
 
 
 def _perturbed_order(value: Array, keys: Array, k: int) -> tuple[Array, Array]:
-    """(min(k, n),) rows by value + Gumbel noise, ties to the lower row, then those of value -inf by noise alone; (n,) the sums, negated.
+    """Order (min(k, n),) rows by value + Gumbel noise, ties to the lower row, then those of -inf by noise; and give (n,) sums, negated.
 
     `value` is written over with these.
     """
@@ -247,7 +247,7 @@ def _perturbed_order(value: Array, keys: Array, k: int) -> tuple[Array, Array]:
 
 
 def _noise(keys: Array) -> Array:
-    """(n,) Gumbel noise; one purpose for the three laws: with the same keys they differ by their weights, not by luck."""
+    """Draw (n,) Gumbel noise; one purpose for the three laws: with the same keys they differ by their weights, not by luck."""
     result: Array = -np.log(-np.log(uniform(keys, "power")))
     return result
 

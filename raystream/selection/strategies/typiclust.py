@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from raystream.selection.arguments import checked_seed, count, labelled_of, rows_of
-from raystream.selection.clustered import Clustered, Held, clustered, taken
+from raystream.selection.clustered import Clustered, HeldRows, clustered, taken
 from raystream.selection.clusters import clusters as fit_clusters
 from raystream.selection.constraints import Constraints
 from raystream.selection.nearest import near_bounds, pair_distances
@@ -34,7 +34,7 @@ from raystream.threads import each
 
 
 def typicality(x: Array, neighbours: int = 20) -> tuple[Array, Facts]:
-    """(n,) float64: 1 / (1 + mean distance to the nearest other rows), above 0, at most 1; 1 for a row alone.
+    """Compute (n,) float64: 1 / (1 + mean distance to the nearest other rows), above 0, at most 1; 1 for a row alone.
 
     Args:
         x: (n, d) float32, finite.
@@ -64,7 +64,7 @@ _PRODUCT_UP = 1 + 1.01 * 2.0**-8
 
 
 def densest(x: Array | Clustered, group: Array, neighbours: int) -> Iterator[tuple[int, float]]:
-    """The rows of a group in ascending order of the mean distance to their nearest others, ties to the lower row, each with that mean.
+    """Yield the rows of a group by the mean distance to their nearest others, ascending, ties to the lower row, each with it.
 
     Args:
         x: the rows, (n, d) float32 if they are an array. The group's are taken anew whenever they are looked at, which is seldom.
@@ -75,7 +75,7 @@ def densest(x: Array | Clustered, group: Array, neighbours: int) -> Iterator[tup
     if count < 1:
         yield from ((int(row), math.inf) for row in group)
         return
-    rows = Held(x) if isinstance(x, np.ndarray) else x
+    rows = HeldRows(x) if isinstance(x, np.ndarray) else x
     whole = len(group) <= _WHOLE
     low = np.zeros(len(group)) if whole else _lower_bounds(rows.take(group), count)
     order = np.argsort(low, kind="stable")
@@ -93,7 +93,7 @@ def densest(x: Array | Clustered, group: Array, neighbours: int) -> Iterator[tup
 
 
 def _products(rows: torch.Tensor, others: torch.Tensor, own: Array) -> Array:
-    """(m, n) as integers in the same order, a row's product with itself being the largest."""
+    """Compute (m, n) products as integers in the same order, a row's product with itself being the largest."""
     products = torch.mm(rows, others.T).clamp_(min=0.0)
     products[torch.arange(len(own)), torch.from_numpy(own)] = torch.inf
     result: Array = products.view(torch.int16 if products.dtype == torch.bfloat16 else torch.int32).numpy()
@@ -101,7 +101,7 @@ def _products(rows: torch.Tensor, others: torch.Tensor, own: Array) -> Array:
 
 
 def _lower_bounds(x: Array, count: int) -> Array:
-    """(m,) float64, at most the mean distance of each of the (m, d) rows to its `count` nearest others."""
+    """Return (m,) float64, at most the mean distance of each of the (m, d) rows to its `count` nearest others."""
     encoding = encoding_of(x, looked_at=_SHIFT_ROWS)
     rows, slack = encoding.rows(x)
     others = encoding.centres(x)[0]
@@ -119,7 +119,7 @@ def _lower_bounds(x: Array, count: int) -> Array:
 
 
 def _means(x: Array, which: Array, count: int) -> Array:
-    """(r,) float64 mean distances of some of the rows, `which` (int64), to their `count` nearest others."""
+    """Return (r,) float64 mean distances of some of the rows, `which` (int64), to their `count` nearest others."""
     encoding = encoding_of(x, "float32", looked_at=_SHIFT_ROWS)
     operand, slack = encoding.rows(x)
     rows = operand[torch.from_numpy(which)]
@@ -192,7 +192,7 @@ def typiclust(
 
 
 def typiclust_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`typiclust` in a query."""
+    """Run `typiclust` in a query."""
     shards = embeddings(candidates, "typiclust")
     x = clustered(shards, request.memory, "typiclust")
     labelled = vectors(request.labelled, shards.width, "euclidean")
@@ -209,7 +209,7 @@ def _typical(
     covered = np.zeros(len(found.size), dtype=np.int64)
     if len(labelled):
         covered += np.bincount(assign(as_rows(labelled), found.centres).nearest, minlength=len(covered))
-    parts = _Parts(x, found.members(), neighbours, seed)
+    parts = _ClusterRows(x, found.members(), neighbours, seed)
     rows: list[int] = []
     gain: list[float] = []
     for small in (False, True):
@@ -228,7 +228,7 @@ def _typical(
     return Picked(np.asarray(rows, dtype=np.int64), np.asarray(gain, dtype=np.float64), passes=x.passes, facts=facts)
 
 
-class _Parts:
+class _ClusterRows:
     """The clusters' rows, the densest of each first; a cluster is looked into when it is first needed, or shortly before."""
 
     def __init__(self, x: Clustered, members: list[Array], neighbours: int, seed: int) -> None:
@@ -254,7 +254,7 @@ class _Parts:
         self._rows |= {c: self._by_graph(self._members[c]) for c in new if c not in self._rows}
 
     def _by_graph(self, group: Array) -> Iterator[tuple[int, float]]:
-        """As `densest`, as far as inverted lists find the neighbours."""
+        """Yield as `densest` does, as far as inverted lists find the neighbours."""
         found = nearest_neighbours(self._x.take(group), self._neighbours, seed=self._seed, exact=_EXACT)
         self.recall = min(self.recall, float(found.facts["recall"]))
         mean = found.distance.mean(axis=1)
@@ -262,7 +262,7 @@ class _Parts:
         return zip(group[order].tolist(), mean[order].tolist(), strict=True)
 
     def take(self, cluster: int, constraints: Constraints) -> tuple[int, float] | None:
-        """The densest row that nothing blocks, of which the constraints are told, and its typicality; None if there is none left."""
+        """Take the densest row that nothing blocks, of which the constraints are told, and its typicality; None if there is none left."""
         step = 1
         while some := self._waiting.pop(cluster, []) or list(islice(self._rows[cluster], step)):
             rows = np.asarray([row for row, _ in some])

@@ -76,7 +76,7 @@ def u_herding(
 
 
 def default_delta(targets: Array, labelled: Array) -> float:
-    """The median distance of targets to their 20th neighbour, or of labelled rows to their nearest labelled one where that is less.
+    """Compute the median distance of targets to their 20th neighbour, or of labelled rows to their nearest labelled one where that is less.
 
     The more is labelled, the closer it lies, and the finer is what is left to explain. The paper takes the least distance of two
     labelled rows; among texts some pair is nearly equal, under whose distance every row resembles itself alone. Equal rows don't
@@ -94,7 +94,7 @@ def default_delta(targets: Array, labelled: Array) -> float:
 
 
 def _typical(x: Array, k: int) -> float | None:
-    """The median distance, above 0, of rows to their k-th neighbour, or to the last if there are fewer; None if all are equal."""
+    """Compute the median distance, above 0, of rows to their k-th neighbour, or to the last if there are fewer; None if all are equal."""
     if len(x) < 2:
         return None
     step = -(-len(x) // _ASKED)
@@ -104,7 +104,7 @@ def _typical(x: Array, k: int) -> float | None:
 
 
 def _neighbours(asked: Array, x: Array, k: int) -> Array:
-    """(a,) the squared distance of each of `asked` to the k-th nearest of `x`, counted from 0, by the definition."""
+    """Measure (a,) the squared distance of each of `asked` to the k-th nearest of `x`, counted from 0, by the definition."""
     result = np.empty(len(asked))
     if not len(asked):
         return result
@@ -134,7 +134,7 @@ def _coverage(shards: Shards, chosen: Array, score: Array, labelled: Array, delt
 
 
 def u_herding_strategy(candidates: Candidates, request: Request) -> Picked:
-    """`u_herding` in a query."""
+    """Run `u_herding` in a query."""
     shards = embeddings(candidates, "u_herding")
     chosen = target_rows(row_keys(candidates, "u_herding"), request.args.get("targets"))
     labelled = np.empty((0, shards.width), dtype=np.float32) if request.labelled is None else request.labelled
