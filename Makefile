@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all chaos label-studio lint docs bench clean
+.PHONY: help demo test test-all chaos label-studio label-sdks lint docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,13 @@ label-studio: ## a Label Studio server in an environment of its own, for the slo
 	$(PYTHON) -m venv .label-studio
 	.label-studio/bin/python -m pip install --quiet label-studio==1.23.2
 
+# Each pins what others of them pin otherwise. Argilla's imports requests, which it doesn't name; FiftyOne's asks for a database when imported.
+label-sdks: ## the SDKs of labelling tools, for the slow tests of what is written for these tools
+	for sdk in argilla==2.8.0 cvat-sdk==2.80.0 'labelbox[data]==7.17.0' fiftyone==1.22.1; do \
+	  name=$${sdk%%[=[]*}; \
+	  $(PYTHON) -m venv .label-sdks/$$name && .label-sdks/$$name/bin/python -m pip install --quiet $$sdk requests mongomock || exit 1; \
+	done
+
 lint: .venv/made ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -52,4 +59,4 @@ bench: .venv/made ## the benchmarks; results go to benchmarks/results/
 	done
 
 clean: ## remove what the targets made
-	rm -rf .venv .label-studio demo runs benchmarks/data *.egg-info
+	rm -rf .venv .label-studio .label-sdks demo runs benchmarks/data *.egg-info

@@ -13,8 +13,9 @@ UPDATED = "2026-03-01T12:00:00.000000Z"
 
 @dataclass
 class FakeCvat(FakeLabelStudio):
-    """Its tasks by number; `uploads` are the pictures that came, by task."""
+    """Its tasks by number; `uploads` are the pictures that came, by task, `sent` what was last posted to a path as JSON."""
 
+    sent: dict[str, dict[str, Any]] = field(default_factory=dict)
     uploads: dict[int, dict[str, bytes]] = field(default_factory=dict)
     labels: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     looks: int = 0
@@ -24,6 +25,8 @@ class FakeCvat(FakeLabelStudio):
         if authorization != f"Bearer {self.token}":
             return 401, {"detail": "Invalid token."}
         with self.lock:
+            if method == "POST" and isinstance(body, dict):
+                self.sent[path] = body
             return self._answer(method, path, query, body)
 
     def _answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
@@ -35,7 +38,7 @@ class FakeCvat(FakeLabelStudio):
                 "name": body["name"],
                 "size": 0,
                 "labels": {"url": "u"},
-                "jobs": {"url": "u"},
+                "jobs": {"url": "u", "count": 1, "completed": 0, "validation": 0},
                 "state": "new",
                 "assignee": None,
             }
@@ -46,14 +49,15 @@ class FakeCvat(FakeLabelStudio):
             return _page([task for task in self.tasks.values() if task["name"] == query["name"][0]])
         if path == "/api/requests":
             task = self.tasks[int(query["task_id"][0])]
+            about = {"id": "rq", "created_date": UPDATED, "operation": {"type": "create:task", "target": "task", "task_id": task["id"]}}
             if self.broken:
-                return _page([{"id": "rq", "status": "failed", "message": self.broken}])
+                return _page([about | {"status": "failed", "message": self.broken}])
             status = "started" if task["coming"] else "finished"
-            return _page([{"id": "rq", "status": status, "message": ""}] if task["coming"] or task["frames"] else [])
+            return _page([about | {"status": status, "message": ""}] if task["coming"] or task["frames"] else [])
         if path in ("/api/labels", "/api/jobs"):
             task = self.tasks[int(query["task_id"][0])]
             frames = {"start_frame": 0, "stop_frame": task["size"] - 1, "state": task["state"], "stage": "annotation"}
-            about = {"assignee": task["assignee"], "updated_date": UPDATED, "issues": {"url": "u"}, "labels": {"url": "u"}}
+            about = {"assignee": task["assignee"], "updated_date": UPDATED, "issues": {"url": "u", "count": 0}, "labels": {"url": "u"}}
             job = {"id": 70 + task["id"], "task_id": task["id"]} | frames | about
             return _page(self.labels[task["id"]] if path == "/api/labels" else [job])
         match = re.fullmatch(r"/api/tasks/(\d+)(.*)", path)

@@ -18,7 +18,14 @@ from raystream.store.result import Result
 CLASSES = ("cat", "dog", "a <b> & c")
 
 
-def commit_query(folder: Path, ids: pa.Array, budget: int = 8, texts: Sequence[str] | None = None, **changes: Any) -> Result:
+def commit_query(
+    folder: Path,
+    ids: pa.Array,
+    budget: int = 8,
+    texts: Sequence[str] | None = None,
+    pictures: Sequence[bytes] | None = None,
+    **changes: Any,
+) -> Result:
     """Query `first` over `pool/a.parquet` in a folder, with ids named `rid`; `changes` replace sections."""
     rng = np.random.default_rng(5)
     count = len(ids)
@@ -26,7 +33,7 @@ def commit_query(folder: Path, ids: pa.Array, budget: int = 8, texts: Sequence[s
         {
             "rid": ids,
             "text": list(texts) if texts is not None else [f"row {i} =1+1 <b>ü</b>\n\u2028end" for i in range(count)],
-            "image": [PNG] * count,
+            "image": list(pictures) if pictures is not None else [PNG] * count,
             "url": [f"s3://bucket/pictures/{i}.jpg" for i in range(count)],
             "shared": [f"s3://bucket/{i // 2}/{i % 2}.jpg" for i in range(count)],
             "p": vectors(rng.dirichlet(np.ones(3), count)),

@@ -64,6 +64,12 @@ class RayHead:
         wait_for(f"{self.address}/api/version")
         wait_for(f"http://127.0.0.1:{agent}/api/local_raylet_healthz")
 
+    @property
+    def processes(self) -> list[psutil.Process]:
+        """All processes of the cluster."""
+        nodes = [psutil.Process(node.pid) for node in self._started]
+        return [*nodes, *(child for node in nodes for child in node.children(recursive=True))]
+
     def add_node(self, cpus: int) -> subprocess.Popen[bytes]:
         """A further node, once it is there."""
         agent = self._agent_port()

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from fastapi.testclient import TestClient
 
@@ -43,7 +51,7 @@ class Served:
         given = {"tokens": str(file), "allow": ["pool"], "imports": ["user_nets:net"], "cluster": {"address": "in_process"}}
         self.config = Config(**given | config)
         self.client = TestClient(create_app(self.config, schedules=False), base_url=HOST, raise_server_exceptions=False)
-        self.runs = Runs(open_store(self.config.store.uri), self.config.limits)
+        self.runs = Runs(open_store(self.config.store.uri, self.config.store.options), self.config.limits)
 
     def token(self, owner: str) -> str:
         return self._tokens[owner]
@@ -63,6 +71,37 @@ class Served:
         """Do what the run's own process does; its exit code."""
         with confinement():
             return _Run(run, self.config, Policy(self.config), self.runs, Interruption()).go()
+
+
+class Server:
+    """`raystream serve` in a process of its own, on a port of its own."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        Path("serve.yaml").write_text(json.dumps({**config, "port": self.port}))
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "raystream.cli", "serve", "--config", "serve.yaml"]
+        with open("server.log", "ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        while not self._answers():
+            assert self.process.poll() is None, Path("server.log").read_text()
+            psutil.Process().cpu_percent(interval=0.05)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/healthz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
 
 
 @contextmanager
@@ -88,3 +127,9 @@ def query(**sections: Any) -> dict[str, Any]:
         else:
             target[name or section] = value
     return spec
+
+
+def told(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """The events of an answer with their ids."""
+    blocks = [dict(line.split(": ", 1) for line in block.splitlines()) for block in text.strip().split("\n\n")]
+    return [(block["id"], json.loads(block["data"])) for block in blocks]

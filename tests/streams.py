@@ -11,6 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import raystream as rs
+from raystream.loop.streams.folding import fold
+from raystream.loop.streams.log import StreamLog
+from raystream.store.opening import open_store
 
 NOW = 1_800_000_000.0
 """What the clock says unless a test says otherwise."""
@@ -48,6 +51,7 @@ def run(stream: rs.Stream | None = None, now: float = NOW, wait: Callable[[float
 
 
 def decisions(name: str = "s") -> pa.Table:
-    """All that was decided, in order."""
+    """All that was decided, in order; a server that decides by request goes on in another log."""
+    fold(StreamLog(open_store("runs"), name))
     files = sorted(Path("runs/streams", name, "decisions").iterdir())
     return pa.concat_tables([pq.read_table(file).replace_schema_metadata(None) for file in files])

@@ -18,6 +18,7 @@ from pools import logits_and_embeddings, pool_table, vectors
 
 import raystream as rs
 from raystream.errors import QueryError
+from raystream.query import LOGIT_SCORES
 from raystream.run import score
 
 MakeQuery = Callable[..., rs.Query]
@@ -303,8 +304,8 @@ def test_stored_scores_hold_every_score_from_logits(make_query: MakeQuery, workp
     rs.run(make_query())
     [first, *_] = sorted((workplace / "runs").rglob("scores-*.parquet"))
     schema = pq.read_schema(first)
-    assert schema.names == ["rid", "entropy", "least_confidence", "margin", "ratio", "energy", "prediction", "confidence", "row"]
-    assert all(schema.field(name).type == pa.float32() for name in schema.names[1:6])
+    assert schema.names == ["rid", *LOGIT_SCORES, "prediction", "confidence", "row"]
+    assert all(schema.field(name).type == pa.float32() for name in LOGIT_SCORES)
 
 
 def test_temperature_changes_confidence_but_not_prediction(make_query: MakeQuery) -> None:

@@ -17,6 +17,7 @@ import raystream as rs
 from raystream.choosing import scores_table as scores_module
 from raystream.choosing.scores_table import write_scores
 from raystream.errors import StoreError
+from raystream.query import LOGIT_SCORES
 from raystream.store.local import LocalStore
 
 MakeQuery = Callable[..., rs.Query]
@@ -42,9 +43,7 @@ def test_scores_are_those_of_the_model_in_row_order(
     assert summary["bytes"] == Path(summary["uri"]).stat().st_size
     assert [path.name for path in (workplace / "deep").iterdir()] == ["scores.parquet"]
     written = pq.read_table("deep/scores.parquet")
-    assert written.column_names == [
-        "rid", "entropy", "least_confidence", "margin", "ratio", "energy", "prediction", "confidence", "path", "row", "embedding",
-    ]  # fmt: skip
+    assert written.column_names == ["rid", *LOGIT_SCORES, "prediction", "confidence", "path", "row", "embedding"]
     assert summary["columns"] == written.column_names
     table = whole_pool(workplace)
     logits, embedding = logits_and_embeddings(table)

@@ -89,6 +89,7 @@ def commit(
         labelled_digest=asked.labelled.digest if asked.labelled is not None else None,
         committed=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         quarantined=quarantined,
+        scored=batch.selection.column("score").null_count < batch.selection.num_rows,
     )
     replaced = write_plan(asked, scoring.plan, scoring.also)
     for file, copy in ((stored, "selection.parquet"), (quarantined, "quarantined.parquet")):

@@ -42,8 +42,8 @@ def gc(
 ) -> None:
     """Remove what no committed query needs; a dry run unless --delete.
 
-    That is scored units, queries that were never committed, and what unfinished runs left; none of it younger than --older-than,
-    since a query that runs may be about to need it.
+    That is scored units, queries that were never committed, what unfinished runs left, and what servers noted of requests that are over;
+    none of it younger than --older-than, since a query that runs may be about to need it.
     """
     from raystream.cli.upkeep import describe_collected
     from raystream.store.gc import collect
@@ -188,6 +188,9 @@ def describe_collected(swept: Reclaimed) -> str:
     if swept.derived.count:
         what = number_of(swept.derived.count, "result")
         lines.append(f"  derived     {what} of selection {verb}, {in_bytes(swept.derived.bytes)}")
+    if swept.service.count:
+        what = number_of(swept.service.count, "file")
+        lines.append(f"  service     {what} of requests that are over {verb}, {in_bytes(swept.service.bytes)}")
     lines += [
         f"  units       {swept.units.count:,} {verb}, {in_bytes(swept.units.bytes)}",
         f"  leftovers   {number_of(swept.leftovers.count, 'file')} {verb}, {in_bytes(swept.leftovers.bytes)}",

@@ -19,7 +19,7 @@ from raystream.pool.files import known_files, open_parquet, schema_of
 from raystream.pool.images import cells, format_of, holds_bytes
 from raystream.store.queries import stored_units
 from raystream.store.result import Result
-from raystream.store.rounds import as_asked
+from raystream.store.rounds import as_asked, is_round
 
 _URL = re.compile(r"(?:https?|s3a?|gs|gcs|abfss?|file)://\S+|data:image/")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
@@ -164,8 +164,10 @@ def read_batch(result: Result, classes: Sequence[str] | None = None, show: str |
     )  # fmt: skip
     seen = tuple(sorted({prediction for prediction in names if prediction is not None}, key=lambda text: (len(text), text)))
     manifest = result.manifest
+    # a loop's model knows the classes that it has met; others may come with any label
+    complete = known is not None and (classes is not None or names_classes(result) or not is_round(result))
     return Batch(
-        manifest.query, ids, task, known if known is not None else seen, known is not None, name if kind else None, kind,
+        manifest.query, ids, task, known if known is not None else seen, complete, name if kind else None, kind,
         manifest.fingerprint[:12], manifest.committed, items,
     )  # fmt: skip
 

@@ -156,7 +156,7 @@ def collect_labels(
 
     def annotations(id_names: set[str]) -> Iterable[Annotation]:
         for document in documents:
-            yield from TOOLS[tool].annotations(_with_field(document, id_names))
+            yield from TOOLS[tool].read(_with_field(document, id_names))
 
     asked = queries.named(None)
     found = list(annotations(set() if asked is None else {ids_of(asked).name}))
@@ -183,7 +183,9 @@ def _of_tool(documents: Sequence[Document], tool: Tool) -> list[Document]:
     if first is None:
         raise LabelsError(f"the archive holds no file of {tool.title}'s; name its export")
     other = looks_like(first, TOOLS.values())
-    advice = f"it looks like one of {other.title}, so try --from {other.name}" if other else "see docs/labels.md for what to export"
+    advice = tool.expected or "see docs/labels.md for what to export"
+    if other is not None:
+        advice = f"it looks like one of {other.title}, so try --from {other.name}"
     raise LabelsError(f"{first.name} is no export of {tool.title}: {advice}")
 
 
@@ -231,6 +233,8 @@ def collect(
     table = update_table(place, ids_of(read.first), read.first.manifest.resolved["model"]["task"], change)
     conflicts = table.conflicts() if method == "none" else _undecided(table)
     notes = read.notes
+    if not annotations:
+        notes.append("nobody has labelled anything there yet")
     if conflicts:
         named = ", ".join(as_text(id_) for id_ in conflicts[:_SHOWN])
         were = "1 row has" if len(conflicts) == 1 else f"{len(conflicts):,} rows have"

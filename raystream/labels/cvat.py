@@ -84,6 +84,8 @@ class Cvat:
         before = self._size(task)
         if not before:
             self._fill(task, batch)
+        elif not links:
+            self._same_pictures(task, batch)
         notes = no_classes(batch)
         if any(item.prediction is not None for item in batch.items):
             notes += ("predictions are not sent to CVAT; export files by --out, and upload annotations.xml to the task",)
@@ -100,7 +102,7 @@ class Cvat:
             raise QueryError(f"--pull {self.server.url} names no task; give the URL of its page, such as {self.server.url}/tasks/7")
         task = self.task
         found = list(self.annotations(task))
-        name = str(self.server.read(f"/api/tasks/{task}").get("name", ""))
+        name = str(self.server.read(f"/api/tasks/{task}", "name")["name"])
         if queries.fallback is None and queries.named(name.removeprefix(_name(""))) is not None:
             queries.fallback = name.removeprefix(_name(""))
         here, when = {each.tool_id for each in found}, utc_now()
@@ -144,7 +146,7 @@ class Cvat:
 
     def annotations(self, task: int) -> Iterator[Annotation]:
         """Return what people did, frame by frame."""
-        meta = self.server.read(f"/api/tasks/{task}/data/meta")
+        meta = self.server.read(f"/api/tasks/{task}/data/meta", "frames")
         names = {label["id"]: str(label["name"]) for label in self._pages("/api/labels", task_id=task)}
         jobs = [_job(job) for job in self._pages("/api/jobs", task_id=task)]
         done = self.server.read(f"/api/tasks/{task}/annotations/")
@@ -172,7 +174,7 @@ class Cvat:
     def _pages(self, path: str, **query: Any) -> Iterator[Mapping[str, Any]]:
         page = 1
         while True:
-            found = self.server.read(path, page=page, page_size=_PAGE, **query)
+            found = self.server.read(path, "results", page=page, page_size=_PAGE, **query)
             yield from found["results"]
             if not found.get("next"):
                 return
@@ -181,7 +183,7 @@ class Cvat:
     def _task_for(self, batch: Batch) -> int:
         """Find or make the query's task, and return its number."""
         if self.task is not None:
-            self.server.read(f"/api/tasks/{self.task}")
+            self.server.read(f"/api/tasks/{self.task}", "id")
             return self.task
         name = _name(batch.query)
         for _ in range(_LOST):
@@ -200,6 +202,20 @@ class Cvat:
 
     def _size(self, task: int) -> int:
         return int(self.server.read(f"/api/tasks/{task}").get("size") or 0)
+
+    def _same_pictures(self, task: int, batch: Batch) -> None:
+        """See that a task which is there holds the batch's pictures: another store may have a query of this name.
+
+        Raises:
+            ServerError: it holds others.
+        """
+        held = {str(frame["name"]).rpartition("/")[2] for frame in self.server.read(f"/api/tasks/{task}/data/meta").get("frames") or []}
+        lacking = [item.id for item in batch.items if frame_name(batch, item) not in held]
+        if lacking:
+            raise ServerError(
+                f"{self.server.url}/tasks/{task} holds other pictures than those of query {batch.query}: {len(lacking):,} of "
+                f"{len(batch.items):,} are not there, first that of row {lacking[0]}; push to an empty task of your own, by its URL"
+            )
 
     def _fill(self, task: int, batch: Batch) -> None:
         """Bring the pictures into an empty task, and wait until they are there; the names are in the order of the rank."""

@@ -120,7 +120,7 @@ def parse(name: str, data: bytes) -> Document:
     suffix = name.lower().rpartition(".")[2]
     start = text.lstrip()[:1]
     if suffix in ("csv", "tsv"):
-        return Document(name, "csv", _csv(name, text, "\t" if suffix == "tsv" else ","))
+        return Document(name, "csv", _csv(name, text, "\t" if suffix == "tsv" else _separator(text)))
     if start == "<":
         return Document(name, "xml", _xml(name, text))
     if suffix in ("jsonl", "ndjson", "manifest"):
@@ -175,6 +175,12 @@ def _xml(name: str, text: str) -> ElementTree.Element:
         cut = "no element found" in str(error) or "unclosed token" in str(error)
         what = "ends in the middle: it was cut off" if cut else f"is no XML in line {line}, column {column + 1}"
         raise LabelsError(f"{name} {what}; export it again") from None
+
+
+def _separator(text: str) -> str:
+    """Tell what parts the fields of a spreadsheet: a comma, or where the head has none what programs write in its place."""
+    head = text.partition("\n")[0]
+    return next((mark for mark in ",;\t" if mark in head), ",")
 
 
 def _csv(name: str, text: str, separator: str) -> list[dict[str, Any]]:

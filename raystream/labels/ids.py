@@ -11,7 +11,7 @@ from raystream.pool.columns import plain, plain_type
 
 FIELD = "raystream_id"
 """The key under which a row's id stands in a tool's data."""
-QUERY_FIELD, RANK_FIELD = "raystream_query", "raystream_rank"
+QUERY_FIELD, RANK_FIELD, SCORE_FIELD = "raystream_query", "raystream_rank", "raystream_score"
 Id = int | str | bytes
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 _HEX = re.compile(r"(?:[0-9a-f]{2})*", re.IGNORECASE)

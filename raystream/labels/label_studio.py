@@ -22,11 +22,11 @@ from raystream.labels.annotation import DELETED, DRAFT, Annotation
 from raystream.labels.batch import Batch, ids_of
 from raystream.labels.collect import Answered, Collected, LabelQueries, collect, may_be_a_name, rows_of, utc_now
 from raystream.labels.consolidate import Method
-from raystream.labels.ids import FIELD, QUERY_FIELD, as_text
+from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD, SCORE_FIELD, as_text
 from raystream.labels.label_table import LabelRow, LabelTable, gone
 from raystream.labels.server import LostReplyError, Server, ServerError, Token
-from raystream.labels.tools.label_studio import CONTROL, label_config, of_task, tasks
-from raystream.labels.tools.tool import needs_shown, no_classes, no_prediction
+from raystream.labels.tools.label_studio import CONTROL, PREDICTED_BY, label_config, of_task, tasks
+from raystream.labels.tools.tool import closed_links, needs_shown, no_classes, no_prediction
 from raystream.lake.retry import BRIEF, Patience
 from raystream.store.protocol import Store
 from raystream.store.result import Result
@@ -107,15 +107,17 @@ class LabelStudio:
             ServerError: the server refuses, stays away, or its project is labelled otherwise.
         """
         needs_shown(batch, _TITLE)
-        project, shown = self._project_for(batch)
+        found = self._project_for(batch)
+        project, shown = int(found["id"]), self._shown_by(found, batch)
         wanted = {(batch.query, item.id): task for item, task in zip(batch.items, tasks(batch, inline=True, to=shown), strict=True)}
         there = self._tasks_of(project, wanted)
+        self._same_rows(found, wanted, there, str(batch.kind))
         known, before = len(there), self._pushed(batch.query, project, store)
         new = {key: task for key, task in wanted.items() if key[1] not in before}
         if any(key not in there for key in new):
             there |= self._create(project, new, there)
         removed, kept = self._remove_copies(there)
-        notes = [*no_classes(batch), *no_prediction(batch, _TITLE)]
+        notes = [*no_classes(batch), *no_prediction(batch, _TITLE), *closed_links(batch, _TITLE), *_hidden(found, wanted.values())]
         if kept:
             notes.append(f"{kept:,} rows have two tasks on which somebody has begun to work; both stay, and both are read")
         if len(there) < len(wanted):
@@ -206,7 +208,7 @@ class LabelStudio:
         Raises:
             ServerError: it doesn't.
         """
-        self.server.read(f"/api/projects/{self._given_project()}/")
+        self.server.read(f"/api/projects/{self._given_project()}/", "id")
 
     def _page(self, project: int) -> str:
         return f"{self.server.url}/projects/{project}"
@@ -229,7 +231,7 @@ class LabelStudio:
             found: dict[int, Mapping[str, Any]] = {}
             page, totals = 1, set()
             while True:
-                reply = self.server.read("/api/tasks", project=project, page=page, page_size=_PAGE, fields="all")
+                reply = self.server.read("/api/tasks", "tasks", project=project, page=page, page_size=_PAGE, fields="all")
                 listed = reply["tasks"]
                 totals.add(int(reply["total"]))
                 found |= {int(task["id"]): task for task in listed}
@@ -245,19 +247,16 @@ class LabelStudio:
             raise QueryError(f"--pull {self.server.url} names no project; give the URL of its page, such as {self.server.url}/projects/7")
         return self.project
 
-    def _project_for(self, batch: Batch) -> tuple[int, str]:
-        """Find or make the project to push to, and say what its interface calls what it shows.
-
-        It is the given one if it is labelled as the batch needs it, else that of the query's name, made if need be.
-        """
+    def _project_for(self, batch: Batch) -> Mapping[str, Any]:
+        """Find the project to push to: the given one, else that of the query's name, made if need be."""
         config = label_config(batch)
         if self.project is not None:
-            return self.project, self._shown_by(self.server.read(f"/api/projects/{self.project}/"), batch)
+            return dict(self.server.read(f"/api/projects/{self.project}/", "id"))
         title = f"raystream {batch.query}"[:50]
         for _ in range(_LOST):
-            found = sorted(self._projects(title), key=lambda project: int(project["id"]))
-            if found:
-                return int(found[0]["id"]), self._shown_by(found[0], batch)
+            found = min(self._projects(title), key=lambda project: int(project["id"]), default=None)
+            if found is not None:
+                return found
             try:
                 self.server.write("POST", "/api/projects/", {"title": title, "label_config": config})
             except LostReplyError:
@@ -280,26 +279,60 @@ class LabelStudio:
         Raises:
             ServerError: it has no control `label` for what is shown, or lacks classes.
         """
-        where = f"{self.server.url}/projects/{project.get('id')}"
+        where = self._named(project)
         try:
             root = ElementTree.fromstring(str(project.get("label_config") or "<View/>"))
         except ElementTree.ParseError:
-            raise ServerError(f"the labelling interface of {where} is no XML; correct it, or push to a project of its own") from None
+            raise ServerError(f"the labelling interface of {where} is no XML; correct it, or {self._elsewhere}") from None
         control = next((element for element in root.iter() if element.get("name") == CONTROL), None)
         shown = next((element for element in root.iter() if element.get("value") == f"${batch.kind}"), None)
         if control is None or shown is None:
             raise ServerError(
                 f"the labelling interface of {where} is another one: expected a control named {CONTROL} and something that shows "
-                f"${batch.kind}; push without a project, or copy what raystream export --out writes as label_config.xml"
+                f"${batch.kind}; {self._elsewhere}, or copy what raystream export --out writes as label_config.xml"
             )
         offered = {element.get("value") for element in control.iter()}
         lacking = [name for name in batch.classes if name not in offered] if batch.task in ("classes", "multi_label") else []
         if lacking:
             raise ServerError(
                 f"the labelling interface of {where} lacks {len(lacking)} of the query's {len(batch.classes)} classes, first: "
-                f"{lacking[0]!r}; add them there, or push without a project"
+                f"{lacking[0]!r}; add them there, or {self._elsewhere}"
             )
         return shown.get("name") or str(batch.kind)
+
+    def _same_rows(
+        self, project: Mapping[str, Any], wanted: Mapping[Key, Mapping[str, Any]], there: Mapping[Key, list[Mapping[str, Any]]], kind: str
+    ) -> None:
+        """See that tasks show the rows that they are said to be of: another store may have a query of this name, over other rows.
+
+        Raises:
+            ServerError: one shows something else.
+        """
+
+        def shown(task: Mapping[str, Any]) -> str:
+            whole = str(task["data"].get(kind, ""))
+            return whole if kind == "text" else whole.partition("?")[0]  # a link's signature differs from push to push
+
+        def differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+            # Of one query, a row keeps its rank and score, though another column of it may be shown now.
+            here, there = one["data"], other["data"]
+            return shown(one) != shown(other) and any(here.get(name) != there.get(name) for name in (RANK_FIELD, SCORE_FIELD))
+
+        other = [key for key, found in there.items() if differ(found[0], wanted[key])]
+        if other:
+            query, id_ = other[0]
+            are = "1 row of which shows" if len(other) == 1 else f"{len(other):,} rows of which show"
+            raise ServerError(
+                f"{self._named(project)} holds tasks of another query named {query}, {are} something else than this one's, first: {id_}; "
+                f"{self._elsewhere}"
+            )
+
+    def _named(self, project: Mapping[str, Any]) -> str:
+        return f"{self._page(int(project['id']))} ({project.get('title', 'untitled')})"
+
+    @property
+    def _elsewhere(self) -> str:
+        return "push without a project" if self.project is not None else "push to a project of your own, by the URL of its page"
 
     def _tasks_of(self, project: int, wanted: Mapping[Key, Any]) -> dict[Key, list[Mapping[str, Any]]]:
         """Return the tasks of wanted rows that are there, oldest first."""
@@ -416,6 +449,17 @@ def _without_task(listing: _ProjectListing, said: Iterable[LabelRow], queries: L
             if id_ is not None and (query, text) not in listing.keys and text not in known:
                 found.append(LabelRow(id_, None, DELETED, None, when, _TOOL, _TASK, query, queries.rank(result, text)))
     return found
+
+
+def _hidden(project: Mapping[str, Any], pushed: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return what is to be said where a project doesn't show the predictions that were pushed."""
+    chosen = project.get("model_version") or PREDICTED_BY
+    if not any("predictions" in task for task in pushed) or (project.get("show_collab_predictions", True) and chosen == PREDICTED_BY):
+        return []
+    return [
+        f"project {project.get('id')} doesn't show the predictions that were pushed: choose {PREDICTED_BY} on its page, under Settings, "
+        "Annotation, Prelabeling"
+    ]
 
 
 def _key(task: Mapping[str, Any]) -> Key | None:

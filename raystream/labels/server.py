@@ -99,14 +99,22 @@ class Server:
         self._place = Place(self.url, patience)
         self._opener = urllib.request.build_opener(_SameHost)
 
-    def read(self, path: str, **query: Any) -> Any:
+    def read(self, path: str, key: str | None = None, **query: Any) -> Any:
         """Return what a GET gives, asked for again while the server is away.
 
+        Args:
+            path: below the server's address.
+            key: that the answer must have.
+            query: parameters.
+
         Raises:
-            ServerError: it refuses, or stays away.
+            ServerError: it refuses, stays away, or is another program.
         """
         address = path + (f"?{urlencode(query)}" if query else "")
-        return self._answered(lambda: self._place.ask(lambda: self._authorised("GET", address, None), final=_is_refusal), address)
+        found = self._answered(lambda: self._place.ask(lambda: self._authorised("GET", address, None), final=_is_refusal), address)
+        if key is not None and (not isinstance(found, Mapping) or key not in found):
+            raise ServerError(f"{self.url}{path} doesn't answer as {self._name} does: no {key} in it; check the URL")
+        return found
 
     def write(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
         """Send a POST, PATCH or DELETE once, and return what it gives.

@@ -14,19 +14,17 @@ import xxhash
 from raystream.errors import QueryError, StoreError
 from raystream.lake.filesystem import with_options
 from raystream.lake.reach import check_reach
-from raystream.lake.retry import reason
+from raystream.lake.retry import CLIENT_FIRST_PAUSE, CLIENT_LONGEST_PAUSE, CLIENT_RETRIES, CLIENT_SECONDS, reason
 from raystream.lake.storage import LOCAL, Storage
 from raystream.lake.uri import Location, parse
 
 if TYPE_CHECKING:
     from obstore.store import AzureStore, GCSStore, S3Store
 
-RETRIES = 5
-"""Of a request whose connection broke or whose server was busy; 0.1 s to 3 s of waiting in all."""
 _RETRY: Any = {
-    "max_retries": RETRIES,
-    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
-    "retry_timeout": timedelta(seconds=120),
+    "max_retries": CLIENT_RETRIES,
+    "backoff": {"init_backoff": timedelta(seconds=CLIENT_FIRST_PAUSE), "max_backoff": timedelta(seconds=CLIENT_LONGEST_PAUSE), "base": 2},
+    "retry_timeout": timedelta(seconds=CLIENT_SECONDS),
 }
 
 
@@ -141,8 +139,8 @@ def delta_place(uri: str, storage: Storage = LOCAL, key: str = "pool.uri") -> tu
         return location.path, {}
     storage = with_options(location, storage, key)
     endpoint = endpoint_of(location, storage)
-    # Left out, a server that is down is asked for three minutes.
-    options = {"max_retries": str(RETRIES), "retry_timeout": "120s", "allow_http": _text((endpoint or "").startswith("http://"))}
+    retries = {"max_retries": str(CLIENT_RETRIES), "retry_timeout": f"{CLIENT_SECONDS:g}s"}
+    options = {**retries, "allow_http": _text((endpoint or "").startswith("http://"))}
     if storage.connect_timeout:
         options["connect_timeout"] = f"{storage.connect_timeout}s"
     if storage.request_timeout:

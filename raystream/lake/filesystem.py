@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raystream.errors import QueryError
 from raystream.lake.reach import check_reach
+from raystream.lake.retry import GOOGLE_SECONDS
 from raystream.lake.storage import LOCAL, Storage, storage_from
 from raystream.lake.uri import Location, parse
 
@@ -111,7 +112,7 @@ def _gcs(storage: Storage) -> pafs.FileSystem:
     import pyarrow.fs as pafs
 
     options: dict[str, Any] = {"anonymous": storage.anonymous, "scheme": "http" if storage.plain_http else "https"}
-    options["retry_time_limit"] = timedelta(seconds=10)  # left out, a dead endpoint is asked for a quarter of an hour
+    options["retry_time_limit"] = timedelta(seconds=GOOGLE_SECONDS)
     if storage.host:
         options["endpoint_override"] = storage.host
     return pafs.GcsFileSystem(**options)

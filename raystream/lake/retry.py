@@ -1,4 +1,4 @@
-"""Asking again: what breaks now and then is repeated, and an outage is waited for. The one policy of pools, models and stores.
+"""Asking again: what breaks now and then is repeated, and an outage is waited for. The one policy of all remote storage and servers.
 
 A failure is one of three. What is *final* ends the same however often it is asked. An *outage* (a connection that breaks, a server
 that is busy or broken, a network file system that doesn't answer) passes, so it is waited for with growing pauses, which is said
@@ -127,6 +127,17 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 30.0
 OUTAGE_SECONDS = 600.0
 """How long an outage is waited for: longer than a server takes to fail over, shorter than a night of idle machines."""
+
+CLIENT_RETRIES = 5
+"""Of one request, by obstore or deltalake, whose connection broke or whose server was busy; pyarrow's S3 is told to repeat nothing."""
+CLIENT_FIRST_PAUSE, CLIENT_LONGEST_PAUSE, CLIENT_SECONDS = 0.1, 5.0, 120.0
+"""Of these: 0.1 s to 3 s of waiting in all. Left to itself, deltalake asks a server that is down for three minutes."""
+GOOGLE_SECONDS = 10.0
+"""The same of pyarrow's Google client, which takes no number of times; left to itself, it asks a dead server for a quarter of an hour."""
+ATTEMPTS_BEYOND = 3
+"""Of what such a client has given up on: obstore doesn't ask again for a body that broke off, for one."""
+FIRST_PAUSE_BEYOND = 0.2
+"""Seconds."""
 
 _Result = TypeVar("_Result")
 _log = logging.getLogger("raystream")

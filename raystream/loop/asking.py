@@ -152,9 +152,12 @@ def _how(ledger: Ledger, models: Models, round_: int, labels: RoundLabels) -> tu
         first = first_batch(loop, ledger.pool.plan.read)
         return dict(first.model), first.embedded, first.strategy, first.why
     section = models.section(trained)
-    if loop.select.strategy != AUTO:
-        return section, True, loop.select.strategy, ""
     rows, said = labels.labelled(TRAIN)
+    if loop.select.strategy != AUTO:
+        if loop.select.needs_embedding:
+            models.check_embedding(trained.round, rows)
+        return section, True, loop.select.strategy, ""
     classes = 0 if loop.task == "regression" else len(ledger.values.known(said))
-    picked = pick(len(rows), classes, task=loop.task, embedding=True, score=loop.task != "regression" or loop.loop.committee > 1)
+    embedded = models.embeds(trained.round, rows)
+    picked = pick(len(rows), classes, task=loop.task, embedding=embedded, score=loop.scores_rows)
     return section, True, picked.strategy, picked.why

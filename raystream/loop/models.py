@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,23 @@ from raystream.errors import RaystreamError
 from raystream.lake.local_copy import local_copy
 from raystream.loop.journal import Trained
 from raystream.loop.judging import classes_of, uncertainty
+from raystream.loop.labels import Id
 from raystream.loop.ledger import Ledger
 from raystream.loop.round_labels import TRAIN
 from raystream.loop.trainers.by_name import CommitteeFitted, fit, load_fitted, make_trainer
-from raystream.loop.trainers.training import Array, ClassLabel, Fitted, Trainer, TrainingRows, held_back, seed_of
+from raystream.loop.trainers.sklearn_trainer import SklearnFitted
+from raystream.loop.trainers.training import Array, ClassLabel, Fitted, Trainer, TrainingRows, gives_embedding, held_back, seed_of
 from raystream.loop.trainers.users_trainer import LABEL
 from raystream.model import class_names
 from raystream.query import Model
 from raystream.query.catalogue import kind_of
+from raystream.query.catalogue.trainers import REGRESSOR, REGRESSORS_KEYS
 from raystream.query.loop import Loop
 
 _TRAINING, _CALIBRATION = 2, 3
 """Purposes of seeds."""
+_FEW = 8
+"""Rows by which it shows whether a model gives embeddings."""
 _HELD_BACK = 0.2
 """Of the labelled rows, to fit a temperature on."""
 
@@ -90,6 +95,28 @@ class Models:
             self._fitted[round_] = load_fitted(self._trainer, Model(**section), None if trained.classes is None else tuple(trained.classes))
         return self._fitted[round_]
 
+    def embeds(self, round_: int, ids: Sequence[Id]) -> bool:
+        """Tell whether a round's model gives embeddings, by the first of these rows."""
+        few = self._few(ids)
+        return not few or gives_embedding(self.of(round_), few)
+
+    def check_embedding(self, round_: int, ids: Sequence[Id]) -> None:
+        """Refuse a regressor without an embedding in its own words: workers would say no more than that there is none.
+
+        Raises:
+            ModelError: with what to do.
+        """
+        fitted = self.of(round_)
+        first = fitted.members[0] if isinstance(fitted, CommitteeFitted) else fitted
+        few = self._few(ids)
+        if few and isinstance(first, SklearnFitted):
+            first.predict(few, embedding=True)
+
+    def _few(self, ids: Sequence[Id]) -> tuple[Array, ...]:
+        """Return what the model sees of the first of these rows; empty where none can be read."""
+        places = self._ledger.pool.find(ids[:_FEW])
+        return self._ledger.pool.inputs([places[id_] for id_ in ids[:_FEW]])[0]
+
     def section(self, trained: Trained) -> dict[str, Any]:
         """Return the `model` section of a query with a round's model."""
         assert trained.model is not None
@@ -104,7 +131,10 @@ class Models:
         """Return a model's own keys with those that the spec gives."""
         given = self._ledger.loop.model
         left_out = {"kind"} if "members" in own else set()
-        kinds = [str(member.get("kind", given.get("kind", "torch"))) for member in own.get("members") or [own]]
+        parts = own.get("members") or [own]
+        if any(part.get("source") == REGRESSOR for part in parts):
+            left_out |= set(REGRESSORS_KEYS)  # they stand among its arguments
+        kinds = [str(part.get("kind", given.get("kind", "torch"))) for part in parts]
         if self._ledger.loop.task == "classes" and all(kind_of(kind).names_classes for kind in kinds):
             left_out.add("classes")  # the model says which of them it has met, in an order of its own
         return {key: value for key, value in given.items() if key not in own and key not in left_out} | own

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from raystream import query
-from raystream.errors import ModelError, did_you_mean
+from raystream.errors import ModelError
 from raystream.model.artefact import find_file, what_file
 from raystream.model.batches import BatchPredictor, last_line
-from raystream.model.embedding import INPUTS, inputs_embedding
 from raystream.model.prediction import Prediction
 from raystream.model.promise import Promise
+from raystream.model.sklearn_steps import SklearnSteps
 from raystream.model.source import optional
 
 Array = npt.NDArray[np.generic]
@@ -70,14 +70,13 @@ class SklearnClassifier:
 
     def __init__(self, model: Any, promise: Promise, step: str | None, *, embedding: bool) -> None:
         self._who, self._promise = promise.who, promise
-        steps = list(model.steps) if hasattr(model, "steps") else [("", model)]
-        self._before, self._classifier = steps[:-1], steps[-1][1]
+        self._steps = SklearnSteps(model, promise.who, step if embedding else None)
+        self._classifier, self._embedded = self._steps.estimator, embedding
         if not hasattr(self._classifier, "predict_proba"):
             raise ModelError(
                 f"{self._who} is {type(self._classifier).__name__} without predict_proba, expected a classifier that gives probabilities; "
                 "wrap it in sklearn.calibration.CalibratedClassifierCV"
             )
-        self._step = self._embedding_step(step) if embedding else None
         self.class_labels = self._check_classes()
         self._members = _members(self._classifier)
 
@@ -87,13 +86,10 @@ class SklearnClassifier:
             raise ModelError(f"{self._who} takes one input, but pool.inputs gives {len(inputs)}; put them into one list column")
         values = inputs[0].flatten(1).numpy() if isinstance(inputs[0], Tensor) else inputs[0]
         rows = len(values)
-        embedding = inputs_embedding(inputs, self._who) if self._step == INPUTS else None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="X does not have valid feature names")  # the pool's columns come by order
-            for name, step in self._before:
-                values = values if step is None or step == "passthrough" else step.transform(values)
-                if name == self._step:
-                    embedding = self._dense(name, values, rows)
+            values, embedded = self._steps.transform(values)
+            embedding = torch.from_numpy(self._steps.dense(embedded, rows)) if self._embedded else None
             self._check_width(values)
             members = [self._probabilities(member(values)) for member in self._members]
             mean = np.mean(np.stack(members), axis=0) if members else self._probabilities(self._classifier.predict_proba(values))
@@ -140,25 +136,8 @@ class SklearnClassifier:
     def _check_width(self, values: Any) -> None:
         expected = getattr(self._classifier, "n_features_in_", None)
         got = values.shape[1] if len(getattr(values, "shape", ())) == 2 else None
-        if not self._before and expected is not None and got is not None and got != expected:
+        if self._steps.alone and expected is not None and got is not None and got != expected:
             raise ModelError(f"{self._who} takes {expected} features, but pool.inputs gives {got}; name the columns that it was fitted on")
-
-    def _embedding_step(self, name: str | None) -> str:
-        names = [known for known, _ in self._before]
-        if name is not None and name != INPUTS and name not in names:
-            raise ModelError(
-                f"model.embedding is {name!r}, which is no step of {self._who} before the classifier{did_you_mean(name, [*names, INPUTS])}"
-            )
-        return name or (names[-1] if names else INPUTS)
-
-    def _dense(self, name: str, values: Any, rows: int) -> Tensor:
-        if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or values.shape[:1] != (rows,):
-            what = f"{type(values).__name__} of shape {getattr(values, 'shape', '?')}"
-            raise ModelError(
-                f"{self._who}: step {name} gives {what}, expected a dense array of numbers to be an embedding; "
-                "add a step that makes one, such as TruncatedSVD, or name another in model.embedding"
-            )
-        return torch.from_numpy(values.astype(np.float32)).flatten(1)
 
 
 def read_estimator(path: str, trusted: bool) -> Any:

@@ -20,7 +20,7 @@ from raystream.query.catalogue import TRAITS, kind_of
 from raystream.query.catalogue.auto import AUTO
 from raystream.query.catalogue.metrics import DEFAULT_METRICS, METRICS
 from raystream.query.catalogue.rules import RULES
-from raystream.query.catalogue.trainers import REGRESSOR, TRAINERS, trainer_entry
+from raystream.query.catalogue.trainers import REGRESSOR, REGRESSORS_KEYS, TRAINERS, trainer_entry
 from raystream.query.part import MAX_QUARANTINED, Part, Positive, Share
 from raystream.spec import read_spec
 
@@ -344,12 +344,14 @@ class Loop(Part):
         kind = given.get("kind")
         if kind is not None and kind_of(kind).carried:
             raise QueryError(f"model.kind is {kind}, so that no model runs, but a loop trains one; give another kind, and pool.inputs")
-        made = dict(trainer_entry(settings.trainer).made.get(self.task, {}))
+        made: dict[str, Any] = dict(trainer_entry(settings.trainer).made.get(self.task, {}))
         if made and (settings.trainer in TRAINERS or not {"source", "kind"} & set(given)):
             for key in ("source", "weights", "kind"):
                 if key in given and given[key] != made.get(key):
                     raise QueryError(f"model.{key} is given, but trainer {settings.trainer} makes the model itself; remove it")
             given.pop("kind", None)
+            if made["source"] == REGRESSOR:
+                made["args"] = {key: given.pop(key) for key in REGRESSORS_KEYS if key in given}
             return given | ({"members": [made] * settings.committee} if settings.committee > 1 else made)
         if isinstance(given.get("weights"), list) or "members" in given:
             raise QueryError("model.weights is a committee, but a loop trains its own; give one file to start from, and loop.committee")

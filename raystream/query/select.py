@@ -74,7 +74,7 @@ class Select(Part):
     similar_to: list[Id] = []
     """Ids of rows that the batch should be like."""
     near_duplicates: Annotated[float, Field(gt=0, le=1), NoTruth] | Literal[False] | None = None
-    """Of rows with this cosine or more only one is chosen. Left out, exact repeats alone are passed over; `false`: neither."""
+    """Of rows with this cosine or more only one is chosen. Left out, rows of equal embeddings alone are passed over; `false`: neither."""
     quotas: list[Quota] = []
     """Caps and floors for the rows of each group."""
     must_include: list[Id] = []

@@ -21,9 +21,11 @@ from raystream.query.loop import Loop, LoopSettings, checked_name, name_of_file
 from raystream.query.part import Part, Positive
 from raystream.spec import read_spec
 
-_SHARED = frozenset({"budget", "near_duplicates"})
+_SHARED = frozenset({"budget", "cost", "near_duplicates"})
 """Keys of `select` that every strategy takes over; the others only the strategy that `select` names."""
-_LEFT_OUT = ("quotas", "cost", "must_include", "exclude", "similar_to", "random_share")
+_OF_ALL = ("budget", "cost")
+"""Those that no strategy may have for itself."""
+_LEFT_OUT = ("quotas", "must_include", "exclude", "similar_to", "random_share")
 """Keys of `select` that rounds in memory don't know."""
 _LEFT_OUT_OF_SCORES = ("args", "class_weights", "mc_samples", "reduce", "targets", "top")
 """Those of `acquire`."""
@@ -132,7 +134,7 @@ class Simulation(Loop):
     @property
     def start_options(self) -> dict[str, Any]:
         """What of `select` holds for the first batch, too, which all strategies share."""
-        given = self.select.model_dump(include=set(_SHARED - {"budget"}), exclude_unset=True)
+        given = self.select.model_dump(include=set(_SHARED - set(_OF_ALL)), exclude_unset=True)
         return {key: value for key, value in given.items() if value is not None}
 
     @cached_property
@@ -162,8 +164,9 @@ class Simulation(Loop):
             known = [*TRAITS, AUTO]
             hint = f"; give {{name: {asked.name}, select: {{strategy: …}}}}" if "strategy" not in asked.select else ""
             raise ValueError(f"{where}: {strategy!r} is no strategy that can be simulated{did_you_mean(strategy, known)}{hint}")
-        if "budget" in asked.select:
-            raise ValueError(f"{where}: select.budget is the same for all strategies; give it in select")
+        for key in _OF_ALL:
+            if key in asked.select:
+                raise ValueError(f"{where}: select.{key} is the same for all strategies; give it in select")
         for key in _LEFT_OUT:
             if key in asked.select:
                 raise ValueError(f"{where}: select.{key} is given, but rounds of a simulation don't know it; remove it")
@@ -205,6 +208,8 @@ class Simulation(Loop):
         own = {"loop.oracle", "loop.name", *(f"loop.{key}" for key in _LEFT_ALONE)}
         found = {key: value for key, value in super().identity.items() if key not in own and key.partition(".")[0] in _SETTING}
         found["select.budget"] = str(self.select.budget)
+        if self.select.cost is not None:
+            found["select.cost"] = str(self.select.cost)
         found |= {f"select.{key} of the first batch": str(value) for key, value in self.start_options.items()}
         for key in ("rounds", "budget"):
             found[f"loop.{key}"] = str(getattr(self.loop, key))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,6 +16,7 @@ from raystream.report.pictures import Picture, pictures
 from raystream.report.style import STYLE, templates
 from raystream.store.result import Result
 
+_NONE: Mapping[int, Any] = MappingProxyType({})
 _IN_NOTEBOOK = 12
 _TEXT = 1_500
 """Characters of a text that a page carries; how many of them are shown is a matter of room."""
@@ -51,7 +55,7 @@ def cards(result: Result, count: int) -> Cards:
     """Make cards of the first `count` chosen rows."""
     found = pictures(result, count)
     if found is not None:
-        rows = _rows(result, count, pictures=found.by_rank) if found.by_rank else ()
+        rows = _rows(result, count, found.column, pictures=found.by_rank) if found.by_rank else ()
         return Cards(rows, "pictures", found.note)
     try:
         texts = chosen_inputs(result, count, lambda field: pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
@@ -60,12 +64,13 @@ def cards(result: Result, count: int) -> Cards:
     if texts is None:
         return Cards()
     by_rank = {rank: text for rank, text in zip(texts.ranks, texts.values.to_pylist(), strict=True) if text is not None}
-    return Cards(_rows(result, count, texts=by_rank), "texts", texts.note("Texts"))
+    return Cards(_rows(result, count, texts.field.name, texts=by_rank), "texts", texts.note("Texts"))
 
 
 def _rows(
-    result: Result, count: int, pictures: dict[int, Picture] | None = None, texts: dict[int, str] | None = None
+    result: Result, count: int, seen: str, *, pictures: Mapping[int, Picture] = _NONE, texts: Mapping[int, str] = _NONE
 ) -> tuple[Card, ...]:
+    """The cards; `seen` is the column of their pictures or texts, which a card that shows one doesn't repeat among the kept columns."""
     head = result.selection.slice(0, count)
     ids, scores = readable(head.column(1)), head.column("score").to_pylist()
     predictions, reasons = name_of_prediction(head), head.column("why").to_pylist()
@@ -77,9 +82,13 @@ def _rows(
             score="" if scores[rank] is None else f"{scores[rank]:.3f}",
             prediction=shown(predictions[rank] or ""),
             why=reasons[rank] or "",
-            picture=(pictures or {}).get(rank),
-            text=None if texts is None or rank not in texts else texts[rank][:_TEXT] + ("…" if len(texts[rank]) > _TEXT else ""),
-            kept=tuple((name, short(values[rank])) for name, values in kept if values[rank] is not None),
+            picture=pictures.get(rank),
+            text=texts[rank][:_TEXT] + ("…" if len(texts[rank]) > _TEXT else "") if rank in texts else None,
+            kept=tuple(
+                (name, short(values[rank]))
+                for name, values in kept
+                if values[rank] is not None and not (name == seen and (rank in pictures or rank in texts))
+            ),
         )
         for rank in range(head.num_rows)
     )

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from raystream.figures import number_of
+from raystream.lake import redacted
+from raystream.query.catalogue import KINDS
 from raystream.report.text import describe_model, describe_seconds
 from raystream.store.calibration import Calibration
 from raystream.store.manifest import Certificate, Manifest
@@ -60,10 +63,17 @@ def facts(manifest: Manifest) -> tuple[Fact, ...]:
 
 
 def _model(section: Mapping[str, Any]) -> Fact:
-    """Return the model by its name, and its weights."""
-    name, *weights = describe_model(section).split(", ")
-    trained = f"weights {', '.join(map(_short, weights))}" if weights else f"kind {section['kind']}, no weights named"
-    return Fact("model", name.rpartition(":")[2] or name, f"{name}; {trained}" if ":" in name else trained)
+    """Return the model by its name, and its weights where its kind has any beside the source."""
+    if members := section.get("members"):
+        return Fact("model", number_of(len(members), "member"), describe_model(section))
+    name, weights = describe_model({**section, "weights": None}), section.get("weights") or []
+    kind = KINDS.get(section["kind"])
+    if weights:
+        trained = f"weights {', '.join(_short(redacted(one)) for one in ([weights] if isinstance(weights, str) else weights))}"
+    else:
+        trained = f"kind {section['kind']}{', no weights named' if kind is not None and 'weights' in kind.keys else ''}"
+    last = name.rstrip("/").rpartition(":" if kind is not None and kind.imported else "/")[2]
+    return Fact("model", last, trained if last == name else f"{name}; {trained}")
 
 
 def _certificate(certificate: Certificate | None, metric: str) -> list[Fact]:

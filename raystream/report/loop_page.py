@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from raystream.errors import RaystreamError
 from raystream.figures import in_seconds
-from raystream.query.catalogue.metrics import METRICS, metric_of
+from raystream.query.catalogue.metrics import metric_of
 from raystream.report.cards import Sheet, sheet
 from raystream.report.curves import Line, Mark, chart
 from raystream.report.facts import Fact
@@ -25,6 +25,7 @@ _CONTROL = "control rows"
 _LIMITS = ("rounds", "budget", "exhausted")
 """Rules that only say what the spec says."""
 _WORTH = "By the labels given so far."
+_PAID = "By the sum of the pool's column of costs over labelled rows."
 _ON_CONTROL = " Grey: the accuracy on control rows with its 95% interval; they are labelled, but never trained on."
 
 
@@ -175,8 +176,8 @@ def _facts(facts: LoopFacts) -> list[Fact]:
     if not facts.history:
         return found
     last = facts.history[-1]
-    first = facts.metrics[0]
-    if last.get(first) is not None:
+    first = next(iter(facts.metrics), None)
+    if first is not None and last.get(first) is not None:
         found.append(Fact(first, _figure(first, last[first]), f"of the last model, on {facts.judged_by}"))
     if last.get("control_accuracy") is not None:
         low, high = last["control_low"], last["control_high"]
@@ -200,47 +201,54 @@ def _curves(facts: LoopFacts) -> list[Curve]:
     history = [row for row in facts.history if row["labels"]]
     if not history:
         return []
-    x = [row["labels"] for row in history]
-    marks = _marks(facts, history)
-    shares = [name for name in facts.metrics if _is_share(name)]
-    others = [name for name in facts.metrics if name not in shares]
-    lines = [Line(name, x, [row.get(name) for row in history]) for name in shares]
-    control = [row["control_accuracy"] for row in history]
-    if any(value is not None for value in control):
-        low, high = ([row[name] for row in history] for name in ("control_low", "control_high"))
-        lines.append(Line(_CONTROL, x, control, low, high, control=True))
-    for name, rows in facts.beside.items():
-        first = facts.metrics[0]
-        if first in shares:
-            there = [row for row in rows if row["labels"] and row.get(first) is not None]
-            lines.append(Line(f"{first}, {name}", [row["labels"] for row in there], [row[first] for row in there], control=True))
-    worth = _WORTH + (_ON_CONTROL if any(line.name == _CONTROL for line in lines) else "")
-    found = [Curve("What the labels are worth", chart(lines, x_label="labels", y_label="", marks=marks, percent=True), worth)]
-    for name in others:
-        better = "Lower is better." if metric_of(name).lower_is_better else "Higher is better."
-        line = Line(name, x, [row.get(name) for row in history])
-        found.append(Curve(name, chart([line], x_label="labels", y_label=name, marks=marks), better))
-    if history[-1].get("cost") is not None and lines:
-        cost = [row["cost"] for row in history]
-        moved = [Line(line.name, cost, line.y, line.low, line.high, line.control) for line in lines]
-        curve = chart(moved, x_label="what the labels cost", y_label="", percent=True)
-        found.append(Curve("By what the labels cost", curve, "The same, by the sum of the pool's column of costs over labelled rows."))
+    found = _worth(facts, history, "labels", "labels")
+    paid = [row for row in history if row.get("cost") is not None]
+    found += _worth(facts, paid, "cost", "what the labels cost") if paid else []
     kappas = {facts_.round: facts_.kappa for facts_ in facts.rounds}
     values = [kappas.get(row["round"]) for row in history]
     if any(value is not None for value in values):
-        curve = chart([Line("kappa", x, values)], x_label="labels", y_label="Cohen's kappa")
+        curve = chart([Line("kappa", [row["labels"] for row in history], values)], x_label="labels", y_label="Cohen's kappa")
         caption = "How far a model agrees with the one before it, on one sample of the pool: 1 is full agreement, 0 that of chance."
         found.append(Curve("Do the models still change?", curve, caption))
     return [curve for curve in found if curve.chart]
 
 
-def _marks(facts: LoopFacts, history: Sequence[Mapping[str, Any]]) -> list[Mark]:
+def _worth(facts: LoopFacts, history: Sequence[Mapping[str, Any]], over: str, words: str) -> list[Curve]:
+    """The metrics over a column of the history: those in percent in one chart, with the control rows, each other one in its own."""
+    x, marks, paid = [row[over] for row in history], _marks(facts, history, over), over == "cost"
+    first, shares = next(iter(facts.metrics), ""), [name for name in facts.metrics if metric_of(name).percent]
+    beside = [line for name, rows in facts.beside.items() if (line := _beside(first, name, rows, over)) is not None]
+    lines = [Line(name, x, [row.get(name) for row in history]) for name in shares]
+    control = [row["control_accuracy"] for row in history]
+    if any(value is not None for value in control):
+        low, high = ([row[name] for row in history] for name in ("control_low", "control_high"))
+        lines.append(Line(_CONTROL, x, control, low, high, control=True))
+    worth = (_PAID if paid else _WORTH) + (_ON_CONTROL if any(line.name == _CONTROL for line in lines) else "")
+    lines += beside if first in shares else []
+    heading = "By what the labels cost" if paid else "What the labels are worth"
+    found = [Curve(heading, chart(lines, x_label=words, y_label="", marks=marks, percent=True), worth)]
+    for name in facts.metrics:
+        if name not in shares:
+            better = "Lower is better." if metric_of(name).lower_is_better else "Higher is better."
+            own = [Line(name, x, [row.get(name) for row in history]), *(beside if name == first else [])]
+            curve = chart(own, x_label=words, y_label=name, marks=marks)
+            found.append(Curve(f"{name} by what the labels cost" if paid else name, curve, f"{better} {_PAID}" if paid else better))
+    return found
+
+
+def _beside(metric: str, name: str, rows: Sequence[Mapping[str, Any]], over: str) -> Line | None:
+    """Another loop's curve; None where it has none over that column."""
+    there = [row for row in rows if row["labels"] and row.get(over) is not None and row.get(metric) is not None]
+    return Line(f"{metric}, {name}", [row[over] for row in there], [row[metric] for row in there], control=True) if there else None
+
+
+def _marks(facts: LoopFacts, history: Sequence[Mapping[str, Any]], over: str) -> list[Mark]:
     """Where each rule would have stopped first, those of one place together; rounds and budget are no news."""
     places: dict[float, list[str]] = {}
     for name in facts.rules:
         if name in _LIMITS:
             continue
-        first = next((row["labels"] for row in history if row.get(f"would_stop_{name}")), None)
+        first = next((row[over] for row in history if row.get(f"would_stop_{name}")), None)
         if first is not None:
             places.setdefault(first, []).append(name)
     return [Mark(place, ", ".join(names)) for place, names in places.items()]
@@ -330,10 +338,5 @@ def _cell(name: str, value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _is_share(name: str) -> bool:
-    """Whether a metric is drawn in percent: shares of rows, and what is made of them."""
-    return metric_of(name).share or name in ("macro_f1", "micro_f1", "map")
-
-
 def _figure(name: str, value: float) -> str:
-    return f"{100 * value:.1f}%" if name in METRICS and _is_share(name) else f"{value:.4g}"
+    return f"{100 * value:.1f}%" if metric_of(name).percent else f"{value:.4g}"

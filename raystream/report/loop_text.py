@@ -24,9 +24,11 @@ def describe_loop(summary: Mapping[str, Any]) -> str:
 def rounds_as_text(rounds: Sequence[Mapping[str, Any]]) -> str:
     """Write a line a round."""
     metrics = list(dict.fromkeys(name for row in rounds for name, value in row["metrics"].items() if value is not None))
-    table = [["round", "labels", "strategy", *metrics, "choosing s", "training s"]]
+    paid = ["cost"] if any(row.get("cost") is not None for row in rounds) else []
+    table = [["round", "labels", "strategy", *paid, *metrics, "choosing s", "training s"]]
     for row in rounds:
-        values = [_figure(row["metrics"].get(name)) for name in metrics]
+        values = [f"{row['cost']:,.5g}" if row["cost"] is not None else "" for _ in paid]
+        values += [_figure(row["metrics"].get(name)) for name in metrics]
         seconds = [f"{row['seconds'][name]:.1f}" for name in ("query", "train")]
         table.append([str(row["round"]), f"{row['labels']:,}", row["strategy"], *values, *seconds])
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]

@@ -20,6 +20,9 @@ def templates() -> Environment:
     return made
 
 
-def breakable(id_: str) -> list[str]:
-    """An id in the parts between which a line may end: after what separates them, not in the middle of any."""
-    return re.findall(r"[^/_.:#|,;=&?]+[/_.:#|,;=&?]*|[/_.:#|,;=&?]+", id_)
+_BREAKS = re.compile(r"(?<=[/_.:#|,;=&?])(?![/_.:#|,;=&?\s]|$)(?:(?<!\d[.,])|(?!\d))")
+
+
+def breakable(words: str) -> list[str]:
+    """Words, or an id, in the parts between which a line may end: after what separates parts of a name, not within a number."""
+    return _BREAKS.split(words) if words else []

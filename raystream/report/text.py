@@ -237,7 +237,8 @@ def constraints_met(manifest: Manifest) -> list[Met]:
     if "random_share" in facts:
         found.append(Met("at random", _count(int(facts["random_share"]), "row"), f" by random_share {select['random_share']:g}"))
     if "exact_repeats" in facts:
-        found.append(Met("left out", _count(int(facts["exact_repeats"]), "row"), " as exact repeats of chosen or labelled ones"))
+        words = " as exact repeats of chosen or labelled ones, by their embeddings"
+        found.append(Met("left out", _count(int(facts["exact_repeats"]), "row"), words))
     if "exact_repeats_chosen" in facts:
         count = int(facts["exact_repeats_chosen"])
         found.append(Met("repeats", _count(count, "row"), " chosen that equal others, since nothing else was left"))

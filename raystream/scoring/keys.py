@@ -39,6 +39,8 @@ class UnitKeys:
 
     def __init__(self, query: Query, spec: ReadSpec, fingerprint: str) -> None:
         model = query.model
+        # An entry that is new for all queries makes all stores score anew; one that only some need stays out of the others' keys, as in
+        # `_inputs` and `_unit_parts`. What one kind of output alone depends on belongs to `output_kinds`.
         shared: dict[str, Any] = {
             "format": FORMAT,
             "reading": READING,

@@ -175,22 +175,21 @@ class Session:
             return
         told = [(tasks[index].unit.name, [str(cause) for cause in causes]) for index, causes in sorted(failed.items())]
         self._keep_causes(told)
-        count, some = len(failed), told[:_NAMED_FAILURES]
+        count = len(failed)
         where = f"; {self._store.place(f'{self._folder}/{FAILED_UNITS}')} has all causes"
         if not self._job.skip_bad_rows:
-            more = f" (and {count - len(some)} more)" if count > len(some) else ""
-            names = "; ".join(f"{name}: {' / '.join(dict.fromkeys(causes))}" for name, causes in some)
             raise UnitsFailed(
-                f"{count} of {number_of(len(tasks), 'unit')} failed three times: {names}{more}{where}; the others are scored and kept, "
+                f"{count} of {number_of(len(tasks), 'unit')} failed three times: {_by_cause(told)}{where}; the others are scored and kept, "
                 "mend the cause and run again, or set on_error to skip"
             )
         self._given_up += count
-        first = "; ".join(causes[-1] for _, causes in some)
+        first = _by_cause([(name, causes[-1:]) for name, causes in told])
         if self._given_up > self._job.max_quarantined * self._asked + _ROUNDING:
+            some_are = self._given_up < self._asked
+            kept, allow = ("the others are scored and kept, ", ", or raise max_quarantined") if some_are else ("", "")
             raise UnitsFailed(
                 f"{self._given_up} of {number_of(self._asked, 'unit')} can't be scored, {self._given_up / self._asked:.2%} of them, and "
-                f"max_quarantined allows {self._job.max_quarantined:.2%}: {first}{where}; the others are scored and kept, mend the cause "
-                "and run again, or raise max_quarantined"
+                f"max_quarantined allows {self._job.max_quarantined:.2%}: {first}{where}; {kept}mend the cause and run again{allow}"
             )
         self._left_out.append(f"{number_of(count, 'unit')} {'was' if count == 1 else 'were'} left out: {first}{where}")
 
@@ -206,6 +205,18 @@ class Session:
             self._life.begin(self._store, self._folder)
         self._executor, workers = self._processes.workers(replace(self._job, token=self._life.token), rows, size)
         return Scoring(self._executor, workers, keep_going=self._job.skip_bad_rows, on_event=self._progress.on_event)
+
+
+def _by_cause(told: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Name the first causes that units failed for, in words: each once, after the first of the units that it is the same for."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, causes in told:
+        alike.setdefault(tuple(dict.fromkeys(cause.removeprefix(f"{name}: ") for cause in causes)), []).append(name)
+    some = list(alike.items())[:_NAMED_FAILURES]
+    others = [f" and {number_of(len(names) - 1, 'other unit')}" if len(names) > 1 else "" for _, names in some]
+    words = [f"{names[0]}{more}: {' / '.join(causes)}" for (causes, names), more in zip(some, others, strict=True)]
+    rest = len(told) - sum(len(names) for _, names in some)
+    return "; ".join(words) + (f" (and {rest} more)" if rest else "")
 
 
 class _ProgressLog:

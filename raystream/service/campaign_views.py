@@ -15,8 +15,8 @@ import yaml
 from raystream.errors import QueryError, StoreError
 from raystream.figures import number_of
 from raystream.loop.journal import Journal
-from raystream.loop.simulation.comparison import Curves, Figures, aligned
-from raystream.loop.simulation.outcome import Compared, band, verdict_in_words
+from raystream.loop.simulation.comparison import Curves, aligned
+from raystream.loop.simulation.outcome import band, best_of, read_summary, verdict_in_words
 from raystream.loop.streams.drift import Drift
 from raystream.loop.streams.log import StreamLog
 from raystream.query.catalogue.auto import CONTROL
@@ -175,10 +175,14 @@ def simulation_view(store: Store, name: str) -> Data:
         return head | {"state": "running", "played": played}
     curves, summary = read_parquet(tables[0]), read_parquet(tables[1]).to_pylist()
     metric = simulation.metrics[0]
-    lines = _curves(curves, metric)
-    compared = {row["strategy"]: _figures(row) for row in summary}
-    paying = [key for key, of in compared.items() if of.figures.verdict == "pays"]
-    best = max(paying, key=lambda key: compared[key].figures.gain, default=CONTROL)
+    lines = _curves(curves, metric, "labels")
+    priced = any("cost_saved" in row for row in summary)
+    compared = {row["strategy"]: read_summary(row) for row in summary}
+    best = best_of(compared)
+
+    def gain(row: Mapping[str, Any]) -> float:
+        return -compared[row["strategy"]].decisive.gain
+
     seeds = len(next(iter(lines.values())).values)
     return head | {
         "state": "finished",
@@ -190,24 +194,20 @@ def simulation_view(store: Store, name: str) -> Data:
         "ceiling": _ceiling(store, folder, metric),
         "curves": [_line(key, of) for key, of in lines.items()],
         "beside": [_beside(key, of, lines[CONTROL]) for key, of in lines.items() if key != CONTROL],
-        "table": plain(sorted(summary, key=lambda row: -row["gain"])),
+        "cost_curves": [_line(key, of) for key, of in _curves(curves, metric, "cost").items()] if priced else [],
+        "table": plain([row | {"verdict": compared[row["strategy"]].decisive.verdict} for row in sorted(summary, key=gain)]),
         "control": CONTROL,
     }
 
 
-def _curves(table: pa.Table, metric: str) -> Mapping[str, Curves]:
-    """By strategy, the curves of a metric over numbers of labels that all share."""
+def _curves(table: pa.Table, metric: str, over: str) -> Mapping[str, Curves]:
+    """By strategy, the curves of a metric over numbers of labels, or what they cost, that all share."""
     of: dict[str, dict[int, list[tuple[float, float]]]] = {}
-    columns = [table.column(name).to_pylist() for name in ("strategy", "seed", "labels", metric)]
+    columns = [table.column(name).to_pylist() for name in ("strategy", "seed", over, metric)]
     for strategy, seed, labels, value in zip(*columns, strict=True):
         of.setdefault(strategy, {}).setdefault(seed, []).append((labels, value))
     pairs = {key: [tuple(np.array(rows, dtype=np.float64).T) for rows in seeds.values()] for key, seeds in of.items()}
     return aligned(pairs)
-
-
-def _figures(row: Mapping[str, Any]) -> Compared:
-    names = Figures.__dataclass_fields__
-    return Compared(Figures(**{name: row[name] for name in names}), row["seconds_query"], row["seconds_train"])
 
 
 def _line(name: str, curves: Curves) -> Data:

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 
 import xxhash
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
 from raystream.errors import QueryError, RaystreamError, StoreUnreachable
 from raystream.service.campaign_views import campaigns, loop_view, simulation_view, stream_view
+from raystream.service.formats import file_pieces
 from raystream.service.page_files import POLICY, page_files
 from raystream.service.plain import plain
 from raystream.service.views import COMPARED, RecentValues, Views
@@ -167,11 +169,11 @@ def _answer(request: Request, make: Callable[[], dict[str, Any]], version: Calla
 
 
 def _file(request: Request, views: Views, name: str) -> Response:
-    data, etag = views.selection(name)
+    path, etag = views.selection(name)
     headers = {"ETag": f'"{etag}"', "Cache-Control": _AGAIN, "X-Content-Type-Options": "nosniff"}
     if _knows(request, f'"{etag}"'):
         return Response(status_code=304, headers=headers)
-    return Response(data, media_type="application/vnd.apache.parquet", headers=headers)
+    return StreamingResponse(file_pieces(path), media_type="application/vnd.apache.parquet", headers=headers)
 
 
 def _guarded(answer: Callable[[], Response]) -> Response:

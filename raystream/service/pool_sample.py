@@ -133,7 +133,7 @@ def _sample(result: Result, pool: StoredPool, units: list[UnitOutputs], plane: P
     id_name = result.selection.column_names[1]
     for unit, path, spaced, labelled in zip(units, paths, evenly_spaced(units, points), marked, strict=True):
         columns = [name for name in (id_name, "row", score) if name and any(name in one.columns for one in unit.receipts)]
-        inside = np.union1d(spaced, labelled)
+        inside = np.union1d(spaced, labelled) if len(labelled) else spaced
         table = next(read_columns(pool.store, [unit], columns)).take(pa.array(inside))
         free = ~np.isin(table.column("row").to_numpy(), chosen_rows.get(path, []))
         inside, table = inside[free], table.filter(pa.array(free))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
 import json
 import subprocess
 import threading
@@ -14,8 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow.csv
-import pyarrow.parquet as pq
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
@@ -25,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from raystream.errors import QueryError
 from raystream.service.callers import Callers
 from raystream.service.config import Config
-from raystream.service.formats import flat, json_rows, preferred
+from raystream.service.formats import csv_pieces, file_pieces, json_pieces, preferred
 from raystream.service.metrics import Metrics
 from raystream.service.policy import Policy, read_json
 from raystream.service.problems import Described, FieldError, Problem, unknown, wrong_fields
@@ -37,7 +34,7 @@ from raystream.store.events import EventLog, run_state
 from raystream.store.gc import collect
 from raystream.store.manifest import Manifest
 from raystream.store.queries import query_folder, read_manifest
-from raystream.store.result import read_result
+from raystream.store.result import committed_file
 
 PAGE = 50
 MOST = 200
@@ -249,16 +246,14 @@ class QueryCalls:
         headers = {"etag": tag, "vary": "Accept", "cache-control": "private, no-cache"}
         if etag is not None and tag in (part.strip() for part in etag.split(",")):
             return Response(status_code=304, headers=headers)
-        table = read_result(self._store, manifest).selection
+        path = committed_file(self._store, manifest, manifest.selection)
         if kind == "application/json":
-            return StreamingResponse(json_rows(name, table), media_type=kind, headers=headers)
-        sink = io.BytesIO()
+            return StreamingResponse(json_pieces(name, path), media_type=kind, headers=headers)
         headers["content-disposition"] = f'attachment; filename="{name}.{"csv" if kind == "text/csv" else "parquet"}"'
         if kind == "text/csv":
-            pyarrow.csv.write_csv(flat(table), sink)
-        else:
-            pq.write_table(table, sink)
-        return Response(sink.getvalue(), media_type=kind, headers=headers)
+            return StreamingResponse(csv_pieces(path), media_type=kind, headers=headers)
+        headers["content-length"] = str(manifest.selection.size)
+        return StreamingResponse(file_pieces(path), media_type=kind, headers=headers)
 
     def report(self, caller: Caller, asked: str) -> Response:
         """Return the report page."""

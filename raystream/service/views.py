@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -34,7 +35,7 @@ from raystream.store.events import RunState, run_state
 from raystream.store.manifest import Manifest
 from raystream.store.protocol import Entry, Store
 from raystream.store.queries import query_folder, read_manifest
-from raystream.store.result import Result, committed_table
+from raystream.store.result import Result, committed_file, committed_table
 from raystream.store.vectors import VectorFiles
 
 _THREADS = 16
@@ -294,10 +295,10 @@ class Views:
             **shown,
         }
 
-    def selection(self, name: str) -> tuple[bytes, str]:
-        """The selection as the bytes of its file, and the hash of these."""
-        manifest = self._result(name).manifest
-        return self.store.read(manifest.selection.name), manifest.selection.xxh3
+    def selection(self, name: str) -> tuple[Path, str]:
+        """The selection as a file of this machine, and the hash of its content."""
+        manifest = self._committed(name)
+        return committed_file(self.store, manifest, manifest.selection), manifest.selection.xxh3
 
     def compare(self, names: Sequence[str]) -> Data:
         """Return several committed queries side by side.
@@ -344,10 +345,14 @@ class Views:
             raise QueryError(f"store {redacted(self.store.uri)} has no query {name}")
         return manifest
 
-    def _result(self, name: str) -> Result:
+    def _committed(self, name: str) -> Manifest:
         manifest = self._manifest(name)
         if manifest is None:
             raise QueryError(f"query {name} is not committed, so it has no rows yet")
+        return manifest
+
+    def _result(self, name: str) -> Result:
+        manifest = self._committed(name)
         key = (name, manifest.selection.xxh3)
         return self._kept.get(
             key, lambda: Result(self.store, committed_table(self.store, manifest, manifest.selection), manifest, new=False)

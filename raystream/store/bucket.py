@@ -27,16 +27,11 @@ from raystream.errors import QueryError, StoreError, StoreUnreachable
 from raystream.lake import LOCAL, Storage, is_final
 from raystream.lake.bucket import HashingWriter, bucket_of
 from raystream.lake.ranges import RangeReader
-from raystream.lake.retry import LASTING, Patience, Place, in_words, is_outage, server_reason
+from raystream.lake.retry import ATTEMPTS_BEYOND, FIRST_PAUSE_BEYOND, LASTING, Patience, Place, in_words, is_outage, server_reason
 from raystream.lake.uri import parse, redacted
 from raystream.store.integrity import damaged
 from raystream.store.local_copies import local_copies
 from raystream.store.protocol import Entry, StoredFile, WriteBroken
-
-ATTEMPTS = 3
-"""Of what obstore itself has given up on: it doesn't ask again for a body that broke off, for one."""
-FIRST_WAIT = 0.2
-"""Seconds before the second attempt; doubled before each further one, see `raystream.lake.retry`."""
 
 _FINAL = (
     FileNotFoundError, PermissionError, AlreadyExistsError, InvalidPathError, NotSupportedError, PermissionDeniedError, PreconditionError,
@@ -93,7 +88,7 @@ class Requests:
 
     def _answer(self, request: Callable[[], T]) -> T:
         return self._place.ask(
-            request, self._count, errors=(BaseError, OSError), final=_is_refusal, attempts=ATTEMPTS, first_pause=FIRST_WAIT
+            request, self._count, errors=(BaseError, OSError), final=_is_refusal, attempts=ATTEMPTS_BEYOND, first_pause=FIRST_PAUSE_BEYOND
         )
 
     def _count(self, why: str) -> None:
@@ -118,7 +113,7 @@ class Requests:
         text = f"store: {self._place.name}/{name} can't be {what}: {server_reason(error)}"
         if not _is_refusal(error):
             waited = self._place.patience.seconds if is_outage(error) else 0
-            asked = f"waited for it for {in_words(waited)}" if waited else f"asked {ATTEMPTS} times"
+            asked = f"waited for it for {in_words(waited)}" if waited else f"asked {ATTEMPTS_BEYOND} times"
             return StoreUnreachable(f"{text}; {asked}, run again to resume")
         if isinstance(error, FileNotFoundError) and (what != "read" or _NO_BUCKET.search(str(error))):
             return StoreError(f"{text}; make the bucket or correct store.uri")

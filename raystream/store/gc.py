@@ -24,6 +24,7 @@ from raystream.store.packs import PACKS, in_threads, pack_names
 from raystream.store.protocol import Entry, Store
 from raystream.store.queries import TABLES, labelled_keys, plan_outputs, read_manifest, read_plan
 from raystream.store.receipts import read_receipt
+from raystream.store.service_records import finished
 from raystream.store.unit_keys import Keys, is_key
 
 GRACE = 24 * 3600.0
@@ -64,6 +65,7 @@ class Reclaimed:
         leftovers: files of attempts and runs that ended halfway.
         tables: pools that were given in memory, which no kept query is over.
         derived: clusters and neighbour graphs that are removed; the next query that wants one computes it again.
+        service: files of what servers noted of requests that are over.
     """
 
     store: str
@@ -80,6 +82,7 @@ class Reclaimed:
     leftovers: Group
     tables: Group
     derived: Group
+    service: Group
     bytes: int
 
     def summary(self) -> dict[str, Any]:
@@ -130,6 +133,7 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
     derived = [files for files in _by_folder(store.walk("derived"), depth=2).values() if all(file.modified <= limit for file in files)]
     busy = bool(queries.running) or queries.planning
     tables = [file for file in store.walk(TABLES) if file.modified <= limit and not busy and _base(file) not in queries.tables]
+    served = finished(store, known, limit)
     unfinished = queries.unfinished
     forgotten = [*queries.dropped.values(), *unfinished.values()]
     if delete:
@@ -145,6 +149,7 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
         groups = [*forgotten, *found.units.values(), *found.halves.values(), *found.outputs.values(), *derived]
         in_threads(lambda files: _remove(store, files), groups, threads)
         in_threads(lambda file: store.remove(file.name), [*strays, *tables], threads)
+        served.remove(store)
     leftovers = _group([[file] for file in [*strays, *packs, *chain.from_iterable(found.halves.values())]])
     scored = [*found.units.values(), *found.outputs.values()]
     return Reclaimed(
@@ -162,7 +167,8 @@ def collect(store: Store, *, drop: Collection[str] = (), older_than: float = GRA
         leftovers=leftovers,
         tables=_group([[file] for file in tables]),
         derived=_group(derived),
-        bytes=_group([*scored, *forgotten, *derived, *([file] for file in tables)]).bytes + leftovers.bytes,
+        service=_group([file] for file in served.files),
+        bytes=_group([*scored, *forgotten, *derived, *([file] for file in [*tables, *served.files])]).bytes + leftovers.bytes,
     )
 
 

@@ -80,6 +80,7 @@ class Manifest:
     read of each table of the pool.
     `labelled_units` are the keys of units over labelled rows outside the pool, in the order in which they were read, and
     `labelled_digest` is that of the labelled ids; plan.parquet has the keys of the pool's own units. `committed` is the time, UTC.
+    `scored` is false where the model turned out to have one opinion of a number, which is no score.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -108,6 +109,7 @@ class Manifest:
     labelled_digest: str | None = None
     committed: str = ""
     quarantined: StoredFile | None = None
+    scored: bool = True
 
     @property
     def about(self) -> dict[str, str]:
@@ -125,7 +127,7 @@ class Manifest:
         """True if the model gave scores, by which the choice went or which it shows."""
         model = self.resolved["model"]
         carried = model["kind"] in KINDS and KINDS[model["kind"]].carried
-        return not carried or bool(model.get("logits") or model.get("probabilities") or model.get("samples"))
+        return self.scored and (not carried or bool(model.get("logits") or model.get("probabilities") or model.get("samples")))
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1, default=str).encode()

@@ -146,6 +146,17 @@ def committed_table(store: Store, manifest: Manifest, file: StoredFile) -> pa.Ta
     return read_parquet(_whole(store, manifest, file))
 
 
+def committed_file(store: Store, manifest: Manifest, file: StoredFile) -> Path:
+    """One of a query's files that its manifest names, as a file of this machine that may be read piece by piece.
+
+    Raises:
+        StoreError: it is gone or isn't what was committed.
+    """
+    if not store.remote and not store.is_whole(file):  # what is brought here from a bucket is checked on its way
+        raise _changed(store, manifest, file)
+    return store.local(file)
+
+
 def _copy(store: Store, manifest: Manifest, file: StoredFile, name: str) -> bytes:
     """Read the copy of a committed file under its plain name; made now if the run that committed ended before it could."""
     place = f"{query_folder(manifest.query)}/{name}"
@@ -158,9 +169,13 @@ def _whole(store: Store, manifest: Manifest, file: StoredFile, advice: str = "")
     """Read a file as it was committed."""
     data = store.read(file.name)
     if xxhash.xxh3_128_hexdigest(data) != file.xxh3:
-        advice = advice or f"forget the query by raystream gc --drop {manifest.query}"
-        raise StoreError(f"store: {store.place(file.name)} is damaged or was changed: its content is not what was committed; {advice}")
+        raise _changed(store, manifest, file, advice)
     return data
+
+
+def _changed(store: Store, manifest: Manifest, file: StoredFile, advice: str = "") -> StoreError:
+    advice = advice or f"forget the query by raystream gc --drop {manifest.query}"
+    return StoreError(f"store: {store.place(file.name)} is damaged or was changed: its content is not what was committed; {advice}")
 
 
 def load_result(store_uri: str, name: str) -> Result:

@@ -2,6 +2,7 @@
 
 Round 3 of loop `digits` is query `digits-r3`. Its batch, as people are asked for it, lies in the round's folder with a record that names
 it. A round may ask for control rows alone; then there is no query of that name, and what is known of the pool is the last one's.
+What people are asked is what the loop asks: a round's model may know but some of the classes, or, before any training, nothing of the task.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import json
 import re
 from dataclasses import replace
 from typing import Any
+
+import yaml
 
 from raystream.errors import StoreError
 from raystream.store.opening import existing_store
@@ -31,7 +34,7 @@ def round_folder(loop: str, round_: int) -> str:
 
 
 def as_asked(result: Result) -> Result:
-    """Add to what a loop's query chose the control rows of its round, last; any other query stays as it is.
+    """Add to what a loop's query chose the control rows of its round, last, and the loop's task and classes; others stay as they are.
 
     Raises:
         StoreError: the round's records are gone or damaged.
@@ -41,6 +44,12 @@ def as_asked(result: Result) -> Result:
     if match is None or record is None or record["query"] != result.query:
         return result
     return _with_batch(result, match[1], int(match[2]), record)
+
+
+def is_round(result: Result) -> bool:
+    """Whether a batch is one of a loop's."""
+    match = _ROUND.fullmatch(result.query)
+    return match is not None and _record(result.store, match[1], int(match[2])) is not None
 
 
 def find_batch(store: Store, name: str) -> Result | None:
@@ -102,4 +111,18 @@ def _record(store: Store, loop: str, round_: int) -> dict[str, Any] | None:
 
 
 def _with_batch(result: Result, loop: str, round_: int, record: dict[str, Any]) -> Result:
-    return replace(result, selection=read_parquet(result.store.read(f"{round_folder(loop, round_)}/{record['batch']}")))
+    """Return the batch as people are asked for it."""
+    selection = read_parquet(result.store.read(f"{round_folder(loop, round_)}/{record['batch']}"))
+    resolved = result.manifest.resolved
+    model = resolved["model"] | _what_is_asked(result.store, loop)
+    return replace(result, selection=selection, manifest=replace(result.manifest, resolved=resolved | {"model": model}))
+
+
+def _what_is_asked(store: Store, loop: str) -> dict[str, Any]:
+    """Return the task and the names of the classes, as far as the loop gives them."""
+    name = f"loops/{loop}/loop.yaml"
+    try:
+        section = dict(yaml.safe_load(store.read(name)).get("model") or {})
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError):
+        raise StoreError(f"store: {store.place(name)} is damaged; restore it, or begin the loop anew under another name") from None
+    return {"task": section.get("task", "classes"), "classes": section.get("classes")}

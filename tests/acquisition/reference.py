@@ -41,3 +41,8 @@ def member_scores_of(p):
         "mean_std": p.std(axis=1).mean(axis=1),
         "variance": p.var(axis=1).sum(axis=1),
     }
+
+
+def may_be_logits(z):
+    """False for what is refused as probabilities given as logits."""
+    return bool((z < 0).any() or np.abs(z.sum(axis=-1) - 1).max() > 0.01)

@@ -7,6 +7,7 @@ import torch
 from raystream import acquisition
 from raystream.acquisition import check_acquisition, entropy
 from raystream.errors import AcquisitionContractError, DataError, QueryError
+from raystream.query import LOGIT_SCORES
 
 TARGETS = acquisition.epig_targets(acquisition.log_probabilities(torch.randn(4, 5, 7, generator=torch.Generator().manual_seed(9))))
 TWO_TARGETS = acquisition.epig_targets(acquisition.log_probabilities(torch.randn(4, 5, 2, generator=torch.Generator().manual_seed(9))))
@@ -17,7 +18,7 @@ def embedding_of(z):
 
 
 FROM_LOGITS = {
-    **{name: getattr(acquisition, name) for name in ("entropy", "least_confidence", "margin", "ratio", "energy")},
+    **{name: getattr(acquisition, name) for name in LOGIT_SCORES},
     "energy_under_temperature": partial(acquisition.energy, temperature=2.0),
     "egl": lambda z: acquisition.egl(z, embedding_of(z)),
     "badge_norm": lambda z: acquisition.badge_norm(z, embedding_of(z), bias=False, temperature=0.5),

@@ -269,6 +269,62 @@ def test_files_that_are_none(name: str, content: Any, words: str, first: Result,
     assert words in stderr
 
 
+_TASK = {"id": 1, "data": {"raystream_id": "100", "raystream_query": "first"}}
+_RECORD = {"id": "100", "fields": {}, "metadata": {}}
+_ROW = {"data_row": {"global_key": "100"}}
+_SAMPLE = {"raystream_id": "100", "filepath": "a.png"}
+
+
+@pytest.mark.parametrize(
+    ("tool", "content"),
+    [
+        ("label_studio", [_TASK | {"annotations": 3}]),
+        ("label_studio", [_TASK | {"annotations": [{"id": 1, "result": "cat"}]}]),
+        ("label_studio", [_TASK | {"annotations": [{"id": 1, "result": [], "reviews": [1]}]}]),
+        ("cvat", {"images": 3, "annotations": [], "categories": []}),
+        ("cvat", {"images": [{"id": 1}], "annotations": [1], "categories": []}),
+        ("argilla", [_RECORD | {"responses": 3}]),
+        ("argilla", [_RECORD | {"label.responses": "cat"}]),
+        ("labelbox", [_ROW | {"projects": {"p": 3}}]),
+        ("labelbox", [_ROW | {"projects": {"p": {"labels": [{"annotations": {"classifications": [{"radio_answer": "cat"}]}}]}}}]),
+        ("fiftyone", {"samples": [_SAMPLE | {"tags": 3, "ground_truth": {"label": "cat"}}]}),
+        ("fiftyone", {"samples": [_SAMPLE | {"ground_truth": {"classifications": [3]}}]}),
+    ],
+)
+def test_records_of_another_shape_are_the_files_fault(tool: str, content: Any, first: Result, cli: Cli) -> None:
+    """Edited by hand, or by another version of the tool: exit 3 and one sentence, not a defect of ours, and nothing is written."""
+    Path("edited.json").write_text(json.dumps(content))
+    code, _, stderr = cli("labels", "edited.json", "--from", tool, "--out", "l.parquet", "--query", "first")
+    assert (code, stderr.count("\n")) == (3, 1), stderr
+    assert "has another shape; was it edited?" in stderr
+    assert not Path("l.parquet").exists()
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_spreadsheet_saved_with_other_marks(mark: str, first: Result, cli: Cli) -> None:
+    """Where commas are for decimals, programs part the fields by semicolons; commas inside the labels stay."""
+    rid = str(first.selection.column("rid")[0])
+    lines = [("raystream_id", "raystream_query", "label", "state"), (rid, "first", "a, b", ""), ("7", "first", "", "skipped")]
+    Path("b.csv").write_text("".join(mark.join(line) + "\n" for line in lines))
+    code, printed, stderr = cli("labels", "b.csv", "--from", "csv", "--out", "l.parquet", "--json")
+    assert code == 0, stderr
+    assert (json.loads(printed)["labelled"], json.loads(printed)["skipped"]) == (1, 1)
+    assert "a, b" in pq.read_table("l.parquet").column("label").to_pylist()
+
+
+def test_what_is_missing_of_a_file_is_said(first: Result, cli: Cli) -> None:
+    """A spreadsheet without the columns to fill in, one in which nobody has filled in anything, and a list of questions and answers."""
+    Path("b.csv").write_text("raystream_id,said\n100,cat\n")
+    code, _, stderr = cli("labels", "b.csv", "--from", "csv", "--out", "l.parquet", "--query", "first")
+    assert (code, "it needs raystream_id, and a column named label or state" in stderr) == (3, True), stderr
+    Path("b.csv").write_text("raystream_id,label\n100,\n")
+    code, _, stderr = cli("labels", "b.csv", "--from", "csv", "--out", "l.parquet", "--query", "first")
+    assert (code, "nobody has labelled anything there yet" in stderr) == (0, True), stderr
+    Path("b.jsonl").write_text('{"question": "?", "answer": ["!"]}\n')
+    code, _, stderr = cli("labels", "b.jsonl", "--from", "label_studio", "--out", "l.parquet", "--query", "first")
+    assert (code, "is no export of Label Studio" in stderr) == (3, True), stderr
+
+
 def test_links_are_written_as_they_are_unless_signing_is_asked_for(first: Result, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """No credential is in a file without --presign; with it, each link opens by itself, for as long as asked."""
     for name, value in {"AWS_ACCESS_KEY_ID": "AKIA1", "AWS_SECRET_ACCESS_KEY": "hidden", "AWS_REGION": "eu-central-1"}.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -76,6 +77,14 @@ def test_two_pushes_leave_what_one_leaves(fake: FakeCvat, first: Result) -> None
     assert [(label["name"], label["type"]) for label in fake.labels[1]] == [(name, "tag") for name in CLASSES]
     assert (client(fake).push(batch(first), first.store).created, client(fake, 1).push(batch(first), first.store).created) == (0, 0)
     assert_whole(fake, first)
+
+
+def test_another_stores_query_of_this_name_is_not_taken_for_it(fake: FakeCvat, first: Result) -> None:
+    """A task of this name with other pictures is nobody's but theirs."""
+    ours = batch(first)
+    client(fake).push(replace(ours, items=tuple(replace(item, id=f"{item.id}0") for item in ours.items)), first.store)
+    with pytest.raises(ServerError, match=r"tasks/1 holds other pictures than those of query first: 12 of 12 are not there"):
+        client(fake).push(ours, first.store)
 
 
 @pytest.mark.parametrize("carried_out", [True, False])

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_two_pushes_at_once_leave_each_task_once(fake: FakeLabelStudio, first: R
     """Another push that sees the same rows missing creates them, too: the later copies go, those that somebody works on stay."""
     other = client(fake)
     rows = batch(first).items
-    project = client(fake)._project_for(batch(first))[0]
+    project = client(fake)._project_for(batch(first))["id"]
 
     def meanwhile() -> None:
         for task in [task for task in other_tasks if task["data"]["raystream_id"] in {item.id for item in rows[:40]}]:
@@ -311,6 +312,65 @@ def test_a_project_whose_interface_has_other_names_is_used(fake: FakeLabelStudio
     client(fake, 1).push(batch(first), first.store)
     assert {task["predictions"][0]["result"][0]["to_name"] for task in fake.imported} == {"t1"}
     assert {task["predictions"][0]["score"] for task in fake.imported} == {item.confidence for item in batch(first).items}
+
+
+@pytest.mark.parametrize("tool", ["label_studio", "cvat"])
+@pytest.mark.parametrize("answer", [{"status": "ok"}, [], 3])
+def test_another_program_behind_the_url_is_no_defect(
+    tool: str, answer: Any, fake: FakeLabelStudio, first: Result, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers JSON of its own to everything: exit 3, in one sentence."""
+    fake.answer = lambda *_: (200, answer)  # type: ignore[method-assign]
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "t")
+    monkeypatch.setenv("CVAT_ACCESS_TOKEN", "t")
+    place = "projects" if tool == "label_studio" else "tasks"
+    pushed = ("export", "first", "--to", tool, "--show", "text" if tool == "label_studio" else "image", "--push")
+    pulled = ("labels", "--from", tool, "--out", "l.parquet", "--pull")
+    for arguments in (pushed, pulled):
+        code, _, stderr = cli(*arguments, f"{fake.url}/{place}/7")
+        assert (code, stderr.count("\n"), "doesn't answer as" in stderr) == (3, 1, True), stderr
+
+
+def test_another_stores_query_of_this_name_is_not_taken_for_it(fake: FakeLabelStudio, first: Result) -> None:
+    """The same name and ids over other texts: labels of those would become these rows'. Nothing is created, and the way out is said."""
+    ours = batch(first)
+    theirs = replace(ours, items=tuple(replace(item, text=f"{item.text}, not ours", rank=item.rank + 1) for item in ours.items[:7]))
+    client(fake).push(theirs, first.store)
+    for project, way in ((None, "push to a project of your own"), (1, "push without a project")):
+        with pytest.raises(ServerError, match=f"projects/1 .raystream first. holds tasks of another query named first, 7 rows.*{way}"):
+            client(fake, project).push(ours, first.store)
+    assert len(fake.tasks) == 7
+    again = replace(theirs, items=tuple(replace(item, text=str(item.rank)) for item in theirs.items))
+    assert client(fake).push(again, first.store).created == 0  # another column of the same rows
+
+
+def test_all_rounds_predictions_are_of_one_version(fake: FakeLabelStudio, first: Result) -> None:
+    """A project shows those of one version alone, at first that of its first prediction: every model's are of the same."""
+    later = replace(batch(first), query="later", model="another model")
+    for each in (batch(first), later):
+        client(fake, 1 if fake.projects else None).push(each, first.store)
+    assert len(fake.imported) == 2 * ROWS
+    assert {task["predictions"][0]["model_version"] for task in fake.imported} == {"raystream"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "hidden"),
+    [
+        ({"model_version": "", "show_collab_predictions": True}, False),
+        ({"model_version": "raystream", "show_collab_predictions": True}, False),
+        ({"model_version": "their backend", "show_collab_predictions": True}, True),
+        ({"model_version": "raystream", "show_collab_predictions": False}, True),
+    ],
+)
+def test_a_project_that_hides_the_predictions_says_so(
+    settings: dict[str, Any], hidden: bool, fake: FakeLabelStudio, first: Result
+) -> None:
+    """It shows those of another model or none; that is its owner's choice, and so it stays."""
+    fake.projects[1] = {"id": 1, "label_config": label_config(batch(first)), **settings}
+    notes = client(fake, 1).push(batch(first), first.store).notes
+    assert any("doesn't show the predictions that were pushed: choose raystream" in note for note in notes) == hidden
+    unpredicted = replace(batch(first), items=tuple(replace(item, prediction=None) for item in batch(first).items))
+    assert client(fake, 1).push(unpredicted, first.store).notes == ()
 
 
 def test_a_place_where_no_server_is(first: Result) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -15,17 +17,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from campaigns import history, make_loop, simulated, write_pool
 from label_queries import CLASSES, commit_query
+from PIL import Image
 
 import raystream
 from raystream import ActiveLearningLoop
 
 SERVER = Path(raystream.__file__).parents[1] / ".label-studio" / "bin" / "label-studio"
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
+CHROMIUM = shutil.which("chromium")
 ROWS = 130
 """More than a page."""
 Cli = Callable[..., tuple[int, str, str]]
@@ -81,6 +86,13 @@ def api(url: str, method: str, path: str, body: Any = None) -> Any:
     with urllib.request.urlopen(request, timeout=60) as reply:
         data = reply.read()
     return json.loads(data) if data else None
+
+
+def picture(number: int) -> bytes:
+    """Noise that a browser takes a moment to decode."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(number).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def choice(label: str) -> dict[str, Any]:
@@ -208,12 +220,56 @@ def test_a_loop_of_three_rounds(url: str, tmp_path: Path, monkeypatch: pytest.Mo
         new = tasks[-6:]
         assert [task["data"].get("raystream_why") for task in new] == ["", "", "", "", "control", "control"]
         assert [len(task["predictions"]) for task in new] == ([0] * 6 if number == 1 else [1, 1, 1, 1, 0, 0])
+        shown = api(url, "GET", f"/api/projects/{project}/next")  # what the next annotator gets to see
+        assert (shown["id"], len(shown["predictions"])) == (new[0]["id"], number > 1)
         for task in new:
             api(url, "POST", f"/api/tasks/{task['id']}/annotations/", choice(str(truth[task["data"]["raystream_id"]])))
     assert step()["state"] == "finished"
     other = simulated(tmp_path, store__uri=str(tmp_path / "other"), **changes)
     ActiveLearningLoop(other).step()
     assert history(loop) == history(other)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+@pytest.mark.parametrize("column", ["text", "image"])
+def test_a_labeller_in_a_browser(column: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """What is to be labelled stands there, the prediction is chosen, a key chooses another class, and the next row in rank follows."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", TOKEN)
+    texts = [f"row {i}, <b>good</b>\nbut =1+1" for i in range(20)]
+    result = commit_query(tmp_path, pa.array(range(20)), 3, texts, [picture(number) for number in range(20)], store={"query": column})
+    pushed = json.loads(cli("export", column, "--to", "label_studio", "--show", column, "--json", "--push", url)[1])
+    numbers = [str(task["id"]) for task in tasks_of(url, pushed["project"])]
+    predicted = result.selection.column("prediction_name").to_pylist()
+    wanted = [CLASSES[(CLASSES.index(name) + 1) % 3] for name in predicted]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(120_000)
+        page.goto(f"{url}/user/login", wait_until="domcontentloaded")
+        page.fill("input[name=email]", "a@example.org")
+        page.fill("input[name=password]", "not-a-secret")
+        page.keyboard.press("Enter")
+        page.wait_for_url(lambda address: "/user/login" not in address, wait_until="commit")
+        page.goto(f"{pushed['url']}/data?labeling=1", wait_until="domcontentloaded")
+        for place in (0, 1):
+            page.wait_for_function("(number) => document.body.innerText.split('\\n').includes(number)", arg=numbers[place])
+            row = result.selection.column("rid").to_pylist()[place]
+            if column == "text":
+                page.get_by_text(f"row {row}, <b>good</b>").wait_for()
+            else:
+                page.wait_for_function("() => document.querySelector(\"img[alt='image']\")?.naturalWidth === 60")
+            page.locator(f"input[type=radio][name='{predicted[place]}']:checked").wait_for()
+            page.screenshot(path=str(tmp_path / f"{column}-{place}.png"))
+            page.keyboard.press(str(CLASSES.index(wanted[place]) + 1))
+            page.locator(f"input[type=radio][name='{wanted[place]}']:checked").wait_for()
+            with page.expect_response(lambda reply: "/annotations" in reply.url and reply.request.method == "POST"):
+                page.keyboard.press("Control+Enter")
+        browser.close()
+    assert cli("labels", "--from", "label_studio", "--pull", pushed["url"], "--out", "labels.parquet")[0] == 0
+    table = pq.read_table("labels.parquet")
+    assert sorted(zip(table.column("rank").to_pylist(), table.column("label").to_pylist(), strict=True)) == list(enumerate(wanted[:2]))
 
 
 def api_bytes(url: str, path: str) -> bytes:

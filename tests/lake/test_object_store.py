@@ -210,7 +210,7 @@ def careless(monkeypatch: pytest.MonkeyPatch, **faults: Any) -> Store:
     bucket = MemoryStore()
     monkeypatch.setattr("raystream.store.bucket.bucket_of", lambda uri, storage: bucket)
     monkeypatch.setattr("raystream.store.bucket.obstore", Careless(obstore, **faults))
-    monkeypatch.setattr("raystream.store.bucket.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("raystream.store.bucket.FIRST_PAUSE_BEYOND", 0.001)
     return store_at("s3://bucket/runs")
 
 

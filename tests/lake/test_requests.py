@@ -141,7 +141,7 @@ def test_what_a_bucket_lacks_is_scored_again(
 
 def test_a_listing_goes_on_where_it_broke(requests: Requests, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of many pages: each file comes once."""
-    monkeypatch.setattr(bucket_module, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(bucket_module, "FIRST_PAUSE_BEYOND", 0.001)
     store = ObjectStore("s3://bucket/runs")
     names = [f"units/{number:04d}" for number in range(170)]
     for name in names:

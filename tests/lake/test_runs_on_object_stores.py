@@ -269,7 +269,7 @@ def test_a_link_that_resets_changes_nothing(
     make_query: MakeQuery, runs: str, through_proxy: dict[str, Any], proxy: Any, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers break off while units and the selection are committed and read: the selection is that of an undisturbed run."""
-    monkeypatch.setattr("raystream.store.bucket.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("raystream.store.bucket.FIRST_PAUSE_BEYOND", 0.01)
     expected = selection_of(rs.run(make_query()))
     query = make_query(store__uri=runs, store__storage=through_proxy)
     proxy.faults = EveryThird(proxy, after)

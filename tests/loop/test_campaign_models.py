@@ -16,6 +16,7 @@ from pools import vectors
 
 from raystream import ActiveLearningLoop, Loop
 from raystream.errors import LabelsError, ModelError, QueryError
+from raystream.report.loop_text import rounds_as_text
 from raystream.store.local import LocalStore
 from raystream.store.queries import read_query
 
@@ -204,6 +205,31 @@ def test_regression_in_rounds(tmp_path: Path, truth: dict[str, int], strategy: s
     assert state.rows[-1]["r2"] > 0.9
 
 
+def test_costs_of_numbers_have_a_curve(tmp_path: Path, truth: dict[str, int]) -> None:
+    """The history sums what the labelled rows cost, and the page draws the error over it, in the direction that is better."""
+    loop = ridge_loop(tmp_path, truth, select={"strategy": "random", "budget": 6, "cost": {"column": "minutes", "budget": 9.0}})
+    minutes = {id_: 1.0 + place % 3 for place, id_ in enumerate(truth)}
+    table = pq.read_table(tmp_path / "pool" / "a.parquet")
+    pq.write_table(table.append_column("minutes", pa.array(minutes.values())), tmp_path / "pool" / "a.parquet")
+    campaign = ActiveLearningLoop(loop)
+    state = campaign.step()
+    paid = 0.0
+    for row in state.rows:
+        batch = asked(pq.read_table(tmp_path / f"runs/loops/small/rounds/{row['round']:04d}/selection.parquet"))
+        spent = sum(minutes[id_] for id_ in batch)
+        assert spent <= 9.0
+        paid += spent
+        assert row["cost"] == paid
+    assert state.report is not None
+    page = Path(state.report).read_text()
+    assert "rmse by what the labels cost" in page
+    assert "Lower is better. By the sum of the pool" in page
+    assert "r2 by what the labels cost" in page
+    table_ = rounds_as_text(state.summary()["rounds"]).splitlines()
+    assert table_[0].split()[:5] == ["round", "labels", "strategy", "cost", "rmse"]
+    assert table_[-1].split()[3] == f"{paid:g}"
+
+
 @pytest.mark.parametrize(
     "strategy", ["core_set", "random", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lcmd", "auto", "k_means_pp"))]
 )
@@ -216,6 +242,8 @@ def test_regression_by_one_estimator_reads_no_score(tmp_path: Path, truth: dict[
     assert (batch.num_rows, batch.column("score").null_count) == (6, 6)
     code, _, err = cli("verify", "small-r3", "--store", tmp_path / "runs")
     assert code == 0, err
+    code, out, err = cli("show", "small-r3", "--store", tmp_path / "runs")
+    assert (code, f"asked       6 rows by {strategy}, of " in out) == (0, True), out
 
 
 @pytest.mark.parametrize(
@@ -301,6 +329,45 @@ def test_texts_begin_at_random(tmp_path: Path, truth: dict[str, int]) -> None:
     state = ActiveLearningLoop(text_loop(tmp_path, truth)).step()
     assert [row["strategy"] for row in state.rows] == ["random", "k_means"]
     assert state.rows[-1]["accuracy"] == 1.0
+
+
+SVD = {"sklearn.decomposition:TruncatedSVD": {"n_components": 4, "algorithm": "arpack"}}
+
+
+def prices(folder: Path, truth: dict[str, int], *steps: Any, **changes: Any) -> Loop:
+    """A loop over texts with a number each, by a pipeline of these steps between words and numbers."""
+    given = {"loop__train": {"estimator": ["sklearn.feature_extraction.text:TfidfVectorizer", *steps, "sklearn.linear_model:Ridge"]}}
+    return text_loop(folder, truth, **({"model": {"task": "regression"}} | given | changes))
+
+
+def test_numbers_of_texts_are_chosen_by_what_the_regressor_sees(tmp_path: Path, truth: dict[str, int], cli: Any) -> None:
+    """`lcmd`, which `auto` picks for numbers, spreads the batch over the step before the regressor, and `verify` derives it again."""
+    state = ActiveLearningLoop(prices(tmp_path, truth, SVD, select={"strategy": "auto", "budget": 6})).step()
+    assert [row["strategy"] for row in state.rows] == ["random", "lcmd"]
+    assert "predicts numbers" in state.why
+    texts = pq.read_table(tmp_path / "texts.parquet")
+    words = dict(zip(texts.column("rid").to_pylist(), texts.column("t").to_pylist(), strict=True))
+    batch = [words[id_] for id_ in asked(pq.read_table(tmp_path / "runs/queries/small-r2/selection.parquet"))]
+    assert len(set(batch)) == 6  # every text stands there twice, and is the same embedding twice
+    code, _, err = cli("verify", "small-r2", "--store", tmp_path / "runs")
+    assert code == 0, err
+
+
+def test_auto_does_without_an_embedding(tmp_path: Path, truth: dict[str, int]) -> None:
+    """Words that become sparse rows are none: numbers go by chance, what needs an embedding is told what makes one."""
+    state = ActiveLearningLoop(prices(tmp_path, truth, select={"strategy": "auto", "budget": 6})).step()
+    assert [row["strategy"] for row in state.rows] == ["random", "random"]
+    assert "there is no embedding" in state.why
+    with pytest.raises(ModelError, match=r"the Pipeline of loop\.train: step tfidfvectorizer gives .* such as TruncatedSVD"):
+        ActiveLearningLoop(prices(tmp_path, truth, select={"strategy": "lcmd", "budget": 6}, loop__name="other")).step()
+
+
+def test_classes_of_sparse_texts_go_by_power(tmp_path: Path, truth: dict[str, int]) -> None:
+    """As in a simulation: `auto` needs no embedding."""
+    steps = ["sklearn.feature_extraction.text:TfidfVectorizer", "sklearn.linear_model:LogisticRegression"]
+    loop = text_loop(tmp_path, truth, loop__train={"estimator": steps}, select={"strategy": "auto", "budget": 6})
+    state = ActiveLearningLoop(loop).step()
+    assert [row["strategy"] for row in state.rows] == ["random", "power"]
 
 
 def test_texts_keep_near_duplicates_for_later(tmp_path: Path, truth: dict[str, int]) -> None:

@@ -164,3 +164,21 @@ def test_aligned_runs():
     np.testing.assert_array_equal(other["b"].values, [[0, 2]])
     with pytest.raises(DataError, match="nothing to compare"):
         aligned({"a": [(np.array([10.0]), np.array([1.0]))], "b": [(np.array([20.0]), np.array([1.0]))]})
+
+
+def test_curves_over_costs():
+    """Costs are other numbers in every run: of many, even steps on the same straight lines; what cost nothing more counts as it ended."""
+    rng = np.random.default_rng(0)
+
+    def run():
+        costs = np.concatenate([[0.0], rng.uniform(0.1, 3, 39).cumsum(), [200.0]])
+        return costs, rng.normal(size=41)
+
+    runs = {name: [run() for _ in range(20)] for name in ("ours", "random")}
+    found = aligned(runs)
+    grid = found["ours"].labels
+    assert (len(grid), grid[0], grid[-1]) == (500, 0.0, 200.0)
+    for name, each in runs.items():
+        np.testing.assert_allclose(found[name].values, [np.interp(grid, *pair) for pair in each])
+    free = aligned({"a": [(np.array([1.0, 1.0, 3.0]), np.array([5.0, 7.0, 9.0]))], "b": [(np.array([1.0, 2.0, 3.0]), np.zeros(3))]})
+    np.testing.assert_array_equal(free["a"].values, [[7.0, 8.0, 9.0]])

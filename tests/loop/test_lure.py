@@ -9,6 +9,7 @@ import pytest
 
 from raystream.errors import DataError, QueryError
 from raystream.loop import lure
+from raystream.selection import power
 
 WEIGHTS, LOSSES = np.array([4.0, 3.0, 2.0, 1.0]), np.array([1.0, 0.0, 0.5, 0.25])
 
@@ -39,6 +40,20 @@ def test_it_is_unbiased(m):
         total += q.prod()
     assert total == pytest.approx(1)
     assert mean == pytest.approx(7 / 16)
+
+
+def test_draws_of_power_say_the_mean():
+    """As docs/loop.md has it: over 500 seeds the mean is that of all rows within three standard errors, the plain mean far from it."""
+    rng = np.random.default_rng(0)
+    score = rng.uniform(0.05, 1, 400)
+    loss = (rng.random(400) < score / 2).astype(float)
+    found = []
+    for seed in range(500):
+        rows = power(score, 40, seed=seed)
+        found.append((lure(loss[rows], drawn(rows, score), 400), loss[rows].mean()))
+    means, errors = np.mean(found, axis=0), np.std(found, axis=0) / np.sqrt(500)
+    assert abs(means[0] - loss.mean()) < 3 * errors[0]
+    assert abs(means[1] - loss.mean()) > 20 * errors[1]
 
 
 def test_uniform_draws_weigh_alike():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from raystream.errors import QueryError
 from raystream.loop.simulation.parallel import one_thread_each
 from raystream.loop.simulation.rounds import Campaign, Contender, Pool, ceiling, play, split
 from raystream.loop.trainers.by_name import fit, make_trainer
@@ -99,6 +100,17 @@ def test_auto_without_embeddings():
     assert [played.strategy for played in history] == ["random", "power", "power"]
 
 
+def test_numbers_of_sparse_texts_go_by_chance():
+    """A regressor over words gives neither an embedding nor a score, and `auto` says so."""
+    texts = np.array([f"{'ham' if label else 'spam'} {row % 7}" for row, label in enumerate(ROWS.labels == 0)], dtype=object)
+    rows = TrainingRows((texts,), (ROWS.labels[:, None] == 0).astype(np.float32), "regression")
+    steps = ["sklearn.feature_extraction.text:TfidfVectorizer", "sklearn.linear_model:Ridge"]
+    trainer = make_trainer("sklearn", {"estimator": steps}, _regression())
+    history = play(Pool(rows), rows, campaign(trainer=trainer, metrics=("rmse",), rounds=3), Contender("auto", "auto"), 0)
+    assert [played.strategy for played in history] == ["random"] * 3
+    assert "there is no embedding" in history[1].why
+
+
 def test_labels_of_one_class_alone():
     """No model is trained; the one class is said for all rows, and the next batch is spread without scores."""
     zeros = np.flatnonzero(ROWS.labels == 0)
@@ -161,6 +173,48 @@ def test_a_split_keeps_each_class_in_its_share():
     np.testing.assert_array_equal(np.bincount(labels[judged]), [21, 6, 3])
     assert set(judged.tolist()) != set(split(rows, 0.3, 1)[1].tolist())
     np.testing.assert_array_equal(judged, split(rows, 0.3, 0)[1])
+
+
+class Summing:
+    """Trains as another trainer does, and keeps what the labelled rows cost, which stands in their first column."""
+
+    def __init__(self, trainer):
+        self.trainer, self.paid = trainer, []
+
+    def fit(self, rows, previous, seed):
+        self.paid.append(rows.inputs[0][:, 0].astype(np.float64))
+        return self.trainer.fit(rows, previous, seed)
+
+
+@pytest.mark.parametrize("strategy", ["random", "top_k", "k_means", "auto"])
+def test_what_labels_cost(strategy):
+    """The sum over the rows that were labelled, a batch within its budget, so that dear rows make small batches; the first one, too."""
+    x = np.abs(ROWS.inputs[0]) + np.float32(0.01)
+    rows = TrainingRows((x,), ROWS.labels, "classes", ROWS.classes)
+    pool = Pool(rows, embedding=x, first=x, costs=x[:, 0].astype(np.float64))
+    trainer = Summing(make_trainer("sklearn", LOGISTIC))
+    priced = campaign(trainer=trainer, start_budget=30, batch=20, batch_cost=15.0)
+    history = play(pool, TEST, priced, Contender("any", strategy), 0)
+    assert [played.cost for played in history] == pytest.approx([paid.sum() for paid in trainer.paid])
+    before = 0
+    for played, paid in zip(history, trainer.paid, strict=True):
+        assert played.labels == len(paid)
+        assert 0 < paid[before:].sum() <= 15.0 + 1e-6
+        before = len(paid)
+    assert len(trainer.paid[0]) < 30
+    cheap = play(pool, TEST, campaign(), Contender("any", strategy), 0)
+    assert labels_of(cheap) == [10, 15, 20, 25]  # costs alone limit nothing
+
+
+def test_rows_that_no_batch_can_pay_for():
+    """Of the first batch that is an error, of a later one the end."""
+    costs = np.full(len(ROWS), 2.0)
+    costs[:8] = 0.5
+    pool = Pool(ROWS, embedding=ROWS.inputs[0], first=ROWS.inputs[0], costs=costs)
+    history = play(pool, TEST, campaign(start_budget=4, rounds=9, batch_cost=1.0), Contender("r", "random"), 0)
+    assert [played.cost for played in history] == [1.0, 2.0, 3.0, 4.0]
+    with pytest.raises(QueryError, match=r"the cheapest of 120 rows costs 0\.5, but select\.cost\.budget is 0\.4; raise it"):
+        play(pool, TEST, campaign(batch_cost=0.4), Contender("r", "random"), 0)
 
 
 def test_near_duplicates_hold_in_the_first_batch(monkeypatch):

@@ -22,6 +22,8 @@ from raystream.errors import QueryError
 from raystream.loop.simulation.comparison import Curves, compare
 from raystream.loop.simulation.parallel import each_result
 from raystream.query.simulate import Simulation
+from raystream.service.campaign_views import simulation_view
+from raystream.store.opening import open_store
 
 Cli = Callable[..., tuple[int, str, str]]
 CENTRES = np.random.default_rng(9).normal(0, 2, (3, 4))
@@ -38,6 +40,7 @@ def labelled(rows: int, seed: int = 0, first: int = 0) -> pa.Table:
             "label": NAMES[number],
             "size": rng.normal(size=rows) + number,
             "tags": [[int(i == n), 1] for i, n in enumerate(number)],
+            "minutes": 0.5 + np.arange(rows) % 4,
         }
     )
 
@@ -302,7 +305,9 @@ def test_numbers_and_several_labels(place: Path, cli: Cli) -> None:
         ({"loop__evaluate": None}, "loop.evaluate is missing"),
         ({"loop__metrics": ["recall"]}, "one number a class"),
         ({"loop__metrics": ["acuracy"]}, "did you mean 'accuracy'"),
-        ({"select__cost": {"column": "size", "budget": 3}}, "rounds of a simulation don't know it"),
+        ({"select__quotas": [{"by": "label", "max": 3}]}, "rounds of a simulation don't know it"),
+        ({"simulate__strategies": [{"name": "k_means", "select": {"cost": {"column": "size", "budget": 3}}}]}, "is the same for all"),
+        ({"select__cost": {"column": "minutes", "budget": 0.001}}, "select.cost.budget is 0.001; raise it"),
         ({"loop__start": {"strategy": "random", "budget": 105}}, "only 105 may be chosen"),
         ({"acquire__class_weights": {0: 2.0}}, "acquire.class_weights is given"),
         ({"model__temperature": 2.0}, "model.temperature is given"),
@@ -316,6 +321,91 @@ def test_what_cant_be_simulated_is_refused(place: Path, cli: Cli, changes: dict[
     assert (code, out) == (2, "")
     assert said in err
     assert err.strip().splitlines()[-1].startswith("raystream: ")
+
+
+def priced(place: Path, task: str) -> None:
+    """A simulation whose rows cost minutes: numbers where lower is better, several labels a row, or classes."""
+    own: dict[str, dict[str, Any]] = {
+        "classes": {},
+        "regression": {"pool__label": "size", "loop__train": {"estimator": "sklearn.linear_model:Ridge"}, "loop__metrics": ["rmse", "r2"],
+                       "model__task": task},
+        "multi_label": {"pool__label": "tags", "model__task": task, "model__classes": ["first", "always"], "loop__metrics": ["micro_f1"]},
+    }  # fmt: skip
+    shared = {"select__cost": {"column": "minutes", "budget": 9.0}, "select__budget": 8, "loop__rounds": 5}
+    write(place, simulate__strategies=["core_set"], simulate__seeds=3, **shared, **own[task])
+
+
+@pytest.mark.parametrize("task", ["classes", "regression", "multi_label"])
+def test_curves_over_what_labels_cost(place: Path, cli: Cli, task: str) -> None:
+    """The figures over costs are those of the curves in the table, by another road; the verdict goes by them; a chart shows them."""
+    priced(place, task)
+    found = simulated(cli)
+    rows = pq.read_table(found["curves"]).to_pylist()
+    metric = found["metric"]
+    runs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for name in found["strategies"]:
+        for seed in range(3):
+            own = [row for row in rows if (row["strategy"], row["seed"]) == (name, seed)]
+            costs = np.array([row["cost"] for row in own])
+            assert (np.diff(costs, prepend=0) <= 9.0).all()
+            assert (np.diff(costs, prepend=0) > 0).all()
+            runs.setdefault(name, []).append((costs, np.array([row[metric] for row in own])))
+    every = [costs for of in runs.values() for costs, _ in of]
+    grid = np.unique(np.concatenate(every))
+    grid = grid[(grid >= max(costs[0] for costs in every)) & (grid <= min(costs[-1] for costs in every))]
+    curves = {name: Curves(grid, np.array([np.interp(grid, *run) for run in of])) for name, of in runs.items()}
+    summary = {row["strategy"]: row for row in pq.read_table(found["summary"]).to_pylist()}
+    for name, figures in found["strategies"].items():
+        expected = compare(curves[name], curves["random"], lower_is_better=metric == "rmse")
+        assert (figures["cost_saved"], figures["cost_low"], figures["cost_high"]) == pytest.approx(
+            (expected.labels_saved, expected.low, expected.high), nan_ok=True
+        )
+        assert figures["verdict"] == expected.verdict
+        assert summary[name]["cost_gain"] == pytest.approx(expected.gain)
+    shown = simulation_view(open_store("runs"), "ants")
+    assert (shown["best"], shown["verdict"]) == (found["best"], found["verdict"])
+    assert {row["strategy"]: row["verdict"] for row in shown["table"]} == {name: of["verdict"] for name, of in found["strategies"].items()}
+    for line in shown["cost_curves"]:
+        assert line["x"] == pytest.approx(grid.tolist())
+        assert line["y"] == pytest.approx(curves[line["name"]].mean.tolist())
+    page = Path(found["report"]).read_text()
+    assert page.count("<svg") == 3
+    assert f"{metric} by what the labels cost" in page
+    assert ("Lower is better." in page) == (metric == "rmse")
+
+
+def test_equal_costs_say_what_labels_say(place: Path, cli: Cli) -> None:
+    """Where every row costs the same, what is saved and the verdict are those by labels."""
+    table = labelled(150)
+    pq.write_table(table.set_column(table.column_names.index("minutes"), "minutes", pa.array(np.full(150, 0.5))), place / "pool.parquet")
+    write(place, select__cost={"column": "minutes", "budget": 100.0})
+    code, out, err = cli("simulate", "ants.yaml")
+    assert code == 0, err
+    assert "cost saved" in out
+    found = simulated(cli)
+    for row in pq.read_table(found["curves"]).to_pylist():
+        assert row["cost"] == row["labels"] / 2
+    for row in pq.read_table(found["summary"]).to_pylist():
+        for name in ("auc", "gain", "gain_low", "low", "high", "p_value", "verdict"):
+            assert row[f"cost_{name}"] == (pytest.approx(row[name]) if isinstance(row[name], float) else row[name])
+        assert row["cost_saved"] == pytest.approx(row["labels_saved"])
+
+
+def test_costs_that_are_none_are_refused(place: Path, cli: Cli) -> None:
+    """With the first ids; another column of costs, or budget, is another simulation."""
+    table = labelled(150)
+    bad = np.where(np.arange(150) == 7, np.nan, 1.0)
+    at = table.column_names.index("minutes")
+    write(place, select__cost={"column": "minutes", "budget": 9.0}, simulate__seeds=1)
+    for value in (-1.0, np.nan):
+        bad[7] = value
+        pq.write_table(table.set_column(at, "minutes", pa.array(bad)), place / "pool.parquet")
+        code, _, err = cli("simulate", "ants.yaml")
+        assert (code, "null, negative or not finite for 1 row of the pool, first with ids 7; expected costs" in err) == (3, True), err
+    pq.write_table(table, place / "pool.parquet")
+    simulated(cli)
+    code, _, err = cli("simulate", "ants.yaml", "--set", "select.cost.budget=8")
+    assert (code, "differs in select.cost;" in err) == (2, True), err
 
 
 def test_labels_that_cant_be_learnt(place: Path, cli: Cli) -> None:

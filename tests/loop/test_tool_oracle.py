@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from campaigns import DyingStore, Killed, asked, history, make_loop, simulated, write_pool
+from campaigns import DyingStore, Killed, answer, asked, history, make_loop, simulated, write_pool
 from cvat_fake import FakeCvat
 from label_batches import PNG
 from label_studio_fake import FakeLabelStudio, Fault
@@ -305,6 +306,45 @@ def test_an_export_of_a_round_holds_its_control_rows(tmp_path: Path, truth: dict
     assert dict(zip(found.column("rid").to_pylist(), found.column("rank").to_pylist(), strict=True)) == {
         id_: rank for rank, id_ in enumerate(batch)
     }
+
+
+CHOSEN_IN_ROUND_1 = (
+    ("classes", ["2", "1", "0", "9"], 'choice="single', ["2", "1", "0", "9"]),
+    ("multi_label", ["cat", "dog"], 'choice="multiple"', ["cat", "dog"]),
+    ("regression", None, "<Number", []),
+)
+
+
+@pytest.mark.parametrize(("task", "classes", "says", "names"), CHOSEN_IN_ROUND_1, ids=[each[0] for each in CHOSEN_IN_ROUND_1])
+def test_people_are_asked_what_the_loop_asks(
+    tmp_path: Path, truth: dict[str, int], cli: Cli, task: str, classes: Any, says: str, names: list[str]
+) -> None:
+    """The first batch is chosen by a model that knows neither task nor classes; an export of it offers those of the loop all the same."""
+    ridge = {"loop__train": {"estimator": "sklearn.linear_model:Ridge"}, "select": {"strategy": "random", "budget": 6}}
+    model = {"task": task} | ({} if classes is None else {"classes": classes})
+    loop = make_loop(tmp_path, model=model, loop__evaluate=None, **(ridge if task == "regression" else {}))
+    ActiveLearningLoop(loop).step()
+    store, out = str(tmp_path / "runs"), tmp_path / "out"
+    code, _, err = cli("export", "small-r1", "--store", store, "--to", "label_studio", "--out", out, "--show", "text")
+    assert code == 0, err
+    config = (out / "label_config.xml").read_text()
+    assert says in config, config
+    assert re.findall('value="([^"$]+)"', config) == names
+
+
+def test_an_estimator_that_met_some_classes_offers_all(tmp_path: Path, truth: dict[str, int], cli: Cli) -> None:
+    """Those that the loop names; of a loop that names none, those that it met, and that there may be others."""
+    said = {}
+    for name, classes in (("named", ["0", "1", "2", "never"]), ("unnamed", None)):
+        loop = make_loop(tmp_path, loop__name=name, loop__evaluate=None, **({} if classes is None else {"model": {"classes": classes}}))
+        first = asked(ActiveLearningLoop(loop).step())
+        answer(tmp_path, f"{name}.csv", [(id_, ("0", "1")[place % 2]) for place, id_ in enumerate(first)])
+        ActiveLearningLoop(loop).step()
+        out = tmp_path / name
+        code, _, err = cli("export", f"{name}-r2", "--store", tmp_path / "runs", "--to", "label_studio", "--out", out, "--show", "text")
+        assert code == 0, err
+        said[name] = re.findall('Choice value="([^"]+)"', (out / "label_config.xml").read_text()), "complete them" in err
+    assert said == {"named": (["0", "1", "2", "never"], False), "unnamed": (["0", "1"], True)}
 
 
 def test_a_loop_by_cvat_has_a_task_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

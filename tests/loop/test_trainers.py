@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 import torch
 from campaigns import blobs
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 
 from raystream.errors import ModelError, QueryError
 from raystream.loop.models import with_paths
 from raystream.loop.trainers.by_name import fit, load_fitted, make_trainer, member_rows
 from raystream.loop.trainers.torch_trainer import ARGS
 from raystream.loop.trainers.training import TrainingRows, held_back
+from raystream.model import load as load_model
 from raystream.query import Model
+from raystream.query.loop import Loop
 
 NETS = """
 from torch import nn
@@ -163,3 +167,49 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ModelError, match=r"gives 3 classes, but a row is labelled as class 4"):
         fit(trainer("torch"), rows(5, labels=np.arange(5), classes=tuple(range(5)), inputs=(np.zeros((5, 4), np.float32),)), None, 0)
     assert all(arg.accepts(arg.default) for arg in ARGS.values())
+
+
+def test_regressors_embed_as_classifiers_do(tmp_path: Path) -> None:
+    """The step before the estimator, or the one that is named, also of the saved file; of an estimator alone its inputs."""
+    x, y = blobs(60)
+    numbers = TrainingRows((x,), (x @ np.arange(1, 5, dtype=np.float32))[:, None], "regression")
+    scaled = ["sklearn.preprocessing:StandardScaler", {"sklearn.decomposition:PCA": {"n_components": 2}}]
+    z = StandardScaler().fit_transform(x)
+    steps = {"standardscaler": z, "pca": PCA(2, random_state=0).fit(z).transform(z), "inputs": x}
+    for task, rows_, estimator in (
+        ("regression", numbers, "sklearn.linear_model:Ridge"),
+        ("classes", TrainingRows((x,), y.astype(np.int64), "classes", (0, 1, 2)), "sklearn.linear_model:LogisticRegression"),
+    ):
+        for named, expected in ((None, "pca"), ("standardscaler", "standardscaler"), ("inputs", "inputs")):
+            section = loop_model(task, [*scaled, estimator], named)
+            fitted = make_trainer("sklearn", {"estimator": [*scaled, estimator]}, section).fit(rows_, None, 0)
+            found = fitted.predict(rows_.inputs, embedding=True).embedding
+            np.testing.assert_allclose(found, steps[expected], rtol=1e-4, atol=1e-5)
+    ridge = "sklearn.linear_model:Ridge"
+    alone = make_trainer("sklearn", {"estimator": ridge}, loop_model("regression", ridge, None))
+    np.testing.assert_array_equal(alone.fit(numbers, None, 0).predict((x,), embedding=True).embedding, x)
+    section = loop_model("regression", [*scaled, ridge], "standardscaler")
+    fitted = make_trainer("sklearn", {"estimator": [*scaled, ridge]}, section).fit(numbers, None, 0)
+    own_keys = with_paths(fitted.save(tmp_path), lambda path: str(tmp_path / path))
+    loaded = load_model(Model(**own_keys, task="regression"), embedding=True)
+    np.testing.assert_allclose(loaded.predict((torch.from_numpy(x),)).embedding, steps["standardscaler"], rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_step_of_a_regressor_is_named() -> None:
+    """With the nearest."""
+    steps = ["sklearn.preprocessing:StandardScaler", "sklearn.linear_model:Ridge"]
+    trainer_ = make_trainer("sklearn", {"estimator": steps}, loop_model("regression", steps, "standardscalar"))
+    x, _ = blobs(20)
+    with pytest.raises(ModelError, match=r"'standardscalar', which is no step of .*; did you mean 'standardscaler'"):
+        trainer_.fit(TrainingRows((x,), x[:, :1], "regression"), None, 0)
+
+
+def loop_model(task: str, estimator: Any, embedding: str | None) -> Model:
+    """The section that a loop gives its trainer."""
+    loop = Loop(
+        pool={"uri": "pool", "id": "rid", "inputs": ["x"], "label": "y"},
+        model={"task": task} | ({} if embedding is None else {"embedding": embedding}),
+        select={"budget": 1, "strategy": "random"},
+        loop={"name": "mine", "oracle": "labels", "trainer": "sklearn", "train": {"estimator": estimator}, "rounds": 1},
+    )
+    return Model(**loop.trained_model())

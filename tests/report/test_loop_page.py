@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
+from raystream.report.curves import chart
 from raystream.report.loop_page import LoopFacts, RoundFacts, gather_loop, write_loop_report
 from raystream.store.local import LocalStore
 
@@ -83,6 +85,37 @@ def test_costs_and_other_loops_have_curves(tmp_path: Path) -> None:
     page = gather_loop(facts(tmp_path, history, metrics=["accuracy"], beside={"random rows": [row(1, accuracy=0.2), row(2, accuracy=0.3)]}))
     assert [curve.heading for curve in page.curves] == ["What the labels are worth", "By what the labels cost"]
     assert "accuracy, random rows" in page.curves[0].chart
+
+
+@pytest.mark.parametrize(("metric", "headings"), [("rmse", ["rmse"]), ("micro_f1", ["What the labels are worth"]), ("r2", ["r2"])])
+def test_every_metric_has_a_curve_over_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str, headings: list[str]) -> None:
+    """Of numbers and of many labels a row as of classes: the same values, another loop's beside, marks where they were paid."""
+    drawn: list[tuple[str, Any, Any]] = []
+
+    def watched(lines: Any, *, x_label: str, marks: Any = (), **more: Any) -> Any:
+        drawn.append((x_label, [(line.name, line.x, line.y) for line in lines], [(mark.x, mark.name) for mark in marks]))
+        return chart(lines, x_label=x_label, marks=marks, **more)
+
+    monkeypatch.setattr("raystream.report.loop_page.chart", watched)
+    costs = [7.0, 7.5, 30.0]
+    history = [row(n, cost=costs[n - 1], **{metric: 2.0 / n}) for n in (1, 2, 3)]
+    beside = {"random rows": [row(n, cost=2.0 * n, **{metric: 3.0 / n}) for n in (1, 2)]}
+    page = gather_loop(facts(tmp_path, history, metrics=[metric], beside=beside))
+    over = "By what the labels cost" if headings != [metric] else f"{metric} by what the labels cost"
+    assert [curve.heading for curve in page.curves] == [*headings, over]
+    by_label, by_cost = ([each for each in drawn if each[0] == words and each[1]] for words in ("labels", "what the labels cost"))
+    values, others = [2.0, 1.0, 2 / 3], (f"{metric}, random rows", [3.0, 1.5])
+    assert by_label == [("labels", [(metric, [10, 20, 30], values), (others[0], [10, 20], others[1])], [(20, "kappa")])]
+    paid = [(metric, costs, values), (others[0], [2.0, 4.0], others[1])]
+    assert by_cost == [("what the labels cost", paid, [(7.5, "kappa")])]
+    assert ("Lower is better" in page.curves[0].caption) == (metric == "rmse")
+
+
+def test_a_loop_that_nothing_judges_has_a_page(tmp_path: Path) -> None:
+    """Of `recall` alone there is no column then."""
+    page = gather_loop(facts(tmp_path, [row(1, cost=3.0)], metrics=[]))
+    assert page.curves == ()
+    assert [fact.name for fact in page.facts] == ["labels", "cost of the labels", "computing time"]
 
 
 def test_a_loop_without_a_round_has_a_page(tmp_path: Path) -> None:

@@ -124,14 +124,16 @@ def test_the_same_result_gives_the_same_page(ask, columns_pool):
 
 
 def test_texts_are_cards(ask, tmp_path, monkeypatch):
-    """A pool of texts is shown by them, as text, and cut only where there is no end."""
+    """A pool of texts is shown by them, as text, cut only where there is no end, and not again where their column is kept."""
     (tmp_path / "text_nets.py").write_text(TEXT_NET)
     monkeypatch.syspath_prepend(str(tmp_path))
     texts = [f"message {i} <b>of</b> words " + "again " * (i * 10) for i in range(60)]
     model = {"source": "text_nets:net", "preprocess": "text_nets:lengths"}
-    result = ask(pa.table({"name": [f"t{i}" for i in range(60)], "said": texts}), pool={"id": "name", "inputs": ["said"]}, model=model,
+    table = pa.table({"name": [f"t{i}" for i in range(60)], "said": texts, "sent": list(range(60))})
+    result = ask(table, pool={"id": "name", "inputs": ["said"], "keep": ["said", "sent"]}, model=model,
                  select={"budget": 6, "strategy": "top_k"})  # fmt: skip
     text = text_of(result)
+    assert (text.count('<div class="kept">sent'), text.count('<div class="kept">said')) == (6, 0)
     assert text.count('<p class="text">message') == 6
     assert "&lt;b&gt;of&lt;/b&gt;" in text
     longest = max(re.findall(r'<p class="text">(.*?)</p>', text, flags=re.DOTALL), key=len)
@@ -165,11 +167,11 @@ def test_conditions_are_a_table(ask, columns_pool):
 
 
 def test_the_model_is_named(ask, columns_pool, digits):
-    """By its source and weights."""
+    """By its source and weights; a second column is no file of weights."""
     text = text_of(ask(columns_pool, pool={"id": "name"}, model=COLUMNS, select={"budget": 5}))
-    assert ">columns logits, embedding<" in text.replace("</dd>", "<") or "columns logits" in text
-    text = text_of(ask(digits[0], pool={"id": "name", "inputs": ["pixels"]}, model=NET, select={"budget": 4}))
-    assert "raystream.loop.demos.mnist:network" in text
+    assert '>columns logits, embedding</dd><dd class="meaning">kind columns<' in text
+    text = text_of(ask(digits[0], pool={"id": "name", "inputs": ["pixels"]}, model=NET, select={"budget": 4})).replace("<wbr>", "")
+    assert '>network</dd><dd class="meaning">raystream.loop.demos.mnist:network; kind torch, no weights named<' in text
 
 
 def test_what_can_be_taken_along(ask, columns_pool):
@@ -213,3 +215,4 @@ def test_ids_may_break_between_their_parts_only():
     assert breakable("s3://lake/a_b.parquet#17") == ["s3://", "lake/", "a_", "b.", "parquet#", "17"]
     assert breakable("mnist-0936") == ["mnist-0936"]
     assert breakable("") == []
+    assert breakable("nets:net; weights seed-0/w, 3,900 of 0.25 rows") == ["nets:", "net; weights seed-0/", "w, 3,900 of 0.25 rows"]

@@ -118,3 +118,28 @@ def test_encoded_images_are_shown(ask, tmp_path, monkeypatch, named):
         row = int(result.selection.column("name")[rank].as_py().removeprefix("image-"))
         assert (opened(picture) == np.rot90(pixels[row], -1)).all()
     assert len(found.by_rank) == 4
+
+
+@pytest.mark.parametrize("size", [(1600, 1200), (700, 180), (300, 200), (90, 60)])
+@pytest.mark.parametrize("turn", [1, 6])
+def test_a_large_photograph_is_not_decoded_whole(monkeypatch, size, turn):
+    """Its thumbnail is that of all of its pixels nearly, of the same sides and as upright, but made from at most twice as many a side."""
+    seen = []
+
+    def shrunk(image, side, real=module._shrunk):
+        seen.append(image.shape)
+        return real(image, side)
+
+    monkeypatch.setattr(module, "_shrunk", shrunk)
+    across, down = np.meshgrid(*(np.linspace(0, 255, side) for side in size))
+    image = np.stack([across, down, across / 6], 2)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    buffer = io.BytesIO()
+    Image.fromarray(image.astype(np.uint8)).save(buffer, "JPEG", quality=95, exif=exif)
+    found = module._decoded(memoryview(buffer.getvalue()), module.SIDE)
+    upright = image if turn == 1 else np.rot90(image, -1)
+    whole = module._shrunk(upright.astype(np.uint8), module.SIDE)
+    assert found.shape == whole.shape
+    assert np.abs(found.astype(float) - whole).mean() < 3
+    assert min(max(size), module.SIDE) <= max(seen[0]) <= 2 * module.SIDE

@@ -79,6 +79,21 @@ def test_all_causes_of_all_units_are_kept(make_query: MakeQuery, workplace: Path
     assert sorted(int(cause.split("odd ")[1].split()[0]) for cause in causes) == list(range(1, 13))
 
 
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_one_cause_of_all_units_is_told_once(make_query: MakeQuery, monkeypatch: pytest.MonkeyPatch, on_error: str) -> None:
+    """A model that fails on every unit: the cause once, each unit's name once, and no advice to do without all of them."""
+
+    def failing(self: Worker, *arguments: Any) -> Any:
+        raise RuntimeError("the tokenizer is odd")
+
+    monkeypatch.setattr(Worker, "score", failing)
+    with pytest.raises(UnitsFailed) as ended:
+        rs.run(make_query(on_error=on_error))
+    told = str(ended.value)
+    assert (told.count("the tokenizer is odd"), told.count("part.parquet#rg0-4"), "raise max_quarantined" in told) == (1, 1, False)
+    assert "part.parquet#rg0-4 and 3 other units: RuntimeError: the tokenizer is odd" in told
+
+
 def test_a_share_is_a_share(make_query: MakeQuery) -> None:
     """Nothing below 0 or above 1, and no truth value; other numbers are other queries, the default is as if nothing were said."""
     for wrong in (-0.1, 1.5, True, "much"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -151,7 +153,10 @@ def test_requests_are_known_past_what_is_merged(workplace: Path, monkeypatch: py
     make: Callable[[], RequestedRows] = lambda: RequestedRows(make_stream(), StreamLog(open_store("runs"), "s"), "m", 4)  # noqa: E731
     rows = make()
     requests = [StreamRequest(f"r{i}", f"{i}", pa.array([f"id{i}"]), np.array([float(i)]), None) for i in range(30)]
-    first = [rows.decide(requests[i : i + 4])[0] for i in range(0, 30, 4)]
+    first = []
+    for i in range(0, 30, 4):
+        first.append(rows.decide(requests[i : i + 4])[0])
+        rows.fold()
     for again in (rows, make()):
         found = again.decide(requests)
         assert all(isinstance(table, pa.Table) and table.num_rows == 1 for table in found)
@@ -159,3 +164,43 @@ def test_requests_are_known_past_what_is_merged(workplace: Path, monkeypatch: py
     assert decisions().num_rows == 31
     assert len(list(Path("runs/streams/s/decisions").iterdir())) == 9
     assert pq.read_table(sorted(Path("runs/streams/s/decisions").iterdir())[-1]).num_rows == 2
+
+
+def test_a_server_that_ends_leaves_files_of_decisions_alone(served: Served) -> None:
+    """What was answered lies in the log until then, and in a file of decisions afterwards; of the log nothing stays."""
+    first = decide(served, "r", rows_of(pool_table(5, 500)))
+    folder = Path("runs/streams/s")
+    assert [path.name for path in (folder / "log").iterdir()] == ["00000002.open"]
+    served.client.app.state.deciders.close()  # type: ignore[attr-defined]
+    assert list((folder / "log").iterdir()) == []
+    table = pq.read_table(folder / "decisions" / "00000002.parquet")
+    assert [row["chosen"] for row in table.to_pylist()] == [decision["chosen"] for decision in first["decisions"]]
+
+
+def test_a_disk_that_refuses_is_said_and_nothing_is_decided_twice(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """503, or an answer that a file of decisions has; asked again, each gets the answer it got, and each row is in the decisions once."""
+    rows = rows_of(pool_table(40, 500))
+    decide(served, "before", rows[:4])
+    told: dict[int, Any] = {}
+
+    def ask(at: int) -> None:
+        answer = served.ask("POST", "/v1/streams/s/decide", json={"request_id": f"r{at}", "rows": rows[at : at + 4]})
+        told[at] = answer.json().get("decisions", answer.status_code)
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", refuse)
+        some = [threading.Thread(target=ask, args=(at,)) for at in range(4, 40, 4)]
+        for thread in some:
+            thread.start()
+        for thread in some:
+            thread.join()
+    for at in range(4, 40, 4):
+        answer = decide(served, f"r{at}", rows[at : at + 4])
+        assert [decision["rid"] for decision in answer["decisions"]] == [row["rid"] for row in rows[at : at + 4]]
+        assert told[at] in (503, answer["decisions"])
+    table = decisions()
+    assert sorted(table.column("rid").to_pylist()[100:]) == [row["rid"] for row in rows]
+    assert table.column("seen").to_pylist() == list(range(1, 141))

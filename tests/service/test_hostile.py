@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import threading
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from served import Served, confinement, query
@@ -25,7 +27,7 @@ from raystream.lake import redacted
 from raystream.lake.bucket import delta_place
 from raystream.lake.reach import confine
 from raystream.service.config import Config
-from raystream.service.formats import json_rows
+from raystream.service.formats import csv_pieces, file_pieces, json_pieces
 from raystream.service.metrics import Metrics
 from raystream.service.policy import Policy, _without_doubles, read_json
 from raystream.service.problems import Problem
@@ -282,13 +284,33 @@ def test_streams_of_events_are_counted_from_when_they_are_asked_for(workplace: P
         assert Counter(asyncio.run(all_at_once())) == {200: 1, 429: 7}
 
 
-def test_a_selection_is_text_piece_by_piece() -> None:
-    """Past the size of a piece: the same JSON, never all of its rows at once; also of no row."""
+def test_a_selection_is_sent_piece_by_piece(tmp_path: Path) -> None:
+    """Past the size of a piece: the same JSON, CSV and Parquet, never all of its rows at once; also of no row."""
+    path = tmp_path / "selection.parquet"
     for count in (0, 1, 10_000, 25_003):
-        table = pa.table({"rid": [f"é{i}" for i in range(count)], "score": np.arange(count) / 7})
-        pieces = list(json_rows("q", table))
-        assert json.loads("".join(pieces)) == {"query": "q", "rows": table.to_pylist()}
-        assert len(pieces) == 2 + -(-count // 10_000)
+        table = pa.table(
+            {
+                "rid": pa.array([f"é,{i}" for i in range(count)], pa.string()),
+                "score": np.arange(count) / 7,
+                "kept": pa.array([[i, None] for i in range(count)], pa.list_(pa.int64())),
+                "raw": pa.array([bytes([i % 256]) for i in range(count)], pa.binary()),
+            }
+        )
+        pq.write_table(table, path, row_group_size=7_000)
+        texts = list(json_pieces("q", path))
+        rows = [row | {"raw": row["raw"].hex()} for row in table.to_pylist()]
+        assert json.loads("".join(texts)) == {"query": "q", "rows": rows}
+        assert len(texts) >= 2 + -(-count // 10_000)
+        pieces = list(csv_pieces(path))
+        as_text = pyarrow.csv.ConvertOptions(column_types={"raw": pa.string()})
+        read = pyarrow.csv.read_csv(io.BytesIO(b"".join(pieces)), convert_options=as_text)
+        assert read.column_names == table.column_names
+        assert read.column("score").to_pylist() == table.column("score").to_pylist()
+        assert [json.loads(kept) for kept in read.column("kept").to_pylist()] == table.column("kept").to_pylist()
+        assert read.column("raw").to_pylist() == [row["raw"] for row in rows]
+        assert len(pieces) >= 1 + -(-count // 10_000)
+        assert max(map(len, pieces)) < 1 << 20
+        assert b"".join(file_pieces(path)) == path.read_bytes()
 
 
 def test_one_token_has_one_plan_at_a_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +346,7 @@ def stream_of(monkeypatch: pytest.MonkeyPatch, decodes: bool) -> tuple[Served, D
         threads.append(threading.current_thread().name)
         return pa.array([row["rid"] for row in rows]), (np.zeros(600, np.uint8),)
 
-    decider._model = SimpleNamespace(decodes=decodes, read=read)
+    decider._model = SimpleNamespace(decodes=decodes, read=read, fold=lambda due: None)
     decider._loading = Future()
     decider._loading.set_result(decider._model)
     monkeypatch.setattr(streams, "_WAITING_BYTES", 1000)
@@ -339,7 +361,7 @@ def test_requests_that_wait_take_so_much_memory_at_most(workplace: Path, monkeyp
     with pytest.raises(Problem) as refused:
         decider.decide(body)
     assert (refused.value.status, refused.value.headers) == (429, {"retry-after": "1"})
-    monkeypatch.setattr(decider, "_answer", lambda model, batch: None)
+    monkeypatch.setattr(decider, "_decide", lambda model, batch: decider._tell(batch, [Problem(503, "no")] * len(batch)))
     decider._queue.put(None)
     decider._go(decider._model)  # type: ignore[arg-type]
     monkeypatch.setattr(streams, "_WAITING_BYTES", 100)
@@ -349,9 +371,8 @@ def test_requests_that_wait_take_so_much_memory_at_most(workplace: Path, monkeyp
 @pytest.mark.parametrize("decodes", [True, False])
 def test_pictures_hold_up_nobody_else(workplace: Path, monkeypatch: pytest.MonkeyPatch, decodes: bool) -> None:
     """They are decoded in a thread of their own; what is read at once is not."""
-    served, decider, threads = stream_of(monkeypatch, decodes)
-    decider._queue.maxsize = 1
-    decider._queue.put(None)  # so that the request is refused once it was read
+    served, _, threads = stream_of(monkeypatch, decodes)
+    monkeypatch.setattr(streams, "_WAITING", 0)  # so that the request is refused once it was read
     answer = served.ask("POST", "/v1/streams/s/decide", json={"request_id": "r", "rows": [{"rid": "x"}]})
     assert answer.status_code == 429
     assert [name.startswith("raystream-read") for name in threads] == [decodes]

@@ -6,12 +6,11 @@ import io
 import json
 import threading
 from pathlib import Path
-from typing import Any
 
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from served import Served, query
+from served import Served, query, told
 
 import raystream as rs
 
@@ -21,12 +20,6 @@ pytestmark = pytest.mark.usefixtures("workplace")
 @pytest.fixture
 def served(workplace: Path) -> Served:
     return Served()
-
-
-def told(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """The events of a stream with their ids."""
-    blocks = [dict(line.split(": ", 1) for line in block.splitlines()) for block in text.strip().split("\n\n")]
-    return [(block["id"], json.loads(block["data"])) for block in blocks]
 
 
 def test_a_query_is_the_same_as_by_the_local_api(served: Served) -> None:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from pools import pool_table
-from served import Served, query
+from served import Served, Server, query
 from streams import arrive
 from streams import run as look
 
@@ -28,37 +24,6 @@ import raystream as rs
 
 pytestmark = pytest.mark.usefixtures("workplace")
 DOCS = Path(raystream.__file__).parents[1] / "docs" / "service.md"
-
-
-class Server:
-    """`raystream serve` in a process of its own, on a port of its own."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        Path("serve.yaml").write_text(json.dumps({**config, "port": self.port}))
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "raystream.cli", "serve", "--config", "serve.yaml"]
-        with open("server.log", "ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        while not self._answers():
-            assert self.process.poll() is None, Path("server.log").read_text()
-            psutil.Process().cpu_percent(interval=0.05)
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/healthz", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
-            return False
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from label_queries import commit_query
 from raystream.errors import QueryError, StoreError
 from raystream.store.queries import parquet_bytes
 from raystream.store.result import Result
-from raystream.store.rounds import as_asked, batch_folder, find_batch, load_batch, round_folder
+from raystream.store.rounds import as_asked, batch_folder, find_batch, is_round, load_batch, round_folder
 
 
 @pytest.fixture
@@ -21,9 +21,10 @@ def first(tmp_path: Path) -> Result:
     return commit_query(tmp_path, pa.array(range(40)), store={"query": "mine-r1"})
 
 
-def put_round(result: Result, number: int, query: str, table: pa.Table) -> None:
-    """What a loop leaves of a round that it asked for."""
+def put_round(result: Result, number: int, query: str, table: pa.Table, loop: str = "model: {}") -> None:
+    """What a loop leaves of itself, and of a round that it asked for."""
     folder = round_folder("mine", number)
+    result.store.put("loops/mine/loop.yaml", loop.encode())
     result.store.put(f"{folder}/selection-x.parquet", parquet_bytes(table))
     result.store.put(f"{folder}/asked.json", json.dumps({"round": number, "query": query, "batch": "selection-x.parquet"}).encode())
 
@@ -39,6 +40,19 @@ def test_a_round_has_its_control_rows_and_any_other_query_is_as_it_is(first: Res
     assert load_batch(first.store.uri, "mine-r1").selection.num_rows == 10
     assert load_batch(first.store.uri, "mine").selection.num_rows == 10
     assert first.selection.num_rows == 8
+
+
+def test_people_are_asked_for_the_loops_task_and_classes(first: Result) -> None:
+    """Whatever the round's own model knows of them; nothing else of the record changes."""
+    put_round(first, 1, "mine-r1", first.selection, "model: {task: multi_label, classes: [a, b], batch_size: 7}")
+    model, own = as_asked(first).manifest.resolved["model"], first.manifest.resolved["model"]
+    assert model == own | {"task": "multi_label", "classes": ["a", "b"]}
+    assert is_round(first)
+    put_round(first, 1, "mine-r1", first.selection)
+    assert as_asked(first).manifest.resolved["model"] == own | {"task": "classes", "classes": None}
+    put_round(first, 1, "mine-r1", first.selection, "[")
+    with pytest.raises(StoreError, match=r"loop\.yaml is damaged; restore it"):
+        as_asked(first)
 
 
 def test_a_round_of_control_rows_alone_is_known_by_its_name(first: Result) -> None:

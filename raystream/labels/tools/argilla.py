@@ -13,7 +13,7 @@ from raystream.labels.annotation import DRAFT, LABELLED, SKIPPED, Annotation, te
 from raystream.labels.batch import Batch, Item
 from raystream.labels.documents import Document
 from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD
-from raystream.labels.tools.tool import Tool, Written, about, as_json, needs_shown, no_classes, no_prediction, picture
+from raystream.labels.tools.tool import Tool, Written, about, as_json, closed_links, needs_shown, no_classes, no_prediction, picture
 
 _TITLE = "Argilla"
 _QUESTION = "label"
@@ -37,9 +37,9 @@ settings = rg.Settings(
         rg.IntegerMetadataProperty("raystream_represents"),
     ],
 )
-dataset = rg.Dataset(name={name!r}, settings=settings, client=client)
-if not dataset.exists():
-    dataset.create()
+dataset = client.datasets({name!r})
+if dataset is None:
+    dataset = rg.Dataset(name={name!r}, settings=settings, client=client).create()
 dataset.records.from_json("records.json")  # records of known ids are updated, so running it twice adds nothing
 '''
 
@@ -57,7 +57,7 @@ with open("labels.json", "w") as file:
 
 def _write(batch: Batch) -> Written:
     needs_shown(batch, _TITLE)
-    notes = [*no_classes(batch), *no_prediction(batch, _TITLE)]
+    notes = [*no_classes(batch), *no_prediction(batch, _TITLE), *closed_links(batch, _TITLE)]
     question = {
         "classes": f"rg.LabelQuestion(name={_QUESTION!r}, labels={list(batch.classes)!r})",
         "multi_label": f"rg.MultiLabelQuestion(name={_QUESTION!r}, labels={list(batch.classes)!r})",
@@ -116,6 +116,8 @@ def _responses(record: Mapping[str, Any]) -> Iterator[tuple[Any, Any, Any, Any]]
     flat = f"{_QUESTION}.responses"
     if flat in record:
         values = record[flat] or []
+        if not isinstance(values, list):
+            raise TypeError(f"{flat} is no list")
         users, states = (record.get(f"{flat}.{part}") or [None] * len(values) for part in ("users", "status"))
         yield from ((value, who, state, record.get("updated_at")) for value, who, state in zip(values, users, states, strict=False))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from raystream.labels.tools.tool import Tool, Written, about, as_json, as_lines,
 _TITLE = "Ground Truth"
 _PREDICTED = "raystream-prediction"
 _METADATA = "-metadata"
+_LONGEST_TEXT, _LONGEST_LINE = 20_000, 100_000
+"""Characters that an attribute and a line of a manifest may have."""
 
 
 def _write(batch: Batch) -> Written:
@@ -21,8 +24,15 @@ def _write(batch: Batch) -> Written:
     notes = [*no_classes(batch), *no_prediction(batch, _TITLE)]
     if batch.kind == "image" and not all((item.url or "").startswith("s3:") for item in batch.items):
         notes.append("Ground Truth reads pictures from S3 alone: copy images/ to a bucket, and put its URI in front of each source-ref")
+    lines = [_line(batch, item) for item in batch.items]
+    long = sum(len(line.get("source", "")) > _LONGEST_TEXT or len(json.dumps(line)) > _LONGEST_LINE for line in lines)
+    if long:
+        notes.append(
+            f"{long:,} texts are longer than a manifest may hold ({_LONGEST_TEXT:,} characters, {_LONGEST_LINE:,} a line): Ground Truth "
+            "refuses these rows"
+        )
     categories = {"document-version": "2018-11-28", "labels": [{"label": name} for name in batch.classes]}
-    files = {"manifest.jsonl": as_lines(_line(batch, item) for item in batch.items), "categories.json": as_json(categories)}
+    files = {"manifest.jsonl": as_lines(lines), "categories.json": as_json(categories)}
     return Written(files, tuple(notes))
 
 

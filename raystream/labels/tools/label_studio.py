@@ -16,11 +16,15 @@ from raystream.labels.annotation import DRAFT, LABELLED, REJECTED, SKIPPED, Anno
 from raystream.labels.batch import Batch, Item
 from raystream.labels.documents import Document
 from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD
-from raystream.labels.tools.tool import Tool, Written, about, as_json, needs_shown, no_classes, no_prediction, picture
+from raystream.labels.tools.tool import Tool, Written, about, as_json, closed_links, needs_shown, no_classes, no_prediction, picture
 from raystream.pool.images import format_of
 
 CONTROL = "label"
 """The name of the control by which rows are labelled."""
+PREDICTED_BY = "raystream"
+"""What predictions are said to be of. A project shows those of one version alone, so that a later round's model may have no other."""
+_BUTTONS = 30
+"""Classes of which each has a key and a place on the screen; more stand in a box that scrolls, below a field to find one by its name."""
 _TITLE = "Label Studio"
 _NO_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
@@ -48,7 +52,7 @@ def _task(batch: Batch, item: Item, inline: bool, to: str) -> dict[str, Any]:
         result = {
             "id": "prediction", "from_name": CONTROL, "to_name": to, "type": "choices", "value": {"choices": [item.prediction]},
         }  # fmt: skip
-        found["predictions"] = [{"model_version": f"raystream-{batch.model}", "score": item.confidence or 0.0, "result": [result]}]
+        found["predictions"] = [{"model_version": PREDICTED_BY, "score": item.confidence or 0.0, "result": [result]}]
     return found
 
 
@@ -57,7 +61,7 @@ def _inline(data: bytes) -> str:
 
 
 def label_config(batch: Batch) -> str:
-    """Return the labelling interface: what is shown, and a control for the task.
+    """Return the labelling interface: a control for the task, and below it what is shown, which may be longer than the screen.
 
     Raises:
         QueryError: there is nothing to show, or the name of a class can't stand in XML.
@@ -69,23 +73,30 @@ def label_config(batch: Batch) -> str:
             raise QueryError(f"class {name!r} holds a control character, which Label Studio's configuration can't; rename the class")
     tag = {"text": "Text", "image": "Image"}[batch.kind]
     shown = f'<{tag} name="{batch.kind}" value="${batch.kind}"/>'
-    return f"<View>\n  {shown}\n  {_control(batch)}\n</View>\n"
+    return f"<View>\n  {_control(batch)}\n  {shown}\n</View>\n"
 
 
 def _control(batch: Batch) -> str:
     kind = batch.kind or "text"
     if batch.task == "regression":
-        return f'<Number name="{CONTROL}" toName="{kind}"/>'
+        return f'<Number name="{CONTROL}" toName="{kind}" required="true"/>'
     if batch.task in ("classes", "multi_label"):
-        tag, inner, more = "Choices", "Choice", f' choice="{"single" if batch.task == "classes" else "multiple"}"'
+        tag, inner = "Choices", "Choice"
+        # None of several classes may be the answer, no class at all is none.
+        more = ' choice="single-radio" required="true"' if batch.task == "classes" else ' choice="multiple"'
+        more += ' showInline="true"'
     else:
         tag, inner, more = ("Labels" if kind == "text" else "BrushLabels"), "Label", ""
     choices = "\n".join(f"    <{inner} value={quoteattr(name)}/>" for name in batch.classes)
-    return f'<{tag} name="{CONTROL}" toName="{kind}"{more}>\n{choices}\n  </{tag}>'
+    control = f'<{tag} name="{CONTROL}" toName="{kind}"{more}>\n{choices}\n  </{tag}>'
+    if len(batch.classes) <= _BUTTONS:
+        return control
+    find = f'<Filter name="find" toName="{CONTROL}" hotkey="shift+f" minlength="0" placeholder="Find a class (Shift+F)"/>'
+    return f'{find}\n  <View style="max-height: 30vh; overflow-y: auto">\n  {control}\n  </View>'
 
 
 def _write(batch: Batch) -> Written:
-    notes = [*no_classes(batch), *no_prediction(batch, _TITLE)]
+    notes = [*no_classes(batch), *no_prediction(batch, _TITLE), *closed_links(batch, _TITLE)]
     if any(item.data is not None for item in batch.items):
         notes.append(
             "Label Studio shows the pictures if it serves local files: set LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
@@ -166,7 +177,8 @@ def _raw(results: list[Mapping[str, Any]]) -> Any:
     ]
     values = [result.get("value") or {} for result in own]
     if all("choices" in value for value in values):
-        return [choice for value in values for choice in value["choices"]]
+        said = [value["choices"] for value in values]
+        return [choice for chosen in said for choice in ([chosen] if isinstance(chosen, str) else chosen)]
     if len(values) == 1:
         for key in ("number", "rating"):
             if key in values[0]:

@@ -11,7 +11,7 @@ from typing import Any
 from raystream.labels.annotation import LABELLED, REJECTED, SKIPPED, Annotation, text_or_none, time_of
 from raystream.labels.batch import Batch
 from raystream.labels.documents import Document
-from raystream.labels.tools.tool import Tool, Written, as_json, as_lines, needs_shown, no_classes, no_prediction, picture
+from raystream.labels.tools.tool import Tool, Written, as_json, as_lines, closed_links, needs_shown, no_classes, no_prediction, picture
 
 _TITLE = "Labelbox"
 _LONGEST_KEY = 200
@@ -20,7 +20,7 @@ _QUESTION = "label"
 
 def _write(batch: Batch) -> Written:
     needs_shown(batch, _TITLE)
-    notes = [*no_classes(batch), *no_prediction(batch, _TITLE)]
+    notes = [*no_classes(batch), *no_prediction(batch, _TITLE), *closed_links(batch, _TITLE)]
     long = sum(len(item.id) > _LONGEST_KEY for item in batch.items)
     if long:
         notes.append(f"{long:,} ids are longer than {_LONGEST_KEY} characters, which no global key may be: Labelbox refuses these rows")

@@ -15,7 +15,7 @@ from raystream.errors import LabelsError
 from raystream.labels.annotation import LABELLED, STATES, Annotation, text_or_none, time_of, whole_number
 from raystream.labels.batch import Batch
 from raystream.labels.documents import Document
-from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD
+from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD, SCORE_FIELD
 from raystream.labels.tools.tool import Tool, Written, about, as_lines, picture
 
 _TO_FILL = ("label", "state", "annotator")
@@ -67,7 +67,7 @@ def _parquet(batch: Batch) -> Written:
     rows = _rows(batch)
     parsed = [batch.ids.parse(item.id) for item in batch.items]
     table = pa.table({batch.ids.name: pa.array(parsed, batch.ids.plain)} if batch.ids.name not in (rows or [{}])[0] else {})
-    types = {RANK_FIELD: pa.int32(), "raystream_score": pa.float32(), "raystream_confidence": pa.float32(),
+    types = {RANK_FIELD: pa.int32(), SCORE_FIELD: pa.float32(), "raystream_confidence": pa.float32(),
              "raystream_represents": pa.int64()}  # fmt: skip
     for name in [*(rows[0] if rows else about_names(batch)), *_TO_FILL]:
         if name not in table.column_names:
@@ -118,6 +118,7 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-CSV = Tool("csv", "CSV", _csv, _recognises(("csv",)), lambda document: _annotations(document, _cell))
-JSONL = Tool("jsonl", "JSON Lines", _jsonl, _recognises(("lines", "json")), lambda document: _annotations(document, _as_it_is))
-PARQUET = Tool("parquet", "Parquet", _parquet, _recognises(("parquet",)), lambda document: _annotations(document, _as_it_is))
+_EXPECTED = f"it needs {FIELD}, and a column named label or state that people fill in"
+CSV = Tool("csv", "CSV", _csv, _recognises(("csv",)), lambda document: _annotations(document, _cell), _EXPECTED)
+JSONL = Tool("jsonl", "JSON Lines", _jsonl, _recognises(("lines", "json")), lambda document: _annotations(document, _as_it_is), _EXPECTED)
+PARQUET = Tool("parquet", "Parquet", _parquet, _recognises(("parquet",)), lambda document: _annotations(document, _as_it_is), _EXPECTED)

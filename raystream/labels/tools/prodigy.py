@@ -9,14 +9,14 @@ from raystream.labels.annotation import DRAFT, LABELLED, REJECTED, SKIPPED, Anno
 from raystream.labels.batch import Batch, Item
 from raystream.labels.documents import Document
 from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD
-from raystream.labels.tools.tool import Tool, Written, about, as_lines, needs_shown, no_classes, no_prediction, picture
+from raystream.labels.tools.tool import Tool, Written, about, as_lines, closed_links, needs_shown, no_classes, no_prediction, picture
 
 _STATES = {"accept": LABELLED, "reject": REJECTED, "ignore": SKIPPED}
 
 
 def _write(batch: Batch) -> Written:
     needs_shown(batch, "Prodigy")
-    notes = [*no_classes(batch), *no_prediction(batch, "Prodigy")]
+    notes = [*no_classes(batch), *no_prediction(batch, "Prodigy"), *closed_links(batch, "Prodigy")]
     if batch.task not in ("classes", "multi_label"):
         notes.append(f"Prodigy's tasks hold no options for model.task {batch.task}: choose the recipe, such as ner.manual, by hand")
     if any(item.data is not None for item in batch.items):
@@ -37,7 +37,7 @@ def _task(batch: Batch, item: Item) -> dict[str, Any]:
 
 
 def _recognises(document: Document) -> bool:
-    return document.kind in ("lines", "json") and document.first.get("answer") in _STATES
+    return document.kind in ("lines", "json") and str(document.first.get("answer")) in _STATES
 
 
 def _annotations(document: Document) -> Iterator[Annotation]:

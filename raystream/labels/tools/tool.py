@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raystream.errors import QueryError
+from raystream.errors import LabelsError, QueryError
 from raystream.labels.annotation import Annotation
 from raystream.labels.batch import Batch, Item
 from raystream.labels.documents import Document
-from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD
+from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD, SCORE_FIELD
+
+_OPEN = ("http:", "https:", "data:")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Tool:
         title: for people.
         write: a batch as its files; QueryError if it can't show what there is.
         recognises: whether a file is one that this tool writes.
-        annotations: what people did, of a file that it recognises.
+        annotations: what people did, of a file that it recognises; it may raise what `read` takes for a record of another shape.
+        expected: what a file must hold, for messages, where that isn't told by the tool's name.
     """
 
     name: str
@@ -48,6 +51,24 @@ class Tool:
     write: Callable[[Batch], Written]
     recognises: Callable[[Document], bool]
     annotations: Callable[[Document], Iterator[Annotation]]
+    expected: str = ""
+
+    def read(self, document: Document) -> Iterator[Annotation]:
+        """Return what people did, of a file that this tool wrote.
+
+        Raises:
+            LabelsError: part of it is of another shape than the tool writes.
+        """
+        done = 0
+        try:
+            for annotation in self.annotations(document):
+                yield annotation
+                done += 1
+        except (AttributeError, KeyError, TypeError) as error:
+            raise LabelsError(
+                f"{document.name} isn't as {self.title} writes it: what follows {done:,} labels has another shape; was it edited? Export "
+                "it again"
+            ) from error
 
 
 def looks_like(document: Document, tools: Iterable[Tool]) -> Tool | None:
@@ -61,7 +82,7 @@ def about(batch: Batch, item: Item) -> dict[str, Any]:
         FIELD: item.id,
         QUERY_FIELD: batch.query,
         RANK_FIELD: item.rank,
-        "raystream_score": item.score,
+        SCORE_FIELD: item.score,
         "raystream_confidence": item.confidence,
         "raystream_why": item.why,
         "raystream_represents": item.represents,
@@ -102,7 +123,7 @@ def no_classes(batch: Batch) -> tuple[str, ...]:
     """Return what is to be said where the classes are only those that were predicted."""
     if batch.complete or batch.task not in ("classes", "multi_label"):
         return ()
-    return (f"the query names no classes, so only the {len(batch.classes)} that its batch was predicted as are offered: complete them",)
+    return (f"the query names no classes, so only the {len(batch.classes)} that its model shows are offered: complete them",)
 
 
 def no_prediction(batch: Batch, title: str) -> tuple[str, ...]:
@@ -110,3 +131,13 @@ def no_prediction(batch: Batch, title: str) -> tuple[str, ...]:
     if batch.task == "classes":
         return ()
     return (f"predictions of model.task {batch.task} are not carried to {title}; its annotators begin from nothing",)
+
+
+def closed_links(batch: Batch, title: str) -> tuple[str, ...]:
+    """Return what is to be said where pictures are links that no browser opens, such as those into buckets."""
+    closed = [item.url for item in batch.items if item.data is None and item.url and not item.url.startswith(_OPEN)]
+    if batch.kind != "image" or not closed:
+        return ()
+    scheme = closed[0].partition("://")[0]
+    are = "1 link is" if len(closed) == 1 else f"{len(closed):,} links are"
+    return (f"{are} of no kind that a browser opens ({scheme}://…): sign them by --presign, unless {title} has access to that place",)

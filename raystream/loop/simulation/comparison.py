@@ -22,6 +22,8 @@ Verdict = Literal["pays", "costs", "no difference"]
 LEVELS = 11
 """Evenly from 50% to 100% of the way from the higher start to the lower end: where labels are counted."""
 DRAWS = 2000
+MOST_POINTS = 500
+"""Of a curve over what labels cost, which is another number in every run and round."""
 _TAILS = (2.5, 97.5)
 _LEAST_SHARE = 0.95
 """An interval of 95% needs that share of the draws to have a value."""
@@ -32,7 +34,7 @@ class Curves:
     """One strategy's curves.
 
     Attributes:
-        labels: (r,) ascending numbers of labels, the same for every seed.
+        labels: (r,) ascending numbers of labels, or what they cost, the same for every seed.
         values: (seeds, r) of one metric.
     """
 
@@ -219,21 +221,31 @@ def aligned(runs: Mapping[Any, Sequence[tuple[Array, Array]]]) -> dict[Any, Curv
     """Bring curves to one range of labels, of runs that may have been labelled in other steps.
 
     Where all have the same numbers of labels, these; else all that occur between the latest start and the earliest end, straight lines
-    between a run's own.
+    between a run's own, or, of more than `MOST_POINTS`, as many at even distances.
 
     Args:
-        runs: by strategy, a run for each seed in one order: (r,) ascending labels, (r,) values.
+        runs: by strategy, a run for each seed in one order: (r,) ascending labels, or what they cost, and (r,) values. Of several
+            values at one place, where further labels cost nothing, the last one counts.
 
     Raises:
         DataError: the runs have no number of labels in common.
     """
+    runs = {name: [_steps(*run) for run in of] for name, of in runs.items()}
     every = [labels for of in runs.values() for labels, _ in of]
     low, high = max(labels[0] for labels in every), min(labels[-1] for labels in every)
     if low > high:
         raise DataError(f"one run starts at {low} labels, another ends at {high}: there is nothing to compare")
     occurring = np.unique(np.concatenate(every))
     grid = occurring[(occurring >= low) & (occurring <= high)]
+    if len(grid) > MOST_POINTS:
+        grid = np.linspace(low, high, MOST_POINTS)
     return {name: Curves(grid, np.array([np.interp(grid, labels, values) for labels, values in of])) for name, of in runs.items()}
+
+
+def _steps(labels: Array, values: Array) -> tuple[Array, Array]:
+    """Return a run's points without those that the next one follows at the same place."""
+    last = np.append(np.diff(labels) > 0, True)
+    return labels[last], values[last]
 
 
 def _bootstrap(seeds: int, draws: int) -> Array:

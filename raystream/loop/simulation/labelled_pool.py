@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raystream.choosing.constraints import as_costs
 from raystream.errors import LabelsError, ModelError, PoolError
-from raystream.figures import number_of
+from raystream.figures import number_of, shown
 from raystream.loop.evaluation import EvaluationRows, ids_in_files, rows_in_files
 from raystream.loop.label_values import LabelValues
 from raystream.loop.pool_rows import PoolRows
@@ -26,6 +27,7 @@ from raystream.pool import Places, check_unique, comparable, list_pool, read_col
 from raystream.query import Pool as PoolSection
 from raystream.query import Query
 from raystream.query.catalogue import kind_of
+from raystream.query.select import Cost
 from raystream.query.simulate import Simulation
 from raystream.scoring.batch_reader import preparation
 from raystream.scoring.plan import pool_plan
@@ -60,11 +62,13 @@ class _Read:
     inputs: tuple[Array, ...]
     labels: list[Any]
     files: tuple[tuple[str, int, str], ...]
+    costs: npt.NDArray[np.float64] | None = None
 
     def at(self, kept: npt.NDArray[np.bool_]) -> _Read:
         """Return some of the rows."""
         labels = [label for label, ok in zip(self.labels, kept, strict=True) if ok]
-        return _Read(self.ids.filter(pa.array(kept)), tuple(values[kept] for values in self.inputs), labels, self.files)
+        costs = None if self.costs is None else self.costs[kept]
+        return _Read(self.ids.filter(pa.array(kept)), tuple(values[kept] for values in self.inputs), labels, self.files, costs)
 
 
 def read_labelled_pool(simulation: Simulation, trainer: Trainer) -> LabelledPool:
@@ -81,7 +85,7 @@ def read_labelled_pool(simulation: Simulation, trainer: Trainer) -> LabelledPool
     query = simulation.query_with(simulation.trained_model())
     classes = class_names(query.model.classes)
     values = LabelValues(simulation.task, None if classes is None else tuple(classes), isinstance(trainer, TorchTrainer))
-    read = _read(query, simulation.pool.derived(label=None, labelled=[], keep=[]), simulation.label)
+    read = _read(query, simulation.pool.derived(label=None, labelled=[], keep=[]), simulation.label, simulation.select.cost)
     check_unique(read.ids, simulation.pool.id or "id")
     others: EvaluationRows | None = None
     files = read.files
@@ -98,13 +102,14 @@ def read_labelled_pool(simulation: Simulation, trainer: Trainer) -> LabelledPool
         raise LabelsError(
             f"pool.label {simulation.label} holds the one class {kept.labels[0]!r}, expected two at least; nothing can be learnt"
         )
-    pool = Pool(rows, np.asarray(row_hash(0, _as_numbers(kept.ids))), *_vectors(simulation, query, trainer, rows))
+    hashes = np.asarray(row_hash(0, _as_numbers(kept.ids)))
+    pool = Pool(rows, hashes, *_vectors(simulation, query, trainer, rows), _checked_costs(kept, simulation.select.cost))
     test = None if others is None else _rows(others, values, known, query)
     return LabelledPool(pool, test, files, (*warnings, *more))
 
 
-def _read(query: Query, section: PoolSection, label: str) -> _Read:
-    plan = pool_plan(query, section, [label])
+def _read(query: Query, section: PoolSection, label: str, cost: Cost | None) -> _Read:
+    plan = pool_plan(query, section, [label, *([] if cost is None else [cost.column])])
     prepare = preparation(plan.read)
     files = {file.path: number for number, file in enumerate(dict.fromkeys(unit.file for unit in plan.units))}
     ids, inputs, of, rows = [], [], [], []
@@ -119,7 +124,22 @@ def _read(query: Query, section: PoolSection, label: str) -> _Read:
     places = Places(tuple(dict.fromkeys(unit.file for unit in plan.units)), np.concatenate(of), np.concatenate(rows))
     table = read_columns_at(places, plan.keep_schema)
     whole = tuple(np.concatenate(parts) for parts in zip(*inputs, strict=True))
-    return _Read(pa.concat_arrays(ids), whole, table.column(label).to_pylist(), tuple(plan.snapshot))
+    costs = None if cost is None else as_costs(cost.column, table.column(cost.column))
+    return _Read(pa.concat_arrays(ids), whole, table.column(label).to_pylist(), tuple(plan.snapshot), costs)
+
+
+def _checked_costs(read: _Read, cost: Cost | None) -> npt.NDArray[np.float64] | None:
+    """Return what the rows cost, unless it is no cost."""
+    if read.costs is None or cost is None:
+        return None
+    bad = np.flatnonzero(~np.isfinite(read.costs) | (read.costs < 0))
+    if len(bad):
+        first = ", ".join(map(shown, read.ids.take(pa.array(bad[:_SHOWN])).to_pylist()))
+        raise PoolError(
+            f"select.cost.column {cost.column} is null, negative or not finite for {number_of(len(bad), 'row')} of the pool, first with "
+            f"ids {first}; expected costs of at least 0"
+        )
+    return read.costs
 
 
 def _without(read: _Read, ids: Sequence[Any]) -> tuple[_Read, list[str]]:
@@ -159,8 +179,9 @@ def _rows(read: _Read | EvaluationRows, values: LabelValues, classes: Sequence[A
 def _vectors(simulation: Simulation, query: Query, trainer: Trainer, rows: TrainingRows) -> tuple[Array | None, Array | None]:
     """Return embeddings that depend on no label: those of all rounds, where there are such, and those of the first batch."""
     section, flat = query.model, _flat(rows.inputs)
-    bare = isinstance(trainer, SklearnTrainer) and len(trainer.steps) == 1 and section.embedding in (None, INPUTS)
-    if flat is not None and (section.embedding == INPUTS or bare):
+    named = trainer.embedding if isinstance(trainer, SklearnTrainer) else section.embedding
+    bare = isinstance(trainer, SklearnTrainer) and len(trainer.steps) == 1 and named is None
+    if flat is not None and (named == INPUTS or bare):
         return flat, flat
     given = simulation.model.get("weights")
     if isinstance(given, str) and kind_of(section.kind).embedding:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raystream.errors import DataError
 from raystream.figures import in_seconds
 from raystream.loop.simulation.comparison import Curves, Figures, aligned, compare, student_quantile
 from raystream.loop.simulation.rounds import Played
@@ -29,7 +30,8 @@ class Compared:
     """One strategy in a simulation.
 
     Attributes:
-        figures: beside chance.
+        figures: beside chance, over numbers of labels.
+        by_cost: the same over what the labels cost, which decides then; None where rows have no cost.
         seconds_query: the mean over seeds of all that choosing took.
         seconds_train: of all that training took.
         chose: of `auto`: by strategy, how many batches after the first it chose by it, over all seeds; else empty.
@@ -41,6 +43,12 @@ class Compared:
     seconds_train: float
     chose: Mapping[str, int] = field(default_factory=dict)
     why: Mapping[str, str] = field(default_factory=dict)
+    by_cost: Figures | None = None
+
+    @property
+    def decisive(self) -> Figures:
+        """What the verdict goes by: what labels cost, where that is known."""
+        return self.figures if self.by_cost is None else self.by_cost
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +63,7 @@ class Simulated:
         strategies: by name, chance first.
         ceiling: the metric of the same trainer on all labels, mean over seeds.
         lines: by strategy, the curves of the metric that the figures come from.
+        cost_lines: the same over what labels cost; empty where rows have no cost.
         curves: what `curves.parquet` holds.
         summary_table: what `summary.parquet` holds.
         played, reused: runs of this call, and those that were there.
@@ -69,6 +78,7 @@ class Simulated:
     strategies: Mapping[str, Compared]
     ceiling: float
     lines: Mapping[str, Curves]
+    cost_lines: Mapping[str, Curves]
     curves: pa.Table
     summary_table: pa.Table
     played: int
@@ -78,8 +88,11 @@ class Simulated:
 
     def summary(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        keys = ("auc", "auc_se", "final", "labels_saved", "low", "high", "p_value", "verdict")
-        figures = {name: {key: getattr(of.figures, key) for key in keys} for name, of in self.strategies.items()}
+        keys = ("auc", "auc_se", "final", "labels_saved", "low", "high", "p_value")
+        figures = {
+            name: {key: getattr(of.figures, key) for key in keys} | _cost_saved(of) | {"verdict": of.decisive.verdict}
+            for name, of in self.strategies.items()
+        }
         return {
             "simulation": self.name,
             **{name.partition(".")[0]: place for name, place in self.places.items()},
@@ -115,10 +128,10 @@ def outcome(
         warnings: of reading the pool.
     """
     lines = aligned({key: [_line(history, metric) for history in each] for key, each in histories.items()})
+    cost_lines, told = _by_cost(histories, metric)
     lower = metric_of(metric).lower_is_better
-    compared = {key: _compared(lines[key], lines[CONTROL], lower, histories[key]) for key in histories}
-    paying = [key for key, of in compared.items() if of.figures.verdict == "pays"]
-    best = max(paying, key=lambda key: compared[key].figures.gain, default=CONTROL)
+    compared = {key: _compared(key, lines, cost_lines, lower, histories[key]) for key in histories}
+    best = best_of(compared)
     return Simulated(
         name=name,
         metric=metric,
@@ -127,38 +140,50 @@ def outcome(
         strategies=compared,
         ceiling=float(np.mean([top[metric] for top in tops])),
         lines=lines,
+        cost_lines=cost_lines,
         curves=_curve_table(histories),
         summary_table=_summary_table(compared),
         played=counts[0],
         reused=counts[1],
         places=places,
-        warnings=(*warnings, *_doubts(histories, lines)),
+        warnings=(*warnings, *told, *_doubts(histories, lines)),
     )
+
+
+def best_of(compared: Mapping[str, Compared]) -> str:
+    """Return the strategy to take: of those that pay the one of the best area, else chance."""
+    paying = [key for key, of in compared.items() if of.decisive.verdict == "pays"]
+    return max(paying, key=lambda key: compared[key].decisive.gain, default=CONTROL)
 
 
 def verdict_in_words(best: str, compared: Mapping[str, Compared], metric: str, seeds: int) -> str:
     """Write one or two sentences that somebody can act on."""
-    costs = [name for name, of in compared.items() if of.figures.verdict == "costs"]
+    costs = [name for name, of in compared.items() if of.decisive.verdict == "costs"]
     warned = f" {_listed(costs)} {'costs' if len(costs) == 1 else 'cost'} here: worse than {CONTROL}." if costs else ""
-    figures = compared[best].figures
+    figures, priced = compared[best].decisive, compared[best].by_cost is not None
     if best != CONTROL and figures.labels_saved is not None and figures.low is not None and figures.high is not None:
+        share = f"{figures.labels_saved:.0%}"
+        gained = f"its labels cost {share} less than those of {CONTROL}" if priced else f"it needs {share} fewer labels than {CONTROL}"
         return (
-            f"{best} pays here: it needs {figures.labels_saved:.0%} fewer labels than {CONTROL} for the same {metric} (from "
-            f"{figures.low:.0%} to {figures.high:.0%}, with 95% confidence, {seeds} seeds).{warned}"
+            f"{best} pays here: {gained} for the same {metric} (from {figures.low:.0%} to {figures.high:.0%}, with 95% confidence, "
+            f"{seeds} seeds).{warned}"
         )
     others = [name for name in compared if name != CONTROL and name not in costs]
     if seeds < 2:
         return f"One seed tells no difference from chance; run {ENOUGH_SEEDS} seeds or more."
     if not others:
         return f"Nothing was found that is better than {CONTROL}; take {CONTROL}.{warned}"
-    widths = [of.figures.high - of.figures.low for of in compared.values() if of.figures.high is not None and of.figures.low is not None]
-    width = f" (labels saved are known to within {max(widths):.0%}, from end to end, {seeds} seeds)" if widths else ""
+    found = [of.decisive for of in compared.values()]
+    widths = [each.high - each.low for each in found if each.high is not None and each.low is not None]
+    saved = "costs" if priced else "labels"
+    width = f" ({saved} saved are known to within {max(widths):.0%}, from end to end, {seeds} seeds)" if widths else ""
     return f"No difference from {CONTROL} was found for {_listed(others)}{width}; take {CONTROL}, or the cheapest.{warned}"
 
 
 def page(result: Simulated, simulation: Simulation, rows: int) -> SimulationPage:
     """Put together what the report shows."""
     labels = result.lines[CONTROL].labels
+    paid = ("cost saved", "95%") if result.cost_lines else ()
     return SimulationPage(
         name=result.name,
         title=_title(result),
@@ -166,12 +191,13 @@ def page(result: Simulated, simulation: Simulation, rows: int) -> SimulationPage
         facts=_facts(result, rows),
         warnings=result.warnings,
         charts=_charts(result),
-        columns=("strategy", "area", "final", "labels saved", "95%", "p", "choosing", "training", "verdict"),
+        columns=("strategy", "area", "final", "labels saved", "95%", *paid, "p", "choosing", "training", "verdict"),
         rows=_table(result),
         table_note=(
             f"area: {result.metric}, the mean over all labels up to {labels[-1]:,.0f}, with its standard error. labels saved: of the "
             f"labels that {CONTROL} needs for the same quality, over the upper half of the way, those that the strategy doesn't. p: of the "
-            "paired t test on the area. pays: both the labels saved and the area are better with 95% confidence; costs: both are worse. "
+            f"paired t test on the area. pays: both the {'cost saved and the area over costs' if paid else 'labels saved and the area'} "
+            "are better with 95% confidence; costs: both are worse. "
             "choosing, training: a run's seconds, one thread."
         ),
         choices=tuple(
@@ -195,10 +221,11 @@ def page(result: Simulated, simulation: Simulation, rows: int) -> SimulationPage
 def _facts(result: Simulated, rows: int) -> tuple[Fact, ...]:
     """List what stands above the charts."""
     shown = _written(result.metric)
-    best, labels = result.strategies[result.best].figures, result.lines[CONTROL].labels
+    best, paid, labels = result.strategies[result.best].figures, result.strategies[result.best].by_cost, result.lines[CONTROL].labels
     return (
         Fact("advised", result.best, "the strategy to take here"),
         Fact("labels saved by it", _share(best.labels_saved), _between(best.low, best.high, f"of those that {CONTROL} needs")),
+        *([] if paid is None else [Fact("cost saved by it", _share(paid.labels_saved), _between(paid.low, paid.high, "of theirs"))]),
         Fact(f"{result.metric} with all labels", shown(result.ceiling), "the same trainer, the mean over seeds"),
         Fact("seeds", f"{len(result.lines[CONTROL].values)}", "starts and splits, the same for every strategy"),
         Fact("labels", f"{labels[0]:,.0f} to {labels[-1]:,.0f}", f"of {rows:,} rows, in {len(labels)} rounds"),
@@ -208,14 +235,15 @@ def _facts(result: Simulated, rows: int) -> tuple[Fact, ...]:
 
 def _charts(result: Simulated) -> tuple[Chart, ...]:
     """Draw the metric by labels, and its difference from chance."""
-    percent = metric_of(result.metric).percent
+    percent, better = metric_of(result.metric).percent, " Lower is better." if metric_of(result.metric).lower_is_better else ""
     lines = [_drawn(name, curves) for name, curves in result.lines.items()]
+    paid = [_drawn(name, curves) for name, curves in result.cost_lines.items()]
     return (
         Chart(
             f"{result.metric} by labels",
             chart(lines, x_label="labels", y_label=result.metric, levels=[Level(result.ceiling, "all labels")], percent=percent),
             "Lines are means over seeds; bands are 95% intervals of these means, of each strategy by itself. Strategies share seeds, so "
-            "that their differences are known better than the bands suggest: see the next chart, and the table.",
+            f"that their differences are known better than the bands suggest: see the table, and the chart beside {CONTROL}.{better}",
         ),
         Chart(
             f"{result.metric} beside {CONTROL}",
@@ -226,7 +254,24 @@ def _charts(result: Simulated) -> tuple[Chart, ...]:
                 percent=percent,
                 levels=[Level(0.0, CONTROL)],
             ),
-            f"Each strategy minus {CONTROL}, seed by seed: means with their 95% intervals.",
+            f"Each strategy minus {CONTROL}, seed by seed: means with their 95% intervals.{better}",
+        ),
+        *(
+            [
+                Chart(
+                    f"{result.metric} by what the labels cost",
+                    chart(
+                        paid,
+                        x_label="what the labels cost",
+                        y_label=result.metric,
+                        levels=[Level(result.ceiling, "all labels")],
+                        percent=percent,
+                    ),
+                    f"The same, by the sum of the pool's column of costs over labelled rows: the verdict goes by this.{better}",
+                )
+            ]
+            if paid
+            else []
         ),
     )
 
@@ -242,14 +287,15 @@ def _table(result: Simulated) -> tuple[StrategyRow, ...]:
                 shown(of.figures.final),
                 _share(of.figures.labels_saved),
                 _between(of.figures.low, of.figures.high, ""),
+                *([] if of.by_cost is None else [_share(of.by_cost.labels_saved), _between(of.by_cost.low, of.by_cost.high, "")]),
                 "" if of.figures.p_value is None else f"{of.figures.p_value:.2g}",
                 _seconds(of.seconds_query),
                 _seconds(of.seconds_train),
             ),
-            "" if name == CONTROL else of.figures.verdict,
+            "" if name == CONTROL else of.decisive.verdict,
             name == result.best,
         )
-        for name, of in sorted(result.strategies.items(), key=lambda pair: -pair[1].figures.gain)
+        for name, of in sorted(result.strategies.items(), key=lambda pair: -pair[1].decisive.gain)
     )
 
 
@@ -262,18 +308,20 @@ def describe(result: Simulated) -> str:
     """Write the figures as a table for a terminal, the verdict and where all of it is."""
     shown = _written(result.metric)
     width = max(len("strategy"), *(len(name) for name in result.strategies))
+    paid = f"  {'cost saved':>24}" if result.cost_lines else ""
     lines = [
         f"simulation {result.name}: {result.metric}, {result.played} runs played now, {result.reused} reused",
         "",
-        f"{'strategy':<{width}}  {'area':>8}  {'final':>8}  {'labels saved':>24}  {'p':>8}  {'choosing':>8}  {'training':>8}  verdict",
+        f"{'strategy':<{width}}  {'area':>8}  {'final':>8}  {'labels saved':>24}{paid}  {'p':>8}  "
+        f"{'choosing':>8}  {'training':>8}  verdict",
     ]
-    for name, of in sorted(result.strategies.items(), key=lambda pair: -pair[1].figures.gain):
+    for name, of in sorted(result.strategies.items(), key=lambda pair: -pair[1].decisive.gain):
         figures = of.figures
-        saved = " ".join(part for part in (_share(figures.labels_saved), _in_brackets(figures.low, figures.high)) if part)
+        saved = "".join(f"  {_with_interval(each):>24}" for each in (figures, of.by_cost) if each is not None)
         p = "" if figures.p_value is None else f"{figures.p_value:.2g}"
         lines.append(
-            f"{name:<{width}}  {shown(figures.auc):>8}  {shown(figures.final):>8}  {saved:>24}  {p:>8}  {of.seconds_query:>6.2f} s  "
-            f"{of.seconds_train:>6.2f} s  {'' if name == CONTROL else figures.verdict}".rstrip()
+            f"{name:<{width}}  {shown(figures.auc):>8}  {shown(figures.final):>8}{saved}  {p:>8}  {of.seconds_query:>6.2f} s  "
+            f"{of.seconds_train:>6.2f} s  {'' if name == CONTROL else of.decisive.verdict}".rstrip()
         )
     lines += [f"{'all labels':<{width}}  {'':>8}  {shown(result.ceiling):>8}", "", result.verdict]
     for name, of in result.strategies.items():
@@ -283,8 +331,9 @@ def describe(result: Simulated) -> str:
     return "\n".join(lines)
 
 
-def _in_brackets(low: float | None, high: float | None) -> str:
-    return "" if low is None else f"({_between(low, high, '')})"
+def _with_interval(figures: Figures) -> str:
+    interval = "" if figures.low is None else f"({_between(figures.low, figures.high, '')})"
+    return " ".join(part for part in (_share(figures.labels_saved), interval) if part)
 
 
 def _title(result: Simulated) -> str:
@@ -295,26 +344,46 @@ def _line(history: Sequence[Played], metric: str) -> tuple[Any, Any]:
     return np.array([played.labels for played in history]), np.array([played.metrics[metric] for played in history])
 
 
-def _compared(curves: Curves, chance: Curves, lower: bool, histories: Sequence[Sequence[Played]]) -> Compared:
+def _by_cost(histories: Histories, metric: str) -> tuple[dict[str, Curves], list[str]]:
+    """Return the curves over what labels cost, and what is said where runs have no cost in common; none where rows have no cost."""
+    if any(played.cost is None for each in histories.values() for history in each for played in history):
+        return {}, []
+    runs = {
+        key: [(np.array([played.cost for played in history]), _line(history, metric)[1]) for history in each]
+        for key, each in histories.items()
+    }
+    try:
+        return aligned(runs), []
+    except DataError:
+        return {}, ["what labels cost is not compared: one run begins above what another costs in all; raise loop.rounds"]
+
+
+def _compared(
+    name: str, lines: Mapping[str, Curves], cost_lines: Mapping[str, Curves], lower: bool, histories: Sequence[Sequence[Played]]
+) -> Compared:
     explained = [played for history in histories for played in history[1:] if played.why]
     return Compared(
-        compare(curves, chance, lower_is_better=lower),
+        compare(lines[name], lines[CONTROL], lower_is_better=lower),
         float(np.mean([sum(played.seconds_query for played in history) for history in histories])),
         float(np.mean([sum(played.seconds_train for played in history) for history in histories])),
         dict(Counter(played.strategy for played in explained)),
         {played.strategy: played.why for played in reversed(explained)},
+        compare(cost_lines[name], cost_lines[CONTROL], lower_is_better=lower) if cost_lines else None,
     )
 
 
 def _curve_table(histories: Histories) -> pa.Table:
     """Make a table with a row a strategy, seed and round; a metric's column is null where a class was not among those judged by."""
-    metrics = list(dict.fromkeys(name for each in histories.values() for history in each for played in history for name in played.metrics))
+    every = [played for each in histories.values() for history in each for played in history]
+    metrics = list(dict.fromkeys(name for played in every for name in played.metrics))
+    priced = any(played.cost is not None for played in every)
     rows = [
         {
             "strategy": name,
             "seed": seed,
             "round": number,
             "labels": played.labels,
+            **({"cost": played.cost} if priced else {}),
             **{metric: played.metrics.get(metric) for metric in metrics},
             "seconds_query": played.seconds_query,
             "seconds_train": played.seconds_train,
@@ -331,10 +400,29 @@ def _curve_table(histories: Histories) -> pa.Table:
 def _summary_table(compared: Mapping[str, Compared]) -> pa.Table:
     rows = [
         {"strategy": name, **asdict(of.figures), "seconds_query": of.seconds_query, "seconds_train": of.seconds_train}
+        | ({} if of.by_cost is None else {_COST_COLUMNS[key]: value for key, value in asdict(of.by_cost).items()})
         for name, of in compared.items()
     ]
-    kinds = {"strategy": pa.string(), "verdict": pa.string()}
+    kinds = {"strategy": pa.string(), "verdict": pa.string(), "cost_verdict": pa.string()}
     return pa.Table.from_pylist(rows, pa.schema([(name, kinds.get(name, pa.float64())) for name in rows[0]]))
+
+
+_COST_COLUMNS = {name: "cost_saved" if name == "labels_saved" else f"cost_{name}" for name in Figures.__dataclass_fields__}
+"""Of `summary.parquet`, the figures over what labels cost."""
+
+
+def read_summary(row: Mapping[str, Any]) -> Compared:
+    """Return a strategy's figures out of its row of `summary.parquet`."""
+    names = Figures.__dataclass_fields__
+    paid = Figures(**{name: row[column] for name, column in _COST_COLUMNS.items()}) if "cost_saved" in row else None
+    return Compared(Figures(**{name: row[name] for name in names}), row["seconds_query"], row["seconds_train"], by_cost=paid)
+
+
+def _cost_saved(of: Compared) -> dict[str, float | None]:
+    """Return what `--json` says of costs; nothing where rows have none."""
+    if of.by_cost is None:
+        return {}
+    return {"cost_saved": of.by_cost.labels_saved, "cost_low": of.by_cost.low, "cost_high": of.by_cost.high}
 
 
 def _doubts(histories: Histories, lines: Mapping[str, Curves]) -> list[str]:

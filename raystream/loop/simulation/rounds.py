@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raystream.errors import ModelError
+from raystream.errors import QueryError
+from raystream.figures import number_of
 from raystream.loop.metrics import measure
 from raystream.loop.simulation.scores import score_rows
 from raystream.loop.trainers.by_name import CommitteeFitted, fit
-from raystream.loop.trainers.training import Fitted, Trainer, TrainingRows, seed_of
+from raystream.loop.trainers.training import Fitted, Trainer, TrainingRows, gives_embedding, seed_of
 from raystream.query.catalogue import TRAITS
 from raystream.query.catalogue.auto import AUTO, CONTROL, ENOUGH, pick
-from raystream.selection import select
+from raystream.selection import Cost, select
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
@@ -29,6 +30,8 @@ _CHOICE, _TRAINING, _SPLIT, _CEILING = range(1, 5)
 """Purposes of seeds."""
 _DIVERSE = "k_means_pp"
 """Spreads a batch without scores."""
+_FEW = 2
+"""Rows by which it shows whether a model gives embeddings."""
 _OF_ANY = "near_duplicates"
 """The option that holds for every strategy, where there is an embedding to tell them by."""
 
@@ -61,12 +64,14 @@ class Pool:
         ids: (n,) integers or strings, or left out the row numbers: what chance goes by.
         embedding: float32 (n, d), of a model that no round trains, computed once; None where the trained model gives it.
         first: float32 (n, d), what the first batch is chosen by, before there is a trained model; None if there is nothing.
+        costs: (n,) float64 of at least 0, what labelling each row costs; None where nobody said.
     """
 
     rows: TrainingRows
     ids: Any = None
     embedding: Array | None = None
     first: Array | None = None
+    costs: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Campaign:
         budget: labels in all; None: until `rounds`.
         members: of a committee.
         warm_start: whether training goes on from the last round's model.
+        batch_cost: what the rows of a batch may cost together; None: whatever they cost.
     """
 
     trainer: Trainer
@@ -94,6 +100,7 @@ class Campaign:
     budget: int | None = None
     members: int = 1
     warm_start: bool = False
+    batch_cost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,7 @@ class Played:
         metrics: of its model, by column.
         seconds_query: what choosing took, the forward pass and the scores with it.
         seconds_train: what training took.
+        cost: of all labels so far; None where rows have no cost.
     """
 
     labels: int
@@ -115,6 +123,7 @@ class Played:
     metrics: dict[str, float]
     seconds_query: float
     seconds_train: float
+    cost: float | None = None
 
 
 def play(
@@ -139,7 +148,10 @@ def play(
         start: the first batch; left out, what `campaign.start` chooses.
 
     Returns:
-        a round at least; fewer than asked for where no rows are left.
+        a round at least; fewer than asked for where no rows are left, or none that a batch may cost.
+
+    Raises:
+        QueryError: no row is cheap enough for the first batch.
     """
     free = np.ones(len(pool.rows), dtype=bool)
     if among is not None:
@@ -160,6 +172,11 @@ def play(
             seen = _RowsInView(pool, campaign, np.flatnonzero(free), labelled, model)
             batch, strategy, why = seen.batch(campaign.start if number == 1 else contender, budget, seed_of(seed, number, _CHOICE))
         chosen = time.perf_counter()
+        if not len(batch) and not history and pool.costs is not None and campaign.batch_cost is not None:
+            raise QueryError(
+                f"no row can be chosen: the cheapest of {number_of(int(free.sum()), 'row')} costs {pool.costs[free].min():g}, but "
+                f"select.cost.budget is {campaign.batch_cost:g}; raise it"
+            )
         if not len(batch):
             return history
         free[batch] = False
@@ -167,7 +184,8 @@ def play(
         model = _train(pool.rows, campaign, labelled, model, seed_of(seed, number, _TRAINING))
         trained = time.perf_counter()
         metrics = _judge(test, campaign.metrics, model, pool.rows, labelled)
-        history.append(Played(len(labelled), strategy, why, metrics, chosen - began, trained - chosen))
+        cost = None if pool.costs is None else float(pool.costs[labelled].sum())
+        history.append(Played(len(labelled), strategy, why, metrics, chosen - began, trained - chosen, cost))
         if number == campaign.rounds or len(labelled) == campaign.budget or not free.any():
             return history
 
@@ -271,21 +289,12 @@ class _RowsInView:
         """Whether rows can be scored."""
         return self.model is not None and (self.pool.rows.task != "regression" or isinstance(self.model, CommitteeFitted))
 
-    @property
-    def embeds(self) -> bool:
-        """Whether the model gives embeddings, which of a pipeline shows when it is asked: texts become sparse rows in some."""
-        if self.model is None:
-            return False
-        try:
-            return self.model.predict(tuple(values[:2] for values in self.pool.rows.inputs), embedding=True).embedding is not None
-        except ModelError:
-            return False
-
     def picked(self, contender: Contender) -> tuple[str, str, Mapping[str, Any]]:
         """Return the strategy, why it is not the contender's own, and its options."""
         rows = self.pool.rows
         if contender.strategy == AUTO:
-            embedded = self.fixed is not None or self.embeds
+            few = tuple(values[:_FEW] for values in rows.inputs)
+            embedded = self.fixed is not None or (self.model is not None and gives_embedding(self.model, few))
             classes = rows.labels.shape[1] if rows.task == "multi_label" else len(np.unique(rows.labels[self.labelled]))
             found = pick(len(self.labelled), classes, task=rows.task, embedding=embedded, score=self.scored, enough=contender.enough)
             return found.strategy, found.why, contender.options
@@ -327,6 +336,13 @@ class _RowsInView:
             probabilities=p,
             log_probs=log_probs,
             ids=free if self.pool.ids is None else self.pool.ids[free],
+            cost=self._limit(),
             **options,
         )
         return free[chosen], strategy, why
+
+    def _limit(self) -> Cost | None:
+        """Return what the free rows cost, and a batch of them may cost; None where nothing is said of that."""
+        if self.pool.costs is None or self.campaign.batch_cost is None:
+            return None
+        return Cost("cost", self.pool.costs[self.free], self.campaign.batch_cost)

@@ -88,6 +88,7 @@ def simulate(simulation: Simulation, *, reporter: Reporter | None = None) -> Sim
         simulation.loop.budget,
         simulation.loop.committee,
         simulation.loop.warm_start,
+        None if simulation.select.cost is None else simulation.select.cost.budget,
     )
     evaluate = simulation.loop.evaluate if isinstance(simulation.loop.evaluate, float) else None
     bench = Bench(data, campaign, evaluate, simulation.seed)
@@ -127,7 +128,7 @@ def _contenders(simulation: Simulation) -> list[Contender]:
         by_numbers = simulation.task == "regression" and (select.strategy == AUTO or (not traits.score and select.candidates is None))
         if select.needs_score and not by_numbers:
             check_score(score, simulation.task, members)
-        given = select.model_dump(exclude_unset=True, exclude={"strategy", "budget", "memory", "similar_to"})
+        given = select.model_dump(exclude_unset=True, exclude={"strategy", "budget", "cost", "memory", "similar_to"})
         found.append(Contender(name, select.strategy, score, given))
     return found
 

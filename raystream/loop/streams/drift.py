@@ -107,10 +107,17 @@ class Drift:
         """Make it again of its `state`."""
         return cls(**state)
 
+    def __post_init__(self) -> None:
+        self._known: float | None = None
+
     @property
     def _deviation(self) -> float:
-        """Of the first window, once it is full; 1 where all its scores are equal."""
-        return (float(np.std(self.first)) or 1.0) if len(self.first) == WINDOW else 1.0
+        """Of the first window, once it is full, after which it doesn't change; 1 where all its scores are equal."""
+        if len(self.first) < WINDOW:
+            return 1.0
+        if self._known is None:
+            self._known = float(np.std(self.first)) or 1.0
+        return self._known
 
 
 def kolmogorov_smirnov(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> tuple[float, float]:

@@ -4,6 +4,7 @@
     streams/<name>/arrivals/00000001.parquet    files in the order of their arrival, those of one look
     streams/<name>/packs/00000256.parquet       all arrivals up to a look, in one file: an index, made again where it is lost
     streams/<name>/decisions/00000001.parquet   the next rows, each with its decision: of one look, and so many at most
+    streams/<name>/log/00000002.open            those of requests that are to be the next file, see `raystream.loop.streams.segment`
     streams/<name>/states/00000001-<digest>.json  all that further decisions depend on; named by the decisions that it comes after
     streams/<name>/events/00000001/             what the workers told that were started by that look
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +26,7 @@ import xxhash
 import yaml
 
 from raystream.errors import PoolError, QueryError, StoreError
+from raystream.loop.streams.segment import WHOLE, Begun, Record, Segment, beginning, read_segment, seal
 from raystream.query.stream import Stream
 from raystream.store.packs import in_threads
 from raystream.store.protocol import Store
@@ -121,14 +124,10 @@ class StreamLog:
         data = self.store.read_if_there(name)
         if data is None:
             self.store.put_if_absent(name, stream.to_yaml().encode())
-            data = self.store.read(name)
-        try:
-            before = Stream(**dict(yaml.safe_load(data)))
-        except (QueryError, TypeError, ValueError, yaml.YAMLError) as error:
-            raise self._damaged(name, error) from None
+        before = self.stream()
         was, now = before.identity, stream.identity
         changed = [f"{key} ({was.get(key)} then, {now[key]} now)" for key in now if was.get(key) != now[key]]
-        if changed and not self.store.names(f"{self.folder}/decisions"):
+        if changed and not self.store.names(f"{self.folder}/decisions") and not self._logged():
             for folder in ("packs", "arrivals"):
                 for left in reversed(self.store.names(f"{self.folder}/{folder}")):
                     self.store.remove(f"{self.folder}/{folder}/{left}")
@@ -138,6 +137,18 @@ class StreamLog:
                 f"stream {self.name} was begun with another spec; it differs in {', '.join(changed)}; only the model, cluster, on_error "
                 "and stream.follow may change, so put the rest back, or give stream.name another name"
             )
+
+    def stream(self) -> Stream:
+        """Read the stream as it was begun.
+
+        Raises:
+            StoreError: what is there is damaged.
+        """
+        name = f"{self.folder}/stream.yaml"
+        try:
+            return Stream(**dict(yaml.safe_load(self.store.read(name))))
+        except (QueryError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise self._damaged(name, error) from None
 
     def arrivals(self, look: int = 0) -> list[Arrival]:
         """Read all that arrived, in order, from one look on."""
@@ -191,24 +202,83 @@ class StreamLog:
         return found, dict(state)
 
     def commit_decisions(
-        self, rows: pa.Table, progress: Progress, state: Mapping[str, Any], about: Mapping[str, str] | None = None
+        self,
+        rows: pa.Table,
+        progress: Progress,
+        state: Mapping[str, Any],
+        about: Mapping[str, str] | None = None,
+        *,
+        logged: bool = False,
     ) -> Progress | None:
-        """Commit the next rows' decisions, after which the stream has come so far; `about` goes into the file's metadata, too.
+        """Commit the next rows' decisions, after which the stream has come so far.
+
+        Args:
+            rows: with their decisions.
+            progress: after them.
+            state: after them.
+            about: goes into the file's metadata, too.
+            logged: they are those of the log; otherwise nobody may have begun one for this file.
 
         Returns:
-            The progress with the name of its state; None if somebody else's decisions are there already.
+            The progress with the name of its state; None if somebody else's decisions are there already, or in the log.
         """
+        if not logged and not self.claim(progress.parts):
+            return None
         data = json.dumps(state, separators=(",", ":")).encode()
         name = f"{self.folder}/states/{progress.parts:08d}-{xxhash.xxh3_128_hexdigest(data)}.json"
         self.store.put_if_absent(name, data)
         whole = replace(progress, state=name)
-        table = rows if self._last is None else self._as_before(rows, self._last)
+        table = self.as_before(rows)
         written = parquet_bytes(table, {_SAID: json.dumps(vars(whole)), **(about or {})})
         if not self.store.put_if_absent(_numbered(f"{self.folder}/decisions", whole.parts), written):
             return None
         self._last = table.schema
         self._discard_states(whole.parts - 1)
+        self._discard_log(whole.parts)
         return whole
+
+    def claim(self, part: int) -> bool:
+        """Say that the file of decisions of this number comes whole, which several may; False if somebody has begun a log for it."""
+        return self.store.remote or self.store.put_if_absent(self._segment(part)[0], WHOLE)
+
+    def is_claimed(self, part: int) -> bool:
+        """Whether somebody said that the file of decisions of this number comes whole, and it isn't there yet."""
+        return not self.store.remote and self.store.read_if_there(self._segment(part)[0]) == WHOLE
+
+    def begin_segment(self, part: int, begun: Begun) -> Segment | None:
+        """Begin the log of what will be the file of decisions of this number; None if somebody else's are, or will be."""
+        opened, sealed = self._segment(part)
+        first = beginning(begun)
+        if not self.store.put_if_absent(opened, first):
+            return None
+        if self.store.exists(sealed) or self.store.exists(_numbered(f"{self.folder}/decisions", part)):
+            self.store.discard(opened)  # that name was free because all is over there
+            return None
+        return Segment(Path(self.store.place(opened)), first, begun)
+
+    def unfolded(self) -> tuple[int, Begun, list[Record]] | None:
+        """Return what the log holds that is in no file of decisions, and the number of the file that it is to be; None if there is nothing.
+
+        Whoever appended to it finds it sealed.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        numbers = self._logged()
+        if not numbers:
+            return None
+        part = max(self.parts(), default=0) + 1
+        if min(numbers) < part:
+            self._discard_log(part - 1)
+        opened, sealed = self._segment(part)
+        if self.store.read_if_there(opened) not in (None, WHOLE):
+            seal(self.store, opened, sealed)
+        data = self.store.read_if_there(sealed)
+        try:
+            begun, records = (None, []) if data is None else read_segment(data)
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(sealed, error) from None
+        return (part, begun, records) if begun is not None and records else None
 
     def parts(self) -> list[int]:
         """List the numbers of all files of decisions."""
@@ -243,15 +313,40 @@ class StreamLog:
             if old.endswith(".parquet") and _number(old) < arrivals[-1].look:
                 self.store.discard(f"{self.folder}/packs/{old}")
 
-    def _as_before(self, rows: pa.Table, schema: pa.Schema) -> pa.Table:
-        """Return the rows with the types of those before: files that arrive later may be written by other means."""
+    def as_before(self, rows: pa.Table) -> pa.Table:
+        """Return the rows with the types of those before: files that arrive later may be written by other means.
+
+        Raises:
+            PoolError: their ids can't have these.
+        """
+        if self._last is None:
+            return rows
         try:
-            return rows.cast(pa.schema(list(schema)))
+            return rows.cast(pa.schema(list(self._last)))
         except (pa.ArrowException, ValueError) as error:
             raise PoolError(
-                f"pool.id: the ids that arrived are {rows.schema.field(0).type}, those before were {schema.field(0).type} ({error}); write "
-                "them as these, or give stream.name another name"
+                f"pool.id: the ids that arrived are {rows.schema.field(0).type}, those before were {self._last.field(0).type} ({error}); "
+                "write them as these, or give stream.name another name"
             ) from None
+
+    @property
+    def _log(self) -> str:
+        return f"{self.folder}/log"
+
+    def _segment(self, part: int) -> tuple[str, str]:
+        return f"{self._log}/{part:08d}.open", f"{self._log}/{part:08d}.sealed"
+
+    def _discard_log(self, limit: int) -> None:
+        """Forget the log of files of decisions up to this one, which are there."""
+        for part in self._logged():
+            if part <= limit:
+                for name in self._segment(part):
+                    self.store.discard(name)
+
+    def _logged(self) -> set[int]:
+        """The numbers of the files of decisions that the log has something for, or that are said to come whole."""
+        names = [] if self.store.remote else self.store.names(self._log)
+        return {_number(name) for name in names if name.endswith((".open", ".sealed"))}
 
     def _damaged(self, name: str, error: object) -> StoreError:
         return StoreError(f"store: {self.store.place(name)} is damaged ({error}); restore it, or give stream.name another name")

@@ -23,6 +23,7 @@ from raystream.figures import number_of
 from raystream.loop.streams.arrivals import SETTLING_SECONDS, PoolListing, list_arrivals
 from raystream.loop.streams.decisions import StreamState
 from raystream.loop.streams.drift import Drift
+from raystream.loop.streams.folding import fold
 from raystream.loop.streams.log import Arrival, Progress, StreamLog
 from raystream.pool import check_unique
 from raystream.pool.ids import KnownIds, comparable, derived_ids
@@ -205,6 +206,8 @@ class Looks:
             raise one_opinion(self._query.acquire.score, lone.unit)
         check_same_model(units)
         self._warn(*model_notes(units))
+        while not self._log.claim(self.progress.parts + 1):
+            self._read_progress()  # a server has rows by request in the log: they come first, and then it waits for ours
         part = _DecisionsPart()
         for block in self._blocks(asked, plan, scored):
             at = 0
@@ -351,6 +354,7 @@ class Looks:
         self._paths = {arrival.path: index for index, arrival in enumerate(self._arrivals)}
 
     def _read_progress(self) -> None:
+        fold(self._log)
         self.progress, self._saved = self._log.progress()
         self._state = None
 

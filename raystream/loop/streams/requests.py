@@ -1,15 +1,16 @@
 """Decides on rows that come by request, instead of by a pool's files: in the same log, within the same budget, each request once.
 
-A request is decided on when its decisions are in the log, as a file of them is put if absent; that file names the requests whose rows it
-holds. Whoever was too late with it, since a look or another server was first, reads on, and decides again: nothing was answered yet.
+A request is decided on when its decisions are on disk: in the segment of the log that this process appends to, which becomes a file of
+decisions every now and then, or, in buckets and where else nothing can be appended, in a file of decisions at once. Both name the requests
+whose rows they hold. Whoever was too late, since a look or another server was first, reads on, and decides again: nothing was answered yet.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,19 @@ import pyarrow as pa
 
 from raystream.errors import QueryError
 from raystream.loop.streams.decisions import StreamState
+from raystream.loop.streams.folding import about, fold, requests_of
 from raystream.loop.streams.log import Progress, StreamLog
+from raystream.loop.streams.segment import Begun, Record, Segment, may_append
 from raystream.query.stream import Stream
 
-_REQUESTS = "raystream.requests"
-"""In the metadata of decisions: a JSON list of the requests' ids, what was asked, and how many rows each has."""
+FOLD_SECONDS = 30.0
+"""After which decisions of requests have their file of decisions, about."""
+_FOLD_ROWS = 1 << 14
+"""Of requests, that are held until they have it."""
+_PIECES = 32
 _MERGED = 4096
+_CLAIM_PAUSE, _CLAIM_PAUSES = 0.02, 250
+"""For which a look that has said that its decisions come next is waited for: it has only to write them."""
 
 
 @dataclass(frozen=True)
@@ -45,38 +53,113 @@ class StreamRequest:
     vectors: npt.NDArray[np.float64] | None
 
 
+@dataclass(frozen=True)
+class WrittenDecisions:
+    """Answers that may be given once `sync` says so.
+
+    Attributes:
+        answers: for each request a table of its rows with `score`, `threshold`, `chosen`, `seen`, `epoch`; or why it isn't decided on: its
+            id was another request's, or the log takes no such ids.
+        progress: of the stream after them.
+        segment: whose records have to be on disk first; None if all are.
+    """
+
+    answers: list[pa.Table | QueryError]
+    progress: Progress
+    segment: Segment | None
+
+    def sync(self) -> bool:
+        """Wait for the disk, in any thread; False if the requests have to be decided on again, since somebody else took over.
+
+        Raises:
+            StoreError: the disk doesn't take it; they have to be, too.
+        """
+        return self.segment is None or self.segment.sync()
+
+
+@dataclass
+class _Open:
+    """What was appended to the segment that is open.
+
+    Attributes:
+        segment: the file.
+        since: when it was begun.
+        requests: of all that was appended, in order.
+        tables: their rows, in few pieces: thousands of small ones take a second to be written, while everybody waits.
+        late: rows that are in none of these pieces yet.
+        answers: what was asked, and the rows, by request.
+        rows: so many.
+    """
+
+    segment: Segment
+    since: float
+    requests: list[tuple[str, str, int]] = field(default_factory=list)
+    tables: list[pa.Table] = field(default_factory=list)
+    late: list[pa.Table] = field(default_factory=list)
+    answers: dict[str, tuple[str, pa.Table]] = field(default_factory=dict)
+    rows: int = 0
+
+    def add(self, record: Record, tables: Sequence[pa.Table]) -> None:
+        """Append a record."""
+        self.segment.append(record)
+        self.requests += record.requests
+        self.late.append(record.rows)
+        if len(self.late) >= _PIECES:
+            self.tables.append(pa.concat_tables(self.late).combine_chunks())
+            self.late = []
+        self.answers |= {known: (asked, table) for (known, asked, _), table in zip(record.requests, tables, strict=True)}
+        self.rows += record.rows.num_rows
+
+
 class RequestedRows:
-    """A stream's decisions by request; for one thread.
+    """A stream's decisions by request; for one thread, but for `WrittenDecisions.sync`.
 
     Args:
         stream: as it was begun.
         log: its files in the store.
         model: what names the model that scores.
         classes: of it.
+        now: seconds of a clock that is never set back.
+        pause: waits so many seconds.
     """
 
-    def __init__(self, stream: Stream, log: StreamLog, model: str, classes: int | None) -> None:
-        self._stream, self._log, self._model, self._classes = stream, log, model, classes
+    def __init__(
+        self,
+        stream: Stream,
+        log: StreamLog,
+        model: str,
+        classes: int | None,
+        now: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._stream, self._log, self._model, self._classes, self._clock, self._pause = stream, log, model, classes, now, pause
         self._known = _Seen()
         self._read = 0
+        # invariant: after what is open, too, but for `parts`; `_saved` is the state before that, `_state` the one after it
         self._progress = Progress()
         self._saved: Mapping[str, Any] = {}
         self._state: StreamState | None = None
+        self._appends = may_append(log.store)
+        self._open: _Open | None = None
+        self._whole = 0  # the file of decisions that can't be one that was appended to
         self._catch_up()
 
-    @property
-    def progress(self) -> Progress:
-        """How far the stream has come."""
-        return self._progress
-
     def decide(self, requests: Sequence[StreamRequest]) -> list[pa.Table | QueryError]:
-        """Return the decisions on each request, once they are in the log.
+        """Return what `WrittenDecisions.answers` says, once it is on disk."""
+        while not (written := self.write(requests)).sync():
+            pass
+        return written.answers
 
-        Returns:
-            For each request a table of its rows with `score`, `threshold`, `chosen`, `seen`, `epoch`; or why it isn't decided on: its id
-            was another request's, or the log takes no such ids.
+    def write(self, requests: Sequence[StreamRequest]) -> WrittenDecisions:
+        """Decide on requests; nothing is to be answered before `WrittenDecisions.sync` says so.
+
+        Raises:
+            RaystreamError: nothing was decided, or it isn't known; ask again.
         """
+        self.fold(due=True)
         while True:
+            if self._open is not None and self._open.segment.lost:
+                self._catch_up()
             answers: dict[int, pa.Table | QueryError] = {}
             new: dict[str, int] = {}
             for place, request in enumerate(requests):
@@ -91,29 +174,84 @@ class RequestedRows:
             if found is None:
                 self._catch_up()  # somebody else was first, and may have decided on these
                 continue
-            return [answers[place] if place in answers else found[request.id] for place, request in enumerate(requests)]
+            all_of_them = [answers[place] if place in answers else found[request.id] for place, request in enumerate(requests)]
+            return WrittenDecisions(all_of_them, self._progress, None if self._open is None else self._open.segment)
+
+    def fold(self, *, due: bool = False) -> None:
+        """Give what was appended its file of decisions; with `due` only if that is large or old.
+
+        Raises:
+            StoreError: it can't be written; what was answered stays in the log.
+        """
+        there = self._open
+        if there is None or (due and there.rows < _FOLD_ROWS and self._clock() < there.since + FOLD_SECONDS):
+            return
+        if there.segment.lost or self._state is None:
+            self._catch_up()
+            return
+        with there.segment.folding:
+            committed = None
+            try:
+                progress, saved = replace(self._progress, parts=self._progress.parts + 1), self._state.saved
+                rows = pa.concat_tables([*there.tables, *there.late]).combine_chunks()
+                committed = self._log.commit_decisions(rows, progress, saved, about(there.requests), logged=True)
+            finally:
+                there.segment.folded(by_us=committed is not None)
+        if committed is None:
+            self._catch_up()
+            return
+        self._come_to(committed, saved, there.requests)
 
     def _decide(self, requests: Sequence[StreamRequest]) -> dict[str, pa.Table | QueryError] | None:
-        """Return the decisions on new requests, by their ids; None if somebody else's are in the log instead."""
+        """Return the decisions on new requests, by their ids; None if somebody else's come first."""
+        try:
+            return self._written(requests)
+        except BaseException:
+            if self._open is not None:
+                self._open.segment.lost = True  # it isn't known how far its state has gone on
+            raise
+
+    def _written(self, requests: Sequence[StreamRequest]) -> dict[str, pa.Table | QueryError] | None:
         state, progress = self._now()
         self._state = None  # it goes on with these rows, and is the log's again once they are in it
-        tables = [self._table(request, state, progress.epoch) for request in requests]
-        about = json.dumps([[request.id, request.asked, table.num_rows] for request, table in zip(requests, tables, strict=True)])
-        rows = sum(table.num_rows for table in tables)
-        progress = replace(
-            progress,
-            parts=progress.parts + 1,
-            rows=progress.rows + rows,
-            seen=state.sampler.seen,
-            chosen=state.sampler.labelled,
-        )
-        saved = state.saved
-        committed = self._log.commit_decisions(pa.concat_tables(tables), progress, saved, {_REQUESTS: about})
-        if committed is None:
-            return None
-        self._progress, self._saved, self._read, self._state = committed, saved, committed.parts, state
-        self._known.add([(request.id, committed.parts) for request in requests])
+        tables = [self._log.as_before(self._table(request, state, progress.epoch)) for request in requests]
+        given = [request.vectors for request in requests if request.vectors is not None]
+        named = [(request.id, request.asked, table.num_rows) for request, table in zip(requests, tables, strict=True)]
+        scores = np.concatenate([request.scores for request in requests])
+        record = Record(named, pa.concat_tables(tables), scores, np.concatenate(given) if given else None)
+        seen, chosen = state.sampler.seen, state.sampler.labelled
+        progress = replace(progress, rows=progress.rows + record.rows.num_rows, seen=seen, chosen=chosen)
+        if self._appends and self._whole != progress.parts + 1:
+            if self._open is None:
+                begun = Begun(progress.epoch, progress.model, self._classes, record.rows.schema)
+                segment = self._log.begin_segment(progress.parts + 1, begun)
+                if segment is None:
+                    self._let_go_first(progress.parts + 1)
+                    return None
+                self._open = _Open(segment, self._clock())
+            self._open.add(record, tables)
+            self._progress = progress
+        else:
+            saved = state.saved
+            committed = self._log.commit_decisions(record.rows, replace(progress, parts=progress.parts + 1), saved, about(named))
+            if committed is None:
+                return None
+            self._come_to(committed, saved, named)
+        self._state = state
         return {request.id: table for request, table in zip(requests, tables, strict=True)}
+
+    def _let_go_first(self, part: int) -> None:
+        """Wait for whoever said that this file of decisions comes whole; if it doesn't, since they are gone, ours does."""
+        for _ in range(_CLAIM_PAUSES):
+            if not self._log.is_claimed(part):
+                break
+            self._pause(_CLAIM_PAUSE)
+        self._whole = part
+
+    def _come_to(self, progress: Progress, saved: Mapping[str, Any], requests: Sequence[tuple[str, str, int]]) -> None:
+        """Go on from a file of decisions that was just committed."""
+        self._progress, self._saved, self._read, self._open = progress, saved, progress.parts, None
+        self._known.add([(known, progress.parts) for known, _, _ in requests])
 
     def _now(self) -> tuple[StreamState, Progress]:
         """Find what decisions go on from; another model than the last begins another epoch."""
@@ -139,10 +277,13 @@ class RequestedRows:
 
     def _answered(self, request: StreamRequest) -> pa.Table | QueryError | None:
         """Return what was decided on a request of this id, if it was."""
+        if self._open is not None and request.id in self._open.answers:
+            asked, table = self._open.answers[request.id]
+            return table if asked == request.asked else _taken(request)
         for part in self._known.parts(request.id):
             file = self._log.part(part)
             first = 0
-            for known, asked, rows in _requests(file.schema_arrow):
+            for known, asked, rows in requests_of(file.schema_arrow):
                 if known == request.id:
                     whole: pa.Table = file.read(use_threads=False)
                     return whole.slice(first, rows) if asked == request.asked else _taken(request)
@@ -150,12 +291,13 @@ class RequestedRows:
         return None
 
     def _catch_up(self) -> None:
-        """Read what was decided since."""
+        """Read what was decided since; what was appended has its file then."""
+        self._state = self._open = None
+        fold(self._log)
         self._progress, self._saved = self._log.progress()
-        self._state = None
         for number in self._log.parts():
             if number > self._read:
-                self._known.add([(known, number) for known, _, _ in _requests(self._log.part(number).schema_arrow)])
+                self._known.add([(known, number) for known, _, _ in requests_of(self._log.part(number).schema_arrow)])
         self._read = self._progress.parts
 
 
@@ -184,10 +326,6 @@ class _Seen:
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
-
-
-def _requests(schema: pa.Schema) -> list[tuple[str, str, int]]:
-    return [(known, asked, rows) for known, asked, rows in json.loads((schema.metadata or {}).get(_REQUESTS.encode(), b"[]"))]
 
 
 def _taken(request: StreamRequest) -> QueryError:

@@ -21,7 +21,7 @@ from raystream.model.promise import Promise
 from raystream.model.sklearn_model import SklearnClassifier, one_thread_each, read_estimator
 from raystream.model.source import optional
 from raystream.query.catalogue import kind_of
-from raystream.query.catalogue.trainers import TRAINERS
+from raystream.query.catalogue.trainers import REGRESSOR, TRAINERS
 
 _FILE = "model.skops"
 _MADE = TRAINERS["sklearn"].made
@@ -34,7 +34,7 @@ class SklearnTrainer:
     Attributes:
         steps: import paths of the pipeline's steps with their arguments, the estimator last; one step is no pipeline.
         task: `model.task`.
-        embedding: `model.embedding`, a step of the pipeline or `inputs`.
+        embedding: the step of the pipeline that gives the embedding, or `inputs`; see `said_of`.
         trust: `model.trust`.
     """
 
@@ -65,7 +65,7 @@ class SklearnTrainer:
         for path, arguments in steps:
             _check(path, arguments)
         task = "classes" if model is None else model.task
-        return cls(tuple(steps), task, model.embedding if model else None, model.trust if model else "safe")
+        return cls(tuple(steps), task, *said_of(model))
 
     def fit(self, rows: TrainingRows, previous: Fitted | None, seed: int) -> SklearnFitted:
         """See `Trainer.fit`; from a previous model on goes an estimator that has `warm_start` or `partial_fit`, others begin anew."""
@@ -86,7 +86,7 @@ class SklearnTrainer:
     def load(self, section: query.Model, classes: tuple[ClassLabel, ...] | None) -> SklearnFitted:
         """See `Trainer.load`."""
         path = section.source if kind_of(section.kind).names_classes else section.weights
-        return self.fitted(read_estimator(str(path), section.trust == "pickle"), classes)
+        return self.fitted(read_estimator(str(path), said_of(section)[1] == "pickle"), classes)
 
     def fitted(self, estimator: Any, classes: tuple[ClassLabel, ...] | None) -> SklearnFitted:
         """Return an estimator that is fitted already."""
@@ -119,7 +119,7 @@ class SklearnFitted:
     def __init__(self, estimator: Any, task: str, embedding: str | None, trust: str, classes: tuple[ClassLabel, ...] | None) -> None:
         self.native, self._task, self._step, self._trust = estimator, task, embedding, trust
         self.who = f"the {type(estimator).__name__} of loop.train"
-        self._regressor = SklearnRegressor(estimator=estimator) if task == "regression" else None
+        self._regressor = SklearnRegressor(embedding=embedding, estimator=estimator, who=self.who) if task == "regression" else None
         self._classifiers = {
             wanted: SklearnClassifier(estimator, Promise(self.who, task, "probabilities"), embedding, embedding=wanted)
             for wanted in (() if self._regressor else (False, True))
@@ -130,17 +130,28 @@ class SklearnFitted:
     def predict(self, inputs: tuple[Array, ...], *, embedding: bool = False) -> Predicted:
         """See `Fitted.predict`."""
         if self._regressor is not None:
-            found = self._regressor.predict(inputs)
-            values = np.asarray(found["logits"], dtype=np.float64)
-            return Predicted(values.reshape(len(values), -1), found["embedding"] if embedding else None)
+            if embedding:
+                logits, vectors = self._regressor.embed(inputs)
+                return Predicted(logits.astype(np.float64), vectors)
+            return Predicted(self._regressor.predict(inputs)["logits"].astype(np.float64))
         return predicted(self._classifiers[embedding].predict, inputs, self._task, embedding=embedding)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """See `Fitted.save`; what may run code is written all the same, and loaded again only where `model.trust` says pickle."""
         optional("skops.io", "sklearn", "sklearn").dump(self.native, folder / _FILE)
         if self._task == "regression":
-            return {**_MADE[self._task], "weights": _FILE, "args": {"trust": self._trust}}
+            given = {"trust": self._trust} | ({} if self._step is None else {"embedding": self._step})
+            return {**_MADE[self._task], "weights": _FILE, "args": given}
         return {**_MADE[self._task], "source": _FILE}
+
+
+def said_of(model: query.Model | None) -> tuple[str | None, str]:
+    """Return `model.embedding` and `model.trust`; of a regressor, whose kind has neither, its arguments of these names."""
+    if model is None:
+        return None, "safe"
+    if model.source != REGRESSOR:
+        return model.embedding, model.trust
+    return model.args.get("embedding"), model.args.get("trust", "safe")
 
 
 def flat_inputs(inputs: tuple[Array, ...]) -> Any:

@@ -156,6 +156,19 @@ def refuse_nan(found: Predicted, who: str) -> Predicted:
     return found
 
 
+def gives_embedding(fitted: Fitted, inputs: tuple[Array, ...]) -> bool:
+    """Tell whether a model gives embeddings, which of a pipeline shows when it is asked: texts become sparse rows in some.
+
+    Args:
+        fitted: the model.
+        inputs: a few rows, as in `TrainingRows.inputs`.
+    """
+    try:
+        return fitted.predict(inputs, embedding=True).embedding is not None
+    except ModelError:
+        return False
+
+
 def check_args(args: Mapping[str, Any], known: Mapping[str, Arg], trainer: str) -> dict[str, Any]:
     """Return a trainer's arguments with their defaults.
 

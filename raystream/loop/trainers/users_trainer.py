@@ -15,7 +15,7 @@ from torch import nn
 
 from raystream import query
 from raystream.errors import ModelError, QueryError, RaystreamError
-from raystream.loop.trainers.sklearn_trainer import SklearnTrainer
+from raystream.loop.trainers.sklearn_trainer import SklearnTrainer, said_of
 from raystream.loop.trainers.torch_trainer import TorchFitted
 from raystream.loop.trainers.training import Array, ClassLabel, Fitted, Predicted, TrainingRows, predicted, refuse_nan
 from raystream.model import Promised, load
@@ -80,7 +80,7 @@ class UsersTrainer:
     def load(self, section: query.Model, classes: tuple[ClassLabel, ...] | None) -> Fitted:
         """See `Trainer.load`."""
         if kind_of(section.kind).names_classes or section.source == USERS_TRAINER.made["regression"]["source"]:
-            return SklearnTrainer((), section.task, section.embedding, section.trust).load(section, classes)
+            return SklearnTrainer((), section.task, *said_of(section)).load(section, classes)
         if kind_of(section.kind).parameters and isinstance(section.weights, str):
             network = build(str(section.source), section.args)
             assert isinstance(network, nn.Module)
@@ -110,8 +110,7 @@ class UsersTrainer:
             changed = {"weights": path} if kind_of(model.kind).imported else {"source": path}
             return FileFitted(model.derived(**changed), path, classes)
         if hasattr(made, "predict") and hasattr(made, "get_params"):
-            task, trust = ("classes", "safe") if model is None else (model.task, model.trust)
-            return SklearnTrainer((), task, model.embedding if model else None, trust).fitted(made, classes)
+            return SklearnTrainer((), "classes" if model is None else model.task, *said_of(model)).fitted(made, classes)
         raise ModelError(
             f"loop.trainer {self.path} returned {type(made).__name__}, expected a torch.nn.Module, a fitted estimator of scikit-learn, "
             "or the path of a model's file"

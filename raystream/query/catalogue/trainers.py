@@ -10,6 +10,8 @@ from raystream.query.catalogue.arguments import load
 
 REGRESSOR = "raystream.loop.trainers.regressor:SklearnRegressor"
 """What loads a regressor of scikit-learn, which has one opinion of a row, whatever it is made of."""
+REGRESSORS_KEYS = ("embedding", "trust")
+"""Keys of `model` that are its arguments, since models of its kind don't have them."""
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ function SimulationShown({ data }) {
   const facts = [
     { name: "advised", value: data.best, meaning: "the strategy to take here" },
     ...(data.best === data.control ? [] : [{ name: "labels saved by it", value: best.labels_saved === null ? "none" : percent(best.labels_saved, 0), meaning: best.low === null ? `of those that ${data.control} needs` : `${percent(best.low, 0)} to ${percent(best.high, 0)} with 95% confidence, of those that ${data.control} needs` }]),
+    ...(data.best === data.control || !data.cost_curves.length ? [] : [{ name: "cost saved by it", value: best.cost_saved === null ? "none" : percent(best.cost_saved, 0), meaning: best.cost_low === null ? `of what the labels of ${data.control} cost` : `${percent(best.cost_low, 0)} to ${percent(best.cost_high, 0)} with 95% confidence, of what those of ${data.control} cost` }]),
     ...(data.ceiling === null ? [] : [{ name: `${data.metric} with all labels`, value: shown(data.ceiling), meaning: "the same trainer, the mean over seeds" }]),
     { name: "seeds", value: count(data.seeds), meaning: "starts and splits, the same for every strategy" },
   ];
@@ -116,15 +117,19 @@ function SimulationShown({ data }) {
     ${data.beside.length > 0 && html`<section aria-labelledby="beside"><h2 id="beside">Beside ${data.control}</h2>
       <${LineChart} lines=${data.beside} xLabel="labels" yLabel="difference" asPercent=${data.percent} levels=${[{ value: 0, name: data.control }]} />
       <p class="note">Each strategy minus ${data.control}, seed by seed: means with their 95% intervals.</p></section>`}
+    ${data.cost_curves.length > 0 && html`<section aria-labelledby="costly"><h2 id="costly">${data.metric} by what the labels cost</h2>
+      <${LineChart} lines=${data.cost_curves.map(control)} xLabel="what the labels cost" yLabel=${data.metric} asPercent=${data.percent} levels=${data.ceiling === null ? [] : [{ value: data.ceiling, name: "all labels" }]} />
+      <p class="note">The same, by the sum of the pool's column of costs over labelled rows: the verdict goes by this.</p></section>`}
     <section aria-labelledby="fared"><h2 id="fared">How the strategies fared</h2>
       <div class="scroll" tabindex="0" role="group" aria-label="Figures of the strategies"><table><thead><tr>
-        ${["strategy", "area", "final", "labels saved", "95%", "p", "choosing", "training", "verdict"].map((name) => html`<th scope="col" class=${name === "strategy" || name === "verdict" ? "" : "n"}>${name}</th>`)}</tr></thead>
+        ${["strategy", "area", "final", "labels saved", "95%", ...(data.cost_curves.length ? ["cost saved", "95%"] : []), "p", "choosing", "training", "verdict"].map((name) => html`<th scope="col" class=${name === "strategy" || name === "verdict" ? "" : "n"}>${name}</th>`)}</tr></thead>
         <tbody>${data.table.map((row) => html`<tr class=${row.strategy === data.best ? "best" : ""}><th scope="row">${row.strategy}</th>
           <td class="n">${shown(row.auc)}${row.auc_se === null ? "" : ` ± ${shown(row.auc_se)}`}</td><td class="n">${shown(row.final)}</td>
           <td class="n">${row.labels_saved === null ? "" : percent(row.labels_saved, 0)}</td><td class="n">${row.low === null ? "" : `${percent(row.low, 0)} to ${percent(row.high, 0)}`}</td>
+          ${data.cost_curves.length > 0 && html`<td class="n">${row.cost_saved === null ? "" : percent(row.cost_saved, 0)}</td><td class="n">${row.cost_low === null ? "" : `${percent(row.cost_low, 0)} to ${percent(row.cost_high, 0)}`}</td>`}
           <td class="n">${row.p_value === null ? "" : number(row.p_value, 2)}</td><td class="n">${duration(row.seconds_query)}</td><td class="n">${duration(row.seconds_train)}</td>
           <td class=${`verdict ${row.verdict.split(" ")[0]}`}>${row.strategy === data.control ? "" : row.verdict}</td></tr>`)}</tbody></table></div>
-      <p class="note">area: ${data.metric}, the mean over all labels. labels saved: of those that ${data.control} needs for the same quality. pays: both are better with 95% confidence; costs: both are worse.</p></section>
+      <p class="note">area: ${data.metric}, the mean over all labels. labels saved: of those that ${data.control} needs for the same quality. pays: ${data.cost_curves.length ? "cost saved and area over costs" : "both"} are better with 95% confidence; costs: both are worse.</p></section>
     <section aria-labelledby="file"><h2 id="file">Its file</h2><${Spec} text=${data.spec} name=${`${data.name}.yaml`} /></section>`;
 }
 

@@ -10,8 +10,8 @@ const CHUNK = 200;
 const SENTINEL = 25;
 const STEP = 1000;
 
-// What is shown of the rows, chunk by chunk, as they come near: {kind, items by rank, note}.
-function useInputs(at, total) {
+// What is shown of the rows, chunk by chunk, as they come near: {kind, items by rank, note}. `ready` is called once the first are there.
+function useInputs(at, total, ready) {
   const [found, setFound] = useState({ kind: null, items: {}, note: "" });
   const asked = useRef(new Set());
   const want = (chunk) => {
@@ -20,14 +20,14 @@ function useInputs(at, total) {
     get(`${at}/inputs/${chunk}`).then(
       (data) => setFound((known) => ({ kind: known.kind ?? data.kind, items: Object.assign({}, known.items, data.items), note: known.note || data.note })),
       (error) => setFound((known) => ({ ...known, kind: known.kind ?? "table", note: known.note || error.message })),
-    );
+    ).finally(ready);
   };
-  useEffect(() => want(0), [at]);
+  useEffect(() => (total ? want(0) : ready()), [at]);
   return [found, want];
 }
 
-export function Gallery({ at, data, go, asTable }) {
-  const [inputs, want] = useInputs(at, data.ids.length);
+export function Gallery({ at, data, go, asTable, ready }) {
+  const [inputs, want] = useInputs(at, data.ids.length, ready);
   const [shown, setShown] = useState(STEP);
   const [current, setCurrent] = useState(0);
   const list = useRef(null);

@@ -49,7 +49,9 @@ function Running({ query, again }) {
 
 function Committed({ query, at, rank }) {
   const rows = useData(`${at}/rows`);
-  const histogram = useData(`${at}/histogram`);
+  const [shown, setShown] = useState(false);
+  const ready = shown || rows.error !== null; // the server makes what lies further down once the rows are there: they are looked at first
+  const histogram = useData(ready ? `${at}/histogram` : null);
   const next = useNextQuery();
   const [near, setNear] = useState(null);
   const go = (to) => {
@@ -71,12 +73,12 @@ function Committed({ query, at, rank }) {
     </nav>
     <section aria-labelledby="rows">
       <h2 id="rows" tabindex="-1">The chosen rows</h2>
-      <${Loaded} of=${rows} what="The rows">${(data) => html`<${Rows} at=${at} data=${data} go=${go} />
+      <${Loaded} of=${rows} what="The rows">${(data) => html`<${Rows} at=${at} data=${data} go=${go} ready=${() => setShown(true)} />
         ${rank !== null && html`<${RowDialog} key=${rank} at=${at} rank=${rank} query=${query} data=${data} histogram=${histogram.data} go=${go} next=${next} near=${near} setNear=${setNear} />`}`}<//>
     </section>
     <section aria-labelledby="map">
       <h2 id="map" tabindex="-1">Where in the pool they lie</h2>
-      <${MapSection} at=${at} rows=${rows.data} next=${next} go=${go} />
+      <${MapSection} at=${at} rows=${rows.data} ready=${ready} next=${next} go=${go} />
     </section>
     <section aria-labelledby="scores">
       <h2 id="scores" tabindex="-1">Scores of the pool and of the batch</h2>
@@ -103,7 +105,7 @@ function Committed({ query, at, rank }) {
 }
 
 // The gallery, with a field that finds a row by its id.
-function Rows({ at, data, go }) {
+function Rows({ at, data, go, ready }) {
   const [wanted, setWanted] = useState("");
   const [table, setTable] = useState(false);
   const places = useMemo(() => new Map(data.ids.map((id, place) => [id, place])), [data]);
@@ -130,17 +132,18 @@ function Rows({ at, data, go }) {
       : `No chosen row has this id. If it is in the pool, it was not chosen: its score, or a row that stands for it, says why; find it on the map with the lasso.`}</p>`}
     ${data.ids.length < data.total && html`<p class="note">The first ${count(data.ids.length)} of ${count(data.total)} rows; selection.parquet has all.</p>`}
     <p class="note">In the order to label them. Arrow keys move, Enter opens a row.</p>
-    <${Gallery} at=${at} data=${data} go=${go} asTable=${table} />`;
+    <${Gallery} at=${at} data=${data} go=${go} asTable=${table} ready=${ready} />`;
 }
 
-function MapSection({ at, rows, next, go }) {
-  const [asked, setAsked] = useState(false);
+function MapSection({ at, rows, ready, next, go }) {
+  const [near, setNear] = useState(false);
   useEffect(() => {
     const heading = document.getElementById("map");
-    const observer = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && setAsked(true), { rootMargin: "1200px" });
+    const observer = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && setNear(true), { rootMargin: "1200px" });
     observer.observe(heading);
     return () => observer.disconnect();
   }, []);
+  const asked = near && ready;
   const found = useData(asked ? `${at}/map` : null);
   if (!asked || rows === null) return html`<${Waiting} what="the map" />`;
   return html`<${Loaded} of=${found} what="The map">${(data) => data.missing ? html`<p class="note">${data.missing}</p>` : html`<${PoolMap} at=${at} data=${data} rows=${rows} next=${next} go=${go} />`}<//>`;

@@ -16,7 +16,7 @@ settings = rg.Settings(
         rg.IntegerMetadataProperty("raystream_represents"),
     ],
 )
-dataset = rg.Dataset(name='raystream-round-1', settings=settings, client=client)
-if not dataset.exists():
-    dataset.create()
+dataset = client.datasets('raystream-round-1')
+if dataset is None:
+    dataset = rg.Dataset(name='raystream-round-1', settings=settings, client=client).create()
 dataset.records.from_json("records.json")  # records of known ids are updated, so running it twice adds nothing

@@ -1,0 +1,256 @@
+"""Decisions that were answered and have no file of their own yet: one file that grows, a record for each batch of requests.
+
+    streams/<name>/log/00000012.open      grows: decisions that will be `decisions/00000012.parquet`; or says that these come whole
+    streams/<name>/log/00000012.sealed    the same once somebody else folds it: what is appended from then on doesn't count
+
+A file of decisions a batch would cost two files, four waits for the disk, and a file that stays. A record costs one wait. Whoever makes
+the `.open` file, put if absent, is the only one to append to it. Anybody may seal it, alive or not: its name is taken away, and then it
+is read. So a record counts if the name was still there after the record was on disk; that is looked at before anything is answered, and
+a record for which it was gone is in the file of decisions by chance or is decided on again. No lock is needed, and no clock.
+
+A record is its length, a checksum that goes on from that of the record before, and its content. What the last writer had not written
+wholly when it died fails its checksum and ends the log: it never was answered.
+
+That holds where all who look at a folder see the same at once, as on a machine's own disk; elsewhere, decisions go into files at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import threading
+import uuid
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pyarrow as pa
+import xxhash
+
+from raystream.errors import StoreError
+from raystream.store.protocol import Store
+
+_FRAME = struct.Struct("<IQ")
+_LENGTH = struct.Struct("<I")
+_MAGIC = b"raystream decisions 1\n"
+WHOLE = _MAGIC + b"whole\n"
+"""What an `.open` file holds where nobody appends, since the decisions are put as one file: the same whoever says so."""
+_OWN_DISKS = frozenset({"apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "overlay", "tmpfs", "xfs", "zfs"})
+"""File systems of one machine."""
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """How a segment begins.
+
+    Attributes:
+        epoch, model: of all of its rows, as in `Progress`.
+        classes: of the model.
+        schema: of its rows, as a file of decisions has them.
+    """
+
+    epoch: int
+    model: str
+    classes: int | None
+    schema: pa.Schema
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was decided together.
+
+    Attributes:
+        requests: their ids, what was asked, and how many rows each has.
+        rows: (n) as a file of decisions has them.
+        scores: (n,) as they were compared; those among the rows may be rounded to the type of those before.
+        vectors: (n, d) embeddings that were compared, where some were.
+    """
+
+    requests: Sequence[tuple[str, str, int]]
+    rows: pa.Table
+    scores: Numbers
+    vectors: Numbers | None
+
+
+def may_append(store: Store) -> bool:
+    """Tell whether all who use a store see what one of them writes at once, by the kind of file system that it lies on."""
+    if store.remote:
+        return False
+    place = Path(store.place("")).resolve()
+    kinds = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    return next((kinds[folder] in _OWN_DISKS for folder in (place, *place.parents) if folder in kinds), False)
+
+
+class Segment:
+    """The file that this process appends to; one thread appends, any may wait for the disk.
+
+    Args:
+        path: of the `.open` file, which this process has just made.
+        first: what it holds.
+        begun: the same.
+
+    Raises:
+        StoreError: it can't be opened; it was sealed already.
+    """
+
+    def __init__(self, path: Path, first: bytes, begun: Begun) -> None:
+        self.begun = begun
+        self._path, self._end, self._sum = path, len(first), _sum_of(first)
+        self._lock = threading.Lock()
+        self._kept = False
+        self.lost = False
+        try:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _refused(path, error) from error
+        weakref.finalize(self, os.close, self._descriptor)
+        self._inode = os.fstat(self._descriptor).st_ino
+
+    def append(self, record: Record) -> None:
+        """Add a record, which is on disk after `sync`.
+
+        Raises:
+            StoreError: it can't be written; then nothing more may be appended.
+        """
+        frame, after = _framed(_content(record), self._sum)
+        data, at = memoryview(frame), self._end
+        try:
+            while data:
+                written = os.pwrite(self._descriptor, data, at)
+                data, at = data[written:], at + written
+        except OSError as error:
+            self.lost = True
+            raise _refused(self._path, error) from error
+        self._end, self._sum = at, after
+
+    def sync(self) -> bool:
+        """Wait until all that was appended is on disk; False if it may not count, since somebody has sealed the file.
+
+        Raises:
+            StoreError: the disk doesn't take it; whether it counts shows when the file is folded.
+        """
+        try:
+            _to_disk(self._descriptor)
+        except OSError as error:
+            self.lost = True
+            raise _refused(self._path, error) from error
+        with self._lock:
+            if not self._kept and not self.is_open():
+                self.lost = True
+            return not self.lost
+
+    def is_open(self) -> bool:
+        """Whether nobody has sealed the file."""
+        try:
+            return os.stat(self._path).st_ino == self._inode
+        except OSError:
+            return False
+
+    @property
+    def folding(self) -> threading.Lock:
+        """To be held while its owner folds it: whoever waits for the disk then hears how that ended."""
+        return self._lock
+
+    def folded(self, *, by_us: bool) -> None:
+        """Note that its decisions have a file of their own, with all that was appended, or with what somebody else found."""
+        self._kept, self.lost = by_us, not by_us
+
+
+def beginning(begun: Begun) -> bytes:
+    """What a segment's file holds at first; no two are the same."""
+    about = {"epoch": begun.epoch, "model": begun.model, "classes": begun.classes, "of": uuid.uuid4().hex}
+    frame, _ = _framed(_joined(about, begun.schema.serialize()), 0)
+    return _MAGIC + frame
+
+
+def read_segment(data: bytes) -> tuple[Begun, list[Record]]:
+    """What a segment's file holds: its records up to the first that isn't whole.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not data.startswith(_MAGIC):
+        raise ValueError("it doesn't begin as a log of decisions does")
+    found: list[bytes] = []
+    at, before = len(_MAGIC), 0
+    while len(data) - at >= _FRAME.size:
+        length, checksum = _FRAME.unpack_from(data, at)
+        content = data[at + _FRAME.size : at + _FRAME.size + length]
+        if len(content) < length or xxhash.xxh3_64_intdigest(content, before) != checksum:
+            break
+        found.append(content)
+        at, before = at + _FRAME.size + length, checksum
+    if not found:
+        raise ValueError("its beginning is not whole")
+    about, schema = _parted(found[0])
+    begun = Begun(about["epoch"], about["model"], about["classes"], pa.ipc.read_schema(pa.py_buffer(schema)))
+    return begun, [_record(content, begun.schema) for content in found[1:]]
+
+
+def seal(store: Store, opened: str, sealed: str) -> None:
+    """Take a segment's name away, so that nothing appended from now on counts; done by several at once, or done again, it is the same.
+
+    Raises:
+        StoreError: it can't be.
+    """
+    path = Path(store.place(opened))
+    try:
+        with suppress(FileExistsError, FileNotFoundError):  # somebody else is at it, or is done
+            os.link(path, store.place(sealed))
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
+def _to_disk(descriptor: int) -> None:
+    """Wait until a file's content is on disk, and of what is known of it as much as reading it takes, where that may be asked for."""
+    (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(descriptor)
+
+
+def _framed(content: bytes, before: int) -> tuple[bytes, int]:
+    checksum = xxhash.xxh3_64_intdigest(content, before)
+    return _FRAME.pack(len(content), checksum) + content, checksum
+
+
+def _sum_of(first: bytes) -> int:
+    return int(_FRAME.unpack_from(first, len(_MAGIC))[1])
+
+
+def _content(record: Record) -> bytes:
+    width = None if record.vectors is None else record.vectors.shape[1]
+    vectors = b"" if record.vectors is None else record.vectors.tobytes()
+    batch = record.rows.combine_chunks().to_batches()[0]
+    return _joined({"requests": record.requests, "width": width}, record.scores.tobytes(), vectors, batch.serialize())
+
+
+def _record(content: bytes, schema: pa.Schema) -> Record:
+    about, rest = _parted(content)
+    requests = [(known, asked, rows) for known, asked, rows in about["requests"]]
+    count, width = sum(rows for _, _, rows in requests), about["width"]
+    numbers = np.frombuffer(rest, np.float64, count * (1 + (width or 0)))
+    rows = pa.ipc.read_record_batch(pa.py_buffer(rest[numbers.nbytes :]), schema)
+    vectors = None if width is None else numbers[count:].reshape(count, width)
+    return Record(requests, pa.Table.from_batches([rows]), numbers[:count], vectors)
+
+
+def _joined(about: dict[str, Any], *parts: Any) -> bytes:
+    head = json.dumps(about, separators=(",", ":")).encode()
+    return b"".join([_LENGTH.pack(len(head)), head, *(memoryview(part) for part in parts)])
+
+
+def _parted(content: bytes) -> tuple[dict[str, Any], bytes]:
+    end = _LENGTH.size + _LENGTH.unpack_from(content)[0]
+    about: dict[str, Any] = json.loads(content[_LENGTH.size : end])
+    return about, content[end:]
+
+
+def _refused(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"store: {path} can't be written: {error.strerror or error}")
