@@ -208,7 +208,7 @@ class Session:
 
 
 def _by_cause(told: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """The first causes that units failed for, in words: each once, after the first of the units that it is the same for."""
+    """Name the first causes that units failed for, in words: each once, after the first of the units that it is the same for."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for name, causes in told:
         alike.setdefault(tuple(dict.fromkeys(cause.removeprefix(f"{name}: ") for cause in causes)), []).append(name)

@@ -16,7 +16,7 @@ import yaml
 
 from raystream.errors import DataError, QueryError, RaystreamError
 from raystream.loop.streams.log import StreamLog
-from raystream.loop.streams.requests import RequestedRows, StreamRequest, Written
+from raystream.loop.streams.requests import RequestedRows, StreamRequest, WrittenDecisions
 from raystream.pool.columns import Column, known_shape
 from raystream.pool.reader import BadRowsError, tensors_of
 from raystream.query.stream import Stream
@@ -55,7 +55,7 @@ class Found:
 
     id_name: str
     requests: list[str]
-    written: Written
+    written: WrittenDecisions
 
     def synced(self) -> bool:
         """Wait for the disk; False if what was decided may not count."""

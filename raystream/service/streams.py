@@ -108,7 +108,7 @@ class Decider:
     def __init__(self, name: str, config: Config, store: Store, metrics: Metrics) -> None:
         self._name, self._config, self._store, self._metrics = name, config, store, metrics
         self._queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
-        self._written: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._written: queue.SimpleQueue[_WrittenBatch | None] = queue.SimpleQueue()
         self._lock, self._deciding = threading.Lock(), threading.Lock()
         self._model: WarmModel | None = None
         self._threads: list[threading.Thread] = []
@@ -229,13 +229,13 @@ class Decider:
         if found.written.segment is None:
             self._answer(batch, found)
         else:
-            self._written.put(_Batch(batch, found))
+            self._written.put(_WrittenBatch(batch, found))
 
     def _settle(self, model: WarmModel) -> None:
         """Wait for the disk, then answer; whatever was decided before it is asked is on it afterwards."""
         ends = False
         while not ends:
-            some: list[_Batch] = []
+            some: list[_WrittenBatch] = []
             while not ends:
                 try:
                     one = self._written.get(block=not some)
@@ -298,7 +298,7 @@ class Decider:
 
 
 @dataclass
-class _Batch:
+class _WrittenBatch:
     """Requests that were decided on together, and may be answered once the disk has what was."""
 
     requests: list[Waiting]

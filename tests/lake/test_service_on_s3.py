@@ -19,8 +19,8 @@ from streams import run as look
 
 import raystream as rs
 from raystream.service.metrics import Metrics
-from raystream.service.process import Task
-from raystream.service.scheduler import Scheduler
+from raystream.service.process import ProcessTask
+from raystream.service.scheduler import RunScheduler
 
 pytestmark = pytest.mark.usefixtures("workplace", "s3_keys")
 Options = dict[str, str | int | bool]
@@ -86,13 +86,13 @@ def test_one_of_two_servers_starts_a_run(serve: Callable[..., Served]) -> None:
     started: list[str] = []
 
     class Started:
-        def __init__(self, task: Task) -> None:
+        def __init__(self, task: ProcessTask) -> None:
             started.append(task.run)
 
         def poll(self) -> int | None:
             return None
 
-    scheduler = Scheduler(second.runs, second.config, Metrics(), spawn=Started)  # type: ignore[arg-type]
+    scheduler = RunScheduler(second.runs, second.config, Metrics(), spawn=Started)  # type: ignore[arg-type]
     with served.runs.lease(runs[0]):
         scheduler.step()
         assert started == [runs[1]]

@@ -22,7 +22,7 @@ from raystream.errors import StoreError
 from raystream.loop.streams import requests as by_request
 from raystream.loop.streams.folding import fold
 from raystream.loop.streams.log import StreamLog
-from raystream.loop.streams.requests import Request, RequestedRows
+from raystream.loop.streams.requests import RequestedRows, StreamRequest
 from raystream.loop.streams.segment import read_segment
 from raystream.store.local import LocalStore
 from raystream.store.opening import open_store
@@ -47,12 +47,12 @@ def server(stream: rs.Stream | None = None, **options: Any) -> RequestedRows:
     return RequestedRows(stream or make_stream(), StreamLog(open_store("runs"), "s"), "m", 4, **options)
 
 
-def request(number: int, rows: int = 2, width: int | None = None) -> Request:
+def request(number: int, rows: int = 2, width: int | None = None) -> StreamRequest:
     """The request of this number; its rows' scores and embeddings are those of no other."""
     draws = np.random.default_rng(number)
     vectors = None if width is None else draws.standard_normal((rows, width)).round(1)
     ids = pa.array([f"id{number}-{i}" for i in range(rows)])
-    return Request(f"r{number}", f"asked {number}", ids, draws.uniform(0, 1, rows), vectors)
+    return StreamRequest(f"r{number}", f"asked {number}", ids, draws.uniform(0, 1, rows), vectors)
 
 
 def ask(of: RequestedRows, *numbers: int, **options: Any) -> list[list[dict[str, Any]]]:

@@ -54,7 +54,7 @@ class StreamRequest:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenDecisions:
     """Answers that may be given once `sync` says so.
 
     Attributes:
@@ -112,7 +112,7 @@ class _Open:
 
 
 class RequestedRows:
-    """A stream's decisions by request; for one thread, but for `Written.sync`.
+    """A stream's decisions by request; for one thread, but for `WrittenDecisions.sync`.
 
     Args:
         stream: as it was begun.
@@ -145,13 +145,13 @@ class RequestedRows:
         self._catch_up()
 
     def decide(self, requests: Sequence[StreamRequest]) -> list[pa.Table | QueryError]:
-        """Return what `Written.answers` says, once it is on disk."""
+        """Return what `WrittenDecisions.answers` says, once it is on disk."""
         while not (written := self.write(requests)).sync():
             pass
         return written.answers
 
-    def write(self, requests: Sequence[StreamRequest]) -> Written:
-        """Decide on requests; nothing is to be answered before `Written.sync` says so.
+    def write(self, requests: Sequence[StreamRequest]) -> WrittenDecisions:
+        """Decide on requests; nothing is to be answered before `WrittenDecisions.sync` says so.
 
         Raises:
             RaystreamError: nothing was decided, or it isn't known; ask again.
@@ -175,7 +175,7 @@ class RequestedRows:
                 self._catch_up()  # somebody else was first, and may have decided on these
                 continue
             all_of_them = [answers[place] if place in answers else found[request.id] for place, request in enumerate(requests)]
-            return Written(all_of_them, self._progress, None if self._open is None else self._open.segment)
+            return WrittenDecisions(all_of_them, self._progress, None if self._open is None else self._open.segment)
 
     def fold(self, *, due: bool = False) -> None:
         """Give what was appended its file of decisions; with `due` only if that is large or old.
