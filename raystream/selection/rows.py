@@ -166,6 +166,15 @@ class Rows:
     def __len__(self) -> int:
         return self.stop - self.start
 
+    @property
+    def held(self) -> Array | None:
+        """Candidates that are all the rows of one float32 array in memory, as they are read: that array."""
+        if len(self.parts) != 1 or self.positions[0] is not None or self.metric != "euclidean" or not isinstance(self.parts[0], ArrayPart):
+            return None
+        array = self.parts[0].array
+        plain = type(array) is np.ndarray and array.dtype == np.float32 and array.flags.c_contiguous and array.flags.writeable
+        return array if plain else None
+
     def slice(self, start: int, stop: int) -> Rows:
         """Return the candidates [start, stop) with the parts that hold them and nothing else, under the numbers that they have here."""
         result = copy(self)

@@ -154,7 +154,7 @@ def row_keys(candidates: Candidates, strategy: str) -> Array:
 
 
 def gathered(rows: Rows, memory: int, strategy: str) -> Array:
-    """Gather (n, d) float32, all rows at once, in row order.
+    """Gather (n, d) float32, all rows at once, in row order: to be read alone, since rows in memory may be the caller's own.
 
     Raises:
         QueryError: they don't fit `memory`.
@@ -166,11 +166,13 @@ def gathered(rows: Rows, memory: int, strategy: str) -> Array:
             f"{strategy} gathers its {len(rows)} candidates, which takes {need} bytes, but `memory` is {memory}; "
             "give fewer `candidates` or raise `memory`"
         )
-    x = np.empty((len(rows), rows.width), dtype=np.float32)
+    held = rows.held
+    x = np.empty((len(rows), rows.width), dtype=np.float32) if held is None else held
 
     def read(block: Block) -> Array:
         here = x[block.start : block.stop]
-        here[:] = block.read()
+        if held is None:
+            here[:] = block.read()
         return block.start + np.flatnonzero(~np.isfinite(here).all(axis=1))
 
     bad = np.concatenate([np.empty(0, dtype=np.int64), *each(rows.blocks(0, len(rows), 4096), lambda: read)])

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from oracle import data
 
-from raystream.selection import ArrayPart, Candidates, LocalShards, choose
-from raystream.selection.rows import Block, float32
+from raystream.errors import DataError
+from raystream.selection import ArrayPart, Candidates, LocalShards, choose, lcmd, prob_cover
+from raystream.selection.rows import Block, Rows, float32
+from raystream.selection.strategy import gathered
 
 
 def mapped(folder, x, mode):
@@ -46,3 +48,28 @@ def test_float32_rows_are_read_without_a_copy():
     """A block of float32 rows that may be written to is the part itself."""
     x = data("normal", 10, 3, 0)
     assert np.shares_memory(Block(2, 5, x[2:5], None, "euclidean").read(), x)
+
+
+def test_rows_in_memory_are_not_copied_to_be_gathered():
+    """One float32 array is taken as it is and left as it was; whatever has to be made is made."""
+    x = np.random.default_rng(0).normal(size=(10_000, 6)).astype(np.float32)
+    before = x.copy()
+    assert gathered(Rows([ArrayPart(x)]), x.nbytes, "s") is x
+    others = {
+        "float16": Rows([ArrayPart(x.astype(np.float16))]),
+        "some": Rows([ArrayPart(x)], [np.arange(0, 10_000, 2)]),
+        "cosine": Rows([ArrayPart(x)], metric="cosine"),
+        "parts": Rows([ArrayPart(x[:5000]), ArrayPart(x[5000:])]),
+        "columns": Rows([ArrayPart(x[:, ::2])]),
+        "a slice": Rows([ArrayPart(x)]).slice(0, 5000),
+    }
+    for name, rows in others.items():
+        made = gathered(rows, x.nbytes, "s")
+        assert not np.shares_memory(made, x), name
+        np.testing.assert_array_equal(made, np.concatenate([block.read() for block in rows.blocks(0, len(rows), 4096)]))
+    prob_cover(x, 20, delta=1.0)
+    lcmd(x, 20)
+    np.testing.assert_array_equal(x, before)
+    x[7_777, 3] = np.nan
+    with pytest.raises(DataError, match="7777"):
+        gathered(Rows([ArrayPart(x)]), x.nbytes, "s")

@@ -237,7 +237,9 @@ class _Cover:
     def __init__(self, x: Array, balls: Balls, covered: Array) -> None:
         self._x, self.balls = x, balls
         self.covered = np.zeros(len(x), dtype=bool)
-        self._gain = 1 + np.bincount(balls.edges.index, minlength=len(x))
+        self._gain = np.ones(len(x), dtype=np.int64)
+        for begin in range(0, len(balls.edges.index), _EDGES_AT_ONCE):  # each piece is copied as int64
+            self._gain += np.bincount(balls.edges.index[begin : begin + _EDGES_AT_ONCE], minlength=len(x))
         self._most_edges = int(np.diff(balls.edges.start).max())
         self._cover(np.flatnonzero(covered))
 
