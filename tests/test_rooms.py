@@ -26,6 +26,7 @@ ARROWS = {
     "cluster": {"lake", "query", "pool", "model", "store", "selection", "scoring", "choosing"},
 }
 """What each room may use, that of its own aside. Rooms and modules that stand in no line are above all of these."""
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 TWINS = {"Cost", "Pool", "Quota", "Store"}
 """Public names that a query's section shares with what is made of it, or, `Pool`, with the rows of a simulation."""
 HEAVY = {"acquisition": {"pyarrow", "ray", "os", "pathlib"}, "selection": {"pyarrow", "ray", "os", "pathlib"}}
@@ -103,10 +104,24 @@ def test_no_two_classes_share_a_name() -> None:
 
 def test_functions_fit_a_screen() -> None:
     """Up to 80 lines beside the docstring; a part that has a name of its own is a function of its own."""
-    every = [(module, node) for module, tree in MODULES.items() for node in ast.walk(tree)]
-    for module, node in every:
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
+    for module, node in [(module, node) for module, tree in MODULES.items() for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]:
         first = node.body[0]
         said = (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(node) else 0
         assert (node.end_lineno or 0) - node.lineno + 1 - said <= 80, (module, node.name)
+
+
+NO_VERBS = {
+    *("The", "Of", "A", "An", "What", "Whether", "How", "That", "All", "Its", "Each", "Which", "Where", "Rows", "Every", "One", "No"),
+    *("None", "True", "False", "For", "At", "Those", "By"),
+}
+
+
+def test_docstrings_of_functions_say_what_they_do() -> None:
+    """They begin with a verb; those of properties say what they are, and those of commands and routes are read by users."""
+    functions = [(module, node) for module, tree in MODULES.items() for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
+    for module, node in functions:
+        said = ast.get_docstring(node)
+        of_users = any("property" in one or one.startswith(("router.", "app.")) for one in map(ast.unparse, node.decorator_list))
+        if said and not of_users and module.split(".")[1] != "cli":
+            assert said.split()[0] not in NO_VERBS, (module, node.name, said)
+            assert not said.startswith("("), (module, node.name, said)

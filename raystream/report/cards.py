@@ -70,7 +70,7 @@ def cards(result: Result, count: int) -> Cards:
 def _rows(
     result: Result, count: int, seen: str, *, pictures: Mapping[int, Picture] = _NONE, texts: Mapping[int, str] = _NONE
 ) -> tuple[Card, ...]:
-    """The cards; `seen` is the column of their pictures or texts, which a card that shows one doesn't repeat among the kept columns."""
+    """Make the cards; `seen` is the column of their pictures or texts, which a card that shows one doesn't repeat among those kept."""
     head = result.selection.slice(0, count)
     ids, scores = readable(head.column(1)), head.column("score").to_pylist()
     predictions, reasons = name_of_prediction(head), head.column("why").to_pylist()

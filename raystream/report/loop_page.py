@@ -214,7 +214,7 @@ def _curves(facts: LoopFacts) -> list[Curve]:
 
 
 def _worth(facts: LoopFacts, history: Sequence[Mapping[str, Any]], over: str, words: str) -> list[Curve]:
-    """The metrics over a column of the history: those in percent in one chart, with the control rows, each other one in its own."""
+    """Draw the metrics over a column of the history: those in percent in one chart, with the control rows, each other one in its own."""
     x, marks, paid = [row[over] for row in history], _marks(facts, history, over), over == "cost"
     first, shares = next(iter(facts.metrics), ""), [name for name in facts.metrics if metric_of(name).percent]
     beside = [line for name, rows in facts.beside.items() if (line := _beside(first, name, rows, over)) is not None]
@@ -243,7 +243,7 @@ def _beside(metric: str, name: str, rows: Sequence[Mapping[str, Any]], over: str
 
 
 def _marks(facts: LoopFacts, history: Sequence[Mapping[str, Any]], over: str) -> list[Mark]:
-    """Where each rule would have stopped first, those of one place together; rounds and budget are no news."""
+    """Mark where each rule would have stopped first, those of one place together; rounds and budget are no news."""
     places: dict[float, list[str]] = {}
     for name in facts.rules:
         if name in _LIMITS:

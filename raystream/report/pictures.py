@@ -100,7 +100,7 @@ def _images(values: pa.ChunkedArray, declared: pa.DataType, side: int) -> list[n
 
 
 def _decoded(data: memoryview | None, side: int) -> npt.NDArray[np.generic] | None:
-    """An encoded image as its owner would see it; None if it is none, or too large for a page."""
+    """Decode an image as its owner would see it; None if it is none, or too large for a page."""
     if data is None:
         return None
     try:
@@ -113,7 +113,7 @@ def _decoded(data: memoryview | None, side: int) -> npt.NDArray[np.generic] | No
 
 
 def _fitting(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """The width and height that an image shrunk to at most so many pixels a side has."""
+    """Compute the width and height that an image shrunk to at most so many pixels a side has."""
     scale = min(1.0, side / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 

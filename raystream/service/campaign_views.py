@@ -201,7 +201,7 @@ def simulation_view(store: Store, name: str) -> Data:
 
 
 def _curves(table: pa.Table, metric: str, over: str) -> Mapping[str, Curves]:
-    """By strategy, the curves of a metric over numbers of labels, or what they cost, that all share."""
+    """List by strategy the curves of a metric over numbers of labels, or what they cost, that all share."""
     of: dict[str, dict[int, list[tuple[float, float]]]] = {}
     columns = [table.column(name).to_pylist() for name in ("strategy", "seed", over, metric)]
     for strategy, seed, labels, value in zip(*columns, strict=True):

@@ -1,17 +1,17 @@
-"""The formats in which a selection is handed out."""
+"""The formats in which tables are handed out: a selection piece by piece, rows of other tables as JSON."""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-
-from raystream.service.record_routes import json_value, rows_of
 
 _ROWS = 10_000
 """Of a selection, that are text at a time: as objects of Python's, they take fifty times their room."""
@@ -42,14 +42,14 @@ def preferred(accept: str, kinds: tuple[str, ...]) -> str | None:
 
 
 def file_pieces(path: Path) -> Iterator[bytes]:
-    """A file as it is."""
+    """Read a file as it is."""
     with path.open("rb") as file:
         while piece := file.read(_BYTES):
             yield piece
 
 
 def json_pieces(name: str, path: Path) -> Iterator[str]:
-    """A selection's Parquet file as one JSON object."""
+    """Write a selection's Parquet file as one JSON object."""
     yield f'{{"query": {json.dumps(name)}, "rows": ['
     with pq.ParquetFile(path, pre_buffer=False) as file:
         for number, table in enumerate(_tables(file)):
@@ -59,7 +59,7 @@ def json_pieces(name: str, path: Path) -> Iterator[str]:
 
 
 def csv_pieces(path: Path) -> Iterator[bytes]:
-    """A selection's Parquet file as CSV, the names of its columns first."""
+    """Write a selection's Parquet file as CSV, the names of its columns first."""
     sink = io.BytesIO()
     with pq.ParquetFile(path, pre_buffer=False) as file:
         none = flat(file.schema_arrow.empty_table())
@@ -73,7 +73,7 @@ def csv_pieces(path: Path) -> Iterator[bytes]:
 
 
 def _tables(file: pq.ParquetFile) -> Iterator[pa.Table]:
-    """A file's rows, so many at a time, read by this thread alone."""
+    """Read a file's rows, so many at a time, in this thread alone."""
     for batch in file.iter_batches(_ROWS, use_threads=False):
         yield pa.Table.from_batches([batch])
 
@@ -88,3 +88,21 @@ def flat(table: pa.Table) -> pa.Table:
             column = pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values], pa.string())
         columns.append(column)
     return pa.table(columns, names=table.column_names)
+
+
+def rows_of(table: pa.Table) -> list[dict[str, Any]]:
+    """Return a table's rows as JSON can have them: what is no number is null, bytes are hex digits."""
+    return [{name: json_value(value) for name, value in row.items()} for row in table.to_pylist()]
+
+
+def json_value(value: Any) -> Any:
+    """Return a value as JSON can have it, for programs: integers stay numbers whatever their size, unlike those of `plain`."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {str(key): json_value(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [json_value(inner) for inner in value]
+    return value if value is None or isinstance(value, str | int | bool) else json.loads(json.dumps(value, default=str))

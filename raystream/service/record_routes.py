@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 from typing import Any
 
-import pyarrow as pa
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from raystream.service.callers import Callers
+from raystream.service.formats import rows_of
 from raystream.service.problems import Described, unknown
 from raystream.service.runs import is_name
 from raystream.store.protocol import Store
@@ -64,21 +62,3 @@ def record_router(store: Store, callers: Callers) -> APIRouter:
         return names(request, "streams")
 
     return router
-
-
-def rows_of(table: pa.Table) -> list[dict[str, Any]]:
-    """Return a table's rows as JSON can have them: what is no number is null, bytes are hex digits."""
-    return [{name: json_value(value) for name, value in row.items()} for row in table.to_pylist()]
-
-
-def json_value(value: Any) -> Any:
-    """Return a value as JSON can have it, for programs: integers stay numbers whatever their size, unlike those of `plain`."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, dict):
-        return {str(key): json_value(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [json_value(inner) for inner in value]
-    return value if value is None or isinstance(value, str | int | bool) else json.loads(json.dumps(value, default=str))

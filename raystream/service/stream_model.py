@@ -66,7 +66,7 @@ class Found:
             return False
 
     def answers(self) -> list[dict[str, Any] | QueryError]:
-        """For each request."""
+        """Return the answer to each request."""
         seen, chosen = self.written.progress.seen, self.written.progress.chosen
         return [
             one if isinstance(one, QueryError) else _told(request, self.id_name, one, seen, chosen)
@@ -108,7 +108,7 @@ class WarmModel:
         self._life.end()
 
     def read(self, rows: list[dict[str, Any]]) -> tuple[pa.Array, tuple[np.ndarray, ...]]:
-        """The ids and the model's tensors of some rows.
+        """Read the ids and the model's tensors of some rows.
 
         Raises:
             Problem: a row lacks a column, or holds what the model can't take.
@@ -139,7 +139,7 @@ class WarmModel:
             self._rows.fold(due=due)
 
     def decide(self, batch: list[Waiting]) -> Found:
-        """The decisions, which are not to be told before they are on disk."""
+        """Make the decisions, which are not to be told before they are on disk."""
         inputs = tuple(np.concatenate(some) for some in zip(*(waiting.inputs for waiting in batch), strict=True))
         found = self._worker.score_rows(inputs)
         if self._rows is None:
@@ -165,7 +165,7 @@ def _told(request: str, id_name: str, table: pa.Table, seen: int, chosen: int) -
 
 
 def _stream(log: StreamLog, config: Config) -> Stream:
-    """The stream as it was begun."""
+    """Read the stream as it was begun."""
     data = log.store.read_if_there(f"{log.folder}/stream.yaml")
     if data is None:
         raise QueryError(f"the store has no stream {log.name}; begin it by raystream stream")
@@ -195,7 +195,7 @@ def checked(body: object) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _type(column: Column) -> pa.DataType | None:
-    """What a column's values in JSON become; None: whatever they are, for a function of the user's."""
+    """Find what a column's values in JSON become; None: whatever they are, for a function of the user's."""
     if column.is_raw:
         return None
     if column.is_text:

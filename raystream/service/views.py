@@ -296,7 +296,7 @@ class Views:
         }
 
     def selection(self, name: str) -> tuple[Path, str]:
-        """The selection as a file of this machine, and the hash of its content."""
+        """Find the selection as a file of this machine, and the hash of its content."""
         manifest = self._committed(name)
         return committed_file(self.store, manifest, manifest.selection), manifest.selection.xxh3
 

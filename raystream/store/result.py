@@ -147,7 +147,7 @@ def committed_table(store: Store, manifest: Manifest, file: StoredFile) -> pa.Ta
 
 
 def committed_file(store: Store, manifest: Manifest, file: StoredFile) -> Path:
-    """One of a query's files that its manifest names, as a file of this machine that may be read piece by piece.
+    """Find one of a query's files that its manifest names, as a file of this machine that may be read piece by piece.
 
     Raises:
         StoreError: it is gone or isn't what was committed.

@@ -47,7 +47,7 @@ def as_asked(result: Result) -> Result:
 
 
 def is_round(result: Result) -> bool:
-    """Whether a batch is one of a loop's."""
+    """Tell whether a batch is one of a loop's."""
     match = _ROUND.fullmatch(result.query)
     return match is not None and _record(result.store, match[1], int(match[2])) is not None
 

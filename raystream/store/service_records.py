@@ -93,13 +93,13 @@ def finished(store: Store, queries: Collection[str], limit: float) -> Finished:
 
 
 def _is_kept(run: str, file: Entry) -> bool:
-    """Whether a file of a run that has ended tells who asked for what, and what became of it."""
+    """Tell whether a file of a run that has ended says who asked for what, and what became of it."""
     own = file.name.removeprefix(f"{_ROOT}/runs/{run}/")
     return own in _KEPT or own.startswith("owners/")
 
 
 def _query_of(store: Store, run: str) -> str | None:
-    """The query that a run gave a name, where it came so far."""
+    """Find the query that a run gave a name, where it came so far."""
     for file in ("query.json", "ended.json"):
         try:
             found = json.loads(store.read_if_there(f"{_ROOT}/runs/{run}/{file}") or b"{}")

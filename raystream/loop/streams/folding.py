@@ -41,19 +41,19 @@ def fold(log: StreamLog) -> None:
 
 
 def about(requests: Iterable[tuple[str, str, int]]) -> dict[str, str]:
-    """What a file of decisions says in its metadata of the requests whose rows it holds, in their order."""
+    """Write what a file of decisions says in its metadata of the requests whose rows it holds, in their order."""
     return {_REQUESTS: json.dumps([list(request) for request in requests])}
 
 
 def requests_of(schema: pa.Schema) -> list[tuple[str, str, int]]:
-    """The requests whose rows a file of decisions holds: ids, what was asked, and how many rows each has."""
+    """List the requests whose rows a file of decisions holds: ids, what was asked, and how many rows each has."""
     return [(known, asked, rows) for known, asked, rows in json.loads((schema.metadata or {}).get(_REQUESTS.encode(), b"[]"))]
 
 
 def _after(
     stream: Stream, before: Progress, saved: Mapping[str, Any], begun: Begun, records: Sequence[Record]
 ) -> tuple[Progress, dict[str, Any]]:
-    """How far a stream has come after what its log holds, and the state then."""
+    """Find how far a stream has come after what its log holds, and the state then."""
     state = StreamState.of(stream, begun.classes, saved, begun.model != before.model)
     chosen = before.chosen
     for record in records:

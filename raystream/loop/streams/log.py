@@ -242,7 +242,7 @@ class StreamLog:
         return self.store.remote or self.store.put_if_absent(self._segment(part)[0], WHOLE)
 
     def is_claimed(self, part: int) -> bool:
-        """Whether somebody said that the file of decisions of this number comes whole, and it isn't there yet."""
+        """Tell whether somebody said that the file of decisions of this number comes whole, and it isn't there yet."""
         return not self.store.remote and self.store.read_if_there(self._segment(part)[0]) == WHOLE
 
     def begin_segment(self, part: int, begun: Begun) -> Segment | None:
@@ -344,7 +344,7 @@ class StreamLog:
                     self.store.discard(name)
 
     def _logged(self) -> set[int]:
-        """The numbers of the files of decisions that the log has something for, or that are said to come whole."""
+        """List the numbers of the files of decisions that the log has something for, or that are said to come whole."""
         names = [] if self.store.remote else self.store.names(self._log)
         return {_number(name) for name in names if name.endswith((".open", ".sealed"))}
 

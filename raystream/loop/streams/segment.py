@@ -148,7 +148,7 @@ class Segment:
             return not self.lost
 
     def is_open(self) -> bool:
-        """Whether nobody has sealed the file."""
+        """Tell whether nobody has sealed the file."""
         try:
             return os.stat(self._path).st_ino == self._inode
         except OSError:
@@ -165,14 +165,14 @@ class Segment:
 
 
 def beginning(begun: Begun) -> bytes:
-    """What a segment's file holds at first; no two are the same."""
+    """Make what a segment's file holds at first; no two are the same."""
     about = {"epoch": begun.epoch, "model": begun.model, "classes": begun.classes, "of": uuid.uuid4().hex}
     frame, _ = _framed(_joined(about, begun.schema.serialize()), 0)
     return _MAGIC + frame
 
 
 def read_segment(data: bytes) -> tuple[Begun, list[Record]]:
-    """What a segment's file holds: its records up to the first that isn't whole.
+    """Read what a segment's file holds: its records up to the first that isn't whole.
 
     Raises:
         ValueError: it is none.
