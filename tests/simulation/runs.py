@@ -76,7 +76,7 @@ class Pool:
 
 def _batch(found: list[tuple[str, str]]) -> pa.Table:
     best = sorted(found)[:_CHOSEN]
-    return pa.table({"unit": [name for _, name in best], "value": [value for value, _ in best]})
+    return pa.table({"unit": [name for _, name in best], "score": [value for value, _ in best]})
 
 
 @cache
