@@ -229,6 +229,26 @@ def test_a_server_waits_for_a_look_that_is_about_to_write(monkeypatch: pytest.Mo
     check(answers)
 
 
+@pytest.mark.parametrize("who", ["a server", "a look"])
+def test_a_log_that_was_sealed_and_not_folded_comes_first(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sealed it is gone; the next, who writes whole files, takes its name, and folds what it holds before."""
+    answers = {0: ask(server(), 0)[0]}
+    monkeypatch.setattr(by_request, "may_append", lambda store: False)
+    stale = server()
+    answers[1] = ask(stale, 1)[0]
+    monkeypatch.setattr(by_request, "may_append", lambda store: True)
+    answers[2] = ask(server(), 2)[0]
+    StreamLog(open_store("runs"), "s").unfolded()
+    assert [name.suffix for name in LOG.iterdir()] == [".sealed"]
+    if who == "a server":
+        answers[3] = ask(stale, 3)[0]
+    else:
+        arrive("b.parquet", pool_table(2, 100))
+        look()
+        answers[-1] = decisions().to_pylist()[-2:]
+    check(answers)
+
+
 def play(seed: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers that append, one that writes whole files, looks, kills, and records that are on disk late: in an order drawn by chance."""
     draw = random.Random(seed)

@@ -238,8 +238,12 @@ class StreamLog:
         return whole
 
     def claim(self, part: int) -> bool:
-        """Say that the file of decisions of this number comes whole, which several may; False if somebody has begun a log for it."""
-        return self.store.remote or self.store.put_if_absent(self._segment(part)[0], WHOLE)
+        """Say that the file of decisions of this number comes whole, which several may; False if somebody has begun a log for it.
+
+        A log that was sealed has given its name away, and has decisions all the same.
+        """
+        opened, sealed = self._segment(part)
+        return self.store.remote or (self.store.put_if_absent(opened, WHOLE) and not self.store.exists(sealed))
 
     def is_claimed(self, part: int) -> bool:
         """Tell whether somebody said that the file of decisions of this number comes whole, and it isn't there yet."""
