@@ -26,7 +26,7 @@ from raystream.loop.streams.log import StreamLog
 from raystream.store import lease
 from raystream.store.local import LocalStore
 
-PART_ROWS, KILLS = 300, 30
+PART_ROWS, KILLS = 300, 200
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
