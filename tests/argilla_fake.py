@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import uuid
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from http_fake import HttpFake, QuietHandler
 
 TIMES = {"inserted_at": "2026-03-01T12:00:00", "updated_at": "2026-03-01T12:00:00"}
 
@@ -19,7 +19,7 @@ def _new() -> str:
 
 
 @dataclass
-class FakeArgilla:
+class FakeArgilla(HttpFake):
     """Its one dataset; `records` are by the ids that they were sent with."""
 
     user: str = field(default_factory=_new)
@@ -27,15 +27,11 @@ class FakeArgilla:
     dataset: dict[str, Any] | None = None
     parts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
-    url: str = ""
 
     def start(self) -> FakeArgilla:
         fake = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_: object) -> None:
-                pass
-
+        class Handler(QuietHandler):
             def _serve(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 url = urlsplit(self.path)
@@ -50,14 +46,8 @@ class FakeArgilla:
 
             do_GET = do_POST = do_PUT = do_PATCH = _serve
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        self.serve(Handler)
         return self
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def respond(self, id_: str, value: str, status: str) -> None:
         """Have the user answer a record."""

@@ -7,9 +7,11 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from http_fake import HttpFake, QuietHandler
 
 TIME = "2026-03-01T12:00:00.000000Z"
 
@@ -26,7 +28,7 @@ class Fault:
 
 
 @dataclass
-class FakeLabelStudio:
+class FakeLabelStudio(HttpFake):
     """Its state; `faults` are used up from the first that fits, `seen` are (method, path, authorization)."""
 
     token: str = "legacy"
@@ -39,16 +41,12 @@ class FakeLabelStudio:
     imported: list[dict[str, Any]] = field(default_factory=list)
     during_import: Callable[[], None] | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
-    url: str = ""
 
     def start(self) -> FakeLabelStudio:
         fake = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: object) -> None:
-                pass
 
             def _serve(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -57,15 +55,8 @@ class FakeLabelStudio:
 
             do_GET = do_POST = do_DELETE = _serve
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        self.serve(Handler)
         return self
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def handle(self, request: BaseHTTPRequestHandler, method: str, url: Any, body: Any) -> None:
         authorization = request.headers.get("Authorization")

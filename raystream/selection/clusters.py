@@ -240,7 +240,7 @@ def fit_centres(
 
 
 def _fitted(rows: Clustered, weight: Array, k: int, seed: int, iterations: int, one_level: int, fit_on: int | None) -> Array:
-    """Call `fit_centres` of rows whose squares are far from float32's limits, on one level or two."""
+    """Fit the centres of rows whose squares are far from float32's limits, on one level or two."""
     if k <= one_level:
         return _fit(rows, weight, k, seed, iterations, fit_on)
     coarse = _fit(rows, weight, min(math.ceil(math.sqrt(k)), one_level), seed, iterations, fit_on)
@@ -256,7 +256,7 @@ def _fitted(rows: Clustered, weight: Array, k: int, seed: int, iterations: int, 
 
 
 def _fit(rows: Clustered, weight: Array, k: int, seed: int, iterations: int, fit_on: int | None) -> Array:
-    """Call `fit_centres` on one level."""
+    """Fit the centres on one level."""
     n = len(rows)
     encoding = rows.encoding()
     many = max(_POINTS_A_CENTRE * k, _POINTS) if fit_on is None else fit_on
