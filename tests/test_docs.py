@@ -89,8 +89,9 @@ def test_yaml_snippets_are_queries(page: Path, tmp_path: Path) -> None:
 
 
 @every_page
-def test_python_snippets_run(page: Path) -> None:
+def test_python_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that need neither a query file nor the code around them run as they stand; the others are at least Python."""
+    monkeypatch.chdir(tmp_path)
     for code in snippets(page, "python"):
         compile(code, page.name, "exec")
         if "import" in code and "query.yaml" not in code:

@@ -29,15 +29,19 @@ def whole_pool(folder: Path) -> pa.Table:
 
 
 def test_selection_has_the_columns_of_the_contract(make_query: MakeQuery) -> None:
-    """Rank, id under its own name, score, gain, distance, represents, why, prediction, confidence, kept columns, path, row."""
+    """Rank, id under its own name, score, gain, and so on; kept columns, path, row."""
     result = rs.run(make_query(pool__keep=["url", "year"], model__classes=["a", "b", "c", "d"], acquire={"also": ["entropy"]}))
     assert result.selection.column_names == [
-        "rank", "rid", "score", "gain", "distance", "represents", "why", "prediction", "prediction_name", "confidence",
-        "entropy", "url", "year", "path", "row",
+        "rank", "rid", "score", "gain", "distance", "represents", "why", "turn", "probability", "prediction",
+        "prediction_name", "confidence", "entropy", "url", "year", "path", "row",
     ]  # fmt: skip
     assert result.selection.column("rank").to_pylist() == list(range(12))
     assert result.selection.schema.field("rank").type == pa.int32()
     assert result.selection.schema.field("prediction").type == pa.int32()
+    assert result.selection.schema.field("turn").type == pa.int32()
+    assert result.selection.schema.field("probability").type == pa.float64()
+    assert result.selection.column("turn").to_pylist() == list(range(12))
+    assert result.selection.column("probability").null_count == 12
     assert len(set(result.selection.column("rid").to_pylist())) == 12
 
 

@@ -54,6 +54,9 @@ class Chosen:
         distance: (b,) float64 to the nearest row chosen before or labelled, nan when there is none; None without embeddings.
         represents: (b,) int64, how many candidates are nearest to the row; those nearer to a labelled row count for none.
         why: the constraint or share that bound each row, else ''.
+        turn: (b,) int64, when each row was drawn or taken, from 0: those drawn at random first, then in rank order.
+        probability: (b,) float64, the chance that the row had to be drawn in its turn; nan where it wasn't drawn, or constraints may
+            have left an eligible row no chance.
         certificate: None without embeddings.
         passes: how often the embeddings were read to choose.
         note: why fewer than min(budget, n) rows came back; None when there were no more candidates.
@@ -67,6 +70,8 @@ class Chosen:
     distance: Array | None
     represents: Array | None
     why: list[str]
+    turn: Array
+    probability: Array
     certificate: CertificateFacts | None
     passes: int
     note: str | None
@@ -89,7 +94,7 @@ def choose(
     cost: Cost | None = None,
     must_include: Array | None = None,
     drawn: Array | None = None,
-    more: bool = False,
+    eligible: int | None = None,
     others: bool = False,
     memory: int = DEFAULT_MEMORY,
     args: Mapping[str, Any] | None = None,
@@ -110,8 +115,8 @@ def choose(
         quotas: caps and floors by columns.
         cost: costs and their budget.
         must_include: int64 candidates that are in the batch whatever the strategy says.
-        drawn: int64 candidates that were drawn at random for the batch.
-        more: whether higher `candidates` would let in more rows; for what errors and notes advise.
+        drawn: int64 candidates that were drawn at random for the batch, in the order of drawing; some may be of `must_include`, too.
+        eligible: of how many rows they were drawn, and the candidates are; left out, these are all.
         others: whether the pool holds rows beyond the candidates that may be no repeats, so that no repeat is chosen but for floors.
         memory: bytes of embeddings that a process may hold.
         args: the strategy's own parameters.
@@ -135,8 +140,11 @@ def choose(
     reads = near_duplicates is None and traits.embedding
     repeats = find_repeats(shards, candidates.labelled) if reads and shards is not None and len(shards) else None
     gather = None if shards is None else shards.gather
+    eligible = len(candidates) if eligible is None else eligible
+    more = eligible > len(candidates)
     constraints = Constraints(budget, near_duplicates=alike, quotas=quotas, cost=cost, repeats=repeats, gather=gather, more=more)
-    first, last = (_NO_ROWS if rows is None else rows for rows in (must_include, drawn))
+    must, last = (_NO_ROWS if rows is None else rows for rows in (must_include, drawn))
+    first = must[~np.isin(must, last)]
     given = np.concatenate([first, last])
     x = shards.gather(given) if shards is not None and len(given) else None
     for i, row in enumerate(given):
@@ -149,6 +157,11 @@ def choose(
     constraints.check_floors()
     rows = np.concatenate([first, picked.rows, filled, last])
     gain = np.concatenate([np.full(len(first), np.nan), picked.gain, np.full(len(filled) + len(last), np.nan)])
+    turn = np.roll(np.arange(len(rows)), -len(last))
+    probability = np.full(len(rows), np.nan)
+    if picked.probability is not None and constraints.leaves_chances and not len(must):
+        probability[: len(picked.rows)] = picked.probability
+    probability[len(rows) - len(last) :] = 1 / (eligible - np.arange(len(last), dtype=np.float64))
     facts = dict(picked.facts) | _left_out(candidates, rows, labelled, threshold)
     if repeats is not None:
         facts |= _repeats_left_out(repeats, np.setdiff1d(np.arange(len(candidates)), rows), filled)
@@ -161,7 +174,7 @@ def choose(
     obstacles = tuple(constraints.obstacles(len(candidates))) if short and picked.note is None else ()
     note = (picked.note or _note(len(candidates) - len(rows), obstacles, more)) if short else None
     why = [constraints.why(int(row)) for row in rows]
-    return Chosen(rows, gain, distance, counts, why, certificate, picked.passes, note, facts, obstacles)
+    return Chosen(rows, gain, distance, counts, why, turn, probability, certificate, picked.passes, note, facts, obstacles)
 
 
 def _spread(

@@ -33,7 +33,7 @@ class Constraints:
         cost: None when rows cost nothing.
         repeats: exact repeats among the candidates; None where they don't matter, or there are none.
         gather: rows (m,) int64 -> vectors (m, d) float32, for near-duplicates among rows that floors may need.
-        more: whether higher `candidates` would let in more rows; for what errors and notes advise.
+        more: whether higher `candidates` would let in more rows.
 
     Raises:
         QueryError: a floor above what its group holds, or floors of one column that add up to more than the budget.
@@ -51,7 +51,7 @@ class Constraints:
         gather: Callable[[Array], Array] | None = None,
         more: bool = False,
     ) -> None:
-        self.left = budget
+        self.left = self._budget = budget
         self._gather, self._more = gather, more
         self._near_duplicates, self._quotas, self._cost = near_duplicates, tuple(quotas), cost
         self._repeats = repeats
@@ -102,6 +102,17 @@ class Constraints:
     def free(self) -> bool:
         """True if nothing but the size and what is taken already restricts the batch."""
         return self._near_duplicates is None and not self._quotas and self._cost is None and self._repeats is None
+
+    @property
+    def leaves_chances(self) -> bool:
+        """True if every eligible row may be taken until the batch is full, whichever rows are drawn before it."""
+        if self._more or self._near_duplicates is not None or self._repeats is not None:
+            return False
+        for quota in self._quotas:
+            held = np.bincount(quota.group[quota.group >= 0], minlength=len(quota.names))
+            if quota.least.any() or (np.minimum(held, self._budget) > quota.most).any():
+                return False
+        return self._cost is None or bool(np.sort(self._cost.column)[::-1][: self._budget].sum() <= self._cost.budget)
 
     @property
     def taken(self) -> Array:

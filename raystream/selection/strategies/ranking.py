@@ -130,8 +130,10 @@ def top_k_strategy(candidates: Candidates, request: Request) -> Picked:
 def random_strategy(candidates: Candidates, request: Request) -> Picked:
     """Run `random` in a query."""
     keys = row_keys(candidates, "random")
+    left = len(keys) - len(request.constraints.taken)
     rows = _walked(random_order(keys, _reach(request, len(keys))), candidates, request)
-    return Picked(rows, np.full(len(rows), np.nan))
+    chances = _even_chances(left, len(rows)) if request.constraints.leaves_chances else None
+    return Picked(rows, np.full(len(rows), np.nan), probability=chances)
 
 
 def _reach(request: Request, n: int) -> int:
@@ -265,8 +267,43 @@ def _draw(law: _Value, score: ArrayLike, k: int, beta: float, ids: Ids | None, s
 
 
 def _drawn(law: _Value, name: str, candidates: Candidates, request: Request) -> Picked:
-    value = law(scores(candidates, name), _checked_beta(float(request.args.get("beta", 1.0))))
-    reach = len(value) if request.constraints.reach is None else request.constraints.reach
-    order, lowered = _perturbed_order(value, row_keys(candidates, name), reach)
-    rows = walk(order, request.budget, request.constraints, None if candidates.shards is None else candidates.shards.gather)
-    return Picked(rows, -lowered[rows])
+    value, keys = law(scores(candidates, name), _checked_beta(float(request.args.get("beta", 1.0)))), row_keys(candidates, name)
+    order, lowered = _perturbed_order(value, keys, _reach(request, len(value)))
+    rows = _walked(order, candidates, request)
+    chances = _chances(lowered, keys, rows, request.constraints.taken) if request.constraints.leaves_chances else None
+    return Picked(rows, -lowered[rows], probability=chances)
+
+
+def _chances(lowered: Array, keys: Array, rows: Array, taken: Array) -> Array | None:
+    """Compute (b,) float64, each drawn row's weight over the sum of the weights left; None where weights of 0 leave some rows no chance.
+
+    Sums are of logarithms, and go from what is left at the end back to the first draw: nothing is ever subtracted, so that the last
+    draws are as exact as the first.
+
+    Args:
+        lowered: (n,) as `_perturbed_order` leaves it, from which the weights' logarithms come back by the noise.
+        keys: (n,) of all rows.
+        rows: (b,) int64, in the order of drawing.
+        taken: these and the rows that were in the batch before.
+    """
+    finite = np.isfinite(lowered)
+    if not finite.all():
+        return None if finite.any() else _even_chances(len(lowered) - len(taken) + len(rows), len(rows))
+    left = np.ones(len(lowered), dtype=bool)
+    left[taken] = False
+    sums = [-np.inf]
+    for start in range(0, len(lowered), _NOISE_AT_ONCE):
+        among = start + np.flatnonzero(left[start : start + _NOISE_AT_ONCE])
+        if len(among):
+            value = -lowered[among] - _noise(keys[among])
+            sums.append(value.max() + np.log(np.exp(value - value.max()).sum()))
+    value = -lowered[rows] - _noise(keys[rows])
+    total = np.logaddexp.accumulate(np.append(np.logaddexp.reduce(sums), value[::-1]))
+    chances: Array = np.exp(value - total[:0:-1])
+    return chances
+
+
+def _even_chances(n: int, count: int) -> Array:
+    """Compute (count,) float64, 1 / rows left, where n are left before the first draw."""
+    chances: Array = 1 / (n - np.arange(count, dtype=np.float64))
+    return chances
