@@ -17,8 +17,9 @@ import raystream as rs
 from raystream.errors import PoolError, QueryError
 from raystream.loop import lure
 from raystream.query.catalogue import TRAITS
+from raystream.report.cards import sheet
 from raystream.report.page import write_report
-from raystream.report.text import constraints_met, describe_result
+from raystream.report.text import constraints_met, describe_result, rows_as_text
 from raystream.selection import draw, random_order, row_hash
 
 MakeQuery = Callable[..., rs.Query]
@@ -83,6 +84,9 @@ def test_a_share_is_drawn_at_random(make_query: MakeQuery, strategy: str) -> Non
     assert table.column("why").to_pylist() == [""] * 9 + ["random_share"] * 3
     assert table.column("turn").to_pylist() == [*range(3, 12), 0, 1, 2]
     assert table.column("probability").to_pylist()[9:] == [1 / 1200, 1 / 1199, 1 / 1198]
+    for shown in (rows_as_text(table, 12).split(), [name for name, _ in sheet(table, 12).columns]):
+        assert {"rank", "why"} <= set(shown)
+        assert not {"turn", "probability"} & set(shown)
     drawn = strategy in ("power", "softmax", "softrank", "random")
     assert table.column("probability").null_count == (0 if drawn else 9)
     assert len(set(ids(result))) == 12
