@@ -182,8 +182,8 @@ class _StrategyTrial:
         self._check_constraints(once)
         for words, shards in (("when asked again with the same data", 1), ("from 7 shards as from 1", 7)):
             other = self._chosen(shards)
-            for name, one, two in (("rows", once.rows, other.rows), ("gain", once.gain, other.gain)):
-                self._require_equal(f"must come to the same {name} {words}", one, two)
+            for name in ("rows", "gain", "probability"):
+                self._require_equal(f"must come to the same {name} {words}", getattr(once, name), getattr(other, name))
 
     def _chosen(self, shards: int) -> Chosen:
         candidates, options = self._case.candidates(shards), self._case.options()
