@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.errors import DataError, QueryError
-from raystream.selection import ArrayPart, Candidates, Cost, LocalShards, Quota, choose, power, row_hash, softmax, softrank
+from raystream.selection import ArrayPart, Candidates, Cost, LocalShards, Picked, Quota, choose, power, row_hash, softmax, softrank, walk
 from raystream.selection.hashing import uniform
 
 SCORE = np.array([0.1, 0.7, 0.2, 0.4])
@@ -216,6 +216,18 @@ def test_no_probability_where_a_row_may_have_had_no_chance(asked, known, strateg
     assert result.turn.tolist() == [*range(2, len(result.rows)), 0, 1]
     assert result.rows[-2:].tolist() == [5, 2]
     assert len(set(result.rows.tolist())) == len(result.rows)
+
+
+def test_a_users_strategy_may_say_its_chances():
+    """They are kept as they are, unless some row may have had none."""
+
+    def first_or_second(candidates, request):
+        rows = walk(np.arange(len(candidates)), request.budget, request.constraints, None)
+        return Picked(rows, np.full(len(rows), np.nan), probability=np.full(len(rows), 0.5))
+
+    candidates = Candidates(keys=row_hash(0, np.arange(20)))
+    assert choose(candidates, strategy=first_or_second, budget=3).probability.tolist() == [0.5] * 3
+    assert np.isnan(choose(candidates, strategy=first_or_second, budget=3, quotas=[quota(2)]).probability).all()
 
 
 def test_weights_of_zero_have_no_probability_unless_all_are():
