@@ -148,6 +148,7 @@ def _choose(
         cost=limits.cost,
         must_include=candidates.must_include,
         drawn=candidates.drawn,
+        more=candidates.limited,
         eligible=candidates.eligible,
         others=candidates.others,
         memory=memory_of(query),

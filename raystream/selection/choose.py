@@ -94,6 +94,7 @@ def choose(
     cost: Cost | None = None,
     must_include: Array | None = None,
     drawn: Array | None = None,
+    more: bool = False,
     eligible: int | None = None,
     others: bool = False,
     memory: int = DEFAULT_MEMORY,
@@ -116,7 +117,8 @@ def choose(
         cost: costs and their budget.
         must_include: int64 candidates that are in the batch whatever the strategy says.
         drawn: int64 candidates that were drawn at random for the batch, in the order of drawing; some may be of `must_include`, too.
-        eligible: of how many rows they were drawn, and the candidates are; left out, these are all.
+        more: whether higher `candidates` would let in more rows: those left out have no chance.
+        eligible: of how many rows `drawn` were drawn; left out, of the candidates.
         others: whether the pool holds rows beyond the candidates that may be no repeats, so that no repeat is chosen but for floors.
         memory: bytes of embeddings that a process may hold.
         args: the strategy's own parameters.
@@ -140,8 +142,6 @@ def choose(
     reads = near_duplicates is None and traits.embedding
     repeats = find_repeats(shards, candidates.labelled) if reads and shards is not None and len(shards) else None
     gather = None if shards is None else shards.gather
-    eligible = len(candidates) if eligible is None else eligible
-    more = eligible > len(candidates)
     constraints = Constraints(budget, near_duplicates=alike, quotas=quotas, cost=cost, repeats=repeats, gather=gather, more=more)
     must, last = (_NO_ROWS if rows is None else rows for rows in (must_include, drawn))
     first = must[~np.isin(must, last)]
@@ -161,7 +161,8 @@ def choose(
     probability = np.full(len(rows), np.nan)
     if picked.probability is not None and constraints.leaves_chances and not len(must):
         probability[: len(picked.rows)] = picked.probability
-    probability[len(rows) - len(last) :] = 1 / (eligible - np.arange(len(last), dtype=np.float64))
+    left = (len(candidates) if eligible is None else eligible) - np.arange(len(last), dtype=np.float64)
+    probability[len(rows) - len(last) :] = 1 / left
     facts = dict(picked.facts) | _left_out(candidates, rows, labelled, threshold)
     if repeats is not None:
         facts |= _repeats_left_out(repeats, np.setdiff1d(np.arange(len(candidates)), rows), filled)

@@ -140,7 +140,7 @@ def select(
         quotas=[replace(quota, group=quota.group[rows]) for quota in quotas],
         cost=None if cost is None else replace(cost, column=cost.column[rows]),
         must_include=np.searchsorted(rows, must),
-        eligible=int(free.sum()) + len(must),
+        more=len(rows) < int(free.sum()) + len(must),
         others=kept.others,
         memory=room,
         args=args,

@@ -199,7 +199,7 @@ def quota(most, least=0):
         ({"must_include": np.array([9])}, False),
         ({"must_include": np.array([5])}, False),  # one that was drawn, too
         ({"near_duplicates": 0.99}, False),
-        ({"eligible": 21}, False),
+        ({"eligible": 21, "more": True}, False),
         ({"strategy": "top_k"}, False),
     ],
 )
