@@ -22,6 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from raystream.cli.in_job import submission_id
+from raystream.imports import keep_pandas_out
 from raystream.lake.retry import stop_waiting, wait_again
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def reporting() -> Iterator[Reporter]:
 
     stdout is for the result alone, and Ray prints to it what its processes have to say: that goes to stderr, too.
     """
+    keep_pandas_out()
     from raystream.scoring.progress import Bar, Lines
     from raystream.scoring.run_log import asked_by
 
