@@ -108,6 +108,15 @@ def test_commands_are_those_that_there_are() -> None:
         assert shown <= known, page.name
 
 
+def test_help_fits_and_names_what_is_given() -> None:
+    """On 80 columns no command's line is cut short, and what an option takes is called by what it is, not by a type of Python's."""
+    for name, command in get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+        assert not command.get_short_help_str(62).endswith("..."), name
+        for option in command.params:
+            takes = option.param_type_name == "option" and not option.is_flag
+            assert option.metavar or not takes, (name, option.name)
+
+
 def test_the_readme_is_short() -> None:
     """A newcomer reads it to its end."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
