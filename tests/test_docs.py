@@ -7,13 +7,18 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 from typer.main import get_command
 
 import raystream
 from raystream import cli
+from raystream.errors import PoolError
+from raystream.pool import list_files
 from raystream.query import Query
 from raystream.query.loop import Loop
 from raystream.query.stream import Stream
@@ -95,6 +100,24 @@ def test_python_snippets_run(page: Path) -> None:
         compile(code, page.name, "exec")
         if "import" in code and "query.yaml" not in code:
             exec(code, {"__name__": "snippet"})
+
+
+def test_folders_of_images_and_csv_become_pools(tmp_path: Path) -> None:
+    """What is no Parquet is refused with the page that shows how to make it Parquet; what that page shows gives the same rows."""
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    for name in ("a.png", "cats/b.JPG"):
+        Image.new("RGB", (8, 6), (200, 0, 9)).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "notes.csv").write_text("k\n1\n")
+    with pytest.raises(PoolError, match=r"photos holds no Parquet file but 2 images and 1 CSV file; expected Parquet: docs/columns\.md"):
+        list_files([f"{tmp_path}/photos"])
+    shown: dict[str, Any] = {}
+    exec(next(code for code in snippets(ROOT / "docs" / "columns.md", "python") if "images_to_parquet" in code), shown)
+    shown["images_to_parquet"](tmp_path / "photos", tmp_path / "images.parquet")
+    shown["csv_to_parquet"](tmp_path / "photos" / "notes.csv", tmp_path / "rows.parquet")
+    images = pq.read_table(tmp_path / "images.parquet").to_pylist()
+    assert [row["file"] for row in images] == ["a.png", "cats/b.JPG"]
+    assert images[0]["image"] == (tmp_path / "photos" / "a.png").read_bytes()
+    assert pq.read_table(tmp_path / "rows.parquet").to_pylist() == [{"k": 1}]
 
 
 def test_commands_are_those_that_there_are() -> None:
