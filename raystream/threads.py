@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 def each(items: Iterable[Item], start: Callable[[], Callable[[Item], Result]]) -> list[Result]:
-    """Do the work on every item, by as many threads as torch may use; returns what it makes of them, in their order.
+    """Do the work on every item, by as many threads as torch may use, the caller's among them; returns what it makes of them, in order.
 
     Args:
         items: taken one at a time, by one thread at a time, and no sooner than there is a thread for them.
@@ -38,9 +38,11 @@ def each(items: Iterable[Item], start: Callable[[], Callable[[Item], Result]]) -
         return [work(item) for item in chain(first, iterator)]
     queue: _Queue[Item, Result] = _Queue(chain(first, iterator))
     try:
-        with ThreadPoolExecutor(threads, "raystream", torch.set_num_threads, (1,)) as pool:
-            futures = [pool.submit(queue.run, start) for _ in range(threads)]
+        with ThreadPoolExecutor(threads - 1, "raystream", torch.set_num_threads, (1,)) as pool:
+            futures = [pool.submit(queue.run, start) for _ in range(threads - 1)]
             try:
+                torch.set_num_threads(1)
+                queue.run(start)
                 for future in futures:
                     future.result()
             finally:
