@@ -23,7 +23,7 @@ from raystream.loop.streams import requests as by_request
 from raystream.loop.streams.folding import fold
 from raystream.loop.streams.log import StreamLog
 from raystream.loop.streams.requests import RequestedRows, StreamRequest
-from raystream.loop.streams.segment import read_segment
+from raystream.loop.streams.segment import _AHEAD, _FRAME, _MAGIC, read_segment
 from raystream.store.local import LocalStore
 from raystream.store.opening import open_store
 
@@ -62,6 +62,14 @@ def ask(of: RequestedRows, *numbers: int, **options: Any) -> list[list[dict[str,
     return [table.to_pylist() for table in found if isinstance(table, pa.Table)]
 
 
+def size_of_records() -> int:
+    """Bytes of the log before the zeros over which further records come."""
+    data, at = (LOG / "00000002.open").read_bytes(), len(_MAGIC)
+    while length := _FRAME.unpack_from(data, at)[0]:
+        at += _FRAME.size + length
+    return at
+
+
 def check(answers: dict[int, list[dict[str, Any]]]) -> None:
     """The decisions hold each answered row once, as it was answered, and rows are counted without a gap."""
     table = decisions()
@@ -80,8 +88,11 @@ def test_a_log_cut_anywhere_holds_what_was_whole_before_the_cut() -> None:
     sizes = []
     for number in range(3):
         ask(first, number)
-        sizes.append((LOG / "00000002.open").stat().st_size)
+        sizes.append(size_of_records())
     data = (LOG / "00000002.open").read_bytes()
+    assert len(data) == sizes[0] + _AHEAD
+    assert not any(data[sizes[-1] :])
+    data = data[: sizes[-1] + 20]  # of the zeros, more than what begins a record
     _, whole = read_segment(data)
     begins = sizes[0] - (sizes[1] - sizes[0])  # records are of one size here
     assert begins > 0
@@ -95,17 +106,20 @@ def test_a_log_cut_anywhere_holds_what_was_whole_before_the_cut() -> None:
             read_segment(data[:cut])
 
 
+@pytest.mark.parametrize("zeros", [True, False])
 @pytest.mark.parametrize("torn", [0, 1, 11, -1, None])
-def test_a_server_that_was_killed_is_gone_on_from(torn: int | None) -> None:
+def test_a_server_that_was_killed_is_gone_on_from(torn: int | None, zeros: bool) -> None:
     """While it appended: so many bytes of its fourth record were written. What was answered stands, the rest is decided on, once."""
     first = server()
     answers = {number: ask(first, number)[0] for number in range(3)}
-    size = (LOG / "00000002.open").stat().st_size
+    size = size_of_records()
     last = ask(first, 3)[0]
     if torn is None:
         answers[3] = last  # it was whole on disk
     else:
-        os.truncate(LOG / "00000002.open", size + torn if torn >= 0 else (LOG / "00000002.open").stat().st_size + torn)
+        kept = (size if torn >= 0 else size_of_records()) + torn
+        content = (LOG / "00000002.open").read_bytes()
+        (LOG / "00000002.open").write_bytes(content[:kept] + bytes(len(content) - kept) if zeros else content[:kept])
     second = server()
     assert ask(second, 3)[0] == last  # the same state gives the same decision
     for number in (0, 1, 2):

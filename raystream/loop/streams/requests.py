@@ -21,7 +21,7 @@ from raystream.errors import QueryError
 from raystream.loop.streams.decisions import StreamState
 from raystream.loop.streams.folding import about, fold, requests_of
 from raystream.loop.streams.log import Progress, StreamLog
-from raystream.loop.streams.segment import Begun, Record, Segment, may_append
+from raystream.loop.streams.segment import Begun, Numbers, Record, Segment, may_append
 from raystream.query.stream import Stream
 
 FOLD_SECONDS = 30.0
@@ -214,16 +214,19 @@ class RequestedRows:
     def _written(self, requests: Sequence[StreamRequest]) -> dict[str, pa.Table | QueryError] | None:
         state, progress = self._now()
         self._state = None  # it goes on with these rows, and is the log's again once they are in it
-        tables = [self._log.as_before(self._table(request, state, progress.epoch)) for request in requests]
-        given = [request.vectors for request in requests if request.vectors is not None]
-        named = [(request.id, request.asked, table.num_rows) for request, table in zip(requests, tables, strict=True)]
         scores = np.concatenate([request.scores for request in requests])
-        record = Record(named, pa.concat_tables(tables), scores, np.concatenate(given) if given else None)
+        given = [request.vectors for request in requests if request.vectors is not None]
+        vectors = np.concatenate(given) if given else None
+        rows = self._log.as_before(self._table(pa.concat_arrays([request.ids for request in requests]), scores, vectors, state, progress.epoch))
+        named = [(request.id, request.asked, len(request.ids)) for request in requests]
+        record = Record(named, rows, scores, vectors)
         seen, chosen = state.sampler.seen, state.sampler.labelled
-        progress = replace(progress, rows=progress.rows + record.rows.num_rows, seen=seen, chosen=chosen)
+        progress = replace(progress, rows=progress.rows + rows.num_rows, seen=seen, chosen=chosen)
+        ends = np.cumsum([count for _, _, count in named]).tolist()
+        tables = [rows.slice(end - count, count) for end, (_, _, count) in zip(ends, named, strict=True)]
         if self._appends and self._whole != progress.parts + 1:
             if self._open is None:
-                begun = Begun(progress.epoch, progress.model, self._classes, record.rows.schema)
+                begun = Begun(progress.epoch, progress.model, self._classes, rows.schema)
                 segment = self._log.begin_segment(progress.parts + 1, begun)
                 if segment is None:
                     self._let_go_first(progress.parts + 1)
@@ -233,7 +236,7 @@ class RequestedRows:
             self._progress = progress
         else:
             saved = state.saved
-            committed = self._log.commit_decisions(record.rows, replace(progress, parts=progress.parts + 1), saved, about(named))
+            committed = self._log.commit_decisions(rows, replace(progress, parts=progress.parts + 1), saved, about(named))
             if committed is None:
                 return None
             self._come_to(committed, saved, named)
@@ -260,20 +263,19 @@ class RequestedRows:
             self._state = StreamState.of(self._stream, self._classes, self._saved, anew)
         return self._state, replace(progress, epoch=progress.epoch + 1, model=self._model) if anew else progress
 
-    def _table(self, request: StreamRequest, state: StreamState, epoch: int) -> pa.Table:
+    def _table(self, ids: pa.Array, scores: Numbers, vectors: Numbers | None, state: StreamState, epoch: int) -> pa.Table:
         before = state.sampler.seen
-        found = state.decide(request.scores, request.vectors, None)
-        count = len(request.ids)
-        return pa.table(
-            {
-                self._stream.pool.id or "id": request.ids,
-                "score": pa.array(request.scores, from_pandas=True),
-                "threshold": pa.array([None if decision is None else decision.threshold for decision in found], pa.float64()),
-                "chosen": pa.array([decision is not None and decision.chosen for decision in found], pa.bool_()),
-                "seen": pa.array(before + np.cumsum([decision is not None for decision in found]), pa.int64()),
-                "epoch": pa.array(np.full(count, epoch), pa.int32()),
-            }
-        )
+        found = state.decide(scores, vectors, None)
+        counts = np.fromiter((decision is not None for decision in found), np.int64, len(found))
+        columns = {
+            self._stream.pool.id or "id": ids,
+            "score": pa.array(scores, from_pandas=True),
+            "threshold": pa.array([None if decision is None else decision.threshold for decision in found], pa.float64()),
+            "chosen": pa.array([decision is not None and decision.chosen for decision in found], pa.bool_()),
+            "seen": pa.array(before + counts.cumsum()),
+            "epoch": pa.array(np.full(len(found), epoch, np.int32)),
+        }
+        return pa.Table.from_arrays(list(columns.values()), list(columns))
 
     def _answered(self, request: StreamRequest) -> pa.Table | QueryError | None:
         """Return what was decided on a request of this id, if it was."""
