@@ -203,6 +203,7 @@ def _type(column: Column) -> pa.DataType | None:
     if column.is_encoded:
         return pa.binary()
     kind = pa.from_numpy_dtype(np.dtype(column.dtype))
+    kind = pa.float64() if pa.types.is_floating(kind) else kind  # as of files, whose integers need not be exact as float32
     for size in reversed(known_shape(column.shape)):
         kind = pa.list_(kind, size)
     return kind
@@ -215,9 +216,16 @@ def _array(values: list[Any], kind: pa.DataType | None, name: str) -> pa.Array:
         Problem: one of them is of another kind; which.
     """
 
+    leaf = kind
+    while leaf is not None and pa.types.is_fixed_size_list(leaf):
+        leaf = leaf.value_type
+    whole = leaf is not None and pa.types.is_integer(leaf)
+
     def made(some: list[Any]) -> pa.Array:
         if kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
             some = [base64.b64decode(value, validate=True) for value in some]
+        if whole and (given := np.asarray(some)).dtype.kind == "f" and (given % 1 != 0).any():
+            raise ValueError("Arrow would cut off what stands behind the point")
         return pa.array(some, kind)
 
     try:

@@ -217,7 +217,8 @@ class RequestedRows:
         scores = np.concatenate([request.scores for request in requests])
         given = [request.vectors for request in requests if request.vectors is not None]
         vectors = np.concatenate(given) if given else None
-        rows = self._log.as_before(self._table(pa.concat_arrays([request.ids for request in requests]), scores, vectors, state, progress.epoch))
+        ids = pa.concat_arrays([request.ids for request in requests])
+        rows = self._log.as_before(self._table(ids, scores, vectors, state, progress.epoch))
         named = [(request.id, request.asked, len(request.ids)) for request in requests]
         record = Record(named, rows, scores, vectors)
         seen, chosen = state.sampler.seen, state.sampler.labelled
