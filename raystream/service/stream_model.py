@@ -97,6 +97,7 @@ class WarmModel:
         self._id = self._read.id or "id"
         self.decodes = self._read.prepared is not None or any(column.is_encoded or column.is_raw for column in self._read.columns)
         self._prepare = preparation(self._read)
+        self._kinds = {column.name: _type(column) for column in self._read.columns}
         self._score, self._embeds = stream.query.acquire.column, stream.query.needs_embedding
         names = [asked.fingerprint, *(output.name for output in asked.outputs)]
         model = hashlib.sha256("\n".join(names).encode()).hexdigest()
@@ -122,9 +123,9 @@ class WarmModel:
         if errors:
             raise wrong_fields(errors[:20])
         ids = _array([row[self._id] for row in rows], self._read.id_type, self._id)
-        if len(ids.unique()) < len(ids):
+        if len(ids) > 1 and len(ids.unique()) < len(ids):
             raise wrong_fields([FieldError("rows", f"rows give one {self._id} twice")])
-        columns = {column.name: _array([row[column.name] for row in rows], _type(column), column.name) for column in self._read.columns}
+        columns = {name: _array([row[name] for row in rows], kind, name) for name, kind in self._kinds.items()}
         try:
             return ids, tensors_of(pa.RecordBatch.from_pydict(columns), self._read, self._prepare)
         except BadRowsError as error:
