@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 import logging
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,9 +103,11 @@ class WarmModel:
         model = hashlib.sha256("\n".join(names).encode()).hexdigest()
         self._stream, self._log, self._named = stream, log, model
         self._rows: RequestedRows | None = None
+        self._folder = ThreadPoolExecutor(1, thread_name_prefix="raystream-fold")
 
     def close(self) -> None:
         """Give no sign of life any more."""
+        self._folder.shutdown(wait=False)
         self._life.end()
 
     def read(self, rows: list[dict[str, Any]]) -> tuple[pa.Array, tuple[np.ndarray, ...]]:
@@ -144,7 +146,7 @@ class WarmModel:
         inputs = tuple(np.concatenate(some) for some in zip(*(waiting.inputs for waiting in batch), strict=True))
         found = self._worker.score_rows(inputs)
         if self._rows is None:
-            self._rows = RequestedRows(self._stream, self._log, self._named, found.classes)
+            self._rows = RequestedRows(self._stream, self._log, self._named, found.classes, aside=self._folder.submit)
         scores = found.columns[self._score].astype(np.float64)
         vectors = None if not self._embeds or found.embeddings is None else found.embeddings.astype(np.float64)
         requests, at = [], 0

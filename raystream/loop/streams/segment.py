@@ -161,14 +161,14 @@ class Segment:
         except OSError:
             return False
 
-    @property
-    def folding(self) -> threading.Lock:
-        """To be held while its owner folds it: whoever waits for the disk then hears how that ended."""
-        return self._lock
+    def finish(self) -> bool:
+        """Append nothing more: wait for the disk, after which whoever seals or folds the file finds all of it; False as of `sync`.
 
-    def folded(self, *, by_us: bool) -> None:
-        """Note that its decisions have a file of their own, with all that was appended, or with what somebody else found."""
-        self._kept, self.lost = by_us, not by_us
+        Raises:
+            StoreError: as of `sync`.
+        """
+        self._kept = self.sync()
+        return self._kept
 
 
 def beginning(begun: Begun) -> bytes:
