@@ -343,7 +343,9 @@ def test_a_file_of_decisions_that_is_not_written_comes_before_those_after_it(how
     if how == "refused":
         aside.files[0].run(StoreError("no room"))
         with pytest.raises(StoreError, match="no room"):
-            of.decide([request(6)])
+            of.fold()
+        of.fold()
+        assert len(list(FILES.iterdir())) == 3
     else:
         stale, of = of, server()
     if how == "late":
