@@ -194,6 +194,18 @@ def test_a_server_that_ends_leaves_files_of_decisions_alone(served: Served) -> N
     assert [row["chosen"] for row in table.to_pylist()] == [decision["chosen"] for decision in first["decisions"]]
 
 
+def test_what_a_loaded_model_holds_is_no_more_looked_through(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a server's own process; whoever only makes the application has their garbage collected as before."""
+    frozen = threading.Event()
+    monkeypatch.setattr("raystream.service.streams.gc.collect", lambda: 0)
+    monkeypatch.setattr("raystream.service.streams.gc.freeze", frozen.set)
+    server = Served(streams=["s"])
+    server.client.app.state.deciders.load(wait=True)  # type: ignore[attr-defined]
+    assert not frozen.is_set()
+    with server.client:
+        frozen.wait()
+
+
 def test_a_disk_that_refuses_is_said_and_nothing_is_decided_twice(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """503, or an answer that a file of decisions has; asked again, each gets the answer it got, and each row is in the decisions once."""
     rows = rows_of(pool_table(40, 500))
