@@ -298,9 +298,11 @@ class Aside:
 
     def __init__(self) -> None:
         self.files: list[Postponed] = []
-        self.clock = 0.0
+        self.clock, self.closed = 0.0, False
 
     def __call__(self, commit: Callable[[], Progress | None]) -> Postponed:
+        if self.closed:
+            raise RuntimeError("closed")
         self.files.append(Postponed(commit))
         return self.files[-1]
 
@@ -332,15 +334,20 @@ def test_what_comes_while_a_file_of_decisions_is_written_does_not_wait_for_it() 
     check(answers)
 
 
-@pytest.mark.parametrize("how", ["killed", "refused", "late"])
+@pytest.mark.parametrize("how", ["killed", "refused", "late", "closed"])
 def test_a_file_of_decisions_that_is_not_written_comes_before_those_after_it(how: str) -> None:
     """Its server is gone, or the disk had no room, or it is written once another server has done so: each row stands once, in order."""
     aside = Aside()
     of = aside.server()
     answers = {number: ask(of, number)[0] for number in range(3)}
-    aside.turn(of)
+    aside.closed = how == "closed"
+    with suppress(RuntimeError):
+        aside.turn(of)
+    aside.closed = False
     answers |= {number: ask(of, number)[0] for number in range(3, 6)}
-    if how == "refused":
+    if how == "closed":
+        of.fold()
+    elif how == "refused":
         aside.files[0].run(StoreError("no room"))
         with pytest.raises(StoreError, match="no room"):
             of.fold()

@@ -212,7 +212,9 @@ class RequestedRows:
                 rows = pa.concat_tables([*there.tables, *there.late]).combine_chunks()
                 return self._log.commit_decisions(rows, progress, saved, about(there.requests), logged=True)
 
+            self._behind = True  # unless it comes to be written
             self._folding = there, self._aside(commit)
+            self._behind = False
             self._note_folded(wait=not due)
 
     def _note_folded(self, *, wait: bool) -> None:
