@@ -41,9 +41,9 @@ def serve(
 
         from raystream.service.app import create_app
         from raystream.service.config import Config
-        from raystream.service.edge import log_to_stderr
+        from raystream.service.edge import HttpProtocol, log_to_stderr
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("uvicorn", "fastapi", "starlette"):
+        if (error.name or "").partition(".")[0] not in ("uvicorn", "h11", "fastapi", "starlette"):
             raise
         raise QueryError(f"raystream serve needs {error.name}, which is not installed; pip install '.[service]'") from None
     given: dict[str, Any] = {"host": host, "port": port, "tokens": tokens, "allow": allow or None}
@@ -55,6 +55,7 @@ def serve(
             create_app(asked),
             host=asked.host,
             port=asked.port,
+            http=HttpProtocol,
             log_config=None,
             access_log=False,
             server_header=False,

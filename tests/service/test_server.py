@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import uvicorn
 from pools import pool_table
 from served import Served, Server, query
 from streams import arrive
@@ -21,6 +22,7 @@ from streams import run as look
 
 import raystream
 import raystream as rs
+from raystream.service import edge
 
 pytestmark = pytest.mark.usefixtures("workplace")
 DOCS = Path(raystream.__file__).parents[1] / "docs" / "service.md"
@@ -133,6 +135,27 @@ def test_without_the_extra_the_command_says_what_to_install(
     code, _, error = cli("serve")
     assert code == 2
     assert "pip install '.[service]'" in error
+
+
+def test_heads_of_requests_are_bounded_whatever_else_is_installed(
+    workplace: Path, cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """httptools, which uvicorn would take where it is there, has no bound."""
+    found: list[uvicorn.Config] = []
+
+    class Told:
+        started = True
+
+        def __init__(self, config: uvicorn.Config) -> None:
+            found.append(config)
+
+        def run(self) -> None:
+            """Serve nothing."""
+
+    monkeypatch.setattr(uvicorn, "Server", Told)
+    monkeypatch.setattr(edge, "log_to_stderr", lambda: None)
+    assert cli("serve", "--store", "runs")[0] == 0
+    assert (found[0].http, found[0].h11_max_incomplete_event_size) == (edge.HttpProtocol, 64 << 10)
 
 
 def test_help_imports_no_server() -> None:
