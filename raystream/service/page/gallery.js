@@ -6,7 +6,7 @@ import { count, number, percent, several } from "./format.js";
 import { get, isServed, useData } from "./source.js";
 import { Copy, Waiting } from "./parts.js";
 
-const CHUNK = 200;
+const CHUNK = 50;
 const SENTINEL = 25;
 const STEP = 1000;
 

@@ -11,14 +11,12 @@ import { PoolMap } from "./pool_map.js";
 import { Progress } from "./queries.js";
 
 const QUERY_EVERY = 2000;
+const untilItEnds = (query) => (query !== null && (query.title !== undefined || ["failed", "stopped"].includes(query.run.state)) ? 0 : QUERY_EVERY);
 
 export function Query({ given }) {
   const [name, rank] = given;
   const at = `queries/${encodeURIComponent(name)}`;
-  const [settled, setSettled] = useState(false);
-  const found = useData(at, settled ? 0 : QUERY_EVERY);
-  const done = found.data !== null && (found.data.title !== undefined || ["failed", "stopped"].includes(found.data.run.state));
-  useEffect(() => setSettled(done), [done]);
+  const found = useData(at, untilItEnds);
   return html`<${Crumb} href="#/queries">All queries<//>
     <${Loaded} of=${found} what=${`Query ${name}`}>
       ${(query) => (query.title === undefined ? html`<${Running} query=${query} again=${found.again} />` : html`<${Committed} query=${query} at=${at} rank=${rank === undefined ? null : Number(rank)} />`)}
