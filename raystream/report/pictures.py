@@ -63,8 +63,9 @@ def pictures_of(read: Callable[[Accepts], ChosenInputs | None], side: int = SIDE
     images = _images(found.values, declared_type(found.field), side)
     if images is None:
         return None
+    there = {rank: image for rank, image in zip(found.ranks, images, strict=True) if image is not None}
     with _threads() as threads:
-        by_rank = dict(zip(found.ranks, threads.map(_encode, _as_bytes(images)), strict=True))
+        by_rank = dict(zip(there, threads.map(_encode, _as_bytes(list(there.values()))), strict=True))
     return Pictures(by_rank, found.note("Pictures"), found.field.name)
 
 
@@ -84,8 +85,8 @@ def _may_be_images(field: pa.Field) -> bool:
     return column.dtype in ("uint8", "float32") and _layout(column.shape) is not None
 
 
-def _images(values: pa.ChunkedArray, declared: pa.DataType, side: int) -> list[npt.NDArray[np.generic]] | None:
-    """Return the rows as images, small ones; None if none of them is one."""
+def _images(values: pa.ChunkedArray, declared: pa.DataType, side: int) -> Sequence[npt.NDArray[np.generic] | None] | None:
+    """Return the rows as images, small ones, with None for a row that is none; None if none of them is one."""
     if not holds_bytes(plain_type(declared)):
         column = recognise("", declared)
         layout = _layout(column.shape)
@@ -93,9 +94,7 @@ def _images(values: pa.ChunkedArray, declared: pa.DataType, side: int) -> list[n
         return [_shrunk(_as_image(block, layout), side) for chunk in values.chunks for block in decode(chunk, column)]
     with _threads() as threads:
         found = list(threads.map(lambda data: _decoded(data, side), (data for chunk in values.chunks for data in cells(chunk))))
-    if all(image is None for image in found):
-        return None
-    return [np.zeros((_SMALLEST, _SMALLEST), np.uint8) if image is None else image for image in found]
+    return None if all(image is None for image in found) else found
 
 
 def _decoded(data: memoryview | None, side: int) -> npt.NDArray[np.generic] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -80,8 +81,12 @@ def one_row(result: Result, rank: int) -> dict[str, Any]:
         texts = inputs_of(result, row, is_text)
     except GoneError as error:
         return place | {"note": f"The text can't be shown: {error}."}
-    value = None if texts is None or not texts.ranks else texts.values[0].as_py()
-    return place | {"text": None if value is None else _cut(value, _WHOLE_TEXT), "note": ""}
+    if texts is None:
+        return place | {"note": ""}
+    value = texts.values[0].as_py()
+    if value is None or not value.strip():
+        return place | {"note": "It has no text." if value is None else "Its text is blank."}
+    return place | {"text": _cut(value, _WHOLE_TEXT), "note": ""}
 
 
 def _cut(text: str, longest: int) -> str:
@@ -92,4 +97,4 @@ def _short(value: Any) -> Any:
     """Shorten a kept value to text that a page can hold."""
     if isinstance(value, str):
         return _cut(value, _CELL)
-    return value if value is None or isinstance(value, bool | int | float) else _cut(str(value), _CELL)
+    return value if value is None or isinstance(value, bool | int | float) else _cut(json.dumps(value, ensure_ascii=False), _CELL)
