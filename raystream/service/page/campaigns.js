@@ -67,7 +67,7 @@ function LoopShown({ data }) {
       <${Metrics} data=${data} rows=${paid} over="cost" words="what the labels cost" controlled=${controlled} />
     </section>`}
     ${data.rules.length > 0 && html`<section aria-labelledby="rules"><h2 id="rules">When to stop</h2>
-      <div class="scroll" tabindex="0" role="group" aria-label="Stopping rules"><table><thead><tr><th scope="col">rule</th><th scope="col"></th><th scope="col">would have stopped first</th></tr></thead>
+      <div class="scroll" tabindex="0" role="group" aria-label="Stopping rules"><table><thead><tr><th scope="col">rule</th><th scope="col">its part</th><th scope="col">would have stopped first</th></tr></thead>
         <tbody>${data.rules.map((rule) => html`<tr><td>${rule.name}</td><td>${rule.asked ? (data.advise ? "asked for advice" : "asked for") : "only looked at"}</td><td>${rule.labels === null ? "not yet" : `round ${rule.round}, ${several(rule.labels, "label")}`}</td></tr>`)}</tbody></table></div></section>`}
     <section aria-labelledby="rounds"><h2 id="rounds">Rounds</h2>
       ${data.batches.length === 0 && html`<p class="note">No batch was asked for yet.</p>`}
@@ -95,6 +95,7 @@ function gained(history, metric) {
   if (values.length < 2) return "";
   const by = values[values.length - 1] - values[0];
   const better = metric.lower ? by < 0 : by > 0;
+  if (Math.abs(by) < (metric.percent ? 0.0005 : 1e-9)) return ", the same as that of the first";
   return `, ${better ? "better" : "worse"} by ${metric.percent ? `${Math.abs(100 * by).toFixed(1)} points` : number(Math.abs(by))} than the first`;
 }
 
@@ -178,7 +179,7 @@ function StreamShown({ data }) {
           <p class="note">${thresholds ? "A row is chosen where its score passes the threshold, which follows the budget." : `Manager ${data.manager} has no threshold that could be drawn.`} Grey: the mean score of the rows that arrived between two points.</p></section>`}
     <section aria-labelledby="drift"><h2 id="drift">Drift</h2>
       <p>${data.warnings.length ? "The scores are no longer what they were: see the warning above." : drift.page_hinkley === null ? `Too few rows to tell: each test needs ${count(drift.window)} scores of one model.` : "No drift was found in the scores of this model."}</p>
-      <div class="scroll" tabindex="0" role="group" aria-label="Tests of drift"><table><thead><tr><th scope="col">test of</th><th scope="col" class="n">statistic</th><th scope="col"></th></tr></thead>
+      <div class="scroll" tabindex="0" role="group" aria-label="Tests of drift"><table><thead><tr><th scope="col">test of</th><th scope="col" class="n">statistic</th><th scope="col">what it means</th></tr></thead>
         <tbody>${tests.map(([name, value, words]) => html`<tr><td>${name}</td><td class="n">${value === null ? "not yet" : number(value)}</td><td>${words}</td></tr>`)}</tbody></table></div></section>
     <section aria-labelledby="file"><h2 id="file">Its file</h2><p class="note">Decisions: ${data.decisions}</p><${Spec} text=${data.spec} name=${`${data.name}.yaml`} /></section>`;
 }

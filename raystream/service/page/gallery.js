@@ -11,7 +11,7 @@ const SENTINEL = 25;
 const STEP = 1000;
 
 // What is shown of the rows, chunk by chunk, as they come near: {kind, items by rank, note}; an item is null where there is none to show.
-// `ready` is called once the first are there.
+// `ready` is called with the kind once the first are there.
 function useInputs(at, total, ready) {
   const [found, setFound] = useState({ kind: null, items: {}, note: "" });
   const asked = useRef(new Set());
@@ -21,9 +21,12 @@ function useInputs(at, total, ready) {
     get(`${at}/inputs/${chunk}`).then(
       (data) => setFound((known) => ({ kind: known.kind ?? data.kind, items: Object.assign({}, known.items, Object.fromEntries(Array.from({ length: Math.min(CHUNK, total - chunk * CHUNK) }, (_, place) => [chunk * CHUNK + place, null])), data.items), note: known.note || data.note })),
       (error) => setFound((known) => ({ ...known, kind: known.kind ?? "table", note: known.note || error.message })),
-    ).finally(ready);
+    );
   };
-  useEffect(() => (total ? want(0) : ready()), [at]);
+  useEffect(() => (total ? want(0) : ready("table")), [at]);
+  useEffect(() => {
+    if (found.kind !== null) ready(found.kind);
+  }, [found.kind]);
   return [found, want];
 }
 
@@ -110,8 +113,13 @@ function RowTable({ data, ranks, go }) {
     <thead><tr><th scope="col" class="n">rank</th><th scope="col">${data.id}</th>${names.map((name) => html`<th scope="col" class=${numeric.has(name) ? "n" : ""}>${name.replaceAll("_", " ")}</th>`)}</tr></thead>
     <tbody>${ranks.map((rank) => html`<tr key=${rank}><td class="n" data-name="rank">${rank}</td>
       <td data-name=${data.id}><button type="button" class="link" onClick=${() => go(rank)}>${data.ids[rank]}</button></td>
-      ${names.map((name) => html`<td data-name=${name} class=${numeric.has(name) ? "n" : ""}>${cell(data.columns[name][rank])}</td>`)}</tr>`)}</tbody>
+      ${names.map((name) => html`<td data-name=${name} class=${numeric.has(name) ? "n" : ""}>${clamped(cell(data.columns[name][rank]))}</td>`)}</tr>`)}</tbody>
   </table></div>`;
+}
+
+// A long value takes three lines of a table; the row, opened, shows more of it.
+function clamped(text) {
+  return text.length > 80 ? html`<span class="clamp">${text}</span>` : text;
 }
 
 function cell(value) {
