@@ -12,7 +12,7 @@ import pyarrow as pa
 from raystream.figures import LONGEST, shown
 from raystream.pool.columns import readable
 from raystream.query.acquire import HIDDEN_COLUMNS
-from raystream.report.chosen_inputs import GoneError, chosen_inputs
+from raystream.report.chosen_inputs import GoneError, inputs_of, is_text
 from raystream.report.pictures import Picture, pictures
 from raystream.report.style import STYLE, templates
 from raystream.store.result import Result
@@ -59,7 +59,7 @@ def cards(result: Result, count: int) -> Cards:
         rows = _rows(result, count, found.column, pictures=found.by_rank) if found.by_rank else ()
         return Cards(rows, "pictures", found.note)
     try:
-        texts = chosen_inputs(result, count, lambda field: pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
+        texts = inputs_of(result, result.selection.slice(0, count), is_text)
     except GoneError as error:
         return Cards(note=f"The texts can't be shown: {error}.")
     if texts is None:
