@@ -8,6 +8,7 @@ compared with those of a second store that was scored without a disturbance, in 
     python benchmarks/hundred_million.py                     two hours of two cores and 20 GB of disk
     python benchmarks/hundred_million.py --rows 2000000      the same, small
     python benchmarks/hundred_million.py --again top_k       the other strategies are not repeated over the second store
+    python benchmarks/hundred_million.py --rows 10000000 --merge     the merge alone, five times in one process
 
 Peak memory is `VmHWM` of the process that runs the query, mapped pages included. `merge` are the seconds from the last unit's lookup to
 the strategy: reading ids and scores, hashing ids, checking that they are unique. Prints a table, then one JSON line.
@@ -21,6 +22,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -115,6 +117,44 @@ def query(pool: str, store: str, strategy: str, workers: str) -> None:
     print(json.dumps({"seconds": round(time.perf_counter() - began, 2), "peak_gib": round(_peak(), 3), **facts}))
 
 
+def merges(pool: str, store: str, strategy: str) -> list[float]:
+    """Seconds of the merge of a query of which all is scored, five times."""
+    import raystream as rs
+    from raystream.choosing.candidates import read_pool
+    from raystream.cluster.processes import Processes
+    from raystream.scoring.plan import resolve
+    from raystream.scoring.progress import Silent
+    from raystream.scoring.session import Session
+
+    asked = resolve(
+        rs.Query(
+            pool=rs.Pool(uri=pool, id="k"), model=rs.Model(kind="columns", probabilities="p", embedding="e"),
+            select=rs.Select(strategy=strategy, budget=1000), store=rs.Store(uri=store), cluster=rs.Cluster(address="in_process"),
+        )
+    )  # fmt: skip
+    seconds = []
+    with (
+        Processes(asked.query.cluster, Silent()) as processes,
+        Session(asked.job, asked.store, asked.folder, Silent(), processes, may_score=False) as session,
+    ):
+        plan = asked.plan(asked.pool.units)
+        units = session.score(plan)
+        for _ in range(5):
+            began = time.perf_counter()
+            read_pool(asked, plan, units)
+            seconds.append(round(time.perf_counter() - began, 3))
+    return seconds
+
+
+def measure_merge(folder: Path, rows: int) -> dict[str, Any]:
+    """The merge with hashes for a draw of all rows (`power`), and without (`top_k`): seconds, and the medians in microseconds a row."""
+    pool, store = folder / "pool", folder / "store"
+    write(pool, rows, "strings")
+    ask(pool, store, "score")
+    seconds = {strategy: merges(str(pool), str(store), strategy) for strategy in ("top_k", "power")}
+    return {"seconds": seconds, "us_a_row": {name: round(statistics.median(some) / rows * 1e6, 4) for name, some in seconds.items()}}
+
+
 def _peak() -> float:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 2**20
@@ -177,6 +217,7 @@ def main() -> None:
     parser.add_argument("--ids", nargs="+", choices=["strings", "integers"], default=["strings", "integers"])
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--again", nargs="+", choices=STRATEGIES, help="of these, which are repeated over the undisturbed store; all")
+    parser.add_argument("--merge", action="store_true", help="measure the merge of rows with ids of 60 characters alone")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", help="where pool and stores lie, left out a temporary folder")
     parser.add_argument("--query", nargs=4, help=argparse.SUPPRESS)
@@ -187,6 +228,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(dir=args.folder))
     repeated = [strategy for strategy in args.strategies if strategy in (args.again or args.strategies)]
     try:
+        if args.merge:
+            print(json.dumps({"benchmark": "merge", "rows": args.rows, **measure_merge(folder, args.rows), **environment()}))
+            return
         found = {kind: measure(folder, args.rows, kind, args.workers, args.strategies, repeated) for kind in args.ids}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
