@@ -68,11 +68,11 @@ def test_prices_and_limits(scaling: ModuleType) -> None:
 @pytest.mark.parametrize("more", ["--scores", "--without-files"])
 def test_bookkeeping_is_measured(more: str) -> None:
     """By the session, the scheduler and the packs as they are: what stands in for workers keeps to what a session asks of them."""
-    command = [sys.executable, str(ROOT / "benchmarks/units.py"), "--units", "40", more]
+    command = [sys.executable, str(ROOT / "benchmarks/units.py"), "--units", "300", more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     [found] = json.loads(done.stdout.splitlines()[-1])["results"]
-    assert found["units"] == 40
+    assert found["units"] == 300
     assert {"plan", "lookup", "write", "scheduling"} <= set(found["us"])
 
 
