@@ -186,7 +186,7 @@ def stages(rows: int, rate: float | None = None, line: Mapping[str, Any] | None 
     found = [
         Stage("plan", units * (t["plan_us"] + t["lookup_us"] + t["write_us"]) / 1e6, 0, **books),
         Stage("score", units * t["schedule_us"] / 1e6, scored, read, out, read / t["read_bytes"], units * (uploads + 2)),
-        Stage("merge, and choose from few: default", rows * t["merge_us"] / 1e6, 0, rows * a["score"], gets=units),
+        Stage("merge, at most", rows * t["merge_us"] / 1e6, 0, rows * a["score"], gets=units),
     ]
     for name, share in SERIAL.items():
         run = _counted(line, name)
