@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -47,11 +48,11 @@ def bytes_hash(seed: int, data: Array, offsets: Array) -> Array:
         offsets: (n + 1,) where each begins, and the last ends.
     """
     result = np.empty(len(offsets) - 1, np.uint64)
-    keyed = _keyed(seed)
     for start in range(0, len(result), _TOGETHER):
         block, where = result[start : start + _TOGETHER], offsets[start : start + _TOGETHER + 1]
         length = np.diff(where)
         if len(block) >= _FEW and length.min() > 0 and length.max() <= _BLOCK_BYTES:
+            keyed = _keyed(seed % 2**64)
             message = np.zeros((_BLOCK_BYTES // 8, len(block)), np.uint64)
             for place, (rows, word) in enumerate(words(data, where)):
                 message[place, rows] = word
@@ -107,12 +108,13 @@ _TURNS = ((1, (1, 2, 3, 0)), (2, (2, 3, 0, 1)), (3, (3, 0, 1, 2)))
 """By how much the rows of the state are turned between columns and diagonals."""
 
 
+@lru_cache(8)
 def _keyed(seed: int) -> Array:
     """Return the (8,) uint64 state of BLAKE2b with 8 bytes of digest once it has taken the seed as its key."""
     state = _START.copy()
     state[0] ^= np.uint64(0x01010000 ^ _KEY_BYTES << 8 ^ 8)
     block = np.zeros((_BLOCK_BYTES // 8, 1), np.uint64)
-    block[0] = seed % 2**64
+    block[0] = seed
     first, second, third, fourth = _compressed(state, block, np.full(1, _BLOCK_BYTES, np.uint64), last=False)
     state[:4] ^= (first ^ third)[:, 0]
     state[4:] ^= (second ^ fourth)[:, 0]
