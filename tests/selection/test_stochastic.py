@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from raystream.errors import DataError, QueryError
 from raystream.selection import ArrayPart, Candidates, Cost, LocalShards, Picked, Quota, choose, power, row_hash, softmax, softrank, walk
 from raystream.selection.hashing import uniform
+from raystream.selection.strategies import ranking
 
 SCORE = np.array([0.1, 0.7, 0.2, 0.4])
 LAWS = [
@@ -60,6 +61,25 @@ def test_as_many_distinct_rows_as_there_can_be(draw, score, k):
     """min(k, n) distinct rows, whatever zeros and extremes there are."""
     rows = draw(np.array(score), k, seed=1)
     assert len(set(rows.tolist())) == len(rows) == min(k, len(score))
+
+
+@draws
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=60), st.integers(0, 70), st.integers(1, 25))
+def test_rows_are_drawn_the_same_block_by_block(draw, score, k, at_once):
+    """As by one sort of all sums, however many rows are looked at together; `choose` reports these sums."""
+    score = np.array(score)
+    keys = row_hash(1, np.arange(len(score)))
+    with np.errstate(divide="ignore"):
+        value = {power: np.log(score), softmax: score, softrank: -np.log(1 + np.argsort(np.argsort(-score, kind="stable")))}[draw]
+    noise = -np.log(-np.log(uniform(keys, "power")))
+    order = sorted(range(len(score)), key=lambda row: (-(value + noise)[row], -noise[row] if value[row] == -np.inf else row))[:k]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "_NOISE_AT_ONCE", at_once)
+        patch.setattr(ranking, "_AT_ONCE", 4 * at_once)
+        assert draw(score, k, seed=1).tolist() == order
+        chosen = choose(Candidates(score=score, keys=keys), strategy=draw.__name__, budget=k)
+    assert chosen.rows.tolist() == order
+    np.testing.assert_array_equal(chosen.gain, (value + noise)[order])
 
 
 def test_zero_scores_come_last_by_chance():
