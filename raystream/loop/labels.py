@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
 from typing import Any
 
 import pyarrow as pa
 
 from raystream.errors import LabelsError, PoolError, did_you_mean
 from raystream.figures import number_of
+from raystream.labels.annotation import TIMES, time_of
 from raystream.lake import LOCAL, Storage
 from raystream.loop.label_values import LabelValues
 from raystream.pool.columns import plain
@@ -204,21 +204,15 @@ def _ids(column: pa.Array, file: File, name: str, id_type: pa.DataType) -> list[
 
 def _times(column: pa.Array, file: File) -> list[float]:
     """Return seconds since the epoch; nothing is older than all."""
-    return [_time(value, file) for value in plain(column).to_pylist()]
+    values = plain(column)
+    if pa.types.is_timestamp(values.type) and values.type.unit == "ns":
+        values = values.cast(pa.timestamp("us", values.type.tz), safe=False)  # Python's times hold no billionths of a second
+    return [_time(value, file) for value in values.to_pylist()]
 
 
 def _time(value: object, file: File) -> float:
-    if value is None or value == "":
-        return -math.inf
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
     try:
-        if isinstance(value, str):
-            value = datetime.fromisoformat(value)
-        if isinstance(value, date) and not isinstance(value, datetime):
-            value = datetime(value.year, value.month, value.day)
-        if isinstance(value, datetime):
-            return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        time = time_of(value)
     except ValueError:
-        pass
-    raise LabelsError(f"column {LABELLED_AT} of {file.path} holds {value!r}, expected times such as 2026-01-31T12:00:00Z, or seconds")
+        raise LabelsError(f"column {LABELLED_AT} of {file.path} holds {value!r}, which is no time; expected {TIMES}") from None
+    return -math.inf if time is None else time.timestamp()

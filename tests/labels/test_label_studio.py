@@ -174,7 +174,7 @@ def test_the_oracle_of_a_loop(fake: FakeLabelStudio, first: Result) -> None:
     fake.projects[1] = {"id": 1, "label_config": label_config(batch(first))}
     oracle = ToolOracle(client(fake, 1), first.store, lambda _: False, CLASSES, "text")
     for _ in range(2):
-        assert oracle.ask(first) == f"{fake.url}/projects/1"
+        assert oracle.ask(first) == (f"{fake.url}/projects/1", ())
     assert_each_once(fake, first)
     assert oracle.answers(["first"]) == (None, [])
     fake.annotate(fake.tasks[1], "dog")
