@@ -353,16 +353,19 @@ class ReadAnnotations:
         if self.strange:
             what = "1 label is" if len(self.strange) == 1 else f"{len(self.strange):,} labels are"
             notes.append(f"{what} no class of the model's, first: {_with_alike(self.strange)}; they are kept")
-        if self.no_numbers:
-            what = "1 label is no number" if len(self.no_numbers) == 1 else f"{len(self.no_numbers):,} labels are no numbers"
-            notes.append(f"{what}, first: {self.no_numbers[0]!r}; they count as drafts: write them as 1.5")
         return [*notes, *self.of_unlabelled]
 
     @property
     def of_unlabelled(self) -> list[str]:
-        """A sentence on annotations without a label, if there are any."""
-        what = "1 annotation was" if self.unlabelled == 1 else f"{self.unlabelled:,} annotations were"
-        return [f"{what} submitted without a label and count as drafts"] if self.unlabelled else []
+        """Sentences on annotations that were submitted, and have no label."""
+        notes = []
+        if self.unlabelled:
+            what = "1 annotation was" if self.unlabelled == 1 else f"{self.unlabelled:,} annotations were"
+            notes.append(f"{what} submitted without a label and count as drafts")
+        if self.no_numbers:
+            what = "1 label is no number" if len(self.no_numbers) == 1 else f"{len(self.no_numbers):,} labels are no numbers"
+            notes.append(f"{what}, first: {self.no_numbers[0]!r}; they count as drafts: write them as 1.5")
+        return notes
 
 
 def rows_of(annotations: Sequence[Annotation], tool: str, queries: LabelQueries) -> ReadAnnotations:

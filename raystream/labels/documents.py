@@ -213,7 +213,8 @@ def _separator(text: str) -> str:
 def _csv(name: str, text: str, separator: str) -> list[dict[str, Any]]:
     """Read rows by the names of the columns."""
     csv.field_size_limit(1 << 30)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    # A StringIO would hold four bytes a character.
+    rows = csv.reader(io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8", newline=""), delimiter=separator, strict=True)
     try:
         head = next(rows, None)
         if head is None:

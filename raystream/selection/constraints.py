@@ -249,7 +249,7 @@ class Constraints:
             kept = plan.kept(unmet, number, len(quota.names))
             group = quota.group[rows]
             full |= (group >= 0) & ((kept > 0) & (self._count[number] + kept >= quota.most))[group]
-        return full & (unmet[plan.cells.group[rows]] == 0)
+        return np.asarray(full & (unmet[plan.cells.group[rows]] == 0))
 
     def _binding(self, row: int) -> str:
         """Name the floor without which another row might have been taken."""

@@ -398,7 +398,8 @@ def _shortest(tail: Array, head: Array, cap: Array, weight: Array, nodes: int, g
         distance = np.where(better, best, distance)
     if not distance[-1] < -_DUST * gain:
         return None
-    path, node = [], nodes - 1
+    path: list[int] = []
+    node = nodes - 1
     while node and len(path) < nodes:
         path.append(int(by[node]))
         node = int(tail[by[node]])
@@ -442,7 +443,7 @@ def _by_search(
                     return []
                 if choice < least:
                     least, best = choice, cells
-        dear = np.asarray([prices[c][used[c]] for c in best])
+        dear = np.asarray([prices[int(c)][used[c]] for c in best])
         affordable = spent + dear <= money
         return [int(c) for c in best[affordable][np.lexsort((-dear[affordable], serves[best][affordable]))]]
 

@@ -18,6 +18,8 @@ import pytest
 from label_batches import PEOPLE, PICTURES_ONLY
 from label_queries import CLASSES, commit_query
 
+from raystream.labels.annotation import Annotation
+from raystream.labels.collect import LabelQueries, rows_of
 from raystream.labels.tools import TOOLS
 from raystream.store.result import Result, load_result
 
@@ -369,6 +371,22 @@ def test_a_numeral_means_the_class_of_its_value(
     assert column_by_id(table, "label") == dict.fromkeys(range(5), "1") | {6: "true", 7: "1.5"}
     assert set(table.column("annotator").to_pylist()) == {"7"}
     assert "2 labels are no class of the model's, first: 'true'; they are kept" in stderr
+
+
+def test_a_label_that_is_no_number_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decimal comma, a truth value: drafts, as no label at all is, but with what stands there, for a loop's people, too."""
+    monkeypatch.chdir(tmp_path)
+    result = commit_query(tmp_path, pa.array(range(8)))
+    result.manifest.resolved["model"]["task"] = "regression"
+    queries = LabelQueries(result.store, None, lambda _: None)
+    queries._known["first"] = result
+    said: list[Any] = ["1,5", True, [], None, "2.5", [3]]
+    read = rows_of([Annotation(str(number), raw, query="first") for number, raw in enumerate(said)], "csv", queries)
+    assert [(row.state, row.label) for row in read.rows] == [("draft", None)] * 4 + [("labelled", 2.5), ("labelled", 3.0)]
+    assert read.of_unlabelled == [
+        "2 annotations were submitted without a label and count as drafts",
+        "2 labels are no numbers, first: '1,5'; they count as drafts: write them as 1.5",
+    ]
 
 
 def test_states_and_gaps_as_people_write_them(first: Result, cli: Cli) -> None:
