@@ -189,6 +189,19 @@ def test_the_oracle_of_a_loop(fake: FakeLabelStudio, first: Result) -> None:
         ToolOracle(client(fake), first.store, lambda _: False).ask(first)
 
 
+def test_an_answer_of_another_shape_is_the_servers_fault(fake: FakeLabelStudio, first: Result) -> None:
+    """A time that is none, and a result that is no list: which annotation is the newest can't be told, and no traceback is shown."""
+    fake.projects[1] = {"id": 1, "label_config": label_config(batch(first))}
+    oracle = ToolOracle(client(fake, 1), first.store, lambda _: False, CLASSES, "text")
+    oracle.ask(first)
+    done = fake.annotate(fake.tasks[1], "dog", time="soon")
+    with pytest.raises(ServerError, match=r"doesn't answer as Label Studio does: 'soon' is no time"):
+        oracle.answers(["first"])
+    done |= {"updated_at": None, "created_at": None, "result": "dog"}
+    with pytest.raises(ServerError, match="an answer has another shape"):
+        oracle.answers(["first"])
+
+
 @pytest.mark.slow
 def test_ten_thousand_tasks_in_pages(fake: FakeLabelStudio, first: Result) -> None:
     """No request asks for more than a page or brings more than an import's rows, however many tasks there are."""
