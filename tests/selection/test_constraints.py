@@ -370,8 +370,8 @@ def test_floors_that_leave_one_way_are_met_past_a_block(paid):
 
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"batch_bald"}))
 def test_every_strategy_looks_ahead_to_the_floors_of_several_columns(strategy):
-    """Rows of a0 that are of b0, too, are many and good, but b0 has one place, and b1 is to have as many as a0: both need a0 in b1."""
-    a, b = np.asarray([0] * 30 + [1] * 30, dtype=np.int32), np.asarray([0] * 27 + [1] * 3 + [0] * 25 + [1] * 5, dtype=np.int32)
+    """The one place of b0 has to go to a row of a0, of which only three are of b1, though there are better and more rows of a1 in b0."""
+    a, b = np.asarray([1] * 30 + [0] * 30, dtype=np.int32), np.asarray([0] * 25 + [1] * 5 + [0] * 27 + [1] * 3, dtype=np.int32)
     rng = np.random.default_rng(5)
     x, logits = rng.standard_normal((60, 4)).astype(np.float32), rng.random((60, 3)).astype(np.float32)
     quotas = [quota(a, "a", least=[4, 0], budget=6), quota(b, "b", most=[1, 6], least=[0, 5], budget=6)]
