@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -94,7 +95,7 @@ def time_of(value: object) -> datetime | None:
         value = value["$date"]
     if isinstance(value, Mapping) and "$numberLong" in value:
         value = value["$numberLong"]
-    if is_nothing(value):
+    if is_nothing(value) or (isinstance(value, str) and not value.strip()):
         return None
     found: Any = value
     if isinstance(value, str):
@@ -109,9 +110,10 @@ def time_of(value: object) -> datetime | None:
         while found >= _LAST:
             found /= 1000
         found = datetime.fromtimestamp(found, UTC)
-    if not isinstance(found, datetime):
-        raise ValueError(f"{str(value)[:_SHOWN]!r} is no time; expected {TIMES}")
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    with suppress(OverflowError):  # beyond the years that there are
+        if isinstance(found, datetime):
+            return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    raise ValueError(f"{str(value)[:_SHOWN]!r} is no time; expected {TIMES}")
 
 
 def label_of(raw: Any, task: str) -> Label | None:

@@ -175,10 +175,13 @@ def test_labels_take_the_form_of_their_task(raw: Any, task: str, label: Any) -> 
 def test_times_are_utc_however_they_are_written(value: Any) -> None:
     """ISO 8601 with any offset, seconds, milliseconds."""
     assert time_of(value) == NOON
-    assert [time_of(nothing) for nothing in (None, "", float("nan"))] == [None] * 3
+    assert [time_of(nothing) for nothing in (None, "", " ", float("nan"))] == [None] * 4
 
 
-@pytest.mark.parametrize("value", ["yesterday", True, float("inf"), 1e300, -1.0, 46082.5, "2026", "01.03.2026", "1_772_366_400", [1], {}])
+@pytest.mark.parametrize(
+    "value",
+    ["yesterday", True, float("inf"), 1e300, -1.0, 46082.5, "2026", "01.03.2026", "1_772_366_400", [1], {}, "9999-12-31T23:59-05"],
+)
 def test_no_time_is_made_up(value: Any) -> None:
     """Which answer is the newest hangs on it: words, days as spreadsheets count them, and dates in an order that differs by country."""
     with pytest.raises(ValueError, match=r"is no time; expected one such as 2026-01-31T12:00:00Z"):
