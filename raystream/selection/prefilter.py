@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from raystream.errors import QueryError
+from raystream.selection.constraints import Constraints
 from raystream.selection.limits import Cost, Quota
 from raystream.selection.repeats import as_stored, equal, first_equal, hashes_of, hashes_of_rows
 from raystream.selection.rows import Array, Rows
 from raystream.selection.set_aside import binds_together, plan_floors
-from raystream.selection.strategies.ranking import lowest
+from raystream.selection.strategies.ranking import lowest, walk
 
 Kinds = Callable[[Array], tuple[Array, Array | None]]
 """Rows (m,) int64 -> their groups by each quota, (m, q) int, and what they cost, (m,) float64 or None."""
@@ -118,10 +120,24 @@ def with_floors(
     rows = np.concatenate([np.searchsorted(free, kept), there])
     some = [replace(quota, group=quota.group[rows]) for quota in quotas]
     price = None if cost is None else replace(cost, column=cost.column[rows])
-    if plan_floors(some, price, budget, np.arange(len(kept), len(rows))) is not None:
+    given, order = np.arange(len(kept), len(rows)), lowest(-score[rows[: len(kept)]], len(kept))
+    if _best_first_meet(some, price, budget, given, order) or plan_floors(some, price, budget, given) is not None:
         return kept
     plan = plan_floors(quotas, cost, budget, there)
     return kept if plan is None else more([plan.cells], -score if cost is None else cost.column[:n])
+
+
+def _best_first_meet(quotas: Sequence[Quota], cost: Cost | None, budget: int, given: Array, order: Array) -> bool:
+    """Tell whether whoever takes rows in this order meets all floors, which is quicker to see than whether anybody does."""
+    try:
+        limits = Constraints(budget, quotas=quotas, cost=cost)
+        for row in given:
+            limits.take(int(row))
+        walk(order, limits.left, limits, None)
+        limits.check_floors()
+    except QueryError:
+        return False
+    return True
 
 
 def _of_groups(quota: Quota, key: Array, free: Array, first: First) -> list[Array]:
