@@ -23,6 +23,7 @@ from raystream.report.text import constraints_met, describe_result, rows_as_text
 from raystream.selection import draw, random_order, row_hash
 
 MakeQuery = Callable[..., rs.Query]
+Cli = Callable[..., tuple[int, str, str]]
 STRATEGIES = list(TRAITS)
 every_strategy = pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 
@@ -246,6 +247,23 @@ def test_money_is_set_aside_for_minimums(make_query: MakeQuery, workplace: Path,
     assert result.selection.num_rows == 12
     assert Counter(result.selection.column("why").to_pylist())["random_share"] == 4
     assert result.manifest.facts["cost"] == 12
+
+
+def test_minimums_that_need_each_others_rows_are_met(make_query: MakeQuery, workplace: Path, cli: Cli) -> None:
+    """Nearly all rows of DE are in a group that has one place: the few others pass the pre-filter, and are kept for the minimum."""
+    table = priced(workplace, lambda rows, german: np.where(german, rows > 1150, rows % 2))
+    query = make_query(
+        pool__uri="priced.parquet", pool__keep=["country", "minutes"], select__strategy="core_set", select__candidates=20,
+        select__budget=8,
+        select__quotas=[{"by": "country", "value": "DE", "min": 5}, {"by": "minutes", "value": 0, "max": 1}],
+    )  # fmt: skip
+    few = Counter(zip(table.column("country").to_pylist(), table.column("minutes").to_pylist(), strict=True))["DE", 1.0]
+    assert 4 <= few < 40
+    result = rs.run(query)
+    assert Counter(result.selection.column("country").to_pylist())["DE"] >= 5
+    assert result.selection.num_rows == 8
+    assert Counter(result.selection.column("minutes").to_pylist())[0] <= 1
+    assert cli("verify", result.query)[0] == 0
 
 
 def test_the_cheapest_rows_of_a_minimum_pass_the_prefilter(make_query: MakeQuery, workplace: Path) -> None:

@@ -194,7 +194,7 @@ class _Prefilter:
         score = every[free]
         rows = np.concatenate([free, self._given])
         quotas, cost = self._columns.quotas(self._select, rows), self._columns.cost(self._select, rows)
-        return with_floors(kept, free, score, quotas, cost, self._first)
+        return with_floors(kept, free, score, quotas, cost, self._first, self._select.budget)
 
     def _first(self, order: Callable[[int], np.ndarray], total: int, limit: int) -> Ahead:
         """Return the first rows of an order, exact repeats passed over where the choice passes over them."""

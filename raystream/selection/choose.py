@@ -22,6 +22,7 @@ from raystream.selection.nearest import Centres, nearest
 from raystream.selection.repeats import Repeats, find_repeats
 from raystream.selection.represents import Covering
 from raystream.selection.rows import Array, Metric, squared_distances, vectors
+from raystream.selection.set_aside import FloorPlan, plan_floors
 from raystream.selection.shards import DEFAULT_MEMORY, Shards
 from raystream.selection.strategies.ranking import best, walk
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
@@ -137,24 +138,38 @@ def choose(
     threshold = None if near_duplicates is False else near_duplicates
     if threshold is not None and shards is None:
         raise QueryError("`near_duplicates` compares embeddings, but the candidates have none; give `x`")
-    alike = None if threshold is None or shards is None else NearDuplicates(threshold, shards.width, labelled)
     traits = TRAITS.get(name, USERS_OWN)
     reads = near_duplicates is None and traits.embedding
-    repeats = find_repeats(shards, candidates.labelled) if reads and shards is not None and len(shards) else None
     gather = None if shards is None else shards.gather
-    constraints = Constraints(budget, near_duplicates=alike, quotas=quotas, cost=cost, repeats=repeats, gather=gather, more=more)
     must, last = (_NO_ROWS if rows is None else rows for rows in (must_include, drawn))
     first = must[~np.isin(must, last)]
     given = np.concatenate([first, last])
     x = shards.gather(given) if shards is not None and len(given) else None
-    for i, row in enumerate(given):
-        constraints.take(int(row), None if x is None else x[i], "must_include" if i < len(first) else "random_share")
     covered = labelled if x is None or labelled is None else np.concatenate([labelled, x])
-    request = Request(budget - len(given), seed, covered, constraints, weight, mix, memory, terms or {}, args or {})
-    nothing = Picked(_NO_ROWS, np.empty(0))
-    picked = function(candidates, request) if len(candidates) and request.budget > 0 else nothing
-    filled = _NO_ROWS if repeats is None else _fill(candidates, constraints, repeats, others)
-    constraints.check_floors()
+
+    def attempt(plan: FloorPlan | None) -> tuple[Constraints, Repeats | None, Picked, Array]:
+        """Let the strategy choose, and take exact repeats where nothing else is left."""
+        alike = None if threshold is None or shards is None else NearDuplicates(threshold, shards.width, labelled)
+        repeats = find_repeats(shards, candidates.labelled) if reads and shards is not None and len(shards) else None
+        limits = Constraints(
+            budget, near_duplicates=alike, quotas=quotas, cost=cost, repeats=repeats, gather=gather, more=more, plan=plan
+        )  # fmt: skip
+        for i, row in enumerate(given):
+            limits.take(int(row), None if x is None else x[i], "must_include" if i < len(first) else "random_share")
+        request = Request(budget - len(given), seed, covered, limits, weight, mix, memory, terms or {}, args or {})
+        picked = function(candidates, request) if len(candidates) and request.budget > 0 else Picked(_NO_ROWS, np.empty(0))
+        return limits, repeats, picked, _NO_ROWS if repeats is None else _fill(candidates, limits, repeats, others)
+
+    constraints, repeats, picked, filled = attempt(None)
+    try:
+        constraints.check_floors()
+    except QueryError:
+        # floors by several columns may want other rows than those that a strategy takes first
+        plan = plan_floors(quotas, cost, budget, given)
+        if plan is None:
+            raise
+        constraints, repeats, picked, filled = attempt(plan)
+        constraints.check_floors()
     rows = np.concatenate([first, picked.rows, filled, last])
     gain = np.concatenate([np.full(len(first), np.nan), picked.gain, np.full(len(filled) + len(last), np.nan)])
     turn = np.roll(np.arange(len(rows)), -len(last))
