@@ -151,9 +151,7 @@ def choose(
         """Let the strategy choose, and take exact repeats where nothing else is left."""
         alike = None if threshold is None or shards is None else NearDuplicates(threshold, shards.width, labelled)
         repeats = find_repeats(shards, candidates.labelled) if reads and shards is not None and len(shards) else None
-        limits = Constraints(
-            budget, near_duplicates=alike, quotas=quotas, cost=cost, repeats=repeats, gather=gather, more=more, plan=plan
-        )  # fmt: skip
+        limits = Constraints(budget, near_duplicates=alike, quotas=quotas, cost=cost, repeats=repeats, gather=gather, more=more, plan=plan)
         for i, row in enumerate(given):
             limits.take(int(row), None if x is None else x[i], "must_include" if i < len(first) else "random_share")
         request = Request(budget - len(given), seed, covered, limits, weight, mix, memory, terms or {}, args or {})
@@ -173,11 +171,8 @@ def choose(
     rows = np.concatenate([first, picked.rows, filled, last])
     gain = np.concatenate([np.full(len(first), np.nan), picked.gain, np.full(len(filled) + len(last), np.nan)])
     turn = np.roll(np.arange(len(rows)), -len(last))
-    probability = np.full(len(rows), np.nan)
-    if picked.probability is not None and constraints.leaves_chances and not len(must):
-        probability[: len(picked.rows)] = picked.probability
-    left = (len(candidates) if eligible is None else eligible) - np.arange(len(last), dtype=np.float64)
-    probability[len(rows) - len(last) :] = 1 / left
+    chances = picked.probability if constraints.leaves_chances and not len(must) else None
+    probability = _chances(len(rows), chances, len(last), len(candidates) if eligible is None else eligible)
     facts = dict(picked.facts) | _left_out(candidates, rows, labelled, threshold)
     if repeats is not None:
         facts |= _repeats_left_out(repeats, np.setdiff1d(np.arange(len(candidates)), rows), filled)
@@ -191,6 +186,15 @@ def choose(
     note = (picked.note or _note(len(candidates) - len(rows), obstacles, more)) if short else None
     why = [constraints.why(int(row)) for row in rows]
     return Chosen(rows, gain, distance, counts, why, turn, probability, certificate, picked.passes, note, facts, obstacles)
+
+
+def _chances(rows: int, strategys: Array | None, drawn: int, eligible: int) -> Array:
+    """Return (rows,) float64: the strategy's chances, if it says them, of the first rows; of the last ones, drawn at random, theirs."""
+    probability = np.full(rows, np.nan)
+    if strategys is not None:
+        probability[: len(strategys)] = strategys
+    probability[rows - drawn :] = 1 / (eligible - np.arange(drawn, dtype=np.float64))
+    return probability
 
 
 def _spread(
