@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from raystream.figures import LONGEST, shown
 from raystream.pool.columns import readable
+from raystream.query.acquire import HIDDEN_COLUMNS
 from raystream.report.chosen_inputs import GoneError, inputs_of, is_text
 from raystream.report.pictures import Picture, pictures
 from raystream.report.style import STYLE, templates
@@ -116,18 +117,15 @@ class Sheet:
     total: int
 
 
-_HIDDEN = frozenset({"path", "row"})
-
-
 def sheet(selection: pa.Table, count: int) -> Sheet:
-    """Return the first rows, without the columns that say nothing: all null, all empty, or where a row lies."""
+    """Return the first rows, without the columns that say nothing (all null, all empty) or are for programs."""
     head = selection.slice(0, count)
     columns: list[tuple[str, bool]] = []
     cells: list[list[str]] = []
     for name in selection.column_names:
         texts = [short(value) for value in readable(head.column(name))]
         named = name == "prediction" and "prediction_name" in selection.column_names
-        if name in _HIDDEN or named or not any(texts):
+        if name in HIDDEN_COLUMNS or named or not any(texts):
             continue
         kind = selection.schema.field(name).type
         columns.append((name, bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))))

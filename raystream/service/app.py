@@ -58,7 +58,7 @@ def create_app(config: Config, *, schedules: bool = True) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if schedules:
             scheduler.start()
-        deciders.load()
+        deciders.load(stays=True)
         try:
             yield
         finally:
@@ -77,9 +77,9 @@ def create_app(config: Config, *, schedules: bool = True) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.deciders = deciders
+    app.include_router(deciders.router(callers))  # first, as it is asked most: routes are compared one by one
     app.include_router(query_router(runs, policy, config, callers, scheduler, metrics))
     app.include_router(record_router(store, callers))
-    app.include_router(deciders.router(callers))
     _add_own_routes(app, runs, callers, metrics)
     _add_page(app, store, callers)
     app.add_exception_handler(Problem, answer)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from raystream.errors import QueryError
+from raystream.query.acquire import HIDDEN_COLUMNS, SELECTION_COLUMNS
 from raystream.report.chosen_inputs import Accepts, ChosenInputs, GoneError, inputs_of, is_text
 from raystream.report.downloads import downloads
 from raystream.report.pictures import SIDE, pictures_of
@@ -20,14 +21,14 @@ CHUNK = 50
 _TEXT, _WHOLE_TEXT = 1_500, 100_000
 _CELL = 300
 _ZOOMED = 1_024
-_OWN = ("rank", "score", "gain", "distance", "represents", "why", "prediction", "prediction_name", "confidence", "path", "row")
 
 
 def batch_rows(result: Result) -> dict[str, Any]:
-    """Return the columns of a selection by their names, the ids as text, and which columns the query kept of the pool."""
+    """Return the columns of a selection that people look at by their names, the ids as text, and which the query kept of the pool."""
     head = result.selection.slice(0, ROWS)
     id_name = head.column_names[1]
-    kept = [name for name in head.column_names if name not in _OWN and name != id_name]
+    shown = [name for name in SELECTION_COLUMNS if name in head.column_names and name not in HIDDEN_COLUMNS]
+    kept = [name for name in head.column_names if name not in SELECTION_COLUMNS and name != id_name]
     taken = downloads(result.selection)
     return {
         "total": result.selection.num_rows,
@@ -35,7 +36,7 @@ def batch_rows(result: Result) -> dict[str, Any]:
         "id_kind": kind_of_ids(head.schema.field(1).type),
         "kept": kept,
         "ids": ids(head.column(1)),
-        "columns": {name: column(head.column(name)) for name in _OWN if name in head.column_names and name not in ("path", "row")}
+        "columns": {name: column(head.column(name)) for name in shown}
         | {name: [_short(value) for value in column(head.column(name))] for name in kept},
         "csv": None if taken is None else taken.rows_file,
         "ids_file": None if taken is None else taken.ids_file,

@@ -14,8 +14,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import h11
 import numpy as np
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from raystream.service.config import Limits, is_loopback
 from raystream.service.metrics import Metrics
@@ -37,6 +39,8 @@ SECURITY_HEADERS = {
 }
 """Set unless the answer sets them itself."""
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+HEAD_SECONDS = 15.0
+"""For which a connection may wait without having sent the whole head of a request."""
 _STEPS = np.zeros(256, np.int8)
 _STEPS[[*b"[{"]], _STEPS[[*b"]}"]] = 1, -1
 """How much deeper a byte outside of texts leads."""
@@ -122,10 +126,33 @@ class Edge:
             return
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Problem(415, "expected a body of Content-Type: application/json")
+        if body.count(b"[") + body.count(b"{") <= self._limits.depth:
+            return
         # without what is escaped, every second piece between quotes is a text
         outside = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
         if _STEPS[np.frombuffer(outside, np.uint8)].cumsum(dtype=np.int32).max(initial=0) > self._limits.depth:
             raise Problem(422, f"the body nests lists and objects more than {self._limits.depth} deep")
+
+
+class HttpProtocol(H11Protocol):
+    """HTTP as uvicorn speaks it, with heads of requests that are as bounded in size and time as bodies are.
+
+    Of so many connections as a server has, one that sends nothing, or a byte now and then, takes one away from all others.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to look after the connection."""
+        super().connection_made(transport)
+        self.loop.call_later(HEAD_SECONDS, self._look, self.cycle)
+
+    def _look(self, before: object) -> None:
+        """Close the connection if it has begun no request since the last look, and waits for one."""
+        if self.transport.is_closing():
+            return
+        if self.cycle is before and self.conn.their_state is h11.IDLE:
+            self.transport.close()
+        else:
+            self.loop.call_later(HEAD_SECONDS, self._look, self.cycle)
 
 
 class _Exchange:

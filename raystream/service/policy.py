@@ -63,8 +63,9 @@ def read_json(body: bytes) -> Any:
         Problem: it is no JSON, gives a key twice, or holds what is no number or no text.
     """
     try:
-        found = json.loads(body, object_pairs_hook=_without_doubles, parse_constant=_no_number)
-        if b"\\u" in body:  # half of a pair can be written so, and nowhere else
+        text = body.decode("utf-8-sig")  # json would take UTF-16, too, and halves of pairs as bytes
+        found = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_number)
+        if "\\u" in text:  # half of a pair can be written so, and nowhere else
             json.dumps(found, ensure_ascii=False).encode()
         return found
     except UnicodeEncodeError:

@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 import logging
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,14 +97,17 @@ class WarmModel:
         self._id = self._read.id or "id"
         self.decodes = self._read.prepared is not None or any(column.is_encoded or column.is_raw for column in self._read.columns)
         self._prepare = preparation(self._read)
+        self._kinds = {column.name: _type(column) for column in self._read.columns}
         self._score, self._embeds = stream.query.acquire.column, stream.query.needs_embedding
         names = [asked.fingerprint, *(output.name for output in asked.outputs)]
         model = hashlib.sha256("\n".join(names).encode()).hexdigest()
         self._stream, self._log, self._named = stream, log, model
         self._rows: RequestedRows | None = None
+        self._folder = ThreadPoolExecutor(1, thread_name_prefix="raystream-fold")
 
     def close(self) -> None:
         """Give no sign of life any more."""
+        self._folder.shutdown(wait=False)
         self._life.end()
 
     def read(self, rows: list[dict[str, Any]]) -> tuple[pa.Array, tuple[np.ndarray, ...]]:
@@ -122,9 +125,9 @@ class WarmModel:
         if errors:
             raise wrong_fields(errors[:20])
         ids = _array([row[self._id] for row in rows], self._read.id_type, self._id)
-        if len(ids.unique()) < len(ids):
+        if len(ids) > 1 and len(ids.unique()) < len(ids):
             raise wrong_fields([FieldError("rows", f"rows give one {self._id} twice")])
-        columns = {column.name: _array([row[column.name] for row in rows], _type(column), column.name) for column in self._read.columns}
+        columns = {name: _array([row[name] for row in rows], kind, name) for name, kind in self._kinds.items()}
         try:
             return ids, tensors_of(pa.RecordBatch.from_pydict(columns), self._read, self._prepare)
         except BadRowsError as error:
@@ -143,7 +146,7 @@ class WarmModel:
         inputs = tuple(np.concatenate(some) for some in zip(*(waiting.inputs for waiting in batch), strict=True))
         found = self._worker.score_rows(inputs)
         if self._rows is None:
-            self._rows = RequestedRows(self._stream, self._log, self._named, found.classes)
+            self._rows = RequestedRows(self._stream, self._log, self._named, found.classes, aside=self._folder.submit)
         scores = found.columns[self._score].astype(np.float64)
         vectors = None if not self._embeds or found.embeddings is None else found.embeddings.astype(np.float64)
         requests, at = [], 0
@@ -203,6 +206,7 @@ def _type(column: Column) -> pa.DataType | None:
     if column.is_encoded:
         return pa.binary()
     kind = pa.from_numpy_dtype(np.dtype(column.dtype))
+    kind = pa.float64() if pa.types.is_floating(kind) else kind  # as of files, whose integers need not be exact as float32
     for size in reversed(known_shape(column.shape)):
         kind = pa.list_(kind, size)
     return kind
@@ -215,9 +219,16 @@ def _array(values: list[Any], kind: pa.DataType | None, name: str) -> pa.Array:
         Problem: one of them is of another kind; which.
     """
 
+    leaf = kind
+    while leaf is not None and pa.types.is_fixed_size_list(leaf):
+        leaf = leaf.value_type
+    whole = leaf is not None and pa.types.is_integer(leaf)
+
     def made(some: list[Any]) -> pa.Array:
         if kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
             some = [base64.b64decode(value, validate=True) for value in some]
+        if whole and (given := np.asarray(some)).dtype.kind == "f" and (given % 1 != 0).any():
+            raise ValueError("Arrow would cut off what stands behind the point")
         return pa.array(some, kind)
 
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import json
 import logging
@@ -35,6 +36,7 @@ _SETTLERS = 2
 """Threads that wait for the disk: while one does, what comes meanwhile need not wait for it first."""
 _log = logging.getLogger("raystream.service")
 _described = Described()
+_in_order = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _REQUEST = {
     "type": "object",
     "required": ["request_id", "rows"],
@@ -57,10 +59,18 @@ class Deciders:
     def __init__(self, config: Config, store: Store, metrics: Metrics) -> None:
         self._deciders = {name: Decider(name, config, store, metrics) for name in config.streams}
 
-    def load(self, *, wait: bool = False) -> None:
-        """Have every model loaded; until it is, requests are told to come back."""
+    def load(self, *, wait: bool = False, stays: bool = False) -> None:
+        """Have every model loaded; until it is, requests are told to come back.
+
+        Args:
+            wait: for them.
+            stays: the process is this server's: what it holds once a model is loaded is no more looked through for garbage, which takes a
+                tenth of a second each time, for which all requests would wait.
+        """
         for decider in self._deciders.values():
             loading = decider.load()
+            if stays:
+                loading.add_done_callback(_keep_all)
             if wait:
                 loading.result()
 
@@ -132,7 +142,7 @@ class Decider:
         model = self._loaded()
         ids, inputs = model.read(rows)
         answer: Future[dict[str, Any]] = Future()
-        asked = hashlib.sha256(json.dumps(rows, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
+        asked = hashlib.sha256(_in_order(rows).encode()).hexdigest()[:32]
         waiting = Waiting(request, asked, ids, inputs, answer)
         with self._lock:
             full = self._waiting >= _WAITING or (self._held and self._held + waiting.bytes > _WAITING_BYTES)
@@ -303,6 +313,11 @@ class _WrittenBatch:
 
     requests: list[Waiting]
     found: Found
+
+
+def _keep_all(_: object) -> None:
+    gc.collect()
+    gc.freeze()
 
 
 def _problem(error: Exception) -> Problem:

@@ -6,12 +6,14 @@ import errno
 import os
 import random
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pools import pool_table
 from streams import arrive, decisions, make_stream
@@ -21,9 +23,9 @@ import raystream as rs
 from raystream.errors import StoreError
 from raystream.loop.streams import requests as by_request
 from raystream.loop.streams.folding import fold
-from raystream.loop.streams.log import StreamLog
-from raystream.loop.streams.requests import RequestedRows, StreamRequest
-from raystream.loop.streams.segment import read_segment
+from raystream.loop.streams.log import Progress, StreamLog
+from raystream.loop.streams.requests import FOLD_SECONDS, RequestedRows, StreamRequest
+from raystream.loop.streams.segment import _AHEAD, _FRAME, _MAGIC, read_segment
 from raystream.store.local import LocalStore
 from raystream.store.opening import open_store
 
@@ -62,6 +64,17 @@ def ask(of: RequestedRows, *numbers: int, **options: Any) -> list[list[dict[str,
     return [table.to_pylist() for table in found if isinstance(table, pa.Table)]
 
 
+ask_once = ask
+
+
+def size_of_records() -> int:
+    """Bytes of the log before the zeros over which further records come."""
+    data, at = (LOG / "00000002.open").read_bytes(), len(_MAGIC)
+    while length := _FRAME.unpack_from(data, at)[0]:
+        at += _FRAME.size + length
+    return at
+
+
 def check(answers: dict[int, list[dict[str, Any]]]) -> None:
     """The decisions hold each answered row once, as it was answered, and rows are counted without a gap."""
     table = decisions()
@@ -80,8 +93,11 @@ def test_a_log_cut_anywhere_holds_what_was_whole_before_the_cut() -> None:
     sizes = []
     for number in range(3):
         ask(first, number)
-        sizes.append((LOG / "00000002.open").stat().st_size)
+        sizes.append(size_of_records())
     data = (LOG / "00000002.open").read_bytes()
+    assert len(data) == sizes[0] + _AHEAD
+    assert not any(data[sizes[-1] :])
+    data = data[: sizes[-1] + 20]  # of the zeros, more than what begins a record
     _, whole = read_segment(data)
     begins = sizes[0] - (sizes[1] - sizes[0])  # records are of one size here
     assert begins > 0
@@ -95,17 +111,20 @@ def test_a_log_cut_anywhere_holds_what_was_whole_before_the_cut() -> None:
             read_segment(data[:cut])
 
 
+@pytest.mark.parametrize("zeros", [True, False])
 @pytest.mark.parametrize("torn", [0, 1, 11, -1, None])
-def test_a_server_that_was_killed_is_gone_on_from(torn: int | None) -> None:
+def test_a_server_that_was_killed_is_gone_on_from(torn: int | None, zeros: bool) -> None:
     """While it appended: so many bytes of its fourth record were written. What was answered stands, the rest is decided on, once."""
     first = server()
     answers = {number: ask(first, number)[0] for number in range(3)}
-    size = (LOG / "00000002.open").stat().st_size
+    size = size_of_records()
     last = ask(first, 3)[0]
     if torn is None:
         answers[3] = last  # it was whole on disk
     else:
-        os.truncate(LOG / "00000002.open", size + torn if torn >= 0 else (LOG / "00000002.open").stat().st_size + torn)
+        kept = (size if torn >= 0 else size_of_records()) + torn
+        content = (LOG / "00000002.open").read_bytes()
+        (LOG / "00000002.open").write_bytes(content[:kept] + bytes(len(content) - kept) if zeros else content[:kept])
     second = server()
     assert ask(second, 3)[0] == last  # the same state gives the same decision
     for number in (0, 1, 2):
@@ -249,24 +268,135 @@ def test_a_log_that_was_sealed_and_not_folded_comes_first(who: str, monkeypatch:
     check(answers)
 
 
+class Postponed(Future[Progress | None]):
+    """A file of decisions that is written when somebody waits for it, or when `run` is called."""
+
+    def __init__(self, commit: Callable[[], Progress | None]) -> None:
+        super().__init__()
+        self._commit = commit
+
+    def run(self, error: StoreError | None = None) -> None:
+        if not self.done():
+            try:
+                if error is not None:
+                    raise error
+                self.set_result(self._commit())
+            except StoreError as failed:
+                self.set_exception(failed)
+
+    def result(self, timeout: float | None = None) -> Progress | None:
+        self.run()
+        return super().result()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self.run()
+        return super().exception()
+
+
+class Aside:
+    """Where a server has its files of decisions written: `files` of them aren't there yet, if nobody waited for them."""
+
+    def __init__(self) -> None:
+        self.files: list[Postponed] = []
+        self.clock, self.closed = 0.0, False
+
+    def __call__(self, commit: Callable[[], Progress | None]) -> Postponed:
+        if self.closed:
+            raise RuntimeError("closed")
+        self.files.append(Postponed(commit))
+        return self.files[-1]
+
+    def server(self) -> RequestedRows:
+        return server(now=lambda: self.clock, aside=self)
+
+    def turn(self, of: RequestedRows) -> None:
+        """Half a minute later."""
+        self.clock += FOLD_SECONDS
+        of.fold(due=True)
+
+
+def test_what_comes_while_a_file_of_decisions_is_written_does_not_wait_for_it() -> None:
+    """It is appended to the next log, and asked again is known; the files come in order, and of the logs nothing stays."""
+    aside = Aside()
+    of = aside.server()
+    answers = {number: ask(of, number)[0] for number in range(4)}
+    aside.turn(of)
+    answers |= {number: ask(of, number)[0] for number in range(4, 7)}
+    assert [path.name for path in sorted(LOG.iterdir())] == ["00000002.open", "00000003.open"]
+    aside.turn(of)  # the one before isn't there yet
+    assert [ask(of, number)[0] for number in range(7)] == list(answers.values())
+    assert len(aside.files) == len(list(FILES.iterdir())) == 1
+    aside.files[0].run()
+    ask(of, 0)
+    assert [len(list(FILES.iterdir())), len(aside.files)] == [2, 2]
+    of.fold()
+    assert list(LOG.iterdir()) == []
+    check(answers)
+
+
+@pytest.mark.parametrize("how", ["killed", "refused", "late", "closed"])
+def test_a_file_of_decisions_that_is_not_written_comes_before_those_after_it(how: str) -> None:
+    """Its server is gone, or the disk had no room, or it is written once another server has done so: each row stands once, in order."""
+    aside = Aside()
+    of = aside.server()
+    answers = {number: ask(of, number)[0] for number in range(3)}
+    aside.closed = how == "closed"
+    with suppress(RuntimeError):
+        aside.turn(of)
+    aside.closed = False
+    answers |= {number: ask(of, number)[0] for number in range(3, 6)}
+    if how == "closed":
+        of.fold()
+    elif how == "refused":
+        aside.files[0].run(StoreError("no room"))
+        with pytest.raises(StoreError, match="no room"):
+            of.fold()
+        of.fold()
+        assert len(list(FILES.iterdir())) == 3
+    else:
+        stale, of = of, server()
+    if how == "late":
+        assert ask(stale, 7)[0] == ask(of, 7)[0]
+        answers[7] = ask(of, 7)[0]
+        aside.files[0].run()
+    answers[6] = ask(of, 6)[0]
+    assert [ask(of, number)[0] for number in answers] == list(answers.values())
+    check(answers)
+    assert pq.read_table(FILES / "00000002.parquet").column("rid").to_pylist() == [f"id{n}-{i}" for n in range(3) for i in range(2)]
+
+
 def play(seed: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers that append, one that writes whole files, looks, kills, and records that are on disk late: in an order drawn by chance."""
+    """Servers that append, one that writes whole files, looks, kills, and what is on disk late or not: in an order drawn by chance."""
     draw = random.Random(seed)
     answers: dict[int, list[dict[str, Any]]] = {}
     fresh, files = 0, 0
+    asides = [Aside() for _ in range(3)]
 
     def begin(place: int) -> RequestedRows:
         monkeypatch.setattr(by_request, "may_append", lambda store: place != 2)
-        return server()
+        return asides[place].server()
+
+    def ask(of: RequestedRows, *numbers: int) -> list[list[dict[str, Any]]]:
+        with suppress(StoreError):
+            return ask_once(of, *numbers)
+        return ask_once(of, *numbers)
 
     servers = [begin(place) for place in range(3)]
     for _ in range(steps):
         place = draw.randrange(3)
-        what = draw.choice(["new", "new", "new", "again", "late", "kill", "fold", "seal", "claim", "look"])
+        whats = ["new", "new", "new", "again", "late", "kill", "fold", "turn", "turn", "written", "refused", "seal", "claim", "look"]
+        what = draw.choice(whats)
         if what == "kill":
             servers[place] = begin(place)
         elif what == "fold":
-            servers[place].fold()
+            with suppress(StoreError):
+                servers[place].fold()
+        elif what == "turn":
+            with suppress(StoreError):
+                asides[place].turn(servers[place])
+        elif what in ("written", "refused"):  # also of one that seemed to be dead
+            for file in asides[place].files:
+                file.run(StoreError("no room") if what == "refused" else None)
         elif what == "seal":
             StreamLog(open_store("runs"), "s").unfolded()  # and dies before it folds
         elif what == "claim":
@@ -278,6 +408,7 @@ def play(seed: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
             look()
             answers[-files] = decisions().to_pylist()[-2:]
         elif what == "late":
+            ask(servers[place])
             written = servers[place].write([request(fresh)])
             other = draw.randrange(3)
             answers[fresh + 1] = ask(servers[other], fresh + 1)[0]

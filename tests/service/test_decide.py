@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,9 @@ from streams import run as look
 
 from raystream.loop.streams.log import StreamLog
 from raystream.loop.streams.requests import RequestedRows, StreamRequest
+from raystream.pool.columns import Column, decode
+from raystream.service.problems import Problem
+from raystream.service.stream_model import _array, _type
 from raystream.store.opening import open_store
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -125,6 +129,19 @@ def test_what_rows_can_not_be_is_said_by_field(served: Served) -> None:
     assert decisions().num_rows == 100
 
 
+def test_numbers_are_what_was_sent_or_refused() -> None:
+    """No integer loses what stood behind its point, as an id or a pixel; one among floats is the float next to it, as in a file."""
+    pixels = pa.list_(pa.uint8(), 2)
+    for value, kind in ((1.5, pa.int64()), ([1, 2.5], pixels), (float("nan"), pa.int64()), ([1, 256], pixels), (1e300, pa.int64())):
+        with pytest.raises(Problem, match=re.escape("rows.1.x can't become")):
+            _array([1 if kind == pa.int64() else [0, 0], value], kind, "x")
+    assert _array([1.0, 2**62 + 1], pa.int64(), "x").to_pylist() == [1, 2**62 + 1]
+    assert _array([[1.0, 2]], pixels, "x").to_pylist() == [[1, 2]]
+    column = Column("x", (2,), "float32")
+    exact = _array([[16777217, 0.1]], _type(column), "x")
+    np.testing.assert_array_equal(decode(exact, column), np.float32([[16777217, 0.1]]))
+
+
 def test_a_batch_larger_than_an_inference_batch_and_a_model_of_embeddings(workplace: Path) -> None:
     """`density` compares embeddings: by request as by file."""
     for name, start in (("a.parquet", 0), ("b.parquet", 600)):
@@ -175,6 +192,18 @@ def test_a_server_that_ends_leaves_files_of_decisions_alone(served: Served) -> N
     assert list((folder / "log").iterdir()) == []
     table = pq.read_table(folder / "decisions" / "00000002.parquet")
     assert [row["chosen"] for row in table.to_pylist()] == [decision["chosen"] for decision in first["decisions"]]
+
+
+def test_what_a_loaded_model_holds_is_no_more_looked_through(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a server's own process; whoever only makes the application has their garbage collected as before."""
+    frozen = threading.Event()
+    monkeypatch.setattr("raystream.service.streams.gc.collect", lambda: 0)
+    monkeypatch.setattr("raystream.service.streams.gc.freeze", frozen.set)
+    server = Served(streams=["s"])
+    server.client.app.state.deciders.load(wait=True)  # type: ignore[attr-defined]
+    assert not frozen.is_set()
+    with server.client:
+        frozen.wait()
 
 
 def test_a_disk_that_refuses_is_said_and_nothing_is_decided_twice(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import uvicorn
 from served import Served, confinement, query
+from uvicorn.server import ServerState
 
 import raystream as rs
 import raystream.service.query_routes as query_routes
@@ -27,6 +29,7 @@ from raystream.lake import redacted
 from raystream.lake.bucket import delta_place
 from raystream.lake.reach import confine
 from raystream.service.config import Config
+from raystream.service.edge import HEAD_SECONDS, HttpProtocol
 from raystream.service.formats import csv_pieces, file_pieces, json_pieces
 from raystream.service.metrics import Metrics
 from raystream.service.policy import Policy, _without_doubles, read_json
@@ -206,6 +209,71 @@ def test_depth_counts_outside_of_texts_and_texts_are_unicode(served: Served, bod
     answer = served.ask("POST", "/v1/queries", content=body, headers={"content-type": "application/json"})
     nests = "nests" in answer.text
     assert (answer.status_code, nests) == ((422, True) if status == 413 else (status, False)), answer.text
+
+
+@pytest.mark.parametrize("body", [b'{"a": "\xed\xa0\x80"}', b'{"a": "\xff"}', '{"a": "\\ud800"}'.encode("utf-16"), "[1]".encode("utf-32")])
+def test_bodies_are_utf_8_and_nothing_else(body: bytes) -> None:
+    """`json` takes UTF-16 as well, where brackets, quotes and escapes are other bytes, and in UTF-8 the bytes of half of a pair."""
+    with pytest.raises(Problem) as refused:
+        read_json(body)
+    assert refused.value.status == 400
+    assert read_json('\ufeff{"a": "é"}'.encode()) == {"a": "é"}
+
+
+def test_a_connection_that_never_ends_a_head_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it sends nothing, or the half of a head; one whose request is at work stays open, and is closed once it waits, too."""
+    looks: list[Any] = []
+    may_answer, asked = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        asked.set()
+        await may_answer.wait()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def talk() -> None:
+        loop = asyncio.get_running_loop()
+        config = uvicorn.Config(app, http=HttpProtocol, log_config=None, timeout_keep_alive=10**6, lifespan="off")
+        config.load()
+        state = ServerState()
+        later = loop.call_later
+        monkeypatch.setattr(loop, "call_later", lambda seconds, call, *of: looks.append((call, of)) if seconds == HEAD_SECONDS
+                            else later(seconds, call, *of))  # fmt: skip
+        speakers: list[HttpProtocol] = []
+
+        def speaker() -> HttpProtocol:
+            speakers.append(HttpProtocol(config, state, {}, loop))
+            return speakers[-1]
+
+        server = await loop.create_server(speaker, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+
+        def look() -> None:
+            due, looks[:] = looks[:], []
+            for call, of in due:
+                call(*of)
+
+        for sent in (b"", b"GET / HTTP/1.1\r\nHost: x\r\nA: "):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            while not looks or speakers[-1].conn.trailing_data[0] != sent:
+                await asyncio.sleep(0)
+            look()
+            assert await reader.read() == b""
+            writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asked.wait()
+        look()
+        look()
+        may_answer.set()
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        look()
+        assert await reader.read() == b""
+        writer.close()
+        server.close()
+
+    asyncio.run(talk())
 
 
 def test_pairs_of_surrogates_are_characters() -> None:

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import uvicorn
 from pools import pool_table
 from served import Served, Server, query
 from streams import arrive
@@ -21,6 +23,7 @@ from streams import run as look
 
 import raystream
 import raystream as rs
+from raystream.service import edge
 
 pytestmark = pytest.mark.usefixtures("workplace")
 DOCS = Path(raystream.__file__).parents[1] / "docs" / "service.md"
@@ -38,8 +41,23 @@ def begun() -> Iterator[Callable[[dict[str, Any]], Server]]:
     yield begin
     for server in servers:
         server.kill()
-    for process in psutil.Process().children(recursive=True):
-        process.kill()
+    kill_runs()
+
+
+def kill_runs() -> None:
+    """End the runs that servers of this test left, and nothing else: children of this process are Ray's as well, without which it ends."""
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        if "raystream.service.process" in (process.info["cmdline"] or []) and process.info["cwd"] == os.getcwd():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def test_what_is_no_run_is_left_alone() -> None:
+    """Beside others, a Ray that other tests started: whoever is connected to one that was killed is ended a minute later."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        kill_runs()
+        assert other.poll() is None
+        other.communicate(b"\n")
 
 
 OPEN = {"allow": ["pool"], "imports": ["user_nets:net"], "cluster": {"address": "in_process"}}
@@ -57,9 +75,7 @@ def test_a_killed_server_loses_and_doubles_nothing(begun: Callable[[dict[str, An
     server.start()
     while len(list(Path("runs/service/runs").glob("*/ended.json"))) < 2:
         psutil.Process().cpu_percent(interval=0.05)
-    mine = [p for p in psutil.process_iter(["cmdline", "cwd"]) if "raystream.service.process" in (p.info["cmdline"] or [])]
-    for process in [p for p in mine if p.info["cwd"] == os.getcwd()]:
-        process.kill()
+    kill_runs()
     server.kill()
     server.start()
     for budget, run in zip(range(2, 8), runs, strict=True):
@@ -133,6 +149,27 @@ def test_without_the_extra_the_command_says_what_to_install(
     code, _, error = cli("serve")
     assert code == 2
     assert "pip install '.[service]'" in error
+
+
+def test_heads_of_requests_are_bounded_whatever_else_is_installed(
+    workplace: Path, cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """httptools, which uvicorn would take where it is there, has no bound."""
+    found: list[uvicorn.Config] = []
+
+    class Told:
+        started = True
+
+        def __init__(self, config: uvicorn.Config) -> None:
+            found.append(config)
+
+        def run(self) -> None:
+            """Serve nothing."""
+
+    monkeypatch.setattr(uvicorn, "Server", Told)
+    monkeypatch.setattr(edge, "log_to_stderr", lambda: None)
+    assert cli("serve", "--store", "runs")[0] == 0
+    assert (found[0].http, found[0].h11_max_incomplete_event_size) == (edge.HttpProtocol, 64 << 10)
 
 
 def test_help_imports_no_server() -> None:

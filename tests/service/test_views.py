@@ -89,7 +89,7 @@ def test_looking_changes_nothing_in_the_store(views: Callable[..., Any], workpla
 
 
 def test_rows_are_those_of_the_selection(views: Callable[..., Any]) -> None:
-    """Every column, the ids as text; values that JSON has no form for are null or text."""
+    """The columns for people, the ids as text; values that JSON has no form for are null or text."""
     shown, result = views(pool__keep=["country", "url"])
     data = as_json(shown.rows("q"))
     table = result.selection
@@ -97,6 +97,8 @@ def test_rows_are_those_of_the_selection(views: Callable[..., Any]) -> None:
     assert data["kept"] == ["country", "url"]
     for name in ("score", "gain", "represents", "why", "prediction", "country"):
         assert data["columns"][name] == [plain(value) for value in table.column(name).to_pylist()]
+    assert not {"turn", "probability", "path", "row"} & set(data["columns"])  # the file has them
+    assert b"why,turn,probability," in base64.b64decode(data["csv"].partition(",")[2])
     assert base64.b64decode(data["ids_file"].partition(",")[2]).decode().split() == data["ids"]
 
 

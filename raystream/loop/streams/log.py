@@ -325,8 +325,11 @@ class StreamLog:
         """
         if self._last is None:
             return rows
+        wrong = [at for at, (was, is_) in enumerate(zip(self._last, rows.schema, strict=True)) if was != is_]
         try:
-            return rows.cast(pa.schema(list(self._last)))
+            for at in wrong:  # not all of them: it is asked for each request
+                rows = rows.set_column(at, self._last.field(at), rows.column(at).cast(self._last.field(at).type))
+            return rows
         except (pa.ArrowException, ValueError) as error:
             raise PoolError(
                 f"pool.id: the ids that arrived are {rows.schema.field(0).type}, those before were {self._last.field(0).type} ({error}); "

@@ -3,6 +3,9 @@
 A request is decided on when its decisions are on disk: in the segment of the log that this process appends to, which becomes a file of
 decisions every now and then, or, in buckets and where else nothing can be appended, in a file of decisions at once. Both name the requests
 whose rows they hold. Whoever was too late, since a look or another server was first, reads on, and decides again: nothing was answered yet.
+
+While a segment becomes a file of decisions, the next one is appended to already, so that nobody waits for that. What is after a file that
+isn't there yet never becomes one itself: files of decisions have no gaps, or what is in one would be forgotten.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +25,7 @@ from raystream.errors import QueryError
 from raystream.loop.streams.decisions import StreamState
 from raystream.loop.streams.folding import about, fold, requests_of
 from raystream.loop.streams.log import Progress, StreamLog
-from raystream.loop.streams.segment import Begun, Record, Segment, may_append
+from raystream.loop.streams.segment import Begun, Numbers, Record, Segment, may_append
 from raystream.query.stream import Stream
 
 FOLD_SECONDS = 30.0
@@ -32,6 +36,9 @@ _PIECES = 32
 _MERGED = 4096
 _CLAIM_PAUSE, _CLAIM_PAUSES = 0.02, 250
 """For which a look that has said that its decisions come next is waited for: it has only to write them."""
+
+Commit = Callable[[], Progress | None]
+Aside = Callable[[Commit], "Future[Progress | None]"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,7 @@ class RequestedRows:
         classes: of it.
         now: seconds of a clock that is never set back.
         pause: waits so many seconds.
+        aside: has a file of decisions written, somewhere; at once unless given.
     """
 
     def __init__(
@@ -131,6 +139,7 @@ class RequestedRows:
         classes: int | None,
         now: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] = time.sleep,
+        aside: Aside | None = None,
     ) -> None:
         self._stream, self._log, self._model, self._classes, self._clock, self._pause = stream, log, model, classes, now, pause
         self._known = _Seen()
@@ -141,6 +150,9 @@ class RequestedRows:
         self._state: StreamState | None = None
         self._appends = may_append(log.store)
         self._open: _Open | None = None
+        self._aside = aside or _at_once
+        self._folding: tuple[_Open, Future[Progress | None]] | None = None  # it is what comes before `_open`
+        self._behind = True  # what is known may not be all that was decided
         self._whole = 0  # the file of decisions that can't be one that was appended to
         self._catch_up()
 
@@ -158,7 +170,7 @@ class RequestedRows:
         """
         self.fold(due=True)
         while True:
-            if self._open is not None and self._open.segment.lost:
+            if self._behind or (self._open is not None and self._open.segment.lost):
                 self._catch_up()
             answers: dict[int, pa.Table | QueryError] = {}
             new: dict[str, int] = {}
@@ -178,29 +190,46 @@ class RequestedRows:
             return WrittenDecisions(all_of_them, self._progress, None if self._open is None else self._open.segment)
 
     def fold(self, *, due: bool = False) -> None:
-        """Give what was appended its file of decisions; with `due` only if that is large or old.
+        """Give what was appended its file of decisions; with `due` only if that is large or old, and without waiting for it.
 
         Raises:
             StoreError: it can't be written; what was answered stays in the log.
         """
+        self._note_folded(wait=not due)
         there = self._open
-        if there is None or (due and there.rows < _FOLD_ROWS and self._clock() < there.since + FOLD_SECONDS):
+        if not self._behind and (there is None or (due and there.rows < _FOLD_ROWS and self._clock() < there.since + FOLD_SECONDS)):
             return
-        if there.segment.lost or self._state is None:
+        if self._behind or there is None or there.segment.lost or self._state is None:
             self._catch_up()
-            return
-        with there.segment.folding:
-            committed = None
-            try:
-                progress, saved = replace(self._progress, parts=self._progress.parts + 1), self._state.saved
+        elif self._folding is None:
+            if not there.segment.finish():
+                self._catch_up()
+                return
+            progress, saved = replace(self._progress, parts=self._progress.parts + 1), self._state.saved
+            self._progress, self._saved, self._open = progress, saved, None
+
+            def commit() -> Progress | None:
                 rows = pa.concat_tables([*there.tables, *there.late]).combine_chunks()
-                committed = self._log.commit_decisions(rows, progress, saved, about(there.requests), logged=True)
-            finally:
-                there.segment.folded(by_us=committed is not None)
-        if committed is None:
-            self._catch_up()
+                return self._log.commit_decisions(rows, progress, saved, about(there.requests), logged=True)
+
+            self._behind = True  # unless it comes to be written
+            self._folding = there, self._aside(commit)
+            self._behind = False
+            self._note_folded(wait=not due)
+
+    def _note_folded(self, *, wait: bool) -> None:
+        """Note that the segment before the open one has its file of decisions, by us or, with the same rows, by somebody else."""
+        if self._folding is None or not (wait or self._folding[1].done()):
             return
-        self._come_to(committed, saved, there.requests)
+        (there, committed), self._folding = self._folding, None
+        try:
+            committed.result()
+        except BaseException:
+            self._behind = True  # what is open must not have its file first
+            raise
+        part = self._progress.parts
+        self._known.add([(known, part) for known, _, _ in there.requests])
+        self._read = part
 
     def _decide(self, requests: Sequence[StreamRequest]) -> dict[str, pa.Table | QueryError] | None:
         """Return the decisions on new requests, by their ids; None if somebody else's come first."""
@@ -214,16 +243,20 @@ class RequestedRows:
     def _written(self, requests: Sequence[StreamRequest]) -> dict[str, pa.Table | QueryError] | None:
         state, progress = self._now()
         self._state = None  # it goes on with these rows, and is the log's again once they are in it
-        tables = [self._log.as_before(self._table(request, state, progress.epoch)) for request in requests]
-        given = [request.vectors for request in requests if request.vectors is not None]
-        named = [(request.id, request.asked, table.num_rows) for request, table in zip(requests, tables, strict=True)]
         scores = np.concatenate([request.scores for request in requests])
-        record = Record(named, pa.concat_tables(tables), scores, np.concatenate(given) if given else None)
+        given = [request.vectors for request in requests if request.vectors is not None]
+        vectors = np.concatenate(given) if given else None
+        ids = pa.concat_arrays([request.ids for request in requests])
+        rows = self._log.as_before(self._table(ids, scores, vectors, state, progress.epoch))
+        named = [(request.id, request.asked, len(request.ids)) for request in requests]
+        record = Record(named, rows, scores, vectors)
         seen, chosen = state.sampler.seen, state.sampler.labelled
-        progress = replace(progress, rows=progress.rows + record.rows.num_rows, seen=seen, chosen=chosen)
+        progress = replace(progress, rows=progress.rows + rows.num_rows, seen=seen, chosen=chosen)
+        ends = np.cumsum([count for _, _, count in named]).tolist()
+        tables = [rows.slice(end - count, count) for end, (_, _, count) in zip(ends, named, strict=True)]
         if self._appends and self._whole != progress.parts + 1:
             if self._open is None:
-                begun = Begun(progress.epoch, progress.model, self._classes, record.rows.schema)
+                begun = Begun(progress.epoch, progress.model, self._classes, rows.schema)
                 segment = self._log.begin_segment(progress.parts + 1, begun)
                 if segment is None:
                     self._let_go_first(progress.parts + 1)
@@ -232,8 +265,9 @@ class RequestedRows:
             self._open.add(record, tables)
             self._progress = progress
         else:
+            self._note_folded(wait=True)
             saved = state.saved
-            committed = self._log.commit_decisions(record.rows, replace(progress, parts=progress.parts + 1), saved, about(named))
+            committed = self._log.commit_decisions(rows, replace(progress, parts=progress.parts + 1), saved, about(named))
             if committed is None:
                 return None
             self._come_to(committed, saved, named)
@@ -260,26 +294,26 @@ class RequestedRows:
             self._state = StreamState.of(self._stream, self._classes, self._saved, anew)
         return self._state, replace(progress, epoch=progress.epoch + 1, model=self._model) if anew else progress
 
-    def _table(self, request: StreamRequest, state: StreamState, epoch: int) -> pa.Table:
+    def _table(self, ids: pa.Array, scores: Numbers, vectors: Numbers | None, state: StreamState, epoch: int) -> pa.Table:
         before = state.sampler.seen
-        found = state.decide(request.scores, request.vectors, None)
-        count = len(request.ids)
-        return pa.table(
-            {
-                self._stream.pool.id or "id": request.ids,
-                "score": pa.array(request.scores, from_pandas=True),
-                "threshold": pa.array([None if decision is None else decision.threshold for decision in found], pa.float64()),
-                "chosen": pa.array([decision is not None and decision.chosen for decision in found], pa.bool_()),
-                "seen": pa.array(before + np.cumsum([decision is not None for decision in found]), pa.int64()),
-                "epoch": pa.array(np.full(count, epoch), pa.int32()),
-            }
-        )
+        found = state.decide(scores, vectors, None)
+        counts = np.fromiter((decision is not None for decision in found), np.int64, len(found))
+        columns = {
+            self._stream.pool.id or "id": ids,
+            "score": pa.array(scores, from_pandas=True),
+            "threshold": pa.array([None if decision is None else decision.threshold for decision in found], pa.float64()),
+            "chosen": pa.array([decision is not None and decision.chosen for decision in found], pa.bool_()),
+            "seen": pa.array(before + counts.cumsum()),
+            "epoch": pa.array(np.full(len(found), epoch, np.int32)),
+        }
+        return pa.Table.from_arrays(list(columns.values()), list(columns))
 
     def _answered(self, request: StreamRequest) -> pa.Table | QueryError | None:
         """Return what was decided on a request of this id, if it was."""
-        if self._open is not None and request.id in self._open.answers:
-            asked, table = self._open.answers[request.id]
-            return table if asked == request.asked else _taken(request)
+        for there in (self._open, self._folding and self._folding[0]):
+            if there is not None and request.id in there.answers:
+                asked, table = there.answers[request.id]
+                return table if asked == request.asked else _taken(request)
         for part in self._known.parts(request.id):
             file = self._log.part(part)
             first = 0
@@ -292,13 +326,16 @@ class RequestedRows:
 
     def _catch_up(self) -> None:
         """Read what was decided since; what was appended has its file then."""
-        self._state = self._open = None
+        self._behind = True
+        if self._folding is not None:
+            self._folding[1].exception()  # there or not, nobody writes any more
+        self._state = self._open = self._folding = None
         fold(self._log)
         self._progress, self._saved = self._log.progress()
         for number in self._log.parts():
             if number > self._read:
                 self._known.add([(known, number) for known, _, _ in requests_of(self._log.part(number).schema_arrow)])
-        self._read = self._progress.parts
+        self._read, self._behind = self._progress.parts, False
 
 
 class _Seen:
@@ -326,6 +363,15 @@ class _Seen:
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def _at_once(commit: Commit) -> Future[Progress | None]:
+    done: Future[Progress | None] = Future()
+    try:
+        done.set_result(commit())
+    except BaseException as error:
+        done.set_exception(error)
+    return done
 
 
 def _taken(request: StreamRequest) -> QueryError:

@@ -9,7 +9,8 @@ is read. So a record counts if the name was still there after the record was on 
 a record for which it was gone is in the file of decisions by chance or is decided on again. No lock is needed, and no clock.
 
 A record is its length, a checksum that goes on from that of the record before, and its content. What the last writer had not written
-wholly when it died fails its checksum and ends the log: it never was answered.
+wholly when it died fails its checksum and ends the log: it never was answered. Records are written over zeros, so that the disk has only
+them to take, and not a file's new size each time: of that, it says much later that it has it when others write, too.
 
 That holds where all who look at a folder see the same at once, as on a machine's own disk; elsewhere, decisions go into files at once.
 """
@@ -38,6 +39,9 @@ from raystream.errors import StoreError
 from raystream.store.protocol import Store
 
 _FRAME = struct.Struct("<IQ")
+_AHEAD = 1 << 20
+"""Zeros that are written at a time, over which records come to lie."""
+_as_json = json.JSONEncoder(separators=(",", ":")).encode
 _LENGTH = struct.Struct("<I")
 _MAGIC = b"raystream decisions 1\n"
 WHOLE = _MAGIC + b"whole\n"
@@ -104,6 +108,7 @@ class Segment:
     def __init__(self, path: Path, first: bytes, begun: Begun) -> None:
         self.begun = begun
         self._path, self._end, self._sum = path, len(first), _sum_of(first)
+        self._size = self._end  # of the file: from `_end` on it holds zeros
         self._lock = threading.Lock()
         self._kept = False
         self.lost = False
@@ -123,6 +128,8 @@ class Segment:
         frame, after = _framed(_content(record), self._sum)
         data, at = memoryview(frame), self._end
         try:
+            if at + len(data) > self._size:
+                self._size = at + len(data) + os.pwrite(self._descriptor, bytes(_AHEAD), at + len(data))
             while data:
                 written = os.pwrite(self._descriptor, data, at)
                 data, at = data[written:], at + written
@@ -154,14 +161,14 @@ class Segment:
         except OSError:
             return False
 
-    @property
-    def folding(self) -> threading.Lock:
-        """To be held while its owner folds it: whoever waits for the disk then hears how that ended."""
-        return self._lock
+    def finish(self) -> bool:
+        """Append nothing more: wait for the disk, after which whoever seals or folds the file finds all of it; False as of `sync`.
 
-    def folded(self, *, by_us: bool) -> None:
-        """Note that its decisions have a file of their own, with all that was appended, or with what somebody else found."""
-        self._kept, self.lost = by_us, not by_us
+        Raises:
+            StoreError: as of `sync`.
+        """
+        self._kept = self.sync()
+        return self._kept
 
 
 def beginning(begun: Begun) -> bytes:
@@ -183,6 +190,8 @@ def read_segment(data: bytes) -> tuple[Begun, list[Record]]:
     at, before = len(_MAGIC), 0
     while len(data) - at >= _FRAME.size:
         length, checksum = _FRAME.unpack_from(data, at)
+        if not length:
+            break  # zeros, over which nothing came to lie
         content = data[at + _FRAME.size : at + _FRAME.size + length]
         if len(content) < length or xxhash.xxh3_64_intdigest(content, before) != checksum:
             break
@@ -242,7 +251,7 @@ def _record(content: bytes, schema: pa.Schema) -> Record:
 
 
 def _joined(about: dict[str, Any], *parts: Any) -> bytes:
-    head = json.dumps(about, separators=(",", ":")).encode()
+    head = _as_json(about).encode()
     return b"".join([_LENGTH.pack(len(head)), head, *(memoryview(part) for part in parts)])
 
 
