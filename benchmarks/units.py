@@ -119,7 +119,7 @@ class AtOnce:
         self._events: deque[Any] = deque()
         self.seconds = self.cpu = 0.0
 
-    def workers(self, job: ScoringJob, count: int) -> tuple[AtOnce, int]:
+    def workers(self, job: ScoringJob, rows: int, size: int) -> tuple[AtOnce, int]:
         return self, 8
 
     def start_worker(self, worker: int) -> None:
@@ -166,7 +166,7 @@ def put(store: Store, name: str, data: bytes, bare: bool) -> None:
 
 
 def job_of(asked: Query, outputs: Any) -> ScoringJob:
-    return ScoringJob(asked.model, "e" * 64, SPEC, asked.store.uri, outputs, 0, 0, 1, False, ())
+    return ScoringJob(asked.model, "e" * 64, SPEC, asked.store.uri, outputs, 0, 0, 1, False, 0.0, ())
 
 
 def steps(store: Store, count: int, note: Callable[..., None]) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import gc
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 
 from raystream.errors import QueryError, RaystreamError, did_you_mean
 
@@ -77,3 +81,46 @@ def uncollected() -> Iterator[None]:
     finally:
         if before:
             gc.enable()
+
+
+def keep_pandas_out() -> None:
+    """Have pyarrow do without pandas until somebody imports it: pyarrow's first array would, which takes a quarter of a second.
+
+    pyarrow looks for pandas once: now, and in vain. It looks again as soon as anybody imports pandas, so that frames and series are to
+    it what they always are. For processes of our own; in others it isn't ours to decide.
+    """
+    if "pandas" in sys.modules:
+        return
+    import pyarrow as pa
+
+    finder = _PandasFinder()
+    sys.meta_path.insert(0, finder)
+    pa.array([0])
+    finder.hides = False
+
+
+class _PandasFinder(MetaPathFinder):
+    """Finds pandas where it is, unless that is hidden, and lets pyarrow know once it is imported."""
+
+    def __init__(self) -> None:
+        self.hides = True
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != "pandas":
+            return None
+        if self.hides:
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            import pyarrow as pa
+
+            with suppress(ImportError):  # too old for pyarrow, which does without it then
+                pa.nulls(0).to_pandas()
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

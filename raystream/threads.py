@@ -20,12 +20,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def each(items: Iterable[Item], start: Callable[[], Callable[[Item], Result]]) -> list[Result]:
-    """Do the work on every item, by as many threads as torch may use; returns what it makes of them, in their order.
+def each(items: Iterable[Item], start: Callable[[], Callable[[Item], Result]], most: int | None = None) -> list[Result]:
+    """Do the work on every item, by as many threads as torch may use, the caller's among them; returns what it makes of them, in order.
 
     Args:
         items: taken one at a time, by one thread at a time, and no sooner than there is a thread for them.
         start: called once by each thread; returns the work, which may own memory that items need in turn.
+        most: threads that are wanted, where not all are.
 
     Raises:
         Exception: that of the first item, in their order, whose work failed.
@@ -33,14 +34,17 @@ def each(items: Iterable[Item], start: Callable[[], Callable[[Item], Result]]) -
     iterator = iter(items)
     first = list(islice(iterator, 2))
     threads = torch.get_num_threads()
-    if threads == 1 or len(first) < 2:
+    used = threads if most is None else min(threads, most)
+    if used == 1 or len(first) < 2:
         work = start()
         return [work(item) for item in chain(first, iterator)]
     queue: _Queue[Item, Result] = _Queue(chain(first, iterator))
     try:
-        with ThreadPoolExecutor(threads, "raystream", torch.set_num_threads, (1,)) as pool:
-            futures = [pool.submit(queue.run, start) for _ in range(threads)]
+        with ThreadPoolExecutor(used - 1, "raystream", torch.set_num_threads, (1,)) as pool:
+            futures = [pool.submit(queue.run, start) for _ in range(used - 1)]
             try:
+                torch.set_num_threads(1)
+                queue.run(start)
                 for future in futures:
                     future.result()
             finally:

@@ -24,17 +24,21 @@ class RayHead:
     Args:
         port: the first of five that it takes.
         cpus: of the head.
+        kept: whether what the head knows of the cluster outlives it, on disk; else it is in memory.
 
     Attributes:
         address: of its job server.
         environment: of commands that talk to it.
     """
 
-    def __init__(self, port: int, cpus: int) -> None:
+    def __init__(self, port: int, cpus: int, kept: bool = False) -> None:
         self._port, self._cpus = port, cpus
         self.address = f"http://127.0.0.1:{port + 1}"
         self.environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
         self._folder = tempfile.mkdtemp(prefix="rsh-", dir="/tmp")  # sockets below it have short names
+        if kept:
+            os.mkdir(f"{self._folder}/gcs")
+            self.environment |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": f"{self._folder}/gcs"}
         self._started: list[subprocess.Popen[bytes]] = []
         self._agents = 0
 

@@ -15,11 +15,15 @@ from test_run import whole_pool
 
 import raystream as rs
 from raystream.errors import PoolError, QueryError
+from raystream.loop import lure
 from raystream.query.catalogue import TRAITS
+from raystream.report.cards import sheet
 from raystream.report.page import write_report
-from raystream.report.text import constraints_met, describe_result
+from raystream.report.text import constraints_met, describe_result, rows_as_text
+from raystream.selection import draw, random_order, row_hash
 
 MakeQuery = Callable[..., rs.Query]
+Cli = Callable[..., tuple[int, str, str]]
 STRATEGIES = list(TRAITS)
 every_strategy = pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 
@@ -77,11 +81,81 @@ def test_a_cost_budget_holds(make_query: MakeQuery, strategy: str) -> None:
 def test_a_share_is_drawn_at_random(make_query: MakeQuery, strategy: str) -> None:
     """The share is the same for every strategy and score, is drawn from the whole pool, comes last and is marked."""
     result = rs.run(make_query(**asked(strategy), select__random_share=0.25))
-    why = result.selection.column("why").to_pylist()
-    assert why == [""] * 9 + ["random_share"] * 3
+    table = result.selection
+    assert table.column("why").to_pylist() == [""] * 9 + ["random_share"] * 3
+    assert table.column("turn").to_pylist() == [*range(3, 12), 0, 1, 2]
+    assert table.column("probability").to_pylist()[9:] == [1 / 1200, 1 / 1199, 1 / 1198]
+    for shown in (rows_as_text(table, 12).split(), [name for name, _ in sheet(table, 12).columns]):
+        assert {"rank", "why"} <= set(shown)
+        assert not {"turn", "probability"} & set(shown)
+    drawn = strategy in ("power", "softmax", "softrank", "random")
+    assert table.column("probability").null_count == (0 if drawn else 9)
     assert len(set(ids(result))) == 12
     other = rs.run(make_query(select__strategy="random", select__random_share=0.25))
     assert ids(other)[9:] == ids(result)[9:]
+
+
+def test_random_rows_come_from_all_that_are_eligible(make_query: MakeQuery, workplace: Path) -> None:
+    """Caps, costs, candidates, repeats and demanded rows change nothing: the first by hash of those neither labelled nor excluded."""
+    priced(workplace, lambda rows, german: 1.0 + rows % 5)
+    pq.write_table(pa.table({"rid": [f"r{i:06d}" for i in range(100)]}), workplace / "labels.parquet")
+    names = [f"r{i:06d}" for i in range(100, 1200) if i != 500]
+    first = [names[i] for i in random_order(draw(row_hash(0, names), "random_share"), 20)]
+    base = {
+        "pool__uri": "priced.parquet", "pool__labelled": "labels.parquet", "pool__keep": ["country", "minutes"], "select__budget": 40,
+        "select__random_share": 0.5, "select__exclude": ["r000500"], "select__strategy": "softmax",
+    }  # fmt: skip
+    must = [first[3], "r001100"]
+    changes: dict[str, dict[str, object]] = {
+        "plain": {}, "near": {"select__near_duplicates": 0.9}, "prefilter": {"select__candidates": 40},
+        "must": {"select__must_include": must}, "cap": {"select__quotas": [{"by": "country", "max": 5}]},
+        "cost": {"select__cost": {"column": "minutes", "budget": 0.5}},  # less than any row costs
+    }  # fmt: skip
+    results = {name: rs.run(make_query(**base, **more)) for name, more in changes.items()}
+    for name, result in results.items():
+        table = result.selection.sort_by("turn")
+        assert table.column("rid").to_pylist()[:20] == first, name
+        assert table.column("probability").to_pylist()[:20] == [1 / (1099 - i) for i in range(20)]
+        assert table.column("probability").null_count == (0 if name == "plain" else table.num_rows - 20)
+        assert table.column("turn").to_pylist() == list(range(table.num_rows))
+        assert set(table.column("why").to_pylist()[:20]) == {"random_share"}
+    assert ids(results["must"])[0] == "r001100"
+    facts = results["must"].manifest.facts
+    assert (facts["must_include"], facts["random_share"], results["must"].selection.num_rows) == (2, 20, 40)
+    # the random rows alone go beyond the cap and the budget: they stay, no other row joins a full group, and a warning says it
+    kept = results["cap"].selection
+    random, others = kept.slice(kept.num_rows - 20), kept.slice(0, kept.num_rows - 20)
+    counts = Counter(random.column("country").to_pylist())
+    over = {country for country, count in counts.items() if count >= 5}
+    assert not set(others.column("country").to_pylist()) & over
+    assert f"{max(counts.values())} rows have country" in " ".join(results["cap"].manifest.warnings)
+    assert "since rows of select.random_share are in the batch whatever their groups" in " ".join(results["cap"].manifest.warnings)
+    assert results["cost"].selection.num_rows == 20
+    spent = sum(results["cost"].selection.column("minutes").to_pylist())
+    words = f"the batch costs {spent:g}, above select.cost.budget 0.5, since rows of select.random_share are in it whatever they cost"
+    assert words in results["cost"].manifest.warnings
+    with pytest.raises(QueryError, match=r"select\.random_share takes 20 of 40 places, which leaves 20 .* or lower select\.random_share$"):
+        rs.run(make_query(**base, select__quotas=[{"by": "country", "value": "DE", "min": 39}]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["power", "softmax"])
+def test_a_drawn_batch_says_the_mean_loss_of_the_pool(make_query: MakeQuery, workplace: Path, strategy: str) -> None:
+    """LURE from `turn` and `probability`, over many seeds: the pool's mean within two standard errors; the plain mean is far from it."""
+    base = {"select__strategy": strategy, "select__budget": 60, "select__random_share": 0.2, "select__args": {"beta": 6.0}}
+    every = rs.run(make_query(select__strategy=strategy, select__budget=1200)).selection
+    order = every.sort_by("score").column("rid").to_pylist()
+    loss = dict(zip(order, np.linspace(0, 1, len(order)) ** 4, strict=True))  # most for the highest scores
+    found = []
+    for seed in range(40):
+        result = rs.run(make_query(**base, seed=seed, store__query=f"q{seed}"))
+        table = result.selection.sort_by("turn")
+        losses = [loss[rid] for rid in table.column("rid").to_pylist()]
+        found.append((lure(losses, table.column("probability").to_numpy(), result.manifest.counts.eligible), np.mean(losses)))
+    means, errors = np.mean(found, axis=0), np.std(found, axis=0, ddof=1) / np.sqrt(len(found))
+    mean = np.mean(list(loss.values()))
+    assert abs(means[0] - mean) < 2 * errors[0]
+    assert means[1] - mean > 5 * errors[1]
 
 
 def test_everything_at_once(make_query: MakeQuery, workplace: Path) -> None:
@@ -161,18 +235,35 @@ def priced(folder: Path, minutes: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @every_strategy
 def test_money_is_set_aside_for_minimums(make_query: MakeQuery, workplace: Path, strategy: str) -> None:
-    """Every row costs 1 of 10 and 8 must be DE: at most 2 others come in, drawn and demanded rows among them."""
+    """Every row costs 1 of 12 and 7 must be DE: at most 5 others come in, drawn and demanded rows among them."""
     priced(workplace, lambda rows, german: np.ones(len(rows)))
     query = make_query(
         **asked(strategy), pool__uri="priced.parquet", pool__keep=["country"], select__budget=20, select__random_share=0.2,
-        select__must_include=["r000001"], select__cost={"column": "minutes", "budget": 10},
-        select__quotas=[{"by": "country", "value": "DE", "min": 8}],
+        select__must_include=["r000001"], select__cost={"column": "minutes", "budget": 12},
+        select__quotas=[{"by": "country", "value": "DE", "min": 7}],
     )  # fmt: skip
     result = rs.run(query)
-    assert Counter(result.selection.column("country").to_pylist())["DE"] >= 8
-    assert result.selection.num_rows == 10
+    assert Counter(result.selection.column("country").to_pylist())["DE"] >= 7
+    assert result.selection.num_rows == 12
     assert Counter(result.selection.column("why").to_pylist())["random_share"] == 4
-    assert result.manifest.facts["cost"] == 10
+    assert result.manifest.facts["cost"] == 12
+
+
+def test_minimums_that_need_each_others_rows_are_met(make_query: MakeQuery, workplace: Path, cli: Cli) -> None:
+    """Nearly all rows of DE are in a group that has one place: the few others pass the pre-filter, and are kept for the minimum."""
+    table = priced(workplace, lambda rows, german: np.where(german, rows > 1150, rows % 2))
+    query = make_query(
+        pool__uri="priced.parquet", pool__keep=["country", "minutes"], select__strategy="core_set", select__candidates=20,
+        select__budget=8,
+        select__quotas=[{"by": "country", "value": "DE", "min": 5}, {"by": "minutes", "value": 0, "max": 1}],
+    )  # fmt: skip
+    few = Counter(zip(table.column("country").to_pylist(), table.column("minutes").to_pylist(), strict=True))["DE", 1.0]
+    assert 4 <= few < 40
+    result = rs.run(query)
+    assert Counter(result.selection.column("country").to_pylist())["DE"] >= 5
+    assert result.selection.num_rows == 8
+    assert Counter(result.selection.column("minutes").to_pylist())[0] <= 1
+    assert cli("verify", result.query)[0] == 0
 
 
 def test_the_cheapest_rows_of_a_minimum_pass_the_prefilter(make_query: MakeQuery, workplace: Path) -> None:
@@ -303,7 +394,7 @@ def test_what_must_be_included_may_go_beyond_limits_and_says_so(make_query: Make
     ids = pq.read_table("priced.parquet").column("rid").to_pylist()[:3]
     changes = {"pool__uri": "priced.parquet", "select__must_include": ids, "select__cost": {"column": "minutes", "budget": 2}}
     warnings = " ".join(rs.run(make_query(**changes)).manifest.warnings)
-    assert "the batch costs 3, above select.cost.budget 2, since select.must_include is in it whatever it costs" in warnings
+    assert "the batch costs 3, above select.cost.budget 2, since rows of select.must_include are in it whatever they cost" in warnings
     result = rs.run(make_query(pool__uri="priced.parquet", select__must_include=ids, select__quotas=[{"by": "minutes", "max": 2}]))
     assert "3 rows have minutes 1.0, above the 2 that select.quotas allow" in " ".join(result.manifest.warnings)
 

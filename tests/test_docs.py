@@ -7,13 +7,18 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 from typer.main import get_command
 
 import raystream
 from raystream import cli
+from raystream.errors import PoolError
+from raystream.pool import list_files
 from raystream.query import Query
 from raystream.query.loop import Loop
 from raystream.query.stream import Stream
@@ -89,12 +94,31 @@ def test_yaml_snippets_are_queries(page: Path, tmp_path: Path) -> None:
 
 
 @every_page
-def test_python_snippets_run(page: Path) -> None:
+def test_python_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that need neither a query file nor the code around them run as they stand; the others are at least Python."""
+    monkeypatch.chdir(tmp_path)
     for code in snippets(page, "python"):
         compile(code, page.name, "exec")
         if "import" in code and "query.yaml" not in code:
             exec(code, {"__name__": "snippet"})
+
+
+def test_folders_of_images_and_csv_become_pools(tmp_path: Path) -> None:
+    """What is no Parquet is refused with the page that shows how to make it Parquet; what that page shows gives the same rows."""
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    for name in ("a.png", "cats/b.JPG"):
+        Image.new("RGB", (8, 6), (200, 0, 9)).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "notes.csv").write_text("k\n1\n")
+    with pytest.raises(PoolError, match=r"photos holds no Parquet file but 2 images and 1 CSV file; expected Parquet: docs/columns\.md"):
+        list_files([f"{tmp_path}/photos"])
+    shown: dict[str, Any] = {}
+    exec(next(code for code in snippets(ROOT / "docs" / "columns.md", "python") if "images_to_parquet" in code), shown)
+    shown["images_to_parquet"](tmp_path / "photos", tmp_path / "images.parquet")
+    shown["csv_to_parquet"](tmp_path / "photos" / "notes.csv", tmp_path / "rows.parquet")
+    images = pq.read_table(tmp_path / "images.parquet").to_pylist()
+    assert [row["file"] for row in images] == ["a.png", "cats/b.JPG"]
+    assert images[0]["image"] == (tmp_path / "photos" / "a.png").read_bytes()
+    assert pq.read_table(tmp_path / "rows.parquet").to_pylist() == [{"k": 1}]
 
 
 def test_commands_are_those_that_there_are() -> None:
@@ -106,6 +130,15 @@ def test_commands_are_those_that_there_are() -> None:
         code = " ".join(re.findall(r"```\n.*?```|`[^`\n]+`", page.read_text(), re.DOTALL))
         shown = set(re.findall(r"(?:`|\n|-- )raystream ([a-z]+)", code))
         assert shown <= known, page.name
+
+
+def test_help_fits_and_names_what_is_given() -> None:
+    """On 80 columns no command's line is cut short, and what an option takes is called by what it is, not by a type of Python's."""
+    for name, command in get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+        assert not command.get_short_help_str(62).endswith("..."), name
+        for option in command.params:
+            takes = option.param_type_name == "option" and not option.is_flag
+            assert option.metavar or not takes, (name, option.name)
 
 
 def test_the_readme_is_short() -> None:

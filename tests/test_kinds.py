@@ -33,9 +33,12 @@ def test_a_kind_takes_its_own_keys_and_no_other(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"columns"}))
 def test_a_source_is_needed(kind: str) -> None:
-    """Without a source the query says what it would be."""
+    """Without a source the query says what it would be, and that weights, which are found first, aren't it."""
     with pytest.raises(QueryError, match=r"^model.source is missing; give (a|the) "):
         Model(kind=kind)
+    said = rf"; kind: {kind} reads no model.weights" if "weights" not in KINDS[kind].keys else ""
+    with pytest.raises(QueryError, match=rf"^model.source is missing; give [^;]*{said}$"):
+        Model(kind=kind, weights="spam.joblib")
 
 
 def test_an_unknown_kind_names_the_nearest() -> None:

@@ -7,13 +7,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
+import pytest
 import ray
 import yaml
 
 import raystream
+from raystream import Query
 
 ROOT = Path(raystream.__file__).parents[1]
 
@@ -58,6 +61,39 @@ def test_what_a_run_takes_imports_no_ray() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+def test_pandas_stays_out_until_somebody_imports_it() -> None:
+    """pyarrow's arrays import no pandas then; frames and series are what they always are to it, once there are any."""
+    pytest.importorskip("pandas")
+    code = (
+        "import importlib.util, sys\nfrom raystream.imports import keep_pandas_out\nkeep_pandas_out()\n"
+        "import numpy as np, pyarrow as pa\nassert pa.array(np.arange(3)).to_numpy().sum() == 3\n"
+        "assert importlib.util.find_spec('pandas').name == 'pandas' and 'pandas' not in sys.modules\n"
+        "import pandas as pd\nassert pa.array(pd.Series([1.0, float('nan')])).null_count == 1\n"
+        "assert pa.types.is_dictionary(pa.array(pd.Categorical(['a', 'b'])).type)\n"
+        "assert list(pa.table({'a': [1]}).to_pandas().a) == [1]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_query_over_scored_rows_imports_no_more_than_it_needs(make_query: Callable[..., Query], workplace: Path) -> None:
+    """From the shell, a report included: no model is loaded, no Ray, no pandas; and little is left to the garbage collector."""
+    query = make_query()
+    raystream.run(query)
+    (workplace / "query.yaml").write_text(query.to_yaml())
+    code = (
+        "import gc, sys, raystream.cli as cli\n"
+        "try:\n    cli.main(['query', 'query.yaml', '--set', 'seed=1', '--json'])\nexcept SystemExit as e:\n    assert e.code == 0\n"
+        "heavy = {'ray', 'pandas', 'matplotlib', 'scipy', 'sklearn', 'faiss', 'fastapi', 'transformers', 'user_nets'} & set(sys.modules)\n"
+        "assert not heavy, heavy\nassert gc.isenabled() and gc.get_freeze_count() > 100_000\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["units_scored"], Path(said["report"]).is_file()) == (0, True)
 
 
 def test_cluster_file_is_valid() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import raystream
 
 ROOT = Path(raystream.__file__).parents[1]
-BELOW_ALL = {"errors", "arrays", "figures", "imports", "spec", "threads"}
+BELOW_ALL = {"errors", "arrays", "figures", "imports", "spec", "strings", "threads"}
 """Modules beside the rooms that any of these may use; of each other, only errors."""
 ARROWS = {
     "lake": set(),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,15 +31,19 @@ def whole_pool(folder: Path) -> pa.Table:
 
 
 def test_selection_has_the_columns_of_the_contract(make_query: MakeQuery) -> None:
-    """Rank, id under its own name, score, gain, distance, represents, why, prediction, confidence, kept columns, path, row."""
+    """Rank, id under its own name, score, gain, and so on; kept columns, path, row."""
     result = rs.run(make_query(pool__keep=["url", "year"], model__classes=["a", "b", "c", "d"], acquire={"also": ["entropy"]}))
     assert result.selection.column_names == [
-        "rank", "rid", "score", "gain", "distance", "represents", "why", "prediction", "prediction_name", "confidence",
-        "entropy", "url", "year", "path", "row",
+        "rank", "rid", "score", "gain", "distance", "represents", "why", "turn", "probability", "prediction",
+        "prediction_name", "confidence", "entropy", "url", "year", "path", "row",
     ]  # fmt: skip
     assert result.selection.column("rank").to_pylist() == list(range(12))
     assert result.selection.schema.field("rank").type == pa.int32()
     assert result.selection.schema.field("prediction").type == pa.int32()
+    assert result.selection.schema.field("turn").type == pa.int32()
+    assert result.selection.schema.field("probability").type == pa.float64()
+    assert result.selection.column("turn").to_pylist() == list(range(12))
+    assert result.selection.column("probability").null_count == 12
     assert len(set(result.selection.column("rid").to_pylist())) == 12
 
 
@@ -488,6 +494,46 @@ def test_scores_that_rank_nothing_are_warned_of(make_query: MakeQuery, workplace
     result = rs.run(make_query(model__source="user_nets:flat"))
     assert any("all 1,200 rows have the same margin, 1, so it ranks nothing" in warning for warning in result.manifest.warnings)
     assert not any("ranks nothing" in warning for warning in rs.run(make_query()).manifest.warnings)
+
+
+SLOW = """
+import torch
+SECONDS, CLOCK, SIZES = {seconds}, [0.0], []
+class Net:
+    def predict(self, inputs):
+        CLOCK[0] += SECONDS * len(inputs[0])
+        SIZES.append(len(inputs[0]))
+        return {{"logits": inputs[0][:, :3], "embedding": inputs[0]}}
+"""
+
+
+@pytest.mark.parametrize(("seconds", "size", "most"), [(0.1, 64, 300), (0.0001, 256, 1400)])
+def test_an_estimate_waits_for_no_long_batch(
+    make_query: MakeQuery, workplace: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, size: int, most: int
+) -> None:
+    """Of a model that takes a minute for one of its batches, small ones are timed, and not many; one that doesn't runs its own."""
+    from raystream.scoring.estimate import estimate
+
+    (workplace / "slow_nets.py").write_text(SLOW.format(seconds=seconds))
+    monkeypatch.delitem(sys.modules, "slow_nets", raising=False)
+    query = make_query(model={"kind": "python", "source": "slow_nets:Net", "batch_size": 256})
+    slow = importlib.import_module("slow_nets")
+    clock = types.SimpleNamespace(perf_counter=lambda: slow.CLOCK[0], process_time=lambda: slow.CLOCK[0])
+    monkeypatch.setattr("raystream.scoring.estimate.time", clock)
+    found = estimate(query)
+    assert found.seconds == pytest.approx(1200 * seconds)
+    assert max(slow.SIZES[-3:]) == size
+    assert sum(slow.SIZES) <= most
+
+
+def test_an_estimate_goes_by_the_largest_share() -> None:
+    """Units of 3 and 2 rows take two workers as long as 3 rows one; of many units each has its even part."""
+    from raystream.scoring.estimate import _largest_share
+
+    assert _largest_share(np.array([3, 2]), 2) == 0.6
+    assert _largest_share(np.array([5, 1, 1, 1]), 2) == 5 / 8
+    assert _largest_share(np.full(5000, 7), 4) == 0.25
+    assert _largest_share(np.array([], np.int64), 2) == 0
 
 
 def test_plan_leaves_no_store(make_query: MakeQuery, workplace: Path) -> None:

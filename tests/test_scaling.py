@@ -65,6 +65,18 @@ def test_prices_and_limits(scaling: ModuleType) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", ["--scores", "--without-files"])
+def test_bookkeeping_is_measured(more: str) -> None:
+    """By the session, the scheduler and the packs as they are: what stands in for workers keeps to what a session asks of them."""
+    command = [sys.executable, str(ROOT / "benchmarks/units.py"), "--units", "300", more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    [found] = json.loads(done.stdout.splitlines()[-1])["results"]
+    assert found["units"] == 300
+    assert {"plan", "lookup", "write", "scheduling"} <= set(found["us"])
+
+
+@pytest.mark.slow
 def test_it_measures(scaling: ModuleType) -> None:
     """One JSON line with passes, rounds and bytes of each strategy: those that stand in the results, and bytes that grow with shards."""
     done = subprocess.run([sys.executable, str(ROOT / "benchmarks/scaling.py"), "--measure"], capture_output=True, text=True, check=False)

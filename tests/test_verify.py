@@ -94,8 +94,17 @@ def test_the_first_difference_is_named(make_query: MakeQuery, workplace: Path, c
         code, out, err = cli("verify", "q")
         assert (code, out) == (3, "")
         assert says in err
-    _commit(workplace, table.set_column(at, "gain", pa.array(near)))
-    assert cli("verify", "q")[0] == 0
+    older = table.drop_columns(["turn", "probability"])
+    for same in (table.set_column(at, "gain", pa.array(near)), older):
+        _commit(workplace, same)
+        assert cli("verify", "q")[0] == 0
+    # what reads a selection of before, which lacks the later columns: show, diff, a batch for people
+    assert cli("show", "q", "--report")[0] == 0
+    rs.run(make_query(store__query="now", select__strategy="core_set", seed=1))
+    assert cli("diff", "q", "now", "--out", "diff.parquet")[0] == 0
+    compared = pq.read_table("diff.parquet")
+    assert [compared.schema.field(f"{name}_a").type for name in ("turn", "probability")] == [pa.int32(), pa.float64()]
+    assert cli("export", "q", "--to", "csv", "--out", "batch.csv")[0] == 0
 
 
 def test_damage_is_found(make_query: MakeQuery, workplace: Path, cli: Cli) -> None:

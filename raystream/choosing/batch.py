@@ -76,7 +76,7 @@ def choose_batch(query: Query, columns: PoolColumns, labelled: LabelledRows, act
         were = "row was" if len(picked) == 1 else "rows were"
         warnings.append(f"{len(picked)} {were} chosen for a budget of {query.select.budget}: {reason}")
     table = selection_table(query, columns, picked, chosen)
-    facts = dict(chosen.facts) | picked_by_rule | how_met(query.select, limits, chosen)
+    facts = dict(chosen.facts) | picked_by_rule | how_met(query.select, limits, chosen, len(named.must_include))
     if candidates.repeats:
         facts["exact_repeats"] = int(facts.get("exact_repeats", 0)) + candidates.repeats
     return ChosenBatch(table, candidates.eligible, count, chosen.passes, certificate, tuple(warnings), facts, rounds)
@@ -95,6 +95,8 @@ def selection_table(query: Query, columns: PoolColumns, picked: np.ndarray, chos
         "distance": pa.nulls(len(picked), pa.float64()) if chosen.distance is None else _nullable(chosen.distance),
         "represents": pa.nulls(len(picked), pa.int64()) if chosen.represents is None else pa.array(chosen.represents, pa.int64()),
         "why": pa.array(chosen.why, pa.string()),
+        "turn": pa.array(chosen.turn, pa.int32()),
+        "probability": _nullable(chosen.probability),
         "prediction": more.column("prediction") if query.gives_predictions else pa.nulls(len(picked), pa.int32()),
     }
     if columns.classes is not None:
@@ -147,6 +149,7 @@ def _choose(
         must_include=candidates.must_include,
         drawn=candidates.drawn,
         more=candidates.limited,
+        eligible=candidates.eligible,
         others=candidates.others,
         memory=memory_of(query),
         args=select.args,

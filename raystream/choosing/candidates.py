@@ -28,7 +28,7 @@ from raystream.scoring.output_kinds import EPIG
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan
 from raystream.scoring.scored_pool import ScoredPool, holds_column, merge
 from raystream.scoring.session import one_opinion, refuse_quarantined
-from raystream.selection import Constraints, Quota, Rows, draw, random_order, walk
+from raystream.selection import Rows, draw, random_order
 from raystream.selection.prefilter import Ahead, ahead, with_floors
 from raystream.selection.strategies.ranking import best
 from raystream.store.receipts import EMBEDDINGS
@@ -114,7 +114,7 @@ class CandidateRows:
 
     Attributes:
         rows: (n,) int64 rows of the pool, ascending; None for all of them.
-        must_include, drawn: int64 candidates that are in the batch already.
+        must_include, drawn: int64 candidates that are in the batch already; a row may be both. `drawn` is in the order of drawing.
         eligible: how many rows of the pool might have been chosen.
         limited: whether the pre-filter kept some of these out.
         others: whether some of those may be no exact repeats.
@@ -144,10 +144,9 @@ def find_candidates(query: Query, columns: PoolColumns, labelled: LabelledRows, 
     free[named.exclude] = False
     eligible = int(free.sum())
     must = named.must_include
-    free[must] = False
-    drawn = _drawn(query, columns, free, must)
-    free[drawn] = False
-    given = np.concatenate([must, drawn])
+    drawn = _drawn(query, pool, free, len(must))
+    given = np.union1d(must, drawn)
+    free[given] = False
     left, limit = int(free.sum()), select.candidate_limit
     prefilter = _Prefilter(query, columns, labelled, given)
     if limit is not None and limit < left:
@@ -195,7 +194,7 @@ class _Prefilter:
         score = every[free]
         rows = np.concatenate([free, self._given])
         quotas, cost = self._columns.quotas(self._select, rows), self._columns.cost(self._select, rows)
-        return with_floors(kept, free, score, quotas, cost, self._first)
+        return with_floors(kept, free, score, quotas, cost, self._first, self._select.budget)
 
     def _first(self, order: Callable[[int], np.ndarray], total: int, limit: int) -> Ahead:
         """Return the first rows of an order, exact repeats passed over where the choice passes over them."""
@@ -229,40 +228,18 @@ def _best(score: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
     return rows
 
 
-def _drawn(query: Query, columns: PoolColumns, mask: np.ndarray, must: np.ndarray) -> np.ndarray:
-    """Draw the rows of `select.random_share`: the first by hash among the masked ones, which caps and costs may pass over."""
+def _drawn(query: Query, pool: ScoredPool, eligible: np.ndarray, must: int) -> np.ndarray:
+    """Draw the rows of `select.random_share`, in the order of drawing: the first by hash of all that are `eligible`, a mask.
+
+    Rows of `must_include` are among them: those drawn are as good a sample of what is eligible as if nothing else were asked.
+    """
     select = query.select
-    count = min(round(select.random_share * select.budget), select.budget - len(must), int(mask.sum()))
+    rows = np.flatnonzero(eligible)
+    count = min(round(select.random_share * select.budget), select.budget - must, len(rows))
     if count <= 0:
         return np.empty(0, dtype=np.int64)
-    free = np.flatnonzero(mask)
-    keys = draw(hashes_of(columns.pool, query.seed, free), "random_share")
-    if not select.quotas and select.cost is None:
-        return np.asarray(free[random_order(keys, count)])
-    order = free[random_order(keys, len(free))]
-    if any(quota.min is not None for quota in select.quotas):
-        return _fitting(select, columns, must, order, count, floors=True)
-    some = _fitting(select, columns, must, order[: 4 * count + 64], count)
-    return some if len(some) == count else _fitting(select, columns, must, order, count)
-
-
-def _fitting(select: Select, columns: PoolColumns, must: np.ndarray, order: np.ndarray, count: int, floors: bool = False) -> np.ndarray:
-    """Find the first `count` rows of `order` that fit the caps and the cost beside those of `must`, and leave enough for the floors."""
-    rows, budget = np.concatenate([must, order]), select.budget
-    quotas = columns.quotas(select, rows)
-    # a batch may meet floors by several columns with the same rows: no places are kept for them here
-    places = budget if sum(quota.least.any() for quota in quotas) == 1 else len(rows)
-    limits = quotas if floors and _can_be_met(quotas, budget) else [replace(quota, least=np.zeros_like(quota.least)) for quota in quotas]
-    constraints = Constraints(places if floors else len(rows), quotas=limits, cost=columns.cost(select, rows))
-    for row in range(len(must)):
-        constraints.take(row, why="must_include")
-    return np.asarray(rows[walk(np.arange(len(must), len(rows)), count, constraints, None)])
-
-
-def _can_be_met(quotas: Sequence[Quota], budget: int) -> bool:
-    """Tell whether the pool holds enough for every floor, and the budget too; where they don't, the choice says so."""
-    held = (np.bincount(quota.group[quota.group >= 0], minlength=len(quota.names)) for quota in quotas)
-    return all((quota.least <= some).all() and quota.least.sum() <= budget for quota, some in zip(quotas, held, strict=True))
+    drawn: np.ndarray = rows[random_order(draw(hashes_of(pool, query.seed, rows), "random_share"), count)]
+    return drawn
 
 
 def read_pool(asked: ResolvedQuery, plan: ScoringPlan, units: ScoredUnits, warnings: Sequence[str] = ()) -> ScoredPool:

@@ -7,7 +7,6 @@ arguments (`k`), are put into the words of a query (`select.budget`).
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,11 +173,12 @@ def read_limits(select: Select, columns: PoolColumns, rows: np.ndarray | None) -
     return BatchLimits(quotas, columns.cost(select, rows))
 
 
-def how_met(select: Select, limits: BatchLimits, chosen: Chosen) -> dict[str, float | int | str]:
+def how_met(select: Select, limits: BatchLimits, chosen: Chosen, must: int) -> dict[str, float | int | str]:
     """Return facts for the manifest, none for a query without constraints.
 
     `cost`: what the batch costs. `quota BY=VALUE`: rows of the group in the batch; for quotas of all groups of a column
-    `quota BY fullest` where there is a max and `quota BY emptiest` where there is a min. `must_include` and `random_share`: rows of theirs.
+    `quota BY fullest` where there is a max and `quota BY emptiest` where there is a min. `must_include`, of which there are
+    `must`, and `random_share`: rows of theirs; some may be of both.
     """
     facts: dict[str, float | int | str] = {}
     if limits.cost is not None:
@@ -195,23 +195,25 @@ def how_met(select: Select, limits: BatchLimits, chosen: Chosen) -> dict[str, fl
             facts[f"quota {asked.by} fullest"] = int(counts.max(initial=0))
         if asked.min is not None:
             facts[f"quota {asked.by} emptiest"] = int(counts.min(initial=len(group)))
-    given = Counter(chosen.why)
-    return facts | {key: given[key] for key in ("must_include", "random_share") if getattr(select, key)}
+    given = {"must_include": must, "random_share": chosen.why.count("random_share")}
+    return facts | {key: count for key, count in given.items() if getattr(select, key)}
 
 
 def exceeded(limits: BatchLimits, chosen: Chosen) -> list[str]:
-    """Warn of limits that rows which had to be in the batch go beyond."""
+    """Warn of limits that rows which had to be in the batch, or were drawn at random, go beyond."""
     found = []
+    keys = " and ".join(f"select.{key}" for key in ("must_include", "random_share") if key in chosen.why)
     if limits.cost is not None and (spent := float(limits.cost.column[chosen.rows].sum())) > limits.cost.budget * (1 + 1e-9):
         budget = f"select.cost.budget {limits.cost.budget:g}"
-        found.append(f"the batch costs {spent:g}, above {budget}, since select.must_include is in it whatever it costs")
+        found.append(f"the batch costs {spent:g}, above {budget}, since rows of {keys} are in it whatever they cost")
     for quota in limits.quotas:
         group = quota.group[chosen.rows]
         counts = np.bincount(group[group >= 0], minlength=len(quota.names))
-        for i in np.flatnonzero(counts > quota.most)[:1]:
+        i = int((counts - quota.most).argmax())
+        if counts[i] > quota.most[i]:
             found.append(
                 f"{counts[i]} rows have {quota.by} {shown(quota.names[i])}, above the {quota.most[i]} that select.quotas allow, since "
-                "select.must_include is in the batch whatever its groups"
+                f"rows of {keys} are in the batch whatever their groups"
             )
     return found
 

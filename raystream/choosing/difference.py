@@ -29,7 +29,7 @@ from raystream.store.unit_keys import Keys
 
 BOTH, A_ALONE, B_ALONE = "both", "a", "b"
 """Who chose a row, in the column `chosen_by`."""
-_COMPARED = ("rank", "score", "gain", "distance", "prediction", "why")
+_COMPARED = ("rank", "score", "gain", "distance", "prediction", "why", "turn", "probability")
 _ROW_BITS = 40
 """More than a row's place in its file takes."""
 
@@ -95,7 +95,7 @@ class _ComparedQuery:
     def column(self, name: str, ids: Sequence[object]) -> pa.Array:
         """Return a column of the selection at these ids; null where the query didn't choose the row."""
         if name not in self.table.column_names:
-            return pa.nulls(len(ids))
+            return pa.nulls(len(ids), pa.int32() if name == "turn" else pa.float64())  # selections of before lack both columns
         places = pa.array([self.places.get(value) for value in ids], pa.int64())
         found = self.table.column(name).take(places)
         return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found

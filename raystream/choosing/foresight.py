@@ -149,8 +149,8 @@ def _check_limits(select: Select, rows: UnscoredRows, schema: pa.Schema, eligibl
     quotas = [quota_of(asked, name, table.column(name), select.budget) for name in names]
     with words_of_query():
         Constraints(select.budget, quotas=quotas)
-    if select.cost is None or select.must_include:
-        return  # what must be in the batch is, whatever it costs
+    if select.cost is None or select.must_include or round(select.random_share * select.budget):
+        return  # what must be in the batch is, whatever it costs, and what is drawn at random
     costs = as_costs(select.cost.column, table.column(select.cost.column))
     costs = np.where(np.isfinite(costs) & (costs >= 0), costs, np.inf)  # what is wrong with candidates is said when they are known
     budget = select.cost.budget * (1 + 1e-9)

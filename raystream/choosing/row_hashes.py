@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from raystream.pool.ids import BLOCK_ROWS, id_blocks, id_bytes
+from raystream.pool.ids import BLOCK_ROWS, id_blocks, id_bytes, numbered
 from raystream.query import Query
 from raystream.scoring.output_kinds import EPIG
 from raystream.scoring.scored_pool import ScoredPool, StoredIds
@@ -14,7 +14,7 @@ from raystream.selection.hashing import bytes_hash
 
 
 class RowHashes:
-    """The hashes of all rows, as their ids come by in row order.
+    """The hashes of all rows, as their ids come by.
 
     Args:
         seed: the query's.
@@ -25,14 +25,13 @@ class RowHashes:
     """
 
     def __init__(self, seed: int, rows: int) -> None:
-        self._seed, self._row, self.found = seed, 0, np.empty(rows, np.uint64)
+        self._seed, self.found = seed, np.empty(rows, np.uint64)
 
-    def add(self, ids: pa.Array) -> None:
-        """Take the ids of the next rows; those of nulls are of no use."""
-        for _, block in id_blocks(ids):
+    def add(self, row: int, ids: pa.Array) -> None:
+        """Take the ids of the rows from this one on; those of nulls are of no use."""
+        for start, block in id_blocks(ids):
             if not block.null_count:
-                self.found[self._row : self._row + len(block)] = block_hashes(self._seed, block)
-            self._row += len(block)
+                self.found[row + start : row + start + len(block)] = block_hashes(self._seed, block)
 
 
 def goes_by_all_hashes(query: Query) -> bool:
@@ -49,8 +48,8 @@ def hashes_of(pool: ScoredPool, seed: int, rows: np.ndarray | None) -> np.ndarra
         return pool.hashes if rows is None else np.asarray(pool.hashes[rows])
     if rows is None or (2 * len(rows) > len(pool) and isinstance(pool.ids, StoredIds)):  # each id is read once
         every = RowHashes(seed, len(pool))
-        for chunk in pool.ids.chunks:
-            every.add(chunk)
+        for row, chunk in numbered(pool.ids):
+            every.add(row, chunk)
         return every.found if rows is None else np.asarray(every.found[rows])
     found = np.empty(len(rows), np.uint64)
     for start in range(0, len(rows), BLOCK_ROWS):

@@ -39,9 +39,11 @@ from raystream.store.result import committed_table, read_result
 from raystream.store.unit_columns import quarantined_rows
 
 TOLERANCE = 1e-6
-"""By how much of their size gains, distances and the certificate may differ: they may be summed up in another order."""
+"""By how much of their size gains, distances, probabilities and the certificate may differ: they may be summed up in another order."""
 
-_CLOSE = ("gain", "distance")
+_CLOSE = ("gain", "distance", "probability")
+_LATER = frozenset({"turn", "probability"})
+"""Columns that selections of before don't have."""
 _HASH_THREADS = 4
 _FETCH_THREADS = 16
 _FILES_AT_ONCE = 1 << 12
@@ -128,7 +130,7 @@ def verify(
         units=len(units.outputs) + len(elsewhere),
         bytes=bytes_,
         same=tuple(column for column in compared if column not in _CLOSE),
-        close=(*_CLOSE, *(["certificate"] if manifest.certificate else [])),
+        close=(*(column for column in compared if column in _CLOSE), *(["certificate"] if manifest.certificate else [])),
         not_compared=tuple(query.pool.keep),
         tolerance=TOLERANCE,
         rescored=again,
@@ -221,7 +223,7 @@ def _compare(then: pa.Table, now: pa.Table, query: Query, manifest: Manifest) ->
     Raises:
         VerificationError: names the first rank and column in which they don't.
     """
-    columns = [name for name in now.column_names if name != "rank"]
+    columns = [name for name in now.column_names if name != "rank" and (name in then.column_names or name not in _LATER)]
     if missing := [name for name in columns if name not in then.column_names]:
         raise VerificationError(f"query {manifest.query}: its selection has no column {missing[0]}")
     old, new = ({name: table.column(name).to_pylist() for name in columns} for table in (then, now))

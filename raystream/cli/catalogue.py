@@ -15,13 +15,15 @@ from raystream.query.catalogue.listing import CatalogueEntry, listings
 
 
 def strategies(
-    name: Annotated[str | None, typer.Argument(help="Of a strategy, a score or a kind of model: all about it.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Of a strategy, a score or a kind of model: all about it.", show_default=False)
+    ] = None,
     scores: Annotated[bool, typer.Option("--scores", help="The acquisition scores instead.")] = False,
     kinds: Annotated[bool, typer.Option("--kinds", help="The kinds of model instead.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """List what a query may choose by: strategies, scores, kinds of model.
+    """List what a query may choose by: strategies, scores, models.
 
     Each with what it does, what it needs and its arguments with their defaults; with a name, in full.
     """

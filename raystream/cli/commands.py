@@ -21,6 +21,7 @@ from raystream.cli.terminal import RESUME, Interruption, Leaving, end_output, no
 from raystream.cli.terminal import print_result as _print
 from raystream.cli.terminal import reporting as _reporter
 from raystream.errors import QueryError, RaystreamError
+from raystream.imports import uncollected
 from raystream.lake.uri import absolute
 from raystream.query import Query
 from raystream.run import calibrate as fit_temperature
@@ -41,9 +42,15 @@ app = typer.Typer(
 Spec = Annotated[
     str, typer.Argument(metavar="SPEC", help="The query, a YAML file; or a committed query's manifest or folder.", show_default=False)
 ]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Replace a key, such as select.budget=50; may be given often.")]
-StoreUri = Annotated[str | None, typer.Option("--store", help="Where scored units and queries are kept, instead of the query's store.uri.")]
-Address = Annotated[str | None, typer.Option("--address", help="The Ray cluster, or in_process, instead of the query's cluster.address.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as select.budget=50; may be given often.")
+]
+StoreUri = Annotated[
+    str | None, typer.Option("--store", metavar="URI", help="Where scored units and queries are kept, instead of the query's store.uri.")
+]
+Address = Annotated[
+    str | None, typer.Option("--address", metavar="ADDRESS", help="The Ray cluster, or in_process, instead of the query's cluster.address.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 WithReport = Annotated[bool, typer.Option(help="Write report.html beside the selection.")]
@@ -121,7 +128,7 @@ def plan(
 def calibrate(
     spec: Spec, overrides: Overrides = None, store: StoreUri = None, address: Address = None, as_json: AsJson = False, debug: Debug = False
 ) -> None:
-    """Fit the temperature on labelled rows, and say what it is worth."""
+    """Fit the temperature on labelled rows; say what it is worth."""
     from raystream.report.calibration import summary, write_diagram
     from raystream.report.text import describe_calibration
 
@@ -142,11 +149,13 @@ def show(
         str | None,
         typer.Argument(metavar="QUERY", help="The query's name or its beginning; left out, all are listed.", show_default=False),
     ] = None,
-    store: Annotated[str, typer.Option("--store", help="Where scored units and queries are kept.")] = "runs",
+    store: Annotated[str, typer.Option("--store", metavar="URI", help="Where scored units and queries are kept.")] = "runs",
     as_json: AsJson = False,
     report: Annotated[bool, typer.Option("--report", help="Write report.html anew.")] = False,
     page: Annotated[bool, typer.Option("--page", help="Write page.html: the page of raystream serve, for this query alone.")] = False,
-    out: Annotated[str | None, typer.Option("--out", help="Where --page is written, instead of beside the selection.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="PATH", help="Where --page is written, instead of beside the selection.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """A committed query with its selection; or all of a store.
@@ -188,9 +197,9 @@ for _command in (
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where the demo keeps its pool, store and report.")] = Path("demo"),
-    workers: Annotated[int, typer.Option(help="Ray workers.", min=1)] = 2,
-    seeds: Annotated[int, typer.Option(help="How often the comparison with random rows is repeated.", min=1)] = 5,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the demo keeps its pool, store and report.")] = Path("demo"),
+    workers: Annotated[int, typer.Option(metavar="N", help="Ray workers.", min=1)] = 2,
+    seeds: Annotated[int, typer.Option(metavar="N", help="How often the comparison with random rows is repeated.", min=1)] = 5,
     rounds: Annotated[bool, typer.Option("--loop", help="Play five rounds of a loop instead, beside random rows.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -283,7 +292,8 @@ def _load(spec: str, overrides: list[str] | None, store: str | None, address: st
 
 def _read(spec: str, overrides: list[str] | None, store: str | None, address: str | None) -> tuple[Query, Recorded | None]:
     """Read the query, and the record that it comes from, if it does."""
-    from raystream.store.recorded import recorded
+    with uncollected():
+        from raystream.store.recorded import recorded
 
     changes = list(overrides or [])
     if store is not None:

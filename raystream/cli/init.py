@@ -16,7 +16,7 @@ _POOL_FILES = 2
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where; made if it isn't there.")] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where; made if it isn't there.")] = Path(),
     images: Annotated[bool, typer.Option("--images", help="Encoded images in a column; the default.")] = False,
     texts: Annotated[bool, typer.Option("--texts", help="Texts in a column.")] = False,
     table: Annotated[bool, typer.Option("--table", help="Columns of numbers.")] = False,

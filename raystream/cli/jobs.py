@@ -23,11 +23,15 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as subm
 Address = Annotated[
     str | None,
     typer.Option(
-        "--address", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's job server, such as http://head:8265.", show_default=False
+        "--address",
+        metavar="URL",
+        envvar="RAY_API_SERVER_ADDRESS",
+        help="The cluster's job server, such as http://head:8265.",
+        show_default=False,
     ),
 ]
 StoreUri = Annotated[
-    str | None, typer.Option("--store", help="The job's store, as this machine reaches it; left out, its spec's store.uri.")
+    str | None, typer.Option("--store", metavar="URI", help="The job's store, as this machine reaches it; left out, its spec's store.uri.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -36,23 +40,31 @@ _STOPPED = 143
 
 
 def submit(
-    spec: Annotated[Path, typer.Argument(help="A query, or a spec with a section loop, simulate or stream.", show_default=False)],
+    spec: Annotated[
+        Path, typer.Argument(metavar="SPEC", help="A query, or a spec with a section loop, simulate or stream.", show_default=False)
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Replace a key, such as cluster.workers=8; may be given often.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as cluster.workers=8; may be given often.")
     ] = None,
     address: Address = None,
-    store: Annotated[str | None, typer.Option("--store", help="Where scored units and queries are kept, instead of store.uri.")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="URI", help="Where scored units and queries are kept, instead of store.uri.")
+    ] = None,
     command: Annotated[
-        str | None, typer.Option("--as", help="query, score, select, loop, simulate or stream; left out, by the spec's sections.")
+        str | None,
+        typer.Option("--as", metavar="KIND", help="query, score, select, loop, simulate or stream; left out, by the spec's sections."),
     ] = None,
-    working_dir: Annotated[Path, typer.Option("--working-dir", help="The folder that travels: the model's source and weights.")] = Path(
-        "."
-    ),
+    working_dir: Annotated[
+        Path, typer.Option("--working-dir", metavar="FOLDER", help="The folder that travels: the model's source and weights.")
+    ] = Path("."),
     exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", help="A pattern of files in it that stay, such as data/*; may be given often.")
+        list[str] | None,
+        typer.Option("--exclude", metavar="PATTERN", help="A pattern of files in it that stay, such as data/*; may be given often."),
     ] = None,
-    cpus: Annotated[float, typer.Option("--cpus", help="Processors reserved for the driver; 0: it runs on the head.", min=0)] = 1.0,
-    memory: Annotated[float, typer.Option("--memory", help="GiB of memory reserved for the driver.", min=0)] = 1.0,
+    cpus: Annotated[
+        float, typer.Option("--cpus", metavar="N", help="Processors reserved for the driver; 0: it runs on the head.", min=0)
+    ] = 1.0,
+    memory: Annotated[float, typer.Option("--memory", metavar="GIB", help="GiB of memory reserved for the driver.", min=0)] = 1.0,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end, and exit as it does.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -91,9 +103,9 @@ def status(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """How far a job is, or any run of a query: rows, units, rate, time left.
+    """How far a job is, or any run of a query.
 
-    That comes from the store, so with --store it is told of runs anywhere, also after their cluster is gone.
+    Rows, units, rate, time left: that comes from the store, so with --store it is told of runs anywhere, also after their cluster is gone.
     """
     if address is None and store is None:
         raise QueryError("neither --address nor --store is given; name the cluster's job server, or the store that the run writes to")
@@ -128,20 +140,23 @@ def logs(
 
 
 def stop(name: JobId, address: Address = None, as_json: AsJson = False, debug: Debug = False) -> None:
-    """End a job in order; submitted again, it goes on where it stopped."""
+    """End a job in order; submitted again, it goes on."""
     job = _server(address).stop(name)
     print_result(_summary(job), lambda: _ended(job), as_json)
 
 
 def fetch(
     name: JobId,
-    out: Annotated[Path, typer.Option("--out", help="The folder to write into.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="The folder to write into.", show_default=False)],
     address: Address = None,
     store: StoreUri = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Bring what a job that is done left in its store: the batch, its manifest, the report; of loops and simulations theirs."""
+    """Bring what a job that is done left in its store.
+
+    The batch, its manifest, the report; of loops and simulations theirs.
+    """
     from raystream.store.jobs import query_of_job
     from raystream.store.queries import find_run
 

@@ -31,10 +31,16 @@ def export(
             "--to", help="csv, jsonl, parquet, label_studio, cvat, argilla, prodigy, ground_truth, labelbox or fiftyone.", metavar="TOOL"
         ),
     ],
-    out: Annotated[str | None, typer.Option("--out", help="A file for csv, jsonl and parquet, else a folder.")] = None,
-    push: Annotated[str | None, typer.Option("--push", help="The URL of a server, a project or a task; label_studio, cvat.")] = None,
-    show: Annotated[str | None, typer.Option("--show", help="The column that people see, of the pool or kept in the selection.")] = None,
-    presign: Annotated[str | None, typer.Option("--presign", help="Sign links into buckets; they open for so long, such as 24h.")] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="PATH", help="A file for csv, jsonl and parquet, else a folder.")] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="URL", help="The URL of a server, a project or a task; label_studio, cvat.")
+    ] = None,
+    show: Annotated[
+        str | None, typer.Option("--show", metavar="COLUMN", help="The column that people see, of the pool or kept in the selection.")
+    ] = None,
+    presign: Annotated[
+        str | None, typer.Option("--presign", metavar="TIME", help="Sign links into buckets; they open for so long, such as 24h.")
+    ] = None,
     store: StoreUri = "runs",
     as_json: AsJson = False,
     debug: Debug = False,
@@ -66,12 +72,14 @@ def export(
 
 def labels(
     tool: Annotated[str, typer.Option("--from", help="The tool that wrote them, as --to of raystream export.", metavar="TOOL")],
-    out: Annotated[str, typer.Option("--out", help="A .parquet file, or a folder, which gets labels.parquet.")],
+    out: Annotated[str, typer.Option("--out", metavar="PATH", help="A .parquet file, or a folder, which gets labels.parquet.")],
     source: Annotated[
         str | None, typer.Argument(metavar="SOURCE", help="What the tool exported: a file or folder, also in a bucket.", show_default=False)
     ] = None,
-    pull: Annotated[str | None, typer.Option("--pull", help="The URL of a project or task, instead of a file; label_studio, cvat.")] = None,
-    query: Annotated[str | None, typer.Option("--query", help="To which labels belong that don't name theirs.")] = None,
+    pull: Annotated[
+        str | None, typer.Option("--pull", metavar="URL", help="The URL of a project or task, instead of a file; label_studio, cvat.")
+    ] = None,
+    query: Annotated[str | None, typer.Option("--query", metavar="QUERY", help="To which labels belong that don't name theirs.")] = None,
     consolidate: Annotated[
         str, typer.Option("--consolidate", help="Of several annotators: none (keep all), majority, dawid_skene.", metavar="METHOD")
     ] = "none",

@@ -14,15 +14,21 @@ from raystream.cli.terminal import print_result, reporting
 
 
 def loop(
-    spec: Annotated[Path, typer.Argument(help="The loop: a query file with a section loop.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Replace a key, such as loop.rounds=5; may be given often.")] = None,
-    store: Annotated[str | None, typer.Option("--store", help="Where the loop is kept, instead of the spec's store.uri.")] = None,
-    address: Annotated[str | None, typer.Option("--address", help="The Ray cluster, or in_process, instead of cluster.address.")] = None,
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The loop: a query file with a section loop.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as loop.rounds=5; may be given often.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="URI", help="Where the loop is kept, instead of the spec's store.uri.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", metavar="ADDRESS", help="The Ray cluster, or in_process, instead of cluster.address.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")] = False,
     report: Annotated[bool, typer.Option(help="Write report.html beside the history.")] = True,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Ask for labels, train, judge: as far as the labels that are there allow.
+    """Ask for labels, train, judge, as far as there are labels.
 
     Each call ends waiting for labels, finished, or stopped by a rule; the same command goes on.
     """

@@ -14,11 +14,19 @@ from raystream.errors import QueryError
 
 
 def serve(
-    config: Annotated[Path | None, typer.Option("--config", help="The server's configuration, a YAML file.", show_default=False)] = None,
-    host: Annotated[str | None, typer.Option("--host", help="The address to listen on; 127.0.0.1 if nothing says otherwise.")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="The port to listen on; 8700 if nothing says otherwise.")] = None,
-    store: Annotated[str | None, typer.Option("--store", help="Where queries, scores and requests are kept.")] = None,
-    tokens: Annotated[str | None, typer.Option("--tokens", help="The file of those who may ask; see raystream token.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="The server's configuration, a YAML file.", show_default=False)
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="HOST", help="The address to listen on; 127.0.0.1 if nothing says otherwise.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", metavar="PORT", help="The port to listen on; 8700 if nothing says otherwise.")
+    ] = None,
+    store: Annotated[str | None, typer.Option("--store", metavar="URI", help="Where queries, scores and requests are kept.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", metavar="FILE", help="The file of those who may ask; see raystream token.")
+    ] = None,
     allow: Annotated[
         list[str] | None, typer.Option("--allow", metavar="PREFIX", help="Where pools, labels and weights may lie; may be given often.")
     ] = None,
@@ -62,9 +70,11 @@ def serve(
 
 
 def token(
-    scope: Annotated[Literal["read", "submit", "admin"], typer.Option("--scope", help="What it may do.")],
-    owner: Annotated[str, typer.Option("--owner", help="To whom its queries belong; several tokens may share one.")] = "default",
-    expires: Annotated[str, typer.Option("--expires", help="When it ends, such as 12h or 90d; 0: never.")] = "90d",
+    scope: Annotated[Literal["read", "submit", "admin"], typer.Option("--scope", metavar="read|submit|admin", help="What it may do.")],
+    owner: Annotated[
+        str, typer.Option("--owner", metavar="NAME", help="To whom its queries belong; several tokens may share one.")
+    ] = "default",
+    expires: Annotated[str, typer.Option("--expires", metavar="TIME", help="When it ends, such as 12h or 90d; 0: never.")] = "90d",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:

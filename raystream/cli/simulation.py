@@ -13,17 +13,22 @@ from raystream.cli.terminal import print_result, reporting
 
 
 def simulate(
-    spec: Annotated[Path, typer.Argument(help="The simulation, a YAML file with sections loop and simulate.", show_default=False)],
+    spec: Annotated[
+        Path, typer.Argument(metavar="SPEC", help="The simulation, a YAML file with sections loop and simulate.", show_default=False)
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Replace a key, such as simulate.seeds=20; may be given often.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as simulate.seeds=20; may be given often.")
     ] = None,
-    store: Annotated[str | None, typer.Option("--store", help="Where runs are kept, instead of the file's store.uri.")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="URI", help="Where runs are kept, instead of the file's store.uri.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Compare strategies on a labelled pool: rounds of each under several seeds, random always among them.
+    """Compare strategies on a labelled pool, beside random rows.
 
-    Every run is kept: a simulation that was ended goes on, and more seeds or strategies join those that are there.
+    Each plays rounds under several seeds. Every run is kept: a simulation that was ended goes on, and more seeds or strategies join
+    those that are there.
     """
     from raystream.loop.simulation.outcome import describe
     from raystream.loop.simulation.run import simulate as play

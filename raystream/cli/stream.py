@@ -18,16 +18,20 @@ if TYPE_CHECKING:
 
 
 def stream(
-    spec: Annotated[Path, typer.Argument(help="The stream: a query file with a section stream.", show_default=False)],
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The stream: a query file with a section stream.", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Replace a key, such as stream.follow=10; may be given often.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as stream.follow=10; may be given often.")
     ] = None,
-    store: Annotated[str | None, typer.Option("--store", help="Where decisions are kept, instead of the spec's store.uri.")] = None,
-    address: Annotated[str | None, typer.Option("--address", help="The Ray cluster, or in_process, instead of cluster.address.")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="URI", help="Where decisions are kept, instead of the spec's store.uri.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", metavar="ADDRESS", help="The Ray cluster, or in_process, instead of cluster.address.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Decide row by row on what arrived: which rows to label, within a budget.
+    """Decide row by row on what arrived, within a budget.
 
     Each row is decided on once, whenever the command is interrupted; run again, it goes on. With stream.follow it goes on looking.
     """

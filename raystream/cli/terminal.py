@@ -18,10 +18,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from raystream.cli.in_job import submission_id
+from raystream.imports import keep_pandas_out, uncollected
 from raystream.lake.retry import stop_waiting, wait_again
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def reporting() -> Iterator[Reporter]:
 
     stdout is for the result alone, and Ray prints to it what its processes have to say: that goes to stderr, too.
     """
+    _import_steps()
     from raystream.scoring.progress import Bar, Lines
     from raystream.scoring.run_log import asked_by
 
@@ -49,6 +52,16 @@ def reporting() -> Iterator[Reporter]:
             lines = Lines()
             with _saying(lines.say):
                 yield lines
+
+
+def _import_steps() -> None:
+    """Import what a run takes, torch among it; it is there to stay, and the garbage collector need never look through it."""
+    if "raystream.steps" in sys.modules:
+        return
+    keep_pandas_out()
+    with uncollected():
+        import_module("raystream.steps")
+        gc.freeze()
 
 
 @contextmanager

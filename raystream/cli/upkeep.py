@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from raystream.store.gc import Reclaimed
 
 Name = Annotated[str, typer.Argument(metavar="QUERY", help="The query's name in the store, or its beginning.", show_default=False)]
-StoreUri = Annotated[str, typer.Option("--store", help="Where scored units and queries are kept.")]
+StoreUri = Annotated[str, typer.Option("--store", metavar="URI", help="Where scored units and queries are kept.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -36,14 +36,15 @@ def gc(
     drop: Annotated[
         list[str] | None, typer.Option("--drop", metavar="QUERY", help="Forget this query, committed or not; may be given often.")
     ] = None,
-    older_than: Annotated[str, typer.Option(help="Leave alone what is younger, such as 90m, 24h or 7d.")] = "24h",
+    older_than: Annotated[str, typer.Option(metavar="TIME", help="Leave alone what is younger, such as 90m, 24h or 7d.")] = "24h",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Remove what no committed query needs; a dry run unless --delete.
+    """Remove what no committed query needs, or say what that is.
 
-    That is scored units, queries that were never committed, what unfinished runs left, and what servers noted of requests that are over;
-    none of it younger than --older-than, since a query that runs may be about to need it.
+    Without --delete nothing is removed. What isn't needed is scored units, queries that were never committed, what unfinished runs left,
+    and what servers noted of requests that are over; none of it younger than --older-than, since a query that runs may be about to
+    need it.
     """
     from raystream.cli.upkeep import describe_collected
     from raystream.store.gc import collect
@@ -70,7 +71,7 @@ def seconds_of(text: str, option: str) -> float:
 
 def scores(
     name: Name,
-    out: Annotated[str, typer.Option("--out", help="A .parquet file, a folder, or a table: iceberg://… or delta+….")],
+    out: Annotated[str, typer.Option("--out", metavar="PATH", help="A .parquet file, a folder, or a table: iceberg://… or delta+….")],
     store: StoreUri = "runs",
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Write the embeddings, too.")] = False,
     as_json: AsJson = False,
@@ -95,7 +96,8 @@ def verify(
         int | None, typer.Option("--rescore", metavar="N", min=1, help="Score N random units again, too, in this process, and compare.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the units that --rescore draws; left out, others each time.", show_default=False)
+        int | None,
+        typer.Option(metavar="N", min=0, help="Of the units that --rescore draws; left out, others each time.", show_default=False),
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -121,12 +123,16 @@ def diff(
     second: Annotated[str, typer.Argument(metavar="B", help="Another one.", show_default=False)],
     store: StoreUri = "runs",
     out: Annotated[
-        str | None, typer.Option("--out", help="Where all rows go: a .parquet file, a folder, or a table.", show_default=False)
+        str | None,
+        typer.Option("--out", metavar="PATH", help="Where all rows go: a .parquet file, a folder, or a table.", show_default=False),
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """What differs between two queries: settings, pool, model, and row by row what they chose."""
+    """What differs between two queries, and in what they chose.
+
+    Settings, pool, model; and row by row the ranks and scores.
+    """
     from raystream.choosing.difference import compare
     from raystream.report.difference import describe_difference
     from raystream.store.recorded import named_query
@@ -138,15 +144,17 @@ def diff(
 
 
 def doctor(
-    spec: Annotated[Path | None, typer.Argument(help="A query, whose pool, store and model are looked at, too.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Replace a key of the query; may be given often.")] = None,
-    store: Annotated[str | None, typer.Option("--store", help="The store to try, instead of the query's.")] = None,
+    spec: Annotated[Path | None, typer.Argument(metavar="SPEC", help="A query, whose pool, store and model are looked at, too.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the query; may be given often.")
+    ] = None,
+    store: Annotated[str | None, typer.Option("--store", metavar="URI", help="The store to try, instead of the query's.")] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Connect to the query's Ray, or start one.")] = False,
     model: Annotated[bool, typer.Option("--model", help="Load the query's model.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """Check for what may be wrong here, and print a line for each check.
+    """Check for what may be wrong here, a line for each check.
 
     Packages, the store, disk, memory, clock, Ray, and the rows and functions that a query names.
 

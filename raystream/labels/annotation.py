@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 LABELLED, SKIPPED, DRAFT, REJECTED, DELETED = "labelled", "skipped", "draft", "rejected", "deleted"
 STATES = (LABELLED, SKIPPED, DRAFT, REJECTED, DELETED)
 Label = str | float | tuple[str, ...]
 """A class, a number, several classes; anything else as the JSON that the tool gave."""
+TIMES = "one such as 2026-01-31T12:00:00Z, seconds since 1970, or nothing"
+"""What a time may be, for messages."""
+_EXACT = 1 << 53
+"""From here on floats lack some of the whole numbers."""
+_FIRST, _LAST = 1e8, 1e11
+"""Seconds since 1970, of 1973 and of the year 5138. Less is no time of a label, but may be a spreadsheet's, which counts days."""
+_SHOWN = 40
 
 
 @dataclass(frozen=True)
@@ -44,43 +53,67 @@ def text_or_none(value: object) -> str | None:
     """Return a name that a tool gives, of people and the like, as text; None for nothing."""
     if isinstance(value, Mapping):  # a person with an id, a name and perhaps an address
         value = value.get("email") or value.get("username") or value.get("name") or value.get("id")
-    if value is None or value == "":
-        return None
-    return str(value)
+    return None if is_nothing(value) else text_of(value)
+
+
+def is_nothing(value: object) -> bool:
+    """Tell whether a field is empty; some programs write a gap as NaN."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def text_of(value: object) -> str:
+    """Write what stands in a field as text: 7.0 is 7, which programs write for whole numbers beside gaps, and bytes are hexadecimal."""
+    if isinstance(value, float | Decimal) and -_EXACT < value < _EXACT and value == int(value):
+        return str(int(value))
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def id_of(value: object) -> str | None:
+    """Write a row's id as tools carry it; None for nothing, an empty text being an id."""
+    return None if value != "" and is_nothing(value) else text_of(value)
 
 
 def whole_number(value: object) -> int | None:
     """Read a rank as tools give it back; None for anything that isn't one."""
     try:
-        found = int(str(value))
+        found = int(text_of(value))
     except ValueError:
         return None
     return found if 0 <= found < 1 << 31 else None
 
 
 def time_of(value: object) -> datetime | None:
-    """Read a time that a tool wrote: ISO 8601, or seconds or milliseconds since 1970; None for anything else. In UTC, to microseconds."""
-    if isinstance(value, Mapping):
-        value = value.get("$date")
+    """Read a time that a tool wrote, in UTC, to microseconds; None for nothing.
+
+    Args:
+        value: ISO 8601, UTC where it names no zone; or seconds since 1970, or thousandths, millionths or billionths of them.
+
+    Raises:
+        ValueError: it is no time. Which of two answers is the newer one hangs on it, so that none is made up.
+    """
+    if isinstance(value, Mapping) and "$date" in value:  # as MongoDB writes times, and long numbers
+        value = value["$date"]
+    if isinstance(value, Mapping) and "$numberLong" in value:
+        value = value["$numberLong"]
+    if is_nothing(value) or (isinstance(value, str) and not value.strip()):
+        return None
+    found: Any = value
     if isinstance(value, str):
-        text = value.strip()
-        if text.replace(".", "", 1).isdecimal():
-            value = float(text)
-        else:
-            try:
-                found = datetime.fromisoformat(text.removesuffix(" UTC"))
-            except ValueError:
-                return None
+        text = value.strip().removesuffix(" UTC")
+        try:
+            found = datetime.fromisoformat(text)
+        except ValueError:
+            found = float(text) if text.isascii() and text.replace(".", "", 1).isdecimal() else None
+    if isinstance(found, date) and not isinstance(found, datetime):
+        found = datetime(found.year, found.month, found.day)
+    if isinstance(found, int | float) and not isinstance(found, bool) and _FIRST <= found < _LAST * 1e9:
+        while found >= _LAST:
+            found /= 1000
+        found = datetime.fromtimestamp(found, UTC)
+    with suppress(OverflowError):  # beyond the years that there are
+        if isinstance(found, datetime):
             return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
-    if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(UTC)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    seconds = value / 1000 if abs(value) >= 1e11 else value
-    try:
-        return datetime.fromtimestamp(seconds, UTC)
-    except (OverflowError, ValueError, OSError):
-        return None
+    raise ValueError(f"{str(value)[:_SHOWN]!r} is no time; expected {TIMES}")
 
 
 def label_of(raw: Any, task: str) -> Label | None:
@@ -90,10 +123,12 @@ def label_of(raw: Any, task: str) -> Label | None:
         raw: as a tool gives it.
         task: `model.task` of the query.
     """
-    if raw is None or raw == "":
+    if is_nothing(raw):
         return None
     if task == "regression":
         value = raw[0] if isinstance(raw, list | tuple) and len(raw) == 1 else raw
+        if isinstance(value, bool) or (isinstance(value, str) and "_" in value):  # what Python takes for numbers
+            return None
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -105,10 +140,10 @@ def label_of(raw: Any, task: str) -> Label | None:
     if task == "classes":
         if isinstance(raw, list | tuple):
             if len(raw) != 1:
-                return json.dumps(list(raw), ensure_ascii=False) if raw else None
+                return json.dumps(list(raw), ensure_ascii=False, default=text_of) if raw else None
             raw = raw[0]
         return _class(raw)
-    return raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False, sort_keys=True)
+    return raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False, sort_keys=True, default=text_of)
 
 
 def _listed(raw: Any) -> list[Any]:
@@ -125,6 +160,8 @@ def _listed(raw: Any) -> list[Any]:
 def _class(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    if isinstance(value, bytes):  # what some programs write for text
+        return value.decode("utf-8", "backslashreplace")
+    if value is None or isinstance(value, list | tuple | Mapping):
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=text_of)
+    return text_of(value)

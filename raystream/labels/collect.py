@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 from raystream.errors import LabelsError, QueryError, did_you_mean
 from raystream.labels.agreement import Agreement, agreement
-from raystream.labels.annotation import DRAFT, LABELLED, Annotation, label_of
+from raystream.labels.annotation import DRAFT, LABELLED, Annotation, is_nothing, label_of
 from raystream.labels.batch import class_names_of, file_stem, ids_of, names_classes
 from raystream.labels.consolidate import METHODS, Method, consolidate
 from raystream.labels.documents import Document, read_documents
@@ -28,6 +31,7 @@ from raystream.store.rounds import find_batch
 Classes = Callable[[Result], Sequence[str] | None]
 """Gives what the file holds that a query's `model.classes` names; None where it names none."""
 _SHOWN = 3
+_NUMERAL = re.compile(r"[+-]?[0-9]{1,18}(?:\.[0-9]{1,18})?")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class LabelQueries:
             self.fallback = fallback if self.named(fallback) is not None else find_query(store, fallback)
         self._places: dict[str, dict[str, Id]] = {}
         self._ranks: dict[str, dict[str, int]] = {}
+        self._looks: dict[str, dict[str, str]] = {}
         self._names: dict[str, tuple[str, ...] | None] = {}
 
     def named(self, name: str | None) -> Result | None:
@@ -98,6 +103,13 @@ class LabelQueries:
             column = result.selection.column(ids.name)
             self._ranks[result.query] = dict(zip(ids.texts(column), result.selection.column("rank").to_pylist(), strict=True))
         return self._ranks[result.query].get(text)
+
+    def alike(self, result: Result, text: str) -> str | None:
+        """Return the id of a row that the query chose which is written nearly as this text; None where it chose none."""
+        self.rank(result, text)
+        if result.query not in self._looks:
+            self._looks[result.query] = {_look(known): known for known in self._ranks[result.query]}
+        return self._looks[result.query].get(_look(text))
 
     def by_file(self, name: str) -> tuple[Result, str] | None:
         """Return the query and the id of the row whose picture has this name: a file beside an export, or the end of a kept link."""
@@ -151,7 +163,8 @@ def collect_labels(
     """
     if tool not in TOOLS:
         raise QueryError(f"--from {tool} is no tool that raystream reads{did_you_mean(tool, TOOLS)}")
-    documents = _of_tool(read_documents(source), TOOLS[tool])
+    everything = read_documents(source)
+    documents = _of_tool(everything, TOOLS[tool])
     queries = LabelQueries(store, query, classes)
 
     def annotations(id_names: set[str]) -> Iterable[Annotation]:
@@ -162,7 +175,13 @@ def collect_labels(
     found = list(annotations(set() if asked is None else {ids_of(asked).name}))
     if not found and asked is None:
         queries.fallback = next((name for name in _queries_in(documents) if queries.named(name) is not None), None)
-    return collect(found, tool, out, store, queries, method)
+    collected = collect(found, tool, out, store, queries, method)
+    others = [document for document in everything if document not in documents]
+    if not others:
+        return collected
+    are = "1 file is no export" if len(others) == 1 else f"{len(others):,} files are no exports"
+    note = f"{are} of {TOOLS[tool].title}, and left alone, first: {others[0].name}"
+    return replace(collected, notes=(*collected.notes, note))
 
 
 def _queries_in(documents: Sequence[Document]) -> Iterator[str]:
@@ -238,7 +257,9 @@ def collect(
     if conflicts:
         named = ", ".join(as_text(id_) for id_ in conflicts[:_SHOWN])
         were = "1 row has" if len(conflicts) == 1 else f"{len(conflicts):,} rows have"
-        notes.append(f"{were} different answers of one time, first: {named}; a newer one settles them")
+        undated = method == "none" and any(row.id == conflicts[0] and row.labelled_at is None for row in table.rows)
+        how = "a newer one settles them" + (", by a column labelled_at" if undated else "")
+        notes.append(f"{were} different answers of one time, first: {named}; {how}")
     return Collected(table, parse(place, "--out").uri, len(read.unknown), len(conflicts), tuple(notes), agreement(table))
 
 
@@ -270,20 +291,22 @@ class ReadAnnotations:
     Attributes:
         first: a query that they belong to, by which it is known what ids and labels are.
         rows: of the table.
-        unknown: ids that no query chose.
+        unknown: ids that no query chose, with the chosen one that is written nearly so, if any.
         impossible: how many of these annotations are left out, since no id of the pool's type is written so.
         foreign: how many stand in rows that no export wrote.
-        strange: labels that are no class of the model's.
+        strange: labels that are no class of the model's, with the class that is written nearly so, if any.
         unlabelled: how many were submitted without a label.
+        no_numbers: labels that are no numbers, where numbers are asked for.
     """
 
     first: Result
     rows: list[LabelRow] = field(default_factory=list)
-    unknown: dict[str, None] = field(default_factory=dict)
+    unknown: dict[str, str | None] = field(default_factory=dict)
     impossible: int = 0
     foreign: int = 0
-    strange: list[str] = field(default_factory=list)
+    strange: list[tuple[str, str | None]] = field(default_factory=list)
     unlabelled: int = 0
+    no_numbers: list[str] = field(default_factory=list)
 
     def add(self, each: Annotation, owner: Result, tool: str, queries: LabelQueries) -> None:
         """Add an annotation of a query's row."""
@@ -295,15 +318,22 @@ class ReadAnnotations:
         id_ = ids.parse(each.id)
         rank = None if id_ is None else queries.rank(owner, as_text(id_))
         if rank is None:
-            self.unknown[each.id] = None
+            self.unknown[each.id] = queries.alike(owner, each.id)
         if id_ is None:
             self.impossible += 1
             return
-        label = label_of(each.raw, task) if each.state in (LABELLED, DRAFT) else None
+        label, classes = label_of(each.raw, task) if each.state in (LABELLED, DRAFT) else None, queries.classes(owner)
         state = each.state
         if state == LABELLED and label is None:
-            state, self.unlabelled = DRAFT, self.unlabelled + 1
-        self.strange += _strange(label, task, queries.classes(owner)) if state == LABELLED else []
+            state = DRAFT
+            if is_nothing(each.raw) or each.raw in ([], ()):
+                self.unlabelled += 1
+            else:
+                self.no_numbers.append(str(each.raw))
+        if task in ("classes", "multi_label") and label is not None:
+            said = dict.fromkeys(_by_value(one, classes) for one in (label if isinstance(label, tuple) else (str(label),)))
+            label = tuple(said) if isinstance(label, tuple) else next(iter(said))
+            self.strange += _strange(said, classes) if state == LABELLED else []
         query = each.query or (owner.query if rank is not None else None)
         rank = each.rank if rank is None else rank
         self.rows.append(LabelRow(id_, label, state, each.annotator, each.labelled_at, tool, each.tool_id, query, rank))
@@ -319,17 +349,23 @@ class ReadAnnotations:
             what = "1 id is" if len(self.unknown) == 1 else f"{len(self.unknown):,} ids are"
             plain = ids_of(self.first).plain
             lost = f"{self.impossible:,} of these labels can't be ids of {plain}, and are left out" if self.impossible else "they are kept"
-            notes.append(f"{what} none that the query chose, first: {next(iter(self.unknown))!r}; {lost}")
+            notes.append(f"{what} none that the query chose, first: {_with_alike(self.unknown.items())}; {lost}")
         if self.strange:
             what = "1 label is" if len(self.strange) == 1 else f"{len(self.strange):,} labels are"
-            notes.append(f"{what} no class of the model's, first: {self.strange[0]!r}; they are kept")
+            notes.append(f"{what} no class of the model's, first: {_with_alike(self.strange)}; they are kept")
         return [*notes, *self.of_unlabelled]
 
     @property
     def of_unlabelled(self) -> list[str]:
-        """A sentence on annotations without a label, if there are any."""
-        what = "1 annotation was" if self.unlabelled == 1 else f"{self.unlabelled:,} annotations were"
-        return [f"{what} submitted without a label and count as drafts"] if self.unlabelled else []
+        """Sentences on annotations that were submitted, and have no label."""
+        notes = []
+        if self.unlabelled:
+            what = "1 annotation was" if self.unlabelled == 1 else f"{self.unlabelled:,} annotations were"
+            notes.append(f"{what} submitted without a label and count as drafts")
+        if self.no_numbers:
+            what = "1 label is no number" if len(self.no_numbers) == 1 else f"{len(self.no_numbers):,} labels are no numbers"
+            notes.append(f"{what}, first: {self.no_numbers[0]!r}; they count as drafts: write them as 1.5")
+        return notes
 
 
 def rows_of(annotations: Sequence[Annotation], tool: str, queries: LabelQueries) -> ReadAnnotations:
@@ -361,14 +397,33 @@ def _with_query(each: Annotation, tool: str, queries: LabelQueries) -> tuple[Ann
     return each, queries.named(each.query)
 
 
-def _strange(label: Any, task: str, classes: Sequence[str] | None) -> list[str]:
-    """Return what of a label is no class."""
-    if task not in ("classes", "multi_label"):
-        return []
-    said = label if isinstance(label, tuple) else (label,)
+def _strange(said: Iterable[str], classes: Sequence[str] | None) -> list[tuple[str, str | None]]:
+    """Return what of a label is no class, with the class that it may stand for."""
     if classes is None:
-        return [each for each in said if not each.isdecimal()]
-    return [each for each in said if each not in classes]
+        return [(each, None) for each in said if not (each.isascii() and each.isdecimal())]
+    return [(each, next((name for name in classes if _look(name) == _look(each)), None)) for each in said if each not in classes]
+
+
+def _look(text: str) -> str:
+    """Return what is left of a text without that in which programs write it otherwise: spaces, case, forms of Unicode, leading zeros."""
+    return unicodedata.normalize("NFKC", text).strip().casefold().lstrip("0")
+
+
+def _with_alike(found: Iterable[tuple[str, str | None]]) -> str:
+    """Name the first text, with what it is nearly written as; one that has that before others."""
+    text, alike = min(found, key=lambda pair: pair[1] is None)
+    return repr(text) + ("" if alike is None else f", which isn't {alike!r}")
+
+
+def _by_value(label: str, classes: Sequence[str] | None) -> str:
+    """Return the numeral that a class is called by for one of the same value: programs write 1.0 or 01 for 1."""
+    if (classes is not None and label in classes) or not _NUMERAL.fullmatch(label):
+        return label
+    value = Decimal(label)
+    if classes is None:
+        return str(int(value)) if value == int(value) and value >= 0 else label
+    same = [name for name in classes if _NUMERAL.fullmatch(name) and Decimal(name) == value]
+    return same[0] if len(same) == 1 else label
 
 
 def _alike(one: Result, other: Result, ids: IdColumn, task: str) -> None:

@@ -101,7 +101,7 @@ class Cvat:
         if self.task is None:
             raise QueryError(f"--pull {self.server.url} names no task; give the URL of its page, such as {self.server.url}/tasks/7")
         task = self.task
-        found = list(self.annotations(task))
+        found = self.annotations(task)
         name = str(self.server.read(f"/api/tasks/{task}", "name")["name"])
         if queries.fallback is None and queries.named(name.removeprefix(_name(""))) is not None:
             queries.fallback = name.removeprefix(_name(""))
@@ -124,7 +124,7 @@ class Cvat:
         rows: list[LabelRow] = []
         notes: list[str] = []
         for query in asked:
-            found = [] if (task := self._named(query)) is None else list(self.annotations(task))
+            found = [] if (task := self._named(query)) is None else self.annotations(task)
             if found:
                 queries.fallback = query
                 read = rows_of(found, _TOOL, queries)
@@ -144,8 +144,12 @@ class Cvat:
         """
         self._named("")
 
-    def annotations(self, task: int) -> Iterator[Annotation]:
+    def annotations(self, task: int) -> list[Annotation]:
         """Return what people did, frame by frame."""
+        with self.server.understood():
+            return list(self._annotations(task))
+
+    def _annotations(self, task: int) -> Iterator[Annotation]:
         meta = self.server.read(f"/api/tasks/{task}/data/meta", "frames")
         names = {label["id"]: str(label["name"]) for label in self._pages("/api/labels", task_id=task)}
         jobs = [_job(job) for job in self._pages("/api/jobs", task_id=task)]

@@ -1,14 +1,17 @@
-"""Files that tools wrote, parsed: JSON, JSON Lines, XML, CSV, Parquet, also inside zip archives. What is cut off says so."""
+"""Files that tools wrote, parsed: JSON, JSON Lines, XML, CSV, Parquet, also in gzip or zip archives. What is cut off says so."""
 
 from __future__ import annotations
 
+import codecs
 import csv
+import gzip
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
@@ -19,7 +22,9 @@ from raystream.errors import LabelsError, ModelError
 from raystream.lake import is_remote, local_copy, reason, redacted
 from raystream.lake import parse as parse_uri
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".manifest", ".xml", ".csv", ".tsv", ".parquet", ".zip")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".manifest", ".xml", ".csv", ".tsv", ".parquet", ".zip", ".gz")
+_MICROSECONDS = pa.timestamp("us", "UTC")
+_GZIP = b"\x1f\x8b"
 _LARGEST_MEMBER = 4 << 30
 """Bytes that a member of an archive may unpack to."""
 
@@ -67,7 +72,7 @@ def read_documents(source: str) -> list[Document]:
         files = [
             file
             for file in sorted(path.rglob("*"))
-            if file.suffix.lower() in SUFFIXES and file.is_file() and not any(part.startswith((".", "_")) for part in _below(file, path))
+            if file.suffix.lower() in SUFFIXES and file.is_file() and not _is_hidden(file.relative_to(path).parts)
         ]
         if not files:
             raise LabelsError(f"{source} holds none of the files that tools write ({', '.join(SUFFIXES)}); name the tool's export")
@@ -79,8 +84,9 @@ def read_documents(source: str) -> list[Document]:
     return [document for file in files for document in _parsed(file, f"{root}{str(file).removeprefix(str(path))}")]
 
 
-def _below(file: Path, folder: Path) -> tuple[str, ...]:
-    return file.relative_to(folder).parts
+def _is_hidden(parts: tuple[str, ...]) -> bool:
+    """Tell whether a path is of what programs keep beside files, such as `__MACOSX/` in archives."""
+    return any(part.startswith((".", "_")) for part in parts)
 
 
 def _parsed(path: Path, name: str) -> Iterator[Document]:
@@ -98,10 +104,16 @@ def _unpacked(name: str, data: bytes) -> Iterator[Document]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for info in sorted(archive.infolist(), key=lambda info: info.filename):
-                if info.is_dir() or not info.filename.lower().endswith(SUFFIXES) or info.file_size > _LARGEST_MEMBER:
+                parts = PurePosixPath(info.filename).parts
+                if info.is_dir() or not info.filename.lower().endswith(SUFFIXES) or _is_hidden(parts):
                     continue
+                if info.file_size > _LARGEST_MEMBER:
+                    size = f"{name}:{info.filename} unpacks to {info.file_size:,} bytes"
+                    raise LabelsError(f"{size}, which is too much to be read from an archive; unpack it, and name it")
                 yield parse(f"{name}:{info.filename}", archive.read(info))
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
+        if isinstance(error, LabelsError):
+            raise
         raise LabelsError(f"{name} is a zip archive that is damaged or cut off ({reason(error)}); export it again") from None
 
 
@@ -111,13 +123,15 @@ def parse(name: str, data: bytes) -> Document:
     Raises:
         LabelsError: it isn't what it says or ends in the middle.
     """
+    if data[:2] == _GZIP:
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise LabelsError(f"{name} is a gzip archive that is damaged or cut off ({reason(error)}); export it again") from None
     if data[:4] == b"PAR1":
         return Document(name, "parquet", _parquet(name, data))
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise LabelsError(f"{name} is no text in UTF-8 (byte {error.start:,}); export it as UTF-8") from None
-    suffix = name.lower().rpartition(".")[2]
+    text = _text(name, data)
+    suffix = name.lower().removesuffix(".gz").rpartition(".")[2]
     start = text.lstrip()[:1]
     if suffix in ("csv", "tsv"):
         return Document(name, "csv", _csv(name, text, "\t" if suffix == "tsv" else _separator(text)))
@@ -137,6 +151,19 @@ def parse(name: str, data: bytes) -> Document:
         raise _no_json(name, text, error) from None
     except RecursionError:
         raise LabelsError(f"{name} is nested too deeply to be read") from None
+
+
+def _text(name: str, data: bytes) -> str:
+    """Decode UTF-8, or UTF-16 that says so in its first bytes, as some Windows programs write it."""
+    wide = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    try:
+        return data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        if wide:
+            raise LabelsError(f"{name} is UTF-16 that is damaged or cut off; export it again") from None
+        raise LabelsError(
+            f"{name} is no text in UTF-8 (byte {error.start:,}); export it as UTF-8, which spreadsheets call CSV UTF-8"
+        ) from None
 
 
 def _lines(name: str, text: str) -> list[Any]:
@@ -184,9 +211,10 @@ def _separator(text: str) -> str:
 
 
 def _csv(name: str, text: str, separator: str) -> list[dict[str, Any]]:
-    """Read rows by the names of the columns; an empty field is None unless it is quoted, as Arrow tells apart, too."""
+    """Read rows by the names of the columns."""
     csv.field_size_limit(1 << 30)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    # A StringIO would hold four bytes a character.
+    rows = csv.reader(io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8", newline=""), delimiter=separator, strict=True)
     try:
         head = next(rows, None)
         if head is None:
@@ -211,6 +239,9 @@ def _csv(name: str, text: str, separator: str) -> list[dict[str, Any]]:
 
 def _parquet(name: str, data: bytes) -> list[dict[str, Any]]:
     try:
-        return list(pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False).to_pylist())
+        table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
+        types = [_MICROSECONDS if pa.types.is_timestamp(each.type) and each.type.unit == "ns" else each.type for each in table.schema]
+        # Python's times hold no billionths of a second.
+        return list(table.cast(pa.schema(map(pa.field, table.column_names, types)), safe=False).to_pylist())
     except (pa.ArrowException, OSError) as error:
         raise LabelsError(f"{name} is Parquet that is damaged or cut off ({reason(error)}); export it again") from None

@@ -220,7 +220,8 @@ class LabelStudio:
         keys = {key for task in listed if (key := _key(task)) is not None}
         names = {*queries, *(query for query, _ in keys if query)}
         pushed = {query: ids for query in names if (ids := self._pushed(query, project, store))}
-        return _ProjectListing([each for task in listed for each in of_task(task)], keys, pushed)
+        with self.server.understood():
+            return _ProjectListing([each for task in listed for each in of_task(task)], keys, pushed)
 
     def tasks(self, project: int) -> list[Mapping[str, Any]]:
         """Return the tasks of a project with all that is in them.

@@ -86,8 +86,11 @@ class ToolOracle:
         check_shown(file, inputs, kept, self._show)
         self._server.check()
 
-    def ask(self, result: Result) -> str:
-        """Have the rows of a batch labelled, its control rows among them, and return the page; asking again asks nothing twice.
+    def ask(self, result: Result) -> tuple[str, Sequence[str]]:
+        """Have the rows of a batch labelled, its control rows among them; asking again asks nothing twice.
+
+        Returns:
+            The page where that is done, and sentences for people on what they will see there, once the rows were brought there.
 
         Raises:
             ServerError: the server refuses or stays away; ask again, and what is there stays.
@@ -95,7 +98,10 @@ class ToolOracle:
         batch = as_asked(result)
         ids = ids_of(batch)
         page = self._server.page_of(batch.query, ids.texts(batch.selection.column(ids.name)), self._store)
-        return page or self._server.push(read_batch(batch, self._classes, self._show), self._store).url
+        if page is not None:
+            return page, ()
+        pushed = self._server.push(read_batch(batch, self._classes, self._show), self._store)
+        return pushed.url, pushed.notes
 
     def answers(self, asked: Sequence[str]) -> tuple[pa.Table | None, list[str]]:
         """Read what people said so far, as the table of labels, and what is to be said of it; None where nobody said anything.

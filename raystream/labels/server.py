@@ -10,12 +10,13 @@ import http.client
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from raystream.errors import DataError, QueryError
+from raystream.errors import DataError, QueryError, RaystreamError
 from raystream.lake.retry import BRIEF, Patience, Place
 
 TOKENS = {"label_studio": "LABEL_STUDIO_API_KEY", "cvat": "CVAT_ACCESS_TOKEN"}
@@ -138,6 +139,21 @@ class Server:
         except (OSError, http.client.HTTPException) as error:
             raise LostReplyError(f"{self.url}{path} broke off: {_told(error)}") from None
 
+    @contextmanager
+    def understood(self) -> Iterator[None]:
+        """Take what is found in an answer to be of another shape for the server's fault.
+
+        Raises:
+            ServerError: it was.
+        """
+        try:
+            yield
+        except RaystreamError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            what = str(error) if isinstance(error, ValueError) else f"an answer has another shape ({type(error).__name__}: {error})"
+            raise ServerError(f"{self.url} doesn't answer as {self._name} does: {what}; check its version") from error
+
     def _answered(self, ask: Callable[[], Any], path: str) -> Any:
         try:
             return ask()
@@ -190,12 +206,13 @@ class Server:
             raise ServerError(f"{self.url}{path} doesn't answer as {self._name} does: no JSON; check the URL") from None
 
     def _refused(self, path: str, error: _StatusError) -> ServerError:
+        told = f": {error.body}" if error.body else ""
         if error.status in _UNAUTHORISED:
             kind = "" if self._bearer else f", which looks like {'a personal access' if self._token.is_refresh else 'a legacy'} token"
             return ServerError(
-                f"{self.url} refuses the token ({error.status}){kind}; copy it again from the account's page, and see that it may do this"
+                f"{self.url} refuses the token ({error.status}){kind}{told}; copy it again from the account's page, or make another one "
+                "if it has expired or was revoked, and see that it may do this"
             )
-        told = f": {error.body}" if error.body else ""
         return ServerError(f"{self.url}{path} refuses with {error.status}{told}; check the project and the rights of the token")
 
 

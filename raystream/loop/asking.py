@@ -74,6 +74,8 @@ def with_controls(ledger: Ledger, batch: pa.Table | None, controls: Sequence[Id]
         "rank": pa.array(np.arange(first, first + len(controls)), pa.int32()),
         ledger.pool.id_name: ledger.pool.array(controls),
         "why": pa.array(["control"] * len(controls), pa.string()),
+        "turn": pa.array(np.arange(first, first + len(controls)), pa.int32()),
+        "probability": pa.nulls(len(controls), pa.float64()),
         "path": pa.array([file.path for file, _ in pairs], pa.string()),
         "row": pa.array([row for _, row in pairs], pa.int64()),
     }

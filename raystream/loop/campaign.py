@@ -449,7 +449,7 @@ class ActiveLearningLoop:
 
     def _warnings(self, rows: list[dict[str, Any]]) -> list[str]:
         """Return what there is to say of the newest batch, the newest model, and this call."""
-        found = [*self._said]
+        found = [*self._ledger.told, *self._said]
         last = self._ledger.last_asked()
         closed = last if self.journal.closed(last) is not None else last - 1
         kinds = (self.journal.closed, self.journal.trained, self.journal.judged) if closed >= 0 else ()

@@ -8,15 +8,16 @@ conflict, which is kept apart until a newer answer settles it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
 from typing import Any
 
 import pyarrow as pa
 
 from raystream.errors import LabelsError, PoolError, did_you_mean
 from raystream.figures import number_of
+from raystream.labels.annotation import TIMES, time_of
 from raystream.lake import LOCAL, Storage
 from raystream.loop.label_values import LabelValues
 from raystream.pool.columns import plain
@@ -54,6 +55,7 @@ class Answers:
         expected: what a label must be, in words.
         outside: answers whose ids are beyond the type of the pool's, and so of no row of it.
         told: further sentences, on what a labelling tool holds.
+        alike: two labels that nothing names and that are told apart by their type, spaces or form of Unicode alone.
     """
 
     by_id: Mapping[Id, Answer] = field(default_factory=dict)
@@ -63,6 +65,7 @@ class Answers:
     expected: str = ""
     outside: int = 0
     told: tuple[str, ...] = ()
+    alike: tuple[Any, Any] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -79,6 +82,9 @@ class Answers:
             found.append(f"{rows} conflicting labels of one time and count as unlabelled until a newer one settles it, first: {first}")
         if self.outside:
             found.append(f"{number_of(self.outside, 'answer')} left alone whose ids are beyond the type of the pool's")
+        if self.alike is not None:
+            one, other = self.alike
+            found.append(f"{one!r} and {other!r} are two classes; where one is meant, write it alike, or name the classes in model.classes")
         if self.unknown:
             count, (id_, label) = len(self.unknown), self.unknown[0]
             rows = "1 row is" if count == 1 else f"{count:,} rows are"
@@ -158,7 +164,20 @@ def newest(found: Sequence[tuple[Id, float, str, Any]], values: LabelValues) -> 
     conflicts = tuple(sorted(id_ for id_, same in answers.items() if len(same) > 1))
     unknown = tuple((id_, bad[id_]) for id_ in sorted(id_ for id_ in bad if len(answers[id_]) == 1))
     left_out = {*conflicts, *bad}
-    return Answers({id_: answers[id_][0] for id_ in sorted(answers.keys() - left_out)}, conflicts, repeated, unknown, values.expected)
+    by_id = {id_: answers[id_][0] for id_ in sorted(answers.keys() - left_out)}
+    alike = None if values.task == "regression" or values.classes else _alike(answer.label for answer in by_id.values())
+    return Answers(by_id, conflicts, repeated, unknown, values.expected, alike=alike)
+
+
+def _alike(labels: Iterable[Any]) -> tuple[Any, Any] | None:
+    """Return the first two labels that programs may have written otherwise: 1 and `1`, `cat` and `cat ` with a space."""
+    said = {each for label in labels if label is not None for each in (label if isinstance(label, tuple) else (label,))}
+    seen: dict[str, Any] = {}
+    for each in sorted(said, key=lambda each: (isinstance(each, str), str(each))):
+        same = seen.setdefault(unicodedata.normalize("NFKC", str(each)).strip(), each)
+        if same is not each:
+            return same, each
+    return None
 
 
 def _rows(file: File, id_name: str, id_type: pa.DataType, label: str, key: str) -> list[tuple[Any, float, str, Any]]:
@@ -204,21 +223,15 @@ def _ids(column: pa.Array, file: File, name: str, id_type: pa.DataType) -> list[
 
 def _times(column: pa.Array, file: File) -> list[float]:
     """Return seconds since the epoch; nothing is older than all."""
-    return [_time(value, file) for value in plain(column).to_pylist()]
+    values = plain(column)
+    if pa.types.is_timestamp(values.type) and values.type.unit == "ns":
+        values = values.cast(pa.timestamp("us", values.type.tz), safe=False)  # Python's times hold no billionths of a second
+    return [_time(value, file) for value in values.to_pylist()]
 
 
 def _time(value: object, file: File) -> float:
-    if value is None or value == "":
-        return -math.inf
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
     try:
-        if isinstance(value, str):
-            value = datetime.fromisoformat(value)
-        if isinstance(value, date) and not isinstance(value, datetime):
-            value = datetime(value.year, value.month, value.day)
-        if isinstance(value, datetime):
-            return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        time = time_of(value)
     except ValueError:
-        pass
-    raise LabelsError(f"column {LABELLED_AT} of {file.path} holds {value!r}, expected times such as 2026-01-31T12:00:00Z, or seconds")
+        raise LabelsError(f"column {LABELLED_AT} of {file.path} holds {value!r}, which is no time; expected {TIMES}") from None
+    return -math.inf if time is None else time.timestamp()

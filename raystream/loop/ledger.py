@@ -36,12 +36,16 @@ class Ledger:
         journal: its records.
         reporter: told how far it is.
         token: of the labelling tool's user, where the loop names a tool.
+
+    Attributes:
+        told: what is to be said of the batches that this process brought to the tool.
     """
 
     def __init__(self, loop: Loop, journal: Journal, reporter: Reporter, token: str | None = None) -> None:
         self.loop, self.journal, self.reporter, self._token = loop, journal, reporter, token
         self._batches: dict[int, pa.Table] = {}
         self._pages: dict[int, str] = {}
+        self.told: list[str] = []
 
     # what doesn't change while this process lives
 
@@ -186,8 +190,9 @@ class Ledger:
                 f"batch {asked.round} of loop {self.loop.name} is of control rows alone, and no query before it chose a row; give the loop "
                 "a larger pool, or a smaller loop.control"
             )
-        page = self._pages[asked.round] = self.oracle.ask(result)
-        return page
+        self._pages[asked.round], notes = self.oracle.ask(result)
+        self.told += notes
+        return self._pages[asked.round]
 
     def labels_now(self) -> tuple[RoundLabels, Answers]:
         """Read all answers as they are now, and what came with them."""

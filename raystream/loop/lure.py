@@ -13,7 +13,8 @@ def lure(losses: ArrayLike, probabilities: ArrayLike, n: int) -> float:
     """Compute the mean loss over the n rows that were eligible at the first draw, from m of them drawn without replacement.
 
     Unbiased for a model that was **not** trained on these rows, where each draw's probability was above 0 for every row left. Only the
-    longest beginning of the draws of which all are labelled may be given.
+    longest beginning of the draws of which all are labelled may be given. A selection has what it takes: its rows by `turn`, their
+    `probability`, and `counts.eligible` of its manifest.
 
     Args:
         losses: (m,) of the drawn rows, in the order of drawing.

@@ -22,8 +22,8 @@ class Oracle(Protocol):
     def check(self, file: File, inputs: Sequence[str], kept: Sequence[str]) -> None:
         """See before anything is chosen that people can be asked about rows of such a file."""
 
-    def ask(self, result: Result) -> str:
-        """Have a batch labelled, whatever became of an earlier attempt, and return the page where that is done."""
+    def ask(self, result: Result) -> tuple[str, Sequence[str]]:
+        """Have a batch labelled, whatever became of an earlier attempt; the page where that is done, and what is to be said of it."""
 
     def answers(self, asked: Sequence[str]) -> tuple[pa.Table | None, list[str]]:
         """Read what people said so far as a table of labels, and what is to be said of it."""

@@ -59,7 +59,8 @@ class SklearnSteps:
         what = f"{type(embedded).__name__} of shape {getattr(embedded, 'shape', '?')}"
         return (
             f"{self._who}: step {self.step} gives {what}, expected a dense array of numbers to be an embedding; "
-            "add a step that makes one, such as TruncatedSVD, or name another in model.embedding"
+            "add a step that makes one, such as TruncatedSVD, name another in model.embedding, or choose by a strategy that needs none, "
+            "such as top_k or power"
         )
 
     def dense(self, embedded: Any, rows: int) -> Array:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from urllib.parse import unquote
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raystream.errors import PoolError, QueryError
+from raystream.figures import number_of
 from raystream.lake import LOCAL, Location, Storage, filesystem_of, is_final, own_reason, parse, reason, redacted, with_options
 from raystream.lake.retry import is_no_folder, retried
 from raystream.lake.table_uri import TableUri, is_table, parse_table
@@ -23,6 +25,7 @@ from raystream.pool.files import CREDENTIALS_HINT, File, NothingThereError
 from raystream.pool.text_files import SUFFIXES, text_format
 
 _EXTENSIONS = (".parquet", ".parq", ".pq")
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 MAGIC = re.compile(r"[*?\[]")
 
@@ -96,13 +99,18 @@ def _infos(filesystem: pafs.FileSystem, path: str, key: str, shown: str, local: 
     infos = None if local and filesystem.get_file_info(path).type == pafs.FileType.File else _all_below(filesystem, path)
     if infos is not None:
         _refuse_tables(infos, f"{key} {shown}")
-        yield from ((info, path) for info in _wanted(infos, path, _extensions(texts)))
+        wanted = list(_wanted(infos, path, _extensions(texts)))
+        if not wanted and not texts and (held := _instead(infos)):
+            raise PoolError(f"{key} {shown} holds no Parquet file but {held}; expected Parquet: docs/columns.md shows how to write it")
+        yield from ((info, path) for info in wanted)
         return
     info = retried(lambda: filesystem.get_file_info(path))
     if info.type != pafs.FileType.File:
         raise NothingThereError(f"{key} {shown} does not exist; expected a Parquet file, a folder or a pattern")
     if not texts and (what := text_format(path)):
-        raise PoolError(f"{key} {shown} is {what}, which is taken for labels alone; expected Parquet, so write the rows as such")
+        raise PoolError(
+            f"{key} {shown} is {what}, which is taken for labels alone; expected Parquet; docs/columns.md shows how to write it"
+        )
     yield info, path
 
 
@@ -154,6 +162,16 @@ def _wanted(
         return pattern is None or any(pattern.fullmatch("/".join(names[:depth])) for depth in range(1, len(names) + 1))
 
     return (info for info in infos if wanted(info))
+
+
+def _instead(infos: Sequence[pafs.FileInfo]) -> str:
+    """Say what a folder without Parquet holds that may be meant; empty if nothing of the kind."""
+    kinds = [
+        "image" if info.path.lower().endswith(_IMAGES) else f"{what} file"
+        for info in infos
+        if info.type == pafs.FileType.File and ((what := text_format(info.path)) or info.path.lower().endswith(_IMAGES))
+    ]
+    return " and ".join(number_of(count, kind) for kind, count in Counter(kinds).most_common())
 
 
 def _file(info: pafs.FileInfo, root: str, location: Location, storage: Storage) -> File:

@@ -7,6 +7,7 @@ numbers find, the ids themselves decide.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from raystream.pool.columns import plain
+from raystream.strings import words
 
 BLOCK_ROWS = 1 << 16
 """Ids that are looked at together: what is made of them on the way is small beside the ids."""
@@ -40,14 +42,19 @@ class Ids(Protocol):
     def __len__(self) -> int: ...
 
 
-def id_blocks(ids: Ids | pa.Array) -> Iterator[tuple[int, pa.Array]]:
-    """Yield runs of ids in order, in their plain type, each with the number of its first row."""
+def numbered(ids: Ids | pa.Array) -> Iterator[tuple[int, pa.Array]]:
+    """Yield the pieces of ids in order, each with the number of its first row."""
     row = 0
     for chunk in [ids] if isinstance(ids, pa.Array) else ids.chunks:
+        yield row, chunk
+        row += len(chunk)
+
+
+def id_blocks(ids: Ids | pa.Array) -> Iterator[tuple[int, pa.Array]]:
+    """Yield runs of ids in order, in their plain type, each with the number of its first row."""
+    for row, chunk in numbered(ids):
         for start in range(0, len(chunk), BLOCK_ROWS):
-            block = plain(chunk.slice(start, BLOCK_ROWS))
-            yield row, block
-            row += len(block)
+            yield row + start, plain(chunk.slice(start, BLOCK_ROWS))
 
 
 def id_numbers(ids: Ids | pa.Array) -> Numbers:
@@ -85,22 +92,10 @@ def _hashes(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> npt.
     """Return (n,) uint64 hashes of the bytes between these offsets: eight bytes of all ids at a time are mixed into them."""
     length = np.diff(offsets)
     hashes = length.astype(np.uint64) * FACTOR
-    if len(data) < 8:
-        data = np.concatenate([data, np.zeros(8, np.uint8)])
-    words = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))
-    last = len(words) - 1
-    rows = np.flatnonzero((length > 0) & (length < _LONG))
-    begin, left = offsets[rows], length[rows]
-    while len(rows):
-        at = np.minimum(begin, last)
-        word = words[at] >> ((begin - at).astype(np.uint64) << np.uint64(3))  # at the very end, eight bytes that begin earlier
-        unused = np.maximum(8 - left, 0).astype(np.uint64) << np.uint64(3)
-        mixed = (hashes[rows] ^ (word << unused)) * FACTOR
+    short = len(length) and int(length.min()) < _LONG
+    for rows, word in islice(words(data, offsets), _LONG // 8) if short else ():
+        mixed = (hashes[rows] ^ word) * FACTOR
         hashes[rows] = mixed ^ (mixed >> _SHIFT)
-        going = left > 8
-        if not going.all():
-            rows, begin, left = rows[going], begin[going], left[going]
-        begin, left = begin + 8, left - 8
     view = data.data
     for row in np.flatnonzero(length >= _LONG).tolist():
         hashes[row] = xxhash.xxh3_64_intdigest(view[offsets[row] : offsets[row + 1]])

@@ -23,7 +23,7 @@ from raystream.pool.columns import BYTES, TEXT, Column, declared_type, recognise
 from raystream.pool.files import File, open_parquet, pinned, schema_of, threads_for
 from raystream.pool.filters import Filters, filter_columns, matching_rows, residual
 from raystream.pool.footers import Footer, read_footers
-from raystream.pool.ids import Ids, KnownIds, comparable, derived_ids, id_blocks, id_bytes
+from raystream.pool.ids import Ids, KnownIds, comparable, derived_ids, id_blocks, id_bytes, numbered
 from raystream.pool.labelled_ids import id_batches, read_integers, read_strings, within
 from raystream.pool.plan import DERIVED_ID, PoolPlan
 from raystream.pool.reader import ReadSpec
@@ -107,7 +107,7 @@ class Labelled:
 
 
 class LabelledMarks:
-    """Which rows are labelled, as their ids come by in row order.
+    """Which rows are labelled, as their ids come by.
 
     Args:
         labelled: the ids.
@@ -122,26 +122,24 @@ class LabelledMarks:
         self._known, self._others = KnownIds(labelled.ids), KnownIds(labelled.excluded)
         self.labelled, self.excluded = np.zeros(rows, bool), np.zeros(rows, bool)
         self.missing = np.ones(len(labelled), bool)
-        self._row = 0
 
     @classmethod
     def of(cls, labelled: Labelled, ids: Ids | pa.Array) -> LabelledMarks:
         """Return those of rows of these ids."""
         marks = cls(labelled, len(ids))
-        for chunk in [ids] if isinstance(ids, pa.Array) else ids.chunks:
-            marks.add(chunk)
+        for row, chunk in numbered(ids):
+            marks.add(row, chunk)
         return marks
 
-    def add(self, ids: pa.Array) -> None:
-        """Take the ids of the next rows."""
-        for _, block in id_blocks(ids):
-            here = slice(self._row, self._row + len(block))
+    def add(self, row: int, ids: pa.Array) -> None:
+        """Take the ids of the rows from this one on."""
+        for start, block in id_blocks(ids):
+            here = slice(row + start, row + start + len(block))
             where = self._known.index(block)
             self.labelled[here] = where >= 0
             self.missing[where[where >= 0]] = False
             if len(self._others):
                 self.excluded[here] = self._others.index(block) >= 0
-            self._row += len(block)
 
 
 def read_labelled(uris: Sequence[str], id_name: str | None, id_type: pa.DataType, threads: int = 8, storage: Storage = LOCAL) -> Labelled:

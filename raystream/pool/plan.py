@@ -29,6 +29,7 @@ from raystream.pool.tables import list_pool
 from raystream.pool.unit_table import Units
 from raystream.pool.units import TARGET_BYTES, WORK_ROWS, Unit, cut_units, group_bytes
 from raystream.query import LOGIT_SCORES, Pool, Preprocess
+from raystream.query.acquire import SELECTION_COLUMNS
 
 _SAMPLED_FILES = 8
 _SAMPLED_ROWS = 64
@@ -157,9 +158,7 @@ ListedFiles = tuple[list[File], tuple[TableVersion, ...]]
 """Files, and the tables that listed them; see `list_pool`."""
 _SHOWN = 3
 DERIVED_ID = "id"
-_OURS = frozenset(
-    {"rank", "score", "gain", "distance", "represents", "why", "prediction", "prediction_name", "confidence", "path", "row", *LOGIT_SCORES}
-)
+_OURS = frozenset({*SELECTION_COLUMNS, *LOGIT_SCORES})
 
 
 class NoRowsError(PoolError):

@@ -1,14 +1,16 @@
 """Whether ids tell rows apart over a whole pool: by hashes, which many rows' are kept on disk, in partitions; the ids settle what clashes.
 
-Ids come by once, as they are merged, and eight bytes of each are kept: in memory of some millions, of more in files without names in
-the temporary folder (`TMPDIR`), one for each range of hashes. A file is read, not mapped, and sorted by itself. Only if two hashes are
-alike are the ids looked at again.
+Ids come by once, as they are merged, in any order, and eight bytes of each are kept: in memory of some millions, of more in files without
+names in the temporary folder (`TMPDIR`), one for each range of hashes. A file is read, not mapped, and sorted by itself. Only if two
+hashes are alike are the ids looked at again.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
 import numpy as np
@@ -18,7 +20,7 @@ import pyarrow.compute as pc
 
 from raystream.errors import PoolError, StoreError
 from raystream.figures import shown
-from raystream.pool.ids import FACTOR, Ids, comparable, id_blocks, numbers_of
+from raystream.pool.ids import FACTOR, Ids, comparable, id_blocks, numbered, numbers_of
 
 HELD_NUMBERS = 1 << 21
 """Ids whose hashes are kept in memory: of more, they are on disk, and about as many are in a partition."""
@@ -26,13 +28,15 @@ _MOST_PARTITIONS = 256
 _MOST_SUSPECTS = 1 << 20
 """Ids that are compared with each other where hashes are alike; of more, hashes alone are counted: 64 bits of them."""
 _SHOWN = 3
+_THREADS = 4
+"""Partitions that are sorted at a time."""
 
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
 
 
 class UniqueIds:
-    """Sees whether ids are whole and unique, as they come by in row order.
+    """Sees whether ids are whole and unique, as they come by.
 
     Args:
         rows: how many there will be.
@@ -41,14 +45,15 @@ class UniqueIds:
 
     def __init__(self, rows: int, name: str) -> None:
         self._name = name
-        self._held: list[Hashes] = []
+        self._held: dict[int, Hashes] = {}
+        self._guard = threading.Lock()
         self._bits = 0
         self._partitions: list[IO[bytes]] = []
         if rows > HELD_NUMBERS:
             self._bits = min(_MOST_PARTITIONS, 2 * rows // HELD_NUMBERS).bit_length() - 1
             self._partitions = [self._file() for _ in range(1 << self._bits)]
-        self._ascending, self._last = True, None
-        self._row = self._nulls = 0
+        self._integers = True
+        self._nulls = 0
         self._first_nulls: list[int] = []
 
     def __enter__(self) -> UniqueIds:
@@ -58,16 +63,16 @@ class UniqueIds:
         for file in self._partitions:
             file.close()
 
-    def add(self, ids: pa.Array) -> None:
-        """Take the ids of the next rows."""
-        for _, block in id_blocks(ids):
+    def add(self, row: int, ids: pa.Array) -> None:
+        """Take the ids of the rows from this one on; several threads may, in any order."""
+        for start, block in id_blocks(ids):
             if block.null_count:
-                nulls = np.flatnonzero(np.asarray(block.is_null()))
-                self._nulls += len(nulls)
-                self._first_nulls += (self._row + nulls[: _SHOWN - len(self._first_nulls)]).tolist()
+                nulls = row + start + np.flatnonzero(np.asarray(block.is_null()))
+                with self._guard:
+                    self._nulls += len(nulls)
+                    self._first_nulls = sorted([*self._first_nulls, *nulls[:_SHOWN].tolist()])[:_SHOWN]
             elif not self._nulls:
-                self._keep(block)
-            self._row += len(block)
+                self._keep(row + start, block)
 
     def check(self, ids: Ids | pa.Array, where: Callable[[int], str] | None = None) -> None:
         """Raise PoolError if ids are null or occur more than once.
@@ -92,46 +97,45 @@ class UniqueIds:
                 "expected one id a row, so correct them or leave pool.id out"
             )
 
-    def _keep(self, block: pa.Array) -> None:
+    def _keep(self, row: int, block: pa.Array) -> None:
         numbers = _hashes(block)
         if not self._partitions:
-            self._ascending = self._ascending and pa.types.is_integer(block.type) and self._ascends(block.to_numpy())
-            self._held.append(numbers)
+            self._integers = self._integers and pa.types.is_integer(block.type)
+            self._held[row] = numbers
             return
         of = (numbers * FACTOR) >> np.uint64(64 - self._bits)
         order = np.argsort(of.astype(np.uint8), kind="stable")
         ends = np.cumsum(np.bincount(of.astype(np.int64), minlength=len(self._partitions))).tolist()
         numbers = numbers[order]
         try:
-            for file, start, end in zip(self._partitions, [0, *ends[:-1]], ends, strict=True):
-                file.write(numbers[start:end].data)
+            with self._guard:
+                for file, start, end in zip(self._partitions, [0, *ends[:-1]], ends, strict=True):
+                    file.write(numbers[start:end].data)
         except OSError as error:
             raise _no_room(error) from None
 
-    def _ascends(self, values: npt.NDArray[np.integer]) -> bool:
-        """Tell whether each integer is above the one before, so that there is nothing to sort."""
-        before, self._last = self._last, values[-1]
-        return bool((values[1:] > values[:-1]).all()) and (before is None or values[0] > before)
-
-    def _repeated(self) -> Iterator[Hashes]:
-        """Yield the hashes that occur more than once, of one partition at a time."""
+    def _repeated(self) -> list[Hashes]:
+        """List the hashes that occur more than once, those of one partition after the other's."""
         if not self._partitions:
-            if self._held and not self._ascending:
-                yield _twice(np.concatenate(self._held))
-            return
-        for file in self._partitions:
-            seen, again = np.empty(0, np.uint64), np.empty(0, np.uint64)
-            try:
-                file.seek(0)
-            except OSError as error:  # what was still to be written
-                raise _no_room(error) from None
-            while len(some := np.fromfile(file, np.uint64, 2 * HELD_NUMBERS)):
-                if len(seen):  # of ids that are nearly all the same
-                    again, seen = np.union1d(again, _twice(np.concatenate([seen, np.unique(some)]))), np.union1d(seen, some)
-                else:
-                    seen = some
-                again = np.union1d(again, _twice(some))
-            yield again
+            numbers = np.concatenate([np.empty(0, np.uint64), *(self._held[row] for row in sorted(self._held))])
+            return [] if self._integers and _ascend(numbers) else [_twice(numbers)]
+        with ThreadPoolExecutor(min(pa.cpu_count(), _THREADS)) as threads:
+            return list(threads.map(self._repeated_in, self._partitions))
+
+    @staticmethod
+    def _repeated_in(file: IO[bytes]) -> Hashes:
+        seen, again = np.empty(0, np.uint64), np.empty(0, np.uint64)
+        try:
+            file.seek(0)
+        except OSError as error:  # what was still to be written
+            raise _no_room(error) from None
+        while len(some := np.fromfile(file, np.uint64, 2 * HELD_NUMBERS)):
+            if len(seen):  # of ids that are nearly all the same
+                again, seen = np.union1d(again, _twice(np.concatenate([seen, np.unique(some)]))), np.union1d(seen, some)
+            else:
+                seen = some
+            again = np.union1d(again, _twice(some))
+        return again
 
     @staticmethod
     def _file() -> IO[bytes]:
@@ -144,8 +148,8 @@ class UniqueIds:
 def check_unique(ids: Ids | pa.Array, name: str, where: Callable[[int], str] | None = None) -> None:
     """Raise PoolError if ids are null or occur more than once; see `UniqueIds.check`."""
     with UniqueIds(len(ids), name) as unique:
-        for chunk in [ids] if isinstance(ids, pa.Array) else ids.chunks:
-            unique.add(chunk)
+        for row, chunk in numbered(ids):
+            unique.add(row, chunk)
         unique.check(ids, where)
 
 
@@ -161,6 +165,11 @@ def _hashes(block: pa.Array) -> Hashes:
     numbers = numbers_of(block)
     wide = np.int64 if numbers.dtype.kind == "i" else np.uint64
     return numbers.astype(wide, copy=False).view(np.uint64)
+
+
+def _ascend(hashes: Hashes) -> bool:
+    """Tell whether integers, as they are hashed, are each above the one before, so that there is nothing to sort."""
+    return bool((hashes[1:] > hashes[:-1]).all()) or bool((hashes.view(np.int64)[1:] > hashes.view(np.int64)[:-1]).all())
 
 
 def _twice(hashes: Hashes) -> Hashes:

@@ -24,9 +24,14 @@ DEFAULT_REDUCE, DEFAULT_TOP = "mean", 0.1
 _ARGS = {name: arg for entry in SCORES.values() for name, arg in entry.args.items()}
 """The parameters in `acquire.args`; scores that share one mean the same by it."""
 
-_TAKEN = frozenset(
-    {"id", "rank", "score", "gain", "distance", "represents", "why", "prediction", "prediction_name", "confidence", "path", "row"}
-)
+SELECTION_COLUMNS = (
+    "rank", "score", "gain", "distance", "represents", "why", "turn", "probability", "prediction", "prediction_name", "confidence", "path",
+    "row",
+)  # fmt: skip
+"""The columns of a selection under names of our own: all but the id, further scores and kept columns."""
+HIDDEN_COLUMNS = frozenset({"turn", "probability", "path", "row"})
+"""Those that are for programs: pages and texts don't show them."""
+_TAKEN = frozenset({"id", *SELECTION_COLUMNS})
 
 
 def _is_path(value: str) -> str:

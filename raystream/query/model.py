@@ -152,7 +152,8 @@ class Model(Part):
             return self
         kind = kind_of(self.kind)
         if "source" in kind.keys and kind is not REGISTERED and not self.source:
-            raise ValueError(f"model.source is missing; give {kind.source}")
+            elsewhere = "; kind: {} reads no model.weights" if "weights" in self.model_fields_set - kind.keys else ""
+            raise ValueError(f"model.source is missing; give {kind.source}{elsewhere.format(self.kind)}")
         for key in sorted(self.model_fields_set & MODEL_KEYS - kind.keys):
             users = [name for name, of in KINDS.items() if key in of.keys]
             if len(users) == 1:

@@ -84,7 +84,8 @@ class Select(Part):
     cost: Cost | None = None
     """What each row costs, and what the batch may cost in all."""
     random_share: Share = 0.0
-    """This part of the batch is drawn at random and marked, so that you can measure what selection buys you."""
+    """This part of the batch is drawn at random and marked, first and from all rows that may be labelled, so that you can measure what
+    selection buys you."""
     memory: Positive | Literal["auto"] = "auto"
     """Bytes of embeddings that one process may hold while choosing; `auto`: 2 GiB."""
     args: dict[str, Any] = {}

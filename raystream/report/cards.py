@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from raystream.figures import LONGEST, shown
 from raystream.pool.columns import readable
-from raystream.report.chosen_inputs import GoneError, chosen_inputs
+from raystream.query.acquire import HIDDEN_COLUMNS
+from raystream.report.chosen_inputs import GoneError, inputs_of, is_text
 from raystream.report.pictures import Picture, pictures
 from raystream.report.style import STYLE, templates
 from raystream.store.result import Result
@@ -58,7 +59,7 @@ def cards(result: Result, count: int) -> Cards:
         rows = _rows(result, count, found.column, pictures=found.by_rank) if found.by_rank else ()
         return Cards(rows, "pictures", found.note)
     try:
-        texts = chosen_inputs(result, count, lambda field: pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
+        texts = inputs_of(result, result.selection.slice(0, count), is_text)
     except GoneError as error:
         return Cards(note=f"The texts can't be shown: {error}.")
     if texts is None:
@@ -116,18 +117,15 @@ class Sheet:
     total: int
 
 
-_HIDDEN = frozenset({"path", "row"})
-
-
 def sheet(selection: pa.Table, count: int) -> Sheet:
-    """Return the first rows, without the columns that say nothing: all null, all empty, or where a row lies."""
+    """Return the first rows, without the columns that say nothing (all null, all empty) or are for programs."""
     head = selection.slice(0, count)
     columns: list[tuple[str, bool]] = []
     cells: list[list[str]] = []
     for name in selection.column_names:
         texts = [short(value) for value in readable(head.column(name))]
         named = name == "prediction" and "prediction_name" in selection.column_names
-        if name in _HIDDEN or named or not any(texts):
+        if name in HIDDEN_COLUMNS or named or not any(texts):
             continue
         kind = selection.schema.field(name).type
         columns.append((name, bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))))

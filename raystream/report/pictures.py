@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from PIL import Image
 from raystream.errors import PoolError
 from raystream.pool.columns import declared_type, decode, plain_type, recognise
 from raystream.pool.images import UndecodableError, cells, holds_bytes, open_image, upright
-from raystream.report.chosen_inputs import GoneError, inputs_of
+from raystream.report.chosen_inputs import Accepts, ChosenInputs, GoneError, inputs_of
 from raystream.store.result import Result
 
 SIDE = 176
@@ -44,19 +44,18 @@ class Pictures:
 
 def pictures(result: Result, count: int) -> Pictures | None:
     """Make thumbnails of the first `count` chosen rows; None when the pool's inputs aren't images."""
-    return pictures_of(result, result.selection.slice(0, count))
+    return pictures_of(lambda accepts: inputs_of(result, result.selection.slice(0, count), accepts))
 
 
-def pictures_of(result: Result, rows: pa.Table, side: int = SIDE) -> Pictures | None:
-    """Make pictures of rows of a query's pool, by their places among these; None when the pool's inputs aren't images.
+def pictures_of(read: Callable[[Accepts], ChosenInputs | None], side: int = SIDE) -> Pictures | None:
+    """Make pictures of rows of a query's pool, by their ranks; None when the pool's inputs aren't images.
 
     Args:
-        result: the query.
-        rows: with the columns `path` and `row`.
+        read: gives an input column of these rows.
         side: the most pixels of a side; larger images are shrunk to it.
     """
     try:
-        found = inputs_of(result, rows, _may_be_images)
+        found = read(_may_be_images)
     except GoneError as error:
         return Pictures({}, f"The pictures can't be shown: {error}.")
     if found is None:
@@ -64,8 +63,9 @@ def pictures_of(result: Result, rows: pa.Table, side: int = SIDE) -> Pictures | 
     images = _images(found.values, declared_type(found.field), side)
     if images is None:
         return None
+    there = {rank: image for rank, image in zip(found.ranks, images, strict=True) if image is not None}
     with _threads() as threads:
-        by_rank = dict(zip(found.ranks, threads.map(_encode, _as_bytes(images)), strict=True))
+        by_rank = dict(zip(there, threads.map(_encode, _as_bytes(list(there.values()))), strict=True))
     return Pictures(by_rank, found.note("Pictures"), found.field.name)
 
 
@@ -85,8 +85,8 @@ def _may_be_images(field: pa.Field) -> bool:
     return column.dtype in ("uint8", "float32") and _layout(column.shape) is not None
 
 
-def _images(values: pa.ChunkedArray, declared: pa.DataType, side: int) -> list[npt.NDArray[np.generic]] | None:
-    """Return the rows as images, small ones; None if none of them is one."""
+def _images(values: pa.ChunkedArray, declared: pa.DataType, side: int) -> Sequence[npt.NDArray[np.generic] | None] | None:
+    """Return the rows as images, small ones, with None for a row that is none; None if none of them is one."""
     if not holds_bytes(plain_type(declared)):
         column = recognise("", declared)
         layout = _layout(column.shape)
@@ -94,9 +94,7 @@ def _images(values: pa.ChunkedArray, declared: pa.DataType, side: int) -> list[n
         return [_shrunk(_as_image(block, layout), side) for chunk in values.chunks for block in decode(chunk, column)]
     with _threads() as threads:
         found = list(threads.map(lambda data: _decoded(data, side), (data for chunk in values.chunks for data in cells(chunk))))
-    if all(image is None for image in found):
-        return None
-    return [np.zeros((_SMALLEST, _SMALLEST), np.uint8) if image is None else image for image in found]
+    return None if all(image is None for image in found) else found
 
 
 def _decoded(data: memoryview | None, side: int) -> npt.NDArray[np.generic] | None:
@@ -159,7 +157,10 @@ def _as_bytes(images: list[npt.NDArray[np.generic]]) -> list[npt.NDArray[np.uint
 
 def _encode(image: npt.NDArray[np.uint8]) -> Picture:
     buffer = io.BytesIO()
-    # Lossless, small images take a few hundred bytes.
     small = max(image.shape[:2]) <= SIDE // 2
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "WEBP", lossless=small, quality=80, method=1)
-    return Picture("data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode(), small)
+    plain = Image.fromarray(np.ascontiguousarray(image))
+    if small:  # lossless, it takes a few hundred bytes
+        plain.save(buffer, "WEBP", lossless=True, quality=80, method=1)
+    else:  # as WebP it would be a sixth smaller, and take ten times as long
+        plain.save(buffer, "JPEG", quality=80)
+    return Picture(f"data:image/{'webp' if small else 'jpeg'};base64," + base64.b64encode(buffer.getvalue()).decode(), small)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from markupsafe import Markup
 
 from raystream.figures import shown
 from raystream.report.svg import Legend, Scale, both, circle, legend, line, text
+from raystream.threads import one_thread
 
 NUMBERED = 20
 CLASSES = 10
@@ -58,12 +60,14 @@ def project(embeddings: Floats) -> Projection | None:
     variance = float(np.square(centred).sum())
     if not np.isfinite(variance) or variance <= 0:
         return None
-    axes = np.random.default_rng(0).standard_normal((embeddings.shape[1], min(8, *embeddings.shape))).astype(np.float32)
-    for _ in range(12):
-        axes = np.linalg.qr(centred.T @ (centred @ axes))[0]
-    scores = centred @ axes
-    _, _, rotation = np.linalg.svd(scores, full_matrices=False)
-    axes = axes @ rotation[:2].T
+    start = np.random.default_rng(0).standard_normal((embeddings.shape[1], min(8, *embeddings.shape)))
+    with one_thread():  # narrow products: while another process has a core, threads would wait for each other
+        rows = torch.from_numpy(centred)
+        found = torch.from_numpy(start).to(rows.dtype)
+        for _ in range(12):
+            found = torch.linalg.qr(rows.T @ (rows @ found))[0]
+        rotation = torch.linalg.svd(rows @ found, full_matrices=False)[2]
+        axes = (found @ rotation[:2].T).numpy()
     # An axis may point either way: its largest entry is made positive, so that the map never flips.
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])
     return Projection(mean, axes, float(np.square(centred @ axes).sum()) / variance)

@@ -14,6 +14,7 @@ from raystream.figures import number_of as _count
 from raystream.figures import shown
 from raystream.lake.uri import absolute, redacted
 from raystream.pool.columns import readable
+from raystream.query.acquire import HIDDEN_COLUMNS
 from raystream.store.calibration import Calibration
 from raystream.store.manifest import Certificate, Manifest, Seconds
 from raystream.store.queries import CommittedQuery
@@ -172,7 +173,7 @@ def describe_seconds(seconds: Seconds) -> str:
 
 def rows_as_text(selection: pa.Table, count: int) -> str:
     """Return the first rows of a selection as an aligned table."""
-    names = [name for name in selection.column_names if name not in ("path", "row")]
+    names = [name for name in selection.column_names if name not in HIDDEN_COLUMNS]
     names = [name for name in names if selection.column(name).null_count < max(1, selection.num_rows)]
     if "why" in names and not any(selection.column("why").to_pylist()):
         names.remove("why")

@@ -20,6 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from raystream.errors import RaystreamError
+from raystream.imports import keep_pandas_out
 from raystream.scoring.executor import Event, InProcess, StartFailed, Told, WorkerLost, all_events
 from raystream.scoring.job import ScoringJob, UnitTask
 
@@ -165,4 +166,5 @@ def _answer(executor: InProcess, answers: _ReplyChannel) -> None:
 
 
 if __name__ == "__main__":
+    keep_pandas_out()
     _serve(Connection(int(sys.argv[1])))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,11 +29,15 @@ from raystream.store.receipts import EMBEDDINGS
 _SCORE_BYTES = 40
 """A row of a scores file without its id: five scores, prediction, confidence, row."""
 _PROBE_SECONDS = 2.0
+_FEW_ROWS = 64
+"""Batches that tell whether one of the model's own would take too long to be waited for; then, they are what is timed."""
 _UNFITTED = (
     "model.temperature is not fitted yet, so all units count as not scored, and the rows that it is fitted on are not counted; "
     "run raystream calibrate first"
 )
 _PROBE_UNITS = 8
+_FEW_UNITS = 100
+"""A worker's, above which it doesn't matter that they aren't of one size."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def estimate(
     workers = 1 if grows and alone <= RAY_PAYS_SECONDS else min(_workers(query.cluster), max(1, len(missing)))
     seconds = None if pace.seconds is None else alone
     if seconds is not None and workers > 1:
-        together = _together(pace, workers, own_machine)
+        together = max(_together(pace, workers, own_machine), _largest_share(plan.units.rows[plan.to_compute], workers))
         first = min(seconds, RAY_SECONDS) if grows else 0.0  # one worker's, while the others start
         seconds = first + (seconds - first) * together
     item = 2 if query.model.embedding_dtype == "float16" else 4
@@ -158,6 +164,16 @@ def _together(pace: _Pace, workers: int, own_machine: bool) -> float:
     return min(1.0, part)
 
 
+def _largest_share(rows: np.ndarray, workers: int) -> float:
+    """Return the largest part of all rows that a worker takes, each the next unit once it is done with one; of many units an even part."""
+    if len(rows) > _FEW_UNITS * workers:
+        return 1 / workers
+    loads = [0] * workers
+    for some in rows.tolist():
+        heapq.heapreplace(loads, loads[0] + some)
+    return max(loads) / max(sum(loads), 1)
+
+
 def _pace(asked: ResolvedQuery, plan: ScoringPlan) -> _Pace:
     """Take the pace of the units that have a receipt, whichever outputs they lack; else score some rows."""
     rows, seconds = np.zeros(len(plan.units), np.int64), np.zeros(len(plan.units))
@@ -174,19 +190,18 @@ def _pace(asked: ResolvedQuery, plan: ScoringPlan) -> _Pace:
 
 def _probe(asked: ResolvedQuery, missing: Sequence[UnitTask]) -> _Pace:
     """Score the first rows that aren't scored yet, for long enough; what is written goes to a folder of its own, and away."""
-    before, watch = torch.get_num_threads(), _RateWatch()
+    before, watch, few = torch.get_num_threads(), _RateWatch(), _RateWatch(0.0)
+    size = asked.query.model.batch_size
     try:
         with TemporaryDirectory(prefix="raystream-") as folder:
             store = open_store(folder)
             store.put("token", b"")
             worker = Worker(replace(asked.job, store=store.uri, store_storage=LOCAL, token="token"))
-            watch.start()
-            for task in missing[:_PROBE_UNITS]:
-                worker.score(task, watch.follow)
-                if watch.end_unit():
-                    break
-    except Abandoned:
-        pass
+            if size > _FEW_ROWS:
+                few.see(worker, missing, _FEW_ROWS)
+                if few.found[1] * size > _PROBE_SECONDS * few.found[0]:  # one batch alone would take longer than is to be waited
+                    size = _FEW_ROWS
+            watch.see(worker, missing, size)
     finally:
         torch.set_num_threads(before)
     rows, seconds, processor = watch.found
@@ -196,30 +211,36 @@ def _probe(asked: ResolvedQuery, missing: Sequence[UnitTask]) -> _Pace:
 
 
 class _RateWatch:
-    """Times rows as they are scored; the first batch warms the model up, and counts only if it is the only one."""
+    """Times rows as they are scored, for so many seconds; the first batch warms the model up, and counts only if it is the only one."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = _PROBE_SECONDS) -> None:
         # rows, seconds and those of processors: at the start, after the first batch, and now
         self._marks: list[tuple[int, float, float]] = []
         self._before = self._here = 0
+        self._seconds = seconds
 
-    def start(self) -> None:
-        """Note that the model is loaded."""
+    def see(self, worker: Worker, tasks: Sequence[UnitTask], batch_size: int) -> None:
+        """Have some units scored, a part of the last one, by a worker whose model is loaded."""
         self._marks.append((0, time.perf_counter(), time.process_time()))
+        with suppress(Abandoned):
+            for task in tasks[:_PROBE_UNITS]:
+                worker.score(task, self._follow, batch_size)
+                if self._end_unit():
+                    break
 
-    def follow(self, rows: int) -> None:
+    def _follow(self, rows: int) -> None:
         """Note that so many rows of the unit are behind, and end it after long enough."""
         self._here = rows
         self._mark()
-        if self._marks[-1][1] - self._marks[1][1] > _PROBE_SECONDS:
+        if self._marks[-1][1] - self._marks[1][1] > self._seconds:
             raise Abandoned
 
-    def end_unit(self) -> bool:
+    def _end_unit(self) -> bool:
         """Note that the unit is written, and tell whether that is enough."""
         scored, self._before, self._here = self._here > 0, self._before + self._here, 0
         if scored:
             self._mark()
-        return len(self._marks) > 1 and self._marks[-1][1] - self._marks[0][1] > _PROBE_SECONDS / 2
+        return len(self._marks) > 1 and self._marks[-1][1] - self._marks[0][1] > self._seconds / 2
 
     @property
     def found(self) -> tuple[int, float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Protocol
 
 import numpy as np
@@ -19,9 +19,12 @@ from raystream.store.receipts import EMBEDDINGS, PROBABILITIES, UnitOutputs
 from raystream.store.scored_units import ScoredUnits, check_same_model
 from raystream.store.unit_columns import read_columns
 from raystream.store.vectors import Embeddings, VectorFiles
+from raystream.threads import each
 
 HELD_ROWS = 1 << 21
 """Up to so many rows, ids are held; of more, they are read again by whoever looks at all of them later."""
+_THREADS = 8
+"""That look at ids at a time, each at those of a unit."""
 _FILES = 8
 """Of which a few rows are read at a time there, each by several requests."""
 _UNLIMITED = 1 << 62
@@ -241,10 +244,10 @@ class ScoredPool:
 
 
 class Watch(Protocol):
-    """Looks at ids as they come by in row order, so that they needn't be read again."""
+    """Looks at ids as they come by, so that they needn't be read again."""
 
-    def add(self, ids: pa.Array) -> None:
-        """Take the ids of the next rows."""
+    def add(self, row: int, ids: pa.Array) -> None:
+        """Take the ids of the rows from this one on; several threads may, in any order."""
 
 
 def merge(
@@ -256,7 +259,7 @@ def merge(
     score: str | None,
     watch: Sequence[Watch] = (),
 ) -> ScoredPool:
-    """Read the ids and one score of all units, once.
+    """Read the ids and one score of all units, once, several units at a time.
 
     Args:
         store: holds the units.
@@ -277,18 +280,23 @@ def merge(
     held = rows <= HELD_ROWS
     of_ids = [id_name] if held or watch else []
     wanted = [*of_ids, *([] if score is None else [score])]
-    chunks: list[pa.Array] = []
     scores = np.empty(rows, np.float32) if score else None
-    row = 0
-    for table in read_columns(store, _filled(units), wanted) if wanted else ():
-        for chunk in table.column(0).chunks if of_ids else ():
-            chunks += [chunk] * held
-            for one in watch:
-                one.add(chunk)
+
+    def see(unit: tuple[int, pa.Table]) -> list[pa.Array]:
+        row, table = unit
         if scores is not None:
             scores[row : row + table.num_rows] = table.column(len(of_ids)).to_numpy()
-        row += table.num_rows
+        chunks = table.column(0).chunks if of_ids else []
+        for chunk in chunks:
+            for one in watch:
+                one.add(row, chunk)
+            row += len(chunk)
+        return chunks if held else []
+
+    tables = read_columns(store, _filled(units), wanted) if wanted else ()
+    found = each(zip(starts[counts > 0].tolist(), tables, strict=False), lambda: see, most=_THREADS)
     if held:
+        chunks = list(chain.from_iterable(found))
         ids = pa.chunked_array(chunks) if chunks else pa.chunked_array([pa.array([], pa.string())])
     else:
         first = next(read_columns(store, islice(_filled(units), 1), [id_name]))

@@ -144,12 +144,13 @@ class Worker:
         self._computing = threading.Lock()
         self.width = 0
 
-    def score(self, task: UnitTask, follow: Follow = alone) -> UnitOutputs:
+    def score(self, task: UnitTask, follow: Follow = alone, batch_size: int | None = None) -> UnitOutputs:
         """Compute outputs of one unit and commit them.
 
         Args:
             task: what of it.
             follow: told how far it is; from the beginning again if the unit is begun again.
+            batch_size: instead of the model's, where nobody will keep what is written.
 
         Raises:
             Abandoned: `follow` did.
@@ -160,6 +161,7 @@ class Worker:
         started = time.perf_counter()
         job, unit = self._job, task.unit
         _set_threads(job.threads)
+        size = batch_size or job.model.batch_size
         if task.targets is not None:
             with self._computing:
                 return self._commit([score_epig(self._store, task)])
@@ -170,13 +172,13 @@ class Worker:
         taken = [writer.embedded] * (EMBEDDINGS in kinds) + [writer.scored] * bool(kinds - {EMBEDDINGS})
         try:
             pin = self._model.device.type == "cuda"
-            with BatchReader(unit, job.read, job.model.batch_size, pin, job.threads, self._prepare) as reader:
+            with BatchReader(unit, job.read, size, pin, job.threads, self._prepare) as reader:
                 waits = time.perf_counter()
                 with self._computing:
                     started += time.perf_counter() - waits  # for the unit before, whose time it is
                     predictor = self._model_for(unit)
                     for chunk in reader:
-                        for batch in chunk.batches(job.model.batch_size):
+                        for batch in chunk.batches(size):
                             self._score_batch(predictor, batch, kinds, writer)
                             follow(_rows_behind(unit, int(batch.rows[-1])))
                     writer.compute()

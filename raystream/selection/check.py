@@ -151,7 +151,8 @@ def check_strategy(strategy: str | Strategy, *, args: Mapping[str, Any] | None =
 
     What is promised: distinct candidates, min(budget, those not blocked) of them, none that is blocked, as exact repeats of chosen and
     labelled rows are, or taken already; the constraints are told of each; the same answer when asked again and from any number of
-    shards; what is given is left as it was; `gain` is (b,) float64, and `distance`, if not None, (b,) float64 and true.
+    shards; what is given is left as it was; `gain` is (b,) float64, and `distance`, if not None, (b,) float64 and true,
+    as is `probability` above 0 and at most 1.
 
     Args:
         strategy: the function, or the name of one of ours.
@@ -181,8 +182,8 @@ class _StrategyTrial:
         self._check_constraints(once)
         for words, shards in (("when asked again with the same data", 1), ("from 7 shards as from 1", 7)):
             other = self._chosen(shards)
-            for name, one, two in (("rows", once.rows, other.rows), ("gain", once.gain, other.gain)):
-                self._require_equal(f"must come to the same {name} {words}", one, two)
+            for name in ("rows", "gain", "probability"):
+                self._require_equal(f"must come to the same {name} {words}", getattr(once, name), getattr(other, name))
 
     def _chosen(self, shards: int) -> Chosen:
         candidates, options = self._case.candidates(shards), self._case.options()
@@ -218,10 +219,13 @@ class _StrategyTrial:
         values, counts = np.unique(rows, return_counts=True)
         self._require(len(values) == len(rows), f"must choose distinct rows, but chose {values[counts > 1][:3]} more than once")
         self._require(len(rows) <= request.budget, f"must choose at most {request.budget} rows here, but chose {len(rows)}")
-        for name, column in (("gain", picked.gain), ("distance", picked.distance)):
+        for name, column in (("gain", picked.gain), ("distance", picked.distance), ("probability", picked.probability)):
             good = isinstance(column, np.ndarray) and column.shape == rows.shape and column.dtype == np.float64
-            optional = name == "distance" and column is None
+            optional = name != "gain" and column is None
             self._require(good or optional, f"must return {name} as a ({len(rows)},) float64 array, but returned {_kind(column)}")
+        if picked.probability is not None:
+            bad = picked.probability[~((picked.probability > 0) & (picked.probability <= 1))]
+            self._require(not len(bad), f"must return probabilities above 0 and at most 1, but returned {bad[:3]}")
         if picked.distance is not None:
             expected = _distances(self._case.space(self._case.x), rows, request.labelled)
             self._require_equal("must report each row's distance to the nearest before it", expected, picked.distance, tolerance=1e-6)

@@ -22,6 +22,7 @@ from raystream.selection.nearest import Centres, nearest
 from raystream.selection.repeats import Repeats, find_repeats
 from raystream.selection.represents import Covering
 from raystream.selection.rows import Array, Metric, squared_distances, vectors
+from raystream.selection.set_aside import FloorPlan, plan_floors
 from raystream.selection.shards import DEFAULT_MEMORY, Shards
 from raystream.selection.strategies.ranking import best, walk
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
@@ -54,6 +55,9 @@ class Chosen:
         distance: (b,) float64 to the nearest row chosen before or labelled, nan when there is none; None without embeddings.
         represents: (b,) int64, how many candidates are nearest to the row; those nearer to a labelled row count for none.
         why: the constraint or share that bound each row, else ''.
+        turn: (b,) int64, when each row was drawn or taken, from 0: those drawn at random first, then in rank order.
+        probability: (b,) float64, the chance that the row had to be drawn in its turn; nan where it wasn't drawn, or constraints may
+            have left an eligible row no chance.
         certificate: None without embeddings.
         passes: how often the embeddings were read to choose.
         note: why fewer than min(budget, n) rows came back; None when there were no more candidates.
@@ -67,6 +71,8 @@ class Chosen:
     distance: Array | None
     represents: Array | None
     why: list[str]
+    turn: Array
+    probability: Array
     certificate: CertificateFacts | None
     passes: int
     note: str | None
@@ -90,6 +96,7 @@ def choose(
     must_include: Array | None = None,
     drawn: Array | None = None,
     more: bool = False,
+    eligible: int | None = None,
     others: bool = False,
     memory: int = DEFAULT_MEMORY,
     args: Mapping[str, Any] | None = None,
@@ -110,8 +117,9 @@ def choose(
         quotas: caps and floors by columns.
         cost: costs and their budget.
         must_include: int64 candidates that are in the batch whatever the strategy says.
-        drawn: int64 candidates that were drawn at random for the batch.
-        more: whether higher `candidates` would let in more rows; for what errors and notes advise.
+        drawn: int64 candidates that were drawn at random for the batch, in the order of drawing; some may be of `must_include`, too.
+        more: whether higher `candidates` would let in more rows: those left out have no chance.
+        eligible: of how many rows `drawn` were drawn; left out, of the candidates.
         others: whether the pool holds rows beyond the candidates that may be no repeats, so that no repeat is chosen but for floors.
         memory: bytes of embeddings that a process may hold.
         args: the strategy's own parameters.
@@ -130,25 +138,46 @@ def choose(
     threshold = None if near_duplicates is False else near_duplicates
     if threshold is not None and shards is None:
         raise QueryError("`near_duplicates` compares embeddings, but the candidates have none; give `x`")
-    alike = None if threshold is None or shards is None else NearDuplicates(threshold, shards.width, labelled)
     traits = TRAITS.get(name, USERS_OWN)
     reads = near_duplicates is None and traits.embedding
-    repeats = find_repeats(shards, candidates.labelled) if reads and shards is not None and len(shards) else None
     gather = None if shards is None else shards.gather
-    constraints = Constraints(budget, near_duplicates=alike, quotas=quotas, cost=cost, repeats=repeats, gather=gather, more=more)
-    first, last = (_NO_ROWS if rows is None else rows for rows in (must_include, drawn))
+    must, last = (_NO_ROWS if rows is None else rows for rows in (must_include, drawn))
+    first = must[~np.isin(must, last)]
     given = np.concatenate([first, last])
     x = shards.gather(given) if shards is not None and len(given) else None
-    for i, row in enumerate(given):
-        constraints.take(int(row), None if x is None else x[i], "must_include" if i < len(first) else "random_share")
     covered = labelled if x is None or labelled is None else np.concatenate([labelled, x])
-    request = Request(budget - len(given), seed, covered, constraints, weight, mix, memory, terms or {}, args or {})
-    nothing = Picked(_NO_ROWS, np.empty(0))
-    picked = function(candidates, request) if len(candidates) and request.budget > 0 else nothing
-    filled = _NO_ROWS if repeats is None else _fill(candidates, constraints, repeats, others)
-    constraints.check_floors()
+
+    def attempt(plan: FloorPlan | None) -> tuple[Constraints, Repeats | None, Picked, Array]:
+        """Let the strategy choose, and take exact repeats where nothing else is left."""
+        alike = None if threshold is None or shards is None else NearDuplicates(threshold, shards.width, labelled)
+        repeats = find_repeats(shards, candidates.labelled) if reads and shards is not None and len(shards) else None
+        limits = Constraints(
+            budget, near_duplicates=alike, quotas=quotas, cost=cost, repeats=repeats, gather=gather, more=more, plan=plan
+        )  # fmt: skip
+        for i, row in enumerate(given):
+            limits.take(int(row), None if x is None else x[i], "must_include" if i < len(first) else "random_share")
+        request = Request(budget - len(given), seed, covered, limits, weight, mix, memory, terms or {}, args or {})
+        picked = function(candidates, request) if len(candidates) and request.budget > 0 else Picked(_NO_ROWS, np.empty(0))
+        return limits, repeats, picked, _NO_ROWS if repeats is None else _fill(candidates, limits, repeats, others)
+
+    constraints, repeats, picked, filled = attempt(None)
+    try:
+        constraints.check_floors()
+    except QueryError:
+        # floors by several columns may want other rows than those that a strategy takes first
+        plan = plan_floors(quotas, cost, budget, given)
+        if plan is None:
+            raise
+        constraints, repeats, picked, filled = attempt(plan)
+        constraints.check_floors()
     rows = np.concatenate([first, picked.rows, filled, last])
     gain = np.concatenate([np.full(len(first), np.nan), picked.gain, np.full(len(filled) + len(last), np.nan)])
+    turn = np.roll(np.arange(len(rows)), -len(last))
+    probability = np.full(len(rows), np.nan)
+    if picked.probability is not None and constraints.leaves_chances and not len(must):
+        probability[: len(picked.rows)] = picked.probability
+    left = (len(candidates) if eligible is None else eligible) - np.arange(len(last), dtype=np.float64)
+    probability[len(rows) - len(last) :] = 1 / left
     facts = dict(picked.facts) | _left_out(candidates, rows, labelled, threshold)
     if repeats is not None:
         facts |= _repeats_left_out(repeats, np.setdiff1d(np.arange(len(candidates)), rows), filled)
@@ -161,7 +190,7 @@ def choose(
     obstacles = tuple(constraints.obstacles(len(candidates))) if short and picked.note is None else ()
     note = (picked.note or _note(len(candidates) - len(rows), obstacles, more)) if short else None
     why = [constraints.why(int(row)) for row in rows]
-    return Chosen(rows, gain, distance, counts, why, certificate, picked.passes, note, facts, obstacles)
+    return Chosen(rows, gain, distance, counts, why, turn, probability, certificate, picked.passes, note, facts, obstacles)
 
 
 def _spread(

@@ -7,6 +7,7 @@ in another order, gets the same batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from raystream.selection.limits import Cost, Obstacle, Quota, Shortfall
 from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.repeats import Repeats
 from raystream.selection.rows import Array
-from raystream.selection.set_aside import SetAside
+from raystream.selection.set_aside import FloorPlan, SetAside
 
 _DUST = 1e-12
 """Part of a cost budget that sums of costs may be above it where floors are asked for: three rows of 0.1 cost 0.3."""
@@ -33,7 +34,8 @@ class Constraints:
         cost: None when rows cost nothing.
         repeats: exact repeats among the candidates; None where they don't matter, or there are none.
         gather: rows (m,) int64 -> vectors (m, d) float32, for near-duplicates among rows that floors may need.
-        more: whether higher `candidates` would let in more rows; for what errors and notes advise.
+        more: whether higher `candidates` would let in more rows.
+        plan: rows of which combinations of groups are to meet the floors; left out, whichever come first.
 
     Raises:
         QueryError: a floor above what its group holds, or floors of one column that add up to more than the budget.
@@ -50,10 +52,15 @@ class Constraints:
         repeats: Repeats | None = None,
         gather: Callable[[Array], Array] | None = None,
         more: bool = False,
+        plan: FloorPlan | None = None,
     ) -> None:
-        self.left = budget
+        self.left = self._budget = budget
         self._gather, self._more = gather, more
-        self._near_duplicates, self._quotas, self._cost = near_duplicates, tuple(quotas), cost
+        self._near_duplicates, self._asked, self._cost = near_duplicates, tuple(quotas), cost
+        self._plan = plan
+        # with a plan its cells have the floors
+        capped = [replace(quota, least=np.zeros_like(quota.least)) for quota in quotas]
+        self._quotas = self._asked if plan is None else (*capped, plan.cells)
         self._repeats = repeats
         self._taken: set[int] = set()
         self._why: dict[int, str] = {}
@@ -104,6 +111,17 @@ class Constraints:
         return self._near_duplicates is None and not self._quotas and self._cost is None and self._repeats is None
 
     @property
+    def leaves_chances(self) -> bool:
+        """True if every eligible row may be taken until the batch is full, whichever rows are drawn before it."""
+        if self._more or self._near_duplicates is not None or self._repeats is not None:
+            return False
+        for quota in self._quotas:
+            held = np.bincount(quota.group[quota.group >= 0], minlength=len(quota.names))
+            if quota.least.any() or (np.minimum(held, self._budget) > quota.most).any():
+                return False
+        return self._cost is None or bool(np.sort(self._cost.column)[::-1][: self._budget].sum() <= self._cost.budget)
+
+    @property
     def taken(self) -> Array:
         """The rows that are taken, int64, ascending."""
         return np.asarray(sorted(self._taken), dtype=np.int64)
@@ -133,6 +151,8 @@ class Constraints:
             group = quota.group[rows]
             mask |= (group >= 0) & (self._count[number] >= quota.most)[group]
         mask |= self._reserved(rows)
+        if self._plan is not None:
+            mask |= self._kept_by_plan(rows, self._plan)
         if self._cost is not None:
             mask |= self._spent + self._cost.column[rows] > self._money
             aside = self._set_aside()
@@ -182,7 +202,7 @@ class Constraints:
 
     def check_floors(self) -> None:
         """Raise QueryError if the batch, which is complete, misses a floor."""
-        for number, quota in enumerate(self._quotas):
+        for number, quota in enumerate(self._asked):
             short = np.flatnonzero(self._count[number] < quota.least)
             if len(short):
                 raise QueryError(self._shortfall().of_floor(number, int(short[0])))
@@ -193,8 +213,9 @@ class Constraints:
 
     def _shortfall(self) -> Shortfall:
         money = self._money - self._spent
+        count = self._count[: len(self._asked)]
         return Shortfall(
-            self._quotas, self._cost, self._count, dict(self._why), self.left, money, self._near_duplicates, self._gather, self._more
+            self._asked, self._cost, count, dict(self._why), self.left, money, self._near_duplicates, self._gather, self._more
         )
 
     def _set_aside(self) -> SetAside | None:
@@ -231,12 +252,25 @@ class Constraints:
                 result |= ~good
         return result
 
+    def _kept_by_plan(self, rows: Array, plan: FloorPlan) -> Array:
+        """Tell (m,) bool which rows would take places that caps leave for rows of the plan, and aren't of it."""
+        unmet = self._unmet[-1]
+        full = np.zeros(len(rows), dtype=bool)
+        for number, quota in enumerate(self._asked):
+            kept = plan.kept(unmet, number, len(quota.names))
+            group = quota.group[rows]
+            full |= (group >= 0) & ((kept > 0) & (self._count[number] + kept >= quota.most))[group]
+        return np.asarray(full & (unmet[plan.cells.group[rows]] == 0))
+
     def _binding(self, row: int) -> str:
         """Name the floor without which another row might have been taken."""
         aside = self._set_aside()
         if not any(unmet.any() for unmet in self._unmet) or (min(self._slack()) > 0 and not (aside is not None and aside.binds)):
             return ""
-        for quota, unmet in zip(self._quotas, self._unmet, strict=True):
+        if self._plan is not None and self._unmet[-1][self._plan.cells.group[row]] == 0:
+            return ""
+        asked = zip(self._quotas, self._unmet, strict=True) if self._plan is None else ((quota, quota.least) for quota in self._asked)
+        for quota, unmet in asked:
             group = int(quota.group[row])
             if group >= 0 and unmet[group] > 0:
                 return f"quota {quota.by} {quota.names[group]}: at least {quota.least[group]}"

@@ -80,7 +80,8 @@ class Cost:
     budget: float
 
 
-_GIVEN = ("must_include", "random_share")
+_FEWER = {"must_include": "name fewer rows", "random_share": "lower `random_share`"}
+_GIVEN = tuple(_FEWER)
 _AT_ONCE = 8192
 
 
@@ -200,7 +201,8 @@ class Shortfall:
             return None
         verb = "takes" if " and " not in keys else "take"
         words = f"{keys} {verb} {len(given)} of {budget} places, which leaves {budget - len(given)} for the {short} rows that minimums need"
-        return Binding(int(quota.least[group]) - (short - budget + len(given)), words, ", raise `k` or name fewer rows")
+        fewer = " or ".join(_FEWER[key] for key in _GIVEN if key in keys)
+        return Binding(int(quota.least[group]) - (short - budget + len(given)), words, f", raise `k` or {fewer}")
 
     def _by_caps(self, number: int, members: Array, least: int) -> Binding | None:
         """See whether the caps of another column let in too few."""

@@ -6,14 +6,17 @@ Of a long order only as much is looked at as it takes to find enough distinct ro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from raystream.errors import QueryError
+from raystream.selection.constraints import Constraints
 from raystream.selection.limits import Cost, Quota
 from raystream.selection.repeats import as_stored, equal, first_equal, hashes_of, hashes_of_rows
 from raystream.selection.rows import Array, Rows
-from raystream.selection.strategies.ranking import lowest
+from raystream.selection.set_aside import binds_together, plan_floors
+from raystream.selection.strategies.ranking import lowest, walk
 
 Kinds = Callable[[Array], tuple[Array, Array | None]]
 """Rows (m,) int64 -> their groups by each quota, (m, q) int, and what they cost, (m,) float64 or None."""
@@ -84,10 +87,13 @@ def ahead(
     return Ahead(looked.rows[through], end - int(through.sum()), end < total)
 
 
-def with_floors(kept: Array, free: Array, score: Array, quotas: Sequence[Quota], cost: Cost | None, first: First) -> Array:
+def with_floors(
+    kept: Array, free: Array, score: Array, quotas: Sequence[Quota], cost: Cost | None, first: First, budget: int
+) -> Array:  # fmt: skip
     """Return the rows `kept` by score, and enough of every group with a floor, int64, ascending.
 
-    These are the best of the group by score, and where the batch couldn't pay for them, the cheapest.
+    These are the best of the group by score, and where the batch couldn't pay for them, the cheapest; where these can't meet the floors of
+    several columns together, those of combinations of groups that can.
 
     Args:
         kept: int64, some of the `free` rows.
@@ -96,16 +102,42 @@ def with_floors(kept: Array, free: Array, score: Array, quotas: Sequence[Quota],
         quotas: over the free rows and, behind them, those that are in the batch already.
         cost: of the same rows.
         first: what goes through of an order.
+        budget: how many rows the batch may have in all.
     """
     n = len(free)
-    kept = np.unique(np.concatenate([kept, *(some for quota in quotas for some in _of_groups(quota, -score, free, first))]))
-    if cost is None:
+
+    def more(by: Sequence[Quota], key: Array) -> Array:
+        return np.unique(np.concatenate([kept, *(some for quota in by for some in _of_groups(quota, key, free, first))]))
+
+    kept = more(quotas, -score)
+    there = np.arange(n, len(quotas[0].group))
+    if cost is not None:
+        money = cost.budget - float(cost.column[there].sum())
+        if any(_price(quota, cost, np.searchsorted(free, kept), there) > money for quota in quotas):
+            kept = more(quotas, cost.column[:n])
+    if not binds_together(quotas, budget):
         return kept
-    there = np.arange(n, len(cost.column))
-    money = cost.budget - float(cost.column[there].sum())
-    if not any(_price(quota, cost, np.searchsorted(free, kept), there) > money for quota in quotas):
+    rows = np.concatenate([np.searchsorted(free, kept), there])
+    some = [replace(quota, group=quota.group[rows]) for quota in quotas]
+    price = None if cost is None else replace(cost, column=cost.column[rows])
+    given, order = np.arange(len(kept), len(rows)), lowest(-score[rows[: len(kept)]], len(kept))
+    if _best_first_meet(some, price, budget, given, order) or plan_floors(some, price, budget, given) is not None:
         return kept
-    return np.unique(np.concatenate([kept, *(some for quota in quotas for some in _of_groups(quota, cost.column[:n], free, first))]))
+    plan = plan_floors(quotas, cost, budget, there)
+    return kept if plan is None else more([plan.cells], -score if cost is None else cost.column[:n])
+
+
+def _best_first_meet(quotas: Sequence[Quota], cost: Cost | None, budget: int, given: Array, order: Array) -> bool:
+    """Tell whether whoever takes rows in this order meets all floors, which is quicker to see than whether anybody does."""
+    try:
+        limits = Constraints(budget, quotas=quotas, cost=cost)
+        for row in given:
+            limits.take(int(row))
+        walk(order, limits.left, limits, None)
+        limits.check_floors()
+    except QueryError:
+        return False
+    return True
 
 
 def _of_groups(quota: Quota, key: Array, free: Array, first: First) -> list[Array]:

@@ -114,7 +114,7 @@ def select(
     if limit is not None and scores is not None and limit < len(kept.rows):
         passes = near_duplicates is not False and (traits.embedding or near_duplicates is not None)
         seen = [some for some in (known, array[must] if array is not None and len(must) else None) if some is not None and len(some)]
-        kept = _ahead(kept.rows, scores, limit, _first(array if passes else None, seen, quotas, cost), quotas, cost, must)
+        kept = _ahead(kept.rows, scores, limit, _first(array if passes else None, seen, quotas, cost), quotas, cost, must, k)
     rows = np.union1d(kept.rows, must)
     p, samples = optional(probabilities, "probabilities"), optional(log_probs, "log_probs")
     room = max(DEFAULT_MEMORY, 0 if array is None else 4 * array.size) if memory is None else memory
@@ -191,7 +191,9 @@ def _limit(candidates: int | str | None, k: int, traits: Traits, scored: bool) -
     return limit
 
 
-def _ahead(free: Array, score: Array, limit: int, first: First, quotas: Sequence[Quota], cost: Cost | None, must: Array) -> Ahead:
+def _ahead(
+    free: Array, score: Array, limit: int, first: First, quotas: Sequence[Quota], cost: Cost | None, must: Array, budget: int
+) -> Ahead:  # fmt: skip
     """Return those of the `free` rows that the pre-filter by score lets through."""
     among = score[free]
     kept = first(lambda count: free[best(among, count)], len(free), limit)
@@ -200,7 +202,7 @@ def _ahead(free: Array, score: Array, limit: int, first: First, quotas: Sequence
     rows = np.concatenate([free, must])
     of_rows = [replace(quota, group=quota.group[rows]) for quota in quotas]
     paid = None if cost is None else replace(cost, column=cost.column[rows])
-    return replace(kept, rows=with_floors(kept.rows, free, among, of_rows, paid, first))
+    return replace(kept, rows=with_floors(kept.rows, free, among, of_rows, paid, first, budget))
 
 
 def _first(x: Array | None, covered: Sequence[Array], quotas: Sequence[Quota], cost: Cost | None) -> First:

@@ -1,9 +1,12 @@
-"""The money that the minimums of quotas still need, kept out of the reach of other rows.
+"""What the minimums of quotas still need, kept out of the reach of other rows: money, and places where several columns bind together.
 
-A plan holds rows that would meet every floor. A row outside it may be taken while the plan, without the dearest row that it
-makes unnecessary, can be paid beside it. With floors by one column the plan is the cheapest there is, so that nothing is refused
-that could be paid; with floors by several columns it is a greedy one, which can be paid at any time if it could be at the start.
+`SetAside` keeps money. Its plan holds rows that would meet every floor. A row outside it may be taken while the plan, without the dearest
+row that it makes unnecessary, can be paid beside it. With floors by one column the plan is the cheapest there is, so that nothing is
+refused that could be paid; with floors by several columns it is a greedy one, which can be paid at any time if it could be at the start.
 Rows that near-duplicates or caps by other columns take out of the plan are replaced if others are left, and else missed.
+
+`plan_floors` finds how many rows of each combination of groups meet the floors of all columns together, where whoever takes the best
+rows first would miss one.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +24,9 @@ from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.rows import Array
 
 _AT_ONCE = 4096
+_STEPS = 20_000
+"""How far rows are looked for that meet floors by three columns and more together, which no quick way always finds."""
+_DUST = 1e-12
 
 Floor = tuple[int, int]
 """A group with a minimum: the number of its quota, and its own in it."""
@@ -243,3 +250,213 @@ class SetAside:
         self._limit = min(self._limit, slack)
         for k in self._with_floors:
             np.minimum(self._limits[k], slack + self._credit[k], out=self._limits[k])
+
+
+@dataclass(frozen=True, eq=False)
+class FloorPlan:
+    """How many rows of each cell, that is of each combination of groups, meet the floors of all columns together.
+
+    Attributes:
+        cells: the cells as one column, whose floors are the plan.
+        groups: per quota (c,) int64, the group that a cell is of; -1 for none, and where the quota binds nothing.
+    """
+
+    cells: Quota
+    groups: tuple[Array, ...]
+
+    def kept(self, unmet: Array, number: int, groups: int) -> Array:
+        """Count (groups,) float64 rows of each group of a quota that the plan still needs, by those (c,) of the cells."""
+        group = self.groups[number]
+        return np.bincount(group[group >= 0], weights=unmet[group >= 0], minlength=groups)
+
+
+def binds_together(quotas: Sequence[Quota], budget: int) -> bool:
+    """Tell whether floors meet floors or caps of another column, so that rows may have to be chosen with an eye to both."""
+    return any(quota.least.any() for quota in quotas) and sum(_binds(quota, budget) for quota in quotas) > 1
+
+
+def _binds(quota: Quota, budget: int) -> bool:
+    held = np.bincount(quota.group[quota.group >= 0], minlength=len(quota.names))
+    return bool(quota.least.any() or (quota.most < np.minimum(held, budget)).any())
+
+
+def plan_floors(quotas: Sequence[Quota], cost: Cost | None, budget: int, given: Array) -> FloorPlan | None:
+    """Find rows that meet all floors beside caps and costs, and keep of them how many there are of each cell.
+
+    Where two columns bind, a plan is found whenever there is one, as a flow of least cost from the groups of one column to those of the
+    other; where more do, which is as hard as any problem of matching, one is looked for within limits.
+
+    Args:
+        quotas: of the batch, over the candidates.
+        cost: of the candidates; None where rows cost nothing.
+        budget: how many rows the batch may have in all.
+        given: int64, the rows that are in it already.
+
+    Returns:
+        None where no rows meet them, or none were found, and where one column alone binds.
+    """
+    if not binds_together(quotas, budget):
+        return None
+    counts = [np.bincount(quota.group[given][quota.group[given] >= 0], minlength=len(quota.names)) for quota in quotas]
+    binding = [k for k, quota in enumerate(quotas) if _binds(quota, budget)]
+    free = np.ones(len(quotas[0].group), dtype=bool)
+    free[given] = False
+    cell = np.zeros(len(free), dtype=np.int64)
+    for k in binding:
+        cell = np.unique(cell * (len(quotas[k].names) + 1) + quotas[k].group, return_inverse=True)[1].reshape(-1)
+    table = np.column_stack([quotas[k].group[np.unique(cell, return_index=True)[1]] for k in binding])
+    costs = np.ones(len(free)) if cost is None else cost.column
+    order = np.lexsort((costs, cell))
+    order = order[free[order]]
+    prices = np.split(costs[order], np.searchsorted(cell[order], np.arange(1, len(table))))
+    needs = [np.maximum(quotas[k].least - counts[k], 0) for k in binding]
+    rooms = [np.maximum(quotas[k].most - counts[k], 0) for k in binding]
+    left = budget - len(given)
+    money = math.inf if cost is None else (cost.budget - float(cost.column[given].sum())) * (1 + _DUST)
+    if left < 0 or any((need > room).any() for need, room in zip(needs, rooms, strict=True)):
+        return None
+    found = _by_flow(table, prices, needs, rooms, left) if len(binding) == 2 else _by_search(table, prices, needs, rooms, left, money)
+    if found is None or math.fsum(price for c in np.flatnonzero(found) for price in prices[c][: found[c]]) > money:
+        return None
+    least = np.where(found > 0, found + np.bincount(cell[given], minlength=len(table)), 0)
+    names = [" and ".join(f"{quotas[k].by} {quotas[k].names[g]}" for k, g in zip(binding, row, strict=True) if g >= 0) for row in table]
+    nothing = np.full(len(table), -1)
+    groups = tuple(table[:, binding.index(k)] if k in binding else nothing for k in range(len(quotas)))
+    return FloorPlan(Quota("cell", cell.astype(np.int32), names, np.full(len(table), len(free)), least), groups)
+
+
+def _by_flow(table: Array, prices: Sequence[Array], needs: Sequence[Array], rooms: Sequence[Array], left: int) -> Array | None:
+    """Find (c,) int64 the cheapest rows that meet the floors of two columns, by shortest augmenting paths; None if there are none.
+
+    A row is a unit that flows from its group in the first column to that in the second. What floors need flows at a gain above all costs.
+
+    Args:
+        table: (c, 2) the groups of each cell, -1 none.
+        prices: of each cell's rows, ascending.
+        needs: per column (g,) int64, how many rows of each group must be.
+        rooms: per column (g,) int64, how many may be.
+        left: how many may be in all.
+    """
+    sizes = [len(need) + 1 for need in needs]  # rows of no group flow through a node of their own
+    nodes = 3 + sum(sizes)
+    gain = 2.0 * (left + 1) * (max((float(some[-1]) for some in prices if len(some)), default=0.0) + 1.0)
+    ends, caps, weights = [(0, 1)], [left], [0.0]
+    floors = []
+    for side, (need, room) in enumerate(zip(needs, rooms, strict=True)):
+        for g in range(sizes[side]):
+            own = 2 + side * sizes[0] + g
+            ends += [(1, own) if side == 0 else (own, nodes - 1)] * 2
+            floors += [len(caps)] if g < len(need) and need[g] else []
+            caps += [int(need[g]), int(room[g] - need[g])] if g < len(need) else [0, left]
+            weights += [-gain, 0.0]
+    first = len(caps)
+    where = 2 + np.where(table < 0, np.asarray(sizes) - 1, table) + np.asarray([0, sizes[0]])
+    there = np.concatenate([np.asarray(ends), where])
+    # every arc, and behind them the same the other way
+    tail, head = np.concatenate([there[:, 0], there[:, 1]]), np.concatenate([there[:, 1], there[:, 0]])
+    arcs = len(there)
+    cap, weight = np.zeros(2 * arcs, dtype=np.int64), np.zeros(2 * arcs)
+    cap[:first], weight[:first], weight[arcs : arcs + first] = caps, weights, -np.asarray(weights)
+    used = np.zeros(len(table), dtype=np.int64)
+
+    def price(c: int) -> None:
+        """Offer the cell's next rows of one price, and those that were taken last."""
+        some, at = prices[c], int(used[c])
+        forth, back = first + c, arcs + first + c
+        cap[forth] = np.searchsorted(some, some[at], side="right") - at if at < len(some) else 0
+        cap[back] = at - np.searchsorted(some, some[at - 1]) if at else 0
+        weight[forth], weight[back] = some[at] if at < len(some) else 0.0, -some[at - 1] if at else 0.0
+
+    for c in range(len(table)):
+        price(c)
+    while (path := _shortest(tail, head, cap, weight, nodes, gain)) is not None:
+        units = int(cap[path].min())
+        cap[path] -= units
+        cap[(path + arcs) % (2 * arcs)] += units
+        for arc in path:
+            if arc % arcs >= first:
+                used[arc % arcs - first] += units if arc < arcs else -units
+                price(int(arc % arcs - first))
+    return None if cap[floors].any() else used
+
+
+def _shortest(tail: Array, head: Array, cap: Array, weight: Array, nodes: int, gain: float) -> Array | None:
+    """Return the arcs of the path from the first node to the last with the least sum of weights; None where it is no gain."""
+    open_ = np.flatnonzero(cap > 0)
+    start, end, step = tail[open_], head[open_], weight[open_]
+    distance, by = np.full(nodes, np.inf), np.full(nodes, -1)
+    distance[0] = 0.0
+    for _ in range(nodes):
+        reach = distance[start] + step
+        best = np.full(nodes, np.inf)
+        np.minimum.at(best, end, reach)
+        better = best < distance - _DUST * gain
+        if not better.any():
+            break
+        hit = better[end] & (reach == best[end])
+        by[end[hit]] = open_[hit]
+        distance = np.where(better, best, distance)
+    if not distance[-1] < -_DUST * gain:
+        return None
+    path: list[int] = []
+    node = nodes - 1
+    while node and len(path) < nodes:
+        path.append(int(by[node]))
+        node = int(tail[by[node]])
+    return None if node else np.asarray(path)
+
+
+def _by_search(
+    table: Array, prices: Sequence[Array], needs: Sequence[Array], rooms: Sequence[Array], left: int, money: float
+) -> Array | None:
+    """Find (c,) int64 rows that meet the floors of any number of columns, by trying cells for the floor with the least choice.
+
+    Args and Returns as `_by_flow`; `money` is what they may cost together.
+    """
+    used, size = np.zeros(len(table), dtype=np.int64), np.asarray([len(some) for some in prices])
+    needs, rooms = [need.copy() for need in needs], [room.copy() for room in rooms]
+    spent, steps = 0.0, 0
+    tried: list[tuple[list[int], int]] = []  # what is left to try at each step, and the cell that was taken there
+
+    def take(c: int, by: int) -> None:
+        nonlocal spent, left
+        spent += prices[c][used[c]] if by > 0 else -prices[c][used[c] - 1]
+        used[c] += by
+        left -= by
+        for k, g in enumerate(table[c]):
+            if g >= 0:
+                needs[k][g] -= by
+                rooms[k][g] -= by
+
+    def options() -> list[int]:
+        """Return cells to try, the last one first; none where a floor can't be met any more."""
+        if left <= 0 or any(int(np.maximum(need, 0).sum()) > left for need in needs):
+            return []
+        free = np.where(np.logical_and.reduce([(g < 0) | (room > 0)[g] for g, room in zip(table.T, rooms, strict=True)]), size - used, 0)
+        serves = sum(((g >= 0) & (need > 0)[g]).astype(int) for g, need in zip(table.T, needs, strict=True))
+        least, best = math.inf, np.empty(0, dtype=np.int64)
+        for k, need in enumerate(needs):
+            for g in np.flatnonzero(need > 0):
+                cells = np.flatnonzero((table[:, k] == g) & (free > 0))
+                choice = int(free[cells].sum() - need[g])
+                if choice < 0:
+                    return []
+                if choice < least:
+                    least, best = choice, cells
+        dear = np.asarray([prices[int(c)][used[c]] for c in best])
+        affordable = spent + dear <= money
+        return [int(c) for c in best[affordable][np.lexsort((-dear[affordable], serves[best][affordable]))]]
+
+    while any((need > 0).any() for need in needs):
+        steps += 1
+        if steps > _STEPS:
+            return None
+        choices = options()
+        while not choices:
+            if not tried:
+                return None
+            choices, c = tried.pop()
+            take(c, -1)
+        tried.append((choices, c := choices.pop()))
+        take(c, 1)
+    return used

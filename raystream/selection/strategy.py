@@ -118,6 +118,7 @@ class Picked:
         note: why fewer rows came back than the budget and the constraints allow; None else.
         radius: of the covering, where the strategy defines another one than the largest distance; None else.
         facts: what else the manifest should say, such as the recall of an approximate index.
+        probability: (b,) float64, the chance that each row had to be drawn, given those before it; None where rows aren't drawn.
     """
 
     rows: Array
@@ -127,6 +128,7 @@ class Picked:
     note: str | None = None
     radius: float | None = None
     facts: Mapping[str, float | int | str] = field(default_factory=dict)
+    probability: Array | None = None
 
 
 Strategy = Callable[[Candidates, Request], Picked]

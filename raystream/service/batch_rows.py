@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
-
 from raystream.errors import QueryError
-from raystream.report.chosen_inputs import GoneError, inputs_of
+from raystream.query.acquire import HIDDEN_COLUMNS, SELECTION_COLUMNS
+from raystream.report.chosen_inputs import Accepts, ChosenInputs, GoneError, inputs_of, is_text
 from raystream.report.downloads import downloads
 from raystream.report.pictures import SIDE, pictures_of
 from raystream.service.plain import column, ids, kind_of_ids
@@ -15,19 +16,19 @@ from raystream.store.result import Result
 
 ROWS = 20_000
 """Chosen rows that a page holds at most; the file has all."""
-CHUNK = 200
-"""Rows whose pictures or texts come at a time."""
+CHUNK = 50
+"""Rows whose pictures or texts come at a time: about a screenful."""
 _TEXT, _WHOLE_TEXT = 1_500, 100_000
 _CELL = 300
 _ZOOMED = 1_024
-_OWN = ("rank", "score", "gain", "distance", "represents", "why", "prediction", "prediction_name", "confidence", "path", "row")
 
 
 def batch_rows(result: Result) -> dict[str, Any]:
-    """Return the columns of a selection by their names, the ids as text, and which columns the query kept of the pool."""
+    """Return the columns of a selection that people look at by their names, the ids as text, and which the query kept of the pool."""
     head = result.selection.slice(0, ROWS)
     id_name = head.column_names[1]
-    kept = [name for name in head.column_names if name not in _OWN and name != id_name]
+    shown = [name for name in SELECTION_COLUMNS if name in head.column_names and name not in HIDDEN_COLUMNS]
+    kept = [name for name in head.column_names if name not in SELECTION_COLUMNS and name != id_name]
     taken = downloads(result.selection)
     return {
         "total": result.selection.num_rows,
@@ -35,37 +36,31 @@ def batch_rows(result: Result) -> dict[str, Any]:
         "id_kind": kind_of_ids(head.schema.field(1).type),
         "kept": kept,
         "ids": ids(head.column(1)),
-        "columns": {name: column(head.column(name)) for name in _OWN if name in head.column_names and name not in ("path", "row")}
+        "columns": {name: column(head.column(name)) for name in shown}
         | {name: [_short(value) for value in column(head.column(name))] for name in kept},
         "csv": None if taken is None else taken.rows_file,
         "ids_file": None if taken is None else taken.ids_file,
     }
 
 
-def shown_inputs(result: Result, chunk: int, rows: pa.Table | None = None) -> dict[str, Any]:
+def shown_inputs(read: Callable[[Accepts], ChosenInputs | None]) -> dict[str, Any]:
     """Return what the model saw of some rows: `kind` is `pictures`, `texts` or `table`, `items` are by rank, `note` says what is missing.
 
     Args:
-        result: the query.
-        chunk: which `CHUNK` chosen rows.
-        rows: these rows of the pool instead, by their places.
+        read: gives an input column of these rows.
     """
-    start = 0 if rows is not None or not 0 <= chunk * CHUNK < result.selection.num_rows else chunk * CHUNK
-    some = rows if rows is not None else result.selection.slice(start, CHUNK if start == chunk * CHUNK else 0)
-    if not some.num_rows:
-        return {"kind": "table", "items": {}, "note": ""}
-    found = pictures_of(result, some, SIDE)
+    found = pictures_of(read, SIDE)
     if found is not None:
-        items: dict[int, Any] = {start + at: {"uri": one.uri, "small": one.small} for at, one in found.by_rank.items()}
+        items: dict[int, Any] = {rank: {"uri": one.uri, "small": one.small} for rank, one in found.by_rank.items()}
         return {"kind": "pictures", "items": items, "note": found.note}
     try:
-        texts = inputs_of(result, some, _is_text)
+        texts = read(is_text)
     except GoneError as error:
         return {"kind": "table", "items": {}, "note": f"The texts can't be shown: {error}."}
     if texts is None:
         return {"kind": "table", "items": {}, "note": ""}
     values = zip(texts.ranks, texts.values.to_pylist(), strict=True)
-    items = {start + at: _cut(text, _TEXT) for at, text in values if text is not None}
+    items = {rank: _cut(text, _TEXT) for rank, text in values if text is not None}
     return {"kind": "texts", "items": items, "note": texts.note("Texts")}
 
 
@@ -79,20 +74,20 @@ def one_row(result: Result, rank: int) -> dict[str, Any]:
         raise QueryError(f"query {result.query} has no row of rank {rank}; its ranks are 0 to {result.selection.num_rows - 1:,}")
     row = result.selection.slice(rank, 1)
     place = {"path": row.column("path")[0].as_py(), "row": row.column("row")[0].as_py()}
-    found = pictures_of(result, row, _ZOOMED)
+    found = pictures_of(lambda accepts: inputs_of(result, row, accepts), _ZOOMED)
     if found is not None:
         picture = found.by_rank.get(0)
         return place | {"picture": None if picture is None else {"uri": picture.uri, "small": picture.small}, "note": found.note}
     try:
-        texts = inputs_of(result, row, _is_text)
+        texts = inputs_of(result, row, is_text)
     except GoneError as error:
         return place | {"note": f"The text can't be shown: {error}."}
-    value = None if texts is None or not texts.ranks else texts.values[0].as_py()
-    return place | {"text": None if value is None else _cut(value, _WHOLE_TEXT), "note": ""}
-
-
-def _is_text(field: pa.Field) -> bool:
-    return bool(pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
+    if texts is None:
+        return place | {"note": ""}
+    value = texts.values[0].as_py()
+    if value is None or not value.strip():
+        return place | {"note": "It has no text." if value is None else "Its text is blank."}
+    return place | {"text": _cut(value, _WHOLE_TEXT), "note": ""}
 
 
 def _cut(text: str, longest: int) -> str:
@@ -103,4 +98,4 @@ def _short(value: Any) -> Any:
     """Shorten a kept value to text that a page can hold."""
     if isinstance(value, str):
         return _cut(value, _CELL)
-    return value if value is None or isinstance(value, bool | int | float) else _cut(str(value), _CELL)
+    return value if value is None or isinstance(value, bool | int | float) else _cut(json.dumps(value, ensure_ascii=False), _CELL)

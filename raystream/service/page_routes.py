@@ -9,6 +9,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Annotated, Any
 
+import pyarrow as pa
 import xxhash
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -67,6 +68,7 @@ def page_router(store: Callable[[], Store], caller: Callable[..., object]) -> AP
         return views[found.uri]
 
     _add_shell(router)
+    pa.array([])  # imports pandas, where it is installed: a quarter of a second, that no view should wait for
     data = APIRouter(prefix="/page/data", dependencies=[Depends(caller)], include_in_schema=False)
 
     @data.get("/queries")

@@ -378,7 +378,7 @@ def _add_results(router: APIRouter, queries: QueryCalls, callers: Callers, runs:
 
     @router.get("/queries/{id}/selection", responses={200: formats, 304: {"description": "Unchanged"}, **problems(401, 404, 406, 409, 429)})
     def selection(request: Request, id: str) -> Response:
-        """The chosen rows, the best first, as JSON, Parquet or CSV."""
+        """The chosen rows, the best first, as JSON, Parquet or CSV; `turn` and `probability` say how they were drawn."""
         caller = callers.of(request, "read")
         return queries.selection(caller, id, request.headers.get("accept", "*/*"), request.headers.get("if-none-match"))
 

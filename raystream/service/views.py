@@ -24,11 +24,12 @@ from raystream import __version__
 from raystream.errors import QueryError, RaystreamError, StoreError, StoreUnreachable
 from raystream.lake.uri import redacted
 from raystream.query.acquire import column_of
+from raystream.report.chosen_inputs import RunsOfInputs, inputs_of
 from raystream.report.facts import facts, lede, title
 from raystream.report.plots import Histogram
 from raystream.report.stored import pool_scores, stored_pool
 from raystream.report.text import constraints_met, describe_model
-from raystream.service.batch_rows import batch_rows, one_row, shown_inputs
+from raystream.service.batch_rows import CHUNK, ROWS, batch_rows, one_row, shown_inputs
 from raystream.service.plain import ids, plain
 from raystream.service.pool_sample import NEAR, POINTS, NearestChosen, PoolSample, nearest_chosen, pool_sample, predictions_of
 from raystream.store.events import RunState, run_state
@@ -41,9 +42,11 @@ from raystream.store.vectors import VectorFiles
 _THREADS = 16
 _LISTED = 5_000
 """Queries of a list; those committed last."""
-_KEPT = 64
+_KEPT = 128
 """Parts of queries that are kept in memory, a few MiB each at most; maps have room of their own."""
 _MAPS = 4
+_READ = 2
+"""Queries of whose pools rows are kept that were read and not shown yet."""
 COMPARED = 8
 """Queries that may be compared at once."""
 
@@ -95,7 +98,7 @@ class Views:
     def __init__(self, store: Store, points: int = POINTS) -> None:
         self.store, self._points = store, points
         self._lines: dict[str, tuple[Hashable, Data, bool]] = {}
-        self._kept, self._maps = RecentValues(_KEPT), RecentValues(_MAPS)
+        self._kept, self._maps, self._read = RecentValues(_KEPT), RecentValues(_MAPS), RecentValues(_READ)
 
     # the list
 
@@ -240,7 +243,13 @@ class Views:
 
     def inputs(self, name: str, chunk: int) -> Data:
         """Return thumbnails or texts of a run of chosen rows, by their ranks; see `batch_rows.CHUNK`."""
-        return self._part(name, ("inputs", chunk), lambda result: shown_inputs(result, chunk))
+
+        def make(result: Result) -> Data:
+            key = (name, result.manifest.selection.xxh3)
+            runs: RunsOfInputs = self._read.get(key, lambda: RunsOfInputs(result, result.selection.slice(0, ROWS), CHUNK))
+            return shown_inputs(lambda accepts: runs.read(chunk, accepts))
+
+        return self._part(name, ("inputs", chunk), make)
 
     def row(self, name: str, rank: int) -> Data:
         """Return one chosen row as large as there is room for.
@@ -285,7 +294,7 @@ class Views:
         )
         found = nearest.rows_of(int(places[0]))
         rows = sample.rows.take(found[:NEAR])
-        shown = shown_inputs(result, 0, rows)
+        shown = shown_inputs(lambda accepts: inputs_of(result, rows, accepts))
         return {
             "total": len(found),
             "whole": sample.whole,

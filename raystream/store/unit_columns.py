@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +28,8 @@ from raystream.store.unit_keys import Keys
 
 COMPUTED = "epig-"
 """How outputs begin that are computed from stored ones; see `scoring.output_kinds`."""
-REQUESTS = 16
-"""At a time, to an object store."""
+REQUESTS, FILES = 16, 4
+"""At a time, to an object store, and from a disk."""
 
 
 def read_outputs(
@@ -65,14 +66,17 @@ def whole_units(store: Store, tables: Sequence[ReceiptTable], among: Integers | 
 
 
 def read_columns(store: Store, units: Iterable[UnitOutputs], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Read these columns of units' tables, and yield one table after the other; read ahead where each request takes its time."""
-    if not store.remote:
-        yield from (_read(store, unit, columns) for unit in units)
+    """Read these columns of units' tables, and yield one table after the other; some are read ahead."""
+    units = iter(units)
+    first = list(islice(units, 2))
+    at_once = REQUESTS if store.remote else min(pa.cpu_count(), FILES)
+    if len(first) < 2 or at_once == 1:
+        yield from (_read(store, unit, columns) for unit in chain(first, units))
         return
-    with ThreadPoolExecutor(REQUESTS) as threads:
+    with ThreadPoolExecutor(at_once) as threads:
         ahead: deque[Future[pa.Table]] = deque()
-        for unit in units:
-            if len(ahead) == REQUESTS:  # what nobody has taken yet is in memory
+        for unit in chain(first, units):
+            if len(ahead) == at_once:  # what nobody has taken yet is in memory
                 yield ahead.popleft().result()
             ahead.append(threads.submit(_read, store, unit, columns))
         while ahead:

@@ -106,12 +106,14 @@ def read_vectors(store: Store, file: StoredFile, rows: int, wanted: np.ndarray) 
     end = begin + count * row_bytes
     gap = _REMOTE_GAP if store.remote else 0
     cuts = np.flatnonzero(begin[1:] - end[:-1] > gap) + 1
-    runs = list(zip(np.concatenate([[0], cuts]).tolist(), np.concatenate([cuts, [len(needed)]]).tolist(), strict=True))
-    if 2 * sum(int(end[high - 1] - begin[low]) for low, high in runs) > file.size:
+    if 2 * int((end[np.append(cuts - 1, len(needed) - 1)] - begin[np.append(0, cuts)]).sum()) > file.size:
         return None
+    blocks = np.flatnonzero(np.diff(needed // in_block)) + 1
+    if not store.remote:  # mapped, so that what lies between two pages costs nothing
+        cuts = blocks
+    runs = list(zip([0, *cuts.tolist()], [*cuts.tolist(), len(needed)], strict=True))
     found = np.empty((len(wanted), pages.width), pages.dtype)
     edges = np.searchsorted(page, np.append(needed, needed[-1] + 1)).tolist()
-    inside = wanted - np.repeat(first, np.diff(edges))
     starts, ends, hashes = begin.tolist(), end.tolist(), pages.hashes[needed].tobytes()
     read = _range_reader(store, file)
 
@@ -125,8 +127,11 @@ def read_vectors(store: Store, file: StoredFile, rows: int, wanted: np.ndarray) 
             held = content[starts[i] - start : ends[i] - start]
             if xxhash.xxh3_64_digest(held) != hashes[_HASH_BYTES * i : _HASH_BYTES * (i + 1)]:
                 raise damaged(store.place(file.name))
-            here = slice(edges[i], edges[i + 1])
-            found[here] = np.frombuffer(held, pages.dtype).reshape(-1, pages.width)[inside[here]]
+        inside = blocks[slice(*np.searchsorted(blocks, [low + 1, high]))].tolist()
+        for some, others in zip([low, *inside], [*inside, high], strict=True):  # of one block each, whose rows lie side by side
+            here = slice(edges[some], edges[others])
+            numbers = np.frombuffer(content[starts[some] - start : ends[others - 1] - start], pages.dtype)
+            found[here] = numbers.reshape(-1, pages.width)[wanted[here] - first[some]]
 
     if store.remote:
         with ThreadPoolExecutor(_REQUESTS) as threads:

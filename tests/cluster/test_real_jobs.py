@@ -146,3 +146,40 @@ def test_jobs_on_a_cluster_of_three_nodes(
         again = run.job("submit", "query.yaml", "--cpus", "0", "--wait")
         assert (again["job"], again["new"], again["result"]["new"]) == (first["job"], True, False)
         assert pq.read_table(again["result"]["selection"]).equals(alone.selection)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [False, True], ids=["in memory", "on disk"])
+def test_a_head_that_is_started_anew_under_a_job(
+    workplace: Path, make_query: MakeQuery, gate: Path, tmp_path_factory: pytest.TempPathFactory, kept: bool
+) -> None:
+    """It is gone in the middle, with the job, whatever it keeps; the same command goes on: the same rows, and nothing twice."""
+    alone = rs.run(make_query(store__uri="alone"))
+    place = tmp_path_factory.mktemp("work")
+    store = workplace / "lake-store"
+    spec = yaml.safe_load(make_query(store__uri=str(store), model__source="user_nets:gated").to_yaml())
+    spec |= {"cluster": {"workers": 2}, "pool": spec["pool"] | {"uri": str(workplace / "pool")}}
+    (place / "query.yaml").write_text(yaml.safe_dump(spec))
+    (place / "user_nets.py").write_text((workplace / "user_nets.py").read_text())
+
+    def receipts() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in store.rglob("*.receipt.json")}
+
+    with RayHead(27479, cpus=2, kept=kept) as head:
+        run = Commands(place, head)
+        first = run.job("submit", "query.yaml", "--cpus", "0")
+        run.until(lambda: len(receipts()) >= 4)  # two units, each with its scores and embeddings
+        run.until(lambda: (run.job("status", first["job"])["run"] or {}).get("units_done") == 2)
+        before = receipts()
+        head.end_all()
+        assert "no job server answers" in run("status", first["job"], "--address", head.address, code=5)[1]
+        head.start()
+        if kept:  # such a head may take the job that it lost for one that still runs
+            assert run.job("stop", first["job"])["state"] in ("stopped", "failed")
+        with opened(gate):
+            again = run.job("submit", "query.yaml", "--cpus", "0", "--wait")
+    assert again["new"]
+    assert again["job"] == (first["job"].removesuffix("-0") + "-1" if kept else first["job"])
+    assert (again["result"]["units_scored"], again["result"]["units_reused"]) == (2, 2)
+    assert pq.read_table(again["result"]["selection"]).equals(alone.selection)
+    assert before.items() <= receipts().items()

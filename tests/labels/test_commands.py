@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import shutil
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,8 @@ import pytest
 from label_batches import PEOPLE, PICTURES_ONLY
 from label_queries import CLASSES, commit_query
 
+from raystream.labels.annotation import Annotation
+from raystream.labels.collect import LabelQueries, rows_of
 from raystream.labels.tools import TOOLS
 from raystream.store.result import Result, load_result
 
@@ -255,7 +260,7 @@ def test_what_is_asked_wrongly_is_exit_2(
         ("b.csv", "raystream_id,label\n1,a,b\n", "too many fields"),
         ("b.txt", "hello", "is neither JSON, XML, CSV nor Parquet"),
         ("b.json", "", "is empty"),
-        ("b.jsonl", b"\xff\xfe", "is no text in UTF-8"),
+        ("b.jsonl", b"caf\xe9", "is no text in UTF-8 (byte 3); export it as UTF-8, which spreadsheets call CSV UTF-8"),
         ("b.xml", "<!DOCTYPE x><annotations/>", "declares a document type"),
         ("b.json", "[" * 100_000, "too deeply"),
         ("b.zip", b"PK\x03\x04 nothing", "damaged or cut off"),
@@ -269,6 +274,140 @@ def test_files_that_are_none(name: str, content: Any, words: str, first: Result,
     assert words in stderr
 
 
+def as_zip(members: dict[str, bytes]) -> bytes:
+    """An archive with these files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("tool", sorted(TOOLS))
+@pytest.mark.parametrize("how", ["utf-16", "bom", "gz", "zip", "crlf"])
+def test_an_export_as_other_programs_hand_it_on(tool: str, how: str, first: Result, cli: Cli) -> None:
+    """A shell that writes UTF-16, an editor's mark and line ends, gzip, an archive from a Mac beside what such archives hold more."""
+    name, data = PEOPLE[tool](exported(cli, tool), ["cat", None, "dog", "a <b> & c", "cat", "dog", "cat", "dog"])
+    if tool == "parquet" and how in ("utf-16", "bom", "crlf"):
+        pytest.skip("is no text")
+    if how == "zip":
+        mac = {f"__MACOSX/export/._{name}": b"\0\5\x16\7\0", "export/.DS_Store.json": b"\0", "export/images/1.png": b"PNG"}
+        name, data = f"{name}.zip", as_zip({**mac, f"export/{name}": data})
+    elif how == "gz":
+        name, data = f"{name}.gz", gzip.compress(data)
+    elif how == "utf-16":
+        data = data.decode().encode("utf-16")
+    elif how == "bom":
+        data = b"\xef\xbb\xbf" + data
+    else:
+        data = data.replace(b"\n", b"\r\n")
+    Path("back").mkdir()
+    (Path("back") / name).write_bytes(data)
+    for source in (f"back/{name}", "back"):
+        code, printed, stderr = cli("labels", source, "--from", tool, "--out", "l.parquet", "--query", "first", "--json")
+        assert (code, json.loads(printed or "{}").get("labelled")) == (0, 7), stderr
+    ids = first.selection.column("rid").to_pylist()
+    labels = column_by_id(pq.read_table("l.parquet"), "label")
+    assert [labels.get(id_) for id_ in ids] == ["cat", None, "dog", "a <b> & c", "cat", "dog", "cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("b.jsonl.gz", gzip.compress(b'{"raystream_id": "100", "label": "cat"}\n' * 99)[:-9], "gzip archive that is damaged or cut off"),
+        ("b.jsonl", '{"raystream_id": "100", "label": "cat"}\n'.encode("utf-16")[:-1], "UTF-16 that is damaged or cut off"),
+        ("b.jsonl", b'{"raystream_id": "100", "label": "cat"}\n7\n', "has another shape; was it edited?"),
+        ("b.zip", as_zip({"a.txt": b"x"}), "holds no file of"),
+        ("b.jsonl", b'{"raystream_id": "1", "label": "cat", "labelled_at": "01.03.2026"}\n', "'01.03.2026' is no time; expected"),
+        ("b.jsonl", b'{"raystream_id": "100", "label": "cat", "labelled_at": 46082.5}\n', "'46082.5' is no time; expected"),
+    ],
+)
+def test_files_that_were_damaged_on_the_way(name: str, content: bytes, words: str, first: Result, cli: Cli) -> None:
+    """Exit 3 and one sentence, and no table."""
+    Path(name).write_bytes(content)
+    code, _, stderr = cli("labels", name, "--from", "jsonl", "--out", "l.parquet", "--query", "first")
+    assert (code, stderr.count("\n"), Path("l.parquet").exists()) == (3, 1, False), stderr
+    assert words in stderr
+
+
+def test_files_beside_an_export_are_said(first: Result, cli: Cli) -> None:
+    """A spreadsheet of the same folder that lacks its head would be missed without a word."""
+    Path("back").mkdir()
+    (Path("back") / "1.csv").write_text("raystream_id,label\n100,cat\n")
+    (Path("back") / "2.csv").write_text("101,cat\n102,dog\n")
+    code, _, stderr = cli("labels", "back", "--from", "csv", "--out", "l.parquet", "--query", "first")
+    assert (code, "1 file is no export of CSV, and left alone, first: " in stderr, "2.csv" in stderr) == (0, True, True)
+
+
+def read_as(cli: Cli, folder: Path, ids: pa.Array, lines: list[dict[str, Any]], **changes: Any) -> tuple[pa.Table, str]:
+    """What becomes of these lines, which are of a query over these ids, all of which it chose."""
+    commit_query(folder, ids, len(ids), **changes)
+    Path("b.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, _, stderr = cli("labels", "b.jsonl", "--from", "jsonl", "--out", "l.parquet", "--query", "first")
+    assert code == 0, stderr
+    return pq.read_table("l.parquet"), stderr
+
+
+def test_what_is_nearly_an_id_or_a_class_is_said(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another form of Unicode, a space, another case, a zero less: kept as they came, and named beside what they aren't."""
+    monkeypatch.chdir(tmp_path)
+    rows = [(unicodedata.normalize("NFD", "café"), "cat"), ("A ", "cat"), ("7", "cat"), ("b", "Cat"), ("b", "dog ")]
+    lines = [{"raystream_id": id_, "label": label} for id_, label in rows]
+    table, stderr = read_as(cli, tmp_path, pa.array(["café", "a", "007", "b"]), lines)
+    assert sorted(table.column("rid").to_pylist()) == sorted(id_ for id_, _ in rows)
+    assert f"3 ids are none that the query chose, first: {rows[0][0]!r}, which isn't 'café'; they are kept" in stderr
+    assert "2 labels are no class of the model's, first: 'Cat', which isn't 'cat'; they are kept" in stderr
+
+
+@pytest.mark.parametrize("classes", [None, ["0", "1", "2"]])
+def test_a_numeral_means_the_class_of_its_value(
+    classes: list[str] | None, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs write 1 as 1.0 beside gaps, in text and in numbers, and ids, too; truth values and other numbers stay strange."""
+    monkeypatch.chdir(tmp_path)
+    given = ["1", 1, 1.0, "1.0", "01", " ", True, "1.5"]
+    lines = [{"raystream_id": float(number), "label": label, "annotator": 7.0} for number, label in enumerate(given)]
+    table, stderr = read_as(cli, tmp_path, pa.array(range(8)), lines, model={"classes": classes})
+    assert column_by_id(table, "label") == dict.fromkeys(range(5), "1") | {6: "true", 7: "1.5"}
+    assert set(table.column("annotator").to_pylist()) == {"7"}
+    assert "2 labels are no class of the model's, first: 'true'; they are kept" in stderr
+
+
+def test_a_label_that_is_no_number_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decimal comma, a truth value: drafts, as no label at all is, but with what stands there, for a loop's people, too."""
+    monkeypatch.chdir(tmp_path)
+    result = commit_query(tmp_path, pa.array(range(8)))
+    result.manifest.resolved["model"]["task"] = "regression"
+    queries = LabelQueries(result.store, None, lambda _: None)
+    queries._known["first"] = result
+    said: list[Any] = ["1,5", True, [], None, "2.5", [3]]
+    read = rows_of([Annotation(str(number), raw, query="first") for number, raw in enumerate(said)], "csv", queries)
+    assert [(row.state, row.label) for row in read.rows] == [("draft", None)] * 4 + [("labelled", 2.5), ("labelled", 3.0)]
+    assert read.of_unlabelled == [
+        "2 annotations were submitted without a label and count as drafts",
+        "2 labels are no numbers, first: '1,5'; they count as drafts: write them as 1.5",
+    ]
+
+
+def test_states_and_gaps_as_people_write_them(first: Result, cli: Cli) -> None:
+    """A state in capitals is that state; a cell of spaces says nothing."""
+    Path("b.csv").write_text("raystream_id,label,state\n100, , \n101,,Skipped\n102,cat,LABELLED \n103,cat,\n")
+    code, _, stderr = cli("labels", "b.csv", "--from", "csv", "--out", "l.parquet", "--query", "first")
+    assert code == 0, stderr
+    assert column_by_id(pq.read_table("l.parquet"), "state") == {101: "skipped", 102: "labelled", 103: "labelled"}
+
+
+def test_a_corrected_spreadsheet_without_times_says_how_to_settle_it(first: Result, cli: Cli) -> None:
+    """Read, corrected and read again, it holds two answers of no time; with one, the newer answer wins."""
+    for label, more in (("cat", ""), ("dog", ""), ("dog", "2026-03-01")):
+        Path("b.csv").write_text(f"raystream_id,label,labelled_at\n100,{label},{more}\n")
+        code, printed, stderr = cli("labels", "b.csv", "--from", "csv", "--out", "l.parquet", "--query", "first", "--json")
+        assert code == 0, stderr
+        assert ("a newer one settles them, by a column labelled_at" in stderr) == (label == "dog" and not more)
+    assert column_by_id(pq.read_table("l.parquet"), "label") == {100: "dog"}
+    assert json.loads(printed)["conflicts"] == 0
+
+
 _TASK = {"id": 1, "data": {"raystream_id": "100", "raystream_query": "first"}}
 _RECORD = {"id": "100", "fields": {}, "metadata": {}}
 _ROW = {"data_row": {"global_key": "100"}}
@@ -279,6 +418,10 @@ _SAMPLE = {"raystream_id": "100", "filepath": "a.png"}
     ("tool", "content"),
     [
         ("label_studio", [_TASK | {"annotations": 3}]),
+        ("label_studio", [_TASK | {"annotations": []}, {"id": 2, "annotations": []}]),
+        ("label_studio", [_TASK | {"annotations": []}, 7]),
+        ("argilla", [_RECORD | {"label.responses": ["cat", "dog"], "label.responses.users": ["u"]}]),
+        ("labelbox", [_ROW | {"projects": 3}]),
         ("label_studio", [_TASK | {"annotations": [{"id": 1, "result": "cat"}]}]),
         ("label_studio", [_TASK | {"annotations": [{"id": 1, "result": [], "reviews": [1]}]}]),
         ("cvat", {"images": 3, "annotations": [], "categories": []}),
@@ -298,6 +441,22 @@ def test_records_of_another_shape_are_the_files_fault(tool: str, content: Any, f
     assert (code, stderr.count("\n")) == (3, 1), stderr
     assert "has another shape; was it edited?" in stderr
     assert not Path("l.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("tool", "content", "words"),
+    [
+        ("prodigy", [{"raystream_id": "1", "answer": "accept", "label": "x"}, {"answer": "Accept"}], "answer 'Accept' is none of accept"),
+        ("argilla", [_RECORD | {"responses": [{"status": "pending", "values": {}}]}], "the status of a response is 'pending'; expected"),
+        ("label_studio", [_TASK | {"annotations": [{"id": 1, "result": [], "updated_at": "soon"}]}], "'soon' is no time; expected"),
+    ],
+)
+def test_words_that_a_tool_never_writes_are_named(tool: str, content: Any, words: str, first: Result, cli: Cli) -> None:
+    """Taken for a label or for none, such a word would be a wrong answer: exit 3, and nothing is written."""
+    Path("edited.json").write_text(json.dumps(content))
+    code, _, stderr = cli("labels", "edited.json", "--from", tool, "--out", "l.parquet", "--query", "first")
+    assert (code, stderr.count("\n"), Path("l.parquet").exists()) == (3, 1, False), stderr
+    assert f"edited.json: {words}" in stderr
 
 
 @pytest.mark.parametrize("mark", [";", "\t"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -87,6 +89,14 @@ def test_label_studio_short() -> None:
     found = read("label_studio", "min.json", [row | {"label": "cat"}, row | {"label": {"choices": ["cat", "dog"]}}, row])
     assert [each.raw for each in found] == ["cat", ["cat", "dog"]]
     assert (found[0].annotator, found[0].tool_id, found[0].labelled_at) == ("4", "1", NOON)
+    said = ["cat", {"choices": ["cat", "dog"]}, [{"number": 2.5}], [{"rating": 4}], [{"start": 0, "end": 1, "labels": ["X"]}], "[cat"]
+    raw = ["cat", ["cat", "dog"], 2.5, 4, said[4], "[cat"]
+    assert [each.raw for each in read("label_studio", "min.json", [row | {"label": one} for one in said])] == raw
+    cells = io.StringIO()
+    table = csv.DictWriter(cells, [*row, "label"])
+    table.writeheader()
+    table.writerows(row | {"label": one if isinstance(one, str) else json.dumps(one)} for one in said)
+    assert [each.raw for each in read("label_studio", "export.csv", cells.getvalue())] == raw
 
 
 CVAT = """<?xml version="1.0" encoding="utf-8"?>

@@ -174,7 +174,7 @@ def test_the_oracle_of_a_loop(fake: FakeLabelStudio, first: Result) -> None:
     fake.projects[1] = {"id": 1, "label_config": label_config(batch(first))}
     oracle = ToolOracle(client(fake, 1), first.store, lambda _: False, CLASSES, "text")
     for _ in range(2):
-        assert oracle.ask(first) == f"{fake.url}/projects/1"
+        assert oracle.ask(first) == (f"{fake.url}/projects/1", ())
     assert_each_once(fake, first)
     assert oracle.answers(["first"]) == (None, [])
     fake.annotate(fake.tasks[1], "dog")
@@ -187,6 +187,19 @@ def test_the_oracle_of_a_loop(fake: FakeLabelStudio, first: Result) -> None:
     )
     with pytest.raises(QueryError, match="names no project"):
         ToolOracle(client(fake), first.store, lambda _: False).ask(first)
+
+
+def test_an_answer_of_another_shape_is_the_servers_fault(fake: FakeLabelStudio, first: Result) -> None:
+    """A time that is none, and a result that is no list: which annotation is the newest can't be told, and no traceback is shown."""
+    fake.projects[1] = {"id": 1, "label_config": label_config(batch(first))}
+    oracle = ToolOracle(client(fake, 1), first.store, lambda _: False, CLASSES, "text")
+    oracle.ask(first)
+    done = fake.annotate(fake.tasks[1], "dog", time="soon")
+    with pytest.raises(ServerError, match=r"doesn't answer as Label Studio does: 'soon' is no time"):
+        oracle.answers(["first"])
+    done |= {"updated_at": None, "created_at": None, "result": "dog"}
+    with pytest.raises(ServerError, match="an answer has another shape"):
+        oracle.answers(["first"])
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raystream.errors import LabelsError, QueryError
-from raystream.labels.annotation import STATES, label_of, time_of
+from raystream.labels.annotation import STATES, id_of, label_of, text_or_none, time_of
 from raystream.labels.consolidate import consolidate
 from raystream.labels.ids import IdColumn
 from raystream.labels.label_table import LabelRow, LabelTable, empty
@@ -146,7 +147,9 @@ def test_only_tables_of_labels_are_merged_into(tmp_path: Path) -> None:
         ([], "classes", None), (["a", "b"], "classes", '["a", "b"]'), ("", "classes", None), ([], "multi_label", ()),
         (["b", "a", "b"], "multi_label", ("b", "a")), ('["a", "b"]', "multi_label", ("a", "b")), ("[a", "multi_label", ("[a",)),
         ("2.5", "regression", 2.5), ([3], "regression", 3.0), ("x", "regression", None), ("nan", "regression", None),
-        ([{"b": 1, "a": 2}], "tokens", '[{"a": 2, "b": 1}]'),
+        ([{"b": 1, "a": 2}], "tokens", '[{"a": 2, "b": 1}]'), (float("nan"), "classes", None), (b"cat", "classes", "cat"),
+        (Decimal("1.0"), "classes", "1"), (date(2026, 3, 1), "classes", "2026-03-01"), (True, "regression", None),
+        ("1_000", "regression", None), ("1,5", "regression", None), (["a", date(2026, 3, 1)], "classes", '["a", "2026-03-01"]'),
     ],
 )  # fmt: skip
 def test_labels_take_the_form_of_their_task(raw: Any, task: str, label: Any) -> None:
@@ -163,13 +166,36 @@ def test_labels_take_the_form_of_their_task(raw: Any, task: str, label: Any) -> 
         1772366400,
         1772366400000,
         "1772366400",
+        1772366400 * 10**9,
         {"$date": 1772366400000},
+        {"$date": {"$numberLong": "1772366400000"}},
+        datetime(2026, 3, 1, 13, tzinfo=timezone(timedelta(hours=1))),
     ],
 )
 def test_times_are_utc_however_they_are_written(value: Any) -> None:
     """ISO 8601 with any offset, seconds, milliseconds."""
     assert time_of(value) == NOON
-    assert [time_of(odd) for odd in ("yesterday", None, True, float("inf"), 1e300, "")] == [None] * 6
+    assert [time_of(nothing) for nothing in (None, "", " ", float("nan"))] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["yesterday", True, float("inf"), 1e300, -1.0, 46082.5, "2026", "01.03.2026", "1_772_366_400", [1], {}, "9999-12-31T23:59-05"],
+)
+def test_no_time_is_made_up(value: Any) -> None:
+    """Which answer is the newest hangs on it: words, days as spreadsheets count them, and dates in an order that differs by country."""
+    with pytest.raises(ValueError, match=r"is no time; expected one such as 2026-01-31T12:00:00Z"):
+        time_of(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(7, "7"), (7.0, "7"), (Decimal("7.00"), "7"), (7.5, "7.5"), (2.0**60, "1.152921504606847e+18"), (b"\n", "0a"), ("07", "07"), ("", "")],
+)
+def test_ids_are_written_alike_whatever_holds_them(value: Any, text: str) -> None:
+    """A whole number beside gaps is a float in many programs; one that a float can't hold whole is left as it came."""
+    assert id_of(value) == text
+    assert id_of(None) is id_of(float("nan")) is text_or_none(float("nan")) is None
 
 
 def test_an_empty_table_has_its_columns() -> None:

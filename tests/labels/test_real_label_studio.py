@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import io
 import json
 import os
@@ -9,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -27,6 +31,9 @@ from PIL import Image
 
 import raystream
 from raystream import ActiveLearningLoop
+from raystream.labels.documents import parse
+from raystream.labels.server import Server, ServerError, Token
+from raystream.labels.tools import TOOLS
 
 SERVER = Path(raystream.__file__).parents[1] / ".label-studio" / "bin" / "label-studio"
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
@@ -34,6 +41,8 @@ CHROMIUM = shutil.which("chromium")
 ROWS = 130
 """More than a page."""
 Cli = Callable[..., tuple[int, str, str]]
+SECRETS: dict[str, str] = {}
+"""What each server signs its tokens with."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SERVER.exists(), reason="needs make label-studio")]
 
@@ -73,6 +82,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             except OSError:
                 threading.Event().wait(0.5)
         assert answers, "the server doesn't come up"
+        SECRETS[address] = next(line for line in (folder / ".env").read_text().splitlines() if line.startswith("SECRET_KEY="))[11:]
         yield address
     finally:
         process.terminate()
@@ -86,6 +96,25 @@ def api(url: str, method: str, path: str, body: Any = None) -> Any:
     with urllib.request.urlopen(request, timeout=60) as reply:
         data = reply.read()
     return json.loads(data) if data else None
+
+
+def as_of(url: str, token: str, **changes: int) -> str:
+    """Sign a token anew with other dates in it, as the server itself would have."""
+
+    def coded(data: bytes) -> bytes:
+        return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+    head, payload, _ = token.split(".")
+    said = json.loads(base64.urlsafe_b64decode(payload + "==")) | changes
+    signed = head.encode() + b"." + coded(json.dumps(said).encode())
+    return (signed + b"." + coded(hmac.new(SECRETS[url].encode(), signed, hashlib.sha256).digest())).decode()
+
+
+def made_token(url: str) -> str:
+    """A personal access token, made as on the account's page."""
+    for held in api(url, "GET", "/api/token/"):
+        api(url, "POST", "/api/token/blacklist/", {"refresh": held["token"]})
+    return str(api(url, "POST", "/api/token/")["token"])
 
 
 def picture(number: int) -> bytes:
@@ -182,11 +211,92 @@ def test_the_whole_way(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     labels = dict(zip(table.column("rid").to_pylist(), table.column("label").to_pylist(), strict=True))
     assert [labels[task["data"]["raystream_id"]] for task in tasks[:3]] == ["dog", None, CLASSES[2]]
     assert Counter(table.column("state").to_pylist()) == {"labelled": 29, "skipped": 10, "draft": 5, "deleted": 6}
-    for kind, name in (("JSON", "export.json"), ("JSON_MIN", "short.json"), ("CSV", "export.csv")):
+    for kind, name in (("JSON", "export.json"), ("JSON_MIN", "short.json"), ("CSV", "export.csv"), ("TSV", "export.tsv")):
         whole = api_bytes(url, f"/api/projects/{project}/export?exportType={kind}&download_all_tasks=true")
         Path(name).write_bytes(whole)
         code, _, stderr = cli("labels", name, "--from", "label_studio", "--out", "labels.parquet")
         assert (code, pq.read_table("labels.parquet").equals(table)) == (0, True), (kind, stderr)
+
+
+def test_a_personal_access_token(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """Pushed and pulled with one; what it is exchanged for is renewed when it expires; expired, changed or revoked it is exit 3."""
+    monkeypatch.chdir(tmp_path)
+    token = made_token(url)
+    commit_query(tmp_path, pa.array(range(20)), 3, store={"query": "by-token"})
+
+    def push(secret: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("LABEL_STUDIO_API_KEY", secret)
+        return cli("export", "by-token", "--to", "label_studio", "--show", "text", "--json", "--push", url)
+
+    code, printed, stderr = push(token)
+    assert code == 0, stderr
+    page = json.loads(printed)["url"]
+    [task, *_] = tasks_of(url, json.loads(printed)["project"])
+    api(url, "POST", f"/api/tasks/{task['id']}/annotations/", choice("dog"))
+    code, printed, stderr = cli("labels", "--from", "label_studio", "--pull", page, "--out", "labels.parquet", "--json")
+    assert (code, json.loads(printed)["labelled"]) == (0, 1), stderr
+    past = int(time.time()) - 60
+    server = Server(url, Token(token))
+    server.read("/api/projects/")
+    held = str(server._access)
+    server._access = as_of(url, held, exp=past)
+    server.read("/api/projects/")
+    assert server._access not in (held, as_of(url, held, exp=past))
+    server._access = as_of(url, held, exp=past)
+    project = server.write("POST", "/api/projects/", {"title": "with a renewed token"})
+    assert [each["id"] for each in api(url, "GET", "/api/projects/?page_size=100")["results"] if each["title"] == project["title"]] == [
+        project["id"]
+    ]
+    api(url, "POST", "/api/token/blacklist/", {"refresh": token})
+    server._access = as_of(url, held, exp=past)
+    with pytest.raises(ServerError, match="refuses the token"):
+        server.read("/api/projects/")
+    for secret in (token, as_of(url, made_token(url), exp=past), f"{token[:-4]}aaaa"):
+        code, printed, stderr = push(secret)
+        assert (code, printed, stderr.count("\n")) == (3, "", 1)
+        assert "refuses the token (401), which looks like a personal access token" in stderr
+        assert secret not in stderr
+
+
+@pytest.mark.parametrize(
+    ("control", "kind", "value", "raw"),
+    [
+        ('<Choices name="label" toName="text" choice="multiple"><Choice value="cat"/><Choice value="dog"/></Choices>', "choices",
+         {"choices": ["cat", "dog"]}, ["cat", "dog"]),
+        ('<Number name="label" toName="text"/>', "number", {"number": 2.5}, 2.5),
+    ],
+)  # fmt: skip
+def test_labels_that_are_no_single_class_in_every_export(control: str, kind: str, value: Any, raw: Any, url: str) -> None:
+    """Several classes and numbers come back from JSON, JSON-MIN, CSV and TSV, as the server itself writes them."""
+    config = f'<View><Text name="text" value="$text"/>{control}</View>'
+    project = api(url, "POST", "/api/projects/", {"title": kind, "label_config": config})["id"]
+    api(url, "POST", f"/api/projects/{project}/import", [{"data": {"text": "t", "raystream_id": "7", "raystream_query": "q"}}])
+    [task] = tasks_of(url, project)
+    result = {"from_name": "label", "to_name": "text", "type": kind, "value": value}
+    api(url, "POST", f"/api/tasks/{task['id']}/annotations/", {"result": [result]})
+    for name in ("JSON", "JSON_MIN", "CSV", "TSV"):
+        data = api_bytes(url, f"/api/projects/{project}/export?exportType={name}&download_all_tasks=true")
+        suffix = name.lower() if name in ("CSV", "TSV") else "json"
+        [found] = TOOLS["label_studio"].read(parse(f"export.{suffix}", data))
+        assert (found.id, found.raw, found.state) == ("7", raw, "labelled"), name
+        assert found.labelled_at is not None
+
+
+def test_a_server_that_takes_no_legacy_tokens(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """As Label Studio is by default: exit 3 says what kind of token that is; a personal access token is taken."""
+    monkeypatch.chdir(tmp_path)
+    commit_query(tmp_path, pa.array(range(20)), 3, store={"query": "no-legacy"})
+    person = Server(url, Token(made_token(url)))
+    settings = {"api_tokens_enabled": True, "legacy_api_tokens_enabled": False}
+    person.write("POST", "/api/jwt/settings", settings)
+    try:
+        monkeypatch.setenv("LABEL_STUDIO_API_KEY", TOKEN)
+        code, _, stderr = cli("export", "no-legacy", "--to", "label_studio", "--show", "text", "--push", url)
+    finally:
+        person.write("POST", "/api/jwt/settings", settings | {"legacy_api_tokens_enabled": True})
+    assert (code, stderr.count("\n")) == (3, 1)
+    assert "refuses the token (401), which looks like a legacy token" in stderr
+    assert TOKEN not in stderr
 
 
 def tasks_of(url: str, project: int) -> list[dict[str, Any]]:

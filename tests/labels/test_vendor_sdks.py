@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -234,7 +236,7 @@ print(json.dumps({"samples": [sample.to_dict() for sample in Dataset.samples]}, 
 
 
 def test_fiftyone(tmp_path: Path) -> None:
-    """load.py makes samples of its SDK's classes; their own JSON comes back as labels. Merging needs a server, and isn't tried."""
+    """load.py makes samples of its SDK's classes; their own JSON comes back as labels. This needs no database."""
     exported("fiftyone", "image", tmp_path)
     no_server = {"FIFTYONE_DATABASE_URI": "mongodb://127.0.0.1:1", "FIFTYONE_DATABASE_VALIDATION": "false", "FIFTYONE_DO_NOT_TRACK": "true"}
     (tmp_path / "samples.json").write_text(run("fiftyone", tmp_path, "-c", _FIFTYONE, **no_server))
@@ -244,3 +246,77 @@ def test_fiftyone(tmp_path: Path) -> None:
         ("-8", "skipped", None, "round-1", 1),
         ("9", "labelled", ["dog", "cat"], "round-1", 2),
     ]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[str]:
+    """The URI of a database of the test's own, run by what FiftyOne's own wheel of it brings."""
+    mongod = next((SDKS / "fiftyone").glob("lib/*/site-packages/fiftyone/db/bin/mongod"), None)
+    if mongod is None or subprocess.run([mongod, "--version"], capture_output=True).returncode:
+        pytest.skip("needs make label-sdks, and a machine that its database runs on")
+    (tmp_path / "db").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [mongod, "--dbpath", tmp_path / "db", "--bind_ip", "127.0.0.1", "--port", str(port), "--nounixsocket"], stdout=log, stderr=log
+        )
+    try:
+        for _ in range(600):
+            assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                threading.Event().wait(0.1)
+        yield f"mongodb://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+_LABEL_IN_FIFTYONE = """
+import fiftyone as fo
+
+dataset = fo.load_dataset("raystream-round-1")
+for sample, label, tags in zip(dataset.sort_by("raystream_rank"), ("dog", None, "cat"), ([], ["skipped"], ["rejected"])):
+    sample["ground_truth"] = None if label is None else fo.Classification(label=label)
+    sample.tags += tags
+    sample.save()
+"""
+_COUNT_IN_FIFTYONE = """
+import json
+import fiftyone as fo
+
+dataset = fo.load_dataset("raystream-round-1")
+rows = dataset.sort_by("raystream_rank")
+print(json.dumps([[s.raystream_id, s.prediction.label, s.ground_truth.label if s.has_field("ground_truth") and s.ground_truth else None,
+                   s.tags] for s in rows]))
+"""
+
+
+def test_fiftyone_merges(tmp_path: Path, database: str) -> None:
+    """In a real database: loaded twice there is each row once; a third time, labels stay; what save.py writes is what people said."""
+    folder = tmp_path / "export"
+    folder.mkdir()
+    ids = exported("fiftyone", "image", folder)
+    server = {"FIFTYONE_DATABASE_URI": database, "FIFTYONE_DATABASE_VALIDATION": "false", "FIFTYONE_DO_NOT_TRACK": "true"}
+
+    def there() -> Any:
+        return json.loads(run("fiftyone", folder, "-c", _COUNT_IN_FIFTYONE, **server).splitlines()[-1])
+
+    for _ in range(2):
+        run("fiftyone", folder, "load.py", **server)
+    assert there() == [[id_, "cat", None, []] for id_ in ids]
+    run("fiftyone", folder, "-c", _LABEL_IN_FIFTYONE, **server)
+    run("fiftyone", folder, "load.py", **server)
+    assert there() == [[ids[0], "cat", "dog", []], [ids[1], "cat", None, ["skipped"]], [ids[2], "cat", "cat", ["rejected"]]]
+    run("fiftyone", folder, "save.py", **server)
+    found = annotations("fiftyone", folder / "labels.jsonl")
+    assert [(each.id, each.state, each.raw, each.query, each.rank) for each in found] == [
+        ("7", "labelled", "dog", "round-1", 0),
+        ("-8", "skipped", None, "round-1", 1),
+        ("9", "rejected", None, "round-1", 2),
+    ]
+    assert all(each.labelled_at is not None for each in found)

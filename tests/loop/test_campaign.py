@@ -112,7 +112,8 @@ def test_control_rows_are_reserved_labelled_and_never_trained_on(tmp_path: Path,
         why = table.column("why").to_pylist()
         assert why[-2:] == ["control", "control"]
         assert "control" not in why[:-2]
-        assert table.column("rank").to_pylist() == list(range(6))
+        assert table.column("rank").to_pylist() == table.column("turn").to_pylist() == list(range(6))
+        assert table.column("probability").to_pylist()[-2:] == [None, None]
         control += asked(table)[-2:]
     assert control == reserved.control[:6]
     labels = RoundLabels.from_table(journal.read_table(3, journal.closed(3).labels))  # type: ignore[union-attr]

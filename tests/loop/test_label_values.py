@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from raystream.errors import LabelsError
 from raystream.loop.label_values import LabelValues
-from raystream.loop.labels import read_answers
+from raystream.loop.labels import newest, read_answers
 
 NAMED = LabelValues("classes", ("cat", "dog"))
 SEVERAL = LabelValues("multi_label", ("a", "b", "c"))
@@ -80,3 +81,18 @@ def test_labels_as_numbers() -> None:
     assert (numbers.dtype, numbers.tolist()) == (np.float32, [[1.0], [2.0]])
     with pytest.raises(LabelsError, match="rows are labelled by 1 and 2 numbers"):
         NUMBERS.as_numbers([(1.0,), (1.0, 2.0)], None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([1, "1", 2], "1 and '1' are two classes"), (["cat", "cat ", "dog"], "'cat' and 'cat ' are two classes"), ([1, 2, "a", "A"], None),
+        ([1.0, 1, 2], None),
+    ],
+)  # fmt: skip
+def test_classes_that_differ_in_how_they_are_written_are_said(labels: list[Any], said: str | None) -> None:
+    """Nothing names them, so that each is a class of its own; with names, it is one of these or unknown."""
+    rows = [(number, -math.inf, "labelled", label) for number, label in enumerate(labels)]
+    warnings = newest(rows, LabelValues()).warnings
+    assert [warning.partition(";")[0] for warning in warnings] == ([] if said is None else [said])
+    assert newest(rows, LabelValues(classes=("1", "2"))).alike is None

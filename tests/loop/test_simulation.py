@@ -389,6 +389,8 @@ def test_equal_costs_say_what_labels_say(place: Path, cli: Cli) -> None:
         for name in ("auc", "gain", "gain_low", "low", "high", "p_value", "verdict"):
             assert row[f"cost_{name}"] == (pytest.approx(row[name]) if isinstance(row[name], float) else row[name])
         assert row["cost_saved"] == pytest.approx(row["labels_saved"])
+    documented = (Path(__file__).parents[2] / "docs" / "simulate.md").read_text().partition("`--json` prints")[2].partition("\n## ")[0]
+    assert [key for key in [*found, *found["strategies"]["random"]] if f"`{key}`" not in documented] == []
 
 
 def test_costs_that_are_none_are_refused(place: Path, cli: Cli) -> None:

@@ -97,6 +97,17 @@ def test_a_loop_asks_by_the_tool_and_reads_from_it(tmp_path: Path, truth: dict[s
     assert history(loop) == history(simulated(tmp_path, store__uri=str(tmp_path / "other"), **SHORT))
 
 
+def test_what_is_to_be_said_of_a_batch_is_a_warning(tmp_path: Path, truth: dict[str, int], fake: FakeLabelStudio) -> None:
+    """Where the project hides the predictions that were pushed, whoever brought them there hears of it, once."""
+    loop = tool_loop(tmp_path, fake)
+    fake.projects[1]["model_version"] = "another"
+    hidden = "project 1 doesn't show the predictions that were pushed"
+    assert not any(hidden in warning for warning in step(loop, fake).warnings)
+    annotate(fake, truth)
+    assert [hidden in warning for warning in step(loop, fake).warnings].count(True) == 1
+    assert not any(hidden in warning for warning in step(loop, fake).warnings)
+
+
 def test_what_people_skip_and_remove_closes_a_round(tmp_path: Path, truth: dict[str, int], fake: FakeLabelStudio) -> None:
     """Skipped rows and removed tasks are answers, drafts are none; removed tasks are not made again, and no row comes back."""
     loop = tool_loop(tmp_path, fake)

@@ -9,7 +9,8 @@ from PIL import Image
 
 from raystream.report import chosen_inputs
 from raystream.report import pictures as module
-from raystream.report.pictures import pictures
+from raystream.report.chosen_inputs import ChosenInputs
+from raystream.report.pictures import pictures, pictures_of
 
 NET = {"source": "raystream.loop.demos.mnist:network"}
 
@@ -97,7 +98,7 @@ def net():
 
 @pytest.mark.parametrize("named", [False, True])
 def test_encoded_images_are_shown(ask, tmp_path, monkeypatch, named):
-    """The pool's own files, upright and unscaled, whatever size the model sees them in; a row that is none stays dark."""
+    """The pool's own files, upright and unscaled, whatever size the model sees them in."""
     (tmp_path / "picture_nets.py").write_text(NETS)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "picture_nets", raising=False)
@@ -143,3 +144,46 @@ def test_a_large_photograph_is_not_decoded_whole(monkeypatch, size, turn):
     assert found.shape == whole.shape
     assert np.abs(found.astype(float) - whole).mean() < 3
     assert min(max(size), module.SIDE) <= max(seen[0]) <= 2 * module.SIDE
+
+
+def stored(image, format_, **more):
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **more)
+    return buffer.getvalue()
+
+
+def test_a_row_that_is_no_image_has_no_picture():
+    """Those beside it keep their ranks; a column in which nothing is one holds no pictures."""
+    photo = stored(Image.new("RGB", (200, 100), (255, 0, 0)), "JPEG")
+    rows = [photo, photo[:300], b"<svg onload='alert(1)'/>", b"", None, stored(Image.new("RGB", (9, 9)), "GIF"), photo]
+
+    def read(accepts):
+        field = pa.field("photo", pa.binary())
+        assert accepts(field)
+        return ChosenInputs(field, list(range(10, 17)), pa.chunked_array([rows], pa.binary()), 7)
+
+    assert list(pictures_of(read).by_rank) == [10, 16]
+    rows[0] = rows[-1] = b"none either"
+    assert pictures_of(read) is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "format_", "size", "shown"),
+    [
+        ("RGB", "PNG", (1, 1), (1, 1)),
+        ("RGB", "PNG", (10_000, 10), (176, 1)),
+        ("RGB", "JPEG", (10, 10_000), (1, 176)),
+        ("RGBA", "PNG", (200, 150), (176, 132)),
+        ("CMYK", "JPEG", (200, 150), (176, 132)),
+        ("I;16", "PNG", (200, 150), (176, 132)),
+        ("P", "PNG", (200, 150), (176, 132)),
+        ("1", "PNG", (88, 44), (88, 44)),
+        ("L", "WEBP", (400, 300), (176, 132)),
+    ],
+)
+def test_odd_images_are_shown_in_their_proportions(mode, format_, size, shown):
+    """In colour as far as they have any, of the first frame, whatever their mode."""
+    image = Image.new(mode, size, 1 if mode == "1" else None if mode == "P" else 0)
+    files = pa.chunked_array([[stored(image, format_)]], pa.binary())
+    found = pictures_of(lambda accepts: ChosenInputs(pa.field("photo", pa.binary()), [0], files, 1))
+    assert opened(found.by_rank[0]).shape[1::-1] == shown

@@ -149,6 +149,12 @@ def squared_distance(candidates, request):
     return replace(picked, distance=picked.distance**2)
 
 
+def no_chance(candidates, request):
+    """Rows that were drawn although they had no chance to be."""
+    picked = sound(candidates, request)
+    return replace(picked, probability=np.zeros(len(picked.rows)))
+
+
 def float_rows(candidates, request):
     """Rows that are no integers."""
     picked = sound(candidates, request)
@@ -183,6 +189,7 @@ BROKEN = {
     misshapen_gain: r"must return gain as a \(1,\) float64 array, but returned float64 of shape \(41,\)",
     float32_gain: r"must return gain as a \(1,\) float64 array, but returned float32 of shape \(1,\)",
     squared_distance: r"must report each row's distance to the nearest before it, but at rank 1 it is",
+    no_chance: r"must return probabilities above 0 and at most 1, but returned \[0\.\]",
     float_rows: r"must return rows as a \(b,\) int64 array, but returned float64",
     a_list: r"must return a Picked, but returned a list",
     fails_on_one_row: r"must not fail, but raised IndexError: .*\(on 1 single rows of width 3, budget 1, 0 labelled\)",

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.errors import DataError, QueryError
-from raystream.selection import Candidates, Constraints, Cost, LocalShards, Quota, choose, row_hash, walk
+from raystream.selection import Candidates, Constraints, Cost, LocalShards, Quota, choose, row_hash, select, walk
 from raystream.selection.choose import STRATEGIES
 from raystream.selection.rows import as_rows
+from raystream.selection.set_aside import plan_floors
 
 
 def quota(group, by="g", most=None, least=None, budget=10):
@@ -265,6 +266,126 @@ def test_every_strategy_keeps_money_for_the_minimums(strategy):
     assert found[0] == found[1]
     assert group[found[0]].sum() >= 6
     assert cost.column[found[0]].sum() <= 14
+
+
+@st.composite
+def together(draw):
+    """(n, budget, quotas, cost, given): small pools with floors and caps by two or three columns, caps equal to floors among them."""
+    n, quotas = draw(st.integers(3, 8)), []
+    budget = draw(st.integers(1, min(n, 5)))
+    for by in "abc"[: draw(st.integers(2, 3))]:
+        groups = draw(st.integers(1, 3))
+        group = np.asarray(draw(st.lists(st.integers(-1, groups - 1), min_size=n, max_size=n)), dtype=np.int32)
+        held = np.bincount(group[group >= 0], minlength=groups)
+        most = np.asarray([draw(st.integers(0, budget)) for _ in range(groups)])
+        least = np.asarray([draw(st.integers(0, int(min(m, h, 2)))) for m, h in zip(most, held, strict=True)])
+        if least.sum() > budget:
+            least[:] = 0
+        if draw(st.booleans()):
+            most = np.maximum(least, 1)
+        quotas.append(Quota(by, group, [f"{by}{i}" for i in range(groups)], most, least))
+    column = np.asarray(draw(st.lists(st.integers(0, 4), min_size=n, max_size=n)), float)
+    cost = Cost("c", column, draw(st.sampled_from([3.0, 6.0, 1e9])))
+    given = np.asarray(draw(st.lists(st.integers(0, n - 1), max_size=1)), dtype=np.int64)
+    return n, budget, quotas, cost, given
+
+
+def meets(rows, quotas, cost, given):
+    """Whether a batch meets all floors and goes beyond caps and money only as far as the given rows do."""
+    for q in quotas:
+        count, own = (np.bincount(q.group[some][q.group[some] >= 0], minlength=len(q.names)) for some in (rows, given))
+        if (count < q.least).any() or (count > np.maximum(q.most, own)).any():
+            return False
+    return bool(cost.column[rows].sum() <= max(cost.budget * (1 + 1e-12), cost.column[given].sum()))
+
+
+@settings(max_examples=400, deadline=None)
+@given(together(), st.integers(0, 2**32 - 1))
+def test_floors_by_several_columns_are_met_whenever_they_can_be(case, seed):
+    """Brute force over all sets of rows agrees, whichever rows the strategy would like best, and whichever are candidates by score."""
+    n, budget, quotas, cost, must = case
+    possible = len(must) <= budget and any(
+        meets(np.asarray([*must, *rest], dtype=np.int64), quotas, cost, must)
+        and (not rest or cost.column[[*must, *rest]].sum() <= cost.budget * (1 + 1e-12))
+        for size in range(budget - len(must) + 1)
+        for rest in combinations([row for row in range(n) if row not in must], size)
+    )
+    score = np.random.default_rng(seed).permutation(n).astype(float)
+    for candidates in (None, budget):
+        try:
+            rows = select(None, budget, strategy="top_k", score=score, quotas=quotas, cost=cost, must_include=must, candidates=candidates)
+        except QueryError:
+            assert not possible
+        else:
+            assert possible
+            assert meets(rows, quotas, cost, must)
+
+
+@settings(max_examples=200, deadline=None)
+@given(together(), st.randoms(use_true_random=False))
+def test_a_plan_leads_to_the_floors_whatever_is_taken(case, random):
+    """With a plan, in any order that it allows: no row becomes free again, and the batch meets all floors in the end."""
+    n, budget, quotas, cost, must = case
+    plan = plan_floors(quotas, cost, budget, must)
+    if plan is None:
+        return
+    constraints = Constraints(budget, quotas=quotas, cost=cost, plan=plan)
+    for row in must:
+        constraints.take(int(row))
+    before, rows = np.zeros(n, dtype=bool), list(must)
+    while not (blocked := constraints.blocked(np.arange(n))).all():
+        assert (blocked | ~before).all()
+        before = blocked
+        rows.append(int(random.choice(np.flatnonzero(~blocked).tolist())))
+        constraints.take(rows[-1])
+    constraints.check_floors()
+    assert meets(np.asarray(rows, dtype=np.int64), quotas, cost, must)
+
+
+@pytest.mark.parametrize("paid", [False, True])
+def test_floors_that_leave_one_way_are_met_past_a_block(paid):
+    """Of 20,000 rows 150 must be of each of 150 groups and of each of 75 pairs in another column; the best rows lead astray."""
+    rng = np.random.default_rng(3)
+    n, groups = 20_000, 150
+    a, b = rng.integers(0, groups, n).astype(np.int32), rng.integers(0, groups // 2, n).astype(np.int32)
+    only = rng.random(n) < 0.98
+    b[only] = a[only] % 7  # but for a few rows, a group of the first column meets few of the other
+    rows = rng.choice(n, groups, replace=False)
+    a[rows], b[rows] = np.arange(groups), rng.permutation(groups) // 2
+    quotas = [quota(a, "a", least=[1] * groups, budget=groups), quota(b, "b", least=[2] * (groups // 2), budget=groups)]
+    price = rng.integers(1, 9, n).astype(float)
+    cost = Cost("c", price, price[rows].sum()) if paid else None
+    found, score, x = [], rng.random(n), rng.standard_normal((n, 3)).astype(np.float32)
+    for shards in (1, 7):
+        candidates = Candidates(score=score, shards=LocalShards.of_array(x, shards=shards))
+        found.append(choose(candidates, strategy="core_set", budget=groups, quotas=quotas, cost=cost))
+    assert found[0].rows.tolist() == found[1].rows.tolist()
+    assert sorted(a[found[0].rows]) == list(range(groups))
+    assert sorted(b[found[0].rows]) == [g // 2 for g in range(groups)]
+    assert cost is None or price[found[0].rows].sum() <= cost.budget
+    assert set(found[0].why) <= {f"quota a a{g}: at least 1" for g in range(groups)}
+    narrow = select(None, groups, strategy="top_k", score=score, quotas=quotas, cost=cost, candidates=groups)
+    assert sorted(b[narrow]) == [g // 2 for g in range(groups)]
+
+
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"batch_bald"}))
+def test_every_strategy_looks_ahead_to_the_floors_of_several_columns(strategy):
+    """The one place of b0 has to go to a row of a0, of which only three are of b1, though there are better and more rows of a1 in b0."""
+    a, b = np.asarray([1] * 30 + [0] * 30, dtype=np.int32), np.asarray([0] * 25 + [1] * 5 + [0] * 27 + [1] * 3, dtype=np.int32)
+    rng = np.random.default_rng(5)
+    x, logits = rng.standard_normal((60, 4)).astype(np.float32), rng.random((60, 3)).astype(np.float32)
+    quotas = [quota(a, "a", least=[4, 0], budget=6), quota(b, "b", most=[1, 6], least=[0, 5], budget=6)]
+    found = []
+    for shards in (1, 3):
+        candidates = Candidates(
+            score=np.linspace(1, 0, 60).astype(np.float32), keys=row_hash(0, np.arange(60)),
+            shards=LocalShards.of_array(x, shards=shards), probabilities=as_rows(logits / logits.sum(1, keepdims=True)), similar_to=x[:1],
+        )  # fmt: skip
+        found.append(choose(candidates, strategy=strategy, budget=6, quotas=quotas).rows.tolist())
+    assert found[0] == found[1]
+    assert len(found[0]) == 6
+    assert (a[found[0]] == 0).sum() >= 4
+    assert (b[found[0]] == 0).sum() <= 1
 
 
 @pytest.mark.parametrize(

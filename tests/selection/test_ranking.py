@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raystream.errors import DataError, QueryError
-from raystream.selection import random, random_order, row_hash, top_k
+from raystream.selection import hashing, random, random_order, row_hash, top_k
 from raystream.selection.strategies import ranking
 
 
@@ -59,6 +62,22 @@ def test_string_hashes():
         row_hash(0, [1.5])
 
 
+@pytest.mark.parametrize("lengths", [[60], [8], [3], [128], range(1, 129), [0, 5], [4, 129]], ids=str)
+@pytest.mark.parametrize("seed", [0, -1])
+def test_bytes_that_lie_together_hash_as_one_by_one(lengths: Sequence[int], seed: int) -> None:
+    """Past every size within: short ones are hashed many at a time, long or empty ones and a few by `hashlib`; BLAKE2b all of them."""
+    draw = np.random.default_rng(len(lengths))
+    ids = [draw.bytes(int(length)) for length in draw.choice(lengths, hashing._TOGETHER + 2 * hashing._FEW)]
+    offsets = np.cumsum([0, *map(len, ids)])
+    found = hashing.bytes_hash(seed, np.frombuffer(b"".join(ids), np.uint8), offsets)
+    key = (seed % 2**64).to_bytes(8, "little")
+    assert found.tolist() == [int.from_bytes(hashlib.blake2b(id_, digest_size=8, key=key).digest(), "little") for id_ in ids]
+    part = slice(7, 7 + hashing._FEW)
+    np.testing.assert_array_equal(
+        hashing.bytes_hash(seed, np.frombuffer(b"".join(ids), np.uint8), offsets[part.start : part.stop + 1]), found[part]
+    )
+
+
 def test_random_is_uniform_and_nested():
     """Each row is drawn equally often, and a larger batch begins with the smaller one."""
     ids = np.arange(20)
@@ -73,4 +92,5 @@ def test_the_lowest_are_the_same_block_by_block(key: list[int], k: int, at_once:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking, "_AT_ONCE", at_once)
         found = ranking.lowest(np.array(key, dtype=np.int64), k)
-    assert found.tolist() == sorted(range(len(key)), key=lambda row: (key[row], row))[:k]
+        of_scores = ranking.best(-np.array(key, dtype=np.float32), k)
+    assert found.tolist() == of_scores.tolist() == sorted(range(len(key)), key=lambda row: (key[row], row))[:k]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.errors import DataError, QueryError
-from raystream.selection import Candidates, choose, power, row_hash, softmax, softrank
+from raystream.selection import ArrayPart, Candidates, Cost, LocalShards, Picked, Quota, choose, power, row_hash, softmax, softrank, walk
 from raystream.selection.hashing import uniform
+from raystream.selection.strategies import ranking
 
 SCORE = np.array([0.1, 0.7, 0.2, 0.4])
 LAWS = [
@@ -59,6 +61,25 @@ def test_as_many_distinct_rows_as_there_can_be(draw, score, k):
     """min(k, n) distinct rows, whatever zeros and extremes there are."""
     rows = draw(np.array(score), k, seed=1)
     assert len(set(rows.tolist())) == len(rows) == min(k, len(score))
+
+
+@draws
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=60), st.integers(0, 70), st.integers(1, 25))
+def test_rows_are_drawn_the_same_block_by_block(draw, score, k, at_once):
+    """As by one sort of all sums, however many rows are looked at together; `choose` reports these sums."""
+    score = np.array(score)
+    keys = row_hash(1, np.arange(len(score)))
+    with np.errstate(divide="ignore"):
+        value = {power: np.log(score), softmax: score, softrank: -np.log(1 + np.argsort(np.argsort(-score, kind="stable")))}[draw]
+    noise = -np.log(-np.log(uniform(keys, "power")))
+    order = sorted(range(len(score)), key=lambda row: (-(value + noise)[row], -noise[row] if value[row] == -np.inf else row))[:k]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "_NOISE_AT_ONCE", at_once)
+        patch.setattr(ranking, "_AT_ONCE", 4 * at_once)
+        assert draw(score, k, seed=1).tolist() == order
+        chosen = choose(Candidates(score=score, keys=keys), strategy=draw.__name__, budget=k)
+    assert chosen.rows.tolist() == order
+    np.testing.assert_array_equal(chosen.gain, (value + noise)[order])
 
 
 def test_zero_scores_come_last_by_chance():
@@ -131,3 +152,110 @@ def test_many_rows_are_drawn_as_in_one_piece():
     np.testing.assert_array_equal(kept, score)  # what was given stays as it was
     chosen = choose(Candidates(score, row_hash(2, np.arange(n))), strategy="power", budget=50, args={"beta": 2.0})
     np.testing.assert_array_equal(chosen.gain, perturbed[chosen.rows])
+
+
+WEIGHTS = {
+    "power": lambda score, beta: score**beta,
+    "softmax": lambda score, beta: np.exp(beta * (score - score.max())),
+    "softrank": lambda score, beta: (1.0 + np.argsort(np.argsort(-score, kind="stable"))) ** -beta,
+    "random": lambda score, beta: np.ones(len(score)),
+}
+
+
+def chances(weights, rows, given=()):
+    """The probability of each draw by its definition: the row's weight over the sum of those left."""
+    left = np.ones(len(weights), dtype=bool)
+    left[list(given)] = False
+    found = []
+    for row in rows:
+        found.append(weights[row] / math.fsum(weights[left]))
+        left[row] = False
+    return found
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from([0.01, 0.25, 1.0, 30.0]), min_size=3, max_size=30), st.integers(1, 40), st.sampled_from([0.5, 3.0]))
+def test_probabilities_are_those_of_the_draws(name, score, budget, beta):
+    """Rows drawn at random first, each 1 / rows left, then the strategy's, each its weight over the sum of the weights left."""
+    score, n = np.array(score), len(score)
+    candidates, args = Candidates(score, row_hash(3, np.arange(n))), {} if name == "random" else {"beta": beta}
+    drawn = np.array([2, 0])[: max(budget - 1, 0)]
+    result = choose(candidates, strategy=name, budget=budget, drawn=drawn, args=args)
+    order = np.argsort(result.turn)
+    assert result.turn[order].tolist() == list(range(min(budget, n)))
+    rows, found = result.rows[order], result.probability[order]
+    assert rows[: len(drawn)].tolist() == drawn.tolist()
+    np.testing.assert_allclose(found[: len(drawn)], 1 / (n - np.arange(len(drawn))), rtol=1e-15)
+    np.testing.assert_allclose(found[len(drawn) :], chances(WEIGHTS[name](score, beta), rows[len(drawn) :], drawn), rtol=1e-12)
+
+
+def test_probabilities_stay_exact_when_the_heavy_rows_are_gone():
+    """Forty rows weigh 1e18 each, the others, more than get noise at a time, 1: what is left once those are drawn is their count."""
+    n = 140_000
+    score = np.ones(n)
+    score[:: n // 40] = 1e18
+    result = choose(Candidates(score, row_hash(0, np.arange(n))), strategy="power", budget=300)
+    assert (score[result.rows[:40]] == 1e18).all()
+    np.testing.assert_allclose(result.probability[:40], 1 / np.arange(40, 0, -1), rtol=1e-12)
+    np.testing.assert_allclose(result.probability[40:], 1 / (n - np.arange(40, 300)), rtol=1e-12)
+    spread = choose(Candidates(np.linspace(-1, 1, 50), row_hash(0, np.arange(50))), strategy="softmax", budget=50, args={"beta": 1e5})
+    np.testing.assert_allclose(spread.probability, 1, rtol=1e-9)  # weights beyond what a float can hold
+
+
+def quota(most, least=0):
+    return Quota("g", np.zeros(20, dtype=np.int32), ["a"], np.array([most]), np.array([least]))
+
+
+@pytest.mark.parametrize(
+    ("asked", "known"),
+    [
+        ({}, True),
+        ({"quotas": [quota(8)]}, True),
+        ({"quotas": [quota(7)]}, False),
+        ({"quotas": [quota(20, least=1)]}, False),
+        ({"cost": Cost("c", np.full(20, 0.5), 4.0)}, True),
+        ({"cost": Cost("c", np.full(20, 0.5), 3.9)}, False),
+        ({"must_include": np.array([9])}, False),
+        ({"must_include": np.array([5])}, False),  # one that was drawn, too
+        ({"near_duplicates": 0.99}, False),
+        ({"eligible": 21, "more": True}, False),
+        ({"strategy": "top_k"}, False),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["power", "random"])
+def test_no_probability_where_a_row_may_have_had_no_chance(asked, known, strategy):
+    """Caps, floors, costs, demanded rows, near-duplicates, a pre-filter: what can't bind changes nothing; random rows always have one."""
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    candidates = Candidates(np.linspace(0.1, 1, 20), row_hash(0, np.arange(20)), LocalShards([ArrayPart(x)]))
+    result = choose(candidates, **{"strategy": strategy, "budget": 8, "drawn": np.array([5, 2])} | asked)
+    assert np.isfinite(result.probability[:-2]).all() == known
+    assert np.isnan(result.probability[:-2]).all() != known
+    n = asked.get("eligible", 20)
+    np.testing.assert_array_equal(result.probability[-2:], [1 / n, 1 / (n - 1)])
+    assert result.turn.tolist() == [*range(2, len(result.rows)), 0, 1]
+    assert result.rows[-2:].tolist() == [5, 2]
+    assert len(set(result.rows.tolist())) == len(result.rows)
+
+
+def test_a_users_strategy_may_say_its_chances():
+    """They are kept as they are, unless some row may have had none."""
+
+    def first_or_second(candidates, request):
+        rows = walk(np.arange(len(candidates)), request.budget, request.constraints, None)
+        return Picked(rows, np.full(len(rows), np.nan), probability=np.full(len(rows), 0.5))
+
+    candidates = Candidates(keys=row_hash(0, np.arange(20)))
+    assert choose(candidates, strategy=first_or_second, budget=3).probability.tolist() == [0.5] * 3
+    assert np.isnan(choose(candidates, strategy=first_or_second, budget=3, quotas=[quota(2)]).probability).all()
+
+
+def test_weights_of_zero_have_no_probability_unless_all_are():
+    """A row of score 0 has no chance while others are left; where all have it, they are drawn evenly."""
+    keys = row_hash(0, np.arange(30))
+    some = np.append(np.ones(29), 0.0)
+    assert np.isnan(choose(Candidates(some, keys), strategy="power", budget=5).probability).all()
+    assert np.isfinite(choose(Candidates(some, keys), strategy="softmax", budget=5).probability).all()
+    even = choose(Candidates(np.zeros(30), keys), strategy="power", budget=5, drawn=np.array([3]))
+    np.testing.assert_array_equal(even.probability[even.turn.argsort()], 1 / np.arange(30, 25, -1.0))
+    assert choose(Candidates(np.empty(0), keys[:0]), strategy="power", budget=5).probability.shape == (0,)

@@ -148,6 +148,12 @@ def test_modules_can_stand_in_one_script() -> None:
     assert set(page_files()) == {"index.html", LIBRARY, *STYLES, *MODULES}
 
 
+def test_no_module_waits_for_another_to_name_it() -> None:
+    """The page names all that its first module imports, so that they come at the same time."""
+    index = page_files()["index.html"].data.decode()
+    assert set(re.findall(r'(?:href|src)="page/(\w+\.js)"', index)) == set(MODULES)
+
+
 def test_one_file_holds_all_and_lets_nothing_else_run() -> None:
     """Whatever the data holds, it stays data: the scripts that run are those whose hashes stand in the policy."""
     page = one_file({"a": {"id": EVIL}}, ["query", EVIL], EVIL).decode()

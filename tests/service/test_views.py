@@ -89,7 +89,7 @@ def test_looking_changes_nothing_in_the_store(views: Callable[..., Any], workpla
 
 
 def test_rows_are_those_of_the_selection(views: Callable[..., Any]) -> None:
-    """Every column, the ids as text; values that JSON has no form for are null or text."""
+    """The columns for people, the ids as text; values that JSON has no form for are null or text."""
     shown, result = views(pool__keep=["country", "url"])
     data = as_json(shown.rows("q"))
     table = result.selection
@@ -97,6 +97,8 @@ def test_rows_are_those_of_the_selection(views: Callable[..., Any]) -> None:
     assert data["kept"] == ["country", "url"]
     for name in ("score", "gain", "represents", "why", "prediction", "country"):
         assert data["columns"][name] == [plain(value) for value in table.column(name).to_pylist()]
+    assert not {"turn", "probability", "path", "row"} & set(data["columns"])  # the file has them
+    assert b"why,turn,probability," in base64.b64decode(data["csv"].partition(",")[2])
     assert base64.b64decode(data["ids_file"].partition(",")[2]).decode().split() == data["ids"]
 
 
@@ -233,7 +235,7 @@ def test_times_have_one_form() -> None:
 def test_texts_come_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 450 rows by their ranks; the last chunk holds what is left, one beyond it nothing."""
     (tmp_path / "pool").mkdir()
-    table = pa.table({"name": [f"t{i}" for i in range(500)], "text": [f"text {i} {EVIL}" for i in range(500)]})
+    table = pa.table({"name": [f"t{i}" for i in range(500)], "text": [f"text {i} {EVIL}" for i in range(499)] + [" \n"]})
     pq.write_table(table, tmp_path / "pool" / "a.parquet", row_group_size=64)
     (tmp_path / "short_text_nets.py").write_text(
         "import torch\nfrom torch import nn\n\ndef net():\n    torch.manual_seed(0)\n    return nn.Sequential(nn.Linear(4, 3))\n\n"
@@ -245,7 +247,7 @@ def test_texts_come_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         rs.Query(
             pool=rs.Pool(uri=str(tmp_path / "pool"), id="name", inputs=["text"]),
             model=rs.Model(source="short_text_nets:net", preprocess="short_text_nets:lengths"),
-            select=rs.Select(strategy="random", budget=450),
+            select=rs.Select(strategy="random", budget=450, must_include=["t499"]),
             store=rs.Store(uri=str(tmp_path / "runs"), query="q"),
             cluster=rs.Cluster(address="in_process"),
         )
@@ -253,9 +255,13 @@ def test_texts_come_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     shown = Views(existing_store(str(tmp_path / "runs")))
     named = result.selection.column("name").to_pylist()
     sizes = []
-    for chunk in range(4):
+    for chunk in range(10):
         data = shown.inputs("q", chunk)
         sizes.append(len(data["items"]))
-        assert all(text == f"text {named[rank][1:]} {EVIL}" for rank, text in data["items"].items())
-    assert sizes == [200, 200, 50, 0]
+        assert all(text == (f"text {named[rank][1:]} {EVIL}" if named[rank] != "t499" else " \n") for rank, text in data["items"].items())
+    assert sizes == [50] * 9 + [0]
     assert shown.row("q", 449)["text"] == f"text {named[449][1:]} {EVIL}"
+    blank = shown.row("q", named.index("t499"))
+    assert blank["note"] == "Its text is blank."
+    assert "text" not in blank
+    assert shown.row("q", named.index("t499") + 1)["text"].startswith("text ")

@@ -68,7 +68,10 @@ def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @settings(deadline=None, max_examples=40)
 @given(data=st.data(), n=st.integers(1, 600), d=st.integers(1, 70), dtype=st.sampled_from(["float16", "float32"]))
 def test_any_rows_of_any_file(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, n: int, d: int, dtype: str) -> None:
-    """As indexing the array that was written: from one block or many, with pages of one row or many, the last ones cut short."""
+    """As indexing the array that was written: from one block or many, with pages of one row or many, the last ones cut short.
+
+    As in a bucket, too, where what is read at once may reach from one block into the next.
+    """
     store = store_at(str(tmp_path_factory.mktemp("runs")))
     x = np.random.default_rng(n).standard_normal((n, d)).astype(dtype)
     wanted = np.array(sorted(data.draw(st.sets(st.integers(0, n - 1) | st.sampled_from([0, n - 1]), min_size=1, max_size=9))))
@@ -77,6 +80,8 @@ def test_any_rows_of_any_file(tmp_path_factory: pytest.TempPathFactory, data: st
         patch.setattr(vectors, "PAGE_BYTES", data.draw(st.sampled_from([1, 64, 500])))
         patch.setattr("raystream.store.vectors.EMBEDDING_BLOCK_BYTES", data.draw(st.sampled_from([1, 5000, 8 << 20])))
         file = write(store, x)
+        patch.setattr(LocalStore, "remote", data.draw(st.booleans()))
+        patch.setattr(vectors, "_REMOTE_GAP", data.draw(st.sampled_from([0, 300, 2000])))
         found = VectorFiles(store).few(file, n, wanted)
         np.testing.assert_array_equal(np.concatenate([part.array for part in map_embeddings(store.local(file))]), x)
     if found is not None:  # not most of the file

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raystream.labels.annotation import DRAFT, LABELLED, SKIPPED, Annotation, text_or_none, time_of, whole_number
+from raystream.labels.annotation import DRAFT, LABELLED, SKIPPED, Annotation, id_of, text_or_none, time_of, whole_number
 from raystream.labels.batch import Batch, Item
 from raystream.labels.documents import Document
 from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD
@@ -98,9 +98,11 @@ def _annotations(document: Document) -> Iterator[Annotation]:
         assert isinstance(metadata, Mapping)
         given = next((value for value in (metadata.get(FIELD), record.get("external_id"), record.get("id")) if value is not None), None)
         for raw, who, state, when in _responses(record):
-            known = _STATES.get(str(state or "submitted"), LABELLED)
+            known = _STATES.get(str(state or "submitted"))
+            if known is None:
+                raise ValueError(f"the status of a response is {str(state)!r}; expected {', '.join(_STATES)}")
             yield Annotation(
-                id=None if given is None else str(given),
+                id=id_of(given),
                 raw=None if known == SKIPPED else raw,
                 state=known,
                 annotator=text_or_none(who),
@@ -119,7 +121,9 @@ def _responses(record: Mapping[str, Any]) -> Iterator[tuple[Any, Any, Any, Any]]
         if not isinstance(values, list):
             raise TypeError(f"{flat} is no list")
         users, states = (record.get(f"{flat}.{part}") or [None] * len(values) for part in ("users", "status"))
-        yield from ((value, who, state, record.get("updated_at")) for value, who, state in zip(values, users, states, strict=False))
+        if not len(values) == len(users) == len(states):
+            raise TypeError(f"{flat} without as many people or states")
+        yield from ((value, who, state, record.get("updated_at")) for value, who, state in zip(values, users, states, strict=True))
         return
     responses = record.get("responses") or {}
     if isinstance(responses, list):  # as the API has them

@@ -145,7 +145,7 @@ def _of_coco(content: Mapping[str, Any]) -> Iterator[Annotation]:
     for image in content["images"]:
         if found := shapes.get(image.get("id")):
             name = str(image.get("file_name", ""))
-            yield Annotation(id=name, raw=found, labelled_at=time_of(image.get("date_captured")), tool_id=f"coco/{name}")
+            yield Annotation(id=name, raw=found, tool_id=f"coco/{name}")  # date_captured is when the picture was taken
 
 
 TOOL = Tool("cvat", _TITLE, _write, _recognises, _annotations)

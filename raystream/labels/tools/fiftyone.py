@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from raystream.errors import QueryError
-from raystream.labels.annotation import LABELLED, REJECTED, SKIPPED, Annotation, text_or_none, time_of, whole_number
+from raystream.labels.annotation import LABELLED, REJECTED, SKIPPED, Annotation, id_of, text_or_none, time_of, whole_number
 from raystream.labels.batch import Batch, Item
 from raystream.labels.documents import Document
 from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD
@@ -96,7 +96,7 @@ def _annotations(document: Document) -> Iterator[Annotation]:
         if raw is None and state is None:
             continue
         yield Annotation(
-            id=None if sample.get(FIELD) is None else str(sample[FIELD]),
+            id=id_of(sample.get(FIELD)),
             raw=raw if state is None else None,
             state=state or LABELLED,
             labelled_at=time_of(sample.get("last_modified_at")),

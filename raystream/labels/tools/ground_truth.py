@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raystream.labels.annotation import DRAFT, LABELLED, Annotation, text_or_none, time_of, whole_number
+from raystream.labels.annotation import DRAFT, LABELLED, Annotation, id_of, text_or_none, time_of, whole_number
 from raystream.labels.batch import Batch, Item
 from raystream.labels.documents import Document
 from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD
@@ -68,7 +68,7 @@ def _annotations(document: Document) -> Iterator[Annotation]:
                 continue
             human = str(about_it.get("human-annotated", "yes")).lower() == "yes"
             yield Annotation(
-                id=None if record.get(FIELD) is None else str(record[FIELD]),
+                id=id_of(record.get(FIELD)),
                 raw=_raw(record.get(name), about_it),
                 state=LABELLED if human else DRAFT,
                 labelled_at=time_of(about_it.get("creation-date")),

@@ -6,13 +6,15 @@ A submitted annotation is labelled, a cancelled one skipped, an unsubmitted draf
 from __future__ import annotations
 
 import base64
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from raystream.errors import QueryError
-from raystream.labels.annotation import DRAFT, LABELLED, REJECTED, SKIPPED, Annotation, text_or_none, time_of, whole_number
+from raystream.labels.annotation import DRAFT, LABELLED, REJECTED, SKIPPED, Annotation, id_of, text_or_none, time_of, whole_number
 from raystream.labels.batch import Batch, Item
 from raystream.labels.documents import Document
 from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD
@@ -118,11 +120,12 @@ def _annotations(document: Document) -> Iterator[Annotation]:
     for record in document.records:
         if isinstance(record.get("data"), Mapping):
             yield from of_task(record)
+        elif "annotations" in record or "annotation_id" not in document.first:
+            raise TypeError("a task without data")
         elif "annotation_id" in record and (said := record.get(CONTROL)) not in (None, ""):
-            raw = said.get("choices", said) if isinstance(said, Mapping) else said
             yield Annotation(
-                id=None if record.get(FIELD) is None else str(record[FIELD]),
-                raw=raw,
+                id=id_of(record.get(FIELD)),
+                raw=_short(said, document.kind),
                 annotator=_person(record.get("annotator")),
                 labelled_at=time_of(record.get("updated_at") or record.get("created_at")),
                 tool_id=text_or_none(record.get("annotation_id")) or "",
@@ -149,7 +152,7 @@ def of_task(task: Mapping[str, Any]) -> Iterator[Annotation]:
 
 def _said(data: Mapping[str, Any], said: Mapping[str, Any], state: str, tool_id: str) -> Annotation:
     return Annotation(
-        id=None if data.get(FIELD) is None else str(data[FIELD]),
+        id=id_of(data.get(FIELD)),
         raw=None if state == SKIPPED else _raw(said.get("result") or []),
         state=state,
         annotator=_person(said.get("completed_by") or said.get("created_username") or said.get("user")),
@@ -176,14 +179,29 @@ def _raw(results: list[Mapping[str, Any]]) -> Any:
         result for result in results if result.get("type") not in ("relation",) and "value" in result
     ]
     values = [result.get("value") or {} for result in own]
+    if (said := _said_by(values)) is not None:
+        return said
+    return [{"type": result.get("type"), "value": value} for result, value in zip(own, values, strict=True)]
+
+
+def _said_by(values: Sequence[Mapping[str, Any]]) -> Any:
+    """Return the classes or the number that results say; None for shapes and the like."""
     if all("choices" in value for value in values):
         said = [value["choices"] for value in values]
         return [choice for chosen in said for choice in ([chosen] if isinstance(chosen, str) else chosen)]
-    if len(values) == 1:
-        for key in ("number", "rating"):
-            if key in values[0]:
-                return values[0][key]
-    return [{"type": result.get("type"), "value": value} for result, value in zip(own, values, strict=True)]
+    return next((values[0][key] for key in ("number", "rating") if key in values[0]), None) if len(values) == 1 else None
+
+
+def _short(said: Any, kind: str) -> Any:
+    """Return the label of a record of JSON-MIN, or of a spreadsheet, where all but a single class is JSON in a cell."""
+    if kind == "csv" and isinstance(said, str) and said[:1] in ("{", "["):
+        with suppress(ValueError):
+            said = json.loads(said)
+    values = [said] if isinstance(said, Mapping) else said
+    if not isinstance(values, list) or not values or not all(isinstance(value, Mapping) for value in values):
+        return said
+    found = _said_by(values)
+    return said if found is None else found
 
 
 TOOL = Tool("label_studio", _TITLE, _write, _recognises, _annotations)

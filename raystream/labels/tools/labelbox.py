@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raystream.labels.annotation import LABELLED, REJECTED, SKIPPED, Annotation, text_or_none, time_of
+from raystream.labels.annotation import LABELLED, REJECTED, SKIPPED, Annotation, id_of, text_or_none, time_of
 from raystream.labels.batch import Batch
 from raystream.labels.documents import Document
 from raystream.labels.tools.tool import Tool, Written, as_json, as_lines, closed_links, needs_shown, no_classes, no_prediction, picture
@@ -56,17 +56,14 @@ def _annotations(document: Document) -> Iterator[Annotation]:
     for record in document.records:
         row = record.get("data_row") or {}
         given = row.get("global_key") if row.get("global_key") is not None else row.get("external_id")
-        projects = record.get("projects")
-        if not isinstance(projects, Mapping):
-            continue
-        for project in projects.values():
+        for project in (record.get("projects") or {}).values():
             status = str((project.get("project_details") or {}).get("workflow_status", ""))
             for label in project.get("labels") or []:
                 details = label.get("label_details") or {}
                 skipped = bool((label.get("performance_details") or {}).get("skipped"))
                 state = SKIPPED if skipped else REJECTED if status == "IN_REWORK" else LABELLED
                 yield Annotation(
-                    id=None if given is None else str(given),
+                    id=id_of(given),
                     raw=None if skipped else _raw(label.get("annotations") or {}),
                     state=state,
                     annotator=text_or_none(details.get("created_by")),

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.errors import LabelsError
-from raystream.labels.annotation import LABELLED, STATES, Annotation, text_or_none, time_of, whole_number
+from raystream.labels.annotation import LABELLED, STATES, Annotation, id_of, is_nothing, text_or_none, time_of, whole_number
 from raystream.labels.batch import Batch
 from raystream.labels.documents import Document
 from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD, SCORE_FIELD
@@ -78,28 +78,35 @@ def _parquet(batch: Batch) -> Written:
 
 
 def _annotations(document: Document, cell: Callable[[Any], Any]) -> Iterator[Annotation]:
-    for number, record in enumerate(document.records):
-        label, state = cell(record.get("label")), cell(record.get("state"))
-        if label in (None, "") and state in (None, ""):
+    for number, written in enumerate(document.records):
+        record = {name: cell(value) for name, value in written.items()}
+        label, said = _filled_in(record.get("label")), _filled_in(record.get("state"))
+        if label is None and said is None:
             continue
-        if state not in (None, "", *STATES):
+        state = LABELLED if said is None else str(said).strip().lower()
+        if state not in STATES:
             raise LabelsError(
-                f"{document.name}: state of row {number} is {state!r}; expected {', '.join(STATES[:-1])} or {STATES[-1]}, or nothing for "
+                f"{document.name}: state of row {number} is {said!r}; expected {', '.join(STATES[:-1])} or {STATES[-1]}, or nothing for "
                 "labelled rows"
             )
-        given = record.get(FIELD)
+        given = id_of(record.get(FIELD))
         if given is None:
             raise LabelsError(f"{document.name}: row {number} has no {FIELD}; keep that column, by which rows are found")
         yield Annotation(
-            id=str(cell(given)),
+            id=given,
             raw=label,
-            state=state or LABELLED,
-            annotator=text_or_none(cell(record.get("annotator"))),
+            state=state,
+            annotator=text_or_none(record.get("annotator")),
             labelled_at=time_of(record.get("labelled_at")),
             tool_id=text_or_none(record.get("tool_id")) or "",
             query=text_or_none(record.get(QUERY_FIELD) or record.get("query")),
             rank=whole_number(record.get(RANK_FIELD, record.get("rank"))),
         )
+
+
+def _filled_in(value: Any) -> Any:
+    """Return what a person wrote; None for nothing, and for nothing but spaces."""
+    return None if is_nothing(value) or (isinstance(value, str) and not value.strip()) else value
 
 
 def _recognises(kinds: tuple[str, ...]) -> Callable[[Document], bool]:

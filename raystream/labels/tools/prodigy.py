@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raystream.labels.annotation import DRAFT, LABELLED, REJECTED, SKIPPED, Annotation, text_or_none, time_of, whole_number
+from raystream.labels.annotation import LABELLED, REJECTED, SKIPPED, Annotation, id_of, text_or_none, time_of, whole_number
 from raystream.labels.batch import Batch, Item
 from raystream.labels.documents import Document
 from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD
@@ -42,14 +42,19 @@ def _recognises(document: Document) -> bool:
 
 def _annotations(document: Document) -> Iterator[Annotation]:
     for record in document.records:
-        state = _STATES.get(str(record.get("answer")), DRAFT)
+        answer = record.get("answer")
+        if answer is None:  # nobody has come to it
+            continue
+        if answer not in _STATES:
+            raise ValueError(f"answer {str(answer)!r} is none of {', '.join(_STATES)}")
+        state = _STATES[answer]
         meta = record.get("meta") if isinstance(record.get("meta"), Mapping) else {}
         assert isinstance(meta, Mapping)
         given = record.get(FIELD, meta.get(FIELD))
         session = text_or_none(record.get("_annotator_id") or record.get("_session_id"))
         hashed = text_or_none(record.get("_task_hash") or record.get("_input_hash"))
         yield Annotation(
-            id=None if given is None else str(given),
+            id=id_of(given),
             raw=_raw(record) if state == LABELLED else None,
             state=state,
             annotator=session,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raystream.errors import LabelsError, QueryError
+from raystream.errors import LabelsError, QueryError, RaystreamError
 from raystream.labels.annotation import Annotation
 from raystream.labels.batch import Batch, Item
 from raystream.labels.documents import Document
@@ -61,9 +61,15 @@ class Tool:
         """
         done = 0
         try:
+            if isinstance(document.content, list) and len(document.records) < len(document.content):
+                raise TypeError("a record that is no object")
             for annotation in self.annotations(document):
                 yield annotation
                 done += 1
+        except RaystreamError:
+            raise
+        except ValueError as error:
+            raise LabelsError(f"{document.name}: {error}, in what follows {done:,} labels; correct it or export it again") from None
         except (AttributeError, KeyError, TypeError) as error:
             raise LabelsError(
                 f"{document.name} isn't as {self.title} writes it: what follows {done:,} labels has another shape; was it edited? Export "

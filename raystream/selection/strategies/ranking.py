@@ -18,7 +18,8 @@ from raystream.selection.constraints import Constraints
 from raystream.selection.hashing import uniform
 from raystream.selection.rows import Array
 from raystream.selection.strategy import Candidates, Picked, Request, row_keys, scores
-from raystream.selection.weights import checked_weights
+from raystream.selection.weights import check_weights
+from raystream.threads import each
 
 _AT_ONCE = 1 << 20
 """Keys among which the lowest are looked for at a time."""
@@ -45,8 +46,21 @@ def best(score: Array, k: int) -> Array:
     bad = np.flatnonzero(np.isnan(score))
     if len(bad):
         raise DataError(f"{len(bad)} scores are NaN, first at row {bad[0]}; expected numbers")
-    # complementing integers and negating floats turn "highest first" into "lowest first" without overflow
-    return lowest(~score if score.dtype.kind in "iub" else -score, k)
+    rows = _ahead(score, k)
+    return np.asarray(rows[lowest(_lowest_first(score[rows]), k)], dtype=np.int64)
+
+
+def _ahead(score: Array, k: int) -> Array:
+    """Return rows, ascending, among which the `best` are: of many, those of each block, so that not all of them are negated at once."""
+    if len(score) <= _AT_ONCE or 4 * k > _AT_ONCE:
+        return np.arange(len(score))
+    blocks = range(0, len(score), _AT_ONCE)
+    return np.concatenate([start + _among_lowest(_lowest_first(score[start : start + _AT_ONCE]), k) for start in blocks])
+
+
+def _lowest_first(score: Array) -> Array:
+    """Turn "highest first" into "lowest first" without overflow: integers are complemented, floats negated."""
+    return ~score if score.dtype.kind in "iub" else -score
 
 
 def random(ids: Ids, k: int, *, seed: int = 0) -> Array:
@@ -81,8 +95,8 @@ def lowest(key: Array, k: int) -> Array:
 
 def _among_lowest(key: Array, k: int) -> Array:
     """Return the rows of `lowest`, ascending."""
-    if k >= len(key):
-        return np.arange(len(key))
+    if k >= len(key) or k <= 0:
+        return np.arange(len(key) if k > 0 else 0)
     if len(key) > _AT_ONCE and 4 * k <= _AT_ONCE:  # block by block: a partition copies what it looks at
         rows = np.concatenate([start + _among_lowest(key[start : start + _AT_ONCE], k) for start in range(0, len(key), _AT_ONCE)])
         return np.asarray(rows[_among_lowest(key[rows], k)])
@@ -130,8 +144,10 @@ def top_k_strategy(candidates: Candidates, request: Request) -> Picked:
 def random_strategy(candidates: Candidates, request: Request) -> Picked:
     """Run `random` in a query."""
     keys = row_keys(candidates, "random")
+    left = len(keys) - len(request.constraints.taken)
     rows = _walked(random_order(keys, _reach(request, len(keys))), candidates, request)
-    return Picked(rows, np.full(len(rows), np.nan))
+    chances = _even_chances(left, len(rows)) if request.constraints.leaves_chances else None
+    return Picked(rows, np.full(len(rows), np.nan), probability=chances)
 
 
 def _reach(request: Request, n: int) -> int:
@@ -201,49 +217,63 @@ def softrank_strategy(candidates: Candidates, request: Request) -> Picked:
 _NOISE_AT_ONCE = 1 << 16
 """Rows that are given noise at a time, so that what it is made of takes no memory a row."""
 
-_Value = Callable[[Array, float], Array]
-"""(n,) scores and beta -> (n,) float64 logarithms of the weights, -inf for a weight of 0."""
+_Value = Callable[[slice | Array], Array]
+"""Some of the rows -> (m,) float64 logarithms of their weights, -inf for a weight of 0."""
+_Law = Callable[[Array, float], _Value]
+"""All (n,) scores, which are checked, and beta."""
 
 
-def _power_value(score: Array, beta: float) -> Array:
-    weights = checked_weights(score, len(score))
-    with np.errstate(divide="ignore"):
-        result: Array = np.log(weights, out=None if np.may_share_memory(weights, score) else weights)
-    result *= beta
-    return result
+def _power_value(score: Array, beta: float) -> _Value:
+    check_weights(score, len(score))
+
+    def value(at: slice | Array) -> Array:
+        with np.errstate(divide="ignore"):
+            return beta * np.log(score[at].astype(np.float64))
+
+    return value
 
 
-def _softmax_value(score: Array, beta: float) -> Array:
+def _softmax_value(score: Array, beta: float) -> _Value:
     bad = np.flatnonzero(~np.isfinite(score))
     if len(bad):
         raise DataError(f"{len(bad)} scores are NaN or infinite, first at row {bad[0]}; expected finite numbers for softmax")
-    return beta * score.astype(np.float64)
+    return lambda at: beta * score[at].astype(np.float64)
 
 
-def _softrank_value(score: Array, beta: float) -> Array:
+def _softrank_value(score: Array, beta: float) -> _Value:
     bad = np.flatnonzero(np.isnan(score))
     if len(bad):
         raise DataError(f"{len(bad)} scores are NaN, first at row {bad[0]}; expected numbers")
     result = np.empty(len(score))
     order = np.argsort(~score if score.dtype.kind in "iu" else -score, kind="stable")
     result[order] = -beta * np.log(np.arange(1, len(score) + 1))
-    return result
+    return lambda at: result[at]
 
 
-def _perturbed_order(value: Array, keys: Array, k: int) -> tuple[Array, Array]:
-    """Order (min(k, n),) rows by value + Gumbel noise, ties to the lower row, then those of -inf by noise; and give (n,) sums, negated.
+def _perturbed_order(value: _Value, keys: Array, k: int) -> tuple[Array, Array]:
+    """Order rows by value + Gumbel noise, ties to the lower row, then those of -inf by noise.
 
-    `value` is written over with these.
+    Returns:
+        (min(k, n),) int64 rows, and their sums.
     """
-    for start in range(0, len(value), _NOISE_AT_ONCE):
-        block = slice(start, start + _NOISE_AT_ONCE)
-        np.negative(value[block] + _noise(keys[block]), out=value[block])
-    order = lowest(value, k)
-    order = order[value[order] < np.inf]
-    if len(order) < min(k, len(value)):
-        never = np.flatnonzero(value == np.inf)
-        order = np.concatenate([order, never[lowest(-_noise(keys[never]), k - len(order))]])
-    return order, value
+    blocks = [slice(start, start + _NOISE_AT_ONCE) for start in range(0, len(keys), _NOISE_AT_ONCE)]
+
+    def see(block: slice) -> tuple[Array, Array]:
+        lowered = -(value(block) + _noise(keys[block]))
+        rows = _among_lowest(lowered, k)
+        return block.start + rows, lowered[rows]
+
+    found = each(blocks, lambda: see)  # of each block those that may be ahead of all
+    rows = np.concatenate([np.empty(0, np.int64), *(some for some, _ in found)])
+    lowered = np.concatenate([np.empty(0), *(some for _, some in found)])
+    order = lowest(lowered, k)
+    order = order[lowered[order] < np.inf]
+    rows, lowered = rows[order], lowered[order]
+    if len(rows) < min(k, len(keys)):
+        never = np.concatenate([block.start + np.flatnonzero(np.isneginf(value(block))) for block in blocks])
+        never = never[lowest(-_noise(keys[never]), k - len(rows))]
+        rows, lowered = np.concatenate([rows, never]), np.concatenate([lowered, np.full(len(never), np.inf)])
+    return rows, -lowered
 
 
 def _noise(keys: Array) -> Array:
@@ -258,15 +288,60 @@ def _checked_beta(beta: float) -> float:
     return beta
 
 
-def _draw(law: _Value, score: ArrayLike, k: int, beta: float, ids: Ids | None, seed: int) -> Array:
+def _draw(law: _Law, score: ArrayLike, k: int, beta: float, ids: Ids | None, seed: int) -> Array:
     values = column(score)
     keys = keys_of(ids, len(values), checked_seed(seed))
     return _perturbed_order(law(values, _checked_beta(beta)), keys, count(k))[0]
 
 
-def _drawn(law: _Value, name: str, candidates: Candidates, request: Request) -> Picked:
+def _drawn(law: _Law, name: str, candidates: Candidates, request: Request) -> Picked:
+    keys = row_keys(candidates, name)
     value = law(scores(candidates, name), _checked_beta(float(request.args.get("beta", 1.0))))
-    reach = len(value) if request.constraints.reach is None else request.constraints.reach
-    order, lowered = _perturbed_order(value, row_keys(candidates, name), reach)
-    rows = walk(order, request.budget, request.constraints, None if candidates.shards is None else candidates.shards.gather)
-    return Picked(rows, -lowered[rows])
+    order, sums = _perturbed_order(value, keys, _reach(request, len(keys)))
+    rows = _walked(order, candidates, request)
+    ordered = np.argsort(order)
+    gain = sums[ordered[np.searchsorted(order, rows, sorter=ordered)]]
+    chances = _chances(value, len(keys), rows, request.constraints.taken) if request.constraints.leaves_chances else None
+    return Picked(rows, gain, probability=chances)
+
+
+def _chances(value: _Value, n: int, rows: Array, taken: Array) -> Array | None:
+    """Compute (b,) float64, each drawn row's weight over the sum of the weights left; None where weights of 0 leave some rows no chance.
+
+    Sums are of logarithms, and go from what is left at the end back to the first draw: nothing is ever subtracted, so that the last
+    draws are as exact as the first.
+
+    Args:
+        value: the logarithms of the weights of n rows.
+        n: see there.
+        rows: (b,) int64, in the order of drawing.
+        taken: these and the rows that were in the batch before.
+    """
+    left = np.ones(n, dtype=bool)
+    left[taken] = False
+
+    def see(block: slice) -> tuple[int, float]:
+        among = value(block)
+        some = among[left[block] & (among > -np.inf)]
+        return int(np.count_nonzero(np.isneginf(among))), _log_of_sum(some)
+
+    found = each([slice(start, start + _NOISE_AT_ONCE) for start in range(0, n, _NOISE_AT_ONCE)], lambda: see)
+    without = sum(count for count, _ in found)
+    if without:
+        return _even_chances(n - len(taken) + len(rows), len(rows)) if without == n else None
+    drawn = value(rows)
+    total = np.logaddexp.accumulate(np.append(_log_of_sum(np.asarray([some for _, some in found])), drawn[::-1]))
+    chances: Array = np.exp(drawn - total[:0:-1])
+    return chances
+
+
+def _log_of_sum(value: Array) -> float:
+    """Compute the logarithm of the sum of exp(value), -inf if there is none."""
+    largest = value.max(initial=-np.inf)
+    return float(largest + np.log(np.exp(value - largest).sum())) if largest > -np.inf else -np.inf
+
+
+def _even_chances(n: int, count: int) -> Array:
+    """Compute (count,) float64, 1 / rows left, where n are left before the first draw."""
+    chances: Array = 1 / (n - np.arange(count, dtype=np.float64))
+    return chances

@@ -41,18 +41,14 @@ const SECONDS = ["seconds_query", "seconds_train"];
 function LoopShown({ data }) {
   const history = data.history.filter((row) => row.labels);
   const last = history[history.length - 1];
-  const x = history.map((row) => row.labels);
-  const shares = data.metrics.filter((metric) => metric.percent);
-  const lines = shares.map((metric) => ({ name: metric.name, x, y: history.map((row) => row[metric.name]) }));
-  if (history.some((row) => row.control_accuracy !== null && row.control_accuracy !== undefined)) {
-    lines.push({ name: "control rows", x, y: history.map((row) => row.control_accuracy), low: history.map((row) => row.control_low), high: history.map((row) => row.control_high), control: true });
-  }
-  const marks = data.rules.filter((rule) => rule.labels !== null).map((rule) => ({ value: rule.labels, name: rule.name }));
+  const controlled = history.some((row) => row.control_accuracy !== null && row.control_accuracy !== undefined);
+  const paid = history.filter((row) => row.cost !== null && row.cost !== undefined);
   const first = data.metrics[0];
   const facts = last === undefined ? [] : [
     { name: "labels", value: count(last.labels), meaning: `after ${several(history.filter((row) => row.round).length, "round")}` },
     ...(first && last[first.name] !== null ? [{ name: first.name, value: first.percent ? percent(last[first.name]) : number(last[first.name]), meaning: `of the last model, on ${data.judged_by}${gained(history, first)}` }] : []),
     ...(last.control_accuracy !== null && last.control_accuracy !== undefined ? [{ name: "accuracy on control rows", value: percent(last.control_accuracy), meaning: `95% interval ${percent(last.control_low)} to ${percent(last.control_high)}` }] : []),
+    ...(paid.length ? [{ name: "cost of the labels", value: number(paid[paid.length - 1].cost), meaning: "by the column of select.cost" }] : []),
     { name: "computing time", value: duration(history.reduce((sum, row) => sum + SECONDS.reduce((of, key) => of + (row[key] ?? 0), 0), 0)), meaning: "to choose batches and to train" },
   ];
   return html`<div class="head"><h1>${data.name}</h1><p><${State} state=${data.state} /></p></div>
@@ -61,14 +57,17 @@ function LoopShown({ data }) {
     <${Facts} facts=${facts} />
     <section aria-labelledby="worth">
       <h2 id="worth">Does it help?</h2>
-      <p class="note">By the labels given so far${lines.some((line) => line.control) ? "; grey: accuracy on control rows with its 95% interval, which are labelled but never trained on" : ""}. Vertical lines: where a rule would have stopped first.</p>
-      ${lines.length > 0 && html`<${LineChart} lines=${lines} xLabel="labels" yLabel="" asPercent marks=${marks} title="Metrics by labels" />`}
-      ${data.metrics.filter((metric) => !metric.percent).map((metric) => html`<h3>${metric.name} <span class="by">${metric.lower ? "lower is better" : "higher is better"}</span></h3>
-        <${LineChart} lines=${[{ name: metric.name, x, y: history.map((row) => row[metric.name]) }]} xLabel="labels" yLabel=${metric.name} marks=${marks} />`)}
+      <p class="note">By the labels given so far${controlled ? "; grey: accuracy on control rows with its 95% interval, which are labelled but never trained on" : ""}. Vertical lines: where a rule would have stopped first.</p>
+      <${Metrics} data=${data} rows=${history} over="labels" words="labels" controlled=${controlled} />
       ${!history.length && html`<p class="note">No round is judged yet: curves appear after the first.</p>`}
     </section>
+    ${paid.length > 0 && html`<section aria-labelledby="costly">
+      <h2 id="costly">By what the labels cost</h2>
+      <p class="note">The same, by the sum of the pool's column of costs over labelled rows.</p>
+      <${Metrics} data=${data} rows=${paid} over="cost" words="what the labels cost" controlled=${controlled} />
+    </section>`}
     ${data.rules.length > 0 && html`<section aria-labelledby="rules"><h2 id="rules">When to stop</h2>
-      <div class="scroll" tabindex="0" role="group" aria-label="Stopping rules"><table><thead><tr><th scope="col">rule</th><th scope="col"></th><th scope="col">would have stopped first</th></tr></thead>
+      <div class="scroll" tabindex="0" role="group" aria-label="Stopping rules"><table><thead><tr><th scope="col">rule</th><th scope="col">its part</th><th scope="col">would have stopped first</th></tr></thead>
         <tbody>${data.rules.map((rule) => html`<tr><td>${rule.name}</td><td>${rule.asked ? (data.advise ? "asked for advice" : "asked for") : "only looked at"}</td><td>${rule.labels === null ? "not yet" : `round ${rule.round}, ${several(rule.labels, "label")}`}</td></tr>`)}</tbody></table></div></section>`}
     <section aria-labelledby="rounds"><h2 id="rounds">Rounds</h2>
       ${data.batches.length === 0 && html`<p class="note">No batch was asked for yet.</p>`}
@@ -79,11 +78,24 @@ function LoopShown({ data }) {
     <section aria-labelledby="file"><h2 id="file">Its file</h2><${Spec} text=${data.spec} name=${`${data.name}.yaml`} /></section>`;
 }
 
+// The metrics of rounds over labels or what they cost: all shares in one chart, each other metric in its own.
+function Metrics({ data, rows, over, words, controlled }) {
+  if (!rows.length) return null;
+  const of = (name) => rows.map((row) => row[name]);
+  const lines = data.metrics.filter((metric) => metric.percent).map((metric) => ({ name: metric.name, x: of(over), y: of(metric.name) }));
+  if (controlled) lines.push({ name: "control rows", x: of(over), y: of("control_accuracy"), low: of("control_low"), high: of("control_high"), control: true });
+  const marks = data.rules.map((rule) => ({ value: rows.find((row) => row.round === rule.round && row.round)?.[over], name: rule.name })).filter((mark) => mark.value !== undefined);
+  return html`${lines.length > 0 && html`<${LineChart} lines=${lines} xLabel=${words} yLabel="" asPercent marks=${marks} title=${`Metrics by ${words}`} />`}
+    ${data.metrics.filter((metric) => !metric.percent).map((metric) => html`<h3>${metric.name} <span class="by">${metric.lower ? "lower is better" : "higher is better"}</span></h3>
+      <${LineChart} lines=${[{ name: metric.name, x: of(over), y: of(metric.name) }]} xLabel=${words} yLabel=${metric.name} marks=${marks} />`)}`;
+}
+
 function gained(history, metric) {
   const values = history.map((row) => row[metric.name]).filter((value) => value !== null && value !== undefined);
   if (values.length < 2) return "";
   const by = values[values.length - 1] - values[0];
   const better = metric.lower ? by < 0 : by > 0;
+  if (Math.abs(by) < (metric.percent ? 0.0005 : 1e-9)) return ", the same as that of the first";
   return `, ${better ? "better" : "worse"} by ${metric.percent ? `${Math.abs(100 * by).toFixed(1)} points` : number(Math.abs(by))} than the first`;
 }
 
@@ -167,7 +179,7 @@ function StreamShown({ data }) {
           <p class="note">${thresholds ? "A row is chosen where its score passes the threshold, which follows the budget." : `Manager ${data.manager} has no threshold that could be drawn.`} Grey: the mean score of the rows that arrived between two points.</p></section>`}
     <section aria-labelledby="drift"><h2 id="drift">Drift</h2>
       <p>${data.warnings.length ? "The scores are no longer what they were: see the warning above." : drift.page_hinkley === null ? `Too few rows to tell: each test needs ${count(drift.window)} scores of one model.` : "No drift was found in the scores of this model."}</p>
-      <div class="scroll" tabindex="0" role="group" aria-label="Tests of drift"><table><thead><tr><th scope="col">test of</th><th scope="col" class="n">statistic</th><th scope="col"></th></tr></thead>
+      <div class="scroll" tabindex="0" role="group" aria-label="Tests of drift"><table><thead><tr><th scope="col">test of</th><th scope="col" class="n">statistic</th><th scope="col">what it means</th></tr></thead>
         <tbody>${tests.map(([name, value, words]) => html`<tr><td>${name}</td><td class="n">${value === null ? "not yet" : number(value)}</td><td>${words}</td></tr>`)}</tbody></table></div></section>
     <section aria-labelledby="file"><h2 id="file">Its file</h2><p class="note">Decisions: ${data.decisions}</p><${Spec} text=${data.spec} name=${`${data.name}.yaml`} /></section>`;
 }

@@ -33,7 +33,7 @@ function Compared({ data }) {
   const { queries } = data;
   const classes = [...new Set(queries.flatMap((one) => Object.keys(one.classes)))];
   const most = Math.max(1, ...queries.flatMap((one) => Object.values(one.classes)));
-  const head = html`<tr><td></td>${queries.map((one) => html`<th scope="col"><a href=${`#/query/${encodeURIComponent(one.name)}`}>${one.name}</a></th>`)}</tr>`;
+  const head = html`<tr><td></td>${queries.map((one) => html`<th scope="col" class="named"><a href=${`#/query/${encodeURIComponent(one.name)}`}>${one.name}</a></th>`)}</tr>`;
   return html`<section aria-labelledby="overlap">
       <h2 id="overlap">Which rows they share</h2>
       <p class="note">Rows of the batch on the left that are in the batch above, too. A number of rows alone says little of large pools: two good batches rarely share many.</p>

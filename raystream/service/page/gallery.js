@@ -6,11 +6,12 @@ import { count, number, percent, several } from "./format.js";
 import { get, isServed, useData } from "./source.js";
 import { Copy, Waiting } from "./parts.js";
 
-const CHUNK = 200;
+const CHUNK = 50;
 const SENTINEL = 25;
 const STEP = 1000;
 
-// What is shown of the rows, chunk by chunk, as they come near: {kind, items by rank, note}. `ready` is called once the first are there.
+// What is shown of the rows, chunk by chunk, as they come near: {kind, items by rank, note}; an item is null where there is none to show.
+// `ready` is called with the kind once the first are there.
 function useInputs(at, total, ready) {
   const [found, setFound] = useState({ kind: null, items: {}, note: "" });
   const asked = useRef(new Set());
@@ -18,11 +19,14 @@ function useInputs(at, total, ready) {
     if (asked.current.has(chunk) || chunk * CHUNK >= total) return;
     asked.current.add(chunk);
     get(`${at}/inputs/${chunk}`).then(
-      (data) => setFound((known) => ({ kind: known.kind ?? data.kind, items: Object.assign({}, known.items, data.items), note: known.note || data.note })),
+      (data) => setFound((known) => ({ kind: known.kind ?? data.kind, items: Object.assign({}, known.items, Object.fromEntries(Array.from({ length: Math.min(CHUNK, total - chunk * CHUNK) }, (_, place) => [chunk * CHUNK + place, null])), data.items), note: known.note || data.note })),
       (error) => setFound((known) => ({ ...known, kind: known.kind ?? "table", note: known.note || error.message })),
-    ).finally(ready);
+    );
   };
-  useEffect(() => (total ? want(0) : ready()), [at]);
+  useEffect(() => (total ? want(0) : ready("table")), [at]);
+  useEffect(() => {
+    if (found.kind !== null) ready(found.kind);
+  }, [found.kind]);
   return [found, want];
 }
 
@@ -78,9 +82,9 @@ function card({ rank, data, item, kind, focusable, go, focused }) {
   const prediction = predicted(data, rank);
   return html`<li data-rank=${rank} data-near=${rank % SENTINEL === 0 ? "" : undefined}>
     <button type="button" class="card" tabindex=${focusable ? 0 : -1} onFocus=${() => focused(rank)} onClick=${() => go(rank)}>
-      ${kind === "pictures" && html`<span class="frame">${item ? html`<img class=${item.small ? "small" : ""} src=${item.uri} alt="" decoding="async" />` : html`<span class="blank"></span>`}</span>`}
+      ${kind === "pictures" && html`<span class="frame">${item ? html`<img class=${item.small ? "small" : ""} src=${item.uri} alt="" decoding="async" />` : item === null ? "no picture" : ""}</span>`}
       <span class="about">
-        ${kind === "texts" && html`<span class="text">${item ?? ""}</span>`}
+        ${kind === "texts" && textOf(item)}
         <span class="line"><span class="rank">${rank}</span><span class="score">${typeof columns.score?.[rank] === "number" ? columns.score[rank].toPrecision(3) : ""}</span></span>
         ${prediction !== "" && html`<span class="prediction">${prediction}</span>`}
         <span class="id">${data.ids[rank]}</span>
@@ -88,6 +92,11 @@ function card({ rank, data, item, kind, focusable, go, focused }) {
       </span>
     </button>
   </li>`;
+}
+
+function textOf(item) {
+  const words = item === null ? "no text" : item?.trim() === "" ? "a blank text" : null;
+  return words === null ? html`<span class="text">${item ?? ""}</span>` : html`<span class="rank">${words}</span>`;
 }
 
 export function predicted(data, rank) {
@@ -104,8 +113,13 @@ function RowTable({ data, ranks, go }) {
     <thead><tr><th scope="col" class="n">rank</th><th scope="col">${data.id}</th>${names.map((name) => html`<th scope="col" class=${numeric.has(name) ? "n" : ""}>${name.replaceAll("_", " ")}</th>`)}</tr></thead>
     <tbody>${ranks.map((rank) => html`<tr key=${rank}><td class="n" data-name="rank">${rank}</td>
       <td data-name=${data.id}><button type="button" class="link" onClick=${() => go(rank)}>${data.ids[rank]}</button></td>
-      ${names.map((name) => html`<td data-name=${name} class=${numeric.has(name) ? "n" : ""}>${cell(data.columns[name][rank])}</td>`)}</tr>`)}</tbody>
+      ${names.map((name) => html`<td data-name=${name} class=${numeric.has(name) ? "n" : ""}>${clamped(cell(data.columns[name][rank]))}</td>`)}</tr>`)}</tbody>
   </table></div>`;
+}
+
+// A long value takes three lines of a table; the row, opened, shows more of it.
+function clamped(text) {
+  return text.length > 80 ? html`<span class="clamp">${text}</span>` : text;
 }
 
 function cell(value) {
@@ -173,7 +187,7 @@ export function RowDialog({ at, rank, query, data, histogram, go, next, near, se
       </div>
       <div class="two">
         <div class="large">
-          ${detail === null ? html`<${Waiting} what="the row" />` : picture ? html`<${Zoom} picture=${picture} id=${id} />` : detail.text ? html`<p class="whole" tabindex="0">${detail.text}</p>` : html`<p class="note">${detail.note || "What the model saw of it is neither a picture nor a text."}</p>`}
+          ${detail === null ? html`<${Waiting} what="the row" />` : picture ? html`<${Zoom} picture=${picture} id=${id} />` : detail.text?.trim() ? html`<p class="whole" tabindex="0">${detail.text}</p>` : html`<p class="note">${detail.note || "What the model saw of it can't be shown as a picture or a text."}</p>`}
         </div>
         <div>
           <h2 id="row-id">${id}</h2>
@@ -222,7 +236,7 @@ function NearRows({ data, next }) {
       ${data.ids.map((id, place) => html`<li key=${id}>
         ${data.kind === "pictures" && html`<span class="frame">${data.items[place] ? html`<img class=${data.items[place].small ? "small" : ""} src=${data.items[place].uri} alt=${id} />` : "no picture"}</span>`}
         <span class="about">
-          ${data.kind === "texts" && html`<span class="text">${data.items[place] ?? ""}</span>`}
+          ${data.kind === "texts" && textOf(data.items[place] ?? null)}
           <span class="line"><span class="rank">${number(data.distances[place], 3)} away</span><span class="score">${number(data.scores[place], 3)}</span></span>
           <span class="id">${id}</span>
         </span>

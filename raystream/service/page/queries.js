@@ -62,6 +62,11 @@ function Table({ data }) {
   const flip = (key) => setSort(([known, way]) => (known === key ? [key, -way] : [key, key === "when" || COLUMNS.find(([name]) => name === key)[2] ? -1 : 1]));
   const tick = (name, on) => setTicked((known) => (on ? [...known, name].slice(-MOST) : known.filter((one) => one !== name)));
 
+  const comparison = `#/compare/${ticked.map(encodeURIComponent).join("/")}`;
+  const compare = () => {
+    if (ticked.length > 1) location.hash = comparison;
+  };
+
   if (!data.queries.length) {
     return html`<h1>Queries</h1><${Empty}>
       <p>This store holds no query yet.</p>
@@ -90,21 +95,21 @@ function Table({ data }) {
               <button type="button" onClick=${() => flip(key)}>${name}<span aria-hidden="true">${sort[0] === key ? (sort[1] > 0 ? " ↑" : " ↓") : ""}</span></button>
             </th>`)}
           </tr></thead>
-          <tbody>${lines.slice(0, shown).map((line) => html`<${Line} key=${line.name} line=${line} ticked=${ticked.includes(line.name)} tick=${tick} />`)}</tbody>
+          <tbody>${lines.slice(0, shown).map((line) => html`<${Line} key=${line.name} line=${line} ticked=${ticked.includes(line.name)} tick=${tick} compare=${compare} />`)}</tbody>
         </table></div>`}
     ${lines.length > shown && html`<p class="more"><button type="button" onClick=${() => setShown(shown + 500)}>Show more</button> ${count(shown)} of ${count(lines.length)} are shown.</p>`}
     ${ticked.length > 0 && html`<div class="basket" role="region" aria-label="Queries to compare">
-      <span>${ticked.length === 1 ? html`<b>${ticked[0]}</b>: tick another one to compare` : `${ticked.length} queries`}</span>
-      ${ticked.length > 1 && html`<a class="button primary" href=${`#/compare/${ticked.map(encodeURIComponent).join("/")}`}>Compare</a>`}
+      <span>${ticked.length === 1 ? html`<b>${ticked[0]}</b>: tick another one to compare` : `${ticked.length} queries; Enter on a ticked one compares them`}</span>
+      ${ticked.length > 1 && html`<a class="button primary" href=${comparison}>Compare</a>`}
       <button type="button" onClick=${() => setTicked([])}>Clear</button>
     </div>`}`;
 }
 
-function Line({ line, ticked, tick }) {
+function Line({ line, ticked, tick, compare }) {
   const committed = line.state === "committed";
   const [pool] = (line.pool || "").split(", ");
   return html`<tr class=${ticked ? "ticked" : ""}>
-    <td class="tick">${committed && html`<input type="checkbox" aria-label=${`Compare ${line.name}`} checked=${ticked} onChange=${(event) => tick(line.name, event.target.checked)} />`}</td>
+    <td class="tick">${committed && html`<input type="checkbox" aria-label=${`Compare ${line.name}`} checked=${ticked} onChange=${(event) => tick(line.name, event.target.checked)} onKeyDown=${(event) => event.key === "Enter" && ticked && compare()} />`}</td>
     <th scope="row" data-name="query"><a href=${`#/query/${encodeURIComponent(line.name)}`}>${line.name}</a></th>
     <td data-name="state"><${Progress} line=${line} /></td>
     <td data-name="when" class="nowrap">${when(line.when)}</td>

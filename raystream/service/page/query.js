@@ -11,14 +11,12 @@ import { PoolMap } from "./pool_map.js";
 import { Progress } from "./queries.js";
 
 const QUERY_EVERY = 2000;
+const untilItEnds = (query) => (query !== null && (query.title !== undefined || ["failed", "stopped"].includes(query.run.state)) ? 0 : QUERY_EVERY);
 
 export function Query({ given }) {
   const [name, rank] = given;
   const at = `queries/${encodeURIComponent(name)}`;
-  const [settled, setSettled] = useState(false);
-  const found = useData(at, settled ? 0 : QUERY_EVERY);
-  const done = found.data !== null && (found.data.title !== undefined || ["failed", "stopped"].includes(found.data.run.state));
-  useEffect(() => setSettled(done), [done]);
+  const found = useData(at, untilItEnds);
   return html`<${Crumb} href="#/queries">All queries<//>
     <${Loaded} of=${found} what=${`Query ${name}`}>
       ${(query) => (query.title === undefined ? html`<${Running} query=${query} again=${found.again} />` : html`<${Committed} query=${query} at=${at} rank=${rank === undefined ? null : Number(rank)} />`)}
@@ -108,6 +106,7 @@ function Committed({ query, at, rank }) {
 function Rows({ at, data, go, ready }) {
   const [wanted, setWanted] = useState("");
   const [table, setTable] = useState(false);
+  const [kind, setKind] = useState(null);
   const places = useMemo(() => new Map(data.ids.map((id, place) => [id, place])), [data]);
   const place = places.get(wanted.trim());
   const fits = wanted.trim() === "" ? [] : data.ids.filter((id) => id.includes(wanted.trim())).slice(0, 6);
@@ -122,17 +121,20 @@ function Rows({ at, data, go, ready }) {
         <input id="find" type="search" placeholder=${`its ${data.id}, such as ${data.ids[0] ?? ""}`} value=${wanted} onInput=${(event) => setWanted(event.target.value)} />
         <button type="submit">Show it</button>
       </form>
-      <div class="choice" role="group" aria-label="How rows are shown">
+      ${kind !== "table" && html`<div class="choice" role="group" aria-label="How rows are shown">
         <button type="button" aria-pressed=${!table} onClick=${() => setTable(false)}>Cards</button>
         <button type="button" aria-pressed=${table} onClick=${() => setTable(true)}>Table</button>
-      </div>
+      </div>`}
     </div>
     ${wanted.trim() !== "" && place === undefined && html`<p class="note" role="status">${fits.length
       ? html`Begin or contain it: ${fits.map((id) => html`<button type="button" class="link" onClick=${() => go(places.get(id))}>${id}</button> `)}`
       : `No chosen row has this id. If it is in the pool, it was not chosen: its score, or a row that stands for it, says why; find it on the map with the lasso.`}</p>`}
     ${data.ids.length < data.total && html`<p class="note">The first ${count(data.ids.length)} of ${count(data.total)} rows; selection.parquet has all.</p>`}
-    <p class="note">In the order to label them. Arrow keys move, Enter opens a row.</p>
-    <${Gallery} at=${at} data=${data} go=${go} asTable=${table} ready=${ready} />`;
+    <p class="note">In the order to label them.${table || kind === "table" ? "" : " Arrow keys move, Enter opens a row."}</p>
+    <${Gallery} at=${at} data=${data} go=${go} asTable=${table} ready=${(found) => {
+      setKind(found);
+      ready();
+    }} />`;
 }
 
 function MapSection({ at, rows, ready, next, go }) {

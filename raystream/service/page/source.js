@@ -67,7 +67,8 @@ export async function post(path, body, more) {
   return (await answer(path, options)).json();
 }
 
-// A resource that may change: {data, error, again}. Asked every so many milliseconds while the page can be seen; 0: once.
+// A resource that may change: {data, error, again}. Asked every so many milliseconds while the page can be seen; 0: once; a function of the
+// data, null until they are there, says it of what may come to an end.
 export function useData(path, every = 0) {
   const [found, setFound] = useState({ path: null, data: null, error: null });
   const [turn, setTurn] = useState(0);
@@ -75,6 +76,7 @@ export function useData(path, every = 0) {
   useEffect(() => {
     let alive = true;
     let timer = 0;
+    let known = null;
     if (path === null) return undefined;
     async function ask() {
       try {
@@ -87,16 +89,18 @@ export function useData(path, every = 0) {
           const told = await text(path);
           if (alive && told !== last.current) {
             last.current = told;
-            setFound({ path, data: JSON.parse(told), error: null });
+            known = JSON.parse(told);
+            setFound({ path, data: known, error: null });
           } else if (alive) {
-            setFound((known) => (known.error === null ? known : { ...known, error: null }));
+            setFound((before) => (before.error === null ? before : { ...before, error: null }));
           }
         }
       } catch (error) {
-        if (alive) setFound((known) => ({ path, data: known.path === path ? known.data : null, error }));
+        if (alive) setFound((before) => ({ path, data: before.path === path ? before.data : null, error }));
         if (error.status === 401 || error.status === 403) return;
       }
-      if (alive && every) timer = setTimeout(ask, every);
+      const wait = typeof every === "function" ? every(known) : every;
+      if (alive && wait) timer = setTimeout(ask, wait);
     }
     last.current = "";
     ask();
