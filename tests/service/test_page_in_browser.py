@@ -317,11 +317,13 @@ def test_a_row_is_found_opened_and_left_by_keyboard(address: str, visit: Callabl
 
 
 def test_all_pictures_come_as_they_come_near(address: str, visit: Callable[..., Any]) -> None:
-    """The 250th is of the second chunk; until then its card has its place, so that nothing moves."""
+    """Fifty at a time; until then each card has its place, so that nothing moves."""
     page = visit(address + "#/query/pictures")
     page.wait_for_selector(".gallery .card img")
     height = page.evaluate("document.querySelector('.gallery').offsetHeight")
-    page.locator(".gallery li").last.scroll_into_view_if_needed()
+    for rank in (*range(25, 250, 50), 249):
+        page.locator(".gallery li").nth(rank).scroll_into_view_if_needed()
+        page.wait_for_function(f"() => document.querySelectorAll('.gallery li')[{rank}].querySelector('img') !== null")
     page.wait_for_function("() => document.querySelectorAll('.gallery img').length === 250")
     assert abs(page.evaluate("document.querySelector('.gallery').offsetHeight") - height) < 0.2 * height
 
