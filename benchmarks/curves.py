@@ -31,8 +31,8 @@ from sklearn.model_selection import train_test_split
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.glosses import embedded
-from raystream.loop.simulation.parallel import each_result
 from raystream.loop.simulation.rounds import Campaign, Contender, Played, Pool, ceiling, play
+from raystream.loop.simulation.run import each_result
 from raystream.loop.trainers.by_name import make_trainer
 from raystream.loop.trainers.training import Trainer, TrainingRows
 

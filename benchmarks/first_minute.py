@@ -96,7 +96,7 @@ def stage_of_raystream(pool: Path) -> dict[str, float]:
     """Seconds from the first unit assigned to the last receipt, in this process, in which nothing ran before."""
     from score import query
 
-    from raystream.cluster.processes import Processes
+    from raystream.cluster.growing import Processes
     from raystream.query import Cluster
     from raystream.scoring.executor import WorkerReady
     from raystream.scoring.plan import resolve

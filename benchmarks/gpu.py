@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.dropout_ways import network
 from benchmarks.environment import environment
 from raystream.acquisition import logit_scores
-from raystream.model.embedding import EmbeddingTap
+from raystream.model.signature import EmbeddingTap
 from raystream.model.torch_model import AUTOCAST, TorchPredictor
 from raystream.selection import core_set
 

@@ -121,7 +121,7 @@ def merges(pool: str, store: str, strategy: str) -> list[float]:
     """Seconds of the merge of a query of which all is scored, five times."""
     import raystream as rs
     from raystream.choosing.candidates import read_pool
-    from raystream.cluster.processes import Processes
+    from raystream.cluster.growing import Processes
     from raystream.scoring.plan import resolve
     from raystream.scoring.progress import Silent
     from raystream.scoring.session import Session

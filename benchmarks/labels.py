@@ -58,7 +58,7 @@ def merge(folder: Path, labelled: bool) -> None:
     """In a process of its own: plan, join and mark, and print seconds of what the labels take part in, and the peak in MB."""
     from raystream.choosing.candidates import read_pool
     from raystream.choosing.labelled import find_labelled_rows
-    from raystream.cluster.processes import Processes
+    from raystream.cluster.growing import Processes
     from raystream.pool import read_labelled
     from raystream.scoring.plan import resolve
     from raystream.scoring.progress import Silent

@@ -35,11 +35,11 @@ from benchmarks import curves
 from benchmarks.environment import environment
 from benchmarks.glosses import Missing
 from raystream.acquisition import fit_temperature
-from raystream.loop.simulation.parallel import cores
 from raystream.loop.simulation.rounds import Contender
+from raystream.loop.simulation.run import cores
 from raystream.loop.trainers.by_name import make_trainer
 from raystream.loop.trainers.training import Fitted, Predicted, Trainer, TrainingRows
-from raystream.selection.choose import STRATEGIES
+from raystream.selection.select import STRATEGIES
 
 Array = np.ndarray
 NO_ERROR_POINTS = 2.5

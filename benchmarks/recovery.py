@@ -80,7 +80,7 @@ def bookkeeping(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
     """Seconds of scoring with and without; medians, and the share that it is more."""
     from score import make_pool, query
 
-    from raystream.cluster.processes import Processes
+    from raystream.cluster.growing import Processes
     from raystream.query import Cluster
     from raystream.scoring.plan import resolve
     from raystream.scoring.progress import Silent

@@ -249,7 +249,7 @@ def query(pool: Path, store: Path) -> Query:
 
 def run_raystream(pool: Path, out: Path) -> float:
     """Seconds from the first unit assigned to the last receipt, with all workers up before."""
-    from raystream.cluster.processes import Processes
+    from raystream.cluster.growing import Processes
     from raystream.scoring.plan import resolve
     from raystream.scoring.progress import Silent
     from raystream.scoring.session import Session

@@ -52,7 +52,7 @@ def ours(strategy: str, x: np.ndarray, picks: int) -> tuple[float, int, dict[str
     """Seconds, passes and facts of one choice."""
     from raystream.query.catalogue import TRAITS
     from raystream.selection import Candidates, Constraints, LocalShards, Request, Rows, row_hash
-    from raystream.selection.choose import STRATEGIES
+    from raystream.selection.select import STRATEGIES
     from raystream.selection.shards import ArrayPart
 
     rng, n, traits = np.random.default_rng(1), len(x), TRAITS[strategy]

@@ -35,9 +35,9 @@ from benchmarks.curves import PROTOCOLS, curves
 from benchmarks.environment import environment
 from benchmarks.glosses import Missing
 from raystream.loop.simulation.comparison import Curves, area, compare
-from raystream.loop.simulation.parallel import cores
 from raystream.loop.simulation.rounds import Contender, Played
-from raystream.query.catalogue.auto import ENOUGH
+from raystream.loop.simulation.run import cores
+from raystream.query.catalogue.strategies import ENOUGH
 
 Array = np.ndarray
 NAMES = ("random", "margin", "k_means", "core_set", "badge", "typiclust", "u_herding", "auto")

@@ -51,8 +51,7 @@ from raystream import Store as StoreSection
 from raystream.pool import File, ReadSpec, Unit
 from raystream.scoring.executor import UnitEnded, WorkerReady
 from raystream.scoring.job import ScoringJob
-from raystream.scoring.keys import UnitKeys
-from raystream.scoring.output_kinds import QueryOutputs
+from raystream.scoring.output_kinds import QueryOutputs, UnitKeys
 from raystream.scoring.plan import plan_scoring, write_plan
 from raystream.scoring.progress import Silent
 from raystream.scoring.session import Session, model_notes, refuse_quarantined, score_warnings
@@ -61,8 +60,7 @@ from raystream.store.local import LocalStore
 from raystream.store.opening import open_store
 from raystream.store.protocol import Store, StoredFile
 from raystream.store.receipts import Receipt, UnitOutputs, receipt_name, unit_folder
-from raystream.store.scored_units import check_same_model
-from raystream.store.unit_columns import whole_units
+from raystream.store.unit_columns import check_same_model, whole_units
 
 SPEC = ReadSpec("id", pa.string(), ())
 COLUMNS = ("id", "least_confidence", "margin", "entropy", "ratio", "energy", "prediction", "confidence", "row")

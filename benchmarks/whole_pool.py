@@ -124,8 +124,8 @@ def one(strategy: str, pool: str, n: int, width: int, picks: int, *, units: bool
     except ModuleNotFoundError:  # an older checkout
         from raystream.strategies import TRAITS
     from raystream.selection import Candidates, Constraints, LocalShards, Request, Rows, bounds, row_hash
-    from raystream.selection.choose import STRATEGIES
     from raystream.selection.rows import ArrayPart
+    from raystream.selection.select import STRATEGIES
 
     x = data(pool, n, width)
     score = np.random.default_rng(1).random(n, dtype=np.float32)

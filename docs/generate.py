@@ -18,15 +18,13 @@ from typing import Any
 
 from raystream.query import Acquire, Cluster, Cost, Model, Pool, Preprocess, Query, Quota, Select, Store
 from raystream.query.catalogue import KINDS, MODEL_KEYS, OPTIONAL_KEYS, TRAITS
-from raystream.query.catalogue.arguments import Arg
-from raystream.query.catalogue.auto import AUTO
-from raystream.query.catalogue.listing import CatalogueEntry, listings
-from raystream.query.catalogue.metrics import METRICS
-from raystream.query.catalogue.rules import RULES
+from raystream.query.catalogue.kinds import Arg
+from raystream.query.catalogue.rules import RULES, CatalogueEntry, listings
+from raystream.query.catalogue.scores import METRICS
+from raystream.query.catalogue.strategies import AUTO
 from raystream.query.loop import LabellingTool, LoopSettings, Start, Stop
 from raystream.query.part import Part
-from raystream.query.simulate import Contestant, Simulate
-from raystream.query.stream import StreamSettings
+from raystream.query.simulate import Contestant, Simulate, StreamSettings
 
 DOCS = Path(__file__).parent
 

@@ -18,9 +18,9 @@ from raystream.run import run
 if TYPE_CHECKING:
     from raystream.loop.campaign import ActiveLearningLoop
     from raystream.loop.simulation.run import simulate
+    from raystream.loop.streams.managers import StreamSampler
     from raystream.loop.streams.run import run_stream
-    from raystream.loop.streams.sampler import StreamSampler
-    from raystream.query.stream import Stream
+    from raystream.query.simulate import Stream
     from raystream.service.client import Client
     from raystream.store.result import Result
 
@@ -52,8 +52,8 @@ _LATER = {
     "ActiveLearningLoop": "raystream.loop.campaign",
     "Client": "raystream.service.client",
     "Result": "raystream.store.result",
-    "Stream": "raystream.query.stream",
-    "StreamSampler": "raystream.loop.streams.sampler",
+    "Stream": "raystream.query.simulate",
+    "StreamSampler": "raystream.loop.streams.managers",
     "run_stream": "raystream.loop.streams.run",
     "simulate": "raystream.loop.simulation.run",
 }

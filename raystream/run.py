@@ -34,7 +34,7 @@ def run(query: Asked | Recorded, *, pool: Any = None, reporter: Reporter | None 
     """Choose the query's batch and commit it. The same query again returns what is committed and changes nothing.
 
     `query.output` is written after the commit, and by the same query again if it isn't there then. A query from a manifest is refused
-    where pool, model or labelled rows are others than that records, unless they were replaced in it; see `raystream.choosing.recorded`.
+    where pool, model or labelled rows are others than that records, unless they were replaced in it; see `raystream.choosing.verify`.
 
     Args:
         query: what to read, score and choose, or the YAML file that says so, or a manifest.
@@ -143,7 +143,7 @@ def _told(reporter: Reporter | None) -> Iterator[Reporter]:
     if reporter is not None:
         yield reporter
     elif _in_notebook():
-        from raystream.report.notebook import NotebookBar
+        from raystream.report.page import NotebookBar
 
         with NotebookBar() as bar_of_notebook:
             yield bar_of_notebook

@@ -7,18 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from raystream.choosing.batch import choose_batch
+from raystream.choosing.batch import ScoringFacts, choose_batch, commit
 from raystream.choosing.candidates import flat_scores, read_pool
-from raystream.choosing.commit import ScoringFacts, commit
 from raystream.choosing.constraints import PoolColumns
 from raystream.choosing.epig import with_epig
 from raystream.choosing.foresight import check_room, foresee
 from raystream.choosing.labelled import find_labelled_rows
-from raystream.choosing.recorded import check_recorded
-from raystream.choosing.verify import Verified
+from raystream.choosing.verify import Verified, check_recorded
 from raystream.choosing.verify import verify as derive_again
 from raystream.cluster.address import own_ray_wanted
-from raystream.cluster.processes import Processes
+from raystream.cluster.growing import Processes
 from raystream.errors import QueryError, StoreError
 from raystream.lake.table_writer import check_output, write_table
 from raystream.model import runs_on_gpu
@@ -28,8 +26,7 @@ from raystream.scoring.calibrate import QueryCalibration, fitted_temperature
 from raystream.scoring.class_labels import named_classes
 from raystream.scoring.estimate import Estimate, estimate
 from raystream.scoring.plan import ResolvedQuery, resolve, write_plan
-from raystream.scoring.progress import Reporter
-from raystream.scoring.run_log import RunLog
+from raystream.scoring.progress import Reporter, RunLog
 from raystream.scoring.session import Session, model_notes, score_warnings
 from raystream.store.life import SignOfLife
 from raystream.store.manifest import Seconds
@@ -37,8 +34,7 @@ from raystream.store.opening import refuse_in_store
 from raystream.store.protocol import Store
 from raystream.store.recorded import Recorded
 from raystream.store.result import Result, Scores, read_result
-from raystream.store.scored_units import with_losses
-from raystream.store.unit_columns import named, quarantined_rows
+from raystream.store.unit_columns import named, quarantined_rows, with_losses
 
 _log = logging.getLogger("raystream")
 

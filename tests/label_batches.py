@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raystream.labels.annotation import IdColumn, as_text
 from raystream.labels.batch import Batch, Item, Kind
-from raystream.labels.ids import IdColumn, as_text
 
 TIME = "2026-03-01T12:00:00+00:00"
 PNG = bytes.fromhex(

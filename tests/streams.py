@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import raystream as rs
-from raystream.loop.streams.folding import fold
-from raystream.loop.streams.log import StreamLog
+from raystream.loop.streams.log import StreamLog, fold
 from raystream.store.opening import open_store
 
 NOW = 1_800_000_000.0

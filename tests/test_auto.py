@@ -13,7 +13,7 @@ import raystream as rs
 from raystream.errors import QueryError
 from raystream.query import Select
 from raystream.query.catalogue import TRAITS
-from raystream.query.catalogue.auto import pick
+from raystream.query.catalogue.strategies import pick
 
 MakeQuery = Callable[..., rs.Query]
 

@@ -21,7 +21,7 @@ from raystream.errors import PoolError
 from raystream.pool import list_files
 from raystream.query import Query
 from raystream.query.loop import Loop
-from raystream.query.stream import Stream
+from raystream.query.simulate import Stream
 from raystream.spec import read_spec
 
 ROOT = Path(raystream.__file__).parents[1]

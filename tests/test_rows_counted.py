@@ -13,7 +13,7 @@ from scored import planned
 
 import raystream as rs
 from raystream.choosing.candidates import read_pool
-from raystream.cluster.processes import Processes
+from raystream.cluster.growing import Processes
 from raystream.errors import UnitsFailed
 from raystream.scoring import batch_reader
 from raystream.scoring.batch_reader import BatchReader, BufferedRows

@@ -438,7 +438,7 @@ def test_the_task_is_that_of_the_whole_committee() -> None:
 
 def test_names_and_keys_of_other_queries_stay(pool: pa.Table) -> None:
     """The keys that tasks brought are no part of a query's identity while they are at their defaults."""
-    from raystream.scoring.keys import query_identity
+    from raystream.scoring.output_kinds import query_identity
 
     plain = rs.Query(pool={"uri": "p", "inputs": ["x"]}, model={"members": [{"source": "a:b"}, {"source": "a:c"}]}, select={"budget": 1})
     parts = query_identity(plain, [], [], None, "")

@@ -27,11 +27,14 @@ from raystream.acquisition.epig import EpigTargets, epig, epig_targets
 from raystream.acquisition.gradients import badge_factors, badge_norm, egl, egl_parameters
 from raystream.acquisition.logits import (
     LogitScores,
+    class_weighted,
     energy,
     entropy,
     least_confidence,
     logit_scores,
     margin,
+    multi_label_member_scores,
+    multi_label_scores,
     ratio,
 )
 from raystream.acquisition.members import (
@@ -46,8 +49,6 @@ from raystream.acquisition.members import (
     variation_ratio,
     vote_entropy,
 )
-from raystream.acquisition.multi_label import multi_label_member_scores, multi_label_scores
-from raystream.acquisition.weights import class_weighted
 
 __all__ = [
     "DenseScores",

@@ -1,28 +1,63 @@
-"""From a scored pool to the selection: candidates, the strategy, and the table with the reason for each row."""
+"""From a scored pool to a committed batch.
+
+From a scored pool to the selection: candidates, the strategy, and the table with the reason for each row.
+
+`select.strategy: auto`: which strategy the written rule picks for a scored pool, and what the result says of it.
+
+The commit of a query: the selection and the plan, then the manifest.
+"""
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from raystream.choosing.auto import with_strategy
-from raystream.choosing.candidates import CandidateRows, Named, find_candidates, find_named
+from raystream.choosing.candidates import CandidateRows, Named, find_candidates, find_named, hashes_of
 from raystream.choosing.constraints import BatchLimits, PoolColumns, exceeded, how_met, in_query, read_limits, refuse_empty, words_of_query
-from raystream.choosing.derived import results_over
-from raystream.choosing.holding import Actors, held_embeddings, memory_of
+from raystream.choosing.holding import Actors, held_embeddings, memory_of, results_over
 from raystream.choosing.labelled import LabelledRows
-from raystream.choosing.row_hashes import hashes_of
 from raystream.errors import QueryError
 from raystream.imports import find
 from raystream.query import Query
-from raystream.query.acquire import column_of
+from raystream.query.catalogue.strategies import AUTO, pick
+from raystream.query.select import column_of
+from raystream.scoring.output_kinds import Output
+from raystream.scoring.plan import ResolvedQuery, ScoringPlan, write_plan
 from raystream.scoring.scored_pool import ScoredPool, holds_column
 from raystream.selection import Candidates, Chosen, Rows, Shards, Strategy, choose
+from raystream.selection.bounds import has_bfloat16_units
 from raystream.selection.strategy import Kept
-from raystream.store.manifest import Certificate, SelectionRounds
+from raystream.store.manifest import Certificate, Counts, Manifest, Seconds, SelectionRounds, versions
+from raystream.store.packs import unbroken
+from raystream.store.queries import read_manifest
 from raystream.store.receipts import SAMPLES
+from raystream.store.result import Result, read_result
+from raystream.store.unit_columns import write_quarantined
+
+PICKED, WHY = "strategy", "strategy_why"
+"""The manifest's facts of it."""
+
+
+def with_strategy(query: Query, pool: ScoredPool, labelled: LabelledRows) -> tuple[Query, dict[str, str]]:
+    """Return the query with the strategy that is picked in place of `auto`, and the facts of it; any other query as it is.
+
+    Args:
+        query: as asked.
+        pool: the scored rows, which know how many classes the model has.
+        labelled: the labelled rows.
+    """
+    if query.select.strategy != AUTO:
+        return query, {}
+    classes = next((unit.classes for unit in pool.units if unit.classes is not None), 1)
+    found = pick(labelled.known, classes, task=query.model.task, embedding=query.needs_embedding, score=pool.score is not None)
+    select = query.select.derived(strategy=found.strategy)
+    return query.derived(select=select), {PICKED: found.strategy, WHY: found.why}
 
 
 @dataclass(frozen=True)
@@ -181,3 +216,108 @@ def users_strategy(source: str) -> Strategy:
         raise QueryError(f"select.strategy {source} is no function; expected one from (Candidates, Request) to Picked")
     strategy: Strategy = found
     return strategy
+
+
+@dataclass(frozen=True)
+class ScoringFacts:
+    """The scoring for a query: its plan, the outputs that came after the plan's, and how many units and bytes were read for it."""
+
+    plan: ScoringPlan
+    also: Sequence[Output]
+    units_scored: int
+    bytes_read: int
+
+
+def commit(
+    asked: ResolvedQuery,
+    scoring: ScoringFacts,
+    pool: ScoredPool,
+    labelled: LabelledRows,
+    batch: ChosenBatch,
+    seconds: Seconds,
+    warnings: list[str],
+) -> Result:
+    """Write the selection and the plan, then the manifest, last of all; a query without a manifest did not happen."""
+    first = asked.committed
+    if first is not None:
+        return read_result(asked.store, first)
+    query = asked.query
+    name = f"{asked.folder}/selection-{uuid.uuid4().hex[:12]}.parquet"
+
+    def write() -> None:
+        with asked.store.writing(name) as file:
+            pq.write_table(batch.selection, file)
+
+    unbroken(asked.store, write)
+    stored = asked.store.stored(name)
+    left_out = name.replace("/selection-", "/quarantined-")
+    quarantined = unbroken(asked.store, lambda: write_quarantined(asked.store, left_out, pool.units, labelled.elsewhere))
+    manifest = Manifest(
+        query=asked.name,
+        identity=asked.identity,
+        resolved=query.model_dump(mode="json"),
+        files=asked.pool.snapshot,
+        fingerprint=asked.fingerprint,
+        versions=surroundings(),
+        seed=query.seed,
+        counts=Counts(
+            pool=asked.pool.rows,
+            scored=len(pool),
+            labelled=labelled.known,
+            eligible=batch.eligible,
+            candidates=batch.candidates,
+            chosen=batch.selection.num_rows,
+            quarantined=int(pool.units.quarantined.sum()),
+        ),
+        units_scored=scoring.units_scored,
+        units_reused=len(scoring.plan.units) - len(scoring.plan.to_compute),
+        seconds=seconds,
+        bytes_read=scoring.bytes_read,
+        passes=batch.passes,
+        certificate=batch.certificate,
+        warnings=warnings,
+        selection=stored,
+        facts=batch.facts,
+        selection_rounds=batch.rounds,
+        calibration=asked.calibration,
+        tables=list(asked.pool.tables),
+        labelled_units=[unit.key for unit in labelled.elsewhere],
+        labelled_digest=asked.labelled.digest if asked.labelled is not None else None,
+        committed=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        quarantined=quarantined,
+        scored=batch.selection.column("score").null_count < batch.selection.num_rows,
+    )
+    replaced = write_plan(asked, scoring.plan, scoring.also)
+    for file, copy in ((stored, "selection.parquet"), (quarantined, "quarantined.parquet")):
+        if file is not None:
+            asked.store.put(f"{asked.folder}/{copy}", asked.store.read(file.name))
+    if not asked.store.put_if_absent(f"{asked.folder}/manifest.json", manifest.to_json()):
+        # Somebody else's query of this name was committed meanwhile: the same one, or `committed` says what differs.
+        return _lost(asked, manifest, replaced)
+    return Result(asked.store, batch.selection, manifest, new=True)
+
+
+def _lost(asked: ResolvedQuery, ours: Manifest, plan: bytes | None) -> Result:
+    """Return what another run committed under this query's name; nothing of `ours` stays, and `plan` comes back, which ours replaced."""
+    store = asked.store
+    winner = read_manifest(store, asked.name)
+    assert winner is not None
+    if winner.selection.name != ours.selection.name:
+        for file in filter(None, (ours.selection, ours.quarantined)):
+            store.discard(file.name)
+    if winner.identity != ours.identity:
+        store.put(f"{asked.folder}/selection.parquet", store.read(winner.selection.name))
+        if winner.quarantined is not None:
+            store.put(f"{asked.folder}/quarantined.parquet", store.read(winner.quarantined.name))
+        elif ours.quarantined is not None:
+            store.discard(f"{asked.folder}/quarantined.parquet")
+        if plan is not None:
+            store.put(f"{asked.folder}/plan.parquet", plan)
+    first = asked.committed
+    assert first is not None
+    return read_result(store, first)
+
+
+def surroundings() -> dict[str, str]:
+    """Return what a choice may depend on beside the query: versions, and the processor's units, which BADGE and k-means++ draw by."""
+    return versions() | {"bfloat16 units": "yes" if has_bfloat16_units() else "no"}

@@ -1,6 +1,10 @@
-"""The candidates of a query: rows ahead by score, rows that it names by their ids, rows drawn at random, enough for every floor.
+"""The rows that may be chosen, and the numbers that chance goes by.
+
+The candidates of a query: rows ahead by score, rows that it names by their ids, rows drawn at random, enough for every floor.
 
 The scored pool that they come from is read here, and refused where it can't be chosen from.
+
+Numbers for the rows of a pool that depend on the seed and the rows' ids alone: what chance goes by.
 """
 
 from __future__ import annotations
@@ -15,25 +19,74 @@ import pyarrow.compute as pc
 from raystream.choosing.constraints import PoolColumns
 from raystream.choosing.holding import memory_of
 from raystream.choosing.labelled import LabelledRows
-from raystream.choosing.row_hashes import RowHashes, goes_by_all_hashes, hashes_of
 from raystream.errors import ModelError, PoolError, QueryError
 from raystream.figures import several
 from raystream.model import check_classes
 from raystream.pool import LabelledMarks, UniqueIds, comparable
-from raystream.pool.ids import Ids, id_blocks
+from raystream.pool.ids import BLOCK_ROWS, Ids, id_blocks, id_bytes, numbered
 from raystream.query import Id, Query, Select
 from raystream.query.catalogue import AUTO, SAMPLE_SCORES
 from raystream.scoring.class_labels import named_classes
 from raystream.scoring.output_kinds import EPIG
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan
-from raystream.scoring.scored_pool import ScoredPool, holds_column, merge
+from raystream.scoring.scored_pool import ScoredPool, StoredIds, holds_column, merge
 from raystream.scoring.session import one_opinion, refuse_quarantined
-from raystream.selection import Rows, draw, random_order
+from raystream.selection import Rows, draw, random_order, row_hash
+from raystream.selection.hashing import bytes_hash
 from raystream.selection.prefilter import Ahead, ahead, with_floors
 from raystream.selection.strategies.ranking import best
 from raystream.store.receipts import EMBEDDINGS
-from raystream.store.scored_units import ScoredUnits
+from raystream.store.unit_columns import ScoredUnits
 from raystream.store.vectors import fetch
+
+
+class RowHashes:
+    """The hashes of all rows, as their ids come by.
+
+    Args:
+        seed: the query's.
+        rows: how many there will be.
+
+    Attributes:
+        found: (n,) uint64.
+    """
+
+    def __init__(self, seed: int, rows: int) -> None:
+        self._seed, self.found = seed, np.empty(rows, np.uint64)
+
+    def add(self, row: int, ids: pa.Array) -> None:
+        """Take the ids of the rows from this one on; those of nulls are of no use."""
+        for start, block in id_blocks(ids):
+            if not block.null_count:
+                self.found[row + start : row + start + len(block)] = block_hashes(self._seed, block)
+
+
+def goes_by_all_hashes(query: Query) -> bool:
+    """Tell whether those of all rows are certain to be looked at."""
+    select, acquire = query.select, query.acquire
+    return bool(
+        select.random_share or (select.traits.chance and select.candidate_limit is None) or (EPIG in acquire.asked and not acquire.targets)
+    )
+
+
+def hashes_of(pool: ScoredPool, seed: int, rows: np.ndarray | None) -> np.ndarray:
+    """Return (m,) uint64 hashes of the rows' ids, in any order; of all rows for None. The seed is the query's."""
+    if pool.hashes is not None:
+        return pool.hashes if rows is None else np.asarray(pool.hashes[rows])
+    if rows is None or (2 * len(rows) > len(pool) and isinstance(pool.ids, StoredIds)):  # each id is read once
+        every = RowHashes(seed, len(pool))
+        for row, chunk in numbered(pool.ids):
+            every.add(row, chunk)
+        return every.found if rows is None else np.asarray(every.found[rows])
+    found = np.empty(len(rows), np.uint64)
+    for start in range(0, len(rows), BLOCK_ROWS):
+        found[start : start + BLOCK_ROWS] = block_hashes(seed, pool.ids_at(rows[start : start + BLOCK_ROWS]))
+    return found
+
+
+def block_hashes(seed: int, ids: pa.Array) -> np.ndarray:
+    """Return (n,) uint64 hashes of some ids, integers or text or bytes; none may be null."""
+    return row_hash(seed, ids.to_numpy()) if pa.types.is_integer(ids.type) else bytes_hash(seed, *id_bytes(ids))
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,15 @@ from raystream.lake.table_writer import write_table
 from raystream.lake.uri import absolute
 from raystream.pool import read_labelled
 from raystream.query import Query
-from raystream.query.acquire import column_of
-from raystream.store.difference import Difference, FileChanges, RowChanges
+from raystream.query.select import column_of
 from raystream.store.manifest import Manifest, changed_versions
 from raystream.store.opening import refuse_in_store
 from raystream.store.protocol import Store
 from raystream.store.queries import paths_of, plan_outputs, read_plan
-from raystream.store.recorded import as_given
+from raystream.store.receipt_table import Keys
+from raystream.store.recorded import Difference, FileChanges, RowChanges, as_given
 from raystream.store.result import committed_table
 from raystream.store.unit_columns import read_columns, read_outputs
-from raystream.store.unit_keys import Keys
 
 BOTH, A_ALONE, B_ALONE = "both", "a", "b"
 """Who chose a row, in the column `chosen_by`."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from raystream.choosing.row_hashes import hashes_of
+from raystream.choosing.candidates import hashes_of
 from raystream.errors import PoolError, QueryError
 from raystream.pool import UnitNames
 from raystream.scoring.output_kinds import EPIG, Output
@@ -21,7 +21,7 @@ from raystream.scoring.scored_pool import ScoredPool, merge
 from raystream.scoring.session import Session
 from raystream.selection import draw, random_order
 from raystream.store.receipts import SAMPLES
-from raystream.store.scored_units import check_same_model
+from raystream.store.unit_columns import check_same_model
 
 
 def with_epig(asked: ResolvedQuery, plan: ScoringPlan, pool: ScoredPool, session: Session) -> tuple[ScoredPool, list[Output], list[str]]:

@@ -19,7 +19,7 @@ from raystream.figures import in_bytes, number_of
 from raystream.lake import is_remote
 from raystream.lake.retry import LASTING
 from raystream.pool import LabelledMarks, OutageError, check_unique, locate_labelled, read_columns_at
-from raystream.pool.unscored import UnscoredRows, read_unscored
+from raystream.pool.reader import UnscoredRows, read_unscored
 from raystream.query import Select
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan
 from raystream.selection import Constraints

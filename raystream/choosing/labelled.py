@@ -16,8 +16,7 @@ from raystream.scoring.plan import ResolvedQuery
 from raystream.scoring.scored_pool import ScoredPool, unit_vectors
 from raystream.scoring.session import Session, refuse_quarantined
 from raystream.store.receipts import EMBEDDINGS, PROBABILITIES, UnitOutputs
-from raystream.store.scored_units import check_same_model, with_losses
-from raystream.store.unit_columns import quarantined_rows
+from raystream.store.unit_columns import check_same_model, quarantined_rows, with_losses
 
 _SHOWN = 3
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raystream import __version__
-from raystream.cli import catalogue, init, jobs, labels, simulation, upkeep
-from raystream.cli.in_job import check_place, check_places
-from raystream.cli.loop import loop
-from raystream.cli.serve import serve, token
-from raystream.cli.stream import stream
-from raystream.cli.terminal import RESUME, Interruption, Leaving, end_output, nobody_reads
+from raystream.cli import campaigns as labels
+from raystream.cli import campaigns as simulation
+from raystream.cli import init, jobs, upkeep
+from raystream.cli import init as catalogue
+from raystream.cli.campaigns import loop, serve, stream, token
+from raystream.cli.terminal import RESUME, Interruption, Leaving, check_place, check_places, end_output, nobody_reads
 from raystream.cli.terminal import print_result as _print
 from raystream.cli.terminal import reporting as _reporter
 from raystream.errors import QueryError, RaystreamError
@@ -129,8 +129,7 @@ def calibrate(
     spec: Spec, overrides: Overrides = None, store: StoreUri = None, address: Address = None, as_json: AsJson = False, debug: Debug = False
 ) -> None:
     """Fit the temperature on labelled rows; say what it is worth."""
-    from raystream.report.calibration import summary, write_diagram
-    from raystream.report.text import describe_calibration
+    from raystream.report.text import describe_calibration, summary, write_diagram
 
     asked = _load(spec, overrides, store, address)
     with _reporter() as reporter:
@@ -178,7 +177,7 @@ def show(
         _print({"queries": [listed.summary() for listed in queries]}, lambda: describe_queries(queries, absolute(store)), as_json)
         return
     if page:
-        from raystream.service.static_page import write_page
+        from raystream.service.page_routes import write_page
 
         found = load_result(store, name)
         written = write_page(found.store, found.query, out if out is None else check_place("--out", out))
@@ -206,7 +205,7 @@ def demo(
     """Choose 50 of 5,000 real images, and see what that is worth."""
     with _reporter() as reporter:
         if rounds:
-            from raystream.loop.demos.loop_demo import run_loop_demo
+            from raystream.loop.demos.query_demo import run_loop_demo
 
             lines = run_loop_demo(folder, reporter=reporter)
         else:

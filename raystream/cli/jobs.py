@@ -157,7 +157,7 @@ def fetch(
 
     The batch, its manifest, the report; of loops and simulations theirs.
     """
-    from raystream.store.jobs import query_of_job
+    from raystream.store.life import query_of_job
     from raystream.store.queries import find_run
 
     if address is None and store is None:
@@ -211,7 +211,7 @@ def _opened(job: Job | None, store: str | None) -> Store:
         QueryError: raystream has written none there.
     """
     from raystream.lake import LOCAL
-    from raystream.lake.storage import storage_from
+    from raystream.lake.uri import storage_from
     from raystream.store.opening import existing_store
 
     if store is not None:
@@ -226,7 +226,7 @@ def _opened(job: Job | None, store: str | None) -> Store:
 def _run(name: str, job: Job | None, store: str | None) -> tuple[RunState | None, str]:
     """Read how far the run is, by its store; or say why that can't be told."""
     from raystream.store.events import run_state
-    from raystream.store.jobs import query_of_job
+    from raystream.store.life import query_of_job
     from raystream.store.queries import find_run
 
     try:

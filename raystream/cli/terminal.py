@@ -1,6 +1,10 @@
-"""Speak to whoever runs a command: progress on stderr, the result alone on stdout.
+"""What commands know of where they run: a terminal, a pipe, a Ray job.
+
+Speak to whoever runs a command: progress on stderr, the result alone on stdout.
 
 Of Ctrl-C and SIGTERM the first lets the program end in order, a second one ends it at once.
+
+What commands know of the Ray job that they run in, if `raystream submit` or `ray job submit` started them.
 """
 
 from __future__ import annotations
@@ -20,14 +24,57 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from importlib import import_module
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from raystream.cli.in_job import submission_id
 from raystream.imports import keep_pandas_out, uncollected
 from raystream.lake.retry import stop_waiting, wait_again
 
 if TYPE_CHECKING:
+    from raystream.query.places import Asked
     from raystream.scoring.progress import Reporter
+
+_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray gives it to a job's command, and to nothing else."""
+
+_Asked = TypeVar("_Asked", bound="Asked")
+
+
+def check_places(asked: _Asked) -> _Asked:
+    """Return what is asked, unless it runs in a job and what it reads or writes would go with that.
+
+    Raises:
+        QueryError: pool, store, output or labels are a relative path.
+    """
+    from raystream.query.places import places
+
+    for key, uris in places(asked).items():
+        for uri in uris:
+            check_place(key, uri)
+    return asked
+
+
+def check_place(key: str, uri: str) -> str:
+    """Return the path or URI, unless this is a job and it is relative.
+
+    Raises:
+        QueryError: it is.
+    """
+    if _VARIABLE in os.environ:
+        from raystream.query.places import refuse_relative
+
+        refuse_relative(key, uri)
+    return uri
+
+
+def submission_id() -> str | None:
+    """Return the id of the job that this command runs in; None outside of one."""
+    try:
+        job = json.loads(os.environ.get(_VARIABLE, "{}"))
+        found = job.get("metadata", {}).get("job_submission_id")
+    except (ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
+
 
 ASKER = "RAYSTREAM_WHO"
 """The environment may say who asked for what this command runs, in another's name: the service's caller, who submitted the job."""
@@ -41,8 +88,7 @@ def reporting() -> Iterator[Reporter]:
     stdout is for the result alone, and Ray prints to it what its processes have to say: that goes to stderr, too.
     """
     _import_steps()
-    from raystream.scoring.progress import Bar, Lines
-    from raystream.scoring.run_log import asked_by
+    from raystream.scoring.progress import Bar, Lines, asked_by
 
     with redirect_stdout(sys.stderr), _descriptor_1_on_2(), asked_by(os.environ.get(ASKER), submission_id()):
         if sys.stderr.isatty():

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raystream.cli.in_job import check_place, check_places
-from raystream.cli.terminal import print_result, reporting
+from raystream.cli.terminal import check_place, check_places, print_result, reporting
 from raystream.errors import QueryError
 from raystream.figures import in_bytes, in_seconds, number_of
 
@@ -134,7 +133,7 @@ def diff(
     Settings, pool, model; and row by row the ranks and scores.
     """
     from raystream.choosing.difference import compare
-    from raystream.report.difference import describe_difference
+    from raystream.report.text import describe_difference
     from raystream.store.recorded import named_query
 
     check_place("--store", store)

@@ -11,14 +11,23 @@ from decimal import Decimal
 from typing import Any
 
 from raystream.errors import LabelsError, QueryError, did_you_mean
-from raystream.labels.agreement import Agreement, agreement
-from raystream.labels.annotation import DRAFT, LABELLED, Annotation, is_nothing, label_of
+from raystream.labels.annotation import (
+    DRAFT,
+    FIELD,
+    LABELLED,
+    QUERY_FIELD,
+    Annotation,
+    Document,
+    Id,
+    IdColumn,
+    as_text,
+    is_nothing,
+    label_of,
+    read_documents,
+)
 from raystream.labels.batch import class_names_of, file_stem, ids_of, names_classes
-from raystream.labels.consolidate import METHODS, Method, consolidate
-from raystream.labels.documents import Document, read_documents
-from raystream.labels.ids import FIELD, QUERY_FIELD, Id, IdColumn, as_text
-from raystream.labels.label_table import LabelRow, LabelTable
-from raystream.labels.table_file import table_place, update_table
+from raystream.labels.consolidate import METHODS, Agreement, Method, agreement, consolidate
+from raystream.labels.label_table import LabelRow, LabelTable, table_place, update_table
 from raystream.labels.tools import TOOLS, Tool, looks_like
 from raystream.lake import parse
 from raystream.pool import refuse_among

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raystream.errors import QueryError, StoreError, did_you_mean
-from raystream.labels.batch import Batch, read_batch
-from raystream.labels.presigned import presigned
+from raystream.labels.batch import Batch, presigned, read_batch
 from raystream.labels.tools import TOOLS
 from raystream.lake import is_remote, redacted
 from raystream.pool import refuse_among

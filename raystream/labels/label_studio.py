@@ -18,11 +18,10 @@ from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 from raystream.errors import QueryError, StoreError
-from raystream.labels.annotation import DELETED, DRAFT, Annotation
+from raystream.labels.annotation import DELETED, DRAFT, FIELD, QUERY_FIELD, RANK_FIELD, SCORE_FIELD, Annotation, as_text
 from raystream.labels.batch import Batch, ids_of
 from raystream.labels.collect import Answered, Collected, LabelQueries, collect, may_be_a_name, rows_of, utc_now
 from raystream.labels.consolidate import Method
-from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD, SCORE_FIELD, as_text
 from raystream.labels.label_table import LabelRow, LabelTable, gone
 from raystream.labels.server import LostReplyError, Server, ServerError, Token
 from raystream.labels.tools.label_studio import CONTROL, PREDICTED_BY, label_config, of_task, tasks

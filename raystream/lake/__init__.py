@@ -5,10 +5,9 @@ Secrets come from the environment alone, are never part of a value of this room,
 """
 
 from raystream.lake.filesystem import filesystem_at, filesystem_of, with_options
-from raystream.lake.local_copy import local_copy
+from raystream.lake.ranges import local_copy
 from raystream.lake.retry import is_final, own_reason, reason
-from raystream.lake.storage import LOCAL, Storage, storage_from
-from raystream.lake.uri import Location, is_remote, located, parse, redacted
+from raystream.lake.uri import LOCAL, Location, Storage, is_remote, located, parse, redacted, storage_from
 
 __all__ = [
     "LOCAL", "Location", "Storage", "filesystem_at", "filesystem_of", "is_final", "is_remote", "local_copy", "located", "own_reason",

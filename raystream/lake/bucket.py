@@ -15,8 +15,7 @@ from raystream.errors import QueryError, StoreError
 from raystream.lake.filesystem import with_options
 from raystream.lake.reach import check_reach
 from raystream.lake.retry import CLIENT_FIRST_PAUSE, CLIENT_LONGEST_PAUSE, CLIENT_RETRIES, CLIENT_SECONDS, reason
-from raystream.lake.storage import LOCAL, Storage
-from raystream.lake.uri import Location, parse
+from raystream.lake.uri import LOCAL, Location, Storage, parse
 
 if TYPE_CHECKING:
     from obstore.store import AzureStore, GCSStore, S3Store

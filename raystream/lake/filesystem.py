@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raystream.errors import QueryError
 from raystream.lake.reach import check_reach
 from raystream.lake.retry import GOOGLE_SECONDS
-from raystream.lake.storage import LOCAL, Storage, storage_from
-from raystream.lake.uri import Location, parse
+from raystream.lake.uri import LOCAL, Location, Storage, parse, storage_from
 
 if TYPE_CHECKING:
     import pyarrow.fs as pafs

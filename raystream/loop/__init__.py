@@ -7,6 +7,6 @@ tells of a model's loss over all rows.
 """
 
 from raystream.loop.lure import lure
-from raystream.loop.trainers.committee import fit_committee
+from raystream.loop.trainers.by_name import fit_committee
 
 __all__ = ["fit_committee", "lure"]

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raystream.loop.first_batch import KNOW_NOTHING, first_batch
 from raystream.loop.journal import Asked
 from raystream.loop.labels import Answers, Id
-from raystream.loop.ledger import Ledger
+from raystream.loop.ledger import TRAIN, Ledger, RoundLabels
 from raystream.loop.models import Models
-from raystream.loop.round_labels import TRAIN, RoundLabels
+from raystream.loop.pool_rows import KNOW_NOTHING, first_batch
 from raystream.loop.trainers.training import seed_of
-from raystream.query.catalogue.auto import AUTO, pick
+from raystream.query.catalogue.strategies import AUTO, pick
 from raystream.run import run
 from raystream.store.result import Result
 from raystream.store.rounds import query_of_round

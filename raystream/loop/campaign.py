@@ -18,19 +18,17 @@ import pyarrow as pa
 
 from raystream.errors import LabelsError, QueryError
 from raystream.loop.asking import ask
-from raystream.loop.control import Share
 from raystream.loop.evaluation import EvaluationRows
 from raystream.loop.journal import Asked, Journal, Judged, Trained, history_table
-from raystream.loop.judging import as_round, history_row, judge, right, rules_of
-from raystream.loop.ledger import Ledger
-from raystream.loop.loop_report import write_report
+from raystream.loop.judging import as_round, history_row, judge, right, rules_of, write_report
+from raystream.loop.ledger import CONTROL, TRAIN, Ledger, RoundLabels
 from raystream.loop.models import Models, trainer_of
-from raystream.loop.round_labels import CONTROL, TRAIN, RoundLabels
+from raystream.loop.pool_rows import Share
 from raystream.loop.stopping import Round, stops
 from raystream.loop.trainers.training import Fitted
 from raystream.query.loop import Loop
 from raystream.scoring.progress import Reporter, Silent
-from raystream.store.lease import Lease
+from raystream.store.life import Lease
 from raystream.store.opening import open_store
 from raystream.store.protocol import Store
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from raystream.choosing.row_hashes import block_hashes
+from raystream.choosing.candidates import block_hashes
 from raystream.errors import LabelsError, PoolError
-from raystream.loop.label_values import LabelValues
-from raystream.loop.labels import Id, read_answers
+from raystream.loop.labels import Id, LabelValues, read_answers
 from raystream.loop.pool_rows import PoolRows, stacked
 from raystream.loop.trainers.training import Array
 from raystream.pool import File, Places, has_columns, list_pool, read_columns_at, read_unit

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from raystream.acquisition.calibration import expected_calibration_error
 from raystream.errors import DataError, QueryError, did_you_mean
-from raystream.loop.control import Share
-from raystream.query.catalogue.metrics import METRICS
+from raystream.loop.pool_rows import Share
+from raystream.query.catalogue.scores import METRICS
 
 Array = npt.NDArray[Any]
 _LEAST = float(np.finfo(np.float64).eps)

@@ -14,12 +14,11 @@ import pyarrow as pa
 from raystream.acquisition.calibration import fit_mean_temperature, fit_temperature
 from raystream.cluster.task import has_cluster, run_on_cluster
 from raystream.errors import RaystreamError
-from raystream.lake.local_copy import local_copy
+from raystream.lake.ranges import local_copy
 from raystream.loop.journal import Trained
 from raystream.loop.judging import classes_of, uncertainty
 from raystream.loop.labels import Id
-from raystream.loop.ledger import Ledger
-from raystream.loop.round_labels import TRAIN
+from raystream.loop.ledger import TRAIN, Ledger
 from raystream.loop.trainers.by_name import CommitteeFitted, fit, load_fitted, make_trainer
 from raystream.loop.trainers.sklearn_trainer import SklearnFitted
 from raystream.loop.trainers.training import Array, ClassLabel, Fitted, Trainer, TrainingRows, gives_embedding, held_back, seed_of
@@ -27,7 +26,7 @@ from raystream.loop.trainers.users_trainer import LABEL
 from raystream.model import class_names
 from raystream.query import Model
 from raystream.query.catalogue import kind_of
-from raystream.query.catalogue.trainers import REGRESSOR, REGRESSORS_KEYS
+from raystream.query.catalogue.scores import REGRESSOR, REGRESSORS_KEYS
 from raystream.query.loop import Loop
 
 _TRAINING, _CALIBRATION = 2, 3

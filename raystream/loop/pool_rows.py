@@ -1,25 +1,183 @@
-"""The rows of a loop's pool: their ids, where they are, what the model would see of them, and their columns."""
+"""The rows of a loop's pool: all of them, those set apart, and how the first batch sees them.
+
+The rows of a loop's pool: their ids, where they are, what the model would see of them, and their columns.
+
+The first batch, while nothing is labelled: what is chosen by, before there is a trained model.
+
+That is the embedding of the model with its given weights, or the inputs themselves; rows of texts without either are drawn at random.
+
+Rows that are set apart by hash to judge models by, and how far a share of them is to be trusted.
+
+Control rows are reserved before round 1, labelled with the batches, and never trained on while they serve. A model trained without them is
+judged by them as by any sample drawn at random: a plain mean with Wilson's interval. No other estimate from the labels of a loop
+was found to be unbiased.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
+from torch import Tensor, nn
 
-from raystream.choosing.row_hashes import block_hashes
-from raystream.loop.control import control_rows, sample_rows
+from raystream.choosing.candidates import block_hashes
+from raystream.errors import QueryError
 from raystream.loop.labels import Id
 from raystream.loop.trainers.training import Array
+from raystream.model.signature import INPUTS
 from raystream.pool import File, PoolPlan, Unit, read_columns_at, read_unit, units_at
+from raystream.pool.columns import TEXT
 from raystream.pool.ids import KnownIds, comparable
+from raystream.pool.reader import ReadSpec
 from raystream.query import Query
+from raystream.query.catalogue import TRAITS, kind_of
+from raystream.query.catalogue.strategies import AUTO, pick
 from raystream.query.loop import Loop
 from raystream.scoring.batch_reader import preparation
 from raystream.scoring.plan import pool_plan
+from raystream.selection.hashing import draw
+from raystream.selection.strategies.ranking import lowest
+
+_UNTRAINED = "raystream.loop.pool_rows:Untrained"
+_UNREAD = "raystream.loop.pool_rows:Unread"
+
+
+KNOW_NOTHING = (_UNTRAINED, _UNREAD)
+"""Sources of models whose outputs are the same for every row: what they predict is no opinion."""
+
+
+@dataclass(frozen=True)
+class FirstBatch:
+    """How the first batch is chosen: the model's section, whether it gives an embedding, the strategy, and why that one."""
+
+    model: Mapping[str, Any]
+    embedded: bool
+    strategy: str
+    why: str
+
+
+def first_batch(loop: Loop, read: ReadSpec) -> FirstBatch:
+    """Decide how the first batch of a loop is chosen.
+
+    Args:
+        loop: says what is given of the model, and which strategy.
+        read: what the model's inputs are.
+
+    Raises:
+        QueryError: the strategy needs an embedding, and there is none.
+    """
+    wanted = loop.loop.start.strategy
+    model, embedded = _model(loop, read)
+    if wanted == AUTO:
+        picked = pick(0, 0, task=loop.task, embedding=embedded, score=False)
+        return FirstBatch(model, embedded, picked.strategy, picked.why)
+    if wanted in TRAITS and TRAITS[wanted].embedding and not embedded:
+        raise QueryError(
+            f"loop.start.strategy is {wanted}, which needs an embedding, but the pool's inputs are texts and no model is given for them; "
+            "use random, or label some rows first"
+        )
+    return FirstBatch(model, embedded, wanted, "")
+
+
+def _model(loop: Loop, read: ReadSpec) -> tuple[Mapping[str, Any], bool]:
+    """Return the model before any training, and whether it gives an embedding."""
+    given = loop.model
+    kind = str(given.get("kind", "torch"))
+    if "source" in given and ("weights" in given or not kind_of(kind).parameters):
+        return given, kind_of(kind).texts != "taken" or "embedding" in given or loop.select.needs_embedding
+    shared = {key: given[key] for key in ("batch_size", "device", "preprocess", "embedding_dtype") if key in given}
+    if TEXT in read.dtypes:
+        own = {key: shared[key] for key in ("batch_size",) if key in shared}
+        return own | {"kind": "python", "source": _UNREAD}, False
+    return shared | {"kind": "torch", "source": _UNTRAINED, "embedding": INPUTS}, True
+
+
+class Untrained(nn.Module):
+    """Knows nothing: the same outputs for every row, of whatever numbers it sees."""
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        """Return (n, 2) zeros."""
+        first = next(iter((*inputs, *named.values())))
+        return torch.zeros(len(first), 2, device=first.device)
+
+
+class Unread:
+    """Knows nothing of texts."""
+
+    def predict(self, inputs: Any) -> dict[str, np.ndarray]:
+        """Return `logits` (n, 2) of zeros."""
+        first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs[0]
+        return {"logits": np.zeros((len(first), 2), dtype=np.float32)}
+
+
+Rows = npt.NDArray[np.int64]
+
+SAMPLE_ROWS = 1000
+"""Of the pool, on which successive models are compared."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """So many rows of so many, such as those that a model gets right."""
+
+    right: int
+    of: int
+
+    @property
+    def value(self) -> float:
+        """As a number from 0 to 1; nan of no rows."""
+        return self.right / self.of if self.of else math.nan
+
+    def interval(self, z: float = 1.96) -> tuple[float, float]:
+        """Compute the interval of `wilson`."""
+        return wilson(self.right, self.of, z)
+
+    def __add__(self, other: Share) -> Share:
+        return Share(self.right + other.right, self.of + other.of)
+
+
+def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
+    """Compute Wilson's score interval (1927) of a share: (low, high), from 0 to 1 where there are no rows.
+
+    Args:
+        right: rows that count.
+        of: rows in all.
+        z: the normal quantile; 1.96 covers 95%.
+    """
+    if not of:
+        return 0.0, 1.0
+    share, spread = right / of, z * z / of
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / of + spread / (4 * of))
+    # the ends are 0 and 1 exactly where no row counts, or all do; rounding must not say otherwise
+    return (0.0 if right == 0 else max(0.0, middle - half)), (1.0 if right == of else min(1.0, middle + half))
+
+
+def control_rows(keys: npt.NDArray[np.uint64], count: int) -> Rows:
+    """Return the control rows of a pool in the order in which they are asked for: its first by hash.
+
+    Args:
+        keys: (n,) of `raystream.selection.row_hash`, of the whole pool: what is labelled, chosen or filtered makes no difference.
+        count: how many; all n when there are fewer. More of them begin with the same rows.
+    """
+    return lowest(draw(keys, "control"), count)
+
+
+def sample_rows(keys: npt.NDArray[np.uint64], count: int = SAMPLE_ROWS) -> Rows:
+    """Return the rows of a pool on which successive models are compared, the same ones always, in row order."""
+    return np.sort(lowest(draw(keys, "stopping"), count))
+
+
+def controls_in(batch: int, control: float) -> int:
+    """Count how many rows of a batch are control rows, given the share that they are of it."""
+    return round(control * batch)
+
 
 _BATCH = 1 << 16
 _DECODED = 256

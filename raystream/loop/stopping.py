@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from raystream.errors import QueryError, did_you_mean
-from raystream.loop.control import Share
-from raystream.query.catalogue.metrics import METRICS, metric_of
+from raystream.loop.pool_rows import Share
 from raystream.query.catalogue.rules import RULES
+from raystream.query.catalogue.scores import METRICS, metric_of
 
 TARGET_Z = 3.02
 """With 1.96, 4.5% to 7.4% of loops that are exactly at the target would stop within 20 looks."""

@@ -13,15 +13,15 @@ from typing import Any
 
 from raystream import query
 from raystream.errors import ModelError
-from raystream.model.artefact import with_local_files
 from raystream.model.batches import is_device_failure, runs_on_gpu
 from raystream.model.columns_model import input_columns
 from raystream.model.committee import Committee, member_names, member_specs
-from raystream.model.embedding import INPUTS
 from raystream.model.fingerprint import code_hash, fingerprint
 from raystream.model.prediction import Prediction, Predictor, RowScores, bad_output_rows, check_classes, class_names
 from raystream.model.preparation import load_preparation
 from raystream.model.probe import PROBE_ROWS, Promised
+from raystream.model.signature import INPUTS
+from raystream.model.weights import with_local_files
 from raystream.query.catalogue import kind_of
 
 __all__ = [

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from raystream import query
 from raystream.errors import ModelError
-from raystream.model.artefact import find_file
 from raystream.model.batches import BatchPredictor, choose_device, last_line
 from raystream.model.dropout_mode import ATTENTION, DROPOUTS
 from raystream.model.mc_dropout import SampledForward
 from raystream.model.prediction import Prediction
 from raystream.model.promise import Promise
 from raystream.model.signature import Input, Outputs, Signature, in_order
-from raystream.model.weights import state_hash
+from raystream.model.weights import find_file, state_hash
 
 _HOW = "return (logits, embedding) from forward and export that"
 

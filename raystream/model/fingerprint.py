@@ -33,7 +33,7 @@ from typing import Any
 from raystream import query
 from raystream.errors import ModelError, QueryError
 from raystream.imports import is_import_path, split_path
-from raystream.model.artefact import contents
+from raystream.model.weights import contents
 from raystream.query.catalogue import REGISTERED, entry_point, kind_of
 
 

@@ -10,12 +10,12 @@ import torch
 
 from raystream import query
 from raystream.errors import ModelError
-from raystream.model.artefact import find_file
 from raystream.model.batches import BatchPredictor, choose_device, last_line
 from raystream.model.prediction import Prediction
 from raystream.model.promise import Promise
 from raystream.model.signature import Input, Outputs, Signature, in_order
 from raystream.model.source import optional
+from raystream.model.weights import find_file
 from raystream.query import TASKS
 
 _HOW = "return (logits, embedding) from forward and export that"

@@ -32,9 +32,9 @@ from raystream import query
 from raystream.errors import ModelError
 from raystream.model.batches import is_device_failure, is_out_of_memory
 from raystream.model.dropout_calls import running_modules
-from raystream.model.embedding import inputs_embedding
 from raystream.model.prediction import Prediction, Predictor
 from raystream.model.promise import Promise, class_axis, tolerance
+from raystream.model.signature import inputs_embedding
 from raystream.query import TASKS
 from raystream.query.catalogue import kind_of
 

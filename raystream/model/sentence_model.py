@@ -11,7 +11,6 @@ import torch
 
 from raystream import query
 from raystream.errors import ModelError
-from raystream.model.artefact import find_folder
 from raystream.model.batches import AUTOCAST, BatchPredictor, choose_device, in_float32
 from raystream.model.huggingface import (
     PADDED_TOKENS,
@@ -25,7 +24,7 @@ from raystream.model.huggingface import (
 )
 from raystream.model.prediction import Prediction
 from raystream.model.promise import Promise
-from raystream.model.weights import state_hash
+from raystream.model.weights import find_folder, state_hash
 
 _INSTEAD = "save the model there by SentenceTransformer.save"
 _THEIR_MODULES = "sentence_transformers."

@@ -16,11 +16,10 @@ from raystream import query
 from raystream.acquisition import egl_parameters
 from raystream.errors import ModelError
 from raystream.model.batches import AUTOCAST, choose_device, halved, in_batches, in_float32, is_device_failure, is_out_of_memory
-from raystream.model.embedding import EmbeddingTap
 from raystream.model.mc_dropout import MCDropout
 from raystream.model.prediction import Prediction
 from raystream.model.promise import Promise
-from raystream.model.signature import check_forward
+from raystream.model.signature import EmbeddingTap, check_forward
 from raystream.model.source import build_network, check_imported, untrained
 from raystream.model.weights import load_weights, state_hash
 

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from raystream import query
 from raystream.errors import ModelError
-from raystream.model.artefact import find_file
 from raystream.model.batches import BatchPredictor, choose_device, last_line
 from raystream.model.mc_dropout import SampledForward
 from raystream.model.prediction import Prediction
 from raystream.model.promise import Promise
 from raystream.model.signature import Outputs, in_order
-from raystream.model.weights import state_hash
+from raystream.model.weights import find_file, state_hash
 
 _HOW = "return (logits, embedding) from forward and script that"
 

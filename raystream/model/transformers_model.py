@@ -12,7 +12,6 @@ from torch import Tensor
 
 from raystream import query
 from raystream.errors import ModelError
-from raystream.model.artefact import find_folder
 from raystream.model.batches import AUTOCAST, BatchPredictor, choose_device, in_float32, join
 from raystream.model.huggingface import (
     PADDED_TOKENS,
@@ -28,7 +27,7 @@ from raystream.model.huggingface import (
 from raystream.model.mc_dropout import SampledForward
 from raystream.model.prediction import Prediction
 from raystream.model.promise import Promise
-from raystream.model.weights import state_hash
+from raystream.model.weights import find_folder, state_hash
 
 _INSTEAD = "save the model and its tokenizer there by save_pretrained"
 _PAIRS = 2

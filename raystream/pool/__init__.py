@@ -9,15 +9,13 @@ from raystream.pool.columns import Column
 from raystream.pool.files import File, OutageError, UnreachableError, unsettled
 from raystream.pool.folders import list_files, refuse_among
 from raystream.pool.footers import Footer, read_footers
-from raystream.pool.ids import comparable
+from raystream.pool.ids import UniqueIds, check_unique, comparable
 from raystream.pool.labelled import Labelled, LabelledMarks, has_columns, labelled_units, locate_labelled, read_labelled
 from raystream.pool.plan import PoolPlan, plan_pool
 from raystream.pool.reader import BadRow, ReadSpec, UnitRows, read_unit
 from raystream.pool.scan import Places, read_columns_at
 from raystream.pool.tables import list_pool
-from raystream.pool.unique_ids import UniqueIds, check_unique
-from raystream.pool.unit_table import UnitNames, Units
-from raystream.pool.units import Unit, cut_units, units_at
+from raystream.pool.units import Unit, UnitNames, Units, cut_units, units_at
 
 __all__ = [
     "BadRow",

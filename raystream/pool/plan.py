@@ -26,10 +26,9 @@ from raystream.pool.images import Decoding, UndecodableError, beginning, cells, 
 from raystream.pool.reader import Prepared, ReadSpec
 from raystream.pool.scan import scan
 from raystream.pool.tables import list_pool
-from raystream.pool.unit_table import Units
-from raystream.pool.units import TARGET_BYTES, WORK_ROWS, Unit, cut_units, group_bytes
+from raystream.pool.units import TARGET_BYTES, WORK_ROWS, Unit, Units, cut_units, group_bytes
 from raystream.query import LOGIT_SCORES, Pool, Preprocess
-from raystream.query.acquire import SELECTION_COLUMNS
+from raystream.query.select import SELECTION_COLUMNS
 
 _SAMPLED_FILES = 8
 _SAMPLED_ROWS = 64

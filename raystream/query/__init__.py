@@ -11,16 +11,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from raystream.lake.storage import Storage
-from raystream.lake.uri import is_remote, parse
-from raystream.query.acquire import DEFAULT_REDUCE, DEFAULT_TOP, Acquire, check_gradients
+from raystream.lake.uri import Storage, is_remote, parse
 from raystream.query.catalogue import AUTO, GRADIENT_SCORES, LOGIT_SCORES, MEMBER_SCORES, SAMPLE_SCORES, SCORES, kind_of
-from raystream.query.cluster import Cluster, Store
 from raystream.query.model import Model, Preprocess
 from raystream.query.part import MAX_QUARANTINED, Id, Part, Share
 from raystream.query.pool import FilterTerm, Pool
-from raystream.query.select import Cost, Quota, Select
-from raystream.query.task import TASKS, Task, check_task
+from raystream.query.select import DEFAULT_REDUCE, DEFAULT_TOP, Acquire, Cost, Quota, Select, check_gradients
+from raystream.query.task import TASKS, Cluster, Store, Task, check_task
 from raystream.spec import read_spec
 
 LOOP_SECTIONS = frozenset({"loop", "simulate", "stream"})

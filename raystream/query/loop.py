@@ -17,10 +17,9 @@ from pydantic import Field, field_validator, model_validator
 from raystream.errors import QueryError, did_you_mean
 from raystream.query import LOOP_SECTIONS, Acquire, Cluster, Model, Pool, Query, Select, Store
 from raystream.query.catalogue import TRAITS, kind_of
-from raystream.query.catalogue.auto import AUTO
-from raystream.query.catalogue.metrics import DEFAULT_METRICS, METRICS
 from raystream.query.catalogue.rules import RULES
-from raystream.query.catalogue.trainers import REGRESSOR, REGRESSORS_KEYS, TRAINERS, trainer_entry
+from raystream.query.catalogue.scores import DEFAULT_METRICS, METRICS, REGRESSOR, REGRESSORS_KEYS, TRAINERS, trainer_entry
+from raystream.query.catalogue.strategies import AUTO
 from raystream.query.part import MAX_QUARANTINED, Part, Positive, Share
 from raystream.spec import read_spec
 

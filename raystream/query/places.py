@@ -6,8 +6,7 @@ from raystream.errors import QueryError
 from raystream.lake.uri import is_relative, redacted
 from raystream.query import Query
 from raystream.query.loop import Loop
-from raystream.query.simulate import Simulation
-from raystream.query.stream import Stream
+from raystream.query.simulate import Simulation, Stream
 
 Asked = Query | Loop | Simulation | Stream
 

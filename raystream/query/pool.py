@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from raystream.errors import QueryError
-from raystream.lake.storage import Storage, storage_from
+from raystream.lake.uri import Storage, storage_from
 from raystream.query.part import Part
 
 FilterValue = bool | int | float | str | list[bool | int | float | str]

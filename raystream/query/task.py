@@ -1,13 +1,22 @@
-"""A model's output, as data: what it means for a row, which scores there are, how those of many outputs become one, what can't be asked."""
+"""Where a query's processes run, and what its model's outputs are.
+
+A model's output, as data: what it means for a row, which scores there are, how those of many outputs become one, what can't be asked.
+
+Where a query runs and where its results are kept; neither has an influence on what is chosen.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, field_validator
 
 from raystream.errors import did_you_mean
+from raystream.lake.uri import Storage, storage_from
 from raystream.query.catalogue import kind_of, scores_of_task
+from raystream.query.part import NoTruth, Part, Positive
 
 if TYPE_CHECKING:
     from raystream.query import Query
@@ -112,3 +121,44 @@ def _check_columns(query: Query) -> None:
         raise ValueError("model.task regression with kind: columns takes the members' numbers alone; name their column in model.samples")
     if name not in ("classes", "regression") and model.samples:
         raise ValueError(f"model.samples is not used by model.task {name} with kind: columns; give model.logits or probabilities")
+
+
+class Cluster(Part):
+    """Where the workers run; has no influence on what is chosen."""
+
+    section = ("cluster",)
+
+    address: str = "auto"
+    """`auto`: the cluster of `RAY_ADDRESS` or of the job it runs in, else this machine, with a Ray of its own where one pays. `local`:
+    such a Ray in any case. `in_process`: no Ray. Or an address."""
+    workers: Positive | Literal["auto"] = "auto"
+    """How many score at once; `auto`: as many as the cluster has room for."""
+    cpus_per_worker: Positive = 1
+    """Processors, and threads, of a worker."""
+    gpus_per_worker: Annotated[float, Field(ge=0), NoTruth] | Literal["auto"] = "auto"
+    """GPUs, or a share of one; `auto`: one where the model's device and the cluster have it."""
+
+
+class Store(Part):
+    """Where scored units and queries are kept."""
+
+    section = ("store",)
+
+    uri: str = "runs"
+    """A folder, or `s3://`, `gs://`, `abfs://` and a prefix."""
+    storage: dict[str, bool | int | str] = {}
+    """How to reach it; left out, `pool.storage`, if the pool is of the same kind of storage."""
+    query: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] | None = None
+    """The query's name in the store; left out, a digest of what it asks."""
+
+    @property
+    def options(self) -> Storage:
+        """The settings for reaching the object storage of `uri`."""
+        return storage_from(self.storage, "store.storage")
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _options_without_secrets(cls, value: object) -> object:
+        if isinstance(value, dict):
+            storage_from({str(name): option for name, option in value.items()}, "store.storage")
+        return value

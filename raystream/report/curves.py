@@ -1,7 +1,11 @@
-"""Line charts with bands, as HTML and SVG that follow the page: its width, its text, and whether it is dark.
+"""Curves of loops and simulations, and a simulation's page.
+
+Line charts with bands, as HTML and SVG that follow the page: its width, its text, and whether it is dark.
 
 Lines are drawn in an SVG that is stretched to the width there is, their strokes not with it; ticks and names are text of the page, placed
 in percent. So a chart is as readable at 400 pixels as at 1,100, and takes its colours from `templates/curves.css`, which a page includes.
+
+A simulation's report: one HTML page that needs nothing but itself, with curves, figures and a verdict.
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from raystream.report.svg import multiples, tick_step
+from raystream.report.cards import Fact
+from raystream.report.svg import multiples, templates, tick_step
+from raystream.store.protocol import Store
 
 COLOURS = 8
 """Classes `c0` .. `c7`; lines beyond them are dashed, too."""
@@ -210,3 +216,51 @@ def _text(kind: str, side: str, share: float, text: str) -> Markup:
 
 def _joined(parts: Iterable[Markup]) -> Markup:
     return Markup("").join(escape(part) for part in parts)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves under a heading; `html` is what `raystream.report.curves.chart` gives."""
+
+    heading: str
+    html: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class StrategyRow:
+    """A strategy's line of the table: as many cells as there are columns, and how it fared."""
+
+    name: str
+    cells: tuple[str, ...]
+    verdict: str
+    best: bool
+
+
+@dataclass(frozen=True)
+class SimulationPage:
+    """Everything on the page; strings are plain text, escaped by the template."""
+
+    name: str
+    title: str
+    lede: str
+    facts: tuple[Fact, ...]
+    warnings: tuple[str, ...]
+    charts: tuple[Chart, ...]
+    columns: tuple[str, ...]
+    rows: tuple[StrategyRow, ...]
+    table_note: str
+    choices: tuple[str, ...]
+    spec: str
+    provenance: tuple[tuple[str, str], ...]
+
+
+def write_simulation_report(store: Store, folder: str, page: SimulationPage) -> str:
+    """Write `report.html` into a simulation's folder, in place of any that is there; its path or URI.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    html = templates().get_template("simulation.html").render(page=page)
+    store.put(f"{folder}/report.html", html.encode("utf-8", "replace"))
+    return store.place(f"{folder}/report.html")

@@ -1,4 +1,9 @@
-"""A loop's report: one HTML page with its curves, what was chosen each round, and what the rules would have done."""
+"""The report of a loop: a page, and the same in a terminal.
+
+A loop's report: one HTML page with its curves, what was chosen each round, and what the rules would have done.
+
+Where a loop stands, as text for a terminal.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +16,11 @@ from markupsafe import Markup
 
 from raystream.errors import RaystreamError
 from raystream.figures import in_seconds
-from raystream.query.catalogue.metrics import metric_of
-from raystream.report.cards import Sheet, sheet
+from raystream.query.catalogue.scores import metric_of
+from raystream.report.cards import Fact, Sheet, sheet
 from raystream.report.curves import Line, Mark, chart
-from raystream.report.facts import Fact
 from raystream.report.pictures import Picture, pictures
-from raystream.report.style import templates
+from raystream.report.svg import templates
 from raystream.store.protocol import Store
 from raystream.store.rounds import find_batch
 
@@ -340,3 +344,42 @@ def _cell(name: str, value: Any) -> str:
 
 def _figure(name: str, value: float) -> str:
     return f"{100 * value:.1f}%" if metric_of(name).percent else f"{value:.4g}"
+
+
+def describe_loop(summary: Mapping[str, Any]) -> str:
+    """Return the state, the rounds as a table, and where everything is.
+
+    Args:
+        summary: what `--json` prints.
+    """
+    lines = [f"loop {summary['loop']}: {summary['state']}", f"  {summary['reason']}"]
+    lines += [f"  batch {summary['round']} was chosen as it is because {summary['why']}"] if summary["why"] else []
+    lines += [f"  warning  {warning}" for warning in summary["warnings"]]
+    if summary["rounds"]:
+        lines += ["", rounds_as_text(summary["rounds"])]
+    places = [(name, summary[name]) for name in ("batch", "history", "report") if summary[name] is not None]
+    return "\n".join([*lines, "", *(f"{name:<8} {place}" for name, place in places)])
+
+
+def rounds_as_text(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """Write a line a round."""
+    metrics = list(dict.fromkeys(name for row in rounds for name, value in row["metrics"].items() if value is not None))
+    paid = ["cost"] if any(row.get("cost") is not None for row in rounds) else []
+    table = [["round", "labels", "strategy", *paid, *metrics, "choosing s", "training s"]]
+    for row in rounds:
+        values = [f"{row['cost']:,.5g}" if row["cost"] is not None else "" for _ in paid]
+        values += [_in_words(row["metrics"].get(name)) for name in metrics]
+        seconds = [f"{row['seconds'][name]:.1f}" for name in ("query", "train")]
+        table.append([str(row["round"]), f"{row['labels']:,}", row["strategy"], *values, *seconds])
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    return "\n".join(
+        "  "
+        + "  ".join(
+            f"{cell:<{width}}" if column == 2 else f"{cell:>{width}}" for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in table
+    )
+
+
+def _in_words(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,27 +1,87 @@
-"""A query's report: one HTML page that needs nothing but itself, written beside the selection."""
+"""The report of a query: a page, its downloads, and its cards in a notebook.
+
+A query's report: one HTML page that needs nothing but itself, written beside the selection.
+
+The chosen rows to take along from a page: ids to copy, and files that the page itself carries.
+
+How far a run is, in a notebook: a line and a bar below the cell, gone when the run ends.
+"""
 
 from __future__ import annotations
 
+import csv
+import html
+import io
+import time
+from base64 import b64encode
 from collections import Counter
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from markupsafe import Markup
 
 from raystream.errors import RaystreamError
 from raystream.figures import number_of, shown
 from raystream.pool.columns import readable
-from raystream.query.acquire import column_of
-from raystream.report.cards import Cards, Sheet, cards, name_of_prediction, sheet
-from raystream.report.downloads import Downloads, downloads
-from raystream.report.facts import Fact, facts, lede, title
-from raystream.report.plots import reliability_diagram, score_histogram
-from raystream.report.pool_map import CLASSES, NUMBERED, MapPoints, pool_map, project
+from raystream.query.select import column_of
+from raystream.report.cards import Cards, Fact, Sheet, cards, facts, lede, name_of_prediction, sheet, title
+from raystream.report.pool_map import CLASSES, NUMBERED, MapPoints, pool_map, project, reliability_diagram, score_histogram
 from raystream.report.stored import StoredPool, chosen_embeddings, labelled_embeddings, pool_scores, sampled_embeddings, stored_pool
-from raystream.report.style import templates
+from raystream.report.svg import templates
 from raystream.report.text import Met, constraints_met, describe_model
+from raystream.scoring.progress import ScoringProgress
 from raystream.store.queries import query_folder
 from raystream.store.result import Result
+
+_ROWS = 20_000
+_HIDDEN = frozenset({"path", "row"})
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the beginning of a formula, which a row of the pool must not bring along."""
+
+
+@dataclass(frozen=True)
+class Downloads:
+    """What can be taken along; `ids` are a line each, the others data URIs. Batches that are too large for a page have none."""
+
+    ids: str
+    ids_file: str
+    rows_file: str
+
+
+def downloads(selection: pa.Table) -> Downloads | None:
+    """Offer a whole selection."""
+    if not 0 < selection.num_rows <= _ROWS:
+        return None
+    ids = "\n".join(_plain(value) for value in readable(selection.column(1)))
+    names = [name for name in selection.column_names if name not in _HIDDEN]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(map(_harmless, names))
+    writer.writerows(zip(*([_cell(value) for value in readable(selection.column(name))] for name in names), strict=True))
+    return Downloads(ids, _uri("text/plain", ids + "\n"), _uri("text/csv", buffer.getvalue()))
+
+
+def _plain(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _cell(value: object) -> object:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return _harmless(_plain(value))
+
+
+def _harmless(text: str) -> str:
+    """Return text that a spreadsheet takes for text: an apostrophe before what it would compute."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _uri(kind: str, content: str) -> str:
+    return f"data:{kind};charset=utf-8;base64,{b64encode(content.encode('utf-8', 'replace')).decode()}"
+
 
 ROWS_SHOWN = 200
 _GROUPS = 12
@@ -190,3 +250,40 @@ def _map(result: Result, pool: StoredPool | None) -> Figure:
 def _of_labelled(shown: int, result: Result) -> str:
     total = result.manifest.counts.labelled
     return f" ({shown:,} of {total:,})" if shown < total else f" (all {shown:,})"
+
+
+_SECONDS = 0.2
+"""Between two drawings at least."""
+
+
+class NotebookBar:
+    """Tells how far a run is; use as a context manager, in a process of IPython's."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._text, self._last = "", 0.0
+
+    def __enter__(self) -> NotebookBar:
+        from IPython.display import HTML, display
+
+        self._html = HTML
+        self._handle = display(HTML(""), display_id=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._draw("")
+
+    def stage(self, text: str) -> None:
+        self._text = text
+        self._draw(html.escape(text))
+
+    def units(self, progress: ScoringProgress) -> None:
+        if time.monotonic() - self._last < _SECONDS and progress.units < progress.of_units:
+            return
+        bar = f'<progress value="{progress.rows}" max="{progress.of_rows}" style="vertical-align: middle"></progress>'
+        facts = [f"{progress.units:,}/{progress.of_units:,} units", *progress.words]
+        self._draw(f"{html.escape(self._text)} {bar} {', '.join(facts)}")
+
+    def _draw(self, content: str) -> None:
+        self._last = time.monotonic()
+        self._handle.update(self._html(content))

@@ -17,11 +17,10 @@ from raystream.pool import comparable, read_labelled
 from raystream.pool.ids import KnownIds
 from raystream.store.protocol import Store
 from raystream.store.queries import ColumnOfNames, paths_of, plan_outputs, read_plan
+from raystream.store.receipt_table import Keys
 from raystream.store.receipts import EMBEDDINGS, UnitOutputs
 from raystream.store.result import Result
-from raystream.store.scored_units import ScoredUnits
-from raystream.store.unit_columns import read_columns, read_outputs
-from raystream.store.unit_keys import Keys
+from raystream.store.unit_columns import ScoredUnits, read_columns, read_outputs
 from raystream.store.vectors import VectorFiles
 
 _UNITS = 256

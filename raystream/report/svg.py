@@ -1,16 +1,23 @@
-"""Charts as SVG that stands in the page: text is text, colours are the page's variables, and each is drawn for wide and for narrow pages.
+"""Drawing and style: SVG without a library, templates, colours.
+
+Charts as SVG that stands in the page: text is text, colours are the page's variables, and each is drawn for wide and for narrow pages.
 
 A chart that is only scaled has letters of five pixels on a telephone. So each is a function of its width, called twice; the stylesheet
 shows the one that fits. Everything that comes from the user goes through `text` or an attribute's `escape`.
+
+The one stylesheet of all pages and charts, and the templates that use it.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 WIDE, NARROW = 860, 364
@@ -130,3 +137,23 @@ def percent(values: Sequence[float]) -> Callable[[float], str]:
     """Say how to write the same for shares of 1."""
     written = decimals([100 * value for value in values])
     return lambda value: f"{written(100 * value)}%"
+
+
+STYLE = Markup(files("raystream.report").joinpath("templates/style.css").read_text(encoding="utf-8"))
+
+
+def templates() -> Environment:
+    """Return the templates; what they show is escaped, and a name that isn't there is an error."""
+    made = Environment(
+        loader=PackageLoader("raystream.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters["breakable"] = breakable
+    return made
+
+
+_BREAKS = re.compile(r"(?<=[/_.:#|,;=&?])(?![/_.:#|,;=&?\s]|$)(?:(?<!\d[.,])|(?!\d))")
+
+
+def breakable(words: str) -> list[str]:
+    """Words, or an id, in the parts between which a line may end: after what separates parts of a name, not within a number."""
+    return _BREAKS.split(words) if words else []

@@ -26,8 +26,7 @@ from raystream.query import Acquire, Pool, Query
 from raystream.scoring.class_labels import check_label_type, check_possible, class_numbers, named_classes
 from raystream.scoring.executor import WorkerSource
 from raystream.scoring.job import ScoringJob
-from raystream.scoring.keys import UnitKeys
-from raystream.scoring.output_kinds import LOGITS, QueryOutputs
+from raystream.scoring.output_kinds import LOGITS, QueryOutputs, UnitKeys
 from raystream.scoring.plan import ScoringPlan, job_of, plan_scoring, pool_plan
 from raystream.scoring.progress import Reporter
 from raystream.scoring.scored_pool import ScoredPool, merge

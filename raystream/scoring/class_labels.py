@@ -16,15 +16,15 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raystream.acquisition.weights import weighted
+from raystream.acquisition.logits import weighted
 from raystream.errors import LabelsError, ModelError, QueryError, did_you_mean
 from raystream.figures import quoted, several
-from raystream.model.label_names import LabelNames
+from raystream.model.huggingface import LabelNames
 from raystream.pool import Places
 from raystream.query import LOGIT_SCORES, Query
 from raystream.query.catalogue import SCORES
 from raystream.store.receipts import UnitOutputs
-from raystream.store.scored_units import of_models
+from raystream.store.unit_columns import of_models
 
 ClassLabel = str | int | float | bool
 """What a model itself calls a class."""

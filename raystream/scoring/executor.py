@@ -17,8 +17,7 @@ import torch
 
 from raystream.errors import ClusterError, ModelError, QueryError, RaystreamError
 from raystream.scoring.job import ScoringJob, UnitTask
-from raystream.scoring.scheduler import ATTEMPTS, IN_FLIGHT, Abort, Assign, Instruction, Scheduler
-from raystream.scoring.stragglers import Stragglers
+from raystream.scoring.scheduler import ATTEMPTS, IN_FLIGHT, Abort, Assign, Instruction, Scheduler, Stragglers
 from raystream.scoring.worker import PATIENCE, Abandoned, Failure, Worker, started
 from raystream.store.receipts import UnitOutputs
 

@@ -19,7 +19,7 @@ from raystream.pool import BadRow
 from raystream.scoring.class_labels import ClassLabel
 from raystream.scoring.job import UnitTask
 from raystream.scoring.output_kinds import FUNCTION, GRADIENTS, KINDS, Output, OutputBlock, computed
-from raystream.scoring.users_scores import UsersScore
+from raystream.scoring.score_reduction import UsersScore
 from raystream.store.protocol import Store, StoredFile
 from raystream.store.receipts import EMBEDDINGS, SAMPLES, SCORES, Receipt, unit_folder
 from raystream.store.unit_columns import described

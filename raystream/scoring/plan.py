@@ -35,8 +35,7 @@ from raystream.query.catalogue import kind_of
 from raystream.scoring.batch_reader import BUFFERS, PROBE_UNITS, planned, row_bytes
 from raystream.scoring.class_labels import class_weights_of
 from raystream.scoring.job import ScoringJob, UnitTask, importable_folders
-from raystream.scoring.keys import UnitKeys, differences, identity_digest, query_identity
-from raystream.scoring.output_kinds import FUNCTION, Output, QueryOutputs
+from raystream.scoring.output_kinds import FUNCTION, Output, QueryOutputs, UnitKeys, differences, identity_digest, query_identity
 from raystream.scoring.scheduler import IN_FLIGHT
 from raystream.scoring.score_reduction import Reduction
 from raystream.store.calibration import Calibration
@@ -45,8 +44,7 @@ from raystream.store.opening import open_store, store_to_read
 from raystream.store.packs import read_receipts
 from raystream.store.protocol import Store
 from raystream.store.queries import PLAN_OUTPUTS, plan_outputs, query_folder, read_manifest
-from raystream.store.receipt_table import ReceiptTable
-from raystream.store.unit_keys import Keys
+from raystream.store.receipt_table import Keys, ReceiptTable
 
 LARGE_BATCHES = 1 << 30
 _NAME_DIGITS = 12

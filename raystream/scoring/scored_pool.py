@@ -16,8 +16,7 @@ from raystream.pool.ids import take_ids
 from raystream.store.protocol import Store, StoredFile
 from raystream.store.receipt_table import ReceiptTable
 from raystream.store.receipts import EMBEDDINGS, PROBABILITIES, UnitOutputs
-from raystream.store.scored_units import ScoredUnits, check_same_model
-from raystream.store.unit_columns import read_columns
+from raystream.store.unit_columns import ScoredUnits, check_same_model, read_columns
 from raystream.store.vectors import Embeddings, VectorFiles
 from raystream.threads import each
 

@@ -35,8 +35,7 @@ from raystream.store.life import SignOfLife
 from raystream.store.packs import write_packs
 from raystream.store.protocol import Store
 from raystream.store.receipts import UnitOutputs
-from raystream.store.scored_units import ScoredUnits, of_models, with_losses
-from raystream.store.unit_columns import whole_units
+from raystream.store.unit_columns import ScoredUnits, of_models, whole_units, with_losses
 
 _log = logging.getLogger("raystream")
 _NAMED_FAILURES = 3

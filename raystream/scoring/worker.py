@@ -38,8 +38,7 @@ from raystream.scoring.epig import score_epig
 from raystream.scoring.job import ScoringJob, UnitTask
 from raystream.scoring.output_kinds import FUNCTION, GRADIENTS, KINDS, PARAMETER_GRADIENTS, OutputBlock, computed
 from raystream.scoring.outputs import OutputWriter, TakenRows
-from raystream.scoring.score_reduction import ReducedPredictor
-from raystream.scoring.users_scores import users_score
+from raystream.scoring.score_reduction import ReducedPredictor, users_score
 from raystream.store.opening import store_at
 from raystream.store.packs import unbroken
 from raystream.store.protocol import WriteBroken

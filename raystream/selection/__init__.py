@@ -6,23 +6,21 @@ Nothing here reads, writes or knows a cluster. Each strategy is a function in a 
 """
 
 from raystream.selection.check import check_strategy
-from raystream.selection.choose import Chosen, choose
 from raystream.selection.constraints import Constraints
 from raystream.selection.hashing import draw, row_hash, uniform
 from raystream.selection.lazy_bounds import Gain
 from raystream.selection.limits import Cost, Quota
-from raystream.selection.near_duplicates import NearDuplicates
 from raystream.selection.neighbours import Edges, Neighbours, nearest_neighbours, within
+from raystream.selection.repeats import NearDuplicates
 from raystream.selection.represents import Assignment, assign, represents
 from raystream.selection.rows import Rows
-from raystream.selection.select import select
+from raystream.selection.select import Chosen, choose, select
 from raystream.selection.shards import ArrayPart, EmbeddingPart, Factory, LocalPieces, LocalShards, Pieces, Shards, working_bytes
 from raystream.selection.strategies.badge import badge
 from raystream.selection.strategies.batch_bald import batch_bald
 from raystream.selection.strategies.cluster_margin import cluster_margin
-from raystream.selection.strategies.combine import combine
 from raystream.selection.strategies.core_set import FarthestFirst, core_set, farthest_first
-from raystream.selection.strategies.diverse import diverse
+from raystream.selection.strategies.diverse import combine, diverse
 from raystream.selection.strategies.facility_location import facility_location
 from raystream.selection.strategies.k_center_two_round import TwoRounds, k_center_two_round, two_rounds
 from raystream.selection.strategies.k_means import k_means

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from raystream.errors import QueryError, StrategyContractError, did_you_mean
-from raystream.selection.choose import STRATEGIES, Chosen, choose
 from raystream.selection.constraints import Constraints
 from raystream.selection.hashing import row_hash
 from raystream.selection.limits import Cost, Quota
-from raystream.selection.near_duplicates import NearDuplicates
-from raystream.selection.repeats import Repeats, find_repeats
+from raystream.selection.repeats import NearDuplicates, Repeats, find_repeats
 from raystream.selection.rows import Array, Metric, as_rows, normalised, squared_distances
+from raystream.selection.select import STRATEGIES, Chosen, choose
 from raystream.selection.shards import LocalShards
 from raystream.selection.strategy import Candidates, Picked, Request, Strategy
 

@@ -15,17 +15,22 @@ import torch
 
 from raystream.errors import QueryError
 from raystream.selection.bounds import Encoding
-from raystream.selection.lloyd import Read, Sums, iterate, lloyd, part_rows, part_sums
-from raystream.selection.points import (
+from raystream.selection.lloyd import (
     BLOCK,
     Finder,
     Points,
+    Read,
+    Sums,
     by_thread,
     distinct,
     encoding_around,
     encoding_of,
     finder,
+    iterate,
+    lloyd,
     looked_at_of,
+    part_rows,
+    part_sums,
     slices,
     squared_to,
     squares,

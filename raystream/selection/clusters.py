@@ -21,9 +21,8 @@ import torch
 
 from raystream.selection.clustered import Clustered, HeldRows
 from raystream.selection.hashing import philox, row_hash
-from raystream.selection.lloyd import lloyd
+from raystream.selection.lloyd import Points, by_blocks, cost, drawn, drawn_of, lloyd, slices
 from raystream.selection.nearest import float32_distances
-from raystream.selection.points import Points, by_blocks, cost, drawn, drawn_of, slices
 from raystream.selection.rows import Array, tensor
 from raystream.selection.strategies.ranking import lowest
 from raystream.selection.strategy import Arrays, Kept, derive

@@ -15,8 +15,7 @@ import numpy as np
 from raystream.errors import DataError, QueryError
 from raystream.figures import shown
 from raystream.selection.limits import Cost, Obstacle, Quota, Shortfall
-from raystream.selection.near_duplicates import NearDuplicates
-from raystream.selection.repeats import Repeats
+from raystream.selection.repeats import NearDuplicates, Repeats
 from raystream.selection.rows import Array
 from raystream.selection.set_aside import FloorPlan, SetAside
 

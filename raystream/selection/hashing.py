@@ -1,4 +1,9 @@
-"""Numbers for rows that depend on the seed and the row's id alone, never on where the row is read."""
+"""Numbers for rows that strategies draw by and weigh with.
+
+Numbers for rows that depend on the seed and the row's id alone, never on where the row is read.
+
+Acquisition scores as weights: what a score must be to multiply a distance or to pull a centre.
+"""
 
 from __future__ import annotations
 
@@ -196,3 +201,29 @@ def philox(seed: int, purpose: str, start: int, count: int) -> Array:
     words = np.random.Philox(key=(salt << 64) + seed % 2**64, counter=start).random_raw(4 * count)
     result: Array = words.reshape(count, 4)[:, :2]
     return result
+
+
+def checked_weights(score: Array, n: int) -> Array:
+    """Check (n,) scores that can be weights, and return them as float64; see `check_weights`."""
+    check_weights(score, n)
+    return np.ascontiguousarray(score, dtype=np.float64)
+
+
+def check_weights(score: Array, n: int) -> None:
+    """See that (n,) scores can be weights: finite and at least 0.
+
+    Raises:
+        QueryError: another shape, or scores that are negative or not finite.
+    """
+    score = np.asarray(score)
+    if score.shape != (n,):
+        raise QueryError(f"`score` has shape {score.shape}, expected ({n},), one for each candidate")
+    negative = int(np.count_nonzero(score < 0))
+    if negative:
+        raise QueryError(
+            f"{negative} of {n} candidates have a negative score, the lowest {np.nanmin(score):g}; a score used as a weight must be >= 0, "
+            "and energy can be negative: take another `score`"
+        )
+    bad = n - int(np.count_nonzero(np.isfinite(score)))
+    if bad:
+        raise QueryError(f"{bad} of {n} candidates have a score that is NaN or infinite; a score used as a weight must be a finite number")

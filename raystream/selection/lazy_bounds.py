@@ -18,8 +18,7 @@ import numpy as np
 import torch
 
 from raystream.errors import QueryError
-from raystream.selection.bounds import Encoding, unfilled
-from raystream.selection.encoded_rows import AT_ONCE, ROWS_UNIT, CentreList, EncodedRows, whole_units
+from raystream.selection.bounds import AT_ONCE, ROWS_UNIT, CentreList, EncodedRows, Encoding, unfilled, whole_units
 from raystream.selection.nearest import pair_distances
 from raystream.selection.rows import Array, Block, Rows
 from raystream.threads import each, one_thread

@@ -24,8 +24,7 @@ import torch
 
 from raystream.selection.bounds import has_bfloat16_units
 from raystream.selection.constraints import Constraints
-from raystream.selection.coverage import Coverage
-from raystream.selection.pairs import TARGETS_UNIT, Aim, Operand, Pairs, PairsRoom
+from raystream.selection.coverage import TARGETS_UNIT, Aim, Coverage, Operand, Pairs, PairsRoom
 from raystream.selection.rows import Array, Block, Rows, normalised
 from raystream.selection.shards import Shards
 from raystream.threads import each, one_thread

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from raystream.arrays import plain
 from raystream.errors import DataError, QueryError
 from raystream.figures import shown
-from raystream.selection.near_duplicates import NearDuplicates
+from raystream.selection.repeats import NearDuplicates
 from raystream.selection.rows import Array
 
 

@@ -1,21 +1,225 @@
-"""Lloyd's iterations of k-means over rows wherever they are: each answers with sums of parts at fixed places, which are added in order.
+"""k-means step by step: weighted points, and iterations over rows wherever they are.
+
+Lloyd's iterations of k-means over rows wherever they are: each answers with sums of parts at fixed places, which are added in order.
 
 So the same centres come from any number of threads and of stretches of rows. A part is summed by one thread, in float32, row after row,
 from the differences to the rows' centres; parts are added in float64.
+
+Weighted rows as k-means takes them: encoded once for products with centres, and drawn so that few stand for many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from raystream.selection.points import BLOCK, Finder, Points, by_thread, slices, squared_to
+from raystream.selection.bounds import Encoding, Precision
+from raystream.selection.hashing import row_hash, uniform
+from raystream.selection.nearest import Centres, nearest
 from raystream.selection.rows import Array, tensor
 from raystream.selection.strategies.ranking import lowest
+from raystream.threads import Item, Result, each, one_thread
+
+BLOCK = 2048
+"""Rows that are multiplied at a time."""
+_SHIFT_ROWS = 1024
+_KEPT_BYTES = 1 << 26
+"""Rows of more bytes are not kept a second time in float32."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """n rows and what each of them counts.
+
+    Attributes:
+        x: (n, d) float32.
+        weight: (n,) float64, at least 0, some above.
+        encoding: of rows and centres, which has no influence on what is found.
+        operand, slack: the rows encoded; None where they are encoded again each time, which takes little beside a large product in float32.
+    """
+
+    x: Array
+    weight: Array
+    encoding: Encoding
+    operand: torch.Tensor | None = None
+    slack: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, x: Array, weight: Array, encoding: Encoding) -> Points:
+        """Encode the rows, if they are to be kept encoded."""
+        if not encoding.bfloat16 and x.nbytes > _KEPT_BYTES:
+            return cls(x, weight, encoding)
+        return cls(x, weight, encoding, *encode(x, encoding))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def encoded(self, at: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return operand (m, width) and slack (m,) of some rows."""
+        if self.operand is None or self.slack is None:
+            return self.encoding.rows(self.x[at])
+        return self.operand[at], self.slack[at]
+
+    def finder(self, centres: Array) -> Callable[[], Finder]:
+        """Make for each thread what finds the nearest of the (k, d) float32 centres."""
+        return finder(centres, self.encoding, lambda at, x: self.encoded(at))
+
+    def label(self, centres: Array) -> Callable[[], Callable[[slice], Array]]:
+        """Make for each thread what finds it by the rows' places alone."""
+        find = self.finder(centres)
+
+        def start() -> Callable[[slice], Array]:
+            near = find()
+            return lambda at: near(at, self.x[at])
+
+        return start
+
+
+Finder = Callable[[slice, Array], Array]
+"""Finds (m,) int64, the nearest centre as in float64, of at most `BLOCK` rows: their places and themselves, (m, d) float32."""
+
+
+def finder(
+    centres: Array, encoding: Encoding, encoded: Callable[[slice, Array], tuple[torch.Tensor, torch.Tensor]]
+) -> Callable[[], Finder]:
+    """Make for each thread what finds the nearest of the (k, d) float32 centres to rows that `encoded` has the operands of."""
+    compared = distinct(centres)
+    among = Centres.of(centres[compared], encoding)
+
+    def start() -> Finder:
+        room = torch.empty((BLOCK, len(compared)), dtype=encoding.dtype)
+        return lambda at, x: compared[nearest(x, among, encoded=encoded(at, x), room=room).index]
+
+    return start
+
+
+def encode(x: Array, encoding: Encoding) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return operand (n, width) and slack (n,) of (n, d) rows, some at a time, so that nothing else of their size is needed."""
+    operand, slack = torch.empty((len(x), encoding.width), dtype=encoding.dtype), torch.empty(len(x))
+
+    def see(at: slice) -> None:
+        slack[at] = encoding.rows(x[at], operand[at])[1]
+
+    by_blocks(slices(len(x), BLOCK), lambda: see)
+    return operand, slack
+
+
+def encoding_of(x: Array, precision: Precision = "auto", *, looked_at: int = _SHIFT_ROWS) -> Encoding:
+    """Fit an encoding to rows, around the median of about so many of them: beside outliers, which move a mean, others keep their digits."""
+    return encoding_around(x[looked_at_of(len(x), looked_at)], max(float(x.max()), -float(x.min())), precision)
+
+
+def looked_at_of(n: int, count: int = _SHIFT_ROWS) -> slice:
+    """Say which rows of n, at even distances, an encoding is fitted around."""
+    return slice(0, n, -(-n // count))
+
+
+def encoding_around(some: Array, largest: float, precision: Precision = "auto") -> Encoding:
+    """Fit the encoding to rows whose largest absolute value is `largest`, around the median of some of them, (m, d) float32."""
+    return Encoding.fit(np.median(some, axis=0), largest, on_grid=False, precision=precision)
+
+
+def distinct(centres: Array) -> Array:
+    """Find the first of all (k, d) centres that are equal, int64, ascending: with the others, every row beside them would be a tie."""
+    if len(np.unique(centres[:, 0])) == len(centres):
+        return np.arange(len(centres))
+    first: Array = np.sort(np.unique(centres, axis=0, return_index=True)[1])
+    return first
+
+
+def slices(n: int, size: int) -> list[slice]:
+    """Cut the rows [0, n) into slices of `size`."""
+    return [slice(begin, min(begin + size, n)) for begin in range(0, n, size)]
+
+
+def by_blocks(blocks: Sequence[Item], start: Callable[[], Callable[[Item], Result]]) -> list[Result]:
+    """Run `each`, a single thread for each block even where there is one only: how a product is shared out may change its last bits."""
+    return by_thread(blocks, len(blocks), start)
+
+
+def by_thread(blocks: Iterable[Item], count: int, start: Callable[[], Callable[[Item], Result]]) -> list[Result]:
+    """Run `by_blocks` of so many, each looked up when there is a thread for it."""
+    if count > 1:
+        return each(blocks, start)
+    with one_thread():
+        work = start()
+        return [work(block) for block in blocks]
+
+
+def squared_to(x: Array, centres: Array, label: Array | None = None) -> Array:
+    """Return (n,) float32 squared distances by differences, of the (n, d) rows to `centres[label]`, or all to the first."""
+    result = np.empty(len(x), dtype=np.float32)
+    wide = tensor(centres)
+
+    def see(at: slice) -> None:
+        result[at] = squares(x[at], wide, None if label is None else label[at])
+
+    by_blocks(slices(len(x), BLOCK), lambda: see)
+    return result
+
+
+def squares(x: Array, centres: torch.Tensor, label: Array | None) -> Array:
+    """Return (m,) float32 squared distances of at most `BLOCK` rows, by differences, to the centres of their labels, or to the first."""
+    to = centres[0] if label is None else centres[torch.from_numpy(label.astype(np.int64, copy=False))]
+    found: Array = (tensor(x) - to).square_().sum(1).numpy()
+    return found
+
+
+def drawn(x: Array, weight: Array, count: int, seed: int, purpose: str, point: Array) -> tuple[Array, Array]:
+    """Call `drawn_of` for the (n, d) float32 rows, by their squared distances to `point`."""
+    return drawn_of(len(x), lambda: squared_to(x, point[None]), weight, count, seed, purpose)
+
+
+def drawn_of(n: int, squared: Callable[[], Array], weight: Array, count: int, seed: int, purpose: str) -> tuple[Array, Array]:
+    """Draw at most `count` rows (int64, ascending) that stand for all, and the weights (float64) that they stand for.
+
+    Half of them in proportion to the weights, half to weighted squared distances to a point among them, so that the few outliers which
+    make up a sum of squares are among them (as in Bachem et al., *Scalable k-means clustering via lightweight coresets*, 2018).
+    Drawn without replacement, by priority (Duffield et al., *Priority sampling for estimation of arbitrary subset sums*, 2007):
+    a sum over the rows drawn has the sum over all for its expectation.
+
+    Args:
+        n: how many there are.
+        squared: gives their squared distances to the point, (n,) float32; not asked where all are drawn.
+        weight: (n,) float64, at least 0, some above.
+        count: how many rows are enough.
+        seed, purpose: of the draw.
+    """
+    if count >= n:
+        return np.arange(n), weight
+    chance = _chance(weight, count / 2) + _chance(weight * squared(), count / 2)
+    luck = uniform(row_hash(seed, np.arange(n)), purpose)
+    with np.errstate(divide="ignore"):
+        priority = luck / chance  # the lowest first
+    order = lowest(priority, count + 1)
+    rows = np.sort(order[:-1])
+    with np.errstate(invalid="ignore"):
+        true = np.minimum(chance[rows] * priority[order[-1]], 1.0)  # nan where there are fewer rows of any weight
+    return rows, np.divide(weight[rows], true, out=weight[rows], where=true > 0)
+
+
+def _chance(share: Array, count: float) -> Array:
+    """Return (n,) float64 in proportion to `share` that add up to `count`, each counted as 1 at most; infinite if none has to be below."""
+    most = math.ceil(count)
+    parts = np.partition(share, len(share) - most)
+    top = np.sort(parts[len(share) - most :])[::-1]
+    # what the r-th largest and all below it add up to
+    rest = parts[: len(share) - most].sum() + np.cumsum(top[::-1])[::-1]
+    certain = int(np.argmax(top * (count - np.arange(most)) <= rest))
+    unit = rest[certain] / (count - certain)
+    return share / unit if unit > 0 else np.where(share > 0, np.inf, 0.0)
+
+
+def cost(points: Points, centres: Array) -> float:
+    """Sum the squared distances to the centres that the points find, weighted."""
+    label = np.concatenate(by_blocks(slices(len(points), BLOCK), points.label(centres)))
+    return float((points.weight * squared_to(points.x, centres, label)).sum())
+
 
 _SUM_ROWS = 32768
 """At most so many rows' differences are added in float32."""

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from raystream.selection.bounds import Encoding, smallest_products, unfilled
-from raystream.selection.encoded_rows import EncodedRows
+from raystream.selection.bounds import EncodedRows, Encoding, smallest_products, unfilled
 from raystream.selection.rows import Array, squared_distances
 from raystream.threads import each, one_thread
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from raystream.selection.limits import Cost, Quota
-from raystream.selection.near_duplicates import NearDuplicates
+from raystream.selection.repeats import NearDuplicates
 from raystream.selection.rows import Array
 
 _AT_ONCE = 4096

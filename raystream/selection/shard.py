@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from raystream.selection.bounds import Encoding, on_grid, unfilled
-from raystream.selection.encoded_rows import CentreList, EncodedRows, Look, Total, encode_rows
+from raystream.selection.bounds import CentreList, EncodedRows, Encoding, Look, Total, encode_rows, on_grid, unfilled
 from raystream.selection.lazy_bounds import Gain, LazyBounds, rough_rank
 from raystream.selection.nearest import pair_distances
 from raystream.selection.represents import Covering, cover

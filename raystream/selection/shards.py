@@ -15,8 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from raystream.selection.bounds import Encoding, has_bfloat16_units
-from raystream.selection.encoded_rows import Look
+from raystream.selection.bounds import Encoding, Look, has_bfloat16_units
 from raystream.selection.lazy_bounds import Gain
 from raystream.selection.represents import Covering
 from raystream.selection.rows import Array, ArrayPart, EmbeddingPart, Metric, Rows, as_rows

@@ -15,19 +15,15 @@ from starlette.exceptions import HTTPException
 
 from raystream import __version__
 from raystream.errors import RaystreamError, StoreUnreachable
-from raystream.service.callers import COOKIE, Callers
 from raystream.service.config import Config
-from raystream.service.edge import Edge
-from raystream.service.metrics import Metrics
+from raystream.service.edge import Described, Edge, FieldError, Metrics, Problem, answer, wrong_fields
 from raystream.service.page_routes import page_router
 from raystream.service.policy import Policy, read_json
-from raystream.service.problems import Described, FieldError, Problem, answer, wrong_fields
 from raystream.service.query_routes import query_router
-from raystream.service.record_routes import record_router
 from raystream.service.runs import Runs
 from raystream.service.scheduler import RunScheduler
-from raystream.service.streams import Deciders
-from raystream.service.tokens import Caller, Tokens, csrf_of
+from raystream.service.streams import Deciders, record_router
+from raystream.service.tokens import COOKIE, Caller, Callers, Tokens, csrf_of
 from raystream.service.webhooks import Webhooks
 from raystream.store.opening import open_store
 from raystream.store.protocol import Store

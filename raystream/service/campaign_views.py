@@ -17,14 +17,13 @@ from raystream.figures import number_of
 from raystream.loop.journal import Journal
 from raystream.loop.simulation.comparison import Curves, aligned
 from raystream.loop.simulation.outcome import band, best_of, read_summary, verdict_in_words
-from raystream.loop.streams.drift import Drift
+from raystream.loop.streams.decisions import Drift
 from raystream.loop.streams.log import StreamLog
-from raystream.query.catalogue.auto import CONTROL
-from raystream.query.catalogue.metrics import METRICS, metric_of
+from raystream.query.catalogue.scores import METRICS, metric_of
+from raystream.query.catalogue.strategies import CONTROL
 from raystream.query.loop import Loop
-from raystream.query.simulate import Simulation
-from raystream.query.stream import Stream
-from raystream.service.plain import ids, plain
+from raystream.query.simulate import Simulation, Stream
+from raystream.service.formats import ids, plain
 from raystream.store.packs import in_threads
 from raystream.store.protocol import Store
 from raystream.store.queries import read_parquet

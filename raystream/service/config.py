@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from raystream.errors import QueryError
-from raystream.lake.storage import Storage, storage_from
+from raystream.lake.uri import Storage, storage_from
 from raystream.query import Cluster, Store
 from raystream.query.part import Part, Positive
 from raystream.spec import read_spec

@@ -1,7 +1,13 @@
-"""The edge of the service: what every request passes before a route sees it, and every answer on its way out.
+"""The edge of the service: what requests pass, how problems are told, what is counted.
+
+The edge of the service: what every request passes before a route sees it, and every answer on its way out.
 
 Bodies are read whole here, within a size and a time, and refused where they nest too deeply, so that no route ever waits for a slow
 client or parses what is built to be costly. Names and origins are checked, since a browser may be led to this address by any page.
+
+What the service answers when it can't do what is asked: problem details (RFC 9457), with the path of each field that is wrong.
+
+Figures of a server for Prometheus, in its text format.
 """
 
 from __future__ import annotations
@@ -9,19 +15,202 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
+import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 import h11
 import numpy as np
+from fastapi import Request
+from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from raystream.query import Query
 from raystream.service.config import Limits, is_loopback
-from raystream.service.metrics import Metrics
-from raystream.service.problems import Problem
+
+MEDIA_TYPE = "application/problem+json"
+_KEY = re.compile(r"([a-z_]+(?:\.[A-Za-z0-9_-]+)*)(?= |:|,|;|$)")
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """What is wrong with a field: its path in the body, such as `select.budget`, empty for the whole of it, and a sentence."""
+
+    path: str
+    detail: str
+
+    @property
+    def as_json(self) -> dict[str, str]:
+        """With the path as a JSON pointer, too."""
+        pointer = "".join(f"/{part.replace('~', '~0').replace('/', '~1')}" for part in self.path.split(".") if part)
+        return {"path": self.path, "pointer": pointer, "detail": self.detail}
+
+
+class Problem(Exception):
+    """A request that isn't served.
+
+    Args:
+        status: of the answer.
+        detail: one sentence, which the caller may know.
+        errors: by field.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self, status: int, detail: str, errors: Sequence[FieldError] = (), headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.errors, self.headers = status, detail, tuple(errors), dict(headers or {})
+
+    def response(self) -> JSONResponse:
+        """Make the answer."""
+        return JSONResponse(self.body(), self.status, self.headers, MEDIA_TYPE)
+
+    def body(self) -> dict[str, Any]:
+        """Return the body of the answer."""
+        title = HTTPStatus(self.status).phrase
+        found: dict[str, Any] = {"type": "about:blank", "title": title, "status": self.status, "detail": self.detail}
+        return found | ({"errors": [error.as_json for error in self.errors]} if self.errors else {})
+
+
+def unknown(what: str) -> Problem:
+    """Make the answer for what isn't there, or belongs to others: the two look the same."""
+    return Problem(404, f"there is no {what}")
+
+
+def wrong_fields(errors: Sequence[FieldError]) -> Problem:
+    """Make the answer for a body that says what can't be."""
+    first = errors[0]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return Problem(422, f"{first.detail}{more}", errors)
+
+
+def of_sentence(sentence: str) -> FieldError:
+    """Say what is wrong, from a sentence about a query, which begins with the key that it is about."""
+    match = _KEY.match(sentence)
+    path = match[1] if match and match[1].partition(".")[0] in Query.model_fields else ""
+    return FieldError(path, sentence)
+
+
+async def answer(request: Request, error: Exception) -> JSONResponse:
+    """Return the answer for a problem, for FastAPI."""
+    assert isinstance(error, Problem)
+    return error.response()
+
+
+@dataclass(frozen=True)
+class Described:
+    """How problems look in the description of the service."""
+
+    schema: dict[str, Any] = field(
+        default_factory=lambda: {
+            "type": "object",
+            "required": ["type", "title", "status", "detail"],
+            "properties": {
+                "type": {"type": "string"},
+                "title": {"type": "string"},
+                "status": {"type": "integer"},
+                "detail": {"type": "string"},
+                "errors": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["path", "pointer", "detail"],
+                        "properties": {name: {"type": "string"} for name in ("path", "pointer", "detail")},
+                    },
+                },
+            },
+        }
+    )
+
+    def responses(self, *statuses: int) -> dict[int | str, dict[str, Any]]:
+        """Return those of a route."""
+        content = {MEDIA_TYPE: {"schema": self.schema}}
+        return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper ends, in seconds, of the classes of times that answers take."""
+_HELP = {
+    "raystream_requests_total": ("counter", "Answers, by method, route and status."),
+    "raystream_request_seconds": ("histogram", "Seconds that answers took, by route."),
+    "raystream_runs": ("gauge", "Queries that were submitted and haven't ended, by state."),
+    "raystream_runs_started_total": ("counter", "Processes that this server started for queries."),
+    "raystream_decided_rows_total": ("counter", "Rows that streams decided on by request."),
+    "raystream_decide_batches_total": ("counter", "Batches in which they were scored."),
+    "raystream_open_event_streams": ("gauge", "Streams of events that are open."),
+}
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""A client may send any word, of which each would be kept."""
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Metrics:
+    """Counts of one server since it began."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values: dict[str, Counter[Labels]] = defaultdict(Counter)
+        self._times: dict[str, list[int]] = {}
+        self._sums: Counter[str] = Counter()
+
+    def add(self, name: str, value: float = 1, **labels: str) -> None:
+        """Add to a count."""
+        with self._lock:
+            self._values[name][tuple(sorted(labels.items()))] += value  # type: ignore[assignment]
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Note an answer."""
+        self.add("raystream_requests_total", method=method if method in _METHODS else "other", route=route, status=str(status))
+        with self._lock:
+            counts = self._times.setdefault(route, [0] * (len(BUCKETS) + 1))
+            counts[next((i for i, end in enumerate(BUCKETS) if seconds <= end), len(BUCKETS))] += 1
+            self._sums[route] += seconds  # type: ignore[assignment]
+
+    def text(self, gauges: Mapping[str, Mapping[str, int]]) -> str:
+        """Write all of them, with what is looked up at this moment.
+
+        Args:
+            gauges: values by state, by name.
+        """
+        lines: list[str] = []
+        with self._lock:
+            for name, (kind, what) in _HELP.items():
+                lines += [f"# HELP {name} {what}", f"# TYPE {name} {kind}"]
+                if name == "raystream_request_seconds":
+                    lines += self._histogram(name)
+                for state, value in gauges.get(name, {}).items():
+                    lines.append(f"{name}{_labels((('state', state),))} {value:g}")
+                lines += [f"{name}{_labels(labels)} {value:g}" for labels, value in self._values[name].items()]
+        return "\n".join(lines) + "\n"
+
+    def _histogram(self, name: str) -> list[str]:
+        lines = []
+        for route, counts in self._times.items():
+            below = 0
+            for end, count in zip((*(f"{end:g}" for end in BUCKETS), "+Inf"), counts, strict=True):
+                below += count
+                lines.append(f"{name}_bucket{_labels((('le', end), ('route', route)))} {below}")
+            of = _labels((("route", route),))
+            lines += [f"{name}_sum{of} {self._sums[route]:.6g}", f"{name}_count{of} {below}"]
+        return lines
+
+
+def _labels(labels: Labels) -> str:
+    if not labels:
+        return ""
+    escaped = ((name, value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")) for name, value in labels)
+    return "{" + ",".join(f'{name}="{value}"' for name, value in escaped) + "}"
+
 
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; font-src 'self'; "

@@ -21,7 +21,7 @@ from raystream.lake.uri import is_remote, parse
 from raystream.query import LOOP_SECTIONS, Acquire, Model, Pool, Query, Select
 from raystream.query.catalogue import kind_of
 from raystream.service.config import Config
-from raystream.service.problems import FieldError, Problem, of_sentence, wrong_fields
+from raystream.service.edge import FieldError, Problem, of_sentence, wrong_fields
 
 _SECTIONS: Mapping[str, type[Pool] | type[Model] | type[Acquire] | type[Select]] = {
     "pool": Pool, "model": Model, "acquire": Acquire, "select": Select,
@@ -126,7 +126,7 @@ class Policy:
         Raises:
             QueryError: one lies elsewhere.
         """
-        from raystream.model.artefact import contents
+        from raystream.model.weights import contents
 
         for path, places, key in self._model_files(query.model):
             if is_remote(path):

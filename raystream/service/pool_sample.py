@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raystream.errors import RaystreamError
-from raystream.query.acquire import column_of
+from raystream.query.select import column_of
 from raystream.report.cards import name_of_prediction
 from raystream.report.pool_map import Projection, project
 from raystream.report.stored import (
@@ -28,7 +28,7 @@ from raystream.report.stored import (
     sampled_embeddings,
     stored_pool,
 )
-from raystream.service.plain import ids
+from raystream.service.formats import ids
 from raystream.store.receipts import EMBEDDINGS, UnitOutputs
 from raystream.store.result import Result
 from raystream.store.unit_columns import read_columns

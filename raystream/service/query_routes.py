@@ -20,16 +20,14 @@ from fastapi.sse import format_sse_event
 from starlette.types import Receive, Scope, Send
 
 from raystream.errors import QueryError
-from raystream.service.callers import Callers
 from raystream.service.config import Config
+from raystream.service.edge import Described, FieldError, Metrics, Problem, unknown, wrong_fields
 from raystream.service.formats import csv_pieces, file_pieces, json_pieces, preferred
-from raystream.service.metrics import Metrics
 from raystream.service.policy import Policy, read_json
-from raystream.service.problems import Described, FieldError, Problem, unknown, wrong_fields
 from raystream.service.process import ProcessTask, for_callers
 from raystream.service.runs import ENDED, Runs, digest_of, is_name
 from raystream.service.scheduler import RunScheduler, spawned
-from raystream.service.tokens import Caller
+from raystream.service.tokens import Caller, Callers
 from raystream.store.events import EventLog, run_state
 from raystream.store.gc import collect
 from raystream.store.manifest import Manifest

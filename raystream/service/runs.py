@@ -35,11 +35,10 @@ from typing import Any
 
 from raystream.errors import QueryError
 from raystream.service.config import Limits
+from raystream.service.edge import Problem
 from raystream.service.policy import Checked
-from raystream.service.problems import Problem
 from raystream.store.events import EventLog
-from raystream.store.lease import Lease
-from raystream.store.life import process_began, server_time
+from raystream.store.life import Lease, process_began, server_time
 from raystream.store.protocol import Store
 
 ROOT = "service"

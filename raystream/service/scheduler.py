@@ -18,10 +18,10 @@ from pathlib import Path
 
 from raystream.errors import RaystreamError
 from raystream.service.config import Config
-from raystream.service.metrics import Metrics
+from raystream.service.edge import Metrics
 from raystream.service.process import ProcessTask
 from raystream.service.runs import ROOT, QueueEntry, Runs
-from raystream.store.lease import Lease
+from raystream.store.life import Lease
 
 _PAUSE = 0.5
 _PAUSE_REMOTE = 3.0

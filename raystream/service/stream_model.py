@@ -19,12 +19,12 @@ from raystream.loop.streams.log import StreamLog
 from raystream.loop.streams.requests import RequestedRows, StreamRequest, WrittenDecisions
 from raystream.pool.columns import Column, known_shape
 from raystream.pool.reader import BadRowsError, tensors_of
-from raystream.query.stream import Stream
+from raystream.query.simulate import Stream
 from raystream.scoring.batch_reader import preparation
 from raystream.scoring.plan import resolve
 from raystream.scoring.worker import Worker
 from raystream.service.config import Config
-from raystream.service.problems import FieldError, wrong_fields
+from raystream.service.edge import FieldError, wrong_fields
 from raystream.store.life import SignOfLife
 from raystream.store.protocol import Store
 

@@ -23,14 +23,13 @@ import yaml
 from raystream import __version__
 from raystream.errors import QueryError, RaystreamError, StoreError, StoreUnreachable
 from raystream.lake.uri import redacted
-from raystream.query.acquire import column_of
-from raystream.report.chosen_inputs import RunsOfInputs, inputs_of
-from raystream.report.facts import facts, lede, title
-from raystream.report.plots import Histogram
+from raystream.query.select import column_of
+from raystream.report.cards import facts, lede, title
+from raystream.report.pictures import RunsOfInputs, inputs_of
+from raystream.report.pool_map import Histogram
 from raystream.report.stored import pool_scores, stored_pool
 from raystream.report.text import constraints_met, describe_model
-from raystream.service.batch_rows import CHUNK, ROWS, batch_rows, one_row, shown_inputs
-from raystream.service.plain import ids, plain
+from raystream.service.formats import CHUNK, ROWS, batch_rows, ids, one_row, plain, shown_inputs
 from raystream.service.pool_sample import NEAR, POINTS, NearestChosen, PoolSample, nearest_chosen, pool_sample, predictions_of
 from raystream.store.events import RunState, run_state
 from raystream.store.manifest import Manifest

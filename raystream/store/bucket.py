@@ -29,8 +29,7 @@ from raystream.lake.bucket import HashingWriter, bucket_of
 from raystream.lake.ranges import RangeReader
 from raystream.lake.retry import ATTEMPTS_BEYOND, FIRST_PAUSE_BEYOND, LASTING, Patience, Place, in_words, is_outage, server_reason
 from raystream.lake.uri import parse, redacted
-from raystream.store.integrity import damaged
-from raystream.store.local_copies import local_copies
+from raystream.store.integrity import damaged, local_copies
 from raystream.store.protocol import Entry, StoredFile, WriteBroken
 
 _FINAL = (

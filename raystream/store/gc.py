@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 
 from raystream.errors import StoreError
-from raystream.store.jobs import JOBS
-from raystream.store.life import announced, is_alive, server_time
+from raystream.store.life import JOBS, announced, is_alive, server_time
 from raystream.store.packs import PACKS, in_threads, pack_names
 from raystream.store.protocol import Entry, Store
 from raystream.store.queries import TABLES, labelled_keys, plan_outputs, read_manifest, read_plan
+from raystream.store.receipt_table import Keys, is_key
 from raystream.store.receipts import read_receipt
 from raystream.store.service_records import finished
-from raystream.store.unit_keys import Keys, is_key
 
 GRACE = 24 * 3600.0
 """Seconds for which files that nobody needs are left alone: a run that is under way may be about to need them."""

@@ -20,9 +20,8 @@ import numpy as np
 from raystream.errors import DataError
 from raystream.lake.retry import LASTING, Patience, retried
 from raystream.store.protocol import Store, WriteBroken
-from raystream.store.receipt_table import Integers, Mask, ReceiptTable
+from raystream.store.receipt_table import Integers, Keys, Mask, ReceiptTable
 from raystream.store.receipts import read_receipt, receipt_name
-from raystream.store.unit_keys import Keys
 
 _AT_A_TIME = 64
 """Items that a thread takes before it is handed more: to hand over a small request takes as long as to make it."""

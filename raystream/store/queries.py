@@ -25,9 +25,8 @@ from raystream.errors import QueryError, StoreError, StoreUnreachable
 from raystream.query import Pool, Query
 from raystream.store.manifest import Manifest
 from raystream.store.protocol import Store
-from raystream.store.scored_units import ScoredUnits
-from raystream.store.unit_columns import COMPUTED, read_outputs
-from raystream.store.unit_keys import Keys
+from raystream.store.receipt_table import Keys
+from raystream.store.unit_columns import COMPUTED, ScoredUnits, read_outputs
 
 TABLES = "tables"
 """Where rows lie that were given in memory."""

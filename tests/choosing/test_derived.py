@@ -14,7 +14,7 @@ import pytest
 from pools import vectors
 
 import raystream as rs
-from raystream.choosing.derived import FEWEST, StoredResults
+from raystream.choosing.holding import FEWEST, StoredResults
 from raystream.run import verify
 from raystream.store.gc import collect
 from raystream.store.opening import open_store

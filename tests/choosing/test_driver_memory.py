@@ -19,13 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import raystream as rs
-from raystream.choosing import candidates, row_hashes
+from raystream.choosing import candidates
+from raystream.choosing import candidates as row_hashes
 from raystream.choosing.candidates import find_named
 from raystream.choosing.verify import verify
-from raystream.cluster.processes import Processes
+from raystream.cluster.growing import Processes
 from raystream.errors import PoolError, QueryError
 from raystream.pool import ids as id_hashes
-from raystream.pool import unique_ids
+from raystream.pool import ids as unique_ids
 from raystream.scoring import scored_pool
 from raystream.scoring.progress import Silent
 from raystream.scoring.scored_pool import ScoredPool

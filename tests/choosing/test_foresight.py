@@ -18,8 +18,9 @@ from pools import pool_table, vectors
 
 import raystream as rs
 from raystream.errors import LabelsError, PoolError, QueryError, RaystreamError, StoreError
-from raystream.pool import plan_pool, unscored
-from raystream.pool.unscored import read_unscored
+from raystream.pool import plan_pool
+from raystream.pool import reader as unscored
+from raystream.pool.reader import read_unscored
 from raystream.query import Pool
 from raystream.run import plan
 from raystream.store.local import LocalStore
@@ -30,7 +31,7 @@ MakeQuery = Callable[..., rs.Query]
 @pytest.fixture
 def unscored_store(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing may be scored: a worker that is started is a defect."""
-    from raystream.cluster import processes
+    from raystream.cluster import growing as processes
 
     def refused(*_: object) -> None:
         raise AssertionError("something is scored")

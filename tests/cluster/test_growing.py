@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import raystream as rs
-from raystream.cluster import growing, processes
+from raystream.cluster import growing
+from raystream.cluster import growing as processes
 from raystream.cluster.growing import Growing
 from raystream.errors import ModelError, RaystreamError
 from raystream.pool import File, Unit

@@ -21,10 +21,10 @@ from raystream.cluster import jobs
 from raystream.cluster.jobs import JobServer
 from raystream.errors import ClusterError, QueryError
 from raystream.run import score
-from raystream.scoring.run_log import asked_by
+from raystream.scoring.progress import asked_by
 from raystream.store.events import EventLog
 from raystream.store.gc import collect
-from raystream.store.jobs import note_job, query_of_job
+from raystream.store.life import note_job, query_of_job
 from raystream.store.local import LocalStore
 
 MakeQuery = Callable[..., rs.Query]
@@ -168,7 +168,7 @@ def test_a_working_directory_that_is_too_large_names_its_largest_files(
     spec: Callable[..., Path], cli: Cli, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before it is packed."""
-    monkeypatch.setattr("raystream.cluster.package.LARGEST", 1000)
+    monkeypatch.setattr("raystream.cluster.submission.LARGEST", 1000)
     Path("checkpoint.pt").write_bytes(b"x" * 5000)
     code, _, err = cli("submit", spec(), "--address", ADDRESS)
     assert (code, fake.sent) == (2, 0)

@@ -11,9 +11,8 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from raystream.errors import QueryError
-from raystream.labels.agreement import agreement, cohen_kappa, krippendorff_alpha
-from raystream.labels.consolidate import consolidate, dawid_skene
-from raystream.labels.ids import IdColumn
+from raystream.labels.annotation import IdColumn
+from raystream.labels.consolidate import agreement, cohen_kappa, consolidate, dawid_skene, krippendorff_alpha
 from raystream.labels.label_table import LabelRow, LabelTable, empty
 
 IDS = IdColumn("rid", pa.int64())

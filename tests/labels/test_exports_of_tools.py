@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from raystream.labels.annotation import Annotation
-from raystream.labels.documents import parse
+from raystream.labels.annotation import Annotation, parse
 from raystream.labels.tools import TOOLS, looks_like
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)

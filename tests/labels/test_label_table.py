@@ -16,11 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raystream.errors import LabelsError, QueryError
-from raystream.labels.annotation import STATES, id_of, label_of, text_or_none, time_of
+from raystream.labels.annotation import STATES, IdColumn, id_of, label_of, text_or_none, time_of
 from raystream.labels.consolidate import consolidate
-from raystream.labels.ids import IdColumn
-from raystream.labels.label_table import LabelRow, LabelTable, empty
-from raystream.labels.table_file import read_table, update_table, written
+from raystream.labels.label_table import LabelRow, LabelTable, empty, read_table, update_table, written
 from raystream.pool import read_labelled
 
 IDS = IdColumn("rid", pa.int32())

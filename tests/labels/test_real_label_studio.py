@@ -31,7 +31,7 @@ from PIL import Image
 
 import raystream
 from raystream import ActiveLearningLoop
-from raystream.labels.documents import parse
+from raystream.labels.annotation import parse
 from raystream.labels.server import Server, ServerError, Token
 from raystream.labels.tools import TOOLS
 

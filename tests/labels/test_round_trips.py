@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from label_batches import PEOPLE, PICTURES_ONLY, batch_of
 
+from raystream.labels.annotation import IdColumn, as_text, parse
 from raystream.labels.batch import file_stem
-from raystream.labels.documents import parse
-from raystream.labels.ids import IdColumn, as_text
 from raystream.labels.tools import TOOLS, looks_like
 from raystream.labels.tools.plain import escaped, unescaped
 

@@ -22,10 +22,9 @@ from label_batches import batch_of
 from label_queries import CLASSES, commit_query
 
 import raystream
-from raystream.labels.annotation import Annotation
+from raystream.labels.annotation import Annotation, parse
 from raystream.labels.batch import Kind, read_batch
 from raystream.labels.cvat import Cvat
-from raystream.labels.documents import parse
 from raystream.labels.server import Token
 from raystream.labels.tools import TOOLS, looks_like
 from raystream.lake.retry import Patience

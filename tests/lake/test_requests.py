@@ -161,7 +161,7 @@ def test_a_listing_goes_on_where_it_broke(requests: Requests, monkeypatch: pytes
 
 
 def _nobody(query: rs.Query) -> Any:
-    from raystream.cluster.processes import Processes
+    from raystream.cluster.growing import Processes
     from raystream.scoring.progress import Silent
 
     return Processes(query.cluster, Silent())

@@ -22,7 +22,7 @@ from raystream.choosing.candidates import read_pool
 from raystream.errors import QueryError, RaystreamError
 from raystream.report.page import write_report
 from raystream.run import score
-from raystream.store.local_copies import local_copies
+from raystream.store.integrity import local_copies
 from raystream.store.protocol import Store
 from raystream.store.receipts import EMBEDDINGS
 from raystream.store.result import Result, load_result

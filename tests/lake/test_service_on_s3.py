@@ -18,7 +18,7 @@ from streams import arrive, make_stream
 from streams import run as look
 
 import raystream as rs
-from raystream.service.metrics import Metrics
+from raystream.service.edge import Metrics
 from raystream.service.process import ProcessTask
 from raystream.service.scheduler import RunScheduler
 

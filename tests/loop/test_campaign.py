@@ -15,7 +15,7 @@ from pools import vectors
 
 from raystream import ActiveLearningLoop
 from raystream.errors import LabelsError, PoolError, QueryError
-from raystream.loop.round_labels import RoundLabels
+from raystream.loop.ledger import RoundLabels
 from raystream.store.opening import open_store
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

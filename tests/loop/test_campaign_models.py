@@ -16,7 +16,7 @@ from pools import vectors
 
 from raystream import ActiveLearningLoop, Loop
 from raystream.errors import LabelsError, ModelError, QueryError
-from raystream.report.loop_text import rounds_as_text
+from raystream.report.loop_page import rounds_as_text
 from raystream.store.local import LocalStore
 from raystream.store.queries import read_query
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from raystream.errors import QueryError
-from raystream.loop.trainers.committee import bootstrap_rows, fit_committee
+from raystream.loop.trainers.by_name import bootstrap_rows, fit_committee
 from raystream.model import load
 from raystream.query import Model
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raystream.loop.control import Share, control_rows, controls_in, sample_rows, wilson
+from raystream.loop.pool_rows import Share, control_rows, controls_in, sample_rows, wilson
 from raystream.selection.hashing import row_hash
 
 

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raystream.errors import LabelsError
-from raystream.loop.label_values import LabelValues
-from raystream.loop.labels import newest, read_answers
+from raystream.loop.labels import LabelValues, newest, read_answers
 
 NAMED = LabelValues("classes", ("cat", "dog"))
 SEVERAL = LabelValues("multi_label", ("a", "b", "c"))

@@ -11,7 +11,7 @@ import pytest
 from campaigns import history, simulated, write_pool
 
 from raystream import ActiveLearningLoop
-from raystream.store.lease import ALIVE_SECONDS, Lease
+from raystream.store.life import LEASE_SECONDS, Lease
 from raystream.store.local import LocalStore
 
 
@@ -66,7 +66,7 @@ def test_a_writer_of_another_machine_is_given_half_a_minute(store: LocalStore) -
     def wait(seconds: float) -> None:
         looks.append(seconds)
         file = newest(store)
-        old = file.stat().st_mtime - ALIVE_SECONDS - 1
+        old = file.stat().st_mtime - LEASE_SECONDS - 1
         os.utime(file, (old, old))
 
     with Lease(store, "lease", print, wait):

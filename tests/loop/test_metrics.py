@@ -8,9 +8,9 @@ from sklearn import metrics as theirs
 
 from raystream.acquisition import expected_calibration_error
 from raystream.errors import DataError, QueryError
-from raystream.loop.control import Share
 from raystream.loop.metrics import check_metric, measure, shares
-from raystream.query.catalogue.metrics import DEFAULT_METRICS, METRICS, metric_of
+from raystream.loop.pool_rows import Share
+from raystream.query.catalogue.scores import DEFAULT_METRICS, METRICS, metric_of
 
 RNG = np.random.default_rng(0)
 NAMES = ["ant", "bee", "cat", "dog"]

@@ -14,8 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from obstore.store import MemoryStore
 
 from raystream.loop.journal import Asked, Closed, Journal, Judged, Reserved, Trained
-from raystream.loop.label_values import LabelValues
-from raystream.loop.labels import newest
+from raystream.loop.labels import LabelValues, newest
 from raystream.loop.streams.log import Arrival, Progress, StreamLog
 from raystream.store.bucket import ObjectStore
 

@@ -7,8 +7,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from raystream.errors import QueryError
-from raystream.loop.simulation.parallel import one_thread_each
 from raystream.loop.simulation.rounds import Campaign, Contender, Pool, ceiling, play, split
+from raystream.loop.simulation.run import one_thread_each
 from raystream.loop.trainers.by_name import fit, make_trainer
 from raystream.loop.trainers.training import TrainingRows, seed_of
 
@@ -153,7 +153,7 @@ def test_numbers():
 def _regression():
     from raystream.query import Model
 
-    return Model(kind="python", source="raystream.loop.trainers.regressor:SklearnRegressor", task="regression")
+    return Model(kind="python", source="raystream.loop.trainers.sklearn_trainer:SklearnRegressor", task="regression")
 
 
 def test_the_ceiling_is_the_trainer_on_all_labels():

@@ -16,11 +16,11 @@ import yaml
 from pools import vectors
 
 import raystream as rs
-import raystream.loop.simulation.parallel as parallel
+import raystream.loop.simulation.run as parallel
 import raystream.loop.simulation.run as simulation
 from raystream.errors import QueryError
 from raystream.loop.simulation.comparison import Curves, compare
-from raystream.loop.simulation.parallel import each_result
+from raystream.loop.simulation.run import each_result
 from raystream.query.simulate import Simulation
 from raystream.service.campaign_views import simulation_view
 from raystream.store.opening import open_store
@@ -464,7 +464,7 @@ def test_processes_give_the_same_simulation(place: Path, cli: Cli, monkeypatch: 
 @pytest.mark.slow
 def test_a_cluster_plays_the_same(place: Path, cli: Cli, own_ray: None) -> None:
     """Runs as tasks of Ray, with the curves of one process; what a run raises arrives as it was raised."""
-    from raystream.cluster.pieces import each_on_cluster
+    from raystream.cluster.task import each_on_cluster
 
     simulated(cli, "--store", "one", "--set", "cluster.workers=1")
     asked = Simulation.load("ants.yaml", ["store.uri=two"])

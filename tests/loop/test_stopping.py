@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from raystream.errors import QueryError
-from raystream.loop.control import Share
+from raystream.loop.pool_rows import Share
 from raystream.loop.stopping import (
     Budget,
     ClassificationChange,

@@ -17,7 +17,7 @@ from streams import NOW, arrive, decisions, make_stream, run
 
 import raystream as rs
 from raystream.acquisition import margin
-from raystream.cluster.processes import Processes
+from raystream.cluster.growing import Processes
 from raystream.errors import ModelError, PoolError, QueryError, StoreError
 from raystream.loop.streams import log as stream_log
 from raystream.loop.streams import looks as stream_looks

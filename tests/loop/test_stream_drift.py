@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from raystream.loop.streams.drift import LIMIT, WINDOW, Drift, kolmogorov_smirnov
+from raystream.loop.streams.decisions import LIMIT, WINDOW, Drift, kolmogorov_smirnov
 
 samples = st.lists(st.sampled_from(np.linspace(0, 1, 12).tolist()), min_size=1, max_size=80).map(np.array)
 

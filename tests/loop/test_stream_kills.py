@@ -23,7 +23,7 @@ from streams import NOW, arrive, decisions, make_stream, run
 import raystream as rs
 from raystream.loop.streams import looks as stream_looks
 from raystream.loop.streams.log import StreamLog
-from raystream.store import lease
+from raystream.store import life as lease
 from raystream.store.local import LocalStore
 
 PART_ROWS, KILLS = 300, 200

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import raystream as rs
 from raystream.errors import QueryError
 from raystream.loop.streams.managers import MANAGERS, Draws, RecentRows
-from raystream.query.stream import BY_UNCERTAINTY, Manager
+from raystream.query.simulate import BY_UNCERTAINTY, Manager
 from raystream.selection.hashing import philox
 
 SCORES = np.array([((37 * i) % 101) / 202 for i in range(1, 31)])

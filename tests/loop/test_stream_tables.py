@@ -13,7 +13,7 @@ from streams import NOW, arrive, decisions, make_stream, run
 
 from raystream.errors import PoolError
 from raystream.pool import list_pool
-from raystream.pool.table_arrivals import Added, added_files
+from raystream.pool.tables import Added, added_files
 
 pytestmark = pytest.mark.usefixtures("workplace")
 

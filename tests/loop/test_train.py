@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from raystream.loop.demos.mnist import network
-from raystream.loop.demos.train import accuracy, train
+from raystream.loop.demos.mnist import accuracy, network, train
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from raystream.errors import ModelError
-from raystream.model.artefact import contents, find_file, find_folder, what_file
+from raystream.model.weights import contents, find_file, find_folder, what_file
 
 
 def test_files_are_told_apart_by_what_they_hold(tmp_path):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from raystream.errors import ModelError
-from raystream.model.embedding import EmbeddingTap
+from raystream.model.signature import EmbeddingTap
 
 
 def run(network, tap, rows):

@@ -12,7 +12,7 @@ from torch import nn
 from raystream.errors import ModelError
 from raystream.model import bad_output_rows, load, mc_dropout
 from raystream.model.dropout_mode import keep_mask
-from raystream.model.embedding import EmbeddingTap
+from raystream.model.signature import EmbeddingTap
 from raystream.model.torch_model import TorchPredictor
 from raystream.query import Model
 

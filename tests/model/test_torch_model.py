@@ -10,7 +10,7 @@ from torch import nn
 
 from raystream.errors import ModelError
 from raystream.model import Predictor, load
-from raystream.model.embedding import EmbeddingTap
+from raystream.model.signature import EmbeddingTap
 from raystream.model.torch_model import TorchPredictor
 from raystream.query import Model
 

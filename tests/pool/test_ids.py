@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from raystream.errors import PoolError, StoreError
 from raystream.figures import shown
-from raystream.pool import UniqueIds, check_unique, unique_ids
+from raystream.pool import UniqueIds, check_unique
 from raystream.pool import ids as id_hashes
+from raystream.pool import ids as unique_ids
 from raystream.pool.ids import BLOCK_ROWS, id_numbers, take_ids
 
 TYPES = [pa.int64(), pa.uint8(), pa.string(), pa.large_string(), pa.binary(), pa.binary(1), pa.dictionary(pa.int8(), pa.string())]

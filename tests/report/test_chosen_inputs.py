@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from raystream.pool import scan
-from raystream.report import chosen_inputs
-from raystream.report.chosen_inputs import RunsOfInputs
+from raystream.report import pictures as chosen_inputs
+from raystream.report.pictures import RunsOfInputs
 
 ROWS, BUDGET, RUN = 240, 60, 7
 NETS = """

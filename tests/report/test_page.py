@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.report.page import write_report
-from raystream.report.style import breakable
+from raystream.report.svg import breakable
 
 COLUMNS = {"kind": "columns", "logits": "logits", "embedding": "embedding"}
 NET = {"source": "raystream.loop.demos.mnist:network"}

@@ -7,10 +7,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from raystream.report import chosen_inputs
+from raystream.report import pictures as chosen_inputs
 from raystream.report import pictures as module
-from raystream.report.chosen_inputs import ChosenInputs
-from raystream.report.pictures import pictures, pictures_of
+from raystream.report.pictures import ChosenInputs, pictures, pictures_of
 
 NET = {"source": "raystream.loop.demos.mnist:network"}
 

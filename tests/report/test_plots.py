@@ -8,8 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from raystream.report.plots import Histogram, reliability_diagram, score_histogram
-from raystream.report.pool_map import MapPoints, pool_map, project, spread
+from raystream.report.pool_map import Histogram, MapPoints, pool_map, project, reliability_diagram, score_histogram, spread
 from raystream.report.svg import NARROW, WIDE, Scale, decimals, ticks
 from raystream.store.calibration import Calibration, Reliability
 

@@ -19,8 +19,7 @@ from raystream.pool import ReadSpec, Unit, UnitNames, Units
 from raystream.pool.files import File
 from raystream.scoring.class_labels import class_weights_of
 from raystream.scoring.job import UnitTask
-from raystream.scoring.keys import UnitKeys
-from raystream.scoring.output_kinds import Output, QueryOutputs
+from raystream.scoring.output_kinds import Output, QueryOutputs, UnitKeys
 from raystream.scoring.plan import plan_scoring, resolve, write_plan
 from raystream.store.local import LocalStore
 from raystream.store.protocol import StoredFile

@@ -14,9 +14,8 @@ from obstore.store import MemoryStore
 import raystream as rs
 from raystream.errors import QueryError, RaystreamError, StoreError
 from raystream.run import score
-from raystream.scoring import run_log
-from raystream.scoring.progress import ScoringProgress, Silent
-from raystream.scoring.run_log import RunLog, asked_by
+from raystream.scoring import progress as run_log
+from raystream.scoring.progress import RunLog, ScoringProgress, Silent, asked_by
 from raystream.store.events import Event, EventLog, run_state
 from raystream.store.gc import collect
 from raystream.store.local import LocalStore

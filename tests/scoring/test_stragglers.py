@@ -13,7 +13,7 @@ import pytest
 from raystream.errors import ClusterError, RaystreamError
 from raystream.scoring import child
 from raystream.scoring.executor import Event, Scoring, UnitEnded, WorkerLost, WorkerReady
-from raystream.scoring.stragglers import LEAST_SECONDS, TIMES_THE_MEDIAN, Stragglers
+from raystream.scoring.scheduler import LEAST_SECONDS, TIMES_THE_MEDIAN, Stragglers
 from raystream.scoring.worker import Failure
 from raystream.store.receipts import UnitOutputs
 

@@ -15,8 +15,8 @@ from raystream import selection
 from raystream.errors import DataError, QueryError
 from raystream.query.catalogue import TRAITS
 from raystream.selection import Candidates, LocalShards, choose, row_hash, select
-from raystream.selection.choose import STRATEGIES
 from raystream.selection.rows import as_rows
+from raystream.selection.select import STRATEGIES
 
 READERS = sorted(name for name, traits in TRAITS.items() if traits.embedding)
 """All that read embeddings."""

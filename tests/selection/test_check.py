@@ -9,7 +9,7 @@ import pytest
 
 from raystream.errors import QueryError, StrategyContractError
 from raystream.selection import Picked, check_strategy
-from raystream.selection.choose import STRATEGIES
+from raystream.selection.select import STRATEGIES
 from raystream.selection.strategies.ranking import random_order, walk
 
 

@@ -9,9 +9,9 @@ from oracle import data, distances_to, greedy, pools, unit
 import raystream.selection
 from raystream.errors import QueryError
 from raystream.selection import Candidates, LocalShards, choose, row_hash
-from raystream.selection.choose import STRATEGIES
-from raystream.selection.near_duplicates import NearDuplicates, cosines
+from raystream.selection.repeats import NearDuplicates, cosines
 from raystream.selection.rows import as_rows
+from raystream.selection.select import STRATEGIES
 
 FEW = ("normal", "clustered", "duplicated", "equal", "binary", "one_hot", "counts", "unit", "offset")
 MOST = {"batch_bald": 50}

@@ -13,7 +13,7 @@ from raystream.errors import DataError, QueryError
 from raystream.selection import ArrayPart, Candidates, LocalShards, bounds, choose
 from raystream.selection.clustered import HeldRows, Spread
 from raystream.selection.clusters import fit_centres
-from raystream.selection.points import BLOCK
+from raystream.selection.lloyd import BLOCK
 from raystream.selection.strategies.k_means import cluster
 
 SHARDS = (1, 2, 7, 64)

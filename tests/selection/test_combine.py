@@ -10,7 +10,7 @@ from raystream.errors import DataError, QueryError
 from raystream.query import Select
 from raystream.selection import Candidates, LocalShards, choose, combine, core_set, top_k
 from raystream.selection.kernels import similarity
-from raystream.selection.near_duplicates import cosines
+from raystream.selection.repeats import cosines
 from raystream.selection.rows import as_rows
 from raystream.selection.strategies.typiclust import typicality
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from raystream.errors import DataError, QueryError
 from raystream.selection import Candidates, Constraints, Cost, LocalShards, Quota, choose, row_hash, select, walk
-from raystream.selection.choose import STRATEGIES
 from raystream.selection.rows import as_rows
+from raystream.selection.select import STRATEGIES
 from raystream.selection.set_aside import plan_floors
 
 

@@ -13,7 +13,7 @@ from raystream.errors import DataError, QueryError
 from raystream.selection import ArrayPart, LocalShards, core_set, farthest_first
 from raystream.selection.constraints import Constraints, Quota
 from raystream.selection.lazy_bounds import Gain
-from raystream.selection.near_duplicates import NearDuplicates, cosines
+from raystream.selection.repeats import NearDuplicates, cosines
 from raystream.selection.strategies.core_set import covering_radius, score_weights
 
 quick = settings(max_examples=60, deadline=None)

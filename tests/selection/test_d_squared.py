@@ -16,7 +16,7 @@ from raystream.selection.constraints import Constraints
 from raystream.selection.d_squared import DSquaredPiece
 from raystream.selection.geometry import Euclidean, nearest_squared
 from raystream.selection.hashing import philox
-from raystream.selection.near_duplicates import NearDuplicates
+from raystream.selection.repeats import NearDuplicates
 from raystream.selection.rows import as_rows
 from raystream.selection.shards import LocalPieces
 from raystream.selection.strategies.k_means_pp import sample

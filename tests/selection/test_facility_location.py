@@ -17,7 +17,7 @@ from raystream.selection.coverage import Coverage
 from raystream.selection.hashing import draw
 from raystream.selection.kernels import Cosine, Gaussian
 from raystream.selection.lazy_greedy import LazyGreedy
-from raystream.selection.near_duplicates import cosines
+from raystream.selection.repeats import cosines
 from raystream.selection.strategies.facility_location import target_count, target_rows
 from raystream.selection.strategies.u_herding import default_delta
 

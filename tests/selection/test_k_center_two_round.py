@@ -10,7 +10,7 @@ from oracle import KINDS, data, distances_to, greedy, pools, unit
 
 from raystream.errors import QueryError
 from raystream.selection import ArrayPart, Candidates, Constraints, LocalShards, Quota, choose, core_set, k_center_two_round, two_rounds
-from raystream.selection.near_duplicates import NearDuplicates, cosines
+from raystream.selection.repeats import NearDuplicates, cosines
 
 
 def brute(x, k, eps, piece, labelled):

@@ -11,7 +11,7 @@ from raystream.errors import DataError, QueryError
 from raystream.selection import ArrayPart, LocalShards, bounds, k_means
 from raystream.selection.clusters import fit_centres
 from raystream.selection.constraints import Constraints
-from raystream.selection.near_duplicates import NearDuplicates
+from raystream.selection.repeats import NearDuplicates
 from raystream.selection.strategies.k_means import cluster
 
 FEW = ("normal", "clustered", "duplicated", "equal", "binary", "one_hot", "counts", "unit", "offset")

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import KINDS, data, distances_to, pools
 
-from raystream.selection.bounds import Encoding
-from raystream.selection.encoded_rows import AT_ONCE, CentreList, Look, encode_rows
+from raystream.selection.bounds import AT_ONCE, CentreList, Encoding, Look, encode_rows
 from raystream.selection.lazy_bounds import Gain, LazyBounds
 from raystream.selection.rows import as_rows
 

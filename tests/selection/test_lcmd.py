@@ -10,7 +10,7 @@ from oracle import KINDS, data, distances_to, pools, unit
 
 from raystream.errors import DataError, QueryError
 from raystream.selection import Candidates, Constraints, LocalShards, Quota, choose, core_set, largest_cluster, lcmd
-from raystream.selection.near_duplicates import NearDuplicates, cosines
+from raystream.selection.repeats import NearDuplicates, cosines
 
 precisions = pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 

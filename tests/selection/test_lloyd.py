@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oracle import data, distances_to, pools
 
 from raystream.selection.clusters import lloyd
-from raystream.selection.points import Points, encoding_of
+from raystream.selection.lloyd import Points, encoding_of
 
 FEW = ("normal", "clustered", "duplicated", "equal", "binary", "one_hot", "counts", "unit", "offset")
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import data, distances_to, pools, unit
 
+from raystream.selection.coverage import Pairs
 from raystream.selection.kernels import Cosine, Gaussian
-from raystream.selection.pairs import Pairs
 
 KERNELS = [Cosine(), Gaussian(1.0), Gaussian(0.3), Gaussian(0.05), Gaussian(1e-7)]
 DTYPES = (torch.bfloat16, torch.float32, torch.float64)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import data, distances_to, pools
 
-from raystream.selection.points import BLOCK, Points, by_blocks, cost, distinct, drawn, encoding_of, slices, squared_to
+from raystream.selection.lloyd import BLOCK, Points, by_blocks, cost, distinct, drawn, encoding_of, slices, squared_to
 
 FEW = ("normal", "clustered", "duplicated", "equal", "binary", "one_hot", "counts", "unit", "offset")
 

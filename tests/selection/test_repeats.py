@@ -12,10 +12,10 @@ from raystream.errors import QueryError
 from raystream.query.catalogue import TRAITS
 from raystream.selection import Candidates, Constraints, Cost, LocalShards, Quota, choose, row_hash
 from raystream.selection import repeats as module
-from raystream.selection.choose import STRATEGIES
 from raystream.selection.prefilter import ahead
 from raystream.selection.repeats import find_repeats, first_equal, not_alone, row_hashes
 from raystream.selection.rows import ArrayPart, Rows
+from raystream.selection.select import STRATEGIES
 
 
 def groups_by_values(x, labelled=()):

@@ -22,7 +22,7 @@ from streams import run as look
 from raystream.loop.streams.log import StreamLog
 from raystream.loop.streams.requests import RequestedRows, StreamRequest
 from raystream.pool.columns import Column, decode
-from raystream.service.problems import Problem
+from raystream.service.edge import Problem
 from raystream.service.stream_model import _array, _type
 from raystream.store.opening import open_store
 

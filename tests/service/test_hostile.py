@@ -29,11 +29,9 @@ from raystream.lake import redacted
 from raystream.lake.bucket import delta_place
 from raystream.lake.reach import confine
 from raystream.service.config import Config
-from raystream.service.edge import HEAD_SECONDS, HttpProtocol
+from raystream.service.edge import HEAD_SECONDS, HttpProtocol, Metrics, Problem
 from raystream.service.formats import csv_pieces, file_pieces, json_pieces
-from raystream.service.metrics import Metrics
 from raystream.service.policy import Policy, _without_doubles, read_json
-from raystream.service.problems import Problem
 from raystream.service.query_routes import QueryCalls, _RunOrQuery, _told
 from raystream.service.streams import Decider
 from raystream.service.tokens import Caller

@@ -29,8 +29,7 @@ from streams import run as run_stream
 
 import raystream as rs
 from raystream.loop.simulation.run import simulate
-from raystream.service.page_routes import page_router
-from raystream.service.static_page import static_page
+from raystream.service.page_routes import page_router, static_page
 from raystream.store.events import EventLog
 from raystream.store.opening import existing_store
 

@@ -17,9 +17,7 @@ from fastapi.testclient import TestClient
 
 import raystream as rs
 from raystream import Query
-from raystream.service.page_files import LIBRARY, MODULES, POLICY, STYLES, one_file, page_files
-from raystream.service.page_routes import page_router
-from raystream.service.static_page import static_page
+from raystream.service.page_routes import LIBRARY, MODULES, POLICY, STYLES, one_file, page_files, page_router, static_page
 from raystream.store.opening import existing_store
 
 EVIL = "</script><script>alert(1)</script><!--"

@@ -18,8 +18,7 @@ from raystream.errors import QueryError
 from raystream.lake import filesystem_of
 from raystream.lake.reach import confine
 from raystream.service.config import Config, Limits
-from raystream.service.edge import Edge
-from raystream.service.metrics import Metrics
+from raystream.service.edge import Edge, Metrics
 
 pytestmark = pytest.mark.usefixtures("workplace")
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raystream.service.config import Config, Limits
-from raystream.service.metrics import Metrics
+from raystream.service.edge import Metrics
 from raystream.service.policy import Checked
 from raystream.service.process import ProcessTask
 from raystream.service.runs import QueueEntry, Runs

@@ -17,7 +17,7 @@ from pools import logits_and_embeddings, pool_table
 import raystream as rs
 from raystream import Query
 from raystream.errors import QueryError
-from raystream.service.plain import ids, plain
+from raystream.service.formats import ids, plain
 from raystream.service.pool_sample import CHOSEN, LABELLED, pool_sample
 from raystream.service.views import Views, differences, iso
 from raystream.store.events import EventLog

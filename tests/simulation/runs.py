@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-from raystream.choosing.commit import ScoringFacts, commit
+from raystream.choosing.batch import ScoringFacts, commit
 from raystream.errors import RaystreamError
 from raystream.lake import LOCAL
 from raystream.lake.retry import Patience
@@ -31,9 +31,9 @@ from raystream.store.events import EventLog
 from raystream.store.gc import collect
 from raystream.store.life import SignOfLife
 from raystream.store.manifest import Seconds
+from raystream.store.receipt_table import Keys
 from raystream.store.receipts import receipt_name
 from raystream.store.result import read_result
-from raystream.store.unit_keys import Keys
 from simulation.bucket import Broken, Bucket
 from simulation.workers import Machines, Manners, SimulatedWorker, Tally, content
 from simulation.world import Process, World

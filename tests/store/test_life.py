@@ -285,7 +285,7 @@ def test_a_run_that_begins_late_keeps_the_plan_of_one_that_is_further_on(make_qu
 
 def test_who_loses_a_name_leaves_the_winners_files(make_query: MakeQuery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two different queries under one explicit name, committing at the same moment: the later one is refused, and nothing of it stays."""
-    from raystream.choosing import commit
+    from raystream.choosing import batch as commit
 
     winner: list[Any] = []
     real = commit.write_plan

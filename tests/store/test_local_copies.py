@@ -12,7 +12,7 @@ import pytest
 import xxhash
 
 from raystream.errors import StoreError
-from raystream.store.local_copies import LocalCopies
+from raystream.store.integrity import LocalCopies
 from raystream.store.protocol import StoredFile
 
 
@@ -90,7 +90,7 @@ def test_copies_of_a_killed_process_are_removed_by_the_next(tmp_path: Path) -> N
     living = LocalCopies(tmp_path / "copies")
     kept = living.path("s3://b", stored("x", b"content"), pieces(b"content"))
     code = (
-        "import os, sys; from pathlib import Path; from raystream.store.local_copies import LocalCopies;"
+        "import os, sys; from pathlib import Path; from raystream.store.integrity import LocalCopies;"
         "copies = LocalCopies(Path(sys.argv[1])); (copies._folder / 'left').write_bytes(b'x'); os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "copies")]).returncode == 9

@@ -18,7 +18,7 @@ from raystream.run import score
 from raystream.store import packs
 from raystream.store.gc import collect
 from raystream.store.local import LocalStore
-from raystream.store.unit_keys import Keys
+from raystream.store.receipt_table import Keys
 
 MakeQuery = Callable[..., rs.Query]
 

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.store.protocol import StoredFile
-from raystream.store.receipt_table import ReceiptTable
+from raystream.store.receipt_table import Keys, ReceiptTable
 from raystream.store.receipts import Receipt, unit_folder
-from raystream.store.scored_units import ScoredUnits, check_same_model
-from raystream.store.unit_keys import Keys
+from raystream.store.unit_columns import ScoredUnits, check_same_model
 
 OUTPUT = "scores-0123456789ab"
 KEYS = Keys.of(hashlib.sha256(str(number).encode()).hexdigest() for number in range(40))

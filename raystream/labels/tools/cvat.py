@@ -14,9 +14,8 @@ from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 from raystream.errors import QueryError
-from raystream.labels.annotation import DRAFT, LABELLED, Annotation, text_or_none, time_of
+from raystream.labels.annotation import DRAFT, LABELLED, Annotation, Document, text_or_none, time_of
 from raystream.labels.batch import Batch, Item
-from raystream.labels.documents import Document
 from raystream.labels.tools.tool import Tool, Written, as_json, needs_shown, no_classes, no_prediction
 from raystream.pool.images import UndecodableError, open_image
 

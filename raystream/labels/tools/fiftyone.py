@@ -6,10 +6,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from raystream.errors import QueryError
-from raystream.labels.annotation import LABELLED, REJECTED, SKIPPED, Annotation, id_of, text_or_none, time_of, whole_number
+from raystream.labels.annotation import (
+    FIELD,
+    LABELLED,
+    QUERY_FIELD,
+    RANK_FIELD,
+    REJECTED,
+    SKIPPED,
+    Annotation,
+    Document,
+    id_of,
+    text_or_none,
+    time_of,
+    whole_number,
+)
 from raystream.labels.batch import Batch, Item
-from raystream.labels.documents import Document
-from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD
 from raystream.labels.tools.tool import Tool, Written, about, as_lines, needs_shown, no_classes, no_prediction, picture
 
 _TITLE = "FiftyOne"

@@ -14,10 +14,22 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from raystream.errors import QueryError
-from raystream.labels.annotation import DRAFT, LABELLED, REJECTED, SKIPPED, Annotation, id_of, text_or_none, time_of, whole_number
+from raystream.labels.annotation import (
+    DRAFT,
+    FIELD,
+    LABELLED,
+    QUERY_FIELD,
+    RANK_FIELD,
+    REJECTED,
+    SKIPPED,
+    Annotation,
+    Document,
+    id_of,
+    text_or_none,
+    time_of,
+    whole_number,
+)
 from raystream.labels.batch import Batch, Item
-from raystream.labels.documents import Document
-from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD
 from raystream.labels.tools.tool import Tool, Written, about, as_json, closed_links, needs_shown, no_classes, no_prediction, picture
 from raystream.pool.images import format_of
 

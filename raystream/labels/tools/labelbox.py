@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raystream.labels.annotation import LABELLED, REJECTED, SKIPPED, Annotation, id_of, text_or_none, time_of
+from raystream.labels.annotation import LABELLED, REJECTED, SKIPPED, Annotation, Document, id_of, text_or_none, time_of
 from raystream.labels.batch import Batch
-from raystream.labels.documents import Document
 from raystream.labels.tools.tool import Tool, Written, as_json, as_lines, closed_links, needs_shown, no_classes, no_prediction, picture
 
 _TITLE = "Labelbox"

@@ -12,10 +12,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystream.errors import LabelsError
-from raystream.labels.annotation import LABELLED, STATES, Annotation, id_of, is_nothing, text_or_none, time_of, whole_number
+from raystream.labels.annotation import (
+    FIELD,
+    LABELLED,
+    QUERY_FIELD,
+    RANK_FIELD,
+    SCORE_FIELD,
+    STATES,
+    Annotation,
+    Document,
+    id_of,
+    is_nothing,
+    text_or_none,
+    time_of,
+    whole_number,
+)
 from raystream.labels.batch import Batch
-from raystream.labels.documents import Document
-from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD, SCORE_FIELD
 from raystream.labels.tools.tool import Tool, Written, about, as_lines, picture
 
 _TO_FILL = ("label", "state", "annotator")

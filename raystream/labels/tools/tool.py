@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raystream.errors import LabelsError, QueryError, RaystreamError
-from raystream.labels.annotation import Annotation
+from raystream.labels.annotation import FIELD, QUERY_FIELD, RANK_FIELD, SCORE_FIELD, Annotation, Document
 from raystream.labels.batch import Batch, Item
-from raystream.labels.documents import Document
-from raystream.labels.ids import FIELD, QUERY_FIELD, RANK_FIELD, SCORE_FIELD
 
 _OPEN = ("http:", "https:", "data:")
 

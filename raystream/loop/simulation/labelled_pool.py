@@ -15,14 +15,14 @@ from raystream.choosing.constraints import as_costs
 from raystream.errors import LabelsError, ModelError, PoolError
 from raystream.figures import number_of, shown
 from raystream.loop.evaluation import EvaluationRows, ids_in_files, rows_in_files
-from raystream.loop.label_values import LabelValues
+from raystream.loop.labels import LabelValues
 from raystream.loop.pool_rows import PoolRows
 from raystream.loop.simulation.rounds import Pool
 from raystream.loop.trainers.sklearn_trainer import SklearnTrainer
 from raystream.loop.trainers.torch_trainer import TorchTrainer
 from raystream.loop.trainers.training import Array, Trainer, TrainingRows, predicted
 from raystream.model import class_names, load, with_local_files
-from raystream.model.embedding import INPUTS
+from raystream.model.signature import INPUTS
 from raystream.pool import Places, check_unique, comparable, list_pool, read_columns_at, read_unit
 from raystream.query import Pool as PoolSection
 from raystream.query import Query

@@ -14,12 +14,11 @@ from raystream.errors import DataError
 from raystream.figures import in_seconds
 from raystream.loop.simulation.comparison import Curves, Figures, aligned, compare, student_quantile
 from raystream.loop.simulation.rounds import Played
-from raystream.query.catalogue.auto import CONTROL
-from raystream.query.catalogue.metrics import metric_of
+from raystream.query.catalogue.scores import metric_of
+from raystream.query.catalogue.strategies import CONTROL
 from raystream.query.simulate import Simulation
-from raystream.report.curves import Level, Line, chart
-from raystream.report.facts import Fact
-from raystream.report.simulation import Chart, SimulationPage, StrategyRow
+from raystream.report.cards import Fact
+from raystream.report.curves import Chart, Level, Line, SimulationPage, StrategyRow, chart
 
 Histories = Mapping[str, Sequence[Sequence[Played]]]
 ENOUGH_SEEDS = 10

@@ -1,7 +1,11 @@
-"""Rounds in memory: choose, label, train, judge, on arrays of which every label is known. The one loop behind all learning curves.
+"""The rounds of one strategy and seed in memory, and the scores that they choose by.
+
+Rounds in memory: choose, label, train, judge, on arrays of which every label is known. The one loop behind all learning curves.
 
 Nothing is read or written. What a round does is what a loop's round does over a store: the same strategies see the same scores,
 embeddings and hashes. Every draw is a function of (seed, round), never of the strategy, so that strategies are paired by seed.
+
+The acquisition scores of a trained model's outputs, for rounds that hold arrays.
 """
 
 from __future__ import annotations
@@ -13,18 +17,76 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from raystream.acquisition import (
+    logit_scores,
+    member_scores,
+    multi_label_member_scores,
+    multi_label_scores,
+    regression_variance,
+)
 from raystream.errors import QueryError
 from raystream.figures import number_of
 from raystream.loop.metrics import measure
-from raystream.loop.simulation.scores import score_rows
 from raystream.loop.trainers.by_name import CommitteeFitted, fit
 from raystream.loop.trainers.training import Fitted, Trainer, TrainingRows, gives_embedding, seed_of
-from raystream.query.catalogue import TRAITS
-from raystream.query.catalogue.auto import AUTO, CONTROL, ENOUGH, pick
+from raystream.query.catalogue import SCORES, TRAITS
+from raystream.query.catalogue.strategies import AUTO, CONTROL, ENOUGH, pick
 from raystream.selection import Cost, select
 
 Array = npt.NDArray[Any]
+_SIMULATED = ("logits", "members")
+"""What a score may be computed from; the others look into the model."""
+
+
+def score_rows(score: str, task: str, values: Array, samples: Array | None) -> Array:
+    """Return (n,) float32, higher = label sooner, as workers score the same outputs.
+
+    Args:
+        score: its name.
+        task: `model.task`.
+        values: (n, classes) probabilities, or (n, labels) of multi-label.
+        samples: (n, members, classes) what each member of a committee says; needed by scores of members.
+    """
+    if task == "regression":
+        return np.asarray(regression_variance(_members(samples, score)), dtype=np.float32)
+    if SCORES[score].source == "members":
+        logits = _logits(_members(samples, score), task)
+        found = multi_label_member_scores(logits, [score]) if task == "multi_label" else member_scores(logits, [score]).scores
+        return found[score].float().numpy()
+    logits = _logits(values, task)
+    if task == "multi_label":
+        result: Array = np.asarray(multi_label_scores(logits, score), dtype=np.float32)
+        return result
+    return logit_scores(logits).scores[score].numpy()
+
+
+def check_score(score: str, task: str, members: int) -> None:
+    """Refuse a score that rounds in memory can't compute.
+
+    Raises:
+        QueryError: it looks into the model, is a function of the user's own, or needs a committee.
+    """
+    entry = SCORES.get(score)
+    if entry is None or entry.source not in _SIMULATED:
+        known = ", ".join(name for name, of in SCORES.items() if of.source in _SIMULATED and task in of.tasks)
+        raise QueryError(f"acquire.score is {score}, which is not simulated; use one of {known}")
+    if (entry.source == "members" or task == "regression") and members < 2:
+        raise QueryError(f"acquire.score {score} compares several opinions of a row; set loop.committee to 2 or more")
+
+
+def _members(samples: Array | None, score: str) -> Array:
+    assert samples is not None, f"{score} was checked"
+    return samples
+
+
+def _logits(values: Array, task: str) -> torch.Tensor:
+    """Return logarithms of probabilities, or log-odds of labels; -inf where a class is out of the question."""
+    p = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
+    return (torch.logit(p) if task == "multi_label" else torch.log(p)).float()
+
+
 Indices = npt.NDArray[np.int64]
 _CHOICE, _TRAINING, _SPLIT, _CEILING = range(1, 5)
 """Purposes of seeds."""

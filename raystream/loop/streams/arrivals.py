@@ -13,7 +13,7 @@ from raystream.loop.streams.log import Arrival
 from raystream.pool import File, list_pool
 from raystream.pool.files import NothingThereError
 from raystream.pool.plan import ListedFiles
-from raystream.pool.table_arrivals import Added, added_files
+from raystream.pool.tables import Added, added_files
 from raystream.query import Pool
 
 SETTLING_SECONDS = 2.0

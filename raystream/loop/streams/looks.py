@@ -21,15 +21,13 @@ import pyarrow.compute as pc
 from raystream.errors import ModelError, PoolError
 from raystream.figures import number_of
 from raystream.loop.streams.arrivals import SETTLING_SECONDS, PoolListing, list_arrivals
-from raystream.loop.streams.decisions import StreamState
-from raystream.loop.streams.drift import Drift
-from raystream.loop.streams.folding import fold
-from raystream.loop.streams.log import Arrival, Progress, StreamLog
+from raystream.loop.streams.decisions import Drift, StreamState
+from raystream.loop.streams.log import Arrival, Progress, StreamLog, fold
 from raystream.pool import check_unique
 from raystream.pool.ids import KnownIds, comparable, derived_ids
 from raystream.pool.plan import NoReadableFileError, NoRowsError
 from raystream.query.catalogue import SAMPLE_SCORES
-from raystream.query.stream import Stream
+from raystream.query.simulate import Stream
 from raystream.scoring.executor import WorkerSource
 from raystream.scoring.job import ScoringJob
 from raystream.scoring.plan import ResolvedQuery, ScoringPlan, resolve
@@ -39,8 +37,7 @@ from raystream.scoring.session import Session, model_notes, one_opinion, refuse_
 from raystream.store.calibration import Calibration
 from raystream.store.life import SignOfLife
 from raystream.store.receipts import EMBEDDINGS, UnitOutputs
-from raystream.store.scored_units import check_same_model
-from raystream.store.unit_columns import quarantined_rows, read_columns
+from raystream.store.unit_columns import check_same_model, quarantined_rows, read_columns
 
 PART_ROWS = 1 << 16
 """Rows of a file of decisions, at most."""

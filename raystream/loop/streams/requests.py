@@ -23,10 +23,9 @@ import pyarrow as pa
 
 from raystream.errors import QueryError
 from raystream.loop.streams.decisions import StreamState
-from raystream.loop.streams.folding import about, fold, requests_of
-from raystream.loop.streams.log import Progress, StreamLog
+from raystream.loop.streams.log import Progress, StreamLog, about, fold, requests_of
 from raystream.loop.streams.segment import Begun, Numbers, Record, Segment, may_append
-from raystream.query.stream import Stream
+from raystream.query.simulate import Stream
 
 FOLD_SECONDS = 30.0
 """After which decisions of requests have their file of decisions, about."""

@@ -9,16 +9,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from raystream.cluster.processes import Processes
+from raystream.cluster.growing import Processes
 from raystream.errors import QueryError
 from raystream.lake.table_uri import is_table, parse_table
 from raystream.loop.streams.log import StreamLog
 from raystream.loop.streams.looks import Looks
 from raystream.pool import refuse_among
-from raystream.query.stream import Stream
+from raystream.query.simulate import Stream
 from raystream.scoring.calibrate import fitted_temperature
 from raystream.scoring.progress import Reporter, Silent
-from raystream.store.lease import Lease
+from raystream.store.life import Lease
 from raystream.store.opening import open_store
 
 
@@ -32,7 +32,7 @@ class StreamResult:
         seen: rows since the beginning that count: those with a finite score.
         chosen: of them.
         decisions: the folder that holds these.
-        drift: see `raystream.loop.streams.drift`.
+        drift: see `raystream.loop.streams.decisions`.
         wait: seconds for which the oldest row that isn't decided on has waited; None where none waits.
         epoch: how many models have scored.
         budget: the share that may be chosen.

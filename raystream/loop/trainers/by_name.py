@@ -1,20 +1,119 @@
-"""Trainers by their names, and committees: several models trained on rows drawn anew, whose disagreement is a score."""
+"""Trainers by name, one model at a time or a committee.
+
+Trainers by their names, and committees: several models trained on rows drawn anew, whose disagreement is a score.
+
+Trains a committee by bootstrap (Breiman, Bagging Predictors, 1996): each member on rows drawn anew, with replacement.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.torch
+import torch
+from torch import nn
 
 from raystream import query
 from raystream.errors import ModelError, QueryError, did_you_mean
-from raystream.loop.trainers.committee import bootstrap_rows
+from raystream.loop.demos.mnist import train
 from raystream.loop.trainers.training import Array, ClassLabel, Fitted, Predicted, Trainer, TrainingRows, seed_of
 from raystream.loop.trainers.users_trainer import UsersTrainer
-from raystream.query.catalogue.trainers import TRAINERS
+from raystream.query.catalogue.scores import TRAINERS
+
+TrainMember = Callable[[nn.Module, Array, Array, int], object]
+_EPOCHS = 30
+_alone = threading.Lock()
+"""Training draws from the process's own generator, so members that share a process take turns."""
+
+
+class MapExecutor(Protocol):
+    """Runs a function on each item, somewhere, and gives the results in order; those of concurrent.futures do."""
+
+    def map(self, function: Callable[..., Any], items: Iterable[Any], /) -> Iterator[Any]: ...
+
+
+def fit_committee(
+    factory: Callable[[int], nn.Module],
+    data: tuple[Array, Array],
+    members: int,
+    seed: int,
+    *,
+    folder: str | Path,
+    trainer: TrainMember | None = None,
+    executor: MapExecutor | None = None,
+) -> list[str]:
+    """Train the members of a committee; the same arguments give the same weights, wherever they are trained.
+
+    Args:
+        factory: makes an untrained network from a seed. For processes, it, the trainer and the data must be picklable.
+        data: labelled rows, x (n, ...) and y (n,). Each member sees n of them, drawn by (seed, member).
+        members: how many, two at least.
+        seed: of the rows, the weights and the training.
+        folder: where the weights are written, as member-0.safetensors and so on.
+        trainer: trains a network in place, given (network, x, y, seed); left out: `raystream.loop.demos.mnist.train`, 30 epochs.
+        executor: left out: one after another, in this process. Threads gain nothing, processes and Ray do.
+
+    Returns:
+        the paths of the weights, in order, for a query's `model.weights`.
+
+    Raises:
+        QueryError: there are fewer than two members, or x and y don't fit together.
+    """
+    x, y = data
+    if members < 2:
+        raise QueryError(f"members is {members}, expected two at least: one model disagrees with nobody")
+    if len(x) != len(y) or not len(x):
+        raise QueryError(f"data holds {len(x)} rows in x and {len(y)} in y, expected as many, and at least one")
+    trainings = [_Training(factory, x, y, member, seed, trainer or _train) for member in range(members)]
+    states = map(_fit, trainings) if executor is None else executor.map(_fit, trainings)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_write(folder / f"member-{member}.safetensors", state) for member, state in enumerate(states)]
+
+
+def bootstrap_rows(rows: int, member: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return the rows that a member is trained on: as many as there are, drawn with replacement."""
+    return np.random.default_rng([seed, member, 0]).integers(0, rows, rows)
+
+
+@dataclass(frozen=True)
+class _Training:
+    factory: Callable[[int], nn.Module]
+    x: Array
+    y: Array
+    member: int
+    seed: int
+    trainer: TrainMember
+
+
+def _fit(training: _Training) -> bytes:
+    """Return a member's weights, as the content of a safetensors file: what travels between processes."""
+    rows = bootstrap_rows(len(training.x), training.member, training.seed)
+    own_seed = int(np.random.default_rng([training.seed, training.member, 1]).integers(0, 2**31))
+    with _alone, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(own_seed)
+        network = training.factory(own_seed)
+        training.trainer(network, training.x[rows], training.y[rows], own_seed)
+    # clones: the format refuses tensors that share memory
+    return safetensors.torch.save({name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()})
+
+
+def _train(network: nn.Module, x: Array, y: Array, seed: int) -> None:
+    train(network, x, y, seed=seed, epochs=_EPOCHS)
+
+
+def _write(path: Path, content: bytes) -> str:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+    return str(path)
 
 
 def make_trainer(trainer: str, args: Mapping[str, Any], model: query.Model | None = None, names: tuple[str, ...] = ()) -> Trainer:

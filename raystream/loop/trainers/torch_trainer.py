@@ -30,13 +30,13 @@ from raystream.loop.trainers.training import (
     seed_of,
 )
 from raystream.model.batches import AUTOCAST, choose_device, in_float32, is_device_failure, is_out_of_memory
-from raystream.model.embedding import INPUTS, EmbeddingTap, inputs_embedding
 from raystream.model.promise import Promise
+from raystream.model.signature import INPUTS, EmbeddingTap, inputs_embedding
 from raystream.model.source import build, plain_network, seeded
 from raystream.model.torch_model import TorchPredictor
 from raystream.model.weights import load_weights
 from raystream.query.catalogue import Arg, kind_of
-from raystream.query.catalogue.arguments import count, flag, natural, positive
+from raystream.query.catalogue.kinds import count, flag, natural, positive
 
 _SHARE = Arg(
     "a number from 0, below 1",

@@ -23,7 +23,7 @@ from raystream.model.batches import choose_device, is_device_failure
 from raystream.model.source import build, find, plain_network
 from raystream.model.weights import load_weights
 from raystream.query.catalogue import kind_of
-from raystream.query.catalogue.trainers import USERS_TRAINER
+from raystream.query.catalogue.scores import USERS_TRAINER
 
 LABEL = "label"
 """The column of labels in the table that the function gets, whatever it is called in the files of labels."""

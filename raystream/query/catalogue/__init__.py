@@ -5,11 +5,9 @@ tests. An entry says where the code lies as an import path, which is followed wh
 with its algorithm and an entry here; a new score a function and an entry; a new kind of model a module and an entry.
 """
 
-from raystream.query.catalogue.arguments import Arg
-from raystream.query.catalogue.auto import AUTO, CONTROL
-from raystream.query.catalogue.kinds import ENTRY_POINTS, KINDS, REGISTERED, KindEntry, entry_point, kind_of
+from raystream.query.catalogue.kinds import ENTRY_POINTS, KINDS, REGISTERED, Arg, KindEntry, entry_point, kind_of
 from raystream.query.catalogue.kinds import OPTIONAL_KEYS as MODEL_KEYS
-from raystream.query.catalogue.meant import meant_score, meant_strategy
+from raystream.query.catalogue.rules import meant_score, meant_strategy
 from raystream.query.catalogue.scores import (
     GRADIENT_SCORES,
     LOGIT_SCORES,
@@ -23,7 +21,7 @@ from raystream.query.catalogue.scores import (
     number_formulas,
     scores_of_task,
 )
-from raystream.query.catalogue.strategies import OPTIONAL_KEYS, TERMS, TRAITS, USERS_OWN, Traits, traits
+from raystream.query.catalogue.strategies import AUTO, CONTROL, OPTIONAL_KEYS, TERMS, TRAITS, USERS_OWN, Traits, traits
 
 __all__ = [
     "AUTO",

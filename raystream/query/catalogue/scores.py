@@ -1,4 +1,11 @@
-"""The acquisition scores."""
+"""Scores, metrics and trainers, each declared once.
+
+The acquisition scores.
+
+What a model is judged by on labelled rows that it was not trained on.
+
+What trains the models of a loop.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +15,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal
 
-from raystream.query.catalogue.arguments import Arg, count, flag, load
+from raystream.query.catalogue.kinds import Arg, count, flag, load
 
 Source = Literal["logits", "members", "last_layer", "parameters", "targets"]
 
@@ -73,14 +80,14 @@ SCORES: Mapping[str, ScoreEntry] = {
         "logits",
         "raystream.acquisition.logits:entropy_of",
         _LABELS,
-        of_label="raystream.acquisition.multi_label:entropy_of_label",
+        of_label="raystream.acquisition.logits:entropy_of_label",
     ),
     "least_confidence": ScoreEntry(
         "1 - p1: how far the likeliest class is from certain",
         "logits",
         "raystream.acquisition.logits:least_confidence_of",
         _LABELS,
-        of_label="raystream.acquisition.multi_label:least_confidence_of_label",
+        of_label="raystream.acquisition.logits:least_confidence_of_label",
         doubt=True,
     ),
     "margin": ScoreEntry(
@@ -88,7 +95,7 @@ SCORES: Mapping[str, ScoreEntry] = {
         "logits",
         "raystream.acquisition.logits:margin_of",
         _LABELS,
-        of_label="raystream.acquisition.multi_label:margin_of_label",
+        of_label="raystream.acquisition.logits:margin_of_label",
     ),
     "ratio": ScoreEntry("p2 / p1, of the two likeliest classes", "logits", "raystream.acquisition.logits:ratio_of", _ELEMENTS),
     "energy": ScoreEntry(
@@ -197,3 +204,101 @@ def label_formulas() -> Mapping[str, Callable[..., Any]]:
 def number_formulas() -> Mapping[str, Callable[..., Any]]:
     """Load the functions for numbers of members, by name."""
     return MappingProxyType({name: load(entry.of_numbers) for name, entry in SCORES.items() if entry.of_numbers})
+
+
+_OF_CLASSES, _OF_LABELS, _OF_NUMBERS = frozenset({"classes"}), frozenset({"multi_label"}), frozenset({"regression"})
+
+
+@dataclass(frozen=True)
+class MetricEntry:
+    """One metric; its code is the function of its name in `raystream.loop.metrics`.
+
+    Attributes:
+        does: what it measures, in a line.
+        tasks: what `model.task` may be.
+        lower_is_better: whether a better model has less of it.
+        share: whether it is so many rows of so many, for which there is a binomial interval.
+        of_each_class: whether it is one number a class, `<metric>_<class>`.
+        percent: whether it lies between 0 and 1, the more the better, so that people read it in percent.
+    """
+
+    does: str
+    tasks: frozenset[str]
+    lower_is_better: bool = False
+    share: bool = False
+    of_each_class: bool = False
+    percent: bool = False
+
+
+METRICS: Mapping[str, MetricEntry] = {
+    "accuracy": MetricEntry("the share of rows whose likeliest class is theirs", _OF_CLASSES, share=True, percent=True),
+    "ece": MetricEntry("how far confidence is from accuracy, mean over rows, in 15 bins", _OF_CLASSES, lower_is_better=True),
+    "macro_f1": MetricEntry("F1 of each class or label, their mean", _OF_CLASSES | _OF_LABELS, percent=True),
+    "mae": MetricEntry("the mean absolute error", _OF_NUMBERS, lower_is_better=True),
+    "map": MetricEntry("the average precision of each label, their mean", _OF_LABELS, percent=True),
+    "micro_f1": MetricEntry("F1 over all labels of all rows", _OF_LABELS, percent=True),
+    "nll": MetricEntry("the mean negative logarithm of the true class's probability", _OF_CLASSES, lower_is_better=True),
+    "r2": MetricEntry("the share of the variance that is explained", _OF_NUMBERS),
+    "recall": MetricEntry("of each class, the share of its rows that are found", _OF_CLASSES, share=True, of_each_class=True, percent=True),
+    "rmse": MetricEntry("the root of the mean squared error", _OF_NUMBERS, lower_is_better=True),
+}
+"""What `loop.metrics` may name."""
+
+DEFAULT_METRICS: Mapping[str, str] = {"classes": "accuracy", "multi_label": "micro_f1", "regression": "rmse"}
+"""The one metric of a task where none is named; tasks without one can't be judged yet."""
+
+
+def metric_of(column: str) -> MetricEntry:
+    """Return the entry of a metric's column: `accuracy`, or `recall_cat`, which is one of `recall`."""
+    if column in METRICS:
+        return METRICS[column]
+    name = next(name for name, entry in METRICS.items() if entry.of_each_class and column.startswith(f"{name}_"))
+    return METRICS[name]
+
+
+REGRESSOR = "raystream.loop.trainers.sklearn_trainer:SklearnRegressor"
+"""What loads a regressor of scikit-learn, which has one opinion of a row, whatever it is made of."""
+REGRESSORS_KEYS = ("embedding", "trust")
+"""Keys of `model` that are its arguments, since models of its kind don't have them."""
+
+
+@dataclass(frozen=True)
+class TrainerEntry:
+    """One trainer.
+
+    Attributes:
+        does: what it trains, in a line.
+        code: the import path of what makes it of `loop.train` and the query's section `model`.
+        made: where it makes the model itself, the keys of `model` that load it, by `model.task`; else the query names a network.
+        numbered: whether classes without names are the numbers of the network's outputs.
+    """
+
+    does: str
+    code: str
+    made: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    numbered: bool = False
+
+    @property
+    def make(self) -> Any:
+        """The code, loaded."""
+        return load(self.code)
+
+
+_CLASSIFIER = {"kind": "sklearn", "source": "trained.skops"}
+TRAINERS: Mapping[str, TrainerEntry] = {
+    "torch": TrainerEntry("the network of `model.source`", "raystream.loop.trainers.torch_trainer:torch_trainer", numbered=True),
+    "sklearn": TrainerEntry(
+        "an estimator of scikit-learn, or a pipeline",
+        "raystream.loop.trainers.sklearn_trainer:sklearn_trainer",
+        made={"classes": _CLASSIFIER, "multi_label": _CLASSIFIER, "regression": {"kind": "python", "source": REGRESSOR}},
+    ),
+}
+"""What `loop.trainer` may name, beside functions of the user's own."""
+
+USERS_TRAINER = TrainerEntry("what a function of the user's own does", "", made=TRAINERS["sklearn"].made)
+"""A function by its import path; it makes an estimator of scikit-learn where the query names no model."""
+
+
+def trainer_entry(name: str) -> TrainerEntry:
+    """Return the trainer of that name, or what holds for a function."""
+    return TRAINERS.get(name, USERS_TRAINER)

@@ -17,15 +17,14 @@ from numpy.typing import ArrayLike
 
 from raystream.errors import QueryError
 from raystream.selection.arguments import count, labelled_of, optional_column, shards_of
-from raystream.selection.bounds import Encoding, Precision, grid_power, on_grid
+from raystream.selection.bounds import CentreList, Encoding, Look, Precision, grid_power, on_grid
 from raystream.selection.constraints import Constraints
-from raystream.selection.encoded_rows import CentreList, Look
+from raystream.selection.hashing import checked_weights
 from raystream.selection.lazy_bounds import Gain
 from raystream.selection.rows import Array, Metric, not_finite
 from raystream.selection.shard import Leaders
 from raystream.selection.shards import Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings
-from raystream.selection.weights import checked_weights
 from raystream.threads import one_thread
 
 _LEADERS = 16384

@@ -15,11 +15,11 @@ from raystream.selection.arguments import checked_seed, count, optional_column, 
 from raystream.selection.clustered import Clustered, Spread, clustered, taken
 from raystream.selection.clusters import ONE_LEVEL, fit_centres
 from raystream.selection.constraints import Constraints
-from raystream.selection.points import BLOCK, encode, encoding_of, slices
+from raystream.selection.hashing import checked_weights
+from raystream.selection.lloyd import BLOCK, encode, encoding_of, slices
 from raystream.selection.rows import Array, Metric, squared_distances
 from raystream.selection.shards import DEFAULT_MEMORY, LocalPieces, Shards
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings
-from raystream.selection.weights import checked_weights
 
 _PRODUCTS = 1 << 23
 _FEWEST = 64

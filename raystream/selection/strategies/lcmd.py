@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from raystream.selection.arguments import count, labelled_of, shards_of
-from raystream.selection.bounds import Precision
+from raystream.selection.bounds import Precision, encode_rows
 from raystream.selection.constraints import Constraints
-from raystream.selection.encoded_rows import encode_rows
 from raystream.selection.nearest import Cells, in_order, squared_to
 from raystream.selection.rows import Array, Metric
 from raystream.selection.shards import DEFAULT_MEMORY, LocalShards, Shards

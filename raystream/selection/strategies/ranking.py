@@ -15,10 +15,9 @@ from numpy.typing import ArrayLike
 from raystream.errors import DataError, QueryError
 from raystream.selection.arguments import Ids, checked_seed, column, count, keys_of
 from raystream.selection.constraints import Constraints
-from raystream.selection.hashing import uniform
+from raystream.selection.hashing import check_weights, uniform
 from raystream.selection.rows import Array
 from raystream.selection.strategy import Candidates, Picked, Request, row_keys, scores
-from raystream.selection.weights import check_weights
 from raystream.threads import each
 
 _AT_ONCE = 1 << 20

@@ -23,9 +23,9 @@ from raystream.selection.arguments import checked_seed, count, labelled_of, rows
 from raystream.selection.clustered import Clustered, HeldRows, clustered, taken
 from raystream.selection.clusters import clusters as fit_clusters
 from raystream.selection.constraints import Constraints
+from raystream.selection.lloyd import encoding_of, slices
 from raystream.selection.nearest import near_bounds, pair_distances
 from raystream.selection.neighbours import Facts, nearest_neighbours
-from raystream.selection.points import encoding_of, slices
 from raystream.selection.represents import assign
 from raystream.selection.rows import Array, Metric, as_rows, vectors
 from raystream.selection.shards import DEFAULT_MEMORY, LocalPieces, Shards

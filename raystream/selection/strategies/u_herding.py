@@ -22,13 +22,12 @@ from raystream.errors import QueryError
 from raystream.selection.arguments import checked_seed, column, count, labelled_of, shards_of
 from raystream.selection.bounds import Encoding
 from raystream.selection.coverage import Coverage
-from raystream.selection.hashing import row_hash
+from raystream.selection.hashing import checked_weights, row_hash
 from raystream.selection.kernels import Gaussian
 from raystream.selection.rows import Array, normalised, squared_distances
 from raystream.selection.shards import DEFAULT_MEMORY, Shards
 from raystream.selection.strategies.facility_location import represent, target_rows
 from raystream.selection.strategy import Candidates, Picked, Request, embeddings, row_keys, scores
-from raystream.selection.weights import checked_weights
 
 _NEIGHBOUR = 20
 _ASKED = 1024
