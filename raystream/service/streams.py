@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import queue
-import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,8 +41,6 @@ _LOOK_SECONDS = 5.0
 """Between looks, while nobody asks, whether what was answered is to have its file of decisions."""
 _SETTLERS = 2
 """Threads that wait for the disk: while one does, what comes meanwhile need not wait for it first."""
-_TURN_SECONDS = 0.0005
-"""After which Python has a thread give way to one that waits, of the few that a request passes through."""
 _log = logging.getLogger("raystream.service")
 _described = Described()
 _in_order = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
@@ -75,10 +72,8 @@ class Deciders:
         Args:
             wait: for them.
             stays: the process is this server's: what it holds once a model is loaded is no more looked through for garbage, which takes a
-                tenth of a second each time, for which all requests would wait; and its threads take turns sooner than every 5 ms.
+                tenth of a second each time, for which all requests would wait.
         """
-        if stays and self._deciders:
-            sys.setswitchinterval(_TURN_SECONDS)
         for decider in self._deciders.values():
             loading = decider.load()
             if stays:
