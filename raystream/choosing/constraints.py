@@ -209,8 +209,9 @@ def exceeded(limits: BatchLimits, chosen: Chosen) -> list[str]:
     for quota in limits.quotas:
         group = quota.group[chosen.rows]
         counts = np.bincount(group[group >= 0], minlength=len(quota.names))
-        i = int((counts - quota.most).argmax())
-        if counts[i] > quota.most[i]:
+        over = counts - quota.most
+        if over.max(initial=0) > 0:
+            i = int(over.argmax())
             found.append(
                 f"{counts[i]} rows have {quota.by} {shown(quota.names[i])}, above the {quota.most[i]} that select.quotas allow, since "
                 f"rows of {keys} are in the batch whatever their groups"

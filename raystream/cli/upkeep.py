@@ -45,7 +45,6 @@ def gc(
     and what servers noted of requests that are over; none of it younger than --older-than, since a query that runs may be about to
     need it.
     """
-    from raystream.cli.upkeep import describe_collected
     from raystream.store.gc import collect
     from raystream.store.opening import existing_store
     from raystream.store.queries import find_dropped
@@ -81,7 +80,6 @@ def scores(
     Ids, scores, predictions, and embeddings if asked, of every scored row.
     """
     from raystream.choosing.scores_table import write_scores
-    from raystream.cli.upkeep import describe_written
     from raystream.store.opening import existing_store
 
     written = write_scores(existing_store(check_place("--store", store)), name, check_place("--out", out), embeddings=embeddings)
@@ -105,7 +103,6 @@ def verify(
 
     Exit 0 if it is the same, 3 with the first difference, or with the units whose outputs aren't what the model gives now.
     """
-    from raystream.cli.upkeep import describe_verified
     from raystream.run import verify as derive_again
     from raystream.store.opening import existing_store
 
@@ -160,7 +157,6 @@ def doctor(
     Exit 0 if nothing fails, else the code of the first that does.
     """
     from raystream.cli.doctor import diagnose
-    from raystream.cli.upkeep import describe_diagnosis
     from raystream.lake.table_writer import check_output
     from raystream.query import Query
 

@@ -33,7 +33,7 @@ from raystream.store.queries import CommittedQuery
 from raystream.store.recorded import Difference, FileChanges
 from raystream.store.result import Result, Scores
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it imports torch, which takes longer than all else that a result is shown by
     from raystream.scoring.estimate import Estimate
 
 _ROWS_SHOWN = 10

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import raystream as rs
 from raystream import selection
-from raystream.choosing.constraints import in_query, words_of_query
+from raystream.choosing.constraints import BatchLimits, exceeded, in_query, words_of_query
 from raystream.errors import DataError, LabelsError, QueryError
 from raystream.query import Select
 from raystream.query.catalogue import TRAITS
+from raystream.selection import Quota
 
 MakeQuery = Callable[..., rs.Query]
 
@@ -64,3 +67,13 @@ def test_warnings_of_queries_name_keys(make_query: MakeQuery) -> None:
     result = rs.run(make_query(select__budget=40, select__cost={"column": "minutes", "budget": 25}))
     assert "select.cost.budget 25" in result.manifest.warnings[-1]
     assert "`" not in "".join(result.manifest.warnings)
+
+
+def test_a_quota_of_no_group_is_never_exceeded() -> None:
+    """As of a column that holds nothing; of several groups, that is named which is furthest above its cap."""
+    rows, none = np.arange(3), np.empty(0, np.int64)
+    chosen = SimpleNamespace(rows=rows, why=["random_share"] * 3)
+    assert exceeded(BatchLimits([Quota("c", np.full(5, -1, np.int32), [], none, none)], None), chosen) == []  # type: ignore[arg-type]
+    full = Quota("c", np.array([0, 1, 1, 0, 1], np.int32), ["a", "b"], np.array([1, 0]), np.array([0, 0]))
+    [said] = exceeded(BatchLimits([full], None), chosen)  # type: ignore[arg-type]
+    assert said.startswith("2 rows have c b, above the 0 that select.quotas allow, since rows of select.random_share")
