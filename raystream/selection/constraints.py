@@ -213,9 +213,7 @@ class Constraints:
     def _shortfall(self) -> Shortfall:
         money = self._money - self._spent
         count = self._count[: len(self._asked)]
-        return Shortfall(
-            self._asked, self._cost, count, dict(self._why), self.left, money, self._near_duplicates, self._gather, self._more
-        )
+        return Shortfall(self._asked, self._cost, count, dict(self._why), self.left, money, self._near_duplicates, self._gather, self._more)
 
     def _set_aside(self) -> SetAside | None:
         if self._keeps_money and self._aside is None:

@@ -104,7 +104,7 @@ class NearRows:
         Of rows of which products leave more than 4 k + `tied` others, k + 8 that float32 says are nearest. `room` is the thread's, to be
         used again.
         """
-        search = _Search(self, places, k, radius, Room() if room is None else room, tied)
+        search = _Search(self, places, stretches, k, radius, Room() if room is None else room, tied)
         groups = grouped(stretches, max(_PRODUCTS // search.size // _UNIT, 1) * _UNIT)
         for group in groups:
             search.see(group)
@@ -158,7 +158,7 @@ def _as_centres(operand: torch.Tensor, encoding: Encoding) -> torch.Tensor:
 def _packed(found: Array, near: Array, count: Array, infinite: Any) -> Array:
     """Pack (m, the largest `count`): what of `found` (m, c) is `near` (m, c) bool, (m,) `count` of them in a row, and else infinite."""
     result = np.full((len(found), max(int(count.max()), 1)), infinite)
-    row, column = np.divmod(np.flatnonzero(near), found.shape[1])
+    row, column = where(near)
     result[row, ranks(count)] = found[row, column]
     return result
 
@@ -183,20 +183,26 @@ class Room:
         return torch.mm(a, b.T, out=self._product[:size].view(len(a), len(b)))
 
     def at_most(self, found: Array, limit: Array) -> Array:
-        """Tell (m, n) bool where `found` is at most the `limit` (m,) of its row; holds until the next."""
-        if len(self._near) < found.size + 8:
-            self._near = np.zeros(max(found.size, _PRODUCTS) + 8, dtype=bool)
-        self._near[found.size : found.size + 8] = False
+        """Tell (m, n) bool where `found` is at most the `limit` (m,) of its row, n a multiple of 8; holds until the next."""
+        if len(self._near) < found.size:
+            self._near = np.empty(max(found.size, _PRODUCTS), dtype=bool)
         return np.less_equal(found, limit[:, None], out=self._near[: found.size].reshape(found.shape))
 
-    def where(self, near: Array) -> Array:
-        """Find int64 places, ascending, of what is true in the last answer of `at_most`: where little is, sooner than NumPy."""
-        words = self._near[: -(-near.size // 8) * 8].view(np.uint64)
-        some = np.flatnonzero(words != 0)
-        if len(some) * 32 > len(words):
-            return np.flatnonzero(near)
-        word, byte = np.nonzero(words[some].view(bool).reshape(-1, 8))
-        return some[word] * 8 + byte
+
+def counts(near: Array) -> Array:
+    """Count (m,) int64 what is true in each row of (m, n) bool, n a multiple of 8: by words, without the interpreter's lock."""
+    words = near.view(np.uint64)
+    sums = np.add.reduceat(words, np.arange(0, words.shape[1], 255), axis=1)  # each byte of a sum holds up to 255
+    result: Array = sums.view(np.uint8).sum(axis=1, dtype=np.int64)
+    return result
+
+
+def where(near: Array) -> tuple[Array, Array]:
+    """Find (row, column) int64 of what is true in (m, n) bool, n a multiple of 8: by words first, which NumPy doesn't."""
+    words = near.view(np.uint64).ravel()
+    some = np.flatnonzero(words != 0)
+    true = np.flatnonzero(words[some].view(bool))
+    return np.divmod(some[true >> 3] * 8 + (true & 7), near.shape[1])
 
 
 class _Search:
@@ -206,7 +212,7 @@ class _Search:
         size: how many rows are multiplied for it.
     """
 
-    def __init__(self, rows: NearRows, places: Array, k: int | None, radius: float, room: Room, tied: int) -> None:
+    def __init__(self, rows: NearRows, places: Array, stretches: Stretches, k: int | None, radius: float, room: Room, tied: int) -> None:
         self._rows, self._places, self._cut, self._k, self._room = rows, places, k is not None, k or 0, room
         whole = np.pad(places, (0, -len(places) % (_BLOCK_UNIT if len(places) > _FEW else _FEW)), mode="edge")
         self.size = max(len(whole), 1)
@@ -219,42 +225,48 @@ class _Search:
         self._many = np.zeros(len(places), dtype=np.int64)
         self._tied = np.zeros(len(places), dtype=bool)
         self._seen: list[tuple[Array, Array, Array]] = []
-        self._slack = self._square = 0.0
+        self._slack, self._square = (
+            max(float(of[start:stop].max(initial=0.0)) for start, stop in stretches) for of in (rows.slack.numpy(), rows.square.numpy())
+        )
+        self._limits = self._limit()  # invariant: of reach and slack as they are; what is tied has none
 
     def see(self, stretches: Stretches) -> None:
         """Compare the block with the rows in `stretches`, by one product."""
-        rows = self._rows
         places = np.concatenate([np.arange(*stretch) for stretch in stretches])
         product = self._room.product(self._centres, self._operand(stretches, -len(places) % _UNIT))
         found = bits(product)[: len(self._places), : len(places)]
-        slack = max(float(rows.slack[start:stop].max()) for start, stop in stretches)
-        square = max(float(rows.square[start:stop].max()) for start, stop in stretches)
-        self._slack, self._square = max(self._slack, slack), max(self._square, square)
-        near = self._room.at_most(found, self._limit(slack, square))
+        near = self._near(product, len(places))
         if self._cut and np.count_nonzero(near) > len(found) * self._k / 8:
-            count = np.fromiter(map(np.count_nonzero, near), np.int64, len(near))  # along an axis it takes thrice as long
+            count = counts(near)
             self._tighten(found if 4 * int(count.max()) > len(places) else _packed(found, near, count, self._infinite))
-            near = self._room.at_most(found, self._limit(slack, square))
-        row, column = np.divmod(self._room.where(near), found.shape[1])
+            near = self._near(product, len(places))
+        row, column = where(near)
         self._seen.append((row, places[column], found[row, column]))
         if self._cut:
             self._many += np.bincount(row, minlength=len(self._many))
             if (self._many > self._most).any():
                 self._forget()
 
+    def _near(self, product: torch.Tensor, count: int) -> Array:
+        """Tell (m, n) bool which products, the first `count` of each row, are within the limits."""
+        near = self._room.at_most(bits(product)[: len(self._places)], self._limits)
+        near[:, count:] = False
+        return near
+
     def _operand(self, stretches: Stretches, more: int) -> torch.Tensor:
         """Return the rows in `stretches` as operands, and so many more, whichever they are."""
         every = self._rows.operand
         if len(stretches) == 1 and stretches[0][1] + more <= len(every):
             return every[stretches[0][0] : stretches[0][1] + more]
-        return torch.cat([every[start:stop] for start, stop in stretches] + [every[:more]])
+        return torch.cat([every[start:stop] for start, stop in stretches] + [every[torch.arange(more) % len(every)]])
 
     def _forget(self) -> None:
         """Let go of what was near when it was seen, and isn't any more; rows of which too many are left are tied."""
         row, place, found = (np.concatenate(parts) for parts in zip(*self._seen, strict=True))
-        keep = found <= self._limit(self._slack, self._square)[row]
+        keep = found <= self._limits[row]
         self._many = np.bincount(row[keep], minlength=len(self._many))
         self._tied |= self._many > self._most
+        self._limits[self._tied] = np.iinfo(self._limits.dtype).min
         self._many[self._tied] = 0  # nothing more is seen of these
         keep &= ~self._tied[row]
         self._seen = [(row[keep], place[keep], found[keep])]
@@ -265,9 +277,10 @@ class _Search:
         last = torch.from_numpy(self._least[:, self._k].copy()).view(self._rows.encoding.dtype)
         upper = self._rows.encoding.upper(last, self._rows.slack[torch.from_numpy(self._places)] + self._slack)
         np.minimum(self._reach, upper, out=self._reach)
+        self._limits = self._limit()
 
-    def _limit(self, slack: float, square: float) -> Array:
-        result = bits(self._rows.limit(self._reach, self._places, slack, square)).copy()
+    def _limit(self) -> Array:
+        result = bits(self._rows.limit(self._reach, self._places, self._slack, self._square)).copy()
         result[self._tied] = np.iinfo(result.dtype).min
         return result
 
@@ -281,7 +294,7 @@ class _Search:
             self._least = np.full((len(count), max(self._k + 1, int(count.max()))), self._infinite)
             self._least[row, ranks(count)] = found
             self._tighten(self._least[:, :0])
-        keep = (found <= self._limit(self._slack, self._square)[row]) & (place != self._places[row])
+        keep = (found <= self._limits[row]) & (place != self._places[row])
         row, place, product = row[keep], place[keep], torch.from_numpy(found[keep]).view(self._rows.encoding.dtype)
         upper = self._rows.upper(product, self._places[row], place)
         if self._tied.any():

@@ -142,11 +142,15 @@ def float32_distances(x: Array, c: Array, row: Array, centre: Array) -> Array:
     """Return (pairs,) float64 squared distances of x[row] and c[centre] in float32: 0 for equal ones, infinite where squares overflow."""
     result = np.empty(len(row), dtype=np.float64)
     step = max(_PAIR_BYTES // (8 * max(x.shape[1], 1)), 1)
+    room = np.empty((2, min(step, len(row)), x.shape[1]), dtype=np.float32)
     with np.errstate(over="ignore"):
         for begin in range(0, len(row), step):
             which = slice(begin, begin + step)
-            difference = x[row[which]]
-            difference -= c[centre[which]]
+            difference, other = room[:, : len(row[which])]
+            # "clip" because "raise" would copy to memory of its own first; no number is out of range
+            np.take(x, row[which], axis=0, out=difference, mode="clip")
+            np.take(c, centre[which], axis=0, out=other, mode="clip")
+            difference -= other
             result[which] = np.einsum("ij,ij->i", difference, difference)
     return result
 

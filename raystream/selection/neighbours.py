@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TypeVar
 
@@ -43,9 +44,14 @@ class InvertedLists:
     near: Array
     centres: Array
 
+    @cached_property
+    def size(self) -> Array:
+        """(c,) int64, how many rows each list has."""
+        return np.asarray([len(rows) for rows in self.members])
+
     def probed(self, number: int, probes: int, least: int) -> Array:
         """Find the `probes` lists nearest to one list, int32, or more of them if those hold fewer than `least` rows."""
-        held = np.cumsum([len(self.members[other]) for other in self.near[number]])
+        held = np.cumsum(self.size[self.near[number]])
         result: Array = self.near[number, : max(probes, int(np.searchsorted(held, least)) + 1)]
         return result
 
@@ -54,8 +60,7 @@ class InvertedLists:
 
         Long lists stand in the middle, near each other: rows meet more of them than of the short ones.
         """
-        size = np.asarray([len(rows) for rows in self.members])
-        met = np.cumsum(size @ size[self.near]) / size.sum()
+        met = np.cumsum(self.size @ self.size[self.near]) / self.size.sum()
         return max(int(np.searchsorted(met, compared, side="right")), 1)
 
     def spans(self, x: Array) -> Array:
@@ -302,7 +307,8 @@ def nearest_of_groups(x: Array, group: Array, row: Array, other: Array, count: A
 
 def _about(x: Array, row: Array, other: Array) -> tuple[Array, float, float]:
     """Compute (p,) squared distances by float32, NaN where that overflows, and by how much they err, relatively and besides."""
-    value = float32_distances(x, x, row, other)
+    value, order = np.empty(len(row)), np.argsort(other)  # rows that are asked for more than once are fetched once
+    value[order] = float32_distances(x, x, row[order], other[order])
     value[np.isinf(value)] = np.nan
     return value, (x.shape[1] + 8) * 2.0**-23, x.shape[1] * 2.0**-120
 
@@ -357,19 +363,23 @@ class Index:
         def start() -> Callable[[tuple[int, int]], Result]:
             room = Room()
 
-            def compare(item: tuple[int, int]) -> Result:
-                number, begin = item
-                places = np.arange(begin, min(begin + _QUERIES, self._start[number + 1]))
+            def compare(item: tuple[int, Array]) -> list[Result]:
+                number, places = item
                 probed = [0] if self._lists is None else self._lists.probed(number, probes, k + 1)
                 rows, places, stretches = self._rows.around(places, self._stretches(probed))
-                return keep(NearBlock(rows, places, rows.find(places, stretches, k, radius, room)))
+                blocks = (places[begin : begin + _QUERIES] for begin in range(0, len(places), _QUERIES))
+                return [keep(NearBlock(rows, block, rows.find(block, stretches, k, radius, room))) for block in blocks]
 
             return compare
 
-        blocks = (
-            (number, begin) for number, (start, stop) in enumerate(pairwise(self._start.tolist())) for begin in range(start, stop, _QUERIES)
+        # all of a list is seen from the middle of it
+        step = _QUERIES if self._lists is None else len(self._place)
+        parts = (
+            (number, np.arange(begin, min(begin + step, stop)))
+            for number, (start, stop) in enumerate(pairwise(self._start.tolist()))
+            for begin in range(start, stop, step)
         )
-        return each(blocks, start), facts
+        return [result for results in each(parts, start) for result in results], facts
 
     def _stretches(self, lists: Iterable[int]) -> Stretches:
         return [(int(self._start[number]), int(self._start[number + 1])) for number in lists]
