@@ -3,6 +3,7 @@
 * from the shell to the first scored unit, and a query over 5,000 rows of 128 numbers all told: in process, as `cluster.address: auto`
   decides, and on a Ray of its own;
 * the same over a million rows, where `auto` starts a Ray while a child process scores the first units;
+* what of that is Ray's: a bare script that starts one and has two actors import torch, nothing of ours in it;
 * a second query over a million scored rows, the report included;
 * the score stage of a process that has scored nothing before, beside the hand-written loop of `score.py`, as fresh: one process and one
   thread on each side, the same outputs, model loaded and imports done before the clock starts.
@@ -69,6 +70,25 @@ def asked(pool: Path, address: str, rows: int) -> dict[str, float]:
     found = {"first unit": ended[0]["time"] - began, "all told": taken}
     others = [event["time"] - began for event in ended if event["worker"]]
     return found | ({"first unit of a second worker": others[0]} if others else {})
+
+
+BARE = """
+import ray
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=100 << 20)
+@ray.remote
+class Actor:
+    def there(self):
+        import torch
+ray.get([actor.there.remote() for actor in [Actor.remote(), Actor.remote()]])
+"""
+
+
+def bare_ray() -> dict[str, float]:
+    """From the shell to two actors that have imported torch, and nothing of ours."""
+    began = time.perf_counter()
+    words = [sys.executable, "-c", BARE + "import time; print(time.perf_counter())"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return {"two actors": float(done.stdout.splitlines()[-1]) - began}
 
 
 def second(pool: Path) -> dict[str, float]:
@@ -152,6 +172,7 @@ def kinds(data: Path) -> dict[str, Callable[[], dict[str, float]]]:
     for pool, rows, addresses in ((small, SMALL, ("in_process", "auto", "local")), (large, LARGE, ("auto", "local"))):
         for address in addresses:
             found[f"{rows:,} rows, {address}"] = lambda pool=pool, address=address, rows=rows: asked(pool, address, rows)
+    found["bare Ray"] = bare_ray
     found[f"second query over {LARGE:,}"] = lambda: second(large)
     found["fresh score stage, hand-written"] = lambda: stage_by_hand(large)
     found["fresh score stage, raystream"] = lambda: stage_of_raystream(large)

@@ -25,8 +25,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from multiprocessing.queues import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import faiss
@@ -57,8 +58,8 @@ Result = TypeVar("Result")
 
 WORTH_SECONDS = 8.0
 """So much work left is worth starting processes for: each imports torch and is given the data."""
-_IN_FLIGHT = 2
-"""Pieces that a process is given at a time, so that it needn't wait for this one, which works itself."""
+_AHEAD = 8
+"""At most so many pieces a process is given at a time, for this one works itself and looks only between two pieces; they differ in length."""
 _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _shared: Any = None
 
@@ -137,7 +138,11 @@ class _Helpers(Generic[Shared, Item, Result]):
     def __init__(self, work: Callable[[Shared, Item], Result], shared: Shared, count: int) -> None:
         self._work, self._count = work, count
         self._others = set(multiprocessing.active_children())
-        self._executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (shared,))
+        spawn = multiprocessing.get_context("spawn")
+        # by a thread, for whoever gives a process as it starts more than a pipe holds waits until it has imported everything
+        self._shared = spawn.SimpleQueue()
+        threading.Thread(target=_give, args=(self._shared, shared, count), daemon=True).start()
+        self._executor = ProcessPoolExecutor(count, spawn, _begin, (self._shared,))
         self._given: dict[Future[Result], Item] = {}
 
     @property
@@ -154,10 +159,9 @@ class _Helpers(Generic[Shared, Item, Result]):
         """
         done = futures.wait(self._given, None if wait else 0, futures.FIRST_COMPLETED).done if self._given else set()
         finished = [(self._given.pop(future), future) for future in done]
-        ahead = _IN_FLIGHT * self._count
-        most = ahead if len(waiting) > ahead else self._count  # the last pieces wait for whoever is free first
+        each = min(_AHEAD, max(len(waiting) // (2 * self._count + 2), 1))  # the last pieces wait for whoever is free first
         with _environment(dict.fromkeys(_VARIABLES, "1")):  # a process is started when work is handed out
-            while waiting and len(self._given) < most:
+            while waiting and len(self._given) < each * self._count:
                 item = waiting.popleft()
                 self._given[self._executor.submit(_call, self._work, item)] = item
         for item, future in finished:
@@ -176,14 +180,22 @@ class _Helpers(Generic[Shared, Item, Result]):
             for child in set(multiprocessing.active_children()) - self._others:
                 child.terminate()
         self._executor.shutdown(wait=True)
+        self._shared.close()
 
 
-def _begin(shared: Any) -> None:
+def _give(queue: SimpleQueue[Any], shared: Any, count: int) -> None:
+    """Put `shared` into the queue, once for each process."""
+    with suppress(OSError):  # closed: they have ended
+        for _ in range(count):
+            queue.put(shared)
+
+
+def _begin(queue: SimpleQueue[Any]) -> None:
     """Get a process ready: signals are its parent's affair, and it goes when that has gone."""
     global _shared
-    _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
+    _shared = queue.get()
 
 
 def _follow_parent() -> None:
