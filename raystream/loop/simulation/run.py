@@ -59,7 +59,7 @@ Result = TypeVar("Result")
 WORTH_SECONDS = 8.0
 """So much work left is worth starting processes for: each imports torch and is given the data."""
 _AHEAD = 8
-"""At most so many pieces a process is given at a time, for this one works itself and looks only between two pieces; they differ in length."""
+"""At most so many pieces a process is given at a time: this one works itself, and looks only between two pieces, which differ in length."""
 _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _shared: Any = None
 
