@@ -360,7 +360,7 @@ class Index:
             return [], {"index": "exact", "recall": 1.0}
         probes, facts = self._probes(k, compared)
 
-        def start() -> Callable[[tuple[int, int]], Result]:
+        def start() -> Callable[[tuple[int, Array]], list[Result]]:
             room = Room()
 
             def compare(item: tuple[int, Array]) -> list[Result]:

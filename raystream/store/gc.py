@@ -35,6 +35,8 @@ _FEW_FILES = 16_000
 """Of a bucket's units, that are listed at once: a thousand come with a request."""
 _OUTPUT = re.compile(r"(.+-[0-9a-f]{12})(?:-([0-9a-f]{12})\.(?:quarantined\.)?[a-z]+|\.receipt\.json)")
 _LEFT_BEHIND = re.compile(r"(?:token|needs)-[0-9a-f]{32}|(?:selection|quarantined)-[0-9a-f]{12}\.parquet|\..+\.[0-9a-f]{32}")
+_RECORDS = ("calibrations", "loops", "simulations", "streams")
+"""Folders whose folders are kept, but for what a writer that was killed left in them."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def _queries(store: Store, drop: Collection[str], limit: float, now: float) -> _
                 _add_plan(found, store, name)
             else:
                 planning = planning or alive
-    for files in (group for place in ("calibrations", "streams") for group in _by_folder(store.walk(place), depth=1).values()):
+    for files in (group for place in _RECORDS for group in _by_folder(store.walk(place), depth=1).values()):
         if is_alive(files, now):
             found.needed.add(Keys.of(key for key in announced(store, files) if is_key(key)), None)
         else:

@@ -226,17 +226,19 @@ def test_a_dry_run_needs_no_right_to_write(make_query: MakeQuery, workplace: Pat
 
 
 def test_what_killed_runs_left_goes(make_query: MakeQuery, workplace: Path) -> None:
-    """Old tokens and lists of units beside committed queries and fits are leftovers."""
+    """Old tokens, lists of units and half-written files beside committed queries, fits, loops, simulations and streams are leftovers."""
     rs.run(make_query(store__query="q"))
-    store = LocalStore("runs")
-    left = [f"queries/q/token-{'0' * 32}", f"queries/q/needs-{'0' * 32}", f"calibrations/c/token-{'0' * 32}"]
-    for name in left:
+    store, once = LocalStore("runs"), "0" * 32
+    left = [f"queries/q/token-{once}", f"queries/q/needs-{once}", f"calibrations/c/token-{once}"]
+    left += [f"loops/l/rounds/0001/.selection.parquet.{once}", f"simulations/s/runs/.random-0.json.{once}", f"loops/l/token-{once}"]
+    left += [f"streams/s/decisions/.00000001.parquet.{once}"]
+    stay = ["calibrations/c/fit.json", "loops/l/rounds/0001/selection.parquet", "simulations/s/runs/random-0.json"]
+    for name in [*left, *stay]:
         store.put(name, b"x")
         os.utime(store.path(name), (0, 0))
-    store.put("calibrations/c/fit.json", b"{}")
-    assert collect(store, older_than=0.0, delete=True).leftovers.count == 3
+    assert collect(store, older_than=0.0, delete=True).leftovers.count == len(left)
     assert not any(store.exists(name) for name in left)
-    assert store.exists("calibrations/c/fit.json")
+    assert all(store.exists(name) for name in stay)
 
 
 @pytest.mark.usefixtures("lake")
