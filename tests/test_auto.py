@@ -24,10 +24,10 @@ MakeQuery = Callable[..., rs.Query]
         (0, 4, "classes", True, True, "typiclust"),
         (0, 4, "classes", False, True, "random"),
         (0, 0, "regression", True, False, "typiclust"),
-        (7, 4, "classes", True, True, "typiclust"),
-        (7, 4, "classes", False, True, "power"),
-        (8, 4, "classes", True, True, "k_means"),
-        (8, 4, "multi_label", True, True, "k_means"),
+        (11, 4, "classes", True, True, "typiclust"),
+        (11, 4, "classes", False, True, "power"),
+        (12, 4, "classes", True, True, "k_means"),
+        (12, 4, "multi_label", True, True, "k_means"),
         (800, 4, "classes", False, True, "power"),
         (800, 4, "classes", True, False, "typiclust"),
         (800, 4, "classes", False, False, "random"),
@@ -45,7 +45,7 @@ def test_the_rule(labelled: int, classes: int, task: str, embedding: bool, score
     assert score or not traits.score
 
 
-@pytest.mark.parametrize(("labelled", "picked"), [(0, "typiclust"), (7, "typiclust"), (8, "k_means")])
+@pytest.mark.parametrize(("labelled", "picked"), [(0, "typiclust"), (11, "typiclust"), (12, "k_means")])
 def test_a_query_picks_by_what_is_labelled(make_query: MakeQuery, workplace: Path, labelled: int, picked: str) -> None:
     """The net has four classes; the batch is that of a query which names the strategy, and the result says which and why."""
     changes = {}

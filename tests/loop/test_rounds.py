@@ -81,12 +81,12 @@ def test_a_literal_loop_does_the_same():
 
 
 def test_auto_says_what_it_chose():
-    """typiclust while nothing is labelled, then while there are fewer than two rows a class, then k_means."""
+    """typiclust while nothing is labelled, then while there are fewer than three rows a class, then k_means."""
     auto = Contender("auto", "auto")
-    history = play(POOL, TEST, campaign(start=auto, start_budget=4, batch=2, rounds=4), auto, 0)
-    assert [played.strategy for played in history] == ["typiclust", "typiclust", "k_means", "k_means"]
+    history = play(POOL, TEST, campaign(start=auto, start_budget=4, batch=3, rounds=4), auto, 0)
+    assert [played.strategy for played in history] == ["typiclust", "typiclust", "typiclust", "k_means"]
     assert history[0].why.startswith("nothing is labelled")
-    assert "4 labelled rows of 3 classes, 1.33 for each, below 2" in history[1].why
+    assert "4 labelled rows of 3 classes, 1.33 for each, below 3" in history[1].why
 
 
 def test_auto_without_embeddings():
