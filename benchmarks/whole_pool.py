@@ -123,9 +123,12 @@ def one(strategy: str, pool: str, n: int, width: int, picks: int, *, units: bool
         from raystream.query.catalogue import TRAITS
     except ModuleNotFoundError:  # an older checkout
         from raystream.strategies import TRAITS
+    try:
+        from raystream.selection.select import STRATEGIES
+    except ImportError:  # the same
+        from raystream.selection.choose import STRATEGIES
     from raystream.selection import Candidates, Constraints, LocalShards, Request, Rows, bounds, row_hash
     from raystream.selection.rows import ArrayPart
-    from raystream.selection.select import STRATEGIES
 
     x = data(pool, n, width)
     score = np.random.default_rng(1).random(n, dtype=np.float32)
