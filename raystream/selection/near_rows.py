@@ -236,8 +236,7 @@ class _Search:
         product = self._room.product(self._centres, self._operand(stretches, -len(places) % _UNIT))
         found = bits(product)[: len(self._places), : len(places)]
         near = self._near(product, len(places))
-        if self._cut and np.count_nonzero(near) > len(found) * self._k / 8:
-            count = counts(near)
+        if self._cut and (count := counts(near)).sum() > len(found) * self._k / 8:
             self._tighten(found if 4 * int(count.max()) > len(places) else _packed(found, near, count, self._infinite))
             near = self._near(product, len(places))
         row, column = where(near)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -442,6 +443,20 @@ def test_processes_do_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == {item: 3 * item * item for item in range(20)}
     with pytest.raises(QueryError, match=r"^nothing can be done about 7$"):
         dict(each_result(fails_at_seven, None, list(range(20)), 2))
+
+
+@pytest.mark.slow
+def test_what_processes_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many times what a pipe holds comes whole to each of several; what can't be sent is an error, and nobody waits for it."""
+    monkeypatch.setattr(parallel, "WORTH_SECONDS", 0.0)
+    numbers = np.arange(1 << 20)
+    assert dict(each_result(number_at, numbers, list(range(40)), 4)) == {item: item for item in range(40)}
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        dict(each_result(number_at, lambda: numbers, list(range(20)), 2))
+
+
+def number_at(shared: Any, item: int) -> int:
+    return int((shared() if callable(shared) else shared)[item])
 
 
 def fails_at_seven(shared: None, item: int) -> int:

@@ -17,6 +17,7 @@ import io
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -27,7 +28,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from multiprocessing.queues import SimpleQueue
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Lock
 from typing import Any, Generic, TypeVar
 
 import faiss
@@ -140,9 +142,10 @@ class _Helpers(Generic[Shared, Item, Result]):
         self._others = set(multiprocessing.active_children())
         spawn = multiprocessing.get_context("spawn")
         # by a thread, for whoever gives a process as it starts more than a pipe holds waits until it has imported everything
-        self._shared = spawn.SimpleQueue()
-        threading.Thread(target=_give, args=(self._shared, shared, count), daemon=True).start()
-        self._executor = ProcessPoolExecutor(count, spawn, _begin, (self._shared,))
+        self._reader, writer = spawn.Pipe(duplex=False)
+        self._giver = threading.Thread(target=_give, args=(writer, pickle.dumps(shared), count), daemon=True)
+        self._giver.start()
+        self._executor = ProcessPoolExecutor(count, spawn, _begin, (self._reader, spawn.Lock()))
         self._given: dict[Future[Result], Item] = {}
 
     @property
@@ -180,22 +183,25 @@ class _Helpers(Generic[Shared, Item, Result]):
             for child in set(multiprocessing.active_children()) - self._others:
                 child.terminate()
         self._executor.shutdown(wait=True)
-        self._shared.close()
+        self._reader.close()  # with which whoever still gives stops, too
+        self._giver.join()
 
 
-def _give(queue: SimpleQueue[Any], shared: Any, count: int) -> None:
-    """Put `shared` into the queue, once for each process."""
-    with suppress(OSError):  # closed: they have ended
+def _give(writer: Connection, data: bytes, count: int) -> None:
+    """Send what is shared, once for each process."""
+    with writer, suppress(OSError):  # nobody is left to read it
         for _ in range(count):
-            queue.put(shared)
+            writer.send_bytes(data)
 
 
-def _begin(queue: SimpleQueue[Any]) -> None:
+def _begin(reader: Connection, turn: Lock) -> None:
     """Get a process ready: signals are its parent's affair, and it goes when that has gone."""
     global _shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
-    _shared = queue.get()
+    with turn:
+        data = reader.recv_bytes()
+    _shared = pickle.loads(data)
 
 
 def _follow_parent() -> None:

@@ -20,7 +20,8 @@ CONTROL = "random"
 ENOUGH = 3.0
 """Labelled rows per class seen, from which a model's scores are trusted.
 
-From one row a class, 10 seeds, the area under the curve by labels against k_means throughout, from `benchmarks/simulate.py --thresholds`:
+From as many random rows as there are classes, 10 seeds, the area under the curve by labels against k_means throughout, by
+`benchmarks/simulate.py --thresholds`:
 
     threshold     digits  near copies  MNIST   glosses  a class of 1%
     2             +.003   +.028        +.019   +.001    -.003
