@@ -81,6 +81,7 @@ class Aim:
         open: (m,) float64, the same of those.
         power: see there.
         parts: stretches of targets that are summed by themselves.
+        sums: (parts, 2) float64, the sum of `steep` and that of `open` in each.
         moved: the targets' share of 2 |e|, the largest.
     """
 
@@ -92,6 +93,7 @@ class Aim:
         self.open = np.zeros(count)
         self.flat, self.power, self.moved = True, 0, 0.0
         self.parts = [slice(first, min(first + part, count)) for first in range(0, count, part)]
+        self.sums = np.zeros((len(self.parts), 2))
 
 
 class Pairs:
@@ -236,6 +238,10 @@ class Pairs:
         steep = np.ldexp(weight * np.square(kernel.slope(low if up or high is None else high)), 2 * aim.power)
         aim.steep[place] = self._rounded(np.where(origin == reach, steep, 0.0), True)
         aim.open[at] = np.where(origin == reach, 0.0, steep)
+        begins = [part.start for part in aim.parts]
+        if begins:
+            aim.sums[:, 0] = np.add.reduceat(aim.steep.double().numpy(), begins)
+            aim.sums[:, 1] = np.add.reduceat(aim.open, begins)
         aim.flat = not start.any() and (aim.flat or not aim.low.any())
 
     @property
@@ -261,9 +267,9 @@ class Pairs:
         """Return (r,) float64 upper bounds of the weighted sums of what the rows reach."""
         total, near, squares = np.zeros((3, len(rows.y)))
         growth, (nudge, sums) = self._kernel.growth, self._errors(aim)
-        for part in aim.parts:
+        for number, part in enumerate(aim.parts):
             v = self._product(rows, aim, room, part)
-            near += self._near(rows, v, aim, room, part)
+            near += self._near(rows, v, aim, room, number)
             reached = self._reached(v, aim, room, part, nudge)
             total += torch.mv(reached, aim.weight[part]).double().numpy()
             if growth and self.coarse:
@@ -282,7 +288,7 @@ class Pairs:
         nudge, sums = self._errors(aim)
         for number, part in enumerate(aim.parts[:parts]):
             v = self._product(rows, aim, room, part)
-            near[:, number] = self._near(rows, v, aim, room, part)
+            near[:, number] = self._near(rows, v, aim, room, number)
             result[:, number] = torch.mv(self._reached(v, aim, room, part, nudge), aim.weight[part]).numpy()
         result = np.cumsum(result, axis=1) * (1 - sums)
         if self.coarse:
@@ -305,16 +311,16 @@ class Pairs:
         torch.mm(rows.y, aim.y[part].T, out=out)
         return room.wide[:size].view(len(out), -1).copy_(out) if self.coarse else out
 
-    def _near(self, rows: Operand, v: torch.Tensor, aim: Aim, room: PairsRoom, part: slice) -> Array | float:
-        """Return (r,) the sum of `steep` over the targets of which something may be reached, for all that bfloat16 leaves open."""
+    def _near(self, rows: Operand, v: torch.Tensor, aim: Aim, room: PairsRoom, number: int) -> Array | float:
+        """Return (r,) the sum of `steep` over the targets of a part of which something may be reached, for all that bfloat16 leaves open."""
         if not self.coarse:
             return 0.0
         reach = float(rows.moved.max()) + aim.moved + 1e-30
         # from 1 wherever v is at least -reach, its rounding included, down to 0: a share of (steps + 2.02 reach) / reach
         steps = torch.clamp(v, -2.02 * reach, -1.02 * reach, out=room.sizes[: v.numel()].view(v.shape))
-        steep = aim.steep[part]
-        every = float(steep.double().sum()) * (2.02 + 8 * (_PART + 64) * torch.finfo(self.wide).eps)
-        result: Array = torch.mv(steps, steep).double().numpy() / reach + every + aim.open[part].sum()
+        steep, open_ = aim.sums[number].tolist()
+        every = steep * (2.02 + 8 * (_PART + 64) * torch.finfo(self.wide).eps) + open_
+        result: Array = torch.mv(steps, aim.steep[aim.parts[number]]).double().numpy() / reach + every
         return result
 
     def _reached(self, v: torch.Tensor, aim: Aim, room: PairsRoom, part: slice, nudge: float) -> torch.Tensor:

@@ -37,6 +37,8 @@ _UNIT = 128
 _FEWEST = 512
 """Of fewer candidates, all are multiplied with all targets."""
 _PILOT = 512
+_TRIED = 3
+"""Parts that the pilot is multiplied with at first, and so many more each time."""
 _DEAREST = 0.9
 _COHORT = 4096
 _MOST = 16
@@ -49,8 +51,9 @@ Measure = Callable[[Operand, PairsRoom], Array]
 
 
 def _block(count: int) -> int:
-    """Choose how many of so many candidates a thread takes at a time: large blocks pay, but each thread is to have some."""
-    return min(max(-(-count // (_BLOCKS * _UNIT)) * _UNIT, _FEWEST_ROWS), _ROWS)
+    """Choose how many of so many candidates a thread takes at a time: large blocks pay, but threads are to end together."""
+    blocks = max(-(-count // (_BLOCKS * _ROWS)), 1) * _BLOCKS
+    return max(-(-count // (blocks * _UNIT)) * _UNIT, _FEWEST_ROWS)
 
 
 def measured(rows: Rows, which: Array, pairs: Pairs, measure: Measure) -> Array:
@@ -148,7 +151,7 @@ class Cohorts:
         """
         self._merge()
         bound, fresh = bound.copy(), np.zeros(len(which), dtype=bool)
-        cohort = self._cohort[which]
+        cohort = self._cohort[which].astype(np.int16)  # few, and sixteen bits are sorted by their digits
         order = np.argsort(cohort, kind="stable")
         for at in np.split(order, np.flatnonzero(np.diff(cohort[order])) + 1):
             found = self._lower(which[at], bound[at], floor, self._since[cohort[at[0]]]) if len(at) >= _FEWEST else None
@@ -175,9 +178,12 @@ class Cohorts:
         pilot[:: max(len(which) // _PILOT, 8)] = True
         aim = self.pairs.aim(targets, since[targets], best[targets], up=False)
         lost = np.empty(len(which))
-        known = self._lost(which[pilot], aim, len(aim.parts))
-        left = (bound[pilot, None] - known > floor).mean(axis=0)
-        cost = np.asarray([part.stop for part in aim.parts]) / len(self._coverage.open) + left
+        share = np.asarray([part.stop for part in aim.parts]) / len(self._coverage.open)
+        tried, cost = 0, np.empty(0)
+        while tried < len(share) and share[tried] < cost.min(initial=np.inf):  # else further parts would cost more than the best so far
+            tried = min(tried + _TRIED, len(share))
+            known = self._lost(which[pilot], aim, tried)
+            cost = share[:tried] + (bound[pilot, None] - known > floor).mean(axis=0)
         parts = int(np.argmin(cost)) + 1
         if cost[parts - 1] > _DEAREST:
             return None
@@ -216,7 +222,7 @@ class Cohorts:
     def _merge(self) -> None:
         """Keep cohorts few: those go together that lose least by it."""
         most = min(max(len(self._cohort) // _COHORT, 4), _MOST)
-        if len(self._since) <= most:
+        if len(self._since) <= most + most // 2:  # it looks at all candidates
             return
         size = np.bincount(self._cohort, minlength=len(self._since)).astype(np.float64)
         groups = [[int(i)] for i in np.flatnonzero(size)]
@@ -256,6 +262,8 @@ _PROBED = 64
 _LEAST = 5e-324
 _BACK = 4
 _FRONT = 16384
+_SEEN = 1 << 16
+"""Bounds that tell where the front is to end."""
 
 
 class LazyGreedy:
@@ -350,7 +358,8 @@ class LazyGreedy:
             if self._bound[lead] > self._outside:
                 return lead
         n = len(self._bound)
-        value = np.sort(self._bound)[max(n - max(_FRONT, n // 64), 0)]  # numpy's partition is slow on ties, its sort is not
+        some = np.sort(self._bound[:: max(n // _SEEN, 1)])  # numpy's partition is slow on ties, its sort is not
+        value = some[int(len(some) * max(1 - max(_FRONT / n, 1 / 64), 0))]
         inside = self._bound >= value
         self._front = np.flatnonzero(inside)
         self._outside = float(np.max(self._bound, where=~inside, initial=-np.inf))
