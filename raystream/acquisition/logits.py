@@ -28,7 +28,7 @@ Scores of models with one sigmoid per label: `(n_rows, n_labels) -> (n_rows,)`, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -160,11 +160,11 @@ def logit_scores(logits: ArrayLike, temperature: float = 1.0) -> LogitScores:
     return block_scores(given_logits(logits, None), checked_temperature(temperature))
 
 
-def block_scores(logits: Tensor, temperature: float) -> LogitScores:
-    """Compute `logit_scores` of a block of a model's outputs, whatever they are."""
+def block_scores(logits: Tensor, temperature: float, names: Collection[str] | None = None) -> LogitScores:
+    """Compute `logit_scores` of a block of a model's outputs, whatever they are; only the scores of these names, if some are given."""
     parts = _parts(checked_logits(logits), temperature)
     return LogitScores(
-        scores={name: formula(parts).float() for name, formula in formulas("logits").items()},
+        scores={name: formula(parts).float() for name, formula in formulas("logits").items() if names is None or name in names},
         prediction=parts.prediction.int(),
         confidence=(1 / (1 + parts.rest)).float(),
     )

@@ -70,6 +70,7 @@ class OutputBlock:
         bias: whether that layer has one.
         gradient_lengths: (n,) over all parameters; None unless asked for.
         temperature: of the softmax.
+        only: the one score from logits that anybody asks for; None: all of them.
     """
 
     logits: Tensor
@@ -78,6 +79,7 @@ class OutputBlock:
     bias: bool
     gradient_lengths: Tensor | None
     temperature: float
+    only: str | None = None
 
     @cached_property
     def members(self) -> MemberScores | None:
@@ -102,7 +104,7 @@ class OutputKind:
 
 
 def _scores(block: OutputBlock, output: Output, function: UsersScore | None) -> dict[str, Tensor]:
-    result = block_scores(block.logits, block.temperature)
+    result = block_scores(block.logits, block.temperature, None if block.only is None else (block.only,))
     columns = {**result.scores, "prediction": result.prediction, "confidence": result.confidence}
     return columns if block.members is None else columns | block.members.scores
 

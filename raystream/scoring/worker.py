@@ -77,9 +77,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class RowsInMemory:
-    """What a model says of rows in memory: score columns, (n,) each, embeddings (n, d) as they would be stored, and how many classes."""
+    """What a model says of rows in memory: a score, (n,), embeddings (n, d) as they would be stored, and how many classes."""
 
-    columns: dict[str, np.ndarray]
+    scores: np.ndarray
     embeddings: np.ndarray | None
     classes: int | None
 
@@ -207,17 +207,18 @@ class Worker:
             )
         )
 
-    def score_rows(self, inputs: tuple[np.ndarray, ...]) -> RowsInMemory:
+    def score_rows(self, inputs: tuple[np.ndarray, ...], column: str) -> RowsInMemory:
         """Score rows that lie in memory, and write nothing.
 
         Args:
             inputs: as `raystream.pool.reader.tensors_of` makes them.
+            column: the score that is asked for.
 
         Raises:
             ModelError: the model's output can't be used.
         """
         job = self._job
-        columns: dict[str, list[np.ndarray]] = {}
+        scores: list[np.ndarray] = []
         vectors: list[np.ndarray] = []
         classes: int | None = None
         with self._computing:
@@ -231,15 +232,13 @@ class Worker:
                     raise ModelError(f"row {start + int(torch.nonzero(wrong)[0])}: {prediction.reason}")
                 classes = prediction.scores.classes if prediction.scores is not None else classes
                 classes = classes if prediction.logits is None else prediction.logits.shape[1]
-                for name, values in self._columns(prediction).items():
-                    columns.setdefault(name, []).append(values.cpu().numpy())
+                scores.append(self._columns(prediction, column)[column].cpu().numpy())
                 if prediction.embedding is not None and job.asks_for(EMBEDDINGS) is not None:
                     vectors.append(prediction.embedding.to(_DTYPES[job.model.embedding_dtype]).cpu().numpy())
-        scores = {name: np.concatenate(parts) for name, parts in columns.items()}
-        return RowsInMemory(scores, np.concatenate(vectors) if vectors else None, classes)
+        return RowsInMemory(np.concatenate(scores), np.concatenate(vectors) if vectors else None, classes)
 
-    def _columns(self, prediction: Prediction) -> dict[str, torch.Tensor]:
-        """Compute the score columns of some rows."""
+    def _columns(self, prediction: Prediction, column: str) -> dict[str, torch.Tensor]:
+        """Compute score columns of some rows, this one among them."""
         if prediction.scores is not None:
             return dict(prediction.scores.scores)
         temperature, samples = self._job.model.temperature_value, prediction.samples
@@ -253,6 +252,7 @@ class Worker:
             bias=prediction.bias,
             gradient_lengths=prediction.gradient_lengths,
             temperature=temperature,
+            only=column,
         )
         found: dict[str, torch.Tensor] = {}
         for output in self._job.outputs:

@@ -270,38 +270,40 @@ class Pairs:
         for number, part in enumerate(aim.parts):
             v = self._product(rows, aim, room, part)
             near += self._near(rows, v, aim, room, number)
-            reached = self._reached(v, aim, room, part, nudge)
+            reached = self._reached(rows, v, aim, room, part, nudge)
             total += torch.mv(reached, aim.weight[part]).double().numpy()
             if growth and self.coarse:
                 squares += torch.mv(reached.square_(), aim.square[part]).double().numpy()
         total *= 1 + sums
         if self.coarse:
+            squares += float(aim.square.double().sum()) * torch.finfo(self.wide).tiny  # squares that are too small for float32
             with np.errstate(over="ignore", invalid="ignore"):
-                slope = 2 * _UP * (np.sqrt(near) + growth * np.sqrt(squares))
-                total += slope * rows.spread * np.exp(growth * (rows.moved + aim.moved))
+                apart = np.exp(growth * (rows.moved + aim.moved))
+                together = growth * np.sqrt(squares) * 2 * _UP * rows.spread * apart
+                # where similarities are that small, what is known of each pair alone is the better bound
+                total = np.fmin(total + together, total * apart) + 2 * _UP * np.sqrt(near) * rows.spread * apart
             total[np.isnan(total)] = np.inf
         return np.ldexp(total, -aim.power)
 
     def below(self, rows: Operand, aim: Aim, room: PairsRoom, parts: int) -> Array:
-        """Return (r, parts) float64 lower bounds of the weighted sums up to the end of each of the first parts."""
-        result, near = np.zeros((2, len(rows.y), parts))
+        """Return (r, parts) float64 lower bounds of the weighted sums up to the end of each of the first parts.
+
+        In bfloat16 they are of what the operands say, which is what `above` says, too, but for what it adds for their rounding.
+        """
+        result = np.zeros((len(rows.y), parts))
         nudge, sums = self._errors(aim)
         for number, part in enumerate(aim.parts[:parts]):
             v = self._product(rows, aim, room, part)
-            near[:, number] = self._near(rows, v, aim, room, number)
-            result[:, number] = torch.mv(self._reached(v, aim, room, part, nudge), aim.weight[part]).numpy()
+            result[:, number] = torch.mv(self._reached(rows, v, aim, room, part, nudge), aim.weight[part]).numpy()
         result = np.cumsum(result, axis=1) * (1 - sums)
-        if self.coarse:
-            with np.errstate(invalid="ignore"):
-                result -= 2 * _UP * np.sqrt(np.cumsum(near, axis=1)) * rows.spread[:, None]
-            result[np.isnan(result)] = -np.inf
+        result[np.isnan(result)] = -np.inf
         return np.ldexp(result, -aim.power)
 
     def reaches(self, rows: Operand, aim: Aim, room: PairsRoom) -> Array:
         """Tell (r, m) bool of which targets the rows reach something, at least; not in bfloat16, of which pairs don't tell alone."""
         every = slice(0, len(aim.low))
         nudge, _ = self._errors(aim)
-        result: Array = self._reached(self._product(rows, aim, room, every), aim, room, every, nudge).numpy() > 0
+        result: Array = self._reached(rows, self._product(rows, aim, room, every), aim, room, every, nudge).numpy() > 0
         return result
 
     def _product(self, rows: Operand, aim: Aim, room: PairsRoom, part: slice) -> torch.Tensor:
@@ -312,7 +314,7 @@ class Pairs:
         return room.wide[:size].view(len(out), -1).copy_(out) if self.coarse else out
 
     def _near(self, rows: Operand, v: torch.Tensor, aim: Aim, room: PairsRoom, number: int) -> Array | float:
-        """Return (r,) the sum of `steep` over the targets of a part of which something may be reached, for all that bfloat16 leaves open."""
+        """Return (r,) the sum of `steep` over the targets of a part of which something may be reached, as far as bfloat16 tells."""
         if not self.coarse:
             return 0.0
         reach = float(rows.moved.max()) + aim.moved + 1e-30
@@ -323,11 +325,13 @@ class Pairs:
         result: Array = torch.mv(steps, aim.steep[aim.parts[number]]).double().numpy() / reach + every
         return result
 
-    def _reached(self, v: torch.Tensor, aim: Aim, room: PairsRoom, part: slice, nudge: float) -> torch.Tensor:
+    def _reached(self, rows: Operand, v: torch.Tensor, aim: Aim, room: PairsRoom, part: slice, nudge: float) -> torch.Tensor:
         """Compute how much of the stretches is reached; overwrites v, which may err by a share of `nudge`."""
         if nudge:
             v.add_(torch.abs(v, out=room.sizes[: v.numel()].view(v.shape)), alpha=nudge if aim.up else -nudge)
-        v = self._kernel.form(v, self._typical)
+        # from above, whatever may be above the kernel's least similarity counts, from below what is
+        up = math.exp(-self._kernel.growth * (float(rows.moved.max(initial=0.0)) + aim.moved)) * (1 - 2.0**-10)
+        v = self._kernel.form(v, self._typical, up if aim.up else 1 + 2.0**-10)
         if not aim.flat:
             v.sub_(aim.low[part])
         v.relu_()

@@ -51,8 +51,11 @@ class Kernel(Protocol):
     def slope(self, kappa: Array) -> Array:
         """Return the largest |d kappa / d D| of similarities up to kappa."""
 
-    def form(self, v: torch.Tensor, typical: float) -> torch.Tensor:
-        """Overwrite v with its form; off by no more than v (1 + 4 eps) and then a factor of 1 + 8 eps would be, eps that of the dtype."""
+    def form(self, v: torch.Tensor, typical: float, faint: float = 1.0) -> torch.Tensor:
+        """Overwrite v with its form; off by no more than v (1 + 4 eps) and then a factor of 1 + 8 eps would be, eps that of the dtype.
+
+        Where similarities below a least one are 0, those below `faint` times that become so.
+        """
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,12 @@ class Gaussian:
         """See `Kernel`."""
         return kappa / self._square
 
-    def form(self, v: torch.Tensor, typical: float) -> torch.Tensor:
+    def form(self, v: torch.Tensor, typical: float, faint: float = 1.0) -> torch.Tensor:
         """See `Kernel`."""
         v.mul_(1 / self._square).exp_()
         if self._square * _FAR > 5:  # than which no two unit rows are farther apart
             return v
-        least = math.exp(self._middle(typical) / self._square - _FAR) * (1 - 2.0**-10)
+        least = math.exp(self._middle(typical) / self._square - _FAR) * faint
         # targets measured from below the middle have levels far above this
         return torch.threshold_(v, least, 0.0)
 
@@ -149,7 +152,7 @@ class Cosine:
         """See `Kernel`."""
         return np.full(len(kappa), 0.5)
 
-    def form(self, v: torch.Tensor, typical: float) -> torch.Tensor:
+    def form(self, v: torch.Tensor, typical: float, faint: float = 1.0) -> torch.Tensor:
         """See `Kernel`."""
         return v
 

@@ -113,6 +113,8 @@ class Cohorts:
         # invariant: the bound of a candidate of cohort i holds with the similarities _since[i]
         self._cohort = np.zeros(len(rows), dtype=np.int32)
         self._since: list[Array] = [coverage.best.copy()]
+        # invariant: where True, the bound is at least what the operands say with those, and all that their rounding may hide
+        self._of_operands = np.zeros(len(rows), dtype=bool)
         fits = len(rows) * (self.pairs.columns * self.pairs.dtype.itemsize + 17) <= memory
         self._held = self._hold() if fits and len(rows) else None
 
@@ -133,15 +135,17 @@ class Cohorts:
         """Return (r,) float64 upper bounds of what the candidates `which` (int64, ascending) add now; 0 for rows of zeros."""
         aim, _ = self._coverage.aim(self.pairs.dtype)
         self.now(which)
+        self._of_operands[which] = True
         return np.ldexp(self._measured(which, lambda rows, room: self.pairs.above(rows, aim, room)), self._coverage.power)
 
     def now(self, which: Array) -> None:
-        """Note that bounds of `which` were made with all targets as they are represented now."""
+        """Note that bounds of `which` were made with all targets as they are represented now, not by what the operands say."""
         if not np.array_equal(self._since[-1], self._coverage.best):
             if len(self._since) > 4 * _MOST:
                 self._merge()
             self._since.append(self._coverage.best.copy())
         self._cohort[which] = len(self._since) - 1
+        self._of_operands[which] = False
 
     def lower(self, which: Array, bound: Array, floor: float) -> tuple[Array, Array]:
         """Lower the bounds of `which` (int64, ascending) until they are at most `floor`, if they can be.
@@ -151,18 +155,22 @@ class Cohorts:
         """
         self._merge()
         bound, fresh = bound.copy(), np.zeros(len(which), dtype=bool)
-        cohort = self._cohort[which].astype(np.int16)  # few, and sixteen bits are sorted by their digits
+        lowered = np.flatnonzero(self._of_operands[which])
+        cohort = self._cohort[which[lowered]].astype(np.int16)  # few, and sixteen bits are sorted by their digits
         order = np.argsort(cohort, kind="stable")
-        for at in np.split(order, np.flatnonzero(np.diff(cohort[order])) + 1):
-            found = self._lower(which[at], bound[at], floor, self._since[cohort[at[0]]]) if len(at) >= _FEWEST else None
+        for some in np.split(order, np.flatnonzero(np.diff(cohort[order])) + 1):
+            at = lowered[some]
+            found = self._lower(which[at], bound[at], floor, self._since[cohort[some[0]]]) if len(at) >= _FEWEST else None
             if found is not None:
                 bound[at] = found[0]
                 self._cohort[which[at]] = len(self._since)
                 self._since.append(found[1])
         left = np.flatnonzero(bound > floor)
         if len(left):
-            bound[left] = np.fmin(bound[left], self.bounds(which[left]))
-            fresh[left] = True
+            before = bound[left], self._of_operands[which[left]]
+            now = self.bounds(which[left])
+            bound[left], fresh[left] = np.fmin(before[0], now), True
+            self._of_operands[which[left]] = before[1] | (now <= before[0])
         return bound, fresh
 
     def _lower(self, which: Array, bound: Array, floor: float, since: Array) -> tuple[Array, Array] | None:

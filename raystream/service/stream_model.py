@@ -144,10 +144,10 @@ class WarmModel:
     def decide(self, batch: list[Waiting]) -> Found:
         """Make the decisions, which are not to be told before they are on disk."""
         inputs = tuple(np.concatenate(some) for some in zip(*(waiting.inputs for waiting in batch), strict=True))
-        found = self._worker.score_rows(inputs)
+        found = self._worker.score_rows(inputs, self._score)
         if self._rows is None:
             self._rows = RequestedRows(self._stream, self._log, self._named, found.classes, aside=self._folder.submit)
-        scores = found.columns[self._score].astype(np.float64)
+        scores = found.scores.astype(np.float64)
         vectors = None if not self._embeds or found.embeddings is None else found.embeddings.astype(np.float64)
         requests, at = [], 0
         for waiting in batch:

@@ -64,6 +64,19 @@ def test_bounds_hold_and_gains_are_the_definition(pool, kernel, chosen, seed):
         assert not gain.any()
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_similarities_that_nearly_vanish_are_bounded(seed):
+    """Rows that are like no target but by 1e-17 to 1e-35: what bfloat16 does to such numbers, and their squares in float32, isn't lost."""
+    rng, width = np.random.default_rng(seed), 2 + seed % 2
+    targets = unit(rng.standard_normal((20, width)).astype(np.float32))
+    aside = rng.uniform(0.3, 0.5, (400, 1)) * unit(rng.standard_normal((400, width)).astype(np.float32))
+    x = unit((targets[rng.integers(0, 20, 400)] + aside).astype(np.float32))
+    coverage = Coverage(targets, np.ones(20), Gaussian(0.05))
+    gain = np.array([coverage.gain(row) for row in x])
+    for dtype in (torch.bfloat16, torch.float32):
+        assert (bounds(coverage, as_rows(x), dtype) >= gain).all()
+
+
 @pytest.mark.parametrize("kernel", [Cosine(), Gaussian(0.8)])
 def test_bounds_are_tight(kernel):
     """A float32 bound is within 0.2% of what a row adds, a float64 one within 1e-9: else all rows would be looked at."""

@@ -22,7 +22,10 @@ def alike(kernel, rows, targets):
 @settings(max_examples=30, deadline=None)
 @given(pools(), st.sampled_from(KERNELS), st.sampled_from([0.05, 2.0]), st.integers(0, 10**6))
 def test_bounds_hold(pool, kernel, typical, seed):
-    """On any data and in each precision: what rows reach of any stretches is within the bounds, for all parts of the targets."""
+    """On any data and in each precision: what rows reach of any stretches is within the bounds, for all parts of the targets.
+
+    In bfloat16 the bounds from below are so together with those from above alone.
+    """
     x, _ = pool
     x, rng = unit(x), np.random.default_rng(seed)
     weight = rng.choice([0.0, 1e-3, 1.0], len(x))
@@ -36,12 +39,17 @@ def test_bounds_hold(pool, kernel, typical, seed):
         pairs = Pairs(x, weight, kernel, typical, dtype)
         rows, room = pairs.rows(x), pairs.room(len(x))
         aim = pairs.aim(which, low[which], None, up=True)
-        assert (pairs.above(rows, aim, room) >= from_low * (1 - 1e-13)).all()
+        above = pairs.above(rows, aim, room)
+        assert (above >= from_low * (1 - 1e-13)).all()
         if dtype != torch.bfloat16:
             assert (pairs.reaches(rows, aim, room) >= ((kappa > low) & (weight > 0))[:, which]).all()
         aim = pairs.aim(which, low[which], high[which], up=False)
         below = pairs.below(rows, aim, room, len(aim.parts))
-        assert (below <= between.sum(axis=1)[:, None] * (1 + 1e-13) + 1e-15).all()
+        if dtype != torch.bfloat16:
+            assert (below <= between.sum(axis=1)[:, None] * (1 + 1e-13) + 1e-15).all()
+        ends = [part.stop for part in aim.parts]
+        left = from_low[:, None] - np.cumsum(between, axis=1)[:, [end - 1 for end in ends]]
+        assert (above[:, None] - below >= left - 1e-13 * from_low[:, None] - 1e-15).all()
 
 
 @pytest.mark.parametrize("kernel", [Cosine(), Gaussian(0.9)])
@@ -68,7 +76,8 @@ def test_parts_add_up(kernel, width):
         exact = np.cumsum(lost[:, order], axis=1)[:, [end - 1 for end in ends]]
         assert len(ends) > 1
         assert ends[-1] == 700
-        assert (below <= exact).all()
+        assert (above[:, None] - below >= gain[:, None] - exact).all()
+        assert (below <= exact + (0 if dtype != torch.bfloat16 else near * exact.max())).all()
         assert (below >= exact - near * exact.max()).all()
 
 

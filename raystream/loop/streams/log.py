@@ -121,6 +121,10 @@ class StreamLog:
         assert self._last is not None
         return self._last
 
+    def type_of(self, column: str) -> pa.DataType | None:
+        """Return the type of a column of the decisions, once there are some."""
+        return None if self._last is None else self._last.field(column).type
+
     def begin(self, stream: Stream) -> None:
         """Note the stream, or see that it is the one that was begun under this name.
 

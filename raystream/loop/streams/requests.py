@@ -299,7 +299,7 @@ class RequestedRows:
         counts = np.fromiter((decision is not None for decision in found), np.int64, len(found))
         columns = {
             self._stream.pool.id or "id": ids,
-            "score": pa.array(scores, from_pandas=True),
+            "score": pa.array(scores, self._log.type_of("score"), from_pandas=True),
             "threshold": pa.array([None if decision is None else decision.threshold for decision in found], pa.float64()),
             "chosen": pa.array([decision is not None and decision.chosen for decision in found], pa.bool_()),
             "seen": pa.array(before + counts.cumsum()),
