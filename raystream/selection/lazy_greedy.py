@@ -11,6 +11,9 @@ them, sum over t of w_t (clamp(kappa, since_t, best_t) - since_t). So the target
 some of the candidates show to be enough to bring nearly all of them below a floor, and only the rest are multiplied with all targets.
 Those that were lowered are a cohort again: their bounds hold with `best` on the targets that were multiplied and `since` on the
 others, and, as bounds hold all the more with greater similarities, with the largest `since` of several cohorts together.
+
+What rounding the operands may hide is in the first bound, for all targets that a candidate reaches: what is lost is then subtracted as the
+operands say it, since a target that is reached no more hides nothing any more. A bound that was made more exactly is not lowered so.
 """
 
 from __future__ import annotations
