@@ -51,7 +51,7 @@ class Kernel(Protocol):
     def slope(self, kappa: Array) -> Array:
         """Return the largest |d kappa / d D| of similarities up to kappa."""
 
-    def form(self, v: torch.Tensor, typical: float, faint: float = 1.0) -> torch.Tensor:
+    def form(self, v: torch.Tensor, typical: float, faint: float) -> torch.Tensor:
         """Overwrite v with its form; off by no more than v (1 + 4 eps) and then a factor of 1 + 8 eps would be, eps that of the dtype.
 
         Where similarities below a least one are 0, those below `faint` times that become so.
@@ -106,7 +106,7 @@ class Gaussian:
         """See `Kernel`."""
         return kappa / self._square
 
-    def form(self, v: torch.Tensor, typical: float, faint: float = 1.0) -> torch.Tensor:
+    def form(self, v: torch.Tensor, typical: float, faint: float) -> torch.Tensor:
         """See `Kernel`."""
         v.mul_(1 / self._square).exp_()
         if self._square * _FAR > 5:  # than which no two unit rows are farther apart
@@ -152,7 +152,7 @@ class Cosine:
         """See `Kernel`."""
         return np.full(len(kappa), 0.5)
 
-    def form(self, v: torch.Tensor, typical: float, faint: float = 1.0) -> torch.Tensor:
+    def form(self, v: torch.Tensor, typical: float, faint: float) -> torch.Tensor:
         """See `Kernel`."""
         return v
 
