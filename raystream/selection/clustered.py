@@ -29,9 +29,11 @@ from raystream.selection.lloyd import (
     iterate,
     lloyd,
     looked_at_of,
+    looked_rows,
     part_rows,
     part_sums,
     slices,
+    spans,
     squared_to,
     squares,
 )
@@ -311,9 +313,9 @@ class _Stretch:
 
     def sums(self, centres: Array) -> Sums:
         """See `lloyd.Sums`; the labels as int32."""
-        n = len(self._rows)
-        parts = ((part, self._reading(part, self._power)) for part in slices(n, self._size))
-        found, same = part_sums(parts, -(-n // self._size), self._finder(centres), centres, self._label, self._weight)
+        some = spans(len(self._rows), self._size, len(centres))
+        parts = ((part, self._reading(part, self._power, looked_rows(len(centres)))) for part in some)
+        found, same = part_sums(parts, len(some), self._size, self._finder(centres), centres, self._label, self._weight)
         return Sums(found, self._label.astype(np.int32), same)
 
     def _finder(self, centres: Array) -> Callable[[], Finder]:
@@ -375,10 +377,10 @@ class _Stretch:
 
         by_thread(((at, self._reading(at, power)) for at in blocks), len(blocks), lambda: look)
 
-    def _reading(self, part: slice, power: int) -> Read:
-        """Make what reads the rows of a part; where they lie is looked up now, by this thread."""
+    def _reading(self, part: slice, power: int, size: int = BLOCK) -> Read:
+        """Make what reads the rows of a part, `size` at a time; where they lie is looked up now, by this thread."""
         start = self._rows.start
-        held = list(self._rows.blocks(start + part.start, start + part.stop, BLOCK))
+        held = list(self._rows.blocks(start + part.start, start + part.stop, size))
         return _read(held, start, self._rows.width, power)
 
 

@@ -20,7 +20,7 @@ import torch
 
 from raystream.selection.bounds import Encoding, Precision
 from raystream.selection.hashing import row_hash, uniform
-from raystream.selection.nearest import Centres, nearest
+from raystream.selection.nearest import Centres, block_rows, nearest
 from raystream.selection.rows import Array, tensor
 from raystream.selection.strategies.ranking import lowest
 from raystream.threads import Item, Result, each, one_thread
@@ -81,7 +81,12 @@ class Points:
 
 
 Finder = Callable[[slice, Array], Array]
-"""Finds (m,) int64, the nearest centre as in float64, of at most `BLOCK` rows: their places and themselves, (m, d) float32."""
+"""Finds (m,) int64, the nearest centre as in float64, of at most `looked_rows` rows: their places and themselves, (m, d) float32."""
+
+
+def looked_rows(centres: int) -> int:
+    """Choose how many rows are compared with so many centres at a time, whole blocks: beside few centres, small operations cost most."""
+    return block_rows(centres) // BLOCK * BLOCK
 
 
 def finder(
@@ -92,7 +97,7 @@ def finder(
     among = Centres.of(centres[compared], encoding)
 
     def start() -> Finder:
-        room = torch.empty((BLOCK, len(compared)), dtype=encoding.dtype)
+        room = torch.empty((looked_rows(len(centres)), len(compared)), dtype=encoding.dtype)
         return lambda at, x: compared[nearest(x, among, encoded=encoded(at, x), room=room).index]
 
     return start
@@ -132,9 +137,9 @@ def distinct(centres: Array) -> Array:
     return first
 
 
-def slices(n: int, size: int) -> list[slice]:
-    """Cut the rows [0, n) into slices of `size`."""
-    return [slice(begin, min(begin + size, n)) for begin in range(0, n, size)]
+def slices(n: int, size: int, start: int = 0) -> list[slice]:
+    """Cut the rows [start, n) into slices of `size`."""
+    return [slice(begin, min(begin + size, n)) for begin in range(start, n, size)]
 
 
 def by_blocks(blocks: Sequence[Item], start: Callable[[], Callable[[Item], Result]]) -> list[Result]:
@@ -229,7 +234,7 @@ _SUMS_BYTES = 1 << 28
 """Sums that are kept at a time; where there are many centres, more rows are added before they are."""
 
 Read = Callable[[slice], Array]
-"""(m, d) float32 rows of a part, at most `BLOCK` of them, asked for in their order."""
+"""(m, d) float32 rows of a part, some at a time, asked for in their order."""
 
 
 @dataclass(frozen=True)
@@ -302,14 +307,32 @@ def part_rows(n: int, sum_bytes: int) -> int:
     return -(-rows // BLOCK) * BLOCK
 
 
+def spans(n: int, size: int, centres: int) -> list[slice]:
+    """Cut n rows into spans of whole parts of `size`, a thread for each: several parts where they can be compared at once.
+
+    Threads that run many small operations wait for each other, and for little work in all a single one is the quickest.
+    """
+    parts, looks = -(-n // size), -(-n // looked_rows(centres))
+    threads = torch.get_num_threads()
+    together = -(-parts // (-(-looks // threads) * threads)) if looks > 1 else parts
+    return slices(n, size * max(together, 1))
+
+
 def part_sums(
-    parts: Iterable[tuple[slice, Read]], count: int, find: Callable[[], Finder], centres: Array, label: Array, weight: Array | None
+    parts: Iterable[tuple[slice, Read]],
+    count: int,
+    size: int,
+    find: Callable[[], Finder],
+    centres: Array,
+    label: Array,
+    weight: Array | None,
 ) -> tuple[list[Array], bool]:
-    """Sum parts, and tell whether all labels are as they were.
+    """Sum parts of `size` rows, and tell whether all labels are as they were.
 
     Args:
-        parts: where in `label` the rows of each stand, and what reads them.
-        count: how many parts there are.
+        parts: `spans` of them, where in `label` their rows stand, and what reads them, `looked_rows` at a time.
+        count: how many spans there are.
+        size: rows of a part, whole blocks.
         find: for each thread what finds rows' nearest centres.
         centres: (k, d) float32.
         label: (n,) int64, which is written to.
@@ -317,28 +340,32 @@ def part_sums(
     """
     wide = tensor(centres)
     narrow = None if weight is None else tensor(weight)[:, None]
+    looked = looked_rows(len(centres))
 
-    def start() -> Callable[[tuple[slice, Read]], tuple[Array, bool]]:
+    def start() -> Callable[[tuple[slice, Read]], tuple[list[Array], bool]]:
         nearest, room = find(), torch.empty((BLOCK, centres.shape[1]))
 
-        def see(item: tuple[slice, Read]) -> tuple[Array, bool]:
-            part, read = item
-            total, same = torch.zeros(centres.shape), True
-            for begin in range(part.start, part.stop, BLOCK):
-                at = slice(begin, min(begin + BLOCK, part.stop))
+        def add(at: slice, x: Array, total: torch.Tensor) -> None:
+            index, difference = torch.from_numpy(label[at]), room[: len(x)]
+            torch.sub(tensor(x), torch.index_select(wide, 0, index, out=difference), out=difference)
+            total.index_add_(0, index, difference if narrow is None else difference.mul_(narrow[at]))
+
+        def see(item: tuple[slice, Read]) -> tuple[list[Array], bool]:
+            span, read = item
+            totals, same = torch.zeros((-(-(span.stop - span.start) // size), *centres.shape)), True
+            for at in slices(span.stop, looked, span.start):
                 x = read(at)
                 found = nearest(at, x)
                 same = same and bool((found == label[at]).all())
                 label[at] = found
-                index, difference = torch.from_numpy(found), room[: len(found)]
-                torch.sub(tensor(x), torch.index_select(wide, 0, index, out=difference), out=difference)
-                total.index_add_(0, index, difference if narrow is None else difference.mul_(narrow[at]))
-            return total.numpy(), same
+                for block in slices(at.stop, BLOCK, at.start):
+                    add(block, x[block.start - at.start : block.stop - at.start], totals[(block.start - span.start) // size])
+            return list(totals.numpy()), same
 
         return see
 
     found = by_thread(parts, count, start)
-    return [total for total, _ in found], all(same for _, same in found)
+    return [total for totals, _ in found for total in totals], all(same for _, same in found)
 
 
 def lloyd(points: Points, centres: Array, iterations: int) -> Array:
@@ -357,9 +384,10 @@ class _OneStretch:
 
     def sums(self, centres: Array) -> Sums:
         points = self._points
-        parts = slices(len(points), part_rows(len(points), centres.nbytes))
+        size = part_rows(len(points), centres.nbytes)
+        parts = spans(len(points), size, len(centres))
         items = ((part, points.x.__getitem__) for part in parts)
-        found, same = part_sums(items, len(parts), points.finder(centres), centres, self._label, self._weight)
+        found, same = part_sums(items, len(parts), size, points.finder(centres), centres, self._label, self._weight)
         return Sums(found, self._label, same)
 
     def squares(self, centres: Array, label: Array) -> Array:

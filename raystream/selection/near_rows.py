@@ -146,15 +146,6 @@ def _pieces(encoding: Encoding) -> int:
     return 3 if encoding.bfloat16 else 1
 
 
-def _as_centres(operand: torch.Tensor, encoding: Encoding) -> torch.Tensor:
-    """Return rows' operands as the other factor."""
-    d, pieces = len(encoding.shift), _pieces(encoding)
-    result = operand.clone()
-    result[:, :d] *= -2.0
-    result[:, d : d + 2 * pieces] = result[:, d : d + 2 * pieces].roll(pieces, 1)
-    return result
-
-
 def _packed(found: Array, near: Array, count: Array, infinite: Any) -> Array:
     """Pack (m, the largest `count`): what of `found` (m, c) is `near` (m, c) bool, (m,) `count` of them in a row, and else infinite."""
     result = np.full((len(found), max(int(count.max()), 1)), infinite)
@@ -216,7 +207,7 @@ class _Search:
         self._rows, self._places, self._cut, self._k, self._room = rows, places, k is not None, k or 0, room
         whole = np.pad(places, (0, -len(places) % (_BLOCK_UNIT if len(places) > _FEW else _FEW)), mode="edge")
         self.size = max(len(whole), 1)
-        self._centres = _as_centres(rows.operand[torch.from_numpy(whole)], rows.encoding)
+        self._centres = rows.encoding.as_centre(rows.operand[torch.from_numpy(whole)])
         # invariant: of others that are farther, nothing is wanted; a root is rounded, so that a little more is
         self._reach = np.full(len(places), np.square(np.float64(radius)) * (1 + 2.0**-50))
         self._infinite = bits(torch.tensor([torch.inf], dtype=rows.encoding.dtype))[0]

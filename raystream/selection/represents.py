@@ -15,8 +15,6 @@ from raystream.selection.nearest import Centres, block_rows, nearest
 from raystream.selection.rows import Array, Block, Rows, not_finite, squared_distances, tensor
 from raystream.threads import each
 
-_BLOCKS, _FEWEST = 8, 1024
-"""Of few rows, too, each thread is to have some: so many blocks, but none smaller."""
 _CENTRES_AT_ONCE = 4096
 
 
@@ -120,7 +118,11 @@ def _pass(rows: Rows, centres: Array, precision: Precision, start: Callable[[], 
         return see
 
     size = block_rows(min(len(centres), _CENTRES_AT_ONCE))
-    each(rows.blocks(rows.start, rows.stop, min(size, max(-(-len(rows) // _BLOCKS), _FEWEST))), begin)
+    looks = -(-len(rows) // size)
+    if looks > 1:  # as many for each thread
+        threads = torch.get_num_threads()
+        size = -(-len(rows) // (-(-looks // threads) * threads))
+    each(rows.blocks(rows.start, rows.stop, size), begin)
     return far.found
 
 

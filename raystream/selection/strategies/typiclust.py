@@ -55,7 +55,7 @@ _BLOCK = 1024
 _SHIFT_ROWS = 64
 _FEWEST, _MOST = 16, 512
 """Rows whose means are taken at a time, twice as many each time."""
-_WHOLE = 64
+_WHOLE = 256
 """The means of groups of up to so many rows are taken at once: bounds would take as long."""
 _PAIRS_A_NEIGHBOUR = 8
 """Where float32 leaves more pairs in doubt than this many times the neighbours asked for, the nearest of them are looked at."""
@@ -104,7 +104,7 @@ def _lower_bounds(x: Array, count: int) -> Array:
     """Return (m,) float64, at most the mean distance of each of the (m, d) rows to its `count` nearest others."""
     encoding = encoding_of(x, looked_at=_SHIFT_ROWS)
     rows, slack = encoding.rows(x)
-    others = encoding.centres(x)[0]
+    others = encoding.as_centre(rows)
     result = np.empty(len(x))
     for at in slices(len(x), _BLOCK):
         products = _products(rows[at], others, np.arange(at.start, at.stop))
@@ -123,7 +123,7 @@ def _means(x: Array, which: Array, count: int) -> Array:
     encoding = encoding_of(x, "float32", looked_at=_SHIFT_ROWS)
     operand, slack = encoding.rows(x)
     rows = operand[torch.from_numpy(which)]
-    products = _products(rows, encoding.centres(x)[0], which)
+    products = _products(rows, encoding.as_centre(operand), which)
     last = torch.from_numpy(np.partition(products, count - 1, axis=1)[:, count - 1 : count].copy()).view(torch.float32)
     square = near_bounds(encoding, rows, slack[: len(which)], last)[1] + rows[:, x.shape[1], None].double().mul_(1 + 2.0**-7)
     limit = (last.double() + torch.from_numpy(encoding.width_of(square.numpy()))).mul_(1 + 2.0**-20).float().view(torch.int32).numpy()
