@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from raystream.selection.bounds import Encoding
 from raystream.selection.clusters import clusters
 from raystream.selection.near_rows import NearPairs, NearRows, Room, Stretches, bits, grouped, ranks
 from raystream.selection.nearest import float32_distances, pair_distances
@@ -274,12 +275,21 @@ class NearBlock:
 
 
 def pairs_within(x: Array, row: Array, other: Array, radius: float) -> Array:
-    """Tell (p,) bool whether rows of these pairs are at most `radius` apart by the definition; float32 decides where it can."""
-    value, error, tiny = _about(x, row, other)
+    """Tell (p,) bool whether rows of these pairs are at most `radius` apart by the definition; float32 decides where it can.
+
+    Args:
+        x: (n, d) float32.
+        row, other: (p,) int64 rows of the pairs, those of one `row` beside each other.
+        radius: at least 0.
+    """
     square = np.square(np.float64(radius))
-    inside: Array = value * (1 + error) + tiny <= square * (1 - 2.0**-50)
-    unsure = np.flatnonzero(~inside & ~(value * (1 - error) - tiny > square * (1 + 2.0**-50)))
-    inside[unsure] = np.sqrt(pair_distances(x, x, row[unsure], other[unsure])) <= radius
+    inside, left = np.zeros(len(row), dtype=bool), np.arange(len(row))
+    for bounds in (_by_products, _by_differences):
+        if (found := bounds(x, row[left], other[left])) is not None:
+            near = found.above <= square * (1 - 2.0**-50)
+            inside[left[near]] = True
+            left = left[~(near | (found.below(found.above) > square * (1 + 2.0**-50)))]
+    inside[left] = np.sqrt(pair_distances(x, x, row[left], other[left])) <= radius
     return inside
 
 
@@ -288,29 +298,78 @@ def nearest_of_groups(x: Array, group: Array, row: Array, other: Array, count: A
 
     Args:
         x: (n, d) float32.
-        group: (p,) int64, ascending.
+        group: (p,) int64, ascending, of one `row` each.
         row, other: (p,) int64 rows of the pairs; of those equally far apart, that of the lower `other` is nearer.
         count: of each group, 0 to all.
     """
-    value, error, tiny = _about(x, row, other)
-    if np.isnan(value).any():
-        return lowest_of_groups(group, pair_distances(x, x, row, other), other, count)
-    first_out, last_in = _around_count(group, value, count)
-    # all but `count` of a group are at least as far apart as `first_out` says, and that many at most as far as `last_in` says
-    inside: Array = value * (1 + error) + tiny < (first_out * (1 - error) - tiny)[group]
-    unsure = np.flatnonzero(~inside & ~(value * (1 - error) - tiny > (last_in * (1 + error) + tiny)[group]))
-    left = count - np.bincount(group[inside], minlength=len(count))
-    squared = pair_distances(x, x, row[unsure], other[unsure])
-    inside[unsure] = lowest_of_groups(group[unsure], squared, other[unsure], left)
+    inside, left, count = np.zeros(len(row), dtype=bool), np.arange(len(row)), count.copy()
+    for bounds in (_by_products, _by_differences):
+        if (found := bounds(x, row[left], other[left])) is not None and not np.isnan(found.above).any():
+            here = group[left]
+            # all but `count` of a group are farther apart than what is below the first, and that many no farther than the last
+            first_out, last_in = _around_count(here, found.above, count)
+            near = found.above < found.below(first_out)[here]
+            far = found.below(found.above) > last_in[here]
+            inside[left[near]] = True
+            count -= np.bincount(here[near], minlength=len(count))
+            left = left[~(near | far)]
+    squared = pair_distances(x, x, row[left], other[left])
+    inside[left] = lowest_of_groups(group[left], squared, other[left], count)
     return inside
 
 
-def _about(x: Array, row: Array, other: Array) -> tuple[Array, float, float]:
-    """Compute (p,) squared distances by float32, NaN where that overflows, and by how much they err, relatively and besides."""
+@dataclass(frozen=True)
+class _Bounds:
+    """Bounds of squared distances: `above`, (p,) float64, and how far below that they may be, relatively and besides."""
+
+    above: Array
+    relative: float
+    besides: float
+
+    def below(self, above: Array) -> Array:
+        """Return float64 bounds from below of what has these from above."""
+        return above * (1 - self.relative) - self.besides
+
+
+def _by_differences(x: Array, row: Array, other: Array) -> _Bounds:
+    """Bound (p,) squared distances by float32 differences; NaN where these overflow."""
     value, order = np.empty(len(row)), np.argsort(other)  # rows that are asked for more than once are fetched once
     value[order] = float32_distances(x, x, row[order], other[order])
     value[np.isinf(value)] = np.nan
-    return value, (x.shape[1] + 8) * 2.0**-23, x.shape[1] * 2.0**-120
+    error, tiny = (x.shape[1] + 8) * 2.0**-23, x.shape[1] * 2.0**-120
+    return _Bounds(value * (1 + error) + tiny, 2 * error, 2 * tiny)
+
+
+_DIFFERENCE = 32
+"""A difference takes as long as so many products, if these are made all at once."""
+_MULTIPLIED = 1 << 22
+"""Products at a time."""
+
+
+def _by_products(x: Array, row: Array, other: Array) -> _Bounds | None:
+    """Bound the same by float32 products of all these rows with all others, if that takes less; those of one row are beside each other."""
+    starts = np.flatnonzero(np.diff(row, prepend=-1))
+    there = np.zeros(len(x), dtype=bool)
+    there[other] = True
+    others = np.flatnonzero(there)
+    if not len(row) or len(starts) * len(others) > _DIFFERENCE * len(row):
+        return None
+    place = np.empty(len(x), dtype=np.int64)
+    place[others] = np.arange(len(others))
+    some, many = x[row[starts]], x[others]
+    largest = max(float(some.max()), -float(some.min()), float(many.max()), -float(many.min()))
+    encoding = Encoding.fit(some.mean(axis=0, dtype=np.float64), largest, on_grid=False, precision="float32")
+    rows, centres = encoding.rows(some)[0], encoding.centres(many)[0]
+    above, ends = np.empty(len(row), dtype=np.float32), np.append(starts, len(row))
+    step = max(_MULTIPLIED // len(others), 1)
+    for begin in range(0, len(starts), step):
+        product = torch.mm(rows[begin : begin + step], centres.T).numpy()
+        at = slice(ends[begin], ends[begin + len(product)])
+        line = np.repeat(np.arange(len(product)) * len(others), np.diff(ends[begin : begin + len(product) + 1]))
+        above[at] = product.ravel().take(line + place[other[at]])
+    square = encoding.row_squares(rows).max() + encoding.squares(centres).max()
+    width = float(encoding.width_of(square.numpy()))
+    return _Bounds(np.ldexp(np.maximum(above.astype(np.float64), 0.0), -2 * encoding.power), 0.0, float(np.ldexp(width, -2 * encoding.power)))
 
 
 def _around_count(group: Array, value: Array, count: Array) -> tuple[Array, Array]:

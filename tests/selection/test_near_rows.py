@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import KINDS, data, distances_to, pools
 
+from raystream.selection import neighbours
 from raystream.selection.near_rows import NearRows, Room, counts, where
 from raystream.selection.neighbours import (
     Index,
@@ -155,9 +156,12 @@ KINDS_OF_PAIRS = {
 }
 
 
+@pytest.mark.parametrize("way", ["products", "differences"])
 @pytest.mark.parametrize("kind", KINDS_OF_PAIRS)
-def test_pairs_that_float32_decides(kind):
+def test_pairs_that_float32_decides(kind, way, monkeypatch):
     """Which pairs are within a radius, and the nearest of each group, as float64 has it, ties to the lower row."""
+    monkeypatch.setattr(neighbours, "_DIFFERENCE", 0 if way == "differences" else 1000)
+    monkeypatch.setattr(neighbours, "_MULTIPLIED", 64)
     draw = np.random.default_rng(0)
     for _ in range(100):
         n = int(draw.integers(2, 60))
