@@ -368,8 +368,8 @@ def _by_products(x: Array, row: Array, other: Array) -> _Bounds | None:
         line = np.repeat(np.arange(len(product)) * len(others), np.diff(ends[begin : begin + len(product) + 1]))
         above[at] = product.ravel().take(line + place[other[at]])
     square = encoding.row_squares(rows).max() + encoding.squares(centres).max()
-    width = float(encoding.width_of(square.numpy()))
-    return _Bounds(np.ldexp(np.maximum(above.astype(np.float64), 0.0), -2 * encoding.power), 0.0, float(np.ldexp(width, -2 * encoding.power)))
+    scale = 4.0**-encoding.power
+    return _Bounds(np.maximum(above.astype(np.float64), 0.0) * scale, 0.0, float(encoding.width_of(square.numpy())) * scale)
 
 
 def _around_count(group: Array, value: Array, count: Array) -> tuple[Array, Array]:

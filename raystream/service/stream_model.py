@@ -158,8 +158,8 @@ class WarmModel:
         return Found(self._id, [request.id for request in requests], self._rows.write(requests))
 
 
-def _told(request: str, id_name: str, table: pa.Table, seen: int, chosen: int) -> dict[str, Any]:
-    ids, scores, thresholds, picks = (table.column(name).to_pylist() for name in (id_name, "score", "threshold", "chosen"))
+def _told(request: str, id_name: str, rows: pa.Table | pa.RecordBatch, seen: int, chosen: int) -> dict[str, Any]:
+    ids, scores, thresholds, picks = (rows.column(name).to_pylist() for name in (id_name, "score", "threshold", "chosen"))
     decisions = [
         {id_name: value.hex() if isinstance(value, bytes) else value, "chosen": pick, "score": score, "threshold": threshold}
         for value, pick, score, threshold in zip(ids, picks, scores, thresholds, strict=True)

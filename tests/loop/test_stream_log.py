@@ -20,7 +20,7 @@ from streams import arrive, decisions, make_stream
 from streams import run as look
 
 import raystream as rs
-from raystream.errors import StoreError
+from raystream.errors import QueryError, StoreError
 from raystream.loop.streams import requests as by_request
 from raystream.loop.streams.log import Progress, StreamLog, fold
 from raystream.loop.streams.requests import FOLD_SECONDS, RequestedRows, StreamRequest
@@ -59,8 +59,8 @@ def request(number: int, rows: int = 2, width: int | None = None) -> StreamReque
 def ask(of: RequestedRows, *numbers: int, **options: Any) -> list[list[dict[str, Any]]]:
     """The answers to requests of one batch."""
     found = of.decide([request(number, **options) for number in numbers])
-    assert all(isinstance(table, pa.Table) for table in found)
-    return [table.to_pylist() for table in found if isinstance(table, pa.Table)]
+    assert not any(isinstance(rows, QueryError) for rows in found)
+    return [rows.to_pylist() for rows in found if not isinstance(rows, QueryError)]
 
 
 ask_once = ask
@@ -412,9 +412,9 @@ def play(seed: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
             other = draw.randrange(3)
             answers[fresh + 1] = ask(servers[other], fresh + 1)[0]
             if written.sync():
-                table = written.answers[0]
-                assert isinstance(table, pa.Table)
-                answers[fresh] = table.to_pylist()
+                rows = written.answers[0]
+                assert not isinstance(rows, QueryError)
+                answers[fresh] = rows.to_pylist()
             else:
                 answers[fresh] = ask(servers[place], fresh)[0]
             fresh += 2

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +162,13 @@ def test_a_batch_larger_than_an_inference_batch_and_a_model_of_embeddings(workpl
     assert [d["chosen"] for d in answer.json()["decisions"]] == by_file.column("chosen").to_pylist()[600:]
 
 
-def test_requests_are_known_past_what_is_merged(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past every size at which what is known of requests is packed."""
-    monkeypatch.setattr("raystream.loop.streams.requests._MERGED", 7)
+def told(answers: Sequence[Any]) -> list[list[dict[str, Any]]]:
+    """What was decided, as Python has it."""
+    return [rows.to_pylist() for rows in answers]
+
+
+def test_requests_are_known_past_what_is_merged(workplace: Path) -> None:
+    """Past sizes at which what is known of requests becomes one piece, and another one; before they have their file, too."""
     arrive("a.parquet", pool_table(1))
     look()
     make: Callable[[], RequestedRows] = lambda: RequestedRows(make_stream(), StreamLog(open_store("runs"), "s"), "m", 4)  # noqa: E731
@@ -172,12 +176,13 @@ def test_requests_are_known_past_what_is_merged(workplace: Path, monkeypatch: py
     requests = [StreamRequest(f"r{i}", f"{i}", pa.array([f"id{i}"]), np.array([float(i)]), None) for i in range(30)]
     first = []
     for i in range(0, 30, 4):
-        first.append(rows.decide(requests[i : i + 4])[0])
+        first.append(told(rows.decide(requests[i : i + 4]))[0])
+        assert told(rows.decide(requests[i : i + 1])) == first[-1:]
         rows.fold()
     for again in (rows, make()):
-        found = again.decide(requests)
-        assert all(isinstance(table, pa.Table) and table.num_rows == 1 for table in found)
-        assert [table.to_pylist() for table in found[::4]] == [table.to_pylist() for table in first]  # type: ignore[union-attr]
+        found = told(again.decide(requests))
+        assert [len(rows) for rows in found] == [1] * 30
+        assert found[::4] == first
     assert decisions().num_rows == 31
     assert len(list(Path("runs/streams/s/decisions").iterdir())) == 9
     assert pq.read_table(sorted(Path("runs/streams/s/decisions").iterdir())[-1]).num_rows == 2

@@ -25,7 +25,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,6 +45,7 @@ _SAID = "raystream.stream"
 """In the metadata of decisions: what `Progress` holds, as JSON."""
 PACKED_LOOKS = 256
 """Looks whose arrivals are read one by one, at most, before they are packed: half a millisecond each on a disk."""
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 _ARRIVALS = pa.schema(
     [("path", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("time", pa.int64()), ("rewritten", pa.bool_())]
 )
@@ -330,17 +331,17 @@ class StreamLog:
             if old.endswith(".parquet") and _number(old) < arrivals[-1].look:
                 self.store.discard(f"{self.folder}/packs/{old}")
 
-    def as_before(self, rows: pa.Table) -> pa.Table:
-        """Return the rows with the types of those before: files that arrive later may be written by other means.
+    def as_before(self, rows: Rows) -> Rows:
+        """Return the rows, a table or a batch, with the types of those before: files that arrive later may be written by other means.
 
         Raises:
             PoolError: their ids can't have these.
         """
-        if self._last is None:
+        if self._last is None or rows.schema.equals(self._last):
             return rows
         wrong = [at for at, (was, is_) in enumerate(zip(self._last, rows.schema, strict=True)) if was != is_]
         try:
-            for at in wrong:  # not all of them: it is asked for each request
+            for at in wrong:
                 rows = rows.set_column(at, self._last.field(at), rows.column(at).cast(self._last.field(at).type))
             return rows
         except (pa.ArrowException, ValueError) as error:
@@ -418,13 +419,18 @@ def fold(log: StreamLog) -> None:
         if before.parts != part - 1:
             continue  # somebody else has done it meanwhile
         progress, state = _after(log.stream(), before, saved, begun, records)
-        rows = pa.concat_tables([record.rows for record in records])
-        log.commit_decisions(rows, progress, state, about(request for record in records for request in record.requests), logged=True)
+        rows = pa.Table.from_batches([record.rows for record in records])
+        log.commit_decisions(rows, progress, state, about(said_of(record.requests) for record in records), logged=True)
 
 
-def about(requests: Iterable[tuple[str, str, int]]) -> dict[str, str]:
-    """Write what a file of decisions says in its metadata of the requests whose rows it holds, in their order."""
-    return {_REQUESTS: json.dumps([list(request) for request in requests])}
+def said_of(requests: Sequence[tuple[str, str, int]]) -> str:
+    """Write what `about` says of some requests."""
+    return json.dumps(requests)[1:-1]
+
+
+def about(said: Iterable[str]) -> dict[str, str]:
+    """Write what a file of decisions says in its metadata of the requests whose rows it holds, in their order: `said_of` some at a time."""
+    return {_REQUESTS: f"[{', '.join(said)}]"}
 
 
 def requests_of(schema: pa.Schema) -> list[tuple[str, str, int]]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from raystream.errors import QueryError
 from raystream.loop.streams.decisions import StreamState
-from raystream.loop.streams.log import Progress, StreamLog, about, fold, requests_of
+from raystream.loop.streams.log import Progress, StreamLog, about, fold, requests_of, said_of
 from raystream.loop.streams.segment import Begun, Numbers, Record, Segment, may_append
 from raystream.query.simulate import Stream
 
@@ -32,10 +32,12 @@ FOLD_SECONDS = 30.0
 _FOLD_ROWS = 1 << 14
 """Of requests, that are held until they have it."""
 _PIECES = 32
-_MERGED = 4096
+_LONGER = 4
+_NUMBER, _BOOL = pa.float64(), pa.bool_()
 _CLAIM_PAUSE, _CLAIM_PAUSES = 0.02, 250
 """For which a look that has said that its decisions come next is waited for: it has only to write them."""
 
+Answer: TypeAlias = pa.Table | pa.RecordBatch | QueryError
 Commit = Callable[[], Progress | None]
 Aside = Callable[[Commit], "Future[Progress | None]"]
 
@@ -64,13 +66,13 @@ class WrittenDecisions:
     """Answers that may be given once `sync` says so.
 
     Attributes:
-        answers: for each request a table of its rows with `score`, `threshold`, `chosen`, `seen`, `epoch`; or why it isn't decided on: its
-            id was another request's, or the log takes no such ids.
+        answers: for each request its rows, a batch or a table, with `score`, `threshold`, `chosen`, `seen`, `epoch`; or why it isn't
+            decided on: its id was another request's, or the log takes no such ids.
         progress: of the stream after them.
         segment: whose records have to be on disk first; None if all are.
     """
 
-    answers: list[pa.Table | QueryError]
+    answers: list[Answer]
     progress: Progress
     segment: Segment | None
 
@@ -87,34 +89,53 @@ class WrittenDecisions:
 class _Open:
     """What was appended to the segment that is open.
 
+    All that its file of decisions needs of a request is made when that is appended, and of few objects: thousands of them that are gone
+    through, or let go, at once take a tenth of a second, for which everybody waits.
+
     Attributes:
         segment: the file.
         since: when it was begun.
-        requests: of all that was appended, in order.
-        tables: their rows, in few pieces: thousands of small ones take a second to be written, while everybody waits.
+        tables: the rows, in few pieces.
         late: rows that are in none of these pieces yet.
-        answers: what was asked, and the rows, by request.
+        answers: what was asked, the first row and how many there are, by request.
+        said: of the requests, as `about` writes it.
+        hashes: of their ids.
         rows: so many.
     """
 
     segment: Segment
     since: float
-    requests: list[tuple[str, str, int]] = field(default_factory=list)
     tables: list[pa.Table] = field(default_factory=list)
-    late: list[pa.Table] = field(default_factory=list)
-    answers: dict[str, tuple[str, pa.Table]] = field(default_factory=dict)
+    late: list[pa.RecordBatch] = field(default_factory=list)
+    answers: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+    hashes: list[int] = field(default_factory=list)
     rows: int = 0
 
-    def add(self, record: Record, tables: Sequence[pa.Table]) -> None:
+    def add(self, record: Record) -> None:
         """Append a record."""
         self.segment.append(record)
-        self.requests += record.requests
         self.late.append(record.rows)
         if len(self.late) >= _PIECES:
-            self.tables.append(pa.concat_tables(self.late).combine_chunks())
+            self.tables.append(pa.Table.from_batches(self.late).combine_chunks())
             self.late = []
-        self.answers |= {known: (asked, table) for (known, asked, _), table in zip(record.requests, tables, strict=True)}
-        self.rows += record.rows.num_rows
+        self.said.append(said_of(record.requests))
+        for known, asked, count in record.requests:
+            self.answers[known] = asked, self.rows, count
+            self.hashes.append(_hash(known))
+            self.rows += count
+
+    def table(self) -> pa.Table:
+        """Return all rows."""
+        return pa.concat_tables([*self.tables, *(pa.Table.from_batches([batch]) for batch in self.late)])
+
+    def answered(self, request: StreamRequest) -> Answer | None:
+        """Return what was decided on a request of this id, if it was."""
+        found = self.answers.get(request.id)
+        if found is None:
+            return None
+        asked, first, count = found
+        return self.table().slice(first, count) if asked == request.asked else _taken(request)
 
 
 class RequestedRows:
@@ -155,7 +176,7 @@ class RequestedRows:
         self._whole = 0  # the file of decisions that can't be one that was appended to
         self._catch_up()
 
-    def decide(self, requests: Sequence[StreamRequest]) -> list[pa.Table | QueryError]:
+    def decide(self, requests: Sequence[StreamRequest]) -> list[Answer]:
         """Return what `WrittenDecisions.answers` says, once it is on disk."""
         while not (written := self.write(requests)).sync():
             pass
@@ -171,7 +192,7 @@ class RequestedRows:
         while True:
             if self._behind or (self._open is not None and self._open.segment.lost):
                 self._catch_up()
-            answers: dict[int, pa.Table | QueryError] = {}
+            answers: dict[int, Answer] = {}
             new: dict[str, int] = {}
             for place, request in enumerate(requests):
                 answer = self._answered(request)
@@ -208,8 +229,7 @@ class RequestedRows:
             self._progress, self._saved, self._open = progress, saved, None
 
             def commit() -> Progress | None:
-                rows = pa.concat_tables([*there.tables, *there.late]).combine_chunks()
-                return self._log.commit_decisions(rows, progress, saved, about(there.requests), logged=True)
+                return self._log.commit_decisions(there.table().combine_chunks(), progress, saved, about(there.said), logged=True)
 
             self._behind = True  # unless it comes to be written
             self._folding = there, self._aside(commit)
@@ -227,10 +247,10 @@ class RequestedRows:
             self._behind = True  # what is open must not have its file first
             raise
         part = self._progress.parts
-        self._known.add([(known, part) for known, _, _ in there.requests])
+        self._known.add(there.hashes, part)
         self._read = part
 
-    def _decide(self, requests: Sequence[StreamRequest]) -> dict[str, pa.Table | QueryError] | None:
+    def _decide(self, requests: Sequence[StreamRequest]) -> dict[str, Answer] | None:
         """Return the decisions on new requests, by their ids; None if somebody else's come first."""
         try:
             return self._written(requests)
@@ -239,20 +259,20 @@ class RequestedRows:
                 self._open.segment.lost = True  # it isn't known how far its state has gone on
             raise
 
-    def _written(self, requests: Sequence[StreamRequest]) -> dict[str, pa.Table | QueryError] | None:
+    def _written(self, requests: Sequence[StreamRequest]) -> dict[str, Answer] | None:
         state, progress = self._now()
         self._state = None  # it goes on with these rows, and is the log's again once they are in it
         scores = np.concatenate([request.scores for request in requests])
         given = [request.vectors for request in requests if request.vectors is not None]
         vectors = np.concatenate(given) if given else None
         ids = pa.concat_arrays([request.ids for request in requests])
-        rows = self._log.as_before(self._table(ids, scores, vectors, state, progress.epoch))
+        rows = self._log.as_before(self._decided(ids, scores, vectors, state, progress.epoch))
         named = [(request.id, request.asked, len(request.ids)) for request in requests]
         record = Record(named, rows, scores, vectors)
         seen, chosen = state.sampler.seen, state.sampler.labelled
         progress = replace(progress, rows=progress.rows + rows.num_rows, seen=seen, chosen=chosen)
         ends = np.cumsum([count for _, _, count in named]).tolist()
-        tables = [rows.slice(end - count, count) for end, (_, _, count) in zip(ends, named, strict=True)]
+        parts = [rows.slice(end - count, count) for end, (_, _, count) in zip(ends, named, strict=True)]
         if self._appends and self._whole != progress.parts + 1:
             if self._open is None:
                 begun = Begun(progress.epoch, progress.model, self._classes, rows.schema)
@@ -261,17 +281,18 @@ class RequestedRows:
                     self._let_go_first(progress.parts + 1)
                     return None
                 self._open = _Open(segment, self._clock())
-            self._open.add(record, tables)
+            self._open.add(record)
             self._progress = progress
         else:
             self._note_folded(wait=True)
             saved = state.saved
-            committed = self._log.commit_decisions(rows, replace(progress, parts=progress.parts + 1), saved, about(named))
+            said = about([said_of(named)])
+            committed = self._log.commit_decisions(pa.Table.from_batches([rows]), replace(progress, parts=progress.parts + 1), saved, said)
             if committed is None:
                 return None
             self._come_to(committed, saved, named)
         self._state = state
-        return {request.id: table for request, table in zip(requests, tables, strict=True)}
+        return {request.id: part for request, part in zip(requests, parts, strict=True)}
 
     def _let_go_first(self, part: int) -> None:
         """Wait for whoever said that this file of decisions comes whole; if it doesn't, since they are gone, ours does."""
@@ -284,7 +305,7 @@ class RequestedRows:
     def _come_to(self, progress: Progress, saved: Mapping[str, Any], requests: Sequence[tuple[str, str, int]]) -> None:
         """Go on from a file of decisions that was just committed."""
         self._progress, self._saved, self._read, self._open = progress, saved, progress.parts, None
-        self._known.add([(known, progress.parts) for known, _, _ in requests])
+        self._known.add([_hash(known) for known, _, _ in requests], progress.parts)
 
     def _now(self) -> tuple[StreamState, Progress]:
         """Find what decisions go on from; another model than the last begins another epoch."""
@@ -293,26 +314,25 @@ class RequestedRows:
             self._state = StreamState.of(self._stream, self._classes, self._saved, anew)
         return self._state, replace(progress, epoch=progress.epoch + 1, model=self._model) if anew else progress
 
-    def _table(self, ids: pa.Array, scores: Numbers, vectors: Numbers | None, state: StreamState, epoch: int) -> pa.Table:
+    def _decided(self, ids: pa.Array, scores: Numbers, vectors: Numbers | None, state: StreamState, epoch: int) -> pa.RecordBatch:
         before = state.sampler.seen
         found = state.decide(scores, vectors, None)
-        counts = np.fromiter((decision is not None for decision in found), np.int64, len(found))
+        seen = before + np.cumsum([decision is not None for decision in found])
         columns = {
             self._stream.pool.id or "id": ids,
-            "score": pa.array(scores, self._log.type_of("score"), from_pandas=True),
-            "threshold": pa.array([None if decision is None else decision.threshold for decision in found], pa.float64()),
-            "chosen": pa.array([decision is not None and decision.chosen for decision in found], pa.bool_()),
-            "seen": pa.array(before + counts.cumsum()),
+            "score": pa.array(scores, self._log.type_of("score"), mask=np.isnan(scores)),
+            "threshold": pa.array([None if decision is None else decision.threshold for decision in found], _NUMBER),
+            "chosen": pa.array([decision is not None and decision.chosen for decision in found], _BOOL),
+            "seen": pa.array(seen),
             "epoch": pa.array(np.full(len(found), epoch, np.int32)),
         }
-        return pa.Table.from_arrays(list(columns.values()), list(columns))
+        return pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
 
-    def _answered(self, request: StreamRequest) -> pa.Table | QueryError | None:
+    def _answered(self, request: StreamRequest) -> Answer | None:
         """Return what was decided on a request of this id, if it was."""
         for there in (self._open, self._folding and self._folding[0]):
-            if there is not None and request.id in there.answers:
-                asked, table = there.answers[request.id]
-                return table if asked == request.asked else _taken(request)
+            if there is not None and (answer := there.answered(request)) is not None:
+                return answer
         for part in self._known.parts(request.id):
             file = self._log.part(part)
             first = 0
@@ -333,7 +353,7 @@ class RequestedRows:
         self._progress, self._saved = self._log.progress()
         for number in self._log.parts():
             if number > self._read:
-                self._known.add([(known, number) for known, _, _ in requests_of(self._log.part(number).schema_arrow)])
+                self._known.add([_hash(known) for known, _, _ in requests_of(self._log.part(number).schema_arrow)], number)
         self._read, self._behind = self._progress.parts, False
 
 
@@ -341,23 +361,30 @@ class _Seen:
     """Which requests were decided on, and in which file of decisions: 12 bytes each, which may rarely name one too many."""
 
     def __init__(self) -> None:
-        self._hashes, self._parts = np.empty(0, np.uint64), np.empty(0, np.uint32)
-        self._late: dict[int, int] = {}
+        self._pieces: list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]] = []  # each by hash, and much longer than the next
 
-    def add(self, requests: Sequence[tuple[str, int]]) -> None:
-        """Note ids with the numbers of their files."""
-        self._late |= {_hash(known): part for known, part in requests}
-        if len(self._late) >= _MERGED:
-            hashes = np.concatenate([self._hashes, np.fromiter(self._late.keys(), np.uint64, len(self._late))])
-            parts = np.concatenate([self._parts, np.fromiter(self._late.values(), np.uint32, len(self._late))])
-            order = np.argsort(hashes, kind="stable")
-            self._hashes, self._parts, self._late = hashes[order], parts[order], {}
+    def add(self, hashes: Sequence[int], part: int) -> None:
+        """Note requests, by the hashes of their ids, with the number of their file."""
+        if not hashes:
+            return
+        late = np.sort(np.array(hashes, np.uint64))
+        piece = late, np.full(len(late), part, np.uint32)
+        while self._pieces and len(self._pieces[-1][0]) < _LONGER * len(piece[0]):
+            before = self._pieces.pop()
+            both = np.concatenate([before[0], piece[0]])
+            order = np.argsort(both, kind="stable")
+            piece = both[order], np.concatenate([before[1], piece[1]])[order]
+        self._pieces.append(piece)
 
     def parts(self, known: str) -> list[int]:
         """List the files that may hold the decisions on a request."""
-        number = _hash(known)
-        low, high = np.searchsorted(self._hashes, np.uint64(number), "left"), np.searchsorted(self._hashes, np.uint64(number), "right")
-        return [*([self._late[number]] if number in self._late else []), *self._parts[low:high].tolist()]
+        number, found = np.uint64(_hash(known)), list[int]()
+        for hashes, parts in self._pieces:
+            at = int(hashes.searchsorted(number))
+            while at < len(hashes) and hashes[at] == number:
+                found.append(int(parts[at]))
+                at += 1
+        return found
 
 
 def _hash(text: str) -> int:

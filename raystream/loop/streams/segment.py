@@ -79,7 +79,7 @@ class Record:
     """
 
     requests: Sequence[tuple[str, str, int]]
-    rows: pa.Table
+    rows: pa.RecordBatch
     scores: Numbers
     vectors: Numbers | None
 
@@ -236,8 +236,7 @@ def _sum_of(first: bytes) -> int:
 def _content(record: Record) -> bytes:
     width = None if record.vectors is None else record.vectors.shape[1]
     vectors = b"" if record.vectors is None else record.vectors.tobytes()
-    batch = record.rows.combine_chunks().to_batches()[0]
-    return _joined({"requests": record.requests, "width": width}, record.scores.tobytes(), vectors, batch.serialize())
+    return _joined({"requests": record.requests, "width": width}, record.scores.tobytes(), vectors, record.rows.serialize())
 
 
 def _record(content: bytes, schema: pa.Schema) -> Record:
@@ -247,7 +246,7 @@ def _record(content: bytes, schema: pa.Schema) -> Record:
     numbers = np.frombuffer(rest, np.float64, count * (1 + (width or 0)))
     rows = pa.ipc.read_record_batch(pa.py_buffer(rest[numbers.nbytes :]), schema)
     vectors = None if width is None else numbers[count:].reshape(count, width)
-    return Record(requests, pa.Table.from_batches([rows]), numbers[:count], vectors)
+    return Record(requests, rows, numbers[:count], vectors)
 
 
 def _joined(about: dict[str, Any], *parts: Any) -> bytes:
