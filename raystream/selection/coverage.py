@@ -44,7 +44,7 @@ _WIDEST_FORM = 512
 """Beyond this width the first form costs too much, and its largest value takes its place."""
 _UP = 1 + 2.0**-7
 _PART = 1024
-"""Targets that are multiplied at a time, at most: with their rows they stay in the second-level cache."""
+"""Targets that are multiplied at a time, at most: with fewer, threads wait for each other more often."""
 _PARTS = 8
 TARGETS_UNIT = 64
 """Parts are multiples of this many targets, so that there are few shapes of products."""

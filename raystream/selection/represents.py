@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,10 @@ from raystream.errors import QueryError
 from raystream.selection.bounds import Encoding, Precision, grid_power
 from raystream.selection.nearest import Centres, block_rows, nearest
 from raystream.selection.rows import Array, Block, Rows, not_finite, squared_distances, tensor
-from raystream.threads import each
+from raystream.threads import each, one_thread
 
+_FEWEST = 1024
+"""Rows that are looked at at a time, at least: of few, small operations take longer than what they are for."""
 _CENTRES_AT_ONCE = 4096
 
 
@@ -121,8 +124,9 @@ def _pass(rows: Rows, centres: Array, precision: Precision, start: Callable[[], 
     looks = -(-len(rows) // size)
     if looks > 1:  # as many for each thread
         threads = torch.get_num_threads()
-        size = -(-len(rows) // (-(-looks // threads) * threads))
-    each(rows.blocks(rows.start, rows.stop, size), begin)
+        size = min(size, max(-(-len(rows) // (-(-looks // threads) * threads)), _FEWEST))
+    with one_thread() if looks == 1 else nullcontext():
+        each(rows.blocks(rows.start, rows.stop, size), begin)
     return far.found
 
 
