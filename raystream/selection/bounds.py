@@ -140,13 +140,13 @@ class Encoding:
         operand, slack = self._encode(x, None, centre=True)
         return operand, float(slack.max()) if len(slack) else 0.0
 
-    def as_centre(self, row: torch.Tensor) -> torch.Tensor:
+    def as_centre(self, rows: torch.Tensor) -> torch.Tensor:
         """Turn (..., width) operands of rows into those of the same vectors as centres."""
         d, pieces = len(self.shift), self._pieces
-        result = row.clone()
+        result = rows.clone()
         result[..., :d] *= -2.0
         result[..., d : d + pieces] = 1.0
-        result[..., d + pieces : d + 2 * pieces] = row[..., d : d + pieces]
+        result[..., d + pieces : d + 2 * pieces] = rows[..., d : d + pieces]
         return result
 
     def squares(self, centres: torch.Tensor) -> torch.Tensor:

@@ -313,8 +313,8 @@ class _Stretch:
 
     def sums(self, centres: Array) -> Sums:
         """See `lloyd.Sums`; the labels as int32."""
-        some = spans(len(self._rows), self._size, len(centres))
-        parts = ((part, self._reading(part, self._power, looked_rows(len(centres)))) for part in some)
+        some = spans(len(self._rows), self._size, centres)
+        parts = ((part, self._reading(part, self._power, looked_rows(centres))) for part in some)
         found, same = part_sums(parts, len(some), self._size, self._finder(centres), centres, self._label, self._weight)
         return Sums(found, self._label.astype(np.int32), same)
 

@@ -26,7 +26,9 @@ from raystream.selection.strategies.ranking import lowest
 from raystream.threads import Item, Result, each, one_thread
 
 BLOCK = 2048
-"""Rows that are multiplied at a time."""
+"""Rows whose differences are added at a time; parts are of whole blocks."""
+_LOOKED_BYTES = 1 << 25
+"""Of rows that are compared with centres at a time."""
 _SHIFT_ROWS = 1024
 _KEPT_BYTES = 1 << 26
 """Rows of more bytes are not kept a second time in float32."""
@@ -84,9 +86,10 @@ Finder = Callable[[slice, Array], Array]
 """Finds (m,) int64, the nearest centre as in float64, of at most `looked_rows` rows: their places and themselves, (m, d) float32."""
 
 
-def looked_rows(centres: int) -> int:
-    """Choose how many rows are compared with so many centres at a time, whole blocks: beside few centres, small operations cost most."""
-    return block_rows(centres) // BLOCK * BLOCK
+def looked_rows(centres: Array) -> int:
+    """Choose how many rows are compared with (k, d) centres at a time, whole blocks: beside few centres, small operations cost most."""
+    rows: int = min(block_rows(len(centres)), _LOOKED_BYTES // (4 * max(centres.shape[1], 1)))
+    return max(rows // BLOCK, 1) * BLOCK
 
 
 def finder(
@@ -97,7 +100,7 @@ def finder(
     among = Centres.of(centres[compared], encoding)
 
     def start() -> Finder:
-        room = torch.empty((looked_rows(len(centres)), len(compared)), dtype=encoding.dtype)
+        room = torch.empty((looked_rows(centres), len(compared)), dtype=encoding.dtype)
         return lambda at, x: compared[nearest(x, among, encoded=encoded(at, x), room=room).index]
 
     return start
@@ -307,7 +310,7 @@ def part_rows(n: int, sum_bytes: int) -> int:
     return -(-rows // BLOCK) * BLOCK
 
 
-def spans(n: int, size: int, centres: int) -> list[slice]:
+def spans(n: int, size: int, centres: Array) -> list[slice]:
     """Cut n rows into spans of whole parts of `size`, a thread for each: several parts where they can be compared at once.
 
     Threads that run many small operations wait for each other, and for little work in all a single one is the quickest.
@@ -340,7 +343,7 @@ def part_sums(
     """
     wide = tensor(centres)
     narrow = None if weight is None else tensor(weight)[:, None]
-    looked = looked_rows(len(centres))
+    looked = looked_rows(centres)
 
     def start() -> Callable[[tuple[slice, Read]], tuple[list[Array], bool]]:
         nearest, room = find(), torch.empty((BLOCK, centres.shape[1]))
@@ -385,7 +388,7 @@ class _OneStretch:
     def sums(self, centres: Array) -> Sums:
         points = self._points
         size = part_rows(len(points), centres.nbytes)
-        parts = spans(len(points), size, len(centres))
+        parts = spans(len(points), size, centres)
         items = ((part, points.x.__getitem__) for part in parts)
         found, same = part_sums(items, len(parts), size, points.finder(centres), centres, self._label, self._weight)
         return Sums(found, self._label, same)

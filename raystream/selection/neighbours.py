@@ -340,10 +340,12 @@ def _by_differences(x: Array, row: Array, other: Array) -> _Bounds:
     return _Bounds(value * (1 + error) + tiny, 2 * error, 2 * tiny)
 
 
-_DIFFERENCE = 32
-"""A difference takes as long as so many products, if these are made all at once."""
+_DIFFERENCE, _FETCHED = 32, 8
+"""A difference takes as long as so many products, if these are made all at once; to fetch a row for them as long as so many differences."""
 _MULTIPLIED = 1 << 22
 """Products at a time."""
+_OTHERS_BYTES = 1 << 25
+"""Of rows that others are multiplied with at a time."""
 
 
 def _by_products(x: Array, row: Array, other: Array) -> _Bounds | None:
@@ -352,24 +354,32 @@ def _by_products(x: Array, row: Array, other: Array) -> _Bounds | None:
     there = np.zeros(len(x), dtype=bool)
     there[other] = True
     others = np.flatnonzero(there)
-    if not len(row) or len(starts) * len(others) > _DIFFERENCE * len(row):
+    if not len(row) or not x.shape[1] or (len(starts) + _FETCHED * _DIFFERENCE) * len(others) > _DIFFERENCE * len(row):
         return None
     place = np.empty(len(x), dtype=np.int64)
     place[others] = np.arange(len(others))
-    some, many = x[row[starts]], x[others]
-    largest = max(float(some.max()), -float(some.min()), float(many.max()), -float(many.min()))
-    encoding = Encoding.fit(some.mean(axis=0, dtype=np.float64), largest, on_grid=False, precision="float32")
-    rows, centres = encoding.rows(some)[0], encoding.centres(many)[0]
-    above, ends = np.empty(len(row), dtype=np.float32), np.append(starts, len(row))
-    step = max(_MULTIPLIED // len(others), 1)
-    for begin in range(0, len(starts), step):
-        product = torch.mm(rows[begin : begin + step], centres.T).numpy()
-        at = slice(ends[begin], ends[begin + len(product)])
-        line = np.repeat(np.arange(len(product)) * len(others), np.diff(ends[begin : begin + len(product) + 1]))
-        above[at] = product.ravel().take(line + place[other[at]])
-    square = encoding.row_squares(rows).max() + encoding.squares(centres).max()
-    scale = 4.0**-encoding.power
-    return _Bounds(np.maximum(above.astype(np.float64), 0.0) * scale, 0.0, float(encoding.width_of(square.numpy())) * scale)
+    place = place[other]
+    line = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(row)))
+    some, above, besides = x[row[starts]], np.empty(len(row)), 0.0
+    step = max(_OTHERS_BYTES // (4 * x.shape[1]), 1)
+    for first in range(0, len(others), step):
+        many = x[others[first : first + step]]
+        largest = max(float(some.max()), -float(some.min()), float(many.max()), -float(many.min()))
+        encoding = Encoding.fit(some.mean(axis=0, dtype=np.float64), largest, on_grid=False, precision="float32")
+        rows, centres = encoding.rows(some)[0], encoding.centres(many)[0]
+        which = np.flatnonzero((place >= first) & (place < first + step))
+        on = line[which]
+        size = max(_MULTIPLIED // len(centres), 1)
+        for begin in range(0, len(starts), size):
+            product = torch.mm(rows[begin : begin + size], centres.T).numpy()
+            low, high = np.searchsorted(on, [begin, begin + size])
+            here = which[low:high]
+            above[here] = product.ravel().take((on[low:high] - begin) * len(centres) + place[here] - first)
+        scale = 4.0**-encoding.power
+        above[which] = np.maximum(above[which], 0.0) * scale
+        square = encoding.row_squares(rows).max() + encoding.squares(centres).max()
+        besides = max(besides, float(encoding.width_of(square.numpy())) * scale)
+    return _Bounds(above, 0.0, besides)
 
 
 def _around_count(group: Array, value: Array, count: Array) -> tuple[Array, Array]:

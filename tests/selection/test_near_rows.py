@@ -161,7 +161,9 @@ KINDS_OF_PAIRS = {
 def test_pairs_that_float32_decides(kind, way, monkeypatch):
     """Which pairs are within a radius, and the nearest of each group, as float64 has it, ties to the lower row."""
     monkeypatch.setattr(neighbours, "_DIFFERENCE", 0 if way == "differences" else 1000)
+    monkeypatch.setattr(neighbours, "_FETCHED", 0)
     monkeypatch.setattr(neighbours, "_MULTIPLIED", 64)
+    monkeypatch.setattr(neighbours, "_OTHERS_BYTES", 200)
     draw = np.random.default_rng(0)
     for _ in range(100):
         n = int(draw.integers(2, 60))
@@ -178,6 +180,12 @@ def test_pairs_that_float32_decides(kind, way, monkeypatch):
         assert sorted(key[i] for i in found) == sorted(key[i] for i in nearest)
         for radius in np.sqrt(draw.choice(squared, 3)):
             np.testing.assert_array_equal(pairs_within(x, row, other, radius), np.sqrt(squared) <= radius)
+
+
+def test_pairs_of_rows_without_columns():
+    """They are equal."""
+    edges = within(np.zeros((5, 0), dtype=np.float32), 1.0, 3)
+    assert np.diff(edges.start).tolist() == [3] * 5
 
 
 def test_lists_that_can_be_afforded():

@@ -446,7 +446,7 @@ def _after(
     chosen = before.chosen
     for record in records:
         state.decide(record.scores, record.vectors, None)
-        chosen += pc.sum(record.rows.column("chosen")).as_py()
+        chosen += pc.sum(record.rows.column("chosen"), min_count=0).as_py()
     after: dict[str, Any] = state.saved
     if state.sampler.labelled != chosen:  # another version or processor may decide otherwise where scores nearly tie
         _log.warning("%s rows were chosen by requests, where %s would be now; what was answered stands", chosen, state.sampler.labelled)
