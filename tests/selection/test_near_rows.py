@@ -6,15 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import KINDS, data, distances_to, pools
 
-from raystream.selection import neighbours
+from raystream.selection import near_pairs
+from raystream.selection.near_pairs import nearest_of_groups, pairs_within
 from raystream.selection.near_rows import NearRows, Room, counts, where
 from raystream.selection.neighbours import (
     Index,
     InvertedLists,
     inverted_lists,
     nearest_neighbours,
-    nearest_of_groups,
-    pairs_within,
     within,
 )
 
@@ -160,10 +159,10 @@ KINDS_OF_PAIRS = {
 @pytest.mark.parametrize("kind", KINDS_OF_PAIRS)
 def test_pairs_that_float32_decides(kind, way, monkeypatch):
     """Which pairs are within a radius, and the nearest of each group, as float64 has it, ties to the lower row."""
-    monkeypatch.setattr(neighbours, "_DIFFERENCE", 0 if way == "differences" else 1000)
-    monkeypatch.setattr(neighbours, "_FETCHED", 0)
-    monkeypatch.setattr(neighbours, "_MULTIPLIED", 64)
-    monkeypatch.setattr(neighbours, "_OTHERS_BYTES", 200)
+    monkeypatch.setattr(near_pairs, "_DIFFERENCE", 0 if way == "differences" else 1000)
+    monkeypatch.setattr(near_pairs, "_FETCHED", 0)
+    monkeypatch.setattr(near_pairs, "_MULTIPLIED", 64)
+    monkeypatch.setattr(near_pairs, "_OTHERS_BYTES", 200)
     draw = np.random.default_rng(0)
     for _ in range(100):
         n = int(draw.integers(2, 60))

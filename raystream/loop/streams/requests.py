@@ -317,7 +317,7 @@ class RequestedRows:
     def _decided(self, ids: pa.Array, scores: Numbers, vectors: Numbers | None, state: StreamState, epoch: int) -> pa.RecordBatch:
         before = state.sampler.seen
         found = state.decide(scores, vectors, None)
-        seen = before + np.cumsum([decision is not None for decision in found])
+        seen = before + np.cumsum([decision is not None for decision in found], dtype=np.int64)
         columns = {
             self._stream.pool.id or "id": ids,
             "score": pa.array(scores, self._log.type_of("score"), mask=np.isnan(scores)),
