@@ -82,7 +82,8 @@ def create_app(config: Config, *, schedules: bool = True) -> FastAPI:
     app.add_exception_handler(HTTPException, _of_framework)
     app.add_exception_handler(RequestValidationError, _of_parameters)
     app.add_exception_handler(RaystreamError, _of_store)
-    app.add_middleware(Edge, limits=config.limits, host=config.host, hosts=config.hosts, metrics=metrics)
+    direct = deciders.direct(callers)
+    app.add_middleware(Edge, limits=config.limits, host=config.host, hosts=config.hosts, metrics=metrics, direct=direct)
     return app
 
 

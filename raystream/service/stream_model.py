@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import logging
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 import yaml
 
 from raystream.errors import DataError, QueryError, RaystreamError
+from raystream.loop.streams.decided import Decided
 from raystream.loop.streams.log import StreamLog
 from raystream.loop.streams.requests import RequestedRows, StreamRequest, WrittenDecisions
 from raystream.pool.columns import Column, known_shape
@@ -158,11 +160,16 @@ class WarmModel:
         return Found(self._id, [request.id for request in requests], self._rows.write(requests))
 
 
-def _told(request: str, id_name: str, rows: pa.Table | pa.RecordBatch, seen: int, chosen: int) -> dict[str, Any]:
-    ids, scores, thresholds, picks = (rows.column(name).to_pylist() for name in (id_name, "score", "threshold", "chosen"))
+def _told(request: str, id_name: str, rows: Decided, seen: int, chosen: int) -> dict[str, Any]:
+    of_rows = zip(rows.ids.to_pylist(), rows.scores.tolist(), rows.thresholds.tolist(), rows.chosen.tolist(), strict=True)
     decisions = [
-        {id_name: value.hex() if isinstance(value, bytes) else value, "chosen": pick, "score": score, "threshold": threshold}
-        for value, pick, score, threshold in zip(ids, picks, scores, thresholds, strict=True)
+        {
+            id_name: value.hex() if isinstance(value, bytes) else value,
+            "chosen": pick,
+            "score": score if math.isfinite(score) else None,
+            "threshold": threshold if math.isfinite(threshold) else None,
+        }
+        for value, score, threshold, pick in of_rows
     ]
     return {"request_id": request, "decisions": decisions, "seen": seen, "chosen": chosen}
 

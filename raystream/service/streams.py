@@ -14,16 +14,19 @@ import json
 import logging
 import queue
 import threading
+from collections.abc import Awaitable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from starlette.types import Scope
 
 from raystream.errors import DataError, QueryError, RaystreamError
 from raystream.service.config import Config
-from raystream.service.edge import Described, FieldError, Metrics, Problem, unknown, wrong_fields
+from raystream.service.edge import Described, Direct, FieldError, Metrics, Problem, unknown, wrong_fields
 from raystream.service.formats import rows_of
 from raystream.service.policy import read_json
 from raystream.service.runs import is_name
@@ -87,7 +90,7 @@ class Deciders:
             decider.close()
 
     def router(self, callers: Callers) -> APIRouter:
-        """Make the route."""
+        """Make the route, which describes what `direct` answers."""
         router = APIRouter(prefix="/v1", tags=["streams"])
         answers = {200: {"description": "The decisions, which are in the store", "content": {"application/json": {"schema": _DECIDED}}}}
 
@@ -98,19 +101,38 @@ class Deciders:
         )
         async def decide(request: Request, name: str) -> JSONResponse:
             """Decide on rows, once for each request_id: the same one again gets the same answer."""
-            callers.of(request, "submit")
-            decider = self._deciders.get(name)
-            if decider is None:
-                raise unknown(f"stream {name[:100]!r} that this server decides on")
-            body = read_json(await request.body())
-            if decider.decodes:  # for so long that other requests would wait
-                waiting = await asyncio.get_running_loop().run_in_executor(decider.reader, decider.decide, body)
-            else:
-                waiting = decider.decide(body)
-            answer: dict[str, Any] = await asyncio.wrap_future(waiting)
-            return JSONResponse(answer)
+            return await self._answer(request, name, await request.body(), callers)
 
         return router
+
+    def direct(self, callers: Callers) -> Direct:
+        """Make what answers such requests without the framework's routes."""
+        route = next(one for one in self.router(callers).routes if isinstance(one, APIRoute))
+        before, _, after = route.path.partition("{name}")
+
+        def answering(scope: Scope, body: bytes) -> Awaitable[JSONResponse] | None:
+            path: str = scope["path"]
+            if scope["method"] != "POST" or not (path.startswith(before) and path.endswith(after)) or scope.get("root_path"):
+                return None
+            name = path[len(before) : -len(after)]
+            if not name or "/" in name:
+                return None
+            scope["route"] = route
+            return self._answer(Request(scope), name, body, callers)
+
+        return answering
+
+    async def _answer(self, request: Request, name: str, body: bytes, callers: Callers) -> JSONResponse:
+        callers.of(request, "submit")
+        decider = self._deciders.get(name)
+        if decider is None:
+            raise unknown(f"stream {name[:100]!r} that this server decides on")
+        given = read_json(body)
+        if decider.decodes:  # for so long that other requests would wait
+            waiting = await asyncio.get_running_loop().run_in_executor(decider.reader, decider.decide, given)
+        else:
+            waiting = decider.decide(given)
+        return JSONResponse(await asyncio.wrap_future(waiting))
 
 
 class Decider:

@@ -23,6 +23,7 @@ import raystream as rs
 from raystream.errors import QueryError, StoreError
 from raystream.loop.streams import requests as by_request
 from raystream.loop.streams.log import Progress, StreamLog, fold
+from raystream.loop.streams.decided import Decided
 from raystream.loop.streams.requests import FOLD_SECONDS, RequestedRows, StreamRequest
 from raystream.loop.streams.segment import _AHEAD, _FRAME, _MAGIC, read_segment
 from raystream.store.local import LocalStore
@@ -60,7 +61,13 @@ def ask(of: RequestedRows, *numbers: int, **options: Any) -> list[list[dict[str,
     """The answers to requests of one batch."""
     found = of.decide([request(number, **options) for number in numbers])
     assert not any(isinstance(rows, QueryError) for rows in found)
-    return [rows.to_pylist() for rows in found if not isinstance(rows, QueryError)]
+    return [told(rows) for rows in found if not isinstance(rows, QueryError)]
+
+
+def told(decided: Decided) -> list[dict[str, Any]]:
+    """The rows as a file of decisions has them."""
+    rows: list[dict[str, Any]] = decided.in_columns("rid").to_pylist()
+    return rows
 
 
 ask_once = ask
@@ -104,7 +111,7 @@ def test_a_log_cut_anywhere_holds_what_was_whole_before_the_cut() -> None:
         for torn in (data[:cut], data[:cut] + bytes(len(data) - cut), data[:cut] + bytes(byte ^ 0x55 for byte in data[cut:])):
             found, there = read_segment(torn)[1], sum(torn[:size] == data[:size] for size in sizes)
             assert [record.requests for record in found] == [record.requests for record in whole[:there]], cut
-            assert all(a.rows.equals(b.rows) for a, b in zip(found, whole, strict=False))
+            assert all(told(a.decided) == told(b.decided) for a, b in zip(found, whole, strict=False))
     for cut in range(begins - 1):
         with pytest.raises(ValueError, match="begin"):
             read_segment(data[:cut])
@@ -414,7 +421,7 @@ def play(seed: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
             if written.sync():
                 rows = written.answers[0]
                 assert not isinstance(rows, QueryError)
-                answers[fresh] = rows.to_pylist()
+                answers[fresh] = told(rows)
             else:
                 answers[fresh] = ask(servers[place], fresh)[0]
             fresh += 2

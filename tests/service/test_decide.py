@@ -164,7 +164,7 @@ def test_a_batch_larger_than_an_inference_batch_and_a_model_of_embeddings(workpl
 
 def told(answers: Sequence[Any]) -> list[list[dict[str, Any]]]:
     """What was decided, as Python has it."""
-    return [rows.to_pylist() for rows in answers]
+    return [rows.in_columns("rid").to_pylist() for rows in answers]
 
 
 def test_requests_are_known_past_what_is_merged(workplace: Path) -> None:

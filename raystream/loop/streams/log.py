@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 import yaml
@@ -45,7 +44,7 @@ _SAID = "raystream.stream"
 """In the metadata of decisions: what `Progress` holds, as JSON."""
 PACKED_LOOKS = 256
 """Looks whose arrivals are read one by one, at most, before they are packed: half a millisecond each on a disk."""
-Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
+Ids = TypeVar("Ids", pa.Array, pa.ChunkedArray)
 _ARRIVALS = pa.schema(
     [("path", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("time", pa.int64()), ("rewritten", pa.bool_())]
 )
@@ -122,9 +121,15 @@ class StreamLog:
         assert self._last is not None
         return self._last
 
-    def type_of(self, column: str) -> pa.DataType | None:
-        """Return the type of a column of the decisions, once there are some."""
-        return None if self._last is None else self._last.field(column).type
+    @property
+    def schema_before(self) -> pa.Schema | None:
+        """The columns of the decisions so far; None before the first."""
+        return None if self._last is None else self._last.remove_metadata()
+
+    @property
+    def rounds_scores(self) -> bool:
+        """Whether decisions have scores as float32, as those of a pool's files have."""
+        return self._last is not None and self._last.field("score").type == pa.float32()
 
     def begin(self, stream: Stream) -> None:
         """Note the stream, or see that it is the one that was begun under this name.
@@ -242,7 +247,7 @@ class StreamLog:
         name = f"{self.folder}/states/{progress.parts:08d}-{xxhash.xxh3_128_hexdigest(data)}.json"
         self.store.put_if_absent(name, data)
         whole = replace(progress, state=name)
-        table = self.as_before(rows)
+        table = self._as_before(rows)
         written = parquet_bytes(table, {_SAID: json.dumps(vars(whole)), **(about or {})})
         if not self.store.put_if_absent(_numbered(f"{self.folder}/decisions", whole.parts), written):
             return None
@@ -331,24 +336,29 @@ class StreamLog:
             if old.endswith(".parquet") and _number(old) < arrivals[-1].look:
                 self.store.discard(f"{self.folder}/packs/{old}")
 
-    def as_before(self, rows: Rows) -> Rows:
-        """Return the rows, a table or a batch, with the types of those before: files that arrive later may be written by other means.
+    def ids_as_before(self, ids: Ids) -> Ids:
+        """Return the ids, an array or a column, with the type of those before: files that arrive later may be written by other means.
 
         Raises:
-            PoolError: their ids can't have these.
+            PoolError: they can't have it.
         """
-        if self._last is None or rows.schema.equals(self._last):
-            return rows
-        wrong = [at for at, (was, is_) in enumerate(zip(self._last, rows.schema, strict=True)) if was != is_]
+        if self._last is None or ids.type == self._last.field(0).type:
+            return ids
+        kind = self._last.field(0).type
         try:
-            for at in wrong:
-                rows = rows.set_column(at, self._last.field(at), rows.column(at).cast(self._last.field(at).type))
-            return rows
+            return ids.cast(kind)
         except (pa.ArrowException, ValueError) as error:
             raise PoolError(
-                f"pool.id: the ids that arrived are {rows.schema.field(0).type}, those before were {self._last.field(0).type} ({error}); "
+                f"pool.id: the ids that arrived are {ids.type}, those before were {kind} ({error}); "
                 "write them as these, or give stream.name another name"
             ) from None
+
+    def _as_before(self, rows: pa.Table) -> pa.Table:
+        """Return the rows with the types of those before."""
+        if self._last is None or rows.schema.equals(self._last):
+            return rows
+        ids = self.ids_as_before(rows.column(0))
+        return rows.set_column(0, rows.schema.names[0], ids).cast(self._last.remove_metadata())
 
     @property
     def _log(self) -> str:
@@ -419,18 +429,13 @@ def fold(log: StreamLog) -> None:
         if before.parts != part - 1:
             continue  # somebody else has done it meanwhile
         progress, state = _after(log.stream(), before, saved, begun, records)
-        rows = pa.Table.from_batches([record.rows for record in records])
-        log.commit_decisions(rows, progress, state, about(said_of(record.requests) for record in records), logged=True)
-
-
-def said_of(requests: Sequence[tuple[str, str, int]]) -> str:
-    """Write what `about` says of some requests."""
-    return json.dumps(requests)[1:-1]
+        rows = pa.concat_tables([record.decided.in_columns(begun.schema.names[0], begun.schema) for record in records])
+        log.commit_decisions(rows, progress, state, about(record.requests for record in records), logged=True)
 
 
 def about(said: Iterable[str]) -> dict[str, str]:
     """Write what a file of decisions says in its metadata of the requests whose rows it holds, in their order: `said_of` some at a time."""
-    return {_REQUESTS: f"[{', '.join(said)}]"}
+    return {_REQUESTS: f"[{','.join(said)}]"}
 
 
 def requests_of(schema: pa.Schema) -> list[tuple[str, str, int]]:
@@ -445,13 +450,13 @@ def _after(
     state = StreamState.of(stream, begun.classes, saved, begun.model != before.model)
     chosen = before.chosen
     for record in records:
-        state.decide(record.scores, record.vectors, None)
-        chosen += pc.sum(record.rows.column("chosen"), min_count=0).as_py()
+        state.decide(record.decided.scores, record.vectors, None)
+        chosen += int(record.decided.chosen.sum())
     after: dict[str, Any] = state.saved
     if state.sampler.labelled != chosen:  # another version or processor may decide otherwise where scores nearly tie
         _log.warning("%s rows were chosen by requests, where %s would be now; what was answered stands", chosen, state.sampler.labelled)
         after["sampler"]["labelled"] = chosen
-    rows = sum(record.rows.num_rows for record in records)
+    rows = sum(len(record.decided) for record in records)
     progress = replace(
         before,
         parts=before.parts + 1,

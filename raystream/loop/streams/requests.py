@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -22,9 +23,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raystream.errors import QueryError
+from raystream.loop.streams.decided import Decided, Numbers
 from raystream.loop.streams.decisions import StreamState
-from raystream.loop.streams.log import Progress, StreamLog, about, fold, requests_of, said_of
-from raystream.loop.streams.segment import Begun, Numbers, Record, Segment, may_append
+from raystream.loop.streams.log import Progress, StreamLog, about, fold, requests_of
+from raystream.loop.streams.segment import Begun, Record, Segment, may_append, said_of
 from raystream.query.simulate import Stream
 
 FOLD_SECONDS = 30.0
@@ -33,11 +35,10 @@ _FOLD_ROWS = 1 << 14
 """Of requests, that are held until they have it."""
 _PIECES = 32
 _LONGER = 4
-_NUMBER, _BOOL = pa.float64(), pa.bool_()
 _CLAIM_PAUSE, _CLAIM_PAUSES = 0.02, 250
 """For which a look that has said that its decisions come next is waited for: it has only to write them."""
 
-Answer: TypeAlias = pa.Table | pa.RecordBatch | QueryError
+Answer: TypeAlias = Decided | QueryError
 Commit = Callable[[], Progress | None]
 Aside = Callable[[Commit], "Future[Progress | None]"]
 
@@ -66,8 +67,7 @@ class WrittenDecisions:
     """Answers that may be given once `sync` says so.
 
     Attributes:
-        answers: for each request its rows, a batch or a table, with `score`, `threshold`, `chosen`, `seen`, `epoch`; or why it isn't
-            decided on: its id was another request's, or the log takes no such ids.
+        answers: for each request its rows with what was decided; or why it isn't decided on: its id was another request's.
         progress: of the stream after them.
         segment: whose records have to be on disk first; None if all are.
     """
@@ -95,39 +95,56 @@ class _Open:
     Attributes:
         segment: the file.
         since: when it was begun.
-        tables: the rows, in few pieces.
-        late: rows that are in none of these pieces yet.
+        ids: of the rows, in few pieces.
+        late: ids that are in none of these pieces yet.
+        numbers: of the rows: scores, thresholds, counts, and whether they were chosen.
         answers: what was asked, the first row and how many there are, by request.
-        said: of the requests, as `about` writes it.
+        said: of the requests.
         hashes: of their ids.
-        rows: so many.
     """
 
     segment: Segment
     since: float
-    tables: list[pa.Table] = field(default_factory=list)
-    late: list[pa.RecordBatch] = field(default_factory=list)
+    ids: list[pa.Array] = field(default_factory=list)
+    late: list[pa.Array] = field(default_factory=list)
+    numbers: tuple[array[float], array[float], array[int], bytearray] = field(
+        default_factory=lambda: (array("d"), array("d"), array("q"), bytearray())
+    )
     answers: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     hashes: list[int] = field(default_factory=list)
-    rows: int = 0
 
-    def add(self, record: Record) -> None:
-        """Append a record."""
+    @property
+    def rows(self) -> int:
+        """So many."""
+        return len(self.numbers[-1])
+
+    def add(self, record: Record, requests: Sequence[tuple[str, str, int]]) -> None:
+        """Append a record of these requests."""
         self.segment.append(record)
-        self.late.append(record.rows)
+        start, decided = self.rows, record.decided
+        self.late.append(decided.ids)
         if len(self.late) >= _PIECES:
-            self.tables.append(pa.Table.from_batches(self.late).combine_chunks())
+            self.ids.append(pa.concat_arrays(self.late))
             self.late = []
-        self.said.append(said_of(record.requests))
-        for known, asked, count in record.requests:
-            self.answers[known] = asked, self.rows, count
+        for numbers, more in zip(self.numbers, (decided.scores, decided.thresholds, decided.seen, decided.chosen), strict=True):
+            (numbers.extend if isinstance(numbers, bytearray) else numbers.frombytes)(more.tobytes())
+        self.said.append(record.requests)
+        for known, asked, count in requests:
+            self.answers[known] = asked, start, count
             self.hashes.append(_hash(known))
-            self.rows += count
+            start += count
+
+    def decided(self) -> Decided:
+        """Return all rows."""
+        kinds = (np.float64, np.float64, np.int64, np.bool_)
+        scores, thresholds, seen, chosen = (np.frombuffer(bytes(of), kind) for of, kind in zip(self.numbers, kinds, strict=True))
+        return Decided(pa.concat_arrays([*self.ids, *self.late]), scores, thresholds, chosen, seen, self.segment.begun.epoch)
 
     def table(self) -> pa.Table:
-        """Return all rows."""
-        return pa.concat_tables([*self.tables, *(pa.Table.from_batches([batch]) for batch in self.late)])
+        """Return all rows as their file of decisions has them."""
+        schema = self.segment.begun.schema
+        return self.decided().in_columns(schema.names[0], schema)
 
     def answered(self, request: StreamRequest) -> Answer | None:
         """Return what was decided on a request of this id, if it was."""
@@ -135,7 +152,7 @@ class _Open:
         if found is None:
             return None
         asked, first, count = found
-        return self.table().slice(first, count) if asked == request.asked else _taken(request)
+        return Decided.of(self.table().slice(first, count)) if asked == request.asked else _taken(request)
 
 
 class RequestedRows:
@@ -229,7 +246,7 @@ class RequestedRows:
             self._progress, self._saved, self._open = progress, saved, None
 
             def commit() -> Progress | None:
-                return self._log.commit_decisions(there.table().combine_chunks(), progress, saved, about(there.said), logged=True)
+                return self._log.commit_decisions(there.table(), progress, saved, about(there.said), logged=True)
 
             self._behind = True  # unless it comes to be written
             self._folding = there, self._aside(commit)
@@ -265,34 +282,40 @@ class RequestedRows:
         scores = np.concatenate([request.scores for request in requests])
         given = [request.vectors for request in requests if request.vectors is not None]
         vectors = np.concatenate(given) if given else None
-        ids = pa.concat_arrays([request.ids for request in requests])
-        rows = self._log.as_before(self._decided(ids, scores, vectors, state, progress.epoch))
+        ids = self._log.ids_as_before(pa.concat_arrays([request.ids for request in requests]))
+        before = state.sampler.seen
+        decided = Decided.by(state.decide(scores, vectors, None), ids, scores, before, progress.epoch)
         named = [(request.id, request.asked, len(request.ids)) for request in requests]
-        record = Record(named, rows, scores, vectors)
+        record = Record(said_of(named), decided, vectors)
         seen, chosen = state.sampler.seen, state.sampler.labelled
-        progress = replace(progress, rows=progress.rows + rows.num_rows, seen=seen, chosen=chosen)
-        ends = np.cumsum([count for _, _, count in named]).tolist()
-        parts = [rows.slice(end - count, count) for end, (_, _, count) in zip(ends, named, strict=True)]
+        progress = replace(progress, rows=progress.rows + len(decided), seen=seen, chosen=chosen)
         if self._appends and self._whole != progress.parts + 1:
             if self._open is None:
-                begun = Begun(progress.epoch, progress.model, self._classes, rows.schema)
+                begun = Begun(progress.epoch, progress.model, self._classes, self._in_columns(decided).schema)
                 segment = self._log.begin_segment(progress.parts + 1, begun)
                 if segment is None:
                     self._let_go_first(progress.parts + 1)
                     return None
                 self._open = _Open(segment, self._clock())
-            self._open.add(record)
+            self._open.add(record, named)
             self._progress = progress
         else:
             self._note_folded(wait=True)
             saved = state.saved
-            said = about([said_of(named)])
-            committed = self._log.commit_decisions(pa.Table.from_batches([rows]), replace(progress, parts=progress.parts + 1), saved, said)
+            table = self._in_columns(decided)
+            committed = self._log.commit_decisions(table, replace(progress, parts=progress.parts + 1), saved, about([record.requests]))
             if committed is None:
                 return None
             self._come_to(committed, saved, named)
         self._state = state
-        return {request.id: part for request, part in zip(requests, parts, strict=True)}
+        told = replace(decided, scores=decided.scores.astype(np.float32).astype(np.float64)) if self._log.rounds_scores else decided
+        answers, end = {}, 0
+        for known, _, count in named:
+            answers[known] = told.slice(end, end := end + count)
+        return answers
+
+    def _in_columns(self, decided: Decided) -> pa.Table:
+        return decided.in_columns(self._stream.pool.id or "id", self._log.schema_before)
 
     def _let_go_first(self, part: int) -> None:
         """Wait for whoever said that this file of decisions comes whole; if it doesn't, since they are gone, ours does."""
@@ -314,20 +337,6 @@ class RequestedRows:
             self._state = StreamState.of(self._stream, self._classes, self._saved, anew)
         return self._state, replace(progress, epoch=progress.epoch + 1, model=self._model) if anew else progress
 
-    def _decided(self, ids: pa.Array, scores: Numbers, vectors: Numbers | None, state: StreamState, epoch: int) -> pa.RecordBatch:
-        before = state.sampler.seen
-        found = state.decide(scores, vectors, None)
-        seen = before + np.cumsum([decision is not None for decision in found], dtype=np.int64)
-        columns = {
-            self._stream.pool.id or "id": ids,
-            "score": pa.array(scores, self._log.type_of("score"), mask=np.isnan(scores)),
-            "threshold": pa.array([None if decision is None else decision.threshold for decision in found], _NUMBER),
-            "chosen": pa.array([decision is not None and decision.chosen for decision in found], _BOOL),
-            "seen": pa.array(seen),
-            "epoch": pa.array(np.full(len(found), epoch, np.int32)),
-        }
-        return pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
-
     def _answered(self, request: StreamRequest) -> Answer | None:
         """Return what was decided on a request of this id, if it was."""
         for there in (self._open, self._folding and self._folding[0]):
@@ -339,7 +348,7 @@ class RequestedRows:
             for known, asked, rows in requests_of(file.schema_arrow):
                 if known == request.id:
                     whole: pa.Table = file.read(use_threads=False)
-                    return whole.slice(first, rows) if asked == request.asked else _taken(request)
+                    return Decided.of(whole.slice(first, rows)) if asked == request.asked else _taken(request)
                 first += rows
         return None
 

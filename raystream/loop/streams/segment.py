@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import psutil
 import pyarrow as pa
 import xxhash
 
 from raystream.errors import StoreError
+from raystream.loop.streams.decided import Decided, Numbers
 from raystream.store.protocol import Store
 
 _FRAME = struct.Struct("<IQ")
@@ -43,12 +43,12 @@ _AHEAD = 1 << 20
 """Zeros that are written at a time, over which records come to lie."""
 _as_json = json.JSONEncoder(separators=(",", ":")).encode
 _LENGTH = struct.Struct("<I")
-_MAGIC = b"raystream decisions 1\n"
+_IDS = ["ids"]
+_MAGIC = b"raystream decisions 2\n"
 WHOLE = _MAGIC + b"whole\n"
 """What an `.open` file holds where nobody appends, since the decisions are put as one file: the same whoever says so."""
 _OWN_DISKS = frozenset({"apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "overlay", "tmpfs", "xfs", "zfs"})
 """File systems of one machine."""
-Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,19 @@ class Record:
     """What was decided together.
 
     Attributes:
-        requests: their ids, what was asked, and how many rows each has.
-        rows: (n) as a file of decisions has them.
-        scores: (n,) as they were compared; those among the rows may be rounded to the type of those before.
+        requests: as `said_of` writes them: their ids, what was asked, and how many rows each has.
+        decided: their rows, with scores as they were compared: a file of decisions may have them rounded to the type of those before.
         vectors: (n, d) embeddings that were compared, where some were.
     """
 
-    requests: Sequence[tuple[str, str, int]]
-    rows: pa.RecordBatch
-    scores: Numbers
+    requests: str
+    decided: Decided
     vectors: Numbers | None
+
+
+def said_of(requests: Sequence[tuple[str, str, int]]) -> str:
+    """Write requests as a record, and a file of decisions in its metadata, names them."""
+    return _as_json(requests)[1:-1]
 
 
 def may_append(store: Store) -> bool:
@@ -201,7 +204,7 @@ def read_segment(data: bytes) -> tuple[Begun, list[Record]]:
         raise ValueError("its beginning is not whole")
     about, schema = _parted(found[0])
     begun = Begun(about["epoch"], about["model"], about["classes"], pa.ipc.read_schema(pa.py_buffer(schema)))
-    return begun, [_record(content, begun.schema) for content in found[1:]]
+    return begun, [_record(content, begun) for content in found[1:]]
 
 
 def seal(store: Store, opened: str, sealed: str) -> None:
@@ -234,24 +237,33 @@ def _sum_of(first: bytes) -> int:
 
 
 def _content(record: Record) -> bytes:
-    width = None if record.vectors is None else record.vectors.shape[1]
-    vectors = b"" if record.vectors is None else record.vectors.tobytes()
-    return _joined({"requests": record.requests, "width": width}, record.scores.tobytes(), vectors, record.rows.serialize())
+    decided, vectors = record.decided, record.vectors
+    head = f'{{"requests":[{record.requests}],"rows":{len(decided)},"width":{"null" if vectors is None else vectors.shape[1]}}}'.encode()
+    columns = (decided.scores, decided.thresholds, decided.seen, decided.chosen, *(() if vectors is None else (vectors,)))
+    ids = pa.RecordBatch.from_arrays([decided.ids], _IDS).serialize()
+    return b"".join([_LENGTH.pack(len(head)), head, *(column.tobytes() for column in columns), memoryview(ids)])
 
 
-def _record(content: bytes, schema: pa.Schema) -> Record:
+def _record(content: bytes, begun: Begun) -> Record:
     about, rest = _parted(content)
-    requests = [(known, asked, rows) for known, asked, rows in about["requests"]]
-    count, width = sum(rows for _, _, rows in requests), about["width"]
-    numbers = np.frombuffer(rest, np.float64, count * (1 + (width or 0)))
-    rows = pa.ipc.read_record_batch(pa.py_buffer(rest[numbers.nbytes :]), schema)
-    vectors = None if width is None else numbers[count:].reshape(count, width)
-    return Record(requests, rows, numbers[:count], vectors)
+    count, width = about["rows"], about["width"]
+    at = 0
+
+    def column(dtype: type[np.generic], size: int) -> Any:
+        nonlocal at
+        values = np.frombuffer(rest, dtype, size, at)
+        at += values.nbytes
+        return values
+
+    scores, thresholds, seen, chosen = (column(kind, count) for kind in (np.float64, np.float64, np.int64, np.bool_))
+    vectors = None if width is None else column(np.float64, count * width).reshape(count, width)
+    ids = pa.ipc.read_record_batch(pa.py_buffer(rest[at:]), pa.schema([(_IDS[0], begun.schema.field(0).type)])).column(0)
+    return Record(said_of(about["requests"]), Decided(ids, scores, thresholds, chosen, seen, begun.epoch), vectors)
 
 
-def _joined(about: dict[str, Any], *parts: Any) -> bytes:
+def _joined(about: dict[str, Any], part: pa.Buffer) -> bytes:
     head = _as_json(about).encode()
-    return b"".join([_LENGTH.pack(len(head)), head, *(memoryview(part) for part in parts)])
+    return b"".join([_LENGTH.pack(len(head)), head, memoryview(part)])
 
 
 def _parted(content: bytes) -> tuple[dict[str, Any], bytes]:
