@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from raystream.acquisition.inputs import InKind, checked_temperature, given_outputs, in_kind, tensor_of
-from raystream.acquisition.logits import block_scores
+from raystream.acquisition.logits import block_score, block_scores
 from raystream.acquisition.members import member_scores, softened
 from raystream.errors import PoolError, QueryError, did_you_mean
 from raystream.query.catalogue import LOGIT_SCORES, MEMBER_SCORES
@@ -176,7 +176,7 @@ def _function(score: str | Callable[[Tensor], Tensor], members: bool, temperatur
         return lambda logits: member_scores(softened(logits, temperature), [score]).scores[score]
     if score not in LOGIT_SCORES:
         raise QueryError(f"score {score!r} is not one of logits{did_you_mean(score, LOGIT_SCORES)}")
-    return lambda logits: block_scores(logits, temperature).scores[score]
+    return lambda logits: block_score(logits, temperature, score)
 
 
 def _elements_first(logits: Tensor, members: bool) -> Tensor:

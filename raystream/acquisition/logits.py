@@ -28,7 +28,7 @@ Scores of models with one sigmoid per label: `(n_rows, n_labels) -> (n_rows,)`, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -160,14 +160,20 @@ def logit_scores(logits: ArrayLike, temperature: float = 1.0) -> LogitScores:
     return block_scores(given_logits(logits, None), checked_temperature(temperature))
 
 
-def block_scores(logits: Tensor, temperature: float, names: Collection[str] | None = None) -> LogitScores:
-    """Compute `logit_scores` of a block of a model's outputs, whatever they are; only the scores of these names, if some are given."""
+def block_scores(logits: Tensor, temperature: float) -> LogitScores:
+    """Compute `logit_scores` of a block of a model's outputs, whatever they are."""
     parts = _parts(checked_logits(logits), temperature)
     return LogitScores(
-        scores={name: formula(parts).float() for name, formula in formulas("logits").items() if names is None or name in names},
+        scores={name: formula(parts).float() for name, formula in formulas("logits").items()},
         prediction=parts.prediction.int(),
         confidence=(1 / (1 + parts.rest)).float(),
     )
+
+
+def block_score(logits: Tensor, temperature: float, name: str) -> Tensor:
+    """Compute one of the scores of `block_scores`, the same."""
+    scores: Tensor = formulas("logits")[name](_parts(checked_logits(logits), temperature))
+    return scores.float()
 
 
 def _parts(logits: Tensor, temperature: float) -> Parts:

@@ -7,12 +7,12 @@ The ids and places of rows that are yet to be scored: read from the id and filte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -203,6 +203,36 @@ def tensors_of(batch: pa.RecordBatch, spec: ReadSpec, prepare: Prepare | None = 
     if flaws:
         raise BadRowsError(sorted((row, column, reason) for column, found in flaws.items() for row, reason in found.items()))
     return tuple(blocks)
+
+
+_FLOATS = {float}
+
+
+def tensors_of_numbers(rows: Sequence[Mapping[str, Any]], spec: ReadSpec) -> tuple[Tensor, ...] | None:
+    """Make the tensors that `tensors_of` makes of the same values, in a fifth of the time where rows are few.
+
+    Args:
+        rows: as JSON gives them.
+        spec: which columns, and what they become.
+
+    Returns:
+        The tensors; None where a value is no float or list of as many floats as the model takes, or is one that it can't take.
+    """
+    if spec.prepared is not None:
+        return None
+    blocks: list[Tensor] = []
+    for column in spec.columns:
+        shape = known_shape(column.shape)
+        if not column.dtype.startswith("float") or column.is_encoded or len(shape) > 1:
+            return None
+        values = [row[column.name] for row in rows]
+        lists = values if shape else [values]
+        if any(type(some) is not list or (shape and len(some) != shape[0]) or set(map(type, some)) != _FLOATS for some in lists):
+            return None
+        with np.errstate(over="ignore"):
+            blocks.append(np.array(values, np.float64).astype(column.dtype))
+    blocks = [_stack(blocks)] if spec.stacks else blocks
+    return None if _values(spec, blocks) else tuple(blocks)
 
 
 class BadRowsError(PoolError):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from raystream.acquisition import member_scores
-from raystream.acquisition.logits import block_scores
+from raystream.acquisition.logits import block_score, block_scores
 from raystream.acquisition.members import MemberScores, softened
 from raystream.errors import ModelError
 from raystream.model import code_hash
@@ -70,7 +70,7 @@ class OutputBlock:
         bias: whether that layer has one.
         gradient_lengths: (n,) over all parameters; None unless asked for.
         temperature: of the softmax.
-        only: the one score from logits that anybody asks for; None: all of them.
+        only: the one score that anybody asks for; None: all of them.
     """
 
     logits: Tensor
@@ -104,7 +104,9 @@ class OutputKind:
 
 
 def _scores(block: OutputBlock, output: Output, function: UsersScore | None) -> dict[str, Tensor]:
-    result = block_scores(block.logits, block.temperature, None if block.only is None else (block.only,))
+    if block.only in LOGIT_SCORES:
+        return {block.only: block_score(block.logits, block.temperature, block.only)}
+    result = block_scores(block.logits, block.temperature)
     columns = {**result.scores, "prediction": result.prediction, "confidence": result.confidence}
     return columns if block.members is None else columns | block.members.scores
 

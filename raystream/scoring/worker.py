@@ -207,6 +207,7 @@ class Worker:
             )
         )
 
+    @torch.inference_mode()
     def score_rows(self, inputs: tuple[np.ndarray, ...], column: str) -> RowsInMemory:
         """Score rows that lie in memory, and write nothing.
 
@@ -217,25 +218,29 @@ class Worker:
         Raises:
             ModelError: the model's output can't be used.
         """
-        job = self._job
-        scores: list[np.ndarray] = []
-        vectors: list[np.ndarray] = []
-        classes: int | None = None
+        job, size = self._job, self._job.model.batch_size
+        parts: list[RowsInMemory] = []
         with self._computing:
             _set_threads(job.threads)
-            for start in range(0, len(inputs[0]), job.model.batch_size):
-                some = (values[start : start + job.model.batch_size] for values in inputs)
+            for start in range(0, len(inputs[0]), size):
+                some = inputs if len(inputs[0]) <= size else [values[start : start + size] for values in inputs]
                 tensors = tuple(values if values.dtype == object else torch.from_numpy(np.ascontiguousarray(values)) for values in some)
                 prediction = self._model.predict(tensors)
                 wrong = None if self._is_sound(prediction) else bad_output_rows(prediction)
                 if wrong is not None:
                     raise ModelError(f"row {start + int(torch.nonzero(wrong)[0])}: {prediction.reason}")
-                classes = prediction.scores.classes if prediction.scores is not None else classes
-                classes = classes if prediction.logits is None else prediction.logits.shape[1]
-                scores.append(self._columns(prediction, column)[column].cpu().numpy())
+                scores, logits = self._columns(prediction, column)[column].cpu().numpy(), prediction.logits
+                classes = logits.shape[1] if logits is not None else prediction.scores.classes if prediction.scores is not None else None
+                vectors = None
                 if prediction.embedding is not None and job.asks_for(EMBEDDINGS) is not None:
-                    vectors.append(prediction.embedding.to(_DTYPES[job.model.embedding_dtype]).cpu().numpy())
-        return RowsInMemory(np.concatenate(scores), np.concatenate(vectors) if vectors else None, classes)
+                    vectors = prediction.embedding.to(_DTYPES[job.model.embedding_dtype]).cpu().numpy()
+                parts.append(RowsInMemory(scores, vectors, classes))
+        if len(parts) == 1:
+            return parts[0]
+        embeddings = [part.embeddings for part in parts if part.embeddings is not None]
+        return RowsInMemory(
+            np.concatenate([part.scores for part in parts]), np.concatenate(embeddings) if embeddings else None, parts[-1].classes
+        )
 
     def _columns(self, prediction: Prediction, column: str) -> dict[str, torch.Tensor]:
         """Compute score columns of some rows, this one among them."""

@@ -418,7 +418,8 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """Have the service's log, uvicorn's and raystream's own go to stderr, a line of JSON each."""
+    """Have the service's log, uvicorn's and raystream's own go to stderr, a line of JSON each, without what no line tells."""
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     for name in ("raystream", "uvicorn"):

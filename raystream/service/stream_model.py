@@ -20,7 +20,7 @@ from raystream.loop.streams.decided import Decided
 from raystream.loop.streams.log import StreamLog
 from raystream.loop.streams.requests import RequestedRows, StreamRequest, WrittenDecisions
 from raystream.pool.columns import Column, known_shape
-from raystream.pool.reader import BadRowsError, tensors_of
+from raystream.pool.reader import BadRowsError, tensors_of, tensors_of_numbers
 from raystream.query.simulate import Stream
 from raystream.scoring.batch_reader import preparation
 from raystream.scoring.plan import resolve
@@ -129,6 +129,8 @@ class WarmModel:
         ids = _array([row[self._id] for row in rows], self._read.id_type, self._id)
         if len(ids) > 1 and len(ids.unique()) < len(ids):
             raise wrong_fields([FieldError("rows", f"rows give one {self._id} twice")])
+        if (numbers := tensors_of_numbers(rows, self._read)) is not None:
+            return ids, numbers
         columns = {name: _array([row[name] for row in rows], kind, name) for name, kind in self._kinds.items()}
         try:
             return ids, tensors_of(pa.RecordBatch.from_pydict(columns), self._read, self._prepare)

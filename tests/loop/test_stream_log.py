@@ -22,8 +22,8 @@ from streams import run as look
 import raystream as rs
 from raystream.errors import QueryError, StoreError
 from raystream.loop.streams import requests as by_request
-from raystream.loop.streams.log import Progress, StreamLog, fold
 from raystream.loop.streams.decided import Decided
+from raystream.loop.streams.log import Progress, StreamLog, fold
 from raystream.loop.streams.requests import FOLD_SECONDS, RequestedRows, StreamRequest
 from raystream.loop.streams.segment import _AHEAD, _FRAME, _MAGIC, read_segment
 from raystream.store.local import LocalStore

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raystream.errors import QueryError
-from raystream.loop.streams.decided import Decided, Numbers
+from raystream.loop.streams.decided import Decided
 from raystream.loop.streams.decisions import StreamState
 from raystream.loop.streams.log import Progress, StreamLog, about, fold, requests_of
 from raystream.loop.streams.segment import Begun, Record, Segment, may_append, said_of
@@ -97,7 +96,7 @@ class _Open:
         since: when it was begun.
         ids: of the rows, in few pieces.
         late: ids that are in none of these pieces yet.
-        numbers: of the rows: scores, thresholds, counts, and whether they were chosen.
+        scores, thresholds, seen, chosen: of the rows, as `Decided` has them.
         answers: what was asked, the first row and how many there are, by request.
         said: of the requests.
         hashes: of their ids.
@@ -107,9 +106,10 @@ class _Open:
     since: float
     ids: list[pa.Array] = field(default_factory=list)
     late: list[pa.Array] = field(default_factory=list)
-    numbers: tuple[array[float], array[float], array[int], bytearray] = field(
-        default_factory=lambda: (array("d"), array("d"), array("q"), bytearray())
-    )
+    scores: bytearray = field(default_factory=bytearray)
+    thresholds: bytearray = field(default_factory=bytearray)
+    seen: bytearray = field(default_factory=bytearray)
+    chosen: bytearray = field(default_factory=bytearray)
     answers: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     hashes: list[int] = field(default_factory=list)
@@ -117,7 +117,7 @@ class _Open:
     @property
     def rows(self) -> int:
         """So many."""
-        return len(self.numbers[-1])
+        return len(self.chosen)
 
     def add(self, record: Record, requests: Sequence[tuple[str, str, int]]) -> None:
         """Append a record of these requests."""
@@ -127,8 +127,10 @@ class _Open:
         if len(self.late) >= _PIECES:
             self.ids.append(pa.concat_arrays(self.late))
             self.late = []
-        for numbers, more in zip(self.numbers, (decided.scores, decided.thresholds, decided.seen, decided.chosen), strict=True):
-            (numbers.extend if isinstance(numbers, bytearray) else numbers.frombytes)(more.tobytes())
+        self.scores += decided.scores.tobytes()
+        self.thresholds += decided.thresholds.tobytes()
+        self.seen += decided.seen.tobytes()
+        self.chosen += decided.chosen.tobytes()
         self.said.append(record.requests)
         for known, asked, count in requests:
             self.answers[known] = asked, start, count
@@ -137,9 +139,10 @@ class _Open:
 
     def decided(self) -> Decided:
         """Return all rows."""
-        kinds = (np.float64, np.float64, np.int64, np.bool_)
-        scores, thresholds, seen, chosen = (np.frombuffer(bytes(of), kind) for of, kind in zip(self.numbers, kinds, strict=True))
-        return Decided(pa.concat_arrays([*self.ids, *self.late]), scores, thresholds, chosen, seen, self.segment.begun.epoch)
+        ids = pa.concat_arrays([*self.ids, *self.late])
+        scores, thresholds = (np.frombuffer(bytes(some), np.float64) for some in (self.scores, self.thresholds))
+        chosen, seen = np.frombuffer(bytes(self.chosen), np.bool_), np.frombuffer(bytes(self.seen), np.int64)
+        return Decided(ids, scores, thresholds, chosen, seen, self.segment.begun.epoch)
 
     def table(self) -> pa.Table:
         """Return all rows as their file of decisions has them."""
@@ -309,7 +312,8 @@ class RequestedRows:
             self._come_to(committed, saved, named)
         self._state = state
         told = replace(decided, scores=decided.scores.astype(np.float32).astype(np.float64)) if self._log.rounds_scores else decided
-        answers, end = {}, 0
+        answers: dict[str, Answer] = {}
+        end = 0
         for known, _, count in named:
             answers[known] = told.slice(end, end := end + count)
         return answers
