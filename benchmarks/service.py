@@ -49,6 +49,8 @@ from benchmarks.environment import environment
 
 WIDTH, CLASSES, CONNECTIONS, OWNERS = 32, 10, 32, 5
 MOST_RATIO, LEAST_RATE = 1.5, 300
+WARM = 2.0
+"""Seconds of load before each round that don't count: some machines take memory away that nobody looks at, which comes back page by page."""
 GROWTH = 32e6
 """Bytes of memory that a server may have more after the steady load: what its allocators keep."""
 NETS = f"""
@@ -201,13 +203,13 @@ def decide(rate: float, seconds: float, rounds: int, minutes: float) -> dict[str
     client.decide("s", [{"rid": "warm", "x": [0.0] * WIDTH}])
     figures: dict[str, list[tuple[float, float, float, int]]] = {"raystream": [], "bare": [], "durable": []}
     asked = [*((name, port, "/decide") for name, port in ports.items()), ("raystream", ours.port, "/v1/streams/s/decide")]
-    for number in range(-1, rounds):
+    for number in range(rounds):
         for name, port, path in asked:
+            asyncio.run(load(port, path, rate, WARM, f"{name}{number}-warm"))
             began = time.perf_counter()
-            took, errors = asyncio.run(load(port, path, rate, seconds if number >= 0 else 2.0, f"{name}{number}"))
+            took, errors = asyncio.run(load(port, path, rate, seconds, f"{name}{number}"))
             done = len(took) / (time.perf_counter() - began)
-            if number >= 0:
-                figures[name].append((done, percentile(took, 0.5), percentile(took, 0.99), errors))
+            figures[name].append((done, percentile(took, 0.5), percentile(took, 0.99), errors))
     found: dict[str, Any] = {}
     print(f"\ndecide, {rate:g} requests a second\n{'':12} {'a second':>10} {'median ms':>10} {'99 % ms':>10} {'errors':>8}")
     for name, of in figures.items():

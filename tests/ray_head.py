@@ -10,33 +10,46 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import psutil
 
 BIN = Path(sys.executable).parent
+APART = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+def can_be_apart() -> bool:
+    """Whether a node can have its processes for itself here."""
+    return shutil.which(APART[0]) is not None and subprocess.run([*APART, "true"], capture_output=True).returncode == 0
 
 
 class RayHead:
     """A cluster of processes of this machine, within its block.
 
     Args:
-        port: the first of five that it takes.
+        port: the first of ten that it takes.
         cpus: of the head.
-        kept: whether what the head knows of the cluster outlives it, on disk; else it is in memory.
+        keeps: where what the head knows of the cluster outlives it, on disk or in a Redis of its own; None: nowhere.
 
     Attributes:
         address: of its job server.
         environment: of commands that talk to it.
     """
 
-    def __init__(self, port: int, cpus: int, kept: bool = False) -> None:
+    def __init__(self, port: int, cpus: int, keeps: Literal["disk", "redis"] | None = None) -> None:
         self._port, self._cpus = port, cpus
         self.address = f"http://127.0.0.1:{port + 1}"
         self.environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
         self._folder = tempfile.mkdtemp(prefix="rsh-", dir="/tmp")  # sockets below it have short names
-        if kept:
+        self._redis: subprocess.Popen[bytes] | None = None
+        if keeps == "redis":
+            self.environment |= {"RAY_REDIS_ADDRESS": f"127.0.0.1:{port + 9}"}
+            options = ["--port", str(port + 9), "--bind", "127.0.0.1", "--dir", self._folder, "--save", "", "--appendonly", "yes"]
+            self._redis = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
+        if keeps == "disk":
             os.mkdir(f"{self._folder}/gcs")
             self.environment |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": f"{self._folder}/gcs"}
         self._started: list[subprocess.Popen[bytes]] = []
@@ -51,7 +64,8 @@ class RayHead:
         return self
 
     def start(self) -> None:
-        """Start the head; once more, if it was ended."""
+        """Start the head; once more, if it was ended, as on a machine that knows nothing of a cluster, though other nodes are here."""
+        Path(self._folder, "ray_current_cluster").unlink(missing_ok=True)
         agent = self._agent_port()
         self._ray(
             [
@@ -74,10 +88,11 @@ class RayHead:
         nodes = [psutil.Process(node.pid) for node in self._started]
         return [*nodes, *(child for node in nodes for child in node.children(recursive=True))]
 
-    def add_node(self, cpus: int) -> subprocess.Popen[bytes]:
-        """A further node, once it is there."""
+    def add_node(self, cpus: int, *, apart: bool = False) -> subprocess.Popen[bytes]:
+        """A further node, once it is there; `apart`, its drivers see no process of the head's, to which they would belong otherwise."""
         agent = self._agent_port()
-        node = self._ray([f"--address=127.0.0.1:{self._port}", f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agent}"])
+        options = [f"--address=127.0.0.1:{self._port}", f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agent}"]
+        node = self._ray(options, APART if apart else ())
         wait_for(f"http://127.0.0.1:{agent}/api/local_raylet_healthz")
         return node
 
@@ -93,6 +108,10 @@ class RayHead:
         node.wait(timeout=30)
         psutil.wait_procs(family, timeout=30)
 
+    def end_head(self) -> None:
+        """The head is gone, with all that ran on it, and no other node."""
+        self.end(self._started[0])
+
     def end_all(self) -> None:
         """Every node, the head last."""
         for node in reversed(list(self._started)):
@@ -100,15 +119,18 @@ class RayHead:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.end_all()
+        if self._redis is not None:
+            self._redis.kill()
+            self._redis.wait(timeout=30)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _agent_port(self) -> int:
         self._agents += 1
         return self._port + 2 + self._agents
 
-    def _ray(self, options: list[str]) -> subprocess.Popen[bytes]:
+    def _ray(self, options: list[str], within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [BIN / "ray", "start", "--block", "--object-store-memory=104857600", "--disable-usage-stats", *options],
+            [*within, BIN / "ray", "start", "--block", "--object-store-memory=104857600", "--disable-usage-stats", *options],
             env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         self._started.append(process)

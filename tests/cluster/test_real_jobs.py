@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from ray_head import RayHead
+from ray_head import RayHead, can_be_apart
 
 import raystream as rs
 
@@ -165,7 +166,7 @@ def test_a_head_that_is_started_anew_under_a_job(
     def receipts() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in store.rglob("*.receipt.json")}
 
-    with RayHead(27479, cpus=2, kept=kept) as head:
+    with RayHead(27479, cpus=2, keeps="disk" if kept else None) as head:
         run = Commands(place, head)
         first = run.job("submit", "query.yaml", "--cpus", "0")
         run.until(lambda: len(receipts()) >= 4)  # two units, each with its scores and embeddings
@@ -182,4 +183,44 @@ def test_a_head_that_is_started_anew_under_a_job(
     assert again["job"] == (first["job"].removesuffix("-0") + "-1" if kept else first["job"])
     assert (again["result"]["units_scored"], again["result"]["units_reused"]) == (2, 2)
     assert pq.read_table(again["result"]["selection"]).equals(alone.selection)
+    assert before.items() <= receipts().items()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_be_apart(), reason="needs unshare, and to be allowed it")
+@pytest.mark.parametrize(
+    "keeps", ["disk", pytest.param("redis", marks=pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server"))]
+)
+def test_a_job_outlives_a_head_that_keeps_its_state(
+    workplace: Path, make_query: MakeQuery, gate: Path, tmp_path_factory: pytest.TempPathFactory, keeps: Literal["disk", "redis"]
+) -> None:
+    """Its driver and its workers, on another node, wait for the new head and go on: the same rows, and no unit again."""
+    alone = rs.run(make_query(store__uri="alone"))
+    place = tmp_path_factory.mktemp("work")
+    store = workplace / "lake-store"
+    spec = yaml.safe_load(make_query(store__uri=str(store), model__source="user_nets:gated").to_yaml())
+    spec |= {"cluster": {"workers": 2}, "pool": spec["pool"] | {"uri": str(workplace / "pool")}}
+    (place / "query.yaml").write_text(yaml.safe_dump(spec))
+    (place / "user_nets.py").write_text((workplace / "user_nets.py").read_text())
+
+    def receipts() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in store.rglob("*.receipt.json")}
+
+    with RayHead(27519, cpus=0, keeps=keeps) as head:
+        head.add_node(cpus=3, apart=True)
+        run = Commands(place, head)
+        job = run.job("submit", "query.yaml")["job"]
+        run.until(lambda: len(receipts()) >= 4)
+        before = receipts()
+        head.end_head()
+        assert "no job server answers" in run("status", job, "--address", head.address, code=5)[1]
+        head.start()
+        assert run.job("status", job)["state"] == "running"
+        assert run.job("submit", "query.yaml") == run.job("submit", "query.yaml")
+        with opened(gate):
+            run.until(lambda: run.job("status", job)["state"] != "running")
+        state = run.job("status", job)
+        fetched = run.job("fetch", job, "--out", str(place / "out"))
+    assert state["state"] == "done", state
+    assert pq.read_table(place / "out" / "selection.parquet").equals(alone.selection), fetched
     assert before.items() <= receipts().items()
