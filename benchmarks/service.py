@@ -50,7 +50,7 @@ from benchmarks.environment import environment
 WIDTH, CLASSES, CONNECTIONS, OWNERS = 32, 10, 32, 5
 MOST_RATIO, LEAST_RATE = 1.5, 300
 WARM = 2.0
-"""Seconds of load before each round that don't count: some machines take memory away that nobody looks at, which comes back page by page."""
+"""Seconds of load before each round that don't count: some machines take memory away that nobody looks at; it comes back page by page."""
 GROWTH = 32e6
 """Bytes of memory that a server may have more after the steady load: what its allocators keep."""
 NETS = f"""

@@ -82,8 +82,8 @@ def create_app(config: Config, *, schedules: bool = True) -> FastAPI:
     app.add_exception_handler(HTTPException, _of_framework)
     app.add_exception_handler(RequestValidationError, _of_parameters)
     app.add_exception_handler(RaystreamError, _of_store)
-    direct = deciders.direct(callers)
-    app.add_middleware(Edge, limits=config.limits, host=config.host, hosts=config.hosts, metrics=metrics, direct=direct)
+    # before what starlette puts around an application, which requests that are answered directly do without
+    app.middleware_stack = Edge(app.build_middleware_stack(), config.limits, config.host, config.hosts, metrics, deciders.direct(callers))
     return app
 
 
