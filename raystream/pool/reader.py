@@ -7,6 +7,7 @@ The ids and places of rows that are yet to be scored: read from the id and filte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -206,19 +207,22 @@ def tensors_of(batch: pa.RecordBatch, spec: ReadSpec, prepare: Prepare | None = 
 
 
 _FLOATS = {float}
+_FEW = 1024
+"""Numbers."""
 
 
 def tensors_of_numbers(rows: Sequence[Mapping[str, Any]], spec: ReadSpec) -> tuple[Tensor, ...] | None:
-    """Make the tensors that `tensors_of` makes of the same values, in a fifth of the time where rows are few.
+    """Make the tensors that `tensors_of` makes of the same values, in less than half of the time where these are few.
 
     Args:
         rows: as JSON gives them.
         spec: which columns, and what they become.
 
     Returns:
-        The tensors; None where a value is no float or list of as many floats as the model takes, or is one that it can't take.
+        The tensors; None where a value is no float or list of as many floats as the model takes, or is one that it can't take, and where
+        `tensors_of` takes no longer.
     """
-    if spec.prepared is not None:
+    if spec.prepared is not None or len(rows) * sum(math.prod(known_shape(column.shape)) for column in spec.columns) > _FEW:
         return None
     blocks: list[Tensor] = []
     for column in spec.columns:

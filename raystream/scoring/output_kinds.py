@@ -106,9 +106,11 @@ class OutputKind:
 def _scores(block: OutputBlock, output: Output, function: UsersScore | None) -> dict[str, Tensor]:
     if block.only in LOGIT_SCORES:
         return {block.only: block_score(block.logits, block.temperature, block.only)}
+    members = {} if block.members is None else block.members.scores
+    if block.only is not None:
+        return dict(members)
     result = block_scores(block.logits, block.temperature)
-    columns = {**result.scores, "prediction": result.prediction, "confidence": result.confidence}
-    return columns if block.members is None else columns | block.members.scores
+    return {**result.scores, "prediction": result.prediction, "confidence": result.confidence, **members}
 
 
 def _function(block: OutputBlock, output: Output, function: UsersScore | None) -> dict[str, Tensor]:

@@ -207,7 +207,6 @@ class Worker:
             )
         )
 
-    @torch.inference_mode()
     def score_rows(self, inputs: tuple[np.ndarray, ...], column: str) -> RowsInMemory:
         """Score rows that lie in memory, and write nothing.
 

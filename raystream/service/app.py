@@ -14,9 +14,9 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from raystream import __version__
-from raystream.errors import RaystreamError, StoreUnreachable
+from raystream.errors import RaystreamError
 from raystream.service.config import Config
-from raystream.service.edge import Described, Edge, FieldError, Metrics, Problem, answer, wrong_fields
+from raystream.service.edge import Described, Edge, FieldError, Metrics, Problem, answer, store_problem, wrong_fields
 from raystream.service.page_routes import page_router
 from raystream.service.policy import Policy, read_json
 from raystream.service.query_routes import query_router
@@ -82,8 +82,8 @@ def create_app(config: Config, *, schedules: bool = True) -> FastAPI:
     app.add_exception_handler(HTTPException, _of_framework)
     app.add_exception_handler(RequestValidationError, _of_parameters)
     app.add_exception_handler(RaystreamError, _of_store)
-    # before what starlette puts around an application, which requests that are answered directly do without
-    app.middleware_stack = Edge(app.build_middleware_stack(), config.limits, config.host, config.hosts, metrics, deciders.direct(callers))
+    direct = deciders.direct(callers)
+    app.add_middleware(Edge, limits=config.limits, host=config.host, hosts=config.hosts, metrics=metrics, direct=direct)
     return app
 
 
@@ -193,9 +193,6 @@ async def _of_parameters(request: Request, error: Exception) -> Response:
 
 
 async def _of_store(request: Request, error: Exception) -> Response:
-    """Answer for what the store can't give: the log has its reason, the caller hears that it is so."""
+    """Answer for what the store can't give."""
     assert isinstance(error, RaystreamError)
-    _log.error("%s %s: %s", request.method, request.url.path, error)
-    if isinstance(error, StoreUnreachable):
-        return Problem(503, "the store doesn't answer for now", headers={"retry-after": "10"}).response()
-    return Problem(500, "what is kept of this can't be read; the server's log says why").response()
+    return store_problem(request, error).response()

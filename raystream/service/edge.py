@@ -32,6 +32,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from raystream.errors import RaystreamError, StoreUnreachable
 from raystream.query import Query
 from raystream.service.config import Limits, is_loopback
 
@@ -83,6 +84,14 @@ class Problem(Exception):
 def unknown(what: str) -> Problem:
     """Make the answer for what isn't there, or belongs to others: the two look the same."""
     return Problem(404, f"there is no {what}")
+
+
+def store_problem(request: Request, error: RaystreamError) -> Problem:
+    """Make the answer for what the store can't give: the log has its reason, the caller hears that it is so."""
+    _log.error("%s %s: %s", request.method, request.url.path, error)
+    if isinstance(error, StoreUnreachable):
+        return Problem(503, "the store doesn't answer for now", headers={"retry-after": "10"})
+    return Problem(500, "what is kept of this can't be read; the server's log says why")
 
 
 def wrong_fields(errors: Sequence[FieldError]) -> Problem:

@@ -26,7 +26,7 @@ from starlette.types import Scope
 
 from raystream.errors import DataError, QueryError, RaystreamError
 from raystream.service.config import Config
-from raystream.service.edge import Described, Direct, FieldError, Metrics, Problem, unknown, wrong_fields
+from raystream.service.edge import Described, Direct, FieldError, Metrics, Problem, store_problem, unknown, wrong_fields
 from raystream.service.formats import rows_of
 from raystream.service.policy import read_json
 from raystream.service.runs import is_name
@@ -90,7 +90,7 @@ class Deciders:
             decider.close()
 
     def router(self, callers: Callers) -> APIRouter:
-        """Make the route, which describes what `direct` answers."""
+        """Make the route, which describes what `direct` answers, and answers it where the server stands below a path of another's."""
         router = APIRouter(prefix="/v1", tags=["streams"])
         answers = {200: {"description": "The decisions, which are in the store", "content": {"application/json": {"schema": _DECIDED}}}}
 
@@ -118,9 +118,15 @@ class Deciders:
             if not name or "/" in name:
                 return None
             scope["route"] = route
-            return self._answer(Request(scope), name, body, callers)
+            return self._answer_or_problem(Request(scope), name, body, callers)
 
         return answering
+
+    async def _answer_or_problem(self, request: Request, name: str, body: bytes, callers: Callers) -> JSONResponse:
+        try:
+            return await self._answer(request, name, body, callers)
+        except RaystreamError as error:
+            raise store_problem(request, error) from error
 
     async def _answer(self, request: Request, name: str, body: bytes, callers: Callers) -> JSONResponse:
         callers.of(request, "submit")

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 import raystream.acquisition as acquisition
 from raystream.acquisition import energy, entropy, least_confidence, logit_scores, margin, ratio
+from raystream.acquisition.logits import block_score, block_scores
 from raystream.errors import DataError, QueryError
 from raystream.query import LOGIT_SCORES
 
@@ -246,3 +247,13 @@ def test_the_public_names_are_listed():
     modules = {name for name, value in vars(acquisition).items() if inspect.ismodule(value)}
     assert {name for name in vars(acquisition) if not name.startswith("_")} - modules == set(acquisition.__all__)
     assert {*FUNCTIONS, "LogitScores", "logit_scores"} <= set(acquisition.__all__)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_a_score_alone_is_the_one_of_all(temperature: float) -> None:
+    logits = torch.randn(200, 7, generator=torch.Generator().manual_seed(0)) * 5
+    logits[3, 2] = -math.inf
+    logits[4] = math.nan
+    together = block_scores(logits, temperature).scores
+    for name, scores in together.items():
+        assert torch.equal(block_score(logits, temperature, name).nan_to_num(-1), scores.nan_to_num(-1))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from raystream.errors import PoolError
 from raystream.pool import PoolPlan, UnitRows, plan_pool, read_unit, units_at
+from raystream.pool.columns import Column
+from raystream.pool.reader import ReadSpec, tensors_of, tensors_of_numbers
 from raystream.query import Pool
 
 
@@ -187,3 +190,38 @@ def test_masked_columns_may_hold_minus_infinity(write) -> None:
     assert positions(read_all(plan_pool(Pool(uri=path), ["z", "e"], "skip", masked=["z"]), 9)) == [3]
     with pytest.raises(PoolError, match="row 0: column z holds a value that is infinite"):
         read_all(plan_pool(Pool(uri=path), ["z"]))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("width", [None, 3])
+@given(
+    some=st.lists(
+        st.lists(st.floats(width=64) | st.integers(-(2**60), 2**60) | st.booleans(), min_size=2, max_size=4)
+        | st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_plain_numbers_become_the_tensors_of_columns(dtype: str, width: int | None, some: list[list[Any]]) -> None:
+    """Or nothing, which whoever asks takes for `tensors_of`'s to read: so what it says of wrong rows is said."""
+    shape: tuple[int | None, ...] = () if width is None else (width,)
+    columns = tuple(Column(name, shape, dtype) for name in ("a", "b"))
+    spec = ReadSpec(None, pa.string(), columns)
+    rows = [{"a": values if width else values[0], "b": values[::-1] if width else values[-1]} for values in some]
+    found = tensors_of_numbers(rows, spec)
+    if found is None:
+        floats = all(type(value) is float and abs(value) < 1e4 for values in some for value in values)
+        assert not (floats and all(len(values) == 3 for values in some))
+        return
+    kind = pa.float64() if width is None else pa.list_(pa.float64(), width)
+    batch = pa.RecordBatch.from_pydict({name: pa.array([row[name] for row in rows], kind) for name in ("a", "b")})
+    for one, other in zip(found, tensors_of(batch, spec), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def test_many_plain_numbers_are_left_to_columns() -> None:
+    """Which then take less time."""
+    spec = ReadSpec(None, pa.string(), (Column("a", (32,), "float32"),))
+    assert tensors_of_numbers([{"a": [0.5] * 32}] * 32, spec) is not None
+    assert tensors_of_numbers([{"a": [0.5] * 32}] * 33, spec) is None

@@ -19,11 +19,12 @@ from served import Served
 from streams import arrive, decisions, make_stream
 from streams import run as look
 
+from raystream.errors import StoreUnreachable
 from raystream.loop.streams.log import StreamLog
 from raystream.loop.streams.requests import RequestedRows, StreamRequest
 from raystream.pool.columns import Column, decode
 from raystream.service.edge import Problem
-from raystream.service.stream_model import _array, _type
+from raystream.service.stream_model import WarmModel, _array, _type
 from raystream.store.opening import open_store
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -238,3 +239,57 @@ def test_a_disk_that_refuses_is_said_and_nothing_is_decided_twice(served: Served
     table = decisions()
     assert sorted(table.column("rid").to_pylist()[100:]) == [row["rid"] for row in rows]
     assert table.column("seen").to_pylist() == list(range(1, 141))
+
+
+def test_a_store_that_does_not_answer_is_said_as_by_every_route(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(model: WarmModel, rows: object) -> None:
+        raise StoreUnreachable("store: no route to it")
+
+    monkeypatch.setattr(WarmModel, "read", gone)
+    answer = served.ask("POST", "/v1/streams/s/decide", json={"request_id": "r", "rows": rows_of(pool_table(1))})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_score_of_the_users_own_may_differentiate(workplace: Path) -> None:
+    (workplace / "user_scores.py").write_text(
+        "import torch\n\n\n"
+        "def slope(logits):\n"
+        "    with torch.enable_grad():\n"
+        "        z = logits.detach().requires_grad_()\n"
+        "        (found,) = torch.autograd.grad(torch.logsumexp(z, 1).sum(), z)\n"
+        "    return found.norm(dim=1)\n"
+    )
+    stream: dict[str, Any] = {"acquire__score": "user_scores:slope"}
+    arrive("a.parquet", pool_table(100))
+    look(make_stream(**stream))
+    server = Served(streams=["s"], imports=["user_nets:net", "user_scores:slope"])
+    server.client.app.state.deciders.load(wait=True)  # type: ignore[attr-defined]
+    found = decide(server, "r", rows_of(pool_table(100, 200)))["decisions"]
+    arrive("b.parquet", pool_table(100, 200))
+    whole = make_stream(**stream, stream__name="t")
+    look(whole)
+    by_file = pq.read_table("runs/streams/t/decisions").to_pylist()
+    np.testing.assert_allclose([row["score"] for row in found], [row["score"] for row in by_file[100:]], atol=1e-6)
+
+
+def test_requests_are_answered_again_from_any_piece_of_what_is_open(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From pieces, and from rows that are in none yet; of several rows and of none, whose columns have the types of all others."""
+    monkeypatch.setattr("raystream.loop.streams.requests.may_append", lambda store: True)
+    monkeypatch.setattr("raystream.loop.streams.requests._PIECES", 3)
+    log = StreamLog(open_store("runs"), "s")
+    arrive("a.parquet", pool_table(1))
+    look()
+    rows = RequestedRows(make_stream(), log, "m", 4)
+    sizes = [0, 2, 1, 3, 0, 2, 2, 1]
+    requests = [
+        StreamRequest(f"r{i}", f"{i}", pa.array([f"id{i}-{j}" for j in range(size)], pa.string()), np.linspace(0.1, 0.9, size) + i, None)
+        for i, size in enumerate(sizes)
+    ]
+    first = [told(rows.decide([one]))[0] for one in requests]
+    assert [len(one) for one in first] == sizes
+    assert told(rows.decide(requests)) == first
+    rows.fold()
+    assert told(rows.decide(requests)) == first
+    assert told(RequestedRows(make_stream(), log, "m", 4).decide(requests)) == first
+    assert pq.read_table("runs/streams/s/decisions").num_rows == 1 + sum(sizes)

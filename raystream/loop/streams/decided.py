@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -43,14 +43,15 @@ class Decided:
             thresholds.append(np.nan if decision is None or decision.threshold is None else decision.threshold)
             chosen.append(decision is not None and decision.chosen)
             counts.append(seen)
-        return cls(ids, scores, np.array(thresholds), np.array(chosen), np.array(counts), epoch)
+        return cls(ids, scores, np.array(thresholds, np.float64), np.array(chosen, np.bool_), np.array(counts, np.int64), epoch)
 
     @classmethod
     def of(cls, rows: pa.Table) -> Decided:
-        """Make it of rows of a file of decisions, at least one."""
+        """Make it of rows of a file of decisions, all of one epoch."""
         scores, thresholds = (np.asarray(rows.column(name).to_numpy(), np.float64) for name in ("score", "threshold"))
         chosen, seen = rows.column("chosen").to_numpy(), rows.column("seen").to_numpy()
-        return cls(rows.column(0).combine_chunks(), scores, thresholds, chosen, seen, rows.column("epoch")[0].as_py())
+        epoch = rows.column("epoch")[0].as_py() if rows.num_rows else 0
+        return cls(rows.column(0).combine_chunks(), scores, thresholds, chosen, seen, epoch)
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -61,6 +62,10 @@ class Decided:
             return self
         here = slice(start, end)
         return Decided(self.ids[here], self.scores[here], self.thresholds[here], self.chosen[here], self.seen[here], self.epoch)
+
+    def as_told(self, rounded: bool) -> Decided:
+        """Return the rows as they are answered: with scores as the file of decisions will have them, if it rounds them to float32."""
+        return replace(self, scores=self.scores.astype(np.float32).astype(np.float64)) if rounded else self
 
     def in_columns(self, id_name: str, schema: pa.Schema | None = None) -> pa.Table:
         """Return the columns of a file of decisions, of these types where there are some already."""

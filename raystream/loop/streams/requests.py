@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -95,7 +96,8 @@ class _Open:
         segment: the file.
         since: when it was begun.
         ids: of the rows, in few pieces.
-        late: ids that are in none of these pieces yet.
+        starts: the first row of each piece, and of what is in none yet.
+        late: ids of these.
         scores, thresholds, seen, chosen: of the rows, as `Decided` has them.
         answers: what was asked, the first row and how many there are, by request.
         said: of the requests.
@@ -105,6 +107,7 @@ class _Open:
     segment: Segment
     since: float
     ids: list[pa.Array] = field(default_factory=list)
+    starts: list[int] = field(default_factory=lambda: [0])
     late: list[pa.Array] = field(default_factory=list)
     scores: bytearray = field(default_factory=bytearray)
     thresholds: bytearray = field(default_factory=bytearray)
@@ -126,6 +129,7 @@ class _Open:
         self.late.append(decided.ids)
         if len(self.late) >= _PIECES:
             self.ids.append(pa.concat_arrays(self.late))
+            self.starts.append(start + len(decided))
             self.late = []
         self.scores += decided.scores.tobytes()
         self.thresholds += decided.thresholds.tobytes()
@@ -137,17 +141,10 @@ class _Open:
             self.hashes.append(_hash(known))
             start += count
 
-    def decided(self) -> Decided:
-        """Return all rows."""
-        ids = pa.concat_arrays([*self.ids, *self.late])
-        scores, thresholds = (np.frombuffer(bytes(some), np.float64) for some in (self.scores, self.thresholds))
-        chosen, seen = np.frombuffer(bytes(self.chosen), np.bool_), np.frombuffer(bytes(self.seen), np.int64)
-        return Decided(ids, scores, thresholds, chosen, seen, self.segment.begun.epoch)
-
     def table(self) -> pa.Table:
         """Return all rows as their file of decisions has them."""
         schema = self.segment.begun.schema
-        return self.decided().in_columns(schema.names[0], schema)
+        return self._rows(0, self.rows, pa.concat_arrays([*self.ids, *self.late])).in_columns(schema.names[0], schema)
 
     def answered(self, request: StreamRequest) -> Answer | None:
         """Return what was decided on a request of this id, if it was."""
@@ -155,7 +152,20 @@ class _Open:
         if found is None:
             return None
         asked, first, count = found
-        return Decided.of(self.table().slice(first, count)) if asked == request.asked else _taken(request)
+        if asked != request.asked:
+            return _taken(request)
+        place = bisect_right(self.starts, first) - 1
+        piece = self.ids[place] if place < len(self.ids) else pa.concat_arrays(self.late)
+        ids = piece.slice(first - self.starts[place], count)
+        return self._rows(first, count, ids).as_told(self.segment.begun.schema.field("score").type == pa.float32())
+
+    def _rows(self, first: int, count: int, ids: pa.Array) -> Decided:
+        def part(numbers: bytearray, kind: type[np.generic]) -> Any:
+            size = np.dtype(kind).itemsize
+            return np.frombuffer(bytes(numbers[first * size : (first + count) * size]), kind)
+
+        scores, thresholds, chosen = part(self.scores, np.float64), part(self.thresholds, np.float64), part(self.chosen, np.bool_)
+        return Decided(ids, scores, thresholds, chosen, part(self.seen, np.int64), self.segment.begun.epoch)
 
 
 class RequestedRows:
@@ -311,7 +321,7 @@ class RequestedRows:
                 return None
             self._come_to(committed, saved, named)
         self._state = state
-        told = replace(decided, scores=decided.scores.astype(np.float32).astype(np.float64)) if self._log.rounds_scores else decided
+        told = decided.as_told(self._log.rounds_scores)
         answers: dict[str, Answer] = {}
         end = 0
         for known, _, count in named:

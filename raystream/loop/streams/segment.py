@@ -45,7 +45,7 @@ _as_json = json.JSONEncoder(separators=(",", ":")).encode
 _LENGTH = struct.Struct("<I")
 _IDS = ["ids"]
 _MAGIC = b"raystream decisions 2\n"
-WHOLE = _MAGIC + b"whole\n"
+WHOLE = b"raystream decisions 1\nwhole\n"
 """What an `.open` file holds where nobody appends, since the decisions are put as one file: the same whoever says so."""
 _OWN_DISKS = frozenset({"apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "overlay", "tmpfs", "xfs", "zfs"})
 """File systems of one machine."""
@@ -188,7 +188,8 @@ def read_segment(data: bytes) -> tuple[Begun, list[Record]]:
         ValueError: it is none.
     """
     if not data.startswith(_MAGIC):
-        raise ValueError("it doesn't begin as a log of decisions does")
+        other = data.startswith(_MAGIC[:-2]) and len(data) >= len(_MAGIC)
+        raise ValueError(f"it {'was written by another version' if other else 'does not begin as a log of decisions does'}")
     found: list[bytes] = []
     at, before = len(_MAGIC), 0
     while len(data) - at >= _FRAME.size:
