@@ -281,12 +281,15 @@ def test_requests_are_answered_again_from_any_piece_of_what_is_open(workplace: P
     arrive("a.parquet", pool_table(1))
     look()
     rows = RequestedRows(make_stream(), log, "m", 4)
-    sizes = [0, 2, 1, 3, 0, 2, 2, 1]
+    sizes = [0, 2, 1, 3, 2, 0, 2, 1]
     requests = [
         StreamRequest(f"r{i}", f"{i}", pa.array([f"id{i}-{j}" for j in range(size)], pa.string()), np.linspace(0.1, 0.9, size) + i, None)
         for i, size in enumerate(sizes)
     ]
-    first = [told(rows.decide([one]))[0] for one in requests]
+    first = []
+    for one in requests:
+        first.append(told(rows.decide([one]))[0])
+        assert told(rows.decide([one])) == first[-1:]
     assert [len(one) for one in first] == sizes
     assert told(rows.decide(requests)) == first
     rows.fold()

@@ -53,6 +53,18 @@ class Decided:
         epoch = rows.column("epoch")[0].as_py() if rows.num_rows else 0
         return cls(rows.column(0).combine_chunks(), scores, thresholds, chosen, seen, epoch)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Decided]) -> Decided:
+        """Join rows that follow each other, of one epoch."""
+        return cls(
+            pa.concat_arrays([part.ids for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.thresholds for part in parts]),
+            np.concatenate([part.chosen for part in parts]),
+            np.concatenate([part.seen for part in parts]),
+            parts[0].epoch,
+        )
+
     def __len__(self) -> int:
         return len(self.chosen)
 

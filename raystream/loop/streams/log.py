@@ -33,6 +33,7 @@ import xxhash
 import yaml
 
 from raystream.errors import PoolError, QueryError, StoreError
+from raystream.loop.streams.decided import Decided
 from raystream.loop.streams.decisions import StreamState
 from raystream.loop.streams.segment import WHOLE, Begun, Record, Segment, beginning, read_segment, seal
 from raystream.query.simulate import Stream
@@ -429,7 +430,7 @@ def fold(log: StreamLog) -> None:
         if before.parts != part - 1:
             continue  # somebody else has done it meanwhile
         progress, state = _after(log.stream(), before, saved, begun, records)
-        rows = pa.concat_tables([record.decided.in_columns(begun.schema.names[0], begun.schema) for record in records])
+        rows = Decided.joined([record.decided for record in records]).in_columns(begun.schema.names[0], begun.schema)
         log.commit_decisions(rows, progress, state, about(record.requests for record in records), logged=True)
 
 

@@ -154,9 +154,11 @@ class _Open:
         asked, first, count = found
         if asked != request.asked:
             return _taken(request)
-        place = bisect_right(self.starts, first) - 1
-        piece = self.ids[place] if place < len(self.ids) else pa.concat_arrays(self.late)
-        ids = piece.slice(first - self.starts[place], count)
+        ids = request.ids
+        if count:
+            place = bisect_right(self.starts, first) - 1
+            piece = self.ids[place] if place < len(self.ids) else pa.concat_arrays(self.late)
+            ids = piece.slice(first - self.starts[place], count)
         return self._rows(first, count, ids).as_told(self.segment.begun.schema.field("score").type == pa.float32())
 
     def _rows(self, first: int, count: int, ids: pa.Array) -> Decided:
