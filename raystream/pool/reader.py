@@ -206,23 +206,19 @@ def tensors_of(batch: pa.RecordBatch, spec: ReadSpec, prepare: Prepare | None = 
     return tuple(blocks)
 
 
-_FLOATS = {float}
-_FEW = 1024
-"""Numbers."""
+_FEW_NUMBERS = 1024
 
 
 def tensors_of_numbers(rows: Sequence[Mapping[str, Any]], spec: ReadSpec) -> tuple[Tensor, ...] | None:
-    """Make the tensors that `tensors_of` makes of the same values, in less than half of the time where these are few.
+    """Make the tensors that `tensors_of` makes of the same values: of 32 in a fifth of the time, of 1,000 in no less.
 
     Args:
-        rows: as JSON gives them.
-        spec: which columns, and what they become.
+        rows, spec: values as JSON gives them; which columns, and what they become.
 
     Returns:
-        The tensors; None where a value is no float or list of as many floats as the model takes, or is one that it can't take, and where
-        `tensors_of` takes no longer.
+        None where a value isn't as many floats as the model takes, or one that it can't take, and where `tensors_of` takes no longer.
     """
-    if spec.prepared is not None or len(rows) * sum(math.prod(known_shape(column.shape)) for column in spec.columns) > _FEW:
+    if spec.prepared is not None or len(rows) * sum(math.prod(known_shape(column.shape)) for column in spec.columns) > _FEW_NUMBERS:
         return None
     blocks: list[Tensor] = []
     for column in spec.columns:
@@ -231,7 +227,7 @@ def tensors_of_numbers(rows: Sequence[Mapping[str, Any]], spec: ReadSpec) -> tup
             return None
         values = [row[column.name] for row in rows]
         lists = values if shape else [values]
-        if any(type(some) is not list or (shape and len(some) != shape[0]) or set(map(type, some)) != _FLOATS for some in lists):
+        if any(type(some) is not list or (shape and len(some) != shape[0]) or set(map(type, some)) != {float} for some in lists):
             return None
         with np.errstate(over="ignore"):
             blocks.append(np.array(values, np.float64).astype(column.dtype))

@@ -262,9 +262,7 @@ class Edge:
             route takes as long as such an answer does. None where it isn't.
     """
 
-    def __init__(
-        self, app: ASGIApp, limits: Limits, host: str, hosts: list[str], metrics: Metrics, direct: Direct = lambda scope, body: None
-    ) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, host: str, hosts: list[str], metrics: Metrics, direct: Direct) -> None:
         self._app, self._limits, self._metrics, self._direct = app, limits, metrics, direct
         self._loopback = is_loopback(host)
         self._names = {host, "localhost", "127.0.0.1", "[::1]", "::1", *hosts} if self._loopback or hosts else None
@@ -427,8 +425,7 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """Have the service's log, uvicorn's and raystream's own go to stderr, a line of JSON each, without what no line tells."""
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    """Have the service's log, uvicorn's and raystream's own go to stderr, a line of JSON each."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     for name in ("raystream", "uvicorn"):

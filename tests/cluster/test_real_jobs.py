@@ -149,6 +149,16 @@ def test_jobs_on_a_cluster_of_three_nodes(
         assert pq.read_table(again["result"]["selection"]).equals(alone.selection)
 
 
+def submittable(place: Path, workplace: Path, make_query: MakeQuery) -> Callable[[], dict[str, bytes]]:
+    """What is to be submitted lies in this folder; the receipts of its store, by path."""
+    store = workplace / "lake-store"
+    spec = yaml.safe_load(make_query(store__uri=str(store), model__source="user_nets:gated").to_yaml())
+    spec |= {"cluster": {"workers": 2}, "pool": spec["pool"] | {"uri": str(workplace / "pool")}}
+    (place / "query.yaml").write_text(yaml.safe_dump(spec))
+    (place / "user_nets.py").write_text((workplace / "user_nets.py").read_text())
+    return lambda: {str(path): path.read_bytes() for path in store.rglob("*.receipt.json")}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", [False, True], ids=["in memory", "on disk"])
 def test_a_head_that_is_started_anew_under_a_job(
@@ -157,14 +167,7 @@ def test_a_head_that_is_started_anew_under_a_job(
     """It is gone in the middle, with the job, whatever it keeps; the same command goes on: the same rows, and nothing twice."""
     alone = rs.run(make_query(store__uri="alone"))
     place = tmp_path_factory.mktemp("work")
-    store = workplace / "lake-store"
-    spec = yaml.safe_load(make_query(store__uri=str(store), model__source="user_nets:gated").to_yaml())
-    spec |= {"cluster": {"workers": 2}, "pool": spec["pool"] | {"uri": str(workplace / "pool")}}
-    (place / "query.yaml").write_text(yaml.safe_dump(spec))
-    (place / "user_nets.py").write_text((workplace / "user_nets.py").read_text())
-
-    def receipts() -> dict[str, bytes]:
-        return {str(path): path.read_bytes() for path in store.rglob("*.receipt.json")}
+    receipts = submittable(place, workplace, make_query)
 
     with RayHead(27479, cpus=2, keeps="disk" if kept else None) as head:
         run = Commands(place, head)
@@ -197,14 +200,7 @@ def test_a_job_outlives_a_head_that_keeps_its_state(
     """Its driver and its workers, on another node, wait for the new head and go on: the same rows, and no unit again."""
     alone = rs.run(make_query(store__uri="alone"))
     place = tmp_path_factory.mktemp("work")
-    store = workplace / "lake-store"
-    spec = yaml.safe_load(make_query(store__uri=str(store), model__source="user_nets:gated").to_yaml())
-    spec |= {"cluster": {"workers": 2}, "pool": spec["pool"] | {"uri": str(workplace / "pool")}}
-    (place / "query.yaml").write_text(yaml.safe_dump(spec))
-    (place / "user_nets.py").write_text((workplace / "user_nets.py").read_text())
-
-    def receipts() -> dict[str, bytes]:
-        return {str(path): path.read_bytes() for path in store.rglob("*.receipt.json")}
+    receipts = submittable(place, workplace, make_query)
 
     with RayHead(27519, cpus=0, keeps=keeps) as head:
         head.add_node(cpus=3, apart=True)

@@ -232,7 +232,7 @@ async def exchanged(headers: list[tuple[bytes, bytes]], messages: list[dict[str,
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"host", b"127.0.0.1"), *headers]}
-    await Edge(app, limits, "127.0.0.1", [], Metrics())(scope, receive, send)
+    await Edge(app, limits, "127.0.0.1", [], Metrics(), lambda scope, body: None)(scope, receive, send)
     return int(sent[0]["status"])
 
 

@@ -75,9 +75,10 @@ class Decided:
         here = slice(start, end)
         return Decided(self.ids[here], self.scores[here], self.thresholds[here], self.chosen[here], self.seen[here], self.epoch)
 
-    def as_told(self, rounded: bool) -> Decided:
-        """Return the rows as they are answered: with scores as the file of decisions will have them, if it rounds them to float32."""
-        return replace(self, scores=self.scores.astype(np.float32).astype(np.float64)) if rounded else self
+    def as_told(self, schema: pa.Schema | None) -> Decided:
+        """Return the rows as they are answered: with scores as a file of decisions of these columns has them, if it rounds them."""
+        rounds = schema is not None and schema.field("score").type == pa.float32()
+        return replace(self, scores=self.scores.astype(np.float32).astype(np.float64)) if rounds else self
 
     def in_columns(self, id_name: str, schema: pa.Schema | None = None) -> pa.Table:
         """Return the columns of a file of decisions, of these types where there are some already."""

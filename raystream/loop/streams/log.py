@@ -117,20 +117,9 @@ class StreamLog:
         return f"{self.folder}/events/{look:08d}"
 
     @property
-    def schema(self) -> pa.Schema:
-        """Of the decisions, once there are some."""
-        assert self._last is not None
-        return self._last
-
-    @property
-    def schema_before(self) -> pa.Schema | None:
-        """The columns of the decisions so far; None before the first."""
+    def schema(self) -> pa.Schema | None:
+        """The columns of the decisions; None before the first."""
         return None if self._last is None else self._last.remove_metadata()
-
-    @property
-    def rounds_scores(self) -> bool:
-        """Whether decisions have scores as float32, as those of a pool's files have."""
-        return self._last is not None and self._last.field("score").type == pa.float32()
 
     def begin(self, stream: Stream) -> None:
         """Note the stream, or see that it is the one that was begun under this name.
@@ -359,7 +348,7 @@ class StreamLog:
         if self._last is None or rows.schema.equals(self._last):
             return rows
         ids = self.ids_as_before(rows.column(0))
-        return rows.set_column(0, rows.schema.names[0], ids).cast(self._last.remove_metadata())
+        return rows.set_column(0, rows.schema.names[0], ids).cast(self.schema)
 
     @property
     def _log(self) -> str:

@@ -100,7 +100,7 @@ class _Open:
         late: ids of these.
         scores, thresholds, seen, chosen: of the rows, as `Decided` has them.
         answers: what was asked, the first row and how many there are, by request.
-        said: of the requests.
+        said: of the requests, as records name them.
         hashes: of their ids.
     """
 
@@ -159,7 +159,7 @@ class _Open:
             place = bisect_right(self.starts, first) - 1
             piece = self.ids[place] if place < len(self.ids) else pa.concat_arrays(self.late)
             ids = piece.slice(first - self.starts[place], count)
-        return self._rows(first, count, ids).as_told(self.segment.begun.schema.field("score").type == pa.float32())
+        return self._rows(first, count, ids).as_told(self.segment.begun.schema)
 
     def _rows(self, first: int, count: int, ids: pa.Array) -> Decided:
         def part(numbers: bytearray, kind: type[np.generic]) -> Any:
@@ -323,7 +323,7 @@ class RequestedRows:
                 return None
             self._come_to(committed, saved, named)
         self._state = state
-        told = decided.as_told(self._log.rounds_scores)
+        told = decided.as_told(self._log.schema)
         answers: dict[str, Answer] = {}
         end = 0
         for known, _, count in named:
@@ -331,7 +331,7 @@ class RequestedRows:
         return answers
 
     def _in_columns(self, decided: Decided) -> pa.Table:
-        return decided.in_columns(self._stream.pool.id or "id", self._log.schema_before)
+        return decided.in_columns(self._stream.pool.id or "id", self._log.schema)
 
     def _let_go_first(self, part: int) -> None:
         """Wait for whoever said that this file of decisions comes whole; if it doesn't, since they are gone, ours does."""
