@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,9 +19,11 @@ from raystream.selection.bounds import Encoding
 from raystream.selection.lloyd import (
     BLOCK,
     Finder,
+    Fitted,
     Points,
     Read,
     Sums,
+    by_blocks,
     by_thread,
     distinct,
     encoding_around,
@@ -38,7 +41,7 @@ from raystream.selection.lloyd import (
     squares,
 )
 from raystream.selection.represents import assign
-from raystream.selection.rows import Array, Block, Rows, as_rows, not_finite, squared_distances, tensor
+from raystream.selection.rows import Array, Block, Rows, not_finite, squared_distances, tensor
 from raystream.selection.shards import Pieces, Shards
 from raystream.selection.strategy import gathered
 from raystream.threads import each
@@ -78,7 +81,14 @@ class Clustered(Protocol):
             QueryError: they don't fit the memory that may be used.
         """
 
-    def iterate(self, weight: Array, encoding: Encoding, centres: Array, iterations: int) -> Array:
+    def points(self, weight: Array, encoding: Encoding) -> Points:
+        """Read all rows, weighted, and encode them.
+
+        Raises:
+            QueryError: they don't fit the memory that may be used.
+        """
+
+    def iterate(self, weight: Array, encoding: Encoding, centres: Array, iterations: int, gained: float = 0.0) -> Fitted:
         """Run `lloyd.iterate` over all rows."""
 
     def nearest(self, centres: Array) -> Array:
@@ -93,6 +103,7 @@ class HeldRows:
 
     def __init__(self, x: Array) -> None:
         self._x = x
+        self._points: Points | None = None
         self.width = x.shape[1]
 
     def __len__(self) -> int:
@@ -119,13 +130,17 @@ class HeldRows:
         found: Array = self._x if rows is None else self._x[rows]
         return found
 
-    def iterate(self, weight: Array, encoding: Encoding, centres: Array, iterations: int) -> Array:
-        return lloyd(Points.of(self._x, weight, encoding), centres, iterations)
+    def points(self, weight: Array, encoding: Encoding) -> Points:
+        if self._points is None or not self._points.encoding.same(encoding):
+            self._points = Points.of(self._x, weight, encoding)
+        return replace(self._points, weight=weight)
+
+    def iterate(self, weight: Array, encoding: Encoding, centres: Array, iterations: int, gained: float = 0.0) -> Fitted:
+        return lloyd(self.points(weight, encoding), centres, iterations, gained)
 
     def nearest(self, centres: Array) -> Array:
-        compared = distinct(centres)
-        result: Array = compared[assign(as_rows(self._x), centres[compared]).nearest]
-        return result
+        points = Points(self._x, np.empty(0), self.encoding()) if self._points is None else self._points
+        return np.concatenate(by_blocks(slices(len(self), looked_rows(centres)), points.label(centres)))
 
     def squared_to_own(self, centres: Array, nearest: Array) -> Array:
         result = np.empty(len(self._x))
@@ -212,7 +227,10 @@ class Spread:
             x = gathered(self._shards.rows if rows is None else self._shards.rows.subset(rows), need, self._strategy)
         return np.ldexp(x, self._power) if self._power else x
 
-    def iterate(self, weight: Array, encoding: Encoding, centres: Array, iterations: int) -> Array:
+    def points(self, weight: Array, encoding: Encoding) -> Points:
+        return Points.of(self.take(), weight, encoding)
+
+    def iterate(self, weight: Array, encoding: Encoding, centres: Array, iterations: int, gained: float = 0.0) -> Fitted:
         share = weight / weight.max()
         narrow = None if (share == 1).all() else share.astype(np.float32)
         size = part_rows(len(self), centres.nbytes)
@@ -220,7 +238,7 @@ class Spread:
         own = [(None if narrow is None else narrow[start:stop],) for start, stop in stretches]
         pieces.call("begin", encoding, self._power, size, apart=own)
         self.count_pass()
-        return iterate(_AllStretches(self, pieces, stretches), weight, centres, iterations)
+        return iterate(_AllStretches(self, pieces, stretches), weight, centres, iterations, gained)
 
     def nearest(self, centres: Array) -> Array:
         compared = distinct(centres)

@@ -30,6 +30,9 @@ BLOCK = 2048
 _LOOKED_BYTES = 1 << 25
 """Of rows that are compared with centres at a time."""
 _SHIFT_ROWS = 1024
+_NEXT_TO_NOTHING = 2.0**-10
+"""Iterations end with a move that gains less than this share of all that moves have gained. On normal, clustered and mixed pools 20
+iterations leave .1 to .3% less, and take two to three times as long; scikit-learn, to its own end, leaves about as much as 20."""
 _KEPT_BYTES = 1 << 26
 """Rows of more bytes are not kept a second time in float32."""
 
@@ -129,12 +132,16 @@ def looked_at_of(n: int, count: int = _SHIFT_ROWS) -> slice:
 
 def encoding_around(some: Array, largest: float, precision: Precision = "auto") -> Encoding:
     """Fit the encoding to rows whose largest absolute value is `largest`, around the median of some of them, (m, d) float32."""
-    return Encoding.fit(np.median(some, axis=0), largest, on_grid=False, precision=precision)
+    middle = np.array([(len(some) - 1) // 2, len(some) // 2])
+    # np.median loads all of numpy.ma the first time, which takes longer than many a pool
+    median = np.partition(some, middle, axis=0)[middle].mean(axis=0)
+    return Encoding.fit(median, largest, on_grid=False, precision=precision)
 
 
 def distinct(centres: Array) -> Array:
     """Find the first of all (k, d) centres that are equal, int64, ascending: with the others, every row beside them would be a tie."""
-    if len(np.unique(centres[:, 0])) == len(centres):
+    some = np.sort(centres[:, 0])
+    if (some[1:] != some[:-1]).all():
         return np.arange(len(centres))
     first: Array = np.sort(np.unique(centres, axis=0, return_index=True)[1])
     return first
@@ -268,8 +275,16 @@ class Stretches(Protocol):
         """Read (m, d) float32, some rows."""
 
 
-def iterate(stretches: Stretches, weight: Array, centres: Array, iterations: int) -> Array:
-    """Return (k, d) float32 centres after so many iterations, or fewer once no row changes its centre.
+@dataclass(frozen=True)
+class Fitted:
+    """Where iterations ended: `centres` (k, d) float32, and by how much all moves have lowered the mean squared distance, weighted."""
+
+    centres: Array
+    gained: float
+
+
+def iterate(stretches: Stretches, weight: Array, centres: Array, iterations: int, gained: float = 0.0) -> Fitted:
+    """Move centres so many times, or fewer: once no row changes its centre, or a move gains next to nothing beside all before it.
 
     A centre without rows moves to the row that adds most to the weighted sum of squared distances, several to several such rows.
 
@@ -278,30 +293,34 @@ def iterate(stretches: Stretches, weight: Array, centres: Array, iterations: int
         weight: (n,) float64 of the rows, at least 0, some above.
         centres: (k, d) float32, the first ones.
         iterations: how many at most.
+        gained: by moves before, over a sample.
     """
     share = weight / weight.max()
     for _ in range(iterations):
         found = stretches.sums(centres)
         if found.same:
             break
-        centres = _moved(stretches, share, centres, found)
-    return centres
+        counted = np.bincount(found.label, weights=share, minlength=len(centres))
+        step = sum(found.parts, np.zeros(centres.shape)) / np.where(counted > 0, counted, 1.0)[:, None]
+        gain = float(counted @ np.square(step).sum(axis=1)) / float(share.sum())
+        gained += gain
+        moved = (centres + step).astype(np.float32)
+        far = _far(stretches, share, centres, found.label, np.flatnonzero(counted == 0), moved)
+        centres = moved
+        if not far and gain <= _NEXT_TO_NOTHING * gained:
+            break
+    return Fitted(centres, gained)
 
 
-def _moved(stretches: Stretches, weight: Array, centres: Array, found: Sums) -> Array:
-    """Move the centres to the means of their rows."""
-    counted = np.bincount(found.label, weights=weight, minlength=len(centres))
-    total = np.zeros(centres.shape)
-    for part in found.parts:
-        total += part
-    result: Array = (centres + total / np.where(counted > 0, counted, 1.0)[:, None]).astype(np.float32)
-    empty = np.flatnonzero(counted == 0)
-    if len(empty):
-        far = weight * stretches.squares(centres, found.label)
-        rows = lowest(-far, len(empty))
-        rows = rows[far[rows] > 0]
-        result[empty[: len(rows)]] = stretches.at(rows)
-    return result
+def _far(stretches: Stretches, weight: Array, centres: Array, label: Array, empty: Array, moved: Array) -> int:
+    """Move the `empty` centres, of `moved`, to rows far from the centres of their labels; returns how many."""
+    if not len(empty):
+        return 0
+    far = weight * stretches.squares(centres, label)
+    rows = lowest(-far, len(empty))
+    rows = rows[far[rows] > 0]
+    moved[empty[: len(rows)]] = stretches.at(rows)
+    return len(rows)
 
 
 def part_rows(n: int, sum_bytes: int) -> int:
@@ -371,9 +390,9 @@ def part_sums(
     return [total for totals, _ in found for total in totals], all(same for _, same in found)
 
 
-def lloyd(points: Points, centres: Array, iterations: int) -> Array:
+def lloyd(points: Points, centres: Array, iterations: int, gained: float = 0.0) -> Fitted:
     """Run `iterate` over rows in this process's memory."""
-    return iterate(_OneStretch(points), points.weight, centres, iterations)
+    return iterate(_OneStretch(points), points.weight, centres, iterations, gained)
 
 
 class _OneStretch:

@@ -16,7 +16,7 @@ FEW = ("normal", "clustered", "duplicated", "equal", "binary", "one_hot", "count
 def brute(x, score, k, count, m, seed):
     """Cluster-margin with lists, on the clusters that k-means finds."""
     k = min(k, len(x))
-    of = clusters(x, count, seed, iterations=5).nearest
+    of = clusters(x, count, seed, iterations=3).nearest
     order = sorted(range(len(x)), key=lambda i: (-score[i], i))
     enough = len(set(of.tolist())) >= 2 * k
     short = []
@@ -48,7 +48,7 @@ def test_copies_of_the_least_certain_row_do_not_fill_the_batch():
     x = (rng.standard_normal((100, 2)) * 0.1 + 100 * of[:, None]).astype(np.float32)
     score = 1.0 - of / 10 + rng.random(100) / 100
     assert (of[np.argsort(-score)[:20]] == 0).all()
-    seed = next(seed for seed in range(99) if sorted(clusters(x, 4, seed, iterations=5).size) == [5, 10, 40, 45])
+    seed = next(seed for seed in range(99) if sorted(clusters(x, 4, seed, iterations=3).size) == [5, 10, 40, 45])
     # 60 rows are shortlisted: 40, 10, 5 and 5 of the groups; the last two are equally small
     rows = cluster_margin(x, 6, score=score, clusters=4, m=10, seed=seed)
     assert sorted(of[rows[:2]]) == sorted(of[rows[4:]]) == [2, 3]
@@ -63,7 +63,7 @@ def test_the_shortlist_grows_until_it_covers_enough_clusters():
     of = np.arange(60) // 10
     x = (of[:, None] * np.array([[100.0, 0]]) + np.arange(60)[:, None] % 10 * 0.01).astype(np.float32)
     score = 60.0 - np.arange(60)
-    seed = next(seed for seed in range(999) if clusters(x, 6, seed, iterations=5).size.tolist() == [10] * 6)
+    seed = next(seed for seed in range(999) if clusters(x, 6, seed, iterations=3).size.tolist() == [10] * 6)
     rows = cluster_margin(x, 3, score=score, clusters=6, m=1, seed=seed)
     assert of[rows[0]] == 5
     assert len(set(of[rows].tolist())) == 3

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import data, distances_to, pools
 
-from raystream.selection.clusters import lloyd
-from raystream.selection.lloyd import Points, encoding_of
+from raystream.selection.lloyd import Points, encoding_of, lloyd
 
 FEW = ("normal", "clustered", "duplicated", "equal", "binary", "one_hot", "counts", "unit", "offset")
 
@@ -43,7 +42,7 @@ def test_an_iteration_is_that_of_float64(pool, seed, rounded):
     weight[0] = 1
     centres = x[rng.integers(0, len(x), k)] + np.float32(1e-3) * rng.integers(0, 2, (k, 1)).astype(np.float32)
     expected, empty, adds = brute(x, weight, centres)
-    found = lloyd(points(x, weight, rounded), centres, 1)
+    found = lloyd(points(x, weight, rounded), centres, 1).centres
     # those that add most, or about as much as float32 can tell
     for c, most in zip(empty, np.sort(adds)[::-1], strict=False):
         rows = np.flatnonzero((x == found[c]).all(axis=1))
@@ -58,16 +57,43 @@ def test_an_iteration_is_that_of_float64(pool, seed, rounded):
 def test_it_ends_where_nothing_moves():
     """The centres of separate groups are reached in two iterations, and stay."""
     x = (np.arange(60)[:, None] // 20 * 100 + data("normal", 60, 2, 0)).astype(np.float32)
-    found = lloyd(points(x), x[::20].copy(), 2)
+    found = lloyd(points(x), x[::20].copy(), 2).centres
     np.testing.assert_allclose(found, x.reshape(3, 20, 2).mean(axis=1), rtol=1e-6)
-    np.testing.assert_array_equal(lloyd(points(x), found, 50), found)
+    np.testing.assert_array_equal(lloyd(points(x), found, 50).centres, found)
+
+
+def test_it_ends_where_moving_gains_next_to_nothing():
+    """Of a hundred iterations only those are made that gain a thousandth of all before them; what they gain is told, and carried on."""
+    x = data("normal", 5000, 8, 0)
+    start = x[:40].copy()
+    before = brute(x, np.ones(len(x)), start)[2].mean()
+    few, many = lloyd(points(x), start, 2), lloyd(points(x), start, 100)
+    after = [brute(x, np.ones(len(x)), found.centres)[2].mean() for found in (few, many)]
+    assert before > after[0] > after[1]
+    # what moves gain is part of what is gained; rows that change their centre gain the rest
+    assert 0 < few.gained < before - after[0]
+    assert few.gained < many.gained < before - after[1]
+    same = lloyd(points(x), few.centres, 98, few.gained)
+    np.testing.assert_array_equal(same.centres, many.centres)
+    assert same.gained == pytest.approx(many.gained, rel=1e-12)
+    more = lloyd(points(x), many.centres, 1).centres
+    assert brute(x, np.ones(len(x)), more)[2].mean() > after[1] - 2e-3 * (before - after[1])
+    np.testing.assert_array_equal(lloyd(points(x), start, 99).centres, many.centres)  # so the last was not made
+
+
+def test_a_centre_without_rows_goes_on():
+    """A centre that has just moved to a far row hasn't had its rows yet, however little the others gained by moving."""
+    x = np.concatenate([data("normal", 3000, 4, 0), 50 + 1e-3 * data("normal", 30, 4, 1)]).astype(np.float32)
+    centres = np.concatenate([x[:3000].mean(axis=0, keepdims=True), np.full((1, 4), 1e4)]).astype(np.float32)
+    found = lloyd(points(x), centres, 20, 1e9).centres
+    np.testing.assert_allclose(np.sort(found, axis=0), [x[:3000].mean(axis=0), x[3000:].mean(axis=0)], rtol=1e-4, atol=1e-4)
 
 
 def test_rows_far_away_and_close_together():
     """Groups of a thousandth of their distance from each other have the means of float64."""
     rng = np.random.default_rng(0)
     x = (np.array([-1000, 1000])[np.arange(5000) % 2, None] + 1e-2 * rng.standard_normal((5000, 3))).astype(np.float32)
-    found = lloyd(points(x), x[:2].copy(), 1)
+    found = lloyd(points(x), x[:2].copy(), 1).centres
     np.testing.assert_allclose(found, [x[::2].mean(axis=0, dtype=np.float64), x[1::2].mean(axis=0, dtype=np.float64)], atol=1e-4)
 
 
@@ -81,10 +107,10 @@ def test_threads_and_units_change_no_digit(kind, weighted):
     try:
         for threads, rounded in ((1, False), (2, False), (4, True)):
             torch.set_num_threads(threads)
-            found.append(lloyd(points(x, weight, rounded), x[:30].copy(), 3))
+            found.append(lloyd(points(x, weight, rounded), x[:30].copy(), 3).centres)
     finally:
         torch.set_num_threads(before)
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
     expected = brute(x, np.ones(len(x)) if weight is None else weight, x[:30])[0]
-    np.testing.assert_allclose(lloyd(points(x, weight), x[:30].copy(), 1), expected, atol=1e-5)
+    np.testing.assert_allclose(lloyd(points(x, weight), x[:30].copy(), 1).centres, expected, atol=1e-5)

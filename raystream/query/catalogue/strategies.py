@@ -253,7 +253,7 @@ TRAITS: Mapping[str, Traits] = {
         tenfold=True,
         sharded=True,
         keys=_keys("metric"),
-        args={"iterations": count(20, "of Lloyd's algorithm")},
+        args={"iterations": count(20, "of Lloyd's algorithm at most; it ends where one gains next to nothing")},
     ),
     "k_means_pp": Traits(
         "D-squared sampling of embeddings",

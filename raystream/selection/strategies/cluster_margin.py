@@ -22,7 +22,7 @@ from raystream.selection.strategy import Candidates, Kept, Picked, Request, embe
 SHORTLIST = 10.0
 _CLUSTERS_A_ROW = 4
 _COVERED_A_ROW = 2
-_ITERATIONS = 5
+_ITERATIONS = 3
 
 
 def cluster_margin(

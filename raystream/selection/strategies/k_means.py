@@ -56,7 +56,8 @@ def k_means(
         score: (n,), at least 0, by which rows pull centres; left out or all zero, they do so equally.
         metric: `cosine` works on rows divided by their lengths.
         seed: of the first centres.
-        iterations: of Lloyd's algorithm, of which the first two thirds see 131,072 rows or 64 k, if there are more.
+        iterations: of Lloyd's algorithm at most, of which the first two thirds see 131,072 rows or 64 k, if there are more; they end
+            once one gains less than a thousandth of what all have gained.
         memory: bytes that rows may take as float32; of more of them, samples are gathered, and passes read the rest.
 
     Returns:

@@ -54,7 +54,7 @@ def pure_radius(x: Array, *, purity: float = 0.95, count: int | None = None, see
         raise QueryError(f"`purity` is {purity}, expected a number above 0, at most 1")
     count = count or min(50, max(len(x) // 20, 2))
     parameters = {"purity": purity, "count": count, "seed": seed}
-    found = derive(kept, "pure_radius", parameters, lambda: {"radius": np.asarray(_pure_radius(x, purity, count, seed, kept))})
+    found = derive(kept, "pure_radius 2", parameters, lambda: {"radius": np.asarray(_pure_radius(x, purity, count, seed, kept))})
     return float(found["radius"])
 
 
@@ -114,7 +114,7 @@ class Balls:
         self._whole: dict[int, Array] = {}
         self._largest = len(x)
         parameters = {"radius": radius, "most": most, "seed": seed, "exact": exact, "compared": COMPARED}
-        self.edges = Edges.kept(derive(kept, "edges", parameters, lambda: self._index.edges(radius, most).arrays()))
+        self.edges = Edges.kept(derive(kept, "edges 2", parameters, lambda: self._index.edges(radius, most).arrays()))
 
     def uncovered(self, row: int, covered: Array, next_ones: Callable[[], Array]) -> Array:
         """Find int64 rows of the whole ball around `row`, itself included, that are not `covered` (n,) bool; ascending.
