@@ -228,7 +228,7 @@ class _ProgressLog:
         self._unit_rows = np.empty(0, np.int64)
         self._ended = np.empty(0, bool)
         self._units = self._rows = self._of_rows = 0
-        self._began = self._ready = self._last = self._kept = 0.0
+        self._began = self._ready = self._last = self._kept = self._told = 0.0
         self._meter = Meter()
         self._lines: list[bytes] = []
         self._up: set[int] = set()
@@ -265,7 +265,8 @@ class _ProgressLog:
         if event is None or now - self._kept > _KEPT_SECONDS:
             self._kept = now
             self._write()
-        if self._ready:
+        if self._ready and (now - self._told > _TOLD_SECONDS or self._units == len(self._ended) or isinstance(event, WorkerReady)):
+            self._told = now
             self._reporter.units(self._so_far(now - self._ready))
 
     def _end_unit(self, unit: int) -> None:
@@ -293,6 +294,8 @@ class _ProgressLog:
             self._lines = []
 
 
+_TOLD_SECONDS = 0.05
+"""After which the reporter hears of progress again; of the last unit it does at once."""
 _KEPT_SECONDS = 0.2
 """For which events are held back, since to write many at once takes no longer than to write one."""
 

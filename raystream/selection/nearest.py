@@ -22,6 +22,8 @@ from raystream.threads import each, one_thread
 
 _PRODUCTS = 1 << 21
 """Products that are kept at a time: with the operands they stay in the processor's second-level caches."""
+_MANY_LEFT = 7
+"""Where products leave more pairs than this for each row that they don't decide, one distance is worth what it rules out."""
 _PAIR_BYTES = 1 << 20
 """Differences that are kept at a time; more than the caches hold takes four times as long, most of it in page faults."""
 
@@ -94,7 +96,18 @@ def nearest(
         return Nearest(index, upper)
     # a row with one pair left is decided already
     undecided = np.diff(starts, append=len(row)) > (0 if exact_distance else 1)
-    pairs = undecided[row]
+    pairs = np.flatnonzero(undecided[row])
+    if len(pairs) > _MANY_LEFT * max(int(undecided.sum()), 1):
+        some = torch.from_numpy(np.flatnonzero(undecided))
+        square = near_square[some] + operand[some, x.shape[1]].double() * (1 + 2.0**-7)
+        slacks = slack[some].double() + near_slack[some]
+
+        def limits(squared: Array) -> Array:
+            found: Array = centres.encoding.limit(squared, slacks, square).view(bits).numpy()
+            return found
+
+        product = out.view(bits).numpy().ravel()[flat[pairs]]
+        pairs = pairs[_still_open(x, centres.x, row[pairs], centre[pairs], product, limits)]
     index[undecided], upper[undecided] = _resolve(x, centres.x, row[pairs], centre[pairs], exact_distance)
     return Nearest(index, upper)
 
@@ -116,13 +129,39 @@ def near_bounds(encoding: Encoding, operand: torch.Tensor, slack: torch.Tensor, 
     return farthest.mul(2.0**-8).add_(2.0**-50), farthest.square_().add_(2.0**-80)
 
 
+def _still_open(x: Array, c: Array, row: Array, centre: Array, product: Array, limits: Callable[[Array], Array]) -> Array:
+    """Tell (pairs,) bool which pairs a row's distance to the centre of its smallest product leaves open; that one is among them.
+
+    Args:
+        x, c: rows and centres.
+        row, centre: (pairs,) int64, sorted by row.
+        product: (pairs,) as integers.
+        limits: the products, of these rows in turn, above which a centre is certainly farther than (rows,) float64 squared distances.
+    """
+    first = np.diff(row, prepend=-1) != 0
+    starts, group = np.flatnonzero(first), np.cumsum(first) - 1
+    smallest = np.flatnonzero(product == np.minimum.reduceat(product, starts)[group])
+    smallest = smallest[np.flatnonzero(np.diff(group[smallest], prepend=-1))]
+    squared = float32_distances(x, c, row[smallest], centre[smallest])
+    left: Array = product <= limits(squared * (1 + _error(x)) + _tiny(x))[group]
+    return left
+
+
+def _error(x: Array) -> float:
+    """Return twice what summing d squares of differences in float32 can err by, relatively; what underflows is below `_tiny`."""
+    return float((x.shape[1] + 8) * 2.0**-23)
+
+
+def _tiny(x: Array) -> float:
+    return float(x.shape[1] * 2.0**-120)
+
+
 def _resolve(x: Array, c: Array, row: Array, centre: Array, exact_distance: bool) -> tuple[Array, Array]:
     """Resolve (index, upper) for the rows that occur among the pairs (row, centre), which are sorted by row, then centre."""
     if not len(row):
         return row, np.empty(0)
     value = float32_distances(x, c, row, centre)
-    error = (x.shape[1] + 8) * 2.0**-23  # twice what summing d squares of differences in float32 can err by, relatively
-    tiny = x.shape[1] * 2.0**-120
+    error, tiny = _error(x), _tiny(x)
     first = np.diff(row, prepend=-1) != 0
     starts, group = np.flatnonzero(first), np.cumsum(first) - 1
     close = value <= (np.minimum.reduceat(value, starts) * (1 + 2.0 * error) + tiny)[group]

@@ -31,6 +31,8 @@ GRACE = 24 * 3600.0
 
 _REMOVE_THREADS = 32
 _FOLDERS_AT_ONCE = 8
+_DIGITS = 16
+"""Of a key, by which a unit goes."""
 _FEW_FILES = 16_000
 """Of a bucket's units, that are listed at once: a thousand come with a request."""
 _OUTPUT = re.compile(r"(.+-[0-9a-f]{12})(?:-([0-9a-f]{12})\.(?:quarantined\.)?[a-z]+|\.receipt\.json)")
@@ -239,16 +241,14 @@ class _Needed:
             which[at[before == number]] = self._number(outputs if number < 0 else _both(self._outputs[number], outputs))
         self._numbers, self._which = every, which
 
-    def outputs_of(self, key: str) -> tuple[bool, frozenset[str] | None]:
-        """Tell whether a unit is needed, and which outputs of it; None: all."""
-        try:
-            number = np.uint64(int(key[:16], 16))
-        except ValueError:
-            return False, None
-        at = int(self._numbers.searchsorted(number))
-        if at == len(self._numbers) or self._numbers[at] != number:
-            return False, None
-        return True, self._outputs[self._which[at]]
+    def outputs_of(self, keys: Sequence[str]) -> list[tuple[bool, frozenset[str] | None]]:
+        """Tell of each unit whether it is needed, and which outputs of it; None: all."""
+        if not len(self._numbers):
+            return [(False, None)] * len(keys)
+        numbers = np.array([int(key[:_DIGITS], 16) if is_key(key) else 0 for key in keys], np.uint64)
+        at = np.minimum(self._numbers.searchsorted(numbers), len(self._numbers) - 1)
+        found = zip((self._numbers[at] == numbers).tolist(), self._which[at].tolist(), strict=True)
+        return [(True, self._outputs[which]) if there else (False, None) for there, which in found]
 
     def _number(self, outputs: frozenset[str] | None) -> int:
         if outputs not in self._outputs:
@@ -284,13 +284,15 @@ class _UnneededUnits:
         if again.planning:
             return replace(self, units={}, halves={}, outputs={})
         units, halves = (
-            {key: files for key, files in some.items() if not again.needed.outputs_of(key)[0]} for some in (self.units, self.halves)
+            {key: files for (key, files), (needed, _) in zip(some.items(), again.needed.outputs_of(list(some)), strict=True) if not needed}
+            for some in (self.units, self.halves)
         )
-        outputs = {}
-        for (key, output), files in self.outputs.items():
-            needed, those = again.needed.outputs_of(key)
-            if not (needed and _needs(those, output)):
-                outputs[key, output] = files
+        asked = again.needed.outputs_of([key for key, _ in self.outputs])
+        outputs = {
+            (key, output): files
+            for ((key, output), files), (needed, those) in zip(self.outputs.items(), asked, strict=True)
+            if not (needed and _needs(those, output))
+        }
         return replace(self, units=units, halves=halves, outputs=outputs)
 
 
@@ -301,8 +303,9 @@ def _unneeded_units(store: Store, queries: _QueriesByFate, limit: float) -> _Unn
     halves: dict[str, list[Entry]] = {}
     outputs: dict[tuple[str, str], list[Entry]] = {}
     strays: list[Entry] = []
-    for key, files in _units(store):
-        needed, those = queries.needed.outputs_of(key)
+    for key, files, (needed, those) in chain.from_iterable(
+        zip(some, some.values(), queries.needed.outputs_of(list(some)), strict=True) for some in _units(store)
+    ):
         if not needed:
             if queries.planning or any(file.modified > limit for file in files):
                 young.add(files)
@@ -328,24 +331,30 @@ class _Tally:
     """Counts things and their bytes, without holding them."""
 
     def __init__(self) -> None:
-        self.group = Group(0, 0)
+        self._count = self._bytes = 0
 
     def add(self, files: Sequence[Entry]) -> None:
-        self.group = Group(self.group.count + 1, self.group.bytes + sum(file.size for file in files))
+        self._count += 1
+        for file in files:
+            self._bytes += file.size
+
+    @property
+    def group(self) -> Group:
+        return Group(self._count, self._bytes)
 
 
-def _units(store: Store) -> Iterator[tuple[str, list[Entry]]]:
-    """Yield the units of a store with their files; those of a few folders at a time are held, or all where they are few."""
+def _units(store: Store) -> Iterator[dict[str, list[Entry]]]:
+    """Yield the units of a store with their files: some folders' at a time, or all at once where they are few."""
     if store.remote:
         first = list(islice(store.walk("units"), _FEW_FILES + 1))
         if len(first) <= _FEW_FILES:
-            yield from _by_folder(first, depth=2).items()
+            yield _by_folder(first, depth=2)
             return
     folders = store.names("units")
     for start in range(0, len(folders), _FOLDERS_AT_ONCE):
         some = folders[start : start + _FOLDERS_AT_ONCE]
         for files in in_threads(lambda folder: list(store.walk(f"units/{folder}")), some, _FOLDERS_AT_ONCE if store.remote else 1):
-            yield from _by_folder(files, depth=2).items()
+            yield _by_folder(files, depth=2)
 
 
 def _by_folder(files: Iterable[Entry], depth: int) -> dict[str, list[Entry]]:

@@ -70,6 +70,19 @@ def test_time_in_which_nothing_is_scored_does_not_count(monkeypatch: pytest.Monk
     assert run.heard.stages == ["Scoring 50 rows in 1 unit"]
 
 
+def test_many_small_units_are_told_of_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends within a twentieth of a second of the last word is part of the next one; the last unit is told of at once."""
+    run = Followed(monkeypatch)
+    run.begin(0.0, *[10] * 100)
+    run.at(0.0, WorkerReady(0))
+    for unit in range(100):
+        run.at(0.01 * unit, run.ended(unit))
+    told = [far.units for far in run.heard.scored]
+    assert told[-1] == 100
+    assert told == sorted(told)
+    assert 18 <= len(told) <= 22
+
+
 def test_rows_within_a_unit_move_the_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """One unit that takes long: rows so far and the time left are told while it is scored, and a unit that begins again counts anew."""
     run = Followed(monkeypatch)

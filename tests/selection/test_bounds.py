@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import KINDS, data, distances_to, pools
 
+from raystream.selection import nearest as nearest_module
 from raystream.selection.bounds import Encoding, grid_power, has_bfloat16_units, smallest_products
 from raystream.selection.nearest import Centres, nearest
 
@@ -60,12 +61,14 @@ def test_grid_is_coarse_enough_for_exact_sums(width, largest):
 
 
 @quick
-@given(pools(most=40, widest=40), st.sampled_from(["float32", "bfloat16"]), st.booleans(), st.integers(0, 10**6))
-def test_nearest_centre_is_that_of_float64(pool, precision, exact_distance, seed):
-    """The nearest centre is the lowest one at the least float64 distance, repeated centres included."""
+@given(pools(most=40, widest=40), st.sampled_from(["float32", "bfloat16"]), st.booleans(), st.sampled_from([0, 7]), st.integers(0, 10**6))
+def test_nearest_centre_is_that_of_float64(pool, precision, exact_distance, many, seed):
+    """The nearest centre is the lowest one at the least float64 distance, repeated centres included, however many products leave open."""
     x, k = pool
     centres = x[np.random.default_rng(seed).integers(0, len(x), k)]
-    found = nearest(x, Centres.of(centres, encoding_of(x, precision)), exact_distance=exact_distance)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nearest_module, "_MANY_LEFT", many)
+        found = nearest(x, Centres.of(centres, encoding_of(x, precision)), exact_distance=exact_distance)
     true = np.array([distances_to(x, c) for c in centres])
     np.testing.assert_array_equal(found.index, true.argmin(axis=0))
     assert (found.upper >= true.min(axis=0)).all()
@@ -81,6 +84,26 @@ def test_nearest_among_many_centres(kind, precision):
     centres = data(kind, 150, 20, 6)
     found = nearest(x, Centres.of(centres, encoding_of(x, precision)))
     np.testing.assert_array_equal(found.index, np.array([distances_to(x, c) for c in centres]).argmin(axis=0))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_one_distance_rules_out_most_of_what_products_leave_open(precision, monkeypatch):
+    """Of centres that lie closer together than products can tell, the float32 distance to one leaves few to be looked at."""
+    x, centres = data("normal", 500, 256, 0), np.float32(0.15) * data("normal", 400, 256, 1)
+    asked = []
+    real = nearest_module.float32_distances
+    monkeypatch.setattr(nearest_module, "float32_distances", lambda *given: asked.append(len(given[2])) or real(*given))
+    among = Centres.of(centres, encoding_of(x, precision))
+    found = []
+    for many in (7, 10**9):
+        monkeypatch.setattr(nearest_module, "_MANY_LEFT", many)
+        asked.append(0)
+        found.append(nearest(x, among).index)
+    np.testing.assert_array_equal(found[0], np.array([distances_to(x, c) for c in centres]).argmin(axis=0))
+    np.testing.assert_array_equal(found[0], found[1])
+    at = asked.index(0, 1)
+    if precision == "bfloat16":
+        assert sum(asked[:at]) < 0.7 * sum(asked[at:])
 
 
 @pytest.mark.parametrize("units", ["amx_bf16", "avx512_bf16", None])
