@@ -40,6 +40,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -248,6 +249,7 @@ def measure(folder: str, count: int) -> dict[str, Any]:
     store = SizesAlone(folder) if WITHOUT_FILES else open_store(folder)
     result: dict[str, Any] = {"units": count, "us": {}, "cpu_us": {}, "bytes": {}}
     state = {"time": 0.0, "cpu": 0.0, "peak": 0.0}
+    pa.array(np.zeros(1))  # loads pandas, where it is installed, whatever is counted afterwards
 
     def note(step: str, apart: float = 0.0, apart_cpu: float = 0.0) -> None:
         if step:

@@ -167,7 +167,9 @@ class Session:
                 self.bytes_read += unit.receipts[0].bytes_read
                 self._repeated += unit.receipts[0].repeated_reads
 
-        self._judge(tasks, self._scoring.score(tasks, keep))
+        failed = self._scoring.score(tasks, keep)
+        self._progress.tell()
+        self._judge(tasks, failed)
 
     def _judge(self, tasks: Sequence[UnitTask], failed: Mapping[int, tuple[BaseException, ...]]) -> None:
         if not failed:
@@ -265,9 +267,14 @@ class _ProgressLog:
         if event is None or now - self._kept > _KEPT_SECONDS:
             self._kept = now
             self._write()
-        if self._ready and (now - self._told > _TOLD_SECONDS or self._units == len(self._ended) or isinstance(event, WorkerReady)):
-            self._told = now
-            self._reporter.units(self._so_far(now - self._ready))
+        if now - self._told > _TOLD_SECONDS or isinstance(event, WorkerReady):
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell the reporter how far it is, once a worker is up."""
+        if self._ready:
+            self._told = self._last
+            self._reporter.units(self._so_far(self._last - self._ready))
 
     def _end_unit(self, unit: int) -> None:
         behind = self._behind.pop(unit, 0)
@@ -295,7 +302,7 @@ class _ProgressLog:
 
 
 _TOLD_SECONDS = 0.05
-"""After which the reporter hears of progress again; of the last unit it does at once."""
+"""After which the reporter hears of progress again."""
 _KEPT_SECONDS = 0.2
 """For which events are held back, since to write many at once takes no longer than to write one."""
 

@@ -41,11 +41,13 @@ from raystream.selection.lloyd import (
     squares,
 )
 from raystream.selection.represents import assign
-from raystream.selection.rows import Array, Block, Rows, not_finite, squared_distances, tensor
+from raystream.selection.rows import Array, Block, Rows, as_rows, not_finite, squared_distances, tensor
 from raystream.selection.shards import Pieces, Shards
 from raystream.selection.strategy import gathered
 from raystream.threads import each
 
+_AT_ONCE = 4096
+"""Centres that rows are compared with at once, of which a thread holds all products."""
 
 class Clustered(Protocol):
     """n rows that are clustered."""
@@ -139,8 +141,13 @@ class HeldRows:
         return lloyd(self.points(weight, encoding), centres, iterations, gained)
 
     def nearest(self, centres: Array) -> Array:
-        points = Points(self._x, np.empty(0), self.encoding()) if self._points is None else self._points
-        return np.concatenate(by_blocks(slices(len(self), looked_rows(centres)), points.label(centres)))
+        points, self._points = self._points, None  # what comes after needs the memory
+        if points is None or len(centres) > _AT_ONCE:
+            compared = distinct(centres)
+            result: Array = compared[assign(as_rows(self._x), centres[compared]).nearest]
+            return result
+        size = -(-len(self) // -(-len(self) // looked_rows(centres)))
+        return np.concatenate(by_blocks(slices(len(self), -(-size // BLOCK) * BLOCK), points.label(centres)))
 
     def squared_to_own(self, centres: Array, nearest: Array) -> Array:
         result = np.empty(len(self._x))

@@ -301,8 +301,12 @@ def iterate(stretches: Stretches, weight: Array, centres: Array, iterations: int
         if found.same:
             break
         counted = np.bincount(found.label, weights=share, minlength=len(centres))
-        step = sum(found.parts, np.zeros(centres.shape)) / np.where(counted > 0, counted, 1.0)[:, None]
-        gain = float(counted @ np.square(step).sum(axis=1)) / float(share.sum())
+        step = np.zeros(centres.shape)
+        for part in found.parts:
+            step += part
+        step /= np.where(counted > 0, counted, 1.0)[:, None]
+        # by sums of NumPy's own: those of BLAS depend on its threads
+        gain = float((counted * np.einsum("ij,ij->i", step, step)).sum()) / float(share.sum())
         gained += gain
         moved = (centres + step).astype(np.float32)
         far = _far(stretches, share, centres, found.label, np.flatnonzero(counted == 0), moved)

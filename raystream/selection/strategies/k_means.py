@@ -57,7 +57,7 @@ def k_means(
         metric: `cosine` works on rows divided by their lengths.
         seed: of the first centres.
         iterations: of Lloyd's algorithm at most, of which the first two thirds see 131,072 rows or 64 k, if there are more; they end
-            once one gains less than a thousandth of what all have gained.
+            once moving the centres gains less than a thousandth of what all moves have gained.
         memory: bytes that rows may take as float32; of more of them, samples are gathered, and passes read the rest.
 
     Returns:
