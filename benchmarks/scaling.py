@@ -199,8 +199,9 @@ def stages(rows: int, rate: float | None = None, line: Mapping[str, Any] | None 
 
 
 SERIAL = {"core_set": 0.0, "k_means": 0.18, "cluster_margin": 0.56, "typiclust": 0.24}
-"""Of the seconds at a million rows, what the driver does on samples: row-centre products counted from the code. k_means has 13 iterations
-over 131,072 rows, 7 over all and one more look; cluster_margin 5 over 256,000 and one look; typiclust 20 over 131,072 and one look."""
+"""Of the seconds at a million rows, what the driver does on samples: row-centre products counted from the code. k_means had 13 iterations
+over 131,072 rows, 7 over all and one more look; cluster_margin 5 over 256,000 and one look; typiclust 20 over 131,072 and one look. Since
+then they end where no more is gained, and cluster_margin makes 3 at most."""
 _DENSITY = 0.61
 """Of typiclust's, what the driver does within clusters: pairs of 2,000 rows each, beside 500 centres."""
 
