@@ -19,7 +19,7 @@ from raystream.selection.bounds import Encoding
 from raystream.selection.lloyd import (
     BLOCK,
     Finder,
-    Fitted,
+    FittedCentres,
     Points,
     Read,
     Sums,
@@ -90,7 +90,7 @@ class Clustered(Protocol):
             QueryError: they don't fit the memory that may be used.
         """
 
-    def iterate(self, weight: Array, encoding: Encoding, centres: Array, iterations: int, gained: float = 0.0) -> Fitted:
+    def iterate(self, weight: Array, encoding: Encoding, centres: Array, iterations: int, gained: float = 0.0) -> FittedCentres:
         """Run `lloyd.iterate` over all rows."""
 
     def nearest(self, centres: Array) -> Array:
@@ -137,7 +137,7 @@ class HeldRows:
             self._points = Points.of(self._x, weight, encoding)
         return replace(self._points, weight=weight)
 
-    def iterate(self, weight: Array, encoding: Encoding, centres: Array, iterations: int, gained: float = 0.0) -> Fitted:
+    def iterate(self, weight: Array, encoding: Encoding, centres: Array, iterations: int, gained: float = 0.0) -> FittedCentres:
         return lloyd(self.points(weight, encoding), centres, iterations, gained)
 
     def nearest(self, centres: Array) -> Array:
@@ -237,7 +237,7 @@ class Spread:
     def points(self, weight: Array, encoding: Encoding) -> Points:
         return Points.of(self.take(), weight, encoding)
 
-    def iterate(self, weight: Array, encoding: Encoding, centres: Array, iterations: int, gained: float = 0.0) -> Fitted:
+    def iterate(self, weight: Array, encoding: Encoding, centres: Array, iterations: int, gained: float = 0.0) -> FittedCentres:
         share = weight / weight.max()
         narrow = None if (share == 1).all() else share.astype(np.float32)
         size = part_rows(len(self), centres.nbytes)

@@ -276,14 +276,14 @@ class Stretches(Protocol):
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedCentres:
     """Where iterations ended: `centres` (k, d) float32, and by how much all moves have lowered the mean squared distance, weighted."""
 
     centres: Array
     gained: float
 
 
-def iterate(stretches: Stretches, weight: Array, centres: Array, iterations: int, gained: float = 0.0) -> Fitted:
+def iterate(stretches: Stretches, weight: Array, centres: Array, iterations: int, gained: float = 0.0) -> FittedCentres:
     """Move centres so many times, or fewer: once no row changes its centre, or a move gains next to nothing beside all before it.
 
     A centre without rows moves to the row that adds most to the weighted sum of squared distances, several to several such rows.
@@ -313,7 +313,7 @@ def iterate(stretches: Stretches, weight: Array, centres: Array, iterations: int
         centres = moved
         if not far and gain <= _NEXT_TO_NOTHING * gained:
             break
-    return Fitted(centres, gained)
+    return FittedCentres(centres, gained)
 
 
 def _far(stretches: Stretches, weight: Array, centres: Array, label: Array, empty: Array, moved: Array) -> int:
@@ -394,7 +394,7 @@ def part_sums(
     return [total for totals, _ in found for total in totals], all(same for _, same in found)
 
 
-def lloyd(points: Points, centres: Array, iterations: int, gained: float = 0.0) -> Fitted:
+def lloyd(points: Points, centres: Array, iterations: int, gained: float = 0.0) -> FittedCentres:
     """Run `iterate` over rows in this process's memory."""
     return iterate(_OneStretch(points), points.weight, centres, iterations, gained)
 
