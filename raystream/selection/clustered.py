@@ -40,14 +40,13 @@ from raystream.selection.lloyd import (
     squared_to,
     squares,
 )
+from raystream.selection.nearest import CENTRES_AT_ONCE
 from raystream.selection.represents import assign
 from raystream.selection.rows import Array, Block, Rows, as_rows, not_finite, squared_distances, tensor
 from raystream.selection.shards import Pieces, Shards
 from raystream.selection.strategy import gathered
 from raystream.threads import each
 
-_AT_ONCE = 4096
-"""Centres that rows are compared with at once, of which a thread holds all products."""
 
 class Clustered(Protocol):
     """n rows that are clustered."""
@@ -142,11 +141,11 @@ class HeldRows:
 
     def nearest(self, centres: Array) -> Array:
         points, self._points = self._points, None  # what comes after needs the memory
-        if points is None or len(centres) > _AT_ONCE:
+        if points is None or len(centres) > CENTRES_AT_ONCE:
             compared = distinct(centres)
             result: Array = compared[assign(as_rows(self._x), centres[compared]).nearest]
             return result
-        size = -(-len(self) // -(-len(self) // looked_rows(centres)))
+        size = -(-len(self) // -(-len(self) // looked_rows(centres)))  # of as few blocks as may be, all alike
         return np.concatenate(by_blocks(slices(len(self), -(-size // BLOCK) * BLOCK), points.label(centres)))
 
     def squared_to_own(self, centres: Array, nearest: Array) -> Array:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from raystream.selection.bounds import Encoding
-from raystream.selection.nearest import Centres, block_rows, nearest
+from raystream.selection.nearest import CENTRES_AT_ONCE, Centres, block_rows, nearest
 from raystream.selection.rows import Array, Block, Rows, normalised, not_finite
 from raystream.threads import each
 
@@ -157,9 +157,6 @@ class Cosine:
         return v
 
 
-_CENTRES_AT_ONCE = 4096
-
-
 def similarity(rows: Rows, similar: Array) -> Array:
     """Return (n,) float64: (1 + the largest cosine with a row of `similar`) / 2, from 0 to 1.
 
@@ -180,7 +177,7 @@ def similarity(rows: Rows, similar: Array) -> Array:
     chunks = []
     if len(unit):
         encoding = Encoding.fit(unit.mean(axis=0, dtype=np.float64), 1.0, on_grid=False, precision="auto")
-        chunks = [Centres.of(unit[i : i + _CENTRES_AT_ONCE], encoding) for i in range(0, len(unit), _CENTRES_AT_ONCE)]
+        chunks = [Centres.of(unit[i : i + CENTRES_AT_ONCE], encoding) for i in range(0, len(unit), CENTRES_AT_ONCE)]
 
     def see(block: Block) -> Array:
         x = block.read()
@@ -194,7 +191,7 @@ def similarity(rows: Rows, similar: Array) -> Array:
             result[block.start : block.stop] = (1 + cosine) / 2
         return bad + block.start
 
-    size = block_rows(min(max(len(unit), 1), _CENTRES_AT_ONCE))
+    size = block_rows(min(max(len(unit), 1), CENTRES_AT_ONCE))
     bad = [found for found in each(rows.blocks(0, len(rows), size), lambda: see) if len(found)]
     if bad:
         every = np.concatenate(bad)

@@ -205,7 +205,8 @@ def pair_distances(x: Array, c: Array, row: Array, centre: Array) -> Array:
 
 
 _BLOCK = 8192
-_CENTRES_AT_ONCE = 4096
+CENTRES_AT_ONCE = 4096
+"""Of more of them, those nearest in each so many are compared: a thread holds all products of its rows."""
 _SUM_BITS = 61
 _DISTANCES = 2048
 """Rows whose differences from a centre are kept at a time."""
@@ -319,8 +320,8 @@ class Cells:
 
     def _start(self, labelled: Array) -> None:
         """Put each row to its nearest labelled row."""
-        parts = range(0, len(labelled), _CENTRES_AT_ONCE)
-        chunks = [(begin, Centres.of(labelled[begin : begin + _CENTRES_AT_ONCE], self._encoding)) for begin in parts]
+        parts = range(0, len(labelled), CENTRES_AT_ONCE)
+        chunks = [(begin, Centres.of(labelled[begin : begin + CENTRES_AT_ONCE], self._encoding)) for begin in parts]
 
         def see(at: slice) -> None:
             for begin, chunk in chunks:
@@ -329,7 +330,7 @@ class Cells:
                 self.squared[at] = np.where(nearer, found.upper, self.squared[at])
                 self._of[at] = np.where(nearer, found.index + begin, self._of[at])
 
-        each(self._blocks(block_rows(min(len(labelled), _CENTRES_AT_ONCE))), lambda: see)
+        each(self._blocks(block_rows(min(len(labelled), CENTRES_AT_ONCE))), lambda: see)
         self._settle()
 
     def _settle(self) -> None:

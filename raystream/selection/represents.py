@@ -12,13 +12,12 @@ import torch
 
 from raystream.errors import QueryError
 from raystream.selection.bounds import Encoding, Precision, grid_power
-from raystream.selection.nearest import Centres, block_rows, nearest
+from raystream.selection.nearest import CENTRES_AT_ONCE, Centres, block_rows, nearest
 from raystream.selection.rows import Array, Block, Rows, not_finite, squared_distances, tensor
 from raystream.threads import each, one_thread
 
 _FEWEST = 1024
 """Rows that are looked at at a time, at least: of few, small operations take longer than what they are for."""
-_CENTRES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _pass(rows: Rows, centres: Array, precision: Precision, start: Callable[[], 
 
         return see
 
-    size = block_rows(min(len(centres), _CENTRES_AT_ONCE))
+    size = block_rows(min(len(centres), CENTRES_AT_ONCE))
     looks = -(-len(rows) // size)
     if looks > 1:  # as many for each thread
         threads = torch.get_num_threads()
@@ -152,7 +151,7 @@ class _Encoded:
 
 
 def _chunks(centres: Array, encoding: Encoding) -> list[Centres]:
-    return [Centres.of(centres[i : i + _CENTRES_AT_ONCE], encoding) for i in range(0, len(centres), _CENTRES_AT_ONCE)]
+    return [Centres.of(centres[i : i + CENTRES_AT_ONCE], encoding) for i in range(0, len(centres), CENTRES_AT_ONCE)]
 
 
 def _check(x: Array, start: int) -> None:

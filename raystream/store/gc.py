@@ -31,8 +31,8 @@ GRACE = 24 * 3600.0
 
 _REMOVE_THREADS = 32
 _FOLDERS_AT_ONCE = 8
-_DIGITS = 16
-"""Of a key, by which a unit goes."""
+_NO_KEY = "0" * 64
+"""In place of a folder's name that is no key; should a unit have it, a folder is kept that need not be."""
 _FEW_FILES = 16_000
 """Of a bucket's units, that are listed at once: a thousand come with a request."""
 _OUTPUT = re.compile(r"(.+-[0-9a-f]{12})(?:-([0-9a-f]{12})\.(?:quarantined\.)?[a-z]+|\.receipt\.json)")
@@ -245,7 +245,7 @@ class _Needed:
         """Tell of each unit whether it is needed, and which outputs of it; None: all."""
         if not len(self._numbers):
             return [(False, None)] * len(keys)
-        numbers = np.array([int(key[:_DIGITS], 16) if is_key(key) else 0 for key in keys], np.uint64)
+        numbers = Keys.of(key if is_key(key) else _NO_KEY for key in keys).numbers
         at = np.minimum(self._numbers.searchsorted(numbers), len(self._numbers) - 1)
         found = zip((self._numbers[at] == numbers).tolist(), self._which[at].tolist(), strict=True)
         return [(True, self._outputs[which]) if there else (False, None) for there, which in found]

@@ -65,6 +65,19 @@ def test_rows_anywhere_answer_as_rows_in_memory(shards, cuts, kind, dtype, metri
     np.testing.assert_array_equal(away.closest(centres[0], gone, 20)[1], expected[~gone[expected]][:20])
 
 
+@pytest.mark.parametrize("count", [30, 5000])
+def test_rows_that_are_encoded_find_the_same_centres(count):
+    """Past several blocks, and with more centres than are compared at once; what was encoded is let go of with the look."""
+    x = data("clustered", 50_001, 3, 0)
+    centres = x[:: len(x) // count][:count].copy()
+    centres[-1] = centres[0]
+    here = HeldRows(x)
+    here.points(np.ones(len(x)), here.encoding())
+    assert here._points is not None
+    np.testing.assert_array_equal(here.nearest(centres), HeldRows(x).nearest(centres))
+    assert here._points is None
+
+
 def test_centres_without_rows_and_tiny_numbers():
     """Centres that many copies leave without rows move to the same rows; numbers whose squares vanish are scaled, wherever they are."""
     x = np.repeat(data("normal", 30, 3, 0), 400, axis=0)

@@ -39,7 +39,7 @@ def test_parts_and_chunks_of_centres_change_nothing(monkeypatch):
     x = data("duplicated", 400, 6, 0).astype(np.float16)
     centres = x[::5].astype(np.float32)
     whole = assign(as_rows(x), centres)
-    monkeypatch.setattr(module, "_CENTRES_AT_ONCE", 7)
+    monkeypatch.setattr(module, "CENTRES_AT_ONCE", 7)
     parts = LocalShards([ArrayPart(part) for part in np.split(x, [3, 150])]).rows
     split = assign(parts, centres)
     np.testing.assert_array_equal(whole.nearest, split.nearest)
