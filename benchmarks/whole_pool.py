@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=2, help="how often each process chooses; the last is the warm one")
     parser.add_argument("--limit", type=float, default=900.0, help="seconds that a process may take")
     parser.add_argument("--before", help="another checkout, measured in turns with this one")
+    parser.add_argument("--before-rounds", type=int, help="measure that one in this many of the rounds only: where it takes minutes")
     parser.add_argument("--no-units", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--tree", default=str(HERE), help=argparse.SUPPRESS)
@@ -218,7 +219,9 @@ def main() -> None:
     trees = {"after": HERE} | ({"before": Path(args.before).resolve()} if args.before else {})
     runs = [(shape, pool, strategy) for shape in shapes for pool in pools for strategy in args.only.split(",")]
     found: dict[tuple[str, str, str, str], list[dict[str, Any] | str]] = {}
-    for _ in range(args.rounds):
+    for done in range(args.rounds):
+        if args.before and done == args.before_rounds:
+            del trees["before"]
         for shape, pool, strategy in runs:
             for name, tree in trees.items():
                 results = found.setdefault((shape, pool, strategy, name), [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -14,7 +15,10 @@ from pools import pool_table
 
 import raystream as rs
 from raystream.run import score
+from raystream.store.gc import collect
 from raystream.store.opening import open_store
+from raystream.store.queries import PLAN_OUTPUTS, parquet_bytes
+from raystream.store.receipts import unit_folder
 
 MakeQuery = Callable[..., rs.Query]
 Cli = Callable[..., tuple[int, str, str]]
@@ -65,6 +69,30 @@ def test_a_dry_run_changes_nothing_and_a_delete_does_what_it_said(make_query: Ma
     assert (again.manifest.units_scored, again.manifest.units_reused) == (0, 4)
     assert rs.run(make_query(store__query="kept")).selection.equals(kept.selection)
     assert gc()["bytes"] == 0
+
+
+def test_of_many_units_each_has_its_own_fate(tmp_path: Path) -> None:
+    """More units, and more folders of them, than are looked at together; beside them a folder that is no unit's."""
+    store, output = open_store(str(tmp_path / "runs")), "scores-0123456789ab"
+    keys = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(600)]
+    keys = [f"00{key[2:]}" if number < 300 else key for number, key in enumerate(keys)]
+    for number, key in enumerate(keys):
+        store.put(f"{unit_folder(key)}/{output}-{key[:12]}.parquet", b"x" * number)
+        if number % 3 < 2:
+            store.put(f"{unit_folder(key)}/{output}.receipt.json", b"{}")
+    store.put("units/00/notes/read.me", b"mine")
+    store.put(f"units/00/{keys[2]}/deeper/x", b"more")  # goes with the half of a unit that it lies in
+    age(tmp_path / "runs/units", 2)
+    aside = next(path for path in (tmp_path / "runs/units").iterdir() if path.name != "00")
+    aside.symlink_to(aside.rename(tmp_path / "other disk"))
+    needed = keys[::3]
+    plan = pa.table({"unit": needed, "key": needed, "first_row": pa.array([0] * len(needed), pa.int64())})
+    store.put("queries/running/plan.parquet", parquet_bytes(plan, {PLAN_OUTPUTS: json.dumps([output])}))
+    found = collect(store, delete=True)
+    assert (found.units_kept.count, found.units_kept.bytes) == (200, sum(range(0, 600, 3)) + 2 * 200)
+    assert (found.units.count, found.units.bytes) == (200, sum(range(1, 600, 3)) + 2 * 200)
+    assert (found.leftovers.count, found.leftovers.bytes) == (202, sum(range(2, 600, 3)) + len(b"mine" + b"more"))
+    assert {path.name for path in (tmp_path / "runs/units").glob("*/*")} == set(needed)
 
 
 def test_units_that_two_queries_share_outlive_one_of_them(make_query: MakeQuery, workplace: Path, gc: Callable) -> None:

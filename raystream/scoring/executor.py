@@ -299,7 +299,10 @@ class Scoring:
     def _take_in(self, event: Event) -> None:
         """Note how long units take, and that memory runs out, which is said once."""
         if isinstance(event, UnitEnded):
-            self._stragglers.ended(event.unit, well=isinstance(event.outcome, UnitOutputs))
+            well = isinstance(event.outcome, UnitOutputs)
+            self._stragglers.ended(event.unit, well=well)
+            if well:
+                return
         if _ran_out_of_memory(event) and self._scheduler.spare_memory():
             _log.warning("a worker ran out of memory; from now on each holds one unit at a time and reads no other one ahead")
 
@@ -315,6 +318,8 @@ class Scoring:
 
 
 def _tell(scheduler: Scheduler, event: Event, keep_going: bool) -> list[Instruction]:
+    if isinstance(event, UnitEnded):
+        return _tell_ended(scheduler, event, keep_going)
     if isinstance(event, WorkerReady):
         return scheduler.worker_ready(event.worker)
     if isinstance(event, StartFailed):
@@ -324,8 +329,10 @@ def _tell(scheduler: Scheduler, event: Event, keep_going: bool) -> list[Instruct
         return leaving + [_by_deaths(told) for told in scheduler.worker_lost(event.worker, event.error)]
     if isinstance(event, WorkerLeaving):
         return scheduler.worker_leaving(event.worker)
-    if isinstance(event, Told | UnitGoesOn):
-        return []
+    return []
+
+
+def _tell_ended(scheduler: Scheduler, event: UnitEnded, keep_going: bool) -> list[Instruction]:
     outcome = event.outcome
     if isinstance(outcome, UnitOutputs):
         return scheduler.succeeded(event.worker, event.unit)

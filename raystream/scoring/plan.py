@@ -165,8 +165,8 @@ class Tasks(Sequence[UnitTask]):
         if isinstance(index, slice):
             return Tasks(self._plan, self.places[index], self._told)
         plan, place = self._plan, int(self.places[index])
-        lacking = tuple(output for output, table in zip(plan.outputs, plan.found, strict=True) if not table.there[place])
-        task = UnitTask(plan.units[place], plan.keys[place], lacking)
+        lacking = [output for output, table in zip(plan.outputs, plan.found, strict=True) if not table.there[place]]
+        task = UnitTask(plan.units[place], plan.keys[place], tuple(lacking))
         return task if self._told is None else self._told(task)
 
 

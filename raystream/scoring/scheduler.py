@@ -274,7 +274,7 @@ class Scheduler:
         units = self.held.get(worker)
         if units is None or worker in self.leaving or len(units) >= self.in_flight:
             return
-        if not any(unit in self.charges for unit in units):
+        if not self.charges or not any(unit in self.charges for unit in units):
             self._free[len(units)][worker] = None
 
     def _assign(self) -> list[Instruction]:
@@ -282,7 +282,7 @@ class Scheduler:
         instructions: list[Instruction] = []
         for count, workers in enumerate(self._free):
             while workers and (unit := self._take_next(alone=not count)) is not None:
-                worker = next(iter(workers))
+                worker, _ = workers.popitem(last=False)
                 self.held[worker].append(unit)
                 self._place(worker)
                 instructions.append(Assign(worker, unit))

@@ -157,11 +157,10 @@ class Session:
         tables = {table.output: table for table in plan.found}
 
         def keep(index: int, unit: UnitOutputs) -> None:
-            place = int(order[index])
-            new = not all(tables[receipt.output].there[place] for receipt in unit.receipts)  # they may come twice
-            just_written(self._store, unit.files)
+            place, new = int(order[index]), False
             for receipt in unit.receipts:
-                tables[receipt.output].add(place, receipt)
+                new |= tables[receipt.output].add(place, receipt)  # they may come twice
+                just_written(self._store, receipt.files)
             if new and task_of is None:
                 self.units_scored += 1
                 self.bytes_read += unit.receipts[0].bytes_read
@@ -232,7 +231,7 @@ class _ProgressLog:
         self._units = self._rows = self._of_rows = 0
         self._began = self._ready = self._last = self._kept = self._told = 0.0
         self._meter = Meter()
-        self._lines: list[bytes] = []
+        self._lines: list[str] = []
         self._up: set[int] = set()
         self.start_seconds = 0.0
 
@@ -247,27 +246,28 @@ class _ProgressLog:
 
     def on_event(self, event: Event | None) -> None:
         now = self._last = time.perf_counter()
-        if isinstance(event, WorkerReady) and not self._ready:
-            self._ready = now
-            self.start_seconds = now - self._began
-            self._reporter.stage(f"Scoring {number_of(self._of_rows, 'row')} in {number_of(len(self._ended), 'unit')}")
-        if isinstance(event, WorkerReady):
+        if isinstance(event, UnitEnded):
+            if isinstance(event.outcome, UnitOutputs):
+                self._end_unit(event.unit)
+        elif isinstance(event, UnitGoesOn):
+            self._go_on(event.unit, event.rows)
+        elif isinstance(event, WorkerReady):
+            if not self._ready:
+                self._ready = now
+                self.start_seconds = now - self._began
+                self._reporter.stage(f"Scoring {number_of(self._of_rows, 'row')} in {number_of(len(self._ended), 'unit')}")
             self._up.add(event.worker)
-        if isinstance(event, WorkerLost):
+            self.tell()
+        elif isinstance(event, WorkerLost):
             self._up.discard(event.worker)
-        if isinstance(event, UnitEnded) and isinstance(event.outcome, UnitOutputs):
-            self._end_unit(event.unit)
-        if isinstance(event, UnitGoesOn) and not self._ended[event.unit]:
-            self._rows += event.rows - self._behind.get(event.unit, 0)  # less than before, where it is begun again
-            self._behind[event.unit] = event.rows
-        if isinstance(event, Told):
+        elif isinstance(event, Told):
             _log.warning("%s", event.text)
         if event is not None and not isinstance(event, UnitGoesOn):
-            self._lines.append(json.dumps(_entry(event)).encode() + b"\n")
+            self._lines.append(_line(event))
         if event is None or now - self._kept > _KEPT_SECONDS:
             self._kept = now
             self._write()
-        if now - self._told > _TOLD_SECONDS or isinstance(event, WorkerReady):
+        if now - self._told > _TOLD_SECONDS:
             self.tell()
 
     def tell(self) -> None:
@@ -275,6 +275,11 @@ class _ProgressLog:
         if self._ready:
             self._told = self._last
             self._reporter.units(self._so_far(self._last - self._ready))
+
+    def _go_on(self, unit: int, rows: int) -> None:
+        if not self._ended[unit]:
+            self._rows += rows - self._behind.get(unit, 0)  # less than before, where it is begun again
+            self._behind[unit] = rows
 
     def _end_unit(self, unit: int) -> None:
         behind = self._behind.pop(unit, 0)
@@ -297,7 +302,7 @@ class _ProgressLog:
     def _write(self) -> None:
         if self._lines:
             with suppress(StoreError):
-                self._store.append(f"{self._folder}/workers.jsonl", b"".join(self._lines))
+                self._store.append(f"{self._folder}/workers.jsonl", "".join(self._lines).encode())
             self._lines = []
 
 
@@ -307,22 +312,26 @@ _KEPT_SECONDS = 0.2
 """For which events are held back, since to write many at once takes no longer than to write one."""
 
 
-def _entry(event: Event) -> dict[str, object]:
+_quoted = json.JSONEncoder().encode
+
+
+def _line(event: Event) -> str:
     """Make a line of `workers.jsonl`."""
-    entry: dict[str, object] = {"time": round(time.time(), 3), "event": type(event).__name__, "worker": event.worker}
+    head = f'{{"time": {time.time():.3f}, "event": "{type(event).__name__}", "worker": {event.worker}'
+    more: dict[str, object] = {}
     if isinstance(event, UnitEnded):
         outcome = event.outcome
         if isinstance(outcome, UnitOutputs):
             written = outcome.receipts[0]
-            entry |= {"unit": outcome.unit, "rows": outcome.rows, "seconds": written.seconds}
-            entry |= {"repeated_reads": written.repeated_reads} if written.repeated_reads else {}
+            head += f', "unit": {_quoted(outcome.unit)}, "rows": {outcome.rows}, "seconds": {written.seconds}'
+            more = {"repeated_reads": written.repeated_reads} if written.repeated_reads else {}
         else:
-            entry |= {"unit": event.unit, "error": str(outcome.error)}
-    if isinstance(event, StartFailed | WorkerLost):
-        entry["error"] = str(event.error)
-    if isinstance(event, Told):
-        entry["text"] = event.text
-    return entry
+            more = {"unit": event.unit, "error": str(outcome.error)}
+    elif isinstance(event, StartFailed | WorkerLost):
+        more = {"error": str(event.error)}
+    elif isinstance(event, Told):
+        more = {"text": event.text}
+    return f"{head}, {json.dumps(more)[1:]}\n" if more else f"{head}}}\n"  # most say no more: there is one a unit
 
 
 def refuse_quarantined(query: Query, units: Iterable[UnitOutputs]) -> None:

@@ -295,7 +295,11 @@ class ObjectStore:
     def remove(self, name: str) -> None:
         self._ask.if_there(lambda: obstore.delete(self._bucket, name), name, "removed")
 
-    def walk(self, folder: str) -> Iterator[Entry]:
+    def walk(self, *folders: str) -> Iterator[Entry]:
+        for folder in folders:
+            yield from self._below(folder)
+
+    def _below(self, folder: str) -> Iterator[Entry]:
         pages: Any = None
         last: str | None = None
 

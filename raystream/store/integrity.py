@@ -106,8 +106,11 @@ def just_written(store: Store, files: Iterable[StoredFile]) -> None:
     if isinstance(store, LocalStore):
         for file in files:
             path = f"{store.root}/{file.name}"
-            with suppress(FileNotFoundError):
-                _remember(path, _state(path))
+            try:
+                state = _state(path)
+            except FileNotFoundError:
+                continue
+            _remember(path, state)
 
 
 def _remember(path: str, state: tuple[int, int]) -> None:

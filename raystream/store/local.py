@@ -207,13 +207,14 @@ class LocalStore:
     def is_whole(self, file: StoredFile) -> bool:
         return self.stored(file.name) == file
 
-    def walk(self, folder: str) -> Iterator[Entry]:
-        """Yield every file below a folder of the store, those that are removed meanwhile left out; in no particular order."""
-        folders, root = [folder], f"{self.root}/"
-        while folders:
-            some, folders = folders[-_FOLDERS_AT_ONCE:], folders[:-_FOLDERS_AT_ONCE]
+    def walk(self, *folders: str) -> Iterator[Entry]:
+        """Yield every file below folders of the store, those that are removed meanwhile left out; in no particular order."""
+        left, root = list(folders), f"{self.root}/"
+        while left:
+            some = left[-_FOLDERS_AT_ONCE:]
+            del left[-_FOLDERS_AT_ONCE:]
             files, below = self._ask(lambda some=some: _listed(root, some), some[0], "read")  # type: ignore[misc]
-            folders += below
+            left += below
             yield from files
 
     def discard_folder(self, folder: str) -> None:
@@ -303,11 +304,11 @@ def _listed(root: str, folders: list[str]) -> tuple[list[Entry], list[str]]:
         with entries:
             for entry in entries:
                 try:
-                    if entry.is_dir(follow_symlinks=False):
-                        below.append(f"{folder}/{entry.name}")
-                    elif not entry.is_symlink() or not entry.is_dir():
+                    if entry.is_file(follow_symlinks=False) or not entry.is_dir():
                         found = entry.stat()
                         files.append(Entry(f"{folder}/{entry.name}", found.st_size, found.st_mtime))
+                    elif not entry.is_symlink():
+                        below.append(f"{folder}/{entry.name}")
                 except FileNotFoundError:
                     continue
     return files, below

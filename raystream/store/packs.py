@@ -10,6 +10,8 @@ Single receipts are asked for many at a time.
 from __future__ import annotations
 
 import hashlib
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
@@ -108,6 +110,9 @@ _AT_A_TIME = 32
 _ASKED_AT_ONCE = {True: 8, False: 512}
 """Sizes that a thread asks for before it takes on more, by whether each is a request."""
 _PACKS_AT_ONCE, _PACK_THREADS = 64, 16
+_AT_ONCE_SECONDS, _RUNS_AT_ONCE = 20e-6, 256
+"""A disk that says a size sooner is asked by this thread, since several would wait for each other's turn. Where one takes longer, many
+threads ask for the next runs of sizes, before it is tried by this one again."""
 
 
 def read_receipts(
@@ -242,15 +247,21 @@ class _Lookup:
     def _confirm(self, places: Integers) -> None:
         """Ask for what the tables name of these units, and forget what isn't there in full."""
 
-        def ask(run: tuple[ReceiptTable, Integers]) -> None:
+        def ask(run: tuple[ReceiptTable, Integers]) -> int:
             table, some = run
             files = table.files(some)
             for (place, _, size), found in zip(files, self._store.sizes([name for _, name, _ in files]), strict=True):
                 if found != size:
                     table.remove(place)
+            return len(files)
 
         size = _ASKED_AT_ONCE[self._store.remote]
-        in_threads(ask, [(table, places[i : i + size]) for table in self._tables for i in range(0, len(places), size)])
+        runs = deque((table, places[i : i + size]) for table in self._tables for i in range(0, len(places), size))
+        while runs:
+            began = time.perf_counter()
+            files = 0 if self._store.remote else ask(runs.popleft())
+            if self._store.remote or time.perf_counter() - began > _AT_ONCE_SECONDS * files > 0:
+                in_threads(ask, [runs.popleft() for _ in range(min(len(runs), _RUNS_AT_ONCE))])
 
     def _look(self, places: Integers, listed: Mapping[str, int]) -> None:
         """Hold what packs name of these units against files that are listed with their sizes, and read receipts that are beside them."""

@@ -96,8 +96,8 @@ class Store(Protocol):
     def remove(self, name: str) -> None:
         """Remove a file, if it is there, or raise StoreError."""
 
-    def walk(self, folder: str) -> Iterator[Entry]:
-        """Yield every file below a folder of the store, those that are removed meanwhile left out; in no particular order."""
+    def walk(self, *folders: str) -> Iterator[Entry]:
+        """Yield every file below folders of the store, those that are removed meanwhile left out; in no particular order."""
 
     def discard_folder(self, folder: str) -> None:
         """Remove a folder that is empty; one that isn't stays."""

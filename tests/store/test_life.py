@@ -191,8 +191,8 @@ class Skewed(LocalStore):
 
     ahead = 0.0
 
-    def walk(self, folder: str) -> Iterator[Entry]:
-        return (entry._replace(modified=entry.modified + self.ahead) for entry in super().walk(folder))
+    def walk(self, *folders: str) -> Iterator[Entry]:
+        return (entry._replace(modified=entry.modified + self.ahead) for entry in super().walk(*folders))
 
 
 @pytest.mark.parametrize("ahead", [-3600.0, 3600.0])

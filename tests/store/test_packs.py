@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +20,9 @@ from raystream.run import score
 from raystream.store import packs
 from raystream.store.gc import collect
 from raystream.store.local import LocalStore
-from raystream.store.receipt_table import Keys
+from raystream.store.protocol import StoredFile
+from raystream.store.receipt_table import Keys, ReceiptTable
+from raystream.store.receipts import Receipt, unit_folder
 
 MakeQuery = Callable[..., rs.Query]
 
@@ -69,6 +73,41 @@ def test_a_second_lookup_reads_packs_alone(make_query: MakeQuery, asked: list[st
     plan = planned(make_query())[1]
     assert (len(plan.missing), receipts(asked)) == (0, 0)
     assert [table.rows.tolist() for table in plan.found] == [[300] * 4] * 2
+
+
+@pytest.mark.parametrize("slow", [True, False])
+@pytest.mark.parametrize("first", [0, 700])
+def test_a_file_system_that_takes_its_time_is_asked_by_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: bool, first: int
+) -> None:
+    """Of more files than one question is for, of which the first may have no receipts yet: each is asked for once, and what isn't there in
+    full is no receipt. A quick one is asked by one thread."""
+    keys, output = Keys.of(key(number) for number in range(4000)), "scores-0123456789ab"
+    store, table = LocalStore(str(tmp_path)), ReceiptTable(output, keys)
+    for place in range(first, 4000):
+        file = StoredFile(f"{unit_folder(keys[place])}/{output}-0123456789ab.parquet", place, "ab" * 16)
+        table.add(place, Receipt(keys[place], output, "a", 1, "ab" * 8, file, (), *[None] * 3, 1, "", 0, (), 0, 0.0))
+    packs.write_packs(store, [table])
+    (tmp_path / "units/00").mkdir(parents=True)
+    asking, most, names = 0, 0, list[str]()
+
+    def sizes(self: LocalStore, some: list[str]) -> list[int | None]:
+        nonlocal asking, most
+        asking += 1
+        most = max(most, asking)
+        time.sleep(0.02)
+        names.extend(some)
+        asking -= 1
+        return [table.files(np.array([number]))[0][2] if number % 7 else None for number in map(place_of.__getitem__, some)]
+
+    place_of = {file: place for place, file, _ in table.files(np.arange(4000))}
+    monkeypatch.setattr(LocalStore, "sizes", sizes)
+    monkeypatch.setattr(packs, "_AT_ONCE_SECONDS", 1e-6 if slow else 10.0)
+    monkeypatch.setattr(packs, "_RUNS_AT_ONCE", 3)
+    [found] = packs.read_receipts(store, keys, [output])
+    assert sorted(names) == sorted(place_of)
+    assert (most > 1) == slow
+    assert found.there.tolist() == [number >= first and number % 7 > 0 for number in range(4000)]
 
 
 @pytest.mark.parametrize("fault", ["a file is gone", "a file is cut", "a pack is cut", "a pack is gone", "a pack is none"])

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +33,8 @@ def receipt(place: int) -> Receipt:
 ODD = (
     {"file": None},
     {"positions": "0"},
+    {"positions": "ABCDEF0123456789"},
+    {"positions": "01 23 45 67 89 ab cd ef"},
     {"quarantined": 2, "quarantine_reasons": ("a", "b"), "quarantine": StoredFile("units/q.parquet", 3, "ab")},
     {"file": StoredFile("units/elsewhere.arrow", 3, "0")},
     {"width": 256, "columns": (), "classes": None},
@@ -64,6 +67,39 @@ def test_what_goes_in_comes_out(given_: list[tuple[int, dict[str, object]]], one
     assert again.unpack(start, stop, table.packed(start, stop))
     assert [again.at(place) for place in range(40)] == [expected.get(place) if start <= place < stop else None for place in range(40)]
     assert not again.loose.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "xxh3"),
+    [
+        (f"{OUTPUT}-0123456789AB.parquet", "ab" * 16),
+        (f"{OUTPUT}-0123456789ab.parquet", "AB" * 16),
+        (f"{OUTPUT}-0123456789ab.parquet", "ab" * 15),
+        (f"{OUTPUT}-0123456789.parquet", "ab" * 17),
+        (f"{OUTPUT}-0123456789abcdef.parquet", "ab" * 16),
+        (f"{OUTPUT}-0123456789ab", "ab" * 16),
+        ("scores-ba9876543210-0123456789ab.parquet", "ab" * 16),
+    ],
+)
+def test_files_of_any_name_and_hash(name: str, xxh3: str) -> None:
+    """What isn't written as workers do, or is of another length, is given back as it came; through a pack, too."""
+    table, again = ReceiptTable(OUTPUT, KEYS), ReceiptTable(OUTPUT, KEYS)
+    kept = replace(receipt(3), file=StoredFile(f"{unit_folder(KEYS[3])}/{name}", 5, xxh3))
+    assert table.add(3, kept)
+    assert not table.add(3, kept)
+    assert again.unpack(0, 40, table.packed(0, 40))
+    assert table.at(3) == again.at(3) == kept
+    assert table.files(np.arange(40)) == again.files(np.arange(40)) == [(3, kept.files[0].name, 5)]
+    assert table.positions[3] == int.from_bytes(bytes.fromhex(kept.positions), "little")
+
+
+def test_keys_are_64_digits_each() -> None:
+    """Not 64 on the average, nor in capitals, nor with spaces between."""
+    for wrong in (["a" * 63, "a" * 65], ["A" * 64], ["aa " * 20 + "aaaa"], ["g" * 64], ["a" * 128]):
+        with pytest.raises(ValueError, match="64 hexadecimal digits"):
+            Keys.of(wrong)
+    assert len(Keys.of([])) == 0
+    assert Keys.of(["0f" * 32, "f0" * 32])[:] == ["0f" * 32, "f0" * 32]
 
 
 @settings(max_examples=40)
