@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
@@ -395,14 +394,13 @@ def _needs(outputs: frozenset[str] | None, output: str) -> bool:
 
 def _by_output(files: Sequence[Entry]) -> dict[str, tuple[list[Entry], set[str]]]:
     """Group a unit's files by the output that they belong to, with the attempts that left them; under an empty name those of none."""
-    outputs: dict[str, tuple[list[Entry], set[str]]] = defaultdict(lambda: ([], set()))
+    outputs: dict[str, tuple[list[Entry], set[str]]] = {}
     for file in files:
         match = _OUTPUT.fullmatch(file.name, file.name.rindex("/") + 1)
-        output, attempt = match.groups() if match else ("", None)
-        own, attempts = outputs[output]
+        own, attempts = outputs.setdefault(match[1] if match else "", ([], set()))
         own.append(file)
-        if attempt:
-            attempts.add(attempt)
+        if match and match[2]:
+            attempts.add(match[2])
     return outputs
 
 
@@ -420,7 +418,7 @@ def _remove(store: Store, files: Sequence[Entry]) -> None:
     """Remove a unit or a query: first what makes the rest count, so that no half of it is ever taken for whole."""
     for file in sorted(files, key=lambda file: (not _is_receipt(file) and _base(file) != "manifest.json", file.name)):
         store.remove(file.name)
-    for folder in {file.name.rpartition("/")[0] for file in files}:
+    for folder in sorted({file.name.rpartition("/")[0] for file in files}, reverse=True):  # one within another goes before it
         store.discard_folder(folder)
 
 

@@ -257,10 +257,13 @@ class _Lookup:
 
         size = _ASKED_AT_ONCE[self._store.remote]
         runs = deque((table, places[i : i + size]) for table in self._tables for i in range(0, len(places), size))
+        if self._store.remote:
+            in_threads(ask, list(runs))
+            return
         while runs:
             began = time.perf_counter()
-            files = 0 if self._store.remote else ask(runs.popleft())
-            if self._store.remote or time.perf_counter() - began > _AT_ONCE_SECONDS * files > 0:
+            files = ask(runs.popleft())
+            if files and time.perf_counter() - began > _AT_ONCE_SECONDS * files:
                 in_threads(ask, [runs.popleft() for _ in range(min(len(runs), _RUNS_AT_ONCE))])
 
     def _look(self, places: Integers, listed: Mapping[str, int]) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -117,8 +116,6 @@ _FIELDS = {
 }
 """What differs between units, and how it is kept: `attempt` are the digits in the file's name, `model` is a place in a list."""
 _COLUMNS = np.dtype(list(_FIELDS.items()))
-_ROW = struct.Struct("<4qd2i6s16s8s")
-"""A row of them: NumPy takes three times as long to read one."""
 _KINDS = {name: np.dtype(kind) for name, kind in _FIELDS.items()}
 _MODELS = b"raystream.models"
 """In the metadata of a pack: a JSON list of what its receipts say of the model."""
@@ -201,8 +198,7 @@ class ReceiptTable:
             return None
         if place in self._whole:
             return self._whole[place]
-        row = _ROW.unpack_from(self._table, place * _ROW.size)  # type: ignore[arg-type]
-        rows, quarantined, size, bytes_read, seconds, repeated, number, attempt, xxh3, positions = row
+        rows, quarantined, size, bytes_read, seconds, repeated, number, attempt, xxh3, positions = self._table[place].item()
         model = self._models[number]
         key = self.keys[place]
         file = None
@@ -360,8 +356,7 @@ class ReceiptTable:
             suffix, receipt.columns, receipt.width, receipt.members, receipt.classes, receipt.batch_size, receipt.state_hash,
             receipt.class_labels, receipt.notes,
         )  # fmt: skip
-        _ROW.pack_into(
-            self._table, place * _ROW.size,  # type: ignore[arg-type]
+        self._table[place] = (
             receipt.rows, receipt.quarantined, size, receipt.bytes_read, receipt.seconds, receipt.repeated_reads, self._number(said),
             hashes[:6], hashes[6:22], hashes[22:],
         )  # fmt: skip
