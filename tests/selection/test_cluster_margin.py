@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,17 +20,14 @@ def brute(x, score, k, count, m, seed):
     k = min(k, len(x))
     of = clusters(x, count, seed, iterations=3).nearest
     order = sorted(range(len(x)), key=lambda i: (-score[i], i))
-    enough = len(set(of.tolist())) >= 2 * k
-    short = []
-    while len(short) < len(x) and (len(short) < m * k or (enough and len({of[i] for i in short}) < 2 * k)):
-        short.append(order[len(short)])
-    members = {c: [i for i in short if of[i] == c] for c in set(of.tolist())}
-    turns = sorted((c for c in members if members[c]), key=lambda c: (len(members[c]), c))
+    short = order[: math.ceil(m * k)]
     rows = []
     while len(rows) < k:
-        for c in turns:
-            if members[c] and len(rows) < k:
-                rows.append(members[c].pop(0))
+        given = set()
+        for i in short:
+            if i not in rows and of[i] not in given and len(rows) < k:
+                given.add(of[i])
+                rows.append(i)
     return rows
 
 
@@ -42,32 +41,31 @@ def test_brute_force(pool, count, m, seed):
 
 
 def test_copies_of_the_least_certain_row_do_not_fill_the_batch():
-    """Where the highest scores are all in one group, the batch still reaches others, and the small one gives first."""
+    """Where the highest scores are all in one group, the batch still reaches others, in each round by their scores."""
     rng = np.random.default_rng(0)
     of = np.repeat([0, 1, 2, 3], [40, 10, 5, 45])
     x = (rng.standard_normal((100, 2)) * 0.1 + 100 * of[:, None]).astype(np.float32)
     score = 1.0 - of / 10 + rng.random(100) / 100
     assert (of[np.argsort(-score)[:20]] == 0).all()
     seed = next(seed for seed in range(99) if sorted(clusters(x, 4, seed, iterations=3).size) == [5, 10, 40, 45])
-    # 60 rows are shortlisted: 40, 10, 5 and 5 of the groups; the last two are equally small
+    # 60 rows are shortlisted: 40, 10, 5 and 5 of the groups
     rows = cluster_margin(x, 6, score=score, clusters=4, m=10, seed=seed)
-    assert sorted(of[rows[:2]]) == sorted(of[rows[4:]]) == [2, 3]
-    assert of[rows[2:4]].tolist() == [1, 0]
+    assert of[rows].tolist() == [0, 1, 2, 3, 0, 1]
     for group in range(4):
         mine = rows[of[rows] == group]
         np.testing.assert_array_equal(mine, np.flatnonzero(of == group)[np.argsort(-score[of == group])][: len(mine)])
+    # 6 of the 42 are of the second group, and none of the others
+    assert of[cluster_margin(x, 6, score=score, clusters=4, m=7, seed=seed)].tolist() == [0, 1, 0, 1, 0, 0]
 
 
-def test_the_shortlist_grows_until_it_covers_enough_clusters():
-    """Twice as many clusters as rows are covered where there are that many, however short m makes the list."""
-    of = np.arange(60) // 10
-    x = (of[:, None] * np.array([[100.0, 0]]) + np.arange(60)[:, None] % 10 * 0.01).astype(np.float32)
-    score = 60.0 - np.arange(60)
-    seed = next(seed for seed in range(999) if clusters(x, 6, seed, iterations=3).size.tolist() == [10] * 6)
-    rows = cluster_margin(x, 3, score=score, clusters=6, m=1, seed=seed)
-    assert of[rows[0]] == 5
-    assert len(set(of[rows].tolist())) == 3
-    assert of[cluster_margin(x, 4, score=score, clusters=6, m=1, seed=seed)].tolist() == [0, 0, 0, 0]
+@pytest.mark.parametrize("count", [None, 400])
+def test_groups_of_uneven_width_are_all_reached(count):
+    """Where clusters outnumber the rows to choose, their sizes decide nothing: wide groups, of many small ones, don't get it all."""
+    rng = np.random.default_rng(0)
+    of = rng.integers(0, 40, 10_000)
+    x = (3 * rng.standard_normal((40, 32))[of] + np.linspace(0.2, 2, 40)[of, None] * rng.standard_normal((10_000, 32))).astype(np.float32)
+    rows = cluster_margin(x, 100, score=rng.random(10_000), clusters=count)
+    assert 25 <= (of[rows] < 20).sum() <= 75
 
 
 def test_in_a_query():
@@ -85,6 +83,8 @@ def test_refusals():
     x = data("normal", 10, 3, 0)
     with pytest.raises(QueryError, match=r"`m` is 0\.5"):
         cluster_margin(x, 2, score=np.ones(10), m=0.5)
+    with pytest.raises(QueryError, match="`m` is nan"):
+        cluster_margin(x, 2, score=np.ones(10), m=np.nan)
     with pytest.raises(DataError, match="NaN"):
         cluster_margin(x, 2, score=np.full(10, np.nan))
     with pytest.raises(DataError, match=r"`score` has shape \(9,\), expected \(10,\)"):

@@ -107,7 +107,7 @@ def test_strategies_beyond_memory_choose_the_same(monkeypatch, strategy, kind):
     score = np.where(rng.random(len(x)) < 0.2, 0, rng.random(len(x)))
     options = {"strategy": strategy, "budget": 40, "seed": 5, "near_duplicates": False if kind == "copies" else 0.99}
     if strategy == "cluster_margin":
-        options["args"] = {"clusters": 40}  # of the default, 4 x budget, the sample is all rows here
+        options["args"] = {"clusters": 40}  # of the default, 2 x budget, the sample is more than half of all rows
 
     def chosen(shards, memory):
         held = LocalShards([ArrayPart(part) for part in np.split(x, (1000, 1001, 5000))], memory=memory, shards=shards)

@@ -75,6 +75,15 @@ def test_radius_is_the_largest_pure_one(pool, purity, count):
         assert pure(np.nextafter(radius, np.inf)) < purity
 
 
+def test_balls_reach_groups_that_pseudo_labels_cut():
+    """The radius found is that of groups, though there are more of them than clusters: next to each of as many rows gets one."""
+    rng = np.random.default_rng(1)
+    weight = rng.gamma(2, size=60)
+    of = rng.choice(60, 6000, p=weight / weight.sum())
+    x = (rng.standard_normal((60, 64))[of] + rng.standard_normal((6000, 64))).astype(np.float32)
+    assert len(set(of[prob_cover(x, 60)].tolist())) >= 54
+
+
 @pytest.mark.parametrize("exact", [1000, 0], ids=["exact", "lists"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_cut_balls_are_whole_when_they_are_chosen(kind, exact):

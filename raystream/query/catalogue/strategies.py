@@ -174,7 +174,7 @@ TRAITS: Mapping[str, Traits] = {
         },
     ),
     "cluster_margin": Traits(
-        "smallest margins, round-robin over clusters",
+        "smallest margins, at most one a cluster in each round",
         "batches are of thousands of rows, and the pool is redundant.",
         "raystream.selection.strategies.cluster_margin:cluster_margin_strategy",
         "15 s",
@@ -183,7 +183,7 @@ TRAITS: Mapping[str, Traits] = {
         sharded=True,
         keys=_keys("metric"),
         args={
-            "clusters": count(None, "of all candidates", "4 x budget"),
+            "clusters": count(None, "of all candidates", "2 x budget"),
             "m": positive(10.0, "m x budget rows are shortlisted; at least 1: 1.25 for clean pools to 10 for redundant ones"),
         },
     ),
@@ -290,7 +290,7 @@ TRAITS: Mapping[str, Traits] = {
         keys=_keys("metric"),
         args={
             "delta": positive(None, "the radius that a label is believed in", "the largest whose balls are pure in pseudo-labels"),
-            "purity": fraction(0.95, "of the balls, by which `delta` is found"),
+            "purity": fraction(0.5, "the share of balls that are pure at `delta`; 0.95 in the paper, where the clusters are the classes"),
             "edges": count(
                 None,
                 "of the nearest rows of each row, by which gains are counted",

@@ -1,9 +1,13 @@
-"""The least certain rows, spread over clusters, small ones first: for large batches.
+"""The least certain rows, spread over clusters: for large batches.
 
-Citovsky et al., *Batch active learning at scale*, 2021; k-means here where they cluster hierarchically.
+After Citovsky et al., *Batch active learning at scale*, 2021, who cluster hierarchically, where this is k-means. They go from the smallest
+cluster to the largest; here the highest score comes first. Where there are more clusters than rows to choose, the smallest of them
+are the pool's outliers, which teach a model no more than rows at random (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,8 +24,7 @@ from raystream.selection.strategies.ranking import top_k, walk
 from raystream.selection.strategy import Candidates, Kept, Picked, Request, embeddings, scores
 
 SHORTLIST = 10.0
-_CLUSTERS_A_ROW = 4
-_COVERED_A_ROW = 2
+_CLUSTERS_A_ROW = 2
 _ITERATIONS = 3
 
 
@@ -36,11 +39,10 @@ def cluster_margin(
     m: float = SHORTLIST,
     memory: int = DEFAULT_MEMORY,
 ) -> Array:
-    """Choose the rows of highest score, one from each cluster in turn, the smallest cluster first.
+    """Choose the rows of highest score, at most one from each cluster in a round.
 
-    The m * k rows of the highest scores are shortlisted, or more, so that they come from at least 2 k clusters where there are that
-    many. Then each cluster gives its row of the highest score, in ascending order of how many of its rows are shortlisted (ties to
-    the lower cluster), and so on round after round.
+    The m * k rows of the highest scores are shortlisted. In each round every cluster that has a row left there gives the highest, the
+    highest of all first (ties to the lower row).
 
     Args:
         x: (n, d) embeddings.
@@ -48,8 +50,8 @@ def cluster_margin(
         score: (n,), higher = label sooner; `margin` in the paper.
         metric: `cosine` works on rows divided by their lengths.
         seed: of the first centres.
-        clusters: of all rows; left out, 4 k.
-        m: at least 1; 1.25 for clean pools to 10 for redundant ones.
+        clusters: of all rows; left out, 2 k.
+        m: at least 1; 1.25 for clean pools to 10 for redundant ones. Once the shortlist holds rows of k clusters, a longer one is the same.
         memory: bytes that rows may take as float32; of more of them, samples are gathered, and passes read the rest.
 
     Returns:
@@ -76,7 +78,7 @@ def cluster_margin_strategy(candidates: Candidates, request: Request) -> Picked:
 def _spread(
     x: Clustered, score: Array, budget: int, constraints: Constraints, seed: int, count: int | None, m: float, kept: Kept | None = None
 ) -> Array:
-    if m < 1:
+    if not m >= 1:
         raise QueryError(f"`m` is {m:g}, expected at least 1: the shortlist can't be shorter than the batch")
     if len(score) != len(x):
         raise QueryError(f"score has {len(score)} values, expected {len(x)}, one for each row")
@@ -88,25 +90,19 @@ def _spread(
     order = top_k(score, len(x))
     order = order[~np.isin(order, constraints.taken)]
     while left > 0 and len(order):  # again only if constraints blocked so much of the shortlist
-        length = _shortlist(cluster[order], left, m)
+        length = math.ceil(min(m * left, len(order)))
         rows.append(walk(_turns(order[:length], cluster), left, constraints, lambda some: taken(x, some)))
         left -= len(rows[-1])
         order = order[length:]
     return np.concatenate(rows)
 
 
-def _shortlist(cluster: Array, budget: int, m: float) -> int:
-    """Choose how many rows to shortlist of those whose clusters these are, in order of score."""
-    first = np.sort(np.unique(cluster, return_index=True)[1])
-    wanted = _COVERED_A_ROW * budget
-    return max(int(np.ceil(m * budget)), int(first[wanted - 1]) + 1 if len(first) >= wanted else 0)
-
-
 def _turns(rows: Array, cluster: Array) -> Array:
-    """Order the rows, which are in order of score, as the clusters give them in turn."""
+    """Order the rows, which are in order of score, by the rounds in which their clusters give them."""
     of = cluster[rows]
     by_cluster = np.argsort(of, kind="stable")
-    _, start, inverse, size = np.unique(of[by_cluster], return_index=True, return_inverse=True, return_counts=True)
-    turn = np.arange(len(rows)) - start[inverse]
-    result: Array = rows[by_cluster][np.lexsort((inverse, size[inverse], turn))]
+    _, start, size = np.unique(of[by_cluster], return_index=True, return_counts=True)
+    turn = np.empty(len(rows), dtype=np.int64)
+    turn[by_cluster] = np.arange(len(rows)) - np.repeat(start, size)
+    result: Array = rows[np.argsort(turn, kind="stable")]
     return result

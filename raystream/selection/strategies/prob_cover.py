@@ -2,8 +2,9 @@
 
 Yehuda et al., *Active learning through a covering lens*, 2022.
 
-The radius is that of balls which lie within one cluster (section 3.2). The rows within it of each row are a graph with a limited number
-of edges, whole where one is asked for.
+The radius is that of balls which lie within one cluster (section 3.2), half of them where the paper asks for 95%: k-means cuts through real
+groups wherever it is asked for another number of clusters, and a radius at which next to no ball meets a cut is one at which most rows
+are alone (benchmarks/LOG.md). The rows within it of each row are a graph with a limited number of edges, whole where one is asked for.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ _SPARE = 4
 """Rows of each block whose distances float64 looks at, since float32 leaves the order of the nearest uncertain."""
 
 
-def pure_radius(x: Array, *, purity: float = 0.95, count: int | None = None, seed: int = 0, kept: Kept | None = None) -> float:
+PURITY = 0.5
+
+
+def pure_radius(x: Array, *, purity: float = PURITY, count: int | None = None, seed: int = 0, kept: Kept | None = None) -> float:
     """Find the largest radius at which the balls around a share `purity` of the rows hold rows of one pseudo-label only.
 
     Args:
@@ -140,7 +144,6 @@ class Balls:
         return Index(self._x, self._seed, self._exact, self._kept)
 
 
-PURITY = 0.95
 _EDGES = 1 << 26
 """Edges of the whole graph, unless the query says how many for each row."""
 _FEWEST_EDGES = 32
