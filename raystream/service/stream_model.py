@@ -145,6 +145,10 @@ class WarmModel:
         if self._rows is not None:
             self._rows.fold(due=due)
 
+    def at_hand(self, waiting: Waiting) -> bool:
+        """Whether a request can be decided on with no file but the log's open one."""
+        return self._rows is not None and self._rows.at_hand(waiting.request)
+
     def decide(self, batch: list[Waiting]) -> Found:
         """Make the decisions, which are not to be told before they are on disk."""
         inputs = tuple(np.concatenate(some) for some in zip(*(waiting.inputs for waiting in batch), strict=True))

@@ -14,6 +14,7 @@ import json
 import logging
 import queue
 import threading
+import time
 from collections.abc import Awaitable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,6 +43,12 @@ _WAITING_BYTES = 1 << 30
 """Of the tensors of requests that wait, beside one that is larger itself."""
 _LOOK_SECONDS = 5.0
 """Between looks, while nobody asks, whether what was answered is to have its file of decisions."""
+_QUICK_SECONDS = 0.005
+"""A decision that takes no longer, the disk included, holds up other requests less than waking threads for it would."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 64.0
+"""Seconds for which no decision is tried in the requests' own thread after one that took longer; twice as many after each further one."""
+_APART_SECONDS, _IN_A_ROW = 0.001, 8
+"""Of requests that come closer upon each other than this, more are better decided on together."""
 _SETTLERS = 2
 """Threads that wait for the disk: while one does, what comes meanwhile need not wait for it first."""
 _log = logging.getLogger("raystream.service")
@@ -137,14 +144,15 @@ class Deciders:
         if decider.decodes:  # for so long that other requests would wait
             waiting = await asyncio.get_running_loop().run_in_executor(decider.reader, decider.decide, given)
         else:
-            waiting = decider.decide(given)
-        return JSONResponse(await asyncio.wrap_future(waiting))
+            waiting = decider.decide(given, at_once=True)
+        return JSONResponse(waiting.result() if waiting.done() else await asyncio.wrap_future(waiting))
 
 
 class Decider:
     """One stream: requests in, decisions out, in the order in which they came.
 
-    One thread scores and decides, so that order is one; others wait for the disk, each for all that was decided until it began to.
+    One thread scores and decides, so that order is one; others wait for the disk, each for all that was decided until it began to. While
+    nobody waits and that is quick, a request is decided on in the thread that it came in: to wake three others takes longer.
 
     Attributes:
         reader: the one thread that makes tensors of rows where that takes long.
@@ -159,6 +167,8 @@ class Decider:
         self._threads: list[threading.Thread] = []
         self._loading: Future[WarmModel] | None = None
         self._held = self._waiting = 0
+        # for the thread that requests come in: when the last was through, how many came right after each other, and when one is tried next
+        self._last, self._close, self._try_at, self._pause = 0.0, 0, 0.0, _FIRST_PAUSE
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="raystream-read")
 
     @property
@@ -167,8 +177,12 @@ class Decider:
         with self._lock:
             return self._model is not None and self._model.decodes
 
-    def decide(self, body: object) -> Future[dict[str, Any]]:
-        """Return the decisions on a request's rows, once they are in the store.
+    def decide(self, body: object, *, at_once: bool = False) -> Future[dict[str, Any]]:
+        """Return the decisions on a request's rows, once they are in the store; for one thread.
+
+        Args:
+            body: of the request.
+            at_once: they may be made in this thread, if nobody waits and that is quick.
 
         Raises:
             Problem: the request is none; the model isn't loaded yet, or can't be.
@@ -183,10 +197,43 @@ class Decider:
             full = self._waiting >= _WAITING or (self._held and self._held + waiting.bytes > _WAITING_BYTES)
             if not full:
                 self._held, self._waiting = self._held + waiting.bytes, self._waiting + 1
-                self._queue.put(waiting)
+            alone = self._waiting == 1
         if full:
             raise Problem(429, "as many requests wait for their decisions as may", headers={"retry-after": "1"})
+        if not (at_once and alone and self._decided_at_once(model, waiting)):
+            self._queue.put(waiting)
         return answer
+
+    def _decided_at_once(self, model: WarmModel, waiting: Waiting) -> bool:
+        """Decide on a request in this thread; False if the others are to do it."""
+        began = time.monotonic()
+        self._close = self._close + 1 if began < self._last + _APART_SECONDS else 0
+        self._last = began
+        if began < self._try_at or self._close >= _IN_A_ROW or not self._deciding.acquire(blocking=False):
+            return False
+        try:
+            if not model.at_hand(waiting):
+                return False
+            found = model.decide([waiting])
+        except Exception:
+            return False  # they find out why
+        finally:
+            self._deciding.release()
+        self._count(len(waiting.ids))
+        if found.synced():
+            self._answer([waiting], found)
+        else:
+            self._written.put(_WrittenBatch([waiting], found))
+        self._last = time.monotonic()
+        if self._last - began > _QUICK_SECONDS:
+            self._try_at, self._pause = self._last + self._pause, min(2 * self._pause, _LONGEST_PAUSE)
+        else:
+            self._pause = _FIRST_PAUSE
+        return True
+
+    def _count(self, rows: int) -> None:
+        self._metrics.add("raystream_decide_batches_total", stream=self._name)
+        self._metrics.add("raystream_decided_rows_total", rows, stream=self._name)
 
     def close(self) -> None:
         """End the threads."""
@@ -257,8 +304,7 @@ class Decider:
                     rows += len(more.ids)
             if batch:
                 self._decide(model, batch)
-                self._metrics.add("raystream_decide_batches_total", stream=self._name)
-                self._metrics.add("raystream_decided_rows_total", rows, stream=self._name)
+                self._count(rows)
         for _ in range(_SETTLERS):
             self._written.put(None)
         self._fold(model)

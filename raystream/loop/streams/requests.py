@@ -249,7 +249,7 @@ class RequestedRows:
         """
         self._note_folded(wait=not due)
         there = self._open
-        if not self._behind and (there is None or (due and there.rows < _FOLD_ROWS and self._clock() < there.since + FOLD_SECONDS)):
+        if not self._behind and (there is None or (due and self._is_young(there))):
             return
         if self._behind or there is None or there.segment.lost or self._state is None:
             self._catch_up()
@@ -267,6 +267,16 @@ class RequestedRows:
             self._folding = there, self._aside(commit)
             self._behind = False
             self._note_folded(wait=not due)
+
+    def at_hand(self, request: str) -> bool:
+        """Whether a request of this id is decided on without a look at any file, and appended to the one that is open."""
+        there = self._open
+        if self._behind or self._state is None or there is None or there.segment.lost or not self._is_young(there):
+            return False
+        return self._progress.model == self._model and not self._known.parts(request)
+
+    def _is_young(self, there: _Open) -> bool:
+        return there.rows < _FOLD_ROWS and self._clock() < there.since + FOLD_SECONDS
 
     def _note_folded(self, *, wait: bool) -> None:
         """Note that the segment before the open one has its file of decisions, by us or, with the same rows, by somebody else."""

@@ -266,7 +266,7 @@ TRAITS: Mapping[str, Traits] = {
     ),
     "lcmd": Traits(
         "the farthest row of the widest cluster; for regression",
-        "the model predicts numbers, or no score is to be had.",
+        "the model predicts numbers; of classes without a score, `facility_location` and `typiclust` tell more.",
         "raystream.selection.strategies.lcmd:lcmd_strategy",
         "18 s",
         embedding=True,
@@ -283,7 +283,7 @@ TRAITS: Mapping[str, Traits] = {
     ),
     "prob_cover": Traits(
         "balls that cover most rows",
-        "few rows are labelled, embeddings are good, and typical rows should come first.",
+        "few rows are labelled, embeddings are good, and typical rows should come first. Not on TF-IDF of short texts.",
         "raystream.selection.strategies.prob_cover:prob_cover_strategy",
         "51 s",
         embedding=True,
