@@ -158,7 +158,7 @@ class Edges:
     Attributes:
         start: (n + 1,) int64.
         index: (e,) int32, ascending within each row.
-        full: (n,) bool, the rows that have as many as were allowed, and perhaps more than were kept.
+        full: (n,) bool, the rows that may have more than were kept.
         facts: see `Neighbours`.
     """
 
@@ -286,11 +286,27 @@ class Index:
         self._place[self._rows.order] = np.arange(len(x))
         self._spans: Array | None = None
 
-    def search(self, k: int, radius: float, keep: Callable[[NearBlock], Result], compared: int = COMPARED) -> tuple[list[Result], Facts]:
-        """Apply `keep` to one block of rows after another with those near them: within the radius, and among the k nearest."""
+    def search(
+        self,
+        k: int,
+        radius: float,
+        keep: Callable[[NearBlock], Result],
+        compared: int = COMPARED,
+        *,
+        of: Array | None = None,
+        at_once: int = _QUERIES,
+    ) -> tuple[list[Result], Facts]:
+        """Apply `keep` to one block of rows after another with those near them: within the radius, and among the k nearest.
+
+        With `of`, to these rows alone, `at_once` of them, with all that were compared and lie within the radius; k says how well is looked.
+        """
         if k == 0:
             return [], {"index": "exact", "recall": 1.0}
         probes, facts = self._probes(k, compared)
+        wanted = np.ones(len(self._place), dtype=bool)
+        if of is not None:
+            wanted[:] = False
+            wanted[self._place[of]] = True
 
         def start() -> Callable[[tuple[int, Array]], list[Result]]:
             room = Room()
@@ -299,18 +315,16 @@ class Index:
                 number, places = item
                 probed = [0] if self._lists is None else self._lists.probed(number, probes, k + 1)
                 rows, places, stretches = self._rows.around(places, self._stretches(probed))
-                blocks = (places[begin : begin + _QUERIES] for begin in range(0, len(places), _QUERIES))
-                return [keep(NearBlock(rows, block, rows.find(block, stretches, k, radius, room))) for block in blocks]
+                blocks = (places[begin : begin + at_once] for begin in range(0, len(places), at_once))
+                nearest = k if of is None else None
+                return [keep(NearBlock(rows, block, rows.find(block, stretches, nearest, radius, room))) for block in blocks]
 
             return compare
 
         # all of a list is seen from the middle of it
-        step = _QUERIES if self._lists is None else len(self._place)
-        parts = (
-            (number, np.arange(begin, min(begin + step, stop)))
-            for number, (start, stop) in enumerate(pairwise(self._start.tolist()))
-            for begin in range(start, stop, step)
-        )
+        step = at_once if self._lists is None else len(self._place)
+        members = (np.flatnonzero(wanted[start:stop]) + start for start, stop in pairwise(self._start.tolist()))
+        parts = ((number, places[begin : begin + step]) for number, places in enumerate(members) for begin in range(0, len(places), step))
         return [result for results in each(parts, start) for result in results], facts
 
     def _stretches(self, lists: Iterable[int]) -> Stretches:
@@ -334,23 +348,23 @@ class Index:
         facts: Facts = {"index": f"{len(lists.members)} inverted lists, {probes} probed", "recall": round(float(recall[probes - 1]), 4)}
         return probes, facts
 
-    def edges(self, radius: float, most: int, compared: int = COMPARED) -> Edges:
-        """See `within`."""
+    def edges(self, radius: float, most: int, compared: int = COMPARED, *, of: Array | None = None, at_once: int = _QUERIES) -> Edges:
+        """See `within`. With `of`, (m,) int64, all neighbours that are found of these rows, and none of others, which are full then."""
         n = len(self._place)
         most = max(min(most, n - 1), 0)
         count = np.zeros(n, dtype=np.int64)
 
         def keep(block: NearBlock) -> tuple[Array, Array]:
-            count[block.rows], index = block.within(radius, most)
+            count[block.rows], index = block.within(radius, most if of is None else n)
             return block.rows, index
 
-        blocks, facts = self.search(most, radius, keep, compared)
+        blocks, facts = self.search(most, radius, keep, compared, of=of, at_once=at_once)
         start = np.concatenate([[0], np.cumsum(count)])
         index = np.empty(start[-1], dtype=np.int32)
         for rows, kept in blocks:
             ends = np.cumsum(count[rows])
             index[np.arange(len(kept)) + np.repeat(start[rows] - (ends - count[rows]), count[rows])] = kept
-        return Edges(start, index, count >= most, facts)
+        return Edges(start, index, count >= most if of is None or len(of) == n else np.ones(n, dtype=bool), facts)
 
     def balls(self, rows: Array, radius: float, covered: Array) -> list[Array]:
         """Find for each of `rows` (m,) int64 the rows within the radius, itself included, int64 and ascending.

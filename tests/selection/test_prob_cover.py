@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import KINDS, data, distances_to, greedy, pools
@@ -112,6 +113,39 @@ def test_few_edges_still_cover_almost_as_much():
     )
     assert chance < cut - 0.02
     assert cut > 0.8 * whole
+
+
+@pytest.mark.parametrize("exact", [100_000, 0], ids=["exact", "lists"])
+def test_balls_that_are_too_large_are_compared_by_rows_drawn(exact, monkeypatch):
+    """Where every ball holds more rows than are counted, the larger group still comes first, and a pick covers its whole ball."""
+    monkeypatch.setattr(Balls.__init__, "__kwdefaults__", {"exact": exact, "kept": None})
+    of = np.repeat([0, 1, 2], [3000, 12_000, 6000])
+    x = (100 * np.eye(3, 8)[of] + 0.1 * np.random.default_rng(0).standard_normal((len(of), 8))).astype(np.float32)
+    candidates = Candidates(shards=LocalShards.of_array(x))
+    result = choose(candidates, strategy="prob_cover", budget=4, args={"delta": 10.0, "edges": 40})
+    assert of[result.rows[:3]].tolist() == [1, 2, 0]
+    assert result.gain.tolist() == [12_000, 6000, 3000, 0]
+    assert len(Balls(x, 10.0, 40, 0, exact=exact).edges.index) <= 40 * len(x)
+
+
+def test_rows_drawn_choose_nearly_as_well():
+    """Counted by a third of what balls hold, about 28 rows each, the batch covers nearly as much, whatever the number of threads."""
+    rng = np.random.default_rng(0)
+    x = (4 * rng.standard_normal((60, 6))[rng.integers(0, 60, 12_000)] + rng.standard_normal((12_000, 6))).astype(np.float32)
+    delta = 3.0
+
+    def covered(rows):
+        return float(np.mean([(distances_to(x[rows], row) <= delta**2).any() for row in x[::10]]))
+
+    whole, drawn = (prob_cover(x, 60, delta=delta, edges=edges) for edges in (len(x), 40))
+    assert drawn.tolist() != whole.tolist()
+    assert covered(drawn) >= 0.95 * covered(whole)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        np.testing.assert_array_equal(prob_cover(x, 60, delta=delta, edges=40), drawn)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_in_a_query():

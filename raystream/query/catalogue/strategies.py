@@ -293,7 +293,7 @@ TRAITS: Mapping[str, Traits] = {
             "purity": fraction(0.5, "the share of balls that are pure at `delta`; 0.95 in the paper, where the clusters are the classes"),
             "edges": count(
                 None,
-                "of the nearest rows of each row, by which gains are counted",
+                "rows of each ball, on average, by which gains are counted: of larger balls, those drawn by hashes",
                 "all up to 8,192 rows, 671 at 100,000, 67 at a million",
             ),
             "clusters": count(

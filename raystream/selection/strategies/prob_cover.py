@@ -4,7 +4,8 @@ Yehuda et al., *Active learning through a covering lens*, 2022.
 
 The radius is that of balls which lie within one cluster (section 3.2), half of them where the paper asks for 95%: k-means cuts through real
 groups wherever it is asked for another number of clusters, and a radius at which next to no ball meets a cut is one at which most rows
-are alone (benchmarks/LOG.md). The rows within it of each row are a graph with a limited number of edges, whole where one is asked for.
+are alone (benchmarks/LOG.md). What balls hold is a graph with a limited number of edges: where there would be more, rows drawn by hashes
+stand for all when gains are counted. A chosen row's ball is whole.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from raystream.selection.rows import Array, Metric, as_rows, squared_distances, 
 from raystream.selection.shards import DEFAULT_MEMORY
 from raystream.selection.strategies.core_set import farthest_first
 from raystream.selection.strategy import Candidates, Kept, Picked, Request, derive, embeddings, gathered
-from raystream.threads import each
+from raystream.threads import each, one_thread
 
 _SAMPLE = 1000
 _BLOCK = 8192
@@ -100,17 +101,31 @@ def _everything(x: Array) -> float:
     return 2 * max(float(np.sqrt(squared_distances(x[i : i + _BLOCK], mean).max())) for i in range(0, len(x), _BLOCK))
 
 
+def _mean_ball(x: Array, radius: float, seed: int) -> float:
+    """Estimate how many other rows there are within the radius of a row, by 1,000 rows and up to 8,192 others."""
+    of, others = sample(len(x), _SAMPLE, seed), sample(len(x), _BLOCK, seed + 1)
+    middle = x[of].mean(axis=0, dtype=np.float64)
+    a, b = x[of] - middle, x[others] - middle
+    with one_thread():
+        squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * (torch.from_numpy(a) @ torch.from_numpy(b.T)).numpy()
+    inside = (squared <= np.square(np.float64(radius))) & (of[:, None] != others)
+    return float(inside.sum()) / (len(of) * len(others)) * len(x)
+
+
 _BALLS = 16
 """Balls that one product makes, for about what one of them costs."""
 _PAIRS = 1 << 22
 """Rows in these balls, about, by the largest of those made before."""
+_AT_ONCE = 1024
+"""Balls whose edges are found together, at most."""
 
 
 class Balls:
     """Balls around the (n, d) float32 rows `x`, whose edges `kept` may hold.
 
     Attributes:
-        edges: from each row to the rows of its ball but itself, the nearest `most` of them.
+        edges: from each row to the rows of its ball but itself; where balls hold more than `most` on average, from so many rows drawn by
+            hashes that there are about n * most edges.
     """
 
     def __init__(self, x: Array, radius: float, most: int, seed: int, *, exact: int = EXACT, kept: Kept | None = None) -> None:
@@ -118,7 +133,17 @@ class Balls:
         self._whole: dict[int, Array] = {}
         self._largest = len(x)
         parameters = {"radius": radius, "most": most, "seed": seed, "exact": exact, "compared": COMPARED}
-        self.edges = Edges.kept(derive(kept, "edges 2", parameters, lambda: self._index.edges(radius, most).arrays()))
+        self.edges = Edges.kept(derive(kept, "edges 3", parameters, lambda: self._edges(most).arrays()))
+
+    def _edges(self, most: int) -> Edges:
+        """Find the edges: within a ball rows are counted, none is nearer than another."""
+        n = len(self._x)
+        if most >= n - 1:
+            return self._index.edges(self._radius, most)
+        size = max(_mean_ball(self._x, self._radius, self._seed), 1.0)
+        # a power of two: the last bit of a product changes nothing
+        count = n if size <= most else 1 << max(int(n * most / size).bit_length() - 1, 0)
+        return self._index.edges(self._radius, most, of=sample(n, count, self._seed), at_once=min(max(int(_PAIRS / size), 1), _AT_ONCE))
 
     def uncovered(self, row: int, covered: Array, next_ones: Callable[[], Array]) -> Array:
         """Find int64 rows of the whole ball around `row`, itself included, that are not `covered` (n,) bool; ascending.
@@ -149,7 +174,8 @@ _EDGES = 1 << 26
 _FEWEST_EDGES = 32
 _EDGES_AT_ONCE = 1 << 21
 _OUT = -(1 << 40)
-_LEADING = 512
+_LEADING = 1 << 14
+"""Rows among which those are looked for whose balls are made beside a chosen one's: the largest gains are often all of one group."""
 
 
 def prob_cover(
@@ -178,8 +204,8 @@ def prob_cover(
         delta: the radius that a label is believed in, above 0; left out, that of `pure_radius`.
         purity: see `pure_radius`.
         clusters: the number of pseudo-labels, see `pure_radius`.
-        edges: how many of the nearest rows of each row the gains are counted by; left out, all in pools of up to
-            8,192 rows, 671 at 100,000, 67 at a million. What a chosen row covers is its whole ball.
+        edges: rows of each ball, on average, that gains are counted by: where balls hold more, rows drawn by hashes stand for all. Left
+            out, all in pools of up to 8,192 rows, 671 at 100,000, 67 at a million. What a chosen row covers is its whole ball.
         memory: bytes that the rows may take as float32.
 
     Returns:
@@ -233,8 +259,8 @@ def _near_labelled(x: Array, labelled: Array, delta: float) -> Array:
 class _Cover:
     """The greedy cover: what is covered, and how many rows each row would add.
 
-    A row's gain is the number of uncovered rows that have an edge to it, itself included: all that are in its ball,
-    unless some of their balls were cut.
+    A row's gain is the number of uncovered rows that have an edge to it, itself included: all that are in its ball, or those of them that
+    were drawn.
     """
 
     def __init__(self, x: Array, balls: Balls, covered: Array) -> None:
