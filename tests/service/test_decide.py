@@ -113,6 +113,30 @@ def test_many_at_a_time_lose_and_double_nothing(served: Served) -> None:
     assert sum(log.column("chosen").to_pylist()) <= -(-log.num_rows // 5)
 
 
+def test_a_quick_decision_is_made_where_the_request_came_in(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nobody waits; the thread for the others makes the first, whatever isn't at hand, and for a while all after a slow one."""
+    where: list[bool] = []
+    through = WarmModel.decide
+
+    def noted(model: WarmModel, batch: Any) -> Any:
+        where.append(threading.current_thread().name == "raystream-decide")
+        return through(model, batch)
+
+    monkeypatch.setattr(WarmModel, "decide", noted)
+    monkeypatch.setattr("raystream.service.streams._QUICK_SECONDS", 60.0)
+    table = pool_table(6, 1000)
+    for place in range(3):
+        decide(served, f"r{place}", rows_of(table.slice(place, 1)))
+    assert where == [True, False, False]
+    assert decide(served, "r2", rows_of(table.slice(2, 1)))["decisions"][0]["rid"] == table["rid"][2].as_py()
+    decide(served, "r2", rows_of(table.slice(3, 1)), 422)
+    monkeypatch.setattr("raystream.service.streams._QUICK_SECONDS", 0.0)
+    for place in range(3, 6):
+        decide(served, f"r{place}", rows_of(table.slice(place, 1)))
+    assert where[-3:] == [False, True, True]
+    assert decisions().column("rid").to_pylist()[100:] == table["rid"].to_pylist()
+
+
 def test_what_rows_can_not_be_is_said_by_field(served: Served) -> None:
     """And decides nothing."""
     good = rows_of(pool_table(2, 500))
