@@ -349,7 +349,7 @@ class Index:
         return probes, facts
 
     def edges(self, radius: float, most: int, compared: int = COMPARED, *, of: Array | None = None, at_once: int = _QUERIES) -> Edges:
-        """See `within`. With `of`, (m,) int64, all neighbours that are found of these rows, and none of others, which are full then."""
+        """See `within`. With `of`, (m,) int64, all neighbours that are found of these rows, and none of others, which are full."""
         n = len(self._place)
         most = max(min(most, n - 1), 0)
         count = np.zeros(n, dtype=np.int64)
@@ -364,7 +364,12 @@ class Index:
         for rows, kept in blocks:
             ends = np.cumsum(count[rows])
             index[np.arange(len(kept)) + np.repeat(start[rows] - (ends - count[rows]), count[rows])] = kept
-        return Edges(start, index, count >= most if of is None or len(of) == n else np.ones(n, dtype=bool), facts)
+        full = count >= most
+        if of is not None and self._lists is None:
+            full = ~np.isin(np.arange(n), of)
+        elif of is not None and len(of) < n:
+            full[:] = True
+        return Edges(start, index, full, facts)
 
     def balls(self, rows: Array, radius: float, covered: Array) -> list[Array]:
         """Find for each of `rows` (m,) int64 the rows within the radius, itself included, int64 and ascending.

@@ -12,6 +12,7 @@ import gc
 import hashlib
 import json
 import logging
+import math
 import queue
 import threading
 import time
@@ -43,12 +44,12 @@ _WAITING_BYTES = 1 << 30
 """Of the tensors of requests that wait, beside one that is larger itself."""
 _LOOK_SECONDS = 5.0
 """Between looks, while nobody asks, whether what was answered is to have its file of decisions."""
-_QUICK_SECONDS = 0.005
-"""A decision that takes no longer, the disk included, holds up other requests less than waking threads for it would."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 64.0
-"""Seconds for which no decision is tried in the requests' own thread after one that took longer; twice as many after each further one."""
+_QUICK_SECONDS, _FEW_ROWS = 0.005, 8
+"""A decision on so few rows that took no longer the last time, the disk included, holds up other requests less than waking threads does."""
 _APART_SECONDS, _IN_A_ROW = 0.001, 8
 """Of requests that come closer upon each other than this, more are better decided on together."""
+_LEFT_SECONDS = 60.0
+"""For which no request is decided on in its own thread after one that couldn't be."""
 _SETTLERS = 2
 """Threads that wait for the disk: while one does, what comes meanwhile need not wait for it first."""
 _log = logging.getLogger("raystream.service")
@@ -167,8 +168,10 @@ class Decider:
         self._threads: list[threading.Thread] = []
         self._loading: Future[WarmModel] | None = None
         self._held = self._waiting = 0
-        # for the thread that requests come in: when the last was through, how many came right after each other, and when one is tried next
-        self._last, self._close, self._try_at, self._pause = 0.0, 0, 0.0, _FIRST_PAUSE
+        # seconds of the last decision and of the last wait for the disk, wherever they were
+        self._took = self._synced_in = math.inf
+        # for the thread that requests come in: when the last was through, how many came right after each other, and when one is tried again
+        self._last, self._close, self._try_at = 0.0, 0, 0.0
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="raystream-read")
 
     @property
@@ -209,27 +212,39 @@ class Decider:
         began = time.monotonic()
         self._close = self._close + 1 if began < self._last + _APART_SECONDS else 0
         self._last = began
-        if began < self._try_at or self._close >= _IN_A_ROW or not self._deciding.acquire(blocking=False):
+        quick = self._took + self._synced_in <= _QUICK_SECONDS and len(waiting.ids) <= _FEW_ROWS and began >= self._try_at
+        if not quick or self._close >= _IN_A_ROW or not self._deciding.acquire(blocking=False):
             return False
         try:
             if not model.at_hand(waiting):
                 return False
-            found = model.decide([waiting])
+            found = self._timed(model, [waiting])
         except Exception:
-            return False  # they find out why
+            self._try_at = time.monotonic() + _LEFT_SECONDS
+            return False  # the others find out why
         finally:
             self._deciding.release()
         self._count(len(waiting.ids))
-        if found.synced():
-            self._answer([waiting], found)
-        else:
+        if self._took > _QUICK_SECONDS or not self._kept(found):
             self._written.put(_WrittenBatch([waiting], found))
-        self._last = time.monotonic()
-        if self._last - began > _QUICK_SECONDS:
-            self._try_at, self._pause = self._last + self._pause, min(2 * self._pause, _LONGEST_PAUSE)
         else:
-            self._pause = _FIRST_PAUSE
+            self._answer([waiting], found)
+        self._last = time.monotonic()
         return True
+
+    def _timed(self, model: WarmModel, batch: list[Waiting]) -> Found:
+        """Decide on some requests, and note how long that took."""
+        began = time.monotonic()
+        found = model.decide(batch)
+        self._took = time.monotonic() - began
+        return found
+
+    def _kept(self, found: Found) -> bool:
+        """Wait for the disk, and note for how long; False if what was decided may not count."""
+        began = time.monotonic()
+        kept = found.synced()
+        self._synced_in = time.monotonic() - began
+        return kept
 
     def _count(self, rows: int) -> None:
         self._metrics.add("raystream_decide_batches_total", stream=self._name)
@@ -313,7 +328,7 @@ class Decider:
         """Decide on some requests, and have the disk waited for."""
         try:
             with self._deciding:
-                found = model.decide(batch)
+                found = self._timed(model, batch)
         except Exception:
             self._one_by_one(model, batch)
             return
@@ -340,7 +355,7 @@ class Decider:
             for one in some[::-1]:  # the last was written last
                 segment = id(one.found.written.segment)
                 if segment not in kept:
-                    kept[segment] = one.found.synced()
+                    kept[segment] = self._kept(one.found)
             for one in some:
                 if kept[id(one.found.written.segment)]:
                     self._answer(one.requests, one.found)

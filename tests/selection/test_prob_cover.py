@@ -128,6 +128,25 @@ def test_balls_that_are_too_large_are_compared_by_rows_drawn(exact, monkeypatch)
     assert len(Balls(x, 10.0, 40, 0, exact=exact).edges.index) <= 40 * len(x)
 
 
+@pytest.mark.parametrize("kind", ["copies", "one-hot", "outliers"])
+def test_the_number_of_edges_is_kept_to_where_rounding_decides_what_balls_hold(kind):
+    """Copies within a radius far below the spread, distances that are the radius itself, rows a trillion times as far out as the others."""
+    rng = np.random.default_rng(2)
+    if kind == "copies":
+        x, radius = rng.standard_normal((2, 16))[rng.integers(0, 2, 12_000)], 1e-9
+    elif kind == "one-hot":
+        x, radius = np.eye(8)[rng.integers(0, 8, (12_000, 4))].reshape(-1, 32), np.nextafter(np.sqrt(2), 0)
+    else:
+        x, radius = rng.standard_normal((12_000, 4)), 1.0
+        x[:3] *= 1e12
+    x = x.astype(np.float32)
+    held = float(np.mean([(np.sqrt(distances_to(x, row)) <= radius).sum() - 1 for row in x[::40]]))
+    for most in (2, 40):
+        edges = Balls(x, float(radius), most, 0).edges
+        assert len(edges.index) <= 1.5 * most * len(x)
+        assert len(edges.index) >= 0.5 * min(most, held) * len(x)
+
+
 def test_rows_drawn_choose_nearly_as_well():
     """Counted by a third of what balls hold, about 28 rows each, the batch covers nearly as much, whatever the number of threads."""
     rng = np.random.default_rng(0)

@@ -19,7 +19,7 @@ from served import Served
 from streams import arrive, decisions, make_stream
 from streams import run as look
 
-from raystream.errors import StoreUnreachable
+from raystream.errors import DataError, StoreUnreachable
 from raystream.loop.streams.log import StreamLog
 from raystream.loop.streams.requests import RequestedRows, StreamRequest
 from raystream.pool.columns import Column, decode
@@ -114,27 +114,44 @@ def test_many_at_a_time_lose_and_double_nothing(served: Served) -> None:
 
 
 def test_a_quick_decision_is_made_where_the_request_came_in(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While nobody waits; the thread for the others makes the first, whatever isn't at hand, and for a while all after a slow one."""
-    where: list[bool] = []
+    """While nobody waits; the thread for the others makes the first, those of many rows, and what comes after a slow or a failed one."""
+    where: list[str] = []
     through = WarmModel.decide
+    fails = False
 
     def noted(model: WarmModel, batch: Any) -> Any:
-        where.append(threading.current_thread().name == "raystream-decide")
+        where.append("others" if threading.current_thread().name == "raystream-decide" else "own")
+        if fails:
+            raise DataError("no number")
         return through(model, batch)
 
     monkeypatch.setattr(WarmModel, "decide", noted)
     monkeypatch.setattr("raystream.service.streams._QUICK_SECONDS", 60.0)
-    table = pool_table(6, 1000)
-    for place in range(3):
-        decide(served, f"r{place}", rows_of(table.slice(place, 1)))
-    assert where == [True, False, False]
+    table = pool_table(30, 1000)
+
+    def asked(place: int, count: int = 1, status: int = 200) -> list[str]:
+        where.clear()
+        decide(served, f"r{place}", rows_of(table.slice(place, count)), status)
+        return list(where)
+
+    assert asked(0) == ["others"]
+    assert asked(1) == asked(2) == ["own"]
+    assert asked(3, 9) == ["others"]
+    assert asked(12) == ["own"]
     assert decide(served, "r2", rows_of(table.slice(2, 1)))["decisions"][0]["rid"] == table["rid"][2].as_py()
     decide(served, "r2", rows_of(table.slice(3, 1)), 422)
     monkeypatch.setattr("raystream.service.streams._QUICK_SECONDS", 0.0)
-    for place in range(3, 6):
-        decide(served, f"r{place}", rows_of(table.slice(place, 1)))
-    assert where[-3:] == [False, True, True]
-    assert decisions().column("rid").to_pylist()[100:] == table["rid"].to_pylist()
+    assert asked(13) == asked(14) == ["others"]
+    monkeypatch.setattr("raystream.service.streams._QUICK_SECONDS", 60.0)
+    assert asked(15) == ["own"]
+    fails = True
+    assert asked(16, status=422) == ["own", "others", "others"]
+    assert asked(16, status=422) == ["others", "others"]
+    fails = False
+    assert asked(16) == ["others"]
+    assert decisions().column("rid").to_pylist()[100:] == table["rid"].to_pylist()[:17]
+    decider = served.client.app.state.deciders._deciders["s"]  # type: ignore[attr-defined]
+    assert (decider._waiting, decider._held) == (0, 0)
 
 
 def test_what_rows_can_not_be_is_said_by_field(served: Served) -> None:

@@ -269,11 +269,12 @@ class RequestedRows:
             self._note_folded(wait=not due)
 
     def at_hand(self, request: str) -> bool:
-        """Whether a request of this id is decided on without a look at any file, and appended to the one that is open."""
+        """Whether a request of this id is decided on at once: without a look at any file, or at all that was decided, in what is open."""
         there = self._open
         if self._behind or self._state is None or there is None or there.segment.lost or not self._is_young(there):
             return False
-        return self._progress.model == self._model and not self._known.parts(request)
+        noted = self._folding is None or not self._folding[1].done()
+        return noted and self._progress.model == self._model and not self._known.parts(request)
 
     def _is_young(self, there: _Open) -> bool:
         return there.rows < _FOLD_ROWS and self._clock() < there.since + FOLD_SECONDS

@@ -51,7 +51,8 @@ def cluster_margin(
         metric: `cosine` works on rows divided by their lengths.
         seed: of the first centres.
         clusters: of all rows; left out, 2 k.
-        m: at least 1; 1.25 for clean pools to 10 for redundant ones. Once the shortlist holds rows of k clusters, a longer one is the same.
+        m: at least 1; 1.25 for clean pools to 10 for redundant ones. A longer one changes
+            nothing once rows of k clusters are in it, unless constraints block some.
         memory: bytes that rows may take as float32; of more of them, samples are gathered, and passes read the rest.
 
     Returns:

@@ -21,6 +21,7 @@ from raystream.errors import QueryError
 from raystream.selection.arguments import checked_seed, count, labelled_of, shards_of
 from raystream.selection.clusters import clusters, sample, scale_power
 from raystream.selection.constraints import Constraints
+from raystream.selection.near_pairs import pairs_within
 from raystream.selection.neighbours import COMPARED, EXACT, Edges, Index
 from raystream.selection.represents import assign
 from raystream.selection.rows import Array, Metric, as_rows, squared_distances, vectors
@@ -101,17 +102,24 @@ def _everything(x: Array) -> float:
     return 2 * max(float(np.sqrt(squared_distances(x[i : i + _BLOCK], mean).max())) for i in range(0, len(x), _BLOCK))
 
 
-def _mean_ball(x: Array, radius: float, seed: int) -> float:
-    """Estimate how many other rows there are within the radius of a row, by 1,000 rows and up to 8,192 others."""
-    of, others = sample(len(x), _SAMPLE, seed), sample(len(x), _BLOCK, seed + 1)
+def _balls_of_some(x: Array, radius: float, seed: int) -> Array:
+    """Estimate for 512 of the rows, (m,) float64, how many others lie within the radius: by the definition, of up to 2,048 others."""
+    of, others = sample(len(x), _BALLS_SEEN, seed), sample(len(x), _OTHERS_SEEN, seed + 1)
     middle = x[of].mean(axis=0, dtype=np.float64)
-    a, b = x[of] - middle, x[others] - middle
+    a, b = torch.from_numpy(x[of] - middle), torch.from_numpy(x[others] - middle)
     with one_thread():
-        squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * (torch.from_numpy(a) @ torch.from_numpy(b.T)).numpy()
-    inside = (squared <= np.square(np.float64(radius))) & (of[:, None] != others)
-    return float(inside.sum()) / (len(of) * len(others)) * len(x)
+        sums = a.square().sum(1)[:, None] + b.square().sum(1)
+        beyond = (sums - 2 * (a @ b.T)).sub_(radius * radius).numpy()
+        error = sums.numpy() * (x.shape[1] + 8) * 2.0**-50
+    inside = beyond < -error
+    row, other = np.nonzero(np.abs(beyond) <= error)
+    inside[row, other] = pairs_within(x, of[row], others[other], radius)
+    inside &= of[:, None] != others
+    result: Array = inside.sum(axis=1) * (len(x) / len(others))
+    return result
 
 
+_BALLS_SEEN, _OTHERS_SEEN = 512, 2048
 _BALLS = 16
 """Balls that one product makes, for about what one of them costs."""
 _PAIRS = 1 << 22
@@ -140,10 +148,10 @@ class Balls:
         n = len(self._x)
         if most >= n - 1:
             return self._index.edges(self._radius, most)
-        size = max(_mean_ball(self._x, self._radius, self._seed), 1.0)
-        # a power of two: the last bit of a product changes nothing
-        count = n if size <= most else 1 << max(int(n * most / size).bit_length() - 1, 0)
-        return self._index.edges(self._radius, most, of=sample(n, count, self._seed), at_once=min(max(int(_PAIRS / size), 1), _AT_ONCE))
+        size = _balls_of_some(self._x, self._radius, self._seed)
+        count = min(int(n * most / max(float(size.mean()), 1.0)), n)
+        at_once = min(max(int(_PAIRS / max(float(size.max()), 1.0)), 1), _AT_ONCE)
+        return self._index.edges(self._radius, most, of=sample(n, max(count, 1), self._seed), at_once=at_once)
 
     def uncovered(self, row: int, covered: Array, next_ones: Callable[[], Array]) -> Array:
         """Find int64 rows of the whole ball around `row`, itself included, that are not `covered` (n,) bool; ascending.
