@@ -146,7 +146,7 @@ class WarmModel:
             self._rows.fold(due=due)
 
     def at_hand(self, waiting: Waiting) -> bool:
-        """Whether a request can be decided on with no file but the log's open one."""
+        """Tell whether a request can be decided on with no file but the log's open one."""
         return self._rows is not None and self._rows.at_hand(waiting.request)
 
     def decide(self, batch: list[Waiting]) -> Found:

@@ -269,7 +269,7 @@ class RequestedRows:
             self._note_folded(wait=not due)
 
     def at_hand(self, request: str) -> bool:
-        """Whether a request of this id is decided on at once: without a look at any file, or at all that was decided, in what is open."""
+        """Tell whether a request of this id is decided on at once, without a look at a file or at all that was decided."""
         there = self._open
         if self._behind or self._state is None or there is None or there.segment.lost or not self._is_young(there):
             return False
