@@ -285,7 +285,7 @@ TRAITS: Mapping[str, Traits] = {
         "balls that cover most rows",
         "few rows are labelled, embeddings are good, and typical rows should come first. Not on TF-IDF of short texts.",
         "raystream.selection.strategies.prob_cover:prob_cover_strategy",
-        "51 s",
+        "60 s",
         embedding=True,
         keys=_keys("metric"),
         args={
