@@ -225,10 +225,10 @@ class Decider:
         finally:
             self._deciding.release()
         self._count(len(waiting.ids))
-        if self._took > _QUICK_SECONDS or not self._kept(found):
-            self._written.put(_WrittenBatch([waiting], found))
-        else:
+        if self._kept(found):
             self._answer([waiting], found)
+        else:
+            self._written.put(_WrittenBatch([waiting], found))
         self._last = time.monotonic()
         return True
 
