@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from numpy.typing import ArrayLike
@@ -74,8 +75,14 @@ class Parts:
     prediction: Tensor
     gap: Tensor
     rest: Tensor
-    spread: Tensor
     temperature: float
+    below: Tensor  # (n_rows, n_classes), z_c - z1, and its exp, which `spread` is computed in
+    weights: Tensor
+
+    @cached_property
+    def spread(self) -> Tensor:
+        """Compute what entropy alone asks for."""
+        return self.weights.mul_(self.below).sum(dim=1)
 
 
 def entropy(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
@@ -188,8 +195,7 @@ def _parts(logits: Tensor, temperature: float) -> Parts:
     below.clamp_(min=_UNDERFLOW)
     weights = below.exp()
     rest = weights.sum(dim=1)
-    spread = weights.mul_(below).sum(dim=1)
-    return Parts(top.squeeze(1), prediction.squeeze(1), gap, rest, spread, temperature)
+    return Parts(top.squeeze(1), prediction.squeeze(1), gap, rest, temperature, below, weights)
 
 
 def entropy_of(parts: Parts) -> Tensor:

@@ -45,8 +45,10 @@ _WAITING_BYTES = 1 << 30
 _LOOK_SECONDS = 5.0
 """Between looks, while nobody asks, whether what was answered is to have its file of decisions."""
 _QUICK_SECONDS, _FEW_ROWS = 0.005, 8
-"""A decision on so few rows that took no longer the last time, the disk included, holds up other requests less than waking threads does."""
-_APART_SECONDS, _IN_A_ROW = 0.001, 8
+"""A decision on so few rows that takes no longer, the disk included, holds up other requests less than waking threads does."""
+_LATELY = 1 / 8
+"""What the latest decision counts for in how long they take: one that the disk held up is no reason to wake threads for the next."""
+_APART_SECONDS, _IN_A_ROW = 0.001, 64
 """Of requests that come closer upon each other than this, more are better decided on together."""
 _LEFT_SECONDS = 60.0
 """For which no request is decided on in its own thread after one that couldn't be."""
@@ -168,7 +170,7 @@ class Decider:
         self._threads: list[threading.Thread] = []
         self._loading: Future[WarmModel] | None = None
         self._held = self._waiting = 0
-        # seconds of the last decision and of the last wait for the disk, wherever they were
+        # seconds that a decision and a wait for the disk take lately, wherever they are made; inf before the first
         self._took = self._synced_in = math.inf
         # for the thread that requests come in: when the last was through, how many came right after each other, and when one is tried again
         self._last, self._close, self._try_at = 0.0, 0, 0.0
@@ -236,14 +238,14 @@ class Decider:
         """Decide on some requests, and note how long that took."""
         began = time.monotonic()
         found = model.decide(batch)
-        self._took = time.monotonic() - began
+        self._took = _lately(self._took, time.monotonic() - began)
         return found
 
     def _kept(self, found: Found) -> bool:
         """Wait for the disk, and note for how long; False if what was decided may not count."""
         began = time.monotonic()
         kept = found.synced()
-        self._synced_in = time.monotonic() - began
+        self._synced_in = _lately(self._synced_in, time.monotonic() - began)
         return kept
 
     def _count(self, rows: int) -> None:
@@ -409,6 +411,11 @@ class _WrittenBatch:
 
     requests: list[Waiting]
     found: Found
+
+
+def _lately(before: float, seconds: float) -> float:
+    """Take in how long something took the last time."""
+    return seconds if math.isinf(before) else before + (seconds - before) * _LATELY
 
 
 def _keep_all(_: object) -> None:

@@ -25,7 +25,7 @@ from raystream.loop.streams import requests as by_request
 from raystream.loop.streams.decided import Decided
 from raystream.loop.streams.log import Progress, StreamLog, fold
 from raystream.loop.streams.requests import FOLD_SECONDS, RequestedRows, StreamRequest
-from raystream.loop.streams.segment import _AHEAD, _FRAME, _MAGIC, read_segment
+from raystream.loop.streams.segment import _FRAME, _MAGIC, _ZEROS, read_segment
 from raystream.store.local import LocalStore
 from raystream.store.opening import open_store
 
@@ -101,7 +101,7 @@ def test_a_log_cut_anywhere_holds_what_was_whole_before_the_cut() -> None:
         ask(first, number)
         sizes.append(size_of_records())
     data = (LOG / "00000002.open").read_bytes()
-    assert len(data) == sizes[0] + _AHEAD
+    assert len(data) == sizes[0] + sum(map(len, _ZEROS))
     assert not any(data[sizes[-1] :])
     data = data[: sizes[-1] + 20]  # of the zeros, more than what begins a record
     _, whole = read_segment(data)

@@ -138,7 +138,11 @@ def kolmogorov_smirnov(first: npt.NDArray[np.float64], second: npt.NDArray[np.fl
     scaled = distance * math.sqrt(len(first) * len(second) / (len(first) + len(second)))
     if scaled < 0.2:  # the series below converges slowly there, to 1 in twelve digits
         return distance, 1.0
-    total = sum((-1) ** (k - 1) * math.exp(-2 * (k * scaled) ** 2) for k in range(1, 101))
+    total = 0.0
+    for k in range(1, 101):
+        before, total = total, total - (-1) ** k * math.exp(-2 * (k * scaled) ** 2)
+        if total == before:
+            break  # what follows is smaller still
     return distance, min(1.0, max(0.0, 2 * total))
 
 

@@ -11,7 +11,9 @@ isn't there yet never becomes one itself: files of decisions have no gaps, or wh
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -34,6 +36,8 @@ FOLD_SECONDS = 30.0
 _FOLD_ROWS = 1 << 14
 """Of requests, that are held until they have it."""
 _PIECES = 32
+_ASKED = 16
+"""Bytes of what tells requests of one id apart."""
 _LONGER = 4
 _CLAIM_PAUSE, _CLAIM_PAUSES = 0.02, 250
 """For which a look that has said that its decisions come next is waited for: it has only to write them."""
@@ -90,7 +94,7 @@ class _Open:
     """What was appended to the segment that is open.
 
     All that its file of decisions needs of a request is made when that is appended, and of few objects: thousands of them that are gone
-    through, or let go, at once take a tenth of a second, for which everybody waits.
+    through, or let go, at once take a tenth of a second, for which everybody waits. So what is known of a request stands in bytes.
 
     Attributes:
         segment: the file.
@@ -99,9 +103,11 @@ class _Open:
         starts: the first row of each piece, and of what is in none yet.
         late: ids of these.
         scores, thresholds, seen, chosen: of the rows, as `Decided` has them.
-        answers: what was asked, the first row and how many there are, by request.
-        said: of the requests, as records name them.
-        hashes: of their ids.
+        places: of the requests, in the order in which they came, by id.
+        asked: what each asked, `_ASKED` bytes.
+        first: the first row of each, int64, and of what comes next.
+        said: of the requests, as records name them, joined by commas.
+        hashes: of their ids, uint64.
     """
 
     segment: Segment
@@ -113,9 +119,11 @@ class _Open:
     thresholds: bytearray = field(default_factory=bytearray)
     seen: bytearray = field(default_factory=bytearray)
     chosen: bytearray = field(default_factory=bytearray)
-    answers: dict[str, tuple[str, int, int]] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)
-    hashes: list[int] = field(default_factory=list)
+    places: dict[str, int] = field(default_factory=dict)
+    asked: bytearray = field(default_factory=bytearray)
+    first: array[int] = field(default_factory=lambda: array("q", [0]))
+    said: bytearray = field(default_factory=bytearray)
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
 
     @property
     def rows(self) -> int:
@@ -135,11 +143,12 @@ class _Open:
         self.thresholds += decided.thresholds.tobytes()
         self.seen += decided.seen.tobytes()
         self.chosen += decided.chosen.tobytes()
-        self.said.append(record.requests)
+        self.said += f"{',' if self.said else ''}{record.requests}".encode()
         for known, asked, count in requests:
-            self.answers[known] = asked, start, count
+            self.places[known] = len(self.places)
+            self.asked += _digest(asked)
+            self.first.append(start := start + count)
             self.hashes.append(_hash(known))
-            start += count
 
     def table(self) -> pa.Table:
         """Return all rows as their file of decisions has them."""
@@ -148,17 +157,17 @@ class _Open:
 
     def answered(self, request: StreamRequest) -> Answer | None:
         """Return what was decided on a request of this id, if it was."""
-        found = self.answers.get(request.id)
-        if found is None:
+        place = self.places.get(request.id)
+        if place is None:
             return None
-        asked, first, count = found
-        if asked != request.asked:
+        if self.asked[place * _ASKED : (place + 1) * _ASKED] != _digest(request.asked):
             return _taken(request)
-        ids = request.ids
+        first, ids = self.first[place], request.ids
+        count = self.first[place + 1] - first
         if count:
-            place = bisect_right(self.starts, first) - 1
-            piece = self.ids[place] if place < len(self.ids) else pa.concat_arrays(self.late)
-            ids = piece.slice(first - self.starts[place], count)
+            piece = bisect_right(self.starts, first) - 1
+            held = self.ids[piece] if piece < len(self.ids) else pa.concat_arrays(self.late)
+            ids = held.slice(first - self.starts[piece], count)
         return self._rows(first, count, ids).as_told(self.segment.begun.schema)
 
     def _rows(self, first: int, count: int, ids: pa.Array) -> Decided:
@@ -261,7 +270,7 @@ class RequestedRows:
             self._progress, self._saved, self._open = progress, saved, None
 
             def commit() -> Progress | None:
-                return self._log.commit_decisions(there.table(), progress, saved, about(there.said), logged=True)
+                return self._log.commit_decisions(there.table(), progress, saved, about([there.said.decode()]), logged=True)
 
             self._behind = True  # unless it comes to be written
             self._folding = there, self._aside(commit)
@@ -292,6 +301,10 @@ class RequestedRows:
         part = self._progress.parts
         self._known.add(there.hashes, part)
         self._read = part
+        let_go = [there]
+        del there
+        # a file whose name is gone is removed when it is closed, which nobody who waits for a decision should wait for
+        threading.Thread(target=let_go.clear, name="raystream-let-go", daemon=True).start()
 
     def _decide(self, requests: Sequence[StreamRequest]) -> dict[str, Answer] | None:
         """Return the decisions on new requests, by their ids; None if somebody else's come first."""
@@ -403,7 +416,7 @@ class _Seen:
         """Note requests, by the hashes of their ids, with the number of their file."""
         if not hashes:
             return
-        late = np.sort(np.array(hashes, np.uint64))
+        late = np.sort(np.asarray(hashes, np.uint64))
         piece = late, np.full(len(late), part, np.uint32)
         while self._pieces and len(self._pieces[-1][0]) < _LONGER * len(piece[0]):
             before = self._pieces.pop()
@@ -425,6 +438,10 @@ class _Seen:
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def _digest(asked: str) -> bytes:
+    return hashlib.sha256(asked.encode()).digest()[:_ASKED]
 
 
 def _at_once(commit: Commit) -> Future[Progress | None]:

@@ -39,8 +39,8 @@ from raystream.loop.streams.decided import Decided, Numbers
 from raystream.store.protocol import Store
 
 _FRAME = struct.Struct("<IQ")
-_AHEAD = 1 << 20
-"""Zeros that are written at a time, over which records come to lie."""
+_ZEROS = [bytes(1 << 12)] * 64
+"""What is written at a time, over which records come to lie: one page of memory, again and again."""
 _as_json = json.JSONEncoder(separators=(",", ":")).encode
 _LENGTH = struct.Struct("<I")
 _IDS = ["ids"]
@@ -132,7 +132,7 @@ class Segment:
         data, at = memoryview(frame), self._end
         try:
             if at + len(data) > self._size:
-                self._size = at + len(data) + os.pwrite(self._descriptor, bytes(_AHEAD), at + len(data))
+                self._size = at + len(data) + os.pwritev(self._descriptor, _ZEROS, at + len(data))
             while data:
                 written = os.pwrite(self._descriptor, data, at)
                 data, at = data[written:], at + written
