@@ -30,7 +30,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from numpy.typing import ArrayLike
@@ -75,14 +74,8 @@ class Parts:
     prediction: Tensor
     gap: Tensor
     rest: Tensor
+    spread: Tensor
     temperature: float
-    below: Tensor  # (n_rows, n_classes), z_c - z1, and its exp, which `spread` is computed in
-    weights: Tensor
-
-    @cached_property
-    def spread(self) -> Tensor:
-        """Compute what entropy alone asks for."""
-        return self.weights.mul_(self.below).sum(dim=1)
 
 
 def entropy(logits: ArrayLike | None = None, *, probabilities: ArrayLike | None = None, temperature: float = 1.0) -> InKind:
@@ -195,7 +188,8 @@ def _parts(logits: Tensor, temperature: float) -> Parts:
     below.clamp_(min=_UNDERFLOW)
     weights = below.exp()
     rest = weights.sum(dim=1)
-    return Parts(top.squeeze(1), prediction.squeeze(1), gap, rest, temperature, below, weights)
+    spread = weights.mul_(below).sum(dim=1)
+    return Parts(top.squeeze(1), prediction.squeeze(1), gap, rest, spread, temperature)
 
 
 def entropy_of(parts: Parts) -> Tensor:

@@ -63,8 +63,8 @@ class Found:
         """Wait for the disk; False if what was decided may not count."""
         try:
             return self.written.sync()
-        except RaystreamError as error:
-            _log.error("decisions could not be kept, and are made again: %s", error)
+        except Exception as error:
+            _log.error("decisions could not be kept, and are made again: %s", error, exc_info=not isinstance(error, RaystreamError))
             return False
 
     def answers(self) -> list[dict[str, Any] | QueryError]:

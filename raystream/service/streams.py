@@ -46,9 +46,10 @@ _LOOK_SECONDS = 5.0
 """Between looks, while nobody asks, whether what was answered is to have its file of decisions."""
 _QUICK_SECONDS, _FEW_ROWS = 0.005, 8
 """A decision on so few rows that takes no longer, the disk included, holds up other requests less than waking threads does."""
-_LATELY = 1 / 8
-"""What the latest decision counts for in how long they take: one that the disk held up is no reason to wake threads for the next."""
-_APART_SECONDS, _IN_A_ROW = 0.001, 64
+_LATELY, _AT_MOST = 1 / 8, 4
+"""What the latest decision counts for in how long they take, and for how many times `_QUICK_SECONDS` it may count: one that the disk held
+up, for however long, is no reason to wake threads for the next."""
+_APART_SECONDS, _IN_A_ROW = 0.001, 32
 """Of requests that come closer upon each other than this, more are better decided on together."""
 _LEFT_SECONDS = 60.0
 """For which no request is decided on in its own thread after one that couldn't be."""
@@ -170,7 +171,7 @@ class Decider:
         self._threads: list[threading.Thread] = []
         self._loading: Future[WarmModel] | None = None
         self._held = self._waiting = 0
-        # seconds that a decision and a wait for the disk take lately, wherever they are made; inf before the first
+        # seconds that a decision on few rows and a wait for the disk take lately, wherever they are made; inf before the first
         self._took = self._synced_in = math.inf
         # for the thread that requests come in: when the last was through, how many came right after each other, and when one is tried again
         self._last, self._close, self._try_at = 0.0, 0, 0.0
@@ -235,10 +236,11 @@ class Decider:
         return True
 
     def _timed(self, model: WarmModel, batch: list[Waiting]) -> Found:
-        """Decide on some requests, and note how long that took."""
+        """Decide on some requests, and note how long that took where they are of few rows."""
         began = time.monotonic()
         found = model.decide(batch)
-        self._took = _lately(self._took, time.monotonic() - began)
+        if sum(len(waiting.ids) for waiting in batch) <= _FEW_ROWS:
+            self._took = _lately(self._took, time.monotonic() - began)
         return found
 
     def _kept(self, found: Found) -> bool:
@@ -340,29 +342,36 @@ class Decider:
             self._written.put(_WrittenBatch(batch, found))
 
     def _settle(self, model: WarmModel) -> None:
-        """Wait for the disk, then answer; whatever was decided before it is asked is on it afterwards."""
+        while self._settle_next(model):
+            pass
+
+    def _settle_next(self, model: WarmModel) -> bool:
+        """Wait for the disk, then answer; whatever was decided before it is asked is on it afterwards. False at the end.
+
+        Once it returns, this thread holds no file of the log any more.
+        """
         ends = False
+        some: list[_WrittenBatch] = []
         while not ends:
-            some: list[_WrittenBatch] = []
-            while not ends:
-                try:
-                    one = self._written.get(block=not some)
-                except queue.Empty:
-                    break
-                if one is None:
-                    ends = True
-                else:
-                    some.append(one)
-            kept: dict[int, bool] = {}
-            for one in some[::-1]:  # the last was written last
-                segment = id(one.found.written.segment)
-                if segment not in kept:
-                    kept[segment] = self._kept(one.found)
-            for one in some:
-                if kept[id(one.found.written.segment)]:
-                    self._answer(one.requests, one.found)
-                else:
-                    self._one_by_one(model, one.requests)
+            try:
+                one = self._written.get(block=not some)
+            except queue.Empty:
+                break
+            if one is None:
+                ends = True
+            else:
+                some.append(one)
+        kept: dict[int, bool] = {}
+        for one in some[::-1]:  # the last was written last
+            segment = id(one.found.written.segment)
+            if segment not in kept:
+                kept[segment] = self._kept(one.found)
+        for one in some:
+            if kept[id(one.found.written.segment)]:
+                self._answer(one.requests, one.found)
+            else:
+                self._one_by_one(model, one.requests)
+        return not ends
 
     def _one_by_one(self, model: WarmModel, batch: list[Waiting]) -> None:
         """Decide on each request by itself where that failed for all of them, so that one can't spoil the others."""
@@ -381,9 +390,13 @@ class Decider:
                 self._answer([waiting], found)
 
     def _answer(self, batch: list[Waiting], found: Found) -> None:
-        answers = found.answers()
-        problems = (wrong_fields([FieldError("request_id", str(one))]) if isinstance(one, QueryError) else one for one in answers)
-        self._tell(batch, list(problems))
+        answers: list[dict[str, Any] | Problem]
+        try:
+            answers = [_taken(one) if isinstance(one, QueryError) else one for one in found.answers()]
+        except Exception as error:  # who waits must hear of it, and count as waiting no more
+            _log.exception("a defect of raystream's in the stream %s", self._name)
+            answers = [_problem(error)] * len(batch)
+        self._tell(batch, answers)
 
     def _tell(self, batch: list[Waiting], answers: list[dict[str, Any] | Problem]) -> None:
         with self._lock:
@@ -403,6 +416,8 @@ class Decider:
                 model.fold(due=due)
         except RaystreamError as error:
             _log.warning("the decisions of stream %s stay in its log for now: %s", self._name, error)
+        except Exception:
+            _log.exception("a defect of raystream's in the stream %s", self._name)
 
 
 @dataclass
@@ -415,12 +430,17 @@ class _WrittenBatch:
 
 def _lately(before: float, seconds: float) -> float:
     """Take in how long something took the last time."""
+    seconds = min(seconds, _AT_MOST * _QUICK_SECONDS)
     return seconds if math.isinf(before) else before + (seconds - before) * _LATELY
 
 
 def _keep_all(_: object) -> None:
     gc.collect()
     gc.freeze()
+
+
+def _taken(error: QueryError) -> Problem:
+    return wrong_fields([FieldError("request_id", str(error))])
 
 
 def _problem(error: Exception) -> Problem:

@@ -25,7 +25,7 @@ from raystream.loop.streams import requests as by_request
 from raystream.loop.streams.decided import Decided
 from raystream.loop.streams.log import Progress, StreamLog, fold
 from raystream.loop.streams.requests import FOLD_SECONDS, RequestedRows, StreamRequest
-from raystream.loop.streams.segment import _FRAME, _MAGIC, _ZEROS, read_segment
+from raystream.loop.streams.segment import _AHEAD, _FRAME, _MAGIC, Begun, Segment, read_segment
 from raystream.store.local import LocalStore
 from raystream.store.opening import open_store
 
@@ -101,7 +101,7 @@ def test_a_log_cut_anywhere_holds_what_was_whole_before_the_cut() -> None:
         ask(first, number)
         sizes.append(size_of_records())
     data = (LOG / "00000002.open").read_bytes()
-    assert len(data) == sizes[0] + sum(map(len, _ZEROS))
+    assert len(data) == sizes[0] + _AHEAD
     assert not any(data[sizes[-1] :])
     data = data[: sizes[-1] + 20]  # of the zeros, more than what begins a record
     _, whole = read_segment(data)
@@ -274,6 +274,72 @@ def test_a_log_that_was_sealed_and_not_folded_comes_first(who: str, monkeypatch:
     check(answers)
 
 
+@pytest.mark.parametrize("how", ["died", "torn", "full", "too many files"])
+@pytest.mark.parametrize("who", ["a server", "a look"])
+def test_a_log_that_was_begun_and_never_held_a_decision(how: str, who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever began it died, or could not append; it keeps nobody from deciding, and what it never answered is decided on once."""
+    answers: dict[int, list[dict[str, Any]]] = {}
+    of, log = server(), StreamLog(open_store("runs"), "s")
+    if how == "died":
+        log.look()
+        assert log.schema is not None
+        assert log.begin_segment(2, Begun(1, "m", 4, log.schema)) is not None
+    elif how == "torn":
+        begins = 2 * size_of_two(of, 0) - size_of_records()
+        content = (LOG / "00000002.open").read_bytes()
+        (LOG / "00000002.open").write_bytes(content[: begins + 20])
+        of = server()
+    else:
+        kind = errno.ENOSPC if how == "full" else errno.EMFILE
+
+        def refuse(descriptor: int, data: memoryview, at: int) -> int:
+            raise OSError(kind, os.strerror(kind))
+
+        open_file = os.open
+
+        def refuse_to_open(path: Any, flags: int, *more: Any, **named: Any) -> int:
+            if str(path).endswith(".open") and flags & os.O_RDWR:
+                raise OSError(kind, os.strerror(kind))
+            return open_file(path, flags, *more, **named)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, *(("pwrite", refuse) if how == "full" else ("open", refuse_to_open)))
+            with pytest.raises(StoreError, match=os.strerror(kind)):
+                of.decide([request(0)])
+    if who == "a look":
+        arrive("b.parquet", pool_table(2, 100))
+        look()
+        answers[-1] = decisions().to_pylist()[20:22]
+    answers[0] = ask(of, 0)[0]
+    answers[1] = ask(server(), 1)[0]
+    assert ask(of, 0)[0] == answers[0]
+    check(answers)
+
+
+def size_of_two(of: RequestedRows, number: int) -> int:
+    """Ask two requests of one size; the log's size after the first."""
+    ask(of, number)
+    size = size_of_records()
+    ask(of, number + 1)
+    return size
+
+
+def test_a_log_whose_name_was_taken_before_it_was_opened_is_not_appended_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another sealed it and says that decisions come whole: what is appended under that name would never be found."""
+    of, other = server(), StreamLog(open_store("runs"), "s")
+
+    def late(path: Path, first: bytes, begun: Begun) -> Segment:
+        other.unfolded()
+        assert other.claim(2)
+        return Segment(path, first, begun)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("raystream.loop.streams.log.Segment", late)
+        with pytest.raises(StoreError, match="sealed before anything was appended"):
+            of.decide([request(0)])
+    check({0: ask(of, 0)[0], 1: ask(server(), 1)[0]})
+
+
 class Postponed(Future[Progress | None]):
     """A file of decisions that is written when somebody waits for it, or when `run` is called."""
 
@@ -390,7 +456,7 @@ def play(seed: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     servers = [begin(place) for place in range(3)]
     for _ in range(steps):
         place = draw.randrange(3)
-        whats = ["new", "new", "new", "again", "late", "kill", "fold", "turn", "turn", "written", "refused", "seal", "claim", "look"]
+        whats = ["new"] * 3 + ["again", "late", "kill", "fold", "turn", "turn", "written", "refused", "seal", "claim", "begin", "look"]
         what = draw.choice(whats)
         if what == "kill":
             servers[place] = begin(place)
@@ -408,6 +474,11 @@ def play(seed: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
         elif what == "claim":
             log = StreamLog(open_store("runs"), "s")
             log.claim(log.look()[0].parts + 1)  # and dies before it writes
+        elif what == "begin":
+            log = StreamLog(open_store("runs"), "s")
+            part, schema = log.look()[0].parts + 1, log.schema
+            assert schema is not None
+            log.begin_segment(part, Begun(1, "m", 4, schema))  # and dies before it appends
         elif what == "look":
             files += 1
             arrive(f"more{files}.parquet", pool_table(2, 100 * files))

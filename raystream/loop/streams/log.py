@@ -249,10 +249,14 @@ class StreamLog:
     def claim(self, part: int) -> bool:
         """Say that the file of decisions of this number comes whole, which several may; False if somebody has begun a log for it.
 
-        A log that was sealed has given its name away, and has decisions all the same.
+        A log that was sealed has given its name away, and has decisions all the same, unless whoever began it was gone before the first.
+
+        Raises:
+            StoreError: it is damaged.
         """
         opened, sealed = self._segment(part)
-        return self.store.remote or (self.store.put_if_absent(opened, WHOLE) and not self.store.exists(sealed))
+        # invariant: what counts in a sealed log is there before its name can be taken
+        return self.store.remote or (self.store.put_if_absent(opened, WHOLE) and not self._sealed(sealed)[1])
 
     def is_claimed(self, part: int) -> bool:
         """Tell whether somebody said that the file of decisions of this number comes whole, and it isn't there yet."""
@@ -286,11 +290,7 @@ class StreamLog:
         opened, sealed = self._segment(part)
         if self.store.read_if_there(opened) not in (None, WHOLE):
             seal(self.store, opened, sealed)
-        data = self.store.read_if_there(sealed)
-        try:
-            begun, records = (None, []) if data is None else read_segment(data)
-        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise self._damaged(sealed, error) from None
+        begun, records = self._sealed(sealed)
         return (part, begun, records) if begun is not None and records else None
 
     def parts(self) -> list[int]:
@@ -356,6 +356,14 @@ class StreamLog:
 
     def _segment(self, part: int) -> tuple[str, str]:
         return f"{self._log}/{part:08d}.open", f"{self._log}/{part:08d}.sealed"
+
+    def _sealed(self, name: str) -> tuple[Begun | None, list[Record]]:
+        """Read a log that was sealed; nothing where there is none."""
+        data = self.store.read_if_there(name)
+        try:
+            return (None, []) if data is None else read_segment(data)
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(name, error) from None
 
     def _discard_log(self, limit: int) -> None:
         """Forget the log of files of decisions up to this one, which are there."""

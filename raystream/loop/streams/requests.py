@@ -17,6 +17,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -94,7 +95,7 @@ class _Open:
     """What was appended to the segment that is open.
 
     All that its file of decisions needs of a request is made when that is appended, and of few objects: thousands of them that are gone
-    through, or let go, at once take a tenth of a second, for which everybody waits. So what is known of a request stands in bytes.
+    through, or let go, at once take a tenth of a second, for which everybody waits. So most of what is known of them stands in bytes.
 
     Attributes:
         segment: the file.
@@ -304,7 +305,8 @@ class RequestedRows:
         let_go = [there]
         del there
         # a file whose name is gone is removed when it is closed, which nobody who waits for a decision should wait for
-        threading.Thread(target=let_go.clear, name="raystream-let-go", daemon=True).start()
+        with suppress(RuntimeError):  # no thread is to be had: then here
+            threading.Thread(target=let_go.clear, name="raystream-let-go", daemon=True).start()
 
     def _decide(self, requests: Sequence[StreamRequest]) -> dict[str, Answer] | None:
         """Return the decisions on new requests, by their ids; None if somebody else's come first."""

@@ -39,8 +39,8 @@ from raystream.loop.streams.decided import Decided, Numbers
 from raystream.store.protocol import Store
 
 _FRAME = struct.Struct("<IQ")
-_ZEROS = [bytes(1 << 12)] * 64
-"""What is written at a time, over which records come to lie: one page of memory, again and again."""
+_AHEAD = 1 << 20
+"""Zeros that are written at a time, over which records come to lie."""
 _as_json = json.JSONEncoder(separators=(",", ":")).encode
 _LENGTH = struct.Struct("<I")
 _IDS = ["ids"]
@@ -105,7 +105,7 @@ class Segment:
         begun: the same.
 
     Raises:
-        StoreError: it can't be opened; it was sealed already.
+        StoreError: it can't be opened; it was sealed already, and another may have its name.
     """
 
     def __init__(self, path: Path, first: bytes, begun: Begun) -> None:
@@ -116,10 +116,13 @@ class Segment:
         self._kept = False
         self.lost = False
         try:
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._descriptor)
+            ours = os.pread(self._descriptor, len(first) + 1, 0) == first
         except OSError as error:
             raise _refused(path, error) from error
-        weakref.finalize(self, os.close, self._descriptor)
+        if not ours:
+            raise StoreError(f"store: {path} was sealed before anything was appended; ask again")
         self._inode = os.fstat(self._descriptor).st_ino
 
     def append(self, record: Record) -> None:
@@ -132,7 +135,7 @@ class Segment:
         data, at = memoryview(frame), self._end
         try:
             if at + len(data) > self._size:
-                self._size = at + len(data) + os.pwritev(self._descriptor, _ZEROS, at + len(data))
+                self._size = at + len(data) + os.pwrite(self._descriptor, bytes(_AHEAD), at + len(data))
             while data:
                 written = os.pwrite(self._descriptor, data, at)
                 data, at = data[written:], at + written
