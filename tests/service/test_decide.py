@@ -22,9 +22,10 @@ from streams import run as look
 from raystream.errors import DataError, StoreUnreachable
 from raystream.loop.streams.log import StreamLog
 from raystream.loop.streams.requests import RequestedRows, StreamRequest
+from raystream.loop.streams.segment import Segment
 from raystream.pool.columns import Column, decode
 from raystream.service.edge import Problem
-from raystream.service.stream_model import WarmModel, _array, _type
+from raystream.service.stream_model import Found, WarmModel, _array, _type
 from raystream.store.opening import open_store
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -280,6 +281,32 @@ def test_a_disk_that_refuses_is_said_and_nothing_is_decided_twice(served: Served
     table = decisions()
     assert sorted(table.column("rid").to_pylist()[100:]) == [row["rid"] for row in rows]
     assert table.column("seen").to_pylist() == list(range(1, 141))
+
+
+@pytest.mark.parametrize("fails", ["the disk", "the answer"])
+@pytest.mark.parametrize("own", [True, False])
+def test_an_error_that_nobody_foresaw_is_said_and_ends_no_thread(
+    served: Served, own: bool, fails: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wherever the request is decided on; nothing waits for ever, and asked again it is answered."""
+    monkeypatch.setattr("raystream.service.streams._QUICK_SECONDS", 60.0 if own else 0.0)
+    table = pool_table(40, 1000)
+    decide(served, "first", rows_of(table.slice(0, 1)))
+    decider = served.client.app.state.deciders._deciders["s"]  # type: ignore[attr-defined]
+
+    def broken(*given: object) -> None:
+        raise ZeroDivisionError("nobody foresaw it")
+
+    for number in range(1, 4):  # more often than there are threads that wait for the disk
+        with monkeypatch.context() as patched:
+            patched.setattr(*((Segment, "sync", broken) if fails == "the disk" else (Found, "answers", broken)))
+            decide(served, f"r{number}", rows_of(table.slice(number, 1)), 503)
+        assert (decider._waiting, decider._held) == (0, 0)
+    assert "nobody foresaw it" in caplog.text
+    assert all(thread.is_alive() for thread in decider._threads)
+    for number in range(1, 40):
+        assert decide(served, f"r{number}", rows_of(table.slice(number, 1)))["decisions"][0]["rid"] == table["rid"][number].as_py()
+    assert decisions().column("rid").to_pylist()[100:] == table["rid"].to_pylist()
 
 
 def test_a_store_that_does_not_answer_is_said_as_by_every_route(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
